@@ -1,0 +1,99 @@
+"""One run, as a value: a model, a task, how it is trained, a seed. Its hash is its identity."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from hashlib import sha256
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from qkvbench.model import Model
+from qkvbench.variant import Variant, parse, write
+
+BackendName = Literal["torch"]
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """AdamW with linear warm-up and cosine decay; `steps` of `batch` sequences each.
+
+    ``evaluations`` is how often, evenly spread, the validation split is scored on the way.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: int
+    final_learning_rate: float = 0.0
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    dropout: float = 0.0
+    evaluations: int = 10
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run's result on a given machine."""
+
+    model: Model
+    task: str
+    task_version: int
+    training: Training
+    seed: int
+    backend: BackendName = "torch"
+    precision: Precision = "fp32"
+    threads: int = 1
+
+    @property
+    def id(self) -> str:
+        """Sixteen hexadecimal digits that name this experiment in a store."""
+        return sha256(json.dumps(_identity(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def variant(self) -> str:
+        """The equation of the model's attention."""
+        return self.model.variant
+
+    def vary(
+        self, *, variants: Iterable[Variant | str], seeds: Iterable[int]
+    ) -> tuple["Experiment", ...]:
+        """Matched arms: this experiment with each variant and seed, and nothing else changed."""
+        values = [parse(v) if isinstance(v, str) else v for v in variants]
+        return tuple(
+            replace(self, model=self.model.with_variant(variant), seed=seed)
+            for seed in seeds
+            for variant in values
+        )
+
+
+_ADAPTER = TypeAdapter(Experiment)
+
+
+def to_json(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as plain JSON values, complete: it can be run again from them."""
+    return _ADAPTER.dump_python(experiment, mode="json")
+
+
+def from_json(value: object) -> Experiment:
+    """The experiment that `to_json` wrote; pydantic's ValidationError where it is not one."""
+    return _ADAPTER.validate_python(value)
+
+
+def _identity(value: object) -> object:
+    """What a hash sees: fields at their defaults are left out, so that a new field with a default
+    keeps the identity of what was measured before it."""
+    if isinstance(value, Variant):
+        return write(value)
+    if is_dataclass(value):
+        changed = {
+            field.name: _identity(getattr(value, field.name))
+            for field in fields(value)
+            if getattr(value, field.name) != field.default
+        }
+        return {"is": type(value).__name__, **changed}
+    if isinstance(value, tuple):
+        return [_identity(item) for item in value]
+    return value

@@ -1,0 +1,81 @@
+"""The models with a name. To add one, add a function to `PRESETS`."""
+
+from collections.abc import Callable
+
+from qkvbench.model.spec import (
+    Attention,
+    Block,
+    Decoder,
+    FeedForward,
+    Learned,
+    Model,
+    Position,
+    Rotary,
+    Stack,
+    Start,
+)
+from qkvbench.variant import parse, sized
+
+CANONICAL = parse("q,k,v")
+
+
+def transformer(
+    name: str,
+    stack: Stack,
+    *,
+    layers: int,
+    d_model: int,
+    heads: int,
+    position: Position,
+    start: Start,
+    feed_forward: int | None = None,
+) -> Model:
+    """A model whose layers are all alike, with canonical attention; width 4·d_model if not given."""
+    block = Block(Attention(CANONICAL), FeedForward(feed_forward or 4 * d_model))
+    return Model(name, sized(d_model, heads), (block,) * layers, position, stack, start)
+
+
+def gpt_300m() -> Model:
+    """The smaller model of arXiv:2606.04032."""
+    return transformer(
+        "gpt-300m",
+        Decoder(vocabulary=50_304, tied=True),
+        layers=20,
+        d_model=1024,
+        heads=16,
+        position=Learned(2048),
+        start=Start(table=0.02, position=0.02, matrix=0.02),
+    )
+
+
+def gpt_1_2b() -> Model:
+    """The larger model of arXiv:2606.04032."""
+    return transformer(
+        "gpt-1.2b",
+        Decoder(vocabulary=50_304, tied=True),
+        layers=22,
+        d_model=2048,
+        heads=32,
+        position=Learned(2048),
+        start=Start(table=0.02, position=0.02, matrix=0.02),
+    )
+
+
+def small_decoder() -> Model:
+    """A decoder over bytes with rotary positions: any length, trained in seconds on one core."""
+    return transformer(
+        "small-decoder",
+        Decoder(vocabulary=256),
+        layers=2,
+        d_model=96,
+        heads=4,
+        position=Rotary(),
+        start=Start(table=0.5, position=0.5),
+    )
+
+
+PRESETS: dict[str, Callable[[], Model]] = {
+    "small-decoder": small_decoder,
+    "gpt-300m": gpt_300m,
+    "gpt-1.2b": gpt_1_2b,
+}

@@ -1,0 +1,132 @@
+"""The record of one run: what was run, on what, and what came out. Strict JSON, no NaN."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+Status = Literal["done", "failed", "diverged", "oom", "killed", "interrupted"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class MetricInfo(_Strict):
+    """What a task is judged by, copied into the record so that a store explains itself."""
+
+    name: str
+    unit: str
+    better: Literal["higher", "lower"]
+    chance: float
+    solved: float | None
+
+
+class Point(_Strict):
+    """One place on a learning curve; `metrics` are on the validation split."""
+
+    step: int
+    train_loss: float
+    gradient_norm: float
+    metrics: dict[str, float]
+
+
+class Cost(_Strict):
+    """Computed from the plan, never observed. MACs and FLOPs are of one forward of `tokens`.
+
+    ``cache_bytes_per_token`` is at 2 bytes a value, all layers; None where there is no cache.
+    """
+
+    parameters: dict[str, int]
+    tokens: int
+    macs: int
+    flops: int
+    cache_bytes_per_token: int | None
+
+
+class Observed(_Strict):
+    """Observed on the machine: times and memory."""
+
+    train_s: float
+    step_p50_s: float
+    peak_memory_bytes: int
+
+
+class Machine(_Strict):
+    """Where a record was made."""
+
+    device: str
+    cores: int
+    load: float
+    platform: str
+    versions: dict[str, str]
+    code: str
+
+
+class Record(_Strict):
+    """One run. `experiment` is complete: it runs again. `solved_step` is the first evaluation
+    that reached `metric.solved`, on the validation split."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    id: str
+    status: Status
+    reason: str | None = None
+    experiment: dict[str, Any]
+    variant: str
+    model: str
+    task: str
+    task_version: int
+    seed: int
+    backend: str
+    precision: str
+    threads: int
+    metric: MetricInfo
+    data_identity: str | None = None
+    metrics: dict[str, float] = {}
+    solved_step: int | None = None
+    curve: list[Point] = []
+    cost: Cost
+    observed: Observed | None = None
+    machine: Machine
+    started: str
+
+
+class Measurement(_Strict):
+    """One arm's decoding, observed with nothing else running and the arms interleaved.
+
+    Each decode step attends over `context` cached tokens for `batch` sequences. `memory_bytes` is
+    what model, cache and decoding add to the process; `cache_bytes` the cache's unique storage.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    id: str
+    variant: str
+    model: str
+    model_spec: dict[str, Any]
+    backend: str
+    precision: str
+    threads: int
+    context: int
+    batch: int
+    samples: int
+    decode_p50_s: float
+    memory_bytes: int
+    cache_bytes: int
+    kernel: str
+    machine: Machine
+
+
+class StudyInfo(_Strict):
+    """What a store was made for: the arms in their order, the baseline first."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    command: str
+    variants: list[str]
+    tasks: list[str]
+    cost_task: str | None
+    seeds: dict[str, int]
+    threads: int
+    precision: str
+    backend: str

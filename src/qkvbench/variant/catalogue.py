@@ -1,0 +1,105 @@
+"""The variants with a name. To add one, add an entry: nothing else needs an edit."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from qkvbench.variant.notation import parse, write
+from qkvbench.variant.spec import Variant
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named variant: where it comes from, or what it is meant to show.
+
+    ``origin`` is a citation (arXiv:id, section) or a stated hypothesis.
+    """
+
+    name: str
+    equation: str
+    about: str
+    origin: str
+
+    @property
+    def variant(self) -> Variant:
+        """The value that the equation writes."""
+        return parse(self.equation)
+
+
+STUDY = "arXiv:2606.04032"
+
+CATALOGUE: tuple[Entry, ...] = (
+    Entry("canonical", "q,k,v", "three projections of their own", "arXiv:1706.03762, section 3.2"),
+    Entry("shared-qk", "q=k,v", "the query is used as key", STUDY),
+    Entry("shared-kv", "q,k=v", "the key is used as value", STUDY),
+    Entry(
+        "shared-qv",
+        "q=v,k",
+        "the query is used as value",
+        "hypothesis: the tie that the study leaves out; it halves no cache and should cost like q=k,v",
+    ),
+    Entry("shared", "q=k=v", "one projection for all three", STUDY),
+    Entry(
+        "shared-rotated",
+        "q,k=R(q),v=R(q)",
+        "one projection; key and value are learned rotations of it",
+        "hypothesis: a rotation per head gives back what a single projection loses",
+    ),
+    Entry(
+        "value-only",
+        "q=k=x,v",
+        "query and key are the stream itself",
+        "hypothesis: scores need no learned projection when the stream is normed",
+    ),
+    Entry(
+        "no-query",
+        "q=x,k,v",
+        "the query is the stream itself",
+        "arXiv:2404.12362: without skip connections its neighbours absorb the query projection",
+    ),
+    Entry(
+        "no-key",
+        "q,k=x,v",
+        "the key is the stream itself",
+        "hypothesis: q·W_q·W_kᵀ·x has one matrix too many when each head may choose its own q",
+    ),
+    Entry(
+        "no-value",
+        "q,k,v=x",
+        "the value is the stream itself",
+        "arXiv:2311.01906: value and output projections can be the identity",
+    ),
+    Entry(
+        "no-projections",
+        "q=k=v=x",
+        "no matrix before attention; only the output projection is left",
+        "hypothesis: the floor that any learned projection must beat",
+    ),
+    Entry("gqa-2", "q,k,v/2", "two key/value heads for all query heads", "arXiv:2305.13245, section 2"),
+    Entry("mqa", "q,k,v/1", "one key/value head for all query heads", "arXiv:1911.02150, section 3"),
+    Entry("shared-kv-mqa", "q,k=v/1", "one head that is both key and value", STUDY),
+    Entry(
+        "null-kv",
+        "q,k,v=R(k)",
+        "a built-in null: the same function class as q,k=v",
+        "hypothesis: differs from q,k=v by nothing but the optimizer's path",
+    ),
+)
+
+
+def named(text: str) -> Variant:
+    """The variant that a catalogue name or an equation means; ValueError where it is neither."""
+    entries = {entry.name: entry for entry in CATALOGUE}
+    key = text.strip().lower()
+    if key in entries:
+        return entries[key].variant
+    try:
+        return parse(text)
+    except ValueError as error:
+        near = get_close_matches(key, [*entries, *(e.equation for e in CATALOGUE)], n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{error}{hint}") from None
+
+
+def name_of(variant: Variant) -> str | None:
+    """The catalogue's name of `variant`, where it has one."""
+    return next((entry.name for entry in CATALOGUE if entry.equation == write(variant)), None)

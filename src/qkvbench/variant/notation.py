@@ -1,0 +1,117 @@
+"""The written form of a variant, such as ``q,k=v/4``: one canonical text for each.
+
+Roles that hold the same tensor are joined by ``=``. A group ends in ``x`` where it is the stream
+and in ``R(role)`` where it is a rotated earlier role; otherwise it has a matrix of its own.
+A last ``/g`` gives the number of key/value heads.
+"""
+
+import re
+from typing import cast
+
+from qkvbench.variant.spec import ROLES, Own, Role, Rotated, Same, Source, Stream, Variant
+
+_EXAMPLE = "write for example 'q,k,v', 'q,k=v', 'q=k=x,v', 'q,k=R(q),v' or 'q,k=v/4'"
+_TERM = re.compile(r"(?P<name>[qkvx])|r\((?P<origin>[qkv])\)")
+
+
+def write(variant: Variant) -> str:
+    """The canonical text: ``parse(write(variant)) == variant``."""
+    groups: dict[Role, list[str]] = {}
+    for role in ROLES:
+        match variant.source(role):
+            case Same(origin):
+                groups[origin].append(role)
+            case Stream():
+                first = next(name for name in ROLES if variant.source(name) == Stream())
+                groups.setdefault(first, []).append(role)
+            case _:
+                groups[role] = [role]
+    equation = ",".join(
+        "=".join(names + _ending(variant.source(first))) for first, names in groups.items()
+    )
+    return equation if variant.kv_heads is None else f"{equation}/{variant.kv_heads}"
+
+
+def parse(text: str) -> Variant:
+    """The variant that `text` names; spaces, case and the order of terms do not matter.
+
+    Raises ValueError, with what to write instead, where the text names none.
+    """
+    equation, slash, heads = re.sub(r"\s+", "", text.lower()).partition("/")
+    if slash and not re.fullmatch(r"[1-9][0-9]*", heads):
+        raise ValueError(
+            f"'{text}': after '/' stands the number of key/value heads, a whole number from 1; "
+            f"{_EXAMPLE}."
+        )
+    ties: dict[str, set[str]] = {name: {name} for name in (*ROLES, "x")}
+    turned: dict[Role, Role] = {}
+    mentioned: set[str] = set()
+    for group in equation.split(","):
+        mentioned |= _read_group(text, group, ties, turned)
+    missing = [role for role in ROLES if role not in mentioned]
+    if missing:
+        raise ValueError(f"'{text}' does not say where {' and '.join(missing)} come from; {_EXAMPLE}.")
+    sources = {role: _source(text, role, ties, turned) for role in ROLES}
+    return Variant(**sources, kv_heads=int(heads) if slash else None)
+
+
+def _ending(source: Source) -> list[str]:
+    match source:
+        case Stream():
+            return ["x"]
+        case Rotated(origin):
+            return [f"R({origin})"]
+        case _:
+            return []
+
+
+def _read_group(
+    text: str, group: str, ties: dict[str, set[str]], turned: dict[Role, Role]
+) -> set[str]:
+    """Join what one group ties together; the names that it mentions."""
+    names: list[str] = []
+    origins: list[Role] = []
+    for term in group.split("="):
+        match = _TERM.fullmatch(term)
+        if match is None:
+            raise ValueError(f"'{text}': '{term}' is not q, k, v, x or R(role); {_EXAMPLE}.")
+        if match["name"]:
+            names.append(match["name"])
+        else:
+            origins.append(cast(Role, match["origin"]))
+    if not names:
+        raise ValueError(f"'{text}': '{group}' gives a rotation to no role; {_EXAMPLE}.")
+    joined = set[str]().union(*(ties[name] for name in names))
+    for name in joined:
+        ties[name] = joined
+    if origins:
+        first = next((role for role in ROLES if role in joined), None)
+        if first is None or "x" in joined or len(set(origins)) > 1 or first in turned:
+            raise ValueError(f"'{text}': '{group}' has two origins; {_EXAMPLE}.")
+        turned[first] = origins[0]
+    return set(names)
+
+
+def _source(
+    text: str, role: Role, ties: dict[str, set[str]], turned: dict[Role, Role]
+) -> Source:
+    """Where `role` comes from, given what is tied to what."""
+    tied = ties[role]
+    first = next(name for name in ROLES if name in tied)
+    origins = {turned[name] for name in ROLES if name in tied and name in turned}
+    if "x" in tied:
+        if origins:
+            raise ValueError(f"'{text}': {role} cannot be both the stream and rotated.")
+        return Stream()
+    if first != role:
+        return Same(first)
+    if len(origins) > 1:
+        raise ValueError(f"'{text}': {role} has two origins; {_EXAMPLE}.")
+    for origin in origins:
+        if ROLES.index(origin) >= ROLES.index(role):
+            raise ValueError(
+                f"'{text}': {role} comes before {origin}, so it cannot be rotated from it; "
+                f"write {origin}=R({role}) instead."
+            )
+        return Rotated(origin)
+    return Own()

@@ -1,0 +1,114 @@
+"""What a variant is: for each of Q, K and V, where the tensor comes from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal
+
+Role = Literal["q", "k", "v"]
+ROLES: tuple[Role, ...] = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Own:
+    """A projection matrix of its own."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The block's normed input itself, cut into heads; no weight."""
+
+
+@dataclass(frozen=True)
+class Same:
+    """The very tensor of an earlier role."""
+
+    origin: Role
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """An earlier role, turned by one learned rotation per head."""
+
+    origin: Role
+
+
+Source = Own | Stream | Same | Rotated
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make Q, K and V; always in canonical form, so that equal means equal.
+
+    ``kv_heads`` is the number of key/value heads; None leaves it to the geometry.
+    """
+
+    q: Source
+    k: Source
+    v: Source
+    kv_heads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Bring the sources into canonical form: each tie names the first role that it can."""
+        canonical: dict[Role, Source] = {}
+        for role in ROLES:
+            canonical[role] = _canonical(role, self.source(role), canonical)
+        for role, source in canonical.items():
+            object.__setattr__(self, role, source)
+        if self.kv_heads is not None and self.kv_heads < 1:
+            raise ValueError(f"A variant needs at least 1 key/value head, not {self.kv_heads}.")
+
+    def source(self, role: Role) -> Source:
+        """Where the tensor of `role` comes from."""
+        return {"q": self.q, "k": self.k, "v": self.v}[role]
+
+
+def every_variant() -> Iterator[Variant]:
+    """All distinct variants that the four sources give, without head sharing."""
+    q_sources: list[Source] = [Own(), Stream()]
+    k_sources: list[Source] = [Own(), Stream(), Same("q"), Rotated("q")]
+    v_sources: list[Source] = [*k_sources, Same("k"), Rotated("k")]
+    yield from dict.fromkeys(
+        Variant(q, k, v) for q, k, v in product(q_sources, k_sources, v_sources)
+    )
+
+
+def without_value_rotation(variant: Variant) -> Variant:
+    """The variant whose function class is the same once an output projection follows.
+
+    A rotation on V is a fixed linear map on each head's output, so the output projection absorbs
+    it. Two variants with equal results here can represent the same functions.
+    """
+    match variant.v:
+        case Rotated(origin):
+            unrotated = replace(variant, v=Same(origin))
+            return without_value_rotation(unrotated)
+        case Same("k") if isinstance(variant.k, Rotated):
+            return replace(variant, v=Same(variant.k.origin))
+        case _:
+            return variant
+
+
+def _canonical(role: Role, source: Source, earlier: dict[Role, Source]) -> Source:
+    """The same source, with its origin followed back as far as it goes."""
+    match source:
+        case Own() | Stream():
+            return source
+        case Same(origin) | Rotated(origin):
+            if origin not in earlier:
+                raise ValueError(f"{role} can only be made from an earlier role, not from {origin}.")
+            first = _first_equal(origin, earlier)
+            if isinstance(source, Rotated):
+                return Rotated(first)
+            return Stream() if earlier[first] == Stream() else Same(first)
+
+
+def _first_equal(role: Role, earlier: dict[Role, Source]) -> Role:
+    """The first role that holds the same tensor as `role`."""
+    match earlier[role]:
+        case Same(origin):
+            return origin
+        case Stream():
+            return next(name for name in earlier if earlier[name] == Stream())
+        case _:
+            return role
