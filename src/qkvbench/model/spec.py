@@ -137,6 +137,14 @@ class Model:
     stack: Stack
     start: Start
 
+    def __post_init__(self) -> None:
+        """Refuse a position scheme that cannot work at this geometry."""
+        if isinstance(self.position, Rotary) and self.geometry.head_dim % 2:
+            raise ValueError(
+                f"Rotary positions turn pairs of coordinates, so head_dim must be even; "
+                f"here it is {self.geometry.head_dim}."
+            )
+
     @property
     def causal(self) -> bool:
         """Whether a position sees only itself and what is before it."""

@@ -1,0 +1,91 @@
+"""The causal stack: tokens to the logits of the next one, whole or step by step over a cache."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from qkvbench.backends.torch.block import Block
+from qkvbench.backends.torch.cache import Cache
+from qkvbench.backends.torch.embedding import Embedding
+from qkvbench.model import Decoder as DecoderSpec
+from qkvbench.model import Model, Tokens
+
+Tokenized = Int[Tensor, "batch time"]
+Counts = Int[Tensor, " batch"]
+
+
+class Decoder(nn.Module):
+    """A decoder-only Transformer, as its spec says."""
+
+    def __init__(self, model: Model, spec: DecoderSpec, dropout: float = 0.0) -> None:
+        """An untrained decoder; `start` gives it its initial values."""
+        super().__init__()
+        self.embedding = Embedding(Tokens(spec.vocabulary), model)
+        self.blocks = nn.ModuleList([Block(block, model, dropout) for block in model.blocks])
+        self.norm = nn.LayerNorm(model.geometry.d_model)
+        self.output = None
+        if not spec.tied:
+            self.output = nn.Linear(model.geometry.d_model, spec.vocabulary, bias=False)
+
+    def forward(
+        self, tokens: Tokenized, padding: Counts | None = None
+    ) -> Float[Tensor, "batch time vocabulary"]:
+        """Logits at every position. `padding` counts the tokens to ignore on the left of each row;
+        what stands at their positions in the result means nothing."""
+        if padding is None:
+            return self.head(self.hidden(tokens))
+        return _shifted(self.head(self.hidden(_shifted(tokens, padding))), -padding)
+
+    def hidden(self, tokens: Tokenized) -> Float[Tensor, "batch time d_model"]:
+        """The normed stream after the last block."""
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def head(self, x: Float[Tensor, "*places d_model"]) -> Float[Tensor, "*places vocabulary"]:
+        """Logits of the next token."""
+        matrix = self.embedding.table if self.output is None else self.output.weight
+        return nn.functional.linear(x, matrix)
+
+    def new_cache(self, batch: int, capacity: int) -> Cache:
+        """An empty cache for `batch` sequences of at most `capacity` tokens."""
+        like = self.embedding.table.detach()
+        layers = [
+            block.attention.new_cache(batch, capacity, like) if block.attention else None
+            for block in self.blocks
+        ]
+        return Cache(layers, batch, capacity)
+
+    def prefill(
+        self, tokens: Tokenized, cache: Cache, padding: Counts | None = None
+    ) -> Float[Tensor, "batch vocabulary"]:
+        """Read whole prompts into an empty cache; the logits after the last token of each."""
+        cache.reserve(tokens.shape[1])
+        if padding is not None:
+            # Moved to the left, padding falls behind the last token, where causality hides it:
+            # no mask, and a slot of the cache is a position.
+            tokens = _shifted(tokens, padding)
+        x = self.embedding(tokens)
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            x = block(x, layer)
+        time = tokens.shape[1]
+        cache.begin(time, None if padding is None else time - padding)
+        last = -1 if padding is None else time - padding - 1
+        return self.head(self.norm(x[torch.arange(len(x), device=x.device), last]))
+
+    def step(self, tokens: Counts, cache: Cache) -> Float[Tensor, "batch vocabulary"]:
+        """Read one token of each sequence; the logits after it."""
+        cache.reserve(1)
+        x = self.embedding.at(tokens, cache.longest, cache.lengths)
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            x = block.step(x, cache, layer)
+        cache.advance()
+        return self.head(self.norm(x[:, 0]))
+
+
+def _shifted(rows: Tensor, counts: Counts) -> Tensor:
+    """Each row moved left by its count, around the end."""
+    time = rows.shape[1]
+    index = (torch.arange(time, device=rows.device) + counts[:, None]) % time
+    return rows[torch.arange(len(rows), device=rows.device)[:, None], index]

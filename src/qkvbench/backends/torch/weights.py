@@ -1,0 +1,43 @@
+"""Weights under the names that all backends share, and how they begin."""
+
+import torch
+from torch import Tensor, nn
+
+from qkvbench.backends.torch.attention import Attention
+from qkvbench.model import Model
+from qkvbench.model.start import initial_value
+
+
+def named_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Every learned tensor by its shared name: live views, so writing to one changes the module."""
+    named: dict[str, Tensor] = {}
+    layers = {name: part for name, part in module.named_modules() if isinstance(part, Attention)}
+    for name, layer in layers.items():
+        named |= {f"{name}.{key}": tensor for key, tensor in layer.split().items()}
+    for name, tensor in module.named_parameters():
+        if not any(name.startswith(f"{layer}.") for layer in layers):
+            named[name] = tensor
+    return named
+
+
+@torch.no_grad()
+def start(module: nn.Module, model: Model, seed: int) -> None:
+    """Give every weight the initial value that its seed and name say."""
+    for name, tensor in named_weights(module).items():
+        tensor.copy_(torch.from_numpy(initial_value(model, seed, name, tuple(tensor.shape))))
+
+
+@torch.no_grad()
+def load(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy `weights` into the module; ValueError where names or shapes do not agree."""
+    named = named_weights(module)
+    if named.keys() != weights.keys():
+        differing = sorted(named.keys() ^ weights.keys())
+        raise ValueError(f"These weights are in one of model and file only: {differing[:4]} ...")
+    for name, tensor in named.items():
+        if tensor.shape != weights[name].shape:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} in the model and "
+                f"{tuple(weights[name].shape)} in the file."
+            )
+        tensor.copy_(weights[name])

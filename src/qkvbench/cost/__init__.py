@@ -1,0 +1,18 @@
+"""What a model costs, computed: parameters, multiply-accumulates, cache bytes. Never observed."""
+
+from qkvbench.cost.cache import cache_bytes_per_token, cache_tensors, cached_values
+from qkvbench.cost.operations import attention_macs, flops, macs, study_flops
+from qkvbench.cost.parameters import Parameters, attention_parameters, parameters
+
+__all__ = [
+    "Parameters",
+    "attention_macs",
+    "attention_parameters",
+    "cache_bytes_per_token",
+    "cache_tensors",
+    "cached_values",
+    "flops",
+    "macs",
+    "parameters",
+    "study_flops",
+]

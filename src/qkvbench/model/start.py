@@ -1,0 +1,28 @@
+"""The values a model begins with: the same for the same seed and name, in every backend and arm."""
+
+import numpy as np
+from jaxtyping import Float
+
+from qkvbench.model.draws import generator
+from qkvbench.model.spec import Model
+
+
+def initial_value(
+    model: Model, seed: int, name: str, shape: tuple[int, ...]
+) -> Float[np.ndarray, "..."]:
+    """The fp32 value with which the weight `name` begins."""
+    match name.split(".")[-2:]:
+        case [_, "bias"]:
+            return np.zeros(shape, np.float32)
+        case [part, "weight"] if part.endswith("norm"):
+            return np.ones(shape, np.float32)
+        case [_, "table"]:
+            deviation = model.start.table
+        case [_, "positions"]:
+            deviation = model.start.position
+        case [_, "rotation"]:
+            deviation = model.start.rotation / model.geometry.head_dim**0.5
+        case _:
+            deviation = model.start.matrix or shape[-1] ** -0.5
+    draw = generator(seed, "start", name).standard_normal(shape, dtype=np.float32)
+    return draw * np.float32(deviation)
