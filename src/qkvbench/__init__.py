@@ -1,0 +1,27 @@
+"""Does a Transformer need separate query, key and value projections, and what is saved without?
+
+``qkvbench.torch`` is the PyTorch backend, ``qkvbench.run(experiment)`` a run's record. Both are
+found on first use, so that importing this package imports no framework.
+"""
+
+import importlib
+
+_DOORS = {
+    "torch": ("qkvbench.backends.torch", None),
+    "run": ("qkvbench.train.run", "run"),
+    "Experiment": ("qkvbench.experiment", "Experiment"),
+    "Training": ("qkvbench.experiment", "Training"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """A door of the library, opened when it is first asked for."""
+    if name not in _DOORS:
+        raise AttributeError(f"qkvbench has no {name!r}; it has {', '.join(sorted(_DOORS))}.")
+    module, attribute = _DOORS[name]
+    found = importlib.import_module(module)
+    return found if attribute is None else getattr(found, attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_DOORS])

@@ -19,7 +19,8 @@ Precision = Literal["fp32", "bf16"]
 class Training:
     """AdamW with linear warm-up and cosine decay; `steps` of `batch` sequences each.
 
-    ``evaluations`` is how often, evenly spread, the validation split is scored on the way.
+    ``evaluations`` is how often, evenly spread, the validation split is scored on the way;
+    ``scored`` bounds the items of the test split that are, None is all of them.
     """
 
     steps: int
@@ -32,6 +33,7 @@ class Training:
     clip: float = 1.0
     dropout: float = 0.0
     evaluations: int = 10
+    scored: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,10 @@ def from_json(value: object) -> Experiment:
 
 
 def _identity(value: object) -> object:
-    """What a hash sees: fields at their defaults are left out, so that a new field with a default
-    keeps the identity of what was measured before it."""
+    """What a hash sees: the fields that are not at their defaults.
+
+    So a new field with a default keeps the identity of what was measured before it.
+    """
     if isinstance(value, Variant):
         return write(value)
     if is_dataclass(value):

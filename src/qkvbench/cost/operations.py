@@ -1,7 +1,7 @@
 """Multiply-accumulates of one forward pass, computed from the plans and nothing else."""
 
-from qkvbench.model import Decoder, Encoder, Model, Tokens
-from qkvbench.variant import ROLES, Op, Plan, Rotate
+from qkvbench.model import Decoder, Encoder, Model, Vectors
+from qkvbench.variant import ROLES, Op, Plan, Role, Rotate
 
 
 def macs(model: Model, tokens: int) -> int:
@@ -38,19 +38,19 @@ def attention_macs(plan: Plan, tokens: int) -> int:
     size = plan.geometry
     width = size.heads * size.head_dim
     projections = sum(root.heads for root in plan.projected) * size.head_dim * size.d_model
-    rotations = sum(plan.heads(role) for role, _ in _rotations(plan)) * size.head_dim**2
+    rotations = sum(plan.heads(role) for role in _rotations(plan)) * size.head_dim**2
     products = 2 * tokens * width
     return tokens * (projections + rotations + products + width * size.d_model)
 
 
-def _rotations(plan: Plan) -> list[tuple[str, tuple[Op, ...]]]:
-    """The rotations that are carried out: one for each distinct way from a root, not per role."""
-    ways = {}
+def _rotations(plan: Plan) -> list[Role]:
+    """A role for each rotation that is carried out: one for each distinct way from a root."""
+    ways: dict[tuple[str, tuple[Op, ...]], Role] = {}
     for role in ROLES:
         path = plan.paths[role]
         for end, op in enumerate(path.ops, start=1):
             if isinstance(op, Rotate):
-                ways[path.root, path.ops[:end]] = (role, path.ops[:end])
+                ways[path.root, path.ops[:end]] = role
     return list(ways.values())
 
 
@@ -60,7 +60,7 @@ def _ends(model: Model, tokens: int) -> int:
     match model.stack:
         case Decoder(vocabulary=classes):
             return tokens * d_model * classes
-        case Encoder(inputs, classes, predicts):
-            read = 0 if isinstance(inputs, Tokens) else tokens * inputs.features * d_model
-            predictions = tokens if predicts == "each position" else 1
-            return read + predictions * d_model * classes
+        case Encoder() as encoder:
+            features = encoder.inputs.features if isinstance(encoder.inputs, Vectors) else 0
+            predictions = tokens if encoder.predicts == "each position" else 1
+            return tokens * features * d_model + predictions * d_model * encoder.classes

@@ -2,7 +2,7 @@
 
 from dataclasses import astuple, dataclass
 
-from qkvbench.model import Block, Decoder, Encoder, Learned, Model, Tokens
+from qkvbench.model import Block, Decoder, Encoder, Learned, Model, Tokens, Vectors
 from qkvbench.variant import Plan
 
 
@@ -57,17 +57,18 @@ def _feed_forward(model: Model, block: Block) -> int:
 def _embedding(model: Model) -> int:
     d_model = model.geometry.d_model
     positions = model.position.length * d_model if isinstance(model.position, Learned) else 0
-    match model.stack:
-        case Decoder(vocabulary=rows) | Encoder(inputs=Tokens(vocabulary=rows)):
+    match model.inputs:
+        case Tokens(rows):
             return rows * d_model + positions
-        case Encoder(inputs=vectors):
-            return (vectors.features + 1) * d_model + positions
+        case Vectors(features):
+            return (features + 1) * d_model + positions
 
 
 def _norms(model: Model) -> int:
     """A scale and an offset per coordinate: one norm before each part, one before the head."""
-    parts = sum((block.attention is not None) + (block.feed_forward is not None)
-                for block in model.blocks)
+    parts = sum(
+        (block.attention is not None) + (block.feed_forward is not None) for block in model.blocks
+    )
     return (parts + 1) * 2 * model.geometry.d_model
 
 

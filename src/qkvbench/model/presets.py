@@ -30,7 +30,7 @@ def transformer(
     start: Start,
     feed_forward: int | None = None,
 ) -> Model:
-    """A model whose layers are all alike, with canonical attention; width 4·d_model if not given."""
+    """A model of equal layers with canonical attention; feed-forward 4·d_model if not given."""
     block = Block(Attention(CANONICAL), FeedForward(feed_forward or 4 * d_model))
     return Model(name, sized(d_model, heads), (block,) * layers, position, stack, start)
 

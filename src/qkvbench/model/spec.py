@@ -151,6 +151,15 @@ class Model:
         return isinstance(self.stack, Decoder)
 
     @property
+    def inputs(self) -> Tokens | Vectors:
+        """What the stack reads."""
+        match self.stack:
+            case Decoder(vocabulary=vocabulary):
+                return Tokens(vocabulary)
+            case Encoder(inputs=inputs):
+                return inputs
+
+    @property
     def plans(self) -> tuple[Plan | None, ...]:
         """The plan of each block's attention; None where a block has none."""
         return tuple(

@@ -14,7 +14,8 @@ from qkvbench.model import NoPosition, Position, Rotary
 from qkvbench.variant import Op, Plan, Role, Rotate, Turn
 
 Weights = Mapping[str, np.ndarray]
-Heads = Float[np.ndarray, "time heads head_dim"]
+# `_heads` is checked for nothing: roots of one plan may differ in it.
+Heads = Float[np.ndarray, "time _heads head_dim"]
 Stream = Float[np.ndarray, "time d_model"]
 
 
@@ -29,9 +30,7 @@ def forward(
     return merge(attend(q, k, v, visible), weights)
 
 
-def decode(
-    plan: Plan, weights: Weights, x: Stream, *, position: Position = NoPosition()
-) -> Stream:
+def decode(plan: Plan, weights: Weights, x: Stream, *, position: Position = NoPosition()) -> Stream:
     """Causal attention, folded: token by token, over nothing but the tensors that a cache keeps."""
     kept: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in plan.kept}
     rows = []

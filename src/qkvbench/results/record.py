@@ -1,8 +1,8 @@
 """The record of one run: what was run, on what, and what came out. Strict JSON, no NaN."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 SCHEMA_VERSION = 1
 
@@ -44,6 +44,11 @@ class Cost(_Strict):
     flops: int
     cache_bytes_per_token: int | None
 
+    @property
+    def total_parameters(self) -> int:
+        """All learned numbers: the sum of the parts."""
+        return sum(count for part, count in self.parameters.items() if part != "total")
+
 
 class Observed(_Strict):
     """Observed on the machine: times and memory."""
@@ -65,8 +70,10 @@ class Machine(_Strict):
 
 
 class Record(_Strict):
-    """One run. `experiment` is complete: it runs again. `solved_step` is the first evaluation
-    that reached `metric.solved`, on the validation split."""
+    """One run. `experiment` is complete: it runs again.
+
+    `solved_step` is the first evaluation that reached `metric.solved`, on the validation split.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     id: str
@@ -90,6 +97,18 @@ class Record(_Strict):
     observed: Observed | None = None
     machine: Machine
     started: str
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        """A run that is done has its score."""
+        if self.status == "done" and self.metric.name not in self.metrics:
+            raise ValueError(f"a run that is done needs its {self.metric.name} under metrics")
+        return self
+
+    @property
+    def score(self) -> float:
+        """What the run is judged by; KeyError where it did not get that far."""
+        return self.metrics[self.metric.name]
 
 
 class Measurement(_Strict):
@@ -118,7 +137,11 @@ class Measurement(_Strict):
 
 
 class StudyInfo(_Strict):
-    """What a store was made for: the arms in their order, the baseline first."""
+    """What a store was made for: the arms in their order, the baseline first.
+
+    ``seeds`` is the number of seeds of each task, counted from 0. ``runs`` are the ids that were
+    asked for; where it is empty, all runs of these arms, tasks and seeds belong to the study.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     name: str
@@ -130,3 +153,4 @@ class StudyInfo(_Strict):
     threads: int
     precision: str
     backend: str
+    runs: list[str] = []

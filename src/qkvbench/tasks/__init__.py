@@ -7,39 +7,11 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-import numpy as np
-from jaxtyping import Float, Int, Num
-
+from qkvbench.data.batch import UNSCORED, Outcome, Split
 from qkvbench.experiment import Training
 from qkvbench.model import Model
-
-UNSCORED = -1
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Inputs and the class that is right at each place; `UNSCORED` where nothing is predicted.
-
-    ``inputs`` are token ids (items, positions) or vectors (items, positions, features);
-    ``targets`` are (items, positions), or (items, 1) for one prediction per item.
-    """
-
-    inputs: Num[np.ndarray, "items positions *features"]
-    targets: Int[np.ndarray, "items places"]
-
-
-class Split(Protocol):
-    """A fixed set of items, numbered from 0."""
-
-    def __len__(self) -> int:
-        """How many items there are."""
-        ...
-
-    def batch(self, indices: Int[np.ndarray, " items"]) -> Batch:
-        """The items with these numbers."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -50,15 +22,6 @@ class Data:
     validation: Split
     test: Split
     identity: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a model said of some items: at each place the loss in nats and the likeliest class."""
-
-    loss: Float[np.ndarray, "items places"]
-    predicted: Int[np.ndarray, "items places"]
-    targets: Int[np.ndarray, "items places"]
 
 
 @dataclass(frozen=True)
@@ -78,13 +41,17 @@ class Metric:
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark task. `version` goes up with every change that moves a score."""
+    """A benchmark task. `version` goes up with every change that moves a score.
+
+    ``tokens`` is the length of an input; ``model`` and ``training`` are what a study starts from.
+    """
 
     about: str
     benchmark: str
     tier: Literal["built-in", "packaged", "hub"]
     version: int
     metric: Metric
+    tokens: int
     model: Model
     training: Training
     load: Callable[[], Data]

@@ -1,4 +1,4 @@
-"""A variant is a value; `resolve` gives it a size and yields the plan that everything else reads."""
+"""A variant is a value; `resolve` gives it a size and yields the plan that all else reads."""
 
 from qkvbench.variant.notation import parse, write
 from qkvbench.variant.plan import (

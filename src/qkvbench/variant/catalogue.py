@@ -35,7 +35,8 @@ CATALOGUE: tuple[Entry, ...] = (
         "shared-qv",
         "q=v,k",
         "the query is used as value",
-        "hypothesis: the tie that the study leaves out; it halves no cache and should cost like q=k,v",
+        "hypothesis: the tie that the study leaves out; it halves no cache and should cost "
+        "like q=k,v",
     ),
     Entry("shared", "q=k=v", "one projection for all three", STUDY),
     Entry(
@@ -74,8 +75,12 @@ CATALOGUE: tuple[Entry, ...] = (
         "no matrix before attention; only the output projection is left",
         "hypothesis: the floor that any learned projection must beat",
     ),
-    Entry("gqa-2", "q,k,v/2", "two key/value heads for all query heads", "arXiv:2305.13245, section 2"),
-    Entry("mqa", "q,k,v/1", "one key/value head for all query heads", "arXiv:1911.02150, section 3"),
+    Entry(
+        "gqa-2", "q,k,v/2", "two key/value heads for all query heads", "arXiv:2305.13245, section 2"
+    ),
+    Entry(
+        "mqa", "q,k,v/1", "one key/value head for all query heads", "arXiv:1911.02150, section 3"
+    ),
     Entry("shared-kv-mqa", "q,k=v/1", "one head that is both key and value", STUDY),
     Entry(
         "null-kv",

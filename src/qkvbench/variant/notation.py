@@ -22,7 +22,7 @@ def write(variant: Variant) -> str:
             case Same(origin):
                 groups[origin].append(role)
             case Stream():
-                first = next(name for name in ROLES if variant.source(name) == Stream())
+                first: Role = next(name for name in ROLES if variant.source(name) == Stream())
                 groups.setdefault(first, []).append(role)
             case _:
                 groups[role] = [role]
@@ -50,7 +50,9 @@ def parse(text: str) -> Variant:
         mentioned |= _read_group(text, group, ties, turned)
     missing = [role for role in ROLES if role not in mentioned]
     if missing:
-        raise ValueError(f"'{text}' does not say where {' and '.join(missing)} come from; {_EXAMPLE}.")
+        raise ValueError(
+            f"'{text}' does not say where {' and '.join(missing)} come from; {_EXAMPLE}."
+        )
     sources = {role: _source(text, role, ties, turned) for role in ROLES}
     return Variant(**sources, kv_heads=int(heads) if slash else None)
 
@@ -85,20 +87,18 @@ def _read_group(
     for name in joined:
         ties[name] = joined
     if origins:
-        first = next((role for role in ROLES if role in joined), None)
+        first: Role | None = next((role for role in ROLES if role in joined), None)
         if first is None or "x" in joined or len(set(origins)) > 1 or first in turned:
             raise ValueError(f"'{text}': '{group}' has two origins; {_EXAMPLE}.")
         turned[first] = origins[0]
     return set(names)
 
 
-def _source(
-    text: str, role: Role, ties: dict[str, set[str]], turned: dict[Role, Role]
-) -> Source:
+def _source(text: str, role: Role, ties: dict[str, set[str]], turned: dict[Role, Role]) -> Source:
     """Where `role` comes from, given what is tied to what."""
     tied = ties[role]
-    first = next(name for name in ROLES if name in tied)
-    origins = {turned[name] for name in ROLES if name in tied and name in turned}
+    first: Role = next(name for name in ROLES if name in tied)
+    origins: set[Role] = {turned[name] for name in ROLES if name in tied and name in turned}
     if "x" in tied:
         if origins:
             raise ValueError(f"'{text}': {role} cannot be both the stream and rotated.")

@@ -26,8 +26,8 @@ class Geometry:
             raise ValueError(f"Sizes of attention start at 1; here they are {sizes}.")
         if self.heads % self.kv_heads:
             raise ValueError(
-                f"{self.heads} query heads cannot be divided among {self.kv_heads} key/value heads; "
-                f"take one of {_divisors(self.heads)}."
+                f"{self.heads} query heads cannot be divided among {self.kv_heads} key/value "
+                f"heads; take one of {_divisors(self.heads)}."
             )
 
 
@@ -133,7 +133,7 @@ def resolve(variant: Variant, geometry: Geometry) -> Plan:
     """The plan of `variant` at `geometry`; ValueError, with the reason, where there is none."""
     if variant.kv_heads is not None:
         geometry = replace(geometry, kv_heads=variant.kv_heads)
-    made = {role: _made(role, variant) for role in ROLES}
+    made: dict[Role, Path] = {role: _made(role, variant) for role in ROLES}
     _check(variant, geometry, made)
 
     roots: dict[str, Root] = {}
@@ -188,7 +188,9 @@ def _relative(kept: tuple[Op, ...], wanted: tuple[Op, ...]) -> tuple[Rotate, ...
     shared = 0
     while shared < min(len(kept), len(wanted)) and kept[shared] == wanted[shared]:
         shared += 1
-    undone = [Rotate(op.role, back=True) for op in reversed(kept[shared:]) if isinstance(op, Rotate)]
+    undone = [
+        Rotate(op.role, back=True) for op in reversed(kept[shared:]) if isinstance(op, Rotate)
+    ]
     done = [op for op in wanted[shared:] if isinstance(op, Rotate)]
     return (*undone, *done)
 

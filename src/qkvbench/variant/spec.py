@@ -96,7 +96,9 @@ def _canonical(role: Role, source: Source, earlier: dict[Role, Source]) -> Sourc
             return source
         case Same(origin) | Rotated(origin):
             if origin not in earlier:
-                raise ValueError(f"{role} can only be made from an earlier role, not from {origin}.")
+                raise ValueError(
+                    f"{role} can only be made from an earlier role, not from {origin}."
+                )
             first = _first_equal(origin, earlier)
             if isinstance(source, Rotated):
                 return Rotated(first)

@@ -1,22 +1,28 @@
 """PyTorch: one attention layer for all variants, the stacks around it, and a learner."""
 
 from qkvbench.backends.torch.attention import Attention
+from qkvbench.backends.torch.bidirectional import Encoder
 from qkvbench.backends.torch.cache import Cache
-from qkvbench.backends.torch.decoder import Decoder
-from qkvbench.backends.torch.encoder import Encoder
+from qkvbench.backends.torch.causal import Decoder
+from qkvbench.backends.torch.decoding import Decoding
 from qkvbench.backends.torch.learner import Learner, device, prepare
-from qkvbench.backends.torch.stacks import build
-from qkvbench.backends.torch.weights import named_weights, start
+from qkvbench.backends.torch.stacks import build, decoder
+from qkvbench.backends.torch.weights import load, named_weights, read, save, start
 
 __all__ = [
     "Attention",
     "Cache",
     "Decoder",
+    "Decoding",
     "Encoder",
     "Learner",
     "build",
+    "decoder",
     "device",
+    "load",
     "named_weights",
     "prepare",
+    "read",
+    "save",
     "start",
 ]

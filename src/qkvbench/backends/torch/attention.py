@@ -14,7 +14,8 @@ from qkvbench.model import NoPosition, Position
 from qkvbench.variant import ROLES, Path, Role, Rotate, Turn, Variant, parse, resolve, sized
 
 Stream = Float[Tensor, "batch time d_model"]
-Heads = Float[Tensor, "batch heads time head_dim"]
+# `_heads` is checked for nothing: roots of one plan may differ in it.
+Heads = Float[Tensor, "batch _heads time head_dim"]
 
 # Rows of a shared root that are turned at a time when it is read as K: the turned copy stays
 # this long, however long the cache is.
@@ -32,7 +33,7 @@ class Attention(nn.Module):
         *,
         kv_heads: int | None = None,
         head_dim: int | None = None,
-        position: Position = NoPosition(),  # noqa: B008 (a frozen value)
+        position: Position = NoPosition(),
         causal: bool = False,
     ) -> None:
         """The layer; ValueError where the variant cannot be built at these sizes."""

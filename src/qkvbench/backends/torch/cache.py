@@ -19,7 +19,7 @@ class LayerCache:
     ``rotations`` are the layer's learned rotations, made once: weights stand still in decoding.
     """
 
-    rows: dict[str, Float[Tensor, "batch heads capacity head_dim"]]
+    rows: dict[str, Float[Tensor, "batch _heads capacity head_dim"]]
     rotations: Maps
 
 
@@ -29,7 +29,7 @@ class Cache:
     Every sequence begins in slot 0, so a slot is a position; sequences may differ in length.
     """
 
-    def __init__(self, layers: list[LayerCache], batch: int, capacity: int) -> None:
+    def __init__(self, layers: list[LayerCache | None], batch: int, capacity: int) -> None:
         """An empty cache over `layers`."""
         self.layers = layers
         self.capacity = capacity
@@ -43,6 +43,7 @@ class Cache:
         storages = {
             rows.untyped_storage().data_ptr(): rows.untyped_storage().nbytes()
             for layer in self.layers
+            if layer
             for rows in layer.rows.values()
         }
         return sum(storages.values())
@@ -69,13 +70,15 @@ class Cache:
     def fill_randomly(self, tokens: int, seed: int) -> None:
         """Pretend that `tokens` were read: random rows, for measuring without a prefill."""
         self.reserve(tokens)
-        for layer in self.layers:
+        for layer in filter(None, self.layers):
             for rows in layer.rows.values():
                 draws = torch.Generator(rows.device).manual_seed(seed)
                 rows[:, :, :tokens].normal_(generator=draws)
         self.begin(tokens, None)
 
-    def append(self, layer: LayerCache, name: str, new: Float[Tensor, "b h one d"]) -> None:
+    def append(
+        self, layer: LayerCache, name: str, new: Float[Tensor, "batch _heads one head_dim"]
+    ) -> None:
         """Write one row for each sequence behind its last; `advance` comes after all layers."""
         rows = layer.rows[name]
         if self.lengths is None:
@@ -86,12 +89,8 @@ class Cache:
             )
 
 
-def layer_cache(
-    plan: Plan, rotations: Maps, batch: int, capacity: int, like: Tensor
-) -> LayerCache:
+def layer_cache(plan: Plan, rotations: Maps, batch: int, capacity: int, like: Tensor) -> LayerCache:
     """Room for `capacity` tokens of what `plan` keeps, with the type and device of `like`."""
     head_dim = plan.geometry.head_dim
-    rows = {
-        kept.name: like.new_zeros(batch, kept.heads, capacity, head_dim) for kept in plan.kept
-    }
+    rows = {kept.name: like.new_zeros(batch, kept.heads, capacity, head_dim) for kept in plan.kept}
     return LayerCache(rows, rotations)

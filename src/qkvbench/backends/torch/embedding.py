@@ -11,11 +11,11 @@ from qkvbench.model import Learned, Model, Tokens, Vectors
 class Embedding(nn.Module):
     """Inputs mapped to the stream; learned positions added where the scheme has them."""
 
-    def __init__(self, inputs: Tokens | Vectors, model: Model) -> None:
-        """The embedding that `inputs` need in `model`."""
+    def __init__(self, model: Model) -> None:
+        """The embedding that the inputs of `model` need."""
         super().__init__()
         d_model = model.geometry.d_model
-        match inputs:
+        match model.inputs:
             case Tokens(vocabulary):
                 self.table = nn.Parameter(torch.zeros(vocabulary, d_model))
             case Vectors(features):
@@ -41,7 +41,7 @@ class Embedding(nn.Module):
     def at(
         self, tokens: Int[Tensor, " batch"], first: int, times: Int[Tensor, " batch"] | None
     ) -> Float[Tensor, "batch one d_model"]:
-        """The stream of one token of each sequence: at position `first`, or at its own of `times`."""
+        """The stream of one token of each: at position `first`, or at its own of `times`."""
         x = functional.embedding(tokens, self.table)
         if self.positions is not None:
             x = x + (self.positions[first] if times is None else self.positions[times])

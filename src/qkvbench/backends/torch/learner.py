@@ -10,9 +10,9 @@ from torch.nn import functional
 from qkvbench.backends.torch.precision import autocast
 from qkvbench.backends.torch.stacks import build
 from qkvbench.backends.torch.weights import load, named_weights, start
+from qkvbench.data.batch import UNSCORED, Batch, Outcome
 from qkvbench.experiment import Experiment
 from qkvbench.model.draws import framework_seed
-from qkvbench.tasks import UNSCORED, Batch, Outcome
 
 
 def prepare(threads: int) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from qkvbench.model import Position, Rotary
 
-Rows = Float[Tensor, "batch heads time head_dim"]
+Rows = Float[Tensor, "batch _heads time head_dim"]
 
 
 class Turner(nn.Module):

@@ -11,7 +11,7 @@ from qkvbench.experiment import Precision
 PRODUCTS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """The context in which a forward pass runs at `precision`."""
     if precision == "fp32":
         return nullcontext()

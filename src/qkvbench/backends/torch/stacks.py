@@ -1,10 +1,12 @@
-"""Which network a model spec becomes."""
+"""Which network a model spec becomes, and the shortest way to one."""
 
-from qkvbench.backends.torch.decoder import Decoder
-from qkvbench.backends.torch.encoder import Encoder
+from qkvbench.backends.torch.bidirectional import Encoder
+from qkvbench.backends.torch.causal import Decoder
+from qkvbench.backends.torch.weights import start
 from qkvbench.model import Decoder as DecoderSpec
 from qkvbench.model import Encoder as EncoderSpec
-from qkvbench.model import Model
+from qkvbench.model import Model, Position, Rotary, Start, transformer
+from qkvbench.variant import Variant, parse
 
 
 def build(model: Model, *, dropout: float = 0.0) -> Decoder | Encoder:
@@ -14,3 +16,29 @@ def build(model: Model, *, dropout: float = 0.0) -> Decoder | Encoder:
             return Decoder(model, spec, dropout)
         case EncoderSpec() as spec:
             return Encoder(model, spec, dropout)
+
+
+def decoder(
+    variant: Variant | str,
+    *,
+    vocabulary: int,
+    layers: int,
+    d_model: int,
+    heads: int,
+    position: Position = Rotary(),
+    seed: int = 0,
+) -> Decoder:
+    """A decoder with `variant` in every layer and the initial values of `seed`."""
+    model = transformer(
+        "decoder",
+        DecoderSpec(vocabulary),
+        layers=layers,
+        d_model=d_model,
+        heads=heads,
+        position=position,
+        start=Start(table=0.5, position=0.5),
+    )
+    model = model.with_variant(parse(variant) if isinstance(variant, str) else variant)
+    network = Decoder(model, DecoderSpec(vocabulary))
+    start(network, model, seed)
+    return network

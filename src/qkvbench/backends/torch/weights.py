@@ -1,6 +1,9 @@
 """Weights under the names that all backends share, and how they begin."""
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qkvbench.backends.torch.attention import Attention
@@ -41,3 +44,15 @@ def load(module: nn.Module, weights: dict[str, Tensor]) -> None:
                 f"{tuple(weights[name].shape)} in the file."
             )
         tensor.copy_(weights[name])
+
+
+def save(module: nn.Module, path: Path) -> None:
+    """Write all weights to a safetensors file, each once: what is tied has one weight."""
+    save_file(
+        {name: tensor.detach().clone() for name, tensor in named_weights(module).items()}, path
+    )
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The weights in a safetensors file, for `load`."""
+    return load_file(path)

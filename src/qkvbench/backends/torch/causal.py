@@ -8,7 +8,7 @@ from qkvbench.backends.torch.block import Block
 from qkvbench.backends.torch.cache import Cache
 from qkvbench.backends.torch.embedding import Embedding
 from qkvbench.model import Decoder as DecoderSpec
-from qkvbench.model import Model, Tokens
+from qkvbench.model import Model
 
 Tokenized = Int[Tensor, "batch time"]
 Counts = Int[Tensor, " batch"]
@@ -20,7 +20,7 @@ class Decoder(nn.Module):
     def __init__(self, model: Model, spec: DecoderSpec, dropout: float = 0.0) -> None:
         """An untrained decoder; `start` gives it its initial values."""
         super().__init__()
-        self.embedding = Embedding(Tokens(spec.vocabulary), model)
+        self.embedding = Embedding(model)
         self.blocks = nn.ModuleList([Block(block, model, dropout) for block in model.blocks])
         self.norm = nn.LayerNorm(model.geometry.d_model)
         self.output = None
@@ -30,16 +30,23 @@ class Decoder(nn.Module):
     def forward(
         self, tokens: Tokenized, padding: Counts | None = None
     ) -> Float[Tensor, "batch time vocabulary"]:
-        """Logits at every position. `padding` counts the tokens to ignore on the left of each row;
-        what stands at their positions in the result means nothing."""
+        """Logits at every position.
+
+        `padding` counts the tokens to ignore on the left of each row; what stands at their
+        positions in the result means nothing.
+        """
         if padding is None:
             return self.head(self.hidden(tokens))
         return _shifted(self.head(self.hidden(_shifted(tokens, padding))), -padding)
 
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
     def hidden(self, tokens: Tokenized) -> Float[Tensor, "batch time d_model"]:
         """The normed stream after the last block."""
         x = self.embedding(tokens)
-        for block in self.blocks:
+        for block in self.layers():
             x = block(x)
         return self.norm(x)
 
@@ -53,7 +60,7 @@ class Decoder(nn.Module):
         like = self.embedding.table.detach()
         layers = [
             block.attention.new_cache(batch, capacity, like) if block.attention else None
-            for block in self.blocks
+            for block in self.layers()
         ]
         return Cache(layers, batch, capacity)
 
@@ -67,7 +74,7 @@ class Decoder(nn.Module):
             # no mask, and a slot of the cache is a position.
             tokens = _shifted(tokens, padding)
         x = self.embedding(tokens)
-        for block, layer in zip(self.blocks, cache.layers, strict=True):
+        for block, layer in zip(self.layers(), cache.layers, strict=True):
             x = block(x, layer)
         time = tokens.shape[1]
         cache.begin(time, None if padding is None else time - padding)
@@ -78,7 +85,7 @@ class Decoder(nn.Module):
         """Read one token of each sequence; the logits after it."""
         cache.reserve(1)
         x = self.embedding.at(tokens, cache.longest, cache.lengths)
-        for block, layer in zip(self.blocks, cache.layers, strict=True):
+        for block, layer in zip(self.layers(), cache.layers, strict=True):
             x = block.step(x, cache, layer)
         cache.advance()
         return self.head(self.norm(x[:, 0]))

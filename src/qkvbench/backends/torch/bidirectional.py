@@ -16,7 +16,7 @@ class Encoder(nn.Module):
         """An untrained encoder; `start` gives it its initial values."""
         super().__init__()
         self.predicts = spec.predicts
-        self.embedding = Embedding(spec.inputs, model)
+        self.embedding = Embedding(model)
         self.blocks = nn.ModuleList([Block(block, model, dropout) for block in model.blocks])
         self.norm = nn.LayerNorm(model.geometry.d_model)
         self.output = nn.Linear(model.geometry.d_model, spec.classes)

@@ -1,0 +1,195 @@
+"""A training step of the bench beside a plain GPT written by hand, interleaved in one run.
+
+Run     python benchmarks/train_step.py [--threads N] [--rounds N] [--precision fp32 bf16]
+Size    6 layers, d_model 256, 4 heads, 256 tokens, batch 8, vocabulary 4096
+
+The plain GPT is the widely used recipe: one fused matrix for Q, K and V, torch's own attention, a
+tied output matrix, fused AdamW, clipping at 1. The share is what the step's matrix products reach
+of the rate that the same products reach alone, measured in the same rounds.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qkvbench import cost
+from qkvbench.backends.torch import Learner, prepare
+from qkvbench.backends.torch.precision import autocast
+from qkvbench.data.batch import Batch
+from qkvbench.experiment import Experiment, Precision, Training
+from qkvbench.model import Decoder, Learned, Start, transformer
+
+LAYERS, D_MODEL, HEADS, TOKENS, BATCH, VOCABULARY = 6, 256, 4, 256, 8, 4096
+
+
+class PlainBlock(nn.Module):
+    """One layer of the plain GPT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.LayerNorm(D_MODEL), nn.LayerNorm(D_MODEL)
+        self.qkv, self.out = nn.Linear(D_MODEL, 3 * D_MODEL), nn.Linear(D_MODEL, D_MODEL)
+        self.up, self.down = nn.Linear(D_MODEL, 4 * D_MODEL), nn.Linear(4 * D_MODEL, D_MODEL)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The stream after this layer."""
+        batch, time_, _ = x.shape
+        shape = (batch, time_, HEADS, D_MODEL // HEADS)
+        q, k, v = (
+            t.view(shape).transpose(1, 2) for t in self.qkv(self.norm_1(x)).split(D_MODEL, 2)
+        )
+        seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(seen.transpose(1, 2).contiguous().view(batch, time_, D_MODEL))
+        return x + self.down(functional.gelu(self.up(self.norm_2(x))))
+
+
+class PlainGPT(nn.Module):
+    """The plain GPT, with the loss inside as usual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.places = nn.Embedding(VOCABULARY, D_MODEL), nn.Embedding(TOKENS, D_MODEL)
+        self.blocks = nn.ModuleList([PlainBlock() for _ in range(LAYERS)])
+        self.norm = nn.LayerNorm(D_MODEL)
+        self.head = nn.Linear(D_MODEL, VOCABULARY, bias=False)
+        self.table.weight = self.head.weight
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss."""
+        x = self.table(tokens) + self.places(torch.arange(TOKENS))
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(self.norm(x))
+        return functional.cross_entropy(logits.view(-1, VOCABULARY), targets.view(-1))
+
+
+def plain_step(precision: Precision, batch: Batch) -> Callable[[], None]:
+    """A training step of the plain GPT."""
+    network = PlainGPT()
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        lr=1e-4,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    tokens, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
+
+    def step() -> None:
+        with autocast(precision, torch.device("cpu")):
+            loss = network(tokens, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    return step
+
+
+def our_step(variant: str, precision: Precision, batch: Batch) -> Callable[[], None]:
+    """A training step of the bench."""
+    learner = Learner(experiment(variant, precision))
+
+    def step() -> None:
+        learner.gradients(batch)
+        learner.update(1e-4)
+
+    return step
+
+
+def experiment(variant: str, precision: Precision) -> Experiment:
+    """The same network in the bench's terms."""
+    model = transformer(
+        "benchmark",
+        Decoder(VOCABULARY, tied=True),
+        layers=LAYERS,
+        d_model=D_MODEL,
+        heads=HEADS,
+        position=Learned(TOKENS),
+        start=Start(table=0.02, position=0.02, matrix=0.02),
+    )
+    training = Training(steps=1, batch=BATCH, learning_rate=1e-4, warmup=0)
+    base = Experiment(model, "lm-reviews", 1, training, seed=0, precision=precision)
+    return base.vary(variants=[variant], seeds=[0])[0]
+
+
+def products(precision: Precision) -> tuple[Callable[[], None], float]:
+    """All matrix products of a step outside attention, alone, and their FLOPs."""
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    rows = BATCH * TOKENS
+    shapes = [
+        (D_MODEL, 3 * D_MODEL),
+        (D_MODEL, D_MODEL),
+        (D_MODEL, 4 * D_MODEL),
+        (4 * D_MODEL, D_MODEL),
+    ] * LAYERS + [(D_MODEL, VOCABULARY)]
+    triples = [
+        (
+            torch.randn(rows, i, dtype=kind),
+            torch.randn(o, i, dtype=kind),
+            torch.randn(rows, o, dtype=kind),
+        )
+        for i, o in shapes
+    ]
+
+    def run() -> None:
+        for x, weight, slope in triples:
+            functional.linear(x, weight)
+            slope @ weight
+            slope.mT @ x
+
+    return run, 3 * 2 * rows * sum(i * o for i, o in shapes)
+
+
+def main() -> None:
+    """Time everything in turn and print medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
+    words = parser.parse_args()
+    prepare(words.threads)
+    draws = np.random.default_rng(0)
+    batch = Batch(*(draws.integers(0, VOCABULARY, (BATCH, TOKENS)) for _ in range(2)))
+    print(f"threads {words.threads}, rounds {words.rounds}, torch {torch.__version__}")
+    for precision in words.precision:
+        alone, flops_alone = products(precision)
+        arms = {
+            "plain GPT": plain_step(precision, batch),
+            "q,k,v": our_step("q,k,v", precision, batch),
+            "q,k=v": our_step("q,k=v", precision, batch),
+            "products alone": alone,
+        }
+        times: dict[str, list[float]] = {name: [] for name in arms}
+        for turn in range(words.rounds + 3):
+            for name, step in arms.items():
+                before = time.perf_counter()
+                step()
+                if turn >= 3:
+                    times[name].append(time.perf_counter() - before)
+        rate = flops_alone / statistics.median(times["products alone"])
+        print(f"\n{precision}: matrix products alone {rate / 1e9:.0f} GFLOP/s")
+        for name, seconds in times.items():
+            ratios = [a / b for a, b in zip(seconds, times["plain GPT"], strict=True)]
+            line = f"{name:15} p50 {1e3 * statistics.median(seconds):7.1f} ms"
+            line += f"   time / plain GPT's {statistics.median(ratios):.3f}"
+            if name in ("q,k,v", "q,k=v"):
+                # A backward pass has two products for each of the forward pass.
+                flops = 3 * BATCH * cost.flops(experiment(name, precision).model, TOKENS)
+                line += f"   share of rate {flops / statistics.median(seconds) / rate:.2f}"
+            print(line)
+
+
+if __name__ == "__main__":
+    main()

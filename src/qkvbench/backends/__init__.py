@@ -1,0 +1,80 @@
+"""What a backend is: a folder with these names. Nothing above knows which one runs.
+
+``Learner(experiment)`` trains and predicts on NumPy batches; ``prepare(threads)`` makes a process
+repeatable; ``device()`` names what computes; ``Decoding(...)`` is decoding to be timed. The file
+names inside are the same in every backend.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol, cast, runtime_checkable
+
+from qkvbench.data.batch import Batch, Outcome
+from qkvbench.experiment import BackendName, Experiment, Precision
+from qkvbench.model import Model
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A model that learns from batches."""
+
+    def gradients(self, batch: Batch) -> tuple[float, float]:
+        """Loss in nats and gradient norm before clipping; updates nothing."""
+        ...
+
+    def update(self, learning_rate: float) -> None:
+        """One step of the optimizer along the last gradients."""
+        ...
+
+    def predict(self, batch: Batch) -> Outcome:
+        """Loss and likeliest class at each place."""
+        ...
+
+    def weights(self) -> Mapping[str, Any]:
+        """All weights, under the names that all backends share."""
+        ...
+
+
+@runtime_checkable
+class Decoding(Protocol):
+    """A decoder over a cache filled with random roots, as if it had read `context` tokens."""
+
+    kernel: str
+    cache_bytes: int
+
+    def step(self) -> None:
+        """Decode one token of each sequence, wait for the result, and forget it again."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """The module that a backend's folder is."""
+
+    def Learner(self, experiment: Experiment) -> Learner:  # noqa: N802 (a class)
+        """The network of `experiment` with its initial values, and a fresh optimizer."""
+        ...
+
+    def Decoding(  # noqa: N802 (a class)
+        self, model: Model, precision: Precision, *, context: int, batch: int
+    ) -> Decoding:
+        """A decoder of `model`, ready to be timed."""
+        ...
+
+    def prepare(self, threads: int) -> None:
+        """Make this process repeatable, with this number of threads."""
+        ...
+
+    def device(self) -> object:
+        """What computes; its text is its name."""
+        ...
+
+
+def module_of(name: BackendName) -> str:
+    """The module that holds the backend, for a fork server to import once."""
+    return f"{__name__}.{name}"
+
+
+def find(name: BackendName) -> Backend:
+    """The backend with this name."""
+    return cast(Backend, importlib.import_module(module_of(name)))

@@ -1,0 +1,76 @@
+"""`qkvbench ls`: what there is to choose from."""
+
+import json
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+from qkvbench import recipes, tasks
+from qkvbench.cli.parser import Request
+from qkvbench.cost import parameters
+from qkvbench.model import PRESETS
+from qkvbench.variant.catalogue import CATALOGUE
+
+
+def answer(request: Request) -> int:
+    """Print the list."""
+    rows = LISTS[request.what]()
+    if request.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return 0
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in rows[0]:
+        table.add_column(name, overflow="fold", no_wrap=name in ("name", "equation", "version"))
+    for row in rows:
+        table.add_row(
+            *(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values())
+        )
+    Console().print(table)
+    return 0
+
+
+def _variants() -> list[dict[str, object]]:
+    return [
+        {"name": e.name, "equation": e.equation, "about": e.about, "origin": e.origin}
+        for e in CATALOGUE
+    ]
+
+
+def _tasks() -> list[dict[str, object]]:
+    return [
+        {
+            "name": name,
+            "about": task.about,
+            "tier": task.tier,
+            "benchmark": task.benchmark,
+            "metric": task.metric.name,
+            "chance": round(task.metric.chance, 4),
+            "version": task.version,
+        }
+        for name in tasks.names()
+        for task in [tasks.find(name)]
+    ]
+
+
+def _recipes() -> list[dict[str, object]]:
+    return [{"name": name, "about": recipes.about(name)} for name in recipes.names()]
+
+
+def _models() -> list[dict[str, object]]:
+    return [
+        {
+            "name": name,
+            "about": (make.__doc__ or "").strip().splitlines()[0],
+            "parameters": parameters(make()).total,
+        }
+        for name, make in PRESETS.items()
+    ]
+
+
+LISTS: dict[str, Callable[[], list[dict[str, object]]]] = {
+    "variants": _variants,
+    "tasks": _tasks,
+    "recipes": _recipes,
+    "models": _models,
+}

@@ -1,0 +1,44 @@
+"""`qkvbench measure`: decoding on the clock, the arms interleaved."""
+
+import json
+import sys
+
+from qkvbench.cli import names
+from qkvbench.cli.parser import Request
+from qkvbench.cost.units import bytes_text, seconds_text
+
+
+def answer(request: Request) -> int:
+    """Measure, and print what was observed."""
+    base = names.model(request.model)
+    models = [names.with_variant(base, variant) for variant in names.variants(request.variants)]
+
+    # After the request is checked: these import the backend.
+    from qkvbench.measure.decode import Conditions, measurements
+    from qkvbench.sweep.local import Workers
+
+    conditions = Conditions(
+        precision=request.precision,
+        threads=request.threads,
+        context=request.context,
+        batch=request.batch,
+        seconds=request.seconds,
+    )
+    print(
+        f"Decoding over {conditions.context} cached tokens of {conditions.batch} sequences, "
+        f"{conditions.precision}, threads: {conditions.threads} ...",
+        file=sys.stderr,
+    )
+    with Workers(conditions.backend) as workers:
+        arms = measurements(models, conditions, workers.call)
+    if request.json:
+        print(json.dumps({"arms": [arm.model_dump(mode="json") for arm in arms]}, indent=1))
+        return 0
+    print(f"{'variant':20} {'decode p50':>12} {'cache':>10} {'memory added':>13}   samples")
+    for arm in arms:
+        print(
+            f"{arm.variant:20} {seconds_text(arm.decode_p50_s):>12} "
+            f"{bytes_text(arm.cache_bytes):>10} {bytes_text(arm.memory_bytes):>13}   {arm.samples}"
+        )
+    print(f"Observed on {arms[0].machine.device}, load {arms[0].machine.load}. {arms[0].kernel}.")
+    return 0

@@ -1,0 +1,57 @@
+"""Names that a person wrote, turned into what they name, or into what to write instead."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from qkvbench import recipes, tasks
+from qkvbench.cli.parser import RequestError
+from qkvbench.model import PRESETS, Model
+from qkvbench.recipes import Study
+from qkvbench.variant import Variant
+from qkvbench.variant.catalogue import named
+
+
+def variant(text: str) -> Variant:
+    """The variant that is meant."""
+    try:
+        return named(text)
+    except ValueError as error:
+        raise RequestError(f"{error}\n'qkvbench ls variants' lists the ones with names.") from None
+
+
+def variants(texts: Iterable[str]) -> list[Variant]:
+    """The variants that are meant, each once, in the order written."""
+    return list(dict.fromkeys(variant(text) for text in texts))
+
+
+def task(name: str) -> str:
+    """The task that is meant."""
+    return _known("task", name, tasks.names())
+
+
+def recipe(name: str) -> Study:
+    """The study that is meant."""
+    return recipes.find(_known("recipe", name, recipes.names()))
+
+
+def model(name: str) -> Model:
+    """The model that is meant."""
+    return PRESETS[_known("model", name, list(PRESETS))]()
+
+
+def with_variant(base: Model, wanted: Variant) -> Model:
+    """The model with the variant, where it can be built at that size."""
+    changed = base.with_variant(wanted)
+    try:
+        _ = changed.plans
+    except ValueError as error:
+        raise RequestError(f"{error}\nThe model is {base.name}.") from None
+    return changed
+
+
+def _known(kind: str, name: str, all_names: list[str]) -> str:
+    if name in all_names:
+        return name
+    near = get_close_matches(name, all_names, n=1, cutoff=0.5)
+    hint = f"\nDid you mean {near[0]}?" if near else ""
+    raise RequestError(f"There is no {kind} '{name}'; there are {', '.join(all_names)}.{hint}")

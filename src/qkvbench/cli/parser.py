@@ -1,0 +1,140 @@
+"""The words that the command line knows, and what it says to those that it does not."""
+
+import argparse
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import NoReturn, cast
+
+WIDTH = 100
+
+
+class RequestError(Exception):
+    """The request was wrong: what was asked, why not, what to write instead."""
+
+
+class Request(argparse.Namespace):
+    """A request that was understood; `answer` carries it out."""
+
+    answer: Callable[["Request"], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises what it has to say, and names the nearest word that it knows."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"(?:unrecognized arguments: |invalid choice: ')([^' ]+)", message)
+        near = get_close_matches(unknown[1], self._words(), n=1) if unknown else []
+        lines = [f"{self.prog}: {message}"]
+        if near:
+            lines.append(f"Did you mean {near[0]}?")
+        lines.append(f"'{self.prog} --help' lists what can be written.")
+        raise RequestError("\n".join(lines))
+
+    def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Sequence[str], namespace: Request
+    ) -> Request:
+        request, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            # The subcommand's own parser knows the flags that were meant.
+            getattr(request, "parser", self).error(f"unrecognized arguments: {' '.join(unknown)}")
+        return request
+
+    def _words(self) -> list[str]:
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        choices = [str(one) for action in self._actions for one in action.choices or ()]
+        return flags + choices
+
+
+def parsed(words: Sequence[str]) -> Request:
+    """The request that the words make; RequestError where they make none."""
+    return _parser().parse_args(words, Request())
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="qkvbench",
+        description="Does a Transformer need separate query, key and value projections, "
+        "and what is saved without them?",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = _command(commands, "run", "train and measure matched arms, print the table; resumes")
+    run.add_argument("recipe", nargs="?", help="a recipe; 'qkvbench ls recipes' lists them")
+    run.add_argument(
+        "--variants", nargs="+", metavar="V", help="equations or names; first: baseline"
+    )
+    run.add_argument("--tasks", nargs="+", metavar="T", help="'qkvbench ls tasks' lists them")
+    run.add_argument("--seeds", type=_count, metavar="N", help="seeds of each arm (3)")
+    run.add_argument("--model", metavar="NAME", help="'qkvbench ls models' lists them")
+    run.add_argument("--backend", choices=["torch"], default="torch", help="what computes (torch)")
+    run.add_argument("--precision", choices=["fp32", "bf16"], help="type of matrix products (fp32)")
+    run.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (one a core)")
+    run.add_argument("--out", metavar="DIR", help="where the results go (results/NAME)")
+    run.add_argument(
+        "--smoke", action="store_true", help="the same road in a minute; learns nothing"
+    )
+    run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    run.add_argument("--fail-fast", action="store_true", help="stop at the first run that fails")
+
+    ls = _command(commands, "ls", "list variants, tasks, recipes or models")
+    ls.add_argument("what", choices=["variants", "tasks", "recipes", "models"])
+    ls.add_argument("--json", action="store_true", help="one JSON document")
+
+    show = _command(commands, "show", "a variant: its picture, parameters, FLOPs and cache")
+    show.add_argument("variant", help="an equation such as 'q,k=v', or a name")
+    show.add_argument("--model", default="small-decoder", metavar="NAME", help="(small-decoder)")
+    show.add_argument(
+        "--tokens", type=_count, default=1024, metavar="N", help="of a forward (1024)"
+    )
+    show.add_argument("--json", action="store_true", help="one JSON document")
+
+    measure = _command(commands, "measure", "decoding on the clock, arms interleaved")
+    measure.add_argument("variants", nargs="+", metavar="VARIANT", help="equations or names")
+    measure.add_argument("--model", default="small-decoder", metavar="NAME", help="(small-decoder)")
+    measure.add_argument("--context", type=_count, default=4096, metavar="N", help="tokens (4096)")
+    measure.add_argument("--batch", type=_count, default=4, metavar="N", help="sequences (4)")
+    measure.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="(fp32)")
+    measure.add_argument("--threads", type=_count, default=1, metavar="N", help="(1)")
+    measure.add_argument(
+        "--seconds", type=_seconds, default=20.0, metavar="S", help="of timing (20)"
+    )
+    measure.add_argument("--json", action="store_true", help="one JSON document")
+
+    report = _command(commands, "report", "the table and the page of a folder of results")
+    report.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")
+    report.add_argument("--out", metavar="FILE", help="where the page goes (DIR/report.html)")
+    report.add_argument("--strict", action="store_true", help="exit 1 at damaged records")
+    return parser
+
+
+def _command(commands: "argparse._SubParsersAction[_Parser]", name: str, about: str) -> _Parser:
+    """A subcommand, answered by the module of its name, which is imported only then."""
+    parser = commands.add_parser(
+        name, help=about, description=about[0].upper() + about[1:] + ".", allow_abbrev=False
+    )
+
+    def answer(request: Request) -> int:
+        module = importlib.import_module(f"qkvbench.cli.{name}")
+        return cast(int, module.answer(request))
+
+    parser.set_defaults(answer=answer, parser=parser)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds")
+    return value

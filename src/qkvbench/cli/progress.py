@@ -1,0 +1,73 @@
+"""How a study goes on, told on stderr: bars on a terminal, a line for each run elsewhere."""
+
+import sys
+from collections import Counter
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from qkvbench.cost.units import seconds_text
+from qkvbench.results.record import Record
+
+
+class Told:
+    """Tells what a study's engine reports, and counts how runs ended."""
+
+    def __init__(self, endings: Counter[str]) -> None:
+        """`endings` is counted up as runs end."""
+        self.console = Console(stderr=True, highlight=False)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self.endings = endings
+        self.total = 0
+        self.before = 0
+        self.bar = self.bars.add_task("runs", total=None)
+
+    def __enter__(self) -> "Told":
+        """Begin to tell."""
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the bars away."""
+        self.bars.stop()
+
+    def planned(self, missing: int, total: int) -> None:
+        """How many runs are to be done."""
+        self.total, self.before = total, total - missing
+        self.bars.update(self.bar, total=total, completed=self.before)
+        if self.before:
+            self.console.print(f"{self.before} of {total} runs are done already.")
+
+    def lacking(self, task: str, reason: str) -> None:
+        """The data of a task cannot be had."""
+        self.console.print(f"{task} cannot run. {reason}", style="red", markup=False)
+
+    def stepped(self, run: str, step: int, loss: float) -> None:
+        """A run has taken a step."""
+
+    def ended(self, record: Record) -> None:
+        """A run has ended."""
+        self.endings[record.status] += 1
+        count = self.before + self.endings.total()
+        name = f"[{count}/{self.total}] {record.task}  {record.variant}  seed {record.seed}"
+        self.bars.update(self.bar, completed=count)
+        if record.status == "done" and record.observed:
+            took = seconds_text(record.observed.train_s)
+            text = f"{name}  {record.metric.name} {record.score:.4g}  {took}"
+            self.console.print(text, markup=False)
+        else:
+            self.console.print(
+                f"{name}  {record.status}: {record.reason}", style="red", markup=False
+            )
+
+    def measuring(self, arms: int) -> None:
+        """The arms are being timed."""
+        self.console.print(f"Timing the decoding of {arms} arms, with nothing else running ...")

@@ -1,0 +1,113 @@
+"""`qkvbench run`: a study from words to a table, resumed by the same words."""
+
+import os
+import shlex
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from qkvbench import recipes
+from qkvbench.cli import names
+from qkvbench.cli.parser import Request, RequestError
+from qkvbench.cli.progress import Told
+from qkvbench.cli.report import write_reports
+from qkvbench.experiment import Experiment
+from qkvbench.recipes import Study
+from qkvbench.results.store import Store, StoreError
+from qkvbench.variant import write
+
+DEFAULT_SEEDS = 3
+
+
+def answer(request: Request) -> int:
+    """Carry out the study, print its table, write its page."""
+    study = asked(request)
+    experiments = checked(study)
+    store = Store(Path(request.out or Path("results") / study.name))
+    try:
+        missing = [run for run in experiments if store.done(run) is None]
+        if request.dry_run:
+            print(_plan(study, len(experiments), len(missing), store))
+            return 0
+        return _carried_out(request, study, store)
+    except StoreError as error:
+        raise RequestError(f"{error}\nGive another folder with --out DIR.") from None
+
+
+def asked(request: Request) -> Study:
+    """The study that the words mean: a recipe, changed by the flags, or variants × tasks."""
+    if request.recipe:
+        study = names.recipe(request.recipe)
+    elif request.variants and request.tasks:
+        study = Study(name="study", variants=(), seeds={})
+    else:
+        found = "\n".join(f"  {name:12} {recipes.about(name)}" for name in recipes.names())
+        raise RequestError(
+            f"What shall run? A recipe, as in 'qkvbench run quick':\n{found}\n"
+            "or --variants and --tasks, as in 'run --variants q,k,v q,k=v --tasks digits'."
+        )
+    if request.variants:
+        wanted = [write(variant) for variant in names.variants(request.variants)]
+        study = replace(study, variants=wanted)
+    seeds: dict[str, int] = dict(study.seeds)
+    if request.tasks:
+        wanted = dict.fromkeys(names.task(name) for name in request.tasks)
+        seeds = {name: seeds.get(name, DEFAULT_SEEDS) for name in wanted}
+    if request.seeds:
+        seeds = dict.fromkeys(seeds, int(request.seeds))
+    if request.smoke:
+        # Two seeds, so that the statistics run their road as well.
+        seeds = {name: min(count, 2) for name, count in seeds.items()}
+    return replace(
+        study,
+        name=f"{study.name}-smoke" if request.smoke else study.name,
+        seeds=seeds,
+        model=names.model(request.model) if request.model else study.model,
+        precision=request.precision or study.precision,
+        smoke=request.smoke,
+    )
+
+
+def checked(study: Study) -> tuple[Experiment, ...]:
+    """The study's runs, each of which can be built; RequestError where one cannot."""
+    try:
+        experiments = study.experiments()
+        for experiment in experiments:
+            _ = experiment.model.plans
+    except ValueError as error:
+        raise RequestError(f"{error}\nNothing was run.") from None
+    return experiments
+
+
+def _plan(study: Study, runs: int, missing: int, store: Store) -> str:
+    seeds = ", ".join(f"{task}: {count}" for task, count in study.seeds.items())
+    return "\n".join(
+        [
+            f"{study.name}: {runs} runs, of which {runs - missing} are done in {store.path}.",
+            f"Arms   {'   '.join(study.variants)}",
+            f"Seeds  {seeds}",
+        ]
+    )
+
+
+def _carried_out(request: Request, study: Study, store: Store) -> int:
+    # After the request is checked: the engine imports the backend.
+    from qkvbench.sweep.local import stoppable
+    from qkvbench.sweep.study import carry_out
+
+    command = "qkvbench " + shlex.join(sys.argv[1:])
+    jobs = request.jobs or max(1, (os.cpu_count() or 1) // study.threads)
+    endings: Counter[str] = Counter()
+    with stoppable(), Told(endings) as progress:
+        carry_out(
+            study,
+            store,
+            command=command,
+            jobs=jobs,
+            fail_fast=request.fail_fast,
+            progress=progress,
+        )
+    write_reports(store)
+    failed = sum(count for status, count in endings.items() if status != "done")
+    return 1 if failed else 0

@@ -1,0 +1,1 @@
+"""Observed, never computed: times, memory, the machine."""

@@ -1,0 +1,67 @@
+"""The machine a record is made on."""
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from qkvbench.results.record import Machine
+
+# Whose versions can move a result.
+LIBRARIES = ("qkv-ablation-bench", "torch", "numpy", "scipy", "scikit-learn")
+
+
+def machine(device: str) -> Machine:
+    """This machine, now; `device` is what the backend computes on."""
+    return Machine(
+        device=device,
+        cores=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
+        load=round(os.getloadavg()[0], 2),
+        platform=f"{_processor()}, {platform.system()} {platform.machine()}",
+        versions={"python": platform.python_version(), **_versions()},
+        code=code_revision(),
+    )
+
+
+@cache
+def code_revision() -> str:
+    """The commit of this code, with a + where files differ from it, or the package's version."""
+    here = Path(__file__).parent
+    try:
+        inside = _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
+        commit = _git(here, "rev-parse", "--short=12", "HEAD")
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no", "--", "..")
+    except (OSError, subprocess.CalledProcessError):
+        return f"package {_versions().get('qkv-ablation-bench', 'unknown')}"
+    return commit + ("+" if inside and changed else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def _processor() -> str:
+    """The processor's own name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown processor"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"

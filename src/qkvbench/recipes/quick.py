@@ -1,0 +1,28 @@
+"""What is each projection worth? Eight variants on four small tasks that attention must solve.
+
+Run       qkvbench run quick
+Takes     about ten minutes on two cores
+Expect    tasks and sizes at which canonical attention learns on one core in seconds; enough to
+          show large losses and to rank speeds of learning, not to show small ones
+"""
+
+from qkvbench.recipes import Study
+
+
+def study() -> Study:
+    """The baseline, the four ties of the study, what the article calls value-only, and MQA."""
+    return Study(
+        name="quick",
+        variants=(
+            "q,k,v",
+            "q=k,v",
+            "q,k=v",
+            "q=k=v",
+            "q,k=R(q),v=R(q)",
+            "q=k=x,v",
+            "q=k=v=x",
+            "q,k,v/1",
+        ),
+        # Recall is solved or not, so it takes more seeds to tell arms apart.
+        seeds={"digits": 3, "sort": 3, "recall": 5, "lm-reviews": 3},
+    )

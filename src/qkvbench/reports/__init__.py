@@ -1,0 +1,39 @@
+"""What is made from a store. Each file of this folder is one report: its name is the file's.
+
+A report has `ABOUT`, a sentence; `SUFFIX`, how its file's name ends; and `render`, which makes its
+whole text from a study's view. To add one, add a file. No report trains, measures or needs a
+framework.
+"""
+
+import importlib
+import pkgutil
+from typing import Protocol, cast
+
+from qkvbench.results.view import View
+
+
+class Report(Protocol):
+    """The contract of a report's module."""
+
+    ABOUT: str
+    SUFFIX: str
+
+    def render(self, view: View) -> str:
+        """The report's text."""
+        ...
+
+
+def names() -> list[str]:
+    """All reports, by name."""
+    return sorted(
+        module.name.replace("_", "-")
+        for module in pkgutil.iter_modules(__path__)
+        if not module.name.startswith("_")
+    )
+
+
+def find(name: str) -> Report:
+    """The report with this name; KeyError where there is none."""
+    if name not in names():
+        raise KeyError(name)
+    return cast(Report, importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))

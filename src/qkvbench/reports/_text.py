@@ -1,0 +1,97 @@
+"""Numbers as text, the same way in every report."""
+
+import math
+from collections.abc import Iterable
+
+from qkvbench.results.record import MetricInfo
+from qkvbench.results.stats import Comparison, Difference, Tally
+from qkvbench.results.view import TaskView
+
+LISTED = " · "
+
+
+def metric_text(metric: MetricInfo) -> str:
+    """The metric's name as words."""
+    return metric.name.replace("_", " ")
+
+
+def decimals(task: TaskView) -> int:
+    """How many decimals the task's scores deserve: one digit of the interval's half, or two."""
+    match task.result:
+        case Comparison(deviation=float(deviation), critical=float(critical)) if deviation > 0:
+            margin = critical * deviation * math.sqrt(2 / len(task.result.seeds))
+            return min(4, max(2, math.ceil(-math.log10(margin / 3))))
+        case _:
+            return 3
+
+
+def number(value: float, places: int) -> str:
+    """A figure with this many decimals and a true minus sign; no negative zero."""
+    text = f"{value:.{places}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def signed(value: float, places: int) -> str:
+    """The same, with its sign."""
+    text = number(value, places)
+    return text if text.startswith("−") or float(text) == 0 else f"+{text}"
+
+
+def share(value: float) -> str:
+    """A part of a whole in percent, without decimals."""
+    return f"{number(100 * value, 0)}%"
+
+
+def change(value: float, base: float) -> str:
+    """How far a value lies from its base, in percent with one decimal: ``−6.2%``."""
+    return f"{signed(100 * (value / base - 1), 1)}%"
+
+
+def p_text(p: float) -> str:
+    """A p value with as many digits as it deserves."""
+    if p < 0.001:
+        return "p<0.001"
+    if p > 0.99:
+        return "p>0.99"
+    return f"p={p:.{3 if p < 0.1 else 2}f}"
+
+
+def bounds(difference: Difference, places: int) -> str:
+    """The interval of a difference; nothing where there is none."""
+    if difference.low is None or difference.high is None:
+        return ""
+    places = telling(difference, places)
+    return f"[{number(difference.low, places)}, {number(difference.high, places)}]"
+
+
+def telling(difference: Difference, places: int) -> int:
+    """As many decimals as it takes: a bound beside zero must not read as zero if zero is out."""
+    nearest = min(abs(difference.low or 0), abs(difference.high or 0))
+    while difference.clear and places < 6 and float(f"{nearest:.{places}f}") == 0:
+        places += 1
+    return places
+
+
+def arms_text(arms: Iterable[str]) -> str:
+    """Equations in a row, marked as such for `spans`."""
+    return LISTED.join(f"`{arm}`" for arm in arms)
+
+
+def seeds_text(result: Comparison | Tally) -> str:
+    """The number of seeds, in words."""
+    return plural(len(result.seeds), "seed")
+
+
+def plural(count: int, noun: str) -> str:
+    """A count and its noun."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def spans(text: str) -> list[tuple[str, bool]]:
+    """The text cut at backquotes, each part with whether it is an equation."""
+    return [(part, index % 2 == 1) for index, part in enumerate(text.split("`")) if part]
+
+
+def printable(text: str) -> str:
+    """One line without control characters: a record's text must not steer a terminal."""
+    return "".join(mark if mark.isprintable() else "\N{REPLACEMENT CHARACTER}" for mark in text)

@@ -1,0 +1,95 @@
+"""The study as one HTML file that needs nothing else: no network, no script, no second file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from qkvbench.cost.units import bytes_text, count_text, seconds_text
+from qkvbench.reports import _figures as figures
+from qkvbench.reports._table import caption, columns, failures, legend, nickname
+from qkvbench.reports._text import (
+    change,
+    decimals,
+    metric_text,
+    number,
+    plural,
+    share,
+    spans,
+)
+from qkvbench.reports._words import findings, limits
+from qkvbench.results.stats import CHANCE_LEVEL, LEVEL, POWER, Comparison, Tally
+from qkvbench.results.view import TaskView, View
+
+ABOUT = "one self-contained web page: the table, the plots, the words and every run"
+SUFFIX = "html"
+
+_FOLDER = Path(__file__).parent
+
+
+def render(view: View) -> str:
+    """The whole page. Text from records is escaped; figures are SVG inside it."""
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "equations": _equations,
+        "bytes": bytes_text,
+        "count": count_text,
+        "seconds": seconds_text,
+        "metric": metric_text,
+        "share": share,
+    }
+    return environment.get_template("_page.html").render(
+        view=view,
+        # Our own file, not a record's text.
+        css=Markup((_FOLDER / "_page.css").read_text(encoding="utf-8")),
+        columns=columns(view),
+        caption=caption(view),
+        legend=legend(view),
+        findings=findings(view),
+        limits=limits(view),
+        cache=_plots(view, figures.against_cache),
+        parameters=_plots(view, figures.against_parameters),
+        curves=_plots(view, figures.curves),
+        anchors={task.name: index for index, task in enumerate(view.tasks)},
+        nickname=nickname,
+        change=change,
+        number=number,
+        plural=plural,
+        decimals=decimals,
+        failures=failures(view),
+        counted=_counted,
+        train_s=_train_s,
+        level=LEVEL,
+        chance_level=CHANCE_LEVEL,
+        power=POWER,
+    )
+
+
+def _plots(view: View, draw: Callable[[TaskView], Markup | None]) -> list[tuple[TaskView, Markup]]:
+    drawn = [(task, draw(task)) for task in view.tasks]
+    return [(task, figure) for task, figure in drawn if figure is not None]
+
+
+def _equations(text: str) -> Markup:
+    """The text with its equations set as code."""
+    return Markup("").join(
+        Markup(f"<code>{escape(part)}</code>") if code else escape(part)
+        for part, code in spans(text)
+    )
+
+
+def _counted(result: Comparison | Tally) -> bool:
+    return isinstance(result, Tally)
+
+
+def _train_s(task: TaskView, arm: str) -> float | None:
+    """The median time that one run of the arm took to train; None where none was observed."""
+    times = sorted(run.observed.train_s for run in task.cell(arm).runs if run.observed is not None)
+    return times[len(times) // 2] if times else None

@@ -1,0 +1,110 @@
+"""The study as a table and some sentences, for a terminal."""
+
+from collections.abc import Sequence
+from io import StringIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from qkvbench.reports._table import Column, Lines, Tone, caption, columns, failures, legend
+from qkvbench.reports._text import printable, spans
+from qkvbench.reports._words import findings, limits
+from qkvbench.results.view import View
+
+ABOUT = "the main table and what it shows, as plain text"
+SUFFIX = "txt"
+
+WIDTH = 120
+STYLES: dict[Tone, str] = {
+    "plain": "",
+    "quiet": "dim",
+    "strong": "bold",
+    "better": "green",
+    "worse": "red",
+    "failed": "yellow",
+}
+
+
+def render(view: View) -> str:
+    """The table and the words, without colours, 120 columns wide."""
+    file = StringIO()
+    console = Console(file=file, width=WIDTH, color_system=None, legacy_windows=False)
+    print_table(view, console)
+    print_words(view, console)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def print_table(view: View, console: Console) -> None:
+    """The main table; in parts, one below the other, where the console is narrow."""
+    console.print(_styled(f"{view.name} · baseline `{view.baseline}`"), style="bold")
+    for line in caption(view):
+        console.print(_styled(line), style="dim")
+    first, *others = columns(view)
+    for part in _parts(first, others, console.width):
+        console.print(_table((first, *part), console.width))
+    for line in legend(view):
+        console.print(_styled(line), style="dim")
+    for line in failures(view):
+        console.print(_styled(line), style="yellow")
+
+
+def print_words(view: View, console: Console) -> None:
+    """What the study shows and what it cannot tell."""
+    parts = {"What this shows": findings(view), "What it cannot tell": limits(view)}
+    for title, notes in parts.items():
+        console.print()
+        console.print(Text(title, style="bold underline"))
+        for note in notes:
+            hanging = Table.grid(padding=(0, 1))
+            topic = _styled(f"{note.topic}: ")
+            topic.stylize("bold cyan")
+            hanging.add_row("•", topic + _styled(note.text))
+            console.print(Padding(hanging, (0, 0, 0, 1)))
+
+
+def _parts(first: Column, others: Sequence[Column], width: int) -> list[list[Column]]:
+    """The columns in as few tables as fit, in their order, each beside the first column."""
+    parts: list[list[Column]] = [[]]
+    for column in others:
+        if parts[-1] and _width((first, *parts[-1], column), gap=1) > width:
+            parts.append([])
+        parts[-1].append(column)
+    return parts
+
+
+def _width(shown: Sequence[Column], *, gap: int) -> int:
+    texts = [
+        (*column.head, *(line.text for cell in column.cells for line in cell)) for column in shown
+    ]
+    return sum(max(len(text) for text in column) for column in texts) + gap * (len(shown) + 1)
+
+
+def _table(shown: Sequence[Column], width: int) -> Table:
+    roomy = _width(shown, gap=2) <= width
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1) if roomy else 0,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for column in shown:
+        table.add_column(
+            "\n".join(column.head), justify="right" if column.numeric else "left", no_wrap=True
+        )
+    rows = list(zip(*(column.cells for column in shown), strict=True))
+    for index, row in enumerate(rows):
+        table.add_row(*(_cell(lines) for lines in row))
+        if index < len(rows) - 1:
+            table.add_row()
+    return table
+
+
+def _cell(lines: Lines) -> Text:
+    return Text("\n").join(Text(printable(line.text), style=STYLES[line.tone]) for line in lines)
+
+
+def _styled(line: str) -> Text:
+    return Text.assemble(*((part, "bold" if code else "") for part, code in spans(printable(line))))

@@ -1,0 +1,263 @@
+"""What a study shows, computed from its store alone: cells, comparisons, costs and what is missing.
+
+Every report is a picture of this one value.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from qkvbench.experiment import Experiment, from_json
+from qkvbench.results.record import Cost, Machine, Measurement, MetricInfo, Record, StudyInfo
+from qkvbench.results.stats import Comparison, Difference, Tally, compare, contrast, tally
+from qkvbench.results.store import Damaged, Store
+from qkvbench.variant import parse, without_value_rotation, write
+
+BASELINE = "q,k,v"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm on one task: its runs by seed, and the seeds that have none."""
+
+    variant: str
+    task: str
+    runs: tuple[Record, ...]
+    missing: tuple[int, ...]
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """The score of each seed that is done."""
+        return {run.seed: run.score for run in self.runs if run.status == "done"}
+
+    @property
+    def failures(self) -> tuple[Record, ...]:
+        """The runs that ended without a score."""
+        return tuple(run for run in self.runs if run.status != "done")
+
+
+@dataclass(frozen=True)
+class SameFunction:
+    """Two arms that can represent the same functions, and what they came to on one task.
+
+    ``difference`` is the second arm's mean minus the first's; None where the task is counted in
+    solved seeds, where an arm is incomplete, or where the baseline did not learn.
+    """
+
+    first: str
+    second: str
+    task: str
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """One task of a study: a cell for each arm, in the study's order, and what they come to."""
+
+    name: str
+    metric: MetricInfo
+    model: str
+    causal: bool
+    steps: int
+    cells: tuple[Cell, ...]
+    result: Comparison | Tally
+    costs: dict[str, Cost]
+    same: tuple[SameFunction, ...]
+
+    def cell(self, variant: str) -> Cell:
+        """The cell of this arm."""
+        return next(cell for cell in self.cells if cell.variant == variant)
+
+
+@dataclass(frozen=True)
+class View:
+    """A whole study. `arms` are equations, the baseline first.
+
+    ``cost_task`` is the task whose model the cost columns describe. ``waiting`` are tasks without
+    a run yet; ``others`` counts runs of the store that are not part of this study.
+    """
+
+    name: str
+    command: str
+    arms: tuple[str, ...]
+    tasks: tuple[TaskView, ...]
+    cost_task: str | None
+    measurements: dict[str, Measurement]
+    damaged: tuple[Damaged, ...]
+    waiting: tuple[str, ...]
+    others: int
+
+    @property
+    def baseline(self) -> str:
+        """The arm that the others are compared with."""
+        return self.arms[0]
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        """What each arm costs in the model of `cost_task`."""
+        none: dict[str, Cost] = {}
+        return next((task.costs for task in self.tasks if task.name == self.cost_task), none)
+
+    @property
+    def runs(self) -> tuple[Record, ...]:
+        """All runs of the study, task by task and arm by arm."""
+        return tuple(run for task in self.tasks for cell in task.cells for run in cell.runs)
+
+    @property
+    def failures(self) -> tuple[Record, ...]:
+        """The runs that ended without a score."""
+        return tuple(run for run in self.runs if run.status != "done")
+
+    @property
+    def machines(self) -> tuple[Machine, ...]:
+        """The different machines and software of what is done; load is left out."""
+        seen = [run.machine for run in self.runs if run.status == "done"]
+        seen += [measurement.machine for measurement in self.measurements.values()]
+        return tuple(
+            {
+                machine.model_copy(update={"load": 0.0}).model_dump_json(): machine
+                for machine in seen
+            }.values()
+        )
+
+    @property
+    def revisions(self) -> tuple[str, ...]:
+        """The code revisions of the runs, in order of first use."""
+        ordered = sorted(self.runs, key=lambda run: run.started)
+        return tuple(dict.fromkeys(run.machine.code for run in ordered))
+
+
+def view(store: Store) -> View:
+    """The study in this store; without a readable `study.json` every run in it is the study."""
+    runs, measurements, damage = store.runs(), store.measurements(), store.study_damage()
+    study = store.study() or _assumed(runs.good)
+    arms = tuple(dict.fromkeys(study.variants)) or (BASELINE,)
+    planned = set(study.runs)
+    chosen = [
+        run
+        for run in runs.good
+        if run.variant in arms
+        and run.task in study.tasks
+        and run.seed < study.seeds.get(run.task, 0)
+        and (run.id in planned or not planned)
+    ]
+    by_task: dict[str, list[Record]] = defaultdict(list)
+    for run in chosen:
+        by_task[run.task].append(run)
+    tasks = tuple(
+        _task(name, arms, _matched(by_task[name]), range(study.seeds[name]))
+        for name in study.tasks
+        if by_task[name]
+    )
+    names = [task.name for task in tasks]
+    cost_task = study.cost_task if study.cost_task in names else next(iter(names), None)
+    model = next((task.model for task in tasks if task.name == cost_task), None)
+    kept = sum(len(cell.runs) for task in tasks for cell in task.cells)
+    return View(
+        name=study.name,
+        command=study.command,
+        arms=arms,
+        tasks=tasks,
+        cost_task=cost_task,
+        measurements=_alike(
+            each for each in measurements.good if each.variant in arms and each.model == model
+        ),
+        damaged=((damage,) if damage else ()) + runs.damaged + measurements.damaged,
+        waiting=tuple(name for name in study.tasks if name not in names),
+        others=len(runs.good) - kept,
+    )
+
+
+def same_functions(arms: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """The pairs of arms that can represent the same functions once an output projection follows."""
+    forms: dict[str, str] = {}
+    for arm in arms:
+        try:
+            forms[arm] = write(without_value_rotation(parse(arm)))
+        except ValueError:
+            # Layers that differ have no single equation, so nothing is said about them.
+            continue
+    return tuple(pair for pair in combinations(forms, 2) if forms[pair[0]] == forms[pair[1]])
+
+
+def _assumed(runs: Sequence[Record]) -> StudyInfo:
+    """The study that these runs seem to be."""
+    arms = sorted({run.variant for run in runs}, key=lambda arm: (arm != BASELINE, arm))
+    tasks = sorted({run.task for run in runs})
+    return StudyInfo(
+        name="runs without a study",
+        command="",
+        variants=arms,
+        tasks=tasks,
+        cost_task=next(
+            (run.task for run in runs if run.cost.cache_bytes_per_token is not None), None
+        ),
+        seeds={task: 1 + max(run.seed for run in runs if run.task == task) for task in tasks},
+        threads=runs[0].threads if runs else 1,
+        precision=runs[0].precision if runs else "",
+        backend=runs[0].backend if runs else "",
+    )
+
+
+def _matched(runs: Sequence[Record]) -> list[Record]:
+    """The runs that differ in nothing but variant and seed; of several such sets the largest."""
+    sets: dict[Experiment, list[Record]] = defaultdict(list)
+    for run in runs:
+        experiment = from_json(run.experiment)
+        model = experiment.model.with_variant(parse(BASELINE))
+        sets[replace(experiment, model=model, seed=0)].append(run)
+    return max(sets.values(), key=lambda each: (len(each), max(run.started for run in each)))
+
+
+def _task(name: str, arms: tuple[str, ...], runs: Sequence[Record], seeds: range) -> TaskView:
+    cells = tuple(_cell(name, arm, runs, seeds) for arm in arms)
+    first = from_json(runs[0].experiment)
+    metric = runs[0].metric
+    scores = {cell.variant: cell.scores for cell in cells}
+    if metric.solved is None:
+        result: Comparison | Tally = compare(
+            scores, baseline=arms[0], seeds=seeds, chance=metric.chance, better=metric.better
+        )
+    else:
+        result = tally(
+            scores, baseline=arms[0], seeds=seeds, solved=metric.solved, better=metric.better
+        )
+    return TaskView(
+        name=name,
+        metric=metric,
+        model=runs[0].model,
+        causal=first.model.causal,
+        steps=first.training.steps,
+        cells=cells,
+        result=result,
+        costs={cell.variant: cell.runs[0].cost for cell in cells if cell.runs},
+        same=tuple(
+            SameFunction(
+                a,
+                b,
+                name,
+                contrast(scores, result, arms=(a, b))
+                if isinstance(result, Comparison) and result.standing == "compared"
+                else None,
+            )
+            for a, b in same_functions(arms)
+        ),
+    )
+
+
+def _cell(task: str, arm: str, runs: Sequence[Record], seeds: range) -> Cell:
+    own = sorted((run for run in runs if run.variant == arm), key=lambda run: run.seed)
+    present = {run.seed for run in own}
+    return Cell(arm, task, tuple(own), tuple(seed for seed in seeds if seed not in present))
+
+
+def _alike(measurements: Iterable[Measurement]) -> dict[str, Measurement]:
+    """One measurement for each arm, all of one kind: the kind that most arms have."""
+    kinds: dict[tuple[object, ...], dict[str, Measurement]] = defaultdict(dict)
+    for each in measurements:
+        kind = (each.context, each.batch, each.backend, each.precision, each.threads)
+        kinds[kind][each.variant] = each
+    if not kinds:
+        return {}
+    return max(kinds.items(), key=lambda item: (len(item[1]), str(item[0])))[1]

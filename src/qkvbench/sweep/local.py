@@ -1,0 +1,173 @@
+"""Each run in a process of its own, forked from a server that has imported the backend once."""
+
+import multiprocessing
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
+from typing import Any, TypeVar, cast
+
+from qkvbench.backends import find, module_of
+from qkvbench.experiment import BackendName, Experiment
+from qkvbench.results.record import Record, Status
+from qkvbench.train.run import run
+
+Report = Callable[[str, int, float], None]
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Died:
+    """A process that ended without an answer, and how."""
+
+    status: Status
+    reason: str
+
+
+@dataclass
+class _Child:
+    """A process that is running, and the end of the pipe from which its news comes."""
+
+    process: Any
+    news: Any
+    what: Any
+    answer: object = None
+
+
+class Workers:
+    """Fresh processes for single calls. All of them are gone when the block ends."""
+
+    def __init__(self, backend: BackendName) -> None:
+        """Processes for work on `backend`; the server that forks them starts with the first."""
+        self.context = _context(backend)
+        self.children: list[_Child] = []
+
+    def __enter__(self) -> "Workers":
+        """The workers."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End what is still running."""
+        for child in self.children:
+            child.process.terminate()
+        for child in self.children:
+            child.process.join()
+
+    def call(self, function: Callable[..., Answer], *arguments: object) -> Answer:
+        """What `function` returns in a process of its own; it has the machine to itself."""
+        child = self._start(function, arguments, function.__name__)
+        while child in self.children:
+            for _, kind, value in self._news():
+                if kind == "died":
+                    raise ChildProcessError(value.reason)
+        return cast(Answer, child.answer)
+
+    def run_all(
+        self, experiments: Sequence[Experiment], jobs: int, report: Report
+    ) -> Iterator[tuple[Experiment, Record | Died]]:
+        """The experiments as they end, `jobs` at a time: a record, or how the process died."""
+        waiting = deque(experiments)
+        while waiting or self.children:
+            while waiting and len(self.children) < jobs:
+                experiment = waiting.popleft()
+                self._start(run, (experiment,), experiment)
+            for child, kind, value in self._news():
+                if kind == "step":
+                    report(child.what.id, *value)
+                else:
+                    yield child.what, value
+
+    def running(self) -> list[Any]:
+        """What is running now."""
+        return [child.what for child in self.children]
+
+    def _start(
+        self, function: Callable[..., object], arguments: tuple[object, ...], what: object
+    ) -> _Child:
+        news, end = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=_work, args=(end, function, arguments), daemon=True)
+        process.start()
+        end.close()
+        child = _Child(process, news, what)
+        self.children.append(child)
+        return child
+
+    def _news(self) -> Iterator[tuple[_Child, str, Any]]:
+        """What the children send; a child that ends without an answer has died."""
+        for connection in wait([child.news for child in self.children], timeout=1.0):
+            child = next(one for one in self.children if one.news is connection)
+            try:
+                kind, value = child.news.recv()
+            except (EOFError, OSError):
+                child.process.join()
+                self.children.remove(child)
+                yield child, "died", _ending(child.process.exitcode)
+                continue
+            if kind == "step":
+                yield child, kind, value
+                continue
+            child.process.join()
+            self.children.remove(child)
+            if kind == "error":
+                yield child, "died", Died("failed", value)
+            else:
+                child.answer = value
+                yield child, kind, value
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Make SIGTERM end the block as Ctrl-C does, with an exit status of its own."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _context(backend: BackendName) -> ForkServerContext | SpawnContext:
+    """Forked from a server that has imported the backend: a second saved for each run.
+
+    CUDA does not survive a fork, so where it is the device each process starts from nothing.
+    """
+    if str(find(backend).device()).startswith("cuda"):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, module_of(backend)])
+    return context
+
+
+def _work(news: Connection, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    """In the child: call the function, and tell how it goes at most a few times a second."""
+    # The parent decides what Ctrl-C means; it reaches the whole group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    last = 0.0
+
+    def tell(step: int, loss: float) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.25:
+            last = time.monotonic()
+            news.send(("step", (step, loss)))
+
+    try:
+        answer = function(*arguments, tell) if function is run else function(*arguments)
+        news.send(("answer", answer))
+    except Exception as error:
+        news.send(("error", f"{type(error).__name__}: {error}"))
+
+
+def _ending(code: int | None) -> Died:
+    """How a process that gave no answer came to its end."""
+    if code is None or code >= 0:
+        return Died("failed", f"The process ended with exit status {code} and no answer.")
+    name = signal.Signals(-code).name
+    likely = " The system does this when memory runs out." if name == "SIGKILL" else ""
+    return Died("killed", f"The process was ended by {name}.{likely}")

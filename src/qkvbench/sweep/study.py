@@ -1,0 +1,142 @@
+"""A study carried out: what is missing is run and measured, and each result is kept at once."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+
+from qkvbench import tasks
+from qkvbench.data import DataUnavailableError
+from qkvbench.experiment import Experiment
+from qkvbench.measure.decode import Conditions, identity, measurements
+from qkvbench.model import Model
+from qkvbench.recipes import Study
+from qkvbench.results.record import Record, StudyInfo
+from qkvbench.results.store import Store
+from qkvbench.sweep.local import Died, Workers
+from qkvbench.train.loop import Trained
+from qkvbench.train.run import now, record
+from qkvbench.variant import parse
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Who is told how a study goes on."""
+
+    def planned(self, missing: int, total: int) -> None:
+        """So many of all runs are to be done."""
+        ...
+
+    def lacking(self, task: str, reason: str) -> None:
+        """The data of a task cannot be had."""
+        ...
+
+    def stepped(self, run: str, step: int, loss: float) -> None:
+        """A run has taken a step."""
+        ...
+
+    def ended(self, record: Record) -> None:
+        """A run has ended, one way or another."""
+        ...
+
+    def measuring(self, arms: int) -> None:
+        """The arms are being timed."""
+        ...
+
+
+def carry_out(
+    study: Study, store: Store, *, command: str, jobs: int, fail_fast: bool, progress: Progress
+) -> None:
+    """Run and measure what the store lacks. The same call again goes on where it stopped.
+
+    On an interrupt the runs under way are noted as such, and the interrupt goes on.
+    """
+    experiments = study.experiments()
+    store.write_study(info(study, command))
+    missing = [run for run in experiments if store.done(run) is None]
+    progress.planned(len(missing), len(experiments))
+    with Workers(experiments[0].backend) as workers:
+        with _interrupts_noted(workers, store):
+            for experiment, answer in _answers(missing, workers, jobs, progress):
+                ended = lost(experiment, answer) if isinstance(answer, Died) else answer
+                store.write_run(ended)
+                progress.ended(ended)
+                if fail_fast and ended.status != "done":
+                    return
+        models = models_to_measure(study)
+        conditions = Conditions(precision=study.precision, threads=study.threads)
+        if study.smoke:
+            conditions = Conditions(
+                precision=study.precision, threads=study.threads, context=256, seconds=0.0
+            )
+        kept = {measured.id for measured in store.measurements().good}
+        # One is missing: all are measured again, for only what ran interleaved compares.
+        if any(identity(model, conditions) not in kept for model in models):
+            progress.measuring(len(models))
+            for measured in measurements(models, conditions, workers.call):
+                store.write_measurement(measured)
+
+
+def _answers(
+    missing: Sequence[Experiment], workers: Workers, jobs: int, progress: Progress
+) -> Iterator[tuple[Experiment, Record | Died]]:
+    """How each run ended. Where a task's data cannot be had, its runs fail before they begin."""
+    lacking: dict[str, Died] = {}
+    for name in dict.fromkeys(run.task for run in missing):
+        # Fetched and prepared once, before many processes ask for it.
+        reason = workers.call(unavailable, name)
+        if reason is not None:
+            lacking[name] = Died("failed", str(reason))
+            progress.lacking(name, str(reason))
+    yield from ((run, lacking[run.task]) for run in missing if run.task in lacking)
+    ready = [run for run in missing if run.task not in lacking]
+    yield from workers.run_all(ready, jobs, progress.stepped)
+
+
+def unavailable(task: str) -> str | None:
+    """Why the data of a task cannot be had; None where they are here, fetched if need be."""
+    try:
+        tasks.find(task).load()
+    except DataUnavailableError as error:
+        return str(error)
+    return None
+
+
+def info(study: Study, command: str) -> StudyInfo:
+    """What the store is made for."""
+    experiments = study.experiments()
+    return StudyInfo(
+        name=study.name,
+        command=command,
+        variants=list(dict.fromkeys(run.variant for run in experiments)),
+        tasks=list(study.seeds),
+        cost_task=study.cost_task,
+        seeds=dict(study.seeds),
+        threads=study.threads,
+        precision=study.precision,
+        backend=experiments[0].backend,
+        runs=[run.id for run in experiments],
+    )
+
+
+def models_to_measure(study: Study) -> list[Model]:
+    """One decoder for each variant, of the task whose costs stand for the study's."""
+    if study.cost_task is None:
+        return []
+    base = study.model_of(study.cost_task)
+    return [base.with_variant(parse(variant)) for variant in study.variants]
+
+
+def lost(experiment: Experiment, how: Died) -> Record:
+    """The record of a run whose process could not write one itself."""
+    task = tasks.find(experiment.task)
+    return record(experiment, task, "unknown", now(), how.status, how.reason, Trained())
+
+
+@contextmanager
+def _interrupts_noted(workers: Workers, store: Store) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        for experiment in workers.running():
+            store.write_run(lost(experiment, Died("interrupted", "The study was interrupted.")))
+        raise

@@ -1,0 +1,59 @@
+"""Multi-query associative recall (arXiv:2312.04927): pairs are shown, then each key is asked for.
+
+``k3 v7 k1 v2 | k1 v2 k3 v7``: only the answers to the second half's keys are scored.
+"""
+
+import numpy as np
+
+from qkvbench.data.batch import UNSCORED
+from qkvbench.experiment import Training
+from qkvbench.model import Decoder, Learned, Start, transformer
+from qkvbench.model.draws import generator
+from qkvbench.tasks import Data, Metric, Task, accuracy
+from qkvbench.tasks._splits import divided
+
+KEYS = 32
+VALUES = 32
+PAIRS = 4
+LENGTH = 4 * PAIRS
+DRAWN = 40_000
+
+
+def load() -> Data:
+    """Different items: keys are unique in an item, values are drawn anew for each of them."""
+    draws = generator(0, "task", "recall")
+    keys = draws.permuted(np.tile(np.arange(KEYS), (DRAWN, 1)), axis=1)[:, :PAIRS]
+    values = KEYS + draws.integers(VALUES, size=(DRAWN, PAIRS))
+    pairs = np.stack([keys, values], axis=2)
+    asked = draws.permuted(np.tile(np.arange(PAIRS), (DRAWN, 1)), axis=1)
+    again = np.take_along_axis(pairs, asked[:, :, None], axis=1)
+
+    items = np.concatenate([pairs, again], axis=1).reshape(DRAWN, -1)
+    _, first = np.unique(items, axis=0, return_index=True)
+    first.sort()
+    targets = np.full_like(items, UNSCORED)
+    targets[:, 2 * PAIRS :: 2] = again[:, :, 1]
+    return divided(items[first], targets[first], validation=256, test=1024)
+
+
+TASK = Task(
+    about="Recall the value that was shown with a key: 4 pairs of 32 keys and 32 values.",
+    benchmark="recall",
+    tier="built-in",
+    version=1,
+    # A model that names any value it was shown scores about 1/PAIRS: better than chance, no recall.
+    metric=Metric("accuracy", "share", "higher", chance=1 / VALUES, solved=0.95),
+    tokens=LENGTH,
+    model=transformer(
+        "recall",
+        Decoder(vocabulary=KEYS + VALUES),
+        layers=2,
+        d_model=64,
+        heads=4,
+        position=Learned(LENGTH),
+        start=Start(table=0.5, position=0.5),
+    ),
+    training=Training(steps=1000, batch=32, learning_rate=2e-3, warmup=50, evaluations=20),
+    load=load,
+    score=accuracy,
+)

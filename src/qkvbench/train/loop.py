@@ -1,0 +1,120 @@
+"""The training loop, on one page: batches in keyed order, a schedule, scores on the way."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int
+
+from qkvbench.backends import Learner
+from qkvbench.data.batch import Outcome, Split
+from qkvbench.experiment import Experiment, Training
+from qkvbench.model.draws import generator
+from qkvbench.results.record import Point
+from qkvbench.tasks import Data, Task
+
+# Tokens scored at a time: few enough that logits stay in a processor's cache.
+SCORED_AT_ONCE = 4096
+
+
+class DivergedError(Exception):
+    """The loss, its gradient or a score is no finite number; the weights are the last healthy."""
+
+
+@dataclass
+class Trained:
+    """What training left: the final scores on the test split, and the way there."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    curve: list[Point] = field(default_factory=list)
+    solved_step: int | None = None
+    step_s: list[float] = field(default_factory=list)
+
+
+def train(
+    experiment: Experiment,
+    task: Task,
+    data: Data,
+    learner: Learner,
+    report: Callable[[int, float], None],
+    trained: Trained,
+) -> None:
+    """Train to the last step and score the test split, filling `trained` on the way.
+
+    `report` hears of every step and its loss. Raises DivergedError before a step that would
+    spoil the weights; what `trained` holds by then stays.
+    """
+    training = experiment.training
+    batches = batch_indices(len(data.train), training, experiment.seed)
+    scored_at = {
+        round(training.steps * (n + 1) / training.evaluations) for n in range(training.evaluations)
+    }
+    for step in range(1, training.steps + 1):
+        batch = data.train.batch(next(batches))
+        began = time.perf_counter()
+        loss, norm = learner.gradients(batch)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise DivergedError(
+                f"At step {step} of {training.steps} the loss was {loss} and the norm of its "
+                f"gradient {norm}; the step was not taken."
+            )
+        learner.update(learning_rate(training, step))
+        trained.step_s.append(time.perf_counter() - began)
+        report(step, loss)
+        if step in scored_at:
+            metrics = score(task, learner, data.validation, training.scored)
+            trained.curve.append(
+                Point(step=step, train_loss=loss, gradient_norm=norm, metrics=metrics)
+            )
+            if trained.solved_step is None and _solved(task, metrics):
+                trained.solved_step = step
+    trained.metrics = score(task, learner, data.test, training.scored)
+
+
+def learning_rate(training: Training, step: int) -> float:
+    """The learning rate of `step`, counted from 1: linear warm-up, then a half cosine."""
+    if step <= training.warmup:
+        return training.learning_rate * step / training.warmup
+    progress = (step - training.warmup) / max(1, training.steps - training.warmup)
+    fall = training.learning_rate - training.final_learning_rate
+    return training.final_learning_rate + fall * (1 + math.cos(math.pi * progress)) / 2
+
+
+def batch_indices(items: int, training: Training, seed: int) -> Iterator[Int[np.ndarray, " batch"]]:
+    """The items of each batch, for ever: every epoch all items once, in an order of its own.
+
+    The order depends on the seed alone, so all arms of a study see the same batches.
+    """
+    epoch, left = 0, np.empty(0, dtype=np.int64)
+    while True:
+        while len(left) < training.batch:
+            order = generator(seed, "order", f"epoch {epoch}").permutation(items)
+            epoch, left = epoch + 1, np.concatenate([left, order])
+        yield left[: training.batch]
+        left = left[training.batch :]
+
+
+def score(task: Task, learner: Learner, split: Split, items: int | None) -> dict[str, float]:
+    """The task's metrics on a split, or on its first `items`."""
+    count = len(split) if items is None else min(items, len(split))
+    size = max(1, SCORED_AT_ONCE // task.tokens)
+    parts = [
+        learner.predict(split.batch(np.arange(first, min(first + size, count))))
+        for first in range(0, count, size)
+    ]
+    metrics = task.score(
+        Outcome(
+            np.concatenate([part.loss for part in parts]),
+            np.concatenate([part.predicted for part in parts]),
+            np.concatenate([part.targets for part in parts]),
+        )
+    )
+    if not all(map(math.isfinite, metrics.values())):
+        raise DivergedError(f"The scores are no finite numbers: {metrics}.")
+    return metrics
+
+
+def _solved(task: Task, metrics: dict[str, float]) -> bool:
+    return task.metric.solved is not None and metrics[task.metric.name] >= task.metric.solved

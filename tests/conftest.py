@@ -1,0 +1,19 @@
+"""What holds for every test: one thread, checked shapes, repeatable examples."""
+
+import os
+
+# Before torch is imported anywhere: the bits of a sum depend on the number of threads.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[variable] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+
+import hypothesis
+from jaxtyping import install_import_hook
+
+# Here only, and in this process only: an arm's own process runs the package as users do.
+install_import_hook("qkvbench", "typecheck.checked")
+
+# The same examples every time; a slow machine is no failure.
+hypothesis.settings.register_profile("here", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("here")

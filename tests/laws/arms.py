@@ -1,0 +1,74 @@
+"""What the laws range over, and how they draw weights. Sizes are small, odd and different."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qkvbench.model import Decoder, Learned, NoPosition, Rotary, Start, transformer
+from qkvbench.variant import every_variant as all_variants
+from qkvbench.variant import parse, resolve, sized, write
+from qkvbench.variant.catalogue import CATALOGUE
+
+SIZE = sized(18, 3)  # head_dim 6: even, for rotary
+TIME = 7
+POSITIONS = [NoPosition(), Rotary(), Learned(11)]
+
+
+def _shared_heads():
+    """Every variant, and where it can be built, with fewer key/value heads."""
+    for variant in all_variants():
+        yield variant
+        shared = replace(variant, kv_heads=1)
+        try:
+            resolve(shared, SIZE)
+        except ValueError:
+            continue
+        yield shared
+
+
+PLANNED = list(_shared_heads())
+# The catalogue's own head sharing asks for heads that 2 divides.
+CATALOGUED = [entry.variant for entry in CATALOGUE]
+EVEN = sized(24, 4)
+
+every_variant = pytest.mark.parametrize("variant", PLANNED, ids=write)
+every_catalogued = pytest.mark.parametrize("variant", CATALOGUED, ids=write)
+every_position = pytest.mark.parametrize("position", POSITIONS, ids=lambda one: one.kind)
+
+
+def drawn(plan, seed=0):
+    """Weights for a plan, in fp64, large enough that nothing is nearly linear."""
+    draws = np.random.default_rng(seed)
+    size = plan.geometry
+    weights = {}
+    for root in plan.projected:
+        rows = root.heads * size.head_dim
+        weights[f"{root.name}.weight"] = draws.normal(size=(rows, size.d_model)) / 2
+        weights[f"{root.name}.bias"] = draws.normal(size=rows)
+    for role, heads in plan.rotated.items():
+        numbers = size.head_dim * (size.head_dim - 1) // 2
+        weights[f"{role}.rotation"] = draws.normal(size=(heads, numbers))
+    weights["o.weight"] = draws.normal(size=(size.d_model, size.heads * size.head_dim))
+    weights["o.bias"] = draws.normal(size=size.d_model)
+    return weights
+
+
+def stream(time=TIME, d_model=SIZE.d_model, seed=1):
+    """A stream of `time` tokens."""
+    return np.random.default_rng(seed).normal(size=(time, d_model))
+
+
+def decoder(variant, position=NoPosition(), size=EVEN, layers=2, vocabulary=13):
+    """A small decoder spec with this variant in every layer."""
+    model = transformer(
+        "law",
+        Decoder(vocabulary),
+        layers=layers,
+        d_model=size.d_model,
+        heads=size.heads,
+        position=position,
+        start=Start(table=0.5, position=0.5),
+        feed_forward=29,
+    )
+    return model.with_variant(parse(variant) if isinstance(variant, str) else variant)

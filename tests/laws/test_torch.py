@@ -1,0 +1,287 @@
+"""The PyTorch backend against the reference, and its two ways of running a plan."""
+
+import numpy as np
+import pytest
+import torch
+
+from laws.arms import (
+    EVEN,
+    SIZE,
+    TIME,
+    decoder,
+    drawn,
+    every_catalogued,
+    every_position,
+    every_variant,
+    stream,
+)
+from qkvbench import reference
+from qkvbench.backends.torch import (
+    Attention,
+    attention,
+    build,
+    load,
+    named_weights,
+    read,
+    save,
+    start,
+)
+from qkvbench.model import NoPosition, Rotary
+from qkvbench.variant import parse, resolve, without_value_rotation, write
+
+# fp64 rounding of sums over tens of numbers of size one.
+EXACT = 1e-11
+BATCH = 3
+
+
+def _layer(variant, position=NoPosition(), *, causal=True, size=SIZE):
+    layer = Attention(variant, size.d_model, size.heads, position=position, causal=causal).double()
+    with torch.no_grad():
+        for name, value in drawn(layer.plan).items():
+            layer.split()[name].copy_(torch.from_numpy(value))
+    return layer
+
+
+def _network(model, seed=0):
+    network = build(model).double()
+    start(network, model, seed)
+    return network
+
+
+def _slopes(layer):
+    """The gradients under the names of the weights."""
+    twin = _layer(layer.plan.variant, size=layer.plan.geometry)
+    with torch.no_grad():
+        for own, parameter in zip(twin.parameters(), layer.parameters(), strict=True):
+            own.copy_(parameter.grad)
+    return {name: value.detach() for name, value in twin.split().items()}
+
+
+def _tokens(seed=0, time=TIME):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 13, size=(BATCH, time)))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@every_position
+@every_variant
+def test_the_layer_is_the_reference(variant, position, causal):
+    layer, x = _layer(variant, position, causal=causal), stream()
+    expected = reference.forward(layer.plan, drawn(layer.plan), x, causal=causal, position=position)
+    found = layer(torch.from_numpy(x)[None])[0]
+    np.testing.assert_allclose(found.detach().numpy(), expected, atol=EXACT)
+
+
+@every_catalogued
+def test_gradients_are_the_central_differences_of_the_reference(variant):
+    layer = _layer(variant, Rotary(), size=EVEN)
+    weights, x = drawn(layer.plan), stream(d_model=EVEN.d_model)
+    draws = np.random.default_rng(5)
+    into = draws.normal(size=x.shape)
+    loss = (layer(torch.from_numpy(x)[None])[0] * torch.from_numpy(into)).sum()
+    loss.backward()
+    slopes = _slopes(layer)
+
+    def value(step, along):
+        moved = {name: weights[name] + step * along[name] for name in weights}
+        y = reference.forward(layer.plan, moved, x, causal=True, position=Rotary())
+        return float((y * into).sum())
+
+    for name in weights:
+        along = {other: np.zeros_like(each) for other, each in weights.items()}
+        along[name] = draws.normal(size=weights[name].shape)
+        step = 1e-6
+        expected = (value(step, along) - value(-step, along)) / (2 * step)
+        found = float((slopes[name].numpy() * along[name]).sum())
+        # The difference quotient itself is good to about eight digits.
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5), name
+
+
+@every_position
+@every_variant
+def test_decoding_step_by_step_is_one_forward_pass(variant, position):
+    network = _network(decoder(variant, position, size=SIZE))
+    tokens = _tokens()
+    whole = network(tokens)
+    cache = network.new_cache(BATCH, TIME)
+    steps = [network.step(tokens[:, time], cache) for time in range(TIME)]
+    torch.testing.assert_close(torch.stack(steps, dim=1), whole, rtol=0, atol=EXACT)
+
+
+@every_position
+@every_variant
+def test_a_prefill_and_steps_with_left_padding_are_one_forward_pass_without(variant, position):
+    network = _network(decoder(variant, position, size=SIZE))
+    tokens, padding = _tokens(), torch.tensor([0, 3, 1])
+    padded = torch.full((BATCH, TIME), 7)
+    for row, count in enumerate(padding.tolist()):
+        padded[row, count:] = tokens[row, : TIME - count]
+    alone = [
+        network(tokens[row : row + 1, : TIME - count])[0]
+        for row, count in enumerate(padding.tolist())
+    ]
+    whole = network(padded, padding)
+    for row, count in enumerate(padding.tolist()):
+        torch.testing.assert_close(whole[row, count:], alone[row], rtol=0, atol=EXACT)
+
+    cache = network.new_cache(BATCH, TIME)
+    first = network.prefill(padded[:, :-2], cache, padding)
+    logits = [first, network.step(padded[:, -2], cache), network.step(padded[:, -1], cache)]
+    for back, found in enumerate(reversed(logits), start=1):
+        expected = torch.stack([rows[-back] for rows in alone])
+        torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
+
+
+@every_catalogued
+def test_a_shared_root_is_read_as_key_tile_by_tile(variant, monkeypatch):
+    network = _network(decoder(variant, Rotary()))
+    tokens = _tokens()
+    monkeypatch.setattr(attention, "TILE", 2)
+    cache = network.new_cache(BATCH, TIME)
+    steps = [network.step(tokens[:, time], cache) for time in range(TIME)]
+    torch.testing.assert_close(torch.stack(steps, dim=1), network(tokens), rtol=0, atol=EXACT)
+
+
+@every_catalogued
+def test_a_later_token_changes_nothing_earlier(variant):
+    network = _network(decoder(variant, Rotary()))
+    tokens = _tokens()
+    changed = tokens.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 13
+    before, after = network(tokens), network(changed)
+    torch.testing.assert_close(after[:, :-1], before[:, :-1], rtol=0, atol=0)
+    assert not torch.equal(after[:, -1], before[:, -1])
+
+
+@every_variant
+def test_only_the_roots_of_the_plan_have_weights(variant):
+    layer = _layer(variant)
+    plan = resolve(variant, SIZE)
+    matrices = {name.removesuffix(".weight") for name in layer.split() if name.endswith(".weight")}
+    assert matrices == {"o", *(root.name for root in plan.projected)}
+    assert {name for name in layer.split() if name.endswith("rotation")} == {
+        f"{role}.rotation" for role in plan.rotated
+    }
+
+
+@every_catalogued
+def test_tied_roles_are_one_tensor_before_and_after_saving(variant, tmp_path):
+    network = _network(decoder(variant))
+    save(network, tmp_path / "weights.safetensors")
+    again = _network(decoder(variant), seed=1)
+    load(again, read(tmp_path / "weights.safetensors"))
+    for name, tensor in named_weights(again).items():
+        assert torch.equal(tensor, named_weights(network)[name]), name
+    for module in (network, again):
+        layer = module.blocks[0].attention
+        made = layer.project(torch.ones(1, 2, EVEN.d_model, dtype=torch.float64))
+        rotations = layer.rotations()
+        plan = layer.plan
+        # Without positions, tied roles are the very same memory.
+        places = {role: layer.make(plan.paths[role], made, rotations).data_ptr() for role in "qkv"}
+        for first, second in [("q", "k"), ("k", "v"), ("q", "v")]:
+            tied = plan.paths[first].root == plan.paths[second].root and not plan.rotated
+            assert (places[first] == places[second]) == tied
+
+
+def test_loading_other_weights_is_refused_by_name(tmp_path):
+    save(_network(decoder("q,k=v")), tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"v\.weight"):
+        load(_network(decoder("q,k,v")), read(tmp_path / "weights.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("tied", "root", "roles"),
+    [("q=k,v", "q", "qk"), ("q,k=v", "k", "kv"), ("q=v,k", "q", "qv"), ("q=k=v", "q", "qkv")],
+)
+def test_a_tied_matrix_receives_the_sum_of_the_gradients_of_its_roles(tied, root, roles):
+    layer, whole = _layer(tied), _layer("q,k,v")
+    with torch.no_grad():
+        for role in "qkv":
+            source = root if role in roles else role
+            for part in ("weight", "bias"):
+                whole.split()[f"{role}.{part}"].copy_(layer.split()[f"{source}.{part}"])
+        for part in ("weight", "bias"):
+            whole.split()[f"o.{part}"].copy_(layer.split()[f"o.{part}"])
+    x = torch.from_numpy(stream())[None]
+    for each in (layer, whole):
+        each(x).square().sum().backward()
+    for part in ("weight", "bias"):
+        summed = sum(_slopes(whole)[f"{role}.{part}"] for role in roles)
+        torch.testing.assert_close(_slopes(layer)[f"{root}.{part}"], summed, rtol=1e-9, atol=1e-9)
+
+
+@every_catalogued
+def test_arms_share_the_initial_values_of_what_they_share(variant):
+    baseline = named_weights(_network(decoder("q,k,v"), seed=3))
+    arm = named_weights(_network(decoder(variant), seed=3))
+    other_seed = named_weights(_network(decoder(variant), seed=4))
+    # With fewer heads a matrix has another shape, and is not shared.
+    shared = [name for name in arm if name in baseline and arm[name].shape == baseline[name].shape]
+    assert {"embedding.table", "blocks.1.feed_forward.up.weight"} <= set(shared)
+    for name in shared:
+        assert torch.equal(arm[name], baseline[name]), name
+    assert not torch.equal(arm["embedding.table"], other_seed["embedding.table"])
+
+
+@every_catalogued
+def test_a_rotation_on_the_value_folds_into_the_output_projection(variant):
+    layer = _layer(variant, size=EVEN)
+    plain = _layer(without_value_rotation(variant), size=EVEN)
+    group = EVEN.heads // layer.plan.heads("v")
+    extra = [op for op in layer.plan.paths["v"].ops if op not in plain.plan.paths["v"].ops]
+    with torch.no_grad():
+        columns = layer.o.weight.view(EVEN.d_model, EVEN.heads, EVEN.head_dim)
+        for op in reversed(extra):
+            turn = layer.rotations()[op.role].repeat_interleave(group, 0)
+            columns = torch.einsum("ohe,hed->ohd", columns, turn)
+        for name, value in plain.split().items():
+            value.copy_(layer.split()[name])
+        plain.o.weight.copy_(columns.reshape(EVEN.d_model, -1))
+    x = torch.from_numpy(stream(d_model=EVEN.d_model))[None]
+    torch.testing.assert_close(plain(x), layer(x), rtol=0, atol=EXACT)
+
+
+@every_catalogued
+def test_bf16_products_stay_near_fp32(variant):
+    model = decoder(variant, Rotary())
+    network = build(model)
+    start(network, model, seed=0)
+    tokens = _tokens()
+    whole = network(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(tokens)
+    # bf16 keeps eight bits, and errors add up over two layers.
+    assert (found.float() - whole).abs().max() < 0.1 * whole.abs().max()
+
+
+@every_catalogued
+def test_the_cache_is_refused_more_than_it_holds(variant):
+    network = _network(decoder(variant))
+    cache = network.new_cache(BATCH, 2)
+    network.prefill(_tokens(time=2), cache)
+    with pytest.raises(ValueError, match="holds 2 tokens"):
+        network.step(_tokens()[:, 0], cache)
+
+
+def test_the_library_s_door_is_a_drop_in_layer_and_a_model():
+    import qkvbench
+
+    layer = qkvbench.torch.Attention("q,k=v", d_model=24, heads=4)
+    x = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(0))
+    layer(x).sum().backward()
+    assert layer(x).shape == x.shape
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+    model = qkvbench.torch.decoder("q,k=v/1", vocabulary=13, layers=2, d_model=24, heads=4)
+    assert model(_tokens()).shape == (BATCH, TIME, 13)
+    assert write(model.blocks[0].attention.plan.variant) == "q,k=v/1"
+
+
+def test_the_layer_keeps_no_mask_and_no_buffer():
+    network = build(decoder("q,k,v", Rotary()))
+    network(_tokens())
+    assert list(network.buffers()) == []
+
+
+def test_a_plan_that_cannot_be_is_refused_where_the_layer_is_made():
+    with pytest.raises(ValueError, match="both need as many heads"):
+        Attention(parse("q=k,v/2"), d_model=24, heads=4)

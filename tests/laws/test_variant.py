@@ -1,0 +1,142 @@
+"""A variant is a value: one text, one canonical form, one plan at each size."""
+
+from dataclasses import replace
+
+import pytest
+
+from laws.arms import PLANNED, SIZE, every_catalogued, every_variant
+from qkvbench.variant import (
+    Own,
+    Rotated,
+    Same,
+    Stream,
+    Turn,
+    Variant,
+    parse,
+    resolve,
+    sized,
+    without_value_rotation,
+    write,
+)
+from qkvbench.variant import every_variant as all_variants
+from qkvbench.variant.catalogue import CATALOGUE, named
+
+
+@every_variant
+def test_parsing_what_is_written_gives_the_variant_back(variant):
+    assert parse(write(variant)) == variant
+
+
+def test_the_sources_give_34_variants_and_20_functions():
+    variants = list(all_variants())
+    assert len(variants) == len(set(map(write, variants))) == 34
+    assert len({without_value_rotation(variant) for variant in variants}) == 20
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("v = k, q", "q,k=v"),
+        ("Q,K=R(Q),V=R(Q)", "q,k=R(q),v=R(q)"),
+        ("x=k=q,v", "q=k=x,v"),
+        ("q,k=R(q)=v", "q,k=v=R(q)"),
+        ("q=x,k=q,v=R(k)", "q=k=x,v=R(q)"),
+        ("q=k,k=v", "q=k=v"),
+        ("q,k,v/4", "q,k,v/4"),
+    ],
+)
+def test_any_way_to_write_an_equation_has_one_canonical_text(written, canonical):
+    assert write(parse(written)) == canonical
+
+
+def test_a_tie_to_a_tied_role_is_a_tie_to_the_first():
+    assert Variant(Own(), Same("q"), Same("k")) == Variant(Own(), Same("q"), Same("q"))
+    assert Variant(Stream(), Same("q"), Own()) == Variant(Stream(), Stream(), Own())
+    assert Variant(Stream(), Stream(), Rotated("k")) == Variant(Stream(), Stream(), Rotated("q"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "q",
+        "q,k",
+        "q,k,w",
+        "q,k,v/0",
+        "q,k,v/-1",
+        "q,k,v/",
+        "q,k,v/2/2",
+        "q,k=R(v),v",
+        "R(q),k,v",
+        "q,k=x=R(q),v",
+        "q,k=R(q)=R(k),v",
+        "q,k=R(x),v",
+        "q;k;v",
+        "q,k,v=",
+        "q=R(q),k,v",
+    ],
+)
+def test_what_is_no_equation_is_refused_with_an_example(text):
+    with pytest.raises(ValueError, match=r"write|cannot"):
+        parse(text)
+
+
+def test_a_matrix_exists_for_each_own_role_and_no_other():
+    for variant in PLANNED:
+        own = {role for role in ("q", "k", "v") if variant.source(role) == Own()}
+        assert {root.name for root in resolve(variant, SIZE).projected} == own
+
+
+@every_variant
+def test_positions_never_turn_a_value(variant):
+    plan = resolve(variant, SIZE)
+    assert Turn() not in plan.paths["v"].ops
+    assert Turn() not in plan.kept_value.path.ops
+
+
+@every_variant
+def test_a_cache_keeps_one_tensor_where_key_and_value_have_one_root_else_two(variant):
+    plan = resolve(variant, SIZE)
+    shared = plan.paths["k"].root == plan.paths["v"].root
+    assert len(plan.kept) == (1 if shared else 2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["q=k,v/1", "q,k=R(q),v/1", "q=v,k/1", "q,k,v=R(q)/1", "q,k=x,v/1", "q,k,v=x/1", "q=k=v=x/1"],
+)
+def test_fewer_key_value_heads_are_refused_where_key_or_value_has_a_root_with_all(text):
+    with pytest.raises(ValueError, match="both need as many heads"):
+        resolve(parse(text), SIZE)
+    as_many = replace(parse(text), kv_heads=SIZE.heads)
+    assert resolve(as_many, SIZE).geometry.kv_heads == SIZE.heads
+
+
+def test_a_stream_that_cannot_be_cut_into_the_heads_is_refused():
+    with pytest.raises(ValueError, match="heads × head_dim must be d_model"):
+        resolve(parse("q=x,k,v"), sized(20, 3, head_dim=6))
+
+
+def test_heads_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="cannot be divided"):
+        sized(20, 3)
+    with pytest.raises(ValueError, match="take one of 1, 3"):
+        resolve(parse("q,k,v/2"), SIZE)
+
+
+@every_catalogued
+def test_every_name_of_the_catalogue_means_its_canonical_equation(variant):
+    entry = next(each for each in CATALOGUE if each.variant == variant)
+    assert write(variant) == entry.equation
+    assert named(entry.name.upper()) == variant
+    assert entry.origin.startswith(("arXiv:", "hypothesis:"))
+
+
+def test_the_names_and_equations_of_the_catalogue_are_different():
+    assert len({entry.name for entry in CATALOGUE}) == len(CATALOGUE)
+    assert len({entry.equation for entry in CATALOGUE}) == len(CATALOGUE)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="Did you mean shared-kv"):
+        named("sharedkv")

@@ -1,0 +1,54 @@
+"""Each formula has a source, and each source an entry in docs/references.bib."""
+
+import re
+
+import pytest
+
+from policy.tree import ROOT, text_files, where
+from qkvbench.variant.catalogue import CATALOGUE
+
+CITATION = re.compile(r"arXiv:(\d{4}\.\d{5})")
+ENTRY = re.compile(r"^@\w+\{(?P<body>.*?)^\}", re.MULTILINE | re.DOTALL)
+FIELD = re.compile(r"^\s*(\w+)\s*=\s*\{(.*?)\},?$", re.MULTILINE | re.DOTALL)
+
+
+def _entries() -> dict[str, dict[str, str]]:
+    """The fields of each entry of the bibliography, by arXiv number."""
+    text = (ROOT / "docs" / "references.bib").read_text()
+    fields = [dict(FIELD.findall(entry["body"])) for entry in ENTRY.finditer(text)]
+    return {entry["eprint"]: entry for entry in fields}
+
+
+def test_every_citation_has_an_entry_in_the_bibliography():
+    entries = _entries()
+    unknown = [
+        f"{where(path, text, found.start())} cites {found[0]}"
+        for path in text_files()
+        for text in [path.read_text()]
+        for found in CITATION.finditer(text)
+        if found[1] not in entries
+    ]
+    assert unknown == []
+
+
+def test_every_entry_of_the_bibliography_says_who_what_and_when():
+    assert _entries()
+    for entry in _entries().values():
+        assert {"author", "title", "year", "archiveprefix"} <= entry.keys()
+
+
+@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
+def test_every_variant_has_a_citation_or_a_hypothesis(entry):
+    assert re.match(r"arXiv:\d{4}\.\d{5}|hypothesis: \w", entry.origin)
+    assert entry.about
+    assert entry.about[0].islower()
+
+
+def test_names_and_equations_of_the_catalogue_are_different_and_canonical():
+    from qkvbench.variant import parse, write
+
+    assert len({entry.name for entry in CATALOGUE}) == len(CATALOGUE)
+    assert len({entry.variant for entry in CATALOGUE}) == len(CATALOGUE)
+    assert [write(parse(entry.equation)) for entry in CATALOGUE] == [
+        entry.equation for entry in CATALOGUE
+    ]

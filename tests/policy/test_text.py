@@ -1,0 +1,75 @@
+"""What must not be written anywhere, and what only in one place."""
+
+import ast
+import re
+
+import pytest
+
+from policy.tree import ROOT, SOURCE, python_files, text_files, where
+
+# An address of a file on one machine; system folders that every machine has are no such thing.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/}$*~)\]-])/(?!usr/|bin/|dev/|etc/|proc/|sys/)[a-z][\w.-]*/[\w.-]+"
+)
+INDEX_OPTION = re.compile(r"\b(extra-)?index-url\b|\bfind-links\b|\btrusted-host\b", re.IGNORECASE)
+PRIVATE_HOST = re.compile(
+    r"https?://((?!127\.)\d+\.\d+\.\d+\.\d+|[\w.-]+\.(internal|local|lan|corp|home))\b"
+)
+
+# Figures of a popular article that could not be reproduced: a result here comes from a run.
+ARTICLE_FIGURES = re.compile(
+    r"(?<![\w.])(85\.2|84\.9|84\.7|77\.5|62\.3|28\.4|18\.9|12\.3|10\.8)(?![\w.]*\d)"
+)
+
+BYTES_TO_TEXT = re.compile(r"\b1024\s*\*\*|(?<!/)/\s*1024\b")
+
+LOADS_CODE = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
+
+
+def _matches(pattern, files):
+    return [
+        f"{where(path, text, found.start())}: {found[0]}"
+        for path in files
+        for text in [path.read_text()]
+        for found in pattern.finditer(text)
+    ]
+
+
+@pytest.mark.parametrize("pattern", [MACHINE_PATH, INDEX_OPTION, PRIVATE_HOST])
+def test_no_file_names_a_machine_or_a_place_to_install_from(pattern):
+    this_file = ROOT / "tests" / "policy" / "test_text.py"
+    files = [path for path in text_files() if path not in (this_file, ROOT / "LICENSE")]
+    assert _matches(pattern, files) == []
+
+
+def test_a_path_of_a_machine_is_recognized():
+    assert MACHINE_PATH.search('open("/home/ann/data")')
+    assert MACHINE_PATH.search("see /srv/data/set")
+    assert not MACHINE_PATH.search("#!/usr/bin/env bash")
+    assert not MACHINE_PATH.search("src/qkvbench/variant and https://arxiv.org/abs")
+
+
+def test_bytes_become_text_in_one_place():
+    files = [path for path in python_files(SOURCE) if path != SOURCE / "cost" / "units.py"]
+    assert _matches(BYTES_TO_TEXT, files) == []
+
+
+def test_no_figure_of_the_article_is_written_in_the_source():
+    files = [path for path in python_files(SOURCE) if SOURCE / "claims" not in path.parents]
+    assert _matches(ARTICLE_FIGURES, files) == []
+
+
+@pytest.mark.parametrize("path", python_files(SOURCE), ids=lambda path: path.stem)
+def test_no_module_loads_what_could_be_code(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import(names):
+                assert LOADS_CODE.isdisjoint(alias.name.split(".")[0] for alias in names)
+            case ast.ImportFrom(module=str(module)):
+                assert module.split(".")[0] not in LOADS_CODE
+            case ast.Call(func=ast.Name(id=name)):
+                assert name not in ("eval", "exec")
+            case ast.Attribute(value=ast.Name(id="torch"), attr=name):
+                assert name != "load"
+            case ast.keyword(arg="allow_pickle", value=ast.Constant(value=allowed)):
+                assert not allowed

@@ -1,0 +1,424 @@
+"""A report says what its store holds: all of it, no more, and safely."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from io import StringIO
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import fake_study
+from qkvbench import reports
+from qkvbench.cost.units import bytes_text, count_text, seconds_text
+from qkvbench.reports import _figures as figures
+from qkvbench.reports import _words as words
+from qkvbench.reports import page, summary, terminal
+from qkvbench.results.stats import Comparison, Tally
+from qkvbench.results.store import Store
+from qkvbench.results.view import same_functions, view
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return fake_study.build(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def study(store):
+    return view(store)
+
+
+@pytest.fixture(scope="module")
+def html(study):
+    return page.render(study)
+
+
+def printed(study, width):
+    file = StringIO()
+    console = Console(file=file, width=width, color_system=None)
+    terminal.print_table(study, console)
+    terminal.print_words(study, console)
+    return file.getvalue()
+
+
+def said(notes):
+    return "\n".join(f"{note.topic}: {note.text}" for note in notes)
+
+
+def small(path, records, arms=fake_study.ARMS[:3], tasks=("digits",), **changes):
+    """The view of a store with these records."""
+    store = Store(path)
+    store.write_study(fake_study.info(arms, tasks).model_copy(update=changes))
+    for record in records:
+        store.write_run(record)
+    return view(store)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (bytes_text(0), "0 B"),
+        (bytes_text(768), "768 B"),
+        (bytes_text(1536), "1.5 KiB"),
+        (bytes_text(81_920), "80 KiB"),
+        (bytes_text(1_048_575), "1 MiB"),
+        (count_text(999), "999"),
+        (count_text(999_999), "1 M"),
+        (count_text(1_234_567), "1.23 M"),
+        (seconds_text(0.000412), "412 µs"),
+        (seconds_text(0.0009996), "1 ms"),
+        (seconds_text(12.345), "12.3 s"),
+        (seconds_text(59.7), "1 min 0 s"),
+        (seconds_text(3_700), "1 h 1 min"),
+    ],
+)
+def test_numbers_get_units_without_losing_their_first_three_digits(text, expected):
+    assert text == expected
+
+
+def test_every_report_keeps_the_contract(study):
+    assert {"page", "summary", "terminal"} <= set(reports.names())
+    for name in reports.names():
+        report = reports.find(name)
+        assert report.ABOUT
+        assert report.SUFFIX
+        assert report.render(study) == report.render(study)
+
+
+def test_an_unknown_report_is_a_key_error():
+    with pytest.raises(KeyError):
+        reports.find("_words")
+
+
+def test_reports_bring_no_framework():
+    code = (
+        "import sys, qkvbench.reports.page, qkvbench.reports.terminal, qkvbench.reports.summary;"
+        "print(sorted({'torch', 'jax', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_the_view_has_a_cell_for_each_arm_and_task(study):
+    assert [task.name for task in study.tasks] == list(fake_study.SEEDS)
+    for task in study.tasks:
+        assert [cell.variant for cell in task.cells] == list(fake_study.ARMS)
+    kinds = {task.name: type(task.result) for task in study.tasks}
+    assert kinds["recall"] is Tally
+    assert kinds["digits"] is Comparison
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+def test_the_table_fits_its_console(study, width):
+    assert max(len(line) for line in printed(study, width).splitlines()) <= width
+
+
+def test_at_120_columns_there_is_one_table(study):
+    assert printed(study, 120).count("Configuration") == 1
+    assert printed(study, 80).count("Configuration") > 1
+
+
+def test_every_arm_and_column_is_in_the_table(study):
+    text = printed(study, 160)
+    for arm in fake_study.ARMS:
+        assert re.search(rf"^ {re.escape(arm)} ", text, re.MULTILINE)
+    for title in (
+        "Parameters",
+        "digits",
+        "sort",
+        "recall",
+        "lm-reviews",
+        "MACs",
+        "Cache",
+        "Decode",
+    ):
+        assert title in text
+
+
+def test_the_cost_columns_name_their_task(study):
+    assert "the model of lm-reviews" in printed(study, 120)
+
+
+def test_a_run_that_diverged_is_in_its_row_and_its_reason_below(study):
+    text = printed(study, 120)
+    assert "1 diverged" in text
+    assert "lm-reviews: q=k=x,v seed 1 diverged: the loss was not a number at step 214" in text
+
+
+def test_runs_that_failed_for_one_reason_share_a_line(tmp_path):
+    lost = {"status": "failed", "metrics": {}, "curve": [], "reason": "no data\nTraceback"}
+    records = [each.model_copy(update=lost) for each in fake_study.scored("digits")]
+    text = printed(small(tmp_path, records, arms=fake_study.ARMS), 120)
+    assert "digits: all 24 runs failed: no data\n" in text
+
+
+def test_a_clear_loss_is_told_with_its_direction_and_interval(study):
+    text = said(words.findings(study))
+    each = next(task for task in study.tasks if task.name == "lm-reviews")
+    difference = each.result.differences["q=k=v=x"]
+    assert "Worse than `q,k,v`, higher by: " in text
+    expected = f"`q=k=v=x` {difference.value:.3f} ({difference.low:.3f} to {difference.high:.3f})"
+    assert expected in text
+
+
+def test_what_is_not_distinguished_is_told_with_what_could_be(study):
+    digits = next(note for note in words.findings(study) if note.topic == "digits")
+    detectable = study.tasks[0].result.detectable
+    assert "Not distinguishable from `q,k,v`: " in digits.text
+    assert f"Smallest detectable difference (80% power): {detectable:.3f}" in digits.text
+
+
+def test_solved_seeds_are_told_in_words(study):
+    recall = next(note for note in words.findings(study) if note.topic == "recall")
+    assert "`q=k=v` 0 of 5" in recall.text
+    assert "only one that solves none could be told from 5" in recall.text
+
+
+def test_an_arm_that_loses_nowhere_is_told_apart_from_one_that_does(study):
+    first, second = words.findings(study)[:2]
+    assert "q,k,v/1" in first.text
+    assert "q=k=v=x" not in first.text
+    assert "`q=k=v=x` (digits, sort, recall, lm-reviews)" in second.text
+
+
+def test_the_limits_name_what_is_incomplete_and_damaged(study):
+    text = said(words.limits(study))
+    assert "`q=k=x,v` (lm-reviews)" in text
+    assert "0000000000000000.json" in text
+    assert "measure speed of learning more than capacity" in text
+
+
+def test_mixed_revisions_are_named(tmp_path):
+    records = fake_study.scored("digits", fake_study.ARMS[:3])
+    study = small(tmp_path, [fake_study.revised(records[0], "0000late"), *records[1:]])
+    assert "0000made" in said(words.limits(study))
+    assert "0000late" in said(words.limits(study))
+    assert "0000late" in page.render(study)
+
+
+def test_a_baseline_at_chance_did_not_learn(tmp_path):
+    records = [
+        fake_study.record(each, score=0.10 + 0.01 * each.seed)
+        for each in fake_study.experiments("digits", fake_study.ARMS[:3])
+    ]
+    study = small(tmp_path, records)
+    text = printed(study, 120)
+    assert "The baseline did not learn: q,k,v scores" in text
+    assert re.search(r" baseline .*\n.* did not learn", text)
+    assert "Worse than" not in text
+
+
+def test_one_seed_proves_nothing(tmp_path):
+    records = fake_study.scored("digits", fake_study.ARMS[:3])
+    study = small(tmp_path, [each for each in records if each.seed == 0], seeds={"digits": 1})
+    text = printed(study, 120)
+    assert "One seed shows no spread" in text
+    assert "[" not in text
+    assert "±" not in terminal.render(study).split("Score ±")[0]
+    assert page.render(study)
+
+
+def test_scores_that_never_vary_have_no_interval(tmp_path):
+    records = [fake_study.record(each, 1.0) for each in fake_study.experiments("digits")]
+    study = small(tmp_path, records, arms=fake_study.ARMS)
+    assert "no interval" in printed(study, 120)
+    assert page.render(study)
+
+
+def test_a_baseline_that_failed_compares_nothing(tmp_path):
+    records = fake_study.scored("digits", fake_study.ARMS[:3])
+    failed = [
+        each.model_copy(update={"status": "oom", "metrics": {}, "curve": [], "reason": "no room"})
+        if each.variant == "q,k,v"
+        else each
+        for each in records
+    ]
+    text = printed(small(tmp_path, failed), 120)
+    assert re.search(r" baseline +–.*\n.* incomplete", text)
+    assert "3 oom" in text
+    assert "`q,k,v` lacks seeds, so nothing is compared.".replace("`", "") in text
+
+
+def test_an_arm_without_a_record_is_a_row_of_its_own(tmp_path):
+    records = fake_study.scored("digits", fake_study.ARMS[:2])
+    study = small(tmp_path, records, arms=fake_study.ARMS[:3])
+    assert "3 missing" in printed(study, 120)
+    assert "no record" in page.render(study)
+
+
+def test_an_encoder_has_a_dash_for_its_cache_and_no_cache_plot(tmp_path):
+    study = small(tmp_path, fake_study.scored("digits", fake_study.ARMS[:3]))
+    assert figures.against_cache(study.tasks[0]) is None
+    assert "0 B" not in printed(study, 120)
+    assert "No task of this study has a model with a cache" in page.render(study)
+
+
+def test_runs_of_another_budget_are_not_mixed_in(tmp_path):
+    longer = [
+        replace(each, training=replace(each.training, steps=5))
+        for each in fake_study.experiments("digits", fake_study.ARMS[:1])
+    ]
+    records = fake_study.scored("digits", fake_study.ARMS[:3])
+    study = small(tmp_path, [*records, *(fake_study.record(each, 0.2) for each in longer)])
+    assert study.others == 3
+    assert len(study.runs) == 9
+    assert study.tasks[0].steps != 5
+
+
+def test_only_runs_that_were_asked_for_belong_to_a_study(tmp_path):
+    records = fake_study.scored("digits", fake_study.ARMS[:3])
+    study = small(tmp_path, records, runs=[each.id for each in records if each.seed < 2])
+    assert [cell.missing for cell in study.tasks[0].cells] == [(2,)] * 3
+
+
+def test_a_store_without_its_study_still_has_a_report(tmp_path):
+    small(tmp_path, fake_study.scored("digits", fake_study.ARMS[:3]))
+    (tmp_path / "study.json").write_text("{")
+    study = view(Store(tmp_path))
+    assert study.baseline == "q,k,v"
+    assert set(study.arms) == set(fake_study.ARMS[:3])
+    assert "study.json" in said(words.limits(study))
+    assert page.render(study)
+
+
+def test_an_empty_store_still_has_a_report(tmp_path):
+    study = view(Store(tmp_path))
+    for name in reports.names():
+        assert reports.find(name).render(study)
+
+
+def test_arms_with_the_same_functions_are_found():
+    arms = ("q,k,v", "q,k=v", "q,k,v=R(k)", "q=k,v", "q,k=R(q),v=R(q)", "not | one")
+    assert same_functions(arms) == (("q,k=v", "q,k,v=R(k)"),)
+
+
+@pytest.mark.parametrize(("shift", "outcome"), [(0.0, "as it should be"), (0.1, "yet they differ")])
+def test_the_built_in_null_is_told_with_its_outcome(tmp_path, shift, outcome):
+    arms = ("q,k,v", "q,k=v", "q,k,v=R(k)")
+    noise = np.random.default_rng(4).normal(size=(3, 3)) * 0.004
+    lost = {"q,k,v": 0.0, "q,k=v": 0.01, "q,k,v=R(k)": 0.01 + shift}
+    records = [
+        fake_study.record(
+            each, 0.95 - lost[each.variant] + noise[arms.index(each.variant), each.seed]
+        )
+        for each in fake_study.experiments("digits", arms)
+    ]
+    notes = words.findings(small(tmp_path, records, arms=arms))
+    null = next(note for note in notes if note.topic == "Built-in null")
+    assert outcome in null.text
+
+
+def test_the_summary_is_strict_json_with_every_run(study):
+    value = json.loads(summary.render(study), parse_constant=pytest.fail)
+    ids = {run["id"] for task in value["tasks"] for cell in task["cells"] for run in cell["runs"]}
+    assert ids == {run.id for run in study.runs}
+
+
+class Page(HTMLParser):
+    """The tags of a page: what is open, what is linked, what can be jumped to."""
+
+    EMPTY = frozenset({"meta"})
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.open, self.links, self.ids, self.tags, self.attributes = [], [], [], set(), set()
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        values = dict(attrs)
+        if "href" in values:
+            self.links.append(values["href"])
+        if "id" in values:
+            self.ids.append(values["id"])
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_its_ids_are_unique(html):
+    read = Page(html)
+    assert read.open == []
+    assert len(read.ids) == len(set(read.ids))
+
+
+def test_the_page_asks_for_nothing_from_outside(html):
+    read = Page(html)
+    assert not read.tags & {"script", "link", "img", "iframe", "object", "embed", "base"}
+    assert not read.attributes & {"src", "srcset", "onclick", "onload", "background"}
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", html)
+    assert len(html.encode()) < 2_000_000
+
+
+def test_every_cell_leads_to_its_runs_and_every_run_to_its_record(html, study, store):
+    read = Page(html)
+    for link in read.links:
+        if link.startswith("#"):
+            assert link[1:] in read.ids
+        else:
+            assert (store.path / link).is_file()
+    assert {f"runs/{run.id}.json" for run in study.runs} <= set(read.links)
+    cells = [link for link in read.links if link.startswith("#cell-")]
+    assert len(set(cells)) == len(fake_study.ARMS) * len(fake_study.SEEDS)
+
+
+def test_text_from_records_is_escaped(tmp_path):
+    evil = "<script>alert(1)</script>"
+    records = fake_study.scored("digits", fake_study.ARMS[:3])
+    records[0] = records[0].model_copy(
+        update={"status": "failed", "reason": evil + "\x1b[2J", "metrics": {}}
+    )
+    study = small(tmp_path, records, arms=[*fake_study.ARMS[:3], evil], name=evil, command=evil)
+    name = f"{1:016x}.json"
+    (tmp_path / "runs" / name).write_text('{"schema_version": "<script>"}')
+    study = view(Store(tmp_path))
+    html = page.render(study)
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert Page(html).open == []
+    assert "\x1b" not in printed(study, 120)
+
+
+def test_plots_are_well_formed_and_name_every_arm_once(study):
+    for task in study.tasks:
+        for draw in (figures.against_parameters, figures.curves):
+            svg = ElementTree.fromstring(str(draw(task)))
+            labels = [
+                text.text for text in svg.iter("text") if "label" in text.get("class", "").split()
+            ]
+            assert sorted(labels) == sorted(fake_study.ARMS)
+
+
+@pytest.mark.parametrize("arms", [8, 15])
+def test_no_label_hides_another(arms):
+    draws = np.random.default_rng(arms)
+    names = [f"q,k=R(q),v={index:04d}" for index in range(arms)]
+    places = {
+        name: (60 + 480 * x, 40 + 240 * y)
+        for name, x, y in zip(names, *draws.random((2, arms)).tolist(), strict=True)
+    }
+    marks = [figures.Mark(name, order, 0.0, 0.0, None, None) for order, name in enumerate(names)]
+    labels = figures._labels(marks, places, [], figures.Box(0, 0, 560, 350))
+    boxes = []
+    for name, (x, y, anchor) in labels.items():
+        width = figures.LABEL_WIDTH * len(name)
+        left = x if anchor == "start" else x - width
+        boxes.append(figures.Box(left, y - 6, left + width, y + 6))
+    assert not any(a.overlap(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_labels_beside_curves_are_apart_and_in_order():
+    moved = figures._apart({0: 100.0, 1: 100.5, 2: 99.0, 3: 300.0})
+    ordered = sorted(moved, key=lambda order: moved[order])
+    assert ordered == [2, 0, 1, 3]
+    gaps = np.diff([moved[order] for order in ordered])
+    assert (gaps >= figures.LABEL_HEIGHT - 1e-9).all()

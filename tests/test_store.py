@@ -1,0 +1,225 @@
+"""What is written is there, whole, and what is not a record is named and kept."""
+
+import errno
+import json
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+
+import pytest
+
+import fake_study
+from qkvbench.results.store import Store, StoreError
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "study")
+
+
+@pytest.fixture(scope="module")
+def made():
+    """One record that is done."""
+    return fake_study.record(fake_study.experiments("digits")[0], score=0.91)
+
+
+def damage(store, made, content):
+    """Put this in the record's place."""
+    place = store.write_run(made)
+    place.write_bytes(content)
+    return place
+
+
+def changed(made, **values):
+    return json.dumps(json.loads(made.model_dump_json()) | values).encode()
+
+
+def test_what_is_written_is_read_again(store, made):
+    store.write_run(made)
+    store.write_study(fake_study.info())
+    measured = fake_study.measurement(fake_study.experiments("lm-reviews")[0], number=3)
+    store.write_measurement(measured)
+    assert store.runs().good == (made,)
+    assert store.measurements().good == (measured,)
+    assert store.study() == fake_study.info()
+
+
+def test_a_record_is_strict_json_that_another_program_reads(store, made):
+    place = store.write_run(made)
+    value = json.loads(place.read_text(), parse_constant=lambda constant: pytest.fail(constant))
+    assert value["metrics"] == {"accuracy": 0.91}
+
+
+def test_a_store_that_is_not_there_is_empty(store):
+    assert store.runs().good == ()
+    assert store.study() is None
+    assert not store.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b" \n", "empty"),
+        (b'{"schema_version": 1, "id"', "strict JSON"),
+        (b'{"schema_version": 1, "score": NaN}', "NaN"),
+        (b'{"schema_version": 1, "score": -Infinity}', "Infinity"),
+        (b"\xff\xfe\x00", "strict JSON"),
+        (b"[" * 100_000, "strict JSON"),
+        (b"[1, 2]", "object"),
+        (b'{"schema_version": 99}', "schema version is 99"),
+        (b"{}", "schema version is null"),
+        (b'{"schema_version": 1}', "Field required"),
+    ],
+)
+def test_a_file_that_is_no_record_is_named_with_its_reason(store, made, content, reason):
+    place = damage(store, made, content)
+    shelf = store.runs()
+    assert shelf.good == ()
+    assert [each.path for each in shelf.damaged] == [place]
+    assert reason in shelf.damaged[0].reason
+    assert shelf.damaged[0].reason.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"id": "0123456789abcdef"}, "not its file's name"),
+        ({"id": "../../x"}, "not its file's name"),
+        ({"variant": "<script>"}, "variant"),
+        ({"seed": 8}, "seed"),
+        ({"task": "sort"}, "task"),
+        ({"experiment": {}}, "experiment"),
+        ({"metrics": {}}, "accuracy"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_damaged(store, made, values, reason):
+    damage(store, made, changed(made, **values))
+    (damaged,) = store.runs().damaged
+    assert reason in damaged.reason or "Field required" in damaged.reason
+
+
+def test_a_record_under_another_experiments_name_is_damaged(store, made):
+    other = fake_study.experiments("digits")[1].id
+    place = store.write_run(made)
+    place.rename(place.with_name(f"{other}.json")).write_bytes(changed(made, id=other))
+    (damaged,) = store.runs().damaged
+    assert "experiment's is" in damaged.reason
+
+
+def test_a_damaged_file_is_moved_aside_and_never_lost(store, made):
+    place = damage(store, made, b"first")
+    store.write_run(made)
+    place.write_bytes(b"second")
+    store.write_run(made)
+    kept = sorted(path.read_bytes() for path in place.parent.glob("*.damaged"))
+    assert kept == [b"first", b"second"]
+    assert store.runs().good == (made,)
+    assert store.runs().damaged == ()
+
+
+def test_a_damaged_study_is_moved_aside_too(store):
+    store.write_study(fake_study.info())
+    (store.path / "study.json").write_text("{")
+    assert store.study() is None
+    assert "strict JSON" in store.study_damage().reason
+    store.write_study(fake_study.info())
+    assert (store.path / "study.json.damaged").read_text() == "{"
+    assert store.study_damage() is None
+
+
+def test_done_is_done_whatever_the_code_was(store):
+    experiment = fake_study.experiments("digits")[0]
+    assert store.done(experiment) is None
+    store.write_run(fake_study.record(experiment, status="diverged", reason="no number"))
+    assert store.done(experiment) is None
+    done = fake_study.revised(fake_study.record(experiment), code="another")
+    store.write_run(done)
+    assert store.done(experiment) == done
+
+
+def test_another_task_version_is_not_done(store):
+    experiment = fake_study.experiments("digits")[0]
+    store.write_run(fake_study.record(experiment))
+    later = replace(experiment, task_version=experiment.task_version + 1)
+    assert store.done(later) is None
+
+
+def test_a_run_that_is_done_is_not_replaced_by_one_that_is_not(store, made):
+    store.write_run(made)
+    store.write_run(made.model_copy(update={"status": "interrupted", "metrics": {}}))
+    assert store.runs().good == (made,)
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", "0" * 15, "0" * 16 + "\n", "0" * 15 + "G"])
+def test_an_id_is_never_a_path(store, made, name):
+    measured = fake_study.measurement(fake_study.experiments("lm-reviews")[0], number=0)
+    with pytest.raises(ValueError, match="16 hexadecimal digits"):
+        store.write_measurement(measured.model_copy(update={"id": name}))
+    with pytest.raises(ValueError, match="experiment is"):
+        store.write_run(made.model_copy(update={"id": name}))
+    assert not store.path.exists()
+
+
+def test_a_file_where_the_store_should_be_is_said(tmp_path, made):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    for act in (Store(blocked).runs, lambda: Store(blocked).write_run(made)):
+        with pytest.raises(StoreError, match="is a file; a store is a folder"):
+            act()
+    with pytest.raises(StoreError, match="is a file; a store is a folder"):
+        Store(blocked / "deeper").write_run(made)
+    assert blocked.read_text() == "not a folder"
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "no permission"), (errno.EIO, "error")],
+)
+def test_a_disk_that_refuses_is_said_and_nothing_half_written_stays(
+    store, made, monkeypatch, number, reason
+):
+    store.write_study(fake_study.info())
+
+    def refuse(_descriptor):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", refuse)
+        with pytest.raises(StoreError, match=f"{made.id}.*{reason}"):
+            store.write_run(made)
+    assert list((store.path / "runs").iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_no_record_and_goes_in_time(store, made):
+    store.write_run(made)
+    old, fresh = (store.path / "runs" / f".{name}.tmp" for name in ("old", "fresh"))
+    for path in (old, fresh):
+        path.write_text("{")
+    os.utime(old, (time.time() - 86_400,) * 2)
+    assert store.runs().damaged == ()
+    store.write_study(fake_study.info())
+    assert not old.exists()
+    assert fresh.exists()
+
+
+def write_all(path):
+    """What one of several processes does: write every run, some of them twice."""
+    store = Store(path)
+    for experiment in fake_study.experiments("digits")[:8]:
+        store.write_run(fake_study.record(experiment))
+
+
+def test_many_writers_and_a_reader_get_on(tmp_path):
+    with ProcessPoolExecutor(4, mp_context=get_context("fork")) as pool:
+        writers = [pool.submit(write_all, tmp_path) for _ in range(4)]
+        while not all(writer.done() for writer in writers):
+            assert Store(tmp_path).runs().damaged == ()
+        for writer in writers:
+            writer.result()
+    ids = [record.id for record in Store(tmp_path).runs().good]
+    assert sorted(ids) == sorted({each.id for each in fake_study.experiments("digits")[:8]})
+    assert [path.suffix for path in (tmp_path / "runs").iterdir()] == [".json"] * 8
