@@ -240,7 +240,7 @@ def test_a_baseline_that_failed_compares_nothing(tmp_path):
         for each in records
     ]
     text = printed(small(tmp_path, failed), 120)
-    assert re.search(r" baseline +–.*\n.* incomplete", text)
+    assert re.search(r" baseline .*\n.* incomplete ", text)
     assert "3 oom" in text
     assert "`q,k,v` lacks seeds, so nothing is compared.".replace("`", "") in text
 

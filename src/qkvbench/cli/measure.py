@@ -4,7 +4,7 @@ import json
 import sys
 
 from qkvbench.cli import names
-from qkvbench.cli.parser import Request
+from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cost.units import bytes_text, seconds_text
 
 
@@ -12,6 +12,12 @@ def answer(request: Request) -> int:
     """Measure, and print what was observed."""
     base = names.model(request.model)
     models = [names.with_variant(base, variant) for variant in names.variants(request.variants)]
+    longest = base.longest
+    if longest is not None and request.context >= longest:
+        raise RequestError(
+            f"{base.name} reads at most {longest} tokens, so a step over {request.context} cached "
+            f"ones is not possible; write --context {longest - 1} or less."
+        )
 
     # After the request is checked: these import the backend.
     from qkvbench.measure.decode import Conditions, measurements

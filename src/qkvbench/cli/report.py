@@ -30,7 +30,8 @@ def write_reports(store: Store, place: Path | None = None) -> None:
     """Print the table and the conclusions; write the page beside the records."""
     place = place or store.path / "report.html"
     seen = view(store)
-    console = Console()
+    # Where nobody sees how wide it is, wide enough for the table to stay whole.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     terminal.print_table(seen, console)
     terminal.print_words(seen, console)
     for damaged in seen.damaged:

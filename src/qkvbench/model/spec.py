@@ -160,6 +160,11 @@ class Model:
                 return inputs
 
     @property
+    def longest(self) -> int | None:
+        """The most tokens that the model can read; None where its positions set no bound."""
+        return self.position.length if isinstance(self.position, Learned) else None
+
+    @property
     def plans(self) -> tuple[Plan | None, ...]:
         """The plan of each block's attention; None where a block has none."""
         return tuple(

@@ -394,6 +394,9 @@ def _parameters(costs: Mapping[str, Cost]) -> dict[str, float]:
 
 
 def _line(points: Sequence[tuple[float, float]], order: int, kind: str) -> Markup:
+    if len(points) == 1:
+        x, y = points[0]
+        return _tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=2.5, class_=f"dot {_hue(order)}")
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     return _tag("path", d=path, class_=f"{kind} {_hue(order)}")
 

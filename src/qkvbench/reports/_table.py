@@ -11,6 +11,7 @@ from qkvbench.reports._text import (
     bounds,
     change,
     decimals,
+    machine_text,
     metric_text,
     number,
     p_text,
@@ -87,7 +88,7 @@ def caption(view: View) -> list[str]:
     if first is not None:
         kernels = sorted({each.kernel for each in view.measurements.values()})
         lines.append(
-            f"Decode and memory: observed for the same model on {first.machine.device}, "
+            f"Decode and memory: observed for the same model on {machine_text(first.machine)}, "
             f"{first.precision}, {plural(first.threads, 'thread')}, "
             f"{plural(first.batch, 'sequence')} at {first.context} cached tokens; "
             f"kernels: {'; '.join(kernels)}."

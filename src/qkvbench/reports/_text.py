@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from qkvbench.results.record import MetricInfo
+from qkvbench.results.record import Machine, MetricInfo
 from qkvbench.results.stats import Comparison, Difference, Tally
 from qkvbench.results.view import TaskView
 
@@ -13,6 +13,11 @@ LISTED = " · "
 def metric_text(metric: MetricInfo) -> str:
     """The metric's name as words."""
     return metric.name.replace("_", " ")
+
+
+def machine_text(machine: Machine) -> str:
+    """What a run or a measurement was made on."""
+    return f"{machine.device}, {machine.platform}"
 
 
 def decimals(task: TaskView) -> int:

@@ -11,6 +11,7 @@ from qkvbench.reports._text import (
     bounds,
     change,
     decimals,
+    machine_text,
     metric_text,
     number,
     p_text,
@@ -104,9 +105,9 @@ def _compared(task: TaskView, result: Comparison) -> str:
         case "baseline did not learn":
             score = result.means[result.baseline]
             return (
-                f"The baseline did not learn: {base} scores {number(score.value, places)}, which does "
-                f"not clearly beat chance ({number(task.metric.chance, places)}); nothing is "
-                "compared."
+                f"The baseline did not learn: {base} scores {number(score.value, places)}, which "
+                f"does not clearly beat chance ({number(task.metric.chance, places)}); nothing "
+                "is compared."
             )
         case "baseline incomplete":
             return f"{base} lacks seeds, so nothing is compared."
@@ -166,8 +167,8 @@ def _counted(result: Tally) -> str:
         case "baseline did not learn":
             count = result.counts[result.baseline]
             return (
-                f"The baseline did not learn: {base} solves {count.solved} of {count.seeds}, not more "
-                f"than half; nothing is compared. Solved: {solved}."
+                f"The baseline did not learn: {base} solves {count.solved} of {count.seeds}, not "
+                f"more than half; nothing is compared. Solved: {solved}."
             )
         case "baseline incomplete":
             return f"{base} lacks seeds, so nothing is compared. Solved: {solved}."
@@ -316,8 +317,8 @@ def _machine(view: View) -> list[Note]:
     return [
         Note(
             "Latency",
-            f"{_range(times, seconds_text)} on one machine ({first.machine.device}), with the "
-            "kernels named above and a small model; elsewhere the order may differ.",
+            f"{_range(times, seconds_text)} on one machine ({machine_text(first.machine)}), with "
+            "the kernels named above and a small model; elsewhere the order may differ.",
         )
     ]
 

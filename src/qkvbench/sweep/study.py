@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from qkvbench import tasks
@@ -63,11 +64,7 @@ def carry_out(
                 if fail_fast and ended.status != "done":
                     return
         models = models_to_measure(study)
-        conditions = Conditions(precision=study.precision, threads=study.threads)
-        if study.smoke:
-            conditions = Conditions(
-                precision=study.precision, threads=study.threads, context=256, seconds=0.0
-            )
+        conditions = conditions_of(study, models)
         kept = {measured.id for measured in store.measurements().good}
         # One is missing: all are measured again, for only what ran interleaved compares.
         if any(identity(model, conditions) not in kept for model in models):
@@ -124,6 +121,15 @@ def models_to_measure(study: Study) -> list[Model]:
         return []
     base = study.model_of(study.cost_task)
     return [base.with_variant(parse(variant)) for variant in study.variants]
+
+
+def conditions_of(study: Study, models: Sequence[Model]) -> Conditions:
+    """How the study's decoders are measured: at the usual context, or the longest they can read."""
+    usual = Conditions(precision=study.precision, threads=study.threads)
+    if study.smoke:
+        usual = replace(usual, context=256, seconds=0.0)
+    bounds = [model.longest - 1 for model in models if model.longest]
+    return replace(usual, context=min([usual.context, *bounds]))
 
 
 def lost(experiment: Experiment, how: Died) -> Record:

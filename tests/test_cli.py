@@ -1,0 +1,197 @@
+"""The command line answers what it is asked, and says what to write instead of what it is not."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from qkvbench.cli import main
+
+RUN = [sys.executable, "-m", "qkvbench"]
+# Runs the command line and fails where it has imported a framework on the way.
+CHECKED = """
+import sys
+from qkvbench.cli import main
+status = main(sys.argv[1:])
+sys.exit(99 if {"torch", "jax"} & set(sys.modules) else status)
+"""
+
+WRONG = [
+    ["bogus"],
+    ["run"],
+    ["run", "qick"],
+    ["run", "quick", "--seed", "3"],
+    ["run", "quick", "--seeds", "0"],
+    ["run", "quick", "--seeds", "many"],
+    ["run", "quick", "--jobs", "-1"],
+    ["run", "quick", "--precision", "fp8"],
+    ["run", "quick", "--backend", "tensorflow"],
+    ["run", "quick", "--model", "gpt-300"],
+    ["run", "quick", "--variants", "q,k=z"],
+    ["run", "quick", "--variants", "q=k,v/2"],
+    ["run", "quick", "--variants", "q,k,v/3"],
+    ["run", "quick", "--tasks", "digit"],
+    ["run", "--variants", "q,k,v"],
+    ["ls", "variant"],
+    ["ls"],
+    ["show"],
+    ["show", "sharedkv"],
+    ["show", "q,k=v", "--tokens", "1.5"],
+    ["show", "q,k=v/7"],
+    ["show", "q,k=v", "--model", "gpt"],
+    ["measure", "q,k,v", "--seconds", "-1"],
+    ["measure", "q,k,v", "--model", "nothing"],
+    ["report", "no/such/folder"],
+]
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_a_wrong_request_is_refused_in_six_lines_before_a_framework_is_imported(words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKED, *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr
+    assert 1 <= len(done.stderr.strip().splitlines()) <= 6, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["run", "qick"], "quick"),
+        (["run", "quick", "--seed", "3"], "--seeds"),
+        (["run", "quick", "--tasks", "digit"], "digits"),
+        (["show", "sharedkv"], "shared-kv"),
+        (["ls", "variant"], "variants"),
+        (["show", "q,k=v", "--model", "gpt-30"], "gpt-300m"),
+    ],
+    ids=str,
+)
+def test_the_nearest_known_name_is_offered(words, meant, capsys):
+    assert main(words) == 2
+    assert f"Did you mean {meant}?" in capsys.readouterr().err
+
+
+def test_help_imports_next_to_nothing():
+    code = CHECKED.replace('"torch", "jax"', '"torch", "jax", "numpy", "pydantic", "rich"')
+    for words in (["--help"], ["run", "--help"]):
+        wrapped = code.replace(
+            "status = main(sys.argv[1:])",
+            ("try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    status = end.code"),
+        )
+        done = subprocess.run([sys.executable, "-c", wrapped, *words], capture_output=True)
+        assert done.returncode == 0
+
+
+def test_a_variant_is_shown_with_what_is_computed_of_it(capsys):
+    assert main(["show", "shared-kv", "--model", "gpt-300m", "--tokens", "2048", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["variant"] == "q,k=v"
+    assert shown["model"] == "gpt-300m"
+    assert shown["parameters"]["total"] == 284_542_976
+    assert shown["flops"] == 2 * shown["macs"]
+    assert shown["cache"] == {"tensors": 20, "bytes_per_token": 40 * 2**10}
+
+
+@pytest.mark.parametrize("variant", ["q,k,v", "q,k=R(q),v=R(q)", "q=k=v=x", "q,k,v/1"])
+def test_a_picture_names_the_matrices_that_exist_and_what_a_cache_keeps(variant, capsys):
+    assert main(["show", variant]) == 0
+    text = capsys.readouterr().out
+    assert ("W_q" in text) == variant.startswith("q,")
+    assert "The cache keeps" in text
+    for role in "QKV":
+        assert f"▶ {role}" in text
+
+
+@pytest.mark.parametrize("what", ["variants", "tasks", "recipes", "models"])
+def test_lists_are_json_with_name_and_about(what, capsys):
+    assert main(["ls", what, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows
+    assert all(row["name"] and row["about"] for row in rows)
+    assert main(["ls", what]) == 0
+    printed = capsys.readouterr().out
+    assert all(row["name"] in printed for row in rows)
+
+
+def test_tasks_are_listed_with_what_they_are_judged_by(capsys):
+    main(["ls", "tasks", "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["digits"]["chance"] == 0.1
+    assert rows["lm-reviews"]["metric"] == "bits_per_byte"
+    assert all({"tier", "benchmark", "metric", "chance"} <= set(row) for row in rows.values())
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "quick", "--dry-run"]) == 0
+    assert "112 runs" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_for_results_that_is_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert main(["run", "quick", "--smoke", "--out", str(tmp_path / "file")]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_a_small_study_runs_to_a_table_and_a_page_and_reports_again_from_the_store(tmp_path):
+    words = ["run", "--variants", "q,k,v", "shared-kv", "--tasks", "digits", "recall", "--smoke"]
+    done = subprocess.run(
+        [*RUN, *words, "--out", "out"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[8/8]" in done.stderr
+    assert "q,k=v" in done.stdout
+    assert "What it cannot tell" in done.stdout
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "q,k=v" in page
+    (tmp_path / "out" / "report.html").unlink()
+
+    code = [sys.executable, "-c", CHECKED, "report", "out"]
+    again = subprocess.run(code, capture_output=True, text=True, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == done.stdout
+    assert (tmp_path / "out" / "report.html").read_text() == page
+
+    # A damaged record is named and left alone; nothing else is lost.
+    record = next((tmp_path / "out" / "runs").glob("*.json"))
+    record.write_text(record.read_text()[:100])
+    for strict, status in (([], 0), (["--strict"], 1)):
+        damaged = subprocess.run(
+            [*RUN, "report", "out", *strict], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert damaged.returncode == status
+        assert record.name in damaged.stderr
+    assert len(record.read_text()) == 100
+    resumed = subprocess.run(
+        [*RUN, *words, "--out", "out"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert resumed.returncode == 0
+    assert "7 of 8 runs are done already" in resumed.stderr
+    assert record.with_name(f"{record.name}.damaged").exists()
+
+
+def test_measuring_prints_one_json_document_with_its_arms(tmp_path):
+    words = ["measure", "q,k,v", "q,k=v", "--context", "100", "--batch", "1", "--seconds", "0"]
+    done = subprocess.run([*RUN, *words, "--json"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    arms = json.loads(done.stdout)["arms"]
+    assert [arm["variant"] for arm in arms] == ["q,k,v", "q,k=v"]
+    assert arms[0]["cache_bytes"] == 2 * arms[1]["cache_bytes"]
+    assert all(arm["kernel"] and arm["decode_p50_s"] > 0 for arm in arms)
+
+
+@pytest.mark.slow
+def test_the_smoke_of_every_recipe_runs_to_its_page(tmp_path):
+    from qkvbench import recipes
+
+    for recipe in recipes.names():
+        done = subprocess.run(
+            [*RUN, "run", recipe, "--smoke"], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "results" / f"{recipe}-smoke" / "report.html").stat().st_size > 10_000

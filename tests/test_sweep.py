@@ -1,0 +1,185 @@
+"""A study is carried out in processes of its own, resumes, and survives what happens to a run."""
+
+import os
+import signal
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from qkvbench.measure.decode import Conditions, decode_times, measurements
+from qkvbench.model import PRESETS
+from qkvbench.recipes import Study
+from qkvbench.results.store import Store
+from qkvbench.sweep.local import Died, Workers
+from qkvbench.sweep.study import carry_out, models_to_measure
+from qkvbench.train.run import run
+from qkvbench.variant import parse
+
+STUDY = Study("test", ("q,k,v", "q,k=v"), {"recall": 2}, smoke=True)
+
+
+class Noted:
+    """Notes what it is told."""
+
+    def __init__(self, at_end=lambda: None):
+        self.plans, self.endings, self.lacked, self.measured = [], [], [], []
+        self.at_end = at_end
+
+    def planned(self, missing, total):
+        self.plans.append((missing, total))
+
+    def lacking(self, task, reason):
+        self.lacked.append((task, reason))
+
+    def stepped(self, run, step, loss):
+        pass
+
+    def ended(self, record):
+        self.endings.append(record)
+        self.at_end()
+
+    def measuring(self, arms):
+        self.measured.append(arms)
+
+
+def carried_out(study, path, noted=None, jobs=2, *, fail_fast=False):
+    noted = noted or Noted()
+    carry_out(study, Store(path), command="test", jobs=jobs, fail_fast=fail_fast, progress=noted)
+    return noted
+
+
+def test_a_study_is_run_once_and_the_same_call_again_runs_nothing(tmp_path):
+    first = carried_out(STUDY, tmp_path)
+    assert first.plans == [(4, 4)]
+    assert {record.status for record in first.endings} == {"done"}
+    assert first.measured == [2]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")}
+    assert len(before) == 4 + 2
+
+    again = carried_out(STUDY, tmp_path)
+    assert again.plans == [(0, 4)]
+    assert again.endings == again.measured == []
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")} == before
+
+
+def test_an_arm_in_its_own_process_has_the_bits_of_one_that_runs_alone(tmp_path):
+    carried_out(STUDY, tmp_path)
+    for record in Store(tmp_path).runs().good:
+        alone = run(next(each for each in STUDY.experiments() if each.id == record.id))
+        assert alone.metrics == record.metrics
+        assert alone.curve == record.curve
+
+
+def test_one_seed_of_every_arm_comes_before_the_second():
+    seeds = [experiment.seed for experiment in STUDY.experiments()]
+    assert seeds == [0, 0, 1, 1]
+
+
+def test_no_more_processes_run_than_were_asked_for(tmp_path):
+    most = []
+    with Workers("torch") as workers:
+        for _ in workers.run_all(
+            STUDY.experiments(), 1, lambda *_: most.append(len(workers.children))
+        ):
+            most.append(len(workers.children) + 1)
+    assert max(most) == 1
+
+
+def test_a_process_that_is_killed_is_a_row_and_the_others_go_on(tmp_path):
+    long = replace(
+        STUDY.experiments()[0], training=replace(STUDY.experiments()[0].training, steps=10_000)
+    )
+    short = STUDY.experiments()[1]
+    with Workers("torch") as workers:
+
+        def kill(identity, _step, _loss):
+            if identity == long.id:
+                os.kill(workers.children[0].process.pid, signal.SIGKILL)
+
+        answers = dict(workers.run_all([long, short], 2, kill))
+    assert answers[long] == Died(
+        "killed",
+        "The process was ended by SIGKILL. The system does this when memory runs out.",
+    )
+    assert answers[short].status == "done"
+
+
+def test_an_interrupt_notes_what_was_running_ends_it_and_loses_nothing(tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        carried_out(STUDY, tmp_path, Noted(stop))
+    statuses = sorted(record.status for record in Store(tmp_path).runs().good)
+    assert statuses.count("done") == 1
+    assert "interrupted" in statuses
+    working = [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "resource_tracker" not in " ".join(child.cmdline())
+        and "forkserver" not in " ".join(child.cmdline())
+    ]
+    assert working == []
+
+    resumed = carried_out(STUDY, tmp_path)
+    assert resumed.plans == [(3, 4)]
+    assert {record.status for record in Store(tmp_path).runs().good} == {"done"}
+
+
+def test_data_that_cannot_be_had_fail_their_own_task_only(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "file"))
+    study = replace(STUDY, seeds={"lm-reviews": 1, "recall": 1}, variants=("q,k,v",))
+    noted = Noted()
+    # A fork server keeps the surroundings that it began with: this study gets one of its own.
+    import multiprocessing.forkserver as server
+
+    server._forkserver._stop()
+    try:
+        carried_out(study, tmp_path / "store", noted)
+    finally:
+        server._forkserver._stop()
+    assert [(record.task, record.status) for record in noted.endings] == [
+        ("lm-reviews", "failed"),
+        ("recall", "done"),
+    ]
+    assert len(noted.lacked) == 1
+
+
+def test_fail_fast_stops_at_the_first_failure(tmp_path):
+    class Wild(Study):
+        def experiments(self):
+            return tuple(
+                replace(each, training=replace(each.training, learning_rate=1e30, warmup=0))
+                for each in super().experiments()
+            )
+
+    noted = Noted()
+    wild = Wild("wild", STUDY.variants, STUDY.seeds, smoke=True)
+    carried_out(wild, tmp_path, noted, jobs=1, fail_fast=True)
+    assert [record.status for record in noted.endings] == ["diverged"]
+
+
+def test_what_is_measured_is_the_study_s_language_model_in_each_variant():
+    study = Study("test", ("q,k,v", "q,k=v"), {"digits": 1, "recall": 1, "lm-reviews": 1})
+    models = models_to_measure(study)
+    assert {model.name for model in models} == {"reviews"}
+    assert [model.variant for model in models] == ["q,k,v", "q,k=v"]
+    assert models_to_measure(replace(study, seeds={"digits": 1})) == []
+
+
+def test_measured_cache_bytes_are_those_of_the_filled_cache_and_halve_with_a_shared_root():
+    small = PRESETS["small-decoder"]()
+    models = [small.with_variant(parse(text)) for text in ("q,k,v", "q,k=v")]
+    conditions = Conditions(context=63, batch=2, seconds=0.0)
+    whole, half = measurements(models, conditions, lambda function, *words: function(*words))
+    assert whole.cache_bytes == 2 * half.cache_bytes == 2 * 2 * 2 * 64 * 96 * 4
+    assert whole.samples == half.samples >= 5
+    assert whole.decode_p50_s > 0
+
+
+def test_arms_are_timed_in_turn_with_as_many_samples_each():
+    small = PRESETS["small-decoder"]()
+    timed = decode_times([small, small, small], Conditions(context=9, batch=1, seconds=0.05))
+    assert len({len(arm.samples_s) for arm in timed}) == 1
