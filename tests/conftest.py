@@ -6,7 +6,6 @@ import os
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["MPLBACKEND"] = "Agg"
 
 import hypothesis
 from jaxtyping import install_import_hook

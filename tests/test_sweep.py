@@ -29,6 +29,9 @@ class Noted:
     def planned(self, missing, total):
         self.plans.append((missing, total))
 
+    def preparing(self, task):
+        pass
+
     def lacking(self, task, reason):
         self.lacked.append((task, reason))
 

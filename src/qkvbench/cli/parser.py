@@ -105,6 +105,7 @@ def _parser() -> _Parser:
 
     report = _command(commands, "report", "the table and the page of a folder of results")
     report.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")
+    report.add_argument("--json", action="store_true", help="one JSON document, and no page")
     report.add_argument("--out", metavar="FILE", help="where the page goes (DIR/report.html)")
     report.add_argument("--strict", action="store_true", help="exit 1 at damaged records")
     return parser

@@ -6,6 +6,7 @@ from collections import Counter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from qkvbench import tasks
 from qkvbench.cost.units import seconds_text
 from qkvbench.results.record import Record
 
@@ -45,6 +46,11 @@ class Told:
         self.bars.update(self.bar, total=total, completed=self.before)
         if self.before:
             self.console.print(f"{self.before} of {total} runs are done already.")
+
+    def preparing(self, task: str) -> None:
+        """The data of a task are read, and fetched first where they are not here yet."""
+        if tasks.find(task).tier != "built-in":
+            self.console.print(f"Reading the data of {task}; the first time, they are fetched ...")
 
     def lacking(self, task: str, reason: str) -> None:
         """The data of a task cannot be had."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qkvbench.cli.parser import Request, RequestError
-from qkvbench.reports import page, terminal
+from qkvbench.reports import page, summary, terminal
 from qkvbench.results.store import Store, StoreError
 from qkvbench.results.view import view
 
@@ -20,7 +20,10 @@ def answer(request: Request) -> int:
     try:
         if not store.runs().good and not store.damaged():
             raise RequestError(f"There is no run in {folder}; 'qkvbench run' puts them there.")
-        write_reports(store, Path(request.out) if request.out else None)
+        if request.json:
+            print(summary.render(view(store)), end="")
+        else:
+            write_reports(store, Path(request.out) if request.out else None)
     except StoreError as error:
         raise RequestError(str(error)) from None
     return 1 if request.strict and store.damaged() else 0

@@ -27,6 +27,10 @@ class Progress(Protocol):
         """So many of all runs are to be done."""
         ...
 
+    def preparing(self, task: str) -> None:
+        """The data of a task are read, and fetched first where they are not here yet."""
+        ...
+
     def lacking(self, task: str, reason: str) -> None:
         """The data of a task cannot be had."""
         ...
@@ -80,6 +84,7 @@ def _answers(
     lacking: dict[str, Died] = {}
     for name in dict.fromkeys(run.task for run in missing):
         # Fetched and prepared once, before many processes ask for it.
+        progress.preparing(name)
         reason = workers.call(unavailable, name)
         if reason is not None:
             lacking[name] = Died("failed", str(reason))

@@ -18,8 +18,8 @@ Stream = Float[Tensor, "batch time d_model"]
 Heads = Float[Tensor, "batch _heads time head_dim"]
 
 # Rows of a shared root that are turned at a time when it is read as K: the turned copy stays
-# this long, however long the cache is.
-TILE = 1024
+# this long, however long the cache is, and in the processor's own cache.
+TILE = 256
 
 
 class Attention(nn.Module):

@@ -62,4 +62,8 @@ def _turned(rows: Rows, cos: Tensor, sin: Tensor) -> Rows:
     """Coordinate i and i + half turned as a pair."""
     first, second = rows.chunk(2, dim=-1)
     cos, sin = cos.to(rows.dtype), sin.to(rows.dtype)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    turned = [
+        torch.addcmul(first * cos, second, sin, value=-1),
+        torch.addcmul(second * cos, first, sin),
+    ]
+    return torch.cat(turned, dim=-1)
