@@ -1,0 +1,64 @@
+"""What the texts tell a reader to type is understood, and what they name exists."""
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qkvbench import recipes
+from qkvbench.cli.parser import parsed
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "NOTES.md"]
+COMMAND = re.compile(r"^(?:\$ )?(?:\./qkv|qkvbench) (?!setup|test)(?P<words>[^#\n]+)", re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+
+
+def _commands(page):
+    blocks = re.findall(r"^```\w*\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    return [found["words"] for block in blocks for found in COMMAND.finditer(block)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_in_a_text_is_understood(page):
+    for line in _commands(page):
+        parsed(shlex.split(line))
+
+
+def test_the_readme_shows_the_main_job():
+    assert any(line.startswith("run quick") for line in _commands("README.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_text_links_to_is_there(page):
+    for target in LINK.findall((ROOT / page).read_text()):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_place_in_the_architecture_s_tree_is_there():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    for place in re.findall(r"^\| `([\w/.]+)` \|", text, re.MULTILINE):
+        assert (ROOT / "src" / "qkvbench" / place).exists(), place
+    packages = {path.parent.name for path in (ROOT / "src" / "qkvbench").glob("*/__init__.py")}
+    named = {place.split("/")[0] for place in re.findall(r"^\| `([\w/]+)/` \|", text, re.MULTILINE)}
+    assert packages == named
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_s_caption_says_how_to_run_it_and_how_long_it_takes(name):
+    caption = importlib.import_module(f"qkvbench.recipes.{name.replace('-', '_')}").__doc__
+    assert f"Run       qkvbench run {name}\n" in caption
+    assert "\nTakes     " in caption
+
+
+@pytest.mark.slow
+def test_the_tour_runs():
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "tour.py"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "q=k=v=x" in done.stdout
