@@ -22,13 +22,17 @@ def main() -> None:
 
     print("At a size it is a plan, which everything else reads:")
     plan = resolve(shared, sized(d_model=96, heads=4))
-    print(f"  matrices {[root.name for root in plan.projected]}, cached {[k.name for k in plan.kept]}")
+    print(
+        f"  matrices {[root.name for root in plan.projected]}, cached {[k.name for k in plan.kept]}"
+    )
 
     print("What it costs is computed, here for the 300M decoder of the study:")
     for text in ("q,k,v", "q,k=v", "q,k,v/1"):
         model = PRESETS["gpt-300m"]().with_variant(parse(text))
         total = cost.parameters(model).total
-        print(f"  {text:8} {total:>12,} parameters, {cost.cache_bytes_per_token(model):>6,} B a token")
+        print(
+            f"  {text:8} {total:>12,} parameters, {cost.cache_bytes_per_token(model):>6,} B a token"
+        )
 
     print("The layer is a drop-in module:")
     layer = qkvbench.torch.Attention("q,k=v", d_model=96, heads=4, causal=True)

@@ -11,6 +11,9 @@ import pytest
 
 from qkvbench import recipes
 from qkvbench.cli.parser import parsed
+from qkvbench.reports import terminal
+from qkvbench.results.store import Store
+from qkvbench.results.view import view
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "NOTES.md"]
@@ -31,6 +34,11 @@ def test_every_command_in_a_text_is_understood(page):
 
 def test_the_readme_shows_the_main_job():
     assert any(line.startswith("run quick") for line in _commands("README.md"))
+
+
+def test_the_readme_s_table_is_what_its_records_say():
+    printed = terminal.render(view(Store(ROOT / "studies" / "quick")))
+    assert f"```\n{printed.rstrip()}\n```" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES)

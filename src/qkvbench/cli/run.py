@@ -1,6 +1,5 @@
 """`qkvbench run`: a study from words to a table, resumed by the same words."""
 
-import os
 import shlex
 import sys
 from collections import Counter
@@ -13,6 +12,7 @@ from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.progress import Told
 from qkvbench.cli.report import write_reports
 from qkvbench.experiment import Experiment
+from qkvbench.measure.machine import cores
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store, StoreError
 from qkvbench.variant import write
@@ -97,7 +97,7 @@ def _carried_out(request: Request, study: Study, store: Store) -> int:
     from qkvbench.sweep.study import carry_out
 
     command = "qkvbench " + shlex.join(sys.argv[1:])
-    jobs = request.jobs or max(1, (os.cpu_count() or 1) // study.threads)
+    jobs = request.jobs or max(1, cores() // study.threads)
     endings: Counter[str] = Counter()
     with stoppable(), Told(endings) as progress:
         carry_out(

@@ -17,14 +17,19 @@ def machine(device: str) -> Machine:
     """This machine, now; `device` is what the backend computes on."""
     return Machine(
         device=device,
-        cores=len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
+        cores=cores(),
         load=round(os.getloadavg()[0], 2),
         platform=f"{_processor()}, {platform.system()} {platform.machine()}",
         versions={"python": platform.python_version(), **_versions()},
         code=code_revision(),
     )
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @cache

@@ -19,8 +19,8 @@ from qkvbench.variant import parse
 class Study:
     """Matched arms: variants × tasks × seeds, everything else alike; the first is the baseline.
 
-    ``seeds`` says how many each task gets. ``model`` replaces the tasks' own geometry, layers and
-    positions; their inputs and outputs stay.
+    ``seeds`` says how many each task gets, ``budget`` how many times the task's own steps.
+    ``model`` replaces the tasks' own geometry, layers and positions; their inputs and outputs stay.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Study:
     model: Model | None = None
     precision: Precision = "fp32"
     threads: int = 1
+    budget: int = 1
     smoke: bool = False
 
     @property
@@ -53,11 +54,16 @@ class Study:
 
     def _arms(self, name: str) -> tuple[Experiment, ...]:
         task = tasks.find(name)
+        training = replace(
+            task.training,
+            steps=self.budget * task.training.steps,
+            warmup=self.budget * task.training.warmup,
+        )
         base = Experiment(
             model=self.model_of(name),
             task=name,
             task_version=task.version,
-            training=_shortened(task.training) if self.smoke else task.training,
+            training=_shortened(training) if self.smoke else training,
             seed=0,
             precision=self.precision,
             threads=self.threads,

@@ -1,7 +1,7 @@
 """What is each projection worth? Eight variants on four small tasks that attention must solve.
 
 Run       qkvbench run quick
-Takes     about ten minutes on two cores
+Takes     about nine minutes on two cores
 Expect    tasks and sizes at which canonical attention learns on one core in seconds; enough to
           show large losses and to rank speeds of learning, not to show small ones
 """

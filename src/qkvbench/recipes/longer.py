@@ -1,0 +1,16 @@
+"""Which gaps of `quick` close with three times the steps? The same arms, tasks and seeds.
+
+Run       qkvbench run longer
+Takes     about twenty-five minutes on two cores
+Expect    what `quick` ranks is the speed of learning; an arm that was only late comes nearer here
+"""
+
+from dataclasses import replace
+
+from qkvbench.recipes import Study
+from qkvbench.recipes.quick import study as quick
+
+
+def study() -> Study:
+    """`quick` with three times the budget: the schedule is stretched, not repeated."""
+    return replace(quick(), name="longer", budget=3)
