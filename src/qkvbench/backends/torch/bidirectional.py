@@ -37,6 +37,11 @@ class Encoder(nn.Module):
         x = self.norm(x)
         return x.mean(dim=1, keepdim=True) if self.predicts == "the whole" else x
 
+    @property
+    def classes(self) -> int:
+        """Between how many classes a prediction decides."""
+        return self.output.out_features
+
     def head(self, x: Float[Tensor, "*places d_model"]) -> Float[Tensor, "*places classes"]:
         """Logits of the classes."""
         return self.output(x)

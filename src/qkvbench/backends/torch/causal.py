@@ -52,8 +52,17 @@ class Decoder(nn.Module):
 
     def head(self, x: Float[Tensor, "*places d_model"]) -> Float[Tensor, "*places vocabulary"]:
         """Logits of the next token."""
-        matrix = self.embedding.table if self.output is None else self.output.weight
-        return nn.functional.linear(x, matrix)
+        return nn.functional.linear(x, self.matrix)
+
+    @property
+    def matrix(self) -> Float[Tensor, "vocabulary d_model"]:
+        """The output matrix; the table of tokens where they are tied."""
+        return self.embedding.table if self.output is None else self.output.weight
+
+    @property
+    def classes(self) -> int:
+        """Between how many classes a prediction decides."""
+        return len(self.matrix)
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
         """An empty cache for `batch` sequences of at most `capacity` tokens."""

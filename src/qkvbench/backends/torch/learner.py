@@ -5,8 +5,8 @@ import os
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from qkvbench.backends.torch.loss import mean_loss, place_losses
 from qkvbench.backends.torch.precision import autocast
 from qkvbench.backends.torch.stacks import build
 from qkvbench.backends.torch.weights import load, named_weights, start
@@ -57,8 +57,7 @@ class Learner:
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.experiment.precision, self.device):
-            logits, targets = self._scored(batch)
-            loss = functional.cross_entropy(logits, targets)
+            loss = mean_loss(self.network, *self._scored(batch))
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.experiment.training.clip)
         return loss.item(), norm.item()
@@ -74,13 +73,12 @@ class Learner:
         """The loss and the likeliest class at each place; loss 0 where nothing is scored."""
         self.network.eval()
         with autocast(self.experiment.precision, self.device):
-            logits, targets = self._scored(batch)
-            losses = functional.cross_entropy(logits, targets, reduction="none")
+            losses, likeliest = place_losses(self.network, *self._scored(batch))
         scored = batch.targets != UNSCORED
         loss = np.zeros(batch.targets.shape, np.float32)
-        loss[scored] = losses.float().cpu().numpy()
+        loss[scored] = losses.cpu().numpy()
         predicted = np.full(batch.targets.shape, UNSCORED, np.int64)
-        predicted[scored] = logits.argmax(-1).cpu().numpy()
+        predicted[scored] = likeliest.cpu().numpy()
         return Outcome(loss, predicted, batch.targets)
 
     def weights(self) -> dict[str, Tensor]:
@@ -92,7 +90,7 @@ class Learner:
         load(self.network, weights)
 
     def _scored(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits and targets of the scored places: logits of the others are never made."""
+        """The stream and the targets at the scored places: logits of the others are never made."""
         inputs = torch.from_numpy(batch.inputs).to(self.device)
         targets = torch.from_numpy(batch.targets).to(self.device).flatten()
         hidden = self.network.hidden(inputs).flatten(0, 1)
@@ -100,7 +98,7 @@ class Learner:
         if not scored.all():
             places = torch.from_numpy(np.flatnonzero(scored)).to(self.device)
             hidden, targets = hidden[places], targets[places]
-        return self.network.head(hidden), targets
+        return hidden, targets
 
 
 def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:

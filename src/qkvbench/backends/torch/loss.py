@@ -1,0 +1,75 @@
+"""Cross-entropy over a vocabulary: with all logits at once, or a few rows of them at a time."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from qkvbench.backends.torch.bidirectional import Encoder
+from qkvbench.backends.torch.causal import Decoder
+
+# From this vocabulary on, logits are larger than what made them, and are never held as a whole.
+MANY = 1024
+# Logits that are held at a time: about what a processor's cache holds.
+HELD = 2**20
+
+Hidden = Float[Tensor, "places d_model"]
+Targets = Int[Tensor, " places"]
+
+
+def mean_loss(network: Decoder | Encoder, hidden: Hidden, targets: Targets) -> Float[Tensor, ""]:
+    """The mean loss in nats, for a backward pass."""
+    if isinstance(network, Encoder) or len(network.matrix) < MANY:
+        return functional.cross_entropy(network.head(hidden), targets)
+    device = hidden.device.type
+    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    return _InRows.apply(hidden.to(kind), network.matrix.to(kind), targets)
+
+
+def place_losses(
+    network: Decoder | Encoder, hidden: Hidden, targets: Targets
+) -> tuple[Float[Tensor, " places"], Int[Tensor, " places"]]:
+    """The loss in nats and the likeliest class at each place, without a backward pass."""
+    losses, likeliest = [], []
+    rows = max(1, HELD // network.classes)
+    for part, right in zip(hidden.split(rows), targets.split(rows), strict=True):
+        logits = network.head(part)
+        losses.append(functional.cross_entropy(logits, right, reduction="none").float())
+        likeliest.append(logits.argmax(-1))
+    return torch.cat(losses), torch.cat(likeliest)
+
+
+class _InRows(torch.autograd.Function):
+    """The mean cross-entropy of hidden · matrixᵀ, and its gradients in the same pass.
+
+    The gradient of a row's logits is softmax − one-hot, which needs no other row: it is made while
+    the logits are at hand, so the backward pass finds it done.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, matrix: Tensor, targets: Tensor) -> Tensor:
+        """The loss, in fp32 or better."""
+        rows = max(1, HELD // len(matrix))
+        loss = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        hidden_slope = torch.empty_like(hidden)
+        matrix_slope = torch.zeros_like(matrix, dtype=loss.dtype)
+        for first in range(0, len(hidden), rows):
+            part, right = hidden[first : first + rows], targets[first : first + rows, None]
+            logits = (part @ matrix.mT).to(loss.dtype)
+            total = logits.logsumexp(-1, keepdim=True)
+            loss += (total - logits.gather(1, right)).sum()
+            slope = logits.sub_(total).exp_()
+            slope.scatter_add_(1, right, slope.new_full(right.shape, -1.0))
+            slope = slope.div_(len(hidden)).to(hidden.dtype)
+            torch.mm(slope, matrix, out=hidden_slope[first : first + rows])
+            matrix_slope += slope.mT @ part
+        ctx.save_for_backward(hidden_slope, matrix_slope.to(matrix.dtype))
+        return loss / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients, scaled by the loss's own."""
+        hidden_slope, matrix_slope = ctx.saved_tensors
+        return slopes[0] * hidden_slope, slopes[0] * matrix_slope, None

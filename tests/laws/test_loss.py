@@ -1,0 +1,52 @@
+"""The loss by rows is the loss: the same value and gradients as with all logits at once."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from laws.arms import decoder
+from qkvbench.backends.torch import build, loss, start
+
+PLACES, VOCABULARY = 13, 1031
+
+
+def _network():
+    model = decoder("q,k=v", vocabulary=VOCABULARY)
+    network = build(model)
+    start(network, model, seed=0)
+    return network.double()
+
+
+@pytest.mark.parametrize("rows", [1, 5, 13, 100])
+def test_the_loss_by_rows_has_the_value_and_gradients_of_the_whole(rows, monkeypatch):
+    monkeypatch.setattr(loss, "HELD", rows * VOCABULARY)
+    network = _network()
+    draws = torch.Generator().manual_seed(0)
+    hidden = torch.randn(PLACES, 24, dtype=torch.float64, generator=draws, requires_grad=True)
+    targets = torch.randint(VOCABULARY, (PLACES,), generator=draws)
+    whole = functional.cross_entropy(network.head(hidden), targets)
+    by_rows = loss.mean_loss(network, hidden, targets)
+    inputs = [hidden, network.matrix]
+    # The loss is scaled, as it is under accumulation or loss scaling.
+    expected = torch.autograd.grad(3 * whole, inputs)
+    found = torch.autograd.grad(3 * by_rows, inputs)
+    torch.testing.assert_close(by_rows, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+    losses, likeliest = loss.place_losses(network, hidden.detach(), targets)
+    torch.testing.assert_close(losses.mean(), whole.detach().float())
+    assert torch.equal(likeliest, network.head(hidden).argmax(-1))
+
+
+def test_the_loss_by_rows_holds_in_bf16_too():
+    network = _network().float()
+    hidden = torch.randn(PLACES, 24, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(PLACES)
+    whole = functional.cross_entropy(network.head(hidden), targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        by_rows = loss.mean_loss(network, hidden.requires_grad_(), targets)
+    by_rows.backward()
+    assert by_rows.dtype == torch.float32
+    # bf16 keeps eight bits.
+    torch.testing.assert_close(by_rows.detach(), whole.detach(), rtol=0.02, atol=0)
+    assert network.matrix.grad.dtype == torch.float32
