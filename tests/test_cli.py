@@ -1,9 +1,12 @@
 """The command line answers what it is asked, and says what to write instead of what it is not."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from qkvbench.cli import main
@@ -195,3 +198,26 @@ def test_the_smoke_of_every_recipe_runs_to_its_page(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "results" / f"{recipe}-smoke" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+)
+def test_a_signal_ends_the_study_and_its_processes_and_keeps_what_was_measured(
+    number, status, tmp_path
+):
+    words = ["run", "--variants", "q,k,v", "--tasks", "lm-reviews", "--out", str(tmp_path)]
+    with subprocess.Popen([*RUN, *words], stderr=subprocess.PIPE, text=True) as study:
+        children = psutil.Process(study.pid).children
+        while not any("forkserver" in " ".join(child.cmdline()) for child in children()):
+            time.sleep(0.05)
+        while not any(child.children() for child in children()):
+            time.sleep(0.05)
+        family = children(recursive=True)
+        time.sleep(2)
+        study.send_signal(number)
+        said = study.stderr.read()
+    assert study.returncode == status, said
+    assert "Traceback" not in said
+    psutil.wait_procs(family, timeout=10)
+    assert not any(child.is_running() for child in family)

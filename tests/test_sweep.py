@@ -42,6 +42,9 @@ class Noted:
         self.endings.append(record)
         self.at_end()
 
+    def unmeasured(self, reason):
+        self.lacked.append(("measurement", reason))
+
     def measuring(self, arms):
         self.measured.append(arms)
 
@@ -96,8 +99,8 @@ def test_a_process_that_is_killed_is_a_row_and_the_others_go_on(tmp_path):
     short = STUDY.experiments()[1]
     with Workers("torch") as workers:
 
-        def kill(identity, _step, _loss):
-            if identity == long.id:
+        def kill(experiment, _step, _loss):
+            if experiment == long:
                 os.kill(workers.children[0].process.pid, signal.SIGKILL)
 
         answers = dict(workers.run_all([long, short], 2, kill))
@@ -148,6 +151,16 @@ def test_data_that_cannot_be_had_fail_their_own_task_only(tmp_path, monkeypatch)
         ("recall", "done"),
     ]
     assert len(noted.lacked) == 1
+
+
+def test_arms_that_cannot_be_timed_leave_the_runs_as_they_are(tmp_path, monkeypatch):
+    def fails(*_):
+        raise ChildProcessError("The process was ended by SIGKILL.")
+
+    monkeypatch.setattr("qkvbench.sweep.study.measurements", fails)
+    noted = carried_out(replace(STUDY, seeds={"recall": 1}), tmp_path)
+    assert {record.status for record in noted.endings} == {"done"}
+    assert noted.lacked == [("measurement", "The process was ended by SIGKILL.")]
 
 
 def test_fail_fast_stops_at_the_first_failure(tmp_path):

@@ -36,7 +36,11 @@ def answer(request: Request) -> int:
         file=sys.stderr,
     )
     with Workers(conditions.backend) as workers:
-        arms = measurements(models, conditions, workers.call)
+        try:
+            arms = measurements(models, conditions, workers.call)
+        except ChildProcessError as error:
+            print(f"Nothing could be measured. {error}", file=sys.stderr)
+            return 1
     if request.json:
         print(json.dumps({"arms": [arm.model_dump(mode="json") for arm in arms]}, indent=1))
         return 0

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from qkvbench import tasks
 from qkvbench.cost.units import seconds_text
+from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
 
 
@@ -56,8 +57,10 @@ class Told:
         """The data of a task cannot be had."""
         self.console.print(f"{task} cannot run. {reason}", style="red", markup=False)
 
-    def stepped(self, run: str, step: int, loss: float) -> None:
+    def stepped(self, run: Experiment, step: int, loss: float) -> None:
         """A run has taken a step."""
+        here = f"{run.task}  {run.variant}  seed {run.seed}"
+        self.bars.update(self.bar, description=f"{here}  step {step}  loss {loss:.3f}")
 
     def ended(self, record: Record) -> None:
         """A run has ended."""
@@ -73,6 +76,11 @@ class Told:
             self.console.print(
                 f"{name}  {record.status}: {record.reason}", style="red", markup=False
             )
+
+    def unmeasured(self, reason: str) -> None:
+        """The arms could not be timed."""
+        self.endings["failed"] += 1
+        self.console.print(f"Latency and memory are missing. {reason}", style="red", markup=False)
 
     def measuring(self, arms: int) -> None:
         """The arms are being timed."""

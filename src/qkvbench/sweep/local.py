@@ -16,7 +16,7 @@ from qkvbench.experiment import BackendName, Experiment
 from qkvbench.results.record import Record, Status
 from qkvbench.train.run import run
 
-Report = Callable[[str, int, float], None]
+Report = Callable[[Experiment, int, float], None]
 Answer = TypeVar("Answer")
 
 
@@ -59,7 +59,7 @@ class Workers:
 
     def call(self, function: Callable[..., Answer], *arguments: object) -> Answer:
         """What `function` returns in a process of its own; it has the machine to itself."""
-        child = self._start(function, arguments, function.__name__)
+        child = self._start(_called, (function, *arguments), function.__name__)
         while child in self.children:
             for _, kind, value in self._news():
                 if kind == "died":
@@ -74,10 +74,10 @@ class Workers:
         while waiting or self.children:
             while waiting and len(self.children) < jobs:
                 experiment = waiting.popleft()
-                self._start(run, (experiment,), experiment)
+                self._start(_trained, (experiment,), experiment)
             for child, kind, value in self._news():
                 if kind == "step":
-                    report(child.what.id, *value)
+                    report(child.what, *value)
                 else:
                     yield child.what, value
 
@@ -86,10 +86,10 @@ class Workers:
         return [child.what for child in self.children]
 
     def _start(
-        self, function: Callable[..., object], arguments: tuple[object, ...], what: object
+        self, work: Callable[..., None], arguments: tuple[object, ...], what: object
     ) -> _Child:
         news, end = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=_work, args=(end, function, arguments), daemon=True)
+        process = self.context.Process(target=work, args=(end, *arguments), daemon=True)
         process.start()
         end.close()
         child = _Child(process, news, what)
@@ -145,10 +145,14 @@ def _context(backend: BackendName) -> ForkServerContext | SpawnContext:
     return context
 
 
-def _work(news: Connection, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    """In the child: call the function, and tell how it goes at most a few times a second."""
-    # The parent decides what Ctrl-C means; it reaches the whole group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _called(news: Connection, function: Callable[..., object], *arguments: object) -> None:
+    """In a child: call the function, send what it returns."""
+    with _errors_told(news):
+        news.send(("answer", function(*arguments)))
+
+
+def _trained(news: Connection, experiment: Experiment) -> None:
+    """In a child: run the experiment, tell a few times a second how it goes, send its record."""
     last = 0.0
 
     def tell(step: int, loss: float) -> None:
@@ -157,9 +161,17 @@ def _work(news: Connection, function: Callable[..., object], arguments: tuple[An
             last = time.monotonic()
             news.send(("step", (step, loss)))
 
+    with _errors_told(news):
+        news.send(("answer", run(experiment, tell)))
+
+
+@contextmanager
+def _errors_told(news: Connection) -> Iterator[None]:
+    """Send an error to the parent, which makes a row or a sentence of it."""
+    # The parent decides what Ctrl-C means; it reaches the whole group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        answer = function(*arguments, tell) if function is run else function(*arguments)
-        news.send(("answer", answer))
+        yield
     except Exception as error:
         news.send(("error", f"{type(error).__name__}: {error}"))
 

@@ -35,7 +35,7 @@ class Progress(Protocol):
         """The data of a task cannot be had."""
         ...
 
-    def stepped(self, run: str, step: int, loss: float) -> None:
+    def stepped(self, run: Experiment, step: int, loss: float) -> None:
         """A run has taken a step."""
         ...
 
@@ -45,6 +45,10 @@ class Progress(Protocol):
 
     def measuring(self, arms: int) -> None:
         """The arms are being timed."""
+        ...
+
+    def unmeasured(self, reason: str) -> None:
+        """The arms could not be timed; what was learned stands all the same."""
         ...
 
 
@@ -73,8 +77,11 @@ def carry_out(
         # One is missing: all are measured again, for only what ran interleaved compares.
         if any(identity(model, conditions) not in kept for model in models):
             progress.measuring(len(models))
-            for measured in measurements(models, conditions, workers.call):
-                store.write_measurement(measured)
+            try:
+                for measured in measurements(models, conditions, workers.call):
+                    store.write_measurement(measured)
+            except ChildProcessError as error:
+                progress.unmeasured(str(error))
 
 
 def _answers(
