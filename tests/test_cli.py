@@ -189,6 +189,7 @@ def test_measuring_prints_one_json_document_with_its_arms(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # hundreds of short runs, two at a time
 def test_the_smoke_of_every_recipe_runs_to_its_page(tmp_path):
     from qkvbench import recipes
 

@@ -20,7 +20,7 @@ from qkvbench.reports._text import (
     signed,
 )
 from qkvbench.results.record import Record
-from qkvbench.results.stats import Comparison, Count, Difference, Estimate, Tally
+from qkvbench.results.stats import LEVEL, Comparison, Count, Difference, Estimate, Tally
 from qkvbench.results.view import Cell, TaskView, View
 from qkvbench.variant import parse
 from qkvbench.variant.catalogue import name_of
@@ -238,7 +238,7 @@ def _count_lines(result: Tally, cell: Cell, count: Count) -> Lines:
 
 
 def _p_line(p: float, *, worse: bool) -> Line:
-    if p >= 0.05:
+    if p >= LEVEL:
         return Line(p_text(p), "quiet")
     return Line(f"▼ {p_text(p)}", "worse") if worse else Line(f"▲ {p_text(p)}", "better")
 
