@@ -36,6 +36,14 @@ def test_the_readme_shows_the_main_job():
     assert any(line.startswith("run quick") for line in _commands("README.md"))
 
 
+def test_the_readme_s_python_runs():
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
 def test_the_readme_s_table_is_what_its_records_say():
     printed = terminal.render(view(Store(ROOT / "studies" / "quick")))
     assert f"```\n{printed.rstrip()}\n```" in (ROOT / "README.md").read_text()
