@@ -276,6 +276,17 @@ def test_the_library_s_door_is_a_drop_in_layer_and_a_model():
     assert write(model.blocks[0].attention.plan.variant) == "q,k=v/1"
 
 
+def test_a_model_that_decoded_in_inference_mode_can_still_be_trained():
+    network = _network(decoder("q,k=v", Rotary()))
+    tokens = _tokens()
+    with torch.inference_mode():
+        cache = network.new_cache(BATCH, TIME)
+        network.prefill(tokens[:, :-1], cache)
+        network.step(tokens[:, -1], cache)
+    network(tokens).sum().backward()
+    assert network.blocks[0].attention.projection.weight.grad.abs().max() > 0
+
+
 def test_the_layer_keeps_no_mask_and_no_buffer():
     network = build(decoder("q,k,v", Rotary()))
     network(_tokens())

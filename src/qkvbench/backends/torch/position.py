@@ -48,14 +48,21 @@ class Turner(nn.Module):
             raise TypeError("Only rotary positions have a table.")
         kind = torch.float64 if like.dtype == torch.float64 else torch.float32
         if len(self._cos) < length or self._cos.device != like.device or self._cos.dtype != kind:
-            half = self.head_dim // 2
-            options = {"dtype": torch.float64, "device": like.device}
-            # arXiv:2104.09864, eq. 34. Angles in fp64: in fp32 those of late positions are coarse.
-            frequency = self.position.base ** (-torch.arange(half, **options) / half)
             rows = max(length, 2 * len(self._cos))
-            angle = torch.outer(torch.arange(rows, **options), frequency)
-            self._cos, self._sin = angle.cos().to(kind), angle.sin().to(kind)
+            # A table first made in inference mode must serve training afterwards.
+            with torch.inference_mode(mode=False):
+                angle = self._angles(self.position.base, rows, like.device)
+                self._cos, self._sin = angle.cos().to(kind), angle.sin().to(kind)
         return self._cos, self._sin
+
+    def _angles(
+        self, base: float, positions: int, device: torch.device
+    ) -> Float[Tensor, "positions pairs"]:
+        """How far each pair turns, in fp64: in fp32 the angles of late positions are coarse."""
+        half = self.head_dim // 2
+        # arXiv:2104.09864, eq. 34.
+        frequency = base ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
+        return torch.outer(torch.arange(positions, dtype=torch.float64, device=device), frequency)
 
 
 def _turned(rows: Rows, cos: Tensor, sin: Tensor) -> Rows:
