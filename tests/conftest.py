@@ -5,7 +5,6 @@ import os
 # Before torch is imported anywhere: the bits of a sum depend on the number of threads.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import hypothesis
 from jaxtyping import install_import_hook

@@ -1,6 +1,8 @@
 """The command line answers what it is asked, and says what to write instead of what it is not."""
 
 import json
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,7 +11,9 @@ import time
 import psutil
 import pytest
 
+from qkvbench import reports
 from qkvbench.cli import main
+from qkvbench.results.view import view
 
 RUN = [sys.executable, "-m", "qkvbench"]
 # Runs the command line and fails where it has imported a framework on the way.
@@ -31,6 +35,9 @@ WRONG = [
     ["run", "quick", "--precision", "fp8"],
     ["run", "quick", "--backend", "tensorflow"],
     ["run", "quick", "--model", "gpt-300"],
+    ["run", "quick", "--model="],
+    ["run", "quick", "--variants", "q,k,v,x"],
+    ["show", "q,k\n\n\n\n\n\n,w"],
     ["run", "quick", "--variants", "q,k=z"],
     ["run", "quick", "--variants", "q=k,v/2"],
     ["run", "quick", "--variants", "q,k,v/3"],
@@ -109,7 +116,7 @@ def test_a_picture_names_the_matrices_that_exist_and_what_a_cache_keeps(variant,
         assert f"▶ {role}" in text
 
 
-@pytest.mark.parametrize("what", ["variants", "tasks", "recipes", "models"])
+@pytest.mark.parametrize("what", ["variants", "tasks", "recipes", "models", "reports"])
 def test_lists_are_json_with_name_and_about(what, capsys):
     assert main(["ls", what, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -176,6 +183,66 @@ def test_a_small_study_runs_to_a_table_and_a_page_and_reports_again_from_the_sto
     assert resumed.returncode == 0
     assert "7 of 8 runs are done already" in resumed.stderr
     assert record.with_name(f"{record.name}.damaged").exists()
+
+
+def test_the_page_is_written_even_where_nobody_reads_the_table(tmp_path):
+    from fake_study import build
+
+    build(tmp_path / "store")
+    command = f"{shlex.join(RUN)} report store | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "store" / "report.html").stat().st_size > 10_000
+
+
+def test_letters_that_a_terminal_lacks_stop_nothing(tmp_path):
+    done = subprocess.run(
+        [*RUN, "show", "q,k=v"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "softmax" in done.stdout
+
+
+def test_a_study_with_a_run_that_fails_prints_its_row_and_ends_with_1(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    words = ["run", "--variants", "q,k,v", "--tasks", "lm-reviews", "recall", "--smoke"]
+    done = subprocess.run(
+        [*RUN, *words, "--seeds", "1", "--out", "out"],
+        env={**os.environ, "QKVBENCH_CACHE": str(tmp_path / "file")},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "lm-reviews cannot run. The cache folder cannot be" in done.stderr
+    assert "1 failed" in done.stdout
+    assert (tmp_path / "out" / "report.html").exists()
+    shown = subprocess.run(
+        [*RUN, "report", "out", "--json"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert {task["task"] for task in json.loads(shown.stdout)["tasks"]} == {"lm-reviews", "recall"}
+
+
+def test_another_study_gets_another_folder_and_more_seeds_do_not(capsys):
+    places = []
+    for words in ([], ["--seeds", "9"], ["--precision", "bf16"], ["--variants", "q,k,v"]):
+        main(["run", "quick", "--dry-run", *words])
+        places.append(capsys.readouterr().out.splitlines()[0].rpartition(" in ")[2])
+    assert places[0] == places[1] == "results/quick."
+    assert len(set(places)) == 3
+
+
+@pytest.mark.parametrize("name", reports.names())
+def test_every_report_can_be_asked_for_by_name(name, tmp_path, capsys):
+    from fake_study import build
+
+    store = build(tmp_path / "store")
+    assert main(["report", str(store.path), "--as", name]) == 0
+    assert capsys.readouterr().out == reports.find(name).render(view(store))
 
 
 def test_measuring_prints_one_json_document_with_its_arms(tmp_path):

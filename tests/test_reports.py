@@ -177,7 +177,7 @@ def test_what_is_not_distinguished_is_told_with_what_could_be(study):
 def test_solved_seeds_are_told_in_words(study):
     recall = next(note for note in words.findings(study) if note.topic == "recall")
     assert "`q=k=v` 0 of 5" in recall.text
-    assert "only one that solves none could be told from 5" in recall.text
+    assert "a single arm could be told from it if it solved none" in recall.text
 
 
 def test_an_arm_that_loses_nowhere_is_told_apart_from_one_that_does(study):

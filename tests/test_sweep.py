@@ -2,16 +2,19 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 
 import psutil
 import pytest
 
+from laws.arms import every_catalogued
+from qkvbench import cost
 from qkvbench.measure.decode import Conditions, decode_times, measurements
-from qkvbench.model import PRESETS
+from qkvbench.model import PRESETS, Learned
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store
-from qkvbench.sweep.local import Died, Workers
+from qkvbench.sweep.local import Died, Workers, _called
 from qkvbench.sweep.study import carry_out, models_to_measure
 from qkvbench.train.run import run
 from qkvbench.variant import parse
@@ -133,6 +136,20 @@ def test_an_interrupt_notes_what_was_running_ends_it_and_loses_nothing(tmp_path)
     assert {record.status for record in Store(tmp_path).runs().good} == {"done"}
 
 
+def test_an_interrupt_while_data_are_fetched_leaves_nothing_running(tmp_path):
+    class Impatient(Noted):
+        def preparing(self, task):
+            raise KeyboardInterrupt
+
+    with Workers("torch") as workers:
+        workers._start(_called, (time.sleep, 60), "sleep")
+        assert workers.running() == []
+    assert workers.children[0].process.exitcode is not None
+    with pytest.raises(KeyboardInterrupt):
+        carried_out(STUDY, tmp_path, Impatient())
+    assert Store(tmp_path).runs().good == ()
+
+
 def test_data_that_cannot_be_had_fail_their_own_task_only(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "file"))
@@ -189,10 +206,34 @@ def test_measured_cache_bytes_are_those_of_the_filled_cache_and_halve_with_a_sha
     small = PRESETS["small-decoder"]()
     models = [small.with_variant(parse(text)) for text in ("q,k,v", "q,k=v")]
     conditions = Conditions(context=63, batch=2, seconds=0.0)
-    whole, half = measurements(models, conditions, lambda function, *words: function(*words))
+    (whole, half), lacking = measurements(models, conditions, _here)
+    assert lacking == []
     assert whole.cache_bytes == 2 * half.cache_bytes == 2 * 2 * 2 * 64 * 96 * 4
     assert whole.samples == half.samples >= 5
     assert whole.decode_p50_s > 0
+
+
+def _here(function, *words):
+    return function(*words)
+
+
+def test_an_arm_that_cannot_be_timed_is_named_and_the_others_are_timed():
+    small = PRESETS["small-decoder"]()
+    short = replace(small, position=Learned(5))
+    done, lacking = measurements([small, short], Conditions(context=9, seconds=0.0), _here)
+    assert [each.model_spec["position"]["kind"] for each in done] == ["rotary"]
+    assert [each.variant for each in lacking] == ["q,k,v"]
+    assert "at most 5 tokens" in lacking[0].reason
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@every_catalogued
+def test_every_variant_can_be_timed_in_every_precision(variant, precision):
+    model = PRESETS["small-decoder"]().with_variant(variant)
+    conditions = Conditions(precision=precision, context=7, batch=2, seconds=0.0)
+    (timed,) = decode_times([model], conditions)
+    values = {"fp32": 4, "bf16": 2}[precision]
+    assert timed.cache_bytes == 2 * 8 * cost.cache_bytes_per_token(model, values)
 
 
 def test_arms_are_timed_in_turn_with_as_many_samples_each():

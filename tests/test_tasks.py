@@ -13,6 +13,7 @@ from qkvbench.data import reviews
 from qkvbench.data.batch import UNSCORED, Batch, Outcome, Split
 from qkvbench.model import Decoder, Encoder
 from qkvbench.tasks import Data
+from qkvbench.tasks._splits import Items
 from qkvbench.tasks.recall import KEYS
 
 every_task = pytest.mark.parametrize("name", tasks.names())
@@ -63,6 +64,15 @@ def test_no_item_is_in_two_splits(name, loaded):
     assert train.isdisjoint(validation)
     assert train.isdisjoint(test)
     assert validation.isdisjoint(test)
+
+
+@every_task
+def test_no_item_is_twice_in_a_split(name, loaded):
+    for split in _splits(loaded[name]):
+        rows = [row.tobytes() for batch in _batches(split) for row in batch.inputs]
+        # Windows of prose may repeat; there it is documents that are different, by their own test.
+        if isinstance(split, Items):
+            assert len(set(rows)) == len(rows) == len(split)
 
 
 @every_task

@@ -49,6 +49,18 @@ def test_the_readme_s_table_is_what_its_records_say():
     assert f"```\n{printed.rstrip()}\n```" in (ROOT / "README.md").read_text()
 
 
+def test_the_readme_s_further_findings_are_what_their_records_say():
+    counts = view(Store(ROOT / "studies" / "recall")).tasks[0].result.counts
+    assert [counts[arm].solved for arm in ("q,k,v", "q,k=v", "q,k,v=R(k)")] == [20, 11, 11]
+    longer = {task.name: task.result for task in view(Store(ROOT / "studies" / "longer")).tasks}
+    tied = longer["lm-reviews"].differences["q,k=v"]
+    assert [round(each, 2) for each in (tied.value, tied.low, tied.high)] == [0.06, 0.02, 0.10]
+    assert not longer["lm-reviews"].differences["q,k,v/1"].clear
+    nulls = [task.same for task in view(Store(ROOT / "studies" / "catalogue")).tasks]
+    differences = [same.difference for pair in nulls for same in pair if same.difference]
+    assert [each.clear for each in differences] == [False] * 3
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_a_text_links_to_is_there(page):
     for target in LINK.findall((ROOT / page).read_text()):

@@ -11,6 +11,7 @@ import torch
 
 from qkvbench import tasks
 from qkvbench.backends.torch import Learner
+from qkvbench.data.batch import Outcome
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.train.loop import DivergedError, Trained, batch_indices, learning_rate, train
 from qkvbench.train.run import run
@@ -66,6 +67,12 @@ def test_a_run_that_diverges_is_a_record_with_a_reason_and_no_score():
     assert "At step" in record.reason
     assert record.metrics == {}
     json.dumps(record.model_dump(mode="json"), allow_nan=False)
+
+
+def test_a_loss_too_large_for_its_perplexity_is_a_divergence_like_any_other():
+    loss = np.full((1, 1), 800.0, np.float32)
+    none = np.zeros((1, 1), np.int64)
+    assert math.isinf(tasks.find("lm-reviews").score(Outcome(loss, none, none))["perplexity"])
 
 
 def test_a_run_whose_data_are_missing_is_a_record_with_a_reason(tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ from pydantic import TypeAdapter
 from qkvbench.model import Model
 from qkvbench.variant import Variant, parse, write
 
-BackendName = Literal["torch"]
 Precision = Literal["fp32", "bf16"]
 
 
@@ -45,7 +44,7 @@ class Experiment:
     task_version: int
     training: Training
     seed: int
-    backend: BackendName = "torch"
+    backend: str = "torch"
     precision: Precision = "fp32"
     threads: int = 1
 

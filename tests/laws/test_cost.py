@@ -1,5 +1,7 @@
 """What is computed is what is counted on live tensors and matrix products."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,7 +21,7 @@ from laws.arms import (
 )
 from qkvbench import cost, reference, tasks
 from qkvbench.backends.torch import build
-from qkvbench.model import PRESETS
+from qkvbench.model import PRESETS, Position
 from qkvbench.variant import parse, resolve
 
 STUDY_300M = {  # arXiv:2606.04032, released parameter counts; q,k=v/8 as released, /4 as written
@@ -159,4 +161,4 @@ def test_an_encoder_has_no_cache_rather_than_an_empty_one():
 
 
 def test_every_position_scheme_is_counted():
-    assert {type(one).__name__ for one in POSITIONS} == {"NoPosition", "Rotary", "Learned"}
+    assert {type(one) for one in POSITIONS} == set(get_args(Position))

@@ -26,7 +26,7 @@ from qkvbench.backends.torch import (
     save,
     start,
 )
-from qkvbench.model import NoPosition, Rotary
+from qkvbench.model import Learned, NoPosition, Rotary
 from qkvbench.variant import parse, resolve, without_value_rotation, write
 
 # fp64 rounding of sums over tens of numbers of size one.
@@ -62,7 +62,7 @@ def _tokens(seed=0, time=TIME):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@every_position
+@pytest.mark.parametrize("position", [NoPosition(), Rotary()], ids=lambda one: one.kind)
 @every_variant
 def test_the_layer_is_the_reference(variant, position, causal):
     layer, x = _layer(variant, position, causal=causal), stream()
@@ -261,6 +261,21 @@ def test_the_cache_is_refused_more_than_it_holds(variant):
     network.prefill(_tokens(time=2), cache)
     with pytest.raises(ValueError, match="holds 2 tokens"):
         network.step(_tokens()[:, 0], cache)
+
+
+def test_a_prompt_goes_into_an_empty_cache_only():
+    network = _network(decoder("q,k,v"))
+    cache = network.new_cache(BATCH, 2 * TIME)
+    network.prefill(_tokens(), cache)
+    with pytest.raises(ValueError, match="empty cache"):
+        network.prefill(_tokens(), cache)
+
+
+def test_a_model_with_learned_positions_makes_no_longer_cache():
+    with pytest.raises(ValueError, match="at most 11 tokens"):
+        _network(decoder("q,k,v", Learned(11))).new_cache(BATCH, 12)
+    with pytest.raises(ValueError, match="added to a model's input"):
+        Attention("q,k,v", 24, 4, position=Learned(11))
 
 
 def test_the_library_s_door_is_a_drop_in_layer_and_a_model():

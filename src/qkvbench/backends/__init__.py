@@ -1,16 +1,18 @@
 """What a backend is: a folder with these names. Nothing above knows which one runs.
 
 ``Learner(experiment)`` trains and predicts on NumPy batches; ``prepare(threads)`` makes a process
-repeatable; ``device()`` names what computes; ``Decoding(...)`` is decoding to be timed. The file
-names inside are the same in every backend.
+repeatable; ``device()`` names what computes; ``level_bytes()`` and ``peak_bytes()`` tell an
+accelerator's memory; ``Decoding(...)`` is decoding to be timed. The file names inside are the same
+in every backend.
 """
 
 import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import Any, Protocol, cast, runtime_checkable
 
 from qkvbench.data.batch import Batch, Outcome
-from qkvbench.experiment import BackendName, Experiment, Precision
+from qkvbench.experiment import Experiment, Precision
 from qkvbench.model import Model
 
 
@@ -65,16 +67,29 @@ class Backend(Protocol):
         """Make this process repeatable, with this number of threads."""
         ...
 
+    def level_bytes(self) -> int | None:
+        """Memory held on the accelerator, whose peak counts from here; None where there is none."""
+        ...
+
+    def peak_bytes(self) -> int | None:
+        """The most memory held on the accelerator since then; None where there is none."""
+        ...
+
     def device(self) -> object:
         """What computes; its text is its name."""
         ...
 
 
-def module_of(name: BackendName) -> str:
+def names() -> list[str]:
+    """All backends, by name."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def module_of(name: str) -> str:
     """The module that holds the backend, for a fork server to import once."""
     return f"{__name__}.{name}"
 
 
-def find(name: BackendName) -> Backend:
+def find(name: str) -> Backend:
     """The backend with this name."""
     return cast(Backend, importlib.import_module(module_of(name)))

@@ -1,7 +1,9 @@
 """The command line: words in, a request checked, the library called, text out."""
 
+import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from qkvbench.cli.parser import RequestError, parsed
 
@@ -10,6 +12,10 @@ DONE, SOME_FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 def main(words: Sequence[str] | None = None) -> int:
     """Do what the words say; the exit status. A wrong request is a few lines and no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # Where a terminal has no letter for a sign, a question mark is better than no table.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         request = parsed(sys.argv[1:] if words is None else words)
         return request.answer(request)
@@ -20,6 +26,6 @@ def main(words: Sequence[str] | None = None) -> int:
         print("Interrupted. What was measured is kept; the same command goes on.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has seen enough, as `head` has.
-        sys.stderr.close()
+        # The reader has seen enough, as `head` has; what is still to be flushed goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from qkvbench import recipes, tasks
+from qkvbench import recipes, reports, tasks
 from qkvbench.cli.parser import Request
 from qkvbench.cost import parameters
 from qkvbench.model import PRESETS
@@ -68,9 +68,14 @@ def _models() -> list[dict[str, object]]:
     ]
 
 
+def _reports() -> list[dict[str, object]]:
+    return [{"name": name, "about": reports.find(name).ABOUT} for name in reports.names()]
+
+
 LISTS: dict[str, Callable[[], list[dict[str, object]]]] = {
     "variants": _variants,
     "tasks": _tasks,
     "recipes": _recipes,
     "models": _models,
+    "reports": _reports,
 }

@@ -37,18 +37,24 @@ def answer(request: Request) -> int:
     )
     with Workers(conditions.backend) as workers:
         try:
-            arms = measurements(models, conditions, workers.call)
+            arms, lacking = measurements(models, conditions, workers.call)
         except ChildProcessError as error:
             print(f"Nothing could be measured. {error}", file=sys.stderr)
             return 1
+    for arm in lacking:
+        print(f"{arm.variant} could not be measured. {arm.reason}", file=sys.stderr)
+    status = 1 if lacking else 0
     if request.json:
         print(json.dumps({"arms": [arm.model_dump(mode="json") for arm in arms]}, indent=1))
-        return 0
+        return status
     print(f"{'variant':20} {'decode p50':>12} {'cache':>10} {'memory added':>13}   samples")
     for arm in arms:
         print(
             f"{arm.variant:20} {seconds_text(arm.decode_p50_s):>12} "
             f"{bytes_text(arm.cache_bytes):>10} {bytes_text(arm.memory_bytes):>13}   {arm.samples}"
         )
-    print(f"Observed on {arms[0].machine.device}, load {arms[0].machine.load}. {arms[0].kernel}.")
-    return 0
+    if arms:
+        print(
+            f"Observed on {arms[0].machine.device}, load {arms[0].machine.load}. {arms[0].kernel}."
+        )
+    return status

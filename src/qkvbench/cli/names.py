@@ -3,16 +3,19 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from qkvbench import recipes, tasks
+from qkvbench import backends, recipes, reports, tasks
 from qkvbench.cli.parser import RequestError
 from qkvbench.model import PRESETS, Model
 from qkvbench.recipes import Study
+from qkvbench.reports import Report
 from qkvbench.variant import Variant
 from qkvbench.variant.catalogue import named
 
 
 def variant(text: str) -> Variant:
     """The variant that is meant."""
+    # On one line: what was asked comes back in the answer.
+    text = " ".join(text.split())
     try:
         return named(text)
     except ValueError as error:
@@ -37,6 +40,16 @@ def recipe(name: str) -> Study:
 def model(name: str) -> Model:
     """The model that is meant."""
     return PRESETS[_known("model", name, list(PRESETS))]()
+
+
+def backend(name: str) -> str:
+    """The backend that is meant."""
+    return _known("backend", name, backends.names())
+
+
+def report(name: str | None) -> Report | None:
+    """The report that is meant; None where none was asked for."""
+    return None if name is None else reports.find(_known("report", name, reports.names()))
 
 
 def with_variant(base: Model, wanted: Variant) -> Model:

@@ -69,7 +69,7 @@ def _parser() -> _Parser:
     run.add_argument("--tasks", nargs="+", metavar="T", help="'qkvbench ls tasks' lists them")
     run.add_argument("--seeds", type=_count, metavar="N", help="seeds of each arm (3)")
     run.add_argument("--model", metavar="NAME", help="'qkvbench ls models' lists them")
-    run.add_argument("--backend", choices=["torch"], default="torch", help="what computes (torch)")
+    run.add_argument("--backend", default="torch", metavar="NAME", help="what computes (torch)")
     run.add_argument("--precision", choices=["fp32", "bf16"], help="type of matrix products (fp32)")
     run.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (one a core)")
     run.add_argument("--out", metavar="DIR", help="where the results go (results/NAME)")
@@ -79,8 +79,8 @@ def _parser() -> _Parser:
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     run.add_argument("--fail-fast", action="store_true", help="stop at the first run that fails")
 
-    ls = _command(commands, "ls", "list variants, tasks, recipes or models")
-    ls.add_argument("what", choices=["variants", "tasks", "recipes", "models"])
+    ls = _command(commands, "ls", "list variants, tasks, recipes, models or reports")
+    ls.add_argument("what", choices=["variants", "tasks", "recipes", "models", "reports"])
     ls.add_argument("--json", action="store_true", help="one JSON document")
 
     show = _command(commands, "show", "a variant: its picture, parameters, FLOPs and cache")
@@ -105,7 +105,8 @@ def _parser() -> _Parser:
 
     report = _command(commands, "report", "the table and the page of a folder of results")
     report.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")
-    report.add_argument("--json", action="store_true", help="one JSON document, and no page")
+    report.add_argument("--as", dest="report", metavar="NAME", help="one report: 'ls reports'")
+    report.add_argument("--json", action="store_true", help="the same as --as summary")
     report.add_argument("--out", metavar="FILE", help="where the page goes (DIR/report.html)")
     report.add_argument("--strict", action="store_true", help="exit 1 at damaged records")
     return parser

@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 from qkvbench import recipes
@@ -12,7 +13,6 @@ from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.progress import Told
 from qkvbench.cli.report import write_reports
 from qkvbench.experiment import Experiment
-from qkvbench.measure.machine import cores
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store, StoreError
 from qkvbench.variant import write
@@ -24,7 +24,7 @@ def answer(request: Request) -> int:
     """Carry out the study, print its table, write its page."""
     study = asked(request)
     experiments = checked(study)
-    store = Store(Path(request.out or Path("results") / study.name))
+    store = Store(Path("results") / folder(study) if request.out is None else Path(request.out))
     try:
         missing = [run for run in experiments if store.done(run) is None]
         if request.dry_run:
@@ -63,10 +63,26 @@ def asked(request: Request) -> Study:
         study,
         name=f"{study.name}-smoke" if request.smoke else study.name,
         seeds=seeds,
-        model=names.model(request.model) if request.model else study.model,
+        backend=names.backend(request.backend),
+        model=study.model if request.model is None else names.model(request.model),
         precision=request.precision or study.precision,
         smoke=request.smoke,
     )
+
+
+def folder(study: Study) -> str:
+    """Where the study goes if nobody says: its name; with a mark where it is not the recipe itself.
+
+    The number of seeds makes no other study: more of them go on in the same place.
+    """
+    plain = study.name.removesuffix("-smoke")
+    if plain in recipes.names():
+        recipe = recipes.find(plain)
+        if replace(study, name=plain, smoke=False, seeds=recipe.seeds) == recipe:
+            return study.name
+    one_seed = replace(study, seeds=dict.fromkeys(study.seeds, 1)).experiments()
+    marks = "".join(run.id for run in one_seed)
+    return f"{study.name}-{sha256(marks.encode()).hexdigest()[:6]}"
 
 
 def checked(study: Study) -> tuple[Experiment, ...]:
@@ -97,14 +113,13 @@ def _carried_out(request: Request, study: Study, store: Store) -> int:
     from qkvbench.sweep.study import carry_out
 
     command = "qkvbench " + shlex.join(sys.argv[1:])
-    jobs = request.jobs or max(1, cores() // study.threads)
     endings: Counter[str] = Counter()
     with stoppable(), Told(endings) as progress:
         carry_out(
             study,
             store,
             command=command,
-            jobs=jobs,
+            jobs=request.jobs,
             fail_fast=request.fail_fast,
             progress=progress,
         )

@@ -8,10 +8,8 @@ from qkvbench.cli import names
 from qkvbench.cli.parser import Request
 from qkvbench.cost.units import bytes_text
 from qkvbench.model import Model, Rotary
-from qkvbench.variant import ROLES, Op, Plan, Role, Rotate, Variant, resolve, write
+from qkvbench.variant import CANONICAL, ROLES, Op, Plan, Role, Rotate, Variant, resolve, write
 from qkvbench.variant.catalogue import CATALOGUE
-
-BASELINE = "q,k,v"
 
 
 def answer(request: Request) -> int:
@@ -106,7 +104,7 @@ def _frame(root: str, ops: tuple[Op, ...]) -> str:
 
 
 def _counts(model: Model, tokens: int) -> list[str]:
-    baseline = model.with_variant(names.variant(BASELINE))
+    baseline = model.with_variant(CANONICAL)
     rows = [
         ("parameters", cost.parameters(model).total, cost.parameters(baseline).total, "{:,}"),
         (f"MACs of {tokens} tokens", cost.macs(model, tokens), cost.macs(baseline, tokens), "{:,}"),

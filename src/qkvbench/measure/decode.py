@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qkvbench.backends import Decoding, find
-from qkvbench.experiment import BackendName, Precision
+from qkvbench.backends import Backend, Decoding, find
+from qkvbench.experiment import Precision
 from qkvbench.measure.machine import machine
 from qkvbench.measure.memory import level_bytes, peak_bytes
 from qkvbench.model import Model
@@ -29,7 +29,7 @@ class Conditions:
     `seconds` no round begins, once the fewest rounds that make a median are done.
     """
 
-    backend: BackendName = "torch"
+    backend: str = "torch"
     precision: Precision = "fp32"
     threads: int = 1
     context: int = 4096
@@ -46,24 +46,35 @@ class Timed:
     kernel: str
 
 
-def decode_times(models: Sequence[Model], conditions: Conditions) -> list[Timed]:
-    """Time a decode step of each model, in rounds of one step each, so that drift hits all."""
+@dataclass(frozen=True)
+class Untimed:
+    """An arm that could not be timed, and why."""
+
+    variant: str
+    reason: str
+
+
+def decode_times(models: Sequence[Model], conditions: Conditions) -> list[Timed | Untimed]:
+    """Time a decode step of each model, in rounds of one step each, so that drift hits all.
+
+    A model that cannot be built or warmed up is left out; the others are timed all the same.
+    """
     backend = find(conditions.backend)
     backend.prepare(conditions.threads)
-    size = {"context": conditions.context, "batch": conditions.batch}
-    arms = [backend.Decoding(model, conditions.precision, **size) for model in models]
-    for arm in arms:
-        for _ in range(WARM_UP_STEPS):
-            arm.step()
-    samples: list[list[float]] = [[] for _ in arms]
+    arms = [_warm(backend, model, conditions, conditions.context) for model in models]
+    ready = [arm for arm in arms if not isinstance(arm, Untimed)]
+    samples: dict[int, list[float]] = {id(arm): [] for arm in ready}
     began = time.perf_counter()
-    while len(samples[0]) < LEAST_ROUNDS or time.perf_counter() - began < conditions.seconds:
-        for arm, times in zip(arms, samples, strict=True):
+    rounds = 0
+    while ready and (rounds < LEAST_ROUNDS or time.perf_counter() - began < conditions.seconds):
+        rounds += 1
+        for arm in ready:
             before = time.perf_counter()
             arm.step()
-            times.append(time.perf_counter() - before)
+            samples[id(arm)].append(time.perf_counter() - before)
     return [
-        Timed(times, arm.cache_bytes, arm.kernel) for arm, times in zip(arms, samples, strict=True)
+        arm if isinstance(arm, Untimed) else Timed(samples[id(arm)], arm.cache_bytes, arm.kernel)
+        for arm in arms
     ]
 
 
@@ -71,50 +82,49 @@ def decode_memory(model: Model, conditions: Conditions) -> int:
     """Bytes that the model, its cache and decoding add to a process that has done neither."""
     backend = find(conditions.backend)
     backend.prepare(conditions.threads)
-
-    def decode(context: int) -> Decoding:
-        size = {"context": context, "batch": conditions.batch}
-        arm = backend.Decoding(model, conditions.precision, **size)
-        for _ in range(WARM_UP_STEPS):
-            arm.step()
-        return arm
-
     # The first steps load what a framework loads once, which is more than a small model.
-    decode(1)
-    before = level_bytes()
-    _held = decode(conditions.context)
-    return max(0, peak_bytes() - before)
+    _warm(backend, model, conditions, 1)
+    before = level_bytes(backend)
+    _held = _warm(backend, model, conditions, conditions.context)
+    return max(0, peak_bytes(backend) - before)
 
 
 def measurements(
     models: Sequence[Model],
     conditions: Conditions,
     call: Callable[..., Any],
-) -> list[Measurement]:
-    """Latency and memory of each model; `call` runs a function in a fresh process."""
-    times = call(decode_times, models, conditions)
-    memory = [call(decode_memory, model, conditions) for model in models]
+) -> tuple[list[Measurement], list[Untimed]]:
+    """Latency and memory of each model, and the models that have none.
+
+    `call` runs a function in a fresh process and raises ChildProcessError where that dies.
+    """
+    times: list[Timed | Untimed] = call(decode_times, models, conditions)
+    lacking = [each for each in times if isinstance(each, Untimed)]
     where = machine(str(find(conditions.backend).device()))
-    return [
-        Measurement(
-            id=identity(model, conditions),
-            variant=model.variant,
-            model=model.name,
-            model_spec=TypeAdapter(Model).dump_python(model, mode="json"),
-            backend=conditions.backend,
-            precision=conditions.precision,
-            threads=conditions.threads,
-            context=conditions.context,
-            batch=conditions.batch,
-            samples=len(timed.samples_s),
-            decode_p50_s=statistics.median(timed.samples_s),
-            memory_bytes=added,
-            cache_bytes=timed.cache_bytes,
-            kernel=timed.kernel,
-            machine=where,
+    done: list[Measurement] = []
+    for model, timed in zip(models, times, strict=True):
+        if isinstance(timed, Untimed):
+            continue
+        done.append(
+            Measurement(
+                id=identity(model, conditions),
+                variant=model.variant,
+                model=model.name,
+                model_spec=TypeAdapter(Model).dump_python(model, mode="json"),
+                backend=conditions.backend,
+                precision=conditions.precision,
+                threads=conditions.threads,
+                context=conditions.context,
+                batch=conditions.batch,
+                samples=len(timed.samples_s),
+                decode_p50_s=statistics.median(timed.samples_s),
+                memory_bytes=call(decode_memory, model, conditions),
+                cache_bytes=timed.cache_bytes,
+                kernel=timed.kernel,
+                machine=where,
+            )
         )
-        for model, timed, added in zip(models, times, memory, strict=True)
-    ]
+    return done, lacking
 
 
 def identity(model: Model, conditions: Conditions) -> str:
@@ -122,3 +132,16 @@ def identity(model: Model, conditions: Conditions) -> str:
     spec = TypeAdapter(Model).dump_python(model, mode="json")
     text = json.dumps([spec, asdict(conditions)], sort_keys=True)
     return sha256(text.encode()).hexdigest()[:16]
+
+
+def _warm(
+    backend: Backend, model: Model, conditions: Conditions, context: int
+) -> Decoding | Untimed:
+    """A decoder that has taken its first steps, or why there is none."""
+    try:
+        arm = backend.Decoding(model, conditions.precision, context=context, batch=conditions.batch)
+        for _ in range(WARM_UP_STEPS):
+            arm.step()
+    except Exception as error:
+        return Untimed(model.variant, f"{type(error).__name__}: {error}")
+    return arm

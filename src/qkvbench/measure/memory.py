@@ -1,4 +1,4 @@
-"""How much memory this process holds, and how much it held at most."""
+"""How much memory is held where a backend computes, and how much was held at most."""
 
 import resource
 import sys
@@ -7,20 +7,28 @@ from pathlib import Path
 
 import psutil
 
+from qkvbench.backends import Backend
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
-def level_bytes() -> int:
-    """Resident memory of this process now; the highest level is counted from here on."""
+def level_bytes(backend: Backend) -> int:
+    """Memory held now, on the accelerator or by this process; the peak counts from here on."""
+    held = backend.level_bytes()
+    if held is not None:
+        return held
     with suppress(OSError):
         # Writing 5 sets the high-water mark back to the present level (Linux, proc(5)).
         _CLEAR.write_text("5")
     return psutil.Process().memory_info().rss
 
 
-def peak_bytes() -> int:
-    """The highest level since `level_bytes` on Linux; since the process began elsewhere."""
+def peak_bytes(backend: Backend) -> int:
+    """The highest level since `level_bytes`; for a process not on Linux, since it began."""
+    held = backend.peak_bytes()
+    if held is not None:
+        return held
     try:
         for line in _STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):

@@ -14,9 +14,7 @@ from qkvbench.model.spec import (
     Stack,
     Start,
 )
-from qkvbench.variant import parse, sized
-
-CANONICAL = parse("q,k,v")
+from qkvbench.variant import CANONICAL, sized
 
 
 def transformer(

@@ -27,6 +27,7 @@ class Study:
     variants: Sequence[str]
     seeds: Mapping[str, int]
     model: Model | None = None
+    backend: str = "torch"
     precision: Precision = "fp32"
     threads: int = 1
     budget: int = 1
@@ -65,6 +66,7 @@ class Study:
             task_version=task.version,
             training=_shortened(training) if self.smoke else training,
             seed=0,
+            backend=self.backend,
             precision=self.precision,
             threads=self.threads,
         )

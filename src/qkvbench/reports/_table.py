@@ -1,5 +1,6 @@
 """The main table as a value: its columns and lines, before any of them has a look."""
 
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -184,7 +185,12 @@ def _beside_first(
 
 def _task_column(task: TaskView) -> Column:
     arrow = "↑" if task.metric.better == "higher" else "↓"
-    head = (task.name, f"{metric_text(task.metric)} {arrow}", seeds_text(task.result))
+    head = (
+        task.name,
+        f"{metric_text(task.metric)} {arrow}",
+        f"chance {task.metric.chance:.2f}",
+        seeds_text(task.result),
+    )
     return Column(head, tuple(_task_lines(task, cell) for cell in task.cells), task.name)
 
 
@@ -231,9 +237,9 @@ def _count_lines(result: Tally, cell: Cell, count: Count) -> Lines:
     if count.p is not None:
         worse = count.solved < result.counts[result.baseline].solved
         lines.append(_p_line(count.p, worse=worse))
-    steps = sorted(run.solved_step for run in cell.runs if run.solved_step is not None)
+    steps = [run.solved_step for run in cell.solved if run.solved_step is not None]
     if steps:
-        lines.append(Line(f"step {steps[len(steps) // 2]}", "quiet"))
+        lines.append(Line(f"step {statistics.median(steps):.0f}", "quiet"))
     return tuple(lines)
 
 

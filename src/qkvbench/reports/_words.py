@@ -72,11 +72,12 @@ def _overall(view: View) -> list[Note]:
     unharmed = [arm for arm in whole if not lost[arm]]
     harmed = [f"`{arm}` ({', '.join(names)})" for arm, names in lost.items() if names]
     partly = [arm for arm in view.arms[1:] if arm not in whole and not lost[arm]]
-    tasks = plural(len(signs), "task")
+    several = f"any of the {len(signs)} tasks that compare"
+    tasks = several if len(signs) > 1 else "the one task that compares"
     base = f"`{view.baseline}`"
     notes = [
         Note(
-            f"Not clearly worse than {base} on any of the {tasks} that compare",
+            f"Not clearly worse than {base} on {tasks}",
             f"{arms_text(unharmed) or 'none'}.",
         )
     ]
@@ -182,17 +183,19 @@ def _counted(result: Tally) -> str:
                 each = LISTED.join(f"`{arm}` ({p_text(whole[arm].p or 0)})" for arm in told)
                 parts.append(f"Clearly different from {base}: {each}.")
             if len(told) < len(whole) - 1:
-                parts.append(f"The others are not distinguishable from it: {_tellable(result)}.")
+                others = "The others are not" if told else "None of the others is"
+                parts.append(f"{others} distinguishable from it: {_tellable(result)}.")
             return " ".join(parts)
 
 
 def _tellable(result: Tally) -> str:
     count = result.counts[result.baseline]
-    arms = f"{plural(count.seeds, 'seed')} and {plural(len(result.counts) - 1, 'arm')}"
+    complete = len(result.counts) - len(result.incomplete)
+    arms = f"{plural(count.seeds, 'seed')} and {plural(complete - 1, 'arm')}"
     if result.lowest is None:
-        return f"with {arms} no count could be told from {count.solved}"
+        return f"with {arms} no single count could be told from {count.solved}"
     most = "none" if result.lowest == 0 else f"at most {result.lowest}"
-    return f"with {arms} only one that solves {most} could be told from {count.solved}"
+    return f"with {arms} a single arm could be told from it if it solved {most}"
 
 
 def _saved(view: View) -> list[Note]:
@@ -333,15 +336,28 @@ def _missing(view: View) -> list[Note]:
         notes.append(Note("No run yet", f"{', '.join(view.waiting)}."))
     if len(view.revisions) > 1:
         notes.append(Note("Mixed code revisions", f"{', '.join(view.revisions)}."))
-    devices = tuple(dict.fromkeys(machine.device for machine in view.machines))
-    if len(devices) > 1:
-        notes.append(Note("Mixed devices", f"{', '.join(devices)}."))
+    for name, texts in _mixtures(view).items():
+        if len(texts) > 1:
+            notes.append(Note(f"Mixed {name}", f"{'; '.join(texts)}."))
     if view.damaged:
         files = ", ".join(each.path.name for each in view.damaged)
         notes.append(Note(f"{plural(len(view.damaged), 'damaged file')} left out", f"{files}."))
     if view.others:
         notes.append(Note(plural(view.others, "other run"), "in this store, not of this study."))
     return notes
+
+
+def _mixtures(view: View) -> dict[str, list[str]]:
+    """What should be the same for all runs, and the different values it has."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for machine in view.machines:
+        found["machines"][machine_text(machine)] = None
+        versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+        found["versions"][versions] = None
+    for run in view.runs:
+        if run.data_identity is not None:
+            found[f"data of {run.task}"][run.data_identity[:16]] = None
+    return {name: list(texts) for name, texts in found.items()}
 
 
 def _range(ordered: Sequence[float], text: Callable[[float], str]) -> str:

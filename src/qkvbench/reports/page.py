@@ -1,5 +1,6 @@
 """The study as one HTML file that needs nothing else: no network, no script, no second file."""
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,5 +92,5 @@ def _counted(result: Comparison | Tally) -> bool:
 
 def _train_s(task: TaskView, arm: str) -> float | None:
     """The median time that one run of the arm took to train; None where none was observed."""
-    times = sorted(run.observed.train_s for run in task.cell(arm).runs if run.observed is not None)
-    return times[len(times) // 2] if times else None
+    times = [run.observed.train_s for run in task.cell(arm).runs if run.observed is not None]
+    return statistics.median(times) if times else None

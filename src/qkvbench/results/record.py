@@ -139,8 +139,8 @@ class Measurement(_Strict):
 class StudyInfo(_Strict):
     """What a store was made for: the arms in their order, the baseline first.
 
-    ``seeds`` is the number of seeds of each task, counted from 0. ``runs`` are the ids that were
-    asked for; where it is empty, all runs of these arms, tasks and seeds belong to the study.
+    ``seeds`` is the number of seeds of each task, counted from 0. ``runs`` and ``measurements`` are
+    the ids that were asked for; where one is empty, all that fit these arms belong to the study.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -154,3 +154,4 @@ class StudyInfo(_Strict):
     precision: str
     backend: str
     runs: list[str] = []
+    measurements: list[str] = []

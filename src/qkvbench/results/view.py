@@ -10,11 +10,11 @@ from itertools import combinations
 
 from qkvbench.experiment import Experiment, from_json
 from qkvbench.results.record import Cost, Machine, Measurement, MetricInfo, Record, StudyInfo
-from qkvbench.results.stats import Comparison, Difference, Tally, compare, contrast, tally
+from qkvbench.results.stats import Comparison, Difference, Tally, compare, contrast, reaches, tally
 from qkvbench.results.store import Damaged, Store
-from qkvbench.variant import parse, without_value_rotation, write
+from qkvbench.variant import CANONICAL, parse, without_value_rotation, write
 
-BASELINE = "q,k,v"
+BASELINE = write(CANONICAL)
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,17 @@ class Cell:
     def scores(self) -> dict[int, float]:
         """The score of each seed that is done."""
         return {run.seed: run.score for run in self.runs if run.status == "done"}
+
+    @property
+    def solved(self) -> tuple[Record, ...]:
+        """The runs that are done and reach what counts as solved; none where nothing does."""
+        return tuple(
+            run
+            for run in self.runs
+            if run.status == "done"
+            and run.metric.solved is not None
+            and reaches(run.score, run.metric.solved, better=run.metric.better)
+        )
 
     @property
     def failures(self) -> tuple[Record, ...]:
@@ -131,7 +142,7 @@ class View:
 def view(store: Store) -> View:
     """The study in this store; without a readable `study.json` every run in it is the study."""
     runs, measurements, damage = store.runs(), store.measurements(), store.study_damage()
-    study = store.study() or _assumed(runs.good)
+    study = store.study() or _assumed(runs.good, {each.model for each in measurements.good})
     arms = tuple(dict.fromkeys(study.variants)) or (BASELINE,)
     planned = set(study.runs)
     chosen = [
@@ -161,7 +172,11 @@ def view(store: Store) -> View:
         tasks=tasks,
         cost_task=cost_task,
         measurements=_alike(
-            each for each in measurements.good if each.variant in arms and each.model == model
+            each
+            for each in measurements.good
+            if each.variant in arms
+            and each.model == model
+            and (each.id in study.measurements or not study.measurements)
         ),
         damaged=((damage,) if damage else ()) + runs.damaged + measurements.damaged,
         waiting=tuple(name for name in study.tasks if name not in names),
@@ -181,8 +196,10 @@ def same_functions(arms: Iterable[str]) -> tuple[tuple[str, str], ...]:
     return tuple(pair for pair in combinations(forms, 2) if forms[pair[0]] == forms[pair[1]])
 
 
-def _assumed(runs: Sequence[Record]) -> StudyInfo:
-    """The study that these runs seem to be."""
+def _assumed(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
+    """The study that these runs seem to be; its costs are those of a model that was measured."""
+    decoders = [run for run in runs if run.cost.cache_bytes_per_token is not None]
+    decoders.sort(key=lambda run: run.model not in measured)
     arms = sorted({run.variant for run in runs}, key=lambda arm: (arm != BASELINE, arm))
     tasks = sorted({run.task for run in runs})
     return StudyInfo(
@@ -190,9 +207,7 @@ def _assumed(runs: Sequence[Record]) -> StudyInfo:
         command="",
         variants=arms,
         tasks=tasks,
-        cost_task=next(
-            (run.task for run in runs if run.cost.cache_bytes_per_token is not None), None
-        ),
+        cost_task=next((run.task for run in decoders), None),
         seeds={task: 1 + max(run.seed for run in runs if run.task == task) for task in tasks},
         threads=runs[0].threads if runs else 1,
         precision=runs[0].precision if runs else "",

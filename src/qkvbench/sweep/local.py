@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar, cast
 
 from qkvbench.backends import find, module_of
-from qkvbench.experiment import BackendName, Experiment
+from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record, Status
 from qkvbench.train.run import run
 
@@ -41,9 +41,13 @@ class _Child:
 class Workers:
     """Fresh processes for single calls. All of them are gone when the block ends."""
 
-    def __init__(self, backend: BackendName) -> None:
+    def __init__(self, backend: str) -> None:
         """Processes for work on `backend`; the server that forks them starts with the first."""
-        self.context = _context(backend)
+        self.accelerated = str(find(backend).device()) != "cpu"
+        # An accelerator does not survive a fork.
+        self.context = (
+            multiprocessing.get_context("spawn") if self.accelerated else _fork_server(backend)
+        )
         self.children: list[_Child] = []
 
     def __enter__(self) -> "Workers":
@@ -81,9 +85,9 @@ class Workers:
                 else:
                     yield child.what, value
 
-    def running(self) -> list[Any]:
-        """What is running now."""
-        return [child.what for child in self.children]
+    def running(self) -> list[Experiment]:
+        """The experiments that are running now."""
+        return [child.what for child in self.children if isinstance(child.what, Experiment)]
 
     def _start(
         self, work: Callable[..., None], arguments: tuple[object, ...], what: object
@@ -133,13 +137,8 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _context(backend: BackendName) -> ForkServerContext | SpawnContext:
-    """Forked from a server that has imported the backend: a second saved for each run.
-
-    CUDA does not survive a fork, so where it is the device each process starts from nothing.
-    """
-    if str(find(backend).device()).startswith("cuda"):
-        return multiprocessing.get_context("spawn")
+def _fork_server(backend: str) -> ForkServerContext:
+    """Processes forked from a server that has imported the backend: a second saved for each."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, module_of(backend)])
     return context

@@ -9,6 +9,7 @@ from qkvbench import tasks
 from qkvbench.data import DataUnavailableError
 from qkvbench.experiment import Experiment
 from qkvbench.measure.decode import Conditions, identity, measurements
+from qkvbench.measure.machine import cores
 from qkvbench.model import Model
 from qkvbench.recipes import Study
 from qkvbench.results.record import Record, StudyInfo
@@ -53,9 +54,17 @@ class Progress(Protocol):
 
 
 def carry_out(
-    study: Study, store: Store, *, command: str, jobs: int, fail_fast: bool, progress: Progress
+    study: Study,
+    store: Store,
+    *,
+    command: str,
+    jobs: int | None,
+    fail_fast: bool,
+    progress: Progress,
 ) -> None:
     """Run and measure what the store lacks. The same call again goes on where it stopped.
+
+    Without a number of `jobs` every core is used, or an accelerator by one run at a time.
 
     On an interrupt the runs under way are noted as such, and the interrupt goes on.
     """
@@ -63,7 +72,8 @@ def carry_out(
     store.write_study(info(study, command))
     missing = [run for run in experiments if store.done(run) is None]
     progress.planned(len(missing), len(experiments))
-    with Workers(experiments[0].backend) as workers:
+    with Workers(study.backend) as workers:
+        jobs = jobs or (1 if workers.accelerated else max(1, cores() // study.threads))
         with _interrupts_noted(workers, store):
             for experiment, answer in _answers(missing, workers, jobs, progress):
                 ended = lost(experiment, answer) if isinstance(answer, Died) else answer
@@ -78,10 +88,14 @@ def carry_out(
         if any(identity(model, conditions) not in kept for model in models):
             progress.measuring(len(models))
             try:
-                for measured in measurements(models, conditions, workers.call):
-                    store.write_measurement(measured)
+                measured, lacking = measurements(models, conditions, workers.call)
             except ChildProcessError as error:
                 progress.unmeasured(str(error))
+                return
+            for measurement in measured:
+                store.write_measurement(measurement)
+            for arm in lacking:
+                progress.unmeasured(f"{arm.variant}: {arm.reason}")
 
 
 def _answers(
@@ -113,6 +127,7 @@ def unavailable(task: str) -> str | None:
 def info(study: Study, command: str) -> StudyInfo:
     """What the store is made for."""
     experiments = study.experiments()
+    models = models_to_measure(study)
     return StudyInfo(
         name=study.name,
         command=command,
@@ -122,8 +137,9 @@ def info(study: Study, command: str) -> StudyInfo:
         seeds=dict(study.seeds),
         threads=study.threads,
         precision=study.precision,
-        backend=experiments[0].backend,
+        backend=study.backend,
         runs=[run.id for run in experiments],
+        measurements=[identity(model, conditions_of(study, models)) for model in models],
     )
 
 
@@ -137,7 +153,7 @@ def models_to_measure(study: Study) -> list[Model]:
 
 def conditions_of(study: Study, models: Sequence[Model]) -> Conditions:
     """How the study's decoders are measured: at the usual context, or the longest they can read."""
-    usual = Conditions(precision=study.precision, threads=study.threads)
+    usual = Conditions(backend=study.backend, precision=study.precision, threads=study.threads)
     if study.smoke:
         usual = replace(usual, context=256, seconds=0.0)
     bounds = [model.longest - 1 for model in models if model.longest]

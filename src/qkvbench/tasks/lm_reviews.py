@@ -3,6 +3,8 @@
 import math
 from hashlib import sha256
 
+import numpy as np
+
 from qkvbench.data import reviews
 from qkvbench.data.batch import Outcome
 from qkvbench.experiment import Training
@@ -31,7 +33,10 @@ def load() -> Data:
 def score(outcome: Outcome) -> dict[str, float]:
     """Bits and perplexity for each byte, the zero at the end of a document included."""
     loss = float(outcome.loss.mean())
-    return {"bits_per_byte": loss / math.log(2), "perplexity": math.exp(loss), "loss": loss}
+    # math.exp refuses what is infinite here, and infinite is what a caller looks for.
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(np.float64(loss)))
+    return {"bits_per_byte": loss / math.log(2), "perplexity": perplexity, "loss": loss}
 
 
 TASK = Task(

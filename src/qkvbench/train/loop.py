@@ -13,6 +13,7 @@ from qkvbench.data.batch import Outcome, Split
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model.draws import generator
 from qkvbench.results.record import Point
+from qkvbench.results.stats import reaches
 from qkvbench.tasks import Data, Task
 
 # Tokens scored at a time: few enough that logits stay in a processor's cache.
@@ -117,4 +118,7 @@ def score(task: Task, learner: Learner, split: Split, items: int | None) -> dict
 
 
 def _solved(task: Task, metrics: dict[str, float]) -> bool:
-    return task.metric.solved is not None and metrics[task.metric.name] >= task.metric.solved
+    metric = task.metric
+    if metric.solved is None:
+        return False
+    return reaches(metrics[metric.name], metric.solved, better=metric.better)

@@ -28,14 +28,14 @@ def run(
     started = now()
     try:
         data = task.load()
-        before = level_bytes()
+        before = level_bytes(backend)
         began = time.perf_counter()
         learner = backend.Learner(experiment)
         train(experiment, task, data, learner, report, trained)
         observed = Observed(
             train_s=time.perf_counter() - began,
             step_p50_s=statistics.median(trained.step_s),
-            peak_memory_bytes=max(0, peak_bytes() - before),
+            peak_memory_bytes=max(0, peak_bytes(backend) - before),
         )
     except DivergedError as error:
         return record(experiment, task, device, started, "diverged", str(error), trained)

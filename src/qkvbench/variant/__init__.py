@@ -14,6 +14,7 @@ from qkvbench.variant.plan import (
     sized,
 )
 from qkvbench.variant.spec import (
+    CANONICAL,
     ROLES,
     Own,
     Role,
@@ -27,6 +28,7 @@ from qkvbench.variant.spec import (
 )
 
 __all__ = [
+    "CANONICAL",
     "ROLES",
     "Geometry",
     "Kept",

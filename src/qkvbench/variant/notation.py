@@ -47,6 +47,8 @@ def parse(text: str) -> Variant:
     turned: dict[Role, Role] = {}
     mentioned: set[str] = set()
     for group in equation.split(","):
+        if group == "x" or group in mentioned:
+            raise ValueError(f"'{text}': '{group}' alone says nothing there; {_EXAMPLE}.")
         mentioned |= _read_group(text, group, ties, turned)
     missing = [role for role in ROLES if role not in mentioned]
     if missing:

@@ -114,3 +114,7 @@ def _first_equal(role: Role, earlier: dict[Role, Source]) -> Role:
             return next(name for name in earlier if earlier[name] == Stream())
         case _:
             return role
+
+
+# Three projections of their own, arXiv:1706.03762: what everything is compared with.
+CANONICAL = Variant(Own(), Own(), Own())

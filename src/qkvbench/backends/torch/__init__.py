@@ -5,7 +5,7 @@ from qkvbench.backends.torch.bidirectional import Encoder
 from qkvbench.backends.torch.cache import Cache
 from qkvbench.backends.torch.causal import Decoder
 from qkvbench.backends.torch.decoding import Decoding
-from qkvbench.backends.torch.learner import Learner, device, prepare
+from qkvbench.backends.torch.learner import Learner, device, level_bytes, peak_bytes, prepare
 from qkvbench.backends.torch.stacks import build, decoder
 from qkvbench.backends.torch.weights import load, named_weights, read, save, start
 
@@ -19,8 +19,10 @@ __all__ = [
     "build",
     "decoder",
     "device",
+    "level_bytes",
     "load",
     "named_weights",
+    "peak_bytes",
     "prepare",
     "read",
     "save",

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from qkvbench.backends.torch.cache import Cache, LayerCache, Maps, layer_cache
 from qkvbench.backends.torch.position import Turner
-from qkvbench.model import NoPosition, Position
+from qkvbench.model import Learned, NoPosition, Position
 from qkvbench.variant import ROLES, Path, Role, Rotate, Turn, Variant, parse, resolve, sized
 
 Stream = Float[Tensor, "batch time d_model"]
@@ -38,6 +38,10 @@ class Attention(nn.Module):
     ) -> None:
         """The layer; ValueError where the variant cannot be built at these sizes."""
         super().__init__()
+        if isinstance(position, Learned):
+            raise ValueError(
+                "Learned positions are added to a model's input, not in its attention."
+            )
         self.plan = resolve(
             parse(variant) if isinstance(variant, str) else variant,
             sized(d_model, heads, kv_heads, head_dim),
@@ -94,7 +98,7 @@ class Attention(nn.Module):
         return {
             Path(root.name, ()): next(parts)
             if root.projected
-            else x.view(batch, time, root.heads, head_dim).transpose(1, 2)
+            else x.reshape(batch, time, root.heads, head_dim).transpose(1, 2)
             for root in self.plan.roots
         }
 
@@ -120,17 +124,20 @@ class Attention(nn.Module):
         return made[path]
 
     def rotations(self) -> dict[Role, Float[Tensor, "heads head_dim head_dim"]]:
-        """The learned rotations as orthogonal matrices, by Cayley: (1 - A/2)^-1 (1 + A/2)."""
+        """The learned rotations as orthogonal matrices, by Cayley: (1 - A/2)^-1 (1 + A/2).
+
+        In fp32 at least, whatever the weights are in: the solver knows nothing less.
+        """
         head_dim = self.plan.geometry.head_dim
         made: dict[Role, Tensor] = {}
         for role in self.plan.rotated:
             numbers = self.rotation[role]
+            numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
             row, column = torch.triu_indices(head_dim, head_dim, 1, device=numbers.device)
             above = numbers.new_zeros(len(numbers), head_dim, head_dim)
             above[:, row, column] = numbers
             skew = above - above.transpose(1, 2)
             one = torch.eye(head_dim, dtype=numbers.dtype, device=numbers.device)
-            # Autocast leaves the solver alone, so the matrices are orthogonal to fp32.
             made[role] = torch.linalg.solve(one - skew / 2, one + skew / 2)
         return made
 

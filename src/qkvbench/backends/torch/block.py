@@ -7,7 +7,7 @@ from torch.nn import functional
 from qkvbench.backends.torch.attention import Attention
 from qkvbench.backends.torch.cache import Cache, LayerCache
 from qkvbench.model import Block as BlockSpec
-from qkvbench.model import Model
+from qkvbench.model import Learned, Model, NoPosition
 
 Stream = Float[Tensor, "batch time d_model"]
 
@@ -43,7 +43,7 @@ class Block(nn.Module):
                 size.heads,
                 kv_heads=size.kv_heads,
                 head_dim=size.head_dim,
-                position=model.position,
+                position=NoPosition() if isinstance(model.position, Learned) else model.position,
                 causal=model.causal,
             )
         self.feed_forward = None

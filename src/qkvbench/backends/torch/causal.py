@@ -20,6 +20,7 @@ class Decoder(nn.Module):
     def __init__(self, model: Model, spec: DecoderSpec, dropout: float = 0.0) -> None:
         """An untrained decoder; `start` gives it its initial values."""
         super().__init__()
+        self.longest = model.longest
         self.embedding = Embedding(model)
         self.blocks = nn.ModuleList([Block(block, model, dropout) for block in model.blocks])
         self.norm = nn.LayerNorm(model.geometry.d_model)
@@ -66,6 +67,10 @@ class Decoder(nn.Module):
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
         """An empty cache for `batch` sequences of at most `capacity` tokens."""
+        if self.longest is not None and capacity > self.longest:
+            raise ValueError(
+                f"This model reads at most {self.longest} tokens, fewer than {capacity}."
+            )
         like = self.embedding.table.detach()
         layers = [
             block.attention.new_cache(batch, capacity, like) if block.attention else None
@@ -77,6 +82,8 @@ class Decoder(nn.Module):
         self, tokens: Tokenized, cache: Cache, padding: Counts | None = None
     ) -> Float[Tensor, "batch vocabulary"]:
         """Read whole prompts into an empty cache; the logits after the last token of each."""
+        if cache.longest:
+            raise ValueError(f"A prompt goes into an empty cache; this one holds {cache.longest}.")
         cache.reserve(tokens.shape[1])
         if padding is not None:
             # Moved to the left, padding falls behind the last token, where causality hides it:

@@ -30,6 +30,19 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def level_bytes() -> int | None:
+    """Memory held on the accelerator, whose peak counts from here; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def peak_bytes() -> int | None:
+    """The most memory held on the accelerator since `level_bytes`; None where there is none."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
 class Learner:
     """The network of an experiment, its optimizer, and nothing of the loop around them."""
 
