@@ -188,7 +188,7 @@ def _task_column(task: TaskView) -> Column:
     head = (
         task.name,
         f"{metric_text(task.metric)} {arrow}",
-        f"chance {task.metric.chance:.2f}",
+        f"chance {f'{task.metric.chance:.2f}'.removeprefix('0')}",
         seeds_text(task.result),
     )
     return Column(head, tuple(_task_lines(task, cell) for cell in task.cells), task.name)
