@@ -52,7 +52,10 @@ def test_the_readme_s_table_is_what_its_records_say():
 def test_the_readme_s_further_findings_are_what_their_records_say():
     counts = view(Store(ROOT / "studies" / "recall")).tasks[0].result.counts
     assert [counts[arm].solved for arm in ("q,k,v", "q,k=v", "q,k,v=R(k)")] == [20, 11, 11]
+    quick = {task.name: task.result for task in view(Store(ROOT / "studies" / "quick")).tasks}
+    assert [quick["recall"].counts[arm].solved for arm in ("q,k=v", "q=k=v")] == [2, 5]
     longer = {task.name: task.result for task in view(Store(ROOT / "studies" / "longer")).tasks}
+    assert longer["recall"].counts["q,k=v"].solved == 4
     tied = longer["lm-reviews"].differences["q,k=v"]
     assert [round(each, 2) for each in (tied.value, tied.low, tied.high)] == [0.06, 0.02, 0.10]
     assert not longer["lm-reviews"].differences["q,k,v/1"].clear

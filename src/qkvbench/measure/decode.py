@@ -143,5 +143,6 @@ def _warm(
         for _ in range(WARM_UP_STEPS):
             arm.step()
     except Exception as error:
+        # Whatever is wrong with one arm, the others are timed.
         return Untimed(model.variant, f"{type(error).__name__}: {error}")
     return arm

@@ -172,6 +172,7 @@ def _errors_told(news: Connection) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # Nothing may be lost with the process: whatever went wrong is told.
         news.send(("error", f"{type(error).__name__}: {error}"))
 
 

@@ -40,6 +40,7 @@ def run(
     except DivergedError as error:
         return record(experiment, task, device, started, "diverged", str(error), trained)
     except Exception as error:
+        # Whatever went wrong, the study goes on with a row that says so.
         status: Status = "oom" if _out_of_memory(error) else "failed"
         reason = f"{type(error).__name__}: {error}"
         return record(experiment, task, device, started, status, reason, trained)
