@@ -7,7 +7,7 @@ from io import TextIOWrapper
 
 from qkvbench.cli.parser import RequestError, parsed
 
-DONE, SOME_FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+DONE, WRONG_REQUEST, INTERRUPTED = 0, 2, 130
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import NoReturn, cast
 
-WIDTH = 100
-
 
 class RequestError(Exception):
     """The request was wrong: what was asked, why not, what to write instead."""

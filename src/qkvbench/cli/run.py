@@ -42,10 +42,10 @@ def asked(request: Request) -> Study:
     elif request.variants and request.tasks:
         study = Study(name="study", variants=(), seeds={})
     else:
-        found = "\n".join(f"  {name:12} {recipes.about(name)}" for name in recipes.names())
         raise RequestError(
-            f"What shall run? A recipe, as in 'qkvbench run quick':\n{found}\n"
-            "or --variants and --tasks, as in 'run --variants q,k,v q,k=v --tasks digits'."
+            "What shall run? A recipe, as in 'qkvbench run quick', "
+            "or --variants and --tasks, as in 'run --variants q,k,v q,k=v --tasks digits'.\n"
+            f"Recipes: {', '.join(recipes.names())}; 'qkvbench ls recipes' says what they are."
         )
     if request.variants:
         wanted = [write(variant) for variant in names.variants(request.variants)]
