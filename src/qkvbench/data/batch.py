@@ -14,11 +14,13 @@ class Batch:
     """Inputs and the class that is right at each place; `UNSCORED` where nothing is predicted.
 
     ``inputs`` are token ids (items, positions) or vectors (items, positions, features);
-    ``targets`` are (items, positions), or (items, 1) for one prediction per item.
+    ``targets`` are (items, positions), or (items, 1) for one prediction per item. ``lengths`` says
+    how many of an item's positions are read, from the first on; None means all of them.
     """
 
     inputs: Num[np.ndarray, "items positions *features"]
     targets: Int[np.ndarray, "items places"]
+    lengths: Int[np.ndarray, " items"] | None = None
 
 
 @dataclass(frozen=True)
