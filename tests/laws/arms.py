@@ -5,14 +5,35 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qkvbench.model import Decoder, Learned, NoPosition, Rotary, Start, transformer
+from qkvbench.model import (
+    Alibi,
+    Decoder,
+    Learned,
+    NoPosition,
+    Rotary,
+    Sinusoidal,
+    Start,
+    TurnedBack,
+    transformer,
+)
+from qkvbench.variant import FEATURES, parse, resolve, sized, write
 from qkvbench.variant import every_variant as all_variants
-from qkvbench.variant import parse, resolve, sized, write
 from qkvbench.variant.catalogue import CATALOGUE
 
 SIZE = sized(18, 3)  # head_dim 6: even, for rotary
 TIME = 7
-POSITIONS = [NoPosition(), Rotary(), Learned(11)]
+POSITIONS = [
+    NoPosition(),
+    Learned(11),
+    Sinusoidal(),
+    Rotary(),
+    Rotary(share=1 / 3),
+    TurnedBack(),
+    TurnedBack(share=2 / 3),
+    Alibi(),
+]
+# Every suffix alone, and three together.
+SUFFIXED = ["", "+qknorm", "+qkvnorm", "+2d", "++", "-diag", "+qknorm++-diag", "+qkvnorm+2d-diag"]
 
 
 def _shared_heads():
@@ -34,7 +55,15 @@ EVEN = sized(24, 4)
 
 every_variant = pytest.mark.parametrize("variant", PLANNED, ids=write)
 every_catalogued = pytest.mark.parametrize("variant", CATALOGUED, ids=write)
-every_position = pytest.mark.parametrize("position", POSITIONS, ids=lambda one: one.kind)
+every_position = pytest.mark.parametrize(
+    "position", POSITIONS, ids=lambda one: f"{one.kind}{getattr(one, 'share', '')}"
+)
+every_suffix = pytest.mark.parametrize("suffix", SUFFIXED)
+
+
+def suffixed(variant, suffix):
+    """The variant with what the suffix says of the scores, and nothing else of them."""
+    return replace(variant, scores=parse(f"q,k,v{suffix}").scores)
 
 
 def drawn(plan, seed=0):
@@ -49,6 +78,11 @@ def drawn(plan, seed=0):
     for role, heads in plan.rotated.items():
         numbers = size.head_dim * (size.head_dim - 1) // 2
         weights[f"{role}.rotation"] = draws.normal(size=(heads, numbers))
+    for role in plan.scaled:
+        weights[f"{role}.scale"] = draws.normal(size=size.head_dim)
+    if plan.scores.correction:
+        weights["correction.temperature"] = draws.normal(size=1)
+        weights["correction.features"] = draws.normal(size=FEATURES)
     weights["o.weight"] = draws.normal(size=(size.d_model, size.heads * size.head_dim))
     weights["o.bias"] = draws.normal(size=size.d_model)
     return weights

@@ -11,6 +11,7 @@ from laws.arms import (
     EVEN,
     POSITIONS,
     SIZE,
+    SUFFIXED,
     TIME,
     decoder,
     drawn,
@@ -18,6 +19,7 @@ from laws.arms import (
     every_position,
     every_variant,
     stream,
+    suffixed,
 )
 from qkvbench import cost, reference, tasks
 from qkvbench.backends.torch import build
@@ -40,8 +42,9 @@ STUDY_PROJECTIONS = {"q,k,v": 3, "q=k,v": 2, "q,k=v": 2, "q=k=v": 1}
 
 @every_variant
 def test_the_computed_parameters_of_attention_are_the_size_of_its_weights(variant):
-    plan = resolve(variant, SIZE)
-    assert cost.attention_parameters(plan) == sum(each.size for each in drawn(plan).values())
+    for suffix in SUFFIXED:
+        plan = resolve(suffixed(variant, suffix), SIZE)
+        assert cost.attention_parameters(plan) == sum(each.size for each in drawn(plan).values())
 
 
 @every_variant
@@ -55,9 +58,10 @@ def test_the_computed_cache_size_is_the_size_of_the_kept_roots(variant):
 @every_position
 @every_catalogued
 def test_computed_parameters_are_counted_parameters(variant, position):
-    model = decoder(variant, position)
-    counted = sum(tensor.numel() for tensor in build(model).parameters())
-    assert cost.parameters(model).total == counted
+    for suffix in SUFFIXED:
+        model = decoder(suffixed(variant, suffix), position)
+        counted = sum(tensor.numel() for tensor in build(model).parameters())
+        assert cost.parameters(model).total == counted, suffix
 
 
 @pytest.mark.parametrize("name", tasks.names())
@@ -68,9 +72,10 @@ def test_computed_parameters_are_counted_for_the_model_of_every_task(variant, na
     assert cost.parameters(model).total == counted
 
 
+@every_position
 @every_catalogued
-def test_computed_cache_bytes_are_the_bytes_of_the_live_cache(variant):
-    model = decoder(variant)
+def test_computed_cache_bytes_are_the_bytes_of_the_live_cache(variant, position):
+    model = decoder(variant, position)
     cache = build(model).new_cache(batch=3, capacity=TIME)
     per_token = cost.cache_bytes_per_token(model, value_bytes=4)
     assert cache.bytes == 3 * TIME * per_token

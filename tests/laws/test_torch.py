@@ -1,12 +1,17 @@
 """The PyTorch backend against the reference, and its two ways of running a plan."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 
 from laws.arms import (
     EVEN,
+    PLANNED,
+    POSITIONS,
     SIZE,
+    SUFFIXED,
     TIME,
     decoder,
     drawn,
@@ -14,6 +19,7 @@ from laws.arms import (
     every_position,
     every_variant,
     stream,
+    suffixed,
 )
 from qkvbench import reference
 from qkvbench.backends.torch import (
@@ -24,9 +30,20 @@ from qkvbench.backends.torch import (
     named_weights,
     read,
     save,
+    scores,
     start,
 )
-from qkvbench.model import Learned, NoPosition, Rotary
+from qkvbench.model import (
+    Alibi,
+    Encoder,
+    Learned,
+    NoPosition,
+    Rotary,
+    Sinusoidal,
+    Start,
+    Tokens,
+    transformer,
+)
 from qkvbench.variant import parse, resolve, without_value_rotation, write
 
 # fp64 rounding of sums over tens of numbers of size one.
@@ -45,6 +62,12 @@ def _layer(variant, position=NoPosition(), *, causal=True, size=SIZE):
 def _network(model, seed=0):
     network = build(model).double()
     start(network, model, seed)
+    # What begins at one or zero would hide a mistake.
+    draws = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, tensor in named_weights(network).items():
+            if name.endswith((".scale", ".temperature", ".features")):
+                tensor += torch.from_numpy(draws.normal(size=tuple(tensor.shape)))
     return network
 
 
@@ -61,18 +84,40 @@ def _tokens(seed=0, time=TIME):
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 13, size=(BATCH, time)))
 
 
+# Learned and sinusoidal positions are the embedding's; attention never sees them.
+@pytest.mark.parametrize("held", [scores.HELD, 50], ids=["whole", "by rows"])
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("position", [NoPosition(), Rotary()], ids=lambda one: one.kind)
 @every_variant
-def test_the_layer_is_the_reference(variant, position, causal):
-    layer, x = _layer(variant, position, causal=causal), stream()
-    expected = reference.forward(layer.plan, drawn(layer.plan), x, causal=causal, position=position)
-    found = layer(torch.from_numpy(x)[None])[0]
-    np.testing.assert_allclose(found.detach().numpy(), expected, atol=EXACT)
+def test_the_layer_is_the_reference(variant, causal, held, monkeypatch):
+    monkeypatch.setattr(scores, "HELD", held)
+    inside = [one for one in POSITIONS if not isinstance(one, Learned | Sinusoidal)]
+    for position, suffix in product(inside, SUFFIXED):
+        layer, x = _layer(suffixed(variant, suffix), position, causal=causal), stream()
+        expected = reference.forward(
+            layer.plan, drawn(layer.plan), x, causal=causal, position=position
+        )
+        found = layer(torch.from_numpy(x)[None])[0]
+        error = np.abs(found.detach().numpy() - expected).max()
+        assert error < EXACT, (position, suffix)
 
 
+def test_sinusoids_are_the_formula_of_their_source():
+    model = decoder("q,k,v", Sinusoidal(), size=SIZE)
+    network, tokens = _network(model), _tokens()
+    plain = _network(decoder("q,k,v", size=SIZE))
+    added = network.embedding(tokens) - plain.embedding(tokens)
+    for place, coordinate in product(range(TIME), range(SIZE.d_model)):
+        angle = place / 10_000 ** (coordinate // 2 * 2 / SIZE.d_model)
+        expected = np.cos(angle) if coordinate % 2 else np.sin(angle)
+        assert added[0, place, coordinate].item() == pytest.approx(expected, abs=EXACT)
+
+
+@pytest.mark.parametrize("held", [scores.HELD, 50], ids=["whole", "by rows"])
+@pytest.mark.parametrize("suffix", SUFFIXED)
 @every_catalogued
-def test_gradients_are_the_central_differences_of_the_reference(variant):
+def test_gradients_are_the_central_differences_of_the_reference(variant, suffix, held, monkeypatch):
+    monkeypatch.setattr(scores, "HELD", held)
+    variant = suffixed(variant, suffix)
     layer = _layer(variant, Rotary(), size=EVEN)
     weights, x = drawn(layer.plan), stream(d_model=EVEN.d_model)
     draws = np.random.default_rng(5)
@@ -96,21 +141,30 @@ def test_gradients_are_the_central_differences_of_the_reference(variant):
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-5), name
 
 
+def _chosen_suffixes(variant):
+    """Two suffixes for each variant, so that all occur with all positions in affordable time."""
+    place = PLANNED.index(variant)
+    return {SUFFIXED[place % len(SUFFIXED)], SUFFIXED[(5 * place + 3) % len(SUFFIXED)]}
+
+
 @every_position
 @every_variant
 def test_decoding_step_by_step_is_one_forward_pass(variant, position):
-    network = _network(decoder(variant, position, size=SIZE))
-    tokens = _tokens()
-    whole = network(tokens)
-    cache = network.new_cache(BATCH, TIME)
-    steps = [network.step(tokens[:, time], cache) for time in range(TIME)]
-    torch.testing.assert_close(torch.stack(steps, dim=1), whole, rtol=0, atol=EXACT)
+    for suffix in _chosen_suffixes(variant):
+        network = _network(decoder(suffixed(variant, suffix), position, size=SIZE))
+        tokens = _tokens()
+        whole = network(tokens)
+        cache = network.new_cache(BATCH, TIME)
+        steps = [network.step(tokens[:, time], cache) for time in range(TIME)]
+        error = (torch.stack(steps, dim=1) - whole).abs().max()
+        assert error < EXACT, suffix
 
 
 @every_position
 @every_variant
 def test_a_prefill_and_steps_with_left_padding_are_one_forward_pass_without(variant, position):
-    network = _network(decoder(variant, position, size=SIZE))
+    suffix = min(_chosen_suffixes(variant), key=len)
+    network = _network(decoder(suffixed(variant, suffix), position, size=SIZE))
     tokens, padding = _tokens(), torch.tensor([0, 3, 1])
     padded = torch.full((BATCH, TIME), 7)
     for row, count in enumerate(padding.tolist()):
@@ -131,9 +185,10 @@ def test_a_prefill_and_steps_with_left_padding_are_one_forward_pass_without(vari
         torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
 
 
+@pytest.mark.parametrize("suffix", ["", "+qknorm", "+qkvnorm++"])
 @every_catalogued
-def test_a_shared_root_is_read_as_key_tile_by_tile(variant, monkeypatch):
-    network = _network(decoder(variant, Rotary()))
+def test_a_shared_root_is_read_as_key_tile_by_tile(variant, suffix, monkeypatch):
+    network = _network(decoder(suffixed(variant, suffix), Rotary()))
     tokens = _tokens()
     monkeypatch.setattr(attention, "TILE", 2)
     cache = network.new_cache(BATCH, TIME)
@@ -141,15 +196,56 @@ def test_a_shared_root_is_read_as_key_tile_by_tile(variant, monkeypatch):
     torch.testing.assert_close(torch.stack(steps, dim=1), network(tokens), rtol=0, atol=EXACT)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXED)
 @every_catalogued
-def test_a_later_token_changes_nothing_earlier(variant):
-    network = _network(decoder(variant, Rotary()))
+def test_a_later_token_changes_nothing_earlier(variant, suffix):
+    network = _network(decoder(suffixed(variant, suffix), Rotary()))
     tokens = _tokens()
     changed = tokens.clone()
     changed[:, -1] = (changed[:, -1] + 1) % 13
     before, after = network(tokens), network(changed)
     torch.testing.assert_close(after[:, :-1], before[:, :-1], rtol=0, atol=0)
     assert not torch.equal(after[:, -1], before[:, -1])
+
+
+@pytest.mark.parametrize("predicts", ["each position", "the whole"])
+@pytest.mark.parametrize("suffix", SUFFIXED)
+@pytest.mark.parametrize("equation", ["q,k,v", "q=k=v", "q,k=v/1"])
+def test_an_encoder_reads_only_the_positions_that_are_there(equation, suffix, predicts):
+    for position in POSITIONS:
+        model = transformer(
+            "law",
+            Encoder(Tokens(13), 5, predicts),
+            layers=2,
+            d_model=EVEN.d_model,
+            heads=EVEN.heads,
+            position=position,
+            start=Start(table=0.5, position=0.5),
+        )
+        network = _network(model.with_variant(parse(equation + suffix)))
+        tokens, lengths = _tokens(), torch.tensor([TIME, 3, 1])
+        found = network(tokens, lengths)
+        for row, length in enumerate(lengths.tolist()):
+            alone = network(tokens[row : row + 1, :length])[0]
+            error = (found[row, : len(alone)] - alone).abs().max()
+            assert error < EXACT, (position, length)
+
+
+def test_attention_that_is_made_by_rows_keeps_nothing_of_the_square_of_the_length(monkeypatch):
+    monkeypatch.setattr(scores, "HELD", 4 * 16 * 64)
+    layer = Attention("q,k,v++", 24, 4, position=Alibi(), causal=True)
+    largest = []
+
+    def saved(tensor):
+        largest.append(tensor.untyped_storage().nbytes() // 4)
+        return tensor
+
+    time = 256
+    x = torch.zeros(1, time, 24, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(saved, lambda kept: kept):
+        layer(x).sum().backward()
+    # The fused projection of the stream is the largest; scores would be 4·256·256.
+    assert max(largest) == 3 * time * 24 < 4 * time * time
 
 
 @every_variant
@@ -241,17 +337,20 @@ def test_a_rotation_on_the_value_folds_into_the_output_projection(variant):
     torch.testing.assert_close(plain(x), layer(x), rtol=0, atol=EXACT)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("suffix", SUFFIXED)
 @every_catalogued
-def test_bf16_products_stay_near_fp32(variant):
-    model = decoder(variant, Rotary())
+def test_products_of_half_the_size_stay_near_fp32(variant, suffix, kind):
+    model = decoder(suffixed(variant, suffix), Rotary())
     network = build(model)
     start(network, model, seed=0)
     tokens = _tokens()
     whole = network(tokens)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", kind):
         found = network(tokens)
-    # bf16 keeps eight bits, and errors add up over two layers.
-    assert (found.float() - whole).abs().max() < 0.1 * whole.abs().max()
+    # bf16 keeps eight bits and fp16 eleven, and errors add up over two layers.
+    bound = 0.1 if kind == torch.bfloat16 else 0.0125
+    assert (found.float() - whole).abs().max() < bound * whole.abs().max()
 
 
 @every_catalogued
@@ -274,8 +373,15 @@ def test_a_prompt_goes_into_an_empty_cache_only():
 def test_a_model_with_learned_positions_makes_no_longer_cache():
     with pytest.raises(ValueError, match="at most 11 tokens"):
         _network(decoder("q,k,v", Learned(11))).new_cache(BATCH, 12)
-    with pytest.raises(ValueError, match="added to a model's input"):
-        Attention("q,k,v", 24, 4, position=Learned(11))
+    for position in (Learned(11), Sinusoidal()):
+        with pytest.raises(ValueError, match="added to a model's input"):
+            Attention("q,k,v", 24, 4, position=position)
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 1.5, 1 / 4])
+def test_a_share_of_a_head_that_makes_no_pairs_is_refused(share):
+    with pytest.raises(ValueError, match="turn pairs of coordinates"):
+        decoder("q,k,v", Rotary(share=share), size=SIZE)
 
 
 def test_the_library_s_door_is_a_drop_in_layer_and_a_model():

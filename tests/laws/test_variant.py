@@ -1,16 +1,25 @@
 """A variant is a value: one text, one canonical form, one plan at each size."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laws.arms import PLANNED, SIZE, every_catalogued, every_variant
+from laws.arms import (
+    PLANNED,
+    SIZE,
+    SUFFIXED,
+    every_catalogued,
+    every_variant,
+    suffixed,
+)
 from qkvbench.variant import (
     Own,
     Rotated,
     Same,
+    Scores,
     Stream,
     Turn,
     Variant,
@@ -26,7 +35,10 @@ from qkvbench.variant.catalogue import CATALOGUE, named
 
 @every_variant
 def test_parsing_what_is_written_gives_the_variant_back(variant):
-    assert parse(write(variant)) == variant
+    for suffix in SUFFIXED:
+        one = suffixed(variant, suffix)
+        assert parse(write(one)) == one
+        assert write(one).endswith(suffix)
 
 
 def test_the_sources_give_34_variants_and_20_functions():
@@ -45,6 +57,9 @@ def test_the_sources_give_34_variants_and_20_functions():
         ("q=x,k=q,v=R(k)", "q=k=x,v=R(q)"),
         ("q=k,k=v", "q=k=v"),
         ("q,k,v/4", "q,k,v/4"),
+        ("q=k,v -DIAG + 2d", "q=k,v+2d-diag"),
+        ("q=k,v−diag++", "q=k,v++-diag"),
+        ("q,k=v/4 ++ +qknorm", "q,k=v/4+qknorm++"),
     ],
 )
 def test_any_way_to_write_an_equation_has_one_canonical_text(written, canonical):
@@ -79,14 +94,29 @@ def test_a_tie_to_a_tied_role_is_a_tie_to_the_first():
         "q;k;v",
         "q,k,v=",
         "q=R(q),k,v",
+        "q,k,v+",
+        "q,k,v-",
+        "q,k,v+3d",
+        "q,k,v+2d/4",
     ],
 )
 def test_what_is_no_equation_is_refused_with_an_example(text):
-    with pytest.raises(ValueError, match=r"write|cannot"):
+    with pytest.raises(ValueError, match=r"write|cannot|as in"):
         parse(text)
 
 
-@given(st.text(alphabet="qkvxrR()=,/ 012+", max_size=24))
+@pytest.mark.parametrize("suffixes", ["+2d++", "+2d+2d", "-diag-diag", "+qkvnorm+qknorm", "+++++"])
+def test_no_suffix_says_again_what_is_said(suffixes):
+    with pytest.raises(ValueError, match="say the same twice"):
+        parse(f"q,k,v{suffixes}")
+
+
+def test_norms_are_of_query_and_key_or_of_all():
+    with pytest.raises(ValueError, match="Q and K, all three roles or none"):
+        Scores(normed=("v",))
+
+
+@given(st.text(alphabet="qkvxrR()=,/ 012+-dianorm", max_size=24))
 def test_any_text_is_a_variant_that_reads_back_or_a_value_error(text):
     try:
         variant = parse(text)
@@ -101,18 +131,32 @@ def test_a_matrix_exists_for_each_own_role_and_no_other():
         assert {root.name for root in resolve(variant, SIZE).projected} == own
 
 
+@pytest.mark.parametrize("turned", [(), ("q", "k"), ("q", "k", "v")])
 @every_variant
-def test_positions_never_turn_a_value(variant):
-    plan = resolve(variant, SIZE)
-    assert Turn() not in plan.paths["v"].ops
-    assert Turn() not in plan.kept_value.path.ops
+def test_positions_turn_a_value_only_where_the_scheme_says_so(variant, turned):
+    for suffix in SUFFIXED:
+        plan = resolve(suffixed(variant, suffix), SIZE, turned)
+        for role in ("q", "k", "v"):
+            assert (Turn() in plan.paths[role].ops) == (role in turned)
+        assert (Turn() in plan.kept_value.path.ops) == ("v" in turned)
+        assert plan.output == ((Turn(back=True),) if "v" in turned else ())
 
 
 @every_variant
 def test_a_cache_keeps_one_tensor_where_key_and_value_have_one_root_else_two(variant):
-    plan = resolve(variant, SIZE)
-    shared = plan.paths["k"].root == plan.paths["v"].root
-    assert len(plan.kept) == (1 if shared else 2)
+    for suffix, turned in product(SUFFIXED, [(), ("q", "k")]):
+        plan = resolve(suffixed(variant, suffix), SIZE, turned)
+        shared = plan.paths["k"].root == plan.paths["v"].root
+        assert len(plan.kept) == (1 if shared else 2)
+
+
+@every_variant
+def test_where_values_are_turned_one_tensor_does_for_key_and_value_that_are_the_same(variant):
+    plan = resolve(variant, SIZE, ("q", "k", "v"))
+    same = plan.paths["k"] == plan.paths["v"]
+    assert len(plan.kept) == (1 if same else 2)
+    # It is kept turned, so nothing is left to do when it is read.
+    assert plan.read_key == ()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from rich.table import Table
 from qkvbench import recipes, reports, tasks
 from qkvbench.cli.parser import Request
 from qkvbench.cost import parameters
-from qkvbench.model import PRESETS
+from qkvbench.model import POSITIONS, PRESETS
 from qkvbench.variant.catalogue import CATALOGUE
 
 
@@ -68,6 +68,10 @@ def _models() -> list[dict[str, object]]:
     ]
 
 
+def _positions() -> list[dict[str, object]]:
+    return [{"name": name, "about": scheme.about} for name, scheme in POSITIONS.items()]
+
+
 def _reports() -> list[dict[str, object]]:
     return [{"name": name, "about": reports.find(name).ABOUT} for name in reports.names()]
 
@@ -77,5 +81,6 @@ LISTS: dict[str, Callable[[], list[dict[str, object]]]] = {
     "tasks": _tasks,
     "recipes": _recipes,
     "models": _models,
+    "positions": _positions,
     "reports": _reports,
 }

@@ -10,7 +10,7 @@ from qkvbench.cost.units import bytes_text, seconds_text
 
 def answer(request: Request) -> int:
     """Measure, and print what was observed."""
-    base = names.model(request.model)
+    base = names.with_position(names.model(request.model), request.position)
     models = [names.with_variant(base, variant) for variant in names.variants(request.variants)]
     longest = base.longest
     if longest is not None and request.context >= longest:

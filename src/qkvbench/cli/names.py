@@ -1,11 +1,12 @@
 """Names that a person wrote, turned into what they name, or into what to write instead."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from difflib import get_close_matches
 
 from qkvbench import backends, recipes, reports, tasks
 from qkvbench.cli.parser import RequestError
-from qkvbench.model import PRESETS, Model
+from qkvbench.model import PRESETS, Model, position_named
 from qkvbench.recipes import Study
 from qkvbench.reports import Report
 from qkvbench.variant import Variant
@@ -40,6 +41,17 @@ def recipe(name: str) -> Study:
 def model(name: str) -> Model:
     """The model that is meant."""
     return PRESETS[_known("model", name, list(PRESETS))]()
+
+
+def with_position(base: Model, text: str | None) -> Model:
+    """The model with the position scheme that is meant; its own where none was asked for."""
+    if text is None:
+        return base
+    try:
+        # Learned positions have a length; where the model's own set none, a usual one.
+        return replace(base, position=position_named(text, base.longest or 2048))
+    except ValueError as error:
+        raise RequestError(str(error)) from None
 
 
 def backend(name: str) -> str:

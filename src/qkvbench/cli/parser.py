@@ -67,6 +67,7 @@ def _parser() -> _Parser:
     run.add_argument("--tasks", nargs="+", metavar="T", help="'qkvbench ls tasks' lists them")
     run.add_argument("--seeds", type=_count, metavar="N", help="seeds of each arm (3)")
     run.add_argument("--model", metavar="NAME", help="'qkvbench ls models' lists them")
+    run.add_argument("--position", metavar="P", help="'qkvbench ls positions' lists them")
     run.add_argument("--backend", default="torch", metavar="NAME", help="what computes (torch)")
     run.add_argument("--precision", choices=["fp32", "bf16"], help="type of matrix products (fp32)")
     run.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (one a core)")
@@ -77,13 +78,16 @@ def _parser() -> _Parser:
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     run.add_argument("--fail-fast", action="store_true", help="stop at the first run that fails")
 
-    ls = _command(commands, "ls", "list variants, tasks, recipes, models or reports")
-    ls.add_argument("what", choices=["variants", "tasks", "recipes", "models", "reports"])
+    ls = _command(commands, "ls", "list variants, tasks, recipes, models, positions or reports")
+    ls.add_argument(
+        "what", choices=["variants", "tasks", "recipes", "models", "positions", "reports"]
+    )
     ls.add_argument("--json", action="store_true", help="one JSON document")
 
     show = _command(commands, "show", "a variant: its picture, parameters, FLOPs and cache")
     show.add_argument("variant", help="an equation such as 'q,k=v', or a name")
     show.add_argument("--model", default="small-decoder", metavar="NAME", help="(small-decoder)")
+    show.add_argument("--position", metavar="P", help="positions in the model's place")
     show.add_argument(
         "--tokens", type=_count, default=1024, metavar="N", help="of a forward (1024)"
     )
@@ -92,6 +96,7 @@ def _parser() -> _Parser:
     measure = _command(commands, "measure", "decoding on the clock, arms interleaved")
     measure.add_argument("variants", nargs="+", metavar="VARIANT", help="equations or names")
     measure.add_argument("--model", default="small-decoder", metavar="NAME", help="(small-decoder)")
+    measure.add_argument("--position", metavar="P", help="positions in the model's place")
     measure.add_argument("--context", type=_count, default=4096, metavar="N", help="tokens (4096)")
     measure.add_argument("--batch", type=_count, default=4, metavar="N", help="sequences (4)")
     measure.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="(fp32)")

@@ -65,6 +65,7 @@ def asked(request: Request) -> Study:
         seeds=seeds,
         backend=names.backend(request.backend),
         model=study.model if request.model is None else names.model(request.model),
+        position=request.position or study.position,
         precision=request.precision or study.precision,
         smoke=request.smoke,
     )

@@ -1,21 +1,39 @@
 """`qkvbench show`: one variant, drawn and counted from its plan."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from qkvbench import cost
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request
 from qkvbench.cost.units import bytes_text
-from qkvbench.model import Model, Rotary
-from qkvbench.variant import CANONICAL, ROLES, Op, Plan, Role, Rotate, Variant, resolve, write
+from qkvbench.model import Alibi, Model
+from qkvbench.variant import (
+    CANONICAL,
+    ROLES,
+    Normalize,
+    Op,
+    Path,
+    Plan,
+    Relative,
+    Role,
+    Rotate,
+    Scale,
+    Separable,
+    Turn,
+    Variant,
+    resolve,
+    write,
+)
 from qkvbench.variant.catalogue import CATALOGUE
 
 
 def answer(request: Request) -> int:
     """Print the variant."""
     variant = names.variant(request.variant)
-    base = names.model(request.model)
+    base = names.with_position(names.model(request.model), request.position)
     model = names.with_variant(base, variant)
     if request.json:
         print(json.dumps(facts(model, request.tokens), indent=1))
@@ -44,15 +62,15 @@ def facts(model: Model, tokens: int) -> dict[str, object]:
 
 def picture(variant: Variant, model: Model, tokens: int) -> list[str]:
     """The lines of a drawing: which matrix feeds which role, what a cache keeps, what it costs."""
-    plan = resolve(variant, model.geometry)
+    plan = resolve(variant, model.geometry, model.position.turned)
     entry = next((each for each in CATALOGUE if each.variant == variant), None)
     title = f"{write(variant)}   {entry.name}: {entry.about}" if entry else write(variant)
     return [
         title,
         f"in {model.name}: d_model {model.geometry.d_model}, {model.geometry.heads} heads of "
-        f"{model.geometry.head_dim}, {len(model.blocks)} layers",
+        f"{model.geometry.head_dim}, {len(model.blocks)} layers, positions: {model.position.kind}",
         "",
-        *_roots(plan),
+        *_roots(plan, model),
         "",
         *_cache(plan, model),
         "",
@@ -60,7 +78,7 @@ def picture(variant: Variant, model: Model, tokens: int) -> list[str]:
     ]
 
 
-def _roots(plan: Plan) -> list[str]:
+def _roots(plan: Plan, model: Model) -> list[str]:
     lines = []
     for root in plan.roots:
         made = f"x ── W_{root.name} ──▶ {root.name}" if root.projected else "x ──────────▶ x"
@@ -72,35 +90,72 @@ def _roots(plan: Plan) -> list[str]:
             corner = "└─" if index and role == roles[-1] else corner
             begin = left if index == 0 else " " * len(left)
             lines.append(f"{begin}{corner}{_way(plan.paths[role].ops)}▶ {role.upper()}")
-    return [*lines, "  softmax(Q·Kᵀ)·V ── W_o ──▶ output"]
+    return [*lines, f"  {_attended(plan, model)} ── W_o ──▶ output"]
 
 
 def _way(ops: tuple[Op, ...]) -> str:
-    rotations = [f" R_{op.role} ──" for op in ops if isinstance(op, Rotate)]
-    return "".join(["─", *rotations, "─"]) if rotations else "─"
+    return "─" + "".join(f" {_OPS[type(op)](op)} ──" for op in ops)
+
+
+# How each operation is drawn on the way from a root.
+_OPS: dict[type[Op], Callable[[Any], str]] = {
+    Rotate: lambda op: f"R_{op.role}{'ᵀ' if op.back else ''}",
+    Normalize: lambda _: "norm",
+    Scale: lambda op: f"·s_{op.role}",
+    Turn: lambda op: "turn back" if op.back else "turn",
+}
+
+
+def _attended(plan: Plan, model: Model) -> str:
+    """The formula of attention, with all that is said of the scores."""
+    score = "Q·Kᵀ"
+    match plan.scores.correction:
+        case Separable():
+            score = f"a·{score} + g(key's position)"
+        case Relative():
+            score = f"a·{score} + g(distance)"
+        case None:
+            pass
+    if isinstance(model.position, Alibi):
+        score = f"{score} − m_head·distance"
+    alone = "" if plan.scores.diagonal else ", no token on itself,"
+    back = " ── turn back" if plan.output else ""
+    return f"softmax({score})·V{alone}{back}"
 
 
 def _cache(plan: Plan, model: Model) -> list[str]:
     if not model.causal:
         return ["  An encoder keeps no cache."]
-    rotary = isinstance(model.position, Rotary)
+    key = _state(plan.kept_key.path)
     if len(plan.kept) == 1:
-        kept = plan.kept_key
-        read = ", turned by position when read as K" if rotary else ""
-        root = _frame(kept.path.root, kept.path.ops)
-        folded = "; V's rotation is folded into the output" if plan.unfold else ""
-        return [f"  The cache keeps one tensor: {root}{read}{folded}."]
-    key = "K, turned by position" if rotary else "K"
-    value = _frame(plan.kept_value.path.root, ())
-    folded = " (V's rotation is folded into the output)" if plan.unfold else ""
-    return [f"  The cache keeps two tensors: {key}, and {value}{folded}."]
+        lines = [f"  The cache keeps one tensor: {key}."]
+        if plan.read_key:
+            lines.append(f"  Read as K, it is {_words(plan.read_key)}.")
+    else:
+        value = _state(plan.kept_value.path)
+        lines = [f"  The cache keeps two tensors: K as {key}, and V as {value}."]
+    if plan.unfold:
+        lines.append("  V's rotation is folded into the output.")
+    return lines
 
 
-def _frame(root: str, ops: tuple[Op, ...]) -> str:
-    for op in ops:
-        if isinstance(op, Rotate):
-            root = f"R_{op.role}·{root}"
-    return root
+def _state(path: Path) -> str:
+    """A root and what has been done to it."""
+    done = _words(path.ops)
+    return f"{path.root} {done}" if done else path.root
+
+
+_DONE: dict[type[Op], str] = {
+    Rotate: "rotated",
+    Normalize: "normed",
+    Scale: "scaled",
+    Turn: "turned by position",
+}
+
+
+def _words(ops: tuple[Op, ...]) -> str:
+    *first, last = [_DONE[type(op)] for op in ops] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _counts(model: Model, tokens: int) -> list[str]:

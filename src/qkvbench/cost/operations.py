@@ -8,7 +8,8 @@ def macs(model: Model, tokens: int) -> int:
     """Multiply-accumulates of all matrix products in one forward of one sequence of `tokens`.
 
     Scores and weighted sums count as full tokens × tokens products, also where a mask leaves half
-    of them out. The matrices of learned rotations are made once per set of weights, not counted.
+    of them out. The matrices of learned rotations are made once per set of weights, not counted;
+    neither are norms, and what a position or a correction adds to the scores.
     """
     d_model = model.geometry.d_model
     attention = sum(attention_macs(plan, tokens) for plan in model.plans if plan)

@@ -3,7 +3,7 @@
 from dataclasses import astuple, dataclass
 
 from qkvbench.model import Block, Decoder, Encoder, Learned, Model, Tokens, Vectors
-from qkvbench.variant import Plan
+from qkvbench.variant import FEATURES, Plan
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ def attention_parameters(plan: Plan) -> int:
     return (
         projected * (size.d_model + 1)
         + sum(plan.rotated.values()) * rotation
+        + len(plan.scaled) * size.head_dim
+        + (1 + FEATURES if plan.scores.correction else 0)
         + (width + 1) * size.d_model
     )
 

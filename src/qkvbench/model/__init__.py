@@ -1,7 +1,10 @@
 """Models as frozen values: blocks, stacks, positions and how they begin."""
 
+from qkvbench.model.positions import POSITIONS
+from qkvbench.model.positions import named as position_named
 from qkvbench.model.presets import PRESETS, transformer
 from qkvbench.model.spec import (
+    Alibi,
     Attention,
     Block,
     Decoder,
@@ -13,14 +16,19 @@ from qkvbench.model.spec import (
     NoPosition,
     Position,
     Rotary,
+    Sinusoidal,
     Stack,
     Start,
     Tokens,
+    TurnedBack,
     Vectors,
+    turned_coordinates,
 )
 
 __all__ = [
+    "POSITIONS",
     "PRESETS",
+    "Alibi",
     "Attention",
     "Block",
     "Decoder",
@@ -32,9 +40,13 @@ __all__ = [
     "NoPosition",
     "Position",
     "Rotary",
+    "Sinusoidal",
     "Stack",
     "Start",
     "Tokens",
+    "TurnedBack",
     "Vectors",
+    "position_named",
     "transformer",
+    "turned_coordinates",
 ]

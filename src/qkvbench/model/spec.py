@@ -1,11 +1,11 @@
 """What a model is: one block spec per layer, a geometry, a position scheme and a stack."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from qkvbench.variant import Geometry, Plan, Variant, parse, resolve, write
+from qkvbench.variant import ROLES, Geometry, Plan, Role, Variant, parse, resolve, write
 
 
 def _as_variant(value: object) -> object:
@@ -53,6 +53,7 @@ class NoPosition:
     """Nothing tells positions apart but the causal mask."""
 
     kind: Literal["none"] = "none"
+    turned: ClassVar[tuple[Role, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,65 @@ class Learned:
 
     length: int
     kind: Literal["learned"] = "learned"
+    turned: ClassVar[tuple[Role, ...]] = ()
+
+
+@dataclass(frozen=True)
+class Sinusoidal:
+    """Sines and cosines of the position, added to the input. arXiv:1706.03762, section 3.5."""
+
+    base: float = 10_000.0
+    kind: Literal["sinusoidal"] = "sinusoidal"
+    turned: ClassVar[tuple[Role, ...]] = ()
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """Pairs of coordinates of Q and K turned in proportion to the position. arXiv:2104.09864."""
+    """Pairs of coordinates of Q and K turned in proportion to the position. arXiv:2104.09864.
+
+    ``share`` is the part of each head's coordinates that is turned: the first ones.
+    """
 
     base: float = 10_000.0
+    share: float = 1.0
     kind: Literal["rotary"] = "rotary"
+    turned: ClassVar[tuple[Role, ...]] = ("q", "k")
 
 
-Position = NoPosition | Learned | Rotary
+@dataclass(frozen=True)
+class TurnedBack:
+    """As rotary, but V is turned as well, and what was attended is turned back by the query's.
+
+    So the value, too, is seen at its distance; and where K and V are one tensor, the cache keeps it
+    turned and nothing is left to do when it is read.
+    """
+
+    base: float = 10_000.0
+    share: float = 1.0
+    kind: Literal["turned-back"] = "turned-back"
+    turned: ClassVar[tuple[Role, ...]] = ROLES
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """Scores fall in proportion to the distance, by a slope for each head. arXiv:2108.12409."""
+
+    kind: Literal["alibi"] = "alibi"
+    turned: ClassVar[tuple[Role, ...]] = ()
+
+
+Position = NoPosition | Learned | Sinusoidal | Rotary | TurnedBack | Alibi
+
+
+def turned_coordinates(position: Rotary | TurnedBack, head_dim: int) -> int:
+    """How many coordinates of a head are turned; ValueError where they make no whole pairs."""
+    count = position.share * head_dim
+    if not 0 < position.share <= 1 or count % 2:
+        raise ValueError(
+            f"{position.kind} positions turn pairs of coordinates, so the turned share of head_dim "
+            f"must be an even number; here it is {position.share:g} of {head_dim}."
+        )
+    return int(count)
 
 
 @dataclass(frozen=True)
@@ -139,11 +188,8 @@ class Model:
 
     def __post_init__(self) -> None:
         """Refuse a position scheme that cannot work at this geometry."""
-        if isinstance(self.position, Rotary) and self.geometry.head_dim % 2:
-            raise ValueError(
-                f"Rotary positions turn pairs of coordinates, so head_dim must be even; "
-                f"here it is {self.geometry.head_dim}."
-            )
+        if isinstance(self.position, Rotary | TurnedBack):
+            turned_coordinates(self.position, self.geometry.head_dim)
 
     @property
     def causal(self) -> bool:
@@ -168,7 +214,8 @@ class Model:
     def plans(self) -> tuple[Plan | None, ...]:
         """The plan of each block's attention; None where a block has none."""
         return tuple(
-            block.attention and resolve(block.attention.variant, self.geometry)
+            block.attention
+            and resolve(block.attention.variant, self.geometry, self.position.turned)
             for block in self.blocks
         )
 

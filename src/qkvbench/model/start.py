@@ -16,6 +16,11 @@ def initial_value(
             return np.zeros(shape, np.float32)
         case [part, "weight"] if part.endswith("norm"):
             return np.ones(shape, np.float32)
+        case [_, "scale" | "temperature"]:
+            return np.ones(shape, np.float32)
+        case [_, "features"]:
+            # An arm with a correction begins as the same function as the arm without.
+            return np.zeros(shape, np.float32)
         case [_, "table"]:
             deviation = model.start.table
         case [_, "positions"]:

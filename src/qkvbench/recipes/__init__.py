@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from qkvbench import tasks
 from qkvbench.experiment import Experiment, Precision, Training
-from qkvbench.model import Model
+from qkvbench.model import Model, position_named
 from qkvbench.variant import parse
 
 
@@ -21,12 +21,14 @@ class Study:
 
     ``seeds`` says how many each task gets, ``budget`` how many times the task's own steps.
     ``model`` replaces the tasks' own geometry, layers and positions; their inputs and outputs stay.
+    ``position`` names the position scheme that replaces those.
     """
 
     name: str
     variants: Sequence[str]
     seeds: Mapping[str, int]
     model: Model | None = None
+    position: str | None = None
     backend: str = "torch"
     precision: Precision = "fp32"
     threads: int = 1
@@ -43,9 +45,13 @@ class Study:
     def model_of(self, task: str) -> Model:
         """The model that the study's arms of `task` vary."""
         own = tasks.find(task).model
-        if self.model is None:
-            return own
-        return replace(self.model, stack=own.stack, start=own.start)
+        model = own
+        if self.model is not None:
+            model = replace(self.model, stack=own.stack, start=own.start)
+        if self.position is not None:
+            length = model.longest or tasks.find(task).tokens
+            model = replace(model, position=position_named(self.position, length))
+        return model
 
     def experiments(self) -> tuple[Experiment, ...]:
         """Every run, cheapest information first: one seed of every arm before the second."""

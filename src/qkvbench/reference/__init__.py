@@ -1,9 +1,12 @@
 """NumPy attention: what every backend is held against."""
 
 from qkvbench.reference.attention import (
+    NORM_EPS,
+    added,
     apply,
     attend,
     decode,
+    described,
     forward,
     make,
     merge,
@@ -12,4 +15,17 @@ from qkvbench.reference.attention import (
     turned,
 )
 
-__all__ = ["apply", "attend", "decode", "forward", "make", "merge", "project", "rotation", "turned"]
+__all__ = [
+    "NORM_EPS",
+    "added",
+    "apply",
+    "attend",
+    "decode",
+    "described",
+    "forward",
+    "make",
+    "merge",
+    "project",
+    "rotation",
+    "turned",
+]

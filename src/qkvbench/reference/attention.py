@@ -2,7 +2,9 @@
 
 Arrays are of one sequence: (time, d_model) for the stream, (time, heads, head_dim) for roots.
 Weights go by name: ``q.weight`` (heads·head_dim, d_model) and ``q.bias`` for each projected root,
-``v.rotation`` (heads, head_dim·(head_dim-1)/2) for each learned rotation, ``o.weight``, ``o.bias``.
+``v.rotation`` (heads, head_dim·(head_dim-1)/2) for each learned rotation, ``k.scale`` (head_dim,)
+behind each norm, ``o.weight``, ``o.bias``. A correction of the scores has, for all heads together,
+``correction.temperature`` (1,) and ``correction.features`` (features,).
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,13 +12,28 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
-from qkvbench.model import NoPosition, Position, Rotary
-from qkvbench.variant import Op, Plan, Role, Rotate, Turn
+from qkvbench.model import Alibi, NoPosition, Position, Rotary, TurnedBack, turned_coordinates
+from qkvbench.variant import (
+    FEATURES,
+    Normalize,
+    Op,
+    Plan,
+    Relative,
+    Role,
+    Rotate,
+    Scale,
+    Separable,
+    Turn,
+)
 
 Weights = Mapping[str, np.ndarray]
 # `_heads` is checked for nothing: roots of one plan may differ in it.
 Heads = Float[np.ndarray, "time _heads head_dim"]
 Stream = Float[np.ndarray, "time d_model"]
+Times = Int[np.ndarray, " times"]
+
+# Below the mean square of a head, so that a head of zeros stays one.
+NORM_EPS = 1e-6
 
 
 def forward(
@@ -26,8 +43,8 @@ def forward(
     roots = project(plan, weights, x)
     times = np.arange(len(x))
     q, k, v = (make(role, plan, weights, roots, position, times) for role in ("q", "k", "v"))
-    visible = np.tri(len(x), dtype=bool) if causal else np.ones((len(x), len(x)), dtype=bool)
-    return merge(attend(q, k, v, visible), weights)
+    seen = attend(q, k, v, added(plan, weights, position, times, times, causal=causal), weights)
+    return merge(apply(plan.output, plan, weights, seen, position, times), weights)
 
 
 def decode(plan: Plan, weights: Weights, x: Stream, *, position: Position = NoPosition()) -> Stream:
@@ -35,17 +52,18 @@ def decode(plan: Plan, weights: Weights, x: Stream, *, position: Position = NoPo
     kept: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in plan.kept}
     rows = []
     for time in range(len(x)):
-        now = np.array([time])
+        now, past = np.array([time]), np.arange(time + 1)
         roots = project(plan, weights, x[time : time + 1])
         for tensor in plan.kept:
             row = apply(tensor.path.ops, plan, weights, roots[tensor.path.root], position, now)
             kept[tensor.name].append(row)
         q = make("q", plan, weights, roots, position, now)
         keys = np.concatenate(kept[plan.kept_key.name])
-        k = apply(plan.read_key, plan, weights, keys, position, np.arange(time + 1))
+        k = apply(plan.read_key, plan, weights, keys, position, past)
         v = np.concatenate(kept[plan.kept_value.name])
-        seen = attend(q, k, v, np.ones((1, time + 1), dtype=bool))
-        rows.append(merge(_unfold(plan, weights, seen), weights))
+        seen = attend(q, k, v, added(plan, weights, position, now, past, causal=True), weights)
+        seen = _unfold(plan, weights, seen)
+        rows.append(merge(apply(plan.output, plan, weights, seen, position, now), weights))
     return np.concatenate(rows)
 
 
@@ -88,8 +106,12 @@ def apply(
                 turn = rotation(weights[f"{role}.rotation"], plan.geometry.head_dim)
                 turn = np.swapaxes(turn, 1, 2) if back else turn
                 rows = np.einsum("thd,hed->the", rows, turn)
-            case Turn():
-                rows = turned(rows, position, times)
+            case Normalize():
+                rows = rows / np.sqrt(np.mean(rows**2, axis=-1, keepdims=True) + NORM_EPS)
+            case Scale(role):
+                rows = rows * weights[f"{role}.scale"]
+            case Turn(back):
+                rows = turned(rows, position, -times if back else times)
     return rows
 
 
@@ -108,34 +130,74 @@ def rotation(
     return np.linalg.solve(one - skew / 2, one + skew / 2)
 
 
-def turned(rows: Heads, position: Position, times: Int[np.ndarray, " time"]) -> Heads:
-    """The rows as a position scheme turns them; only rotary turns anything."""
-    if not isinstance(position, Rotary):
+def turned(rows: Heads, position: Position, times: Times) -> Heads:
+    """The rows as a position scheme turns them."""
+    if not isinstance(position, Rotary | TurnedBack):
         return rows
-    half = rows.shape[-1] // 2
+    half = turned_coordinates(position, rows.shape[-1]) // 2
     # arXiv:2104.09864, eq. 34, with coordinate i paired with i + half.
     frequency = position.base ** (-np.arange(half) / half)
     angle = (times[:, None] * frequency)[:, None, :]
     cos, sin = np.cos(angle), np.sin(angle)
-    first, second = rows[..., :half], rows[..., half:]
+    first, second, rest = np.split(rows, [half, 2 * half], axis=-1)
     pairs = [first * cos - second * sin, second * cos + first * sin]
-    return np.concatenate(pairs, axis=-1)
+    return np.concatenate([*pairs, rest], axis=-1)
+
+
+def added(
+    plan: Plan,
+    weights: Weights,
+    position: Position,
+    rows: Int[np.ndarray, " rows"],
+    columns: Int[np.ndarray, " columns"],
+    *,
+    causal: bool,
+) -> Float[np.ndarray, "heads rows columns"]:
+    """What is added to the scores of queries at `rows` and keys at `columns`; -inf where unseen."""
+    distance = rows[:, None] - columns
+    visible = distance >= 0 if causal else np.ones(distance.shape, dtype=bool)
+    if not plan.scores.diagonal:
+        others = visible & (distance != 0)
+        alone = ~others.any(axis=1, keepdims=True)
+        visible = np.where(alone, visible, others)
+    heads = plan.geometry.heads
+    shift = np.zeros((heads, len(rows), len(columns)))
+    if isinstance(position, Alibi):
+        # arXiv:2108.12409, section 3: a geometric sequence of slopes from 2^(-8/heads).
+        slopes = 2.0 ** (-8 * np.arange(1, heads + 1) / heads)
+        shift = shift - slopes[:, None, None] * np.abs(distance)
+    match plan.scores.correction:
+        case Separable():
+            shift = shift + described(columns) @ weights["correction.features"]
+        case Relative():
+            shift = shift + described(distance) @ weights["correction.features"]
+        case None:
+            pass
+    return np.where(visible, shift, -np.inf)
+
+
+def described(places: Int[np.ndarray, "*places"]) -> Float[np.ndarray, "*places features"]:
+    """The features of a position or a distance: sines, then cosines, of falling frequencies."""
+    half = FEATURES // 2
+    angle = places[..., None] * 10_000.0 ** (-np.arange(half) / half)
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
 
 
 def attend(
     q: Float[np.ndarray, "queries heads head_dim"],
     k: Float[np.ndarray, "keys kv_heads head_dim"],
     v: Float[np.ndarray, "keys kv_heads head_dim"],
-    visible: np.ndarray,
+    shift: Float[np.ndarray, "heads queries keys"],
+    weights: Weights,
 ) -> Float[np.ndarray, "queries heads head_dim"]:
-    """softmax(q·k / sqrt(head_dim))·v over the visible keys. arXiv:1706.03762, eq. 1."""
+    """softmax(temperature·q·k / sqrt(head_dim) + shift)·v. arXiv:1706.03762, eq. 1."""
     group = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
     scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(q.shape[-1])
-    scores = np.where(visible, scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return np.einsum("hqk,khd->qhd", weights, v)
+    scores = weights.get("correction.temperature", 1.0) * scores + shift
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    return np.einsum("hqk,khd->qhd", shares, v)
 
 
 def merge(seen: Heads, weights: Weights) -> Stream:

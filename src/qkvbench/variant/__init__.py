@@ -1,25 +1,31 @@
 """A variant is a value; `resolve` gives it a size and yields the plan that all else reads."""
 
-from qkvbench.variant.notation import parse, write
+from qkvbench.variant.notation import SUFFIXES, parse, write
 from qkvbench.variant.plan import (
     Geometry,
     Kept,
+    Normalize,
     Op,
     Path,
     Plan,
     Root,
     Rotate,
+    Scale,
     Turn,
     resolve,
     sized,
 )
 from qkvbench.variant.spec import (
     CANONICAL,
+    FEATURES,
     ROLES,
     Own,
+    Relative,
     Role,
     Rotated,
     Same,
+    Scores,
+    Separable,
     Source,
     Stream,
     Variant,
@@ -29,18 +35,25 @@ from qkvbench.variant.spec import (
 
 __all__ = [
     "CANONICAL",
+    "FEATURES",
     "ROLES",
+    "SUFFIXES",
     "Geometry",
     "Kept",
+    "Normalize",
     "Op",
     "Own",
     "Path",
     "Plan",
+    "Relative",
     "Role",
     "Root",
     "Rotate",
     "Rotated",
     "Same",
+    "Scale",
+    "Scores",
+    "Separable",
     "Source",
     "Stream",
     "Turn",

@@ -76,6 +76,12 @@ CATALOGUE: tuple[Entry, ...] = (
         "hypothesis: the floor that any learned projection must beat",
     ),
     Entry(
+        "shared-qk-2d",
+        "q=k,v+2d",
+        "shared-qk, and scores that know the row and the column of each pair",
+        f"{STUDY}, written (Q=K-V)+ there",
+    ),
+    Entry(
         "gqa-2", "q,k,v/2", "two key/value heads for all query heads", "arXiv:2305.13245, section 2"
     ),
     Entry(

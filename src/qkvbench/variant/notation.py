@@ -2,15 +2,38 @@
 
 Roles that hold the same tensor are joined by ``=``. A group ends in ``x`` where it is the stream
 and in ``R(role)`` where it is a rotated earlier role; otherwise it has a matrix of its own.
-A last ``/g`` gives the number of key/value heads.
+Behind it, ``/g`` gives the number of key/value heads, and what belongs to the scores follows:
+``+qknorm`` or ``+qkvnorm``, ``+2d`` or ``++``, ``-diag``.
 """
 
 import re
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
-from qkvbench.variant.spec import ROLES, Own, Role, Rotated, Same, Source, Stream, Variant
+from qkvbench.variant.spec import (
+    ROLES,
+    Own,
+    Relative,
+    Role,
+    Rotated,
+    Same,
+    Scores,
+    Separable,
+    Source,
+    Stream,
+    Variant,
+)
 
 _EXAMPLE = "write for example 'q,k,v', 'q,k=v', 'q=k=x,v', 'q,k=R(q),v' or 'q,k=v/4'"
+# What each suffix says of the scores, in the order in which suffixes are written.
+SUFFIXES: dict[str, dict[str, Any]] = {
+    "+qknorm": {"normed": ("q", "k")},
+    "+qkvnorm": {"normed": ROLES},
+    "+2d": {"correction": Separable()},
+    "++": {"correction": Relative()},
+    "-diag": {"diagonal": False},
+}
+_SUFFIX = re.compile("|".join(re.escape(suffix) for suffix in SUFFIXES))
 _TERM = re.compile(r"(?P<name>[qkvx])|r\((?P<origin>[qkv])\)")
 
 
@@ -29,7 +52,13 @@ def write(variant: Variant) -> str:
     equation = ",".join(
         "=".join(names + _ending(variant.source(first))) for first, names in groups.items()
     )
-    return equation if variant.kv_heads is None else f"{equation}/{variant.kv_heads}"
+    heads = "" if variant.kv_heads is None else f"/{variant.kv_heads}"
+    said = [
+        suffix
+        for suffix, change in SUFFIXES.items()
+        if all(getattr(variant.scores, field) == value for field, value in change.items())
+    ]
+    return "".join([equation, heads, *said])
 
 
 def parse(text: str) -> Variant:
@@ -37,7 +66,10 @@ def parse(text: str) -> Variant:
 
     Raises ValueError, with what to write instead, where the text names none.
     """
-    equation, slash, heads = re.sub(r"\s+", "", text.lower()).partition("/")
+    plain = re.sub(r"\s+", "", text.lower()).replace("−", "-")
+    body = re.split(r"[+-]", plain, maxsplit=1)[0]
+    scores = _scores(text, plain[len(body) :])
+    equation, slash, heads = body.partition("/")
     if slash and not re.fullmatch(r"[1-9][0-9]*", heads):
         raise ValueError(
             f"'{text}': after '/' stands the number of key/value heads, a whole number from 1; "
@@ -56,7 +88,26 @@ def parse(text: str) -> Variant:
             f"'{text}' does not say where {' and '.join(missing)} come from; {_EXAMPLE}."
         )
     sources = {role: _source(text, role, ties, turned) for role in ROLES}
-    return Variant(**sources, kv_heads=int(heads) if slash else None)
+    return Variant(**sources, kv_heads=int(heads) if slash else None, scores=scores)
+
+
+def _scores(text: str, suffixes: str) -> Scores:
+    """What the suffixes say together; each thing is said once."""
+    scores = Scores()
+    rest = suffixes
+    while rest:
+        match = _SUFFIX.match(rest)
+        if match is None:
+            raise ValueError(
+                f"'{text}': '{rest}' is none of the suffixes {', '.join(SUFFIXES)}, as in "
+                "'q=k,v+2d' or 'q,k=v/4+qknorm-diag'."
+            )
+        change = SUFFIXES[match[0]]
+        if any(getattr(scores, field) != getattr(Scores(), field) for field in change):
+            raise ValueError(f"'{text}': '{match[0]}' and what is before it say the same twice.")
+        scores = replace(scores, **change)
+        rest = rest[match.end() :]
+    return scores
 
 
 def _ending(source: Source) -> list[str]:

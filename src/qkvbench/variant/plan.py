@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from qkvbench.variant.notation import write
-from qkvbench.variant.spec import ROLES, Own, Role, Rotated, Same, Stream, Variant
+from qkvbench.variant.spec import ROLES, Own, Role, Rotated, Same, Scores, Stream, Variant
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,25 @@ class Rotate:
 
 
 @dataclass(frozen=True)
+class Normalize:
+    """Bring each head of each row to root mean square 1; nothing is learned."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Multiply the coordinates of every head by the learned numbers of `role`."""
+
+    role: Role
+
+
+@dataclass(frozen=True)
 class Turn:
-    """Turn each row by its position, as the model's position scheme says; none does nothing."""
+    """Turn each row by its position, as the model's position scheme says; `back` undoes it."""
+
+    back: bool = False
 
 
-Op = Rotate | Turn
+Op = Rotate | Normalize | Scale | Turn
 
 
 @dataclass(frozen=True)
@@ -84,11 +98,12 @@ class Kept:
 
 @dataclass(frozen=True)
 class Plan:
-    """A variant resolved at a geometry.
+    """A variant resolved at a geometry, for the roles that the positions turn.
 
     ``paths`` make Q, K and V from the roots (expanded). ``kept`` is what a cache holds;
     ``read_key`` turns the kept key rows into K, and ``unfold`` turns what was attended over the
-    kept value rows into what attention over V itself would have given (folded).
+    kept value rows into what attention over V itself would have given (folded). ``output`` comes
+    last in both ways.
     """
 
     variant: Variant
@@ -98,6 +113,12 @@ class Plan:
     kept: tuple[Kept, ...]
     read_key: tuple[Op, ...]
     unfold: tuple[Rotate, ...]
+    output: tuple[Turn, ...]
+
+    @property
+    def scores(self) -> Scores:
+        """What happens to the scores besides Q·K."""
+        return self.variant.scores
 
     @property
     def projected(self) -> tuple[Root, ...]:
@@ -112,6 +133,12 @@ class Plan:
             for role in ROLES
             if isinstance(self.variant.source(role), Rotated)
         }
+
+    @property
+    def scaled(self) -> tuple[Role, ...]:
+        """The roles whose scale behind the norm is learned; a tie has one."""
+        ops = [op for role in ROLES for op in self.paths[role].ops]
+        return tuple(dict.fromkeys(op.role for op in ops if isinstance(op, Scale)))
 
     def heads(self, role: Role) -> int:
         """How many heads the tensor of `role` has."""
@@ -129,48 +156,56 @@ class Plan:
 
 
 @lru_cache(maxsize=1024)
-def resolve(variant: Variant, geometry: Geometry) -> Plan:
-    """The plan of `variant` at `geometry`; ValueError, with the reason, where there is none."""
+def resolve(variant: Variant, geometry: Geometry, turned: tuple[Role, ...] = ()) -> Plan:
+    """The plan of `variant` at `geometry`; ValueError, with the reason, where there is none.
+
+    ``turned`` are the roles that the model's position scheme turns; where V is one of them, what
+    was attended is turned back.
+    """
     if variant.kv_heads is not None:
         geometry = replace(geometry, kv_heads=variant.kv_heads)
-    made: dict[Role, Path] = {role: _made(role, variant) for role in ROLES}
-    _check(variant, geometry, made)
+    paths: dict[Role, Path] = {role: _path(role, variant, turned) for role in ROLES}
+    _check(variant, geometry, paths)
 
     roots: dict[str, Root] = {}
     for role in ROLES:
-        name = made[role].root
+        name = paths[role].root
         heads = geometry.heads if role == "q" else geometry.kv_heads
         roots.setdefault(name, Root(name, heads, projected=name != "x"))
-    k, v = made["k"], made["v"]
-    if k.root == v.root:
-        # Kept in K's frame and before its turn: V must not be turned, so K is turned on read.
-        kept = (Kept(k.root, roots[k.root].heads, k),)
-        read_key: tuple[Op, ...] = (Turn(),)
-        unfold = _relative(k.ops, v.ops)
-    else:
-        kept = (
-            Kept("k", roots[k.root].heads, replace(k, ops=(*k.ops, Turn()))),
-            Kept("v", roots[v.root].heads, Path(v.root, ())),
-        )
-        read_key = ()
-        unfold = _relative((), v.ops)
+    kept, read_key, unfold = _folded(paths["k"], paths["v"], roots)
     return Plan(
         variant=variant,
         geometry=geometry,
         roots=tuple(roots.values()),
-        paths={
-            "q": replace(made["q"], ops=(*made["q"].ops, Turn())),
-            "k": replace(k, ops=(*k.ops, Turn())),
-            "v": v,
-        },
+        paths=paths,
         kept=kept,
         read_key=read_key,
         unfold=unfold,
+        output=(Turn(back=True),) if "v" in turned else (),
     )
 
 
+def _path(role: Role, variant: Variant, turned: tuple[Role, ...]) -> Path:
+    """The way from a root to `role`: rotations, norm, learned scale, and positions last."""
+    made = _made(role, variant)
+    ops = made.ops
+    match variant.scores.normed:
+        case ("q", "k", "v"):
+            # Where V is normed too, it is the root that is: a norm and a rotation commute.
+            ops = (Normalize(), *ops)
+        case ("q", "k") if role != "v":
+            ops = (*ops, Normalize())
+        case _:
+            pass
+    if variant.scores.normed and role != "v":
+        ops = (*ops, Scale(_first_alike(role, variant)))
+    if role in turned:
+        ops = (*ops, Turn())
+    return replace(made, ops=ops)
+
+
 def _made(role: Role, variant: Variant) -> Path:
-    """The root of `role` and the learned rotations on the way from it; no positions yet."""
+    """The root of `role` and the learned rotations on the way from it."""
     match variant.source(role):
         case Own():
             return Path(role, ())
@@ -183,16 +218,53 @@ def _made(role: Role, variant: Variant) -> Path:
             return replace(before, ops=(*before.ops, Rotate(role)))
 
 
-def _relative(kept: tuple[Op, ...], wanted: tuple[Op, ...]) -> tuple[Rotate, ...]:
-    """The rotations from the frame in which a root is kept to the frame that is wanted."""
-    shared = 0
-    while shared < min(len(kept), len(wanted)) and kept[shared] == wanted[shared]:
-        shared += 1
-    undone = [
-        Rotate(op.role, back=True) for op in reversed(kept[shared:]) if isinstance(op, Rotate)
-    ]
-    done = [op for op in wanted[shared:] if isinstance(op, Rotate)]
-    return (*undone, *done)
+def _first_alike(role: Role, variant: Variant) -> Role:
+    """The first role that is the same tensor: a tie holds for what is learned behind it, too."""
+    return next(first for first in ROLES if _made(first, variant) == _made(role, variant))
+
+
+def _folded(
+    k: Path, v: Path, roots: dict[str, Root]
+) -> tuple[tuple[Kept, ...], tuple[Op, ...], tuple[Rotate, ...]]:
+    """What a cache keeps, how K is read from it, and which rotations are left for the output.
+
+    One tensor does where V differs from it by rotations alone, which fold into the output: the
+    root in the frame that K has after its rotations. Otherwise K is kept ready, and V before its
+    last rotations.
+    """
+    if k.root == v.root:
+        common = _leading(k.ops, v.ops)
+        place = common + _rotations_first(k.ops[common:])
+        rest = v.ops[common:]
+        if _rotations_first(rest) == len(rest):
+            kept = Kept(k.root, roots[k.root].heads, replace(k, ops=k.ops[:place]))
+            return (kept,), k.ops[place:], (*_undone(k.ops[common:place]), *_rotations(rest))
+    last = len(v.ops) - _rotations_first(v.ops[::-1])
+    kept = (
+        Kept("k", roots[k.root].heads, k),
+        Kept("v", roots[v.root].heads, replace(v, ops=v.ops[:last])),
+    )
+    return kept, (), _rotations(v.ops[last:])
+
+
+def _leading(first: tuple[Op, ...], second: tuple[Op, ...]) -> int:
+    """How many operations both begin with."""
+    alike = [one == other for one, other in zip(first, second, strict=False)]
+    return [*alike, False].index(False)
+
+
+def _rotations_first(ops: tuple[Op, ...]) -> int:
+    """How many rotations come before anything else."""
+    return [*(isinstance(op, Rotate) for op in ops), False].index(False)
+
+
+def _rotations(ops: tuple[Op, ...]) -> tuple[Rotate, ...]:
+    return tuple(op for op in ops if isinstance(op, Rotate))
+
+
+def _undone(ops: tuple[Op, ...]) -> tuple[Rotate, ...]:
+    """The inverse of these rotations."""
+    return tuple(Rotate(op.role, back=True) for op in reversed(_rotations(ops)))
 
 
 def _check(variant: Variant, geometry: Geometry, made: dict[Role, Path]) -> None:

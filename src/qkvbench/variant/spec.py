@@ -1,4 +1,4 @@
-"""What a variant is: for each of Q, K and V, where the tensor comes from."""
+"""What a variant is: for each of Q, K and V, where the tensor comes from; and what scores add."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -36,6 +36,50 @@ class Rotated:
 Source = Own | Stream | Same | Rotated
 
 
+# Numbers that describe a position to a correction of the scores: sines and cosines of five
+# frequencies. The study takes 10 channels for row and column together, arXiv:2606.04032.
+FEATURES = 10
+
+
+@dataclass(frozen=True)
+class Separable:
+    """Scores times a learned number, plus a learned function of the row and one of the column.
+
+    The study's 2-D encoding, arXiv:2606.04032: position features of row and column beside each
+    score, and a 1×1 convolution over them. Softmax cancels what depends on the row alone.
+    """
+
+
+@dataclass(frozen=True)
+class Relative:
+    """Scores times a learned number, plus a learned function of the distance from row to column.
+
+    The same features as in `Separable`, taken of the difference, so that before and after differ.
+    """
+
+
+Correction = Separable | Relative
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What happens to the scores besides Q·K; the defaults are plain attention.
+
+    ``normed`` are the roles whose heads are brought to root mean square 1, Q and K with a learned
+    scale behind it (arXiv:2010.04245, arXiv:2302.05442): none, Q and K, or all three.
+    ``diagonal`` False means that no token attends to itself unless it sees nothing else.
+    """
+
+    normed: tuple[Role, ...] = ()
+    correction: Correction | None = None
+    diagonal: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse norms that make no sense alone."""
+        if self.normed not in ((), ("q", "k"), ROLES):
+            raise ValueError(f"Normed are Q and K, all three roles or none, not {self.normed}.")
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to make Q, K and V; always in canonical form, so that equal means equal.
@@ -47,6 +91,7 @@ class Variant:
     k: Source
     v: Source
     kv_heads: int | None = None
+    scores: Scores = Scores()
 
     def __post_init__(self) -> None:
         """Bring the sources into canonical form: each tie names the first role that it can."""

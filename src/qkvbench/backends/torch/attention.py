@@ -4,18 +4,35 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from qkvbench.backends.torch.cache import Cache, LayerCache, Maps, layer_cache
 from qkvbench.backends.torch.position import Turner
-from qkvbench.model import Learned, NoPosition, Position
-from qkvbench.variant import ROLES, Path, Role, Rotate, Turn, Variant, parse, resolve, sized
+from qkvbench.backends.torch.scores import Scores
+from qkvbench.model import Learned, NoPosition, Position, Sinusoidal
+from qkvbench.variant import (
+    ROLES,
+    Normalize,
+    Op,
+    Path,
+    Role,
+    Rotate,
+    Scale,
+    Turn,
+    Variant,
+    parse,
+    resolve,
+    sized,
+)
 
 Stream = Float[Tensor, "batch time d_model"]
+Lengths = Int[Tensor, " batch"]
 # `_heads` is checked for nothing: roots of one plan may differ in it.
 Heads = Float[Tensor, "batch _heads time head_dim"]
+
+# Below the mean square of a head, so that a head of zeros stays one.
+NORM_EPS = 1e-6
 
 # Rows of a shared root that are turned at a time when it is read as K: the turned copy stays
 # this long, however long the cache is, and in the processor's own cache.
@@ -38,17 +55,19 @@ class Attention(nn.Module):
     ) -> None:
         """The layer; ValueError where the variant cannot be built at these sizes."""
         super().__init__()
-        if isinstance(position, Learned):
+        if isinstance(position, Learned | Sinusoidal):
             raise ValueError(
-                "Learned positions are added to a model's input, not in its attention."
+                f"{position.kind.capitalize()} positions are added to a model's input, "
+                "not in its attention."
             )
         self.plan = resolve(
             parse(variant) if isinstance(variant, str) else variant,
             sized(d_model, heads, kv_heads, head_dim),
+            position.turned,
         )
-        self.causal = causal
         self.turner = Turner(position, self.plan.geometry.head_dim)
         size = self.plan.geometry
+        self.scores = Scores(self.plan.scores, position, size.heads, causal=causal)
         # All projections of the stream in one matrix product; `split` names the rows.
         rows = sum(root.heads for root in self.plan.projected) * size.head_dim
         self.projection = nn.Linear(d_model, rows) if rows else None
@@ -58,12 +77,18 @@ class Attention(nn.Module):
                 for role, count in self.plan.rotated.items()
             }
         )
+        self.scale = nn.ParameterDict(
+            {role: nn.Parameter(torch.ones(size.head_dim)) for role in self.plan.scaled}
+        )
         self.o = nn.Linear(size.heads * size.head_dim, d_model)
 
-    def forward(self, x: Stream, layer: LayerCache | None = None) -> Stream:
+    def forward(
+        self, x: Stream, layer: LayerCache | None = None, lengths: Lengths | None = None
+    ) -> Stream:
         """Attend over a whole sequence, expanded: make Q, K and V, then attend.
 
         With an empty cache, what the plan keeps of the sequence is also written into it.
+        `lengths` counts the leading positions of each sequence that are seen; None is all.
         """
         made = self.project(x)
         rotations = layer.rotations if layer else self.rotations()
@@ -71,10 +96,8 @@ class Attention(nn.Module):
         if layer:
             for kept in self.plan.kept:
                 layer.rows[kept.name][:, :, : x.shape[1]] = self.make(kept.path, made, rotations)
-        seen = functional.scaled_dot_product_attention(
-            q, k, v, is_causal=self.causal, enable_gqa=k.shape[1] != q.shape[1]
-        )
-        return self.merge(seen)
+        seen = self.scores(q, k, v, lengths)
+        return self.merge(self._follow(self.plan.output, seen, rotations, self.turner))
 
     def step(self, x: Stream, cache: Cache, layer: LayerCache) -> Stream:
         """Decode one token, folded: over kept roots, with the fixed maps in the output."""
@@ -84,6 +107,7 @@ class Attention(nn.Module):
             cache.append(layer, kept.name, self.make(kept.path, made, layer.rotations, turn))
         query = self.make(self.plan.paths["q"], made, layer.rotations, turn)
         seen = self.unfold(self._attend_roots(query, cache, layer), layer.rotations)
+        seen = self._follow(self.plan.output, seen, layer.rotations, turn)
         return self.merge(seen.to(x.dtype))
 
     def project(self, x: Stream) -> dict[Path, Heads]:
@@ -107,7 +131,7 @@ class Attention(nn.Module):
         path: Path,
         made: dict[Path, Heads],
         rotations: Maps,
-        turn: Callable[[Heads], Heads] | None = None,
+        turn: Callable[..., Heads] | None = None,
     ) -> Heads:
         """The tensor at the end of `path`. What two paths have in common is made once.
 
@@ -116,12 +140,24 @@ class Attention(nn.Module):
         """
         if path not in made:
             before = self.make(Path(path.root, path.ops[:-1]), made, rotations, turn)
-            match path.ops[-1]:
-                case Rotate() as op:
-                    made[path] = _rotated(before, _matrix(op, rotations))
-                case Turn():
-                    made[path] = (turn or self.turner)(before)
+            made[path] = self._follow(path.ops[-1:], before, rotations, turn or self.turner)
         return made[path]
+
+    def _follow(
+        self, ops: tuple[Op, ...], rows: Heads, rotations: Maps, turn: Callable[..., Heads]
+    ) -> Heads:
+        """The rows after these operations."""
+        for op in ops:
+            match op:
+                case Rotate():
+                    rows = _rotated(rows, _matrix(op, rotations))
+                case Normalize():
+                    rows = _normalized(rows)
+                case Scale(role):
+                    rows = rows * self.scale[role].to(rows.dtype)
+                case Turn(back):
+                    rows = turn(rows, back=back)
+        return rows
 
     def rotations(self) -> dict[Role, Float[Tensor, "heads head_dim head_dim"]]:
         """The learned rotations as orthogonal matrices, by Cayley: (1 - A/2)^-1 (1 + A/2).
@@ -163,6 +199,10 @@ class Attention(nn.Module):
                     named[f"{root.name}.{part}"] = piece
         for role, numbers in self.rotation.items():
             named[f"{role}.rotation"] = numbers
+        for role, numbers in self.scale.items():
+            named[f"{role}.scale"] = numbers
+        for part, numbers in self.scores.correction.items():
+            named[f"correction.{part}"] = numbers
         return named
 
     def new_cache(self, batch: int, capacity: int, like: Tensor) -> LayerCache:
@@ -178,25 +218,37 @@ class Attention(nn.Module):
         batch, heads, _, head_dim = query.shape
         groups = keys.shape[1]
         query = query.reshape(batch, groups, heads // groups, head_dim).to(keys.dtype)
-        scores = self._scores(query * head_dim**-0.5, keys)
+        products = self._products(query * head_dim**-0.5, keys, layer.rotations)
+        rows = torch.tensor([cache.longest], device=query.device)
         if cache.lengths is not None:
-            unseen = torch.arange(used, device=scores.device) > cache.lengths[:, None, None, None]
-            scores = scores.masked_fill(unseen, -torch.inf)
-        weights = scores.float().softmax(-1) if scores.dtype.itemsize < 4 else scores.softmax(-1)
-        return (weights.to(values.dtype) @ values).reshape(batch, heads, 1, head_dim)
+            rows = cache.lengths[:, None]
+        shares = self.scores.shares(products.view(batch, heads, 1, used), rows)
+        shares = shares.to(values.dtype).view(batch, groups, heads // groups, used)
+        return (shares @ values).reshape(batch, heads, 1, head_dim)
 
-    def _scores(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Products of the queries with K, read from the kept rows; never all turned at once."""
-        if Turn() not in self.plan.read_key or not self.turner.turns:
+    def _products(self, query: Tensor, keys: Tensor, rotations: Maps) -> Tensor:
+        """Products of the queries with K, read from the kept rows; never all made at once."""
+        if not self.plan.read_key:
             return query @ keys.mT
-        tiles = range(0, keys.shape[2], TILE)
-        turned = (self.turner(keys[:, :, first : first + TILE], first) for first in tiles)
-        return torch.cat([query @ tile.mT for tile in turned], dim=-1)
+        products = []
+        for first in range(0, keys.shape[2], TILE):
+            turn = partial(self.turner, first=first)
+            tile = self._follow(
+                self.plan.read_key, keys[:, :, first : first + TILE], rotations, turn
+            )
+            products.append(query @ tile.mT)
+        return torch.cat(products, dim=-1)
 
 
 def _rotated(rows: Heads, matrix: Float[Tensor, "heads head_dim head_dim"]) -> Heads:
     """Every row of a head times the head's matrix."""
     return rows @ matrix.to(rows.dtype).mT
+
+
+def _normalized(rows: Heads) -> Heads:
+    """Each head of each row at root mean square 1, computed in fp32 or better."""
+    exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    return (exact * (exact.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()).to(rows.dtype)
 
 
 def _matrix(op: Rotate, rotations: Maps) -> Float[Tensor, "heads head_dim head_dim"]:

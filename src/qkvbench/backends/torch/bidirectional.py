@@ -1,12 +1,15 @@
 """The bidirectional stack: tokens or vectors to one prediction per position, or one in all."""
 
-from jaxtyping import Float, Num
+import torch
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from qkvbench.backends.torch.block import Block
 from qkvbench.backends.torch.embedding import Embedding
 from qkvbench.model import Encoder as EncoderSpec
 from qkvbench.model import Model
+
+Lengths = Int[Tensor, " batch"]
 
 
 class Encoder(nn.Module):
@@ -22,20 +25,28 @@ class Encoder(nn.Module):
         self.output = nn.Linear(model.geometry.d_model, spec.classes)
 
     def forward(
-        self, inputs: Num[Tensor, "batch time *features"]
+        self, inputs: Num[Tensor, "batch time *features"], lengths: Lengths | None = None
     ) -> Float[Tensor, "batch places classes"]:
         """Logits of the classes; one place where the whole is predicted."""
-        return self.head(self.hidden(inputs))
+        return self.head(self.hidden(inputs, lengths))
 
     def hidden(
-        self, inputs: Num[Tensor, "batch time *features"]
+        self, inputs: Num[Tensor, "batch time *features"], lengths: Lengths | None = None
     ) -> Float[Tensor, "batch places d_model"]:
-        """The normed stream after the last block, or its mean."""
+        """The normed stream after the last block, or its mean over the positions that are read.
+
+        `lengths` counts these: the first ones of each item. Nothing attends to the others.
+        """
         x = self.embedding(inputs)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, None, lengths)
         x = self.norm(x)
-        return x.mean(dim=1, keepdim=True) if self.predicts == "the whole" else x
+        if self.predicts == "each position":
+            return x
+        if lengths is None:
+            return x.mean(dim=1, keepdim=True)
+        read = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        return (x * read[:, :, None]).sum(dim=1, keepdim=True) / lengths[:, None, None]
 
     @property
     def classes(self) -> int:

@@ -1,13 +1,13 @@
 """One layer of a stack: attention and feed-forward, each on the normed stream and added to it."""
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from qkvbench.backends.torch.attention import Attention
 from qkvbench.backends.torch.cache import Cache, LayerCache
 from qkvbench.model import Block as BlockSpec
-from qkvbench.model import Learned, Model, NoPosition
+from qkvbench.model import Learned, Model, NoPosition, Sinusoidal
 
 Stream = Float[Tensor, "batch time d_model"]
 
@@ -33,6 +33,7 @@ class Block(nn.Module):
         """The block that `spec` describes, in `model`."""
         super().__init__()
         size = model.geometry
+        added = isinstance(model.position, Learned | Sinusoidal)
         self.dropout = dropout
         self.attention = None
         if spec.attention:
@@ -43,7 +44,7 @@ class Block(nn.Module):
                 size.heads,
                 kv_heads=size.kv_heads,
                 head_dim=size.head_dim,
-                position=NoPosition() if isinstance(model.position, Learned) else model.position,
+                position=NoPosition() if added else model.position,
                 causal=model.causal,
             )
         self.feed_forward = None
@@ -51,10 +52,15 @@ class Block(nn.Module):
             self.feed_forward_norm = nn.LayerNorm(size.d_model, spec.norm.eps)
             self.feed_forward = FeedForward(size.d_model, spec.feed_forward.width)
 
-    def forward(self, x: Stream, layer: LayerCache | None = None) -> Stream:
+    def forward(
+        self,
+        x: Stream,
+        layer: LayerCache | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> Stream:
         """The stream after this layer, over a whole sequence; an empty cache is filled with it."""
         if self.attention:
-            x = x + self._dropped(self.attention(self.attention_norm(x), layer))
+            x = x + self._dropped(self.attention(self.attention_norm(x), layer, lengths))
         return self._fed_forward(x)
 
     def step(self, x: Stream, cache: Cache, layer: LayerCache | None) -> Stream:

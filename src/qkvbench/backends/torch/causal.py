@@ -44,8 +44,13 @@ class Decoder(nn.Module):
         """The blocks, first to last."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def hidden(self, tokens: Tokenized) -> Float[Tensor, "batch time d_model"]:
-        """The normed stream after the last block."""
+    def hidden(
+        self, tokens: Tokenized, lengths: Counts | None = None
+    ) -> Float[Tensor, "batch time d_model"]:
+        """The normed stream after the last block.
+
+        What follows the first `lengths` tokens of a row is hidden by causality already.
+        """
         x = self.embedding(tokens)
         for block in self.layers():
             x = block(x)

@@ -1,15 +1,18 @@
 """The stream before the first block: a vector for each token or input vector, and its position."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qkvbench.model import Learned, Model, Tokens, Vectors
+from qkvbench.backends.torch.position import Table, sinusoids
+from qkvbench.model import Learned, Model, Sinusoidal, Tokens, Vectors
 
 
 class Embedding(nn.Module):
-    """Inputs mapped to the stream; learned positions added where the scheme has them."""
+    """Inputs mapped to the stream; positions added where the scheme adds them."""
 
     def __init__(self, model: Model) -> None:
         """The embedding that the inputs of `model` need."""
@@ -21,28 +24,40 @@ class Embedding(nn.Module):
             case Vectors(features):
                 self.vectors = nn.Linear(features, d_model)
         self.positions = None
-        if isinstance(model.position, Learned):
-            self.positions = nn.Parameter(torch.zeros(model.position.length, d_model))
+        self._sinusoids = None
+        match model.position:
+            case Learned(length):
+                self.positions = nn.Parameter(torch.zeros(length, d_model))
+            case Sinusoidal(base):
+                self._sinusoids = Table(partial(sinusoids, features=d_model, base=base))
+            case _:
+                pass
 
     def forward(
         self, inputs: Num[Tensor, "batch time *features"]
     ) -> Float[Tensor, "batch time d_model"]:
         """The stream of whole sequences, from position 0."""
         x = functional.embedding(inputs, self.table) if inputs.ndim == 2 else self.vectors(inputs)
-        if self.positions is None:
-            return x
         time = inputs.shape[1]
-        if time > len(self.positions):
-            raise ValueError(
-                f"{time} positions do not fit a model with {len(self.positions)} learned ones."
-            )
-        return x + self.positions[:time]
+        added = self._added(time, x)
+        return x if added is None else x + added[:time]
 
     def at(
         self, tokens: Int[Tensor, " batch"], first: int, times: Int[Tensor, " batch"] | None
     ) -> Float[Tensor, "batch one d_model"]:
         """The stream of one token of each: at position `first`, or at its own of `times`."""
         x = functional.embedding(tokens, self.table)
-        if self.positions is not None:
-            x = x + (self.positions[first] if times is None else self.positions[times])
+        added = self._added(first + 1, x)
+        if added is not None:
+            x = x + (added[first] if times is None else added[times])
         return x[:, None]
+
+    def _added(self, length: int, x: Tensor) -> Float[Tensor, "positions d_model"] | None:
+        """What is added at each position, at least `length` of them; None where nothing is."""
+        if self._sinusoids is not None:
+            return self._sinusoids(length, x).to(x.dtype)
+        if self.positions is not None and length > len(self.positions):
+            raise ValueError(
+                f"{length} positions do not fit a model with {len(self.positions)} learned ones."
+            )
+        return self.positions

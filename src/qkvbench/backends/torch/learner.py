@@ -106,7 +106,10 @@ class Learner:
         """The stream and the targets at the scored places: logits of the others are never made."""
         inputs = torch.from_numpy(batch.inputs).to(self.device)
         targets = torch.from_numpy(batch.targets).to(self.device).flatten()
-        hidden = self.network.hidden(inputs).flatten(0, 1)
+        lengths = None if batch.lengths is None else torch.from_numpy(batch.lengths)
+        if lengths is not None:
+            lengths = lengths.to(self.device)
+        hidden = self.network.hidden(inputs, lengths).flatten(0, 1)
         scored = batch.targets.ravel() != UNSCORED
         if not scored.all():
             places = torch.from_numpy(np.flatnonzero(scored)).to(self.device)

@@ -1,76 +1,89 @@
 """Position schemes on torch tensors: what is added to the input, what is turned in attention."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from qkvbench.model import Position, Rotary
+from qkvbench.model import Position, Rotary, TurnedBack, turned_coordinates
 
 Rows = Float[Tensor, "batch _heads time head_dim"]
 
 
-class Turner(nn.Module):
-    """Turns rows of Q and K by their positions, as the scheme says; holds nothing that is learned.
+class Table:
+    """Rows of numbers for positions 0, 1, ...; grows with the longest asked for, never saved."""
 
-    The table of angles grows with the longest sequence seen and is never saved.
-    """
+    def __init__(self, rows: Callable[[Float[Tensor, " positions"]], Tensor]) -> None:
+        """A table whose rows are made from positions, in fp64."""
+        self._made = rows
+        self._rows = torch.empty(0)
+
+    def __call__(self, length: int, like: Tensor) -> Tensor:
+        """At least `length` rows on the device of `like`, in fp32, or in fp64 where that is."""
+        kind = torch.float64 if like.dtype == torch.float64 else torch.float32
+        rows = self._rows
+        if len(rows) < length or rows.device != like.device or rows.dtype != kind:
+            # A table first made in inference mode must serve training afterwards.
+            with torch.inference_mode(mode=False):
+                # In fp32 the angles of late positions would be coarse.
+                places = torch.arange(
+                    max(length, 2 * len(rows)), dtype=torch.float64, device=like.device
+                )
+                self._rows = self._made(places).to(kind)
+        return self._rows
+
+
+def sinusoids(
+    places: Float[Tensor, "*places"], features: int, base: float
+) -> Float[Tensor, "*places features"]:
+    """Sine and cosine of each frequency side by side. arXiv:1706.03762, section 3.5."""
+    pairs = torch.arange((features + 1) // 2, dtype=places.dtype, device=places.device)
+    angle = places[..., None] * base ** (-2 * pairs / features)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)[..., :features]
+
+
+class Turner(nn.Module):
+    """Turns rows of heads by their positions, as the scheme says; holds nothing that is learned."""
 
     def __init__(self, position: Position, head_dim: int) -> None:
         """A turner for heads of `head_dim` coordinates."""
         super().__init__()
-        self.position = position
-        self.head_dim = head_dim
-        self._cos = torch.empty(0, head_dim // 2)
-        self._sin = torch.empty(0, head_dim // 2)
+        self.turned = 0
+        if isinstance(position, Rotary | TurnedBack):
+            self.turned = turned_coordinates(position, head_dim)
+            self.base = position.base
+        self._table = Table(self._cos_sin)
 
-    @property
-    def turns(self) -> bool:
-        """Whether the scheme turns anything at all."""
-        return isinstance(self.position, Rotary)
-
-    def forward(self, rows: Rows, first: int = 0) -> Rows:
+    def forward(self, rows: Rows, first: int = 0, *, back: bool = False) -> Rows:
         """The rows at positions first, first + 1, ..., turned."""
-        if not self.turns:
-            return rows
-        cos, sin = self._table(first + rows.shape[2], rows)
-        return _turned(rows, cos[first : first + rows.shape[2]], sin[first : first + rows.shape[2]])
+        length = first + rows.shape[2]
+        return self._turned(rows, self._table(length, rows)[first:length], back=back)
 
-    def at(self, rows: Rows, first: int, times: Int[Tensor, " batch"] | None) -> Rows:
+    def at(
+        self, rows: Rows, first: int, times: Int[Tensor, " batch"] | None, *, back: bool = False
+    ) -> Rows:
         """One row for each sequence: at position `first`, or at its own of `times`, none later."""
-        if times is None or not self.turns:
-            return self(rows, first)
-        cos, sin = self._table(first + 1, rows)
-        return _turned(rows, cos[times][:, None, None], sin[times][:, None, None])
+        if times is None:
+            return self(rows, first, back=back)
+        table = self._table(first + 1, rows)[times][:, None, None]
+        return self._turned(rows, table, back=back)
 
-    def _table(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of at least `length` positions, in fp32, or in fp64 for fp64 rows."""
-        if not isinstance(self.position, Rotary):
-            raise TypeError("Only rotary positions have a table.")
-        kind = torch.float64 if like.dtype == torch.float64 else torch.float32
-        if len(self._cos) < length or self._cos.device != like.device or self._cos.dtype != kind:
-            rows = max(length, 2 * len(self._cos))
-            # A table first made in inference mode must serve training afterwards.
-            with torch.inference_mode(mode=False):
-                angle = self._angles(self.position.base, rows, like.device)
-                self._cos, self._sin = angle.cos().to(kind), angle.sin().to(kind)
-        return self._cos, self._sin
+    def _cos_sin(self, places: Float[Tensor, " positions"]) -> Float[Tensor, "positions turned"]:
+        """Cosines, then sines, of how far each pair turns. arXiv:2104.09864, eq. 34."""
+        half = self.turned // 2
+        pairs = torch.arange(half, dtype=places.dtype, device=places.device)
+        angle = torch.outer(places, self.base ** (-pairs / half))
+        return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
-    def _angles(
-        self, base: float, positions: int, device: torch.device
-    ) -> Float[Tensor, "positions pairs"]:
-        """How far each pair turns, in fp64: in fp32 the angles of late positions are coarse."""
-        half = self.head_dim // 2
-        # arXiv:2104.09864, eq. 34.
-        frequency = base ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
-        return torch.outer(torch.arange(positions, dtype=torch.float64, device=device), frequency)
-
-
-def _turned(rows: Rows, cos: Tensor, sin: Tensor) -> Rows:
-    """Coordinate i and i + half turned as a pair."""
-    first, second = rows.chunk(2, dim=-1)
-    cos, sin = cos.to(rows.dtype), sin.to(rows.dtype)
-    turned = [
-        torch.addcmul(first * cos, second, sin, value=-1),
-        torch.addcmul(second * cos, first, sin),
-    ]
-    return torch.cat(turned, dim=-1)
+    def _turned(self, rows: Rows, table: Tensor, *, back: bool) -> Rows:
+        """Coordinate i and i + half turned as a pair; what is behind the pairs stays."""
+        half = self.turned // 2
+        cos, sin = table.to(rows.dtype).split(half, dim=-1)
+        first, second, rest = rows.split([half, half, rows.shape[-1] - self.turned], dim=-1)
+        sign = -1 if back else 1
+        turned = [
+            torch.addcmul(first * cos, second, sin, value=-sign),
+            torch.addcmul(second * cos, first, sin, value=sign),
+        ]
+        return torch.cat([*turned, rest] if rest.shape[-1] else turned, dim=-1)
