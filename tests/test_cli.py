@@ -11,15 +11,22 @@ import time
 import psutil
 import pytest
 
-from qkvbench import reports
+from qkvbench import reports, tasks
 from qkvbench.cli import main
+from qkvbench.cli.parser import parsed
+from qkvbench.cli.run import asked
+from qkvbench.model import Learned
 from qkvbench.results.view import view
+from qkvbench.variant import Own, parse
 
 RUN = [sys.executable, "-m", "qkvbench"]
 # Runs the command line and fails where it has imported a framework on the way.
 CHECKED = """
 import sys
 from qkvbench.cli import main
+from qkvbench.cli.parser import parsed
+from qkvbench.cli.run import asked
+from qkvbench.model import Learned
 status = main(sys.argv[1:])
 sys.exit(99 if {"torch", "jax"} & set(sys.modules) else status)
 """
@@ -50,6 +57,12 @@ WRONG = [
     ["show", "q,k=v", "--tokens", "1.5"],
     ["show", "q,k=v/7"],
     ["show", "q,k=v", "--model", "gpt"],
+    ["show", "q,k=v+3d"],
+    ["show", "q,k=v+2d++"],
+    ["show", "q,k=v", "--position", "rotery"],
+    ["show", "q,k=v", "--position", "rotary/0.3"],
+    ["run", "quick", "--position", "alibi/0.5"],
+    ["run", "quick", "--position", "rotary/half"],
     ["measure", "q,k,v", "--seconds", "-1"],
     ["measure", "q,k,v", "--model", "nothing"],
     ["report", "no/such/folder"],
@@ -77,6 +90,7 @@ def test_a_wrong_request_is_refused_in_six_lines_before_a_framework_is_imported(
         (["show", "sharedkv"], "shared-kv"),
         (["ls", "variant"], "variants"),
         (["show", "q,k=v", "--model", "gpt-30"], "gpt-300m"),
+        (["show", "q,k=v", "--position", "rotery"], "rotary"),
     ],
     ids=str,
 )
@@ -106,17 +120,38 @@ def test_a_variant_is_shown_with_what_is_computed_of_it(capsys):
     assert shown["cache"] == {"tensors": 20, "bytes_per_token": 40 * 2**10}
 
 
-@pytest.mark.parametrize("variant", ["q,k,v", "q,k=R(q),v=R(q)", "q=k=v=x", "q,k,v/1"])
+@pytest.mark.parametrize(
+    "variant",
+    ["q,k,v", "q,k=R(q),v=R(q)", "q=k=v=x", "q,k,v/1", "q,k=v+qknorm", "q=k,v+2d-diag", "q=k=v++"],
+)
 def test_a_picture_names_the_matrices_that_exist_and_what_a_cache_keeps(variant, capsys):
     assert main(["show", variant]) == 0
     text = capsys.readouterr().out
-    assert ("W_q" in text) == variant.startswith("q,")
+    assert ("W_q" in text) == (parse(variant).q == Own())
     assert "The cache keeps" in text
     for role in "QKV":
         assert f"▶ {role}" in text
 
 
-@pytest.mark.parametrize("what", ["variants", "tasks", "recipes", "models", "reports"])
+def test_a_picture_says_what_positions_and_suffixes_do(capsys):
+    assert main(["show", "q,k=v+qknorm++-diag", "--position", "turned-back"]) == 0
+    text = capsys.readouterr().out
+    assert "┬── norm ── ·s_k ── turn ──▶ K" in text
+    assert "softmax(a·Q·Kᵀ + g(distance))·V, no token on itself, ── turn back ── W_o" in text
+    # V is taken before the norm and turned: one tensor does not do for both.
+    assert "two tensors: K as k normed, scaled and turned by position, and V as k turned" in text
+    assert main(["show", "q,k=v", "--position", "alibi"]) == 0
+    assert "m_head·distance" in capsys.readouterr().out
+
+
+def test_a_study_runs_with_the_positions_that_are_asked_for():
+    request = parsed(["run", "quick", "--position", "learned"])
+    models = {run.task: run.model for run in asked(request).experiments()}
+    for name, model in models.items():
+        assert model.position == Learned(tasks.find(name).tokens)
+
+
+@pytest.mark.parametrize("what", ["variants", "tasks", "recipes", "models", "positions", "reports"])
 def test_lists_are_json_with_name_and_about(what, capsys):
     assert main(["ls", what, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 from qkvbench.model.spec import (
     Alibi,
@@ -36,7 +37,11 @@ def named(text: str, length: int) -> Position:
     """The scheme that `text` names, for sequences of at most `length`; ValueError where none."""
     name, slash, share = text.strip().lower().partition("/")
     if name not in POSITIONS:
-        raise ValueError(f"There are no positions '{text}'; there are {', '.join(POSITIONS)}.")
+        near = get_close_matches(name, POSITIONS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(
+            f"There are no positions '{text}'; there are {', '.join(POSITIONS)}.{hint}"
+        )
     position = POSITIONS[name].make(length)
     if not slash:
         return position
