@@ -4,14 +4,15 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter
 
 from qkvbench.model import Model
 from qkvbench.variant import Variant, parse, write
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Training:
     """AdamW with linear warm-up and cosine decay; `steps` of `batch` sequences each.
 
     ``evaluations`` is how often, evenly spread, the validation split is scored on the way;
-    ``scored`` bounds the items of the test split that are, None is all of them.
+    ``scored`` bounds the items of the test split that are, None is all of them. ``micro_batches``
+    is in how many parts a batch is computed, one after the other: the step is the whole batch's.
     """
 
     steps: int
@@ -33,11 +35,24 @@ class Training:
     dropout: float = 0.0
     evaluations: int = 10
     scored: int | None = None
+    micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse parts that would be empty."""
+        if not 1 <= self.micro_batches <= self.batch:
+            raise ValueError(
+                f"A batch of {self.batch} sequences cannot be computed in {self.micro_batches} "
+                f"parts; take from 1 to {self.batch} micro-batches."
+            )
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that decides a run's result on a given machine."""
+    """Everything that decides a run's result on a given machine.
+
+    ``checkpointing`` makes each block's activations again in the backward pass instead of keeping
+    them; ``compiled`` fuses the training pass, and draws dropout otherwise than without.
+    """
 
     model: Model
     task: str
@@ -47,6 +62,8 @@ class Experiment:
     backend: str = "torch"
     precision: Precision = "fp32"
     threads: int = 1
+    compiled: bool = False
+    checkpointing: bool = False
 
     @property
     def id(self) -> str:

@@ -2,7 +2,8 @@
 
 ``Learner(experiment)`` trains and predicts on NumPy batches; ``prepare(threads)`` makes a process
 repeatable; ``device()`` names what computes; ``level_bytes()`` and ``peak_bytes()`` tell an
-accelerator's memory; ``Decoding(...)`` is decoding to be timed. The file names inside are the same
+accelerator's memory; ``types()`` says what runs in which type, ``cannot_compile()`` whether a
+compiler is lacking; ``Decoding(...)`` is decoding to be timed. The file names inside are the same
 in every backend.
 """
 
@@ -19,6 +20,10 @@ from qkvbench.model import Model
 @runtime_checkable
 class Learner(Protocol):
     """A model that learns from batches."""
+
+    def warm_up(self, batch: Batch) -> None:
+        """Compile what such batches will need, where the experiment asks for it; learns nothing."""
+        ...
 
     def gradients(self, batch: Batch) -> tuple[float, float]:
         """Loss in nats and gradient norm before clipping; updates nothing."""
@@ -73,6 +78,14 @@ class Backend(Protocol):
 
     def peak_bytes(self) -> int | None:
         """The most memory held on the accelerator since then; None where there is none."""
+        ...
+
+    def types(self) -> dict[str, dict[Precision, str]]:
+        """What runs in which type in training, by part and precision: a table for a person."""
+        ...
+
+    def cannot_compile(self) -> str | None:
+        """Why an experiment that is to be compiled cannot be here; None where it can."""
         ...
 
     def device(self) -> object:

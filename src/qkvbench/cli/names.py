@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
+from typing import cast
 
 from qkvbench import backends, recipes, reports, tasks
 from qkvbench.cli.parser import RequestError
+from qkvbench.experiment import PRECISIONS, Precision
 from qkvbench.model import PRESETS, Model, position_named
 from qkvbench.recipes import Study
 from qkvbench.reports import Report
@@ -52,6 +54,11 @@ def with_position(base: Model, text: str | None) -> Model:
         return replace(base, position=position_named(text, base.longest or 2048))
     except ValueError as error:
         raise RequestError(str(error)) from None
+
+
+def precision(name: str) -> Precision:
+    """The precision that is meant."""
+    return cast(Precision, _known("precision", name, list(PRECISIONS)))
 
 
 def backend(name: str) -> str:

@@ -69,7 +69,16 @@ def _parser() -> _Parser:
     run.add_argument("--model", metavar="NAME", help="'qkvbench ls models' lists them")
     run.add_argument("--position", metavar="P", help="'qkvbench ls positions' lists them")
     run.add_argument("--backend", default="torch", metavar="NAME", help="what computes (torch)")
-    run.add_argument("--precision", choices=["fp32", "bf16"], help="type of matrix products (fp32)")
+    run.add_argument(
+        "--precision", metavar="P", help="of matrix products: fp32 (default), bf16, fp16"
+    )
+    run.add_argument("--compile", action="store_true", help="compile the training pass first")
+    run.add_argument(
+        "--checkpointing", action="store_true", help="make activations again, do not keep them"
+    )
+    run.add_argument(
+        "--micro-batches", type=_count, metavar="N", help="parts in which a batch is computed (1)"
+    )
     run.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (one a core)")
     run.add_argument("--out", metavar="DIR", help="where the results go (results/NAME)")
     run.add_argument(

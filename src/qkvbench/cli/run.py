@@ -7,7 +7,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-from qkvbench import recipes
+from qkvbench import backends, recipes
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.progress import Told
@@ -66,7 +66,10 @@ def asked(request: Request) -> Study:
         backend=names.backend(request.backend),
         model=study.model if request.model is None else names.model(request.model),
         position=request.position or study.position,
-        precision=request.precision or study.precision,
+        precision=names.precision(request.precision or study.precision),
+        compiled=request.compile or study.compiled,
+        checkpointing=request.checkpointing or study.checkpointing,
+        micro_batches=request.micro_batches or study.micro_batches,
         smoke=request.smoke,
     )
 
@@ -113,6 +116,8 @@ def _carried_out(request: Request, study: Study, store: Store) -> int:
     from qkvbench.sweep.local import stoppable
     from qkvbench.sweep.study import carry_out
 
+    if study.compiled and (reason := backends.find(study.backend).cannot_compile()):
+        raise RequestError(f"{reason}\nRun without --compile. Nothing was run.")
     command = "qkvbench " + shlex.join(sys.argv[1:])
     endings: Counter[str] = Counter()
     with stoppable(), Told(endings) as progress:

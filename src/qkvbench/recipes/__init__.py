@@ -19,7 +19,9 @@ from qkvbench.variant import parse
 class Study:
     """Matched arms: variants × tasks × seeds, everything else alike; the first is the baseline.
 
-    ``seeds`` says how many each task gets, ``budget`` how many times the task's own steps.
+    ``seeds`` says how many each task gets, ``budget`` how many times the task's own steps;
+    ``precision``, ``threads``, ``compiled``, ``checkpointing`` and ``micro_batches`` say how a run
+    is carried out.
     ``model`` replaces the tasks' own geometry, layers and positions; their inputs and outputs stay.
     ``position`` names the position scheme that replaces those.
     """
@@ -32,6 +34,9 @@ class Study:
     backend: str = "torch"
     precision: Precision = "fp32"
     threads: int = 1
+    compiled: bool = False
+    checkpointing: bool = False
+    micro_batches: int = 1
     budget: int = 1
     smoke: bool = False
 
@@ -65,6 +70,7 @@ class Study:
             task.training,
             steps=self.budget * task.training.steps,
             warmup=self.budget * task.training.warmup,
+            micro_batches=self.micro_batches,
         )
         base = Experiment(
             model=self.model_of(name),
@@ -75,6 +81,8 @@ class Study:
             backend=self.backend,
             precision=self.precision,
             threads=self.threads,
+            compiled=self.compiled,
+            checkpointing=self.checkpointing,
         )
         return base.vary(variants=map(parse, self.variants), seeds=range(self.seeds[name]))
 

@@ -51,11 +51,16 @@ class Cost(_Strict):
 
 
 class Observed(_Strict):
-    """Observed on the machine: times and memory."""
+    """Observed on the machine: times and memory.
+
+    ``compile_s`` is the time to compile, which is in no step's time and not in ``train_s``; None
+    where nothing was compiled.
+    """
 
     train_s: float
     step_p50_s: float
     peak_memory_bytes: int
+    compile_s: float | None = None
 
 
 class Machine(_Strict):

@@ -32,6 +32,7 @@ class Trained:
     curve: list[Point] = field(default_factory=list)
     solved_step: int | None = None
     step_s: list[float] = field(default_factory=list)
+    compile_s: float | None = None
 
 
 def train(
@@ -48,6 +49,11 @@ def train(
     spoil the weights; what `trained` holds by then stays.
     """
     training = experiment.training
+    if experiment.compiled:
+        first = next(batch_indices(len(data.train), training, experiment.seed))
+        began = time.perf_counter()
+        learner.warm_up(data.train.batch(first))
+        trained.compile_s = time.perf_counter() - began
     batches = batch_indices(len(data.train), training, experiment.seed)
     scored_at = {
         round(training.steps * (n + 1) / training.evaluations) for n in range(training.evaluations)

@@ -33,9 +33,10 @@ def run(
         learner = backend.Learner(experiment)
         train(experiment, task, data, learner, report, trained)
         observed = Observed(
-            train_s=time.perf_counter() - began,
+            train_s=time.perf_counter() - began - (trained.compile_s or 0.0),
             step_p50_s=statistics.median(trained.step_s),
             peak_memory_bytes=max(0, peak_bytes(backend) - before),
+            compile_s=trained.compile_s,
         )
     except DivergedError as error:
         return record(experiment, task, device, started, "diverged", str(error), trained)

@@ -5,7 +5,15 @@ from qkvbench.backends.torch.bidirectional import Encoder
 from qkvbench.backends.torch.cache import Cache
 from qkvbench.backends.torch.causal import Decoder
 from qkvbench.backends.torch.decoding import Decoding
-from qkvbench.backends.torch.learner import Learner, device, level_bytes, peak_bytes, prepare
+from qkvbench.backends.torch.learner import (
+    Learner,
+    cannot_compile,
+    device,
+    level_bytes,
+    peak_bytes,
+    prepare,
+)
+from qkvbench.backends.torch.precision import types
 from qkvbench.backends.torch.stacks import build, decoder
 from qkvbench.backends.torch.weights import load, named_weights, read, save, start
 
@@ -17,6 +25,7 @@ __all__ = [
     "Encoder",
     "Learner",
     "build",
+    "cannot_compile",
     "decoder",
     "device",
     "level_bytes",
@@ -27,4 +36,5 @@ __all__ = [
     "read",
     "save",
     "start",
+    "types",
 ]

@@ -1,8 +1,11 @@
 """One layer of a stack: attention and feed-forward, each on the normed stream and added to it."""
 
+from functools import partial
+
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from qkvbench.backends.torch.attention import Attention
 from qkvbench.backends.torch.cache import Cache, LayerCache
@@ -76,3 +79,18 @@ class Block(nn.Module):
 
     def _dropped(self, x: Stream) -> Stream:
         return functional.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+def recompute(network: nn.Module) -> None:
+    """Have every block keep its input only: the backward pass makes the rest again.
+
+    It draws the same dropout again, and all else is as before, to the bit.
+    """
+    for block in network.modules():
+        if isinstance(block, Block):
+            block.forward = partial(
+                checkpoint,
+                block.forward,
+                use_reentrant=False,
+                preserve_rng_state=block.dropout > 0,
+            )

@@ -1,13 +1,21 @@
 """A model that learns: the loss and its gradients, the AdamW update, predictions."""
 
+import math
 import os
+from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qkvbench.backends.torch import compiling
+from qkvbench.backends.torch.bidirectional import Encoder
+from qkvbench.backends.torch.block import recompute
+from qkvbench.backends.torch.causal import Decoder
+from qkvbench.backends.torch.compiling import compiled, failures_told
 from qkvbench.backends.torch.loss import mean_loss, place_losses
-from qkvbench.backends.torch.precision import autocast
+from qkvbench.backends.torch.precision import autocast, loss_scaler
 from qkvbench.backends.torch.stacks import build
 from qkvbench.backends.torch.weights import load, named_weights, start
 from qkvbench.data.batch import UNSCORED, Batch, Outcome
@@ -28,6 +36,11 @@ def prepare(threads: int) -> None:
 def device() -> torch.device:
     """The accelerator, where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cannot_compile() -> str | None:
+    """Why an experiment that is to be compiled cannot be here; None where it can."""
+    return compiling.cannot_compile(device())
 
 
 def level_bytes() -> int | None:
@@ -53,8 +66,13 @@ class Learner:
         self.device = device()
         # Dropout is drawn by the framework; everything else is keyed by name.
         torch.manual_seed(framework_seed(experiment.seed, "dropout"))
+        self.draws = _draws(self.device)
         self.network = build(experiment.model, dropout=training.dropout).to(self.device)
         start(self.network, experiment.model, experiment.seed)
+        if experiment.checkpointing:
+            recompute(self.network)
+        self.training_loss = compiled(_training_loss) if experiment.compiled else _training_loss
+        self.scaler = loss_scaler(experiment.precision, self.device)
         self.optimizer = torch.optim.AdamW(
             _groups(self.network, training.weight_decay),
             lr=training.learning_rate,
@@ -62,18 +80,42 @@ class Learner:
             fused=True,
         )
 
+    def warm_up(self, batch: Batch) -> None:
+        """Compile the training pass where the experiment asks for it, on a batch of its kind.
+
+        Nothing is learned, drawn or counted: training goes on as if this had not been. Raises
+        CompileError where nothing can be compiled.
+        """
+        if not self.experiment.compiled:
+            return
+        # What is made once and kept, such as a table of angles, is made outside the compiled pass.
+        self.predict(batch)
+        before = self.draws.get_state()
+        with failures_told():
+            self._backward(batch)
+        self.draws.set_state(before)
+        self.optimizer.zero_grad(set_to_none=True)
+
     def gradients(self, batch: Batch) -> tuple[float, float]:
         """The mean loss in nats, and the norm of its gradient before clipping.
 
-        Nothing is updated: a caller sees a loss that is not finite before it does harm.
+        Nothing is updated: a caller sees a loss that is not finite before it does harm. Where only
+        the scaled gradients overflow, the scale is halved and the batch computed again, with the
+        same dropout, so that every arm takes as many steps.
         """
-        self.network.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.experiment.precision, self.device):
-            loss = mean_loss(self.network, *self._scored(batch))
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.experiment.training.clip)
-        return loss.item(), norm.item()
+        before = self.draws.get_state()
+        while True:
+            scale = self.scaler.get_scale()
+            loss = self._backward(batch)
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(
+                self.network.parameters(), self.experiment.training.clip
+            ).item()
+            self.scaler.update()
+            overflowed = self.scaler.get_scale() < scale
+            if not overflowed or scale <= 1 or not math.isfinite(loss):
+                return loss, norm
+            self.draws.set_state(before)
 
     def update(self, learning_rate: float) -> None:
         """One AdamW step along the gradients. arXiv:1711.05101, algorithm 2."""
@@ -85,8 +127,10 @@ class Learner:
     def predict(self, batch: Batch) -> Outcome:
         """The loss and the likeliest class at each place; loss 0 where nothing is scored."""
         self.network.eval()
+        inputs, targets, places, lengths = self._tensors(batch)
         with autocast(self.experiment.precision, self.device):
-            losses, likeliest = place_losses(self.network, *self._scored(batch))
+            hidden = _hidden_at(self.network, inputs, places, lengths)
+            losses, likeliest = place_losses(self.network, hidden, targets)
         scored = batch.targets != UNSCORED
         loss = np.zeros(batch.targets.shape, np.float32)
         loss[scored] = losses.cpu().numpy()
@@ -102,19 +146,77 @@ class Learner:
         """Take over these weights."""
         load(self.network, weights)
 
-    def _scored(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The stream and the targets at the scored places: logits of the others are never made."""
+    def _backward(self, batch: Batch) -> float:
+        """Set the gradients to those of the scaled mean loss of the whole batch; the mean loss.
+
+        A part weighs what it has of the batch's scored places, so the sum is the whole's gradient.
+        """
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        places = np.count_nonzero(batch.targets != UNSCORED)
+        total = torch.zeros((), device=self.device)
+        for part in _parts(batch, self.experiment.training.micro_batches):
+            scored = np.count_nonzero(part.targets != UNSCORED)
+            if scored or not places:
+                with autocast(self.experiment.precision, self.device):
+                    loss = self.training_loss(self.network, *self._tensors(part))
+                if scored < places:
+                    loss = loss * (scored / places)
+                self.scaler.scale(loss).backward()
+                total = total + loss.detach()
+        return total.item()
+
+    def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Inputs, the targets at scored places, those places (None: all), and lengths."""
         inputs = torch.from_numpy(batch.inputs).to(self.device)
         targets = torch.from_numpy(batch.targets).to(self.device).flatten()
-        lengths = None if batch.lengths is None else torch.from_numpy(batch.lengths)
-        if lengths is not None:
-            lengths = lengths.to(self.device)
-        hidden = self.network.hidden(inputs, lengths).flatten(0, 1)
+        lengths = None
+        if batch.lengths is not None:
+            lengths = torch.from_numpy(batch.lengths).to(self.device)
         scored = batch.targets.ravel() != UNSCORED
-        if not scored.all():
-            places = torch.from_numpy(np.flatnonzero(scored)).to(self.device)
-            hidden, targets = hidden[places], targets[places]
-        return hidden, targets
+        if scored.all():
+            return inputs, targets, None, lengths
+        places = torch.from_numpy(np.flatnonzero(scored)).to(self.device)
+        targets = targets[places]
+        if self.experiment.compiled:
+            # Another number of scored places is no reason to compile again.
+            for tensor in (places, targets):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return inputs, targets, places, lengths
+
+
+def _training_loss(
+    network: Decoder | Encoder,
+    inputs: Tensor,
+    targets: Tensor,
+    places: Tensor | None,
+    lengths: Tensor | None,
+) -> Tensor:
+    """The mean loss at the scored places."""
+    return mean_loss(network, _hidden_at(network, inputs, places, lengths), targets)
+
+
+def _hidden_at(
+    network: Decoder | Encoder, inputs: Tensor, places: Tensor | None, lengths: Tensor | None
+) -> Tensor:
+    """The stream at the scored places: logits of the others are never made."""
+    hidden = network.hidden(inputs, lengths).flatten(0, 1)
+    return hidden if places is None else hidden[places]
+
+
+def _parts(batch: Batch, count: int) -> Iterator[Batch]:
+    """The batch cut into `count` parts of its items, in order, sizes alike to one item."""
+    bounds = [len(batch.inputs) * part // count for part in range(count + 1)]
+    for items in (slice(*pair) for pair in pairwise(bounds)):
+        lengths = None if batch.lengths is None else batch.lengths[items]
+        yield Batch(batch.inputs[items], batch.targets[items], lengths)
+
+
+def _draws(device: torch.device) -> torch.Generator:
+    """The generator from which the framework draws dropout on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[torch.cuda.current_device()]
+    return torch.default_generator
 
 
 def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:

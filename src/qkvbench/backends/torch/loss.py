@@ -45,7 +45,10 @@ class _InRows(torch.autograd.Function):
     """The mean cross-entropy of hidden · matrixᵀ, and its gradients in the same pass.
 
     The gradient of a row's logits is softmax − one-hot, which needs no other row: it is made while
-    the logits are at hand, so the backward pass finds it done.
+    the logits are at hand, so the backward pass finds it done. The largest number in it is 1 − the
+    right class's probability; a part's rows are divided by the largest of these before a product
+    in half precision, and multiplied by it, by the loss's own slope and by 1/places in fp32: what
+    is small is not lost, and what is scaled against loss is scaled before it is rounded.
     """
 
     @staticmethod
@@ -54,22 +57,32 @@ class _InRows(torch.autograd.Function):
         rows = max(1, HELD // len(matrix))
         loss = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         hidden_slope = torch.empty_like(hidden)
+        sizes = torch.empty_like(targets, dtype=loss.dtype)[:, None]
         matrix_slope = torch.zeros_like(matrix, dtype=loss.dtype)
         for first in range(0, len(hidden), rows):
             part, right = hidden[first : first + rows], targets[first : first + rows, None]
             logits = (part @ matrix.mT).to(loss.dtype)
             total = logits.logsumexp(-1, keepdim=True)
-            loss += (total - logits.gather(1, right)).sum()
-            slope = logits.sub_(total).exp_()
-            slope.scatter_add_(1, right, slope.new_full(right.shape, -1.0))
-            slope = slope.div_(len(hidden)).to(hidden.dtype)
+            losses = total - logits.gather(1, right)
+            loss += losses.sum()
+            missed = torch.expm1(-losses)
+            size = missed.abs().amax().clamp(min=torch.finfo(loss.dtype).tiny)
+            slope = logits.sub_(total).exp_().scatter_(1, right, missed).div_(size)
+            slope = slope.to(hidden.dtype)
             torch.mm(slope, matrix, out=hidden_slope[first : first + rows])
-            matrix_slope += slope.mT @ part
-        ctx.save_for_backward(hidden_slope, matrix_slope.to(matrix.dtype))
+            matrix_slope += (slope.mT @ part) * size[None, None]
+            sizes[first : first + rows] = size
+        ctx.save_for_backward(hidden_slope, sizes, matrix_slope)
+        ctx.kind = matrix.dtype
         return loss / len(hidden)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None]:
-        """The gradients, scaled by the loss's own."""
-        hidden_slope, matrix_slope = ctx.saved_tensors
-        return slopes[0] * hidden_slope, slopes[0] * matrix_slope, None
+        """The gradients, multiplied by the loss's own."""
+        hidden_slope, sizes, matrix_slope = ctx.saved_tensors
+        slope = slopes[0] / len(hidden_slope)
+        return (
+            (hidden_slope * (slope * sizes)).to(hidden_slope.dtype),
+            (matrix_slope * slope).to(ctx.kind),
+            None,
+        )
