@@ -50,3 +50,30 @@ def test_the_loss_by_rows_holds_in_bf16_too():
     # bf16 keeps eight bits.
     torch.testing.assert_close(by_rows.detach(), whole.detach(), rtol=0.02, atol=0)
     assert network.matrix.grad.dtype == torch.float32
+
+
+def _slopes_of_the_loss(kind, hidden, matrix, targets, scale):
+    """The gradients of the scaled mean loss by rows, unscaled again in fp32."""
+    inputs = [hidden.clone().requires_grad_(), matrix.clone().requires_grad_()]
+    mean = loss._InRows.apply(inputs[0].to(kind), inputs[1].to(kind), targets)
+    return [slope / scale for slope in torch.autograd.grad(scale * mean, inputs)]
+
+
+@pytest.mark.parametrize("sure", [0.0, 12.0, 20.0])
+def test_small_gradients_of_the_loss_survive_fp16(sure, monkeypatch):
+    """Also where nearly all of the probability is on the right class: 1 - p is 1e-2 or 1e-6."""
+    monkeypatch.setattr(loss, "HELD", 5 * VOCABULARY)
+    draws = torch.Generator().manual_seed(0)
+    hidden = 4 * torch.eye(PLACES, 24)
+    matrix = torch.randn(VOCABULARY, 24, generator=draws) / 24**0.5
+    targets = torch.arange(PLACES)
+    # The right classes' rows point where their own streams do.
+    matrix[:PLACES] += sure * hidden / hidden.square().sum(-1, keepdim=True)
+    # Inputs that fp16 holds exactly: what differs is what the pass itself loses.
+    hidden, matrix = hidden.half().float(), matrix.half().float()
+    # Many places make each one's share small; the usual scale of a loss that has not overflowed.
+    expected = _slopes_of_the_loss(torch.float32, hidden, matrix, targets, 1.0)
+    found = _slopes_of_the_loss(torch.float16, hidden, matrix, targets, 2.0**16)
+    for slope, whole in zip(found, expected, strict=True):
+        # fp16 keeps eleven bits; a logit of 20 is off by 0.01, and with it its probability by 1%.
+        assert (slope - whole).norm() < 0.02 * whole.norm()
