@@ -1,11 +1,13 @@
 """What a model costs, computed: parameters, multiply-accumulates, cache bytes. Never observed."""
 
 from qkvbench.cost.cache import cache_bytes_per_token, cache_tensors, cached_values
+from qkvbench.cost.memory import StepMemory, step_memory
 from qkvbench.cost.operations import attention_macs, flops, macs, study_flops
 from qkvbench.cost.parameters import Parameters, attention_parameters, parameters
 
 __all__ = [
     "Parameters",
+    "StepMemory",
     "attention_macs",
     "attention_parameters",
     "cache_bytes_per_token",
@@ -14,5 +16,6 @@ __all__ = [
     "flops",
     "macs",
     "parameters",
+    "step_memory",
     "study_flops",
 ]

@@ -1,0 +1,138 @@
+"""What is computed of a training step's memory is what its forward pass keeps."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from laws.arms import EVEN, decoder, every_catalogued
+from qkvbench import cost
+from qkvbench.backends.torch import Learner
+from qkvbench.backends.torch.precision import autocast
+from qkvbench.data.batch import UNSCORED, Batch
+from qkvbench.experiment import Experiment, Training
+from qkvbench.model import Encoder, Learned, Rotary, Start, Tokens, Vectors, transformer
+from qkvbench.variant import parse
+
+ITEMS, TIME = 5, 7
+
+
+def encoder(inputs, predicts):
+    stack = Encoder(inputs, classes=11, predicts=predicts)
+    return transformer(
+        "law",
+        stack,
+        layers=2,
+        d_model=EVEN.d_model,
+        heads=EVEN.heads,
+        position=Learned(TIME),
+        start=Start(table=0.5, position=0.5),
+    )
+
+
+MODELS = {
+    "decoder": decoder("q,k,v"),
+    "rotary": decoder("q,k,v", Rotary()),
+    "vocabulary": decoder("q,k,v", vocabulary=1031),
+    "places": encoder(Tokens(13), "each position"),
+    "whole": encoder(Vectors(3), "the whole"),
+}
+
+
+def experiment(model, *, dropout=0.0, micro_batches=1, **changed):
+    training = Training(
+        steps=1,
+        batch=ITEMS,
+        learning_rate=1e-3,
+        warmup=0,
+        dropout=dropout,
+        micro_batches=micro_batches,
+    )
+    return Experiment(model, "law", 1, training, seed=0, **changed)
+
+
+def batch(model, scored=TIME, time=TIME):
+    """`scored` places of each item have a target."""
+    draws = np.random.default_rng(0)
+    inputs = draws.integers(0, 11, (ITEMS, time))
+    if isinstance(model.inputs, Vectors):
+        inputs = draws.normal(size=(ITEMS, time, model.inputs.features)).astype(np.float32)
+    whole = isinstance(model.stack, Encoder) and model.stack.predicts == "the whole"
+    targets = draws.integers(0, 11, (ITEMS, 1 if whole else time))
+    targets[:, scored:] = UNSCORED
+    return Batch(inputs, targets)
+
+
+def kept_bytes(wanted, data):
+    """Unique storage, weights aside, that the forward pass keeps for the backward pass."""
+    learner = Learner(wanted)
+    weights = {each.untyped_storage().data_ptr() for each in learner.network.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        # The storage is held on to, so that no other is given its place.
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    def keep_input(_block, inputs):
+        if wanted.checkpointing:
+            keep(inputs[0])
+
+    for block in learner.network.blocks:
+        block.register_forward_pre_hook(keep_input)
+    learner.network.train()
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        autocast(wanted.precision, torch.device("cpu")),
+    ):
+        loss = learner.training_loss(learner.network, *learner._tensors(data))
+    assert loss.requires_grad
+    return sum(storage.nbytes() for place, storage in kept.items() if place not in weights)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@every_catalogued
+def test_computed_activations_are_what_a_forward_pass_keeps(variant, kind):
+    wanted = experiment(MODELS[kind].with_variant(variant))
+    computed = cost.step_memory(wanted, TIME).activations
+    assert computed == kept_bytes(wanted, batch(wanted.model))
+
+
+@pytest.mark.parametrize("changed", [{"dropout": 0.3}, {"checkpointing": True}], ids=str)
+@pytest.mark.parametrize("kind", MODELS)
+def test_so_they_are_with_dropout_and_where_activations_are_made_again(kind, changed):
+    wanted = experiment(MODELS[kind].with_variant(parse("q,k=R(q),v=R(q)")), **changed)
+    computed = cost.step_memory(wanted, TIME).activations
+    assert computed == kept_bytes(wanted, batch(wanted.model))
+
+
+@pytest.mark.parametrize("kind", ["decoder", "vocabulary", "places"])
+def test_so_they_are_where_few_places_are_scored(kind):
+    wanted = experiment(MODELS[kind])
+    computed = cost.step_memory(wanted, TIME, scored=2).activations
+    assert computed == kept_bytes(wanted, batch(wanted.model, scored=2))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("kind", MODELS)
+@every_catalogued
+def test_so_they_are_in_half_precision(variant, kind, precision):
+    wanted = experiment(MODELS[kind].with_variant(variant), precision=precision)
+    computed = cost.step_memory(wanted, TIME).activations
+    assert computed == kept_bytes(wanted, batch(wanted.model))
+
+
+def test_parts_of_a_batch_keep_what_the_largest_of_them_does():
+    whole, part = experiment(MODELS["rotary"]), experiment(MODELS["rotary"], micro_batches=3)
+    one = replace(whole, training=replace(whole.training, batch=2))
+    assert cost.step_memory(part, TIME) == cost.step_memory(one, TIME)
+
+
+@every_catalogued
+def test_activations_grow_in_proportion_to_the_length(variant):
+    wanted = experiment(MODELS["rotary"].with_variant(variant))
+    first, second, third = (
+        cost.step_memory(wanted, tokens).activations for tokens in (500, 1000, 1500)
+    )
+    assert third - second == second - first
