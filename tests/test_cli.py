@@ -40,6 +40,8 @@ WRONG = [
     ["run", "quick", "--seeds", "many"],
     ["run", "quick", "--jobs", "-1"],
     ["run", "quick", "--precision", "fp8"],
+    ["run", "quick", "--micro-batches", "0"],
+    ["run", "quick", "--micro-batches", "9"],
     ["run", "quick", "--backend", "tensorflow"],
     ["run", "quick", "--model", "gpt-300"],
     ["run", "quick", "--model="],
@@ -264,11 +266,13 @@ def test_a_study_with_a_run_that_fails_prints_its_row_and_ends_with_1(tmp_path):
 
 def test_another_study_gets_another_folder_and_more_seeds_do_not(capsys):
     places = []
-    for words in ([], ["--seeds", "9"], ["--precision", "bf16"], ["--variants", "q,k,v"]):
-        main(["run", "quick", "--dry-run", *words])
+    others = ["--precision bf16", "--precision fp16", "--compile", "--checkpointing"]
+    others += ["--micro-batches 2", "--variants q,k,v"]
+    for words in ("", "--seeds 9", *others):
+        main(["run", "quick", "--dry-run", *words.split()])
         places.append(capsys.readouterr().out.splitlines()[0].rpartition(" in ")[2])
     assert places[0] == places[1] == "results/quick."
-    assert len(set(places)) == 3
+    assert len(set(places)) == 1 + len(others)
 
 
 @pytest.mark.parametrize("name", reports.names())
@@ -288,6 +292,92 @@ def test_measuring_prints_one_json_document_with_its_arms(tmp_path):
     assert [arm["variant"] for arm in arms] == ["q,k,v", "q,k=v"]
     assert arms[0]["cache_bytes"] == 2 * arms[1]["cache_bytes"]
     assert all(arm["kernel"] and arm["decode_p50_s"] > 0 for arm in arms)
+
+
+def test_a_dry_run_says_how_runs_are_carried_out(capsys):
+    words = ["--precision", "fp16", "--compile", "--checkpointing", "--micro-batches", "2"]
+    assert main(["run", "quick", "--dry-run", *words]) == 0
+    said = capsys.readouterr().out
+    assert "fp16, compiled, checkpointing, 2 micro-batches" in said
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_runs(tmp_path):
+    words = ["run", "--variants", "q,k,v", "--tasks", "digits", "--smoke", "--compile"]
+    done = subprocess.run(
+        [*RUN, *words],
+        env={**os.environ, "CXX": "no-such-compiler"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "'no-such-compiler' is not here" in done.stderr
+    assert "Run without --compile" in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 6
+    assert list(tmp_path.iterdir()) == []
+
+
+# What a compiled step must not do: compile. Places are scored in another number each time.
+RECOMPILED = """
+import numpy as np, torch
+from qkvbench import tasks
+from qkvbench.backends.torch import Learner, prepare
+from qkvbench.data.batch import UNSCORED, Batch
+from qkvbench.experiment import Experiment, Training
+
+prepare(1)
+training = Training(steps=1, batch=5, learning_rate=1e-3, warmup=0, dropout=0.1, micro_batches=2)
+task = tasks.find("recall")
+wanted = Experiment(task.model, "recall", 1, training, seed=0, compiled=True)
+batch = task.load().train.batch(np.arange(5))
+learner, fresh = Learner(wanted), Learner(wanted)
+before = {name: value.clone() for name, value in learner.weights().items()}
+draws = torch.get_rng_state()
+learner.warm_up(batch)
+assert torch.equal(torch.get_rng_state(), draws)
+assert all(torch.equal(value, before[name]) for name, value in learner.weights().items())
+assert all(each.grad is None for each in learner.network.parameters())
+torch._dynamo.config.error_on_recompile = True
+for dropped in range(4):
+    targets = batch.targets.copy()
+    targets[:dropped, 8] = UNSCORED
+    learner.gradients(Batch(batch.inputs, targets))
+    learner.update(1e-3)
+eager = Learner(Experiment(task.model, "recall", 1, training, seed=0))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # the compiler takes minutes on a busy machine
+def test_a_compiled_step_never_compiles_and_warming_up_changes_nothing():
+    done = subprocess.run([sys.executable, "-c", RECOMPILED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # the compiler takes minutes on a busy machine
+def test_a_study_can_be_compiled_and_no_step_s_time_has_the_compiler_s(tmp_path):
+    words = ["run", "--variants", "q,k,v", "q,k=R(q),v=R(q)", "--tasks", "recall", "--smoke"]
+    records = {}
+    for more in ([], ["--compile"]):
+        done = subprocess.run(
+            [*RUN, *words, "--seeds", "1", "--out", f"out{len(more)}", *more],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        for path in (tmp_path / f"out{len(more)}" / "runs").glob("*.json"):
+            record = json.loads(path.read_text())
+            records[record["variant"], bool(more)] = record
+    for variant in ("q,k,v", "q,k=R(q),v=R(q)"):
+        eager, compiled = records[variant, False], records[variant, True]
+        assert eager["observed"]["compile_s"] is None
+        # Seconds against milliseconds: no claim about speed, but about what is on the clock.
+        assert compiled["observed"]["compile_s"] > 10 * compiled["observed"]["step_p50_s"]
+        assert compiled["experiment"]["compiled"]
+        # The same sums in another order.
+        assert compiled["metrics"]["loss"] == pytest.approx(eager["metrics"]["loss"], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -30,10 +30,19 @@ def told(record):
     return record.model_dump(exclude={"observed", "machine", "started"})
 
 
-@pytest.mark.parametrize("changed", [{}, {"precision": "bf16"}, {"dropout": 0.2}], ids=str)
-def test_the_same_experiment_gives_the_same_bits(changed):
-    training = replace(SHORT, dropout=changed.get("dropout", 0.0))
-    wanted = experiment(training=training, precision=changed.get("precision", "fp32"))
+@pytest.mark.parametrize(
+    ("changed", "training"),
+    [
+        ({}, {}),
+        ({"precision": "bf16"}, {}),
+        ({"precision": "fp16"}, {}),
+        ({}, {"dropout": 0.2}),
+        ({"precision": "fp16", "checkpointing": True}, {"dropout": 0.2, "micro_batches": 3}),
+    ],
+    ids=str,
+)
+def test_the_same_experiment_gives_the_same_bits(changed, training):
+    wanted = experiment(training=replace(SHORT, **training), **changed)
     first, second = run(wanted), run(wanted)
     assert first.status == "done", first.reason
     assert told(first) == told(second)
@@ -59,6 +68,15 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_that_would_spoil_the_we
         train(wild, task, task.load(), learner, lambda _step, _loss: None, trained)
     assert 0 < len(trained.step_s) < SHORT.steps
     assert all(torch.isfinite(tensor).all() for tensor in learner.weights().values())
+
+
+def test_fp16_takes_every_step_and_learns_as_fp32_does():
+    whole, half = (run(experiment(precision=precision)) for precision in ("fp32", "fp16"))
+    assert half.status == "done", half.reason
+    # Six steps, each of which moves the loss by a tenth: fp16's rounding is far below that.
+    losses = [[point.train_loss for point in record.curve] for record in (half, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    assert losses[0] != losses[1]
 
 
 def test_a_run_that_diverges_is_a_record_with_a_reason_and_no_score():
@@ -169,3 +187,18 @@ def test_no_projections_sort_far_worse_than_three():
     training = tasks.find("sort").training
     scores = [run(experiment("sort", text, training)).score for text in ("q,k,v", "q=k=v=x")]
     assert scores[0] - scores[1] > 0.1
+
+
+@pytest.mark.slow
+def test_memory_of_a_training_step_grows_in_proportion_to_its_length():
+    from train_memory import experiment as arm
+    from train_memory import observed
+
+    from qkvbench.sweep.local import Workers
+
+    with Workers("torch") as workers:
+        for variant in ("q,k,v", "q=k=v"):
+            half, whole = (workers.call(observed, arm(variant), n) for n in (4096, 8192))
+            assert whole < 2.3 * half
+            # Not even the scores of one head: 8192 × 8192 numbers of 4 bytes.
+            assert whole < 4 * 8192**2

@@ -75,6 +75,17 @@ class Experiment:
         """The equation of the model's attention."""
         return self.model.variant
 
+    @property
+    def execution(self) -> str:
+        """How it is carried out, in words: ``bf16, compiled, 2 micro-batches``."""
+        parts = {
+            self.precision: True,
+            "compiled": self.compiled,
+            "checkpointing": self.checkpointing,
+            f"{self.training.micro_batches} micro-batches": self.training.micro_batches > 1,
+        }
+        return ", ".join(part for part, chosen in parts.items() if chosen)
+
     def vary(
         self, *, variants: Iterable[Variant | str], seeds: Iterable[int]
     ) -> tuple["Experiment", ...]:

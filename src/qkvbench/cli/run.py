@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -28,7 +29,7 @@ def answer(request: Request) -> int:
     try:
         missing = [run for run in experiments if store.done(run) is None]
         if request.dry_run:
-            print(_plan(study, len(experiments), len(missing), store))
+            print(_plan(study, experiments, len(missing), store))
             return 0
         return _carried_out(request, study, store)
     except StoreError as error:
@@ -100,13 +101,15 @@ def checked(study: Study) -> tuple[Experiment, ...]:
     return experiments
 
 
-def _plan(study: Study, runs: int, missing: int, store: Store) -> str:
+def _plan(study: Study, experiments: Sequence[Experiment], missing: int, store: Store) -> str:
+    runs = len(experiments)
     seeds = ", ".join(f"{task}: {count}" for task, count in study.seeds.items())
     return "\n".join(
         [
             f"{study.name}: {runs} runs, of which {runs - missing} are done in {store.path}.",
             f"Arms   {'   '.join(study.variants)}",
             f"Seeds  {seeds}",
+            f"Runs   {experiments[0].execution}, {study.backend}, threads: {study.threads}",
         ]
     )
 

@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
+from qkvbench.experiment import from_json
 from qkvbench.reports import _figures as figures
 from qkvbench.reports._table import caption, columns, failures, legend, nickname
 from qkvbench.reports._text import (
@@ -20,6 +21,7 @@ from qkvbench.reports._text import (
     spans,
 )
 from qkvbench.reports._words import findings, limits
+from qkvbench.results.record import Record
 from qkvbench.results.stats import CHANCE_LEVEL, LEVEL, POWER, Comparison, Tally
 from qkvbench.results.view import TaskView, View
 
@@ -67,6 +69,7 @@ def render(view: View) -> str:
         failures=failures(view),
         counted=_counted,
         train_s=_train_s,
+        execution=_execution,
         level=LEVEL,
         chance_level=CHANCE_LEVEL,
         power=POWER,
@@ -88,6 +91,11 @@ def _equations(text: str) -> Markup:
 
 def _counted(result: Comparison | Tally) -> bool:
     return isinstance(result, Tally)
+
+
+def _execution(run: Record) -> str:
+    """How the run was carried out, in words."""
+    return from_json(run.experiment).execution
 
 
 def _train_s(task: TaskView, arm: str) -> float | None:
