@@ -343,7 +343,6 @@ for dropped in range(4):
     targets[:dropped, 8] = UNSCORED
     learner.gradients(Batch(batch.inputs, targets))
     learner.update(1e-3)
-eager = Learner(Experiment(task.model, "recall", 1, training, seed=0))
 """
 
 
