@@ -6,16 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from laws.arms import EVEN, decoder, every_catalogued
+from laws.arms import CATALOGUED, EVEN, POSITIONS, decoder
 from qkvbench import cost
 from qkvbench.backends.torch import Learner
 from qkvbench.backends.torch.precision import autocast
+from qkvbench.backends.torch.scores import HELD
 from qkvbench.data.batch import UNSCORED, Batch
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Encoder, Learned, Rotary, Start, Tokens, Vectors, transformer
-from qkvbench.variant import parse
+from qkvbench.variant import Scores, parse, write
 
 ITEMS, TIME = 5, 7
+
+every_plain = pytest.mark.parametrize(
+    "variant", [each for each in CATALOGUED if each.scores == Scores()], ids=write
+)
 
 
 def encoder(inputs, predicts):
@@ -92,7 +97,7 @@ def kept_bytes(wanted, data):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@every_catalogued
+@every_plain
 def test_computed_activations_are_what_a_forward_pass_keeps(variant, kind):
     wanted = experiment(MODELS[kind].with_variant(variant))
     computed = cost.step_memory(wanted, TIME).activations
@@ -116,11 +121,38 @@ def test_so_they_are_where_few_places_are_scored(kind):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("kind", MODELS)
-@every_catalogued
+@every_plain
 def test_so_they_are_in_half_precision(variant, kind, precision):
     wanted = experiment(MODELS[kind].with_variant(variant), precision=precision)
     computed = cost.step_memory(wanted, TIME).activations
     assert computed == kept_bytes(wanted, batch(wanted.model))
+
+
+@pytest.mark.parametrize("position", POSITIONS, ids=str)
+def test_so_they_are_with_every_position_scheme_that_leaves_value_and_scores_alone(position):
+    wanted = experiment(decoder("q,k=v", position))
+    computed, kept = (
+        cost.step_memory(wanted, TIME).activations,
+        kept_bytes(wanted, batch(wanted.model)),
+    )
+    if position.turned == ("q", "k", "v") or position.kind == "alibi":
+        assert computed <= kept <= computed + added_bound(wanted)
+    else:
+        assert computed == kept
+
+
+@pytest.mark.parametrize("variant", ["q=k,v+2d", "q,k,v++", "q,k=v-diag"])
+def test_what_is_added_to_scores_keeps_no_more_than_its_bound(variant):
+    wanted = experiment(decoder(variant, Rotary()))
+    computed = cost.step_memory(wanted, TIME).activations
+    assert computed <= kept_bytes(wanted, batch(wanted.model)) <= computed + added_bound(wanted)
+
+
+def added_bound(wanted):
+    """Three tensors like Q and three of scores, in each layer."""
+    width, heads = EVEN.heads * EVEN.head_dim, EVEN.heads
+    numbers = 3 * ITEMS * TIME * width + 3 * min(ITEMS * heads * TIME**2, HELD)
+    return 4 * len(wanted.model.blocks) * numbers
 
 
 def test_parts_of_a_batch_keep_what_the_largest_of_them_does():
@@ -129,7 +161,7 @@ def test_parts_of_a_batch_keep_what_the_largest_of_them_does():
     assert cost.step_memory(part, TIME) == cost.step_memory(one, TIME)
 
 
-@every_catalogued
+@every_plain
 def test_activations_grow_in_proportion_to_the_length(variant):
     wanted = experiment(MODELS["rotary"].with_variant(variant))
     first, second, third = (

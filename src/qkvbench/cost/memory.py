@@ -8,8 +8,17 @@ from dataclasses import astuple, dataclass
 
 from qkvbench.cost.parameters import parameters
 from qkvbench.experiment import Experiment, Precision
-from qkvbench.model import Block, Decoder, Encoder, Model, Rotary, Vectors
-from qkvbench.variant import ROLES, Path, Plan, Rotate, Turn
+from qkvbench.model import (
+    Block,
+    Decoder,
+    Encoder,
+    Model,
+    Rotary,
+    TurnedBack,
+    Vectors,
+    turned_coordinates,
+)
+from qkvbench.variant import Path, Plan, Rotate, Turn
 
 # Of weights, of what is summed, normed or fed to a softmax, and of a class's or a place's number.
 FULL, INDEX = 4, 8
@@ -72,6 +81,10 @@ def step_memory(experiment: Experiment, tokens: int, scored: int | None = None) 
 
     Exact on a CPU for more than one sequence at a time. In bf16 and fp16 the copies count that
     autocast makes for products: of each matrix, and of the stream for each role cut from it.
+
+    Left out is what norms of Q and K, a value that is turned, and what is added to scores keep
+    besides. For the last two it is in each layer at most three tensors like Q, and three of scores,
+    of which so many are held at a time as fit a processor's cache, however long the sequence.
     """
     model, training = experiment.model, experiment.training
     kept = _Kept(
@@ -123,8 +136,7 @@ def _attention(kept: _Kept, plan: Plan) -> int:
     width = size.heads * size.head_dim
     projected = sum(root.heads for root in plan.projected) * size.head_dim
     heads = {root.name: root.heads for root in plan.roots}
-    turns = isinstance(kept.model.position, Rotary)
-    paths = {role: _without_idle_turns(plan.paths[role], turns=turns) for role in ROLES}
+    paths = plan.paths
     rotated = _rotated(plan)
     cut = [path for path in paths.values() if path.root == "x" and not _rotates(path)]
     half = kept.product != FULL
@@ -152,6 +164,11 @@ def _attention(kept: _Kept, plan: Plan) -> int:
     turned = {path for path in paths.values() if Turn() in path.ops}
     in_full = bool(turned) if not half else not turned.isdisjoint(cut)
     angles = FULL * in_full + (len(turned - set(cut)) * kept.product if half else 0)
+    match kept.model.position:
+        case Rotary() | TurnedBack() as position:
+            angles *= turned_coordinates(position, size.head_dim)
+        case _:
+            pass
 
     # The matrix of a rotation is laid out once for each sequence.
     matrices = sum(heads[path.root] for path in rotated) * size.head_dim**2 * kept.items
@@ -159,14 +176,9 @@ def _attention(kept: _Kept, plan: Plan) -> int:
         (kept.places * numbers + matrices) * kept.product
         + kept.copied((projected + width) * size.d_model)
         + kept.places * size.heads * FULL
-        + kept.tokens * size.head_dim * angles
+        + kept.tokens * angles
         + _made_rotations(plan)
     )
-
-
-def _without_idle_turns(path: Path, *, turns: bool) -> Path:
-    """The path with the operations that do something."""
-    return path if turns else Path(path.root, tuple(op for op in path.ops if op != Turn()))
 
 
 def _rotated(plan: Plan) -> set[Path]:
