@@ -82,9 +82,9 @@ def step_memory(experiment: Experiment, tokens: int, scored: int | None = None) 
     Exact on a CPU for more than one sequence at a time. In bf16 and fp16 the copies count that
     autocast makes for products: of each matrix, and of the stream for each role cut from it.
 
-    Left out is what norms of Q and K, a value that is turned, and what is added to scores keep
-    besides. For the last two it is in each layer at most three tensors like Q, and three of scores,
-    of which so many are held at a time as fit a processor's cache, however long the sequence.
+    Not looked into are norms of Q and K, a value that is turned, and what is added to scores. For
+    the last two it is off in each layer by at most three tensors like Q, and three of scores, of
+    which only some rows are held at a time, however long the sequence.
     """
     model, training = experiment.model, experiment.training
     kept = _Kept(
