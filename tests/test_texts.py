@@ -16,7 +16,7 @@ from qkvbench.results.store import Store
 from qkvbench.results.view import view
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "NOTES.md"]
+PAGES = ["README.md", "docs/own-data.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "NOTES.md"]
 COMMAND = re.compile(r"^(?:\$ )?(?:\./qkv|qkvbench) (?!setup|test)(?P<words>[^#\n]+)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 

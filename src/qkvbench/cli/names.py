@@ -8,6 +8,7 @@ from pathlib import Path
 from qkvbench import backends, recipes, reports, tasks
 from qkvbench.cli.parser import RequestError
 from qkvbench.data import DataRefusedError, DataUnavailableError
+from qkvbench.data.own import shown
 from qkvbench.model import PRESETS, Model, position_named
 from qkvbench.recipes import Study
 from qkvbench.reports import Report
@@ -39,7 +40,7 @@ def task(name: str) -> str:
         beside = f"\nA path has a separator: ./{base}" if Path(base).exists() else ""
         _known("task", base, tasks.names(), beside)
     except (DataRefusedError, DataUnavailableError) as error:
-        raise RequestError(f"{error}\nNothing was run.") from None
+        raise RequestError(f"{error}\nNothing was run; the task was '{shown(name)}'.") from None
     return name
 
 

@@ -5,16 +5,30 @@ DataRefusedError, which says where and what can.
 """
 
 from qkvbench.data.own.files import content, missing, shown
-from qkvbench.data.own.images import IMAGE_BYTES, SIDES, Images, images, listed
+from qkvbench.data.own.images import (
+    FORMATS,
+    IMAGE_BYTES,
+    IMAGE_PIXELS,
+    MOST_IMAGES,
+    Images,
+    images,
+    listed,
+)
 from qkvbench.data.own.labels import FEWEST, Labelled, labelled
-from qkvbench.data.own.table import TABLE_BYTES, Table, table
-from qkvbench.data.own.text import TEXT_BYTES, json_documents, text_documents
+from qkvbench.data.own.table import LABELS, MOST_NUMBERS, TABLE_BYTES, TEXTS, Table, table
+from qkvbench.data.own.text import ENOUGH, TEXT_BYTES, json_documents, text_documents
 
 __all__ = [
+    "ENOUGH",
     "FEWEST",
+    "FORMATS",
     "IMAGE_BYTES",
-    "SIDES",
+    "IMAGE_PIXELS",
+    "LABELS",
+    "MOST_IMAGES",
+    "MOST_NUMBERS",
     "TABLE_BYTES",
+    "TEXTS",
     "TEXT_BYTES",
     "Images",
     "Labelled",

@@ -33,8 +33,8 @@ def labelled(
     if twofold:
         one, two = next(iter(twofold.items()))
         raise DataRefusedError(
-            f"In '{name}' the same content has two classes, {len(twofold):,} times: {places[one]} "
-            f"says '{shown(labels[one])}',\n{places[two]} '{shown(labels[two])}'.\n"
+            f"In '{name}' the same content stands in two classes ({len(twofold):,} contents do):\n"
+            f"{places[one]} is '{shown(labels[one])}', {places[two]} is '{shown(labels[two])}'.\n"
             "Which is right cannot be known here: correct them or take them out."
         )
     kept = list(first.values())
@@ -48,9 +48,9 @@ def labelled(
     if fewest < FEWEST:
         few = sum(count < FEWEST for count in counts.values())
         raise DataRefusedError(
-            f"Class '{shown(rare)}' of '{name}' has {fewest} different examples; each needs "
-            f"{FEWEST}, for three splits.\n{few} of {len(counts)} classes are too small: add "
-            "examples, or leave these classes out."
+            f"Class '{shown(rare)}' of '{name}' is too small: different examples: {fewest}; each "
+            f"class needs {FEWEST},\nfor three splits. So it is with {few} of {len(counts)} "
+            "classes: add examples, or leave them out."
         )
     classes = sorted(counts)
     numbers = {label: number for number, label in enumerate(classes)}

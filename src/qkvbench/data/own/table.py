@@ -92,7 +92,7 @@ def _label(name: str, header: list[str], delimiter: str) -> int:
     cells = f"\nCells are parted by {delimiter!r} here, not by {other!r}." if other else ""
     raise DataRefusedError(
         f"'{name}' has no column for the class; its columns are: {shown(', '.join(header))}.\n"
-        f"Call one {', '.join(LABELS[:-1])} or {LABELS[-1]}.{cells}"
+        f"Call one of them {', '.join(LABELS[:-1])} or {LABELS[-1]}.{cells}"
     )
 
 

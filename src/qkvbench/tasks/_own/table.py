@@ -32,7 +32,7 @@ def table_task(path: Path) -> Task:
     folder = content.prepared(partial(_make, name, found, delimiter))
     texts = json.loads((folder / "texts.json").read_text())
     if texts:
-        return _of_texts(name, content, texts, Bytes())
+        return _of_texts(name, content, [(text, label) for text, label in texts], Bytes())
     return _of_numbers(name, content, folder)
 
 
