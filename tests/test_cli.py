@@ -100,7 +100,8 @@ def test_the_nearest_known_name_is_offered(words, meant, capsys):
 
 
 def test_help_imports_next_to_nothing():
-    code = CHECKED.replace('"torch", "jax"', '"torch", "jax", "numpy", "pydantic", "rich"')
+    heavy = '"torch", "jax", "numpy", "pydantic", "rich", "tokenizers", "PIL"'
+    code = CHECKED.replace('"torch", "jax"', heavy)
     for words in (["--help"], ["run", "--help"]):
         wrapped = code.replace(
             "status = main(sys.argv[1:])",

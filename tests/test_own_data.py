@@ -274,7 +274,8 @@ def test_what_cannot_be_a_task_is_refused_in_six_lines_and_nothing_runs(case, he
     told = capsys.readouterr()
     assert told.out == ""
     assert len(told.err.strip().splitlines()) <= 6
-    pytest.raises(DataRefusedError, tasks.find, f"./{name}").match(f"(?s){said}")
+    with pytest.raises(DataRefusedError, match=f"(?s){said}"):
+        tasks.find(f"./{name}")
     assert sorted(here.rglob("*")) == before
 
 

@@ -17,7 +17,10 @@ from qkvbench.results.view import view
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "docs/own-data.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "NOTES.md"]
-COMMAND = re.compile(r"^(?:\$ )?(?:\./qkv|qkvbench) (?!setup|test)(?P<words>[^#\n]+)", re.MULTILINE)
+# A comment begins after a blank: the number sign in `my.txt#bpe-300` is a task's.
+COMMAND = re.compile(
+    r"^(?:\$ )?(?:\./qkv|qkvbench) (?!setup|test)(?P<words>(?:[^#\n]|(?<=\S)#)+)", re.MULTILINE
+)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Int, Integer
 
 from qkvbench.data.batch import Outcome
 from qkvbench.data.cache import DataRefusedError
@@ -97,13 +97,18 @@ def score(source: Source, tokenizer: Tokenizer, outcome: Outcome) -> dict[str, f
         case Bytes():
             bytes_a_token = 1.0
         case _:
-            token_bytes = tokenized(source.read(), tokenizer).token_bytes
-            bytes_a_token = float(token_bytes[outcome.targets].mean())
+            bytes_a_token = float(_token_bytes(source, tokenizer)[outcome.targets].mean())
     nats = loss / bytes_a_token
     # math.exp refuses what is infinite here, and infinite is what a caller looks for.
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(np.float64(nats)))
     return {"bits_per_byte": nats / math.log(2), "perplexity": perplexity, "loss": loss}
+
+
+# Asked for at each evaluation, while the files behind it stay as they are.
+@lru_cache(maxsize=8)
+def _token_bytes(source: Source, tokenizer: Tokenizer) -> Int[np.ndarray, " vocabulary"]:
+    return tokenized(source.read(), tokenizer).token_bytes
 
 
 def _prefix(

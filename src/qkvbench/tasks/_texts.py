@@ -33,7 +33,7 @@ class Source:
 
 
 def text_classification(source: Source, tokenizer: Tokenizer) -> Task:
-    """The task of naming the class of a text."""
+    """The task of naming the class of a text; who makes the source knows it in other tokens."""
     return Task(
         about=source.about,
         benchmark=source.benchmark,
@@ -54,7 +54,6 @@ def text_classification(source: Source, tokenizer: Tokenizer) -> Task:
         training=source.training,
         load=partial(load, source, tokenizer),
         score=accuracy,
-        retokenized=partial(text_classification, source),
     )
 
 
