@@ -15,7 +15,15 @@ from qkvbench.data.own.images import (
     listed,
 )
 from qkvbench.data.own.labels import FEWEST, Labelled, labelled
-from qkvbench.data.own.table import LABELS, MOST_NUMBERS, TABLE_BYTES, TEXTS, Table, table
+from qkvbench.data.own.table import (
+    LABELS,
+    LARGEST,
+    MOST_NUMBERS,
+    TABLE_BYTES,
+    TEXTS,
+    Table,
+    table,
+)
 from qkvbench.data.own.text import ENOUGH, TEXT_BYTES, json_documents, text_documents
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
     "IMAGE_BYTES",
     "IMAGE_PIXELS",
     "LABELS",
+    "LARGEST",
     "MOST_IMAGES",
     "MOST_NUMBERS",
     "TABLE_BYTES",

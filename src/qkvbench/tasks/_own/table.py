@@ -55,9 +55,9 @@ def _save_numbers(
     """Keep rows as sequences of numbers, standardized by the rows of the training split."""
     parts = stratified([row.tobytes() for row in numbers], labels)
     training = numbers[parts["train"]]
-    spread = training.std(axis=0)
-    # What never changes in training says nothing there, and stays as it is.
-    standard = (numbers - training.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    middle, spread = training.mean(axis=0), training.std(axis=0)
+    # What never changes in training, but for rounding, is not blown up.
+    standard = (numbers - middle) / np.where(spread > 1e-12 * abs(middle), spread, 1)
     targets = np.array(labels, np.int64)[:, None]
     save(
         folder,
