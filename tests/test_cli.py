@@ -52,6 +52,9 @@ WRONG = [
     ["run", "quick", "--variants", "q,k,v/3"],
     ["run", "quick", "--tasks", "digit"],
     ["run", "--variants", "q,k,v"],
+    ["run", "--variants", "q,k,v", "--tasks", "./none.txt"],
+    ["run", "--variants", "q,k,v", "--tasks", "digits", "sort#bytes"],
+    ["run", "--variants", "q,k,v", "--tasks", "lm-reviews#bpe-256"],
     ["ls", "variant"],
     ["ls"],
     ["show"],
@@ -102,7 +105,8 @@ def test_the_nearest_known_name_is_offered(words, meant, capsys):
 
 
 def test_help_imports_next_to_nothing():
-    code = CHECKED.replace('"torch", "jax"', '"torch", "jax", "numpy", "pydantic", "rich"')
+    heavy = '"torch", "jax", "numpy", "pydantic", "rich", "tokenizers", "PIL"'
+    code = CHECKED.replace('"torch", "jax"', heavy)
     for words in (["--help"], ["run", "--help"]):
         wrapped = code.replace(
             "status = main(sys.argv[1:])",

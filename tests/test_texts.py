@@ -16,8 +16,11 @@ from qkvbench.results.store import Store
 from qkvbench.results.view import view
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "NOTES.md"]
-COMMAND = re.compile(r"^(?:\$ )?(?:\./qkv|qkvbench) (?!setup|test)(?P<words>[^#\n]+)", re.MULTILINE)
+PAGES = ["README.md", "docs/own-data.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "NOTES.md"]
+# A comment begins after a blank: the number sign in `my.txt#bpe-300` is a task's.
+COMMAND = re.compile(
+    r"^(?:\$ )?(?:\./qkv|qkvbench) (?!setup|test)(?P<words>(?:[^#\n]|(?<=\S)#)+)", re.MULTILINE
+)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 

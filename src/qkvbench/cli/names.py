@@ -3,10 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import cast
 
 from qkvbench import backends, recipes, reports, tasks
 from qkvbench.cli.parser import RequestError
+from qkvbench.data import DataRefusedError, DataUnavailableError
+from qkvbench.data.own import shown
 from qkvbench.experiment import PRECISIONS, Precision
 from qkvbench.model import PRESETS, Model, position_named
 from qkvbench.recipes import Study
@@ -31,8 +34,16 @@ def variants(texts: Iterable[str]) -> list[Variant]:
 
 
 def task(name: str) -> str:
-    """The task that is meant."""
-    return _known("task", name, tasks.names())
+    """The task that is meant: a name, or the path of own data, which are read and checked here."""
+    try:
+        tasks.find(name)
+    except KeyError:
+        base, _ = tasks.parted(name)
+        beside = f"\nA path has a separator: ./{base}" if Path(base).exists() else ""
+        _known("task", base, tasks.names(), beside)
+    except (DataRefusedError, DataUnavailableError) as error:
+        raise RequestError(f"{error}\nNothing was run; the task was '{shown(name)}'.") from None
+    return name
 
 
 def recipe(name: str) -> Study:
@@ -81,9 +92,11 @@ def with_variant(base: Model, wanted: Variant) -> Model:
     return changed
 
 
-def _known(kind: str, name: str, all_names: list[str]) -> str:
+def _known(kind: str, name: str, all_names: list[str], beside: str = "") -> str:
     if name in all_names:
         return name
     near = get_close_matches(name, all_names, n=1, cutoff=0.5)
     hint = f"\nDid you mean {near[0]}?" if near else ""
-    raise RequestError(f"There is no {kind} '{name}'; there are {', '.join(all_names)}.{hint}")
+    raise RequestError(
+        f"There is no {kind} '{name}'; there are {', '.join(all_names)}.{beside or hint}"
+    )

@@ -64,7 +64,9 @@ def _parser() -> _Parser:
     run.add_argument(
         "--variants", nargs="+", metavar="V", help="equations or names; first: baseline"
     )
-    run.add_argument("--tasks", nargs="+", metavar="T", help="'qkvbench ls tasks' lists them")
+    run.add_argument(
+        "--tasks", nargs="+", metavar="T", help="'qkvbench ls tasks' lists them; or a path"
+    )
     run.add_argument("--seeds", type=_count, metavar="N", help="seeds of each arm (3)")
     run.add_argument("--model", metavar="NAME", help="'qkvbench ls models' lists them")
     run.add_argument("--position", metavar="P", help="'qkvbench ls positions' lists them")

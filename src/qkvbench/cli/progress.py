@@ -19,7 +19,8 @@ class Told:
         """`endings` is counted up as runs end."""
         self.console = Console(stderr=True, highlight=False)
         self.bars = Progress(
-            TextColumn("{task.description}"),
+            # A task may be a path, in which brackets are no markup.
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -50,8 +51,12 @@ class Told:
 
     def preparing(self, task: str) -> None:
         """The data of a task are read, and fetched first where they are not here yet."""
-        if tasks.find(task).tier != "built-in":
-            self.console.print(f"Reading the data of {task}; the first time, they are fetched ...")
+        match tasks.find(task).tier:
+            case "built-in" | "own":
+                return
+            case _:
+                text = f"Reading the data of {task}; the first time, they are fetched ..."
+                self.console.print(text, markup=False)
 
     def lacking(self, task: str, reason: str) -> None:
         """The data of a task cannot be had."""

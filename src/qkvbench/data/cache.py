@@ -2,14 +2,25 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import file_digest
 from pathlib import Path
 
+# Hashes of the files of a kept folder, written last: what lacks them or differs is made anew.
+_SUMS = "SHA256SUMS"
+
 
 class DataUnavailableError(Exception):
     """A task's data cannot be had. The message says why and what to do, in at most five lines."""
+
+
+class DataRefusedError(Exception):
+    """What a person gave as data or tokenizer cannot be used. The message says why, and what can.
+
+    It has at most five lines.
+    """
 
 
 def cache_folder() -> Path:
@@ -53,3 +64,55 @@ def sha256_of(path: Path) -> str:
             return file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
+
+
+def kept(name: str) -> Path | None:
+    """The prepared folder `name`, whole and undamaged; None where it is still to be made."""
+    folder = cache_folder() / name
+    return folder if _is_whole(folder) else None
+
+
+def keep(name: str, make: Callable[[Path], None]) -> Path:
+    """The prepared folder `name`, filled by `make` where no other process has been faster.
+
+    Raises DataUnavailableError where the cache cannot be written.
+    """
+    with writing() as cache:
+        folder = kept(name)
+        if folder is None:
+            folder = cache / name
+            with replacing(folder) as making:
+                make(making)
+                (making / _SUMS).write_text(_sums(making))
+    return folder
+
+
+def identity_of(folder: Path) -> str:
+    """A hash of what is in a prepared folder."""
+    return sha256_of(folder / _SUMS)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, which takes its place when the block ends well."""
+    making = folder.with_name(folder.name + ".making")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir()
+    try:
+        yield making
+        shutil.rmtree(folder, ignore_errors=True)
+        making.replace(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return (folder / _SUMS).read_text() == _sums(folder)
+    except OSError:
+        return False
+
+
+def _sums(folder: Path) -> str:
+    files = sorted(path for path in folder.iterdir() if path.name != _SUMS)
+    return "".join(f"{sha256_of(path)}  {path.name}\n" for path in files)

@@ -1,22 +1,26 @@
 """Film reviews as three streams of bytes: whole documents in a fair order, a zero after each."""
 
 import csv
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from io import TextIOWrapper
-from itertools import pairwise
 from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
 from jaxtyping import UInt8
 
-from qkvbench.data.cache import DataUnavailableError, cache_folder, sha256_of, writing
+from qkvbench.data.cache import (
+    DataUnavailableError,
+    cache_folder,
+    replacing,
+    sha256_of,
+    writing,
+)
+from qkvbench.data.documents import packed
 from qkvbench.data.wheel import Wheel, opened
 
-SEPARATOR = 0
 SHARES = {"test": 0.05, "validation": 0.05, "train": 0.90}
 
 
@@ -73,34 +77,21 @@ def reviews(source: Source = REVIEWS) -> Reviews:
 
 
 def pack(texts: Iterable[str]) -> dict[str, bytes]:
-    """The stream of each split: its documents, without doubles, in the order of their hashes.
+    """The stream of each split: the texts, their blanks made one and their line breaks plain."""
+    return packed((cleaned(text).encode() for text in texts), SHARES)
 
-    A document's hash alone decides its split and its place, so any prefix is a fair sample.
-    """
-    plain = {" ".join(text.replace("<br />", " ").split()).encode() for text in texts}
-    order = sorted((sha256(document).digest(), document) for document in plain if document)
-    places = [int.from_bytes(digest[:8]) / 2**64 for digest, _ in order]
-    inner = np.searchsorted(places, np.cumsum(list(SHARES.values())))[:-1]
-    bounds = pairwise([0, *inner, len(order)])
-    return {
-        name: b"".join(document + bytes([SEPARATOR]) for _, document in order[start:end])
-        for name, (start, end) in zip(SHARES, bounds, strict=True)
-    }
+
+def cleaned(text: str) -> str:
+    """The text of a review on one line, without marks of HTML."""
+    return " ".join(text.replace("<br />", " ").split())
 
 
 def _prepare(source: Source, archive: ZipFile, folder: Path) -> None:
     with archive.open(source.member) as member:
         streams = pack(_texts(TextIOWrapper(member, "utf-8", newline="")))
-    making = folder.with_name(folder.name + ".making")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir()
-    try:
+    with replacing(folder) as making:
         for name, stream in streams.items():
             _file(making, name).write_bytes(stream)
-        shutil.rmtree(folder, ignore_errors=True)
-        making.replace(folder)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
     if (found := _identity(folder)) != source.prepared:
         raise DataUnavailableError(
             f"The text prepared in {folder} has hash {found[:12]}, not {source.prepared[:12]}.\n"

@@ -1,12 +1,12 @@
 """A study carried out: what is missing is run and measured, and each result is kept at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from qkvbench import tasks
-from qkvbench.data import DataUnavailableError
+from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.experiment import Experiment
 from qkvbench.measure.decode import Conditions, identity, measurements
 from qkvbench.measure.machine import cores
@@ -15,6 +15,7 @@ from qkvbench.recipes import Study
 from qkvbench.results.record import Record, StudyInfo
 from qkvbench.results.store import Store
 from qkvbench.sweep.local import Died, Workers
+from qkvbench.tasks import Task
 from qkvbench.train.loop import Trained
 from qkvbench.train.run import now, record
 from qkvbench.variant import parse
@@ -69,19 +70,25 @@ def carry_out(
     On an interrupt the runs under way are noted as such, and the interrupt goes on.
     """
     experiments = study.experiments()
+    # Looked at once: own data may be changed or gone before the study ends.
+    known = {name: tasks.find(name) for name in study.seeds}
+    models = models_to_measure(study)
     store.write_study(info(study, command))
     missing = [run for run in experiments if store.done(run) is None]
     progress.planned(len(missing), len(experiments))
     with Workers(study.backend) as workers:
         jobs = jobs or (1 if workers.accelerated else max(1, cores() // study.threads))
-        with _interrupts_noted(workers, store):
+        with _interrupts_noted(workers, store, known):
             for experiment, answer in _answers(missing, workers, jobs, progress):
-                ended = lost(experiment, answer) if isinstance(answer, Died) else answer
+                ended = (
+                    lost(experiment, known[experiment.task], answer)
+                    if isinstance(answer, Died)
+                    else answer
+                )
                 store.write_run(ended)
                 progress.ended(ended)
                 if fail_fast and ended.status != "done":
                     return
-        models = models_to_measure(study)
         conditions = conditions_of(study, models)
         kept = {measured.id for measured in store.measurements().good}
         # One is missing: all are measured again, for only what ran interleaved compares.
@@ -119,7 +126,7 @@ def unavailable(task: str) -> str | None:
     """Why the data of a task cannot be had; None where they are here, fetched if need be."""
     try:
         tasks.find(task).load()
-    except DataUnavailableError as error:
+    except (DataRefusedError, DataUnavailableError) as error:
         return str(error)
     return None
 
@@ -160,17 +167,17 @@ def conditions_of(study: Study, models: Sequence[Model]) -> Conditions:
     return replace(usual, context=min([usual.context, *bounds]))
 
 
-def lost(experiment: Experiment, how: Died) -> Record:
+def lost(experiment: Experiment, task: Task, how: Died) -> Record:
     """The record of a run whose process could not write one itself."""
-    task = tasks.find(experiment.task)
     return record(experiment, task, "unknown", now(), how.status, how.reason, Trained())
 
 
 @contextmanager
-def _interrupts_noted(workers: Workers, store: Store) -> Iterator[None]:
+def _interrupts_noted(workers: Workers, store: Store, known: Mapping[str, Task]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
+        how = Died("interrupted", "The study was interrupted.")
         for experiment in workers.running():
-            store.write_run(lost(experiment, Died("interrupted", "The study was interrupted.")))
+            store.write_run(lost(experiment, known[experiment.task], how))
         raise

@@ -1,6 +1,8 @@
 """What a task is. Each file of this folder is one task: its name is the file's, its value `TASK`.
 
-A task is a source of NumPy batches and a score; it knows no backend. To add one, add a file.
+A task is a source of NumPy batches and a score; it knows no backend. To add one, add a file. A
+path is a task, too, made from what lies there (`_own`), and a text may be read with another
+tokenizer: `lm-reviews#bpe-1024`.
 """
 
 import importlib
@@ -10,6 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qkvbench.data.batch import UNSCORED, Outcome, Split
+from qkvbench.data.cache import DataRefusedError
+from qkvbench.data.tokenizer import Tokenizer, named
 from qkvbench.experiment import Training
 from qkvbench.model import Model
 
@@ -44,11 +48,13 @@ class Task:
     """A benchmark task. `version` goes up with every change that moves a score.
 
     ``tokens`` is the length of an input; ``model`` and ``training`` are what a study starts from.
+    ``retokenized`` gives the task that reads the same text with another tokenizer; None where
+    there is no text.
     """
 
     about: str
     benchmark: str
-    tier: Literal["built-in", "packaged", "hub"]
+    tier: Literal["built-in", "packaged", "hub", "own"]
     version: int
     metric: Metric
     tokens: int
@@ -56,6 +62,7 @@ class Task:
     training: Training
     load: Callable[[], Data]
     score: Callable[[Outcome], dict[str, float]]
+    retokenized: Callable[[Tokenizer], "Task"] | None = None
 
 
 def names() -> list[str]:
@@ -68,10 +75,37 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Task:
-    """The task with this name; KeyError where there is none."""
-    if name not in names():
+    """The task that a name, a path, or one of them with `#` and a tokenizer means.
+
+    KeyError where there is none, DataRefusedError where it cannot be read so, and
+    DataUnavailableError where the cache for own data cannot be written.
+    """
+    base, tokenizer = parted(name)
+    own = importlib.import_module(f"{__name__}._own")
+    if own.is_path(base):
+        task: Task = own.task(base)
+    elif base in names():
+        task = importlib.import_module(f"{__name__}.{base.replace('-', '_')}").TASK
+    else:
         raise KeyError(name)
-    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}").TASK
+    if tokenizer is None:
+        return task
+    if task.retokenized is None:
+        raise DataRefusedError(
+            f"'{base}' is no text, so no tokenizer reads it; leave out '#{tokenizer.name}'."
+        )
+    return task.retokenized(tokenizer)
+
+
+def parted(name: str) -> tuple[str, Tokenizer | None]:
+    """The name before the last `#`, and the tokenizer after it; None where none is named.
+
+    What stands behind a `#` and has a dot or a separator of paths belongs to the path.
+    """
+    base, mark, tokenizer = name.rpartition("#")
+    if not mark or not set("./\\").isdisjoint(tokenizer):
+        return name, None
+    return base, named(tokenizer)
 
 
 def accuracy(outcome: Outcome) -> dict[str, float]:

@@ -1,21 +1,30 @@
-"""The two shapes of a split: items that lie in arrays, and windows on a stream of tokens."""
+"""The shapes of a split: items that lie in arrays, images, and windows on a stream of tokens."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, Integer, Num
+from jaxtyping import Int, Integer, Num, UInt8
 
 from qkvbench.data.batch import Batch
+from qkvbench.data.cache import identity_of
 from qkvbench.tasks import Data
+
+# Where the splits of each class end, in percent: a fifth is for tests, a tenth for validation.
+ENDS = {"test": 20, "validation": 30, "train": 100}
+# Of the validation split the first are scored on the way: a fair sample, and training stays short.
+VALIDATION = 1000
 
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """Items that lie in two arrays."""
+    """Items that lie in arrays; of each, so many positions are read as `lengths` says."""
 
     inputs: Num[np.ndarray, "items positions *features"]
     targets: Int[np.ndarray, "items places"]
+    lengths: Int[np.ndarray, " items"] | None = None
 
     def __len__(self) -> int:
         """How many items there are."""
@@ -23,7 +32,29 @@ class Items:
 
     def batch(self, indices: Int[np.ndarray, " items"]) -> Batch:
         """The items with these numbers."""
-        return Batch(self.inputs[indices], self.targets[indices])
+        lengths = None if self.lengths is None else np.array(self.lengths[indices])
+        # Kept small on disk; token ids are whole numbers of 64 bits in a batch.
+        inputs = np.array(self.inputs[indices])
+        inputs = inputs.astype(np.int64) if inputs.dtype == np.uint16 else inputs
+        return Batch(inputs, np.array(self.targets[indices]), lengths)
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Images of one size, each a sequence of square patches, whose numbers lie in −1..1."""
+
+    pixels: UInt8[np.ndarray, "items side side channels"]
+    targets: Int[np.ndarray, "items one"]
+    patch: int
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.pixels)
+
+    def batch(self, indices: Int[np.ndarray, " items"]) -> Batch:
+        """The images with these numbers."""
+        pixels = patches(np.array(self.pixels[indices]), self.patch)
+        return Batch((pixels / 127.5 - 1).astype(np.float32), np.array(self.targets[indices]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +90,57 @@ def divided(
     parts = zip(np.split(inputs, ends), np.split(targets, ends), strict=True)
     first, second, rest = (Items(*part) for part in parts)
     return Data(train=rest, validation=second, test=first, identity=identity(inputs, targets))
+
+
+def stratified(contents: Sequence[bytes], labels: Sequence[int]) -> dict[str, list[int]]:
+    """The numbers of the examples of each split, in the order of the hashes of their contents.
+
+    Each class gives its shares to the splits, so all have it, and any prefix is a fair sample.
+    """
+    hashes = [sha256(content).digest() for content in contents]
+    order = sorted(range(len(hashes)), key=hashes.__getitem__)
+    sizes = np.bincount(labels)
+    seen = np.zeros_like(sizes)
+    parts: dict[str, list[int]] = {name: [] for name in ENDS}
+    # Rounded up, so that no class is missing from a split.
+    ends = -(-np.array(list(ENDS.values()))[:, None] * sizes // 100)
+    for number in order:
+        label = labels[number]
+        split = int(np.searchsorted(ends[:, label], seen[label], side="right"))
+        parts[list(ENDS)[split]].append(number)
+        seen[label] += 1
+    parts["validation"] = parts["validation"][:VALIDATION]
+    return parts
+
+
+def patches(
+    pixels: UInt8[np.ndarray, "items side side channels"], patch: int
+) -> UInt8[np.ndarray, "items patches features"]:
+    """Images cut into squares, row by row, each a vector of its pixels."""
+    count, side, _, channels = pixels.shape
+    along = side // patch
+    cut = pixels.reshape(count, along, patch, along, patch, channels).transpose(0, 1, 3, 2, 4, 5)
+    return cut.reshape(count, along**2, patch**2 * channels)
+
+
+def save(folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Keep the arrays of each split in a folder of the cache."""
+    for split, arrays in splits.items():
+        for name, array in arrays.items():
+            np.save(folder / f"{split}.{name}.npy", array)
+
+
+def saved(folder: Path, patch: int | None = None) -> Data:
+    """The splits that were kept, mapped into memory; images where they are cut into patches."""
+
+    def arrays(split: str) -> dict[str, np.ndarray]:
+        files = folder.glob(f"{split}.*.npy")
+        return {file.name.split(".")[1]: np.load(file, mmap_mode="r") for file in files}
+
+    def made(split: str) -> Items | Pictures:
+        return Items(**arrays(split)) if patch is None else Pictures(**arrays(split), patch=patch)
+
+    return Data(made("train"), made("validation"), made("test"), identity=identity_of(folder))
 
 
 def identity(*arrays: np.ndarray) -> str:

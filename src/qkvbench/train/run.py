@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import qkvbench.cost as computed
 from qkvbench.backends import find
+from qkvbench.data import DataRefusedError
 from qkvbench.experiment import Experiment, to_json
 from qkvbench.measure.machine import machine
 from qkvbench.measure.memory import level_bytes, peak_bytes
@@ -27,6 +28,11 @@ def run(
     trained = Trained()
     started = now()
     try:
+        if task.version != experiment.task_version:
+            raise DataRefusedError(
+                f"{experiment.task} is not what it was when the study began: version "
+                f"{task.version}, not {experiment.task_version}. The same command begins anew."
+            )
         data = task.load()
         before = level_bytes(backend)
         began = time.perf_counter()

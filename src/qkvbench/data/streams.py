@@ -1,0 +1,71 @@
+"""Packed documents as streams of tokens: bytes as they are, byte pairs kept in the cache."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, Integer
+
+from qkvbench.data.cache import identity_of, keep, kept
+from qkvbench.data.documents import SEPARATOR
+from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fitted
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Streams:
+    """The tokens of disjoint sets of documents, a separator after each, and their hash.
+
+    ``token_bytes`` says how many bytes of text each token of the vocabulary stands for.
+    """
+
+    train: Integer[np.ndarray, " train"]
+    validation: Integer[np.ndarray, " validation"]
+    test: Integer[np.ndarray, " test"]
+    token_bytes: Int[np.ndarray, " vocabulary"]
+    identity: str
+
+
+def of_bytes(streams: Mapping[str, np.ndarray], identity: str) -> Streams:
+    """Packed documents whose tokens are their bytes."""
+    return Streams(**streams, token_bytes=np.ones(Bytes().vocabulary, np.int64), identity=identity)
+
+
+def tokenized(streams: Streams, tokenizer: Tokenizer) -> Streams:
+    """The same documents, given as bytes, as tokens; learned once and then mapped from the cache.
+
+    Raises DataUnavailableError where the cache cannot be written, DataRefusedError where the
+    training split is too small for the vocabulary.
+    """
+    match tokenizer:
+        case Bytes():
+            return streams
+        case BytePairs():
+            name = f"{tokenizer.name}-{streams.identity[:16]}-{PREPARATION}"
+            folder = kept(name) or keep(name, lambda making: _make(streams, tokenizer, making))
+            parts = {each: np.load(folder / f"{each}.npy", mmap_mode="r") for each in SPLITS}
+            return Streams(
+                **parts,
+                token_bytes=np.load(folder / "token_bytes.npy"),
+                identity=identity_of(folder),
+            )
+
+
+def _make(streams: Streams, tokenizer: BytePairs, folder: Path) -> None:
+    learned = fitted(tokenizer, _documents(streams.train))
+    end = np.array([learned.separator], np.uint16)
+    for split in SPLITS:
+        parts = [
+            part
+            for tokens in learned.encode(_documents(getattr(streams, split)))
+            for part in (tokens, end)
+        ]
+        np.save(folder / f"{split}.npy", np.concatenate([np.empty(0, np.uint16), *parts]))
+    np.save(folder / "token_bytes.npy", learned.token_bytes)
+    (folder / "tokenizer.json").write_text(learned.written)
+
+
+def _documents(stream: np.ndarray) -> list[str]:
+    return [part.decode() for part in stream.tobytes().split(bytes([SEPARATOR]))[:-1]]

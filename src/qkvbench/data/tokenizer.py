@@ -1,0 +1,154 @@
+"""Text as tokens: bytes, or byte pairs learned from a training split. arXiv:1508.07909."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int, Integer
+
+from qkvbench.data.cache import DataRefusedError
+
+BYTES = 256
+# 256 bytes and the separator of documents; token streams have 16 bits a token.
+SMALLEST, LARGEST = BYTES + 1, 2**16
+# Merges of a fair sample of this size are those of the whole, to all that a score can tell.
+LEARNED_FROM_BYTES = 64 * 10**6
+ENCODED_AT_ONCE = 1024
+# Raised with every change to how merges are learned or text is cut.
+PREPARATION = 1
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Each byte of UTF-8 is a token; the separator of documents is byte 0."""
+
+    vocabulary: int = BYTES
+    name: str = "bytes"
+
+
+@dataclass(frozen=True)
+class BytePairs:
+    """Byte-level byte-pair encoding with so many tokens, the last of them the separator."""
+
+    vocabulary: int
+
+    @property
+    def name(self) -> str:
+        """How it is written."""
+        return f"bpe-{self.vocabulary}"
+
+
+Tokenizer = Bytes | BytePairs
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """A tokenizer that has learned what it needs from a training split."""
+
+    separator: int
+    token_bytes: Int[np.ndarray, " vocabulary"]
+    written: str
+
+    def encode(self, texts: Iterable[str]) -> Iterator[Integer[np.ndarray, " tokens"]]:
+        """The tokens of each text, without a separator."""
+        ...
+
+
+def named(text: str) -> Tokenizer:
+    """The tokenizer that is meant; DataRefusedError where there is none."""
+    if text == Bytes().name:
+        return Bytes()
+    kind, _, size = text.partition("-")
+    if kind != "bpe" or not (size.isascii() and size.isdigit()):
+        raise DataRefusedError(
+            f"There is no tokenizer '{text}'; there are bytes and bpe-N, as in bpe-1024."
+        )
+    if len(size) > 9 or not SMALLEST <= int(size) <= LARGEST:
+        raise DataRefusedError(
+            f"A tokenizer cannot have {size} tokens: bpe-{SMALLEST} (every byte and a separator) "
+            f"is the smallest, bpe-{LARGEST} (16 bits a token) the largest."
+        )
+    return BytePairs(int(size))
+
+
+def fitted(tokenizer: Tokenizer, training: Sequence[str]) -> Fitted:
+    """The tokenizer after learning from the texts of a training split, and from nothing else.
+
+    The same texts give the same tokens. Raises DataRefusedError where they are too few to learn
+    that many tokens from.
+    """
+    match tokenizer:
+        case Bytes():
+            return _FittedBytes()
+        case BytePairs(vocabulary):
+            return _FittedBytePairs(_learned(training, vocabulary))
+
+
+class _FittedBytes:
+    """Bytes have nothing to learn."""
+
+    separator = 0
+    written = ""
+
+    def __init__(self) -> None:
+        self.token_bytes = np.ones(BYTES, np.int64)
+
+    def encode(self, texts: Iterable[str]) -> Iterator[Integer[np.ndarray, " tokens"]]:
+        """The bytes of each text in UTF-8."""
+        return (np.frombuffer(text.encode(), np.uint8) for text in texts)
+
+
+class _FittedBytePairs:
+    """Learned merges, carried out by the library that learned them."""
+
+    def __init__(self, learned: Any) -> None:
+        self.learned = learned
+        self.separator = learned.get_vocab_size()
+        self.written = learned.to_str()
+        # In a byte-level vocabulary each letter stands for one byte. The separator is one, too.
+        self.token_bytes = np.ones(self.separator + 1, np.int64)
+        for token, number in learned.get_vocab().items():
+            self.token_bytes[number] = len(token)
+
+    def encode(self, texts: Iterable[str]) -> Iterator[Integer[np.ndarray, " tokens"]]:
+        """The tokens of each text; encoded in groups, as the library keeps much beside them."""
+        left = iter(texts)
+        while group := list(islice(left, ENCODED_AT_ONCE)):
+            for found in self.learned.encode_batch_fast(group):
+                yield np.array(found.ids, np.uint16)
+
+
+def _learned(training: Sequence[str], vocabulary: int) -> Any:
+    # Set before the library starts: its threads would not survive a fork.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from tokenizers import Tokenizer as Learned
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    learned = Learned(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learned.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        # The separator is added by ours: a text may contain whatever letters it were written in.
+        vocab_size=vocabulary - 1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    learned.train_from_iterator(_sample(training), trainer)
+    if learned.get_vocab_size() < vocabulary - 1:
+        raise DataRefusedError(
+            f"The training split is too small to learn {vocabulary} tokens from: it gives "
+            f"{learned.get_vocab_size() + 1}. Write bpe-{learned.get_vocab_size() + 1} or less."
+        )
+    return learned
+
+
+def _sample(training: Sequence[str]) -> Iterator[str]:
+    left = LEARNED_FROM_BYTES
+    for text in training:
+        left -= len(text.encode())
+        if left < 0:
+            return
+        yield text

@@ -1,0 +1,119 @@
+"""Language modelling: predict the next token of packed documents, scored in bits a byte."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from hashlib import sha256
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int, Integer
+
+from qkvbench.data.batch import Outcome
+from qkvbench.data.cache import DataRefusedError
+from qkvbench.data.streams import Streams, tokenized
+from qkvbench.data.tokenizer import BYTES, Bytes, Tokenizer
+from qkvbench.experiment import Training
+from qkvbench.model import Decoder, Rotary, Start, transformer
+from qkvbench.tasks import Data, Metric, Task
+from qkvbench.tasks._splits import Windows
+
+LENGTH = 128
+# Of validation and test text so many bytes are scored, the same text for all tokenizers.
+VALIDATION = 64 * LENGTH
+TEST = 1024 * LENGTH
+# With fewer windows in a split a score would say nothing at all.
+FEWEST = 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text to model: `read` gives its documents as bytes."""
+
+    about: str
+    tier: Literal["packaged", "own"]
+    version: int
+    model: str
+    read: Callable[[], Streams]
+
+
+def language_model(source: Source, tokenizer: Tokenizer) -> Task:
+    """The task of predicting the next token of a source."""
+    return Task(
+        about=source.about,
+        benchmark="lm",
+        tier=source.tier,
+        version=source.version,
+        # A byte costs eight bits where all are equally likely, in tokens of any kind.
+        metric=Metric("bits_per_byte", "bits", "lower", chance=math.log2(BYTES)),
+        tokens=LENGTH,
+        model=transformer(
+            source.model,
+            Decoder(tokenizer.vocabulary),
+            layers=2,
+            d_model=96,
+            heads=4,
+            position=Rotary(),
+            start=Start(table=0.5, position=0.5),
+        ),
+        training=Training(steps=500, batch=8, learning_rate=4e-3, warmup=50),
+        load=partial(load, source, tokenizer),
+        score=partial(score, source, tokenizer),
+        retokenized=partial(language_model, source),
+    )
+
+
+def load(source: Source, tokenizer: Tokenizer) -> Data:
+    """Windows on the three streams; of the later two the first ones, which are a fair sample.
+
+    Raises DataRefusedError where a stream fills too few windows.
+    """
+    streams = tokenized(source.read(), tokenizer)
+    parts = {
+        "training": streams.train,
+        "validation": _prefix(streams, streams.validation, VALIDATION + 1),
+        "test": _prefix(streams, streams.test, TEST + 1),
+    }
+    for name, part in parts.items():
+        if len(part) <= FEWEST * LENGTH:
+            raise DataRefusedError(
+                f"The text is too short: its {name} split has {len(part):,} tokens "
+                f"({tokenizer.name}),\nwhich do not fill {FEWEST} windows of {LENGTH}. "
+                "Give more text."
+            )
+    train, validation, test = (Windows(part, LENGTH) for part in parts.values())
+    cut = f"{streams.identity} {LENGTH} {len(validation)} {len(test)}"
+    return Data(train, validation, test, identity=sha256(cut.encode()).hexdigest())
+
+
+def score(source: Source, tokenizer: Tokenizer, outcome: Outcome) -> dict[str, float]:
+    """Bits and perplexity for each byte, and the loss of each token in nats.
+
+    The byte that ends a document is one of them.
+    """
+    loss = float(outcome.loss.mean())
+    match tokenizer:
+        case Bytes():
+            bytes_a_token = 1.0
+        case _:
+            bytes_a_token = float(_token_bytes(source, tokenizer)[outcome.targets].mean())
+    nats = loss / bytes_a_token
+    # math.exp refuses what is infinite here, and infinite is what a caller looks for.
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(np.float64(nats)))
+    return {"bits_per_byte": nats / math.log(2), "perplexity": perplexity, "loss": loss}
+
+
+# Asked for at each evaluation, while the files behind it stay as they are.
+@lru_cache(maxsize=8)
+def _token_bytes(source: Source, tokenizer: Tokenizer) -> Int[np.ndarray, " vocabulary"]:
+    return tokenized(source.read(), tokenizer).token_bytes
+
+
+def _prefix(
+    streams: Streams, stream: Integer[np.ndarray, " tokens"], most: int
+) -> Integer[np.ndarray, " first"]:
+    """The first tokens, which stand for at most so many bytes of text."""
+    first = stream[:most]
+    return first[: np.searchsorted(np.cumsum(streams.token_bytes[first]), most, side="right")]
