@@ -1,6 +1,6 @@
 """Names that a person wrote, turned into what they name, or into what to write instead."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,7 +14,9 @@ from qkvbench.experiment import PRECISIONS, Precision
 from qkvbench.model import PRESETS, Model, position_named
 from qkvbench.recipes import Study
 from qkvbench.reports import Report
-from qkvbench.variant import Variant
+from qkvbench.results.margins import Margins, stated
+from qkvbench.results.view import View
+from qkvbench.variant import Variant, write
 from qkvbench.variant.catalogue import named
 
 
@@ -80,6 +82,31 @@ def backend(name: str) -> str:
 def report(name: str | None) -> Report | None:
     """The report that is meant; None where none was asked for."""
     return None if name is None else reports.find(_known("report", name, reports.names()))
+
+
+def arm(text: str, arms: Sequence[str]) -> str:
+    """The arm of a study that is meant, by its equation or its name."""
+    if text in arms:
+        return text
+    try:
+        equation = write(named(text))
+    except ValueError:
+        equation = text
+    return _known("arm", equation, list(arms))
+
+
+def margins(words: Sequence[str] | None) -> Margins:
+    """The margins that were stated."""
+    try:
+        return stated(words or ())
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+
+
+def known_tasks(margins: Margins, study: View) -> None:
+    """Refuse a margin for a task that the study does not have."""
+    for name in margins.tasks or {}:
+        _known("task", name, [task.name for task in study.tasks])
 
 
 def with_variant(base: Model, wanted: Variant) -> Model:

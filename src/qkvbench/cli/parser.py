@@ -121,9 +121,31 @@ def _parser() -> _Parser:
     report.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")
     report.add_argument("--as", dest="report", metavar="NAME", help="one report: 'ls reports'")
     report.add_argument("--json", action="store_true", help="the same as --as summary")
+    _margin(report)
     report.add_argument("--out", metavar="FILE", help="where the page goes (DIR/report.html)")
     report.add_argument("--strict", action="store_true", help="exit 1 at damaged records")
+
+    compare = _command(commands, "compare", "two arms of a folder of results, beside each other")
+    compare.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")
+    compare.add_argument("first", metavar="A", help="the arm to compare with")
+    compare.add_argument("second", metavar="B", help="the arm that is compared with it")
+    _margin(compare)
+    compare.add_argument("--json", action="store_true", help="one JSON document")
+
+    plan = _command(commands, "plan", "how many seeds a margin takes, from a folder of results")
+    plan.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")
+    _margin(plan)
+    plan.add_argument("--json", action="store_true", help="one JSON document")
     return parser
+
+
+def _margin(parser: _Parser) -> None:
+    parser.add_argument(
+        "--margin",
+        nargs="+",
+        metavar="X",
+        help="what still counts as equal: X for every task, or TASK=X (by unit: 0.01, 0.02 bits)",
+    )
 
 
 def _command(commands: "argparse._SubParsersAction[_Parser]", name: str, about: str) -> _Parser:

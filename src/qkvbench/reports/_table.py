@@ -13,6 +13,7 @@ from qkvbench.reports._text import (
     change,
     decimals,
     machine_text,
+    margin_text,
     metric_text,
     number,
     p_text,
@@ -21,7 +22,14 @@ from qkvbench.reports._text import (
     signed,
 )
 from qkvbench.results.record import Record
-from qkvbench.results.stats import LEVEL, Comparison, Count, Difference, Estimate, Tally
+from qkvbench.results.stats import (
+    Comparison,
+    Count,
+    Difference,
+    Estimate,
+    Tally,
+    Verdict,
+)
 from qkvbench.results.view import Cell, TaskView, View
 from qkvbench.variant import parse
 from qkvbench.variant.catalogue import name_of
@@ -29,7 +37,11 @@ from qkvbench.variant.catalogue import name_of
 DASH = "–"
 
 # What a line says of its arm, for whoever gives it a colour.
-Tone = Literal["plain", "quiet", "strong", "better", "worse", "failed"]
+Tone = Literal["plain", "quiet", "strong", "better", "worse", "same", "failed"]
+
+# What is shown of an arm, as a sign before its number; nothing where nothing is shown.
+MARKS: dict[Verdict, str] = {"worse": "▼ ", "better": "▲ ", "matches": "≈ "}
+TONES: dict[Verdict, Tone] = {"worse": "worse", "better": "better", "matches": "same"}
 
 
 @dataclass(frozen=True)
@@ -104,14 +116,25 @@ def legend(view: View) -> list[str]:
         lines.append(
             "Score ± standard deviation over seeds; below, the difference to "
             f"`{view.baseline}` paired by seed, and its 95% interval, simultaneous over the arms "
-            "of a task. ▼ worse, ▲ better: the interval leaves zero out."
+            "of a task. ▼ worse, ▲ better: the interval leaves zero out. ≈ matches: shown to lie "
+            f"within the margin ({_margins(view)}). No sign: nothing is shown."
         )
     if any(isinstance(task.result, Tally) for task in view.tasks):
         lines.append(
             "Solved: seeds that reach the task's threshold; p: Boschloo's exact test against "
-            f"`{view.baseline}`, Holm over the arms; then the median step at which it was reached."
+            f"`{view.baseline}`, Holm over the arms; a run that diverged has not solved it. Then "
+            "the median step at which it was reached."
         )
     return lines
+
+
+def _margins(view: View) -> str:
+    told = [
+        f"{task.name} {margin_text(task.result.margin, task.metric.unit)}"
+        for task in view.tasks
+        if isinstance(task.result, Comparison) and task.result.margin is not None
+    ]
+    return ", ".join(told) or "none is stated"
 
 
 def failures(view: View) -> list[str]:
@@ -223,30 +246,22 @@ def _score_line(estimate: Estimate, places: int) -> Line:
 
 
 def _difference_lines(task: TaskView, difference: Difference, places: int) -> Lines:
-    value = signed(difference.value, places)
-    if not difference.clear:
-        return (Line(value, "quiet"), Line(bounds(difference, places), "quiet"))
-    worse = (difference.value < 0) == (task.metric.better == "higher")
-    tone: Tone = "worse" if worse else "better"
-    mark = "▼" if worse else "▲"
-    return (Line(f"{mark} {value}", tone), Line(bounds(difference, places), tone))
+    verdict = difference.verdict(task.metric.better)
+    value = f"{MARKS.get(verdict, '')}{signed(difference.value, places)}"
+    tone = TONES.get(verdict, "quiet")
+    return (Line(value, tone), Line(bounds(difference, places), tone))
 
 
 def _count_lines(result: Tally, cell: Cell, count: Count) -> Lines:
     lines: list[Line] = []
     if count.p is not None:
-        worse = count.solved < result.counts[result.baseline].solved
-        lines.append(_p_line(count.p, worse=worse))
+        verdict = result.verdict(cell.variant) or "not distinguishable"
+        text = f"{MARKS.get(verdict, '')}{p_text(count.p)}"
+        lines.append(Line(text, TONES.get(verdict, "quiet")))
     steps = [run.solved_step for run in cell.solved if run.solved_step is not None]
     if steps:
         lines.append(Line(f"step {statistics.median(steps):.0f}", "quiet"))
     return tuple(lines)
-
-
-def _p_line(p: float, *, worse: bool) -> Line:
-    if p >= LEVEL:
-        return Line(p_text(p), "quiet")
-    return Line(f"▼ {p_text(p)}", "worse") if worse else Line(f"▲ {p_text(p)}", "better")
 
 
 def _gap_lines(task: TaskView, cell: Cell) -> Lines:

@@ -23,11 +23,22 @@ def machine_text(machine: Machine) -> str:
 def decimals(task: TaskView) -> int:
     """How many decimals the task's scores deserve: one digit of the interval's half, or two."""
     match task.result:
-        case Comparison(deviation=float(deviation), critical=float(critical)) if deviation > 0:
-            margin = critical * deviation * math.sqrt(2 / len(task.result.seeds))
-            return min(4, max(2, math.ceil(-math.log10(margin / 3))))
+        case Comparison(differences=differences):
+            pairs = [(each.low, each.high) for each in differences.values()]
+            halves = [
+                (high - low) / 2 for low, high in pairs if low is not None and high is not None
+            ]
+            # The narrowest: an arm that varies much must not round the others away.
+            if not halves:
+                return 3
+            return min(4, max(2, math.ceil(-math.log10(min(halves) / 3))))
         case _:
             return 3
+
+
+def margin_text(margin: float, unit: str) -> str:
+    """A margin with its unit; a share has none."""
+    return f"{margin:.3g}" if unit == "share" else f"{margin:.3g} {unit}"
 
 
 def number(value: float, places: int) -> str:

@@ -12,6 +12,7 @@ from qkvbench.reports._text import (
     change,
     decimals,
     machine_text,
+    margin_text,
     metric_text,
     number,
     p_text,
@@ -21,8 +22,30 @@ from qkvbench.reports._text import (
     signed,
     telling,
 )
-from qkvbench.results.stats import LEVEL, POWER, Comparison, Difference, Tally
+from qkvbench.results.aggregate import Aggregate
+from qkvbench.results.dominance import Outlook
+from qkvbench.results.stats import (
+    LEVEL,
+    POWER,
+    Comparison,
+    Difference,
+    Tally,
+    Verdict,
+    verdicts,
+)
 from qkvbench.results.view import SameFunction, TaskView, View
+
+# No loss beyond the margin is possible with these.
+SHOWN_AS_GOOD: tuple[Verdict, ...] = ("better", "matches")
+
+
+# A rival that costs no more is better (dominated), or all such rivals are worse (the frontier).
+OUTLOOKS: dict[Outlook, str] = {
+    "on the frontier": "on the frontier",
+    "dominated": "dominated for certain",
+    "likely dominated": "likely dominated",
+    "not decided": "not decided",
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +58,14 @@ class Note:
 
 def findings(view: View) -> list[Note]:
     """What the study shows: the answer over all tasks, each task, what is saved, the null."""
-    return [*_overall(view), *(_task(task) for task in view.tasks), *_saved(view), *_nulls(view)]
+    return [
+        *_overall(view),
+        *(_task(task) for task in view.tasks),
+        *_across(view),
+        *_saved(view),
+        *_fronts(view),
+        *_nulls(view),
+    ]
 
 
 def limits(view: View) -> list[Note]:
@@ -43,49 +73,36 @@ def limits(view: View) -> list[Note]:
     return [*_seeds(view), *_size(view), *_machine(view), *_missing(view)]
 
 
-def _signs(task: TaskView) -> dict[str, int]:
-    """For each arm that is compared: −1 clearly worse, 1 clearly better, 0 not distinguishable."""
-    if task.result.standing != "compared":
-        return {}
-    match task.result:
-        case Comparison(differences=differences):
-            good = 1 if task.metric.better == "higher" else -1
-            return {
-                arm: 0 if not each.clear else good if each.value > 0 else -good
-                for arm, each in differences.items()
-            }
-        case Tally(counts=counts, baseline=baseline):
-            base = counts[baseline].solved
-            return {
-                arm: 0 if each.p >= LEVEL else 1 if each.solved > base else -1
-                for arm, each in counts.items()
-                if each.p is not None
-            }
-
-
 def _overall(view: View) -> list[Note]:
-    signs = {task.name: _signs(task) for task in view.tasks if _signs(task)}
-    if not signs:
+    told = {task.name: each for task in view.tasks if (each := _verdicts(task))}
+    if not told:
         return [Note("No comparison", "no task compares its arms, so nothing is shown.")]
-    whole = [arm for arm in view.arms[1:] if all(arm in each for each in signs.values())]
-    lost = {arm: [name for name, each in signs.items() if each.get(arm) == -1] for arm in view.arms}
-    unharmed = [arm for arm in whole if not lost[arm]]
+    others = view.arms[1:]
+    whole = [arm for arm in others if all(arm in each for each in told.values())]
+    lost = {
+        arm: [name for name, each in told.items() if each.get(arm) == "worse"] for arm in others
+    }
+    matching = [arm for arm in whole if all(each[arm] in SHOWN_AS_GOOD for each in told.values())]
+    open_ = [arm for arm in whole if not lost[arm] and arm not in matching]
     harmed = [f"`{arm}` ({', '.join(names)})" for arm, names in lost.items() if names]
-    partly = [arm for arm in view.arms[1:] if arm not in whole and not lost[arm]]
-    several = f"any of the {len(signs)} tasks that compare"
-    tasks = several if len(signs) > 1 else "the one task that compares"
+    partly = [arm for arm in others if arm not in whole and not lost[arm]]
+    tasks = f"all {len(told)} tasks that compare" if len(told) > 1 else "the one task that compares"
     base = f"`{view.baseline}`"
     notes = [
-        Note(
-            f"Not clearly worse than {base} on {tasks}",
-            f"{arms_text(unharmed) or 'none'}.",
-        )
+        Note(f"Shown to match {base} or to beat it on {tasks}", f"{arms_text(matching) or 'none'}.")
     ]
+    if open_:
+        text = f"{arms_text(open_)}. This is not the same as equal."
+        notes.append(Note("Neither shown to match on all nor to be worse on any", text))
     if harmed:
         notes.append(Note("Clearly worse on at least one", f"{LISTED.join(harmed)}."))
     if partly:
         notes.append(Note("Not judged on all, as seeds are missing", f"{arms_text(partly)}."))
     return notes
+
+
+def _verdicts(task: TaskView) -> dict[str, Verdict]:
+    return verdicts(task.result, task.metric.better)
 
 
 def _task(task: TaskView) -> Note:
@@ -121,33 +138,62 @@ def _compared(task: TaskView, result: Comparison) -> str:
             told = f" The means of {arms_text(apart)} differ from its mean." if apart else ""
             return f"Every arm keeps its distance to {base} on all seeds: no interval.{told}"
         case "compared":
+            verdicts_of = _verdicts(task)
             parts = [
-                _clearly(task, result, sign, places)
-                for sign in (-1, 1)
-                if sign in _signs(task).values()
+                _clearly(task, result, verdict, places)
+                for verdict in ("worse", "better")
+                if verdict in verdicts_of.values()
             ]
-            alike = [arm for arm, sign in _signs(task).items() if sign == 0]
+            parts += _shown(task, result, verdicts_of)
+            alike = [arm for arm, each in verdicts_of.items() if each == "not distinguishable"]
             if alike:
                 parts.append(f"Not distinguishable from {base}: {arms_text(alike)}.")
             parts.append(
                 f"Smallest detectable difference ({share(POWER)} power): "
-                f"{number(result.detectable or 0, places)}."
+                f"{number(result.detectable or 0, places)}{_to_match(task, result, places)}."
             )
-            if result.uneven is not None:
-                parts.append(
-                    f"`{result.uneven}` varies clearly more over the seeds than the others, so its "
-                    "interval is too narrow and theirs are too wide."
-                )
             return " ".join(parts)
 
 
-def _clearly(task: TaskView, result: Comparison, sign: int, places: int) -> str:
+def _shown(task: TaskView, result: Comparison, told: dict[str, Verdict]) -> list[str]:
+    """The arms of which equivalence or non-inferiority is shown, in sentences."""
+    if result.margin is None:
+        return []
+    within = margin_text(result.margin, task.metric.unit)
+    both = [arm for arm, each in told.items() if each == "matches"]
+    one = [arm for arm, each in told.items() if each == "not worse"]
+    small = [arm for arm, each in result.differences.items() if each.clear and each.matches]
+    sentences: list[str] = []
+    if both:
+        sentences.append(f"Match `{result.baseline}` within {within}: {arms_text(both)}.")
+    if one:
+        sentences.append(f"Not worse by {within} (better is not excluded): {arms_text(one)}.")
+    if small:
+        sentences.append(f"Different, yet within {within}: {arms_text(small)}.")
+    return sentences
+
+
+def _to_match(task: TaskView, result: Comparison, places: int) -> str:
+    """How near the study is to being able to show a match."""
+    if result.margin is None:
+        return f"; no margin is stated for {task.metric.unit}, so no arm can match"
+    if result.provable is None:
+        return ""
+    if result.provable <= result.margin:
+        return ""
+    return (
+        f"; an equal arm could be shown to match within {number(result.provable, places)}, not "
+        f"within {margin_text(result.margin, task.metric.unit)}"
+    )
+
+
+def _clearly(task: TaskView, result: Comparison, verdict: Verdict, places: int) -> str:
     """The arms on one side of the baseline, each with how far, and between which bounds."""
-    higher = (sign > 0) == (task.metric.better == "higher")
-    arms = [arm for arm, each in _signs(task).items() if each == sign]
+    higher = (verdict == "better") == (task.metric.better == "higher")
+    arms = [arm for arm, each in _verdicts(task).items() if each == verdict]
     far = [f"`{arm}` {_how_far(result.differences[arm], places)}" for arm in arms]
     return (
-        f"{'Better' if sign > 0 else 'Worse'} than `{result.baseline}`, "
+        f"{verdict.capitalize()} than `{result.baseline}`, "
         f"{'higher' if higher else 'lower'} by: {LISTED.join(far)}."
     )
 
@@ -176,14 +222,17 @@ def _counted(result: Tally) -> str:
         case "one seed" | "one arm" | "no spread":
             return f"{solved}; too little to compare."
         case "compared":
-            count = result.counts[result.baseline]
             told = [arm for arm, each in whole.items() if each.p is not None and each.p < LEVEL]
+            matching = [arm for arm in whole if result.verdict(arm) == "matches"]
             parts = [f"Solved by {solved}."]
+            if matching and result.margin is not None:
+                within = f"within {share(result.margin)} of the seeds"
+                parts.append(f"Match {base} {within}: {arms_text(matching)}.")
             if told:
                 each = LISTED.join(f"`{arm}` ({p_text(whole[arm].p or 0)})" for arm in told)
                 parts.append(f"Clearly different from {base}: {each}.")
-            if len(told) < len(whole) - 1:
-                others = "The others are not" if told else "None of the others is"
+            if len(told) + len(matching) < len(whole) - 1:
+                others = "The others are not" if told or matching else "None of the others is"
                 parts.append(f"{others} distinguishable from it: {_tellable(result)}.")
             return " ".join(parts)
 
@@ -196,6 +245,57 @@ def _tellable(result: Tally) -> str:
         return f"with {arms} no single count could be told from {count.solved}"
     most = "none" if result.lowest == 0 else f"at most {result.lowest}"
     return f"with {arms} a single arm could be told from it if it solved {most}"
+
+
+def _across(view: View) -> list[Note]:
+    if not view.aggregates:
+        return []
+    base = f"`{view.baseline}`"
+    tasks = len(next(iter(view.aggregates.values())).tasks)
+    told = [f"`{arm}` {_on_scale(each)}" for arm, each in view.aggregates.items()]
+    return [
+        Note(
+            f"Over {tasks} tasks",
+            f"interquartile mean of scores on a scale where chance is 0 and {base} 100, minus that "
+            f"of {base} (95% for each arm alone): {LISTED.join(told)}.",
+        ),
+        Note(
+            f"Probability that a run beats one of {base}",
+            f"{LISTED.join(f'`{arm}` {_chance(each)}' for arm, each in view.aggregates.items())}.",
+        ),
+    ]
+
+
+def _on_scale(each: Aggregate) -> str:
+    low, high = number(100 * each.low, 1), number(100 * each.high, 1)
+    return f"{signed(100 * each.difference, 1)} ({low} to {high})"
+
+
+def _chance(each: Aggregate) -> str:
+    low, high = share(each.improvement_low), share(each.improvement_high)
+    return f"{share(each.improvement)} ({low} to {high})"
+
+
+def _fronts(view: View) -> list[Note]:
+    """Who is dominated, on the task whose model the cost columns describe."""
+    task = next((task for task in view.tasks if task.name == view.cost_task), None)
+    if task is None:
+        return []
+    notes: list[Note] = []
+    for front in task.fronts:
+        groups: dict[str, list[str]] = defaultdict(list)
+        for arm in view.arms:
+            place = front.places.get(arm)
+            if place is not None:
+                by = f" (by `{place.by}`)" if "dominated" in place.outlook else ""
+                groups[place.outlook].append(f"`{arm}`{by}")
+        parts = [
+            f"{word}: {LISTED.join(groups[outlook])}"
+            for outlook, word in OUTLOOKS.items()
+            if outlook in groups
+        ]
+        notes.append(Note(f"Quality on {task.name} against {front.cost}", f"{'; '.join(parts)}."))
+    return notes
 
 
 def _saved(view: View) -> list[Note]:
@@ -273,7 +373,7 @@ def _seeds(view: View) -> list[Note]:
         Note(
             "Few seeds",
             f"{counted}. Not distinguishable is not equal: a loss below the smallest detectable "
-            "difference can hide. The intervals cover the seeds, not the choice of test items.",
+            f"difference can hide. {_over_items(view)}",
         )
     ]
     if len(view.tasks) > 1:
@@ -285,6 +385,29 @@ def _seeds(view: View) -> list[Note]:
             )
         )
     return notes
+
+
+def _over_items(view: View) -> str:
+    """What the intervals cover of the choice of test items."""
+    kept = [task for task in view.tasks if task.items]
+    if not kept:
+        return "The intervals cover the seeds, not the choice of test items."
+    widest: list[str] = []
+    for task in kept:
+        arm, each = max(task.items.items(), key=lambda item: item[1].both[1] - item[1].both[0])
+        ratio = (each.both[1] - each.both[0]) / _length(task, arm)
+        widest.append(f"{task.name} at most {number(ratio, 1)} times")
+    return (
+        "The intervals cover the seeds, not the choice of test items; with other items as well "
+        f"they are longer: {', '.join(widest)}."
+    )
+
+
+def _length(task: TaskView, arm: str) -> float:
+    result = task.result
+    assert isinstance(result, Comparison)
+    each = result.differences[arm]
+    return (each.high or 0.0) - (each.low or 0.0)
 
 
 def _size(view: View) -> list[Note]:

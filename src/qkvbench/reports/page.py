@@ -14,6 +14,7 @@ from qkvbench.reports._table import caption, columns, failures, legend, nickname
 from qkvbench.reports._text import (
     change,
     decimals,
+    margin_text,
     metric_text,
     number,
     plural,
@@ -22,7 +23,15 @@ from qkvbench.reports._text import (
 )
 from qkvbench.reports._words import findings, limits
 from qkvbench.results.record import Record
-from qkvbench.results.stats import CHANCE_LEVEL, LEVEL, POWER, Comparison, Tally
+from qkvbench.results.stats import (
+    CHANCE_LEVEL,
+    LEVEL,
+    POWER,
+    Comparison,
+    Tally,
+    Verdict,
+    verdicts,
+)
 from qkvbench.results.view import TaskView, View
 
 ABOUT = "one self-contained web page: the table, the plots, the words and every run"
@@ -68,6 +77,8 @@ def render(view: View) -> str:
         decimals=decimals,
         failures=failures(view),
         counted=_counted,
+        verdicts=_verdicts,
+        margin_text=margin_text,
         train_s=_train_s,
         execution=_execution,
         level=LEVEL,
@@ -87,6 +98,10 @@ def _equations(text: str) -> Markup:
         Markup(f"<code>{escape(part)}</code>") if code else escape(part)
         for part, code in spans(text)
     )
+
+
+def _verdicts(task: TaskView) -> dict[str, Verdict]:
+    return verdicts(task.result, task.metric.better)
 
 
 def _counted(result: Comparison | Tally) -> bool:

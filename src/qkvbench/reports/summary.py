@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from qkvbench.reports._words import findings, limits
+from qkvbench.results.stats import verdicts
 from qkvbench.results.view import Cell, TaskView, View
 
 ABOUT = "every number of the study as one JSON document"
@@ -35,6 +36,7 @@ def document(view: View) -> dict[str, Any]:
             }
             for arm, each in view.measurements.items()
         },
+        "over_tasks": {arm: asdict(each) for arm, each in view.aggregates.items()},
         "waiting": list(view.waiting),
         "other_runs": view.others,
         "damaged": [{"path": str(each.path), "reason": each.reason} for each in view.damaged],
@@ -52,6 +54,9 @@ def _task(task: TaskView) -> dict[str, Any]:
         "statistics": asdict(task.result),
         "cells": [_cell(cell) for cell in task.cells],
         "costs": {arm: cost.model_dump() for arm, cost in task.costs.items()},
+        "verdicts": verdicts(task.result, task.metric.better),
+        "over_items": {arm: asdict(each) for arm, each in task.items.items()},
+        "fronts": [asdict(front) for front in task.fronts],
         "same_functions": [asdict(same) for same in task.same],
     }
 

@@ -24,6 +24,7 @@ STYLES: dict[Tone, str] = {
     "strong": "bold",
     "better": "green",
     "worse": "red",
+    "same": "cyan",
     "failed": "yellow",
 }
 

@@ -4,6 +4,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from qkvbench.results.items import ItemScores
+
 SCHEMA_VERSION = 1
 
 Status = Literal["done", "failed", "diverged", "oom", "killed", "interrupted"]
@@ -78,6 +80,8 @@ class Record(_Strict):
     """One run. `experiment` is complete: it runs again.
 
     `solved_step` is the first evaluation that reached `metric.solved`, on the validation split.
+    ``items`` is the score item by item, where the metric is a mean over what is scored; None for
+    other metrics and for records made before it was kept.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -97,6 +101,7 @@ class Record(_Strict):
     data_identity: str | None = None
     metrics: dict[str, float] = {}
     solved_step: int | None = None
+    items: ItemScores | None = None
     curve: list[Point] = []
     cost: Cost
     observed: Observed | None = None

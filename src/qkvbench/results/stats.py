@@ -1,22 +1,22 @@
-"""What a few seeds can tell: paired differences to a baseline, and how small one could be seen.
+"""What a few seeds can tell: paired differences to a baseline, and what is shown to be none.
 
-The arms of a task share their seeds, so a score is arm + seed + noise (the two-way layout), and the
-noise is pooled over the arms. Differences to the baseline get simultaneous intervals: Dunnett's
-two-sided critical value, for the residual's (arms − 1)(seeds − 1) degrees of freedom.
+The arms of a task share their seeds, so a score is arm + seed + noise (`layout`). A difference is
+*clear* where its simultaneous interval leaves zero out; an arm *matches* where two one-sided tests
+show it within a stated margin. The one is not the absence of the other.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from scipy import special, stats
-from scipy.optimize import brentq
+from scipy import stats
 
-LEVEL = 0.05
+from qkvbench.results.critical import LEVEL, boschloo, clopper_pearson, holm
+from qkvbench.results.layout import Differences, detectable, differences, provable, residuals
+
 # A baseline learned where its seeds beat chance in a one-sided t test at this level.
 CHANCE_LEVEL = 0.05
 POWER = 0.80
@@ -27,6 +27,9 @@ Scores = Mapping[str, Mapping[int, float]]
 Standing = Literal[
     "compared", "baseline did not learn", "baseline incomplete", "one seed", "no spread", "one arm"
 ]
+
+# "not worse" is non-inferiority: worse by less than the margin is shown, better is not excluded.
+Verdict = Literal["better", "worse", "matches", "not worse", "not distinguishable"]
 
 
 @dataclass(frozen=True)
@@ -47,28 +50,47 @@ class Estimate:
 class Difference:
     """An arm's mean minus the baseline's, over the same seeds.
 
-    ``low`` and ``high`` are simultaneous 95% bounds and ``p`` is adjusted for the number of arms;
-    None where the seeds do not allow them.
+    ``low`` and ``high`` are 95% bounds and ``p`` belongs to them; for the arms of a study both hold
+    for all together. ``match_p`` is that of two one-sided tests for a difference within the margin,
+    ``not_worse_p`` that of the one on the bad side, both by Holm over the family; None where
+    the seeds or a missing margin do not allow them.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    match_p: float | None = None
+    not_worse_p: float | None = None
 
     @property
     def clear(self) -> bool:
         """Whether the interval leaves zero out."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
+    @property
+    def matches(self) -> bool:
+        """Whether it is shown to lie within the margin."""
+        return self.match_p is not None and self.match_p < LEVEL
+
+    def verdict(self, better: Better) -> Verdict:
+        """What is shown. A difference can be clear *and* within the margin; clear comes first."""
+        if self.clear:
+            return "better" if (self.value > 0) == (better == "higher") else "worse"
+        if self.matches:
+            return "matches"
+        if self.not_worse_p is not None and self.not_worse_p < LEVEL:
+            return "not worse"
+        return "not distinguishable"
+
 
 @dataclass(frozen=True)
 class Comparison:
     """The arms of one task beside their baseline.
 
-    ``detectable`` is the difference that a study of this size sees with 80% power, if the seeds
-    vary as they did here. ``uneven`` names an arm that varies clearly more than the others do, for
-    which the pooled variance is too small.
+    ``deviation`` is the pooled noise, on ``degrees`` of freedom. ``detectable`` is the difference
+    that a study of this size sees with 80% power if all arms vary alike, as they did on average;
+    ``provable`` the margin within which it shows an equal arm to match, with the same power.
     """
 
     standing: Standing
@@ -77,19 +99,19 @@ class Comparison:
     means: dict[str, Estimate]
     differences: dict[str, Difference]
     incomplete: tuple[str, ...]
+    margin: float | None = None
     deviation: float | None = None
     degrees: int = 0
-    critical: float | None = None
     detectable: float | None = None
-    uneven: str | None = None
+    provable: float | None = None
 
 
 @dataclass(frozen=True)
 class Count:
     """Seeds that solved the task, out of those that ended; exact 95% bounds on the share.
 
-    ``p`` compares with the baseline, adjusted for the number of arms; None where nothing is
-    compared.
+    ``p`` compares with the baseline, ``match_p`` and ``not_worse_p`` are of the tests of a share
+    within the margin; all by Holm over the arms, None where nothing is compared.
     """
 
     solved: int
@@ -97,6 +119,8 @@ class Count:
     low: float
     high: float
     p: float | None = None
+    match_p: float | None = None
+    not_worse_p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +128,7 @@ class Tally:
     """The arms of a task that a run either solves or does not.
 
     ``lowest`` is the largest count, below the baseline's, that a study of this size tells from it
-    when all arms are tested; None where not even 0 would be.
+    when all arms are tested; None where not even 0 would be. ``margin`` is a share of seeds.
     """
 
     standing: Standing
@@ -112,16 +136,48 @@ class Tally:
     seeds: tuple[int, ...]
     counts: dict[str, Count]
     incomplete: tuple[str, ...]
+    margin: float | None = None
     lowest: int | None = None
+
+    def verdict(self, arm: str) -> Verdict | None:
+        """What is shown of an arm; None for the baseline and where nothing is compared."""
+        count = self.counts.get(arm)
+        if count is None or count.p is None:
+            return None
+        if count.p < LEVEL:
+            return "better" if count.solved > self.counts[self.baseline].solved else "worse"
+        if count.match_p is not None and count.match_p < LEVEL:
+            return "matches"
+        if count.not_worse_p is not None and count.not_worse_p < LEVEL:
+            return "not worse"
+        return "not distinguishable"
+
+
+def verdicts(result: Comparison | Tally, better: Better) -> dict[str, Verdict]:
+    """What is shown of each arm that is compared."""
+    if result.standing != "compared":
+        return {}
+    match result:
+        case Comparison(differences=found):
+            return {arm: each.verdict(better) for arm, each in found.items()}
+        case Tally(counts=counts):
+            return {arm: verdict for arm in counts if (verdict := result.verdict(arm)) is not None}
 
 
 def compare(
-    scores: Scores, *, baseline: str, seeds: Sequence[int], chance: float, better: Better
+    scores: Scores,
+    *,
+    baseline: str,
+    seeds: Sequence[int],
+    chance: float,
+    better: Better,
+    margin: float | None = None,
 ) -> Comparison:
     """Each complete arm against the baseline.
 
-    An arm that lacks the score of a seed is named as incomplete: it keeps its mean, is left out of
-    the pool and is compared with nothing.
+    An arm that lacks the score of a seed, because a run failed or is missing, is named as
+    incomplete: it keeps its mean, is left out of the pool and is compared with nothing, so that no
+    arm gains by the loss of a bad run.
     """
     complete = [arm for arm in scores if all(seed in scores[arm] for seed in seeds)]
     table = np.array([[scores[arm][seed] for seed in seeds] for arm in complete])
@@ -133,13 +189,14 @@ def compare(
         means=means,
         differences={},
         incomplete=tuple(arm for arm in scores if arm not in complete),
+        margin=margin,
     )
     if len(complete) > 0 and len(seeds) > 1:
-        margin = _mean_margin(table)
+        half = _mean_half(table)
         bounded = {
-            arm: replace(means[arm], low=means[arm].value - margin, high=means[arm].value + margin)
+            arm: replace(means[arm], low=means[arm].value - half, high=means[arm].value + half)
             for arm in complete
-            if margin > 0
+            if half > 0
         }
         result = replace(result, means=means | bounded)
     if baseline not in complete:
@@ -155,62 +212,68 @@ def compare(
     deviation = residual_deviation(table)
     if deviation == 0:
         return replace(result, standing="no spread", differences=raw, deviation=0.0)
-    degrees = (len(complete) - 1) * (len(seeds) - 1)
-    error = deviation * math.sqrt(2 / len(seeds))
-    critical = dunnett(arms=len(others), degrees=degrees)
+    rows = np.array([[[scores[arm][seed] for seed in seeds] for arm in (baseline, *others)]])
+    size = {"arms": len(complete), "seeds": len(seeds), "power": POWER}
     return replace(
         result,
         standing="compared",
-        differences={
-            arm: Difference(
-                value=each.value,
-                low=each.value - critical * error,
-                high=each.value + critical * error,
-                p=dunnett_p(each.value / error, arms=len(others), degrees=degrees),
-            )
-            for arm, each in raw.items()
-        },
+        differences=_differences(differences(rows), others, better, margin),
         deviation=deviation,
-        degrees=degrees,
-        critical=critical,
-        detectable=error * detectable_shift(critical, degrees=degrees),
-        uneven=_uneven(table, complete),
+        degrees=(len(complete) - 1) * (len(seeds) - 1),
+        detectable=deviation * detectable(**size),
+        provable=deviation * provable(**size),
     )
 
 
-def contrast(scores: Scores, result: Comparison, *, arms: tuple[str, str]) -> Difference | None:
+def contrast(
+    scores: Scores,
+    result: Comparison,
+    *,
+    arms: tuple[str, str],
+    better: Better = "higher",
+) -> Difference | None:
     """The second arm minus the first, at 95% for this pair alone; None where either is incomplete.
 
-    Uses the pooled variance of `result`, in which both arms take part.
+    From the paired differences of the two alone (Student's t), so it holds however other arms vary.
     """
     if any(arm not in scores or arm in result.incomplete for arm in arms):
         return None
-    first, second = (result.means[arm].value for arm in arms)
-    if not result.deviation:
-        return Difference(second - first)
-    error = result.deviation * math.sqrt(2 / len(result.seeds))
-    margin = float(stats.t.ppf(1 - LEVEL / 2, result.degrees)) * error
-    value = second - first
-    p = 2 * float(stats.t.sf(abs(value) / error, result.degrees))
-    return Difference(value, value - margin, value + margin, p)
+    rows = np.array([[[scores[arm][seed] for seed in result.seeds] for arm in arms]])
+    value = float(rows[0, 1].mean() - rows[0, 0].mean())
+    if len(result.seeds) == 1 or residual_deviation(rows[0]) == 0:
+        return Difference(value)
+    return _differences(differences(rows), [arms[1]], better, result.margin)[arms[1]]
 
 
 def tally(
-    scores: Scores, *, baseline: str, seeds: Sequence[int], solved: float, better: Better
+    scores: Scores,
+    *,
+    baseline: str,
+    seeds: Sequence[int],
+    solved: float,
+    better: Better,
+    margin: float | None = None,
+    diverged: Mapping[str, Sequence[int]] | None = None,
 ) -> Tally:
     """How many seeds of each arm solved the task, and Boschloo's exact test against the baseline.
 
-    The baseline learned if it solved more than half of its seeds. p values are Holm's over the
-    complete arms. The test does not use the pairing, which is the careful side.
+    A seed of an arm that `diverged` has not solved it; one that ended otherwise without a score
+    makes its arm incomplete. The baseline learned if it solved more than half of its seeds. p
+    values are Holm's over the complete arms. The test does not use the pairing, which is the
+    careful side.
     """
-    complete = [arm for arm in scores if all(seed in scores[arm] for seed in seeds)]
-    counts = {arm: _count(scores[arm], solved, better) for arm in scores if scores[arm]}
+    lost: Mapping[str, Sequence[int]] = {} if diverged is None else diverged
+    never = -math.inf if better == "higher" else math.inf
+    ended = {arm: {**scores[arm], **dict.fromkeys(lost.get(arm, ()), never)} for arm in scores}
+    complete = [arm for arm in ended if all(seed in ended[arm] for seed in seeds)]
+    counts = {arm: _count(ended[arm], solved, better) for arm in ended if ended[arm]}
     result = Tally(
         standing="baseline incomplete",
         baseline=baseline,
         seeds=tuple(seeds),
         counts=counts,
         incomplete=tuple(arm for arm in scores if arm not in complete),
+        margin=margin,
     )
     if baseline not in complete:
         return result
@@ -222,8 +285,6 @@ def tally(
         return replace(result, standing="one arm")
     if len(seeds) == 1:
         return replace(result, standing="one seed")
-    raw = {arm: boschloo(counts[arm].solved, base.solved, seeds=base.seeds) for arm in others}
-    adjusted = holm(raw)
     told = [
         count
         for count in range(base.solved)
@@ -232,9 +293,29 @@ def tally(
     return replace(
         result,
         standing="compared",
-        counts=counts | {arm: replace(counts[arm], p=adjusted[arm]) for arm in others},
+        counts=counts | _tested(counts, base, others, margin),
         lowest=max(told, default=None),
     )
+
+
+def not_lower_p(first: int, second: int, *, seeds: int, margin: float) -> float:
+    """One-sided p that the first share of solved seeds is below the second by the margin or more.
+
+    Where each share's exact one-sided bound at half the level leaves less than the margin between
+    them, that is shown at the level; p is the smallest such level. Careful: it is never too small.
+    """
+
+    def apart(level: float) -> float:
+        low = clopper_pearson(first, seeds, level=level)[0]
+        return clopper_pearson(second, seeds, level=level)[1] - low
+
+    if apart(1.0) >= margin:
+        return 1.0
+    small, large = 0.0, 1.0
+    for _ in range(40):
+        middle = (small + large) / 2
+        small, large = (small, middle) if apart(middle) < margin else (middle, large)
+    return large
 
 
 def reaches(score: float, threshold: float, *, better: Better) -> bool:
@@ -258,68 +339,51 @@ def beats_chance(scores: Sequence[float], *, chance: float, better: Better) -> b
 
 def residual_deviation(table: Float[np.ndarray, "arms seeds"]) -> float:
     """The standard deviation of the noise in score = arm + seed + noise; 0 where it is rounding."""
-    residuals = _residuals(table)
     degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
-    deviation = math.sqrt(float((residuals**2).sum()) / degrees)
+    deviation = math.sqrt(float((residuals(table) ** 2).sum()) / degrees)
     # Doubly centred equal numbers leave rounding errors, not exact zeros.
     return deviation if deviation > 1e-12 * max(1.0, float(np.abs(table).max())) else 0.0
 
 
-@lru_cache(maxsize=256)
-def dunnett(*, arms: int, degrees: int, level: float = LEVEL) -> float:
-    """The two-sided critical value for `arms` differences to one baseline, equal numbers of seeds.
-
-    The level-quantile of the largest of `arms` |t| with pairwise correlation ½. Dunnett 1955.
-    """
-    single = float(stats.t.ppf(1 - level / 2, degrees))
-    # Bonferroni's value is an upper bound.
-    bound = float(stats.t.ppf(1 - level / (2 * arms), degrees))
-    if arms == 1:
-        return single
-    return brentq(
-        lambda value: _inside(value, arms, degrees) - (1 - level), single, bound + 1e-6, xtol=1e-9
-    )
-
-
-def dunnett_p(statistic: float, *, arms: int, degrees: int) -> float:
-    """How probable it is that the largest of `arms` |t| reaches this one where no arm differs."""
-    return min(1.0, max(0.0, 1.0 - _inside(abs(statistic), arms, degrees)))
-
-
-@lru_cache(maxsize=256)
-def detectable_shift(critical: float, *, degrees: int, power: float = POWER) -> float:
-    """The true difference, in standard errors, that passes `critical` with this probability."""
-    scale, weights = _chi(degrees)
-
-    def seen(shift: float) -> float:
-        above = special.ndtr(shift - critical * scale) + special.ndtr(-shift - critical * scale)
-        return float(weights @ above)
-
-    return brentq(lambda shift: seen(shift) - power, 0.0, 10 * critical + 10, xtol=1e-9)
+def _differences(
+    found: Differences, arms: Sequence[str], better: Better, margin: float | None
+) -> dict[str, Difference]:
+    """The first study's differences as values, `arms` being the family for Holm."""
+    value, width = found.value[0].tolist(), found.width[0].tolist()
+    told = {
+        arm: Difference(value[i], value[i] - width[i], value[i] + width[i], p)
+        for i, (arm, p) in enumerate(zip(arms, found.p(), strict=True))
+    }
+    if margin is None:
+        return told
+    above, below = found.above_p(-margin)[0].tolist(), found.below_p(margin)[0].tolist()
+    match_p = holm({arm: max(above[i], below[i]) for i, arm in enumerate(arms)})
+    bad_side = above if better == "higher" else below
+    not_worse_p = holm({arm: bad_side[i] for i, arm in enumerate(arms)})
+    return {
+        arm: replace(each, match_p=match_p[arm], not_worse_p=not_worse_p[arm])
+        for arm, each in told.items()
+    }
 
 
-@lru_cache(maxsize=1024)
-def boschloo(first: int, second: int, *, seeds: int) -> float:
-    """Two-sided p of Boschloo's exact test for two counts out of the same number of seeds."""
-    table = [[first, second], [seeds - first, seeds - second]]
-    return float(stats.boschloo_exact(table).pvalue)
+def _tested(
+    counts: Mapping[str, Count], base: Count, others: Sequence[str], margin: float | None
+) -> dict[str, Count]:
+    p = holm({arm: boschloo(counts[arm].solved, base.solved, seeds=base.seeds) for arm in others})
+    tested = {arm: replace(counts[arm], p=p[arm]) for arm in others}
+    if margin is None:
+        return tested
 
+    def not_lower(first: Count, second: Count) -> float:
+        return not_lower_p(first.solved, second.solved, seeds=base.seeds, margin=margin)
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjustment for testing all of them."""
-    adjusted: dict[str, float] = {}
-    largest = 0.0
-    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
-        largest = max(largest, min(1.0, p[name] * (len(p) - rank)))
-        adjusted[name] = largest
-    return adjusted
-
-
-def clopper_pearson(solved: int, seeds: int, *, level: float = LEVEL) -> tuple[float, float]:
-    """Exact bounds on a share, from `solved` out of `seeds`."""
-    low = stats.beta.ppf(level / 2, solved, seeds - solved + 1) if solved > 0 else 0.0
-    high = stats.beta.ppf(1 - level / 2, solved + 1, seeds - solved) if solved < seeds else 1.0
-    return float(low), float(high)
+    not_worse = {arm: not_lower(counts[arm], base) for arm in others}
+    match = holm({arm: max(not_worse[arm], not_lower(base, counts[arm])) for arm in others})
+    not_worse = holm(not_worse)
+    return {
+        arm: replace(each, match_p=match[arm], not_worse_p=not_worse[arm])
+        for arm, each in tested.items()
+    }
 
 
 def _estimate(scores: Sequence[float]) -> Estimate:
@@ -332,17 +396,11 @@ def _count(scores: Mapping[int, float], solved: float, better: Better) -> Count:
     return Count(reached, len(scores), *clopper_pearson(reached, len(scores)))
 
 
-def _residuals(table: Float[np.ndarray, "arms seeds"]) -> Float[np.ndarray, "arms seeds"]:
-    return (
-        table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
-    )
-
-
-def _mean_margin(table: Float[np.ndarray, "arms seeds"]) -> float:
+def _mean_half(table: Float[np.ndarray, "arms seeds"]) -> float:
     """Half the 95% interval of an arm's mean: seed and noise variance, pooled over the arms."""
     arms, seeds = table.shape
     between = arms * float(table.mean(axis=0).var(ddof=1))
-    noise = float((_residuals(table) ** 2).sum()) / (seeds - 1)
+    noise = float((residuals(table) ** 2).sum()) / (seeds - 1)
     total = between + noise
     if total <= 1e-24:
         return 0.0
@@ -350,40 +408,3 @@ def _mean_margin(table: Float[np.ndarray, "arms seeds"]) -> float:
     inner = noise**2 / (arms - 1) if arms > 1 else 0.0
     degrees = (seeds - 1) * total**2 / (between**2 + inner)
     return float(stats.t.ppf(1 - LEVEL / 2, degrees)) * math.sqrt(total / arms / seeds)
-
-
-def _uneven(table: Float[np.ndarray, "arms seeds"], arms: Sequence[str]) -> str | None:
-    """The arm whose noise is too large to be pooled with the others', by Cochran's C at 1%."""
-    if len(arms) < 3:
-        return None
-    variances = (_residuals(table) ** 2).sum(axis=1)
-    largest = int(variances.argmax())
-    freedom = table.shape[1] - 1
-    quantile = stats.f.isf(0.01 / len(arms), freedom, (len(arms) - 1) * freedom)
-    limit = 1 / (1 + (len(arms) - 1) / quantile)
-    return arms[largest] if variances[largest] > limit * variances.sum() else None
-
-
-def _inside(value: float, arms: int, degrees: int) -> float:
-    """The probability that all of `arms` |t|, pairwise correlated by ½, stay below `value`.
-
-    Given the baseline's mean z and the pooled deviation s the arms are independent, so two sums
-    over a grid do it; the trapezoid rule converges exponentially on such integrands.
-    """
-    z = np.linspace(-8.5, 8.5, 69)
-    normal = np.exp(-(z**2) / 2)
-    normal /= normal.sum()
-    scale, weights = _chi(degrees)
-    reach = math.sqrt(2) * value * scale[:, None]
-    within = special.ndtr(z + reach) - special.ndtr(z - reach)
-    return float(weights @ (within**arms @ normal))
-
-
-@lru_cache(maxsize=64)
-def _chi(degrees: int) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
-    """Values of s = χ/√degrees and their weights, even in log s, out to where the mass is 1e-16."""
-    # The first bound always holds, but only the second follows the width at many degrees.
-    left = 36 / degrees + 0.5 if degrees < 256 else 12 / math.sqrt(degrees)
-    x = np.linspace(-left, 6 / math.sqrt(degrees), 161)
-    weights = np.exp(degrees * (x - np.expm1(2 * x) / 2))
-    return np.exp(x), weights / weights.sum()

@@ -4,12 +4,16 @@ Every report is a picture of this one value.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 from qkvbench.experiment import Experiment, from_json
+from qkvbench.results.across import Front, aggregates, fronts, item_differences
+from qkvbench.results.aggregate import Aggregate
+from qkvbench.results.margins import Margins
 from qkvbench.results.record import Cost, Machine, Measurement, MetricInfo, Record, StudyInfo
+from qkvbench.results.resampling import OverItems
 from qkvbench.results.stats import Comparison, Difference, Tally, compare, contrast, reaches, tally
 from qkvbench.results.store import Damaged, Store
 from qkvbench.variant import CANONICAL, parse, without_value_rotation, write
@@ -47,6 +51,11 @@ class Cell:
         """The runs that ended without a score."""
         return tuple(run for run in self.runs if run.status != "done")
 
+    @property
+    def diverged(self) -> tuple[int, ...]:
+        """The seeds whose loss left the finite numbers: a failure of the arm itself."""
+        return tuple(run.seed for run in self.runs if run.status == "diverged")
+
 
 @dataclass(frozen=True)
 class SameFunction:
@@ -64,7 +73,11 @@ class SameFunction:
 
 @dataclass(frozen=True)
 class TaskView:
-    """One task of a study: a cell for each arm, in the study's order, and what they come to."""
+    """One task of a study: a cell for each arm, in the study's order, and what they come to.
+
+    ``items`` are the differences to the baseline over the test items, for arms whose runs all kept
+    their items' scores; ``fronts`` each arm's place on quality and one cost.
+    """
 
     name: str
     metric: MetricInfo
@@ -75,6 +88,8 @@ class TaskView:
     result: Comparison | Tally
     costs: dict[str, Cost]
     same: tuple[SameFunction, ...]
+    items: dict[str, OverItems]
+    fronts: tuple[Front, ...]
 
     def cell(self, variant: str) -> Cell:
         """The cell of this arm."""
@@ -86,7 +101,8 @@ class View:
     """A whole study. `arms` are equations, the baseline first.
 
     ``cost_task`` is the task whose model the cost columns describe. ``waiting`` are tasks without
-    a run yet; ``others`` counts runs of the store that are not part of this study.
+    a run yet; ``others`` counts runs of the store that are not part of this study. ``aggregates``
+    are one figure over the tasks for each arm that has one.
     """
 
     name: str
@@ -98,6 +114,7 @@ class View:
     damaged: tuple[Damaged, ...]
     waiting: tuple[str, ...]
     others: int
+    aggregates: dict[str, Aggregate]
 
     @property
     def baseline(self) -> str:
@@ -139,8 +156,11 @@ class View:
         return tuple(dict.fromkeys(run.machine.code for run in ordered))
 
 
-def view(store: Store) -> View:
-    """The study in this store; without a readable `study.json` every run in it is the study."""
+def view(store: Store, margins: Margins | None = None) -> View:
+    """The study in this store; without a readable `study.json` every run in it is the study.
+
+    `margins` are those that were stated; without them the defaults of `Margins` hold.
+    """
     runs, measurements, damage = store.runs(), store.measurements(), store.study_damage()
     study = store.study() or _assumed(runs.good, {each.model for each in measurements.good})
     arms = tuple(dict.fromkeys(study.variants)) or (BASELINE,)
@@ -156,31 +176,38 @@ def view(store: Store) -> View:
     by_task: dict[str, list[Record]] = defaultdict(list)
     for run in chosen:
         by_task[run.task].append(run)
-    tasks = tuple(
-        _task(name, arms, _matched(by_task[name]), range(study.seeds[name]))
-        for name in study.tasks
-        if by_task[name]
+    matched = {name: _matched(by_task[name]) for name in study.tasks if by_task[name]}
+    cost_task = study.cost_task if study.cost_task in matched else next(iter(matched), None)
+    measured = _alike(
+        each
+        for each in measurements.good
+        if each.variant in arms
+        and cost_task is not None
+        and each.model == matched[cost_task][0].model
+        and (each.id in study.measurements or not study.measurements)
     )
-    names = [task.name for task in tasks]
-    cost_task = study.cost_task if study.cost_task in names else next(iter(names), None)
-    model = next((task.model for task in tasks if task.name == cost_task), None)
-    kept = sum(len(cell.runs) for task in tasks for cell in task.cells)
+    tasks = tuple(
+        _task(
+            name,
+            arms,
+            own,
+            range(study.seeds[name]),
+            margins=margins or Margins(),
+            measurements=measured if name == cost_task else {},
+        )
+        for name, own in matched.items()
+    )
     return View(
         name=study.name,
         command=study.command,
         arms=arms,
         tasks=tasks,
         cost_task=cost_task,
-        measurements=_alike(
-            each
-            for each in measurements.good
-            if each.variant in arms
-            and each.model == model
-            and (each.id in study.measurements or not study.measurements)
-        ),
+        measurements=measured,
         damaged=((damage,) if damage else ()) + runs.damaged + measurements.damaged,
-        waiting=tuple(name for name in study.tasks if name not in names),
-        others=len(runs.good) - kept,
+        waiting=tuple(name for name in study.tasks if name not in matched),
+        others=len(runs.good) - sum(len(cell.runs) for task in tasks for cell in task.cells),
+        aggregates=aggregates(tasks, arms),
     )
 
 
@@ -225,19 +252,19 @@ def _matched(runs: Sequence[Record]) -> list[Record]:
     return max(sets.values(), key=lambda each: (len(each), max(run.started for run in each)))
 
 
-def _task(name: str, arms: tuple[str, ...], runs: Sequence[Record], seeds: range) -> TaskView:
+def _task(
+    name: str,
+    arms: tuple[str, ...],
+    runs: Sequence[Record],
+    seeds: range,
+    *,
+    margins: Margins,
+    measurements: Mapping[str, Measurement],
+) -> TaskView:
     cells = tuple(_cell(name, arm, runs, seeds) for arm in arms)
-    first = from_json(runs[0].experiment)
-    metric = runs[0].metric
-    scores = {cell.variant: cell.scores for cell in cells}
-    if metric.solved is None:
-        result: Comparison | Tally = compare(
-            scores, baseline=arms[0], seeds=seeds, chance=metric.chance, better=metric.better
-        )
-    else:
-        result = tally(
-            scores, baseline=arms[0], seeds=seeds, solved=metric.solved, better=metric.better
-        )
+    first, metric = from_json(runs[0].experiment), runs[0].metric
+    result = _result(cells, metric, seeds, margins.of(name, metric))
+    costs = {cell.variant: cell.runs[0].cost for cell in cells if cell.runs}
     return TaskView(
         name=name,
         metric=metric,
@@ -246,18 +273,49 @@ def _task(name: str, arms: tuple[str, ...], runs: Sequence[Record], seeds: range
         steps=first.training.steps,
         cells=cells,
         result=result,
-        costs={cell.variant: cell.runs[0].cost for cell in cells if cell.runs},
-        same=tuple(
-            SameFunction(
-                a,
-                b,
-                name,
-                contrast(scores, result, arms=(a, b))
-                if isinstance(result, Comparison) and result.standing == "compared"
-                else None,
-            )
-            for a, b in same_functions(arms)
-        ),
+        costs=costs,
+        same=_same(cells, result, metric),
+        items=item_differences(cells, result),
+        fronts=fronts(cells, result, metric, costs, measurements),
+    )
+
+
+def _result(
+    cells: Sequence[Cell], metric: MetricInfo, seeds: range, margin: float | None
+) -> Comparison | Tally:
+    scores, baseline = {cell.variant: cell.scores for cell in cells}, cells[0].variant
+    if metric.solved is None:
+        return compare(
+            scores,
+            baseline=baseline,
+            seeds=seeds,
+            chance=metric.chance,
+            better=metric.better,
+            margin=margin,
+        )
+    return tally(
+        scores,
+        baseline=baseline,
+        seeds=seeds,
+        solved=metric.solved,
+        better=metric.better,
+        margin=margin,
+        diverged={cell.variant: cell.diverged for cell in cells},
+    )
+
+
+def _same(
+    cells: Sequence[Cell], result: Comparison | Tally, metric: MetricInfo
+) -> tuple[SameFunction, ...]:
+    scores = {cell.variant: cell.scores for cell in cells}
+    compared = result if isinstance(result, Comparison) and result.standing == "compared" else None
+    return tuple(
+        SameFunction(
+            *pair,
+            cells[0].task,
+            compared and contrast(scores, compared, arms=pair, better=metric.better),
+        )
+        for pair in same_functions(scores)
     )
 
 

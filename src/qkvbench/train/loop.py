@@ -12,9 +12,11 @@ from qkvbench.backends import Learner
 from qkvbench.data.batch import Outcome, Split
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model.draws import generator
+from qkvbench.results.items import ItemScores
 from qkvbench.results.record import Point
 from qkvbench.results.stats import reaches
 from qkvbench.tasks import Data, Task
+from qkvbench.train.items import item_scores
 
 # Tokens scored at a time: few enough that logits stay in a processor's cache.
 SCORED_AT_ONCE = 4096
@@ -31,6 +33,7 @@ class Trained:
     metrics: dict[str, float] = field(default_factory=dict)
     curve: list[Point] = field(default_factory=list)
     solved_step: int | None = None
+    items: ItemScores | None = None
     step_s: list[float] = field(default_factory=list)
     compile_s: float | None = None
 
@@ -77,7 +80,9 @@ def train(
             )
             if trained.solved_step is None and _solved(task, metrics):
                 trained.solved_step = step
-    trained.metrics = score(task, learner, data.test, training.scored)
+    said = outcome(task, learner, data.test, training.scored)
+    trained.metrics = finite(task.score(said))
+    trained.items = item_scores(task, said)
 
 
 def learning_rate(training: Training, step: int) -> float:
@@ -105,19 +110,26 @@ def batch_indices(items: int, training: Training, seed: int) -> Iterator[Int[np.
 
 def score(task: Task, learner: Learner, split: Split, items: int | None) -> dict[str, float]:
     """The task's metrics on a split, or on its first `items`."""
+    return finite(task.score(outcome(task, learner, split, items)))
+
+
+def outcome(task: Task, learner: Learner, split: Split, items: int | None) -> Outcome:
+    """What the model says of a split, or of its first `items`."""
     count = len(split) if items is None else min(items, len(split))
     size = max(1, SCORED_AT_ONCE // task.tokens)
     parts = [
         learner.predict(split.batch(np.arange(first, min(first + size, count))))
         for first in range(0, count, size)
     ]
-    metrics = task.score(
-        Outcome(
-            np.concatenate([part.loss for part in parts]),
-            np.concatenate([part.predicted for part in parts]),
-            np.concatenate([part.targets for part in parts]),
-        )
+    return Outcome(
+        np.concatenate([part.loss for part in parts]),
+        np.concatenate([part.predicted for part in parts]),
+        np.concatenate([part.targets for part in parts]),
     )
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float]:
+    """The same metrics; DivergedError where one is no finite number."""
     if not all(map(math.isfinite, metrics.values())):
         raise DivergedError(f"The scores are no finite numbers: {metrics}.")
     return metrics

@@ -88,6 +88,7 @@ def record(
         ),
         metrics=trained.metrics,
         solved_step=trained.solved_step,
+        items=trained.items,
         curve=trained.curve,
         cost=cost(experiment, task),
         machine=machine(device),

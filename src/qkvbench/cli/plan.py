@@ -1,0 +1,120 @@
+"""`qkvbench plan`: how many seeds a margin takes, from the noise of a study that was run."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from qkvbench.cli.parser import Request
+from qkvbench.cli.report import opened
+from qkvbench.reports._text import margin_text
+from qkvbench.results.planning import (
+    MOST_COUNTED,
+    MOST_SEEDS,
+    POWERS,
+    SURE,
+    Need,
+    careful,
+    counted_needs,
+    needs,
+)
+from qkvbench.results.stats import Comparison, Tally
+from qkvbench.results.view import TaskView
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task: what it takes for the pilot's noise and for a carefully larger one."""
+
+    task: str
+    margin: float | None
+    reason: str | None
+    likely: list[Need]
+    careful: list[Need]
+    counted: dict[str, int | None] | None = None
+
+
+def answer(request: Request) -> int:
+    """Print how many seeds each task takes."""
+    study = opened(request.folder, request.margin)
+    rows = [_row(task) for task in study.tasks]
+    if request.json:
+        print(json.dumps([asdict(row) for row in rows], allow_nan=False, indent=1))
+        return 0
+    print(f"Seeds that {study.name} would take. Noise from its own runs; in brackets, to be")
+    print(
+        f"{SURE:.0%} sure, for the noise that it may have (a pilot's noise is itself uncertain).\n"
+    )
+    for row, task in zip(rows, study.tasks, strict=True):
+        print("\n".join(_lines(row, task)))
+    print("To find: a true difference of the margin is clear. To match: an arm that is equal is")
+    print("shown to lie within it (two one-sided tests, Holm). All arms: tested together.")
+    return 0
+
+
+def _row(task: TaskView) -> Row:
+    margin, result = task.result.margin, task.result
+    if margin is None:
+        return Row(task.name, None, "no margin is stated for its unit; give --margin", [], [])
+    if result.standing != "compared":
+        return Row(task.name, margin, f"no noise can be read off: {result.standing}", [], [])
+    match result:
+        case Comparison(deviation=deviation, degrees=degrees, differences=differences):
+            assert deviation is not None
+            sizes = dict.fromkeys((2, 1 + len(differences)))
+            safe = careful(deviation, degrees=degrees)
+            return Row(
+                task.name,
+                margin,
+                None,
+                _needs(margin, deviation, sizes),
+                _needs(margin, safe, sizes),
+            )
+        case Tally(counts=counts, baseline=baseline, incomplete=incomplete):
+            base = counts[baseline]
+            arms = len(counts) - len(incomplete)
+            counted = {
+                f"{size} arms, power {power:.0%}": counted_needs(
+                    share=base.solved / base.seeds, margin=margin, arms=size, power=power
+                )
+                for size in dict.fromkeys((2, arms))
+                for power in POWERS
+            }
+            return Row(task.name, margin, None, [], [], counted)
+
+
+def _needs(margin: float, deviation: float, sizes: dict[int, None]) -> list[Need]:
+    return [
+        needs(margin=margin, deviation=deviation, arms=arms, power=power)
+        for arms in sizes
+        for power in POWERS
+    ]
+
+
+def _lines(row: Row, task: TaskView) -> list[str]:
+    if row.reason is not None or row.margin is None:
+        return [f"{row.task}: {row.reason}.", ""]
+    if row.counted is not None:
+        head = f"{row.task}: solved by {row.margin:.0%} of the seeds fewer than the baseline, found"
+        told = [f"  {what:24} {_seeds(n, MOST_COUNTED)}" for what, n in row.counted.items()]
+        return [head, *told, ""]
+    margin = margin_text(row.margin, task.metric.unit)
+    noise = row.likely[0].deviation
+    lines = [
+        f"{row.task}: margin {margin}; noise {noise:.3g} ({row.careful[0].deviation:.3g}), "
+        f"{len(task.result.seeds)} seeds so far",
+        f"  {'':24} {'to find':>14} {'to match':>14}",
+    ]
+    for likely, safe in zip(row.likely, row.careful, strict=True):
+        arms = "one pair" if likely.arms == 2 else f"all {likely.arms} arms"
+        lines.append(
+            f"  {f'{arms}, power {likely.power:.0%}':24} "
+            f"{_both(likely.detect, safe.detect):>14} {_both(likely.match, safe.match):>14}"
+        )
+    return [*lines, ""]
+
+
+def _both(likely: int | None, safe: int | None) -> str:
+    return f"{_seeds(likely, MOST_SEEDS)} ({_seeds(safe, MOST_SEEDS)})"
+
+
+def _seeds(count: int | None, most: int) -> str:
+    return f">{most}" if count is None else str(count)

@@ -1,0 +1,38 @@
+"""The score of a run taken apart: what each item of the test split contributed."""
+
+import numpy as np
+
+from qkvbench.data.batch import UNSCORED, Outcome
+from qkvbench.results.items import ItemScores
+from qkvbench.tasks import Task
+
+# Items and the whole are summed in different order and kept with 24 bits.
+TOLERANCE = 1e-4
+
+
+def item_scores(task: Task, outcome: Outcome) -> ItemScores | None:
+    """Each item by the task's own metric; None where the metric is not the mean over the places.
+
+    An item without a scored place is left out: it contributes nothing to the metric either.
+    """
+    places = (outcome.targets != UNSCORED).sum(axis=1)
+    scored = np.flatnonzero(places)
+    name = task.metric.name
+    if not len(scored):
+        return None
+    single = [
+        task.score(
+            Outcome(
+                outcome.loss[item : item + 1],
+                outcome.predicted[item : item + 1],
+                outcome.targets[item : item + 1],
+            )
+        )[name]
+        for item in scored
+    ]
+    values, weights = np.array(single, np.float64), places[scored].astype(np.float64)
+    whole = task.score(outcome)[name]
+    mean = float(values @ weights / weights.sum())
+    if not abs(mean - whole) <= TOLERANCE * max(1.0, abs(whole)):
+        return None
+    return ItemScores.of(values, weights)
