@@ -8,6 +8,7 @@ from typing import cast
 
 from qkvbench import backends, recipes, reports, tasks
 from qkvbench.cli.parser import RequestError
+from qkvbench.cost.matched import LIKE, MACS
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.data.own import shown
 from qkvbench.experiment import PRECISIONS, Precision
@@ -33,6 +34,19 @@ def variant(text: str) -> Variant:
 def variants(texts: Iterable[str]) -> list[Variant]:
     """The variants that are meant, each once, in the order written."""
     return list(dict.fromkeys(variant(text) for text in texts))
+
+
+def arms(texts: Iterable[str]) -> list[str]:
+    """The arms that are meant, each once; ``A~B`` is A with as many parameters as B."""
+    wanted: dict[str, None] = {}
+    for text in texts:
+        own, like, size = text.partition(LIKE)
+        by = MACS if size.endswith(MACS) else ""
+        written = write(variant(own))
+        if like:
+            written += f"{LIKE}{write(variant(size.removesuffix(MACS)))}{by}"
+        wanted[written] = None
+    return list(wanted)
 
 
 def task(name: str) -> str:
@@ -84,15 +98,15 @@ def report(name: str | None) -> Report | None:
     return None if name is None else reports.find(_known("report", name, reports.names()))
 
 
-def arm(text: str, arms: Sequence[str]) -> str:
+def arm(text: str, study: Sequence[str]) -> str:
     """The arm of a study that is meant, by its equation or its name."""
-    if text in arms:
+    if text in study:
         return text
     try:
-        equation = write(named(text))
-    except ValueError:
+        equation = arms([text])[0]
+    except RequestError:
         equation = text
-    return _known("arm", equation, list(arms))
+    return _known("arm", equation, list(study))
 
 
 def margins(words: Sequence[str] | None) -> Margins:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from qkvbench import tasks
+from qkvbench.cost.matched import arm_text
 from qkvbench.cost.units import seconds_text
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
@@ -64,14 +65,14 @@ class Told:
 
     def stepped(self, run: Experiment, step: int, loss: float) -> None:
         """A run has taken a step."""
-        here = f"{run.task}  {run.variant}  seed {run.seed}"
+        here = f"{run.task}  {arm_text(run.variant, run.model.name)}  seed {run.seed}"
         self.bars.update(self.bar, description=f"{here}  step {step}  loss {loss:.3f}")
 
     def ended(self, record: Record) -> None:
         """A run has ended."""
         self.endings[record.status] += 1
         count = self.before + self.endings.total()
-        name = f"[{count}/{self.total}] {record.task}  {record.variant}  seed {record.seed}"
+        name = f"[{count}/{self.total}] {record.task}  {record.arm}  seed {record.seed}"
         self.bars.update(self.bar, completed=count)
         if record.status == "done" and record.observed:
             took = seconds_text(record.observed.train_s)

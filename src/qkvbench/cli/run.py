@@ -16,7 +16,6 @@ from qkvbench.cli.report import write_reports
 from qkvbench.experiment import Experiment
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store, StoreError
-from qkvbench.variant import write
 
 DEFAULT_SEEDS = 3
 
@@ -49,7 +48,7 @@ def asked(request: Request) -> Study:
             f"Recipes: {', '.join(recipes.names())}; 'qkvbench ls recipes' says what they are."
         )
     if request.variants:
-        wanted = [write(variant) for variant in names.variants(request.variants)]
+        wanted = names.arms(request.variants)
         study = replace(study, variants=wanted)
     seeds: dict[str, int] = dict(study.seeds)
     if request.tasks:

@@ -10,15 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qkvbench import tasks
+from qkvbench.cost.matched import parse_arm, with_arm
 from qkvbench.experiment import Experiment, Precision, Training
 from qkvbench.model import Model, position_named
-from qkvbench.variant import parse
 
 
 @dataclass(frozen=True)
 class Study:
     """Matched arms: variants × tasks × seeds, everything else alike; the first is the baseline.
 
+    A variant may be given another's size, as ``q,k,v~q,k=v`` (`cost.matched`): the arm of equal
+    parameters.
     ``seeds`` says how many each task gets, ``budget`` how many times the task's own steps;
     ``precision``, ``threads``, ``compiled``, ``checkpointing`` and ``micro_batches`` say how a run
     is carried out.
@@ -84,7 +86,12 @@ class Study:
             compiled=self.compiled,
             checkpointing=self.checkpointing,
         )
-        return base.vary(variants=map(parse, self.variants), seeds=range(self.seeds[name]))
+        arms = [with_arm(base.model, parse_arm(text), tokens=task.tokens) for text in self.variants]
+        return tuple(
+            replace(base, model=model, seed=seed)
+            for seed in range(self.seeds[name])
+            for model in arms
+        )
 
 
 def names() -> list[str]:

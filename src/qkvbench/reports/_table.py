@@ -156,7 +156,7 @@ def _who(runs: Sequence[Record], view: View) -> str:
         return f"{task.name}: all {len(runs)} runs"
     seeds: dict[str, list[str]] = defaultdict(list)
     for run in runs:
-        seeds[run.variant].append(str(run.seed))
+        seeds[run.arm].append(str(run.seed))
     arms = [
         f"`{arm}` seed{'' if len(each) == 1 else 's'} {', '.join(each)}"
         for arm, each in seeds.items()

@@ -4,6 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from qkvbench.cost.matched import arm_text
 from qkvbench.results.items import ItemScores
 
 SCHEMA_VERSION = 1
@@ -116,6 +117,11 @@ class Record(_Strict):
         return self
 
     @property
+    def arm(self) -> str:
+        """The arm of a study that this is a run of: the variant, and whose size it has."""
+        return arm_text(self.variant, self.model)
+
+    @property
     def score(self) -> float:
         """What the run is judged by; KeyError where it did not get that far."""
         return self.metrics[self.metric.name]
@@ -144,6 +150,11 @@ class Measurement(_Strict):
     cache_bytes: int
     kernel: str
     machine: Machine
+
+    @property
+    def arm(self) -> str:
+        """The arm of a study that was measured."""
+        return arm_text(self.variant, self.model)
 
 
 class StudyInfo(_Strict):

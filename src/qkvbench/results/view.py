@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from qkvbench.cost.matched import own_name, unsized
 from qkvbench.experiment import Experiment, from_json
 from qkvbench.results.across import Front, aggregates, fronts, item_differences
 from qkvbench.results.aggregate import Aggregate
@@ -168,7 +169,7 @@ def view(store: Store, margins: Margins | None = None) -> View:
     chosen = [
         run
         for run in runs.good
-        if run.variant in arms
+        if run.arm in arms
         and run.task in study.tasks
         and run.seed < study.seeds.get(run.task, 0)
         and (run.id in planned or not planned)
@@ -181,9 +182,9 @@ def view(store: Store, margins: Margins | None = None) -> View:
     measured = _alike(
         each
         for each in measurements.good
-        if each.variant in arms
+        if each.arm in arms
         and cost_task is not None
-        and each.model == matched[cost_task][0].model
+        and own_name(each.model) == own_name(matched[cost_task][0].model)
         and (each.id in study.measurements or not study.measurements)
     )
     tasks = tuple(
@@ -227,7 +228,7 @@ def _assumed(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
     """The study that these runs seem to be; its costs are those of a model that was measured."""
     decoders = [run for run in runs if run.cost.cache_bytes_per_token is not None]
     decoders.sort(key=lambda run: run.model not in measured)
-    arms = sorted({run.variant for run in runs}, key=lambda arm: (arm != BASELINE, arm))
+    arms = sorted({run.arm for run in runs}, key=lambda arm: (arm != BASELINE, arm))
     tasks = sorted({run.task for run in runs})
     return StudyInfo(
         name="runs without a study",
@@ -243,13 +244,27 @@ def _assumed(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
 
 
 def _matched(runs: Sequence[Record]) -> list[Record]:
-    """The runs that differ in nothing but variant and seed; of several such sets the largest."""
+    """The runs that differ in nothing but arm and seed; of several such sets the largest.
+
+    An arm of another's size differs in its feed-forward width as well: it joins the set that is
+    like it but for that.
+    """
     sets: dict[Experiment, list[Record]] = defaultdict(list)
+    sized: dict[Experiment, list[Record]] = defaultdict(list)
     for run in runs:
         experiment = from_json(run.experiment)
         model = experiment.model.with_variant(parse(BASELINE))
-        sets[replace(experiment, model=model, seed=0)].append(run)
-    return max(sets.values(), key=lambda each: (len(each), max(run.started for run in each)))
+        alike = replace(experiment, model=model, seed=0)
+        if run.arm == run.variant:
+            sets[alike].append(run)
+        else:
+            sized[replace(alike, model=unsized(model))].append(run)
+    if not sets:
+        sets = sized
+    chosen, own = max(
+        sets.items(), key=lambda item: (len(item[1]), max(run.started for run in item[1]))
+    )
+    return own if sets is sized else [*own, *sized[replace(chosen, model=unsized(chosen.model))]]
 
 
 def _task(
@@ -268,7 +283,7 @@ def _task(
     return TaskView(
         name=name,
         metric=metric,
-        model=runs[0].model,
+        model=own_name(runs[0].model),
         causal=first.model.causal,
         steps=first.training.steps,
         cells=cells,
@@ -320,7 +335,7 @@ def _same(
 
 
 def _cell(task: str, arm: str, runs: Sequence[Record], seeds: range) -> Cell:
-    own = sorted((run for run in runs if run.variant == arm), key=lambda run: run.seed)
+    own = sorted((run for run in runs if run.arm == arm), key=lambda run: run.seed)
     present = {run.seed for run in own}
     return Cell(arm, task, tuple(own), tuple(seed for seed in seeds if seed not in present))
 
@@ -330,7 +345,7 @@ def _alike(measurements: Iterable[Measurement]) -> dict[str, Measurement]:
     kinds: dict[tuple[object, ...], dict[str, Measurement]] = defaultdict(dict)
     for each in measurements:
         kind = (each.context, each.batch, each.backend, each.precision, each.threads)
-        kinds[kind][each.variant] = each
+        kinds[kind][each.arm] = each
     if not kinds:
         return {}
     return max(kinds.items(), key=lambda item: (len(item[1]), str(item[0])))[1]

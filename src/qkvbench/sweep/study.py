@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from qkvbench import tasks
+from qkvbench.cost.matched import arm_text, parse_arm, with_arm
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.experiment import Experiment
 from qkvbench.measure.decode import Conditions, identity, measurements
@@ -18,7 +19,6 @@ from qkvbench.sweep.local import Died, Workers
 from qkvbench.tasks import Task
 from qkvbench.train.loop import Trained
 from qkvbench.train.run import now, record
-from qkvbench.variant import parse
 
 
 @runtime_checkable
@@ -138,7 +138,7 @@ def info(study: Study, command: str) -> StudyInfo:
     return StudyInfo(
         name=study.name,
         command=command,
-        variants=list(dict.fromkeys(run.variant for run in experiments)),
+        variants=list(dict.fromkeys(arm_text(run.variant, run.model.name) for run in experiments)),
         tasks=list(study.seeds),
         cost_task=study.cost_task,
         seeds=dict(study.seeds),
@@ -154,8 +154,8 @@ def models_to_measure(study: Study) -> list[Model]:
     """One decoder for each variant, of the task whose costs stand for the study's."""
     if study.cost_task is None:
         return []
-    base = study.model_of(study.cost_task)
-    return [base.with_variant(parse(variant)) for variant in study.variants]
+    base, tokens = study.model_of(study.cost_task), tasks.find(study.cost_task).tokens
+    return [with_arm(base, parse_arm(arm), tokens=tokens) for arm in study.variants]
 
 
 def conditions_of(study: Study, models: Sequence[Model]) -> Conditions:

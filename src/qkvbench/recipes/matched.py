@@ -1,0 +1,28 @@
+"""Is a tie missed, or only its parameters? The ties of `quick` beside arms of equal parameters.
+
+Run       qkvbench run matched
+Takes     about nine minutes on two cores
+Expect    `q,k,v~q,k=v` is canonical attention with a feed-forward narrowed until the model has as
+          many parameters as with `q,k=v`. A tie that loses against `q,k,v` and not against that one
+          costs what its parameters are worth elsewhere, not what attention needs
+"""
+
+from qkvbench.recipes import Study
+from qkvbench.recipes.quick import study as quick
+
+
+def study() -> Study:
+    """Canonical attention at its own size, at that of each tie, and the ties."""
+    return Study(
+        name="matched",
+        variants=(
+            "q,k,v",
+            "q,k=v",
+            "q,k,v~q,k=v",
+            "q=k=v",
+            "q,k,v~q=k=v",
+            "q,k,v/1",
+            "q,k,v~q,k,v/1",
+        ),
+        seeds=quick().seeds,
+    )

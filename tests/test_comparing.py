@@ -1,0 +1,436 @@
+"""Two arms beside each other, plans, margins, items, fronts and aggregates: from a store to words."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+import fake_study
+from qkvbench import cost, tasks
+from qkvbench.cli import main
+from qkvbench.cost.matched import parse_arm, with_arm, write_arm
+from qkvbench.cost.units import bytes_text
+from qkvbench.data.batch import UNSCORED, Outcome
+from qkvbench.model import PRESETS
+from qkvbench.reports._beside import lines, sentence
+from qkvbench.results import planning, resampling
+from qkvbench.results.aggregate import aggregate, interquartile_mean
+from qkvbench.results.dominance import Rival, frontier, outlooks
+from qkvbench.results.items import MOST, ItemScores
+from qkvbench.results.margins import Margins, stated
+from qkvbench.results.pair import pair
+from qkvbench.results.store import Store
+from qkvbench.results.view import view
+from qkvbench.train.items import item_scores
+
+ARMS = ("q,k,v", "q,k=v", "q,k,v/1")
+
+
+def study(path, noise=0.002, losses=(0.0, 0.0, 0.05), seeds=5, **changes):
+    """A study of digits with these losses, the noise of each arm its own."""
+    draws = np.random.default_rng(3)
+    store = Store(path)
+    info = fake_study.info(ARMS, ("digits",))
+    store.write_study(info.model_copy(update={"seeds": {"digits": seeds}, **changes}))
+    for run in fake_study.experiments("digits", ARMS, seeds):
+        loss = losses[ARMS.index(run.variant)]
+        score = 0.95 - loss + noise * draws.normal()
+        items = np.full(100, score) + 0.1 * draws.normal(size=100)
+        items += score - items.mean()
+        made = fake_study.record(run, float(score))
+        kept = ItemScores.of(items, np.ones(100))
+        store.write_run(made.model_copy(update={"items": kept}))
+    return store
+
+
+def digits(store, first="q,k,v", second="q,k=v", margin=None):
+    return pair(view(store, margin), first, second).tasks[0]
+
+
+def test_equal_arms_with_little_noise_match_and_a_loss_is_worse(tmp_path):
+    store = study(tmp_path)
+    assert digits(store).verdict == "matches"
+    assert digits(store, second="q,k,v/1").verdict == "worse"
+    assert digits(store, first="q,k,v/1", second="q,k,v").verdict == "better"
+
+
+def test_what_matches_within_one_margin_need_not_within_a_smaller_one(tmp_path):
+    store = study(tmp_path)
+    assert digits(store, margin=Margins(every=0.0005)).verdict == "not distinguishable"
+    assert digits(store, margin=Margins(tasks={"digits": 0.02})).verdict == "matches"
+
+
+def test_a_pair_s_interval_is_students_and_its_p_is_adjusted_for_the_tasks(tmp_path):
+    study_ = view(fake_study.build(tmp_path))
+    found = pair(study_, "q,k,v", "q=k,v")
+    each = next(task for task in found.tasks if task.task == "sort")
+    scores = [study_.tasks[1].cell(arm).scores for arm in ("q,k,v", "q=k,v")]
+    rows = np.array([[one[seed] for seed in range(3)] for one in scores])
+    test = scipy_stats.ttest_rel(rows[1], rows[0])
+    interval = test.confidence_interval(0.95)
+    assert (each.difference.low, each.difference.high) == pytest.approx(
+        (interval.low, interval.high)
+    )
+    assert test.pvalue < each.difference.p <= 4 * test.pvalue + 1e-12
+
+
+def test_a_failed_run_is_named_and_left_out_of_no_mean(tmp_path):
+    store = study(tmp_path)
+    lost = fake_study.experiments("digits", ("q,k=v",), 5)[2]
+    (tmp_path / "runs" / f"{lost.id}.json").unlink()
+    store.write_run(fake_study.record(lost, status="oom", reason="no room"))
+    found = pair(view(store), "q,k,v", "q,k=v")
+    assert found.tasks[0].standing == "runs failed"
+    assert found.tasks[0].verdict is None
+    assert "`q,k=v` seed 2 oom" in "\n".join(lines(found))
+    assert "not compared on digits" in sentence(found)
+
+
+def test_seeds_that_one_arm_has_not_run_yet_are_left_out_for_both(tmp_path):
+    store = study(tmp_path)
+    lost = fake_study.experiments("digits", ("q,k=v",), 5)[2]
+    (tmp_path / "runs" / f"{lost.id}.json").unlink()
+    assert digits(store).seeds == (0, 1, 3, 4)
+
+
+def test_two_arms_at_chance_are_not_compared(tmp_path):
+    found = digits(study(tmp_path, losses=(0.0, 0.85, 0.85)), "q,k=v", "q,k,v/1")
+    assert found.standing == "neither learned"
+
+
+def test_nothing_is_compared_where_the_study_s_baseline_did_not_learn(tmp_path):
+    found = digits(study(tmp_path, losses=(0.851, 0.0, 0.0)), "q,k=v", "q,k,v/1")
+    assert found.standing == "baseline did not learn"
+
+
+def test_the_first_line_is_one_sentence_with_verdicts_and_costs(tmp_path, capsys):
+    store = fake_study.build(tmp_path)
+    assert main(["compare", str(store.path), "q,k,v", "shared"]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.endswith(".")
+    assert second == ""
+    for part in ("q=k=v beside q,k,v", "worse on", "recall", "of the parameters", "of the cache"):
+        assert part in first
+
+
+def test_a_comparison_is_one_json_document(tmp_path, capsys):
+    store = fake_study.build(tmp_path)
+    words = ["compare", str(store.path), "q,k,v", "q=k=v", "--json", "--margin", "sort=0.5"]
+    assert main(words) == 0
+    value = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert value["sentence"].startswith("`q=k=v` beside `q,k,v`")
+    margins = {task["task"]: task["margin"] for task in value["tasks"]}
+    assert margins == {"digits": 0.01, "sort": 0.5, "recall": 0.25, "lm-reviews": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compare", "STORE", "q,k,v", "q,k=w"], "Did you mean q,k=v?"),
+        (["compare", "STORE", "q,k,v", "canonical"], "are one arm"),
+        (["compare", "STORE", "q,k,v", "q,k,v/2"], "There is no arm 'q,k,v/2'"),
+        (["compare", "STORE", "q,k,v", "q,k=v", "--margin", "none"], "states no margin"),
+        (["plan", "STORE", "--margin", "-1"], "margin"),
+        (["plan", "STORE", "--margin", "digit=0.1"], "Did you mean digits?"),
+        (["report", "STORE", "--margin", "0"], "states no margin"),
+        (["plan", "no/such/folder"], "is not a folder of results"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_question_is_answered_with_what_to_write(words, said, tmp_path, capsys):
+    store = study(tmp_path)
+    assert main([word.replace("STORE", str(store.path)) for word in words]) == 2
+    answer = capsys.readouterr().err
+    assert said in answer
+    assert len(answer.splitlines()) <= 6
+
+
+def test_arms_without_a_common_seed_are_refused(tmp_path, capsys):
+    store = study(tmp_path)
+    for run in fake_study.experiments("digits", ("q,k=v",), 5):
+        (tmp_path / "runs" / f"{run.id}.json").unlink()
+    assert main(["compare", str(store.path), "q,k,v", "q,k=v"]) == 2
+    assert "no seed of any task in common" in capsys.readouterr().err
+
+
+def test_margins_are_stated_for_all_tasks_or_for_one():
+    margins = stated(["0.03", "sort=0.5"])
+    metric = fake_study.record(fake_study.experiments("digits")[0]).metric
+    assert (margins.of("digits", metric), margins.of("sort", metric)) == (0.03, 0.5)
+    assert Margins().of("digits", metric) == 0.01
+    assert Margins().of("digits", metric.model_copy(update={"unit": "BLEU"})) is None
+
+
+def test_a_plan_needs_more_seeds_for_less_and_agrees_with_the_noncentral_t():
+    def planned(margin, arms=2, power=0.8):
+        return planning.needs(margin=margin, deviation=1.0, arms=arms, power=power)
+
+    assert planned(1.0).detect > planned(2.0).detect
+    assert planned(2.0, arms=5).match > planned(2.0).match
+    assert planned(2.0, power=0.9).detect > planned(2.0).detect
+
+    def power(seeds):
+        law = scipy_stats.nct(seeds - 1, 1.0 / np.sqrt(2 / seeds))
+        return law.sf(scipy_stats.t.ppf(0.975, seeds - 1))
+
+    exact = next(seeds for seeds in range(2, 100) if power(seeds) >= 0.8)
+    assert abs(planned(1.0).detect - exact) <= 1
+
+
+def test_a_plan_is_printed_for_every_task(tmp_path, capsys):
+    store = study(tmp_path)
+    assert main(["plan", str(store.path), "--margin", "0.01"]) == 0
+    text = capsys.readouterr().out
+    assert "digits: margin 0.01; noise 0.00" in text
+    assert "one pair, power 80%" in text
+    assert "all 3 arms, power 90%" in text
+
+
+def test_a_count_is_told_with_as_many_seeds_as_planned():
+    # All of the baseline and half of the arm: at 11 seeds Boschloo's test has the power.
+    seeds = planning.counted_needs(share=1.0, margin=0.5, arms=2, power=0.8)
+    counts = np.arange(seeds + 1)
+    told = np.array([planning.boschloo_table(seeds)[count, seeds] < 0.05 for count in counts])
+    assert scipy_stats.binom.pmf(counts, seeds, 0.5) @ told >= 0.8
+    assert planning.counted_needs(share=1.0, margin=1e-3, arms=2, power=0.8) is None
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_boschloo_at_once_is_boschloo_one_by_one(seeds):
+    table = planning.boschloo_table(seeds)
+    for first in range(seeds + 1):
+        for second in range(seeds + 1):
+            counts = [[first, second], [seeds - first, seeds - second]]
+            one = scipy_stats.boschloo_exact(counts).pvalue
+            # Both search the nuisance share on a grid of their own.
+            assert table[first, second] == pytest.approx(one, rel=1e-4)
+
+
+def test_items_survive_a_record_and_keep_its_score(tmp_path):
+    scores = np.random.default_rng(0).random(3 * MOST + 5)
+    places = np.arange(1.0, len(scores) + 1)
+    kept = ItemScores.of(scores, places)
+    values, weights = ItemScores.model_validate_json(kept.model_dump_json()).arrays()
+    assert kept.items == len(scores)
+    assert len(values) <= MOST
+    assert values @ weights == pytest.approx(scores @ places / places.sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"values": "###"}, {"values": "AAAA"}, {"values": ""}, {"weights": "AAAAAA=="}]
+)
+def test_damaged_items_are_refused(damage):
+    kept = ItemScores.of(np.ones(3), np.ones(3)).model_dump()
+    with pytest.raises(ValueError, match="items'"):
+        ItemScores.model_validate(kept | damage)
+
+
+def outcome(items=7, places=4):
+    draws = np.random.default_rng(0)
+    targets = draws.integers(3, size=(items, places))
+    targets[0] = UNSCORED
+    targets[1, :2] = UNSCORED
+    loss = draws.random((items, places))
+    return Outcome(loss, draws.integers(3, size=(items, places)), targets)
+
+
+@pytest.mark.parametrize("task", ["sort", "recall", "digits"])
+def test_the_items_of_a_run_average_to_its_score(task):
+    said = outcome()
+    values, weights = item_scores(tasks.find(task), said).arrays()
+    assert values @ weights == pytest.approx(tasks.find(task).score(said)["accuracy"])
+    assert len(values) == 6
+
+
+def test_a_metric_that_is_no_mean_keeps_no_items():
+    task = tasks.find("sort")
+    metric = replace(task.metric, name="worst")
+    other = replace(task, metric=metric, score=lambda said: {"worst": float(said.loss.max())})
+    assert item_scores(other, outcome()) is None
+
+
+def test_a_store_without_items_reports_and_one_with_them_says_what_they_add(tmp_path):
+    assert view(fake_study.build(tmp_path / "old")).tasks[0].items == {}
+    seen = view(study(tmp_path / "new")).tasks[0]
+    for arm, each in seen.items.items():
+        seeds = seen.result.differences[arm]
+        assert each.both[0] < seeds.low < seeds.high < each.both[1]
+        assert each.items[0] < each.value < each.items[1]
+        assert not each.resampled
+
+
+def test_the_bootstrap_over_items_has_the_error_of_their_mean_and_repeats():
+    table = np.random.default_rng(1).normal(size=(1, 3, 500))
+    weights = np.full(500, 1 / 500)
+    (one,), (two,) = (resampling.over_items(table, weights, [(-1.0, 1.0)]) for _ in range(2))
+    assert one == two
+    error = table[0].mean(axis=0).std() / np.sqrt(500)
+    # 10,000 resamples know a quantile to about 2%.
+    assert (one.items[1] - one.items[0]) / (2 * 1.96 * error) == pytest.approx(1, abs=0.05)
+
+
+def test_seeds_are_resampled_only_where_there_are_enough():
+    draws = np.random.default_rng(1)
+    weights = np.full(50, 1 / 50)
+    few, many = (
+        resampling.over_items(draws.normal(size=(1, seeds, 50)), weights, [None])[0]
+        for seeds in (resampling.ENOUGH - 1, resampling.ENOUGH)
+    )
+    assert few is None
+    assert many.resampled
+
+
+def test_the_interquartile_mean_forgets_the_ends():
+    assert interquartile_mean(np.array([0.0, 1, 2, 3, 4, 5, 6, 1e9])) == 3.5
+    assert interquartile_mean(np.array([[1.0, 2, 9]])) == pytest.approx([4])
+
+
+def test_an_arm_like_the_baseline_improves_with_one_half():
+    draws = np.random.default_rng(2)
+    base = 1 + 0.01 * draws.normal(size=5)
+    found = aggregate(["a", "b"], [np.array([base, base]), np.array([base, base[::-1]])])
+    assert found.difference == pytest.approx(0)
+    assert found.improvement == 0.5
+    better = aggregate(["a", "b"], [np.array([base, base + 1])] * 2)
+    assert better.improvement == 1
+    assert better.improvement_low < 0.75
+    assert better.low > 0.9
+
+
+def test_a_run_that_diverged_counts_at_chance_over_tasks(tmp_path):
+    seen = view(fake_study.build(tmp_path))
+    # Its other tasks are whole; one seed of lm-reviews diverged, which makes no mean there.
+    assert "q=k=x,v" in next(t for t in seen.tasks if t.name == "lm-reviews").result.incomplete
+    assert "q=k=x,v" in seen.aggregates
+
+
+def test_dominance_on_given_numbers_is_exact():
+    points = {"a": (1, 3), "b": (2, 2), "c": (2, 3), "d": (3, 1), "e": (1, 3)}
+    assert frontier(points) == ("a", "b", "d", "e")
+
+
+def test_an_arm_is_dominated_only_by_a_rival_that_is_no_dearer_and_surely_better():
+    costs = {"big": 4.0, "mid": 2.0, "small": 1.0}
+
+    def rival(p, alone, better):
+        return Rival(better=better, p=p, alone=alone)
+
+    known = {
+        "big": {"mid": rival(0.01, 0.002, True), "small": rival(0.9, 0.5, False)},
+        "mid": {"big": rival(0.01, 0.99, False), "small": rival(0.2, 0.06, True)},
+        "small": {"big": rival(0.9, 0.5, True), "mid": rival(0.2, 0.9, False)},
+    }
+    places = outlooks(costs, known)
+    assert (places["big"].outlook, places["big"].by) == ("dominated", "mid")
+    assert (places["mid"].outlook, places["mid"].by) == ("likely dominated", "small")
+    assert places["small"].outlook == "on the frontier"
+    worse = {"big": {"mid": rival(0.01, 0.99, False), "small": rival(0.02, 0.99, False)}}
+    assert outlooks(costs, worse)["big"].outlook == "on the frontier"
+    unsure = {"big": {"mid": rival(0.01, 0.99, False), "small": rival(0.4, 0.8, False)}}
+    assert outlooks(costs, unsure)["big"].outlook == "not decided"
+    near = {"big": 1.01, "small": 1.0}
+    assert outlooks(near, known, same=0.03)["big"].outlook == "on the frontier"
+
+
+# The study's table 4 (arXiv:2606.04032): perplexity and cache in KiB a token.
+TABLE = {
+    "q,k,v": (5.11, 80),
+    "q,k=v": (5.27, 40),
+    "q=k,v": (5.36, 80),
+    "q=k=v": (6.41, 40),
+    "q,k,v/4": (5.15, 20),
+    "q,k,v/1": (5.19, 5),
+    "q,k=v/4": (5.32, 10),
+    "q,k=v/1": (5.36, 2.5),
+}
+
+
+def test_the_frontier_of_the_study_s_own_table():
+    assert set(frontier(TABLE)) == {"q,k,v", "q,k,v/4", "q,k,v/1", "q,k=v/1"}
+
+
+def test_the_study_s_cache_column_is_what_its_variants_keep():
+    base = PRESETS["gpt-300m"]()
+    for text, (_, kib) in TABLE.items():
+        model = base.with_variant(parse_arm(text).variant)
+        assert bytes_text(cost.cache_bytes_per_token(model)) == f"{kib:g} KiB"
+
+
+def test_the_cache_of_multi_query_with_a_shared_key_is_64_times_smaller_not_67():
+    base = PRESETS["gpt-1.2b"]()
+    whole, kept = (
+        cost.cache_bytes_per_token(base.with_variant(parse_arm(text).variant))
+        for text in ("q,k,v", "q,k=v/1")
+    )
+    assert whole == 64 * kept
+
+
+def test_the_study_s_five_shot_averages_but_one_are_not_distinguishable():
+    # Items of ARC-C, ARC-E, HellaSwag, PIQA and WinoGrande; the average weighs tasks alike.
+    items = np.array([1172, 2376, 10042, 1838, 1267])
+    shares = np.array([0.1903, 0.3001, 0.2615, 0.5664, 0.5020])
+    error = np.sqrt((shares * (1 - shares) / items).sum()) / len(items)
+    assert 100 * error == pytest.approx(0.48, abs=0.005)
+    averages = {"q,k=v": 35.99, "q,k,v/8": 35.86, "q,k=v/8": 36.72, "q,k=v/1": 34.38}
+    base = 36.40
+    z = {arm: (average - base) / (100 * np.sqrt(2) * error) for arm, average in averages.items()}
+    p = {arm: 2 * scipy_stats.norm.sf(abs(each)) for arm, each in z.items()}
+    from qkvbench.results.critical import holm
+
+    told = {arm for arm, each in holm(p).items() if each < 0.05}
+    assert told == {"q,k=v/1"}
+    assert z["q,k=v/1"] < 0
+
+
+@pytest.mark.parametrize("text", ["q,k,v", "q,k,v~q,k=v", "q,k=v~q,k,v:macs"])
+def test_an_arm_has_one_text(text):
+    assert write_arm(parse_arm(text)) == text
+
+
+@pytest.mark.parametrize("task", ["digits", "lm-reviews"])
+@pytest.mark.parametrize("tie", ["q,k=v", "q=k=v=x", "q,k,v/1"])
+def test_an_arm_of_equal_size_has_as_many_parameters_or_macs(task, tie):
+    found = tasks.find(task)
+    base, tokens = found.model, found.tokens
+    tied = with_arm(base, parse_arm(tie), tokens=tokens)
+    for by, size in (("", lambda model: cost.parameters(model).total), (":macs", None)):
+        measure = size or (lambda model: cost.macs(model, tokens))
+        model = with_arm(base, parse_arm(f"q,k,v~{tie}{by}"), tokens=tokens)
+        assert model.variant == "q,k,v"
+        # Half a hidden unit in every layer is the most that a whole width can be off.
+        step = measure(with_width(model, 2)) - measure(with_width(model, 1))
+        assert abs(measure(model) - measure(tied)) <= step / 2
+
+
+def with_width(model, width):
+    feed_forward = replace(model.blocks[0].feed_forward, width=width)
+    return replace(
+        model, blocks=tuple(replace(block, feed_forward=feed_forward) for block in model.blocks)
+    )
+
+
+def test_an_arm_that_cannot_be_made_so_small_is_refused():
+    base = PRESETS["small-decoder"]()
+    thin = with_width(base, 4)
+    with pytest.raises(ValueError, match="narrow enough"):
+        with_arm(thin, parse_arm("q,k,v~q=k=v=x"), tokens=8)
+
+
+def test_arms_of_equal_size_are_arms_of_their_own_in_a_view(tmp_path):
+    arms = ("q,k,v", "q,k=v", "q,k,v~q,k=v")
+    store = Store(tmp_path)
+    store.write_study(fake_study.info(arms, ("digits",)))
+    base = fake_study.experiments("digits", ("q,k,v",), 3)
+    for run in base:
+        for arm in arms:
+            model = with_arm(run.model, parse_arm(arm), tokens=16)
+            score = 0.9 + 0.01 * run.seed - 0.01 * (arm != "q,k,v")
+            store.write_run(fake_study.record(replace(run, model=model), score))
+    seen = view(store)
+    assert [len(cell.runs) for cell in seen.tasks[0].cells] == [3, 3, 3]
+    sizes = [seen.tasks[0].costs[arm].total_parameters for arm in arms]
+    assert sizes[0] > sizes[1]
+    assert abs(sizes[2] - sizes[1]) < 0.005 * sizes[1]
+    assert seen.others == 0
