@@ -20,7 +20,8 @@ from qkvbench.results.resampling import RESAMPLES
 CUT = 0.25
 _SEED = 0
 
-Pair = Float[np.ndarray, "arms=2 seeds"]
+# Two arms by seeds; tasks have different numbers of them.
+Pair = Float[np.ndarray, "2 _"]
 
 
 @dataclass(frozen=True)

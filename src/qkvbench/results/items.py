@@ -48,7 +48,8 @@ class ItemScores(BaseModel):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         """Numbers that can be read, as many scores as weights."""
-        values, weights = self.arrays()
+        values = _unpacked(self.values)
+        weights = np.ones(len(values)) if self.weights is None else _unpacked(self.weights)
         if len(values) != len(weights) or not 0 < len(values) <= self.items:
             raise ValueError("the items' scores and weights are not equally many")
         if not (np.isfinite(values).all() and np.isfinite(weights).all() and (weights > 0).all()):
