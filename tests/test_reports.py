@@ -181,10 +181,11 @@ def test_solved_seeds_are_told_in_words(study):
 
 
 def test_an_arm_that_loses_nowhere_is_told_apart_from_one_that_does(study):
-    first, second = words.findings(study)[:2]
-    assert "q,k,v/1" in first.text
-    assert "q=k=v=x" not in first.text
-    assert "`q=k=v=x` (digits, sort, recall, lm-reviews)" in second.text
+    matching, open_, worse = words.findings(study)[:3]
+    assert "match" in matching.topic
+    assert "q,k,v/1" in open_.text
+    assert "q=k=v=x" not in open_.text + matching.text
+    assert "`q=k=v=x` (digits, sort, recall, lm-reviews)" in worse.text
 
 
 def test_the_limits_name_what_is_incomplete_and_damaged(study):

@@ -1,6 +1,7 @@
 """Numbers as text, the same way in every report."""
 
 import math
+import statistics
 from collections.abc import Iterable
 
 from qkvbench.results.record import Machine, MetricInfo
@@ -28,10 +29,10 @@ def decimals(task: TaskView) -> int:
             halves = [
                 (high - low) / 2 for low, high in pairs if low is not None and high is not None
             ]
-            # The narrowest: an arm that varies much must not round the others away.
+            # The middle one: an arm that varies much must not round the others away.
             if not halves:
                 return 3
-            return min(4, max(2, math.ceil(-math.log10(min(halves) / 3))))
+            return min(4, max(2, math.ceil(-math.log10(statistics.median(halves) / 3))))
         case _:
             return 3
 

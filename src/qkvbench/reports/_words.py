@@ -23,6 +23,7 @@ from qkvbench.reports._text import (
     telling,
 )
 from qkvbench.results.aggregate import Aggregate
+from qkvbench.results.critical import holm
 from qkvbench.results.dominance import Outlook
 from qkvbench.results.stats import (
     LEVEL,
@@ -346,10 +347,12 @@ def _null(first: str, second: str, outcomes: Sequence[tuple[TaskView, SameFuncti
     ]
     if not tested:
         return f"{head}; no task tests them against each other."
+    # One question asked on several tasks is one family.
+    adjusted = holm({task.name: 1.0 if each.p is None else each.p for task, each in tested})
     apart = [
         f"{task.name} {signed(each.value, decimals(task))} {bounds(each, decimals(task))}"
         for task, each in tested
-        if each.clear
+        if adjusted[task.name] < LEVEL
     ]
     if not apart:
         names = ", ".join(task.name for task, _ in tested)

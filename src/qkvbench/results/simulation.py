@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from scipy import stats
 
 from qkvbench.results.aggregate import aggregate
@@ -243,7 +243,7 @@ def _rows(profile: str, seeds: int, studies: int) -> Callable[..., Outcome]:
 
     def row(
         what: str,
-        happened: Float[np.ndarray, " studies"],
+        happened: Shaped[np.ndarray, " studies"],
         aim: float | None,
         *,
         above: bool = False,
