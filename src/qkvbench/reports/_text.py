@@ -77,14 +77,16 @@ def bounds(difference: Difference, places: int) -> str:
     """The interval of a difference; nothing where there is none."""
     if difference.low is None or difference.high is None:
         return ""
-    places = telling(difference, places)
-    return f"[{number(difference.low, places)}, {number(difference.high, places)}]"
+    low, high = (
+        number(bound, telling(bound, difference, places))
+        for bound in (difference.low, difference.high)
+    )
+    return f"[{low}, {high}]"
 
 
-def telling(difference: Difference, places: int) -> int:
+def telling(bound: float, difference: Difference, places: int) -> int:
     """As many decimals as it takes: a bound beside zero must not read as zero if zero is out."""
-    nearest = min(abs(difference.low or 0), abs(difference.high or 0))
-    while difference.clear and places < 6 and float(f"{nearest:.{places}f}") == 0:
+    while difference.clear and places < 6 and float(f"{abs(bound):.{places}f}") == 0:
         places += 1
     return places
 

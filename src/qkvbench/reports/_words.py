@@ -200,11 +200,9 @@ def _clearly(task: TaskView, result: Comparison, verdict: Verdict, places: int) 
 
 
 def _how_far(difference: Difference, places: int) -> str:
-    places = telling(difference, places)
-    low, high = sorted((abs(difference.low or 0), abs(difference.high or 0)))
-    return (
-        f"{number(abs(difference.value), places)} ({number(low, places)} to {number(high, places)})"
-    )
+    ends = sorted((abs(difference.low or 0), abs(difference.high or 0)))
+    low, high = (number(end, telling(end, difference, places)) for end in ends)
+    return f"{number(abs(difference.value), places)} ({low} to {high})"
 
 
 def _counted(result: Tally) -> str:
