@@ -117,6 +117,12 @@ def _parser() -> _Parser:
     )
     measure.add_argument("--json", action="store_true", help="one JSON document")
 
+    _add_readers(commands)
+    return parser
+
+
+def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """The commands that read a folder of results and run nothing."""
     report = _command(commands, "report", "the table and the page of a folder of results")
     report.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")
     report.add_argument("--as", dest="report", metavar="NAME", help="one report: 'ls reports'")
@@ -136,7 +142,6 @@ def _parser() -> _Parser:
     plan.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")
     _margin(plan)
     plan.add_argument("--json", action="store_true", help="one JSON document")
-    return parser
 
 
 def _margin(parser: _Parser) -> None:
