@@ -19,6 +19,7 @@ from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.reports import _figures as figures
 from qkvbench.reports import _words as words
 from qkvbench.reports import page, summary, terminal
+from qkvbench.reports._limits import limits
 from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.store import Store
 from qkvbench.results.view import same_functions, view
@@ -189,7 +190,7 @@ def test_an_arm_that_loses_nowhere_is_told_apart_from_one_that_does(study):
 
 
 def test_the_limits_name_what_is_incomplete_and_damaged(study):
-    text = said(words.limits(study))
+    text = said(limits(study))
     assert "`q=k=x,v` (lm-reviews)" in text
     assert "0000000000000000.json" in text
     assert "measure speed of learning more than capacity" in text
@@ -198,8 +199,8 @@ def test_the_limits_name_what_is_incomplete_and_damaged(study):
 def test_mixed_revisions_are_named(tmp_path):
     records = fake_study.scored("digits", fake_study.ARMS[:3])
     study = small(tmp_path, [fake_study.revised(records[0], "0000late"), *records[1:]])
-    assert "0000made" in said(words.limits(study))
-    assert "0000late" in said(words.limits(study))
+    assert "0000made" in said(limits(study))
+    assert "0000late" in said(limits(study))
     assert "0000late" in page.render(study)
 
 
@@ -284,7 +285,7 @@ def test_a_store_without_its_study_still_has_a_report(tmp_path):
     study = view(Store(tmp_path))
     assert study.baseline == "q,k,v"
     assert set(study.arms) == set(fake_study.ARMS[:3])
-    assert "study.json" in said(words.limits(study))
+    assert "study.json" in said(limits(study))
     assert page.render(study)
 
 

@@ -306,8 +306,8 @@ def test_a_run_that_diverged_has_not_solved_its_task():
 
 def test_counts_match_only_where_their_exact_bounds_say_so():
     # 60 of 60: each one-sided bound at 2.5% leaves 1 − 0.025^(1/60) = 6% between the two.
-    assert stats.not_lower_p(60, 60, seeds=60, margin=0.25) < 1e-6
+    assert critical.not_lower_p(60, 60, seeds=60, margin=0.25) < 1e-6
     room = 1 - 0.025 ** (1 / 60)
-    assert stats.not_lower_p(60, 60, seeds=60, margin=room) == pytest.approx(0.05)
-    assert stats.not_lower_p(5, 5, seeds=5, margin=0.25) > 0.05
-    assert stats.not_lower_p(3, 5, seeds=5, margin=0.25) == 1.0
+    assert critical.not_lower_p(60, 60, seeds=60, margin=room) == pytest.approx(0.05)
+    assert critical.not_lower_p(5, 5, seeds=5, margin=0.25) > 0.05
+    assert critical.not_lower_p(3, 5, seeds=5, margin=0.25) == 1.0

@@ -3,12 +3,21 @@
 import math
 import statistics
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from qkvbench.results.record import Machine, MetricInfo
 from qkvbench.results.stats import Comparison, Difference, Tally
 from qkvbench.results.view import TaskView
 
 LISTED = " · "
+
+
+@dataclass(frozen=True)
+class Note:
+    """Some sentences and what they are about. Equations stand between backquotes."""
+
+    topic: str
+    text: str
 
 
 def metric_text(metric: MetricInfo) -> str:

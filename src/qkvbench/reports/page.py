@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.experiment import from_json
 from qkvbench.reports import _figures as figures
+from qkvbench.reports._limits import limits
 from qkvbench.reports._table import caption, columns, failures, legend, nickname
 from qkvbench.reports._text import (
     change,
@@ -21,7 +22,7 @@ from qkvbench.reports._text import (
     share,
     spans,
 )
-from qkvbench.reports._words import findings, limits
+from qkvbench.reports._words import findings
 from qkvbench.results.record import Record
 from qkvbench.results.stats import (
     CHANCE_LEVEL,

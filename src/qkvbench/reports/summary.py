@@ -4,7 +4,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from qkvbench.reports._words import findings, limits
+from qkvbench.reports._limits import limits
+from qkvbench.reports._words import findings
 from qkvbench.results.stats import verdicts
 from qkvbench.results.view import Cell, TaskView, View
 

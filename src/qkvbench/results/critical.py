@@ -57,6 +57,26 @@ def clopper_pearson(solved: int, seeds: int, *, level: float = LEVEL) -> tuple[f
     return float(low), float(high)
 
 
+def not_lower_p(first: int, second: int, *, seeds: int, margin: float) -> float:
+    """One-sided p that the first share of solved seeds is below the second by the margin or more.
+
+    Where each share's exact one-sided bound at half the level leaves less than the margin between
+    them, that is shown at the level; p is the smallest such level. Careful: it is never too small.
+    """
+
+    def apart(level: float) -> float:
+        low = clopper_pearson(first, seeds, level=level)[0]
+        return clopper_pearson(second, seeds, level=level)[1] - low
+
+    if apart(1.0) >= margin:
+        return 1.0
+    small, large = 0.0, 1.0
+    for _ in range(40):
+        middle = (small + large) / 2
+        small, large = (small, middle) if apart(middle) < margin else (middle, large)
+    return large
+
+
 def wilson(share: float, count: float, *, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's score bounds on a share that `count` independent cases came to."""
     z = float(stats.norm.isf(level / 2))

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from qkvbench.results.critical import LEVEL, boschloo, clopper_pearson, holm
+from qkvbench.results.critical import LEVEL, boschloo, clopper_pearson, holm, not_lower_p
 from qkvbench.results.layout import Differences, detectable, differences, provable, residuals
 
 # A baseline learned where its seeds beat chance in a one-sided t test at this level.
@@ -296,26 +296,6 @@ def tally(
         counts=counts | _tested(counts, base, others, margin),
         lowest=max(told, default=None),
     )
-
-
-def not_lower_p(first: int, second: int, *, seeds: int, margin: float) -> float:
-    """One-sided p that the first share of solved seeds is below the second by the margin or more.
-
-    Where each share's exact one-sided bound at half the level leaves less than the margin between
-    them, that is shown at the level; p is the smallest such level. Careful: it is never too small.
-    """
-
-    def apart(level: float) -> float:
-        low = clopper_pearson(first, seeds, level=level)[0]
-        return clopper_pearson(second, seeds, level=level)[1] - low
-
-    if apart(1.0) >= margin:
-        return 1.0
-    small, large = 0.0, 1.0
-    for _ in range(40):
-        middle = (small + large) / 2
-        small, large = (small, middle) if apart(middle) < margin else (middle, large)
-    return large
 
 
 def reaches(score: float, threshold: float, *, better: Better) -> bool:
