@@ -378,13 +378,13 @@ def test_with_time_enough_all_is_observed_in_the_order_of_weight():
 
 
 def test_what_does_not_fit_is_left_out_and_named():
-    call, seen, left_out = asked(9.5, prefill=TooLong(30.0))
+    call, seen, left_out = asked(7.5, prefill=TooLong(30.0))
     assert "prefill" in left_out
     assert "30 s" in seen.left_out[0].reason
     assert set(seen.arms[0].timings) == {"decode", "forward"}
     assert "memory of decode, q,k,v" not in left_out
     assert left_out.count("memory of forward, q,k,v") == 1
-    assert call.now <= 100 + 9.5
+    assert call.now <= 100 + 7.5
 
 
 def test_a_bound_that_is_over_leaves_everything_out():
@@ -430,18 +430,20 @@ def test_stored_measurements_still_load_and_keep_their_identity(request):
 # --- The command ---
 
 
-def test_measuring_prints_one_json_document_with_its_arms(tmp_path):
-    words = ["measure", "q,k,v", "q,k=v", "q,k,v", "--context", "100", "--batch", "1"]
-    command = [sys.executable, "-m", "qkvbench", *words, "--seconds", "45", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    shown = json.loads(done.stdout)
-    assert shown["left_out"] == shown["failed"] == [], done.stderr
+def test_measuring_prints_one_json_document_with_its_arms(capsys):
+    words = ["measure", "q,k,v", "q,k=v", "--context", "60", "--batch", "1"]
+    status = main([*words, "--seconds", "8", "--json"])
+    told = capsys.readouterr()
+    assert status == 0, told.err
+    shown = json.loads(told.out)
+    assert shown["failed"] == []
+    missing = {each["what"] for each in shown["left_out"]}
     arms = shown["arms"]
-    assert [arm["variant"] for arm in arms] == ["q,k,v", "q,k=v", "q,k,v"]
+    assert [arm["variant"] for arm in arms] == ["q,k,v", "q,k=v"]
     assert arms[0]["cache_bytes"] == 2 * arms[1]["cache_bytes"]
     for arm in arms:
-        assert set(arm["timings"]) == {"decode", "prefill", "forward"}
+        # On a busy machine some may be left out, and is named then.
+        assert set(arm["timings"]) == {"decode", "prefill", "forward"} - missing
         assert arm["kernel"]
         assert arm["decode_p50_s"] > 0
         for timing in arm["timings"].values():
@@ -473,6 +475,25 @@ def test_a_bound_too_small_for_anything_is_said_and_ends_with_1(capsys):
     assert json.loads(told.out)["arms"] == []
     assert {each["what"] for each in json.loads(told.out)["left_out"]} >= {"decode"}
     assert "write more --seconds" in told.err
+
+
+@pytest.mark.slow
+def test_a_whole_call_ends_near_its_bound_with_nothing_left_out_and_two_copies_alike(tmp_path):
+    words = ["measure", "q,k,v", "q,k,v", "--context", "256", "--batch", "2", "--json"]
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "qkvbench", *words, "--seconds", "40"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    took_s = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["left_out"] == shown["failed"] == []
+    assert took_s < 45
+    found = shown["arms"][1]["timings"]["decode"]["ratio"]
+    assert found["value"] == pytest.approx(1, abs=0.03)
 
 
 def test_a_ratio_shows_digits_that_tell_its_bounds_apart():

@@ -65,7 +65,7 @@ class Allowance:
 class Timed:
     """One arm's steps, one list for each block of rounds.
 
-    ``ready_s`` is how long it took to build the arm and to warm it up.
+    ``ready_s`` is how long it takes to build the arm and to warm it up once more.
     """
 
     blocks: list[list[Step]]
@@ -277,6 +277,7 @@ def _warm(
             kind, model, conditions.precision, context=context, batch=conditions.batch
         )
         stepping = time.perf_counter()
+        built_s = stepping - began
         steps_s: list[float] = []
         while len(steps_s) < WARM_UP_STEPS and time.perf_counter() - stepping < WARM_UP_S:
             before = time.perf_counter()
@@ -285,4 +286,6 @@ def _warm(
     except Exception as error:
         # Whatever is wrong with one arm, the others are timed.
         return Untimed(model.variant, f"{type(error).__name__}: {error}")
-    return Arm(work, time.perf_counter() - began, move_s=0.0, step_s=min(steps_s))
+    step_s = min(steps_s)
+    # The first steps of a process load what no later arm has to wait for.
+    return Arm(work, built_s + len(steps_s) * step_s, move_s=0.0, step_s=step_s)
