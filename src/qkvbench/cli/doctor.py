@@ -27,7 +27,8 @@ from qkvbench.data.wheel import Wheel
 from qkvbench.experiment import PRECISIONS, Precision
 
 # Without one of these, nothing runs.
-NEEDED = ("jaxtyping", "numpy", "psutil", "pydantic", "rich", "safetensors", "scipy", "torch")
+NEEDED = ("jaxtyping", "jinja2", "numpy", "psutil", "pydantic", "rich", "safetensors")
+NEEDED += ("scikit-learn", "scipy", "torch")
 # The name under which a package is imported, where it is not its own.
 IMPORTED = {"scikit-learn": "sklearn", "import-linter": "importlinter", "pytest-xdist": "xdist"}
 IMPORTED |= {"pytest-timeout": "pytest_timeout"}
