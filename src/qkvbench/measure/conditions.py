@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -26,11 +27,35 @@ class Conditions:
     seconds: float = 20.0
 
 
+# The fields with a default that a model had when the first measurements were named: all others
+# stand in an identity only where they are not at their defaults.
+NAMED_AT_DEFAULT = frozenset({"base", "eps", "kind", "matrix", "norm", "rotation", "tied"})
+
+
 def identity(model: Model, conditions: Conditions) -> str:
     """Sixteen hexadecimal digits that name a measurement in a store.
 
-    A new field of either would orphan what was measured before: leave it out here at its default.
+    A new field of a model with a default keeps the names of what was measured before it.
     """
-    spec = TypeAdapter(Model).dump_python(model, mode="json")
+    adapter = TypeAdapter(Model)
+    spec = _as_named(
+        adapter.dump_python(model, mode="json"),
+        adapter.dump_python(model, mode="json", exclude_defaults=True),
+    )
     text = json.dumps([spec, asdict(conditions)], sort_keys=True)
     return sha256(text.encode()).hexdigest()[:16]
+
+
+def _as_named(whole: Any, changed: Any) -> Any:
+    """The whole value without the later fields that are at their defaults."""
+    match whole, changed:
+        case dict(), dict():
+            return {
+                key: _as_named(value, changed.get(key, value))
+                for key, value in whole.items()
+                if key in changed or key in NAMED_AT_DEFAULT
+            }
+        case list(), list():
+            return [_as_named(*pair) for pair in zip(whole, changed, strict=True)]
+        case _:
+            return whole
