@@ -67,6 +67,13 @@ def with_position(base: Model, text: str | None) -> Model:
         raise RequestError(str(error)) from None
 
 
+def model_or_task_s(name: str) -> Model:
+    """The model that is meant: one with a name, or that of a task."""
+    if name in PRESETS:
+        return PRESETS[name]()
+    return tasks.find(_known("model or task", name, [*PRESETS, *tasks.names()])).model
+
+
 def precision(name: str) -> Precision:
     """The precision that is meant."""
     return cast(Precision, _known("precision", name, list(PRECISIONS)))

@@ -16,6 +16,8 @@ class Request(argparse.Namespace):
     """A request that was understood; `answer` carries it out."""
 
     answer: Callable[["Request"], int]
+    # When the command began, on the clock `time.monotonic`.
+    began_s: float
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,18 +106,29 @@ def _parser() -> _Parser:
     )
     show.add_argument("--json", action="store_true", help="one JSON document")
 
-    measure = _command(commands, "measure", "decoding on the clock, arms interleaved")
-    measure.add_argument("variants", nargs="+", metavar="VARIANT", help="equations or names")
-    measure.add_argument("--model", default="small-decoder", metavar="NAME", help="(small-decoder)")
+    measure = _command(
+        commands, "measure", "forward, prefill, decode on the clock, arms interleaved; memory"
+    )
+    measure.add_argument(
+        "variants", nargs="+", metavar="VARIANT", help="equations or names; one twice: A/A"
+    )
+    measure.add_argument(
+        "--model", default="small-decoder", metavar="NAME", help="or a task's (small-decoder)"
+    )
     measure.add_argument("--position", metavar="P", help="positions in the model's place")
-    measure.add_argument("--context", type=_count, default=4096, metavar="N", help="tokens (4096)")
+    measure.add_argument(
+        "--context", type=_count, metavar="N", help="tokens of a sequence (4096, or what fits)"
+    )
     measure.add_argument("--batch", type=_count, default=4, metavar="N", help="sequences (4)")
-    measure.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="(fp32)")
+    measure.add_argument("--precision", default="fp32", metavar="P", help="fp32, bf16 or fp16")
     measure.add_argument("--threads", type=_count, default=1, metavar="N", help="(1)")
     measure.add_argument(
-        "--seconds", type=_seconds, default=20.0, metavar="S", help="of timing (20)"
+        "--seconds", type=_seconds, default=60.0, metavar="S", help="of the whole call (60)"
     )
     measure.add_argument("--json", action="store_true", help="one JSON document")
+
+    doctor = _command(commands, "doctor", "what is installed, which kernels really run, how fast")
+    doctor.add_argument("--json", action="store_true", help="one JSON document")
 
     report = _command(commands, "report", "the table and the page of a folder of results")
     report.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")

@@ -8,8 +8,9 @@ from typing import Protocol, runtime_checkable
 from qkvbench import tasks
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.experiment import Experiment
-from qkvbench.measure.decode import Conditions, identity, measurements
+from qkvbench.measure.conditions import Conditions, identity
 from qkvbench.measure.machine import cores
+from qkvbench.measure.observe import measurements
 from qkvbench.model import Model
 from qkvbench.recipes import Study
 from qkvbench.results.record import Record, StudyInfo
