@@ -24,9 +24,6 @@ RUN = [sys.executable, "-m", "qkvbench"]
 CHECKED = """
 import sys
 from qkvbench.cli import main
-from qkvbench.cli.parser import parsed
-from qkvbench.cli.run import asked
-from qkvbench.model import Learned
 status = main(sys.argv[1:])
 sys.exit(99 if {"torch", "jax"} & set(sys.modules) else status)
 """
