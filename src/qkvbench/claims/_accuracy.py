@@ -65,7 +65,7 @@ def arithmetic(arm: str) -> Arithmetic:
         if p - chance < 1.96 * 100 * math.sqrt(chance / 100 * (1 - chance / 100) / questions)
     ]
     return Arithmetic(
-        says=f"The average differs by {signed(difference(arm), 2)} points; the questions alone give "
-        f"a standard error of {error():.2f} (Holm's p {adjusted(arm):.2g}). The baseline is not "
+        says=f"The average differs by {signed(difference(arm), 2)} points; questions alone give a "
+        f"standard error of {error():.2f} (Holm's p {adjusted(arm):.2g}). The baseline is not "
         f"above chance on {', '.join(near)}."
     )

@@ -40,6 +40,11 @@ class Shift:
         return -self.low if self.better == "higher" else self.high
 
     @property
+    def smallest_loss(self) -> float:
+        """How much is lost at least, at the interval's better end."""
+        return -self.high if self.better == "higher" else self.low
+
+    @property
     def text(self) -> str:
         """The shift with its interval, in the task's own unit."""
         places = 3 if min(abs(self.low), abs(self.high)) >= 0.01 else 4
@@ -86,7 +91,8 @@ class Silent:
 class Piece:
     """What one store shows of one arm against another on one task.
 
-    ``runs`` are the ids of the records of both arms; ``parameters`` the other arm's.
+    ``runs`` are the ids of the records of both arms; ``parameters`` the other arm's. ``uneven``
+    where one of them varies more over the seeds than the noise that is pooled over the arms.
     """
 
     store: str
@@ -97,15 +103,19 @@ class Piece:
     steps: int
     parameters: int
     runs: tuple[str, ...]
+    uneven: bool
     outcome: Shift | Solved | Silent
 
     @property
     def text(self) -> str:
         """Store, task, outcome, and how large the evidence is."""
+        uneven = (
+            "; it varies more than the pooled noise, so this is too sure" if self.uneven else ""
+        )
         return (
             f"{self.task} in {self.store}: `{self.arm}` against `{self.against}`, "
             f"{self.outcome.text}; {self.seeds} seeds, {self.steps:,} steps, "
-            f"{self.parameters:,} parameters"
+            f"{self.parameters:,} parameters{uneven}"
         )
 
 
@@ -152,6 +162,7 @@ def _piece(store: str, task: TaskView, arm: str, against: str) -> Piece | None:
         steps=task.steps,
         parameters=task.costs[against].total_parameters,
         runs=tuple(run.id for name in (against, arm) for run in cells[name].runs),
+        uneven=isinstance(task.result, Comparison) and task.result.uneven in (arm, against),
         outcome=_outcome(task, cells, arm, against),
     )
 

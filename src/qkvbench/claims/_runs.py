@@ -6,7 +6,7 @@ from typing import Literal
 
 from qkvbench import recipes, tasks
 from qkvbench.claims._claim import Claim, Finding, Verdict
-from qkvbench.claims._evidence import Piece, Shift, Shown, Silent, pieces
+from qkvbench.claims._evidence import Piece, Shift, Shown, Silent, Solved, pieces
 from qkvbench.cost import parameters
 from qkvbench.model import Model
 from qkvbench.results.stats import LEVEL, holm
@@ -21,28 +21,35 @@ Expected = Literal["worse", "no worse"]
 class Scale:
     """Where a source made its claim: the smallest and the largest model, and the setting.
 
+    ``models`` is None where the source does not say enough to count their parameters.
     ``takes`` says what runs there would need. ``tasks`` are those of this bench that are of the
     same setting; often there is none.
     """
 
-    models: Callable[[], tuple[Model, Model]]
+    models: Callable[[], tuple[Model, Model]] | None
     setting: str
     takes: Callable[[], str]
     tasks: tuple[str, ...] = ()
 
     @property
-    def sizes(self) -> tuple[int, int]:
+    def sizes(self) -> tuple[int, int] | None:
         """The learned numbers of the smallest and of the largest model."""
+        if self.models is None:
+            return None
         smallest, largest = self.models()
         return parameters(smallest).total, parameters(largest).total
 
     def holds(self, task: str, size: int) -> bool:
         """Whether runs of this task and number of parameters are at this scale."""
+        if self.sizes is None or task not in self.tasks:
+            return False
         smallest, largest = self.sizes
-        return task in self.tasks and smallest / ALIKE <= size <= largest * ALIKE
+        return smallest / ALIKE <= size <= largest * ALIKE
 
     def away(self, size: int) -> str:
         """How far off a model of this many parameters is."""
+        if self.sizes is None:
+            return f"{size:,} parameters"
         smallest, largest = self.sizes
         if size < smallest:
             return f"1/{smallest / size:,.0f} of the source's parameters"
@@ -55,8 +62,9 @@ class Scale:
 class Runs:
     """An arm beside another on some tasks; all comparisons of the claim hold together (Holm).
 
-    "No worse" needs a ``margin`` (in the tasks' unit) to be supported: the whole interval must lie
-    within it. Without one, or for seeds that are counted, it can be refuted only.
+    "No worse" allows a loss of ``margin``, in the tasks' unit: it is supported where the whole
+    interval lies within, refuted where the whole interval lies beyond. Without one any clear loss
+    refutes. Seeds that are counted have no margin.
     """
 
     arm: str
@@ -89,7 +97,8 @@ class Runs:
         if ruling is None:
             return None
         size = max(piece.parameters for piece in ruling.pieces)
-        why = f"At {self.scale.away(size)}, not {self.scale.setting}: {ruling.why}"
+        direction = ", and of the direction only" if self.expected == "worse" else ""
+        why = f"Not of {self.scale.setting} but at {self.scale.away(size)}{direction}: {ruling.why}"
         return Finding(ruling.verdict, why, pieces=ruling.pieces)
 
     def _ruling(self, found: Sequence[Piece]) -> Finding | None:
@@ -98,32 +107,35 @@ class Runs:
         if not speaking:
             return None
         p = holm({str(index): _p(piece) for index, piece in enumerate(speaking)})
-        each = [self._one(piece, p[str(index)]) for index, piece in enumerate(speaking)]
-        verdict = self._together(zip((piece.task for piece in speaking), each, strict=True))
-        telling = [piece for piece, one in zip(speaking, each, strict=True) if one == verdict]
+        each: list[tuple[Piece, Verdict]] = [
+            (piece, self._one(piece.outcome, p[str(index)])) for index, piece in enumerate(speaking)
+        ]
+        verdict = self._together(each)
+        telling = [piece for piece, one in each if one == verdict]
         why = "; ".join(_brief(piece) for piece in telling or speaking)
-        also = len(speaking) - len(telling or speaking)
-        return Finding(
-            verdict,
-            f"{why}{f'; {also} more beside it' if also else ''}.",
-            pieces=tuple(speaking),
-        )
+        others = len(speaking) - len(telling or speaking)
+        also = f"; {others} more {'does' if others == 1 else 'do'} not tell" if others else ""
+        return Finding(verdict, f"{why}{also}.", pieces=tuple(speaking))
 
-    def _one(self, piece: Piece, p: float) -> Verdict:
-        outcome = piece.outcome
-        assert not isinstance(outcome, Silent)
-        if p < LEVEL:
-            return "supported" if (outcome.gain < 0) == (self.expected == "worse") else "refuted"
-        small = isinstance(outcome, Shift) and self.margin is not None
-        if self.expected == "no worse" and small and outcome.largest_loss <= self.margin:
-            return "supported"
-        return "not distinguishable"
+    def _one(self, outcome: Shift | Solved | Silent, p: float) -> Verdict:
+        """What one comparison says, by its p value adjusted for all of the claim."""
+        allowed = self.margin or 0.0
+        match outcome:
+            case Shift() if self.expected == "no worse" and outcome.largest_loss <= allowed:
+                return "supported"
+            case Shift() if self.expected == "no worse" and outcome.smallest_loss <= allowed:
+                return "not distinguishable"
+            case Shift() | Solved() if p < LEVEL:
+                lost = outcome.gain < 0
+                return "supported" if lost == (self.expected == "worse") else "refuted"
+            case _:
+                return "not distinguishable"
 
-    def _together(self, each: Iterable[tuple[str, Verdict]]) -> Verdict:
+    def _together(self, each: Iterable[tuple[Piece, Verdict]]) -> Verdict:
         """One contradiction refutes; support must come from each task of the claim."""
         by_task: dict[str, set[Verdict]] = {}
-        for task, verdict in each:
-            by_task.setdefault(task, set()).add(verdict)
+        for piece, verdict in each:
+            by_task.setdefault(piece.task, set()).add(verdict)
         if any("refuted" in verdicts for verdicts in by_task.values()):
             return "refuted"
         if all("supported" in by_task.get(task, ()) for task in self.tasks):

@@ -15,8 +15,8 @@ def _training(model: Model, tokens: float, text: str) -> str:
     length = 1024
     one = 3 * flops(model, length) / length * tokens
     return (
-        f"two arms of {model.name} and {_SEEDS} seeds, {2 * _SEEDS} runs of {one:.1e} floating-point "
-        f"operations each, on {text}"
+        f"{2 * _SEEDS} runs of {model.name} (two arms, {_SEEDS} seeds) of {one:.0e} floating-point "
+        f"operations, on {text}"
     )
 
 
@@ -41,28 +41,27 @@ AT_125M = Scale(
     models=lambda: (gpt2_small(), gpt2_small()),
     setting="a 125M model on GLUE and WMT14",
     takes=lambda: (
-        "a pretrained model of GPT-2's size for each arm, fine-tuned on GLUE and WMT14 with several "
-        "seeds; both benchmarks are missing here"
+        "pretrained models of GPT-2's size, fine-tuned on GLUE and WMT14 with several seeds an arm"
     ),
 )
 
 SYNTHETIC = Scale(
     models=study_synthetic,
     setting="the study's synthetic encoders",
-    takes=lambda: "runs of these tasks with encoders of the study's size",
+    takes=lambda: "runs of these tasks with models of the study's sizes",
     tasks=("sort",),
 )
 
 # Claims on small models that are not bound to one of the study's tasks.
 SMALL = Scale(
     models=study_synthetic,
-    setting="small encoders on tasks that attention must solve",
-    takes=lambda: "runs of these tasks with encoders of the study's size",
+    setting="small models on tasks that attention must solve",
+    takes=lambda: "runs of these tasks with models of the study's sizes",
     tasks=("sort", "recall"),
 )
 
 VISION = Scale(
-    models=study_synthetic,
+    models=None,
     setting="the study's vision Transformers on MNIST, FashionMNIST, CIFAR and an anomaly task",
     takes=lambda: "those five data sets, and vision encoders with patches of 4 pixels",
 )

@@ -16,7 +16,7 @@ CLAIM = Claim(
     arithmetic=_arithmetic,
     tests=(
         Elsewhere(
-            "a stack of two towers and a task of image-text pairs, with several seeds of `q,k,v` and `q=k,v`"
+            "a model of two towers, a task of image-text pairs, and several seeds of each arm"
         ),
     ),
 )

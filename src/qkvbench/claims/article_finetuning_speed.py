@@ -9,8 +9,8 @@ def _arithmetic() -> Arithmetic:
     model = gpt2_small()
     shared, none = (1 / (1 - saved_flops(model, arm, 1)) for arm in ("q=k=v", "q=k=v=x"))
     return Arithmetic(
-        says=f"Where matrix products take the time, `q=k=v` is at most {shared:.2f}× as fast and no "
-        f"projections at all {none:.2f}×. Time that goes elsewhere is not bounded by this."
+        says=f"Where matrix products take the time, `q=k=v` is at most {shared:.2f}× as fast, and "
+        f"`q=k=v=x` {none:.2f}×. Time that goes elsewhere is not bounded by this."
     )
 
 

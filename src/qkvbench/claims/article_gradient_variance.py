@@ -8,15 +8,15 @@ def _arithmetic() -> Arithmetic:
 
 
 CLAIM = Claim(
-    text="On sequences of 100k tokens, training without key projections has gradient norms that vary more.",
+    text=(
+        "On sequences of 100k tokens, gradient norms vary more in training without key projections."
+    ),
     source=ARTICLE,
     place="text on limits",
     quantity="variance of the gradient norm over training steps, by length and variant",
     stated=(),
     arithmetic=_arithmetic,
     tests=(
-        Elsewhere(
-            "training at several lengths up to 100k tokens with the norm of each step recorded, on a GPU"
-        ),
+        Elsewhere("training at lengths up to 100k tokens on a GPU, the norm of each step recorded"),
     ),
 )

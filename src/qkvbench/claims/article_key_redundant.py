@@ -13,8 +13,8 @@ def _arithmetic() -> Arithmetic:
     query, value = (loss_300m(arm).text for arm in PAIR)
     saved = percent(1 - kept(study_300m(), "q=k,v"), 0)
     return Arithmetic(
-        says=f"The study reports the opposite at 300M: `q=k,v` loses {query} of perplexity, `q,k=v` "
-        f"{value}, one run each; and `q=k,v` saves {saved} of the cache.",
+        says=f"At 300M the study reports the opposite: `q=k,v` loses {query} of perplexity, "
+        f"`q,k=v` {value}, one run each; and `q=k,v` saves {saved} of the cache.",
     )
 
 

@@ -9,8 +9,8 @@ def _arithmetic() -> Arithmetic:
     glue = reduction(printed("62.3"), printed("85.2")).text
     bleu = reduction(printed("18.9"), printed("28.4")).text
     return Arithmetic(
-        says=f"Its table loses {glue} of GLUE and {bleu} of BLEU. Nothing bounds a loss of quality; "
-        "no interval and no number of seeds is given."
+        says=f"Its table loses {glue} of GLUE and {bleu} of BLEU. Neither an interval nor "
+        "a number of seeds is given, and nothing bounds a loss of quality."
     )
 
 

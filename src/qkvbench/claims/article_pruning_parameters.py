@@ -21,7 +21,7 @@ def _arithmetic() -> Arithmetic:
 
 
 CLAIM = Claim(
-    text="Removing projections saves 30 to 40% of the parameters, of which the lower end is taken here.",
+    text="Removing projections saves at least 30% of the parameters.",
     source=ARTICLE,
     place="table of approaches, QKV pruning",
     quantity="largest share of the parameters that removing Q, K and V projections saves",

@@ -11,7 +11,7 @@ def _arithmetic() -> Arithmetic:
     cache = percent(1 - kept(model, "q,k=v"), 0)
     return Arithmetic(
         says=f"Compute falls by {compute} at most, even without any projection at 125M; the cache "
-        f"that decoding reads by {cache}. What a request costs lies between, and depends on both."
+        f"that decoding reads by {cache}. Neither settles what a request costs."
     )
 
 

@@ -11,7 +11,7 @@ def _arithmetic() -> Arithmetic:
     model = gpt2_small()
     least, usual, most = (saved_flops(model, "q=k=v", tokens) for tokens in (LONGEST, 128, 1))
     return Arithmetic(
-        says=f"The longer the input, the more of the work is scores: {percent(usual)} at 128 tokens, "
+        says=f"The longer the input, the less: {percent(usual)} at 128 tokens, "
         f"{percent(least)} at {LONGEST}. A third is one projection's share of the projection step.",
         figures=(
             Figure(100 * usual, 100 * least, 100 * most, f"{percent(least)} to {percent(most)}"),

@@ -20,7 +20,7 @@ def _arithmetic() -> Arithmetic:
 
 
 CLAIM = Claim(
-    text="One projection for query, key and value takes a 125M model to 84M parameters, a third fewer.",
+    text="One projection for all takes a 125M model to 84M parameters, a third fewer.",
     source=ARTICLE,
     place="results table, Shared QKV",
     quantity="parameters of the whole 125M model, millions",

@@ -8,8 +8,7 @@ from qkvbench.claims._scales import AT_300M
 
 def _arithmetic() -> Arithmetic:
     return Arithmetic(
-        says="That is the study's own table at 300M (one run); among its variants no other loses as "
-        "much.",
+        says="That is the study's own table at 300M (one run); no other variant loses as much.",
         figures=(loss_300m("q=k=v"),),
     )
 

@@ -22,7 +22,7 @@ def _arithmetic() -> Arithmetic:
     )
     return Arithmetic(
         says=f"The article's own table of costs for a million tokens saves {saved[0].value:.0f} to "
-        f"{saved[-1].value:.0f}%. Both could hold only if much of the total were no cost of tokens.",
+        f"{saved[-1].value:.0f}%. Both hold only if much of the total is no cost of tokens.",
         figures=(saved[0], saved[-1]),
     )
 

@@ -11,8 +11,8 @@ def _arithmetic() -> Arithmetic:
     ratio = 1 / kept(study_1_2b(), "q,k=v/1")
     slip = CACHE_1_2B["q,k,v"].value / CACHE_1_2B["q,k=v/1"].value
     return Arithmetic(
-        says=f"Two tensors of {heads} heads become one of one head. Its own table gives {slip:.0f}× only "
-        "because it divides decimal megabytes by binary ones.",
+        says=f"Two tensors of {heads} heads become one of one head. Its own table gives "
+        f"{slip:.0f}× only because it divides decimal megabytes by binary ones.",
         figures=(exact(ratio, f"{ratio:.0f}×"),),
     )
 

@@ -11,8 +11,8 @@ def _arithmetic() -> Arithmetic:
     shares = {arm: kept(study_300m(), arm) for arm in KEPT}
     found = ", ".join(f"`{arm}` {100 * each:.0f}%" for arm, each in shares.items())
     return Arithmetic(
-        says=f"A decoder keeps, at any size: {found}, as the published paper says. The draft counts "
-        "projections, which a cache does not hold; and the image encoder it is about has no cache.",
+        says=f"A decoder keeps, at any size: {found}, as the published paper says. The draft seems "
+        "to count projections; and the image encoder that it is about has no cache.",
         figures=tuple(share(each) for each in shares.values()),
     )
 

@@ -7,14 +7,14 @@ from qkvbench.claims._reported import loss_300m
 
 def _arithmetic() -> Arithmetic:
     return Arithmetic(
-        says="That is what its main table gives for the same length, if the two are of one budget; "
-        "with one run each, neither is known to be the better figure.",
+        says="That is its main table's loss at the same length, so the tables contradict each "
+        "other unless their budgets differ. Which is nearer is not known: one run each.",
         figures=(loss_300m("q,k=v"),),
     )
 
 
 CLAIM = Claim(
-    text="The loss of sharing key and value shrinks with length, to 2.2% of perplexity at 2,048.",
+    text="At 2,048 tokens, by the table of lengths, sharing key and value costs 2.2%.",
     source=STUDY,
     place="table 16 (seen in one secondary source), against table 4",
     quantity="validation perplexity that `q,k=v` loses at 2,048 tokens, percent",

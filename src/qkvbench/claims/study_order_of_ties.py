@@ -7,8 +7,8 @@ from qkvbench.claims._scales import AT_300M
 
 def _arithmetic() -> Arithmetic:
     return Arithmetic(
-        says=f"Its table gives {loss_300m('q=k,v').text} against {loss_300m('q,k=v').text}, one run "
-        "each. Nothing bounds a difference of quality."
+        says=f"Its table gives {loss_300m('q=k,v').text} against {loss_300m('q,k=v').text}, one "
+        "run each. Nothing bounds a difference of quality."
     )
 
 

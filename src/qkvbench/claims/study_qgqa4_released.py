@@ -17,7 +17,7 @@ def _arithmetic() -> Arithmetic:
 
 
 CLAIM = Claim(
-    text="Q-GQA-4 has four groups, the released number of parameters, and saves 87.5% of the cache.",
+    text=("Q-GQA-4 has four groups, the released parameter count, and saves 87.5% of the cache."),
     source=STUDY,
     place="table 4 and released configuration",
     quantity="parameters of `q,k=v/4` at 300M, and cache saved, percent",

@@ -10,7 +10,7 @@ def _arithmetic() -> Arithmetic:
 
 
 CLAIM = Claim(
-    text="A variant whose value is tied to its key fails at associative recall with four heads, not with one.",
+    text="With its value tied to its key a model fails at recall with four heads, not with one.",
     source=STUDY,
     place="authors' later runs of Keyless, commit ff3ef42",
     quantity="seeds of `q,k=v` that solve recall, by number of heads",

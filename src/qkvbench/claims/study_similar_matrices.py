@@ -6,8 +6,8 @@ from qkvbench.claims._figure import printed
 
 def _arithmetic() -> Arithmetic:
     return Arithmetic(
-        says="That is the cosine of the weights in the authors' later table (commit 4585ac0) for the "
-        "300M model. Activations are alike there (CKA 0.70), which may be what was meant.",
+        says="That is the weights' cosine at 300M in the authors' later table (commit 4585ac0). "
+        " Activations are alike there (CKA 0.70), which may be what was meant.",
         figures=(printed("0.0000"),),
     )
 

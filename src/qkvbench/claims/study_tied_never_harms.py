@@ -1,7 +1,11 @@
 """Sharing key and value on small tasks in general."""
 
 from qkvbench.claims import STUDY, Arithmetic, Claim, Runs
+from qkvbench.claims._reported import SORT
 from qkvbench.claims._scales import SMALL
+
+# No harm is no more than what its own table loses on sorting.
+LOSS = SORT["q,k,v"].value - SORT["q,k=v"].value
 
 
 def _arithmetic() -> Arithmetic:
@@ -18,6 +22,6 @@ CLAIM = Claim(
     quantity="scores of `q,k=v` beside those of `q,k,v`; on recall, seeds that solve it",
     stated=(),
     arithmetic=_arithmetic,
-    tests=(Runs("q,k=v", "no worse", ("sort", "recall"), SMALL, margin=0.013),),
+    tests=(Runs("q,k=v", "no worse", ("sort", "recall"), SMALL, margin=LOSS),),
     recipe="quick",
 )

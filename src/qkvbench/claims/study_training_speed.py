@@ -10,8 +10,8 @@ LENGTH = 2048
 def _arithmetic() -> Arithmetic:
     most = 1 / (1 - saved_flops(study_300m(), "q,k=v", LENGTH)) - 1
     return Arithmetic(
-        says=f"Its tokens per second give that. The matrix products saved would allow {100 * most:.1f}% "
-        "if nothing else took time.",
+        says=f"Its tokens per second give that. The matrix products saved would allow "
+        f"{100 * most:.1f}% if nothing else took time.",
         figures=(change(printed("427"), printed("423")),),
     )
 

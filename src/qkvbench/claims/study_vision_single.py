@@ -10,7 +10,7 @@ SINGLE = ("0.978", "0.877", "0.672", "0.376", "0.933")
 
 def _arithmetic() -> Arithmetic:
     return Arithmetic(
-        says="Its own row gives that mean, the baseline's too. Nothing bounds a difference of quality.",
+        says="Its own row gives that mean, and so does the baseline's. Nothing bounds a loss.",
         figures=(mean([printed(each) for each in SINGLE], 4),),
     )
 
