@@ -24,6 +24,7 @@ from qkvbench.claims._arithmetic import (
 )
 from qkvbench.claims._claim import (
     ARTICLE,
+    MEANINGS,
     SOURCES,
     STUDY,
     VERDICTS,
@@ -41,6 +42,7 @@ from qkvbench.claims._runs import Runs, Scale
 
 __all__ = [
     "ARTICLE",
+    "MEANINGS",
     "SOURCES",
     "STUDY",
     "VERDICTS",

@@ -8,13 +8,16 @@ from qkvbench.claims._evidence import Shown
 from qkvbench.claims._figure import Figure, agree, rounds_to
 
 
+_REPORTED = "the figures reported give"
+
+
 @dataclass(frozen=True)
 class Computed:
     """The quantity follows from shapes alone: the figure is right, or it is impossible."""
 
     def finding(self, claim: Claim, shown: Sequence[Shown]) -> Finding:
         """Supported where every stated figure is the computed one at its own digits."""
-        return _compared(claim, otherwise="impossible")
+        return _compared(claim, otherwise="impossible", relation="computed")
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class OwnFigures:
         found = claim.arithmetic()
         pairs = list(zip(claim.stated, found.figures, strict=True))
         if all(agree(a, b) for a, b in pairs) and not all(rounds_to(a, b) for a, b in pairs):
-            return Finding("not distinguishable", _said(claim))
-        return _compared(claim, otherwise="refuted")
+            return Finding("not distinguishable", _said(claim, _REPORTED))
+        return _compared(claim, otherwise="refuted", relation=_REPORTED)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Consistent:
 
     def finding(self, claim: Claim, shown: Sequence[Shown]) -> Finding | None:
         """Refuted or nothing."""
-        found = _compared(claim, otherwise="refuted")
+        found = _compared(claim, otherwise="refuted", relation=_REPORTED)
         return None if found.verdict == "supported" else found
 
 
@@ -110,14 +113,14 @@ def frontier(table: Mapping[str, Point]) -> tuple[str, ...]:
     return tuple(arm for arm in table if not dominators(table, arm))
 
 
-def _compared(claim: Claim, *, otherwise: Verdict) -> Finding:
+def _compared(claim: Claim, *, otherwise: Verdict, relation: str) -> Finding:
     found = claim.arithmetic()
     pairs = zip(claim.stated, found.figures, strict=True)
     right = all(agree(stated, figure) for stated, figure in pairs)
-    return Finding("supported" if right else otherwise, _said(claim))
+    return Finding("supported" if right else otherwise, _said(claim, relation))
 
 
-def _said(claim: Claim, relation: str = "it is") -> str:
+def _said(claim: Claim, relation: str) -> str:
     """Stated beside found, for the first figure that differs, then what arithmetic says."""
     found = claim.arithmetic()
     pairs = list(zip(claim.stated, found.figures, strict=True))

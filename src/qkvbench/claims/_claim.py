@@ -1,5 +1,6 @@
 """What a claim is, what can be found of it, and how its tests are asked in turn."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -16,6 +17,18 @@ Verdict = Literal[
     "not yet run",
 ]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+MEANINGS: dict[Verdict, str] = {
+    "supported": "what is claimed follows: from shapes, from the source's own figures, or from "
+    "runs at the claim's own scale",
+    "refuted": "what is claimed is contradicted: by the source's own figures, or by runs at the "
+    "claim's own scale",
+    "impossible": "arithmetic rules it out: no run can come out so",
+    "not distinguishable": "the figures or runs at hand fit the claim and its contrary",
+    "not testable here": "it takes what this bench lacks; what runs show at a smaller scale stands "
+    "beside it and does not decide it",
+    "not yet run": "a recipe of this bench tests it, and no store that was given holds its runs",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,13 @@ class Finding:
     takes: str = ""
     pieces: tuple[Piece, ...] = ()
     here: "Finding | None" = None
+
+    @property
+    def brief(self) -> str:
+        """What the verdict rests on, in one sentence."""
+        if self.takes:
+            return f"Takes {self.takes}."
+        return re.split(r"(?<=\.) (?=[A-Z])", self.why, maxsplit=1)[0]
 
 
 @dataclass(frozen=True)

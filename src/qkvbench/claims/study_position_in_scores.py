@@ -50,8 +50,8 @@ def largest_effect(encoding: Encoding) -> float:
 def _arithmetic() -> Arithmetic:
     return Arithmetic(
         says="The map is linear: it adds a term of the row and one of the column, and softmax "
-        "cancels the row's. What is left is a temperature and one bias for each key, the same to every "
-        f"query: the largest difference from that, at random scores, is "
+        "cancels the row's. What is left is a temperature and one bias for each key, the same to "
+        f"every query: the largest difference from that, at random scores, is "
         f"{largest_effect(row_and_column):.0e}."
     )
 
