@@ -7,8 +7,9 @@ from qkvbench.claims._claim import Claim, Finding, Verdict
 from qkvbench.claims._evidence import Shown
 from qkvbench.claims._figure import Figure, agree, rounds_to
 
-
 _REPORTED = "the figures reported give"
+# Half a digit up from 5.1 and half a digit down from 5.2 are one number, but not to a computer.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def dominators(table: Mapping[str, Point], arm: str, *, surely: bool = True) -> 
 
     def beats(other: Point) -> bool:
         less = (other.loss.high - own.loss.low) if surely else (other.loss.low - own.loss.high)
-        better = less < 0 or other.kept < own.kept
-        return less <= 0 and other.kept <= own.kept and better
+        better = less < -_ROUNDING or other.kept < own.kept
+        return less <= _ROUNDING and other.kept <= own.kept and better
 
     return tuple(name for name, other in table.items() if name != arm and beats(other))
 

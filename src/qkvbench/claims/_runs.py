@@ -78,7 +78,7 @@ class Runs:
         """The verdict from runs at the claim's scale; else whether there could be such runs."""
         found = pieces(shown, self.tasks, arm=self.arm, against=self.against)
         own = [piece for piece in found if self.scale.holds(piece.task, piece.parameters)]
-        ruling = self._ruling(own)
+        ruling = self.ruling(own)
         others = self._small([piece for piece in found if piece not in own])
         if ruling is not None:
             return Finding(ruling.verdict, ruling.why, pieces=ruling.pieces, here=others)
@@ -92,16 +92,7 @@ class Runs:
         """The verdict that the runs give at their own scale."""
         return self._small(pieces(shown, self.tasks, arm=self.arm, against=self.against))
 
-    def _small(self, found: Sequence[Piece]) -> Finding | None:
-        ruling = self._ruling(found)
-        if ruling is None:
-            return None
-        size = max(piece.parameters for piece in ruling.pieces)
-        direction = ", and of the direction only" if self.expected == "worse" else ""
-        why = f"Not of {self.scale.setting} but at {self.scale.away(size)}{direction}: {ruling.why}"
-        return Finding(ruling.verdict, why, pieces=ruling.pieces)
-
-    def _ruling(self, found: Sequence[Piece]) -> Finding | None:
+    def ruling(self, found: Sequence[Piece]) -> Finding | None:
         """What the pieces say together; None where none of them compares anything."""
         speaking = [piece for piece in found if not isinstance(piece.outcome, Silent)]
         if not speaking:
@@ -114,8 +105,17 @@ class Runs:
         telling = [piece for piece, one in each if one == verdict]
         why = "; ".join(_brief(piece) for piece in telling or speaking)
         others = len(speaking) - len(telling or speaking)
-        also = f"; {others} more {'does' if others == 1 else 'do'} not tell" if others else ""
+        also = f"; {others} more {'does' if others == 1 else 'do'} not say so" if others else ""
         return Finding(verdict, f"{why}{also}.", pieces=tuple(speaking))
+
+    def _small(self, found: Sequence[Piece]) -> Finding | None:
+        ruling = self.ruling(found)
+        if ruling is None:
+            return None
+        size = max(piece.parameters for piece in ruling.pieces)
+        direction = ", and of the direction only" if self.expected == "worse" else ""
+        why = f"Not of {self.scale.setting} but at {self.scale.away(size)}{direction}: {ruling.why}"
+        return Finding(ruling.verdict, why, pieces=ruling.pieces)
 
     def _one(self, outcome: Shift | Solved | Silent, p: float) -> Verdict:
         """What one comparison says, by its p value adjusted for all of the claim."""
@@ -160,4 +160,4 @@ def _p(piece: Piece) -> float:
 
 
 def _brief(piece: Piece) -> str:
-    return f"{piece.task} ({piece.store}): {piece.outcome.text}"
+    return f"{piece.task} ({piece.store}, {piece.steps:,} steps): {piece.outcome.text}"

@@ -136,9 +136,8 @@ def _verdict(found: Finding) -> Text:
 
 
 def _counts(entries: Sequence[Entry]) -> Text:
-    counts = {
-        verdict: sum(entry.finding.verdict == verdict for entry in entries)
-        for verdict in claims.VERDICTS
+    counts: dict[Verdict, int] = {
+        verdict: sum(entry.finding.verdict == verdict for entry in entries) for verdict in STYLES
     }
     parts = [
         Text(f"{count} {verdict}", style=STYLES[verdict])
