@@ -60,7 +60,7 @@ PINNED = {
     ),
     "article-finetuning-speed": ("not testable here", "1.13×"),
     "study-parameters-300m": ("supported", "7 of 7"),
-    "study-qgqa4-released": ("impossible", "268,798,976 and 87.5%"),
+    "study-qgqa4-released": ("impossible", "268,798,976 parameters and 87.5%"),
     "study-flops-tied": ("supported", "6.80%, 6.47%, 6.07%, 5.41%"),
     "study-flops-single": ("supported", "13.60%, 12.94%, 12.15%, 10.83%"),
     "study-cache-tied": ("supported", "50.00%"),

@@ -8,10 +8,9 @@ from typing import Literal
 from scipy import stats
 
 from qkvbench.claims._claim import Arithmetic, Claim, Finding
-from qkvbench.claims._evidence import Shown
+from qkvbench.claims._evidence import CLEAR, Shown, together
 from qkvbench.claims._figure import signed
 from qkvbench.claims._reported import FIVE_SHOT, FIVE_SHOT_PARTS
-from qkvbench.results.stats import LEVEL, holm
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class FiveShot:
     def finding(self, claim: Claim, shown: Sequence[Shown]) -> Finding:
         """Supported or refuted where the difference is clear, else not distinguishable."""
         says = claim.arithmetic().says
-        if adjusted(self.arm) >= LEVEL:
+        if adjusted(self.arm) >= CLEAR:
             return Finding("not distinguishable", says)
         lower = difference(self.arm) < 0
         return Finding("supported" if lower == (self.direction == "lower") else "refuted", says)
@@ -54,7 +53,7 @@ def adjusted(arm: str) -> float:
     """The two-sided p value of the arm's difference, adjusted for all arms of the table."""
     others = [name for name in FIVE_SHOT if name != "q,k,v"]
     raw = {name: 2 * float(stats.norm.sf(abs(difference(name)) / error())) for name in others}
-    return holm(raw)[arm]
+    return together(raw)[arm]
 
 
 def arithmetic(arm: str) -> Arithmetic:

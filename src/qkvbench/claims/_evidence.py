@@ -1,13 +1,25 @@
 """What stores show of two arms on a task. The one file of the ledger that reads a study's view."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qkvbench.results.stats import Comparison, Count, Difference, Tally, boschloo, contrast
+from qkvbench.results.stats import (
+    LEVEL,
+    Comparison,
+    Count,
+    Difference,
+    Tally,
+    boschloo,
+    contrast,
+    holm,
+)
 from qkvbench.results.store import Store
 from qkvbench.results.view import Cell, TaskView, View, view
+
+# What counts as clear.
+CLEAR = LEVEL
 
 
 @dataclass(frozen=True)
@@ -206,6 +218,11 @@ def _solved(arm: Count, other: Count, *, baseline: bool) -> Solved | Silent:
     if p is None:
         return Silent("no test")
     return Solved(arm.solved, other.solved, arm.seeds, p)
+
+
+def together(p: Mapping[str, float]) -> dict[str, float]:
+    """The p values, corrected for being asked all at once."""
+    return holm(p)
 
 
 def kernels(shown: Sequence[Shown]) -> tuple[tuple[str, str, str], ...]:

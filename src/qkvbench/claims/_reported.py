@@ -52,11 +52,11 @@ SORT = {
 
 # Five-shot accuracy of the 1.2B models in percent, from one secondary source (table 11).
 FIVE_SHOT = {
-    "q,k,v": printed("36.40"),
-    "q,k=v": printed("35.99"),
-    "q,k,v/8": printed("35.86"),
-    "q,k=v/8": printed("36.72"),
-    "q,k=v/1": printed("34.38"),
+    "q,k,v": printed("36.40", "%"),
+    "q,k=v": printed("35.99", "%"),
+    "q,k,v/8": printed("35.86", "%"),
+    "q,k=v/8": printed("36.72", "%"),
+    "q,k=v/1": printed("34.38", "%"),
 }
 
 # The baseline's accuracy on each of them, and how many questions the public split has:

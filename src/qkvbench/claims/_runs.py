@@ -6,10 +6,9 @@ from typing import Literal
 
 from qkvbench import recipes, tasks
 from qkvbench.claims._claim import Claim, Finding, Verdict
-from qkvbench.claims._evidence import Piece, Shift, Shown, Silent, Solved, pieces
+from qkvbench.claims._evidence import CLEAR, Piece, Shift, Shown, Silent, Solved, pieces, together
 from qkvbench.cost import parameters
 from qkvbench.model import Model
-from qkvbench.results.stats import LEVEL, holm
 
 # Runs speak for a source's models where theirs have at most this many times more or fewer numbers.
 ALIKE = 4
@@ -97,7 +96,7 @@ class Runs:
         speaking = [piece for piece in found if not isinstance(piece.outcome, Silent)]
         if not speaking:
             return None
-        p = holm({str(index): _p(piece) for index, piece in enumerate(speaking)})
+        p = together({str(index): _p(piece) for index, piece in enumerate(speaking)})
         each: list[tuple[Piece, Verdict]] = [
             (piece, self._one(piece.outcome, p[str(index)])) for index, piece in enumerate(speaking)
         ]
@@ -125,7 +124,7 @@ class Runs:
                 return "supported"
             case Shift() if self.expected == "no worse" and outcome.smallest_loss <= allowed:
                 return "not distinguishable"
-            case Shift() | Solved() if p < LEVEL:
+            case Shift() | Solved() if p < CLEAR:
                 lost = outcome.gain < 0
                 return "supported" if lost == (self.expected == "worse") else "refuted"
             case _:

@@ -13,8 +13,8 @@ def _arithmetic() -> Arithmetic:
     )
     best = " · ".join(f"`{arm}`" for arm in frontier(table))
     return Arithmetic(
-        says=f"In the study's 300M table, perplexity against cache, one run each: {beaten}. Not "
-        f"dominated: {best}."
+        says=f"In the study's 300M table, perplexity against cache, one run each, dominated: "
+        f"{beaten}. Not dominated: {best}."
     )
 
 

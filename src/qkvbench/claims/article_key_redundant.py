@@ -13,7 +13,7 @@ def _arithmetic() -> Arithmetic:
     query, value = (loss_300m(arm).text for arm in PAIR)
     saved = percent(1 - kept(study_300m(), "q=k,v"), 0)
     return Arithmetic(
-        says=f"At 300M the study reports the opposite: `q=k,v` loses {query} of perplexity, "
+        says=f"The study reports at 300M that `q=k,v` loses {query} of perplexity and "
         f"`q,k=v` {value}, one run each; and `q=k,v` saves {saved} of the cache.",
     )
 

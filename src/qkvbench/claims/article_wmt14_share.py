@@ -6,8 +6,8 @@ from qkvbench.claims._figure import printed, quotient
 
 def _arithmetic() -> Arithmetic:
     return Arithmetic(
-        says="The two scores as printed round to another last digit, which scores before their "
-        "own rounding could still change.",
+        says="That is the share of the two scores as printed; what they were before their own "
+        "rounding could give anything in the range.",
         figures=(quotient(printed("28.0"), printed("28.4"), "%", times=100),),
     )
 

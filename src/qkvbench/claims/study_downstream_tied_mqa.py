@@ -14,7 +14,7 @@ def _arithmetic() -> Arithmetic:
 CLAIM = Claim(
     text="At 1.2B, sharing on top of one group loses two points of five-shot accuracy.",
     source=STUDY,
-    place="table 11 and slide 8",
+    place="table 11 and slide 8, seen in one secondary source",
     quantity="mean five-shot accuracy of `q,k=v/1` on five benchmarks, beside that of `q,k,v`",
     stated=(FIVE_SHOT[ARM],),
     arithmetic=_arithmetic,

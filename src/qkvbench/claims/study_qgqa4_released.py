@@ -7,12 +7,15 @@ from qkvbench.claims._models import kept, study_300m, total
 
 def _arithmetic() -> Arithmetic:
     model = study_300m()
-    four, eight = total(model, "q,k=v/4"), total(model, "q,k=v/8")
-    saved = [percent(1 - kept(model, arm)) for arm in ("q,k=v/4", "q,k=v/8")]
+    counts = {groups: total(model, f"q,k=v/{groups}") for groups in (4, 8)}
+    saved = {groups: percent(1 - kept(model, f"q,k=v/{groups}")) for groups in counts}
     return Arithmetic(
-        says=f"With four groups there are {four:,} and {saved[0]} is saved; with the eight of the "
-        f"released configuration {eight:,} and {saved[1]}. No number of groups gives both.",
-        figures=(exact(four, f"{four:,} with four groups"), share(1 - kept(model, "q,k=v/4"))),
+        says="; ".join(
+            f"with {groups} groups there are {count:,} parameters and {saved[groups]} is saved"
+            for groups, count in counts.items()
+        ).capitalize()
+        + ". The released configuration has 8.",
+        figures=(exact(counts[4], f"{counts[4]:,}"), share(1 - kept(model, "q,k=v/4"))),
     )
 
 

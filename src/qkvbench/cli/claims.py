@@ -111,8 +111,9 @@ def _rows(claim: Claim, found: Finding, computed: Arithmetic) -> list[tuple[str,
     ]
     if computed.figures:
         rows.append(("computed", " · ".join(each.text for each in computed.figures)))
+    if computed.says not in found.why:
+        rows.append(("arithmetic", computed.says))
     rows += [
-        ("arithmetic", computed.says),
         ("recipe", f"qkvbench run {claim.recipe}" if claim.recipe else "none"),
         *(("runs", f"{piece.text}. Records: {', '.join(piece.runs)}.") for piece in found.pieces),
     ]
