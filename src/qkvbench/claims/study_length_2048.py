@@ -8,8 +8,8 @@ from qkvbench.claims._reported import loss_300m
 def _arithmetic() -> Arithmetic:
     return Arithmetic(
         says="That is its main table's loss at the same length. Where the two differ they "
-        "contradict each other, unless their budgets differ too; which is nearer is not known, with "
-        "one run each.",
+        "contradict each other, unless their budgets differ too. Which is nearer is not known: one "
+        "run each.",
         figures=(loss_300m("q,k=v"),),
     )
 
