@@ -70,6 +70,10 @@ WRONG = [
     ["measure", "q,k,v", "--precision", "fp8"],
     ["measure", "q,k,v", "--model", "gpt-300m", "--context", "2048"],
     ["report", "no/such/folder"],
+    ["claims", "no/such/folder"],
+    ["claims", "study-cache-67"],
+    ["claims", "--verdict", "true"],
+    ["claims", "--source", "paper"],
 ]
 
 
@@ -156,7 +160,9 @@ def test_a_study_runs_with_the_positions_that_are_asked_for():
         assert model.position == Learned(tasks.find(name).tokens)
 
 
-@pytest.mark.parametrize("what", ["variants", "tasks", "recipes", "models", "positions", "reports"])
+@pytest.mark.parametrize(
+    "what", ["variants", "tasks", "recipes", "models", "positions", "reports", "claims"]
+)
 def test_lists_are_json_with_name_and_about(what, capsys):
     assert main(["ls", what, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

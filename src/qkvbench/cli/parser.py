@@ -91,10 +91,9 @@ def _parser() -> _Parser:
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     run.add_argument("--fail-fast", action="store_true", help="stop at the first run that fails")
 
-    ls = _command(commands, "ls", "list variants, tasks, recipes, models, positions or reports")
-    ls.add_argument(
-        "what", choices=["variants", "tasks", "recipes", "models", "positions", "reports"]
-    )
+    kinds = ["variants", "tasks", "recipes", "models", "positions", "reports", "claims"]
+    ls = _command(commands, "ls", f"list {', '.join(kinds[:-1])} or {kinds[-1]}")
+    ls.add_argument("what", choices=kinds)
     ls.add_argument("--json", action="store_true", help="one JSON document")
 
     show = _command(commands, "show", "a variant: its picture, parameters, FLOPs and cache")
@@ -136,7 +135,20 @@ def _parser() -> _Parser:
     report.add_argument("--json", action="store_true", help="the same as --as summary")
     report.add_argument("--out", metavar="FILE", help="where the page goes (DIR/report.html)")
     report.add_argument("--strict", action="store_true", help="exit 1 at damaged records")
+
+    _add_claims(commands)
     return parser
+
+
+def _add_claims(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    claims = _command(commands, "claims", "what the literature claims, with verdicts computed")
+    claims.add_argument(
+        "words", nargs="*", metavar="DIR|NAME", help="folders that 'run' wrote; one claim at length"
+    )
+    claims.add_argument("--source", metavar="S", help="only those of the article, or of the study")
+    claims.add_argument("--verdict", metavar="V", help="only these, such as not-testable-here")
+    claims.add_argument("--json", action="store_true", help="one JSON document")
+    claims.add_argument("--out", metavar="FILE", help="write the ledger as one HTML page")
 
 
 def _command(commands: "argparse._SubParsersAction[_Parser]", name: str, about: str) -> _Parser:
