@@ -8,16 +8,11 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from laws.arms import every_catalogued
-from qkvbench import cost
-from qkvbench.measure.decode import Conditions, decode_times, measurements
-from qkvbench.model import PRESETS, Learned
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store
 from qkvbench.sweep.local import Died, Workers, _called
 from qkvbench.sweep.study import carry_out, models_to_measure
 from qkvbench.train.run import run
-from qkvbench.variant import parse
 
 STUDY = Study("test", ("q,k,v", "q,k=v"), {"recall": 2}, smoke=True)
 
@@ -200,43 +195,3 @@ def test_what_is_measured_is_the_study_s_language_model_in_each_variant():
     assert {model.name for model in models} == {"reviews"}
     assert [model.variant for model in models] == ["q,k,v", "q,k=v"]
     assert models_to_measure(replace(study, seeds={"digits": 1})) == []
-
-
-def test_measured_cache_bytes_are_those_of_the_filled_cache_and_halve_with_a_shared_root():
-    small = PRESETS["small-decoder"]()
-    models = [small.with_variant(parse(text)) for text in ("q,k,v", "q,k=v")]
-    conditions = Conditions(context=63, batch=2, seconds=0.0)
-    (whole, half), lacking = measurements(models, conditions, _here)
-    assert lacking == []
-    assert whole.cache_bytes == 2 * half.cache_bytes == 2 * 2 * 2 * 64 * 96 * 4
-    assert whole.samples == half.samples >= 5
-    assert whole.decode_p50_s > 0
-
-
-def _here(function, *words):
-    return function(*words)
-
-
-def test_an_arm_that_cannot_be_timed_is_named_and_the_others_are_timed():
-    small = PRESETS["small-decoder"]()
-    short = replace(small, position=Learned(5))
-    done, lacking = measurements([small, short], Conditions(context=9, seconds=0.0), _here)
-    assert [each.model_spec["position"]["kind"] for each in done] == ["rotary"]
-    assert [each.variant for each in lacking] == ["q,k,v"]
-    assert "at most 5 tokens" in lacking[0].reason
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@every_catalogued
-def test_every_variant_can_be_timed_in_every_precision(variant, precision):
-    model = PRESETS["small-decoder"]().with_variant(variant)
-    conditions = Conditions(precision=precision, context=7, batch=2, seconds=0.0)
-    (timed,) = decode_times([model], conditions)
-    values = {"fp32": 4, "bf16": 2}[precision]
-    assert timed.cache_bytes == 2 * 8 * cost.cache_bytes_per_token(model, values)
-
-
-def test_arms_are_timed_in_turn_with_as_many_samples_each():
-    small = PRESETS["small-decoder"]()
-    timed = decode_times([small, small, small], Conditions(context=9, batch=1, seconds=0.05))
-    assert len({len(arm.samples_s) for arm in timed}) == 1

@@ -19,7 +19,9 @@ LIGHT = (
     "qkvbench.cost",
     "qkvbench.reference",
     "qkvbench.results",
+    "qkvbench.claims",
     "qkvbench.reports",
+    "qkvbench.reports.ledger",
     "qkvbench.cli",
 )
 
@@ -48,6 +50,7 @@ def test_the_package_keeps_its_contracts():
         ("layers", "utils", ""),
         ("layers", "variant.upward", "import qkvbench.experiment"),
         ("frameworks", "cost.heavy", "import torch"),
+        ("frameworks", "claims.heavy", "import qkvbench.backends.torch"),
         ("frameworks", "model.heavy", "import qkvbench.backends.torch"),
         ("tasks", "tasks.heavy", "import torch"),
     ],

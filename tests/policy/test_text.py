@@ -6,6 +6,14 @@ import re
 import pytest
 
 from policy.tree import ROOT, SOURCE, python_files, text_files, where
+from qkvbench import claims
+from qkvbench.claims._reported import (
+    FIVE_SHOT,
+    LATER_PERPLEXITY,
+    PERPLEXITY_1_2B,
+    PERPLEXITY_300M,
+    SORT,
+)
 
 # An address of a file on one machine; system folders that every machine has are no such thing.
 MACHINE_PATH = re.compile(
@@ -59,6 +67,35 @@ def test_bytes_become_text_in_one_place():
 def test_no_figure_of_the_article_is_written_in_the_source():
     files = [path for path in python_files(SOURCE) if SOURCE / "claims" not in path.parents]
     assert _matches(ARTICLE_FIGURES, files) == []
+
+
+def _distinctive(figure):
+    """Whether a figure, met elsewhere, is hardly a coincidence: three digits, not all of them 0."""
+    digits = figure.text.split()[0].rstrip("%×").replace(",", "").lstrip("-0.").replace(".", "")
+    return len(digits) >= 3 and set(digits[1:]) != {"0"} and "." in figure.text
+
+
+def _code(path):
+    """What a module says, without the caption of a recipe: the one other place for a source."""
+    text = path.read_text()
+    caption = ast.get_docstring(ast.parse(text), clean=False)
+    return text.replace(caption, "") if caption and path.parent.name == "recipes" else text
+
+
+def test_no_figure_of_a_source_is_written_in_the_package_but_in_the_ledger():
+    stated = {each for name in claims.names() for each in claims.find(name).stated}
+    tables = (PERPLEXITY_300M, PERPLEXITY_1_2B, FIVE_SHOT, LATER_PERPLEXITY, SORT)
+    figures = stated | {each for table in tables for each in table.values()}
+    texts = sorted({each.text.split()[0].rstrip("%×") for each in figures if _distinctive(each)})
+    assert len(texts) > 40
+    written = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, texts))})(?![\w.]*\d)")
+    found = [
+        f"{path.relative_to(SOURCE)}: {each[0]}"
+        for path in [*python_files(SOURCE), *SOURCE.rglob("*.html")]
+        if SOURCE / "claims" not in path.parents
+        for each in written.finditer(_code(path) if path.suffix == ".py" else path.read_text())
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("path", python_files(SOURCE), ids=lambda path: path.stem)

@@ -3,18 +3,24 @@
 ``Learner(experiment)`` trains and predicts on NumPy batches; ``prepare(threads)`` makes a process
 repeatable; ``device()`` names what computes; ``level_bytes()`` and ``peak_bytes()`` tell an
 accelerator's memory; ``types()`` says what runs in which type, ``cannot_compile()`` whether a
-compiler is lacking; ``Decoding(...)`` is decoding to be timed. The file names inside are the same
-in every backend.
+compiler is lacking; ``workload(...)`` is work to be timed; ``threads()``, ``product_s(...)`` and
+``attention_kernels(precision)`` tell what really computes. The file names inside are the same in
+every backend.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 from qkvbench.data.batch import Batch, Outcome
 from qkvbench.experiment import Experiment, Precision
 from qkvbench.model import Model
+
+# Decode: one step over a cache of `context` random roots for each sequence. Prefill: a prompt of
+# `context` tokens into an empty cache, the last logits out. Forward: as many, all logits out.
+Kind = Literal["decode", "prefill", "forward"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @runtime_checkable
@@ -43,14 +49,29 @@ class Learner(Protocol):
 
 
 @runtime_checkable
-class Decoding(Protocol):
-    """A decoder over a cache filled with random roots, as if it had read `context` tokens."""
+class Workload(Protocol):
+    """Work of one kind with one model, the same at each step, to be timed."""
 
-    kernel: str
-    cache_bytes: int
+    @property
+    def tokens(self) -> int:
+        """How many tokens a step reads."""
+        ...
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """The unique storage of the live cache; None where there is none."""
+        ...
 
     def step(self) -> None:
-        """Decode one token of each sequence, wait for the result, and forget it again."""
+        """Do the work once and wait for the result, which is forgotten."""
+        ...
+
+    def move(self) -> None:
+        """Lie elsewhere in memory from now on: a time must not hang on one placement."""
+        ...
+
+    def kernel(self) -> str:
+        """What does attention in a step, as a profiler sees it."""
         ...
 
 
@@ -62,10 +83,10 @@ class Backend(Protocol):
         """The network of `experiment` with its initial values, and a fresh optimizer."""
         ...
 
-    def Decoding(  # noqa: N802 (a class)
-        self, model: Model, precision: Precision, *, context: int, batch: int
-    ) -> Decoding:
-        """A decoder of `model`, ready to be timed."""
+    def workload(
+        self, kind: Kind, model: Model, precision: Precision, *, context: int, batch: int
+    ) -> Workload:
+        """Work of this kind, ready to be timed; ValueError or TypeError where it cannot be."""
         ...
 
     def prepare(self, threads: int) -> None:
@@ -90,6 +111,18 @@ class Backend(Protocol):
 
     def device(self) -> object:
         """What computes; its text is its name."""
+        ...
+
+    def threads(self) -> tuple[int, int]:
+        """How many threads share one operation, and how many operations run at a time."""
+        ...
+
+    def attention_kernels(self, precision: Precision) -> dict[str, str]:
+        """What does attention in training and in decoding of a small model, seen by a profiler."""
+        ...
+
+    def product_s(self, precision: Precision, size: int) -> float:
+        """Seconds that one product of two square matrices takes, observed."""
         ...
 
 

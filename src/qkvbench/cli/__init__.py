@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from io import TextIOWrapper
 
@@ -12,12 +13,14 @@ DONE, WRONG_REQUEST, INTERRUPTED = 0, 2, 130
 
 def main(words: Sequence[str] | None = None) -> int:
     """Do what the words say; the exit status. A wrong request is a few lines and no traceback."""
+    began_s = time.monotonic()
     for stream in (sys.stdout, sys.stderr):
         # Where a terminal has no letter for a sign, a question mark is better than no table.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         request = parsed(sys.argv[1:] if words is None else words)
+        request.began_s = began_s
         return request.answer(request)
     except RequestError as error:
         print(error, file=sys.stderr)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from qkvbench import recipes, reports, tasks
+from qkvbench import claims, recipes, reports, tasks
 from qkvbench.cli.parser import Request
 from qkvbench.cost import parameters
 from qkvbench.model import POSITIONS, PRESETS
@@ -76,6 +76,14 @@ def _reports() -> list[dict[str, object]]:
     return [{"name": name, "about": reports.find(name).ABOUT} for name in reports.names()]
 
 
+def _claims() -> list[dict[str, object]]:
+    return [
+        {"name": name, "about": claim.text, "source": claim.source.name}
+        for name in claims.names()
+        for claim in [claims.find(name)]
+    ]
+
+
 LISTS: dict[str, Callable[[], list[dict[str, object]]]] = {
     "variants": _variants,
     "tasks": _tasks,
@@ -83,4 +91,5 @@ LISTS: dict[str, Callable[[], list[dict[str, object]]]] = {
     "models": _models,
     "positions": _positions,
     "reports": _reports,
+    "claims": _claims,
 }

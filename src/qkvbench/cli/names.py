@@ -83,6 +83,13 @@ def with_position(base: Model, text: str | None) -> Model:
         raise RequestError(str(error)) from None
 
 
+def model_or_task_s(name: str) -> Model:
+    """The model that is meant: one with a name, or that of a task."""
+    if name in PRESETS:
+        return PRESETS[name]()
+    return tasks.find(_known("model or task", name, [*PRESETS, *tasks.names()])).model
+
+
 def precision(name: str) -> Precision:
     """The precision that is meant."""
     return cast(Precision, _known("precision", name, list(PRECISIONS)))
@@ -133,11 +140,21 @@ def with_variant(base: Model, wanted: Variant) -> Model:
     return changed
 
 
+def chosen(kind: str, name: str | None, all_names: list[str]) -> str | None:
+    """The name, where it is one of these; None where none was asked for."""
+    return None if name is None else _known(kind, name, all_names)
+
+
+def nearest(name: str, all_names: list[str]) -> str:
+    """A line that offers the name that is nearest; nothing where none is near."""
+    near = get_close_matches(name, all_names, n=1, cutoff=0.5)
+    return f"\nDid you mean {near[0]}?" if near else ""
+
+
 def _known(kind: str, name: str, all_names: list[str], beside: str = "") -> str:
     if name in all_names:
         return name
-    near = get_close_matches(name, all_names, n=1, cutoff=0.5)
-    hint = f"\nDid you mean {near[0]}?" if near else ""
     raise RequestError(
-        f"There is no {kind} '{name}'; there are {', '.join(all_names)}.{beside or hint}"
+        f"There is no {kind} '{name}'; there are {', '.join(all_names)}."
+        f"{beside or nearest(name, all_names)}"
     )

@@ -16,6 +16,8 @@ class Request(argparse.Namespace):
     """A request that was understood; `answer` carries it out."""
 
     answer: Callable[["Request"], int]
+    # When the command began, on the clock `time.monotonic`.
+    began_s: float
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,10 +91,9 @@ def _parser() -> _Parser:
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     run.add_argument("--fail-fast", action="store_true", help="stop at the first run that fails")
 
-    ls = _command(commands, "ls", "list variants, tasks, recipes, models, positions or reports")
-    ls.add_argument(
-        "what", choices=["variants", "tasks", "recipes", "models", "positions", "reports"]
-    )
+    kinds = ["variants", "tasks", "recipes", "models", "positions", "reports", "claims"]
+    ls = _command(commands, "ls", f"list {', '.join(kinds[:-1])} or {kinds[-1]}")
+    ls.add_argument("what", choices=kinds)
     ls.add_argument("--json", action="store_true", help="one JSON document")
 
     show = _command(commands, "show", "a variant: its picture, parameters, FLOPs and cache")
@@ -104,19 +105,31 @@ def _parser() -> _Parser:
     )
     show.add_argument("--json", action="store_true", help="one JSON document")
 
-    measure = _command(commands, "measure", "decoding on the clock, arms interleaved")
-    measure.add_argument("variants", nargs="+", metavar="VARIANT", help="equations or names")
-    measure.add_argument("--model", default="small-decoder", metavar="NAME", help="(small-decoder)")
+    measure = _command(
+        commands, "measure", "forward, prefill, decode on the clock, arms interleaved; memory"
+    )
+    measure.add_argument(
+        "variants", nargs="+", metavar="VARIANT", help="equations or names; one twice: A/A"
+    )
+    measure.add_argument(
+        "--model", default="small-decoder", metavar="NAME", help="or a task's (small-decoder)"
+    )
     measure.add_argument("--position", metavar="P", help="positions in the model's place")
-    measure.add_argument("--context", type=_count, default=4096, metavar="N", help="tokens (4096)")
+    measure.add_argument(
+        "--context", type=_count, metavar="N", help="tokens of a sequence (4096, or what fits)"
+    )
     measure.add_argument("--batch", type=_count, default=4, metavar="N", help="sequences (4)")
-    measure.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="(fp32)")
+    measure.add_argument("--precision", default="fp32", metavar="P", help="fp32, bf16 or fp16")
     measure.add_argument("--threads", type=_count, default=1, metavar="N", help="(1)")
     measure.add_argument(
-        "--seconds", type=_seconds, default=20.0, metavar="S", help="of timing (20)"
+        "--seconds", type=_seconds, default=60.0, metavar="S", help="of the whole call (60)"
     )
     measure.add_argument("--json", action="store_true", help="one JSON document")
 
+    doctor = _command(commands, "doctor", "what is installed, which kernels really run, how fast")
+    doctor.add_argument("--json", action="store_true", help="one JSON document")
+
+    _add_claims(commands)
     _add_readers(commands)
     return parser
 
@@ -151,6 +164,17 @@ def _margin(parser: _Parser) -> None:
         metavar="X",
         help="what still counts as equal: X for every task, or TASK=X (by unit: 0.01, 0.02 bits)",
     )
+
+
+def _add_claims(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    claims = _command(commands, "claims", "what the literature claims, with verdicts computed")
+    claims.add_argument(
+        "words", nargs="*", metavar="DIR|NAME", help="folders that 'run' wrote; one claim at length"
+    )
+    claims.add_argument("--source", metavar="S", help="only those of the article, or of the study")
+    claims.add_argument("--verdict", metavar="V", help="only these, such as not-testable-here")
+    claims.add_argument("--json", action="store_true", help="one JSON document")
+    claims.add_argument("--out", metavar="FILE", help="write the ledger as one HTML page")
 
 
 def _command(commands: "argparse._SubParsersAction[_Parser]", name: str, about: str) -> _Parser:

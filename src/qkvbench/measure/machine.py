@@ -3,9 +3,13 @@
 import os
 import platform
 import subprocess
+import time
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import psutil
 
 from qkvbench.results.record import Machine
 
@@ -23,6 +27,35 @@ def machine(device: str) -> Machine:
         versions={"python": platform.python_version(), **_versions()},
         code=code_revision(),
     )
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What the processors have done until now, in seconds: all of them, and for this process."""
+
+    at_s: float
+    all_s: float
+    own_s: float
+
+
+def activity() -> Activity:
+    """The state of the counters, now."""
+    counted = psutil.cpu_times()
+    idle = counted.idle + getattr(counted, "iowait", 0.0) + getattr(counted, "steal", 0.0)
+    # A guest's time is in the user's already.
+    twice = getattr(counted, "guest", 0.0) + getattr(counted, "guest_nice", 0.0)
+    return Activity(time.monotonic(), sum(counted) - idle - twice, time.process_time())
+
+
+def others(before: Activity, after: Activity) -> float | None:
+    """How many cores other processes kept busy in between; None where that cannot be told.
+
+    The counters go in hundredths of a second, so a fifth of a second is the least.
+    """
+    wall_s, all_s = after.at_s - before.at_s, after.all_s - before.all_s
+    if wall_s < 0.2 or after.all_s == 0:
+        return None
+    return round(max(0.0, all_s - (after.own_s - before.own_s)) / wall_s, 2)
 
 
 def cores() -> int:

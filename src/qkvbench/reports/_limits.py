@@ -90,10 +90,11 @@ def _size(view: View) -> list[Note]:
 
 
 def _machine(view: View) -> list[Note]:
-    if not view.measurements:
+    measured = list(view.measurements.values())
+    times = sorted(each.decode_p50_s for each in measured if each.decode_p50_s is not None)
+    if not times:
         return [Note("Latency and memory", "not measured.")]
-    first = next(iter(view.measurements.values()))
-    times = sorted(each.decode_p50_s for each in view.measurements.values())
+    first = measured[0]
     return [
         Note(
             "Latency",

@@ -21,7 +21,7 @@ from qkvbench.reports._text import (
     seeds_text,
     signed,
 )
-from qkvbench.results.record import Record
+from qkvbench.results.record import Ratio, Record
 from qkvbench.results.stats import (
     Comparison,
     Count,
@@ -82,7 +82,7 @@ def columns(view: View) -> tuple[Column, ...]:
             ("Cache", "per", "token"),
             _costs(view, lambda arm: view.costs[arm].cache_bytes_per_token, bytes_text),
         ),
-        Column(("Decode", "p50"), _measured(view, "decode_p50_s", seconds_text)),
+        Column(("Decode", "p50"), _latencies(view)),
         Column(("Memory",), _measured(view, "memory_bytes", bytes_text)),
     )
 
@@ -106,6 +106,11 @@ def caption(view: View) -> list[str]:
             f"{plural(first.batch, 'sequence')} at {first.context} cached tokens; "
             f"kernels: {'; '.join(kernels)}."
         )
+        if any(_ratio(view, arm) for arm in view.arms):
+            lines.append(
+                f"Below a decode time: how many times as long as `{view.baseline}` it takes, and "
+                "the 95% interval over blocks of interleaved rounds."
+            )
     return lines
 
 
@@ -188,6 +193,30 @@ def _measured(view: View, field: str, text: Callable[[float], str]) -> tuple[Lin
     kept = view.measurements
     values = [getattr(kept[arm], field) if arm in kept else None for arm in view.arms]
     return _beside_first(values, text)
+
+
+def _latencies(view: View) -> tuple[Lines, ...]:
+    """The decode step of each arm; below, its ratio to the baseline's where that was kept."""
+    cells: list[Lines] = []
+    for arm, cell in zip(view.arms, _measured(view, "decode_p50_s", seconds_text), strict=True):
+        ratio = _ratio(view, arm)
+        if ratio is None:
+            cells.append(cell)
+            continue
+        lines = [cell[0], Line(f"×{number(ratio.value, 2)}", "quiet")]
+        if ratio.low is not None and ratio.high is not None:
+            interval = f"[{number(ratio.low, 2)}, {number(ratio.high, 2)}]"
+            lines.append(Line(interval, "quiet"))
+        cells.append(tuple(lines))
+    return tuple(cells)
+
+
+def _ratio(view: View, arm: str) -> Ratio | None:
+    measured = view.measurements.get(arm)
+    decode = measured.timings.get("decode") if measured else None
+    if decode is None or decode.ratio is None or decode.ratio.to != view.baseline:
+        return None
+    return decode.ratio
 
 
 def _beside_first(

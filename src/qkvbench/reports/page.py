@@ -51,7 +51,7 @@ def render(view: View) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "equations": _equations,
+        "equations": equations,
         "bytes": bytes_text,
         "count": count_text,
         "seconds": seconds_text,
@@ -88,17 +88,17 @@ def render(view: View) -> str:
     )
 
 
-def _plots(view: View, draw: Callable[[TaskView], Markup | None]) -> list[tuple[TaskView, Markup]]:
-    drawn = [(task, draw(task)) for task in view.tasks]
-    return [(task, figure) for task, figure in drawn if figure is not None]
-
-
-def _equations(text: str) -> Markup:
+def equations(text: str) -> Markup:
     """The text with its equations set as code."""
     return Markup("").join(
         Markup(f"<code>{escape(part)}</code>") if code else escape(part)
         for part, code in spans(text)
     )
+
+
+def _plots(view: View, draw: Callable[[TaskView], Markup | None]) -> list[tuple[TaskView, Markup]]:
+    drawn = [(task, draw(task)) for task in view.tasks]
+    return [(task, figure) for task, figure in drawn if figure is not None]
 
 
 def _verdicts(task: TaskView) -> dict[str, Verdict]:

@@ -41,16 +41,16 @@ def render(view: View) -> str:
 
 def print_table(view: View, console: Console) -> None:
     """The main table; in parts, one below the other, where the console is narrow."""
-    console.print(_styled(f"{view.name} · baseline `{view.baseline}`"), style="bold")
+    console.print(styled(f"{view.name} · baseline `{view.baseline}`"), style="bold")
     for line in caption(view):
-        console.print(_styled(line), style="dim")
+        console.print(styled(line), style="dim")
     first, *others = columns(view)
     for part in _parts(first, others, console.width):
         console.print(_table((first, *part), console.width))
     for line in legend(view):
-        console.print(_styled(line), style="dim")
+        console.print(styled(line), style="dim")
     for line in failures(view):
-        console.print(_styled(line), style="yellow")
+        console.print(styled(line), style="yellow")
 
 
 def print_words(view: View, console: Console) -> None:
@@ -61,10 +61,15 @@ def print_words(view: View, console: Console) -> None:
         console.print(Text(title, style="bold underline"))
         for note in notes:
             hanging = Table.grid(padding=(0, 1))
-            topic = _styled(f"{note.topic}: ")
+            topic = styled(f"{note.topic}: ")
             topic.stylize("bold cyan")
-            hanging.add_row("•", topic + _styled(note.text))
+            hanging.add_row("•", topic + styled(note.text))
             console.print(Padding(hanging, (0, 0, 0, 1)))
+
+
+def styled(line: str) -> Text:
+    """The line with its equations in bold."""
+    return Text.assemble(*((part, "bold" if code else "") for part, code in spans(printable(line))))
 
 
 def _parts(first: Column, others: Sequence[Column], width: int) -> list[list[Column]]:
@@ -106,7 +111,3 @@ def _table(shown: Sequence[Column], width: int) -> Table:
 
 def _cell(lines: Lines) -> Text:
     return Text("\n").join(Text(printable(line.text), style=STYLES[line.tone]) for line in lines)
-
-
-def _styled(line: str) -> Text:
-    return Text.assemble(*((part, "bold" if code else "") for part, code in spans(printable(line))))

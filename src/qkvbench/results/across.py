@@ -126,7 +126,11 @@ def fronts(
         if cost.cache_bytes_per_token is not None
     }
     parameters = {arm: float(cost.total_parameters) for arm, cost in costs.items()}
-    latency = {arm: each.decode_p50_s for arm, each in measurements.items()}
+    latency = {
+        arm: each.decode_p50_s
+        for arm, each in measurements.items()
+        if each.decode_p50_s is not None
+    }
     kinds: list[tuple[Kind, dict[str, float], float]] = [
         ("cache", cache, 0.0),
         ("parameters", parameters, 0.0),

@@ -112,7 +112,7 @@ def pair(view: View, first: str, second: str) -> Pair:
     costs = view.costs
     both = first in costs and second in costs
     measured = view.measurements
-    timed = first in measured and second in measured
+    times = [measured[arm].decode_p50_s if arm in measured else None for arm in (first, second)]
     cache = (
         (costs[first].cache_bytes_per_token, costs[second].cache_bytes_per_token)
         if both
@@ -127,9 +127,7 @@ def pair(view: View, first: str, second: str) -> Pair:
         else None,
         macs=Ratio(costs[first].macs, costs[second].macs) if both else None,
         cache_bytes_per_token=Ratio(cache[0], cache[1]) if cache[0] and cache[1] else None,
-        decode_p50_s=Ratio(measured[first].decode_p50_s, measured[second].decode_p50_s)
-        if timed
-        else None,
+        decode_p50_s=Ratio(times[0], times[1]) if times[0] and times[1] else None,
         over_tasks=_over_tasks(view, first, second),
     )
 

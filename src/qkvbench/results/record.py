@@ -127,11 +127,61 @@ class Record(_Strict):
         return self.metrics[self.metric.name]
 
 
-class Measurement(_Strict):
-    """One arm's decoding, observed with nothing else running and the arms interleaved.
+class Ratio(_Strict):
+    """How many times as long an arm takes as the arm `to`, over interleaved rounds.
 
-    Each decode step attends over `context` cached tokens for `batch` sequences. `memory_bytes` is
-    what model, cache and decoding add to the process; `cache_bytes` the cache's unique storage.
+    The interval from `low` to `high` has at least this `level`; None with too few `blocks`.
+    """
+
+    to: str
+    value: float
+    low: float | None
+    high: float | None
+    level: float
+    blocks: int
+
+
+class Timing(_Strict):
+    """One kind of work of one arm. `percentiles_s` has as many as the samples carry.
+
+    ``interrupted`` steps, in which the system gave the processor to others, are no samples, unless
+    they are more than half: then all steps are, by the time for which they had the processor
+    (where one thread works; elsewhere with that of the others).
+    ``memory_bytes`` is what model, cache and this work add to a process; None where not observed.
+    ``kernel`` is what did attention in a step that was watched.
+    """
+
+    samples: int
+    interrupted: int
+    percentiles_s: dict[str, float]
+    tokens_per_second: float
+    ratio: Ratio | None
+    memory_bytes: int | None
+    kernel: str
+
+
+class Surroundings(_Strict):
+    """What went on around a measurement.
+
+    ``load`` are the averages over 1, 5 and 15 minutes before it began; ``intra_op_threads`` share
+    one operation, ``inter_op_threads`` run operations side by side; ``other_cores`` were kept busy
+    by other processes while arms were timed, None where the system does not tell.
+    """
+
+    load: list[float]
+    intra_op_threads: int
+    inter_op_threads: int
+    other_cores: float | None
+
+
+class Measurement(_Strict):
+    """One arm on the clock, observed with nothing else running and the arms interleaved.
+
+    Each decode step attends over `context` cached tokens for `batch` sequences; `timings` has the
+    other kinds of work beside it. `memory_bytes` is what model, cache and decoding add to the
+    process; `cache_bytes` the cache's unique storage. None: not observed, or there is no cache.
+    ``samples``, ``decode_p50_s`` and ``kernel`` are those of decoding, or of the first kind of work
+    where the model does not decode.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -145,11 +195,13 @@ class Measurement(_Strict):
     context: int
     batch: int
     samples: int
-    decode_p50_s: float
-    memory_bytes: int
-    cache_bytes: int
+    decode_p50_s: float | None
+    memory_bytes: int | None
+    cache_bytes: int | None
     kernel: str
     machine: Machine
+    timings: dict[str, Timing] = {}
+    surroundings: Surroundings | None = None
 
     @property
     def arm(self) -> str:

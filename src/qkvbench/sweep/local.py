@@ -1,5 +1,6 @@
 """Each run in a process of its own, forked from a server that has imported the backend once."""
 
+import math
 import multiprocessing
 import signal
 import time
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from qkvbench.backends import find, module_of
 from qkvbench.experiment import Experiment
@@ -41,13 +42,20 @@ class _Child:
 class Workers:
     """Fresh processes for single calls. All of them are gone when the block ends."""
 
-    def __init__(self, backend: str) -> None:
-        """Processes for work on `backend`; the server that forks them starts with the first."""
+    def __init__(self, backend: str, *, forked_from: Literal["server", "here"] = "server") -> None:
+        """Processes for work on `backend`; the server that forks them starts with the first.
+
+        Forked from here they need no server, which would have to import the backend once more; for
+        a caller that has done nothing with it yet.
+        """
         self.accelerated = str(find(backend).device()) != "cpu"
-        # An accelerator does not survive a fork.
-        self.context = (
-            multiprocessing.get_context("spawn") if self.accelerated else _fork_server(backend)
-        )
+        if self.accelerated:
+            # An accelerator does not survive a fork.
+            self.context = multiprocessing.get_context("spawn")
+        elif forked_from == "here":
+            self.context = multiprocessing.get_context("fork")
+        else:
+            self.context = _fork_server(backend)
         self.children: list[_Child] = []
 
     def __enter__(self) -> "Workers":
@@ -61,11 +69,23 @@ class Workers:
         for child in self.children:
             child.process.join()
 
-    def call(self, function: Callable[..., Answer], *arguments: object) -> Answer:
-        """What `function` returns in a process of its own; it has the machine to itself."""
+    def call(
+        self, function: Callable[..., Answer], *arguments: object, until_s: float = math.inf
+    ) -> Answer:
+        """What `function` returns in a process of its own; it has the machine to itself.
+
+        Raises ChildProcessError where it dies, TimeoutError where it has no answer at `until_s` on
+        the clock `time.monotonic` and is ended.
+        """
         child = self._start(_called, (function, *arguments), function.__name__)
         while child in self.children:
-            for _, kind, value in self._news():
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                child.process.kill()
+                child.process.join()
+                self.children.remove(child)
+                raise TimeoutError(f"{function.__name__} had no answer in time.")
+            for _, kind, value in self._news(min(1.0, left_s)):
                 if kind == "died":
                     raise ChildProcessError(value.reason)
         return cast(Answer, child.answer)
@@ -100,9 +120,9 @@ class Workers:
         self.children.append(child)
         return child
 
-    def _news(self) -> Iterator[tuple[_Child, str, Any]]:
+    def _news(self, timeout_s: float = 1.0) -> Iterator[tuple[_Child, str, Any]]:
         """What the children send; a child that ends without an answer has died."""
-        for connection in wait([child.news for child in self.children], timeout=1.0):
+        for connection in wait([child.news for child in self.children], timeout=timeout_s):
             child = next(one for one in self.children if one.news is connection)
             try:
                 kind, value = child.news.recv()

@@ -9,8 +9,9 @@ from qkvbench import tasks
 from qkvbench.cost.matched import arm_text, parse_arm, with_arm
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.experiment import Experiment
-from qkvbench.measure.decode import Conditions, identity, measurements
+from qkvbench.measure.conditions import Conditions, identity
 from qkvbench.measure.machine import cores
+from qkvbench.measure.observe import measurements
 from qkvbench.model import Model
 from qkvbench.recipes import Study
 from qkvbench.results.record import Record, StudyInfo

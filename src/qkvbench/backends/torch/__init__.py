@@ -4,7 +4,7 @@ from qkvbench.backends.torch.attention import Attention
 from qkvbench.backends.torch.bidirectional import Encoder
 from qkvbench.backends.torch.cache import Cache
 from qkvbench.backends.torch.causal import Decoder
-from qkvbench.backends.torch.decoding import Decoding
+from qkvbench.backends.torch.kernels import product_s, threads
 from qkvbench.backends.torch.learner import (
     Learner,
     cannot_compile,
@@ -16,6 +16,13 @@ from qkvbench.backends.torch.learner import (
 from qkvbench.backends.torch.precision import types
 from qkvbench.backends.torch.stacks import build, decoder
 from qkvbench.backends.torch.weights import load, named_weights, read, save, start
+from qkvbench.backends.torch.workloads import (
+    Decoding,
+    Forward,
+    Prefill,
+    attention_kernels,
+    workload,
+)
 
 __all__ = [
     "Attention",
@@ -23,7 +30,10 @@ __all__ = [
     "Decoder",
     "Decoding",
     "Encoder",
+    "Forward",
     "Learner",
+    "Prefill",
+    "attention_kernels",
     "build",
     "cannot_compile",
     "decoder",
@@ -33,8 +43,11 @@ __all__ = [
     "named_weights",
     "peak_bytes",
     "prepare",
+    "product_s",
     "read",
     "save",
     "start",
+    "threads",
     "types",
+    "workload",
 ]

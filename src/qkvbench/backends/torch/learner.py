@@ -28,7 +28,8 @@ def prepare(threads: int) -> None:
     torch.set_num_threads(threads)
     # cuBLAS is deterministic only with a workspace of a stated size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(mode=True)
+    # As `use_deterministic_algorithms`, which imports a compiler first: a second in each process.
+    torch.set_deterministic_debug_mode("error")
     # Filling fresh memory with NaN finds reads before writes; it takes 4% of a small step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -1,0 +1,28 @@
+"""Cache of grouped and multi-query attention."""
+
+from qkvbench.claims import STUDY, Arithmetic, Claim, Computed
+from qkvbench.claims._figure import printed, share
+from qkvbench.claims._models import cache_bytes, kept, study_300m
+from qkvbench.cost.units import bytes_text
+
+ARMS = {"q,k,v/4": "75", "q,k,v/1": "93.8"}
+
+
+def _arithmetic() -> Arithmetic:
+    model = study_300m()
+    sizes = [f"`{arm}` {bytes_text(cache_bytes(model, arm, 1))}" for arm in ("q,k,v", *ARMS)]
+    return Arithmetic(
+        says=f"Kept of each token at 2 bytes a value: {', '.join(sizes)}.",
+        figures=tuple(share(1 - kept(model, arm)) for arm in ARMS),
+    )
+
+
+CLAIM = Claim(
+    text="Grouped queries with four groups save 75% of the cache, one group saves 93.8%.",
+    source=STUDY,
+    place="table 4",
+    quantity="cache that `q,k,v/4` and `q,k,v/1` saves of each token at 300M, percent",
+    stated=tuple(printed(each, "%") for each in ARMS.values()),
+    arithmetic=_arithmetic,
+    tests=(Computed(),),
+)

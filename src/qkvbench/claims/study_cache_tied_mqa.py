@@ -1,0 +1,28 @@
+"""Cache of sharing on top of one group."""
+
+from qkvbench.claims import STUDY, Arithmetic, Claim, Computed
+from qkvbench.claims._figure import printed, share
+from qkvbench.claims._models import cache_bytes, kept, study_300m
+from qkvbench.cost.units import bytes_text
+
+ARMS = {"q,k=v/1": "96.9"}
+
+
+def _arithmetic() -> Arithmetic:
+    model = study_300m()
+    sizes = [f"`{arm}` {bytes_text(cache_bytes(model, arm, 1))}" for arm in ("q,k,v", *ARMS)]
+    return Arithmetic(
+        says=f"Kept of each token at 2 bytes a value: {', '.join(sizes)}.",
+        figures=tuple(share(1 - kept(model, arm)) for arm in ARMS),
+    )
+
+
+CLAIM = Claim(
+    text="Sharing key and value on top of one group saves 96.9% of the cache.",
+    source=STUDY,
+    place="table 4",
+    quantity="cache that `q,k=v/1` saves of each token at 300M, percent",
+    stated=tuple(printed(each, "%") for each in ARMS.values()),
+    arithmetic=_arithmetic,
+    tests=(Computed(),),
+)

@@ -1,0 +1,33 @@
+"""Sorting with `q=k=v`."""
+
+from qkvbench.claims import STUDY, Arithmetic, Claim, Runs
+from qkvbench.claims._reported import SORT
+from qkvbench.claims._scales import SYNTHETIC
+
+LOSS = SORT["q,k,v"].value - SORT["q=k=v"].value
+
+
+def _arithmetic() -> Arithmetic:
+    return Arithmetic(
+        says=f"Its two accuracies are {LOSS:.3f} apart, over all its lengths and sizes. Nothing "
+        "bounds a loss of quality."
+    )
+
+
+CLAIM = Claim(
+    text="On sorting, one projection for all is worse than three.",
+    source=STUDY,
+    place="table of synthetic tasks, SORT",
+    quantity="accuracy of `q=k=v` on sorting digits, beside that of `q,k,v`",
+    stated=(SORT["q=k=v"],),
+    arithmetic=_arithmetic,
+    tests=(
+        Runs(
+            "q=k=v",
+            "worse",
+            ("sort",),
+            SYNTHETIC,
+        ),
+    ),
+    recipe="longer",
+)

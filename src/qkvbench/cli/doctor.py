@@ -1,0 +1,322 @@
+"""`qkvbench doctor`: what is here, what works, and what really runs. Every failure is a row."""
+
+import json
+import os
+import pkgutil
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, metadata, version
+from io import StringIO
+from typing import Any, Literal
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qkvbench import data
+from qkvbench.cli.parser import Request
+from qkvbench.cost.units import bytes_text, count_text, seconds_text
+from qkvbench.data.cache import cache_folder, sha256_of
+from qkvbench.data.wheel import Wheel
+from qkvbench.experiment import PRECISIONS, Precision
+
+# Without one of these, nothing runs.
+NEEDED = ("jaxtyping", "jinja2", "numpy", "psutil", "pydantic", "rich", "safetensors")
+NEEDED += ("scikit-learn", "scipy", "torch")
+# The name under which a package is imported, where it is not its own.
+IMPORTED = {"scikit-learn": "sklearn", "import-linter": "importlinter", "pytest-xdist": "xdist"}
+IMPORTED |= {"pytest-timeout": "pytest_timeout"}
+PRODUCT_SIZE = 512
+LOW_MEMORY = 2 * 2**30
+LOW_DISK = 2**30
+WIDTH = 100
+
+Verdict = Literal["ok", "missing", "note", "broken"]
+MARKS: dict[Verdict, str] = {"ok": "✓", "missing": "–", "note": "!", "broken": "✗"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `remedy` is the way out where there is something to do.
+
+    ``verdict`` is broken where the main job cannot run, missing where something optional is not
+    there, note where a person should know.
+    """
+
+    topic: str
+    what: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
+
+
+def answer(request: Request) -> int:
+    """Look at everything and say what was found; 1 where the main job cannot run."""
+    findings = [finding for look in LOOKS for finding in _safely(look)]
+    if request.json:
+        print(json.dumps([asdict(each) for each in findings], indent=1, ensure_ascii=False))
+    else:
+        print(_text(findings), end="")
+    return 1 if any(each.verdict == "broken" for each in findings) else 0
+
+
+def _safely(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What a look finds; where it fails, that."""
+    try:
+        yield from look()
+    except Exception as error:
+        # A doctor does not fall ill: whatever happens is a row.
+        topic = look.__name__.strip("_")
+        yield Finding(
+            topic,
+            topic,
+            "note",
+            f"could not be looked at: {_first_line(error)}",
+            "please report this line",
+        )
+
+
+def _installed() -> Iterator[Finding]:
+    try:
+        own = version("qkv-ablation-bench")
+    except PackageNotFoundError:
+        own = "from a folder, not installed"
+    yield Finding("installed", "qkvbench", "ok", own)
+    python = f"{platform.python_version()} ({sys.executable})"
+    yield Finding("installed", "Python", "ok", python)
+    for name in NEEDED:
+        yield _imported(name, "broken")
+
+
+def _extras() -> Iterator[Finding]:
+    """The optional packages, by the extra that brings them."""
+    try:
+        wanted = metadata("qkv-ablation-bench").get_all("Requires-Dist") or []
+    except PackageNotFoundError:
+        yield Finding(
+            "extras", "all", "note", "unknown: qkvbench is not installed", "run ./qkv setup"
+        )
+        return
+    by_extra: dict[str, list[str]] = {}
+    for line in wanted:
+        requirement, _, marker = line.partition(";")
+        if "extra ==" in marker:
+            name = requirement.strip().split(">")[0].split("=")[0].split("[")[0].strip()
+            extra = marker.split("extra ==")[1].strip().strip("'\" ")
+            by_extra.setdefault(extra, []).append(name)
+    for extra, names in by_extra.items():
+        looked = [_imported(name, "missing") for name in names]
+        absent = [each for each in looked if each.verdict != "ok"]
+        present = f"{len(names) - len(absent)} of {len(names)} packages import"
+        if absent:
+            # A package that is there and does not import is told with its error.
+            found = f"{present}; not: {', '.join(f'{each.what} ({each.found})' for each in absent)}"
+            yield Finding("extras", extra, "missing", found, f"./qkv setup {extra}")
+        else:
+            yield Finding("extras", extra, "ok", present)
+
+
+def _machine() -> Iterator[Finding]:
+    from qkvbench.measure.machine import activity, cores, machine, others
+
+    before = activity()
+    yield Finding("machine", "processor", "ok", machine("").platform)
+    memory = psutil.virtual_memory()
+    held = f"{bytes_text(memory.available)} of {bytes_text(memory.total)} free"
+    if memory.available < LOW_MEMORY:
+        yield Finding("machine", "memory", "note", held, "use --jobs 1, or end other programs")
+    else:
+        yield Finding("machine", "memory", "ok", held)
+    time.sleep(0.5)
+    busy = others(before, activity())
+    load = ", ".join(f"{each:.2f}" for each in os.getloadavg())
+    found = f"{cores()}; load {load}" + ("" if busy is None else f"; others use {busy:g}")
+    if busy is not None and busy >= 0.5:
+        yield Finding("machine", "cores", "note", found, "timings will be disturbed")
+    else:
+        yield Finding("machine", "cores", "ok", found)
+
+
+def _backends() -> Iterator[Finding]:
+    """The device, and for each precision: does it work, how fast is it, what does attention."""
+    from qkvbench.backends import find
+
+    try:
+        backend = find("torch")
+        device = str(backend.device())
+    except Exception as error:
+        # A torch that is broken can fail in any way when it is imported.
+        found = f"does not start: {_first_line(error)}"
+        yield Finding("torch", "backend", "broken", found, "./qkv setup, or remove .venv first")
+        return
+    yield Finding("torch", "device", "ok", device)
+    intra, inter = backend.threads()
+    yield Finding("torch", "threads", "ok", f"{intra} in an operation, {inter} between")
+    backend.prepare(1)
+    plain_s: float | None = None
+    for precision in PRECISIONS:
+        try:
+            seconds = backend.product_s(precision, PRODUCT_SIZE)
+        except Exception as error:
+            # What a type cannot do, torch says in many kinds of errors.
+            yield _unable(precision, "product", error)
+            continue
+        plain_s = plain_s or seconds
+        yield _product(precision, seconds, plain_s)
+        yield from _kernels(backend, precision)
+
+
+def _unable(precision: Precision, use: str, error: Exception) -> Finding:
+    """What a precision cannot do here; without the first of them nothing runs."""
+    first, second, *_ = PRECISIONS
+    verdict: Verdict = "broken" if precision == first else "missing"
+    remedy = f"use --precision {second if precision == first else first}"
+    return Finding("torch", f"{precision} {use}", verdict, _first_line(error), remedy)
+
+
+def _product(precision: Precision, seconds: float, plain_s: float) -> Finding:
+    rate = count_text(2 * PRODUCT_SIZE**3 / seconds)
+    times = "" if precision == "fp32" else f", {plain_s / seconds:.2g} times fp32's rate"
+    text = f"observed: {rate}FLOP/s on one thread ({seconds_text(seconds)}){times}"
+    slow = seconds > 1.1 * plain_s
+    remedy = f"slower than fp32 here: {precision} saves memory, not time" if slow else ""
+    return Finding("torch", f"{precision} product", "note" if slow else "ok", text, remedy)
+
+
+def _kernels(backend: Any, precision: Precision) -> Iterator[Finding]:
+    try:
+        kernels = backend.attention_kernels(precision)
+    except Exception as error:
+        # Here as well.
+        yield _unable(precision, "attention", error)
+        return
+    for use, kernel in kernels.items():
+        fallback = "fallback" in kernel
+        remedy = "no fused kernel for this type here: slower, and memory grows with T × T"
+        yield Finding(
+            "torch",
+            f"{precision} {use}",
+            "note" if fallback else "ok",
+            kernel,
+            remedy if fallback else "",
+        )
+
+
+def _compiler() -> Iterator[Finding]:
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), "")
+    if compiler:
+        found = f"a C++ compiler is there ({compiler}); nothing was compiled to try it"
+        yield Finding("torch", "torch.compile", "ok", found)
+    else:
+        yield Finding(
+            "torch",
+            "torch.compile",
+            "missing",
+            "no C++ compiler, which it needs on a processor",
+            "nothing else needs one; install g++ to use it",
+        )
+
+
+def _precisions() -> Iterator[Finding]:
+    """What runs in which type, where the backend tells."""
+    module = import_module("qkvbench.backends.torch.precision")
+    types: Callable[[], dict[str, dict[str, str]]] | None = getattr(module, "types", None)
+    for part, kinds in (types() if types else {}).items():
+        text = ", ".join(f"{precision}: {kind}" for precision, kind in kinds.items())
+        yield Finding("types", part, "ok", text)
+
+
+def _data() -> Iterator[Finding]:
+    """The cache folder, and whether the wheels in it are whole."""
+    yield _writable()
+    for wheel in _wheels():
+        path = cache_folder() / wheel.file
+        what = f"{wheel.name} {wheel.version}"
+        if not path.exists():
+            yield Finding("data", what, "missing", "not here yet", "a run that needs it fetches it")
+        elif sha256_of(path) == wheel.sha256:
+            found = f"{bytes_text(path.stat().st_size)}, its hash is right"
+            yield Finding("data", what, "ok", found)
+        else:
+            remedy = "a run that needs it sets it aside and fetches it again"
+            yield Finding("data", what, "note", f"{path} is damaged", remedy)
+
+
+def _wheels() -> list[Wheel]:
+    """Every wheel that a module of data names: by itself, or as part of a source."""
+    found: dict[str, Wheel] = {}
+    for module in pkgutil.iter_modules(data.__path__, f"{data.__name__}."):
+        for value in vars(import_module(module.name)).values():
+            wheel = getattr(value, "wheel", value)
+            if isinstance(wheel, Wheel):
+                found[wheel.file] = wheel
+    return list(found.values())
+
+
+def _writable() -> Finding:
+    folder = cache_folder()
+    remedy = "name another folder: QKVBENCH_CACHE=FOLDER"
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if not existing.is_dir():
+        return Finding("data", "cache folder", "note", f"{existing} is a file", remedy)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return Finding("data", "cache folder", "note", f"{existing} cannot be written", remedy)
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(existing).free
+    found = f"{folder}: holds {bytes_text(held)}, {bytes_text(free)} free"
+    if free < LOW_DISK:
+        return Finding("data", "cache folder", "note", found, f"make room, or {remedy}")
+    return Finding("data", "cache folder", "ok", found)
+
+
+LOOKS = (_installed, _extras, _machine, _backends, _compiler, _precisions, _data)
+
+
+def _imported(name: str, otherwise: Verdict) -> Finding:
+    """The version of a package that imports; `otherwise` why it does not, and what to do."""
+    try:
+        found = version(name)
+        if not name.endswith("-stubs"):
+            # Stubs are for a type checker alone.
+            import_module(IMPORTED.get(name, name.replace("-", "_")))
+    except PackageNotFoundError:
+        return Finding("installed", name, otherwise, "not installed", "./qkv setup")
+    except Exception as error:
+        # A broken package can raise anything while it is imported.
+        return Finding("installed", name, otherwise, _first_line(error), "./qkv setup")
+    return Finding("installed", name, "ok", found)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+
+
+def _text(findings: Sequence[Finding]) -> str:
+    file = StringIO()
+    console = Console(file=file, width=WIDTH, color_system=None, legacy_windows=False)
+    for topic in dict.fromkeys(each.topic for each in findings):
+        console.print(Text(topic))
+        table = Table.grid(padding=(0, 2))
+        for _ in range(3):
+            table.add_column(overflow="fold")
+        for each in findings:
+            if each.topic == topic:
+                cell = Text(each.found)
+                if each.remedy:
+                    cell.append(f"\n→ {each.remedy}")
+                table.add_row(Text(f" {MARKS[each.verdict]}"), Text(each.what), cell)
+        console.print(table)
+    verdict = (
+        "The main job cannot run: see the lines with ✗."
+        if any(each.verdict == "broken" for each in findings)
+        else "The main job can run: ./qkv run quick."
+    )
+    console.print(Text(f"\n{verdict} No browser, compiler or accelerator is needed for it."))
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"

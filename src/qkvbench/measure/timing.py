@@ -1,0 +1,291 @@
+"""Workloads on the clock: arms interleaved in rounds of one process, memory in one of its own."""
+
+import gc
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from qkvbench import cost
+from qkvbench.backends import Backend, Kind, Workload, find
+from qkvbench.measure.conditions import Conditions
+from qkvbench.measure.machine import activity, others
+from qkvbench.measure.memory import level_bytes, peak_bytes
+from qkvbench.measure.samples import Step
+from qkvbench.model import Model
+from qkvbench.model.draws import generator
+
+WARM_UP_STEPS = 3
+WARM_UP_S = 1.0
+# Blocks of rounds; between two of them every arm moves to another place in memory. The fewest
+# rounds, one in each block, still carry an interval.
+BLOCKS = 16
+LEAST_ROUNDS = 6
+# What the arm before left in the processor's caches is gone after milliseconds of work: a step
+# shorter than this is preceded by one that is not timed.
+SETTLED_S = 0.1
+# Moving may take this share of the time.
+MOVING = 0.2
+# A longer prompt is first tried at this length, to tell how long it will take.
+PILOT = 256
+
+
+def _involuntary_switches() -> int:
+    """How often the processor was taken from this process before it was done with it."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """What a step is timed by.
+
+    ``own_s`` leaves out other processes' time, where there is a clock that can; ``switches`` grows
+    when one of them gets the processor in between.
+    """
+
+    now_s: Callable[[], float] = time.perf_counter
+    own_s: Callable[[], float] = time.perf_counter
+    switches: Callable[[], int] = _involuntary_switches
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """Time to measure in: rounds go on for `rounds_s`, and nothing after `ends_s` on the clock.
+
+    The clock is `time.monotonic`, which all processes of a machine share.
+    """
+
+    rounds_s: float
+    ends_s: float = math.inf
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One arm's steps, one list for each block of rounds.
+
+    ``ready_s`` is how long it takes to build the arm and to warm it up once more.
+    """
+
+    blocks: list[list[Step]]
+    tokens: int
+    cache_bytes: int | None
+    kernel: str
+    ready_s: float
+
+
+@dataclass(frozen=True)
+class Untimed:
+    """An arm that could not be timed, and why."""
+
+    variant: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TooLong:
+    """What was not begun, for it would not have ended in time; how long it was thought to take."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """All arms of one kind of work, and what went on around them.
+
+    ``threads`` share one operation and run at a time; ``other_cores`` were busy with other
+    processes, None where the system does not tell.
+    """
+
+    arms: list[Timed | Untimed]
+    threads: tuple[int, int]
+    other_cores: float | None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Work that is built and warm, and how long it takes: to get ready, to move, for a step."""
+
+    work: Workload
+    ready_s: float
+    move_s: float
+    step_s: float
+
+    @property
+    def turn_s(self) -> float:
+        """What one round of it takes, the untimed step before included."""
+        return self.step_s * (2 if self.step_s < SETTLED_S else 1)
+
+
+class NoTimeError(Exception):
+    """What comes next is thought to end so many seconds after its time."""
+
+
+def times(
+    kind: Kind, models: Sequence[Model], conditions: Conditions, allowance: Allowance
+) -> Times | TooLong:
+    """Time one kind of work with each model, in rounds of one step each, so that drift hits all.
+
+    A model that cannot be built or warmed up is left out; the others are timed all the same.
+    """
+    backend = find(conditions.backend)
+    backend.prepare(conditions.threads)
+    try:
+        arms = _ready(backend, kind, models, conditions, allowance)
+    except NoTimeError as error:
+        return TooLong(error.args[0])
+    before = activity()
+    # The time on the processor tells what a step takes alone only where one thread does it all.
+    simple = conditions.threads == 1 and str(backend.device()) == "cpu"
+    clocks = Clocks(own_s=time.process_time if simple else time.perf_counter)
+    built = [arm for arm in arms if isinstance(arm, Arm)]
+    with _undisturbed():
+        blocks = iter(interleaved(built, allowance, clocks))
+    other_cores = others(before, activity())
+    timed = [_timed(arm, next(blocks)) if isinstance(arm, Arm) else arm for arm in arms]
+    return Times(timed, backend.threads(), other_cores)
+
+
+def memory(kind: Kind, model: Model, conditions: Conditions) -> int:
+    """Bytes that the model, its cache and this work add to a process that has done neither."""
+    backend = find(conditions.backend)
+    backend.prepare(conditions.threads)
+    # The first steps load what a framework loads once, which is more than a small model.
+    _warm(backend, kind, model, conditions, 1)
+    before = level_bytes(backend)
+    _held = _warm(backend, kind, model, conditions, conditions.context)
+    return max(0, peak_bytes(backend) - before)
+
+
+def interleaved(
+    arms: Sequence[Arm], allowance: Allowance, clocks: Clocks
+) -> list[list[list[Step]]]:
+    """Each arm's steps: a list for each block of rounds, as many for every arm.
+
+    In each round every arm has its turn, in an order drawn anew. At least LEAST_ROUNDS are made.
+    """
+    if not arms:
+        return []
+    began = clocks.now_s()
+    # The profiler's step comes after the rounds, and is slower than the others.
+    closing_s = 0.3 + 3 * sum(arm.step_s for arm in arms)
+    left_s = allowance.ends_s - time.monotonic() - closing_s
+    rounds_s = max(0.0, min(allowance.rounds_s, left_s))
+    moving_s = sum(arm.move_s for arm in arms)
+    blocks = min(BLOCKS, max(LEAST_ROUNDS, int(MOVING * rounds_s / max(moving_s, 1e-9))))
+    draws = generator(0, "measure", "order of turns")
+    samples: list[list[list[Step]]] = [[] for _ in arms]
+    for block in range(blocks):
+        if block >= LEAST_ROUNDS and clocks.now_s() - began >= rounds_s:
+            break
+        if block and clocks.now_s() - began < rounds_s:
+            for place in draws.permutation(len(arms)):
+                arms[place].work.move()
+        for each in samples:
+            each.append([])
+        while not samples[0][-1] or clocks.now_s() - began < rounds_s * (block + 1) / blocks:
+            for place in draws.permutation(len(arms)):
+                samples[place][-1].append(_turn(arms[place], clocks))
+    return samples
+
+
+def _turn(arm: Arm, clocks: Clocks) -> Step:
+    step = arm.work.step
+    if arm.step_s < SETTLED_S:
+        step()
+    switches = clocks.switches()
+    own_before = clocks.own_s()
+    before = clocks.now_s()
+    step()
+    seconds = clocks.now_s() - before
+    own_s = clocks.own_s() - own_before
+    interrupted = clocks.switches() > switches
+    return Step(seconds, interrupted, own_s if interrupted else seconds)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Collect garbage now, and not in the block."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _timed(arm: Arm, blocks: list[list[Step]]) -> Timed:
+    work = arm.work
+    return Timed(blocks, work.tokens, work.cache_bytes, work.kernel(), arm.ready_s)
+
+
+def _ready(
+    backend: Backend,
+    kind: Kind,
+    models: Sequence[Model],
+    conditions: Conditions,
+    allowance: Allowance,
+) -> list[Arm | Untimed]:
+    """The arms, built and warm; NoTimeError as soon as it shows that they would not be in time."""
+    if kind != "decode" and conditions.context > PILOT and allowance.ends_s < math.inf:
+        step_s = _foreseen_s(backend, kind, models[0], conditions)
+        _allow(len(models) * (2 + LEAST_ROUNDS) * step_s, allowance)
+    arms: list[Arm | Untimed] = []
+    for model in models:
+        arm = _warm(backend, kind, model, conditions, conditions.context)
+        arms.append(arm if isinstance(arm, Untimed) else _moved(arm))
+        built = [arm for arm in arms if isinstance(arm, Arm)]
+        if built:
+            slowest = max(built, key=lambda arm: arm.ready_s)
+            lacking = len(models) - len(arms)
+            turns_s = sum(arm.turn_s for arm in built) + lacking * slowest.turn_s
+            _allow(lacking * slowest.ready_s + LEAST_ROUNDS * turns_s, allowance)
+    return arms
+
+
+def _moved(arm: Arm) -> Arm:
+    """The arm at another place in memory, and how long that took."""
+    began = time.perf_counter()
+    arm.work.move()
+    return replace(arm, move_s=time.perf_counter() - began)
+
+
+def _allow(seconds: float, allowance: Allowance) -> None:
+    if time.monotonic() + seconds > allowance.ends_s:
+        raise NoTimeError(seconds)
+
+
+def _foreseen_s(backend: Backend, kind: Kind, model: Model, conditions: Conditions) -> float:
+    """How long a step will take, from a short one and the multiplications of both."""
+    pilot = _warm(backend, kind, model, replace(conditions, batch=1), PILOT)
+    if isinstance(pilot, Untimed):
+        return 0.0
+    longer = cost.macs(model, conditions.context) / cost.macs(model, PILOT)
+    return pilot.step_s * longer * conditions.batch
+
+
+def _warm(
+    backend: Backend, kind: Kind, model: Model, conditions: Conditions, context: int
+) -> Arm | Untimed:
+    """Work that has taken its first steps, or why there is none."""
+    began = time.perf_counter()
+    try:
+        work = backend.workload(
+            kind, model, conditions.precision, context=context, batch=conditions.batch
+        )
+        stepping = time.perf_counter()
+        built_s = stepping - began
+        steps_s: list[float] = []
+        while len(steps_s) < WARM_UP_STEPS and time.perf_counter() - stepping < WARM_UP_S:
+            before = time.perf_counter()
+            work.step()
+            steps_s.append(time.perf_counter() - before)
+    except Exception as error:
+        # Whatever is wrong with one arm, the others are timed.
+        return Untimed(model.variant, f"{type(error).__name__}: {error}")
+    step_s = min(steps_s)
+    # The first steps of a process load what no later arm has to wait for.
+    return Arm(work, built_s + len(steps_s) * step_s, move_s=0.0, step_s=step_s)

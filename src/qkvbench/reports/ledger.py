@@ -1,0 +1,53 @@
+"""The ledger of claims as one HTML file: each claim, its verdict, and all that it rests on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from qkvbench.claims import MEANINGS, SOURCES, VERDICTS, Entry, Shown, ledger
+from qkvbench.reports._text import plural
+from qkvbench.reports.page import equations
+from qkvbench.results.view import View
+
+ABOUT = "the claims of the literature with their verdicts, given this study alone"
+SUFFIX = "html"
+
+_FOLDER = Path(__file__).parent
+
+
+def render(view: View) -> str:
+    """The whole ledger, with what this study adds to it."""
+    return page(tuple(ledger((Shown(view.name, view),))), (view.name,))
+
+
+def page(entries: Sequence[Entry], stores: Sequence[str]) -> str:
+    """The page of these entries; `stores` are the names of the studies that were read."""
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["equations"] = equations
+    return environment.get_template("_ledger.html").render(
+        # Our own files, not a record's text.
+        css=Markup("".join((_FOLDER / name).read_text(encoding="utf-8") for name in _STYLES)),
+        entries=entries,
+        stores=stores,
+        sources=[
+            (source, [entry for entry in entries if entry.claim.source == source])
+            for source in SOURCES
+        ],
+        verdicts=[
+            (verdict, MEANINGS[verdict], sum(each.finding.verdict == verdict for each in entries))
+            for verdict in VERDICTS
+        ],
+        arithmetic={entry.name: entry.claim.arithmetic() for entry in entries},
+        plural=plural,
+    )
+
+
+_STYLES = ("_page.css", "_ledger.css")

@@ -1,0 +1,121 @@
+"""The doctor says what is here and what really runs; whatever fails is a row with a way out."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from qkvbench.cli import doctor, main
+from qkvbench.experiment import PRECISIONS
+
+
+def findings(capsys):
+    status = main(["doctor", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    return status, {(row["topic"], row["what"]): row for row in rows}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without the looks that take a second."""
+    monkeypatch.setattr(doctor, "LOOKS", (doctor._installed, doctor._data, doctor._compiler))
+
+
+def test_everything_is_looked_at_and_the_main_job_can_run_here(capsys):
+    status, rows = findings(capsys)
+    assert status == 0
+    for precision in PRECISIONS:
+        assert "observed: " in rows["torch", f"{precision} product"]["found"]
+        assert "softmax" in rows["torch", f"{precision} decoding"]["found"]
+        assert "scaled_dot_product" in rows["torch", f"{precision} training"]["found"]
+    assert {"installed", "extras", "machine", "torch", "data"} <= {topic for topic, _ in rows}
+    assert all(row["remedy"] for row in rows.values() if row["verdict"] != "ok")
+
+
+def test_it_answers_as_text_from_the_command_line_without_a_traceback():
+    command = [sys.executable, "-m", "qkvbench", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "The main job can run" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= doctor.WIDTH
+
+
+def test_a_backend_that_does_not_start_is_a_row_and_ends_with_1(capsys, monkeypatch):
+    def broken(name):
+        raise OSError("libtorch_cpu.so: cannot open shared object file")
+
+    monkeypatch.setattr("qkvbench.backends.find", broken)
+    monkeypatch.setattr(doctor, "LOOKS", (doctor._backends,))
+    status, rows = findings(capsys)
+    assert status == 1
+    row = rows["torch", "backend"]
+    assert row["verdict"] == "broken"
+    assert "libtorch_cpu.so" in row["found"]
+    assert "./qkv setup" in row["remedy"]
+
+
+def test_a_precision_that_does_not_work_is_a_row_and_the_others_are_looked_at(capsys, monkeypatch):
+    from qkvbench.backends import torch as backend
+
+    def product_s(precision, size):
+        if precision == "bf16":
+            raise RuntimeError('"addmm_impl_cpu_" not implemented for BFloat16')
+        return 0.001
+
+    monkeypatch.setattr(backend, "product_s", product_s)
+    monkeypatch.setattr(
+        backend, "attention_kernels", lambda precision: {"training": "math fallback"}
+    )
+    monkeypatch.setattr(doctor, "LOOKS", (doctor._backends,))
+    status, rows = findings(capsys)
+    assert status == 0
+    assert rows["torch", "bf16 product"]["verdict"] == "missing"
+    assert rows["torch", "bf16 product"]["remedy"] == "use --precision fp32"
+    assert rows["torch", "fp16 product"]["verdict"] == "ok"
+    assert rows["torch", "fp32 training"]["verdict"] == "note"
+
+
+def test_a_look_that_fails_is_a_row(capsys, monkeypatch):
+    def _broken():
+        raise KeyError("surprise")
+        yield
+
+    monkeypatch.setattr(doctor, "LOOKS", (_broken,))
+    status, rows = findings(capsys)
+    assert status == 0
+    assert "surprise" in rows["broken", "broken"]["found"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_cache_that_is_a_file_is_told_with_a_way_out(capsys, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "file"))
+    status, rows = findings(capsys)
+    assert status == 0
+    row = rows["data", "cache folder"]
+    assert row["verdict"] == "note"
+    assert "is a file" in row["found"]
+    assert "QKVBENCH_CACHE=FOLDER" in row["remedy"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_data_that_are_damaged_or_not_here_are_told(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path))
+    _, rows = findings(capsys)
+    wheels = {what: row for (topic, what), row in rows.items() if topic == "data"}
+    assert wheels.pop("cache folder")["verdict"] == "ok"
+    assert {row["verdict"] for row in wheels.values()} == {"missing"}
+    for wheel in doctor._wheels():
+        (tmp_path / wheel.file).write_text("damaged")
+    _, rows = findings(capsys)
+    assert all("damaged" in rows["data", what]["found"] for what in wheels)
+
+
+def test_without_a_compiler_only_compiling_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(doctor, "LOOKS", (doctor._compiler,))
+    status, rows = findings(capsys)
+    assert status == 0
+    assert rows["torch", "torch.compile"]["verdict"] == "missing"
