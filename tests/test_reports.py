@@ -20,6 +20,7 @@ from qkvbench.reports import _figures as figures
 from qkvbench.reports import _words as words
 from qkvbench.reports import page, summary, terminal
 from qkvbench.reports._limits import limits
+from qkvbench.results.resampling import OverItems
 from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.store import Store
 from qkvbench.results.view import same_functions, view
@@ -388,6 +389,27 @@ def test_text_from_records_is_escaped(tmp_path):
     assert "&lt;script&gt;" in html
     assert Page(html).open == []
     assert "\x1b" not in printed(study, 120)
+
+
+def test_a_task_that_is_a_path_is_named_as_it_is_written(study):
+    # Brackets would be markup: a path could hide itself, be a link, or end the report in an error.
+    path = "./[bold]a[link=x]b[/c].txt"
+    named = replace(study, tasks=(replace(study.tasks[0], name=path),), cost_task=None)
+    head, _, _ = terminal.render(named).partition("canonical")
+    assert path in head
+
+
+def test_how_much_longer_intervals_are_with_other_items_is_said_of_every_arm(study):
+    task = study.tasks[0]
+    lengths = {arm: each.high - each.low for arm, each in task.result.differences.items()}
+    first, second, *_ = sorted(lengths, key=lambda arm: lengths[arm])
+    # The widest of both intervals is not the one that grows most.
+    items = {
+        arm: OverItems(0.0, 400, (0.0, 0.0), (0.0, by * lengths[arm]), resampled=False)
+        for arm, by in ((first, 3.0), (second, 3.0 * lengths[first] / lengths[second] + 0.01))
+    }
+    told = limits(replace(study, tasks=(replace(task, items=items),)))
+    assert f"{task.name} at most 3.0 times" in said(told)
 
 
 def test_plots_are_well_formed_and_name_every_arm_once(study):
