@@ -21,7 +21,7 @@ from qkvbench.reports import _words as words
 from qkvbench.reports import page, summary, terminal
 from qkvbench.reports._limits import limits
 from qkvbench.results.resampling import OverItems
-from qkvbench.results.stats import Comparison, Tally
+from qkvbench.results.stats import Comparison, Count, Tally
 from qkvbench.results.store import Store
 from qkvbench.results.view import same_functions, view
 
@@ -147,6 +147,16 @@ def test_the_cost_columns_name_their_task(study):
     assert "the model of lm-reviews" in printed(study, 120)
 
 
+def test_runs_in_another_precision_are_said_to_be(tmp_path, study):
+    assert "Runs in" not in terminal.render(study)
+    runs = [
+        fake_study.record(replace(run, precision="bf16", compiled=True))
+        for run in fake_study.experiments("sort", fake_study.ARMS[:2])
+    ]
+    halved = small(tmp_path, runs, fake_study.ARMS[:2], ("sort",), cost_task="sort")
+    assert "Runs in bf16, compiled." in terminal.render(halved)
+
+
 def test_a_run_that_diverged_is_in_its_row_and_its_reason_below(study):
     text = printed(study, 120)
     assert "1 diverged" in text
@@ -180,6 +190,19 @@ def test_solved_seeds_are_told_in_words(study):
     recall = next(note for note in words.findings(study) if note.topic == "recall")
     assert "`q=k=v` 0 of 5" in recall.text
     assert "a single arm could be told from it if it solved none" in recall.text
+
+
+def test_a_count_that_is_not_worse_is_not_called_not_distinguishable():
+    counts = {
+        "q,k,v": Count(14, 20, 0.4, 0.9),
+        "q,k=v": Count(18, 20, 0.6, 1.0, p=0.3, match_p=0.4, not_worse_p=0.01),
+        "q=k,v": Count(12, 20, 0.3, 0.9, p=0.9, match_p=0.4, not_worse_p=0.4),
+    }
+    told = words._counted(
+        Tally("compared", "q,k,v", tuple(range(20)), counts, incomplete=(), margin=0.25)
+    )
+    assert "Not worse by 25% of the seeds (better is not excluded): `q,k=v`." in told
+    assert "The others are not distinguishable" in told
 
 
 def test_an_arm_that_loses_nowhere_is_told_apart_from_one_that_does(study):
