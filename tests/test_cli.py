@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from qkvbench import reports, tasks
-from qkvbench.cli import main
+from qkvbench.cli import ls, main, names
 from qkvbench.cli.parser import parsed
 from qkvbench.cli.run import asked
 from qkvbench.model import Learned
@@ -74,6 +74,11 @@ WRONG = [
     ["claims", "study-cache-67"],
     ["claims", "--verdict", "true"],
     ["claims", "--source", "paper"],
+    ["claims", "--json", "--out", "ledger.html"],
+    ["report", "no/such/folder", "--as", "page", "--json"],
+    ["run", "--variants", "q,k,v", "--tasks", ""],
+    ["measure", "q,k,v", "--model", "digits#bpe-1024"],
+    ["measure", "q,k,v", "--model", "./none.txt"],
 ]
 
 
@@ -124,6 +129,7 @@ def test_a_variant_is_shown_with_what_is_computed_of_it(capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["variant"] == "q,k=v"
     assert shown["model"] == "gpt-300m"
+    assert shown["position"] == "learned"
     assert shown["parameters"]["total"] == 284_542_976
     assert shown["flops"] == 2 * shown["macs"]
     assert shown["cache"] == {"tensors": 20, "bytes_per_token": 40 * 2**10}
@@ -179,6 +185,22 @@ def test_tasks_are_listed_with_what_they_are_judged_by(capsys):
     assert rows["digits"]["chance"] == 0.1
     assert rows["lm-reviews"]["metric"] == "bits_per_byte"
     assert all({"tier", "benchmark", "metric", "chance"} <= set(row) for row in rows.values())
+
+
+def test_a_list_that_is_no_terminal_s_breaks_sentences_and_nothing_else(capsys):
+    assert main(["ls", "tasks"]) == 0
+    printed = capsys.readouterr().out
+    assert "bits_per_byte" in printed
+    assert "Name a handwritten digit" in printed
+    assert max(map(len, printed.splitlines())) <= ls.WIDTH
+
+
+def test_own_data_and_their_tokenizers_have_models_that_can_be_measured(tmp_path):
+    (tmp_path / "my.txt").write_text("\n\n".join(f"Paragraph {n}, {n * n}." for n in range(2000)))
+    path = str(tmp_path / "my.txt")
+    assert names.model_or_task_s(path).name == "own-text"
+    assert names.model_or_task_s("recall") == tasks.find("recall").model
+    assert names.model_or_task_s(f"{path}#bpe-300").stack.vocabulary == 300
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch, capsys):

@@ -48,6 +48,7 @@ def facts(model: Model, tokens: int) -> dict[str, object]:
     return {
         "variant": model.variant,
         "model": model.name,
+        "position": model.position.kind,
         "tokens": tokens,
         "parameters": {"total": parameters.total, **asdict(parameters)},
         "macs": cost.macs(model, tokens),
