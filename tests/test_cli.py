@@ -11,10 +11,12 @@ import time
 import psutil
 import pytest
 
+import fake_study
 from qkvbench import reports, tasks
 from qkvbench.cli import ls, main, names
 from qkvbench.cli.parser import parsed
 from qkvbench.cli.run import asked
+from qkvbench.experiment import from_json
 from qkvbench.model import Learned
 from qkvbench.results.view import view
 from qkvbench.variant import Own, parse
@@ -60,6 +62,7 @@ WRONG = [
     ["show", "q,k=v/7"],
     ["show", "q,k=v", "--model", "gpt"],
     ["show", "q,k=v+3d"],
+    ["show", "q,k=v", "--model", "gpt-300m", "--tokens", "2049"],
     ["show", "q,k=v+2d++"],
     ["show", "q,k=v", "--position", "rotery"],
     ["show", "q,k=v", "--position", "rotary/0.3"],
@@ -262,6 +265,32 @@ def test_the_page_is_written_even_where_nobody_reads_the_table(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "store" / "report.html").stat().st_size > 10_000
+
+
+def test_a_store_of_someone_else_s_does_not_steer_the_terminal(tmp_path, capsys):
+    store = fake_study.build(tmp_path)
+    evil = "\x1b[2J"
+    study = store.study().model_copy(update={"name": evil, "tasks": ["sort", evil]})
+    store.write_study(study.model_copy(update={"seeds": {"sort": 3, evil: 3}}))
+    for run in fake_study.scored("sort"):
+        changed = {**run.experiment, "task": evil}
+        name = from_json(changed).id
+        update = {"task": evil, "experiment": changed, "id": name}
+        store.write_run(run.model_copy(update=update))
+    (tmp_path / "runs" / f"{1:016x}.json").write_text(
+        json.dumps({"schema_version": 1, evil: 1}), encoding="utf-8"
+    )
+    for words in (
+        ["report", str(tmp_path)],
+        ["plan", str(tmp_path)],
+        ["plan", str(tmp_path), "--margin", "none=1"],
+        ["compare", str(tmp_path), "q,k,v", "q,k=v"],
+        ["claims", str(tmp_path)],
+    ):
+        main(words)
+        told = capsys.readouterr()
+        assert told.out or told.err
+        assert "\x1b" not in told.out + told.err, words
 
 
 def test_letters_that_a_terminal_lacks_stop_nothing(tmp_path):

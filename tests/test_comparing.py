@@ -192,6 +192,12 @@ def test_margins_are_stated_for_all_tasks_or_for_one():
     assert Margins().of("digits", metric.model_copy(update={"unit": "BLEU"})) is None
 
 
+@pytest.mark.parametrize("words", [["0.01", "0.02"], ["sort=0.01", "sort=0.01"]])
+def test_of_two_margins_none_is_taken_in_silence(words):
+    with pytest.raises(ValueError, match="second margin"):
+        stated(words)
+
+
 def test_a_plan_needs_more_seeds_for_less_and_agrees_with_the_noncentral_t():
     def planned(margin, arms=2, power=0.8):
         return planning.needs(margin=margin, deviation=1.0, arms=arms, power=power)

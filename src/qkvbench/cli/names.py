@@ -15,6 +15,7 @@ from qkvbench.experiment import PRECISIONS, Precision
 from qkvbench.model import PRESETS, Model, position_named
 from qkvbench.recipes import Study
 from qkvbench.reports import Report
+from qkvbench.reports._text import printable
 from qkvbench.results.margins import Margins, stated
 from qkvbench.results.view import View
 from qkvbench.variant import Variant, write
@@ -163,7 +164,8 @@ def _known(kind: str, name: str, all_names: list[str]) -> str:
 
 
 def _unknown(kind: str, name: str, all_names: list[str], beside: str = "") -> RequestError:
+    # Names of arms and tasks come out of stores, which may be anyone's.
+    there = printable(", ".join(all_names))
     return RequestError(
-        f"There is no {kind} '{name}'; there are {', '.join(all_names)}."
-        f"{beside or nearest(name, all_names)}"
+        f"There is no {kind} '{name}'; there are {there}.{beside or nearest(name, all_names)}"
     )
