@@ -61,6 +61,34 @@ def _parser() -> _Parser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    _add_run(commands)
+
+    kinds = ["variants", "tasks", "recipes", "models", "positions", "reports", "claims"]
+    ls = _command(commands, "ls", f"list {', '.join(kinds[:-1])} or {kinds[-1]}")
+    ls.add_argument("what", choices=kinds)
+    ls.add_argument("--json", action="store_true", help="one JSON document")
+
+    show = _command(commands, "show", "a variant: its picture, parameters, FLOPs and cache")
+    show.add_argument("variant", help="an equation such as 'q,k=v', or a name")
+    show.add_argument("--model", default="small-decoder", metavar="NAME", help="(small-decoder)")
+    show.add_argument("--position", metavar="P", help="positions in the model's place")
+    show.add_argument(
+        "--tokens", type=_count, default=1024, metavar="N", help="of a forward (1024)"
+    )
+    show.add_argument("--json", action="store_true", help="one JSON document")
+
+    _add_measure(commands)
+
+    doctor = _command(commands, "doctor", "what is installed, which kernels really run, how fast")
+    doctor.add_argument("--json", action="store_true", help="one JSON document")
+
+    _add_claims(commands)
+    _add_readers(commands)
+    return parser
+
+
+def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """The command that trains: which study, and how its runs are carried out."""
     run = _command(commands, "run", "train and measure matched arms, print the table; resumes")
     run.add_argument("recipe", nargs="?", help="a recipe; 'qkvbench ls recipes' lists them")
     run.add_argument(
@@ -91,20 +119,9 @@ def _parser() -> _Parser:
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     run.add_argument("--fail-fast", action="store_true", help="stop at the first run that fails")
 
-    kinds = ["variants", "tasks", "recipes", "models", "positions", "reports", "claims"]
-    ls = _command(commands, "ls", f"list {', '.join(kinds[:-1])} or {kinds[-1]}")
-    ls.add_argument("what", choices=kinds)
-    ls.add_argument("--json", action="store_true", help="one JSON document")
 
-    show = _command(commands, "show", "a variant: its picture, parameters, FLOPs and cache")
-    show.add_argument("variant", help="an equation such as 'q,k=v', or a name")
-    show.add_argument("--model", default="small-decoder", metavar="NAME", help="(small-decoder)")
-    show.add_argument("--position", metavar="P", help="positions in the model's place")
-    show.add_argument(
-        "--tokens", type=_count, default=1024, metavar="N", help="of a forward (1024)"
-    )
-    show.add_argument("--json", action="store_true", help="one JSON document")
-
+def _add_measure(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """The command that times: which arms of which model, and under which conditions."""
     measure = _command(
         commands, "measure", "forward, prefill, decode on the clock, arms interleaved; memory"
     )
@@ -128,13 +145,6 @@ def _parser() -> _Parser:
         "--seconds", type=_seconds, default=60.0, metavar="S", help="of the whole call (60)"
     )
     measure.add_argument("--json", action="store_true", help="one JSON document")
-
-    doctor = _command(commands, "doctor", "what is installed, which kernels really run, how fast")
-    doctor.add_argument("--json", action="store_true", help="one JSON document")
-
-    _add_claims(commands)
-    _add_readers(commands)
-    return parser
 
 
 def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
