@@ -38,7 +38,7 @@ def find_layers(names: Iterable[str]) -> tuple[Found, ...]:
             found[match["layer"]] = Found(match["layer"], {}, fused=name)
         for pattern in SEPARATE:
             if match := pattern.fullmatch(name):
-                role = next(role for role in ROLES if match["role"].startswith(role))
+                role: Role = next(role for role in ROLES if match["role"].startswith(role))
                 layer = found.setdefault(match["layer"], Found(match["layer"], {}))
                 layer.tensors[role] = name
     return tuple(sorted(found.values(), key=lambda layer: _numbered(layer.layer)))
@@ -58,14 +58,19 @@ def weights_of(
     """
     if layer.fused is not None:
         return _cut(layer.fused, read(layer.fused), heads, kv_heads or heads)
-    matrices = {role: read(name) for role, name in layer.tensors.items()}
-    counts = {role: heads if role == "q" else kv_heads or heads for role in matrices}
+    matrices: dict[Role, np.ndarray] = {}
+    for role in ROLES:
+        if role in layer.tensors:
+            matrices[role] = read(layer.tensors[role])
+    counts: dict[Role, int] = {"q": heads, "k": kv_heads or heads, "v": kv_heads or heads}
     if "q" in matrices and kv_heads is None:
         head_dim = _divided(layer.tensors["q"], len(matrices["q"]), heads)
-        counts = {
-            role: max(1, len(matrix) // head_dim) for role, matrix in matrices.items()
-        } | {"q": heads}
-    weights = {
+        counts |= {
+            role: max(1, len(matrix) // head_dim)
+            for role, matrix in matrices.items()
+            if role != "q"
+        }
+    weights: dict[Role, Projection] = {
         role: _in_heads(layer.tensors[role], matrix, counts[role])
         for role, matrix in matrices.items()
     }
@@ -73,7 +78,7 @@ def weights_of(
         shapes = ", ".join(f"{role} {matrix.shape}" for role, matrix in matrices.items())
         raise ValueError(
             f"The heads of {layer.layer} differ in size ({shapes}) "
-            f"with {counts.get('q', heads)} query and {counts.get('k', heads)} key/value heads."
+            f"with {counts['q']} query and {counts['k']} key/value heads."
         )
     return weights
 

@@ -127,8 +127,9 @@ def _weight_symmetry(weights: Weights) -> float:
 
 
 def _score_symmetry(layer: Layer) -> float:
-    read = layer.seen.any(axis=-1)
-    return symmetry(layer.scores * (read[:, None, :, None] & read[:, None, None, :]))
+    read = np.any(layer.seen, axis=-1)
+    both = read[:, :, None] & read[:, None, :]
+    return symmetry(layer.scores * both[:, None])
 
 
 def _attention_symmetry(layer: Layer) -> float:
@@ -155,9 +156,7 @@ WEIGHT_MEASURES: dict[str, WeightMeasure] = {
         ("k", "v"),
         _by_head(rotation_residual, "k", "v"),
     ),
-    "qk_weight_symmetry": WeightMeasure(
-        "symmetry of W_Qᵀ·W_K", ("q", "k"), _weight_symmetry
-    ),
+    "qk_weight_symmetry": WeightMeasure("symmetry of W_Qᵀ·W_K", ("q", "k"), _weight_symmetry),
     "q_weight_rank": WeightMeasure("effective rank of W_Q", ("q",), _weight_rank("q")),
     "k_weight_rank": WeightMeasure("effective rank of W_K", ("k",), _weight_rank("k")),
     "v_weight_rank": WeightMeasure("effective rank of W_V", ("v",), _weight_rank("v")),
@@ -165,9 +164,7 @@ WEIGHT_MEASURES: dict[str, WeightMeasure] = {
 
 LAYER_MEASURES: dict[str, LayerMeasure] = {
     "kv_cosine": LayerMeasure("cosine of K and V", _rows_by_head(cosine, "k", "v")),
-    "kv_cka": LayerMeasure(
-        "unbiased linear CKA of K and V", _rows_by_head(unbiased_cka, "k", "v")
-    ),
+    "kv_cka": LayerMeasure("unbiased linear CKA of K and V", _rows_by_head(unbiased_cka, "k", "v")),
     "kv_overlap": LayerMeasure(
         "overlap of the subspaces of K and V", _rows_by_head(subspace_overlap, "k", "v")
     ),

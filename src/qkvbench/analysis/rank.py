@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 
 def effective_rank(matrix: Float[np.ndarray, "rows columns"]) -> float:
-    """exp of the entropy of the singular values, taken as shares of their sum.
+    """Exp of the entropy of the singular values, taken as shares of their sum.
 
     From 1 to the rank, which it reaches where all are equal; NaN for a matrix of zeros. Roy and
     Vetterli, "The effective rank", EUSIPCO 2007, definition 1. Nothing is centred.

@@ -107,7 +107,8 @@ def rotation_residual(first: Matrix, second: Matrix) -> float:
     one, other = _exact(first), _exact(second)
     nuclear = np.linalg.svd(one.T @ other, compute_uv=False).sum()
     explained = _ratio(nuclear, (one * one).sum() * (other * other).sum())
-    return max(0.0, 1 - explained**2)
+    # Rounding may explain a little more than there is.
+    return max(1 - explained**2, 0.0)
 
 
 def _exact(matrix: Matrix) -> Matrix:

@@ -15,7 +15,7 @@ def symmetry(matrices: Float[np.ndarray, "*many tokens tokens"]) -> float:
     exact = matrices.astype(np.float64)
     # |S|² - |N|² is the product of M with its transpose.
     both = (exact * exact.swapaxes(-1, -2)).sum(axis=(-1, -2))
-    return _mean_share(both, np.square(exact).sum(axis=(-1, -2)))
+    return _mean_share(np.atleast_1d(both), np.atleast_1d(np.square(exact).sum(axis=(-1, -2))))
 
 
 def score_symmetry(
@@ -28,8 +28,8 @@ def score_symmetry(
     query, key = query.astype(np.float64), key.astype(np.float64)
     crossed = key @ query.T
     # The traces of M·M and of Mᵀ·M, for M = W_Qᵀ·W_K.
-    both = (crossed * crossed.T).sum()
-    return _mean_share(both[None], ((query @ query.T) * (key @ key.T)).sum()[None])
+    both, whole = (crossed * crossed.T).sum(), ((query @ query.T) * (key @ key.T)).sum()
+    return _mean_share(np.atleast_1d(both), np.atleast_1d(whole))
 
 
 def _mean_share(parts: Float[np.ndarray, "*many"], wholes: Float[np.ndarray, "*many"]) -> float:

@@ -14,8 +14,8 @@ from qkvbench.tasks import Data, Task
 
 # Besides the one before the first step, and positions that are looked at. So few that a run of
 # the small tasks spends about a hundredth of its time here.
-SNAPSHOTS = 5
-POSITIONS = 512
+SNAPSHOTS = 4
+POSITIONS = 256
 # What a record says of a measure; more would be noise of the sums.
 DIGITS = 6
 

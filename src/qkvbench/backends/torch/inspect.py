@@ -1,6 +1,7 @@
 """What each attention layer makes of a batch, as arrays to be looked into."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,16 +10,20 @@ from torch import Tensor, nn
 
 from qkvbench.analysis import Layer
 from qkvbench.backends.torch.attention import Attention, Heads, Lengths, Stream
+from qkvbench.backends.torch.bidirectional import Encoder
+from qkvbench.backends.torch.causal import Decoder
 from qkvbench.variant import ROLES, Path, Role, Rotate, Scale, Turn
 
 
 @torch.no_grad()
-def inspected(network: nn.Module, inputs: Tensor, lengths: Lengths | None) -> tuple[Layer, ...]:
+def inspected(
+    network: Decoder | Encoder, inputs: Tensor, lengths: Lengths | None
+) -> tuple[Layer, ...]:
     """Every attention layer of a stack, first to last, on these inputs."""
     layers = {n: part for n, part in network.named_modules() if isinstance(part, Attention)}
     streams: dict[str, Stream] = {}
 
-    def keep(name: str, _layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def keep(name: str, _layer: nn.Module, arguments: tuple[Any, ...]) -> None:
         streams[name] = arguments[0]
 
     hooks = [part.register_forward_pre_hook(partial(keep, name)) for name, part in layers.items()]
@@ -33,7 +38,9 @@ def inspected(network: nn.Module, inputs: Tensor, lengths: Lengths | None) -> tu
 def _layer(name: str, attention: Attention, x: Stream, lengths: Lengths | None) -> Layer:
     plan = attention.plan
     made, rotations = attention.project(x), attention.rotations()
-    rows = {role: attention.make(_before_turn(plan.paths[role]), made, rotations) for role in ROLES}
+    rows: dict[Role, Heads] = {
+        role: attention.make(_before_turn(plan.paths[role]), made, rotations) for role in ROLES
+    }
     q, k = (attention.make(plan.paths[role], made, rotations) for role in ("q", "k"))
     group = q.shape[1] // k.shape[1]
     scores = q * q.shape[-1] ** -0.5 @ k.repeat_interleave(group, dim=1).mT
@@ -42,10 +49,13 @@ def _layer(name: str, attention: Attention, x: Stream, lengths: Lengths | None) 
     read = torch.ones_like(seen[:, :, 0])
     if lengths is not None:
         read = places < lengths[:, None]
+    told: dict[Role, np.ndarray] = {
+        role: _array(part.transpose(1, 2)[read]) for role, part in rows.items()
+    }
     return Layer(
         name=name,
         weights=_weights(attention),
-        rows={role: _array(part.transpose(1, 2)[read]) for role, part in rows.items()},
+        rows=told,
         scores=_array(scores),
         shares=_array(attention.scores.shares(scores, places, lengths)),
         seen=(seen & read[:, :, None]).cpu().numpy(),
