@@ -86,6 +86,8 @@ def _weights(
         matrix = tensors[name]()
         if matrix.ndim != 2:
             raise ValueError(f"{name} is no matrix, its shape is {matrix.shape}.")
+        if not math.isfinite(matrix.sum()):
+            raise RequestError(f"{printable(name)} holds numbers that are not finite.")
         return matrix
 
     try:
