@@ -1,4 +1,4 @@
-"""What runs saw in their layers is in the page and in the summary, and nothing where they did not."""
+"""What runs saw in their layers is in the page and the summary, and nothing where they did not."""
 
 import json
 from html.parser import HTMLParser

@@ -13,7 +13,7 @@ from qkvbench.results.record import Snapshot
 from qkvbench.results.view import Cell, TaskView, View
 
 # The measures that are drawn, and those of the table, each with its heading and its decimals.
-DRAWN = {"kv_cka": "CKA of K and V", "entropy": "entropy", "k_rank": "rank of K"}
+DRAWN = {"kv_cka": "K,V CKA", "entropy": "entropy", "k_rank": "rank K"}
 TABLED = {
     "kv_weight_cka": ("W_K,W_V CKA", 2),
     "kv_cka": ("K,V CKA", 2),
@@ -74,7 +74,7 @@ class Analyses:
     panels: tuple[Panel, ...]
     height: float
     head: tuple[str, ...]
-    table: tuple[tuple[str, tuple[str, ...]], ...]
+    table: tuple[tuple[Course, tuple[str, ...]], ...]
 
 
 def analyses(view: View) -> tuple[Analyses, ...]:
@@ -172,7 +172,7 @@ def _drawn(task: str, arms: tuple[Course, ...]) -> Analyses:
         head=tuple(text for text, _ in head.values()),
         table=tuple(
             (
-                course.variant,
+                course,
                 tuple(_cell(course, name, places) for name, (_, places) in head.items()),
             )
             for course in same
@@ -220,6 +220,8 @@ def _values(course: Course, name: str) -> list[float]:
 def _cell(course: Course, name: str, places: int) -> str:
     """The values after the last step, from the first layer to the last."""
     rows = course.measures.get(name) or [[None] * len(course.layers)]
+    if all(value is None for value in rows[-1]):
+        return "–"
     return BETWEEN.join("–" if value is None else number(value, places) for value in rows[-1])
 
 
