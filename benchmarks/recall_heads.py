@@ -50,7 +50,7 @@ def row(size: tuple[int, int], arm: str, runs: Sequence[Record]) -> str:
     solved = sum(reaches(score, metric.solved, better=metric.better) for score in scores)
     bounds = binomtest(solved, len(runs)).proportion_ci(0.95, "exact")
     share = f"{solved}/{len(runs)} [{bounds.low:.2f}, {bounds.high:.2f}]"
-    listed = " ".join(f"{score:.3f}" for score in scores)
+    listed = " ".join(f"{run.score:.3f}" if run.status == "done" else run.status for run in runs)
     mean = f"{statistics.mean(scores):.3f}" if scores else "–"
     (parameters,) = {run.cost.total_parameters for run in runs}
     return f"{size[0]:5} {size[1]:8}  {arm:8} {parameters:10,}  {share:20} {mean:>6}   {listed}"
