@@ -14,7 +14,9 @@ from qkvbench.backends.torch import Learner
 from qkvbench.data.batch import Outcome
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.results.record import Record
-from qkvbench.train.analyses import snapshot
+from qkvbench.tasks import Data
+from qkvbench.tasks._splits import Windows
+from qkvbench.train.analyses import POSITIONS, analysed_batch, snapshot
 from qkvbench.train.loop import DivergedError, Trained, batch_indices, learning_rate, train
 from qkvbench.train.run import run
 
@@ -221,6 +223,14 @@ def test_to_look_into_the_layers_changes_no_bit_of_training():
             learner.update(1e-3)
 
     assert list(steps(snapshot)) == list(steps(lambda *_: None))
+
+
+def test_of_long_items_only_the_beginning_is_looked_at():
+    task = tasks.find("lm-reviews")
+    long = Windows(np.zeros(20_001, dtype=np.uint8), 5000)
+    data = Data(train=long, validation=long, test=long, identity="")
+    batch = analysed_batch(replace(task, tokens=5000), data)
+    assert batch.inputs.shape == batch.targets.shape == (1, POSITIONS)
 
 
 def test_a_model_that_is_no_longer_finite_has_snapshots_without_numbers():

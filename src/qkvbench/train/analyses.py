@@ -26,9 +26,14 @@ def analysed_steps(training: Training) -> frozenset[int]:
 
 
 def analysed_batch(task: Task, data: Data) -> Batch:
-    """The first items of the validation split: the same for every arm, seed and step."""
+    """The first items of the validation split: the same for every arm, seed and step.
+
+    Of a long item its beginning: what is looked at holds all scores, so it must not be long.
+    """
     items = max(1, POSITIONS // task.tokens)
-    return data.validation.batch(np.arange(min(items, len(data.validation))))
+    whole = data.validation.batch(np.arange(min(items, len(data.validation))))
+    lengths = None if whole.lengths is None else np.minimum(whole.lengths, POSITIONS)
+    return Batch(whole.inputs[:, :POSITIONS], whole.targets[:, :POSITIONS], lengths)
 
 
 def snapshot(step: int, learner: Learner, batch: Batch) -> Snapshot:
