@@ -35,11 +35,14 @@ NAMES_SHOWN = 4
 
 def answer(request: Request) -> int:
     """Print every measure of the weights, layer by layer."""
-    # NumPy and the reader of tensors take a second, which a wrong request need not wait for.
     paths = [Path(file) for file in request.files]
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise RequestError(f"{missing[0]} is no file. Give the .safetensors files of a checkpoint.")
+        raise RequestError(
+            f"There is no file {printable(str(missing[0]))}.\n"
+            "Give the .safetensors file of a checkpoint, or all of its parts."
+        )
+    # The framework that reads tensors takes a second: a wrong request does not wait for it.
     from qkvbench.analysis import measured_weights
     from qkvbench.backends.torch.weights import opened
 
@@ -86,7 +89,7 @@ def _weights(
         matrix = tensors[name]()
         if matrix.ndim != 2:
             raise ValueError(f"{name} is no matrix, its shape is {matrix.shape}.")
-        if not math.isfinite(matrix.sum()):
+        if not math.isfinite(matrix.sum(dtype="float64")):
             raise RequestError(f"{printable(name)} holds numbers that are not finite.")
         return matrix
 
