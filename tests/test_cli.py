@@ -11,10 +11,12 @@ import time
 import psutil
 import pytest
 
+import fake_study
 from qkvbench import reports, tasks
-from qkvbench.cli import main
+from qkvbench.cli import ls, main, names
 from qkvbench.cli.parser import parsed
 from qkvbench.cli.run import asked
+from qkvbench.experiment import from_json
 from qkvbench.model import Learned
 from qkvbench.results.view import view
 from qkvbench.variant import Own, parse
@@ -60,6 +62,7 @@ WRONG = [
     ["show", "q,k=v/7"],
     ["show", "q,k=v", "--model", "gpt"],
     ["show", "q,k=v+3d"],
+    ["show", "q,k=v", "--model", "gpt-300m", "--tokens", "2049"],
     ["show", "q,k=v+2d++"],
     ["show", "q,k=v", "--position", "rotery"],
     ["show", "q,k=v", "--position", "rotary/0.3"],
@@ -76,6 +79,11 @@ WRONG = [
     ["claims", "study-cache-67"],
     ["claims", "--verdict", "true"],
     ["claims", "--source", "paper"],
+    ["claims", "--json", "--out", "ledger.html"],
+    ["report", "no/such/folder", "--as", "page", "--json"],
+    ["run", "--variants", "q,k,v", "--tasks", ""],
+    ["measure", "q,k,v", "--model", "digits#bpe-1024"],
+    ["measure", "q,k,v", "--model", "./none.txt"],
 ]
 
 
@@ -126,6 +134,7 @@ def test_a_variant_is_shown_with_what_is_computed_of_it(capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["variant"] == "q,k=v"
     assert shown["model"] == "gpt-300m"
+    assert shown["position"] == "learned"
     assert shown["parameters"]["total"] == 284_542_976
     assert shown["flops"] == 2 * shown["macs"]
     assert shown["cache"] == {"tensors": 20, "bytes_per_token": 40 * 2**10}
@@ -181,6 +190,22 @@ def test_tasks_are_listed_with_what_they_are_judged_by(capsys):
     assert rows["digits"]["chance"] == 0.1
     assert rows["lm-reviews"]["metric"] == "bits_per_byte"
     assert all({"tier", "benchmark", "metric", "chance"} <= set(row) for row in rows.values())
+
+
+def test_a_list_that_is_no_terminal_s_breaks_sentences_and_nothing_else(capsys):
+    assert main(["ls", "tasks"]) == 0
+    printed = capsys.readouterr().out
+    assert "bits_per_byte" in printed
+    assert "Name a handwritten digit" in printed
+    assert max(map(len, printed.splitlines())) <= ls.WIDTH
+
+
+def test_own_data_and_their_tokenizers_have_models_that_can_be_measured(tmp_path):
+    (tmp_path / "my.txt").write_text("\n\n".join(f"Paragraph {n}, {n * n}." for n in range(2000)))
+    path = str(tmp_path / "my.txt")
+    assert names.model_or_task_s(path).name == "own-text"
+    assert names.model_or_task_s("recall") == tasks.find("recall").model
+    assert names.model_or_task_s(f"{path}#bpe-300").stack.vocabulary == 300
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -242,6 +267,32 @@ def test_the_page_is_written_even_where_nobody_reads_the_table(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "store" / "report.html").stat().st_size > 10_000
+
+
+def test_a_store_of_someone_else_s_does_not_steer_the_terminal(tmp_path, capsys):
+    store = fake_study.build(tmp_path)
+    evil = "\x1b[2J"
+    study = store.study().model_copy(update={"name": evil, "tasks": ["sort", evil]})
+    store.write_study(study.model_copy(update={"seeds": {"sort": 3, evil: 3}}))
+    for run in fake_study.scored("sort"):
+        changed = {**run.experiment, "task": evil}
+        name = from_json(changed).id
+        update = {"task": evil, "experiment": changed, "id": name}
+        store.write_run(run.model_copy(update=update))
+    (tmp_path / "runs" / f"{1:016x}.json").write_text(
+        json.dumps({"schema_version": 1, evil: 1}), encoding="utf-8"
+    )
+    for words in (
+        ["report", str(tmp_path)],
+        ["plan", str(tmp_path)],
+        ["plan", str(tmp_path), "--margin", "none=1"],
+        ["compare", str(tmp_path), "q,k,v", "q,k=v"],
+        ["claims", str(tmp_path)],
+    ):
+        main(words)
+        told = capsys.readouterr()
+        assert told.out or told.err
+        assert "\x1b" not in told.out + told.err, words
 
 
 def test_letters_that_a_terminal_lacks_stop_nothing(tmp_path):

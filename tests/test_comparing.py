@@ -21,9 +21,11 @@ from qkvbench.results.dominance import Rival, frontier, outlooks
 from qkvbench.results.items import MOST, ItemScores
 from qkvbench.results.margins import Margins, stated
 from qkvbench.results.pair import pair
+from qkvbench.results.record import Ratio, Timing
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
 from qkvbench.train.items import item_scores
+from qkvbench.variant import parse
 
 ARMS = ("q,k,v", "q,k=v", "q,k,v/1")
 
@@ -125,6 +127,33 @@ def test_a_comparison_is_one_json_document(tmp_path, capsys):
     assert margins == {"digits": 0.01, "sort": 0.5, "recall": 0.25, "lm-reviews": 0.02}
 
 
+def test_a_decode_ratio_is_told_with_its_interval_from_either_side(tmp_path):
+    store = study(tmp_path, cost_task="digits")
+    for number, run in enumerate(fake_study.experiments("digits", ARMS, 1)):
+        ratio = Ratio(to="q,k,v", value=2.0, low=1.6, high=2.5, level=0.95, blocks=16)
+        timing = Timing(
+            samples=200,
+            interrupted=0,
+            percentiles_s={"p50": 0.001},
+            tokens_per_second=1.0,
+            ratio=ratio if number else None,
+            memory_bytes=None,
+            kernel="made up",
+        )
+        decoder = PRESETS["small-decoder"]().with_variant(parse(run.variant))
+        made = fake_study.measurement(replace(run, model=decoder), number)
+        store.write_measurement(
+            made.model_copy(update={"timings": {"decode": timing}, "model": run.model.name})
+        )
+    seen = view(store)
+    forth, back = pair(seen, "q,k,v", "q,k=v"), pair(seen, "q,k=v", "q,k,v")
+    assert "200.0% (160.0% to 250.0%) of the time of a decode step" in sentence(forth)
+    assert back.decode_ratio is not None
+    assert (back.decode_ratio.low, back.decode_ratio.high) == (0.4, 0.625)
+    # Two arms that were both measured beside a third have no interval of their own.
+    assert pair(seen, "q,k=v", "q,k,v/1").decode_ratio is None
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -161,6 +190,12 @@ def test_margins_are_stated_for_all_tasks_or_for_one():
     assert (margins.of("digits", metric), margins.of("sort", metric)) == (0.03, 0.5)
     assert Margins().of("digits", metric) == 0.01
     assert Margins().of("digits", metric.model_copy(update={"unit": "BLEU"})) is None
+
+
+@pytest.mark.parametrize("words", [["0.01", "0.02"], ["sort=0.01", "sort=0.01"]])
+def test_of_two_margins_none_is_taken_in_silence(words):
+    with pytest.raises(ValueError, match="second margin"):
+        stated(words)
 
 
 def test_a_plan_needs_more_seeds_for_less_and_agrees_with_the_noncentral_t():

@@ -114,8 +114,22 @@ def test_data_that_are_damaged_or_not_here_are_told(capsys, tmp_path, monkeypatc
 
 
 def test_without_a_compiler_only_compiling_is_missing(capsys, monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    from qkvbench.backends import torch as backend
+
+    # The answer is the one that `run --compile` is given.
+    monkeypatch.setattr(backend, "cannot_compile", lambda: "--compile needs a compiler.")
     monkeypatch.setattr(doctor, "LOOKS", (doctor._compiler,))
     status, rows = findings(capsys)
     assert status == 0
-    assert rows["torch", "torch.compile"]["verdict"] == "missing"
+    row = rows["torch", "torch.compile"]
+    assert row["verdict"] == "missing"
+    assert row["found"] == "--compile needs a compiler."
+
+
+def test_what_runs_in_which_type_is_the_backends_own_answer(capsys, monkeypatch):
+    from qkvbench.backends import torch as backend
+
+    monkeypatch.setattr(backend, "types", lambda: {"products": {"fp32": "float32"}})
+    monkeypatch.setattr(doctor, "LOOKS", (doctor._precisions,))
+    _, rows = findings(capsys)
+    assert rows["types", "products"]["found"] == "fp32: float32"

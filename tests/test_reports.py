@@ -20,7 +20,8 @@ from qkvbench.reports import _figures as figures
 from qkvbench.reports import _words as words
 from qkvbench.reports import page, summary, terminal
 from qkvbench.reports._limits import limits
-from qkvbench.results.stats import Comparison, Tally
+from qkvbench.results.resampling import OverItems
+from qkvbench.results.stats import Comparison, Count, Tally
 from qkvbench.results.store import Store
 from qkvbench.results.view import same_functions, view
 
@@ -146,6 +147,16 @@ def test_the_cost_columns_name_their_task(study):
     assert "the model of lm-reviews" in printed(study, 120)
 
 
+def test_runs_in_another_precision_are_said_to_be(tmp_path, study):
+    assert "Runs in" not in terminal.render(study)
+    runs = [
+        fake_study.record(replace(run, precision="bf16", compiled=True))
+        for run in fake_study.experiments("sort", fake_study.ARMS[:2])
+    ]
+    halved = small(tmp_path, runs, fake_study.ARMS[:2], ("sort",), cost_task="sort")
+    assert "Runs in bf16, compiled." in terminal.render(halved)
+
+
 def test_a_run_that_diverged_is_in_its_row_and_its_reason_below(study):
     text = printed(study, 120)
     assert "1 diverged" in text
@@ -179,6 +190,19 @@ def test_solved_seeds_are_told_in_words(study):
     recall = next(note for note in words.findings(study) if note.topic == "recall")
     assert "`q=k=v` 0 of 5" in recall.text
     assert "a single arm could be told from it if it solved none" in recall.text
+
+
+def test_a_count_that_is_not_worse_is_not_called_not_distinguishable():
+    counts = {
+        "q,k,v": Count(14, 20, 0.4, 0.9),
+        "q,k=v": Count(18, 20, 0.6, 1.0, p=0.3, match_p=0.4, not_worse_p=0.01),
+        "q=k,v": Count(12, 20, 0.3, 0.9, p=0.9, match_p=0.4, not_worse_p=0.4),
+    }
+    told = words._counted(
+        Tally("compared", "q,k,v", tuple(range(20)), counts, incomplete=(), margin=0.25)
+    )
+    assert "Not worse by 25% of the seeds (better is not excluded): `q,k=v`." in told
+    assert "The others are not distinguishable" in told
 
 
 def test_an_arm_that_loses_nowhere_is_told_apart_from_one_that_does(study):
@@ -388,6 +412,27 @@ def test_text_from_records_is_escaped(tmp_path):
     assert "&lt;script&gt;" in html
     assert Page(html).open == []
     assert "\x1b" not in printed(study, 120)
+
+
+def test_a_task_that_is_a_path_is_named_as_it_is_written(study):
+    # Brackets would be markup: a path could hide itself, be a link, or end the report in an error.
+    path = "./[bold]a[link=x]b[/c].txt"
+    named = replace(study, tasks=(replace(study.tasks[0], name=path),), cost_task=None)
+    head, _, _ = terminal.render(named).partition("canonical")
+    assert path in head
+
+
+def test_how_much_longer_intervals_are_with_other_items_is_said_of_every_arm(study):
+    task = study.tasks[0]
+    lengths = {arm: each.high - each.low for arm, each in task.result.differences.items()}
+    first, second, *_ = sorted(lengths, key=lambda arm: lengths[arm])
+    # The widest of both intervals is not the one that grows most.
+    items = {
+        arm: OverItems(0.0, 400, (0.0, 0.0), (0.0, by * lengths[arm]), resampled=False)
+        for arm, by in ((first, 3.0), (second, 3.0 * lengths[first] / lengths[second] + 0.01))
+    }
+    told = limits(replace(study, tasks=(replace(task, items=items),)))
+    assert f"{task.name} at most 3.0 times" in said(told)
 
 
 def test_plots_are_well_formed_and_name_every_arm_once(study):

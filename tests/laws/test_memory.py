@@ -9,8 +9,10 @@ import torch
 from laws.arms import CATALOGUED, EVEN, POSITIONS, decoder
 from qkvbench import cost
 from qkvbench.backends.torch import Learner
+from qkvbench.backends.torch.loss import MANY
 from qkvbench.backends.torch.precision import autocast
 from qkvbench.backends.torch.scores import HELD
+from qkvbench.cost import memory
 from qkvbench.data.batch import UNSCORED, Batch
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Encoder, Learned, Rotary, Start, Tokens, Vectors, transformer
@@ -168,3 +170,7 @@ def test_activations_grow_in_proportion_to_the_length(variant):
         cost.step_memory(wanted, tokens).activations for tokens in (500, 1000, 1500)
     )
     assert third - second == second - first
+
+
+def test_the_loss_goes_by_rows_from_the_vocabulary_that_the_sum_says():
+    assert memory.MANY == MANY

@@ -4,13 +4,12 @@ import json
 
 from pydantic import TypeAdapter
 from rich.console import Console
-from rich.text import Text
 
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.report import opened
 from qkvbench.reports._beside import lines, sentence
-from qkvbench.reports._text import printable, spans
+from qkvbench.reports.terminal import styled
 from qkvbench.results.pair import Pair, pair
 
 
@@ -36,7 +35,6 @@ def answer(request: Request) -> int:
         return 0
     console = Console(highlight=False)
     for line in lines(found):
-        parts = ((part, "bold" if code else "") for part, code in spans(printable(line)))
         # Lines are whole where a program reads them: the sentence is the first.
-        console.print(Text.assemble(*parts), soft_wrap=not console.is_terminal)
+        console.print(styled(line), soft_wrap=not console.is_terminal)
     return 0

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, version
 from io import StringIO
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 from rich.console import Console
@@ -25,6 +25,9 @@ from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.data.cache import cache_folder, sha256_of
 from qkvbench.data.wheel import Wheel
 from qkvbench.experiment import PRECISIONS, Precision
+
+if TYPE_CHECKING:
+    from qkvbench.backends import Backend
 
 # Without one of these, nothing runs.
 NEEDED = ("jaxtyping", "jinja2", "numpy", "psutil", "pydantic", "rich", "safetensors")
@@ -182,14 +185,14 @@ def _unable(precision: Precision, use: str, error: Exception) -> Finding:
 
 def _product(precision: Precision, seconds: float, plain_s: float) -> Finding:
     rate = count_text(2 * PRODUCT_SIZE**3 / seconds)
-    times = "" if precision == "fp32" else f", {plain_s / seconds:.2g} times fp32's rate"
+    times = "" if precision == PRECISIONS[0] else f", {plain_s / seconds:.2g} times fp32's rate"
     text = f"observed: {rate}FLOP/s on one thread ({seconds_text(seconds)}){times}"
     slow = seconds > 1.1 * plain_s
     remedy = f"slower than fp32 here: {precision} saves memory, not time" if slow else ""
     return Finding("torch", f"{precision} product", "note" if slow else "ok", text, remedy)
 
 
-def _kernels(backend: Any, precision: Precision) -> Iterator[Finding]:
+def _kernels(backend: "Backend", precision: Precision) -> Iterator[Finding]:
     try:
         kernels = backend.attention_kernels(precision)
     except Exception as error:
@@ -209,25 +212,23 @@ def _kernels(backend: Any, precision: Precision) -> Iterator[Finding]:
 
 
 def _compiler() -> Iterator[Finding]:
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), "")
-    if compiler:
-        found = f"a C++ compiler is there ({compiler}); nothing was compiled to try it"
+    """What `run --compile` will ask before it begins."""
+    from qkvbench.backends import find
+
+    lacking = find("torch").cannot_compile()
+    if lacking is None:
+        found = "its compiler is there; nothing was compiled to try it"
         yield Finding("torch", "torch.compile", "ok", found)
     else:
-        yield Finding(
-            "torch",
-            "torch.compile",
-            "missing",
-            "no C++ compiler, which it needs on a processor",
-            "nothing else needs one; install g++ to use it",
-        )
+        remedy = "install it to use --compile; nothing else needs it"
+        yield Finding("torch", "torch.compile", "missing", lacking, remedy)
 
 
 def _precisions() -> Iterator[Finding]:
-    """What runs in which type, where the backend tells."""
-    module = import_module("qkvbench.backends.torch.precision")
-    types: Callable[[], dict[str, dict[str, str]]] | None = getattr(module, "types", None)
-    for part, kinds in (types() if types else {}).items():
+    """What runs in which type in training."""
+    from qkvbench.backends import find
+
+    for part, kinds in find("torch").types().items():
         text = ", ".join(f"{precision}: {kind}" for precision, kind in kinds.items())
         yield Finding("types", part, "ok", text)
 

@@ -5,12 +5,17 @@ from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from qkvbench import claims, recipes, reports, tasks
 from qkvbench.cli.parser import Request
 from qkvbench.cost import parameters
 from qkvbench.model import POSITIONS, PRESETS
 from qkvbench.variant.catalogue import CATALOGUE
+
+# The columns that may take more than one line.
+SENTENCES = ("about", "origin")
+WIDTH = 100
 
 
 def answer(request: Request) -> int:
@@ -19,15 +24,20 @@ def answer(request: Request) -> int:
     if request.json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return 0
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    table.header_style = "bold"
     for name in rows[0]:
-        table.add_column(name, overflow="fold", no_wrap=name in ("name", "equation", "version"))
+        table.add_column(name, overflow="fold", no_wrap=name not in SENTENCES)
     for row in rows:
-        table.add_row(
-            *(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values())
-        )
-    Console().print(table)
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    console = Console(highlight=False)
+    # For a file, as wide as most can show.
+    (console if console.is_terminal else Console(width=WIDTH)).print(table)
     return 0
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _variants() -> list[dict[str, object]]:

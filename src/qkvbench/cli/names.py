@@ -15,6 +15,7 @@ from qkvbench.experiment import PRECISIONS, Precision
 from qkvbench.model import PRESETS, Model, position_named
 from qkvbench.recipes import Study
 from qkvbench.reports import Report
+from qkvbench.reports._text import printable
 from qkvbench.results.margins import Margins, stated
 from qkvbench.results.view import View
 from qkvbench.variant import Variant, write
@@ -55,8 +56,8 @@ def task(name: str) -> str:
         tasks.find(name)
     except KeyError:
         base, _ = tasks.parted(name)
-        beside = f"\nA path has a separator: ./{base}" if Path(base).exists() else ""
-        _known("task", base, tasks.names(), beside)
+        beside = f"\nA path has a separator: ./{base}" if base and Path(base).exists() else ""
+        raise _unknown("task", base, tasks.names(), beside) from None
     except (DataRefusedError, DataUnavailableError) as error:
         raise RequestError(f"{error}\nNothing was run; the task was '{shown(name)}'.") from None
     return name
@@ -84,10 +85,15 @@ def with_position(base: Model, text: str | None) -> Model:
 
 
 def model_or_task_s(name: str) -> Model:
-    """The model that is meant: one with a name, or that of a task."""
+    """The model that is meant: one with a name, or that of a task, which may be a path."""
     if name in PRESETS:
         return PRESETS[name]()
-    return tasks.find(_known("model or task", name, [*PRESETS, *tasks.names()])).model
+    try:
+        return tasks.find(name).model
+    except KeyError:
+        raise _unknown("model or task", name, [*PRESETS, *tasks.names()]) from None
+    except (DataRefusedError, DataUnavailableError) as error:
+        raise RequestError(f"{error}\nNothing was measured.") from None
 
 
 def precision(name: str) -> Precision:
@@ -151,10 +157,15 @@ def nearest(name: str, all_names: list[str]) -> str:
     return f"\nDid you mean {near[0]}?" if near else ""
 
 
-def _known(kind: str, name: str, all_names: list[str], beside: str = "") -> str:
+def _known(kind: str, name: str, all_names: list[str]) -> str:
     if name in all_names:
         return name
-    raise RequestError(
-        f"There is no {kind} '{name}'; there are {', '.join(all_names)}."
-        f"{beside or nearest(name, all_names)}"
+    raise _unknown(kind, name, all_names)
+
+
+def _unknown(kind: str, name: str, all_names: list[str], beside: str = "") -> RequestError:
+    # Names of arms and tasks come out of stores, which may be anyone's.
+    there = printable(", ".join(all_names))
+    return RequestError(
+        f"There is no {kind} '{name}'; there are {there}.{beside or nearest(name, all_names)}"
     )

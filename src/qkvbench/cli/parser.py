@@ -112,7 +112,10 @@ def _parser() -> _Parser:
         "variants", nargs="+", metavar="VARIANT", help="equations or names; one twice: A/A"
     )
     measure.add_argument(
-        "--model", default="small-decoder", metavar="NAME", help="or a task's (small-decoder)"
+        "--model",
+        default="small-decoder",
+        metavar="NAME",
+        help="or a task's or path's (small-decoder)",
     )
     measure.add_argument("--position", metavar="P", help="positions in the model's place")
     measure.add_argument(
@@ -148,8 +151,9 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """The commands that read a folder of results and run nothing."""
     report = _command(commands, "report", "the table and the page of a folder of results")
     report.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")
-    report.add_argument("--as", dest="report", metavar="NAME", help="one report: 'ls reports'")
-    report.add_argument("--json", action="store_true", help="the same as --as summary")
+    form = report.add_mutually_exclusive_group()
+    form.add_argument("--as", dest="report", metavar="NAME", help="one report: 'ls reports'")
+    form.add_argument("--json", action="store_true", help="the same as --as summary")
     _margin(report)
     report.add_argument("--out", metavar="FILE", help="where the page goes (DIR/report.html)")
     report.add_argument("--strict", action="store_true", help="exit 1 at damaged records")
@@ -183,8 +187,9 @@ def _add_claims(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     claims.add_argument("--source", metavar="S", help="only those of the article, or of the study")
     claims.add_argument("--verdict", metavar="V", help="only these, such as not-testable-here")
-    claims.add_argument("--json", action="store_true", help="one JSON document")
-    claims.add_argument("--out", metavar="FILE", help="write the ledger as one HTML page")
+    form = claims.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON document")
+    form.add_argument("--out", metavar="FILE", help="write the ledger as one HTML page")
 
 
 def _command(commands: "argparse._SubParsersAction[_Parser]", name: str, about: str) -> _Parser:

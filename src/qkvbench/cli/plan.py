@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from qkvbench.cli.parser import Request
 from qkvbench.cli.report import opened
-from qkvbench.reports._text import margin_text
+from qkvbench.reports._text import margin_text, printable
 from qkvbench.results.planning import (
     MOST_COUNTED,
     MOST_SEEDS,
@@ -39,12 +39,12 @@ def answer(request: Request) -> int:
     if request.json:
         print(json.dumps([asdict(row) for row in rows], allow_nan=False, indent=1))
         return 0
-    print(f"Seeds that {study.name} would take. Noise from its own runs; in brackets, to be")
+    print(f"Seeds that {printable(study.name)} would take. Noise from its own runs; in brackets,")
     print(
-        f"{SURE:.0%} sure, for the noise that it may have (a pilot's noise is itself uncertain).\n"
+        f"to be {SURE:.0%} sure, for the noise that it may have: a pilot's is itself uncertain.\n"
     )
     for row, task in zip(rows, study.tasks, strict=True):
-        print("\n".join(_lines(row, task)))
+        print("\n".join(map(printable, _lines(row, task))))
     print("To find: a true difference of the margin is clear. To match: an arm that is equal is")
     print("shown to lie within it (two one-sided tests, Holm). All arms: tested together.")
     return 0

@@ -9,6 +9,7 @@ from rich.console import Console
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.reports import page, terminal
+from qkvbench.reports._text import printable
 from qkvbench.results.store import Store, StoreError
 from qkvbench.results.view import View, view
 
@@ -62,7 +63,9 @@ def write_reports(store: Store, place: Path | None = None, seen: View | None = N
     _write(place, page.render(seen))
     _print_table(seen)
     for damaged in seen.damaged:
-        print(f"Damaged, left as it is: {damaged.path}: {damaged.reason}", file=sys.stderr)
+        # A file's name and its fields may come from anyone.
+        said = printable(f"{damaged.path}: {damaged.reason}")
+        print(f"Damaged, left as it is: {said}", file=sys.stderr)
     print(f"The page: {place}", file=sys.stderr)
 
 

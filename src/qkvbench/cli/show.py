@@ -7,7 +7,7 @@ from typing import Any
 
 from qkvbench import cost
 from qkvbench.cli import names
-from qkvbench.cli.parser import Request
+from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cost.units import bytes_text
 from qkvbench.model import Alibi, Model
 from qkvbench.variant import (
@@ -35,6 +35,11 @@ def answer(request: Request) -> int:
     variant = names.variant(request.variant)
     base = names.with_position(names.model(request.model), request.position)
     model = names.with_variant(base, variant)
+    if model.longest is not None and request.tokens > model.longest:
+        raise RequestError(
+            f"{model.name} with {model.position.kind} positions reads at most {model.longest} "
+            f"tokens; write --tokens {model.longest} or less."
+        )
     if request.json:
         print(json.dumps(facts(model, request.tokens), indent=1))
     else:
@@ -48,6 +53,7 @@ def facts(model: Model, tokens: int) -> dict[str, object]:
     return {
         "variant": model.variant,
         "model": model.name,
+        "position": model.position.kind,
         "tokens": tokens,
         "parameters": {"total": parameters.total, **asdict(parameters)},
         "macs": cost.macs(model, tokens),

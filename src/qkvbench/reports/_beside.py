@@ -14,6 +14,7 @@ from qkvbench.reports._text import (
     share,
     signed,
 )
+from qkvbench.results import record
 from qkvbench.results.pair import Pair, PairTask, Ratio, Side
 from qkvbench.results.stats import POWER, Verdict
 
@@ -65,12 +66,25 @@ def _saved(pair: Pair) -> str:
     if pair.cache_bytes_per_token is not None:
         parts.append(f"{_share(pair.cache_bytes_per_token)} of the cache")
     if pair.decode_p50_s is not None:
-        parts.append(f"{_share(pair.decode_p50_s)} of the time of a decode step")
+        told = pair.decode_ratio
+        share_of = _share(pair.decode_p50_s) if told is None else _percent(told.value)
+        parts.append(f"{share_of}{_between(told)} of the time of a decode step")
     return ", ".join(parts)
 
 
 def _share(ratio: Ratio) -> str:
-    return f"{number(100 * ratio.ratio, 1)}%"
+    return _percent(ratio.ratio)
+
+
+def _percent(value: float) -> str:
+    return f"{number(100 * value, 1)}%"
+
+
+def _between(ratio: record.Ratio | None) -> str:
+    """The interval of an observed ratio; nothing where there is none."""
+    if ratio is None or ratio.low is None or ratio.high is None:
+        return ""
+    return f" ({_percent(ratio.low)} to {_percent(ratio.high)})"
 
 
 def _changed(ratio: Ratio) -> str:
@@ -207,6 +221,11 @@ def _costs(pair: Pair) -> list[str]:
     computed = [f"computed: {'; '.join(told)}."] if told else []
     if pair.decode_p50_s is not None:
         text = _ratio("decode step", pair.decode_p50_s, seconds_text)
+        if pair.decode_ratio is not None:
+            text += (
+                f"; over interleaved rounds {_percent(pair.decode_ratio.value)}"
+                f"{_between(pair.decode_ratio)}"
+            )
         return [*computed, f"observed: {text}."]
     return [*computed, "latency: not measured for both."]
 

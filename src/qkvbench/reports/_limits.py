@@ -48,8 +48,9 @@ def _over_items(view: View) -> str:
         return "The intervals cover the seeds, not the choice of test items."
     widest: list[str] = []
     for task in kept:
-        arm, each = max(task.items.items(), key=lambda item: item[1].both[1] - item[1].both[0])
-        ratio = (each.both[1] - each.both[0]) / _length(task, arm)
+        ratio = max(
+            (each.both[1] - each.both[0]) / _length(task, arm) for arm, each in task.items.items()
+        )
         widest.append(f"{task.name} at most {number(ratio, 1)} times")
     return (
         "The intervals cover the seeds, not the choice of test items; with other items as well "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
+from qkvbench.experiment import PRECISIONS, from_json
 from qkvbench.reports._text import (
     LISTED,
     bounds,
@@ -21,7 +22,7 @@ from qkvbench.reports._text import (
     seeds_text,
     signed,
 )
-from qkvbench.results.record import Ratio, Record
+from qkvbench.results.record import Record
 from qkvbench.results.stats import (
     Comparison,
     Count,
@@ -35,6 +36,8 @@ from qkvbench.variant import parse
 from qkvbench.variant.catalogue import name_of
 
 DASH = "–"
+# How runs are carried out where nothing else was asked for; told only where it is another way.
+USUAL = PRECISIONS[0]
 
 # What a line says of its arm, for whoever gives it a colour.
 Tone = Literal["plain", "quiet", "strong", "better", "worse", "same", "failed"]
@@ -97,6 +100,9 @@ def caption(view: View) -> list[str]:
         f"Parameters, MACs and cache: computed for the model of {task.name} "
         f"(one forward of {tokens} tokens; all layers; 2 bytes a cached value)."
     ]
+    executions = {from_json(run.experiment).execution for run in view.runs} - {USUAL}
+    if executions:
+        lines.append(f"Runs in {'; '.join(sorted(executions))}.")
     first = next(iter(view.measurements.values()), None)
     if first is not None:
         kernels = sorted({each.kernel for each in view.measurements.values()})
@@ -106,7 +112,7 @@ def caption(view: View) -> list[str]:
             f"{plural(first.batch, 'sequence')} at {first.context} cached tokens; "
             f"kernels: {'; '.join(kernels)}."
         )
-        if any(_ratio(view, arm) for arm in view.arms):
+        if any(view.decode_ratio(arm) for arm in view.arms):
             lines.append(
                 f"Below a decode time: how many times as long as `{view.baseline}` it takes, and "
                 "the 95% interval over blocks of interleaved rounds."
@@ -199,7 +205,7 @@ def _latencies(view: View) -> tuple[Lines, ...]:
     """The decode step of each arm; below, its ratio to the baseline's where that was kept."""
     cells: list[Lines] = []
     for arm, cell in zip(view.arms, _measured(view, "decode_p50_s", seconds_text), strict=True):
-        ratio = _ratio(view, arm)
+        ratio = view.decode_ratio(arm)
         if ratio is None:
             cells.append(cell)
             continue
@@ -209,14 +215,6 @@ def _latencies(view: View) -> tuple[Lines, ...]:
             lines.append(Line(interval, "quiet"))
         cells.append(tuple(lines))
     return tuple(cells)
-
-
-def _ratio(view: View, arm: str) -> Ratio | None:
-    measured = view.measurements.get(arm)
-    decode = measured.timings.get("decode") if measured else None
-    if decode is None or decode.ratio is None or decode.ratio.to != view.baseline:
-        return None
-    return decode.ratio
 
 
 def _beside_first(

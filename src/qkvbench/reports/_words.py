@@ -209,15 +209,20 @@ def _counted(result: Tally) -> str:
         case "compared":
             told = [arm for arm, each in whole.items() if each.p is not None and each.p < LEVEL]
             matching = [arm for arm in whole if result.verdict(arm) == "matches"]
+            no_worse = [arm for arm in whole if result.verdict(arm) == "not worse"]
+            within = f"{share(result.margin or 0)} of the seeds"
             parts = [f"Solved by {solved}."]
-            if matching and result.margin is not None:
-                within = f"within {share(result.margin)} of the seeds"
-                parts.append(f"Match {base} {within}: {arms_text(matching)}.")
+            if matching:
+                parts.append(f"Match {base} within {within}: {arms_text(matching)}.")
+            if no_worse:
+                said = f"Not worse by {within} (better is not excluded)"
+                parts.append(f"{said}: {arms_text(no_worse)}.")
             if told:
                 each = LISTED.join(f"`{arm}` ({p_text(whole[arm].p or 0)})" for arm in told)
                 parts.append(f"Clearly different from {base}: {each}.")
-            if len(told) + len(matching) < len(whole) - 1:
-                others = "The others are not" if told or matching else "None of the others is"
+            shown = [*told, *matching, *no_worse]
+            if len(shown) < len(whole) - 1:
+                others = "The others are not" if shown else "None of the others is"
                 parts.append(f"{others} distinguishable from it: {_tellable(result)}.")
             return " ".join(parts)
 

@@ -7,7 +7,6 @@ from typing import Any
 from qkvbench.reports._analyses import document as courses
 from qkvbench.reports._limits import limits
 from qkvbench.reports._words import findings
-from qkvbench.results.record import Measurement, Ratio
 from qkvbench.results.stats import verdicts
 from qkvbench.results.view import Cell, TaskView, View
 
@@ -33,7 +32,7 @@ def document(view: View) -> dict[str, Any]:
             arm: {
                 "id": each.id,
                 "decode_p50_s": each.decode_p50_s,
-                "decode_ratio": ratio.model_dump() if (ratio := _ratio(each)) else None,
+                "decode_ratio": ratio.model_dump() if (ratio := view.decode_ratio(arm)) else None,
                 "memory_bytes": each.memory_bytes,
                 "cache_bytes": each.cache_bytes,
                 "kernel": each.kernel,
@@ -48,12 +47,6 @@ def document(view: View) -> dict[str, Any]:
         "shows": [asdict(note) for note in findings(view)],
         "cannot_tell": [asdict(note) for note in limits(view)],
     }
-
-
-def _ratio(measured: Measurement) -> Ratio | None:
-    """How an arm's decode step compares with the baseline's."""
-    decode = measured.timings.get("decode")
-    return decode.ratio if decode else None
 
 
 def _task(task: TaskView) -> dict[str, Any]:

@@ -98,9 +98,9 @@ def _table(shown: Sequence[Column], width: int) -> Table:
         pad_edge=False,
     )
     for column in shown:
-        table.add_column(
-            "\n".join(column.head), justify="right" if column.numeric else "left", no_wrap=True
-        )
+        # As a Text: a task's name may be a path, in which brackets are no markup.
+        head = Text("\n".join(printable(line) for line in column.head))
+        table.add_column(head, justify="right" if column.numeric else "left", no_wrap=True)
     rows = list(zip(*(column.cells for column in shown), strict=True))
     for index, row in enumerate(rows):
         table.add_row(*(_cell(lines) for lines in row))

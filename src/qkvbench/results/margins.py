@@ -48,6 +48,9 @@ def stated(words: Sequence[str]) -> Margins:
             value = float("nan")
         if not 0 < value < float("inf"):
             raise ValueError(f"'{word}' states no margin: write a number above 0, or TASK=NUMBER.")
+        if task in tasks or (not equals and every is not None):
+            of = task or "all tasks"
+            raise ValueError(f"'{word}' is a second margin for {of}: write one, or TASK=NUMBER.")
         if equals:
             tasks[task] = value
         else:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from qkvbench.results import record
 from qkvbench.results.across import item_table, pair_on_scale
 from qkvbench.results.aggregate import Aggregate, aggregate
 from qkvbench.results.critical import LEVEL, holm
@@ -94,7 +95,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms over a study; ratios are of the model of the study's cost task."""
+    """Two arms over a study; ratios are of the model of the study's cost task.
+
+    ``decode_ratio`` is that of interleaved rounds, with its interval; None where neither arm is the
+    one that all were measured beside, or the store does not keep it.
+    """
 
     first: str
     second: str
@@ -103,6 +108,7 @@ class Pair:
     macs: Ratio | None
     cache_bytes_per_token: Ratio | None
     decode_p50_s: Ratio | None
+    decode_ratio: record.Ratio | None
     over_tasks: Aggregate | None
 
 
@@ -128,7 +134,25 @@ def pair(view: View, first: str, second: str) -> Pair:
         macs=Ratio(costs[first].macs, costs[second].macs) if both else None,
         cache_bytes_per_token=Ratio(cache[0], cache[1]) if cache[0] and cache[1] else None,
         decode_p50_s=Ratio(times[0], times[1]) if times[0] and times[1] else None,
+        decode_ratio=_decode_ratio(view, first, second),
         over_tasks=_over_tasks(view, first, second),
+    )
+
+
+def _decode_ratio(view: View, first: str, second: str) -> record.Ratio | None:
+    """Second over first, where one of them is the baseline."""
+    if first == view.baseline:
+        return view.decode_ratio(second)
+    found = view.decode_ratio(first) if second == view.baseline else None
+    if found is None:
+        return None
+    return found.model_copy(
+        update={
+            "to": first,
+            "value": 1 / found.value,
+            "low": found.high and 1 / found.high,
+            "high": found.low and 1 / found.low,
+        }
     )
 
 

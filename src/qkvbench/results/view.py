@@ -13,7 +13,15 @@ from qkvbench.experiment import Experiment, from_json
 from qkvbench.results.across import Front, aggregates, fronts, item_differences
 from qkvbench.results.aggregate import Aggregate
 from qkvbench.results.margins import Margins
-from qkvbench.results.record import Cost, Machine, Measurement, MetricInfo, Record, StudyInfo
+from qkvbench.results.record import (
+    Cost,
+    Machine,
+    Measurement,
+    MetricInfo,
+    Ratio,
+    Record,
+    StudyInfo,
+)
 from qkvbench.results.resampling import OverItems
 from qkvbench.results.stats import Comparison, Difference, Tally, compare, contrast, reaches, tally
 from qkvbench.results.store import Damaged, Store
@@ -127,6 +135,13 @@ class View:
         """What each arm costs in the model of `cost_task`."""
         none: dict[str, Cost] = {}
         return next((task.costs for task in self.tasks if task.name == self.cost_task), none)
+
+    def decode_ratio(self, arm: str) -> Ratio | None:
+        """How many times as long as the baseline's a decode step takes; None where not kept."""
+        measured = self.measurements.get(arm)
+        decode = measured.timings.get("decode") if measured else None
+        ratio = decode.ratio if decode else None
+        return ratio if ratio is not None and ratio.to == self.baseline else None
 
     @property
     def runs(self) -> tuple[Record, ...]:
