@@ -73,6 +73,8 @@ WRONG = [
     ["measure", "q,k,v", "--precision", "fp8"],
     ["measure", "q,k,v", "--model", "gpt-300m", "--context", "2048"],
     ["report", "no/such/folder"],
+    ["analyse", "no/such/file.safetensors", "--heads", "4"],
+    ["analyse", "model.safetensors"],
     ["claims", "no/such/folder"],
     ["claims", "study-cache-67"],
     ["claims", "--verdict", "true"],

@@ -326,6 +326,12 @@ def test_memory_of_work_grows_with_what_it_works_on():
 # --- The bound ---
 
 
+def test_work_that_fails_has_no_memory():
+    learned = replace(SMALL, position=Learned(32))
+    with pytest.raises(RuntimeError, match="at most 32"):
+        memory("forward", learned, Conditions(context=64, batch=1))
+
+
 def timed(models, tokens=1):
     return Timed(
         [[Step(0.01, interrupted=False, alone_s=0.01)]] * 6,

@@ -13,6 +13,10 @@ from qkvbench import tasks
 from qkvbench.backends.torch import Learner
 from qkvbench.data.batch import Outcome
 from qkvbench.experiment import Experiment, Training, from_json, to_json
+from qkvbench.results.record import Record
+from qkvbench.tasks import Data
+from qkvbench.tasks._splits import Windows
+from qkvbench.train.analyses import POSITIONS, analysed_batch, snapshot
 from qkvbench.train.loop import DivergedError, Trained, batch_indices, learning_rate, train
 from qkvbench.train.run import run
 
@@ -187,6 +191,56 @@ def test_no_projections_sort_far_worse_than_three():
     training = tasks.find("sort").training
     scores = [run(experiment("sort", text, training)).score for text in ("q,k,v", "q=k=v=x")]
     assert scores[0] - scores[1] > 0.1
+
+
+def test_a_run_looks_into_its_layers_before_training_and_up_to_the_last_step():
+    record = run(experiment(variant="q,k=v"))
+    assert record.status == "done", record.reason
+    first, last = record.snapshots[0], record.snapshots[-1]
+    assert (first.step, last.step) == (0, SHORT.steps)
+    assert first.layers == ["blocks.0.attention", "blocks.1.attention"]
+    assert last.measures["kv_cka"] == [1.0, 1.0]
+    assert last.measures["entropy"] != first.measures["entropy"]
+    assert Record.model_validate_json(record.model_dump_json()) == record
+
+
+def test_a_record_from_before_there_were_snapshots_is_read_as_ever():
+    before = run(experiment()).model_dump(mode="json")
+    del before["snapshots"]
+    assert Record.model_validate(before).snapshots == []
+
+
+def test_to_look_into_the_layers_changes_no_bit_of_training():
+    wanted = experiment(training=replace(SHORT, dropout=0.2))
+    batch = tasks.find("digits").load().train.batch(np.arange(16))
+
+    def steps(look):
+        # One learner after the other: dropout is drawn from the framework's one stream.
+        learner = Learner(wanted)
+        for step in range(3):
+            look(step, learner, batch)
+            yield learner.gradients(batch)
+            learner.update(1e-3)
+
+    assert list(steps(snapshot)) == list(steps(lambda *_: None))
+
+
+def test_of_long_items_only_the_beginning_is_looked_at():
+    task = tasks.find("lm-reviews")
+    long = Windows(np.zeros(20_001, dtype=np.uint8), 5000)
+    data = Data(train=long, validation=long, test=long, identity="")
+    batch = analysed_batch(replace(task, tokens=5000), data)
+    assert batch.inputs.shape == batch.targets.shape == (1, POSITIONS)
+
+
+def test_a_model_that_is_no_longer_finite_has_snapshots_without_numbers():
+    learner = Learner(experiment())
+    with torch.no_grad():
+        learner.weights()["blocks.0.attention.q.weight"].fill_(math.nan)
+    batch = tasks.find("digits").load().validation.batch(np.arange(2))
+    found = snapshot(1, learner, batch)
+    assert set(found.measures["entropy"]) == {None}
+    json.dumps(found.model_dump(), allow_nan=False)
 
 
 @pytest.mark.slow

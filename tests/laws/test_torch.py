@@ -338,19 +338,21 @@ def test_a_rotation_on_the_value_folds_into_the_output_projection(variant):
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("suffix", SUFFIXED)
+@every_position
 @every_catalogued
-def test_products_of_half_the_size_stay_near_fp32(variant, suffix, kind):
-    model = decoder(suffixed(variant, suffix), Rotary())
-    network = build(model)
-    start(network, model, seed=0)
-    tokens = _tokens()
-    whole = network(tokens)
-    with torch.autocast("cpu", kind):
-        found = network(tokens)
+def test_products_of_half_the_size_stay_near_fp32(variant, position, kind):
     # bf16 keeps eight bits and fp16 eleven, and errors add up over two layers.
     bound = 0.1 if kind == torch.bfloat16 else 0.0125
-    assert (found.float() - whole).abs().max() < bound * whole.abs().max()
+    tokens = _tokens()
+    for suffix in ("", "+qknorm++-diag", "+qkvnorm+2d"):
+        model = decoder(suffixed(variant, suffix), position)
+        network = build(model)
+        start(network, model, seed=0)
+        whole = network(tokens)
+        with torch.autocast("cpu", kind):
+            found = network(tokens)
+        error = (found.float() - whole).abs().max() / whole.abs().max()
+        assert error < bound, suffix
 
 
 @every_catalogued

@@ -1,6 +1,7 @@
 """What a backend is: a folder with these names. Nothing above knows which one runs.
 
-``Learner(experiment)`` trains and predicts on NumPy batches; ``prepare(threads)`` makes a process
+``Learner(experiment)`` trains and predicts on NumPy batches, and shows what its layers make of
+one; ``prepare(threads)`` makes a process
 repeatable; ``device()`` names what computes; ``level_bytes()`` and ``peak_bytes()`` tell an
 accelerator's memory; ``types()`` says what runs in which type, ``cannot_compile()`` whether a
 compiler is lacking; ``workload(...)`` is work to be timed; ``threads()``, ``product_s(...)`` and
@@ -13,6 +14,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
+from qkvbench.analysis import Layer
 from qkvbench.data.batch import Batch, Outcome
 from qkvbench.experiment import Experiment, Precision
 from qkvbench.model import Model
@@ -41,6 +43,10 @@ class Learner(Protocol):
 
     def predict(self, batch: Batch) -> Outcome:
         """Loss and likeliest class at each place."""
+        ...
+
+    def inspect(self, batch: Batch) -> tuple[Layer, ...]:
+        """What each attention layer makes of a batch, first to last; changes nothing."""
         ...
 
     def weights(self) -> Mapping[str, Any]:

@@ -82,6 +82,7 @@ def _parser() -> _Parser:
     doctor = _command(commands, "doctor", "what is installed, which kernels really run, how fast")
     doctor.add_argument("--json", action="store_true", help="one JSON document")
 
+    _add_analyse(commands)
     _add_claims(commands)
     _add_readers(commands)
     return parser
@@ -145,6 +146,15 @@ def _add_measure(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--seconds", type=_seconds, default=60.0, metavar="S", help="of the whole call (60)"
     )
     measure.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _add_analyse(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """The command that reads a checkpoint."""
+    analyse = _command(commands, "analyse", "how alike K and V are in a checkpoint's layers")
+    analyse.add_argument("files", nargs="+", metavar="FILE", help="a checkpoint's .safetensors")
+    analyse.add_argument("--heads", type=_count, required=True, metavar="N", help="query heads")
+    analyse.add_argument("--kv-heads", type=_count, metavar="N", help="(what the sizes say)")
+    analyse.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:

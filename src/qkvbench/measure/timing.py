@@ -148,13 +148,18 @@ def times(
 
 
 def memory(kind: Kind, model: Model, conditions: Conditions) -> int:
-    """Bytes that the model, its cache and this work add to a process that has done neither."""
+    """Bytes that the model, its cache and this work add to a process that has done neither.
+
+    Raises RuntimeError where it cannot be done: half a model's memory is no answer.
+    """
     backend = find(conditions.backend)
     backend.prepare(conditions.threads)
     # The first steps load what a framework loads once, which is more than a small model.
     _warm(backend, kind, model, conditions, 1)
     before = level_bytes(backend)
-    _held = _warm(backend, kind, model, conditions, conditions.context)
+    held = _warm(backend, kind, model, conditions, conditions.context)
+    if isinstance(held, Untimed):
+        raise RuntimeError(held.reason)
     return max(0, peak_bytes(backend) - before)
 
 

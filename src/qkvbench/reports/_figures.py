@@ -396,9 +396,9 @@ def _parameters(costs: Mapping[str, Cost]) -> dict[str, float]:
 def _line(points: Sequence[tuple[float, float]], order: int, kind: str) -> Markup:
     if len(points) == 1:
         x, y = points[0]
-        return _tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=2.5, class_=f"dot {_hue(order)}")
+        return _tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=2.5, class_=f"dot {hue(order)}")
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return _tag("path", d=path, class_=f"{kind} {_hue(order)}")
+    return _tag("path", d=path, class_=f"{kind} {hue(order)}")
 
 
 def _tick_x(x: float, text: str) -> Markup:
@@ -407,7 +407,7 @@ def _tick_x(x: float, text: str) -> Markup:
     return tick + _text(x, base + 17, text, "tick", "middle")
 
 
-def _hue(order: int) -> str:
+def hue(order: int) -> str:
     """The classes that give an arm its colour, and after the last colour its dashes."""
     if order == 0:
         return "baseline"
@@ -417,7 +417,7 @@ def _hue(order: int) -> str:
 
 def _group(order: int, arm: str, title: str, *parts: Markup) -> Markup:
     inside = _tag("title", title) + Markup("").join(parts)
-    return _tag("g", inside, class_=f"arm {_hue(order)}", data_arm=arm)
+    return _tag("g", inside, class_=f"arm {hue(order)}", data_arm=arm)
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> Markup:

@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.experiment import from_json
 from qkvbench.reports import _figures as figures
+from qkvbench.reports._analyses import analyses, explained
 from qkvbench.reports._limits import limits
 from qkvbench.reports._table import caption, columns, failures, legend, nickname
 from qkvbench.reports._text import (
@@ -70,6 +71,9 @@ def render(view: View) -> str:
         cache=_plots(view, figures.against_cache),
         parameters=_plots(view, figures.against_parameters),
         curves=_plots(view, figures.curves),
+        analyses=analyses(view),
+        explained=explained(),
+        hue=figures.hue,
         anchors={task.name: index for index, task in enumerate(view.tasks)},
         nickname=nickname,
         change=change,

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from qkvbench.reports._analyses import document as courses
 from qkvbench.reports._limits import limits
 from qkvbench.reports._words import findings
 from qkvbench.results.stats import verdicts
@@ -59,6 +60,7 @@ def _task(task: TaskView) -> dict[str, Any]:
         "verdicts": verdicts(task.result, task.metric.better),
         "over_items": {arm: asdict(each) for arm, each in task.items.items()},
         "fronts": [asdict(front) for front in task.fronts],
+        "layers": courses(task),
         "same_functions": [asdict(same) for same in task.same],
     }
 

@@ -35,6 +35,17 @@ class Point(_Strict):
     metrics: dict[str, float]
 
 
+class Snapshot(_Strict):
+    """A look into the attention layers after `step`, on the first items of the validation split.
+
+    Each measure has a value for each of `layers`; None where it does not apply.
+    """
+
+    step: int
+    layers: list[str]
+    measures: dict[str, list[float | None]]
+
+
 class Cost(_Strict):
     """Computed from the plan, never observed. MACs and FLOPs are of one forward of `tokens`.
 
@@ -104,6 +115,7 @@ class Record(_Strict):
     solved_step: int | None = None
     items: ItemScores | None = None
     curve: list[Point] = []
+    snapshots: list[Snapshot] = []
     cost: Cost
     observed: Observed | None = None
     machine: Machine

@@ -13,9 +13,10 @@ from qkvbench.data.batch import Outcome, Split
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model.draws import generator
 from qkvbench.results.items import ItemScores
-from qkvbench.results.record import Point
+from qkvbench.results.record import Point, Snapshot
 from qkvbench.results.stats import reaches
 from qkvbench.tasks import Data, Task
+from qkvbench.train.analyses import analysed_batch, analysed_steps, snapshot
 from qkvbench.train.items import item_scores
 
 # Tokens scored at a time: few enough that logits stay in a processor's cache.
@@ -32,6 +33,7 @@ class Trained:
 
     metrics: dict[str, float] = field(default_factory=dict)
     curve: list[Point] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
     solved_step: int | None = None
     items: ItemScores | None = None
     step_s: list[float] = field(default_factory=list)
@@ -61,6 +63,8 @@ def train(
     scored_at = {
         round(training.steps * (n + 1) / training.evaluations) for n in range(training.evaluations)
     }
+    analysed, looked_at = analysed_steps(training), analysed_batch(task, data)
+    trained.snapshots.append(snapshot(0, learner, looked_at))
     for step in range(1, training.steps + 1):
         batch = data.train.batch(next(batches))
         began = time.perf_counter()
@@ -80,6 +84,8 @@ def train(
             )
             if trained.solved_step is None and _solved(task, metrics):
                 trained.solved_step = step
+        if step in analysed:
+            trained.snapshots.append(snapshot(step, learner, looked_at))
     said = outcome(task, learner, data.test, training.scored)
     trained.metrics = finite(task.score(said))
     trained.items = item_scores(task, said)

@@ -90,6 +90,7 @@ def record(
         solved_step=trained.solved_step,
         items=trained.items,
         curve=trained.curve,
+        snapshots=trained.snapshots,
         cost=cost(experiment, task),
         machine=machine(device),
         started=started,

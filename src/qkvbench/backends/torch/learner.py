@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qkvbench.analysis import Layer
 from qkvbench.backends.torch import compiling
 from qkvbench.backends.torch.bidirectional import Encoder
 from qkvbench.backends.torch.block import recompute
 from qkvbench.backends.torch.causal import Decoder
 from qkvbench.backends.torch.compiling import compiled, failures_told
+from qkvbench.backends.torch.inspect import inspected
 from qkvbench.backends.torch.loss import mean_loss, place_losses
 from qkvbench.backends.torch.precision import autocast, loss_scaler
 from qkvbench.backends.torch.stacks import build
@@ -138,6 +140,13 @@ class Learner:
         predicted = np.full(batch.targets.shape, UNSCORED, np.int64)
         predicted[scored] = likeliest.cpu().numpy()
         return Outcome(loss, predicted, batch.targets)
+
+    def inspect(self, batch: Batch) -> tuple[Layer, ...]:
+        """What each attention layer makes of a batch; changes nothing."""
+        self.network.eval()
+        inputs, _, _, lengths = self._tensors(batch)
+        with autocast(self.experiment.precision, self.device):
+            return inspected(self.network, inputs, lengths)
 
     def weights(self) -> dict[str, Tensor]:
         """Live views of all weights, under the names that all backends share."""

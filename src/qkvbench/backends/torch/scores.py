@@ -102,8 +102,21 @@ class Scores(nn.Module):
             if self.slopes is not None:
                 slopes = scores.new_tensor(self.slopes)[:, None, None]
                 scores = scores - slopes * _distance(rows, columns).abs()
-        unseen = ~self._seen(rows, columns, lengths)
+        unseen = ~self.seen(rows, columns, lengths)
         return scores.masked_fill(unseen, -torch.inf).softmax(-1)
+
+    def seen(
+        self, rows: Rows, columns: Columns, lengths: Lengths | None
+    ) -> Bool[Tensor, "... one rows columns"]:
+        """Which columns each row sees, alike in all heads."""
+        distance = _distance(rows, columns)
+        seen = distance >= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
+        if lengths is not None:
+            seen = seen & _within(lengths, columns)[:, None]
+        if not self.spec.diagonal:
+            others = seen & (distance != 0)
+            seen = torch.where(others.any(-1, keepdim=True), others, seen)
+        return seen
 
     def _rows(self, q: Heads, k: Heads, v: Heads, first: int, lengths: Lengths | None) -> Heads:
         """What the queries at positions first, first + 1, ... attend to."""
@@ -129,19 +142,6 @@ class Scores(nn.Module):
                 return (torch.cat(left, dim=-1) @ table[columns].mT).unsqueeze(-3)
             case Separable() | None:
                 return table[columns] @ features
-
-    def _seen(
-        self, rows: Rows, columns: Columns, lengths: Lengths | None
-    ) -> Bool[Tensor, "... one rows columns"]:
-        """Which columns each row sees, alike in all heads."""
-        distance = _distance(rows, columns)
-        seen = distance >= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
-        if lengths is not None:
-            seen = seen & _within(lengths, columns)[:, None]
-        if not self.spec.diagonal:
-            others = seen & (distance != 0)
-            seen = torch.where(others.any(-1, keepdim=True), others, seen)
-        return seen
 
 
 def _distance(rows: Rows, columns: Columns) -> Int[Tensor, "... one rows columns"]:

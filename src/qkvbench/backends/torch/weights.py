@@ -1,8 +1,13 @@
 """Weights under the names that all backends share, and how they begin."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -56,3 +61,19 @@ def save(module: nn.Module, path: Path) -> None:
 def read(path: Path) -> dict[str, Tensor]:
     """The weights in a safetensors file, for `load`."""
     return load_file(path)
+
+
+def opened(paths: Sequence[Path]) -> dict[str, Callable[[], np.ndarray]]:
+    """The tensors of safetensors files by name, each read as fp32 when it is asked for.
+
+    SafetensorError or OSError where a file is none.
+    """
+    tensors: dict[str, Callable[[], np.ndarray]] = {}
+    for path in paths:
+        file = safe_open(path, framework="pt")
+        tensors |= {name: partial(_array, file, name) for name in file.keys()}  # noqa: SIM118
+    return tensors
+
+
+def _array(file: Any, name: str) -> np.ndarray:
+    return file.get_tensor(name).float().numpy()

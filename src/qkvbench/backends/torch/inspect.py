@@ -1,0 +1,97 @@
+"""What each attention layer makes of a batch, as arrays to be looked into."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from qkvbench.analysis import Layer
+from qkvbench.backends.torch.attention import Attention, Heads, Lengths, Stream
+from qkvbench.backends.torch.bidirectional import Encoder
+from qkvbench.backends.torch.causal import Decoder
+from qkvbench.variant import ROLES, Path, Role, Rotate, Scale, Turn
+
+
+@torch.no_grad()
+def inspected(
+    network: Decoder | Encoder, inputs: Tensor, lengths: Lengths | None
+) -> tuple[Layer, ...]:
+    """Every attention layer of a stack, first to last, on these inputs."""
+    layers = {n: part for n, part in network.named_modules() if isinstance(part, Attention)}
+    streams: dict[str, Stream] = {}
+
+    def keep(name: str, _layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+        streams[name] = arguments[0]
+
+    hooks = [part.register_forward_pre_hook(partial(keep, name)) for name, part in layers.items()]
+    try:
+        network.hidden(inputs, lengths)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(_layer(name, part, streams[name], lengths) for name, part in layers.items())
+
+
+def _layer(name: str, attention: Attention, x: Stream, lengths: Lengths | None) -> Layer:
+    plan = attention.plan
+    made, rotations = attention.project(x), attention.rotations()
+    rows: dict[Role, Heads] = {
+        role: attention.make(_before_turn(plan.paths[role]), made, rotations) for role in ROLES
+    }
+    q, k = (attention.make(plan.paths[role], made, rotations) for role in ("q", "k"))
+    group = q.shape[1] // k.shape[1]
+    scores = q * q.shape[-1] ** -0.5 @ k.repeat_interleave(group, dim=1).mT
+    places = torch.arange(x.shape[1], device=x.device)
+    seen = attention.scores.seen(places, places, lengths).expand(len(x), 1, -1, -1)[:, 0]
+    read = torch.ones_like(seen[:, :, 0])
+    if lengths is not None:
+        read = places < lengths[:, None]
+    told: dict[Role, np.ndarray] = {
+        role: _array(part.transpose(1, 2)[read]) for role, part in rows.items()
+    }
+    return Layer(
+        name=name,
+        weights=_weights(attention),
+        rows=told,
+        scores=_array(scores),
+        shares=_array(attention.scores.shares(scores, places, lengths)),
+        seen=(seen & read[:, :, None]).cpu().numpy(),
+    )
+
+
+def _before_turn(path: Path) -> Path:
+    """The way to a role without positions: K is turned and V is not, whatever they share."""
+    return Path(path.root, tuple(op for op in path.ops if not isinstance(op, Turn)))
+
+
+def _weights(attention: Attention) -> dict[Role, Float[np.ndarray, "_heads head_dim d_model"]]:
+    """The matrix of each role from the stream, learned rotations and scales included."""
+    plan, named, rotations = attention.plan, attention.split(), attention.rotations()
+    like = attention.o.weight
+    matrices: dict[Role, Heads] = {}
+    for role in ROLES:
+        path = plan.paths[role]
+        # Roots without a matrix are the stream itself, cut into heads.
+        matrix = named.get(f"{path.root}.weight")
+        if matrix is None:
+            matrix = torch.eye(plan.geometry.d_model, dtype=like.dtype, device=like.device)
+        matrix = matrix.unflatten(0, (-1, plan.geometry.head_dim))
+        for op in path.ops:
+            match op:
+                case Rotate(of, back):
+                    turn = rotations[of].to(matrix.dtype)
+                    matrix = (turn.mT if back else turn) @ matrix
+                case Scale(of):
+                    matrix = attention.scale[of][:, None] * matrix
+                case _:
+                    pass
+        matrices[role] = matrix
+    return {role: _array(matrix) for role, matrix in matrices.items()}
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """The numbers in fp32 or better, for NumPy knows no bf16."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).cpu().numpy()

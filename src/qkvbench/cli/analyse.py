@@ -1,0 +1,172 @@
+"""`qkvbench analyse`: how alike K and V are in the layers of a checkpoint, from weights alone."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError
+
+from qkvbench.cli.parser import Request, RequestError
+from qkvbench.reports._text import number, printable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qkvbench.analysis import Found, Weights
+
+# How each measure is headed in the table, and with how many decimals.
+COLUMNS = {
+    "kv_weight_cosine": ("K,V\ncosine", 3),
+    "kv_weight_cka": ("K,V\nCKA", 3),
+    "kv_weight_overlap": ("K,V\noverlap", 3),
+    "kv_weight_residual": ("K,V\nresidual", 3),
+    "qk_weight_symmetry": ("Q,K\nsymmetry", 3),
+    "q_weight_rank": ("rank\nQ", 1),
+    "k_weight_rank": ("rank\nK", 1),
+    "v_weight_rank": ("rank\nV", 1),
+}
+NAMES_SHOWN = 4
+
+
+def answer(request: Request) -> int:
+    """Print every measure of the weights, layer by layer."""
+    paths = [Path(file) for file in request.files]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise RequestError(
+            f"There is no file {printable(str(missing[0]))}.\n"
+            "Give the .safetensors file of a checkpoint, or all of its parts."
+        )
+    # The framework that reads tensors takes a second: a wrong request does not wait for it.
+    from qkvbench.analysis import measured_weights
+    from qkvbench.backends.torch.weights import opened
+
+    try:
+        tensors = opened(paths)
+    except (SafetensorError, OSError) as error:
+        raise RequestError(f"It is no safetensors file that can be read: {error}.") from None
+    layers = _layers(tensors)
+    rows: dict[str, dict[str, float]] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
+    for layer in layers:
+        weights = _weights(layer, tensors, request)
+        rows[layer.layer] = measured_weights(weights)
+        sizes |= {role: matrix.shape for role, matrix in weights.items()}
+    if request.json:
+        print(json.dumps(_document(rows, sizes), indent=1))
+    else:
+        _print_table(rows, sizes)
+    return 0
+
+
+def _layers(names: Iterable[str]) -> "tuple[Found, ...]":
+    from qkvbench.analysis import find_layers
+
+    names = list(names)
+    layers = find_layers(names)
+    if not layers:
+        shown = ", ".join(printable(name) for name in names[:NAMES_SHOWN])
+        raise RequestError(
+            "No tensor in it has a name that is known for a projection to Q, K or V.\n"
+            f"There are {len(names)}, such as {shown}.\n"
+            "Known are q_proj, k_proj, v_proj; query, key, value; c_attn; qkv; qkv_proj; "
+            "in_proj_weight; attention.q, .k, .v."
+        )
+    return layers
+
+
+def _weights(
+    layer: "Found", tensors: "Mapping[str, Callable[[], np.ndarray]]", request: Request
+) -> "Weights":
+    from qkvbench.analysis import weights_of
+
+    def read(name: str) -> "np.ndarray":
+        matrix = tensors[name]()
+        if matrix.ndim != 2:
+            raise ValueError(f"{name} is no matrix, its shape is {matrix.shape}.")
+        if not math.isfinite(matrix.sum(dtype="float64")):
+            raise RequestError(f"{printable(name)} holds numbers that are not finite.")
+        return matrix
+
+    try:
+        return weights_of(layer, read, heads=request.heads, kv_heads=request.kv_heads)
+    except ValueError as error:
+        raise RequestError(
+            f"{printable(str(error))}\nThe checkpoint's configuration says how many heads it has: "
+            "write --heads N, and --kv-heads N if keys and values have fewer."
+        ) from None
+
+
+def _document(
+    rows: dict[str, dict[str, float]], sizes: Mapping[str, tuple[int, ...]]
+) -> dict[str, object]:
+    from qkvbench.analysis import WEIGHT_MEASURES
+
+    return {
+        "measures": {name: measure.about for name, measure in WEIGHT_MEASURES.items()},
+        "heads": {role: shape[0] for role, shape in sizes.items()},
+        "layers": [
+            {
+                "layer": layer,
+                **{name: value if math.isfinite(value) else None for name, value in row.items()},
+            }
+            for layer, row in rows.items()
+        ],
+    }
+
+
+def _print_table(rows: dict[str, dict[str, float]], sizes: Mapping[str, tuple[int, ...]]) -> None:
+    console = Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("layer", overflow="fold")
+    first, last = _common(list(rows))
+    for head, _ in COLUMNS.values():
+        table.add_column(head, justify="right", no_wrap=True)
+    for layer, row in rows.items():
+        values = (_told(row[name], places) for name, (_, places) in COLUMNS.items())
+        table.add_row(printable(layer[len(first) : len(layer) - len(last)]), *values)
+    console.print(table, markup=False)
+    if len(rows) > 1:
+        console.print(printable(f"Layers: {first}…{last}"), markup=False, highlight=False)
+    for line in _legend(sizes):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _common(names: list[str]) -> tuple[str, str]:
+    """What all names begin and end with; nothing for one name alone."""
+    if len(names) == 1:
+        return "", ""
+    first = _start(names)
+    return first, _start([name[len(first) :][::-1] for name in names])[::-1]
+
+
+def _start(names: list[str]) -> str:
+    """The longest text with which all of them begin."""
+    alike = takewhile(lambda marks: len(set(marks)) == 1, zip(*names, strict=False))
+    return "".join(marks[0] for marks in alike)
+
+
+def _told(value: float, places: int) -> str:
+    return number(value, places) if math.isfinite(value) else "–"
+
+
+def _legend(sizes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    heads = ", ".join(f"{shape[0]} of {role.upper()}" for role, shape in sizes.items())
+    _, head_dim, d_model = next(iter(sizes.values()))
+    chance = head_dim / d_model
+    lines = [
+        f"Heads: {heads}, of {head_dim} in a stream of {d_model}. Means over heads; the ranks are "
+        "effective ranks of all heads together.",
+        "For independent random matrices: cosine, CKA and symmetry 0, overlap "
+        f"{chance:.3f}, residual about {1 - (8 / (3 * math.pi)) ** 2 * chance:.3f}.",
+        "For one and the same matrix: cosine, CKA and overlap 1, residual 0.",
+    ]
+    absent = [role.upper() for role in ("q", "k", "v") if role not in sizes]
+    if absent:
+        lines.append(f"No matrix of its own in the file: {', '.join(absent)}.")
+    return lines

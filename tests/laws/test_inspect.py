@@ -1,0 +1,183 @@
+"""What is shown of a layer is what the layer computes, for every variant."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from laws.arms import (
+    EVEN,
+    decoder,
+    every_catalogued,
+    every_position,
+    every_suffix,
+    every_variant,
+    suffixed,
+)
+from qkvbench.analysis import LAYER_MEASURES, WEIGHT_MEASURES, measured
+from qkvbench.backends.torch import Attention, build, named_weights
+from qkvbench.backends.torch.inspect import inspected
+from qkvbench.model import (
+    Alibi,
+    Encoder,
+    NoPosition,
+    Rotary,
+    Start,
+    Tokens,
+    TurnedBack,
+    transformer,
+)
+from qkvbench.variant import Turn, parse
+
+# fp64 rounding of sums over tens of numbers of size one.
+EXACT = 1e-11
+TOKENS = torch.from_numpy(np.random.default_rng(0).integers(13, size=(3, 8)))
+COSINES = ["kv_cosine", "kv_weight_cosine"]
+
+
+def network_of(model, seed=0):
+    """The network with weights so large that nothing is nearly linear, and offsets that count."""
+    network = build(model).double()
+    draws = np.random.default_rng(seed)
+    with torch.no_grad():
+        for tensor in named_weights(network).values():
+            tensor.copy_(torch.from_numpy(draws.normal(size=tuple(tensor.shape)) / 2))
+    return network
+
+
+def encoder(variant, size=EVEN):
+    model = transformer(
+        "law",
+        Encoder(Tokens(13), classes=5, predicts="the whole"),
+        layers=2,
+        d_model=size.d_model,
+        heads=size.heads,
+        position=Alibi(),
+        start=Start(table=0.5, position=0.5),
+    )
+    return model.with_variant(parse(variant))
+
+
+def shown(network, lengths=None):
+    """The layers as they are shown, and the input and output that each really had."""
+    seen = []
+    for part in network.modules():
+        if isinstance(part, Attention):
+            part.register_forward_hook(
+                lambda part, inputs, output: seen.append((part, inputs[0], output))
+            )
+    with torch.no_grad():
+        network.hidden(TOKENS, lengths)
+        real = list(seen)
+        return list(zip(inspected(network, TOKENS, lengths), real, strict=True))
+
+
+def holds(network, lengths=None):
+    """Shares times V, through the output projection, are what the layer put out."""
+    for layer, (part, _, output) in shown(network, lengths):
+        items, time, _ = output.shape
+        read = layer.seen.any(-1)
+        values = np.zeros((items, time, *layer.rows["v"].shape[1:]))
+        values[read] = layer.rows["v"]
+        values = values.repeat(EVEN.heads // values.shape[2], axis=2).swapaxes(1, 2)
+        merged = torch.from_numpy((layer.shares @ values).swapaxes(1, 2).reshape(items, time, -1))
+        assert part.o(merged).detach().numpy()[read] == pytest.approx(
+            output.numpy()[read], abs=EXACT
+        )
+
+
+@every_catalogued
+def test_the_shares_and_values_shown_are_those_that_make_the_output(variant):
+    holds(network_of(decoder(variant, Rotary())))
+
+
+@every_suffix
+def test_they_are_with_everything_that_is_said_of_the_scores(suffix):
+    holds(network_of(decoder(suffixed(parse("q,k=v"), suffix), Alibi())))
+
+
+@every_position
+def test_they_are_at_every_position_scheme_that_leaves_values_as_they_are(position):
+    if isinstance(position, TurnedBack):
+        # What is attended over turned values is turned back: shares alone do not make the output.
+        position = Rotary(share=position.share)
+    holds(network_of(decoder("q,k,v/2", position)))
+
+
+def test_they_are_where_only_some_positions_are_read():
+    holds(network_of(encoder("q,k=v")), torch.tensor([8, 3, 1]))
+
+
+@every_variant
+def test_the_weights_shown_make_the_rows_from_the_stream(variant):
+    network = network_of(decoder(variant, Rotary(), size=EVEN))
+    with torch.no_grad():
+        for name, tensor in named_weights(network).items():
+            if ".attention." in name and name.endswith(".bias"):
+                tensor.zero_()
+    for layer, (_, stream, _) in shown(network):
+        for role, matrix in layer.weights.items():
+            rows = np.einsum("bti,hdi->bthd", stream.numpy(), matrix).reshape(-1, *matrix.shape[:2])
+            assert layer.rows[role] == pytest.approx(rows, abs=EXACT)
+
+
+@every_variant
+def test_every_measure_of_every_variant_is_a_number_where_it_applies(variant):
+    for layer, (part, _, _) in shown(network_of(decoder(variant, Rotary()))):
+        found = measured(layer)
+        assert found.keys() == {*WEIGHT_MEASURES, *LAYER_MEASURES}
+        # A causal layer's shares cannot be symmetric, and where the stream itself is cut into
+        # heads, no two of its coordinates have a product that CKA could compare.
+        streams = "x" in {part.plan.paths[role].root for role in ("k", "v")}
+        empty = {name for name, value in found.items() if math.isnan(value)}
+        assert empty == {"attention_symmetry", *(["kv_weight_cka"] if streams else [])}
+
+
+@every_variant
+def test_roles_that_share_a_tensor_are_exactly_alike_and_no_others_are(variant):
+    network = network_of(decoder(variant, Rotary()))
+    for layer, (part, _, _) in shown(network):
+        made = {
+            role: [op for op in path.ops if not isinstance(op, Turn)]
+            for role, path in part.plan.paths.items()
+        }
+        tied = part.plan.paths["k"].root == part.plan.paths["v"].root and made["k"] == made["v"]
+        found = measured(layer)
+        assert [found[name] == 1 for name in COSINES] == [tied] * len(COSINES)
+        if tied:
+            assert found["kv_cka"] == 1
+            assert found["kv_weight_cka"] == 1 or part.plan.paths["k"].root == "x"
+            assert found["kv_residual"] == pytest.approx(0, abs=1e-12)
+            assert found["kv_overlap"] == pytest.approx(1)
+
+
+def test_a_rotated_value_is_its_key_up_to_a_rotation():
+    for layer, _ in shown(network_of(decoder("q,k,v=R(k)"))):
+        found = measured(layer)
+        assert found["kv_weight_residual"] == pytest.approx(0, abs=1e-12)
+        assert found["kv_weight_cka"] == pytest.approx(1)
+        assert found["kv_residual"] == pytest.approx(0, abs=1e-12)
+        assert found["kv_cosine"] < 0.9
+
+
+def test_one_matrix_for_queries_and_keys_makes_symmetric_scores_without_positions():
+    for layer, _ in shown(network_of(decoder("q=k,v", NoPosition()))):
+        found = measured(layer)
+        assert found["qk_weight_symmetry"] == pytest.approx(1)
+        assert found["score_symmetry"] == pytest.approx(1)
+    for layer, _ in shown(network_of(decoder("q,k,v", NoPosition()))):
+        assert abs(measured(layer)["qk_weight_symmetry"]) < 0.5
+
+
+def test_what_is_not_read_changes_no_measure():
+    network, lengths = network_of(encoder("q,k,v")), torch.tensor([8, 3, 5])
+    other = TOKENS.clone()
+    other[1, 3:], other[2, 5:] = 1, 2
+    with torch.no_grad():
+        first, second = (
+            [measured(layer) for layer in inspected(network, tokens, lengths)]
+            for tokens in (TOKENS, other)
+        )
+    assert first == second
+    assert all(math.isfinite(value) for layer in first for value in layer.values())

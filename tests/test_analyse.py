@@ -1,0 +1,143 @@
+"""`qkvbench analyse` reads checkpoints under the names in use, and says what it did not find."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from laws.arms import decoder
+from qkvbench.analysis import find_layers, measured_weights, weights_of
+from qkvbench.backends.torch import build, save, start
+from qkvbench.cli import main
+
+
+def checkpoint(path, tensors, kind=torch.float32):
+    """A file of the format with random matrices of these shapes."""
+    draws = torch.Generator().manual_seed(0)
+    save_file(
+        {name: torch.randn(shape, generator=draws).to(kind) for name, shape in tensors.items()},
+        path,
+    )
+    return str(path)
+
+
+def llama(layers=2, heads=4, kv_heads=2, head_dim=8, d_model=32):
+    rows = {"q": heads, "k": kv_heads, "v": kv_heads}
+    named = {
+        f"model.layers.{layer}.self_attn.{role}_proj.weight": (count * head_dim, d_model)
+        for layer in range(layers)
+        for role, count in rows.items()
+    }
+    return {**named, "model.embed_tokens.weight": (50, d_model), "model.norm.weight": (d_model,)}
+
+
+def answered(capsys, *words):
+    status = main(["analyse", *words, "--json"])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_llama_checkpoint_is_analysed_layer_by_layer(tmp_path, capsys, kind):
+    found = answered(capsys, checkpoint(tmp_path / "a.safetensors", llama(), kind), "--heads", "4")
+    assert found["heads"] == {"q": 4, "k": 2, "v": 2}
+    assert [row["layer"] for row in found["layers"]] == [
+        "model.layers.0.self_attn",
+        "model.layers.1.self_attn",
+    ]
+    for row in found["layers"]:
+        # Independent matrices: eight of thirty-two directions are common by chance.
+        assert row["kv_weight_overlap"] == pytest.approx(8 / 32, abs=0.12)
+        assert abs(row["kv_weight_cosine"]) < 0.2
+        assert 10 < row["k_weight_rank"] <= 16
+
+
+def test_a_checkpoint_in_several_files_is_one(tmp_path, capsys):
+    tensors = llama()
+    names = sorted(tensors)
+    half = len(names) // 2
+    files = [
+        checkpoint(tmp_path / f"{n}.safetensors", {name: tensors[name] for name in part})
+        for n, part in enumerate((names[:half], names[half:]))
+    ]
+    assert len(answered(capsys, *files, "--heads", "4")["layers"]) == 2
+
+
+def test_a_gpt_2_checkpoint_has_its_three_matrices_side_by_side(tmp_path, capsys):
+    tensors = {f"h.{n}.attn.c_attn.weight": (24, 72) for n in range(11)}
+    found = answered(capsys, checkpoint(tmp_path / "g.safetensors", tensors), "--heads", "3")
+    assert [row["layer"] for row in found["layers"]][-2:] == ["h.9.attn", "h.10.attn"]
+
+
+def test_our_own_checkpoint_gives_what_its_network_gives(tmp_path, capsys):
+    network = build(decoder("q,k,v"))
+    start(network, decoder("q,k,v"), 0)
+    save(network, tmp_path / "own.safetensors")
+    found = answered(capsys, str(tmp_path / "own.safetensors"), "--heads", "4")
+    named = {
+        name: tensor.detach().numpy()
+        for name, tensor in network.blocks[1].attention.split().items()
+        if name in ("q.weight", "k.weight", "v.weight")
+    }
+    (layer,) = find_layers(f"blocks.1.attention.{name}" for name in named)
+    weights = weights_of(layer, lambda name: named[name.split("attention.")[1]], heads=4)
+    expected = measured_weights(weights)
+    assert found["layers"][1] == {"layer": "blocks.1.attention", **expected}
+
+
+def test_a_tied_role_is_named_as_missing_and_its_measures_stay_empty(tmp_path, capsys):
+    network = build(decoder("q,k=v"))
+    start(network, decoder("q,k=v"), 0)
+    save(network, tmp_path / "tied.safetensors")
+    assert main(["analyse", str(tmp_path / "tied.safetensors"), "--heads", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "No matrix of its own in the file: V." in out
+    row = answered(capsys, str(tmp_path / "tied.safetensors"), "--heads", "4")["layers"][0]
+    assert row["kv_weight_cka"] is None
+    assert row["qk_weight_symmetry"] is not None
+
+
+def test_the_table_says_what_the_numbers_would_be_by_chance(tmp_path, capsys):
+    assert main(["analyse", checkpoint(tmp_path / "a", llama()), "--heads", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "Layers: model.layers.….self_attn" in out
+    assert "overlap 0.250" in out
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words", "said"),
+    [
+        ({"wte.weight": (4, 4), "ln\x1b[2J.weight": (4,)}, ["--heads", "2"], "wte.weight"),
+        (llama(), ["--heads", "5"], "cannot be divided into 5 heads"),
+        (llama(), ["--heads", "4", "--kv-heads", "4"], "differ in size"),
+        ({"a.q_proj.weight": (8,), "a.k_proj.weight": (8,)}, ["--heads", "2"], "no matrix"),
+    ],
+)
+def test_what_cannot_be_analysed_is_refused_with_what_was_found(
+    tmp_path, capsys, tensors, words, said
+):
+    assert main(["analyse", checkpoint(tmp_path / "a.safetensors", tensors), *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert len(err.splitlines()) <= 6
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\xff" * 64])
+def test_a_file_of_another_kind_is_refused(tmp_path, capsys, content):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    assert main(["analyse", str(tmp_path / "a.safetensors"), "--heads", "2"]) == 2
+    assert "no safetensors file" in capsys.readouterr().err
+
+
+def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path, capsys):
+    path = tmp_path / "a.safetensors"
+    matrices = {f"a.{role}_proj.weight": torch.ones(4, 4) for role in "qkv"}
+    matrices["a.v_proj.weight"][0, 0] = np.nan
+    save_file(matrices, path)
+    assert main(["analyse", str(path), "--heads", "2"]) == 2
+    assert "a.v_proj.weight" in capsys.readouterr().err
