@@ -17,7 +17,7 @@ from qkvbench.cli import ls, main, names
 from qkvbench.cli.parser import parsed
 from qkvbench.cli.run import asked
 from qkvbench.experiment import from_json
-from qkvbench.model import Learned
+from qkvbench.model import POSITIONS, Learned, position_named, position_written
 from qkvbench.results.view import view
 from qkvbench.variant import Own, parse
 
@@ -109,6 +109,8 @@ def test_a_wrong_request_is_refused_in_six_lines_before_a_framework_is_imported(
         (["ls", "variant"], "variants"),
         (["show", "q,k=v", "--model", "gpt-30"], "gpt-300m"),
         (["show", "q,k=v", "--position", "rotery"], "rotary"),
+        (["show", "q,k=v+qknrm"], "+qknorm"),
+        (["show", "shared-kvv"], "shared-kv"),
     ],
     ids=str,
 )
@@ -162,6 +164,11 @@ def test_a_picture_says_what_positions_and_suffixes_do(capsys):
     assert "two tensors: K as k normed, scaled and turned by position, and V as k turned" in text
     assert main(["show", "q,k=v", "--position", "alibi"]) == 0
     assert "m_head·distance" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", [*POSITIONS, "rotary/0.25", "turned-back/0.5"])
+def test_positions_are_written_as_they_are_read(text):
+    assert position_written(position_named(text, 7)) == text
 
 
 def test_a_study_runs_with_the_positions_that_are_asked_for():

@@ -69,6 +69,20 @@ def test_the_readme_s_further_findings_are_what_their_records_say():
     tied = longer["lm-reviews"].differences["q,k=v"]
     assert [round(each, 2) for each in (tied.value, tied.low, tied.high)] == [0.06, 0.02, 0.10]
     assert not longer["lm-reviews"].differences["q,k,v/1"].clear
+    scores = {task.name: task.result for task in view(Store(ROOT / "studies" / "scores")).tasks}
+    left = scores["lm-reviews"].differences["q=k=v-diag"]
+    assert [round(each, 2) for each in (left.value, left.low, left.high)] == [0.12, 0.06, 0.19]
+    assert round(scores["lm-reviews"].differences["q=k=v"].value, 2) == 0.33
+    encoded = [scores["lm-reviews"].differences[arm].value for arm in ("q=k,v", "q=k,v+2d")]
+    assert [round(each, 2) for each in encoded] == [0.22, 0.22]
+    diagonal = view(Store(ROOT / "studies" / "diagonal")).tasks[0].result.differences
+    tied, mended = diagonal["q=k,v"], diagonal["q=k,v-diag"]
+    assert [round(each, 2) for each in (tied.value, tied.low, tied.high)] == [0.22, 0.20, 0.25]
+    assert [round(each, 3) for each in (mended.value, mended.low, mended.high)] == [
+        -0.004,
+        -0.026,
+        0.019,
+    ]
     nulls = [task.same for task in view(Store(ROOT / "studies" / "catalogue")).tasks]
     differences = [same.difference for pair in nulls for same in pair if same.difference]
     assert [each.clear for each in differences] == [False, False, True]

@@ -9,7 +9,7 @@ from qkvbench import cost
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cost.units import bytes_text
-from qkvbench.model import Alibi, Model
+from qkvbench.model import Alibi, Model, position_written
 from qkvbench.variant import (
     CANONICAL,
     ROLES,
@@ -53,7 +53,7 @@ def facts(model: Model, tokens: int) -> dict[str, object]:
     return {
         "variant": model.variant,
         "model": model.name,
-        "position": model.position.kind,
+        "position": position_written(model.position),
         "tokens": tokens,
         "parameters": {"total": parameters.total, **asdict(parameters)},
         "macs": cost.macs(model, tokens),
@@ -74,7 +74,8 @@ def picture(variant: Variant, model: Model, tokens: int) -> list[str]:
     return [
         title,
         f"in {model.name}: d_model {model.geometry.d_model}, {model.geometry.heads} heads of "
-        f"{model.geometry.head_dim}, {len(model.blocks)} layers, positions: {model.position.kind}",
+        f"{model.geometry.head_dim}, {len(model.blocks)} layers, "
+        f"positions: {position_written(model.position)}",
         "",
         *_roots(plan, model),
         "",

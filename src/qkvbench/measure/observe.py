@@ -165,10 +165,9 @@ def _rounds_s(taken: Mapping[Kind, Times], kinds_left: int, left_s: float) -> fl
 
 
 def _too_long(answer: TooLong, left_s: float) -> str:
-    lacking_s = max(1.0, answer.seconds - left_s)
     return (
-        f"Its fewest rounds would take about {answer.seconds:.3g} s; "
-        f"{lacking_s:.0f} s more would be needed."
+        f"Its fewest rounds would take about {answer.seconds:.3g} s and a little to begin; "
+        f"{max(0.0, left_s):.3g} s are left."
     )
 
 

@@ -2,6 +2,7 @@
 
 from qkvbench.model.positions import POSITIONS
 from qkvbench.model.positions import named as position_named
+from qkvbench.model.positions import written as position_written
 from qkvbench.model.presets import PRESETS, transformer
 from qkvbench.model.spec import (
     Alibi,
@@ -47,6 +48,7 @@ __all__ = [
     "TurnedBack",
     "Vectors",
     "position_named",
+    "position_written",
     "transformer",
     "turned_coordinates",
 ]

@@ -51,3 +51,12 @@ def named(text: str, length: int) -> Position:
         return replace(position, share=float(share))
     except ValueError:
         raise ValueError(f"'{text}': after '/' stands a share of a head, as in '0.5'.") from None
+
+
+def written(position: Position) -> str:
+    """The scheme's name, with its share where that is not the whole: what `named` reads."""
+    match position:
+        case Rotary(share=share) | TurnedBack(share=share) if share != 1:
+            return f"{position.kind}/{share:g}"
+        case _:
+            return position.kind

@@ -8,6 +8,7 @@ from typing import Literal
 
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.experiment import PRECISIONS, from_json
+from qkvbench.model import position_written
 from qkvbench.reports._text import (
     LISTED,
     bounds,
@@ -96,9 +97,11 @@ def caption(view: View) -> list[str]:
     if task is None:
         return []
     tokens = next(iter(task.costs.values())).tokens
+    run = next(run for cell in task.cells for run in cell.runs)
+    position = position_written(from_json(run.experiment).model.position)
     lines = [
-        f"Parameters, MACs and cache: computed for the model of {task.name} "
-        f"(one forward of {tokens} tokens; all layers; 2 bytes a cached value)."
+        f"Parameters, MACs and cache: computed for the model of {task.name} ({position} "
+        f"positions; one forward of {tokens} tokens; all layers; 2 bytes a cached value)."
     ]
     executions = {from_json(run.experiment).execution for run in view.runs} - {USUAL}
     if executions:

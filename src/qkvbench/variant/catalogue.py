@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from qkvbench.variant.notation import parse, write
+from qkvbench.variant.notation import SuffixError, parse, write
 from qkvbench.variant.spec import Variant
 
 
@@ -105,6 +105,8 @@ def named(text: str) -> Variant:
         return entries[key].variant
     try:
         return parse(text)
+    except SuffixError:
+        raise
     except ValueError as error:
         near = get_close_matches(key, [*entries, *(e.equation for e in CATALOGUE)], n=1)
         hint = f" Did you mean {near[0]}?" if near else ""

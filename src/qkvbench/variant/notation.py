@@ -8,6 +8,7 @@ Behind it, ``/g`` gives the number of key/value heads, and what belongs to the s
 
 import re
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any, cast
 
 from qkvbench.variant.spec import (
@@ -35,6 +36,10 @@ SUFFIXES: dict[str, dict[str, Any]] = {
 }
 _SUFFIX = re.compile("|".join(re.escape(suffix) for suffix in SUFFIXES))
 _TERM = re.compile(r"(?P<name>[qkvx])|r\((?P<origin>[qkv])\)")
+
+
+class SuffixError(ValueError):
+    """What follows an equation that is right says nothing of the scores, or says it twice."""
 
 
 def write(variant: Variant) -> str:
@@ -68,7 +73,6 @@ def parse(text: str) -> Variant:
     """
     plain = re.sub(r"\s+", "", text.lower()).replace("−", "-")
     body = re.split(r"[+-]", plain, maxsplit=1)[0]
-    scores = _scores(text, plain[len(body) :])
     equation, slash, heads = body.partition("/")
     if slash and not re.fullmatch(r"[1-9][0-9]*", heads):
         raise ValueError(
@@ -88,6 +92,7 @@ def parse(text: str) -> Variant:
             f"'{text}' does not say where {' and '.join(missing)} come from; {_EXAMPLE}."
         )
     sources = {role: _source(text, role, ties, turned) for role in ROLES}
+    scores = _scores(text, plain[len(body) :])
     return Variant(**sources, kv_heads=int(heads) if slash else None, scores=scores)
 
 
@@ -98,13 +103,15 @@ def _scores(text: str, suffixes: str) -> Scores:
     while rest:
         match = _SUFFIX.match(rest)
         if match is None:
-            raise ValueError(
-                f"'{text}': '{rest}' is none of the suffixes {', '.join(SUFFIXES)}, as in "
-                "'q=k,v+2d' or 'q,k=v/4+qknorm-diag'."
+            near = get_close_matches(rest, SUFFIXES, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise SuffixError(
+                f"'{text}': '{rest}' is none of the suffixes {', '.join(SUFFIXES)}, which come "
+                f"last, as in 'q=k,v+2d' or 'q,k=v/4+qknorm-diag'.{hint}"
             )
         change = SUFFIXES[match[0]]
         if any(getattr(scores, field) != getattr(Scores(), field) for field in change):
-            raise ValueError(f"'{text}': '{match[0]}' and what is before it say the same twice.")
+            raise SuffixError(f"'{text}': '{match[0]}' and what is before it say the same twice.")
         scores = replace(scores, **change)
         rest = rest[match.end() :]
     return scores
