@@ -237,6 +237,17 @@ def test_decoding_says_that_a_shared_root_is_turned_when_it_is_read():
     assert "turned when read, 256 rows at a time" in shared.kernel()
 
 
+@pytest.mark.parametrize("kind", ["forward", "prefill"])
+@pytest.mark.parametrize(
+    ("text", "kernel"), [("q=k,v-diag", "_scaled_dot_product"), ("q=k,v++", "by rows of queries")]
+)
+def test_a_whole_sequence_is_attended_by_the_framework_s_kernel_unless_scores_are_added_to(
+    text, kernel, kind
+):
+    model = SMALL.with_variant(parse(text))
+    assert kernel in find("torch").workload(kind, model, "fp32", context=16, batch=2).kernel()
+
+
 def test_an_operation_that_nobody_knows_is_named_by_its_time():
     seen = [Seen("aten::add", (), 1.0), Seen("ours::attend", (), 5.0)]
     assert named(seen) == "no attention known by name; most time in ours::attend"

@@ -23,7 +23,8 @@ from qkvbench.model import Model
 
 FUSED = "aten::_scaled_dot_product_"
 FALLBACK = "aten::_scaled_dot_product_attention_math"
-PRODUCTS_OF_ROWS = ("aten::bmm", "aten::baddbmm", "aten::mm", "aten::mv", "aten::_scaled_mm")
+# Attention's products are of a batch; others between them belong to what is added to scores.
+PRODUCTS_OF_ROWS = ("aten::bmm", "aten::baddbmm")
 SOFTMAX = ("aten::_softmax", "aten::_safe_softmax")
 
 
@@ -95,7 +96,12 @@ def _around_softmax(operations: list[Seen]) -> str:
         before |= set(_nearest(reversed(operations[:place])))
         after |= set(_nearest(operations[place + 1 :]))
     names = [*sorted(before), operations[places[0]].name, *sorted(after)]
-    text = f"matmul-softmax-matmul over kept roots ({', '.join(dict.fromkeys(names))})"
+    scored = operations[places[0]].shapes[:1]
+    whole = bool(scored) and len(scored[0]) > 1 and scored[0][-2] > 1
+    over = "by rows of queries" if whole else "over kept roots"
+    text = f"matmul-softmax-matmul {over} ({', '.join(dict.fromkeys(names))})"
+    if whole:
+        return text
     # A new token's own row is turned once; more than one row is the cache, turned to be read.
     turned = [
         one

@@ -43,8 +43,8 @@ class Scores(nn.Module):
 
     @property
     def plain(self) -> bool:
-        """Whether the scores are Q·K and nothing else, under at most a causal mask."""
-        return self.slopes is None and self.spec.correction is None and self.spec.diagonal
+        """Whether the scores are Q·K and nothing is added to them."""
+        return self.slopes is None and self.spec.correction is None
 
     def forward(self, q: Heads, k: Heads, v: Heads, lengths: Lengths | None = None) -> Heads:
         """What each query attends to, over a whole sequence.
@@ -52,18 +52,15 @@ class Scores(nn.Module):
         `lengths` counts the leading rows of each sequence that are seen. Nothing of size
         time × time is kept.
         """
-        if self.plain:
-            seen = None
-            if lengths is not None:
-                seen = _within(lengths, torch.arange(k.shape[2], device=k.device))[:, None]
-            return functional.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=seen,
-                is_causal=self.causal,
-                enable_gqa=k.shape[1] != q.shape[1],
-            )
+        if self.plain and self.spec.diagonal:
+            return self._fused(q, k, v, lengths)
+        if self.plain and self.causal:
+            # Each token but the first sees what the one before it would see, itself left out.
+            alone = v[:, :, :1].repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+            if q.shape[2] == 1:
+                return alone
+            rest = self._fused(q[:, :, 1:], k[:, :, :-1], v[:, :, :-1], None)
+            return torch.cat([alone, rest], dim=2)
         time = q.shape[2]
         rows = max(1, HELD // (q.shape[0] * q.shape[1] * k.shape[2]))
         if rows >= time:
@@ -86,6 +83,15 @@ class Scores(nn.Module):
                 )
             )
         return torch.cat(parts, dim=2)
+
+    def _fused(self, q: Heads, k: Heads, v: Heads, lengths: Lengths | None) -> Heads:
+        """Attention under at most a causal mask, by the framework's own kernel."""
+        seen = None
+        if lengths is not None:
+            seen = _within(lengths, torch.arange(k.shape[2], device=k.device))[:, None]
+        return functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=seen, is_causal=self.causal, enable_gqa=k.shape[1] != q.shape[1]
+        )
 
     def shares(self, products: Tensor, rows: Rows, lengths: Lengths | None = None) -> Tensor:
         """The weights of attention, in fp32 or better, from products scaled by 1/sqrt(head_dim).
