@@ -165,9 +165,8 @@ def _table(kind: str, own: Sequence[tuple[Measurement, Timing]]) -> Table:
     table.add_column("variant", overflow="fold")
     heads = [*shown, "tokens/s", "time ratio", "memory", "samples"]
     cached = kind == "decode"
-    disturbed = any(timing.interrupted for _, timing in own)
     heads = [*heads[:-2], *(["cache"] if cached else []), *heads[-2:]]
-    for head in [*heads, *(["disturbed"] if disturbed else [])]:
+    for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for arm, timing in own:
         times = [timing.percentiles_s.get(p) for p in shown]
@@ -177,8 +176,7 @@ def _table(kind: str, own: Sequence[tuple[Measurement, Timing]]) -> Table:
             ratio_text(timing.ratio),
             *([_bytes(arm.cache_bytes)] if cached else []),
             _bytes(timing.memory_bytes),
-            f"{timing.samples:,}",
-            *([f"{timing.interrupted:,}"] if disturbed else []),
+            f"{timing.samples:,}" + (f" ({timing.interrupted:,})" if timing.interrupted else ""),
         ]
         table.add_row(arm.variant, *cells)
     return table
@@ -218,8 +216,8 @@ def _how(arms: Sequence[Measurement]) -> str:
         )
     if any(timing.interrupted for arm in arms for timing in arm.timings.values()):
         lines.append(
-            "Disturbed: steps in which others got the processor; they are left out while most are "
-            "whole."
+            "Samples, in brackets: steps in which others got the processor; they are left out "
+            "while most are whole."
         )
     return "\n".join(lines)
 
