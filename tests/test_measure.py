@@ -495,7 +495,7 @@ def test_a_bound_too_small_for_anything_is_said_and_ends_with_1(capsys):
 
 
 @pytest.mark.slow
-def test_a_whole_call_keeps_to_its_bound_and_two_copies_come_out_alike(tmp_path):
+def test_a_whole_call_ends_near_its_bound_with_nothing_left_out_and_two_copies_alike(tmp_path):
     words = ["measure", "q,k,v", "q,k,v", "--context", "256", "--batch", "2", "--json"]
     began = time.monotonic()
     done = subprocess.run(
@@ -507,13 +507,12 @@ def test_a_whole_call_keeps_to_its_bound_and_two_copies_come_out_alike(tmp_path)
     took_s = time.monotonic() - began
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
-    assert shown["failed"] == []
-    # Twice the bound: on a machine that others use, a process may be late, but not for long.
-    assert took_s < 80
+    assert shown["left_out"] == shown["failed"] == []
+    # The bound counts from the command's own start; what Python takes before and after is little.
+    assert took_s < 45
     found = shown["arms"][1]["timings"]["decode"]["ratio"]
-    # A loaded machine was seen to be off by a quarter; how near to 1 a quiet one comes is measured
-    # by benchmarks/a_a.py and stands in NOTES.md.
-    assert found["value"] == pytest.approx(1, abs=0.3)
+    # Within 3% of 1, as far as the call says that it can tell: a loaded machine says less.
+    assert found["low"] - 0.03 <= 1 <= found["high"] + 0.03
 
 
 def test_a_ratio_shows_digits_that_tell_its_bounds_apart():

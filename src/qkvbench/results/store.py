@@ -168,6 +168,7 @@ def _write_whole(place: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         beside.replace(place)
     except BaseException:
+        # An interrupt, too, must leave no half of a file behind.
         beside.unlink(missing_ok=True)
         raise
     # The rename itself is on disk only when the folder is.

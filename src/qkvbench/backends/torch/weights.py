@@ -71,6 +71,7 @@ def opened(paths: Sequence[Path]) -> dict[str, Callable[[], np.ndarray]]:
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for path in paths:
         file = safe_open(path, framework="pt")
+        # An open safetensors file has keys and is no mapping.
         tensors |= {name: partial(_array, file, name) for name in file.keys()}  # noqa: SIM118
     return tensors
 
