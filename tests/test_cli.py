@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import fake_study
-from qkvbench import reports, tasks
+from qkvbench import recipes, reports, tasks
 from qkvbench.cli import ls, main, names
 from qkvbench.cli.parser import parsed
 from qkvbench.cli.run import asked
@@ -54,6 +54,11 @@ WRONG = [
     ["run", "--variants", "q,k,v", "--tasks", "./none.txt"],
     ["run", "--variants", "q,k,v", "--tasks", "digits", "sort#bytes"],
     ["run", "--variants", "q,k,v", "--tasks", "lm-reviews#bpe-256"],
+    ["run", "--variants", "q,k,v", "--tasks", "recal@1x64"],
+    ["run", "--variants", "q,k,v", "--tasks", "recall@0x64"],
+    ["run", "--variants", "q,k,v", "--tasks", "lm-reviews@1x7"],
+    ["run", "heads", "--model", "small-decoder"],
+    ["measure", "q,k,v", "--model", "recall@4x0"],
     ["ls", "variant"],
     ["ls"],
     ["show"],
@@ -197,6 +202,22 @@ def test_tasks_are_listed_with_what_they_are_judged_by(capsys):
     assert rows["digits"]["chance"] == 0.1
     assert rows["lm-reviews"]["metric"] == "bits_per_byte"
     assert all({"tier", "benchmark", "metric", "chance"} <= set(row) for row in rows.values())
+
+
+def test_the_places_of_a_task_s_attention_are_listed_and_no_other_can_be_named(capsys):
+    main(["ls", "tasks", "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["sort"]["places"] == ["self"]
+    for arm, said in {
+        "q,k=v@cross": "names the place 'cross'; sort has self",
+        "q,k=v|q=k,v@self": "needs places of its own",
+        "q,k=w@self": "lists the ones with names",
+    }.items():
+        assert main(["run", "--variants", "q,k,v", arm, "--tasks", "sort", "--dry-run"]) == 2
+        assert said in capsys.readouterr().err
+    arm = "shared-kv@self"
+    assert main(["run", "--variants", "q,k,v", arm, "--tasks", "sort", "--dry-run"]) == 0
+    assert "q,k=v@self" in capsys.readouterr().out
 
 
 def test_a_list_that_is_no_terminal_s_breaks_sentences_and_nothing_else(capsys):
@@ -439,16 +460,16 @@ def test_a_study_can_be_compiled_and_no_step_s_time_has_the_compiler_s(tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # hundreds of short runs, two at a time
-def test_the_smoke_of_every_recipe_runs_to_its_page(tmp_path):
-    from qkvbench import recipes
-
-    for recipe in recipes.names():
-        done = subprocess.run(
-            [*RUN, "run", recipe, "--smoke"], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / "results" / f"{recipe}-smoke" / "report.html").stat().st_size > 10_000
+@pytest.mark.timeout(900)  # up to 150 short runs, two at a time
+@pytest.mark.parametrize("recipe", recipes.names())
+def test_the_smoke_of_every_recipe_runs_to_its_page(recipe, tmp_path):
+    # Of `quick` two seeds, so that the statistics go their road; of the others one is enough.
+    more = [] if recipe == "quick" else ["--seeds", "1"]
+    done = subprocess.run(
+        [*RUN, "run", recipe, "--smoke", *more], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results" / f"{recipe}-smoke" / "report.html").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_margins_are_stated_for_all_tasks_or_for_one():
     metric = fake_study.record(fake_study.experiments("digits")[0]).metric
     assert (margins.of("digits", metric), margins.of("sort", metric)) == (0.03, 0.5)
     assert Margins().of("digits", metric) == 0.01
-    assert Margins().of("digits", metric.model_copy(update={"unit": "BLEU"})) is None
+    assert Margins().of("digits", metric.model_copy(update={"unit": "knots"})) is None
 
 
 @pytest.mark.parametrize("words", [["0.01", "0.02"], ["sort=0.01", "sort=0.01"]])
@@ -268,7 +268,8 @@ def outcome(items=7, places=4):
     targets[0] = UNSCORED
     targets[1, :2] = UNSCORED
     loss = draws.random((items, places))
-    return Outcome(loss, draws.integers(3, size=(items, places)), targets)
+    predicted = draws.integers(3, size=(items, places))
+    return Outcome(loss, predicted, targets, draws.integers(3, size=(items, places)))
 
 
 @pytest.mark.parametrize("task", ["sort", "recall", "digits"])
@@ -389,14 +390,14 @@ def test_the_frontier_of_the_study_s_own_table():
 def test_the_study_s_cache_column_is_what_its_variants_keep():
     base = PRESETS["gpt-300m"]()
     for text, (_, kib) in TABLE.items():
-        model = base.with_variant(parse_arm(text).variant)
+        model = base.with_variant(parse_arm(text).placed[0][0])
         assert bytes_text(cost.cache_bytes_per_token(model)) == f"{kib:g} KiB"
 
 
 def test_the_cache_of_multi_query_with_a_shared_key_is_64_times_smaller_not_67():
     base = PRESETS["gpt-1.2b"]()
     whole, kept = (
-        cost.cache_bytes_per_token(base.with_variant(parse_arm(text).variant))
+        cost.cache_bytes_per_token(base.with_variant(parse_arm(text).placed[0][0]))
         for text in ("q,k,v", "q,k=v/1")
     )
     assert whole == 64 * kept

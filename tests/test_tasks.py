@@ -4,15 +4,17 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import pytest
 
 from qkvbench import tasks
 from qkvbench.data import reviews
-from qkvbench.data.batch import UNSCORED, Batch, Outcome, Split
-from qkvbench.model import Decoder, Encoder
-from qkvbench.tasks import Data
+from qkvbench.data.batch import UNSCORED, Batch, Outcome, Seen, Split
+from qkvbench.model import Decoder, Encoder, EncoderDecoder, TwoTowers, Vectors
+from qkvbench.tasks import Data, mqar, selective_copying
 from qkvbench.tasks._splits import Windows
 from qkvbench.tasks.recall import KEYS
 
@@ -38,10 +40,43 @@ def _whole(split: Split) -> Batch:
     return split.batch(np.arange(len(split)))
 
 
-def _classes(name: str) -> int:
+def _classes(name: str, test: Split) -> int:
     match tasks.find(name).model.stack:
-        case Decoder(vocabulary=classes) | Encoder(classes=classes):
+        case Decoder(vocabulary=classes) | EncoderDecoder(vocabulary=classes):
             return classes
+        case Encoder(classes=classes):
+            return classes
+        case TwoTowers():
+            return len(test)
+
+
+def _is_written(task) -> bool:
+    """Whether the task is judged by texts that a model writes."""
+    outcome = Outcome(np.ones((1, 1)), *(np.ones((1, 1), int) for _ in range(3)))
+    return task.writing is not None and task.metric.name not in task.score(outcome)
+
+
+def _random_texts(task, targets) -> list[str]:
+    """Texts as long as they should be, of any of the tokens that stand in them."""
+    scored = targets != UNSCORED
+    allowed = np.setdiff1d(targets[scored], task.writing.search.end)
+    draws = np.random.default_rng(0)
+    return task.writing.read([draws.choice(allowed, each - 1) for each in scored.sum(axis=1)])
+
+
+def _read(batch: Batch) -> list[np.ndarray]:
+    """Copies of the inputs of a batch, of which there are one or two."""
+    second = [] if batch.second is None else [batch.second.inputs]
+    return [each.copy() for each in (batch.inputs, *second)]
+
+
+def _rows(batch: Batch) -> list[bytes]:
+    """All that is read of each item, as a hash of it: sets of images are large."""
+    rows = [sha256(row).digest() for row in batch.inputs]
+    if batch.second is not None:
+        second = (sha256(row).digest() for row in batch.second.inputs)
+        rows = [own + beside for own, beside in zip(rows, second, strict=True)]
+    return rows
 
 
 @every_task
@@ -58,7 +93,7 @@ def test_loading_twice_gives_the_same_bits(name, loaded):
 @every_task
 def test_no_item_is_in_two_splits(name, loaded):
     train, validation, test = (
-        {row.tobytes() for batch in _batches(split) for row in batch.inputs}
+        {row for batch in _batches(split) for row in _rows(batch)}
         for split in _splits(loaded[name])
     )
     assert train.isdisjoint(validation)
@@ -69,7 +104,7 @@ def test_no_item_is_in_two_splits(name, loaded):
 @every_task
 def test_no_item_is_twice_in_a_split(name, loaded):
     for split in _splits(loaded[name]):
-        rows = [row.tobytes() for batch in _batches(split) for row in batch.inputs]
+        rows = [row for batch in _batches(split) for row in _rows(batch)]
         # Windows of prose may repeat; there it is documents that are different, by their own test.
         if not isinstance(split, Windows):
             assert len(set(rows)) == len(rows) == len(split)
@@ -78,40 +113,108 @@ def test_no_item_is_twice_in_a_split(name, loaded):
 @every_task
 def test_a_random_predictor_scores_at_the_stated_chance(name, loaded):
     task, targets = tasks.find(name), _whole(loaded[name].test).targets
+    if _is_written(task):
+        # Right by chance is no text; what smoothing leaves is less than a tenth of a point.
+        texts = _random_texts(task, targets)
+        found = task.writing.score(texts, task.writing.references()).metrics[task.metric.name]
+        assert abs(found - task.metric.chance) < 0.1
+        return
     scored = targets != UNSCORED
     allowed = np.unique(targets[scored])
-    guesses = np.random.default_rng(0).choice(allowed, targets.shape)
     # The loss of one who finds all classes equally likely; the loss decides no accuracy.
-    even = np.full(targets.shape, math.log(_classes(name)))
-    found = task.score(Outcome(even, guesses, targets))[task.metric.name]
-    match task.metric.better:
-        case "higher":
-            # Each scored place is a throw of a coin: four deviations of their mean.
-            tolerance = 4 * math.sqrt(task.metric.chance * (1 - task.metric.chance) / scored.sum())
-        case "lower":
-            # The loss is the same at all places, so only rounding is left.
-            tolerance = 1e-9
-    assert abs(found - task.metric.chance) < tolerance
+    even = np.full(targets.shape, math.log(_classes(name, loaded[name].test)))
+    found = []
+    for seed in range(32):
+        draws = np.random.default_rng(seed)
+        guesses = draws.choice(allowed, targets.shape)
+        # Under such guesses the right class is at any rank.
+        ranks = draws.integers(len(allowed), size=targets.shape)
+        said = task.score(Outcome(even, guesses, targets, ranks))
+        found.append(said[task.metric.name])
+    # Four deviations of their mean, as it varies; where a loss decides, only rounding is left.
+    tolerance = 4 * np.std(found, ddof=1) / math.sqrt(len(found)) + 1e-9
+    assert abs(np.mean(found) - task.metric.chance) < tolerance
+    # Chance is told from a task's best score, too.
+    assert tolerance < 0.02
 
 
 @every_task
 def test_a_perfect_predictor_gets_the_best_score(name, loaded):
     task, targets = tasks.find(name), _whole(loaded[name].test).targets
-    found = task.score(Outcome(np.zeros(targets.shape), targets, targets))[task.metric.name]
+    if _is_written(task):
+        references = task.writing.references()
+        found = task.writing.score(references, references).metrics[task.metric.name]
+        # In points of a hundred, through a logarithm.
+        assert found == pytest.approx(100, abs=1e-9)
+        return
+    right = Outcome(np.zeros(targets.shape), targets, targets, np.zeros_like(targets))
+    found = task.score(right)[task.metric.name]
     assert found == {"higher": 1.0, "lower": 0.0}[task.metric.better]
 
 
 @every_task
 def test_inputs_and_targets_fit_the_model(name, loaded):
     stack = tasks.find(name).model.stack
-    for batch in map(_whole, _splits(loaded[name])[1:]):
+    for split in _splits(loaded[name])[1:]:
+        batch = _whole(split)
         scored = batch.targets[batch.targets != UNSCORED]
         assert scored.min() >= 0
-        assert scored.max() < _classes(name)
+        assert scored.max() < _classes(name, split)
         assert np.isfinite(batch.inputs).all()
         assert batch.inputs.shape[1] == tasks.find(name).tokens
-        places = 1 if isinstance(stack, Encoder) and stack.predicts == "the whole" else None
-        assert batch.targets.shape[1] == (places or batch.inputs.shape[1])
+        match stack:
+            case Encoder(predicts="the whole" | "which position"):
+                places = 1
+            case TwoTowers():
+                # Which text belongs to a picture, and which picture to a text.
+                places = 2
+            case _:
+                places = batch.inputs.shape[1]
+        assert batch.targets.shape[1] == places
+
+
+@every_task
+def test_vectors_have_the_features_that_the_model_reads_or_the_network_before_it(name, loaded):
+    task = tasks.find(name)
+    data = loaded[name]
+    if not isinstance(task.model.inputs, Vectors):
+        assert task.seen_through is None
+        return
+    if task.seen_through is None:
+        shape = data.test.batch(np.arange(1)).inputs.shape[1:]
+        assert shape == (task.tokens, task.model.inputs.features)
+        return
+    through = task.seen_through.model
+    for split in _splits(data):
+        assert isinstance(split, Seen)
+        numbers = tasks.find(task.seen_through.task).tokens * through.inputs.features
+        assert split.pictures().shape[1] == numbers
+        # What the network makes of them is as wide as its stream.
+        narrow = np.zeros((len(split.pictures()), through.geometry.d_model), np.float32)
+        again = split.seen_as(narrow)
+        assert again.batch(np.arange(3)).inputs.shape[2] == task.model.inputs.features
+        np.testing.assert_array_equal(
+            again.batch(np.arange(3)).targets, split.batch(np.arange(3)).targets
+        )
+
+
+@every_task
+def test_what_is_redrawn_keeps_its_answer_and_its_shape_and_follows_its_draws(name, loaded):
+    task = tasks.find(name)
+    if task.redrawn is None:
+        return
+    batch = loaded[name].train.batch(np.arange(32))
+    before = _read(batch)
+    first, second, other = (task.redrawn(batch, np.random.default_rng(n)) for n in (0, 0, 1))
+    for one, two in zip(_read(first), _read(second), strict=True):
+        np.testing.assert_array_equal(one, two)
+    # What is redrawn is one of the inputs, or both.
+    assert any(not np.array_equal(*both) for both in zip(_read(first), _read(other), strict=True))
+    assert any(not np.array_equal(*both) for both in zip(_read(first), before, strict=True))
+    for same, new, old in zip(_read(batch), _read(first), before, strict=True):
+        np.testing.assert_array_equal(same, old)
+        assert (new.shape, new.dtype) == (old.shape, old.dtype)
+    assert first.targets.shape == batch.targets.shape
 
 
 @every_task
@@ -124,9 +227,29 @@ def test_a_name_is_short_and_what_it_is_about_is_one_sentence(name):
     task = tasks.find(name)
     assert task.about.endswith(".")
     assert len(task.about) < 100
-    assert task.metric.name in task.score(
-        Outcome(np.ones((1, 1)), np.ones((1, 1), int), np.ones((1, 1), int))
-    )
+    ones = np.ones((1, 1), int)
+    told = {*task.score(Outcome(np.ones((1, 1)), ones, ones, ones))}
+    if task.writing is not None:
+        scored = task.writing.score(["A text."], ["A text."])
+        # Each score of texts says how it was made.
+        assert scored.metrics.keys() == scored.signatures.keys()
+        assert told.isdisjoint(scored.metrics)
+        told |= scored.metrics.keys()
+    assert task.metric.name in told
+
+
+@every_task
+def test_what_is_to_be_written_is_what_the_targets_say(name, loaded):
+    task, test = tasks.find(name), loaded[name].test
+    if task.writing is None:
+        return
+    search, batch = task.writing.search, _whole(test)
+    texts = [row[row != UNSCORED] for row in batch.targets]
+    assert all(row[-1] == search.end and search.end not in row[:-1] for row in texts)
+    assert all(len(row) <= search.longest for row in texts)
+    assert (batch.inputs[:, 0] == search.begin).all()
+    assert task.writing.read([row[:-1] for row in texts]) == task.writing.references()
+    assert len(task.writing.given()) == len(test)
 
 
 def test_each_digit_has_a_like_share_of_the_test_split(loaded):
@@ -150,6 +273,83 @@ def test_recall_asks_only_for_what_it_has_shown(loaded):
         assert len(shown) == len(asked) == asked[0] / 2
         assert [shown[tokens[place]] for place in asked] == list(targets[asked])
         assert all(key < KEYS <= value for key, value in shown.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("reverse", lambda digits: digits[::-1]),
+        ("swap", lambda digits: [*digits[len(digits) // 2 :], *digits[: len(digits) // 2]]),
+        ("copy", lambda digits: digits),
+        ("subtract", lambda digits: [9 - digit for digit in digits]),
+    ],
+)
+def test_digits_are_rewritten_as_the_task_says(name, answer, loaded):
+    batch = _whole(loaded[name].validation)
+    for digits, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
+        assert targets == list(answer(digits))
+
+
+def test_mqar_overwrites_no_pair_and_asks_for_each_once(loaded):
+    batch = _whole(loaded["mqar"].train)
+    numbers = set()
+    for tokens, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
+        asked = [place for place, target in enumerate(targets) if target != UNSCORED]
+        numbers.add(len(asked))
+        context, rest = tokens[: 2 * len(asked)], tokens[2 * len(asked) :]
+        shown = dict(zip(context[::2], context[1::2], strict=True))
+        assert len(shown) == len(asked)
+        assert all(key < mqar.KEYS <= value for key, value in shown.items())
+        assert [shown[tokens[place]] for place in asked] == [targets[place] for place in asked]
+        # Behind the pairs each key stands once, as a question, and nothing that could be a value.
+        assert sorted(token for token in rest if token in shown) == sorted(shown)
+        assert max(rest) < mqar.KEYS
+    assert numbers == set(mqar.PAIRS)
+
+
+def test_mqar_asks_by_the_published_power_law(loaded):
+    draws = np.random.default_rng(0)
+    first = mqar.drawn_by_power_law(draws, places=14, wanted=2, count=20_000)[:, 0]
+    law = np.arange(1, 15) ** (0.01 - 1)
+    law /= law.sum()
+    shares = np.bincount(first, minlength=14) / len(first)
+    # Four deviations of a share.
+    np.testing.assert_array_less(np.abs(shares - law), 4 * np.sqrt(law * (1 - law) / len(first)))
+
+
+def test_mqar_tells_each_number_of_pairs_apart(loaded):
+    targets = _whole(loaded["mqar"].test).targets
+    few = (targets != UNSCORED).sum(axis=1, keepdims=True) == min(mqar.PAIRS)
+    predicted = np.where(few, targets, 0)
+    zeros = np.zeros(targets.shape)
+    scores = tasks.find("mqar").score(Outcome(zeros, predicted, targets, zeros.astype(int)))
+    assert [scores[f"accuracy_{pairs}"] for pairs in mqar.PAIRS] == [1.0, 0.0, 0.0]
+
+
+def test_selective_copying_wants_the_symbols_in_order_and_shows_no_answer(loaded):
+    batch = _whole(loaded["selective-copying"].validation)
+    for tokens, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
+        wanted = [target for target in targets if target != UNSCORED]
+        assert [token for token in tokens if token < selective_copying.SYMBOLS] == wanted
+        asked = [token for token, target in zip(tokens, targets, strict=True) if target != UNSCORED]
+        assert set(asked) == {selective_copying.MARK}
+
+
+def test_induction_wants_what_followed_when_the_symbol_was_last_seen(loaded):
+    batch = _whole(loaded["induction"].validation)
+    for tokens, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
+        for place, (token, target) in enumerate(zip(tokens, targets, strict=True)):
+            before = [earlier for earlier in range(place) if tokens[earlier] == token]
+            assert target == (tokens[before[-1] + 1] if before else UNSCORED)
+
+
+def test_heads_behind_a_name_change_those_of_the_model_and_nothing_else():
+    plain, marked = tasks.find("lm-reviews#bpe-300"), tasks.find("lm-reviews#bpe-300@3x8")
+    geometry = marked.model.geometry
+    assert (geometry.heads, geometry.kv_heads, geometry.head_dim) == (3, 3, 8)
+    same = replace(marked.model, geometry=plain.model.geometry)
+    assert same == plain.model
+    assert marked.training == plain.training
 
 
 def test_reviews_share_no_document_between_splits_and_hold_no_other_zero():

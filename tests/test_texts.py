@@ -83,6 +83,14 @@ def test_the_readme_s_further_findings_are_what_their_records_say():
         -0.026,
         0.019,
     ]
+    by_eight = view(Store(ROOT / "studies" / "fifteen-by-eight"))
+    compared = {task.name: task.result for task in by_eight.tasks}
+    for task in ("sentiment", "animals", "anomaly-features"):
+        differences = compared[task].differences
+        assert len(differences) == len(by_eight.arms) - 1 == 14
+        assert not any(each.clear for each in differences.values())
+    for task in ("sort", "lm-reviews"):
+        assert compared[task].differences["q=k=v=x"].clear
     nulls = [task.same for task in view(Store(ROOT / "studies" / "catalogue")).tasks]
     differences = [same.difference for pair in nulls for same in pair if same.difference]
     assert [each.clear for each in differences] == [False, False, True]

@@ -94,7 +94,7 @@ def test_a_run_that_diverges_is_a_record_with_a_reason_and_no_score():
 def test_a_loss_too_large_for_its_perplexity_is_a_divergence_like_any_other():
     loss = np.full((1, 1), 800.0, np.float32)
     none = np.zeros((1, 1), np.int64)
-    assert math.isinf(tasks.find("lm-reviews").score(Outcome(loss, none, none))["perplexity"])
+    assert math.isinf(tasks.find("lm-reviews").score(Outcome(loss, none, none, none))["perplexity"])
 
 
 def test_a_run_whose_data_are_missing_is_a_record_with_a_reason(tmp_path, monkeypatch):
@@ -106,7 +106,7 @@ def test_a_run_whose_data_are_missing_is_a_record_with_a_reason(tmp_path, monkey
 
 
 def test_memory_that_runs_out_is_told_from_other_failures(monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", full)

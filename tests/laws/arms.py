@@ -8,11 +8,13 @@ import pytest
 from qkvbench.model import (
     Alibi,
     Decoder,
+    Encoder,
     Learned,
     NoPosition,
     Rotary,
     Sinusoidal,
     Start,
+    Tokens,
     TurnedBack,
     transformer,
 )
@@ -71,10 +73,10 @@ def drawn(plan, seed=0):
     draws = np.random.default_rng(seed)
     size = plan.geometry
     weights = {}
-    for root in plan.projected:
-        rows = root.heads * size.head_dim
-        weights[f"{root.name}.weight"] = draws.normal(size=(rows, size.d_model)) / 2
-        weights[f"{root.name}.bias"] = draws.normal(size=rows)
+    for name, heads in plan.matrices.items():
+        rows = heads * size.head_dim
+        weights[f"{name}.weight"] = draws.normal(size=(rows, size.d_model)) / 2
+        weights[f"{name}.bias"] = draws.normal(size=rows)
     for role, heads in plan.rotated.items():
         numbers = size.head_dim * (size.head_dim - 1) // 2
         weights[f"{role}.rotation"] = draws.normal(size=(heads, numbers))
@@ -91,6 +93,33 @@ def drawn(plan, seed=0):
 def stream(time=TIME, d_model=SIZE.d_model, seed=1):
     """A stream of `time` tokens."""
     return np.random.default_rng(seed).normal(size=(time, d_model))
+
+
+# Every way in which an encoder tells what it found: what it predicts, and how it pools.
+TOLD = [
+    ("each position", "mean"),
+    ("the whole", "mean"),
+    ("the whole", "class token"),
+    ("which position", "mean"),
+]
+every_told = pytest.mark.parametrize(("predicts", "pooling"), TOLD, ids=" ".join)
+
+
+WORDS = Tokens(13)
+
+
+def encoder(variant, predicts, pooling, inputs=WORDS, position=NoPosition(), classes=TIME):
+    """A small encoder spec with this variant in every layer."""
+    model = transformer(
+        "law",
+        Encoder(inputs, classes, predicts, pooling=pooling),
+        layers=2,
+        d_model=EVEN.d_model,
+        heads=EVEN.heads,
+        position=position,
+        start=Start(table=0.5, position=0.5),
+    )
+    return model.with_variant(parse(variant) if isinstance(variant, str) else variant)
 
 
 def decoder(variant, position=NoPosition(), size=EVEN, layers=2, vocabulary=13):

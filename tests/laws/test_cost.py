@@ -1,5 +1,6 @@
 """What is computed is what is counted on live tensors and matrix products."""
 
+from itertools import product
 from typing import get_args
 
 import pytest
@@ -15,15 +16,17 @@ from laws.arms import (
     TIME,
     decoder,
     drawn,
+    encoder,
     every_catalogued,
     every_position,
+    every_told,
     every_variant,
     stream,
     suffixed,
 )
 from qkvbench import cost, reference, tasks
-from qkvbench.backends.torch import build
-from qkvbench.model import PRESETS, Position
+from qkvbench.backends.torch import build, scores
+from qkvbench.model import PRESETS, Position, Tokens, Vectors
 from qkvbench.variant import parse, resolve
 
 STUDY_300M = {  # arXiv:2606.04032, released parameter counts; q,k=v/8 as released, /4 as written
@@ -64,6 +67,15 @@ def test_computed_parameters_are_counted_parameters(variant, position):
         assert cost.parameters(model).total == counted, suffix
 
 
+@every_told
+@every_catalogued
+def test_so_they_are_however_an_encoder_tells_what_it_found(variant, predicts, pooling):
+    for inputs, position in product([Tokens(13), Vectors(3)], POSITIONS):
+        model = encoder(variant, predicts, pooling, inputs, position)
+        counted = sum(tensor.numel() for tensor in build(model).parameters())
+        assert cost.parameters(model).total == counted, (inputs, position)
+
+
 @pytest.mark.parametrize("name", tasks.names())
 @every_catalogued
 def test_computed_parameters_are_counted_for_the_model_of_every_task(variant, name):
@@ -84,18 +96,35 @@ def test_computed_cache_bytes_are_the_bytes_of_the_live_cache(variant, position)
 
 @pytest.mark.parametrize("name", tasks.names())
 @every_catalogued
-def test_computed_flops_are_the_counted_matrix_products(variant, name):
+def test_computed_flops_are_the_counted_matrix_products(variant, name, monkeypatch):
+    # By rows, a causal layer leaves out products that full counts have.
+    monkeypatch.setattr(scores, "HELD", 2**62)
     task = tasks.find(name)
     model = task.model.with_variant(variant)
     network = build(model)
-    batch = torch.zeros(1, task.tokens, dtype=torch.long)
-    if not model.causal and hasattr(model.stack.inputs, "features"):
-        batch = torch.zeros(1, task.tokens, model.stack.inputs.features)
+    lengths = (task.tokens, task.second_tokens)
+    first, *second = (
+        torch.zeros(1, tokens, tower.inputs.features)
+        if isinstance(tower.inputs, Vectors)
+        else torch.zeros(1, tokens, dtype=torch.long)
+        for tower, tokens in zip(model.towers, lengths, strict=False)
+    )
+    # Comparing the vectors of different items is no part of one item's cost.
+    forward = network.hidden if model.contrastive else network
     # The counter knows no fused attention on a CPU: it must see the two products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network(batch)
-    assert counter.get_total_flops() == cost.flops(model, task.tokens) > 0
-    assert cost.flops(model, task.tokens) == 2 * cost.macs(model, task.tokens)
+        forward(first, None, *second)
+    assert counter.get_total_flops() == cost.flops(model, *lengths) > 0
+    assert cost.flops(model, *lengths) == 2 * cost.macs(model, *lengths)
+
+
+@every_told
+@every_catalogued
+def test_so_they_are_however_an_encoder_ends(variant, predicts, pooling):
+    model = encoder(variant, predicts, pooling, Vectors(3))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        build(model)(torch.zeros(1, TIME, 3))
+    assert counter.get_total_flops() == cost.flops(model, TIME) > 0
 
 
 @every_catalogued

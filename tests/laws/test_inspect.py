@@ -9,9 +9,11 @@ import torch
 from laws.arms import (
     EVEN,
     decoder,
+    encoder,
     every_catalogued,
     every_position,
     every_suffix,
+    every_told,
     every_variant,
     suffixed,
 )
@@ -20,13 +22,9 @@ from qkvbench.backends.torch import Attention, build, named_weights
 from qkvbench.backends.torch.inspect import inspected
 from qkvbench.model import (
     Alibi,
-    Encoder,
     NoPosition,
     Rotary,
-    Start,
-    Tokens,
     TurnedBack,
-    transformer,
 )
 from qkvbench.variant import Turn, parse
 
@@ -44,19 +42,6 @@ def network_of(model, seed=0):
         for tensor in named_weights(network).values():
             tensor.copy_(torch.from_numpy(draws.normal(size=tuple(tensor.shape)) / 2))
     return network
-
-
-def encoder(variant, size=EVEN):
-    model = transformer(
-        "law",
-        Encoder(Tokens(13), classes=5, predicts="the whole"),
-        layers=2,
-        d_model=size.d_model,
-        heads=size.heads,
-        position=Alibi(),
-        start=Start(table=0.5, position=0.5),
-    )
-    return model.with_variant(parse(variant))
 
 
 def shown(network, lengths=None):
@@ -105,8 +90,10 @@ def test_they_are_at_every_position_scheme_that_leaves_values_as_they_are(positi
     holds(network_of(decoder("q,k,v/2", position)))
 
 
-def test_they_are_where_only_some_positions_are_read():
-    holds(network_of(encoder("q,k=v")), torch.tensor([8, 3, 1]))
+@every_told
+def test_they_are_where_only_some_positions_are_read(predicts, pooling):
+    model = encoder("q,k=v", predicts, pooling, position=Alibi())
+    holds(network_of(model), torch.tensor([8, 3, 1]))
 
 
 @every_variant
@@ -171,7 +158,10 @@ def test_one_matrix_for_queries_and_keys_makes_symmetric_scores_without_position
 
 
 def test_what_is_not_read_changes_no_measure():
-    network, lengths = network_of(encoder("q,k,v")), torch.tensor([8, 3, 5])
+    network, lengths = (
+        network_of(encoder("q,k,v", "the whole", "mean", position=Alibi())),
+        torch.tensor([8, 3, 5]),
+    )
     other = TOKENS.clone()
     other[1, 3:], other[2, 5:] = 1, 2
     with torch.no_grad():

@@ -10,8 +10,8 @@ from qkvbench.backends.torch import build, loss, start
 PLACES, VOCABULARY = 13, 1031
 
 
-def _network():
-    model = decoder("q,k=v", vocabulary=VOCABULARY)
+def _network(vocabulary=VOCABULARY):
+    model = decoder("q,k=v", vocabulary=vocabulary)
     network = build(model)
     start(network, model, seed=0)
     return network.double()
@@ -33,9 +33,19 @@ def test_the_loss_by_rows_has_the_value_and_gradients_of_the_whole(rows, monkeyp
     torch.testing.assert_close(by_rows, whole, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
-    losses, likeliest = loss.place_losses(network, hidden.detach(), targets)
+    losses, likeliest, ranks = loss.place_losses(network, hidden.detach(), targets)
     torch.testing.assert_close(losses.mean(), whole.detach().float())
-    assert torch.equal(likeliest, network.head(hidden).argmax(-1))
+    logits = network.head(hidden)
+    assert torch.equal(likeliest, logits.argmax(-1))
+    order = logits.argsort(-1, descending=True)
+    assert torch.equal(ranks, (order == targets[:, None]).nonzero()[:, 1])
+
+
+def test_a_class_that_others_are_as_likely_as_is_behind_them():
+    network = _network()
+    hidden = torch.zeros(2, 24, dtype=torch.float64)
+    _, _, ranks = loss.place_losses(network, hidden, torch.tensor([0, 5]))
+    assert ranks.tolist() == [VOCABULARY - 1, VOCABULARY - 1]
 
 
 def test_the_loss_by_rows_holds_in_bf16_too():
@@ -52,15 +62,41 @@ def test_the_loss_by_rows_holds_in_bf16_too():
     assert network.matrix.grad.dtype == torch.float32
 
 
-def _slopes_of_the_loss(kind, hidden, matrix, targets, scale):
+def _slopes_of_the_loss(kind, hidden, matrix, targets, scale, smoothing=0.0):
     """The gradients of the scaled mean loss by rows, unscaled again in fp32."""
     inputs = [hidden.clone().requires_grad_(), matrix.clone().requires_grad_()]
-    mean = loss._InRows.apply(inputs[0].to(kind), inputs[1].to(kind), targets)
+    mean = loss._InRows.apply(inputs[0].to(kind), inputs[1].to(kind), targets, smoothing)
     return [slope / scale for slope in torch.autograd.grad(scale * mean, inputs)]
 
 
+@pytest.mark.parametrize("vocabulary", [7, VOCABULARY])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_a_smoothed_label_is_the_right_class_mixed_with_all_alike(
+    vocabulary, smoothing, monkeypatch
+):
+    """arXiv:1512.00567, section 7: cross-entropy with (1 - ε) one-hot + ε / classes."""
+    monkeypatch.setattr(loss, "HELD", 5 * vocabulary)
+    network = _network(vocabulary)
+    draws = torch.Generator().manual_seed(0)
+    hidden = torch.randn(PLACES, 24, dtype=torch.float64, generator=draws, requires_grad=True)
+    targets = torch.randint(vocabulary, (PLACES,), generator=draws)
+    certain = functional.one_hot(targets, vocabulary).double()
+    label = (1 - smoothing) * certain + smoothing / vocabulary
+    whole = -(label * network.head(hidden).log_softmax(-1)).sum(-1).mean()
+    found = loss.mean_loss(network, hidden, targets, smoothing)
+    inputs = [hidden, network.matrix]
+    torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs),
+        torch.autograd.grad(whole, inputs),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("sure", [0.0, 12.0, 20.0])
-def test_small_gradients_of_the_loss_survive_fp16(sure, monkeypatch):
+def test_small_gradients_of_the_loss_survive_fp16(sure, smoothing, monkeypatch):
     """Also where nearly all of the probability is on the right class: 1 - p is 1e-2 or 1e-6."""
     monkeypatch.setattr(loss, "HELD", 5 * VOCABULARY)
     draws = torch.Generator().manual_seed(0)
@@ -72,8 +108,8 @@ def test_small_gradients_of_the_loss_survive_fp16(sure, monkeypatch):
     # Inputs that fp16 holds exactly: what differs is what the pass itself loses.
     hidden, matrix = hidden.half().float(), matrix.half().float()
     # Many places make each one's share small; the usual scale of a loss that has not overflowed.
-    expected = _slopes_of_the_loss(torch.float32, hidden, matrix, targets, 1.0)
-    found = _slopes_of_the_loss(torch.float16, hidden, matrix, targets, 2.0**16)
+    expected = _slopes_of_the_loss(torch.float32, hidden, matrix, targets, 1.0, smoothing)
+    found = _slopes_of_the_loss(torch.float16, hidden, matrix, targets, 2.0**16, smoothing)
     for slope, whole in zip(found, expected, strict=True):
         # fp16 keeps eleven bits; a logit of 20 is off by 0.01, and with it its probability by 1%.
         assert (slope - whole).norm() < 0.02 * whole.norm()

@@ -25,8 +25,8 @@ every_plain = pytest.mark.parametrize(
 )
 
 
-def encoder(inputs, predicts):
-    stack = Encoder(inputs, classes=11, predicts=predicts)
+def encoder(inputs, predicts, pooling="mean", classes=11):
+    stack = Encoder(inputs, classes, predicts, pooling=pooling)
     return transformer(
         "law",
         stack,
@@ -44,6 +44,9 @@ MODELS = {
     "vocabulary": decoder("q,k,v", vocabulary=1031),
     "places": encoder(Tokens(13), "each position"),
     "whole": encoder(Vectors(3), "the whole"),
+    "class token": encoder(Vectors(3), "the whole", "class token"),
+    "class token of words": encoder(Tokens(13), "the whole", "class token"),
+    "which": encoder(Vectors(3), "which position", classes=TIME),
 }
 
 
@@ -65,8 +68,9 @@ def batch(model, scored=TIME, time=TIME):
     inputs = draws.integers(0, 11, (ITEMS, time))
     if isinstance(model.inputs, Vectors):
         inputs = draws.normal(size=(ITEMS, time, model.inputs.features)).astype(np.float32)
-    whole = isinstance(model.stack, Encoder) and model.stack.predicts == "the whole"
-    targets = draws.integers(0, 11, (ITEMS, 1 if whole else time))
+    one = isinstance(model.stack, Encoder) and model.stack.predicts != "each position"
+    classes = min(11, time) if one else 11
+    targets = draws.integers(0, classes, (ITEMS, 1 if one else time))
     targets[:, scored:] = UNSCORED
     return Batch(inputs, targets)
 
@@ -93,7 +97,9 @@ def kept_bytes(wanted, data):
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         autocast(wanted.precision, torch.device("cpu")),
     ):
-        loss = learner.training_loss(learner.network, *learner._tensors(data))
+        loss = learner.training_loss(
+            learner.network, *learner._tensors(data), wanted.training.smoothing
+        )
     assert loss.requires_grad
     return sum(storage.nbytes() for place, storage in kept.items() if place not in weights)
 

@@ -15,8 +15,10 @@ from laws.arms import (
     TIME,
     decoder,
     drawn,
+    encoder,
     every_catalogued,
     every_position,
+    every_told,
     every_variant,
     stream,
     suffixed,
@@ -35,14 +37,10 @@ from qkvbench.backends.torch import (
 )
 from qkvbench.model import (
     Alibi,
-    Encoder,
     Learned,
     NoPosition,
     Rotary,
     Sinusoidal,
-    Start,
-    Tokens,
-    transformer,
 )
 from qkvbench.variant import parse, resolve, without_value_rotation, write
 
@@ -208,27 +206,45 @@ def test_a_later_token_changes_nothing_earlier(variant, suffix):
     assert not torch.equal(after[:, -1], before[:, -1])
 
 
-@pytest.mark.parametrize("predicts", ["each position", "the whole"])
+@every_told
 @pytest.mark.parametrize("suffix", SUFFIXED)
 @pytest.mark.parametrize("equation", ["q,k,v", "q=k=v", "q,k=v/1"])
-def test_an_encoder_reads_only_the_positions_that_are_there(equation, suffix, predicts):
+def test_an_encoder_reads_only_the_positions_that_are_there(equation, suffix, predicts, pooling):
     for position in POSITIONS:
-        model = transformer(
-            "law",
-            Encoder(Tokens(13), 5, predicts),
-            layers=2,
-            d_model=EVEN.d_model,
-            heads=EVEN.heads,
-            position=position,
-            start=Start(table=0.5, position=0.5),
-        )
-        network = _network(model.with_variant(parse(equation + suffix)))
+        model = encoder(equation + suffix, predicts, pooling, position=position)
+        network = _network(model)
         tokens, lengths = _tokens(), torch.tensor([TIME, 3, 1])
         found = network(tokens, lengths)
         for row, length in enumerate(lengths.tolist()):
             alone = network(tokens[row : row + 1, :length])[0]
-            error = (found[row, : len(alone)] - alone).abs().max()
+            error = (found[row, : len(alone), : alone.shape[1]] - alone).abs().max()
             assert error < EXACT, (position, length)
+            if predicts == "which position":
+                assert torch.isneginf(found[row, 0, length:]).all()
+
+
+@pytest.mark.parametrize("equation", ["q,k,v", "q=k=v", "q,k=v/1"])
+def test_without_positions_the_named_place_moves_with_what_lies_there(equation):
+    network = _network(encoder(equation, "which position", "mean"))
+    tokens, order = _tokens(), torch.randperm(TIME, generator=torch.manual_seed(0))
+    error = (network(tokens[:, order]) - network(tokens)[:, :, order]).abs().max()
+    assert error < EXACT
+    assert network(tokens).std() > 100 * EXACT
+
+
+@pytest.mark.parametrize("equation", ["q,k,v", "q=k=v", "q,k=v/1"])
+def test_a_class_token_reads_every_position_and_no_mean_of_them(equation):
+    network = _network(encoder(equation, "the whole", "class token", position=Learned(TIME)))
+    tokens = _tokens()
+    before = network(tokens)
+    for place in range(TIME):
+        changed = tokens.clone()
+        changed[:, place] = (changed[:, place] + 1) % 13
+        assert not torch.equal(network(changed), before)
+    # What it was at the start decides as well: it is a position of its own.
+    with torch.no_grad():
+        network.embedding.class_token += 1
+    assert not torch.equal(network(tokens), before)
 
 
 def test_attention_that_is_made_by_rows_keeps_nothing_of_the_square_of_the_length(monkeypatch):
@@ -253,7 +269,7 @@ def test_only_the_roots_of_the_plan_have_weights(variant):
     layer = _layer(variant)
     plan = resolve(variant, SIZE)
     matrices = {name.removesuffix(".weight") for name in layer.split() if name.endswith(".weight")}
-    assert matrices == {"o", *(root.name for root in plan.projected)}
+    assert matrices == {"o", *(name for name in plan.matrices)}
     assert {name for name in layer.split() if name.endswith("rotation")} == {
         f"{role}.rotation" for role in plan.rotated
     }

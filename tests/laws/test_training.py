@@ -236,6 +236,6 @@ def saved_bytes(learner):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         learner.network.train()
-        loss = learner.training_loss(learner.network, *learner._tensors(batch()))
+        loss = learner.training_loss(learner.network, *learner._tensors(batch()), smoothing=0.0)
     assert loss.requires_grad
     return sum(storage.nbytes() for place, storage in kept.items() if place not in own)

@@ -12,10 +12,14 @@ every backend.
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
+import numpy as np
+from jaxtyping import Float, Int
+
 from qkvbench.analysis import Layer
-from qkvbench.data.batch import Batch, Outcome
+from qkvbench.data.batch import Batch, Outcome, Search
 from qkvbench.experiment import Experiment, Precision
 from qkvbench.model import Model
 
@@ -45,12 +49,35 @@ class Learner(Protocol):
         """Loss and likeliest class at each place."""
         ...
 
+    def write(self, batch: Batch, search: Search) -> list[Int[np.ndarray, " _tokens"]]:
+        """What the model writes for each item, as the search finds it; without begin and end.
+
+        Of the batch only what is given is read: its targets and its inputs are not. TypeError where
+        the model has nothing to write from.
+        """
+        ...
+
+    def features(self, batch: Batch) -> Float[np.ndarray, "items places _features"]:
+        """What the head reads of each item: what a batch is to this model; changes nothing."""
+        ...
+
     def inspect(self, batch: Batch) -> tuple[Layer, ...]:
         """What each attention layer makes of a batch, first to last; changes nothing."""
         ...
 
     def weights(self) -> Mapping[str, Any]:
         """All weights, under the names that all backends share."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write all weights to one file, of numbers only."""
+        ...
+
+    def begin_with(self, path: Path) -> tuple[str, ...]:
+        """Take over what agrees in name and shape from a file that `save` wrote; those names.
+
+        ValueError where a layer's weights do not agree.
+        """
         ...
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qkvbench import recipes, tasks
+from qkvbench import recipes
 from qkvbench.claims._claim import Claim, Finding, Verdict
 from qkvbench.claims._evidence import CLEAR, Piece, Shift, Shown, Silent, Solved, pieces, together
 from qkvbench.cost import parameters
@@ -149,7 +149,7 @@ class Runs:
         return {self.arm, self.against} <= set(study.variants) and any(
             self.scale.holds(task, parameters(study.model_of(task)).total)
             for task in self.tasks
-            if task in study.seeds and task in tasks.names()
+            if task in study.seeds
         )
 
 

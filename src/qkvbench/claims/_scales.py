@@ -57,7 +57,7 @@ SMALL = Scale(
     models=study_synthetic,
     setting="small models on tasks that attention must solve",
     takes=lambda: "runs of these tasks with models of the study's sizes",
-    tasks=("sort", "recall"),
+    tasks=("sort", "recall", "recall@4x16"),
 )
 
 VISION = Scale(

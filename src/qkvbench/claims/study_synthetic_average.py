@@ -26,6 +26,9 @@ CLAIM = Claim(
     arithmetic=_arithmetic,
     tests=(
         Consistent(),
-        Elsewhere("tasks reverse, subtract, swap and copy beside sort, several seeds of both arms"),
+        Elsewhere(
+            "several seeds of both arms on reverse, sort, subtract, swap and copy, with models of "
+            "the study's sizes"
+        ),
     ),
 )

@@ -15,6 +15,8 @@ from qkvbench.variant.catalogue import CATALOGUE
 
 # The columns that may take more than one line.
 SENTENCES = ("about", "origin")
+# The ones that would leave a sentence no room.
+FOR_PROGRAMS = ("places",)
 WIDTH = 100
 
 
@@ -26,10 +28,11 @@ def answer(request: Request) -> int:
         return 0
     table = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.header_style = "bold"
-    for name in rows[0]:
+    shown = [name for name in rows[0] if name not in FOR_PROGRAMS]
+    for name in shown:
         table.add_column(name, overflow="fold", no_wrap=name not in SENTENCES)
     for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row.values()))
+        table.add_row(*(Text(_cell(row[name])) for name in shown))
     console = Console(highlight=False)
     # For a file, as wide as most can show.
     (console if console.is_terminal else Console(width=WIDTH)).print(table)
@@ -56,6 +59,8 @@ def _tasks() -> list[dict[str, object]]:
             "benchmark": task.benchmark,
             "metric": task.metric.name,
             "chance": round(task.metric.chance, 4),
+            # What may stand behind the @ of an arm.
+            "places": sorted(task.model.places),
             "version": task.version,
         }
         for name in tasks.names()

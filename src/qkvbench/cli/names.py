@@ -8,11 +8,11 @@ from typing import cast
 
 from qkvbench import backends, recipes, reports, tasks
 from qkvbench.cli.parser import RequestError
-from qkvbench.cost.matched import LIKE, MACS
+from qkvbench.cost.matched import LIKE, MACS, parse_arm, write_arm
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.data.own import shown
 from qkvbench.experiment import PRECISIONS, Precision
-from qkvbench.model import PRESETS, Model, position_named
+from qkvbench.model import AT, PLACED, POOLINGS, PRESETS, Model, Pooling, position_named
 from qkvbench.recipes import Study
 from qkvbench.reports import Report
 from qkvbench.reports._text import printable
@@ -38,15 +38,19 @@ def variants(texts: Iterable[str]) -> list[Variant]:
 
 
 def arms(texts: Iterable[str]) -> list[str]:
-    """The arms that are meant, each once; ``A~B`` is A with as many parameters as B."""
+    """The arms that are meant, each once: ``A~B`` is A as large as B, ``A@cross`` A at a place."""
     wanted: dict[str, None] = {}
     for text in texts:
         own, like, size = text.partition(LIKE)
         by = MACS if size.endswith(MACS) else ""
-        written = write(variant(own))
+        parts = [part.partition(AT) for part in own.split(PLACED)]
+        written = PLACED.join(write(variant(name)) + at + places for name, at, places in parts)
         if like:
             written += f"{LIKE}{write(variant(size.removesuffix(MACS)))}{by}"
-        wanted[written] = None
+        try:
+            wanted[write_arm(parse_arm(written))] = None
+        except ValueError as error:
+            raise RequestError(str(error)) from None
     return list(wanted)
 
 
@@ -55,7 +59,7 @@ def task(name: str) -> str:
     try:
         tasks.find(name)
     except KeyError:
-        base, _ = tasks.parted(name)
+        base, _ = tasks.parted(marked.name if (marked := tasks.heads_in(name)) else name)
         beside = f"\nA path has a separator: ./{base}" if base and Path(base).exists() else ""
         raise _unknown("task", base, tasks.names(), beside) from None
     except (DataRefusedError, DataUnavailableError) as error:
@@ -99,6 +103,11 @@ def model_or_task_s(name: str) -> Model:
 def precision(name: str) -> Precision:
     """The precision that is meant."""
     return cast(Precision, _known("precision", name, list(PRECISIONS)))
+
+
+def pooling(name: str) -> Pooling:
+    """The way of telling the whole that is meant."""
+    return cast(Pooling, _known("pooling", name.replace("-", " "), list(POOLINGS)))
 
 
 def backend(name: str) -> str:

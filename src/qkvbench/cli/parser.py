@@ -93,7 +93,7 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     run = _command(commands, "run", "train and measure matched arms, print the table; resumes")
     run.add_argument("recipe", nargs="?", help="a recipe; 'qkvbench ls recipes' lists them")
     run.add_argument(
-        "--variants", nargs="+", metavar="V", help="equations or names; first: baseline"
+        "--variants", nargs="+", metavar="V", help="equations or names, A@PLACE; first: baseline"
     )
     run.add_argument(
         "--tasks", nargs="+", metavar="T", help="'qkvbench ls tasks' lists them; or a path"
@@ -101,6 +101,12 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     run.add_argument("--seeds", type=_count, metavar="N", help="seeds of each arm (3)")
     run.add_argument("--model", metavar="NAME", help="'qkvbench ls models' lists them")
     run.add_argument("--position", metavar="P", help="'qkvbench ls positions' lists them")
+    run.add_argument(
+        "--pooling", metavar="P", help="how an encoder tells the whole: mean or class-token"
+    )
+    run.add_argument(
+        "--start", metavar="TASK", help="begin each arm with the weights of its run on this task"
+    )
     run.add_argument("--backend", default="torch", metavar="NAME", help="what computes (torch)")
     run.add_argument(
         "--precision", metavar="P", help="of matrix products: fp32 (default), bf16, fp16"
@@ -174,6 +180,10 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     compare.add_argument("second", metavar="B", help="the arm that is compared with it")
     _margin(compare)
     compare.add_argument("--json", action="store_true", help="one JSON document")
+
+    texts = _command(commands, "texts", "what models wrote, as files that sacreBLEU reads")
+    texts.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")
+    texts.add_argument("--out", metavar="FOLDER", required=True, help="where the files go")
 
     plan = _command(commands, "plan", "how many seeds a margin takes, from a folder of results")
     plan.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")

@@ -16,6 +16,7 @@ from qkvbench.cli.report import write_reports
 from qkvbench.experiment import Experiment
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store, StoreError
+from qkvbench.train.origin import kept_weights
 
 DEFAULT_SEEDS = 3
 
@@ -66,6 +67,8 @@ def asked(request: Request) -> Study:
         backend=names.backend(request.backend),
         model=study.model if request.model is None else names.model(request.model),
         position=request.position or study.position,
+        pooling=study.pooling if request.pooling is None else names.pooling(request.pooling),
+        start=study.start if request.start is None else names.task(request.start),
         precision=names.precision(request.precision or study.precision),
         compiled=request.compile or study.compiled,
         checkpointing=request.checkpointing or study.checkpointing,
@@ -103,14 +106,19 @@ def checked(study: Study) -> tuple[Experiment, ...]:
 def _plan(study: Study, experiments: Sequence[Experiment], missing: int, store: Store) -> str:
     runs = len(experiments)
     seeds = ", ".join(f"{task}: {count}" for task, count in study.seeds.items())
-    return "\n".join(
-        [
-            f"{study.name}: {runs} runs, of which {runs - missing} are done in {store.path}.",
-            f"Arms   {'   '.join(study.variants)}",
-            f"Seeds  {seeds}",
-            f"Runs   {experiments[0].execution}, {study.backend}, threads: {study.threads}",
-        ]
-    )
+    lines = [
+        f"{study.name}: {runs} runs, of which {runs - missing} are done in {store.path}.",
+        f"Arms   {'   '.join(study.variants)}",
+        f"Seeds  {seeds}",
+        f"Runs   {experiments[0].execution}, {study.backend}, threads: {study.threads}",
+    ]
+    if needed := {first for run in experiments for first in run.needed}:
+        weights = sum(kept_weights(first) is not None for first in needed)
+        names = ", ".join(sorted({first.task for first in needed}))
+        lines.append(
+            f"First  {len(needed)} runs on {names} come first, of which {weights} are kept."
+        )
+    return "\n".join(lines)
 
 
 def _carried_out(request: Request, study: Study, store: Store) -> int:

@@ -88,7 +88,7 @@ def picture(variant: Variant, model: Model, tokens: int) -> list[str]:
 def _roots(plan: Plan, model: Model) -> list[str]:
     lines = []
     for root in plan.roots:
-        made = f"x ── W_{root.name} ──▶ {root.name}" if root.projected else "x ──────────▶ x"
+        made = f"x ── W_{root.name} ──▶ {root.name}" if root.matrix else "x ──────────▶ x"
         heads = "head" if root.heads == 1 else "heads"
         left = f"  {made}  ({root.heads} {heads}) "
         roles: list[Role] = [role for role in ROLES if plan.paths[role].root == root.name]

@@ -1,6 +1,11 @@
 """What a model costs, computed: parameters, multiply-accumulates, cache bytes. Never observed."""
 
-from qkvbench.cost.cache import cache_bytes_per_token, cache_tensors, cached_values
+from qkvbench.cost.cache import (
+    cache_bytes_per_token,
+    cache_tensors,
+    cached_values,
+    source_bytes_per_token,
+)
 from qkvbench.cost.memory import StepMemory, step_memory
 from qkvbench.cost.operations import attention_macs, flops, macs, study_flops
 from qkvbench.cost.parameters import Parameters, attention_parameters, parameters
@@ -16,6 +21,7 @@ __all__ = [
     "flops",
     "macs",
     "parameters",
+    "source_bytes_per_token",
     "step_memory",
     "study_flops",
 ]

@@ -12,9 +12,11 @@ from qkvbench.model import (
     Block,
     Decoder,
     Encoder,
+    EncoderDecoder,
     Model,
     Rotary,
     TurnedBack,
+    TwoTowers,
     Vectors,
     turned_coordinates,
 )
@@ -84,13 +86,16 @@ def step_memory(experiment: Experiment, tokens: int, scored: int | None = None) 
 
     Not looked into are norms of Q and K, a value that is turned, and what is added to scores. For
     the last two it is off in each layer by at most three tensors like Q, and three of scores, of
-    which only some rows are held at a time, however long the sequence.
+    which only some rows are held at a time, however long the sequence. ValueError for a model that
+    reads two inputs, which is not looked into at all.
     """
     model, training = experiment.model, experiment.training
+    if model.second is not None:
+        raise ValueError(f"The memory of a step is not computed for {model.stack.kind} models.")
     kept = _Kept(
         model,
         items=-(-training.batch // training.micro_batches),
-        tokens=tokens,
+        tokens=model.positions(tokens),
         product=PRODUCTS[experiment.precision],
         dropout=training.dropout > 0,
     )
@@ -111,9 +116,10 @@ def step_memory(experiment: Experiment, tokens: int, scored: int | None = None) 
 def _input(kept: _Kept) -> int:
     """The numbers that are looked up, or the vectors that are mapped by a matrix."""
     inputs = kept.model.inputs
+    places = kept.items * (kept.tokens - kept.model.positions(0))
     if not isinstance(inputs, Vectors):
-        return kept.places * INDEX
-    return kept.places * inputs.features * kept.product
+        return places * INDEX
+    return places * inputs.features * kept.product
 
 
 def _block(kept: _Kept, block: Block, plan: Plan | None) -> int:
@@ -134,7 +140,7 @@ def _attention(kept: _Kept, plan: Plan) -> int:
     """The normed stream, Q, K and V, what was seen, and what made them from roots."""
     size = plan.geometry
     width = size.heads * size.head_dim
-    projected = sum(root.heads for root in plan.projected) * size.head_dim
+    projected = sum(plan.matrices.values()) * size.head_dim
     heads = {root.name: root.heads for root in plan.roots}
     paths = plan.paths
     rotated = _rotated(plan)
@@ -208,12 +214,22 @@ def _head(kept: _Kept, scored: int) -> int:
     d_model = kept.model.geometry.d_model
     total = kept.normed
     match kept.model.stack:
+        case Encoder(pooling="class token", classes=classes):
+            places = kept.items
+            # The stream is kept as a whole, of which the norm reads one place in each sequence.
+            total = kept.stream + 2 * places * FULL
+        case Encoder(predicts="which position", classes=classes):
+            # One matrix row makes the scores, of which the softmax is kept.
+            total += kept.places * d_model * kept.product + kept.copied(d_model)
+            return total + kept.places * FULL + kept.items * INDEX + FULL
         case Encoder(predicts="the whole", classes=classes):
             places = kept.items
         case Decoder(vocabulary=classes) | Encoder(classes=classes):
             places = kept.items * scored
             if scored < kept.tokens:
                 total += places * INDEX
+        case EncoderDecoder() | TwoTowers():
+            raise AssertionError("refused above")
     total += places * d_model * kept.product
     if isinstance(kept.model.stack, Decoder) and classes >= MANY:
         # Its rows, the size of each, and the matrix: what the loss makes is its own gradient.

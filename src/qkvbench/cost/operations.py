@@ -1,25 +1,35 @@
 """Multiply-accumulates of one forward pass, computed from the plans and nothing else."""
 
-from qkvbench.model import Decoder, Encoder, Model, Vectors
-from qkvbench.variant import ROLES, Op, Plan, Role, Rotate
+from qkvbench.model import Decoder, Encoder, EncoderDecoder, Model, TwoTowers, Vectors
+from qkvbench.variant import ROLES, Input, Op, Plan, Role, Rotate
 
 
-def macs(model: Model, tokens: int) -> int:
+def macs(model: Model, tokens: int, second_tokens: int = 0) -> int:
     """Multiply-accumulates of all matrix products in one forward of one sequence of `tokens`.
 
+    Of a second input, where the model has one, there are `second_tokens`.
     Scores and weighted sums count as full tokens × tokens products, also where a mask leaves half
     of them out. The matrices of learned rotations are made once per set of weights, not counted;
     neither are norms, and what a position or a correction adds to the scores.
     """
-    d_model = model.geometry.d_model
-    attention = sum(attention_macs(plan, tokens) for plan in model.plans if plan)
-    widths = sum(block.feed_forward.width for block in model.blocks if block.feed_forward)
-    return attention + 2 * tokens * d_model * widths + _ends(model, tokens)
+    total = 0
+    for number, (tower, read) in enumerate(
+        zip(model.towers, (tokens, second_tokens), strict=False)
+    ):
+        own = read if number else model.positions(read)
+        for block, (plan, crossed) in zip(tower.blocks, model.plans_of(tower), strict=True):
+            total += attention_macs(plan, own) if plan else 0
+            total += attention_macs(crossed, own, second_tokens) if crossed else 0
+            width = block.feed_forward.width if block.feed_forward else 0
+            total += 2 * own * model.geometry.d_model * width
+        features = tower.inputs.features if isinstance(tower.inputs, Vectors) else 0
+        total += read * features * model.geometry.d_model
+    return total + _head(model, tokens)
 
 
-def flops(model: Model, tokens: int) -> int:
+def flops(model: Model, tokens: int, second_tokens: int = 0) -> int:
     """Floating-point operations of the matrix products: two for each multiply-accumulate."""
-    return 2 * macs(model, tokens)
+    return 2 * macs(model, tokens, second_tokens)
 
 
 def study_flops(model: Model, tokens: int) -> int:
@@ -29,19 +39,31 @@ def study_flops(model: Model, tokens: int) -> int:
     """
     size = model.geometry
     layers = len(model.blocks)
-    softmax = layers * size.heads * tokens * tokens
-    norms = (2 * layers + 1) * tokens * size.d_model
+    seen = model.positions(tokens)
+    softmax = layers * size.heads * seen * seen
+    norms = (2 * layers + 1) * seen * size.d_model
     return flops(model, tokens) + softmax + norms
 
 
-def attention_macs(plan: Plan, tokens: int) -> int:
-    """Multiply-accumulates of one attention layer, output projection included, biases not."""
+def attention_macs(plan: Plan, tokens: int, source_tokens: int = 0) -> int:
+    """Multiply-accumulates of one attention layer, output projection included, biases not.
+
+    Where it attends to a source, that has `source_tokens`; a matrix that both share counts for
+    each.
+    """
     size = plan.geometry
     width = size.heads * size.head_dim
-    projections = sum(root.heads for root in plan.projected) * size.head_dim * size.d_model
-    rotations = sum(plan.heads(role) for role in _rotations(plan)) * size.head_dim**2
-    products = 2 * tokens * width
-    return tokens * (projections + rotations + products + width * size.d_model)
+    read: dict[Input, int] = {"stream": tokens, "source": source_tokens}
+    roots = {root.name: root for root in plan.roots}
+    projections = sum(
+        read[root.reads] * root.heads * size.head_dim * size.d_model for root in plan.projected
+    )
+    rotations = sum(
+        read[roots[plan.paths[role].root].reads] * plan.heads(role) * size.head_dim**2
+        for role in _rotations(plan)
+    )
+    seen = source_tokens if plan.crosses else tokens
+    return projections + rotations + tokens * width * (2 * seen + size.d_model)
 
 
 def _rotations(plan: Plan) -> list[Role]:
@@ -55,13 +77,18 @@ def _rotations(plan: Plan) -> list[Role]:
     return list(ways.values())
 
 
-def _ends(model: Model, tokens: int) -> int:
-    """The matrix products before the first block and after the last; a table look-up is none."""
+def _head(model: Model, tokens: int) -> int:
+    """The matrix products after the last block; of two towers without those of different items."""
     d_model = model.geometry.d_model
     match model.stack:
-        case Decoder(vocabulary=classes):
+        case Decoder(vocabulary=classes) | EncoderDecoder(vocabulary=classes):
             return tokens * d_model * classes
-        case Encoder() as encoder:
-            features = encoder.inputs.features if isinstance(encoder.inputs, Vectors) else 0
-            predictions = tokens if encoder.predicts == "each position" else 1
-            return tokens * features * d_model + predictions * d_model * encoder.classes
+        case Encoder(predicts=predicts, classes=classes):
+            rows = {
+                "each position": tokens * classes,
+                "the whole": classes,
+                "which position": tokens,
+            }
+            return rows[predicts] * d_model
+        case TwoTowers(width=width):
+            return 2 * d_model * width

@@ -2,7 +2,18 @@
 
 from dataclasses import astuple, dataclass
 
-from qkvbench.model import Block, Decoder, Encoder, Learned, Model, Tokens, Vectors
+from qkvbench.model import (
+    Block,
+    Decoder,
+    Encoder,
+    EncoderDecoder,
+    Learned,
+    Model,
+    Tokens,
+    Tower,
+    TwoTowers,
+    Vectors,
+)
 from qkvbench.variant import FEATURES, Plan
 
 
@@ -25,10 +36,20 @@ class Parameters:
 def parameters(model: Model) -> Parameters:
     """The learned numbers of `model`, by part."""
     return Parameters(
-        attention=sum(attention_parameters(plan) for plan in model.plans if plan),
-        feed_forward=sum(_feed_forward(model, block) for block in model.blocks),
-        embedding=_embedding(model),
-        norm=_norms(model),
+        attention=sum(
+            attention_parameters(plan)
+            for tower in model.towers
+            for plans in model.plans_of(tower)
+            for plan in plans
+            if plan
+        ),
+        feed_forward=sum(
+            _feed_forward(model, block) for tower in model.towers for block in tower.blocks
+        ),
+        # A class token is one more vector that is learned.
+        embedding=sum(_embedding(model, tower) for tower in model.towers)
+        + model.positions(0) * model.geometry.d_model,
+        norm=sum(_norms(model, tower) for tower in model.towers),
         head=_head(model),
     )
 
@@ -37,7 +58,7 @@ def attention_parameters(plan: Plan) -> int:
     """The learned numbers of one attention layer, output projection and biases included."""
     size = plan.geometry
     width = size.heads * size.head_dim
-    projected = sum(root.heads for root in plan.projected) * size.head_dim
+    projected = sum(plan.matrices.values()) * size.head_dim
     # A rotation of n dimensions is a skew-symmetric matrix, so n(n-1)/2 numbers.
     rotation = size.head_dim * (size.head_dim - 1) // 2
     return (
@@ -56,20 +77,22 @@ def _feed_forward(model: Model, block: Block) -> int:
     return (d_model + 1) * width + (width + 1) * d_model
 
 
-def _embedding(model: Model) -> int:
+def _embedding(model: Model, tower: Tower) -> int:
     d_model = model.geometry.d_model
-    positions = model.position.length * d_model if isinstance(model.position, Learned) else 0
-    match model.inputs:
+    positions = tower.position.length * d_model if isinstance(tower.position, Learned) else 0
+    match tower.inputs:
         case Tokens(rows):
             return rows * d_model + positions
         case Vectors(features):
             return (features + 1) * d_model + positions
 
 
-def _norms(model: Model) -> int:
-    """A scale and an offset per coordinate: one norm before each part, one before the head."""
+def _norms(model: Model, tower: Tower) -> int:
+    """A scale and an offset per coordinate: one norm before each part, one after the last."""
     parts = sum(
-        (block.attention is not None) + (block.feed_forward is not None) for block in model.blocks
+        part is not None
+        for block in tower.blocks
+        for part in (block.attention, block.cross, block.feed_forward)
     )
     return (parts + 1) * 2 * model.geometry.d_model
 
@@ -77,9 +100,14 @@ def _norms(model: Model) -> int:
 def _head(model: Model) -> int:
     d_model = model.geometry.d_model
     match model.stack:
-        case Decoder(tied=True):
+        case Decoder(tied=True) | EncoderDecoder(tied=True):
             return 0
-        case Decoder(vocabulary=classes):
+        case Decoder(vocabulary=classes) | EncoderDecoder(vocabulary=classes):
             return d_model * classes
+        case Encoder(predicts="which position"):
+            return d_model
         case Encoder(classes=classes):
             return (d_model + 1) * classes
+        case TwoTowers(width=width):
+            # A matrix for each tower, and the one number that says how sharp the likeness is.
+            return 2 * d_model * width + 1

@@ -10,26 +10,71 @@ UNSCORED = -1
 
 
 @dataclass(frozen=True)
+class Sequences:
+    """A second input for each item: the source of an encoder-decoder, the texts of two towers."""
+
+    inputs: Num[np.ndarray, "items positions *features"]
+    lengths: Int[np.ndarray, " items"] | None = None
+
+
+@dataclass(frozen=True)
 class Batch:
     """Inputs and the class that is right at each place; `UNSCORED` where nothing is predicted.
 
     ``inputs`` are token ids (items, positions) or vectors (items, positions, features);
     ``targets`` are (items, positions), or (items, 1) for one prediction per item. ``lengths`` says
     how many of an item's positions are read, from the first on; None means all of them.
+    ``second`` is what a model with two inputs reads beside; there are as many items of it.
     """
 
     inputs: Num[np.ndarray, "items positions *features"]
     targets: Int[np.ndarray, "items places"]
     lengths: Int[np.ndarray, " items"] | None = None
+    second: Sequences | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model said of some items: at each place the loss in nats and the likeliest class."""
+    """What a model said of some items: at each place the loss in nats and the likeliest class.
+
+    ``ranks`` counts the other classes that are at least as likely as the right one, so what is
+    undecided counts as wrong.
+    """
 
     loss: Float[np.ndarray, "items places"]
     predicted: Int[np.ndarray, "items places"]
     targets: Int[np.ndarray, "items places"]
+    ranks: Int[np.ndarray, "items places"]
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a text is looked for: the likeliest that a beam of `beams` finds; one beam is greedy.
+
+    A text begins with the token `begin`, which is not among its own, and has ended with `end`, or
+    after `longest` tokens. Texts of different length are compared by log P / lp, where
+    lp = ((5 + tokens) / 6) ^ ``penalty`` and `end` counts as a token (arXiv:1609.08144, eq. 14,
+    without its term for coverage).
+    """
+
+    begin: int
+    end: int
+    longest: int
+    beams: int = 4
+    penalty: float = 0.6
+
+    def __post_init__(self) -> None:
+        """Refuse a search that would find nothing, or whose penalty is a reward."""
+        if self.beams < 1 or self.longest < 1:
+            raise ValueError(
+                f"A search needs a beam and a token; here are {self.beams} beams and "
+                f"{self.longest} tokens. Take 1 or more of each."
+            )
+        if self.penalty < 0:
+            raise ValueError(
+                f"A length penalty of {self.penalty:g} would prefer short texts twice; take 0 "
+                "(none) or more, such as 0.6."
+            )
 
 
 @runtime_checkable
@@ -42,4 +87,17 @@ class Split(Protocol):
 
     def batch(self, indices: Int[np.ndarray, " items"]) -> Batch:
         """The items with these numbers."""
+        ...
+
+
+@runtime_checkable
+class Seen(Split, Protocol):
+    """A split whose inputs are pictures that a network can look at first, each once."""
+
+    def pictures(self) -> Float[np.ndarray, "pictures features"]:
+        """Each picture as the numbers that such a network reads, one position after the other."""
+        ...
+
+    def seen_as(self, vectors: Float[np.ndarray, "pictures features"]) -> "Seen":
+        """The same items, made of these vectors in place of the pictures."""
         ...

@@ -87,6 +87,21 @@ def keep(name: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """For one process at a time to make what is called `name`, while others make other things.
+
+    For work of minutes, which must not hold up who only wants to keep something. Raises
+    DataUnavailableError where the cache cannot be written.
+    """
+    with writing() as folder:
+        place = folder / f"{name}.lock"
+        place.touch()
+    with place.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def identity_of(folder: Path) -> str:
     """A hash of what is in a prepared folder."""
     return sha256_of(folder / _SUMS)

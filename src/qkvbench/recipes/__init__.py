@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qkvbench import tasks
-from qkvbench.cost.matched import parse_arm, with_arm
+from qkvbench.cost.matched import LIKE, parse_arm, with_arm
 from qkvbench.experiment import Experiment, Precision, Training
-from qkvbench.model import Model, position_named
+from qkvbench.model import Encoder, Model, Pooling, as_in, position_named
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,10 @@ class Study:
     ``precision``, ``threads``, ``compiled``, ``checkpointing`` and ``micro_batches`` say how a run
     is carried out.
     ``model`` replaces the tasks' own geometry, layers and positions; their inputs and outputs stay.
-    ``position`` names the position scheme that replaces those.
+    ``position`` names the position scheme that replaces those, ``pooling`` says how encoders tell
+    the whole.
+    ``start`` names a task: each arm begins with the weights of its own run on it, which has its
+    seed, its layers and its positions.
     """
 
     name: str
@@ -33,6 +36,8 @@ class Study:
     seeds: Mapping[str, int]
     model: Model | None = None
     position: str | None = None
+    pooling: Pooling | None = None
+    start: str | None = None
     backend: str = "torch"
     precision: Precision = "fp32"
     threads: int = 1
@@ -41,6 +46,12 @@ class Study:
     micro_batches: int = 1
     budget: int = 1
     smoke: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tasks that the study runs: its own, and those of the runs that come first."""
+        first = [run.task for each in self.experiments() for run in each.needed]
+        return tuple(dict.fromkeys([*self.seeds, *first]))
 
     @property
     def cost_task(self) -> str | None:
@@ -54,11 +65,25 @@ class Study:
         own = tasks.find(task).model
         model = own
         if self.model is not None:
-            model = replace(self.model, stack=own.stack, start=own.start)
+            if tasks.heads_in(task):
+                raise ValueError(
+                    f"'{task}' says which heads its own model has; with another model, leave out "
+                    "what stands from the '@' on."
+                )
+            model = as_in(self.model, own)
         if self.position is not None:
-            length = model.longest or tasks.find(task).tokens
-            model = replace(model, position=position_named(self.position, length))
-        return model
+            wanted = tasks.find(task)
+            lengths = (model.longest or wanted.tokens, wanted.second_tokens)
+            model = model.with_positions(
+                *(position_named(self.position, max(1, length)) for length in lengths)
+            )
+        if self.pooling is None:
+            return model
+        if not isinstance(model.stack, Encoder) or model.stack.predicts != "the whole":
+            raise ValueError(
+                f"'{task}' has no pooling: only an encoder that tells the whole by one class has."
+            )
+        return replace(model, stack=replace(model.stack, pooling=self.pooling))
 
     def experiments(self) -> tuple[Experiment, ...]:
         """Every run, cheapest information first: one seed of every arm before the second."""
@@ -67,6 +92,42 @@ class Study:
         return tuple(sorted(runs, key=lambda run: run.seed))
 
     def _arms(self, name: str) -> tuple[Experiment, ...]:
+        base, task = self.model_of(name), tasks.find(name)
+        tokens, second = task.tokens, task.second_tokens
+        arms = [
+            with_arm(base, parse_arm(text), tokens=tokens, second_tokens=second)
+            for text in self.variants
+        ]
+        return tuple(
+            replace(self._experiment(name, model, seed), start=self._start(model, seed))
+            for seed in range(self.seeds[name])
+            for model in arms
+        )
+
+    def _start(self, model: Model, seed: int) -> Experiment | None:
+        """The run on `start` with whose weights an arm with this model begins."""
+        if self.start is None:
+            return None
+        task = tasks.find(self.start)
+        if model.longest is not None and model.longest < task.tokens:
+            raise ValueError(
+                f"{model.name} cannot begin with the weights of {self.start}, whose sequences have "
+                f"{task.tokens} positions: it has {model.longest}.\n"
+                "Take positions without a length, such as --position rotary."
+            )
+        own = task.model
+        if len(model.towers) > 1 or len(own.towers) > 1:
+            two = model if len(model.towers) > 1 else own
+            raise ValueError(
+                f"{model.name} cannot begin with the weights of {self.start}: {two.name} reads two "
+                "inputs, and weights are taken over between models of one input."
+            )
+        _, like, size = model.name.partition(LIKE)
+        name = f"{own.name}{like}{size}"
+        first = replace(model, name=name, stack=own.stack, start=own.start)
+        return self._experiment(self.start, first, seed)
+
+    def _experiment(self, name: str, model: Model, seed: int) -> Experiment:
         task = tasks.find(name)
         training = replace(
             task.training,
@@ -74,24 +135,24 @@ class Study:
             warmup=self.budget * task.training.warmup,
             micro_batches=self.micro_batches,
         )
-        base = Experiment(
-            model=self.model_of(name),
+        return Experiment(
+            model=model,
             task=name,
             task_version=task.version,
             training=_shortened(training) if self.smoke else training,
-            seed=0,
+            seed=seed,
             backend=self.backend,
             precision=self.precision,
             threads=self.threads,
             compiled=self.compiled,
             checkpointing=self.checkpointing,
+            seen_through=task.seen_through and self._looking(task.seen_through),
         )
-        arms = [with_arm(base.model, parse_arm(text), tokens=task.tokens) for text in self.variants]
-        return tuple(
-            replace(base, model=model, seed=seed)
-            for seed in range(self.seeds[name])
-            for model in arms
-        )
+
+    def _looking(self, through: Experiment) -> Experiment:
+        """The run through whose network a task is seen: the same for all arms and studies."""
+        training = _shortened(through.training) if self.smoke else through.training
+        return replace(through, training=training, backend=self.backend)
 
 
 def names() -> list[str]:

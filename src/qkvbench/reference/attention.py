@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from qkvbench.model import Alibi, NoPosition, Position, Rotary, TurnedBack, turned_coordinates
 from qkvbench.variant import (
     FEATURES,
+    Input,
     Normalize,
     Op,
     Plan,
@@ -27,9 +28,10 @@ from qkvbench.variant import (
 )
 
 Weights = Mapping[str, np.ndarray]
-# `_heads` is checked for nothing: roots of one plan may differ in it.
-Heads = Float[np.ndarray, "time _heads head_dim"]
+# `_` is checked for nothing: roots of one plan may differ in heads and, across, in time.
+Heads = Float[np.ndarray, "_time _heads head_dim"]
 Stream = Float[np.ndarray, "time d_model"]
+SourceStream = Float[np.ndarray, "source_time d_model"]
 Times = Int[np.ndarray, " times"]
 
 # Below the mean square of a head, so that a head of zeros stays one.
@@ -45,6 +47,15 @@ def forward(
     q, k, v = (make(role, plan, weights, roots, position, times) for role in ("q", "k", "v"))
     seen = attend(q, k, v, added(plan, weights, position, times, times, causal=causal), weights)
     return merge(apply(plan.output, plan, weights, seen, position, times), weights)
+
+
+def cross(plan: Plan, weights: Weights, x: Stream, source: SourceStream) -> Stream:
+    """Attention of one sequence over another: Q is made from `x`, K and V from the source."""
+    roots = project(plan, weights, x, source)
+    rows, columns, nowhere = np.arange(len(x)), np.arange(len(source)), NoPosition()
+    q, k, v = (make(role, plan, weights, roots, nowhere, columns) for role in ("q", "k", "v"))
+    shift = added(plan, weights, nowhere, rows, columns, causal=False)
+    return merge(attend(q, k, v, shift, weights), weights)
 
 
 def decode(plan: Plan, weights: Weights, x: Stream, *, position: Position = NoPosition()) -> Stream:
@@ -67,14 +78,17 @@ def decode(plan: Plan, weights: Weights, x: Stream, *, position: Position = NoPo
     return np.concatenate(rows)
 
 
-def project(plan: Plan, weights: Weights, x: Stream) -> dict[str, Heads]:
-    """The roots: the stream times a matrix, or the stream itself, cut into heads."""
+def project(
+    plan: Plan, weights: Weights, x: Stream, source: SourceStream | None = None
+) -> dict[str, Heads]:
+    """The roots: an input times a matrix, or the input itself, cut into heads."""
+    inputs: dict[Input, np.ndarray] = {"stream": x, "source": x if source is None else source}
     roots = {}
     for root in plan.roots:
-        rows = x
-        if root.projected:
-            rows = x @ weights[f"{root.name}.weight"].T + weights[f"{root.name}.bias"]
-        roots[root.name] = rows.reshape(len(x), root.heads, plan.geometry.head_dim)
+        rows = inputs[root.reads]
+        if root.matrix:
+            rows = rows @ weights[f"{root.matrix}.weight"].T + weights[f"{root.matrix}.bias"]
+        roots[root.name] = rows.reshape(len(rows), root.heads, plan.geometry.head_dim)
     return roots
 
 

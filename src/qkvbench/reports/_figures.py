@@ -236,7 +236,7 @@ def _marked(
     else:
         parts.append(_tag("circle", cx=f"{px:.1f}", cy=f"{py:.1f}", r=4.5, class_="dot"))
     parts.append(_text(lx, ly + 4, mark.arm, "label hue", anchor))
-    places = 2 if isinstance(task.result, Tally) else decimals(task)
+    places = 2 if isinstance(task.result, Tally) else decimals(task.result)
     return _group(mark.order, mark.arm, f"{mark.arm}: {number(mark.y, places)}", *parts)
 
 

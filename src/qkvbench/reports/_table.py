@@ -92,7 +92,24 @@ def columns(view: View) -> tuple[Column, ...]:
 
 
 def caption(view: View) -> list[str]:
-    """What the cost columns are about."""
+    """What the runs began with, and what the cost columns are about."""
+    return [*_starts(view), *_costs_caption(view)]
+
+
+def _starts(view: View) -> list[str]:
+    """What the arms of each task begin with, where they do not begin from nothing."""
+    begun: dict[str, list[str]] = defaultdict(list)
+    for task in view.tasks:
+        if task.start is not None:
+            begun[task.start].append(task.name)
+    return [
+        f"The arms of {LISTED.join(names)} begin with the weights of their own runs on {start}, "
+        "each with its variant and seed."
+        for start, names in begun.items()
+    ]
+
+
+def _costs_caption(view: View) -> list[str]:
     task = next((task for task in view.tasks if task.name == view.cost_task), None)
     if task is None:
         return []
@@ -251,7 +268,7 @@ def _task_lines(task: TaskView, cell: Cell) -> Lines:
     arm = cell.variant
     match task.result:
         case Comparison() as result:
-            places = decimals(task)
+            places = decimals(task.result)
             estimate = result.means.get(arm)
             first = () if estimate is None else (_score_line(estimate, places),)
             difference = result.differences.get(arm)

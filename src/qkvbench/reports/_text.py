@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from qkvbench.results.record import Machine, MetricInfo
 from qkvbench.results.stats import Comparison, Difference, Tally
-from qkvbench.results.view import TaskView
 
 LISTED = " · "
 
@@ -30,9 +29,9 @@ def machine_text(machine: Machine) -> str:
     return f"{machine.device}, {machine.platform}"
 
 
-def decimals(task: TaskView) -> int:
-    """How many decimals the task's scores deserve: one digit of the interval's half, or two."""
-    match task.result:
+def decimals(result: Comparison | Tally) -> int:
+    """How many decimals the scores deserve: one digit of the interval's half, or two."""
+    match result:
         case Comparison(differences=differences):
             pairs = [(each.low, each.high) for each in differences.values()]
             halves = [

@@ -22,6 +22,7 @@ from qkvbench.reports._text import (
     telling,
 )
 from qkvbench.results.aggregate import Aggregate
+from qkvbench.results.averages import Average
 from qkvbench.results.critical import holm
 from qkvbench.results.dominance import Outlook
 from qkvbench.results.stats import (
@@ -53,6 +54,7 @@ def findings(view: View) -> list[Note]:
     return [
         *_overall(view),
         *(_task(task) for task in view.tasks),
+        *(_average(view, each) for each in view.averages),
         *_across(view),
         *_saved(view),
         *_fronts(view),
@@ -104,7 +106,7 @@ def _task(task: TaskView) -> Note:
 
 
 def _compared(task: TaskView, result: Comparison) -> str:
-    places = decimals(task)
+    places = decimals(task.result)
     base = f"`{result.baseline}`"
     match result.standing:
         case "baseline did not learn":
@@ -237,6 +239,31 @@ def _tellable(result: Tally) -> str:
     return f"with {arms} a single arm could be told from it if it solved {most}"
 
 
+def _average(view: View, average: Average) -> Note:
+    """The mean over a benchmark's tasks, each arm beside the baseline."""
+    result = average.result
+    places = decimals(result)
+    told: list[str] = []
+    for arm in view.arms:
+        score, difference = result.means.get(arm), result.differences.get(arm)
+        if score is None:
+            continue
+        text = f"`{arm}` {number(score.value, places)}"
+        if difference is not None:
+            text += f", {signed(difference.value, places)} {bounds(difference, places)}"
+            verdict = difference.verdict(average.metric.better)
+            text += f" {verdict}" if difference.clear or difference.matches else ""
+        told.append(f"{text.rstrip()}{' (incomplete)' if arm in result.incomplete else ''}")
+    left_out = f"; left out, as the baseline did not learn it: {', '.join(average.unlearned)}"
+    return Note(
+        f"{average.benchmark} average",
+        f"the plain mean over {', '.join(average.tasks)} ({seeds_text(result)}; chance "
+        f"{number(average.metric.chance, places)}{left_out if average.unlearned else ''}), and the "
+        f"difference to `{result.baseline}` paired by seed: {LISTED.join(told)}. It is this "
+        "bench's own figure, not the score of a benchmark of that name.",
+    )
+
+
 def _across(view: View) -> list[Note]:
     if not view.aggregates:
         return []
@@ -339,9 +366,10 @@ def _null(first: str, second: str, outcomes: Sequence[tuple[TaskView, SameFuncti
     # One question asked on several tasks is one family.
     adjusted = holm({task.name: 1.0 if each.p is None else each.p for task, each in tested})
     apart = [
-        f"{task.name} {signed(each.value, decimals(task))} {bounds(each, decimals(task))}"
+        f"{task.name} {signed(each.value, places)} {bounds(each, places)}"
         for task, each in tested
         if adjusted[task.name] < LEVEL
+        for places in [decimals(task.result)]
     ]
     if not apart:
         names = ", ".join(task.name for task, _ in tested)

@@ -40,6 +40,9 @@ def document(view: View) -> dict[str, Any]:
             for arm, each in view.measurements.items()
         },
         "over_tasks": {arm: asdict(each) for arm, each in view.aggregates.items()},
+        "averages": [
+            {**asdict(each), "metric": each.metric.model_dump()} for each in view.averages
+        ],
         "waiting": list(view.waiting),
         "other_runs": view.others,
         "damaged": [{"path": str(each.path), "reason": each.reason} for each in view.damaged],

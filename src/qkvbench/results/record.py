@@ -46,6 +46,16 @@ class Snapshot(_Strict):
     measures: dict[str, list[float | None]]
 
 
+class Written(_Strict):
+    """What the model wrote for the first items of the test split, in their order.
+
+    For each score of texts there is a signature: what exactly was computed.
+    """
+
+    texts: list[str]
+    signatures: dict[str, str]
+
+
 class Cost(_Strict):
     """Computed from the plan, never observed. MACs and FLOPs are of one forward of `tokens`.
 
@@ -93,7 +103,8 @@ class Record(_Strict):
 
     `solved_step` is the first evaluation that reached `metric.solved`, on the validation split.
     ``items`` is the score item by item, where the metric is a mean over what is scored; None for
-    other metrics and for records made before it was kept.
+    other metrics and for records made before it was kept. ``written`` is None where the task asks
+    for no texts.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -114,6 +125,7 @@ class Record(_Strict):
     metrics: dict[str, float] = {}
     solved_step: int | None = None
     items: ItemScores | None = None
+    written: Written | None = None
     curve: list[Point] = []
     snapshots: list[Snapshot] = []
     cost: Cost
@@ -226,6 +238,7 @@ class StudyInfo(_Strict):
 
     ``seeds`` is the number of seeds of each task, counted from 0. ``runs`` and ``measurements`` are
     the ids that were asked for; where one is empty, all that fit these arms belong to the study.
+    ``benchmarks`` says of each task what it is part of, by a name under which several are averaged.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -240,3 +253,4 @@ class StudyInfo(_Strict):
     backend: str
     runs: list[str] = []
     measurements: list[str] = []
+    benchmarks: dict[str, str] = {}

@@ -12,6 +12,7 @@ from qkvbench.cost.matched import own_name, unsized
 from qkvbench.experiment import Experiment, from_json
 from qkvbench.results.across import Front, aggregates, fronts, item_differences
 from qkvbench.results.aggregate import Aggregate
+from qkvbench.results.averages import Average, averages
 from qkvbench.results.margins import Margins
 from qkvbench.results.record import (
     Cost,
@@ -84,6 +85,9 @@ class SameFunction:
 class TaskView:
     """One task of a study: a cell for each arm, in the study's order, and what they come to.
 
+    ``start`` is the task with whose weights each run began: its own arm's run on it; None where
+    runs began from nothing.
+
     ``items`` are the differences to the baseline over the test items, for arms whose runs all kept
     their items' scores; ``fronts`` each arm's place on quality and one cost.
     """
@@ -93,6 +97,7 @@ class TaskView:
     model: str
     causal: bool
     steps: int
+    start: str | None
     cells: tuple[Cell, ...]
     result: Comparison | Tally
     costs: dict[str, Cost]
@@ -110,7 +115,8 @@ class View:
     """A whole study. `arms` are equations, the baseline first.
 
     ``cost_task`` is the task whose model the cost columns describe. ``waiting`` are tasks without
-    a run yet; ``others`` counts runs of the store that are not part of this study. ``aggregates``
+    a run yet; ``others`` counts runs of the store that are neither part of this study nor what its
+    runs needed. ``aggregates``
     are one figure over the tasks for each arm that has one.
     """
 
@@ -124,6 +130,7 @@ class View:
     waiting: tuple[str, ...]
     others: int
     aggregates: dict[str, Aggregate]
+    averages: tuple[Average, ...]
 
     @property
     def baseline(self) -> str:
@@ -178,7 +185,11 @@ def view(store: Store, margins: Margins | None = None) -> View:
     `margins` are those that were stated; without them the defaults of `Margins` hold.
     """
     runs, measurements, damage = store.runs(), store.measurements(), store.study_damage()
-    study = store.study() or _assumed(runs.good, {each.model for each in measurements.good})
+    needed = {first.id for run in runs.good for first in from_json(run.experiment).needed}
+    study = store.study() or _assumed(
+        [run for run in runs.good if run.id not in needed],
+        {each.model for each in measurements.good},
+    )
     arms = tuple(dict.fromkeys(study.variants)) or (BASELINE,)
     planned = set(study.runs)
     chosen = [
@@ -213,6 +224,7 @@ def view(store: Store, margins: Margins | None = None) -> View:
         )
         for name, own in matched.items()
     )
+    shown = {run.id for task in tasks for cell in task.cells for run in cell.runs}
     return View(
         name=study.name,
         command=study.command,
@@ -222,8 +234,9 @@ def view(store: Store, margins: Margins | None = None) -> View:
         measurements=measured,
         damaged=((damage,) if damage else ()) + runs.damaged + measurements.damaged,
         waiting=tuple(name for name in study.tasks if name not in matched),
-        others=len(runs.good) - sum(len(cell.runs) for task in tasks for cell in task.cells),
+        others=len({run.id for run in runs.good} - needed - shown),
         aggregates=aggregates(tasks, arms),
+        averages=averages(tasks, study.benchmarks, margins or Margins()),
     )
 
 
@@ -267,19 +280,23 @@ def _matched(runs: Sequence[Record]) -> list[Record]:
     sets: dict[Experiment, list[Record]] = defaultdict(list)
     sized: dict[Experiment, list[Record]] = defaultdict(list)
     for run in runs:
-        experiment = from_json(run.experiment)
-        model = experiment.model.with_variant(parse(BASELINE))
-        alike = replace(experiment, model=model, seed=0)
+        (alike,) = from_json(run.experiment).vary(variants=[BASELINE], seeds=[0])
         if run.arm == run.variant:
             sets[alike].append(run)
         else:
-            sized[replace(alike, model=unsized(model))].append(run)
+            sized[_unsized(alike)].append(run)
     if not sets:
         sets = sized
     chosen, own = max(
         sets.items(), key=lambda item: (len(item[1]), max(run.started for run in item[1]))
     )
-    return own if sets is sized else [*own, *sized[replace(chosen, model=unsized(chosen.model))]]
+    return own if sets is sized else [*own, *sized[_unsized(chosen)]]
+
+
+def _unsized(experiment: Experiment) -> Experiment:
+    """The experiment, and what it begins with, without what makes it an arm of another's size."""
+    start = experiment.start and _unsized(experiment.start)
+    return replace(experiment, model=unsized(experiment.model), start=start)
 
 
 def _task(
@@ -301,6 +318,7 @@ def _task(
         model=own_name(runs[0].model),
         causal=first.model.causal,
         steps=first.training.steps,
+        start=first.start and first.start.task,
         cells=cells,
         result=result,
         costs=costs,

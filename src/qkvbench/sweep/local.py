@@ -18,6 +18,7 @@ from qkvbench.results.record import Record, Status
 from qkvbench.train.run import run
 
 Report = Callable[[Experiment, int, float], None]
+Work = Callable[[Experiment, Callable[[int, float], None]], Record]
 Answer = TypeVar("Answer")
 
 
@@ -91,14 +92,21 @@ class Workers:
         return cast(Answer, child.answer)
 
     def run_all(
-        self, experiments: Sequence[Experiment], jobs: int, report: Report
+        self,
+        experiments: Sequence[Experiment],
+        jobs: int,
+        report: Report,
+        work: Work = run,
     ) -> Iterator[tuple[Experiment, Record | Died]]:
-        """The experiments as they end, `jobs` at a time: a record, or how the process died."""
+        """The experiments as they end, `jobs` at a time: a record, or how the process died.
+
+        `work` is what is done with each: it is run, or run and its weights kept.
+        """
         waiting = deque(experiments)
         while waiting or self.children:
             while waiting and len(self.children) < jobs:
                 experiment = waiting.popleft()
-                self._start(_trained, (experiment,), experiment)
+                self._start(_trained, (experiment, work), experiment)
             for child, kind, value in self._news():
                 if kind == "step":
                     report(child.what, *value)
@@ -170,8 +178,8 @@ def _called(news: Connection, function: Callable[..., object], *arguments: objec
         news.send(("answer", function(*arguments)))
 
 
-def _trained(news: Connection, experiment: Experiment) -> None:
-    """In a child: run the experiment, tell a few times a second how it goes, send its record."""
+def _trained(news: Connection, experiment: Experiment, work: Work) -> None:
+    """In a child: do the work, tell a few times a second how it goes, send its record."""
     last = 0.0
 
     def tell(step: int, loss: float) -> None:
@@ -181,7 +189,7 @@ def _trained(news: Connection, experiment: Experiment) -> None:
             news.send(("step", (step, loss)))
 
     with _errors_told(news):
-        news.send(("answer", run(experiment, tell)))
+        news.send(("answer", work(experiment, tell)))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain, groupby
 from typing import Protocol, runtime_checkable
 
 from qkvbench import tasks
@@ -16,10 +17,10 @@ from qkvbench.model import Model
 from qkvbench.recipes import Study
 from qkvbench.results.record import Record, StudyInfo
 from qkvbench.results.store import Store
-from qkvbench.sweep.local import Died, Workers
+from qkvbench.sweep.local import Died, Work, Workers
 from qkvbench.tasks import Task
 from qkvbench.train.loop import Trained
-from qkvbench.train.run import now, record
+from qkvbench.train.run import no_start, now, record, run, run_and_keep
 
 
 @runtime_checkable
@@ -72,11 +73,12 @@ def carry_out(
     """
     experiments = study.experiments()
     # Looked at once: own data may be changed or gone before the study ends.
-    known = {name: tasks.find(name) for name in study.seeds}
+    known = {name: tasks.find(name) for name in study.names}
     models = models_to_measure(study)
     store.write_study(info(study, command))
-    missing = [run for run in experiments if store.done(run) is None]
-    progress.planned(len(missing), len(experiments))
+    missing = to_run(experiments, store)
+    planned = dict.fromkeys([*experiments, *missing])
+    progress.planned(len(missing), len(planned))
     with Workers(study.backend) as workers:
         jobs = jobs or (1 if workers.accelerated else max(1, cores() // study.threads))
         with _interrupts_noted(workers, store, known):
@@ -106,21 +108,62 @@ def carry_out(
                 progress.unmeasured(f"{arm.variant}: {arm.reason}")
 
 
+def to_run(experiments: Sequence[Experiment], store: Store) -> list[Experiment]:
+    """What is missing, in the order in which it is run: what others need comes first, once.
+
+    It is asked for by what is missing alone, and takes no time where its weights are kept.
+    """
+    missing = [each for each in experiments if store.done(each) is None]
+    needed = [first for each in missing for first in each.needed]
+    needed.sort(key=lambda first: len(first.needed))
+    return list(dict.fromkeys([*needed, *missing]))
+
+
 def _answers(
     missing: Sequence[Experiment], workers: Workers, jobs: int, progress: Progress
 ) -> Iterator[tuple[Experiment, Record | Died]]:
-    """How each run ended. Where a task's data cannot be had, its runs fail before they begin."""
+    """How each run ended. Where its data or its start cannot be had, it fails before it begins."""
     lacking: dict[str, Died] = {}
-    for name in dict.fromkeys(run.task for run in missing):
+    for name in dict.fromkeys(each.task for each in missing):
         # Fetched and prepared once, before many processes ask for it.
         progress.preparing(name)
         reason = workers.call(unavailable, name)
         if reason is not None:
             lacking[name] = Died("failed", str(reason))
             progress.lacking(name, str(reason))
-    yield from ((run, lacking[run.task]) for run in missing if run.task in lacking)
-    ready = [run for run in missing if run.task not in lacking]
-    yield from workers.run_all(ready, jobs, progress.stepped)
+    ended: dict[Experiment, Record | Died] = {}
+    for work, phase in _phases(missing):
+        cannot = {
+            each: why
+            for each in phase
+            if (why := lacking.get(each.task) or _without_start(each, ended)) is not None
+        }
+        ready = [each for each in phase if each not in cannot]
+        for experiment, answer in chain(
+            cannot.items(), workers.run_all(ready, jobs, progress.stepped, work)
+        ):
+            ended[experiment] = answer
+            yield experiment, answer
+
+
+def _phases(missing: Sequence[Experiment]) -> Iterator[tuple[Work, list[Experiment]]]:
+    """What can run at the same time, in order: runs whose weights are kept for others, the rest."""
+    needed = {first for each in missing for first in each.needed}
+    kept = [each for each in missing if each in needed]
+    for _, alike in groupby(kept, key=lambda each: len(each.needed)):
+        yield run_and_keep, list(alike)
+    yield run, [each for each in missing if each not in needed]
+
+
+def _without_start(
+    experiment: Experiment, ended: Mapping[Experiment, Record | Died]
+) -> Died | None:
+    """How an experiment ends that needs one that did not come to its end; None: it can begin."""
+    for first in experiment.first:
+        how = ended.get(first)
+        if how is not None and how.status != "done":
+            return Died("failed", no_start(first, how.status, how.reason))
+    return None
 
 
 def unavailable(task: str) -> str | None:
@@ -148,7 +191,21 @@ def info(study: Study, command: str) -> StudyInfo:
         backend=study.backend,
         runs=[run.id for run in experiments],
         measurements=[identity(model, conditions_of(study, models)) for model in models],
+        benchmarks=_benchmarks(study),
     )
+
+
+def _benchmarks(study: Study) -> dict[str, str]:
+    """What each task is part of: what stands in packages is never the whole of that benchmark.
+
+    What a person brings is part of nothing.
+    """
+    found = {name: tasks.find(name) for name in study.seeds}
+    return {
+        name: f"{task.benchmark} ({task.tier})"
+        for name, task in found.items()
+        if task.tier != "own"
+    }
 
 
 def models_to_measure(study: Study) -> list[Model]:

@@ -2,21 +2,31 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
+from qkvbench.data.batch import Outcome
 from qkvbench.experiment import Training
-from qkvbench.model import Encoder, Learned, Start, Vectors, transformer
-from qkvbench.tasks import Data, Metric, Task, accuracy
+from qkvbench.model import Encoder, Learned, Pooling, Start, Vectors, transformer
+from qkvbench.tasks import Data, Metric, Task, accuracy, top
+from qkvbench.tasks._redrawn import Redraw, redrawn
 from qkvbench.tasks._splits import save, stratified
+
+# Where there are more classes, it is told as well whether the right one is among so many.
+TOP = 5
 
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images of `side` × `side` pixels with one or three `channels`."""
+    """Labelled images of `side` × `side` pixels with one or three `channels`.
+
+    ``pooling`` is how the model tells the whole; ``redraw`` is what is drawn anew of an image each
+    time it is learned from.
+    """
 
     about: str
     tier: Literal["packaged", "own"]
@@ -29,11 +39,14 @@ class Source:
     chance: float
     training: Training
     load: Callable[[], Data]
+    pooling: Pooling = "mean"
+    redraw: Redraw | None = None
 
 
 def image_classification(source: Source) -> Task:
     """The task of naming the class of an image."""
     tokens = (source.side // source.patch) ** 2
+    features = source.patch**2 * source.channels
     return Task(
         about=source.about,
         benchmark="imagenet",
@@ -43,7 +56,7 @@ def image_classification(source: Source) -> Task:
         tokens=tokens,
         model=transformer(
             source.model,
-            Encoder(Vectors(source.patch**2 * source.channels), source.classes, "the whole"),
+            Encoder(Vectors(features), source.classes, "the whole", pooling=source.pooling),
             layers=2,
             d_model=64,
             heads=4,
@@ -52,8 +65,15 @@ def image_classification(source: Source) -> Task:
         ),
         training=source.training,
         load=source.load,
-        score=accuracy,
+        score=accuracy if source.classes <= TOP else _scores,
+        redrawn=source.redraw
+        and partial(redrawn, redraw=source.redraw, patch=source.patch, channels=source.channels),
     )
+
+
+def _scores(outcome: Outcome) -> dict[str, float]:
+    """Whether the right class is the likeliest, and whether it is among the `TOP` likeliest."""
+    return accuracy(outcome) | {f"top_{TOP}": top(outcome, TOP)}
 
 
 def prepare(

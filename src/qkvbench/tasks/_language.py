@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from hashlib import sha256
 from typing import Literal
@@ -25,29 +25,40 @@ VALIDATION = 64 * LENGTH
 TEST = 1024 * LENGTH
 # With fewer windows in a split a score would say nothing at all.
 FEWEST = 4
+SHORTEST = 16
+TRAINING = Training(steps=500, batch=8, learning_rate=4e-3, warmup=50)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A text to model: `read` gives its documents as bytes."""
+    """A text to model in windows of `length` tokens: `read` gives its documents as bytes.
+
+    So many bytes of validation and of test text are scored. A step reads ``training.batch``
+    windows of `length`, or as many tokens in windows of another length, and one window at least.
+    """
 
     about: str
     tier: Literal["packaged", "own"]
     version: int
     model: str
     read: Callable[[], Streams]
+    benchmark: Literal["lm", "long"] = "lm"
+    length: int = LENGTH
+    validation: int = VALIDATION
+    test: int = TEST
+    training: Training = TRAINING
 
 
 def language_model(source: Source, tokenizer: Tokenizer) -> Task:
     """The task of predicting the next token of a source."""
     return Task(
         about=source.about,
-        benchmark="lm",
+        benchmark=source.benchmark,
         tier=source.tier,
         version=source.version,
         # A byte costs eight bits where all are equally likely, in tokens of any kind.
         metric=Metric("bits_per_byte", "bits", "lower", chance=math.log2(BYTES)),
-        tokens=LENGTH,
+        tokens=source.length,
         model=transformer(
             source.model,
             Decoder(tokenizer.vocabulary),
@@ -57,11 +68,33 @@ def language_model(source: Source, tokenizer: Tokenizer) -> Task:
             position=Rotary(),
             start=Start(table=0.5, position=0.5),
         ),
-        training=Training(steps=500, batch=8, learning_rate=4e-3, warmup=50),
+        training=source.training,
         load=partial(load, source, tokenizer),
         score=partial(score, source, tokenizer),
         retokenized=partial(language_model, source),
+        lengthened=partial(lengthened, source, tokenizer),
     )
+
+
+def lengthened(source: Source, tokenizer: Tokenizer, length: int) -> Task:
+    """The same text in windows of another length.
+
+    Raises DataRefusedError where such windows are too few or too short to say anything.
+    """
+    longest = min(source.validation, source.test) // FEWEST
+    if not SHORTEST <= length <= longest:
+        raise DataRefusedError(
+            f"Windows of {length:,} tokens cannot be scored here: {source.validation:,} bytes of "
+            f"validation text are,\nin {FEWEST} windows at least. Write a length from {SHORTEST} "
+            f"to {longest}."
+        )
+    return language_model(at_length(source, length), tokenizer)
+
+
+def at_length(source: Source, length: int) -> Source:
+    """The same text read to another length; a step reads as many tokens, where it can."""
+    batch = max(1, source.training.batch * source.length // length)
+    return replace(source, length=length, training=replace(source.training, batch=batch))
 
 
 def load(source: Source, tokenizer: Tokenizer) -> Data:
@@ -72,18 +105,18 @@ def load(source: Source, tokenizer: Tokenizer) -> Data:
     streams = tokenized(source.read(), tokenizer)
     parts = {
         "training": streams.train,
-        "validation": _prefix(streams, streams.validation, VALIDATION + 1),
-        "test": _prefix(streams, streams.test, TEST + 1),
+        "validation": _prefix(streams, streams.validation, source.validation + 1),
+        "test": _prefix(streams, streams.test, source.test + 1),
     }
     for name, part in parts.items():
-        if len(part) <= FEWEST * LENGTH:
+        if len(part) <= FEWEST * source.length:
             raise DataRefusedError(
                 f"The text is too short: its {name} split has {len(part):,} tokens "
-                f"({tokenizer.name}),\nwhich do not fill {FEWEST} windows of {LENGTH}. "
+                f"({tokenizer.name}),\nwhich do not fill {FEWEST} windows of {source.length}. "
                 "Give more text."
             )
-    train, validation, test = (Windows(part, LENGTH) for part in parts.values())
-    cut = f"{streams.identity} {LENGTH} {len(validation)} {len(test)}"
+    train, validation, test = (Windows(part, source.length) for part in parts.values())
+    cut = f"{streams.identity} {source.length} {len(validation)} {len(test)}"
     return Data(train, validation, test, identity=sha256(cut.encode()).hexdigest())
 
 

@@ -5,15 +5,12 @@ from functools import partial
 from pathlib import Path
 
 from qkvbench.data.cache import keep, kept
-from qkvbench.data.labelled_reviews import Collection, labelled_reviews
-from qkvbench.data.tokenizer import BytePairs, Bytes, Tokenizer
+from qkvbench.data.labelled_reviews import Collection
+from qkvbench.data.tokenizer import Tokenizer
 from qkvbench.experiment import Training
 from qkvbench.tasks import Task
-from qkvbench.tasks._texts import Source, folder_name, prepare, text_classification
-
-BYTE_PAIRS = BytePairs(2048)
-# About as many bytes make a token; so bytes are read as far into a text as byte pairs are.
-BYTES_A_TOKEN = 4
+from qkvbench.tasks._reviews import BYTE_PAIRS, learned, read_length, split_reviews
+from qkvbench.tasks._texts import Source, folder_name, keep_tokens, text_classification
 
 
 @dataclass(frozen=True)
@@ -22,19 +19,18 @@ class Verdicts:
 
     about: str
     collection: Collection
-    benchmark: str
     length: int
     training: Training
 
 
 def sentiment(verdicts: Verdicts, tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
     """The task of telling praise from blame; `{length}` in `about` is what is read of a text."""
-    length = verdicts.length * (BYTES_A_TOKEN if isinstance(tokenizer, Bytes) else 1)
+    length = read_length(verdicts.length, tokenizer)
     source = Source(
         about=verdicts.about.format(length=length),
         tier="packaged",
-        benchmark=verdicts.benchmark,
-        version=1,
+        benchmark="glue",
+        version=2,
         model="verdicts",
         classes=2,
         chance=0.5,
@@ -48,8 +44,8 @@ def sentiment(verdicts: Verdicts, tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
 
 def prepared(collection: Collection, length: int, tokenizer: Tokenizer) -> Path:
     """Where the splits are kept, made on first use."""
-    name = folder_name(f"sentiment-{collection}", tokenizer, length)
+    name = folder_name(f"verdicts-{collection}", tokenizer, length)
     if folder := kept(name):
         return folder
-    texts, labels = labelled_reviews(collection)
-    return keep(name, lambda making: prepare(texts, labels, tokenizer, lambda _: length, making))
+    splits, tokens = split_reviews(collection), learned(tokenizer)
+    return keep(name, lambda making: keep_tokens(splits, tokens, length, making))

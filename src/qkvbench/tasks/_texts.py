@@ -1,19 +1,19 @@
 """Classification of texts: tokens cut to a length, padded at the end, one class for the whole."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int, UInt16
+from jaxtyping import Int, Integer, UInt16
 
 from qkvbench.data.tokenizer import PREPARATION, Fitted, Tokenizer, fitted
 from qkvbench.experiment import Training
 from qkvbench.model import Encoder, Rotary, Start, Tokens, transformer
 from qkvbench.tasks import Data, Metric, Task, accuracy
-from qkvbench.tasks._splits import save, saved, stratified
+from qkvbench.tasks._splits import ENDS, save, saved, stratified
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,14 @@ class Source:
     length: int
     training: Training
     prepared: Callable[[Tokenizer], Path]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts of one split, and the class of each."""
+
+    texts: Sequence[str]
+    labels: Sequence[int]
 
 
 def text_classification(source: Source, tokenizer: Tokenizer) -> Task:
@@ -76,33 +84,51 @@ def prepare(
 ) -> None:
     """Split different texts by their hashes, learn the tokenizer from training ones, keep all.
 
-    `length` decides, from the most tokens of a training text, how many are read of any. Texts
-    that are alike so far count as one, the first of test, validation and training.
+    `length` decides, from the most tokens of a training text, how many are read of any.
     """
-    parts = stratified([text.encode() for text in texts], labels)
-    learned = fitted(tokenizer, [texts[number] for number in parts["train"]])
-    longest = max(len(tokens) for tokens in learned.encode(texts[n] for n in parts["train"]))
-    read = length(longest)
+    splits = divided(texts, labels)
+    training = splits["train"].texts
+    learned = fitted(tokenizer, training)
+    longest = max(len(tokens) for tokens in learned.encode(training))
+    keep_tokens(splits, learned, length(longest), folder)
+
+
+def divided(
+    texts: Sequence[str], labels: Sequence[int], ends: Mapping[str, int] = ENDS
+) -> dict[str, Labelled]:
+    """The splits of different texts, by their hashes."""
+    parts = stratified([text.encode() for text in texts], labels, ends)
+    return {
+        name: Labelled([texts[n] for n in numbers], [labels[n] for n in numbers])
+        for name, numbers in parts.items()
+    }
+
+
+def keep_tokens(splits: Mapping[str, Labelled], learned: Fitted, length: int, folder: Path) -> None:
+    """Keep the first tokens of each text.
+
+    Texts that are alike so far count as one, the first of test, validation and training.
+    """
     seen: set[bytes] = set()
-    splits: dict[str, dict[str, np.ndarray]] = {}
-    for name, numbers in parts.items():
-        tokens, lengths = _padded(learned, (texts[number] for number in numbers), read)
+    kept: dict[str, dict[str, np.ndarray]] = {}
+    for name in ENDS:
+        tokens, lengths = padded(learned.encode(splits[name].texts), learned.separator, length)
         first = [row.tobytes() not in seen and not seen.add(row.tobytes()) for row in tokens]
-        splits[name] = {
+        kept[name] = {
             "inputs": tokens[first],
-            "targets": np.array([labels[number] for number in numbers], np.int64)[first, None],
+            "targets": np.array(splits[name].labels, np.int64)[first, None],
             "lengths": lengths[first],
         }
-    save(folder, splits)
+    save(folder, kept)
 
 
-def _padded(
-    learned: Fitted, texts: Iterable[str], length: int
+def padded(
+    texts: Iterable[Integer[np.ndarray, " tokens"]], separator: int, length: int
 ) -> tuple[UInt16[np.ndarray, "items length"], Int[np.ndarray, " items"]]:
     """The first tokens of each text, separators behind them, and how many they are."""
-    read = [tokens[:length] for tokens in learned.encode(texts)]
+    read = [tokens[:length] for tokens in texts]
     lengths = np.array([len(tokens) for tokens in read], np.int64)
-    rows = np.full((len(read), length), learned.separator, np.uint16)
+    rows = np.full((len(read), length), separator, np.uint16)
     for row, tokens in zip(rows, read, strict=True):
         row[: len(tokens)] = tokens
     return rows, lengths

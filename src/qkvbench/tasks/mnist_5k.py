@@ -1,13 +1,18 @@
 """Name a handwritten digit: 5,000 images of MNIST, 500 of each digit, as 16 patches of 7 by 7."""
 
+from functools import partial
+
 from qkvbench.data.cache import keep, kept
-from qkvbench.data.mnist import CLASSES, SIDE, mnist_5k
+from qkvbench.data.labelled_images import SIDE
+from qkvbench.data.mnist import CLASSES, mnist_5k
 from qkvbench.experiment import Training
 from qkvbench.tasks import Data
 from qkvbench.tasks._images import Source, image_classification, prepare
-from qkvbench.tasks._splits import saved
+from qkvbench.tasks._redrawn import shifted
+from qkvbench.tasks._splits import Pictures, saved
 
 PATCH = 7
+SHIFT = 1
 PREPARED = "mnist-5k-1"
 
 
@@ -16,22 +21,24 @@ def load() -> Data:
     folder = kept(PREPARED)
     if folder is None:
         digits = mnist_5k()
-        folder = keep(PREPARED, lambda making: prepare(digits.pixels, list(digits.labels), making))
-    return saved(folder, PATCH)
+        labels = digits.labels.tolist()
+        folder = keep(PREPARED, lambda making: prepare(digits.pixels, labels, making))
+    return saved(folder, partial(Pictures, patch=PATCH))
 
 
 TASK = image_classification(
     Source(
         about="Name a handwritten digit from its 16 patches (5,000 images of MNIST).",
         tier="packaged",
-        version=1,
+        version=2,
         model="mnist",
         side=SIDE,
         channels=1,
         patch=PATCH,
         classes=CLASSES,
         chance=1 / CLASSES,
-        training=Training(steps=400, batch=32, learning_rate=2e-3, warmup=40),
+        training=Training(steps=1500, batch=32, learning_rate=2e-3, warmup=100),
         load=load,
+        redraw=partial(shifted, pixels=SHIFT),
     )
 )

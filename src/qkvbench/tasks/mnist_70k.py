@@ -1,13 +1,18 @@
 """Name a handwritten digit: all of MNIST in its usual splits, as 16 patches of 7 by 7."""
 
+from functools import partial
+
 from qkvbench.data.cache import keep, kept
-from qkvbench.data.mnist import CLASSES, SIDE, mnist_70k
+from qkvbench.data.labelled_images import SIDE
+from qkvbench.data.mnist import CLASSES, mnist_70k
 from qkvbench.experiment import Training
 from qkvbench.tasks import Data
 from qkvbench.tasks._images import Source, image_classification
-from qkvbench.tasks._splits import VALIDATION, save, saved
+from qkvbench.tasks._redrawn import shifted
+from qkvbench.tasks._splits import VALIDATION, Pictures, save, saved
 
 PATCH = 7
+SHIFT = 1
 PREPARED = "mnist-70k-1"
 
 
@@ -21,14 +26,14 @@ def load() -> Data:
         }
         splits["validation"] = {k: v[:VALIDATION] for k, v in splits["validation"].items()}
         folder = keep(PREPARED, lambda making: save(making, splits))
-    return saved(folder, PATCH)
+    return saved(folder, partial(Pictures, patch=PATCH))
 
 
 TASK = image_classification(
     Source(
         about="Name a handwritten digit from its 16 patches (all 70,000 images of MNIST).",
         tier="packaged",
-        version=1,
+        version=2,
         model="mnist",
         side=SIDE,
         channels=1,
@@ -37,5 +42,6 @@ TASK = image_classification(
         chance=1 / CLASSES,
         training=Training(steps=1500, batch=32, learning_rate=2e-3, warmup=100),
         load=load,
+        redraw=partial(shifted, pixels=SHIFT),
     )
 )

@@ -7,7 +7,6 @@ TASK = sentiment(
     Verdicts(
         about="Tell praise from blame in a sentence about a film (Rotten Tomatoes).",
         collection="rotten_tomatoes",
-        benchmark="glue",
         length=64,
         training=Training(steps=400, batch=32, learning_rate=3e-3, warmup=40, evaluations=5),
     )

@@ -7,7 +7,6 @@ TASK = sentiment(
     Verdicts(
         about="Tell praise from blame in the first {length} tokens of a film review (IMDb).",
         collection="imdb",
-        benchmark="long",
         # More than half of the reviews are longer; their ends, often the verdict, are not read.
         length=256,
         training=Training(

@@ -1,5 +1,5 @@
 """Training: the loop on one page, and one run from an experiment to its record."""
 
-from qkvbench.train.run import run
+from qkvbench.train.run import ended, run
 
-__all__ = ["run"]
+__all__ = ["ended", "run"]

@@ -33,7 +33,7 @@ def analysed_batch(task: Task, data: Data) -> Batch:
     items = max(1, POSITIONS // task.tokens)
     whole = data.validation.batch(np.arange(min(items, len(data.validation))))
     lengths = None if whole.lengths is None else np.minimum(whole.lengths, POSITIONS)
-    return Batch(whole.inputs[:, :POSITIONS], whole.targets[:, :POSITIONS], lengths)
+    return Batch(whole.inputs[:, :POSITIONS], whole.targets[:, :POSITIONS], lengths, whole.second)
 
 
 def snapshot(step: int, learner: Learner, batch: Batch) -> Snapshot:

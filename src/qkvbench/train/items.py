@@ -13,12 +13,14 @@ TOLERANCE = 1e-4
 def item_scores(task: Task, outcome: Outcome) -> ItemScores | None:
     """Each item by the task's own metric; None where the metric is not the mean over the places.
 
+    A score of written texts is none.
+
     An item without a scored place is left out: it contributes nothing to the metric either.
     """
     places = (outcome.targets != UNSCORED).sum(axis=1)
     scored = np.flatnonzero(places)
     name = task.metric.name
-    if not len(scored):
+    if not len(scored) or name not in task.score(outcome):
         return None
     single = [
         task.score(
@@ -26,6 +28,7 @@ def item_scores(task: Task, outcome: Outcome) -> ItemScores | None:
                 outcome.loss[item : item + 1],
                 outcome.predicted[item : item + 1],
                 outcome.targets[item : item + 1],
+                outcome.ranks[item : item + 1],
             )
         )[name]
         for item in scored

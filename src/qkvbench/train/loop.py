@@ -13,9 +13,9 @@ from qkvbench.data.batch import Outcome, Split
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model.draws import generator
 from qkvbench.results.items import ItemScores
-from qkvbench.results.record import Point, Snapshot
+from qkvbench.results.record import Point, Snapshot, Written
 from qkvbench.results.stats import reaches
-from qkvbench.tasks import Data, Task
+from qkvbench.tasks import Data, Scored, Task, Writing
 from qkvbench.train.analyses import analysed_batch, analysed_steps, snapshot
 from qkvbench.train.items import item_scores
 
@@ -36,6 +36,7 @@ class Trained:
     snapshots: list[Snapshot] = field(default_factory=list)
     solved_step: int | None = None
     items: ItemScores | None = None
+    written: Written | None = None
     step_s: list[float] = field(default_factory=list)
     compile_s: float | None = None
 
@@ -67,6 +68,8 @@ def train(
     trained.snapshots.append(snapshot(0, learner, looked_at))
     for step in range(1, training.steps + 1):
         batch = data.train.batch(next(batches))
+        if task.redrawn is not None:
+            batch = task.redrawn(batch, generator(experiment.seed, "redraw", f"step {step}"))
         began = time.perf_counter()
         loss, norm = learner.gradients(batch)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -89,6 +92,10 @@ def train(
     said = outcome(task, learner, data.test, training.scored)
     trained.metrics = finite(task.score(said))
     trained.items = item_scores(task, said)
+    if task.writing is not None:
+        texts, scored = written(task.writing, learner, data.test, training.scored)
+        trained.metrics |= finite(scored.metrics)
+        trained.written = Written(texts=texts, signatures=scored.signatures)
 
 
 def learning_rate(training: Training, step: int) -> float:
@@ -122,7 +129,8 @@ def score(task: Task, learner: Learner, split: Split, items: int | None) -> dict
 def outcome(task: Task, learner: Learner, split: Split, items: int | None) -> Outcome:
     """What the model says of a split, or of its first `items`."""
     count = len(split) if items is None else min(items, len(split))
-    size = max(1, SCORED_AT_ONCE // task.tokens)
+    # Where items are told from each other, all of them are.
+    size = count if task.model.contrastive else max(1, SCORED_AT_ONCE // task.tokens)
     parts = [
         learner.predict(split.batch(np.arange(first, min(first + size, count))))
         for first in range(0, count, size)
@@ -131,7 +139,25 @@ def outcome(task: Task, learner: Learner, split: Split, items: int | None) -> Ou
         np.concatenate([part.loss for part in parts]),
         np.concatenate([part.predicted for part in parts]),
         np.concatenate([part.targets for part in parts]),
+        np.concatenate([part.ranks for part in parts]),
     )
+
+
+def written(
+    writing: Writing, learner: Learner, split: Split, items: int | None
+) -> tuple[list[str], Scored]:
+    """What the model writes for a split, or for its first `items`, and what that scores."""
+    count = len(split) if items is None else min(items, len(split))
+    size = max(1, SCORED_AT_ONCE // (writing.search.longest * writing.search.beams))
+    found = [
+        tokens
+        for first in range(0, count, size)
+        for tokens in learner.write(
+            split.batch(np.arange(first, min(first + size, count))), writing.search
+        )
+    ]
+    texts = writing.read(found)
+    return texts, writing.score(texts, writing.references()[:count])
 
 
 def finite(metrics: dict[str, float]) -> dict[str, float]:

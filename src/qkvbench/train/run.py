@@ -4,10 +4,14 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 
 import qkvbench.cost as computed
-from qkvbench.backends import find
+from qkvbench.backends import Learner, find
+from qkvbench.cost.matched import arm_text
 from qkvbench.data import DataRefusedError
+from qkvbench.data.cache import alone
 from qkvbench.experiment import Experiment, to_json
 from qkvbench.measure.machine import machine
 from qkvbench.measure.memory import level_bytes, peak_bytes
@@ -15,15 +19,71 @@ from qkvbench.results.record import Cost, MetricInfo, Observed, Record, Status
 from qkvbench.tasks import Task
 from qkvbench.tasks import find as find_task
 from qkvbench.train.loop import DivergedError, Trained, train
+from qkvbench.train.origin import (
+    NoStartError,
+    folder_name,
+    keep_end,
+    kept_record,
+    kept_weights,
+)
+from qkvbench.train.seen import checked, seen
+
+Report = Callable[[int, float], None]
+
+
+def _silent(_step: int, _loss: float) -> None:
+    """Tell nobody."""
+
+
+def _left(_experiment: Experiment, _record: Record, _learner: Learner) -> None:
+    """Keep nothing."""
+
+
+def ended(experiment: Experiment, report: Report = _silent) -> Path:
+    """The kept weights of this experiment, trained first where they are missing.
+
+    Raises NoStartError where the run does not come to its end, DataUnavailableError where the
+    cache cannot be written.
+    """
+    path = kept_weights(experiment)
+    if path is None:
+        record = run_and_keep(experiment, report)
+        path = kept_weights(experiment)
+        if path is None:
+            raise NoStartError(no_start(experiment, record.status, record.reason))
+    return path
+
+
+def run_and_keep(experiment: Experiment, report: Report = _silent) -> Record:
+    """As `run`, and the weights that it ends with are kept; where they are, nothing is run.
+
+    Several that ask at once get one run. No other use of the cache waits for it.
+    """
+    with alone(folder_name(experiment)):
+        return kept_record(experiment) or run(experiment, report, keep_end)
+
+
+def no_start(start: Experiment, status: Status, reason: str | None) -> str:
+    """Why what begins with the weights of `start` cannot, in words."""
+    arm = arm_text(start.variant, start.model.name)
+    return (
+        f"It needs the weights of {start.task}, {arm}, seed {start.seed}, "
+        f"whose run ended as {status}: {reason}"
+    )
 
 
 def run(
-    experiment: Experiment, report: Callable[[int, float], None] = lambda _step, _loss: None
+    experiment: Experiment,
+    report: Report = _silent,
+    at_end: Callable[[Experiment, Record, Learner], None] = _left,
 ) -> Record:
-    """Train, score and describe `experiment`. A run that fails is a record with a reason, too."""
+    """Train, score and describe `experiment`. A run that fails is a record with a reason, too.
+
+    What it begins with or sees through is run first where its weights are not kept. `at_end`
+    has the learner of a run that is done.
+    """
     task = find_task(experiment.task)
     backend = find(experiment.backend)
-    backend.prepare(experiment.threads)
     device = str(backend.device())
     trained = Trained()
     started = now()
@@ -33,10 +93,18 @@ def run(
                 f"{experiment.task} is not what it was when the study began: version "
                 f"{task.version}, not {experiment.task_version}. The same command begins anew."
             )
+        checked(task, experiment)
         data = task.load()
+        if through := experiment.seen_through:
+            data = seen(data, through, partial(ended, through, report))
+        start = experiment.start and ended(experiment.start, report)
+        # What comes first may just have been trained here, with other threads.
+        backend.prepare(experiment.threads)
         before = level_bytes(backend)
         began = time.perf_counter()
         learner = backend.Learner(experiment)
+        if start is not None:
+            learner.begin_with(start)
         train(experiment, task, data, learner, report, trained)
         observed = Observed(
             train_s=time.perf_counter() - began - (trained.compile_s or 0.0),
@@ -52,7 +120,9 @@ def run(
         reason = f"{type(error).__name__}: {error}"
         return record(experiment, task, device, started, status, reason, trained)
     done = record(experiment, task, device, started, "done", None, trained)
-    return done.model_copy(update={"observed": observed, "data_identity": data.identity})
+    done = done.model_copy(update={"observed": observed, "data_identity": data.identity})
+    at_end(experiment, done, learner)
+    return done
 
 
 def record(
@@ -89,6 +159,7 @@ def record(
         metrics=trained.metrics,
         solved_step=trained.solved_step,
         items=trained.items,
+        written=trained.written,
         curve=trained.curve,
         snapshots=trained.snapshots,
         cost=cost(experiment, task),
@@ -99,7 +170,7 @@ def record(
 
 def cost(experiment: Experiment, task: Task) -> Cost:
     """What the experiment's model costs at the length of the task's sequences, computed."""
-    model, tokens = experiment.model, task.tokens
+    model, tokens, second = experiment.model, task.tokens, task.second_tokens
     parameters = computed.parameters(model)
     return Cost(
         parameters={
@@ -111,8 +182,8 @@ def cost(experiment: Experiment, task: Task) -> Cost:
             "head": parameters.head,
         },
         tokens=tokens,
-        macs=computed.macs(model, tokens),
-        flops=computed.flops(model, tokens),
+        macs=computed.macs(model, tokens, second),
+        flops=computed.flops(model, tokens, second),
         cache_bytes_per_token=computed.cache_bytes_per_token(model),
     )
 

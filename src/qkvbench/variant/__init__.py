@@ -3,6 +3,7 @@
 from qkvbench.variant.notation import SUFFIXES, parse, write
 from qkvbench.variant.plan import (
     Geometry,
+    Input,
     Kept,
     Normalize,
     Op,
@@ -12,6 +13,7 @@ from qkvbench.variant.plan import (
     Rotate,
     Scale,
     Turn,
+    crossed,
     resolve,
     sized,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "ROLES",
     "SUFFIXES",
     "Geometry",
+    "Input",
     "Kept",
     "Normalize",
     "Op",
@@ -58,6 +61,7 @@ __all__ = [
     "Stream",
     "Turn",
     "Variant",
+    "crossed",
     "every_variant",
     "parse",
     "resolve",

@@ -5,6 +5,7 @@ Everything that computes, counts or stores attention reads a plan, and nothing e
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Literal
 
 from qkvbench.variant.notation import write
 from qkvbench.variant.spec import ROLES, Own, Role, Rotated, Same, Scores, Stream, Variant
@@ -70,13 +71,21 @@ class Turn:
 Op = Rotate | Normalize | Scale | Turn
 
 
+# What a layer reads: the stream it belongs to, and in cross-attention that of another sequence.
+Input = Literal["stream", "source"]
+
+
 @dataclass(frozen=True)
 class Root:
-    """A tensor that the sources name: one matrix times the stream, or the stream cut into heads."""
+    """A tensor that the sources name: one matrix times an input, or the input cut into heads.
+
+    ``matrix`` names the weights; None where there are none.
+    """
 
     name: str
     heads: int
-    projected: bool
+    matrix: str | None
+    reads: Input = "stream"
 
 
 @dataclass(frozen=True)
@@ -117,13 +126,24 @@ class Plan:
 
     @property
     def scores(self) -> Scores:
-        """What happens to the scores besides Q·K."""
-        return self.variant.scores
+        """What happens to the scores besides Q·K; between two sequences nothing by positions."""
+        scores = self.variant.scores
+        return replace(scores, correction=None, diagonal=True) if self.crosses else scores
+
+    @property
+    def crosses(self) -> bool:
+        """Whether K and V are made from another sequence than Q."""
+        return any(root.reads == "source" for root in self.roots)
 
     @property
     def projected(self) -> tuple[Root, ...]:
-        """The roots that have a matrix, in the order in which their rows are stacked."""
-        return tuple(root for root in self.roots if root.projected)
+        """The roots that are made by a matrix product."""
+        return tuple(root for root in self.roots if root.matrix)
+
+    @property
+    def matrices(self) -> dict[str, int]:
+        """The heads of each matrix, in the order in which their rows are stacked."""
+        return {root.matrix: root.heads for root in self.roots if root.matrix}
 
     @property
     def rotated(self) -> dict[Role, int]:
@@ -171,7 +191,7 @@ def resolve(variant: Variant, geometry: Geometry, turned: tuple[Role, ...] = ())
     for role in ROLES:
         name = paths[role].root
         heads = geometry.heads if role == "q" else geometry.kv_heads
-        roots.setdefault(name, Root(name, heads, projected=name != "x"))
+        roots.setdefault(name, Root(name, heads, None if name == "x" else name))
     kept, read_key, unfold = _folded(paths["k"], paths["v"], roots)
     return Plan(
         variant=variant,
@@ -182,6 +202,34 @@ def resolve(variant: Variant, geometry: Geometry, turned: tuple[Role, ...] = ())
         read_key=read_key,
         unfold=unfold,
         output=(Turn(back=True),) if "v" in turned else (),
+    )
+
+
+@lru_cache(maxsize=1024)
+def crossed(variant: Variant, geometry: Geometry) -> Plan:
+    """The plan where K and V are made from another sequence, the source; errors as `resolve`.
+
+    A tie then shares the matrix, not the tensor: one matrix may be applied to both inputs.
+    Positions of two sequences have nothing to do with each other, so nothing is turned.
+    """
+    plan = resolve(variant, geometry)
+    heads = {root.name: root for root in plan.roots}
+    query, key, value = (plan.paths[role] for role in ROLES)
+    roots = {query.root: heads[query.root]}
+    paths: dict[Role, Path] = {"q": query}
+    sourced: dict[Role, Path] = {"k": key, "v": value}
+    for role, path in sourced.items():
+        own, name = heads[path.root], f"{path.root} of the source"
+        roots[name] = replace(own, name=name, reads="source")
+        paths[role] = replace(path, root=name)
+    kept, read_key, unfold = _folded(paths["k"], paths["v"], roots)
+    return replace(
+        plan,
+        roots=tuple(roots.values()),
+        paths=paths,
+        kept=kept,
+        read_key=read_key,
+        unfold=unfold,
     )
 
 

@@ -1,7 +1,8 @@
 """One attention layer, made from its plan. All variants run through it, by two ways held equal."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 
 from qkvbench.backends.torch.cache import Cache, LayerCache, Maps, layer_cache
 from qkvbench.backends.torch.position import Turner
-from qkvbench.backends.torch.scores import Scores
+from qkvbench.backends.torch.scores import Rows, Scores
 from qkvbench.model import Learned, NoPosition, Position, Sinusoidal
 from qkvbench.variant import (
     ROLES,
+    Input,
     Normalize,
     Op,
     Path,
@@ -21,15 +23,17 @@ from qkvbench.variant import (
     Scale,
     Turn,
     Variant,
+    crossed,
     parse,
     resolve,
     sized,
 )
 
 Stream = Float[Tensor, "batch time d_model"]
+SourceStream = Float[Tensor, "batch source_time d_model"]
 Lengths = Int[Tensor, " batch"]
-# `_heads` is checked for nothing: roots of one plan may differ in it.
-Heads = Float[Tensor, "batch _heads time head_dim"]
+# `_` is checked for nothing: roots of one plan may differ in heads and, across, in time.
+Heads = Float[Tensor, "batch _heads _time head_dim"]
 
 # Below the mean square of a head, so that a head of zeros stays one.
 NORM_EPS = 1e-6
@@ -40,7 +44,10 @@ TILE = 256
 
 
 class Attention(nn.Module):
-    """Self-attention of any variant, a drop-in for (batch, time, d_model) -> the same."""
+    """Attention of any variant, a drop-in for (batch, time, d_model) -> the same.
+
+    Where it `crosses`, Q is made from its input, K and V from a source.
+    """
 
     def __init__(
         self,
@@ -52,6 +59,7 @@ class Attention(nn.Module):
         head_dim: int | None = None,
         position: Position = NoPosition(),
         causal: bool = False,
+        crosses: bool = False,
     ) -> None:
         """The layer; ValueError where the variant cannot be built at these sizes."""
         super().__init__()
@@ -60,16 +68,18 @@ class Attention(nn.Module):
                 f"{position.kind.capitalize()} positions are added to a model's input, "
                 "not in its attention."
             )
-        self.plan = resolve(
-            parse(variant) if isinstance(variant, str) else variant,
-            sized(d_model, heads, kv_heads, head_dim),
-            position.turned,
+        if crosses and (causal or position != NoPosition()):
+            raise ValueError("Between two sequences there are no positions and no causality.")
+        variant = parse(variant) if isinstance(variant, str) else variant
+        geometry = sized(d_model, heads, kv_heads, head_dim)
+        self.plan = (
+            crossed(variant, geometry) if crosses else resolve(variant, geometry, position.turned)
         )
         self.turner = Turner(position, self.plan.geometry.head_dim)
         size = self.plan.geometry
         self.scores = Scores(self.plan.scores, position, size.heads, causal=causal)
-        # All projections of the stream in one matrix product; `split` names the rows.
-        rows = sum(root.heads for root in self.plan.projected) * size.head_dim
+        # All projections of an input in one matrix product; `split` names the rows.
+        rows = sum(self.plan.matrices.values()) * size.head_dim
         self.projection = nn.Linear(d_model, rows) if rows else None
         self.rotation = nn.ParameterDict(
             {
@@ -83,14 +93,19 @@ class Attention(nn.Module):
         self.o = nn.Linear(size.heads * size.head_dim, d_model)
 
     def forward(
-        self, x: Stream, layer: LayerCache | None = None, lengths: Lengths | None = None
+        self,
+        x: Stream,
+        layer: LayerCache | None = None,
+        lengths: Lengths | None = None,
+        source: SourceStream | None = None,
     ) -> Stream:
         """Attend over a whole sequence, expanded: make Q, K and V, then attend.
 
         With an empty cache, what the plan keeps of the sequence is also written into it.
-        `lengths` counts the leading positions of each sequence that are seen; None is all.
+        `lengths` counts the leading positions of each sequence that are seen (of the source, where
+        there is one); None is all.
         """
-        made = self.project(x)
+        made = self.project(x, source)
         rotations = layer.rotations if layer else self.rotations()
         q, k, v = (self.make(self.plan.paths[role], made, rotations) for role in ROLES)
         if layer:
@@ -106,25 +121,73 @@ class Attention(nn.Module):
         for kept in self.plan.kept:
             cache.append(layer, kept.name, self.make(kept.path, made, layer.rotations, turn))
         query = self.make(self.plan.paths["q"], made, layer.rotations, turn)
-        seen = self.unfold(self._attend_roots(query, cache, layer), layer.rotations)
+        rows = torch.tensor([cache.longest], device=x.device)
+        if cache.lengths is not None:
+            rows = cache.lengths[:, None]
+        used = cache.longest + 1
+        seen = self.unfold(self._attend_roots(query, layer, rows, used), layer.rotations)
         seen = self._follow(self.plan.output, seen, layer.rotations, turn)
         return self.merge(seen.to(x.dtype))
 
-    def project(self, x: Stream) -> dict[Path, Heads]:
-        """The roots, cut into heads: the stream times a matrix, or the stream itself."""
+    def keep(self, source: SourceStream, lengths: Lengths | None) -> LayerCache:
+        """What there is to be kept of a source, in memory of its own; `lengths` of it are read."""
+        with torch.no_grad():
+            made, rotations = self._projected(source, "source"), self.rotations()
+            rows = {kept.name: self.make(kept.path, made, rotations) for kept in self.plan.kept}
+            # A view would keep whatever it was cut from.
+            whole = torch.contiguous_format
+            own = {name: each.clone(memory_format=whole) for name, each in rows.items()}
+            return LayerCache(own, rotations, lengths)
+
+    def look_up(self, x: Stream, layer: LayerCache) -> Stream:
+        """Attend over what is kept of a source, folded.
+
+        Of each item of the source there may be several sequences in `x`, next to each other.
+        """
+        kept = layer.rows[self.plan.kept_value.name]
+        grouped = x.reshape(len(kept), -1, x.shape[-1])
+        query = self.make(self.plan.paths["q"], self._projected(grouped, "stream"), layer.rotations)
+        rows = torch.arange(grouped.shape[1], device=x.device)
+        seen = self._attend_roots(query, layer, rows, kept.shape[2], layer.lengths)
+        return self.merge(self.unfold(seen, layer.rotations).to(x.dtype)).view_as(x)
+
+    def project(self, x: Stream, source: SourceStream | None = None) -> dict[Path, Heads]:
+        """The roots, cut into heads: an input times a matrix, or the input itself."""
+        made = self._projected(x, "stream")
+        return made if source is None else made | self._projected(source, "source")
+
+    def _projected(self, x: Tensor, reads: Input) -> dict[Path, Heads]:
+        """The roots that read this input, by one product with the rows of their matrices."""
         batch, time, _ = x.shape
         head_dim = self.plan.geometry.head_dim
-        counts = [root.heads for root in self.plan.projected]
-        parts: Iterator[Tensor] = iter(())
-        if self.projection is not None:
-            rows = self.projection(x).view(batch, time, sum(counts), head_dim)
-            parts = iter(rows.transpose(1, 2).split(counts, dim=1))
+        roots = [root for root in self.plan.roots if root.reads == reads]
+        read = {root.matrix for root in roots}
+        wanted = [name for name in self.plan.matrices if name in read]
+        parts: dict[str, Tensor] = {}
+        if self.projection is not None and wanted:
+            counts = {name: self.plan.matrices[name] for name in wanted}
+            # A slice of a whole is a copy in the backward pass.
+            whole = len(wanted) == len(self.plan.matrices)
+            rows = self.projection(x) if whole else nn.functional.linear(x, *self._rows_of(wanted))
+            rows = rows.view(batch, time, sum(counts.values()), head_dim).transpose(1, 2)
+            split = rows.split(list(counts.values()), dim=1)
+            parts = dict(zip(counts, split, strict=True))
         return {
-            Path(root.name, ()): next(parts)
-            if root.projected
+            Path(root.name, ()): parts[root.matrix]
+            if root.matrix
             else x.reshape(batch, time, root.heads, head_dim).transpose(1, 2)
-            for root in self.plan.roots
+            for root in roots
         }
+
+    def _rows_of(self, wanted: list[str]) -> tuple[Tensor, Tensor]:
+        """The rows of these matrices, which lie next to each other, and their offsets."""
+        assert self.projection is not None
+        ends = dict(zip(self.plan.matrices, accumulate(self.plan.matrices.values()), strict=True))
+        first = ends[wanted[0]] - self.plan.matrices[wanted[0]]
+        rows = slice(
+            first * self.plan.geometry.head_dim, ends[wanted[-1]] * self.plan.geometry.head_dim
+        )
+        return self.projection.weight[rows], self.projection.bias[rows]
 
     def make(
         self,
@@ -192,11 +255,12 @@ class Attention(nn.Module):
         """Views of the weights under the names that all backends share."""
         named: dict[str, Tensor] = {"o.weight": self.o.weight, "o.bias": self.o.bias}
         if self.projection is not None:
-            rows = [root.heads * self.plan.geometry.head_dim for root in self.plan.projected]
+            matrices = self.plan.matrices
+            rows = [heads * self.plan.geometry.head_dim for heads in matrices.values()]
             for part in ("weight", "bias"):
                 pieces = getattr(self.projection, part).split(rows)
-                for root, piece in zip(self.plan.projected, pieces, strict=True):
-                    named[f"{root.name}.{part}"] = piece
+                for name, piece in zip(matrices, pieces, strict=True):
+                    named[f"{name}.{part}"] = piece
         for role, numbers in self.rotation.items():
             named[f"{role}.rotation"] = numbers
         for role, numbers in self.scale.items():
@@ -210,21 +274,27 @@ class Attention(nn.Module):
         with torch.no_grad():
             return layer_cache(self.plan, self.rotations(), batch, capacity, like)
 
-    def _attend_roots(self, query: Heads, cache: Cache, layer: LayerCache) -> Heads:
-        """softmax(q·k)·root over the kept rows, each group of query heads over its own root."""
-        used = cache.longest + 1
+    def _attend_roots(
+        self,
+        query: Heads,
+        layer: LayerCache,
+        rows: Rows,
+        used: int,
+        lengths: Lengths | None = None,
+    ) -> Heads:
+        """softmax(q·k)·root over `used` kept rows, each group of query heads over its own root.
+
+        The queries are at the positions `rows`.
+        """
         keys = layer.rows[self.plan.kept_key.name][:, :, :used]
         values = layer.rows[self.plan.kept_value.name][:, :, :used]
-        batch, heads, _, head_dim = query.shape
+        batch, heads, time, head_dim = query.shape
         groups = keys.shape[1]
-        query = query.reshape(batch, groups, heads // groups, head_dim).to(keys.dtype)
+        query = query.reshape(batch, groups, -1, head_dim).to(keys.dtype)
         products = self._products(query * head_dim**-0.5, keys, layer.rotations)
-        rows = torch.tensor([cache.longest], device=query.device)
-        if cache.lengths is not None:
-            rows = cache.lengths[:, None]
-        shares = self.scores.shares(products.view(batch, heads, 1, used), rows)
-        shares = shares.to(values.dtype).view(batch, groups, heads // groups, used)
-        return (shares @ values).reshape(batch, heads, 1, head_dim)
+        shares = self.scores.shares(products.view(batch, heads, time, used), rows, lengths)
+        shares = shares.to(values.dtype).view(batch, groups, -1, used)
+        return (shares @ values).reshape(batch, heads, time, head_dim)
 
     def _products(self, query: Tensor, keys: Tensor, rotations: Maps) -> Tensor:
         """Products of the queries with K, read from the kept rows; never all made at once."""

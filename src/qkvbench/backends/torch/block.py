@@ -1,6 +1,7 @@
 """One layer of a stack: attention and feed-forward, each on the normed stream and added to it."""
 
 from functools import partial
+from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -10,9 +11,17 @@ from torch.utils.checkpoint import checkpoint
 from qkvbench.backends.torch.attention import Attention
 from qkvbench.backends.torch.cache import Cache, LayerCache
 from qkvbench.model import Block as BlockSpec
-from qkvbench.model import Learned, Model, NoPosition, Sinusoidal
+from qkvbench.model import Learned, NoPosition, Position, Sinusoidal
+from qkvbench.variant import Geometry
 
 Stream = Float[Tensor, "batch time d_model"]
+
+
+class Source(NamedTuple):
+    """What is attended to across: a stream, and how much of each of its items is read."""
+
+    stream: Float[Tensor, "batch source_time d_model"]
+    lengths: Int[Tensor, " batch"] | None
 
 
 class FeedForward(nn.Module):
@@ -30,13 +39,24 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)); dropout on both additions."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); dropout on each addition.
 
-    def __init__(self, spec: BlockSpec, model: Model, dropout: float) -> None:
-        """The block that `spec` describes, in `model`."""
+    Where it reads a source, x + cross(norm(x), source) comes between.
+    """
+
+    def __init__(
+        self,
+        spec: BlockSpec,
+        geometry: Geometry,
+        position: Position,
+        *,
+        dropout: float,
+        causal: bool,
+    ) -> None:
+        """The block that `spec` describes."""
         super().__init__()
-        size = model.geometry
-        added = isinstance(model.position, Learned | Sinusoidal)
+        size = geometry
+        added = isinstance(position, Learned | Sinusoidal)
         self.dropout = dropout
         self.attention = None
         if spec.attention:
@@ -47,8 +67,19 @@ class Block(nn.Module):
                 size.heads,
                 kv_heads=size.kv_heads,
                 head_dim=size.head_dim,
-                position=NoPosition() if added else model.position,
-                causal=model.causal,
+                position=NoPosition() if added else position,
+                causal=causal,
+            )
+        self.cross = None
+        if spec.cross:
+            self.cross_norm = nn.LayerNorm(size.d_model, spec.norm.eps)
+            self.cross = Attention(
+                spec.cross.variant,
+                size.d_model,
+                size.heads,
+                kv_heads=size.kv_heads,
+                head_dim=size.head_dim,
+                crosses=True,
             )
         self.feed_forward = None
         if spec.feed_forward:
@@ -60,17 +91,31 @@ class Block(nn.Module):
         x: Stream,
         layer: LayerCache | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
+        source: Source | None = None,
     ) -> Stream:
         """The stream after this layer, over a whole sequence; an empty cache is filled with it."""
         if self.attention:
             x = x + self._dropped(self.attention(self.attention_norm(x), layer, lengths))
+        if self.cross and layer and layer.cross:
+            x = x + self.cross.look_up(self.cross_norm(x), layer.cross)
+        elif self.cross and source:
+            across = self.cross(self.cross_norm(x), None, source.lengths, source.stream)
+            x = x + self._dropped(across)
         return self._fed_forward(x)
 
-    def step(self, x: Stream, cache: Cache, layer: LayerCache | None) -> Stream:
+    def step(self, x: Stream, cache: Cache, layer: LayerCache) -> Stream:
         """The stream after this layer, for one new token of each sequence."""
-        if self.attention and layer:
+        if self.attention:
             x = x + self.attention.step(self.attention_norm(x), cache, layer)
+        if self.cross and layer.cross:
+            x = x + self.cross.look_up(self.cross_norm(x), layer.cross)
         return self._fed_forward(x)
+
+    def new_cache(self, batch: int, capacity: int, like: Tensor) -> LayerCache:
+        """An empty cache for this layer, with the type and device of `like`."""
+        if self.attention is None:
+            return LayerCache({}, {})
+        return self.attention.new_cache(batch, capacity, like)
 
     def _fed_forward(self, x: Stream) -> Stream:
         if self.feed_forward:

@@ -17,10 +17,14 @@ class LayerCache:
     """One layer's pre-allocated rows, (batch, heads, capacity, head_dim) for each kept tensor.
 
     ``rotations`` are the layer's learned rotations, made once: weights stand still in decoding.
+    ``cross`` are the rows of a source, which are all there before the first step; of those
+    ``lengths`` says how many are read.
     """
 
     rows: dict[str, Float[Tensor, "batch _heads capacity head_dim"]]
     rotations: Maps
+    lengths: Int[Tensor, " batch"] | None = None
+    cross: "LayerCache | None" = None
 
 
 class Cache:
@@ -29,7 +33,7 @@ class Cache:
     Every sequence begins in slot 0, so a slot is a position; sequences may differ in length.
     """
 
-    def __init__(self, layers: list[LayerCache | None], batch: int, capacity: int) -> None:
+    def __init__(self, layers: list[LayerCache], batch: int, capacity: int) -> None:
         """An empty cache over `layers`."""
         self.layers = layers
         self.capacity = capacity
@@ -43,8 +47,9 @@ class Cache:
         storages = {
             rows.untyped_storage().data_ptr(): rows.untyped_storage().nbytes()
             for layer in self.layers
-            if layer
-            for rows in layer.rows.values()
+            for part in (layer, layer.cross)
+            if part
+            for rows in part.rows.values()
         }
         return sum(storages.values())
 
@@ -67,10 +72,25 @@ class Cache:
         if self.lengths is not None:
             self.lengths = self.lengths + 1
 
+    def follow(self, parents: Int[Tensor, " batch"]) -> None:
+        """Each sequence goes on as its parent's: rows of those that are their own stay as they are.
+
+        What is kept of a source belongs to items, not to sequences, and is not touched.
+        """
+        moved = (parents != torch.arange(self.batch, device=parents.device)).nonzero()[:, 0]
+        if not len(moved):
+            return
+        origins = parents[moved]
+        for layer in self.layers:
+            for rows in layer.rows.values():
+                rows[moved, :, : self.longest] = rows[origins, :, : self.longest]
+        if self.lengths is not None:
+            self.lengths = self.lengths[parents]
+
     def fill_randomly(self, tokens: int, seed: int) -> None:
         """Pretend that `tokens` were read: random rows, for measuring without a prefill."""
         self.reserve(tokens)
-        for layer in filter(None, self.layers):
+        for layer in self.layers:
             for rows in layer.rows.values():
                 draws = torch.Generator(rows.device).manual_seed(seed)
                 rows[:, :, :tokens].normal_(generator=draws)

@@ -1,13 +1,18 @@
-"""The causal stack: tokens to the logits of the next one, whole or step by step over a cache."""
+"""The causal stack: tokens to the logits of the next one, whole or step by step over a cache.
+
+An encoder-decoder is a causal stack that also reads a source.
+"""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
-from qkvbench.backends.torch.block import Block
+from qkvbench.backends.torch.block import Block, Source
 from qkvbench.backends.torch.cache import Cache
 from qkvbench.backends.torch.embedding import Embedding
+from qkvbench.backends.torch.tower import Tower
 from qkvbench.model import Decoder as DecoderSpec
+from qkvbench.model import EncoderDecoder as EncoderDecoderSpec
 from qkvbench.model import Model
 
 Tokenized = Int[Tensor, "batch time"]
@@ -15,45 +20,62 @@ Counts = Int[Tensor, " batch"]
 
 
 class Decoder(nn.Module):
-    """A decoder-only Transformer, as its spec says."""
+    """A decoder, as its spec says, and what reads its source where there is one."""
 
-    def __init__(self, model: Model, spec: DecoderSpec, dropout: float = 0.0) -> None:
+    def __init__(
+        self, model: Model, spec: DecoderSpec | EncoderDecoderSpec, dropout: float = 0.0
+    ) -> None:
         """An untrained decoder; `start` gives it its initial values."""
         super().__init__()
         self.longest = model.longest
-        self.embedding = Embedding(model)
-        self.blocks = nn.ModuleList([Block(block, model, dropout) for block in model.blocks])
+        size = model.geometry
+        self.embedding = Embedding(model.inputs, model.position, size.d_model)
+        self.blocks = nn.ModuleList(
+            Block(block, size, model.position, dropout=dropout, causal=True)
+            for block in model.blocks
+        )
         self.norm = nn.LayerNorm(model.geometry.d_model)
         self.output = None
         if not spec.tied:
             self.output = nn.Linear(model.geometry.d_model, spec.vocabulary, bias=False)
+        self.source = model.second and Tower(model.second, size, dropout)
 
     def forward(
-        self, tokens: Tokenized, padding: Counts | None = None
+        self,
+        tokens: Tokenized,
+        padding: Counts | None = None,
+        second: Num[Tensor, "batch second_time *second_features"] | None = None,
+        second_lengths: Counts | None = None,
     ) -> Float[Tensor, "batch time vocabulary"]:
-        """Logits at every position.
+        """Logits at every position; the source, where there is one, is `second`.
 
         `padding` counts the tokens to ignore on the left of each row; what stands at their
         positions in the result means nothing.
         """
+        source = (None, second, second_lengths)
         if padding is None:
-            return self.head(self.hidden(tokens))
-        return _shifted(self.head(self.hidden(_shifted(tokens, padding))), -padding)
+            return self.head(self.hidden(tokens, *source))
+        return _shifted(self.head(self.hidden(_shifted(tokens, padding), *source)), -padding)
 
     def layers(self) -> list[Block]:
         """The blocks, first to last."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def hidden(
-        self, tokens: Tokenized, lengths: Counts | None = None
+        self,
+        tokens: Tokenized,
+        lengths: Counts | None = None,
+        second: Num[Tensor, "batch second_time *second_features"] | None = None,
+        second_lengths: Counts | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
-        """The normed stream after the last block.
+        """The normed stream after the last block; the source, where there is one, is `second`.
 
         What follows the first `lengths` tokens of a row is hidden by causality already.
         """
+        source = self._read(second, second_lengths)
         x = self.embedding(tokens)
         for block in self.layers():
-            x = block(x)
+            x = block(x, source=source)
         return self.norm(x)
 
     def head(self, x: Float[Tensor, "*places d_model"]) -> Float[Tensor, "*places vocabulary"]:
@@ -77,11 +99,32 @@ class Decoder(nn.Module):
                 f"This model reads at most {self.longest} tokens, fewer than {capacity}."
             )
         like = self.embedding.table.detach()
-        layers = [
-            block.attention.new_cache(batch, capacity, like) if block.attention else None
-            for block in self.layers()
-        ]
+        layers = [block.new_cache(batch, capacity, like) for block in self.layers()]
         return Cache(layers, batch, capacity)
+
+    def read_source(
+        self,
+        second: Num[Tensor, "items second_time *second_features"],
+        second_lengths: Int[Tensor, " items"] | None,
+        cache: Cache,
+    ) -> None:
+        """Keep in the cache what its sequences need of their sources, before anything else.
+
+        There may be several sequences for each of the `items`, next to each other.
+        """
+        source = self._read(second, second_lengths)
+        if source is None:
+            raise ValueError("This decoder reads no source.")
+        for block, layer in zip(self.layers(), cache.layers, strict=True):
+            if block.cross:
+                layer.cross = block.cross.keep(source.stream, source.lengths)
+
+    def _read(self, second: Tensor | None, lengths: Counts | None) -> Source | None:
+        if self.source is None:
+            return None
+        if second is None:
+            raise ValueError("This decoder reads a source, and none was given.")
+        return Source(self.source(second, lengths), lengths)
 
     def prefill(
         self, tokens: Tokenized, cache: Cache, padding: Counts | None = None

@@ -8,24 +8,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qkvbench.backends.torch.position import Table, sinusoids
-from qkvbench.model import Learned, Model, Sinusoidal, Tokens, Vectors
+from qkvbench.model import Learned, Position, Sinusoidal, Tokens, Vectors
 
 
 class Embedding(nn.Module):
     """Inputs mapped to the stream; positions added where the scheme adds them."""
 
-    def __init__(self, model: Model) -> None:
-        """The embedding that the inputs of `model` need."""
+    def __init__(
+        self, inputs: Tokens | Vectors, position: Position, d_model: int, class_tokens: int = 0
+    ) -> None:
+        """The embedding that such inputs need, and so many learned vectors before them."""
         super().__init__()
-        d_model = model.geometry.d_model
-        match model.inputs:
+        match inputs:
             case Tokens(vocabulary):
                 self.table = nn.Parameter(torch.zeros(vocabulary, d_model))
             case Vectors(features):
                 self.vectors = nn.Linear(features, d_model)
+        # It gets no position: it is no input, and its own vector tells it from them.
+        self.class_token = None
+        if class_tokens:
+            self.class_token = nn.Parameter(torch.zeros(class_tokens, d_model))
         self.positions = None
         self._sinusoids = None
-        match model.position:
+        match position:
             case Learned(length):
                 self.positions = nn.Parameter(torch.zeros(length, d_model))
             case Sinusoidal(base):
@@ -35,12 +40,16 @@ class Embedding(nn.Module):
 
     def forward(
         self, inputs: Num[Tensor, "batch time *features"]
-    ) -> Float[Tensor, "batch time d_model"]:
-        """The stream of whole sequences, from position 0."""
+    ) -> Float[Tensor, "batch positions d_model"]:
+        """The stream of whole sequences, from position 0; before them the class token."""
         x = functional.embedding(inputs, self.table) if inputs.ndim == 2 else self.vectors(inputs)
         time = inputs.shape[1]
         added = self._added(time, x)
-        return x if added is None else x + added[:time]
+        x = x if added is None else x + added[:time]
+        if self.class_token is None:
+            return x
+        first = self.class_token.to(x.dtype).expand(len(x), -1, -1)
+        return torch.cat([first, x], dim=1)
 
     def at(
         self, tokens: Int[Tensor, " batch"], first: int, times: Int[Tensor, " batch"] | None

@@ -10,29 +10,34 @@ from torch import Tensor, nn
 
 from qkvbench.analysis import Layer
 from qkvbench.backends.torch.attention import Attention, Heads, Lengths, Stream
-from qkvbench.backends.torch.bidirectional import Encoder
-from qkvbench.backends.torch.causal import Decoder
+from qkvbench.backends.torch.stacks import Network
 from qkvbench.variant import ROLES, Path, Role, Rotate, Scale, Turn
 
 
 @torch.no_grad()
-def inspected(
-    network: Decoder | Encoder, inputs: Tensor, lengths: Lengths | None
-) -> tuple[Layer, ...]:
-    """Every attention layer of a stack, first to last, on these inputs."""
-    layers = {n: part for n, part in network.named_modules() if isinstance(part, Attention)}
-    streams: dict[str, Stream] = {}
+def inspected(network: Network, inputs: Tensor, *beside: Tensor | None) -> tuple[Layer, ...]:
+    """Every layer of attention over its own stream, first to last, on these inputs.
+
+    Attention across is not looked into: its rows and columns are of two sequences.
+    """
+    layers = {
+        name: part
+        for name, part in network.named_modules()
+        if isinstance(part, Attention) and not part.plan.crosses
+    }
+    seen: dict[str, tuple[Stream, Lengths | None]] = {}
 
     def keep(name: str, _layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-        streams[name] = arguments[0]
+        stream, _, lengths = arguments
+        seen[name] = (stream, lengths)
 
     hooks = [part.register_forward_pre_hook(partial(keep, name)) for name, part in layers.items()]
     try:
-        network.hidden(inputs, lengths)
+        network.hidden(inputs, *beside)
     finally:
         for hook in hooks:
             hook.remove()
-    return tuple(_layer(name, part, streams[name], lengths) for name, part in layers.items())
+    return tuple(_layer(name, part, *seen[name]) for name, part in layers.items())
 
 
 def _layer(name: str, attention: Attention, x: Stream, lengths: Lengths | None) -> Layer:

@@ -4,25 +4,35 @@ import math
 import os
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qkvbench.analysis import Layer
 from qkvbench.backends.torch import compiling
-from qkvbench.backends.torch.bidirectional import Encoder
 from qkvbench.backends.torch.block import recompute
 from qkvbench.backends.torch.causal import Decoder
 from qkvbench.backends.torch.compiling import compiled, failures_told
 from qkvbench.backends.torch.inspect import inspected
 from qkvbench.backends.torch.loss import mean_loss, place_losses
 from qkvbench.backends.torch.precision import autocast, loss_scaler
-from qkvbench.backends.torch.stacks import build
-from qkvbench.backends.torch.weights import load, named_weights, start
-from qkvbench.data.batch import UNSCORED, Batch, Outcome
+from qkvbench.backends.torch.search import searched
+from qkvbench.backends.torch.stacks import Network, build
+from qkvbench.backends.torch.weights import load, named_weights, read, save, start, take_over
+from qkvbench.data.batch import UNSCORED, Batch, Outcome, Search, Sequences
 from qkvbench.experiment import Experiment
 from qkvbench.model.draws import framework_seed
+
+
+class Read(NamedTuple):
+    """What a network reads: inputs, and of them and a second input what `hidden` takes beside."""
+
+    inputs: Tensor
+    beside: tuple[Tensor | None, ...]
 
 
 def prepare(threads: int) -> None:
@@ -130,23 +140,47 @@ class Learner:
     def predict(self, batch: Batch) -> Outcome:
         """The loss and the likeliest class at each place; loss 0 where nothing is scored."""
         self.network.eval()
-        inputs, targets, places, lengths = self._tensors(batch)
+        read, targets, places = self._tensors(batch)
         with autocast(self.experiment.precision, self.device):
-            hidden = _hidden_at(self.network, inputs, places, lengths)
-            losses, likeliest = place_losses(self.network, hidden, targets)
+            hidden = _hidden_at(self.network, read, places)
+            losses, *classes = place_losses(self.network, hidden, targets)
         scored = batch.targets != UNSCORED
         loss = np.zeros(batch.targets.shape, np.float32)
         loss[scored] = losses.cpu().numpy()
-        predicted = np.full(batch.targets.shape, UNSCORED, np.int64)
-        predicted[scored] = likeliest.cpu().numpy()
-        return Outcome(loss, predicted, batch.targets)
+        predicted, ranks = (np.full(batch.targets.shape, UNSCORED, np.int64) for _ in classes)
+        for found, told in zip((predicted, ranks), classes, strict=True):
+            found[scored] = told.cpu().numpy()
+        return Outcome(loss, predicted, batch.targets, ranks)
+
+    @torch.no_grad()
+    def write(self, batch: Batch, search: Search) -> list[Int[np.ndarray, " _tokens"]]:
+        """What the model writes for each item, as the search finds it; without begin and end.
+
+        TypeError where the model reads no source.
+        """
+        network = self.network
+        if not isinstance(network, Decoder) or network.source is None or batch.second is None:
+            raise TypeError("Only a decoder that reads a source writes texts, and only from one.")
+        self.network.eval()
+        second, lengths = self._tensor(batch.second.inputs), self._tensor(batch.second.lengths)
+        with autocast(self.experiment.precision, self.device):
+            found = searched(network, second, lengths, search)
+        return [tokens.cpu().numpy() for tokens in found]
+
+    @torch.no_grad()
+    def features(self, batch: Batch) -> Float[np.ndarray, "items places _features"]:
+        """What the head reads of each item, in fp32; changes nothing."""
+        self.network.eval()
+        read, _, _ = self._tensors(batch)
+        with autocast(self.experiment.precision, self.device):
+            return self.network.hidden(read.inputs, *read.beside).float().cpu().numpy()
 
     def inspect(self, batch: Batch) -> tuple[Layer, ...]:
         """What each attention layer makes of a batch; changes nothing."""
         self.network.eval()
-        inputs, _, _, lengths = self._tensors(batch)
+        read, _, _ = self._tensors(batch)
         with autocast(self.experiment.precision, self.device):
-            return inspected(self.network, inputs, lengths)
+            return inspected(self.network, read.inputs, *read.beside)
 
     def weights(self) -> dict[str, Tensor]:
         """Live views of all weights, under the names that all backends share."""
@@ -155,6 +189,14 @@ class Learner:
     def load(self, weights: dict[str, Tensor]) -> None:
         """Take over these weights."""
         load(self.network, weights)
+
+    def save(self, path: Path) -> None:
+        """Write all weights to a safetensors file."""
+        save(self.network, path)
+
+    def begin_with(self, path: Path) -> tuple[str, ...]:
+        """Take over what agrees in name and shape from a file that `save` wrote; those names."""
+        return take_over(self.network, read(path))
 
     def _backward(self, batch: Batch) -> float:
         """Set the gradients to those of the scaled mean loss of the whole batch; the mean loss.
@@ -169,48 +211,52 @@ class Learner:
             scored = np.count_nonzero(part.targets != UNSCORED)
             if scored or not places:
                 with autocast(self.experiment.precision, self.device):
-                    loss = self.training_loss(self.network, *self._tensors(part))
+                    loss = self.training_loss(
+                        self.network, *self._tensors(part), self.experiment.training.smoothing
+                    )
                 if scored < places:
                     loss = loss * (scored / places)
                 self.scaler.scale(loss).backward()
                 total = total + loss.detach()
         return total.item()
 
-    def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Inputs, the targets at scored places, those places (None: all), and lengths."""
-        inputs = torch.from_numpy(batch.inputs).to(self.device)
-        targets = torch.from_numpy(batch.targets).to(self.device).flatten()
-        lengths = None
-        if batch.lengths is not None:
-            lengths = torch.from_numpy(batch.lengths).to(self.device)
+    def _tensors(self, batch: Batch) -> tuple[Read, Tensor, Tensor | None]:
+        """What is read, the targets at scored places, and those places (None: all)."""
+        beside = (self._tensor(batch.lengths),)
+        if batch.second is not None:
+            second = batch.second
+            beside = (*beside, self._tensor(second.inputs), self._tensor(second.lengths))
+        read = Read(self._tensor(batch.inputs), beside)
+        targets = self._tensor(batch.targets).flatten()
         scored = batch.targets.ravel() != UNSCORED
         if scored.all():
-            return inputs, targets, None, lengths
+            return read, targets, None
         places = torch.from_numpy(np.flatnonzero(scored)).to(self.device)
         targets = targets[places]
         if self.experiment.compiled:
             # Another number of scored places is no reason to compile again.
             for tensor in (places, targets):
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return inputs, targets, places, lengths
+        return read, targets, places
+
+    @overload
+    def _tensor(self, array: np.ndarray) -> Tensor: ...
+    @overload
+    def _tensor(self, array: None) -> None: ...
+    def _tensor(self, array: np.ndarray | None) -> Tensor | None:
+        return None if array is None else torch.from_numpy(array).to(self.device)
 
 
 def _training_loss(
-    network: Decoder | Encoder,
-    inputs: Tensor,
-    targets: Tensor,
-    places: Tensor | None,
-    lengths: Tensor | None,
+    network: Network, read: Read, targets: Tensor, places: Tensor | None, smoothing: float
 ) -> Tensor:
     """The mean loss at the scored places."""
-    return mean_loss(network, _hidden_at(network, inputs, places, lengths), targets)
+    return mean_loss(network, _hidden_at(network, read, places), targets, smoothing)
 
 
-def _hidden_at(
-    network: Decoder | Encoder, inputs: Tensor, places: Tensor | None, lengths: Tensor | None
-) -> Tensor:
+def _hidden_at(network: Network, read: Read, places: Tensor | None) -> Tensor:
     """The stream at the scored places: logits of the others are never made."""
-    hidden = network.hidden(inputs, lengths).flatten(0, 1)
+    hidden = network.hidden(read.inputs, *read.beside).flatten(0, 1)
     return hidden if places is None else hidden[places]
 
 
@@ -219,7 +265,11 @@ def _parts(batch: Batch, count: int) -> Iterator[Batch]:
     bounds = [len(batch.inputs) * part // count for part in range(count + 1)]
     for items in (slice(*pair) for pair in pairwise(bounds)):
         lengths = None if batch.lengths is None else batch.lengths[items]
-        yield Batch(batch.inputs[items], batch.targets[items], lengths)
+        second = batch.second
+        if second is not None:
+            read = None if second.lengths is None else second.lengths[items]
+            second = Sequences(second.inputs[items], read)
+        yield Batch(batch.inputs[items], batch.targets[items], lengths, second)
 
 
 def _draws(device: torch.device) -> torch.Generator:

@@ -2,20 +2,27 @@
 
 from qkvbench.backends.torch.bidirectional import Encoder
 from qkvbench.backends.torch.causal import Decoder
+from qkvbench.backends.torch.contrast import TwoTowers
 from qkvbench.backends.torch.weights import start
 from qkvbench.model import Decoder as DecoderSpec
 from qkvbench.model import Encoder as EncoderSpec
+from qkvbench.model import EncoderDecoder as EncoderDecoderSpec
 from qkvbench.model import Model, Position, Rotary, Start, transformer
+from qkvbench.model import TwoTowers as TwoTowersSpec
 from qkvbench.variant import Variant, parse
 
+Network = Decoder | Encoder | TwoTowers
 
-def build(model: Model, *, dropout: float = 0.0) -> Decoder | Encoder:
+
+def build(model: Model, *, dropout: float = 0.0) -> Network:
     """The network of `model`, without values; on the meta device it takes no memory."""
     match model.stack:
-        case DecoderSpec() as spec:
+        case DecoderSpec() | EncoderDecoderSpec() as spec:
             return Decoder(model, spec, dropout)
         case EncoderSpec() as spec:
             return Encoder(model, spec, dropout)
+        case TwoTowersSpec() as spec:
+            return TwoTowers(model, spec, dropout)
 
 
 def decoder(

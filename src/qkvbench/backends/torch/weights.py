@@ -51,6 +51,30 @@ def load(module: nn.Module, weights: dict[str, Tensor]) -> None:
         tensor.copy_(weights[name])
 
 
+@torch.no_grad()
+def take_over(module: nn.Module, weights: dict[str, Tensor]) -> tuple[str, ...]:
+    """Copy the weights that agree in name and shape with the module's; their names.
+
+    ValueError where a block's weights do not all agree: what comes of some of them is no start.
+    """
+    named = named_weights(module)
+    agreeing = [
+        name
+        for name, tensor in named.items()
+        if name in weights and tensor.shape == weights[name].shape
+    ]
+    blocks = {name for name in (*named, *weights) if _in_a_block(name)}
+    if lacking := sorted(blocks.difference(agreeing)):
+        raise ValueError(
+            f"A start must agree with the model in every weight of its layers; {lacking[0]} "
+            f"{_size(named.get(lacking[0]), 'the model')} and "
+            f"{_size(weights.get(lacking[0]), 'the file')}."
+        )
+    for name in agreeing:
+        named[name].copy_(weights[name])
+    return tuple(agreeing)
+
+
 def save(module: nn.Module, path: Path) -> None:
     """Write all weights to a safetensors file, each once: what is tied has one weight."""
     save_file(
@@ -74,6 +98,14 @@ def opened(paths: Sequence[Path]) -> dict[str, Callable[[], np.ndarray]]:
         # An open safetensors file has keys and is no mapping.
         tensors |= {name: partial(_array, file, name) for name in file.keys()}  # noqa: SIM118
     return tensors
+
+
+def _in_a_block(name: str) -> bool:
+    return "blocks" in name.split(".")
+
+
+def _size(weight: Tensor | None, place: str) -> str:
+    return f"is not in {place}" if weight is None else f"is {tuple(weight.shape)} in {place}"
 
 
 def _array(file: Any, name: str) -> np.ndarray:

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from qkvbench.backends import Kind, Workload
-from qkvbench.backends.torch.bidirectional import Encoder
 from qkvbench.backends.torch.cache import Cache
 from qkvbench.backends.torch.causal import Decoder
 from qkvbench.backends.torch.kernels import attention_kernel, training_kernel
 from qkvbench.backends.torch.learner import device
 from qkvbench.backends.torch.precision import PRODUCTS
-from qkvbench.backends.torch.stacks import build
+from qkvbench.backends.torch.stacks import Network, build
 from qkvbench.backends.torch.weights import start
 from qkvbench.experiment import Precision
 from qkvbench.model import PRESETS, Model, Tokens, Vectors
@@ -131,7 +130,7 @@ def attention_kernels(precision: Precision) -> dict[str, str]:
     }
 
 
-def _network(model: Model, precision: Precision) -> Decoder | Encoder:
+def _network(model: Model, precision: Precision) -> Network:
     network = build(model)
     start(network, model, seed=0)
     return network.to(device(), PRODUCTS[precision]).eval()
@@ -156,12 +155,12 @@ def _inputs(model: Model, precision: Precision, batch: int, time: int) -> Tensor
 
 
 @torch.no_grad()
-def _move_weights(network: Decoder | Encoder) -> None:
+def _move_weights(network: Network) -> None:
     for weight in network.parameters():
         weight.data = weight.data.clone()
 
 
 @torch.inference_mode()
 def _move_rows(cache: Cache) -> None:
-    for layer in filter(None, cache.layers):
+    for layer in cache.layers:
         layer.rows = {name: rows.clone() for name, rows in layer.rows.items()}

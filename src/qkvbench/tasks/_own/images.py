@@ -10,7 +10,7 @@ from qkvbench.data import own
 from qkvbench.tasks import Task
 from qkvbench.tasks._images import Source, image_classification, prepare
 from qkvbench.tasks._own.content import CLASSIFYING, Content, most_frequent
-from qkvbench.tasks._splits import saved
+from qkvbench.tasks._splits import Pictures, saved
 
 # The side of a patch for each side of an image: 16, 16 and 64 patches.
 PATCHES = {8: 2, 16: 4, 32: 4}
@@ -49,6 +49,6 @@ def image_task(folder: Path) -> Task:
             classes=classes,
             chance=most_frequent(prepared),
             training=CLASSIFYING,
-            load=partial(saved, prepared, PATCHES[side]),
+            load=partial(saved, prepared, partial(Pictures, patch=PATCHES[side])),
         )
     )

@@ -1,0 +1,78 @@
+"""`qkvbench texts`: what models wrote, as files that any scorer reads: a text on each line."""
+
+import shlex
+from pathlib import Path
+
+from qkvbench import tasks
+from qkvbench.cli.parser import Request, RequestError
+from qkvbench.cli.report import found
+from qkvbench.data.cache import DataRefusedError, DataUnavailableError
+from qkvbench.reports._text import printable
+from qkvbench.results.record import Record
+from qkvbench.results.store import StoreError
+
+
+def answer(request: Request) -> int:
+    """Write the files, and print for each run its scores and the command that scores its file."""
+    try:
+        runs = [run for run in found(request.folder).runs().good if run.written is not None]
+    except StoreError as error:
+        raise RequestError(str(error)) from None
+    if not runs:
+        raise RequestError(
+            f"No run in {request.folder} has written texts; "
+            "a run of 'qkvbench run --tasks translation' does."
+        )
+    folder = Path(request.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for task in dict.fromkeys(run.task for run in runs):
+            _write_task(folder, task, [run for run in runs if run.task == task])
+    except (OSError, StoreError) as error:
+        raise RequestError(f"{folder} cannot be written: {error}") from None
+    return 0
+
+
+def _write_task(folder: Path, name: str, runs: list[Record]) -> None:
+    """The files of one task: what was given, the references, and what each run wrote."""
+    given, references = _data(name, runs)
+    for run in runs:
+        assert run.written is not None
+        count = len(run.written.texts)
+        # A name from a record may be anyone's: no file lies outside the folder.
+        beside = f"{printable(name).replace('/', '_')}.{count}"
+        _write_lines(folder / f"{beside}.given.txt", given[:count])
+        reference = folder / f"{beside}.reference.txt"
+        _write_lines(reference, references[:count])
+        place = folder / f"{run.id}.txt"
+        _write_lines(place, run.written.texts)
+        scores = ", ".join(
+            f"{score} {run.metrics[score]:.4f} ({printable(signature)})"
+            for score, signature in run.written.signatures.items()
+        )
+        print(f"{printable(run.arm)}, seed {run.seed}: {scores}")
+        words = [str(reference), "-i", str(place), "-m", *run.written.signatures, "-w", "4"]
+        print(f"  sacrebleu {shlex.join(words)}")
+
+
+def _data(name: str, runs: list[Record]) -> tuple[list[str], list[str]]:
+    """What was given in each item, and the references: those on which the runs were scored."""
+    try:
+        task = tasks.find(name)
+        if task.writing is None:
+            raise RequestError(f"The task {name} asks for no texts any more.")
+        identity = task.load().identity
+    except KeyError:
+        raise RequestError(f"There is no task '{printable(name)}' any more.") from None
+    except (DataRefusedError, DataUnavailableError) as error:
+        raise RequestError(str(error)) from None
+    if other := [run.id for run in runs if run.data_identity not in (None, identity)]:
+        raise RequestError(
+            f"The data of {name} are not those on which run {other[0]} was scored; "
+            "the code that made it has them."
+        )
+    return task.writing.given(), task.writing.references()
+
+
+def _write_lines(place: Path, lines: list[str]) -> None:
+    place.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,29 @@
+"""What is each projection worth in classifying texts? The packaged part of GLUE's place.
+
+Run       qkvbench run glue
+          qkvbench run glue --start masked-reviews    each arm begins with its own pre-training
+Takes     about forty minutes on two cores; with the start a quarter of an hour more
+Expect    sentences and documents of praise and blame, topics of 8 and of 20 classes, and one
+          average under its own name, which is none of GLUE's; two thirds of a minute a run, so
+          speeds of learning more than what is learned in the end
+"""
+
+from qkvbench.recipes import Study
+
+
+def study() -> Study:
+    """The baseline, the four ties of the study, what the article calls value-only, and MQA."""
+    return Study(
+        name="glue",
+        variants=(
+            "q,k,v",
+            "q=k,v",
+            "q,k=v",
+            "q=k=v",
+            "q,k=R(q),v=R(q)",
+            "q=k=x,v",
+            "q=k=v=x",
+            "q,k,v/1",
+        ),
+        seeds={"sentiment": 3, "sentiment-documents": 3, "topics-8": 3, "topics-20": 3},
+    )

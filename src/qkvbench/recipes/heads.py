@@ -1,0 +1,28 @@
+"""Does recall without separate K and V hang on the number of heads, or on their size?
+
+Run       qkvbench run heads
+Takes     about half an hour on two cores
+Reported  the later runs of arXiv:2606.04032's authors: a relative of `q,k=v` fails at associative
+          recall with four heads and not with one, both as wide as the model together
+Wrong     there the number of heads and their size change at once; here each changes alone as well,
+          so models whose heads do not fill them have fewer or more parameters
+Expect    each size has its own baseline: runs are compared within a column, never across
+"""
+
+from qkvbench.recipes import Study
+
+
+def study() -> Study:
+    """Canonical attention, the tie, the same functions with a rotation, and one tensor for all."""
+    return Study(
+        name="heads",
+        variants=("q,k,v", "q,k=v", "q,k,v=R(k)", "q=k=v"),
+        seeds={
+            "recall@1x64": 10,
+            "recall@4x16": 10,
+            "recall@1x16": 10,
+            "recall@4x64": 10,
+            "mqar@1x64": 5,
+            "mqar@4x16": 5,
+        },
+    )

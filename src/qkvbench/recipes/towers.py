@@ -1,0 +1,30 @@
+"""Pictures and names: does it matter in which of two towers a projection goes?
+
+Run       qkvbench run towers
+Takes     about half an hour on two cores
+Reported  the article that this project began from says that keys may matter more in models of
+          image and text
+Expect    few pictures and a small score: large losses show, small ones do not
+"""
+
+from qkvbench.recipes import Study
+
+
+def study() -> Study:
+    """Two ties and no key, in both towers and in each apart."""
+    return Study(
+        name="towers",
+        variants=(
+            "q,k,v",
+            "q=k,v",
+            "q=k,v@image",
+            "q=k,v@text",
+            "q,k=v",
+            "q,k=v@image",
+            "q,k=v@text",
+            "q,k=x,v",
+            "q,k=x,v@image",
+            "q,k=x,v@text",
+        ),
+        seeds={"clip": 3, "clip-de": 3},
+    )

@@ -1,0 +1,31 @@
+"""Find the image of another digit among nine of one, as a network sees them that knows none.
+
+The sets are those of `anomaly-pixels`. The network has learned to name animals, by canonical
+attention, and learns no more: every arm reads the same features of it, and none of the digits was
+among its classes.
+"""
+
+from qkvbench.experiment import Experiment, Training
+from qkvbench.tasks import animals, anomaly_pixels
+from qkvbench.tasks._odd import odd_one
+
+# No arm of a study has this seed, as long as there are fewer than eleven.
+SEED = 10
+
+THROUGH = Experiment(
+    model=animals.TASK.model,
+    task="animals",
+    task_version=animals.TASK.version,
+    training=animals.TASK.training,
+    seed=SEED,
+)
+
+TASK = odd_one(
+    about="Name the place of the odd one of ten digits, from features of animals' network.",
+    version=1,
+    model="anomaly-features",
+    features=THROUGH.model.geometry.d_model,
+    training=Training(steps=1500, batch=32, learning_rate=2e-3, warmup=100),
+    load=anomaly_pixels.load,
+    seen_through=THROUGH,
+)

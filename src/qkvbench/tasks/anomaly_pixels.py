@@ -1,0 +1,31 @@
+"""Find the image of another digit among nine of one, from their pixels (MNIST)."""
+
+from qkvbench.data.cache import keep, kept
+from qkvbench.data.labelled_images import SIDE
+from qkvbench.data.mnist import mnist_70k
+from qkvbench.experiment import Training
+from qkvbench.tasks import Data
+from qkvbench.tasks._odd import Sets, odd_one, prepare
+from qkvbench.tasks._splits import saved
+
+PREPARED = "anomaly-digits-1"
+PATCH = 7
+
+
+def load() -> Data:
+    """Sets of the images of MNIST's usual splits, so no image is in sets of two splits."""
+    folder = kept(PREPARED)
+    if folder is None:
+        splits = mnist_70k()
+        folder = keep(PREPARED, lambda making: prepare(PREPARED, splits, PATCH, making))
+    return saved(folder, Sets)
+
+
+TASK = odd_one(
+    about="Name the place of the odd one of ten handwritten digits, from pixels (MNIST).",
+    version=1,
+    model="anomaly-pixels",
+    features=SIDE**2,
+    training=Training(steps=1500, batch=32, learning_rate=2e-3, warmup=100),
+    load=load,
+)

@@ -1,0 +1,106 @@
+"""Name a picture, byte by byte: a decoder that reads the name so far and attends to the picture."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from qkvbench.data.batch import UNSCORED, Outcome, Search
+from qkvbench.data.tokenizer import BYTES
+from qkvbench.experiment import Training
+from qkvbench.model import Decoder, Learned, Rotary, Start, Vectors, transformer, with_source
+from qkvbench.tasks import Metric, Scored, Task, Writing
+from qkvbench.tasks._emoji import (
+    FEATURES,
+    SQUARES,
+    Made,
+    all_emoji,
+    divided,
+    load,
+    moved_beside,
+    seen,
+)
+from qkvbench.tasks._splits import Items
+
+# Bytes of a name that are read, one that begins it among them: as many as the longest has.
+LENGTH = 43
+# The byte that begins a name and ends it.
+EDGE = 0
+
+
+def made(_training: Sequence[str]) -> Made:
+    """Nothing is learned from names to read them as bytes."""
+
+    def captions(pixels: UInt8[np.ndarray, "items 32 32 3"], names: Sequence[str]) -> Items:
+        rows = np.full((len(names), LENGTH + 1), EDGE)
+        targets = np.full((len(names), LENGTH), UNSCORED)
+        for row, right, name in zip(rows, targets, names, strict=True):
+            text = np.frombuffer(name.encode(), np.uint8)
+            row[1 : len(text) + 1] = text
+            right[: len(text) + 1] = row[1 : len(text) + 2]
+        return Items(rows[:, :-1], targets, second=seen(pixels))
+
+    return captions
+
+
+def score(outcome: Outcome) -> dict[str, float]:
+    """Bits for each byte of the names and of their ends, and the loss of a byte in nats."""
+    loss = float(outcome.loss[outcome.targets != UNSCORED].mean())
+    return {"bits_per_byte": loss / math.log(2), "loss": loss}
+
+
+def read(written: Sequence[Integer[np.ndarray, " _tokens"]]) -> list[str]:
+    """The texts that bytes stand for; what is no UTF-8 is marked as that."""
+    return [bytes(tokens.tolist()).decode(errors="replace") for tokens in written]
+
+
+def tested(names: Literal["english", "concepts"]) -> list[str]:
+    """What the pictures of the test split are called, or what they are of."""
+    found = all_emoji()
+    return [getattr(found, names)[n] for n in divided(found.concepts, found.english)["test"]]
+
+
+def exact(texts: Sequence[str], references: Sequence[str]) -> Scored:
+    """How often what was written is the very name."""
+    same = [text == name for text, name in zip(texts, references, strict=True)]
+    return Scored({"exact_match": sum(same) / len(same)}, {"exact_match": "equal texts"})
+
+
+TASK = Task(
+    about="Write the English name of an emoji whose concept was never seen, byte by byte.",
+    benchmark="clip",
+    tier="packaged",
+    version=1,
+    metric=Metric("bits_per_byte", "bits", "lower", chance=math.log2(BYTES)),
+    tokens=LENGTH,
+    second_tokens=SQUARES,
+    model=with_source(
+        transformer(
+            "captioning",
+            Decoder(BYTES),
+            layers=2,
+            d_model=64,
+            heads=4,
+            position=Rotary(),
+            start=Start(table=0.5, position=0.5),
+        ),
+        Vectors(FEATURES),
+        Learned(SQUARES),
+    ),
+    training=Training(
+        steps=300, batch=64, learning_rate=2e-3, warmup=30, weight_decay=1.0, dropout=0.3
+    ),
+    load=partial(load, "english", made, f"bytes {LENGTH}"),
+    score=score,
+    redrawn=moved_beside,
+    writing=Writing(
+        search=Search(begin=EDGE, end=EDGE, longest=LENGTH, beams=1),
+        read=read,
+        given=partial(tested, "concepts"),
+        references=partial(tested, "english"),
+        score=exact,
+    ),
+)

@@ -1,0 +1,46 @@
+"""Say what followed last time: the pattern that induction heads complete. arXiv:2209.11895.
+
+``… a c … a`` wants ``c``. Every token that was seen before asks, not a special one alone
+(arXiv:2312.00752), and what follows in the sequence is drawn anew: nothing but looking back helps.
+"""
+
+import numpy as np
+from jaxtyping import Int
+
+from qkvbench.data.batch import UNSCORED
+from qkvbench.experiment import Training
+from qkvbench.model.draws import generator
+from qkvbench.tasks import Data
+from qkvbench.tasks._drawn import different, drawn_task
+
+SYMBOLS = 16
+LENGTH = 32
+DRAWN = 20_000
+
+
+def load() -> Data:
+    """Different sequences of symbols drawn uniformly."""
+    items = generator(0, "task", "induction").integers(SYMBOLS, size=(DRAWN, LENGTH))
+    return different(items, followers(items))
+
+
+def followers(items: Int[np.ndarray, "items length"]) -> Int[np.ndarray, "items length"]:
+    """At each place, what followed its symbol where that was last seen before."""
+    rows = np.arange(len(items))
+    last = np.full((len(items), SYMBOLS), UNSCORED)
+    found = np.full_like(items, UNSCORED)
+    for place in range(1, items.shape[1]):
+        last[rows, items[:, place - 1]] = items[:, place]
+        found[:, place] = last[rows, items[:, place]]
+    return found
+
+
+TASK = drawn_task(
+    "induction",
+    "Say what followed a symbol when it was last seen: 32 places, 16 symbols.",
+    vocabulary=SYMBOLS,
+    answers=SYMBOLS,
+    length=LENGTH,
+    training=Training(steps=1000, batch=32, learning_rate=3e-3, warmup=50, evaluations=20),
+    load=load,
+)

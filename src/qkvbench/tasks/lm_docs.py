@@ -1,0 +1,16 @@
+"""Predict the next byte of documentation, of other services than those that were trained on."""
+
+from qkvbench.data.documentation import documentation
+from qkvbench.data.tokenizer import Bytes
+from qkvbench.tasks._language import Source, language_model
+
+TASK = language_model(
+    Source(
+        about="Predict the next byte of documentation; no service is in two splits.",
+        tier="packaged",
+        version=1,
+        model="docs",
+        read=documentation,
+    ),
+    Bytes(),
+)

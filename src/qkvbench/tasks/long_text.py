@@ -1,0 +1,53 @@
+"""Praise or blame, byte by byte, as in the Text task of Long Range Arena. arXiv:2011.04006.
+
+There the training and test reviews of IMDb are read up to 4,000 bytes; here it is the training
+part alone, split anew, and 1,024 bytes unless another length is asked for.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+from qkvbench.data.cache import DataRefusedError
+from qkvbench.data.tokenizer import Bytes, Tokenizer
+from qkvbench.experiment import Training
+from qkvbench.tasks import Task
+from qkvbench.tasks._sentiment import prepared
+from qkvbench.tasks._texts import Source, text_classification
+
+LENGTH = 1024
+# Three of a hundred reviews are longer than 4,096 bytes; the longest has 13,704.
+SHORTEST, LONGEST = 16, 16_384
+
+
+def text(tokenizer: Tokenizer, length: int) -> Task:
+    """The task of telling praise from blame in the first `length` tokens of a review.
+
+    DataRefusedError where no review has so many, or so few say nothing.
+    """
+    if not SHORTEST <= length <= LONGEST:
+        raise DataRefusedError(
+            f"{length:,} tokens of a review cannot be read; write a length from {SHORTEST} to "
+            f"{LONGEST}."
+        )
+    source = Source(
+        about=f"Tell praise from blame in a review's first {length:,} {tokenizer.name} tokens.",
+        tier="packaged",
+        benchmark="long",
+        version=1,
+        model="long-text",
+        classes=2,
+        chance=0.5,
+        length=length,
+        training=Training(
+            steps=120, batch=16, learning_rate=3e-3, warmup=12, evaluations=2, scored=1000
+        ),
+        prepared=partial(prepared, "imdb", length),
+    )
+    return replace(
+        text_classification(source, tokenizer),
+        retokenized=lambda other: text(other, length),
+        lengthened=partial(text, tokenizer),
+    )
+
+
+TASK = text(Bytes(), LENGTH)

@@ -1,0 +1,100 @@
+"""Multi-query associative recall as published (arXiv:2312.04927): pairs, then keys long after.
+
+``k3 v7 k1 v2 | k9 k1 k5 k3 k8 …``: each key is asked for once, where a power law over the distance
+from the pairs puts it. Where the published code writes random tokens in between, some of them are
+keys that were shown, which begins a pair anew with another value. Here the tokens in between are
+keys that were not shown: they look like a question, and no pair is overwritten.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from qkvbench.data.batch import UNSCORED, Outcome
+from qkvbench.experiment import Training
+from qkvbench.model.draws import generator
+from qkvbench.tasks import Data, accuracy
+from qkvbench.tasks._drawn import different, drawn_task
+
+KEYS = 32
+VALUES = 32
+PAIRS = (2, 4, 8)
+LENGTH = 32
+# The exponent of the published power law is this minus one.
+POWER = 0.01
+DRAWN_OF_EACH = 16_000
+
+
+def load() -> Data:
+    """Different sequences with 2, 4 and 8 pairs, in turn."""
+    drawn = [sequences(pairs, DRAWN_OF_EACH) for pairs in PAIRS]
+    inputs, targets = (np.stack(parts, axis=1) for parts in zip(*drawn, strict=True))
+    return different(inputs.reshape(-1, LENGTH), targets.reshape(-1, LENGTH))
+
+
+def sequences(
+    pairs: int, count: int
+) -> tuple[Int[np.ndarray, "count length"], Int[np.ndarray, "count length"]]:
+    """So many sequences with so many pairs, and what is right at each place."""
+    draws = generator(0, "task", f"mqar {pairs}")
+    order = draws.permuted(np.tile(np.arange(KEYS), (count, 1)), axis=1)
+    keys, others = order[:, :pairs], order[:, pairs:]
+    values = KEYS + draws.permuted(np.tile(np.arange(VALUES), (count, 1)), axis=1)[:, :pairs]
+
+    shown = 2 * pairs
+    free = LENGTH - shown
+    items = np.empty((count, LENGTH), np.int64)
+    items[:, 0:shown:2], items[:, 1:shown:2] = keys, values
+    between = draws.integers(others.shape[1], size=(count, free))
+    items[:, shown:] = np.take_along_axis(others, between, axis=1)
+    # A question and a place after it, as published.
+    places = shown + 2 * drawn_by_power_law(draws, free // 2, pairs, count)
+    np.put_along_axis(items, places, keys, axis=1)
+    targets = np.full_like(items, UNSCORED)
+    np.put_along_axis(targets, places, values, axis=1)
+    return items, targets
+
+
+def drawn_by_power_law(
+    draws: np.random.Generator, places: int, wanted: int, count: int
+) -> Int[np.ndarray, "count wanted"]:
+    """Different places, drawn one after the other; the chance of each falls with its distance."""
+    chances = np.arange(1, places + 1) ** (POWER - 1)
+    # The earliest of exponential waiting times, in order, are a draw without replacement.
+    waits = draws.exponential(1 / chances, size=(count, places))
+    return np.argsort(waits, axis=1)[:, :wanted]
+
+
+def score(outcome: Outcome) -> dict[str, float]:
+    """Accuracy over all questions, and for each number of pairs."""
+    asked = (outcome.targets != UNSCORED).sum(axis=1)
+    of_each = {
+        f"accuracy_{pairs}": accuracy(_only(outcome, asked == pairs))["accuracy"]
+        for pairs in PAIRS
+        if (asked == pairs).any()
+    }
+    return accuracy(outcome) | of_each
+
+
+def _only(outcome: Outcome, chosen: Bool[np.ndarray, " items"]) -> Outcome:
+    return Outcome(
+        outcome.loss[chosen],
+        outcome.predicted[chosen],
+        outcome.targets[chosen],
+        outcome.ranks[chosen],
+    )
+
+
+TASK = replace(
+    drawn_task(
+        "mqar",
+        "Recall values by their keys, asked far apart: 2, 4 or 8 pairs in 32 places.",
+        vocabulary=KEYS + VALUES,
+        answers=VALUES,
+        length=LENGTH,
+        training=Training(steps=1000, batch=32, learning_rate=2e-3, warmup=50, evaluations=20),
+        load=load,
+    ),
+    score=score,
+)

@@ -1,0 +1,19 @@
+"""Say digits backwards: each position wants the digit that stands as far from the other end.
+
+Which position looks at which is symmetric, so nothing is lost where Q is K.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from qkvbench.experiment import Training
+from qkvbench.tasks._rewriting import rewriting
+
+TASK = rewriting(
+    "reverse",
+    "Say 16 digits backwards: who looks at whom depends on positions alone, both ways alike.",
+    partial(np.flip, axis=1),
+    training=Training(steps=150, batch=64, learning_rate=3e-3, warmup=15),
+    solved=0.95,
+)

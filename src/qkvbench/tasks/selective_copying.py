@@ -1,0 +1,47 @@
+"""Selective copying (arXiv:2312.00752): symbols scattered among blanks are repeated in order.
+
+``_ c _ _ a _ b | ? ? ?`` wants ``c a b`` at the three marks. Where a symbol stands says nothing;
+one must know how many came before it.
+"""
+
+import numpy as np
+
+from qkvbench.data.batch import UNSCORED
+from qkvbench.experiment import Training
+from qkvbench.model.draws import generator
+from qkvbench.tasks import Data
+from qkvbench.tasks._drawn import different, drawn_task
+
+SYMBOLS = 16
+BLANK = SYMBOLS
+MARK = SYMBOLS + 1
+COPIED = 8
+SCATTERED_OVER = 32
+LENGTH = SCATTERED_OVER + COPIED
+DRAWN = 40_000
+
+
+def load() -> Data:
+    """Different sequences: symbols drawn uniformly, at places drawn uniformly."""
+    draws = generator(0, "task", "selective-copying")
+    order = draws.permuted(np.tile(np.arange(SCATTERED_OVER), (DRAWN, 1)), axis=1)
+    places = np.sort(order[:, :COPIED], axis=1)
+    symbols = draws.integers(SYMBOLS, size=(DRAWN, COPIED))
+
+    items = np.full((DRAWN, LENGTH), BLANK)
+    items[:, SCATTERED_OVER:] = MARK
+    np.put_along_axis(items, places, symbols, axis=1)
+    targets = np.full_like(items, UNSCORED)
+    targets[:, SCATTERED_OVER:] = symbols
+    return different(items, targets)
+
+
+TASK = drawn_task(
+    "selective-copying",
+    "Repeat in order the 8 symbols, of 16, that are scattered over 32 places among blanks.",
+    vocabulary=SYMBOLS + 2,
+    answers=SYMBOLS,
+    length=LENGTH,
+    training=Training(steps=1000, batch=64, learning_rate=2e-3, warmup=50, evaluations=20),
+    load=load,
+)

