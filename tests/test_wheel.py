@@ -10,7 +10,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from qkvbench.data import DataUnavailableError, Wheel, opened, reviews
+from qkvbench.data import DataUnavailableError, Wheel, cache, opened, reviews
 from qkvbench.data.reviews import SHARES, Source, pack
 
 FILE = "tiny_text-1.0-py3-none-any.whl"
@@ -156,6 +156,15 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_reason(wheel, monkeypa
     with pytest.raises(DataUnavailableError, match="cannot be written") as error:
         opened(wheel)
     assert "/proc/qkvbench" in _said(error)
+
+
+def test_what_is_kept_may_be_made_of_a_wheel(wheel):
+    def make(folder):
+        with opened(wheel) as archive:
+            archive.extract(MEMBER, folder)
+
+    # A second lock on the same file would wait for ever.
+    assert (cache.keep("extracted", make) / MEMBER).is_file()
 
 
 def test_what_was_prepared_needs_neither_the_wheel_nor_a_network(source, index, tmp_path):

@@ -5,11 +5,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from hashlib import file_digest
 from pathlib import Path
 
 # Hashes of the files of a kept folder, written last: what lacks them or differs is made anew.
 _SUMS = "SHA256SUMS"
+
+# Whether this thread is the one that writes: a second lock on the same file would wait for ever.
+_writes: ContextVar[bool] = ContextVar("writes", default=False)
 
 
 class DataUnavailableError(Exception):
@@ -35,14 +39,23 @@ def cache_folder() -> Path:
 def writing() -> Iterator[Path]:
     """The cache folder, for one process at a time: arms that start together fetch once.
 
+    Who holds it may ask for it again: what is kept may be made of something else that is kept.
+
     Raises DataUnavailableError where the folder cannot be made or written.
     """
     folder = cache_folder()
+    if _writes.get():
+        yield folder
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield folder
+            token = _writes.set(True)
+            try:
+                yield folder
+            finally:
+                _writes.reset(token)
     except (FileExistsError, NotADirectoryError) as error:
         raise DataUnavailableError(
             f"The cache folder cannot be {folder}: {error.filename or folder} is a file.\n"

@@ -9,21 +9,13 @@ Expect    sentences and documents of praise and blame, topics of 8 and of 20 cla
 """
 
 from qkvbench.recipes import Study
+from qkvbench.recipes.quick import study as quick
 
 
 def study() -> Study:
-    """The baseline, the four ties of the study, what the article calls value-only, and MQA."""
+    """The arms of `quick` on what GLUE is about."""
     return Study(
         name="glue",
-        variants=(
-            "q,k,v",
-            "q=k,v",
-            "q,k=v",
-            "q=k=v",
-            "q,k=R(q),v=R(q)",
-            "q=k=x,v",
-            "q=k=v=x",
-            "q,k,v/1",
-        ),
+        variants=quick().variants,
         seeds={"sentiment": 3, "sentiment-documents": 3, "topics-8": 3, "topics-20": 3},
     )

@@ -131,7 +131,8 @@ def stratified(
 ) -> dict[str, list[int]]:
     """The numbers of the examples of each split, in the order of the hashes of their contents.
 
-    Each class gives its shares to the splits, so all have it, and any prefix is a fair sample.
+    Each class gives its shares to the splits, so all have it. A prefix of the tests is a fair
+    sample; the training split begins with the classes whose other shares are full first.
     """
     hashes = [sha256(content).digest() for content in contents]
     order = sorted(range(len(hashes)), key=hashes.__getitem__)

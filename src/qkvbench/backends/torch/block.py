@@ -55,36 +55,31 @@ class Block(nn.Module):
     ) -> None:
         """The block that `spec` describes."""
         super().__init__()
-        size = geometry
+        layer = partial(
+            Attention,
+            d_model=geometry.d_model,
+            heads=geometry.heads,
+            kv_heads=geometry.kv_heads,
+            head_dim=geometry.head_dim,
+        )
         added = isinstance(position, Learned | Sinusoidal)
         self.dropout = dropout
         self.attention = None
         if spec.attention:
-            self.attention_norm = nn.LayerNorm(size.d_model, spec.norm.eps)
-            self.attention = Attention(
+            self.attention_norm = nn.LayerNorm(geometry.d_model, spec.norm.eps)
+            self.attention = layer(
                 spec.attention.variant,
-                size.d_model,
-                size.heads,
-                kv_heads=size.kv_heads,
-                head_dim=size.head_dim,
                 position=NoPosition() if added else position,
                 causal=causal,
             )
         self.cross = None
         if spec.cross:
-            self.cross_norm = nn.LayerNorm(size.d_model, spec.norm.eps)
-            self.cross = Attention(
-                spec.cross.variant,
-                size.d_model,
-                size.heads,
-                kv_heads=size.kv_heads,
-                head_dim=size.head_dim,
-                crosses=True,
-            )
+            self.cross_norm = nn.LayerNorm(geometry.d_model, spec.norm.eps)
+            self.cross = layer(spec.cross.variant, crosses=True)
         self.feed_forward = None
         if spec.feed_forward:
-            self.feed_forward_norm = nn.LayerNorm(size.d_model, spec.norm.eps)
-            self.feed_forward = FeedForward(size.d_model, spec.feed_forward.width)
+            self.feed_forward_norm = nn.LayerNorm(geometry.d_model, spec.norm.eps)
+            self.feed_forward = FeedForward(geometry.d_model, spec.feed_forward.width)
 
     def forward(
         self,
