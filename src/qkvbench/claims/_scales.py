@@ -65,3 +65,12 @@ VISION = Scale(
     setting="the study's vision Transformers on MNIST, FashionMNIST, CIFAR and an anomaly task",
     takes=lambda: "those five data sets, and vision encoders with patches of 4 pixels",
 )
+
+# The article names no model, and no data.
+TWO_TOWERS = Scale(
+    models=None,
+    setting="CLIP-style models of photographs and captions",
+    takes=lambda: (
+        "two-tower models trained on millions of captioned photographs, with several seeds an arm"
+    ),
+)
