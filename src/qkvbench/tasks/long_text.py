@@ -30,7 +30,7 @@ def text(tokenizer: Tokenizer, length: int) -> Task:
             f"{LONGEST}."
         )
     source = Source(
-        about=f"Tell praise from blame in a review's first {length:,} {tokenizer.name} tokens.",
+        about=f"Tell praise from blame in the first {length:,} tokens of a review ({tokenizer.name}).",
         tier="packaged",
         benchmark="long",
         version=1,
