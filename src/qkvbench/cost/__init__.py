@@ -1,6 +1,10 @@
 """What a model costs, computed: parameters, multiply-accumulates, cache bytes. Never observed."""
 
 from qkvbench.cost.cache import (
+    ROW_NAMES,
+    ROW_TYPES,
+    RowName,
+    RowType,
     cache_bytes_per_token,
     cache_tensors,
     cached_values,
@@ -11,7 +15,11 @@ from qkvbench.cost.operations import attention_macs, flops, macs, study_flops
 from qkvbench.cost.parameters import Parameters, attention_parameters, parameters
 
 __all__ = [
+    "ROW_NAMES",
+    "ROW_TYPES",
     "Parameters",
+    "RowName",
+    "RowType",
     "StepMemory",
     "attention_macs",
     "attention_parameters",

@@ -24,10 +24,19 @@ HELD = 2**22
 class Scores(nn.Module):
     """softmax(temperature·q·k / sqrt(head_dim) + shift)·v, with everything that makes the shift."""
 
-    def __init__(self, spec: Spec, position: Position, heads: int, *, causal: bool) -> None:
-        """The scores of `heads` query heads."""
+    def __init__(
+        self,
+        spec: Spec,
+        position: Position,
+        heads: int,
+        *,
+        causal: bool,
+        window: int | None = None,
+    ) -> None:
+        """The scores of `heads` query heads, each of which sees less than `window` places away."""
         super().__init__()
         self.spec = spec
+        self.window = window
         self.causal = causal
         self.correction = nn.ParameterDict()
         if spec.correction:
@@ -93,13 +102,15 @@ class Scores(nn.Module):
             q, k, v, attn_mask=seen, is_causal=self.causal, enable_gqa=k.shape[1] != q.shape[1]
         )
 
-    def shares(self, products: Tensor, rows: Rows, lengths: Lengths | None = None) -> Tensor:
+    def shares(
+        self, products: Tensor, rows: Rows, lengths: Lengths | None = None, first: int = 0
+    ) -> Tensor:
         """The weights of attention, in fp32 or better, from products scaled by 1/sqrt(head_dim).
 
-        `products` are (batch, heads, rows, columns), the columns at positions 0, 1, ....
+        `products` are (batch, heads, rows, columns), columns at positions first, first + 1, ....
         """
         scores = products.to(torch.promote_types(products.dtype, torch.float32))
-        columns = torch.arange(products.shape[-1], device=products.device)
+        columns = torch.arange(first, first + products.shape[-1], device=products.device)
         # Autocast would make products of features coarse.
         with torch.autocast(products.device.type, enabled=False):
             if self.spec.correction:
