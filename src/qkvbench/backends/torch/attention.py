@@ -49,7 +49,7 @@ class Attention(nn.Module):
     Where it `crosses`, Q is made from its input, K and V from a source.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a layer is all of these)
         self,
         variant: Variant | str,
         d_model: int,
@@ -60,6 +60,7 @@ class Attention(nn.Module):
         position: Position = NoPosition(),
         causal: bool = False,
         crosses: bool = False,
+        window: int | None = None,
     ) -> None:
         """The layer; ValueError where the variant cannot be built at these sizes."""
         super().__init__()
@@ -68,8 +69,10 @@ class Attention(nn.Module):
                 f"{position.kind.capitalize()} positions are added to a model's input, "
                 "not in its attention."
             )
-        if crosses and (causal or position != NoPosition()):
-            raise ValueError("Between two sequences there are no positions and no causality.")
+        if crosses and (causal or window is not None or position != NoPosition()):
+            raise ValueError(
+                "Between two sequences there are no positions, no window and no causality."
+            )
         variant = parse(variant) if isinstance(variant, str) else variant
         geometry = sized(d_model, heads, kv_heads, head_dim)
         self.plan = (
@@ -77,7 +80,7 @@ class Attention(nn.Module):
         )
         self.turner = Turner(position, self.plan.geometry.head_dim)
         size = self.plan.geometry
-        self.scores = Scores(self.plan.scores, position, size.heads, causal=causal)
+        self.scores = Scores(self.plan.scores, position, size.heads, causal=causal, window=window)
         # All projections of an input in one matrix product; `split` names the rows.
         rows = sum(self.plan.matrices.values()) * size.head_dim
         self.projection = nn.Linear(d_model, rows) if rows else None

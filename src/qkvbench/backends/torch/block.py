@@ -75,6 +75,7 @@ class Block(nn.Module):
                 spec.attention.variant,
                 position=NoPosition() if added else position,
                 causal=causal,
+                window=spec.attention.window,
             )
         self.cross = None
         if spec.cross:

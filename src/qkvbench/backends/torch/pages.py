@@ -155,7 +155,9 @@ class Pages:
         """The rows as they are stored."""
         numbers, scales = packed(rows.detach(), self.kind)
         stored: dict[_Stored, Tensor] = {"numbers": numbers}
-        return stored if scales is None else stored | {"scales": scales}
+        if scales is not None:
+            stored["scales"] = scales
+        return stored
 
     def _get(self, stored: _Stored, parts: list[Part], stretch: slice) -> Tensor:
         """This stretch of the pages, of all who read them."""
