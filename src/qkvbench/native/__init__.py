@@ -1,0 +1,20 @@
+"""Decoding on a CPU by a kernel of our own: each cached row is read once, as a key and as a value.
+
+It is a library that is built where there is a compiler. Where there is none, `lacking` says why, and
+whoever asks goes on without.
+"""
+
+from qkvbench.native.decode import KINDS, Decoding, Kind, Rows, Turns
+from qkvbench.native.library import UnavailableError, lacking, target, targets
+
+__all__ = [
+    "KINDS",
+    "Decoding",
+    "Kind",
+    "Rows",
+    "Turns",
+    "UnavailableError",
+    "lacking",
+    "target",
+    "targets",
+]
