@@ -4,7 +4,7 @@ It is a library that is built where there is a compiler. Where there is none, `l
 whoever asks goes on without.
 """
 
-from qkvbench.native.decode import KINDS, Decoding, Kind, Rows, Turns
+from qkvbench.native.decode import KINDS, Decoding, Kind, Rows, Turns, takes
 from qkvbench.native.library import UnavailableError, lacking, target, targets
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Turns",
     "UnavailableError",
     "lacking",
+    "takes",
     "target",
     "targets",
 ]

@@ -163,8 +163,13 @@ class Decoding:
         return kept.ctypes.data
 
 
+def takes(head_dim: int) -> bool:
+    """Whether heads of this size can be read."""
+    return head_dim % LANES == 0 and 0 < head_dim <= MOST_DIM
+
+
 def _check(kind: Kind, keys: Rows, values: Rows | None, head_dim: int, turns: Turns | None) -> None:
-    if head_dim % LANES or not 0 < head_dim <= MOST_DIM:
+    if not takes(head_dim):
         raise ValueError(f"head_dim is {head_dim}; it must be a multiple of 16 up to {MOST_DIM}.")
     if turns is not None and turns.turned > head_dim:
         raise ValueError(f"{turns.turned} coordinates are to be turned, of {head_dim}.")

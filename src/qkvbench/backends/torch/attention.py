@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qkvbench.backends.torch import pages
 from qkvbench.backends.torch.cache import Cache, LayerCache, Maps, kept_rows, source_rows
+from qkvbench.backends.torch.one_pass import one_pass
 from qkvbench.backends.torch.position import Turner
 from qkvbench.backends.torch.rows import row_type
 from qkvbench.backends.torch.scores import Rows, Scores
@@ -127,11 +128,15 @@ class Attention(nn.Module):
         for kept in self.plan.kept:
             layer.rows[kept.name].write(self.make(kept.path, made, layer.rotations, turn))
         query = self.make(self.plan.paths["q"], made, layer.rotations, turn)
-        rows = torch.tensor([cache.longest], device=x.device)
-        if cache.lengths is not None:
-            rows = cache.lengths[:, None]
-        stretch = (cache.first(layer), cache.longest + 1)
-        seen = self.unfold(self._attend_roots(query, layer, rows, stretch), layer.rotations)
+        if layer.one_pass:
+            seen = layer.one_pass(self._asked(query), *cache.seen(layer)).view(query.shape)
+        else:
+            rows = torch.tensor([cache.longest], device=x.device)
+            if cache.lengths is not None:
+                rows = cache.lengths[:, None]
+            stretch = (cache.first(layer), cache.longest + 1)
+            seen = self._attend_roots(query, layer, rows, stretch)
+        seen = self.unfold(seen, layer.rotations)
         seen = self._follow(self.plan.output, seen, layer.rotations, turn)
         return self.merge(seen.to(x.dtype))
 
@@ -147,7 +152,7 @@ class Attention(nn.Module):
             rows = {kept.name: self.make(kept.path, made, rotations) for kept in self.plan.kept}
             computed = rows[self.plan.kept_value.name].dtype
             kept = source_rows(self.plan, rows, kind or row_type(computed))
-            return LayerCache(kept, rotations, computed, lengths)
+            return self._layer(kept, rotations, computed, lengths)
 
     def look_up(self, x: Stream, layer: LayerCache) -> Stream:
         """Attend over what is kept of a source, folded.
@@ -157,8 +162,12 @@ class Attention(nn.Module):
         source = layer.rows[self.plan.kept_value.name].table
         grouped = x.reshape(source.batch, -1, x.shape[-1])
         query = self.make(self.plan.paths["q"], self._projected(grouped, "stream"), layer.rotations)
-        rows = torch.arange(grouped.shape[1], device=x.device)
-        seen = self._attend_roots(query, layer, rows, (0, source.size), layer.lengths)
+        if layer.one_pass:
+            end = source.size if layer.lengths is None else layer.lengths.tolist()
+            seen = layer.one_pass(self._asked(query), 0, end).view(query.shape)
+        else:
+            rows = torch.arange(grouped.shape[1], device=x.device)
+            seen = self._attend_roots(query, layer, rows, (0, source.size), layer.lengths)
         return self.merge(self.unfold(seen, layer.rotations).to(x.dtype)).view_as(x)
 
     def project(self, x: Stream, source: SourceStream | None = None) -> dict[Path, Heads]:
@@ -282,8 +291,19 @@ class Attention(nn.Module):
     def new_cache(self, table: Table, kind: RowType) -> LayerCache:
         """An empty cache for this layer, in rows of type `kind`."""
         with torch.no_grad():
-            rows, weights = kept_rows(self.plan, table, kind), self.o.weight.dtype
-            return LayerCache(rows, self.rotations(), weights, window=self.scores.window)
+            rows = kept_rows(self.plan, table, kind)
+            return self._layer(rows, self.rotations(), self.o.weight.dtype)
+
+    def _layer(
+        self,
+        rows: dict[str, pages.Pages],
+        rotations: Maps,
+        computed: torch.dtype,
+        lengths: Lengths | None = None,
+    ) -> LayerCache:
+        """What this layer keeps in `rows`."""
+        kernel = one_pass(self.plan, self.scores, self.turner, self.scale, rows, computed)
+        return LayerCache(rows, rotations, computed, lengths, None, self.scores.window, kernel)
 
     def _attend_roots(
         self,
@@ -300,8 +320,8 @@ class Attention(nn.Module):
         first, end = stretch
         batch, heads, time, head_dim = query.shape
         kept, kind = self.plan.kept_value, layer.computed
-        query = query.reshape(batch, kept.heads, -1, head_dim).to(kind) * head_dim**-0.5
-        products = self._products(query, layer, stretch).view(batch, heads, time, -1)
+        asked = self._asked(query.to(kind))
+        products = self._products(asked, layer, stretch).view(batch, heads, time, -1)
         shares = self.scores.shares(products, rows, lengths, first)
         shares = shares.to(kind).view(batch, kept.heads, -1, end - first)
         seen = [
@@ -309,6 +329,12 @@ class Attention(nn.Module):
             for at, tile in layer.rows[kept.name].tiles(first, end, kind)
         ]
         return _summed(seen).reshape(batch, heads, time, head_dim)
+
+    def _asked(self, query: Heads) -> Heads:
+        """Scaled queries, those of one root together."""
+        size = self.plan.geometry
+        roots = self.plan.kept_value.heads
+        return query.reshape(len(query), roots, -1, size.head_dim) * size.head_dim**-0.5
 
     def _products(self, query: Heads, layer: LayerCache, stretch: tuple[int, int]) -> Tensor:
         """Products of the queries with K, read from the kept rows; never all made at once."""

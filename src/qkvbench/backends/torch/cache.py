@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from qkvbench.backends.torch.one_pass import OnePass
 from qkvbench.backends.torch.pages import Pages
 from qkvbench.backends.torch.rows import Heads
 from qkvbench.backends.torch.table import Growing, Reserved, Storage, Table
@@ -28,7 +29,7 @@ class LayerCache:
     ``rotations`` are the layer's learned rotations, made once: weights stand still in decoding.
     ``computed`` is the type of products with the rows. ``cross`` are the rows of a source, which
     are all there before the first step; of those ``lengths`` says how many are read. ``window`` is
-    how many slots are seen; None is all.
+    how many slots are seen; None is all. ``one_pass`` attends to the rows, where it can.
     """
 
     rows: dict[str, Pages]
@@ -37,6 +38,7 @@ class LayerCache:
     lengths: Int[Tensor, " batch"] | None = None
     cross: "LayerCache | None" = None
     window: int | None = None
+    one_pass: OnePass | None = None
 
 
 @dataclass(frozen=True)
@@ -223,11 +225,12 @@ class Cache:
         """The first slot that the next token of any sequence sees in this layer."""
         return _first_seen(self.shortest, layer.window)
 
-    def seen(self, layer: LayerCache) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
+    def seen(self, layer: LayerCache) -> tuple[int | list[int], int | list[int]]:
         """The slots that the next token of each sequence sees, itself included: [first, end)."""
-        lengths = self._lengths()
-        first = [_first_seen(length, layer.window) for length in lengths]
-        return torch.tensor(first), torch.tensor([length + 1 for length in lengths])
+        if self._known is None:
+            return self.first(layer), self.longest + 1
+        first = [_first_seen(length, layer.window) for length in self._known]
+        return first, [length + 1 for length in self._known]
 
     def move(self) -> None:
         """Lie elsewhere in memory from now on."""

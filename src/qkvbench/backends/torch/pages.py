@@ -4,7 +4,7 @@ One page for all that a sequence may ever hold is the plain contiguous cache: it
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -39,6 +39,15 @@ class Paged:
     rows: int
     head_stride: int
     row_stride: int
+
+    def on(self, device: torch.device) -> "Paged":
+        """The same, told on a device."""
+        scales = self.scale_addresses
+        return replace(
+            self,
+            addresses=self.addresses.to(device),
+            scale_addresses=None if scales is None else scales.to(device),
+        )
 
 
 class Pages:
@@ -138,6 +147,7 @@ class Pages:
         """Lie elsewhere in memory from now on."""
         for slab in self._slabs:
             slab.update({stored: tensor.clone() for stored, tensor in slab.items()})
+        self.table.version += 1
 
     def _addresses(self, stored: _Stored) -> Int[Tensor, "batch columns"]:
         """The address of each page of what is stored."""

@@ -71,6 +71,8 @@ class Table:
         self.slabs: list[int] = []
         # Where the new rows of an opened slot go, and in which row of their pages.
         self.targets: list[tuple[Part, int | Tensor]] = []
+        # Another number whenever a sequence reads another page, or a page lies elsewhere.
+        self.version = 0
         self._rooms: list[Rooms] = []
         # By page: its slab and its place there, and how many sequences read it.
         self._home: list[tuple[int, int]] = []
@@ -128,6 +130,8 @@ class Table:
     def hold(self, first: int, end: int) -> None:
         """Have a page for every slot from `first` up to `end`; give back those wholly before."""
         left = first // self.size
+        if left > self._left or self.columns * self.size < end:
+            self.version += 1
         for column in range(self._left, min(left, self.columns)):
             self._give_back(self._columns[column])
             self._columns[column] = [NOWHERE] * self.batch
@@ -139,6 +143,7 @@ class Table:
 
     def clear(self) -> None:
         """Forget all sequences; the pages stay, to be taken again."""
+        self.version += 1
         for pages in self._columns:
             self._give_back(pages)
         self._columns, self._left = [], 0
@@ -146,6 +151,7 @@ class Table:
 
     def follow(self, parents: Sequence[int]) -> None:
         """Each sequence goes on as its parent's, on the same pages; there may be more or fewer."""
+        self.version += 1
         before = self._columns
         self._columns = [[pages[parent] for parent in parents] for pages in before]
         for pages in self._columns[self._left :]:
@@ -212,6 +218,7 @@ class Table:
                 copied.append(page)
         if not moving:
             return
+        self.version += 1
         own = self._taken(len(moving))
         for sequence, page in zip(moving, own, strict=True):
             pages[sequence] = page
