@@ -76,7 +76,7 @@ class Case:
                     rows, scales=where, scale_head_stride=self.page_rows, scale_row_stride=1
                 )
             self.kept[name] = (rows, lies, scales)
-            # (batch, slots, roots, head_dim)
+            # Of shape: batch, slots, roots, head_dim.
             self.meant[name] = (
                 says[order]
                 .transpose(0, 1, 3, 2, 4)
@@ -352,7 +352,7 @@ def test_parts_are_joined_by_their_log_sums():
     ],
 )
 def test_what_cannot_be_is_said_in_words(change, says):
-    rows, lies, _ = Case().kept["keys"]
+    rows, *_ = Case().kept["keys"]
     asked = {"kind": "fp32", "head_dim": 64, "roots": 3, "page_rows": 64} | change
     with pytest.raises(ValueError, match=says):
         native.Decoding(asked.pop("kind"), rows, **asked)
@@ -404,7 +404,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):
     broken.write_text("#!/bin/sh\necho 'fatal error: no <stdint.h>' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    with pytest.raises(build.CannotBuildError, match="no <stdint.h>"):
+    with pytest.raises(build.CannotBuildError, match=r"no <stdint\.h>"):
         build.build(tmp_path)
 
 

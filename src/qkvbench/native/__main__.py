@@ -1,4 +1,4 @@
-"""`python -m qkvbench.native` builds the library where it is not up to date, or says why it cannot."""
+"""`python -m qkvbench.native` builds the library, or says why it cannot."""
 
 import sys
 

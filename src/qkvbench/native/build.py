@@ -85,7 +85,7 @@ def build(into: Path = HERE, objects: Path | None = None) -> Path:
     new = objects / LIBRARY
     _run([*command, "-shared", "-pthread", *made, "-o", str(new)])
     # A library in use must not change under who uses it: another takes its name.
-    os.replace(new, library)
+    new.replace(library)
     return library
 
 
@@ -106,7 +106,7 @@ def _object(command: list[str], name: str, flags: list[str], objects: Path, stam
             old.unlink()
         part = made.with_suffix(".part")
         _run([*words, "-c", str(source), "-o", str(part)])
-        os.replace(part, made)
+        part.replace(made)
     return made
 
 

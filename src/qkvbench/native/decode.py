@@ -21,8 +21,9 @@ LANES, TILE, STRETCH, MOST_DIM = 16, 64, 1024, 256
 
 @dataclass(frozen=True)
 class Rows:
-    """Where cached rows lie. Row `slot` of sequence b and root head g begins, in elements, at
+    """Where cached rows lie.
 
+    Row `slot` of sequence b and root head g begins, in elements, at
     pages[b, slot // page_rows] + g · head_stride + (slot % page_rows) · row_stride.
 
     `pages` holds addresses and is read at each call, so it may change in between; one page for each
@@ -65,7 +66,7 @@ class Decoding:
     [first, length) of each sequence are seen, and to `position` where its query is (for slopes).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what a call of attention is told)
         self,
         kind: Kind,
         keys: Rows,

@@ -29,14 +29,18 @@ struct Tile {
 };
 
 // Asks for COUNT rows before they are needed. Spread over the work, so that no burst of them waits.
-INLINE void ask_for(const char* const* rows, int count, int bytes) {
-    for (int r = 0; r < count; ++r)
+template <int COUNT>
+INLINE void ask_for(const char* const* rows, int bytes) {
+    each<COUNT>([&](auto r) INLINE_LAMBDA {
         for (int at = 0; at < bytes; at += 64) __builtin_prefetch(rows[r] + at);
+    });
 }
+
+constexpr int QUERY_FLOATS = 304;  // room of a head's query in any layout
 
 // The shape of a call, as all functions on tiles ask for it.
 struct Shape {
-    int head_dim, row_bytes, turned, half, half_padded, rest, query_floats, sums_floats;
+    int head_dim, row_bytes, turned, half, half_padded, rest, sums_floats;
     bool shared, scaled_rows, slopes;
     const float *key_scale, *near;
 };
@@ -44,13 +48,25 @@ struct Shape {
 // HEADS query heads that are scored together: 16 lanes hold HEADS heads times WIDTH / HEADS rows,
 // row by row within each head.
 struct Heads {
-    const float* query;           // as floats, as bf16 or as bytes: `query_floats` for each head
+    const float* query;           // as floats, as bf16 or as bytes: QUERY_FLOATS for each head
     const float* slope;           // one for each lane
     float *most, *total;          // WIDTH each
-    float* weights;               // QKV_TILE * HEADS; scores first
+    float* scores;                // SCORES for each head; then weights
     float* sums;                  // `sums_floats` for each head
     const Tile* ahead;            // a later tile to ask for, or null
 };
+
+// Scores of one head and tile, and its part of a vector with the largest of each lane.
+constexpr int SCORES = QKV_TILE + WIDTH;
+
+// One half of a later tile's rows is asked for by scores, the other by weighted sums.
+template <int HALF, int ROWS>
+INLINE void ask_ahead(const Shape& shape, const Tile* ahead, int at) {
+    if (!ahead || at >= ahead->rows) return;
+    constexpr int COUNT = ROWS == 1 ? 1 - HALF : ROWS / 2;
+    ask_for<COUNT>(ahead->key + at + HALF * COUNT, shape.row_bytes);
+    if (!shape.shared) ask_for<COUNT>(ahead->value + at + HALF * COUNT, shape.row_bytes);
+}
 
 // Keys times queries in fp32, from any type; the first `turned` coordinates are turned on the way.
 template <class Number, int HEADS>
@@ -84,7 +100,7 @@ struct Floats {
         Vector x[ROWS];
         each<ROWS>([&](auto r) INLINE_LAMBDA { x[r] = read(rows[r] + shape.turned + i); });
         each<HEADS>([&](auto h) INLINE_LAMBDA {
-            const Vector q = load(query + h * shape.query_floats);
+            const Vector q = load(query + h * QUERY_FLOATS);
             each<ROWS>([&](auto r) INLINE_LAMBDA { sum[h * ROWS + r] += q * x[r]; });
         });
     }
@@ -106,8 +122,9 @@ struct Floats {
             const Vector sin = load(near + (r * 2 + 1) * shape.half_padded);
             const Vector first = x * cos - y * sin, second = y * cos + x * sin;
             each<HEADS>([&](auto h) INLINE_LAMBDA {
-                const float* q = query + h * shape.query_floats;
-                sum[h * ROWS + r] += load(q) * first + load(q + shape.half_padded) * second;
+                const float* q = query + h * QUERY_FLOATS;
+                sum[h * ROWS + r] += load(q) * first;
+                sum[h * ROWS + r] += load(q + shape.half_padded) * second;
             });
         });
     }
@@ -137,7 +154,8 @@ struct Floats {
             });
         });
         for (int at = 0; at < tile.rows; at += ROWS) {
-            const float* weight = heads.weights + at * HEADS;
+            if (i == 0) ask_ahead<1, ROWS>(shape, heads.ahead, at);
+            const float* weight = heads.scores + at * HEADS;
             each<ROWS>([&](auto r) INLINE_LAMBDA {
                 const Number* row = (const Number*)tile.value[at + r] + i;
                 Vector x[CHUNKS];
@@ -156,43 +174,55 @@ struct Floats {
     }
 };
 
-// Scores of a tile, then its weights relative to the largest score so far.
-template <class Keys, class Values, int HEADS>
+// Scores of a tile, and the largest of each lane behind them.
+template <class Keys, int HEADS>
 void score(const Shape& shape, const Tile& tile, const Heads& heads) {
     constexpr int ROWS = WIDTH / HEADS;
     Vector most = all(UNSEEN);
     for (int at = 0; at < tile.rows; at += ROWS) {
-        if (heads.ahead && at < heads.ahead->rows) {
-            ask_for(heads.ahead->key + at, ROWS, shape.row_bytes);
-            if (!shape.shared) ask_for(heads.ahead->value + at, ROWS, shape.row_bytes);
-        }
+        ask_ahead<0, ROWS>(shape, heads.ahead, at);
         Vector x = Keys::products(shape, tile, heads, at);
         if (shape.scaled_rows) x *= repeated<ROWS>(tile.key_scale + at);
         if (shape.slopes) x -= load(heads.slope) * repeated<ROWS>(tile.distance + at);
         x += repeated<ROWS>(tile.seen + at);
         most = largest(most, x);
-        store(heads.weights + at * HEADS, x);
+        store(heads.scores + at * HEADS, x);
     }
+    store(heads.scores + QKV_TILE * HEADS, most);
+}
+
+// What is summed so far, made relative to a new largest score.
+template <int HEADS>
+INLINE void shrink(const Shape& shape, const Heads& heads, Vector shrunk) {
+    float lanes[WIDTH];
+    store(lanes, shrunk);
+    for (int h = 0; h < HEADS; ++h) {
+        float* sums = heads.sums + h * shape.sums_floats;
+        for (int i = 0; i < shape.sums_floats; i += WIDTH)
+            store(sums + i, load(sums + i) * all(lanes[h * (WIDTH / HEADS)]));
+    }
+}
+
+// The weights of a tile's scores, relative to the largest so far, and the weighted sum of its rows.
+template <class Values, int HEADS>
+void weigh(const Shape& shape, const Tile& tile, const Heads& heads) {
+    constexpr int ROWS = WIDTH / HEADS;
     const Vector before = load(heads.most);
-    most = largest(largest_of<ROWS>(most), before);
+    const Vector here = load(heads.scores + QKV_TILE * HEADS);
+    const Vector most = largest(largest_of<ROWS>(here), before);
     Vector total = load(heads.total);
     if (any_above(most, before)) {
         const Vector shrunk = exp2_of(before - most);
         total *= shrunk;
         store(heads.most, most);
-        float lanes[WIDTH];
-        store(lanes, shrunk);
-        for (int h = 0; h < HEADS; ++h) {
-            float* sums = heads.sums + h * shape.sums_floats;
-            for (int i = 0; i < shape.sums_floats; i += WIDTH)
-                store(sums + i, load(sums + i) * all(lanes[h * ROWS]));
-        }
+        shrink<HEADS>(shape, heads, shrunk);
     }
     for (int at = 0; at < tile.rows; at += ROWS) {
-        const Vector p = Values::rounded(exp2_of(load(heads.weights + at * HEADS) - most));
+        const Vector p = Values::rounded(exp2_of(load(heads.scores + at * HEADS) - most));
         total += p;
-        store(heads.weights + at * HEADS,
+        store(heads.scores + at * HEADS,
               shape.scaled_rows ? p * repeated<ROWS>(tile.value_scale + at) : p);
     }
     store(heads.total, total);
+    Values::weigh(shape, tile, heads);
 }

@@ -24,7 +24,7 @@ struct Pairs {
                 x[r] = _mm512_maskz_loadu_epi16(mask, (const Number*)tile.key[at + r] + i);
             });
             each<HEADS>([&](auto h) INLINE_LAMBDA {
-                const float* query = heads.query + h * shape.query_floats + i / 2;
+                const float* query = heads.query + h * QUERY_FLOATS + i / 2;
                 const __m512i high = _mm512_loadu_si512(query);
                 each<ROWS>([&](auto r) INLINE_LAMBDA {
                     sum[h * ROWS + r] = _mm512_dpbf16_ps(sum[h * ROWS + r], pair(high), pair(x[r]));
@@ -64,7 +64,8 @@ struct Pairs {
         });
         const __mmask32 mask = leading_of_32(shape.head_dim - i - (CHUNKS - 1) * 32);
         for (int at = 0; at < tile.rows; at += ROWS) {
-            const Vector both = load(heads.weights + at * HEADS);
+            if (i == 0) ask_ahead<1, ROWS>(shape, heads.ahead, at);
+            const Vector both = load(heads.scores + at * HEADS);
             uint32_t weight[WIDTH / 2];  // two neighbouring rows' of one head
             _mm256_storeu_si256((__m256i*)weight, (__m256i)_mm512_cvtneps_pbh(both));
             each<ROWS / 2>([&](auto r) INLINE_LAMBDA {

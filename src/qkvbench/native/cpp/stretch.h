@@ -1,34 +1,33 @@
 // One stretch of one root: its queries are laid out, its tiles attended to, its sums told.
 
-constexpr int QUERY_FLOATS = 304;  // room of a head's query in any layout
 constexpr int TILE_BYTES = 4096;   // of cached rows that a tile aims at: near, and soon used again
+constexpr int GROUP_BYTES = 8192;  // where many heads share a row, what is done once a tile costs more
 constexpr int AHEAD = 2;           // tiles that are asked for before they are needed
 constexpr int MOST_HEADS = WIDTH < 8 ? WIDTH : 8;
 
-// How one type of cached numbers is read.
+using OnTile = void (*)(const Shape&, const Tile&, const Heads&);
+
+// How one type of cached numbers is read; functions for 1, 2, 4 and 8 heads.
 struct Way {
     int bytes;    // of a number
     int vectors;  // over which the numbers of a chunk of WIDTH * vectors are spread in the sums
-    // Writes a head's query as `attend_tile` reads it; `query` is in base 2.
+    // Writes a head's query as `score` reads it; `query` is in base 2.
     void (*lay_out)(const Shape&, const float* query, float* into);
-    void (*attend_tile)(int heads, const Shape&, const Tile&, const Heads&);
+    OnTile score[4], weigh[4];
 };
 
-template <template <class, int> class Keys, template <class, int> class Values, class Number, int HEADS>
-INLINE void attend_tile_of(const Shape& shape, const Tile& tile, const Heads& heads) {
-    score<Keys<Number, HEADS>, Values<Number, HEADS>, HEADS>(shape, tile, heads);
-    Values<Number, HEADS>::weigh(shape, tile, heads);
+template <template <class, int> class Keys, template <class, int> class Values, class Number>
+constexpr Way way(int vectors, void (*lay_out)(const Shape&, const float*, float*)) {
+    constexpr int MOST = MOST_HEADS;
+    return {int(sizeof(Number)), vectors, lay_out,
+            {score<Keys<Number, 1>, 1>, score<Keys<Number, 2>, 2>, score<Keys<Number, 4>, 4>,
+             score<Keys<Number, MOST>, MOST>},
+            {weigh<Values<Number, 1>, 1>, weigh<Values<Number, 2>, 2>, weigh<Values<Number, 4>, 4>,
+             weigh<Values<Number, MOST>, MOST>}};
 }
 
-template <template <class, int> class Keys, template <class, int> class Values, class Number>
-void attend_tile(int count, const Shape& shape, const Tile& tile, const Heads& heads) {
-    switch (count) {
-        case 1: return attend_tile_of<Keys, Values, Number, 1>(shape, tile, heads);
-        case 2: return attend_tile_of<Keys, Values, Number, 2>(shape, tile, heads);
-        case 4: return attend_tile_of<Keys, Values, Number, 4>(shape, tile, heads);
-        default: return attend_tile_of<Keys, Values, Number, MOST_HEADS>(shape, tile, heads);
-    }
-}
+// Where the functions for so many heads are.
+constexpr int place(int heads) { return heads == 1 ? 0 : heads == 2 ? 1 : heads == 4 ? 2 : 3; }
 
 // The halves that are turned, each padded with zeros, then the rest.
 void lay_out_floats(const Shape& shape, const float* query, float* into) {
@@ -101,7 +100,7 @@ INLINE void turn_back(const Shape& shape, const float* table, float* query) {
 
 int tile_rows(const QkvDecode& call, const Way& way) {
     const int bytes = call.head_dim * way.bytes * (call.values.pages ? 2 : 1);
-    const int rows = TILE_BYTES / bytes / 16 * 16;
+    const int rows = (call.group < 4 ? TILE_BYTES : GROUP_BYTES) / bytes / 16 * 16;
     return rows < 16 ? 16 : rows > QKV_TILE ? QKV_TILE : rows;
 }
 
@@ -122,7 +121,6 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
     shape.half = half;
     shape.half_padded = padded(half, QKV_LANES);
     shape.rest = call.head_dim - call.turned;
-    shape.query_floats = QUERY_FLOATS;
     shape.sums_floats = padded(call.head_dim, WIDTH * way.vectors);
     shape.shared = call.values.pages == nullptr;
     shape.scaled_rows = call.keys.scale_pages != nullptr;
@@ -132,8 +130,8 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
     float* queries = scratch;
     float* sums = queries + group * QUERY_FLOATS;
     float* state = sums + group * shape.sums_floats;  // most, total and slope of each lane
-    float* weights = state + group * 3 * WIDTH;
-    float* key_scale = weights + MOST_HEADS * QKV_TILE;
+    float* scores = state + group * 3 * WIDTH;  // of two tiles
+    float* key_scale = scores + 2 * group * SCORES;
     float* query = key_scale + QUERY_FLOATS;
 
     if (call.key_scale && half) {
@@ -143,11 +141,10 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
     const int64_t first_head = int64_t(stretch.sequence) * call.roots * group + stretch.root * group;
     for (int h = 0; h < group; ++h) {
         const float* given = call.query + (first_head + h) * call.head_dim;
-        for (int i = 0; i < call.head_dim; ++i) {
-            // What is turned is scaled before, the rest is scaled here.
-            const bool scaled = call.key_scale && i >= call.turned;
-            query[i] = given[i] * LOG2_E * (scaled ? call.key_scale[i] : 1);
-        }
+        for (int i = 0; i < call.head_dim; ++i) query[i] = given[i] * LOG2_E;
+        // What is turned is scaled before, as a key; the rest is scaled here.
+        if (call.key_scale)
+            for (int i = call.turned; i < call.head_dim; ++i) query[i] *= call.key_scale[i];
         way.lay_out(shape, query, queries + h * QUERY_FLOATS);
     }
     for (int i = 0; i < group * shape.sums_floats; ++i) sums[i] = 0;
@@ -174,31 +171,39 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
     }
 
     const int step = tile_rows(call, way);
-    // The tile that is attended to, and those behind it that are on their way from memory.
-    Tile tiles[AHEAD + 1];
+    const int64_t count = (stretch.end - stretch.begin + step - 1) / step;
+    // The tile that is weighed, the one that is scored, and those on their way from memory.
+    constexpr int TILES = AHEAD + 2;
+    Tile tiles[TILES];
     const auto filled = [&](int64_t number) -> Tile* {
         const int64_t slot = stretch.begin + number * step, left = stretch.end - slot;
         if (left <= 0) return nullptr;
-        Tile& tile = tiles[number % (AHEAD + 1)];
+        Tile& tile = tiles[number % TILES];
         fill(call, way, stretch, slot, left < step ? int(left) : step, tile);
         return &tile;
     };
-    for (int number = 0; number < AHEAD; ++number)
-        if (const Tile* tile = filled(number)) {
-            ask_for(tile->key, tile->rows, shape.row_bytes);
-            if (!shape.shared) ask_for(tile->value, tile->rows, shape.row_bytes);
-        }
-    const int64_t count = (stretch.end - stretch.begin + step - 1) / step;
-    for (int64_t number = 0; number < count; ++number) {
-        const Tile* ahead = filled(number + AHEAD);
+    const auto on_tile = [&](const OnTile (&what)[4], int64_t number, const Tile* ahead) {
         for (int h = 0; h < group;) {
-            const int together_now = together(group - h);
+            const int heads = together(group - h);
             float* mine = state + h * 3 * WIDTH;
-            const Heads heads = {queries + h * QUERY_FLOATS, mine + 2 * WIDTH, mine, mine + WIDTH,
-                                 weights, sums + h * shape.sums_floats, h == 0 ? ahead : nullptr};
-            way.attend_tile(together_now, shape, tiles[number % (AHEAD + 1)], heads);
-            h += together_now;
+            what[place(heads)](shape, tiles[number % TILES],
+                               {queries + h * QUERY_FLOATS, mine + 2 * WIDTH, mine, mine + WIDTH,
+                                scores + (number % 2 * group + h) * SCORES,
+                                sums + h * shape.sums_floats, h == 0 ? ahead : nullptr});
+            h += heads;
         }
+    };
+    for (int number = 0; number < AHEAD; ++number)
+        if (const Tile* tile = filled(number))
+            for (int row = 0; row < tile->rows; ++row) {
+                ask_for<1>(tile->key + row, shape.row_bytes);
+                if (!shape.shared) ask_for<1>(tile->value + row, shape.row_bytes);
+            }
+    // A tile is weighed after the next one is scored: neither then waits for the other's last step.
+    for (int64_t number = 0; number <= count; ++number) {
+        const Tile* ahead = filled(number + AHEAD);
+        if (number < count) on_tile(way.score, number, ahead);
+        if (number > 0) on_tile(way.weigh, number - 1, ahead);
         if (half)
             for (int h = 0; h < group; ++h)
                 turn_back(shape, call.near + step * 2 * shape.half_padded, queries + h * QUERY_FLOATS);
@@ -218,10 +223,10 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
     // Four numbers of one vector, then four of the next: how interleaving rows leaves them.
     const int vectors = way.vectors, chunk = WIDTH * vectors;
     for (int h = 0; h < group; ++h)
-        for (int i = 0; i < call.head_dim; ++i) {
-            const int within = i % chunk;
-            const int vector = within / 4 % vectors, four = within / (4 * vectors);
-            into.sums[h * call.head_dim + i] =
-                sums[h * shape.sums_floats + i / chunk * chunk + vector * WIDTH + four * 4 + i % 4];
+        for (int i = 0; i < call.head_dim; i += 4) {
+            const int within = i % chunk / 4;
+            const int from = i / chunk * chunk + within % vectors * WIDTH + within / vectors * 4;
+            __builtin_memcpy(into.sums + h * call.head_dim + i, sums + h * shape.sums_floats + from,
+                             4 * sizeof(float));
         }
 }

@@ -10,17 +10,17 @@ namespace {
 #include "stretch.h"
 
 constexpr Way PLAIN[] = {
-    {4, 1, lay_out_floats, attend_tile<Floats, Floats, Fp32>},
-    {2, 2, lay_out_pairs, attend_tile<Pairs, Pairs, Bf16>},
-    {2, 1, lay_out_floats, attend_tile<Floats, Floats, Fp16>},
-    {1, 1, lay_out_floats, attend_tile<Floats, Floats, Int8>},
+    way<Floats, Floats, Fp32>(1, lay_out_floats),
+    way<Pairs, Pairs, Bf16>(2, lay_out_pairs),
+    way<Floats, Floats, Fp16>(1, lay_out_floats),
+    way<Floats, Floats, Int8>(1, lay_out_floats),
 };
 // Where keys are turned as they are read, that is done in fp32.
 constexpr Way TURNED[] = {
     PLAIN[QKV_FP32],
-    {2, 2, lay_out_floats, attend_tile<Floats, Pairs, Bf16>},
+    way<Floats, Pairs, Bf16>(2, lay_out_floats),
     PLAIN[QKV_FP16],
-    {1, 1, lay_out_floats, attend_tile<Floats, Floats, Int8>},
+    way<Floats, Floats, Int8>(1, lay_out_floats),
 };
 #include "target.h"
 }  // namespace
