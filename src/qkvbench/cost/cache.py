@@ -41,11 +41,6 @@ def cached_rows(plan: Plan) -> int:
     return sum(kept.heads for kept in plan.kept)
 
 
-def layer_bytes_per_token(plan: Plan, kind: RowType) -> int:
-    """Bytes kept in one layer for each past token, scales included."""
-    return cached_values(plan) * kind.value_bytes + cached_rows(plan) * kind.scale_bytes
-
-
 def cache_tensors(model: Model) -> int:
     """How many tensors the cache of all layers consists of, a source's left out."""
     return sum(len(plan.kept) for plan in model.plans if plan) if _decodes(model) else 0
@@ -60,10 +55,39 @@ def cache_bytes_per_token(model: Model, value_bytes: int = 2, scale_bytes: int =
     return value_bytes * values + scale_bytes * sum(cached_rows(plan) for plan in plans)
 
 
-def source_bytes_per_token(model: Model, value_bytes: int = 2) -> int:
+def cache_bytes(
+    model: Model, tokens: int, sequences: int, kind: RowType, page: int | None = None
+) -> int:
+    """Bytes of a cache once `tokens` of each of so many `sequences` were read, one after the other.
+
+    They lie in pages of `page` rows, and those that a window has left are given back; None is one
+    page for each sequence, which keeps everything. Tables of pages are not in it, nor a source.
+    """
+    total = 0
+    for block, plan in zip(model.blocks, model.plans, strict=True):
+        if plan and block.attention:
+            rows = held_rows(tokens, page, block.attention.window)
+            row = plan.geometry.head_dim * kind.value_bytes + kind.scale_bytes
+            total += sequences * rows * cached_rows(plan) * row
+    return total
+
+
+def held_rows(tokens: int, page: int | None, window: int | None) -> int:
+    """The most rows that a sequence of `tokens` has room for, in pages that a window gives back."""
+    if page is None:
+        return tokens
+    pages = -(-tokens // page)
+    if window is not None:
+        # So many slots in a row lie in one page more than they fill, at worst.
+        pages = min(pages, (window + page - 2) // page + 1)
+    return pages * page
+
+
+def source_bytes_per_token(model: Model, value_bytes: int = 2, scale_bytes: int = 0) -> int:
     """Bytes kept for each token of a source in all layers; 0 where the model reads none."""
     plans = [cross for _, cross in model.plans_of(model.towers[0]) if cross]
-    return value_bytes * sum(cached_values(plan) for plan in plans)
+    values = sum(cached_values(plan) for plan in plans)
+    return value_bytes * values + scale_bytes * sum(cached_rows(plan) for plan in plans)
 
 
 def _decodes(model: Model) -> bool:

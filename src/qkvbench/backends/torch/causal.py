@@ -30,6 +30,7 @@ class Decoder(nn.Module):
     ) -> None:
         """An untrained decoder; `start` gives it its initial values."""
         super().__init__()
+        self.model = model
         self.longest = model.longest
         size = model.geometry
         self.embedding = Embedding(model.inputs, model.position, size.d_model)
@@ -132,8 +133,8 @@ class Decoder(nn.Module):
             like.device,
         )
 
-    def _accept(self, cache: Cache) -> None:
-        """Refuse a cache of another model."""
+    def accept(self, cache: Cache) -> None:
+        """Refuse a cache of another model; ValueError says how it differs."""
         difference = self.made_for.difference(cache.made_for)
         if difference:
             raise ValueError(
@@ -173,7 +174,7 @@ class Decoder(nn.Module):
         """Read whole prompts into an empty cache; the logits after the last token of each."""
         if cache.longest:
             raise ValueError(f"A prompt goes into an empty cache; this one holds {cache.longest}.")
-        self._accept(cache)
+        self.accept(cache)
         cache.reserve(tokens.shape[1])
         if padding is not None:
             # Moved to the left, padding falls behind the last token, where causality hides it:
@@ -189,7 +190,7 @@ class Decoder(nn.Module):
 
     def step(self, tokens: Counts, cache: Cache) -> Float[Tensor, "batch vocabulary"]:
         """Read one token of each sequence; the logits after it."""
-        self._accept(cache)
+        self.accept(cache)
         cache.open()
         x = self.embedding.at(tokens, cache.longest, cache.lengths)
         for block, layer in zip(self.layers(), cache.layers, strict=True):
