@@ -161,15 +161,12 @@ class Case:
         if self.target == "avx512-bf16" and self.kind == "bf16" and not self.turned:
             # The query is rounded to bf16, or to two of them; products are added by pairs.
             parts += BF16 if self.group > 2 else BF16**2
-        if self.target == "avx512-bf16" and self.kind == "int8" and not self.turned:
-            # The query is rounded to 15 bits of its largest coordinate.
-            parts += 2.0**-15 * 8
         return parts * size
 
     def _weight_error(self):
-        if self.target == "avx512-bf16":
-            # Rounded in the sum and in what it is divided by; int8: to 16 bits of the largest.
-            return {"bf16": 2 * BF16, "int8": 2.0**-13}.get(self.kind, 0) + 16 * FP32
+        if self.target == "avx512-bf16" and self.kind == "bf16":
+            # Rounded to bf16 in the sum and in what it is divided by.
+            return 2 * BF16 + 16 * FP32
         return 16 * FP32
 
 

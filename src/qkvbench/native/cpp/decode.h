@@ -60,7 +60,7 @@ struct Stretch {
     int64_t begin, end;
 };
 
-// One instruction set's way to do the work. `scratch` has `scratch_floats(call)` floats, aligned.
+// One instruction set's way to do the work. `scratch` has QKV_SCRATCH(group) floats, aligned to 64 bytes.
 struct Target {
     const char* name;
     void (*attend)(const QkvDecode& call, const Stretch& stretch, float* scratch, Partial into);

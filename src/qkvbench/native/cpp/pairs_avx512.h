@@ -1,5 +1,6 @@
-// bf16 two at a time (vdpbf16ps, sums in fp32). Queries are kept in two parts, high and low, so
-// scores are as exact as in fp32; weights are rounded to bf16, and their total counts them so.
+// bf16 two at a time (vdpbf16ps, sums in fp32). Queries are rounded to bf16; for a few heads a second
+// bf16 holds what that left, for scores nearly as exact as in fp32. Weights are rounded to bf16, and
+// their total counts them so.
 
 INLINE __m512bh pair(__m512i x) { return (__m512bh)x; }
 INLINE __mmask32 leading_of_32(int count) {
