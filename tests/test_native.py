@@ -17,7 +17,7 @@ lacking = native.lacking()
 needs_library = pytest.mark.skipif(lacking is not None, reason=f"no native kernel: {lacking}")
 TARGETS = () if lacking else tuple(native.targets())
 every_target = pytest.mark.parametrize("target", TARGETS)
-HEAD_DIMS = (32, 48, 64, 80, 96, 128, 256)
+HEAD_DIMS = (8, 24, 32, 40, 48, 64, 80, 96, 128, 256)
 
 # Half of the last place of each type.
 BF16, FP32 = 2.0**-9, 2.0**-24
@@ -339,8 +339,8 @@ def test_parts_are_joined_by_their_log_sums():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"head_dim": 72}, "multiple of 16 up to 256"),
-        ({"head_dim": 512}, "multiple of 16 up to 256"),
+        ({"head_dim": 68}, "multiple of 8 up to 256"),
+        ({"head_dim": 512}, "multiple of 8 up to 256"),
         ({"turns": native.Turns(np.ones(40), 999)}, "80 coordinates are to be turned, of 64"),
         ({"turns": native.Turns(np.ones(4), 9)}, "9 slots do not reach"),
         ({"key_scale": np.ones(3, np.float32)}, r"must be \(64,\)"),

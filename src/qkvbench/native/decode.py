@@ -17,6 +17,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # As in cpp/decode.h, which a test compares.
 LANES, TILE, STRETCH, MOST_DIM = 16, 64, 1024, 256
+# Of which a head's size is a multiple.
+STEP = 8
 
 
 @dataclass(frozen=True)
@@ -166,12 +168,12 @@ class Decoding:
 
 def takes(head_dim: int) -> bool:
     """Whether heads of this size can be read."""
-    return head_dim % LANES == 0 and 0 < head_dim <= MOST_DIM
+    return head_dim % STEP == 0 and 0 < head_dim <= MOST_DIM
 
 
 def _check(kind: Kind, keys: Rows, values: Rows | None, head_dim: int, turns: Turns | None) -> None:
     if not takes(head_dim):
-        raise ValueError(f"head_dim is {head_dim}; it must be a multiple of 16 up to {MOST_DIM}.")
+        raise ValueError(f"head_dim is {head_dim}; it must be a multiple of 8 up to {MOST_DIM}.")
     if turns is not None and turns.turned > head_dim:
         raise ValueError(f"{turns.turned} coordinates are to be turned, of {head_dim}.")
     for rows in (keys, values):

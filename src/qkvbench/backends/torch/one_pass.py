@@ -69,7 +69,7 @@ class NativePass:
         call = self._ready(query)
         call.first[:], call.length[:] = first, end
         np.subtract(call.length, 1, out=call.position)
-        asked = query.detach().to(torch.float32, memory_format=torch.contiguous_format)
+        asked = query.detach().float().contiguous()
         seen = torch.empty_like(asked)
         with _watched(f"{NAMED} ({self.keys.kind.name} rows read once, {call.target})"):
             call(asked.data_ptr(), seen.data_ptr())

@@ -1,3 +1,5 @@
+# Triton is an extra, and its kernels are no Python functions.
+# pyright: reportMissingImports=false, reportIndexIssue=false
 """Decoding on a GPU with one pass over the cache: each row is read once, for score and for sum.
 
 Written in Triton and tested in its interpreter. It has not been run on a GPU.

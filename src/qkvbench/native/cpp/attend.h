@@ -142,11 +142,21 @@ struct Floats {
             for (; i + 2 * WIDTH <= shape.head_dim; i += 2 * WIDTH)
                 weigh_chunks<2>(shape, tile, heads, i);
         for (; i + WIDTH <= shape.head_dim; i += WIDTH) weigh_chunks<1>(shape, tile, heads, i);
+        if (const int left = shape.head_dim - i; left > 0)
+            weigh_chunks<1>(shape, tile, heads, i,
+                            [left](const Number* x) INLINE_LAMBDA { return from(x, left); });
     }
 
   private:
     template <int CHUNKS>
     static INLINE void weigh_chunks(const Shape& shape, const Tile& tile, const Heads& heads, int i) {
+        weigh_chunks<CHUNKS>(shape, tile, heads, i,
+                             [](const Number* x) INLINE_LAMBDA { return from(x); });
+    }
+
+    template <int CHUNKS, class Read>
+    static INLINE void weigh_chunks(const Shape& shape, const Tile& tile, const Heads& heads, int i,
+                                    Read read) {
         Vector sum[HEADS * CHUNKS];
         each<HEADS>([&](auto h) INLINE_LAMBDA {
             each<CHUNKS>([&](auto c) INLINE_LAMBDA {
@@ -159,7 +169,7 @@ struct Floats {
             each<ROWS>([&](auto r) INLINE_LAMBDA {
                 const Number* row = (const Number*)tile.value[at + r] + i;
                 Vector x[CHUNKS];
-                each<CHUNKS>([&](auto c) INLINE_LAMBDA { x[c] = from(row + c * WIDTH); });
+                each<CHUNKS>([&](auto c) INLINE_LAMBDA { x[c] = read(row + c * WIDTH); });
                 each<HEADS>([&](auto h) INLINE_LAMBDA {
                     const Vector p = all(weight[h * ROWS + r]);
                     each<CHUNKS>([&](auto c) INLINE_LAMBDA { sum[h * CHUNKS + c] += p * x[c]; });

@@ -142,6 +142,7 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
     for (int h = 0; h < group; ++h) {
         const float* given = call.query + (first_head + h) * call.head_dim;
         for (int i = 0; i < call.head_dim; ++i) query[i] = given[i] * LOG2_E;
+        for (int i = call.head_dim; i < padded(call.head_dim, QKV_LANES); ++i) query[i] = 0;
         // What is turned is scaled before, as a key; the rest is scaled here.
         if (call.key_scale)
             for (int i = call.turned; i < call.head_dim; ++i) query[i] *= call.key_scale[i];
