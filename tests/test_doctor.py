@@ -126,6 +126,23 @@ def test_without_a_compiler_only_compiling_is_missing(capsys, monkeypatch):
     assert row["found"] == "--compile needs a compiler."
 
 
+def test_the_native_target_that_decodes_is_told_or_why_there_is_none(capsys, monkeypatch):
+    from qkvbench import native
+
+    monkeypatch.setattr(doctor, "LOOKS", (doctor._native,))
+    monkeypatch.setattr(native, "lacking", lambda: None)
+    monkeypatch.setattr(native, "target", lambda: "avx2")
+    monkeypatch.setattr(native, "targets", lambda: {"avx2": 2, "portable": 3})
+    row = findings(capsys)[1]["native", "decoding kernel"]
+    assert row["found"] == "avx2; this machine runs avx2, portable"
+    monkeypatch.setattr(native, "lacking", lambda: "not built")
+    status, rows = findings(capsys)
+    row = rows["native", "decoding kernel"]
+    assert status == 0
+    assert (row["verdict"], row["found"]) == ("missing", "not built")
+    assert "python -m qkvbench.native" in row["remedy"]
+
+
 def test_what_runs_in_which_type_is_the_backends_own_answer(capsys, monkeypatch):
     from qkvbench.backends import torch as backend
 

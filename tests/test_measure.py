@@ -305,7 +305,7 @@ def test_moving_changes_where_things_lie_and_nothing_of_the_result():
     def logits():
         with torch.inference_mode():
             made = work.network.prefill(work.prompts, work.cache).clone()
-            work.cache.begin(0, None)
+            work.cache.clear()
         return made
 
     before, places = logits(), _places(work)
@@ -315,8 +315,7 @@ def test_moving_changes_where_things_lie_and_nothing_of_the_result():
 
 
 def _places(work):
-    rows = [rows for layer in work.cache.layers for rows in layer.rows.values()]
-    return [tensor.data_ptr() for tensor in [*work.network.parameters(), *rows]]
+    return [tensor.data_ptr() for tensor in [*work.network.parameters(), *work.cache.tensors()]]
 
 
 def test_encoders_have_a_forward_pass_and_nothing_to_decode():

@@ -127,3 +127,15 @@ def test_the_tour_runs():
     )
     assert done.returncode == 0, done.stderr
     assert "q=k=v=x" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_example_that_writes_runs():
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "write.py", "--steps", "5"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "a cache of int8" in done.stdout

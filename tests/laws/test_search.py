@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from laws.arms import decoder, every_catalogued
-from qkvbench.backends.torch import Learner, build, start
+from qkvbench.backends.torch import Growing, Learner, build, start
 from qkvbench.backends.torch.search import searched
 from qkvbench.data.batch import Batch, Search, Sequences
 from qkvbench.experiment import Experiment, Training
@@ -118,26 +118,29 @@ def test_a_penalty_prefers_longer_texts():
     assert tokens[0] < tokens[1]
 
 
-def test_beams_share_the_rows_of_their_source_and_copy_only_what_follows_another():
+def test_beams_share_the_rows_of_their_source_and_each_goes_on_as_its_parent():
     network = _network("q,k,v")
-    cache = network.new_cache(6, 4)
+    cache = network.new_cache(6, 4, Growing(2))
     network.read_source(_sources()[:2], LENGTHS[:2], cache)
     for token in (1, 2):
         network.step(torch.tensor([0, token, 2, 3, token, 1]), cache)
-    before = [{name: rows.clone() for name, rows in layer.rows.items()} for layer in cache.layers]
-    written = [{name: rows._version for name, rows in layer.rows.items()} for layer in cache.layers]
-    crossed = [layer.cross.rows for layer in cache.layers]
-    assert all(len(rows) == 2 for layer in crossed for rows in layer.values())
 
-    cache.follow(torch.arange(6))
-    for layer, versions in zip(cache.layers, written, strict=True):
-        assert {name: rows._version for name, rows in layer.rows.items()} == versions
+    def held():
+        return [
+            torch.cat([rows.expand(6, -1, -1, -1) for _, rows in each.tiles(0, 2, torch.float64)])
+            for layer in cache.layers
+            for each in layer.rows.values()
+        ]
+
+    before, taken = held(), cache.bytes
+    crossed = [layer.cross.rows for layer in cache.layers]
+    assert all(rows.table.batch == 2 for layer in crossed for rows in layer.values())
     parents = torch.tensor([1, 0, 2, 4, 4, 4])
     cache.follow(parents)
-    for layer, old, across in zip(cache.layers, before, crossed, strict=True):
-        assert layer.cross.rows is across
-        for name, rows in layer.rows.items():
-            assert torch.equal(rows, old[name][parents])
+    assert cache.bytes == taken
+    assert [layer.cross.rows for layer in cache.layers] == crossed
+    for old, now in zip(before, held(), strict=True):
+        assert torch.equal(now, old[parents])
 
 
 def test_a_search_that_finds_nothing_is_refused():

@@ -26,10 +26,10 @@ from laws.arms import (
 from qkvbench import reference
 from qkvbench.backends.torch import (
     Attention,
-    attention,
     build,
     load,
     named_weights,
+    pages,
     read,
     save,
     scores,
@@ -188,7 +188,7 @@ def test_a_prefill_and_steps_with_left_padding_are_one_forward_pass_without(vari
 def test_a_shared_root_is_read_as_key_tile_by_tile(variant, suffix, monkeypatch):
     network = _network(decoder(suffixed(variant, suffix), Rotary()))
     tokens = _tokens()
-    monkeypatch.setattr(attention, "TILE", 2)
+    monkeypatch.setattr(pages, "TILE", 2)
     cache = network.new_cache(BATCH, TIME)
     steps = [network.step(tokens[:, time], cache) for time in range(TIME)]
     torch.testing.assert_close(torch.stack(steps, dim=1), network(tokens), rtol=0, atol=EXACT)

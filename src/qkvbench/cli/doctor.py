@@ -224,6 +224,18 @@ def _compiler() -> Iterator[Finding]:
         yield Finding("torch", "torch.compile", "missing", lacking, remedy)
 
 
+def _native() -> Iterator[Finding]:
+    """The target of the native kernel that decodes, or why there is none."""
+    from qkvbench import native
+
+    if (lacking := native.lacking()) is None:
+        found = f"{native.target()}; this machine runs {', '.join(native.targets())}"
+        yield Finding("native", "decoding kernel", "ok", found)
+    else:
+        remedy = "python -m qkvbench.native builds it; without it torch decodes, more slowly"
+        yield Finding("native", "decoding kernel", "missing", lacking, remedy)
+
+
 def _precisions() -> Iterator[Finding]:
     """What runs in which type in training."""
     from qkvbench.backends import find
@@ -276,7 +288,7 @@ def _writable() -> Finding:
     return Finding("data", "cache folder", "ok", found)
 
 
-LOOKS = (_installed, _extras, _machine, _backends, _compiler, _precisions, _data)
+LOOKS = (_installed, _extras, _machine, _backends, _compiler, _native, _precisions, _data)
 
 
 def _imported(name: str, otherwise: Verdict) -> Finding:

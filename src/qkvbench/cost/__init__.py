@@ -1,9 +1,16 @@
 """What a model costs, computed: parameters, multiply-accumulates, cache bytes. Never observed."""
 
 from qkvbench.cost.cache import (
+    ROW_NAMES,
+    ROW_TYPES,
+    RowName,
+    RowType,
+    cache_bytes,
     cache_bytes_per_token,
     cache_tensors,
+    cached_rows,
     cached_values,
+    held_rows,
     source_bytes_per_token,
 )
 from qkvbench.cost.memory import StepMemory, step_memory
@@ -11,14 +18,21 @@ from qkvbench.cost.operations import attention_macs, flops, macs, study_flops
 from qkvbench.cost.parameters import Parameters, attention_parameters, parameters
 
 __all__ = [
+    "ROW_NAMES",
+    "ROW_TYPES",
     "Parameters",
+    "RowName",
+    "RowType",
     "StepMemory",
     "attention_macs",
     "attention_parameters",
+    "cache_bytes",
     "cache_bytes_per_token",
     "cache_tensors",
+    "cached_rows",
     "cached_values",
     "flops",
+    "held_rows",
     "macs",
     "parameters",
     "source_bytes_per_token",

@@ -9,8 +9,9 @@ def macs(model: Model, tokens: int, second_tokens: int = 0) -> int:
 
     Of a second input, where the model has one, there are `second_tokens`.
     Scores and weighted sums count as full tokens × tokens products, also where a mask leaves half
-    of them out. The matrices of learned rotations are made once per set of weights, not counted;
-    neither are norms, and what a position or a correction adds to the scores.
+    of them out; with a window, as many columns as the widest row sees. The matrices of learned
+    rotations are made once per set of weights, not counted; neither are norms, and what a position
+    or a correction adds to the scores.
     """
     total = 0
     for number, (tower, read) in enumerate(
@@ -18,7 +19,9 @@ def macs(model: Model, tokens: int, second_tokens: int = 0) -> int:
     ):
         own = read if number else model.positions(read)
         for block, (plan, crossed) in zip(tower.blocks, model.plans_of(tower), strict=True):
-            total += attention_macs(plan, own) if plan else 0
+            if plan and block.attention:
+                causal = not number and _decodes(model)
+                total += attention_macs(plan, own, seen=block.attention.seen(own, causal=causal))
             total += attention_macs(crossed, own, second_tokens) if crossed else 0
             width = block.feed_forward.width if block.feed_forward else 0
             total += 2 * own * model.geometry.d_model * width
@@ -45,11 +48,13 @@ def study_flops(model: Model, tokens: int) -> int:
     return flops(model, tokens) + softmax + norms
 
 
-def attention_macs(plan: Plan, tokens: int, source_tokens: int = 0) -> int:
+def attention_macs(
+    plan: Plan, tokens: int, source_tokens: int = 0, *, seen: int | None = None
+) -> int:
     """Multiply-accumulates of one attention layer, output projection included, biases not.
 
     Where it attends to a source, that has `source_tokens`; a matrix that both share counts for
-    each.
+    each. Each token has a score with `seen` others; None is all there are.
     """
     size = plan.geometry
     width = size.heads * size.head_dim
@@ -62,8 +67,13 @@ def attention_macs(plan: Plan, tokens: int, source_tokens: int = 0) -> int:
         read[roots[plan.paths[role].root].reads] * plan.heads(role) * size.head_dim**2
         for role in _rotations(plan)
     )
-    seen = source_tokens if plan.crosses else tokens
+    if seen is None:
+        seen = source_tokens if plan.crosses else tokens
     return projections + rotations + tokens * width * (2 * seen + size.d_model)
+
+
+def _decodes(model: Model) -> bool:
+    return isinstance(model.stack, Decoder | EncoderDecoder)
 
 
 def _rotations(plan: Plan) -> list[Role]:

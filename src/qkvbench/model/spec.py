@@ -33,9 +33,28 @@ VariantText = Annotated[
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of one block."""
+    """The attention of one block.
+
+    With a ``window`` a position sees only those less than `window` places away, itself included:
+    in a causal stack the last `window`, in others as many on either side.
+    """
 
     variant: VariantText
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a window through which nothing is seen."""
+        if self.window is not None and self.window < 1:
+            raise ValueError(
+                f"A window of {self.window} shows nothing; take 1 (each position itself) or more, "
+                "or leave it out to see everything."
+            )
+
+    def seen(self, tokens: int, *, causal: bool) -> int:
+        """The most positions of so many that one of them sees, counting a causal mask as open."""
+        if self.window is None:
+            return tokens
+        return min(tokens, self.window if causal else 2 * self.window - 1)
 
 
 @dataclass(frozen=True)
@@ -56,13 +75,22 @@ class LayerNorm:
 class Block:
     """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)); a part may be left out.
 
-    Where there is ``cross``, attention over the source, it comes between, in the same way.
+    Where there is ``cross``, attention over the source, it comes between, in the same way, without
+    a window.
     """
 
     attention: Attention | None
     feed_forward: FeedForward | None
     norm: LayerNorm = LayerNorm()
     cross: Attention | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a window between two sequences."""
+        if self.cross and self.cross.window is not None:
+            raise ValueError(
+                "Places of two sequences are no distance apart, so attention across has no window; "
+                "leave it out there."
+            )
 
 
 @dataclass(frozen=True)
@@ -384,6 +412,15 @@ class Model:
             partial(_varied, variant, at & own), partial(_varied, variant, at & second)
         )
 
+    def with_window(self, window: int | None) -> "Model":
+        """The same model with this window in every layer of its own blocks."""
+
+        def windowed(block: Block) -> Block:
+            own = block.attention
+            return replace(block, attention=own and replace(own, window=window))
+
+        return self.with_blocks(windowed, lambda block: block)
+
     def with_blocks(
         self, change: Callable[[Block], Block], second: Callable[[Block], Block] | None = None
     ) -> "Model":
@@ -414,9 +451,9 @@ def _changed(tower: Tower, change: Callable[[Block], Block]) -> Tower:
 
 def _varied(variant: Variant, at: set[str], block: Block) -> Block:
     """The block with `variant` in the parts that are meant; all but `CROSS` is its own."""
-    changed = Attention(variant)
+    own, cross = block.attention, block.cross
     return replace(
         block,
-        attention=changed if block.attention and at - {CROSS} else block.attention,
-        cross=changed if block.cross and CROSS in at else block.cross,
+        attention=replace(own, variant=variant) if own and at - {CROSS} else own,
+        cross=replace(cross, variant=variant) if cross and CROSS in at else cross,
     )

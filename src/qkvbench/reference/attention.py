@@ -39,13 +39,20 @@ NORM_EPS = 1e-6
 
 
 def forward(
-    plan: Plan, weights: Weights, x: Stream, *, causal: bool, position: Position = NoPosition()
+    plan: Plan,
+    weights: Weights,
+    x: Stream,
+    *,
+    causal: bool,
+    position: Position = NoPosition(),
+    window: int | None = None,
 ) -> Stream:
     """Attention over a whole sequence, expanded: make Q, K and V, then attend."""
     roots = project(plan, weights, x)
     times = np.arange(len(x))
     q, k, v = (make(role, plan, weights, roots, position, times) for role in ("q", "k", "v"))
-    seen = attend(q, k, v, added(plan, weights, position, times, times, causal=causal), weights)
+    shift = added(plan, weights, position, times, times, causal=causal, window=window)
+    seen = attend(q, k, v, shift, weights)
     return merge(apply(plan.output, plan, weights, seen, position, times), weights)
 
 
@@ -58,7 +65,14 @@ def cross(plan: Plan, weights: Weights, x: Stream, source: SourceStream) -> Stre
     return merge(attend(q, k, v, shift, weights), weights)
 
 
-def decode(plan: Plan, weights: Weights, x: Stream, *, position: Position = NoPosition()) -> Stream:
+def decode(
+    plan: Plan,
+    weights: Weights,
+    x: Stream,
+    *,
+    position: Position = NoPosition(),
+    window: int | None = None,
+) -> Stream:
     """Causal attention, folded: token by token, over nothing but the tensors that a cache keeps."""
     kept: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in plan.kept}
     rows = []
@@ -72,7 +86,8 @@ def decode(plan: Plan, weights: Weights, x: Stream, *, position: Position = NoPo
         keys = np.concatenate(kept[plan.kept_key.name])
         k = apply(plan.read_key, plan, weights, keys, position, past)
         v = np.concatenate(kept[plan.kept_value.name])
-        seen = attend(q, k, v, added(plan, weights, position, now, past, causal=True), weights)
+        shift = added(plan, weights, position, now, past, causal=True, window=window)
+        seen = attend(q, k, v, shift, weights)
         seen = _unfold(plan, weights, seen)
         rows.append(merge(apply(plan.output, plan, weights, seen, position, now), weights))
     return np.concatenate(rows)
@@ -166,10 +181,14 @@ def added(
     columns: Int[np.ndarray, " columns"],
     *,
     causal: bool,
+    window: int | None = None,
 ) -> Float[np.ndarray, "heads rows columns"]:
     """What is added to the scores of queries at `rows` and keys at `columns`; -inf where unseen."""
     distance = rows[:, None] - columns
     visible = distance >= 0 if causal else np.ones(distance.shape, dtype=bool)
+    if window is not None:
+        # arXiv:2004.05150, section 3.1: a sliding window.
+        visible = visible & (np.abs(distance) < window)
     if not plan.scores.diagonal:
         others = visible & (distance != 0)
         alone = ~others.any(axis=1, keepdims=True)

@@ -4,6 +4,7 @@ from qkvbench.backends.torch.attention import Attention
 from qkvbench.backends.torch.bidirectional import Encoder
 from qkvbench.backends.torch.cache import Cache
 from qkvbench.backends.torch.causal import Decoder
+from qkvbench.backends.torch.generate import Greedy, Sampling, generate
 from qkvbench.backends.torch.kernels import product_s, threads
 from qkvbench.backends.torch.learner import (
     Learner,
@@ -14,7 +15,9 @@ from qkvbench.backends.torch.learner import (
     prepare,
 )
 from qkvbench.backends.torch.precision import types
+from qkvbench.backends.torch.search import Beams
 from qkvbench.backends.torch.stacks import build, decoder
+from qkvbench.backends.torch.table import Growing, Reserved
 from qkvbench.backends.torch.weights import load, named_weights, read, save, start
 from qkvbench.backends.torch.workloads import (
     Decoding,
@@ -26,18 +29,24 @@ from qkvbench.backends.torch.workloads import (
 
 __all__ = [
     "Attention",
+    "Beams",
     "Cache",
     "Decoder",
     "Decoding",
     "Encoder",
     "Forward",
+    "Greedy",
+    "Growing",
     "Learner",
     "Prefill",
+    "Reserved",
+    "Sampling",
     "attention_kernels",
     "build",
     "cannot_compile",
     "decoder",
     "device",
+    "generate",
     "level_bytes",
     "load",
     "named_weights",

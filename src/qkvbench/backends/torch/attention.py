@@ -8,9 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from qkvbench.backends.torch.cache import Cache, LayerCache, Maps, layer_cache
+from qkvbench.backends.torch import pages
+from qkvbench.backends.torch.cache import Cache, LayerCache, Maps, kept_rows, source_rows
+from qkvbench.backends.torch.one_pass import one_pass
 from qkvbench.backends.torch.position import Turner
+from qkvbench.backends.torch.rows import row_type
 from qkvbench.backends.torch.scores import Rows, Scores
+from qkvbench.backends.torch.table import Table
+from qkvbench.cost import RowType
 from qkvbench.model import Learned, NoPosition, Position, Sinusoidal
 from qkvbench.variant import (
     ROLES,
@@ -38,10 +43,6 @@ Heads = Float[Tensor, "batch _heads _time head_dim"]
 # Below the mean square of a head, so that a head of zeros stays one.
 NORM_EPS = 1e-6
 
-# Rows of a shared root that are turned at a time when it is read as K: the turned copy stays
-# this long, however long the cache is, and in the processor's own cache.
-TILE = 256
-
 
 class Attention(nn.Module):
     """Attention of any variant, a drop-in for (batch, time, d_model) -> the same.
@@ -49,7 +50,7 @@ class Attention(nn.Module):
     Where it `crosses`, Q is made from its input, K and V from a source.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a layer is all of these)
         self,
         variant: Variant | str,
         d_model: int,
@@ -60,6 +61,7 @@ class Attention(nn.Module):
         position: Position = NoPosition(),
         causal: bool = False,
         crosses: bool = False,
+        window: int | None = None,
     ) -> None:
         """The layer; ValueError where the variant cannot be built at these sizes."""
         super().__init__()
@@ -68,8 +70,10 @@ class Attention(nn.Module):
                 f"{position.kind.capitalize()} positions are added to a model's input, "
                 "not in its attention."
             )
-        if crosses and (causal or position != NoPosition()):
-            raise ValueError("Between two sequences there are no positions and no causality.")
+        if crosses and (causal or window is not None or position != NoPosition()):
+            raise ValueError(
+                "Between two sequences there are no positions, no window and no causality."
+            )
         variant = parse(variant) if isinstance(variant, str) else variant
         geometry = sized(d_model, heads, kv_heads, head_dim)
         self.plan = (
@@ -77,7 +81,7 @@ class Attention(nn.Module):
         )
         self.turner = Turner(position, self.plan.geometry.head_dim)
         size = self.plan.geometry
-        self.scores = Scores(self.plan.scores, position, size.heads, causal=causal)
+        self.scores = Scores(self.plan.scores, position, size.heads, causal=causal, window=window)
         # All projections of an input in one matrix product; `split` names the rows.
         rows = sum(self.plan.matrices.values()) * size.head_dim
         self.projection = nn.Linear(d_model, rows) if rows else None
@@ -101,7 +105,7 @@ class Attention(nn.Module):
     ) -> Stream:
         """Attend over a whole sequence, expanded: make Q, K and V, then attend.
 
-        With an empty cache, what the plan keeps of the sequence is also written into it.
+        With a cache that holds pages for it, what the plan keeps of the sequence is also written.
         `lengths` counts the leading positions of each sequence that are seen (of the source, where
         there is one); None is all.
         """
@@ -110,45 +114,60 @@ class Attention(nn.Module):
         q, k, v = (self.make(self.plan.paths[role], made, rotations) for role in ROLES)
         if layer:
             for kept in self.plan.kept:
-                layer.rows[kept.name][:, :, : x.shape[1]] = self.make(kept.path, made, rotations)
+                layer.rows[kept.name].write_many(self.make(kept.path, made, rotations))
         seen = self.scores(q, k, v, lengths)
         return self.merge(self._follow(self.plan.output, seen, rotations, self.turner))
 
     def step(self, x: Stream, cache: Cache, layer: LayerCache) -> Stream:
-        """Decode one token, folded: over kept roots, with the fixed maps in the output."""
+        """Decode one token, folded: over kept roots, with the fixed maps in the output.
+
+        The cache is open for one more row.
+        """
         made = self.project(x)
         turn = partial(self.turner.at, first=cache.longest, times=cache.lengths)
         for kept in self.plan.kept:
-            cache.append(layer, kept.name, self.make(kept.path, made, layer.rotations, turn))
+            layer.rows[kept.name].write(self.make(kept.path, made, layer.rotations, turn))
         query = self.make(self.plan.paths["q"], made, layer.rotations, turn)
-        rows = torch.tensor([cache.longest], device=x.device)
-        if cache.lengths is not None:
-            rows = cache.lengths[:, None]
-        used = cache.longest + 1
-        seen = self.unfold(self._attend_roots(query, layer, rows, used), layer.rotations)
+        if layer.one_pass:
+            seen = layer.one_pass(self._asked(query), *cache.seen(layer)).view(query.shape)
+        else:
+            rows = torch.tensor([cache.longest], device=x.device)
+            if cache.lengths is not None:
+                rows = cache.lengths[:, None]
+            stretch = (cache.first(layer), cache.longest + 1)
+            seen = self._attend_roots(query, layer, rows, stretch)
+        seen = self.unfold(seen, layer.rotations)
         seen = self._follow(self.plan.output, seen, layer.rotations, turn)
         return self.merge(seen.to(x.dtype))
 
-    def keep(self, source: SourceStream, lengths: Lengths | None) -> LayerCache:
-        """What there is to be kept of a source, in memory of its own; `lengths` of it are read."""
+    def keep(
+        self, source: SourceStream, lengths: Lengths | None, kind: RowType | None = None
+    ) -> LayerCache:
+        """What there is to be kept of a source, in memory of its own; `lengths` of it are read.
+
+        Rows are of type `kind`; None is the one in which they are made.
+        """
         with torch.no_grad():
             made, rotations = self._projected(source, "source"), self.rotations()
             rows = {kept.name: self.make(kept.path, made, rotations) for kept in self.plan.kept}
-            # A view would keep whatever it was cut from.
-            whole = torch.contiguous_format
-            own = {name: each.clone(memory_format=whole) for name, each in rows.items()}
-            return LayerCache(own, rotations, lengths)
+            computed = rows[self.plan.kept_value.name].dtype
+            kept = source_rows(self.plan, rows, kind or row_type(computed))
+            return self._layer(kept, rotations, computed, lengths)
 
     def look_up(self, x: Stream, layer: LayerCache) -> Stream:
         """Attend over what is kept of a source, folded.
 
         Of each item of the source there may be several sequences in `x`, next to each other.
         """
-        kept = layer.rows[self.plan.kept_value.name]
-        grouped = x.reshape(len(kept), -1, x.shape[-1])
+        source = layer.rows[self.plan.kept_value.name].table
+        grouped = x.reshape(source.batch, -1, x.shape[-1])
         query = self.make(self.plan.paths["q"], self._projected(grouped, "stream"), layer.rotations)
-        rows = torch.arange(grouped.shape[1], device=x.device)
-        seen = self._attend_roots(query, layer, rows, kept.shape[2], layer.lengths)
+        if layer.one_pass:
+            end = source.size if layer.lengths is None else layer.lengths.tolist()
+            seen = layer.one_pass(self._asked(query), 0, end).view(query.shape)
+        else:
+            rows = torch.arange(grouped.shape[1], device=x.device)
+            seen = self._attend_roots(query, layer, rows, (0, source.size), layer.lengths)
         return self.merge(self.unfold(seen, layer.rotations).to(x.dtype)).view_as(x)
 
     def project(self, x: Stream, source: SourceStream | None = None) -> dict[Path, Heads]:
@@ -269,45 +288,80 @@ class Attention(nn.Module):
             named[f"correction.{part}"] = numbers
         return named
 
-    def new_cache(self, batch: int, capacity: int, like: Tensor) -> LayerCache:
-        """An empty cache for this layer, with the type and device of `like`."""
+    def new_cache(self, table: Table, kind: RowType) -> LayerCache:
+        """An empty cache for this layer, in rows of type `kind`."""
         with torch.no_grad():
-            return layer_cache(self.plan, self.rotations(), batch, capacity, like)
+            rows = kept_rows(self.plan, table, kind)
+            return self._layer(rows, self.rotations(), self.o.weight.dtype)
+
+    def _layer(
+        self,
+        rows: dict[str, pages.Pages],
+        rotations: Maps,
+        computed: torch.dtype,
+        lengths: Lengths | None = None,
+    ) -> LayerCache:
+        """What this layer keeps in `rows`."""
+        kernel = one_pass(self.plan, self.scores, self.turner, self.scale, rows, computed)
+        return LayerCache(rows, rotations, computed, lengths, None, self.scores.window, kernel)
 
     def _attend_roots(
         self,
         query: Heads,
         layer: LayerCache,
         rows: Rows,
-        used: int,
+        stretch: tuple[int, int],
         lengths: Lengths | None = None,
     ) -> Heads:
-        """softmax(q·k)·root over `used` kept rows, each group of query heads over its own root.
+        """softmax(q·k)·root over a stretch of kept rows, each group of heads over its own root.
 
-        The queries are at the positions `rows`.
+        The queries are at the positions `rows`. Neither K nor the kept rows are ever made whole.
         """
-        keys = layer.rows[self.plan.kept_key.name][:, :, :used]
-        values = layer.rows[self.plan.kept_value.name][:, :, :used]
+        first, end = stretch
         batch, heads, time, head_dim = query.shape
-        groups = keys.shape[1]
-        query = query.reshape(batch, groups, -1, head_dim).to(keys.dtype)
-        products = self._products(query * head_dim**-0.5, keys, layer.rotations)
-        shares = self.scores.shares(products.view(batch, heads, time, used), rows, lengths)
-        shares = shares.to(values.dtype).view(batch, groups, -1, used)
-        return (shares @ values).reshape(batch, heads, time, head_dim)
+        kept, kind = self.plan.kept_value, layer.computed
+        asked = self._asked(query.to(kind))
+        products = self._products(asked, layer, stretch).view(batch, heads, time, -1)
+        shares = self.scores.shares(products, rows, lengths, first)
+        shares = shares.to(kind).view(batch, kept.heads, -1, end - first)
+        seen = [
+            _times(shares[..., at - first : at - first + tile.shape[2]], tile)
+            for at, tile in layer.rows[kept.name].tiles(first, end, kind)
+        ]
+        return _summed(seen).reshape(batch, heads, time, head_dim)
 
-    def _products(self, query: Tensor, keys: Tensor, rotations: Maps) -> Tensor:
+    def _asked(self, query: Heads) -> Heads:
+        """Scaled queries, those of one root together."""
+        size = self.plan.geometry
+        roots = self.plan.kept_value.heads
+        return query.reshape(len(query), roots, -1, size.head_dim) * size.head_dim**-0.5
+
+    def _products(self, query: Heads, layer: LayerCache, stretch: tuple[int, int]) -> Tensor:
         """Products of the queries with K, read from the kept rows; never all made at once."""
-        if not self.plan.read_key:
-            return query @ keys.mT
-        products = []
-        for first in range(0, keys.shape[2], TILE):
-            turn = partial(self.turner, first=first)
-            tile = self._follow(
-                self.plan.read_key, keys[:, :, first : first + TILE], rotations, turn
-            )
-            products.append(query @ tile.mT)
-        return torch.cat(products, dim=-1)
+        ops, products = self.plan.read_key, []
+        most = pages.TILE if ops else None
+        kept = layer.rows[self.plan.kept_key.name]
+        for at, tile in kept.tiles(*stretch, query.dtype, most=most):
+            keys = self._follow(ops, tile, layer.rotations, partial(self.turner, first=at))
+            products.append(_times(query, keys.mT))
+        return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    """Matrix products by sequence and head, where sequences side by side may share the right."""
+    if len(left) == len(right):
+        return left @ right
+    sharing = left.unflatten(0, (len(right), -1))
+    found = sharing.transpose(1, 2).flatten(2, 3) @ right
+    return found.unflatten(2, (sharing.shape[1], -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _summed(parts: list[Tensor]) -> Tensor:
+    """The sum, in fp32 or better where there is more than one part."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.to(torch.promote_types(part.dtype, torch.float32)) + part
+    return total
 
 
 def _rotated(rows: Heads, matrix: Float[Tensor, "heads head_dim head_dim"]) -> Heads:

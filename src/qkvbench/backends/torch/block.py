@@ -1,8 +1,10 @@
 """One layer of a stack: attention and feed-forward, each on the normed stream and added to it."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from qkvbench.backends.torch.attention import Attention
 from qkvbench.backends.torch.cache import Cache, LayerCache
+from qkvbench.backends.torch.table import Table
+from qkvbench.cost import RowType
 from qkvbench.model import Block as BlockSpec
 from qkvbench.model import Learned, NoPosition, Position, Sinusoidal
 from qkvbench.variant import Geometry
@@ -71,6 +75,7 @@ class Block(nn.Module):
                 spec.attention.variant,
                 position=NoPosition() if added else position,
                 causal=causal,
+                window=spec.attention.window,
             )
         self.cross = None
         if spec.cross:
@@ -106,11 +111,11 @@ class Block(nn.Module):
             x = x + self.cross.look_up(self.cross_norm(x), layer.cross)
         return self._fed_forward(x)
 
-    def new_cache(self, batch: int, capacity: int, like: Tensor) -> LayerCache:
-        """An empty cache for this layer, with the type and device of `like`."""
+    def new_cache(self, tables: Mapping[int | None, Table], kind: RowType) -> LayerCache:
+        """An empty cache for this layer, by the table of its window, in rows of type `kind`."""
         if self.attention is None:
-            return LayerCache({}, {})
-        return self.attention.new_cache(batch, capacity, like)
+            return LayerCache({}, {}, torch.float32)
+        return self.attention.new_cache(tables[self.attention.scores.window], kind)
 
     def _fed_forward(self, x: Stream) -> Stream:
         if self.feed_forward:

@@ -7,24 +7,78 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qkvbench.variant import Plan, Role
+from qkvbench.backends.torch.one_pass import OnePass
+from qkvbench.backends.torch.pages import Pages
+from qkvbench.backends.torch.rows import Heads
+from qkvbench.backends.torch.table import Growing, Reserved, Storage, Table
+from qkvbench.cost import RowType
+from qkvbench.variant import Plan, Role, write
 
 Maps = Mapping[Role, Float[Tensor, "heads head_dim head_dim"]]
+
+# Rows that are drawn at a time where a cache is filled randomly.
+DRAWN = 1024
+# What a kernel is told of each page of a kept tensor: an address, and one more for scales.
+ADDRESS_BYTES = 8
 
 
 @dataclass
 class LayerCache:
-    """One layer's pre-allocated rows, (batch, heads, capacity, head_dim) for each kept tensor.
+    """What one layer keeps: the rows of each kept tensor, by name; none without attention.
 
     ``rotations`` are the layer's learned rotations, made once: weights stand still in decoding.
-    ``cross`` are the rows of a source, which are all there before the first step; of those
-    ``lengths`` says how many are read.
+    ``computed`` is the type of products with the rows. ``cross`` are the rows of a source, which
+    are all there before the first step; of those ``lengths`` says how many are read. ``window`` is
+    how many slots are seen; None is all. ``one_pass`` attends to the rows, where it can.
     """
 
-    rows: dict[str, Float[Tensor, "batch _heads capacity head_dim"]]
+    rows: dict[str, Pages]
     rotations: Maps
+    computed: torch.dtype
     lengths: Int[Tensor, " batch"] | None = None
     cross: "LayerCache | None" = None
+    window: int | None = None
+    one_pass: OnePass | None = None
+
+
+@dataclass(frozen=True)
+class MadeFor:
+    """What a cache must have in common with the network that uses it, layer by layer."""
+
+    plans: tuple[Plan | None, ...]
+    windows: tuple[int | None, ...]
+    weights: torch.dtype
+    device: torch.device
+
+    def difference(self, cache: "MadeFor") -> str | None:
+        """What a cache was made for instead; None where they agree."""
+        if self == cache:
+            return None
+        if len(self.plans) != len(cache.plans):
+            return f"{len(cache.plans)} layers, and this one has {len(self.plans)}"
+        for layer, (own, other) in enumerate(zip(self.plans, cache.plans, strict=True)):
+            if own != other:
+                return f"{_told(other)} in layer {layer}, where this one has {_told(own)}"
+        if self.windows != cache.windows:
+            return f"windows of {cache.windows}, and this one has {self.windows}"
+        return f"{cache.weights} on {cache.device}, and this one is {self.weights} on {self.device}"
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a cache takes, in bytes: rows that hold tokens, rows that hold none yet, and tables.
+
+    ``rows`` has the scales with it, and counts what several sequences read once.
+    """
+
+    rows: int
+    spare: int
+    tables: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.rows + self.spare + self.tables
 
 
 class Cache:
@@ -33,25 +87,58 @@ class Cache:
     Every sequence begins in slot 0, so a slot is a position; sequences may differ in length.
     """
 
-    def __init__(self, layers: list[LayerCache], batch: int, capacity: int) -> None:
-        """An empty cache over `layers`."""
+    def __init__(
+        self,
+        layers: list[LayerCache],
+        tables: Mapping[int | None, Table],
+        batch: int,
+        capacity: int,
+        kind: RowType,
+        made_for: MadeFor,
+    ) -> None:
+        """An empty cache over `layers`, by a table for each window; rows are of type `kind`."""
         self.layers = layers
+        self.tables = tables
+        self.kind = kind
+        self.made_for = made_for
         self.capacity = capacity
-        self.longest = 0
-        self.lengths: Int[Tensor, " batch"] | None = None
         self.batch = batch
+        self.longest = 0
+        # How long each sequence is, where they differ: on the device, and known without asking it.
+        self.lengths: Int[Tensor, " batch"] | None = None
+        self._known: list[int] | None = None
+
+    @property
+    def shortest(self) -> int:
+        """The tokens of the shortest sequence."""
+        return self.longest if self._known is None else min(self._known)
 
     @property
     def bytes(self) -> int:
         """The unique storage behind all rows, in bytes, counted on the live tensors."""
         storages = {
-            rows.untyped_storage().data_ptr(): rows.untyped_storage().nbytes()
-            for layer in self.layers
-            for part in (layer, layer.cross)
-            if part
-            for rows in part.rows.values()
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in self.tensors()
         }
         return sum(storages.values())
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that lies in memory, rows of a source included."""
+        return [tensor for pages in self._pages() for tensor in pages.tensors()]
+
+    def account(self) -> Account:
+        """What the bytes are for. Rows of a source all hold tokens, as many as were read."""
+        lengths = self._lengths()
+        rows = tables = 0
+        for layer in self.layers:
+            for part in (layer, layer.cross):
+                for pages in part.rows.values() if part else ():
+                    table = pages.table
+                    held = lengths if part is layer else [table.size] * table.batch
+                    rows += pages.row_bytes * table.used_rows(held)
+                    addresses = 2 if pages.kind.scale_bytes else 1
+                    tables += addresses * ADDRESS_BYTES * table.columns * table.batch
+        return Account(rows, self.bytes - rows, tables)
 
     def reserve(self, tokens: int) -> None:
         """Refuse what does not fit."""
@@ -61,56 +148,153 @@ class Cache:
                 f"more do not fit. Make it with a larger capacity."
             )
 
+    def clear(self) -> None:
+        """Forget all tokens, of the sources nothing; no memory is given back."""
+        for table in self.tables.values():
+            table.clear()
+        self.longest, self.lengths, self._known = 0, None, None
+
     def begin(self, tokens: int, lengths: Int[Tensor, " batch"] | None) -> None:
-        """Note that `tokens` slots were filled from the start; `lengths` where they differ."""
+        """Have pages for prompts of `tokens`, or of `lengths`; layers write their rows.
+
+        What a window will not show again gets none.
+        """
         self.longest = tokens
         self.lengths = lengths
+        self._known = None if lengths is None else lengths.tolist()
+        for window, table in self.tables.items():
+            table.hold(_first_seen(self.shortest - 1, window), tokens)
+
+    def open(self) -> None:
+        """Prepare to append a row of each sequence in every layer."""
+        self.reserve(1)
+        for window, table in self.tables.items():
+            table.hold(_first_seen(self.shortest, window), self.longest + 1)
+            table.open(self.longest if self._known is None else self._known)
 
     def advance(self) -> None:
         """Note that every sequence has one token more."""
-        self.longest += 1
-        if self.lengths is not None:
-            self.lengths = self.lengths + 1
+        self._shift(1)
 
-    def follow(self, parents: Int[Tensor, " batch"]) -> None:
-        """Each sequence goes on as its parent's: rows of those that are their own stay as they are.
+    def rollback(self, tokens: int) -> None:
+        """Forget the last `tokens` of every sequence: all is as if they had never been read.
 
-        What is kept of a source belongs to items, not to sequences, and is not touched.
+        ValueError where a sequence has fewer, or where a window has given back what would be seen.
         """
-        moved = (parents != torch.arange(self.batch, device=parents.device)).nonzero()[:, 0]
-        if not len(moved):
+        if not 0 <= tokens <= self.shortest:
+            raise ValueError(
+                f"{tokens} tokens cannot be taken back: the shortest sequence in the cache has "
+                f"{self.shortest}. Take from 0 to {self.shortest}."
+            )
+        for window, table in self.tables.items():
+            held = table.first_column * table.size
+            if window is not None and _first_seen(self.shortest - tokens, window) < held:
+                most = max(self.shortest + 1 - window - held, 0)
+                raise ValueError(
+                    f"{tokens} tokens cannot be taken back: what a window of {window} would see "
+                    f"then was given back. Take {most} at most, or make the cache with larger "
+                    "pages."
+                )
+        self._shift(-tokens)
+
+    def follow(self, parents: Int[Tensor, " sequences"]) -> None:
+        """Each sequence goes on as its parent's; there may be more or fewer than before.
+
+        Nothing is copied before somebody writes. What is kept of a source belongs to items, not to
+        sequences, and is not touched.
+        """
+        known = parents.tolist()
+        if known == list(range(self.batch)):
             return
-        origins = parents[moved]
-        for layer in self.layers:
-            for rows in layer.rows.values():
-                rows[moved, :, : self.longest] = rows[origins, :, : self.longest]
-        if self.lengths is not None:
+        for table in self.tables.values():
+            table.follow(known)
+        self.batch = len(known)
+        if self.lengths is not None and self._known is not None:
             self.lengths = self.lengths[parents]
+            self._known = [self._known[parent] for parent in known]
 
     def fill_randomly(self, tokens: int, seed: int) -> None:
         """Pretend that `tokens` were read: random rows, for measuring without a prefill."""
         self.reserve(tokens)
+        self.begin(tokens, None)
         for layer in self.layers:
             for rows in layer.rows.values():
-                draws = torch.Generator(rows.device).manual_seed(seed)
-                rows[:, :, :tokens].normal_(generator=draws)
-        self.begin(tokens, None)
+                _fill_randomly(rows, tokens, seed)
 
-    def append(
-        self, layer: LayerCache, name: str, new: Float[Tensor, "batch _heads one head_dim"]
-    ) -> None:
-        """Write one row for each sequence behind its last; `advance` comes after all layers."""
-        rows = layer.rows[name]
-        if self.lengths is None:
-            rows[:, :, self.longest] = new[:, :, 0]
-        else:
-            rows[torch.arange(self.batch, device=rows.device), :, self.lengths] = new[:, :, 0].to(
-                rows.dtype
-            )
+    def first(self, layer: LayerCache) -> int:
+        """The first slot that the next token of any sequence sees in this layer."""
+        return _first_seen(self.shortest, layer.window)
+
+    def seen(self, layer: LayerCache) -> tuple[int | list[int], int | list[int]]:
+        """The slots that the next token of each sequence sees, itself included: [first, end)."""
+        if self._known is None:
+            return self.first(layer), self.longest + 1
+        first = [_first_seen(length, layer.window) for length in self._known]
+        return first, [length + 1 for length in self._known]
+
+    def move(self) -> None:
+        """Lie elsewhere in memory from now on."""
+        for pages in self._pages():
+            pages.move()
+
+    def _pages(self) -> list[Pages]:
+        parts = [part for layer in self.layers for part in (layer, layer.cross) if part]
+        return [rows for part in parts for rows in part.rows.values()]
+
+    def _lengths(self) -> list[int]:
+        return [self.longest] * self.batch if self._known is None else self._known
+
+    def _shift(self, tokens: int) -> None:
+        self.longest += tokens
+        if self.lengths is not None and self._known is not None:
+            self.lengths = self.lengths + tokens
+            self._known = [length + tokens for length in self._known]
 
 
-def layer_cache(plan: Plan, rotations: Maps, batch: int, capacity: int, like: Tensor) -> LayerCache:
-    """Room for `capacity` tokens of what `plan` keeps, with the type and device of `like`."""
+def new_table(batch: int, capacity: int, storage: Storage, device: torch.device) -> Table:
+    """The table of `batch` sequences of at most `capacity` tokens."""
+    match storage:
+        case Reserved(page):
+            size = page or max(capacity, 1)
+            table = Table(batch, size, device)
+            table.reserve(batch * -(-capacity // size))
+        case Growing(page):
+            table = Table(batch, page, device)
+    return table
+
+
+def kept_rows(plan: Plan, table: Table, kind: RowType) -> dict[str, Pages]:
+    """Room for what `plan` keeps, in rows of type `kind`."""
     head_dim = plan.geometry.head_dim
-    rows = {kept.name: like.new_zeros(batch, kept.heads, capacity, head_dim) for kept in plan.kept}
-    return LayerCache(rows, rotations)
+    return {kept.name: Pages(table, kept.heads, head_dim, kind) for kept in plan.kept}
+
+
+def source_rows(plan: Plan, made: Mapping[str, Heads], kind: RowType) -> dict[str, Pages]:
+    """What is kept of a source, one page for each of its items, in memory of its own."""
+    items, _, time, _ = made[plan.kept_value.name].shape
+    table = new_table(items, time, Reserved(), made[plan.kept_value.name].device)
+    table.hold(0, time)
+    kept = kept_rows(plan, table, kind)
+    for name, rows in made.items():
+        kept[name].write_many(rows)
+    return kept
+
+
+def _told(plan: Plan | None) -> str:
+    if plan is None:
+        return "no attention"
+    size = plan.geometry
+    return f"{write(plan.variant)} with {size.heads} heads of {size.head_dim}"
+
+
+def _first_seen(slot: int, window: int | None) -> int:
+    """The first slot that a token in `slot` sees."""
+    return 0 if window is None else max(0, slot + 1 - window)
+
+
+def _fill_randomly(rows: Pages, tokens: int, seed: int) -> None:
+    device = rows.table.device
+    draws = torch.Generator(device).manual_seed(seed)
+    for first in range(rows.table.first_column * rows.table.size, tokens, DRAWN):
+        shape = (rows.table.batch, rows.heads, min(DRAWN, tokens - first), rows.head_dim)
+        rows.write_many(torch.randn(shape, generator=draws, device=device), first)

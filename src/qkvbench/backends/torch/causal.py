@@ -8,9 +8,12 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from qkvbench.backends.torch.block import Block, Source
-from qkvbench.backends.torch.cache import Cache
+from qkvbench.backends.torch.cache import Cache, MadeFor, new_table
 from qkvbench.backends.torch.embedding import Embedding
+from qkvbench.backends.torch.rows import row_type
+from qkvbench.backends.torch.table import Reserved, Storage
 from qkvbench.backends.torch.tower import Tower
+from qkvbench.cost import ROW_TYPES, RowName
 from qkvbench.model import Decoder as DecoderSpec
 from qkvbench.model import EncoderDecoder as EncoderDecoderSpec
 from qkvbench.model import Model
@@ -27,6 +30,7 @@ class Decoder(nn.Module):
     ) -> None:
         """An untrained decoder; `start` gives it its initial values."""
         super().__init__()
+        self.model = model
         self.longest = model.longest
         size = model.geometry
         self.embedding = Embedding(model.inputs, model.position, size.d_model)
@@ -92,15 +96,51 @@ class Decoder(nn.Module):
         """Between how many classes a prediction decides."""
         return len(self.matrix)
 
-    def new_cache(self, batch: int, capacity: int) -> Cache:
-        """An empty cache for `batch` sequences of at most `capacity` tokens."""
+    def new_cache(
+        self,
+        batch: int,
+        capacity: int,
+        storage: Storage = Reserved(),
+        rows: RowName | None = None,
+    ) -> Cache:
+        """An empty cache for `batch` sequences of at most `capacity` tokens.
+
+        `rows` is the type of what is kept; None is the weights' own.
+        """
         if self.longest is not None and capacity > self.longest:
             raise ValueError(
                 f"This model reads at most {self.longest} tokens, fewer than {capacity}."
             )
-        like = self.embedding.table.detach()
-        layers = [block.new_cache(batch, capacity, like) for block in self.layers()]
-        return Cache(layers, batch, capacity)
+        like = self.embedding.table
+        kind = ROW_TYPES[rows] if rows else row_type(like.dtype)
+        made_for = self.made_for
+        tables = {
+            window: new_table(batch, capacity, storage, like.device)
+            for window in dict.fromkeys(made_for.windows)
+        }
+        layers = [block.new_cache(tables, kind) for block in self.layers()]
+        return Cache(layers, tables, batch, capacity, kind, made_for)
+
+    @property
+    def made_for(self) -> MadeFor:
+        """What a cache must have been made for."""
+        own = [block.attention for block in self.layers()]
+        like = self.embedding.table
+        return MadeFor(
+            tuple(one and one.plan for one in own),
+            tuple(one and one.scores.window for one in own),
+            like.dtype,
+            like.device,
+        )
+
+    def accept(self, cache: Cache) -> None:
+        """Refuse a cache of another model; ValueError says how it differs."""
+        difference = self.made_for.difference(cache.made_for)
+        if difference:
+            raise ValueError(
+                f"This cache was made for a model with {difference}. Make one with this model's "
+                "new_cache."
+            )
 
     def read_source(
         self,
@@ -115,9 +155,11 @@ class Decoder(nn.Module):
         source = self._read(second, second_lengths)
         if source is None:
             raise ValueError("This decoder reads no source.")
+        own = row_type(self.embedding.table.dtype)
+        kind = None if cache.kind == own else cache.kind
         for block, layer in zip(self.layers(), cache.layers, strict=True):
             if block.cross:
-                layer.cross = block.cross.keep(source.stream, source.lengths)
+                layer.cross = block.cross.keep(source.stream, source.lengths, kind)
 
     def _read(self, second: Tensor | None, lengths: Counts | None) -> Source | None:
         if self.source is None:
@@ -132,22 +174,24 @@ class Decoder(nn.Module):
         """Read whole prompts into an empty cache; the logits after the last token of each."""
         if cache.longest:
             raise ValueError(f"A prompt goes into an empty cache; this one holds {cache.longest}.")
+        self.accept(cache)
         cache.reserve(tokens.shape[1])
         if padding is not None:
             # Moved to the left, padding falls behind the last token, where causality hides it:
             # no mask, and a slot of the cache is a position.
             tokens = _shifted(tokens, padding)
+        time = tokens.shape[1]
+        cache.begin(time, None if padding is None else time - padding)
         x = self.embedding(tokens)
         for block, layer in zip(self.layers(), cache.layers, strict=True):
             x = block(x, layer)
-        time = tokens.shape[1]
-        cache.begin(time, None if padding is None else time - padding)
         last = -1 if padding is None else time - padding - 1
         return self.head(self.norm(x[torch.arange(len(x), device=x.device), last]))
 
     def step(self, tokens: Counts, cache: Cache) -> Float[Tensor, "batch vocabulary"]:
         """Read one token of each sequence; the logits after it."""
-        cache.reserve(1)
+        self.accept(cache)
+        cache.open()
         x = self.embedding.at(tokens, cache.longest, cache.lengths)
         for block, layer in zip(self.layers(), cache.layers, strict=True):
             x = block.step(x, cache, layer)

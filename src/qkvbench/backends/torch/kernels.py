@@ -15,6 +15,7 @@ import torch
 from torch.autograd.profiler import profile
 
 from qkvbench.backends.torch.learner import device
+from qkvbench.backends.torch.one_pass import NAMED
 from qkvbench.backends.torch.precision import PRODUCTS, autocast
 from qkvbench.backends.torch.stacks import build
 from qkvbench.backends.torch.weights import start
@@ -70,6 +71,9 @@ def named(seen: Iterable[Seen]) -> str:
     products around each softmax; else the operation that took the most time.
     """
     operations = list(seen)
+    own = dict.fromkeys(one.name for one in operations if one.name.startswith(NAMED))
+    if own:
+        return ", ".join(own)
     fused = dict.fromkeys(
         one.name
         for one in operations

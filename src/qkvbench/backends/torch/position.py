@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from qkvbench import native
 from qkvbench.model import Position, Rotary, TurnedBack, turned_coordinates
 
 Rows = Float[Tensor, "batch _heads time head_dim"]
@@ -54,6 +56,18 @@ class Turner(nn.Module):
             self.turned = turned_coordinates(position, head_dim)
             self.base = position.base
         self._table = Table(self._cos_sin)
+        self._turns: native.Turns | None = None
+
+    def table(self, slots: int, like: Tensor) -> Float[Tensor, "positions turned"]:
+        """Cosines, then sines, of at least so many positions, for a kernel that turns rows."""
+        return self._table(slots, like)
+
+    def turns(self, slots: int) -> native.Turns:
+        """How the native kernel turns rows of at least so many slots."""
+        if self._turns is None or self._turns.capacity < slots:
+            frequencies = self.base ** (-np.arange(self.turned // 2) / (self.turned // 2))
+            self._turns = native.Turns(frequencies, 2 * slots)
+        return self._turns
 
     def forward(self, rows: Rows, first: int = 0, *, back: bool = False) -> Rows:
         """The rows at positions first, first + 1, ..., turned."""

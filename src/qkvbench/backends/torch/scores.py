@@ -20,14 +20,26 @@ Lengths = Int[Tensor, " batch"]
 # Scores that are held at a time where they are made by rows, in all heads and sequences.
 HELD = 2**22
 
+# Rows that see through a window by one mask: it has a column for each that any of them sees.
+MASKED = 256
+
 
 class Scores(nn.Module):
     """softmax(temperature·q·k / sqrt(head_dim) + shift)·v, with everything that makes the shift."""
 
-    def __init__(self, spec: Spec, position: Position, heads: int, *, causal: bool) -> None:
-        """The scores of `heads` query heads."""
+    def __init__(
+        self,
+        spec: Spec,
+        position: Position,
+        heads: int,
+        *,
+        causal: bool,
+        window: int | None = None,
+    ) -> None:
+        """The scores of `heads` query heads, each of which sees less than `window` places away."""
         super().__init__()
         self.spec = spec
+        self.window = window
         self.causal = causal
         self.correction = nn.ParameterDict()
         if spec.correction:
@@ -52,34 +64,69 @@ class Scores(nn.Module):
         `lengths` counts the leading rows of each sequence that are seen. Nothing of size
         time × time is kept.
         """
+        time = q.shape[2]
         if self.plain and self.spec.diagonal:
-            return self._fused(q, k, v, lengths)
-        if self.plain and self.causal:
+            if self.window is None or self.window >= time:
+                return self._fused(q, k, v, lengths)
+            return self._fused_by_rows(q, k, v, lengths)
+        if self.plain and self.causal and self.window is None:
             # Each token but the first sees what the one before it would see, itself left out.
             alone = v[:, :, :1].repeat_interleave(q.shape[1] // v.shape[1], dim=1)
             if q.shape[2] == 1:
                 return alone
             rest = self._fused(q[:, :, 1:], k[:, :, :-1], v[:, :, :-1], None)
             return torch.cat([alone, rest], dim=2)
-        time = q.shape[2]
-        rows = max(1, HELD // (q.shape[0] * q.shape[1] * k.shape[2]))
+        rows = self._at_a_time(q.shape[0] * q.shape[1], k.shape[2])
         if rows >= time:
-            return self._rows(q, k, v, 0, lengths)
+            return self._rows(q, k, v, (0, 0), lengths)
         parts = []
         for first in range(0, time, rows):
             last = min(first + rows, time)
-            end = last if self.causal else k.shape[2]
+            seen = self._columns(first, last, k.shape[2])
             # Made again in the backward pass: kept, the scores would grow with time × time.
             parts.append(
                 checkpoint(
                     self._rows,
                     q[:, :, first:last],
-                    k[:, :, :end],
-                    v[:, :, :end],
-                    first,
+                    k[:, :, seen],
+                    v[:, :, seen],
+                    (first, seen.start),
                     lengths,
                     use_reentrant=False,
                     preserve_rng_state=False,
+                )
+            )
+        return torch.cat(parts, dim=2)
+
+    def _at_a_time(self, heads: int, columns: int) -> int:
+        """Rows that are scored at a time, in all these heads of all sequences."""
+        if self.window is None:
+            return max(1, HELD // (heads * columns))
+        most = max(self.window, MASKED)
+        return max(1, min(most, HELD // (heads * min(columns, 2 * most))))
+
+    def _columns(self, first: int, last: int, columns: int) -> slice:
+        """The columns that any of the rows from `first` up to `last` sees."""
+        end = last if self.causal else columns
+        if self.window is None:
+            return slice(0, end)
+        return slice(max(0, first - self.window + 1), min(end, last + self.window - 1))
+
+    def _fused_by_rows(self, q: Heads, k: Heads, v: Heads, lengths: Lengths | None) -> Heads:
+        """Attention through a window, by the framework's own kernel, under small masks."""
+        parts = []
+        for first in range(0, q.shape[2], MASKED):
+            last = min(first + MASKED, q.shape[2])
+            seen = self._columns(first, last, k.shape[2])
+            rows = torch.arange(first, last, device=q.device)
+            columns = torch.arange(seen.start, seen.stop, device=q.device)
+            parts.append(
+                functional.scaled_dot_product_attention(
+                    q[:, :, first:last],
+                    k[:, :, seen],
+                    v[:, :, seen],
+                    attn_mask=self.seen(rows, columns, lengths),
+                    enable_gqa=k.shape[1] != q.shape[1],
                 )
             )
         return torch.cat(parts, dim=2)
@@ -93,18 +140,21 @@ class Scores(nn.Module):
             q, k, v, attn_mask=seen, is_causal=self.causal, enable_gqa=k.shape[1] != q.shape[1]
         )
 
-    def shares(self, products: Tensor, rows: Rows, lengths: Lengths | None = None) -> Tensor:
+    def shares(
+        self, products: Tensor, rows: Rows, lengths: Lengths | None = None, first: int = 0
+    ) -> Tensor:
         """The weights of attention, in fp32 or better, from products scaled by 1/sqrt(head_dim).
 
-        `products` are (batch, heads, rows, columns), the columns at positions 0, 1, ....
+        `products` are (batch, heads, rows, columns), columns at positions first, first + 1, ....
         """
         scores = products.to(torch.promote_types(products.dtype, torch.float32))
-        columns = torch.arange(products.shape[-1], device=products.device)
+        end = first + products.shape[-1]
+        columns = torch.arange(first, end, device=products.device)
         # Autocast would make products of features coarse.
         with torch.autocast(products.device.type, enabled=False):
             if self.spec.correction:
                 scores = scores * self.correction["temperature"]
-                scores = scores + self._corrected(rows, columns, scores)
+                scores = scores + self._corrected(rows, columns, end, scores)
             if self.slopes is not None:
                 slopes = scores.new_tensor(self.slopes)[:, None, None]
                 scores = scores - slopes * _distance(rows, columns).abs()
@@ -117,28 +167,38 @@ class Scores(nn.Module):
         """Which columns each row sees, alike in all heads."""
         distance = _distance(rows, columns)
         seen = distance >= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
+        if self.window is not None:
+            seen = seen & (distance.abs() < self.window)
         if lengths is not None:
             seen = seen & _within(lengths, columns)[:, None]
+            if self.window is not None:
+                # Behind the end of a sequence there may be nothing in sight; it means nothing.
+                seen = seen | (~seen.any(-1, keepdim=True) & (distance == 0))
         if not self.spec.diagonal:
             others = seen & (distance != 0)
             seen = torch.where(others.any(-1, keepdim=True), others, seen)
         return seen
 
-    def _rows(self, q: Heads, k: Heads, v: Heads, first: int, lengths: Lengths | None) -> Heads:
-        """What the queries at positions first, first + 1, ... attend to."""
+    def _rows(
+        self, q: Heads, k: Heads, v: Heads, first: tuple[int, int], lengths: Lengths | None
+    ) -> Heads:
+        """What queries attend to, where the first of them and the first key are at `first`."""
         batch, heads, time, head_dim = q.shape
         groups = k.shape[1]
         # The query heads of a group are rows of one product: K is not repeated for each.
         grouped = (q * head_dim**-0.5).reshape(batch, groups, -1, head_dim)
         products = (grouped @ k.mT).view(batch, heads, time, -1)
-        rows = torch.arange(first, first + time, device=q.device)
-        shares = self.shares(products, rows, lengths).to(v.dtype)
+        rows = torch.arange(first[0], first[0] + time, device=q.device)
+        shares = self.shares(products, rows, lengths, first[1]).to(v.dtype)
         return (shares.view(batch, groups, -1, k.shape[2]) @ v).view(batch, heads, time, head_dim)
 
-    def _corrected(self, rows: Rows, columns: Columns, like: Tensor) -> Tensor:
-        """The learned functions of the column, or of the distance, for all heads."""
+    def _corrected(self, rows: Rows, columns: Columns, end: int, like: Tensor) -> Tensor:
+        """The learned functions of the column, or of the distance, for all heads.
+
+        No row and no column is at `end` or behind it.
+        """
         features = self.correction["features"].to(like.dtype)
-        table = self._described(columns.shape[-1], like)
+        table = self._described(end, like)
         match self.spec.correction:
             case Relative():
                 # sin(i - j) and cos(i - j) are products of those of i and of j.

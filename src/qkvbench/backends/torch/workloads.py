@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from qkvbench.backends import Kind, Workload
-from qkvbench.backends.torch.cache import Cache
 from qkvbench.backends.torch.causal import Decoder
 from qkvbench.backends.torch.kernels import attention_kernel, training_kernel
 from qkvbench.backends.torch.learner import device
@@ -39,12 +38,12 @@ class Decoding:
         """Decode one token of each sequence, wait for the result, and forget it again."""
         logits = self.network.step(self.last, self.cache)
         logits.argmax(-1).cpu()
-        self.cache.begin(self.context, None)
+        self.cache.rollback(1)
 
     def move(self) -> None:
         """Lie elsewhere in memory from now on."""
         _move_weights(self.network)
-        _move_rows(self.cache)
+        self.cache.move()
 
     def kernel(self) -> str:
         """What does attention in a step."""
@@ -67,12 +66,12 @@ class Prefill:
         """Read the prompts, wait for the logits after their last tokens, empty the cache."""
         logits = self.network.prefill(self.prompts, self.cache)
         logits.argmax(-1).cpu()
-        self.cache.begin(0, None)
+        self.cache.clear()
 
     def move(self) -> None:
         """Lie elsewhere in memory from now on."""
         _move_weights(self.network)
-        _move_rows(self.cache)
+        self.cache.move()
 
     def kernel(self) -> str:
         """What does attention in a step."""
@@ -158,9 +157,3 @@ def _inputs(model: Model, precision: Precision, batch: int, time: int) -> Tensor
 def _move_weights(network: Network) -> None:
     for weight in network.parameters():
         weight.data = weight.data.clone()
-
-
-@torch.inference_mode()
-def _move_rows(cache: Cache) -> None:
-    for layer in cache.layers:
-        layer.rows = {name: rows.clone() for name, rows in layer.rows.items()}

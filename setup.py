@@ -1,0 +1,47 @@
+"""Builds the native kernel where there is a compiler; all else stands in pyproject.toml."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+NATIVE = "qkvbench.native"
+BUILD = Path(__file__).parent / "src" / "qkvbench" / "native" / "build.py"
+
+# By its path: the package itself cannot be imported before what it needs is installed.
+spec = importlib.util.spec_from_file_location("native_build", BUILD)
+assert spec
+assert spec.loader
+native_build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(native_build)
+
+
+class BuildKernel(build_ext):
+    """Puts the library into the wheel, or into the source tree of an editable installation."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """The library's own name: it is no extension of one Python's interface."""
+        return str(Path(*fullname.split(".")[:-1]) / native_build.LIBRARY)
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile; where that cannot be, go on: torch then decodes."""
+        try:
+            made = native_build.build()
+        except native_build.CannotBuildError as error:
+            print(f"qkvbench: the native kernel is not built: {error}. torch decodes instead.")
+            return
+        into = Path(self.get_ext_fullpath(ext.name))
+        if into.resolve() != made.resolve():
+            into.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(made, into)
+
+    def copy_extensions_to_source(self) -> None:
+        """Nothing: what is built lies in the source tree already."""
+
+
+setup(
+    ext_modules=[Extension(f"{NATIVE}._kernels", sources=[], optional=True)],
+    cmdclass={"build_ext": BuildKernel},
+)

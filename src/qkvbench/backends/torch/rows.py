@@ -1,0 +1,47 @@
+"""How a row of a head is stored in a cache: in a type of its own, or as bytes with a scale."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qkvbench.cost import ROW_TYPES, RowName, RowType
+
+# `_` is checked for nothing: kept tensors of one plan may differ in heads.
+Heads = Float[Tensor, "_batch _heads _time head_dim"]
+
+DTYPES: dict[RowName, torch.dtype] = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+}
+# The largest byte: the step of a row is its largest number over this.
+LARGEST = 127
+
+
+def row_type(kind: torch.dtype) -> RowType:
+    """The row type of tensors of this type."""
+    return next(ROW_TYPES[name] for name, each in DTYPES.items() if each == kind)
+
+
+def packed(rows: Heads, kind: RowType) -> tuple[Tensor, Tensor | None]:
+    """The rows as they are stored, and the scale of each where there is one.
+
+    Numbers that fp16 cannot hold become infinite, as everywhere in torch.
+    """
+    if not kind.scale_bytes:
+        return rows.to(DTYPES[kind.name]), None
+    scales = (rows.abs().amax(-1) / LARGEST).float()
+    # A row of zeros has no step, and stays zero with any.
+    steps = torch.where(scales > 0, scales, 1).to(rows.dtype)[..., None]
+    numbers = (rows / steps).round().clamp(-LARGEST, LARGEST)
+    return numbers.to(torch.int8), scales
+
+
+def unpacked(rows: Tensor, scales: Tensor | None, kind: torch.dtype) -> Heads:
+    """The rows to compute with, in the type `kind`; a copy only where they are stored otherwise."""
+    if scales is None:
+        return rows.to(kind)
+    exact = torch.promote_types(kind, torch.float32)
+    return (rows.to(exact) * scales.to(exact)[..., None]).to(kind)

@@ -1,0 +1,11 @@
+"""`python -m qkvbench.native` builds the library, or says why it cannot."""
+
+import sys
+
+from qkvbench.native.build import CannotBuildError, build
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(f"{build()}\n")
+    except CannotBuildError as error:
+        sys.exit(f"The native kernel is not built: {error}.")

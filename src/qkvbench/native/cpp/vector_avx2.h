@@ -1,0 +1,63 @@
+// Eight floats in AVX2 with FMA and F16C.
+
+using Vector = __m256;
+constexpr int WIDTH = 8;
+
+INLINE Vector all(float x) { return _mm256_set1_ps(x); }
+INLINE Vector load(const float* from) { return _mm256_loadu_ps(from); }
+INLINE void store(float* to, Vector x) { _mm256_storeu_ps(to, x); }
+INLINE Vector largest(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+INLINE bool any_above(Vector a, Vector b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+}
+
+// The numbers of each type as fp32.
+INLINE Vector from(const Fp32* x) { return load(x); }
+INLINE Vector from(const Bf16* x) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)x));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+INLINE Vector from(const Fp16* x) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)x)); }
+INLINE Vector from(const Int8* x) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)x)));
+}
+
+// 2^n for whole n from -127, where it is 0.
+INLINE Vector power_of_two(Vector n) {
+    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+}
+INLINE Vector nearest(Vector x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+// Lane i is the sum of all lanes of x[i]. Each stage halves what is left to add.
+INLINE Vector sums(Vector (&x)[WIDTH]) {
+    Vector pairs[4], quads[2];
+    each<4>([&](auto i) INLINE_LAMBDA {
+        const Vector a = x[2 * i], b = x[2 * i + 1];
+        pairs[i] = _mm256_unpacklo_ps(a, b) + _mm256_unpackhi_ps(a, b);
+    });
+    each<2>([&](auto i) INLINE_LAMBDA {
+        const __m256d a = (__m256d)pairs[2 * i], b = (__m256d)pairs[2 * i + 1];
+        quads[i] = (Vector)_mm256_unpacklo_pd(a, b) + (Vector)_mm256_unpackhi_pd(a, b);
+    });
+    return _mm256_permute2f128_ps(quads[0], quads[1], 0x20) +
+           _mm256_permute2f128_ps(quads[0], quads[1], 0x31);
+}
+
+// COUNT numbers over and over.
+template <int COUNT>
+INLINE Vector repeated(const float* from) {
+    if constexpr (COUNT == 8) return load(from);
+    else if constexpr (COUNT == 4) return _mm256_broadcast_ps((const __m128*)from);
+    else if constexpr (COUNT == 2) return (Vector)_mm256_set1_pd(*(const Unaligned<double>*)from);
+    else return all(*from);
+}
+
+// The largest of each COUNT neighbours, in all of their lanes.
+template <int COUNT>
+INLINE Vector largest_of(Vector x) {
+    if constexpr (COUNT >= 2) x = largest(x, _mm256_permute_ps(x, 0xb1));
+    if constexpr (COUNT >= 4) x = largest(x, _mm256_permute_ps(x, 0x4e));
+    if constexpr (COUNT >= 8) x = largest(x, _mm256_permute2f128_ps(x, x, 0x01));
+    return x;
+}
