@@ -204,7 +204,13 @@ def figure(
         fine = 1 if high - low > 2.5 else 2 if high - low > 1.2 else 4
         for step in range(math.ceil(low * fine), math.floor(high * fine) + 1):
             value = 2 ** (step / fine)
-            told = bytes_text(round(value)) if "emory" in title else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+            told = (
+                bytes_text(round(value))
+                if "emory" in title
+                else f"{value:.0f}"
+                if value >= 100
+                else f"{value:.3g}"
+            )
             parts.append(
                 f'<line x1="{near}" x2="{far}" y1="{y(value):.1f}" y2="{y(value):.1f}" '
                 f'stroke="#eee"/><text x="{near - 5}" y="{y(value) + 4:.1f}" '

@@ -12,6 +12,7 @@ import pytest
 from qkvbench import recipes
 from qkvbench.cli.parser import parsed
 from qkvbench.reports import terminal
+from qkvbench.results.stats import Tally
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
 
@@ -91,6 +92,17 @@ def test_the_readme_s_further_findings_are_what_their_records_say():
         assert not any(each.clear for each in differences.values())
     for task in ("sort", "lm-reviews"):
         assert compared[task].differences["q=k=v=x"].clear
+    told = {
+        arm
+        for result in compared.values()
+        if not isinstance(result, Tally)
+        for arm, each in result.differences.items()
+        if each.clear
+    }
+    assert {*by_eight.arms} - told == {"q,k,v", "q,k=v", "q=v,k", "q,k,v=x", "q,k,v/2"}
+    shared = compared["translation"].differences["q,k,v/1"]
+    found = [round(each, 2) for each in (shared.value, shared.low, shared.high)]
+    assert found == [-3.30, -6.36, -0.25]
     nulls = [task.same for task in view(Store(ROOT / "studies" / "catalogue")).tasks]
     differences = [same.difference for pair in nulls for same in pair if same.difference]
     assert [each.clear for each in differences] == [False, False, True]

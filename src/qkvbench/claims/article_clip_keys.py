@@ -7,7 +7,7 @@ from qkvbench.claims._scales import TWO_TOWERS
 def _arithmetic() -> Arithmetic:
     return Arithmetic(
         says="Nothing bounds it: both sides are losses of quality, in units that have nothing in "
-        "common, so of \"more\" only this can be tested: whether two towers lose by a missing key."
+        'common, so of "more" only this can be tested: whether two towers lose by a missing key.'
     )
 
 

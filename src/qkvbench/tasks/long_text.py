@@ -10,6 +10,7 @@ from functools import partial
 from qkvbench.data.cache import DataRefusedError
 from qkvbench.data.tokenizer import Bytes, Tokenizer
 from qkvbench.experiment import Training
+from qkvbench.model import Start
 from qkvbench.tasks import Task
 from qkvbench.tasks._sentiment import prepared
 from qkvbench.tasks._texts import Source, text_classification
@@ -39,12 +40,15 @@ def text(tokenizer: Tokenizer, length: int) -> Task:
         chance=0.5,
         length=length,
         training=Training(
-            steps=120, batch=16, learning_rate=3e-3, warmup=12, evaluations=2, scored=1000
+            steps=300, batch=16, learning_rate=3e-3, warmup=30, evaluations=2, scored=1000
         ),
         prepared=partial(prepared, "imdb", length),
     )
+    task = text_classification(source, tokenizer)
     return replace(
-        text_classification(source, tokenizer),
+        task,
+        # Bytes, of which there are few, are told apart from the beginning.
+        model=replace(task.model, start=Start(table=0.5, position=0.5)),
         retokenized=lambda other: text(other, length),
         lengthened=partial(text, tokenizer),
     )
