@@ -31,7 +31,7 @@ def text(tokenizer: Tokenizer, length: int) -> Task:
             f"{LONGEST}."
         )
     source = Source(
-        about=f"Tell praise from blame in the first {length:,} tokens of a review ({tokenizer.name}).",
+        about=f"Tell praise from blame by a review's first {length:,} tokens ({tokenizer.name}).",
         tier="packaged",
         benchmark="long",
         version=1,
