@@ -27,7 +27,7 @@ def test_everything_is_looked_at_and_the_main_job_can_run_here(capsys):
     assert status == 0
     for precision in PRECISIONS:
         assert "observed: " in rows["torch", f"{precision} product"]["found"]
-        assert "softmax" in rows["torch", f"{precision} decoding"]["found"]
+        assert "rows read once" in rows["torch", f"{precision} decoding"]["found"]
         assert "scaled_dot_product" in rows["torch", f"{precision} training"]["found"]
     assert {"installed", "extras", "machine", "torch", "data"} <= {topic for topic, _ in rows}
     assert all(row["remedy"] for row in rows.values() if row["verdict"] != "ok")

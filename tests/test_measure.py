@@ -227,7 +227,8 @@ def test_a_model_that_is_forced_to_fall_back_says_so():
         assert "math fallback" in work.kernel()
 
 
-def test_decoding_says_that_a_shared_root_is_turned_when_it_is_read():
+def test_without_a_kernel_decoding_says_that_a_shared_root_is_turned_when_it_is_read(monkeypatch):
+    monkeypatch.setenv("QKVBENCH_NATIVE", "none")
     backend = find("torch")
     whole, shared = (
         backend.workload("decode", SMALL.with_variant(parse(text)), "fp32", context=300, batch=2)
