@@ -18,8 +18,9 @@ from laws.arms import (
     every_variant,
     suffixed,
 )
+from laws.networks import drawn_network
 from qkvbench import cost
-from qkvbench.backends.torch import Growing, Reserved, build, named_weights, pages, start
+from qkvbench.backends.torch import Growing, Reserved, build, pages
 from qkvbench.backends.torch.rows import DTYPES, packed, unpacked
 from qkvbench.cost import ROW_TYPES
 from qkvbench.model import Alibi, Learned, NoPosition, Rotary, Tokens, with_source
@@ -33,18 +34,6 @@ NORMED = ["", "+qknorm", "+qkvnorm", "+qkvnorm++", "-diag", "+qknorm+2d"]
 
 every_storage = pytest.mark.parametrize("storage", STORAGES, ids=str)
 every_row_type = pytest.mark.parametrize("rows", ROW_TYPES)
-
-
-def _network(model, seed=0):
-    network = build(model).double().eval()
-    start(network, model, seed)
-    # What begins at one or zero would hide a mistake.
-    draws = np.random.default_rng(seed)
-    with torch.no_grad():
-        for name, tensor in named_weights(network).items():
-            if name.endswith((".scale", ".temperature", ".features")):
-                tensor += torch.from_numpy(draws.normal(size=tuple(tensor.shape)))
-    return network
 
 
 def _tokens(batch=BATCH, time=TIME, seed=0):
@@ -69,7 +58,7 @@ def _written(network, tokens, cache, prompt=2):
 def test_whatever_the_storage_decoding_is_one_forward_pass(variant, position):
     place = PLANNED.index(variant) + POSITIONS.index(position)
     suffix = NORMED[place % len(NORMED)]
-    network, tokens = _network(decoder(suffixed(variant, suffix), position, SIZE)), _tokens()
+    network, tokens = drawn_network(decoder(suffixed(variant, suffix), position, SIZE)), _tokens()
     whole = network(tokens)
     for storage in STORAGES:
         found = _written(network, tokens, network.new_cache(BATCH, TIME, storage))
@@ -102,7 +91,7 @@ def test_a_stored_row_is_rounded_by_half_a_step_at_most(rows, share, of_largest)
 @torch.no_grad()
 def test_decoding_over_rounded_rows_loses_nothing_but_their_rounding(variant, rows, monkeypatch):
     for suffix, storage in zip(NORMED, cycle(STORAGES), strict=False):
-        network, tokens = _network(decoder(suffixed(variant, suffix), Rotary())), _tokens()
+        network, tokens = drawn_network(decoder(suffixed(variant, suffix), Rotary())), _tokens()
         found = _written(network, tokens, network.new_cache(BATCH, TIME, storage, rows))
 
         def rounded(new, _, kind=ROW_TYPES[rows]):
@@ -121,7 +110,7 @@ def test_decoding_over_rounded_rows_loses_nothing_but_their_rounding(variant, ro
 @torch.no_grad()
 def test_left_padding_changes_nothing(variant, storage):
     for position, suffix in zip([Rotary(), Alibi(), Learned(11)], NORMED, strict=False):
-        network, tokens = _network(decoder(suffixed(variant, suffix), position)), _tokens()
+        network, tokens = drawn_network(decoder(suffixed(variant, suffix), position)), _tokens()
         padding = torch.tensor([0, 3, 1])
         cache = network.new_cache(BATCH, TIME + 2, storage)
         padded = torch.stack([row.roll(int(n)) for row, n in zip(tokens, padding, strict=True)])
@@ -137,7 +126,7 @@ def test_left_padding_changes_nothing(variant, storage):
 @every_catalogued
 @torch.no_grad()
 def test_sequences_that_follow_others_are_independent_runs(variant, storage):
-    network, tokens = _network(decoder(variant, Rotary())), _tokens(2, 3)
+    network, tokens = drawn_network(decoder(variant, Rotary())), _tokens(2, 3)
     for padding in (None, torch.tensor([0, 2])):
         cache = network.new_cache(2, 12, storage)
         network.prefill(tokens, cache, padding)
@@ -156,7 +145,7 @@ def test_sequences_that_follow_others_are_independent_runs(variant, storage):
 
 @torch.no_grad()
 def test_beams_share_what_they_have_in_common_and_copy_the_last_page_only():
-    network = _network(decoder("q,k,v", Rotary()))
+    network = drawn_network(decoder("q,k,v", Rotary()))
     cache = network.new_cache(1, 40, Growing(4))
     network.prefill(_tokens(1, 18), cache)
     before = cache.bytes
@@ -178,7 +167,7 @@ def test_beams_share_what_they_have_in_common_and_copy_the_last_page_only():
 @every_catalogued
 @torch.no_grad()
 def test_what_was_taken_back_was_never_read(variant, storage):
-    network, tokens = _network(decoder(variant, Rotary())), _tokens()
+    network, tokens = drawn_network(decoder(variant, Rotary())), _tokens()
     for padding in (None, torch.tensor([0, 2, 1])):
         first, again = (network.new_cache(BATCH, 2 * TIME, storage) for _ in range(2))
         for cache in (first, again):
@@ -197,7 +186,7 @@ def test_what_was_taken_back_was_never_read(variant, storage):
 
 
 def test_more_than_was_read_is_not_taken_back():
-    network = _network(decoder("q,k=v", Rotary()))
+    network = drawn_network(decoder("q,k=v", Rotary()))
     cache = network.new_cache(BATCH, TIME)
     network.prefill(_tokens(), cache, torch.tensor([0, 3, 1]))
     for tokens in (TIME - 2, -1):
@@ -209,7 +198,7 @@ def test_more_than_was_read_is_not_taken_back():
 
 @torch.no_grad()
 def test_what_a_window_gave_back_is_not_taken_back():
-    network = _network(decoder("q,k=v", Rotary()).with_window(3))
+    network = drawn_network(decoder("q,k=v", Rotary()).with_window(3))
     tokens = _tokens(time=20)
     cache = network.new_cache(BATCH, 20, Growing(4))
     _written(network, tokens, cache)
@@ -257,7 +246,7 @@ def test_a_source_is_kept_in_the_rows_that_the_cache_is_asked_for(rows):
 @torch.no_grad()
 def test_a_window_bounds_the_cache_however_long_the_text(window, page):
     model = decoder("q,k=v", Rotary()).with_window(window)
-    network, tokens = _network(model), _tokens(time=23)
+    network, tokens = drawn_network(model), _tokens(time=23)
     cache = network.new_cache(BATCH, 23, Growing(page))
     network.prefill(tokens[:, :11], cache)
     for time in range(11, 23):
@@ -270,7 +259,7 @@ def test_a_window_bounds_the_cache_however_long_the_text(window, page):
 @every_row_type
 @torch.no_grad()
 def test_the_addresses_of_pages_lead_to_their_rows(rows):
-    network = _network(decoder("q,k=v/2", Rotary()).with_window(5))
+    network = drawn_network(decoder("q,k=v/2", Rotary()).with_window(5))
     for storage in (Reserved(), Growing(2)):
         cache = network.new_cache(BATCH, 20, storage, rows)
         network.prefill(_tokens(time=4), cache, torch.tensor([0, 2, 1]))
@@ -319,7 +308,7 @@ def test_a_cache_of_another_model_is_refused_in_words():
 
 
 def test_moving_a_cache_changes_where_it_lies_and_nothing_that_is_read():
-    network, tokens = _network(decoder("q,k=v", Rotary())), _tokens()
+    network, tokens = drawn_network(decoder("q,k=v", Rotary())), _tokens()
     cache = network.new_cache(BATCH, TIME, Growing(2), "int8")
     _written(network, tokens[:, :-1], cache)
     before = [tensor.data_ptr() for tensor in cache.tensors()]

@@ -23,6 +23,7 @@ from laws.arms import (
     stream,
     suffixed,
 )
+from laws.networks import drawn_network
 from qkvbench import reference
 from qkvbench.backends.torch import (
     Attention,
@@ -57,18 +58,6 @@ def _layer(variant, position=NoPosition(), *, causal=True, size=SIZE):
     return layer
 
 
-def _network(model, seed=0):
-    network = build(model).double()
-    start(network, model, seed)
-    # What begins at one or zero would hide a mistake.
-    draws = np.random.default_rng(seed)
-    with torch.no_grad():
-        for name, tensor in named_weights(network).items():
-            if name.endswith((".scale", ".temperature", ".features")):
-                tensor += torch.from_numpy(draws.normal(size=tuple(tensor.shape)))
-    return network
-
-
 def _slopes(layer):
     """The gradients under the names of the weights."""
     twin = _layer(layer.plan.variant, size=layer.plan.geometry)
@@ -101,8 +90,8 @@ def test_the_layer_is_the_reference(variant, causal, held, monkeypatch):
 
 def test_sinusoids_are_the_formula_of_their_source():
     model = decoder("q,k,v", Sinusoidal(), size=SIZE)
-    network, tokens = _network(model), _tokens()
-    plain = _network(decoder("q,k,v", size=SIZE))
+    network, tokens = drawn_network(model), _tokens()
+    plain = drawn_network(decoder("q,k,v", size=SIZE))
     added = network.embedding(tokens) - plain.embedding(tokens)
     for place, coordinate in product(range(TIME), range(SIZE.d_model)):
         angle = place / 10_000 ** (coordinate // 2 * 2 / SIZE.d_model)
@@ -149,7 +138,7 @@ def _chosen_suffixes(variant):
 @every_variant
 def test_decoding_step_by_step_is_one_forward_pass(variant, position):
     for suffix in _chosen_suffixes(variant):
-        network = _network(decoder(suffixed(variant, suffix), position, size=SIZE))
+        network = drawn_network(decoder(suffixed(variant, suffix), position, size=SIZE))
         tokens = _tokens()
         whole = network(tokens)
         cache = network.new_cache(BATCH, TIME)
@@ -162,7 +151,7 @@ def test_decoding_step_by_step_is_one_forward_pass(variant, position):
 @every_variant
 def test_a_prefill_and_steps_with_left_padding_are_one_forward_pass_without(variant, position):
     suffix = min(_chosen_suffixes(variant), key=len)
-    network = _network(decoder(suffixed(variant, suffix), position, size=SIZE))
+    network = drawn_network(decoder(suffixed(variant, suffix), position, size=SIZE))
     tokens, padding = _tokens(), torch.tensor([0, 3, 1])
     padded = torch.full((BATCH, TIME), 7)
     for row, count in enumerate(padding.tolist()):
@@ -186,7 +175,7 @@ def test_a_prefill_and_steps_with_left_padding_are_one_forward_pass_without(vari
 @pytest.mark.parametrize("suffix", ["", "+qknorm", "+qkvnorm++"])
 @every_catalogued
 def test_a_shared_root_is_read_as_key_tile_by_tile(variant, suffix, monkeypatch):
-    network = _network(decoder(suffixed(variant, suffix), Rotary()))
+    network = drawn_network(decoder(suffixed(variant, suffix), Rotary()))
     tokens = _tokens()
     monkeypatch.setattr(pages, "TILE", 2)
     cache = network.new_cache(BATCH, TIME)
@@ -197,7 +186,7 @@ def test_a_shared_root_is_read_as_key_tile_by_tile(variant, suffix, monkeypatch)
 @pytest.mark.parametrize("suffix", SUFFIXED)
 @every_catalogued
 def test_a_later_token_changes_nothing_earlier(variant, suffix):
-    network = _network(decoder(suffixed(variant, suffix), Rotary()))
+    network = drawn_network(decoder(suffixed(variant, suffix), Rotary()))
     tokens = _tokens()
     changed = tokens.clone()
     changed[:, -1] = (changed[:, -1] + 1) % 13
@@ -212,7 +201,7 @@ def test_a_later_token_changes_nothing_earlier(variant, suffix):
 def test_an_encoder_reads_only_the_positions_that_are_there(equation, suffix, predicts, pooling):
     for position in POSITIONS:
         model = encoder(equation + suffix, predicts, pooling, position=position)
-        network = _network(model)
+        network = drawn_network(model)
         tokens, lengths = _tokens(), torch.tensor([TIME, 3, 1])
         found = network(tokens, lengths)
         for row, length in enumerate(lengths.tolist()):
@@ -225,7 +214,7 @@ def test_an_encoder_reads_only_the_positions_that_are_there(equation, suffix, pr
 
 @pytest.mark.parametrize("equation", ["q,k,v", "q=k=v", "q,k=v/1"])
 def test_without_positions_the_named_place_moves_with_what_lies_there(equation):
-    network = _network(encoder(equation, "which position", "mean"))
+    network = drawn_network(encoder(equation, "which position", "mean"))
     tokens, order = _tokens(), torch.randperm(TIME, generator=torch.manual_seed(0))
     error = (network(tokens[:, order]) - network(tokens)[:, :, order]).abs().max()
     assert error < EXACT
@@ -234,7 +223,7 @@ def test_without_positions_the_named_place_moves_with_what_lies_there(equation):
 
 @pytest.mark.parametrize("equation", ["q,k,v", "q=k=v", "q,k=v/1"])
 def test_a_class_token_reads_every_position_and_no_mean_of_them(equation):
-    network = _network(encoder(equation, "the whole", "class token", position=Learned(TIME)))
+    network = drawn_network(encoder(equation, "the whole", "class token", position=Learned(TIME)))
     tokens = _tokens()
     before = network(tokens)
     for place in range(TIME):
@@ -277,9 +266,9 @@ def test_only_the_roots_of_the_plan_have_weights(variant):
 
 @every_catalogued
 def test_tied_roles_are_one_tensor_before_and_after_saving(variant, tmp_path):
-    network = _network(decoder(variant))
+    network = drawn_network(decoder(variant))
     save(network, tmp_path / "weights.safetensors")
-    again = _network(decoder(variant), seed=1)
+    again = drawn_network(decoder(variant), seed=1)
     load(again, read(tmp_path / "weights.safetensors"))
     for name, tensor in named_weights(again).items():
         assert torch.equal(tensor, named_weights(network)[name]), name
@@ -296,9 +285,9 @@ def test_tied_roles_are_one_tensor_before_and_after_saving(variant, tmp_path):
 
 
 def test_loading_other_weights_is_refused_by_name(tmp_path):
-    save(_network(decoder("q,k=v")), tmp_path / "weights.safetensors")
+    save(drawn_network(decoder("q,k=v")), tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match=r"v\.weight"):
-        load(_network(decoder("q,k,v")), read(tmp_path / "weights.safetensors"))
+        load(drawn_network(decoder("q,k,v")), read(tmp_path / "weights.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -324,9 +313,9 @@ def test_a_tied_matrix_receives_the_sum_of_the_gradients_of_its_roles(tied, root
 
 @every_catalogued
 def test_arms_share_the_initial_values_of_what_they_share(variant):
-    baseline = named_weights(_network(decoder("q,k,v"), seed=3))
-    arm = named_weights(_network(decoder(variant), seed=3))
-    other_seed = named_weights(_network(decoder(variant), seed=4))
+    baseline = named_weights(drawn_network(decoder("q,k,v"), seed=3))
+    arm = named_weights(drawn_network(decoder(variant), seed=3))
+    other_seed = named_weights(drawn_network(decoder(variant), seed=4))
     # With fewer heads a matrix has another shape, and is not shared.
     shared = [name for name in arm if name in baseline and arm[name].shape == baseline[name].shape]
     assert {"embedding.table", "blocks.1.feed_forward.up.weight"} <= set(shared)
@@ -373,7 +362,7 @@ def test_products_of_half_the_size_stay_near_fp32(variant, position, kind):
 
 @every_catalogued
 def test_the_cache_is_refused_more_than_it_holds(variant):
-    network = _network(decoder(variant))
+    network = drawn_network(decoder(variant))
     cache = network.new_cache(BATCH, 2)
     network.prefill(_tokens(time=2), cache)
     with pytest.raises(ValueError, match="holds 2 tokens"):
@@ -381,7 +370,7 @@ def test_the_cache_is_refused_more_than_it_holds(variant):
 
 
 def test_a_prompt_goes_into_an_empty_cache_only():
-    network = _network(decoder("q,k,v"))
+    network = drawn_network(decoder("q,k,v"))
     cache = network.new_cache(BATCH, 2 * TIME)
     network.prefill(_tokens(), cache)
     with pytest.raises(ValueError, match="empty cache"):
@@ -390,7 +379,7 @@ def test_a_prompt_goes_into_an_empty_cache_only():
 
 def test_a_model_with_learned_positions_makes_no_longer_cache():
     with pytest.raises(ValueError, match="at most 11 tokens"):
-        _network(decoder("q,k,v", Learned(11))).new_cache(BATCH, 12)
+        drawn_network(decoder("q,k,v", Learned(11))).new_cache(BATCH, 12)
     for position in (Learned(11), Sinusoidal()):
         with pytest.raises(ValueError, match="added to a model's input"):
             Attention("q,k,v", 24, 4, position=position)
@@ -416,7 +405,7 @@ def test_the_library_s_door_is_a_drop_in_layer_and_a_model():
 
 
 def test_a_model_that_decoded_in_inference_mode_can_still_be_trained():
-    network = _network(decoder("q,k=v", Rotary()))
+    network = drawn_network(decoder("q,k=v", Rotary()))
     tokens = _tokens()
     with torch.inference_mode():
         cache = network.new_cache(BATCH, TIME)

@@ -9,8 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from laws.arms import EVEN, SIZE, SUFFIXED, TIME, drawn, every_catalogued, every_variant, suffixed
+from laws.networks import drawn_network
 from qkvbench import cost, reference
-from qkvbench.backends.torch import Attention, build, load, named_weights, read, save, start
+from qkvbench.backends.torch import Attention, build, load, named_weights, read, save
 from qkvbench.backends.torch.contrast import SHARPEST
 from qkvbench.backends.torch.learner import Learner
 from qkvbench.cost.matched import parse_arm, with_arm, write_arm
@@ -80,17 +81,6 @@ def _towers(variant="q,k,v"):
     )
     model = with_tower(model, Tokens(11), Rotary(), 10)
     return model.with_variant(parse(variant) if isinstance(variant, str) else variant)
-
-
-def _network(model, seed=0):
-    network = build(model).double()
-    start(network, model, seed)
-    draws = np.random.default_rng(seed)
-    with torch.no_grad():
-        for name, tensor in named_weights(network).items():
-            if name.endswith((".scale", ".temperature", ".features")):
-                tensor += torch.from_numpy(draws.normal(size=tuple(tensor.shape)))
-    return network.eval()
 
 
 def _whole_numbers(below, *shape):
@@ -181,7 +171,7 @@ def test_computed_flops_of_two_inputs_are_the_counted_matrix_products(variant):
 @every_catalogued
 def test_writing_token_by_token_is_writing_at_once(variant, position):
     for suffix in SUFFIXED:
-        network = _network(_translator(suffixed(variant, suffix), position))
+        network = drawn_network(_translator(suffixed(variant, suffix), position))
         whole = network(TOKENS, None, SOURCE, LENGTHS)
         cache = network.new_cache(ITEMS, TIME)
         network.read_source(SOURCE, LENGTHS, cache)
@@ -192,7 +182,7 @@ def test_writing_token_by_token_is_writing_at_once(variant, position):
 
 
 def test_what_follows_the_length_of_a_source_changes_nothing():
-    network = _network(_translator("q=k,v+2d"))
+    network = drawn_network(_translator("q=k,v+2d"))
     other = SOURCE.clone()
     for item, length in enumerate(LENGTHS):
         other[item, length:] = (other[item, length:] + 1) % 11
@@ -206,7 +196,7 @@ def test_what_follows_the_length_of_a_source_changes_nothing():
 
 
 def test_every_place_of_a_source_that_is_read_changes_what_is_written():
-    network = _network(_translator())
+    network = drawn_network(_translator())
     before = network(TOKENS, None, SOURCE, LENGTHS)
     for place in range(int(LENGTHS[0])):
         other = SOURCE.clone()
@@ -217,13 +207,13 @@ def test_every_place_of_a_source_that_is_read_changes_what_is_written():
 
 
 def test_a_decoder_with_a_source_refuses_to_go_without():
-    network = _network(_translator())
+    network = drawn_network(_translator())
     with pytest.raises(ValueError, match="none was given"):
         network(TOKENS)
 
 
 def test_vectors_of_two_towers_are_compared_by_their_angle_and_in_both_directions():
-    network = _network(_towers())
+    network = drawn_network(_towers())
     pictures = torch.from_numpy(_rows(TIME, 5, 7))
     logits = network(pictures, None, SOURCE, LENGTHS)
     first, second = network.hidden(pictures, None, SOURCE, LENGTHS).unbind(dim=1)
@@ -275,7 +265,7 @@ def test_parts_of_a_batch_take_their_sources_with_them():
 
 
 def test_a_saved_encoder_decoder_is_the_same_when_read(tmp_path):
-    network = _network(_translator("q,k=R(q),v=R(q)"))
+    network = drawn_network(_translator("q,k=R(q),v=R(q)"))
     save(network, tmp_path / "weights.safetensors")
     again = build(_translator("q,k=R(q),v=R(q)")).double()
     load(again, read(tmp_path / "weights.safetensors"))
@@ -300,7 +290,7 @@ def test_a_variant_can_be_chosen_for_places(text, changed):
     experiment = Experiment(model, "none", 1, Training(1, 4, 1e-3, 0), seed=0)
     assert from_json(to_json(experiment)) == experiment
     # Arms share the initial values of what they share.
-    own, canonical = (named_weights(_network(each)) for each in (model, base))
+    own, canonical = (named_weights(drawn_network(each)) for each in (model, base))
     alike = own.keys() & canonical.keys()
     assert alike
     assert all(torch.equal(own[name], canonical[name]) for name in alike)
