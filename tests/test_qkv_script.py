@@ -118,9 +118,27 @@ def test_extras_add_up(clone):
     clone("setup", "hf")
     clone.asked()
     clone("test")
-    assert f"-e {clone.root}[hf,dev]" in clone.asked()[-1]
-    assert clone("setup", "hf", "dev")[2] == "qkv: ready: .venv has the core and hf dev\n"
+    assert f"-e {clone.root}[hf,dev,jax,slurm]" in clone.asked()[-1]
+    assert clone("setup", "hf", "dev")[2] == "qkv: ready: .venv has the core and hf dev jax slurm\n"
     assert clone.asked() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "brought"),
+    [
+        ("run quick --backend jax", "[jax]"),
+        ("run quick --backend=jax --engine ray", "[jax,ray]"),
+        ("run quick --track wandb --jobs 2", "[wandb]"),
+    ],
+)
+def test_words_bring_the_extras_that_they_ask_for(clone, words, brought):
+    clone(*words.split())
+    assert clone.asked()[-1].endswith(f"-e {clone.root}{brought}")
+
+
+def test_words_that_ask_for_no_extra_bring_none(clone):
+    clone("run", "jax", "--backend", "torch", "--engine", "local", "--out", "ray")
+    assert clone.asked()[-1].endswith(f"-e {clone.root}")
 
 
 def test_an_extra_that_does_not_exist_is_refused_with_those_that_do(clone):
