@@ -228,7 +228,7 @@ def _write(place: Path, progress: Progress, state: dict[str, np.ndarray]) -> Non
         safetensors.numpy.save_file(state, beside / _STATE)
         (beside / _PROGRESS).write_text(text, encoding="utf-8")
         sums = {name: sha256_of(beside / name) for name in (_STATE, _PROGRESS)}
-        (beside / _SUMS).write_text("".join(f"{each}  {name}\n" for name, each in sums.items()))
+        (beside / _SUMS).write_text(_manifest(sums), encoding="utf-8")
         for path in (beside / _STATE, beside / _PROGRESS, beside / _SUMS, beside):
             _flush(path)
         _put(beside, place)
@@ -238,6 +238,10 @@ def _write(place: Path, progress: Progress, state: dict[str, np.ndarray]) -> Non
         raise
     # The rename itself is on disk only when the folder is.
     _flush(place.parent)
+
+
+def _manifest(sums: dict[str, str]) -> str:
+    return "".join(f"{each}  {name}\n" for name, each in sums.items())
 
 
 def _put(beside: Path, place: Path) -> None:
@@ -276,16 +280,14 @@ def _clear_stale(folder: Path) -> None:
 
 def _read(place: Path, experiment: Experiment) -> Checkpoint:
     """The checkpoint at a place; ValueError or OSError says what is wrong with it."""
-    lines = (place / _SUMS).read_text(encoding="utf-8").splitlines()
-    sums = {name: told for told, _, name in (line.partition("  ") for line in lines)}
-    content: dict[str, bytes] = {}
-    for name in (_STATE, _PROGRESS):
-        content[name] = (place / name).read_bytes()
-        found, told = sha256(content[name]).hexdigest(), sums.get(name)
-        if found != told:
-            raise ValueError(
-                f"the SHA-256 of {name} is {found}, and {_SUMS} says {told or 'nothing of it'}."
-            )
+    told = (place / _SUMS).read_text(encoding="utf-8")
+    content = {name: (place / name).read_bytes() for name in (_STATE, _PROGRESS)}
+    found = {name: sha256(read).hexdigest() for name, read in content.items()}
+    for name, each in found.items():
+        if each not in told:
+            raise ValueError(f"the SHA-256 of {name} is {each}, which {_SUMS} does not say.")
+    if told != _manifest(found):
+        raise ValueError(f"{_SUMS} is not the list of {' and '.join(found)} that was written.")
     progress = Progress.model_validate_json(content[_PROGRESS])
     if from_json(progress.experiment).id != experiment.id:
         raise ValueError(f"it is of the run {from_json(progress.experiment).id}, not of this one.")
