@@ -59,7 +59,7 @@ def task(name: str) -> str:
     try:
         tasks.find(name)
     except KeyError:
-        base, _ = tasks.parted(marked.name if (marked := tasks.heads_in(name)) else name)
+        base, _ = tasks.parted(tasks.plain(name))
         beside = f"\nA path has a separator: ./{base}" if base and Path(base).exists() else ""
         raise _unknown("task", base, tasks.names(), beside) from None
     except (DataRefusedError, DataUnavailableError) as error:

@@ -44,7 +44,7 @@ class Study:
     compiled: bool = False
     checkpointing: bool = False
     micro_batches: int = 1
-    budget: int = 1
+    budget: float = 1
     smoke: bool = False
 
     @property
@@ -65,10 +65,10 @@ class Study:
         own = tasks.find(task).model
         model = own
         if self.model is not None:
-            if tasks.heads_in(task):
+            if tasks.plain(task) != task:
                 raise ValueError(
-                    f"'{task}' says which heads its own model has; with another model, leave out "
-                    "what stands from the '@' on."
+                    f"'{task}' says what its own model has; with another model, leave out what "
+                    "stands from the '@' on."
                 )
             model = as_in(self.model, own)
         if self.position is not None:
@@ -131,8 +131,8 @@ class Study:
         task = tasks.find(name)
         training = replace(
             task.training,
-            steps=self.budget * task.training.steps,
-            warmup=self.budget * task.training.warmup,
+            steps=round(self.budget * task.training.steps),
+            warmup=round(self.budget * task.training.warmup),
             micro_batches=self.micro_batches,
         )
         return Experiment(
