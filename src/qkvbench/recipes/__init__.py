@@ -21,7 +21,8 @@ class Study:
 
     A variant may be given another's size, as ``q,k,v~q,k=v`` (`cost.matched`): the arm of equal
     parameters.
-    ``seeds`` says how many each task gets, ``budget`` how many times the task's own steps;
+    ``seeds`` says how many each task gets, ``budget`` how many times the task's own steps, for all
+    or by the name before its marks;
     ``precision``, ``threads``, ``compiled``, ``checkpointing`` and ``micro_batches`` say how a run
     is carried out.
     ``model`` replaces the tasks' own geometry, layers and positions; their inputs and outputs stay.
@@ -44,7 +45,7 @@ class Study:
     compiled: bool = False
     checkpointing: bool = False
     micro_batches: int = 1
-    budget: float = 1
+    budget: float | Mapping[str, float] = 1
     smoke: bool = False
 
     @property
@@ -129,10 +130,13 @@ class Study:
 
     def _experiment(self, name: str, model: Model, seed: int) -> Experiment:
         task = tasks.find(name)
+        budget = self.budget
+        if isinstance(budget, Mapping):
+            budget = budget[tasks.plain(name)]
         training = replace(
             task.training,
-            steps=round(self.budget * task.training.steps),
-            warmup=round(self.budget * task.training.warmup),
+            steps=round(budget * task.training.steps),
+            warmup=round(budget * task.training.warmup),
             micro_batches=self.micro_batches,
         )
         return Experiment(
