@@ -50,6 +50,10 @@ class Told:
         if self.before:
             self.console.print(f"{self.before} of {total} runs are done already.")
 
+    def bounded(self, why: str) -> None:
+        """Fewer runs are under way at a time than was asked for."""
+        self.console.print(why, markup=False)
+
     def preparing(self, task: str) -> None:
         """The data of a task are read, and fetched first where they are not here yet."""
         match tasks.find(task).tier:

@@ -125,8 +125,9 @@ def find(name: str) -> Task:
     """The task that a name or a path means, with what its marks say.
 
     `@` and a number is a length, `#` a tokenizer, `@` and a name as in `rotary` are positions, `@`
-    and sizes as in `1x64` are heads, in this order. KeyError where there is no such task, DataRefusedError where it cannot be read so, and
-    DataUnavailableError where the cache for own data cannot be written.
+    and sizes as in `1x64` are heads, in this order. KeyError where there is no such task,
+    DataRefusedError where it cannot be read so, and DataUnavailableError where the cache for own
+    data cannot be written.
     """
     if heads := heads_in(name):
         return _with_heads(find(heads.name), heads)
