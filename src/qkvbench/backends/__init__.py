@@ -1,7 +1,7 @@
 """What a backend is: a folder with these names. Nothing above knows which one runs.
 
-``Learner(experiment)`` trains and predicts on NumPy batches, and shows what its layers make of
-one; ``prepare(threads)`` makes a process
+``Learner(experiment)`` trains and predicts on NumPy batches, shows what its layers make of one, and
+goes on from a ``state`` that another process has left; ``prepare(threads)`` makes a process
 repeatable; ``device()`` names what computes; ``forks()`` says whether a process that has imported
 it may be forked; ``level_bytes()`` and ``peak_bytes()`` tell an
 accelerator's memory; ``types()`` says what runs in which type, ``cannot_compile()`` whether a
@@ -78,6 +78,21 @@ class Learner(Protocol):
         """Take over what agrees in name and shape from a file that `save` wrote; those names.
 
         ValueError where a layer's weights do not agree.
+        """
+        ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that training has changed: weights, optimizer, loss scale, random states.
+
+        Plain arrays of NumPy's own types, under the same names at every step. They may be live:
+        read them before training goes on.
+        """
+        ...
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from what `state` told of a learner of the same experiment, with the same bits.
+
+        ValueError where names, shapes or types are not this learner's; it is then unchanged.
         """
         ...
 

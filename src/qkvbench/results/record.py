@@ -78,13 +78,15 @@ class Observed(_Strict):
     """Observed on the machine: times and memory.
 
     ``compile_s`` is the time to compile, which is in no step's time and not in ``train_s``; None
-    where nothing was compiled.
+    where nothing was compiled. ``resumed`` are the steps after which another process went on from a
+    checkpoint: times are those of all of them, memory is the last one's.
     """
 
     train_s: float
     step_p50_s: float
     peak_memory_bytes: int
     compile_s: float | None = None
+    resumed: list[int] = []
 
 
 class Machine(_Strict):

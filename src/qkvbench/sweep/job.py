@@ -12,6 +12,7 @@ from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record, Status
 from qkvbench.results.store import Store
 from qkvbench.sweep.claims import Claim, Claims, LostError, beating
+from qkvbench.train.checkpoint import Checkpoints
 from qkvbench.train.run import run, run_and_keep
 
 Work = Literal["run", "keep"]
@@ -39,17 +40,23 @@ _WORKS: dict[Work, Callable[..., Record]] = {"run": run, "keep": run_and_keep}
 
 
 def perform(job: Job) -> None:
-    """Carry the job out and write its record; nothing, where the run is another's by now."""
+    """Carry the job out and write its record; nothing, where the run is another's by now.
+
+    It goes on from the newest checkpoint in the store, which are gone once the record is there.
+    """
     store = Store(job.store)
+    checkpoints = Checkpoints(store.checkpoints)
     claims = Claims(store.claims)
     claim = claims.adopted(job.claim)
     if claim is None:
         return
     with beating(claims, claim) as tell:
-        record = _WORKS[job.work](job.experiment, tell)
+        record = _WORKS[job.work](job.experiment, tell, checkpoints=checkpoints)
         try:
             tell(0, 0.0)
         except LostError:
             return
         store.write_run(record)
+        if record.status == "done":
+            checkpoints.remove(job.experiment)
     claims.release(claim)

@@ -25,8 +25,9 @@ from qkvbench.sweep.local import Workers
 from qkvbench.sweep.room import held_bytes
 from qkvbench.sweep.sweeper import Sweeper
 from qkvbench.tasks import Task
-from qkvbench.train.loop import Trained
+from qkvbench.train.checkpoint import Checkpoints
 from qkvbench.train.run import no_start, now, record
+from qkvbench.train.trained import Trained
 
 
 @runtime_checkable
@@ -87,6 +88,11 @@ def carry_out(
     models = models_to_measure(study)
     store.write_study(info(study, command))
     missing = to_run(experiments, store)
+    checkpoints = Checkpoints(store.checkpoints)
+    if checkpoints.root.exists():
+        for done in set(experiments).difference(missing):
+            # Who wrote its record may have been killed before it could remove them.
+            checkpoints.remove(done)
     # Looked at once: own data may be changed or gone before the study ends.
     known = {each.task: tasks.find(each.task) for each in [*experiments, *missing]}
     marks = {each: store.mark(each) for each in missing}

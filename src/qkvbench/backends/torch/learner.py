@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -203,6 +203,42 @@ class Learner:
         """Take over what agrees in name and shape from a file that `save` wrote; those names."""
         return take_over(self.network, read(path))
 
+    @torch.no_grad()
+    def state(self) -> dict[str, np.ndarray]:
+        """Weights, both moments of the optimizer and its steps, loss scale, state of the draws."""
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self._changed().items()}
+        arrays["draws"] = self.draws.get_state().numpy()
+        scale = {key: np.asarray(value) for key, value in self.scaler.state_dict().items()}
+        return arrays | {f"scaler.{key}": value for key, value in scale.items()}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from what `state` told, with the same bits; ValueError where it does not fit."""
+        own = self.state()
+        for name in sorted(own.keys() | state.keys()):
+            here, there = own.get(name), state.get(name)
+            if here is None or there is None or _kind(here) != _kind(there):
+                raise ValueError(
+                    f"{name} is {_said(here)} in this learner and {_said(there)} in the state."
+                )
+        for name, tensor in self._changed().items():
+            tensor.copy_(torch.tensor(state[name]))
+        self.draws.set_state(torch.tensor(state["draws"]))
+        if scale := self.scaler.state_dict():
+            self.scaler.load_state_dict({key: state[f"scaler.{key}"].item() for key in scale})
+
+    def _changed(self) -> dict[str, Tensor]:
+        """The tensors that a step changes, live: weights, and the optimizer's own for each."""
+        tensors = {f"weights.{name}": tensor for name, tensor in self.weights().items()}
+        for name, parameter in self.network.named_parameters():
+            kept = self.optimizer.state[parameter]
+            if not kept:
+                # As the optimizer begins at its first step.
+                kept["step"] = torch.zeros((), device=parameter.device)
+                kept |= {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            tensors |= {f"optimizer.{name}.{key}": tensor for key, tensor in kept.items()}
+        return {name: tensor.detach() for name, tensor in tensors.items()}
+
     def _backward(self, batch: Batch) -> float:
         """Set the gradients to those of the scaled mean loss of the whole batch; the mean loss.
 
@@ -275,6 +311,14 @@ def _parts(batch: Batch, count: int) -> Iterator[Batch]:
             read = None if second.lengths is None else second.lengths[items]
             second = Sequences(second.inputs[items], read)
         yield Batch(batch.inputs[items], batch.targets[items], lengths, second)
+
+
+def _kind(array: np.ndarray) -> tuple[np.dtype, tuple[int, ...]]:
+    return array.dtype, array.shape
+
+
+def _said(array: np.ndarray | None) -> str:
+    return "missing" if array is None else f"{array.dtype} of {array.shape}"
 
 
 def _draws(device: torch.device) -> torch.Generator:
