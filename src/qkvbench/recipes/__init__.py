@@ -175,6 +175,12 @@ def about(name: str) -> str:
     return (_module(name).__doc__ or "").strip().splitlines()[0]
 
 
+def takes(name: str) -> str | None:
+    """What the recipe's caption says of its time; None where there is no such line."""
+    lines = (_module(name).__doc__ or "").splitlines()
+    return next((line[len("Takes") :].strip() for line in lines if line.startswith("Takes")), None)
+
+
 def _module(name: str):  # noqa: ANN202 (a module, whose contract stands at the top)
     if name not in names():
         raise KeyError(name)
