@@ -1,7 +1,5 @@
 """A study is carried out in processes of its own, resumes, and survives what happens to a run."""
 
-import os
-import signal
 import time
 from dataclasses import replace
 
@@ -10,7 +8,8 @@ import pytest
 
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store
-from qkvbench.sweep.local import Died, Workers, _called
+from qkvbench.sweep.job import Died
+from qkvbench.sweep.local import Returned, Workers
 from qkvbench.sweep.study import carry_out, models_to_measure
 from qkvbench.train.run import run
 
@@ -26,6 +25,9 @@ class Noted:
 
     def planned(self, missing, total):
         self.plans.append((missing, total))
+
+    def bounded(self, why):
+        pass
 
     def preparing(self, task):
         pass
@@ -80,33 +82,18 @@ def test_one_seed_of_every_arm_comes_before_the_second():
     assert seeds == [0, 0, 1, 1]
 
 
-def test_no_more_processes_run_than_were_asked_for(tmp_path):
-    most = []
+def test_a_process_that_is_killed_is_told_and_the_others_go_on():
     with Workers("torch") as workers:
-        for _ in workers.run_all(
-            STUDY.experiments(), 1, lambda *_: most.append(len(workers.children))
-        ):
-            most.append(len(workers.children) + 1)
-    assert max(most) == 1
-
-
-def test_a_process_that_is_killed_is_a_row_and_the_others_go_on(tmp_path):
-    long = replace(
-        STUDY.experiments()[0], training=replace(STUDY.experiments()[0].training, steps=10_000)
-    )
-    short = STUDY.experiments()[1]
-    with Workers("torch") as workers:
-
-        def kill(experiment, _step, _loss):
-            if experiment == long:
-                os.kill(workers.children[0].process.pid, signal.SIGKILL)
-
-        answers = dict(workers.run_all([long, short], 2, kill))
-    assert answers[long] == Died(
+        long, short = workers.begin(time.sleep, 60), workers.begin(abs, -3)
+        long.process.kill()
+        answers = {}
+        while len(answers) < 2:
+            answers |= {id(child): answer for child, answer in workers.ended(1.0)}
+    assert answers[id(short)] == Returned(3)
+    assert answers[id(long)] == Died(
         "killed",
         "The process was ended by SIGKILL. The system does this when memory runs out.",
     )
-    assert answers[short].status == "done"
 
 
 def test_an_interrupt_notes_what_was_running_ends_it_and_loses_nothing(tmp_path):
@@ -137,9 +124,8 @@ def test_an_interrupt_while_data_are_fetched_leaves_nothing_running(tmp_path):
             raise KeyboardInterrupt
 
     with Workers("torch") as workers:
-        workers._start(_called, (time.sleep, 60), "sleep")
-        assert workers.running() == []
-    assert workers.children[0].process.exitcode is not None
+        child = workers.begin(time.sleep, 60)
+    assert child.process.exitcode is not None
     with pytest.raises(KeyboardInterrupt):
         carried_out(STUDY, tmp_path, Impatient())
     assert Store(tmp_path).runs().good == ()

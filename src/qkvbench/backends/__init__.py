@@ -2,7 +2,8 @@
 
 ``Learner(experiment)`` trains and predicts on NumPy batches, shows what its layers make of one, and
 goes on from a ``state`` that another process has left; ``prepare(threads)`` makes a process
-repeatable; ``device()`` names what computes; ``level_bytes()`` and ``peak_bytes()`` tell an
+repeatable; ``device()`` names what computes; ``forks()`` says whether a process that has imported
+it may be forked; ``level_bytes()`` and ``peak_bytes()`` tell an
 accelerator's memory; ``types()`` says what runs in which type, ``cannot_compile()`` whether a
 compiler is lacking; ``workload(...)`` is work to be timed; ``threads()``, ``product_s(...)`` and
 ``attention_kernels(precision)`` tell what really computes. The file names inside are the same in
@@ -139,6 +140,10 @@ class Backend(Protocol):
 
     def prepare(self, threads: int) -> None:
         """Make this process repeatable, with this number of threads."""
+        ...
+
+    def forks(self) -> bool:
+        """Whether a process that has imported it may be forked; else each one starts anew."""
         ...
 
     def level_bytes(self) -> int | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from qkvbench import backends, recipes, reports, tasks
 from qkvbench.cli.parser import RequestError
@@ -20,6 +20,10 @@ from qkvbench.results.margins import Margins, stated
 from qkvbench.results.view import View
 from qkvbench.variant import Variant, write
 from qkvbench.variant.catalogue import named
+
+if TYPE_CHECKING:
+    # Only `run` has an engine; the other commands begin sooner without.
+    from qkvbench.sweep.engines import Chosen
 
 
 def variant(text: str) -> Variant:
@@ -59,7 +63,7 @@ def task(name: str) -> str:
     try:
         tasks.find(name)
     except KeyError:
-        base, _ = tasks.parted(marked.name if (marked := tasks.heads_in(name)) else name)
+        base, _ = tasks.parted(tasks.plain(name))
         beside = f"\nA path has a separator: ./{base}" if base and Path(base).exists() else ""
         raise _unknown("task", base, tasks.names(), beside) from None
     except (DataRefusedError, DataUnavailableError) as error:
@@ -113,6 +117,30 @@ def pooling(name: str) -> Pooling:
 def backend(name: str) -> str:
     """The backend that is meant."""
     return _known("backend", name, backends.names())
+
+
+def engine(name: str, options: Sequence[str]) -> "Chosen":
+    """The engine that is meant, with its options; what it needs is here."""
+    from qkvbench.sweep import engines
+
+    module = engines.find(_known("engine", name, engines.names()))
+    if (reason := module.lacking()) is not None:
+        raise RequestError(f"{reason}\nNothing was run.")
+    try:
+        return engines.chosen(name, options)
+    except ValueError as error:
+        raise RequestError(f"{error}\nNothing was run.") from None
+
+
+def trackers(names: Sequence[str]) -> list[str]:
+    """The trackers that are meant; what they need is here."""
+    from qkvbench.sweep import trackers as known
+
+    wanted = [_known("tracker", name, known.names()) for name in dict.fromkeys(names)]
+    for name in wanted:
+        if (reason := known.find(name).lacking()) is not None:
+            raise RequestError(f"{reason}\nNothing was run.")
+    return wanted
 
 
 def report(name: str | None) -> Report | None:

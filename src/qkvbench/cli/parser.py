@@ -119,6 +119,24 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--micro-batches", type=_count, metavar="N", help="parts in which a batch is computed (1)"
     )
     run.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (one a core)")
+    run.add_argument(
+        "--engine", default="local", metavar="NAME", help="where: local, slurm or ray (local)"
+    )
+    run.add_argument(
+        "--with",
+        dest="options",
+        nargs="+",
+        default=[],
+        metavar="K=V",
+        help="of the engine: partition=…, minutes=…, gpus=…, address=…",
+    )
+    run.add_argument(
+        "--track",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="mirror curves: tensorboard, wandb, trackio or mlflow",
+    )
     run.add_argument("--out", metavar="DIR", help="where the results go (results/NAME)")
     run.add_argument(
         "--smoke", action="store_true", help="the same road in a minute; learns nothing"

@@ -2,6 +2,8 @@
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -12,9 +14,14 @@ from qkvbench.cost.units import seconds_text
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
 
+if TYPE_CHECKING:
+    from qkvbench.sweep.trackers import Mirror
+
 
 class Told:
-    """Tells what a study's engine reports, and counts how runs ended."""
+    """Tells what a study's engine reports, also to `mirrors`, and counts how runs ended."""
+
+    mirrors: "Sequence[Mirror]" = ()
 
     def __init__(self, endings: Counter[str]) -> None:
         """`endings` is counted up as runs end."""
@@ -50,6 +57,10 @@ class Told:
         if self.before:
             self.console.print(f"{self.before} of {total} runs are done already.")
 
+    def bounded(self, why: str) -> None:
+        """Fewer runs are under way at a time than was asked for."""
+        self.console.print(why, markup=False)
+
     def preparing(self, task: str) -> None:
         """The data of a task are read, and fetched first where they are not here yet."""
         match tasks.find(task).tier:
@@ -65,11 +76,15 @@ class Told:
 
     def stepped(self, run: Experiment, step: int, loss: float) -> None:
         """A run has taken a step."""
+        for mirror in self.mirrors:
+            mirror.stepped(run, step, loss)
         here = f"{run.task}  {arm_text(run.variant, run.model.name)}  seed {run.seed}"
         self.bars.update(self.bar, description=f"{here}  step {step}  loss {loss:.3f}")
 
     def ended(self, record: Record) -> None:
         """A run has ended."""
+        for mirror in self.mirrors:
+            mirror.ended(record)
         self.endings[record.status] += 1
         count = self.before + self.endings.total()
         name = f"[{count}/{self.total}] {record.task}  {record.arm}  seed {record.seed}"
@@ -82,6 +97,10 @@ class Told:
             self.console.print(
                 f"{name}  {record.status}: {record.reason}", style="red", markup=False
             )
+
+    def unmirrored(self, reason: str) -> None:
+        """A tracker does not work."""
+        self.console.print(reason, style="red", markup=False)
 
     def unmeasured(self, reason: str) -> None:
         """The arms could not be timed."""

@@ -7,16 +7,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qkvbench import backends, recipes
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.progress import Told
 from qkvbench.cli.report import write_reports
+from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.experiment import Experiment
+from qkvbench.measure.machine import cores
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store, StoreError
 from qkvbench.train.origin import kept_weights
+
+if TYPE_CHECKING:
+    from qkvbench.sweep.engines import Chosen
+    from qkvbench.sweep.forecast import Forecast
 
 DEFAULT_SEEDS = 3
 
@@ -24,14 +31,15 @@ DEFAULT_SEEDS = 3
 def answer(request: Request) -> int:
     """Carry out the study, print its table, write its page."""
     study = asked(request)
+    engine = names.engine(request.engine, request.options)
+    trackers = names.trackers(request.track)
     experiments = checked(study)
     store = Store(Path("results") / folder(study) if request.out is None else Path(request.out))
     try:
-        missing = [run for run in experiments if store.done(run) is None]
         if request.dry_run:
-            print(_plan(study, experiments, len(missing), store))
+            print(_plan(study, experiments, store, request.jobs))
             return 0
-        return _carried_out(request, study, store)
+        return _carried_out(request, study, store, engine, trackers)
     except StoreError as error:
         raise RequestError(f"{error}\nGive another folder with --out DIR.") from None
 
@@ -103,34 +111,80 @@ def checked(study: Study) -> tuple[Experiment, ...]:
     return experiments
 
 
-def _plan(study: Study, experiments: Sequence[Experiment], missing: int, store: Store) -> str:
-    runs = len(experiments)
+def _plan(study: Study, experiments: Sequence[Experiment], store: Store, jobs: int | None) -> str:
+    """What would run, and what it would take, in words."""
+    from qkvbench.sweep.forecast import forecasts
+    from qkvbench.sweep.study import to_run
+
+    missing = to_run(experiments, store)
+    done = sum(store.done(each) is not None for each in experiments)
     seeds = ", ".join(f"{task}: {count}" for task, count in study.seeds.items())
     lines = [
-        f"{study.name}: {runs} runs, of which {runs - missing} are done in {store.path}.",
+        f"{study.name}: {len(experiments)} runs, of which {done} are done in {store.path}.",
         f"Arms   {'   '.join(study.variants)}",
         f"Seeds  {seeds}",
         f"Runs   {experiments[0].execution}, {study.backend}, threads: {study.threads}",
     ]
     if needed := {first for run in experiments for first in run.needed}:
         weights = sum(kept_weights(first) is not None for first in needed)
-        names = ", ".join(sorted({first.task for first in needed}))
+        first = ", ".join(sorted({first.task for first in needed}))
         lines.append(
-            f"First  {len(needed)} runs on {names} come first, of which {weights} are kept."
+            f"First  {len(needed)} runs on {first} come first, of which {weights} are kept."
         )
-    return "\n".join(lines)
+    return "\n".join(
+        [*lines, *_forecast_lines(study, forecasts(experiments, missing, store), jobs)]
+    )
 
 
-def _carried_out(request: Request, study: Study, store: Store) -> int:
+def _forecast_lines(study: Study, found: "Sequence[Forecast]", jobs: int | None) -> list[str]:
+    """Each task's time, memory and disk, and from where that is known; then the whole."""
+    rows = [("task", "runs", "left", "a run", "a step holds", "records", "known from")]
+    rows += [
+        (
+            each.task,
+            str(each.runs),
+            str(each.left),
+            "?" if each.run_s is None else seconds_text(each.run_s),
+            "?" if each.step_bytes is None else bytes_text(each.step_bytes),
+            "?" if each.disk_bytes is None else bytes_text(each.disk_bytes),
+            each.source or "nothing",
+        )
+        for each in found
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    told = [each.left_s for each in found if each.left_s is not None]
+    left = sum(each.left for each in found if each.left_s is None)
+    at_once = jobs or max(1, cores() // study.threads)
+    whole = f"Takes  about {seconds_text(sum(told) / at_once)}, {at_once} at a time"
+    if left:
+        takes = recipes.takes(study.name) if study.name in recipes.names() else None
+        whole += f", and {left} runs of which no record tells"
+        whole += f"; the recipe says: {takes}" if takes else ""
+    whole += ". Beside a step, each process holds what its backend and the data take."
+    return [*table, whole]
+
+
+def _carried_out(
+    request: Request, study: Study, store: Store, engine: "Chosen", trackers: Sequence[str]
+) -> int:
     # After the request is checked: the engine imports the backend.
     from qkvbench.sweep.local import stoppable
     from qkvbench.sweep.study import carry_out
+    from qkvbench.sweep.trackers import Mirror
 
     if study.compiled and (reason := backends.find(study.backend).cannot_compile()):
         raise RequestError(f"{reason}\nRun without --compile. Nothing was run.")
     command = "qkvbench " + shlex.join(sys.argv[1:])
     endings: Counter[str] = Counter()
     with stoppable(), Told(endings) as progress:
+        progress.mirrors = [
+            Mirror(name, store.path / "trackers" / name, study.name, progress.unmirrored)
+            for name in trackers
+        ]
         carry_out(
             study,
             store,
@@ -138,6 +192,7 @@ def _carried_out(request: Request, study: Study, store: Store) -> int:
             jobs=request.jobs,
             fail_fast=request.fail_fast,
             progress=progress,
+            engine=engine,
         )
     write_reports(store)
     failed = sum(count for status, count in endings.items() if status != "done")

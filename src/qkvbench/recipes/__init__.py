@@ -21,7 +21,8 @@ class Study:
 
     A variant may be given another's size, as ``q,k,v~q,k=v`` (`cost.matched`): the arm of equal
     parameters.
-    ``seeds`` says how many each task gets, ``budget`` how many times the task's own steps;
+    ``seeds`` says how many each task gets, ``budget`` how many times the task's own steps, for all
+    or by the name before its marks;
     ``precision``, ``threads``, ``compiled``, ``checkpointing`` and ``micro_batches`` say how a run
     is carried out.
     ``model`` replaces the tasks' own geometry, layers and positions; their inputs and outputs stay.
@@ -44,7 +45,7 @@ class Study:
     compiled: bool = False
     checkpointing: bool = False
     micro_batches: int = 1
-    budget: int = 1
+    budget: float | Mapping[str, float] = 1
     smoke: bool = False
 
     @property
@@ -65,10 +66,10 @@ class Study:
         own = tasks.find(task).model
         model = own
         if self.model is not None:
-            if tasks.heads_in(task):
+            if tasks.plain(task) != task:
                 raise ValueError(
-                    f"'{task}' says which heads its own model has; with another model, leave out "
-                    "what stands from the '@' on."
+                    f"'{task}' says what its own model has; with another model, leave out what "
+                    "stands from the '@' on."
                 )
             model = as_in(self.model, own)
         if self.position is not None:
@@ -129,10 +130,13 @@ class Study:
 
     def _experiment(self, name: str, model: Model, seed: int) -> Experiment:
         task = tasks.find(name)
+        budget = self.budget
+        if isinstance(budget, Mapping):
+            budget = budget[tasks.plain(name)]
         training = replace(
             task.training,
-            steps=self.budget * task.training.steps,
-            warmup=self.budget * task.training.warmup,
+            steps=round(budget * task.training.steps),
+            warmup=round(budget * task.training.warmup),
             micro_batches=self.micro_batches,
         )
         return Experiment(
@@ -169,6 +173,12 @@ def find(name: str) -> Study:
 def about(name: str) -> str:
     """The first line of the recipe's caption."""
     return (_module(name).__doc__ or "").strip().splitlines()[0]
+
+
+def takes(name: str) -> str | None:
+    """What the recipe's caption says of its time; None where there is no such line."""
+    lines = (_module(name).__doc__ or "").splitlines()
+    return next((line[len("Takes") :].strip() for line in lines if line.startswith("Takes")), None)
 
 
 def _module(name: str):  # noqa: ANN202 (a module, whose contract stands at the top)

@@ -58,6 +58,11 @@ class Store:
         self.path = Path(path)
 
     @property
+    def claims(self) -> Path:
+        """Where it is written who carries out which run; no record is there."""
+        return self.path / "claims"
+
+    @property
     def checkpoints(self) -> Path:
         """Where runs under way keep what they need to go on; no record is there."""
         return self.path / "checkpoints"
@@ -94,6 +99,19 @@ class Store:
         """
         read = _read(self._place("runs", experiment.id), _read_run)
         return read if isinstance(read, Record) and read.status == "done" else None
+
+    def run(self, experiment: Experiment) -> Record | None:
+        """The record of this experiment, however it ended; None where there is none to read."""
+        read = _read(self._place("runs", experiment.id), _read_run)
+        return read if isinstance(read, Record) else None
+
+    def mark(self, experiment: Experiment) -> tuple[int, int] | None:
+        """What changes whenever this experiment's record is written; None where there is none."""
+        try:
+            found = self._place("runs", experiment.id).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
     def write_run(self, record: Record) -> Path:
         """Keep the record under its id. One that is done is never replaced by one that is not."""

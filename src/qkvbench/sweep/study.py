@@ -1,27 +1,32 @@
 """A study carried out: what is missing is run and measured, and each result is kept at once."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
-from itertools import chain, groupby
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Protocol, runtime_checkable
+
+import psutil
 
 from qkvbench import tasks
 from qkvbench.cost.matched import arm_text, parse_arm, with_arm
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.experiment import Experiment
 from qkvbench.measure.conditions import Conditions, identity
-from qkvbench.measure.machine import cores
 from qkvbench.measure.observe import measurements
 from qkvbench.model import Model
 from qkvbench.recipes import Study
 from qkvbench.results.record import Record, StudyInfo
 from qkvbench.results.store import Store
-from qkvbench.sweep.local import Died, Workers
+from qkvbench.sweep.claims import Claims, beating
+from qkvbench.sweep.engines import Chosen, Place
+from qkvbench.sweep.job import Died, Work
+from qkvbench.sweep.local import Workers
+from qkvbench.sweep.room import held_bytes
+from qkvbench.sweep.sweeper import Sweeper
 from qkvbench.tasks import Task
 from qkvbench.train.checkpoint import Checkpoints
-from qkvbench.train.run import no_start, now, record, run, run_and_keep
+from qkvbench.train.run import no_start, now, record
 from qkvbench.train.trained import Trained
 
 
@@ -31,6 +36,10 @@ class Progress(Protocol):
 
     def planned(self, missing: int, total: int) -> None:
         """So many of all runs are to be done."""
+        ...
+
+    def bounded(self, why: str) -> None:
+        """Fewer runs are under way at a time than was asked for."""
         ...
 
     def preparing(self, task: str) -> None:
@@ -66,54 +75,74 @@ def carry_out(
     jobs: int | None,
     fail_fast: bool,
     progress: Progress,
+    engine: Chosen | None = None,
 ) -> None:
     """Run and measure what the store lacks. The same call again goes on where it stopped.
 
-    Without a number of `jobs` every core is used, or an accelerator by one run at a time.
+    So does a call with another engine, or beside this one: the store alone says what is done. On
+    this machine every core is used without a number of `jobs`, or an accelerator by one run.
 
     On an interrupt the runs under way are noted as such, and the interrupt goes on.
     """
     experiments = study.experiments()
-    # Looked at once: own data may be changed or gone before the study ends.
-    known = {name: tasks.find(name) for name in study.names}
     models = models_to_measure(study)
     store.write_study(info(study, command))
     missing = to_run(experiments, store)
     checkpoints = Checkpoints(store.checkpoints)
-    for done in set(experiments).difference(missing):
-        # Who wrote its record may have been killed before it could remove them.
-        checkpoints.remove(done)
+    if checkpoints.root.exists():
+        for done in set(experiments).difference(missing):
+            # Who wrote its record may have been killed before it could remove them.
+            checkpoints.remove(done)
+    # Looked at once: own data may be changed or gone before the study ends.
+    known = {each.task: tasks.find(each.task) for each in [*experiments, *missing]}
+    marks = {each: store.mark(each) for each in missing}
     planned = dict.fromkeys([*experiments, *missing])
     progress.planned(len(missing), len(planned))
     with Workers(study.backend) as workers:
-        jobs = jobs or (1 if workers.accelerated else max(1, cores() // study.threads))
-        with _interrupts_noted(workers, store, known):
-            for experiment, answer in _answers(missing, workers, jobs, checkpoints, progress):
-                ended = (
-                    lost(experiment, known[experiment.task], answer)
-                    if isinstance(answer, Died)
-                    else answer
-                )
-                store.write_run(ended)
-                if ended.status == "done":
-                    checkpoints.remove(experiment)
+        data = _prepared(missing, workers, progress)
+        ready = [each for each in missing if each.task not in data.lacking]
+        place = Place(
+            study.backend,
+            study.threads,
+            store.path.absolute(),
+            jobs,
+            held_bytes(ready, known, data.process_bytes),
+        )
+        how = _Swept(store, known, place, engine or Chosen(), progress)
+        with closing(_records(missing, marks, data, how)) as records:
+            for ended in records:
                 progress.ended(ended)
                 if fail_fast and ended.status != "done":
                     return
-        conditions = conditions_of(study, models)
-        kept = {measured.id for measured in store.measurements().good}
-        # One is missing: all are measured again, for only what ran interleaved compares.
-        if any(identity(model, conditions) not in kept for model in models):
-            progress.measuring(len(models))
-            try:
-                measured, lacking = measurements(models, conditions, workers.call)
-            except ChildProcessError as error:
-                progress.unmeasured(str(error))
-                return
-            for measurement in measured:
-                store.write_measurement(measurement)
-            for arm in lacking:
-                progress.unmeasured(f"{arm.variant}: {arm.reason}")
+        _measure(study, models, store, workers, progress)
+
+
+def _measure(
+    study: Study, models: Sequence[Model], store: Store, workers: Workers, progress: Progress
+) -> None:
+    """Time the arms, where the store lacks one: only what ran interleaved compares."""
+    conditions = conditions_of(study, models)
+    kept = {measured.id for measured in store.measurements().good}
+    if all(identity(model, conditions) in kept for model in models):
+        return
+    claims = Claims(store.claims)
+    claim = claims.take(identity(models[0], conditions))
+    if claim is None:
+        # Another sweeper is at it.
+        return
+    progress.measuring(len(models))
+    try:
+        with beating(claims, claim):
+            measured, lacking = measurements(models, conditions, workers.call)
+    except ChildProcessError as error:
+        progress.unmeasured(str(error))
+        return
+    finally:
+        claims.release(claim)
+    for measurement in measured:
+        store.write_measurement(measurement)
+    for arm in lacking:
+        progress.unmeasured(f"{arm.variant}: {arm.reason}")
 
 
 def to_run(experiments: Sequence[Experiment], store: Store) -> list[Experiment]:
@@ -127,67 +156,106 @@ def to_run(experiments: Sequence[Experiment], store: Store) -> list[Experiment]:
     return list(dict.fromkeys([*needed, *missing]))
 
 
-def _answers(
-    missing: Sequence[Experiment],
-    workers: Workers,
-    jobs: int,
-    checkpoints: Checkpoints,
-    progress: Progress,
-) -> Iterator[tuple[Experiment, Record | Died]]:
-    """How each run ended. Where its data or its start cannot be had, it fails before it begins."""
-    lacking: dict[str, Died] = {}
+@dataclass(frozen=True)
+class _Data:
+    """Why the data of a task cannot be had, and what a process holds that has read any of them."""
+
+    lacking: Mapping[str, str]
+    process_bytes: int
+
+
+def _prepared(missing: Sequence[Experiment], workers: Workers, progress: Progress) -> _Data:
+    """Fetch and prepare the data of each task once, before many processes ask for them."""
+    reasons: dict[str, str | None] = {}
+    largest = 0
     for name in dict.fromkeys(each.task for each in missing):
-        # Fetched and prepared once, before many processes ask for it.
-        progress.preparing(name)
-        reason = workers.call(unavailable, name)
-        if reason is not None:
-            lacking[name] = Died("failed", str(reason))
-            progress.lacking(name, str(reason))
-    ended: dict[Experiment, Record | Died] = {}
-    for work, phase in _phases(missing):
-        cannot = {
-            each: why
-            for each in phase
-            if (why := lacking.get(each.task) or _without_start(each, ended)) is not None
-        }
-        ready = [each for each in phase if each not in cannot]
-        for experiment, answer in chain(
-            cannot.items(),
-            workers.run_all(ready, jobs, progress.stepped, partial(work, checkpoints=checkpoints)),
-        ):
-            ended[experiment] = answer
-            yield experiment, answer
+        plain = tasks.plain(name)
+        if plain not in reasons:
+            progress.preparing(plain)
+            reasons[plain], held = workers.call(unavailable, plain)
+            largest = max(largest, held)
+            if (reason := reasons[plain]) is not None:
+                progress.lacking(plain, reason)
+    lacking = {each.task: reason for each in missing if (reason := reasons[tasks.plain(each.task)])}
+    return _Data(lacking, largest)
 
 
-def _phases(
+@dataclass(frozen=True)
+class _Swept:
+    """With what a study's runs are carried out."""
+
+    store: Store
+    known: Mapping[str, Task]
+    place: Place
+    engine: Chosen
+    progress: Progress
+
+    def lost(self, experiment: Experiment, how: Died) -> Record:
+        """The record of a run whose process could not write one itself."""
+        return lost(experiment, self.known[experiment.task], how)
+
+
+def _records(
     missing: Sequence[Experiment],
-) -> Iterator[tuple[Callable[..., Record], list[Experiment]]]:
+    marks: Mapping[Experiment, tuple[int, int] | None],
+    data: _Data,
+    how: _Swept,
+) -> Generator[Record, None, None]:
+    """The record of each run. Where its data or its start cannot be had, it never begins."""
+    ended: dict[Experiment, Record] = {}
+    if not missing:
+        return
+    with how.engine.open(how.place) as engine:
+        room = engine.room()
+        if room.why is not None:
+            how.progress.bounded(room.why)
+        sweeper = Sweeper(how.store, engine, room.jobs, stepped=how.progress.stepped, lost=how.lost)
+        with _interrupts_noted(sweeper):
+            for work, phase in _phases(missing):
+                ready: list[Experiment] = []
+                for each in phase:
+                    reason = data.lacking.get(each.task) or _without_start(each, ended)
+                    if reason is None:
+                        ready.append(each)
+                        continue
+                    ended[each] = how.lost(each, Died("failed", reason))
+                    how.store.write_run(ended[each])
+                    yield ended[each]
+                for each, kept in sweeper.swept(work, ready, marks):
+                    ended[each] = kept
+                    yield kept
+
+
+def _phases(missing: Sequence[Experiment]) -> Iterator[tuple[Work, list[Experiment]]]:
     """What can run at the same time, in order: runs whose weights are kept for others, the rest."""
     needed = {first for each in missing for first in each.needed}
     kept = [each for each in missing if each in needed]
     for _, alike in groupby(kept, key=lambda each: len(each.needed)):
-        yield run_and_keep, list(alike)
-    yield run, [each for each in missing if each not in needed]
+        yield "keep", list(alike)
+    yield "run", [each for each in missing if each not in needed]
 
 
-def _without_start(
-    experiment: Experiment, ended: Mapping[Experiment, Record | Died]
-) -> Died | None:
-    """How an experiment ends that needs one that did not come to its end; None: it can begin."""
+def _without_start(experiment: Experiment, ended: Mapping[Experiment, Record]) -> str | None:
+    """Why an experiment cannot begin that needs one that did not come to its end; None: it can."""
     for first in experiment.first:
         how = ended.get(first)
         if how is not None and how.status != "done":
-            return Died("failed", no_start(first, how.status, how.reason))
+            return no_start(first, how.status, how.reason)
     return None
 
 
-def unavailable(task: str) -> str | None:
-    """Why the data of a task cannot be had; None where they are here, fetched if need be."""
+def unavailable(task: str) -> tuple[str | None, int]:
+    """Why the data of a task cannot be had, None where they are here by now; bytes of this process.
+
+    The bytes are what it holds of its own once it has read the data.
+    """
     try:
-        tasks.find(task).load()
+        data = tasks.find(task).load()
     except (DataRefusedError, DataUnavailableError) as error:
-        return str(error)
-    return None
+        return str(error), 0
+    held = psutil.Process().memory_full_info()
+    del data
+    return None, getattr(held, "uss", held.rss)
 
 
 def info(study: Study, command: str) -> StudyInfo:
@@ -246,11 +314,9 @@ def lost(experiment: Experiment, task: Task, how: Died) -> Record:
 
 
 @contextmanager
-def _interrupts_noted(workers: Workers, store: Store, known: Mapping[str, Task]) -> Iterator[None]:
+def _interrupts_noted(sweeper: Sweeper) -> Iterator[None]:
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
-        how = Died("interrupted", "The study was interrupted.")
-        for experiment in workers.running():
-            store.write_run(lost(experiment, known[experiment.task], how))
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        sweeper.interrupted()
         raise

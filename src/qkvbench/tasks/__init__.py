@@ -3,7 +3,8 @@
 A task is a source of NumPy batches and a score; it knows no backend. To add one, add a file. A
 path is a task, too, made from what lies there (`_own`). A mark behind a name is another view of the
 same task: a text may be read with another tokenizer, `lm-reviews#bpe-1024`, and to another length,
-`long-plays@8192`; and the heads of its model may be others: `recall@1x64` has one of 64.
+`long-plays@8192`; its model may know positions otherwise, `recall@rotary`, and have other heads:
+`recall@1x64` has one of 64.
 """
 
 import importlib
@@ -20,11 +21,14 @@ from qkvbench.data.batch import UNSCORED, Batch, Outcome, Search, Split
 from qkvbench.data.cache import DataRefusedError
 from qkvbench.data.tokenizer import Tokenizer, named
 from qkvbench.experiment import Experiment, Training
-from qkvbench.model import Model
+from qkvbench.model import Model, position_named
+from qkvbench.model.positions import POSITIONS
 from qkvbench.variant import Geometry
 
 # A task's name, then heads x coordinates of each.
 _WITH_HEADS = re.compile(r"(.+)@([0-9]{1,4})x([0-9]{1,4})", re.DOTALL)
+# A task's name, then a position scheme, of which some take a share of each head.
+_WITH_POSITION = re.compile(rf"(.+)@((?:{'|'.join(POSITIONS)})(?:/[0-9.]+)?)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -120,12 +124,15 @@ def names() -> list[str]:
 def find(name: str) -> Task:
     """The task that a name or a path means, with what its marks say.
 
-    `@` and a number is a length, `#` a tokenizer, `@` and sizes as in `1x64` are heads, in this
-    order. KeyError where there is no such task, DataRefusedError where it cannot be read so, and
-    DataUnavailableError where the cache for own data cannot be written.
+    `@` and a number is a length, `#` a tokenizer, `@` and a name as in `rotary` are positions, `@`
+    and sizes as in `1x64` are heads, in this order. KeyError where there is no such task,
+    DataRefusedError where it cannot be read so, and DataUnavailableError where the cache for own
+    data cannot be written.
     """
     if heads := heads_in(name):
         return _with_heads(find(heads.name), heads)
+    if marked := position_in(name):
+        return _with_position(find(marked.name), marked)
     base, tokenizer = parted(name)
     own = importlib.import_module(f"{__name__}._own")
     if own.is_path(base):
@@ -184,6 +191,26 @@ def heads_in(name: str) -> Heads | None:
     return found and Heads(found[1], int(found[2]), int(found[3]))
 
 
+@dataclass(frozen=True)
+class Positions:
+    """A task's name without its mark, and the position scheme of the mark."""
+
+    name: str
+    scheme: str
+
+
+def position_in(name: str) -> Positions | None:
+    """What the mark at the end of ``recall@rotary`` says; None where there is none."""
+    found = _WITH_POSITION.fullmatch(name)
+    return found and Positions(found[1], found[2])
+
+
+def plain(name: str) -> str:
+    """The task's name without what its marks say of its model: of ``recall@rotary``, ``recall``."""
+    marked = heads_in(name) or position_in(name)
+    return plain(marked.name) if marked else name
+
+
 def accuracy(outcome: Outcome) -> dict[str, float]:
     """The share of scored places whose likeliest class is right, and the mean loss in nats."""
     scored = outcome.targets != UNSCORED
@@ -207,6 +234,26 @@ def balanced_accuracy(outcome: Outcome) -> dict[str, float]:
 def top(outcome: Outcome, count: int) -> float:
     """The share of scored places whose right class is among the `count` likeliest."""
     return float((outcome.ranks[outcome.targets != UNSCORED] < count).mean())
+
+
+def _with_position(task: Task, wanted: Positions) -> Task:
+    """The same task, whose model knows positions by this scheme.
+
+    DataRefusedError where the scheme takes no such share, or heads stand before it.
+    """
+    if marked := heads_in(wanted.name):
+        heads = f"{marked.heads}x{marked.head_dim}"
+        raise DataRefusedError(
+            f"Heads stand last: write {marked.name}@{wanted.scheme}@{heads}, not {wanted.name}."
+        )
+    try:
+        own, second = (
+            position_named(wanted.scheme, max(1, length))
+            for length in (task.tokens, task.second_tokens)
+        )
+        return replace(task, model=task.model.with_positions(own, second))
+    except ValueError as error:
+        raise DataRefusedError(str(error)) from None
 
 
 def _with_heads(task: Task, wanted: Heads) -> Task:

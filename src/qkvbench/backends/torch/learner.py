@@ -51,6 +51,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def forks() -> bool:
+    """Whether a process that has imported torch may be forked: an accelerator survives no fork."""
+    return device().type == "cpu"
+
+
 def cannot_compile() -> str | None:
     """Why an experiment that is to be compiled cannot be here; None where it can."""
     return compiling.cannot_compile(device())

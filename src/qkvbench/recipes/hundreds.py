@@ -1,0 +1,53 @@
+"""Which choices matter, and do they hang together? 20 functions × head sharing × positions.
+
+Run       qkvbench run hundreds
+Then      qkvbench report results/hundreds --as effects
+Takes     about half an hour on two cores
+Wrong     a part of each task's own steps, and one seed: speed of learning more than capacity, and
+          what is left over of a run is its noise and every interaction that is not named
+Expect    sharing heads is possible only where K and V do not come from the query or the stream, so
+          its effect is that of those functions; the effect of a choice is a mean over the others
+"""
+
+from dataclasses import replace
+
+from qkvbench import tasks
+from qkvbench.recipes import Study
+from qkvbench.variant import Variant, every_variant, resolve, without_value_rotation, write
+
+# So many times the task's own steps: recall is learned all at once, by most arms before these.
+BUDGET = {"recall": 0.7, "digits": 0.4, "lm-reviews": 0.3}
+POSITIONS = ("learned", "rotary", "none", "sinusoidal")
+SHARED = (None, 2, 1)
+
+
+def functions() -> tuple[Variant, ...]:
+    """One variant for each function: a rotation on V is absorbed by the output projection."""
+    return tuple(dict.fromkeys(map(without_value_rotation, every_variant())))
+
+
+def arms() -> tuple[str, ...]:
+    """Each function with each number of key/value heads that it can have, canonical first."""
+    geometries = [tasks.find(name).model.geometry for name in BUDGET]
+    found: list[str] = []
+    for heads in SHARED:
+        for function in functions():
+            arm = replace(function, kv_heads=heads)
+            try:
+                for geometry in geometries:
+                    resolve(arm, geometry)
+            except ValueError:
+                # What comes from the query or the stream has as many heads as the query.
+                continue
+            found.append(write(arm))
+    return tuple(found)
+
+
+def study() -> Study:
+    """Every arm on three tasks under four position schemes, one seed of each."""
+    return Study(
+        name="hundreds",
+        variants=arms(),
+        seeds={f"{task}@{position}": 1 for task in BUDGET for position in POSITIONS},
+        budget=BUDGET,
+    )
