@@ -1,4 +1,6 @@
-"""Decoding on a CPU by a kernel of our own: a cached row is read once, as a key and as a value.
+"""Decoding on a CPU by kernels of our own: what a step reads, it reads once and as fast as it can.
+
+A cached row is a key and a value at once; a weight is multiplied with all rows of a step.
 
 It is a library that is built where there is a compiler. Where there is none, `lacking` says why,
 and whoever asks goes on without.
@@ -6,15 +8,19 @@ and whoever asks goes on without.
 
 from qkvbench.native.decode import KINDS, Decoding, Kind, Rows, Turns, takes
 from qkvbench.native.library import UnavailableError, lacking, target, targets
+from qkvbench.native.product import MOST_ROWS, WEIGHTS, product
 
 __all__ = [
     "KINDS",
+    "MOST_ROWS",
+    "WEIGHTS",
     "Decoding",
     "Kind",
     "Rows",
     "Turns",
     "UnavailableError",
     "lacking",
+    "product",
     "takes",
     "target",
     "targets",

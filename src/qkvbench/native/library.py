@@ -32,6 +32,8 @@ def library() -> ctypes.CDLL:
     loaded.qkv_sources.restype = ctypes.c_char_p
     loaded.qkv_decode.restype = ctypes.c_int
     loaded.qkv_decode.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    loaded.qkv_product.restype = None
+    loaded.qkv_product.argtypes = [ctypes.c_int, ctypes.c_void_p]
     loaded.qkv_read.restype = loaded.qkv_multiply.restype = ctypes.c_float
     loaded.qkv_read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
     loaded.qkv_multiply.argtypes = [ctypes.c_int, ctypes.c_int64]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qkvbench.backends.torch import pages
 from qkvbench.backends.torch.cache import Cache, LayerCache, Maps, kept_rows, source_rows
+from qkvbench.backends.torch.linear import Linear, product
 from qkvbench.backends.torch.one_pass import one_pass
 from qkvbench.backends.torch.position import Turner
 from qkvbench.backends.torch.rows import row_type
@@ -84,7 +85,7 @@ class Attention(nn.Module):
         self.scores = Scores(self.plan.scores, position, size.heads, causal=causal, window=window)
         # All projections of an input in one matrix product; `split` names the rows.
         rows = sum(self.plan.matrices.values()) * size.head_dim
-        self.projection = nn.Linear(d_model, rows) if rows else None
+        self.projection = Linear(d_model, rows) if rows else None
         self.rotation = nn.ParameterDict(
             {
                 role: nn.Parameter(torch.zeros(count, size.head_dim * (size.head_dim - 1) // 2))
@@ -94,7 +95,7 @@ class Attention(nn.Module):
         self.scale = nn.ParameterDict(
             {role: nn.Parameter(torch.ones(size.head_dim)) for role in self.plan.scaled}
         )
-        self.o = nn.Linear(size.heads * size.head_dim, d_model)
+        self.o = Linear(size.heads * size.head_dim, d_model)
 
     def forward(
         self,
@@ -187,7 +188,7 @@ class Attention(nn.Module):
             counts = {name: self.plan.matrices[name] for name in wanted}
             # A slice of a whole is a copy in the backward pass.
             whole = len(wanted) == len(self.plan.matrices)
-            rows = self.projection(x) if whole else nn.functional.linear(x, *self._rows_of(wanted))
+            rows = self.projection(x) if whole else product(x, *self._rows_of(wanted))
             rows = rows.view(batch, time, sum(counts.values()), head_dim).transpose(1, 2)
             split = rows.split(list(counts.values()), dim=1)
             parts = dict(zip(counts, split, strict=True))

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qkvbench.backends.torch.attention import Attention
 from qkvbench.backends.torch.cache import Cache, LayerCache
+from qkvbench.backends.torch.linear import Linear
 from qkvbench.backends.torch.table import Table
 from qkvbench.cost import RowType
 from qkvbench.model import Block as BlockSpec
@@ -34,8 +35,8 @@ class FeedForward(nn.Module):
     def __init__(self, d_model: int, width: int) -> None:
         """A feed-forward with `width` hidden units."""
         super().__init__()
-        self.up = nn.Linear(d_model, width)
-        self.down = nn.Linear(width, d_model)
+        self.up = Linear(d_model, width)
+        self.down = Linear(width, d_model)
 
     def forward(self, x: Stream) -> Stream:
         """The same map at each position."""

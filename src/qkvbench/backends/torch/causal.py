@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qkvbench.backends.torch.block import Block, Source
 from qkvbench.backends.torch.cache import Cache, MadeFor, new_table
 from qkvbench.backends.torch.embedding import Embedding
+from qkvbench.backends.torch.linear import product
 from qkvbench.backends.torch.rows import row_type
 from qkvbench.backends.torch.table import Reserved, Storage
 from qkvbench.backends.torch.tower import Tower
@@ -84,7 +85,7 @@ class Decoder(nn.Module):
 
     def head(self, x: Float[Tensor, "*places d_model"]) -> Float[Tensor, "*places vocabulary"]:
         """Logits of the next token."""
-        return nn.functional.linear(x, self.matrix)
+        return product(x, self.matrix)
 
     @property
     def matrix(self) -> Float[Tensor, "vocabulary d_model"]:

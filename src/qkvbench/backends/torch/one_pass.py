@@ -5,7 +5,6 @@ is None, and the layer goes over the same rows with torch's operations.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -13,9 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.profiler import record_function
 
 from qkvbench import native
+from qkvbench.backends.torch.linear import watched
 from qkvbench.backends.torch.pages import Pages
 from qkvbench.backends.torch.position import Turner
 from qkvbench.backends.torch.scores import Scores
@@ -71,7 +70,7 @@ class NativePass:
         np.subtract(call.length, 1, out=call.position)
         asked = query.detach().float().contiguous()
         seen = torch.empty_like(asked)
-        with _watched(f"{NAMED} ({self.keys.kind.name} rows read once, {call.target})"):
+        with watched(f"{NAMED} ({self.keys.kind.name} rows read once, {call.target})"):
             call(asked.data_ptr(), seen.data_ptr())
         return seen
 
@@ -155,10 +154,3 @@ def _rows(pages: Pages) -> native.Rows:
         None if scales is None else scales.numpy().astype(np.uint64),
         scale_head_stride=found.rows,
     )
-
-
-def _watched(name: str) -> AbstractContextManager[object]:
-    """A name for a profiler, where there is one: the kernel is none of torch's operations."""
-    # Torch's own way to ask, which has no stub; a name is wanted by a profiler alone.
-    watched = torch.autograd._profiler_enabled()  # pyright: ignore
-    return record_function(name) if watched else nullcontext()

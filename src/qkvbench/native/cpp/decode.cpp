@@ -46,6 +46,8 @@ const std::vector<Choice>& choices() {
 
 // Work below this is done before another thread has woken up.
 constexpr int64_t BYTES_FOR_THREADS = 1 << 18;
+// Of weights, that one thread takes at a time.
+constexpr int64_t PIECE_BYTES = 1 << 17, PIECE_OUTPUTS = 32;
 
 // Room that grows and stays, one for each thread that ever works.
 float* room(std::unique_ptr<float[]>& held, size_t& size, size_t floats) {
@@ -143,6 +145,26 @@ EXPORT int qkv_decode(int which, const QkvDecode* call) {
     });
     for (int which = 0; which < call->batch * call->roots; ++which) job.join(which);
     return -1;
+}
+
+// Rows times a matrix of weights, by the `which`-th target. Each output is summed by one thread in one
+// order, so it has the same bits for any number of threads, and for any other rows beside it.
+EXPORT void qkv_product(int which, const QkvProduct* call) {
+    const Target& target = *choices()[which].target;
+    thread_local std::unique_ptr<float[]> held;
+    thread_local size_t size = 0;
+    const int stride = (call->inputs + 2 * QKV_LANES - 1) / (2 * QKV_LANES) * (2 * QKV_LANES);
+    float* x = room(held, size, size_t(call->rows) * stride);
+    target.lay_out(*call, x);
+    const int64_t row_bytes = int64_t(call->inputs) * (call->type == QKV_FP32 ? 4 : 2);
+    const bool small = row_bytes * call->outputs < BYTES_FOR_THREADS;
+    // Pieces are whole vectors of outputs in each of their streams, and long enough to be read in order.
+    const int64_t piece = (PIECE_BYTES / row_bytes / PIECE_OUTPUTS + 1) * PIECE_OUTPUTS;
+    std::atomic<int64_t> next{0};
+    on_threads(small ? 1 : call->threads, [&] {
+        for (int64_t at; (at = piece * next++) < call->outputs;)
+            target.product(*call, x, int(at), int(std::min<int64_t>(at + piece, call->outputs)));
+    });
 }
 
 // The bounds that a kernel is held against: bytes read, and multiply-adds made, on one thread each.

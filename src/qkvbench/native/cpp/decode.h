@@ -35,6 +35,14 @@ struct QkvDecode {
     const float *near, *far;                  // by 0 ... QKV_TILE slots; by multiples of QKV_STRETCH
 };
 
+// Rows times a matrix: out[r, o] = sum over i of x[r, i] * weights[o, i], plus bias[o]. All are of
+// `type`, fp32 or bf16, and contiguous; sums are in fp32.
+struct QkvProduct {
+    int32_t type, rows, inputs, outputs, threads;
+    const void *weights, *bias, *x;           // bias may be null
+    void* out;
+};
+
 }  // extern "C"
 
 enum {
@@ -68,4 +76,8 @@ struct Target {
     // in 512 bits' worth of registers; both return a number that keeps the work from being removed.
     float (*read)(const void* bytes, int64_t lines);
     float (*multiply)(int64_t rounds);
+    // The rows of a product as `product` reads them, each padded to a multiple of 2 * QKV_LANES
+    // floats; then outputs [begin, end) of all rows.
+    void (*lay_out)(const QkvProduct& call, float* into);
+    void (*product)(const QkvProduct& call, const float* x, int begin, int end);
 };

@@ -9,7 +9,8 @@ namespace {
 #include "attend.h"
 #include "stretch.h"
 #include "floats.h"
+#include "product.h"
 #include "target.h"
 }  // namespace
 
-extern const Target TARGET_AVX2 = {"avx2", attend, read, multiply};
+extern const Target TARGET_AVX2 = {"avx2", attend, read, multiply, lay_out, product};

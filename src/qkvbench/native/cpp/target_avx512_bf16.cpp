@@ -22,7 +22,8 @@ constexpr Way TURNED[] = {
     PLAIN[QKV_FP16],
     way<Floats, Floats, Int8>(1, lay_out_floats),
 };
+#include "product.h"
 #include "target.h"
 }  // namespace
 
-extern const Target TARGET_AVX512_BF16 = {"avx512-bf16", attend, read, multiply};
+extern const Target TARGET_AVX512_BF16 = {"avx512-bf16", attend, read, multiply, lay_out, product};

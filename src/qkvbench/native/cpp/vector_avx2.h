@@ -22,6 +22,17 @@ INLINE Vector from(const Int8* x) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)x)));
 }
 
+// Two vectors' worth of numbers, in an order of this target's own: of bf16 the even ones, then the odd.
+INLINE void both(const Fp32* x, Vector& a, Vector& b) {
+    a = load(x);
+    b = load(x + WIDTH);
+}
+INLINE void both(const Bf16* x, Vector& a, Vector& b) {
+    const __m256i two = _mm256_loadu_si256((const __m256i*)x);
+    a = _mm256_castsi256_ps(_mm256_slli_epi32(two, 16));
+    b = _mm256_castsi256_ps(_mm256_and_si256(two, _mm256_set1_epi32(int(0xffff0000))));
+}
+
 // 2^n for whole n from -127, where it is 0.
 INLINE Vector power_of_two(Vector n) {
     const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));

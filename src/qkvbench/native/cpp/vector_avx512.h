@@ -35,6 +35,17 @@ INLINE Vector from(const Int8* x, int count) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
 }
 
+// Two vectors' worth of numbers, in an order of this target's own: of bf16 the even ones, then the odd.
+INLINE void both(const Fp32* x, Vector& a, Vector& b) {
+    a = load(x);
+    b = load(x + WIDTH);
+}
+INLINE void both(const Bf16* x, Vector& a, Vector& b) {
+    const __m512i two = _mm512_loadu_si512(x);
+    a = _mm512_castsi512_ps(_mm512_slli_epi32(two, 16));
+    b = _mm512_castsi512_ps(_mm512_and_si512(two, _mm512_set1_epi32(int(0xffff0000))));
+}
+
 // 2^n for whole n from -127, where it is 0.
 INLINE Vector power_of_two(Vector n) {
     const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));

@@ -36,6 +36,13 @@ INLINE Vector from(const Fp16* x) {
 }
 INLINE Vector from(const Int8* x) { return __builtin_convertvector(bits_of(x), Vector); }
 
+// Two vectors' worth of numbers, in an order of this target's own.
+template <class Number>
+INLINE void both(const Number* x, Vector& a, Vector& b) {
+    a = from(x);
+    b = from(x + WIDTH);
+}
+
 // 2^n for whole n from -127, where it is 0.
 INLINE Vector power_of_two(Vector n) {
     return (Vector)((__builtin_convertvector(n, Whole) + 127) << 23);

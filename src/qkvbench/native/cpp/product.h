@@ -1,0 +1,135 @@
+// A matrix of weights times a few rows: weights are read once, in order, and that is what it takes.
+
+constexpr int WEIGHTS_AHEAD = 1024;  // bytes of each stream that are asked for before they are needed
+
+// Adds up one row of weights from each of OUTPUTS streams, `distance` numbers apart, times each of
+// ROWS rows. A sum has its products in the same order for any number of rows and streams.
+template <class Number, int ROWS, int OUTPUTS>
+INLINE void multiply_rows(const Number* weights, int64_t distance, int inputs, const float* x, int stride,
+                          Vector (&sum)[ROWS * OUTPUTS]) {
+    constexpr int STEP = 2 * WIDTH;
+    // Two chains for each sum, or one step would wait for the other.
+    Vector own[2 * ROWS * OUTPUTS];
+    each<2 * ROWS * OUTPUTS>([&](auto i) INLINE_LAMBDA { own[i] = all(0); });
+    const auto add = [&](const Number* from, int64_t apart, int i) INLINE_LAMBDA {
+        each<OUTPUTS>([&](auto o) INLINE_LAMBDA {
+            Vector a, b;
+            both(from + o * apart, a, b);
+            each<ROWS>([&](auto r) INLINE_LAMBDA {
+                Vector* sums = own + 2 * (r * OUTPUTS + o);
+                sums[0] += a * load(x + r * stride + i);
+                sums[1] += b * load(x + r * stride + i + WIDTH);
+            });
+        });
+    };
+    int i = 0;
+    for (; i + STEP <= inputs; i += STEP) {
+        each<OUTPUTS>([&](auto o) INLINE_LAMBDA {
+            __builtin_prefetch((const char*)(weights + o * distance + i) + WEIGHTS_AHEAD);
+        });
+        add(weights + i, distance, i);
+    }
+    if (i < inputs) {
+        Number last[OUTPUTS * STEP] = {};
+        for (int o = 0; o < OUTPUTS; ++o)
+            for (int k = i; k < inputs; ++k) last[o * STEP + k - i] = weights[o * distance + k];
+        add(last, STEP, i);
+    }
+    each<ROWS * OUTPUTS>([&](auto i) INLINE_LAMBDA { sum[i] = own[2 * i] + own[2 * i + 1]; });
+}
+
+// To the nearest, of two the even one.
+INLINE void put(Fp32* to, float x) { *to = x; }
+INLINE void put(Bf16* to, float x) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    to->bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+INLINE float number(const Fp32* x) { return *x; }
+INLINE float number(const Bf16* x) {
+    const uint32_t bits = uint32_t(x->bits) << 16;
+    float found;
+    __builtin_memcpy(&found, &bits, sizeof found);
+    return found;
+}
+
+// Outputs of ROWS rows from `r` on. [begin, end) is cut into OUTPUTS streams, which are read side by
+// side, each from its beginning to its end; what is left over comes after.
+template <class Number, int ROWS, int OUTPUTS>
+void multiply_streams(const QkvProduct& call, const float* x, int r, int begin, int end) {
+    const Number *weights = (const Number*)call.weights, *bias = (const Number*)call.bias;
+    const int inputs = call.inputs, stride = padded(inputs, 2 * QKV_LANES);
+    constexpr int EACH = WIDTH / OUTPUTS;  // outputs of a stream that are one vector with the others'
+    const int length = (end - begin) / OUTPUTS / EACH * EACH;
+    const int64_t distance = int64_t(length) * inputs;
+    x += int64_t(r) * stride;
+    for (int at = begin; at < begin + length; at += EACH) {
+        Vector sum[ROWS][WIDTH];
+        for (int k = 0; k < EACH; ++k) {
+            Vector own[ROWS * OUTPUTS];
+            multiply_rows<Number, ROWS, OUTPUTS>(weights + int64_t(at + k) * inputs, distance, inputs, x,
+                                                 stride, own);
+            each<ROWS * OUTPUTS>([&](auto i) INLINE_LAMBDA {
+                sum[i / OUTPUTS][i % OUTPUTS * EACH + k] = own[i];
+            });
+        }
+        for (int row = 0; row < ROWS; ++row) {
+            float out[WIDTH];
+            store(out, sums(sum[row]));
+            for (int i = 0; i < WIDTH; ++i) {
+                const int o = at + i % EACH + i / EACH * length;
+                Number* to = (Number*)call.out + int64_t(r + row) * call.outputs + o;
+                put(to, out[i] + (bias ? number(bias + o) : 0));
+            }
+        }
+    }
+    for (int o = begin + OUTPUTS * length; o < end; ++o) {
+        Vector own[ROWS];
+        multiply_rows<Number, ROWS, 1>(weights + int64_t(o) * inputs, 0, inputs, x, stride, own);
+        for (int row = 0; row < ROWS; ++row) {
+            Vector sum[WIDTH];
+            for (int i = 0; i < WIDTH; ++i) sum[i] = own[row];
+            float out[WIDTH];
+            store(out, sums(sum));
+            Number* to = (Number*)call.out + int64_t(r + row) * call.outputs + o;
+            put(to, out[0] + (bias ? number(bias + o) : 0));
+        }
+    }
+}
+
+// Outputs [begin, end) of every row; `x` are the rows as `lay_out_rows` left them.
+template <class Number>
+void multiply_outputs(const QkvProduct& call, const float* x, int begin, int end) {
+    int r = 0;
+    for (; r + 4 <= call.rows; r += 4) multiply_streams<Number, 4, 1>(call, x, r, begin, end);
+    for (; r + 2 <= call.rows; r += 2) multiply_streams<Number, 2, 2>(call, x, r, begin, end);
+    for (; r < call.rows; ++r) multiply_streams<Number, 1, 4>(call, x, r, begin, end);
+}
+
+// The rows in fp32, their numbers in the order in which `both` reads those of weights; then zeros.
+template <class Number>
+void lay_out_rows(const QkvProduct& call, float* into) {
+    constexpr int STEP = 2 * WIDTH;
+    const int stride = padded(call.inputs, 2 * QKV_LANES);
+    for (int r = 0; r < call.rows; ++r) {
+        const Number* from = (const Number*)call.x + int64_t(r) * call.inputs;
+        for (int i = 0; i < stride; i += STEP) {
+            Number some[STEP] = {};
+            for (int k = i; k < call.inputs && k < i + STEP; ++k) some[k - i] = from[k];
+            Vector a, b;
+            both(some, a, b);
+            store(into + int64_t(r) * stride + i, a);
+            store(into + int64_t(r) * stride + i + WIDTH, b);
+        }
+    }
+}
+
+void product(const QkvProduct& call, const float* x, int begin, int end) {
+    if (call.type == QKV_FP32) multiply_outputs<Fp32>(call, x, begin, end);
+    if (call.type == QKV_BF16) multiply_outputs<Bf16>(call, x, begin, end);
+}
+
+void lay_out(const QkvProduct& call, float* into) {
+    if (call.type == QKV_FP32) lay_out_rows<Fp32>(call, into);
+    if (call.type == QKV_BF16) lay_out_rows<Bf16>(call, into);
+}
