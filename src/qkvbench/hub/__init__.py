@@ -1,0 +1,24 @@
+"""Pretrained checkpoints: loaded without running what they bring, with caches of half the size.
+
+Names are found on first use, so that importing this package does not import transformers.
+"""
+
+import importlib
+
+_DOORS = {
+    "load": "qkvbench.hub.safety",
+    "checked": "qkvbench.hub.safety",
+    "check_settings": "qkvbench.hub.safety",
+    "UnsafeFolderError": "qkvbench.hub.safety",
+}
+
+
+def __getattr__(name: str) -> object:
+    """A name of this package, imported when it is first asked for."""
+    if name not in _DOORS:
+        raise AttributeError(f"qkvbench.hub has no {name!r}; it has {', '.join(sorted(_DOORS))}.")
+    return getattr(importlib.import_module(_DOORS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_DOORS])
