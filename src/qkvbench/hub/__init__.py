@@ -10,6 +10,9 @@ _DOORS = {
     "checked": "qkvbench.hub.safety",
     "check_settings": "qkvbench.hub.safety",
     "UnsafeFolderError": "qkvbench.hub.safety",
+    "slim": "qkvbench.hub.slim",
+    "SlimCache": "qkvbench.hub.slim",
+    "conditions": "qkvbench.hub.key_only",
 }
 
 
@@ -17,7 +20,14 @@ def __getattr__(name: str) -> object:
     """A name of this package, imported when it is first asked for."""
     if name not in _DOORS:
         raise AttributeError(f"qkvbench.hub has no {name!r}; it has {', '.join(sorted(_DOORS))}.")
-    return getattr(importlib.import_module(_DOORS[name]), name)
+    try:
+        return getattr(importlib.import_module(_DOORS[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise ImportError(
+            f"qkvbench.hub.{name} needs transformers, which is not installed: ./qkv setup hf"
+        ) from None
 
 
 def __dir__() -> list[str]:
