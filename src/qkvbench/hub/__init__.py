@@ -10,8 +10,8 @@ _DOORS = {
     "checked": "qkvbench.hub.safety",
     "check_settings": "qkvbench.hub.safety",
     "UnsafeFolderError": "qkvbench.hub.safety",
-    "slim": "qkvbench.hub.slim",
-    "SlimCache": "qkvbench.hub.slim",
+    "slim": "qkvbench.hub.slim_cache",
+    "SlimCache": "qkvbench.hub.slim_cache",
     "conditions": "qkvbench.hub.key_only",
 }
 

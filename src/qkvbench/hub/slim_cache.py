@@ -18,7 +18,7 @@ from qkvbench.hub.key_only import (
     conditions,
     key_only,
 )
-from qkvbench.hub.reading import NAME, Reader, register, stand_in
+from qkvbench.hub.reading import NAME, Reader, register
 from qkvbench.hub.rows import Heads, Rows
 from qkvbench.hub.shared_root import RootReader, SharedRoot, shared_roots
 
