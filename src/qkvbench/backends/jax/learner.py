@@ -5,7 +5,7 @@ the learner only keeps what comes of it.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -156,8 +156,13 @@ class Step:
 class Learner:
     """The network of an experiment, its optimizer, and nothing of the loop around them."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        """The network with its initial values, and a fresh optimizer."""
+    def __init__(
+        self, experiment: Experiment, compiled: Callable[..., Compiled] = Compiled
+    ) -> None:
+        """The network with its initial values, and a fresh optimizer.
+
+        `compiled` makes of a pure function one that is compiled for what it is given.
+        """
         self.experiment = experiment
         training = experiment.training
         self.network = build(
@@ -175,12 +180,12 @@ class Learner:
         self.fitted = 0
         self.gradient: Weights | None = None
 
-        self._slopes = Compiled(self._slopes_of_a_step)
-        self._updated = Compiled(self.step.updated, reused=(0, 1, 2))
-        self._said = Compiled(self.step.said)
-        self._features = Compiled(self.step.features)
-        self._looked_into = Compiled(self.step.looked_into)
-        self._searched = Searched(self.network, experiment.precision)
+        self._slopes = compiled(self._slopes_of_a_step)
+        self._updated = compiled(self.step.updated, reused=(0, 1, 2))
+        self._said = compiled(self.step.said)
+        self._features = compiled(self.step.features)
+        self._looked_into = compiled(self.step.looked_into)
+        self._searched = Searched(self.network, experiment.precision, compiled)
 
     @property
     def compile_s(self) -> float:

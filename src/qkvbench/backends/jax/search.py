@@ -1,5 +1,6 @@
 """Beam search: the likeliest text that a decoder would write, over one cache."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -40,8 +41,11 @@ class Beams(NamedTuple):
 class Searched:
     """What a network writes from a source; compiled once for each kind of batch and search."""
 
-    def __init__(self, network: Network, precision: Precision) -> None:
+    def __init__(
+        self, network: Network, precision: Precision, compiled: Callable[..., Compiled]
+    ) -> None:
         """Searches with this network, whose weights are given each time."""
+        self.compiled = compiled
         self.network = network
         self.precision: Precision = precision
         self._begun: dict[Search, Compiled] = {}
@@ -67,8 +71,8 @@ class Searched:
         if search not in self._begun:
             begun = partial(_begun, network, self.precision, search)
             gone_on = partial(_gone_on, network, self.precision, search)
-            self._begun[search] = Compiled(begun)
-            self._gone_on[search] = Compiled(gone_on, reused=(1,))
+            self._begun[search] = self.compiled(begun)
+            self._gone_on[search] = self.compiled(gone_on, reused=(1,))
         inputs = second.inputs.astype(np.int32 if second.inputs.ndim == 2 else np.float32)
         lengths = None if second.lengths is None else second.lengths.astype(np.int32)
         beams = self._begun[search](weights, inputs, lengths)
