@@ -2,7 +2,7 @@
 
 ``Learner(experiment)`` trains and predicts on NumPy batches, and shows what its layers make of
 one; ``prepare(threads)`` makes a process
-repeatable; ``device()`` names what computes; ``level_bytes()`` and ``peak_bytes()`` tell an
+repeatable; ``forks()`` says whether it may then be forked; ``device()`` names what computes; ``level_bytes()`` and ``peak_bytes()`` tell an
 accelerator's memory; ``types()`` says what runs in which type, ``cannot_compile()`` whether a
 compiler is lacking; ``workload(...)`` is work to be timed; ``threads()``, ``product_s(...)`` and
 ``attention_kernels(precision)`` tell what really computes. The file names inside are the same in
@@ -34,7 +34,12 @@ class Learner(Protocol):
     """A model that learns from batches."""
 
     def warm_up(self, batch: Batch) -> None:
-        """Compile what such batches will need, where the experiment asks for it; learns nothing."""
+        """Compile what such batches will need, where anything is compiled; learns nothing."""
+        ...
+
+    @property
+    def compile_s(self) -> float | None:
+        """Seconds that compiling has taken so far, in `warm_up` or later; None without any."""
         ...
 
     def gradients(self, batch: Batch) -> tuple[float, float]:
@@ -123,7 +128,14 @@ class Backend(Protocol):
         ...
 
     def prepare(self, threads: int) -> None:
-        """Make this process repeatable, with this number of threads."""
+        """Make this process repeatable, with this number of threads; before anything is computed.
+
+        RuntimeError where it has computed with another number, and that cannot be changed.
+        """
+        ...
+
+    def forks(self) -> bool:
+        """Whether a process that has used it may be forked."""
         ...
 
     def level_bytes(self) -> int | None:

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from typing import Any, Literal, TypeVar, cast
 
-from qkvbench.backends import find, module_of
+from qkvbench.backends import find, module_of, names
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record, Status
 from qkvbench.train.run import run
@@ -50,10 +51,9 @@ class Workers:
         a caller that has done nothing with it yet.
         """
         self.accelerated = str(find(backend).device()) != "cpu"
-        if self.accelerated:
-            # An accelerator does not survive a fork.
+        if not find(backend).forks():
             self.context = multiprocessing.get_context("spawn")
-        elif forked_from == "here":
+        elif forked_from == "here" and _forkable():
             self.context = multiprocessing.get_context("fork")
         else:
             self.context = _fork_server(backend)
@@ -163,6 +163,11 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _forkable() -> bool:
+    """Whether this process may be forked: each backend that it has imported must allow that."""
+    return all(find(name).forks() for name in names() if module_of(name) in sys.modules)
 
 
 def _fork_server(backend: str) -> ForkServerContext:

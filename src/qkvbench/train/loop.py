@@ -55,11 +55,8 @@ def train(
     spoil the weights; what `trained` holds by then stays.
     """
     training = experiment.training
-    if experiment.compiled:
-        first = next(batch_indices(len(data.train), training, experiment.seed))
-        began = time.perf_counter()
-        learner.warm_up(data.train.batch(first))
-        trained.compile_s = time.perf_counter() - began
+    first = next(batch_indices(len(data.train), training, experiment.seed))
+    learner.warm_up(data.train.batch(first))
     batches = batch_indices(len(data.train), training, experiment.seed)
     scored_at = {
         round(training.steps * (n + 1) / training.evaluations) for n in range(training.evaluations)
@@ -70,7 +67,7 @@ def train(
         batch = data.train.batch(next(batches))
         if task.redrawn is not None:
             batch = task.redrawn(batch, generator(experiment.seed, "redraw", f"step {step}"))
-        began = time.perf_counter()
+        began, compiled_s = time.perf_counter(), learner.compile_s or 0.0
         loss, norm = learner.gradients(batch)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(
@@ -78,7 +75,9 @@ def train(
                 f"gradient {norm}; the step was not taken."
             )
         learner.update(learning_rate(training, step))
-        trained.step_s.append(time.perf_counter() - began)
+        # A batch of a shape of its own may have been compiled for; that is no step's time.
+        compiled_s = (learner.compile_s or 0.0) - compiled_s
+        trained.step_s.append(time.perf_counter() - began - compiled_s)
         report(step, loss)
         if step in scored_at:
             metrics = score(task, learner, data.validation, training.scored)
@@ -96,6 +95,7 @@ def train(
         texts, scored = written(task.writing, learner, data.test, training.scored)
         trained.metrics |= finite(scored.metrics)
         trained.written = Written(texts=texts, signatures=scored.signatures)
+    trained.compile_s = learner.compile_s
 
 
 def learning_rate(training: Training, step: int) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -51,6 +52,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def forks() -> bool:
+    """Whether a process that has used torch may be forked: an accelerator does not survive it."""
+    return device().type == "cpu"
+
+
 def cannot_compile() -> str | None:
     """Why an experiment that is to be compiled cannot be here; None where it can."""
     return compiling.cannot_compile(device())
@@ -85,6 +91,7 @@ class Learner:
         if experiment.checkpointing:
             recompute(self.network)
         self.training_loss = compiled(_training_loss) if experiment.compiled else _training_loss
+        self.compile_s: float | None = None
         self.scaler = loss_scaler(experiment.precision, self.device)
         self.optimizer = torch.optim.AdamW(
             _groups(self.network, training.weight_decay),
@@ -101,6 +108,7 @@ class Learner:
         """
         if not self.experiment.compiled:
             return
+        began = time.perf_counter()
         # What is made once and kept, such as a table of angles, is made outside the compiled pass.
         self.predict(batch)
         before = self.draws.get_state()
@@ -108,6 +116,7 @@ class Learner:
             self._backward(batch)
         self.draws.set_state(before)
         self.optimizer.zero_grad(set_to_none=True)
+        self.compile_s = time.perf_counter() - began
 
     def gradients(self, batch: Batch) -> tuple[float, float]:
         """The mean loss in nats, and the norm of its gradient before clipping.
