@@ -35,7 +35,12 @@ class Learner(Protocol):
     """A model that learns from batches."""
 
     def warm_up(self, batch: Batch) -> None:
-        """Compile what such batches will need, where the experiment asks for it; learns nothing."""
+        """Compile what such batches will need, where anything is compiled; learns nothing."""
+        ...
+
+    @property
+    def compile_s(self) -> float | None:
+        """Seconds that compiling has taken so far, in `warm_up` or later; None without any."""
         ...
 
     def gradients(self, batch: Batch) -> tuple[float, float]:
@@ -139,7 +144,14 @@ class Backend(Protocol):
         ...
 
     def prepare(self, threads: int) -> None:
-        """Make this process repeatable, with this number of threads."""
+        """Make this process repeatable, with this number of threads; before anything is computed.
+
+        RuntimeError where it has computed with another number, and that cannot be changed.
+        """
+        ...
+
+    def forks(self) -> bool:
+        """Whether a process that has used it may be forked."""
         ...
 
     def forks(self) -> bool:

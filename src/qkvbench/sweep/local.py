@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,8 +12,15 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from typing import Any, Literal, TypeVar, cast
 
+<<<<<<< HEAD
 from qkvbench.backends import find, module_of
 from qkvbench.sweep.job import Died
+=======
+from qkvbench.backends import find, module_of, names
+from qkvbench.experiment import Experiment
+from qkvbench.results.record import Record, Status
+from qkvbench.train.run import run
+>>>>>>> jax
 
 Answer = TypeVar("Answer")
 
@@ -44,9 +52,13 @@ class Workers:
         Forked from here they need no server, which would have to import the backend once more; for
         a caller that has done nothing with it yet.
         """
+<<<<<<< HEAD
+=======
+        self.accelerated = str(find(backend).device()) != "cpu"
+>>>>>>> jax
         if not find(backend).forks():
             self.context = multiprocessing.get_context("spawn")
-        elif forked_from == "here":
+        elif forked_from == "here" and _forkable():
             self.context = multiprocessing.get_context("fork")
         else:
             self.context = _fork_server(backend)
@@ -134,6 +146,11 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _forkable() -> bool:
+    """Whether this process may be forked: each backend that it has imported must allow that."""
+    return all(find(name).forks() for name in names() if module_of(name) in sys.modules)
 
 
 def _fork_server(backend: str) -> ForkServerContext:

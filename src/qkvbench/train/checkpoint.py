@@ -155,7 +155,7 @@ def taken_up(
         trained.snapshots[:] = progress.snapshots
         trained.solved_step = progress.solved_step
         trained.step_s[:] = progress.step_s
-        trained.compile_s = progress.compile_s
+        trained.compile_s = trained.compiled_before_s = progress.compile_s
         trained.resumed[:] = [*progress.resumed, progress.step]
         for what in ("device", "platform", "versions", "code"):
             then, now = getattr(progress.machine, what), getattr(here, what)

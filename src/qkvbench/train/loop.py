@@ -46,11 +46,9 @@ def train(
     holds by then stays.
     """
     training = experiment.training
-    if experiment.compiled:
-        first = next(batch_indices(len(data.train), training, experiment.seed))
-        began = time.perf_counter()
-        learner.warm_up(data.train.batch(first))
-        trained.compile_s = (trained.compile_s or 0.0) + time.perf_counter() - began
+    first = next(batch_indices(len(data.train), training, experiment.seed))
+    learner.warm_up(data.train.batch(first))
+    trained.has_compiled(learner.compile_s)
     batches = batch_indices(len(data.train), training, experiment.seed, after=trained.step)
     scored_at = {
         round(training.steps * (n + 1) / training.evaluations) for n in range(training.evaluations)
@@ -62,7 +60,7 @@ def train(
         batch = data.train.batch(next(batches))
         if task.redrawn is not None:
             batch = task.redrawn(batch, generator(experiment.seed, "redraw", f"step {step}"))
-        began = time.perf_counter()
+        began, compiled_s = time.perf_counter(), learner.compile_s or 0.0
         loss, norm = learner.gradients(batch)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(
@@ -70,7 +68,10 @@ def train(
                 f"gradient {norm}; the step was not taken."
             )
         learner.update(learning_rate(training, step))
-        trained.step_s.append(time.perf_counter() - began)
+        # A batch of a shape of its own may have been compiled for; that is no step's time.
+        compiled_s = (learner.compile_s or 0.0) - compiled_s
+        trained.step_s.append(time.perf_counter() - began - compiled_s)
+        trained.has_compiled(learner.compile_s)
         trained.step = step
         report(step, loss)
         if step in scored_at:
@@ -94,6 +95,7 @@ def tested(task: Task, data: Data, learner: Learner, training: Training, trained
         texts, scored = written(task.writing, learner, data.test, training.scored)
         trained.metrics |= finite(scored.metrics)
         trained.written = Written(texts=texts, signatures=scored.signatures)
+    trained.has_compiled(learner.compile_s)
 
 
 def learning_rate(training: Training, step: int) -> float:

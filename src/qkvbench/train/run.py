@@ -96,6 +96,8 @@ def run(
     """
     task = find_task(experiment.task)
     backend = find(experiment.backend)
+    # Before anything computes: a backend may have its threads once and for all.
+    backend.prepare(experiment.threads)
     device = str(backend.device())
     trained = Trained()
     started = now()

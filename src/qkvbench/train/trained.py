@@ -24,3 +24,10 @@ class Trained:
     step_s: list[float] = field(default_factory=list)
     compile_s: float | None = None
     resumed: list[int] = field(default_factory=list)
+    # By the processes before this one.
+    compiled_before_s: float | None = None
+
+    def has_compiled(self, seconds: float | None) -> None:
+        """This process has compiled for so long by now; None is not at all."""
+        parts = [each for each in (self.compiled_before_s, seconds) if each is not None]
+        self.compile_s = sum(parts) if parts else None

@@ -90,7 +90,9 @@ class Attention:
         `lengths` counts the leading positions of each sequence that are seen (of the source, where
         there is one); None is all.
         """
-        return self._attended(weights, self.project(weights, x, source), self.rotations(weights), lengths)
+        return self._attended(
+            weights, self.project(weights, x, source), self.rotations(weights), lengths
+        )
 
     def read(
         self, weights: Weights, x: Stream, layer: LayerCache, count: Count
@@ -124,9 +126,7 @@ class Attention:
         layer = LayerCache(rows, layer.rotations, layer.lengths, layer.cross)
         slots = rows[self.plan.kept_value.name].shape[2]
         columns = places(count, slots)
-        seen = self._attend_roots(
-            weights, make(self.plan.paths["q"]), layer, at, columns, capacity
-        )
+        seen = self._attend_roots(weights, make(self.plan.paths["q"]), layer, at, columns, capacity)
         seen = self._follow(weights, self.plan.output, seen, layer.rotations, turn)
         return self.merge(weights, seen).astype(x.dtype), layer
 
@@ -151,9 +151,7 @@ class Attention:
         grouped = x.reshape(items, -1, x.shape[-1])
         time = grouped.shape[1]
         made = self._projected(weights, grouped, "stream")
-        query = self.make(
-            weights, self.plan.paths["q"], made, layer.rotations, self._turns(time)
-        )
+        query = self.make(weights, self.plan.paths["q"], made, layer.rotations, self._turns(time))
         seen = self._attend_roots(
             weights, query, layer, np.arange(time), np.arange(size), max(time, size), layer.lengths
         )

@@ -21,7 +21,7 @@ from qkvbench.variant import Plan, Role
 Maps = Mapping[Role, Float[Array, "_heads head_dim head_dim"]]
 Rows = Float[Array, "batch _heads _slots _width"]
 # How many tokens every sequence has, or each of them.
-Count = Int[Array, "*batch"]
+Count = Int[Array, "..."]
 
 
 @partial(
@@ -132,7 +132,7 @@ def with_rows(rows: Rows, new: Rows, count: Count) -> Rows:
     return jnp.take_along_axis(new, at[:, None, :, None], axis=2).astype(rows.dtype)
 
 
-def places(last: Count, slots: int) -> Int[Array, "*batch slots"]:
+def places(last: Count, slots: int) -> Int[Array, "... slots"]:
     """The position whose row is in each slot; negative where there is none yet.
 
     A position lies in the slot that is its remainder, so the last ones are there.

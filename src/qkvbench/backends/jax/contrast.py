@@ -52,9 +52,7 @@ class TwoTowers:
         for number, (name, given) in enumerate(zip(self.towers, read, strict=True)):
             own = f"towers.{name}"
             drawn = None if key is None else jax.random.fold_in(key, number)
-            x = self.towers[name](
-                part(weights, own), *given, key=drawn, told=below(own, told)
-            )
+            x = self.towers[name](part(weights, own), *given, key=drawn, told=below(own, told))
             vectors.append(linear(part(weights, f"outputs.{name}"), averaged(x, given[1])))
         both = exact(jnp.concatenate(vectors, axis=1))
         size = jnp.linalg.norm(both, axis=-1, keepdims=True)

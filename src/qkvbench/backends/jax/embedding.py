@@ -58,7 +58,7 @@ class Embedding:
         return jnp.concatenate([jnp.repeat(first, len(x), axis=0), x], axis=1)
 
     def at(
-        self, weights: Weights, tokens: Int[Array, " batch"], count: Int[Array, "*batch"], end: int
+        self, weights: Weights, tokens: Int[Array, " batch"], count: Int[Array, "..."], end: int
     ) -> Float[Array, "batch one d_model"]:
         """The stream of one token of each, which has `count` before it, all before `end`."""
         return self._placed(weights, weights["table"][tokens][:, None], count[..., None], end)

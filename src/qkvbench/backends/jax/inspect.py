@@ -28,9 +28,7 @@ def inspected(network: Network, weights: Weights, *given: Array | None) -> dict[
     """
     found: dict[str, Told] = {}
 
-    def told(
-        name: str, layer: Attention, own: Weights, x: Stream, lengths: Lengths | None
-    ) -> None:
+    def told(name: str, layer: Attention, own: Weights, x: Stream, lengths: Lengths | None) -> None:
         found[name] = _told(layer, own, x, lengths)
 
     network.hidden(weights, *given, told=told)

@@ -181,7 +181,7 @@ class Learner:
         self.gradient: Weights | None = None
 
         self._slopes = compiled(self._slopes_of_a_step)
-        self._updated = compiled(self.step.updated, reused=(0, 1, 2))
+        self._updated = compiled(self.step.updated, reused=(0, 1))
         self._said = compiled(self.step.said)
         self._features = compiled(self.step.features)
         self._looked_into = compiled(self.step.looked_into)
@@ -196,7 +196,9 @@ class Learner:
     def warm_up(self, batch: Batch) -> None:
         """Compile the training step for such batches; learns and draws nothing."""
         self._slopes.made_for(*self._asked(batch))
-        gradient = jax.tree.map(lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), self.values)
+        gradient = jax.tree.map(
+            lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), self.values
+        )
         self._updated.made_for(self.values, self.optimizer, gradient, np.float32(0))
 
     def gradients(self, batch: Batch) -> tuple[float, float]:
@@ -249,6 +251,10 @@ class Learner:
         """What each attention layer makes of a batch; changes nothing."""
         return layers_of(self.network, self._looked_into(self.values, _read(batch)))
 
+    def program(self, batch: Batch) -> str:
+        """What a pass forward and backward over such a batch was compiled to, as XLA writes it."""
+        return self._slopes.made_for(*self._asked(batch)).as_text()
+
     def weights(self) -> dict[str, np.ndarray]:
         """A copy of all weights, under the names that all backends share."""
         return copied(self.values)
@@ -287,7 +293,7 @@ class Learner:
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on as the learner did whose `state` this was; ValueError where it had other weights."""
+        """Go on as the learner of this `state` did; ValueError where it had other weights."""
 
         def of(part: str) -> dict[str, Array]:
             begin = f"{part}/"

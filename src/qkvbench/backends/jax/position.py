@@ -11,7 +11,8 @@ from qkvbench.model import Position, Rotary, TurnedBack, turned_coordinates
 
 Rows = Float[Array, "batch _heads time head_dim"]
 # Positions that are known when a pass is traced are NumPy's, and what is made of them a constant.
-Places = Int[np.ndarray, "*batch places"] | Int[Array, "*batch places"]
+# One for each row, or for each row of each sequence.
+Places = Int[np.ndarray, "..."] | Int[Array, "..."]
 
 
 def looked_up(table: Float[np.ndarray, "positions _features"], at: Places, like: Array) -> Array:

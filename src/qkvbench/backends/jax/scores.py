@@ -20,6 +20,9 @@ from qkvbench.variant import Scores as Spec
 Heads = Float[Array, "batch _heads _time head_dim"]
 Lengths = Int[Array, " batch"]
 
+# Types in which the framework's own function attends: its softmax is in fp32 always, and on a CPU
+# it has no products of fp16.
+LIBRARY_S = (jnp.float32, jnp.bfloat16)
 # Scores that are held at a time where they are made by rows, in all heads and sequences.
 HELD = 2**22
 
@@ -128,7 +131,7 @@ class Scores:
     ) -> Heads:
         """What queries at the positions `rows` attend to."""
         columns = np.arange(k.shape[2])
-        if self.plain and q.dtype != jnp.float64:
+        if self.plain and q.dtype in LIBRARY_S:
             return self._library_s(q, k, v, self.seen(rows, columns, lengths))
         batch, heads, time, head_dim = q.shape
         grouped = q.reshape(batch, k.shape[1], -1, head_dim) * head_dim**-0.5
@@ -141,7 +144,7 @@ class Scores:
     def _library_s(
         self, q: Heads, k: Heads, v: Heads, seen: Bool[Array, "... one rows columns"]
     ) -> Heads:
-        """The same by the framework's own function, whose softmax is in fp32 always."""
+        """The same by the framework's own function."""
         q, k, v = (jnp.swapaxes(each, 1, 2) for each in (q, k, v))
         mask = seen if seen.ndim == 4 else seen[None]
         return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, mask=mask), 1, 2)

@@ -54,9 +54,7 @@ class Searched:
     @property
     def seconds(self) -> float:
         """What compiling has taken so far."""
-        return sum(
-            each.seconds for each in (*self._begun.values(), *self._gone_on.values())
-        )
+        return sum(each.seconds for each in (*self._begun.values(), *self._gone_on.values()))
 
     def __call__(
         self, weights: Weights, second: Sequences | None, search: Search
@@ -119,7 +117,7 @@ def _gone_on(
     at: Beams,
     time: Int[Array, ""],
 ) -> tuple[Beams, Bool[Array, ""]]:
-    """The search with one token more of each beam, the one of number `time`, and whether it ends."""
+    """The search with token number `time` of each beam, and whether it has ended."""
     weights = as_computed(weights, precision)
     items, beams = at.likely.shape
     own = jnp.broadcast_to(jnp.arange(beams), (items, beams))

@@ -2,7 +2,12 @@
 
 import math
 import os
+<<<<<<< HEAD
 from collections.abc import Iterator, Mapping
+=======
+import time
+from collections.abc import Iterator
+>>>>>>> jax
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -52,7 +57,11 @@ def device() -> torch.device:
 
 
 def forks() -> bool:
+<<<<<<< HEAD
     """Whether a process that has imported torch may be forked: an accelerator survives no fork."""
+=======
+    """Whether a process that has used torch may be forked: an accelerator does not survive it."""
+>>>>>>> jax
     return device().type == "cpu"
 
 
@@ -90,6 +99,7 @@ class Learner:
         if experiment.checkpointing:
             recompute(self.network)
         self.training_loss = compiled(_training_loss) if experiment.compiled else _training_loss
+        self.compile_s: float | None = None
         self.scaler = loss_scaler(experiment.precision, self.device)
         self.optimizer = torch.optim.AdamW(
             _groups(self.network, training.weight_decay),
@@ -106,6 +116,7 @@ class Learner:
         """
         if not self.experiment.compiled:
             return
+        began = time.perf_counter()
         # What is made once and kept, such as a table of angles, is made outside the compiled pass.
         self.predict(batch)
         before = self.draws.get_state()
@@ -113,6 +124,7 @@ class Learner:
             self._backward(batch)
         self.draws.set_state(before)
         self.optimizer.zero_grad(set_to_none=True)
+        self.compile_s = time.perf_counter() - began
 
     def gradients(self, batch: Batch) -> tuple[float, float]:
         """The mean loss in nats, and the norm of its gradient before clipping.

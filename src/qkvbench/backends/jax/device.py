@@ -1,0 +1,70 @@
+"""What computes: devices, their memory, and the threads of XLA, which are chosen once."""
+
+import os
+
+import jax
+
+# How many threads this process computes with; None before that is chosen.
+_chosen: int | None = None
+# Deterministic operations, and no threads of a library's own where there is to be one thread.
+_ALWAYS = ("--xla_gpu_deterministic_ops=true",)
+_ALONE = ("--xla_cpu_multi_thread_eigen=false",)
+
+
+def prepare(threads: int) -> None:
+    """Make this process repeatable, with this number of threads.
+
+    XLA reads both from its environment when it first computes, once: NPROC is the size of its pool
+    of threads, and XLA_FLAGS may have more of a person's own, which stay. RuntimeError where the
+    process has computed with another number.
+    """
+    global _chosen
+    if _chosen is not None:
+        if _chosen != threads:
+            raise RuntimeError(
+                f"XLA computes with {_chosen} threads in this process, and cannot change to "
+                f"{threads}; experiments that need each other have the same number."
+            )
+        return
+    _chosen = threads
+    os.environ["NPROC"] = str(threads)
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    flags += [flag for flag in (*_ALWAYS, *(_ALONE if threads == 1 else ())) if flag not in flags]
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+def forks() -> bool:
+    """Whether a process that has used JAX may be forked: its threads do not survive that."""
+    return False
+
+
+def cannot_compile() -> str | None:
+    """Why nothing can be compiled; JAX brings its compiler, and compiles always."""
+    return None
+
+
+def device() -> str:
+    """What computes: cpu, or an accelerator by its name."""
+    first = jax.devices()[0]
+    return "cpu" if first.platform == "cpu" else f"{first.platform} ({first.device_kind})"
+
+
+def threads() -> tuple[int, int]:
+    """How many threads share one operation; as many operations may run at a time."""
+    chosen = _chosen or int(os.environ.get("NPROC") or len(os.sched_getaffinity(0)))
+    return chosen, chosen
+
+
+def level_bytes() -> int | None:
+    """Memory held on the accelerator; None where there is none."""
+    return _held("bytes_in_use")
+
+
+def peak_bytes() -> int | None:
+    """The most memory held on the accelerator since the process began: XLA counts from there."""
+    return _held("peak_bytes_in_use")
+
+
+def _held(what: str) -> int | None:
+    counted = jax.devices()[0].memory_stats()
+    return None if counted is None else counted[what]
