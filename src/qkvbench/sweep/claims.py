@@ -154,7 +154,7 @@ class Claims:
         claim = _read(place)
         if claim is not None and claim.owner.gone:
             return True
-        before, since = self.seen.get(place, (b"", 0.0))
+        before, since = self.seen.get(place, (None, 0.0))
         if content != before:
             self.seen[place] = content, time.monotonic()
             return False

@@ -1,0 +1,137 @@
+"""A run is somebody's or nobody's: of all that want it one gets it, and the dead hold nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+
+import pytest
+
+from faults.sweeps import begun, free_of_claims, killed, statuses, under_way, watched, workers
+from qkvbench.sweep.claims import Claims, LostError, Owner, _text, beating, me
+
+RUN = "0123456789abcdef"
+
+
+@pytest.fixture(name="claims")
+def _claims(tmp_path):
+    return Claims(tmp_path / "claims", stale_s=0.2)
+
+
+def _dead():
+    """A process of this machine that is no more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return Owner(me().host, process.pid, me().born)
+
+
+def test_a_run_that_is_somebody_s_is_nobody_else_s_until_it_is_let_go(claims):
+    first = claims.take(RUN)
+    assert claims.take(RUN) is None
+    claims.release(first)
+    assert list(claims.folder.iterdir()) == []
+    assert claims.take(RUN) is not None
+
+
+def test_the_claim_of_a_dead_process_is_taken_over_at_once(claims):
+    first = claims.take(RUN)
+    (claims.folder / f"{RUN}.0").write_bytes(_text(replace(first, owner=_dead())))
+    second = claims.take(RUN)
+    assert second.number == 1
+    assert claims.beaten(first) is None
+    assert claims.adopted(replace(first, token="another")) is None
+    claims.release(second)
+    assert list(claims.folder.iterdir()) == []
+
+
+def test_a_heart_that_stands_still_elsewhere_is_taken_over_after_a_while(claims, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("qkvbench.sweep.claims.time.monotonic", lambda: clock[0])
+    first = claims.take(RUN)
+    there = replace(first, owner=Owner("another machine", 1, 0.0))
+    place = claims.folder / f"{RUN}.0"
+    for beat in range(5):
+        place.write_bytes(_text(replace(there, beat=beat)))
+        assert claims.take(RUN) is None
+        clock[0] += claims.stale_s
+    assert claims.take(RUN) is None
+    clock[0] += claims.stale_s
+    assert claims.take(RUN).number == 1
+
+
+def test_who_was_taken_over_hears_of_it_and_stops(claims, monkeypatch):
+    monkeypatch.setattr("qkvbench.sweep.claims.BEAT_S", 0.01)
+    first = claims.take(RUN)
+    with beating(claims, first) as tell:
+        tell(1, 0.5)
+        (claims.folder / f"{RUN}.1").write_bytes(_text(replace(first, number=1, token="other")))
+        with pytest.raises(LostError, match="taken over"):
+            _told_for_ever(tell)
+
+
+def _told_for_ever(tell):
+    while True:
+        tell(1, 0.5)
+
+
+def test_a_claim_that_is_only_just_being_written_is_nobody_s_to_take(claims):
+    claims.folder.mkdir()
+    (claims.folder / f"{RUN}.0").write_bytes(b"")
+    assert claims.take(RUN) is None
+
+
+def _wins(folder, runs):
+    claims = Claims(folder)
+    return [run for run in runs if claims.take(run) is not None]
+
+
+def test_of_many_that_take_over_from_the_dead_one_gets_each_run(claims):
+    runs = [f"{number:016x}" for number in range(50)]
+    dead = _dead()
+    for number, run in enumerate(runs):
+        claim = claims.take(run)
+        if number % 2:
+            (claims.folder / f"{run}.0").write_bytes(_text(replace(claim, owner=dead)))
+        else:
+            claims.release(claim)
+    with ProcessPoolExecutor(6, mp_context=get_context("forkserver")) as pool:
+        wins = [pool.submit(_wins, claims.folder, runs) for _ in range(6)]
+        won = [run for each in wins for run in each.result()]
+    assert sorted(won) == runs
+
+
+@pytest.mark.slow
+def test_two_sweepers_share_a_plan_and_what_a_killed_one_has_begun_is_done_once(tmp_path):
+    out = tmp_path / "study"
+    with watched(out) as (marks, _):
+        one, other = begun(out, "--jobs", "1"), begun(out, "--jobs", "1")
+        under_way(out)
+        killed(one)
+        _, said = other.communicate()
+    assert other.returncode == 0, said
+    assert statuses(out) == ["done"] * 4
+    # Each was written once: by whom the killed one had begun, too.
+    assert [len(each) for each in marks.values()] == [1] * 4
+    assert free_of_claims(out)
+
+
+@pytest.mark.slow
+def test_what_a_killed_sweeper_and_its_killed_worker_held_is_taken_over(tmp_path):
+    out = tmp_path / "study"
+    with watched(out) as (marks, _):
+        one = begun(out, "--jobs", "1")
+        (worker,) = under_way(out)
+        killed(one)
+        os.kill(worker, signal.SIGKILL)
+        other = begun(out, "--jobs", "1")
+        _, said = other.communicate()
+    assert other.returncode == 0, said
+    assert statuses(out) == ["done"] * 4
+    assert [len(each) for each in marks.values()] == [1] * 4
+    assert workers(out) == []
+    assert free_of_claims(out)
+    assert json.loads((out / "study.json").read_text())["name"] == "study"
