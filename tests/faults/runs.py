@@ -10,12 +10,14 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import safetensors.numpy
 
 from qkvbench import tasks
-from qkvbench.experiment import Experiment, Training
+from qkvbench.experiment import Experiment, Training, to_json
+from qkvbench.measure.machine import machine
 from qkvbench.train import checkpoint
-from qkvbench.train.checkpoint import Checkpoints
+from qkvbench.train.checkpoint import Checkpoints, Progress
 from qkvbench.train.run import run
 
 # Everything that draws or adds up in parts is switched on.
@@ -46,13 +48,37 @@ def often(root):
     return Checkpoints(root, every_s=0.0, share=math.inf)
 
 
+def progress(wanted, step):
+    return Progress(
+        experiment=to_json(wanted),
+        step=step,
+        curve=[],
+        snapshots=[],
+        solved_step=None,
+        step_s=[0.1] * step,
+        started="2026-11-25T00:00:00+00:00",
+        train_s=1.0,
+        compile_s=None,
+        resumed=[],
+        machine=machine("cpu"),
+    )
+
+
+def saved(root, wanted, steps):
+    """A place with a checkpoint of each step, whose numbers tell the step."""
+    place = often(root)
+    for step in steps:
+        place.save(wanted, progress(wanted, step), {"weights.a": np.full((3, 5), step, np.float32)})
+    return place
+
+
 def told(record):
     """What must repeat: everything but times, memory and load."""
     return record.model_dump(mode="json", exclude={"observed", "machine", "started"})
 
 
 def begun(wanted, folder, stage=None, **chosen):
-    """A process that trains `wanted` with a checkpoint after every step; it is killed at a stage."""
+    """A process that trains `wanted`, with a checkpoint after every step; killed at a stage."""
     process = SERVER.Process(target=learn, args=(wanted, folder, stage), kwargs=chosen)
     process.start()
     return process
@@ -82,41 +108,39 @@ def learn(wanted, folder, stage=None, every_s=0.0):
 
 def die_at(step, moment):
     """Have this process killed while it saves `step`, at that moment of the save."""
+    name, wrapped = MOMENTS[moment]
+    module = safetensors.numpy if name == "save_file" else checkpoint
+    function = getattr(module, name)
 
-    def die(*_, **__):
-        os.kill(os.getpid(), signal.SIGKILL)
+    def dying(*arguments):
+        if any(f"step-{step:09d}" in str(each) for each in arguments):
+            wrapped(function, *arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+        function(*arguments)
 
-    def before(function):
-        return lambda place, *rest: die() if _saves(place, step) else function(place, *rest)
-
-    match moment:
-        case "half of the numbers":
-            save = safetensors.numpy.save_file
-
-            def half(state, path):
-                save(state, path)
-                if _saves(path.parent, step):
-                    os.truncate(path, path.stat().st_size // 2)
-                    die()
-
-            safetensors.numpy.save_file = half
-        case "written, not flushed":
-            checkpoint._flush = before(checkpoint._flush)
-        case "flushed, not renamed":
-            checkpoint._put = before(checkpoint._put)
-        case "renamed, folder not flushed":
-            put = checkpoint._put
-
-            def put_and_die(beside, place):
-                put(beside, place)
-                if _saves(place, step):
-                    die()
-
-            checkpoint._put = put_and_die
+    setattr(module, name, dying)
 
 
-def _saves(path, step):
-    return f"step-{step:09d}" in str(path)
+def _half(save, state, path):
+    save(state, path)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _nothing(*_):
+    """Die before anything is done."""
+
+
+def _all(function, *arguments):
+    function(*arguments)
+
+
+# Which function dies, and what it has done by then.
+MOMENTS = {
+    "half of the numbers": ("save_file", _half),
+    "written, not flushed": ("_flush", _nothing),
+    "flushed, not renamed": ("_put", _nothing),
+    "renamed, folder not flushed": ("_put", _all),
+}
 
 
 def steps_noted(folder):

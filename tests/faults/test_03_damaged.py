@@ -6,39 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from faults.runs import TRAINING, experiment, left_over, often, told
+from faults.runs import TRAINING, experiment, left_over, often, progress, saved, told
 from qkvbench.data.cache import sha256_of
-from qkvbench.experiment import to_json
-from qkvbench.measure.machine import machine
-from qkvbench.train.checkpoint import CheckpointError, Progress
+from qkvbench.train.checkpoint import CheckpointError
 from qkvbench.train.run import run
 
 FILES = ("state.safetensors", "progress.json", "SHA256SUMS")
 SHORT = replace(TRAINING, steps=6, evaluations=2)
-
-
-def progress(wanted, step):
-    return Progress(
-        experiment=to_json(wanted),
-        step=step,
-        curve=[],
-        snapshots=[],
-        solved_step=None,
-        step_s=[0.1] * step,
-        started="2026-11-25T00:00:00+00:00",
-        train_s=1.0,
-        compile_s=None,
-        resumed=[],
-        machine=machine("cpu"),
-    )
-
-
-def saved(root, wanted, steps):
-    """A place with a checkpoint of each step, whose numbers tell the step."""
-    place = often(root)
-    for step in steps:
-        place.save(wanted, progress(wanted, step), {"weights.a": np.full((3, 5), step, np.float32)})
-    return place
 
 
 def truncated(to):

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from faults.runs import SERVER, TRAINING, begun, end, experiment, learn, often, told
-from faults.test_03_damaged import saved
+from faults.runs import SERVER, TRAINING, begun, end, experiment, learn, often, saved, told
 from qkvbench.train.run import run
 
 SHORT = replace(TRAINING, steps=6, evaluations=2)

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import PathFinder
+from pathlib import Path
 
 # The step at which it happens.
 STEP = 4
@@ -25,7 +26,7 @@ def _cuda_memory(_learner):
 def _host_memory(_learner):
     import torch
 
-    kept_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    kept_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit_bytes = kept_bytes + 2**30
     resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
     torch.ones(2**32)
