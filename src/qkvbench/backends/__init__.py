@@ -12,7 +12,7 @@ every backend.
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
@@ -103,6 +103,21 @@ class Learner(Protocol):
 
 
 @runtime_checkable
+class Together(Protocol):
+    """Runs that differ in numbers alone, trained in one program, each in a thread of its own."""
+
+    experiments: Sequence[Experiment]
+
+    def learner(self, experiment: Experiment) -> Learner:
+        """The learner of this run, to be used in one thread."""
+        ...
+
+    def leave(self, experiment: Experiment) -> None:
+        """This run learns no more; the others go on without it."""
+        ...
+
+
+@runtime_checkable
 class Workload(Protocol):
     """Work of one kind with one model, the same at each step, to be timed."""
 
@@ -151,10 +166,6 @@ class Backend(Protocol):
         ...
 
     def forks(self) -> bool:
-        """Whether a process that has used it may be forked."""
-        ...
-
-    def forks(self) -> bool:
         """Whether a process that has imported it may be forked; else each one starts anew."""
         ...
 
@@ -168,6 +179,18 @@ class Backend(Protocol):
 
     def types(self) -> dict[str, dict[Precision, str]]:
         """What runs in which type in training, by part and precision: a table for a person."""
+        ...
+
+    def cannot_join(self) -> str | None:
+        """Why runs cannot be trained in one program here; None where they can."""
+        ...
+
+    def joined(self, experiment: Experiment) -> int:
+        """How many runs that differ from this in numbers alone it pays to train in one program."""
+        ...
+
+    def together(self, experiments: Sequence[Experiment]) -> Together:
+        """A group of runs that are trained in one program; ValueError where they cannot be."""
         ...
 
     def cannot_compile(self) -> str | None:

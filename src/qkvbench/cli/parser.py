@@ -118,6 +118,11 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     run.add_argument(
         "--micro-batches", type=_count, metavar="N", help="parts in which a batch is computed (1)"
     )
+    run.add_argument(
+        "--seeds-together",
+        action=argparse.BooleanOptionalAction,
+        help="train the seeds of an arm in one program (jax: where it pays)",
+    )
     run.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (one a core)")
     run.add_argument(
         "--engine", default="local", metavar="NAME", help="where: local, slurm or ray (local)"

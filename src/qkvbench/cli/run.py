@@ -176,7 +176,10 @@ def _carried_out(
     from qkvbench.sweep.study import carry_out
     from qkvbench.sweep.trackers import Mirror
 
-    if study.compiled and (reason := backends.find(study.backend).cannot_compile()):
+    backend = backends.find(study.backend)
+    if request.seeds_together and (reason := backend.cannot_join()):
+        raise RequestError(f"{reason}\nRun without --seeds-together. Nothing was run.")
+    if study.compiled and (reason := backend.cannot_compile()):
         raise RequestError(f"{reason}\nRun without --compile. Nothing was run.")
     command = "qkvbench " + shlex.join(sys.argv[1:])
     endings: Counter[str] = Counter()
@@ -193,6 +196,7 @@ def _carried_out(
             fail_fast=request.fail_fast,
             progress=progress,
             engine=engine,
+            seeds_together=request.seeds_together,
         )
     write_reports(store)
     failed = sum(count for status, count in endings.items() if status != "done")

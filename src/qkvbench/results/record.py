@@ -79,7 +79,8 @@ class Observed(_Strict):
 
     ``compile_s`` is the time to compile, which is in no step's time and not in ``train_s``; None
     where nothing was compiled. ``resumed`` are the steps after which another process went on from a
-    checkpoint: times are those of all of them, memory is the last one's.
+    checkpoint: times are those of all of them, memory is the last one's. ``together`` is how many
+    runs were trained in one program, whose times and memory these then are; None is this one alone.
     """
 
     train_s: float
@@ -87,6 +88,7 @@ class Observed(_Strict):
     peak_memory_bytes: int
     compile_s: float | None = None
     resumed: list[int] = []
+    together: int | None = None
 
 
 class Machine(_Strict):

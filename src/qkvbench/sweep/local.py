@@ -12,15 +12,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from typing import Any, Literal, TypeVar, cast
 
-<<<<<<< HEAD
-from qkvbench.backends import find, module_of
-from qkvbench.sweep.job import Died
-=======
 from qkvbench.backends import find, module_of, names
-from qkvbench.experiment import Experiment
-from qkvbench.results.record import Record, Status
-from qkvbench.train.run import run
->>>>>>> jax
+from qkvbench.sweep.job import Died
 
 Answer = TypeVar("Answer")
 
@@ -52,10 +45,6 @@ class Workers:
         Forked from here they need no server, which would have to import the backend once more; for
         a caller that has done nothing with it yet.
         """
-<<<<<<< HEAD
-=======
-        self.accelerated = str(find(backend).device()) != "cpu"
->>>>>>> jax
         if not find(backend).forks():
             self.context = multiprocessing.get_context("spawn")
         elif forked_from == "here" and _forkable():

@@ -1,6 +1,6 @@
 """How many runs this machine has room for, so that none of them is killed for want of memory."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
@@ -39,9 +39,18 @@ def here(place: Place) -> Room:
     )
 
 
-def held_bytes(experiments: Iterable[Experiment], tasks: dict[str, Task], process: int) -> int:
-    """What the largest of these runs holds: a step, computed, and what its process takes anyway."""
-    return process + max((_step(each, tasks[each.task]) for each in experiments), default=0)
+def held_bytes(
+    experiments: Iterable[Experiment],
+    tasks: dict[str, Task],
+    process: int,
+    joined: Callable[[Experiment], int],
+) -> int:
+    """What the largest process holds: its steps, computed, and what it takes anyway.
+
+    `joined` is how many runs like this one are trained in one program.
+    """
+    steps = [joined(each) * _step(each, tasks[each.task]) for each in experiments]
+    return process + max(steps, default=0)
 
 
 def free_bytes() -> int:

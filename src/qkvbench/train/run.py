@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import qkvbench.cost as computed
-from qkvbench.backends import Learner, find
+from qkvbench.backends import Learner, Together, find
 from qkvbench.cost.matched import arm_text
 from qkvbench.data import DataRefusedError
 from qkvbench.data.cache import alone
@@ -86,13 +86,14 @@ def run(
     report: Report = _silent,
     at_end: Callable[[Experiment, Record, Learner], None] = _left,
     checkpoints: Checkpoints | None = None,
+    group: Together | None = None,
 ) -> Record:
     """Train, score and describe `experiment`. A run that fails is a record with a reason, too.
 
     What it begins with or sees through is run first where its weights are not kept. `at_end`
     has the learner of a run that is done. With `checkpoints` it goes on from the newest one there,
     and keeps one now and then and when SIGTERM or Ctrl-C ends the process; to remove them is for
-    whoever has written the record.
+    whoever has written the record. In a `group` it is trained in one program with others.
     """
     task = find_task(experiment.task)
     backend = find(experiment.backend)
@@ -116,7 +117,7 @@ def run(
         backend.prepare(experiment.threads)
         before = level_bytes(backend)
         began = time.perf_counter()
-        learner = backend.Learner(experiment)
+        learner = (group.learner if group else backend.Learner)(experiment)
         if start is not None:
             learner.begin_with(start)
 
@@ -155,6 +156,7 @@ def run(
             peak_memory_bytes=max(0, peak_bytes(backend) - before),
             compile_s=trained.compile_s,
             resumed=trained.resumed,
+            together=len(group.experiments) if group else None,
         )
     except DivergedError as error:
         return record(experiment, task, device, started, "diverged", str(error), trained)

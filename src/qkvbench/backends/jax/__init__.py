@@ -21,6 +21,7 @@ from qkvbench.backends.jax.kernels import product_s
 from qkvbench.backends.jax.learner import Learner, Step
 from qkvbench.backends.jax.precision import types
 from qkvbench.backends.jax.stacks import build
+from qkvbench.backends.jax.together import Together, cannot_join, joined, together
 from qkvbench.backends.jax.weights import read, save, start
 from qkvbench.backends.jax.workloads import (
     Decoding,
@@ -40,12 +41,15 @@ __all__ = [
     "Learner",
     "Prefill",
     "Step",
+    "Together",
     "attention",
     "attention_kernels",
     "build",
     "cannot_compile",
+    "cannot_join",
     "device",
     "forks",
+    "joined",
     "level_bytes",
     "peak_bytes",
     "prepare",
@@ -54,6 +58,7 @@ __all__ = [
     "save",
     "start",
     "threads",
+    "together",
     "types",
     "workload",
 ]

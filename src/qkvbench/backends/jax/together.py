@@ -7,7 +7,7 @@ by `jax.vmap` over the stacked arguments. So nothing about learning is written a
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -16,7 +16,28 @@ import numpy as np
 
 from qkvbench.backends.jax.compiling import Compiled
 from qkvbench.backends.jax.learner import Learner
+from qkvbench.cost import parameters
 from qkvbench.experiment import Experiment
+
+# Where a run has fewer parameters, most of a step is what XLA does between products, and lanes
+# share it; `benchmarks/seeds_together.py` shows from where on they only get in each other's way.
+SMALL = 300_000
+MOST = 8
+
+
+def cannot_join() -> str | None:
+    """Runs can be trained in one program."""
+    return None
+
+
+def joined(experiment: Experiment) -> int:
+    """As many as a program has lanes for, where a run is small."""
+    return MOST if parameters(experiment.model).total < SMALL else 1
+
+
+def together(experiments: Sequence[Experiment]) -> "Together":
+    """The group of these; ValueError where they differ in more than numbers."""
+    return Together(experiments)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +95,7 @@ class Together:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be one program."""
-        if len({_program(each) for each in self.experiments}) > 1:
+        if len({each.program for each in self.experiments}) > 1:
             raise ValueError(
                 "Only runs that differ in their seeds and learning rates can be trained together."
             )
@@ -142,9 +163,7 @@ class Together:
             compiled.made_for(*stacked)
             return [None] * len(given)
         whole = compiled(*stacked)
-        return [
-            jax.tree.map(lambda each, at=at: Lane(each, at), whole) for at in range(len(given))
-        ]
+        return [jax.tree.map(lambda each, at=at: Lane(each, at), whole) for at in range(len(given))]
 
 
 class Joined:
@@ -178,14 +197,6 @@ class Joined:
         """What compiling has taken so far."""
         compiled = self.group.compiled.get(self.number)
         return 0.0 if compiled is None else compiled.seconds
-
-
-def _program(experiment: Experiment) -> Experiment:
-    """The experiment without the numbers that a program is given."""
-    training = replace(
-        experiment.training, learning_rate=1.0, final_learning_rate=0.0, warmup=1
-    )
-    return replace(experiment, seed=0, training=training)
 
 
 def _kind(call: _Call) -> tuple[Any, ...]:

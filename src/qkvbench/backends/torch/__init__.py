@@ -9,11 +9,14 @@ from qkvbench.backends.torch.kernels import product_s, threads
 from qkvbench.backends.torch.learner import (
     Learner,
     cannot_compile,
+    cannot_join,
     device,
     forks,
+    joined,
     level_bytes,
     peak_bytes,
     prepare,
+    together,
 )
 from qkvbench.backends.torch.precision import types
 from qkvbench.backends.torch.search import Beams
@@ -45,10 +48,12 @@ __all__ = [
     "attention_kernels",
     "build",
     "cannot_compile",
+    "cannot_join",
     "decoder",
     "device",
     "forks",
     "generate",
+    "joined",
     "level_bytes",
     "load",
     "named_weights",
@@ -59,6 +64,7 @@ __all__ = [
     "save",
     "start",
     "threads",
+    "together",
     "types",
     "workload",
 ]

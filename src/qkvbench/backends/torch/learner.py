@@ -2,12 +2,8 @@
 
 import math
 import os
-<<<<<<< HEAD
-from collections.abc import Iterator, Mapping
-=======
 import time
-from collections.abc import Iterator
->>>>>>> jax
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -18,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qkvbench.analysis import Layer
+from qkvbench.backends import Together
 from qkvbench.backends.torch import compiling
 from qkvbench.backends.torch.block import recompute
 from qkvbench.backends.torch.causal import Decoder
@@ -57,12 +54,23 @@ def device() -> torch.device:
 
 
 def forks() -> bool:
-<<<<<<< HEAD
-    """Whether a process that has imported torch may be forked: an accelerator survives no fork."""
-=======
     """Whether a process that has used torch may be forked: an accelerator does not survive it."""
->>>>>>> jax
     return device().type == "cpu"
+
+
+def cannot_join() -> str | None:
+    """Why runs cannot be trained in one program."""
+    return "The torch backend trains each run by itself; --backend jax trains seeds together."
+
+
+def joined(_experiment: Experiment) -> int:
+    """Each run is trained by itself."""
+    return 1
+
+
+def together(_experiments: Sequence[Experiment]) -> Together:
+    """There is no group here."""
+    raise ValueError(cannot_join())
 
 
 def cannot_compile() -> str | None:
