@@ -4,6 +4,11 @@ import os
 
 import jax
 
+from qkvbench.data.cache import cache_folder
+
+# What takes longer to compile is kept for the next process.
+WORTH_KEEPING_S = 0.2
+
 # How many threads this process computes with; None before that is chosen.
 _chosen: int | None = None
 # Deterministic operations, and no threads of a library's own where there is to be one thread.
@@ -15,8 +20,9 @@ def prepare(threads: int) -> None:
     """Make this process repeatable, with this number of threads.
 
     XLA reads both from its environment when it first computes, once: NPROC is the size of its pool
-    of threads, and XLA_FLAGS may have more of a person's own, which stay. RuntimeError where the
-    process has computed with another number.
+    of threads, and XLA_FLAGS may have more of a person's own, which stay. What is compiled is kept
+    in the cache folder, where the next run of an arm finds it. RuntimeError where the process has
+    computed with another number.
     """
     global _chosen
     if _chosen is not None:
@@ -31,6 +37,11 @@ def prepare(threads: int) -> None:
     flags = os.environ.get("XLA_FLAGS", "").split()
     flags += [flag for flag in (*_ALWAYS, *(_ALONE if threads == 1 else ())) if flag not in flags]
     os.environ["XLA_FLAGS"] = " ".join(flags)
+    folder = cache_folder()
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING_S)
 
 
 def forks() -> bool:
@@ -39,8 +50,8 @@ def forks() -> bool:
 
 
 def cannot_compile() -> str | None:
-    """Why nothing can be compiled; JAX brings its compiler, and compiles always."""
-    return None
+    """Why an experiment that is to be compiled cannot be here: it would be another without need."""
+    return "JAX compiles everything, so --compile has nothing to add."
 
 
 def device() -> str:
