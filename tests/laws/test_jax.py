@@ -3,9 +3,11 @@
 Most of it runs operation by operation: a program compiled for each arm would take minutes.
 """
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +32,14 @@ from laws.arms import (
 )
 from laws.networks import drawn_network
 from qkvbench import cost, reference
+from qkvbench.backends import find
 from qkvbench.backends import jax as backend
 from qkvbench.backends import torch as torch_backend
 from qkvbench.backends.jax import scores
 from qkvbench.backends.jax.attention import attention
 from qkvbench.backends.torch import Learner as TorchLearner
 from qkvbench.backends.torch import named_weights
+from qkvbench.cli import main
 from qkvbench.data.batch import UNSCORED, Batch, Search, Sequences
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import (
@@ -436,3 +440,56 @@ def test_no_torch_is_needed(tmp_path):
         text=True,
     )
     assert (found.stdout, found.stderr, found.returncode) == ("done\n", "", 0)
+
+
+# Three steps of two items each; on several devices each has its own.
+SPREAD = """
+import json, jax, numpy as np
+from laws.test_jax import experiment, batch
+from qkvbench.backends import find
+from qkvbench.backends import jax as backend
+from qkvbench.data.batch import Batch
+
+learner = backend.Learner(experiment(dropout=0.3))
+losses = []
+for step in range(3):
+    data = batch(step)
+    data = Batch(np.tile(data.inputs, (2, 1)), np.tile(data.targets, (2, 1)))
+    losses.append(learner.gradients(data))
+    learner.update(1e-3)
+losses.append((float(learner.predict(data).loss.sum()), jax.device_count()))
+print(json.dumps(losses))
+"""
+
+
+def test_two_devices_give_the_result_of_one():
+    def said(devices):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        folder = str(Path(__file__).parents[1])
+        environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": folder}
+        found = subprocess.run(
+            [sys.executable, "-c", SPREAD], env=environment, capture_output=True, text=True
+        )
+        assert found.returncode == 0, found.stderr
+        return json.loads(found.stdout)
+
+    (*found, (loss, one)), (*expected, (expected_loss, two)) = said(1), said(2)
+    assert (one, two) == (1, 2)
+    assert np.array(found) == pytest.approx(np.array(expected), rel=NEAR)
+    assert loss == pytest.approx(expected_loss, rel=NEAR)
+
+
+def test_a_process_that_has_used_jax_is_not_forked():
+    assert not backend.forks()
+    assert Workers("jax").context.get_start_method() == "spawn"
+    # Not for torch either, once both are here.
+    assert Workers("torch", forked_from="here").context.get_start_method() == "forkserver"
+
+
+def test_a_package_that_is_not_here_is_one_sentence_with_what_installs_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optax", None)
+    with pytest.raises(ImportError, match=r"needs optax; './qkv setup jax' installs it"):
+        find("jax")
+    status = main(["run", "--variants", "q,k,v", "--tasks", "sort", "--backend", "jax"])
+    assert status == 2
+    assert "./qkv setup jax" in capsys.readouterr().err

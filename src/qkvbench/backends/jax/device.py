@@ -3,6 +3,9 @@
 import os
 
 import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from qkvbench.data.cache import cache_folder
 
@@ -58,6 +61,25 @@ def device() -> str:
     """What computes: cpu, or an accelerator by its name."""
     first = jax.devices()[0]
     return "cpu" if first.platform == "cpu" else f"{first.platform} ({first.device_kind})"
+
+
+def shared(mesh: Mesh | None) -> Sharding | None:
+    """On every device of the mesh the whole; None without one."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def spread(mesh: Mesh | None, array: np.ndarray | None) -> Array | np.ndarray | None:
+    """The items of a batch, as many on each device where they can be divided so."""
+    if mesh is None or array is None:
+        return array
+    divided = PartitionSpec("items") if len(array) % mesh.size == 0 else PartitionSpec()
+    return jax.device_put(array, NamedSharding(mesh, divided))
+
+
+def all_devices() -> Mesh | None:
+    """All devices in a row, over which items of a batch are divided; None where there is one."""
+    devices = jax.devices()
+    return Mesh(np.array(devices), ("items",)) if len(devices) > 1 else None
 
 
 def threads() -> tuple[int, int]:

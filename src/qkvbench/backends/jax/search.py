@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Sharding
 from jaxtyping import Bool, Float, Int
 
 from qkvbench.backends.jax.cache import Cache
@@ -40,9 +41,12 @@ class Beams(NamedTuple):
 class Searched:
     """What a network writes from a source; compiled once for each kind of batch and search."""
 
-    def __init__(self, network: Network, precision: Precision) -> None:
-        """Searches with this network, whose weights are given each time."""
+    def __init__(
+        self, network: Network, precision: Precision, lies: Sharding | None = None
+    ) -> None:
+        """Searches with this network, given its weights; `lies` is as in `Compiled`."""
         self.network = network
+        self.lies = lies
         self.precision: Precision = precision
         self._begun: dict[Search, Compiled] = {}
         self._gone_on: dict[Search, Compiled] = {}
@@ -65,8 +69,8 @@ class Searched:
         if search not in self._begun:
             begun = partial(_begun, network, self.precision, search)
             gone_on = partial(_gone_on, network, self.precision, search)
-            self._begun[search] = Compiled(begun)
-            self._gone_on[search] = Compiled(gone_on, reused=(1,))
+            self._begun[search] = Compiled(begun, lies=self.lies)
+            self._gone_on[search] = Compiled(gone_on, reused=(1,), lies=self.lies)
         inputs = second.inputs.astype(np.int32 if second.inputs.ndim == 2 else np.float32)
         lengths = None if second.lengths is None else second.lengths.astype(np.int32)
         beams = self._begun[search](weights, inputs, lengths)
