@@ -131,14 +131,12 @@ def finite(array):
     return jnp.where(jnp.isneginf(array), -1e3, array)
 
 
-@every_catalogued
-def test_the_layer_is_the_reference(variant, in_fp64, monkeypatch):
+def check_layer(variant, in_turn, seen):
+    """The layer against the reference: causal or not, and through a window of so many places."""
     inside = [one for one in POSITIONS if not isinstance(one, Learned | Sinusoidal)]
     for number, position in enumerate(inside):
-        suffix = chosen(variant, SUFFIXED[number:] + SUFFIXED[:number])
-        for causal, window, held in [(True, None, 2**22), (False, 3, 50), (True, 3, 2**22)]:
-            # Where few scores are held, they are made by rows, of which some are left over.
-            monkeypatch.setattr(scores, "HELD", held)
+        suffix = in_turn[number % len(in_turn)]
+        for causal, window in seen:
             layer = attention(
                 suffixed(variant, suffix), EVEN, position, causal=causal, window=window
             )
@@ -153,9 +151,35 @@ def test_the_layer_is_the_reference(variant, in_fp64, monkeypatch):
 
 
 @every_catalogued
-def test_every_stack_says_what_torch_says(variant, in_fp64):
-    for number, position in enumerate(POSITIONS):
-        suffix = chosen(variant, SUFFIXED[number:] + SUFFIXED[:number])
+def test_the_layer_is_the_reference(variant, in_fp64):
+    first = CATALOGUED.index(variant) % len(SUFFIXED)
+    in_turn = SUFFIXED[first:] + SUFFIXED[:first]
+    check_layer(variant, in_turn, [(True, None), (False, 3), (True, 3)])
+
+
+@pytest.mark.slow
+@every_catalogued
+def test_the_layer_is_the_reference_with_every_suffix(variant, in_fp64):
+    for suffix in SUFFIXED:
+        check_layer(variant, [suffix], [(True, None), (False, None)])
+
+
+@pytest.mark.parametrize("variant", ["q,k,v", "q,k=v/1"])
+def test_scores_that_are_made_by_rows_are_the_same(variant, in_fp64, monkeypatch):
+    # Two rows at a time, and one that is left over.
+    monkeypatch.setattr(scores, "HELD", 2 * 4 * TIME)
+    check_layer(parse(variant), ["", "+2d", "++-diag"], [(True, None)])
+
+
+@pytest.mark.parametrize(
+    "positions", [2, pytest.param(len(POSITIONS), marks=pytest.mark.slow)], ids=["some", "all"]
+)
+@every_catalogued
+def test_every_stack_says_what_torch_says(variant, positions, in_fp64):
+    first = positions * CATALOGUED.index(variant)
+    for number in range(first, first + positions):
+        position = POSITIONS[number % len(POSITIONS)]
+        suffix = SUFFIXED[(3 * number + first // len(POSITIONS)) % len(SUFFIXED)]
         for model, given in stacks(suffixed(variant, suffix), position):
             theirs = drawn_network(model)
             weights, own = of_torch(theirs), backend.build(model)
@@ -166,10 +190,13 @@ def test_every_stack_says_what_torch_says(variant, in_fp64):
             assert error < EXACT, (position, suffix, model.stack)
 
 
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
 @every_catalogued
-def test_gradients_are_torch_s(variant, in_fp64):
+def test_gradients_are_torch_s(variant, every, in_fp64):
     position, suffix = chosen(variant, POSITIONS), chosen(variant, SUFFIXED, 3)
-    for model, given in stacks(suffixed(variant, suffix), position):
+    for number, (model, given) in enumerate(stacks(suffixed(variant, suffix), position)):
+        if number % every != CATALOGUED.index(variant) % every:
+            continue
         theirs, own = drawn_network(model), backend.build(model)
         found = jax.grad(
             lambda weights, own=own, given=given: jnp.square(
@@ -228,11 +255,12 @@ def slopes(learner, data):
     return learner.step.slopes(weights, arrays[0], arrays[1], key, arrays[2])
 
 
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
 @every_catalogued
-def test_loss_and_gradients_of_a_step_in_fp32_are_torch_s(variant):
+def test_loss_and_gradients_of_a_step_in_fp32_are_torch_s(variant, every):
     position, suffix = chosen(variant, POSITIONS, 5), chosen(variant, SUFFIXED, 7)
     for number, (model, given) in enumerate(stacks(suffixed(variant, suffix), position)):
-        if number % 4 != CATALOGUED.index(variant) % 4:
+        if number % every != CATALOGUED.index(variant) % every:
             continue
         data = data_for(model, given)
         theirs, own = (
