@@ -5,6 +5,9 @@ import os
 # Before torch is imported anywhere: the bits of a sum depend on the number of threads.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
+# XLA has a pool of its own; and what it compiles here runs once, so it need not become fast.
+os.environ["NPROC"] = "1"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import hypothesis
 from jaxtyping import install_import_hook

@@ -102,7 +102,7 @@ def test_a_member_goes_on_from_its_state_beside_one_that_begins():
 
 def test_a_failure_of_one_call_is_told_to_all_who_called():
     def work(learner, _experiment):
-        with pytest.raises(Exception, match="dot_general|incompatible|shape"):
+        with pytest.raises(Exception, match=r"dot_general|incompatible|shape"):
             learner.predict(Batch(np.zeros((2, 3, 5), np.float32), np.zeros((2, 3), np.int64)))
         return True
 

@@ -1,9 +1,10 @@
 """What a backend is: a folder with these names. Nothing above knows which one runs.
 
 ``Learner(experiment)`` trains and predicts on NumPy batches, shows what its layers make of one, and
-goes on from a ``state`` that another process has left; ``prepare(threads)`` makes a process
-repeatable; ``device()`` names what computes; ``forks()`` says whether a process that has imported
-it may be forked; ``level_bytes()`` and ``peak_bytes()`` tell an
+goes on from a ``state`` that another process has left; ``together(experiments)`` makes learners of
+one program, ``joined`` and ``cannot_join`` say when; ``prepare(threads)`` makes a process
+repeatable; ``forks()`` says whether it may then be
+forked; ``device()`` names what computes; ``level_bytes()`` and ``peak_bytes()`` tell an
 accelerator's memory; ``types()`` says what runs in which type, ``cannot_compile()`` whether a
 compiler is lacking; ``workload(...)`` is work to be timed; ``threads()``, ``product_s(...)`` and
 ``attention_kernels(precision)`` tell what really computes. The file names inside are the same in
@@ -13,6 +14,7 @@ every backend.
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
@@ -224,6 +226,23 @@ def module_of(name: str) -> str:
     return f"{__name__}.{name}"
 
 
+# What a backend needs that the core does not bring: packages of the extra of its name.
+EXTRAS: dict[str, tuple[str, ...]] = {"jax": ("jax", "optax")}
+
+
+def lacking(name: str) -> str | None:
+    """Why the backend cannot be used here and what installs it; None where it can.
+
+    Nothing is imported.
+    """
+    absent = [package for package in EXTRAS.get(name, ()) if find_spec(package) is None]
+    if not absent:
+        return None
+    return f"The backend {name} needs {' and '.join(absent)}; './qkv setup {name}' installs it."
+
+
 def find(name: str) -> Backend:
-    """The backend with this name."""
+    """The backend with this name; ImportError where what it needs is not installed."""
+    if reason := lacking(name):
+        raise ImportError(reason)
     return cast(Backend, importlib.import_module(module_of(name)))

@@ -175,6 +175,24 @@ def _backends() -> Iterator[Finding]:
         yield from _kernels(backend, precision)
 
 
+def _jax() -> Iterator[Finding]:
+    """The second backend: its device, and the rate of a product in each precision."""
+    from qkvbench.backends import find, lacking
+
+    if (reason := lacking("jax")) is not None:
+        yield Finding("jax", "backend", "missing", reason, "./qkv setup jax")
+        return
+    backend = find("jax")
+    # Before it computes: its threads are chosen once.
+    backend.prepare(1)
+    yield Finding("jax", "device", "ok", str(backend.device()))
+    for precision in PRECISIONS:
+        seconds = backend.product_s(precision, PRODUCT_SIZE)
+        rate = count_text(2 * PRODUCT_SIZE**3 / seconds)
+        text = f"observed: {rate}FLOP/s on one thread ({seconds_text(seconds)})"
+        yield Finding("jax", f"{precision} product", "ok", text)
+
+
 def _unable(precision: Precision, use: str, error: Exception) -> Finding:
     """What a precision cannot do here; without the first of them nothing runs."""
     first, second, *_ = PRECISIONS
@@ -288,7 +306,7 @@ def _writable() -> Finding:
     return Finding("data", "cache folder", "ok", found)
 
 
-LOOKS = (_installed, _extras, _machine, _backends, _compiler, _native, _precisions, _data)
+LOOKS = (_installed, _extras, _machine, _backends, _jax, _compiler, _native, _precisions, _data)
 
 
 def _imported(name: str, otherwise: Verdict) -> Finding:

@@ -34,7 +34,7 @@ def answer(request: Request) -> int:
     base = names.with_position(names.model_or_task_s(request.model), request.position)
     # An arm may come twice: two copies of one show what the measurement itself is worth.
     models = [names.with_variant(base, names.variant(text)) for text in request.variants]
-    precision = names.precision(request.precision)
+    precision, backend = names.precision(request.precision), names.backend(request.backend)
     context = _context(base, request.context)
 
     # After the request is checked: these import the backend.
@@ -43,6 +43,7 @@ def answer(request: Request) -> int:
     from qkvbench.sweep.local import Workers
 
     conditions = Conditions(
+        backend=backend,
         precision=precision,
         threads=request.threads,
         context=context,

@@ -115,8 +115,11 @@ def pooling(name: str) -> Pooling:
 
 
 def backend(name: str) -> str:
-    """The backend that is meant."""
-    return _known("backend", name, backends.names())
+    """The backend that is meant, whose packages are here."""
+    found = _known("backend", name, backends.names())
+    if reason := backends.lacking(found):
+        raise RequestError(f"{reason}\nNothing was run.")
+    return found
 
 
 def engine(name: str, options: Sequence[str]) -> "Chosen":

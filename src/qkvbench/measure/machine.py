@@ -14,7 +14,16 @@ import psutil
 from qkvbench.results.record import Machine
 
 # Whose versions can move a result.
-LIBRARIES = ("qkv-ablation-bench", "torch", "numpy", "scipy", "scikit-learn")
+LIBRARIES = (
+    "qkv-ablation-bench",
+    "torch",
+    "jax",
+    "jaxlib",
+    "optax",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+)
 
 
 def machine(device: str) -> Machine:

@@ -14,9 +14,15 @@ class Compiled:
     are the arguments whose memory may be taken for the result.
     """
 
-    def __init__(self, function: Callable[..., Any], *, reused: Sequence[int] = ()) -> None:
-        """The function, not compiled yet."""
-        self._function = jax.jit(function, donate_argnums=tuple(reused))
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        reused: Sequence[int] = (),
+        lies: jax.sharding.Sharding | None = None,
+    ) -> None:
+        """The function, not compiled yet; `lies` says where its results do, None leaves it open."""
+        self._function = jax.jit(function, donate_argnums=tuple(reused), out_shardings=lies)
         self._made: dict[object, Any] = {}
         self.seconds = 0.0
 

@@ -3,6 +3,14 @@
 import os
 
 import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from qkvbench.data.cache import cache_folder
+
+# What takes longer to compile is kept for the next process.
+WORTH_KEEPING_S = 0.2
 
 # How many threads this process computes with; None before that is chosen.
 _chosen: int | None = None
@@ -15,8 +23,9 @@ def prepare(threads: int) -> None:
     """Make this process repeatable, with this number of threads.
 
     XLA reads both from its environment when it first computes, once: NPROC is the size of its pool
-    of threads, and XLA_FLAGS may have more of a person's own, which stay. RuntimeError where the
-    process has computed with another number.
+    of threads, and XLA_FLAGS may have more of a person's own, which stay. What is compiled is kept
+    in the cache folder, where the next run of an arm finds it. RuntimeError where the process has
+    computed with another number.
     """
     global _chosen
     if _chosen is not None:
@@ -31,6 +40,11 @@ def prepare(threads: int) -> None:
     flags = os.environ.get("XLA_FLAGS", "").split()
     flags += [flag for flag in (*_ALWAYS, *(_ALONE if threads == 1 else ())) if flag not in flags]
     os.environ["XLA_FLAGS"] = " ".join(flags)
+    folder = cache_folder()
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING_S)
 
 
 def forks() -> bool:
@@ -39,14 +53,33 @@ def forks() -> bool:
 
 
 def cannot_compile() -> str | None:
-    """Why nothing can be compiled; JAX brings its compiler, and compiles always."""
-    return None
+    """Why an experiment that is to be compiled cannot be here: it would be another without need."""
+    return "JAX compiles everything, so --compile has nothing to add."
 
 
 def device() -> str:
     """What computes: cpu, or an accelerator by its name."""
     first = jax.devices()[0]
     return "cpu" if first.platform == "cpu" else f"{first.platform} ({first.device_kind})"
+
+
+def shared(mesh: Mesh | None) -> Sharding | None:
+    """On every device of the mesh the whole; None without one."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def spread(mesh: Mesh | None, array: np.ndarray | None) -> Array | np.ndarray | None:
+    """The items of a batch, as many on each device where they can be divided so."""
+    if mesh is None or array is None:
+        return array
+    divided = PartitionSpec("items") if len(array) % mesh.size == 0 else PartitionSpec()
+    return jax.device_put(array, NamedSharding(mesh, divided))
+
+
+def all_devices() -> Mesh | None:
+    """All devices in a row, over which items of a batch are divided; None where there is one."""
+    devices = jax.devices()
+    return Mesh(np.array(devices), ("items",)) if len(devices) > 1 else None
 
 
 def threads() -> tuple[int, int]:

@@ -7,9 +7,10 @@ the learner only keeps what comes of it.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jaxtyping import Float, Int
 
 from qkvbench.analysis import Layer
 from qkvbench.backends.jax.compiling import Compiled
+from qkvbench.backends.jax.device import all_devices, shared, spread
 from qkvbench.backends.jax.inspect import inspected, layers_of
 from qkvbench.backends.jax.loss import mean_loss, place_losses
 from qkvbench.backends.jax.precision import as_computed, needs_scaling
@@ -29,6 +31,8 @@ from qkvbench.backends.jax.weights import Weights, checked, copied, read, save, 
 from qkvbench.data.batch import UNSCORED, Batch, Outcome, Search, Sequences
 from qkvbench.experiment import Experiment
 from qkvbench.model.draws import framework_seed
+
+Tree = TypeVar("Tree")
 
 # Numbers of scored places that are told apart, for each shape of a batch: a pass is compiled for
 # so many at most, and what is filled up with places that do not count is an eighth at most.
@@ -157,7 +161,7 @@ class Learner:
     """The network of an experiment, its optimizer, and nothing of the loop around them."""
 
     def __init__(
-        self, experiment: Experiment, compiled: Callable[..., Compiled] = Compiled
+        self, experiment: Experiment, compiled: Callable[..., Compiled] | None = None
     ) -> None:
         """The network with its initial values, and a fresh optimizer.
 
@@ -169,10 +173,10 @@ class Learner:
             experiment.model, dropout=training.dropout, again=experiment.checkpointing
         )
         self.step = Step(self.network, experiment)
-        self.values: dict[str, Array] = start(
-            self.network.shapes(), experiment.model, experiment.seed
-        )
-        self.optimizer = self.step.optimizer().init(self.values)
+        # Of several devices each computes its items of a batch; weights are on all of them.
+        self.mesh = all_devices()
+        self.values = self._on_all(start(self.network.shapes(), experiment.model, experiment.seed))
+        self.optimizer = self._on_all(self.step.optimizer().init(self.values))
         # Dropout is drawn by the framework; everything else is keyed by name.
         self.draws = jax.random.key(framework_seed(experiment.seed, "dropout"))
         self.steps = 0
@@ -180,6 +184,7 @@ class Learner:
         self.fitted = 0
         self.gradient: Weights | None = None
 
+        compiled = compiled or partial(Compiled, lies=shared(self.mesh))
         self._slopes = compiled(self._slopes_of_a_step)
         self._updated = compiled(self.step.updated, reused=(0, 1))
         self._said = compiled(self.step.said)
@@ -196,10 +201,8 @@ class Learner:
     def warm_up(self, batch: Batch) -> None:
         """Compile the training step for such batches; learns and draws nothing."""
         self._slopes.made_for(*self._asked(batch))
-        gradient = jax.tree.map(
-            lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), self.values
-        )
-        self._updated.made_for(self.values, self.optimizer, gradient, np.float32(0))
+        # A gradient is like the weights.
+        self._updated.made_for(self.values, self.optimizer, self.values, np.float32(0))
 
     def gradients(self, batch: Batch) -> tuple[float, float]:
         """The mean loss in nats, and the norm of its gradient before clipping.
@@ -231,7 +234,7 @@ class Learner:
         loss = np.zeros(batch.targets.shape, np.float32)
         predicted, ranks = (np.full(batch.targets.shape, UNSCORED, np.int64) for _ in range(2))
         if scored.any():
-            given = _given(batch)
+            given = self._given(batch)
             said = [np.asarray(each)[given.counted] for each in self._said(self.values, given)]
             loss[scored], predicted[scored], ranks[scored] = said
         return Outcome(loss, predicted, batch.targets, ranks)
@@ -245,11 +248,11 @@ class Learner:
 
     def features(self, batch: Batch) -> Float[np.ndarray, "items places _features"]:
         """What the head reads of each item, in fp32; changes nothing."""
-        return np.array(self._features(self.values, _read(batch)))
+        return np.array(self._features(self.values, self._read(batch)))
 
     def inspect(self, batch: Batch) -> tuple[Layer, ...]:
         """What each attention layer makes of a batch; changes nothing."""
-        return layers_of(self.network, self._looked_into(self.values, _read(batch)))
+        return layers_of(self.network, self._looked_into(self.values, self._read(batch)))
 
     def program(self, batch: Batch) -> str:
         """What a pass forward and backward over such a batch was compiled to, as XLA writes it."""
@@ -262,7 +265,7 @@ class Learner:
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
         """Take over these weights; ValueError where names or shapes do not agree."""
         given = {name: jnp.array(value) for name, value in weights.items()}
-        self.values = checked(self.network.shapes(), given)
+        self.values = self._on_all(checked(self.network.shapes(), given))
 
     def save(self, path: Path) -> None:
         """Write all weights to a safetensors file."""
@@ -271,9 +274,7 @@ class Learner:
     def begin_with(self, path: Path) -> tuple[str, ...]:
         """Take over what agrees in name and shape from a file that `save` wrote; those names."""
         taken = taken_over(self.network.shapes(), read(path))
-        self.values |= {
-            name: jnp.array(value, self.values[name].dtype) for name, value in taken.items()
-        }
+        self.values |= self._on_all({name: jnp.array(value) for name, value in taken.items()})
         return tuple(taken)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -304,12 +305,11 @@ class Learner:
             }
             return checked(self.network.shapes(), found)
 
-        self.values = of("weights")
-        self.optimizer = optax.tree.set(
-            self.optimizer,
-            count=jnp.array(state["optimizer/steps"], jnp.int32),
-            **{key: of(name) for name, key in _MOMENTS.items()},
-        )
+        self.values = self._on_all(of("weights"))
+        moments = {key: of(name) for name, key in _MOMENTS.items()}
+        steps = jnp.array(state["optimizer/steps"], jnp.int32)
+        optimizer = optax.tree.set(self.optimizer, count=steps, **moments)
+        self.optimizer = self._on_all(optimizer)
         self.steps = int(state["dropout/steps"])
         self.scale, self.fitted = float(state["scale"]), int(state["scale/fitted"])
         self.gradient = None
@@ -329,14 +329,31 @@ class Learner:
     def _asked(self, batch: Batch) -> tuple[Any, ...]:
         """What the gradients of this batch are computed from."""
         parts = [
-            _given(part)
+            self._given(part)
             for part in _parts(batch, self.experiment.training.micro_batches)
             if (part.targets != UNSCORED).any()
-        ] or [_given(batch)]
+        ] or [self._given(batch)]
         scored = np.array([part.counted.sum() for part in parts], np.float32)
         shares = scored / max(1.0, scored.sum())
         steps = np.int32(self.steps)
         return self.values, tuple(parts), shares, self.draws, steps, np.float32(self.scale)
+
+    def _given(self, batch: Batch) -> Given:
+        return self._spread(_given(batch))
+
+    def _read(self, batch: Batch) -> Given:
+        return self._spread(_read(batch))
+
+    def _spread(self, given: Given) -> Given:
+        """The items on the devices that compute them."""
+        inputs = spread(self.mesh, given.inputs)
+        beside = tuple(spread(self.mesh, each) for each in given.beside)
+        return given._replace(inputs=inputs, beside=beside)
+
+    def _on_all(self, arrays: Tree) -> Tree:
+        """The arrays on every device."""
+        where = shared(self.mesh)
+        return arrays if where is None else jax.device_put(arrays, where)
 
     def _note_fit(self) -> None:
         self.fitted += 1

@@ -26,13 +26,15 @@ MOST = 8
 
 
 def cannot_join() -> str | None:
-    """Runs can be trained in one program."""
-    return None
+    """Why runs cannot be trained in one program; several devices share one run already."""
+    count = len(jax.devices())
+    return f"Each run is trained over all {count} devices, so seeds are not." if count > 1 else None
 
 
 def joined(experiment: Experiment) -> int:
     """As many as a program has lanes for, where a run is small."""
-    return MOST if parameters(experiment.model).total < SMALL else 1
+    small = parameters(experiment.model).total < SMALL and cannot_join() is None
+    return MOST if small else 1
 
 
 def together(experiments: Sequence[Experiment]) -> "Together":
@@ -95,6 +97,8 @@ class Together:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be one program."""
+        if reason := cannot_join():
+            raise ValueError(reason)
         if len({each.program for each in self.experiments}) > 1:
             raise ValueError(
                 "Only runs that differ in their seeds and learning rates can be trained together."

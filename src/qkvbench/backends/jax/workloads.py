@@ -46,7 +46,9 @@ class Decoding:
             # Forgotten again: the next step writes over the row.
             return logits.argmax(-1), Cache(cache.layers, cache.count - 1, cache.capacity)
 
+        # Compiled where it is built: no step, not even the first, has to wait for that.
         self._stepped = Compiled(stepped, reused=(2,))
+        self._program = self._stepped.made_for(self.weights, self.last, self.cache).as_text()
 
     def step(self) -> None:
         """Decode one token of each sequence, wait for the result, and forget it again."""
@@ -59,8 +61,7 @@ class Decoding:
 
     def kernel(self) -> str:
         """What does attention in a step."""
-        program = self._stepped.made_for(self.weights, self.last, self.cache)
-        return attention_kernel(program.as_text())
+        return attention_kernel(self._program)
 
 
 class Prefill:
@@ -79,6 +80,7 @@ class Prefill:
             return logits.argmax(-1), Cache(filled.layers, cache.count, cache.capacity)
 
         self._read = Compiled(read, reused=(2,))
+        self._program = self._read.made_for(self.weights, self.prompts, self.cache).as_text()
 
     def step(self) -> None:
         """Read the prompts, wait for the logits after their last tokens, empty the cache."""
@@ -91,8 +93,7 @@ class Prefill:
 
     def kernel(self) -> str:
         """What does attention in a step."""
-        program = self._read.made_for(self.weights, self.prompts, self.cache)
-        return attention_kernel(program.as_text())
+        return attention_kernel(self._program)
 
 
 class Forward:
@@ -115,6 +116,7 @@ class Forward:
             return logits, logits[:, -1].argmax(-1)
 
         self._passed = Compiled(passed)
+        self._program = self._passed.made_for(self.weights, self.inputs).as_text()
 
     def step(self) -> None:
         """Make the logits at every position, and wait for them."""
@@ -126,7 +128,7 @@ class Forward:
 
     def kernel(self) -> str:
         """What does attention in a step."""
-        return attention_kernel(self._passed.made_for(self.weights, self.inputs).as_text())
+        return attention_kernel(self._program)
 
 
 def workload(
