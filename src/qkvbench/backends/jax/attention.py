@@ -18,6 +18,7 @@ from qkvbench.backends.jax.cache import (
     with_row,
     with_rows,
 )
+from qkvbench.backends.jax.one_pass import OnePass, one_pass
 from qkvbench.backends.jax.position import Places, turned
 from qkvbench.backends.jax.precision import exact
 from qkvbench.backends.jax.scores import Scores, products_of
@@ -62,6 +63,7 @@ class Attention:
     plan: Plan
     position: Position
     scores: Scores
+    kernel: OnePass | None = None
 
     def shapes(self) -> Shapes:
         """The names of its weights and their shapes."""
@@ -274,17 +276,24 @@ class Attention:
         batch, heads, time, head_dim = query.shape
         kept = self.plan.kept_value
         value, kind = layer.rows[kept.name], weights["o.weight"].dtype
+        grouped = (query * head_dim**-0.5).astype(kind).reshape(batch, kept.heads, -1, head_dim)
+        if self.kernel is not None and time == 1 and lengths is None:
+            count = jnp.broadcast_to(jnp.asarray(rows[..., 0] + 1, jnp.int32), batch)
+            seen = self.kernel(grouped, value, count).reshape(query.shape).astype(kind)
+            return self._unfolded(seen, layer.rotations)
         turn = partial(turned, position=self.position, at=columns, end=end)
         keys = layer.rows[self.plan.kept_key.name].astype(kind)
         keys = self._follow(weights, self.plan.read_key, keys, layer.rotations, turn)
-        grouped = (query * head_dim**-0.5).astype(kind).reshape(batch, kept.heads, -1, head_dim)
         products = products_of(grouped, keys).reshape(batch, heads, time, -1)
         shares = self.scores.shares(weights, products, rows, columns, end, lengths).astype(kind)
         seen = shares.reshape(batch, kept.heads, -1, value.shape[2]) @ value.astype(kind)
-        seen = seen.reshape(batch, heads, time, head_dim)
+        return self._unfolded(seen.reshape(batch, heads, time, head_dim), layer.rotations)
+
+    def _unfolded(self, seen: Heads, rotations: Maps) -> Heads:
+        """What attending over V would have given, from what attending over its kept root gave."""
+        group = self.plan.geometry.heads // self.plan.kept_value.heads
         for op in self.plan.unfold:
-            matrix = jnp.repeat(_matrix(op, layer.rotations), heads // kept.heads, axis=0)
-            seen = _rotated(seen, matrix)
+            seen = _rotated(seen, jnp.repeat(_matrix(op, rotations), group, axis=0))
         return seen
 
 
@@ -300,7 +309,7 @@ def attention(
     """The layer of a variant; ValueError where it cannot be built at these sizes."""
     plan = crossed(variant, geometry) if crosses else resolve(variant, geometry, position.turned)
     scores = Scores(plan.scores, position, plan.geometry.heads, causal, window)
-    return Attention(plan, position, scores)
+    return Attention(plan, position, scores, one_pass(plan, scores, position))
 
 
 def linear(weights: Weights, x: Array) -> Array:

@@ -41,7 +41,7 @@ def turned(rows: Rows, position: Position, at: Places, end: int, *, back: bool =
     if not isinstance(position, Rotary | TurnedBack):
         return rows
     count = turned_coordinates(position, rows.shape[-1])
-    table = looked_up(_angles(end, count, position.base), at, rows).astype(rows.dtype)
+    table = looked_up(angles(end, count, position.base), at, rows).astype(rows.dtype)
     cos, sin = jnp.split(table[..., None, :, :], 2, axis=-1)
     first, second, rest = jnp.split(rows, [count // 2, count], axis=-1)
     sin = -sin if back else sin
@@ -49,7 +49,7 @@ def turned(rows: Rows, position: Position, at: Places, end: int, *, back: bool =
 
 
 @lru_cache(maxsize=32)
-def _angles(length: int, turned: int, base: float) -> Float[np.ndarray, "length turned"]:
+def angles(length: int, turned: int, base: float) -> Float[np.ndarray, "length turned"]:
     """Cosines, then sines, of how far each pair turns. arXiv:2104.09864, eq. 34."""
     half = turned // 2
     # In fp32 the angles of late positions would be coarse.

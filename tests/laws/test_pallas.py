@@ -1,0 +1,75 @@
+"""The Pallas kernel, in its interpreter, against what XLA's own operations decode."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qkvbench.backends.jax import attention
+from qkvbench.backends.jax.one_pass import OnePass, chosen
+from qkvbench.model import Alibi, NoPosition, Rotary
+from qkvbench.variant import parse, sized
+
+SIZE = sized(24, 4, 2)
+BATCH, CAPACITY = 2, 13
+# Sums of products of size one in fp32, in another order.
+CLOSE = 1e-5
+
+
+def _layer(variant, position, size=SIZE):
+    return attention(parse(variant), size, position, causal=True)
+
+
+def _weights(layer):
+    draws = np.random.default_rng(0)
+    return {
+        name: jnp.asarray(draws.normal(size=shape), jnp.float32) / 3
+        for name, shape in layer.shapes().items()
+    }
+
+
+@pytest.mark.parametrize("position", [NoPosition(), Rotary(), Rotary(share=1 / 3)], ids=repr)
+@pytest.mark.parametrize(
+    ("variant", "size"),
+    [
+        ("q,k=v", SIZE),
+        ("q,k=v/1", SIZE),
+        ("q=k=v", sized(24, 4)),
+        ("q,k=R(q),v=R(q)", sized(24, 4)),
+    ],
+)
+def test_a_step_by_the_kernel_is_a_step_of_the_layer(variant, size, position):
+    layer = _layer(variant, position, size)
+    kernel = chosen(layer.plan, layer.scores, position, interpret=True)
+    assert kernel
+    by_kernel = replace(layer, kernel=replace(kernel, tile=4))
+    weights = _weights(layer)
+    draws = np.random.default_rng(1)
+    cache = layer.new_cache(weights, BATCH, CAPACITY)
+    with jax.disable_jit():
+        for count in ([0, 0], [1, 1], [6, 3], [12, 8]):
+            x = jnp.asarray(draws.normal(size=(BATCH, 1, 24)), jnp.float32)
+            count = jnp.asarray(count)
+            expected, after = layer.step(weights, x, cache, count, CAPACITY)
+            found, _ = by_kernel.step(weights, x, cache, count, CAPACITY)
+            np.testing.assert_allclose(found, expected, atol=CLOSE, rtol=CLOSE)
+            cache = after
+
+
+def test_rows_behind_the_last_do_not_count_whatever_they_are():
+    query = jnp.ones((1, 1, 1, 4))
+    rows = jnp.ones((1, 1, 7, 4)).at[:, :, 3:].set(jnp.nan)
+    found = OnePass(NoPosition(), turns=False, interpret=True, tile=2)(query, rows, jnp.array([3]))
+    np.testing.assert_array_equal(found, 1)
+
+
+def test_the_kernel_reads_one_root_with_plain_scores_and_nothing_else():
+    for variant, position in [("q,k,v", Rotary()), ("q,k=v+qknorm", Rotary()), ("q,k=v", Alibi())]:
+        layer = _layer(variant, position)
+        assert chosen(layer.plan, layer.scores, position) is None
+
+
+def test_elsewhere_than_on_a_tpu_xla_decodes():
+    assert _layer("q,k=v", Rotary()).kernel is None
