@@ -2,9 +2,9 @@
 
     python benchmarks/seeds_together.py [--lanes 1 2 4 8] [--rounds 12]
 
-One thread. A step of each number of lanes in turns, on one batch for each lane; memory in a process of
-its own for each. A step's time for each run, over that of a run alone, is what training together buys:
-below 1 it pays, at equal cores.
+One thread. A step of each number of lanes in turns, on one batch for each lane; memory in a process
+of its own for each. A step's time for each run, over that of a run alone, is what training together
+buys: below 1 it pays, at equal cores.
 """
 
 import argparse
@@ -13,15 +13,21 @@ import statistics
 import threading
 import time
 from dataclasses import replace
+from multiprocessing.queues import Queue
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from qkvbench.experiment import Experiment
+    from qkvbench.tasks import Task
 
 THREADS = 1
 # Layers, width: a task's own size, and what is larger than any of ours.
 SIZES = {"sort": (2, 64), "lm-reviews": (2, 96), "wide": (4, 256)}
 
 
-def experiment_of(name):
+def experiment_of(name: str) -> "tuple[Task, Experiment]":
     """A run of this size: a task's own model, or a larger one of the same kind."""
     from qkvbench import tasks
     from qkvbench.experiment import Experiment
@@ -49,7 +55,7 @@ def experiment_of(name):
 class Lanes:
     """So many runs in one program, or one alone; `step` takes one step of all."""
 
-    def __init__(self, name, lanes):
+    def __init__(self, name: str, lanes: int) -> None:
         """Built and compiled."""
         from qkvbench.backends.jax import Learner, Together
 
@@ -65,7 +71,7 @@ class Lanes:
         ]
         self.step()
 
-    def step(self):
+    def step(self) -> float:
         """Seconds that one step of every lane takes."""
         began = time.perf_counter()
         if len(self.learners) == 1:
@@ -82,10 +88,11 @@ class Lanes:
         return time.perf_counter() - began
 
     @property
-    def compile_s(self):
+    def compile_s(self) -> float:
+        """What compiling has taken."""
         return self.learners[0].compile_s
 
-    def _one(self, lane):
+    def _one(self, lane: int) -> None:
         learner = self.learners[lane]
         learner.gradients(self.batches[lane])
         learner.update(1e-3)
@@ -93,7 +100,7 @@ class Lanes:
         np.asarray(next(iter(learner.values.values())))
 
 
-def memory(name, lanes, answer):
+def memory(name: str, lanes: int, answer: "Queue[int]") -> None:
     """What the process holds at most, beyond what it had before the learners."""
     import psutil
 
@@ -110,7 +117,8 @@ def memory(name, lanes, answer):
     answer.put(max(0, peak_bytes(backend) - before))
 
 
-def main():
+def main() -> None:
+    """Print a line for each size and number of lanes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lanes", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=int, default=12)

@@ -12,7 +12,7 @@ from qkvbench.backends.jax.one_pass import OnePass, chosen
 from qkvbench.model import Alibi, NoPosition, Rotary
 from qkvbench.variant import parse, sized
 
-SIZE = sized(24, 4, 2)
+SIZE, WHOLE = sized(24, 4, 2), sized(24, 4)
 BATCH, CAPACITY = 2, 13
 # Sums of products of size one in fp32, in another order.
 CLOSE = 1e-5
@@ -36,8 +36,8 @@ def _weights(layer):
     [
         ("q,k=v", SIZE),
         ("q,k=v/1", SIZE),
-        ("q=k=v", sized(24, 4)),
-        ("q,k=R(q),v=R(q)", sized(24, 4)),
+        ("q=k=v", WHOLE),
+        ("q,k=R(q),v=R(q)", WHOLE),
     ],
 )
 def test_a_step_by_the_kernel_is_a_step_of_the_layer(variant, size, position):
