@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import Any, Literal, get_args
 
@@ -94,7 +95,7 @@ class Experiment:
                 f"agree in attention and size.\nHere are {_layers(own)}; there {_layers(other)}."
             )
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Sixteen hexadecimal digits that name this experiment in a store."""
         return sha256(json.dumps(_identity(self), sort_keys=True).encode()).hexdigest()[:16]
@@ -181,6 +182,18 @@ def _identity(value: object) -> object:
     """
     if isinstance(value, Variant):
         return write(value)
+    if isinstance(value, Model):
+        return _model_identity(value)
+    return _fields_identity(value)
+
+
+@lru_cache(maxsize=4096)
+def _model_identity(model: Model) -> object:
+    """What a hash sees of a model, which many runs of a study share."""
+    return _fields_identity(model)
+
+
+def _fields_identity(value: object) -> object:
     if is_dataclass(value):
         changed = {
             field.name: _identity(getattr(value, field.name))

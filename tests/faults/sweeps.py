@@ -14,7 +14,7 @@ from qkvbench.results.store import Store
 from qkvbench.sweep.claims import Claims, _read
 
 PLAN = ("--variants", "q,k,v", "q,k=v", "--tasks", "sort", "--seeds", "2")
-WAIT_S = 120
+WAIT_S = 280
 
 
 def begun(out, *words, plan=PLAN):

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from qkvbench.experiment import Experiment, from_json
+from qkvbench.experiment import Experiment, from_json, to_json
 from qkvbench.results.record import SCHEMA_VERSION, Measurement, Record, StudyInfo
 
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -97,12 +97,13 @@ class Store:
         The task's version is part of the id. The code's revision is not: a record of another
         revision counts, and the report names the mix.
         """
-        read = _read(self._place("runs", experiment.id), _read_run)
-        return read if isinstance(read, Record) and read.status == "done" else None
+        read = self.run(experiment)
+        return read if read is not None and read.status == "done" else None
 
     def run(self, experiment: Experiment) -> Record | None:
         """The record of this experiment, however it ended; None where there is none to read."""
-        read = _read(self._place("runs", experiment.id), _read_run)
+        place = self._place("runs", experiment.id)
+        read = _read_known(place, experiment) or _read(place, _read_run)
         return read if isinstance(read, Record) else None
 
     def mark(self, experiment: Experiment) -> tuple[int, int] | None:
@@ -254,16 +255,39 @@ def _read(path: Path, check: Callable[[Path, dict[str, Any]], Kept]) -> Kept | D
         return Damaged(path, str(error))
 
 
+def _read_known(path: Path, experiment: Experiment) -> Record | None:
+    """The record of a known experiment, in a fifth of the time; None where it is to be looked into.
+
+    It says the very experiment, so nothing has to be made of what it says.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_BYTES:
+            return None
+        record = Record.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if record.id != experiment.id or record.experiment != to_json(experiment):
+        return None
+    return record if _contradiction(record, experiment) is None else None
+
+
+def _contradiction(record: Record, experiment: Experiment) -> str | None:
+    """Where a record says one thing and its experiment another."""
+    for field in ("variant", "task", "task_version", "seed", "backend", "precision", "threads"):
+        said, meant = getattr(record, field), getattr(experiment, field)
+        if said != meant:
+            return f"Its {field} is {said!r}, but its experiment's is {meant!r}."
+    return None
+
+
 def _read_run(path: Path, value: dict[str, Any]) -> Record:
     record = Record.model_validate(value)
     _check_name(path, record.id)
     experiment = from_json(record.experiment)
     if experiment.id != record.id:
         raise ValueError(f"Its id is {record.id}, but its experiment's is {experiment.id}.")
-    for field in ("variant", "task", "task_version", "seed", "backend", "precision", "threads"):
-        said, meant = getattr(record, field), getattr(experiment, field)
-        if said != meant:
-            raise ValueError(f"Its {field} is {said!r}, but its experiment's is {meant!r}.")
+    if (contradiction := _contradiction(record, experiment)) is not None:
+        raise ValueError(contradiction)
     return record
 
 

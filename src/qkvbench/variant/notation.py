@@ -9,6 +9,7 @@ Behind it, ``/g`` gives the number of key/value heads, and what belongs to the s
 import re
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any, cast
 
 from qkvbench.variant.spec import (
@@ -42,6 +43,7 @@ class SuffixError(ValueError):
     """What follows an equation that is right says nothing of the scores, or says it twice."""
 
 
+@lru_cache(maxsize=4096)
 def write(variant: Variant) -> str:
     """The canonical text: ``parse(write(variant)) == variant``."""
     groups: dict[Role, list[str]] = {}

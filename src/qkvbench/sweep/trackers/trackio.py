@@ -1,6 +1,8 @@
 """Trackio, on this machine: `trackio show` shows it."""
 
 import os
+import sys
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ class Tracker:
         """A run of Trackio."""
         import trackio
 
-        run = trackio.init(project=self.study, name=f"{name} {config['id']}", config=config)
+        # What it says is no result of ours.
+        with redirect_stdout(sys.stderr):
+            run = trackio.init(project=self.study, name=f"{name} {config['id']}", config=config)
         return Curve(run)
 
 
@@ -35,7 +39,8 @@ class Curve:
     def end(self, status: str) -> None:
         """Finish the run; how it ended is its last value."""
         self.run.log({"done": float(status == "done")})
-        self.run.finish()
+        with redirect_stdout(sys.stderr):
+            self.run.finish()
 
 
 def lacking() -> str | None:
