@@ -30,8 +30,9 @@ TYPES: dict[native.Kind, torch.dtype] = {
     "bf16": torch.bfloat16,
     "int8": torch.int8,
 }
-# Numbers that one instruction of the fastest target multiplies and adds, by type.
-BY_INSTRUCTION: dict[native.Kind, int] = {"fp32": 16, "bf16": 32, "int8": 16}
+# Numbers that one instruction of a target multiplies and adds; then of bf16, where that differs.
+BY_INSTRUCTION = {"avx512-bf16": 16, "avx512": 16, "avx2": 8, "portable": 4, "neon": 4}
+BY_INSTRUCTION_OF_BF16 = {"avx512-bf16": 32}
 BASE = 10_000.0
 ROUNDS_OF_PRODUCTS = 400_000
 CHAINS = 12
@@ -120,7 +121,10 @@ def ways(cache: Cache, group: int, threads: int) -> list[Way]:
             ROUNDS_OF_PRODUCTS * CHAINS,
         ),
     ]
-    work = cache.roots * cache.tokens * group * cache.head_dim * 2 / BY_INSTRUCTION[cache.kind]
+    width = BY_INSTRUCTION[native.target()]
+    if cache.kind == "bf16":
+        width = BY_INSTRUCTION_OF_BF16.get(native.target(), width)
+    work = cache.roots * cache.tokens * group * cache.head_dim * 2 / width
     if cache.kind != "int8":
         given = query.to(first.dtype)
         for name, values, size in (("q,k,v", second, 2), ("q,k=v", first, 1)):

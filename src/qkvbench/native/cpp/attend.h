@@ -20,12 +20,16 @@ INLINE Vector exp2_of(Vector x) {
     return p * power_of_two(n);
 }
 
-// One tile: where its rows are, and what is added to or multiplies the scores of each.
+// One tile: where its rows are, and what is added to or multiplies the scores of each. Its rows come
+// from one place, or row by row from each of STREAMS places in turn.
 struct Tile {
     int rows;                           // that are seen; behind them the last one is repeated
-    const char *key[QKV_TILE], *value[QKV_TILE];
-    float key_scale[QKV_TILE], value_scale[QKV_TILE];
+    const char *key[QKV_TILE], *other[QKV_TILE];
+    const char* const* value;           // `other`, or the keys themselves
+    float key_scale[QKV_TILE], other_scale[QKV_TILE];
+    const float* value_scale;
     float distance[QKV_TILE], seen[QKV_TILE];  // seen: 0, or -infinity behind the last row
+    const float* near;                  // how far the first row is turned from where the query is
 };
 
 // Asks for COUNT rows before they are needed. Spread over the work, so that no burst of them waits.
@@ -41,8 +45,9 @@ constexpr int QUERY_FLOATS = 304;  // room of a head's query in any layout
 // The shape of a call, as all functions on tiles ask for it.
 struct Shape {
     int head_dim, row_bytes, turned, half, half_padded, rest, sums_floats;
+    int streams;  // STREAMS, each with its query, or 1
     bool shared, scaled_rows, slopes;
-    const float *key_scale, *near;
+    const float* key_scale;
 };
 
 // HEADS query heads that are scored together: 16 lanes hold HEADS heads times WIDTH / HEADS rows,
@@ -78,13 +83,11 @@ struct Floats {
         each<WIDTH>([&](auto i) INLINE_LAMBDA { sum[i] = all(0); });
         const Number* rows[ROWS];
         each<ROWS>([&](auto r) INLINE_LAMBDA { rows[r] = (const Number*)tile.key[at + r]; });
+        if (STREAMS > 1 && HEADS == 1 && shape.streams == STREAMS)
+            add_all_turned<STREAMS>(shape, tile, heads, rows, at, sum);
+        else
+            add_all_turned<1>(shape, tile, heads, rows, at, sum);
         int i = 0;
-        for (; i + WIDTH <= shape.half; i += WIDTH)
-            add_turned(shape, heads, rows, at, i, sum, [](const Number* x) INLINE_LAMBDA { return from(x); });
-        if (const int left = shape.half - i; left > 0)
-            add_turned(shape, heads, rows, at, i, sum,
-                       [left](const Number* x) INLINE_LAMBDA { return from(x, left); });
-        i = 0;
         for (; i + WIDTH <= shape.rest; i += WIDTH)
             add(shape, heads, rows, i, sum, [](const Number* x) INLINE_LAMBDA { return from(x); });
         if (const int left = shape.rest - i; left > 0)
@@ -105,21 +108,35 @@ struct Floats {
         });
     }
 
-    template <class Read>
+    template <int PLACES>
+    static INLINE void add_all_turned(const Shape& shape, const Tile& tile, const Heads& heads,
+                                      const Number* const (&rows)[ROWS], int at, Vector (&sum)[WIDTH]) {
+        const float* near = tile.near + at / PLACES * 2 * shape.half_padded;
+        int i = 0;
+        for (; i + WIDTH <= shape.half; i += WIDTH)
+            add_turned<PLACES>(shape, heads, rows, near + i, i, sum,
+                               [](const Number* x) INLINE_LAMBDA { return from(x); });
+        if (const int left = shape.half - i; left > 0)
+            add_turned<PLACES>(shape, heads, rows, near + i, i, sum,
+                               [left](const Number* x) INLINE_LAMBDA { return from(x, left); });
+    }
+
+    // Where rows are of as many places, the n-th row of each is turned as far from its own query.
+    template <int PLACES, class Read>
     static INLINE void add_turned(const Shape& shape, const Heads& heads,
-                                  const Number* const (&rows)[ROWS], int at, int i,
+                                  const Number* const (&rows)[ROWS], const float* near, int i,
                                   Vector (&sum)[WIDTH], Read read) {
-        const float* near = shape.near + at * 2 * shape.half_padded + i;
-        const float* query = heads.query + i;
         each<ROWS>([&](auto r) INLINE_LAMBDA {
+            const float* query = heads.query + i + (PLACES > 1 ? r * QUERY_FLOATS : 0);
             Vector x = read(rows[r] + i), y = read(rows[r] + shape.half + i);
             if (shape.key_scale) {
                 x *= load(shape.key_scale + i);
                 y *= load(shape.key_scale + shape.half_padded + i);
             }
             // arXiv:2104.09864, eq. 34, relative to the tile's first row; the query is turned back.
-            const Vector cos = load(near + r * 2 * shape.half_padded);
-            const Vector sin = load(near + (r * 2 + 1) * shape.half_padded);
+            constexpr int TURN = PLACES > 1 ? 0 : int(r);
+            const Vector cos = load(near + TURN * 2 * shape.half_padded);
+            const Vector sin = load(near + (TURN * 2 + 1) * shape.half_padded);
             const Vector first = x * cos - y * sin, second = y * cos + x * sin;
             each<HEADS>([&](auto h) INLINE_LAMBDA {
                 const float* q = query + h * QUERY_FLOATS;
@@ -135,9 +152,12 @@ struct Floats {
     // sums += weights times rows, CHUNKS vectors of them at a time.
     static void weigh(const Shape& shape, const Tile& tile, const Heads& heads) {
         int i = 0;
-        constexpr int MOST = 16 / HEADS < 4 ? 16 / HEADS : 4;
+        constexpr int MOST = SUMS / HEADS < CHUNKS_AT_ONCE ? SUMS / HEADS : CHUNKS_AT_ONCE;
         for (; i + MOST * WIDTH <= shape.head_dim; i += MOST * WIDTH)
             weigh_chunks<MOST>(shape, tile, heads, i);
+        if constexpr (MOST > 4)
+            for (; i + 4 * WIDTH <= shape.head_dim; i += 4 * WIDTH)
+                weigh_chunks<4>(shape, tile, heads, i);
         if constexpr (MOST > 2)
             for (; i + 2 * WIDTH <= shape.head_dim; i += 2 * WIDTH)
                 weigh_chunks<2>(shape, tile, heads, i);

@@ -52,8 +52,9 @@ enum {
     QKV_MOST_DIM = 256,
 };
 
-// Floats of scratch for `group` heads: queries 304, sums 256, states 48, scores 160; and two queries.
-#define QKV_SCRATCH(group) ((group) * 768 + 608)
+// Floats of scratch for `group` heads: queries 304, sums 256, states 48, scores 160; three
+// queries beside, and those of one head in seven other places.
+#define QKV_SCRATCH(group) ((group) * 768 + 10 * 304)
 
 // What attending over some slots gives, for the heads of one root: the weighted sums are relative
 // to 2 to the power of `most`, and `total` is the sum of the weights.

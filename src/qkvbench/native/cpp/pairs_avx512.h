@@ -106,3 +106,13 @@ void lay_out_pairs(const Shape& shape, const float* query, float* into) {
         _mm256_storeu_si256(low + i / 16, (__m256i)_mm512_cvtneps_pbh(x - widened(rounded)));
     }
 }
+
+// Four numbers of one vector, then four of the next: how interleaving rows left them.
+void tell_pairs(const Shape& shape, const float* sums, float* into) {
+    constexpr int CHUNK = 2 * WIDTH;
+    for (int i = 0; i < shape.head_dim; i += 4) {
+        const int within = i % CHUNK / 4;
+        const int from = i / CHUNK * CHUNK + within % 2 * WIDTH + within / 2 * 4;
+        __builtin_memcpy(into + i, sums + from, 4 * sizeof(float));
+    }
+}

@@ -10,16 +10,19 @@ using OnTile = void (*)(const Shape&, const Tile&, const Heads&);
 // How one type of cached numbers is read; functions for 1, 2, 4 and 8 heads.
 struct Way {
     int bytes;    // of a number
-    int vectors;  // over which the numbers of a chunk of WIDTH * vectors are spread in the sums
+    int vectors;  // of which the sums have a multiple
     // Writes a head's query as `score` reads it; `query` is in base 2.
     void (*lay_out)(const Shape&, const float* query, float* into);
+    // Writes a head's sums, as `weigh` left them, in the order of a row.
+    void (*tell)(const Shape&, const float* sums, float* into);
     OnTile score[4], weigh[4];
 };
 
 template <template <class, int> class Keys, template <class, int> class Values, class Number>
-constexpr Way way(int vectors, void (*lay_out)(const Shape&, const float*, float*)) {
+constexpr Way way(int vectors, void (*lay_out)(const Shape&, const float*, float*),
+                  void (*tell)(const Shape&, const float*, float*)) {
     constexpr int MOST = MOST_HEADS;
-    return {int(sizeof(Number)), vectors, lay_out,
+    return {int(sizeof(Number)), vectors, lay_out, tell,
             {score<Keys<Number, 1>, 1>, score<Keys<Number, 2>, 2>, score<Keys<Number, 4>, 4>,
              score<Keys<Number, MOST>, MOST>},
             {weigh<Values<Number, 1>, 1>, weigh<Values<Number, 2>, 2>, weigh<Values<Number, 4>, 4>,
@@ -40,51 +43,65 @@ void lay_out_floats(const Shape& shape, const float* query, float* into) {
         into[2 * shape.half_padded + i] = query[shape.turned + i];
 }
 
-// The numbers of a row, of either of its roots, for `count` slots from `slot` on.
+void tell_floats(const Shape& shape, const float* sums, float* into) {
+    __builtin_memcpy(into, sums, shape.head_dim * sizeof(float));
+}
+
+// Where the next row of a stream is.
+struct Place {
+    int64_t page, row;
+};
+
+// The numbers of `count` rows, of either root, from `place` on; every STEP-th of the tile's.
 void find_rows(const QkvDecode& call, const QkvRows& rows, int bytes, const Stretch& stretch,
-               int64_t slot, int count, const char** found, float* scales) {
-    const uint64_t* pages = rows.pages + int64_t(stretch.sequence) * call.pages_each;
-    const uint64_t* scale_pages =
-        rows.scale_pages ? rows.scale_pages + int64_t(stretch.sequence) * call.pages_each : nullptr;
-    int at = 0;
-    while (at < count) {
-        const int64_t page = slot / call.page_rows, row = slot % call.page_rows;
-        const int64_t here = call.page_rows - row;
+               Place place, int count, int step, const char** found, float* scales) {
+    const int64_t first = int64_t(stretch.sequence) * call.pages_each;
+    const int64_t row_bytes = rows.row_stride * bytes;
+    for (int at = 0; at < count;) {
+        const int64_t here = call.page_rows - place.row;
         const int end = here < count - at ? at + int(here) : count;
-        const char* first = (const char*)pages[page] +
-                            (stretch.root * rows.head_stride + row * rows.row_stride) * bytes;
-        for (int i = at; i < end; ++i) found[i] = first + (i - at) * rows.row_stride * bytes;
-        if (scale_pages) {
-            const float* scale = (const float*)scale_pages[page] +
-                                 stretch.root * rows.scale_head_stride + row * rows.scale_row_stride;
-            for (int i = at; i < end; ++i) scales[i] = scale[(i - at) * rows.scale_row_stride];
+        const char* from = (const char*)rows.pages[first + place.page] +
+                           (stretch.root * rows.head_stride + place.row * rows.row_stride) * bytes;
+        for (int i = at; i < end; ++i) found[i * step] = from + (i - at) * row_bytes;
+        if (rows.scale_pages) {
+            const float* scale = (const float*)rows.scale_pages[first + place.page] +
+                                 stretch.root * rows.scale_head_stride +
+                                 place.row * rows.scale_row_stride;
+            for (int i = at; i < end; ++i) scales[i * step] = scale[(i - at) * rows.scale_row_stride];
         }
-        slot += end - at;
+        place = {place.page + 1, 0};
         at = end;
-    }
-    for (; at < padded(count, WIDTH); ++at) {
-        found[at] = found[count - 1];
-        if (scale_pages) scales[at] = scales[count - 1];
     }
 }
 
-void fill(const QkvDecode& call, const Way& way, const Stretch& stretch, int64_t slot, int rows,
-          Tile& tile) {
+// The next `rows` rows of as many places as there are streams, taken in turn.
+void fill(const QkvDecode& call, const Way& way, const Stretch& stretch, int streams, Place* places,
+          int rows, Tile& tile) {
     tile.rows = rows;
-    find_rows(call, call.keys, way.bytes, stretch, slot, rows, tile.key, tile.key_scale);
     const bool shared = call.values.pages == nullptr;
-    if (!shared)
-        find_rows(call, call.values, way.bytes, stretch, slot, rows, tile.value, tile.value_scale);
-    for (int i = 0; i < padded(rows, WIDTH); ++i) {
-        if (shared) {
-            tile.value[i] = tile.key[i];
-            tile.value_scale[i] = tile.key_scale[i];
-        }
-        tile.seen[i] = i < rows ? 0 : UNSEEN;
+    tile.value = shared ? tile.key : tile.other;
+    tile.value_scale = shared ? tile.key_scale : tile.other_scale;
+    for (int s = 0; s < streams && s < rows; ++s) {
+        const int count = (rows - s + streams - 1) / streams;
+        find_rows(call, call.keys, way.bytes, stretch, places[s], count, streams, tile.key + s,
+                  tile.key_scale + s);
+        if (!shared)
+            find_rows(call, call.values, way.bytes, stretch, places[s], count, streams, tile.other + s,
+                      tile.other_scale + s);
         if (call.slopes) {
-            const int64_t away = call.position[stretch.sequence] - (slot + i);
-            tile.distance[i] = float(away < 0 ? -away : away);
+            const int64_t slot = places[s].page * call.page_rows + places[s].row;
+            const int64_t away = call.position[stretch.sequence] - slot;
+            for (int i = 0; i < count; ++i)
+                tile.distance[s + i * streams] = float(away < i ? i - away : away - i);
         }
+        places[s].row += count;
+        while (places[s].row >= call.page_rows) places[s] = {places[s].page + 1, places[s].row - call.page_rows};
+    }
+    for (int i = rows; i < padded(rows, WIDTH); ++i) {
+        tile.key[i] = tile.key[rows - 1];
+        tile.other[i] = shared ? nullptr : tile.other[rows - 1];
+        tile.key_scale[i] = tile.other_scale[i] = tile.distance[i] = 0;
+        tile.seen[i] = UNSEEN;
     }
 }
 
@@ -125,14 +142,16 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
     shape.shared = call.values.pages == nullptr;
     shape.scaled_rows = call.keys.scale_pages != nullptr;
     shape.slopes = call.slopes != nullptr;
-    shape.near = call.near;
+    // One head waits for memory, and reads from several places; many wait for arithmetic.
+    const int streams = shape.streams = group == 1 ? STREAMS : 1;
 
     float* queries = scratch;
-    float* sums = queries + group * QUERY_FLOATS;
+    float* sums = queries + group * streams * QUERY_FLOATS;
     float* state = sums + group * shape.sums_floats;  // most, total and slope of each lane
     float* scores = state + group * 3 * WIDTH;  // of two tiles
     float* key_scale = scores + 2 * group * SCORES;
     float* query = key_scale + QUERY_FLOATS;
+    float* left_over = query + QUERY_FLOATS;  // the query where streams of equal length end
 
     if (call.key_scale && half) {
         lay_out_floats(shape, call.key_scale, key_scale);
@@ -160,54 +179,83 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
         }
         h += count;
     }
-    if (half) {
-        const int row = 2 * shape.half_padded;
+    const int row = 2 * shape.half_padded;
+    const auto turn = [&](float* which, int64_t slots) {
+        for (; slots > QKV_TILE; slots -= QKV_TILE) turn_back(shape, call.near + QKV_TILE * row, which);
+        turn_back(shape, call.near + slots * row, which);
+    };
+    if (half)
         for (int h = 0; h < group; ++h) {
-            turn_back(shape, call.far + stretch.begin / QKV_STRETCH * row, queries + h * QUERY_FLOATS);
-            int left = int(stretch.begin % QKV_STRETCH);
-            for (; left > QKV_TILE; left -= QKV_TILE)
-                turn_back(shape, call.near + QKV_TILE * row, queries + h * QUERY_FLOATS);
-            turn_back(shape, call.near + left * row, queries + h * QUERY_FLOATS);
+            float* which = queries + h * QUERY_FLOATS;
+            turn_back(shape, call.far + stretch.begin / QKV_STRETCH * row, which);
+            turn(which, stretch.begin % QKV_STRETCH);
         }
-    }
 
-    const int step = tile_rows(call, way);
-    const int64_t count = (stretch.end - stretch.begin + step - 1) / step;
     // The tile that is weighed, the one that is scored, and those on their way from memory.
     constexpr int TILES = AHEAD + 2;
     Tile tiles[TILES];
-    const auto filled = [&](int64_t number) -> Tile* {
-        const int64_t slot = stretch.begin + number * step, left = stretch.end - slot;
-        if (left <= 0) return nullptr;
-        Tile& tile = tiles[number % TILES];
-        fill(call, way, stretch, slot, left < step ? int(left) : step, tile);
-        return &tile;
-    };
-    const auto on_tile = [&](const OnTile (&what)[4], int64_t number, const Tile* ahead) {
-        for (int h = 0; h < group;) {
-            const int heads = together(group - h);
-            float* mine = state + h * 3 * WIDTH;
-            what[place(heads)](shape, tiles[number % TILES],
-                               {queries + h * QUERY_FLOATS, mine + 2 * WIDTH, mine, mine + WIDTH,
-                                scores + (number % 2 * group + h) * SCORES,
-                                sums + h * shape.sums_floats, h == 0 ? ahead : nullptr});
-            h += heads;
+    for (Tile& tile : tiles)
+        for (float& seen : tile.seen) seen = 0;
+    const int step = tile_rows(call, way);
+    // What does not fill all streams alike is one more row of the first of them each.
+    const int64_t all = stretch.end - stretch.begin, length = all / streams, even = length * streams;
+    const auto attend_to = [&](int64_t begin, int64_t each, int64_t rows) {
+        Place places[STREAMS];
+        for (int s = 0; s < streams; ++s) {
+            const int64_t slot = begin + s * each;
+            places[s] = {slot / call.page_rows, slot % call.page_rows};
+            if (half && s > 0) {
+                __builtin_memcpy(queries + s * QUERY_FLOATS, queries + (s - 1) * QUERY_FLOATS,
+                                 QUERY_FLOATS * sizeof(float));
+                turn(queries + s * QUERY_FLOATS, each);
+            }
+        }
+        const int64_t count = (rows + step - 1) / step;
+        // Slots of a tile in each stream, and tiles until the queries are turned back.
+        const int slots = step / streams, turned = QKV_TILE / slots;
+        const auto filled = [&](int64_t number) -> Tile* {
+            const int64_t left = rows - number * step;
+            if (left <= 0) return nullptr;
+            Tile& tile = tiles[number % TILES];
+            fill(call, way, stretch, streams, places, left < step ? int(left) : step, tile);
+            tile.near = call.near + number % turned * slots * row;
+            return &tile;
+        };
+        const auto on_tile = [&](const OnTile (&what)[4], int64_t number, const Tile* ahead) {
+            for (int h = 0; h < group;) {
+                const int heads = together(group - h);
+                float* mine = state + h * 3 * WIDTH;
+                what[place(heads)](shape, tiles[number % TILES],
+                                   {queries + h * QUERY_FLOATS, mine + 2 * WIDTH, mine, mine + WIDTH,
+                                    scores + (number % 2 * group + h) * SCORES,
+                                    sums + h * shape.sums_floats, h == 0 ? ahead : nullptr});
+                h += heads;
+            }
+        };
+        for (int number = 0; number < AHEAD; ++number)
+            if (const Tile* tile = filled(number))
+                for (int i = 0; i < tile->rows; ++i) {
+                    ask_for<1>(tile->key + i, shape.row_bytes);
+                    if (!shape.shared) ask_for<1>(tile->value + i, shape.row_bytes);
+                }
+        // A tile is weighed after the next one is scored: neither then waits for the other's last step.
+        for (int64_t number = 0; number <= count; ++number) {
+            const Tile* ahead = filled(number + AHEAD);
+            if (half && number > 0 && number % turned == 0)
+                for (int which = 0; which < group * streams; ++which)
+                    turn(queries + which * QUERY_FLOATS, turned * slots);
+            if (number < count) on_tile(way.score, number, ahead);
+            if (number > 0) on_tile(way.weigh, number - 1, ahead);
         }
     };
-    for (int number = 0; number < AHEAD; ++number)
-        if (const Tile* tile = filled(number))
-            for (int row = 0; row < tile->rows; ++row) {
-                ask_for<1>(tile->key + row, shape.row_bytes);
-                if (!shape.shared) ask_for<1>(tile->value + row, shape.row_bytes);
-            }
-    // A tile is weighed after the next one is scored: neither then waits for the other's last step.
-    for (int64_t number = 0; number <= count; ++number) {
-        const Tile* ahead = filled(number + AHEAD);
-        if (number < count) on_tile(way.score, number, ahead);
-        if (number > 0) on_tile(way.weigh, number - 1, ahead);
-        if (half)
-            for (int h = 0; h < group; ++h)
-                turn_back(shape, call.near + step * 2 * shape.half_padded, queries + h * QUERY_FLOATS);
+    if (half && all > even) {
+        __builtin_memcpy(left_over, queries, QUERY_FLOATS * sizeof(float));
+        turn(left_over, even);
+    }
+    if (even > 0) attend_to(stretch.begin, length, even);
+    if (all > even) {
+        if (half && even > 0) __builtin_memcpy(queries, left_over, QUERY_FLOATS * sizeof(float));
+        attend_to(stretch.begin + even, 1, all - even);
     }
 
     for (int h = 0; h < group;) {
@@ -221,13 +269,6 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
         }
         h += count;
     }
-    // Four numbers of one vector, then four of the next: how interleaving rows leaves them.
-    const int vectors = way.vectors, chunk = WIDTH * vectors;
     for (int h = 0; h < group; ++h)
-        for (int i = 0; i < call.head_dim; i += 4) {
-            const int within = i % chunk / 4;
-            const int from = i / chunk * chunk + within % vectors * WIDTH + within / vectors * 4;
-            __builtin_memcpy(into.sums + h * call.head_dim + i, sums + h * shape.sums_floats + from,
-                             4 * sizeof(float));
-        }
+        way.tell(shape, sums + h * shape.sums_floats, into.sums + h * call.head_dim);
 }

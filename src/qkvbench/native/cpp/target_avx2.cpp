@@ -7,8 +7,22 @@ namespace {
 #include "vector_avx2.h"
 #include "partial.h"
 #include "attend.h"
+#include "twos_avx2.h"
 #include "stretch.h"
-#include "floats.h"
+
+constexpr Way PLAIN[] = {
+    way<Floats, Floats, Fp32>(1, lay_out_floats, tell_floats),
+    way<Twos, Twos, Bf16>(1, lay_out_twos, tell_twos),
+    way<Floats, Floats, Fp16>(1, lay_out_floats, tell_floats),
+    way<Floats, Floats, Int8>(1, lay_out_floats, tell_floats),
+};
+// Where keys are turned, their halves are beside each other.
+constexpr Way TURNED[] = {
+    PLAIN[QKV_FP32],
+    way<Floats, Twos, Bf16>(1, lay_out_floats, tell_twos),
+    PLAIN[QKV_FP16],
+    PLAIN[QKV_INT8],
+};
 #include "product.h"
 #include "target.h"
 }  // namespace

@@ -10,17 +10,17 @@ namespace {
 #include "stretch.h"
 
 constexpr Way PLAIN[] = {
-    way<Floats, Floats, Fp32>(1, lay_out_floats),
-    way<Pairs, Pairs, Bf16>(2, lay_out_pairs),
-    way<Floats, Floats, Fp16>(1, lay_out_floats),
-    way<Floats, Floats, Int8>(1, lay_out_floats),
+    way<Floats, Floats, Fp32>(1, lay_out_floats, tell_floats),
+    way<Pairs, Pairs, Bf16>(2, lay_out_pairs, tell_pairs),
+    way<Floats, Floats, Fp16>(1, lay_out_floats, tell_floats),
+    way<Floats, Floats, Int8>(1, lay_out_floats, tell_floats),
 };
 // Where keys are turned as they are read, that is done in fp32.
 constexpr Way TURNED[] = {
     PLAIN[QKV_FP32],
-    way<Floats, Pairs, Bf16>(2, lay_out_floats),
+    way<Floats, Pairs, Bf16>(2, lay_out_floats, tell_pairs),
     PLAIN[QKV_FP16],
-    way<Floats, Floats, Int8>(1, lay_out_floats),
+    way<Floats, Floats, Int8>(1, lay_out_floats, tell_floats),
 };
 #include "product.h"
 #include "target.h"

@@ -2,6 +2,10 @@
 
 using Vector = __m256;
 constexpr int WIDTH = 8;
+// Places in the cache that one head reads side by side: a stream each for what fetches ahead.
+constexpr int STREAMS = WIDTH;
+// Vectors of sums that stay in registers, beside what is read; and of a row, for which there are some.
+constexpr int SUMS = 8, CHUNKS_AT_ONCE = 8;
 
 INLINE Vector all(float x) { return _mm256_set1_ps(x); }
 INLINE Vector load(const float* from) { return _mm256_loadu_ps(from); }

@@ -2,6 +2,10 @@
 
 using Vector = __m512;
 constexpr int WIDTH = 16;
+// Places in the cache that one head reads side by side: more were not measured here.
+constexpr int STREAMS = 1;
+// Vectors of sums that stay in registers, beside what is read; and of a row, for which there are some.
+constexpr int SUMS = 16, CHUNKS_AT_ONCE = 4;
 
 INLINE Vector all(float x) { return _mm512_set1_ps(x); }
 INLINE Vector load(const float* from) { return _mm512_loadu_ps(from); }

@@ -3,6 +3,10 @@
 typedef float Vector __attribute__((vector_size(16)));
 typedef int32_t Whole __attribute__((vector_size(16)));
 constexpr int WIDTH = 4;
+// Places in the cache that one head reads side by side.
+constexpr int STREAMS = 1;
+// Vectors of sums that stay in registers, beside what is read; and of a row, for which there are some.
+constexpr int SUMS = 16, CHUNKS_AT_ONCE = 4;
 
 INLINE Vector all(float x) { return Vector{x, x, x, x}; }
 INLINE Vector load(const float* from) {

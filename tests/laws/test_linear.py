@@ -1,0 +1,133 @@
+"""Weights times few rows by a kernel of our own are what torch makes of them."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from qkvbench import native
+from qkvbench.backends.torch import Decoding
+from qkvbench.backends.torch.kernels import watched
+from qkvbench.backends.torch.linear import NAMED, Linear, product
+from qkvbench.model import Decoder, Rotary, Start, transformer
+from qkvbench.variant import parse
+
+lacking = native.lacking()
+needs_library = pytest.mark.skipif(lacking is not None, reason=f"no native kernel: {lacking}")
+every_target = pytest.mark.parametrize("target", () if lacking else tuple(native.targets()))
+KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def drawn(kind, rows, inputs, outputs):
+    draws = torch.Generator().manual_seed(rows + inputs)
+    sizes = ((rows, inputs), (outputs, inputs), (outputs,))
+    return [torch.randn(size, generator=draws).to(KINDS[kind]) for size in sizes]
+
+
+def made(kind, x, weight, bias, threads=1, on=None):
+    out = torch.full((len(x), len(weight)), torch.nan, dtype=x.dtype)
+    native.product(
+        kind,
+        weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        x.data_ptr(),
+        out.data_ptr(),
+        rows=len(x),
+        inputs=x.shape[1],
+        outputs=len(weight),
+        threads=threads,
+        on=on,
+    )
+    return out
+
+
+@needs_library
+@every_target
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_rows_times_weights_are_what_fp64_gives(target, kind):
+    for rows in (1, 2, 3, 4, 7, 8):
+        for inputs, outputs in ((1, 1), (13, 7), (40, 33), (96, 200)):
+            x, weight, bias = drawn(kind, rows, inputs, outputs)
+            for added in (bias, None):
+                exact = functional.linear(
+                    x.double(), weight.double(), None if added is None else added.double()
+                )
+                size = x.double().abs() @ weight.double().abs().T + bias.double().abs()
+                # A sum of so many products in fp32; what is stored is rounded once more.
+                near = inputs * 2**-24 * size
+                if kind == "bf16":
+                    near += 2**-8 * exact.abs()
+                got = made(kind, x, weight, added, on=target)
+                assert ((got.double() - exact).abs() <= near).all(), (rows, inputs, outputs)
+
+
+@needs_library
+@every_target
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_output_has_the_same_bits_with_any_threads_and_rows_beside_it(target, kind):
+    x, weight, bias = drawn(kind, 8, 530, 1000)
+    whole = made(kind, x, weight, bias, on=target)
+    for threads in (2, 3):
+        assert torch.equal(made(kind, x, weight, bias, threads, target), whole)
+    for rows in (1, 2, 3, 5):
+        assert torch.equal(made(kind, x[:rows], weight, bias, on=target), whole[:rows])
+
+
+@needs_library
+def test_numbers_that_are_none_stay_so_and_large_ones_round_to_infinity():
+    x = torch.tensor([[torch.nan], [3.4e38]]).bfloat16()
+    out = made("bf16", x, torch.ones(1, 1).bfloat16(), None)
+    assert out[0].isnan().all()
+    assert torch.equal(out[1], x[1])
+
+
+def test_a_layer_without_gradients_gives_what_torch_gives():
+    layer = Linear(300, 500)
+    x = torch.randn(2, 1, 300, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        # Sums of 300 products of size one in another order.
+        torch.testing.assert_close(
+            layer(x), functional.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=0
+        )
+
+
+@needs_library
+def test_where_others_look_on_the_product_is_torchs():
+    layer = nn.Sequential(Linear(300, 500))
+    x = torch.randn(1, 300)
+
+    def ours(call):
+        return any(one.name.startswith(NAMED) for one in watched(call))
+
+    with torch.no_grad():
+        assert ours(lambda: layer(x))
+        assert not ours(lambda: layer(x.expand(9, 300)))
+        assert not ours(lambda: product(x.double(), layer[0].weight.double()))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        assert counter.get_total_flops() == 2 * 300 * 500
+        exported = torch.export.export(layer, (x,))
+        assert "aten.linear" in str(exported.graph)
+    assert not ours(lambda: layer(x))
+    layer(x).sum().backward()
+    assert layer[0].weight.grad is not None
+
+
+@needs_library
+def test_a_step_names_the_kernel_of_its_weights():
+    model = transformer(
+        "weights",
+        Decoder(500),
+        layers=1,
+        d_model=192,
+        heads=3,
+        position=Rotary(),
+        start=Start(1, 1),
+    ).with_variant(parse("q,k=v"))
+    for precision in KINDS:
+        named = Decoding(model, precision, context=9, batch=2).kernel()
+        assert named.endswith(f"{NAMED} ({precision} weights, {native.target()})")
+        assert named.count("qkvbench::decode") == 1
