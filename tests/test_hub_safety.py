@@ -217,6 +217,14 @@ def test_settings_that_are_no_object_are_refused_in_words(folder, content):
         checked(folder)
 
 
+def test_a_list_in_another_file_is_no_settings_and_no_danger(folder):
+    (folder / "data_config.json").write_text('[{"name": "texts", "lines": 1}]')
+    checked(folder)
+    (folder / "data_config.json").write_text('[{"attn_implementation": "evil/kernel"}]')
+    with pytest.raises(hub.UnsafeFolderError, match=r"data_config\.json"):
+        checked(folder)
+
+
 def test_a_folder_that_is_none_is_refused(tmp_path):
     with pytest.raises(hub.UnsafeFolderError, match="There is no folder"):
         checked(tmp_path / "absent")

@@ -341,9 +341,9 @@ def test_a_model_without_such_layers_is_refused_with_the_reason():
             num_attention_heads=2,
         )
     )
-    with pytest.raises(ValueError, match="K is turned by position"):
+    with pytest.raises(ValueError, match="keeps K turned by position"):
         hub.slim(llama)
-    with pytest.raises(ValueError, match="K is turned by position"):
+    with pytest.raises(ValueError, match="keeps K turned by position"):
         hub.slim(gemma(attention_k_eq_v=False))
 
 
