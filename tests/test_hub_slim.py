@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from policy.tree import ROOT
 from qkvbench import hub
 
 VOCABULARY = 37
@@ -413,3 +414,14 @@ def test_the_condition_number_bounds_what_v_is_off():
     # Sums of 20 products round a few times more than the bound counts.
     assert 0 < off < 20 * condition.loss
     assert math.isclose(condition.loss, condition.number * torch.finfo(torch.float32).eps)
+
+
+def test_the_example_writes_the_same_text_and_keeps_half(capsys):
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    path = ROOT / "examples" / "half_the_cache.py"
+    spec = spec_from_file_location(path.stem, path)
+    example = module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.main([])
+    assert capsys.readouterr().out.startswith("the same text; ")
