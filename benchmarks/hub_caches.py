@@ -9,10 +9,10 @@ Models  gemma-4: the attention of Gemma4TextConfig as transformers has it by def
         gpt-2: GPT2Config as it is by default, 12 layers of width 768
 
 Weights are random. Caches are filled with random rows, without a prompt being read. A step reads
-one token, which is then forgotten; both caches take turns, a step each, on one thread. Seconds are the
-processor's, so another process costs them little. The ratio is the median of
-the ratios of neighbouring steps, with the middle half of them in brackets. ``--conditions`` prints
-how well V can be made of K in each layer of a checkpoint, and how far off it is for random inputs.
+one token, which is then forgotten; both caches take turns, a step each, on one thread. Seconds are
+the processor's, so that other processes cost them little. The ratio is the median of the ratios of
+neighbouring steps, with the middle half of them in brackets. ``--conditions`` prints how well V can
+be made of K in each layer of a checkpoint, and how far off it is for random inputs.
 """
 
 import argparse

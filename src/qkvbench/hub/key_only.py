@@ -8,6 +8,7 @@ saves memory, not time.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -191,7 +192,7 @@ WEIGHTS: dict[str, Callable[[nn.Module], Weights]] = {
 ENCODERS: dict[str, Callable[[nn.Module], Weights]] = {"BertSelfAttention": _bert}
 
 
-def _layers(model: nn.Module, kinds: Mapping[str, object]) -> list[tuple[int, nn.Module]]:
+def _layers(model: nn.Module, kinds: Mapping[str, object]) -> list[tuple[int, Any]]:
     """The layers of these kinds that attend to their own text, by number."""
     known = [part for part in model.modules() if type(part).__name__ in kinds]
     own = [part for part in known if not getattr(part, "is_cross_attention", False)]

@@ -79,7 +79,7 @@ class SlimCache(Cache):
     @property
     def bytes(self) -> int:
         """The unique storage behind all rows and positions, unused room included."""
-        others = [layer for layer in self.layers if not isinstance(layer, SlimLayer)]
+        others: list[Any] = [layer for layer in self.layers if not isinstance(layer, SlimLayer)]
         held = [tensor for layer in others for tensor in (layer.keys, layer.values)]
         return sum(layer.bytes for layer in self.slim_layers) + storage_bytes(held)
 
@@ -243,7 +243,8 @@ def _prepare(
     """What `generate` calls for its cache: a slim one, unless another was given."""
     given = any(model_kwargs.get(name) is not None for name in _NAMES)
     if given or generation_config.use_cache is False:
-        type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *rest)
+        library: Any = type(model)
+        library._prepare_cache_for_generation(model, generation_config, model_kwargs, *rest)
         return
     asked = getattr(generation_config, "cache_implementation", None)
     if asked not in (None, "dynamic"):
