@@ -348,6 +348,16 @@ def test_a_model_without_such_layers_is_refused_with_the_reason():
         hub.slim(gemma(attention_k_eq_v=False))
 
 
+def test_an_encoder_is_told_its_conditions_and_refused_a_cache():
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    encoder = BertModel(BertConfig(vocab_size=VOCABULARY, num_hidden_layers=3, **sizes))
+    assert [one.layer for one in hub.conditions(encoder)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="it has no cache"):
+        hub.slim(encoder)
+
+
 def test_layers_with_badly_conditioned_weights_are_refused_by_name_and_number():
     model = gpt2(n_layer=3)
     with torch.no_grad():

@@ -86,14 +86,28 @@ def conditions(model: nn.Module, tolerance: float = TOLERANCE) -> tuple[Conditio
     return tuple(found)
 
 
+def check_known(model: nn.Module) -> None:
+    """Refuse a model none of whose layers can keep K alone; ValueError says why."""
+    if _layers(model, WEIGHTS):
+        return
+    rotary = any("rotary" in name for name, _ in model.named_modules())
+    why = (
+        "it keeps K turned by position, so V is no product of it"
+        if rotary
+        else "it has no cache, or it is not known where its projections are"
+    )
+    raise ValueError(
+        f"No slim cache for {type(model).__name__}: {why}.\n"
+        "There is one for models whose K and V are one projection (Gemma 4 with attention_k_eq_v), "
+        "and for GPT-2 and OPT."
+    )
+
+
 @torch.no_grad()
 def key_only(model: nn.Module, layers: tuple[int, ...]) -> dict[int, KeyOnly]:
-    """How V is made of K in these layers; ValueError for a model that has none."""
+    """How V is made of K in these layers."""
     made: dict[int, KeyOnly] = {}
-    found = _layers(model, WEIGHTS)
-    if not found:
-        raise ValueError(_unknown(model))
-    for number, attention in found:
+    for number, attention in _layers(model, WEIGHTS):
         if number not in layers:
             continue
         weights, heads = WEIGHTS[type(attention).__name__](attention), attention.num_heads
@@ -197,18 +211,3 @@ def _layers(model: nn.Module, kinds: Mapping[str, object]) -> list[tuple[int, An
     known = [part for part in model.modules() if type(part).__name__ in kinds]
     own = [part for part in known if not getattr(part, "is_cross_attention", False)]
     return list(enumerate(own))
-
-
-def _unknown(model: nn.Module) -> str:
-    """Why no layer of a model can keep K alone, and which models there are."""
-    rotary = any("rotary" in name for name, _ in model.named_modules())
-    why = (
-        "it keeps K turned by position, so V is no product of it"
-        if rotary
-        else "it has no cache, or it is not known where its projections are"
-    )
-    return (
-        f"No slim cache for {type(model).__name__}: {why}.\n"
-        "There is one for models whose K and V are one projection (Gemma 4 with attention_k_eq_v), "
-        "and for GPT-2 and OPT."
-    )

@@ -15,6 +15,7 @@ from qkvbench.hub.key_only import (
     Condition,
     KeyOnly,
     KeyReader,
+    check_known,
     conditions,
     key_only,
 )
@@ -201,6 +202,7 @@ def _found(
     roots = shared_roots(model)
     if roots:
         return {n: how for n, how in roots.items() if layers is None or n in layers}
+    check_known(model)
     known = conditions(model, tolerance)
     wanted = [one for one in known if layers is None or one.layer in layers]
     if refused := [one for one in wanted if not one.fits]:
