@@ -244,6 +244,11 @@ def test_a_refusal_shows_no_marks_that_a_terminal_obeys(folder):
 def test_the_package_is_imported_without_transformers():
     import subprocess
 
-    script = "import sys, qkvbench; qkvbench.hub.checked; print('transformers' in sys.modules, 'torch' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["False", "False"]
+    names = ("transformers", "torch")
+    script = (
+        "import sys, qkvbench; qkvbench.hub.checked; print(*map(sys.modules.get, sys.argv[1:]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, *names], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["None", "None"]
