@@ -217,6 +217,14 @@ def test_settings_that_are_no_object_are_refused_in_words(folder, content):
         checked(folder)
 
 
+def test_a_list_in_another_file_is_no_settings_and_no_danger(folder):
+    (folder / "data_config.json").write_text('[{"name": "texts", "lines": 1}]')
+    checked(folder)
+    (folder / "data_config.json").write_text('[{"attn_implementation": "evil/kernel"}]')
+    with pytest.raises(hub.UnsafeFolderError, match=r"data_config\.json"):
+        checked(folder)
+
+
 def test_a_folder_that_is_none_is_refused(tmp_path):
     with pytest.raises(hub.UnsafeFolderError, match="There is no folder"):
         checked(tmp_path / "absent")
@@ -236,8 +244,11 @@ def test_a_refusal_shows_no_marks_that_a_terminal_obeys(folder):
 def test_the_package_is_imported_without_transformers():
     import subprocess
 
+    names = ("transformers", "torch")
     script = (
-        "import sys, qkvbench.hub; print('transformers' in sys.modules, 'torch' in sys.modules)"
+        "import sys, qkvbench; qkvbench.hub.checked; print(*map(sys.modules.get, sys.argv[1:]))"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["False", "False"]
+    run = subprocess.run(
+        [sys.executable, "-c", script, *names], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["None", "None"]

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from policy.tree import ROOT
 from qkvbench import hub
 
 VOCABULARY = 37
@@ -341,10 +342,20 @@ def test_a_model_without_such_layers_is_refused_with_the_reason():
             num_attention_heads=2,
         )
     )
-    with pytest.raises(ValueError, match="K is turned by position"):
+    with pytest.raises(ValueError, match="keeps K turned by position"):
         hub.slim(llama)
-    with pytest.raises(ValueError, match="K is turned by position"):
+    with pytest.raises(ValueError, match="keeps K turned by position"):
         hub.slim(gemma(attention_k_eq_v=False))
+
+
+def test_an_encoder_is_told_its_conditions_and_refused_a_cache():
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    encoder = BertModel(BertConfig(vocab_size=VOCABULARY, num_hidden_layers=3, **sizes))
+    assert [one.layer for one in hub.conditions(encoder)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="it has no cache"):
+        hub.slim(encoder)
 
 
 def test_layers_with_badly_conditioned_weights_are_refused_by_name_and_number():
@@ -413,3 +424,14 @@ def test_the_condition_number_bounds_what_v_is_off():
     # Sums of 20 products round a few times more than the bound counts.
     assert 0 < off < 20 * condition.loss
     assert math.isclose(condition.loss, condition.number * torch.finfo(torch.float32).eps)
+
+
+def test_the_example_writes_the_same_text_and_keeps_half(capsys):
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    path = ROOT / "examples" / "half_the_cache.py"
+    spec = spec_from_file_location(path.stem, path)
+    example = module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.main([])
+    assert capsys.readouterr().out.startswith("the same text; ")

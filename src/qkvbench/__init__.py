@@ -1,8 +1,8 @@
 """Does a Transformer need separate query, key and value projections, and what is saved without?
 
-``qkvbench.torch`` is the PyTorch backend, ``qkvbench.jax`` that in JAX, and
-``qkvbench.run(experiment)`` a run's record. All are found on first use, so that importing this
-package imports no framework.
+``qkvbench.torch`` is the PyTorch backend, ``qkvbench.jax`` that in JAX, ``qkvbench.run(experiment)``
+a run's record, ``qkvbench.hub`` what is done with pretrained checkpoints. All are found on first
+use, so that importing this package imports no framework.
 """
 
 import importlib
@@ -10,6 +10,7 @@ import importlib
 _DOORS = {
     "torch": ("qkvbench.backends.torch", None),
     "jax": ("qkvbench.backends.jax", None),
+    "hub": ("qkvbench.hub", None),
     "run": ("qkvbench.train.run", "run"),
     "Experiment": ("qkvbench.experiment", "Experiment"),
     "Training": ("qkvbench.experiment", "Training"),

@@ -6,8 +6,9 @@ so V is never made; each head sums rows as wide as the model instead of its own 
 saves memory, not time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -73,10 +74,11 @@ class KeyOnly:
 
 
 def conditions(model: nn.Module, tolerance: float = TOLERANCE) -> tuple[Condition, ...]:
-    """What the layers of a model are like; ValueError where a cache of K alone cannot be."""
+    """How well V can be made of K in each layer of a model; none where it is not known."""
     found: list[Condition] = []
-    for number, attention in _layers(model):
-        weights = WEIGHTS[type(attention).__name__](attention)
+    kinds = WEIGHTS | ENCODERS
+    for number, attention in _layers(model, kinds):
+        weights = kinds[type(attention).__name__](attention)
         sizes = torch.linalg.svdvals(weights.key.detach().double())
         condition = float(sizes[0] / sizes[-1]) if sizes[-1] > 0 else float("inf")
         step = torch.finfo(weights.key.dtype).eps
@@ -84,11 +86,28 @@ def conditions(model: nn.Module, tolerance: float = TOLERANCE) -> tuple[Conditio
     return tuple(found)
 
 
+def check_known(model: nn.Module) -> None:
+    """Refuse a model none of whose layers can keep K alone; ValueError says why."""
+    if _layers(model, WEIGHTS):
+        return
+    rotary = any("rotary" in name for name, _ in model.named_modules())
+    why = (
+        "it keeps K turned by position, so V is no product of it"
+        if rotary
+        else "it has no cache, or it is not known where its projections are"
+    )
+    raise ValueError(
+        f"No slim cache for {type(model).__name__}: {why}.\n"
+        "There is one for models whose K and V are one projection (Gemma 4 with attention_k_eq_v), "
+        "and for GPT-2 and OPT."
+    )
+
+
 @torch.no_grad()
 def key_only(model: nn.Module, layers: tuple[int, ...]) -> dict[int, KeyOnly]:
     """How V is made of K in these layers."""
     made: dict[int, KeyOnly] = {}
-    for number, attention in _layers(model):
+    for number, attention in _layers(model, WEIGHTS):
         if number not in layers:
             continue
         weights, heads = WEIGHTS[type(attention).__name__](attention), attention.num_heads
@@ -171,28 +190,24 @@ def _opt(attention: nn.Module) -> Weights:
     return Weights(key.weight.mT, key.bias, value.weight.mT, value.bias)
 
 
+def _bert(attention: nn.Module) -> Weights:
+    key, value = (attention.get_submodule(name) for name in ("key", "value"))
+    assert isinstance(key, nn.Linear)
+    assert isinstance(value, nn.Linear)
+    return Weights(key.weight.mT, key.bias, value.weight.mT, value.bias)
+
+
 # How the projections of an attention layer are found, by the name of its class.
 WEIGHTS: dict[str, Callable[[nn.Module], Weights]] = {
     "GPT2Attention": _gpt2,
     "OPTAttention": _opt,
 }
+# An encoder keeps no cache; what its weights are like can be told all the same.
+ENCODERS: dict[str, Callable[[nn.Module], Weights]] = {"BertSelfAttention": _bert}
 
 
-def _layers(model: nn.Module) -> list[tuple[int, nn.Module]]:
-    """The layers that attend to their own text, by number; ValueError where there are none."""
-    known = [part for part in model.modules() if type(part).__name__ in WEIGHTS]
+def _layers(model: nn.Module, kinds: Mapping[str, object]) -> list[tuple[int, Any]]:
+    """The layers of these kinds that attend to their own text, by number."""
+    known = [part for part in model.modules() if type(part).__name__ in kinds]
     own = [part for part in known if not getattr(part, "is_cross_attention", False)]
-    if own:
-        return [(part.layer_idx, part) for part in own]
-    kind = type(model).__name__
-    rotary = any("rotary" in name for name, _ in model.named_modules())
-    why = (
-        "its K is turned by position before it is kept, so V is no product of it"
-        if rotary
-        else "it is not known where its projections are"
-    )
-    raise ValueError(
-        f"No slim cache for {kind}: {why}.\n"
-        "There is one for models whose K and V are one projection (Gemma 4 with attention_k_eq_v), "
-        "and for GPT-2 and OPT."
-    )
+    return list(enumerate(own))

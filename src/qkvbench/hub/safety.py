@@ -64,15 +64,14 @@ def checked(folder: str | Path, *, trust_code: bool = False) -> Folder:
         )
     path = path.resolve()
     _confined(path)
-    settings: dict[str, Any] = {}
     for file in sorted(path.glob("*.json")):
         if file.name.endswith(".index.json"):
-            _confined_parts(_read(file), path, file.name)
+            _confined_parts(_settings(file), path, file.name)
         elif file.name.endswith("config.json"):
             found = _read(file)
             check_settings(found, file.name)
             _check_code(found, path, file.name, trust_code=trust_code)
-            settings = found if file.name == "config.json" else settings
+    settings = _settings(path / "config.json") if (path / "config.json").is_file() else {}
     if not settings:
         raise UnsafeFolderError(
             f"{shown(path.name)} has no config.json with settings in it.\n"
@@ -170,7 +169,7 @@ def _confined_parts(index: dict[str, Any], folder: Path, where: str) -> None:
             )
 
 
-def _check_code(settings: dict[str, Any], folder: Path, where: str, *, trust_code: bool) -> None:
+def _check_code(settings: object, folder: Path, where: str, *, trust_code: bool) -> None:
     """Refuse trusted code that does not lie in the folder, and adapters to other models."""
     if where == "adapter_config.json":
         raise UnsafeFolderError(
@@ -203,14 +202,19 @@ def _check_weights(folder: Path) -> None:
     )
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
+def _read(file: Path) -> object:
+    """What is in a JSON file."""
     if file.stat().st_size > SETTINGS_BYTES:
         raise UnsafeFolderError(f"{shown(file.name)} is too large for settings.")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UnsafeFolderError(f"{shown(file.name)} is no JSON: {shown(error)}.") from None
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    found = _read(file)
     if not isinstance(found, dict):
         raise UnsafeFolderError(f"{shown(file.name)} holds no settings, but {shown(found)}.")
     return found

@@ -8,6 +8,7 @@ is kept is what its plan keeps.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -69,15 +70,15 @@ def shared_roots(model: nn.Module) -> dict[int, SharedRoot]:
     """The layers of a model whose K is made of V, by number; ValueError where it cannot be."""
     found: dict[int, SharedRoot] = {}
     for part in model.modules():
-        rotary = getattr(part, "rotary_emb", None)
+        rotary: Any = getattr(part, "rotary_emb", None)
         for layer in getattr(part, "layers", ()) if isinstance(rotary, nn.Module) else ():
-            attention = getattr(layer, "self_attn", None)
+            attention: Any = getattr(layer, "self_attn", None)
             if not getattr(attention, "use_alternative_attention", False):
                 continue
             if getattr(attention, "is_kv_shared_layer", False):
                 continue
             kind, number = attention.layer_type, attention.layer_idx
-            rope = rotary.rope_type[kind]
+            rope = cast(Any, rotary).rope_type[kind]
             if rope in MOVING:
                 raise ValueError(
                     f"Layer {number} has rotary positions of the kind {rope}, whose angles change "

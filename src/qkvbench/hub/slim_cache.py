@@ -15,6 +15,7 @@ from qkvbench.hub.key_only import (
     Condition,
     KeyOnly,
     KeyReader,
+    check_known,
     conditions,
     key_only,
 )
@@ -79,7 +80,7 @@ class SlimCache(Cache):
     @property
     def bytes(self) -> int:
         """The unique storage behind all rows and positions, unused room included."""
-        others = [layer for layer in self.layers if not isinstance(layer, SlimLayer)]
+        others: list[Any] = [layer for layer in self.layers if not isinstance(layer, SlimLayer)]
         held = [tensor for layer in others for tensor in (layer.keys, layer.values)]
         return sum(layer.bytes for layer in self.slim_layers) + storage_bytes(held)
 
@@ -201,6 +202,7 @@ def _found(
     roots = shared_roots(model)
     if roots:
         return {n: how for n, how in roots.items() if layers is None or n in layers}
+    check_known(model)
     known = conditions(model, tolerance)
     wanted = [one for one in known if layers is None or one.layer in layers]
     if refused := [one for one in wanted if not one.fits]:
@@ -243,7 +245,8 @@ def _prepare(
     """What `generate` calls for its cache: a slim one, unless another was given."""
     given = any(model_kwargs.get(name) is not None for name in _NAMES)
     if given or generation_config.use_cache is False:
-        type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *rest)
+        library: Any = type(model)
+        library._prepare_cache_for_generation(model, generation_config, model_kwargs, *rest)
         return
     asked = getattr(generation_config, "cache_implementation", None)
     if asked not in (None, "dynamic"):

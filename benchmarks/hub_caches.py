@@ -1,0 +1,155 @@
+"""What a slim cache takes and how long a token takes with it, beside transformers' own cache.
+
+Run     ./qkv setup hf, then
+        .venv/bin/python benchmarks/hub_caches.py [--contexts N ...] [--rounds N] [--batch N]
+        .venv/bin/python benchmarks/hub_caches.py --conditions FOLDER
+Models  gemma-4: the attention of Gemma4TextConfig as transformers has it by default (8 heads of 512
+        in layers that look at the whole text, a quarter of each turned; window 512), with two K/V
+        heads there as in 26B-A4B; 12 layers of which 2 are whole, and a small feed-forward
+        gpt-2: GPT2Config as it is by default, 12 layers of width 768
+
+Weights are random. Caches are filled with random rows, without a prompt being read. A step reads
+one token, which is then forgotten; both caches take turns, a step each, on one thread. Seconds are
+the processor's, so that other processes cost them little. The ratio is the median of the ratios of
+neighbouring steps, with the middle half of them in brackets. ``--conditions`` prints how well V can
+be made of K in each layer of a checkpoint, and how far off it is for random inputs.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+
+import torch
+from transformers import (
+    DynamicCache,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
+
+from qkvbench import hub
+from qkvbench.cost.units import bytes_text, seconds_text
+from qkvbench.hub.key_only import ENCODERS, WEIGHTS
+from qkvbench.hub.shared_root import SharedRoot, shared_roots
+from qkvbench.hub.slim_cache import SlimCache, SlimLayer, storage_bytes
+
+
+def gemma() -> PreTrainedModel:
+    """A Gemma 4 with its attention at full size and little else."""
+    config = Gemma4TextConfig(
+        vocab_size=1000,
+        vocab_size_per_layer_input=1000,
+        hidden_size_per_layer_input=0,
+        intermediate_size=1024,
+        num_hidden_layers=12,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=2,
+    )
+    return Gemma4ForCausalLM(config).eval()
+
+
+def gpt2() -> PreTrainedModel:
+    """GPT-2 of its default size."""
+    return GPT2LMHeadModel(GPT2Config()).eval()
+
+
+@torch.inference_mode()
+def fill(
+    model: PreTrainedModel, caches: tuple[DynamicCache, SlimCache], tokens: int, batch: int
+) -> None:
+    """Have both caches hold the same random rows."""
+    config = model.config
+    roots: dict[int, SharedRoot] = shared_roots(model)
+    places = torch.arange(tokens)[None]
+    for layer, settings in enumerate(config.per_layer_config):
+        heads = getattr(settings, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(settings, "head_dim", None) or config.hidden_size // heads
+        value = torch.randn(batch, heads, tokens, width)
+        key = torch.randn(batch, heads, tokens, width)
+        if layer in roots:
+            key = roots[layer].keys(value, places[..., None, None].transpose(1, 2).float())
+        for cache in caches:
+            cache.update(key, value, layer, kwargs={"position_ids": places})
+
+
+@torch.inference_mode()
+def compare(name: str, model: PreTrainedModel, tokens: int, batch: int, rounds: int) -> None:
+    """Print what both caches take, and a token with each."""
+    slim = hub.slim(copy.deepcopy(model))
+    caches = DynamicCache(config=model.config), SlimCache(slim)
+    # Sliding layers keep what a token taken back would have seen.
+    for cache in caches:
+        cache.activate_past_recording()
+    fill(slim, caches, tokens, batch)
+    token, places = torch.ones(batch, 1, dtype=torch.long), torch.full((batch, 1), tokens)
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds + 2):
+        for arm, cache, taken in zip((model, slim), caches, times, strict=True):
+            begin = time.thread_time()
+            arm(token, position_ids=places, cache=cache)
+            taken.append(time.thread_time() - begin)
+            cache.crop(-1)
+    library, ours = (taken[2:] for taken in times)
+    pairs = list(zip(*(cache.layers for cache in caches), strict=True))
+    kept = [layer for layer, other in pairs if isinstance(other, SlimLayer)]
+    before = storage_bytes([tensor for layer in kept for tensor in (layer.keys, layer.values)])
+    after = sum(layer.bytes for layer in caches[1].slim_layers)
+    tables = sum(layer.reader.how.tables() for layer in caches[1].slim_layers)
+    low, middle, high = statistics.quantiles(
+        [b / a for a, b in zip(library, ours, strict=True)], n=4
+    )
+    print(
+        f"{name:8} batch {batch} {tokens:6} tokens  library {bytes_text(before):>9} "
+        f"{seconds_text(statistics.median(library)):>8}  slim {bytes_text(after):>9} "
+        f"({after / before:.3f}) {seconds_text(statistics.median(ours)):>8}  time x{middle:.2f} "
+        f"[{low:.2f}, {high:.2f}]  maps {bytes_text(tables)}",
+        flush=True,
+    )
+
+
+@torch.no_grad()
+def tell(folder: str) -> None:
+    """Print the condition of each layer, and how far V made of K is off."""
+    model = hub.load(folder, auto="AutoModel", dtype=torch.float32)
+    kinds = WEIGHTS | ENCODERS
+    layers = [part for part in model.modules() if type(part).__name__ in kinds]
+    for condition, attention in zip(hub.conditions(model), layers, strict=True):
+        found = kinds[type(attention).__name__](attention)
+        x = torch.randn(1000, len(found.key))
+        key, value = x @ found.key, x @ found.value
+        mapped = torch.linalg.solve(found.key.double(), found.value.double()).float()
+        off = ((key @ mapped - value).norm() / value.norm()).item()
+        print(
+            f"layer {condition.layer:2}  condition {condition.number:10.3g}  bound "
+            f"{condition.loss:.2g}  off {off:.2g}  {'fits' if condition.fits else 'refused'}"
+        )
+
+
+def main() -> None:
+    """Compare at each context."""
+    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    words.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8192])
+    words.add_argument("--rounds", type=int, default=15)
+    words.add_argument("--batch", type=int, default=1)
+    words.add_argument("--models", nargs="+", choices=("gemma-4", "gpt-2"))
+    words.add_argument("--conditions", metavar="FOLDER")
+    asked = words.parse_args()
+    if asked.conditions:
+        tell(asked.conditions)
+        return
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    for name, made in {"gemma-4": gemma, "gpt-2": gpt2}.items():
+        if asked.models and name not in asked.models:
+            continue
+        model = made()
+        for tokens in asked.contexts:
+            if tokens < model.config.max_position_embeddings:
+                compare(name, model, tokens, asked.batch, asked.rounds)
+
+
+if __name__ == "__main__":
+    main()
