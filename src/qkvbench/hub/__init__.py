@@ -5,12 +5,18 @@ Names are found on first use, so that importing this package does not import tra
 
 import importlib
 
+from qkvbench.hub.registration import when_imported
+
 _DOORS = {
     "load": "qkvbench.hub.safety",
     "checked": "qkvbench.hub.safety",
     "check_settings": "qkvbench.hub.safety",
     "UnsafeFolderError": "qkvbench.hub.safety",
+    "with_mode": "qkvbench.hub.models",
+    "converted": "qkvbench.hub.conversion",
 }
+
+when_imported()
 
 
 def __getattr__(name: str) -> object:
