@@ -5,7 +5,7 @@ Names are found on first use, so that importing this package does not import tra
 
 import importlib
 
-from qkvbench.hub.registration import when_imported
+from qkvbench.hub.registration import register
 
 _DOORS = {
     "load": "qkvbench.hub.safety",
@@ -16,7 +16,7 @@ _DOORS = {
     "converted": "qkvbench.hub.conversion",
 }
 
-when_imported()
+register()
 
 
 def __getattr__(name: str) -> object:

@@ -14,13 +14,12 @@ ENTRY = "qkvbench.hub.models"
 _IMPORT = re.compile(r"^(\s*)from (qkvbench(?:\.\w+)*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
 
 
-def write_code(folder: Path, config: str, models: Mapping[str, str]) -> None:
+def write_code(folder: Path, names: Mapping[str, str]) -> None:
     """Copy the code into the folder and say in its config where each class is."""
     for module, text in collected(ENTRY).items():
         (folder / f"{_flat(module)}.py").write_text(text, encoding="utf-8")
     file = folder / "config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
-    names = {"AutoConfig": config, **models}
     settings["auto_map"] = {auto: f"{_flat(ENTRY)}.{name}" for auto, name in names.items()}
     file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

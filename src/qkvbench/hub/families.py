@@ -51,6 +51,15 @@ class Family:
         return f"qkv_{self.kind}"
 
     @property
+    def config(self) -> str:
+        """The class of such a config."""
+        return f"Qkv{self.classes['AutoModel'].removesuffix('Model')}Config"
+
+    def named(self, auto: str) -> str:
+        """The class of ours that this Auto class finds."""
+        return f"Qkv{self.classes[auto]}"
+
+    @property
     def module(self) -> str:
         """Where transformers has its classes."""
         return f"transformers.models.{self.kind}.modeling_{self.kind}"

@@ -5,15 +5,20 @@ Each is the library's own class in which attention is replaced after it was buil
 """
 
 import importlib
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.masking_utils import eager_mask
 
-from qkvbench.hub.attention import PlannedAttention
+from qkvbench.hub.attention import IMPLEMENTATION, PlannedAttention, attend
 from qkvbench.hub.code import write_code
 from qkvbench.hub.families import FAMILIES, Family, family_of
 from qkvbench.hub.modes import Mode, equations, planned, variants
@@ -57,7 +62,7 @@ class Planned:
         """As in the library, but attention that the checkpoint does not fit is refused."""
         told = more.pop("output_loading_info", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, **more)
-        places = tuple(f"{name}." for name, _ in _attention(model))
+        places = tuple(f"{name}." for name, _ in planned_layers(model))
         wrong = {
             name
             for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -79,9 +84,9 @@ class Planned:
         """
         saved = super().save_pretrained(folder, *args, **more)
         if with_code:
-            autos = [auto for auto, made in models(family_of(self.config)).items()]
-            names = {auto: models(family_of(self.config))[auto].__name__ for auto in autos}
-            write_code(Path(folder), type(self.config).__name__, names)
+            family = family_of(self.config)
+            names = {auto: family.named(auto) for auto in family.classes}
+            write_code(Path(folder), {"AutoConfig": family.config, **names})
         return saved
 
 
@@ -109,7 +114,7 @@ def _angles(model: Any) -> tuple[torch.nn.Module, ...]:
     return tuple(part for name, part in model.named_modules() if name.endswith("rotary_emb"))[:1]
 
 
-def _attention(model: Any) -> list[tuple[str, PlannedAttention]]:
+def planned_layers(model: Any) -> list[tuple[str, PlannedAttention]]:
     """Each layer's attention with its place, in order."""
     return [(n, part) for n, part in model.named_modules() if isinstance(part, PlannedAttention)]
 
@@ -126,8 +131,8 @@ def _kept_class(old: type) -> type[PlannedAttention]:
 @cache
 def config_class(family: Family) -> type[PreTrainedConfig]:
     """The library's config with `qkv_mode`: "canonical", "shared", "no-key", or any equation."""
-    module = importlib.import_module(family.module.replace("modeling", "configuration"))
-    plain = getattr(module, _plain_model(family, "AutoModel").config_class.__name__)
+    _implemented()
+    plain: Any = _plain_model(family, "AutoModel").config_class
 
     def __post_init__(self: Any, **more: Any) -> None:  # noqa: N807
         plain.__post_init__(self, **more)
@@ -142,17 +147,16 @@ def config_class(family: Family) -> type[PreTrainedConfig]:
         "__module__": __name__,
         "__doc__": config_class.__doc__,
     }
-    return type(f"Qkv{plain.__name__}", (plain,), body)
+    return type(family.config, (plain,), body)
 
 
 @cache
 def models(family: Family) -> dict[str, type[PreTrainedModel]]:
     """The classes of a family by the Auto class that finds them."""
     made: dict[str, type[PreTrainedModel]] = {}
-    for auto, name in family.classes.items():
-        plain = _plain_model(family, auto)
-        body = {"config_class": config_class(family), "__module__": __name__}
-        made[auto] = type(f"Qkv{name}", (Planned, plain), body)
+    body = {"config_class": config_class(family), "__module__": __name__}
+    for auto in family.classes:
+        made[auto] = type(family.named(auto), (Planned, _plain_model(family, auto)), dict(body))
     return made
 
 
@@ -170,24 +174,20 @@ def with_mode(config: PreTrainedConfig, mode: Mode) -> PreTrainedConfig:
     return config_class(family)(**settings)
 
 
-def register() -> None:
-    """Tell the library's Auto classes of all families."""
-    import transformers
-    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
-
-    for family in FAMILIES.values():
-        kind = config_class(family)
-        transformers.AutoConfig.register(family.model_type, kind, exist_ok=True)
-        for auto, made in models(family).items():
-            getattr(transformers, auto).register(kind, made, exist_ok=True)
-        if family.kind in TOKENIZER_MAPPING_NAMES:
-            TOKENIZER_MAPPING_NAMES[family.model_type] = TOKENIZER_MAPPING_NAMES[family.kind]
+@cache
+def _implemented() -> None:
+    """Have the library know our attention function, so that it can be chosen by name."""
+    # Both, or it would get no mask, not even that of padding.
+    AttentionInterface.register(IMPLEMENTATION, attend)
+    AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
 
 
 def __getattr__(name: str) -> Any:
     """A class by its name, for those who import one from here."""
     for family in FAMILIES.values():
-        found = {each.__name__: each for each in (config_class(family), *models(family).values())}
-        if name in found:
-            return found[name]
+        if name == family.config:
+            return config_class(family)
+        for auto in family.classes:
+            if name == family.named(auto):
+                return models(family)[auto]
     raise AttributeError(f"There is no class {name} with qkv_mode.")
