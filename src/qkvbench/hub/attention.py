@@ -14,8 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qkvbench.backends.torch import paths
-from qkvbench.backends.torch.paths import Heads
+from qkvbench.backends.torch.paths import (
+    NORM_EPS,
+    Heads,
+    Maps,
+    follow,
+    make,
+    rotation,
+    unfold,
+)
 from qkvbench.hub.families import Family
 from qkvbench.variant.plan import Path, Plan, Turn
 from qkvbench.variant.spec import ROLES, Role
@@ -34,7 +41,9 @@ class PlannedAttention(nn.Module):
     `like` is what it stands for: it takes over what the library's functions ask of it.
     """
 
-    def __init__(self, plan: Plan, family: Family, config: Any, layer: int, like: nn.Module) -> None:
+    def __init__(
+        self, plan: Plan, family: Family, config: Any, layer: int, like: nn.Module
+    ) -> None:
         """The layer, without values that mean anything yet."""
         # Not super(): behind this class comes the one that it stands for, which builds its own maps.
         nn.Module.__init__(self)
@@ -60,7 +69,7 @@ class PlannedAttention(nn.Module):
         self.scale = nn.ParameterDict(
             {role: nn.Parameter(torch.ones(size.head_dim)) for role in plan.scaled}
         )
-        self.eps = getattr(config, "rms_norm_eps", paths.NORM_EPS)
+        self.eps = getattr(config, "rms_norm_eps", NORM_EPS)
         # The library's own module that makes angles of positions; in a tuple it is no part of this.
         self.angles: tuple[nn.Module, ...] = ()
         self._remembered: tuple[Any, dict[Role, Tensor]] | None = None
@@ -90,12 +99,12 @@ class PlannedAttention(nn.Module):
         cache = more.pop("past_key_values", cache)
         cache = getattr(cache, "self_attention_cache", cache)
         made, rotations = self.project(hidden_states), self.rotations()
-        follow = partial(self._follow, rotations=rotations, angles=position_embeddings)
-        query = paths.make(self.plan.paths["q"], made, follow)
+        goes = partial(self._follow, rotations=rotations, angles=position_embeddings)
+        query = make(self.plan.paths["q"], made, goes)
         if cache is None:
-            key, value = (paths.make(self.plan.paths[role], made, follow) for role in ("k", "v"))
+            key, value = (make(self.plan.paths[role], made, goes) for role in ("k", "v"))
         else:
-            rows = [paths.make(kept.path, made, follow) for kept in self.plan.kept]
+            rows = [make(kept.path, made, goes) for kept in self.plan.kept]
             key, value = self._kept(rows, cache, rotations, more.get("position_ids"))
         seen, weights = _implementation(self.config)(
             self,
@@ -108,7 +117,7 @@ class PlannedAttention(nn.Module):
             **({"sliding_window": self.sliding_window} | more),
         )
         if cache is not None and self.plan.unfold:
-            seen = paths.unfold(seen.transpose(1, 2), self.plan.unfold, rotations).transpose(1, 2)
+            seen = unfold(seen.transpose(1, 2), self.plan.unfold, rotations).transpose(1, 2)
         return self._merge(seen.flatten(2)), weights
 
     def project(self, x: Stream) -> dict[Path, Heads]:
@@ -138,19 +147,17 @@ class PlannedAttention(nn.Module):
         return self._remembered[1]
 
     def _made_rotations(self) -> dict[Role, Tensor]:
-        return {
-            role: paths.rotation(numbers, self.head_dim) for role, numbers in self.rotation.items()
-        }
+        return {role: rotation(numbers, self.head_dim) for role, numbers in self.rotation.items()}
 
     def _follow(
-        self, ops: tuple[Any, ...], rows: Heads, rotations: paths.Maps, angles: Angles | None
+        self, ops: tuple[Any, ...], rows: Heads, rotations: Maps, angles: Angles | None
     ) -> Heads:
         """The rows after these operations, at positions with these angles."""
         turn = partial(_turned, angles=angles)
-        return paths.follow(ops, rows, rotations, self.scale.__getitem__, turn, self.eps)
+        return follow(ops, rows, rotations, self.scale.__getitem__, turn, self.eps)
 
     def _kept(
-        self, rows: list[Heads], cache: Any, rotations: paths.Maps, places: Tensor | None
+        self, rows: list[Heads], cache: Any, rotations: Maps, places: Tensor | None
     ) -> tuple[Heads, Heads]:
         """All keys, and all that is attended over, when these rows have been kept as well."""
         if len(rows) == 2:
@@ -161,7 +168,7 @@ class PlannedAttention(nn.Module):
         angles = self.angles[0](kept, beside[:, 0, :, 0]) if turned else None
         return self._follow(self.plan.read_key, kept, rotations, angles), kept
 
-    def _merge(self, seen: Stream) -> Stream:
+    def _merge(self, seen: Float[Tensor, "batch time _width"]) -> Stream:
         """The output projection over all heads together, where it is part of this class."""
         if self.family.output is None:
             return seen

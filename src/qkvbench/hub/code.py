@@ -11,7 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 
 ENTRY = "qkvbench.hub.models"
-_IMPORT = re.compile(r"^(\s*)from (qkvbench(?:\.\w+)*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
+# A name that is imported from one of ours is no module: the library copies what such lines name.
+_IMPORT = re.compile(r"^(\s*)from (qkvbench(?:\.\w+)+) import", re.MULTILINE)
 
 
 def write_code(folder: Path, names: Mapping[str, str]) -> None:
@@ -30,44 +31,24 @@ def collected(entry: str) -> dict[str, str]:
     left = [entry]
     while left:
         module = left.pop()
-        if module in found:
-            continue
-        text = _source(module)
-        needed: list[str] = []
-        found[module] = _IMPORT.sub(lambda match: _neighbour(match, needed), text)
-        left += needed
+        if module not in found:
+            text = _source(module)
+            left += [match[2] for match in _IMPORT.finditer(text)]
+            found[module] = _IMPORT.sub(_neighbour, text)
     return found
 
 
-def _neighbour(match: re.Match[str], needed: list[str]) -> str:
-    """An import of ours as one of files beside each other, noting what it needs."""
-    indent, package, names = match.groups()
-    wanted = [name.strip() for name in names.strip("()").split(",") if name.strip()]
-    # A name may itself be a module: `from qkvbench.backends.torch import paths`.
-    modules = [name for name in wanted if _is_module(f"{package}.{name}")]
-    needed += [f"{package}.{name}" for name in modules]
-    lines = [f"{indent}from . import {_flat(f'{package}.{name}')} as {name}" for name in modules]
-    others = [name for name in wanted if name not in modules]
-    if others:
-        needed.append(package)
-        lines.append(f"{indent}from .{_flat(package)} import {', '.join(others)}")
-    return "\n".join(lines)
+def _neighbour(match: re.Match[str]) -> str:
+    """An import of ours as one from a file beside it."""
+    return f"{match[1]}from .{_flat(match[2])} import"
 
 
 def _source(module: str) -> str:
-    place = files("qkvbench").joinpath(*module.split(".")[1:])
-    file = place.joinpath("__init__.py") if place.is_dir() else None
-    text = (file or files("qkvbench").joinpath(*_file(module))).read_text(encoding="utf-8")
-    return text
-
-
-def _is_module(module: str) -> bool:
-    return files("qkvbench").joinpath(*_file(module)).is_file()
-
-
-def _file(module: str) -> list[str]:
-    *folders, last = module.split(".")[1:]
-    return [*folders, f"{last}.py"]
+    """The text of a module, or of a package's own file."""
+    *folders, name = module.split(".")[1:]
+    place = files("qkvbench").joinpath(*folders)
+    file = place.joinpath(f"{name}.py")
+    return (file if file.is_file() else place.joinpath(name, "__init__.py")).read_text("utf-8")
 
 
 def _flat(module: str) -> str:

@@ -104,8 +104,14 @@ def _rows(plan: Plan, family: Family, old: dict[str, Tensor]) -> Rows:
         whole = torch.cat(parts, dim=1).split(lengths)
     else:
         whole = [
-            torch.cat([old[f"{name}.{part}"].reshape(len(old[f"{name}.weight"]), -1)
-                       for part in ("weight", "bias") if f"{name}.{part}" in old], dim=1)
+            torch.cat(
+                [
+                    old[f"{name}.{part}"].reshape(len(old[f"{name}.weight"]), -1)
+                    for part in ("weight", "bias")
+                    if f"{name}.{part}" in old
+                ],
+                dim=1,
+            )
             for name in family.names.values()
         ]
     return {
