@@ -73,7 +73,7 @@ def test_converting_what_satisfies_a_tie_changes_nothing(kind, mode):
 @every_family
 def test_what_does_not_satisfy_a_tie_is_refused_by_layer_and_role(kind):
     plain = tie(model_of(kind), ["q,k=v", "q,k,v"])
-    with pytest.raises(ValueError, match="Layer 1: v is not what .*\n.*Healing") as refused:
+    with pytest.raises(ValueError, match=r"Layer 1: v is not what .*\n.*Healing") as refused:
         hub.converted(plain, "q,k=v")
     assert len(str(refused.value).splitlines()) <= 6
 
@@ -150,7 +150,7 @@ def test_every_setting_of_a_config_is_known_or_refused_by_name(kind):
 
 
 def test_an_architecture_that_is_not_built_is_refused_with_those_that_are():
-    with pytest.raises(ValueError, match="built for llama, .*not for t5"):
+    with pytest.raises(ValueError, match=r"built for llama, .*not for t5"):
         hub.with_mode(transformers.T5Config(), "shared")
 
 

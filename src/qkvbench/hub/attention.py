@@ -45,7 +45,7 @@ class PlannedAttention(nn.Module):
         self, plan: Plan, family: Family, config: Any, layer: int, like: nn.Module
     ) -> None:
         """The layer, without values that mean anything yet."""
-        # Not super(): behind this class comes the one that it stands for, which builds its own maps.
+        # Not super(): behind this class comes the one it stands for, which has maps of its own.
         nn.Module.__init__(self)
         self.plan, self.family, self.config, self.layer_idx = plan, family, config, layer
         size = plan.geometry

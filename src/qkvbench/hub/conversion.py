@@ -41,7 +41,7 @@ def converted(model: Any, mode: Mode) -> Any:
             f"of a {family.kind} there are {', '.join(family.classes.values())}."
         )
     config = with_mode(model.config, mode)
-    for layer, plan in enumerate(plans(config)):
+    for plan in plans(config):
         if plan.geometry != family.geometry(model.config):
             raise ValueError(
                 f"'{write(plan.variant)}' has {plan.geometry.kv_heads} key/value heads and the "
@@ -66,7 +66,7 @@ def _layer(
     plan: Plan, family: Family, old: dict[str, Tensor], like: dict[str, Tensor], number: int
 ) -> dict[str, Tensor]:
     """The weights of one layer of ours, from those of the library's."""
-    new: dict[str, Tensor] = {}
+    new = _scales(plan, old, number)
     rows = _rows(plan, family, old)
     for role in ROLES:
         match plan.variant.source(role):
@@ -81,17 +81,20 @@ def _layer(
                 expected = turn @ rows[origin]
                 new[f"rotation.{role}"] = paths.generator(turn)
         _satisfied(plan, number, role, rows[role], expected)
-    for role in plan.scaled:
-        new[f"scale.{role}"] = old[f"{role}_norm.weight"]
-    for role in ("q", "k"):
-        norm = old.get(f"{role}_norm.weight")
-        if norm is not None and role not in plan.scaled:
-            _satisfied(plan, number, role, norm, old[f"{plan.scaled[0]}_norm.weight"])
     for name, tensor in like.items():
         if name not in new:
             new[name] = _map(name, plan, family, old)
         new[name] = new[name].to(tensor.dtype)
     return new
+
+
+def _scales(plan: Plan, old: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    """The learned scales behind norms of heads; a tie of roles holds for theirs, too."""
+    for role in ("q", "k"):
+        norm = old.get(f"{role}_norm.weight")
+        if norm is not None and role not in plan.scaled:
+            _satisfied(plan, number, role, norm, old[f"{plan.scaled[0]}_norm.weight"])
+    return {f"scale.{role}": old[f"{role}_norm.weight"] for role in plan.scaled}
 
 
 def _rows(plan: Plan, family: Family, old: dict[str, Tensor]) -> Rows:
@@ -115,15 +118,14 @@ def _rows(plan: Plan, family: Family, old: dict[str, Tensor]) -> Rows:
             for name in family.names.values()
         ]
     return {
-        role: rows.double().reshape(counts[role], size.head_dim, -1)
+        role: rows.double().cpu().reshape(counts[role], size.head_dim, -1)
         for role, rows in zip(ROLES, whole, strict=True)
     }
 
 
 def _map(name: str, plan: Plan, family: Family, old: dict[str, Tensor]) -> Tensor:
     """A tensor that is the library's own, or those rows of its one map that the plan has."""
-    kind, _, part = name.rpartition(".")
-    if kind != family.names or not isinstance(family.names, str):
+    if name.rpartition(".")[0] != family.names or not isinstance(family.names, str):
         return old[name]
     size = plan.geometry
     lengths = [n * size.head_dim for n in (size.heads, size.kv_heads, size.kv_heads)]
