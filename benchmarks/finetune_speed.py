@@ -52,7 +52,9 @@ def step_of(kind: str, arm: str, tokens: torch.Tensor) -> tuple[Callable[[], Non
     """A training step of this arm, and how many parameters it trains."""
     auto, sizes = SHAPES[kind]
     mode = {} if arm == LIBRARY else {"qkv_mode": arm}
-    config = transformers.AutoConfig.for_model(f"qkv_{kind}" if mode else kind, **sizes, **mode)
+    config = transformers.AutoConfig.for_model(
+        f"qkv_{kind}" if mode else kind, **sizes, **mode, use_cache=False
+    )
     model = getattr(transformers, auto).from_config(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
