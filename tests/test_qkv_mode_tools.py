@@ -56,6 +56,8 @@ def test_the_library_s_trainer_trains_a_mode_and_its_checkpoint_loads(kind, tmp_
         assert torch.equal(again(**inputs).logits, model.eval()(**inputs).logits)
 
 
+# PEFT asks transformers by a name that it had before.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize(
     ("kind", "targets"),
     [("llama", ["q_proj", "o_proj"]), ("gpt2", ["c_attn"]), ("bert", ["query"])],
@@ -83,6 +85,8 @@ def test_lora_finds_the_maps_by_the_library_s_names_and_merges(kind, targets, tm
         assert (merged(**inputs).logits - changed).abs().max() < 1e-3
 
 
+# What torch's own compiler imports and says of itself.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("mode", ["shared", "q,k=v"])
 def test_a_compiled_model_computes_the_same_forward_and_backward(mode):
     model = model_of("llama", qkv_mode=mode)
@@ -99,6 +103,8 @@ def test_a_compiled_model_computes_the_same_forward_and_backward(mode):
         torch.testing.assert_close(slopes[1][name], slope, rtol=1e-3, atol=1e-3)
 
 
+# transformers calls torch's mask with an option that torch has given up.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_flex_attention_goes_forward_with_left_padding():
     model = model_of("llama", qkv_mode="q,k=v", head_dim=16)
     tokens = inputs_of("llama")["input_ids"]
