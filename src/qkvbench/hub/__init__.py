@@ -5,15 +5,21 @@ Names are found on first use, so that importing this package does not import tra
 
 import importlib
 
+from qkvbench.hub.registration import register
+
 _DOORS = {
     "load": "qkvbench.hub.safety",
     "checked": "qkvbench.hub.safety",
     "check_settings": "qkvbench.hub.safety",
     "UnsafeFolderError": "qkvbench.hub.safety",
+    "with_mode": "qkvbench.hub.models",
+    "converted": "qkvbench.hub.conversion",
     "slim": "qkvbench.hub.slim_cache",
     "SlimCache": "qkvbench.hub.slim_cache",
     "conditions": "qkvbench.hub.key_only",
 }
+
+register()
 
 
 def __getattr__(name: str) -> object:

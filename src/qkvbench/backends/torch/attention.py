@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from qkvbench.backends.torch import pages
+from qkvbench.backends.torch import pages, paths
 from qkvbench.backends.torch.cache import Cache, LayerCache, Maps, kept_rows, source_rows
 from qkvbench.backends.torch.linear import Linear, product
 from qkvbench.backends.torch.one_pass import one_pass
+from qkvbench.backends.torch.paths import Heads
 from qkvbench.backends.torch.position import Turner
 from qkvbench.backends.torch.rows import row_type
 from qkvbench.backends.torch.scores import Rows, Scores
@@ -21,13 +22,9 @@ from qkvbench.model import Learned, NoPosition, Position, Sinusoidal
 from qkvbench.variant import (
     ROLES,
     Input,
-    Normalize,
     Op,
     Path,
     Role,
-    Rotate,
-    Scale,
-    Turn,
     Variant,
     crossed,
     parse,
@@ -38,11 +35,6 @@ from qkvbench.variant import (
 Stream = Float[Tensor, "batch time d_model"]
 SourceStream = Float[Tensor, "batch source_time d_model"]
 Lengths = Int[Tensor, " batch"]
-# `_` is checked for nothing: roots of one plan may differ in heads and, across, in time.
-Heads = Float[Tensor, "batch _heads _time head_dim"]
-
-# Below the mean square of a head, so that a head of zeros stays one.
-NORM_EPS = 1e-6
 
 
 class Attention(nn.Module):
@@ -221,51 +213,23 @@ class Attention(nn.Module):
         Positions come last in the path of Q or K: V may be the same tensor as K, and V is not
         turned.
         """
-        if path not in made:
-            before = self.make(Path(path.root, path.ops[:-1]), made, rotations, turn)
-            made[path] = self._follow(path.ops[-1:], before, rotations, turn or self.turner)
-        return made[path]
+        follow = partial(self._follow, rotations=rotations, turn=turn or self.turner)
+        return paths.make(path, made, follow)
 
     def _follow(
         self, ops: tuple[Op, ...], rows: Heads, rotations: Maps, turn: Callable[..., Heads]
     ) -> Heads:
         """The rows after these operations."""
-        for op in ops:
-            match op:
-                case Rotate():
-                    rows = _rotated(rows, _matrix(op, rotations))
-                case Normalize():
-                    rows = _normalized(rows)
-                case Scale(role):
-                    rows = rows * self.scale[role].to(rows.dtype)
-                case Turn(back):
-                    rows = turn(rows, back=back)
-        return rows
+        return paths.follow(ops, rows, rotations, self.scale.__getitem__, turn)
 
     def rotations(self) -> dict[Role, Float[Tensor, "heads head_dim head_dim"]]:
-        """The learned rotations as orthogonal matrices, by Cayley: (1 - A/2)^-1 (1 + A/2).
-
-        In fp32 at least, whatever the weights are in: the solver knows nothing less.
-        """
+        """The learned rotations as orthogonal matrices."""
         head_dim = self.plan.geometry.head_dim
-        made: dict[Role, Tensor] = {}
-        for role in self.plan.rotated:
-            numbers = self.rotation[role]
-            numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
-            row, column = torch.triu_indices(head_dim, head_dim, 1, device=numbers.device)
-            above = numbers.new_zeros(len(numbers), head_dim, head_dim)
-            above[:, row, column] = numbers
-            skew = above - above.transpose(1, 2)
-            one = torch.eye(head_dim, dtype=numbers.dtype, device=numbers.device)
-            made[role] = torch.linalg.solve(one - skew / 2, one + skew / 2)
-        return made
+        return {role: paths.rotation(self.rotation[role], head_dim) for role in self.plan.rotated}
 
     def unfold(self, seen: Heads, rotations: Maps) -> Heads:
         """What attending over V would have given, from what attending over its kept root gave."""
-        group = self.plan.geometry.heads // self.plan.kept_value.heads
-        for op in self.plan.unfold:
-            seen = _rotated(seen, _matrix(op, rotations).repeat_interleave(group, dim=0))
-        return seen
+        return paths.unfold(seen, self.plan.unfold, rotations)
 
     def merge(self, seen: Heads) -> Stream:
         """The output projection over all heads together."""
@@ -363,18 +327,3 @@ def _summed(parts: list[Tensor]) -> Tensor:
     for part in parts[1:]:
         total = total.to(torch.promote_types(part.dtype, torch.float32)) + part
     return total
-
-
-def _rotated(rows: Heads, matrix: Float[Tensor, "heads head_dim head_dim"]) -> Heads:
-    """Every row of a head times the head's matrix."""
-    return rows @ matrix.to(rows.dtype).mT
-
-
-def _normalized(rows: Heads) -> Heads:
-    """Each head of each row at root mean square 1, computed in fp32 or better."""
-    exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    return (exact * (exact.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()).to(rows.dtype)
-
-
-def _matrix(op: Rotate, rotations: Maps) -> Float[Tensor, "heads head_dim head_dim"]:
-    return rotations[op.role].mT if op.back else rotations[op.role]

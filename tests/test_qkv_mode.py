@@ -1,0 +1,549 @@
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import qkvbench.hub as hub
+from planned_models import (
+    D_MODEL,
+    DECODERS,
+    HEAD,
+    HEADS,
+    LAYERS,
+    VOCABULARY,
+    config_of,
+    inputs_of,
+    model_of,
+    tie,
+)
+from qkvbench.backends.torch import Attention, build, named_weights
+from qkvbench.hub.families import FAMILIES
+from qkvbench.hub.models import planned_layers, plans
+from qkvbench.hub.modes import MODES, equations, variants
+from qkvbench.model import (
+    Decoder,
+    Encoder,
+    FeedForward,
+    Learned,
+    Rotary,
+    Start,
+    Vectors,
+    transformer,
+)
+from qkvbench.variant import parse, write
+
+# Sums of some hundred products in fp64 differ in their last digits.
+EXACT = 1e-10
+# What the bench promises of a conversion, in fp32.
+PROMISED = 1e-5
+
+TIES = ["canonical", "shared", "no-key", "q,k=v", "q=k=v", ["q,k=v", "q,k,v=R(k)"]]
+every_family = pytest.mark.parametrize("kind", FAMILIES)
+every_decoder = pytest.mark.parametrize("kind", DECODERS)
+every_tie = pytest.mark.parametrize("mode", TIES, ids=str)
+
+
+def _logits(model, **inputs):
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+@every_tie
+@every_family
+def test_converting_what_satisfies_a_tie_changes_nothing(kind, mode):
+    plain = tie(model_of(kind), mode)
+    ours = hub.converted(plain, mode)
+    inputs = inputs_of(kind)
+    found, expected = _logits(ours, **inputs), _logits(plain, **inputs)
+    assert expected.abs().max() > 0.1
+    assert (found - expected).abs().max() < PROMISED
+    assert ours.config.qkv_mode == equations(mode)
+
+
+@every_family
+def test_what_does_not_satisfy_a_tie_is_refused_by_layer_and_role(kind):
+    plain = tie(model_of(kind), ["q,k=v", "q,k,v"])
+    with pytest.raises(ValueError, match=r"Layer 1: v is not what .*\n.*Healing") as refused:
+        hub.converted(plain, "q,k=v")
+    assert len(str(refused.value).splitlines()) <= 6
+
+
+def test_a_norm_of_heads_is_part_of_a_tie():
+    plain = tie(model_of("qwen3"), "no-key")
+    with torch.no_grad():
+        plain.model.layers[0].self_attn.k_norm.weight += 0.01
+    with pytest.raises(ValueError, match="Layer 0: k is not"):
+        hub.converted(plain, "no-key")
+
+
+@pytest.mark.parametrize("mode", ["shared", "no-key", "q=k=x,v", "q,k,v=R(q)"])
+def test_what_head_sharing_forbids_is_refused_with_equations_that_would_work(mode):
+    with pytest.raises(ValueError, match="both need as many heads") as refused:
+        config_of("llama", num_key_value_heads=2, qkv_mode=mode)
+    said = str(refused.value)
+    offered = [part for part in said.splitlines()[-1].split("'") if "," in part and "q" in part]
+    offered = [part for part in offered if part[0] in "qkv"]
+    assert len(offered) == 2
+    for equation in offered:
+        config = config_of("llama", num_key_value_heads=2, qkv_mode=equation)
+        assert plans(config)[0].geometry.kv_heads in (2, HEADS)
+
+
+def test_a_mode_is_a_name_or_an_equation_for_all_layers_or_for_each():
+    for name, equation in MODES.items():
+        config = config_of("gpt2", qkv_mode=name)
+        assert config.qkv_mode == equation
+        assert {write(plan.variant) for plan in plans(config)} == {equation}
+    config = config_of("gpt2", qkv_mode=["no-key", " v = k , q "])
+    assert config.qkv_mode == ["q=k,v", "q,k=v"]
+    with pytest.raises(ValueError, match=r"3 equations, and the model has 2 layers"):
+        config_of("gpt2", qkv_mode=["q,k,v"] * 3)
+    with pytest.raises(ValueError, match=r"Besides equations there are 'canonical'"):
+        config_of("gpt2", qkv_mode="share")
+    with pytest.raises(ValueError, match=r"changes scores by place.*\n.*'q,k=v'"):
+        config_of("gpt2", qkv_mode="q,k=v+2d")
+
+
+def test_a_scheme_that_turns_by_the_length_is_refused_where_roots_are_turned_on_read():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    with pytest.raises(ValueError, match="rope_type='dynamic'"):
+        config_of("llama", rope_parameters=rope, qkv_mode="q,k=v")
+    config_of("llama", rope_parameters=rope, qkv_mode="no-key")
+
+
+@every_family
+def test_every_setting_of_a_config_is_known_or_refused_by_name(kind):
+    family = FAMILIES[kind]
+    family.check(config_of(kind))
+    library = {field.name for field in dataclasses.fields(transformers.PreTrainedConfig)}
+    fields = {field.name for field in dataclasses.fields(type(config_of(kind)))} - library
+    strange = config_of(kind, attention_sinks=4)
+    for refuse in (family.check, lambda config: hub.with_mode(config, "q,k=v")):
+        with pytest.raises(ValueError, match="attention_sinks=4"):
+            refuse(strange)
+    for name, allowed in family.only.items():
+        config = config_of(kind)
+        other = {bool: True, int: 3, str: "relative"}[type(allowed[0])]
+        other = not allowed[0] if isinstance(other, bool) else other
+        setattr(config, name, other)
+        with pytest.raises(ValueError, match=f"{name}={other!r}"):
+            family.check(config)
+    # A setting that a later transformers adds is in no table yet, and fails here.
+    assert fields <= {
+        *family.handled,
+        *family.elsewhere,
+        *family.only,
+        *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+        *("initializer_range", "use_cache", "tie_word_embeddings", "classifier_dropout"),
+        *("bos_token_id", "eos_token_id", "pad_token_id"),
+    }
+
+
+def test_an_architecture_that_is_not_built_is_refused_with_those_that_are():
+    with pytest.raises(ValueError, match=r"built for llama, .*not for t5"):
+        hub.with_mode(transformers.T5Config(), "shared")
+
+
+@pytest.mark.parametrize("mode", ["shared", ["q,k=v", "q=k,v"]], ids=str)
+@every_family
+def test_what_is_saved_and_loaded_again_is_the_same_model(kind, mode, tmp_path):
+    model = model_of(kind, qkv_mode=mode)
+    model.save_pretrained(tmp_path)
+    again = getattr(transformers, HEAD[kind]).from_pretrained(tmp_path).eval()
+    assert type(again) is type(model)
+    assert json.loads((tmp_path / "config.json").read_text())["qkv_mode"] == equations(mode)
+    inputs = inputs_of(kind)
+    assert torch.equal(_logits(again, **inputs), _logits(model, **inputs))
+    if again.config.to_dict().get("tie_word_embeddings"):
+        assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+    # Each weight lies in the file once, and none of a role that has no matrix.
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        stored = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+    assert stored == sum(parameter.numel() for parameter in again.parameters())
+
+
+def test_an_output_matrix_that_is_tied_is_saved_once_and_tied_again(tmp_path):
+    model = model_of("llama", qkv_mode="q,k=v", tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_a_checkpoint_of_another_mode_is_refused_when_it_is_loaded(tmp_path):
+    model_of("llama", qkv_mode="q,k=v").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is not that of qkv_mode"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path, qkv_mode="shared")
+
+
+def _own_gpt2(model, variant):
+    """The same decoder in the bench's own backend, with the same weights."""
+    spec = transformer(
+        "gpt2",
+        Decoder(VOCABULARY, tied=True),
+        layers=LAYERS,
+        d_model=D_MODEL,
+        heads=HEADS,
+        position=Learned(40),
+        start=Start(table=0.02, position=0.02),
+    ).with_variant(variant)
+    network, theirs = build(spec).double().eval(), model.transformer
+    named = {"embedding.table": theirs.wte.weight, "embedding.positions": theirs.wpe.weight}
+    named |= _norm("norm", theirs.ln_f)
+    for place, block in enumerate(theirs.h):
+        at = f"blocks.{place}"
+        named |= _norm(f"{at}.attention_norm", block.ln_1)
+        named |= _norm(f"{at}.feed_forward_norm", block.ln_2)
+        named |= _linear(f"{at}.feed_forward.up", block.mlp.c_fc.weight.T, block.mlp.c_fc.bias)
+        named |= _linear(
+            f"{at}.feed_forward.down", block.mlp.c_proj.weight.T, block.mlp.c_proj.bias
+        )
+        named |= _attention(f"{at}.attention.", block.attn)
+    return _filled(network, named)
+
+
+def _own_vit(model, variant):
+    """The same vision encoder: patches are vectors, and the first position is the class token's."""
+    vit = model.vit
+    spec = transformer(
+        "vit",
+        Encoder(Vectors(3 * 16), 3, "the whole", pooling="class token"),
+        layers=LAYERS,
+        d_model=D_MODEL,
+        heads=HEADS,
+        position=Learned(4),
+        start=Start(table=0.02, position=0.02),
+    ).with_variant(variant)
+    # The bench's preset is four times as wide.
+    spec = spec.with_blocks(lambda block: replace(block, feed_forward=FeedForward(56)))
+    network, first = build(spec).double().eval(), vit.embeddings
+    patches = first.patch_embeddings.projection
+    named = _linear("embedding.vectors", patches.weight.flatten(1), patches.bias)
+    named["embedding.class_token"] = first.cls_token[0] + first.position_embeddings[0, :1]
+    named["embedding.positions"] = first.position_embeddings[0, 1:]
+    named |= _norm("norm", vit.layernorm)
+    named |= _linear("output", model.classifier.weight, model.classifier.bias)
+    for place, layer in enumerate(vit.layers):
+        at = f"blocks.{place}"
+        named |= _norm(f"{at}.attention_norm", layer.layernorm_before)
+        named |= _norm(f"{at}.feed_forward_norm", layer.layernorm_after)
+        named |= _linear(f"{at}.feed_forward.up", layer.mlp.fc1.weight, layer.mlp.fc1.bias)
+        named |= _linear(f"{at}.feed_forward.down", layer.mlp.fc2.weight, layer.mlp.fc2.bias)
+        named |= _attention(f"{at}.attention.", layer.attention)
+    return _filled(network, named)
+
+
+def _attention(place, layer):
+    """A planned layer's weights under the names that all backends share."""
+    family, plan = layer.family, layer.plan
+    named = {}
+    for name, matrices in layer.maps.items():
+        lengths = [plan.matrices[matrix] * plan.geometry.head_dim for matrix in matrices]
+        linear = layer.get_submodule(name)
+        weight = linear.weight.T if family.transposed else linear.weight
+        for matrix, piece in zip(matrices, weight.split(lengths), strict=True):
+            named[f"{place}{matrix}.weight"] = piece
+        bias = torch.zeros(sum(lengths)) if linear.bias is None else linear.bias
+        for matrix, piece in zip(matrices, bias.split(lengths), strict=True):
+            named[f"{place}{matrix}.bias"] = piece
+    if family.output:
+        output = layer.get_submodule(family.output)
+        weight = output.weight.T if family.transposed else output.weight
+        named |= {f"{place}o.weight": weight}
+        named |= {f"{place}o.bias": torch.zeros(D_MODEL) if output.bias is None else output.bias}
+    named |= {f"{place}{role}.rotation": numbers for role, numbers in layer.rotation.items()}
+    return named | {f"{place}{role}.scale": numbers for role, numbers in layer.scale.items()}
+
+
+def _norm(name, norm):
+    return {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
+
+
+def _linear(name, weight, bias):
+    return {f"{name}.weight": weight, f"{name}.bias": bias}
+
+
+@torch.no_grad()
+def _filled(network, named):
+    own = named_weights(network)
+    assert own.keys() == named.keys()
+    for name, tensor in own.items():
+        tensor.copy_(named[name])
+    return network
+
+
+EQUATIONS = ["q,k,v", "q,k=R(q),v=R(q)", "q=k,v", "q,k=v", "q=x,k,v=R(k)", "q,k=v/2", "q=k=v=x"]
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_a_gpt2_is_the_decoder_of_our_own_backend(equation):
+    # The bench's feed-forward has the exact GELU; GPT-2's own default is its approximation.
+    model = model_of("gpt2", qkv_mode=equation, activation_function="gelu").double()
+    tokens = inputs_of("gpt2")["input_ids"]
+    found = _logits(model, input_ids=tokens)
+    with torch.no_grad():
+        expected = _own_gpt2(model, parse(equation))(tokens)
+    assert expected.abs().max() > 0.1
+    assert (found - expected).abs().max() < EXACT
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_a_vit_is_the_encoder_of_our_own_backend(equation):
+    model = model_of("vit", qkv_mode=equation, layer_norm_eps=1e-5).double()
+    images = inputs_of("vit")["pixel_values"].double()
+    found = _logits(model, pixel_values=images)
+    cut = images.unflatten(3, (2, 4)).unflatten(2, (2, 4))
+    patches = cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2).flatten(2)
+    with torch.no_grad():
+        expected = _own_vit(model, parse(equation))(patches)[:, 0]
+    assert expected.abs().max() > 0.1
+    assert (found - expected).abs().max() < EXACT
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_attention_in_a_block_that_we_have_not_is_that_of_our_own_backend(kind, equation):
+    # The bench has no RMSNorm and no SwiGLU, so here the layer is compared and not the model.
+    model = model_of(kind, qkv_mode=equation, head_dim=12).double()
+    layer = planned_layers(model)[0][1]
+    own = Attention(
+        layer.plan.variant, D_MODEL, HEADS, head_dim=12, position=Rotary(), causal=True
+    ).double()
+    x = torch.randn(3, 9, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    places = torch.arange(9)[None]
+    with torch.no_grad():
+        for name, tensor in own.split().items():
+            tensor.copy_(_attention("", layer)[name])
+        found, _ = layer(
+            x,
+            position_embeddings=model.model.rotary_emb(x, places),
+            position_ids=places,
+        )
+        expected = own(x)
+    assert expected.abs().max() > 0.1
+    # The library makes angles in fp32.
+    assert (found - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_attention_of_a_bert_is_that_of_our_own_backend(equation):
+    # BERT norms behind each part, the bench before it; and its output matrix lies outside.
+    model = model_of("bert", qkv_mode=equation).double()
+    layer = planned_layers(model)[0][1]
+    own = Attention(parse(equation), D_MODEL, HEADS).double()
+    x = torch.randn(3, 9, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    output = model.bert.encoder.layer[0].attention.output.dense
+    named = _attention("", layer) | _linear("o", output.weight, output.bias)
+    with torch.no_grad():
+        for name, tensor in own.split().items():
+            tensor.copy_(named[name])
+        found, expected = output(layer(x)[0]), own(x)
+    assert (found - expected).abs().max() < EXACT
+
+
+MODES_KEPT = ["q,k,v", "q,k=R(q),v=R(q)", "q=k,v", "q,k=v", "q,k,v=R(k)/2", ["q,k=v", "q=k=v"]]
+
+
+@pytest.mark.parametrize("mode", MODES_KEPT, ids=str)
+@every_decoder
+def test_decoding_step_by_step_with_left_padding_is_one_forward_pass_without(kind, mode):
+    model = model_of(kind, qkv_mode=mode).double()
+    tokens = inputs_of(kind, batch=2)["input_ids"]
+    padding, prompt = 3, 6
+    padded = tokens.clone()
+    padded[1, :padding] = 0
+    mask = torch.ones_like(padded)
+    mask[1, :padding] = 0
+    places = (mask.cumsum(1) - 1).clamp_min(0)
+    cache, rows = None, []
+    for first, last in [(0, prompt), *((at, at + 1) for at in range(prompt, 9))]:
+        with torch.no_grad():
+            step = model(
+                padded[:, first:last],
+                attention_mask=mask[:, :last],
+                position_ids=places[:, first:last],
+                cache=cache,
+                use_cache=True,
+            )
+        cache = step.cache
+        rows.append(step.logits)
+    found = torch.cat(rows, dim=1)
+    for row, skipped in enumerate((0, padding)):
+        alone = _logits(model, input_ids=padded[row : row + 1, skipped:])[0]
+        assert (found[row, skipped:] - alone).abs().max() < EXACT
+
+
+@pytest.mark.parametrize("how", ["greedy", "beams", "sampled"])
+@pytest.mark.parametrize("mode", ["shared", "q,k=v"])
+@every_decoder
+def test_what_is_generated_is_what_the_library_s_own_model_generates(kind, mode, how):
+    plain = tie(model_of(kind), mode).double()
+    ours = hub.converted(plain, mode)
+    tokens = inputs_of(kind)["input_ids"]
+    mask = torch.ones_like(tokens)
+    mask[1, :4] = 0
+    more = {"beams": {"num_beams": 3}, "sampled": {"do_sample": True}, "greedy": {}}[how]
+    texts = []
+    for model in (plain, ours):
+        torch.manual_seed(3)
+        told = {"attention_mask": mask, "max_new_tokens": 6, "min_new_tokens": 6, **more}
+        texts.append(model.generate(tokens, **told))
+    assert torch.equal(*texts)
+
+
+def _live_bytes(cache):
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for layer in cache.layers
+        for tensor in (layer.keys, layer.values)
+    }
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "most"),
+    [
+        # One tensor of two, and beside a root that is turned on read four bytes for its position.
+        ("gpt2", "q,k=v", 0.5),
+        ("gpt2", "shared", 0.5),
+        ("llama", "shared", 0.5 + 4 / (2 * 4 * D_MODEL)),
+        ("llama", "q,k=v", 0.5 + 4 / (2 * 4 * D_MODEL)),
+        ("llama", ["q,k=v", "q,k,v"], 0.75 + 4 / (4 * 4 * D_MODEL)),
+        ("llama", "no-key", 1.0),
+        ("llama", "q,k=v/1", 0.125 + 4 / (2 * 4 * D_MODEL)),
+    ],
+    ids=str,
+)
+def test_a_mode_keeps_the_bytes_of_its_plan(kind, mode, most):
+    kept = []
+    for model in (model_of(kind), model_of(kind, qkv_mode=mode)):
+        told = model.generate(
+            **inputs_of(kind), max_new_tokens=12, min_new_tokens=12, return_dict_in_generate=True
+        )
+        kept.append(_live_bytes(told.cache))
+    assert kept[1] / kept[0] == pytest.approx(most, abs=1e-9)
+
+
+def test_a_cache_is_cropped_reordered_and_of_fixed_size_as_any():
+    model = model_of("llama", qkv_mode="q,k=v").double()
+    tokens = inputs_of("llama")["input_ids"]
+    whole = _logits(model, input_ids=tokens)
+    with torch.no_grad():
+        told = model(tokens, use_cache=True)
+        cache = told.cache
+        cache.crop(-4)
+        cache.reorder_cache(torch.tensor([2, 0, 1]))
+        again = model(tokens[[2, 0, 1], 5:], cache=cache).logits
+        fixed = transformers.StaticCache(model.config, max_cache_len=12)
+        model(tokens[:, :5], cache=fixed)
+        rest = model(tokens[:, 5:], cache=fixed).logits
+    assert (again - whole[[2, 0, 1], 5:]).abs().max() < EXACT
+    assert (rest - whole[:, 5:]).abs().max() < EXACT
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_attention_implementations_agree_and_none_loses_the_padding(kind):
+    model = model_of(kind, qkv_mode="q,k=v").double()
+    tokens = inputs_of(kind)["input_ids"]
+    mask = torch.ones_like(tokens)
+    mask[1, :4] = 0
+    found = {}
+    for name in ("eager", "sdpa", "qkvbench"):
+        assert name == "eager" or name in ALL_ATTENTION_FUNCTIONS
+        assert name in ALL_MASK_ATTENTION_FUNCTIONS
+        model.set_attn_implementation(name)
+        found[name] = _logits(model, input_ids=tokens, attention_mask=mask)
+        changed = tokens.clone()
+        changed[1, :4] = 3 + (changed[1, :4] + 1) % 20
+        other = _logits(model, input_ids=changed, attention_mask=mask)
+        assert torch.equal(other[1, 4:], found[name][1, 4:]), name
+        assert not torch.equal(_logits(model, input_ids=changed)[1, 4:], found[name][1, 4:])
+    for name in ("sdpa", "qkvbench"):
+        # What stands at a place that is padding means nothing.
+        error = ((found[name] - found["eager"]) * mask[..., None]).abs().max()
+        assert error < EXACT, name
+
+
+def test_weights_of_attention_are_told_when_they_are_asked_for():
+    model = model_of("llama", qkv_mode="shared")
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        told = model(**inputs_of("llama"), output_attentions=True, output_hidden_states=True)
+    assert [weights.shape for weights in told.attentions] == [(3, HEADS, 9, 9)] * LAYERS
+    assert len(told.hidden_states) == LAYERS + 1
+    for weights in told.attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(3, HEADS, 9))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "vit"])
+def test_gradient_checkpointing_changes_no_gradient(kind):
+    slopes = []
+    for checkpointed in (False, True):
+        model = model_of(kind, qkv_mode="shared").double()
+        if checkpointed:
+            model.activation_checkpointing_enable()
+        # In training, or the library would not checkpoint; without dropout, so that it compares.
+        model.train()
+        for part in model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+        for _, layer in planned_layers(model):
+            layer.attention_dropout = 0.0
+        # With a cache, in training too, the library's decoders go the folded way: other sums.
+        more = {"use_cache": False} if kind in DECODERS else {}
+        model(**inputs_of(kind), **more).logits.square().sum().backward()
+        slopes.append({name: p.grad for name, p in model.named_parameters()})
+    for name, slope in slopes[0].items():
+        if slope is None:
+            assert slopes[1][name] is None
+            continue
+        assert torch.equal(slope, slopes[1][name]), name
+        if "rotation" in name:
+            assert slope.abs().max() > 0
+
+
+def test_from_scratch_each_map_begins_as_the_library_begins_it():
+    for kind in FAMILIES:
+        torch.manual_seed(0)
+        model = getattr(transformers, HEAD[kind]).from_config(config_of(kind, qkv_mode="q,k=v"))
+        for name, parameter in model.named_parameters():
+            if not any(place in f".{name}" for place, _ in planned_layers(model)):
+                continue
+            if name.endswith("bias"):
+                assert parameter.abs().max() == 0, name
+            elif ".scale." not in name:
+                # GPT-2 begins what is added to the stream by the number of its layers smaller.
+                expected = 0.02 / (2 * LAYERS) ** 0.5 if "attn.c_proj" in name else 0.02
+                assert parameter.detach().std().item() == pytest.approx(expected, rel=0.1), name
+
+
+def test_modes_are_read_from_the_library_s_own_configs():
+    plain = transformers.LlamaConfig(hidden_size=48, num_attention_heads=4)
+    config = hub.with_mode(plain, "no-key")
+    assert (config.model_type, config.qkv_mode, config.head_dim) == ("qkv_llama", "q=k,v", 12)
+    assert [write(v) for v in variants(config.qkv_mode, 2)] == ["q=k,v"] * 2
+
+
+def test_what_the_page_shows_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "qkv-mode.md").read_text("utf-8")
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert "tensor([[ 5,  6,  7, " in capsys.readouterr().out
+    assert names["model"].config.qkv_mode == MODES["shared"]
+
+
+def test_importing_the_package_imports_neither_torch_nor_transformers():
+    told = "import sys, qkvbench.hub; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
