@@ -57,11 +57,11 @@ class Lanes:
 
     def __init__(self, name: str, lanes: int) -> None:
         """Built and compiled."""
-        from qkvbench.backends.jax import Learner, Together
+        from qkvbench.backends.jax import Learner, Group
 
         task, base = experiment_of(name)
         experiments = [replace(base, seed=seed) for seed in range(lanes)]
-        group = Together(experiments) if lanes > 1 else None
+        group = Group(experiments) if lanes > 1 else None
         self.learners = [group.learner(each) if group else Learner(each) for each in experiments]
         data = task.load()
         draws = np.random.default_rng(0)

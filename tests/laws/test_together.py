@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from laws.arms import decoder
-from qkvbench.backends.jax import Learner, Together
+from qkvbench.backends.jax import Group, Learner
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment, Training
 
@@ -39,7 +39,7 @@ def _trained(learner, experiment, steps=10):
 
 def _together(work, experiments):
     """What each member's work returns, each in a thread of its own."""
-    group, found = Together(experiments), {}
+    group, found = Group(experiments), {}
 
     def member(number, experiment):
         try:
@@ -111,4 +111,4 @@ def test_a_failure_of_one_call_is_told_to_all_who_called():
 
 def test_what_differs_in_more_than_numbers_is_no_group():
     with pytest.raises(ValueError, match="seeds and learning rates"):
-        Together([BASE, replace(BASE, model=decoder("q,k,v"))])
+        Group([BASE, replace(BASE, model=decoder("q,k,v"))])

@@ -105,7 +105,7 @@ class Learner(Protocol):
 
 
 @runtime_checkable
-class Together(Protocol):
+class Group(Protocol):
     """Runs that differ in numbers alone, trained in one program, each in a thread of its own."""
 
     experiments: Sequence[Experiment]
@@ -191,7 +191,7 @@ class Backend(Protocol):
         """How many runs that differ from this in numbers alone it pays to train in one program."""
         ...
 
-    def together(self, experiments: Sequence[Experiment]) -> Together:
+    def together(self, experiments: Sequence[Experiment]) -> Group:
         """A group of runs that are trained in one program; ValueError where they cannot be."""
         ...
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import qkvbench.cost as computed
-from qkvbench.backends import Learner, Together, find
+from qkvbench.backends import Group, Learner, find
 from qkvbench.cost.matched import arm_text
 from qkvbench.data import DataRefusedError
 from qkvbench.data.cache import alone
@@ -86,7 +86,7 @@ def run(
     report: Report = _silent,
     at_end: Callable[[Experiment, Record, Learner], None] = _left,
     checkpoints: Checkpoints | None = None,
-    group: Together | None = None,
+    group: Group | None = None,
 ) -> Record:
     """Train, score and describe `experiment`. A run that fails is a record with a reason, too.
 

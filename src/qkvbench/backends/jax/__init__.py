@@ -21,7 +21,7 @@ from qkvbench.backends.jax.kernels import product_s
 from qkvbench.backends.jax.learner import Learner, Step
 from qkvbench.backends.jax.precision import types
 from qkvbench.backends.jax.stacks import build
-from qkvbench.backends.jax.together import Together, cannot_join, joined, together
+from qkvbench.backends.jax.together import Group, cannot_join, joined, together
 from qkvbench.backends.jax.weights import read, save, start
 from qkvbench.backends.jax.workloads import (
     Decoding,
@@ -38,10 +38,10 @@ __all__ = [
     "Decoding",
     "Encoder",
     "Forward",
+    "Group",
     "Learner",
     "Prefill",
     "Step",
-    "Together",
     "attention",
     "attention_kernels",
     "build",

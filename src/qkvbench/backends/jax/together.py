@@ -37,9 +37,9 @@ def joined(experiment: Experiment) -> int:
     return MOST if small else 1
 
 
-def together(experiments: Sequence[Experiment]) -> "Together":
+def together(experiments: Sequence[Experiment]) -> "Group":
     """The group of these; ValueError where they differ in more than numbers."""
-    return Together(experiments)
+    return Group(experiments)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class _Call:
 
 
 @dataclass
-class Together:
+class Group:
     """The members of a group, whose calls are answered when all have called.
 
     All must be learners of experiments that differ in seed and learning rate alone: ValueError
@@ -178,7 +178,7 @@ class Joined:
 
     def __init__(
         self,
-        group: Together,
+        group: Group,
         member: int,
         number: int,
         function: Callable[..., Any],

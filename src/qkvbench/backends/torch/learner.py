@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qkvbench.analysis import Layer
-from qkvbench.backends import Together
+from qkvbench.backends import Group
 from qkvbench.backends.torch import compiling
 from qkvbench.backends.torch.block import recompute
 from qkvbench.backends.torch.causal import Decoder
@@ -68,7 +68,7 @@ def joined(_experiment: Experiment) -> int:
     return 1
 
 
-def together(_experiments: Sequence[Experiment]) -> Together:
+def together(_experiments: Sequence[Experiment]) -> Group:
     """There is no group here."""
     raise ValueError(cannot_join())
 
