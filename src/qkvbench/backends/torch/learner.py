@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -20,7 +21,9 @@ from qkvbench.backends.torch.compiling import compiled, failures_told
 from qkvbench.backends.torch.inspect import inspected
 from qkvbench.backends.torch.loss import mean_loss, place_losses
 from qkvbench.backends.torch.precision import autocast, loss_scaler
+from qkvbench.backends.torch.ranks import Ranks, together
 from qkvbench.backends.torch.search import searched
+from qkvbench.backends.torch.spread import edited, number, spread, summing, whole
 from qkvbench.backends.torch.stacks import Network, build
 from qkvbench.backends.torch.weights import load, named_weights, read, save, start, take_over
 from qkvbench.data.batch import UNSCORED, Batch, Outcome, Search, Sequences
@@ -70,20 +73,26 @@ def peak_bytes() -> int | None:
 
 
 class Learner:
-    """The network of an experiment, its optimizer, and nothing of the loop around them."""
+    """The network of an experiment, its optimizer, and nothing of the loop around them.
+
+    Over many devices each process has one: all are called alike, with the whole batch, of which
+    each computes its part; what is told is of the whole.
+    """
 
     def __init__(self, experiment: Experiment) -> None:
         """The network with its initial values, and a fresh optimizer."""
         training = experiment.training
         self.experiment = experiment
+        self.ranks = together(experiment.devices)
         self.device = device()
         # Dropout is drawn by the framework; everything else is keyed by name.
-        torch.manual_seed(framework_seed(experiment.seed, "dropout"))
+        torch.manual_seed(framework_seed(experiment.seed, _dropout(self.ranks)))
         self.draws = _draws(self.device)
         self.network = build(experiment.model, dropout=training.dropout).to(self.device)
         start(self.network, experiment.model, experiment.seed)
         if experiment.checkpointing:
             recompute(self.network)
+        self.worked = spread(self.network, experiment, self.ranks)
         self.training_loss = compiled(_training_loss) if experiment.compiled else _training_loss
         self.scaler = loss_scaler(experiment.precision, self.device)
         self.optimizer = torch.optim.AdamW(
@@ -121,9 +130,9 @@ class Learner:
             scale = self.scaler.get_scale()
             loss = self._backward(batch)
             self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(
-                self.network.parameters(), self.experiment.training.clip
-            ).item()
+            norm = number(
+                nn.utils.clip_grad_norm_(self.network.parameters(), self.experiment.training.clip)
+            )
             self.scaler.update()
             overflowed = self.scaler.get_scale() < scale
             if not overflowed or scale <= 1 or not math.isfinite(loss):
@@ -140,16 +149,16 @@ class Learner:
     def predict(self, batch: Batch) -> Outcome:
         """The loss and the likeliest class at each place; loss 0 where nothing is scored."""
         self.network.eval()
-        read, targets, places = self._tensors(batch)
+        own, share = _share(batch, self.ranks)
+        read, targets, places = self._tensors(own)
         with autocast(self.experiment.precision, self.device):
-            hidden = _hidden_at(self.network, read, places)
-            losses, *classes = place_losses(self.network, hidden, targets)
+            losses, *classes = self.worked(_told, read, targets, places)
         scored = batch.targets != UNSCORED
         loss = np.zeros(batch.targets.shape, np.float32)
-        loss[scored] = losses.cpu().numpy()
+        loss[scored] = self._joined(losses, share, np.count_nonzero(scored))
         predicted, ranks = (np.full(batch.targets.shape, UNSCORED, np.int64) for _ in classes)
         for found, told in zip((predicted, ranks), classes, strict=True):
-            found[scored] = told.cpu().numpy()
+            found[scored] = self._joined(told, share, np.count_nonzero(scored))
         return Outcome(loss, predicted, batch.targets, ranks)
 
     @torch.no_grad()
@@ -158,10 +167,10 @@ class Learner:
 
         TypeError where the model reads no source.
         """
-        network = self.network
+        network = whole(self.network, self.experiment)
         if not isinstance(network, Decoder) or network.source is None or batch.second is None:
             raise TypeError("Only a decoder that reads a source writes texts, and only from one.")
-        self.network.eval()
+        network.eval()
         second, lengths = self._tensor(batch.second.inputs), self._tensor(batch.second.lengths)
         with autocast(self.experiment.precision, self.device):
             found = searched(network, second, lengths, search)
@@ -173,30 +182,37 @@ class Learner:
         self.network.eval()
         read, _, _ = self._tensors(batch)
         with autocast(self.experiment.precision, self.device):
-            return self.network.hidden(read.inputs, *read.beside).float().cpu().numpy()
+            return self.worked(_hidden, read).float().cpu().numpy()
 
     def inspect(self, batch: Batch) -> tuple[Layer, ...]:
         """What each attention layer makes of a batch; changes nothing."""
-        self.network.eval()
+        network = whole(self.network, self.experiment).eval()
         read, _, _ = self._tensors(batch)
         with autocast(self.experiment.precision, self.device):
-            return inspected(self.network, read.inputs, *read.beside)
+            return inspected(network, read.inputs, *read.beside)
 
     def weights(self) -> dict[str, Tensor]:
-        """Live views of all weights, under the names that all backends share."""
-        return named_weights(self.network)
+        """Live views of all weights, under the names that all backends share.
+
+        Where each device holds a part of them, they are a copy.
+        """
+        return named_weights(whole(self.network, self.experiment))
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Take over these weights."""
-        load(self.network, weights)
+        with edited(self.network, self.experiment) as network:
+            load(network, weights)
 
     def save(self, path: Path) -> None:
-        """Write all weights to a safetensors file."""
-        save(self.network, path)
+        """Write all weights to a safetensors file; of many processes the first does."""
+        network = whole(self.network, self.experiment)
+        if self.ranks.rank == 0:
+            save(network, path)
 
     def begin_with(self, path: Path) -> tuple[str, ...]:
         """Take over what agrees in name and shape from a file that `save` wrote; those names."""
-        return take_over(self.network, read(path))
+        with edited(self.network, self.experiment) as network:
+            return take_over(network, read(path))
 
     def _backward(self, batch: Batch) -> float:
         """Set the gradients to those of the scaled mean loss of the whole batch; the mean loss.
@@ -207,18 +223,19 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         places = np.count_nonzero(batch.targets != UNSCORED)
         total = torch.zeros((), device=self.device)
-        for part in _parts(batch, self.experiment.training.micro_batches):
-            scored = np.count_nonzero(part.targets != UNSCORED)
-            if scored or not places:
+        parts = _own_parts(batch, self.experiment.training.micro_batches, self.ranks)
+        for index, (part, scored) in enumerate(parts, 1):
+            with summing(self.worked, last=index == len(parts)):
                 with autocast(self.experiment.precision, self.device):
-                    loss = self.training_loss(
-                        self.network, *self._tensors(part), self.experiment.training.smoothing
+                    loss = self.worked(
+                        self.training_loss, *self._tensors(part), self.experiment.training.smoothing
                     )
                 if scored < places:
                     loss = loss * (scored / places)
-                self.scaler.scale(loss).backward()
+                # Ranks take the mean of their gradients, and the sum is what is wanted.
+                self.scaler.scale(loss * self.ranks.count).backward()
                 total = total + loss.detach()
-        return total.item()
+        return self.ranks.summed(total).item()
 
     def _tensors(self, batch: Batch) -> tuple[Read, Tensor, Tensor | None]:
         """What is read, the targets at scored places, and those places (None: all)."""
@@ -239,6 +256,17 @@ class Learner:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return read, targets, places
 
+    def _joined(self, own: Tensor, share: slice, count: int) -> np.ndarray:
+        """The values at all `count` scored places, of which these are those of this rank's share.
+
+        They are summed over zeros, which changes none of them.
+        """
+        if self.ranks.count == 1:
+            return own.cpu().numpy()
+        values = own.new_zeros(count)
+        values[share] = own[: share.stop - share.start]
+        return self.ranks.summed(values).cpu().numpy()
+
     @overload
     def _tensor(self, array: np.ndarray) -> Tensor: ...
     @overload
@@ -252,6 +280,18 @@ def _training_loss(
 ) -> Tensor:
     """The mean loss at the scored places."""
     return mean_loss(network, _hidden_at(network, read, places), targets, smoothing)
+
+
+def _told(
+    network: Network, read: Read, targets: Tensor, places: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The loss, the likeliest class and the right one's rank at each scored place."""
+    return place_losses(network, _hidden_at(network, read, places), targets)
+
+
+def _hidden(network: Network, read: Read) -> Tensor:
+    """What the head reads."""
+    return network.hidden(read.inputs, *read.beside)
 
 
 def _hidden_at(network: Network, read: Read, places: Tensor | None) -> Tensor:
@@ -270,6 +310,56 @@ def _parts(batch: Batch, count: int) -> Iterator[Batch]:
             read = None if second.lengths is None else second.lengths[items]
             second = Sequences(second.inputs[items], read)
         yield Batch(batch.inputs[items], batch.targets[items], lengths, second)
+
+
+def _own_parts(batch: Batch, count: int, ranks: Ranks) -> list[tuple[Batch, int]]:
+    """The parts of a batch that one rank computes, each with its number of scored places.
+
+    As many parts as are asked for, and no larger ones, are shared by all; each computes equally
+    many, since they compute together. One without a scored place is left out where all others'
+    are; else it stands in with a place that weighs nothing.
+    """
+    each = -(-count // ranks.count)
+    parts = list(_parts(batch, each * ranks.count))
+    scored = [int(np.count_nonzero(part.targets != UNSCORED)) for part in parts]
+    own: list[tuple[Batch, int]] = []
+    for step in range(each):
+        if any(scored[step::each]) or not any(scored):
+            mine = ranks.rank * each + step
+            part = parts[mine]
+            if any(scored) and not scored[mine]:
+                part = _weightless(part if len(part.inputs) else batch)
+            own.append((part, scored[mine]))
+    return own
+
+
+def _weightless(part: Batch) -> Batch:
+    """The first item, with one place scored, so that there is a loss to be multiplied by 0."""
+    first = next(_parts(part, len(part.inputs)))
+    targets = np.full_like(first.targets, UNSCORED)
+    targets[0, 0] = 0
+    return replace(first, targets=targets)
+
+
+def _share(batch: Batch, ranks: Ranks) -> tuple[Batch, slice]:
+    """The items of a batch that one rank tells of, and which of all scored places are theirs.
+
+    Where there are too few items, a rank computes the first one with the others and tells nothing.
+    """
+    if ranks.count == 1:
+        return batch, slice(0, int(np.count_nonzero(batch.targets != UNSCORED)))
+    parts = list(_parts(batch, ranks.count))
+    scored = [int(np.count_nonzero(part.targets != UNSCORED)) for part in parts]
+    first = sum(scored[: ranks.rank])
+    own = parts[ranks.rank]
+    if not len(own.inputs):
+        own = next(_parts(batch, len(batch.inputs)))
+    return own, slice(first, first + scored[ranks.rank])
+
+
+def _dropout(ranks: Ranks) -> str:
+    """What a rank's draws of dropout are for: others draw other masks, for other items."""
+    return "dropout" if ranks.count == 1 else f"dropout of {ranks.rank} in {ranks.count}"
 
 
 def _draws(device: torch.device) -> torch.Generator:

@@ -1,0 +1,106 @@
+"""One network over many devices, wrapped from outside: its layers know nothing of it.
+
+Replicated (DDP), each device has the whole and gradients are summed. Sharded (FSDP), each has a
+part of every weight, gradient and optimizer state, and a block is made whole while it computes.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from qkvbench.backends.torch.block import Block
+from qkvbench.backends.torch.ranks import Ranks
+from qkvbench.backends.torch.stacks import Network, build
+from qkvbench.experiment import Experiment
+
+Answer = TypeVar("Answer")
+
+
+class Worked(nn.Module):
+    """A network as a module whose forward pass is any work with it: what is wrapped is this."""
+
+    def __init__(self, network: Network) -> None:
+        """The network, for work."""
+        super().__init__()
+        self.network = network
+
+    def forward(self, work: Callable[..., Answer], *arguments: object) -> Answer:
+        """What `work` makes of the network and these arguments."""
+        return work(self.network, *arguments)
+
+
+def spread(network: Network, experiment: Experiment, ranks: Ranks) -> nn.Module:
+    """The network of one of the ranks, to work with; alone it is whole and wrapped by nothing.
+
+    Precision is autocast's, by the one policy that a single process has: weights are gathered and
+    gradients summed in fp32, which takes twice the traffic of bf16 and gives the same result.
+    """
+    worked = Worked(network)
+    if ranks.count == 1:
+        return worked
+    device = next(network.parameters()).device
+    match experiment.sharding:
+        case "ddp":
+            # Initial values are keyed by name, so all ranks have the same: nothing is broadcast.
+            return DistributedDataParallel(
+                worked, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        case "fsdp":
+            mesh = init_device_mesh(device.type, (ranks.count,))
+            for block in network.modules():
+                if isinstance(block, Block):
+                    fully_shard(block, mesh=mesh)
+            return fully_shard(worked, mesh=mesh)
+
+
+def summing(module: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+    """A backward pass over a part of a batch, the `last` one or another.
+
+    Replicas sum their gradients once, after the last part. Shards do so after each, or every device
+    would hold the whole gradient in between.
+    """
+    if isinstance(module, DistributedDataParallel) and not last:
+        return module.no_sync()
+    return nullcontext()
+
+
+@torch.no_grad()
+def whole(network: Network, experiment: Experiment) -> Network:
+    """The network with all its weights here: itself, or a copy gathered from all ranks' parts."""
+    if not any(isinstance(part, DTensor) for part in network.parameters()):
+        return network
+    device = next(network.parameters()).device
+    copy = build(experiment.model, dropout=experiment.training.dropout).to(device).eval()
+    for own, part in zip(copy.parameters(), network.parameters(), strict=True):
+        own.copy_(part.full_tensor() if isinstance(part, DTensor) else part)
+    return copy
+
+
+@contextmanager
+def edited(network: Network, experiment: Experiment) -> Iterator[Network]:
+    """The network with all its weights here, to be changed: each rank then takes its part again."""
+    copy = whole(network, experiment)
+    yield copy
+    if copy is not network:
+        with torch.no_grad():
+            for own, part in zip(copy.parameters(), network.parameters(), strict=True):
+                _put(part, own)
+
+
+def _put(part: Tensor, value: Tensor) -> None:
+    """Set a rank's part of a tensor from the whole, which every rank has."""
+    if isinstance(part, DTensor):
+        value = distribute_tensor(value, part.device_mesh, part.placements, src_data_rank=None)
+    part.copy_(value)
+
+
+def number(tensor: Tensor) -> float:
+    """The value of a tensor of one number; of one that ranks hold in parts, the whole's."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).item()
