@@ -158,6 +158,11 @@ class Experiment:
         return replace(self, model=self.model.with_variant(variant), seed=seed, start=start)
 
 
+def alone(experiment: Experiment) -> Experiment:
+    """The same experiment on one device."""
+    return replace(experiment, devices=1, sharding="ddp")
+
+
 _ADAPTER = TypeAdapter(Experiment)
 
 

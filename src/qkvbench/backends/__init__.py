@@ -5,13 +5,14 @@ one; ``prepare(threads)`` makes a process
 repeatable; ``device()`` names what computes; ``level_bytes()`` and ``peak_bytes()`` tell an
 accelerator's memory; ``types()`` says what runs in which type, ``cannot_compile()`` whether a
 compiler is lacking; ``workload(...)`` is work to be timed; ``threads()``, ``product_s(...)`` and
-``attention_kernels(precision)`` tell what really computes. The file names inside are the same in
+``attention_kernels(precision)`` tell what really computes; ``launch(...)`` starts processes that
+learn together, each of which ``started()`` tells which it is. The file names inside are the same in
 every backend.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
@@ -31,7 +32,11 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @runtime_checkable
 class Learner(Protocol):
-    """A model that learns from batches."""
+    """A model that learns from batches.
+
+    Over several devices there is one in each process. All are called alike, with whole batches, of
+    which each computes its part; each is told of the whole.
+    """
 
     def warm_up(self, batch: Batch) -> None:
         """Compile what such batches will need, where the experiment asks for it; learns nothing."""
@@ -70,7 +75,7 @@ class Learner(Protocol):
         ...
 
     def save(self, path: Path) -> None:
-        """Write all weights to one file, of numbers only."""
+        """Write all weights to one file, of numbers only; of several processes the first does."""
         ...
 
     def begin_with(self, path: Path) -> tuple[str, ...]:
@@ -140,6 +145,21 @@ class Backend(Protocol):
 
     def cannot_compile(self) -> str | None:
         """Why an experiment that is to be compiled cannot be here; None where it can."""
+        ...
+
+    def cannot_spread(self, devices: int) -> str | None:
+        """Why a run cannot be spread over so many devices of this machine; None where it can."""
+        ...
+
+    def launch(self, words: Sequence[str], devices: int, logs: Path) -> str | None:
+        """Start this Python with these words, once for each device, and wait until all have ended.
+
+        None where all ended well; else how the first to fail did: a signal's name, or a status.
+        """
+        ...
+
+    def started(self) -> tuple[int, int]:
+        """Which of the processes that were started together this is, from 0, and how many."""
         ...
 
     def device(self) -> object:

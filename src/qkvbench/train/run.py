@@ -1,4 +1,4 @@
-"""One experiment, run in this process, to its record. Every way to end is a record."""
+"""One experiment, run in this process or over many devices, to its record: every end is one."""
 
 import statistics
 import time
@@ -18,6 +18,7 @@ from qkvbench.measure.memory import level_bytes, peak_bytes
 from qkvbench.results.record import Cost, MetricInfo, Observed, Record, Status
 from qkvbench.tasks import Task
 from qkvbench.tasks import find as find_task
+from qkvbench.train.devices import Lost, over_devices
 from qkvbench.train.loop import DivergedError, Trained, train
 from qkvbench.train.origin import (
     NoStartError,
@@ -80,8 +81,11 @@ def run(
     """Train, score and describe `experiment`. A run that fails is a record with a reason, too.
 
     What it begins with or sees through is run first where its weights are not kept. `at_end`
-    has the learner of a run that is done.
+    has the learner of a run that is done. An experiment on several devices is run by as many
+    processes, which are started here where this is none of them.
     """
+    if experiment.devices > 1 and find(experiment.backend).started()[1] == 1:
+        return _over_devices(experiment, report, at_end)
     task = find_task(experiment.task)
     backend = find(experiment.backend)
     device = str(backend.device())
@@ -123,6 +127,26 @@ def run(
     done = done.model_copy(update={"observed": observed, "data_identity": data.identity})
     at_end(experiment, done, learner)
     return done
+
+
+def _over_devices(
+    experiment: Experiment,
+    report: Report,
+    at_end: Callable[[Experiment, Record, Learner], None],
+) -> Record:
+    """The record of a run by several processes; what it begins with is run before, and once."""
+    started = now()
+    try:
+        for first in experiment.first:
+            ended(first, report)
+        found = over_devices(experiment, report, None if at_end is _left else at_end)
+    except Exception as error:
+        # As in a run by this process.
+        found = Lost("failed", f"{type(error).__name__}: {error}")
+    if isinstance(found, Record):
+        return found
+    task, device = find_task(experiment.task), str(find(experiment.backend).device())
+    return record(experiment, task, device, started, found.status, found.reason, Trained())
 
 
 def record(

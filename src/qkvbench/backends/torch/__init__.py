@@ -6,6 +6,7 @@ from qkvbench.backends.torch.cache import Cache
 from qkvbench.backends.torch.causal import Decoder
 from qkvbench.backends.torch.generate import Greedy, Sampling, generate
 from qkvbench.backends.torch.kernels import product_s, threads
+from qkvbench.backends.torch.launching import launch
 from qkvbench.backends.torch.learner import (
     Learner,
     cannot_compile,
@@ -15,6 +16,7 @@ from qkvbench.backends.torch.learner import (
     prepare,
 )
 from qkvbench.backends.torch.precision import types
+from qkvbench.backends.torch.ranks import cannot_spread, started
 from qkvbench.backends.torch.search import Beams
 from qkvbench.backends.torch.stacks import build, decoder
 from qkvbench.backends.torch.table import Growing, Reserved
@@ -44,9 +46,11 @@ __all__ = [
     "attention_kernels",
     "build",
     "cannot_compile",
+    "cannot_spread",
     "decoder",
     "device",
     "generate",
+    "launch",
     "level_bytes",
     "load",
     "named_weights",
@@ -56,6 +60,7 @@ __all__ = [
     "read",
     "save",
     "start",
+    "started",
     "threads",
     "types",
     "workload",

@@ -32,9 +32,23 @@ class Ranks:
             dist.barrier()
 
 
-def started() -> Ranks:
-    """What torchrun, or whoever started this process, says of it; alone where nobody did."""
-    return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+def started() -> tuple[int, int]:
+    """Which of the processes that were started together this is, from 0, and how many.
+
+    As torchrun, or whoever started it, says; one alone where nobody did.
+    """
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def cannot_spread(devices: int) -> str | None:
+    """Why a run cannot be spread over so many devices of this machine; None where it can.
+
+    Without accelerators a device is a process, and there may be any number of those.
+    """
+    here = torch.cuda.device_count()
+    if here and devices > here:
+        return f"This machine has {here} accelerators, fewer than {devices}."
+    return None
 
 
 def together(devices: int) -> Ranks:
@@ -44,7 +58,7 @@ def together(devices: int) -> Ranks:
     """
     if devices == 1:
         return Ranks()
-    ranks = started()
+    ranks = Ranks(*started())
     if ranks.count != devices:
         raise ValueError(
             f"This experiment is one for {devices} devices, and {ranks.count} processes were "

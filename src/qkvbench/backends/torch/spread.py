@@ -6,19 +6,19 @@ part of every weight, gradient and optimizer state, and a block is made whole wh
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from qkvbench.backends.torch.block import Block
 from qkvbench.backends.torch.ranks import Ranks
 from qkvbench.backends.torch.stacks import Network, build
 from qkvbench.experiment import Experiment
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Answer = TypeVar("Answer")
 
@@ -53,6 +53,10 @@ def spread(network: Network, experiment: Experiment, ranks: Ranks) -> nn.Module:
                 worked, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         case "fsdp":
+            # Seconds to import, which a run on one device does without.
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
             mesh = init_device_mesh(device.type, (ranks.count,))
             for block in network.modules():
                 if isinstance(block, Block):
@@ -74,12 +78,12 @@ def summing(module: nn.Module, *, last: bool) -> AbstractContextManager[object]:
 @torch.no_grad()
 def whole(network: Network, experiment: Experiment) -> Network:
     """The network with all its weights here: itself, or a copy gathered from all ranks' parts."""
-    if not any(isinstance(part, DTensor) for part in network.parameters()):
+    if not any(map(_in_parts, network.parameters())):
         return network
     device = next(network.parameters()).device
     copy = build(experiment.model, dropout=experiment.training.dropout).to(device).eval()
     for own, part in zip(copy.parameters(), network.parameters(), strict=True):
-        own.copy_(part.full_tensor() if isinstance(part, DTensor) else part)
+        own.copy_(_gathered(part))
     return copy
 
 
@@ -94,13 +98,26 @@ def edited(network: Network, experiment: Experiment) -> Iterator[Network]:
                 _put(part, own)
 
 
-def _put(part: Tensor, value: Tensor) -> None:
-    """Set a rank's part of a tensor from the whole, which every rank has."""
-    if isinstance(part, DTensor):
-        value = distribute_tensor(value, part.device_mesh, part.placements, src_data_rank=None)
-    part.copy_(value)
-
-
 def number(tensor: Tensor) -> float:
     """The value of a tensor of one number; of one that ranks hold in parts, the whole's."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).item()
+    return _gathered(tensor).item()
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which each rank may hold a part."""
+    return cast("DTensor", tensor).full_tensor() if _in_parts(tensor) else tensor
+
+
+def _in_parts(tensor: Tensor) -> bool:
+    """Whether ranks hold parts of this tensor; asked by what it can do, to import no class."""
+    return hasattr(tensor, "full_tensor")
+
+
+def _put(place: Tensor, value: Tensor) -> None:
+    """Set what a rank holds of a tensor from the whole, which every rank has."""
+    if _in_parts(place):
+        from torch.distributed.tensor import distribute_tensor
+
+        parts = cast("DTensor", place)
+        value = distribute_tensor(value, parts.device_mesh, parts.placements, src_data_rank=None)
+    place.copy_(value)

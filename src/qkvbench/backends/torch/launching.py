@@ -6,10 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
 # What a process is given to end by itself when another has died, in seconds; then it is killed.
 GRACE_S = 20
 
@@ -21,6 +17,11 @@ def launch(words: Sequence[str], devices: int, logs: Path) -> str | None:
     The others are then ended, too, as all are by a signal to this process. What they say goes into
     files in `logs`.
     """
+    # Half a second to import, which no other run needs.
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     # It tells everybody that a worker has failed; who asked is told by the result.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
@@ -38,7 +39,9 @@ def launch(words: Sequence[str], devices: int, logs: Path) -> str | None:
     try:
         elastic_launch(config, sys.executable)(*words)
     except ChildFailedError as error:
-        _, first = error.get_first_failure()
+        # One that is killed may be missed by another, which fails, before it is seen to be gone.
+        failures = sorted(error.failures.values(), key=lambda each: each.exitcode)
+        first = failures[0]
         return first.signal_name() if first.exitcode < 0 else f"exit status {first.exitcode}"
     except SignalException as signalled:
         # As this process would have ended without ranks to end first.
