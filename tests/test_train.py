@@ -17,8 +17,9 @@ from qkvbench.results.record import Record
 from qkvbench.tasks import Data
 from qkvbench.tasks._splits import Windows
 from qkvbench.train.analyses import POSITIONS, analysed_batch, snapshot
-from qkvbench.train.loop import DivergedError, Trained, batch_indices, learning_rate, train
+from qkvbench.train.loop import DivergedError, batch_indices, learning_rate, train
 from qkvbench.train.run import run
+from qkvbench.train.trained import Trained
 
 SHORT = Training(steps=6, batch=16, learning_rate=1e-3, warmup=2, evaluations=2, scored=40)
 

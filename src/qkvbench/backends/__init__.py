@@ -1,13 +1,13 @@
 """What a backend is: a folder with these names. Nothing above knows which one runs.
 
-``Learner(experiment)`` trains and predicts on NumPy batches, and shows what its layers make of
-one; ``prepare(threads)`` makes a process
+``Learner(experiment)`` trains and predicts on NumPy batches, shows what its layers make of one, and
+goes on from a ``state`` that another process has left; ``prepare(threads)`` makes a process
 repeatable; ``device()`` names what computes; ``level_bytes()`` and ``peak_bytes()`` tell an
 accelerator's memory; ``types()`` says what runs in which type, ``cannot_compile()`` whether a
 compiler is lacking; ``workload(...)`` is work to be timed; ``threads()``, ``product_s(...)`` and
-``attention_kernels(precision)`` tell what really computes; ``launch(...)`` starts processes that
-learn together, each of which ``started()`` tells which it is. The file names inside are the same in
-every backend.
+``attention_kernels(precision)`` tell what really computes. One that is `Spreading` learns on
+several devices, too: ``launch(...)`` starts a process for each. The file names inside
+are the same in every backend.
 """
 
 import importlib
@@ -85,6 +85,51 @@ class Learner(Protocol):
         """
         ...
 
+    def state(self) -> dict[str, np.ndarray]:
+        """All that training has changed: weights, optimizer, loss scale, random states.
+
+        Plain arrays of NumPy's own types, under the same names at every step. They may be live:
+        read them before training goes on.
+        """
+        ...
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from what `state` told of a learner of the same experiment, with the same bits.
+
+        ValueError where names, shapes or types are not this learner's; it is then unchanged.
+        """
+        ...
+
+
+@runtime_checkable
+class Together(Learner, Protocol):
+    """A learner that may be one of several, each in a process and on a device of its own."""
+
+    @property
+    def rank(self) -> int:
+        """Which of them it is, from 0."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        ...
+
+    def agreed(self, *, asked: bool) -> bool:
+        """Whether any of them asks for it; all call this together, as what follows."""
+        ...
+
+    def told(self, text: str) -> str:
+        """What the first of them says, at most a kilobyte."""
+        ...
+
+    def save_state(self, folder: Path) -> None:
+        """Write the state into safetensors files of this folder: each what it holds of it.
+
+        All return when all is written. OSError in each where one could not write.
+        """
+        ...
+
 
 @runtime_checkable
 class Workload(Protocol):
@@ -147,21 +192,6 @@ class Backend(Protocol):
         """Why an experiment that is to be compiled cannot be here; None where it can."""
         ...
 
-    def cannot_spread(self, devices: int) -> str | None:
-        """Why a run cannot be spread over so many devices of this machine; None where it can."""
-        ...
-
-    def launch(self, words: Sequence[str], devices: int, logs: Path) -> str | None:
-        """Start this Python with these words, once for each device, and wait until all have ended.
-
-        None where all ended well; else how the first to fail did: a signal's name, or a status.
-        """
-        ...
-
-    def started(self) -> tuple[int, int]:
-        """Which of the processes that were started together this is, from 0, and how many."""
-        ...
-
     def device(self) -> object:
         """What computes; its text is its name."""
         ...
@@ -179,6 +209,26 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class Spreading(Backend, Protocol):
+    """A backend that computes one experiment on several devices, a process for each."""
+
+    def cannot_spread(self, devices: int) -> str | None:
+        """Why a run cannot be spread over so many devices of this machine; None where it can."""
+        ...
+
+    def launch(self, words: Sequence[str], devices: int, logs: Path) -> str | None:
+        """Start this Python with these words, once for each device, and wait until all have ended.
+
+        None where all ended well; else how the first to fail did: a signal's name, or a status.
+        """
+        ...
+
+    def started(self) -> tuple[int, int]:
+        """Which of the processes that were started together this is, from 0, and how many."""
+        ...
+
+
 def names() -> list[str]:
     """All backends, by name."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
@@ -192,3 +242,11 @@ def module_of(name: str) -> str:
 def find(name: str) -> Backend:
     """The backend with this name."""
     return cast(Backend, importlib.import_module(module_of(name)))
+
+
+def spreading(name: str) -> Spreading:
+    """The backend with this name; ValueError where it computes on one device only."""
+    backend = find(name)
+    if not isinstance(backend, Spreading):
+        raise ValueError(f"The backend {name} runs on one device; leave out --devices.")
+    return backend

@@ -78,13 +78,18 @@ class Observed(_Strict):
     """Observed on the machine: times and memory.
 
     ``compile_s`` is the time to compile, which is in no step's time and not in ``train_s``; None
-    where nothing was compiled.
+    where nothing was compiled. ``resumed`` are the steps after which another process went on from a
+    checkpoint: times are those of all of them, memory is the last one's, and the first process's
+    where several learn together. ``other_devices`` says on which it was under way before, where on
+    others than its experiment's: its bits are then not those of a run from beginning to end.
     """
 
     train_s: float
     step_p50_s: float
     peak_memory_bytes: int
     compile_s: float | None = None
+    resumed: list[int] = []
+    other_devices: list[str] = []
 
 
 class Machine(_Strict):

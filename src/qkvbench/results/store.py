@@ -48,13 +48,19 @@ class Shelf(Generic[Kept]):
 class Store:
     """A folder of records: `runs/<id>.json`, `measurements/<id>.json` and `study.json`.
 
-    Reading never changes it. Writers may be many: a file appears complete, under its final name.
+    Beside them are the `checkpoints` of runs that are not done. Reading never changes it. Writers
+    may be many: a file appears complete, under its final name.
     """
 
     path: Path
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where runs under way keep what they need to go on; no record is there."""
+        return self.path / "checkpoints"
 
     def runs(self) -> Shelf[Record]:
         """All runs. StoreError where the folder cannot be read."""

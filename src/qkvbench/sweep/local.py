@@ -206,6 +206,8 @@ def _errors_told(news: Connection) -> Iterator[None]:
 
 def _ending(code: int | None) -> Died:
     """How a process that gave no answer came to its end."""
+    if code == 128 + signal.SIGTERM:
+        return Died("interrupted", "It was asked to end by SIGTERM, and kept a checkpoint.")
     if code is None or code >= 0:
         return Died("failed", f"The process ended with exit status {code} and no answer.")
     name = signal.Signals(-code).name

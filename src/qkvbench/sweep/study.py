@@ -1,8 +1,9 @@
 """A study carried out: what is missing is run and measured, and each result is kept at once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain, groupby
 from typing import Protocol, runtime_checkable
 
@@ -17,10 +18,11 @@ from qkvbench.model import Model
 from qkvbench.recipes import Study
 from qkvbench.results.record import Record, StudyInfo
 from qkvbench.results.store import Store
-from qkvbench.sweep.local import Died, Work, Workers
+from qkvbench.sweep.local import Died, Workers
 from qkvbench.tasks import Task
-from qkvbench.train.loop import Trained
+from qkvbench.train.checkpoint import Checkpoints
 from qkvbench.train.run import no_start, now, record, run, run_and_keep
+from qkvbench.train.trained import Trained
 
 
 @runtime_checkable
@@ -77,18 +79,24 @@ def carry_out(
     models = models_to_measure(study)
     store.write_study(info(study, command))
     missing = to_run(experiments, store)
+    checkpoints = Checkpoints(store.checkpoints)
+    for done in set(experiments).difference(missing):
+        # Who wrote its record may have been killed before it could remove them.
+        checkpoints.remove(done)
     planned = dict.fromkeys([*experiments, *missing])
     progress.planned(len(missing), len(planned))
     with Workers(study.backend) as workers:
         jobs = jobs or (1 if workers.accelerated else max(1, cores() // study.threads))
         with _interrupts_noted(workers, store, known):
-            for experiment, answer in _answers(missing, workers, jobs, progress):
+            for experiment, answer in _answers(missing, workers, jobs, checkpoints, progress):
                 ended = (
                     lost(experiment, known[experiment.task], answer)
                     if isinstance(answer, Died)
                     else answer
                 )
                 store.write_run(ended)
+                if ended.status == "done":
+                    checkpoints.remove(experiment)
                 progress.ended(ended)
                 if fail_fast and ended.status != "done":
                     return
@@ -120,7 +128,11 @@ def to_run(experiments: Sequence[Experiment], store: Store) -> list[Experiment]:
 
 
 def _answers(
-    missing: Sequence[Experiment], workers: Workers, jobs: int, progress: Progress
+    missing: Sequence[Experiment],
+    workers: Workers,
+    jobs: int,
+    checkpoints: Checkpoints,
+    progress: Progress,
 ) -> Iterator[tuple[Experiment, Record | Died]]:
     """How each run ended. Where its data or its start cannot be had, it fails before it begins."""
     lacking: dict[str, Died] = {}
@@ -140,13 +152,16 @@ def _answers(
         }
         ready = [each for each in phase if each not in cannot]
         for experiment, answer in chain(
-            cannot.items(), workers.run_all(ready, jobs, progress.stepped, work)
+            cannot.items(),
+            workers.run_all(ready, jobs, progress.stepped, partial(work, checkpoints=checkpoints)),
         ):
             ended[experiment] = answer
             yield experiment, answer
 
 
-def _phases(missing: Sequence[Experiment]) -> Iterator[tuple[Work, list[Experiment]]]:
+def _phases(
+    missing: Sequence[Experiment],
+) -> Iterator[tuple[Callable[..., Record], list[Experiment]]]:
     """What can run at the same time, in order: runs whose weights are kept for others, the rest."""
     needed = {first for each in missing for first in each.needed}
     kept = [each for each in missing if each in needed]

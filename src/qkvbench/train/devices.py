@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from qkvbench.backends import Learner, find
+from qkvbench.backends import Learner, spreading
 from qkvbench.experiment import Experiment, alone, from_json, to_json
 from qkvbench.results.record import Record, Status
+from qkvbench.train.checkpoint import Checkpoints
 
 _ASKED, _RECORD, _STEP, _WEIGHTS = "asked.json", "record.json", "step.txt", "weights.safetensors"
 # How often it is told how the run goes on.
@@ -36,15 +37,24 @@ class Meeting:
 
     folder: Path
 
-    def ask(self, experiment: Experiment, *, weights: bool) -> None:
-        """Say what is to be run, and whether the weights that it ends with are wanted."""
-        asked = {"experiment": to_json(experiment), "weights": weights}
-        (self.folder / _ASKED).write_text(json.dumps(asked), encoding="utf-8")
+    def ask(
+        self, experiment: Experiment, checkpoints: Checkpoints | None, *, weights: bool
+    ) -> None:
+        """Say what is to be run, where it keeps checkpoints, and whether its weights are wanted."""
+        asked = {
+            "experiment": to_json(experiment),
+            "weights": weights,
+            "checkpoints": checkpoints and asdict(checkpoints),
+        }
+        (self.folder / _ASKED).write_text(json.dumps(asked, default=str), encoding="utf-8")
 
-    def asked(self) -> tuple[Experiment, bool]:
-        """What is to be run, and whether the weights are wanted."""
+    def asked(self) -> tuple[Experiment, bool, Checkpoints | None]:
+        """What is to be run, whether its weights are wanted, and where it keeps checkpoints."""
         asked = json.loads((self.folder / _ASKED).read_text(encoding="utf-8"))
-        return from_json(asked["experiment"]), asked["weights"]
+        kept = asked["checkpoints"]
+        if kept is not None:
+            kept = Checkpoints(**{**kept, "root": Path(kept["root"])})
+        return from_json(asked["experiment"]), asked["weights"], kept
 
     def tell(self, step: int, loss: float) -> None:
         """Say how far it has come."""
@@ -87,15 +97,16 @@ def over_devices(
     experiment: Experiment,
     report: Callable[[int, float], None],
     at_end: Callable[[Experiment, Record, Learner], None] | None,
+    checkpoints: Checkpoints | None,
 ) -> Record | Lost:
     """The record of a run over the devices of this machine, or how it was lost.
 
     `at_end` has a learner with the weights that it ended with, on one device.
     """
-    backend = find(experiment.backend)
+    backend = spreading(experiment.backend)
     with TemporaryDirectory(prefix="qkvbench-") as folder:
         meeting = Meeting(Path(folder))
-        meeting.ask(experiment, weights=at_end is not None)
+        meeting.ask(experiment, checkpoints, weights=at_end is not None)
         words = ["-m", "qkvbench.train.rank", folder]
         with _telling(meeting, report):
             failed = backend.launch(words, experiment.devices, Path(folder) / "logs")

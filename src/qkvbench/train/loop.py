@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Int
@@ -12,12 +11,12 @@ from qkvbench.backends import Learner
 from qkvbench.data.batch import Outcome, Split
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model.draws import generator
-from qkvbench.results.items import ItemScores
-from qkvbench.results.record import Point, Snapshot, Written
+from qkvbench.results.record import Point, Written
 from qkvbench.results.stats import reaches
 from qkvbench.tasks import Data, Scored, Task, Writing
 from qkvbench.train.analyses import analysed_batch, analysed_steps, snapshot
 from qkvbench.train.items import item_scores
+from qkvbench.train.trained import Trained
 
 # Tokens scored at a time: few enough that logits stay in a processor's cache.
 SCORED_AT_ONCE = 4096
@@ -27,18 +26,8 @@ class DivergedError(Exception):
     """The loss, its gradient or a score is no finite number; the weights are the last healthy."""
 
 
-@dataclass
-class Trained:
-    """What training left: the final scores on the test split, and the way there."""
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    curve: list[Point] = field(default_factory=list)
-    snapshots: list[Snapshot] = field(default_factory=list)
-    solved_step: int | None = None
-    items: ItemScores | None = None
-    written: Written | None = None
-    step_s: list[float] = field(default_factory=list)
-    compile_s: float | None = None
+def _go_on() -> None:
+    """Neither keep nor stop anything."""
 
 
 def train(
@@ -48,25 +37,28 @@ def train(
     learner: Learner,
     report: Callable[[int, float], None],
     trained: Trained,
+    reached: Callable[[], None] = _go_on,
 ) -> None:
-    """Train to the last step and score the test split, filling `trained` on the way.
+    """Train from the step that `trained` has come to up to the last, filling it on the way.
 
-    `report` hears of every step and its loss. Raises DivergedError before a step that would
-    spoil the weights; what `trained` holds by then stays.
+    `report` hears of every step and its loss; `reached` is called when a step is over with all that
+    belongs to it. Raises DivergedError before a step that would spoil the weights; what `trained`
+    holds by then stays.
     """
     training = experiment.training
     if experiment.compiled:
         first = next(batch_indices(len(data.train), training, experiment.seed))
         began = time.perf_counter()
         learner.warm_up(data.train.batch(first))
-        trained.compile_s = time.perf_counter() - began
-    batches = batch_indices(len(data.train), training, experiment.seed)
+        trained.compile_s = (trained.compile_s or 0.0) + time.perf_counter() - began
+    batches = batch_indices(len(data.train), training, experiment.seed, after=trained.step)
     scored_at = {
         round(training.steps * (n + 1) / training.evaluations) for n in range(training.evaluations)
     }
     analysed, looked_at = analysed_steps(training), analysed_batch(task, data)
-    trained.snapshots.append(snapshot(0, learner, looked_at))
-    for step in range(1, training.steps + 1):
+    if not trained.step:
+        trained.snapshots.append(snapshot(0, learner, looked_at))
+    for step in range(trained.step + 1, training.steps + 1):
         batch = data.train.batch(next(batches))
         if task.redrawn is not None:
             batch = task.redrawn(batch, generator(experiment.seed, "redraw", f"step {step}"))
@@ -79,6 +71,7 @@ def train(
             )
         learner.update(learning_rate(training, step))
         trained.step_s.append(time.perf_counter() - began)
+        trained.step = step
         report(step, loss)
         if step in scored_at:
             metrics = score(task, learner, data.validation, training.scored)
@@ -89,6 +82,11 @@ def train(
                 trained.solved_step = step
         if step in analysed:
             trained.snapshots.append(snapshot(step, learner, looked_at))
+        reached()
+
+
+def tested(task: Task, data: Data, learner: Learner, training: Training, trained: Trained) -> None:
+    """Score the test split, and what the model writes for it where the task asks for texts."""
     said = outcome(task, learner, data.test, training.scored)
     trained.metrics = finite(task.score(said))
     trained.items = item_scores(task, said)
@@ -107,16 +105,20 @@ def learning_rate(training: Training, step: int) -> float:
     return training.final_learning_rate + fall * (1 + math.cos(math.pi * progress)) / 2
 
 
-def batch_indices(items: int, training: Training, seed: int) -> Iterator[Int[np.ndarray, " batch"]]:
-    """The items of each batch, for ever: every epoch all items once, in an order of its own.
+def batch_indices(
+    items: int, training: Training, seed: int, after: int = 0
+) -> Iterator[Int[np.ndarray, " batch"]]:
+    """The items of each batch that comes after so many, for ever.
 
-    The order depends on the seed alone, so all arms of a study see the same batches.
+    Every epoch has all items once, in an order of its own that depends on the seed alone, so all
+    arms of a study see the same batches, and any of them is found without those before it.
     """
-    epoch, left = 0, np.empty(0, dtype=np.int64)
+    epoch, passed = divmod(after * training.batch, items)
+    left = _order(items, seed, epoch)[passed:]
     while True:
         while len(left) < training.batch:
-            order = generator(seed, "order", f"epoch {epoch}").permutation(items)
-            epoch, left = epoch + 1, np.concatenate([left, order])
+            epoch += 1
+            left = np.concatenate([left, _order(items, seed, epoch)])
         yield left[: training.batch]
         left = left[training.batch :]
 
@@ -165,6 +167,10 @@ def finite(metrics: dict[str, float]) -> dict[str, float]:
     if not all(map(math.isfinite, metrics.values())):
         raise DivergedError(f"The scores are no finite numbers: {metrics}.")
     return metrics
+
+
+def _order(items: int, seed: int, epoch: int) -> Int[np.ndarray, " items"]:
+    return generator(seed, "order", f"epoch {epoch}").permutation(items)
 
 
 def _solved(task: Task, metrics: dict[str, float]) -> bool:

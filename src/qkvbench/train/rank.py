@@ -4,18 +4,18 @@ import os
 import sys
 from pathlib import Path
 
-from qkvbench.backends import Learner, find
+from qkvbench.backends import Learner, spreading
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
 from qkvbench.train.devices import Meeting, seldom
-from qkvbench.train.run import run
+from qkvbench.train.run import left, run
 
 
 def main(folder: Path) -> int:
     """Run what is asked in the folder, and leave there what this process has to say of it."""
     meeting = Meeting(folder)
-    experiment, weights = meeting.asked()
-    rank, _ = find(experiment.backend).started()
+    experiment, weights, checkpoints = meeting.asked()
+    rank, _ = spreading(experiment.backend).started()
     started_by = os.getppid()
     tell = seldom(meeting.tell)
 
@@ -27,10 +27,9 @@ def main(folder: Path) -> int:
             tell(step, loss)
 
     def at_end(_experiment: Experiment, _record: Record, learner: Learner) -> None:
-        if weights:
-            learner.save(meeting.weights)
+        learner.save(meeting.weights)
 
-    record = run(experiment, report, at_end)
+    record = run(experiment, report, at_end if weights else left, checkpoints)
     ended = record.status in ("done", "diverged")
     if rank == 0 or not ended:
         meeting.end(record, rank)

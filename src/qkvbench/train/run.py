@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import qkvbench.cost as computed
-from qkvbench.backends import Learner, find
+from qkvbench.backends import Learner, find, spreading
 from qkvbench.cost.matched import arm_text
 from qkvbench.data import DataRefusedError
 from qkvbench.data.cache import alone
@@ -18,8 +18,9 @@ from qkvbench.measure.memory import level_bytes, peak_bytes
 from qkvbench.results.record import Cost, MetricInfo, Observed, Record, Status
 from qkvbench.tasks import Task
 from qkvbench.tasks import find as find_task
+from qkvbench.train.checkpoint import Checkpoints, Progress, kept_on_the_way, taken_up
 from qkvbench.train.devices import Lost, over_devices
-from qkvbench.train.loop import DivergedError, Trained, train
+from qkvbench.train.loop import DivergedError, tested, train
 from qkvbench.train.origin import (
     NoStartError,
     folder_name,
@@ -28,6 +29,7 @@ from qkvbench.train.origin import (
     kept_weights,
 )
 from qkvbench.train.seen import checked, seen
+from qkvbench.train.trained import Trained
 
 Report = Callable[[int, float], None]
 
@@ -36,11 +38,13 @@ def _silent(_step: int, _loss: float) -> None:
     """Tell nobody."""
 
 
-def _left(_experiment: Experiment, _record: Record, _learner: Learner) -> None:
+def left(_experiment: Experiment, _record: Record, _learner: Learner) -> None:
     """Keep nothing."""
 
 
-def ended(experiment: Experiment, report: Report = _silent) -> Path:
+def ended(
+    experiment: Experiment, report: Report = _silent, checkpoints: Checkpoints | None = None
+) -> Path:
     """The kept weights of this experiment, trained first where they are missing.
 
     Raises NoStartError where the run does not come to its end, DataUnavailableError where the
@@ -48,20 +52,25 @@ def ended(experiment: Experiment, report: Report = _silent) -> Path:
     """
     path = kept_weights(experiment)
     if path is None:
-        record = run_and_keep(experiment, report)
+        record = run_and_keep(experiment, report, checkpoints)
         path = kept_weights(experiment)
         if path is None:
             raise NoStartError(no_start(experiment, record.status, record.reason))
     return path
 
 
-def run_and_keep(experiment: Experiment, report: Report = _silent) -> Record:
+def run_and_keep(
+    experiment: Experiment, report: Report = _silent, checkpoints: Checkpoints | None = None
+) -> Record:
     """As `run`, and the weights that it ends with are kept; where they are, nothing is run.
 
     Several that ask at once get one run. No other use of the cache waits for it.
     """
     with alone(folder_name(experiment)):
-        return kept_record(experiment) or run(experiment, report, keep_end)
+        record = kept_record(experiment) or run(experiment, report, keep_end, checkpoints)
+    if checkpoints is not None and record.status == "done":
+        checkpoints.remove(experiment)
+    return record
 
 
 def no_start(start: Experiment, status: Status, reason: str | None) -> str:
@@ -76,16 +85,29 @@ def no_start(start: Experiment, status: Status, reason: str | None) -> str:
 def run(
     experiment: Experiment,
     report: Report = _silent,
-    at_end: Callable[[Experiment, Record, Learner], None] = _left,
+    at_end: Callable[[Experiment, Record, Learner], None] = left,
+    checkpoints: Checkpoints | None = None,
 ) -> Record:
     """Train, score and describe `experiment`. A run that fails is a record with a reason, too.
 
     What it begins with or sees through is run first where its weights are not kept. `at_end`
-    has the learner of a run that is done. An experiment on several devices is run by as many
-    processes, which are started here where this is none of them.
+    has the learner of a run that is done. With `checkpoints` it goes on from the newest one there,
+    and keeps one now and then and when SIGTERM or Ctrl-C ends the process; to remove them is for
+    whoever has written the record. An experiment on several devices is run by as many processes,
+    which are started here where this is none of them.
     """
-    if experiment.devices > 1 and find(experiment.backend).started()[1] == 1:
-        return _over_devices(experiment, report, at_end)
+    if experiment.devices > 1 and spreading(experiment.backend).started()[1] == 1:
+        return _over_devices(experiment, report, at_end, checkpoints)
+    return _here(experiment, report, at_end, checkpoints)
+
+
+def _here(
+    experiment: Experiment,
+    report: Report,
+    at_end: Callable[[Experiment, Record, Learner], None],
+    checkpoints: Checkpoints | None,
+) -> Record:
+    """The record of a run by this process, or by those of which it is one."""
     task = find_task(experiment.task)
     backend = find(experiment.backend)
     device = str(backend.device())
@@ -100,8 +122,8 @@ def run(
         checked(task, experiment)
         data = task.load()
         if through := experiment.seen_through:
-            data = seen(data, through, partial(ended, through, report))
-        start = experiment.start and ended(experiment.start, report)
+            data = seen(data, through, partial(ended, through, report, checkpoints))
+        start = experiment.start and ended(experiment.start, report, checkpoints)
         # What comes first may just have been trained here, with other threads.
         backend.prepare(experiment.threads)
         before = level_bytes(backend)
@@ -109,12 +131,44 @@ def run(
         learner = backend.Learner(experiment)
         if start is not None:
             learner.begin_with(start)
-        train(experiment, task, data, learner, report, trained)
+
+        def train_s() -> float:
+            return time.perf_counter() - began - (trained.compile_s or 0.0)
+
+        def told() -> Progress:
+            return Progress(
+                experiment=to_json(experiment),
+                step=trained.step,
+                curve=trained.curve,
+                snapshots=trained.snapshots,
+                solved_step=trained.solved_step,
+                step_s=trained.step_s,
+                started=started,
+                train_s=train_s(),
+                compile_s=trained.compile_s,
+                resumed=trained.resumed,
+                other_devices=trained.other_devices,
+                machine=machine(device),
+            )
+
+        if checkpoints is None:
+            train(experiment, task, data, learner, report, trained)
+        else:
+            earlier = taken_up(checkpoints, experiment, learner, trained, machine(device))
+            if earlier is not None:
+                started = earlier.started
+                # The clock began as much earlier as the processes before this one took.
+                began -= earlier.train_s + (earlier.compile_s or 0.0)
+            with kept_on_the_way(checkpoints, experiment, learner, told) as reached:
+                train(experiment, task, data, learner, report, trained, reached)
+        tested(task, data, learner, experiment.training, trained)
         observed = Observed(
-            train_s=time.perf_counter() - began - (trained.compile_s or 0.0),
+            train_s=train_s(),
             step_p50_s=statistics.median(trained.step_s),
             peak_memory_bytes=max(0, peak_bytes(backend) - before),
             compile_s=trained.compile_s,
+            resumed=trained.resumed,
+            other_devices=trained.other_devices,
         )
     except DivergedError as error:
         return record(experiment, task, device, started, "diverged", str(error), trained)
@@ -133,13 +187,15 @@ def _over_devices(
     experiment: Experiment,
     report: Report,
     at_end: Callable[[Experiment, Record, Learner], None],
+    checkpoints: Checkpoints | None,
 ) -> Record:
     """The record of a run by several processes; what it begins with is run before, and once."""
     started = now()
     try:
         for first in experiment.first:
-            ended(first, report)
-        found = over_devices(experiment, report, None if at_end is _left else at_end)
+            ended(first, report, checkpoints)
+        wanted = None if at_end is left else at_end
+        found = over_devices(experiment, report, wanted, checkpoints)
     except Exception as error:
         # As in a run by this process.
         found = Lost("failed", f"{type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,9 +40,11 @@ def launch(words: Sequence[str], devices: int, logs: Path) -> str | None:
     try:
         elastic_launch(config, sys.executable)(*words)
     except ChildFailedError as error:
-        # One that is killed may be missed by another, which fails, before it is seen to be gone.
-        failures = sorted(error.failures.values(), key=lambda each: each.exitcode)
-        first = failures[0]
+        # Others fail because they miss one that was killed, or are ended by SIGTERM after it.
+        first = min(
+            error.failures.values(),
+            key=lambda each: (each.exitcode == -signal.SIGTERM, each.exitcode),
+        )
         return first.signal_name() if first.exitcode < 0 else f"exit status {first.exitcode}"
     except SignalException as signalled:
         # As this process would have ended without ranks to end first.

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,12 +23,23 @@ from qkvbench.backends.torch.loss import mean_loss, place_losses
 from qkvbench.backends.torch.precision import autocast, loss_scaler
 from qkvbench.backends.torch.ranks import Ranks, together
 from qkvbench.backends.torch.search import searched
-from qkvbench.backends.torch.spread import edited, number, spread, summing, whole
+from qkvbench.backends.torch.spread import (
+    edited,
+    held,
+    number,
+    put,
+    spread,
+    summing,
+    whole,
+    write_parts,
+)
 from qkvbench.backends.torch.stacks import Network, build
 from qkvbench.backends.torch.weights import load, named_weights, read, save, start, take_over
 from qkvbench.data.batch import UNSCORED, Batch, Outcome, Search, Sequences
 from qkvbench.experiment import Experiment
 from qkvbench.model.draws import framework_seed
+
+_DRAWS = "draws"
 
 
 class Read(NamedTuple):
@@ -155,10 +166,11 @@ class Learner:
             losses, *classes = self.worked(_told, read, targets, places)
         scored = batch.targets != UNSCORED
         loss = np.zeros(batch.targets.shape, np.float32)
-        loss[scored] = self._joined(losses, share, np.count_nonzero(scored))
+        count = int(np.count_nonzero(scored))
+        loss[scored] = self._joined(losses, share, count)
         predicted, ranks = (np.full(batch.targets.shape, UNSCORED, np.int64) for _ in classes)
         for found, told in zip((predicted, ranks), classes, strict=True):
-            found[scored] = self._joined(told, share, np.count_nonzero(scored))
+            found[scored] = self._joined(told, share, count)
         return Outcome(loss, predicted, batch.targets, ranks)
 
     @torch.no_grad()
@@ -191,6 +203,24 @@ class Learner:
         with autocast(self.experiment.precision, self.device):
             return inspected(network, read.inputs, *read.beside)
 
+    @property
+    def rank(self) -> int:
+        """Which of the processes that learn together this is, from 0."""
+        return self.ranks.rank
+
+    @property
+    def count(self) -> int:
+        """How many processes learn together."""
+        return self.ranks.count
+
+    def agreed(self, *, asked: bool) -> bool:
+        """Whether any of them asks for it."""
+        return self.ranks.agreed(asked=asked)
+
+    def told(self, text: str) -> str:
+        """What the first of them says."""
+        return self.ranks.told(text)
+
     def weights(self) -> dict[str, Tensor]:
         """Live views of all weights, under the names that all backends share.
 
@@ -213,6 +243,80 @@ class Learner:
         """Take over what agrees in name and shape from a file that `save` wrote; those names."""
         with edited(self.network, self.experiment) as network:
             return take_over(network, read(path))
+
+    @torch.no_grad()
+    def state(self) -> dict[str, np.ndarray]:
+        """Weights, both moments of the optimizer and its steps, loss scale, state of the draws.
+
+        Of several processes each tells what it holds.
+        """
+        return {name: held(tensor).cpu().numpy() for name, tensor in self._state().items()}
+
+    def save_state(self, folder: Path) -> None:
+        """Write what all processes hold to files in a folder; OSError where they cannot be."""
+        write_parts(self._state(), folder)
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from what `state` told, with the same bits; ValueError where it does not fit.
+
+        Each of several processes is given the whole. Where another number of them has drawn, they
+        draw anew from here: what each would go on with is not there.
+        """
+        given = {name: torch.tensor(array) for name, array in state.items()}
+        self._sort_out_draws(given)
+        own = self._state()
+        for name in sorted(own.keys() | given.keys()):
+            here, there = own.get(name), given.get(name)
+            if here is None or there is None or _kind(here) != _kind(there):
+                raise ValueError(
+                    f"{name} is {_said(here)} in this learner and {_said(there)} in the state."
+                )
+        for name, tensor in self._changed().items():
+            put(tensor, given[name].to(tensor.device))
+        self.draws.set_state(given[self._drawn])
+        if scale := self.scaler.state_dict():
+            self.scaler.load_state_dict({key: given[f"scaler.{key}"].item() for key in scale})
+
+    @property
+    def _drawn(self) -> str:
+        """The name of the state of this process's draws."""
+        return _draws_of(self.ranks)[self.ranks.rank]
+
+    def _sort_out_draws(self, given: dict[str, Tensor]) -> None:
+        """Leave of all processes' draws this one's; new ones where others have drawn."""
+        drawn = {name for name in given if name.split(".")[0] == _DRAWS}
+        names = _draws_of(self.ranks)
+        if drawn and drawn != set(names):
+            step = max((int(given[name]) for name in given if name.endswith(".step")), default=0)
+            purpose = f"{_dropout(self.ranks)} after step {step}"
+            fresh = torch.Generator(self.device)
+            fresh.manual_seed(framework_seed(self.experiment.seed, purpose))
+            given[self._drawn] = fresh.get_state()
+        for name in drawn.difference([self._drawn]):
+            del given[name]
+
+    def _state(self) -> dict[str, Tensor]:
+        """All that training has changed: live tensors, and copies of what are none."""
+        scale = {key: torch.tensor(value) for key, value in self.scaler.state_dict().items()}
+        return {
+            **self._changed(),
+            self._drawn: self.draws.get_state(),
+            **{f"scaler.{key}": value for key, value in scale.items()},
+        }
+
+    def _changed(self) -> dict[str, Tensor]:
+        """The tensors that a step changes, live: weights, and the optimizer's own for each."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.network.named_parameters():
+            kept = self.optimizer.state[parameter]
+            if not kept:
+                # As the optimizer begins at its first step.
+                kept["step"] = torch.zeros((), device=parameter.device)
+                kept |= {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            tensors[f"weights.{name}"] = parameter
+            tensors |= {f"optimizer.{name}.{key}": tensor for key, tensor in kept.items()}
+        return {name: tensor.detach() for name, tensor in tensors.items()}
 
     def _backward(self, batch: Batch) -> float:
         """Set the gradients to those of the scaled mean loss of the whole batch; the mean loss.
@@ -360,6 +464,21 @@ def _share(batch: Batch, ranks: Ranks) -> tuple[Batch, slice]:
 def _dropout(ranks: Ranks) -> str:
     """What a rank's draws of dropout are for: others draw other masks, for other items."""
     return "dropout" if ranks.count == 1 else f"dropout of {ranks.rank} in {ranks.count}"
+
+
+def _draws_of(ranks: Ranks) -> list[str]:
+    """The names of the states of all processes' draws."""
+    return [_DRAWS] if ranks.count == 1 else [f"{_DRAWS}.{each}" for each in range(ranks.count)]
+
+
+def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
+    return tensor.dtype, tensor.shape
+
+
+def _said(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "missing"
+    return f"{str(tensor.dtype).removeprefix('torch.')} of {tuple(tensor.shape)}"
 
 
 def _draws(device: torch.device) -> torch.Generator:

@@ -11,6 +11,8 @@ from torch import Tensor
 # How long one waits for the others. A process that dies is noticed at once, by its connections;
 # this is for a machine that falls silent, and longer than a checkpoint takes that others wait for.
 WAIT_S = 300
+# Of a text that one tells the others, in bytes.
+_LONGEST = 1024
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,27 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def wait(self) -> None:
-        """Go on when all have come here."""
-        if self.count > 1:
-            dist.barrier()
+    def agreed(self, *, asked: bool) -> bool:
+        """Whether any of them asks for it."""
+        if self.count == 1:
+            return asked
+        flag = torch.tensor([float(asked)], device=_told_on())
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def told(self, text: str) -> str:
+        """What the first of them says."""
+        if self.count == 1:
+            return text
+        content = bytearray(text.encode().ljust(_LONGEST)[:_LONGEST])
+        said = torch.frombuffer(content, dtype=torch.uint8).to(_told_on())
+        dist.broadcast(said, 0)
+        return bytes(said.cpu().tolist()).decode().rstrip()
+
+
+def _told_on() -> torch.device:
+    """Where a message must be: NCCL sends what is on an accelerator."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def started() -> tuple[int, int]:

@@ -6,6 +6,7 @@ part of every weight, gradient and optimizer state, and a block is made whole wh
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
@@ -61,7 +62,8 @@ def spread(network: Network, experiment: Experiment, ranks: Ranks) -> nn.Module:
             for block in network.modules():
                 if isinstance(block, Block):
                     fully_shard(block, mesh=mesh)
-            return fully_shard(worked, mesh=mesh)
+            fully_shard(worked, mesh=mesh)
+            return worked
 
 
 def summing(module: nn.Module, *, last: bool) -> AbstractContextManager[object]:
@@ -95,12 +97,44 @@ def edited(network: Network, experiment: Experiment) -> Iterator[Network]:
     if copy is not network:
         with torch.no_grad():
             for own, part in zip(copy.parameters(), network.parameters(), strict=True):
-                _put(part, own)
+                put(part, own)
 
 
 def number(tensor: Tensor) -> float:
     """The value of a tensor of one number; of one that ranks hold in parts, the whole's."""
     return _gathered(tensor).item()
+
+
+def put(place: Tensor, value: Tensor) -> None:
+    """Set what a rank holds of a tensor from the whole, which every rank has."""
+    if _in_parts(place):
+        from torch.distributed.tensor import distribute_tensor
+
+        parts = cast("DTensor", place)
+        value = distribute_tensor(value, parts.device_mesh, parts.placements, src_data_rank=None)
+    place.copy_(value)
+
+
+def held(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: its part, or the whole."""
+    return cast("DTensor", tensor).to_local() if _in_parts(tensor) else tensor
+
+
+def write_parts(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write the tensors that all ranks hold, each part once, as one safetensors file of each rank.
+
+    A file says where its parts belong (`DCP_SHARDING_INFO` in its head); no index, no pickle. All
+    ranks return when all have written. OSError on each of them where one could not.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    try:
+        save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as error:
+        first = next(iter(error.failures.values()))[0]
+        raise OSError(getattr(first, "errno", None), str(first)) from None
 
 
 def _gathered(tensor: Tensor) -> Tensor:
@@ -111,13 +145,3 @@ def _gathered(tensor: Tensor) -> Tensor:
 def _in_parts(tensor: Tensor) -> bool:
     """Whether ranks hold parts of this tensor; asked by what it can do, to import no class."""
     return hasattr(tensor, "full_tensor")
-
-
-def _put(place: Tensor, value: Tensor) -> None:
-    """Set what a rank holds of a tensor from the whole, which every rank has."""
-    if _in_parts(place):
-        from torch.distributed.tensor import distribute_tensor
-
-        parts = cast("DTensor", place)
-        value = distribute_tensor(value, parts.device_mesh, parts.placements, src_data_rank=None)
-    place.copy_(value)
