@@ -97,6 +97,11 @@ class Experiment:
                 f"A batch of {self.training.batch} sequences cannot be computed by {self.devices} "
                 f"devices; take from 1 to {self.training.batch}."
             )
+        if self.devices == 1 and self.sharding != "ddp":
+            raise ValueError(
+                f"One device holds everything, so nothing is shared by {self.sharding}; leave out "
+                "--sharding, or take --devices 2 or more."
+            )
         if self.compiled and self.devices > 1:
             raise ValueError(
                 "A training pass over several devices is not compiled; leave out --compile or "

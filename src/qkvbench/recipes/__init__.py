@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from qkvbench import tasks
 from qkvbench.cost.matched import LIKE, parse_arm, with_arm
-from qkvbench.experiment import Experiment, Precision, Training
+from qkvbench.experiment import Experiment, Precision, Sharding, Training
 from qkvbench.model import Encoder, Model, Pooling, as_in, position_named
 
 
@@ -22,8 +22,8 @@ class Study:
     A variant may be given another's size, as ``q,k,v~q,k=v`` (`cost.matched`): the arm of equal
     parameters.
     ``seeds`` says how many each task gets, ``budget`` how many times the task's own steps;
-    ``precision``, ``threads``, ``compiled``, ``checkpointing`` and ``micro_batches`` say how a run
-    is carried out.
+    ``precision``, ``threads``, ``compiled``, ``checkpointing``, ``micro_batches``,
+    ``devices`` and ``sharding`` say how a run is carried out.
     ``model`` replaces the tasks' own geometry, layers and positions; their inputs and outputs stay.
     ``position`` names the position scheme that replaces those, ``pooling`` says how encoders tell
     the whole.
@@ -44,6 +44,8 @@ class Study:
     compiled: bool = False
     checkpointing: bool = False
     micro_batches: int = 1
+    devices: int = 1
+    sharding: Sharding = "ddp"
     budget: int = 1
     smoke: bool = False
 
@@ -146,6 +148,8 @@ class Study:
             threads=self.threads,
             compiled=self.compiled,
             checkpointing=self.checkpointing,
+            devices=self.devices,
+            sharding=self.sharding,
             seen_through=task.seen_through and self._looking(task.seen_through),
         )
 

@@ -86,7 +86,8 @@ def carry_out(
     planned = dict.fromkeys([*experiments, *missing])
     progress.planned(len(missing), len(planned))
     with Workers(study.backend) as workers:
-        jobs = jobs or (1 if workers.accelerated else max(1, cores() // study.threads))
+        busy = study.threads * study.devices
+        jobs = jobs or (1 if workers.accelerated else max(1, cores() // busy))
         with _interrupts_noted(workers, store, known):
             for experiment, answer in _answers(missing, workers, jobs, checkpoints, progress):
                 ended = (

@@ -52,6 +52,11 @@ def ended(
     """
     path = kept_weights(experiment)
     if path is None:
+        if experiment.devices > 1 and spreading(experiment.backend).started()[1] > 1:
+            raise NoStartError(
+                f"It needs the weights of {experiment.task}, {experiment.id}, which are not kept "
+                "here; processes that learn together cannot run another experiment first."
+            )
         record = run_and_keep(experiment, report, checkpoints)
         path = kept_weights(experiment)
         if path is None:
