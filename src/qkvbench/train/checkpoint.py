@@ -380,10 +380,10 @@ def _read(place: Path, experiment: Experiment) -> Checkpoint:
     other = from_json(progress.experiment)
     if alone(other).id != alone(experiment).id:
         raise ValueError(f"it is of the run {other.id}, not of this one.")
-    return Checkpoint(place, progress, _joined(content))
+    return Checkpoint(place, progress, joined(content))
 
 
-def _joined(files: Mapping[str, bytes]) -> dict[str, np.ndarray]:
+def joined(files: Mapping[str, bytes]) -> dict[str, np.ndarray]:
     """The arrays in the files, whole: what several processes held in parts is put together.
 
     The head of such a file says where its parts belong, as torch.distributed.checkpoint writes it.
