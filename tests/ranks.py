@@ -75,6 +75,9 @@ def moved(wanted, folder):
     What the two have come to by then is left in the folder, under the name of their sharding.
     """
     learner, batch = begun(wanted)
+    # What was whole for a score is in parts again.
+    learner.predict(batch)
+    learner.state()
     learner.save_state(folder / wanted.sharding)
     here = learner.gradients(batch)
     other = backend.Learner(wanted)

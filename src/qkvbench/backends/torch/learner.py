@@ -26,6 +26,7 @@ from qkvbench.backends.torch.search import searched
 from qkvbench.backends.torch.spread import (
     edited,
     held,
+    looked,
     number,
     put,
     spread,
@@ -163,7 +164,7 @@ class Learner:
         own, share = _share(batch, self.ranks)
         read, targets, places = self._tensors(own)
         with autocast(self.experiment.precision, self.device):
-            losses, *classes = self.worked(_told, read, targets, places)
+            losses, *classes = looked(self.worked, _told, read, targets, places)
         scored = batch.targets != UNSCORED
         loss = np.zeros(batch.targets.shape, np.float32)
         count = int(np.count_nonzero(scored))
@@ -194,7 +195,7 @@ class Learner:
         self.network.eval()
         read, _, _ = self._tensors(batch)
         with autocast(self.experiment.precision, self.device):
-            return self.worked(_hidden, read).float().cpu().numpy()
+            return looked(self.worked, _hidden, read).float().cpu().numpy()
 
     def inspect(self, batch: Batch) -> tuple[Layer, ...]:
         """What each attention layer makes of a batch; changes nothing."""

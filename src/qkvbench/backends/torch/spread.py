@@ -19,6 +19,7 @@ from qkvbench.backends.torch.stacks import Network, build
 from qkvbench.experiment import Experiment
 
 if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
 Answer = TypeVar("Answer")
@@ -75,6 +76,17 @@ def summing(module: nn.Module, *, last: bool) -> AbstractContextManager[object]:
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
     return nullcontext()
+
+
+def looked(module: nn.Module, work: Callable[..., Answer], *arguments: object) -> Answer:
+    """What work makes of the network that no backward pass follows.
+
+    It is that pass which cuts the outermost weights into parts again; here nothing else would.
+    """
+    found = module(work, *arguments)
+    if isinstance(module, Worked) and hasattr(module, "reshard"):
+        cast("FSDPModule", module).reshard()
+    return found
 
 
 @torch.no_grad()
