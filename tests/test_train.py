@@ -124,6 +124,16 @@ def test_every_epoch_has_every_item_once_in_an_order_of_its_own():
     assert not (other == epochs.ravel()).all()
 
 
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 6, 7, 8, 100])
+def test_the_batches_after_any_step_are_found_without_those_before(after):
+    # Seven items in threes: a batch may hold the end of an epoch and the beginning of the next,
+    # and after seven batches an epoch ends with one.
+    training = replace(SHORT, batch=3)
+    whole = islice(batch_indices(7, training, seed=0), after, after + 9)
+    found = islice(batch_indices(7, training, seed=0, after=after), 9)
+    np.testing.assert_array_equal(list(found), list(whole))
+
+
 def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_its_end():
     training = replace(SHORT, steps=100, warmup=10, learning_rate=1.0, final_learning_rate=0.1)
     rates = [learning_rate(training, step) for step in range(1, 101)]

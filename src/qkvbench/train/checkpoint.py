@@ -285,7 +285,7 @@ def _write(place: Path, progress: Progress, learner: Learner) -> None:
         (beside / _PROGRESS).write_text(text, encoding="utf-8")
         names = sorted(path.name for path in beside.iterdir())
         sums = {name: sha256_of(beside / name) for name in names}
-        (beside / _SUMS).write_text("".join(f"{each}  {name}\n" for name, each in sums.items()))
+        (beside / _SUMS).write_text(_manifest(sums), encoding="utf-8")
         for path in (*(beside / name for name in names), beside / _SUMS, beside):
             _flush(path)
         _put(beside, place)
@@ -328,6 +328,10 @@ def _spread(experiment: Experiment) -> str:
     return f"{experiment.devices} devices by {experiment.sharding}"
 
 
+def _manifest(sums: dict[str, str]) -> str:
+    return "".join(f"{each}  {name}\n" for name, each in sums.items())
+
+
 def _put(beside: Path, place: Path) -> None:
     """Rename; what is there of the same step has the same bits, and is replaced all the same."""
     if place.exists():
@@ -364,18 +368,15 @@ def _clear_stale(folder: Path) -> None:
 
 def _read(place: Path, experiment: Experiment) -> Checkpoint:
     """The checkpoint at a place; ValueError or OSError says what is wrong with it."""
-    lines = (place / _SUMS).read_text(encoding="utf-8").splitlines()
-    sums = {name: told for told, _, name in (line.partition("  ") for line in lines)}
-    content: dict[str, bytes] = {}
-    for name in {_PROGRESS, *sums, *(path.name for path in place.glob("*.safetensors"))}:
-        if name != Path(name).name:
-            raise ValueError(f"{_SUMS} names {name}, which is no file of this folder.")
-        content[name] = (place / name).read_bytes()
-        found, told = sha256(content[name]).hexdigest(), sums.get(name)
-        if found != told:
-            raise ValueError(
-                f"the SHA-256 of {name} is {found}, and {_SUMS} says {told or 'nothing of it'}."
-            )
+    told = (place / _SUMS).read_text(encoding="utf-8")
+    names = sorted({_PROGRESS, *(path.name for path in place.iterdir())} - {_SUMS})
+    content = {name: (place / name).read_bytes() for name in names}
+    found = {name: sha256(read).hexdigest() for name, read in content.items()}
+    for name, each in found.items():
+        if each not in told:
+            raise ValueError(f"the SHA-256 of {name} is {each}, which {_SUMS} does not say.")
+    if told != _manifest(found):
+        raise ValueError(f"{_SUMS} is not the list of {' and '.join(found)} that was written.")
     progress = Progress.model_validate_json(content.pop(_PROGRESS))
     other = from_json(progress.experiment)
     if alone(other).id != alone(experiment).id:

@@ -66,7 +66,10 @@ def text(name: str, found: bytes) -> bytes:
 def shown(said: str) -> str:
     """What a person or a file says, short enough for a sentence and without control characters."""
     plain = "".join(mark if mark.isprintable() else "\N{REPLACEMENT CHARACTER}" for mark in said)
-    return plain if len(plain) <= _SHOWN else f"{plain[: _SHOWN - 1]}…"
+    if len(plain) <= _SHOWN:
+        return plain
+    # Of a long path the end is what tells it from others.
+    return f"{plain[: _SHOWN // 4]}…{plain[-(3 * _SHOWN // 4 - 1) :]}"
 
 
 def _line(found: bytes, place: int) -> int:

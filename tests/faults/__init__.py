@@ -1,0 +1,1 @@
+"""Faults: what may happen to a run, a store or a request, and what is promised when it does."""

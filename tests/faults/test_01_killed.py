@@ -1,0 +1,73 @@
+"""Fault 1: a run that is killed at any moment goes on and has the bits of one that was not."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from faults.runs import TRAINING, begun, end, experiment, killed_after
+
+KILLS = 3
+
+
+def whole_and_killed(wanted, tmp_path, kills, *, seed):
+    """The ends of a run that was left alone and of one that was killed so often and in a save."""
+    moments = random.Random(seed)
+    alone, often = tmp_path / "alone", tmp_path / "often"
+    for folder in (alone, often):
+        folder.mkdir()
+    process = begun(wanted, alone)
+    process.join()
+    for _ in range(kills):
+        # A step and its checkpoint take some hundredths of a second.
+        killed_after(begun(wanted, often), often, moments.randint(2, 7), moments.random() / 30)
+    process = begun(wanted, often, stage=(wanted.training.steps - 4, "flushed, not renamed"))
+    process.join()
+    process = begun(wanted, often)
+    process.join()
+    assert process.exitcode == 0
+    return end(alone), end(often)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["q,k,v", "q,k=v"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_that_is_killed_again_and_again_has_the_bits_of_one_that_was_not(
+    variant, precision, tmp_path
+):
+    wanted = experiment(variant, precision=precision)
+    alone, often = whole_and_killed(wanted, tmp_path, KILLS, seed=7)
+    assert alone["record"]["status"] == "done", alone["record"]["reason"]
+    assert alone["resumed"] == []
+    assert len(often["resumed"]) >= 2
+    assert often["weights"] == alone["weights"]
+    assert often["losses"] == alone["losses"]
+    assert often["record"] == alone["record"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changed", "training"),
+    [
+        ({"precision": "fp16"}, {}),
+        ({"compiled": True}, {"micro_batches": 1}),
+        ({"checkpointing": True}, {"micro_batches": 3}),
+    ],
+    ids=["fp16 and its scale", "compiled", "activations made again"],
+)
+def test_so_has_one_that_is_carried_out_otherwise(changed, training, tmp_path):
+    short = replace(TRAINING, steps=16, **training)
+    alone, often = whole_and_killed(experiment(training=short, **changed), tmp_path, 1, seed=3)
+    assert alone["record"]["status"] == "done", alone["record"]["reason"]
+    assert often == {**alone, "resumed": often["resumed"]}
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_a_run_survives_two_hundred_kills(tmp_path):
+    # No process gets further than ten steps before it is killed.
+    kills = 200
+    wanted = experiment(training=replace(TRAINING, steps=10 * kills, evaluations=20))
+    alone, often = whole_and_killed(wanted, tmp_path, kills, seed=11)
+    assert len(often["resumed"]) > kills / 2
+    assert often == {**alone, "resumed": often["resumed"]}

@@ -1,0 +1,40 @@
+"""Fault 2: a process that dies inside a save loses that checkpoint and nothing before it."""
+
+import signal
+from dataclasses import replace
+
+import pytest
+
+from faults.runs import TRAINING, begun, end, experiment, left_over, often
+
+STEP = 5
+SHORT = replace(TRAINING, steps=8)
+MOMENTS = {
+    # What is kept when the process dies there.
+    "half of the numbers": STEP - 1,
+    "written, not flushed": STEP - 1,
+    "flushed, not renamed": STEP - 1,
+    "renamed, folder not flushed": STEP,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("moment", "kept"), MOMENTS.items(), ids=list(MOMENTS))
+def test_who_dies_inside_a_save_goes_on_from_the_checkpoint_before(moment, kept, tmp_path):
+    wanted = experiment(training=SHORT)
+    process = begun(wanted, tmp_path, stage=(STEP, moment))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    # What was not renamed lies there, and nobody takes it for a checkpoint.
+    assert bool(left_over(tmp_path)) == (kept < STEP)
+
+    newest = next(often(tmp_path / "checkpoints").found(wanted))
+    assert newest.progress.step == kept
+    assert left_over(tmp_path) == []
+
+    process = begun(wanted, tmp_path)
+    process.join()
+    assert process.exitcode == 0
+    ended = end(tmp_path)
+    assert ended["resumed"] == [kept]
+    assert sorted(ended["losses"]) == list(range(1, SHORT.steps + 1))
