@@ -369,7 +369,8 @@ def _clear_stale(folder: Path) -> None:
 def _read(place: Path, experiment: Experiment) -> Checkpoint:
     """The checkpoint at a place; ValueError or OSError says what is wrong with it."""
     told = (place / _SUMS).read_text(encoding="utf-8")
-    names = sorted({_PROGRESS, *(path.name for path in place.iterdir())} - {_SUMS})
+    listed = {Path(line.partition("  ")[2]).name for line in told.splitlines()}
+    names = sorted({_PROGRESS, *listed, *(path.name for path in place.iterdir())} - {_SUMS, ""})
     content = {name: (place / name).read_bytes() for name in names}
     found = {name: sha256(read).hexdigest() for name, read in content.items()}
     for name, each in found.items():
