@@ -142,6 +142,10 @@ class Learner:
             scale = self.scaler.get_scale()
             loss = self._backward(batch)
             self.scaler.unscale_(self.optimizer)
+            if self.scaler.is_enabled():
+                # What one rank's part overflows in, all compute again.
+                for found in self.scaler._found_inf_per_device(self.optimizer).values():
+                    self.ranks.summed(held(found))
             norm = number(
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.experiment.training.clip)
             )
