@@ -16,6 +16,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from qkvbench import tasks
 from qkvbench.backends.torch import Learner
+from qkvbench.cli import main
+from qkvbench.cli.train import asked
 from qkvbench.experiment import Experiment
 from qkvbench.train.checkpoint import joined
 from ranks import CASES, STEPS, begun, experiment, learned
@@ -120,3 +122,36 @@ def test_a_batch_that_is_compared_as_a_whole_is_not_shared():
 def test_what_cannot_be_spread_is_refused_in_words(changed, said):
     with pytest.raises(ValueError, match=said):
         replace(experiment("plain q,k=v"), **changed)
+
+
+TINY = ["run", "--variants", "q,k=v", "--tasks", "digits", "--seeds", "1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([*TINY, "--sharding", "fsdp"], "take --devices 2 or more"),
+        ([*TINY, "--devices", "2", "--sharding", "fdsp"], "Did you mean fsdp?"),
+        ([*TINY, "--devices", "99"], "take from 1 to 32"),
+        (["train", "nowhere.json", "--out", "none"], "No such file"),
+    ],
+    ids=str,
+)
+def test_requests_for_devices_are_refused_in_words(words, said, capsys):
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_files_of_a_study_are_what_torchrun_is_given(tmp_path):
+    assert main([*TINY, "--devices", "2", "--files", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    wanted = asked(path)
+    assert (wanted.devices, wanted.id) == (2, path.stem)
+
+
+def test_as_many_processes_as_devices_must_be_started(tmp_path, monkeypatch, capsys):
+    main([*TINY, "--devices", "2", "--files", str(tmp_path)])
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    (path,) = tmp_path.iterdir()
+    assert main(["train", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "3 processes were started" in capsys.readouterr().err
