@@ -57,7 +57,7 @@ class Lanes:
 
     def __init__(self, name: str, lanes: int) -> None:
         """Built and compiled."""
-        from qkvbench.backends.jax import Learner, Group
+        from qkvbench.backends.jax import Group, Learner
 
         task, base = experiment_of(name)
         experiments = [replace(base, seed=seed) for seed in range(lanes)]

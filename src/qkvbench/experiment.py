@@ -15,6 +15,10 @@ from qkvbench.variant import Variant, parse, write
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
+# What each of many devices holds: "ddp" all weights and optimizer state, "fsdp" its part of them.
+Sharding = Literal["ddp", "fsdp"]
+SHARDINGS: tuple[Sharding, ...] = get_args(Sharding)
+
 
 @dataclass(frozen=True)
 class Training:
@@ -60,7 +64,8 @@ class Experiment:
     """Everything that decides a run's result on a given machine.
 
     ``checkpointing`` makes each block's activations again in the backward pass instead of keeping
-    them; ``compiled`` fuses the training pass, and draws dropout otherwise than without.
+    them; ``compiled`` fuses the training pass, and draws dropout otherwise than without. Over so
+    many ``devices`` each computes its part of every batch; ``sharding`` says what each holds.
     ``start`` is the experiment with whose last weights this one begins, wherever a weight's name
     and shape agree; the others begin as the seed says. ``seen_through`` is the experiment through
     whose network, as it was at its end, every input is seen; it is the same for all arms.
@@ -76,15 +81,32 @@ class Experiment:
     threads: int = 1
     compiled: bool = False
     checkpointing: bool = False
+    devices: int = 1
+    sharding: Sharding = "ddp"
     start: "Experiment | None" = None
     seen_through: "Experiment | None" = None
 
     def __post_init__(self) -> None:
         """Refuse a start of other layers, and parts of a batch whose items belong together."""
-        if self.model.contrastive and self.training.micro_batches > 1:
+        if self.model.contrastive and (self.training.micro_batches > 1 or self.devices > 1):
             raise ValueError(
                 f"{self.model.name} tells the items of a batch from each other, so a batch cannot "
-                "be computed in parts; leave out the micro-batches."
+                "be computed in parts; leave out micro-batches and devices."
+            )
+        if not 1 <= self.devices <= self.training.batch:
+            raise ValueError(
+                f"A batch of {self.training.batch} sequences cannot be computed by {self.devices} "
+                f"devices; take from 1 to {self.training.batch}."
+            )
+        if self.devices == 1 and self.sharding != "ddp":
+            raise ValueError(
+                f"One device holds everything, so nothing is shared by {self.sharding}; leave out "
+                "--sharding, or take --devices 2 or more."
+            )
+        if self.compiled and self.devices > 1:
+            raise ValueError(
+                "A training pass over several devices is not compiled; leave out --compile or "
+                "--devices."
             )
         if self.start is None:
             return
@@ -129,6 +151,7 @@ class Experiment:
             "compiled": self.compiled,
             "checkpointing": self.checkpointing,
             f"{self.training.micro_batches} micro-batches": self.training.micro_batches > 1,
+            f"{self.devices} devices by {self.sharding}": self.devices > 1,
         }
         return ", ".join(part for part, chosen in parts.items() if chosen)
 
@@ -145,6 +168,11 @@ class Experiment:
     def _arm(self, variant: Variant, seed: int) -> "Experiment":
         start = self.start and self.start._arm(variant, seed)
         return replace(self, model=self.model.with_variant(variant), seed=seed, start=start)
+
+
+def alone(experiment: Experiment) -> Experiment:
+    """The same experiment on one device."""
+    return replace(experiment, devices=1, sharding="ddp")
 
 
 _ADAPTER = TypeAdapter(Experiment)

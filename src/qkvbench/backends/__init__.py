@@ -1,14 +1,15 @@
 """What a backend is: a folder with these names. Nothing above knows which one runs.
 
 ``Learner(experiment)`` trains and predicts on NumPy batches, shows what its layers make of one, and
-goes on from a ``state`` that another process has left; ``together(experiments)`` makes learners of
+goes on from a ``state`` that another process has left; ``grouped(experiments)`` makes learners of
 one program, ``joined`` and ``cannot_join`` say when; ``prepare(threads)`` makes a process
 repeatable; ``forks()`` says whether it may then be
 forked; ``device()`` names what computes; ``level_bytes()`` and ``peak_bytes()`` tell an
 accelerator's memory; ``types()`` says what runs in which type, ``cannot_compile()`` whether a
 compiler is lacking; ``workload(...)`` is work to be timed; ``threads()``, ``product_s(...)`` and
-``attention_kernels(precision)`` tell what really computes. The file names inside are the same in
-every backend.
+``attention_kernels(precision)`` tell what really computes. One that is `Spreading` learns on
+several devices, too: ``launch(...)`` starts a process for each. The file names inside
+are the same in every backend.
 """
 
 import importlib
@@ -34,7 +35,11 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @runtime_checkable
 class Learner(Protocol):
-    """A model that learns from batches."""
+    """A model that learns from batches.
+
+    Over several devices there is one in each process. All are called alike, with whole batches, of
+    which each computes its part; each is told of the whole.
+    """
 
     def warm_up(self, batch: Batch) -> None:
         """Compile what such batches will need, where anything is compiled; learns nothing."""
@@ -78,7 +83,7 @@ class Learner(Protocol):
         ...
 
     def save(self, path: Path) -> None:
-        """Write all weights to one file, of numbers only."""
+        """Write all weights to one file, of numbers only; of several processes the first does."""
         ...
 
     def begin_with(self, path: Path) -> tuple[str, ...]:
@@ -116,6 +121,36 @@ class Group(Protocol):
 
     def leave(self, experiment: Experiment) -> None:
         """This run learns no more; the others go on without it."""
+        ...
+
+
+@runtime_checkable
+class Together(Learner, Protocol):
+    """A learner that may be one of several, each in a process and on a device of its own."""
+
+    @property
+    def rank(self) -> int:
+        """Which of them it is, from 0."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        ...
+
+    def agreed(self, *, asked: bool) -> bool:
+        """Whether any of them asks for it; all call this together, as what follows."""
+        ...
+
+    def told(self, text: str) -> str:
+        """What the first of them says, at most a kilobyte."""
+        ...
+
+    def save_state(self, folder: Path) -> None:
+        """Write the state into safetensors files of this folder: each what it holds of it.
+
+        All return when all is written. OSError in each where one could not write.
+        """
         ...
 
 
@@ -191,7 +226,7 @@ class Backend(Protocol):
         """How many runs that differ from this in numbers alone it pays to train in one program."""
         ...
 
-    def together(self, experiments: Sequence[Experiment]) -> Group:
+    def grouped(self, experiments: Sequence[Experiment]) -> Group:
         """A group of runs that are trained in one program; ValueError where they cannot be."""
         ...
 
@@ -213,6 +248,26 @@ class Backend(Protocol):
 
     def product_s(self, precision: Precision, size: int) -> float:
         """Seconds that one product of two square matrices takes, observed."""
+        ...
+
+
+@runtime_checkable
+class Spreading(Backend, Protocol):
+    """A backend that computes one experiment on several devices, a process for each."""
+
+    def cannot_spread(self, devices: int) -> str | None:
+        """Why a run cannot be spread over so many devices of this machine; None where it can."""
+        ...
+
+    def launch(self, words: Sequence[str], devices: int, logs: Path) -> str | None:
+        """Start this Python with these words, once for each device, and wait until all have ended.
+
+        None where all ended well; else how the first to fail did: a signal's name, or a status.
+        """
+        ...
+
+    def started(self) -> tuple[int, int]:
+        """Which of the processes that were started together this is, from 0, and how many."""
         ...
 
 
@@ -246,3 +301,11 @@ def find(name: str) -> Backend:
     if reason := lacking(name):
         raise ImportError(reason)
     return cast(Backend, importlib.import_module(module_of(name)))
+
+
+def spreading(name: str) -> Spreading:
+    """The backend with this name; ValueError where it computes on one device only."""
+    backend = find(name)
+    if not isinstance(backend, Spreading):
+        raise ValueError(f"The backend {name} runs on one device; leave out --devices.")
+    return backend

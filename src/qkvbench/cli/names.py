@@ -11,7 +11,7 @@ from qkvbench.cli.parser import RequestError
 from qkvbench.cost.matched import LIKE, MACS, parse_arm, write_arm
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.data.own import shown
-from qkvbench.experiment import PRECISIONS, Precision
+from qkvbench.experiment import PRECISIONS, SHARDINGS, Precision, Sharding
 from qkvbench.model import AT, PLACED, POOLINGS, PRESETS, Model, Pooling, position_named
 from qkvbench.recipes import Study
 from qkvbench.reports import Report
@@ -107,6 +107,11 @@ def model_or_task_s(name: str) -> Model:
 def precision(name: str) -> Precision:
     """The precision that is meant."""
     return cast(Precision, _known("precision", name, list(PRECISIONS)))
+
+
+def sharding(name: str) -> Sharding:
+    """What each device is to hold."""
+    return cast(Sharding, _known("sharding", name, list(SHARDINGS)))
 
 
 def pooling(name: str) -> Pooling:

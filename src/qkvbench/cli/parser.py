@@ -63,6 +63,10 @@ def _parser() -> _Parser:
 
     _add_run(commands)
 
+    train = _command(commands, "train", "one experiment from a file, also as torchrun starts it")
+    train.add_argument("experiment", metavar="FILE", help="an experiment, or a record of one")
+    train.add_argument("--out", required=True, metavar="DIR", help="where the record goes")
+
     kinds = ["variants", "tasks", "recipes", "models", "positions", "reports", "claims"]
     ls = _command(commands, "ls", f"list {', '.join(kinds[:-1])} or {kinds[-1]}")
     ls.add_argument("what", choices=kinds)
@@ -123,6 +127,14 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         action=argparse.BooleanOptionalAction,
         help="train the seeds of an arm in one program (jax: where it pays)",
     )
+    run.add_argument(
+        "--devices", type=_count, metavar="N", help="of this machine, for each run (1)"
+    )
+    run.add_argument(
+        "--sharding",
+        metavar="S",
+        help="each device holds all (ddp, default) or a part (fsdp)",
+    )
     run.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (one a core)")
     run.add_argument(
         "--engine", default="local", metavar="NAME", help="where: local, slurm or ray (local)"
@@ -145,6 +157,9 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     run.add_argument("--out", metavar="DIR", help="where the results go (results/NAME)")
     run.add_argument(
         "--smoke", action="store_true", help="the same road in a minute; learns nothing"
+    )
+    run.add_argument(
+        "--files", metavar="DIR", help="write each run's experiment to a file for 'train', and stop"
     )
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     run.add_argument("--fail-fast", action="store_true", help="stop at the first run that fails")

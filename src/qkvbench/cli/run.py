@@ -14,6 +14,7 @@ from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.progress import Told
 from qkvbench.cli.report import write_reports
+from qkvbench.cli.train import write_files
 from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.experiment import Experiment
 from qkvbench.measure.machine import cores
@@ -36,6 +37,10 @@ def answer(request: Request) -> int:
     experiments = checked(study)
     store = Store(Path("results") / folder(study) if request.out is None else Path(request.out))
     try:
+        if request.files:
+            write_files(experiments, Path(request.files))
+            print(f"{len(experiments)} experiments are in {request.files}, for 'qkvbench train'.")
+            return 0
         if request.dry_run:
             print(_plan(study, experiments, store, request.jobs))
             return 0
@@ -81,6 +86,8 @@ def asked(request: Request) -> Study:
         compiled=request.compile or study.compiled,
         checkpointing=request.checkpointing or study.checkpointing,
         micro_batches=request.micro_batches or study.micro_batches,
+        devices=request.devices or study.devices,
+        sharding=names.sharding(request.sharding or study.sharding),
         smoke=request.smoke,
     )
 
@@ -181,6 +188,13 @@ def _carried_out(
         raise RequestError(f"{reason}\nRun without --seeds-together. Nothing was run.")
     if study.compiled and (reason := backend.cannot_compile()):
         raise RequestError(f"{reason}\nRun without --compile. Nothing was run.")
+    if study.devices > 1:
+        try:
+            reason = backends.spreading(study.backend).cannot_spread(study.devices)
+        except ValueError as error:
+            reason = str(error)
+        if reason:
+            raise RequestError(f"{reason}\nNothing was run.")
     command = "qkvbench " + shlex.join(sys.argv[1:])
     endings: Counter[str] = Counter()
     with stoppable(), Told(endings) as progress:

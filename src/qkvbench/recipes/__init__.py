@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from qkvbench import tasks
 from qkvbench.cost.matched import LIKE, parse_arm, with_arm
-from qkvbench.experiment import Experiment, Precision, Training
+from qkvbench.experiment import Experiment, Precision, Sharding, Training
 from qkvbench.model import Encoder, Model, Pooling, as_in, position_named
 
 
@@ -23,8 +23,8 @@ class Study:
     parameters.
     ``seeds`` says how many each task gets, ``budget`` how many times the task's own steps, for all
     or by the name before its marks;
-    ``precision``, ``threads``, ``compiled``, ``checkpointing`` and ``micro_batches`` say how a run
-    is carried out.
+    ``precision``, ``threads``, ``compiled``, ``checkpointing``, ``micro_batches``,
+    ``devices`` and ``sharding`` say how a run is carried out.
     ``model`` replaces the tasks' own geometry, layers and positions; their inputs and outputs stay.
     ``position`` names the position scheme that replaces those, ``pooling`` says how encoders tell
     the whole.
@@ -45,6 +45,8 @@ class Study:
     compiled: bool = False
     checkpointing: bool = False
     micro_batches: int = 1
+    devices: int = 1
+    sharding: Sharding = "ddp"
     budget: float | Mapping[str, float] = 1
     smoke: bool = False
 
@@ -150,6 +152,8 @@ class Study:
             threads=self.threads,
             compiled=self.compiled,
             checkpointing=self.checkpointing,
+            devices=self.devices,
+            sharding=self.sharding,
             seen_through=task.seen_through and self._looking(task.seen_through),
         )
 

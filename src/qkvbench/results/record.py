@@ -79,8 +79,11 @@ class Observed(_Strict):
 
     ``compile_s`` is the time to compile, which is in no step's time and not in ``train_s``; None
     where nothing was compiled. ``resumed`` are the steps after which another process went on from a
-    checkpoint: times are those of all of them, memory is the last one's. ``together`` is how many
-    runs were trained in one program, whose times and memory these then are; None is this one alone.
+    checkpoint: times are those of all of them, memory is the last one's, and the first process's
+    where several learn together. ``other_devices`` says on which it was under way before, where on
+    others than its experiment's: its bits are then not those of a run from beginning to end.
+    ``together`` is how many runs were trained in one program, whose times and memory these then
+    are; None is this one alone.
     """
 
     train_s: float
@@ -89,6 +92,7 @@ class Observed(_Strict):
     compile_s: float | None = None
     resumed: list[int] = []
     together: int | None = None
+    other_devices: list[str] = []
 
 
 class Machine(_Strict):

@@ -66,7 +66,7 @@ def perform(job: Job) -> None:
 
 def _together(job: Job, runs: Sequence[tuple[Experiment, Claim]]) -> None:
     """Train several in one program: each is an ordinary run in a thread of its own."""
-    group = find(job.experiment.backend).together([each for each, _ in runs])
+    group = find(job.experiment.backend).grouped([each for each, _ in runs])
 
     def member(experiment: Experiment, claim: Claim) -> None:
         try:

@@ -111,7 +111,7 @@ def carry_out(
         ready = [each for each in missing if each.task not in data.lacking]
         place = Place(
             study.backend,
-            study.threads,
+            study.threads * study.devices,
             store.path.absolute(),
             jobs,
             held_bytes(ready, known, data.process_bytes, joined),

@@ -9,9 +9,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -24,9 +25,9 @@ import safetensors.numpy
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 
-from qkvbench.backends import Learner
+from qkvbench.backends import Learner, Together
 from qkvbench.data.cache import sha256_of
-from qkvbench.experiment import Experiment, from_json
+from qkvbench.experiment import Experiment, alone, from_json
 from qkvbench.results.record import Machine, Point, Snapshot
 from qkvbench.train.stopping import Stopping
 from qkvbench.train.trained import Trained
@@ -57,6 +58,7 @@ class Progress(BaseModel):
     train_s: float
     compile_s: float | None
     resumed: list[int]
+    other_devices: list[str] = []
     machine: Machine
 
 
@@ -106,27 +108,39 @@ class Checkpoints:
             place.rename(aside)
         _log.warning("%s cannot be used and is now %s: %s", place, aside.name, reason)
 
-    def save(
-        self, experiment: Experiment, progress: Progress, state: dict[str, np.ndarray]
-    ) -> Path:
+    def elsewhere(self, experiment: Experiment) -> Iterator[Checkpoint]:
+        """Those of the same run on other devices, newest first; nothing there is changed."""
+        for place in sorted(
+            self.root.glob("*/step-*[0-9]"), key=lambda place: place.name, reverse=True
+        ):
+            if place.parent != self.folder(experiment):
+                with suppress(ValueError, OSError):
+                    yield _read(place, experiment)
+
+    def save(self, experiment: Experiment, progress: Progress, learner: Learner) -> Path:
         """Keep this moment of a run, and let go of those that are too many.
 
-        Raises CheckpointError where it cannot be written; those before it stay as they are.
+        Raises CheckpointError where it cannot be written; those before it stay as they are. Of
+        several processes all call it, each writes what it holds, and the first sees to the rest.
         """
         folder = self.folder(experiment)
         place = folder / f"step-{progress.step:09d}"
-        size = sum(array.nbytes for array in state.values())
+        size = sum(array.nbytes for array in learner.state().values())
+        failed = None
         try:
-            _write(place, progress, state)
+            _write(place, progress, learner)
         except (OSError, SafetensorError) as error:
-            why = (isinstance(error, OSError) and error.strerror) or error
+            failed = error
+        if _agreed(learner, asked=failed is not None):
+            why = (isinstance(failed, OSError) and failed.strerror) or failed
             raise CheckpointError(
                 f"The checkpoint {place} of {size} bytes cannot be written: {why}. "
                 "Make room or give leave to write there; the same command goes on from the one "
                 "before it."
-            ) from error
-        for old in sorted(folder.glob("step-*[0-9]"))[: -self.keep]:
-            _remove(old)
+            ) from failed
+        if _first(learner):
+            for old in sorted(folder.glob("step-*[0-9]"))[: -self.keep]:
+                _remove(old)
         return place
 
     def remove(self, experiment: Experiment) -> None:
@@ -144,12 +158,9 @@ def taken_up(
 
     It begins anew, too, where every one is damaged: its result is the same, and only time is lost.
     """
-    for folder, progress, state in place.found(experiment):
-        try:
-            learner.restore(state)
-        except ValueError as error:
-            place.set_aside(folder, f"it is of another learner: {error}")
-            continue
+    found = _restored(place, experiment, learner)
+    if found is not None:
+        folder, progress, _ = found
         trained.step = progress.step
         trained.curve[:] = progress.curve
         trained.snapshots[:] = progress.snapshots
@@ -157,6 +168,17 @@ def taken_up(
         trained.step_s[:] = progress.step_s
         trained.compile_s = trained.compiled_before_s = progress.compile_s
         trained.resumed[:] = [*progress.resumed, progress.step]
+        trained.other_devices[:] = progress.other_devices
+        before = from_json(progress.experiment)
+        if before.id != experiment.id:
+            trained.other_devices.append(_spread(before))
+            _log.warning(
+                "%s is of this run on %s: it goes on from there on %s, with other bits than one "
+                "that began here.",
+                folder,
+                _spread(before),
+                _spread(experiment),
+            )
         for what in ("device", "platform", "versions", "code"):
             then, now = getattr(progress.machine, what), getattr(here, what)
             if then != now:
@@ -174,6 +196,35 @@ def taken_up(
     return None
 
 
+def _restored(place: Checkpoints, experiment: Experiment, learner: Learner) -> Checkpoint | None:
+    """The newest checkpoint that can be used, given to the learner; None where there is none.
+
+    Of several processes the first chooses, and checks it by hash; the others read the same.
+    """
+    found = _chosen(place, experiment, learner) if _first(learner) else None
+    told = _told(learner, str(found.folder) if found else "")
+    if not told or _first(learner):
+        return found
+    found = _read(Path(told), experiment)
+    learner.restore(found.state)
+    return found
+
+
+def _chosen(place: Checkpoints, experiment: Experiment, learner: Learner) -> Checkpoint | None:
+    for found in place.found(experiment):
+        try:
+            learner.restore(found.state)
+        except ValueError as error:
+            place.set_aside(found.folder, f"it is of another learner: {error}")
+            continue
+        return found
+    for found in place.elsewhere(experiment):
+        with suppress(ValueError):
+            learner.restore(found.state)
+            return found
+    return None
+
+
 @contextmanager
 def kept_on_the_way(
     place: Checkpoints, experiment: Experiment, learner: Learner, told: Callable[[], Progress]
@@ -187,11 +238,15 @@ def kept_on_the_way(
 
         def reached() -> None:
             nonlocal due_s
-            if not stopping.asked and time.monotonic() < due_s:
+            due = stopping.asked is not None or time.monotonic() >= due_s
+            if not _agreed(learner, asked=due):
                 return
             began_s = time.monotonic()
+            if _agreed(learner, asked=stopping.asked is not None):
+                # Any of several processes may have been asked alone.
+                stopping.asked = stopping.asked or signal.SIGTERM
             try:
-                _keep(place, experiment, told(), learner.state())
+                _keep(place, experiment, told(), learner)
             except CheckpointError as error:
                 if not stopping.asked:
                     raise
@@ -203,41 +258,74 @@ def kept_on_the_way(
         yield reached
 
 
-def _keep(
-    place: Checkpoints, experiment: Experiment, progress: Progress, state: dict[str, np.ndarray]
-) -> None:
+def _keep(place: Checkpoints, experiment: Experiment, progress: Progress, learner: Learner) -> None:
     """Keep the moment, unless the last step spoiled it: the next one will end the run then."""
     spoiled = [
         name
-        for name, array in state.items()
+        for name, array in learner.state().items()
         if array.dtype.kind == "f" and not np.isfinite(array).all()
     ]
     if spoiled:
         _log.warning("After step %d %s is not finite: not kept.", progress.step, spoiled[0])
-        return
-    place.save(experiment, progress, state)
+    if not _agreed(learner, asked=bool(spoiled)):
+        place.save(experiment, progress, learner)
 
 
-def _write(place: Path, progress: Progress, state: dict[str, np.ndarray]) -> None:
+def _write(place: Path, progress: Progress, learner: Learner) -> None:
     """Put the checkpoint at its place in one step: write beside it, flush to disk, rename."""
     text = json.dumps(progress.model_dump(mode="json"), allow_nan=False)
     name = f".{place.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-    beside = place.with_name(name)
+    beside = place.with_name(_told(learner, name))
     try:
-        beside.mkdir(parents=True)
-        safetensors.numpy.save_file(state, beside / _STATE)
+        if _first(learner):
+            beside.mkdir(parents=True)
+        _write_state(learner, beside)
+        if not _first(learner):
+            return
         (beside / _PROGRESS).write_text(text, encoding="utf-8")
-        sums = {name: sha256_of(beside / name) for name in (_STATE, _PROGRESS)}
+        names = sorted(path.name for path in beside.iterdir())
+        sums = {name: sha256_of(beside / name) for name in names}
         (beside / _SUMS).write_text(_manifest(sums), encoding="utf-8")
-        for path in (beside / _STATE, beside / _PROGRESS, beside / _SUMS, beside):
+        for path in (*(beside / name for name in names), beside / _SUMS, beside):
             _flush(path)
         _put(beside, place)
     except BaseException:
         # An interrupt, too, must leave no half of a checkpoint behind.
-        shutil.rmtree(beside, ignore_errors=True)
+        if _first(learner):
+            shutil.rmtree(beside, ignore_errors=True)
         raise
     # The rename itself is on disk only when the folder is.
     _flush(place.parent)
+
+
+def _write_state(learner: Learner, folder: Path) -> None:
+    """Write the state: in one file, or what each of several processes holds in one of its own."""
+    match learner:
+        case Together(count=count) if count > 1:
+            learner.save_state(folder)
+        case _:
+            safetensors.numpy.save_file(learner.state(), folder / _STATE)
+
+
+def _first(learner: Learner) -> bool:
+    """Whether this process sees to what one alone must do."""
+    return not isinstance(learner, Together) or learner.rank == 0
+
+
+def _agreed(learner: Learner, *, asked: bool) -> bool:
+    """Whether it is asked for here, or in any process that learns with this one."""
+    return learner.agreed(asked=asked) if isinstance(learner, Together) else asked
+
+
+def _told(learner: Learner, text: str) -> str:
+    """The text of the first process that learns with this one."""
+    return learner.told(text) if isinstance(learner, Together) else text
+
+
+def _spread(experiment: Experiment) -> str:
+    if experiment.devices == 1:
+        return "1 device"
+    return f"{experiment.devices} devices by {experiment.sharding}"
 
 
 def _manifest(sums: dict[str, str]) -> str:
@@ -281,20 +369,52 @@ def _clear_stale(folder: Path) -> None:
 def _read(place: Path, experiment: Experiment) -> Checkpoint:
     """The checkpoint at a place; ValueError or OSError says what is wrong with it."""
     told = (place / _SUMS).read_text(encoding="utf-8")
-    content = {name: (place / name).read_bytes() for name in (_STATE, _PROGRESS)}
+    listed = {Path(line.partition("  ")[2]).name for line in told.splitlines()}
+    names = sorted({_PROGRESS, *listed, *(path.name for path in place.iterdir())} - {_SUMS, ""})
+    content = {name: (place / name).read_bytes() for name in names}
     found = {name: sha256(read).hexdigest() for name, read in content.items()}
     for name, each in found.items():
         if each not in told:
             raise ValueError(f"the SHA-256 of {name} is {each}, which {_SUMS} does not say.")
     if told != _manifest(found):
         raise ValueError(f"{_SUMS} is not the list of {' and '.join(found)} that was written.")
-    progress = Progress.model_validate_json(content[_PROGRESS])
-    if from_json(progress.experiment).id != experiment.id:
-        raise ValueError(f"it is of the run {from_json(progress.experiment).id}, not of this one.")
-    try:
-        return Checkpoint(place, progress, safetensors.numpy.load(content[_STATE]))
-    except SafetensorError as error:
-        raise ValueError(f"{_STATE} is no safetensors file: {error}.") from error
+    progress = Progress.model_validate_json(content.pop(_PROGRESS))
+    other = from_json(progress.experiment)
+    if alone(other).id != alone(experiment).id:
+        raise ValueError(f"it is of the run {other.id}, not of this one.")
+    return Checkpoint(place, progress, joined(content))
+
+
+def joined(files: Mapping[str, bytes]) -> dict[str, np.ndarray]:
+    """The arrays in the files, whole: what several processes held in parts is put together.
+
+    The head of such a file says where its parts belong, as torch.distributed.checkpoint writes it.
+    """
+    pieces: dict[str, list[tuple[list[int], np.ndarray]]] = {}
+    for name, content in files.items():
+        try:
+            arrays = safetensors.numpy.load(content)
+        except SafetensorError as error:
+            raise ValueError(f"{name} is no safetensors file: {error}.") from error
+        head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        placed = json.loads(head.get("__metadata__", {}).get("DCP_SHARDING_INFO", "{}"))
+        for each, array in arrays.items():
+            first = placed.get(each, {}).get("saved_offsets", [0] * array.ndim)
+            pieces.setdefault(each, []).append((first, array))
+    return {name: _whole(name, each) for name, each in pieces.items()}
+
+
+def _whole(name: str, pieces: list[tuple[list[int], np.ndarray]]) -> np.ndarray:
+    """One array of its pieces, each with the place of its first number; ValueError at a hole."""
+    if len(pieces) == 1 and not any(pieces[0][0]):
+        return pieces[0][1]
+    ends = [np.add(first, piece.shape) for first, piece in pieces]
+    whole = np.empty(np.max(ends, axis=0), pieces[0][1].dtype)
+    if whole.size != sum(piece.size for _, piece in pieces):
+        raise ValueError(f"a part of {name} is missing.")
+    for first, piece in pieces:
+        whole[tuple(map(slice, first, np.add(first, piece.shape)))] = piece
+    return whole
 
 
 def _tell_of_other_threads(place: Checkpoints, experiment: Experiment) -> None:

@@ -1,4 +1,4 @@
-"""One experiment, run in this process, to its record. Every way to end is a record."""
+"""One experiment, run in this process or over many devices, to its record: every end is one."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import qkvbench.cost as computed
-from qkvbench.backends import Group, Learner, find
+from qkvbench.backends import Group, Learner, find, spreading
 from qkvbench.cost.matched import arm_text
 from qkvbench.data import DataRefusedError
 from qkvbench.data.cache import alone
@@ -19,6 +19,7 @@ from qkvbench.results.record import Cost, MetricInfo, Observed, Record, Status
 from qkvbench.tasks import Task
 from qkvbench.tasks import find as find_task
 from qkvbench.train.checkpoint import Checkpoints, Progress, kept_on_the_way, taken_up
+from qkvbench.train.devices import Lost, over_devices
 from qkvbench.train.loop import DivergedError, tested, train
 from qkvbench.train.origin import (
     NoStartError,
@@ -37,7 +38,7 @@ def _silent(_step: int, _loss: float) -> None:
     """Tell nobody."""
 
 
-def _left(_experiment: Experiment, _record: Record, _learner: Learner) -> None:
+def left(_experiment: Experiment, _record: Record, _learner: Learner) -> None:
     """Keep nothing."""
 
 
@@ -51,6 +52,11 @@ def ended(
     """
     path = kept_weights(experiment)
     if path is None:
+        if experiment.devices > 1 and spreading(experiment.backend).started()[1] > 1:
+            raise NoStartError(
+                f"It needs the weights of {experiment.task}, {experiment.id}, which are not kept "
+                "here; processes that learn together cannot run another experiment first."
+            )
         record = run_and_keep(experiment, report, checkpoints)
         path = kept_weights(experiment)
         if path is None:
@@ -84,7 +90,7 @@ def no_start(start: Experiment, status: Status, reason: str | None) -> str:
 def run(
     experiment: Experiment,
     report: Report = _silent,
-    at_end: Callable[[Experiment, Record, Learner], None] = _left,
+    at_end: Callable[[Experiment, Record, Learner], None] = left,
     checkpoints: Checkpoints | None = None,
     group: Group | None = None,
 ) -> Record:
@@ -93,8 +99,23 @@ def run(
     What it begins with or sees through is run first where its weights are not kept. `at_end`
     has the learner of a run that is done. With `checkpoints` it goes on from the newest one there,
     and keeps one now and then and when SIGTERM or Ctrl-C ends the process; to remove them is for
-    whoever has written the record. In a `group` it is trained in one program with others.
+    whoever has written the record. An experiment on several devices is run by as many processes,
+    which are started here where this is none of them. In a `group` it is trained in one
+    program with others.
     """
+    if experiment.devices > 1 and spreading(experiment.backend).started()[1] == 1:
+        return _over_devices(experiment, report, at_end, checkpoints)
+    return _here(experiment, report, at_end, checkpoints, group)
+
+
+def _here(
+    experiment: Experiment,
+    report: Report,
+    at_end: Callable[[Experiment, Record, Learner], None],
+    checkpoints: Checkpoints | None,
+    group: Group | None,
+) -> Record:
+    """The record of a run by this process, or by those of which it is one."""
     task = find_task(experiment.task)
     backend = find(experiment.backend)
     # Before anything computes: a backend may have its threads once and for all.
@@ -136,6 +157,7 @@ def run(
                 train_s=train_s(),
                 compile_s=trained.compile_s,
                 resumed=trained.resumed,
+                other_devices=trained.other_devices,
                 machine=machine(device),
             )
 
@@ -157,6 +179,7 @@ def run(
             compile_s=trained.compile_s,
             resumed=trained.resumed,
             together=len(group.experiments) if group else None,
+            other_devices=trained.other_devices,
         )
     except DivergedError as error:
         return record(experiment, task, device, started, "diverged", str(error), trained)
@@ -169,6 +192,28 @@ def run(
     done = done.model_copy(update={"observed": observed, "data_identity": data.identity})
     at_end(experiment, done, learner)
     return done
+
+
+def _over_devices(
+    experiment: Experiment,
+    report: Report,
+    at_end: Callable[[Experiment, Record, Learner], None],
+    checkpoints: Checkpoints | None,
+) -> Record:
+    """The record of a run by several processes; what it begins with is run before, and once."""
+    started = now()
+    try:
+        for first in experiment.first:
+            ended(first, report, checkpoints)
+        wanted = None if at_end is left else at_end
+        found = over_devices(experiment, report, wanted, checkpoints)
+    except Exception as error:
+        # As in a run by this process.
+        found = Lost("failed", f"{type(error).__name__}: {error}")
+    if isinstance(found, Record):
+        return found
+    task, device = find_task(experiment.task), str(find(experiment.backend).device())
+    return record(experiment, task, device, started, found.status, found.reason, Trained())
 
 
 def record(

@@ -11,7 +11,7 @@ class Trained:
     """How far training has come, what was seen on the way, and the final scores of the test split.
 
     ``step`` is the last one taken. ``resumed`` are the steps after which another process went on;
-    times are those of all of them.
+    times are those of all of them. ``other_devices`` says on which that was, where on others.
     """
 
     step: int = 0
@@ -24,6 +24,7 @@ class Trained:
     step_s: list[float] = field(default_factory=list)
     compile_s: float | None = None
     resumed: list[int] = field(default_factory=list)
+    other_devices: list[str] = field(default_factory=list)
     # By the processes before this one.
     compiled_before_s: float | None = None
 

@@ -21,7 +21,7 @@ from qkvbench.backends.jax.kernels import product_s
 from qkvbench.backends.jax.learner import Learner, Step
 from qkvbench.backends.jax.precision import types
 from qkvbench.backends.jax.stacks import build
-from qkvbench.backends.jax.together import Group, cannot_join, joined, together
+from qkvbench.backends.jax.together import Group, cannot_join, grouped, joined
 from qkvbench.backends.jax.weights import read, save, start
 from qkvbench.backends.jax.workloads import (
     Decoding,
@@ -49,6 +49,7 @@ __all__ = [
     "cannot_join",
     "device",
     "forks",
+    "grouped",
     "joined",
     "level_bytes",
     "peak_bytes",
@@ -58,7 +59,6 @@ __all__ = [
     "save",
     "start",
     "threads",
-    "together",
     "types",
     "workload",
 ]

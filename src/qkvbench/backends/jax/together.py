@@ -37,7 +37,7 @@ def joined(experiment: Experiment) -> int:
     return MOST if small else 1
 
 
-def together(experiments: Sequence[Experiment]) -> "Group":
+def grouped(experiments: Sequence[Experiment]) -> "Group":
     """The group of these; ValueError where they differ in more than numbers."""
     return Group(experiments)
 

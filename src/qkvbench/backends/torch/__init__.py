@@ -6,19 +6,21 @@ from qkvbench.backends.torch.cache import Cache
 from qkvbench.backends.torch.causal import Decoder
 from qkvbench.backends.torch.generate import Greedy, Sampling, generate
 from qkvbench.backends.torch.kernels import product_s, threads
+from qkvbench.backends.torch.launching import launch
 from qkvbench.backends.torch.learner import (
     Learner,
     cannot_compile,
     cannot_join,
     device,
     forks,
+    grouped,
     joined,
     level_bytes,
     peak_bytes,
     prepare,
-    together,
 )
 from qkvbench.backends.torch.precision import types
+from qkvbench.backends.torch.ranks import cannot_spread, started
 from qkvbench.backends.torch.search import Beams
 from qkvbench.backends.torch.stacks import build, decoder
 from qkvbench.backends.torch.table import Growing, Reserved
@@ -49,11 +51,14 @@ __all__ = [
     "build",
     "cannot_compile",
     "cannot_join",
+    "cannot_spread",
     "decoder",
     "device",
     "forks",
     "generate",
+    "grouped",
     "joined",
+    "launch",
     "level_bytes",
     "load",
     "named_weights",
@@ -63,8 +68,8 @@ __all__ = [
     "read",
     "save",
     "start",
+    "started",
     "threads",
-    "together",
     "types",
     "workload",
 ]

@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -22,12 +23,26 @@ from qkvbench.backends.torch.compiling import compiled, failures_told
 from qkvbench.backends.torch.inspect import inspected
 from qkvbench.backends.torch.loss import mean_loss, place_losses
 from qkvbench.backends.torch.precision import autocast, loss_scaler
+from qkvbench.backends.torch.ranks import Ranks, together
 from qkvbench.backends.torch.search import searched
+from qkvbench.backends.torch.spread import (
+    edited,
+    held,
+    looked,
+    number,
+    put,
+    spread,
+    summing,
+    whole,
+    write_parts,
+)
 from qkvbench.backends.torch.stacks import Network, build
 from qkvbench.backends.torch.weights import load, named_weights, read, save, start, take_over
 from qkvbench.data.batch import UNSCORED, Batch, Outcome, Search, Sequences
 from qkvbench.experiment import Experiment
 from qkvbench.model.draws import framework_seed
+
+_DRAWS = "draws"
 
 
 class Read(NamedTuple):
@@ -68,7 +83,7 @@ def joined(_experiment: Experiment) -> int:
     return 1
 
 
-def together(_experiments: Sequence[Experiment]) -> Group:
+def grouped(_experiments: Sequence[Experiment]) -> Group:
     """There is no group here."""
     raise ValueError(cannot_join())
 
@@ -92,20 +107,26 @@ def peak_bytes() -> int | None:
 
 
 class Learner:
-    """The network of an experiment, its optimizer, and nothing of the loop around them."""
+    """The network of an experiment, its optimizer, and nothing of the loop around them.
+
+    Over many devices each process has one: all are called alike, with the whole batch, of which
+    each computes its part; what is told is of the whole.
+    """
 
     def __init__(self, experiment: Experiment) -> None:
         """The network with its initial values, and a fresh optimizer."""
         training = experiment.training
         self.experiment = experiment
+        self.ranks = together(experiment.devices)
         self.device = device()
         # Dropout is drawn by the framework; everything else is keyed by name.
-        torch.manual_seed(framework_seed(experiment.seed, "dropout"))
+        torch.manual_seed(framework_seed(experiment.seed, _dropout(self.ranks)))
         self.draws = _draws(self.device)
         self.network = build(experiment.model, dropout=training.dropout).to(self.device)
         start(self.network, experiment.model, experiment.seed)
         if experiment.checkpointing:
             recompute(self.network)
+        self.worked = spread(self.network, experiment, self.ranks)
         self.training_loss = compiled(_training_loss) if experiment.compiled else _training_loss
         self.compile_s: float | None = None
         self.scaler = loss_scaler(experiment.precision, self.device)
@@ -146,9 +167,13 @@ class Learner:
             scale = self.scaler.get_scale()
             loss = self._backward(batch)
             self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(
-                self.network.parameters(), self.experiment.training.clip
-            ).item()
+            if self.scaler.is_enabled():
+                # What one rank's part overflows in, all compute again.
+                for found in self.scaler._found_inf_per_device(self.optimizer).values():
+                    self.ranks.summed(held(found))
+            norm = number(
+                nn.utils.clip_grad_norm_(self.network.parameters(), self.experiment.training.clip)
+            )
             self.scaler.update()
             overflowed = self.scaler.get_scale() < scale
             if not overflowed or scale <= 1 or not math.isfinite(loss):
@@ -165,16 +190,17 @@ class Learner:
     def predict(self, batch: Batch) -> Outcome:
         """The loss and the likeliest class at each place; loss 0 where nothing is scored."""
         self.network.eval()
-        read, targets, places = self._tensors(batch)
+        own, share = _share(batch, self.ranks)
+        read, targets, places = self._tensors(own)
         with autocast(self.experiment.precision, self.device):
-            hidden = _hidden_at(self.network, read, places)
-            losses, *classes = place_losses(self.network, hidden, targets)
+            losses, *classes = looked(self.worked, _told, read, targets, places)
         scored = batch.targets != UNSCORED
         loss = np.zeros(batch.targets.shape, np.float32)
-        loss[scored] = losses.cpu().numpy()
+        count = int(np.count_nonzero(scored))
+        loss[scored] = self._joined(losses, share, count)
         predicted, ranks = (np.full(batch.targets.shape, UNSCORED, np.int64) for _ in classes)
         for found, told in zip((predicted, ranks), classes, strict=True):
-            found[scored] = told.cpu().numpy()
+            found[scored] = self._joined(told, share, count)
         return Outcome(loss, predicted, batch.targets, ranks)
 
     @torch.no_grad()
@@ -183,10 +209,10 @@ class Learner:
 
         TypeError where the model reads no source.
         """
-        network = self.network
+        network = whole(self.network, self.experiment)
         if not isinstance(network, Decoder) or network.source is None or batch.second is None:
             raise TypeError("Only a decoder that reads a source writes texts, and only from one.")
-        self.network.eval()
+        network.eval()
         second, lengths = self._tensor(batch.second.inputs), self._tensor(batch.second.lengths)
         with autocast(self.experiment.precision, self.device):
             found = searched(network, second, lengths, search)
@@ -198,64 +224,127 @@ class Learner:
         self.network.eval()
         read, _, _ = self._tensors(batch)
         with autocast(self.experiment.precision, self.device):
-            return self.network.hidden(read.inputs, *read.beside).float().cpu().numpy()
+            return looked(self.worked, _hidden, read).float().cpu().numpy()
 
     def inspect(self, batch: Batch) -> tuple[Layer, ...]:
         """What each attention layer makes of a batch; changes nothing."""
-        self.network.eval()
+        network = whole(self.network, self.experiment).eval()
         read, _, _ = self._tensors(batch)
         with autocast(self.experiment.precision, self.device):
-            return inspected(self.network, read.inputs, *read.beside)
+            return inspected(network, read.inputs, *read.beside)
+
+    @property
+    def rank(self) -> int:
+        """Which of the processes that learn together this is, from 0."""
+        return self.ranks.rank
+
+    @property
+    def count(self) -> int:
+        """How many processes learn together."""
+        return self.ranks.count
+
+    def agreed(self, *, asked: bool) -> bool:
+        """Whether any of them asks for it."""
+        return self.ranks.agreed(asked=asked)
+
+    def told(self, text: str) -> str:
+        """What the first of them says."""
+        return self.ranks.told(text)
 
     def weights(self) -> dict[str, Tensor]:
-        """Live views of all weights, under the names that all backends share."""
-        return named_weights(self.network)
+        """Live views of all weights, under the names that all backends share.
+
+        Where each device holds a part of them, they are a copy.
+        """
+        return named_weights(whole(self.network, self.experiment))
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Take over these weights."""
-        load(self.network, weights)
+        with edited(self.network, self.experiment) as network:
+            load(network, weights)
 
     def save(self, path: Path) -> None:
-        """Write all weights to a safetensors file."""
-        save(self.network, path)
+        """Write all weights to a safetensors file; of many processes the first does."""
+        network = whole(self.network, self.experiment)
+        if self.ranks.rank == 0:
+            save(network, path)
 
     def begin_with(self, path: Path) -> tuple[str, ...]:
         """Take over what agrees in name and shape from a file that `save` wrote; those names."""
-        return take_over(self.network, read(path))
+        with edited(self.network, self.experiment) as network:
+            return take_over(network, read(path))
 
     @torch.no_grad()
     def state(self) -> dict[str, np.ndarray]:
-        """Weights, both moments of the optimizer and its steps, loss scale, state of the draws."""
-        arrays = {name: tensor.cpu().numpy() for name, tensor in self._changed().items()}
-        arrays["draws"] = self.draws.get_state().numpy()
-        scale = {key: np.asarray(value) for key, value in self.scaler.state_dict().items()}
-        return arrays | {f"scaler.{key}": value for key, value in scale.items()}
+        """Weights, both moments of the optimizer and its steps, loss scale, state of the draws.
+
+        Of several processes each tells what it holds.
+        """
+        return {name: held(tensor).cpu().numpy() for name, tensor in self._state().items()}
+
+    def save_state(self, folder: Path) -> None:
+        """Write what all processes hold to files in a folder; OSError where they cannot be."""
+        write_parts(self._state(), folder)
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from what `state` told, with the same bits; ValueError where it does not fit."""
-        own = self.state()
-        for name in sorted(own.keys() | state.keys()):
-            here, there = own.get(name), state.get(name)
+        """Go on from what `state` told, with the same bits; ValueError where it does not fit.
+
+        Each of several processes is given the whole. Where another number of them has drawn, they
+        draw anew from here: what each would go on with is not there.
+        """
+        given = {name: torch.tensor(array) for name, array in state.items()}
+        self._sort_out_draws(given)
+        own = self._state()
+        for name in sorted(own.keys() | given.keys()):
+            here, there = own.get(name), given.get(name)
             if here is None or there is None or _kind(here) != _kind(there):
                 raise ValueError(
                     f"{name} is {_said(here)} in this learner and {_said(there)} in the state."
                 )
         for name, tensor in self._changed().items():
-            tensor.copy_(torch.tensor(state[name]))
-        self.draws.set_state(torch.tensor(state["draws"]))
+            put(tensor, given[name].to(tensor.device))
+        self.draws.set_state(given[self._drawn])
         if scale := self.scaler.state_dict():
-            self.scaler.load_state_dict({key: state[f"scaler.{key}"].item() for key in scale})
+            self.scaler.load_state_dict({key: given[f"scaler.{key}"].item() for key in scale})
+
+    @property
+    def _drawn(self) -> str:
+        """The name of the state of this process's draws."""
+        return _draws_of(self.ranks)[self.ranks.rank]
+
+    def _sort_out_draws(self, given: dict[str, Tensor]) -> None:
+        """Leave of all processes' draws this one's; new ones where others have drawn."""
+        drawn = {name for name in given if name.split(".")[0] == _DRAWS}
+        names = _draws_of(self.ranks)
+        if drawn and drawn != set(names):
+            step = max((int(given[name]) for name in given if name.endswith(".step")), default=0)
+            purpose = f"{_dropout(self.ranks)} after step {step}"
+            fresh = torch.Generator(self.device)
+            fresh.manual_seed(framework_seed(self.experiment.seed, purpose))
+            given[self._drawn] = fresh.get_state()
+        for name in drawn.difference([self._drawn]):
+            del given[name]
+
+    def _state(self) -> dict[str, Tensor]:
+        """All that training has changed: live tensors, and copies of what are none."""
+        scale = {key: torch.tensor(value) for key, value in self.scaler.state_dict().items()}
+        return {
+            **self._changed(),
+            self._drawn: self.draws.get_state(),
+            **{f"scaler.{key}": value for key, value in scale.items()},
+        }
 
     def _changed(self) -> dict[str, Tensor]:
         """The tensors that a step changes, live: weights, and the optimizer's own for each."""
-        tensors = {f"weights.{name}": tensor for name, tensor in self.weights().items()}
+        tensors: dict[str, Tensor] = {}
         for name, parameter in self.network.named_parameters():
             kept = self.optimizer.state[parameter]
             if not kept:
                 # As the optimizer begins at its first step.
                 kept["step"] = torch.zeros((), device=parameter.device)
                 kept |= {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            tensors[f"weights.{name}"] = parameter
             tensors |= {f"optimizer.{name}.{key}": tensor for key, tensor in kept.items()}
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
@@ -268,18 +357,19 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         places = np.count_nonzero(batch.targets != UNSCORED)
         total = torch.zeros((), device=self.device)
-        for part in _parts(batch, self.experiment.training.micro_batches):
-            scored = np.count_nonzero(part.targets != UNSCORED)
-            if scored or not places:
+        parts = _own_parts(batch, self.experiment.training.micro_batches, self.ranks)
+        for index, (part, scored) in enumerate(parts, 1):
+            with summing(self.worked, last=index == len(parts)):
                 with autocast(self.experiment.precision, self.device):
-                    loss = self.training_loss(
-                        self.network, *self._tensors(part), self.experiment.training.smoothing
+                    loss = self.worked(
+                        self.training_loss, *self._tensors(part), self.experiment.training.smoothing
                     )
                 if scored < places:
                     loss = loss * (scored / places)
-                self.scaler.scale(loss).backward()
+                # Ranks take the mean of their gradients, and the sum is what is wanted.
+                self.scaler.scale(loss * self.ranks.count).backward()
                 total = total + loss.detach()
-        return total.item()
+        return self.ranks.summed(total).item()
 
     def _tensors(self, batch: Batch) -> tuple[Read, Tensor, Tensor | None]:
         """What is read, the targets at scored places, and those places (None: all)."""
@@ -300,6 +390,17 @@ class Learner:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return read, targets, places
 
+    def _joined(self, own: Tensor, share: slice, count: int) -> np.ndarray:
+        """The values at all `count` scored places, of which these are those of this rank's share.
+
+        They are summed over zeros, which changes none of them.
+        """
+        if self.ranks.count == 1:
+            return own.cpu().numpy()
+        values = own.new_zeros(count)
+        values[share] = own[: share.stop - share.start]
+        return self.ranks.summed(values).cpu().numpy()
+
     @overload
     def _tensor(self, array: np.ndarray) -> Tensor: ...
     @overload
@@ -313,6 +414,18 @@ def _training_loss(
 ) -> Tensor:
     """The mean loss at the scored places."""
     return mean_loss(network, _hidden_at(network, read, places), targets, smoothing)
+
+
+def _told(
+    network: Network, read: Read, targets: Tensor, places: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The loss, the likeliest class and the right one's rank at each scored place."""
+    return place_losses(network, _hidden_at(network, read, places), targets)
+
+
+def _hidden(network: Network, read: Read) -> Tensor:
+    """What the head reads."""
+    return network.hidden(read.inputs, *read.beside)
 
 
 def _hidden_at(network: Network, read: Read, places: Tensor | None) -> Tensor:
@@ -333,12 +446,69 @@ def _parts(batch: Batch, count: int) -> Iterator[Batch]:
         yield Batch(batch.inputs[items], batch.targets[items], lengths, second)
 
 
-def _kind(array: np.ndarray) -> tuple[np.dtype, tuple[int, ...]]:
-    return array.dtype, array.shape
+def _own_parts(batch: Batch, count: int, ranks: Ranks) -> list[tuple[Batch, int]]:
+    """The parts of a batch that one rank computes, each with its number of scored places.
+
+    As many parts as are asked for, and no larger ones, are shared by all; each computes equally
+    many, since they compute together. One without a scored place is left out where all others'
+    are; else it stands in with a place that weighs nothing.
+    """
+    each = -(-count // ranks.count)
+    parts = list(_parts(batch, each * ranks.count))
+    scored = [int(np.count_nonzero(part.targets != UNSCORED)) for part in parts]
+    own: list[tuple[Batch, int]] = []
+    for step in range(each):
+        if any(scored[step::each]) or not any(scored):
+            mine = ranks.rank * each + step
+            part = parts[mine]
+            if any(scored) and not scored[mine]:
+                part = _weightless(part if len(part.inputs) else batch)
+            own.append((part, scored[mine]))
+    return own
 
 
-def _said(array: np.ndarray | None) -> str:
-    return "missing" if array is None else f"{array.dtype} of {array.shape}"
+def _weightless(part: Batch) -> Batch:
+    """The first item, with one place scored, so that there is a loss to be multiplied by 0."""
+    first = next(_parts(part, len(part.inputs)))
+    targets = np.full_like(first.targets, UNSCORED)
+    targets[0, 0] = 0
+    return replace(first, targets=targets)
+
+
+def _share(batch: Batch, ranks: Ranks) -> tuple[Batch, slice]:
+    """The items of a batch that one rank tells of, and which of all scored places are theirs.
+
+    Where there are too few items, a rank computes the first one with the others and tells nothing.
+    """
+    if ranks.count == 1:
+        return batch, slice(0, int(np.count_nonzero(batch.targets != UNSCORED)))
+    parts = list(_parts(batch, ranks.count))
+    scored = [int(np.count_nonzero(part.targets != UNSCORED)) for part in parts]
+    first = sum(scored[: ranks.rank])
+    own = parts[ranks.rank]
+    if not len(own.inputs):
+        own = next(_parts(batch, len(batch.inputs)))
+    return own, slice(first, first + scored[ranks.rank])
+
+
+def _dropout(ranks: Ranks) -> str:
+    """What a rank's draws of dropout are for: others draw other masks, for other items."""
+    return "dropout" if ranks.count == 1 else f"dropout of {ranks.rank} in {ranks.count}"
+
+
+def _draws_of(ranks: Ranks) -> list[str]:
+    """The names of the states of all processes' draws."""
+    return [_DRAWS] if ranks.count == 1 else [f"{_DRAWS}.{each}" for each in range(ranks.count)]
+
+
+def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
+    return tensor.dtype, tensor.shape
+
+
+def _said(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "missing"
+    return f"{str(tensor.dtype).removeprefix('torch.')} of {tuple(tensor.shape)}"
 
 
 def _draws(device: torch.device) -> torch.Generator:

@@ -1,0 +1,96 @@
+"""`qkvbench train`: one experiment from a file, in this process or as one of those of torchrun."""
+
+import json
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from qkvbench.backends import Spreading, find, spreading
+from qkvbench.cli.parser import Request, RequestError
+from qkvbench.experiment import Experiment, from_json, to_json
+from qkvbench.results.store import Store, StoreError
+
+
+def answer(request: Request) -> int:
+    """Run what the file says and keep its record; a run that is done is not run again."""
+    experiment = asked(Path(request.experiment))
+    store = Store(Path(request.out))
+    if store.done(experiment) is not None:
+        print(f"{experiment.id} is done in {store.path}.")
+        return 0
+    try:
+        return _run(experiment, store)
+    except StoreError as error:
+        raise RequestError(f"{error}\nGive another folder with --out DIR.") from None
+
+
+def asked(path: Path) -> Experiment:
+    """The experiment in a file, or that of the record in it; RequestError where there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no JSON"
+        raise RequestError(
+            f"{path} cannot be read as an experiment: {why}.\n"
+            "'qkvbench run ... --files FOLDER' writes such files."
+        ) from None
+    try:
+        return from_json(content.get("experiment", content) if isinstance(content, dict) else None)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RequestError(
+            f"{path} is no experiment: {'.'.join(map(str, first['loc']))}: {first['msg']}.\n"
+            "'qkvbench run ... --files FOLDER' writes such files."
+        ) from None
+
+
+def write_files(experiments: tuple[Experiment, ...], folder: Path) -> None:
+    """Each experiment as a file of its own; RequestError where the folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for each in experiments:
+            (folder / f"{each.id}.json").write_text(json.dumps(to_json(each), indent=1) + "\n")
+    except OSError as error:
+        raise RequestError(
+            f"{folder} cannot be written: {error.strerror}.\nGive another folder with --files."
+        ) from None
+
+
+def _run(experiment: Experiment, store: Store) -> int:
+    # After the request is checked: what runs imports the backend.
+    from qkvbench.train.checkpoint import Checkpoints
+    from qkvbench.train.run import run
+
+    rank = _place(experiment)
+    checkpoints = Checkpoints(store.checkpoints)
+    record = run(experiment, checkpoints=checkpoints)
+    if rank == 0:
+        store.write_run(record)
+        if record.status == "done":
+            checkpoints.remove(experiment)
+            print(f"{record.id}  {record.arm}  {record.metric.name} {record.score:.4g}")
+    if record.status != "done":
+        print(f"{record.id}  {record.arm}  {record.status}: {record.reason}", file=sys.stderr)
+    return 0 if record.status == "done" else 1
+
+
+def _place(experiment: Experiment) -> int:
+    """Which of the processes of this run this is; RequestError where others were started."""
+    devices = experiment.devices
+    try:
+        backend = find(experiment.backend) if devices == 1 else spreading(experiment.backend)
+    except ValueError as error:
+        raise RequestError(f"{error}\nNothing was run.") from None
+    if not isinstance(backend, Spreading):
+        return 0
+    rank, count = backend.started()
+    if count == 1 and (why := backend.cannot_spread(devices)):
+        raise RequestError(f"{why}\nNothing was run.")
+    if count not in (1, devices):
+        raise RequestError(
+            f"{experiment.id} is for devices: {devices}, and {count} processes were started.\n"
+            f"Nodes times --nproc-per-node must be {devices}; 'qkvbench run ... --devices {count} "
+            "--files FOLDER' writes one for these."
+        )
+    return rank
