@@ -1,7 +1,8 @@
 """Does a Transformer need separate query, key and value projections, and what is saved without?
 
 ``qkvbench.torch`` is the PyTorch backend, ``qkvbench.jax`` that in JAX,
-``qkvbench.run(experiment)`` a run's record, ``qkvbench.hub`` what is done with pretrained checkpoints. All are found on first
+``qkvbench.run(experiment)`` a run's record, ``qkvbench.hub`` what is done with pretrained
+checkpoints. All are found on first
 use, so that importing this package imports no framework.
 """
 
