@@ -27,9 +27,9 @@ Made = Float[Tensor, "*places outputs"]
 class Linear(nn.Linear):
     """Torch's layer, with `product` in it."""
 
-    def forward(self, x: Rows) -> Made:
+    def forward(self, input: Rows) -> Made:
         """The same map at each place."""
-        return product(x, self.weight, self.bias)
+        return product(input, self.weight, self.bias)
 
 
 def product(
@@ -85,7 +85,7 @@ def _seen_by_others(x: Tensor, weight: Tensor) -> bool:
     """Whether operations are traced, counted, transformed or made in another type: all by torch."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # pyright: ignore
         or torch.is_autocast_enabled("cpu")
         # Modes that count or rewrite operations, and tensors that stand for others.
         or torch._C._len_torch_dispatch_stack() > 0  # pyright: ignore
