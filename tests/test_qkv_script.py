@@ -128,7 +128,7 @@ def test_extras_add_up(clone):
     [
         ("run quick --backend jax", "[jax]"),
         ("run quick --backend=jax --engine ray", "[jax,ray]"),
-        ("run quick --track wandb --jobs 2", "[wandb]"),
+        ("run quick --track wandb tensorboard --jobs 2", "[wandb,tensorboard]"),
     ],
 )
 def test_words_bring_the_extras_that_they_ask_for(clone, words, brought):
