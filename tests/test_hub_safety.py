@@ -122,7 +122,7 @@ def test_a_model_that_needs_code_of_the_folder_is_refused_without_trust(folder, 
 
 
 @pytest.mark.parametrize(
-    "name", ["org/repo--modeling.M", "../evil.M", "other.M", "/tmp/evil.M", "a/b.M", ".M"]
+    "name", ["org/repo--modeling.M", "../evil.M", "other.M", "/evil.M", "a/b.M", ".M"]
 )
 def test_trusted_code_must_lie_in_the_folder(folder, name, canary):
     (folder.parent / "evil.py").write_text(_malicious(canary))

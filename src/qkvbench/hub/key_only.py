@@ -18,8 +18,8 @@ from qkvbench.hub.reading import Allowed, Queries, shares, stand_in, stretches
 from qkvbench.hub.rows import Heads, Rows
 
 # V may be off by this share of its size. Rounding K moves V by at most the condition number of
-# W_K, times the step of the type in which K is kept.
-TOLERANCE = 1e-3
+# W_K, times the step of the type in which K is kept; for random inputs it is some 25 times less.
+TOLERANCE = 5e-3
 
 Square = Float[Tensor, "d_model d_model"]
 Bias = Float[Tensor, " d_model"]
