@@ -16,6 +16,7 @@ from laws.arms import (
     suffixed,
 )
 from qkvbench.variant import (
+    Latent,
     Own,
     Rotated,
     Same,
@@ -125,9 +126,11 @@ def test_any_text_is_a_variant_that_reads_back_or_a_value_error(text):
     assert parse(write(variant)) == variant
 
 
-def test_a_matrix_exists_for_each_own_role_and_no_other():
+def test_a_matrix_exists_for_each_own_role_and_for_the_latent_and_no_other():
     for variant in PLANNED:
-        own = {role for role in ("q", "k", "v") if variant.source(role) == Own()}
+        sources = {role: variant.source(role) for role in ("q", "k", "v")}
+        own = {role for role, source in sources.items() if source == Own()}
+        own |= {"c" for source in sources.values() if isinstance(source, Latent)}
         assert {root.name for root in resolve(variant, SIZE).projected} == own
 
 

@@ -23,6 +23,7 @@ from qkvbench.variant import (
     Normalize,
     Op,
     Path,
+    Project,
     Role,
     Rotate,
     Scale,
@@ -37,8 +38,8 @@ from qkvbench.variant import (
 Stream = Float[Tensor, "batch time d_model"]
 SourceStream = Float[Tensor, "batch source_time d_model"]
 Lengths = Int[Tensor, " batch"]
-# `_` is checked for nothing: roots of one plan may differ in heads and, across, in time.
-Heads = Float[Tensor, "batch _heads _time head_dim"]
+# `_` is checked for nothing: roots of one plan may differ in heads, in width and, across, in time.
+Heads = Float[Tensor, "batch _heads _time _width"]
 
 # Below the mean square of a head, so that a head of zeros stays one.
 NORM_EPS = 1e-6
@@ -83,12 +84,18 @@ class Attention(nn.Module):
         size = self.plan.geometry
         self.scores = Scores(self.plan.scores, position, size.heads, causal=causal, window=window)
         # All projections of an input in one matrix product; `split` names the rows.
-        rows = sum(self.plan.matrices.values()) * size.head_dim
+        rows = sum(self.plan.matrices.values())
         self.projection = nn.Linear(d_model, rows) if rows else None
         self.rotation = nn.ParameterDict(
             {
                 role: nn.Parameter(torch.zeros(count, size.head_dim * (size.head_dim - 1) // 2))
                 for role, count in self.plan.rotated.items()
+            }
+        )
+        self.up = nn.ParameterDict(
+            {
+                role: nn.Parameter(torch.zeros(count, size.head_dim, rank))
+                for role, (count, rank) in self.plan.lifted.items()
             }
         )
         self.scale = nn.ParameterDict(
@@ -110,13 +117,13 @@ class Attention(nn.Module):
         there is one); None is all.
         """
         made = self.project(x, source)
-        rotations = layer.rotations if layer else self.rotations()
-        q, k, v = (self.make(self.plan.paths[role], made, rotations) for role in ROLES)
+        maps = layer.maps if layer else self.maps()
+        q, k, v = (self.make(self.plan.paths[role], made, maps) for role in ROLES)
         if layer:
             for kept in self.plan.kept:
-                layer.rows[kept.name].write_many(self.make(kept.path, made, rotations))
+                layer.rows[kept.name].write_many(self.make(kept.path, made, maps))
         seen = self.scores(q, k, v, lengths)
-        return self.merge(self._follow(self.plan.output, seen, rotations, self.turner))
+        return self.merge(self._follow(self.plan.output, seen, maps, self.turner))
 
     def step(self, x: Stream, cache: Cache, layer: LayerCache) -> Stream:
         """Decode one token, folded: over kept roots, with the fixed maps in the output.
@@ -126,8 +133,8 @@ class Attention(nn.Module):
         made = self.project(x)
         turn = partial(self.turner.at, first=cache.longest, times=cache.lengths)
         for kept in self.plan.kept:
-            layer.rows[kept.name].write(self.make(kept.path, made, layer.rotations, turn))
-        query = self.make(self.plan.paths["q"], made, layer.rotations, turn)
+            layer.rows[kept.name].write(self.make(kept.path, made, layer.maps, turn))
+        query = self.fold(self.make(self.plan.paths["q"], made, layer.maps, turn), layer.maps)
         if layer.one_pass:
             seen = layer.one_pass(self._asked(query), *cache.seen(layer)).view(query.shape)
         else:
@@ -136,8 +143,8 @@ class Attention(nn.Module):
                 rows = cache.lengths[:, None]
             stretch = (cache.first(layer), cache.longest + 1)
             seen = self._attend_roots(query, layer, rows, stretch)
-        seen = self.unfold(seen, layer.rotations)
-        seen = self._follow(self.plan.output, seen, layer.rotations, turn)
+        seen = self.unfold(seen, layer.maps)
+        seen = self._follow(self.plan.output, seen, layer.maps, turn)
         return self.merge(seen.to(x.dtype))
 
     def keep(
@@ -148,11 +155,11 @@ class Attention(nn.Module):
         Rows are of type `kind`; None is the one in which they are made.
         """
         with torch.no_grad():
-            made, rotations = self._projected(source, "source"), self.rotations()
-            rows = {kept.name: self.make(kept.path, made, rotations) for kept in self.plan.kept}
+            made, maps = self._projected(source, "source"), self.maps()
+            rows = {kept.name: self.make(kept.path, made, maps) for kept in self.plan.kept}
             computed = rows[self.plan.kept_value.name].dtype
             kept = source_rows(self.plan, rows, kind or row_type(computed))
-            return self._layer(kept, rotations, computed, lengths)
+            return self._layer(kept, maps, computed, lengths)
 
     def look_up(self, x: Stream, layer: LayerCache) -> Stream:
         """Attend over what is kept of a source, folded.
@@ -161,14 +168,15 @@ class Attention(nn.Module):
         """
         source = layer.rows[self.plan.kept_value.name].table
         grouped = x.reshape(source.batch, -1, x.shape[-1])
-        query = self.make(self.plan.paths["q"], self._projected(grouped, "stream"), layer.rotations)
+        query = self.make(self.plan.paths["q"], self._projected(grouped, "stream"), layer.maps)
+        query = self.fold(query, layer.maps)
         if layer.one_pass:
             end = source.size if layer.lengths is None else layer.lengths.tolist()
             seen = layer.one_pass(self._asked(query), 0, end).view(query.shape)
         else:
             rows = torch.arange(grouped.shape[1], device=x.device)
             seen = self._attend_roots(query, layer, rows, (0, source.size), layer.lengths)
-        return self.merge(self.unfold(seen, layer.rotations).to(x.dtype)).view_as(x)
+        return self.merge(self.unfold(seen, layer.maps).to(x.dtype)).view_as(x)
 
     def project(self, x: Stream, source: SourceStream | None = None) -> dict[Path, Heads]:
         """The roots, cut into heads: an input times a matrix, or the input itself."""
@@ -177,42 +185,34 @@ class Attention(nn.Module):
 
     def _projected(self, x: Tensor, reads: Input) -> dict[Path, Heads]:
         """The roots that read this input, by one product with the rows of their matrices."""
-        batch, time, _ = x.shape
-        head_dim = self.plan.geometry.head_dim
         roots = [root for root in self.plan.roots if root.reads == reads]
         read = {root.matrix for root in roots}
         wanted = [name for name in self.plan.matrices if name in read]
         parts: dict[str, Tensor] = {}
         if self.projection is not None and wanted:
-            counts = {name: self.plan.matrices[name] for name in wanted}
+            counts = [self.plan.matrices[name] for name in wanted]
             # A slice of a whole is a copy in the backward pass.
             whole = len(wanted) == len(self.plan.matrices)
             rows = self.projection(x) if whole else nn.functional.linear(x, *self._rows_of(wanted))
-            rows = rows.view(batch, time, sum(counts.values()), head_dim).transpose(1, 2)
-            split = rows.split(list(counts.values()), dim=1)
-            parts = dict(zip(counts, split, strict=True))
+            parts = dict(zip(wanted, rows.split(counts, dim=-1), strict=True))
+        made = {root: parts[root.matrix] if root.matrix else x for root in roots}
         return {
-            Path(root.name, ()): parts[root.matrix]
-            if root.matrix
-            else x.reshape(batch, time, root.heads, head_dim).transpose(1, 2)
-            for root in roots
+            Path(root.name, ()): rows.unflatten(-1, (root.heads, root.width)).transpose(1, 2)
+            for root, rows in made.items()
         }
 
     def _rows_of(self, wanted: list[str]) -> tuple[Tensor, Tensor]:
         """The rows of these matrices, which lie next to each other, and their offsets."""
         assert self.projection is not None
         ends = dict(zip(self.plan.matrices, accumulate(self.plan.matrices.values()), strict=True))
-        first = ends[wanted[0]] - self.plan.matrices[wanted[0]]
-        rows = slice(
-            first * self.plan.geometry.head_dim, ends[wanted[-1]] * self.plan.geometry.head_dim
-        )
+        rows = slice(ends[wanted[0]] - self.plan.matrices[wanted[0]], ends[wanted[-1]])
         return self.projection.weight[rows], self.projection.bias[rows]
 
     def make(
         self,
         path: Path,
         made: dict[Path, Heads],
-        rotations: Maps,
+        maps: Maps,
         turn: Callable[..., Heads] | None = None,
     ) -> Heads:
         """The tensor at the end of `path`. What two paths have in common is made once.
@@ -221,18 +221,20 @@ class Attention(nn.Module):
         turned.
         """
         if path not in made:
-            before = self.make(Path(path.root, path.ops[:-1]), made, rotations, turn)
-            made[path] = self._follow(path.ops[-1:], before, rotations, turn or self.turner)
+            before = self.make(Path(path.root, path.ops[:-1]), made, maps, turn)
+            made[path] = self._follow(path.ops[-1:], before, maps, turn or self.turner)
         return made[path]
 
     def _follow(
-        self, ops: tuple[Op, ...], rows: Heads, rotations: Maps, turn: Callable[..., Heads]
+        self, ops: tuple[Op, ...], rows: Heads, maps: Maps, turn: Callable[..., Heads]
     ) -> Heads:
         """The rows after these operations."""
         for op in ops:
             match op:
                 case Rotate():
-                    rows = _rotated(rows, _matrix(op, rotations))
+                    rows = rows @ _matrix(op, maps).to(rows.dtype).mT
+                case Project(role):
+                    rows = _lifted(rows, maps[role])
                 case Normalize():
                     rows = _normalized(rows)
                 case Scale(role):
@@ -241,13 +243,14 @@ class Attention(nn.Module):
                     rows = turn(rows, back=back)
         return rows
 
-    def rotations(self) -> dict[Role, Float[Tensor, "heads head_dim head_dim"]]:
-        """The learned rotations as orthogonal matrices, by Cayley: (1 - A/2)^-1 (1 + A/2).
+    def maps(self) -> dict[Role, Float[Tensor, "heads to width"]]:
+        """The learned maps of heads: up-projections, and rotations as orthogonal matrices.
 
-        In fp32 at least, whatever the weights are in: the solver knows nothing less.
+        These by Cayley, (1 - A/2)^-1 (1 + A/2), in fp32 at least, whatever the weights are in: the
+        solver knows nothing less.
         """
         head_dim = self.plan.geometry.head_dim
-        made: dict[Role, Tensor] = {}
+        made: dict[Role, Tensor] = {role: self.up[role] for role in self.plan.lifted}
         for role in self.plan.rotated:
             numbers = self.rotation[role]
             numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
@@ -259,11 +262,20 @@ class Attention(nn.Module):
             made[role] = torch.linalg.solve(one - skew / 2, one + skew / 2)
         return made
 
-    def unfold(self, seen: Heads, rotations: Maps) -> Heads:
+    def fold(self, query: Heads, maps: Maps) -> Heads:
+        """Queries whose products with kept rows are those of `query` with K."""
+        for op in reversed(self.plan.fold):
+            match op:
+                case Rotate() | Project():
+                    query = _mapped(query, _matrix(op, maps).mT)
+                case Scale(role):
+                    query = query * self.scale[role].to(query.dtype)
+        return query
+
+    def unfold(self, seen: Heads, maps: Maps) -> Heads:
         """What attending over V would have given, from what attending over its kept root gave."""
-        group = self.plan.geometry.heads // self.plan.kept_value.heads
         for op in self.plan.unfold:
-            seen = _rotated(seen, _matrix(op, rotations).repeat_interleave(group, dim=0))
+            seen = _mapped(seen, _matrix(op, maps))
         return seen
 
     def merge(self, seen: Heads) -> Stream:
@@ -275,13 +287,14 @@ class Attention(nn.Module):
         named: dict[str, Tensor] = {"o.weight": self.o.weight, "o.bias": self.o.bias}
         if self.projection is not None:
             matrices = self.plan.matrices
-            rows = [heads * self.plan.geometry.head_dim for heads in matrices.values()]
             for part in ("weight", "bias"):
-                pieces = getattr(self.projection, part).split(rows)
+                pieces = getattr(self.projection, part).split(list(matrices.values()))
                 for name, piece in zip(matrices, pieces, strict=True):
                     named[f"{name}.{part}"] = piece
         for role, numbers in self.rotation.items():
             named[f"{role}.rotation"] = numbers
+        for role, numbers in self.up.items():
+            named[f"{role}.up"] = numbers
         for role, numbers in self.scale.items():
             named[f"{role}.scale"] = numbers
         for part, numbers in self.scores.correction.items():
@@ -292,18 +305,18 @@ class Attention(nn.Module):
         """An empty cache for this layer, in rows of type `kind`."""
         with torch.no_grad():
             rows = kept_rows(self.plan, table, kind)
-            return self._layer(rows, self.rotations(), self.o.weight.dtype)
+            return self._layer(rows, self.maps(), self.o.weight.dtype)
 
     def _layer(
         self,
         rows: dict[str, pages.Pages],
-        rotations: Maps,
+        maps: Maps,
         computed: torch.dtype,
         lengths: Lengths | None = None,
     ) -> LayerCache:
         """What this layer keeps in `rows`."""
         kernel = one_pass(self.plan, self.scores, self.turner, self.scale, rows, computed)
-        return LayerCache(rows, rotations, computed, lengths, None, self.scores.window, kernel)
+        return LayerCache(rows, maps, computed, lengths, None, self.scores.window, kernel)
 
     def _attend_roots(
         self,
@@ -318,7 +331,7 @@ class Attention(nn.Module):
         The queries are at the positions `rows`. Neither K nor the kept rows are ever made whole.
         """
         first, end = stretch
-        batch, heads, time, head_dim = query.shape
+        batch, heads, time, _ = query.shape
         kept, kind = self.plan.kept_value, layer.computed
         asked = self._asked(query.to(kind))
         products = self._products(asked, layer, stretch).view(batch, heads, time, -1)
@@ -328,13 +341,12 @@ class Attention(nn.Module):
             _times(shares[..., at - first : at - first + tile.shape[2]], tile)
             for at, tile in layer.rows[kept.name].tiles(first, end, kind)
         ]
-        return _summed(seen).reshape(batch, heads, time, head_dim)
+        return _summed(seen).reshape(batch, heads, time, kept.width)
 
     def _asked(self, query: Heads) -> Heads:
-        """Scaled queries, those of one root together."""
-        size = self.plan.geometry
-        roots = self.plan.kept_value.heads
-        return query.reshape(len(query), roots, -1, size.head_dim) * size.head_dim**-0.5
+        """Scaled queries, those of one head of K together."""
+        together = query.reshape(len(query), self.plan.key_heads, -1, query.shape[-1])
+        return together * self.plan.geometry.head_dim**-0.5
 
     def _products(self, query: Heads, layer: LayerCache, stretch: tuple[int, int]) -> Tensor:
         """Products of the queries with K, read from the kept rows; never all made at once."""
@@ -342,7 +354,7 @@ class Attention(nn.Module):
         most = pages.TILE if ops else None
         kept = layer.rows[self.plan.kept_key.name]
         for at, tile in kept.tiles(*stretch, query.dtype, most=most):
-            keys = self._follow(ops, tile, layer.rotations, partial(self.turner, first=at))
+            keys = self._follow(ops, tile, layer.maps, partial(self.turner, first=at))
             products.append(_times(query, keys.mT))
         return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 
@@ -364,9 +376,16 @@ def _summed(parts: list[Tensor]) -> Tensor:
     return total
 
 
-def _rotated(rows: Heads, matrix: Float[Tensor, "heads head_dim head_dim"]) -> Heads:
-    """Every row of a head times the head's matrix."""
-    return rows @ matrix.to(rows.dtype).mT
+def _lifted(rows: Heads, matrix: Float[Tensor, "heads head_dim rank"]) -> Heads:
+    """Heads made from latents, of which a row has one."""
+    made = nn.functional.linear(rows[:, 0], matrix.to(rows.dtype).flatten(0, 1))
+    return made.unflatten(-1, matrix.shape[:2]).transpose(1, 2)
+
+
+def _mapped(rows: Heads, matrix: Float[Tensor, "kv_heads to width"]) -> Heads:
+    """Every row of a query head times the matrix of its key/value head."""
+    grouped = rows.unflatten(1, (len(matrix), -1))
+    return torch.einsum("bgntr,gdr->bgntd", grouped, matrix.to(rows.dtype)).flatten(1, 2)
 
 
 def _normalized(rows: Heads) -> Heads:
@@ -375,5 +394,5 @@ def _normalized(rows: Heads) -> Heads:
     return (exact * (exact.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()).to(rows.dtype)
 
 
-def _matrix(op: Rotate, rotations: Maps) -> Float[Tensor, "heads head_dim head_dim"]:
-    return rotations[op.role].mT if op.back else rotations[op.role]
+def _matrix(op: Rotate | Project, maps: Maps) -> Float[Tensor, "heads to width"]:
+    return maps[op.role].mT if isinstance(op, Rotate) and op.back else maps[op.role]

@@ -14,7 +14,8 @@ from qkvbench.backends.torch.table import Growing, Reserved, Storage, Table
 from qkvbench.cost import RowType
 from qkvbench.variant import Plan, Role, write
 
-Maps = Mapping[Role, Float[Tensor, "heads head_dim head_dim"]]
+# `_` is checked for nothing: an up-projection is not square.
+Maps = Mapping[Role, Float[Tensor, "_heads _to _width"]]
 
 # Rows that are drawn at a time where a cache is filled randomly.
 DRAWN = 1024
@@ -26,14 +27,14 @@ ADDRESS_BYTES = 8
 class LayerCache:
     """What one layer keeps: the rows of each kept tensor, by name; none without attention.
 
-    ``rotations`` are the layer's learned rotations, made once: weights stand still in decoding.
+    ``maps`` are the layer's learned maps of heads, made once: weights stand still in decoding.
     ``computed`` is the type of products with the rows. ``cross`` are the rows of a source, which
     are all there before the first step; of those ``lengths`` says how many are read. ``window`` is
     how many slots are seen; None is all. ``one_pass`` attends to the rows, where it can.
     """
 
     rows: dict[str, Pages]
-    rotations: Maps
+    maps: Maps
     computed: torch.dtype
     lengths: Int[Tensor, " batch"] | None = None
     cross: "LayerCache | None" = None
@@ -265,8 +266,7 @@ def new_table(batch: int, capacity: int, storage: Storage, device: torch.device)
 
 def kept_rows(plan: Plan, table: Table, kind: RowType) -> dict[str, Pages]:
     """Room for what `plan` keeps, in rows of type `kind`."""
-    head_dim = plan.geometry.head_dim
-    return {kept.name: Pages(table, kept.heads, head_dim, kind) for kept in plan.kept}
+    return {kept.name: Pages(table, kept.heads, kept.width, kind) for kept in plan.kept}
 
 
 def source_rows(plan: Plan, made: Mapping[str, Heads], kind: RowType) -> dict[str, Pages]:
