@@ -149,7 +149,8 @@ def _attention(kept: _Kept, plan: Plan) -> int:
 
     # Numbers for each place: tensors of their own, and roots in their matrix's one product.
     own = {path for path in paths.values() if path.ops}
-    own |= {Path(path.root, path.ops[:-1]) for path in rotated if len(path.ops) > 1}
+    copied = {path for path in rotated if not path.ops[:-1] or isinstance(path.ops[-2], Project)}
+    own |= {Path(path.root, path.ops[:-1]) for path in rotated - copied}
     if half:
         # The stream is in fp32: for each role that is cut from it, autocast makes a copy.
         own -= set(cut)
@@ -160,7 +161,6 @@ def _attention(kept: _Kept, plan: Plan) -> int:
     if plan.lifted or any(not path.ops and path.root != "x" for path in paths.values()):
         numbers += projected
     # What a learned rotation is applied to, in the order of the product.
-    copied = [path for path in rotated if not path.ops[:-1] or isinstance(path.ops[-2], Project)]
     numbers += sum(map(plan.heads_at, copied)) * size.head_dim
     # What attention saw, for its own backward pass, and merged, for the output projection's: one
     # tensor where the memory of Q has the heads of a place side by side.
