@@ -8,6 +8,7 @@ from typing import cast
 
 from qkvbench import backends, recipes, reports, tasks
 from qkvbench.cli.parser import RequestError
+from qkvbench.cost import ROW_NAMES, RowName
 from qkvbench.cost.matched import LIKE, MACS, parse_arm, write_arm
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.data.own import shown
@@ -103,6 +104,11 @@ def model_or_task_s(name: str) -> Model:
 def precision(name: str) -> Precision:
     """The precision that is meant."""
     return cast(Precision, _known("precision", name, list(PRECISIONS)))
+
+
+def rows(name: str) -> RowName:
+    """The type of cached rows that is meant."""
+    return cast(RowName, _known("type of cached rows", name, list(ROW_NAMES)))
 
 
 def pooling(name: str) -> Pooling:

@@ -16,8 +16,10 @@ from jaxtyping import Float, Int
 from qkvbench.model import Alibi, NoPosition, Position, Rotary, TurnedBack, turned_coordinates
 from qkvbench.variant import (
     FEATURES,
+    Cut,
     Fixed,
     Input,
+    Join,
     Normalize,
     Op,
     Plan,
@@ -146,6 +148,10 @@ def apply(
                 rows = rows * weights[f"{role}.scale"]
             case Turn(back):
                 rows = turned(rows, position, -times if back else times)
+            case Join():
+                rows = rows.reshape(len(rows), 1, -1)
+            case Cut():
+                rows = rows.reshape(len(rows), plan.geometry.kv_heads, -1)
     return rows
 
 

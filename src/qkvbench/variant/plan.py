@@ -86,7 +86,17 @@ class Turn:
     back: bool = False
 
 
-Op = Rotate | Project | Normalize | Scale | Turn
+@dataclass(frozen=True)
+class Join:
+    """Lay the heads of a row side by side, as one."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Cut a row that was joined into the key/value heads again."""
+
+
+Op = Rotate | Project | Normalize | Scale | Turn | Join | Cut
 # What is the same linear map at every position, so that it can go into the query or the output.
 Fixed = Rotate | Project | Scale
 
@@ -267,6 +277,30 @@ def crossed(variant: Variant, geometry: Geometry) -> Plan:
         paths[role] = replace(path, root=name)
     folded = _folded(paths["k"], paths["v"], roots, geometry)
     return replace(plan, roots=tuple(roots.values()), paths=paths, **folded)
+
+
+def keys_only(plan: Plan) -> Plan:
+    """The same layer, decoded from K alone: V is a map of all heads of K, by the inverse of W_k.
+
+    ``unfold`` then projects by V's map, which belongs to given weights: no plan says what it is.
+    ValueError where there is no such map. arXiv:2503.05840.
+    """
+    key, value, size = plan.paths["k"], plan.paths["v"], plan.geometry
+    roots = {root.name: root for root in plan.roots}
+    root, name = roots[key.root], write(plan.variant)
+    if len(plan.kept) == 1:
+        raise ValueError(f"{name} keeps one tensor already")
+    if root.matrix is None or roots[value.root].matrix is None or LATENT in roots:
+        raise ValueError(f"{name} makes K or V by no matrix of its own from the stream")
+    if root.heads * root.width != size.d_model:
+        raise ValueError(
+            f"its key matrix is {root.heads * root.width} × {size.d_model}, not square, so "
+            "nothing of the stream comes back from K"
+        )
+    if value.ops or root.reads == "source":
+        raise ValueError("its V is normed, turned or rotated, or made from another sequence")
+    kept = Kept("k", 1, size.d_model, Path(root.name, (Join(),)))
+    return replace(plan, kept=(kept,), read_key=(Cut(), *key.ops), fold=(), unfold=(Project("v"),))
 
 
 def _path(role: Role, variant: Variant, turned: tuple[Role, ...]) -> Path:

@@ -9,20 +9,23 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qkvbench.backends.torch import pages
-from qkvbench.backends.torch.cache import Cache, LayerCache, Maps, kept_rows, source_rows
+from qkvbench.backends.torch.cache import Cache, Keep, LayerCache, Maps, kept_rows, source_rows
 from qkvbench.backends.torch.one_pass import one_pass
 from qkvbench.backends.torch.position import Turner
-from qkvbench.backends.torch.rows import row_type
+from qkvbench.backends.torch.rows import rounding_of, row_type
 from qkvbench.backends.torch.scores import Rows, Scores
 from qkvbench.backends.torch.table import Table
 from qkvbench.cost import RowType
 from qkvbench.model import Learned, NoPosition, Position, Sinusoidal
 from qkvbench.variant import (
     ROLES,
+    Cut,
     Input,
+    Join,
     Normalize,
     Op,
     Path,
+    Plan,
     Project,
     Role,
     Rotate,
@@ -30,6 +33,7 @@ from qkvbench.variant import (
     Turn,
     Variant,
     crossed,
+    keys_only,
     parse,
     resolve,
     sized,
@@ -43,6 +47,9 @@ Heads = Float[Tensor, "batch _heads _time _width"]
 
 # Below the mean square of a head, so that a head of zeros stays one.
 NORM_EPS = 1e-6
+# The most that V may be off, as a share, where it is made from K alone: by the rounding of the rows
+# times the condition number of the key matrix.
+LOST = 0.01
 
 
 class Attention(nn.Module):
@@ -120,7 +127,7 @@ class Attention(nn.Module):
         maps = layer.maps if layer else self.maps()
         q, k, v = (self.make(self.plan.paths[role], made, maps) for role in ROLES)
         if layer:
-            for kept in self.plan.kept:
+            for kept in layer.plan.kept:
                 layer.rows[kept.name].write_many(self.make(kept.path, made, maps))
         seen = self.scores(q, k, v, lengths)
         return self.merge(self._follow(self.plan.output, seen, maps, self.turner))
@@ -132,18 +139,18 @@ class Attention(nn.Module):
         """
         made = self.project(x)
         turn = partial(self.turner.at, first=cache.longest, times=cache.lengths)
-        for kept in self.plan.kept:
+        for kept in layer.plan.kept:
             layer.rows[kept.name].write(self.make(kept.path, made, layer.maps, turn))
-        query = self.fold(self.make(self.plan.paths["q"], made, layer.maps, turn), layer.maps)
+        query = self.fold(self.make(self.plan.paths["q"], made, layer.maps, turn), layer)
         if layer.one_pass:
-            seen = layer.one_pass(self._asked(query), *cache.seen(layer)).view(query.shape)
+            seen = layer.one_pass(self._asked(query, layer), *cache.seen(layer)).view(query.shape)
         else:
             rows = torch.tensor([cache.longest], device=x.device)
             if cache.lengths is not None:
                 rows = cache.lengths[:, None]
             stretch = (cache.first(layer), cache.longest + 1)
             seen = self._attend_roots(query, layer, rows, stretch)
-        seen = self.unfold(seen, layer.maps)
+        seen = self.unfold(seen, layer)
         seen = self._follow(self.plan.output, seen, layer.maps, turn)
         return self.merge(seen.to(x.dtype))
 
@@ -159,24 +166,24 @@ class Attention(nn.Module):
             rows = {kept.name: self.make(kept.path, made, maps) for kept in self.plan.kept}
             computed = rows[self.plan.kept_value.name].dtype
             kept = source_rows(self.plan, rows, kind or row_type(computed))
-            return self._layer(kept, maps, computed, lengths)
+            return self._layer(self.plan, kept, maps, computed, lengths)
 
     def look_up(self, x: Stream, layer: LayerCache) -> Stream:
         """Attend over what is kept of a source, folded.
 
         Of each item of the source there may be several sequences in `x`, next to each other.
         """
-        source = layer.rows[self.plan.kept_value.name].table
+        source = layer.rows[layer.plan.kept_value.name].table
         grouped = x.reshape(source.batch, -1, x.shape[-1])
         query = self.make(self.plan.paths["q"], self._projected(grouped, "stream"), layer.maps)
-        query = self.fold(query, layer.maps)
+        query = self.fold(query, layer)
         if layer.one_pass:
             end = source.size if layer.lengths is None else layer.lengths.tolist()
-            seen = layer.one_pass(self._asked(query), 0, end).view(query.shape)
+            seen = layer.one_pass(self._asked(query, layer), 0, end).view(query.shape)
         else:
             rows = torch.arange(grouped.shape[1], device=x.device)
             seen = self._attend_roots(query, layer, rows, (0, source.size), layer.lengths)
-        return self.merge(self.unfold(seen, layer.maps).to(x.dtype)).view_as(x)
+        return self.merge(self.unfold(seen, layer).to(x.dtype)).view_as(x)
 
     def project(self, x: Stream, source: SourceStream | None = None) -> dict[Path, Heads]:
         """The roots, cut into heads: an input times a matrix, or the input itself."""
@@ -241,6 +248,11 @@ class Attention(nn.Module):
                     rows = rows * self.scale[role].to(rows.dtype)
                 case Turn(back):
                     rows = turn(rows, back=back)
+                case Join():
+                    rows = rows.transpose(1, 2).flatten(2)[:, None]
+                case Cut():
+                    size = self.plan.geometry
+                    rows = rows[:, 0].unflatten(-1, (size.kv_heads, -1)).transpose(1, 2)
         return rows
 
     def maps(self) -> dict[Role, Float[Tensor, "heads to width"]]:
@@ -262,21 +274,21 @@ class Attention(nn.Module):
             made[role] = torch.linalg.solve(one - skew / 2, one + skew / 2)
         return made
 
-    def fold(self, query: Heads, maps: Maps) -> Heads:
+    def fold(self, query: Heads, layer: LayerCache) -> Heads:
         """Queries whose products with kept rows are those of `query` with K."""
-        for op in reversed(self.plan.fold):
+        for op in reversed(layer.plan.fold):
             match op:
                 case Rotate() | Project():
-                    query = _mapped(query, _matrix(op, maps).mT)
+                    query = _mapped(query, _matrix(op, layer.maps).mT)
                 case Scale(role):
                     query = query * self.scale[role].to(query.dtype)
         return query
 
-    def unfold(self, seen: Heads, maps: Maps) -> Heads:
+    def unfold(self, seen: Heads, layer: LayerCache) -> Heads:
         """What attending over V would have given, from what attending over its kept root gave."""
-        for op in self.plan.unfold:
-            seen = _mapped(seen, _matrix(op, maps))
-        return seen
+        for op in layer.plan.unfold:
+            seen = _mapped(seen, _matrix(op, layer.maps))
+        return seen if layer.offset is None else seen + layer.offset.to(seen.dtype)
 
     def merge(self, seen: Heads) -> Stream:
         """The output projection over all heads together."""
@@ -301,22 +313,56 @@ class Attention(nn.Module):
             named[f"correction.{part}"] = numbers
         return named
 
-    def new_cache(self, table: Table, kind: RowType) -> LayerCache:
-        """An empty cache for this layer, in rows of type `kind`."""
+    def new_cache(self, table: Table, kind: RowType, keep: Keep = "roots") -> LayerCache:
+        """An empty cache for this layer, in rows of type `kind`.
+
+        ValueError, with the reason, where it cannot keep that.
+        """
         with torch.no_grad():
-            rows = kept_rows(self.plan, table, kind)
-            return self._layer(rows, self.maps(), self.o.weight.dtype)
+            plan, maps, offset = self.plan, self.maps(), None
+            if keep == "keys":
+                plan = keys_only(plan)
+                maps["v"], offset = self._value_from_key(kind)
+            layer = self._layer(plan, kept_rows(plan, table, kind), maps, self.o.weight.dtype)
+            layer.offset = offset
+            return layer
+
+    def _value_from_key(self, kind: RowType) -> tuple[Tensor, Tensor]:
+        """The map and the offset by which V is made from all heads of K, by the inverse of W_k.
+
+        V's relative error is that of the stored K times the condition number of W_k, at most.
+        """
+        size, named, paths = self.plan.geometry, self.split(), self.plan.paths
+        root = {role: paths[role].root for role in ("k", "v")}
+        key, value = (named[f"{root[role]}.weight"].double() for role in ("k", "v"))
+        sizes = torch.linalg.svdvals(key)
+        condition = (sizes[0] / sizes[-1]).item()
+        rounding = max(rounding_of(kind), torch.finfo(named["o.weight"].dtype).eps / 2)
+        if not condition * rounding <= LOST:
+            raise ValueError(
+                f"the condition number of its key matrix is {condition:.3g}, and {kind.name} rows "
+                f"bear {LOST / rounding:.3g}"
+            )
+        mapped = torch.linalg.solve(key, value, left=False)
+        bias = {role: named[f"{root[role]}.bias"].double() for role in ("k", "v")}
+        offset = (bias["v"] - mapped @ bias["k"]).view(size.kv_heads, 1, size.head_dim)
+        of_each = offset.repeat_interleave(size.heads // size.kv_heads, dim=0)
+        like = named["o.weight"].dtype
+        return mapped.unflatten(0, (size.kv_heads, -1)).to(like), of_each.to(like)
 
     def _layer(
         self,
+        plan: Plan,
         rows: dict[str, pages.Pages],
         maps: Maps,
         computed: torch.dtype,
         lengths: Lengths | None = None,
     ) -> LayerCache:
         """What this layer keeps in `rows`."""
-        kernel = one_pass(self.plan, self.scores, self.turner, self.scale, rows, computed)
-        return LayerCache(rows, maps, computed, lengths, None, self.scores.window, kernel)
+        kernel = one_pass(plan, self.scores, self.turner, self.scale, rows, computed)
+        return LayerCache(
+            rows, maps, computed, lengths, None, self.scores.window, kernel, kept_by=plan
+        )
 
     def _attend_roots(
         self,
@@ -332,8 +378,8 @@ class Attention(nn.Module):
         """
         first, end = stretch
         batch, heads, time, _ = query.shape
-        kept, kind = self.plan.kept_value, layer.computed
-        asked = self._asked(query.to(kind))
+        kept, kind = layer.plan.kept_value, layer.computed
+        asked = self._asked(query.to(kind), layer)
         products = self._products(asked, layer, stretch).view(batch, heads, time, -1)
         shares = self.scores.shares(products, rows, lengths, first)
         shares = shares.to(kind).view(batch, kept.heads, -1, end - first)
@@ -343,16 +389,16 @@ class Attention(nn.Module):
         ]
         return _summed(seen).reshape(batch, heads, time, kept.width)
 
-    def _asked(self, query: Heads) -> Heads:
+    def _asked(self, query: Heads, layer: LayerCache) -> Heads:
         """Scaled queries, those of one head of K together."""
-        together = query.reshape(len(query), self.plan.key_heads, -1, query.shape[-1])
+        together = query.reshape(len(query), layer.plan.key_heads, -1, query.shape[-1])
         return together * self.plan.geometry.head_dim**-0.5
 
     def _products(self, query: Heads, layer: LayerCache, stretch: tuple[int, int]) -> Tensor:
         """Products of the queries with K, read from the kept rows; never all made at once."""
-        ops, products = self.plan.read_key, []
+        ops, products = layer.plan.read_key, []
         most = pages.TILE if ops else None
-        kept = layer.rows[self.plan.kept_key.name]
+        kept = layer.rows[layer.plan.kept_key.name]
         for at, tile in kept.tiles(*stretch, query.dtype, most=most):
             keys = self._follow(ops, tile, layer.maps, partial(self.turner, first=at))
             products.append(_times(query, keys.mT))
