@@ -118,7 +118,7 @@ def drawing(lines: dict[str, Line], said: str) -> str:
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        'font-family="system-ui, sans-serif" font-size="12">',
+        'font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
         f'<text x="{left}" y="18" font-size="14" fill="#222222">A decode step in milliseconds '
         "of the processor, by tokens in the cache</text>",

@@ -215,7 +215,7 @@ def test_a_cache_that_will_not_fit_is_refused_with_both_numbers(monkeypatch):
 
 
 def test_a_cache_that_will_not_fit_is_not_begun():
-    network = drawn_network(decoder("q,k=v"))
+    network = _network()
     with pytest.raises(MemoryError, match=r"of 1099511627776 tokens takes .* TiB, and .* are free"):
         network.new_cache(1, 2**40)
 
