@@ -453,6 +453,18 @@ def test_stored_measurements_still_load_and_keep_their_identity(request):
 # --- The command ---
 
 
+def test_cached_rows_have_a_type_apart_from_the_weights_and_all_say_it(capsys):
+    words = ["measure", "q,k=v", "--context", "60", "--batch", "1", "--cache", "int8"]
+    assert main([*words, "--seconds", "6", "--json"]) == 0
+    (arm,) = json.loads(capsys.readouterr().out)["arms"]
+    model = PRESETS["small-decoder"]().with_variant(parse("q,k=v"))
+    # One token more than the context: the step reads it.
+    assert arm["cache_bytes"] == 61 * cost.cache_bytes_per_token(model, 1, 4)
+    assert (arm["precision"], arm["cache"]) == ("fp32", "int8")
+    assert main([*words, "--seconds", "6"]) == 0
+    assert "fp32 with cached rows in int8" in capsys.readouterr().out
+
+
 def test_measuring_prints_one_json_document_with_its_arms(capsys):
     words = ["measure", "q,k,v", "q,k=v", "--context", "60", "--batch", "1"]
     status = main([*words, "--seconds", "8", "--json"])
@@ -484,6 +496,8 @@ def test_measuring_prints_one_json_document_with_its_arms(capsys):
         (["--precision", "fp8"], "fp32, bf16, fp16"),
         (["--model", "small-decodr"], "Did you mean small-decoder?"),
         (["--seconds", "soon"], "not a number of seconds"),
+        (["--cache", "int4"], "int8"),
+        (["--model", "digits", "--cache", "int8"], "leave out --cache"),
     ],
     ids=" ".join,
 )

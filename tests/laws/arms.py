@@ -50,7 +50,19 @@ def _shared_heads():
         yield shared
 
 
-PLANNED = list(_shared_heads())
+# Latents that both need, or one of them, or that are turned by a learned rotation.
+LATENT = [
+    parse(f"q,{rest}")
+    for rest in (
+        "k=L(5),v=L(5)",
+        "k=v=L(5)",
+        "k=L(5),v=R(k)",
+        "k=L(5),v",
+        "k,v=L(5)",
+        "k=L(5),v=L(5)/1",
+    )
+]
+PLANNED = [*_shared_heads(), *LATENT]
 # The catalogue's own head sharing asks for heads that 2 divides.
 CATALOGUED = [entry.variant for entry in CATALOGUE]
 EVEN = sized(24, 4)
@@ -73,13 +85,14 @@ def drawn(plan, seed=0):
     draws = np.random.default_rng(seed)
     size = plan.geometry
     weights = {}
-    for name, heads in plan.matrices.items():
-        rows = heads * size.head_dim
+    for name, rows in plan.matrices.items():
         weights[f"{name}.weight"] = draws.normal(size=(rows, size.d_model)) / 2
         weights[f"{name}.bias"] = draws.normal(size=rows)
     for role, heads in plan.rotated.items():
         numbers = size.head_dim * (size.head_dim - 1) // 2
         weights[f"{role}.rotation"] = draws.normal(size=(heads, numbers))
+    for role, (heads, rank) in plan.lifted.items():
+        weights[f"{role}.up"] = draws.normal(size=(heads, size.head_dim, rank)) / 2
     for role in plan.scaled:
         weights[f"{role}.scale"] = draws.normal(size=size.head_dim)
     if plan.scores.correction:

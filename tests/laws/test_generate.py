@@ -214,6 +214,12 @@ def test_a_cache_that_will_not_fit_is_refused_with_both_numbers(monkeypatch):
     assert len(generate(network, [[1], [2]], tokens=6, rows="int8")) == 2
 
 
+def test_a_cache_that_will_not_fit_is_not_begun():
+    network = _network()
+    with pytest.raises(MemoryError, match=r"of 1099511627776 tokens takes .* TiB, and .* are free"):
+        network.new_cache(1, 2**40)
+
+
 def test_a_cache_without_room_and_one_of_another_model_are_refused():
     network = _network()
     for cache in (network.new_cache(2, 3), network.new_cache(1, 9)):

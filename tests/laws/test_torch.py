@@ -275,12 +275,12 @@ def test_tied_roles_are_one_tensor_before_and_after_saving(variant, tmp_path):
     for module in (network, again):
         layer = module.blocks[0].attention
         made = layer.project(torch.ones(1, 2, EVEN.d_model, dtype=torch.float64))
-        rotations = layer.rotations()
+        maps = layer.maps()
         plan = layer.plan
         # Without positions, tied roles are the very same memory.
-        places = {role: layer.make(plan.paths[role], made, rotations).data_ptr() for role in "qkv"}
+        places = {role: layer.make(plan.paths[role], made, maps).data_ptr() for role in "qkv"}
         for first, second in [("q", "k"), ("k", "v"), ("q", "v")]:
-            tied = plan.paths[first].root == plan.paths[second].root and not plan.rotated
+            tied = plan.paths[first] == plan.paths[second]
             assert (places[first] == places[second]) == tied
 
 
@@ -333,7 +333,7 @@ def test_a_rotation_on_the_value_folds_into_the_output_projection(variant):
     with torch.no_grad():
         columns = layer.o.weight.view(EVEN.d_model, EVEN.heads, EVEN.head_dim)
         for op in reversed(extra):
-            turn = layer.rotations()[op.role].repeat_interleave(group, 0)
+            turn = layer.maps()[op.role].repeat_interleave(group, 0)
             columns = torch.einsum("ohe,hed->ohd", columns, turn)
         for name, value in plain.split().items():
             value.copy_(layer.split()[name])

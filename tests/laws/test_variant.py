@@ -16,6 +16,7 @@ from laws.arms import (
     suffixed,
 )
 from qkvbench.variant import (
+    Latent,
     Own,
     Rotated,
     Same,
@@ -60,6 +61,8 @@ def test_the_sources_give_34_variants_and_20_functions():
         ("q=k,v -DIAG + 2d", "q=k,v+2d-diag"),
         ("q=k,v−diag++", "q=k,v++-diag"),
         ("q,k=v/4 ++ +qknorm", "q,k=v/4+qknorm++"),
+        ("q, v=l(8), k=L(8)", "q,k=L(8),v=L(8)"),
+        ("L(8)=v=k,q", "q,k=v=L(8)"),
     ],
 )
 def test_any_way_to_write_an_equation_has_one_canonical_text(written, canonical):
@@ -98,6 +101,14 @@ def test_a_tie_to_a_tied_role_is_a_tie_to_the_first():
         "q,k,v-",
         "q,k,v+3d",
         "q,k,v+2d/4",
+        "q=L(8),k,v",
+        "q=k=L(8),v",
+        "q,k=L(8),v=L(4)",
+        "q,k=L(0),v",
+        "q,k=L(),v",
+        "q,k=L(8)=x,v",
+        "q,k=L(8),v=k=L(4)",
+        "q,k,L(8)",
     ],
 )
 def test_what_is_no_equation_is_refused_with_an_example(text):
@@ -116,7 +127,7 @@ def test_norms_are_of_query_and_key_or_of_all():
         Scores(normed=("v",))
 
 
-@given(st.text(alphabet="qkvxrR()=,/ 012+-dianorm", max_size=24))
+@given(st.text(alphabet="qkvxrRL()=,/ 012+-dianorm", max_size=24))
 def test_any_text_is_a_variant_that_reads_back_or_a_value_error(text):
     try:
         variant = parse(text)
@@ -125,9 +136,11 @@ def test_any_text_is_a_variant_that_reads_back_or_a_value_error(text):
     assert parse(write(variant)) == variant
 
 
-def test_a_matrix_exists_for_each_own_role_and_no_other():
+def test_a_matrix_exists_for_each_own_role_and_for_the_latent_and_no_other():
     for variant in PLANNED:
-        own = {role for role in ("q", "k", "v") if variant.source(role) == Own()}
+        sources = {role: variant.source(role) for role in ("q", "k", "v")}
+        own = {role for role, source in sources.items() if source == Own()}
+        own |= {"c" for source in sources.values() if isinstance(source, Latent)}
         assert {root.name for root in resolve(variant, SIZE).projected} == own
 
 
@@ -168,6 +181,19 @@ def test_fewer_key_value_heads_are_refused_where_key_or_value_has_a_root_with_al
         resolve(parse(text), SIZE)
     as_many = replace(parse(text), kv_heads=SIZE.heads)
     assert resolve(as_many, SIZE).geometry.kv_heads == SIZE.heads
+
+
+def test_a_latent_wider_than_the_stream_is_refused():
+    assert resolve(parse(f"q,k=L({SIZE.d_model}),v"), SIZE).matrices["c"] == SIZE.d_model
+    with pytest.raises(ValueError, match=rf"write a rank of {SIZE.d_model} or less"):
+        resolve(parse(f"q,k=L({SIZE.d_model + 1}),v"), SIZE)
+
+
+def test_the_latent_is_all_that_a_cache_keeps_however_many_heads_are_made_of_it():
+    for heads in ("", "/1"):
+        for turned in ((), ("q", "k")):
+            (kept,) = resolve(parse(f"q,k=L(5),v=L(5){heads}"), SIZE, turned).kept
+            assert (kept.name, kept.heads, kept.width) == ("c", 1, 5)
 
 
 def test_a_stream_that_cannot_be_cut_into_the_heads_is_refused():

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from qkvbench.analysis import Layer
+from qkvbench.cost import RowName
 from qkvbench.data.batch import Batch, Outcome, Search
 from qkvbench.experiment import Experiment, Precision
 from qkvbench.model import Model
@@ -190,9 +191,19 @@ class Backend(Protocol):
         ...
 
     def workload(
-        self, kind: Kind, model: Model, precision: Precision, *, context: int, batch: int
+        self,
+        kind: Kind,
+        model: Model,
+        precision: Precision,
+        *,
+        context: int,
+        batch: int,
+        rows: RowName | None = None,
     ) -> Workload:
-        """Work of this kind, ready to be timed; ValueError or TypeError where it cannot be."""
+        """Work of this kind, ready to be timed; ValueError or TypeError where it cannot be.
+
+        `rows` is the type of cached rows; None is the precision's own.
+        """
         ...
 
     def prepare(self, threads: int) -> None:

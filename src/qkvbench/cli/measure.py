@@ -35,6 +35,11 @@ def answer(request: Request) -> int:
     # An arm may come twice: two copies of one show what the measurement itself is worth.
     models = [names.with_variant(base, names.variant(text)) for text in request.variants]
     precision, backend = names.precision(request.precision), names.backend(request.backend)
+    rows = names.rows(request.cache) if request.cache else None
+    if rows and not base.causal:
+        raise RequestError(
+            f"{base.name} keeps no cache, so its rows have no type; leave out --cache."
+        )
     context = _context(base, request.context)
 
     # After the request is checked: these import the backend.
@@ -49,11 +54,12 @@ def answer(request: Request) -> int:
         context=context,
         batch=request.batch,
         seconds=request.seconds,
+        cache=rows,
     )
     ends_s = request.began_s + request.seconds - LEAVING_S
     print(
         f"Measuring {base.name} at {context:,} tokens of {_sequences(request.batch)}, "
-        f"{precision}, for {seconds_text(request.seconds)} ...",
+        f"{_types(precision, rows)}, for {seconds_text(request.seconds)} ...",
         file=sys.stderr,
     )
     with Workers(conditions.backend, forked_from="here") as workers:
@@ -156,6 +162,10 @@ def _about(kind: str, arm: Measurement) -> str:
             return f"a pass over {context} tokens of {batch}, no gradient"
 
 
+def _types(precision: str, rows: str | None) -> str:
+    return f"{precision} with cached rows in {rows}" if rows else precision
+
+
 def _sequences(count: int) -> str:
     return "1 sequence" if count == 1 else f"{count} sequences"
 
@@ -225,7 +235,8 @@ def _how(arms: Sequence[Measurement]) -> str:
 
 def _where(arm: Measurement) -> str:
     machine = arm.machine
-    text = f"Observed on {machine.device}, {machine.platform}, {arm.precision}."
+    types = _types(arm.precision, arm.cache)
+    text = f"Observed on {machine.device}, {machine.platform}, {types}."
     if arm.surroundings is None:
         return text
     around = arm.surroundings

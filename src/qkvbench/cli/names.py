@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from qkvbench import backends, recipes, reports, tasks
 from qkvbench.cli.parser import RequestError
+from qkvbench.cost import ROW_NAMES, RowName
 from qkvbench.cost.matched import LIKE, MACS, parse_arm, write_arm
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.data.own import shown
@@ -112,6 +113,11 @@ def precision(name: str) -> Precision:
 def sharding(name: str) -> Sharding:
     """What each device is to hold."""
     return cast(Sharding, _known("sharding", name, list(SHARDINGS)))
+
+
+def rows(name: str) -> RowName:
+    """The type of cached rows that is meant."""
+    return cast(RowName, _known("type of cached rows", name, list(ROW_NAMES)))
 
 
 def pooling(name: str) -> Pooling:

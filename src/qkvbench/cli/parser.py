@@ -186,6 +186,9 @@ def _add_measure(commands: "argparse._SubParsersAction[_Parser]") -> None:
     measure.add_argument("--batch", type=_count, default=4, metavar="N", help="sequences (4)")
     measure.add_argument("--precision", default="fp32", metavar="P", help="fp32, bf16 or fp16")
     measure.add_argument("--backend", default="torch", metavar="NAME", help="what computes (torch)")
+    measure.add_argument(
+        "--cache", metavar="T", help="type of cached rows: fp32, bf16, int8 (the precision's own)"
+    )
     measure.add_argument("--threads", type=_count, default=1, metavar="N", help="(1)")
     measure.add_argument(
         "--seconds", type=_seconds, default=60.0, metavar="S", help="of the whole call (60)"

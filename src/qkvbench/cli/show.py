@@ -12,11 +12,13 @@ from qkvbench.cost.units import bytes_text
 from qkvbench.model import Alibi, Model, position_written
 from qkvbench.variant import (
     CANONICAL,
+    LATENT,
     ROLES,
     Normalize,
     Op,
     Path,
     Plan,
+    Project,
     Relative,
     Role,
     Rotate,
@@ -89,8 +91,9 @@ def _roots(plan: Plan, model: Model) -> list[str]:
     lines = []
     for root in plan.roots:
         made = f"x ── W_{root.name} ──▶ {root.name}" if root.matrix else "x ──────────▶ x"
-        heads = "head" if root.heads == 1 else "heads"
-        left = f"  {made}  ({root.heads} {heads}) "
+        heads = "1 head" if root.heads == 1 else f"{root.heads} heads"
+        heads = f"a latent of {root.width} numbers" if root.name == LATENT else heads
+        left = f"  {made}  ({heads}) "
         roles: list[Role] = [role for role in ROLES if plan.paths[role].root == root.name]
         for index, role in enumerate(roles):
             corner = "──" if len(roles) == 1 else "┬─" if index == 0 else "├─"
@@ -107,6 +110,7 @@ def _way(ops: tuple[Op, ...]) -> str:
 # How each operation is drawn on the way from a root.
 _OPS: dict[type[Op], Callable[[Any], str]] = {
     Rotate: lambda op: f"R_{op.role}{'ᵀ' if op.back else ''}",
+    Project: lambda op: f"U_{op.role}",
     Normalize: lambda _: "norm",
     Scale: lambda op: f"·s_{op.role}",
     Turn: lambda op: "turn back" if op.back else "turn",
@@ -136,14 +140,24 @@ def _cache(plan: Plan, model: Model) -> list[str]:
     key = _state(plan.kept_key.path)
     if len(plan.kept) == 1:
         lines = [f"  The cache keeps one tensor: {key}."]
-        if plan.read_key:
-            lines.append(f"  Read as K, it is {_words(plan.read_key)}.")
     else:
         value = _state(plan.kept_value.path)
         lines = [f"  The cache keeps two tensors: K as {key}, and V as {value}."]
-    if plan.unfold:
-        lines.append("  V's rotation is folded into the output.")
+    if plan.read_key:
+        read = "it" if len(plan.kept) == 1 else "the first"
+        lines.append(f"  Read as K, {read} is {_words(plan.read_key)}.")
+    folded = [f"K's {_MAPS[type(op)]} into the query" for op in plan.fold if type(op) in _MAPS]
+    folded += [f"V's {name} into the output" for name in _named(plan.unfold)]
+    if folded:
+        lines.append(f"  Folded: {', '.join(folded)}.")
     return lines
+
+
+_MAPS: dict[type[Op], str] = {Rotate: "rotation", Project: "up-projection"}
+
+
+def _named(ops: tuple[Op, ...]) -> list[str]:
+    return list(dict.fromkeys(_MAPS[type(op)] for op in ops))
 
 
 def _state(path: Path) -> str:
@@ -154,6 +168,7 @@ def _state(path: Path) -> str:
 
 _DONE: dict[type[Op], str] = {
     Rotate: "rotated",
+    Project: "projected up",
     Normalize: "normed",
     Scale: "scaled",
     Turn: "turned by position",

@@ -33,7 +33,7 @@ ROW_TYPES: dict[RowName, RowType] = {
 
 def cached_values(plan: Plan) -> int:
     """Numbers kept in one layer's cache for each past token, scales left out."""
-    return cached_rows(plan) * plan.geometry.head_dim
+    return sum(kept.heads * kept.width for kept in plan.kept)
 
 
 def cached_rows(plan: Plan) -> int:
@@ -67,8 +67,8 @@ def cache_bytes(
     for block, plan in zip(model.blocks, model.plans, strict=True):
         if plan and block.attention:
             rows = held_rows(tokens, page, block.attention.window)
-            row = plan.geometry.head_dim * kind.value_bytes + kind.scale_bytes
-            total += sequences * rows * cached_rows(plan) * row
+            row = cached_values(plan) * kind.value_bytes + cached_rows(plan) * kind.scale_bytes
+            total += sequences * rows * row
     return total
 
 

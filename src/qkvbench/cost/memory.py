@@ -20,7 +20,7 @@ from qkvbench.model import (
     Vectors,
     turned_coordinates,
 )
-from qkvbench.variant import Path, Plan, Rotate, Turn
+from qkvbench.variant import Path, Plan, Project, Rotate, Turn
 
 # Of weights, of what is summed, normed or fed to a softmax, and of a class's or a place's number.
 FULL, INDEX = 4, 8
@@ -140,8 +140,8 @@ def _attention(kept: _Kept, plan: Plan) -> int:
     """The normed stream, Q, K and V, what was seen, and what made them from roots."""
     size = plan.geometry
     width = size.heads * size.head_dim
-    projected = sum(plan.matrices.values()) * size.head_dim
-    heads = {root.name: root.heads for root in plan.roots}
+    projected = sum(plan.matrices.values())
+    lifted = sum(count * rank for count, rank in plan.lifted.values())
     paths = plan.paths
     rotated = _rotated(plan)
     cut = [path for path in paths.values() if path.root == "x" and not _rotates(path)]
@@ -149,18 +149,19 @@ def _attention(kept: _Kept, plan: Plan) -> int:
 
     # Numbers for each place: tensors of their own, and roots in their matrix's one product.
     own = {path for path in paths.values() if path.ops}
-    own |= {Path(path.root, path.ops[:-1]) for path in rotated if len(path.ops) > 1}
+    copied = {path for path in rotated if not path.ops[:-1] or isinstance(path.ops[-2], Project)}
+    own |= {Path(path.root, path.ops[:-1]) for path in rotated - copied}
     if half:
         # The stream is in fp32: for each role that is cut from it, autocast makes a copy.
         own -= set(cut)
-    numbers = sum(heads[path.root] for path in own) * size.head_dim
+    numbers = sum(plan.heads_at(path) for path in own) * size.head_dim
     numbers += len(cut) * width if half else 0
     if plan.projected or not half:
         numbers += size.d_model
-    if any(not path.ops and path.root != "x" for path in paths.values()):
+    if plan.lifted or any(not path.ops and path.root != "x" for path in paths.values()):
         numbers += projected
     # What a learned rotation is applied to, in the order of the product.
-    numbers += sum(heads[path.root] for path in rotated if len(path.ops) == 1) * size.head_dim
+    numbers += sum(map(plan.heads_at, copied)) * size.head_dim
     # What attention saw, for its own backward pass, and merged, for the output projection's: one
     # tensor where the memory of Q has the heads of a place side by side.
     numbers += 2 * width if paths["q"].ops else width
@@ -177,10 +178,10 @@ def _attention(kept: _Kept, plan: Plan) -> int:
             pass
 
     # The matrix of a rotation is laid out once for each sequence.
-    matrices = sum(heads[path.root] for path in rotated) * size.head_dim**2 * kept.items
+    matrices = sum(plan.heads_at(path) for path in rotated) * size.head_dim**2 * kept.items
     return (
         (kept.places * numbers + matrices) * kept.product
-        + kept.copied((projected + width) * size.d_model)
+        + kept.copied((projected + width) * size.d_model + lifted * size.head_dim)
         + kept.places * size.heads * FULL
         + kept.tokens * angles
         + _made_rotations(plan)

@@ -1,7 +1,7 @@
 """Multiply-accumulates of one forward pass, computed from the plans and nothing else."""
 
 from qkvbench.model import Decoder, Encoder, EncoderDecoder, Model, TwoTowers, Vectors
-from qkvbench.variant import ROLES, Input, Op, Plan, Role, Rotate
+from qkvbench.variant import ROLES, Input, Path, Plan, Project, Role, Rotate
 
 
 def macs(model: Model, tokens: int, second_tokens: int = 0) -> int:
@@ -61,30 +61,31 @@ def attention_macs(
     read: dict[Input, int] = {"stream": tokens, "source": source_tokens}
     roots = {root.name: root for root in plan.roots}
     projections = sum(
-        read[root.reads] * root.heads * size.head_dim * size.d_model for root in plan.projected
+        read[root.reads] * root.heads * root.width * size.d_model for root in plan.projected
     )
-    rotations = sum(
-        read[roots[plan.paths[role].root].reads] * plan.heads(role) * size.head_dim**2
-        for role in _rotations(plan)
-    )
+    maps = 0
+    for way, role in _maps(plan).items():
+        root = roots[way.root]
+        mapped = root.width if isinstance(way.ops[-1], Project) else size.head_dim
+        maps += read[root.reads] * plan.heads(role) * size.head_dim * mapped
     if seen is None:
         seen = source_tokens if plan.crosses else tokens
-    return projections + rotations + tokens * width * (2 * seen + size.d_model)
+    return projections + maps + tokens * width * (2 * seen + size.d_model)
 
 
 def _decodes(model: Model) -> bool:
     return isinstance(model.stack, Decoder | EncoderDecoder)
 
 
-def _rotations(plan: Plan) -> list[Role]:
-    """A role for each rotation that is carried out: one for each distinct way from a root."""
-    ways: dict[tuple[str, tuple[Op, ...]], Role] = {}
+def _maps(plan: Plan) -> dict[Path, Role]:
+    """Each distinct way from a root that ends in a rotation or an up-projection, with a role."""
+    ways: dict[Path, Role] = {}
     for role in ROLES:
         path = plan.paths[role]
         for end, op in enumerate(path.ops, start=1):
-            if isinstance(op, Rotate):
-                ways[path.root, path.ops[:end]] = role
-    return list(ways.values())
+            if isinstance(op, Rotate | Project):
+                ways[Path(path.root, path.ops[:end])] = role
+    return ways
 
 
 def _head(model: Model, tokens: int) -> int:

@@ -58,11 +58,13 @@ def attention_parameters(plan: Plan) -> int:
     """The learned numbers of one attention layer, output projection and biases included."""
     size = plan.geometry
     width = size.heads * size.head_dim
-    projected = sum(plan.matrices.values()) * size.head_dim
+    projected = sum(plan.matrices.values())
+    lifted = sum(heads * rank for heads, rank in plan.lifted.values())
     # A rotation of n dimensions is a skew-symmetric matrix, so n(n-1)/2 numbers.
     rotation = size.head_dim * (size.head_dim - 1) // 2
     return (
         projected * (size.d_model + 1)
+        + lifted * size.head_dim
         + sum(plan.rotated.values()) * rotation
         + len(plan.scaled) * size.head_dim
         + (1 + FEATURES if plan.scores.correction else 0)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from qkvbench.variant.notation import parse, write
 from qkvbench.variant.plan import Geometry, Plan, resolve
-from qkvbench.variant.spec import Own, Role, Same, Scores, Variant
+from qkvbench.variant.spec import ROLES, Latent, Own, Role, Same, Scores, Variant
 
 MODES = {"canonical": "q,k,v", "shared": "q,k=R(q),v=R(q)", "no-key": "q=k,v"}
 
@@ -46,6 +46,11 @@ def planned(
 
     ValueError, with equations that would work, where the head sharing forbids the variant.
     """
+    if any(isinstance(variant.source(role), Latent) for role in ROLES):
+        raise ValueError(
+            f"'{write(variant)}' makes K or V from a latent, which no model of transformers here "
+            "can; take 'q,k=v' or another equation without L(…)."
+        )
     if not variant.scores.normed:
         variant = replace(variant, scores=Scores(normed=normed))
     try:

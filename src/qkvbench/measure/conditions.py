@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from qkvbench.cost import RowName
 from qkvbench.experiment import Precision
 from qkvbench.model import Model
 
@@ -16,7 +17,8 @@ class Conditions:
     """The same for every arm of a measurement.
 
     A decode step attends over `context` cached tokens of each of `batch` sequences; a prefill or a
-    forward pass reads as many. `seconds` is how long a study times decoding.
+    forward pass reads as many. `seconds` is how long a study times decoding. `cache` is the type of
+    cached rows; None is the precision's own.
     """
 
     backend: str = "torch"
@@ -25,6 +27,7 @@ class Conditions:
     context: int = 4096
     batch: int = 4
     seconds: float = 20.0
+    cache: RowName | None = None
 
 
 # The fields with a default that a model had when the first measurements were named: all others
@@ -42,7 +45,8 @@ def identity(model: Model, conditions: Conditions) -> str:
         adapter.dump_python(model, mode="json"),
         adapter.dump_python(model, mode="json", exclude_defaults=True),
     )
-    text = json.dumps([spec, asdict(conditions)], sort_keys=True)
+    said = {name: value for name, value in asdict(conditions).items() if value is not None}
+    text = json.dumps([spec, said], sort_keys=True)
     return sha256(text.encode()).hexdigest()[:16]
 
 

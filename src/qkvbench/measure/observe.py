@@ -209,6 +209,7 @@ def _records(
                 model_spec=TypeAdapter(Model).dump_python(model, mode="json"),
                 backend=conditions.backend,
                 precision=conditions.precision,
+                cache=conditions.cache,
                 threads=conditions.threads,
                 context=conditions.context,
                 batch=conditions.batch,

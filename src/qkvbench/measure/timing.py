@@ -279,7 +279,12 @@ def _warm(
     began = time.perf_counter()
     try:
         work = backend.workload(
-            kind, model, conditions.precision, context=context, batch=conditions.batch
+            kind,
+            model,
+            conditions.precision,
+            context=context,
+            batch=conditions.batch,
+            rows=conditions.cache,
         )
         stepping = time.perf_counter()
         built_s = stepping - began

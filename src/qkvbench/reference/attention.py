@@ -2,8 +2,9 @@
 
 Arrays are of one sequence: (time, d_model) for the stream, (time, heads, head_dim) for roots.
 Weights go by name: ``q.weight`` (heads·head_dim, d_model) and ``q.bias`` for each projected root,
-``v.rotation`` (heads, head_dim·(head_dim-1)/2) for each learned rotation, ``k.scale`` (head_dim,)
-behind each norm, ``o.weight``, ``o.bias``. A correction of the scores has, for all heads together,
+``v.rotation`` (heads, head_dim·(head_dim-1)/2) for each learned rotation, ``k.up`` (heads,
+head_dim, rank) for each up-projection of the latent ``c``, ``k.scale`` (head_dim,) behind each
+norm, ``o.weight``, ``o.bias``. A correction of the scores has, for all heads together,
 ``correction.temperature`` (1,) and ``correction.features`` (features,).
 """
 
@@ -15,10 +16,14 @@ from jaxtyping import Float, Int
 from qkvbench.model import Alibi, NoPosition, Position, Rotary, TurnedBack, turned_coordinates
 from qkvbench.variant import (
     FEATURES,
+    Cut,
+    Fixed,
     Input,
+    Join,
     Normalize,
     Op,
     Plan,
+    Project,
     Relative,
     Role,
     Rotate,
@@ -28,8 +33,8 @@ from qkvbench.variant import (
 )
 
 Weights = Mapping[str, np.ndarray]
-# `_` is checked for nothing: roots of one plan may differ in heads and, across, in time.
-Heads = Float[np.ndarray, "_time _heads head_dim"]
+# `_` is checked for nothing: roots of one plan may differ in heads, in width and, across, in time.
+Heads = Float[np.ndarray, "_time _heads _width"]
 Stream = Float[np.ndarray, "time d_model"]
 SourceStream = Float[np.ndarray, "source_time d_model"]
 Times = Int[np.ndarray, " times"]
@@ -87,7 +92,7 @@ def decode(
         k = apply(plan.read_key, plan, weights, keys, position, past)
         v = np.concatenate(kept[plan.kept_value.name])
         shift = added(plan, weights, position, now, past, causal=True, window=window)
-        seen = attend(q, k, v, shift, weights)
+        seen = attend(_fold(plan, weights, q), k, v, shift, weights, plan.geometry.head_dim)
         seen = _unfold(plan, weights, seen)
         rows.append(merge(apply(plan.output, plan, weights, seen, position, now), weights))
     return np.concatenate(rows)
@@ -103,7 +108,7 @@ def project(
         rows = inputs[root.reads]
         if root.matrix:
             rows = rows @ weights[f"{root.matrix}.weight"].T + weights[f"{root.matrix}.bias"]
-        roots[root.name] = rows.reshape(len(rows), root.heads, plan.geometry.head_dim)
+        roots[root.name] = rows.reshape(len(rows), root.heads, root.width)
     return roots
 
 
@@ -135,12 +140,18 @@ def apply(
                 turn = rotation(weights[f"{role}.rotation"], plan.geometry.head_dim)
                 turn = np.swapaxes(turn, 1, 2) if back else turn
                 rows = np.einsum("thd,hed->the", rows, turn)
+            case Project(role):
+                rows = np.einsum("tr,hdr->thd", rows[:, 0], weights[f"{role}.up"])
             case Normalize():
                 rows = rows / np.sqrt(np.mean(rows**2, axis=-1, keepdims=True) + NORM_EPS)
             case Scale(role):
                 rows = rows * weights[f"{role}.scale"]
             case Turn(back):
                 rows = turned(rows, position, -times if back else times)
+            case Join():
+                rows = rows.reshape(len(rows), 1, -1)
+            case Cut():
+                rows = rows.reshape(len(rows), plan.geometry.kv_heads, -1)
     return rows
 
 
@@ -217,16 +228,20 @@ def described(places: Int[np.ndarray, "*places"]) -> Float[np.ndarray, "*places 
 
 
 def attend(
-    q: Float[np.ndarray, "queries heads head_dim"],
-    k: Float[np.ndarray, "keys kv_heads head_dim"],
-    v: Float[np.ndarray, "keys kv_heads head_dim"],
+    q: Float[np.ndarray, "queries heads width"],
+    k: Float[np.ndarray, "keys _key_heads width"],
+    v: Float[np.ndarray, "keys _value_heads value_width"],
     shift: Float[np.ndarray, "heads queries keys"],
     weights: Weights,
-) -> Float[np.ndarray, "queries heads head_dim"]:
-    """softmax(temperature·q·k / sqrt(head_dim) + shift)·v. arXiv:1706.03762, eq. 1."""
-    group = q.shape[1] // k.shape[1]
-    k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-    scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(q.shape[-1])
+    head_dim: int | None = None,
+) -> Float[np.ndarray, "queries heads value_width"]:
+    """softmax(temperature·q·k / sqrt(head_dim) + shift)·v. arXiv:1706.03762, eq. 1.
+
+    None is the width of `q`, which is another where maps of K were folded into it.
+    """
+    heads = q.shape[1]
+    k, v = (np.repeat(each, heads // each.shape[1], axis=1) for each in (k, v))
+    scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(head_dim or q.shape[-1])
     scores = weights.get("correction.temperature", 1.0) * scores + shift
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares /= shares.sum(axis=-1, keepdims=True)
@@ -238,13 +253,29 @@ def merge(seen: Heads, weights: Weights) -> Stream:
     return seen.reshape(len(seen), -1) @ weights["o.weight"].T + weights["o.bias"]
 
 
+def _fold(plan: Plan, weights: Weights, q: Heads) -> Heads:
+    """Queries whose products with kept rows are those of `q` with K: q·(Ur) = (Uᵀq)·r."""
+    for op in reversed(plan.fold):
+        q = np.einsum("the,hed->thd", q, _map(op, plan, weights))
+    return q
+
+
 def _unfold(plan: Plan, weights: Weights, seen: Heads) -> Heads:
     """What attending over V would have given, from what attending over its kept root gave."""
-    rows = seen
-    kv_heads = plan.kept_value.heads
     for op in plan.unfold:
-        turn = rotation(weights[f"{op.role}.rotation"], plan.geometry.head_dim)
-        turn = np.swapaxes(turn, 1, 2) if op.back else turn
-        turn = np.repeat(turn, plan.geometry.heads // kv_heads, axis=0)
-        rows = np.einsum("thd,hed->the", rows, turn)
-    return rows
+        seen = np.einsum("thd,hed->the", seen, _map(op, plan, weights))
+    return seen
+
+
+def _map(op: Fixed, plan: Plan, weights: Weights) -> Float[np.ndarray, "heads to width"]:
+    """The matrix by which `op` maps the rows of each query head."""
+    size = plan.geometry
+    match op:
+        case Rotate(role, back):
+            turn = rotation(weights[f"{role}.rotation"], size.head_dim)
+            matrix = np.swapaxes(turn, 1, 2) if back else turn
+        case Project(role):
+            matrix = weights[f"{role}.up"]
+        case Scale(role):
+            matrix = np.diag(weights[f"{role}.scale"])[None]
+    return np.repeat(matrix, size.heads // len(matrix), axis=0)

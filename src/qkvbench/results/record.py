@@ -212,6 +212,7 @@ class Measurement(_Strict):
     Each decode step attends over `context` cached tokens for `batch` sequences; `timings` has the
     other kinds of work beside it. `memory_bytes` is what model, cache and decoding add to the
     process; `cache_bytes` the cache's unique storage. None: not observed, or there is no cache.
+    `cache` is the type of cached rows where that is not the precision's own.
     ``samples``, ``decode_p50_s`` and ``kernel`` are those of decoding, or of the first kind of work
     where the model does not decode.
     """
@@ -232,6 +233,7 @@ class Measurement(_Strict):
     cache_bytes: int | None
     kernel: str
     machine: Machine
+    cache: str | None = None
     timings: dict[str, Timing] = {}
     surroundings: Surroundings | None = None
 

@@ -89,6 +89,12 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry("shared-kv-mqa", "q,k=v/1", "one head that is both key and value", STUDY),
     Entry(
+        "latent",
+        "q,k=L(16),v=L(16)",
+        "key and value are made from one latent of 16 numbers",
+        "arXiv:2405.04434, section 2.1, without its second key for rotary positions",
+    ),
+    Entry(
         "null-kv",
         "q,k,v=R(k)",
         "a built-in null: the same function class as q,k=v",

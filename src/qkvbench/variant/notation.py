@@ -1,7 +1,8 @@
 """The written form of a variant, such as ``q,k=v/4``: one canonical text for each.
 
-Roles that hold the same tensor are joined by ``=``. A group ends in ``x`` where it is the stream
-and in ``R(role)`` where it is a rotated earlier role; otherwise it has a matrix of its own.
+Roles that hold the same tensor are joined by ``=``. A group ends in ``x`` where it is the stream,
+in ``R(role)`` where it is a rotated earlier role, and in ``L(rank)`` where it is made from the
+latent; otherwise it has a matrix of its own.
 Behind it, ``/g`` gives the number of key/value heads, and what belongs to the scores follows:
 ``+qknorm`` or ``+qkvnorm``, ``+2d`` or ``++``, ``-diag``.
 """
@@ -14,6 +15,7 @@ from typing import Any, cast
 
 from qkvbench.variant.spec import (
     ROLES,
+    Latent,
     Own,
     Relative,
     Role,
@@ -26,7 +28,9 @@ from qkvbench.variant.spec import (
     Variant,
 )
 
-_EXAMPLE = "write for example 'q,k,v', 'q,k=v', 'q=k=x,v', 'q,k=R(q),v' or 'q,k=v/4'"
+_EXAMPLE = (
+    "write for example 'q,k,v', 'q,k=v', 'q=k=x,v', 'q,k=R(q),v', 'q,k=L(8),v=L(8)' or 'q,k=v/4'"
+)
 # What each suffix says of the scores, in the order in which suffixes are written.
 SUFFIXES: dict[str, dict[str, Any]] = {
     "+qknorm": {"normed": ("q", "k")},
@@ -36,7 +40,7 @@ SUFFIXES: dict[str, dict[str, Any]] = {
     "-diag": {"diagonal": False},
 }
 _SUFFIX = re.compile("|".join(re.escape(suffix) for suffix in SUFFIXES))
-_TERM = re.compile(r"(?P<name>[qkvx])|r\((?P<origin>[qkv])\)")
+_TERM = re.compile(r"(?P<name>[qkvx])|r\((?P<origin>[qkv])\)|l\((?P<rank>[1-9][0-9]*)\)")
 
 
 class SuffixError(ValueError):
@@ -82,18 +86,18 @@ def parse(text: str) -> Variant:
             f"{_EXAMPLE}."
         )
     ties: dict[str, set[str]] = {name: {name} for name in (*ROLES, "x")}
-    turned: dict[Role, Role] = {}
+    made: dict[Role, Source] = {}
     mentioned: set[str] = set()
     for group in equation.split(","):
         if group == "x" or group in mentioned:
             raise ValueError(f"'{text}': '{group}' alone says nothing there; {_EXAMPLE}.")
-        mentioned |= _read_group(text, group, ties, turned)
+        mentioned |= _read_group(text, group, ties, made)
     missing = [role for role in ROLES if role not in mentioned]
     if missing:
         raise ValueError(
             f"'{text}' does not say where {' and '.join(missing)} come from; {_EXAMPLE}."
         )
-    sources = {role: _source(text, role, ties, turned) for role in ROLES}
+    sources = {role: _source(text, role, ties, made) for role in ROLES}
     scores = _scores(text, plain[len(body) :])
     return Variant(**sources, kv_heads=int(heads) if slash else None, scores=scores)
 
@@ -125,55 +129,61 @@ def _ending(source: Source) -> list[str]:
             return ["x"]
         case Rotated(origin):
             return [f"R({origin})"]
+        case Latent(rank):
+            return [f"L({rank})"]
         case _:
             return []
 
 
 def _read_group(
-    text: str, group: str, ties: dict[str, set[str]], turned: dict[Role, Role]
+    text: str, group: str, ties: dict[str, set[str]], made: dict[Role, Source]
 ) -> set[str]:
     """Join what one group ties together; the names that it mentions."""
     names: list[str] = []
-    origins: list[Role] = []
+    origins: list[Source] = []
     for term in group.split("="):
         match = _TERM.fullmatch(term)
         if match is None:
-            raise ValueError(f"'{text}': '{term}' is not q, k, v, x or R(role); {_EXAMPLE}.")
+            raise ValueError(
+                f"'{text}': '{term}' is not q, k, v, x, R(role) or L(rank); {_EXAMPLE}."
+            )
         if match["name"]:
             names.append(match["name"])
+        elif match["origin"]:
+            origins.append(Rotated(cast(Role, match["origin"])))
         else:
-            origins.append(cast(Role, match["origin"]))
+            origins.append(Latent(int(match["rank"])))
     if not names:
-        raise ValueError(f"'{text}': '{group}' gives a rotation to no role; {_EXAMPLE}.")
+        raise ValueError(f"'{text}': '{group}' is given to no role; {_EXAMPLE}.")
     joined = set[str]().union(*(ties[name] for name in names))
     for name in joined:
         ties[name] = joined
     if origins:
         first: Role | None = next((role for role in ROLES if role in joined), None)
-        if first is None or "x" in joined or len(set(origins)) > 1 or first in turned:
+        if first is None or "x" in joined or len(set(origins)) > 1 or first in made:
             raise ValueError(f"'{text}': '{group}' has two origins; {_EXAMPLE}.")
-        turned[first] = origins[0]
+        made[first] = origins[0]
     return set(names)
 
 
-def _source(text: str, role: Role, ties: dict[str, set[str]], turned: dict[Role, Role]) -> Source:
+def _source(text: str, role: Role, ties: dict[str, set[str]], made: dict[Role, Source]) -> Source:
     """Where `role` comes from, given what is tied to what."""
     tied = ties[role]
     first: Role = next(name for name in ROLES if name in tied)
-    origins: set[Role] = {turned[name] for name in ROLES if name in tied and name in turned}
+    origins = {made[name] for name in ROLES if name in tied and name in made}
     if "x" in tied:
         if origins:
-            raise ValueError(f"'{text}': {role} cannot be both the stream and rotated.")
+            raise ValueError(f"'{text}': {role} cannot be both the stream and made from it.")
         return Stream()
     if first != role:
         return Same(first)
     if len(origins) > 1:
         raise ValueError(f"'{text}': {role} has two origins; {_EXAMPLE}.")
-    for origin in origins:
-        if ROLES.index(origin) >= ROLES.index(role):
+    for source in origins:
+        if isinstance(source, Rotated) and ROLES.index(source.origin) >= ROLES.index(role):
             raise ValueError(
-                f"'{text}': {role} comes before {origin}, so it cannot be rotated from it; "
-                f"write {origin}=R({role}) instead."
+                f"'{text}': {role} comes before {source.origin}, so it cannot be rotated from it; "
+                f"write {source.origin}=R({role}) instead."
             )
-        return Rotated(origin)
+        return source
     return Own()

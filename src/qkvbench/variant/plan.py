@@ -5,10 +5,21 @@ Everything that computes, counts or stores attention reads a plan, and nothing e
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypedDict
 
 from qkvbench.variant.notation import write
-from qkvbench.variant.spec import ROLES, Own, Role, Rotated, Same, Scores, Stream, Variant
+from qkvbench.variant.spec import (
+    ROLES,
+    Latent,
+    Own,
+    Role,
+    Rotated,
+    Same,
+    Scores,
+    Source,
+    Stream,
+    Variant,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,13 @@ class Rotate:
 
 
 @dataclass(frozen=True)
+class Project:
+    """Make heads from the latent, by the learned up-projection of `role`; nothing is added."""
+
+    role: Role
+
+
+@dataclass(frozen=True)
 class Normalize:
     """Bring each head of each row to root mean square 1; nothing is learned."""
 
@@ -68,7 +86,22 @@ class Turn:
     back: bool = False
 
 
-Op = Rotate | Normalize | Scale | Turn
+@dataclass(frozen=True)
+class Join:
+    """Lay the heads of a row side by side, as one."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Cut a row that was joined into the key/value heads again."""
+
+
+Op = Rotate | Project | Normalize | Scale | Turn | Join | Cut
+# What is the same linear map at every position, so that it can go into the query or the output.
+Fixed = Rotate | Project | Scale
+
+# The name of the latent, which is a root, and of its matrix.
+LATENT = "c"
 
 
 # What a layer reads: the stream it belongs to, and in cross-attention that of another sequence.
@@ -79,11 +112,13 @@ Input = Literal["stream", "source"]
 class Root:
     """A tensor that the sources name: one matrix times an input, or the input cut into heads.
 
-    ``matrix`` names the weights; None where there are none.
+    Each head has `width` numbers; a latent is one head. ``matrix`` names the weights; None where
+    there are none.
     """
 
     name: str
     heads: int
+    width: int
     matrix: str | None
     reads: Input = "stream"
 
@@ -102,6 +137,7 @@ class Kept:
 
     name: str
     heads: int
+    width: int
     path: Path
 
 
@@ -111,8 +147,9 @@ class Plan:
 
     ``paths`` make Q, K and V from the roots (expanded). ``kept`` is what a cache holds;
     ``read_key`` turns the kept key rows into K, and ``unfold`` turns what was attended over the
-    kept value rows into what attention over V itself would have given (folded). ``output`` comes
-    last in both ways.
+    kept value rows into what attention over V itself would have given (folded). ``fold`` are the
+    last operations on the way to K where they need not be done to any row: their transposes are
+    done to the query, the last one first. ``output`` comes last in both ways.
     """
 
     variant: Variant
@@ -121,7 +158,8 @@ class Plan:
     paths: dict[Role, Path]
     kept: tuple[Kept, ...]
     read_key: tuple[Op, ...]
-    unfold: tuple[Rotate, ...]
+    fold: tuple[Fixed, ...]
+    unfold: tuple[Rotate | Project, ...]
     output: tuple[Turn, ...]
 
     @property
@@ -142,16 +180,20 @@ class Plan:
 
     @property
     def matrices(self) -> dict[str, int]:
-        """The heads of each matrix, in the order in which their rows are stacked."""
-        return {root.matrix: root.heads for root in self.roots if root.matrix}
+        """How many rows each matrix has, in the order in which they are stacked."""
+        return {root.matrix: root.heads * root.width for root in self.roots if root.matrix}
 
     @property
     def rotated(self) -> dict[Role, int]:
         """The roles that have a learned rotation, with the number of heads that it turns."""
+        return {role: self.heads(role) for role in self._made_by(Rotated)}
+
+    @property
+    def lifted(self) -> dict[Role, tuple[int, int]]:
+        """The roles that have a learned up-projection, with its heads and the latent's rank."""
+        ranks = {root.name: root.width for root in self.roots}
         return {
-            role: self.heads(role)
-            for role in ROLES
-            if isinstance(self.variant.source(role), Rotated)
+            role: (self.heads(role), ranks[self.paths[role].root]) for role in self._made_by(Latent)
         }
 
     @property
@@ -162,7 +204,12 @@ class Plan:
 
     def heads(self, role: Role) -> int:
         """How many heads the tensor of `role` has."""
-        return next(root.heads for root in self.roots if root.name == self.paths[role].root)
+        return self.heads_at(self.paths[role])
+
+    def heads_at(self, path: Path) -> int:
+        """How many heads the tensor at the end of `path` has."""
+        root = next(root for root in self.roots if root.name == path.root)
+        return _shape(path, root, self.geometry)[0]
 
     @property
     def kept_key(self) -> Kept:
@@ -173,6 +220,14 @@ class Plan:
     def kept_value(self) -> Kept:
         """The kept tensor over which the weighted sum runs; the same one where K and V share."""
         return self.kept[-1]
+
+    @property
+    def key_heads(self) -> int:
+        """How many heads K has where a query meets it: the latent has one for all."""
+        return self.kept_key.heads if self.fold else self.heads("k")
+
+    def _made_by(self, source: type[Source]) -> list[Role]:
+        return [role for role in ROLES if isinstance(self.variant.source(role), source)]
 
 
 @lru_cache(maxsize=1024)
@@ -191,16 +246,14 @@ def resolve(variant: Variant, geometry: Geometry, turned: tuple[Role, ...] = ())
     for role in ROLES:
         name = paths[role].root
         heads = geometry.heads if role == "q" else geometry.kv_heads
-        roots.setdefault(name, Root(name, heads, None if name == "x" else name))
-    kept, read_key, unfold = _folded(paths["k"], paths["v"], roots)
+        root = Root(name, heads, geometry.head_dim, None if name == "x" else name)
+        roots.setdefault(name, _latent_root(variant) if name == LATENT else root)
     return Plan(
         variant=variant,
         geometry=geometry,
         roots=tuple(roots.values()),
         paths=paths,
-        kept=kept,
-        read_key=read_key,
-        unfold=unfold,
+        **_folded(paths["k"], paths["v"], roots, geometry),
         output=(Turn(back=True),) if "v" in turned else (),
     )
 
@@ -222,24 +275,42 @@ def crossed(variant: Variant, geometry: Geometry) -> Plan:
         own, name = heads[path.root], f"{path.root} of the source"
         roots[name] = replace(own, name=name, reads="source")
         paths[role] = replace(path, root=name)
-    kept, read_key, unfold = _folded(paths["k"], paths["v"], roots)
-    return replace(
-        plan,
-        roots=tuple(roots.values()),
-        paths=paths,
-        kept=kept,
-        read_key=read_key,
-        unfold=unfold,
-    )
+    folded = _folded(paths["k"], paths["v"], roots, geometry)
+    return replace(plan, roots=tuple(roots.values()), paths=paths, **folded)
+
+
+def keys_only(plan: Plan) -> Plan:
+    """The same layer, decoded from K alone: V is a map of all heads of K, by the inverse of W_k.
+
+    ``unfold`` then projects by V's map, which belongs to given weights: no plan says what it is.
+    ValueError where there is no such map. arXiv:2503.05840.
+    """
+    key, value, size = plan.paths["k"], plan.paths["v"], plan.geometry
+    roots = {root.name: root for root in plan.roots}
+    root, name = roots[key.root], write(plan.variant)
+    if len(plan.kept) == 1:
+        raise ValueError(f"{name} keeps one tensor already")
+    if root.matrix is None or roots[value.root].matrix is None or LATENT in roots:
+        raise ValueError(f"{name} makes K or V by no matrix of its own from the stream")
+    if root.heads * root.width != size.d_model:
+        raise ValueError(
+            f"its key matrix is {root.heads * root.width} × {size.d_model}, not square, so "
+            "nothing of the stream comes back from K"
+        )
+    if value.ops or root.reads == "source":
+        raise ValueError("its V is normed, turned or rotated, or made from another sequence")
+    kept = Kept("k", 1, size.d_model, Path(root.name, (Join(),)))
+    return replace(plan, kept=(kept,), read_key=(Cut(), *key.ops), fold=(), unfold=(Project("v"),))
 
 
 def _path(role: Role, variant: Variant, turned: tuple[Role, ...]) -> Path:
-    """The way from a root to `role`: rotations, norm, learned scale, and positions last."""
+    """The way from a root to `role`: learned maps, norm, learned scale, and positions last."""
     made = _made(role, variant)
     ops = made.ops
     match variant.scores.normed:
         case ("q", "k", "v"):
-            # Where V is normed too, it is the root that is: a norm and a rotation commute.
+            # Where V is normed too, it is the root that is: a norm and a rotation commute, and of
+            # a latent it is what arXiv:2405.04434, section 3.1.2, norms.
             ops = (Normalize(), *ops)
         case ("q", "k") if role != "v":
             ops = (*ops, Normalize())
@@ -253,7 +324,7 @@ def _path(role: Role, variant: Variant, turned: tuple[Role, ...]) -> Path:
 
 
 def _made(role: Role, variant: Variant) -> Path:
-    """The root of `role` and the learned rotations on the way from it."""
+    """The root of `role` and the learned maps on the way from it."""
     match variant.source(role):
         case Own():
             return Path(role, ())
@@ -261,6 +332,8 @@ def _made(role: Role, variant: Variant) -> Path:
             return Path("x", ())
         case Same(origin):
             return _made(origin, variant)
+        case Latent():
+            return Path(LATENT, (Project(role),))
         case Rotated(origin):
             before = _made(origin, variant)
             return replace(before, ops=(*before.ops, Rotate(role)))
@@ -271,28 +344,70 @@ def _first_alike(role: Role, variant: Variant) -> Role:
     return next(first for first in ROLES if _made(first, variant) == _made(role, variant))
 
 
-def _folded(
-    k: Path, v: Path, roots: dict[str, Root]
-) -> tuple[tuple[Kept, ...], tuple[Op, ...], tuple[Rotate, ...]]:
-    """What a cache keeps, how K is read from it, and which rotations are left for the output.
+class _Folded(TypedDict):
+    """The fields of a plan that say how it is decoded."""
 
-    One tensor does where V differs from it by rotations alone, which fold into the output: the
+    kept: tuple[Kept, ...]
+    read_key: tuple[Op, ...]
+    fold: tuple[Fixed, ...]
+    unfold: tuple[Rotate | Project, ...]
+
+
+def _folded(k: Path, v: Path, roots: dict[str, Root], geometry: Geometry) -> _Folded:
+    """What a cache keeps, how K is read from it, and which maps are left for query and output.
+
+    One tensor does where V differs from it by fixed maps alone, which fold into the output: the
     root in the frame that K has after its rotations. Otherwise K is kept ready, and V before its
-    last rotations.
+    last fixed maps. A latent is kept before heads are made from it, which is what it is for; only
+    where V is turned are K and V kept ready, for then no map can be left for the output.
     """
+    ready = len(k.ops) if Turn() in v.ops else _before_heads(k.ops)
+
+    def kept(name: str, path: Path, end: int) -> Kept:
+        made = replace(path, ops=path.ops[:end])
+        return Kept(name, *_shape(made, roots[path.root], geometry), made)
+
     if k.root == v.root:
-        common = _leading(k.ops, v.ops)
+        common = min(_leading(k.ops, v.ops), ready)
         place = common + _rotations_first(k.ops[common:])
         rest = v.ops[common:]
-        if _rotations_first(rest) == len(rest):
-            kept = Kept(k.root, roots[k.root].heads, replace(k, ops=k.ops[:place]))
-            return (kept,), k.ops[place:], (*_undone(k.ops[common:place]), *_rotations(rest))
-    last = len(v.ops) - _rotations_first(v.ops[::-1])
-    kept = (
-        Kept("k", roots[k.root].heads, k),
-        Kept("v", roots[v.root].heads, replace(v, ops=v.ops[:last])),
+        if len(_maps(rest)) == len(rest):
+            unfold = (*_undone(k.ops[common:place]), *_maps(rest))
+            return _Folded(kept=(kept(k.root, k, place),), **_read(k.ops[place:]), unfold=unfold)
+    last = len(v.ops) - _maps_first(v.ops[::-1])
+    return _Folded(
+        kept=(kept("k", k, ready), kept("v", v, last)),
+        **_read(k.ops[ready:]),
+        unfold=_maps(v.ops[last:]),
     )
-    return kept, (), _rotations(v.ops[last:])
+
+
+class _Read(TypedDict):
+    """How K is met: by operations on the rows that are read, or by maps of the query."""
+
+    read_key: tuple[Op, ...]
+    fold: tuple[Fixed, ...]
+
+
+def _read(ops: tuple[Op, ...]) -> _Read:
+    """Heads that a latent would have to be made into are made of the query, where they can be."""
+    fixed = tuple(op for op in ops if isinstance(op, Fixed))
+    if any(isinstance(op, Project) for op in ops) and len(fixed) == len(ops):
+        return _Read(read_key=(), fold=fixed)
+    return _Read(read_key=ops, fold=())
+
+
+def _latent_root(variant: Variant) -> Root:
+    """The latent: one row of as many numbers as its rank, for all heads."""
+    rank = next(source.rank for source in map(variant.source, ROLES) if isinstance(source, Latent))
+    return Root(LATENT, 1, rank, LATENT)
+
+
+def _shape(path: Path, root: Root, geometry: Geometry) -> tuple[int, int]:
+    """Heads and their width at the end of `path`, which begins at `root`."""
+    if any(isinstance(op, Project) for op in path.ops):
+        return geometry.kv_heads, geometry.head_dim
+    return root.heads, root.width
 
 
 def _leading(first: tuple[Op, ...], second: tuple[Op, ...]) -> int:
@@ -301,18 +416,29 @@ def _leading(first: tuple[Op, ...], second: tuple[Op, ...]) -> int:
     return [*alike, False].index(False)
 
 
+def _before_heads(ops: tuple[Op, ...]) -> int:
+    """How many operations come before heads are made from a latent; all where none is."""
+    return [*(isinstance(op, Project) for op in ops), True].index(True)
+
+
 def _rotations_first(ops: tuple[Op, ...]) -> int:
     """How many rotations come before anything else."""
     return [*(isinstance(op, Rotate) for op in ops), False].index(False)
 
 
-def _rotations(ops: tuple[Op, ...]) -> tuple[Rotate, ...]:
-    return tuple(op for op in ops if isinstance(op, Rotate))
+def _maps_first(ops: tuple[Op, ...]) -> int:
+    """How many rotations and up-projections come before anything else."""
+    return [*(isinstance(op, Rotate | Project) for op in ops), False].index(False)
+
+
+def _maps(ops: tuple[Op, ...]) -> tuple[Rotate | Project, ...]:
+    return tuple(op for op in ops if isinstance(op, Rotate | Project))
 
 
 def _undone(ops: tuple[Op, ...]) -> tuple[Rotate, ...]:
     """The inverse of these rotations."""
-    return tuple(Rotate(op.role, back=True) for op in reversed(_rotations(ops)))
+    rotations = [op for op in ops if isinstance(op, Rotate)]
+    return tuple(Rotate(op.role, back=True) for op in reversed(rotations))
 
 
 def _check(variant: Variant, geometry: Geometry, made: dict[Role, Path]) -> None:
@@ -324,6 +450,13 @@ def _check(variant: Variant, geometry: Geometry, made: dict[Role, Path]) -> None
             f"{write(variant)} cuts the stream into heads for {' and '.join(streams)}, so "
             f"heads × head_dim must be d_model; here {geometry.heads} × {geometry.head_dim} = "
             f"{width}, and d_model is {geometry.d_model}."
+        )
+    ranks = [each.rank for each in map(variant.source, ROLES) if isinstance(each, Latent)]
+    if ranks and ranks[0] > geometry.d_model:
+        raise ValueError(
+            f"{write(variant)} makes a latent of {ranks[0]} numbers from a stream of "
+            f"{geometry.d_model}, of which more than {geometry.d_model} say nothing new; write a "
+            f"rank of {geometry.d_model} or less."
         )
     if geometry.kv_heads == geometry.heads:
         return

@@ -33,7 +33,18 @@ class Rotated:
     origin: Role
 
 
-Source = Own | Stream | Same | Rotated
+@dataclass(frozen=True)
+class Latent:
+    """A learned up-projection of the latent: `rank` numbers for all heads, made from the stream.
+
+    K and V of such a source have one latent in common, and each an up-projection of its own.
+    arXiv:2405.04434, eq. 9 to 11.
+    """
+
+    rank: int
+
+
+Source = Own | Stream | Same | Rotated | Latent
 
 
 # Numbers that describe a position to a correction of the scores: sines and cosines of five
@@ -100,6 +111,7 @@ class Variant:
             canonical[role] = _canonical(role, self.source(role), canonical)
         for role, source in canonical.items():
             object.__setattr__(self, role, source)
+        _check_latents(list(canonical.values()))
         if self.kv_heads is not None and self.kv_heads < 1:
             raise ValueError(f"A variant needs at least 1 key/value head, not {self.kv_heads}.")
 
@@ -109,7 +121,7 @@ class Variant:
 
 
 def every_variant() -> Iterator[Variant]:
-    """All distinct variants that the four sources give, without head sharing."""
+    """All distinct variants without head sharing that the sources give, latents left out."""
     q_sources: list[Source] = [Own(), Stream()]
     k_sources: list[Source] = [Own(), Stream(), Same("q"), Rotated("q")]
     v_sources: list[Source] = [*k_sources, Same("k"), Rotated("k")]
@@ -137,7 +149,7 @@ def without_value_rotation(variant: Variant) -> Variant:
 def _canonical(role: Role, source: Source, earlier: dict[Role, Source]) -> Source:
     """The same source, with its origin followed back as far as it goes."""
     match source:
-        case Own() | Stream():
+        case Own() | Stream() | Latent():
             return source
         case Same(origin) | Rotated(origin):
             if origin not in earlier:
@@ -148,6 +160,21 @@ def _canonical(role: Role, source: Source, earlier: dict[Role, Source]) -> Sourc
             if isinstance(source, Rotated):
                 return Rotated(first)
             return Stream() if earlier[first] == Stream() else Same(first)
+
+
+def _check_latents(sources: list[Source]) -> None:
+    """Refuse a latent that no cache would keep, or that is not one."""
+    ranks = {source.rank for source in sources if isinstance(source, Latent)}
+    if isinstance(sources[0], Latent):
+        raise ValueError(
+            "A latent is what a cache keeps for K and V, and of Q it keeps nothing: "
+            "give Q another source, as in 'q,k=L(8),v=L(8)'."
+        )
+    if len(ranks) > 1 or ranks & {0}:
+        raise ValueError(
+            f"K and V have one latent in common, whose rank is a whole number from 1, not "
+            f"{' and '.join(map(str, sorted(ranks)))}: write for example 'q,k=L(8),v=L(8)'."
+        )
 
 
 def _first_equal(role: Role, earlier: dict[Role, Source]) -> Role:

@@ -26,12 +26,15 @@ from qkvbench.backends.jax.weights import Shapes, Weights, part
 from qkvbench.model import NoPosition, Position
 from qkvbench.variant import (
     ROLES,
+    Cut,
     Geometry,
     Input,
+    Join,
     Normalize,
     Op,
     Path,
     Plan,
+    Project,
     Role,
     Rotate,
     Scale,
@@ -45,7 +48,7 @@ Stream = Float[Array, "batch time d_model"]
 SourceStream = Float[Array, "_batch source_time d_model"]
 Lengths = Int[Array, " batch"]
 # `_` is checked for nothing: roots of one plan may differ in heads and, across, in time.
-Heads = Float[Array, "batch _heads _time head_dim"]
+Heads = Float[Array, "batch _heads _time _width"]
 # Turns rows by their positions; `back` undoes it.
 Turns = Callable[..., Heads]
 
@@ -69,11 +72,13 @@ class Attention:
         """The names of its weights and their shapes."""
         size = self.plan.geometry
         shapes: Shapes = {}
-        for name, heads in self.plan.matrices.items():
-            shapes[f"{name}.weight"] = (heads * size.head_dim, size.d_model)
-            shapes[f"{name}.bias"] = (heads * size.head_dim,)
+        for name, rows in self.plan.matrices.items():
+            shapes[f"{name}.weight"] = (rows, size.d_model)
+            shapes[f"{name}.bias"] = (rows,)
         for role, heads in self.plan.rotated.items():
             shapes[f"{role}.rotation"] = (heads, size.head_dim * (size.head_dim - 1) // 2)
+        for role, (heads, rank) in self.plan.lifted.items():
+            shapes[f"{role}.up"] = (heads, size.head_dim, rank)
         for role in self.plan.scaled:
             shapes[f"{role}.scale"] = (size.head_dim,)
         shapes["o.weight"] = (size.d_model, size.heads * size.head_dim)
@@ -93,7 +98,7 @@ class Attention:
         there is one); None is all.
         """
         return self._attended(
-            weights, self.project(weights, x, source), self.rotations(weights), lengths
+            weights, self.project(weights, x, source), self.maps(weights), lengths
         )
 
     def read(
@@ -101,17 +106,17 @@ class Attention:
     ) -> tuple[Stream, LayerCache]:
         """Attend over a whole prompt, and keep what the plan keeps of its `count` first tokens."""
         made = self.project(weights, x)
-        after = self._attended(weights, made, layer.rotations, None)
+        after = self._attended(weights, made, layer.maps, None)
         turn = self._turns(x.shape[1])
         rows = {
             kept.name: with_rows(
                 layer.rows[kept.name],
-                self.make(weights, kept.path, made, layer.rotations, turn),
+                self.make(weights, kept.path, made, layer.maps, turn),
                 count,
             )
             for kept in self.plan.kept
         }
-        return after, LayerCache(rows, layer.rotations, layer.lengths, layer.cross)
+        return after, LayerCache(rows, layer.maps, layer.lengths, layer.cross)
 
     def step(
         self, weights: Weights, x: Stream, layer: LayerCache, count: Count, capacity: int
@@ -120,29 +125,28 @@ class Attention:
         made = self.project(weights, x)
         at = count[..., None]
         turn = partial(turned, position=self.position, at=at, end=capacity)
-        make = partial(self.make, weights, made=made, rotations=layer.rotations, turn=turn)
+        make = partial(self.make, weights, made=made, maps=layer.maps, turn=turn)
         rows = {
             kept.name: with_row(layer.rows[kept.name], make(kept.path), count)
             for kept in self.plan.kept
         }
-        layer = LayerCache(rows, layer.rotations, layer.lengths, layer.cross)
+        layer = LayerCache(rows, layer.maps, layer.lengths, layer.cross)
         slots = rows[self.plan.kept_value.name].shape[2]
         columns = places(count, slots)
         seen = self._attend_roots(weights, make(self.plan.paths["q"]), layer, at, columns, capacity)
-        seen = self._follow(weights, self.plan.output, seen, layer.rotations, turn)
+        seen = self._follow(weights, self.plan.output, seen, layer.maps, turn)
         return self.merge(weights, seen).astype(x.dtype), layer
 
     def keep(
         self, weights: Weights, source: SourceStream, lengths: Int[Array, " _items"] | None
     ) -> LayerCache:
         """What there is to be kept of a source; `lengths` of it are read."""
-        made, rotations = self._projected(weights, source, "source"), self.rotations(weights)
+        made, maps = self._projected(weights, source, "source"), self.maps(weights)
         turn = self._turns(source.shape[1])
         rows = {
-            kept.name: self.make(weights, kept.path, made, rotations, turn)
-            for kept in self.plan.kept
+            kept.name: self.make(weights, kept.path, made, maps, turn) for kept in self.plan.kept
         }
-        return LayerCache(rows, rotations, lengths)
+        return LayerCache(rows, maps, lengths)
 
     def look_up(self, weights: Weights, x: Stream, layer: LayerCache) -> Stream:
         """Attend over what is kept of a source, folded.
@@ -153,7 +157,7 @@ class Attention:
         grouped = x.reshape(items, -1, x.shape[-1])
         time = grouped.shape[1]
         made = self._projected(weights, grouped, "stream")
-        query = self.make(weights, self.plan.paths["q"], made, layer.rotations, self._turns(time))
+        query = self.make(weights, self.plan.paths["q"], made, layer.maps, self._turns(time))
         seen = self._attend_roots(
             weights, query, layer, np.arange(time), np.arange(size), max(time, size), layer.lengths
         )
@@ -163,7 +167,7 @@ class Attention:
         """An empty cache for this layer, in rows of the type of its products."""
         kind = weights["o.weight"].dtype
         rows = empty_rows(self.plan, batch, capacity, self.scores.window, kind)
-        return LayerCache(rows, self.rotations(weights))
+        return LayerCache(rows, self.maps(weights))
 
     def project(
         self, weights: Weights, x: Stream, source: SourceStream | None = None
@@ -177,7 +181,7 @@ class Attention:
         weights: Weights,
         path: Path,
         made: dict[Path, Heads],
-        rotations: Maps,
+        maps: Maps,
         turn: Turns,
     ) -> Heads:
         """The tensor at the end of `path`. What two paths have in common is made once.
@@ -186,17 +190,18 @@ class Attention:
         turned.
         """
         if path not in made:
-            before = self.make(weights, Path(path.root, path.ops[:-1]), made, rotations, turn)
-            made[path] = self._follow(weights, path.ops[-1:], before, rotations, turn)
+            before = self.make(weights, Path(path.root, path.ops[:-1]), made, maps, turn)
+            made[path] = self._follow(weights, path.ops[-1:], before, maps, turn)
         return made[path]
 
-    def rotations(self, weights: Weights) -> dict[Role, Float[Array, "_heads head_dim head_dim"]]:
-        """The learned rotations as orthogonal matrices, by Cayley: (1 - A/2)^-1 (1 + A/2).
+    def maps(self, weights: Weights) -> dict[Role, Float[Array, "_heads _to _width"]]:
+        """The learned maps of heads: up-projections, and rotations as orthogonal matrices.
 
-        In fp32 at least, whatever the weights are in: the solver knows nothing less.
+        These by Cayley, (1 - A/2)^-1 (1 + A/2), in fp32 at least, whatever the weights are in: the
+        solver knows nothing less.
         """
         head_dim = self.plan.geometry.head_dim
-        made: dict[Role, Array] = {}
+        made: dict[Role, Array] = {role: weights[f"{role}.up"] for role in self.plan.lifted}
         for role in self.plan.rotated:
             numbers = exact(weights[f"{role}.rotation"])
             row, column = np.triu_indices(head_dim, 1)
@@ -216,16 +221,14 @@ class Attention:
         self,
         weights: Weights,
         made: dict[Path, Heads],
-        rotations: Maps,
+        maps: Maps,
         lengths: Lengths | None,
     ) -> Stream:
         time = max(rows.shape[2] for rows in made.values())
         turn = self._turns(time)
-        q, k, v = (
-            self.make(weights, self.plan.paths[role], made, rotations, turn) for role in ROLES
-        )
+        q, k, v = (self.make(weights, self.plan.paths[role], made, maps, turn) for role in ROLES)
         seen = self.scores(weights, q, k, v, lengths)
-        return self.merge(weights, self._follow(weights, self.plan.output, seen, rotations, turn))
+        return self.merge(weights, self._follow(weights, self.plan.output, seen, maps, turn))
 
     def _turns(self, time: int) -> Turns:
         """Turns rows at the positions 0, 1, ..."""
@@ -244,19 +247,23 @@ class Attention:
         return made
 
     def _follow(
-        self, weights: Weights, ops: Iterable[Op], rows: Heads, rotations: Maps, turn: Turns
+        self, weights: Weights, ops: Iterable[Op], rows: Heads, maps: Maps, turn: Turns
     ) -> Heads:
         """The rows after these operations."""
         for op in ops:
             match op:
                 case Rotate():
-                    rows = _rotated(rows, _matrix(op, rotations))
+                    rows = _rotated(rows, _matrix(op, maps))
+                case Project(role):
+                    rows = jnp.einsum("btr,hdr->bhtd", rows[:, 0], maps[role].astype(rows.dtype))
                 case Normalize():
                     rows = _normalized(rows)
                 case Scale(role):
                     rows = rows * weights[f"{role}.scale"].astype(rows.dtype)
                 case Turn(back):
                     rows = turn(rows, back=back)
+                case Join() | Cut():
+                    raise ValueError("JAX keeps no cache of K alone; the torch backend does.")
         return rows
 
     def _attend_roots(
@@ -273,27 +280,38 @@ class Attention:
 
         The queries are at the positions `rows`, what is kept at `columns`, all before `end`.
         """
-        batch, heads, time, head_dim = query.shape
-        kept = self.plan.kept_value
+        query = self._folded(weights, query, layer.maps)
+        batch, heads, time, width = query.shape
+        kept, key_heads = self.plan.kept_value, self.plan.key_heads
         value, kind = layer.rows[kept.name], weights["o.weight"].dtype
-        grouped = (query * head_dim**-0.5).astype(kind).reshape(batch, kept.heads, -1, head_dim)
+        scaled = (query * self.plan.geometry.head_dim**-0.5).astype(kind)
+        grouped = scaled.reshape(batch, key_heads, -1, width)
         if self.kernel is not None and time == 1 and lengths is None:
             count = jnp.broadcast_to(jnp.asarray(rows[..., 0] + 1, jnp.int32), batch)
             seen = self.kernel(grouped, value, count).reshape(query.shape).astype(kind)
-            return self._unfolded(seen, layer.rotations)
+            return self._unfolded(seen, layer.maps)
         turn = partial(turned, position=self.position, at=columns, end=end)
         keys = layer.rows[self.plan.kept_key.name].astype(kind)
-        keys = self._follow(weights, self.plan.read_key, keys, layer.rotations, turn)
+        keys = self._follow(weights, self.plan.read_key, keys, layer.maps, turn)
         products = products_of(grouped, keys).reshape(batch, heads, time, -1)
         shares = self.scores.shares(weights, products, rows, columns, end, lengths).astype(kind)
         seen = shares.reshape(batch, kept.heads, -1, value.shape[2]) @ value.astype(kind)
-        return self._unfolded(seen.reshape(batch, heads, time, head_dim), layer.rotations)
+        return self._unfolded(seen.reshape(batch, heads, time, kept.width), layer.maps)
 
-    def _unfolded(self, seen: Heads, rotations: Maps) -> Heads:
+    def _folded(self, weights: Weights, query: Heads, maps: Maps) -> Heads:
+        """Queries whose products with kept rows are those of `query` with K."""
+        for op in reversed(self.plan.fold):
+            match op:
+                case Rotate() | Project():
+                    query = _mapped(query, jnp.swapaxes(_matrix(op, maps), 1, 2))
+                case Scale(role):
+                    query = query * weights[f"{role}.scale"].astype(query.dtype)
+        return query
+
+    def _unfolded(self, seen: Heads, maps: Maps) -> Heads:
         """What attending over V would have given, from what attending over its kept root gave."""
-        group = self.plan.geometry.heads // self.plan.kept_value.heads
         for op in self.plan.unfold:
-            seen = _rotated(seen, jnp.repeat(_matrix(op, rotations), group, axis=0))
+            seen = _mapped(seen, _matrix(op, maps))
         return seen
 
 
@@ -324,6 +342,12 @@ def _rotated(rows: Heads, matrix: Float[Array, "_heads head_dim head_dim"]) -> H
     return jnp.einsum("bhtd,hed->bhte", rows, matrix.astype(rows.dtype))
 
 
+def _mapped(rows: Heads, matrix: Float[Array, "kv_heads _to _width"]) -> Heads:
+    """Every row of a query head times the matrix of its key/value head."""
+    group = rows.shape[1] // len(matrix)
+    return jnp.einsum("bhtr,hdr->bhtd", rows, jnp.repeat(matrix, group, axis=0).astype(rows.dtype))
+
+
 def _normalized(rows: Heads) -> Heads:
     """Each head of each row at root mean square 1, computed in fp32 or better."""
     wide = exact(rows)
@@ -331,5 +355,6 @@ def _normalized(rows: Heads) -> Heads:
     return (wide / jnp.sqrt(size + NORM_EPS)).astype(rows.dtype)
 
 
-def _matrix(op: Rotate, rotations: Maps) -> Float[Array, "_heads head_dim head_dim"]:
-    return jnp.swapaxes(rotations[op.role], 1, 2) if op.back else rotations[op.role]
+def _matrix(op: Rotate | Project, maps: Maps) -> Float[Array, "_heads _to _width"]:
+    back = isinstance(op, Rotate) and op.back
+    return jnp.swapaxes(maps[op.role], 1, 2) if back else maps[op.role]

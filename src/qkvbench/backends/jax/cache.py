@@ -26,20 +26,20 @@ Count = Int[Array, "..."]
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["rows", "rotations", "lengths", "cross"],
+    data_fields=["rows", "maps", "lengths", "cross"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
 class LayerCache:
     """What one layer keeps: the rows of each kept tensor, by name; none without attention.
 
-    ``rotations`` are the layer's learned rotations, made once: weights stand still in decoding.
+    ``maps`` are the layer's learned maps, made once: weights stand still in decoding.
     ``cross`` are the rows of a source, which are all there before the first step; of those
     ``lengths`` says how many are read.
     """
 
     rows: dict[str, Rows]
-    rotations: Maps
+    maps: Maps
     lengths: Int[Array, " _items"] | None = None
     cross: "LayerCache | None" = None
 
@@ -78,7 +78,7 @@ class Cache:
         layers = tuple(
             LayerCache(
                 {name: rows[parents] for name, rows in layer.rows.items()},
-                layer.rotations,
+                layer.maps,
                 layer.lengths,
                 layer.cross,
             )
@@ -95,7 +95,7 @@ class Cache:
                     name: jnp.asarray(_drawn(seed, f"{number}.{name}", rows.shape), rows.dtype)
                     for name, rows in layer.rows.items()
                 },
-                layer.rotations,
+                layer.maps,
                 layer.lengths,
                 layer.cross,
             )
@@ -110,8 +110,7 @@ def empty_rows(
     """Room for what `plan` keeps of so many sequences."""
     slots = capacity if window is None else min(window, capacity)
     return {
-        kept.name: jnp.zeros((batch, kept.heads, slots, plan.geometry.head_dim), kind)
-        for kept in plan.kept
+        kept.name: jnp.zeros((batch, kept.heads, slots, kept.width), kind) for kept in plan.kept
     }
 
 

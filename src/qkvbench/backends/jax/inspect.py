@@ -15,7 +15,7 @@ from qkvbench.backends.jax.precision import exact
 from qkvbench.backends.jax.scores import products_of
 from qkvbench.backends.jax.stacks import Network
 from qkvbench.backends.jax.weights import Weights
-from qkvbench.variant import ROLES, Path, Role, Rotate, Scale, Turn
+from qkvbench.variant import ROLES, Path, Project, Role, Rotate, Scale, Turn
 
 # What is said of a layer besides its name: one array, or one for each role.
 Told = dict[str, Any]
@@ -43,14 +43,14 @@ def layers_of(network: Network, told: Mapping[str, Told]) -> tuple[Layer, ...]:
 
 def _told(attention: Attention, weights: Weights, x: Stream, lengths: Lengths | None) -> Told:
     plan = attention.plan
-    made, rotations = attention.project(weights, x), attention.rotations(weights)
+    made, maps = attention.project(weights, x), attention.maps(weights)
     places = np.arange(x.shape[1])
 
     def turn(rows: Heads, *, back: bool) -> Heads:
         return turned(rows, attention.position, places, len(places), back=back)
 
     def make(path: Path) -> Heads:
-        return attention.make(weights, path, made, rotations, turn)
+        return attention.make(weights, path, made, maps, turn)
 
     rows = {role: make(_before_turn(plan.paths[role])) for role in ROLES}
     q, k = (make(plan.paths[role]) for role in ("q", "k"))
@@ -92,8 +92,9 @@ def _before_turn(path: Path) -> Path:
 def _weights(
     attention: Attention, weights: Weights
 ) -> dict[Role, Float[Array, "_heads head_dim d_model"]]:
-    """The matrix of each role from the stream, learned rotations and scales included."""
-    plan, rotations = attention.plan, attention.rotations(weights)
+    """The matrix of each role from the stream, learned maps and scales included."""
+    plan, maps = attention.plan, attention.maps(weights)
+    widths = {root.name: root.width for root in plan.roots}
     kind = weights["o.weight"].dtype
     matrices: dict[Role, Array] = {}
     for role in ROLES:
@@ -102,12 +103,14 @@ def _weights(
         matrix = weights.get(f"{path.root}.weight")
         if matrix is None:
             matrix = jnp.eye(plan.geometry.d_model, dtype=kind)
-        matrix = matrix.reshape(-1, plan.geometry.head_dim, matrix.shape[-1])
+        matrix = matrix.reshape(-1, widths[path.root], matrix.shape[-1])
         for op in path.ops:
             match op:
                 case Rotate(of, back):
-                    turning = rotations[of].astype(matrix.dtype)
+                    turning = maps[of].astype(matrix.dtype)
                     matrix = (jnp.swapaxes(turning, 1, 2) if back else turning) @ matrix
+                case Project(of):
+                    matrix = maps[of].astype(matrix.dtype) @ matrix
                 case Scale(of):
                     matrix = weights[f"{of}.scale"][:, None].astype(matrix.dtype) * matrix
                 case _:

@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qkvbench.backends.torch import pages, paths
-from qkvbench.backends.torch.cache import Cache, LayerCache, Maps, kept_rows, source_rows
+from qkvbench.backends.torch.cache import Cache, Keep, LayerCache, Maps, kept_rows, source_rows
 from qkvbench.backends.torch.linear import Linear, product
 from qkvbench.backends.torch.one_pass import one_pass
 from qkvbench.backends.torch.paths import Heads
 from qkvbench.backends.torch.position import Turner
-from qkvbench.backends.torch.rows import row_type
+from qkvbench.backends.torch.rows import rounding_of, row_type
 from qkvbench.backends.torch.scores import Rows, Scores
 from qkvbench.backends.torch.table import Table
 from qkvbench.cost import RowType
@@ -24,9 +24,11 @@ from qkvbench.variant import (
     Input,
     Op,
     Path,
+    Plan,
     Role,
     Variant,
     crossed,
+    keys_only,
     parse,
     resolve,
     sized,
@@ -35,6 +37,9 @@ from qkvbench.variant import (
 Stream = Float[Tensor, "batch time d_model"]
 SourceStream = Float[Tensor, "batch source_time d_model"]
 Lengths = Int[Tensor, " batch"]
+# The most that V may be off, as a share, where it is made from K alone: by the rounding of the rows
+# times the condition number of the key matrix.
+LOST = 0.01
 
 
 class Attention(nn.Module):
@@ -76,12 +81,18 @@ class Attention(nn.Module):
         size = self.plan.geometry
         self.scores = Scores(self.plan.scores, position, size.heads, causal=causal, window=window)
         # All projections of an input in one matrix product; `split` names the rows.
-        rows = sum(self.plan.matrices.values()) * size.head_dim
+        rows = sum(self.plan.matrices.values())
         self.projection = Linear(d_model, rows) if rows else None
         self.rotation = nn.ParameterDict(
             {
                 role: nn.Parameter(torch.zeros(count, size.head_dim * (size.head_dim - 1) // 2))
                 for role, count in self.plan.rotated.items()
+            }
+        )
+        self.up = nn.ParameterDict(
+            {
+                role: nn.Parameter(torch.zeros(count, size.head_dim, rank))
+                for role, (count, rank) in self.plan.lifted.items()
             }
         )
         self.scale = nn.ParameterDict(
@@ -103,13 +114,13 @@ class Attention(nn.Module):
         there is one); None is all.
         """
         made = self.project(x, source)
-        rotations = layer.rotations if layer else self.rotations()
-        q, k, v = (self.make(self.plan.paths[role], made, rotations) for role in ROLES)
+        maps = layer.maps if layer else self.maps()
+        q, k, v = (self.make(self.plan.paths[role], made, maps) for role in ROLES)
         if layer:
-            for kept in self.plan.kept:
-                layer.rows[kept.name].write_many(self.make(kept.path, made, rotations))
+            for kept in layer.plan.kept:
+                layer.rows[kept.name].write_many(self.make(kept.path, made, maps))
         seen = self.scores(q, k, v, lengths)
-        return self.merge(self._follow(self.plan.output, seen, rotations, self.turner))
+        return self.merge(self._follow(self.plan.output, seen, maps, self.turner))
 
     def step(self, x: Stream, cache: Cache, layer: LayerCache) -> Stream:
         """Decode one token, folded: over kept roots, with the fixed maps in the output.
@@ -118,19 +129,19 @@ class Attention(nn.Module):
         """
         made = self.project(x)
         turn = partial(self.turner.at, first=cache.longest, times=cache.lengths)
-        for kept in self.plan.kept:
-            layer.rows[kept.name].write(self.make(kept.path, made, layer.rotations, turn))
-        query = self.make(self.plan.paths["q"], made, layer.rotations, turn)
+        for kept in layer.plan.kept:
+            layer.rows[kept.name].write(self.make(kept.path, made, layer.maps, turn))
+        query = self.fold(self.make(self.plan.paths["q"], made, layer.maps, turn), layer)
         if layer.one_pass:
-            seen = layer.one_pass(self._asked(query), *cache.seen(layer)).view(query.shape)
+            seen = layer.one_pass(self._asked(query, layer), *cache.seen(layer)).view(query.shape)
         else:
             rows = torch.tensor([cache.longest], device=x.device)
             if cache.lengths is not None:
                 rows = cache.lengths[:, None]
             stretch = (cache.first(layer), cache.longest + 1)
             seen = self._attend_roots(query, layer, rows, stretch)
-        seen = self.unfold(seen, layer.rotations)
-        seen = self._follow(self.plan.output, seen, layer.rotations, turn)
+        seen = self.unfold(seen, layer)
+        seen = self._follow(self.plan.output, seen, layer.maps, turn)
         return self.merge(seen.to(x.dtype))
 
     def keep(
@@ -141,27 +152,28 @@ class Attention(nn.Module):
         Rows are of type `kind`; None is the one in which they are made.
         """
         with torch.no_grad():
-            made, rotations = self._projected(source, "source"), self.rotations()
-            rows = {kept.name: self.make(kept.path, made, rotations) for kept in self.plan.kept}
+            made, maps = self._projected(source, "source"), self.maps()
+            rows = {kept.name: self.make(kept.path, made, maps) for kept in self.plan.kept}
             computed = rows[self.plan.kept_value.name].dtype
             kept = source_rows(self.plan, rows, kind or row_type(computed))
-            return self._layer(kept, rotations, computed, lengths)
+            return self._layer(self.plan, kept, maps, computed, lengths)
 
     def look_up(self, x: Stream, layer: LayerCache) -> Stream:
         """Attend over what is kept of a source, folded.
 
         Of each item of the source there may be several sequences in `x`, next to each other.
         """
-        source = layer.rows[self.plan.kept_value.name].table
+        source = layer.rows[layer.plan.kept_value.name].table
         grouped = x.reshape(source.batch, -1, x.shape[-1])
-        query = self.make(self.plan.paths["q"], self._projected(grouped, "stream"), layer.rotations)
+        query = self.make(self.plan.paths["q"], self._projected(grouped, "stream"), layer.maps)
+        query = self.fold(query, layer)
         if layer.one_pass:
             end = source.size if layer.lengths is None else layer.lengths.tolist()
-            seen = layer.one_pass(self._asked(query), 0, end).view(query.shape)
+            seen = layer.one_pass(self._asked(query, layer), 0, end).view(query.shape)
         else:
             rows = torch.arange(grouped.shape[1], device=x.device)
             seen = self._attend_roots(query, layer, rows, (0, source.size), layer.lengths)
-        return self.merge(self.unfold(seen, layer.rotations).to(x.dtype)).view_as(x)
+        return self.merge(self.unfold(seen, layer).to(x.dtype)).view_as(x)
 
     def project(self, x: Stream, source: SourceStream | None = None) -> dict[Path, Heads]:
         """The roots, cut into heads: an input times a matrix, or the input itself."""
@@ -170,42 +182,34 @@ class Attention(nn.Module):
 
     def _projected(self, x: Tensor, reads: Input) -> dict[Path, Heads]:
         """The roots that read this input, by one product with the rows of their matrices."""
-        batch, time, _ = x.shape
-        head_dim = self.plan.geometry.head_dim
         roots = [root for root in self.plan.roots if root.reads == reads]
         read = {root.matrix for root in roots}
         wanted = [name for name in self.plan.matrices if name in read]
         parts: dict[str, Tensor] = {}
         if self.projection is not None and wanted:
-            counts = {name: self.plan.matrices[name] for name in wanted}
+            counts = [self.plan.matrices[name] for name in wanted]
             # A slice of a whole is a copy in the backward pass.
             whole = len(wanted) == len(self.plan.matrices)
             rows = self.projection(x) if whole else product(x, *self._rows_of(wanted))
-            rows = rows.view(batch, time, sum(counts.values()), head_dim).transpose(1, 2)
-            split = rows.split(list(counts.values()), dim=1)
-            parts = dict(zip(counts, split, strict=True))
+            parts = dict(zip(wanted, rows.split(counts, dim=-1), strict=True))
+        made = {root: parts[root.matrix] if root.matrix else x for root in roots}
         return {
-            Path(root.name, ()): parts[root.matrix]
-            if root.matrix
-            else x.reshape(batch, time, root.heads, head_dim).transpose(1, 2)
-            for root in roots
+            Path(root.name, ()): rows.unflatten(-1, (root.heads, root.width)).transpose(1, 2)
+            for root, rows in made.items()
         }
 
     def _rows_of(self, wanted: list[str]) -> tuple[Tensor, Tensor]:
         """The rows of these matrices, which lie next to each other, and their offsets."""
         assert self.projection is not None
         ends = dict(zip(self.plan.matrices, accumulate(self.plan.matrices.values()), strict=True))
-        first = ends[wanted[0]] - self.plan.matrices[wanted[0]]
-        rows = slice(
-            first * self.plan.geometry.head_dim, ends[wanted[-1]] * self.plan.geometry.head_dim
-        )
+        rows = slice(ends[wanted[0]] - self.plan.matrices[wanted[0]], ends[wanted[-1]])
         return self.projection.weight[rows], self.projection.bias[rows]
 
     def make(
         self,
         path: Path,
         made: dict[Path, Heads],
-        rotations: Maps,
+        maps: Maps,
         turn: Callable[..., Heads] | None = None,
     ) -> Heads:
         """The tensor at the end of `path`. What two paths have in common is made once.
@@ -213,23 +217,32 @@ class Attention(nn.Module):
         Positions come last in the path of Q or K: V may be the same tensor as K, and V is not
         turned.
         """
-        follow = partial(self._follow, rotations=rotations, turn=turn or self.turner)
+        follow = partial(self._follow, maps=maps, turn=turn or self.turner)
         return paths.make(path, made, follow)
 
     def _follow(
-        self, ops: tuple[Op, ...], rows: Heads, rotations: Maps, turn: Callable[..., Heads]
+        self, ops: tuple[Op, ...], rows: Heads, maps: Maps, turn: Callable[..., Heads]
     ) -> Heads:
         """The rows after these operations."""
-        return paths.follow(ops, rows, rotations, self.scale.__getitem__, turn)
+        kv_heads = self.plan.geometry.kv_heads
+        return paths.follow(ops, rows, maps, self.scale.__getitem__, turn, kv_heads=kv_heads)
 
-    def rotations(self) -> dict[Role, Float[Tensor, "heads head_dim head_dim"]]:
-        """The learned rotations as orthogonal matrices."""
+    def maps(self) -> dict[Role, Float[Tensor, "heads to width"]]:
+        """The learned maps of heads: up-projections, and rotations as orthogonal matrices."""
         head_dim = self.plan.geometry.head_dim
-        return {role: paths.rotation(self.rotation[role], head_dim) for role in self.plan.rotated}
+        rotations = {
+            role: paths.rotation(self.rotation[role], head_dim) for role in self.plan.rotated
+        }
+        return {role: self.up[role] for role in self.plan.lifted} | rotations
 
-    def unfold(self, seen: Heads, rotations: Maps) -> Heads:
+    def fold(self, query: Heads, layer: LayerCache) -> Heads:
+        """Queries whose products with kept rows are those of `query` with K."""
+        return paths.fold(query, layer.plan.fold, layer.maps, self.scale.__getitem__)
+
+    def unfold(self, seen: Heads, layer: LayerCache) -> Heads:
         """What attending over V would have given, from what attending over its kept root gave."""
-        return paths.unfold(seen, self.plan.unfold, rotations)
+        seen = paths.unfold(seen, layer.plan.unfold, layer.maps)
+        return seen if layer.offset is None else seen + layer.offset.to(seen.dtype)
 
     def merge(self, seen: Heads) -> Stream:
         """The output projection over all heads together."""
@@ -240,35 +253,70 @@ class Attention(nn.Module):
         named: dict[str, Tensor] = {"o.weight": self.o.weight, "o.bias": self.o.bias}
         if self.projection is not None:
             matrices = self.plan.matrices
-            rows = [heads * self.plan.geometry.head_dim for heads in matrices.values()]
             for part in ("weight", "bias"):
-                pieces = getattr(self.projection, part).split(rows)
+                pieces = getattr(self.projection, part).split(list(matrices.values()))
                 for name, piece in zip(matrices, pieces, strict=True):
                     named[f"{name}.{part}"] = piece
         for role, numbers in self.rotation.items():
             named[f"{role}.rotation"] = numbers
+        for role, numbers in self.up.items():
+            named[f"{role}.up"] = numbers
         for role, numbers in self.scale.items():
             named[f"{role}.scale"] = numbers
         for part, numbers in self.scores.correction.items():
             named[f"correction.{part}"] = numbers
         return named
 
-    def new_cache(self, table: Table, kind: RowType) -> LayerCache:
-        """An empty cache for this layer, in rows of type `kind`."""
+    def new_cache(self, table: Table, kind: RowType, keep: Keep = "roots") -> LayerCache:
+        """An empty cache for this layer, in rows of type `kind`.
+
+        ValueError, with the reason, where it cannot keep that.
+        """
         with torch.no_grad():
-            rows = kept_rows(self.plan, table, kind)
-            return self._layer(rows, self.rotations(), self.o.weight.dtype)
+            plan, maps, offset = self.plan, self.maps(), None
+            if keep == "keys":
+                plan = keys_only(plan)
+                maps["v"], offset = self._value_from_key(kind)
+            layer = self._layer(plan, kept_rows(plan, table, kind), maps, self.o.weight.dtype)
+            layer.offset = offset
+            return layer
+
+    def _value_from_key(self, kind: RowType) -> tuple[Tensor, Tensor]:
+        """The map and the offset by which V is made from all heads of K, by the inverse of W_k.
+
+        V's relative error is that of the stored K times the condition number of W_k, at most.
+        """
+        size, named = self.plan.geometry, self.split()
+        root = {role: self.plan.paths[role].root for role in ("k", "v")}
+        key, value = (named[f"{root[role]}.weight"].double() for role in ("k", "v"))
+        sizes = torch.linalg.svdvals(key)
+        condition = (sizes[0] / sizes[-1]).item()
+        rounding = max(rounding_of(kind), torch.finfo(named["o.weight"].dtype).eps / 2)
+        if not condition * rounding <= LOST:
+            raise ValueError(
+                f"the condition number of its key matrix is {condition:.3g}, and {kind.name} rows "
+                f"bear {LOST / rounding:.3g}"
+            )
+        mapped = torch.linalg.solve(key, value, left=False)
+        bias = {role: named[f"{root[role]}.bias"].double() for role in ("k", "v")}
+        offset = (bias["v"] - mapped @ bias["k"]).view(size.kv_heads, 1, size.head_dim)
+        of_each = offset.repeat_interleave(size.heads // size.kv_heads, dim=0)
+        like = named["o.weight"].dtype
+        return mapped.unflatten(0, (size.kv_heads, -1)).to(like), of_each.to(like)
 
     def _layer(
         self,
+        plan: Plan,
         rows: dict[str, pages.Pages],
-        rotations: Maps,
+        maps: Maps,
         computed: torch.dtype,
         lengths: Lengths | None = None,
     ) -> LayerCache:
         """What this layer keeps in `rows`."""
-        kernel = one_pass(self.plan, self.scores, self.turner, self.scale, rows, computed)
-        return LayerCache(rows, rotations, computed, lengths, None, self.scores.window, kernel)
+        kernel = one_pass(plan, self.scores, self.turner, self.scale, rows, computed)
+        return LayerCache(
+            rows, maps, computed, lengths, None, self.scores.window, kernel, kept_by=plan
+        )
 
     def _attend_roots(
         self,
@@ -283,9 +331,9 @@ class Attention(nn.Module):
         The queries are at the positions `rows`. Neither K nor the kept rows are ever made whole.
         """
         first, end = stretch
-        batch, heads, time, head_dim = query.shape
-        kept, kind = self.plan.kept_value, layer.computed
-        asked = self._asked(query.to(kind))
+        batch, heads, time, _ = query.shape
+        kept, kind = layer.plan.kept_value, layer.computed
+        asked = self._asked(query.to(kind), layer)
         products = self._products(asked, layer, stretch).view(batch, heads, time, -1)
         shares = self.scores.shares(products, rows, lengths, first)
         shares = shares.to(kind).view(batch, kept.heads, -1, end - first)
@@ -293,21 +341,20 @@ class Attention(nn.Module):
             _times(shares[..., at - first : at - first + tile.shape[2]], tile)
             for at, tile in layer.rows[kept.name].tiles(first, end, kind)
         ]
-        return _summed(seen).reshape(batch, heads, time, head_dim)
+        return _summed(seen).reshape(batch, heads, time, kept.width)
 
-    def _asked(self, query: Heads) -> Heads:
-        """Scaled queries, those of one root together."""
-        size = self.plan.geometry
-        roots = self.plan.kept_value.heads
-        return query.reshape(len(query), roots, -1, size.head_dim) * size.head_dim**-0.5
+    def _asked(self, query: Heads, layer: LayerCache) -> Heads:
+        """Scaled queries, those of one head of K together."""
+        together = query.reshape(len(query), layer.plan.key_heads, -1, query.shape[-1])
+        return together * self.plan.geometry.head_dim**-0.5
 
     def _products(self, query: Heads, layer: LayerCache, stretch: tuple[int, int]) -> Tensor:
         """Products of the queries with K, read from the kept rows; never all made at once."""
-        ops, products = self.plan.read_key, []
+        ops, products = layer.plan.read_key, []
         most = pages.TILE if ops else None
-        kept = layer.rows[self.plan.kept_key.name]
+        kept = layer.rows[layer.plan.kept_key.name]
         for at, tile in kept.tiles(*stretch, query.dtype, most=most):
-            keys = self._follow(ops, tile, layer.rotations, partial(self.turner, first=at))
+            keys = self._follow(ops, tile, layer.maps, partial(self.turner, first=at))
             products.append(_times(query, keys.mT))
         return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 

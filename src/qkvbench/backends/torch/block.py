@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from qkvbench.backends.torch.attention import Attention
-from qkvbench.backends.torch.cache import Cache, LayerCache
+from qkvbench.backends.torch.cache import Cache, Keep, LayerCache
 from qkvbench.backends.torch.linear import Linear
 from qkvbench.backends.torch.table import Table
 from qkvbench.cost import RowType
@@ -112,11 +112,13 @@ class Block(nn.Module):
             x = x + self.cross.look_up(self.cross_norm(x), layer.cross)
         return self._fed_forward(x)
 
-    def new_cache(self, tables: Mapping[int | None, Table], kind: RowType) -> LayerCache:
+    def new_cache(
+        self, tables: Mapping[int | None, Table], kind: RowType, keep: Keep
+    ) -> LayerCache:
         """An empty cache for this layer, by the table of its window, in rows of type `kind`."""
         if self.attention is None:
             return LayerCache({}, {}, torch.float32)
-        return self.attention.new_cache(tables[self.attention.scores.window], kind)
+        return self.attention.new_cache(tables[self.attention.scores.window], kind, keep)
 
     def _fed_forward(self, x: Stream) -> Stream:
         if self.feed_forward:

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,7 +16,12 @@ from qkvbench.backends.torch.table import Growing, Reserved, Storage, Table
 from qkvbench.cost import RowType
 from qkvbench.variant import Plan, Role, write
 
-Maps = Mapping[Role, Float[Tensor, "heads head_dim head_dim"]]
+# `_` is checked for nothing: an up-projection is not square.
+Maps = Mapping[Role, Float[Tensor, "_heads _to _width"]]
+
+# What a cache keeps of given weights: the roots of the plan, or K before positions alone, from
+# which V is made too.
+Keep = Literal["roots", "keys"]
 
 # Rows that are drawn at a time where a cache is filled randomly.
 DRAWN = 1024
@@ -26,19 +33,29 @@ ADDRESS_BYTES = 8
 class LayerCache:
     """What one layer keeps: the rows of each kept tensor, by name; none without attention.
 
-    ``rotations`` are the layer's learned rotations, made once: weights stand still in decoding.
+    ``maps`` are the layer's learned maps of heads, made once: weights stand still in decoding.
     ``computed`` is the type of products with the rows. ``cross`` are the rows of a source, which
     are all there before the first step; of those ``lengths`` says how many are read. ``window`` is
     how many slots are seen; None is all. ``one_pass`` attends to the rows, where it can.
+    ``kept_by`` says what is kept and how it is read, which weights may allow in another way than
+    the layer's own plan; ``offset`` is then added to what was attended.
     """
 
     rows: dict[str, Pages]
-    rotations: Maps
+    maps: Maps
     computed: torch.dtype
     lengths: Int[Tensor, " batch"] | None = None
     cross: "LayerCache | None" = None
     window: int | None = None
     one_pass: OnePass | None = None
+    offset: Float[Tensor, "heads one head_dim"] | None = None
+    kept_by: Plan | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """By which plan the layer is decoded."""
+        assert self.kept_by, "a layer without attention keeps nothing"
+        return self.kept_by
 
 
 @dataclass(frozen=True)
@@ -263,10 +280,16 @@ def new_table(batch: int, capacity: int, storage: Storage, device: torch.device)
     return table
 
 
+def free_bytes(device: torch.device) -> int:
+    """The memory that is left on a device, as the system says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
 def kept_rows(plan: Plan, table: Table, kind: RowType) -> dict[str, Pages]:
     """Room for what `plan` keeps, in rows of type `kind`."""
-    head_dim = plan.geometry.head_dim
-    return {kept.name: Pages(table, kept.heads, head_dim, kind) for kept in plan.kept}
+    return {kept.name: Pages(table, kept.heads, kept.width, kind) for kept in plan.kept}
 
 
 def source_rows(plan: Plan, made: Mapping[str, Heads], kind: RowType) -> dict[str, Pages]:

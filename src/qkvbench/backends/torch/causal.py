@@ -8,13 +8,21 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from qkvbench.backends.torch.block import Block, Source
-from qkvbench.backends.torch.cache import Cache, MadeFor, new_table
+from qkvbench.backends.torch.cache import (
+    Cache,
+    Keep,
+    LayerCache,
+    MadeFor,
+    free_bytes,
+    new_table,
+)
 from qkvbench.backends.torch.embedding import Embedding
 from qkvbench.backends.torch.linear import product
 from qkvbench.backends.torch.rows import row_type
 from qkvbench.backends.torch.table import Reserved, Storage
 from qkvbench.backends.torch.tower import Tower
-from qkvbench.cost import ROW_TYPES, RowName
+from qkvbench.cost import ROW_TYPES, RowName, cache_bytes
+from qkvbench.cost.units import bytes_text
 from qkvbench.model import Decoder as DecoderSpec
 from qkvbench.model import EncoderDecoder as EncoderDecoderSpec
 from qkvbench.model import Model
@@ -103,10 +111,14 @@ class Decoder(nn.Module):
         capacity: int,
         storage: Storage = Reserved(),
         rows: RowName | None = None,
+        keep: Keep = "roots",
     ) -> Cache:
         """An empty cache for `batch` sequences of at most `capacity` tokens.
 
-        `rows` is the type of what is kept; None is the weights' own.
+        `rows` is the type of what is kept; None is the weights' own. To `keep` "keys" alone saves
+        half of what K and V of equal heads take, and no time: V is made from K by the weights as
+        they are now, which ValueError says no to, layer by layer, where they do not allow it.
+        MemoryError where what is made at once does not fit, before anything is.
         """
         if self.longest is not None and capacity > self.longest:
             raise ValueError(
@@ -114,12 +126,33 @@ class Decoder(nn.Module):
             )
         like = self.embedding.table
         kind = ROW_TYPES[rows] if rows else row_type(like.dtype)
+        if isinstance(storage, Reserved):
+            page = storage.page
+            needed, free = (
+                cache_bytes(self.model, capacity, batch, kind, page),
+                free_bytes(like.device),
+            )
+            # Of K and V of equal heads, K is half.
+            needed = needed // 2 if keep == "keys" else needed
+            if needed > free:
+                raise MemoryError(
+                    f"A cache for {batch} sequences of {capacity} tokens takes "
+                    f"{bytes_text(needed)}, and {bytes_text(free)} are free. Make it for fewer "
+                    'sequences or tokens, or in smaller rows, such as rows="int8".'
+                )
         made_for = self.made_for
         tables = {
             window: new_table(batch, capacity, storage, like.device)
             for window in dict.fromkeys(made_for.windows)
         }
-        layers = [block.new_cache(tables, kind) for block in self.layers()]
+        layers, refused = list[LayerCache](), dict[str, list[int]]()
+        for number, block in enumerate(self.layers()):
+            try:
+                layers.append(block.new_cache(tables, kind, keep))
+            except ValueError as error:
+                refused.setdefault(str(error), []).append(number)
+        if refused:
+            raise ValueError(_not_kept(refused))
         return Cache(layers, tables, batch, capacity, kind, made_for)
 
     @property
@@ -198,6 +231,19 @@ class Decoder(nn.Module):
             x = block.step(x, cache, layer)
         cache.advance()
         return self.head(self.norm(x[:, 0]))
+
+
+def _not_kept(refused: dict[str, list[int]]) -> str:
+    """Which layers cannot be decoded from K alone, and why; the first reasons of many."""
+    reasons = [
+        f"layer{'s' if len(of) > 1 else ''} {', '.join(map(str, of))}: {reason}"
+        for reason, of in refused.items()
+    ]
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return (
+        f"These weights cannot be decoded from K alone. {'; '.join(reasons[:3])}{more}. "
+        'Make the cache with keep="roots", or with more exact rows.'
+    )
 
 
 def _shifted(rows: Tensor, counts: Counts) -> Tensor:

@@ -4,12 +4,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qkvbench.backends.torch.cache import Cache
+from qkvbench.backends.torch.cache import Cache, free_bytes
 from qkvbench.backends.torch.causal import Decoder
 from qkvbench.backends.torch.rows import row_type
 from qkvbench.backends.torch.search import PAGED, Beams, likeliest
@@ -233,13 +232,6 @@ def _check_memory(
             f"{bytes_text(free)} are free. Take fewer prompts or tokens, or smaller rows, such as "
             'rows="int8".'
         )
-
-
-def free_bytes(device: torch.device) -> int:
-    """The memory that is left on a device, as the system says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
 
 
 def _nobody(_sequence: int, _token: int) -> None:

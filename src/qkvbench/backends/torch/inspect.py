@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qkvbench.analysis import Layer
 from qkvbench.backends.torch.attention import Attention, Heads, Lengths, Stream
 from qkvbench.backends.torch.stacks import Network
-from qkvbench.variant import ROLES, Path, Role, Rotate, Scale, Turn
+from qkvbench.variant import ROLES, Path, Project, Role, Rotate, Scale, Turn
 
 
 @torch.no_grad()
@@ -42,11 +42,11 @@ def inspected(network: Network, inputs: Tensor, *beside: Tensor | None) -> tuple
 
 def _layer(name: str, attention: Attention, x: Stream, lengths: Lengths | None) -> Layer:
     plan = attention.plan
-    made, rotations = attention.project(x), attention.rotations()
+    made, maps = attention.project(x), attention.maps()
     rows: dict[Role, Heads] = {
-        role: attention.make(_before_turn(plan.paths[role]), made, rotations) for role in ROLES
+        role: attention.make(_before_turn(plan.paths[role]), made, maps) for role in ROLES
     }
-    q, k = (attention.make(plan.paths[role], made, rotations) for role in ("q", "k"))
+    q, k = (attention.make(plan.paths[role], made, maps) for role in ("q", "k"))
     group = q.shape[1] // k.shape[1]
     scores = q * q.shape[-1] ** -0.5 @ k.repeat_interleave(group, dim=1).mT
     places = torch.arange(x.shape[1], device=x.device)
@@ -73,8 +73,9 @@ def _before_turn(path: Path) -> Path:
 
 
 def _weights(attention: Attention) -> dict[Role, Float[np.ndarray, "_heads head_dim d_model"]]:
-    """The matrix of each role from the stream, learned rotations and scales included."""
-    plan, named, rotations = attention.plan, attention.split(), attention.rotations()
+    """The matrix of each role from the stream, learned maps and scales included."""
+    plan, named, maps = attention.plan, attention.split(), attention.maps()
+    widths = {root.name: root.width for root in plan.roots}
     like = attention.o.weight
     matrices: dict[Role, Heads] = {}
     for role in ROLES:
@@ -83,12 +84,14 @@ def _weights(attention: Attention) -> dict[Role, Float[np.ndarray, "_heads head_
         matrix = named.get(f"{path.root}.weight")
         if matrix is None:
             matrix = torch.eye(plan.geometry.d_model, dtype=like.dtype, device=like.device)
-        matrix = matrix.unflatten(0, (-1, plan.geometry.head_dim))
+        matrix = matrix.unflatten(0, (-1, widths[path.root]))
         for op in path.ops:
             match op:
                 case Rotate(of, back):
-                    turn = rotations[of].to(matrix.dtype)
+                    turn = maps[of].to(matrix.dtype)
                     matrix = (turn.mT if back else turn) @ matrix
+                case Project(of):
+                    matrix = maps[of] @ matrix
                 case Scale(of):
                     matrix = attention.scale[of][:, None] * matrix
                 case _:

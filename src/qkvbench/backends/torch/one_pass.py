@@ -110,6 +110,7 @@ def one_pass(
         computed != torch.float64
         and scores.spec.correction is None
         and scores.spec.diagonal
+        and (keys.heads, keys.head_dim) == (values.heads, values.head_dim)
         and tuple(type(op) for op in plan.read_key) in READ
     ):
         return None

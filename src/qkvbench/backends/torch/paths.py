@@ -10,11 +10,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qkvbench.variant import Normalize, Op, Path, Role, Rotate, Scale, Turn
+from qkvbench.variant import (
+    Cut,
+    Fixed,
+    Join,
+    Normalize,
+    Op,
+    Path,
+    Project,
+    Role,
+    Rotate,
+    Scale,
+    Turn,
+)
 
-# `_` is checked for nothing: roots of one plan may differ in heads and, across, in time.
-Heads = Float[Tensor, "batch _heads _time head_dim"]
-Maps = Mapping[Role, Float[Tensor, "_heads head_dim head_dim"]]
+# `_` is checked for nothing: roots of one plan may differ in heads, in width and, across, in time.
+Heads = Float[Tensor, "batch _heads _time _width"]
+# Learned maps of heads, by role: rotations, and up-projections of a latent.
+Maps = Mapping[Role, Float[Tensor, "_heads _to _width"]]
 
 # Below the mean square of a head, so that a head of zeros stays one.
 NORM_EPS = 1e-6
@@ -34,30 +47,52 @@ def make(path: Path, made: dict[Path, Heads], follow: Callable[..., Heads]) -> H
 def follow(
     ops: tuple[Op, ...],
     rows: Heads,
-    rotations: Maps,
+    maps: Maps,
     scale: Callable[[Role], Tensor],
     turn: Callable[..., Heads],
     eps: float = NORM_EPS,
+    kv_heads: int = 1,
 ) -> Heads:
-    """The rows after these operations; `scale` gives the learned numbers of a role."""
+    """The rows after these operations; `scale` gives the learned numbers of a role.
+
+    A row that was joined is cut into `kv_heads` again.
+    """
     for op in ops:
         match op:
             case Rotate():
-                rows = rotated(rows, _matrix(op, rotations))
+                rows = rotated(rows, _matrix(op, maps))
+            case Project(role):
+                rows = _lifted(rows, maps[role])
             case Normalize():
                 rows = normalized(rows, eps)
             case Scale(role):
                 rows = rows * scale(role).to(rows.dtype)
             case Turn(back):
                 rows = turn(rows, back=back)
+            case Join():
+                rows = rows.transpose(1, 2).flatten(2)[:, None]
+            case Cut():
+                rows = rows[:, 0].unflatten(-1, (kv_heads, -1)).transpose(1, 2)
     return rows
 
 
-def unfold(seen: Heads, ops: tuple[Rotate, ...], rotations: Maps) -> Heads:
+def fold(
+    query: Heads, ops: tuple[Fixed, ...], maps: Maps, scale: Callable[[Role], Tensor]
+) -> Heads:
+    """Queries whose products with kept rows are those of `query` with K."""
+    for op in reversed(ops):
+        match op:
+            case Rotate() | Project():
+                query = _mapped(query, _matrix(op, maps).mT)
+            case Scale(role):
+                query = query * scale(role).to(query.dtype)
+    return query
+
+
+def unfold(seen: Heads, ops: tuple[Rotate | Project, ...], maps: Maps) -> Heads:
     """What attending over V would have given, from what attending over its kept root gave."""
     for op in ops:
-        matrix = _matrix(op, rotations)
-        seen = rotated(seen, matrix.repeat_interleave(seen.shape[1] // len(matrix), dim=0))
+        seen = _mapped(seen, _matrix(op, maps))
     return seen
 
 
@@ -99,5 +134,17 @@ def normalized(rows: Heads, eps: float = NORM_EPS) -> Heads:
     return (exact * (exact.square().mean(-1, keepdim=True) + eps).rsqrt()).to(rows.dtype)
 
 
-def _matrix(op: Rotate, rotations: Maps) -> Float[Tensor, "_heads head_dim head_dim"]:
-    return rotations[op.role].mT if op.back else rotations[op.role]
+def _lifted(rows: Heads, matrix: Float[Tensor, "heads head_dim rank"]) -> Heads:
+    """Heads made from latents, of which a row has one."""
+    made = torch.nn.functional.linear(rows[:, 0], matrix.to(rows.dtype).flatten(0, 1))
+    return made.unflatten(-1, matrix.shape[:2]).transpose(1, 2)
+
+
+def _mapped(rows: Heads, matrix: Float[Tensor, "kv_heads to width"]) -> Heads:
+    """Every row of a query head times the matrix of its key/value head."""
+    grouped = rows.unflatten(1, (len(matrix), -1))
+    return torch.einsum("bgntr,gdr->bgntd", grouped, matrix.to(rows.dtype)).flatten(1, 2)
+
+
+def _matrix(op: Rotate | Project, maps: Maps) -> Float[Tensor, "heads to width"]:
+    return maps[op.role].mT if isinstance(op, Rotate) and op.back else maps[op.role]

@@ -25,6 +25,11 @@ def row_type(kind: torch.dtype) -> RowType:
     return next(ROW_TYPES[name] for name, each in DTYPES.items() if each == kind)
 
 
+def rounding_of(kind: RowType) -> float:
+    """By what share of a row's largest number one of its numbers is off, at most."""
+    return 0.5 / LARGEST if kind.scale_bytes else torch.finfo(DTYPES[kind.name]).eps / 2
+
+
 def packed(rows: Heads, kind: RowType) -> tuple[Tensor, Tensor | None]:
     """The rows as they are stored, and the scale of each where there is one.
 

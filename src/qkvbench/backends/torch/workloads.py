@@ -13,6 +13,7 @@ from qkvbench.backends.torch.learner import device
 from qkvbench.backends.torch.precision import PRODUCTS
 from qkvbench.backends.torch.stacks import Network, build
 from qkvbench.backends.torch.weights import start
+from qkvbench.cost import RowName
 from qkvbench.experiment import Precision
 from qkvbench.model import PRESETS, Model, Tokens, Vectors
 
@@ -23,12 +24,20 @@ class Decoding:
     The cache holds random roots, as if they had been read: no prefill is needed.
     """
 
-    def __init__(self, model: Model, precision: Precision, *, context: int, batch: int) -> None:
-        """The decoder and its filled cache."""
+    def __init__(
+        self,
+        model: Model,
+        precision: Precision,
+        *,
+        context: int,
+        batch: int,
+        rows: RowName | None = None,
+    ) -> None:
+        """The decoder and its filled cache, in rows of this type."""
         self.network = _decoder(model, precision)
         self.context = context
         self.tokens = batch
-        self.cache = self.network.new_cache(batch, context + 1)
+        self.cache = self.network.new_cache(batch, context + 1, rows=rows)
         self.cache.fill_randomly(context, seed=0)
         self.cache_bytes = self.cache.bytes
         self.last = torch.zeros(batch, dtype=torch.long, device=device())
@@ -53,11 +62,19 @@ class Decoding:
 class Prefill:
     """A prompt of `context` tokens of each of `batch` sequences into an empty cache."""
 
-    def __init__(self, model: Model, precision: Precision, *, context: int, batch: int) -> None:
-        """The decoder, its empty cache and the prompts."""
+    def __init__(
+        self,
+        model: Model,
+        precision: Precision,
+        *,
+        context: int,
+        batch: int,
+        rows: RowName | None = None,
+    ) -> None:
+        """The decoder, its empty cache of rows of this type, and the prompts."""
         self.network = _decoder(model, precision)
         self.tokens = batch * context
-        self.cache = self.network.new_cache(batch, context)
+        self.cache = self.network.new_cache(batch, context, rows=rows)
         self.cache_bytes = self.cache.bytes
         self.prompts = _inputs(model, precision, batch, context)
 
@@ -108,14 +125,20 @@ class Forward:
 
 
 def workload(
-    kind: Kind, model: Model, precision: Precision, *, context: int, batch: int
+    kind: Kind,
+    model: Model,
+    precision: Precision,
+    *,
+    context: int,
+    batch: int,
+    rows: RowName | None = None,
 ) -> Workload:
     """Work of this kind; ValueError where the model reads less, TypeError where it has no cache."""
     match kind:
         case "decode":
-            return Decoding(model, precision, context=context, batch=batch)
+            return Decoding(model, precision, context=context, batch=batch, rows=rows)
         case "prefill":
-            return Prefill(model, precision, context=context, batch=batch)
+            return Prefill(model, precision, context=context, batch=batch, rows=rows)
         case "forward":
             return Forward(model, precision, context=context, batch=batch)
 
