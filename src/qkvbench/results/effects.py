@@ -328,9 +328,9 @@ def _fitted(
 
 def _holm(tails: Sequence[float]) -> list[float]:
     """The probabilities after Holm's correction, in their order."""
-    order = np.argsort(tails)
+    order: list[int] = np.argsort(tails).tolist()
     corrected, highest = [0.0] * len(tails), 0.0
     for place, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(tails) - place) * tails[index]))
+        highest = max(highest, min(1.0, (len(tails) - place) * float(tails[index])))
         corrected[index] = highest
     return corrected

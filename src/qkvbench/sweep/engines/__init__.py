@@ -120,12 +120,12 @@ def _value(engine: str, key: str, text: str, default: object) -> object:
     """The text as what the default is: a whole number, a number or words."""
     if isinstance(default, str):
         return text
-    kind = type(default)
+    whole = isinstance(default, int)
     try:
-        value = kind(text)
+        value = int(text) if whole else float(text)
     except ValueError:
         value = -1
     if value < 0:
-        what = "a whole number" if kind is int else "a number"
+        what = "a whole number" if whole else "a number"
         raise ValueError(f"'{key}={text}' of the engine '{engine}': write {what}.")
     return value

@@ -117,12 +117,13 @@ def _performed(job: Job) -> None:
 def _how(task: Any) -> Died | None:
     """How a task that is over has ended."""
     import ray
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         ray.get(task)
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         return Died("failed", f"{type(error.cause).__name__}: {error.cause}")
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         lines = str(error).strip().splitlines()
         return Died("killed", f"{type(error).__name__}: {lines[0] if lines else ''}")
     return None

@@ -12,7 +12,7 @@ class Tracker:
     def __init__(self, folder: Path, study: str) -> None:
         # Files need no database; MLflow asks to be told that this is meant.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
         where = os.environ.get("MLFLOW_TRACKING_URI") or folder.absolute().as_uri()
         self.client = MlflowClient(tracking_uri=where)

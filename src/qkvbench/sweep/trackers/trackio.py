@@ -18,7 +18,7 @@ class Tracker:
 
     def curve(self, name: str, config: dict[str, str | int | float]) -> "Curve":
         """A run of Trackio."""
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         # What it says is no result of ours.
         with redirect_stdout(sys.stderr):

@@ -22,7 +22,8 @@ class Tracker:
             name=name,
             config=config,
             dir=self.folder,
-            mode=os.environ.get("WANDB_MODE", "offline"),
+            # Nothing leaves this machine unless somebody says so.
+            mode=None if "WANDB_MODE" in os.environ else "offline",
             reinit="create_new",
             settings=wandb.Settings(
                 silent=True, console="off", x_disable_stats=True, disable_git=True, save_code=False
