@@ -147,7 +147,7 @@ class PlannedAttention(nn.Module):
         return self._remembered[1]
 
     def _made_rotations(self) -> dict[Role, Tensor]:
-        return {role: rotation(numbers, self.head_dim) for role, numbers in self.rotation.items()}
+        return {role: rotation(self.rotation[role], self.head_dim) for role in self.plan.rotated}
 
     def _follow(
         self, ops: tuple[Any, ...], rows: Heads, rotations: Maps, angles: Angles | None
@@ -221,8 +221,9 @@ def _beside(
     return places[:, None, :, None].expand(batch, heads, time, 1)
 
 
-def _turned(rows: Heads, angles: Angles, *, back: bool = False) -> Heads:
+def _turned(rows: Heads, angles: Angles | None, *, back: bool = False) -> Heads:
     """Coordinate i and i + half turned as a pair, by the library's angles."""
+    assert angles is not None, "what turns by position is given angles by the library"
     cos, sin = (part[:, None] for part in angles)
     first, second = rows.chunk(2, dim=-1)
     other = torch.cat([-second, first], dim=-1)

@@ -48,7 +48,8 @@ def converted(model: Any, mode: Mode) -> Any:
                 f"checkpoint {family.geometry(model.config).kv_heads}; leave out the '/' for its "
                 "own number."
             )
-    made = models(family)[auto](config).to(dtype=model.dtype, device=model.device)
+    made: Any = models(family)[auto](config)
+    made.to(dtype=model.dtype, device=model.device)
     state = model.state_dict()
     ours = dict(planned_layers(made))
     for number, (place, attention) in enumerate(ours.items()):

@@ -54,14 +54,16 @@ class Planned:
         """The library's model, in which each layer's attention is the plan's."""
         # First, so that a mode that cannot be costs no building of a model.
         made = plans(config)
-        super().__init__(config, *args, **more)
+        library: Any = super()
+        library.__init__(config, *args, **more)
         _replace_attention(self, config, made)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **more: Any) -> Any:
         """As in the library, but attention that the checkpoint does not fit is refused."""
         told = more.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **more)
+        library: Any = super()
+        model, info = library.from_pretrained(*args, output_loading_info=True, **more)
         places = tuple(f"{name}." for name, _ in planned_layers(model))
         wrong = {
             name
@@ -82,9 +84,11 @@ class Planned:
 
         Whoever loads it that way has to pass trust_remote_code=True.
         """
-        saved = super().save_pretrained(folder, *args, **more)
+        library: Any = super()
+        saved = library.save_pretrained(folder, *args, **more)
         if with_code:
-            family = family_of(self.config)
+            whole: Any = self
+            family = family_of(whole.config)
             names = {auto: family.named(auto) for auto in family.classes}
             write_code(Path(folder), {"AutoConfig": family.config, **names})
         return saved
@@ -125,7 +129,8 @@ def _kept_class(old: type) -> type[PlannedAttention]:
 
     The library asks for that class when it collects attention weights and draws initial values.
     """
-    return type(f"Planned{old.__name__}", (PlannedAttention, old), {"__module__": __name__})
+    made: Any = type(f"Planned{old.__name__}", (PlannedAttention, old), {"__module__": __name__})
+    return made
 
 
 @cache
@@ -147,7 +152,8 @@ def config_class(family: Family) -> type[PreTrainedConfig]:
         "__module__": __name__,
         "__doc__": config_class.__doc__,
     }
-    return type(family.config, (plain,), body)
+    made: Any = type(family.config, (plain,), body)
+    return made
 
 
 @cache
@@ -156,7 +162,8 @@ def models(family: Family) -> dict[str, type[PreTrainedModel]]:
     made: dict[str, type[PreTrainedModel]] = {}
     body = {"config_class": config_class(family), "__module__": __name__}
     for auto in family.classes:
-        made[auto] = type(family.named(auto), (Planned, _plain_model(family, auto)), dict(body))
+        one: Any = type(family.named(auto), (Planned, _plain_model(family, auto)), dict(body))
+        made[auto] = one
     return made
 
 
