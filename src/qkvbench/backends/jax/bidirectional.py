@@ -37,8 +37,8 @@ class Encoder:
         weights: Weights,
         inputs: Num[Array, "batch time *features"],
         lengths: Lengths | None = None,
-        second: None = None,
-        second_lengths: None = None,
+        second: Array | None = None,
+        second_lengths: Array | None = None,
         key: Key = None,
         told: Told = nobody,
     ) -> Float[Array, "batch places _features"]:

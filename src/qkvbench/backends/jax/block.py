@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,8 +82,9 @@ class Block:
         if not self.again:
             return self._whole(weights, x, lengths, source, key, told)
 
-        def whole(*given: object) -> Stream:
-            return self._whole(*given, told)  # pyright: ignore[reportArgumentType]
+        def whole(*given: Any) -> Stream:
+            weights, x, lengths, source, key = given
+            return self._whole(weights, x, lengths, source, key, told)
 
         return jax.checkpoint(whole)(weights, x, lengths, source, key)
 

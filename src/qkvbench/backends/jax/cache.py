@@ -7,6 +7,7 @@ away. Rows are reserved for all tokens, or for as many as a window shows, which 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +39,11 @@ class LayerCache:
     ``lengths`` says how many are read.
     """
 
-    rows: dict[str, Rows]
-    maps: Maps
-    lengths: Int[Array, " _items"] | None = None
-    cross: "LayerCache | None" = None
+    # Arrays; but JAX, at work, puts other things in their places.
+    rows: dict[str, Any]
+    maps: Mapping[Role, Any]
+    lengths: Any = None
+    cross: Any = None
 
 
 @partial(
@@ -56,8 +58,8 @@ class Cache:
     knows how many tokens there will be.
     """
 
-    layers: tuple[LayerCache, ...]
-    count: Count
+    layers: tuple[Any, ...]
+    count: Any
     capacity: int
 
     @property

@@ -21,7 +21,7 @@ from qkvbench.variant import ROLES, Path, Project, Role, Rotate, Scale, Turn
 Told = dict[str, Any]
 
 
-def inspected(network: Network, weights: Weights, *given: Array | None) -> dict[str, Told]:
+def inspected(network: Network, weights: Weights, *given: Any) -> dict[str, Told]:
     """Every layer of attention over its own stream, by its name, on these inputs.
 
     Attention across is not looked into: its rows and columns are of two sequences.

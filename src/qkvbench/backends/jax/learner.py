@@ -47,15 +47,16 @@ STEPS_TO_DOUBLE = 2000
 class Given(NamedTuple):
     """A batch as a pass reads it: arrays of few different shapes.
 
+    Its arrays are NumPy's before a pass is traced, and JAX's inside of it.
     ``places`` are those whose logits are made, of all items together; None is all of them.
     ``counted`` says which of them are scored: the others repeat the first.
     """
 
-    inputs: np.ndarray
-    beside: tuple[np.ndarray | None, ...]
-    targets: np.ndarray
-    counted: np.ndarray
-    places: np.ndarray | None
+    inputs: Any
+    beside: tuple[Any, ...]
+    targets: Any
+    counted: Any
+    places: Any
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Cross-entropy over a vocabulary, a few rows of logits at a time where they would be many."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,8 +60,8 @@ def place_losses(
 
 
 def _in_rows(
-    network: Network, function: Callable[..., object], hidden: Hidden, targets: Targets
-) -> object:
+    network: Network, function: Callable[..., Any], hidden: Hidden, targets: Targets
+) -> Any:
     """What the function makes of all places, of a few at a time where that would be many logits.
 
     The backward pass makes their logits again: they are larger than what they are made of.
