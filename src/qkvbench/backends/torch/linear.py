@@ -76,8 +76,8 @@ def _ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.dtype == weight.dtype == (weight if bias is None else bias).dtype
         and weight.nbytes >= FEWEST
         and weight.is_contiguous()
-        and native.lacking() is None
         and not _seen_by_others(x, weight)
+        and native.lacking() is None
     )
 
 

@@ -142,8 +142,8 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
     shape.shared = call.values.pages == nullptr;
     shape.scaled_rows = call.keys.scale_pages != nullptr;
     shape.slopes = call.slopes != nullptr;
-    // One head waits for memory, and reads from several places; many wait for arithmetic.
-    const int streams = shape.streams = group == 1 ? STREAMS : 1;
+    // One head waits for memory, and reads from several places; many heads and bytes, for arithmetic.
+    const int streams = shape.streams = group == 1 && way.bytes > 1 ? STREAMS : 1;
 
     float* queries = scratch;
     float* sums = queries + group * streams * QUERY_FLOATS;
