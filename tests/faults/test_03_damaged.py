@@ -114,6 +114,7 @@ def cut_at(wanted, place, step):
         run(wanted, report, checkpoints=place)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_damaged_checkpoint_comes_to_the_same_end(tmp_path, caplog):
     wanted = experiment(training=SHORT)
     alone = run(wanted)
