@@ -389,7 +389,14 @@ def test_weights_that_change_make_a_slim_model_refuse_until_it_is_slim_again():
         slim.model.decoder.layers[0].self_attn.k_proj.weight.add_(0.1)
     with pytest.raises(ValueError, match="have changed"):
         hub.SlimCache(slim)
+    with pytest.raises(ValueError, match="have changed"):
+        hub.SlimCache(copy.deepcopy(slim))
     hub.SlimCache(hub.slim(slim))
+    # A copy counts the changes of its weights anew; weights of another type need other maps.
+    copied = copy.deepcopy(slim)
+    copied.generate(torch.tensor([[1, 2]]), max_new_tokens=2)
+    with pytest.raises(ValueError, match="have changed"):
+        hub.SlimCache(copied.double())
 
 
 def test_code_that_does_not_do_what_its_settings_say_is_noticed():

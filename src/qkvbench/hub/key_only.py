@@ -7,7 +7,8 @@ saves memory, not time.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from qkvbench.hub.rows import Heads, Rows
 # V may be off by this share of its size. Rounding K moves V by at most the condition number of
 # W_K, times the step of the type in which K is kept; for random inputs it is some 25 times less.
 TOLERANCE = 5e-3
+# No weight has changed so often: weights that were stale when they were copied stay so.
+NEVER = -1
 
 Square = Float[Tensor, "d_model d_model"]
 Bias = Float[Tensor, " d_model"]
@@ -69,8 +72,21 @@ class KeyOnly:
 
     @property
     def stale(self) -> bool:
-        """Whether the weights have changed since."""
-        return any(weight._version != version for weight, version in self.made_of)
+        """Whether the weights have changed since, or are elsewhere or of another type."""
+        place = self.map.device, self.map.dtype
+        return any(
+            weight._version != version or (weight.device, weight.dtype) != place
+            for weight, version in self.made_of
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "KeyOnly":
+        """The same for the weights of a copied model, which count their changes anew."""
+        copies = [(deepcopy(weight, memo), weight, version) for weight, version in self.made_of]
+        made_of = tuple(
+            (copied, copied._version if weight._version == version else NEVER)
+            for copied, weight, version in copies
+        )
+        return replace(self, made_of=made_of)
 
 
 def conditions(model: nn.Module, tolerance: float = TOLERANCE) -> tuple[Condition, ...]:

@@ -63,7 +63,7 @@ class SlimCache(Cache):
         found = _found(model, None, TOLERANCE) if found is None else found
         if stale := [how.layer for how in found.values() if isinstance(how, KeyOnly) and how.stale]:
             raise ValueError(
-                f"The weights of layers {stale} have changed since V was last made of K.\n"
+                f"The weights of layers {stale} have changed, or moved, since slim was called.\n"
                 "Call slim(model) again."
             )
         config = model.config.get_text_config(decoder=True)
