@@ -86,7 +86,9 @@ def test_lora_finds_the_maps_by_the_library_s_names_and_merges(kind, targets, tm
 
 
 # What torch's own compiler imports and says of itself.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
 @pytest.mark.parametrize("mode", ["shared", "q,k=v"])
 def test_a_compiled_model_computes_the_same_forward_and_backward(mode):
     model = model_of("llama", qkv_mode=mode)
