@@ -45,15 +45,19 @@ def test_a_run_that_is_killed_again_and_again_has_the_bits_of_one_that_was_not(
     assert often["record"] == alone["record"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "training"),
     [
-        ({"precision": "fp16"}, {}),
-        ({"compiled": True}, {"micro_batches": 1}),
-        ({"checkpointing": True}, {"micro_batches": 3}),
+        pytest.param({"precision": "fp16"}, {}, marks=pytest.mark.slow),
+        pytest.param({"checkpointing": True}, {"micro_batches": 3}, marks=pytest.mark.slow),
+        # Each of the four processes compiles: minutes.
+        pytest.param(
+            {"compiled": True},
+            {"micro_batches": 1},
+            marks=[pytest.mark.nightly, pytest.mark.timeout(1800)],
+        ),
     ],
-    ids=["fp16 and its scale", "compiled", "activations made again"],
+    ids=["fp16 and its scale", "activations made again", "compiled"],
 )
 def test_so_has_one_that_is_carried_out_otherwise(changed, training, tmp_path):
     short = replace(TRAINING, steps=16, **training)

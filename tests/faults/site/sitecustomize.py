@@ -59,16 +59,17 @@ def _changed(run):
     """Give the module that runs an experiment a checkpoint after every step, and a fault."""
     train, kept = run.train, run.kept_on_the_way
 
-    def faulty(experiment, task, data, learner, report, *rest):
-        gradients, steps = learner.gradients, iter(range(1, 10**9))
+    def faulty(experiment, task, data, learner, report, trained, *rest):
+        gradients = learner.gradients
 
-        def counted(batch):
-            if next(steps) == STEP and experiment.variant in FAULTS:
+        def watched(batch):
+            # Whoever tries again meets it again.
+            if trained.step + 1 == STEP and experiment.variant in FAULTS:
                 FAULTS[experiment.variant](learner)
             return gradients(batch)
 
-        learner.gradients = counted
-        return train(experiment, task, data, learner, report, *rest)
+        learner.gradients = watched
+        return train(experiment, task, data, learner, report, trained, *rest)
 
     def often(place, *rest):
         return kept(replace(place, every_s=0.0, share=math.inf), *rest)
