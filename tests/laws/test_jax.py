@@ -52,6 +52,8 @@ from qkvbench.model import (
     with_source,
     with_tower,
 )
+from qkvbench.sweep.local import Workers
+from qkvbench.variant import parse
 
 # fp64 rounding of sums over tens of numbers of size one.
 EXACT = 1e-10
