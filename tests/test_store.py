@@ -214,7 +214,7 @@ def write_all(path):
 
 
 def test_many_writers_and_a_reader_get_on(tmp_path):
-    with ProcessPoolExecutor(4, mp_context=get_context("fork")) as pool:
+    with ProcessPoolExecutor(4, mp_context=get_context("forkserver")) as pool:
         writers = [pool.submit(write_all, tmp_path) for _ in range(4)]
         while not all(writer.done() for writer in writers):
             assert Store(tmp_path).runs().damaged == ()
