@@ -91,7 +91,7 @@ class Attention(nn.Module):
         size = self.plan.geometry
         self.scores = Scores(self.plan.scores, position, size.heads, causal=causal, window=window)
         # All projections of an input in one matrix product; `split` names the rows.
-        rows = sum(self.plan.matrices.values())
+        rows = sum(self.plan.matrix_rows.values())
         self.projection = nn.Linear(d_model, rows) if rows else None
         self.rotation = nn.ParameterDict(
             {
@@ -194,12 +194,12 @@ class Attention(nn.Module):
         """The roots that read this input, by one product with the rows of their matrices."""
         roots = [root for root in self.plan.roots if root.reads == reads]
         read = {root.matrix for root in roots}
-        wanted = [name for name in self.plan.matrices if name in read]
+        wanted = [name for name in self.plan.matrix_rows if name in read]
         parts: dict[str, Tensor] = {}
         if self.projection is not None and wanted:
-            counts = [self.plan.matrices[name] for name in wanted]
+            counts = [self.plan.matrix_rows[name] for name in wanted]
             # A slice of a whole is a copy in the backward pass.
-            whole = len(wanted) == len(self.plan.matrices)
+            whole = len(wanted) == len(self.plan.matrix_rows)
             rows = self.projection(x) if whole else nn.functional.linear(x, *self._rows_of(wanted))
             parts = dict(zip(wanted, rows.split(counts, dim=-1), strict=True))
         made = {root: parts[root.matrix] if root.matrix else x for root in roots}
@@ -211,8 +211,10 @@ class Attention(nn.Module):
     def _rows_of(self, wanted: list[str]) -> tuple[Tensor, Tensor]:
         """The rows of these matrices, which lie next to each other, and their offsets."""
         assert self.projection is not None
-        ends = dict(zip(self.plan.matrices, accumulate(self.plan.matrices.values()), strict=True))
-        rows = slice(ends[wanted[0]] - self.plan.matrices[wanted[0]], ends[wanted[-1]])
+        ends = dict(
+            zip(self.plan.matrix_rows, accumulate(self.plan.matrix_rows.values()), strict=True)
+        )
+        rows = slice(ends[wanted[0]] - self.plan.matrix_rows[wanted[0]], ends[wanted[-1]])
         return self.projection.weight[rows], self.projection.bias[rows]
 
     def make(
@@ -255,14 +257,17 @@ class Attention(nn.Module):
                     rows = rows[:, 0].unflatten(-1, (size.kv_heads, -1)).transpose(1, 2)
         return rows
 
-    def maps(self) -> dict[Role, Float[Tensor, "heads to width"]]:
-        """The learned maps of heads: up-projections, and rotations as orthogonal matrices.
+    def maps(self) -> dict[Role, Float[Tensor, "_heads _to _width"]]:
+        """The learned maps of heads, by role: up-projections of the latent, and rotations."""
+        return {role: self.up[role] for role in self.plan.lifted} | self.rotations()
 
-        These by Cayley, (1 - A/2)^-1 (1 + A/2), in fp32 at least, whatever the weights are in: the
-        solver knows nothing less.
+    def rotations(self) -> dict[Role, Float[Tensor, "heads head_dim head_dim"]]:
+        """The learned rotations as orthogonal matrices, by Cayley: (1 - A/2)^-1 (1 + A/2).
+
+        In fp32 at least, whatever the weights are in: the solver knows nothing less.
         """
         head_dim = self.plan.geometry.head_dim
-        made: dict[Role, Tensor] = {role: self.up[role] for role in self.plan.lifted}
+        made: dict[Role, Tensor] = {}
         for role in self.plan.rotated:
             numbers = self.rotation[role]
             numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
@@ -298,7 +303,7 @@ class Attention(nn.Module):
         """Views of the weights under the names that all backends share."""
         named: dict[str, Tensor] = {"o.weight": self.o.weight, "o.bias": self.o.bias}
         if self.projection is not None:
-            matrices = self.plan.matrices
+            matrices = self.plan.matrix_rows
             for part in ("weight", "bias"):
                 pieces = getattr(self.projection, part).split(list(matrices.values()))
                 for name, piece in zip(matrices, pieces, strict=True):
