@@ -259,7 +259,8 @@ class Attention(nn.Module):
 
     def maps(self) -> dict[Role, Float[Tensor, "_heads _to _width"]]:
         """The learned maps of heads, by role: up-projections of the latent, and rotations."""
-        return {role: self.up[role] for role in self.plan.lifted} | self.rotations()
+        lifted: dict[Role, Tensor] = {role: self.up[role] for role in self.plan.lifted}
+        return lifted | self.rotations()
 
     def rotations(self) -> dict[Role, Float[Tensor, "heads head_dim head_dim"]]:
         """The learned rotations as orthogonal matrices, by Cayley: (1 - A/2)^-1 (1 + A/2).
