@@ -85,7 +85,7 @@ def drawn(plan, seed=0):
     draws = np.random.default_rng(seed)
     size = plan.geometry
     weights = {}
-    for name, rows in plan.matrices.items():
+    for name, rows in plan.matrix_rows.items():
         weights[f"{name}.weight"] = draws.normal(size=(rows, size.d_model)) / 2
         weights[f"{name}.bias"] = draws.normal(size=rows)
     for role, heads in plan.rotated.items():

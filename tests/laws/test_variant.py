@@ -184,7 +184,7 @@ def test_fewer_key_value_heads_are_refused_where_key_or_value_has_a_root_with_al
 
 
 def test_a_latent_wider_than_the_stream_is_refused():
-    assert resolve(parse(f"q,k=L({SIZE.d_model}),v"), SIZE).matrices["c"] == SIZE.d_model
+    assert resolve(parse(f"q,k=L({SIZE.d_model}),v"), SIZE).matrix_rows["c"] == SIZE.d_model
     with pytest.raises(ValueError, match=rf"write a rank of {SIZE.d_model} or less"):
         resolve(parse(f"q,k=L({SIZE.d_model + 1}),v"), SIZE)
 

@@ -140,7 +140,7 @@ def _attention(kept: _Kept, plan: Plan) -> int:
     """The normed stream, Q, K and V, what was seen, and what made them from roots."""
     size = plan.geometry
     width = size.heads * size.head_dim
-    projected = sum(plan.matrices.values())
+    projected = sum(plan.matrix_rows.values())
     lifted = sum(count * rank for count, rank in plan.lifted.values())
     paths = plan.paths
     rotated = _rotated(plan)

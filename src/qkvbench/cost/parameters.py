@@ -58,7 +58,7 @@ def attention_parameters(plan: Plan) -> int:
     """The learned numbers of one attention layer, output projection and biases included."""
     size = plan.geometry
     width = size.heads * size.head_dim
-    projected = sum(plan.matrices.values())
+    projected = sum(plan.matrix_rows.values())
     lifted = sum(heads * rank for heads, rank in plan.lifted.values())
     # A rotation of n dimensions is a skew-symmetric matrix, so n(n-1)/2 numbers.
     rotation = size.head_dim * (size.head_dim - 1) // 2

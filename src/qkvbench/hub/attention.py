@@ -57,7 +57,7 @@ class PlannedAttention(nn.Module):
         self.attention_dropout = getattr(config, family.dropout)
         self.dropped = nn.Dropout(getattr(config, family.dropped) if family.dropped else 0.0)
         for name, matrices in self.maps.items():
-            rows = sum(plan.matrices[matrix] for matrix in matrices)
+            rows = sum(plan.matrix_rows[matrix] for matrix in matrices)
             self.add_module(name, _linear(family, size.d_model, rows, bias=family.bias(config)))
         if family.output:
             width, bias = size.heads * size.head_dim, family.output_bias(config)
@@ -125,7 +125,7 @@ class PlannedAttention(nn.Module):
         parts: dict[str, Tensor] = {}
         for name, matrices in self.maps.items():
             rows = self.get_submodule(name)(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            heads = [self.plan.matrices[matrix] // self.head_dim for matrix in matrices]
+            heads = [self.plan.matrices[matrix] for matrix in matrices]
             parts |= dict(zip(matrices, rows.split(heads, dim=1), strict=True))
         return {
             Path(root.name, ()): parts[root.matrix]

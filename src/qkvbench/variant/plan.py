@@ -180,7 +180,12 @@ class Plan:
 
     @property
     def matrices(self) -> dict[str, int]:
-        """How many rows each matrix has, in the order in which they are stacked."""
+        """The heads of each matrix, in the order in which their rows are stacked."""
+        return {root.matrix: root.heads for root in self.roots if root.matrix}
+
+    @property
+    def matrix_rows(self) -> dict[str, int]:
+        """How many rows each matrix has, in the same order."""
         return {root.matrix: root.heads * root.width for root in self.roots if root.matrix}
 
     @property

@@ -72,7 +72,7 @@ class Attention:
         """The names of its weights and their shapes."""
         size = self.plan.geometry
         shapes: Shapes = {}
-        for name, rows in self.plan.matrices.items():
+        for name, rows in self.plan.matrix_rows.items():
             shapes[f"{name}.weight"] = (rows, size.d_model)
             shapes[f"{name}.bias"] = (rows,)
         for role, heads in self.plan.rotated.items():

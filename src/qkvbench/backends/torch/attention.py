@@ -81,7 +81,7 @@ class Attention(nn.Module):
         size = self.plan.geometry
         self.scores = Scores(self.plan.scores, position, size.heads, causal=causal, window=window)
         # All projections of an input in one matrix product; `split` names the rows.
-        rows = sum(self.plan.matrices.values())
+        rows = sum(self.plan.matrix_rows.values())
         self.projection = Linear(d_model, rows) if rows else None
         self.rotation = nn.ParameterDict(
             {
@@ -184,12 +184,12 @@ class Attention(nn.Module):
         """The roots that read this input, by one product with the rows of their matrices."""
         roots = [root for root in self.plan.roots if root.reads == reads]
         read = {root.matrix for root in roots}
-        wanted = [name for name in self.plan.matrices if name in read]
+        wanted = [name for name in self.plan.matrix_rows if name in read]
         parts: dict[str, Tensor] = {}
         if self.projection is not None and wanted:
-            counts = [self.plan.matrices[name] for name in wanted]
+            counts = [self.plan.matrix_rows[name] for name in wanted]
             # A slice of a whole is a copy in the backward pass.
-            whole = len(wanted) == len(self.plan.matrices)
+            whole = len(wanted) == len(self.plan.matrix_rows)
             rows = self.projection(x) if whole else product(x, *self._rows_of(wanted))
             parts = dict(zip(wanted, rows.split(counts, dim=-1), strict=True))
         made = {root: parts[root.matrix] if root.matrix else x for root in roots}
@@ -201,8 +201,10 @@ class Attention(nn.Module):
     def _rows_of(self, wanted: list[str]) -> tuple[Tensor, Tensor]:
         """The rows of these matrices, which lie next to each other, and their offsets."""
         assert self.projection is not None
-        ends = dict(zip(self.plan.matrices, accumulate(self.plan.matrices.values()), strict=True))
-        rows = slice(ends[wanted[0]] - self.plan.matrices[wanted[0]], ends[wanted[-1]])
+        ends = dict(
+            zip(self.plan.matrix_rows, accumulate(self.plan.matrix_rows.values()), strict=True)
+        )
+        rows = slice(ends[wanted[0]] - self.plan.matrix_rows[wanted[0]], ends[wanted[-1]])
         return self.projection.weight[rows], self.projection.bias[rows]
 
     def make(
@@ -227,7 +229,7 @@ class Attention(nn.Module):
         kv_heads = self.plan.geometry.kv_heads
         return paths.follow(ops, rows, maps, self.scale.__getitem__, turn, kv_heads=kv_heads)
 
-    def maps(self) -> dict[Role, Float[Tensor, "heads to width"]]:
+    def maps(self) -> dict[Role, Float[Tensor, "_heads _to _width"]]:
         """The learned maps of heads: up-projections, and rotations as orthogonal matrices."""
         head_dim = self.plan.geometry.head_dim
         rotations = {
@@ -252,7 +254,7 @@ class Attention(nn.Module):
         """Views of the weights under the names that all backends share."""
         named: dict[str, Tensor] = {"o.weight": self.o.weight, "o.bias": self.o.bias}
         if self.projection is not None:
-            matrices = self.plan.matrices
+            matrices = self.plan.matrix_rows
             for part in ("weight", "bias"):
                 pieces = getattr(self.projection, part).split(list(matrices.values()))
                 for name, piece in zip(matrices, pieces, strict=True):
