@@ -81,7 +81,7 @@ def test_an_honest_folder_is_loaded(folder):
     "key", ["_attn_implementation_internal", "_experts_implementation_internal"]
 )
 @pytest.mark.parametrize("value", ["evil/kernel", "sdpa"])
-@pytest.mark.parametrize("depth", [0, 1, 5000])
+@pytest.mark.parametrize("depth", [0, 1, 1200])
 def test_a_key_that_made_older_versions_run_code_is_refused_at_any_depth(
     tmp_path, key, value, depth
 ):
