@@ -189,7 +189,7 @@ def attend(
 
     Softmax is computed in fp32 or better. The mask is added, as the library's eager ones are.
     """
-    batch, heads, time, _ = query.shape
+    batch, heads, time = query.shape[:3]
     roots = key.shape[1]
     grouped = (query * scaling).reshape(batch, roots, -1, query.shape[-1])
     scores = (grouped @ key.mT).view(batch, heads, time, -1)

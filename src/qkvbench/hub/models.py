@@ -175,7 +175,7 @@ def with_mode(config: PreTrainedConfig, mode: Mode) -> PreTrainedConfig:
     """The config with this `qkv_mode`; ValueError where it cannot be or a setting is not known."""
     family = family_of(config)
     family.check(config)
-    settings = config.to_dict() | {"qkv_mode": mode}
+    settings: dict[str, Any] = config.to_dict() | {"qkv_mode": mode}
     for name in ("model_type", "transformers_version", "architectures", "auto_map"):
         settings.pop(name, None)
     return config_class(family)(**settings)
