@@ -18,7 +18,7 @@ from qkvbench.experiment import from_json
 from qkvbench.model import position_written
 from qkvbench.model.positions import POSITIONS
 from qkvbench.results.record import MetricInfo, Record
-from qkvbench.variant import CANONICAL, Own, Rotated, Same, Source, Stream, parse, write
+from qkvbench.variant import CANONICAL, Latent, Own, Rotated, Same, Source, Stream, parse, write
 
 LEVEL = 0.95
 # Singular values below this share of the largest are none: a column says what others say.
@@ -136,6 +136,8 @@ def _source(source: Source) -> str:
             return f"={origin}"
         case Rotated(origin):
             return f"R({origin})"
+        case Latent(rank):
+            return f"L({rank})"
 
 
 def _effects(task: str, records: Sequence[Record]) -> Effects | None:
