@@ -138,8 +138,10 @@ class PlannedAttention(nn.Module):
         """The learned rotations as orthogonal matrices, made once where nothing is learned."""
         if not self.rotation:
             return {}
-        # Writing to a parameter raises its version; a compiled graph cannot ask for it.
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        # Writing to a parameter raises its version, unless it was made in inference mode; a compiled
+        # graph cannot ask for it.
+        uncounted = any(numbers.is_inference() for numbers in self.rotation.values())
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or uncounted:
             return self._made_rotations()
         state = [(numbers._version, numbers.data_ptr()) for numbers in self.rotation.values()]
         if self._remembered is None or self._remembered[0] != state:

@@ -17,7 +17,7 @@ from qkvbench.hub.models import models, planned_layers, plans, with_mode
 from qkvbench.hub.modes import Mode
 from qkvbench.variant.notation import write
 from qkvbench.variant.plan import Plan
-from qkvbench.variant.spec import ROLES, Own, Role, Rotated, Same, Stream
+from qkvbench.variant.spec import ROLES, Latent, Own, Role, Rotated, Same, Stream
 
 # How far weights may be from a tie, as a share of their size: a few last digits of fp32.
 TOLERANCE = 1e-6
@@ -81,6 +81,8 @@ def _layer(
                 turn = _rotation(rows[origin], rows[role])
                 expected = turn @ rows[origin]
                 new[f"rotation.{role}"] = paths.generator(turn)
+            case Latent():
+                raise AssertionError("no model of transformers here has a latent")
         _satisfied(plan, number, role, rows[role], expected)
     for name, tensor in like.items():
         if name not in new:

@@ -75,7 +75,7 @@ class KeyOnly:
         """Whether the weights have changed since, or are elsewhere or of another type."""
         place = self.map.device, self.map.dtype
         return any(
-            weight._version != version or (weight.device, weight.dtype) != place
+            _changes(weight) != version or (weight.device, weight.dtype) != place
             for weight, version in self.made_of
         )
 
@@ -83,7 +83,7 @@ class KeyOnly:
         """The same for the weights of a copied model, which count their changes anew."""
         copies = [(deepcopy(weight, memo), weight, version) for weight, version in self.made_of]
         made_of = tuple(
-            (copied, copied._version if weight._version == version else NEVER)
+            (copied, _changes(copied) if _changes(weight) == version else NEVER)
             for copied, weight, version in copies
         )
         return replace(self, made_of=made_of)
@@ -138,9 +138,14 @@ def key_only(model: nn.Module, layers: tuple[int, ...]) -> dict[int, KeyOnly]:
             mapped.unflatten(1, (heads, -1)).transpose(0, 1).contiguous(),
             biases[0],
             biases[1].view(heads, 1, -1),
-            tuple((parameter, parameter._version) for parameter in attention.parameters()),
+            tuple((parameter, _changes(parameter)) for parameter in attention.parameters()),
         )
     return made
+
+
+def _changes(weight: Tensor) -> int:
+    """How often the weight was written to; one that was made in inference mode does not count."""
+    return 0 if weight.is_inference() else weight._version
 
 
 class KeyReader:

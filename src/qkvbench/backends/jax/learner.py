@@ -20,7 +20,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from qkvbench.analysis import Layer
-from qkvbench.backends.jax.compiling import Compiled
+from qkvbench.backends.jax.compiling import Compiled, Pass
 from qkvbench.backends.jax.device import all_devices, shared, spread
 from qkvbench.backends.jax.inspect import inspected, layers_of
 from qkvbench.backends.jax.loss import mean_loss, place_losses
@@ -161,9 +161,7 @@ class Step:
 class Learner:
     """The network of an experiment, its optimizer, and nothing of the loop around them."""
 
-    def __init__(
-        self, experiment: Experiment, compiled: Callable[..., Compiled] | None = None
-    ) -> None:
+    def __init__(self, experiment: Experiment, compiled: Callable[..., Pass] | None = None) -> None:
         """The network with its initial values, and a fresh optimizer.
 
         `compiled` makes of a pure function one that is compiled for what it is given.

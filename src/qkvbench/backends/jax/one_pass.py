@@ -47,7 +47,9 @@ class OnePass:
         batch, roots, group, head_dim = query.shape
         slots = rows.shape[2]
         tile = min(self.tile, slots)
-        turned = self._turned(head_dim)
+        turned = 0
+        if self.turns and isinstance(self.position, Rotary):
+            turned = turned_coordinates(self.position, head_dim)
         table = jnp.asarray(
             angles(slots, turned, self.position.base)
             if isinstance(self.position, Rotary) and turned
@@ -81,9 +83,6 @@ class OnePass:
             out_shape=jax.ShapeDtypeStruct(query.shape, jnp.float32),
             interpret=self.interpret,
         )(count, query, rows, table)
-
-    def _turned(self, head_dim: int) -> int:
-        return turned_coordinates(self.position, head_dim) if self.turns else 0
 
 
 def one_pass(plan: Plan, scores: Scores, position: Position) -> OnePass | None:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from qkvbench.backends.jax.cache import Cache
 from qkvbench.backends.jax.causal import Decoder
-from qkvbench.backends.jax.compiling import Compiled
+from qkvbench.backends.jax.compiling import Pass
 from qkvbench.backends.jax.precision import as_computed
 from qkvbench.backends.jax.stacks import Network
 from qkvbench.backends.jax.weights import Weights
@@ -42,14 +42,14 @@ class Searched:
     """What a network writes from a source; compiled once for each kind of batch and search."""
 
     def __init__(
-        self, network: Network, precision: Precision, compiled: Callable[..., Compiled]
+        self, network: Network, precision: Precision, compiled: Callable[..., Pass]
     ) -> None:
         """Searches with this network, whose weights are given each time."""
         self.compiled = compiled
         self.network = network
         self.precision: Precision = precision
-        self._begun: dict[Search, Compiled] = {}
-        self._gone_on: dict[Search, Compiled] = {}
+        self._begun: dict[Search, Pass] = {}
+        self._gone_on: dict[Search, Pass] = {}
 
     @property
     def seconds(self) -> float:

@@ -232,10 +232,10 @@ class Attention(nn.Module):
     def maps(self) -> dict[Role, Float[Tensor, "_heads _to _width"]]:
         """The learned maps of heads: up-projections, and rotations as orthogonal matrices."""
         head_dim = self.plan.geometry.head_dim
-        rotations = {
-            role: paths.rotation(self.rotation[role], head_dim) for role in self.plan.rotated
-        }
-        return {role: self.up[role] for role in self.plan.lifted} | rotations
+        maps: dict[Role, Tensor] = {role: self.up[role] for role in self.plan.lifted}
+        for role in self.plan.rotated:
+            maps[role] = paths.rotation(self.rotation[role], head_dim)
+        return maps
 
     def fold(self, query: Heads, layer: LayerCache) -> Heads:
         """Queries whose products with kept rows are those of `query` with K."""
