@@ -138,8 +138,8 @@ class PlannedAttention(nn.Module):
         """The learned rotations as orthogonal matrices, made once where nothing is learned."""
         if not self.rotation:
             return {}
-        # Writing to a parameter raises its version, unless it was made in inference mode; a compiled
-        # graph cannot ask for it.
+        # Writing to a parameter raises its version, unless it was made in inference mode; a
+        # compiled graph cannot ask for it.
         uncounted = any(numbers.is_inference() for numbers in self.rotation.values())
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or uncounted:
             return self._made_rotations()

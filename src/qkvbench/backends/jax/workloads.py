@@ -20,6 +20,7 @@ from qkvbench.backends.jax.learner import Learner
 from qkvbench.backends.jax.precision import PRODUCTS
 from qkvbench.backends.jax.stacks import Network, build
 from qkvbench.backends.jax.weights import Weights, start
+from qkvbench.cost import RowName
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment, Precision, Training
 from qkvbench.model import PRESETS, Model, Tokens, Vectors
@@ -132,9 +133,23 @@ class Forward:
 
 
 def workload(
-    kind: Kind, model: Model, precision: Precision, *, context: int, batch: int
+    kind: Kind,
+    model: Model,
+    precision: Precision,
+    *,
+    context: int,
+    batch: int,
+    rows: RowName | None = None,
 ) -> Workload:
-    """Work of this kind; ValueError where the model reads less, TypeError where it has no cache."""
+    """Work of this kind; ValueError where the model reads less, TypeError where it has no cache.
+
+    Cached rows are in the type of the products, so ValueError where they are to be in another.
+    """
+    if rows is not None and rows != precision:
+        raise ValueError(
+            f"JAX keeps cached rows in the type of its products, here {precision}, and not in "
+            f"{rows}; leave out --cache."
+        )
     match kind:
         case "decode":
             return Decoding(model, precision, context=context, batch=batch)
