@@ -54,12 +54,12 @@ from qkvbench.model import (
 from qkvbench.sweep.local import Workers
 from qkvbench.variant import parse, write
 
-# Quickly tried. Each program of the others takes as long to compile: they are for the slow tests.
+# Tried each time. Each program of the others takes as long to compile, so they are nightly.
 FEW = ["q,k,v", "q,k=v", "q,k=R(q),v=R(q)", "q,k,v/1", "q,k=L(16),v=L(16)"]
 some_catalogued = pytest.mark.parametrize(
     "variant",
     [
-        pytest.param(each, marks=() if write(each) in FEW else pytest.mark.slow)
+        pytest.param(each, marks=() if write(each) in FEW else pytest.mark.nightly)
         for each in CATALOGUED
     ],
     ids=write,
@@ -169,7 +169,7 @@ def test_the_layer_is_the_reference(variant, in_fp64):
     check_layer(variant, in_turn, [(True, None), (False, 3), (True, 3)])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @some_catalogued
 def test_the_layer_is_the_reference_with_every_suffix(variant, in_fp64):
     for suffix in SUFFIXED:
@@ -184,7 +184,7 @@ def test_scores_that_are_made_by_rows_are_the_same(variant, in_fp64, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "positions", [2, pytest.param(len(POSITIONS), marks=pytest.mark.slow)], ids=["some", "all"]
+    "positions", [2, pytest.param(len(POSITIONS), marks=pytest.mark.nightly)], ids=["some", "all"]
 )
 @some_catalogued
 def test_every_stack_says_what_torch_says(variant, positions, in_fp64):
@@ -202,7 +202,9 @@ def test_every_stack_says_what_torch_says(variant, positions, in_fp64):
             assert error < EXACT, (position, suffix, model.stack)
 
 
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.parametrize(
+    "every", [5, pytest.param(1, marks=pytest.mark.nightly)], ids=["some", "all"]
+)
 @some_catalogued
 def test_gradients_are_torch_s(variant, every, in_fp64):
     position, suffix = chosen(variant, POSITIONS), chosen(variant, SUFFIXED, 3)
@@ -267,7 +269,9 @@ def slopes(learner, data):
     return learner.step.slopes(weights, arrays[0], arrays[1], key, arrays[2])
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.parametrize(
+    "every", [7, pytest.param(1, marks=pytest.mark.nightly)], ids=["some", "all"]
+)
 @some_catalogued
 def test_loss_and_gradients_of_a_step_in_fp32_are_torch_s(variant, every):
     position, suffix = chosen(variant, POSITIONS, 5), chosen(variant, SUFFIXED, 7)
