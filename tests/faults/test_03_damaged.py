@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from faults.runs import TRAINING, experiment, left_over, often, progress, saved, told
+from faults.runs import TRAINING, Numbers, experiment, left_over, often, progress, saved, told
 from qkvbench.data.cache import sha256_of
 from qkvbench.train.checkpoint import CheckpointError
 from qkvbench.train.run import run
@@ -98,7 +98,9 @@ def test_a_folder_that_cannot_be_written_is_a_sentence_with_path_and_bytes(tmp_p
     (tmp_path / "file").write_text("in the way")
     place = often(tmp_path / "file")
     with pytest.raises(CheckpointError, match=r"file/.* of 60 bytes cannot be written"):
-        place.save(wanted, progress(wanted, 1), {"weights.a": np.zeros((3, 5), np.float32)})
+        place.save(
+            wanted, progress(wanted, 1), Numbers({"weights.a": np.zeros((3, 5), np.float32)})
+        )
 
 
 class Cut(BaseException):

@@ -11,7 +11,7 @@ import pytest
 
 import qkvbench.cli
 from fake_study import experiments, record
-from faults.runs import TRAINING, experiment, often, progress, saved
+from faults.runs import TRAINING, Numbers, experiment, often, progress, saved
 from qkvbench.data.cache import sha256_of
 from qkvbench.results.store import Store
 from qkvbench.train.run import run
@@ -110,7 +110,7 @@ def test_an_array_of_objects_is_not_written_into_a_checkpoint(tmp_path, canary):
     wanted = experiment()
     hidden = {"weights.a": np.array([Evil(canary)], dtype=object)}
     with pytest.raises(Exception, match=r"(?i)object|dtype|type"):
-        often(tmp_path / "checkpoints").save(wanted, progress(wanted, 1), hidden)
+        often(tmp_path / "checkpoints").save(wanted, progress(wanted, 1), Numbers(hidden))
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "0" * 15 + "/", "..", ""])
@@ -177,5 +177,5 @@ def test_the_folders_of_a_run_stay_inside_the_store(tmp_path):
     place = often(store.checkpoints)
     assert store.path in place.folder(wanted).parents
     assert run.__module__ == "qkvbench.train.run"
-    place.save(wanted, progress(wanted, 1), {"weights.a": np.zeros(3, np.float32)})
+    place.save(wanted, progress(wanted, 1), Numbers({"weights.a": np.zeros(3, np.float32)}))
     assert [path.name for path in tmp_path.iterdir()] == ["store"]

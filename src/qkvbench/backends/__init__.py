@@ -35,6 +35,15 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @runtime_checkable
+class Stateful(Protocol):
+    """What tells all that has changed of it, as plain arrays."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The arrays by name."""
+        ...
+
+
+@runtime_checkable
 class Learner(Protocol):
     """A model that learns from batches.
 

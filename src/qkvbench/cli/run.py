@@ -183,10 +183,9 @@ def _carried_out(
     from qkvbench.sweep.study import carry_out
     from qkvbench.sweep.trackers import Mirror
 
-    backend = backends.find(study.backend)
-    if request.seeds_together and (reason := backend.cannot_join()):
+    if request.seeds_together and (reason := backends.find(study.backend).cannot_join()):
         raise RequestError(f"{reason}\nRun without --seeds-together. Nothing was run.")
-    if study.compiled and (reason := backend.cannot_compile()):
+    if study.compiled and (reason := backends.find(study.backend).cannot_compile()):
         raise RequestError(f"{reason}\nRun without --compile. Nothing was run.")
     if study.devices > 1:
         try:

@@ -25,7 +25,7 @@ import safetensors.numpy
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 
-from qkvbench.backends import Learner, Together
+from qkvbench.backends import Learner, Stateful, Together
 from qkvbench.data.cache import sha256_of
 from qkvbench.experiment import Experiment, alone, from_json
 from qkvbench.results.record import Machine, Point, Snapshot
@@ -117,7 +117,7 @@ class Checkpoints:
                 with suppress(ValueError, OSError):
                     yield _read(place, experiment)
 
-    def save(self, experiment: Experiment, progress: Progress, learner: Learner) -> Path:
+    def save(self, experiment: Experiment, progress: Progress, learner: Stateful) -> Path:
         """Keep this moment of a run, and let go of those that are too many.
 
         Raises CheckpointError where it cannot be written; those before it stay as they are. Of
@@ -258,7 +258,9 @@ def kept_on_the_way(
         yield reached
 
 
-def _keep(place: Checkpoints, experiment: Experiment, progress: Progress, learner: Learner) -> None:
+def _keep(
+    place: Checkpoints, experiment: Experiment, progress: Progress, learner: Stateful
+) -> None:
     """Keep the moment, unless the last step spoiled it: the next one will end the run then."""
     spoiled = [
         name
@@ -271,7 +273,7 @@ def _keep(place: Checkpoints, experiment: Experiment, progress: Progress, learne
         place.save(experiment, progress, learner)
 
 
-def _write(place: Path, progress: Progress, learner: Learner) -> None:
+def _write(place: Path, progress: Progress, learner: Stateful) -> None:
     """Put the checkpoint at its place in one step: write beside it, flush to disk, rename."""
     text = json.dumps(progress.model_dump(mode="json"), allow_nan=False)
     name = f".{place.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
@@ -298,7 +300,7 @@ def _write(place: Path, progress: Progress, learner: Learner) -> None:
     _flush(place.parent)
 
 
-def _write_state(learner: Learner, folder: Path) -> None:
+def _write_state(learner: Stateful, folder: Path) -> None:
     """Write the state: in one file, or what each of several processes holds in one of its own."""
     match learner:
         case Together(count=count) if count > 1:
@@ -307,17 +309,17 @@ def _write_state(learner: Learner, folder: Path) -> None:
             safetensors.numpy.save_file(learner.state(), folder / _STATE)
 
 
-def _first(learner: Learner) -> bool:
+def _first(learner: Stateful) -> bool:
     """Whether this process sees to what one alone must do."""
     return not isinstance(learner, Together) or learner.rank == 0
 
 
-def _agreed(learner: Learner, *, asked: bool) -> bool:
+def _agreed(learner: Stateful, *, asked: bool) -> bool:
     """Whether it is asked for here, or in any process that learns with this one."""
     return learner.agreed(asked=asked) if isinstance(learner, Together) else asked
 
 
-def _told(learner: Learner, text: str) -> str:
+def _told(learner: Stateful, text: str) -> str:
     """The text of the first process that learns with this one."""
     return learner.told(text) if isinstance(learner, Together) else text
 
