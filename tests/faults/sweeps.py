@@ -80,6 +80,7 @@ def killed(process):
     """End a sweeper as nothing can refuse to be ended; what it has begun goes on."""
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    process.stderr.close()
 
 
 def statuses(out):
