@@ -44,9 +44,8 @@ def test_tensorboard_s_event_files_hold_the_curves(tmp_path):
     for record in RECORDS:
         events = EventAccumulator(str(tmp_path / f"digits-{record.id}"))
         events.Reload()
-        assert [(e.step, e.value) for e in events.Scalars("train/loss")] == pytest.approx(
-            [(10, 0.1), (20, 0.05)]
-        )
+        losses = {each.step: each.value for each in events.Scalars("train/loss")}
+        assert losses == pytest.approx({10: 0.1, 20: 0.05})
         scores = {each.step: each.value for each in events.Scalars("validation/accuracy")}
         assert scores == pytest.approx(
             {point.step: point.metrics["accuracy"] for point in record.curve}
