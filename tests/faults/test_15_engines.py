@@ -82,6 +82,7 @@ def test_submitit_gives_the_same_records_within_the_same_window(tmp_path, alone)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # Ray's workers stand behind all others: a busy machine makes them wait
 def test_ray_gives_the_same_records(tmp_path, alone):
     with watched(tmp_path) as (_, most):
         swept(PLAN, tmp_path, "ray", jobs=2)
@@ -111,6 +112,7 @@ def replace_variants(study, *variants):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_a_worker_that_is_killed_once_is_tried_again(tmp_path, engine):
     once = replace_variants(LONG, "q,k=v")

@@ -333,7 +333,7 @@ def test_a_rotation_on_the_value_folds_into_the_output_projection(variant):
     with torch.no_grad():
         columns = layer.o.weight.view(EVEN.d_model, EVEN.heads, EVEN.head_dim)
         for op in reversed(extra):
-            turn = layer.rotations()[op.role].repeat_interleave(group, 0)
+            turn = layer.maps()[op.role].repeat_interleave(group, 0)
             columns = torch.einsum("ohe,hed->ohd", columns, turn)
         for name, value in plain.split().items():
             value.copy_(layer.split()[name])

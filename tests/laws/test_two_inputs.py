@@ -248,7 +248,7 @@ def test_the_loss_of_two_towers_is_the_mean_of_both_directions():
 
 
 def test_a_batch_of_two_towers_is_never_computed_in_parts():
-    with pytest.raises(ValueError, match="leave out the micro-batches"):
+    with pytest.raises(ValueError, match="leave out micro-batches and devices"):
         Experiment(_towers(), "none", 1, Training(1, 4, 1e-3, 0, micro_batches=2), seed=0)
 
 

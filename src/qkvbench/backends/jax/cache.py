@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from qkvbench.model.draws import generator
 from qkvbench.variant import Plan, Role
 
-Maps = Mapping[Role, Float[Array, "_heads head_dim head_dim"]]
+Maps = Mapping[Role, Float[Array, "_heads _to _width"]]
 Rows = Float[Array, "batch _heads _slots _width"]
 # How many tokens every sequence has, or each of them.
 Count = Int[Array, "..."]

@@ -293,16 +293,22 @@ class Learner:
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on as the learner of this `state` did; ValueError where it had other weights."""
+        """Go on as the learner of this `state` did; ValueError where it does not fit."""
+        own = self.state()
+        for name in sorted(own.keys() | state.keys()):
+            here, there = own.get(name), state.get(name)
+            if here is None or there is None or _kind(here) != _kind(there):
+                raise ValueError(
+                    f"{name} is {_said(here)} in this learner and {_said(there)} in the state."
+                )
 
         def of(part: str) -> dict[str, Array]:
             begin = f"{part}/"
-            found = {
+            return {
                 name.removeprefix(begin): jnp.array(value)
                 for name, value in state.items()
                 if name.startswith(begin) and name != "optimizer/steps"
             }
-            return checked(self.network.shapes(), found)
 
         self.values = self._on_all(of("weights"))
         moments = {key: of(name) for name, key in _MOMENTS.items()}
@@ -358,6 +364,14 @@ class Learner:
         self.fitted += 1
         if self.fitted == STEPS_TO_DOUBLE and needs_scaling(self.experiment.precision):
             self.scale, self.fitted = self.scale * 2, 0
+
+
+def _kind(array: np.ndarray) -> tuple[np.dtype, tuple[int, ...]]:
+    return array.dtype, array.shape
+
+
+def _said(array: np.ndarray | None) -> str:
+    return "missing" if array is None else f"{array.dtype} of {array.shape}"
 
 
 # AdamW's two moments: our names and optax's.
