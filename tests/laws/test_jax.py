@@ -258,7 +258,11 @@ def data_for(model, given):
         return Batch(inputs.astype(np.float32), np.stack([own, own], axis=1), lengths, second)
     if isinstance(model.stack, Encoder) and model.stack.predicts != "each position":
         return Batch(inputs, np.zeros((ITEMS, 1), np.int64), lengths, second)
-    return Batch(inputs, batch().targets, lengths, second)
+    targets = batch().targets
+    if isinstance(model.stack, Encoder):
+        # It has fewer classes than a decoder has tokens.
+        targets = np.where(targets == UNSCORED, UNSCORED, targets % TIME)
+    return Batch(inputs, targets, lengths, second)
 
 
 def slopes(learner, data):
