@@ -1,6 +1,8 @@
 """What passes between a task and a backend: batches, and what a model said of them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -31,6 +33,17 @@ class Batch:
     targets: Int[np.ndarray, "items places"]
     lengths: Int[np.ndarray, " items"] | None = None
     second: Sequences | None = None
+
+    def parts(self, count: int) -> "Iterator[Batch]":
+        """The batch cut into `count` parts of its items, in order, sizes alike to one item."""
+        bounds = [len(self.inputs) * part // count for part in range(count + 1)]
+        for items in (slice(*pair) for pair in pairwise(bounds)):
+            lengths = None if self.lengths is None else self.lengths[items]
+            second = self.second
+            if second is not None:
+                read = None if second.lengths is None else second.lengths[items]
+                second = Sequences(second.inputs[items], read)
+            yield Batch(self.inputs[items], self.targets[items], lengths, second)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ the learner only keeps what comes of it.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,7 +27,7 @@ from qkvbench.backends.jax.precision import as_computed, needs_scaling
 from qkvbench.backends.jax.search import Searched
 from qkvbench.backends.jax.stacks import Network, build
 from qkvbench.backends.jax.weights import Weights, checked, copied, read, save, start, taken_over
-from qkvbench.data.batch import UNSCORED, Batch, Outcome, Search, Sequences
+from qkvbench.data.batch import UNSCORED, Batch, Outcome, Search
 from qkvbench.experiment import Experiment
 from qkvbench.model.draws import framework_seed
 
@@ -335,7 +334,7 @@ class Learner:
         """What the gradients of this batch are computed from."""
         parts = [
             self._given(part)
-            for part in _parts(batch, self.experiment.training.micro_batches)
+            for part in batch.parts(self.experiment.training.micro_batches)
             if (part.targets != UNSCORED).any()
         ] or [self._given(batch)]
         scored = np.array([part.counted.sum() for part in parts], np.float32)
@@ -413,15 +412,3 @@ def _plain(array: np.ndarray | None) -> np.ndarray | None:
     if array is None:
         return None
     return array.astype(np.int32 if np.issubdtype(array.dtype, np.integer) else np.float32)
-
-
-def _parts(batch: Batch, count: int) -> Iterator[Batch]:
-    """The batch cut into `count` parts of its items, in order, sizes alike to one item."""
-    bounds = [len(batch.inputs) * part // count for part in range(count + 1)]
-    for items in (slice(*pair) for pair in pairwise(bounds)):
-        lengths = None if batch.lengths is None else batch.lengths[items]
-        second = batch.second
-        if second is not None:
-            read = None if second.lengths is None else second.lengths[items]
-            second = Sequences(second.inputs[items], read)
-        yield Batch(batch.inputs[items], batch.targets[items], lengths, second)

@@ -3,9 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -38,7 +37,7 @@ from qkvbench.backends.torch.spread import (
 )
 from qkvbench.backends.torch.stacks import Network, build
 from qkvbench.backends.torch.weights import load, named_weights, read, save, start, take_over
-from qkvbench.data.batch import UNSCORED, Batch, Outcome, Search, Sequences
+from qkvbench.data.batch import UNSCORED, Batch, Outcome, Search
 from qkvbench.experiment import Experiment
 from qkvbench.model.draws import framework_seed
 
@@ -434,18 +433,6 @@ def _hidden_at(network: Network, read: Read, places: Tensor | None) -> Tensor:
     return hidden if places is None else hidden[places]
 
 
-def _parts(batch: Batch, count: int) -> Iterator[Batch]:
-    """The batch cut into `count` parts of its items, in order, sizes alike to one item."""
-    bounds = [len(batch.inputs) * part // count for part in range(count + 1)]
-    for items in (slice(*pair) for pair in pairwise(bounds)):
-        lengths = None if batch.lengths is None else batch.lengths[items]
-        second = batch.second
-        if second is not None:
-            read = None if second.lengths is None else second.lengths[items]
-            second = Sequences(second.inputs[items], read)
-        yield Batch(batch.inputs[items], batch.targets[items], lengths, second)
-
-
 def _own_parts(batch: Batch, count: int, ranks: Ranks) -> list[tuple[Batch, int]]:
     """The parts of a batch that one rank computes, each with its number of scored places.
 
@@ -454,7 +441,7 @@ def _own_parts(batch: Batch, count: int, ranks: Ranks) -> list[tuple[Batch, int]
     are; else it stands in with a place that weighs nothing.
     """
     each = -(-count // ranks.count)
-    parts = list(_parts(batch, each * ranks.count))
+    parts = list(batch.parts(each * ranks.count))
     scored = [int(np.count_nonzero(part.targets != UNSCORED)) for part in parts]
     own: list[tuple[Batch, int]] = []
     for step in range(each):
@@ -469,7 +456,7 @@ def _own_parts(batch: Batch, count: int, ranks: Ranks) -> list[tuple[Batch, int]
 
 def _weightless(part: Batch) -> Batch:
     """The first item, with one place scored, so that there is a loss to be multiplied by 0."""
-    first = next(_parts(part, len(part.inputs)))
+    first = next(part.parts(len(part.inputs)))
     targets = np.full_like(first.targets, UNSCORED)
     targets[0, 0] = 0
     return replace(first, targets=targets)
@@ -482,12 +469,12 @@ def _share(batch: Batch, ranks: Ranks) -> tuple[Batch, slice]:
     """
     if ranks.count == 1:
         return batch, slice(0, int(np.count_nonzero(batch.targets != UNSCORED)))
-    parts = list(_parts(batch, ranks.count))
+    parts = list(batch.parts(ranks.count))
     scored = [int(np.count_nonzero(part.targets != UNSCORED)) for part in parts]
     first = sum(scored[: ranks.rank])
     own = parts[ranks.rank]
     if not len(own.inputs):
-        own = next(_parts(batch, len(batch.inputs)))
+        own = next(batch.parts(len(batch.inputs)))
     return own, slice(first, first + scored[ranks.rank])
 
 
