@@ -16,13 +16,7 @@ import numpy as np
 
 from qkvbench.backends.jax.compiling import Compiled
 from qkvbench.backends.jax.learner import Learner
-from qkvbench.cost import parameters
 from qkvbench.experiment import Experiment
-
-# Where a run has fewer parameters, most of a step is what XLA does between products, and lanes
-# share it; `benchmarks/seeds_together.py` shows from where on they only get in each other's way.
-SMALL = 300_000
-MOST = 8
 
 
 def cannot_join() -> str | None:
@@ -31,10 +25,9 @@ def cannot_join() -> str | None:
     return f"Each run is trained over all {count} devices, so seeds are not." if count > 1 else None
 
 
-def joined(experiment: Experiment) -> int:
-    """As many as a program has lanes for, where a run is small."""
-    small = parameters(experiment.model).total < SMALL and cannot_join() is None
-    return MOST if small else 1
+def joined(_experiment: Experiment) -> int:
+    """One: on a CPU lanes take as long as runs alone or longer (`benchmarks/seeds_together.py`)."""
+    return 1
 
 
 def grouped(experiments: Sequence[Experiment]) -> "Group":
