@@ -125,7 +125,7 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     run.add_argument(
         "--seeds-together",
         action=argparse.BooleanOptionalAction,
-        help="train the seeds of an arm in one program (jax: where it pays)",
+        help="train the seeds of an arm in one program (jax)",
     )
     run.add_argument(
         "--devices", type=_count, metavar="N", help="of this machine, for each run (1)"
