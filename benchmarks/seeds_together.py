@@ -39,7 +39,13 @@ def experiment_of(name: str) -> "tuple[Task, Experiment]":
 
         layers, width = SIZES[name]
         model = transformer(
-            "wide", Decoder(256), layers=layers, d_model=width, heads=4, position=Rotary()
+            "wide",
+            Decoder(256),
+            layers=layers,
+            d_model=width,
+            heads=4,
+            position=Rotary(),
+            start=model.start,
         )
     return task, Experiment(
         model=model,
