@@ -77,6 +77,28 @@ def test_a_precision_that_does_not_work_is_a_row_and_the_others_are_looked_at(ca
     assert rows["torch", "fp32 training"]["verdict"] == "note"
 
 
+def test_what_a_package_does_while_it_is_imported_is_not_done_to_this_process(
+    tmp_path, monkeypatch
+):
+    modules = {
+        "closes": "import sys; sys.stdout.close(); sys.__stdout__ = None",
+        "exits": "raise SystemExit(3)",
+        "dies": "import os; os._exit(9)",
+        "breaks": "raise ImportError('no such symbol')",
+        "works": "",
+    }
+    for name, code in modules.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = doctor._imports([*modules, "no-such-package", "things-stubs"])
+    assert found["closes"] == found["works"] == found["things-stubs"] == ""
+    assert found["exits"] == "SystemExit: 3"
+    assert found["dies"] == "the process that imports it ends with 9"
+    assert found["breaks"] == "ImportError: no such symbol"
+    assert found["no-such-package"].startswith("ModuleNotFoundError")
+    assert not sys.stdout.closed
+
+
 def test_a_look_that_fails_is_a_row(capsys, monkeypatch):
     def _broken():
         raise KeyError("surprise")

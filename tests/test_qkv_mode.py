@@ -533,13 +533,22 @@ def test_modes_are_read_from_the_library_s_own_configs():
     assert [write(v) for v in variants(config.qkv_mode, 2)] == ["q=k,v"] * 2
 
 
+@every_family
+def test_a_mode_in_a_config_that_does_not_heed_it_is_refused_and_told_where_it_is_heeded(kind):
+    config = config_of(kind)
+    config.qkv_mode = "shared"
+    with pytest.raises(ValueError, match=f"does not heed(.|\n)*with_mode(.|\n)*'qkv_{kind}'"):
+        getattr(transformers, HEAD[kind]).from_config(config)
+
+
 def test_what_the_page_shows_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parent.parent / "docs" / "qkv-mode.md").read_text("utf-8")
     names = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(block, names)
-    assert "tensor([[ 5,  6,  7, " in capsys.readouterr().out
+    # Weights are drawn, and so is how wide the largest number of what is written is.
+    assert re.match(r"tensor\(\[\[ *5, +6, +7, ", capsys.readouterr().out)
     assert names["model"].config.qkv_mode == MODES["shared"]
 
 

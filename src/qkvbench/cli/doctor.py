@@ -5,6 +5,7 @@ import os
 import pkgutil
 import platform
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,8 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, version
 from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 import psutil
@@ -34,7 +37,24 @@ NEEDED = ("jaxtyping", "jinja2", "numpy", "psutil", "pydantic", "rich", "safeten
 NEEDED += ("scikit-learn", "scipy", "torch")
 # The name under which a package is imported, where it is not its own.
 IMPORTED = {"scikit-learn": "sklearn", "import-linter": "importlinter", "pytest-xdist": "xdist"}
-IMPORTED |= {"pytest-timeout": "pytest_timeout"}
+IMPORTED |= {"pytest-timeout": "pytest_timeout", "mlflow-skinny": "mlflow"}
+# An extra that brings another extra names this package.
+IMPORTED |= {"qkv-ablation-bench": "qkvbench"}
+# Imports modules and writes down how each went, before it goes to the next.
+IMPORTING = """
+import importlib, json, sys
+told, modules = sys.argv[1:]
+for name, module in json.loads(modules).items():
+    try:
+        importlib.import_module(module)
+        why = ""
+    except BaseException as error:
+        text = str(error).strip().splitlines()
+        why = f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+    with open(told, "a") as file:
+        file.write(json.dumps([name, why]) + "\\n")
+"""
+IMPORT_TIMEOUT_S = 120
 PRODUCT_SIZE = 512
 LOW_MEMORY = 2 * 2**30
 LOW_DISK = 2**30
@@ -93,8 +113,8 @@ def _installed() -> Iterator[Finding]:
     yield Finding("installed", "qkvbench", "ok", own)
     python = f"{platform.python_version()} ({sys.executable})"
     yield Finding("installed", "Python", "ok", python)
-    for name in NEEDED:
-        yield _imported(name, "broken")
+    for name, found in _imports(NEEDED).items():
+        yield _package(name, found, "broken")
 
 
 def _extras() -> Iterator[Finding]:
@@ -113,8 +133,9 @@ def _extras() -> Iterator[Finding]:
             name = requirement.strip().split(">")[0].split("=")[0].split("[")[0].strip()
             extra = marker.split("extra ==")[1].strip().strip("'\" ")
             by_extra.setdefault(extra, []).append(name)
+    imports = _imports([name for names in by_extra.values() for name in names])
     for extra, names in by_extra.items():
-        looked = [_imported(name, "missing") for name in names]
+        looked = [_package(name, imports[name], "missing") for name in names]
         absent = [each for each in looked if each.verdict != "ok"]
         present = f"{len(names) - len(absent)} of {len(names)} packages import"
         if absent:
@@ -309,19 +330,53 @@ def _writable() -> Finding:
 LOOKS = (_installed, _extras, _machine, _backends, _jax, _compiler, _native, _precisions, _data)
 
 
-def _imported(name: str, otherwise: Verdict) -> Finding:
+def _imports(names: Sequence[str]) -> dict[str, str]:
+    """For each package nothing where it imports, else why it does not.
+
+    In processes of their own: what a package does while it is imported (replace the standard
+    streams, start threads, die of a missing instruction) is not done to this one.
+    """
+    found: dict[str, str] = {}
+    while left := [name for name in dict.fromkeys(names) if name not in found]:
+        modules = {
+            name: IMPORTED.get(name, name.replace("-", "_"))
+            for name in left
+            # Stubs are for a type checker alone.
+            if not name.endswith("-stubs")
+        }
+        found |= dict.fromkeys([name for name in left if name not in modules], "")
+        with TemporaryDirectory() as folder:
+            told = Path(folder, "told")
+            told.touch()
+            command = [sys.executable, "-c", IMPORTING, str(told), json.dumps(modules)]
+            try:
+                # Its output goes nowhere: packages print what they like.
+                status = subprocess.run(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    timeout=IMPORT_TIMEOUT_S,
+                ).returncode
+                why = f"the process that imports it ends with {status}"
+            except subprocess.TimeoutExpired:
+                why = f"its import takes more than {IMPORT_TIMEOUT_S} s"
+            found |= dict(json.loads(line) for line in told.read_text().splitlines())
+        unsaid = [name for name in modules if name not in found]
+        if unsaid:
+            found[unsaid[0]] = why
+    return found
+
+
+def _package(name: str, found: str, otherwise: Verdict) -> Finding:
     """The version of a package that imports; `otherwise` why it does not, and what to do."""
     try:
-        found = version(name)
-        if not name.endswith("-stubs"):
-            # Stubs are for a type checker alone.
-            import_module(IMPORTED.get(name, name.replace("-", "_")))
+        own = version(name)
     except PackageNotFoundError:
         return Finding("installed", name, otherwise, "not installed", "./qkv setup")
-    except Exception as error:
-        # A broken package can raise anything while it is imported.
-        return Finding("installed", name, otherwise, _first_line(error), "./qkv setup")
-    return Finding("installed", name, "ok", found)
+    if found:
+        return Finding("installed", name, otherwise, found, "./qkv setup")
+    return Finding("installed", name, "ok", own)
 
 
 def _first_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ names alone are put into the library's tables, when these are first imported or 
 there; a class is made when a name is first looked up, as the library does it with its own.
 """
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -45,7 +46,27 @@ def _extend_models(table: Any) -> None:
             mapping._model_mapping[family.model_type] = family.named(auto)
 
 
+def _refuse_unheeded(modeling: Any) -> None:
+    """The library keeps any word in any config: have its own models refuse a mode they ignore."""
+    plain = modeling.PreTrainedModel.__init__
+
+    @functools.wraps(plain)
+    def __init__(self: Any, config: Any, *args: Any, **more: Any) -> None:  # noqa: N807
+        kind = getattr(config, "model_type", None)
+        if kind in FAMILIES and hasattr(config, "qkv_mode"):
+            raise ValueError(
+                f"A {kind} model does not heed qkv_mode={config.qkv_mode!r}, so it would be "
+                f"'q,k,v'.\nTake qkvbench.hub.with_mode(config, mode), or "
+                f"AutoConfig.for_model('{FAMILIES[kind].model_type}', qkv_mode=...); for weights "
+                "that satisfy a tie, qkvbench.hub.converted(model, mode)."
+            )
+        plain(self, config, *args, **more)
+
+    modeling.PreTrainedModel.__init__ = __init__
+
+
 _TABLES: dict[str, Callable[[Any], None]] = {
+    "transformers.modeling_utils": _refuse_unheeded,
     "transformers.models.auto.configuration_auto": _extend_configs,
     "transformers.models.auto.modeling_auto": _extend_models,
 }
