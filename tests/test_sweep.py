@@ -102,8 +102,10 @@ def test_an_interrupt_notes_what_was_running_ends_it_and_loses_nothing(tmp_path)
 
     with pytest.raises(KeyboardInterrupt):
         carried_out(STUDY, tmp_path, Noted(stop))
-    statuses = sorted(record.status for record in Store(tmp_path).runs().good)
-    assert statuses.count("done") == 1
+    statuses = [record.status for record in Store(tmp_path).runs().good]
+    # The one that ended, and the other if it ended in the same moment.
+    done = statuses.count("done")
+    assert 1 <= done <= 2
     assert "interrupted" in statuses
     working = [
         child
@@ -114,7 +116,7 @@ def test_an_interrupt_notes_what_was_running_ends_it_and_loses_nothing(tmp_path)
     assert working == []
 
     resumed = carried_out(STUDY, tmp_path)
-    assert resumed.plans == [(3, 4)]
+    assert resumed.plans == [(4 - done, 4)]
     assert {record.status for record in Store(tmp_path).runs().good} == {"done"}
 
 

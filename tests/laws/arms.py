@@ -69,6 +69,17 @@ EVEN = sized(24, 4)
 
 every_variant = pytest.mark.parametrize("variant", PLANNED, ids=write)
 every_catalogued = pytest.mark.parametrize("variant", CATALOGUED, ids=write)
+# Where each variant is a program that takes seconds to compile, these are tried each time (heads
+# that are shared by a tie, learned rotations, latents), and the others nightly.
+FEW = ["q,k=v/1", "q,k=R(q),v=R(q)", "q,k=L(16),v=L(16)"]
+some_catalogued = pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(each, marks=() if write(each) in FEW else pytest.mark.nightly)
+        for each in CATALOGUED
+    ],
+    ids=write,
+)
 every_position = pytest.mark.parametrize(
     "position", POSITIONS, ids=lambda one: f"{one.kind}{getattr(one, 'share', '')}"
 )

@@ -26,6 +26,7 @@ from laws.arms import (
     decoder,
     drawn,
     encoder,
+    some_catalogued,
     stream,
     suffixed,
 )
@@ -52,18 +53,7 @@ from qkvbench.model import (
     with_tower,
 )
 from qkvbench.sweep.local import Workers
-from qkvbench.variant import parse, write
-
-# Tried each time. Each program of the others takes as long to compile, so they are nightly.
-FEW = ["q,k,v", "q,k=v", "q,k=R(q),v=R(q)", "q,k,v/1", "q,k=L(16),v=L(16)"]
-some_catalogued = pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(each, marks=() if write(each) in FEW else pytest.mark.nightly)
-        for each in CATALOGUED
-    ],
-    ids=write,
-)
+from qkvbench.variant import parse
 
 # fp64 rounding of sums over tens of numbers of size one.
 EXACT = 1e-10

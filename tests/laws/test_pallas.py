@@ -30,15 +30,17 @@ def _weights(layer):
     }
 
 
-@pytest.mark.parametrize("position", [NoPosition(), Rotary(), Rotary(share=1 / 3)], ids=repr)
 @pytest.mark.parametrize(
-    ("variant", "size"),
+    ("variant", "size", "position"),
     [
-        ("q,k=v", SIZE),
-        ("q,k=v/1", SIZE),
-        ("q=k=v", WHOLE),
-        ("q,k=R(q),v=R(q)", WHOLE),
+        ("q,k=v", SIZE, NoPosition()),
+        ("q,k=v", SIZE, Rotary()),
+        ("q,k=v", SIZE, Rotary(share=1 / 3)),
+        ("q,k=v/1", SIZE, Rotary()),
+        ("q=k=v", WHOLE, Rotary(share=1 / 3)),
+        ("q,k=R(q),v=R(q)", WHOLE, Rotary()),
     ],
+    ids=str,
 )
 def test_a_step_by_the_kernel_is_a_step_of_the_layer(variant, size, position):
     layer = _layer(variant, position, size)

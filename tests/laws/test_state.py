@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from laws.arms import decoder, every_catalogued
+from laws.arms import decoder, every_catalogued, some_catalogued
 from laws.test_training import batch
 from qkvbench import backends
 from qkvbench.experiment import PRECISIONS, Experiment, Training
@@ -53,10 +53,14 @@ def goes_on(wanted):
         assert arrived[name].tobytes() == each.tobytes(), name
 
 
-@every_backend
 @every_catalogued
-def test_a_learner_that_is_restored_goes_on_with_the_same_bits(variant, backend):
-    goes_on(experiment(variant, backend))
+def test_a_learner_that_is_restored_goes_on_with_the_same_bits(variant):
+    goes_on(experiment(variant, "torch"))
+
+
+@some_catalogued
+def test_so_does_one_whose_steps_are_compiled(variant):
+    goes_on(experiment(variant, "jax"))
 
 
 @every_backend
