@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from qkvbench.native.build import HERE, LIBRARY
+from qkvbench.native.build import HERE, LIBRARY, sources_hash
 
 # Names a slower target than the fastest, or `none`.
 VARIABLE = "QKVBENCH_NATIVE"
@@ -27,9 +27,12 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise UnavailableError(f"built for another system: {error}") from error
+    # Of other sources, its functions may be others under the same names.
+    loaded.qkv_sources.restype = ctypes.c_char_p
+    if loaded.qkv_sources().decode() != sources_hash():
+        raise UnavailableError("built of other sources; `python -m qkvbench.native` builds it anew")
     loaded.qkv_target.restype = ctypes.c_char_p
     loaded.qkv_target.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int)]
-    loaded.qkv_sources.restype = ctypes.c_char_p
     loaded.qkv_decode.restype = ctypes.c_int
     loaded.qkv_decode.argtypes = [ctypes.c_int, ctypes.c_void_p]
     loaded.qkv_product.restype = None

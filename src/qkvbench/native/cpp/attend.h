@@ -152,7 +152,7 @@ struct Floats {
     // sums += weights times rows, CHUNKS vectors of them at a time.
     static void weigh(const Shape& shape, const Tile& tile, const Heads& heads) {
         int i = 0;
-        constexpr int MOST = SUMS / HEADS < CHUNKS_AT_ONCE ? SUMS / HEADS : CHUNKS_AT_ONCE;
+        constexpr int MOST = SUMS / SOME < CHUNKS_AT_ONCE ? SUMS / SOME : CHUNKS_AT_ONCE;
         for (; i + MOST * WIDTH <= shape.head_dim; i += MOST * WIDTH)
             weigh_chunks<MOST>(shape, tile, heads, i);
         if constexpr (MOST > 4)
@@ -168,6 +168,8 @@ struct Floats {
     }
 
   private:
+    static constexpr int SOME = HEADS < HEADS_AT_ONCE ? HEADS : HEADS_AT_ONCE;
+
     template <int CHUNKS>
     static INLINE void weigh_chunks(const Shape& shape, const Tile& tile, const Heads& heads, int i) {
         weigh_chunks<CHUNKS>(shape, tile, heads, i,
@@ -177,28 +179,38 @@ struct Floats {
     template <int CHUNKS, class Read>
     static INLINE void weigh_chunks(const Shape& shape, const Tile& tile, const Heads& heads, int i,
                                     Read read) {
-        Vector sum[HEADS * CHUNKS];
-        each<HEADS>([&](auto h) INLINE_LAMBDA {
+        each<HEADS / SOME>([&](auto part) INLINE_LAMBDA {
+            weigh_some<CHUNKS, part * SOME>(shape, tile, heads, i, read);
+        });
+    }
+
+    // Of SOME heads from FIRST on, whose sums stay in registers.
+    template <int CHUNKS, int FIRST, class Read>
+    static INLINE void weigh_some(const Shape& shape, const Tile& tile, const Heads& heads, int i,
+                                  Read read) {
+        float* sums = heads.sums + FIRST * shape.sums_floats + i;
+        Vector sum[SOME * CHUNKS];
+        each<SOME>([&](auto h) INLINE_LAMBDA {
             each<CHUNKS>([&](auto c) INLINE_LAMBDA {
-                sum[h * CHUNKS + c] = load(heads.sums + h * shape.sums_floats + i + c * WIDTH);
+                sum[h * CHUNKS + c] = load(sums + h * shape.sums_floats + c * WIDTH);
             });
         });
         for (int at = 0; at < tile.rows; at += ROWS) {
-            if (i == 0) ask_ahead<1, ROWS>(shape, heads.ahead, at);
-            const float* weight = heads.scores + at * HEADS;
+            if (i == 0 && FIRST == 0) ask_ahead<1, ROWS>(shape, heads.ahead, at);
+            const float* weight = heads.scores + at * HEADS + FIRST * ROWS;
             each<ROWS>([&](auto r) INLINE_LAMBDA {
                 const Number* row = (const Number*)tile.value[at + r] + i;
                 Vector x[CHUNKS];
                 each<CHUNKS>([&](auto c) INLINE_LAMBDA { x[c] = read(row + c * WIDTH); });
-                each<HEADS>([&](auto h) INLINE_LAMBDA {
+                each<SOME>([&](auto h) INLINE_LAMBDA {
                     const Vector p = all(weight[h * ROWS + r]);
                     each<CHUNKS>([&](auto c) INLINE_LAMBDA { sum[h * CHUNKS + c] += p * x[c]; });
                 });
             });
         }
-        each<HEADS>([&](auto h) INLINE_LAMBDA {
+        each<SOME>([&](auto h) INLINE_LAMBDA {
             each<CHUNKS>([&](auto c) INLINE_LAMBDA {
-                store(heads.sums + h * shape.sums_floats + i + c * WIDTH, sum[h * CHUNKS + c]);
+                store(sums + h * shape.sums_floats + c * WIDTH, sum[h * CHUNKS + c]);
             });
         });
     }

@@ -47,56 +47,91 @@ void tell_floats(const Shape& shape, const float* sums, float* into) {
     __builtin_memcpy(into, sums, shape.head_dim * sizeof(float));
 }
 
-// Where the next row of a stream is.
-struct Place {
-    int64_t page, row;
+// Where the next row of each stream is, and for how many its page goes on.
+struct Cursors {
+    int64_t slot[STREAMS], left[STREAMS];
+    const char *key[STREAMS], *other[STREAMS];
+    const float *key_scale[STREAMS], *other_scale[STREAMS];
 };
 
-// The numbers of `count` rows, of either root, from `place` on; every STEP-th of the tile's.
-void find_rows(const QkvDecode& call, const QkvRows& rows, int bytes, const Stretch& stretch,
-               Place place, int count, int step, const char** found, float* scales) {
-    const int64_t first = int64_t(stretch.sequence) * call.pages_each;
-    const int64_t row_bytes = rows.row_stride * bytes;
-    for (int at = 0; at < count;) {
-        const int64_t here = call.page_rows - place.row;
-        const int end = here < count - at ? at + int(here) : count;
-        const char* from = (const char*)rows.pages[first + place.page] +
-                           (stretch.root * rows.head_stride + place.row * rows.row_stride) * bytes;
-        for (int i = at; i < end; ++i) found[i * step] = from + (i - at) * row_bytes;
-        if (rows.scale_pages) {
-            const float* scale = (const float*)rows.scale_pages[first + place.page] +
-                                 stretch.root * rows.scale_head_stride +
-                                 place.row * rows.scale_row_stride;
-            for (int i = at; i < end; ++i) scales[i * step] = scale[(i - at) * rows.scale_row_stride];
+// Finds the row of a slot in the pages of one tensor, and its scale where rows have one.
+INLINE void find(const QkvDecode& call, const QkvRows& rows, int bytes, const Stretch& stretch,
+                 int64_t slot, const char*& row, const float*& scale) {
+    const int64_t page = int64_t(stretch.sequence) * call.pages_each + slot / call.page_rows;
+    const int64_t inside = slot % call.page_rows;
+    row = (const char*)rows.pages[page] +
+          (stretch.root * rows.head_stride + inside * rows.row_stride) * bytes;
+    if (rows.scale_pages)
+        scale = (const float*)rows.scale_pages[page] + stretch.root * rows.scale_head_stride +
+                inside * rows.scale_row_stride;
+}
+
+// The next `each` rows of the first `places` streams, taken in turn.
+template <int PLACES>
+INLINE void fill_from(const QkvDecode& call, const Way& way, const Stretch& stretch, Cursors& from,
+                      int places, int each, Tile& tile) {
+    const bool shared = call.values.pages == nullptr, scaled = call.keys.scale_pages != nullptr;
+    const int64_t key_bytes = call.keys.row_stride * way.bytes;
+    const int64_t other_bytes = call.values.row_stride * way.bytes;
+    for (int done = 0; done < each;) {
+        int64_t count = each - done;
+        for (int s = 0; s < places; ++s) {
+            if (from.left[s] == 0) {
+                find(call, call.keys, way.bytes, stretch, from.slot[s], from.key[s], from.key_scale[s]);
+                if (!shared)
+                    find(call, call.values, way.bytes, stretch, from.slot[s], from.other[s],
+                         from.other_scale[s]);
+                from.left[s] = call.page_rows - from.slot[s] % call.page_rows;
+            }
+            if (from.left[s] < count) count = from.left[s];
         }
-        place = {place.page + 1, 0};
-        at = end;
+        // Where all are known to be there, for all streams at once.
+        for (int64_t i = 0; i < count; ++i) {
+            const int at = (done + int(i)) * PLACES;
+            const auto on_each = [&](const auto& what) INLINE_LAMBDA {
+                if (places == PLACES) for (int s = 0; s < PLACES; ++s) what(s);
+                else for (int s = 0; s < places; ++s) what(s);
+            };
+            on_each([&](int s) INLINE_LAMBDA { tile.key[at + s] = from.key[s] + i * key_bytes; });
+            if (!shared)
+                on_each([&](int s) INLINE_LAMBDA { tile.other[at + s] = from.other[s] + i * other_bytes; });
+            if (scaled)
+                on_each([&](int s) INLINE_LAMBDA {
+                    tile.key_scale[at + s] = from.key_scale[s][i * call.keys.scale_row_stride];
+                });
+            if (scaled && !shared)
+                on_each([&](int s) INLINE_LAMBDA {
+                    tile.other_scale[at + s] = from.other_scale[s][i * call.values.scale_row_stride];
+                });
+            if (call.slopes)
+                on_each([&](int s) INLINE_LAMBDA {
+                    const int64_t away = call.position[stretch.sequence] - from.slot[s] - i;
+                    tile.distance[at + s] = float(away < 0 ? -away : away);
+                });
+        }
+        for (int s = 0; s < places; ++s) {
+            from.slot[s] += count;
+            from.left[s] -= count;
+            from.key[s] += count * key_bytes;
+            if (!shared) from.other[s] += count * other_bytes;
+            if (scaled) from.key_scale[s] += count * call.keys.scale_row_stride;
+            if (scaled && !shared) from.other_scale[s] += count * call.values.scale_row_stride;
+        }
+        done += int(count);
     }
 }
 
 // The next `rows` rows of as many places as there are streams, taken in turn.
-void fill(const QkvDecode& call, const Way& way, const Stretch& stretch, int streams, Place* places,
+void fill(const QkvDecode& call, const Way& way, const Stretch& stretch, int streams, Cursors& from,
           int rows, Tile& tile) {
     tile.rows = rows;
     const bool shared = call.values.pages == nullptr;
     tile.value = shared ? tile.key : tile.other;
     tile.value_scale = shared ? tile.key_scale : tile.other_scale;
-    for (int s = 0; s < streams && s < rows; ++s) {
-        const int count = (rows - s + streams - 1) / streams;
-        find_rows(call, call.keys, way.bytes, stretch, places[s], count, streams, tile.key + s,
-                  tile.key_scale + s);
-        if (!shared)
-            find_rows(call, call.values, way.bytes, stretch, places[s], count, streams, tile.other + s,
-                      tile.other_scale + s);
-        if (call.slopes) {
-            const int64_t slot = places[s].page * call.page_rows + places[s].row;
-            const int64_t away = call.position[stretch.sequence] - slot;
-            for (int i = 0; i < count; ++i)
-                tile.distance[s + i * streams] = float(away < i ? i - away : away - i);
-        }
-        places[s].row += count;
-        while (places[s].row >= call.page_rows) places[s] = {places[s].page + 1, places[s].row - call.page_rows};
-    }
+    // Fewer rows than streams are one of each of the first.
+    if (streams == 1) fill_from<1>(call, way, stretch, from, 1, rows, tile);
+    else if (rows < STREAMS) fill_from<STREAMS>(call, way, stretch, from, rows, 1, tile);
+    else fill_from<STREAMS>(call, way, stretch, from, STREAMS, rows / STREAMS, tile);
     for (int i = rows; i < padded(rows, WIDTH); ++i) {
         tile.key[i] = tile.key[rows - 1];
         tile.other[i] = shared ? nullptr : tile.other[rows - 1];
@@ -200,10 +235,9 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
     // What does not fill all streams alike is one more row of the first of them each.
     const int64_t all = stretch.end - stretch.begin, length = all / streams, even = length * streams;
     const auto attend_to = [&](int64_t begin, int64_t each, int64_t rows) {
-        Place places[STREAMS];
+        Cursors from = {};
         for (int s = 0; s < streams; ++s) {
-            const int64_t slot = begin + s * each;
-            places[s] = {slot / call.page_rows, slot % call.page_rows};
+            from.slot[s] = begin + s * each;
             if (half && s > 0) {
                 __builtin_memcpy(queries + s * QUERY_FLOATS, queries + (s - 1) * QUERY_FLOATS,
                                  QUERY_FLOATS * sizeof(float));
@@ -217,7 +251,7 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
             const int64_t left = rows - number * step;
             if (left <= 0) return nullptr;
             Tile& tile = tiles[number % TILES];
-            fill(call, way, stretch, streams, places, left < step ? int(left) : step, tile);
+            fill(call, way, stretch, streams, from, left < step ? int(left) : step, tile);
             tile.near = call.near + number % turned * slots * row;
             return &tile;
         };

@@ -34,7 +34,7 @@ struct Twos {
     static INLINE Vector rounded(Vector weight) { return weight; }
 
     static void weigh(const Shape& shape, const Tile& tile, const Heads& heads) {
-        constexpr int MOST = HEADS == 1 ? 4 : HEADS == 2 ? 2 : 1;
+        constexpr int MOST = SUMS / 2 / SOME;
         int i = 0;
         for (; i + MOST * 2 * WIDTH <= shape.head_dim; i += MOST * 2 * WIDTH)
             weigh_chunks<MOST>(shape, tile, heads, i);
@@ -43,32 +43,46 @@ struct Twos {
     }
 
   private:
-    // CHUNKS times two vectors; or, for 0, the one that is left.
+    static constexpr int SOME = HEADS < HEADS_AT_ONCE ? HEADS : HEADS_AT_ONCE;
+
     template <int CHUNKS>
     static INLINE void weigh_chunks(const Shape& shape, const Tile& tile, const Heads& heads, int i) {
+        each<HEADS / SOME>([&](auto part) INLINE_LAMBDA {
+            weigh_some<CHUNKS, part * SOME>(shape, tile, heads, i);
+        });
+    }
+
+    // CHUNKS times two vectors of SOME heads from FIRST on; or, for 0, the vector that is left.
+    template <int CHUNKS, int FIRST>
+    static INLINE void weigh_some(const Shape& shape, const Tile& tile, const Heads& heads, int i) {
         constexpr int VECTORS = CHUNKS ? 2 * CHUNKS : 1;
-        Vector sum[HEADS * VECTORS];
-        each<HEADS * VECTORS>([&](auto k) INLINE_LAMBDA {
-            sum[k] = load(heads.sums + k / VECTORS * shape.sums_floats + i + k % VECTORS * WIDTH);
+        float* sums = heads.sums + FIRST * shape.sums_floats + i;
+        Vector sum[SOME * VECTORS];
+        each<SOME * VECTORS>([&](auto k) INLINE_LAMBDA {
+            sum[k] = load(sums + k / VECTORS * shape.sums_floats + k % VECTORS * WIDTH);
         });
         for (int at = 0; at < tile.rows; at += ROWS) {
-            if (i == 0) ask_ahead<1, ROWS>(shape, heads.ahead, at);
-            const float* weight = heads.scores + at * HEADS;
+            if (i == 0 && FIRST == 0) ask_ahead<1, ROWS>(shape, heads.ahead, at);
+            const float* weight = heads.scores + at * HEADS + FIRST * ROWS;
             each<ROWS>([&](auto r) INLINE_LAMBDA {
                 const Number* row = (const Number*)tile.value[at + r] + i;
-                Vector x[VECTORS];
-                if constexpr (CHUNKS == 0) x[0] = from(row);
+                Vector p[SOME];
+                each<SOME>([&](auto h) INLINE_LAMBDA { p[h] = all(weight[h * ROWS + r]); });
+                // One vector after the other: were all of a row read first, sums would go to memory.
+                const auto add = [&](auto c, Vector x) INLINE_LAMBDA {
+                    each<SOME>([&](auto h) INLINE_LAMBDA { sum[h * VECTORS + c] += p[h] * x; });
+                };
+                if constexpr (CHUNKS == 0) add(Index<0>(), from(row));
                 else each<CHUNKS>([&](auto c) INLINE_LAMBDA {
-                    both(row + c * 2 * WIDTH, x[2 * c], x[2 * c + 1]);
-                });
-                each<HEADS>([&](auto h) INLINE_LAMBDA {
-                    const Vector p = all(weight[h * ROWS + r]);
-                    each<VECTORS>([&](auto c) INLINE_LAMBDA { sum[h * VECTORS + c] += p * x[c]; });
+                    Vector a, b;
+                    both(row + c * 2 * WIDTH, a, b);
+                    add(Index<2 * c>(), a);
+                    add(Index<2 * c + 1>(), b);
                 });
             });
         }
-        each<HEADS * VECTORS>([&](auto k) INLINE_LAMBDA {
-            store(heads.sums + k / VECTORS * shape.sums_floats + i + k % VECTORS * WIDTH, sum[k]);
+        each<SOME * VECTORS>([&](auto k) INLINE_LAMBDA {
+            store(sums + k / VECTORS * shape.sums_floats + k % VECTORS * WIDTH, sum[k]);
         });
     }
 };

@@ -6,6 +6,8 @@ constexpr int WIDTH = 8;
 constexpr int STREAMS = WIDTH;
 // Vectors of sums that stay in registers, beside what is read; and of a row, for which there are some.
 constexpr int SUMS = 8, CHUNKS_AT_ONCE = 8;
+// Query heads whose sums are in registers at a time.
+constexpr int HEADS_AT_ONCE = 4;
 
 INLINE Vector all(float x) { return _mm256_set1_ps(x); }
 INLINE Vector load(const float* from) { return _mm256_loadu_ps(from); }

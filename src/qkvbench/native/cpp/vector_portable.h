@@ -7,6 +7,8 @@ constexpr int WIDTH = 4;
 constexpr int STREAMS = 1;
 // Vectors of sums that stay in registers, beside what is read; and of a row, for which there are some.
 constexpr int SUMS = 16, CHUNKS_AT_ONCE = 4;
+// Query heads whose sums are in registers at a time.
+constexpr int HEADS_AT_ONCE = 8;
 
 INLINE Vector all(float x) { return Vector{x, x, x, x}; }
 INLINE Vector load(const float* from) {
