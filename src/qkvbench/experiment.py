@@ -210,15 +210,28 @@ def _identity(value: object) -> object:
     """
     if isinstance(value, Variant):
         return write(value)
-    if isinstance(value, Model):
-        return _model_identity(value)
+    if isinstance(value, Model | Training):
+        return _shared_identity(_This(value))
     return _fields_identity(value)
 
 
+@dataclass(frozen=True, eq=False)
+class _This:
+    """One object, and no other that is equal: found without looking at all that it holds."""
+
+    value: object
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _This) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
 @lru_cache(maxsize=4096)
-def _model_identity(model: Model) -> object:
-    """What a hash sees of a model, which many runs of a study share."""
-    return _fields_identity(model)
+def _shared_identity(this: _This) -> object:
+    """What a hash sees of something that many runs of a study share."""
+    return _fields_identity(this.value)
 
 
 def _fields_identity(value: object) -> object:
