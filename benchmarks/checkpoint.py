@@ -64,7 +64,7 @@ def observed(name: str, model: Model) -> str:
     learner, told = Learner(wanted), progress(wanted)
     with tempfile.TemporaryDirectory() as folder:
         place = Checkpoints(Path(folder))
-        keep_s = seconds(lambda: place.save(wanted, told, learner.state()))
+        keep_s = seconds(lambda: place.save(wanted, told, learner))
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         read_s = seconds(lambda: learner.restore(next(place.found(wanted)).state))
         with kept_on_the_way(place, wanted, learner, lambda: told) as reached:

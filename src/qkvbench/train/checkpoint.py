@@ -233,16 +233,18 @@ def kept_on_the_way(
 
     Where the process is asked to end, it does so there, with a checkpoint.
     """
+    # Found out once: looking through a protocol takes longer than all else of a step without one.
+    agreed = learner.agreed if isinstance(learner, Together) else _alone
     with Stopping() as stopping:
         due_s = time.monotonic() + place.every_s
 
         def reached() -> None:
             nonlocal due_s
             due = stopping.asked is not None or time.monotonic() >= due_s
-            if not _agreed(learner, asked=due):
+            if not agreed(asked=due):
                 return
             began_s = time.monotonic()
-            if _agreed(learner, asked=stopping.asked is not None):
+            if agreed(asked=stopping.asked is not None):
                 # Any of several processes may have been asked alone.
                 stopping.asked = stopping.asked or signal.SIGTERM
             try:
@@ -317,6 +319,10 @@ def _first(learner: Stateful) -> bool:
 def _agreed(learner: Stateful, *, asked: bool) -> bool:
     """Whether it is asked for here, or in any process that learns with this one."""
     return learner.agreed(asked=asked) if isinstance(learner, Together) else asked
+
+
+def _alone(*, asked: bool) -> bool:
+    return asked
 
 
 def _told(learner: Stateful, text: str) -> str:
