@@ -1,10 +1,13 @@
 """The native kernel gives what the reference gives, for every type and shape, on every target."""
 
 import dataclasses
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -422,3 +425,27 @@ def test_importing_it_loads_nothing():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ
     )
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.nightly
+def test_on_arm_the_portable_target_gives_the_sums_of_the_reference(tmp_path):
+    """Compiled for aarch64 and run by an emulator: no such machine was at hand."""
+    emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    if emulator is None:
+        pytest.skip("no emulator of aarch64: apt-get install qemu-user-static")
+    if compiler := shutil.which("aarch64-linux-gnu-g++"):
+        command = [compiler]
+    elif importlib.util.find_spec("ziglang"):
+        command = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl"]
+    else:
+        pytest.skip("no compiler for aarch64: pip install ziglang")
+    program = tmp_path / "portable_target"
+    sources = [
+        build.SOURCES / "target_portable.cpp",
+        Path(__file__).with_name("portable_target.cpp"),
+    ]
+    words = ["-static", "-std=c++17", "-O3", "-ffp-contract=fast", f"-I{build.SOURCES}"]
+    subprocess.run([*command, *words, *map(str, sources), "-o", str(program)], check=True)
+    done = subprocess.run([emulator, str(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("neon: ")

@@ -151,3 +151,21 @@ def test_the_example_that_writes_runs():
     )
     assert done.returncode == 0, done.stderr
     assert "a cache of int8" in done.stdout
+
+
+def _scores(study):
+    """The score of each task, variant and seed."""
+    records = Store(ROOT / "studies" / study).runs().good
+    return {
+        (each.task, each.variant, each.seed): each.metrics[each.metric.name] for each in records
+    }
+
+
+def test_quick_has_the_same_scores_on_both_backends():
+    ours, theirs = _scores("quick"), _scores("quick-jax")
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == 112
+    away = [abs(theirs[run] - score) for run, score in ours.items()]
+    # In units of the task's score; seeds of one arm differ by .01 to .3.
+    assert max(away) < 0.01
+    assert sum(each < 0.0005 for each in away) > 100
