@@ -3,7 +3,7 @@
 import pytest
 
 # What a grid is made of: a test with two of these holds for each pair.
-WAYS = ("variant", "position", "suffix", "name")
+WAYS = ("variant", "position", "suffix", "name", "rows", "storage")
 QUARTERS = 4
 
 
