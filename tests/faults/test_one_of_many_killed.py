@@ -12,11 +12,13 @@ from qkvbench.results.record import Record
 SCRIPT = Path(__file__).parents[1] / "one_killed.py"
 
 
+# Ten processes begin one after the other: on a busy machine that takes minutes.
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_one_killed_ends_the_others_and_the_same_run_goes_on(sharding, tmp_path):
     command = [sys.executable, str(SCRIPT), str(tmp_path), sharding]
-    subprocess.run(command, check=True, timeout=280)
+    subprocess.run(command, check=True, timeout=880)
     whole, killed, again, alone = (
         Record.model_validate_json((tmp_path / f"{name}.json").read_bytes())
         for name in ("whole", "killed", "again", "alone")
@@ -24,7 +26,7 @@ def test_one_killed_ends_the_others_and_the_same_run_goes_on(sharding, tmp_path)
     ended = json.loads((tmp_path / "ended.json").read_text())
     assert (killed.status, ended["left"]) == ("killed", [])
     assert "One of its 2 processes was ended by SIGKILL" in killed.reason
-    # What the issue asks for; it takes about a second.
+    # A minute is allowed; it takes about a second.
     assert ended["after_s"] < 60
 
     assert again.status == "done", again.reason
