@@ -72,7 +72,7 @@ def test_what_two_have_come_to_loads_on_one_and_what_one_has_on_two(sharding, to
     here = learner.gradients(batch)
     other = Learner(experiment(MOVED))
     other.restore(joined(files))
-    # Sums in another order, of numbers near 1: what the issue asks for.
+    # Sums in another order, of numbers near 1.
     for found in (other.gradients(batch), told[f"{sharding}/here"], told[f"{sharding}/from one"]):
         np.testing.assert_allclose(found, here, rtol=1e-6)
 

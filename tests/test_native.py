@@ -199,6 +199,13 @@ def test_the_library_is_built_from_the_sources_that_are_here():
 
 
 @needs_library
+def test_a_library_of_other_sources_is_not_called(monkeypatch):
+    monkeypatch.setattr(library, "sources_hash", lambda: "of another day")
+    with pytest.raises(native.UnavailableError, match=r"other sources.*qkvbench\.native"):
+        library.library.__wrapped__()
+
+
+@needs_library
 @every_target
 @pytest.mark.parametrize(("kind", "head_dim"), [*product(native.KINDS, HEAD_DIMS)])
 def test_every_type_and_head_size_gives_what_the_reference_gives(target, kind, head_dim):

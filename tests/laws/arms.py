@@ -86,6 +86,14 @@ every_position = pytest.mark.parametrize(
 every_suffix = pytest.mark.parametrize("suffix", SUFFIXED)
 
 
+def tried_each_time(place, sizes):
+    """Whether a cell of a grid is on a diagonal: every fourth, or more where a side is shorter.
+
+    Each variant meets some of the positions, and each position some of the variants.
+    """
+    return sum(place) % min(4, *sizes) == 0
+
+
 def suffixed(variant, suffix):
     """The variant with what the suffix says of the scores, and nothing else of them."""
     return replace(variant, scores=parse(f"q,k,v{suffix}").scores)

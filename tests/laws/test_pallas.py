@@ -30,17 +30,30 @@ def _weights(layer):
     }
 
 
+# A case takes seconds, operation by operation: each variant with one position each time, and one
+# variant with all of them; the rest nightly. A case: variant, sizes, which position.
+CASES = [
+    ("q,k=v", SIZE, 1),
+    ("q,k=v/1", SIZE, 1),
+    ("q=k=v", WHOLE, 2),
+    ("q,k=R(q),v=R(q)", WHOLE, 1),
+]
+POSITIONS = [NoPosition(), Rotary(), Rotary(share=1 / 3)]
+
+
 @pytest.mark.parametrize(
     ("variant", "size", "position"),
     [
-        ("q,k=v", SIZE, NoPosition()),
-        ("q,k=v", SIZE, Rotary()),
-        ("q,k=v", SIZE, Rotary(share=1 / 3)),
-        ("q,k=v/1", SIZE, Rotary()),
-        ("q=k=v", WHOLE, Rotary(share=1 / 3)),
-        ("q,k=R(q),v=R(q)", WHOLE, Rotary()),
+        pytest.param(
+            variant,
+            size,
+            position,
+            id=f"{variant}-{position.kind}{getattr(position, 'share', '')}",
+            marks=() if variant == "q,k=v" or number == each_time else pytest.mark.nightly,
+        )
+        for variant, size, each_time in CASES
+        for number, position in enumerate(POSITIONS)
     ],
-    ids=str,
 )
 def test_a_step_by_the_kernel_is_a_step_of_the_layer(variant, size, position):
     layer = _layer(variant, position, size)

@@ -36,23 +36,27 @@ if TYPE_CHECKING:
 NEEDED = ("jaxtyping", "jinja2", "numpy", "psutil", "pydantic", "rich", "safetensors")
 NEEDED += ("scikit-learn", "scipy", "torch")
 # The name under which a package is imported, where it is not its own.
-IMPORTED = {"scikit-learn": "sklearn", "import-linter": "importlinter", "pytest-xdist": "xdist"}
-IMPORTED |= {"pytest-timeout": "pytest_timeout", "mlflow-skinny": "mlflow"}
-# An extra that brings another extra names this package.
-IMPORTED |= {"qkv-ablation-bench": "qkvbench"}
-# Imports modules and writes down how each went, before it goes to the next.
+IMPORTED = {
+    "scikit-learn": "sklearn",
+    "import-linter": "importlinter",
+    "mlflow-skinny": "mlflow",
+    "pytest-timeout": "pytest_timeout",
+    "pytest-xdist": "xdist",
+    # An extra that brings another extra names this package.
+    "qkv-ablation-bench": "qkvbench",
+}
+# Imports modules, and writes down how each went before it goes to the next.
 IMPORTING = """
 import importlib, json, sys
 told, modules = sys.argv[1:]
 for name, module in json.loads(modules).items():
     try:
         importlib.import_module(module)
-        why = ""
+        failed = None
     except BaseException as error:
-        text = str(error).strip().splitlines()
-        why = f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+        failed = type(error).__name__, str(error)
     with open(told, "a") as file:
-        file.write(json.dumps([name, why]) + "\\n")
+        file.write(json.dumps([name, failed]) + "\\n")
 """
 IMPORT_TIMEOUT_S = 120
 PRODUCT_SIZE = 512
@@ -361,7 +365,8 @@ def _imports(names: Sequence[str]) -> dict[str, str]:
                 why = f"the process that imports it ends with {status}"
             except subprocess.TimeoutExpired:
                 why = f"its import takes more than {IMPORT_TIMEOUT_S} s"
-            found |= dict(json.loads(line) for line in told.read_text().splitlines())
+            for name, failed in map(json.loads, told.read_text().splitlines()):
+                found[name] = _spoken(*failed) if failed else ""
         unsaid = [name for name in modules if name not in found]
         if unsaid:
             found[unsaid[0]] = why
@@ -380,8 +385,13 @@ def _package(name: str, found: str, otherwise: Verdict) -> Finding:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+    return _spoken(type(error).__name__, str(error))
+
+
+def _spoken(kind: str, text: str) -> str:
+    """An error by its kind and the first line of what it says."""
+    lines = text.strip().splitlines()
+    return f"{kind}: {lines[0][:160]}" if lines else kind
 
 
 def _text(findings: Sequence[Finding]) -> str:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import psutil
@@ -131,7 +131,7 @@ class Checkpoints:
             _write(place, progress, learner)
         except (OSError, SafetensorError) as error:
             failed = error
-        if _agreed(learner, asked=failed is not None):
+        if _agreement(learner)(asked=failed is not None):
             why = (isinstance(failed, OSError) and failed.strerror) or failed
             raise CheckpointError(
                 f"The checkpoint {place} of {size} bytes cannot be written: {why}. "
@@ -234,7 +234,7 @@ def kept_on_the_way(
     Where the process is asked to end, it does so there, with a checkpoint.
     """
     # Found out once: looking through a protocol takes longer than all else of a step without one.
-    agreed = learner.agreed if isinstance(learner, Together) else _alone
+    agreed = _agreement(learner)
     with Stopping() as stopping:
         due_s = time.monotonic() + place.every_s
 
@@ -271,7 +271,7 @@ def _keep(
     ]
     if spoiled:
         _log.warning("After step %d %s is not finite: not kept.", progress.step, spoiled[0])
-    if not _agreed(learner, asked=bool(spoiled)):
+    if not _agreement(learner)(asked=bool(spoiled)):
         place.save(experiment, progress, learner)
 
 
@@ -316,9 +316,13 @@ def _first(learner: Stateful) -> bool:
     return not isinstance(learner, Together) or learner.rank == 0
 
 
-def _agreed(learner: Stateful, *, asked: bool) -> bool:
-    """Whether it is asked for here, or in any process that learns with this one."""
-    return learner.agreed(asked=asked) if isinstance(learner, Together) else asked
+class _Agreement(Protocol):
+    def __call__(self, *, asked: bool) -> bool: ...
+
+
+def _agreement(learner: Stateful) -> _Agreement:
+    """How to find out whether it is asked for here, or in any process that learns with this one."""
+    return learner.agreed if isinstance(learner, Together) else _alone
 
 
 def _alone(*, asked: bool) -> bool:
