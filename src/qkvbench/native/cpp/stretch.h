@@ -66,15 +66,15 @@ INLINE void find(const QkvDecode& call, const QkvRows& rows, int bytes, const St
                 inside * rows.scale_row_stride;
 }
 
-// The next `each` rows of the first `places` streams, taken in turn.
+// The next `rows_each` rows of the first `places` streams, taken in turn.
 template <int PLACES>
 INLINE void fill_from(const QkvDecode& call, const Way& way, const Stretch& stretch, Cursors& from,
-                      int places, int each, Tile& tile) {
+                      int places, int rows_each, Tile& tile) {
     const bool shared = call.values.pages == nullptr, scaled = call.keys.scale_pages != nullptr;
     const int64_t key_bytes = call.keys.row_stride * way.bytes;
     const int64_t other_bytes = call.values.row_stride * way.bytes;
-    for (int done = 0; done < each;) {
-        int64_t count = each - done;
+    for (int done = 0; done < rows_each;) {
+        int64_t count = rows_each - done;
         for (int s = 0; s < places; ++s) {
             if (from.left[s] == 0) {
                 find(call, call.keys, way.bytes, stretch, from.slot[s], from.key[s], from.key_scale[s]);
