@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from qkvbench.backends.torch import Decoding, prepare
-from qkvbench.backends.torch.precision import PRODUCTS
+from qkvbench.backends.torch.training.precision import PRODUCTS
 from qkvbench.cost.units import bytes_text
 from qkvbench.experiment import PRECISIONS
-from qkvbench.model import Decoder, Model, Rotary, Start, transformer
+from qkvbench.model import Decoder, Init, Model, Rotary, transformer
 from qkvbench.variant import parse
 
 LAYERS, WIDTH, HEADS, VOCABULARY = 12, 768, 12, 32_000
@@ -55,7 +55,7 @@ def ours(variant: str, precision: str, context: int) -> Arm:
         d_model=WIDTH,
         heads=HEADS,
         position=Rotary(),
-        start=Start(table=0.02, position=0.02, matrix=0.02),
+        init=Init(embedding_std=0.02, position_std=0.02, weight_std=0.02),
     ).with_variant(parse(variant))
     work = Decoding(model, precision, context=context, batch=1)
     return Arm(work.step, work.cache_bytes, _read_bytes(work.network, work.network.embedding))

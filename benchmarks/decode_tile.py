@@ -8,7 +8,8 @@ import argparse
 import statistics
 import time
 
-from qkvbench.backends.torch import Decoding, pages, prepare
+from qkvbench.backends.torch import Decoding, prepare
+from qkvbench.backends.torch.cache import paged_tensor
 from qkvbench.model import PRESETS
 from qkvbench.variant import parse
 
@@ -30,7 +31,7 @@ def main() -> None:
     times: dict[tuple[str, int], list[float]] = {step: [] for step in steps}
     for turn in range(words.rounds + 3):
         for text, tile in steps:
-            pages.TILE = tile
+            paged_tensor.TILE = tile
             before = time.perf_counter()
             arms[text].step()
             if turn >= 3:

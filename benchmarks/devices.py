@@ -20,10 +20,10 @@ from itertools import product
 import numpy as np
 
 from qkvbench.backends import torch as backend
-from qkvbench.backends.torch.spread import held
+from qkvbench.backends.torch.training.parallel import held
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment, Training
-from qkvbench.model import Decoder, Rotary, Start, transformer
+from qkvbench.model import Decoder, Init, Rotary, transformer
 
 WARM_UP = 3
 LAYOUTS = [("one process, 2 threads", 1, "ddp", 2), ("one process, 1 thread", 1, "ddp", 1)]
@@ -39,7 +39,7 @@ def stepped(devices: int, sharding: str, threads: int, steps: int) -> dict[str, 
         d_model=384,
         heads=6,
         position=Rotary(),
-        start=Start(table=0.5, position=0.5),
+        init=Init(embedding_std=0.5, position_std=0.5),
     )
     training = Training(steps=steps, batch=8, learning_rate=1e-3, warmup=1)
     experiment = Experiment(
@@ -48,10 +48,10 @@ def stepped(devices: int, sharding: str, threads: int, steps: int) -> dict[str, 
     backend.prepare(threads)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     learner = backend.Learner(experiment)
-    draws = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     times = []
     for _ in range(WARM_UP + steps):
-        tokens = draws.integers(0, 256, (8, 257))
+        tokens = rng.integers(0, 256, (8, 257))
         began = time.perf_counter()
         learner.gradients(Batch(tokens[:, :-1], tokens[:, 1:]))
         learner.update(1e-3)

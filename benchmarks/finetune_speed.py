@@ -70,19 +70,19 @@ def step_of(kind: str, arm: str, tokens: torch.Tensor) -> tuple[Callable[[], Non
 
 def measured(kind: str, blocks: int, rounds: int, clock: Callable[[], float]) -> None:
     """Time all arms of one shape in turn, and print their speeds."""
-    draws = np.random.default_rng(0)
-    tokens = torch.from_numpy(draws.integers(3, VOCABULARY, (BATCH, TOKENS)))
+    rng = np.random.default_rng(0)
+    tokens = torch.from_numpy(rng.integers(3, VOCABULARY, (BATCH, TOKENS)))
     samples: dict[str, list[list[Step]]] = {arm: [] for arm in ARMS}
     sizes: dict[str, int] = {}
     for _ in range(blocks):
         steps = {}
-        for place in draws.permutation(len(ARMS)):
+        for place in rng.permutation(len(ARMS)):
             arm = ARMS[place]
             steps[arm], sizes[arm] = step_of(kind, arm, tokens)
             steps[arm]()
             samples[arm].append([])
         for _ in range(rounds):
-            for place in draws.permutation(len(ARMS)):
+            for place in rng.permutation(len(ARMS)):
                 before = clock()
                 steps[ARMS[place]]()
                 seconds = clock() - before

@@ -33,10 +33,10 @@ from qkvbench.backends import find
 from qkvbench.cost.units import bytes_text
 from qkvbench.data.plays import plays
 from qkvbench.experiment import Experiment
-from qkvbench.measure.memory import level_bytes, peak_bytes
+from qkvbench.measure.memory import peak_bytes, reset_peak_memory
 from qkvbench.model import transformer
 from qkvbench.sweep.local import Workers
-from qkvbench.tasks._splits import Windows
+from qkvbench.tasks.kinds.splits import Windows
 from qkvbench.train.loop import batch_indices, learning_rate
 from qkvbench.variant import write
 from qkvbench.variant.catalogue import CATALOGUE
@@ -75,12 +75,12 @@ def experiments(words: argparse.Namespace, length: int, seed: int) -> tuple[Expe
     )
     model = transformer(
         "long-sequences",
-        task.model.stack,
+        task.model.architecture,
         layers=words.layers,
         d_model=words.width,
         heads=task.model.geometry.heads,
         position=task.model.position,
-        start=task.model.start,
+        start=task.model.init,
     )
     base = Experiment(model, "long-plays", task.version, training, seed=seed)
     return base.vary(variants=words.arms, seeds=[seed])
@@ -129,7 +129,7 @@ def memory(run: Experiment, length: int) -> int:
 
     # What every step needs is loaded by a small one.
     steps(16)
-    before = level_bytes(backend)
+    before = reset_peak_memory(backend)
     steps(length)
     return peak_bytes(backend) - before
 
@@ -141,7 +141,7 @@ def forward(run: Experiment, length: int) -> tuple[float, int]:
     learner = backend.Learner(replace(run, model=replace(run.model, blocks=run.model.blocks[:1])))
     stream = plays().train
     learner.predict(Windows(stream, 16).batch(np.arange(1)))
-    before = level_bytes(backend)
+    before = reset_peak_memory(backend)
     batch = Windows(stream, length).batch(np.arange(1))
     began = time.perf_counter()
     learner.predict(batch)

@@ -20,7 +20,7 @@ TASKS = ("sort", "recall", "lm-reviews")
 def experiments(name: str, size: float, seeds: int) -> tuple[Experiment, ...]:
     """The runs of one task whose rotations begin at one size."""
     task = tasks.find(name)
-    model = replace(task.model, start=replace(task.model.start, rotation=size))
+    model = replace(task.model, start=replace(task.model.init, rotation=size))
     base = Experiment(model, name, task.version, task.training, seed=0)
     return base.vary(variants=[VARIANT], seeds=range(seeds))
 

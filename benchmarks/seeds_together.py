@@ -45,7 +45,7 @@ def experiment_of(name: str) -> "tuple[Task, Experiment]":
             d_model=width,
             heads=4,
             position=Rotary(),
-            start=model.start,
+            start=model.init,
         )
     return task, Experiment(
         model=model,
@@ -70,10 +70,10 @@ class Lanes:
         group = Group(experiments) if lanes > 1 else None
         self.learners = [group.learner(each) if group else Learner(each) for each in experiments]
         data = task.load()
-        draws = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         size = base.training.batch
         self.batches = [
-            data.train.batch(draws.integers(0, len(data.train), size)) for _ in experiments
+            data.train.batch(rng.integers(0, len(data.train), size)) for _ in experiments
         ]
         self.step()
 

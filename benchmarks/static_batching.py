@@ -18,11 +18,11 @@ import time
 
 from qkvbench import cost
 from qkvbench.backends.torch import Decoding, prepare
-from qkvbench.backends.torch.precision import PRODUCTS
-from qkvbench.cost import ROW_TYPES
+from qkvbench.backends.torch.training.precision import PRODUCTS
+from qkvbench.cost import CACHE_FORMATS
 from qkvbench.cost.units import bytes_text
 from qkvbench.experiment import PRECISIONS, Precision
-from qkvbench.model import Decoder, Model, Rotary, Start, transformer
+from qkvbench.model import Decoder, Init, Model, Rotary, transformer
 from qkvbench.variant import parse
 
 VARIANTS = ("q,k,v", "q,k=v", "q,k,v/1", "q,k=v/1", "q,k=L(128),v=L(128)")
@@ -38,13 +38,13 @@ def model_of(variant: str) -> Model:
         d_model=512,
         heads=8,
         position=Rotary(),
-        start=Start(table=0.02, position=0.02, matrix=0.02),
+        init=Init(embedding_std=0.02, position_std=0.02, weight_std=0.02),
     ).with_variant(parse(variant))
 
 
 def sequence_bytes(variant: str, precision: Precision, context: int) -> int:
     """What a sequence keeps, with the token that a step adds."""
-    kind = ROW_TYPES[precision]
+    kind = CACHE_FORMATS[precision]
     return cost.cache_bytes(model_of(variant), context + 1, 1, kind)
 
 

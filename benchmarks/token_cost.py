@@ -22,9 +22,9 @@ from pathlib import Path
 
 from qkvbench import cost
 from qkvbench.backends.torch import Decoding, prepare
-from qkvbench.cost import ROW_NAMES, ROW_TYPES
+from qkvbench.cost import CACHE_DTYPES, CACHE_FORMATS
 from qkvbench.cost.units import bytes_text
-from qkvbench.model import Decoder, Model, NoPosition, Position, Rotary, Start, transformer
+from qkvbench.model import Decoder, Init, Model, NoPosition, Position, Rotary, transformer
 from qkvbench.variant import parse
 
 LATENT = "q,k=L(128),v=L(128)"
@@ -72,13 +72,13 @@ def model_of(arm: str) -> Model:
         d_model=512,
         heads=8,
         position=position,
-        start=Start(table=0.02, position=0.02, matrix=0.02),
+        init=Init(embedding_std=0.02, position_std=0.02, weight_std=0.02),
     ).with_variant(parse(variant))
 
 
 def outweighs(arm: str, rows: str) -> float:
     """Tokens whose cache is as large as all weights, computed."""
-    model, kind = model_of(arm), ROW_TYPES[rows]
+    model, kind = model_of(arm), CACHE_FORMATS[rows]
     per_token = cost.cache_bytes_per_token(model, kind.value_bytes, kind.scale_bytes)
     return WEIGHT_BYTES * cost.parameters(model).total / per_token
 
@@ -174,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
     parser.add_argument("--seconds", type=float, default=8.0, help="of rounds, at each context")
-    parser.add_argument("--cache", default="fp32", choices=ROW_NAMES)
+    parser.add_argument("--cache", default="fp32", choices=CACHE_DTYPES)
     parser.add_argument("--svg", type=Path, default=FIGURE)
     words = parser.parse_args()
     prepare(threads=1)

@@ -21,7 +21,7 @@ from qkvbench.backends import find
 from qkvbench.cost.units import bytes_text
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import PRECISIONS, Experiment, Training
-from qkvbench.measure.memory import level_bytes, peak_bytes
+from qkvbench.measure.memory import peak_bytes, reset_peak_memory
 from qkvbench.model import PRESETS
 from qkvbench.sweep.local import Workers
 
@@ -44,15 +44,15 @@ def observed(wanted: Experiment, tokens: int) -> int:
     backend = find(wanted.backend)
     backend.prepare(wanted.threads)
     _steps(wanted, 16)
-    before = level_bytes(backend)
+    before = reset_peak_memory(backend)
     _steps(wanted, tokens)
     return peak_bytes(backend) - before
 
 
 def _steps(wanted: Experiment, tokens: int) -> None:
     learner = find(wanted.backend).Learner(wanted)
-    draws = np.random.default_rng(0)
-    batch = Batch(*draws.integers(0, 256, (2, wanted.training.batch, tokens)))
+    rng = np.random.default_rng(0)
+    batch = Batch(*rng.integers(0, 256, (2, wanted.training.batch, tokens)))
     for _ in range(wanted.training.steps):
         learner.gradients(batch)
         learner.update(1e-3)

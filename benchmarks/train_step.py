@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from qkvbench import cost
 from qkvbench.backends.torch import Learner, prepare
-from qkvbench.backends.torch.precision import autocast
+from qkvbench.backends.torch.training.precision import autocast
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment, Precision, Training
-from qkvbench.model import Decoder, Learned, Start, transformer
+from qkvbench.model import Decoder, Init, Learned, transformer
 
 LAYERS, D_MODEL, HEADS, TOKENS, BATCH, VOCABULARY = 6, 256, 4, 256, 8, 4096
 
@@ -117,7 +117,7 @@ def experiment(variant: str, precision: Precision) -> Experiment:
         d_model=D_MODEL,
         heads=HEADS,
         position=Learned(TOKENS),
-        start=Start(table=0.02, position=0.02, matrix=0.02),
+        init=Init(embedding_std=0.02, position_std=0.02, weight_std=0.02),
     )
     training = Training(steps=1, batch=BATCH, learning_rate=1e-4, warmup=0)
     base = Experiment(model, "lm-reviews", 1, training, seed=0, precision=precision)
@@ -160,8 +160,8 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
     words = parser.parse_args()
     prepare(words.threads)
-    draws = np.random.default_rng(0)
-    batch = Batch(*(draws.integers(0, VOCABULARY, (BATCH, TOKENS)) for _ in range(2)))
+    rng = np.random.default_rng(0)
+    batch = Batch(*(rng.integers(0, VOCABULARY, (BATCH, TOKENS)) for _ in range(2)))
     print(f"threads {words.threads}, rounds {words.rounds}, torch {torch.__version__}")
     for precision in words.precision:
         alone, flops_alone = products(precision)

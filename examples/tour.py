@@ -23,7 +23,7 @@ def main() -> None:
     print("At a size it is a plan, which everything else reads:")
     plan = resolve(shared, sized(d_model=96, heads=4))
     print(
-        f"  matrices {[root.name for root in plan.projected]}, cached {[k.name for k in plan.kept]}"
+        f"  matrices {[root.name for root in plan.projected]}, cached {[k.name for k in plan.cached]}"
     )
 
     print("What it costs is computed, here for the 300M decoder of the study:")

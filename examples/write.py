@@ -37,8 +37,8 @@ def main() -> None:
     print(f"{words.steps} steps in {time.perf_counter() - began:.0f} s, last loss {loss:.2f}")
 
     prompts = [[number[letter] for letter in start] for start in STARTS]
-    draws = qkvbench.torch.Sampling(temperature=0.8, top_p=0.95, seed=1)
-    for how in (qkvbench.torch.Greedy(), draws, qkvbench.torch.Beams(4)):
+    rng = qkvbench.torch.Sampling(temperature=0.8, top_p=0.95, seed=1)
+    for how in (qkvbench.torch.Greedy(), rng, qkvbench.torch.Beams(4)):
         for rows in ("fp32", "int8"):
             found = qkvbench.torch.generate(network, prompts, tokens=60, how=how, rows=rows)
             print(f"{how}, a cache of {rows}:")
@@ -58,11 +58,11 @@ def main() -> None:
 
 def learnt(network: qkvbench.torch.Decoder, read: torch.Tensor, steps: int) -> float:
     """Train on stretches of the text; the last loss, in nats a letter."""
-    draws = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     loss = torch.zeros(())
     for _ in range(steps):
-        starts = torch.randint(len(read) - TIME, (BATCH,), generator=draws)
+        starts = torch.randint(len(read) - TIME, (BATCH,), generator=rng)
         rows = read[starts[:, None] + torch.arange(TIME + 1)]
         loss = functional.cross_entropy(network(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
         optimizer.zero_grad()

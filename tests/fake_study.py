@@ -143,12 +143,12 @@ def measurement(experiment, number):
 
 def scored(task_name, arms=ARMS, seed=7):
     """Records of one task whose scores follow LOSS, with noise that the arms share by seed."""
-    draws = np.random.default_rng(seed)
-    shared = draws.normal(size=SEEDS[task_name]) * NOISE[task_name]
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(size=SEEDS[task_name]) * NOISE[task_name]
     records = []
     for experiment in experiments(task_name, arms):
         arm = ARMS.index(experiment.variant)
-        noise = shared[experiment.seed] + draws.normal() * NOISE[task_name]
+        noise = shared[experiment.seed] + rng.normal() * NOISE[task_name]
         loss = LOSS[task_name][arm]
         if task_name == "recall":
             solved = experiment.seed < loss

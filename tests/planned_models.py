@@ -3,10 +3,10 @@
 import torch
 import transformers
 
-from qkvbench.backends.torch import paths
+from qkvbench.backends.torch.attention import ops
 from qkvbench.hub.families import FAMILIES
 from qkvbench.hub.modes import planned, variants
-from qkvbench.variant import ROLES, Own, Rotated, Same
+from qkvbench.variant import ROLES, LearnedRotation, Own, Same
 
 VOCABULARY, LAYERS, HEADS, D_MODEL = 29, 2, 4, 48
 _SIZES = {
@@ -60,10 +60,10 @@ def model_of(kind, seed=0, **more):
 
 def inputs_of(kind, batch=3, time=9, seed=5):
     """What the model reads."""
-    draws = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     if kind == "vit":
-        return {"pixel_values": torch.randn(batch, 3, 8, 8, generator=draws)}
-    return {"input_ids": torch.randint(3, VOCABULARY, (batch, time), generator=draws)}
+        return {"pixel_values": torch.randn(batch, 3, 8, 8, generator=rng)}
+    return {"input_ids": torch.randint(3, VOCABULARY, (batch, time), generator=rng)}
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def tie(model, mode):
     """Give a model of the library's own weights that satisfy the ties of `mode`."""
     family = FAMILIES[model.config.model_type]
     size = family.geometry(model.config)
-    draws = torch.Generator().manual_seed(11)
+    rng = torch.Generator().manual_seed(11)
     layers = [m for m in model.modules() if type(m).__name__ == family.attention]
     for layer, variant in zip(layers, variants(mode, LAYERS), strict=True):
         plan = planned(variant, size, family.turned, family.normed)
@@ -83,10 +83,10 @@ def tie(model, mode):
                 case Same(origin):
                     for one, other in zip(parts[role], parts[origin], strict=True):
                         one.copy_(other)
-                case Rotated(origin):
+                case LearnedRotation(origin):
                     pairs = size.head_dim * (size.head_dim - 1) // 2
-                    numbers = torch.randn(plan.heads(role), pairs, generator=draws)
-                    turn = paths.rotation(numbers.double() / 4, size.head_dim)
+                    numbers = torch.randn(plan.heads(role), pairs, generator=rng)
+                    turn = ops.rotation(numbers.double() / 4, size.head_dim)
                     for one, other in zip(parts[role], parts[origin], strict=True):
                         rows = other.double().reshape(len(turn), size.head_dim, -1)
                         one.copy_((turn @ rows).reshape(one.shape))

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from qkvbench import tasks
 from qkvbench.backends import torch as backend
-from qkvbench.data.batch import UNSCORED
+from qkvbench.data.batch import IGNORE_INDEX
 from qkvbench.experiment import Experiment, Training
 from qkvbench.train.loop import batch_indices, learning_rate
 
@@ -54,7 +54,7 @@ def learned(wanted):
     for step in range(1, STEPS + 1):
         batch = data.train.batch(next(batches))
         # The first four items are not scored: a whole part, and it has weight 0.
-        batch.targets[:4] = UNSCORED
+        batch.targets[:4] = IGNORE_INDEX
         steps.append(learner.gradients(batch))
         learner.update(learning_rate(wanted.training, step))
     said = learner.predict(data.test.batch(np.arange(5)))

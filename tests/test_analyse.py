@@ -15,9 +15,9 @@ from qkvbench.cli import main
 
 def checkpoint(path, tensors, kind=torch.float32):
     """A file of the format with random matrices of these shapes."""
-    draws = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     save_file(
-        {name: torch.randn(shape, generator=draws).to(kind) for name, shape in tensors.items()},
+        {name: torch.randn(shape, generator=rng).to(kind) for name, shape in tensors.items()},
         path,
     )
     return str(path)

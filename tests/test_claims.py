@@ -291,7 +291,7 @@ def test_dominance_takes_both_columns_and_the_digits_that_are_printed():
 
 
 def test_an_encoding_of_both_places_together_is_not_ruled_out():
-    together = lambda draws: draws.normal(size=(13, 13))
+    together = lambda rng: rng.normal(size=(13, 13))
     assert CancelsOut().finding(claims.find("study-position-in-scores"), ()) is not None
     assert CancelsOut(together).finding(claims.find("study-position-in-scores"), ()) is None
 

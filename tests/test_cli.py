@@ -233,7 +233,7 @@ def test_own_data_and_their_tokenizers_have_models_that_can_be_measured(tmp_path
     path = str(tmp_path / "my.txt")
     assert names.model_or_task_s(path).name == "own-text"
     assert names.model_or_task_s("recall") == tasks.find("recall").model
-    assert names.model_or_task_s(f"{path}#bpe-300").stack.vocabulary == 300
+    assert names.model_or_task_s(f"{path}#bpe-300").architecture.vocabulary == 300
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch, capsys):

@@ -12,9 +12,9 @@ from qkvbench import cost, tasks
 from qkvbench.cli import main
 from qkvbench.cost.matched import parse_arm, with_arm, write_arm
 from qkvbench.cost.units import bytes_text
-from qkvbench.data.batch import UNSCORED, Outcome
+from qkvbench.data.batch import IGNORE_INDEX, Predictions
 from qkvbench.model import PRESETS
-from qkvbench.reports._beside import lines, sentence
+from qkvbench.reports.parts.comparison import lines, sentence
 from qkvbench.results import planning, resampling
 from qkvbench.results.aggregate import aggregate, interquartile_mean
 from qkvbench.results.dominance import Rival, frontier, outlooks
@@ -32,14 +32,14 @@ ARMS = ("q,k,v", "q,k=v", "q,k,v/1")
 
 def study(path, noise=0.002, losses=(0.0, 0.0, 0.05), seeds=5, **changes):
     """A study of digits with these losses, the noise of each arm its own."""
-    draws = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     store = Store(path)
     info = fake_study.info(ARMS, ("digits",))
     store.write_study(info.model_copy(update={"seeds": {"digits": seeds}, **changes}))
     for run in fake_study.experiments("digits", ARMS, seeds):
         loss = losses[ARMS.index(run.variant)]
-        score = 0.95 - loss + noise * draws.normal()
-        items = np.full(100, score) + 0.1 * draws.normal(size=100)
+        score = 0.95 - loss + noise * rng.normal()
+        items = np.full(100, score) + 0.1 * rng.normal(size=100)
         items += score - items.mean()
         made = fake_study.record(run, float(score))
         kept = ItemScores.of(items, np.ones(100))
@@ -263,13 +263,13 @@ def test_damaged_items_are_refused(damage):
 
 
 def outcome(items=7, places=4):
-    draws = np.random.default_rng(0)
-    targets = draws.integers(3, size=(items, places))
-    targets[0] = UNSCORED
-    targets[1, :2] = UNSCORED
-    loss = draws.random((items, places))
-    predicted = draws.integers(3, size=(items, places))
-    return Outcome(loss, predicted, targets, draws.integers(3, size=(items, places)))
+    rng = np.random.default_rng(0)
+    targets = rng.integers(3, size=(items, places))
+    targets[0] = IGNORE_INDEX
+    targets[1, :2] = IGNORE_INDEX
+    loss = rng.random((items, places))
+    predicted = rng.integers(3, size=(items, places))
+    return Predictions(loss, predicted, targets, rng.integers(3, size=(items, places)))
 
 
 @pytest.mark.parametrize("task", ["sort", "recall", "digits"])
@@ -308,10 +308,10 @@ def test_the_bootstrap_over_items_has_the_error_of_their_mean_and_repeats():
 
 
 def test_seeds_are_resampled_only_where_there_are_enough():
-    draws = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     weights = np.full(50, 1 / 50)
     few, many = (
-        resampling.over_items(draws.normal(size=(1, seeds, 50)), weights, [None])[0]
+        resampling.over_items(rng.normal(size=(1, seeds, 50)), weights, [None])[0]
         for seeds in (resampling.ENOUGH - 1, resampling.ENOUGH)
     )
     assert few is None
@@ -324,8 +324,8 @@ def test_the_interquartile_mean_forgets_the_ends():
 
 
 def test_an_arm_like_the_baseline_improves_with_one_half():
-    draws = np.random.default_rng(2)
-    base = 1 + 0.01 * draws.normal(size=5)
+    rng = np.random.default_rng(2)
+    base = 1 + 0.01 * rng.normal(size=5)
     found = aggregate(["a", "b"], [np.array([base, base]), np.array([base, base[::-1]])])
     assert found.difference == pytest.approx(0)
     assert found.improvement == 0.5

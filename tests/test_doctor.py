@@ -59,12 +59,12 @@ def test_a_backend_that_does_not_start_is_a_row_and_ends_with_1(capsys, monkeypa
 def test_a_precision_that_does_not_work_is_a_row_and_the_others_are_looked_at(capsys, monkeypatch):
     from qkvbench.backends import torch as backend
 
-    def product_s(precision, size):
+    def matmul_seconds(precision, size):
         if precision == "bf16":
             raise RuntimeError('"addmm_impl_cpu_" not implemented for BFloat16')
         return 0.001
 
-    monkeypatch.setattr(backend, "product_s", product_s)
+    monkeypatch.setattr(backend, "product_s", matmul_seconds)
     monkeypatch.setattr(
         backend, "attention_kernels", lambda precision: {"training": "math fallback"}
     )

@@ -24,7 +24,7 @@ POSITIONS = {"learned": 0.0, "rotary": -0.15, "none": 0.1}
 
 def records(noise, seeds=1):
     """Runs whose scores are sums of what is put in; under rotary, `k=x` costs more."""
-    draws = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     made = []
     study = replace(STUDY, seeds=dict.fromkeys(STUDY.seeds, seeds))
     for experiment in study.experiments():
@@ -32,7 +32,7 @@ def records(noise, seeds=1):
         scheme = experiment.task.partition("@")[2]
         score = 0.6 + FUNCTION[function] + POSITIONS[scheme] - 0.1 * bool(heads)
         score -= 0.3 * (function == "q,k=x,v" and scheme == "rotary")
-        made.append(fake_study.record(experiment, score + noise * draws.normal()))
+        made.append(fake_study.record(experiment, score + noise * rng.normal()))
     return made
 
 
@@ -57,10 +57,8 @@ def test_noise_alone_shows_nothing_more_often_than_the_level_says():
     # Of 40 studies without effects, 5% of which may show one: 8 or more have p = 0.001.
     shown = 0
     for number in range(40):
-        draws = np.random.default_rng(number)
-        made = [
-            fake_study.record(each, 0.5 + 0.02 * draws.normal()) for each in STUDY.experiments()
-        ]
+        rng = np.random.default_rng(number)
+        made = [fake_study.record(each, 0.5 + 0.02 * rng.normal()) for each in STUDY.experiments()]
         (found,) = effects(made)
         shown += any(each.shown for each in found.effects)
     assert shown < 8

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from qkvbench import tasks
-from qkvbench.data.batch import UNSCORED
+from qkvbench.data.batch import IGNORE_INDEX
 from qkvbench.data.emoji import REGIONS, SIDE, SKIN_TONES, concept, emoji, rendered
-from qkvbench.tasks._emoji import TEST, VALIDATION, divided
+from qkvbench.tasks.kinds.emoji import TEST, VALIDATION, divided
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_moved_picture_bares_white():
     task = tasks.find("clip")
     batch = task.load().train.batch(np.arange(64))
     white = type(batch)(np.ones_like(batch.inputs), batch.targets, second=batch.second)
-    moved = task.redrawn(white, np.random.default_rng(0))
+    moved = task.augment(white, np.random.default_rng(0))
     np.testing.assert_array_equal(moved.inputs, white.inputs)
 
 
@@ -86,4 +86,4 @@ def test_no_name_is_cut_where_it_is_to_be_written():
     assert max(len(name.encode()) for name in found.english) < task.tokens
     targets = task.load().train.batch(np.arange(len(task.load().train))).targets
     assert ((targets == 0).sum(axis=1) == 1).all()
-    assert (targets != UNSCORED).any()
+    assert (targets != IGNORE_INDEX).any()

@@ -7,15 +7,21 @@ import numpy as np
 import pytest
 
 from qkvbench import tasks
-from qkvbench.data.batch import UNSCORED, Batch, Outcome
+from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions
 from qkvbench.data.labelled_reviews import Collection
 from qkvbench.data.tokenizer import BytePairs, Bytes
 from qkvbench.data.topics import topics
 from qkvbench.recipes import Study
 from qkvbench.tasks import balanced_accuracy
-from qkvbench.tasks._masked import ASKED, TEXTS, redrawn
-from qkvbench.tasks._reviews import BYTE_PAIRS, LEARNED_FROM, all_reviews, learned, split_reviews
-from qkvbench.tasks._topics import split_topics
+from qkvbench.tasks.kinds.masked import ASKED, TEXTS, augment
+from qkvbench.tasks.kinds.reviews import (
+    BYTE_PAIRS,
+    LEARNED_FROM,
+    all_reviews,
+    learned,
+    split_reviews,
+)
+from qkvbench.tasks.kinds.topics import split_topics
 
 TEXT_TASKS = ["sentiment", "sentiment-documents", "topics-8", "topics-20", "masked-reviews"]
 
@@ -23,7 +29,7 @@ TEXT_TASKS = ["sentiment", "sentiment-documents", "topics-8", "topics-20", "mask
 def _outcome(predicted, targets):
     predicted, targets = np.array(predicted)[:, None], np.array(targets)[:, None]
     ranks = (predicted != targets).astype(np.int64)
-    return Outcome(np.ones(targets.shape, np.float32), predicted, targets, ranks)
+    return Predictions(np.ones(targets.shape, np.float32), predicted, targets, ranks)
 
 
 def _whole(split):
@@ -45,7 +51,7 @@ def test_no_piece_of_a_scored_split_is_read_in_pre_training():
     train = {row.tobytes() for row in np.asarray(_whole(data.train).inputs)}
     for split in (data.validation, data.test):
         batch = _whole(split)
-        whole = np.where(batch.targets == UNSCORED, batch.inputs, batch.targets)
+        whole = np.where(batch.targets == IGNORE_INDEX, batch.inputs, batch.targets)
         # Where a token was hidden it stands again; each piece is as it was read.
         assert BYTE_PAIRS.separator not in np.unique(
             whole[np.arange(whole.shape[1]) < batch.lengths[:, None]]
@@ -107,10 +113,10 @@ def test_masks_hide_exchange_and_leave_tokens_in_the_shares_of_the_source(tokeni
     lengths = rng.integers(1, 51, 600)
     read = np.arange(50) < lengths[:, None]
     tokens = np.where(read, text, separator)
-    given = Batch(tokens, np.where(read, tokens, UNSCORED), lengths)
-    batch = redrawn(tokenizer, given, np.random.default_rng(1))
+    given = Batch(tokens, np.where(read, tokens, IGNORE_INDEX), lengths)
+    batch = augment(tokenizer, given, np.random.default_rng(1))
 
-    asked = batch.targets != UNSCORED
+    asked = batch.targets != IGNORE_INDEX
     assert not (asked & ~read).any()
     np.testing.assert_array_equal(batch.targets[asked], tokens[asked])
     np.testing.assert_array_equal(batch.inputs[~asked], tokens[~asked])
@@ -128,11 +134,11 @@ def test_masks_hide_exchange_and_leave_tokens_in_the_shares_of_the_source(tokeni
 def test_masks_are_other_ones_each_time_in_training_and_the_same_ones_in_tests():
     task = tasks.find("masked-reviews")
     given = task.load().train.batch(np.arange(64))
-    one, two = (task.redrawn(given, np.random.default_rng(seed)) for seed in (0, 1))
-    both = ((one.targets != UNSCORED) & (two.targets != UNSCORED)).sum()
+    one, two = (task.augment(given, np.random.default_rng(seed)) for seed in (0, 1))
+    both = ((one.targets != IGNORE_INDEX) & (two.targets != IGNORE_INDEX)).sum()
     # By chance the square of a share, not the share.
-    assert both < 0.3 * (one.targets != UNSCORED).sum()
+    assert both < 0.3 * (one.targets != IGNORE_INDEX).sum()
     first, again = (_whole(task.load().test) for _ in range(2))
     np.testing.assert_array_equal(first.inputs, again.inputs)
     np.testing.assert_array_equal(first.targets, again.targets)
-    assert (first.targets != UNSCORED).any(axis=1).all()
+    assert (first.targets != IGNORE_INDEX).any(axis=1).all()

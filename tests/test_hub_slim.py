@@ -107,8 +107,8 @@ def _drawn(model):
 
 def _text(batch, tokens, padded):
     """Tokens, the mask of those that are no padding, and positions as `generate` makes them."""
-    draws = torch.Generator().manual_seed(batch)
-    ids = torch.randint(1, VOCABULARY, (batch, tokens), generator=draws)
+    rng = torch.Generator().manual_seed(batch)
+    ids = torch.randint(1, VOCABULARY, (batch, tokens), generator=rng)
     mask = torch.ones_like(ids)
     if padded:
         for row in range(batch - 1):

@@ -9,10 +9,10 @@ from qkvbench import tasks
 from qkvbench.cli.parser import RequestError, parsed
 from qkvbench.cli.run import asked, checked
 from qkvbench.data.animals import KINDS, animals
-from qkvbench.data.batch import Outcome
+from qkvbench.data.batch import Predictions
 from qkvbench.model import Encoder, Vectors
-from qkvbench.tasks._redrawn import BLACK, mirrored, shifted
-from qkvbench.tasks._splits import Pictures, patches, uncut
+from qkvbench.tasks.kinds.augment import BLACK, mirrored, shifted
+from qkvbench.tasks.kinds.splits import Pictures, patches, uncut
 
 SIDE, CHANNELS = 12, 3
 WITH_PICTURES = ["animals", "mnist-5k", "mnist-70k"]
@@ -21,8 +21,8 @@ every_redrawn = pytest.mark.parametrize("name", WITH_PICTURES)
 
 @pytest.fixture(name="images")
 def _images():
-    draws = np.random.default_rng(0)
-    return draws.uniform(-1, 1, (40, SIDE, SIDE, CHANNELS)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    return rng.uniform(-1, 1, (40, SIDE, SIDE, CHANNELS)).astype(np.float32)
 
 
 def moved(image, down, right):
@@ -77,7 +77,7 @@ def test_a_training_image_is_moved_by_one_pixel_and_only_animals_are_mirrored(na
     split = task.load().train
     assert isinstance(split, Pictures)
     batch = split.batch(np.arange(24))
-    again = task.redrawn(batch, np.random.default_rng(2))
+    again = task.augment(batch, np.random.default_rng(2))
     whole = partial(uncut, patch=split.patch, channels=1)
     looks = set()
     for one, image in zip(whole(again.inputs), whole(batch.inputs), strict=True):
@@ -123,7 +123,7 @@ def test_every_class_is_in_every_split(name):
 @pytest.mark.parametrize("name", WITH_PICTURES)
 def test_the_right_class_is_among_the_five_likeliest_where_its_rank_says_so(name):
     ranks = np.arange(10)[:, None]
-    outcome = Outcome(np.ones((10, 1)), (ranks > 0).astype(int), np.zeros((10, 1), int), ranks)
+    outcome = Predictions(np.ones((10, 1)), (ranks > 0).astype(int), np.zeros((10, 1), int), ranks)
     found = tasks.find(name).score(outcome)
     assert found["accuracy"] == pytest.approx(0.1)
     assert found["top_5"] == pytest.approx(0.5)
@@ -140,7 +140,7 @@ def test_a_person_chooses_how_the_whole_is_told():
         for more in ([], ["--pooling", "class-token"], ["--pooling", "mean"])
     )
     told = [
-        {name: each.model.stack.pooling for name, each in study.items()}
+        {name: each.model.architecture.pooling for name, each in study.items()}
         for study in (plain, chosen, back)
     ]
     assert told == [

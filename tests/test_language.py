@@ -10,10 +10,10 @@ import pytest
 from qkvbench import tasks
 from qkvbench.claims._reported import on_text
 from qkvbench.data import documentation, plays
-from qkvbench.data.batch import Outcome
+from qkvbench.data.batch import Predictions
 from qkvbench.data.cache import DataRefusedError
 from qkvbench.data.tokenizer import BytePairs, Bytes, fitted
-from qkvbench.tasks._padded import end_token, padding
+from qkvbench.tasks.kinds.padded import end_token, padding
 
 READING = Path(__file__).parent.parent / "docs" / "reading-the-numbers.md"
 LONG = "A sentence on which both services dwell, so that one of them has copied from the other."
@@ -138,7 +138,7 @@ def _scored(text_nats: float, padding_nats: float) -> dict[str, float]:
     targets = np.array([[5, 6, 7, 8], [5, 0, 0, 0]])
     loss = np.where(padding(targets, 0), padding_nats, text_nats)
     none = np.zeros_like(targets)
-    return tasks.find("lm-reviews-padded").score(Outcome(loss, none, targets, none))
+    return tasks.find("lm-reviews-padded").score(Predictions(loss, none, targets, none))
 
 
 def test_the_padded_perplexity_is_the_one_that_comes_out_by_hand():
@@ -170,7 +170,7 @@ def test_the_example_in_the_text_is_reckoned_right():
 def test_texts_are_read_with_other_tokenizers(name):
     task = tasks.find(f"{name}#bpe-300")
     assert task.metric == tasks.find(name).metric
-    assert task.model.stack.vocabulary == 300
+    assert task.model.architecture.vocabulary == 300
 
 
 def test_byte_pairs_end_a_document_with_their_own_separator():

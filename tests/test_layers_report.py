@@ -7,7 +7,7 @@ import pytest
 
 import fake_study
 from qkvbench.reports import page, summary
-from qkvbench.reports._analyses import analyses, courses
+from qkvbench.reports.parts.analyses import analyses, courses
 from qkvbench.results.record import Snapshot
 from qkvbench.results.store import Store
 from qkvbench.results.view import view

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from laws.arms import every_catalogued
 from qkvbench import cost, tasks
 from qkvbench.backends import find
-from qkvbench.backends.torch.kernels import Seen, attention_kernel, named
+from qkvbench.backends.torch.bench.profile import Seen, attention_kernel, named
 from qkvbench.cli import main
 from qkvbench.cli.measure import ratio_text
 from qkvbench.experiment import PRECISIONS
@@ -54,7 +54,7 @@ class Machine:
     """A clock with drift, noise, neighbours and a memory in which places differ."""
 
     def __init__(self, seed, drift=0.01, noise=0.05, places=0.02):
-        self.draws = np.random.default_rng(seed)
+        self.rng = np.random.default_rng(seed)
         self.now, self.speed = 0.0, 1.0
         self.drift, self.noise, self.places = drift, noise, places
 
@@ -75,13 +75,13 @@ class Work:
     def step(self):
         machine = self.machine
         self.steps += 1
-        machine.speed *= math.exp(machine.drift * machine.draws.normal())
-        noise = math.exp(machine.noise * abs(machine.draws.normal()))
+        machine.speed *= math.exp(machine.drift * machine.rng.normal())
+        noise = math.exp(machine.noise * abs(machine.rng.normal()))
         machine.now += self.step_s * machine.speed * self.place * noise
 
     def move(self):
         self.moves += 1
-        self.place = math.exp(self.machine.places * self.machine.draws.normal())
+        self.place = math.exp(self.machine.places * self.machine.rng.normal())
 
     def kernel(self):
         return "made for tests"

@@ -62,15 +62,15 @@ class Case:
     loud: float = 1.0
 
     def __post_init__(self):
-        draws = np.random.default_rng(7)
+        rng = np.random.default_rng(7)
         batch, heads = len(self.lengths), self.roots * self.group
         pages = -(-max(self.lengths) // self.page_rows)
         # All pages of all sequences in any order: (page, root, row, head_dim).
         shape = (batch * pages, self.roots, self.page_rows, self.head_dim)
-        order = draws.permutation(batch * pages).reshape(batch, pages)
+        order = rng.permutation(batch * pages).reshape(batch, pages)
         self.kept, self.meant = {}, {}
         for name in ("keys",) if self.shared else ("keys", "values"):
-            lies, scales, says = stored(draws.standard_normal(shape), self.kind)
+            lies, scales, says = stored(rng.standard_normal(shape), self.kind)
             addresses = lies.ctypes.data + order.astype(np.uint64) * lies[0].nbytes
             rows = native.Rows(addresses, lies[0, 0].size, self.head_dim)
             if scales is not None:
@@ -85,10 +85,10 @@ class Case:
                 .transpose(0, 1, 3, 2, 4)
                 .reshape(batch, pages * self.page_rows, self.roots, self.head_dim)
             )
-        self.query = self.loud * draws.standard_normal((batch, heads, self.head_dim))
+        self.query = self.loud * rng.standard_normal((batch, heads, self.head_dim))
         self.query = self.query.astype(np.float32).astype(np.float64)
-        self.slope = (draws.random(heads) / 8).astype(np.float32)
-        self.scale = (0.5 + draws.random(self.head_dim)).astype(np.float32)
+        self.slope = (rng.random(heads) / 8).astype(np.float32)
+        self.scale = (0.5 + rng.random(self.head_dim)).astype(np.float32)
         self.position = np.array(self.lengths) - 1
 
     def frequencies(self):

@@ -18,11 +18,11 @@ from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
-from qkvbench.tasks._odd import SET, SETS, Sets, members
-from qkvbench.tasks._splits import uncut
+from qkvbench.tasks.kinds.odd_one_out import SET, SETS, Sets, members
+from qkvbench.tasks.kinds.splits import uncut
 from qkvbench.train import ended, run
-from qkvbench.train.origin import kept_weights
-from qkvbench.train.seen import seen
+from qkvbench.train.artifacts import kept_weights
+from qkvbench.train.extract_features import seen
 from test_sweep import carried_out
 
 SHORT = Training(steps=3, batch=8, learning_rate=1e-2, warmup=1, evaluations=1, scored=16)
@@ -131,13 +131,13 @@ def _own_cache(tmp_path, monkeypatch):
 
 def experiment(**changed):
     task = tasks.find("anomaly-features")
-    through = replace(task.seen_through, training=SHORT)
+    through = replace(task.feature_extractor, training=SHORT)
     base = Experiment(task.model, "anomaly-features", task.version, SHORT, seed=0)
-    return replace(base, seen_through=through, **changed)
+    return replace(base, feature_extractor=through, **changed)
 
 
 def looked(wanted, data):
-    return seen(data, wanted.seen_through, lambda: ended(wanted.seen_through))
+    return seen(data, wanted.feature_extractor, lambda: ended(wanted.feature_extractor))
 
 
 def few(data):
@@ -155,9 +155,9 @@ def few(data):
 def test_an_image_is_what_the_network_s_head_would_read_of_it():
     wanted = experiment()
     data = few(tasks.find("anomaly-features").load())
-    through = wanted.seen_through
+    through = wanted.feature_extractor
     network = Learner(through)
-    network.begin_with(ended(through))
+    network.load_matching(ended(through))
     found = looked(wanted, data).test.batch(np.arange(3))
     pixels = data.test.batch(np.arange(3))
     patches = pixels.inputs.reshape(30, 16, 49)
@@ -177,23 +177,23 @@ def test_it_is_looked_once_and_what_was_damaged_is_looked_at_again(own_cache):
 
     def weights():
         asked.append(1)
-        return ended(wanted.seen_through)
+        return ended(wanted.feature_extractor)
 
-    first, second = (seen(data, wanted.seen_through, weights) for _ in range(2))
+    first, second = (seen(data, wanted.feature_extractor, weights) for _ in range(2))
     assert asked == [1]
     assert first.identity == second.identity != data.identity
     (folder,) = own_cache.glob("seen-*[0-9a-f]")
     held = (folder / "test.npy").read_bytes()
     (folder / "test.npy").write_bytes(held[:-1])
-    assert seen(data, wanted.seen_through, weights).identity == first.identity
+    assert seen(data, wanted.feature_extractor, weights).identity == first.identity
     assert asked == [1, 1]
     assert (folder / "test.npy").read_bytes() == held
 
 
 def test_what_it_is_seen_through_is_part_of_what_an_experiment_is():
     wanted = experiment()
-    other = replace(wanted, seen_through=replace(wanted.seen_through, seed=11))
-    assert len({wanted.id, other.id, replace(wanted, seen_through=None).id}) == 3
+    other = replace(wanted, feature_extractor=replace(wanted.feature_extractor, seed=11))
+    assert len({wanted.id, other.id, replace(wanted, feature_extractor=None).id}) == 3
     again = from_json(json.loads(json.dumps(to_json(wanted))))
     assert again == wanted
     assert again.id == wanted.id
@@ -201,23 +201,27 @@ def test_what_it_is_seen_through_is_part_of_what_an_experiment_is():
 
 def test_arms_and_seeds_are_seen_through_one_network_of_canonical_attention():
     full = replace(STUDY, smoke=False)
-    through = {each.seen_through for each in full.experiments()}
-    assert through == {tasks.find("anomaly-features").seen_through}
+    through = {each.feature_extractor for each in full.experiments()}
+    assert through == {tasks.find("anomaly-features").feature_extractor}
     assert {each.variant for each in through} == {"q,k,v"}
     assert full.names == ("anomaly-features", "animals")
-    assert all(each.needed == (each.seen_through,) for each in full.experiments())
+    assert all(each.needed == (each.feature_extractor,) for each in full.experiments())
 
 
 @pytest.mark.parametrize(
     ("name", "through", "said"),
     [
         ("anomaly-features", None, "give the experiment the task's own: seen_through="),
-        ("anomaly-pixels", experiment().seen_through, "leave out the experiment's seen_through"),
+        (
+            "anomaly-pixels",
+            experiment().feature_extractor,
+            "leave out the experiment's seen_through",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_seen_so_is_a_record_that_says_how_it_can(name, through, said):
     task = tasks.find(name)
-    record = run(Experiment(task.model, name, task.version, SHORT, 0, seen_through=through))
+    record = run(Experiment(task.model, name, task.version, SHORT, 0, feature_extractor=through))
     assert record.status == "failed"
     assert said in record.reason
 
@@ -227,7 +231,7 @@ def test_a_study_runs_the_network_s_experiment_first_and_once(own_cache, tmp_pat
     assert noted.plans == [(3, 3)]
     assert [record.task for record in noted.endings] == ["animals"] + ["anomaly-features"] * 2
     assert {record.status for record in noted.endings} == {"done"}, noted.endings[-1].reason
-    (through,) = {each.seen_through for each in STUDY.experiments()}
+    (through,) = {each.feature_extractor for each in STUDY.experiments()}
     assert kept_weights(through) is not None
     assert len(list(own_cache.glob("seen-*.lock"))) == 1
     # All arms were seen as the same data, which are not those of the pixels.
@@ -245,7 +249,9 @@ def test_a_study_runs_the_network_s_experiment_first_and_once(own_cache, tmp_pat
 def test_where_the_network_does_not_come_to_its_end_the_runs_say_so():
     wild = replace(SHORT, learning_rate=1e30, warmup=0)
     wanted = experiment()
-    record = run(replace(wanted, seen_through=replace(wanted.seen_through, training=wild)))
+    record = run(
+        replace(wanted, feature_extractor=replace(wanted.feature_extractor, training=wild))
+    )
     assert record.status == "failed"
     assert "weights of animals, q,k,v, seed 10, whose run ended as diverged" in record.reason
 

@@ -18,10 +18,10 @@ import own_data
 from qkvbench import tasks
 from qkvbench.cli import main
 from qkvbench.data import DataRefusedError, own
-from qkvbench.data.batch import Outcome
+from qkvbench.data.batch import Predictions
 from qkvbench.experiment import Experiment
 from qkvbench.recipes import Study
-from qkvbench.tasks._splits import ENDS, Windows
+from qkvbench.tasks.kinds.splits import ENDS, Windows
 from qkvbench.train.run import run
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +57,7 @@ def test_the_splits_share_nothing_and_fit_the_model(name):
     assert all(batch.inputs.shape[1] == task.tokens for batch in splits)
     assert data.identity == task.load().identity
     if not isinstance(data.test, Windows):
-        classes = task.model.stack.classes
+        classes = task.model.architecture.classes
         assert all(set(batch.targets.ravel()) == set(range(classes)) for batch in splits)
         assert sum(map(len, rows)) * ENDS["test"] // 100 <= len(data.test)
 
@@ -69,7 +69,7 @@ def test_chance_is_what_one_scores_who_knows_nothing(name):
     guesses = np.full_like(targets, np.bincount(targets.ravel()).argmax())
     # The loss of one who finds all bytes equally likely; it decides no accuracy.
     loss = np.full(targets.shape, np.log(256))
-    found = task.score(Outcome(loss, guesses, targets, (guesses != targets).astype(int)))[
+    found = task.score(Predictions(loss, guesses, targets, (guesses != targets).astype(int)))[
         task.metric.name
     ]
     assert found == pytest.approx(task.metric.chance)
@@ -170,7 +170,7 @@ def test_numbers_are_standardized_by_the_training_split(here):
 
 def test_images_of_one_channel_stay_grey_and_what_is_transparent_stands_on_white(here):
     own_data.grey(here / "grey")
-    assert tasks.find("./grey").model.stack.inputs.features == 4
+    assert tasks.find("./grey").model.architecture.inputs.features == 4
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save("clear.png")
     assert (own.images([Path("clear.png")]).pixels == 255).all()
 

@@ -34,9 +34,9 @@ from qkvbench.model import (
     Decoder,
     Encoder,
     FeedForward,
+    Init,
     Learned,
     Rotary,
-    Start,
     Vectors,
     transformer,
 )
@@ -194,7 +194,7 @@ def _own_gpt2(model, variant):
         d_model=D_MODEL,
         heads=HEADS,
         position=Learned(40),
-        start=Start(table=0.02, position=0.02),
+        init=Init(embedding_std=0.02, position_std=0.02),
     ).with_variant(variant)
     network, theirs = build(spec).double().eval(), model.transformer
     named = {"embedding.table": theirs.wte.weight, "embedding.positions": theirs.wpe.weight}
@@ -221,7 +221,7 @@ def _own_vit(model, variant):
         d_model=D_MODEL,
         heads=HEADS,
         position=Learned(4),
-        start=Start(table=0.02, position=0.02),
+        init=Init(embedding_std=0.02, position_std=0.02),
     ).with_variant(variant)
     # The bench's preset is four times as wide.
     spec = spec.with_blocks(lambda block: replace(block, feed_forward=FeedForward(56)))

@@ -21,8 +21,8 @@ NEAR = 1e-5
 
 
 def _examples(count=24):
-    draws = torch.Generator().manual_seed(1)
-    rows = torch.randint(3, VOCABULARY, (count, 1), generator=draws).expand(count, 12).clone()
+    rng = torch.Generator().manual_seed(1)
+    rows = torch.randint(3, VOCABULARY, (count, 1), generator=rng).expand(count, 12).clone()
     rows = 3 + (rows + torch.arange(12)) % (VOCABULARY - 3)
     return [{"input_ids": row, "labels": row} for row in rows]
 

@@ -16,10 +16,10 @@ from rich.console import Console
 import fake_study
 from qkvbench import reports
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
-from qkvbench.reports import _figures as figures
-from qkvbench.reports import _words as words
 from qkvbench.reports import page, summary, terminal
-from qkvbench.reports._limits import limits
+from qkvbench.reports.parts import figures as figures
+from qkvbench.reports.parts import findings as words
+from qkvbench.reports.parts.caveats import limits
 from qkvbench.results.resampling import OverItems
 from qkvbench.results.stats import Comparison, Count, Tally
 from qkvbench.results.store import Store
@@ -447,11 +447,11 @@ def test_plots_are_well_formed_and_name_every_arm_once(study):
 
 @pytest.mark.parametrize("arms", [8, 15])
 def test_no_label_hides_another(arms):
-    draws = np.random.default_rng(arms)
+    rng = np.random.default_rng(arms)
     names = [f"q,k=R(q),v={index:04d}" for index in range(arms)]
     places = {
         name: (60 + 480 * x, 40 + 240 * y)
-        for name, x, y in zip(names, *draws.random((2, arms)).tolist(), strict=True)
+        for name, x, y in zip(names, *rng.random((2, arms)).tolist(), strict=True)
     }
     marks = [figures.Mark(name, order, 0.0, 0.0, None, None) for order, name in enumerate(names)]
     labels = figures._labels(marks, places, [], figures.Box(0, 0, 560, 350))

@@ -21,7 +21,7 @@ from qkvbench.results.store import Store
 from qkvbench.results.view import view
 from qkvbench.sweep.study import carry_out, to_run
 from qkvbench.train import ended, run
-from qkvbench.train.origin import kept_record, kept_weights
+from qkvbench.train.artifacts import kept_record, kept_weights
 from qkvbench.train.run import run_and_keep
 from test_sweep import Noted
 
@@ -66,7 +66,7 @@ def test_what_agrees_is_taken_over_to_the_bit_and_the_rest_begins_as_the_seed_sa
     fresh = arrays(Learner(replace(wanted, start=None)).weights())
     kept = arrays(read(ended(wanted.start)))
     learner = Learner(wanted)
-    taken = set(learner.begin_with(ended(wanted.start)))
+    taken = set(learner.load_matching(ended(wanted.start)))
     assert {name for name in fresh if "blocks" in name} <= taken
     assert taken < set(fresh)
     for name, weight in arrays(learner.weights()).items():
@@ -161,7 +161,7 @@ def test_layers_that_do_not_agree_are_refused_in_words():
 def test_a_file_that_lacks_a_layer_s_weight_is_refused_in_words(tmp_path):
     Learner(experiment(variant="q,k=v")).save(tmp_path / "weights")
     with pytest.raises(ValueError, match=r"blocks\.0\.attention\.v\S* is .* not in the file"):
-        Learner(experiment(variant="q,k,v")).begin_with(tmp_path / "weights")
+        Learner(experiment(variant="q,k,v")).load_matching(tmp_path / "weights")
 
 
 def test_sequences_longer_than_the_positions_are_refused_in_words():

@@ -92,20 +92,20 @@ def test_a_two_way_example_agrees_with_the_sums_by_hand():
 
 
 def test_what_all_arms_gain_on_a_seed_changes_no_difference():
-    draws = np.random.default_rng(3)
-    table = 5 + draws.normal(size=(4, 5))
+    rng = np.random.default_rng(3)
+    table = 5 + rng.normal(size=(4, 5))
     before = compared(scores_of(table), seeds=range(5))
-    after = compared(scores_of(table + 9 * draws.normal(size=5)), seeds=range(5))
+    after = compared(scores_of(table + 9 * rng.normal(size=5)), seeds=range(5))
     assert after.differences["three"].low == pytest.approx(before.differences["three"].low)
     assert after.deviation == pytest.approx(before.deviation)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_studies_without_a_difference_find_one_in_5_percent(seeds):
-    studies, draws = 400, np.random.default_rng(11)
+    studies, rng = 400, np.random.default_rng(11)
     found = 0
     for _ in range(studies):
-        table = 0.8 + 0.02 * draws.normal(size=seeds) + 0.01 * draws.normal(size=(5, seeds))
+        table = 0.8 + 0.02 * rng.normal(size=seeds) + 0.01 * rng.normal(size=(5, seeds))
         result = compared(scores_of(table), seeds=range(seeds))
         found += any(each.clear for each in result.differences.values())
     low, high = scipy_stats.binom.interval(0.99, studies, 0.05)
@@ -147,8 +147,8 @@ def test_nothing_is_compared_with_a_baseline_that_lacks_a_seed():
 
 
 def test_nothing_is_compared_with_a_baseline_at_chance():
-    draws = np.random.default_rng(5)
-    table = np.concatenate([0.5 + 0.01 * draws.normal(size=(1, 3)), np.full((2, 3), 0.9)])
+    rng = np.random.default_rng(5)
+    table = np.concatenate([0.5 + 0.01 * rng.normal(size=(1, 3)), np.full((2, 3), 0.9)])
     result = compared(scores_of(table), seeds=range(3), chance=0.5)
     assert result.standing == "baseline did not learn"
     assert not result.differences
@@ -182,9 +182,9 @@ def test_a_baseline_alone_has_a_mean_with_students_interval():
 
 
 def test_an_arm_that_varies_far_more_than_the_others_widens_its_own_interval_most():
-    draws = np.random.default_rng(2)
-    table = 0.9 + 0.001 * draws.normal(size=(5, 5))
-    table[3] += 0.1 * draws.normal(size=5)
+    rng = np.random.default_rng(2)
+    table = 0.9 + 0.001 * rng.normal(size=(5, 5))
+    table[3] += 0.1 * rng.normal(size=5)
     result = compared(scores_of(table), seeds=range(5))
     length = {arm: each.high - each.low for arm, each in result.differences.items()}
     own = (table[3] - table[0]).std(ddof=1) / np.sqrt(5)
@@ -248,9 +248,9 @@ def test_holm_is_never_below_a_smaller_p():
 
 
 def test_two_one_sided_tests_agree_with_two_t_tests_by_hand():
-    draws = np.random.default_rng(8)
-    table = 0.9 + 0.01 * draws.normal(size=6) + np.array([[0], [0.002]])
-    table = table + 0.004 * draws.normal(size=(2, 6))
+    rng = np.random.default_rng(8)
+    table = 0.9 + 0.01 * rng.normal(size=6) + np.array([[0], [0.002]])
+    table = table + 0.004 * rng.normal(size=(2, 6))
     result = compared(scores_of(table), seeds=range(6), margin=0.01)
     apart = table[1] - table[0]
     lower = scipy_stats.ttest_1samp(apart, -0.01, alternative="greater").pvalue
@@ -272,10 +272,10 @@ def test_two_one_sided_tests_agree_with_two_t_tests_by_hand():
     ],
 )
 def test_a_verdict_is_what_the_tests_show(shift, noise, better, verdict):
-    draws = np.random.default_rng(1)
-    apart = draws.normal(size=5)
+    rng = np.random.default_rng(1)
+    apart = rng.normal(size=5)
     apart = noise * (apart - apart.mean()) / apart.std(ddof=1)
-    base = 0.9 + 0.01 * draws.normal(size=5)
+    base = 0.9 + 0.01 * rng.normal(size=5)
     scores = scores_of([base, base + shift + apart])
     chance = -100.0 if better == "higher" else 100.0
     result = compared(scores, seeds=range(5), better=better, chance=chance, margin=0.01)

@@ -12,10 +12,10 @@ import pytest
 
 from qkvbench import tasks
 from qkvbench.data import reviews
-from qkvbench.data.batch import UNSCORED, Batch, Outcome, Seen, Split
+from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions, Seen, Split
 from qkvbench.model import Decoder, Encoder, EncoderDecoder, TwoTowers, Vectors
 from qkvbench.tasks import Data, mqar, selective_copying
-from qkvbench.tasks._splits import Windows
+from qkvbench.tasks.kinds.splits import Windows
 from qkvbench.tasks.recall import KEYS
 
 every_task = pytest.mark.parametrize("name", tasks.names())
@@ -41,7 +41,7 @@ def _whole(split: Split) -> Batch:
 
 
 def _classes(name: str, test: Split) -> int:
-    match tasks.find(name).model.stack:
+    match tasks.find(name).model.architecture:
         case Decoder(vocabulary=classes) | EncoderDecoder(vocabulary=classes):
             return classes
         case Encoder(classes=classes):
@@ -52,16 +52,16 @@ def _classes(name: str, test: Split) -> int:
 
 def _is_written(task) -> bool:
     """Whether the task is judged by texts that a model writes."""
-    outcome = Outcome(np.ones((1, 1)), *(np.ones((1, 1), int) for _ in range(3)))
-    return task.writing is not None and task.metric.name not in task.score(outcome)
+    outcome = Predictions(np.ones((1, 1)), *(np.ones((1, 1), int) for _ in range(3)))
+    return task.generation is not None and task.metric.name not in task.score(outcome)
 
 
 def _random_texts(task, targets) -> list[str]:
     """Texts as long as they should be, of any of the tokens that stand in them."""
-    scored = targets != UNSCORED
-    allowed = np.setdiff1d(targets[scored], task.writing.search.end)
-    draws = np.random.default_rng(0)
-    return task.writing.read([draws.choice(allowed, each - 1) for each in scored.sum(axis=1)])
+    scored = targets != IGNORE_INDEX
+    allowed = np.setdiff1d(targets[scored], task.generation.search.end)
+    rng = np.random.default_rng(0)
+    return task.generation.read([rng.choice(allowed, each - 1) for each in scored.sum(axis=1)])
 
 
 def _read(batch: Batch) -> list[np.ndarray]:
@@ -116,20 +116,20 @@ def test_a_random_predictor_scores_at_the_stated_chance(name, loaded):
     if _is_written(task):
         # Right by chance is no text; what smoothing leaves is less than a tenth of a point.
         texts = _random_texts(task, targets)
-        found = task.writing.score(texts, task.writing.references()).metrics[task.metric.name]
+        found = task.generation.score(texts, task.generation.references()).metrics[task.metric.name]
         assert abs(found - task.metric.chance) < 0.1
         return
-    scored = targets != UNSCORED
+    scored = targets != IGNORE_INDEX
     allowed = np.unique(targets[scored])
     # The loss of one who finds all classes equally likely; the loss decides no accuracy.
     even = np.full(targets.shape, math.log(_classes(name, loaded[name].test)))
     found = []
     for seed in range(32):
-        draws = np.random.default_rng(seed)
-        guesses = draws.choice(allowed, targets.shape)
+        rng = np.random.default_rng(seed)
+        guesses = rng.choice(allowed, targets.shape)
         # Under such guesses the right class is at any rank.
-        ranks = draws.integers(len(allowed), size=targets.shape)
-        said = task.score(Outcome(even, guesses, targets, ranks))
+        ranks = rng.integers(len(allowed), size=targets.shape)
+        said = task.score(Predictions(even, guesses, targets, ranks))
         found.append(said[task.metric.name])
     # Four deviations of their mean, as it varies; where a loss decides, only rounding is left.
     tolerance = 4 * np.std(found, ddof=1) / math.sqrt(len(found)) + 1e-9
@@ -142,22 +142,22 @@ def test_a_random_predictor_scores_at_the_stated_chance(name, loaded):
 def test_a_perfect_predictor_gets_the_best_score(name, loaded):
     task, targets = tasks.find(name), _whole(loaded[name].test).targets
     if _is_written(task):
-        references = task.writing.references()
-        found = task.writing.score(references, references).metrics[task.metric.name]
+        references = task.generation.references()
+        found = task.generation.score(references, references).metrics[task.metric.name]
         # In points of a hundred, through a logarithm.
         assert found == pytest.approx(100, abs=1e-9)
         return
-    right = Outcome(np.zeros(targets.shape), targets, targets, np.zeros_like(targets))
+    right = Predictions(np.zeros(targets.shape), targets, targets, np.zeros_like(targets))
     found = task.score(right)[task.metric.name]
     assert found == {"higher": 1.0, "lower": 0.0}[task.metric.better]
 
 
 @every_task
 def test_inputs_and_targets_fit_the_model(name, loaded):
-    stack = tasks.find(name).model.stack
+    stack = tasks.find(name).model.architecture
     for split in _splits(loaded[name])[1:]:
         batch = _whole(split)
-        scored = batch.targets[batch.targets != UNSCORED]
+        scored = batch.targets[batch.targets != IGNORE_INDEX]
         assert scored.min() >= 0
         assert scored.max() < _classes(name, split)
         assert np.isfinite(batch.inputs).all()
@@ -178,16 +178,16 @@ def test_vectors_have_the_features_that_the_model_reads_or_the_network_before_it
     task = tasks.find(name)
     data = loaded[name]
     if not isinstance(task.model.inputs, Vectors):
-        assert task.seen_through is None
+        assert task.feature_extractor is None
         return
-    if task.seen_through is None:
+    if task.feature_extractor is None:
         shape = data.test.batch(np.arange(1)).inputs.shape[1:]
         assert shape == (task.tokens, task.model.inputs.features)
         return
-    through = task.seen_through.model
+    through = task.feature_extractor.model
     for split in _splits(data):
         assert isinstance(split, Seen)
-        numbers = tasks.find(task.seen_through.task).tokens * through.inputs.features
+        numbers = tasks.find(task.feature_extractor.task).tokens * through.inputs.features
         assert split.pictures().shape[1] == numbers
         # What the network makes of them is as wide as its stream.
         narrow = np.zeros((len(split.pictures()), through.geometry.d_model), np.float32)
@@ -201,11 +201,11 @@ def test_vectors_have_the_features_that_the_model_reads_or_the_network_before_it
 @every_task
 def test_what_is_redrawn_keeps_its_answer_and_its_shape_and_follows_its_draws(name, loaded):
     task = tasks.find(name)
-    if task.redrawn is None:
+    if task.augment is None:
         return
     batch = loaded[name].train.batch(np.arange(32))
     before = _read(batch)
-    first, second, other = (task.redrawn(batch, np.random.default_rng(n)) for n in (0, 0, 1))
+    first, second, other = (task.augment(batch, np.random.default_rng(n)) for n in (0, 0, 1))
     for one, two in zip(_read(first), _read(second), strict=True):
         np.testing.assert_array_equal(one, two)
     # What is redrawn is one of the inputs, or both.
@@ -228,9 +228,9 @@ def test_a_name_is_short_and_what_it_is_about_is_one_sentence(name):
     assert task.about.endswith(".")
     assert len(task.about) < 100
     ones = np.ones((1, 1), int)
-    told = {*task.score(Outcome(np.ones((1, 1)), ones, ones, ones))}
-    if task.writing is not None:
-        scored = task.writing.score(["A text."], ["A text."])
+    told = {*task.score(Predictions(np.ones((1, 1)), ones, ones, ones))}
+    if task.generation is not None:
+        scored = task.generation.score(["A text."], ["A text."])
         # Each score of texts says how it was made.
         assert scored.metrics.keys() == scored.signatures.keys()
         assert told.isdisjoint(scored.metrics)
@@ -241,15 +241,15 @@ def test_a_name_is_short_and_what_it_is_about_is_one_sentence(name):
 @every_task
 def test_what_is_to_be_written_is_what_the_targets_say(name, loaded):
     task, test = tasks.find(name), loaded[name].test
-    if task.writing is None:
+    if task.generation is None:
         return
-    search, batch = task.writing.search, _whole(test)
-    texts = [row[row != UNSCORED] for row in batch.targets]
+    search, batch = task.generation.search, _whole(test)
+    texts = [row[row != IGNORE_INDEX] for row in batch.targets]
     assert all(row[-1] == search.end and search.end not in row[:-1] for row in texts)
     assert all(len(row) <= search.longest for row in texts)
     assert (batch.inputs[:, 0] == search.begin).all()
-    assert task.writing.read([row[:-1] for row in texts]) == task.writing.references()
-    assert len(task.writing.given()) == len(test)
+    assert task.generation.read([row[:-1] for row in texts]) == task.generation.references()
+    assert len(task.generation.given()) == len(test)
 
 
 def test_each_digit_has_a_like_share_of_the_test_split(loaded):
@@ -268,7 +268,7 @@ def test_sort_wants_the_sorted_input_and_no_answer_is_in_two_splits(loaded):
 def test_recall_asks_only_for_what_it_has_shown(loaded):
     batch = _whole(loaded["recall"].validation)
     for tokens, targets in zip(batch.inputs, batch.targets, strict=True):
-        asked = np.flatnonzero(targets != UNSCORED)
+        asked = np.flatnonzero(targets != IGNORE_INDEX)
         shown = dict(zip(tokens[: asked[0] : 2], tokens[1 : asked[0] : 2], strict=True))
         assert len(shown) == len(asked) == asked[0] / 2
         assert [shown[tokens[place]] for place in asked] == list(targets[asked])
@@ -294,7 +294,7 @@ def test_mqar_overwrites_no_pair_and_asks_for_each_once(loaded):
     batch = _whole(loaded["mqar"].train)
     numbers = set()
     for tokens, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
-        asked = [place for place, target in enumerate(targets) if target != UNSCORED]
+        asked = [place for place, target in enumerate(targets) if target != IGNORE_INDEX]
         numbers.add(len(asked))
         context, rest = tokens[: 2 * len(asked)], tokens[2 * len(asked) :]
         shown = dict(zip(context[::2], context[1::2], strict=True))
@@ -308,8 +308,8 @@ def test_mqar_overwrites_no_pair_and_asks_for_each_once(loaded):
 
 
 def test_mqar_asks_by_the_published_power_law(loaded):
-    draws = np.random.default_rng(0)
-    first = mqar.drawn_by_power_law(draws, places=14, wanted=2, count=20_000)[:, 0]
+    rng = np.random.default_rng(0)
+    first = mqar.drawn_by_power_law(rng, places=14, wanted=2, count=20_000)[:, 0]
     law = np.arange(1, 15) ** (0.01 - 1)
     law /= law.sum()
     shares = np.bincount(first, minlength=14) / len(first)
@@ -319,19 +319,21 @@ def test_mqar_asks_by_the_published_power_law(loaded):
 
 def test_mqar_tells_each_number_of_pairs_apart(loaded):
     targets = _whole(loaded["mqar"].test).targets
-    few = (targets != UNSCORED).sum(axis=1, keepdims=True) == min(mqar.PAIRS)
+    few = (targets != IGNORE_INDEX).sum(axis=1, keepdims=True) == min(mqar.PAIRS)
     predicted = np.where(few, targets, 0)
     zeros = np.zeros(targets.shape)
-    scores = tasks.find("mqar").score(Outcome(zeros, predicted, targets, zeros.astype(int)))
+    scores = tasks.find("mqar").score(Predictions(zeros, predicted, targets, zeros.astype(int)))
     assert [scores[f"accuracy_{pairs}"] for pairs in mqar.PAIRS] == [1.0, 0.0, 0.0]
 
 
 def test_selective_copying_wants_the_symbols_in_order_and_shows_no_answer(loaded):
     batch = _whole(loaded["selective-copying"].validation)
     for tokens, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
-        wanted = [target for target in targets if target != UNSCORED]
+        wanted = [target for target in targets if target != IGNORE_INDEX]
         assert [token for token in tokens if token < selective_copying.SYMBOLS] == wanted
-        asked = [token for token, target in zip(tokens, targets, strict=True) if target != UNSCORED]
+        asked = [
+            token for token, target in zip(tokens, targets, strict=True) if target != IGNORE_INDEX
+        ]
         assert set(asked) == {selective_copying.MARK}
 
 
@@ -340,7 +342,7 @@ def test_induction_wants_what_followed_when_the_symbol_was_last_seen(loaded):
     for tokens, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
         for place, (token, target) in enumerate(zip(tokens, targets, strict=True)):
             before = [earlier for earlier in range(place) if tokens[earlier] == token]
-            assert target == (tokens[before[-1] + 1] if before else UNSCORED)
+            assert target == (tokens[before[-1] + 1] if before else IGNORE_INDEX)
 
 
 def test_heads_behind_a_name_change_those_of_the_model_and_nothing_else():
@@ -365,7 +367,7 @@ def test_windows_predict_each_byte_of_their_stream_once(loaded):
     stream = reviews().test[: batch.inputs.size + 1]
     np.testing.assert_array_equal(batch.inputs.ravel(), stream[:-1])
     np.testing.assert_array_equal(batch.targets.ravel(), stream[1:])
-    assert (batch.targets != UNSCORED).all()
+    assert (batch.targets != IGNORE_INDEX).all()
 
 
 def test_the_list_of_tasks_needs_no_framework_and_no_data():

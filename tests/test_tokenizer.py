@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from qkvbench import tasks
 from qkvbench.data import DataRefusedError
-from qkvbench.data.batch import Outcome
+from qkvbench.data.batch import Predictions
 from qkvbench.data.documents import packed
 from qkvbench.data.streams import SPLITS, of_bytes, tokenized
 from qkvbench.data.tokenizer import BytePairs, Bytes, fitted, named, restored
-from qkvbench.tasks._language import Source, language_model
+from qkvbench.tasks.kinds.language import Source, language_model
 
 WORDS = ["the ", "cat ", "sat ", "on ", "a ", "mat, ", "über ", "東京 ", "🙂 ", "\n\t"]
 TEXTS = ["".join(words) for words in product(WORDS, repeat=3)]
@@ -143,7 +143,7 @@ def test_bits_a_byte_mean_the_same_with_every_tokenizer(streams, tokenizer):
     token_bytes = tokenized(streams, tokenizer).token_bytes
     # One who finds all bytes equally likely pays eight bits for each byte of a token.
     loss = token_bytes[targets] * math.log(256)
-    found = task.score(Outcome(loss, targets, targets, 0 * targets))
+    found = task.score(Predictions(loss, targets, targets, 0 * targets))
     assert found["bits_per_byte"] == pytest.approx(8, abs=1e-12)
     assert found["perplexity"] == pytest.approx(256)
     assert task.metric.chance == 8

@@ -11,11 +11,11 @@ import torch
 
 from qkvbench import tasks
 from qkvbench.backends.torch import Learner
-from qkvbench.data.batch import Outcome
+from qkvbench.data.batch import Predictions
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.results.record import Record
 from qkvbench.tasks import Data
-from qkvbench.tasks._splits import Windows
+from qkvbench.tasks.kinds.splits import Windows
 from qkvbench.train.analyses import POSITIONS, analysed_batch, snapshot
 from qkvbench.train.loop import DivergedError, batch_indices, learning_rate, train
 from qkvbench.train.run import run
@@ -95,7 +95,9 @@ def test_a_run_that_diverges_is_a_record_with_a_reason_and_no_score():
 def test_a_loss_too_large_for_its_perplexity_is_a_divergence_like_any_other():
     loss = np.full((1, 1), 800.0, np.float32)
     none = np.zeros((1, 1), np.int64)
-    assert math.isinf(tasks.find("lm-reviews").score(Outcome(loss, none, none, none))["perplexity"])
+    assert math.isinf(
+        tasks.find("lm-reviews").score(Predictions(loss, none, none, none))["perplexity"]
+    )
 
 
 def test_a_run_whose_data_are_missing_is_a_record_with_a_reason(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Written
 from qkvbench.results.store import Store
-from qkvbench.tasks._writing import bleu_and_chrf, on_one_line
+from qkvbench.tasks.kinds.generation_scores import bleu_and_chrf, on_one_line
 from qkvbench.train import run
 from qkvbench.train.loop import written
 
@@ -26,11 +26,11 @@ TASK = tasks.find("translation")
 
 def _hypotheses():
     """Texts that are right in part: words of the references left out, cased otherwise, empty."""
-    draws = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     texts = []
     for reference in TASK.writing.references()[:300]:
-        words = [word for word in reference.split() if draws.random() < 0.8]
-        texts.append(" ".join(words if draws.random() < 0.9 else map(str.lower, words)))
+        words = [word for word in reference.split() if rng.random() < 0.8]
+        texts.append(" ".join(words if rng.random() < 0.9 else map(str.lower, words)))
     return texts
 
 

@@ -83,8 +83,8 @@ class Experiment:
     checkpointing: bool = False
     devices: int = 1
     sharding: Sharding = "ddp"
-    start: "Experiment | None" = None
-    seen_through: "Experiment | None" = None
+    init_from: "Experiment | None" = None
+    feature_extractor: "Experiment | None" = None
 
     def __post_init__(self) -> None:
         """Refuse a start of other layers, and parts of a batch whose items belong together."""
@@ -108,12 +108,12 @@ class Experiment:
                 "A training pass over several devices is not compiled; leave out --compile or "
                 "--devices."
             )
-        if self.start is None:
+        if self.init_from is None:
             return
-        own, other = self.model, self.start.model
+        own, other = self.model, self.init_from.model
         if (own.geometry, _blocks(own)) != (other.geometry, _blocks(other)):
             raise ValueError(
-                f"{self.task} cannot begin with the weights of {self.start.task}: all layers must "
+                f"{self.task} cannot begin with the weights of {self.init_from.task}: all layers must "
                 f"agree in attention and size.\nHere are {_layers(own)}; there {_layers(other)}."
             )
 
@@ -136,7 +136,7 @@ class Experiment:
     @property
     def first(self) -> tuple["Experiment", ...]:
         """What must have come to its end before: the start, and what inputs are seen through."""
-        return tuple(each for each in (self.start, self.seen_through) if each is not None)
+        return tuple(each for each in (self.init_from, self.feature_extractor) if each is not None)
 
     @property
     def needed(self) -> tuple["Experiment", ...]:
@@ -166,8 +166,8 @@ class Experiment:
         return tuple(self._arm(variant, seed) for seed in seeds for variant in values)
 
     def _arm(self, variant: Variant, seed: int) -> "Experiment":
-        start = self.start and self.start._arm(variant, seed)
-        return replace(self, model=self.model.with_variant(variant), seed=seed, start=start)
+        init_from = self.init_from and self.init_from._arm(variant, seed)
+        return replace(self, model=self.model.with_variant(variant), seed=seed, init_from=init_from)
 
 
 def alone(experiment: Experiment) -> Experiment:
@@ -184,8 +184,41 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
 
 
 def from_json(value: object) -> Experiment:
-    """The experiment that `to_json` wrote; pydantic's ValidationError where it is not one."""
-    return _ADAPTER.validate_python(value)
+    """The experiment that `to_json` wrote; pydantic's ValidationError if it is not one."""
+    return _ADAPTER.validate_python(_renamed(value))
+
+
+# Names in identities, and in records of the first version, of what has another name today:
+# of classes, then of fields by class. Identities keep them, so that no run is orphaned.
+_FIRST_CLASS_NAMES = {"Init": "Start", "RotaryWithInverse": "TurnedBack"}
+_FIRST_FIELD_NAMES: dict[str, dict[str, str]] = {
+    "Experiment": {"init_from": "start", "feature_extractor": "seen_through"},
+    "Model": {"architecture": "stack", "init": "start"},
+    "Init": {
+        "embedding_std": "table",
+        "position_std": "position",
+        "weight_std": "matrix",
+        "rotation_std": "rotation",
+    },
+}
+# Where a record holds values of these classes: by class, then by field.
+_NESTED = {
+    "Experiment": {"model": "Model", "init_from": "Experiment", "feature_extractor": "Experiment"},
+    "Model": {"init": "Init"},
+}
+
+
+def _renamed(value: object, kind: str = "Experiment") -> object:
+    """A record's value with the field names of today; what has them already is left alone."""
+    if not isinstance(value, dict):
+        return value
+    today = {old: new for new, old in _FIRST_FIELD_NAMES.get(kind, {}).items()}
+    fields_ = {today.get(str(name), str(name)): part for name, part in value.items()}
+    nested = _NESTED.get(kind, {})
+    return {
+        name: _renamed(part, nested[name]) if name in nested else part
+        for name, part in fields_.items()
+    }
 
 
 def _blocks(model: Model) -> tuple[tuple[Block, ...], ...]:
@@ -236,12 +269,14 @@ def _shared_identity(this: _This) -> object:
 
 def _fields_identity(value: object) -> object:
     if is_dataclass(value):
+        kind = type(value).__name__
+        names = _FIRST_FIELD_NAMES.get(kind, {})
         changed = {
-            field.name: _identity(getattr(value, field.name))
+            names.get(field.name, field.name): _identity(getattr(value, field.name))
             for field in fields(value)
             if getattr(value, field.name) != field.default
         }
-        return {"is": type(value).__name__, **changed}
+        return {"is": _FIRST_CLASS_NAMES.get(kind, kind), **changed}
     if isinstance(value, tuple):
         return [_identity(item) for item in value]
     return value

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import psutil
 
 from qkvbench.results.store import Store
-from qkvbench.sweep.claims import Claims, _read
+from qkvbench.sweep.leases import Claims, _read
 
 PLAN = ("--variants", "q,k,v", "q,k=v", "--tasks", "sort", "--seeds", "2")
 WAIT_S = 280

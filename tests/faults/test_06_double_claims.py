@@ -12,7 +12,7 @@ from multiprocessing import get_context
 import pytest
 
 from faults.sweeps import begun, free_of_claims, killed, statuses, under_way, watched, workers
-from qkvbench.sweep.claims import Claims, LostError, Owner, _text, beating, me
+from qkvbench.sweep.leases import Claims, LostError, Owner, _text, beating, me
 
 RUN = "0123456789abcdef"
 
@@ -50,7 +50,7 @@ def test_the_claim_of_a_dead_process_is_taken_over_at_once(claims):
 
 def test_a_heart_that_stands_still_elsewhere_is_taken_over_after_a_while(claims, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("qkvbench.sweep.claims.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("qkvbench.sweep.leases.time.monotonic", lambda: clock[0])
     first = claims.take(RUN)
     there = replace(first, owner=Owner("another machine", 1, 0.0))
     place = claims.folder / f"{RUN}.0"
@@ -64,7 +64,7 @@ def test_a_heart_that_stands_still_elsewhere_is_taken_over_after_a_while(claims,
 
 
 def test_who_was_taken_over_hears_of_it_and_stops(claims, monkeypatch):
-    monkeypatch.setattr("qkvbench.sweep.claims.BEAT_S", 0.01)
+    monkeypatch.setattr("qkvbench.sweep.leases.BEAT_S", 0.01)
     first = claims.take(RUN)
     with beating(claims, first) as tell:
         tell(1, 0.5)

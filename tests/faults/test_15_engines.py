@@ -136,7 +136,7 @@ def test_a_worker_that_is_always_killed_ends_as_a_row_and_the_others_go_on(tmp_p
     kills, over = [], threading.Event()
 
     def kill():
-        from qkvbench.sweep.claims import _read
+        from qkvbench.sweep.leases import _read
 
         while not over.wait(0.02):
             claims = [_read(place) for place in Store(tmp_path).claims.glob(f"{first.id}.*")]

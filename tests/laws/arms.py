@@ -9,13 +9,13 @@ from qkvbench.model import (
     Alibi,
     Decoder,
     Encoder,
+    Init,
     Learned,
     NoPosition,
     Rotary,
+    RotaryWithInverse,
     Sinusoidal,
-    Start,
     Tokens,
-    TurnedBack,
     transformer,
 )
 from qkvbench.variant import FEATURES, parse, resolve, sized, write
@@ -30,8 +30,8 @@ POSITIONS = [
     Sinusoidal(),
     Rotary(),
     Rotary(share=1 / 3),
-    TurnedBack(),
-    TurnedBack(share=2 / 3),
+    RotaryWithInverse(),
+    RotaryWithInverse(share=2 / 3),
     Alibi(),
 ]
 # Every suffix alone, and three together.
@@ -101,24 +101,24 @@ def suffixed(variant, suffix):
 
 def drawn(plan, seed=0):
     """Weights for a plan, in fp64, large enough that nothing is nearly linear."""
-    draws = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     size = plan.geometry
     weights = {}
     for name, rows in plan.matrix_rows.items():
-        weights[f"{name}.weight"] = draws.normal(size=(rows, size.d_model)) / 2
-        weights[f"{name}.bias"] = draws.normal(size=rows)
+        weights[f"{name}.weight"] = rng.normal(size=(rows, size.d_model)) / 2
+        weights[f"{name}.bias"] = rng.normal(size=rows)
     for role, heads in plan.rotated.items():
         numbers = size.head_dim * (size.head_dim - 1) // 2
-        weights[f"{role}.rotation"] = draws.normal(size=(heads, numbers))
+        weights[f"{role}.rotation"] = rng.normal(size=(heads, numbers))
     for role, (heads, rank) in plan.lifted.items():
-        weights[f"{role}.up"] = draws.normal(size=(heads, size.head_dim, rank)) / 2
+        weights[f"{role}.up"] = rng.normal(size=(heads, size.head_dim, rank)) / 2
     for role in plan.scaled:
-        weights[f"{role}.scale"] = draws.normal(size=size.head_dim)
+        weights[f"{role}.scale"] = rng.normal(size=size.head_dim)
     if plan.scores.correction:
-        weights["correction.temperature"] = draws.normal(size=1)
-        weights["correction.features"] = draws.normal(size=FEATURES)
-    weights["o.weight"] = draws.normal(size=(size.d_model, size.heads * size.head_dim))
-    weights["o.bias"] = draws.normal(size=size.d_model)
+        weights["correction.temperature"] = rng.normal(size=1)
+        weights["correction.features"] = rng.normal(size=FEATURES)
+    weights["o.weight"] = rng.normal(size=(size.d_model, size.heads * size.head_dim))
+    weights["o.bias"] = rng.normal(size=size.d_model)
     return weights
 
 
@@ -149,7 +149,7 @@ def encoder(variant, predicts, pooling, inputs=WORDS, position=NoPosition(), cla
         d_model=EVEN.d_model,
         heads=EVEN.heads,
         position=position,
-        start=Start(table=0.5, position=0.5),
+        init=Init(embedding_std=0.5, position_std=0.5),
     )
     return model.with_variant(parse(variant) if isinstance(variant, str) else variant)
 
@@ -163,7 +163,7 @@ def decoder(variant, position=NoPosition(), size=EVEN, layers=2, vocabulary=13):
         d_model=size.d_model,
         heads=size.heads,
         position=position,
-        start=Start(table=0.5, position=0.5),
+        init=Init(embedding_std=0.5, position_std=0.5),
         feed_forward=29,
     )
     return model.with_variant(parse(variant) if isinstance(variant, str) else variant)

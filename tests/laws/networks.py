@@ -11,9 +11,9 @@ def drawn_network(model, seed=0):
     network = build(model).double().eval()
     start(network, model, seed)
     # What begins at one or zero would hide a mistake.
-    draws = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, tensor in named_weights(network).items():
             if name.endswith((".scale", ".temperature", ".features")):
-                tensor += torch.from_numpy(draws.normal(size=tuple(tensor.shape)))
+                tensor += torch.from_numpy(rng.normal(size=tuple(tensor.shape)))
     return network

@@ -20,9 +20,10 @@ from laws.arms import (
 )
 from laws.networks import drawn_network
 from qkvbench import cost
-from qkvbench.backends.torch import Growing, Reserved, build, pages
-from qkvbench.backends.torch.rows import DTYPES, packed, unpacked
-from qkvbench.cost import ROW_TYPES
+from qkvbench.backends.torch import Growing, Reserved, build
+from qkvbench.backends.torch.cache import paged_tensor
+from qkvbench.backends.torch.cache.quantize import DTYPES, packed, unpacked
+from qkvbench.cost import CACHE_FORMATS
 from qkvbench.model import Alibi, Learned, NoPosition, Rotary, Tokens, with_source
 
 # fp64 rounding of sums over tens of numbers of size one.
@@ -33,7 +34,7 @@ STORAGES = [Reserved(), Reserved(2), Growing(3)]
 NORMED = ["", "+qknorm", "+qkvnorm", "+qkvnorm++", "-diag", "+qknorm+2d"]
 
 every_storage = pytest.mark.parametrize("storage", STORAGES, ids=str)
-every_row_type = pytest.mark.parametrize("rows", ROW_TYPES)
+every_row_type = pytest.mark.parametrize("rows", CACHE_FORMATS)
 
 
 def _tokens(batch=BATCH, time=TIME, seed=0):
@@ -77,12 +78,12 @@ def test_whatever_the_storage_decoding_is_one_forward_pass(variant, position):
     ],
 )
 def test_a_stored_row_is_rounded_by_half_a_step_at_most(rows, share, of_largest):
-    draws = torch.randn(2, 3, 50, 7, generator=torch.manual_seed(0)).double()
-    draws[0, 0, 0] = 0
-    found = unpacked(*packed(draws, ROW_TYPES[rows]), torch.float64)
-    bound = share * draws.abs() + of_largest * draws.abs().amax(-1, keepdim=True)
+    rng = torch.randn(2, 3, 50, 7, generator=torch.manual_seed(0)).double()
+    rng[0, 0, 0] = 0
+    found = unpacked(*packed(rng, CACHE_FORMATS[rows]), torch.float64)
+    bound = share * rng.abs() + of_largest * rng.abs().amax(-1, keepdim=True)
     # The scale itself is in fp32.
-    assert ((found - draws).abs() <= bound * (1 + 1e-5)).all()
+    assert ((found - rng).abs() <= bound * (1 + 1e-5)).all()
     assert (found[0, 0, 0] == 0).all()
 
 
@@ -94,11 +95,11 @@ def test_decoding_over_rounded_rows_loses_nothing_but_their_rounding(variant, ro
         network, tokens = drawn_network(decoder(suffixed(variant, suffix), Rotary())), _tokens()
         found = _written(network, tokens, network.new_cache(BATCH, TIME, storage, rows))
 
-        def rounded(new, _, kind=ROW_TYPES[rows]):
+        def rounded(new, _, kind=CACHE_FORMATS[rows]):
             return unpacked(*packed(new, kind), new.dtype), None
 
         with monkeypatch.context() as patched:
-            patched.setattr(pages, "packed", rounded)
+            patched.setattr(paged_tensor, "packed", rounded)
             expected = _written(network, tokens, network.new_cache(BATCH, TIME))
         assert _apart(found, expected) < EXACT, (suffix, storage)
         # And it is there: the rows were not kept in full.
@@ -132,11 +133,11 @@ def test_sequences_that_follow_others_are_independent_runs(variant, storage):
         network.prefill(tokens, cache, padding)
         cut = [0, 0] if padding is None else padding.tolist()
         texts = [row[n:].tolist() for row, n in zip(tokens, cut, strict=True)]
-        draws = np.random.default_rng(1)
+        rng = np.random.default_rng(1)
         for count in (2, 6, 6, 5, 5, 8, 8):
-            parents = draws.integers(0, len(texts), size=count)
+            parents = rng.integers(0, len(texts), size=count)
             cache.follow(torch.from_numpy(parents))
-            new = draws.integers(0, 13, size=count)
+            new = rng.integers(0, 13, size=count)
             texts = [[*texts[own], int(token)] for own, token in zip(parents, new, strict=True)]
             found = network.step(torch.from_numpy(new), cache)
             alone = [network(torch.tensor([text]))[0, -1] for text in texts]
@@ -212,7 +213,7 @@ def test_what_a_window_gave_back_is_not_taken_back():
 @every_row_type
 @every_catalogued
 def test_computed_bytes_are_those_of_the_live_cache(variant, rows):
-    model, kind = decoder(variant, Rotary()), ROW_TYPES[rows]
+    model, kind = decoder(variant, Rotary()), CACHE_FORMATS[rows]
     network = build(model)
     per_token = cost.cache_bytes_per_token(model, kind.value_bytes, kind.scale_bytes)
     for storage in STORAGES:
@@ -234,7 +235,7 @@ def test_computed_bytes_are_those_of_the_live_cache(variant, rows):
 @every_row_type
 def test_a_source_is_kept_in_the_rows_that_the_cache_is_asked_for(rows):
     model = with_source(decoder("q,k=v", Rotary()), Tokens(11), NoPosition())
-    network, kind = build(model), ROW_TYPES[rows]
+    network, kind = build(model), CACHE_FORMATS[rows]
     cache = network.new_cache(BATCH, TIME, Growing(2), rows)
     network.read_source(_tokens(time=5) % 11, None, cache)
     per_token = cost.source_bytes_per_token(model, kind.value_bytes, kind.scale_bytes)
@@ -251,7 +252,7 @@ def test_a_window_bounds_the_cache_however_long_the_text(window, page):
     network.prefill(tokens[:, :11], cache)
     for time in range(11, 23):
         network.step(tokens[:, time], cache)
-        kind = ROW_TYPES["fp64"]
+        kind = CACHE_FORMATS["fp64"]
         assert cache.bytes <= cost.cache_bytes(model, time + 1, BATCH, kind, page)
     assert cache.bytes <= BATCH * (window + 2 * page) * cost.cache_bytes_per_token(model, 8)
 

@@ -25,7 +25,8 @@ from laws.arms import (
     suffixed,
 )
 from qkvbench import cost, reference, tasks
-from qkvbench.backends.torch import build, scores
+from qkvbench.backends.torch import build
+from qkvbench.backends.torch.attention import softmax
 from qkvbench.model import PRESETS, Position, Tokens, Vectors
 from qkvbench.variant import parse, resolve
 
@@ -54,7 +55,7 @@ def test_the_computed_parameters_of_attention_are_the_size_of_its_weights(varian
 def test_the_computed_cache_size_is_the_size_of_the_kept_roots(variant):
     plan = resolve(variant, SIZE)
     roots = reference.project(plan, drawn(plan), stream())
-    kept = sum(roots[each.path.root].size for each in plan.kept)
+    kept = sum(roots[each.path.root].size for each in plan.cached)
     assert cost.cached_values(plan) * TIME == kept
 
 
@@ -98,7 +99,7 @@ def test_computed_cache_bytes_are_the_bytes_of_the_live_cache(variant, position)
 @every_catalogued
 def test_computed_flops_are_the_counted_matrix_products(variant, name, monkeypatch):
     # By rows, a causal layer leaves out products that full counts have.
-    monkeypatch.setattr(scores, "HELD", 2**62)
+    monkeypatch.setattr(softmax, "HELD", 2**62)
     task = tasks.find(name)
     model = task.model.with_variant(variant)
     network = build(model)

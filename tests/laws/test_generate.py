@@ -9,17 +9,9 @@ import torch
 from scipy.stats import chisquare
 
 from laws.arms import decoder, every_catalogued
-from qkvbench.backends.torch import (
-    Beams,
-    Greedy,
-    Growing,
-    Reserved,
-    Sampling,
-    build,
-    generate,
-    start,
-)
-from qkvbench.backends.torch.generate import drawn
+from qkvbench.backends.torch import Beams, Greedy, Growing, Reserved, Sampling, build, start
+from qkvbench.backends.torch.generation import generate
+from qkvbench.backends.torch.generation.generate import drawn
 from qkvbench.model import Learned, NoPosition, Rotary, Tokens, with_source
 
 PROMPTS = [[1, 2, 3, 4], [5], [6, 7, 8]]
@@ -82,8 +74,8 @@ def test_the_seed_decides_what_is_drawn_and_the_rest_of_the_batch_does_not():
     "how", [Sampling(), Sampling(0.5), Sampling(top_k=5), Sampling(top_p=0.8)], ids=str
 )
 def test_tokens_are_drawn_as_often_as_softmax_says(how):
-    draws = torch.Generator().manual_seed(0)
-    logits = torch.randn(13, generator=draws)
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(13, generator=rng)
     shares = (logits.double() / how.temperature).softmax(-1)
     order = shares.argsort(descending=True)
     left = how.top_k or 13
@@ -94,7 +86,7 @@ def test_tokens_are_drawn_as_often_as_softmax_says(how):
     expected[order[:left]] = shares[order[:left]] / shares[order[:left]].sum()
 
     number = 20_000
-    uniform = torch.rand(number, generator=draws, dtype=torch.float64)
+    uniform = torch.rand(number, generator=rng, dtype=torch.float64)
     counts = drawn(logits.expand(number, -1), how, uniform).bincount(minlength=13)
     assert (counts[expected == 0] == 0).all()
     likely = expected > 0

@@ -19,14 +19,14 @@ from laws.arms import (
 )
 from qkvbench.analysis import LAYER_MEASURES, WEIGHT_MEASURES, measured
 from qkvbench.backends.torch import Attention, build, named_weights
-from qkvbench.backends.torch.inspect import inspected
+from qkvbench.backends.torch.models.inspect import inspected
 from qkvbench.model import (
     Alibi,
     NoPosition,
     Rotary,
-    TurnedBack,
+    RotaryWithInverse,
 )
-from qkvbench.variant import Turn, parse
+from qkvbench.variant import ApplyRope, parse
 
 # fp64 rounding of sums over tens of numbers of size one.
 EXACT = 1e-11
@@ -37,10 +37,10 @@ COSINES = ["kv_cosine", "kv_weight_cosine"]
 def network_of(model, seed=0):
     """The network with weights so large that nothing is nearly linear, and offsets that count."""
     network = build(model).double()
-    draws = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     with torch.no_grad():
         for tensor in named_weights(network).values():
-            tensor.copy_(torch.from_numpy(draws.normal(size=tuple(tensor.shape)) / 2))
+            tensor.copy_(torch.from_numpy(rng.normal(size=tuple(tensor.shape)) / 2))
     return network
 
 
@@ -84,7 +84,7 @@ def test_they_are_with_everything_that_is_said_of_the_scores(suffix):
 
 @every_position
 def test_they_are_at_every_position_scheme_that_leaves_values_as_they_are(position):
-    if isinstance(position, TurnedBack):
+    if isinstance(position, RotaryWithInverse):
         # What is attended over turned values is turned back: shares alone do not make the output.
         position = Rotary(share=position.share)
     holds(network_of(decoder("q,k,v/2", position)))
@@ -116,7 +116,7 @@ def test_every_measure_of_every_variant_is_a_number_where_it_applies(variant):
         assert found.keys() == {*WEIGHT_MEASURES, *LAYER_MEASURES}
         # A causal layer's shares cannot be symmetric, and where the stream itself is cut into
         # heads, no two of its coordinates have a product that CKA could compare.
-        streams = "x" in {part.plan.paths[role].root for role in ("k", "v")}
+        streams = "x" in {part.plan.derivations[role].root for role in ("k", "v")}
         empty = {name for name, value in found.items() if math.isnan(value)}
         assert empty == {"attention_symmetry", *(["kv_weight_cka"] if streams else [])}
 
@@ -126,15 +126,18 @@ def test_roles_that_share_a_tensor_are_exactly_alike_and_no_others_are(variant):
     network = network_of(decoder(variant, Rotary()))
     for layer, (part, _, _) in shown(network):
         made = {
-            role: [op for op in path.ops if not isinstance(op, Turn)]
-            for role, path in part.plan.paths.items()
+            role: [op for op in path.ops if not isinstance(op, ApplyRope)]
+            for role, path in part.plan.derivations.items()
         }
-        tied = part.plan.paths["k"].root == part.plan.paths["v"].root and made["k"] == made["v"]
+        tied = (
+            part.plan.derivations["k"].root == part.plan.derivations["v"].root
+            and made["k"] == made["v"]
+        )
         found = measured(layer)
         assert [found[name] == 1 for name in COSINES] == [tied] * len(COSINES)
         if tied:
             assert found["kv_cka"] == 1
-            assert found["kv_weight_cka"] == 1 or part.plan.paths["k"].root == "x"
+            assert found["kv_weight_cka"] == 1 or part.plan.derivations["k"].root == "x"
             assert found["kv_residual"] == pytest.approx(0, abs=1e-12)
             assert found["kv_overlap"] == pytest.approx(1)
 

@@ -35,12 +35,12 @@ from qkvbench import cost, reference
 from qkvbench.backends import find
 from qkvbench.backends import jax as backend
 from qkvbench.backends import torch as torch_backend
-from qkvbench.backends.jax import scores
-from qkvbench.backends.jax.attention import attention
+from qkvbench.backends.jax.attention import softmax
+from qkvbench.backends.jax.attention.layer import attention
 from qkvbench.backends.torch import Learner as TorchLearner
 from qkvbench.backends.torch import named_weights
 from qkvbench.cli import main
-from qkvbench.data.batch import UNSCORED, Batch, Search, Sequences
+from qkvbench.data.batch import IGNORE_INDEX, Batch, Search, Sequences
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import (
     Encoder,
@@ -169,7 +169,7 @@ def test_the_layer_is_the_reference_with_every_suffix(variant, in_fp64):
 @pytest.mark.parametrize("variant", ["q,k,v", "q,k=v/1"])
 def test_scores_that_are_made_by_rows_are_the_same(variant, in_fp64, monkeypatch):
     # Two rows at a time, and one that is left over.
-    monkeypatch.setattr(scores, "HELD", 2 * 4 * TIME)
+    monkeypatch.setattr(softmax, "HELD", 2 * 4 * TIME)
     check_layer(parse(variant), ["", "+2d", "++-diag"], [(True, None)])
 
 
@@ -189,7 +189,7 @@ def test_every_stack_says_what_torch_says(variant, positions, in_fp64):
             expected = logits(theirs, tensors(given)).detach().numpy()
             found = logits(own, weights, given)
             error = jnp.abs(finite(found) - finite(expected)).max()
-            assert error < EXACT, (position, suffix, model.stack)
+            assert error < EXACT, (position, suffix, model.architecture)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_gradients_are_torch_s(variant, every, in_fp64):
         said.where(said > -torch.inf, torch.zeros(())).square().sum().backward()
         for name, expected in slopes_of(theirs).items():
             error = np.abs(found[name] - expected).max()
-            assert error < EXACT, (name, position, suffix, model.stack)
+            assert error < EXACT, (name, position, suffix, model.architecture)
 
 
 def slopes_of(network):
@@ -233,9 +233,9 @@ EXECUTION = ("precision", "checkpointing")
 
 
 def batch(seed=0, scored=0.6):
-    draws = np.random.default_rng(seed)
-    inputs, targets = draws.integers(0, 13, (2, ITEMS, TIME))
-    targets[draws.random(targets.shape) > scored] = UNSCORED
+    rng = np.random.default_rng(seed)
+    inputs, targets = rng.integers(0, 13, (2, ITEMS, TIME))
+    targets[rng.random(targets.shape) > scored] = IGNORE_INDEX
     return Batch(inputs, targets)
 
 
@@ -246,20 +246,20 @@ def data_for(model, given):
     if model.contrastive:
         own = np.arange(ITEMS)
         return Batch(inputs.astype(np.float32), np.stack([own, own], axis=1), lengths, second)
-    if isinstance(model.stack, Encoder) and model.stack.predicts != "each position":
+    if isinstance(model.architecture, Encoder) and model.architecture.predicts != "each position":
         return Batch(inputs, np.zeros((ITEMS, 1), np.int64), lengths, second)
     targets = batch().targets
-    if isinstance(model.stack, Encoder):
+    if isinstance(model.architecture, Encoder):
         # It has fewer classes than a decoder has tokens.
-        targets = np.where(targets == UNSCORED, UNSCORED, targets % TIME)
+        targets = np.where(targets == IGNORE_INDEX, IGNORE_INDEX, targets % TIME)
     return Batch(inputs, targets, lengths, second)
 
 
 def slopes(learner, data):
     """Loss, norm and gradient of a JAX learner, operation by operation."""
-    weights, parts, shares, draws, steps, scale = learner._asked(data)
+    weights, parts, shares, rng, steps, scale = learner._asked(data)
     arrays = jax.tree.map(jnp.asarray, (parts, shares, scale))
-    key = jax.random.fold_in(draws, steps) if learner.experiment.training.dropout else None
+    key = jax.random.fold_in(rng, steps) if learner.experiment.training.dropout else None
     return learner.step.slopes(weights, arrays[0], arrays[1], key, arrays[2])
 
 
@@ -282,7 +282,12 @@ def test_loss_and_gradients_of_a_step_in_fp32_are_torch_s(variant, every):
         assert float(norm) == pytest.approx(expected_norm, rel=NEAR)
         for name, expected in slopes_of(theirs.network).items():
             error = np.abs(found[name] - expected).max()
-            assert error < NEAR * max(1, expected_norm), (name, position, suffix, model.stack)
+            assert error < NEAR * max(1, expected_norm), (
+                name,
+                position,
+                suffix,
+                model.architecture,
+            )
 
 
 @some_catalogued
@@ -402,9 +407,9 @@ def test_a_checkpoint_of_one_backend_goes_on_in_the_other(tmp_path):
         begun, going = first(experiment()), second(experiment())
         trained(begun, range(3))
         begun.save(tmp_path / "weights.safetensors")
-        assert set(going.begin_with(tmp_path / "weights.safetensors")) == set(begun.weights())
+        assert set(going.load_matching(tmp_path / "weights.safetensors")) == set(begun.weights())
         same = first(experiment())
-        same.begin_with(tmp_path / "weights.safetensors")
+        same.load_matching(tmp_path / "weights.safetensors")
         # Both begin the moments of their optimizers anew, so they are compared with each other.
         losses = [trained(learner, range(3, 6)) for learner in (going, same)]
         assert losses[0] == pytest.approx(losses[1], rel=NEAR)
@@ -412,7 +417,9 @@ def test_a_checkpoint_of_one_backend_goes_on_in_the_other(tmp_path):
             error = np.abs(plain(going.weights()[name]) - plain(expected)).max()
             assert error < 10 * NEAR, name
     with pytest.raises(ValueError, match="must agree with the model"):
-        backend.Learner(experiment(decoder("q,k,v"))).begin_with(tmp_path / "weights.safetensors")
+        backend.Learner(experiment(decoder("q,k,v"))).load_matching(
+            tmp_path / "weights.safetensors"
+        )
 
 
 def plain(weight):
@@ -519,7 +526,7 @@ def test_two_devices_give_the_result_of_one():
 
 
 def test_a_process_that_has_used_jax_is_not_forked():
-    assert not backend.forks()
+    assert not backend.fork_safe()
     assert Workers("jax").context.get_start_method() == "spawn"
     # Not for torch either, once both are here.
     assert Workers("torch", forked_from="here").context.get_start_method() == "forkserver"

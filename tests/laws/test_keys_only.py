@@ -7,8 +7,8 @@ from laws.arms import EVEN, TIME, decoder, every_position
 from laws.networks import drawn_network
 from qkvbench import cost
 from qkvbench.backends.torch import Growing, named_weights
-from qkvbench.backends.torch.attention import LOST
-from qkvbench.cost import ROW_TYPES
+from qkvbench.backends.torch.attention.layer import LOST
+from qkvbench.cost import CACHE_FORMATS
 from qkvbench.model import Rotary
 from qkvbench.variant import keys_only
 
@@ -19,17 +19,17 @@ TOKENS = torch.arange(BATCH * TIME).reshape(BATCH, TIME) % 13
 def _network(variant, position):
     """Its biases are not zero: they have to be undone, too."""
     network = drawn_network(decoder(variant, position))
-    draws = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in named_weights(network).items():
             if name.endswith(".bias"):
-                tensor += torch.randn(tensor.shape, generator=draws).double()
+                tensor += torch.randn(tensor.shape, generator=rng).double()
     return network
 
 
 def _condition(network):
     layers = [block.attention for block in network.blocks]
-    keys = [layer.split()[f"{layer.plan.paths['k'].root}.weight"] for layer in layers]
+    keys = [layer.split()[f"{layer.plan.derivations['k'].root}.weight"] for layer in layers]
     return max(torch.linalg.cond(each).item() for each in keys)
 
 
@@ -59,7 +59,7 @@ def test_decoding_from_keys_alone_is_one_forward_pass(variant, position):
 def test_half_is_kept_and_it_is_what_is_computed():
     network = _network("q,k,v", Rotary())
     whole, half = (network.new_cache(BATCH, TIME, keep=keep) for keep in ("roots", "keys"))
-    kind = ROW_TYPES["fp64"]
+    kind = CACHE_FORMATS["fp64"]
     assert 2 * half.bytes == whole.bytes
     plans = [keys_only(plan) for plan in network.model.plans]
     values = sum(map(cost.cached_values, plans))

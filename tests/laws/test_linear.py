@@ -8,9 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qkvbench import native
 from qkvbench.backends.torch import Decoding
-from qkvbench.backends.torch.kernels import watched
-from qkvbench.backends.torch.linear import NAMED, Linear, product
-from qkvbench.model import Decoder, Rotary, Start, transformer
+from qkvbench.backends.torch.bench.profile import watched
+from qkvbench.backends.torch.kernels.linear import NAMED, Linear, product
+from qkvbench.model import Decoder, Init, Rotary, transformer
 from qkvbench.variant import parse
 
 lacking = native.lacking()
@@ -20,9 +20,9 @@ KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def drawn(kind, rows, inputs, outputs):
-    draws = torch.Generator().manual_seed(rows + inputs)
+    rng = torch.Generator().manual_seed(rows + inputs)
     sizes = ((rows, inputs), (outputs, inputs), (outputs,))
-    return [torch.randn(size, generator=draws).to(KINDS[kind]) for size in sizes]
+    return [torch.randn(size, generator=rng).to(KINDS[kind]) for size in sizes]
 
 
 def made(kind, x, weight, bias, threads=1, on=None):
@@ -125,7 +125,7 @@ def test_a_step_names_the_kernel_of_its_weights():
         d_model=192,
         heads=3,
         position=Rotary(),
-        start=Start(1, 1),
+        init=Init(1, 1),
     ).with_variant(parse("q,k=v"))
     for precision in KINDS:
         named = Decoding(model, precision, context=9, batch=2).kernel()

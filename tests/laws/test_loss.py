@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional
 
 from laws.arms import decoder
-from qkvbench.backends.torch import build, loss, start
+from qkvbench.backends.torch import build, start
+from qkvbench.backends.torch.training import loss
 
 PLACES, VOCABULARY = 13, 1031
 
@@ -21,9 +22,9 @@ def _network(vocabulary=VOCABULARY):
 def test_the_loss_by_rows_has_the_value_and_gradients_of_the_whole(rows, monkeypatch):
     monkeypatch.setattr(loss, "HELD", rows * VOCABULARY)
     network = _network()
-    draws = torch.Generator().manual_seed(0)
-    hidden = torch.randn(PLACES, 24, dtype=torch.float64, generator=draws, requires_grad=True)
-    targets = torch.randint(VOCABULARY, (PLACES,), generator=draws)
+    rng = torch.Generator().manual_seed(0)
+    hidden = torch.randn(PLACES, 24, dtype=torch.float64, generator=rng, requires_grad=True)
+    targets = torch.randint(VOCABULARY, (PLACES,), generator=rng)
     whole = functional.cross_entropy(network.head(hidden), targets)
     by_rows = loss.mean_loss(network, hidden, targets)
     inputs = [hidden, network.matrix]
@@ -77,9 +78,9 @@ def test_a_smoothed_label_is_the_right_class_mixed_with_all_alike(
     """arXiv:1512.00567, section 7: cross-entropy with (1 - ε) one-hot + ε / classes."""
     monkeypatch.setattr(loss, "HELD", 5 * vocabulary)
     network = _network(vocabulary)
-    draws = torch.Generator().manual_seed(0)
-    hidden = torch.randn(PLACES, 24, dtype=torch.float64, generator=draws, requires_grad=True)
-    targets = torch.randint(vocabulary, (PLACES,), generator=draws)
+    rng = torch.Generator().manual_seed(0)
+    hidden = torch.randn(PLACES, 24, dtype=torch.float64, generator=rng, requires_grad=True)
+    targets = torch.randint(vocabulary, (PLACES,), generator=rng)
     certain = functional.one_hot(targets, vocabulary).double()
     label = (1 - smoothing) * certain + smoothing / vocabulary
     whole = -(label * network.head(hidden).log_softmax(-1)).sum(-1).mean()
@@ -99,9 +100,9 @@ def test_a_smoothed_label_is_the_right_class_mixed_with_all_alike(
 def test_small_gradients_of_the_loss_survive_fp16(sure, smoothing, monkeypatch):
     """Also where nearly all of the probability is on the right class: 1 - p is 1e-2 or 1e-6."""
     monkeypatch.setattr(loss, "HELD", 5 * VOCABULARY)
-    draws = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     hidden = 4 * torch.eye(PLACES, 24)
-    matrix = torch.randn(VOCABULARY, 24, generator=draws) / 24**0.5
+    matrix = torch.randn(VOCABULARY, 24, generator=rng) / 24**0.5
     targets = torch.arange(PLACES)
     # The right classes' rows point where their own streams do.
     matrix[:PLACES] += sure * hidden / hidden.square().sum(-1, keepdim=True)

@@ -9,13 +9,13 @@ import torch
 from laws.arms import CATALOGUED, EVEN, POSITIONS, decoder
 from qkvbench import cost
 from qkvbench.backends.torch import Learner
-from qkvbench.backends.torch.loss import MANY
-from qkvbench.backends.torch.precision import autocast
-from qkvbench.backends.torch.scores import HELD
+from qkvbench.backends.torch.attention.softmax import HELD
+from qkvbench.backends.torch.training.loss import MANY
+from qkvbench.backends.torch.training.precision import autocast
 from qkvbench.cost import memory
-from qkvbench.data.batch import UNSCORED, Batch
+from qkvbench.data.batch import IGNORE_INDEX, Batch
 from qkvbench.experiment import Experiment, Training
-from qkvbench.model import Encoder, Learned, Rotary, Start, Tokens, Vectors, transformer
+from qkvbench.model import Encoder, Init, Learned, Rotary, Tokens, Vectors, transformer
 from qkvbench.variant import Scores, parse, write
 
 ITEMS, TIME = 5, 7
@@ -34,7 +34,7 @@ def encoder(inputs, predicts, pooling="mean", classes=11):
         d_model=EVEN.d_model,
         heads=EVEN.heads,
         position=Learned(TIME),
-        start=Start(table=0.5, position=0.5),
+        init=Init(embedding_std=0.5, position_std=0.5),
     )
 
 
@@ -64,14 +64,14 @@ def experiment(model, *, dropout=0.0, micro_batches=1, **changed):
 
 def batch(model, scored=TIME, time=TIME):
     """`scored` places of each item have a target."""
-    draws = np.random.default_rng(0)
-    inputs = draws.integers(0, 11, (ITEMS, time))
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(0, 11, (ITEMS, time))
     if isinstance(model.inputs, Vectors):
-        inputs = draws.normal(size=(ITEMS, time, model.inputs.features)).astype(np.float32)
-    one = isinstance(model.stack, Encoder) and model.stack.predicts != "each position"
+        inputs = rng.normal(size=(ITEMS, time, model.inputs.features)).astype(np.float32)
+    one = isinstance(model.architecture, Encoder) and model.architecture.predicts != "each position"
     classes = min(11, time) if one else 11
-    targets = draws.integers(0, classes, (ITEMS, 1 if one else time))
-    targets[:, scored:] = UNSCORED
+    targets = rng.integers(0, classes, (ITEMS, 1 if one else time))
+    targets[:, scored:] = IGNORE_INDEX
     return Batch(inputs, targets)
 
 

@@ -12,8 +12,8 @@ import torch
 from laws.arms import POSITIONS, every_variant, suffixed
 from qkvbench import native
 from qkvbench.backends.torch import Growing, Reserved, build, start
-from qkvbench.backends.torch.one_pass import NativePass
-from qkvbench.model import Alibi, Decoder, Learned, Rotary, Start, Tokens, transformer, with_source
+from qkvbench.backends.torch.kernels.decode import CpuDecodeKernel
+from qkvbench.model import Alibi, Decoder, Init, Learned, Rotary, Tokens, transformer, with_source
 from qkvbench.variant import Normalize, parse
 
 # Sums of tens of numbers of size one in fp32, in another order.
@@ -32,7 +32,7 @@ def _model(variant, position=Rotary(), layers=2, **more):
         d_model=48,
         heads=2,
         position=kept,
-        start=Start(0.5, 0.5),
+        init=Init(0.5, 0.5),
         **more,
     ).with_variant(variant)
 
@@ -46,15 +46,15 @@ def _network(model):
 @torch.inference_mode()
 def _both(network, cache, steps=4, padding=(0, 3, 7), time=9):
     """Logits of steps by the kernels and by torch's operations, from caches that hold the same."""
-    draws = np.random.default_rng(0)
-    prompts = torch.from_numpy(draws.integers(0, 13, size=(len(padding), time)))
-    further = torch.from_numpy(draws.integers(0, 13, size=(steps, len(padding))))
+    rng = np.random.default_rng(0)
+    prompts = torch.from_numpy(rng.integers(0, 13, size=(len(padding), time)))
+    further = torch.from_numpy(rng.integers(0, 13, size=(steps, len(padding))))
     found = []
     for kernels in (True, False):
         own = cache()
         network.prefill(prompts, own, torch.tensor(padding))
         for layer in own.layers:
-            layer.one_pass = layer.one_pass if kernels else None
+            layer.decode_kernel = layer.decode_kernel if kernels else None
         found.append(torch.stack([network.step(tokens, own) for tokens in further]))
     return found
 
@@ -73,7 +73,7 @@ def test_one_pass_is_what_torch_computes(variant):
         layers = network.new_cache(1, 4).layers
         # Latents have a law of their own below: of some no kernel can make K.
         latent = network.layers()[0].attention.plan.lifted
-        assert latent or all(isinstance(layer.one_pass, NativePass) for layer in layers)
+        assert latent or all(isinstance(layer.decode_kernel, CpuDecodeKernel) for layer in layers)
         assert _apart(_both(network, lambda s=storage, n=network: n.new_cache(3, 20, s))) < CLOSE
 
 
@@ -83,7 +83,7 @@ def test_a_latent_is_read_in_one_pass_for_all_heads_where_no_position_turns_its_
     for position in (Learned(32), Alibi(), Rotary()):
         network = _network(_model(suffixed(parse(text), suffix), position))
         (layer, _) = network.new_cache(3, 20).layers
-        assert isinstance(layer.one_pass, NativePass) == (position != Rotary())
+        assert isinstance(layer.decode_kernel, CpuDecodeKernel) == (position != Rotary())
         assert _apart(_both(network, lambda n=network: n.new_cache(3, 20, Growing(5)))) < CLOSE
 
 
@@ -103,9 +103,9 @@ def test_what_no_kernel_can_do_is_left_to_torch(text, suffix):
     network = _network(_model(variant))
     (layer, _) = network.new_cache(3, 20).layers
     plan = network.layers()[0].attention.plan
-    on_read = any(isinstance(op, Normalize) for op in plan.read_key)
+    on_read = any(isinstance(op, Normalize) for op in plan.key_ops_on_read)
     added = variant.scores.correction or not variant.scores.diagonal
-    assert (layer.one_pass is None) == bool(added or on_read)
+    assert (layer.decode_kernel is None) == bool(added or on_read)
     assert _apart(_both(network, lambda: network.new_cache(3, 20))) < CLOSE
 
 
@@ -118,16 +118,16 @@ def test_a_window_is_read_in_one_pass():
 def test_sequences_that_share_pages_and_a_source_are_read_in_one_pass():
     model = with_source(_model(parse("q,k=v")), Tokens(11), Learned(6))
     network = _network(model)
-    draws = torch.Generator().manual_seed(0)
-    source = torch.randint(11, (2, 6), generator=draws)
+    rng = torch.Generator().manual_seed(0)
+    source = torch.randint(11, (2, 6), generator=rng)
     found = []
     for kernels in (True, False):
         cache = network.new_cache(4, 12, Growing(2))
         network.read_source(source, torch.tensor([6, 3]), cache)
         for layer in cache.layers:
-            assert isinstance(layer.cross.one_pass, NativePass)
+            assert isinstance(layer.cross.decode_kernel, CpuDecodeKernel)
             if not kernels:
-                layer.one_pass = layer.cross.one_pass = None
+                layer.decode_kernel = layer.cross.decode_kernel = None
         logits = []
         for parents in ([0, 0, 3, 2], [1, 0, 2, 2], [0, 1, 2, 3]):
             for token in (1, 2, 3):
@@ -139,12 +139,12 @@ def test_sequences_that_share_pages_and_a_source_are_read_in_one_pass():
 
 def test_exact_weights_and_heads_that_no_vector_holds_are_left_to_torch():
     (layer, _) = _network(_model(parse("q,k=v"))).double().new_cache(1, 4).layers
-    assert layer.one_pass is None
+    assert layer.decode_kernel is None
     narrow = transformer(
-        "narrow", Decoder(13), layers=1, d_model=12, heads=2, position=Rotary(), start=Start(1, 1)
+        "narrow", Decoder(13), layers=1, d_model=12, heads=2, position=Rotary(), init=Init(1, 1)
     )
     (layer,) = _network(narrow).new_cache(1, 4).layers
-    assert layer.one_pass is None
+    assert layer.decode_kernel is None
     assert not native.takes(narrow.geometry.head_dim)
 
 
@@ -174,15 +174,15 @@ def test_in_its_interpreter_triton_computes_what_torch_does(text, rows):
 
 def by_triton(text, rows):
     """How far apart the logits are at most, over three schemes of positions."""
-    from qkvbench.backends.torch import one_pass
-    from qkvbench.backends.torch.triton_pass import TritonPass
+    from qkvbench.backends.torch.kernels import decode as decode_kernel
+    from qkvbench.backends.torch.kernels.triton_decode import TritonDecodeKernel
 
-    one_pass._kernel = lambda _keys: TritonPass
+    decode_kernel._kernel = lambda _keys: TritonDecodeKernel
     apart = []
     for position in (Rotary(), Rotary(share=1 / 2), Alibi()):
         network = _network(_model(parse(text), position))
         (layer, _) = network.new_cache(3, 20).layers
-        assert isinstance(layer.one_pass, TritonPass)
+        assert isinstance(layer.decode_kernel, TritonDecodeKernel)
         both = _both(network, lambda n=network: n.new_cache(3, 120, Growing(7), rows), time=90)
         apart.append(_apart(both))
     return max(apart)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkvbench.backends.jax import attention
-from qkvbench.backends.jax.one_pass import OnePass, chosen
+from qkvbench.backends.jax.attention.layer import attention
+from qkvbench.backends.jax.kernels.pallas_decode import DecodeKernel, chosen
 from qkvbench.model import Alibi, NoPosition, Rotary
 from qkvbench.variant import parse, sized
 
@@ -23,9 +23,9 @@ def _layer(variant, position, size=SIZE):
 
 
 def _weights(layer):
-    draws = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     return {
-        name: jnp.asarray(draws.normal(size=shape), jnp.float32) / 3
+        name: jnp.asarray(rng.normal(size=shape), jnp.float32) / 3
         for name, shape in layer.shapes().items()
     }
 
@@ -61,11 +61,11 @@ def test_a_step_by_the_kernel_is_a_step_of_the_layer(variant, size, position):
     assert kernel
     by_kernel = replace(layer, kernel=replace(kernel, tile=4))
     weights = _weights(layer)
-    draws = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     cache = layer.new_cache(weights, BATCH, CAPACITY)
     with jax.disable_jit():
         for count in ([0, 0], [1, 1], [6, 3], [12, 8]):
-            x = jnp.asarray(draws.normal(size=(BATCH, 1, 24)), jnp.float32)
+            x = jnp.asarray(rng.normal(size=(BATCH, 1, 24)), jnp.float32)
             count = jnp.asarray(count)
             expected, after = layer.step(weights, x, cache, count, CAPACITY)
             found, _ = by_kernel.step(weights, x, cache, count, CAPACITY)
@@ -76,7 +76,9 @@ def test_a_step_by_the_kernel_is_a_step_of_the_layer(variant, size, position):
 def test_rows_behind_the_last_do_not_count_whatever_they_are():
     query = jnp.ones((1, 1, 1, 4))
     rows = jnp.ones((1, 1, 7, 4)).at[:, :, 3:].set(jnp.nan)
-    found = OnePass(NoPosition(), turns=False, interpret=True, tile=2)(query, rows, jnp.array([3]))
+    found = DecodeKernel(NoPosition(), turns=False, interpret=True, tile=2)(
+        query, rows, jnp.array([3])
+    )
     np.testing.assert_array_equal(found, 1)
 
 

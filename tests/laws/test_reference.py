@@ -16,7 +16,7 @@ from laws.arms import (
     suffixed,
 )
 from qkvbench import reference
-from qkvbench.model import Alibi, NoPosition, Rotary, TurnedBack
+from qkvbench.model import Alibi, NoPosition, Rotary, RotaryWithInverse
 from qkvbench.variant import FEATURES, parse, resolve, sized, without_value_rotation
 
 # fp64 rounding of sums over tens of numbers of size one.
@@ -57,11 +57,11 @@ def test_a_value_is_the_same_at_every_position_unless_the_scheme_says_so(variant
     roots = reference.project(plan, weights, x)
     here = reference.make("v", plan, weights, roots, position, np.arange(TIME))
     there = reference.make("v", plan, weights, roots, position, np.arange(TIME) + 5)
-    assert np.array_equal(here, there) == (not isinstance(position, TurnedBack))
+    assert np.array_equal(here, there) == (not isinstance(position, RotaryWithInverse))
 
 
 @every_suffix
-@pytest.mark.parametrize("position", [NoPosition(), Rotary(), TurnedBack(), Alibi()])
+@pytest.mark.parametrize("position", [NoPosition(), Rotary(), RotaryWithInverse(), Alibi()])
 def test_what_is_attended_depends_on_distances_only_or_on_the_separable_form(position, suffix):
     plan = resolve(parse(f"q,k=v{suffix}"), SIZE, position.turned)
     weights, x = drawn(plan), stream()
@@ -82,8 +82,8 @@ def test_the_2d_encoding_is_a_temperature_and_a_function_of_the_key():
     """A 1×1 convolution over score, row features and column features: softmax cancels the row."""
     plan = resolve(parse("q,k,v+2d"), SIZE)
     weights = drawn(plan)
-    draws = np.random.default_rng(3)
-    products = draws.normal(size=(SIZE.heads, TIME, TIME))
+    rng = np.random.default_rng(3)
+    products = rng.normal(size=(SIZE.heads, TIME, TIME))
     times = np.arange(TIME)
     places = np.concatenate(
         [
@@ -92,7 +92,7 @@ def test_the_2d_encoding_is_a_temperature_and_a_function_of_the_key():
         ],
         axis=-1,
     )
-    of_rows, offset = draws.normal(size=FEATURES), draws.normal()
+    of_rows, offset = rng.normal(size=FEATURES), rng.normal()
     kernel = np.concatenate([of_rows, weights["correction.features"]])
     convolved = weights["correction.temperature"] * products + places @ kernel + offset
     shift = reference.added(plan, weights, NoPosition(), times, times, causal=False)
@@ -154,7 +154,7 @@ def test_norm_and_scale_come_before_positions_and_a_tied_value_is_before_or_afte
     value = reference.make("v", plan, weights, roots, Rotary(), np.arange(TIME))
     size = np.sqrt(np.mean(value**2, axis=-1))
     assert np.allclose(size, 1, atol=1e-5) == ("+qkvnorm" in suffix)
-    assert len(plan.kept) == 1
+    assert len(plan.cached) == 1
 
 
 @every_variant
@@ -189,7 +189,7 @@ def test_a_rotation_on_the_value_folds_into_the_output_projection(variant, suffi
     plan = resolve(variant, SIZE, Rotary().turned)
     weights, x = drawn(plan), stream()
     plain = resolve(without_value_rotation(variant), SIZE, Rotary().turned)
-    turns = [op for op in plan.paths["v"].ops if op not in plain.paths["v"].ops]
+    turns = [op for op in plan.derivations["v"].ops if op not in plain.paths["v"].ops]
     folded = {name: value for name, value in weights.items() if name != "v.rotation"}
     group = SIZE.heads // plan.heads("v")
     columns = weights["o.weight"].reshape(SIZE.d_model, SIZE.heads, SIZE.head_dim)

@@ -9,7 +9,7 @@ import torch
 
 from laws.arms import decoder, every_catalogued
 from qkvbench.backends.torch import Growing, Learner, build, start
-from qkvbench.backends.torch.search import searched
+from qkvbench.backends.torch.generation.beam_search import searched
 from qkvbench.data.batch import Batch, Search, Sequences
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Rotary, Tokens, with_source
@@ -31,8 +31,8 @@ def _network(variant):
 
 
 def _sources():
-    draws = torch.Generator().manual_seed(0)
-    return torch.randint(SOURCE, (ITEMS, 7), generator=draws)
+    rng = torch.Generator().manual_seed(0)
+    return torch.randint(SOURCE, (ITEMS, 7), generator=rng)
 
 
 @torch.no_grad()

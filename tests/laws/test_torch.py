@@ -25,17 +25,9 @@ from laws.arms import (
 )
 from laws.networks import drawn_network
 from qkvbench import reference
-from qkvbench.backends.torch import (
-    Attention,
-    build,
-    load,
-    named_weights,
-    pages,
-    read,
-    save,
-    scores,
-    start,
-)
+from qkvbench.backends.torch import Attention, build, load, named_weights, read, save, start
+from qkvbench.backends.torch.attention import softmax
+from qkvbench.backends.torch.cache import paged_tensor
 from qkvbench.model import (
     Alibi,
     Learned,
@@ -72,11 +64,11 @@ def _tokens(seed=0, time=TIME):
 
 
 # Learned and sinusoidal positions are the embedding's; attention never sees them.
-@pytest.mark.parametrize("held", [scores.HELD, 50], ids=["whole", "by rows"])
+@pytest.mark.parametrize("held", [softmax.HELD, 50], ids=["whole", "by rows"])
 @pytest.mark.parametrize("causal", [True, False])
 @every_variant
 def test_the_layer_is_the_reference(variant, causal, held, monkeypatch):
-    monkeypatch.setattr(scores, "HELD", held)
+    monkeypatch.setattr(softmax, "HELD", held)
     inside = [one for one in POSITIONS if not isinstance(one, Learned | Sinusoidal)]
     for position, suffix in product(inside, SUFFIXED):
         layer, x = _layer(suffixed(variant, suffix), position, causal=causal), stream()
@@ -99,16 +91,16 @@ def test_sinusoids_are_the_formula_of_their_source():
         assert added[0, place, coordinate].item() == pytest.approx(expected, abs=EXACT)
 
 
-@pytest.mark.parametrize("held", [scores.HELD, 50], ids=["whole", "by rows"])
+@pytest.mark.parametrize("held", [softmax.HELD, 50], ids=["whole", "by rows"])
 @pytest.mark.parametrize("suffix", SUFFIXED)
 @every_catalogued
 def test_gradients_are_the_central_differences_of_the_reference(variant, suffix, held, monkeypatch):
-    monkeypatch.setattr(scores, "HELD", held)
+    monkeypatch.setattr(softmax, "HELD", held)
     variant = suffixed(variant, suffix)
     layer = _layer(variant, Rotary(), size=EVEN)
     weights, x = drawn(layer.plan), stream(d_model=EVEN.d_model)
-    draws = np.random.default_rng(5)
-    into = draws.normal(size=x.shape)
+    rng = np.random.default_rng(5)
+    into = rng.normal(size=x.shape)
     loss = (layer(torch.from_numpy(x)[None])[0] * torch.from_numpy(into)).sum()
     loss.backward()
     slopes = _slopes(layer)
@@ -120,7 +112,7 @@ def test_gradients_are_the_central_differences_of_the_reference(variant, suffix,
 
     for name in weights:
         along = {other: np.zeros_like(each) for other, each in weights.items()}
-        along[name] = draws.normal(size=weights[name].shape)
+        along[name] = rng.normal(size=weights[name].shape)
         step = 1e-6
         expected = (value(step, along) - value(-step, along)) / (2 * step)
         found = float((slopes[name].numpy() * along[name]).sum())
@@ -177,7 +169,7 @@ def test_a_prefill_and_steps_with_left_padding_are_one_forward_pass_without(vari
 def test_a_shared_root_is_read_as_key_tile_by_tile(variant, suffix, monkeypatch):
     network = drawn_network(decoder(suffixed(variant, suffix), Rotary()))
     tokens = _tokens()
-    monkeypatch.setattr(pages, "TILE", 2)
+    monkeypatch.setattr(paged_tensor, "TILE", 2)
     cache = network.new_cache(BATCH, TIME)
     steps = [network.step(tokens[:, time], cache) for time in range(TIME)]
     torch.testing.assert_close(torch.stack(steps, dim=1), network(tokens), rtol=0, atol=EXACT)
@@ -237,7 +229,7 @@ def test_a_class_token_reads_every_position_and_no_mean_of_them(equation):
 
 
 def test_attention_that_is_made_by_rows_keeps_nothing_of_the_square_of_the_length(monkeypatch):
-    monkeypatch.setattr(scores, "HELD", 4 * 16 * 64)
+    monkeypatch.setattr(softmax, "HELD", 4 * 16 * 64)
     layer = Attention("q,k,v++", 24, 4, position=Alibi(), causal=True)
     largest = []
 
@@ -278,9 +270,9 @@ def test_tied_roles_are_one_tensor_before_and_after_saving(variant, tmp_path):
         maps = layer.maps()
         plan = layer.plan
         # Without positions, tied roles are the very same memory.
-        places = {role: layer.make(plan.paths[role], made, maps).data_ptr() for role in "qkv"}
+        places = {role: layer.make(plan.derivations[role], made, maps).data_ptr() for role in "qkv"}
         for first, second in [("q", "k"), ("k", "v"), ("q", "v")]:
-            tied = plan.paths[first] == plan.paths[second]
+            tied = plan.derivations[first] == plan.derivations[second]
             assert (places[first] == places[second]) == tied
 
 
@@ -329,7 +321,9 @@ def test_a_rotation_on_the_value_folds_into_the_output_projection(variant):
     layer = _layer(variant, size=EVEN)
     plain = _layer(without_value_rotation(variant), size=EVEN)
     group = EVEN.heads // layer.plan.heads("v")
-    extra = [op for op in layer.plan.paths["v"].ops if op not in plain.plan.paths["v"].ops]
+    extra = [
+        op for op in layer.plan.derivations["v"].ops if op not in plain.plan.derivations["v"].ops
+    ]
     with torch.no_grad():
         columns = layer.o.weight.view(EVEN.d_model, EVEN.heads, EVEN.head_dim)
         for op in reversed(extra):

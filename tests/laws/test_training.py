@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from laws.arms import decoder, every_catalogued
 from qkvbench import backends
 from qkvbench.backends.torch import Learner, types
-from qkvbench.backends.torch.precision import PRODUCTS
-from qkvbench.data.batch import UNSCORED, Batch
+from qkvbench.backends.torch.training.precision import PRODUCTS
+from qkvbench.data.batch import IGNORE_INDEX, Batch
 from qkvbench.experiment import PRECISIONS, Experiment, Training
 from qkvbench.model import Rotary
 
@@ -35,9 +35,9 @@ def in_parts(count, **changed):
 
 
 def batch(seed=0, *, scored=1.0):
-    draws = np.random.default_rng(seed)
-    inputs, targets = draws.integers(0, VOCABULARY, (2, ITEMS, TIME))
-    targets[draws.random(targets.shape) > scored] = UNSCORED
+    rng = np.random.default_rng(seed)
+    inputs, targets = rng.integers(0, VOCABULARY, (2, ITEMS, TIME))
+    targets[rng.random(targets.shape) > scored] = IGNORE_INDEX
     return Batch(inputs, targets)
 
 
@@ -182,7 +182,7 @@ def test_gradients_that_overflow_at_every_scale_are_reported_and_not_skipped():
 def test_parts_of_a_batch_sum_to_the_gradient_of_the_whole(count, scored):
     data = batch(scored=scored)
     # An item without a scored place is a part that adds nothing.
-    data.targets[-1] = UNSCORED
+    data.targets[-1] = IGNORE_INDEX
     whole = slopes(in_fp64(Learner(in_parts(1))), data)
     parts = slopes(in_fp64(Learner(in_parts(count))), data)
     assert parts[0] == pytest.approx(whole[0], rel=1e-13)

@@ -12,20 +12,20 @@ from laws.arms import EVEN, SIZE, SUFFIXED, TIME, drawn, every_catalogued, every
 from laws.networks import drawn_network
 from qkvbench import cost, reference
 from qkvbench.backends.torch import Attention, build, load, named_weights, read, save
-from qkvbench.backends.torch.contrast import SHARPEST
-from qkvbench.backends.torch.learner import Learner
+from qkvbench.backends.torch.models.two_tower import MAX_LOGIT_SCALE
+from qkvbench.backends.torch.training.learner import Learner
 from qkvbench.cost.matched import parse_arm, with_arm, write_arm
 from qkvbench.data.batch import Batch, Sequences
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.model import (
     Decoder,
     Encoder,
+    Init,
     Learned,
     NoPosition,
     Rotary,
-    Start,
+    RotaryWithInverse,
     Tokens,
-    TurnedBack,
     Vectors,
     as_in,
     transformer,
@@ -42,7 +42,7 @@ LENGTHS = torch.tensor([5, 2, 4])
 
 
 def _across(variant, size=SIZE):
-    layer = Attention(variant, size.d_model, size.heads, crosses=True).double()
+    layer = Attention(variant, size.d_model, size.heads, is_cross=True).double()
     with torch.no_grad():
         for name, value in drawn(layer.plan).items():
             layer.split()[name].copy_(torch.from_numpy(value))
@@ -61,7 +61,7 @@ def _translator(variant="q,k,v", position=Rotary(), layers=2):
         d_model=EVEN.d_model,
         heads=EVEN.heads,
         position=position,
-        start=Start(table=0.5, position=0.5),
+        init=Init(embedding_std=0.5, position_std=0.5),
         feed_forward=29,
     )
     model = with_source(model, Tokens(11), Learned(SOURCE_TIME))
@@ -76,7 +76,7 @@ def _towers(variant="q,k,v"):
         d_model=EVEN.d_model,
         heads=EVEN.heads,
         position=Learned(TIME),
-        start=Start(table=0.5, position=0.5),
+        init=Init(embedding_std=0.5, position_std=0.5),
         feed_forward=29,
     )
     model = with_tower(model, Tokens(11), Rotary(), 10)
@@ -111,9 +111,11 @@ def test_a_kept_source_is_attended_to_as_the_source_itself(variant):
         x, source = torch.from_numpy(_rows(TIME, 1)), torch.from_numpy(_rows(SOURCE_TIME, 2))
         kept = layer.keep(source, LENGTHS)
         expected = layer(x, None, LENGTHS, source)
-        torch.testing.assert_close(layer.look_up(x, kept), expected, rtol=0, atol=EXACT)
+        torch.testing.assert_close(
+            layer.attend_to_cached_source(x, kept), expected, rtol=0, atol=EXACT
+        )
         # Several sequences beside each other have one source, which lies there once.
-        twice = layer.look_up(x.repeat_interleave(2, dim=0), kept)
+        twice = layer.attend_to_cached_source(x.repeat_interleave(2, dim=0), kept)
         torch.testing.assert_close(twice, expected.repeat_interleave(2, dim=0), rtol=0, atol=EXACT)
 
 
@@ -167,7 +169,7 @@ def test_computed_flops_of_two_inputs_are_the_counted_matrix_products(variant):
     assert counter.get_total_flops() == cost.flops(_towers(variant), TIME, SOURCE_TIME)
 
 
-@pytest.mark.parametrize("position", [NoPosition(), Rotary(), TurnedBack()], ids=str)
+@pytest.mark.parametrize("position", [NoPosition(), Rotary(), RotaryWithInverse()], ids=str)
 @every_catalogued
 def test_writing_token_by_token_is_writing_at_once(variant, position):
     for suffix in SUFFIXED:
@@ -224,7 +226,7 @@ def test_vectors_of_two_towers_are_compared_by_their_angle_and_in_both_direction
     with torch.no_grad():
         network.likeness["sharpness"].fill_(50.0)
     sharpest = network(pictures, None, SOURCE, LENGTHS)
-    torch.testing.assert_close(sharpest, logits * 0.07 * SHARPEST, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(sharpest, logits * 0.07 * MAX_LOGIT_SCALE, rtol=1e-6, atol=1e-6)
 
 
 def test_the_loss_of_two_towers_is_the_mean_of_both_directions():
@@ -337,7 +339,7 @@ def test_another_geometry_reaches_both_inputs_and_what_is_between_them():
         d_model=SIZE.d_model,
         heads=SIZE.heads,
         position=Rotary(),
-        start=Start(table=0.1, position=0.1),
+        init=Init(embedding_std=0.1, position_std=0.1),
     )
     for own in (_translator(), _towers()):
         model = as_in(shape, own)

@@ -16,13 +16,13 @@ from laws.arms import (
     suffixed,
 )
 from qkvbench.variant import (
+    ApplyRope,
     Latent,
+    LearnedRotation,
     Own,
-    Rotated,
     Same,
     Scores,
     Stream,
-    Turn,
     Variant,
     parse,
     resolve,
@@ -72,7 +72,9 @@ def test_any_way_to_write_an_equation_has_one_canonical_text(written, canonical)
 def test_a_tie_to_a_tied_role_is_a_tie_to_the_first():
     assert Variant(Own(), Same("q"), Same("k")) == Variant(Own(), Same("q"), Same("q"))
     assert Variant(Stream(), Same("q"), Own()) == Variant(Stream(), Stream(), Own())
-    assert Variant(Stream(), Stream(), Rotated("k")) == Variant(Stream(), Stream(), Rotated("q"))
+    assert Variant(Stream(), Stream(), LearnedRotation("k")) == Variant(
+        Stream(), Stream(), LearnedRotation("q")
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,26 +152,26 @@ def test_positions_turn_a_value_only_where_the_scheme_says_so(variant, turned):
     for suffix in SUFFIXED:
         plan = resolve(suffixed(variant, suffix), SIZE, turned)
         for role in ("q", "k", "v"):
-            assert (Turn() in plan.paths[role].ops) == (role in turned)
-        assert (Turn() in plan.kept_value.path.ops) == ("v" in turned)
-        assert plan.output == ((Turn(back=True),) if "v" in turned else ())
+            assert (ApplyRope() in plan.derivations[role].ops) == (role in turned)
+        assert (ApplyRope() in plan.cached_value.path.ops) == ("v" in turned)
+        assert plan.output == ((ApplyRope(back=True),) if "v" in turned else ())
 
 
 @every_variant
 def test_a_cache_keeps_one_tensor_where_key_and_value_have_one_root_else_two(variant):
     for suffix, turned in product(SUFFIXED, [(), ("q", "k")]):
         plan = resolve(suffixed(variant, suffix), SIZE, turned)
-        shared = plan.paths["k"].root == plan.paths["v"].root
-        assert len(plan.kept) == (1 if shared else 2)
+        shared = plan.derivations["k"].root == plan.derivations["v"].root
+        assert len(plan.cached) == (1 if shared else 2)
 
 
 @every_variant
 def test_where_values_are_turned_one_tensor_does_for_key_and_value_that_are_the_same(variant):
     plan = resolve(variant, SIZE, ("q", "k", "v"))
-    same = plan.paths["k"] == plan.paths["v"]
-    assert len(plan.kept) == (1 if same else 2)
+    same = plan.derivations["k"] == plan.derivations["v"]
+    assert len(plan.cached) == (1 if same else 2)
     # It is kept turned, so nothing is left to do when it is read.
-    assert plan.read_key == ()
+    assert plan.key_ops_on_read == ()
 
 
 @pytest.mark.parametrize(

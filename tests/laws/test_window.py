@@ -18,9 +18,10 @@ from laws.arms import (
     suffixed,
 )
 from qkvbench import cost, reference
-from qkvbench.backends.torch import Attention, Growing, Reserved, build, scores, start
+from qkvbench.backends.torch import Attention, Growing, Reserved, build, start
+from qkvbench.backends.torch.attention import softmax
 from qkvbench.experiment import Experiment, Training, from_json, to_json
-from qkvbench.model import Alibi, NoPosition, Rotary, Tokens, TurnedBack, with_source
+from qkvbench.model import Alibi, NoPosition, Rotary, RotaryWithInverse, Tokens, with_source
 from qkvbench.model import Attention as AttentionSpec
 from qkvbench.variant import parse
 
@@ -47,8 +48,8 @@ def _network(model):
 
 
 def _few_rows(monkeypatch):
-    monkeypatch.setattr(scores, "MASKED", 2)
-    monkeypatch.setattr(scores, "HELD", 50)
+    monkeypatch.setattr(softmax, "MASKED", 2)
+    monkeypatch.setattr(softmax, "HELD", 50)
 
 
 @pytest.mark.parametrize("by_rows", [False, True])
@@ -69,7 +70,7 @@ def test_a_layer_with_a_window_is_the_reference(variant, causal, by_rows, monkey
 
 @every_catalogued
 def test_the_reference_sees_the_same_token_by_token(variant):
-    for position, window, suffix in product([Rotary(), TurnedBack()], WINDOWS, SUFFIXES):
+    for position, window, suffix in product([Rotary(), RotaryWithInverse()], WINDOWS, SUFFIXES):
         plan = _layer(suffixed(variant, suffix), window, position).plan
         weights, x = drawn(plan), stream(d_model=EVEN.d_model)
         whole = reference.forward(plan, weights, x, causal=True, position=position, window=window)
@@ -161,4 +162,4 @@ def test_a_window_through_which_nothing_is_seen_and_one_between_two_sequences_ar
     with pytest.raises(ValueError, match="attention across has no window"):
         across.with_blocks(lambda block: type(block)(block.attention, None, cross=cross))
     with pytest.raises(ValueError, match="no window and no causality"):
-        Attention("q,k,v", SIZE.d_model, SIZE.heads, crosses=True, window=3)
+        Attention("q,k,v", SIZE.d_model, SIZE.heads, is_cross=True, window=3)

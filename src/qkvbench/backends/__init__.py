@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from qkvbench.analysis import Layer
-from qkvbench.cost import RowName
-from qkvbench.data.batch import Batch, Outcome, Search
+from qkvbench.cost import CacheDtype
+from qkvbench.data.batch import Batch, Predictions, Search
 from qkvbench.experiment import Experiment, Precision
 from qkvbench.model import Model
 
@@ -68,7 +68,7 @@ class Learner(Protocol):
         """One step of the optimizer along the last gradients."""
         ...
 
-    def predict(self, batch: Batch) -> Outcome:
+    def predict(self, batch: Batch) -> Predictions:
         """Loss and likeliest class at each place."""
         ...
 
@@ -96,7 +96,7 @@ class Learner(Protocol):
         """Write all weights to one file, of numbers only; of several processes the first does."""
         ...
 
-    def begin_with(self, path: Path) -> tuple[str, ...]:
+    def load_matching(self, path: Path) -> tuple[str, ...]:
         """Take over what agrees in name and shape from a file that `save` wrote; those names.
 
         ValueError where a layer's weights do not agree.
@@ -207,7 +207,7 @@ class Backend(Protocol):
         *,
         context: int,
         batch: int,
-        rows: RowName | None = None,
+        rows: CacheDtype | None = None,
     ) -> Workload:
         """Work of this kind, ready to be timed; ValueError or TypeError where it cannot be.
 
@@ -222,11 +222,11 @@ class Backend(Protocol):
         """
         ...
 
-    def forks(self) -> bool:
+    def fork_safe(self) -> bool:
         """Whether a process that has imported it may be forked; else each one starts anew."""
         ...
 
-    def level_bytes(self) -> int | None:
+    def reset_peak_memory(self) -> int | None:
         """Memory held on the accelerator, whose peak counts from here; None where there is none."""
         ...
 
@@ -250,7 +250,7 @@ class Backend(Protocol):
         """A group of runs that are trained in one program; ValueError where they cannot be."""
         ...
 
-    def cannot_compile(self) -> str | None:
+    def compile_error(self) -> str | None:
         """Why an experiment that is to be compiled cannot be here; None where it can."""
         ...
 
@@ -266,16 +266,16 @@ class Backend(Protocol):
         """What does attention in training and in decoding of a small model, seen by a profiler."""
         ...
 
-    def product_s(self, precision: Precision, size: int) -> float:
+    def matmul_seconds(self, precision: Precision, size: int) -> float:
         """Seconds that one product of two square matrices takes, observed."""
         ...
 
 
 @runtime_checkable
-class Spreading(Backend, Protocol):
+class MultiDeviceBackend(Backend, Protocol):
     """A backend that computes one experiment on several devices, a process for each."""
 
-    def cannot_spread(self, devices: int) -> str | None:
+    def multi_device_error(self, devices: int) -> str | None:
         """Why a run cannot be spread over so many devices of this machine; None where it can."""
         ...
 
@@ -323,9 +323,9 @@ def find(name: str) -> Backend:
     return cast(Backend, importlib.import_module(module_of(name)))
 
 
-def spreading(name: str) -> Spreading:
+def multi_device_backend(name: str) -> MultiDeviceBackend:
     """The backend with this name; ValueError where it computes on one device only."""
     backend = find(name)
-    if not isinstance(backend, Spreading):
+    if not isinstance(backend, MultiDeviceBackend):
         raise ValueError(f"The backend {name} runs on one device; leave out --devices.")
     return backend

@@ -7,15 +7,15 @@ from qkvbench.model import (
     Decoder,
     Encoder,
     FeedForward,
+    Init,
     Learned,
     Model,
-    Start,
     Tokens,
     transformer,
 )
 from qkvbench.variant import parse
 
-_START = Start(table=0.02, position=0.02, matrix=0.02)
+_START = Init(embedding_std=0.02, position_std=0.02, weight_std=0.02)
 
 
 def gpt2_small() -> Model:
@@ -27,7 +27,7 @@ def gpt2_small() -> Model:
         d_model=768,
         heads=12,
         position=Learned(1024),
-        start=_START,
+        init=_START,
     )
 
 
@@ -54,7 +54,7 @@ def _synthetic(d_model: int, layers: int, *, length: int) -> Model:
         d_model=d_model,
         heads=4,
         position=Learned(length),
-        start=_START,
+        init=_START,
     )
 
 

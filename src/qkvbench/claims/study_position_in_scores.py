@@ -16,10 +16,10 @@ ROUNDING = 1e-12
 Encoding = Callable[[np.random.Generator], Float[np.ndarray, "queries keys"]]
 
 
-def row_and_column(draws: np.random.Generator) -> Float[np.ndarray, "queries keys"]:
+def row_and_column(rng: np.random.Generator) -> Float[np.ndarray, "queries keys"]:
     """A linear map of row features joined to column features: what a 1 × 1 convolution makes."""
-    rows, columns = draws.normal(size=(2, TOKENS, CHANNELS))
-    of_row, of_column = draws.normal(size=(2, CHANNELS))
+    rows, columns = rng.normal(size=(2, TOKENS, CHANNELS))
+    of_row, of_column = rng.normal(size=(2, CHANNELS))
     return (rows @ of_row)[:, None] + (columns @ of_column)[None, :]
 
 
@@ -39,9 +39,9 @@ class CancelsOut:
 
 def largest_effect(encoding: Encoding) -> float:
     """How much the encoding changes attention beyond one bias for each key, at random scores."""
-    draws = np.random.default_rng(0)
-    scores = draws.normal(size=(TOKENS, TOKENS))
-    added = encoding(draws)
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(TOKENS, TOKENS))
+    added = encoding(rng)
     # A bias for each key is what any one query sees, so the first one's serves for all.
     whole, biased = softmax(scores + added, axis=1), softmax(scores + added[:1], axis=1)
     return float(np.abs(whole - biased).max())

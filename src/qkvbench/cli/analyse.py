@@ -12,7 +12,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from qkvbench.cli.parser import Request, RequestError
-from qkvbench.reports._text import number, printable
+from qkvbench.reports.parts.formatting import number, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,7 @@ def answer(request: Request) -> int:
         )
     # The framework that reads tensors takes a second: a wrong request does not wait for it.
     from qkvbench.analysis import measured_weights
-    from qkvbench.backends.torch.weights import opened
+    from qkvbench.backends.torch.models.weights import opened
 
     try:
         tensors = opened(paths)

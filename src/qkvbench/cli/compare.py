@@ -8,7 +8,7 @@ from rich.console import Console
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.report import opened
-from qkvbench.reports._beside import lines, sentence
+from qkvbench.reports.parts.comparison import lines, sentence
 from qkvbench.reports.terminal import styled
 from qkvbench.results.pair import Pair, pair
 

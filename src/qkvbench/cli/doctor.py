@@ -190,7 +190,7 @@ def _backends() -> Iterator[Finding]:
     plain_s: float | None = None
     for precision in PRECISIONS:
         try:
-            seconds = backend.product_s(precision, PRODUCT_SIZE)
+            seconds = backend.matmul_seconds(precision, PRODUCT_SIZE)
         except Exception as error:
             # What a type cannot do, torch says in many kinds of errors.
             yield _unable(precision, "product", error)
@@ -212,7 +212,7 @@ def _jax() -> Iterator[Finding]:
     backend.prepare(1)
     yield Finding("jax", "device", "ok", str(backend.device()))
     for precision in PRECISIONS:
-        seconds = backend.product_s(precision, PRODUCT_SIZE)
+        seconds = backend.matmul_seconds(precision, PRODUCT_SIZE)
         rate = count_text(2 * PRODUCT_SIZE**3 / seconds)
         text = f"observed: {rate}FLOP/s on one thread ({seconds_text(seconds)})"
         yield Finding("jax", f"{precision} product", "ok", text)
@@ -258,7 +258,7 @@ def _compiler() -> Iterator[Finding]:
     """What `run --compile` will ask before it begins."""
     from qkvbench.backends import find
 
-    lacking = find("torch").cannot_compile()
+    lacking = find("torch").compile_error()
     if lacking is None:
         found = "its compiler is there; nothing was compiled to try it"
         yield Finding("torch", "torch.compile", "ok", found)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from qkvbench import backends, recipes, reports, tasks
 from qkvbench.cli.parser import RequestError
-from qkvbench.cost import ROW_NAMES, RowName
+from qkvbench.cost import CACHE_DTYPES, CacheDtype
 from qkvbench.cost.matched import LIKE, MACS, parse_arm, write_arm
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.data.own import shown
@@ -16,7 +16,7 @@ from qkvbench.experiment import PRECISIONS, SHARDINGS, Precision, Sharding
 from qkvbench.model import AT, PLACED, POOLINGS, PRESETS, Model, Pooling, position_named
 from qkvbench.recipes import Study
 from qkvbench.reports import Report
-from qkvbench.reports._text import printable
+from qkvbench.reports.parts.formatting import printable
 from qkvbench.results.margins import Margins, stated
 from qkvbench.results.view import View
 from qkvbench.variant import Variant, write
@@ -115,9 +115,9 @@ def sharding(name: str) -> Sharding:
     return cast(Sharding, _known("sharding", name, list(SHARDINGS)))
 
 
-def rows(name: str) -> RowName:
+def rows(name: str) -> CacheDtype:
     """The type of cached rows that is meant."""
-    return cast(RowName, _known("type of cached rows", name, list(ROW_NAMES)))
+    return cast(CacheDtype, _known("type of cached rows", name, list(CACHE_DTYPES)))
 
 
 def pooling(name: str) -> Pooling:

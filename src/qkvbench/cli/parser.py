@@ -109,8 +109,10 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--pooling", metavar="P", help="how an encoder tells the whole: mean or class-token"
     )
     run.add_argument(
-        "--start", metavar="TASK", help="begin each arm with the weights of its run on this task"
+        "--init-from", metavar="TASK", help="initialize each arm from its trained run on this task"
     )
+    # The name of --init-from in the first version.
+    run.add_argument("--start", dest="init_from", help=argparse.SUPPRESS)
     run.add_argument("--backend", default="torch", metavar="NAME", help="what computes (torch)")
     run.add_argument(
         "--precision", metavar="P", help="of matrix products: fp32 (default), bf16, fp16"

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from qkvbench.cli.parser import Request
 from qkvbench.cli.report import opened
-from qkvbench.reports._text import margin_text, printable
+from qkvbench.reports.parts.formatting import margin_text, printable
 from qkvbench.results.planning import (
     MOST_COUNTED,
     MOST_SEEDS,

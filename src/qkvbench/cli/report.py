@@ -9,7 +9,7 @@ from rich.console import Console
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.reports import page, terminal
-from qkvbench.reports._text import printable
+from qkvbench.reports.parts.formatting import printable
 from qkvbench.results.store import Store, StoreError
 from qkvbench.results.view import View, view
 

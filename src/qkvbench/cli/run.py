@@ -20,7 +20,7 @@ from qkvbench.experiment import Experiment
 from qkvbench.measure.machine import cores
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store, StoreError
-from qkvbench.train.origin import kept_weights
+from qkvbench.train.artifacts import kept_weights
 
 if TYPE_CHECKING:
     from qkvbench.sweep.engines import Chosen
@@ -81,7 +81,7 @@ def asked(request: Request) -> Study:
         model=study.model if request.model is None else names.model(request.model),
         position=request.position or study.position,
         pooling=study.pooling if request.pooling is None else names.pooling(request.pooling),
-        start=study.start if request.start is None else names.task(request.start),
+        init_from=study.init_from if request.init_from is None else names.task(request.init_from),
         precision=names.precision(request.precision or study.precision),
         compiled=request.compile or study.compiled,
         checkpointing=request.checkpointing or study.checkpointing,
@@ -185,11 +185,11 @@ def _carried_out(
 
     if request.seeds_together and (reason := backends.find(study.backend).cannot_join()):
         raise RequestError(f"{reason}\nRun without --seeds-together. Nothing was run.")
-    if study.compiled and (reason := backends.find(study.backend).cannot_compile()):
+    if study.compiled and (reason := backends.find(study.backend).compile_error()):
         raise RequestError(f"{reason}\nRun without --compile. Nothing was run.")
     if study.devices > 1:
         try:
-            reason = backends.spreading(study.backend).cannot_spread(study.devices)
+            reason = backends.multi_device_backend(study.backend).multi_device_error(study.devices)
         except ValueError as error:
             reason = str(error)
         if reason:

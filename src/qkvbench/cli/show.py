@@ -14,17 +14,17 @@ from qkvbench.variant import (
     CANONICAL,
     LATENT,
     ROLES,
+    ApplyRope,
+    ApplyRotation,
     Normalize,
     Op,
     Path,
     Plan,
-    Project,
     Relative,
     Role,
-    Rotate,
     Scale,
     Separable,
-    Turn,
+    UpProject,
     Variant,
     resolve,
     write,
@@ -94,12 +94,12 @@ def _roots(plan: Plan, model: Model) -> list[str]:
         heads = "1 head" if root.heads == 1 else f"{root.heads} heads"
         heads = f"a latent of {root.width} numbers" if root.name == LATENT else heads
         left = f"  {made}  ({heads}) "
-        roles: list[Role] = [role for role in ROLES if plan.paths[role].root == root.name]
+        roles: list[Role] = [role for role in ROLES if plan.derivations[role].root == root.name]
         for index, role in enumerate(roles):
             corner = "──" if len(roles) == 1 else "┬─" if index == 0 else "├─"
             corner = "└─" if index and role == roles[-1] else corner
             begin = left if index == 0 else " " * len(left)
-            lines.append(f"{begin}{corner}{_way(plan.paths[role].ops)}▶ {role.upper()}")
+            lines.append(f"{begin}{corner}{_way(plan.derivations[role].ops)}▶ {role.upper()}")
     return [*lines, f"  {_attended(plan, model)} ── W_o ──▶ output"]
 
 
@@ -109,11 +109,11 @@ def _way(ops: tuple[Op, ...]) -> str:
 
 # How each operation is drawn on the way from a root.
 _OPS: dict[type[Op], Callable[[Any], str]] = {
-    Rotate: lambda op: f"R_{op.role}{'ᵀ' if op.back else ''}",
-    Project: lambda op: f"U_{op.role}",
+    ApplyRotation: lambda op: f"R_{op.role}{'ᵀ' if op.back else ''}",
+    UpProject: lambda op: f"U_{op.role}",
     Normalize: lambda _: "norm",
     Scale: lambda op: f"·s_{op.role}",
-    Turn: lambda op: "turn back" if op.back else "turn",
+    ApplyRope: lambda op: "turn back" if op.back else "turn",
 }
 
 
@@ -137,23 +137,27 @@ def _attended(plan: Plan, model: Model) -> str:
 def _cache(plan: Plan, model: Model) -> list[str]:
     if not model.causal:
         return ["  An encoder keeps no cache."]
-    key = _state(plan.kept_key.path)
-    if len(plan.kept) == 1:
+    key = _state(plan.cached_key.path)
+    if len(plan.cached) == 1:
         lines = [f"  The cache keeps one tensor: {key}."]
     else:
-        value = _state(plan.kept_value.path)
+        value = _state(plan.cached_value.path)
         lines = [f"  The cache keeps two tensors: K as {key}, and V as {value}."]
-    if plan.read_key:
-        read = "it" if len(plan.kept) == 1 else "the first"
-        lines.append(f"  Read as K, {read} is {_words(plan.read_key)}.")
-    folded = [f"K's {_MAPS[type(op)]} into the query" for op in plan.fold if type(op) in _MAPS]
-    folded += [f"V's {name} into the output" for name in _named(plan.unfold)]
+    if plan.key_ops_on_read:
+        read = "it" if len(plan.cached) == 1 else "the first"
+        lines.append(f"  Read as K, {read} is {_words(plan.key_ops_on_read)}.")
+    folded = [
+        f"K's {_MAPS[type(op)]} into the query"
+        for op in plan.absorbed_by_query
+        if type(op) in _MAPS
+    ]
+    folded += [f"V's {name} into the output" for name in _named(plan.absorbed_by_output)]
     if folded:
         lines.append(f"  Folded: {', '.join(folded)}.")
     return lines
 
 
-_MAPS: dict[type[Op], str] = {Rotate: "rotation", Project: "up-projection"}
+_MAPS: dict[type[Op], str] = {ApplyRotation: "rotation", UpProject: "up-projection"}
 
 
 def _named(ops: tuple[Op, ...]) -> list[str]:
@@ -167,11 +171,11 @@ def _state(path: Path) -> str:
 
 
 _DONE: dict[type[Op], str] = {
-    Rotate: "rotated",
-    Project: "projected up",
+    ApplyRotation: "rotated",
+    UpProject: "projected up",
     Normalize: "normed",
     Scale: "scaled",
-    Turn: "turned by position",
+    ApplyRope: "turned by position",
 }
 
 

@@ -7,7 +7,7 @@ from qkvbench import tasks
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.report import found
 from qkvbench.data.cache import DataRefusedError, DataUnavailableError
-from qkvbench.reports._text import printable
+from qkvbench.reports.parts.formatting import printable
 from qkvbench.results.record import Record
 from qkvbench.results.store import StoreError
 
@@ -59,7 +59,7 @@ def _data(name: str, runs: list[Record]) -> tuple[list[str], list[str]]:
     """What was given in each item, and the references: those on which the runs were scored."""
     try:
         task = tasks.find(name)
-        if task.writing is None:
+        if task.generation is None:
             raise RequestError(f"The task {name} asks for no texts any more.")
         identity = task.load().identity
     except KeyError:
@@ -71,7 +71,7 @@ def _data(name: str, runs: list[Record]) -> tuple[list[str], list[str]]:
             f"The data of {name} are not those on which run {other[0]} was scored; "
             "the code that made it has them."
         )
-    return task.writing.given(), task.writing.references()
+    return task.generation.given(), task.generation.references()
 
 
 def _write_lines(place: Path, lines: list[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from qkvbench.backends import Spreading, find, spreading
+from qkvbench.backends import MultiDeviceBackend, find, multi_device_backend
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.experiment import Experiment, from_json, to_json
 from qkvbench.results.store import Store, StoreError
@@ -79,13 +79,15 @@ def _place(experiment: Experiment) -> int:
     """Which of the processes of this run this is; RequestError where others were started."""
     devices = experiment.devices
     try:
-        backend = find(experiment.backend) if devices == 1 else spreading(experiment.backend)
+        backend = (
+            find(experiment.backend) if devices == 1 else multi_device_backend(experiment.backend)
+        )
     except ValueError as error:
         raise RequestError(f"{error}\nNothing was run.") from None
-    if not isinstance(backend, Spreading):
+    if not isinstance(backend, MultiDeviceBackend):
         return 0
     rank, count = backend.started()
-    if count == 1 and (why := backend.cannot_spread(devices)):
+    if count == 1 and (why := backend.multi_device_error(devices)):
         raise RequestError(f"{why}\nNothing was run.")
     if count not in (1, devices):
         raise RequestError(

@@ -1,10 +1,10 @@
 """What a model costs, computed: parameters, multiply-accumulates, cache bytes. Never observed."""
 
 from qkvbench.cost.cache import (
-    ROW_NAMES,
-    ROW_TYPES,
-    RowName,
-    RowType,
+    CACHE_DTYPES,
+    CACHE_FORMATS,
+    CacheDtype,
+    CacheFormat,
     cache_bytes,
     cache_bytes_per_token,
     cache_tensors,
@@ -18,11 +18,11 @@ from qkvbench.cost.operations import attention_macs, flops, macs, study_flops
 from qkvbench.cost.parameters import Parameters, attention_parameters, parameters
 
 __all__ = [
-    "ROW_NAMES",
-    "ROW_TYPES",
+    "CACHE_DTYPES",
+    "CACHE_FORMATS",
+    "CacheDtype",
+    "CacheFormat",
     "Parameters",
-    "RowName",
-    "RowType",
     "StepMemory",
     "attention_macs",
     "attention_parameters",

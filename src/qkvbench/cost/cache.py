@@ -6,44 +6,44 @@ from typing import Literal, get_args
 from qkvbench.model import Decoder, EncoderDecoder, Model
 from qkvbench.variant import Plan
 
-RowName = Literal["fp64", "fp32", "bf16", "fp16", "int8"]
-ROW_NAMES: tuple[RowName, ...] = get_args(RowName)
+CacheDtype = Literal["fp64", "fp32", "bf16", "fp16", "int8"]
+CACHE_DTYPES: tuple[CacheDtype, ...] = get_args(CacheDtype)
 
 
 @dataclass(frozen=True)
-class RowType:
+class CacheFormat:
     """How one head's row is stored: bytes of each number, and of the scale that stands beside."""
 
-    name: RowName
+    name: CacheDtype
     value_bytes: int
     scale_bytes: int = 0
 
 
-ROW_TYPES: dict[RowName, RowType] = {
+CACHE_FORMATS: dict[CacheDtype, CacheFormat] = {
     kind.name: kind
     for kind in (
-        RowType("fp64", 8),
-        RowType("fp32", 4),
-        RowType("bf16", 2),
-        RowType("fp16", 2),
-        RowType("int8", 1, scale_bytes=4),
+        CacheFormat("fp64", 8),
+        CacheFormat("fp32", 4),
+        CacheFormat("bf16", 2),
+        CacheFormat("fp16", 2),
+        CacheFormat("int8", 1, scale_bytes=4),
     )
 }
 
 
 def cached_values(plan: Plan) -> int:
     """Numbers kept in one layer's cache for each past token, scales left out."""
-    return sum(kept.heads * kept.width for kept in plan.kept)
+    return sum(kept.heads * kept.width for kept in plan.cached)
 
 
 def cached_rows(plan: Plan) -> int:
     """Rows of heads kept in one layer's cache for each past token."""
-    return sum(kept.heads for kept in plan.kept)
+    return sum(kept.heads for kept in plan.cached)
 
 
 def cache_tensors(model: Model) -> int:
     """How many tensors the cache of all layers consists of, a source's left out."""
-    return sum(len(plan.kept) for plan in model.plans if plan) if _decodes(model) else 0
+    return sum(len(plan.cached) for plan in model.plans if plan) if _decodes(model) else 0
 
 
 def cache_bytes_per_token(model: Model, value_bytes: int = 2, scale_bytes: int = 0) -> int | None:
@@ -56,7 +56,7 @@ def cache_bytes_per_token(model: Model, value_bytes: int = 2, scale_bytes: int =
 
 
 def cache_bytes(
-    model: Model, tokens: int, sequences: int, kind: RowType, page: int | None = None
+    model: Model, tokens: int, sequences: int, kind: CacheFormat, page: int | None = None
 ) -> int:
     """Bytes of a cache once `tokens` of each of so many `sequences` were read, one after the other.
 
@@ -91,4 +91,4 @@ def source_bytes_per_token(model: Model, value_bytes: int = 2, scale_bytes: int 
 
 
 def _decodes(model: Model) -> bool:
-    return isinstance(model.stack, Decoder | EncoderDecoder)
+    return isinstance(model.architecture, Decoder | EncoderDecoder)

@@ -15,12 +15,12 @@ from qkvbench.model import (
     EncoderDecoder,
     Model,
     Rotary,
-    TurnedBack,
+    RotaryWithInverse,
     TwoTowers,
     Vectors,
-    turned_coordinates,
+    rotary_dim,
 )
-from qkvbench.variant import Path, Plan, Project, Rotate, Turn
+from qkvbench.variant import ApplyRope, ApplyRotation, Path, Plan, UpProject
 
 # Of weights, of what is summed, normed or fed to a softmax, and of a class's or a place's number.
 FULL, INDEX = 4, 8
@@ -91,7 +91,9 @@ def step_memory(experiment: Experiment, tokens: int, scored: int | None = None) 
     """
     model, training = experiment.model, experiment.training
     if model.second is not None:
-        raise ValueError(f"The memory of a step is not computed for {model.stack.kind} models.")
+        raise ValueError(
+            f"The memory of a step is not computed for {model.architecture.kind} models."
+        )
     kept = _Kept(
         model,
         items=-(-training.batch // training.micro_batches),
@@ -142,14 +144,14 @@ def _attention(kept: _Kept, plan: Plan) -> int:
     width = size.heads * size.head_dim
     projected = sum(plan.matrix_rows.values())
     lifted = sum(count * rank for count, rank in plan.lifted.values())
-    paths = plan.paths
+    paths = plan.derivations
     rotated = _rotated(plan)
     cut = [path for path in paths.values() if path.root == "x" and not _rotates(path)]
     half = kept.product != FULL
 
     # Numbers for each place: tensors of their own, and roots in their matrix's one product.
     own = {path for path in paths.values() if path.ops}
-    copied = {path for path in rotated if not path.ops[:-1] or isinstance(path.ops[-2], Project)}
+    copied = {path for path in rotated if not path.ops[:-1] or isinstance(path.ops[-2], UpProject)}
     own |= {Path(path.root, path.ops[:-1]) for path in rotated - copied}
     if half:
         # The stream is in fp32: for each role that is cut from it, autocast makes a copy.
@@ -168,12 +170,12 @@ def _attention(kept: _Kept, plan: Plan) -> int:
 
     # Cosines and sines of all positions: one table in fp32, and in half precision a copy of it for
     # each tensor that is turned in that type.
-    turned = {path for path in paths.values() if Turn() in path.ops}
+    turned = {path for path in paths.values() if ApplyRope() in path.ops}
     in_full = bool(turned) if not half else not turned.isdisjoint(cut)
     angles = FULL * in_full + (len(turned - set(cut)) * kept.product if half else 0)
     match kept.model.position:
-        case Rotary() | TurnedBack() as position:
-            angles *= turned_coordinates(position, size.head_dim)
+        case Rotary() | RotaryWithInverse() as position:
+            angles *= rotary_dim(position, size.head_dim)
         case _:
             pass
 
@@ -192,14 +194,14 @@ def _rotated(plan: Plan) -> set[Path]:
     """Each place on a way from a root where a learned rotation is applied."""
     return {
         Path(path.root, path.ops[:end])
-        for path in plan.paths.values()
+        for path in plan.derivations.values()
         for end, op in enumerate(path.ops, start=1)
-        if isinstance(op, Rotate)
+        if isinstance(op, ApplyRotation)
     }
 
 
 def _rotates(path: Path) -> bool:
-    return any(isinstance(op, Rotate) for op in path.ops)
+    return any(isinstance(op, ApplyRotation) for op in path.ops)
 
 
 def _made_rotations(plan: Plan) -> int:
@@ -214,7 +216,7 @@ def _head(kept: _Kept, scored: int) -> int:
     """The last norm, the stream at the scored places, and the logits' softmax or gradients."""
     d_model = kept.model.geometry.d_model
     total = kept.normed
-    match kept.model.stack:
+    match kept.model.architecture:
         case Encoder(pooling="class token", classes=classes):
             places = kept.items
             # The stream is kept as a whole, of which the norm reads one place in each sequence.
@@ -232,7 +234,7 @@ def _head(kept: _Kept, scored: int) -> int:
         case EncoderDecoder() | TwoTowers():
             raise AssertionError("refused above")
     total += places * d_model * kept.product
-    if isinstance(kept.model.stack, Decoder) and classes >= MANY:
+    if isinstance(kept.model.architecture, Decoder) and classes >= MANY:
         # Its rows, the size of each, and the matrix: what the loss makes is its own gradient.
         return total + places * FULL + classes * d_model * FULL
     total += kept.copied(classes * d_model)

@@ -1,7 +1,7 @@
 """Multiply-accumulates of one forward pass, computed from the plans and nothing else."""
 
 from qkvbench.model import Decoder, Encoder, EncoderDecoder, Model, TwoTowers, Vectors
-from qkvbench.variant import ROLES, Input, Path, Plan, Project, Role, Rotate
+from qkvbench.variant import ROLES, ApplyRotation, Input, Path, Plan, Role, UpProject
 
 
 def macs(model: Model, tokens: int, second_tokens: int = 0) -> int:
@@ -66,24 +66,24 @@ def attention_macs(
     maps = 0
     for way, role in _maps(plan).items():
         root = roots[way.root]
-        mapped = root.width if isinstance(way.ops[-1], Project) else size.head_dim
+        mapped = root.width if isinstance(way.ops[-1], UpProject) else size.head_dim
         maps += read[root.reads] * plan.heads(role) * size.head_dim * mapped
     if seen is None:
-        seen = source_tokens if plan.crosses else tokens
+        seen = source_tokens if plan.is_cross else tokens
     return projections + maps + tokens * width * (2 * seen + size.d_model)
 
 
 def _decodes(model: Model) -> bool:
-    return isinstance(model.stack, Decoder | EncoderDecoder)
+    return isinstance(model.architecture, Decoder | EncoderDecoder)
 
 
 def _maps(plan: Plan) -> dict[Path, Role]:
     """Each distinct way from a root that ends in a rotation or an up-projection, with a role."""
     ways: dict[Path, Role] = {}
     for role in ROLES:
-        path = plan.paths[role]
+        path = plan.derivations[role]
         for end, op in enumerate(path.ops, start=1):
-            if isinstance(op, Rotate | Project):
+            if isinstance(op, ApplyRotation | UpProject):
                 ways[Path(path.root, path.ops[:end])] = role
     return ways
 
@@ -91,7 +91,7 @@ def _maps(plan: Plan) -> dict[Path, Role]:
 def _head(model: Model, tokens: int) -> int:
     """The matrix products after the last block; of two towers without those of different items."""
     d_model = model.geometry.d_model
-    match model.stack:
+    match model.architecture:
         case Decoder(vocabulary=classes) | EncoderDecoder(vocabulary=classes):
             return tokens * d_model * classes
         case Encoder(predicts=predicts, classes=classes):

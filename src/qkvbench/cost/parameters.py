@@ -101,7 +101,7 @@ def _norms(model: Model, tower: Tower) -> int:
 
 def _head(model: Model) -> int:
     d_model = model.geometry.d_model
-    match model.stack:
+    match model.architecture:
         case Decoder(tied=True) | EncoderDecoder(tied=True):
             return 0
         case Decoder(vocabulary=classes) | EncoderDecoder(vocabulary=classes):

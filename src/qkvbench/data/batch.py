@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-UNSCORED = -1
+IGNORE_INDEX = -1
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Predictions:
     """What a model said of some items: at each place the loss in nats and the likeliest class.
 
     ``ranks`` counts the other classes that are at least as likely as the right one, so what is

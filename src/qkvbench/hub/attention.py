@@ -14,17 +14,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qkvbench.backends.torch.paths import (
+from qkvbench.backends.torch.attention.ops import (
     NORM_EPS,
     Heads,
     Maps,
-    follow,
+    absorb_into_output,
+    apply,
     make,
     rotation,
-    unfold,
 )
 from qkvbench.hub.families import Family
-from qkvbench.variant.plan import Path, Plan, Turn
+from qkvbench.variant.plan import ApplyRope, Path, Plan
 from qkvbench.variant.spec import ROLES, Role
 
 Stream = Float[Tensor, "batch time d_model"]
@@ -100,11 +100,11 @@ class PlannedAttention(nn.Module):
         cache = getattr(cache, "self_attention_cache", cache)
         made, rotations = self.project(hidden_states), self.rotations()
         goes = partial(self._follow, rotations=rotations, angles=position_embeddings)
-        query = make(self.plan.paths["q"], made, goes)
+        query = make(self.plan.derivations["q"], made, goes)
         if cache is None:
-            key, value = (make(self.plan.paths[role], made, goes) for role in ("k", "v"))
+            key, value = (make(self.plan.derivations[role], made, goes) for role in ("k", "v"))
         else:
-            rows = [make(kept.path, made, goes) for kept in self.plan.kept]
+            rows = [make(kept.path, made, goes) for kept in self.plan.cached]
             key, value = self._kept(rows, cache, rotations, more.get("position_ids"))
         seen, weights = _implementation(self.config)(
             self,
@@ -116,8 +116,10 @@ class PlannedAttention(nn.Module):
             scaling=self.scaling,
             **({"sliding_window": self.sliding_window} | more),
         )
-        if cache is not None and self.plan.unfold:
-            seen = unfold(seen.transpose(1, 2), self.plan.unfold, rotations).transpose(1, 2)
+        if cache is not None and self.plan.absorbed_by_output:
+            seen = absorb_into_output(
+                seen.transpose(1, 2), self.plan.absorbed_by_output, rotations
+            ).transpose(1, 2)
         return self._merge(seen.flatten(2)), weights
 
     def project(self, x: Stream) -> dict[Path, Heads]:
@@ -156,7 +158,7 @@ class PlannedAttention(nn.Module):
     ) -> Heads:
         """The rows after these operations, at positions with these angles."""
         turn = partial(_turned, angles=angles)
-        return follow(ops, rows, rotations, self.scale.__getitem__, turn, self.eps)
+        return apply(ops, rows, rotations, self.scale.__getitem__, turn, self.eps)
 
     def _kept(
         self, rows: list[Heads], cache: Any, rotations: Maps, places: Tensor | None
@@ -164,11 +166,11 @@ class PlannedAttention(nn.Module):
         """All keys, and all that is attended over, when these rows have been kept as well."""
         if len(rows) == 2:
             return cache.update(rows[0], rows[1], self.layer_idx)
-        turned = Turn() in self.plan.read_key
+        turned = ApplyRope() in self.plan.key_ops_on_read
         beside = _beside(rows[0], places, cache) if turned else rows[0][..., :0]
         kept, beside = cache.update(rows[0], beside, self.layer_idx)
         angles = self.angles[0](kept, beside[:, 0, :, 0]) if turned else None
-        return self._follow(self.plan.read_key, kept, rotations, angles), kept
+        return self._follow(self.plan.key_ops_on_read, kept, rotations, angles), kept
 
     def _merge(self, seen: Float[Tensor, "batch time _width"]) -> Stream:
         """The output projection over all heads together, where it is part of this class."""

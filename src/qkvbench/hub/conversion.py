@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from qkvbench.analysis import best_rotation
-from qkvbench.backends.torch import paths
+from qkvbench.backends.torch.attention import ops
 from qkvbench.hub.families import Family, family_of
 from qkvbench.hub.models import models, planned_layers, plans, with_mode
 from qkvbench.hub.modes import Mode
 from qkvbench.variant.notation import write
 from qkvbench.variant.plan import Plan
-from qkvbench.variant.spec import ROLES, Latent, Own, Role, Rotated, Same, Stream
+from qkvbench.variant.spec import ROLES, Latent, LearnedRotation, Own, Role, Same, Stream
 
 # How far weights may be from a tie, as a share of their size: a few last digits of fp32.
 TOLERANCE = 1e-6
@@ -77,10 +77,10 @@ def _layer(
                 expected = _stream(rows[role], plan)
             case Same(origin):
                 expected = rows[origin]
-            case Rotated(origin):
+            case LearnedRotation(origin):
                 turn = _rotation(rows[origin], rows[role])
                 expected = turn @ rows[origin]
-                new[f"rotation.{role}"] = paths.generator(turn)
+                new[f"rotation.{role}"] = ops.generator(turn)
             case Latent():
                 raise AssertionError("no model of transformers here has a latent")
         _satisfied(plan, number, role, rows[role], expected)

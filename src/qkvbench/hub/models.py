@@ -22,7 +22,7 @@ from qkvbench.hub.attention import IMPLEMENTATION, PlannedAttention, attend
 from qkvbench.hub.code import write_code
 from qkvbench.hub.families import FAMILIES, Family, family_of
 from qkvbench.hub.modes import Mode, equations, planned, variants
-from qkvbench.variant.plan import Plan, Turn
+from qkvbench.variant.plan import ApplyRope, Plan
 
 # Rotary frequencies that do not depend on how long a sequence has become.
 FIXED = ("default", "linear", "yarn", "llama3")
@@ -38,7 +38,7 @@ def plans(config: PreTrainedConfig) -> tuple[Plan, ...]:
         for variant in variants(mode, config.num_hidden_layers)
     )
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope not in FIXED and any(Turn() in plan.read_key for plan in found):
+    if rope not in FIXED and any(ApplyRope() in plan.key_ops_on_read for plan in found):
         raise ValueError(
             f"rope_type={rope!r} turns a token by how long the sequence is when it is read, and "
             f"qkv_mode {mode!r} keeps one root that is turned on read.\n"

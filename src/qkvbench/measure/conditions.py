@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qkvbench.cost import RowName
+from qkvbench.cost import CacheDtype
 from qkvbench.experiment import Precision
 from qkvbench.model import Model
 
@@ -27,7 +27,7 @@ class Conditions:
     context: int = 4096
     batch: int = 4
     seconds: float = 20.0
-    cache: RowName | None = None
+    cache: CacheDtype | None = None
 
 
 # The fields with a default that a model had when the first measurements were named: all others

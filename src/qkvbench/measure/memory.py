@@ -13,9 +13,9 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
-def level_bytes(backend: Backend) -> int:
+def reset_peak_memory(backend: Backend) -> int:
     """Memory held now, on the accelerator or by this process; the peak counts from here on."""
-    held = backend.level_bytes()
+    held = backend.reset_peak_memory()
     if held is not None:
         return held
     with suppress(OSError):

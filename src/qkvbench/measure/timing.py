@@ -12,10 +12,10 @@ from qkvbench import cost
 from qkvbench.backends import Backend, Kind, Workload, find
 from qkvbench.measure.conditions import Conditions
 from qkvbench.measure.machine import activity, others
-from qkvbench.measure.memory import level_bytes, peak_bytes
+from qkvbench.measure.memory import peak_bytes, reset_peak_memory
 from qkvbench.measure.samples import Step
 from qkvbench.model import Model
-from qkvbench.model.draws import generator
+from qkvbench.model.rng import generator
 
 WARM_UP_STEPS = 3
 WARM_UP_S = 1.0
@@ -156,7 +156,7 @@ def memory(kind: Kind, model: Model, conditions: Conditions) -> int:
     backend.prepare(conditions.threads)
     # The first steps load what a framework loads once, which is more than a small model.
     _warm(backend, kind, model, conditions, 1)
-    before = level_bytes(backend)
+    before = reset_peak_memory(backend)
     held = _warm(backend, kind, model, conditions, conditions.context)
     if isinstance(held, Untimed):
         raise RuntimeError(held.reason)
@@ -179,18 +179,18 @@ def interleaved(
     rounds_s = max(0.0, min(allowance.rounds_s, left_s))
     moving_s = sum(arm.move_s for arm in arms)
     blocks = min(BLOCKS, max(LEAST_ROUNDS, int(MOVING * rounds_s / max(moving_s, 1e-9))))
-    draws = generator(0, "measure", "order of turns")
+    rng = generator(0, "measure", "order of turns")
     samples: list[list[list[Step]]] = [[] for _ in arms]
     for block in range(blocks):
         if block >= LEAST_ROUNDS and clocks.now_s() - began >= rounds_s:
             break
         if block and clocks.now_s() - began < rounds_s:
-            for place in draws.permutation(len(arms)):
+            for place in rng.permutation(len(arms)):
                 arms[place].work.move()
         for each in samples:
             each.append([])
         while not samples[0][-1] or clocks.now_s() - began < rounds_s * (block + 1) / blocks:
-            for place in draws.permutation(len(arms)):
+            for place in rng.permutation(len(arms)):
                 samples[place][-1].append(_turn(arms[place], clocks))
     return samples
 

@@ -10,8 +10,8 @@ from qkvbench.model.spec import (
     NoPosition,
     Position,
     Rotary,
+    RotaryWithInverse,
     Sinusoidal,
-    TurnedBack,
 )
 
 
@@ -28,7 +28,9 @@ POSITIONS: dict[str, Named] = {
     "learned": Named("a learned vector for each position, added to the input", Learned),
     "sinusoidal": Named("sines and cosines, added to the input", lambda _: Sinusoidal()),
     "rotary": Named("Q and K turned; rotary/0.25 turns a quarter of a head", lambda _: Rotary()),
-    "turned-back": Named("Q, K and V turned, the output turned back", lambda _: TurnedBack()),
+    "turned-back": Named(
+        "Q, K and V turned, the output turned back", lambda _: RotaryWithInverse()
+    ),
     "alibi": Named("scores fall with the distance", lambda _: Alibi()),
 }
 
@@ -45,7 +47,7 @@ def named(text: str, length: int) -> Position:
     position = POSITIONS[name].make(length)
     if not slash:
         return position
-    if not isinstance(position, Rotary | TurnedBack):
+    if not isinstance(position, Rotary | RotaryWithInverse):
         raise ValueError(f"'{text}': only rotary and turned-back take a share, as in 'rotary/0.5'.")
     try:
         return replace(position, share=float(share))
@@ -56,7 +58,7 @@ def named(text: str, length: int) -> Position:
 def written(position: Position) -> str:
     """The scheme's name, with its share where that is not the whole: what `named` reads."""
     match position:
-        case Rotary(share=share) | TurnedBack(share=share) if share != 1:
+        case Rotary(share=share) | RotaryWithInverse(share=share) if share != 1:
             return f"{position.kind}/{share:g}"
         case _:
             return position.kind

@@ -4,18 +4,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from qkvbench.model.spec import (
+    Architecture,
     Attention,
     Block,
     Decoder,
     Encoder,
     EncoderDecoder,
     FeedForward,
+    Init,
     Learned,
     Model,
     Position,
     Rotary,
-    Stack,
-    Start,
     Tokens,
     Tower,
     TwoTowers,
@@ -26,27 +26,27 @@ from qkvbench.variant import CANONICAL, sized
 
 def transformer(
     name: str,
-    stack: Stack,
+    stack: Architecture,
     *,
     layers: int,
     d_model: int,
     heads: int,
     position: Position,
-    start: Start,
+    init: Init,
     feed_forward: int | None = None,
 ) -> Model:
     """A model of equal layers with canonical attention; feed-forward 4·d_model if not given."""
     block = Block(Attention(CANONICAL), FeedForward(feed_forward or 4 * d_model))
-    return Model(name, sized(d_model, heads), (block,) * layers, position, stack, start)
+    return Model(name, sized(d_model, heads), (block,) * layers, position, stack, init)
 
 
 def with_source(decoder: Model, inputs: Tokens | Vectors, position: Position) -> Model:
     """The decoder with a tower of as many blocks over a source, to which its blocks attend."""
-    match decoder.stack:
+    match decoder.architecture:
         case Decoder(vocabulary, tied):
             stack = EncoderDecoder(Tower(inputs, decoder.blocks, position), vocabulary, tied)
             blocks = tuple(replace(block, cross=block.attention) for block in decoder.blocks)
-            return replace(decoder, blocks=blocks, stack=stack)
+            return replace(decoder, blocks=blocks, architecture=stack)
         case _:
             raise ValueError(f"Only a decoder can be given a source; {decoder.name} is none.")
 
@@ -54,19 +54,19 @@ def with_source(decoder: Model, inputs: Tokens | Vectors, position: Position) ->
 def with_tower(encoder: Model, inputs: Tokens | Vectors, position: Position, width: int) -> Model:
     """The encoder as one of two towers, beside one of as many blocks, to vectors of `width`."""
     stack = TwoTowers(encoder.inputs, Tower(inputs, encoder.blocks, position), width)
-    return replace(encoder, stack=stack)
+    return replace(encoder, architecture=stack)
 
 
 def as_in(shape: Model, own: Model) -> Model:
     """The geometry, layers and positions of `shape` with the inputs, outputs and start of `own`."""
-    plain = replace(shape, stack=own.stack, start=own.start)
-    match own.stack:
+    plain = replace(shape, architecture=own.architecture, init=own.init)
+    match own.architecture:
         case EncoderDecoder(source, vocabulary, tied):
-            decoder = replace(plain, stack=Decoder(vocabulary, tied))
+            decoder = replace(plain, architecture=Decoder(vocabulary, tied))
             return with_source(decoder, source.inputs, source.position)
         case TwoTowers(inputs, second, width):
             return with_tower(
-                replace(plain, stack=Encoder(inputs, 1, "the whole")),
+                replace(plain, architecture=Encoder(inputs, 1, "the whole")),
                 second.inputs,
                 second.position,
                 width,
@@ -84,7 +84,7 @@ def gpt_300m() -> Model:
         d_model=1024,
         heads=16,
         position=Learned(2048),
-        start=Start(table=0.02, position=0.02, matrix=0.02),
+        init=Init(embedding_std=0.02, position_std=0.02, weight_std=0.02),
     )
 
 
@@ -97,7 +97,7 @@ def gpt_1_2b() -> Model:
         d_model=2048,
         heads=32,
         position=Learned(2048),
-        start=Start(table=0.02, position=0.02, matrix=0.02),
+        init=Init(embedding_std=0.02, position_std=0.02, weight_std=0.02),
     )
 
 
@@ -110,7 +110,7 @@ def small_decoder() -> Model:
         d_model=96,
         heads=4,
         position=Rotary(),
-        start=Start(table=0.5, position=0.5),
+        init=Init(embedding_std=0.5, position_std=0.5),
     )
 
 

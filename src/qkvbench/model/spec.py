@@ -133,7 +133,7 @@ class Rotary:
 
 
 @dataclass(frozen=True)
-class TurnedBack:
+class RotaryWithInverse:
     """As rotary, but V is turned as well, and what was attended is turned back by the query's.
 
     So the value, too, is seen at its distance; and where K and V are one tensor, the cache keeps it
@@ -154,10 +154,10 @@ class Alibi:
     turned: ClassVar[tuple[Role, ...]] = ()
 
 
-Position = NoPosition | Learned | Sinusoidal | Rotary | TurnedBack | Alibi
+Position = NoPosition | Learned | Sinusoidal | Rotary | RotaryWithInverse | Alibi
 
 
-def turned_coordinates(position: Rotary | TurnedBack, head_dim: int) -> int:
+def rotary_dim(position: Rotary | RotaryWithInverse, head_dim: int) -> int:
     """How many coordinates of a head are turned; ValueError where they make no whole pairs."""
     count = position.share * head_dim
     if not 0 < position.share <= 1 or count % 2:
@@ -259,7 +259,7 @@ class TwoTowers:
     kind: Literal["two towers"] = "two towers"
 
 
-Stack = Decoder | Encoder | EncoderDecoder | TwoTowers
+Architecture = Decoder | Encoder | EncoderDecoder | TwoTowers
 
 # How a variant's places are written: ``q,k=v@cross+self``, and with others ``...|q=k,v@encoder``.
 AT, AND, PLACED = "@", "+", "|"
@@ -268,17 +268,17 @@ SELF, CROSS, ENCODER = "self", "cross", "encoder"
 
 
 @dataclass(frozen=True)
-class Start:
+class Init:
     """Standard deviations of the initial values; all are normal with mean 0.
 
-    ``matrix`` None means 1/sqrt(fan-in). ``rotation`` is the size of the initial learned rotations:
-    the entries of their skew-symmetric generators have deviation ``rotation``/sqrt(head_dim).
+    ``weight_std`` None means 1/sqrt(fan-in). ``rotation_std`` is the size of the initial learned rotations:
+    the entries of their skew-symmetric generators have deviation ``rotation_std``/sqrt(head_dim).
     """
 
-    table: float
-    position: float
-    matrix: float | None = None
-    rotation: float = 1.0
+    embedding_std: float
+    position_std: float
+    weight_std: float | None = None
+    rotation_std: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -289,29 +289,29 @@ class Model:
     geometry: Geometry
     blocks: tuple[Block, ...]
     position: Position
-    stack: Stack
-    start: Start
+    architecture: Architecture
+    init: Init
 
     def __post_init__(self) -> None:
         """Refuse a position scheme that cannot work at this geometry."""
         for position in (self.position, self.second and self.second.position):
-            if isinstance(position, Rotary | TurnedBack):
-                turned_coordinates(position, self.geometry.head_dim)
+            if isinstance(position, Rotary | RotaryWithInverse):
+                rotary_dim(position, self.geometry.head_dim)
 
     @property
     def causal(self) -> bool:
         """Whether it reads one input, and a position sees only itself and what is before it."""
-        return isinstance(self.stack, Decoder)
+        return isinstance(self.architecture, Decoder)
 
     @property
     def contrastive(self) -> bool:
         """Whether what it says of an item depends on the other items of the batch."""
-        return isinstance(self.stack, TwoTowers)
+        return isinstance(self.architecture, TwoTowers)
 
     @property
     def inputs(self) -> Tokens | Vectors:
         """What the model's own blocks read."""
-        match self.stack:
+        match self.architecture:
             case Decoder(vocabulary=vocabulary) | EncoderDecoder(vocabulary=vocabulary):
                 return Tokens(vocabulary)
             case Encoder(inputs=inputs) | TwoTowers(inputs=inputs):
@@ -319,12 +319,12 @@ class Model:
 
     def positions(self, tokens: int) -> int:
         """How many positions the blocks see of an input of `tokens`."""
-        return tokens + (self.stack.added if isinstance(self.stack, Encoder) else 0)
+        return tokens + (self.architecture.added if isinstance(self.architecture, Encoder) else 0)
 
     @property
     def second(self) -> Tower | None:
         """The tower that reads a second input; None where there is one input only."""
-        match self.stack:
+        match self.architecture:
             case EncoderDecoder(source=tower) | TwoTowers(second=tower):
                 return tower
             case Decoder() | Encoder():
@@ -341,7 +341,7 @@ class Model:
         """The attention of every layer, by where it is; these are what a variant is chosen for."""
         own = tuple(block.attention for block in self.blocks)
         second = self.second and tuple(block.attention for block in self.second.blocks)
-        match self.stack, second:
+        match self.architecture, second:
             case EncoderDecoder(), tuple():
                 cross = tuple(block.cross for block in self.blocks)
                 return {ENCODER: second, SELF: own, CROSS: cross}
@@ -393,21 +393,21 @@ class Model:
 
     def with_positions(self, own: Position, second: Position) -> "Model":
         """The same model with other positions; `second` is for a second input, if there is one."""
-        match self.stack:
+        match self.architecture:
             case EncoderDecoder(source=tower):
-                stack = replace(self.stack, source=replace(tower, position=second))
+                stack = replace(self.architecture, source=replace(tower, position=second))
             case TwoTowers(second=tower):
-                stack = replace(self.stack, second=replace(tower, position=second))
+                stack = replace(self.architecture, second=replace(tower, position=second))
             case Decoder() | Encoder():
-                stack = self.stack
-        return replace(self, position=own, stack=stack)
+                stack = self.architecture
+        return replace(self, position=own, architecture=stack)
 
     def with_variant(self, variant: Variant, places: Container[str] | None = None) -> "Model":
         """The same model with `variant` wherever it has attention, or at these places only."""
         at = {place for place in self.places if places is None or place in places}
         own, second = {SELF, CROSS}, {ENCODER}
-        if isinstance(self.stack, TwoTowers):
-            own, second = ({name} for name in self.stack.names)
+        if isinstance(self.architecture, TwoTowers):
+            own, second = ({name} for name in self.architecture.names)
         return self.with_blocks(
             partial(_varied, variant, at & own), partial(_varied, variant, at & second)
         )
@@ -429,14 +429,14 @@ class Model:
         None is the same change for both.
         """
         changed = replace(self, blocks=tuple(change(block) for block in self.blocks))
-        match self.stack:
+        match self.architecture:
             case EncoderDecoder(source=tower):
-                stack = replace(self.stack, source=_changed(tower, second or change))
+                stack = replace(self.architecture, source=_changed(tower, second or change))
             case TwoTowers(second=tower):
-                stack = replace(self.stack, second=_changed(tower, second or change))
+                stack = replace(self.architecture, second=_changed(tower, second or change))
             case Decoder() | Encoder():
-                stack = self.stack
-        return replace(changed, stack=stack)
+                stack = self.architecture
+        return replace(changed, architecture=stack)
 
 
 def placed_text(places: Mapping[str, Collection[str]]) -> str:

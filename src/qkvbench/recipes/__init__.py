@@ -28,7 +28,7 @@ class Study:
     ``model`` replaces the tasks' own geometry, layers and positions; their inputs and outputs stay.
     ``position`` names the position scheme that replaces those, ``pooling`` says how encoders tell
     the whole.
-    ``start`` names a task: each arm begins with the weights of its own run on it, which has its
+    ``init_from`` names a task: each arm begins with the weights of its own run on it, which has its
     seed, its layers and its positions.
     """
 
@@ -38,7 +38,7 @@ class Study:
     model: Model | None = None
     position: str | None = None
     pooling: Pooling | None = None
-    start: str | None = None
+    init_from: str | None = None
     backend: str = "torch"
     precision: Precision = "fp32"
     threads: int = 1
@@ -82,11 +82,14 @@ class Study:
             )
         if self.pooling is None:
             return model
-        if not isinstance(model.stack, Encoder) or model.stack.predicts != "the whole":
+        if (
+            not isinstance(model.architecture, Encoder)
+            or model.architecture.predicts != "the whole"
+        ):
             raise ValueError(
                 f"'{task}' has no pooling: only an encoder that tells the whole by one class has."
             )
-        return replace(model, stack=replace(model.stack, pooling=self.pooling))
+        return replace(model, architecture=replace(model.architecture, pooling=self.pooling))
 
     def experiments(self) -> tuple[Experiment, ...]:
         """Every run, cheapest information first: one seed of every arm before the second."""
@@ -102,19 +105,19 @@ class Study:
             for text in self.variants
         ]
         return tuple(
-            replace(self._experiment(name, model, seed), start=self._start(model, seed))
+            replace(self._experiment(name, model, seed), init_from=self._initial_run(model, seed))
             for seed in range(self.seeds[name])
             for model in arms
         )
 
-    def _start(self, model: Model, seed: int) -> Experiment | None:
+    def _initial_run(self, model: Model, seed: int) -> Experiment | None:
         """The run on `start` with whose weights an arm with this model begins."""
-        if self.start is None:
+        if self.init_from is None:
             return None
-        task = tasks.find(self.start)
+        task = tasks.find(self.init_from)
         if model.longest is not None and model.longest < task.tokens:
             raise ValueError(
-                f"{model.name} cannot begin with the weights of {self.start}, whose sequences have "
+                f"{model.name} cannot begin with the weights of {self.init_from}, whose sequences have "
                 f"{task.tokens} positions: it has {model.longest}.\n"
                 "Take positions without a length, such as --position rotary."
             )
@@ -122,13 +125,13 @@ class Study:
         if len(model.towers) > 1 or len(own.towers) > 1:
             two = model if len(model.towers) > 1 else own
             raise ValueError(
-                f"{model.name} cannot begin with the weights of {self.start}: {two.name} reads two "
+                f"{model.name} cannot begin with the weights of {self.init_from}: {two.name} reads two "
                 "inputs, and weights are taken over between models of one input."
             )
         _, like, size = model.name.partition(LIKE)
         name = f"{own.name}{like}{size}"
-        first = replace(model, name=name, stack=own.stack, start=own.start)
-        return self._experiment(self.start, first, seed)
+        first = replace(model, name=name, architecture=own.architecture, init=own.init)
+        return self._experiment(self.init_from, first, seed)
 
     def _experiment(self, name: str, model: Model, seed: int) -> Experiment:
         task = tasks.find(name)
@@ -154,7 +157,7 @@ class Study:
             checkpointing=self.checkpointing,
             devices=self.devices,
             sharding=self.sharding,
-            seen_through=task.seen_through and self._looking(task.seen_through),
+            feature_extractor=task.feature_extractor and self._looking(task.feature_extractor),
         )
 
     def _looking(self, through: Experiment) -> Experiment:

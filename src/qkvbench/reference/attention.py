@@ -13,9 +13,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
-from qkvbench.model import Alibi, NoPosition, Position, Rotary, TurnedBack, turned_coordinates
+from qkvbench.model import Alibi, NoPosition, Position, Rotary, RotaryWithInverse, rotary_dim
 from qkvbench.variant import (
     FEATURES,
+    ApplyRope,
+    ApplyRotation,
     Cut,
     Fixed,
     Input,
@@ -23,13 +25,11 @@ from qkvbench.variant import (
     Normalize,
     Op,
     Plan,
-    Project,
     Relative,
     Role,
-    Rotate,
     Scale,
     Separable,
-    Turn,
+    UpProject,
 )
 
 Weights = Mapping[str, np.ndarray]
@@ -79,18 +79,18 @@ def decode(
     window: int | None = None,
 ) -> Stream:
     """Causal attention, folded: token by token, over nothing but the tensors that a cache keeps."""
-    kept: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in plan.kept}
+    kept: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in plan.cached}
     rows = []
     for time in range(len(x)):
         now, past = np.array([time]), np.arange(time + 1)
         roots = project(plan, weights, x[time : time + 1])
-        for tensor in plan.kept:
+        for tensor in plan.cached:
             row = apply(tensor.path.ops, plan, weights, roots[tensor.path.root], position, now)
             kept[tensor.name].append(row)
         q = make("q", plan, weights, roots, position, now)
-        keys = np.concatenate(kept[plan.kept_key.name])
-        k = apply(plan.read_key, plan, weights, keys, position, past)
-        v = np.concatenate(kept[plan.kept_value.name])
+        keys = np.concatenate(kept[plan.cached_key.name])
+        k = apply(plan.key_ops_on_read, plan, weights, keys, position, past)
+        v = np.concatenate(kept[plan.cached_value.name])
         shift = added(plan, weights, position, now, past, causal=True, window=window)
         seen = attend(_fold(plan, weights, q), k, v, shift, weights, plan.geometry.head_dim)
         seen = _unfold(plan, weights, seen)
@@ -121,7 +121,7 @@ def make(
     times: Int[np.ndarray, " time"],
 ) -> Heads:
     """Q, K or V, from its root."""
-    path = plan.paths[role]
+    path = plan.derivations[role]
     return apply(path.ops, plan, weights, roots[path.root], position, times)
 
 
@@ -136,17 +136,17 @@ def apply(
     """The operations of a path, in order."""
     for op in ops:
         match op:
-            case Rotate(role, back):
+            case ApplyRotation(role, back):
                 turn = rotation(weights[f"{role}.rotation"], plan.geometry.head_dim)
                 turn = np.swapaxes(turn, 1, 2) if back else turn
                 rows = np.einsum("thd,hed->the", rows, turn)
-            case Project(role):
+            case UpProject(role):
                 rows = np.einsum("tr,hdr->thd", rows[:, 0], weights[f"{role}.up"])
             case Normalize():
                 rows = rows / np.sqrt(np.mean(rows**2, axis=-1, keepdims=True) + NORM_EPS)
             case Scale(role):
                 rows = rows * weights[f"{role}.scale"]
-            case Turn(back):
+            case ApplyRope(back):
                 rows = turned(rows, position, -times if back else times)
             case Join():
                 rows = rows.reshape(len(rows), 1, -1)
@@ -172,9 +172,9 @@ def rotation(
 
 def turned(rows: Heads, position: Position, times: Times) -> Heads:
     """The rows as a position scheme turns them."""
-    if not isinstance(position, Rotary | TurnedBack):
+    if not isinstance(position, Rotary | RotaryWithInverse):
         return rows
-    half = turned_coordinates(position, rows.shape[-1]) // 2
+    half = rotary_dim(position, rows.shape[-1]) // 2
     # arXiv:2104.09864, eq. 34, with coordinate i paired with i + half.
     frequency = position.base ** (-np.arange(half) / half)
     angle = (times[:, None] * frequency)[:, None, :]
@@ -255,14 +255,14 @@ def merge(seen: Heads, weights: Weights) -> Stream:
 
 def _fold(plan: Plan, weights: Weights, q: Heads) -> Heads:
     """Queries whose products with kept rows are those of `q` with K: q·(Ur) = (Uᵀq)·r."""
-    for op in reversed(plan.fold):
+    for op in reversed(plan.absorbed_by_query):
         q = np.einsum("the,hed->thd", q, _map(op, plan, weights))
     return q
 
 
 def _unfold(plan: Plan, weights: Weights, seen: Heads) -> Heads:
     """What attending over V would have given, from what attending over its kept root gave."""
-    for op in plan.unfold:
+    for op in plan.absorbed_by_output:
         seen = np.einsum("thd,hed->the", seen, _map(op, plan, weights))
     return seen
 
@@ -271,10 +271,10 @@ def _map(op: Fixed, plan: Plan, weights: Weights) -> Float[np.ndarray, "heads to
     """The matrix by which `op` maps the rows of each query head."""
     size = plan.geometry
     match op:
-        case Rotate(role, back):
+        case ApplyRotation(role, back):
             turn = rotation(weights[f"{role}.rotation"], size.head_dim)
             matrix = np.swapaxes(turn, 1, 2) if back else turn
-        case Project(role):
+        case UpProject(role):
             matrix = weights[f"{role}.up"]
         case Scale(role):
             matrix = np.diag(weights[f"{role}.scale"])[None]

@@ -28,7 +28,7 @@ def names() -> list[str]:
     return sorted(
         module.name.replace("_", "-")
         for module in pkgutil.iter_modules(__path__)
-        if not module.name.startswith("_")
+        if not module.ispkg
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from qkvbench.reports._text import metric_text, p_text, plural, printable
+from qkvbench.reports.parts.formatting import metric_text, p_text, plural, printable
 from qkvbench.results.effects import LEVEL, Effect, Effects, effects
 from qkvbench.results.view import View
 

@@ -7,8 +7,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from qkvbench.claims import MEANINGS, SOURCES, VERDICTS, Entry, Shown, ledger
-from qkvbench.reports._text import plural
 from qkvbench.reports.page import equations
+from qkvbench.reports.parts.formatting import plural
 from qkvbench.results.view import View
 
 ABOUT = "the claims of the literature with their verdicts, given this study alone"

@@ -9,11 +9,11 @@ from markupsafe import Markup, escape
 
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.experiment import from_json
-from qkvbench.reports import _figures as figures
-from qkvbench.reports._analyses import analyses, explained
-from qkvbench.reports._limits import limits
-from qkvbench.reports._table import caption, columns, failures, legend, nickname
-from qkvbench.reports._text import (
+from qkvbench.reports.parts import figures as figures
+from qkvbench.reports.parts.analyses import analyses, explained
+from qkvbench.reports.parts.caveats import limits
+from qkvbench.reports.parts.findings import findings
+from qkvbench.reports.parts.formatting import (
     change,
     decimals,
     margin_text,
@@ -23,7 +23,7 @@ from qkvbench.reports._text import (
     share,
     spans,
 )
-from qkvbench.reports._words import findings
+from qkvbench.reports.parts.table import caption, columns, failures, legend, nickname
 from qkvbench.results.record import Record
 from qkvbench.results.stats import (
     CHANCE_LEVEL,

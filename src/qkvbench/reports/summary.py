@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from qkvbench.reports._analyses import document as courses
-from qkvbench.reports._limits import limits
-from qkvbench.reports._words import findings
+from qkvbench.reports.parts.analyses import document as courses
+from qkvbench.reports.parts.caveats import limits
+from qkvbench.reports.parts.findings import findings
 from qkvbench.results.stats import verdicts
 from qkvbench.results.view import Cell, TaskView, View
 

@@ -9,10 +9,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from qkvbench.reports._limits import limits
-from qkvbench.reports._table import Column, Lines, Tone, caption, columns, failures, legend
-from qkvbench.reports._text import printable, spans
-from qkvbench.reports._words import findings
+from qkvbench.reports.parts.caveats import limits
+from qkvbench.reports.parts.findings import findings
+from qkvbench.reports.parts.formatting import printable, spans
+from qkvbench.reports.parts.table import Column, Lines, Tone, caption, columns, failures, legend
 from qkvbench.results.view import View
 
 ABOUT = "the main table and what it shows, as plain text"

@@ -18,7 +18,17 @@ from qkvbench.experiment import from_json
 from qkvbench.model import position_written
 from qkvbench.model.positions import POSITIONS
 from qkvbench.results.record import MetricInfo, Record
-from qkvbench.variant import CANONICAL, Latent, Own, Rotated, Same, Source, Stream, parse, write
+from qkvbench.variant import (
+    CANONICAL,
+    Latent,
+    LearnedRotation,
+    Own,
+    Same,
+    Source,
+    Stream,
+    parse,
+    write,
+)
 
 LEVEL = 0.95
 # Singular values below this share of the largest are none: a column says what others say.
@@ -134,7 +144,7 @@ def _source(source: Source) -> str:
             return "x"
         case Same(origin):
             return f"={origin}"
-        case Rotated(origin):
+        case LearnedRotation(origin):
             return f"R({origin})"
         case Latent(rank):
             return f"L({rank})"

@@ -66,8 +66,8 @@ def over_items(
 
 def percentile_over_seeds(values: Float[np.ndarray, " seeds"], resamples: int = 2000) -> Bounds:
     """The percentile bootstrap of a mean over seeds, to show how short of 95% it falls for few."""
-    draws = np.random.default_rng(_SEED).integers(len(values), size=(resamples, len(values)))
-    return _percentiles(values[draws].mean(axis=1))
+    rng = np.random.default_rng(_SEED).integers(len(values), size=(resamples, len(values)))
+    return _percentiles(values[rng].mean(axis=1))
 
 
 def _item_means(

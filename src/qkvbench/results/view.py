@@ -295,8 +295,8 @@ def _matched(runs: Sequence[Record]) -> list[Record]:
 
 def _unsized(experiment: Experiment) -> Experiment:
     """The experiment, and what it begins with, without what makes it an arm of another's size."""
-    start = experiment.start and _unsized(experiment.start)
-    return replace(experiment, model=unsized(experiment.model), start=start)
+    start = experiment.init_from and _unsized(experiment.init_from)
+    return replace(experiment, model=unsized(experiment.model), init_from=start)
 
 
 def _task(
@@ -318,7 +318,7 @@ def _task(
         model=own_name(runs[0].model),
         causal=first.model.causal,
         steps=first.training.steps,
-        start=first.start and first.start.task,
+        start=first.init_from and first.init_from.task,
         cells=cells,
         result=result,
         costs=costs,

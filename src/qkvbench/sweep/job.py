@@ -14,7 +14,7 @@ from qkvbench.backends import find
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record, Status
 from qkvbench.results.store import Store
-from qkvbench.sweep.claims import Claim, Claims, LostError, beating
+from qkvbench.sweep.leases import Claim, Claims, LostError, beating
 from qkvbench.train.checkpoint import Checkpoints
 from qkvbench.train.run import run, run_and_keep
 

@@ -45,7 +45,7 @@ class Workers:
         Forked from here they need no server, which would have to import the backend once more; for
         a caller that has done nothing with it yet.
         """
-        if not find(backend).forks():
+        if not find(backend).fork_safe():
             self.context = multiprocessing.get_context("spawn")
         elif forked_from == "here" and _forkable():
             self.context = multiprocessing.get_context("fork")
@@ -139,7 +139,7 @@ def stoppable() -> Iterator[None]:
 
 def _forkable() -> bool:
     """Whether this process may be forked: each backend that it has imported must allow that."""
-    return all(find(name).forks() for name in names() if module_of(name) in sys.modules)
+    return all(find(name).fork_safe() for name in names() if module_of(name) in sys.modules)
 
 
 def _fork_server(backend: str) -> ForkServerContext:

@@ -19,11 +19,11 @@ from qkvbench.model import Model
 from qkvbench.recipes import Study
 from qkvbench.results.record import Record, StudyInfo
 from qkvbench.results.store import Store
-from qkvbench.sweep.claims import Claims, beating
+from qkvbench.sweep.capacity import held_bytes
 from qkvbench.sweep.engines import Chosen, Place
 from qkvbench.sweep.job import Died, Work
+from qkvbench.sweep.leases import Claims, beating
 from qkvbench.sweep.local import Workers
-from qkvbench.sweep.room import held_bytes
 from qkvbench.sweep.sweeper import Sweeper
 from qkvbench.tasks import Task
 from qkvbench.train.checkpoint import Checkpoints

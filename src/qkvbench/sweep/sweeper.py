@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
 from qkvbench.results.store import Store
-from qkvbench.sweep.claims import BEAT_S, Claim, Claims, me
 from qkvbench.sweep.engines import Engine
 from qkvbench.sweep.job import Died, Job, Work
+from qkvbench.sweep.leases import BEAT_S, Claim, Claims, me
 
 # A process that was killed may have been in another's way; one that always is will always be.
 TRIES = 3
@@ -173,7 +173,7 @@ class Sweeper:
         if self.store.mark(experiment) != running.before and record is not None:
             self.claims.release(claim)
             return record
-        if self.claims.taken_over(claim):
+        if self.claims.matching(claim):
             return None
         if died is None:
             died = Died("failed", "The process ended without a record.")

@@ -1,7 +1,7 @@
 """What a task is. Each file of this folder is one task: its name is the file's, its value `TASK`.
 
 A task is a source of NumPy batches and a score; it knows no backend. To add one, add a file. A
-path is a task, too, made from what lies there (`_own`). A mark behind a name is another view of the
+path is a task, too, made from what lies there (`own`). A mark behind a name is another view of the
 same task: a text may be read with another tokenizer, `lm-reviews#bpe-1024`, and to another length,
 `long-plays@8192`; its model may know positions otherwise, `recall@rotary`, and have other heads:
 `recall@1x64` has one of 64.
@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Integer
 
-from qkvbench.data.batch import UNSCORED, Batch, Outcome, Search, Split
+from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions, Search, Split
 from qkvbench.data.cache import DataRefusedError
 from qkvbench.data.tokenizer import Tokenizer, named
 from qkvbench.experiment import Experiment, Training
@@ -65,7 +65,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Writing:
+class GenerationEval:
     """What a model writes once it has learned: a text for each item of the test split.
 
     ``read`` gives the text that tokens stand for, on one line; ``given`` what was to be rewritten
@@ -103,13 +103,13 @@ class Task:
     model: Model
     training: Training
     load: Callable[[], Data]
-    score: Callable[[Outcome], dict[str, float]]
+    score: Callable[[Predictions], dict[str, float]]
     retokenized: Callable[[Tokenizer], "Task"] | None = None
     lengthened: Callable[[int], "Task"] | None = None
-    redrawn: Callable[[Batch, np.random.Generator], Batch] | None = None
+    augment: Callable[[Batch, np.random.Generator], Batch] | None = None
     second_tokens: int = 0
-    seen_through: Experiment | None = None
-    writing: Writing | None = None
+    feature_extractor: Experiment | None = None
+    generation: GenerationEval | None = None
 
 
 def names() -> list[str]:
@@ -117,7 +117,7 @@ def names() -> list[str]:
     return sorted(
         module.name.replace("_", "-")
         for module in pkgutil.iter_modules(__path__)
-        if not module.name.startswith("_")
+        if not module.ispkg
     )
 
 
@@ -134,7 +134,7 @@ def find(name: str) -> Task:
     if marked := position_in(name):
         return _with_position(find(marked.name), marked)
     base, tokenizer = parted(name)
-    own = importlib.import_module(f"{__name__}._own")
+    own = importlib.import_module(f"{__name__}.own")
     if own.is_path(base):
         task: Task = own.task(base)
     else:
@@ -211,19 +211,19 @@ def plain(name: str) -> str:
     return plain(marked.name) if marked else name
 
 
-def accuracy(outcome: Outcome) -> dict[str, float]:
+def accuracy(outcome: Predictions) -> dict[str, float]:
     """The share of scored places whose likeliest class is right, and the mean loss in nats."""
-    scored = outcome.targets != UNSCORED
+    scored = outcome.targets != IGNORE_INDEX
     right = outcome.predicted[scored] == outcome.targets[scored]
     return {"accuracy": float(right.mean()), "loss": float(outcome.loss[scored].mean())}
 
 
-def balanced_accuracy(outcome: Outcome) -> dict[str, float]:
+def balanced_accuracy(outcome: Predictions) -> dict[str, float]:
     """The mean over the classes of how many of each are found, beside what `accuracy` gives.
 
     Who always names the most frequent class scores here as who guesses does: 1/classes.
     """
-    scored = outcome.targets != UNSCORED
+    scored = outcome.targets != IGNORE_INDEX
     targets = outcome.targets[scored]
     right = outcome.predicted[scored] == targets
     counts = np.bincount(targets)
@@ -231,9 +231,9 @@ def balanced_accuracy(outcome: Outcome) -> dict[str, float]:
     return {"balanced_accuracy": float(found.mean()), **accuracy(outcome)}
 
 
-def top(outcome: Outcome, count: int) -> float:
+def top(outcome: Predictions, count: int) -> float:
     """The share of scored places whose right class is among the `count` likeliest."""
-    return float((outcome.ranks[outcome.targets != UNSCORED] < count).mean())
+    return float((outcome.ranks[outcome.targets != IGNORE_INDEX] < count).mean())
 
 
 def _with_position(task: Task, wanted: Positions) -> Task:

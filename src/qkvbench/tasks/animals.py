@@ -13,9 +13,9 @@ from qkvbench.data.cache import keep, kept
 from qkvbench.data.labelled_images import SIDE
 from qkvbench.experiment import Training
 from qkvbench.tasks import Data
-from qkvbench.tasks._images import Source, image_classification, prepare
-from qkvbench.tasks._redrawn import Images, mirrored, shifted
-from qkvbench.tasks._splits import Pictures, saved
+from qkvbench.tasks.kinds.augment import Images, mirrored, shifted
+from qkvbench.tasks.kinds.images import Source, image_classification, prepare
+from qkvbench.tasks.kinds.splits import Pictures, saved
 
 PATCH = 7
 PREPARED = "animals-1"
@@ -32,8 +32,8 @@ def load() -> Data:
     return saved(folder, partial(Pictures, patch=PATCH))
 
 
-def _redraw(images: Images, draws: np.random.Generator) -> Images:
-    return shifted(mirrored(images, draws), draws, SHIFT)
+def _redraw(images: Images, rng: np.random.Generator) -> Images:
+    return shifted(mirrored(images, rng), rng, SHIFT)
 
 
 TASK = image_classification(

@@ -7,7 +7,7 @@ among its classes.
 
 from qkvbench.experiment import Experiment, Training
 from qkvbench.tasks import animals, anomaly_pixels
-from qkvbench.tasks._odd import odd_one
+from qkvbench.tasks.kinds.odd_one_out import odd_one
 
 # No arm of a study has this seed, as long as there are fewer than eleven.
 SEED = 10
@@ -27,5 +27,5 @@ TASK = odd_one(
     features=THROUGH.model.geometry.d_model,
     training=Training(steps=1500, batch=32, learning_rate=2e-3, warmup=100),
     load=anomaly_pixels.load,
-    seen_through=THROUGH,
+    feature_extractor=THROUGH,
 )

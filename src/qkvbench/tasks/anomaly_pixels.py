@@ -5,8 +5,8 @@ from qkvbench.data.labelled_images import SIDE
 from qkvbench.data.mnist import mnist_70k
 from qkvbench.experiment import Training
 from qkvbench.tasks import Data
-from qkvbench.tasks._odd import Sets, odd_one, prepare
-from qkvbench.tasks._splits import saved
+from qkvbench.tasks.kinds.odd_one_out import Sets, odd_one, prepare
+from qkvbench.tasks.kinds.splits import saved
 
 PREPARED = "anomaly-digits-1"
 PATCH = 7

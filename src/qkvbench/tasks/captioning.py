@@ -8,12 +8,12 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from qkvbench.data.batch import UNSCORED, Outcome, Search
+from qkvbench.data.batch import IGNORE_INDEX, Predictions, Search
 from qkvbench.data.tokenizer import BYTES
 from qkvbench.experiment import Training
-from qkvbench.model import Decoder, Learned, Rotary, Start, Vectors, transformer, with_source
-from qkvbench.tasks import Metric, Scored, Task, Writing
-from qkvbench.tasks._emoji import (
+from qkvbench.model import Decoder, Init, Learned, Rotary, Vectors, transformer, with_source
+from qkvbench.tasks import GenerationEval, Metric, Scored, Task
+from qkvbench.tasks.kinds.emoji import (
     FEATURES,
     SQUARES,
     Made,
@@ -23,7 +23,7 @@ from qkvbench.tasks._emoji import (
     moved_beside,
     seen,
 )
-from qkvbench.tasks._splits import Items
+from qkvbench.tasks.kinds.splits import Items
 
 # Bytes of a name that are read, one that begins it among them: as many as the longest has.
 LENGTH = 43
@@ -36,7 +36,7 @@ def made(_training: Sequence[str]) -> Made:
 
     def captions(pixels: UInt8[np.ndarray, "items 32 32 3"], names: Sequence[str]) -> Items:
         rows = np.full((len(names), LENGTH + 1), EDGE)
-        targets = np.full((len(names), LENGTH), UNSCORED)
+        targets = np.full((len(names), LENGTH), IGNORE_INDEX)
         for row, right, name in zip(rows, targets, names, strict=True):
             text = np.frombuffer(name.encode(), np.uint8)
             row[1 : len(text) + 1] = text
@@ -46,9 +46,9 @@ def made(_training: Sequence[str]) -> Made:
     return captions
 
 
-def score(outcome: Outcome) -> dict[str, float]:
+def score(outcome: Predictions) -> dict[str, float]:
     """Bits for each byte of the names and of their ends, and the loss of a byte in nats."""
-    loss = float(outcome.loss[outcome.targets != UNSCORED].mean())
+    loss = float(outcome.loss[outcome.targets != IGNORE_INDEX].mean())
     return {"bits_per_byte": loss / math.log(2), "loss": loss}
 
 
@@ -85,7 +85,7 @@ TASK = Task(
             d_model=64,
             heads=4,
             position=Rotary(),
-            start=Start(table=0.5, position=0.5),
+            init=Init(embedding_std=0.5, position_std=0.5),
         ),
         Vectors(FEATURES),
         Learned(SQUARES),
@@ -95,8 +95,8 @@ TASK = Task(
     ),
     load=partial(load, "english", made, f"bytes {LENGTH}"),
     score=score,
-    redrawn=moved_beside,
-    writing=Writing(
+    augment=moved_beside,
+    generation=GenerationEval(
         search=Search(begin=EDGE, end=EDGE, longest=LENGTH, beams=1),
         read=read,
         given=partial(tested, "concepts"),

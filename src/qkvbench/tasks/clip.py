@@ -1,6 +1,6 @@
 """Pictures and their English names, brought together by two towers. arXiv:2103.00020."""
 
-from qkvbench.tasks._matching import matching
+from qkvbench.tasks.kinds.matching import matching
 
 TASK = matching(
     "english", "Find the English name of an emoji and the emoji of a name, of 256 never seen."

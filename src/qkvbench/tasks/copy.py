@@ -3,7 +3,7 @@
 import numpy as np
 
 from qkvbench.experiment import Training
-from qkvbench.tasks._rewriting import rewriting
+from qkvbench.tasks.kinds.rewriting import rewriting
 
 TASK = rewriting(
     "copy",

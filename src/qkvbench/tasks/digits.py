@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from qkvbench.experiment import Training
-from qkvbench.model import Encoder, Learned, Start, Vectors, transformer
-from qkvbench.model.draws import generator
+from qkvbench.model import Encoder, Init, Learned, Vectors, transformer
+from qkvbench.model.rng import generator
 from qkvbench.tasks import Data, Metric, Task, accuracy
-from qkvbench.tasks._splits import divided
+from qkvbench.tasks.kinds.splits import divided
 
 CLASSES = 10
 SIDE = 8
@@ -62,7 +62,7 @@ TASK = Task(
         d_model=64,
         heads=4,
         position=Learned(PATCHES),
-        start=Start(table=0.5, position=0.5),
+        init=Init(embedding_std=0.5, position_std=0.5),
     ),
     training=Training(steps=600, batch=32, learning_rate=2e-3, warmup=60),
     load=load,

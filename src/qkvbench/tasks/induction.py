@@ -7,11 +7,11 @@
 import numpy as np
 from jaxtyping import Int
 
-from qkvbench.data.batch import UNSCORED
+from qkvbench.data.batch import IGNORE_INDEX
 from qkvbench.experiment import Training
-from qkvbench.model.draws import generator
+from qkvbench.model.rng import generator
 from qkvbench.tasks import Data
-from qkvbench.tasks._drawn import different, drawn_task
+from qkvbench.tasks.kinds.drawn import different, drawn_task
 
 SYMBOLS = 16
 LENGTH = 32
@@ -27,8 +27,8 @@ def load() -> Data:
 def followers(items: Int[np.ndarray, "items length"]) -> Int[np.ndarray, "items length"]:
     """At each place, what followed its symbol where that was last seen before."""
     rows = np.arange(len(items))
-    last = np.full((len(items), SYMBOLS), UNSCORED)
-    found = np.full_like(items, UNSCORED)
+    last = np.full((len(items), SYMBOLS), IGNORE_INDEX)
+    found = np.full_like(items, IGNORE_INDEX)
     for place in range(1, items.shape[1]):
         last[rows, items[:, place - 1]] = items[:, place]
         found[:, place] = last[rows, items[:, place]]

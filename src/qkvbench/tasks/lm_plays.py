@@ -2,7 +2,7 @@
 
 from qkvbench.data.plays import plays
 from qkvbench.data.tokenizer import Bytes
-from qkvbench.tasks._language import Source, language_model
+from qkvbench.tasks.kinds.language import Source, language_model
 
 TASK = language_model(
     Source(

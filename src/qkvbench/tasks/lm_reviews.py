@@ -3,7 +3,7 @@
 from qkvbench.data import reviews
 from qkvbench.data.streams import SPLITS, Streams, of_bytes
 from qkvbench.data.tokenizer import Bytes
-from qkvbench.tasks._language import Source, language_model
+from qkvbench.tasks.kinds.language import Source, language_model
 
 
 def read() -> Streams:

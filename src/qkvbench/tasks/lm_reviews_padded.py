@@ -5,8 +5,8 @@
 
 from qkvbench.data.tokenizer import Bytes
 from qkvbench.experiment import Training
-from qkvbench.tasks._language import Source
-from qkvbench.tasks._padded import padded
+from qkvbench.tasks.kinds.language import Source
+from qkvbench.tasks.kinds.padded import padded
 from qkvbench.tasks.lm_reviews import read
 
 TASK = padded(

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from qkvbench.data.mnist import CLASSES, SIDE
 from qkvbench.experiment import Training
-from qkvbench.model import Start
+from qkvbench.model import Init
 from qkvbench.tasks import Data
-from qkvbench.tasks._images import Source, image_classification
-from qkvbench.tasks._splits import Pictures
+from qkvbench.tasks.kinds.images import Source, image_classification
+from qkvbench.tasks.kinds.splits import Pictures
 from qkvbench.tasks.mnist_5k import TASK as IN_PATCHES
 
 
@@ -44,5 +44,5 @@ TASK = replace(
     benchmark="long",
     # One grey value among 784 says little: with 0.5, at which patches do well, nothing is learned
     # in the first 200 steps.
-    model=replace(IN_PIXELS.model, start=Start(table=2.0, position=1.0)),
+    model=replace(IN_PIXELS.model, init=Init(embedding_std=2.0, position_std=1.0)),
 )

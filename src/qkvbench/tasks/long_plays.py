@@ -7,7 +7,7 @@ same text; a step reads 2,048 tokens, or one window where that is longer.
 from qkvbench.data.plays import plays
 from qkvbench.data.tokenizer import Bytes
 from qkvbench.experiment import Training
-from qkvbench.tasks._language import Source, language_model
+from qkvbench.tasks.kinds.language import Source, language_model
 
 TASK = language_model(
     Source(

@@ -10,10 +10,10 @@ from functools import partial
 from qkvbench.data.cache import DataRefusedError
 from qkvbench.data.tokenizer import Bytes, Tokenizer
 from qkvbench.experiment import Training
-from qkvbench.model import Start
+from qkvbench.model import Init
 from qkvbench.tasks import Task
-from qkvbench.tasks._sentiment import prepared
-from qkvbench.tasks._texts import Source, text_classification
+from qkvbench.tasks.kinds.sentiment import prepared
+from qkvbench.tasks.kinds.texts import Source, text_classification
 
 LENGTH = 1024
 # Three of a hundred reviews are longer than 4,096 bytes; the longest has 13,704.
@@ -48,7 +48,7 @@ def text(tokenizer: Tokenizer, length: int) -> Task:
     return replace(
         task,
         # Bytes, of which there are few, are told apart from the beginning.
-        model=replace(task.model, start=Start(table=0.5, position=0.5)),
+        model=replace(task.model, init=Init(embedding_std=0.5, position_std=0.5)),
         retokenized=lambda other: text(other, length),
         lengthened=partial(text, tokenizer),
     )

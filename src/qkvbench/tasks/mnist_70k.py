@@ -7,9 +7,9 @@ from qkvbench.data.labelled_images import SIDE
 from qkvbench.data.mnist import CLASSES, mnist_70k
 from qkvbench.experiment import Training
 from qkvbench.tasks import Data
-from qkvbench.tasks._images import Source, image_classification
-from qkvbench.tasks._redrawn import shifted
-from qkvbench.tasks._splits import VALIDATION, Pictures, save, saved
+from qkvbench.tasks.kinds.augment import shifted
+from qkvbench.tasks.kinds.images import Source, image_classification
+from qkvbench.tasks.kinds.splits import VALIDATION, Pictures, save, saved
 
 PATCH = 7
 SHIFT = 1

@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Bool, Int
 
-from qkvbench.data.batch import UNSCORED, Outcome
+from qkvbench.data.batch import IGNORE_INDEX, Predictions
 from qkvbench.experiment import Training
-from qkvbench.model.draws import generator
+from qkvbench.model.rng import generator
 from qkvbench.tasks import Data, accuracy
-from qkvbench.tasks._drawn import different, drawn_task
+from qkvbench.tasks.kinds.drawn import different, drawn_task
 
 KEYS = 32
 VALUES = 32
@@ -37,38 +37,38 @@ def sequences(
     pairs: int, count: int
 ) -> tuple[Int[np.ndarray, "count length"], Int[np.ndarray, "count length"]]:
     """So many sequences with so many pairs, and what is right at each place."""
-    draws = generator(0, "task", f"mqar {pairs}")
-    order = draws.permuted(np.tile(np.arange(KEYS), (count, 1)), axis=1)
+    rng = generator(0, "task", f"mqar {pairs}")
+    order = rng.permuted(np.tile(np.arange(KEYS), (count, 1)), axis=1)
     keys, others = order[:, :pairs], order[:, pairs:]
-    values = KEYS + draws.permuted(np.tile(np.arange(VALUES), (count, 1)), axis=1)[:, :pairs]
+    values = KEYS + rng.permuted(np.tile(np.arange(VALUES), (count, 1)), axis=1)[:, :pairs]
 
     shown = 2 * pairs
     free = LENGTH - shown
     items = np.empty((count, LENGTH), np.int64)
     items[:, 0:shown:2], items[:, 1:shown:2] = keys, values
-    between = draws.integers(others.shape[1], size=(count, free))
+    between = rng.integers(others.shape[1], size=(count, free))
     items[:, shown:] = np.take_along_axis(others, between, axis=1)
     # A question and a place after it, as published.
-    places = shown + 2 * drawn_by_power_law(draws, free // 2, pairs, count)
+    places = shown + 2 * drawn_by_power_law(rng, free // 2, pairs, count)
     np.put_along_axis(items, places, keys, axis=1)
-    targets = np.full_like(items, UNSCORED)
+    targets = np.full_like(items, IGNORE_INDEX)
     np.put_along_axis(targets, places, values, axis=1)
     return items, targets
 
 
 def drawn_by_power_law(
-    draws: np.random.Generator, places: int, wanted: int, count: int
+    rng: np.random.Generator, places: int, wanted: int, count: int
 ) -> Int[np.ndarray, "count wanted"]:
     """Different places, drawn one after the other; the chance of each falls with its distance."""
     chances = np.arange(1, places + 1) ** (POWER - 1)
     # The earliest of exponential waiting times, in order, are a draw without replacement.
-    waits = draws.exponential(1 / chances, size=(count, places))
+    waits = rng.exponential(1 / chances, size=(count, places))
     return np.argsort(waits, axis=1)[:, :wanted]
 
 
-def score(outcome: Outcome) -> dict[str, float]:
+def score(outcome: Predictions) -> dict[str, float]:
     """Accuracy over all questions, and for each number of pairs."""
-    asked = (outcome.targets != UNSCORED).sum(axis=1)
+    asked = (outcome.targets != IGNORE_INDEX).sum(axis=1)
     of_each = {
         f"accuracy_{pairs}": accuracy(_only(outcome, asked == pairs))["accuracy"]
         for pairs in PAIRS
@@ -77,8 +77,8 @@ def score(outcome: Outcome) -> dict[str, float]:
     return accuracy(outcome) | of_each
 
 
-def _only(outcome: Outcome, chosen: Bool[np.ndarray, " items"]) -> Outcome:
-    return Outcome(
+def _only(outcome: Predictions, chosen: Bool[np.ndarray, " items"]) -> Predictions:
+    return Predictions(
         outcome.loss[chosen],
         outcome.predicted[chosen],
         outcome.targets[chosen],

@@ -5,12 +5,12 @@
 
 import numpy as np
 
-from qkvbench.data.batch import UNSCORED
+from qkvbench.data.batch import IGNORE_INDEX
 from qkvbench.experiment import Training
-from qkvbench.model import Decoder, Learned, Start, transformer
-from qkvbench.model.draws import generator
+from qkvbench.model import Decoder, Init, Learned, transformer
+from qkvbench.model.rng import generator
 from qkvbench.tasks import Data, Metric, Task, accuracy
-from qkvbench.tasks._splits import divided
+from qkvbench.tasks.kinds.splits import divided
 
 KEYS = 32
 VALUES = 32
@@ -21,17 +21,17 @@ DRAWN = 40_000
 
 def load() -> Data:
     """Different items: keys are unique in an item, values are drawn anew for each of them."""
-    draws = generator(0, "task", "recall")
-    keys = draws.permuted(np.tile(np.arange(KEYS), (DRAWN, 1)), axis=1)[:, :PAIRS]
-    values = KEYS + draws.integers(VALUES, size=(DRAWN, PAIRS))
+    rng = generator(0, "task", "recall")
+    keys = rng.permuted(np.tile(np.arange(KEYS), (DRAWN, 1)), axis=1)[:, :PAIRS]
+    values = KEYS + rng.integers(VALUES, size=(DRAWN, PAIRS))
     pairs = np.stack([keys, values], axis=2)
-    asked = draws.permuted(np.tile(np.arange(PAIRS), (DRAWN, 1)), axis=1)
+    asked = rng.permuted(np.tile(np.arange(PAIRS), (DRAWN, 1)), axis=1)
     again = np.take_along_axis(pairs, asked[:, :, None], axis=1)
 
     items = np.concatenate([pairs, again], axis=1).reshape(DRAWN, -1)
     _, first = np.unique(items, axis=0, return_index=True)
     first.sort()
-    targets = np.full_like(items, UNSCORED)
+    targets = np.full_like(items, IGNORE_INDEX)
     targets[:, 2 * PAIRS :: 2] = again[:, :, 1]
     return divided(items[first], targets[first], validation=256, test=1024)
 
@@ -51,7 +51,7 @@ TASK = Task(
         d_model=64,
         heads=4,
         position=Learned(LENGTH),
-        start=Start(table=0.5, position=0.5),
+        init=Init(embedding_std=0.5, position_std=0.5),
     ),
     training=Training(steps=1000, batch=32, learning_rate=2e-3, warmup=50, evaluations=20),
     load=load,

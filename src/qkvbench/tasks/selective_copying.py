@@ -6,11 +6,11 @@ one must know how many came before it.
 
 import numpy as np
 
-from qkvbench.data.batch import UNSCORED
+from qkvbench.data.batch import IGNORE_INDEX
 from qkvbench.experiment import Training
-from qkvbench.model.draws import generator
+from qkvbench.model.rng import generator
 from qkvbench.tasks import Data
-from qkvbench.tasks._drawn import different, drawn_task
+from qkvbench.tasks.kinds.drawn import different, drawn_task
 
 SYMBOLS = 16
 BLANK = SYMBOLS
@@ -23,15 +23,15 @@ DRAWN = 40_000
 
 def load() -> Data:
     """Different sequences: symbols drawn uniformly, at places drawn uniformly."""
-    draws = generator(0, "task", "selective-copying")
-    order = draws.permuted(np.tile(np.arange(SCATTERED_OVER), (DRAWN, 1)), axis=1)
+    rng = generator(0, "task", "selective-copying")
+    order = rng.permuted(np.tile(np.arange(SCATTERED_OVER), (DRAWN, 1)), axis=1)
     places = np.sort(order[:, :COPIED], axis=1)
-    symbols = draws.integers(SYMBOLS, size=(DRAWN, COPIED))
+    symbols = rng.integers(SYMBOLS, size=(DRAWN, COPIED))
 
     items = np.full((DRAWN, LENGTH), BLANK)
     items[:, SCATTERED_OVER:] = MARK
     np.put_along_axis(items, places, symbols, axis=1)
-    targets = np.full_like(items, UNSCORED)
+    targets = np.full_like(items, IGNORE_INDEX)
     targets[:, SCATTERED_OVER:] = symbols
     return different(items, targets)
 

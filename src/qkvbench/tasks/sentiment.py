@@ -1,7 +1,7 @@
 """Is a sentence about a film praise or blame? Sentences of Rotten Tomatoes (Pang and Lee 2005)."""
 
 from qkvbench.experiment import Training
-from qkvbench.tasks._sentiment import Verdicts, sentiment
+from qkvbench.tasks.kinds.sentiment import Verdicts, sentiment
 
 TASK = sentiment(
     Verdicts(

@@ -1,7 +1,7 @@
 """Is a review of a film praise or blame? Documents of IMDb (Maas et al. 2011), their beginnings."""
 
 from qkvbench.experiment import Training
-from qkvbench.tasks._sentiment import Verdicts, sentiment
+from qkvbench.tasks.kinds.sentiment import Verdicts, sentiment
 
 TASK = sentiment(
     Verdicts(

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 
 from qkvbench.experiment import Training
-from qkvbench.tasks._rewriting import rewriting
+from qkvbench.tasks.kinds.rewriting import rewriting
 
 TASK = rewriting(
     "sort",

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from qkvbench.experiment import Training
-from qkvbench.tasks._rewriting import LENGTH, rewriting
+from qkvbench.tasks.kinds.rewriting import LENGTH, rewriting
 
 TASK = rewriting(
     "swap",

@@ -1,7 +1,7 @@
 """In which of 20 newsgroups was it posted? Subject and text of posts (Lang 1995)."""
 
 from qkvbench.experiment import Training
-from qkvbench.tasks._topics import Topics, topic
+from qkvbench.tasks.kinds.topics import Topics, topic
 
 TASK = topic(
     Topics(

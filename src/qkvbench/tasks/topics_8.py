@@ -1,7 +1,7 @@
 """What is a piece of news about? Reuters-21578 (Lewis 1997), what has one of 8 topics."""
 
 from qkvbench.experiment import Training
-from qkvbench.tasks._topics import Topics, topic
+from qkvbench.tasks.kinds.topics import Topics, topic
 
 TASK = topic(
     Topics(

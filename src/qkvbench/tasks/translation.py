@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, Integer
 
-from qkvbench.data.batch import UNSCORED, Outcome, Search
+from qkvbench.data.batch import IGNORE_INDEX, Predictions, Search
 from qkvbench.data.cache import keep, kept
 from qkvbench.data.catalogues import Pair, interface_pairs
 from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fitted, restored
 from qkvbench.experiment import Training
-from qkvbench.model import Decoder, Model, Rotary, Start, Tokens, transformer, with_source
-from qkvbench.tasks import Data, Metric, Task, Writing
-from qkvbench.tasks._splits import save, saved
-from qkvbench.tasks._writing import bleu_and_chrf, on_one_line
+from qkvbench.model import Decoder, Init, Model, Rotary, Tokens, transformer, with_source
+from qkvbench.tasks import Data, GenerationEval, Metric, Task
+from qkvbench.tasks.kinds.generation_scores import bleu_and_chrf, on_one_line
+from qkvbench.tasks.kinds.splits import save, saved
 
 BYTE_PAIRS = BytePairs(2048)
 # Pairs with a longer side are left out: three quarters stay, and a step is short.
@@ -53,7 +53,7 @@ def translation(tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
         load=partial(load, tokenizer),
         score=partial(score, tokenizer),
         retokenized=translation,
-        writing=Writing(
+        generation=GenerationEval(
             search=Search(begin=separator, end=separator, longest=_length(tokenizer)),
             read=partial(read, tokenizer),
             given=partial(lines, tokenizer, "english"),
@@ -72,7 +72,7 @@ def _model(tokenizer: Tokenizer) -> Model:
         d_model=96,
         heads=4,
         position=Rotary(),
-        start=Start(table=0.1, position=0.1),
+        init=Init(embedding_std=0.1, position_std=0.1),
     )
     return with_source(decoder, Tokens(tokenizer.vocabulary), Rotary())
 
@@ -85,9 +85,9 @@ def load(tokenizer: Tokenizer) -> Data:
     return saved(prepared(tokenizer))
 
 
-def score(tokenizer: Tokenizer, outcome: Outcome) -> dict[str, float]:
+def score(tokenizer: Tokenizer, outcome: Predictions) -> dict[str, float]:
     """Bits for each byte of the German texts and of their ends, and the loss of a token in nats."""
-    scored = outcome.targets != UNSCORED
+    scored = outcome.targets != IGNORE_INDEX
     loss = float(outcome.loss[scored].mean())
     bytes_a_token = float(_token_bytes(prepared(tokenizer))[outcome.targets[scored]].mean())
     return {"bits_per_byte": loss / bytes_a_token / math.log(2), "loss": loss}
@@ -177,7 +177,7 @@ def _arrays(
 ) -> dict[str, np.ndarray]:
     """The arrays of a split: a separator begins and ends each German text, and fills rows up."""
     inputs = np.full((len(german), length), separator, np.uint16)
-    targets = np.full((len(german), length), UNSCORED, np.int64)
+    targets = np.full((len(german), length), IGNORE_INDEX, np.int64)
     second = np.full((len(english), length), separator, np.uint16)
     for row, (source, text) in enumerate(zip(english, german, strict=True)):
         second[row, : len(source)] = source

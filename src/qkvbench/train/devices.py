@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from qkvbench.backends import Learner, spreading
+from qkvbench.backends import Learner, multi_device_backend
 from qkvbench.experiment import Experiment, alone, from_json, to_json
 from qkvbench.results.record import Record, Status
 from qkvbench.train.checkpoint import Checkpoints
@@ -103,7 +103,7 @@ def over_devices(
 
     `at_end` has a learner with the weights that it ended with, on one device.
     """
-    backend = spreading(experiment.backend)
+    backend = multi_device_backend(experiment.backend)
     with TemporaryDirectory(prefix="qkvbench-") as folder:
         meeting = Meeting(Path(folder))
         meeting.ask(experiment, checkpoints, weights=at_end is not None)
@@ -114,7 +114,7 @@ def over_devices(
         if failed is None and record is not None:
             if at_end is not None and record.status == "done":
                 learner = backend.Learner(alone(experiment))
-                learner.begin_with(meeting.weights)
+                learner.load_matching(meeting.weights)
                 at_end(experiment, record, learner)
             return record
         return _lost(meeting, experiment, failed)

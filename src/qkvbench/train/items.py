@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from qkvbench.data.batch import UNSCORED, Outcome
+from qkvbench.data.batch import IGNORE_INDEX, Predictions
 from qkvbench.results.items import ItemScores
 from qkvbench.tasks import Task
 
@@ -10,21 +10,21 @@ from qkvbench.tasks import Task
 TOLERANCE = 1e-4
 
 
-def item_scores(task: Task, outcome: Outcome) -> ItemScores | None:
+def item_scores(task: Task, outcome: Predictions) -> ItemScores | None:
     """Each item by the task's own metric; None where the metric is not the mean over the places.
 
     A score of written texts is none.
 
     An item without a scored place is left out: it contributes nothing to the metric either.
     """
-    places = (outcome.targets != UNSCORED).sum(axis=1)
+    places = (outcome.targets != IGNORE_INDEX).sum(axis=1)
     scored = np.flatnonzero(places)
     name = task.metric.name
     if not len(scored) or name not in task.score(outcome):
         return None
     single = [
         task.score(
-            Outcome(
+            Predictions(
                 outcome.loss[item : item + 1],
                 outcome.predicted[item : item + 1],
                 outcome.targets[item : item + 1],

@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Int
 
 from qkvbench.backends import Learner
-from qkvbench.data.batch import Outcome, Split
+from qkvbench.data.batch import Predictions, Split
 from qkvbench.experiment import Experiment, Training
-from qkvbench.model.draws import generator
+from qkvbench.model.rng import generator
 from qkvbench.results.record import Point, Written
 from qkvbench.results.stats import reaches
-from qkvbench.tasks import Data, Scored, Task, Writing
+from qkvbench.tasks import Data, GenerationEval, Scored, Task
 from qkvbench.train.analyses import analysed_batch, analysed_steps, snapshot
 from qkvbench.train.items import item_scores
 from qkvbench.train.trained import Trained
@@ -58,8 +58,8 @@ def train(
         trained.snapshots.append(snapshot(0, learner, looked_at))
     for step in range(trained.step + 1, training.steps + 1):
         batch = data.train.batch(next(batches))
-        if task.redrawn is not None:
-            batch = task.redrawn(batch, generator(experiment.seed, "redraw", f"step {step}"))
+        if task.augment is not None:
+            batch = task.augment(batch, generator(experiment.seed, "redraw", f"step {step}"))
         began, compiled_s = time.perf_counter(), learner.compile_s or 0.0
         loss, norm = learner.gradients(batch)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -91,8 +91,8 @@ def tested(task: Task, data: Data, learner: Learner, training: Training, trained
     said = outcome(task, learner, data.test, training.scored)
     trained.metrics = finite(task.score(said))
     trained.items = item_scores(task, said)
-    if task.writing is not None:
-        texts, scored = written(task.writing, learner, data.test, training.scored)
+    if task.generation is not None:
+        texts, scored = written(task.generation, learner, data.test, training.scored)
         trained.metrics |= finite(scored.metrics)
         trained.written = Written(texts=texts, signatures=scored.signatures)
     trained.has_compiled(learner.compile_s)
@@ -130,7 +130,7 @@ def score(task: Task, learner: Learner, split: Split, items: int | None) -> dict
     return finite(task.score(outcome(task, learner, split, items)))
 
 
-def outcome(task: Task, learner: Learner, split: Split, items: int | None) -> Outcome:
+def outcome(task: Task, learner: Learner, split: Split, items: int | None) -> Predictions:
     """What the model says of a split, or of its first `items`."""
     count = len(split) if items is None else min(items, len(split))
     # Where items are told from each other, all of them are.
@@ -139,7 +139,7 @@ def outcome(task: Task, learner: Learner, split: Split, items: int | None) -> Ou
         learner.predict(split.batch(np.arange(first, min(first + size, count))))
         for first in range(0, count, size)
     ]
-    return Outcome(
+    return Predictions(
         np.concatenate([part.loss for part in parts]),
         np.concatenate([part.predicted for part in parts]),
         np.concatenate([part.targets for part in parts]),
@@ -148,7 +148,7 @@ def outcome(task: Task, learner: Learner, split: Split, items: int | None) -> Ou
 
 
 def written(
-    writing: Writing, learner: Learner, split: Split, items: int | None
+    writing: GenerationEval, learner: Learner, split: Split, items: int | None
 ) -> tuple[list[str], Scored]:
     """What the model writes for a split, or for its first `items`, and what that scores."""
     count = len(split) if items is None else min(items, len(split))

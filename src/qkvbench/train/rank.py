@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from qkvbench.backends import Learner, spreading
+from qkvbench.backends import Learner, multi_device_backend
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
 from qkvbench.train.devices import Meeting, seldom
@@ -15,7 +15,7 @@ def main(folder: Path) -> int:
     """Run what is asked in the folder, and leave there what this process has to say of it."""
     meeting = Meeting(folder)
     experiment, weights, checkpoints = meeting.asked()
-    rank, _ = spreading(experiment.backend).started()
+    rank, _ = multi_device_backend(experiment.backend).started()
     started_by = os.getppid()
     tell = seldom(meeting.tell)
 

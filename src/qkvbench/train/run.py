@@ -8,27 +8,27 @@ from functools import partial
 from pathlib import Path
 
 import qkvbench.cost as computed
-from qkvbench.backends import Group, Learner, find, spreading
+from qkvbench.backends import Group, Learner, find, multi_device_backend
 from qkvbench.cost.matched import arm_text
 from qkvbench.data import DataRefusedError
 from qkvbench.data.cache import alone
 from qkvbench.experiment import Experiment, to_json
 from qkvbench.measure.machine import machine
-from qkvbench.measure.memory import level_bytes, peak_bytes
+from qkvbench.measure.memory import peak_bytes, reset_peak_memory
 from qkvbench.results.record import Cost, MetricInfo, Observed, Record, Status
 from qkvbench.tasks import Task
 from qkvbench.tasks import find as find_task
-from qkvbench.train.checkpoint import Checkpoints, Progress, kept_on_the_way, taken_up
-from qkvbench.train.devices import Lost, over_devices
-from qkvbench.train.loop import DivergedError, tested, train
-from qkvbench.train.origin import (
+from qkvbench.train.artifacts import (
     NoStartError,
     folder_name,
     keep_end,
     kept_record,
     kept_weights,
 )
-from qkvbench.train.seen import checked, seen
+from qkvbench.train.checkpoint import Checkpoints, Progress, kept_on_the_way, taken_up
+from qkvbench.train.devices import Lost, over_devices
+from qkvbench.train.extract_features import checked, seen
+from qkvbench.train.loop import DivergedError, tested, train
 from qkvbench.train.trained import Trained
 
 Report = Callable[[int, float], None]
@@ -52,7 +52,7 @@ def ended(
     """
     path = kept_weights(experiment)
     if path is None:
-        if experiment.devices > 1 and spreading(experiment.backend).started()[1] > 1:
+        if experiment.devices > 1 and multi_device_backend(experiment.backend).started()[1] > 1:
             raise NoStartError(
                 f"It needs the weights of {experiment.task}, {experiment.id}, which are not kept "
                 "here; processes that learn together cannot run another experiment first."
@@ -103,7 +103,7 @@ def run(
     which are started here where this is none of them. In a `group` it is trained in one
     program with others.
     """
-    if experiment.devices > 1 and spreading(experiment.backend).started()[1] == 1:
+    if experiment.devices > 1 and multi_device_backend(experiment.backend).started()[1] == 1:
         return _over_devices(experiment, report, at_end, checkpoints)
     return _here(experiment, report, at_end, checkpoints, group)
 
@@ -131,16 +131,16 @@ def _here(
             )
         checked(task, experiment)
         data = task.load()
-        if through := experiment.seen_through:
+        if through := experiment.feature_extractor:
             data = seen(data, through, partial(ended, through, report, checkpoints))
-        start = experiment.start and ended(experiment.start, report, checkpoints)
+        start = experiment.init_from and ended(experiment.init_from, report, checkpoints)
         # What comes first may just have been trained here, with other threads.
         backend.prepare(experiment.threads)
-        before = level_bytes(backend)
+        before = reset_peak_memory(backend)
         began = time.perf_counter()
         learner = (group.learner if group else backend.Learner)(experiment)
         if start is not None:
-            learner.begin_with(start)
+            learner.load_matching(start)
 
         def train_s() -> float:
             return time.perf_counter() - began - (trained.compile_s or 0.0)

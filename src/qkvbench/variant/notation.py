@@ -16,10 +16,10 @@ from typing import Any, cast
 from qkvbench.variant.spec import (
     ROLES,
     Latent,
+    LearnedRotation,
     Own,
     Relative,
     Role,
-    Rotated,
     Same,
     Scores,
     Separable,
@@ -127,7 +127,7 @@ def _ending(source: Source) -> list[str]:
     match source:
         case Stream():
             return ["x"]
-        case Rotated(origin):
+        case LearnedRotation(origin):
             return [f"R({origin})"]
         case Latent(rank):
             return [f"L({rank})"]
@@ -150,7 +150,7 @@ def _read_group(
         if match["name"]:
             names.append(match["name"])
         elif match["origin"]:
-            origins.append(Rotated(cast(Role, match["origin"])))
+            origins.append(LearnedRotation(cast(Role, match["origin"])))
         else:
             origins.append(Latent(int(match["rank"])))
     if not names:
@@ -180,7 +180,7 @@ def _source(text: str, role: Role, ties: dict[str, set[str]], made: dict[Role, S
     if len(origins) > 1:
         raise ValueError(f"'{text}': {role} has two origins; {_EXAMPLE}.")
     for source in origins:
-        if isinstance(source, Rotated) and ROLES.index(source.origin) >= ROLES.index(role):
+        if isinstance(source, LearnedRotation) and ROLES.index(source.origin) >= ROLES.index(role):
             raise ValueError(
                 f"'{text}': {role} comes before {source.origin}, so it cannot be rotated from it; "
                 f"write {source.origin}=R({role}) instead."

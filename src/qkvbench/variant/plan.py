@@ -11,9 +11,9 @@ from qkvbench.variant.notation import write
 from qkvbench.variant.spec import (
     ROLES,
     Latent,
+    LearnedRotation,
     Own,
     Role,
-    Rotated,
     Same,
     Scores,
     Source,
@@ -53,7 +53,7 @@ def sized(
 
 
 @dataclass(frozen=True)
-class Rotate:
+class ApplyRotation:
     """Turn each head by the learned rotation of `role`; `back` is the inverse."""
 
     role: Role
@@ -61,7 +61,7 @@ class Rotate:
 
 
 @dataclass(frozen=True)
-class Project:
+class UpProject:
     """Make heads from the latent, by the learned up-projection of `role`; nothing is added."""
 
     role: Role
@@ -80,7 +80,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Turn:
+class ApplyRope:
     """Turn each row by its position, as the model's position scheme says; `back` undoes it."""
 
     back: bool = False
@@ -96,9 +96,9 @@ class Cut:
     """Cut a row that was joined into the key/value heads again."""
 
 
-Op = Rotate | Project | Normalize | Scale | Turn | Join | Cut
+Op = ApplyRotation | UpProject | Normalize | Scale | ApplyRope | Join | Cut
 # What is the same linear map at every position, so that it can go into the query or the output.
-Fixed = Rotate | Project | Scale
+Fixed = ApplyRotation | UpProject | Scale
 
 # The name of the latent, which is a root, and of its matrix.
 LATENT = "c"
@@ -132,7 +132,7 @@ class Path:
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedTensor:
     """One tensor in the cache for each past token, and how a new row of it is made."""
 
     name: str
@@ -155,21 +155,21 @@ class Plan:
     variant: Variant
     geometry: Geometry
     roots: tuple[Root, ...]
-    paths: dict[Role, Path]
-    kept: tuple[Kept, ...]
-    read_key: tuple[Op, ...]
-    fold: tuple[Fixed, ...]
-    unfold: tuple[Rotate | Project, ...]
-    output: tuple[Turn, ...]
+    derivations: dict[Role, Path]
+    cached: tuple[CachedTensor, ...]
+    key_ops_on_read: tuple[Op, ...]
+    absorbed_by_query: tuple[Fixed, ...]
+    absorbed_by_output: tuple[ApplyRotation | UpProject, ...]
+    output: tuple[ApplyRope, ...]
 
     @property
     def scores(self) -> Scores:
         """What happens to the scores besides Q·K; between two sequences nothing by positions."""
         scores = self.variant.scores
-        return replace(scores, correction=None, diagonal=True) if self.crosses else scores
+        return replace(scores, correction=None, diagonal=True) if self.is_cross else scores
 
     @property
-    def crosses(self) -> bool:
+    def is_cross(self) -> bool:
         """Whether K and V are made from another sequence than Q."""
         return any(root.reads == "source" for root in self.roots)
 
@@ -191,25 +191,26 @@ class Plan:
     @property
     def rotated(self) -> dict[Role, int]:
         """The roles that have a learned rotation, with the number of heads that it turns."""
-        return {role: self.heads(role) for role in self._made_by(Rotated)}
+        return {role: self.heads(role) for role in self._made_by(LearnedRotation)}
 
     @property
     def lifted(self) -> dict[Role, tuple[int, int]]:
         """The roles that have a learned up-projection, with its heads and the latent's rank."""
         ranks = {root.name: root.width for root in self.roots}
         return {
-            role: (self.heads(role), ranks[self.paths[role].root]) for role in self._made_by(Latent)
+            role: (self.heads(role), ranks[self.derivations[role].root])
+            for role in self._made_by(Latent)
         }
 
     @property
     def scaled(self) -> tuple[Role, ...]:
         """The roles whose scale behind the norm is learned; a tie has one."""
-        ops = [op for role in ROLES for op in self.paths[role].ops]
+        ops = [op for role in ROLES for op in self.derivations[role].ops]
         return tuple(dict.fromkeys(op.role for op in ops if isinstance(op, Scale)))
 
     def heads(self, role: Role) -> int:
         """How many heads the tensor of `role` has."""
-        return self.heads_at(self.paths[role])
+        return self.heads_at(self.derivations[role])
 
     def heads_at(self, path: Path) -> int:
         """How many heads the tensor at the end of `path` has."""
@@ -217,19 +218,19 @@ class Plan:
         return _shape(path, root, self.geometry)[0]
 
     @property
-    def kept_key(self) -> Kept:
+    def cached_key(self) -> CachedTensor:
         """The kept tensor from which K is read."""
-        return self.kept[0]
+        return self.cached[0]
 
     @property
-    def kept_value(self) -> Kept:
+    def cached_value(self) -> CachedTensor:
         """The kept tensor over which the weighted sum runs; the same one where K and V share."""
-        return self.kept[-1]
+        return self.cached[-1]
 
     @property
     def key_heads(self) -> int:
         """How many heads K has where a query meets it: the latent has one for all."""
-        return self.kept_key.heads if self.fold else self.heads("k")
+        return self.cached_key.heads if self.absorbed_by_query else self.heads("k")
 
     def _made_by(self, source: type[Source]) -> list[Role]:
         return [role for role in ROLES if isinstance(self.variant.source(role), source)]
@@ -257,9 +258,9 @@ def resolve(variant: Variant, geometry: Geometry, turned: tuple[Role, ...] = ())
         variant=variant,
         geometry=geometry,
         roots=tuple(roots.values()),
-        paths=paths,
+        derivations=paths,
         **_folded(paths["k"], paths["v"], roots, geometry),
-        output=(Turn(back=True),) if "v" in turned else (),
+        output=(ApplyRope(back=True),) if "v" in turned else (),
     )
 
 
@@ -272,7 +273,7 @@ def crossed(variant: Variant, geometry: Geometry) -> Plan:
     """
     plan = resolve(variant, geometry)
     heads = {root.name: root for root in plan.roots}
-    query, key, value = (plan.paths[role] for role in ROLES)
+    query, key, value = (plan.derivations[role] for role in ROLES)
     roots = {query.root: heads[query.root]}
     paths: dict[Role, Path] = {"q": query}
     sourced: dict[Role, Path] = {"k": key, "v": value}
@@ -281,7 +282,7 @@ def crossed(variant: Variant, geometry: Geometry) -> Plan:
         roots[name] = replace(own, name=name, reads="source")
         paths[role] = replace(path, root=name)
     folded = _folded(paths["k"], paths["v"], roots, geometry)
-    return replace(plan, roots=tuple(roots.values()), paths=paths, **folded)
+    return replace(plan, roots=tuple(roots.values()), derivations=paths, **folded)
 
 
 def keys_only(plan: Plan) -> Plan:
@@ -290,10 +291,10 @@ def keys_only(plan: Plan) -> Plan:
     ``unfold`` then projects by V's map, which belongs to given weights: no plan says what it is.
     ValueError where there is no such map. arXiv:2503.05840.
     """
-    key, value, size = plan.paths["k"], plan.paths["v"], plan.geometry
+    key, value, size = plan.derivations["k"], plan.derivations["v"], plan.geometry
     roots = {root.name: root for root in plan.roots}
     root, name = roots[key.root], write(plan.variant)
-    if len(plan.kept) == 1:
+    if len(plan.cached) == 1:
         raise ValueError(f"{name} keeps one tensor already")
     if root.matrix is None or roots[value.root].matrix is None or LATENT in roots:
         raise ValueError(f"{name} makes K or V by no matrix of its own from the stream")
@@ -304,8 +305,14 @@ def keys_only(plan: Plan) -> Plan:
         )
     if value.ops or root.reads == "source":
         raise ValueError("its V is normed, turned or rotated, or made from another sequence")
-    kept = Kept("k", 1, size.d_model, Path(root.name, (Join(),)))
-    return replace(plan, kept=(kept,), read_key=(Cut(), *key.ops), fold=(), unfold=(Project("v"),))
+    kept = CachedTensor("k", 1, size.d_model, Path(root.name, (Join(),)))
+    return replace(
+        plan,
+        cached=(kept,),
+        key_ops_on_read=(Cut(), *key.ops),
+        absorbed_by_query=(),
+        absorbed_by_output=(UpProject("v"),),
+    )
 
 
 def _path(role: Role, variant: Variant, turned: tuple[Role, ...]) -> Path:
@@ -324,7 +331,7 @@ def _path(role: Role, variant: Variant, turned: tuple[Role, ...]) -> Path:
     if variant.scores.normed and role != "v":
         ops = (*ops, Scale(_first_alike(role, variant)))
     if role in turned:
-        ops = (*ops, Turn())
+        ops = (*ops, ApplyRope())
     return replace(made, ops=ops)
 
 
@@ -338,10 +345,10 @@ def _made(role: Role, variant: Variant) -> Path:
         case Same(origin):
             return _made(origin, variant)
         case Latent():
-            return Path(LATENT, (Project(role),))
-        case Rotated(origin):
+            return Path(LATENT, (UpProject(role),))
+        case LearnedRotation(origin):
             before = _made(origin, variant)
-            return replace(before, ops=(*before.ops, Rotate(role)))
+            return replace(before, ops=(*before.ops, ApplyRotation(role)))
 
 
 def _first_alike(role: Role, variant: Variant) -> Role:
@@ -352,10 +359,10 @@ def _first_alike(role: Role, variant: Variant) -> Role:
 class _Folded(TypedDict):
     """The fields of a plan that say how it is decoded."""
 
-    kept: tuple[Kept, ...]
-    read_key: tuple[Op, ...]
-    fold: tuple[Fixed, ...]
-    unfold: tuple[Rotate | Project, ...]
+    cached: tuple[CachedTensor, ...]
+    key_ops_on_read: tuple[Op, ...]
+    absorbed_by_query: tuple[Fixed, ...]
+    absorbed_by_output: tuple[ApplyRotation | UpProject, ...]
 
 
 def _folded(k: Path, v: Path, roots: dict[str, Root], geometry: Geometry) -> _Folded:
@@ -366,11 +373,11 @@ def _folded(k: Path, v: Path, roots: dict[str, Root], geometry: Geometry) -> _Fo
     last fixed maps. A latent is kept before heads are made from it, which is what it is for; only
     where V is turned are K and V kept ready, for then no map can be left for the output.
     """
-    ready = len(k.ops) if Turn() in v.ops else _before_heads(k.ops)
+    ready = len(k.ops) if ApplyRope() in v.ops else _before_heads(k.ops)
 
-    def kept(name: str, path: Path, end: int) -> Kept:
+    def kept(name: str, path: Path, end: int) -> CachedTensor:
         made = replace(path, ops=path.ops[:end])
-        return Kept(name, *_shape(made, roots[path.root], geometry), made)
+        return CachedTensor(name, *_shape(made, roots[path.root], geometry), made)
 
     if k.root == v.root:
         common = min(_leading(k.ops, v.ops), ready)
@@ -378,28 +385,30 @@ def _folded(k: Path, v: Path, roots: dict[str, Root], geometry: Geometry) -> _Fo
         rest = v.ops[common:]
         if len(_maps(rest)) == len(rest):
             unfold = (*_undone(k.ops[common:place]), *_maps(rest))
-            return _Folded(kept=(kept(k.root, k, place),), **_read(k.ops[place:]), unfold=unfold)
+            return _Folded(
+                cached=(kept(k.root, k, place),), **_read(k.ops[place:]), absorbed_by_output=unfold
+            )
     last = len(v.ops) - _maps_first(v.ops[::-1])
     return _Folded(
-        kept=(kept("k", k, ready), kept("v", v, last)),
+        cached=(kept("k", k, ready), kept("v", v, last)),
         **_read(k.ops[ready:]),
-        unfold=_maps(v.ops[last:]),
+        absorbed_by_output=_maps(v.ops[last:]),
     )
 
 
 class _Read(TypedDict):
     """How K is met: by operations on the rows that are read, or by maps of the query."""
 
-    read_key: tuple[Op, ...]
+    key_ops_on_read: tuple[Op, ...]
     fold: tuple[Fixed, ...]
 
 
 def _read(ops: tuple[Op, ...]) -> _Read:
     """Heads that a latent would have to be made into are made of the query, where they can be."""
     fixed = tuple(op for op in ops if isinstance(op, Fixed))
-    if any(isinstance(op, Project) for op in ops) and len(fixed) == len(ops):
-        return _Read(read_key=(), fold=fixed)
-    return _Read(read_key=ops, fold=())
+    if any(isinstance(op, UpProject) for op in ops) and len(fixed) == len(ops):
+        return _Read(key_ops_on_read=(), absorbed_by_query=fixed)
+    return _Read(key_ops_on_read=ops, absorbed_by_query=())
 
 
 def _latent_root(variant: Variant) -> Root:
@@ -410,7 +419,7 @@ def _latent_root(variant: Variant) -> Root:
 
 def _shape(path: Path, root: Root, geometry: Geometry) -> tuple[int, int]:
     """Heads and their width at the end of `path`, which begins at `root`."""
-    if any(isinstance(op, Project) for op in path.ops):
+    if any(isinstance(op, UpProject) for op in path.ops):
         return geometry.kv_heads, geometry.head_dim
     return root.heads, root.width
 
@@ -423,27 +432,27 @@ def _leading(first: tuple[Op, ...], second: tuple[Op, ...]) -> int:
 
 def _before_heads(ops: tuple[Op, ...]) -> int:
     """How many operations come before heads are made from a latent; all where none is."""
-    return [*(isinstance(op, Project) for op in ops), True].index(True)
+    return [*(isinstance(op, UpProject) for op in ops), True].index(True)
 
 
 def _rotations_first(ops: tuple[Op, ...]) -> int:
     """How many rotations come before anything else."""
-    return [*(isinstance(op, Rotate) for op in ops), False].index(False)
+    return [*(isinstance(op, ApplyRotation) for op in ops), False].index(False)
 
 
 def _maps_first(ops: tuple[Op, ...]) -> int:
     """How many rotations and up-projections come before anything else."""
-    return [*(isinstance(op, Rotate | Project) for op in ops), False].index(False)
+    return [*(isinstance(op, ApplyRotation | UpProject) for op in ops), False].index(False)
 
 
-def _maps(ops: tuple[Op, ...]) -> tuple[Rotate | Project, ...]:
-    return tuple(op for op in ops if isinstance(op, Rotate | Project))
+def _maps(ops: tuple[Op, ...]) -> tuple[ApplyRotation | UpProject, ...]:
+    return tuple(op for op in ops if isinstance(op, ApplyRotation | UpProject))
 
 
-def _undone(ops: tuple[Op, ...]) -> tuple[Rotate, ...]:
+def _undone(ops: tuple[Op, ...]) -> tuple[ApplyRotation, ...]:
     """The inverse of these rotations."""
-    rotations = [op for op in ops if isinstance(op, Rotate)]
-    return tuple(Rotate(op.role, back=True) for op in reversed(rotations))
+    rotations = [op for op in ops if isinstance(op, ApplyRotation)]
+    return tuple(ApplyRotation(op.role, back=True) for op in reversed(rotations))
 
 
 def _check(variant: Variant, geometry: Geometry, made: dict[Role, Path]) -> None:

@@ -27,7 +27,7 @@ class Same:
 
 
 @dataclass(frozen=True)
-class Rotated:
+class LearnedRotation:
     """An earlier role, turned by one learned rotation per head."""
 
     origin: Role
@@ -44,7 +44,7 @@ class Latent:
     rank: int
 
 
-Source = Own | Stream | Same | Rotated | Latent
+Source = Own | Stream | Same | LearnedRotation | Latent
 
 
 # Numbers that describe a position to a correction of the scores: sines and cosines of five
@@ -123,8 +123,8 @@ class Variant:
 def every_variant() -> Iterator[Variant]:
     """All distinct variants without head sharing that the sources give, latents left out."""
     q_sources: list[Source] = [Own(), Stream()]
-    k_sources: list[Source] = [Own(), Stream(), Same("q"), Rotated("q")]
-    v_sources: list[Source] = [*k_sources, Same("k"), Rotated("k")]
+    k_sources: list[Source] = [Own(), Stream(), Same("q"), LearnedRotation("q")]
+    v_sources: list[Source] = [*k_sources, Same("k"), LearnedRotation("k")]
     yield from dict.fromkeys(
         Variant(q, k, v) for q, k, v in product(q_sources, k_sources, v_sources)
     )
@@ -137,10 +137,10 @@ def without_value_rotation(variant: Variant) -> Variant:
     it. Two variants with equal results here can represent the same functions.
     """
     match variant.v:
-        case Rotated(origin):
+        case LearnedRotation(origin):
             unrotated = replace(variant, v=Same(origin))
             return without_value_rotation(unrotated)
-        case Same("k") if isinstance(variant.k, Rotated):
+        case Same("k") if isinstance(variant.k, LearnedRotation):
             return replace(variant, v=Same(variant.k.origin))
         case _:
             return variant
@@ -151,14 +151,14 @@ def _canonical(role: Role, source: Source, earlier: dict[Role, Source]) -> Sourc
     match source:
         case Own() | Stream() | Latent():
             return source
-        case Same(origin) | Rotated(origin):
+        case Same(origin) | LearnedRotation(origin):
             if origin not in earlier:
                 raise ValueError(
                     f"{role} can only be made from an earlier role, not from {origin}."
                 )
             first = _first_equal(origin, earlier)
-            if isinstance(source, Rotated):
-                return Rotated(first)
+            if isinstance(source, LearnedRotation):
+                return LearnedRotation(first)
             return Stream() if earlier[first] == Stream() else Same(first)
 
 

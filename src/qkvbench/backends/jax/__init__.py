@@ -4,32 +4,32 @@ Weights are one flat mapping under the names that all backends share; a network 
 computes, given its weights.
 """
 
-from qkvbench.backends.jax.attention import Attention, attention
-from qkvbench.backends.jax.bidirectional import Encoder
-from qkvbench.backends.jax.cache import Cache
-from qkvbench.backends.jax.causal import Decoder
-from qkvbench.backends.jax.device import (
-    cannot_compile,
-    device,
-    forks,
-    level_bytes,
-    peak_bytes,
-    prepare,
-    threads,
-)
-from qkvbench.backends.jax.kernels import product_s
-from qkvbench.backends.jax.learner import Learner, Step
-from qkvbench.backends.jax.precision import types
-from qkvbench.backends.jax.stacks import build
-from qkvbench.backends.jax.together import Group, cannot_join, grouped, joined
-from qkvbench.backends.jax.weights import read, save, start
-from qkvbench.backends.jax.workloads import (
+from qkvbench.backends.jax.attention.layer import Attention, attention
+from qkvbench.backends.jax.bench.profile import matmul_seconds
+from qkvbench.backends.jax.bench.workloads import (
     Decoding,
     Forward,
     Prefill,
     attention_kernels,
     workload,
 )
+from qkvbench.backends.jax.cache.kv_cache import Cache
+from qkvbench.backends.jax.models.build import build
+from qkvbench.backends.jax.models.decoder import Decoder
+from qkvbench.backends.jax.models.encoder import Encoder
+from qkvbench.backends.jax.models.weights import read, save, start
+from qkvbench.backends.jax.training.device import (
+    compile_error,
+    device,
+    fork_safe,
+    peak_bytes,
+    prepare,
+    reset_peak_memory,
+    threads,
+)
+from qkvbench.backends.jax.training.learner import Learner, Step
+from qkvbench.backends.jax.training.precision import types
+from qkvbench.backends.jax.training.together import Group, cannot_join, grouped, joined
 
 __all__ = [
     "Attention",
@@ -45,17 +45,17 @@ __all__ = [
     "attention",
     "attention_kernels",
     "build",
-    "cannot_compile",
     "cannot_join",
+    "compile_error",
     "device",
-    "forks",
+    "fork_safe",
     "grouped",
     "joined",
-    "level_bytes",
+    "matmul_seconds",
     "peak_bytes",
     "prepare",
-    "product_s",
     "read",
+    "reset_peak_memory",
     "save",
     "start",
     "threads",

@@ -1,37 +1,37 @@
 """PyTorch: one attention layer for all variants, the stacks around it, and a learner."""
 
-from qkvbench.backends.torch.attention import Attention
-from qkvbench.backends.torch.bidirectional import Encoder
-from qkvbench.backends.torch.cache import Cache
-from qkvbench.backends.torch.causal import Decoder
-from qkvbench.backends.torch.generate import Greedy, Sampling, generate
-from qkvbench.backends.torch.kernels import product_s, threads
-from qkvbench.backends.torch.launching import launch
-from qkvbench.backends.torch.learner import (
-    Learner,
-    cannot_compile,
-    cannot_join,
-    device,
-    forks,
-    grouped,
-    joined,
-    level_bytes,
-    peak_bytes,
-    prepare,
-)
-from qkvbench.backends.torch.precision import types
-from qkvbench.backends.torch.ranks import cannot_spread, started
-from qkvbench.backends.torch.search import Beams
-from qkvbench.backends.torch.stacks import build, decoder
-from qkvbench.backends.torch.table import Growing, Reserved
-from qkvbench.backends.torch.weights import load, named_weights, read, save, start
-from qkvbench.backends.torch.workloads import (
+from qkvbench.backends.torch.attention.layer import Attention
+from qkvbench.backends.torch.bench.profile import matmul_seconds, threads
+from qkvbench.backends.torch.bench.workloads import (
     Decoding,
     Forward,
     Prefill,
     attention_kernels,
     workload,
 )
+from qkvbench.backends.torch.cache.kv_cache import Cache
+from qkvbench.backends.torch.cache.page_table import Growing, Reserved
+from qkvbench.backends.torch.generation.beam_search import Beams
+from qkvbench.backends.torch.generation.generate import Greedy, Sampling, generate
+from qkvbench.backends.torch.models.build import build, decoder
+from qkvbench.backends.torch.models.decoder import Decoder
+from qkvbench.backends.torch.models.encoder import Encoder
+from qkvbench.backends.torch.models.weights import load, named_weights, read, save, start
+from qkvbench.backends.torch.training.launch import launch
+from qkvbench.backends.torch.training.learner import (
+    Learner,
+    cannot_join,
+    compile_error,
+    device,
+    fork_safe,
+    grouped,
+    joined,
+    peak_bytes,
+    prepare,
+    reset_peak_memory,
+)
+from qkvbench.backends.torch.training.precision import types
+from qkvbench.backends.torch.training.process_group import multi_device_error, started
 
 __all__ = [
     "Attention",
@@ -49,23 +49,23 @@ __all__ = [
     "Sampling",
     "attention_kernels",
     "build",
-    "cannot_compile",
     "cannot_join",
-    "cannot_spread",
+    "compile_error",
     "decoder",
     "device",
-    "forks",
+    "fork_safe",
     "generate",
     "grouped",
     "joined",
     "launch",
-    "level_bytes",
     "load",
+    "matmul_seconds",
+    "multi_device_error",
     "named_weights",
     "peak_bytes",
     "prepare",
-    "product_s",
     "read",
+    "reset_peak_memory",
     "save",
     "start",
     "started",

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from qkvbench.sweep.capacity import here
 from qkvbench.sweep.engines import Place, Room
 from qkvbench.sweep.job import Died, Job, perform
 from qkvbench.sweep.local import Child, Workers
-from qkvbench.sweep.room import here
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Self
 
+from qkvbench.sweep.capacity import here
 from qkvbench.sweep.engines import Place, Room
 from qkvbench.sweep.job import Died, Job, perform
 from qkvbench.sweep.local import GRACE_S
-from qkvbench.sweep.room import here
 
 USUAL = 64
 # How often the scheduler is asked; it asks to be left alone.

@@ -1,0 +1,1 @@
+"""The key/value cache: the tensors that a plan caches, and nothing else."""

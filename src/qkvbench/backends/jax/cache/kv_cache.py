@@ -1,0 +1,146 @@
+"""The cache of roots: for each layer the tensors that its plan keeps, and nothing else.
+
+It is a value: a step takes one and gives the next, in the same memory where the caller gives it
+away. Rows are reserved for all tokens, or for as many as a window shows, which then lie in a ring.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
+
+from qkvbench.model.rng import generator
+from qkvbench.variant import Plan, Role
+
+Maps = Mapping[Role, Float[Array, "_heads _to _width"]]
+Rows = Float[Array, "batch _heads _slots _width"]
+# How many tokens every sequence has, or each of them.
+Count = Int[Array, "..."]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["rows", "maps", "lengths", "cross"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class LayerCache:
+    """What one layer keeps: the rows of each kept tensor, by name; none without attention.
+
+    ``maps`` are the layer's learned maps, made once: weights stand still in decoding.
+    ``cross`` are the rows of a source, which are all there before the first step; of those
+    ``lengths`` says how many are read.
+    """
+
+    # Arrays; but JAX, at work, puts other things in their places.
+    rows: dict[str, Any]
+    maps: Mapping[Role, Any]
+    lengths: Any = None
+    cross: Any = None
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["layers", "count"], meta_fields=["capacity"]
+)
+@dataclass(frozen=True)
+class Cache:
+    """What a decoder remembers of sequences of at most `capacity` tokens.
+
+    Every sequence begins at position 0. ``count`` is how many tokens they have: one number, or one
+    for each where they differ. What follows the capacity is not there: whoever makes the cache
+    knows how many tokens there will be.
+    """
+
+    layers: tuple[Any, ...]
+    count: Any
+    capacity: int
+
+    @property
+    def bytes(self) -> int:
+        """The unique storage behind all rows, in bytes, counted on the live arrays."""
+        return sum(rows.nbytes for rows in self.arrays())
+
+    def arrays(self) -> list[Rows]:
+        """All rows, those of a source included; each array has memory of its own."""
+        parts = [part for layer in self.layers for part in (layer, layer.cross) if part]
+        return [rows for part in parts for rows in part.rows.values()]
+
+    def follow(self, parents: Int[Array, " sequences"]) -> "Cache":
+        """Each sequence goes on as its parent's; there may be more or fewer than before.
+
+        What is kept of a source belongs to items, not to sequences, and is not touched.
+        """
+        layers = tuple(
+            LayerCache(
+                {name: rows[parents] for name, rows in layer.rows.items()},
+                layer.maps,
+                layer.lengths,
+                layer.cross,
+            )
+            for layer in self.layers
+        )
+        count = self.count if self.count.ndim == 0 else self.count[parents]
+        return Cache(layers, count, self.capacity)
+
+    def filled_randomly(self, tokens: int, seed: int) -> "Cache":
+        """As if `tokens` had been read: random rows, for measuring without a prefill."""
+        layers = tuple(
+            LayerCache(
+                {
+                    name: jnp.asarray(_drawn(seed, f"{number}.{name}", rows.shape), rows.dtype)
+                    for name, rows in layer.rows.items()
+                },
+                layer.maps,
+                layer.lengths,
+                layer.cross,
+            )
+            for number, layer in enumerate(self.layers)
+        )
+        return Cache(layers, jnp.full_like(self.count, tokens), self.capacity)
+
+
+def empty_rows(
+    plan: Plan, batch: int, capacity: int, window: int | None, kind: DTypeLike
+) -> dict[str, Rows]:
+    """Room for what `plan` keeps of so many sequences."""
+    slots = capacity if window is None else min(window, capacity)
+    return {
+        kept.name: jnp.zeros((batch, kept.heads, slots, kept.width), kind) for kept in plan.cached
+    }
+
+
+def with_row(rows: Rows, new: Rows, count: Count) -> Rows:
+    """The rows with a new one for each sequence, which has `count` tokens so far."""
+    slot = count % rows.shape[2]
+    if count.ndim == 0:
+        return lax.dynamic_update_slice_in_dim(rows, new.astype(rows.dtype), slot, axis=2)
+    put = partial(lax.dynamic_update_slice_in_dim, axis=1)
+    return jax.vmap(put)(rows, new.astype(rows.dtype), slot)
+
+
+def with_rows(rows: Rows, new: Rows, count: Count) -> Rows:
+    """Slots filled with those of the new rows that they are for, `count` of each sequence."""
+    at = jnp.clip(places(count - 1, rows.shape[2]), 0)
+    if at.ndim == 1:
+        return new[:, :, at].astype(rows.dtype)
+    return jnp.take_along_axis(new, at[:, None, :, None], axis=2).astype(rows.dtype)
+
+
+def places(last: Count, slots: int) -> Int[Array, "... slots"]:
+    """The position whose row is in each slot; negative where there is none yet.
+
+    A position lies in the slot that is its remainder, so the last ones are there.
+    """
+    back = (last[..., None] - jnp.arange(slots)) % slots
+    return last[..., None] - back
+
+
+def _drawn(seed: int, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+    return generator(seed, "cache", name).standard_normal(shape, dtype=np.float32)

@@ -1,0 +1,84 @@
+"""The bidirectional stack: tokens or vectors to one prediction per position, or one in all."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, Num
+
+from qkvbench.backends.jax.attention.layer import linear
+from qkvbench.backends.jax.models.block import Key, Told, nobody, normed
+from qkvbench.backends.jax.models.tower import Tower, averaged
+from qkvbench.backends.jax.models.weights import Shapes, Weights, part
+from qkvbench.model import Encoder as EncoderSpec
+
+Lengths = Int[Array, " batch"]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder-only Transformer, as its spec says."""
+
+    spec: EncoderSpec
+    own: Tower
+
+    def shapes(self) -> Shapes:
+        """The names of its weights and their shapes."""
+        d_model = self.own.embedding.d_model
+        if self.spec.predicts == "which position":
+            # The same number added to all scores changes nothing, so there is no offset.
+            output: Shapes = {"output.weight": (1, d_model)}
+        else:
+            output = {"output.weight": (self.classes, d_model), "output.bias": (self.classes,)}
+        return self.own.shapes() | output
+
+    def hidden(
+        self,
+        weights: Weights,
+        inputs: Num[Array, "batch time *features"],
+        lengths: Lengths | None = None,
+        second: Array | None = None,
+        second_lengths: Array | None = None,
+        key: Key = None,
+        told: Told = nobody,
+    ) -> Float[Array, "batch places _features"]:
+        """What the head reads: the normed stream after the last block where it predicts.
+
+        That is at each position, at the class token, or the mean over the positions that are read;
+        where one of them is named, each one's score. `lengths` counts the positions that are read:
+        the first ones of each item. Nothing attends to the others.
+        """
+        x = self.own.stream(weights, inputs, lengths, None, key, told)
+        norm = part(weights, "norm")
+        if self.spec.pooling == "class token":
+            return normed(norm, x[:, :1])
+        x = normed(norm, x)
+        match self.spec.predicts:
+            case "each position":
+                return x
+            case "the whole":
+                return averaged(x, lengths)
+            case "which position":
+                scores = linear(part(weights, "output"), x)
+                return _among(jnp.swapaxes(scores, 1, 2), lengths)
+
+    @property
+    def classes(self) -> int:
+        """Between how many classes a prediction decides."""
+        return self.spec.classes
+
+    def head(
+        self, weights: Weights, x: Float[Array, "*places _features"]
+    ) -> Float[Array, "*places classes"]:
+        """Logits of the classes."""
+        return x if self.spec.predicts == "which position" else linear(part(weights, "output"), x)
+
+
+def _among(
+    scores: Float[Array, "batch one time"], lengths: Lengths | None
+) -> Float[Array, "batch one time"]:
+    """The scores of the positions that are read; the others are never named."""
+    if lengths is None:
+        return scores
+    places = jnp.arange(scores.shape[-1])
+    return jnp.where(places < lengths[:, None, None], scores, -jnp.inf)

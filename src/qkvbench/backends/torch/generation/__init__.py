@@ -1,0 +1,1 @@
+"""Text generation: step by step, and by beam search."""

@@ -1,0 +1,1 @@
+"""Kernels, each of which declares what it can run."""

@@ -1,0 +1,1 @@
+"""Blocks, architectures and their weights."""

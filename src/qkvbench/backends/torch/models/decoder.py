@@ -1,0 +1,253 @@
+"""The causal stack: tokens to the logits of the next one, whole or step by step over a cache.
+
+An encoder-decoder is a causal stack that also reads a source.
+"""
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor, nn
+
+from qkvbench.backends.torch.cache.kv_cache import (
+    Cache,
+    Keep,
+    LayerCache,
+    MadeFor,
+    free_bytes,
+    new_table,
+)
+from qkvbench.backends.torch.cache.page_table import Reserved, Storage
+from qkvbench.backends.torch.cache.quantize import cache_format
+from qkvbench.backends.torch.kernels.linear import product
+from qkvbench.backends.torch.models.block import Block, Source
+from qkvbench.backends.torch.models.embedding import Embedding
+from qkvbench.backends.torch.models.tower import Tower
+from qkvbench.cost import CACHE_FORMATS, CacheDtype, cache_bytes
+from qkvbench.cost.units import bytes_text
+from qkvbench.model import Decoder as DecoderSpec
+from qkvbench.model import EncoderDecoder as EncoderDecoderSpec
+from qkvbench.model import Model
+
+Tokenized = Int[Tensor, "batch time"]
+Counts = Int[Tensor, " batch"]
+
+
+class Decoder(nn.Module):
+    """A decoder, as its spec says, and what reads its source where there is one."""
+
+    def __init__(
+        self, model: Model, spec: DecoderSpec | EncoderDecoderSpec, dropout: float = 0.0
+    ) -> None:
+        """An untrained decoder; `start` gives it its initial values."""
+        super().__init__()
+        self.model = model
+        self.longest = model.longest
+        size = model.geometry
+        self.embedding = Embedding(model.inputs, model.position, size.d_model)
+        self.blocks = nn.ModuleList(
+            Block(block, size, model.position, dropout=dropout, causal=True)
+            for block in model.blocks
+        )
+        self.norm = nn.LayerNorm(model.geometry.d_model)
+        self.output = None
+        if not spec.tied:
+            self.output = nn.Linear(model.geometry.d_model, spec.vocabulary, bias=False)
+        self.source = model.second and Tower(model.second, size, dropout)
+
+    def forward(
+        self,
+        tokens: Tokenized,
+        padding: Counts | None = None,
+        second: Num[Tensor, "batch second_time *second_features"] | None = None,
+        second_lengths: Counts | None = None,
+    ) -> Float[Tensor, "batch time vocabulary"]:
+        """Logits at every position; the source, where there is one, is `second`.
+
+        `padding` counts the tokens to ignore on the left of each row; what stands at their
+        positions in the result means nothing.
+        """
+        source = (None, second, second_lengths)
+        if padding is None:
+            return self.head(self.hidden(tokens, *source))
+        return _shifted(self.head(self.hidden(_shifted(tokens, padding), *source)), -padding)
+
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def hidden(
+        self,
+        tokens: Tokenized,
+        lengths: Counts | None = None,
+        second: Num[Tensor, "batch second_time *second_features"] | None = None,
+        second_lengths: Counts | None = None,
+    ) -> Float[Tensor, "batch time d_model"]:
+        """The normed stream after the last block; the source, where there is one, is `second`.
+
+        What follows the first `lengths` tokens of a row is hidden by causality already.
+        """
+        source = self._read(second, second_lengths)
+        x = self.embedding(tokens)
+        for block in self.layers():
+            x = block(x, source=source)
+        return self.norm(x)
+
+    def head(self, x: Float[Tensor, "*places d_model"]) -> Float[Tensor, "*places vocabulary"]:
+        """Logits of the next token."""
+        return product(x, self.matrix)
+
+    @property
+    def matrix(self) -> Float[Tensor, "vocabulary d_model"]:
+        """The output matrix; the table of tokens where they are tied."""
+        return self.embedding.table if self.output is None else self.output.weight
+
+    @property
+    def classes(self) -> int:
+        """Between how many classes a prediction decides."""
+        return len(self.matrix)
+
+    def new_cache(
+        self,
+        batch: int,
+        capacity: int,
+        storage: Storage = Reserved(),
+        rows: CacheDtype | None = None,
+        keep: Keep = "roots",
+    ) -> Cache:
+        """An empty cache for `batch` sequences of at most `capacity` tokens.
+
+        `rows` is the type of what is kept; None is the weights' own. To `keep` "keys" alone saves
+        half of what K and V of equal heads take, and no time: V is made from K by the weights as
+        they are now, which ValueError says no to, layer by layer, where they do not allow it.
+        MemoryError where what is made at once does not fit, before anything is.
+        """
+        if self.longest is not None and capacity > self.longest:
+            raise ValueError(
+                f"This model reads at most {self.longest} tokens, fewer than {capacity}."
+            )
+        like = self.embedding.table
+        kind = CACHE_FORMATS[rows] if rows else cache_format(like.dtype)
+        if isinstance(storage, Reserved):
+            page = storage.page
+            needed, free = (
+                cache_bytes(self.model, capacity, batch, kind, page),
+                free_bytes(like.device),
+            )
+            # Of K and V of equal heads, K is half.
+            needed = needed // 2 if keep == "keys" else needed
+            if needed > free:
+                raise MemoryError(
+                    f"A cache for {batch} sequences of {capacity} tokens takes "
+                    f"{bytes_text(needed)}, and {bytes_text(free)} are free. Make it for fewer "
+                    'sequences or tokens, or in smaller rows, such as rows="int8".'
+                )
+        made_for = self.made_for
+        tables = {
+            window: new_table(batch, capacity, storage, like.device)
+            for window in dict.fromkeys(made_for.windows)
+        }
+        layers, refused = list[LayerCache](), dict[str, list[int]]()
+        for number, block in enumerate(self.layers()):
+            try:
+                layers.append(block.new_cache(tables, kind, keep))
+            except ValueError as error:
+                refused.setdefault(str(error), []).append(number)
+        if refused:
+            raise ValueError(_not_kept(refused))
+        return Cache(layers, tables, batch, capacity, kind, made_for)
+
+    @property
+    def made_for(self) -> MadeFor:
+        """What a cache must have been made for."""
+        own = [block.attention for block in self.layers()]
+        like = self.embedding.table
+        return MadeFor(
+            tuple(one and one.plan for one in own),
+            tuple(one and one.scores.window for one in own),
+            like.dtype,
+            like.device,
+        )
+
+    def accept(self, cache: Cache) -> None:
+        """Refuse a cache of another model; ValueError says how it differs."""
+        difference = self.made_for.difference(cache.made_for)
+        if difference:
+            raise ValueError(
+                f"This cache was made for a model with {difference}. Make one with this model's "
+                "new_cache."
+            )
+
+    def read_source(
+        self,
+        second: Num[Tensor, "items second_time *second_features"],
+        second_lengths: Int[Tensor, " items"] | None,
+        cache: Cache,
+    ) -> None:
+        """Keep in the cache what its sequences need of their sources, before anything else.
+
+        There may be several sequences for each of the `items`, next to each other.
+        """
+        source = self._read(second, second_lengths)
+        if source is None:
+            raise ValueError("This decoder reads no source.")
+        own = cache_format(self.embedding.table.dtype)
+        kind = None if cache.kind == own else cache.kind
+        for block, layer in zip(self.layers(), cache.layers, strict=True):
+            if block.cross:
+                layer.cross = block.cross.keep(source.stream, source.lengths, kind)
+
+    def _read(self, second: Tensor | None, lengths: Counts | None) -> Source | None:
+        if self.source is None:
+            return None
+        if second is None:
+            raise ValueError("This decoder reads a source, and none was given.")
+        return Source(self.source(second, lengths), lengths)
+
+    def prefill(
+        self, tokens: Tokenized, cache: Cache, padding: Counts | None = None
+    ) -> Float[Tensor, "batch vocabulary"]:
+        """Read whole prompts into an empty cache; the logits after the last token of each."""
+        if cache.longest:
+            raise ValueError(f"A prompt goes into an empty cache; this one holds {cache.longest}.")
+        self.accept(cache)
+        cache.reserve(tokens.shape[1])
+        if padding is not None:
+            # Moved to the left, padding falls behind the last token, where causality hides it:
+            # no mask, and a slot of the cache is a position.
+            tokens = _shifted(tokens, padding)
+        time = tokens.shape[1]
+        cache.begin(time, None if padding is None else time - padding)
+        x = self.embedding(tokens)
+        for block, layer in zip(self.layers(), cache.layers, strict=True):
+            x = block(x, layer)
+        last = -1 if padding is None else time - padding - 1
+        return self.head(self.norm(x[torch.arange(len(x), device=x.device), last]))
+
+    def step(self, tokens: Counts, cache: Cache) -> Float[Tensor, "batch vocabulary"]:
+        """Read one token of each sequence; the logits after it."""
+        self.accept(cache)
+        cache.open()
+        x = self.embedding.at(tokens, cache.longest, cache.lengths)
+        for block, layer in zip(self.layers(), cache.layers, strict=True):
+            x = block.step(x, cache, layer)
+        cache.advance()
+        return self.head(self.norm(x[:, 0]))
+
+
+def _not_kept(refused: dict[str, list[int]]) -> str:
+    """Which layers cannot be decoded from K alone, and why; the first reasons of many."""
+    reasons = [
+        f"layer{'s' if len(of) > 1 else ''} {', '.join(map(str, of))}: {reason}"
+        for reason, of in refused.items()
+    ]
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return (
+        f"These weights cannot be decoded from K alone. {'; '.join(reasons[:3])}{more}. "
+        'Make the cache with keep="roots", or with more exact rows.'
+    )
+
+
+def _shifted(rows: Tensor, counts: Counts) -> Tensor:
+    """Each row moved left by its count, around the end."""
+    time = rows.shape[1]
+    index = (torch.arange(time, device=rows.device) + counts[:, None]) % time
+    return rows[torch.arange(len(rows), device=rows.device)[:, None], index]

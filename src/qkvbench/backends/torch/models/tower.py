@@ -1,0 +1,45 @@
+"""One of two inputs of a model: embedded, and read by bidirectional blocks."""
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor, nn
+
+from qkvbench.backends.torch.models.block import Block
+from qkvbench.backends.torch.models.embedding import Embedding
+from qkvbench.model import Tower as TowerSpec
+from qkvbench.variant import Geometry
+
+Lengths = Int[Tensor, " batch"]
+
+
+class Tower(nn.Module):
+    """An input to the normed stream after the last block."""
+
+    def __init__(self, spec: TowerSpec, geometry: Geometry, dropout: float) -> None:
+        """An untrained tower, as its spec says."""
+        super().__init__()
+        self.embedding = Embedding(spec.inputs, spec.position, geometry.d_model)
+        self.blocks = nn.ModuleList(
+            Block(block, geometry, spec.position, dropout=dropout, causal=False)
+            for block in spec.blocks
+        )
+        self.norm = nn.LayerNorm(geometry.d_model)
+
+    def forward(
+        self, inputs: Num[Tensor, "batch time *features"], lengths: Lengths | None = None
+    ) -> Float[Tensor, "batch time d_model"]:
+        """The stream; nothing attends to what follows an item's first `lengths` positions."""
+        x = self.embedding(inputs)
+        for block in self.blocks:
+            x = block(x, None, lengths)
+        return self.norm(x)
+
+
+def averaged(
+    x: Float[Tensor, "batch time d_model"], lengths: Lengths | None
+) -> Float[Tensor, "batch one d_model"]:
+    """The mean over the positions that are read."""
+    if lengths is None:
+        return x.mean(dim=1, keepdim=True)
+    read = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+    return (x * read[:, :, None]).sum(dim=1, keepdim=True) / lengths[:, None, None]

@@ -1,0 +1,1 @@
+"""Training: learner, loss, precision, devices."""

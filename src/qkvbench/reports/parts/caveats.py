@@ -1,0 +1,145 @@
+"""What a study cannot tell, and what is wrong with it, in plain words."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from qkvbench.cost.units import count_text, seconds_text
+from qkvbench.reports.parts.formatting import LISTED, Note, machine_text, number, plural
+from qkvbench.results.stats import Comparison, Tally
+from qkvbench.results.view import TaskView, View
+
+
+def limits(view: View) -> list[Note]:
+    """What the study cannot tell, and what is wrong with it."""
+    return [*_seeds(view), *_size(view), *_machine(view), *_missing(view)]
+
+
+def _seeds(view: View) -> list[Note]:
+    if not view.tasks:
+        return []
+    by_count: dict[int, list[str]] = defaultdict(list)
+    for task in view.tasks:
+        by_count[len(task.result.seeds)].append(task.name)
+    counted = ", ".join(
+        f"{count} ({', '.join(names)})" for count, names in sorted(by_count.items())
+    )
+    notes = [
+        Note(
+            "Few seeds",
+            f"{counted}. Not distinguishable is not equal: a loss below the smallest detectable "
+            f"difference can hide. {_over_items(view)}",
+        )
+    ]
+    if len(view.tasks) > 1:
+        notes.append(
+            Note(
+                "Many tasks",
+                "the intervals hold together for the arms of one task, not for all "
+                f"{len(view.tasks)} tasks at once: of many tasks, one may mislead.",
+            )
+        )
+    return notes
+
+
+def _over_items(view: View) -> str:
+    """What the intervals cover of the choice of test items."""
+    kept = [task for task in view.tasks if task.items]
+    if not kept:
+        return "The intervals cover the seeds, not the choice of test items."
+    widest: list[str] = []
+    for task in kept:
+        ratio = max(
+            (each.both[1] - each.both[0]) / _length(task, arm) for arm, each in task.items.items()
+        )
+        widest.append(f"{task.name} at most {number(ratio, 1)} times")
+    return (
+        "The intervals cover the seeds, not the choice of test items; with other items as well "
+        f"they are longer: {', '.join(widest)}."
+    )
+
+
+def _length(task: TaskView, arm: str) -> float:
+    result = task.result
+    assert isinstance(result, Comparison)
+    each = result.differences[arm]
+    return (each.high or 0.0) - (each.low or 0.0)
+
+
+def _size(view: View) -> list[Note]:
+    if not view.tasks:
+        return []
+    sizes = sorted(cost.total_parameters for task in view.tasks for cost in task.costs.values())
+    steps = sorted(task.steps for task in view.tasks)
+    late = " A seed that did not solve its task may only be late."
+    counted = any(isinstance(task.result, Tally) for task in view.tasks)
+    return [
+        Note(
+            "Small models",
+            f"{_range(sizes, count_text)} parameters. What larger ones lose or gain is not tested.",
+        ),
+        Note(
+            "A fixed small budget",
+            f"{_range(steps, '{:,}'.format)} steps measure speed of learning more than "
+            f"capacity: gaps may close with more steps.{late if counted else ''}",
+        ),
+        Note(
+            "One setting",
+            "the arms of a task share learning rate and initial scales; with its own, an arm could "
+            "do better.",
+        ),
+    ]
+
+
+def _machine(view: View) -> list[Note]:
+    measured = list(view.measurements.values())
+    times = sorted(each.decode_p50_s for each in measured if each.decode_p50_s is not None)
+    if not times:
+        return [Note("Latency and memory", "not measured.")]
+    first = measured[0]
+    return [
+        Note(
+            "Latency",
+            f"{_range(times, seconds_text)} on one machine ({machine_text(first.machine)}), with "
+            "the kernels named above and a small model; elsewhere the order may differ.",
+        )
+    ]
+
+
+def _missing(view: View) -> list[Note]:
+    notes: list[Note] = []
+    partly = [f"`{arm}` ({task.name})" for task in view.tasks for arm in task.result.incomplete]
+    if partly:
+        text = f"{LISTED.join(partly)}."
+        notes.append(Note("Only partly complete, so compared with nothing there", text))
+    if view.waiting:
+        notes.append(Note("No run yet", f"{', '.join(view.waiting)}."))
+    if len(view.revisions) > 1:
+        notes.append(Note("Mixed code revisions", f"{', '.join(view.revisions)}."))
+    for name, texts in _mixtures(view).items():
+        if len(texts) > 1:
+            notes.append(Note(f"Mixed {name}", f"{'; '.join(texts)}."))
+    if view.damaged:
+        files = ", ".join(each.path.name for each in view.damaged)
+        notes.append(Note(f"{plural(len(view.damaged), 'damaged file')} left out", f"{files}."))
+    if view.others:
+        notes.append(Note(plural(view.others, "other run"), "in this store, not of this study."))
+    return notes
+
+
+def _mixtures(view: View) -> dict[str, list[str]]:
+    """What should be the same for all runs, and the different values it has."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for machine in view.machines:
+        found["machines"][machine_text(machine)] = None
+        versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+        found["versions"][versions] = None
+    for run in view.runs:
+        if run.data_identity is not None:
+            found[f"data of {run.task}"][run.data_identity[:16]] = None
+    return {name: list(texts) for name, texts in found.items()}
+
+
+def _range(ordered: Sequence[float], text: Callable[[float], str]) -> str:
+    """The first and the last of ordered values; one of them where they read alike."""
+    low, high = text(ordered[0]), text(ordered[-1])
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,263 @@
+"""Two arms beside each other, in words: one sentence first, then what it rests on."""
+
+from collections.abc import Sequence
+
+from qkvbench.cost.units import bytes_text, seconds_text
+from qkvbench.reports.parts.formatting import (
+    LISTED,
+    change,
+    margin_text,
+    metric_text,
+    number,
+    p_text,
+    plural,
+    share,
+    signed,
+)
+from qkvbench.results import record
+from qkvbench.results.pair import Pair, PairTask, Ratio, Side
+from qkvbench.results.stats import POWER, Verdict
+
+_ON: dict[Verdict, str] = {
+    "worse": "worse on",
+    "better": "better on",
+    "matches": "matches on",
+    "not worse": "not worse (within the margin) on",
+    "not distinguishable": "not distinguishable on",
+}
+
+
+def lines(pair: Pair) -> list[str]:
+    """The whole comparison; equations stand between backquotes."""
+    rest = [*(_task(task, pair) for task in pair.tasks), *_over_tasks(pair), *_costs(pair)]
+    return [sentence(pair), "", *(f"• {line}" for line in rest), "", *_notes(pair)]
+
+
+def sentence(pair: Pair) -> str:
+    """What a reviewer needs of the two arms, in one sentence."""
+    groups: dict[str, list[str]] = {}
+    for verdict, words in _ON.items():
+        named = [_named(task) for task in pair.tasks if task.verdict == verdict]
+        if named:
+            groups[words] = named
+    silent = [task.task for task in pair.tasks if task.verdict is None]
+    if silent:
+        groups["not compared on"] = silent
+    told = "; ".join(f"{words} {', '.join(names)}" for words, names in groups.items())
+    saved = _saved(pair)
+    head = f"`{pair.second}` beside `{pair.first}`"
+    return f"{head}: {told}{f'; it takes {saved}' if saved else ''}."
+
+
+def _named(task: PairTask) -> str:
+    if task.verdict == "matches" and task.margin is not None:
+        return f"{task.task} (within {_margin(task)})"
+    if task.verdict in ("worse", "better") and task.difference is not None:
+        return f"{task.task} (by {number(abs(task.difference.value), _places(task))})"
+    if task.verdict == "not distinguishable" and task.detectable is not None:
+        return f"{task.task} (which could show {number(task.detectable, _places(task))})"
+    return task.task
+
+
+def _saved(pair: Pair) -> str:
+    parts: list[str] = []
+    if pair.parameters is not None:
+        parts.append(f"{_share(pair.parameters)} of the parameters")
+    if pair.cache_bytes_per_token is not None:
+        parts.append(f"{_share(pair.cache_bytes_per_token)} of the cache")
+    if pair.decode_p50_s is not None:
+        told = pair.decode_ratio
+        share_of = _share(pair.decode_p50_s) if told is None else _percent(told.value)
+        parts.append(f"{share_of}{_between(told)} of the time of a decode step")
+    return ", ".join(parts)
+
+
+def _share(ratio: Ratio) -> str:
+    return _percent(ratio.ratio)
+
+
+def _percent(value: float) -> str:
+    return f"{number(100 * value, 1)}%"
+
+
+def _between(ratio: record.Ratio | None) -> str:
+    """The interval of an observed ratio; nothing where there is none."""
+    if ratio is None or ratio.low is None or ratio.high is None:
+        return ""
+    return f" ({_percent(ratio.low)} to {_percent(ratio.high)})"
+
+
+def _changed(ratio: Ratio) -> str:
+    return "as many" if ratio.first == ratio.second else change(ratio.second, ratio.first)
+
+
+def _task(task: PairTask, pair: Pair) -> str:
+    head = f"{task.task} ({metric_text(task.metric)}, {plural(len(task.seeds), 'seed')}):"
+    return f"{head} {_outcome(task, pair)}{_failed(task, pair)}"
+
+
+def _outcome(task: PairTask, pair: Pair) -> str:
+    match task.standing:
+        case "no seed in common":
+            return "not compared; the two have no seed in common."
+        case "baseline did not learn":
+            return "not compared; the study's baseline did not clearly beat chance here."
+        case "neither learned":
+            return (
+                "not compared; neither clearly learned "
+                f"({_score(task, task.first)} and {_score(task, task.second)}, chance "
+                f"{number(task.metric.chance, 3)})."
+            )
+        case "runs failed":
+            return "not compared, since a run without a score cannot be left out of a mean."
+        case "one seed" if task.difference is not None:
+            return f"{_signed(task, task.difference.value)}; one seed has no interval."
+        case "one seed":
+            return "one seed; too little to compare."
+        case "no spread":
+            return "the two keep their distance on every seed: no interval."
+        case "compared" if task.difference is not None:
+            return _scored(task, pair)
+        case "compared":
+            return _counted(task, pair)
+
+
+def _scored(task: PairTask, pair: Pair) -> str:
+    each = task.difference
+    assert each is not None
+    low, high = each.low or 0.0, each.high or 0.0
+    places = _places(task)
+    parts = [
+        f"{_verdict(task)}; {_score(task, task.first)} and {_score(task, task.second)}, difference "
+        f"{signed(each.value, places)} [{number(low, places)}, {number(high, places)}], "
+        f"{p_text(each.p if each.p is not None else 1.0)}"
+    ]
+    if each.match_p is not None:
+        parts.append(f"equivalence within {_margin(task)} {p_text(each.match_p)}")
+    else:
+        parts.append("no margin stated, so equivalence is not tested")
+    if task.items is not None:
+        low, high = task.items.both
+        parts.append(f"with other items too [{number(low, places)}, {number(high, places)}]")
+    if task.verdict in ("not distinguishable", "not worse"):
+        parts.append(
+            f"{share(POWER)} power from a difference of {number(task.detectable or 0, places)}, "
+            f"and for a match within {number(task.provable or 0, places)}"
+        )
+    unlearned = [
+        f"`{arm}` does not clearly beat chance ({number(task.metric.chance, 3)})"
+        for arm, side in ((pair.first, task.first), (pair.second, task.second))
+        if side.learned is False
+    ]
+    return f"{'; '.join([*parts, *unlearned])}."
+
+
+def _counted(task: PairTask, pair: Pair) -> str:
+    first, second = task.first.count, task.second.count
+    assert first is not None
+    assert second is not None
+    parts = [
+        f"{_verdict(task)}; solved by {first.solved} of {first.seeds} and {second.solved} of "
+        f"{second.seeds} seeds, {p_text(second.p if second.p is not None else 1.0)}"
+    ]
+    if second.match_p is not None:
+        parts.append(f"equivalence within {_margin(task)} {p_text(second.match_p)}")
+    if task.verdict == "not distinguishable":
+        most = "no count" if task.lowest is None else f"at most {task.lowest}"
+        parts.append(f"{most} of {second.seeds} could be told from {first.solved}")
+    steps = [
+        f"`{arm}` {side.threshold_step:.0f}"
+        for arm, side in ((pair.first, task.first), (pair.second, task.second))
+        if side.threshold_step is not None
+    ]
+    if steps:
+        parts.append(f"median step at which it was solved: {LISTED.join(steps)}")
+    return f"{'; '.join(parts)}."
+
+
+def _failed(task: PairTask, pair: Pair) -> str:
+    told = [
+        f"`{arm}` seed {seed} {status}"
+        for arm, side in ((pair.first, task.first), (pair.second, task.second))
+        for seed, status in side.failures.items()
+    ]
+    return f" Failures: {LISTED.join(told)}." if told else ""
+
+
+def _verdict(task: PairTask) -> str:
+    if task.verdict == "matches":
+        return f"matches within {_margin(task)}"
+    return task.verdict or ""
+
+
+def _margin(task: PairTask) -> str:
+    if task.metric.solved is not None:
+        return f"{share(task.margin or 0)} of the seeds"
+    return margin_text(task.margin or 0, task.metric.unit)
+
+
+def _over_tasks(pair: Pair) -> list[str]:
+    each = pair.over_tasks
+    if each is None:
+        return []
+    low, high = number(100 * each.low, 1), number(100 * each.high, 1)
+    return [
+        f"over {len(each.tasks)} tasks, chance 0 and the study's baseline 100: interquartile means "
+        f"{number(100 * each.baseline_mean, 1)} and {number(100 * each.mean, 1)}, difference "
+        f"{signed(100 * each.difference, 1)} [{low}, {high}]; a run of `{pair.second}` beats one "
+        f"of `{pair.first}` with probability {share(each.improvement)} "
+        f"[{share(each.improvement_low)}, {share(each.improvement_high)}]."
+    ]
+
+
+def _costs(pair: Pair) -> list[str]:
+    told: list[str] = []
+    if pair.parameters is not None:
+        told.append(_ratio("parameters", pair.parameters, "{:,.0f}".format))
+    if pair.macs is not None:
+        told.append(_ratio("MACs", pair.macs, "{:,.0f}".format))
+    if pair.cache_bytes_per_token is not None:
+        told.append(_ratio("cache per token", pair.cache_bytes_per_token, bytes_text))
+    computed = [f"computed: {'; '.join(told)}."] if told else []
+    if pair.decode_p50_s is not None:
+        text = _ratio("decode step", pair.decode_p50_s, seconds_text)
+        if pair.decode_ratio is not None:
+            text += (
+                f"; over interleaved rounds {_percent(pair.decode_ratio.value)}"
+                f"{_between(pair.decode_ratio)}"
+            )
+        return [*computed, f"observed: {text}."]
+    return [*computed, "latency: not measured for both."]
+
+
+def _ratio(name: str, ratio: Ratio, text: object) -> str:
+    assert callable(text)
+    return f"{name} {text(ratio.first)} and {text(ratio.second)} ({_changed(ratio)})"
+
+
+def _notes(pair: Pair) -> Sequence[str]:
+    compared = sum(task.verdict is not None for task in pair.tasks)
+    return [
+        f"Differences are `{pair.second}` minus `{pair.first}`, paired by seed (Student's t); 95% "
+        "intervals for this pair and task alone. "
+        f"p values and verdicts: Holm over {plural(compared, 'task')}. They hold for a pair that "
+        "was named before the study was looked at. Not distinguishable is not equal."
+    ]
+
+
+def _places(task: PairTask) -> int:
+    each = task.difference
+    if each is None or each.low is None or each.high is None or each.high <= each.low:
+        return 3
+    places = 2
+    while places < 4 and (each.high - each.low) / 2 * 10**places < 3:
+        places += 1
+    return places
+
+
+def _signed(task: PairTask, value: float) -> str:
+    return signed(value, _places(task))
+
+
+def _score(task: PairTask, side: Side) -> str:
+    return "no score" if side.mean is None else number(side.mean, _places(task))

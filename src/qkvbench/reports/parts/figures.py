@@ -1,0 +1,438 @@
+"""The report's plots, as SVG that stands in the page: its colours are the page's, dark or light."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from markupsafe import Markup, escape
+
+from qkvbench.cost.units import bytes_text, count_text
+from qkvbench.reports.parts.formatting import decimals, metric_text, number
+from qkvbench.results.record import Cost
+from qkvbench.results.stats import Comparison, Tally
+from qkvbench.results.view import TaskView
+
+# All in the SVG's own units, which are pixels at the page's full width.
+WIDTH, HEIGHT = 560, 350
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 30, 44
+LABEL_WIDTH, LABEL_HEIGHT = 6.3, 13.0
+HUES = 8
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One arm in a plot of quality against cost; `low` and `high` are the ends of its bar."""
+
+    arm: str
+    order: int
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle that is taken: a label or a point."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlap(self, other: "Box") -> bool:
+        """Whether the two share any place."""
+        return (
+            self.left < other.right
+            and other.left < self.right
+            and self.top < other.bottom
+            and other.top < self.bottom
+        )
+
+
+def against_cache(task: TaskView) -> Markup | None:
+    """Quality against cache bytes per token; None for a model that has no cache."""
+    sizes = {
+        arm: float(cost.cache_bytes_per_token)
+        for arm, cost in task.costs.items()
+        if cost.cache_bytes_per_token is not None
+    }
+    if not task.causal or not sizes:
+        return None
+    return _trade(task, sizes, "cache per token, all layers", bytes_text, math.log2)
+
+
+def against_parameters(task: TaskView) -> Markup | None:
+    """Quality against all learned numbers; None where no arm has a score."""
+    return _trade(task, _parameters(task.costs), "parameters", count_text, float)
+
+
+def curves(task: TaskView) -> Markup | None:
+    """The validation metric on the way, each arm's mean over its seeds; None without a curve.
+
+    Where runs are counted by whether they solve the task, each seed is a thin line: a mean of
+    solved and unsolved runs is the course of none of them.
+    """
+    name = task.metric.name
+    singles = [
+        (order, [(point.step, point.metrics[name]) for point in run.curve if name in point.metrics])
+        for order, cell in enumerate(task.cells)
+        for run in cell.runs
+        if run.status == "done"
+    ]
+    singles = [(order, line) for order, line in singles if line]
+    if not singles:
+        return None
+    means = {order: _mean_line(singles, order) for order in dict.fromkeys(o for o, _ in singles)}
+    thin = singles if isinstance(task.result, Tally) else []
+    lines = [*means.values(), *(line for _, line in thin)]
+    last = max(step for line in lines for step, _ in line)
+    bottom, top = _span([value for line in lines for step, value in line if step >= last / 4])
+    label_room = 6 + LABEL_WIDTH * max(len(task.cells[order].variant) for order in means)
+    right = WIDTH - RIGHT - label_room
+
+    def x(step: float) -> float:
+        return LEFT + (right - LEFT) * step / last
+
+    y = _scale(bottom, top)
+    parts = _frame(task, bottom, top, right)
+    parts += [_tick_x(x(step), f"{step:,.0f}") for step in _nice(0, last, 5) if step <= last]
+    parts.append(_text(WIDTH - RIGHT - label_room, HEIGHT - 8, "training step", "axis", "end"))
+    drawn = [_line([(x(s), y(v)) for s, v in line], order, "single") for order, line in thin]
+    ends = _apart({order: y(line[-1][1]) for order, line in means.items()})
+    for order, line in reversed(means.items()):
+        arm = task.cells[order].variant
+        path = _line([(x(s), y(v)) for s, v in line], order, "mean")
+        end_x, end_y = x(line[-1][0]), y(line[-1][1])
+        leader = _tag(
+            "path", d=f"M{end_x:.1f} {end_y:.1f}L{right + 5:.1f} {ends[order]:.1f}", class_="leader"
+        )
+        label = _text(right + 7, ends[order] + 4, arm, "label hue")
+        drawn.append(_group(order, arm, f"{arm}: {number(line[-1][1], 4)}", path))
+        parts.append(_group(order, arm, arm, leader, label))
+    # An inner svg cuts off what is outside of it, with no id that a second figure could share.
+    width, height = right - LEFT + 3, HEIGHT - TOP - BOTTOM + 2
+    parts.append(
+        _tag(
+            "svg",
+            Markup("").join(drawn),
+            x=LEFT,
+            y=TOP - 1,
+            width=width,
+            height=height,
+            viewBox=f"{LEFT} {TOP - 1} {width} {height}",
+        )
+    )
+    return _svg(f"Learning curves on {task.name}", parts)
+
+
+def _trade(
+    task: TaskView,
+    costs: Mapping[str, float],
+    axis: str,
+    text: Callable[[float], str],
+    transform: Callable[[float], float],
+) -> Markup | None:
+    marks = _marks(task, costs)
+    if not marks:
+        return None
+    right = WIDTH - RIGHT
+    ends = [end for mark in marks for end in (mark.y, mark.low, mark.high) if end is not None]
+    bottom, top = (-0.04, 1.04) if isinstance(task.result, Tally) else _span(ends)
+    y = _scale(bottom, top)
+    values = sorted({mark.x for mark in marks})
+    first, last = transform(values[0]), transform(values[-1])
+    inner_left, inner_right = LEFT + 64, right - 72
+
+    def x(value: float) -> float:
+        if first == last:
+            return (inner_left + inner_right) / 2
+        return inner_left + (inner_right - inner_left) * (transform(value) - first) / (last - first)
+
+    parts = _frame(task, bottom, top, right)
+    parts += [_tick_x(place, text(value)) for value, place in _sparse(values, x)]
+    parts.append(_text(right, HEIGHT - 8, f"{axis} (← less)", "axis", "end"))
+    base = next((mark for mark in marks if mark.order == 0), None)
+    if base is not None:
+        parts.append(
+            _tag(
+                "line",
+                x1=LEFT,
+                x2=right,
+                y1=f"{y(base.y):.1f}",
+                y2=f"{y(base.y):.1f}",
+                class_="base",
+            )
+        )
+    places = _side_by_side(marks, x, y)
+    bars = [
+        Box(places[mark.arm][0] - 2, y(mark.high), places[mark.arm][0] + 2, y(mark.low))
+        for mark in marks
+        if mark.low is not None and mark.high is not None
+    ]
+    labels = _labels(marks, places, bars, Box(LEFT + 2, TOP - 4, right, HEIGHT - BOTTOM))
+    for mark in marks:
+        px, py = places[mark.arm]
+        parts.append(_marked(task, mark, (px, py), labels[mark.arm], y))
+    return _svg(f"{task.name}: {metric_text(task.metric)} against {axis}", parts)
+
+
+def _marks(task: TaskView, costs: Mapping[str, float]) -> list[Mark]:
+    marks: list[Mark] = []
+    for order, cell in enumerate(task.cells):
+        arm = cell.variant
+        if arm not in costs:
+            continue
+        match task.result:
+            case Comparison(means=means, differences=differences):
+                if arm not in means:
+                    continue
+                value, apart = means[arm].value, differences.get(arm)
+                low = high = None
+                if apart is not None and apart.low is not None and apart.high is not None:
+                    # The bar of the difference, about the arm: it crosses the baseline's line
+                    # where the difference could be zero.
+                    low, high = value + apart.low - apart.value, value + apart.high - apart.value
+                marks.append(Mark(arm, order, costs[arm], value, low, high))
+            case Tally(counts=counts):
+                if arm not in counts:
+                    continue
+                count = counts[arm]
+                solved = count.solved / count.seeds
+                marks.append(Mark(arm, order, costs[arm], solved, count.low, count.high))
+    return marks
+
+
+def _marked(
+    task: TaskView,
+    mark: Mark,
+    place: tuple[float, float],
+    label: tuple[float, float, str],
+    y: Callable[[float], float],
+) -> Markup:
+    px, py = place
+    lx, ly, anchor = label
+    parts: list[Markup] = []
+    if mark.low is not None and mark.high is not None:
+        ends = f"M{px:.1f} {y(mark.low):.1f}V{y(mark.high):.1f}"
+        caps = "".join(f"M{px - 3:.1f} {y(end):.1f}h6" for end in (mark.low, mark.high))
+        parts.append(_tag("path", d=ends + caps, class_="bar"))
+    if abs(ly - py) > LABEL_HEIGHT / 2 or abs(lx - px) > 12:
+        near = lx - 2 if anchor == "start" else lx + 2
+        parts.append(_tag("path", d=f"M{px:.1f} {py:.1f}L{near:.1f} {ly:.1f}", class_="leader"))
+    if mark.order == 0:
+        parts.append(
+            _tag(
+                "rect",
+                x=f"{px - 5:.1f}",
+                y=f"{py - 5:.1f}",
+                width=10,
+                height=10,
+                transform=f"rotate(45 {px:.1f} {py:.1f})",
+                class_="dot",
+            )
+        )
+    else:
+        parts.append(_tag("circle", cx=f"{px:.1f}", cy=f"{py:.1f}", r=4.5, class_="dot"))
+    parts.append(_text(lx, ly + 4, mark.arm, "label hue", anchor))
+    places = 2 if isinstance(task.result, Tally) else decimals(task.result)
+    return _group(mark.order, mark.arm, f"{mark.arm}: {number(mark.y, places)}", *parts)
+
+
+def _side_by_side(
+    marks: Sequence[Mark], x: Callable[[float], float], y: Callable[[float], float]
+) -> dict[str, tuple[float, float]]:
+    """Where each point stands; those of one cost are set apart, so that no bar hides another."""
+    places: dict[str, tuple[float, float]] = {}
+    for value in {mark.x: None for mark in marks}:
+        column = [mark for mark in marks if mark.x == value]
+        for index, mark in enumerate(column):
+            places[mark.arm] = (x(value) + 11 * (index - (len(column) - 1) / 2), y(mark.y))
+    return places
+
+
+def _labels(
+    marks: Sequence[Mark],
+    places: Mapping[str, tuple[float, float]],
+    bars: Sequence[Box],
+    room: Box,
+) -> dict[str, tuple[float, float, str]]:
+    """A free place for each name, as near to its point as there is one: x, y and anchor."""
+    points = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in places.values()]
+    taken: list[Box] = []
+    chosen: dict[str, tuple[float, float, str]] = {}
+    for mark in sorted(marks, key=lambda mark: (places[mark.arm][1], mark.order)):
+        px, py = places[mark.arm]
+        candidates = list(_candidates(mark.arm, px, py, room))
+        free = [
+            each
+            for each in candidates
+            if not any(each[3].overlap(box) for box in (*points, *taken))
+        ]
+        others = [box for box in points if not box.overlap(Box(px, py, px + 0.1, py + 0.1))]
+        # A name may stand on a bar, or beyond another point, but had better not.
+        best = min(
+            free or candidates,
+            key=lambda each, px=px, py=py, others=others: (
+                each[4]
+                + 12 * sum(each[3].overlap(bar) for bar in bars)
+                + 40 * any(_crosses((px, py), each[:2], box) for box in others)
+            ),
+        )
+        chosen[mark.arm] = best[:3]
+        taken.append(best[3])
+    return chosen
+
+
+def _crosses(start: tuple[float, float], end: tuple[float, float], box: Box) -> bool:
+    """Whether the straight way from a point to its name leads over a box."""
+    steps = 8
+    return any(
+        box.left < start[0] + (end[0] - start[0]) * part / steps < box.right
+        and box.top < start[1] + (end[1] - start[1]) * part / steps < box.bottom
+        for part in range(steps + 1)
+    )
+
+
+def _candidates(
+    arm: str, x: float, y: float, room: Box
+) -> Iterable[tuple[float, float, str, Box, float]]:
+    """Places for a name: to the right and left, at several heights, with how far each is."""
+    width = LABEL_WIDTH * len(arm)
+    for step in range(-16, 17):
+        for away in (9, 24, 42, 64):
+            ly = y + step * LABEL_HEIGHT / 2
+            far = abs(step) * LABEL_HEIGHT / 2 + 0.7 * (away - 9)
+            for anchor, left in (("start", x + away), ("end", x - away - width)):
+                box = Box(left, ly - LABEL_HEIGHT / 2, left + width, ly + LABEL_HEIGHT / 2)
+                inside = (
+                    box.left >= room.left
+                    and box.right <= room.right
+                    and box.top >= room.top
+                    and box.bottom <= room.bottom
+                )
+                # A name that is cut off is worse than one that is far away.
+                cost = far + (0 if anchor == "start" else 3) + (0 if inside else 1000)
+                yield (x + away if anchor == "start" else x - away, ly, anchor, box, cost)
+
+
+def _mean_line(
+    singles: Sequence[tuple[int, list[tuple[int, float]]]], order: int
+) -> list[tuple[int, float]]:
+    """The mean over the seeds of one arm, at the steps that all of them have."""
+    lines = [dict(line) for index, line in singles if index == order]
+    steps = sorted(set[int](lines[0]).intersection(*lines))
+    return [(step, sum(line[step] for line in lines) / len(lines)) for step in steps]
+
+
+def _apart(places: Mapping[int, float]) -> dict[int, float]:
+    """The same heights, pushed down or up until no two labels touch."""
+    ordered = sorted(places, key=lambda order: places[order])
+    moved = dict(places)
+    for above, below in pairwise(ordered):
+        moved[below] = max(moved[below], moved[above] + LABEL_HEIGHT)
+    limit = float(HEIGHT - BOTTOM - 2)
+    for order in reversed(ordered):
+        moved[order] = min(moved[order], limit)
+        limit = moved[order] - LABEL_HEIGHT
+    return moved
+
+
+def _frame(task: TaskView, bottom: float, top: float, right: float) -> list[Markup]:
+    """The grid, the ticks of the vertical axis and what it shows."""
+    y = _scale(bottom, top)
+    counted = isinstance(task.result, Tally) and (bottom, top) == (-0.04, 1.04)
+    better = "↑" if counted or task.metric.better == "higher" else "↓"
+    name = f"seeds solved of {len(task.result.seeds)}" if counted else metric_text(task.metric)
+    parts = [_text(LEFT, TOP - 14, f"{name} ({better} better)", "axis")]
+    if counted:
+        seeds = len(task.result.seeds)
+        ticks = [(count / seeds, str(count)) for count in range(seeds + 1)]
+    else:
+        steps = _nice(bottom, top, 6)
+        places = max(0, -math.floor(math.log10(steps[1] - steps[0]) + 1e-9))
+        ticks = [(value, number(value, places)) for value in steps if bottom <= value <= top]
+    for value, text in ticks:
+        height = f"{y(value):.1f}"
+        parts.append(_tag("line", x1=LEFT, x2=f"{right:.1f}", y1=height, y2=height, class_="grid"))
+        parts.append(_text(LEFT - 8, y(value) + 4, text, "tick", "end"))
+    return parts
+
+
+def _scale(bottom: float, top: float) -> Callable[[float], float]:
+    return lambda value: TOP + (HEIGHT - TOP - BOTTOM) * (top - value) / (top - bottom)
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    """The range of the values with some room about it."""
+    low, high = min(values), max(values)
+    room = 0.06 * (high - low) or 0.01 * max(1.0, abs(high))
+    return low - room, high + room
+
+
+def _nice(low: float, high: float, count: int) -> list[float]:
+    """Round numbers from below `low` to above `high`, about `count` of them inside."""
+    raw = (high - low) / count
+    size = 10 ** math.floor(math.log10(raw))
+    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw * 0.999)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _sparse(values: Sequence[float], x: Callable[[float], float]) -> list[tuple[float, float]]:
+    """The values whose ticks have room beside each other, with their places."""
+    kept: list[tuple[float, float]] = []
+    for value in values:
+        if not kept or x(value) - kept[-1][1] > 52:
+            kept.append((value, x(value)))
+    return kept
+
+
+def _parameters(costs: Mapping[str, Cost]) -> dict[str, float]:
+    return {arm: float(cost.total_parameters) for arm, cost in costs.items()}
+
+
+def _line(points: Sequence[tuple[float, float]], order: int, kind: str) -> Markup:
+    if len(points) == 1:
+        x, y = points[0]
+        return _tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=2.5, class_=f"dot {hue(order)}")
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    return _tag("path", d=path, class_=f"{kind} {hue(order)}")
+
+
+def _tick_x(x: float, text: str) -> Markup:
+    base = HEIGHT - BOTTOM
+    tick = _tag("path", d=f"M{x:.1f} {base}v4", class_="grid")
+    return tick + _text(x, base + 17, text, "tick", "middle")
+
+
+def hue(order: int) -> str:
+    """The classes that give an arm its colour, and after the last colour its dashes."""
+    if order == 0:
+        return "baseline"
+    dashes = " dashed" if order > HUES else ""
+    return f"h{(order - 1) % HUES}{dashes}"
+
+
+def _group(order: int, arm: str, title: str, *parts: Markup) -> Markup:
+    inside = _tag("title", title) + Markup("").join(parts)
+    return _tag("g", inside, class_=f"arm {hue(order)}", data_arm=arm)
+
+
+def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> Markup:
+    return _tag("text", text, x=f"{x:.1f}", y=f"{y:.1f}", class_=kind, text_anchor=anchor)
+
+
+def _svg(title: str, parts: Sequence[Markup]) -> Markup:
+    inside = _tag("title", title) + Markup("\n").join(parts)
+    return _tag("svg", inside, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
+
+
+def _tag(name: str, content: str | Markup = "", **attributes: object) -> Markup:
+    """One element; all text and every value is escaped, `class_` is class and `a_b` is a-b."""
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
+        for key, value in attributes.items()
+    )
+    return Markup(f"<{name}{written}>{escape(content)}</{name}>")

@@ -1,0 +1,322 @@
+"""The main table as a value: its columns and lines, before any of them has a look."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qkvbench.cost.units import bytes_text, count_text, seconds_text
+from qkvbench.experiment import PRECISIONS, from_json
+from qkvbench.model import position_written
+from qkvbench.reports.parts.formatting import (
+    LISTED,
+    bounds,
+    change,
+    decimals,
+    machine_text,
+    margin_text,
+    metric_text,
+    number,
+    p_text,
+    plural,
+    seeds_text,
+    signed,
+)
+from qkvbench.results.record import Record
+from qkvbench.results.stats import (
+    Comparison,
+    Count,
+    Difference,
+    Estimate,
+    Tally,
+    Verdict,
+)
+from qkvbench.results.view import Cell, TaskView, View
+from qkvbench.variant import parse
+from qkvbench.variant.catalogue import name_of
+
+DASH = "–"
+# How runs are carried out where nothing else was asked for; told only where it is another way.
+USUAL = PRECISIONS[0]
+
+# What a line says of its arm, for whoever gives it a colour.
+Tone = Literal["plain", "quiet", "strong", "better", "worse", "same", "failed"]
+
+# What is shown of an arm, as a sign before its number; nothing where nothing is shown.
+MARKS: dict[Verdict, str] = {"worse": "▼ ", "better": "▲ ", "matches": "≈ "}
+TONES: dict[Verdict, Tone] = {"worse": "worse", "better": "better", "matches": "same"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a cell."""
+
+    text: str
+    tone: Tone = "plain"
+
+
+Lines = tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its head, and the lines of each arm in the study's order.
+
+    ``task`` names the task whose runs are behind the cells; None for what is computed or measured.
+    """
+
+    head: tuple[str, ...]
+    cells: tuple[Lines, ...]
+    task: str | None = None
+    numeric: bool = True
+
+
+def columns(view: View) -> tuple[Column, ...]:
+    """All columns of the main table, the configuration first."""
+    return (
+        Column(("Configuration",), tuple(_named(arm) for arm in view.arms), numeric=False),
+        Column(
+            ("Parameters", "(Δ%)"),
+            _costs(view, lambda arm: view.costs[arm].total_parameters, lambda n: f"{n:,.0f}"),
+        ),
+        *(_task_column(task) for task in view.tasks),
+        Column(("MACs",), _costs(view, lambda arm: view.costs[arm].macs, count_text)),
+        Column(
+            ("Cache", "per", "token"),
+            _costs(view, lambda arm: view.costs[arm].cache_bytes_per_token, bytes_text),
+        ),
+        Column(("Decode", "p50"), _latencies(view)),
+        Column(("Memory",), _measured(view, "memory_bytes", bytes_text)),
+    )
+
+
+def caption(view: View) -> list[str]:
+    """What the runs began with, and what the cost columns are about."""
+    return [*_starts(view), *_costs_caption(view)]
+
+
+def _starts(view: View) -> list[str]:
+    """What the arms of each task begin with, where they do not begin from nothing."""
+    begun: dict[str, list[str]] = defaultdict(list)
+    for task in view.tasks:
+        if task.start is not None:
+            begun[task.start].append(task.name)
+    return [
+        f"The arms of {LISTED.join(names)} begin with the weights of their own runs on {start}, "
+        "each with its variant and seed."
+        for start, names in begun.items()
+    ]
+
+
+def _costs_caption(view: View) -> list[str]:
+    task = next((task for task in view.tasks if task.name == view.cost_task), None)
+    if task is None:
+        return []
+    tokens = next(iter(task.costs.values())).tokens
+    run = next(run for cell in task.cells for run in cell.runs)
+    position = position_written(from_json(run.experiment).model.position)
+    lines = [
+        f"Parameters, MACs and cache: computed for the model of {task.name} ({position} "
+        f"positions; one forward of {tokens} tokens; all layers; 2 bytes a cached value)."
+    ]
+    executions = {from_json(run.experiment).execution for run in view.runs} - {USUAL}
+    if executions:
+        lines.append(f"Runs in {'; '.join(sorted(executions))}.")
+    first = next(iter(view.measurements.values()), None)
+    if first is not None:
+        kernels = sorted({each.kernel for each in view.measurements.values()})
+        lines.append(
+            f"Decode and memory: observed for the same model on {machine_text(first.machine)}, "
+            f"{first.precision}, {plural(first.threads, 'thread')}, "
+            f"{plural(first.batch, 'sequence')} at {first.context} cached tokens; "
+            f"kernels: {'; '.join(kernels)}."
+        )
+        if any(view.decode_ratio(arm) for arm in view.arms):
+            lines.append(
+                f"Below a decode time: how many times as long as `{view.baseline}` it takes, and "
+                "the 95% interval over blocks of interleaved rounds."
+            )
+    return lines
+
+
+def legend(view: View) -> list[str]:
+    """How to read a task's cell."""
+    lines: list[str] = []
+    if any(isinstance(task.result, Comparison) for task in view.tasks):
+        lines.append(
+            "Score ± standard deviation over seeds; below, the difference to "
+            f"`{view.baseline}` paired by seed, and its 95% interval, simultaneous over the arms "
+            "of a task. ▼ worse, ▲ better: the interval leaves zero out. ≈ matches: shown to lie "
+            f"within the margin ({_margins(view)}). No sign: nothing is shown."
+        )
+    if any(isinstance(task.result, Tally) for task in view.tasks):
+        lines.append(
+            "Solved: seeds that reach the task's threshold; p: Boschloo's exact test against "
+            f"`{view.baseline}`, Holm over the arms; a run that diverged has not solved it. Then "
+            "the median step at which it was reached."
+        )
+    return lines
+
+
+def _margins(view: View) -> str:
+    told = [
+        f"{task.name} {margin_text(task.result.margin, task.metric.unit)}"
+        for task in view.tasks
+        if isinstance(task.result, Comparison) and task.result.margin is not None
+    ]
+    return ", ".join(told) or "none is stated"
+
+
+def failures(view: View) -> list[str]:
+    """The runs that ended without a score and why; those with one reason in one line."""
+    alike: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for run in view.failures:
+        # The whole reason is in the record; its first line says what happened.
+        first = (run.reason or "").strip().partition("\n")[0]
+        alike[run.task, run.status, first[:300]].append(run)
+    return [
+        f"{_who(runs, view)} {status}{': ' if reason else ''}{reason}"
+        for (_, status, reason), runs in alike.items()
+    ]
+
+
+def _who(runs: Sequence[Record], view: View) -> str:
+    task = next(task for task in view.tasks if task.name == runs[0].task)
+    if len(runs) == len(task.cells) * len(task.result.seeds):
+        return f"{task.name}: all {len(runs)} runs"
+    seeds: dict[str, list[str]] = defaultdict(list)
+    for run in runs:
+        seeds[run.arm].append(str(run.seed))
+    arms = [
+        f"`{arm}` seed{'' if len(each) == 1 else 's'} {', '.join(each)}"
+        for arm, each in seeds.items()
+    ]
+    return f"{task.name}: {LISTED.join(arms)}"
+
+
+def nickname(arm: str) -> str | None:
+    """The catalogue's name of an equation, where it has one."""
+    try:
+        return name_of(parse(arm))
+    except ValueError:
+        return None
+
+
+def _named(arm: str) -> Lines:
+    name = nickname(arm)
+    return (Line(arm, "strong"), *((Line(name, "quiet"),) if name else ()))
+
+
+def _costs(
+    view: View, value: Callable[[str], float | None], text: Callable[[float], str]
+) -> tuple[Lines, ...]:
+    values = [value(arm) if arm in view.costs else None for arm in view.arms]
+    return _beside_first(values, text)
+
+
+def _measured(view: View, field: str, text: Callable[[float], str]) -> tuple[Lines, ...]:
+    kept = view.measurements
+    values = [getattr(kept[arm], field) if arm in kept else None for arm in view.arms]
+    return _beside_first(values, text)
+
+
+def _latencies(view: View) -> tuple[Lines, ...]:
+    """The decode step of each arm; below, its ratio to the baseline's where that was kept."""
+    cells: list[Lines] = []
+    for arm, cell in zip(view.arms, _measured(view, "decode_p50_s", seconds_text), strict=True):
+        ratio = view.decode_ratio(arm)
+        if ratio is None:
+            cells.append(cell)
+            continue
+        lines = [cell[0], Line(f"×{number(ratio.value, 2)}", "quiet")]
+        if ratio.low is not None and ratio.high is not None:
+            interval = f"[{number(ratio.low, 2)}, {number(ratio.high, 2)}]"
+            lines.append(Line(interval, "quiet"))
+        cells.append(tuple(lines))
+    return tuple(cells)
+
+
+def _beside_first(
+    values: Iterable[float | None], text: Callable[[float], str]
+) -> tuple[Lines, ...]:
+    """Each value with its distance from the baseline's; a dash where there is none."""
+    base, *others = values
+    cells: list[Lines] = [(Line(DASH if base is None else text(base)),)]
+    for value in others:
+        if value is None:
+            cells.append((Line(DASH, "quiet"),))
+        elif not base:
+            cells.append((Line(text(value)),))
+        else:
+            cells.append((Line(text(value)), Line(change(value, base), "quiet")))
+    return tuple(cells)
+
+
+def _task_column(task: TaskView) -> Column:
+    arrow = "↑" if task.metric.better == "higher" else "↓"
+    head = (
+        task.name,
+        f"{metric_text(task.metric)} {arrow}",
+        f"chance {f'{task.metric.chance:.2f}'.removeprefix('0')}",
+        seeds_text(task.result),
+    )
+    return Column(head, tuple(_task_lines(task, cell) for cell in task.cells), task.name)
+
+
+def _task_lines(task: TaskView, cell: Cell) -> Lines:
+    arm = cell.variant
+    match task.result:
+        case Comparison() as result:
+            places = decimals(task.result)
+            estimate = result.means.get(arm)
+            first = () if estimate is None else (_score_line(estimate, places),)
+            difference = result.differences.get(arm)
+            rest = () if difference is None else _difference_lines(task, difference, places)
+        case Tally() as result:
+            count = result.counts.get(arm)
+            first = () if count is None else (Line(f"{count.solved}/{count.seeds} solved"),)
+            rest = () if count is None else _count_lines(result, cell, count)
+    if arm in result.incomplete:
+        return (*first, *_gap_lines(task, cell))
+    if result.standing.startswith("baseline") and arm != result.baseline:
+        # In two lines, so that the reason makes no column wider than its scores.
+        return (*first, *(Line(part, "quiet") for part in result.standing.split(" ", 1)))
+    return (*first, *rest)
+
+
+def _score_line(estimate: Estimate, places: int) -> Line:
+    score = number(estimate.value, places)
+    if estimate.deviation is None:
+        return Line(score)
+    return Line(f"{score} ±{number(estimate.deviation, places)}")
+
+
+def _difference_lines(task: TaskView, difference: Difference, places: int) -> Lines:
+    verdict = difference.verdict(task.metric.better)
+    value = f"{MARKS.get(verdict, '')}{signed(difference.value, places)}"
+    tone = TONES.get(verdict, "quiet")
+    return (Line(value, tone), Line(bounds(difference, places), tone))
+
+
+def _count_lines(result: Tally, cell: Cell, count: Count) -> Lines:
+    lines: list[Line] = []
+    if count.p is not None:
+        verdict = result.verdict(cell.variant) or "not distinguishable"
+        text = f"{MARKS.get(verdict, '')}{p_text(count.p)}"
+        lines.append(Line(text, TONES.get(verdict, "quiet")))
+    steps = [run.solved_step for run in cell.solved if run.solved_step is not None]
+    if steps:
+        lines.append(Line(f"step {statistics.median(steps):.0f}", "quiet"))
+    return tuple(lines)
+
+
+def _gap_lines(task: TaskView, cell: Cell) -> Lines:
+    """Why a cell is compared with nothing: what its seeds came to."""
+    counts: dict[str, int] = {}
+    for run in cell.failures:
+        counts[run.status] = counts.get(run.status, 0) + 1
+    if cell.missing:
+        counts["missing"] = len(cell.missing)
+    ended = Line(f"{len(cell.scores)} of {plural(len(task.result.seeds), 'seed')}", "failed")
+    return (ended, *(Line(f"{count} {status}", "failed") for status, count in counts.items()))

@@ -1,0 +1,1 @@
+"""Kinds of tasks: what several task files share."""

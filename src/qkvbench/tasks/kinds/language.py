@@ -1,0 +1,152 @@
+"""Language modelling: predict the next token of packed documents, scored in bits a byte."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from hashlib import sha256
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int, Integer
+
+from qkvbench.data.batch import Predictions
+from qkvbench.data.cache import DataRefusedError
+from qkvbench.data.streams import Streams, tokenized
+from qkvbench.data.tokenizer import BYTES, Bytes, Tokenizer
+from qkvbench.experiment import Training
+from qkvbench.model import Decoder, Init, Rotary, transformer
+from qkvbench.tasks import Data, Metric, Task
+from qkvbench.tasks.kinds.splits import Windows
+
+LENGTH = 128
+# Of validation and test text so many bytes are scored, the same text for all tokenizers.
+VALIDATION = 64 * LENGTH
+TEST = 1024 * LENGTH
+# With fewer windows in a split a score would say nothing at all.
+FEWEST = 4
+SHORTEST = 16
+TRAINING = Training(steps=500, batch=8, learning_rate=4e-3, warmup=50)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text to model in windows of `length` tokens: `read` gives its documents as bytes.
+
+    So many bytes of validation and of test text are scored. A step reads ``training.batch``
+    windows of `length`, or as many tokens in windows of another length, and one window at least.
+    """
+
+    about: str
+    tier: Literal["packaged", "own"]
+    version: int
+    model: str
+    read: Callable[[], Streams]
+    benchmark: Literal["lm", "long"] = "lm"
+    length: int = LENGTH
+    validation: int = VALIDATION
+    test: int = TEST
+    training: Training = TRAINING
+
+
+def language_model(source: Source, tokenizer: Tokenizer) -> Task:
+    """The task of predicting the next token of a source."""
+    return Task(
+        about=source.about,
+        benchmark=source.benchmark,
+        tier=source.tier,
+        version=source.version,
+        # A byte costs eight bits where all are equally likely, in tokens of any kind.
+        metric=Metric("bits_per_byte", "bits", "lower", chance=math.log2(BYTES)),
+        tokens=source.length,
+        model=transformer(
+            source.model,
+            Decoder(tokenizer.vocabulary),
+            layers=2,
+            d_model=96,
+            heads=4,
+            position=Rotary(),
+            init=Init(embedding_std=0.5, position_std=0.5),
+        ),
+        training=source.training,
+        load=partial(load, source, tokenizer),
+        score=partial(score, source, tokenizer),
+        retokenized=partial(language_model, source),
+        lengthened=partial(lengthened, source, tokenizer),
+    )
+
+
+def lengthened(source: Source, tokenizer: Tokenizer, length: int) -> Task:
+    """The same text in windows of another length.
+
+    Raises DataRefusedError where such windows are too few or too short to say anything.
+    """
+    longest = min(source.validation, source.test) // FEWEST
+    if not SHORTEST <= length <= longest:
+        raise DataRefusedError(
+            f"Windows of {length:,} tokens cannot be scored here: {source.validation:,} bytes of "
+            f"validation text are,\nin {FEWEST} windows at least. Write a length from {SHORTEST} "
+            f"to {longest}."
+        )
+    return language_model(at_length(source, length), tokenizer)
+
+
+def at_length(source: Source, length: int) -> Source:
+    """The same text read to another length; a step reads as many tokens, where it can."""
+    batch = max(1, source.training.batch * source.length // length)
+    return replace(source, length=length, training=replace(source.training, batch=batch))
+
+
+def load(source: Source, tokenizer: Tokenizer) -> Data:
+    """Windows on the three streams; of the later two the first ones, which are a fair sample.
+
+    Raises DataRefusedError where a stream fills too few windows.
+    """
+    streams = tokenized(source.read(), tokenizer)
+    parts = {
+        "training": streams.train,
+        "validation": _prefix(streams, streams.validation, source.validation + 1),
+        "test": _prefix(streams, streams.test, source.test + 1),
+    }
+    for name, part in parts.items():
+        if len(part) <= FEWEST * source.length:
+            raise DataRefusedError(
+                f"The text is too short: its {name} split has {len(part):,} tokens "
+                f"({tokenizer.name}),\nwhich do not fill {FEWEST} windows of {source.length}. "
+                "Give more text."
+            )
+    train, validation, test = (Windows(part, source.length) for part in parts.values())
+    cut = f"{streams.identity} {source.length} {len(validation)} {len(test)}"
+    return Data(train, validation, test, identity=sha256(cut.encode()).hexdigest())
+
+
+def score(source: Source, tokenizer: Tokenizer, outcome: Predictions) -> dict[str, float]:
+    """Bits and perplexity for each byte, and the loss of each token in nats.
+
+    The byte that ends a document is one of them.
+    """
+    loss = float(outcome.loss.mean())
+    match tokenizer:
+        case Bytes():
+            bytes_a_token = 1.0
+        case _:
+            bytes_a_token = float(_token_bytes(source, tokenizer)[outcome.targets].mean())
+    nats = loss / bytes_a_token
+    # math.exp refuses what is infinite here, and infinite is what a caller looks for.
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(np.float64(nats)))
+    return {"bits_per_byte": nats / math.log(2), "perplexity": perplexity, "loss": loss}
+
+
+# Asked for at each evaluation, while the files behind it stay as they are.
+@lru_cache(maxsize=8)
+def _token_bytes(source: Source, tokenizer: Tokenizer) -> Int[np.ndarray, " vocabulary"]:
+    return tokenized(source.read(), tokenizer).token_bytes
+
+
+def _prefix(
+    streams: Streams, stream: Integer[np.ndarray, " tokens"], most: int
+) -> Integer[np.ndarray, " first"]:
+    """The first tokens, which stand for at most so many bytes of text."""
+    first = stream[:most]
+    return first[: np.searchsorted(np.cumsum(streams.token_bytes[first]), most, side="right")]

@@ -1,0 +1,146 @@
+"""Masked language modelling: some tokens of a text are hidden, and asked for. arXiv:1810.04805."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Integer
+
+from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions
+from qkvbench.data.cache import identity_of, keep, kept
+from qkvbench.data.tokenizer import Fitted, Tokenizer
+from qkvbench.experiment import Training
+from qkvbench.model import Encoder, Init, Rotary, Tokens, transformer
+from qkvbench.model.rng import generator
+from qkvbench.tasks import Data, Metric, Task, accuracy
+from qkvbench.tasks.kinds.reviews import BYTE_PAIRS, all_reviews, learned, read_length
+from qkvbench.tasks.kinds.splits import ENDS, Items, Readings, save
+from qkvbench.tasks.kinds.texts import folder_name, padded
+
+# Of the tokens that are read so many are asked for; of those so many are hidden by the mask, and
+# so many by another token; the rest is left as it is. arXiv:1810.04805, section 3.1.
+ASKED = 0.15
+HIDDEN, EXCHANGED = 0.8, 0.1
+LENGTH = 64
+# A piece of fewer tokens says too little of what is hidden in it.
+SHORTEST = 8
+# So many texts are read of each split.
+TEXTS = {"test": 800, "validation": 100, "train": 12_000}
+
+
+def masked_reviews(training: Training, tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
+    """The task of saying which tokens of a review are hidden.
+
+    What hides a token is the separator of texts, which stands in none: so the table of words has
+    the size that it has in the tasks that begin with this one's weights.
+    """
+    length = read_length(LENGTH, tokenizer)
+    vocabulary = tokenizer.vocabulary
+    return Task(
+        about=f"Say which tokens are hidden in {length} tokens of a film review.",
+        benchmark="pretraining",
+        tier="packaged",
+        version=1,
+        # Where all tokens are equally likely.
+        metric=Metric("bits_per_token", "bits", "lower", chance=math.log2(vocabulary)),
+        tokens=length,
+        model=transformer(
+            "masked",
+            Encoder(Tokens(vocabulary), vocabulary, "each position"),
+            layers=2,
+            d_model=64,
+            heads=4,
+            position=Rotary(),
+            init=Init(embedding_std=0.1, position_std=0.1),
+        ),
+        training=training,
+        load=partial(load, length, tokenizer),
+        score=score,
+        retokenized=partial(masked_reviews, training),
+        augment=partial(augment, tokenizer),
+    )
+
+
+def score(outcome: Predictions) -> dict[str, float]:
+    """Bits of each hidden token, and the share of them whose likeliest token is right."""
+    found = accuracy(outcome)
+    return {"bits_per_token": found["loss"] / math.log(2), **found}
+
+
+def load(length: int, tokenizer: Tokenizer) -> Data:
+    """Pieces of reviews; those that are scored have masks that stay the same."""
+    folder = prepared(length, tokenizer)
+    parts = {
+        name: Readings(
+            np.load(folder / f"{name}.inputs.npy", mmap_mode="r"),
+            np.load(folder / f"{name}.lengths.npy", mmap_mode="r"),
+        )
+        for name in ENDS
+    }
+    fixed = {name: _masked_once(name, part, tokenizer) for name, part in parts.items()}
+    return Data(parts["train"], fixed["validation"], fixed["test"], identity_of(folder))
+
+
+def augment(tokenizer: Tokenizer, batch: Batch, rng: np.random.Generator) -> Batch:
+    """The batch with other tokens hidden, those of its targets being right."""
+    tokens, read = batch.targets, batch.targets != IGNORE_INDEX
+    asked = _asked(read, rng.random(tokens.shape))
+    how = rng.random(tokens.shape)
+    separator = tokenizer.separator
+    # Any token but the separator, which hides.
+    others = rng.integers(tokenizer.vocabulary - 1, size=tokens.shape)
+    others += others >= separator
+    inputs = np.where(read, tokens, separator)
+    inputs = np.where(asked & (how < HIDDEN), separator, inputs)
+    inputs = np.where(asked & (how >= HIDDEN) & (how < HIDDEN + EXCHANGED), others, inputs)
+    return replace(batch, inputs=inputs, targets=np.where(asked, tokens, IGNORE_INDEX))
+
+
+def prepared(length: int, tokenizer: Tokenizer) -> Path:
+    """Where the pieces are kept, made on first use."""
+    name = folder_name("masked-reviews", tokenizer, length)
+    if folder := kept(name):
+        return folder
+    tokens = learned(tokenizer)
+    return keep(name, partial(_keep_pieces, tokens, length))
+
+
+def _keep_pieces(tokens: Fitted, length: int, folder: Path) -> None:
+    """Keep the different pieces; what is in two splits counts as test, or else validation."""
+    seen: set[bytes] = set()
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name in ENDS:
+        texts = tokens.encode(all_reviews(name)[: TEXTS[name]])
+        rows, lengths = padded(_pieces(texts, length), tokens.separator, length)
+        first = [row.tobytes() not in seen and not seen.add(row.tobytes()) for row in rows]
+        found[name] = {"inputs": rows[first], "lengths": lengths[first]}
+    save(folder, found)
+
+
+def _pieces(
+    texts: Iterable[Integer[np.ndarray, " tokens"]], length: int
+) -> Iterator[Integer[np.ndarray, " piece"]]:
+    """Each text from its beginning on in pieces; without a last one that is too short."""
+    for text in texts:
+        for begin in range(0, len(text), length):
+            if len(piece := text[begin : begin + length]) >= SHORTEST:
+                yield piece
+
+
+def _masked_once(name: str, pieces: Readings, tokenizer: Tokenizer) -> Items:
+    """The pieces with masks that depend on the split's name alone."""
+    whole = pieces.batch(np.arange(len(pieces)))
+    masked = augment(tokenizer, whole, generator(0, "masks", name))
+    return Items(masked.inputs, masked.targets, masked.lengths)
+
+
+def _asked(
+    read: Bool[np.ndarray, "items positions"], rng: Float[np.ndarray, "items positions"]
+) -> Bool[np.ndarray, "items positions"]:
+    """Which tokens are asked for: of each item its share, and one at least."""
+    order = np.where(read, rng, 2.0).argsort(axis=1).argsort(axis=1)
+    counts: Int[np.ndarray, " items"] = np.rint(ASKED * read.sum(axis=1)).astype(np.int64)
+    return order < np.maximum(1, counts)[:, None]

@@ -1,0 +1,145 @@
+"""Language modelling as arXiv:2606.04032 scores it: padding counts among the targets.
+
+There each document is cut at a length and filled up with the token that ends it. Only the first of
+these says something, that the document is over; the others follow from it and cost a trained model
+next to nothing, so that the perplexity over all targets flatters. Here a model is trained in that
+way, and both perplexities are told.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+
+import numpy as np
+from jaxtyping import Bool, Int, Integer
+
+from qkvbench.data.batch import Batch, Predictions
+from qkvbench.data.cache import DataRefusedError
+from qkvbench.data.documents import SEPARATOR
+from qkvbench.data.streams import tokenized
+from qkvbench.data.tokenizer import BytePairs, Bytes, Tokenizer
+from qkvbench.tasks import Data, Task
+from qkvbench.tasks.kinds import language as language
+from qkvbench.tasks.kinds.language import SHORTEST, Source
+
+# Nearly all of what is longer is padding.
+LONGEST = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """Documents of a stream, cut at `length` tokens or filled up to it with the token of the end.
+
+    ``starts`` and ``ends`` are where each begins and where its own end stands.
+    """
+
+    stream: Integer[np.ndarray, " tokens"]
+    starts: Int[np.ndarray, " documents"]
+    ends: Int[np.ndarray, " documents"]
+    length: int
+
+    def __len__(self) -> int:
+        """How many documents there are."""
+        return len(self.starts)
+
+    def batch(self, indices: Int[np.ndarray, " items"]) -> Batch:
+        """The documents with these numbers."""
+        places = self.starts[indices, None] + np.arange(self.length + 1)
+        # What would be the next document's is the end again.
+        tokens = self.stream[np.minimum(places, self.ends[indices, None])].astype(np.int64)
+        return Batch(tokens[:, :-1], tokens[:, 1:])
+
+    def first(self, count: int) -> "Documents":
+        """The first documents alone."""
+        return replace(self, starts=self.starts[:count], ends=self.ends[:count])
+
+
+def padded(source: Source, tokenizer: Tokenizer) -> Task:
+    """The task of predicting the next token of each document of a source, and its padding."""
+    return replace(
+        language.language_model(source, tokenizer),
+        load=partial(load, source, tokenizer),
+        score=partial(score, source, tokenizer),
+        retokenized=partial(padded, source),
+        lengthened=partial(lengthened, source, tokenizer),
+    )
+
+
+def lengthened(source: Source, tokenizer: Tokenizer, length: int) -> Task:
+    """The same documents cut at another length; DataRefusedError where that says nothing."""
+    if not SHORTEST <= length <= LONGEST:
+        raise DataRefusedError(
+            f"Documents cannot be cut at {length:,} tokens here; write a length from {SHORTEST} to "
+            f"{LONGEST}."
+        )
+    return padded(language.at_length(source, length), tokenizer)
+
+
+def load(source: Source, tokenizer: Tokenizer) -> Data:
+    """The documents of each split; of the later two the first ones, which are a fair sample.
+
+    Documents that are alike as far as they are read count as one, the first of test, validation
+    and training.
+    """
+    streams = tokenized(source.read(), tokenizer)
+    seen: set[bytes] = set()
+    test, validation, train = (
+        _documents(stream, end_token(tokenizer), source.length, seen)
+        for stream in (streams.test, streams.validation, streams.train)
+    )
+    validation = validation.first(source.validation // source.length)
+    test = test.first(source.test // source.length)
+    cut = f"{streams.identity} padded {source.length} {len(validation)} {len(test)}"
+    return Data(train, validation, test, identity=sha256(cut.encode()).hexdigest())
+
+
+def score(source: Source, tokenizer: Tokenizer, outcome: Predictions) -> dict[str, float]:
+    """Bits for each byte of text and perplexity for each token of it, and what padding makes of it.
+
+    ``padded_perplexity`` is the study's figure: over all targets, of which ``padding`` is the share
+    that follows a document's end. The end itself is text.
+    """
+    text = ~padding(outcome.targets, end_token(tokenizer))
+    parts = (outcome.loss, outcome.predicted, outcome.targets, outcome.ranks)
+    on_text = language.score(source, tokenizer, Predictions(*(part[text][None] for part in parts)))
+    with np.errstate(over="ignore"):
+        perplexity, padded_perplexity = np.exp(
+            [np.mean(loss, dtype=np.float64) for loss in (outcome.loss[text], outcome.loss)]
+        )
+    return on_text | {
+        "perplexity": float(perplexity),
+        "padded_perplexity": float(padded_perplexity),
+        "padding": float(1 - text.mean()),
+    }
+
+
+def padding(
+    targets: Int[np.ndarray, "documents places"], end: int
+) -> Bool[np.ndarray, "documents places"]:
+    """Where a target only repeats that its document is over."""
+    ended = targets == end
+    return np.cumsum(ended, axis=1) > ended
+
+
+def end_token(tokenizer: Tokenizer) -> int:
+    """The token that ends a document."""
+    match tokenizer:
+        case Bytes():
+            return SEPARATOR
+        case BytePairs(vocabulary):
+            return vocabulary - 1
+
+
+def _documents(
+    stream: Integer[np.ndarray, " tokens"], end: int, length: int, seen: set[bytes]
+) -> Documents:
+    """The documents of a stream that are unlike those `seen` as far as they are read."""
+    ends = np.flatnonzero(stream == end)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    new: list[int] = []
+    for number, (start, last) in enumerate(zip(starts, ends, strict=True)):
+        read = stream[start : min(start + length, last + 1)].tobytes()
+        if read not in seen:
+            seen.add(read)
+            new.append(number)
+    return Documents(stream, starts[new], ends[new], length)

@@ -1,0 +1,51 @@
+"""Praise or blame: reviews that come with a verdict, as a task."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from qkvbench.data.cache import keep, kept
+from qkvbench.data.labelled_reviews import Collection
+from qkvbench.data.tokenizer import Tokenizer
+from qkvbench.experiment import Training
+from qkvbench.tasks import Task
+from qkvbench.tasks.kinds.reviews import BYTE_PAIRS, learned, read_length, split_reviews
+from qkvbench.tasks.kinds.texts import Source, folder_name, keep_tokens, text_classification
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """A collection of reviews, of which the first `length` tokens are read."""
+
+    about: str
+    collection: Collection
+    length: int
+    training: Training
+
+
+def sentiment(verdicts: Verdicts, tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
+    """The task of telling praise from blame; `{length}` in `about` is what is read of a text."""
+    length = read_length(verdicts.length, tokenizer)
+    source = Source(
+        about=verdicts.about.format(length=length),
+        tier="packaged",
+        benchmark="glue",
+        version=2,
+        model="verdicts",
+        classes=2,
+        chance=0.5,
+        length=length,
+        training=verdicts.training,
+        prepared=partial(prepared, verdicts.collection, length),
+    )
+    task = text_classification(source, tokenizer)
+    return replace(task, retokenized=partial(sentiment, verdicts))
+
+
+def prepared(collection: Collection, length: int, tokenizer: Tokenizer) -> Path:
+    """Where the splits are kept, made on first use."""
+    name = folder_name(f"verdicts-{collection}", tokenizer, length)
+    if folder := kept(name):
+        return folder
+    splits, tokens = split_reviews(collection), learned(tokenizer)
+    return keep(name, lambda making: keep_tokens(splits, tokens, length, making))

@@ -1,0 +1,91 @@
+"""What is a text about? Collections that come with topics, as a task."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+from qkvbench.data.cache import keep, kept
+from qkvbench.data.tokenizer import Tokenizer
+from qkvbench.data.topics import Collection, topics
+from qkvbench.experiment import Training
+from qkvbench.tasks import Metric, Task, balanced_accuracy
+from qkvbench.tasks.kinds.reviews import BYTE_PAIRS, learned, read_length
+from qkvbench.tasks.kinds.texts import (
+    Labelled,
+    Source,
+    divided,
+    folder_name,
+    keep_tokens,
+    text_classification,
+)
+
+# Where the splits of what is not for tests end, in percent.
+ENDS_OF_TRAIN = {"validation": 10, "train": 100}
+
+
+@dataclass(frozen=True)
+class Topics:
+    """A collection with so many `classes`, of whose texts the first `length` tokens are read.
+
+    ``metric`` is one of those that `balanced_accuracy` gives.
+    """
+
+    about: str
+    collection: Collection
+    classes: int
+    length: int
+    metric: str
+    training: Training
+
+
+def topic(texts: Topics, tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
+    """The task of naming a text's topic; `{length}` in `about` is what is read of a text."""
+    length = read_length(texts.length, tokenizer)
+    source = Source(
+        about=texts.about.format(length=length),
+        tier="packaged",
+        benchmark="glue",
+        version=1,
+        model="topics",
+        classes=texts.classes,
+        chance=1 / texts.classes,
+        length=length,
+        training=texts.training,
+        prepared=partial(prepared, texts.collection, length),
+    )
+    return replace(
+        text_classification(source, tokenizer),
+        metric=Metric(texts.metric, "share", "higher", chance=source.chance),
+        score=balanced_accuracy,
+        retokenized=partial(topic, texts),
+    )
+
+
+def prepared(collection: Collection, length: int, tokenizer: Tokenizer) -> Path:
+    """Where the splits are kept, made on first use."""
+    name = folder_name(f"topics-{collection}", tokenizer, length)
+    if folder := kept(name):
+        return folder
+    splits, tokens = split_topics(collection), learned(tokenizer)
+    return keep(name, lambda making: keep_tokens(splits, tokens, length, making))
+
+
+def split_topics(collection: Collection) -> dict[str, Labelled]:
+    """The test split of the collection itself; a tenth of its other texts is for validation.
+
+    Its own, because it is later than what is trained on: who answers a post quotes it. Each is in
+    the order of its hashes, so any prefix is a fair sample.
+    """
+    found = topics(collection)
+    names = sorted(set(found["train"].values()))
+    ordered = {
+        split: sorted(texts.items(), key=lambda item: sha256(item[0].encode()).digest())
+        for split, texts in found.items()
+    }
+    labelled = {
+        split: Labelled([text for text, _ in items], [names.index(name) for _, name in items])
+        for split, items in ordered.items()
+    }
+    own = labelled["train"]
+    return {**divided(own.texts, own.labels, ENDS_OF_TRAIN), "test": labelled["test"]}
