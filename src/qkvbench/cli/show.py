@@ -9,16 +9,16 @@ from qkvbench import cost
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cost.units import bytes_text
-from qkvbench.model import Alibi, Model, position_written
+from qkvbench.model import Model, position_written
 from qkvbench.variant import (
     CANONICAL,
-    LATENT,
     ROLES,
+    AlibiBias,
     ApplyRope,
     ApplyRotation,
+    Derivation,
     Normalize,
     Op,
-    Path,
     Plan,
     Relative,
     Role,
@@ -26,7 +26,6 @@ from qkvbench.variant import (
     Separable,
     UpProject,
     Variant,
-    resolve,
     write,
 )
 from qkvbench.variant.catalogue import CATALOGUE
@@ -70,7 +69,7 @@ def facts(model: Model, tokens: int) -> dict[str, object]:
 
 def picture(variant: Variant, model: Model, tokens: int) -> list[str]:
     """The lines of a drawing: which matrix feeds which role, what a cache keeps, what it costs."""
-    plan = resolve(variant, model.geometry, model.position.turned)
+    plan = next(plan for plan in model.plans if plan)
     entry = next((each for each in CATALOGUE if each.variant == variant), None)
     title = f"{write(variant)}   {entry.name}: {entry.about}" if entry else write(variant)
     return [
@@ -79,7 +78,7 @@ def picture(variant: Variant, model: Model, tokens: int) -> list[str]:
         f"{model.geometry.head_dim}, {len(model.blocks)} layers, "
         f"positions: {position_written(model.position)}",
         "",
-        *_roots(plan, model),
+        *_roots(plan),
         "",
         *_cache(plan, model),
         "",
@@ -87,12 +86,12 @@ def picture(variant: Variant, model: Model, tokens: int) -> list[str]:
     ]
 
 
-def _roots(plan: Plan, model: Model) -> list[str]:
+def _roots(plan: Plan) -> list[str]:
     lines = []
     for root in plan.roots:
         made = f"x ── W_{root.name} ──▶ {root.name}" if root.matrix else "x ──────────▶ x"
         heads = "1 head" if root.heads == 1 else f"{root.heads} heads"
-        heads = f"a latent of {root.width} numbers" if root.name == LATENT else heads
+        heads = f"a latent of {root.width} numbers" if root.is_latent else heads
         left = f"  {made}  ({heads}) "
         roles: list[Role] = [role for role in ROLES if plan.derivations[role].root == root.name]
         for index, role in enumerate(roles):
@@ -100,7 +99,7 @@ def _roots(plan: Plan, model: Model) -> list[str]:
             corner = "└─" if index and role == roles[-1] else corner
             begin = left if index == 0 else " " * len(left)
             lines.append(f"{begin}{corner}{_way(plan.derivations[role].ops)}▶ {role.upper()}")
-    return [*lines, f"  {_attended(plan, model)} ── W_o ──▶ output"]
+    return [*lines, f"  {_attended(plan)} ── W_o ──▶ output"]
 
 
 def _way(ops: tuple[Op, ...]) -> str:
@@ -113,35 +112,37 @@ _OPS: dict[type[Op], Callable[[Any], str]] = {
     UpProject: lambda op: f"U_{op.role}",
     Normalize: lambda _: "norm",
     Scale: lambda op: f"·s_{op.role}",
-    ApplyRope: lambda op: "turn back" if op.back else "turn",
+    ApplyRope: lambda op: "RoPE⁻¹" if op.back else "RoPE",
 }
 
 
-def _attended(plan: Plan, model: Model) -> str:
+def _attended(plan: Plan) -> str:
     """The formula of attention, with all that is said of the scores."""
     score = "Q·Kᵀ"
-    match plan.scores.correction:
-        case Separable():
-            score = f"a·{score} + g(key's position)"
-        case Relative():
-            score = f"a·{score} + g(distance)"
-        case None:
-            pass
-    if isinstance(model.position, Alibi):
-        score = f"{score} − m_head·distance"
-    alone = "" if plan.scores.diagonal else ", no token on itself,"
-    back = " ── turn back" if plan.output else ""
-    return f"softmax({score})·V{alone}{back}"
+    for bias in plan.biases:
+        match bias:
+            case Separable():
+                score = f"a·{score} + g(key's position)"
+            case Relative():
+                score = f"a·{score} + g(distance)"
+            case AlibiBias():
+                score = f"{score} − m_head·distance"
+    mask = plan.mask
+    limits = "" if mask.window is None else f", the last {mask.window} keys"
+    limits += f" and the first {mask.sinks}" if mask.sinks else ""
+    limits += "" if mask.diagonal else ", no token on itself"
+    inverse = " ── RoPE⁻¹" if plan.output_ops else ""
+    return f"softmax({score})·V{limits}{inverse}"
 
 
 def _cache(plan: Plan, model: Model) -> list[str]:
     if not model.causal:
         return ["  An encoder keeps no cache."]
-    key = _state(plan.cached_key.path)
+    key = _state(plan.cached_key.derivation)
     if len(plan.cached) == 1:
         lines = [f"  The cache keeps one tensor: {key}."]
     else:
-        value = _state(plan.cached_value.path)
+        value = _state(plan.cached_value.derivation)
         lines = [f"  The cache keeps two tensors: K as {key}, and V as {value}."]
     if plan.key_ops_on_read:
         read = "it" if len(plan.cached) == 1 else "the first"
@@ -164,7 +165,7 @@ def _named(ops: tuple[Op, ...]) -> list[str]:
     return list(dict.fromkeys(_MAPS[type(op)] for op in ops))
 
 
-def _state(path: Path) -> str:
+def _state(path: Derivation) -> str:
     """A root and what has been done to it."""
     done = _words(path.ops)
     return f"{path.root} {done}" if done else path.root

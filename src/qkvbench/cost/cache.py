@@ -1,10 +1,10 @@
-"""What decoding keeps of each past token, computed from the plans and nothing else."""
+"""The size of a decoding cache, computed from the plans and nothing else."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from qkvbench.model import Decoder, EncoderDecoder, Model
-from qkvbench.variant import Plan
+from qkvbench.model import Model
+from qkvbench.variant import Mask, Plan
 
 CacheDtype = Literal["fp64", "fp32", "bf16", "fp16", "int8"]
 CACHE_DTYPES: tuple[CacheDtype, ...] = get_args(CacheDtype)
@@ -12,83 +12,92 @@ CACHE_DTYPES: tuple[CacheDtype, ...] = get_args(CacheDtype)
 
 @dataclass(frozen=True)
 class CacheFormat:
-    """How one head's row is stored: bytes of each number, and of the scale that stands beside."""
+    """How the row of one head is stored: bits of each number, and scales of quantized groups.
+
+    ``group`` numbers share one scale of ``scale_bytes``; None is the whole row.
+    """
 
     name: CacheDtype
-    value_bytes: int
+    bits: int
     scale_bytes: int = 0
+    group: int | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """True if rows are integers with scales."""
+        return self.scale_bytes > 0
+
+    def groups(self, width: int) -> int:
+        """How many groups a row of `width` numbers has."""
+        return -(-width // self.group) if self.group else 1
+
+    def row_bytes(self, width: int) -> int:
+        """Bytes of one row of `width` numbers, scales included."""
+        return -(-width * self.bits // 8) + self.groups(width) * self.scale_bytes
 
 
 CACHE_FORMATS: dict[CacheDtype, CacheFormat] = {
-    kind.name: kind
-    for kind in (
-        CacheFormat("fp64", 8),
-        CacheFormat("fp32", 4),
-        CacheFormat("bf16", 2),
-        CacheFormat("fp16", 2),
-        CacheFormat("int8", 1, scale_bytes=4),
+    each.name: each
+    for each in (
+        CacheFormat("fp64", 64),
+        CacheFormat("fp32", 32),
+        CacheFormat("bf16", 16),
+        CacheFormat("fp16", 16),
+        CacheFormat("int8", 8, scale_bytes=4),
     )
 }
+HALF = CACHE_FORMATS["bf16"]
 
 
 def cached_values(plan: Plan) -> int:
-    """Numbers kept in one layer's cache for each past token, scales left out."""
-    return sum(kept.heads * kept.width for kept in plan.cached)
+    """Numbers cached in one layer for each past token, scales left out."""
+    return sum(tensor.heads * tensor.width for tensor in plan.cached)
 
 
-def cached_rows(plan: Plan) -> int:
-    """Rows of heads kept in one layer's cache for each past token."""
-    return sum(kept.heads for kept in plan.cached)
+def cached_bytes(plan: Plan, format: CacheFormat) -> int:
+    """Bytes cached in one layer for each past token."""
+    return sum(tensor.heads * format.row_bytes(tensor.width) for tensor in plan.cached)
 
 
 def cache_tensors(model: Model) -> int:
-    """How many tensors the cache of all layers consists of, a source's left out."""
-    return sum(len(plan.cached) for plan in model.plans if plan) if _decodes(model) else 0
+    """How many tensors the cache of all layers has, without those of a source."""
+    return sum(len(plan.cached) for plan in model.plans if plan) if model.decodes else 0
 
 
-def cache_bytes_per_token(model: Model, value_bytes: int = 2, scale_bytes: int = 0) -> int | None:
-    """Bytes kept for each past token in all layers; None where the model has no cache."""
-    if not _decodes(model):
+def cache_bytes_per_token(model: Model, format: CacheFormat = HALF) -> int | None:
+    """Bytes cached for each past token in all layers; None if the model has no cache."""
+    if not model.decodes:
         return None
-    plans = [plan for plan in model.plans if plan]
-    values = sum(cached_values(plan) for plan in plans)
-    return value_bytes * values + scale_bytes * sum(cached_rows(plan) for plan in plans)
+    return sum(cached_bytes(plan, format) for plan in model.plans if plan)
 
 
 def cache_bytes(
-    model: Model, tokens: int, sequences: int, kind: CacheFormat, page: int | None = None
+    model: Model, tokens: int, sequences: int, format: CacheFormat, page: int | None = None
 ) -> int:
-    """Bytes of a cache once `tokens` of each of so many `sequences` were read, one after the other.
+    """Bytes of a cache after `tokens` of each of `sequences` have been read one after the other.
 
-    They lie in pages of `page` rows, and those that a window has left are given back; None is one
-    page for each sequence, which keeps everything. Tables of pages are not in it, nor a source.
+    In pages of `page` rows, from which a window frees; None is one page for each sequence, which
+    frees nothing. Without page tables, and without the rows of a source.
     """
-    total = 0
-    for block, plan in zip(model.blocks, model.plans, strict=True):
-        if plan and block.attention:
-            rows = held_rows(tokens, page, block.attention.window)
-            row = cached_values(plan) * kind.value_bytes + cached_rows(plan) * kind.scale_bytes
-            total += sequences * rows * row
-    return total
+    return sequences * sum(
+        held_rows(tokens, page, plan.mask) * cached_bytes(plan, format)
+        for plan in model.plans
+        if plan
+    )
 
 
-def held_rows(tokens: int, page: int | None, window: int | None) -> int:
-    """The most rows that a sequence of `tokens` has room for, in pages that a window gives back."""
+def held_rows(tokens: int, page: int | None, mask: Mask) -> int:
+    """The most rows that a sequence of `tokens` has room for, in pages that a window frees."""
     if page is None:
         return tokens
     pages = -(-tokens // page)
-    if window is not None:
-        # So many slots in a row lie in one page more than they fill, at worst.
-        pages = min(pages, (window + page - 2) // page + 1)
+    if mask.window is not None:
+        # A window lies in one page more than it fills, at worst; pages of sinks are never freed.
+        sinks = -(-mask.sinks // page)
+        pages = min(pages, sinks + (mask.window + page - 2) // page + 1)
     return pages * page
 
 
-def source_bytes_per_token(model: Model, value_bytes: int = 2, scale_bytes: int = 0) -> int:
-    """Bytes kept for each token of a source in all layers; 0 where the model reads none."""
-    plans = [cross for _, cross in model.plans_of(model.towers[0]) if cross]
-    values = sum(cached_values(plan) for plan in plans)
-    return value_bytes * values + scale_bytes * sum(cached_rows(plan) for plan in plans)
-
-
-def _decodes(model: Model) -> bool:
-    return isinstance(model.architecture, Decoder | EncoderDecoder)
+def source_bytes_per_token(model: Model, format: CacheFormat = HALF) -> int:
+    """Bytes cached for each token of a source in all layers; 0 if the model reads none."""
+    return sum(cached_bytes(plans.cross, format) for plans in model.layers[0] if plans.cross)

@@ -1,20 +1,10 @@
-"""How many numbers a model learns, computed from its plans and nothing else."""
+"""How many numbers a model learns: the sizes of its parameters, by part."""
 
+import math
 from dataclasses import astuple, dataclass
 
-from qkvbench.model import (
-    Block,
-    Decoder,
-    Encoder,
-    EncoderDecoder,
-    Learned,
-    Model,
-    Tokens,
-    Tower,
-    TwoTowers,
-    Vectors,
-)
-from qkvbench.variant import FEATURES, Plan
+from qkvbench.model import Model, parameters_by_part
+from qkvbench.variant import Parameter, Plan
 
 
 @dataclass(frozen=True)
@@ -35,81 +25,13 @@ class Parameters:
 
 def parameters(model: Model) -> Parameters:
     """The learned numbers of `model`, by part."""
-    return Parameters(
-        attention=sum(
-            attention_parameters(plan)
-            for tower in model.towers
-            for plans in model.plans_of(tower)
-            for plan in plans
-            if plan
-        ),
-        feed_forward=sum(
-            _feed_forward(model, block) for tower in model.towers for block in tower.blocks
-        ),
-        # A class token is one more vector that is learned.
-        embedding=sum(_embedding(model, tower) for tower in model.towers)
-        + model.positions(0) * model.geometry.d_model,
-        norm=sum(_norms(model, tower) for tower in model.towers),
-        head=_head(model),
-    )
+    return Parameters(**{part: _count(found) for part, found in parameters_by_part(model).items()})
 
 
 def attention_parameters(plan: Plan) -> int:
     """The learned numbers of one attention layer, output projection and biases included."""
-    size = plan.geometry
-    width = size.heads * size.head_dim
-    projected = sum(plan.matrix_rows.values())
-    lifted = sum(heads * rank for heads, rank in plan.lifted.values())
-    # A rotation of n dimensions is a skew-symmetric matrix, so n(n-1)/2 numbers.
-    rotation = size.head_dim * (size.head_dim - 1) // 2
-    return (
-        projected * (size.d_model + 1)
-        + lifted * size.head_dim
-        + sum(plan.rotated.values()) * rotation
-        + len(plan.scaled) * size.head_dim
-        + (1 + FEATURES if plan.scores.correction else 0)
-        + (width + 1) * size.d_model
-    )
+    return _count(plan.parameters)
 
 
-def _feed_forward(model: Model, block: Block) -> int:
-    if block.feed_forward is None:
-        return 0
-    d_model, width = model.geometry.d_model, block.feed_forward.width
-    return (d_model + 1) * width + (width + 1) * d_model
-
-
-def _embedding(model: Model, tower: Tower) -> int:
-    d_model = model.geometry.d_model
-    positions = tower.position.length * d_model if isinstance(tower.position, Learned) else 0
-    match tower.inputs:
-        case Tokens(rows):
-            return rows * d_model + positions
-        case Vectors(features):
-            return (features + 1) * d_model + positions
-
-
-def _norms(model: Model, tower: Tower) -> int:
-    """A scale and an offset per coordinate: one norm before each part, one after the last."""
-    parts = sum(
-        part is not None
-        for block in tower.blocks
-        for part in (block.attention, block.cross, block.feed_forward)
-    )
-    return (parts + 1) * 2 * model.geometry.d_model
-
-
-def _head(model: Model) -> int:
-    d_model = model.geometry.d_model
-    match model.architecture:
-        case Decoder(tied=True) | EncoderDecoder(tied=True):
-            return 0
-        case Decoder(vocabulary=classes) | EncoderDecoder(vocabulary=classes):
-            return d_model * classes
-        case Encoder(predicts="which position"):
-            return d_model
-        case Encoder(classes=classes):
-            return (d_model + 1) * classes
-        case TwoTowers(width=width):
-            # A matrix for each tower, and the one number that says how sharp the likeness is.
-            return 2 * d_model * width + 1
+def _count(parameters: tuple[Parameter, ...]) -> int:
+    return sum(math.prod(parameter.shape) for parameter in parameters)

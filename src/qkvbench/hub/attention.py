@@ -24,8 +24,8 @@ from qkvbench.backends.torch.attention.ops import (
     rotation,
 )
 from qkvbench.hub.families import Family
-from qkvbench.variant.plan import ApplyRope, Path, Plan
-from qkvbench.variant.spec import ROLES, Role
+from qkvbench.variant.plan import ApplyRope, Derivation, Plan
+from qkvbench.variant.scores import ROLES, Role
 
 Stream = Float[Tensor, "batch time d_model"]
 # Cosines and sines of each position, as the library makes them.
@@ -64,10 +64,13 @@ class PlannedAttention(nn.Module):
             self.add_module(family.output, _linear(family, width, size.d_model, bias=bias))
         pairs = size.head_dim * (size.head_dim - 1) // 2
         self.rotation = nn.ParameterDict(
-            {role: nn.Parameter(torch.zeros(n, pairs)) for role, n in plan.rotated.items()}
+            {
+                role: nn.Parameter(torch.zeros(n, pairs))
+                for role, n in [(role, plan.heads(role)) for role in plan.rotated_roles]
+            }
         )
         self.scale = nn.ParameterDict(
-            {role: nn.Parameter(torch.ones(size.head_dim)) for role in plan.scaled}
+            {role: nn.Parameter(torch.ones(size.head_dim)) for role in plan.scaled_roles}
         )
         self.eps = getattr(config, "rms_norm_eps", NORM_EPS)
         # The library's own module that makes angles of positions; in a tuple it is no part of this.
@@ -78,8 +81,10 @@ class PlannedAttention(nn.Module):
     def maps(self) -> dict[str, tuple[str, ...]]:
         """The plan's matrices in each linear map."""
         if isinstance(self.family.names, str):
-            return {self.family.names: tuple(self.plan.matrices)} if self.plan.matrices else {}
-        return {self.family.names[role]: (role,) for role in ROLES if role in self.plan.matrices}
+            return (
+                {self.family.names: tuple(self.plan.matrix_rows)} if self.plan.matrix_rows else {}
+            )
+        return {self.family.names[role]: (role,) for role in ROLES if role in self.plan.matrix_rows}
 
     def start(self) -> None:
         """Give rotations their initial values; all else the library knows how to begin."""
@@ -104,7 +109,7 @@ class PlannedAttention(nn.Module):
         if cache is None:
             key, value = (make(self.plan.derivations[role], made, goes) for role in ("k", "v"))
         else:
-            rows = [make(kept.path, made, goes) for kept in self.plan.cached]
+            rows = [make(kept.derivation, made, goes) for kept in self.plan.cached]
             key, value = self._kept(rows, cache, rotations, more.get("position_ids"))
         seen, weights = _implementation(self.config)(
             self,
@@ -122,15 +127,15 @@ class PlannedAttention(nn.Module):
             ).transpose(1, 2)
         return self._merge(seen.flatten(2)), weights
 
-    def project(self, x: Stream) -> dict[Path, Heads]:
+    def project(self, x: Stream) -> dict[Derivation, Heads]:
         """The roots, cut into heads: linear maps of the stream, or the stream itself."""
         parts: dict[str, Tensor] = {}
         for name, matrices in self.maps.items():
             rows = self.get_submodule(name)(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            heads = [self.plan.matrices[matrix] for matrix in matrices]
+            heads = [self.plan.matrix_rows[matrix] // self.head_dim for matrix in matrices]
             parts |= dict(zip(matrices, rows.split(heads, dim=1), strict=True))
         return {
-            Path(root.name, ()): parts[root.matrix]
+            Derivation(root.name, ()): parts[root.matrix]
             if root.matrix
             else x.unflatten(-1, (root.heads, self.head_dim)).transpose(1, 2)
             for root in self.plan.roots
@@ -151,7 +156,9 @@ class PlannedAttention(nn.Module):
         return self._remembered[1]
 
     def _made_rotations(self) -> dict[Role, Tensor]:
-        return {role: rotation(self.rotation[role], self.head_dim) for role in self.plan.rotated}
+        return {
+            role: rotation(self.rotation[role], self.head_dim) for role in self.plan.rotated_roles
+        }
 
     def _follow(
         self, ops: tuple[Any, ...], rows: Heads, rotations: Maps, angles: Angles | None

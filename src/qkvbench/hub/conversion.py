@@ -17,7 +17,8 @@ from qkvbench.hub.models import models, planned_layers, plans, with_mode
 from qkvbench.hub.modes import Mode
 from qkvbench.variant.notation import write
 from qkvbench.variant.plan import Plan
-from qkvbench.variant.spec import ROLES, Latent, LearnedRotation, Own, Role, Same, Stream
+from qkvbench.variant.scores import ROLES, Role
+from qkvbench.variant.spec import Latent, LearnedRotation, Own, Same, Stream
 
 # How far weights may be from a tie, as a share of their size: a few last digits of fp32.
 TOLERANCE = 1e-6
@@ -95,9 +96,9 @@ def _scales(plan: Plan, old: dict[str, Tensor], number: int) -> dict[str, Tensor
     """The learned scales behind norms of heads; a tie of roles holds for theirs, too."""
     for role in ("q", "k"):
         norm = old.get(f"{role}_norm.weight")
-        if norm is not None and role not in plan.scaled:
-            _satisfied(plan, number, role, norm, old[f"{plan.scaled[0]}_norm.weight"])
-    return {f"scale.{role}": old[f"{role}_norm.weight"] for role in plan.scaled}
+        if norm is not None and role not in plan.scaled_roles:
+            _satisfied(plan, number, role, norm, old[f"{plan.scaled_roles[0]}_norm.weight"])
+    return {f"scale.{role}": old[f"{role}_norm.weight"] for role in plan.scaled_roles}
 
 
 def _rows(plan: Plan, family: Family, old: dict[str, Tensor]) -> Rows:
@@ -133,7 +134,7 @@ def _map(name: str, plan: Plan, family: Family, old: dict[str, Tensor]) -> Tenso
     size = plan.geometry
     lengths = [n * size.head_dim for n in (size.heads, size.kv_heads, size.kv_heads)]
     pieces = dict(zip(ROLES, old[name].split(lengths, dim=-1), strict=True))
-    return torch.cat([pieces[role] for role in ROLES if role in plan.matrices], dim=-1)
+    return torch.cat([pieces[role] for role in ROLES if role in plan.matrix_rows], dim=-1)
 
 
 def _stream(rows: Tensor, plan: Plan) -> Tensor:

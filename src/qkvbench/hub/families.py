@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qkvbench.variant.plan import Geometry
-from qkvbench.variant.spec import Role
+from qkvbench.variant.rope import Rope
+from qkvbench.variant.scores import Role
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +41,12 @@ class Family:
     normed: tuple[Role, ...] = ()
     transposed: bool = False
 
-    @property
-    def turned(self) -> tuple[Role, ...]:
-        """The roles that positions turn."""
-        return ("q", "k") if self.rotary else ()
+    def rope(self, config: Any) -> Rope | None:
+        """The RoPE settings of a config; scaled frequencies are the library's own module's."""
+        if not self.rotary:
+            return None
+        settings = getattr(config, "rope_parameters", None) or {}
+        return Rope(settings.get("rope_theta", 10_000.0), self.geometry(config).head_dim)
 
     @property
     def model_type(self) -> str:

@@ -34,7 +34,7 @@ def plans(config: PreTrainedConfig) -> tuple[Plan, ...]:
     family.check(config)
     mode = getattr(config, "qkv_mode", "canonical")
     found = tuple(
-        planned(variant, family.geometry(config), family.turned, family.normed)
+        planned(variant, family.geometry(config), family.rope(config), family.normed)
         for variant in variants(mode, config.num_hidden_layers)
     )
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")

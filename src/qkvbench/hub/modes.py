@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qkvbench.variant.notation import parse, write
-from qkvbench.variant.plan import Geometry, Plan, resolve
-from qkvbench.variant.spec import ROLES, Latent, Own, Role, Same, Scores, Variant
+from qkvbench.variant.plan import Geometry, Plan
+from qkvbench.variant.resolve import resolve
+from qkvbench.variant.rope import Rope
+from qkvbench.variant.scores import ROLES, Role, Scores
+from qkvbench.variant.spec import Latent, Own, Same, Variant
 
 MODES = {"canonical": "q,k,v", "shared": "q,k=R(q),v=R(q)", "no-key": "q=k,v"}
 
@@ -40,7 +43,7 @@ def variants(mode: Mode, layers: int) -> tuple[Variant, ...]:
 
 
 def planned(
-    variant: Variant, geometry: Geometry, turned: tuple[Role, ...], normed: tuple[Role, ...] = ()
+    variant: Variant, geometry: Geometry, rope: Rope | None, normed: tuple[Role, ...] = ()
 ) -> Plan:
     """The plan of a layer in a model that shares heads as `geometry` says and norms `normed`.
 
@@ -54,12 +57,12 @@ def planned(
     if not variant.scores.normed:
         variant = replace(variant, scores=Scores(normed=normed))
     try:
-        return resolve(variant, geometry, turned)
+        return resolve(variant, geometry, causal=True, rope=rope)
     except ValueError as error:
         unshared = replace(variant, kv_heads=geometry.heads)
         if geometry.kv_heads == geometry.heads and variant.kv_heads is None:
             raise
-        if not _resolves(unshared, geometry, turned):
+        if not _resolves(unshared, geometry, rope):
             raise
         forbidden = str(error).partition(" Leave out")[0]
         heads = "" if variant.kv_heads is None else f"/{variant.kv_heads}"
@@ -87,9 +90,9 @@ def _variant(mode: str) -> Variant:
     return variant
 
 
-def _resolves(variant: Variant, geometry: Geometry, turned: tuple[Role, ...]) -> bool:
+def _resolves(variant: Variant, geometry: Geometry, rope: Rope | None) -> bool:
     try:
-        resolve(variant, geometry, turned)
+        resolve(variant, geometry, causal=True, rope=rope)
     except ValueError:
         return False
     return True

@@ -1,6 +1,20 @@
-"""Models as frozen values: blocks, stacks, positions and how they begin."""
+"""Models as frozen values: blocks, architectures, positions, and every learned tensor."""
 
-from qkvbench.model.positions import POSITIONS
+from qkvbench.model.init import initial_value
+from qkvbench.model.parameters import PARTS, Part, model_parameters, parameters_by_part
+from qkvbench.model.parts import AnyFeedForward, AnyNorm, FeedForward, LayerNorm
+from qkvbench.model.positions import (
+    POSITIONS,
+    Alibi,
+    Learned,
+    NoPosition,
+    Position,
+    Rotary,
+    RotaryWithInverse,
+    Sinusoidal,
+    alibi_of,
+    rope_of,
+)
 from qkvbench.model.positions import named as position_named
 from qkvbench.model.positions import written as position_written
 from qkvbench.model.presets import PRESETS, as_in, transformer, with_source, with_tower
@@ -12,30 +26,21 @@ from qkvbench.model.spec import (
     PLACED,
     POOLINGS,
     SELF,
-    Alibi,
     Architecture,
     Attention,
     Block,
     Decoder,
     Encoder,
     EncoderDecoder,
-    FeedForward,
     Init,
-    LayerNorm,
-    Learned,
+    LayerPlans,
     Model,
-    NoPosition,
     Pooling,
-    Position,
-    Rotary,
-    RotaryWithInverse,
-    Sinusoidal,
     Tokens,
     Tower,
     TwoTowers,
     Vectors,
     placed_text,
-    rotary_dim,
 )
 
 __all__ = [
@@ -43,12 +48,15 @@ __all__ = [
     "AT",
     "CROSS",
     "ENCODER",
+    "PARTS",
     "PLACED",
     "POOLINGS",
     "POSITIONS",
     "PRESETS",
     "SELF",
     "Alibi",
+    "AnyFeedForward",
+    "AnyNorm",
     "Architecture",
     "Attention",
     "Block",
@@ -58,9 +66,11 @@ __all__ = [
     "FeedForward",
     "Init",
     "LayerNorm",
+    "LayerPlans",
     "Learned",
     "Model",
     "NoPosition",
+    "Part",
     "Pooling",
     "Position",
     "Rotary",
@@ -70,11 +80,15 @@ __all__ = [
     "Tower",
     "TwoTowers",
     "Vectors",
+    "alibi_of",
     "as_in",
+    "initial_value",
+    "model_parameters",
+    "parameters_by_part",
     "placed_text",
     "position_named",
     "position_written",
-    "rotary_dim",
+    "rope_of",
     "transformer",
     "with_source",
     "with_tower",

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from qkvbench.model.parts import FeedForward
+from qkvbench.model.positions import Learned, Position, Rotary
 from qkvbench.model.spec import (
     Architecture,
     Attention,
@@ -10,12 +12,8 @@ from qkvbench.model.spec import (
     Decoder,
     Encoder,
     EncoderDecoder,
-    FeedForward,
     Init,
-    Learned,
     Model,
-    Position,
-    Rotary,
     Tokens,
     Tower,
     TwoTowers,

@@ -1,22 +1,27 @@
-"""What a model is: one block spec per layer, a geometry, a position scheme and a stack."""
+"""A model as a value: one block spec per layer, a geometry, positions and an architecture."""
 
+import math
 from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Annotated, ClassVar, Literal, get_args
+from functools import cached_property, partial
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import BeforeValidator, PlainSerializer
 
+from qkvbench.model.parts import AnyFeedForward, AnyNorm, LayerNorm
+from qkvbench.model.positions import Learned, Position, alibi_of, rope_of
 from qkvbench.variant import (
     CANONICAL,
-    ROLES,
+    Constant,
     Geometry,
+    Normal,
+    Parameter,
     Plan,
-    Role,
     Variant,
-    crossed,
+    linear,
     parse,
     resolve,
+    resolve_cross,
     write,
 )
 
@@ -33,139 +38,22 @@ VariantText = Annotated[
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of one block.
-
-    With a ``window`` a position sees only those less than `window` places away, itself included:
-    in a causal stack the last `window`, in others as many on either side.
-    """
+    """The attention of one block."""
 
     variant: VariantText
-    window: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a window through which nothing is seen."""
-        if self.window is not None and self.window < 1:
-            raise ValueError(
-                f"A window of {self.window} shows nothing; take 1 (each position itself) or more, "
-                "or leave it out to see everything."
-            )
-
-    def seen(self, tokens: int, *, causal: bool) -> int:
-        """The most positions of so many that one of them sees, counting a causal mask as open."""
-        if self.window is None:
-            return tokens
-        return min(tokens, self.window if causal else 2 * self.window - 1)
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """Two matrices with a GELU between; `width` is the number of hidden units."""
-
-    width: int
-
-
-@dataclass(frozen=True)
-class LayerNorm:
-    """Normalization before each part of a block, with scale and offset. arXiv:1607.06450."""
-
-    eps: float = 1e-5
 
 
 @dataclass(frozen=True)
 class Block:
     """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)); a part may be left out.
 
-    Where there is ``cross``, attention over the source, it comes between, in the same way, without
-    a window.
+    If there is ``cross``, x + cross(norm(x), source) comes between.
     """
 
     attention: Attention | None
-    feed_forward: FeedForward | None
-    norm: LayerNorm = LayerNorm()
+    feed_forward: AnyFeedForward | None
+    norm: AnyNorm = LayerNorm()
     cross: Attention | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a window between two sequences."""
-        if self.cross and self.cross.window is not None:
-            raise ValueError(
-                "Places of two sequences are no distance apart, so attention across has no window; "
-                "leave it out there."
-            )
-
-
-@dataclass(frozen=True)
-class NoPosition:
-    """Nothing tells positions apart but the causal mask."""
-
-    kind: Literal["none"] = "none"
-    turned: ClassVar[tuple[Role, ...]] = ()
-
-
-@dataclass(frozen=True)
-class Learned:
-    """One learned vector for each of `length` positions, added to the input."""
-
-    length: int
-    kind: Literal["learned"] = "learned"
-    turned: ClassVar[tuple[Role, ...]] = ()
-
-
-@dataclass(frozen=True)
-class Sinusoidal:
-    """Sines and cosines of the position, added to the input. arXiv:1706.03762, section 3.5."""
-
-    base: float = 10_000.0
-    kind: Literal["sinusoidal"] = "sinusoidal"
-    turned: ClassVar[tuple[Role, ...]] = ()
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Pairs of coordinates of Q and K turned in proportion to the position. arXiv:2104.09864.
-
-    ``share`` is the part of each head's coordinates that is turned: the first ones.
-    """
-
-    base: float = 10_000.0
-    share: float = 1.0
-    kind: Literal["rotary"] = "rotary"
-    turned: ClassVar[tuple[Role, ...]] = ("q", "k")
-
-
-@dataclass(frozen=True)
-class RotaryWithInverse:
-    """As rotary, but V is turned as well, and what was attended is turned back by the query's.
-
-    So the value, too, is seen at its distance; and where K and V are one tensor, the cache keeps it
-    turned and nothing is left to do when it is read.
-    """
-
-    base: float = 10_000.0
-    share: float = 1.0
-    kind: Literal["turned-back"] = "turned-back"
-    turned: ClassVar[tuple[Role, ...]] = ROLES
-
-
-@dataclass(frozen=True)
-class Alibi:
-    """Scores fall in proportion to the distance, by a slope for each head. arXiv:2108.12409."""
-
-    kind: Literal["alibi"] = "alibi"
-    turned: ClassVar[tuple[Role, ...]] = ()
-
-
-Position = NoPosition | Learned | Sinusoidal | Rotary | RotaryWithInverse | Alibi
-
-
-def rotary_dim(position: Rotary | RotaryWithInverse, head_dim: int) -> int:
-    """How many coordinates of a head are turned; ValueError where they make no whole pairs."""
-    count = position.share * head_dim
-    if not 0 < position.share <= 1 or count % 2:
-        raise ValueError(
-            f"{position.kind} positions turn pairs of coordinates, so the turned share of head_dim "
-            f"must be an even number; here it is {position.share:g} of {head_dim}."
-        )
-    return int(count)
 
 
 @dataclass(frozen=True)
@@ -175,6 +63,15 @@ class Tokens:
     vocabulary: int
     kind: Literal["tokens"] = "tokens"
 
+    def parameters(self, d_model: int) -> tuple[Parameter, ...]:
+        """The learned tensors of its embedding."""
+        shape = (self.vocabulary, d_model)
+        return (Parameter("table", shape, Normal("embedding_std"), dtype="full"),)
+
+    def macs(self, d_model: int) -> int:
+        """Multiply-accumulates for each token."""
+        return 0 * d_model
+
 
 @dataclass(frozen=True)
 class Vectors:
@@ -183,14 +80,30 @@ class Vectors:
     features: int
     kind: Literal["vectors"] = "vectors"
 
+    def parameters(self, d_model: int) -> tuple[Parameter, ...]:
+        """The learned tensors of its embedding."""
+        return linear("vectors", d_model, self.features)
+
+    def macs(self, d_model: int) -> int:
+        """Multiply-accumulates for each token."""
+        return self.features * d_model
+
 
 @dataclass(frozen=True)
 class Decoder:
-    """A causal stack that predicts the next token; the output matrix is the table where `tied`."""
+    """A causal stack that predicts the next token; `tied`: the output matrix is the table."""
 
     vocabulary: int
     tied: bool = False
     kind: Literal["decoder"] = "decoder"
+
+    def head(self, d_model: int) -> tuple[Parameter, ...]:
+        """The learned tensors after the last norm."""
+        return () if self.tied else linear("output", self.vocabulary, d_model, bias=False)
+
+    def head_macs(self, d_model: int, tokens: int) -> int:
+        """Multiply-accumulates after the last norm."""
+        return tokens * d_model * self.vocabulary
 
 
 Pooling = Literal["mean", "class token"]
@@ -224,6 +137,22 @@ class Encoder:
         """How many positions the stack puts before those of its input."""
         return int(self.pooling == "class token")
 
+    def head(self, d_model: int) -> tuple[Parameter, ...]:
+        """The learned tensors after the last norm."""
+        if self.predicts == "which position":
+            # A number added to all scores changes nothing, so there is no bias.
+            return linear("output", 1, d_model, bias=False)
+        return linear("output", self.classes, d_model)
+
+    def head_macs(self, d_model: int, tokens: int) -> int:
+        """Multiply-accumulates after the last norm."""
+        outputs = {
+            "each position": tokens * self.classes,
+            "the whole": self.classes,
+            "which position": tokens,
+        }
+        return outputs[self.predicts] * d_model
+
 
 @dataclass(frozen=True)
 class Tower:
@@ -232,6 +161,11 @@ class Tower:
     inputs: Tokens | Vectors
     blocks: tuple[Block, ...]
     position: Position
+
+    @property
+    def final_norm(self) -> AnyNorm:
+        """The norm after the last block: as within it."""
+        return self.blocks[-1].norm if self.blocks else LayerNorm()
 
 
 @dataclass(frozen=True)
@@ -242,6 +176,14 @@ class EncoderDecoder:
     vocabulary: int
     tied: bool = False
     kind: Literal["encoder-decoder"] = "encoder-decoder"
+
+    def head(self, d_model: int) -> tuple[Parameter, ...]:
+        """The learned tensors after the last norm, as of a decoder."""
+        return Decoder(self.vocabulary, self.tied).head(d_model)
+
+    def head_macs(self, d_model: int, tokens: int) -> int:
+        """Multiply-accumulates after the last norm, as of a decoder."""
+        return Decoder(self.vocabulary, self.tied).head_macs(d_model, tokens)
 
 
 @dataclass(frozen=True)
@@ -257,6 +199,22 @@ class TwoTowers:
     width: int
     names: tuple[str, str] = ("image", "text")
     kind: Literal["two towers"] = "two towers"
+
+    def head(self, d_model: int) -> tuple[Parameter, ...]:
+        """A matrix for each tower, and the logit scale.
+
+        exp(logit_scale) multiplies a cosine and begins as 1/0.07: arXiv:2103.00020, section 2.5.
+        """
+        outputs = [
+            linear(f"outputs.{name}", self.width, d_model, bias=False)[0] for name in self.names
+        ]
+        start = Constant(-math.log(0.07))
+        return (*outputs, Parameter("logit_scale", (1,), start, decay=False, dtype="full"))
+
+    def head_macs(self, d_model: int, tokens: int) -> int:
+        """Multiply-accumulates after the last norm, without products between items."""
+        del tokens
+        return 2 * d_model * self.width
 
 
 Architecture = Decoder | Encoder | EncoderDecoder | TwoTowers
@@ -281,6 +239,13 @@ class Init:
     rotation_std: float = 1.0
 
 
+class LayerPlans(NamedTuple):
+    """The plans of one block: of self-attention and of cross-attention, if it has them."""
+
+    attention: Plan | None
+    cross: Plan | None
+
+
 @dataclass(frozen=True)
 class Model:
     """A whole network as a value. Biases are on everywhere; `Start` says how it begins."""
@@ -294,14 +259,18 @@ class Model:
 
     def __post_init__(self) -> None:
         """Refuse a position scheme that cannot work at this geometry."""
-        for position in (self.position, self.second and self.second.position):
-            if isinstance(position, Rotary | RotaryWithInverse):
-                rotary_dim(position, self.geometry.head_dim)
+        for tower in self.towers:
+            rope_of(tower.position, self.geometry.head_dim)
 
     @property
     def causal(self) -> bool:
         """Whether it reads one input, and a position sees only itself and what is before it."""
         return isinstance(self.architecture, Decoder)
+
+    @property
+    def decodes(self) -> bool:
+        """True if its own blocks are causal, so that it generates token by token over a cache."""
+        return isinstance(self.architecture, Decoder | EncoderDecoder)
 
     @property
     def contrastive(self) -> bool:
@@ -357,16 +326,27 @@ class Model:
 
     @property
     def plans(self) -> tuple[Plan | None, ...]:
-        """The plan of each own block's attention over its own input; None where it has none."""
-        return tuple(own for own, _ in self.plans_of(self.towers[0]))
+        """The plan of each own block's self-attention; None if it has none."""
+        return tuple(layer.attention for layer in self.layers[0])
 
-    def plans_of(self, tower: Tower) -> tuple[tuple[Plan | None, Plan | None], ...]:
-        """The plans of each block's attention over its own input and over the source."""
-        turned = tower.position.turned
+    @cached_property
+    def layers(self) -> tuple[tuple[LayerPlans, ...], ...]:
+        """The plans of every layer, tower by tower in the order of `towers`."""
         return tuple(
-            (
-                block.attention and resolve(block.attention.variant, self.geometry, turned),
-                block.cross and crossed(block.cross.variant, self.geometry),
+            self._layers(tower, causal=self.decodes and not number)
+            for number, tower in enumerate(self.towers)
+        )
+
+    def _layers(self, tower: Tower, *, causal: bool) -> tuple[LayerPlans, ...]:
+        rope = rope_of(tower.position, self.geometry.head_dim)
+        alibi = alibi_of(tower.position)
+        return tuple(
+            LayerPlans(
+                block.attention
+                and resolve(
+                    block.attention.variant, self.geometry, causal=causal, rope=rope, alibi=alibi
+                ),
+                block.cross and resolve_cross(block.cross.variant, self.geometry),
             )
             for block in tower.blocks
         )
@@ -411,15 +391,6 @@ class Model:
         return self.with_blocks(
             partial(_varied, variant, at & own), partial(_varied, variant, at & second)
         )
-
-    def with_window(self, window: int | None) -> "Model":
-        """The same model with this window in every layer of its own blocks."""
-
-        def windowed(block: Block) -> Block:
-            own = block.attention
-            return replace(block, attention=own and replace(own, window=window))
-
-        return self.with_blocks(windowed, lambda block: block)
 
     def with_blocks(
         self, change: Callable[[Block], Block], second: Callable[[Block], Block] | None = None

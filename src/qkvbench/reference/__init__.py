@@ -1,33 +1,35 @@
-"""NumPy attention: what every backend is held against."""
+"""NumPy attention: the reference for every backend."""
 
 from qkvbench.reference.attention import (
     NORM_EPS,
-    added,
+    absorb_into_output,
+    absorb_into_query,
     apply,
     attend,
-    cross,
+    bias,
     decode,
-    described,
     forward,
     make,
     merge,
+    position_features,
     project,
+    rope,
     rotation,
-    turned,
 )
 
 __all__ = [
     "NORM_EPS",
-    "added",
+    "absorb_into_output",
+    "absorb_into_query",
     "apply",
     "attend",
-    "cross",
+    "bias",
     "decode",
-    "described",
     "forward",
     "make",
     "merge",
+    "position_features",
     "project",
+    "rope",
     "rotation",
-    "turned",
 ]

@@ -1,11 +1,7 @@
-"""One attention layer in NumPy, slow and literal: what a plan means, the truth for every backend.
+"""One attention layer in NumPy, slow and literal: the meaning of a plan, the truth for backends.
 
 Arrays are of one sequence: (time, d_model) for the stream, (time, heads, head_dim) for roots.
-Weights go by name: ``q.weight`` (heads·head_dim, d_model) and ``q.bias`` for each projected root,
-``v.rotation`` (heads, head_dim·(head_dim-1)/2) for each learned rotation, ``k.up`` (heads,
-head_dim, rank) for each up-projection of the latent ``c``, ``k.scale`` (head_dim,) behind each
-norm, ``o.weight``, ``o.bias``. A correction of the scores has, for all heads together,
-``correction.temperature`` (1,) and ``correction.features`` (features,).
+Weights go by the names of `Plan.parameters`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,20 +9,19 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
-from qkvbench.model import Alibi, NoPosition, Position, Rotary, RotaryWithInverse, rotary_dim
 from qkvbench.variant import (
     FEATURES,
+    AlibiBias,
     ApplyRope,
     ApplyRotation,
-    Cut,
     Fixed,
     Input,
-    Join,
     Normalize,
     Op,
     Plan,
     Relative,
     Role,
+    Rope,
     Scale,
     Separable,
     UpProject,
@@ -37,64 +32,44 @@ Weights = Mapping[str, np.ndarray]
 Heads = Float[np.ndarray, "_time _heads _width"]
 Stream = Float[np.ndarray, "time d_model"]
 SourceStream = Float[np.ndarray, "source_time d_model"]
-Times = Int[np.ndarray, " times"]
+Positions = Int[np.ndarray, " positions"]
 
-# Below the mean square of a head, so that a head of zeros stays one.
+# Added to the mean square of a head, so that a head of zeros stays one.
 NORM_EPS = 1e-6
 
 
-def forward(
-    plan: Plan,
-    weights: Weights,
-    x: Stream,
-    *,
-    causal: bool,
-    position: Position = NoPosition(),
-    window: int | None = None,
-) -> Stream:
-    """Attention over a whole sequence, expanded: make Q, K and V, then attend."""
-    roots = project(plan, weights, x)
-    times = np.arange(len(x))
-    q, k, v = (make(role, plan, weights, roots, position, times) for role in ("q", "k", "v"))
-    shift = added(plan, weights, position, times, times, causal=causal, window=window)
-    seen = attend(q, k, v, shift, weights)
-    return merge(apply(plan.output, plan, weights, seen, position, times), weights)
+def forward(plan: Plan, weights: Weights, x: Stream, source: SourceStream | None = None) -> Stream:
+    """Attention over a whole sequence, expanded: make Q, K and V, then attend.
 
-
-def cross(plan: Plan, weights: Weights, x: Stream, source: SourceStream) -> Stream:
-    """Attention of one sequence over another: Q is made from `x`, K and V from the source."""
+    In cross-attention Q is made from `x`, K and V from `source`.
+    """
     roots = project(plan, weights, x, source)
-    rows, columns, nowhere = np.arange(len(x)), np.arange(len(source)), NoPosition()
-    q, k, v = (make(role, plan, weights, roots, nowhere, columns) for role in ("q", "k", "v"))
-    shift = added(plan, weights, nowhere, rows, columns, causal=False)
-    return merge(attend(q, k, v, shift, weights), weights)
+    rows = np.arange(len(x))
+    columns = rows if source is None else np.arange(len(source))
+    q, k, v = (make(role, plan, weights, roots, columns) for role in ("q", "k", "v"))
+    context = attend(q, k, v, bias(plan, weights, rows, columns), weights)
+    return merge(apply(plan.output_ops, plan, weights, context, rows), weights)
 
 
-def decode(
-    plan: Plan,
-    weights: Weights,
-    x: Stream,
-    *,
-    position: Position = NoPosition(),
-    window: int | None = None,
-) -> Stream:
-    """Causal attention, folded: token by token, over nothing but the tensors that a cache keeps."""
-    kept: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in plan.cached}
+def decode(plan: Plan, weights: Weights, x: Stream) -> Stream:
+    """Causal attention, absorbed: token by token, over nothing but the cached tensors."""
+    cached: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in plan.cached}
     rows = []
     for time in range(len(x)):
         now, past = np.array([time]), np.arange(time + 1)
         roots = project(plan, weights, x[time : time + 1])
         for tensor in plan.cached:
-            row = apply(tensor.path.ops, plan, weights, roots[tensor.path.root], position, now)
-            kept[tensor.name].append(row)
-        q = make("q", plan, weights, roots, position, now)
-        keys = np.concatenate(kept[plan.cached_key.name])
-        k = apply(plan.key_ops_on_read, plan, weights, keys, position, past)
-        v = np.concatenate(kept[plan.cached_value.name])
-        shift = added(plan, weights, position, now, past, causal=True, window=window)
-        seen = attend(_fold(plan, weights, q), k, v, shift, weights, plan.geometry.head_dim)
-        seen = _unfold(plan, weights, seen)
-        rows.append(merge(apply(plan.output, plan, weights, seen, position, now), weights))
+            derivation = tensor.derivation
+            row = apply(derivation.ops, plan, weights, roots[derivation.root], now)
+            cached[tensor.name].append(row)
+        q = absorb_into_query(plan, weights, make("q", plan, weights, roots, now))
+        keys = np.concatenate(cached[plan.cached_key.name])
+        k = apply(plan.key_ops_on_read, plan, weights, keys, past)
+        v = np.concatenate(cached[plan.cached_value.name])
+        shift = bias(plan, weights, now, past)
+        context = attend(q, k, v, shift, weights, plan.geometry.head_dim)
+        context = absorb_into_output(plan, weights, context)
+        rows.append(merge(apply(plan.output_ops, plan, weights, context, now), weights))
     return np.concatenate(rows)
 
 
@@ -113,33 +88,24 @@ def project(
 
 
 def make(
-    role: Role,
-    plan: Plan,
-    weights: Weights,
-    roots: Mapping[str, Heads],
-    position: Position,
-    times: Int[np.ndarray, " time"],
+    role: Role, plan: Plan, weights: Weights, roots: Mapping[str, Heads], positions: Positions
 ) -> Heads:
     """Q, K or V, from its root."""
-    path = plan.derivations[role]
-    return apply(path.ops, plan, weights, roots[path.root], position, times)
+    derivation = plan.derivations[role]
+    rows = roots[derivation.root]
+    return apply(derivation.ops, plan, weights, rows, positions)
 
 
 def apply(
-    ops: Iterable[Op],
-    plan: Plan,
-    weights: Weights,
-    rows: Heads,
-    position: Position,
-    times: Int[np.ndarray, " time"],
+    ops: Iterable[Op], plan: Plan, weights: Weights, rows: Heads, positions: Positions
 ) -> Heads:
-    """The operations of a path, in order."""
+    """The rows after these operations, in order."""
     for op in ops:
         match op:
             case ApplyRotation(role, back):
-                turn = rotation(weights[f"{role}.rotation"], plan.geometry.head_dim)
-                turn = np.swapaxes(turn, 1, 2) if back else turn
-                rows = np.einsum("thd,hed->the", rows, turn)
+                matrix = rotation(weights[f"{role}.rotation"], plan.geometry.head_dim)
+                matrix = np.swapaxes(matrix, 1, 2) if back else matrix
+                rows = np.einsum("thd,hed->the", rows, matrix)
             case UpProject(role):
                 rows = np.einsum("tr,hdr->thd", rows[:, 0], weights[f"{role}.up"])
             case Normalize():
@@ -147,11 +113,8 @@ def apply(
             case Scale(role):
                 rows = rows * weights[f"{role}.scale"]
             case ApplyRope(back):
-                rows = turned(rows, position, -times if back else times)
-            case Join():
-                rows = rows.reshape(len(rows), 1, -1)
-            case Cut():
-                rows = rows.reshape(len(rows), plan.geometry.kv_heads, -1)
+                assert plan.rope, "only a plan with RoPE applies it"
+                rows = rope(rows, plan.rope, -positions if back else positions)
     return rows
 
 
@@ -160,7 +123,7 @@ def rotation(
 ) -> Float[np.ndarray, "heads head_dim head_dim"]:
     """Orthogonal matrices from skew-symmetric ones A, by Cayley: (1 - A/2)^-1 (1 + A/2).
 
-    `numbers` fill A above the diagonal, row by row. Turns by half a circle are left out.
+    `numbers` fill A above the diagonal, row by row. Rotations by half a circle cannot be written.
     """
     above = np.triu_indices(head_dim, 1)
     skew = np.zeros((len(numbers), head_dim, head_dim), dtype=numbers.dtype)
@@ -170,60 +133,48 @@ def rotation(
     return np.linalg.solve(one - skew / 2, one + skew / 2)
 
 
-def turned(rows: Heads, position: Position, times: Times) -> Heads:
-    """The rows as a position scheme turns them."""
-    if not isinstance(position, Rotary | RotaryWithInverse):
-        return rows
-    half = rotary_dim(position, rows.shape[-1]) // 2
-    # arXiv:2104.09864, eq. 34, with coordinate i paired with i + half.
-    frequency = position.base ** (-np.arange(half) / half)
-    angle = (times[:, None] * frequency)[:, None, :]
+def rope(rows: Heads, settings: Rope, positions: Positions) -> Heads:
+    """The rows with RoPE applied. arXiv:2104.09864, eq. 34, with coordinate i paired with i + half."""
+    half = settings.dims // 2
+    frequency = settings.base ** (-np.arange(half) / half)
+    angle = (positions[:, None] * frequency)[:, None, :]  # (time, 1, half)
     cos, sin = np.cos(angle), np.sin(angle)
     first, second, rest = np.split(rows, [half, 2 * half], axis=-1)
     pairs = [first * cos - second * sin, second * cos + first * sin]
     return np.concatenate([*pairs, rest], axis=-1)
 
 
-def added(
+def bias(
     plan: Plan,
     weights: Weights,
-    position: Position,
     rows: Int[np.ndarray, " rows"],
     columns: Int[np.ndarray, " columns"],
-    *,
-    causal: bool,
-    window: int | None = None,
 ) -> Float[np.ndarray, "heads rows columns"]:
-    """What is added to the scores of queries at `rows` and keys at `columns`; -inf where unseen."""
-    distance = rows[:, None] - columns
-    visible = distance >= 0 if causal else np.ones(distance.shape, dtype=bool)
-    if window is not None:
-        # arXiv:2004.05150, section 3.1: a sliding window.
-        visible = visible & (np.abs(distance) < window)
-    if not plan.scores.diagonal:
-        others = visible & (distance != 0)
-        alone = ~others.any(axis=1, keepdims=True)
-        visible = np.where(alone, visible, others)
+    """The sum of all biases of the scores of queries at `rows` and keys at `columns`.
+
+    -inf if the mask hides the key.
+    """
     heads = plan.geometry.heads
+    distance = rows[:, None] - columns
     shift = np.zeros((heads, len(rows), len(columns)))
-    if isinstance(position, Alibi):
-        # arXiv:2108.12409, section 3: a geometric sequence of slopes from 2^(-8/heads).
-        slopes = 2.0 ** (-8 * np.arange(1, heads + 1) / heads)
-        shift = shift - slopes[:, None, None] * np.abs(distance)
-    match plan.scores.correction:
-        case Separable():
-            shift = shift + described(columns) @ weights["correction.features"]
-        case Relative():
-            shift = shift + described(distance) @ weights["correction.features"]
-        case None:
-            pass
-    return np.where(visible, shift, -np.inf)
+    for each in plan.biases:
+        match each:
+            case AlibiBias():
+                slopes = np.array(each.slopes(heads))
+                shift = shift - slopes[:, None, None] * np.abs(distance)
+            case Separable():
+                shift = shift + position_features(columns) @ weights["correction.features"]
+            case Relative():
+                shift = shift + position_features(distance) @ weights["correction.features"]
+    return np.where(plan.mask.visible(rows, columns), shift, -np.inf)
 
 
-def described(places: Int[np.ndarray, "*places"]) -> Float[np.ndarray, "*places features"]:
+def position_features(
+    positions: Int[np.ndarray, "*positions"],
+) -> Float[np.ndarray, "*positions features"]:
     """The features of a position or a distance: sines, then cosines, of falling frequencies."""
     half = FEATURES // 2
-    angle = places[..., None] * 10_000.0 ** (-np.arange(half) / half)
+    angle = positions[..., None] * 10_000.0 ** (-np.arange(half) / half)
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
 
 
@@ -237,34 +188,34 @@ def attend(
 ) -> Float[np.ndarray, "queries heads value_width"]:
     """softmax(temperature·q·k / sqrt(head_dim) + shift)·v. arXiv:1706.03762, eq. 1.
 
-    None is the width of `q`, which is another where maps of K were folded into it.
+    ``head_dim`` None is the width of `q`, which differs if it has absorbed maps of K.
     """
     heads = q.shape[1]
     k, v = (np.repeat(each, heads // each.shape[1], axis=1) for each in (k, v))
     scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(head_dim or q.shape[-1])
     scores = weights.get("correction.temperature", 1.0) * scores + shift
-    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    shares /= shares.sum(axis=-1, keepdims=True)
-    return np.einsum("hqk,khd->qhd", shares, v)
+    attention_weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    attention_weights /= attention_weights.sum(axis=-1, keepdims=True)
+    return np.einsum("hqk,khd->qhd", attention_weights, v)
 
 
-def merge(seen: Heads, weights: Weights) -> Stream:
+def merge(context: Heads, weights: Weights) -> Stream:
     """The output projection over all heads together."""
-    return seen.reshape(len(seen), -1) @ weights["o.weight"].T + weights["o.bias"]
+    return context.reshape(len(context), -1) @ weights["o.weight"].T + weights["o.bias"]
 
 
-def _fold(plan: Plan, weights: Weights, q: Heads) -> Heads:
-    """Queries whose products with kept rows are those of `q` with K: q·(Ur) = (Uᵀq)·r."""
+def absorb_into_query(plan: Plan, weights: Weights, q: Heads) -> Heads:
+    """Queries whose products with cached rows are those of `q` with K: q·(Ur) = (Uᵀq)·r."""
     for op in reversed(plan.absorbed_by_query):
         q = np.einsum("the,hed->thd", q, _map(op, plan, weights))
     return q
 
 
-def _unfold(plan: Plan, weights: Weights, seen: Heads) -> Heads:
-    """What attending over V would have given, from what attending over its kept root gave."""
+def absorb_into_output(plan: Plan, weights: Weights, context: Heads) -> Heads:
+    """The output of attention over V, from the output of attention over its cached root."""
     for op in plan.absorbed_by_output:
-        seen = np.einsum("thd,hed->the", seen, _map(op, plan, weights))
-    return seen
+        context = np.einsum("thd,hed->the", context, _map(op, plan, weights))
+    return context
 
 
 def _map(op: Fixed, plan: Plan, weights: Weights) -> Float[np.ndarray, "heads to width"]:
@@ -272,8 +223,8 @@ def _map(op: Fixed, plan: Plan, weights: Weights) -> Float[np.ndarray, "heads to
     size = plan.geometry
     match op:
         case ApplyRotation(role, back):
-            turn = rotation(weights[f"{role}.rotation"], size.head_dim)
-            matrix = np.swapaxes(turn, 1, 2) if back else turn
+            matrix = rotation(weights[f"{role}.rotation"], size.head_dim)
+            matrix = np.swapaxes(matrix, 1, 2) if back else matrix
         case UpProject(role):
             matrix = weights[f"{role}.up"]
         case Scale(role):

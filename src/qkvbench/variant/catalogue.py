@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from qkvbench.variant.notation import SuffixError, parse, write
+from qkvbench.variant import SuffixError, parse, write
 from qkvbench.variant.spec import Variant
 
 

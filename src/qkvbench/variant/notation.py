@@ -1,28 +1,21 @@
 """The written form of a variant, such as ``q,k=v/4``: one canonical text for each.
 
-Roles that hold the same tensor are joined by ``=``. A group ends in ``x`` where it is the stream,
-in ``R(role)`` where it is a rotated earlier role, and in ``L(rank)`` where it is made from the
-latent; otherwise it has a matrix of its own.
-Behind it, ``/g`` gives the number of key/value heads, and what belongs to the scores follows:
-``+qknorm`` or ``+qkvnorm``, ``+2d`` or ``++``, ``-diag``.
+Roles that hold the same tensor are joined by ``=``. A group ends in ``x`` if it is the stream, in
+``R(role)`` if it is an earlier role times a learned rotation, and in ``L(rank)`` if it is made from
+the latent; otherwise it has a matrix of its own. ``/g`` then gives the number of key/value heads,
+and suffixes describe the scores (`scores.SUFFIXES`): ``q,k=v/4+qknorm+window128-diag``.
 """
 
 import re
-from dataclasses import replace
-from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any, cast
+from typing import cast
 
+from qkvbench.variant.scores import ROLES, Role, parse_scores, write_scores
 from qkvbench.variant.spec import (
-    ROLES,
     Latent,
     LearnedRotation,
     Own,
-    Relative,
-    Role,
     Same,
-    Scores,
-    Separable,
     Source,
     Stream,
     Variant,
@@ -31,20 +24,7 @@ from qkvbench.variant.spec import (
 _EXAMPLE = (
     "write for example 'q,k,v', 'q,k=v', 'q=k=x,v', 'q,k=R(q),v', 'q,k=L(8),v=L(8)' or 'q,k=v/4'"
 )
-# What each suffix says of the scores, in the order in which suffixes are written.
-SUFFIXES: dict[str, dict[str, Any]] = {
-    "+qknorm": {"normed": ("q", "k")},
-    "+qkvnorm": {"normed": ROLES},
-    "+2d": {"correction": Separable()},
-    "++": {"correction": Relative()},
-    "-diag": {"diagonal": False},
-}
-_SUFFIX = re.compile("|".join(re.escape(suffix) for suffix in SUFFIXES))
 _TERM = re.compile(r"(?P<name>[qkvx])|r\((?P<origin>[qkv])\)|l\((?P<rank>[1-9][0-9]*)\)")
-
-
-class SuffixError(ValueError):
-    """What follows an equation that is right says nothing of the scores, or says it twice."""
 
 
 @lru_cache(maxsize=4096)
@@ -64,12 +44,7 @@ def write(variant: Variant) -> str:
         "=".join(names + _ending(variant.source(first))) for first, names in groups.items()
     )
     heads = "" if variant.kv_heads is None else f"/{variant.kv_heads}"
-    said = [
-        suffix
-        for suffix, change in SUFFIXES.items()
-        if all(getattr(variant.scores, field) == value for field, value in change.items())
-    ]
-    return "".join([equation, heads, *said])
+    return "".join([equation, heads, write_scores(variant.scores)])
 
 
 def parse(text: str) -> Variant:
@@ -98,29 +73,8 @@ def parse(text: str) -> Variant:
             f"'{text}' does not say where {' and '.join(missing)} come from; {_EXAMPLE}."
         )
     sources = {role: _source(text, role, ties, made) for role in ROLES}
-    scores = _scores(text, plain[len(body) :])
+    scores = parse_scores(text, plain[len(body) :])
     return Variant(**sources, kv_heads=int(heads) if slash else None, scores=scores)
-
-
-def _scores(text: str, suffixes: str) -> Scores:
-    """What the suffixes say together; each thing is said once."""
-    scores = Scores()
-    rest = suffixes
-    while rest:
-        match = _SUFFIX.match(rest)
-        if match is None:
-            near = get_close_matches(rest, SUFFIXES, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise SuffixError(
-                f"'{text}': '{rest}' is none of the suffixes {', '.join(SUFFIXES)}, which come "
-                f"last, as in 'q=k,v+2d' or 'q,k=v/4+qknorm-diag'.{hint}"
-            )
-        change = SUFFIXES[match[0]]
-        if any(getattr(scores, field) != getattr(Scores(), field) for field in change):
-            raise SuffixError(f"'{text}': '{match[0]}' and what is before it say the same twice.")
-        scores = replace(scores, **change)
-        rest = rest[match.end() :]
-    return scores
 
 
 def _ending(source: Source) -> list[str]:

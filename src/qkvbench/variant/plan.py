@@ -1,25 +1,18 @@
-"""A variant at a size: which matrices exist, how each role is made, what a cache keeps.
+"""The plan of one attention layer: everything that a layer is, as one value.
 
-Everything that computes, counts or stores attention reads a plan, and nothing else about a variant.
+Sizes, roots, derivations, cache policy, mask, biases of the scores, RoPE, and every learned tensor.
+Whatever computes, counts, caches or draws attention reads a plan, and nothing beside it.
 """
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Literal, TypedDict
+from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
+from typing import Literal
 
-from qkvbench.variant.notation import write
-from qkvbench.variant.spec import (
-    ROLES,
-    Latent,
-    LearnedRotation,
-    Own,
-    Role,
-    Same,
-    Scores,
-    Source,
-    Stream,
-    Variant,
-)
+from qkvbench.variant.mask import Mask
+from qkvbench.variant.parameter import Constant, Normal, Parameter, linear
+from qkvbench.variant.rope import AlibiBias, Rope, ScoreBias
+from qkvbench.variant.scores import FEATURES, ROLES, Role
+from qkvbench.variant.spec import Latent, LearnedRotation, Source, Variant
 
 
 @dataclass(frozen=True)
@@ -37,16 +30,17 @@ class Geometry:
         if min(sizes) < 1:
             raise ValueError(f"Sizes of attention start at 1; here they are {sizes}.")
         if self.heads % self.kv_heads:
+            divisors = ", ".join(str(n) for n in range(1, self.heads + 1) if not self.heads % n)
             raise ValueError(
                 f"{self.heads} query heads cannot be divided among {self.kv_heads} key/value "
-                f"heads; take one of {_divisors(self.heads)}."
+                f"heads; use one of {divisors}."
             )
 
 
 def sized(
     d_model: int, heads: int, kv_heads: int | None = None, head_dim: int | None = None
 ) -> Geometry:
-    """The geometry with the usual rest: as many key/value heads, and heads that fill d_model."""
+    """The geometry with defaults: as many key/value heads as heads, and heads that fill d_model."""
     if head_dim is None and (heads < 1 or d_model % heads):
         raise ValueError(f"d_model {d_model} cannot be divided into {heads} heads.")
     return Geometry(d_model, heads, kv_heads or heads, head_dim or d_model // heads)
@@ -54,7 +48,7 @@ def sized(
 
 @dataclass(frozen=True)
 class ApplyRotation:
-    """Turn each head by the learned rotation of `role`; `back` is the inverse."""
+    """Multiply each head by the learned rotation of `role`; `back` is the inverse."""
 
     role: Role
     back: bool = False
@@ -62,49 +56,38 @@ class ApplyRotation:
 
 @dataclass(frozen=True)
 class UpProject:
-    """Make heads from the latent, by the learned up-projection of `role`; nothing is added."""
+    """Make heads from the latent by the learned up-projection of `role`, without a bias."""
 
     role: Role
 
 
 @dataclass(frozen=True)
 class Normalize:
-    """Bring each head of each row to root mean square 1; nothing is learned."""
+    """RMS norm of each head of each row, without a learned scale."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Multiply the coordinates of every head by the learned numbers of `role`."""
+    """Multiply the coordinates of every head by the learned scale of `role`."""
 
     role: Role
 
 
 @dataclass(frozen=True)
 class ApplyRope:
-    """Turn each row by its position, as the model's position scheme says; `back` undoes it."""
+    """Rotate each row by its position, as the plan's `rope` says; `back` is the inverse."""
 
     back: bool = False
 
 
-@dataclass(frozen=True)
-class Join:
-    """Lay the heads of a row side by side, as one."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Cut a row that was joined into the key/value heads again."""
-
-
-Op = ApplyRotation | UpProject | Normalize | Scale | ApplyRope | Join | Cut
-# What is the same linear map at every position, so that it can go into the query or the output.
+Op = ApplyRotation | UpProject | Normalize | Scale | ApplyRope
+# The same linear map at every position, so that it can be absorbed into query or output.
 Fixed = ApplyRotation | UpProject | Scale
 
-# The name of the latent, which is a root, and of its matrix.
-LATENT = "c"
+# The names of the two roots that are no role: the stream itself, and the latent with its matrix.
+STREAM, LATENT = "x", "c"
 
-
-# What a layer reads: the stream it belongs to, and in cross-attention that of another sequence.
+# The input that a root reads: the layer's own stream, or in cross-attention another sequence.
 Input = Literal["stream", "source"]
 
 
@@ -112,8 +95,8 @@ Input = Literal["stream", "source"]
 class Root:
     """A tensor that the sources name: one matrix times an input, or the input cut into heads.
 
-    Each head has `width` numbers; a latent is one head. ``matrix`` names the weights; None where
-    there are none.
+    ``width`` numbers in each of ``heads``; a latent is one head. ``matrix`` names the weights; None
+    if there are none.
     """
 
     name: str
@@ -122,10 +105,25 @@ class Root:
     matrix: str | None
     reads: Input = "stream"
 
+    @property
+    def is_stream(self) -> bool:
+        """True for the input itself, without a matrix."""
+        return self.matrix is None
+
+    @property
+    def is_latent(self) -> bool:
+        """True for the latent that K and V share."""
+        return self.matrix == LATENT
+
+    @property
+    def rows(self) -> int:
+        """Rows of its matrix; 0 if it has none."""
+        return self.heads * self.width if self.matrix else 0
+
 
 @dataclass(frozen=True)
-class Path:
-    """How a tensor is made: the operations on a root, in order."""
+class Derivation:
+    """A tensor made from a root by operations, in order."""
 
     root: str
     ops: tuple[Op, ...]
@@ -133,356 +131,187 @@ class Path:
 
 @dataclass(frozen=True)
 class CachedTensor:
-    """One tensor in the cache for each past token, and how a new row of it is made."""
+    """One tensor in the cache, a row of `heads` × `width` for each past token."""
 
     name: str
     heads: int
     width: int
-    path: Path
+    derivation: Derivation
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A variant resolved at a geometry, for the roles that the positions turn.
+    """A variant resolved at a geometry in one layer of a model.
 
-    ``paths`` make Q, K and V from the roots (expanded). ``kept`` is what a cache holds;
-    ``read_key`` turns the kept key rows into K, and ``unfold`` turns what was attended over the
-    kept value rows into what attention over V itself would have given (folded). ``fold`` are the
-    last operations on the way to K where they need not be done to any row: their transposes are
-    done to the query, the last one first. ``output`` comes last in both ways.
+    ``derivations`` make Q, K and V from the roots (expanded). ``cached`` is the content of a cache;
+    ``key_ops_on_read`` make K from cached key rows. The maps ``absorbed_by_query`` (transposed, the
+    last one first) act on the query instead of on K, and those ``absorbed_by_output`` on the
+    attention output instead of on V (absorbed). ``output_ops`` come last in both ways.
+
+    ``mask``, ``biases`` and ``rope`` say what happens to scores and positions. A kernel compares
+    `features` with those that it supports.
     """
 
     variant: Variant
     geometry: Geometry
     roots: tuple[Root, ...]
-    derivations: dict[Role, Path]
+    derivations: dict[Role, Derivation]
     cached: tuple[CachedTensor, ...]
     key_ops_on_read: tuple[Op, ...]
     absorbed_by_query: tuple[Fixed, ...]
     absorbed_by_output: tuple[ApplyRotation | UpProject, ...]
-    output: tuple[ApplyRope, ...]
-
-    @property
-    def scores(self) -> Scores:
-        """What happens to the scores besides Q·K; between two sequences nothing by positions."""
-        scores = self.variant.scores
-        return replace(scores, correction=None, diagonal=True) if self.is_cross else scores
+    output_ops: tuple[ApplyRope, ...] = ()
+    rope: Rope | None = None
+    mask: Mask = Mask()
+    biases: tuple[ScoreBias, ...] = ()
 
     @property
     def is_cross(self) -> bool:
-        """Whether K and V are made from another sequence than Q."""
+        """True if K and V are made from another sequence than Q."""
         return any(root.reads == "source" for root in self.roots)
 
-    @property
-    def projected(self) -> tuple[Root, ...]:
-        """The roots that are made by a matrix product."""
-        return tuple(root for root in self.roots if root.matrix)
+    @cached_property
+    def features(self) -> frozenset[str]:
+        """Everything that a kernel over cached rows must support, by name.
+
+        Each field of the plan and of its mask that is not at its default, each kind of bias and of
+        operation on read. A new field is a new feature, which no kernel supports unless it says so.
+        """
+        found = {f"read.{type(op).__name__}" for op in self.key_ops_on_read}
+        found |= {f"bias.{type(bias).__name__}" for bias in self.biases}
+        found |= {f"mask.{name}" for name in _changed(self.mask)}
+        return frozenset(found | set(_changed(self)) - _STRUCTURE)
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Every learned tensor of the layer. Names are shared by all backends and files.
+
+        ``q.weight`` (heads·head_dim, d_model) and ``q.bias`` for each root with a matrix;
+        ``v.rotation`` (heads, head_dim·(head_dim-1)/2), the numbers above the diagonal of a
+        skew-symmetric matrix; ``k.up`` (heads, head_dim, rank); ``k.scale`` (head_dim,);
+        ``o.weight``, ``o.bias``; for a learned bias, shared by the heads,
+        ``correction.temperature`` (1,) and ``correction.features``.
+        """
+        size = self.geometry
+        found: list[Parameter] = []
+        if self.correction:
+            # A variant with a correction begins as the same function as the one without.
+            found += [
+                Parameter("correction.temperature", (1,), Constant(1.0), decay=False, dtype="full"),
+                Parameter(
+                    "correction.features", (FEATURES,), Constant(0.0), decay=False, dtype="full"
+                ),
+            ]
+        for name, rows in self.matrix_rows.items():
+            found += linear(name, rows, size.d_model)
+        pairs = size.head_dim * (size.head_dim - 1) // 2
+        spread = Normal("rotation_std", over=size.head_dim**0.5)
+        for role in self._roles_from(LearnedRotation):
+            shape = (self.heads(role), pairs)
+            found.append(Parameter(f"{role}.rotation", shape, spread, decay=False, dtype="full"))
+        for role in self._roles_from(Latent):
+            rank = self.root(self.derivations[role].root).width
+            shape = (self.heads(role), size.head_dim, rank)
+            found.append(Parameter(f"{role}.up", shape, Normal(), dtype="full"))
+        for role in self.scaled_roles:
+            found.append(
+                Parameter(
+                    f"{role}.scale", (size.head_dim,), Constant(1.0), decay=False, dtype="full"
+                )
+            )
+        return (*found, *linear("o", size.d_model, size.heads * size.head_dim))
 
     @property
-    def matrices(self) -> dict[str, int]:
-        """The heads of each matrix, in the order in which their rows are stacked."""
-        return {root.matrix: root.heads for root in self.roots if root.matrix}
+    def correction(self) -> bool:
+        """True if a bias of the scores is learned."""
+        return any(not isinstance(bias, AlibiBias) for bias in self.biases)
 
     @property
     def matrix_rows(self) -> dict[str, int]:
-        """How many rows each matrix has, in the same order."""
-        return {root.matrix: root.heads * root.width for root in self.roots if root.matrix}
+        """The rows of each projection matrix, in the order in which they are stacked."""
+        return {root.matrix: root.rows for root in self.roots if root.matrix}
 
     @property
-    def rotated(self) -> dict[Role, int]:
-        """The roles that have a learned rotation, with the number of heads that it turns."""
-        return {role: self.heads(role) for role in self._made_by(LearnedRotation)}
-
-    @property
-    def lifted(self) -> dict[Role, tuple[int, int]]:
-        """The roles that have a learned up-projection, with its heads and the latent's rank."""
-        ranks = {root.name: root.width for root in self.roots}
+    def maps(self) -> dict[Role, Parameter]:
+        """The learned maps of heads, rotations and up-projections, by the role that they make."""
+        named = {parameter.name: parameter for parameter in self.parameters}
+        kinds: tuple[tuple[type[Source], str], ...] = (
+            (LearnedRotation, "rotation"),
+            (Latent, "up"),
+        )
         return {
-            role: (self.heads(role), ranks[self.derivations[role].root])
-            for role in self._made_by(Latent)
+            role: named[f"{role}.{part}"] for kind, part in kinds for role in self._roles_from(kind)
         }
 
     @property
-    def scaled(self) -> tuple[Role, ...]:
-        """The roles whose scale behind the norm is learned; a tie has one."""
-        ops = [op for role in ROLES for op in self.derivations[role].ops]
-        return tuple(dict.fromkeys(op.role for op in ops if isinstance(op, Scale)))
+    def rotated_roles(self) -> tuple[Role, ...]:
+        """The roles with a learned rotation of their own."""
+        return tuple(self._roles_from(LearnedRotation))
+
+    def root(self, name: str) -> Root:
+        """The root with this name."""
+        return next(root for root in self.roots if root.name == name)
 
     def heads(self, role: Role) -> int:
         """How many heads the tensor of `role` has."""
-        return self.heads_at(self.derivations[role])
-
-    def heads_at(self, path: Path) -> int:
-        """How many heads the tensor at the end of `path` has."""
-        root = next(root for root in self.roots if root.name == path.root)
-        return _shape(path, root, self.geometry)[0]
+        return shape_after(self.derivations[role], self.roots, self.geometry)[0]
 
     @property
     def cached_key(self) -> CachedTensor:
-        """The kept tensor from which K is read."""
+        """The cached tensor from which K is made."""
         return self.cached[0]
 
     @property
     def cached_value(self) -> CachedTensor:
-        """The kept tensor over which the weighted sum runs; the same one where K and V share."""
+        """The cached tensor that is summed; the same one if K and V share it."""
         return self.cached[-1]
 
     @property
     def key_heads(self) -> int:
-        """How many heads K has where a query meets it: the latent has one for all."""
+        """How many heads K has in the product with the query; a latent has one for all."""
         return self.cached_key.heads if self.absorbed_by_query else self.heads("k")
 
-    def _made_by(self, source: type[Source]) -> list[Role]:
+    @property
+    def scaled_roles(self) -> tuple[Role, ...]:
+        """The roles with a learned scale after the norm; tied roles have one."""
+        ops = [op for role in ROLES for op in self.derivations[role].ops]
+        return tuple(dict.fromkeys(op.role for op in ops if isinstance(op, Scale)))
+
+    def _roles_from(self, source: type[Source]) -> list[Role]:
         return [role for role in ROLES if isinstance(self.variant.source(role), source)]
 
 
-@lru_cache(maxsize=1024)
-def resolve(variant: Variant, geometry: Geometry, turned: tuple[Role, ...] = ()) -> Plan:
-    """The plan of `variant` at `geometry`; ValueError, with the reason, where there is none.
-
-    ``turned`` are the roles that the model's position scheme turns; where V is one of them, what
-    was attended is turned back.
-    """
-    if variant.kv_heads is not None:
-        geometry = replace(geometry, kv_heads=variant.kv_heads)
-    paths: dict[Role, Path] = {role: _path(role, variant, turned) for role in ROLES}
-    _check(variant, geometry, paths)
-
-    roots: dict[str, Root] = {}
-    for role in ROLES:
-        name = paths[role].root
-        heads = geometry.heads if role == "q" else geometry.kv_heads
-        root = Root(name, heads, geometry.head_dim, None if name == "x" else name)
-        roots.setdefault(name, _latent_root(variant) if name == LATENT else root)
-    return Plan(
-        variant=variant,
-        geometry=geometry,
-        roots=tuple(roots.values()),
-        derivations=paths,
-        **_folded(paths["k"], paths["v"], roots, geometry),
-        output=(ApplyRope(back=True),) if "v" in turned else (),
-    )
-
-
-@lru_cache(maxsize=1024)
-def crossed(variant: Variant, geometry: Geometry) -> Plan:
-    """The plan where K and V are made from another sequence, the source; errors as `resolve`.
-
-    A tie then shares the matrix, not the tensor: one matrix may be applied to both inputs.
-    Positions of two sequences have nothing to do with each other, so nothing is turned.
-    """
-    plan = resolve(variant, geometry)
-    heads = {root.name: root for root in plan.roots}
-    query, key, value = (plan.derivations[role] for role in ROLES)
-    roots = {query.root: heads[query.root]}
-    paths: dict[Role, Path] = {"q": query}
-    sourced: dict[Role, Path] = {"k": key, "v": value}
-    for role, path in sourced.items():
-        own, name = heads[path.root], f"{path.root} of the source"
-        roots[name] = replace(own, name=name, reads="source")
-        paths[role] = replace(path, root=name)
-    folded = _folded(paths["k"], paths["v"], roots, geometry)
-    return replace(plan, roots=tuple(roots.values()), derivations=paths, **folded)
-
-
-def keys_only(plan: Plan) -> Plan:
-    """The same layer, decoded from K alone: V is a map of all heads of K, by the inverse of W_k.
-
-    ``unfold`` then projects by V's map, which belongs to given weights: no plan says what it is.
-    ValueError where there is no such map. arXiv:2503.05840.
-    """
-    key, value, size = plan.derivations["k"], plan.derivations["v"], plan.geometry
-    roots = {root.name: root for root in plan.roots}
-    root, name = roots[key.root], write(plan.variant)
-    if len(plan.cached) == 1:
-        raise ValueError(f"{name} keeps one tensor already")
-    if root.matrix is None or roots[value.root].matrix is None or LATENT in roots:
-        raise ValueError(f"{name} makes K or V by no matrix of its own from the stream")
-    if root.heads * root.width != size.d_model:
-        raise ValueError(
-            f"its key matrix is {root.heads * root.width} × {size.d_model}, not square, so "
-            "nothing of the stream comes back from K"
-        )
-    if value.ops or root.reads == "source":
-        raise ValueError("its V is normed, turned or rotated, or made from another sequence")
-    kept = CachedTensor("k", 1, size.d_model, Path(root.name, (Join(),)))
-    return replace(
-        plan,
-        cached=(kept,),
-        key_ops_on_read=(Cut(), *key.ops),
-        absorbed_by_query=(),
-        absorbed_by_output=(UpProject("v"),),
-    )
-
-
-def _path(role: Role, variant: Variant, turned: tuple[Role, ...]) -> Path:
-    """The way from a root to `role`: learned maps, norm, learned scale, and positions last."""
-    made = _made(role, variant)
-    ops = made.ops
-    match variant.scores.normed:
-        case ("q", "k", "v"):
-            # Where V is normed too, it is the root that is: a norm and a rotation commute, and of
-            # a latent it is what arXiv:2405.04434, section 3.1.2, norms.
-            ops = (Normalize(), *ops)
-        case ("q", "k") if role != "v":
-            ops = (*ops, Normalize())
-        case _:
-            pass
-    if variant.scores.normed and role != "v":
-        ops = (*ops, Scale(_first_alike(role, variant)))
-    if role in turned:
-        ops = (*ops, ApplyRope())
-    return replace(made, ops=ops)
-
-
-def _made(role: Role, variant: Variant) -> Path:
-    """The root of `role` and the learned maps on the way from it."""
-    match variant.source(role):
-        case Own():
-            return Path(role, ())
-        case Stream():
-            return Path("x", ())
-        case Same(origin):
-            return _made(origin, variant)
-        case Latent():
-            return Path(LATENT, (UpProject(role),))
-        case LearnedRotation(origin):
-            before = _made(origin, variant)
-            return replace(before, ops=(*before.ops, ApplyRotation(role)))
-
-
-def _first_alike(role: Role, variant: Variant) -> Role:
-    """The first role that is the same tensor: a tie holds for what is learned behind it, too."""
-    return next(first for first in ROLES if _made(first, variant) == _made(role, variant))
-
-
-class _Folded(TypedDict):
-    """The fields of a plan that say how it is decoded."""
-
-    cached: tuple[CachedTensor, ...]
-    key_ops_on_read: tuple[Op, ...]
-    absorbed_by_query: tuple[Fixed, ...]
-    absorbed_by_output: tuple[ApplyRotation | UpProject, ...]
-
-
-def _folded(k: Path, v: Path, roots: dict[str, Root], geometry: Geometry) -> _Folded:
-    """What a cache keeps, how K is read from it, and which maps are left for query and output.
-
-    One tensor does where V differs from it by fixed maps alone, which fold into the output: the
-    root in the frame that K has after its rotations. Otherwise K is kept ready, and V before its
-    last fixed maps. A latent is kept before heads are made from it, which is what it is for; only
-    where V is turned are K and V kept ready, for then no map can be left for the output.
-    """
-    ready = len(k.ops) if ApplyRope() in v.ops else _before_heads(k.ops)
-
-    def kept(name: str, path: Path, end: int) -> CachedTensor:
-        made = replace(path, ops=path.ops[:end])
-        return CachedTensor(name, *_shape(made, roots[path.root], geometry), made)
-
-    if k.root == v.root:
-        common = min(_leading(k.ops, v.ops), ready)
-        place = common + _rotations_first(k.ops[common:])
-        rest = v.ops[common:]
-        if len(_maps(rest)) == len(rest):
-            unfold = (*_undone(k.ops[common:place]), *_maps(rest))
-            return _Folded(
-                cached=(kept(k.root, k, place),), **_read(k.ops[place:]), absorbed_by_output=unfold
-            )
-    last = len(v.ops) - _maps_first(v.ops[::-1])
-    return _Folded(
-        cached=(kept("k", k, ready), kept("v", v, last)),
-        **_read(k.ops[ready:]),
-        absorbed_by_output=_maps(v.ops[last:]),
-    )
-
-
-class _Read(TypedDict):
-    """How K is met: by operations on the rows that are read, or by maps of the query."""
-
-    key_ops_on_read: tuple[Op, ...]
-    fold: tuple[Fixed, ...]
-
-
-def _read(ops: tuple[Op, ...]) -> _Read:
-    """Heads that a latent would have to be made into are made of the query, where they can be."""
-    fixed = tuple(op for op in ops if isinstance(op, Fixed))
-    if any(isinstance(op, UpProject) for op in ops) and len(fixed) == len(ops):
-        return _Read(key_ops_on_read=(), absorbed_by_query=fixed)
-    return _Read(key_ops_on_read=ops, absorbed_by_query=())
-
-
-def _latent_root(variant: Variant) -> Root:
-    """The latent: one row of as many numbers as its rank, for all heads."""
-    rank = next(source.rank for source in map(variant.source, ROLES) if isinstance(source, Latent))
-    return Root(LATENT, 1, rank, LATENT)
-
-
-def _shape(path: Path, root: Root, geometry: Geometry) -> tuple[int, int]:
-    """Heads and their width at the end of `path`, which begins at `root`."""
-    if any(isinstance(op, UpProject) for op in path.ops):
+def shape_after(
+    derivation: Derivation, roots: tuple[Root, ...], geometry: Geometry
+) -> tuple[int, int]:
+    """Heads and their width at the end of a derivation."""
+    if any(isinstance(op, UpProject) for op in derivation.ops):
         return geometry.kv_heads, geometry.head_dim
+    root = next(root for root in roots if root.name == derivation.root)
     return root.heads, root.width
 
 
-def _leading(first: tuple[Op, ...], second: tuple[Op, ...]) -> int:
-    """How many operations both begin with."""
-    alike = [one == other for one, other in zip(first, second, strict=False)]
-    return [*alike, False].index(False)
+# The fields of a plan that every kernel over cached rows gets in its arguments.
+_STRUCTURE = {
+    "variant",
+    "geometry",
+    "roots",
+    "derivations",
+    "cached",
+    "key_ops_on_read",
+    "absorbed_by_query",
+    "absorbed_by_output",
+    "output_ops",
+    "rope",
+    "mask",
+    "biases",
+}
 
 
-def _before_heads(ops: tuple[Op, ...]) -> int:
-    """How many operations come before heads are made from a latent; all where none is."""
-    return [*(isinstance(op, UpProject) for op in ops), True].index(True)
-
-
-def _rotations_first(ops: tuple[Op, ...]) -> int:
-    """How many rotations come before anything else."""
-    return [*(isinstance(op, ApplyRotation) for op in ops), False].index(False)
-
-
-def _maps_first(ops: tuple[Op, ...]) -> int:
-    """How many rotations and up-projections come before anything else."""
-    return [*(isinstance(op, ApplyRotation | UpProject) for op in ops), False].index(False)
-
-
-def _maps(ops: tuple[Op, ...]) -> tuple[ApplyRotation | UpProject, ...]:
-    return tuple(op for op in ops if isinstance(op, ApplyRotation | UpProject))
-
-
-def _undone(ops: tuple[Op, ...]) -> tuple[ApplyRotation, ...]:
-    """The inverse of these rotations."""
-    rotations = [op for op in ops if isinstance(op, ApplyRotation)]
-    return tuple(ApplyRotation(op.role, back=True) for op in reversed(rotations))
-
-
-def _check(variant: Variant, geometry: Geometry, made: dict[Role, Path]) -> None:
-    """Refuse what cannot be built, with the reason."""
-    streams = [role for role in ROLES if made[role].root == "x"]
-    width = geometry.heads * geometry.head_dim
-    if streams and width != geometry.d_model:
-        raise ValueError(
-            f"{write(variant)} cuts the stream into heads for {' and '.join(streams)}, so "
-            f"heads × head_dim must be d_model; here {geometry.heads} × {geometry.head_dim} = "
-            f"{width}, and d_model is {geometry.d_model}."
-        )
-    ranks = [each.rank for each in map(variant.source, ROLES) if isinstance(each, Latent)]
-    if ranks and ranks[0] > geometry.d_model:
-        raise ValueError(
-            f"{write(variant)} makes a latent of {ranks[0]} numbers from a stream of "
-            f"{geometry.d_model}, of which more than {geometry.d_model} say nothing new; write a "
-            f"rank of {geometry.d_model} or less."
-        )
-    if geometry.kv_heads == geometry.heads:
-        return
-    for role in ("k", "v"):
-        if made[role].root in ("x", made["q"].root):
-            root = "the stream" if made[role].root == "x" else "the root of q"
-            raise ValueError(
-                f"{write(variant)} makes {role} from {root}, so both need as many heads; here q "
-                f"has {geometry.heads} and {role} has {geometry.kv_heads}. Leave out the '/', "
-                f"or write {geometry.heads} after it."
-            )
-
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+def _changed(value: Plan | Mask) -> list[str]:
+    """The fields that are not at their defaults."""
+    return [
+        field.name
+        for field in fields(value)
+        if field.default is MISSING or getattr(value, field.name) != field.default
+    ]

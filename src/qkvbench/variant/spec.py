@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal
 
-Role = Literal["q", "k", "v"]
-ROLES: tuple[Role, ...] = ("q", "k", "v")
+from qkvbench.variant.scores import ROLES, Role, Scores
 
 
 @dataclass(frozen=True)
@@ -45,50 +43,6 @@ class Latent:
 
 
 Source = Own | Stream | Same | LearnedRotation | Latent
-
-
-# Numbers that describe a position to a correction of the scores: sines and cosines of five
-# frequencies. The study takes 10 channels for row and column together, arXiv:2606.04032.
-FEATURES = 10
-
-
-@dataclass(frozen=True)
-class Separable:
-    """Scores times a learned number, plus a learned function of the row and one of the column.
-
-    The study's 2-D encoding, arXiv:2606.04032: position features of row and column beside each
-    score, and a 1×1 convolution over them. Softmax cancels what depends on the row alone.
-    """
-
-
-@dataclass(frozen=True)
-class Relative:
-    """Scores times a learned number, plus a learned function of the distance from row to column.
-
-    The same features as in `Separable`, taken of the difference, so that before and after differ.
-    """
-
-
-Correction = Separable | Relative
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What happens to the scores besides Q·K; the defaults are plain attention.
-
-    ``normed`` are the roles whose heads are brought to root mean square 1, Q and K with a learned
-    scale behind it (arXiv:2010.04245, arXiv:2302.05442): none, Q and K, or all three.
-    ``diagonal`` False means that no token attends to itself unless it sees nothing else.
-    """
-
-    normed: tuple[Role, ...] = ()
-    correction: Correction | None = None
-    diagonal: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse norms that make no sense alone."""
-        if self.normed not in ((), ("q", "k"), ROLES):
-            raise ValueError(f"Normed are Q and K, all three roles or none, not {self.normed}.")
 
 
 @dataclass(frozen=True)

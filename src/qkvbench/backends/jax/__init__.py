@@ -4,7 +4,7 @@ Weights are one flat mapping under the names that all backends share; a network 
 computes, given its weights.
 """
 
-from qkvbench.backends.jax.attention.layer import Attention, attention
+from qkvbench.backends.jax.attention.layer import Attention
 from qkvbench.backends.jax.bench.profile import matmul_seconds
 from qkvbench.backends.jax.bench.workloads import (
     Decoding,
@@ -42,7 +42,6 @@ __all__ = [
     "Learner",
     "Prefill",
     "Step",
-    "attention",
     "attention_kernels",
     "build",
     "cannot_join",

@@ -1,6 +1,7 @@
 """PyTorch: one attention layer for all variants, the stacks around it, and a learner."""
 
-from qkvbench.backends.torch.attention.layer import Attention
+# The library's door: a layer from a variant and sizes, an nn.Module.
+from qkvbench.backends.torch.attention.layer import attention as Attention  # noqa: N812
 from qkvbench.backends.torch.bench.profile import matmul_seconds, threads
 from qkvbench.backends.torch.bench.workloads import (
     Decoding,

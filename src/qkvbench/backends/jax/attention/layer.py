@@ -1,4 +1,4 @@
-"""One attention layer, made from its plan. All variants run through it, by two ways held equal."""
+"""One attention layer, made from its plan. All variants run through it, in two ways held equal."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,39 +9,32 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from qkvbench.backends.jax.attention.rope import Places, turned
-from qkvbench.backends.jax.attention.softmax import Scores, products_of
+from qkvbench.backends.jax.attention.rope import Positions, apply_rope
+from qkvbench.backends.jax.attention.softmax import SoftmaxAttention, products_of
 from qkvbench.backends.jax.cache.kv_cache import (
     Count,
     LayerCache,
     Maps,
     empty_rows,
-    places,
+    slot_positions,
     with_row,
     with_rows,
 )
 from qkvbench.backends.jax.kernels.pallas_decode import DecodeKernel, decode_kernel
-from qkvbench.backends.jax.models.weights import Shapes, Weights, part
+from qkvbench.backends.jax.models.weights import Weights, part
 from qkvbench.backends.jax.training.precision import exact
-from qkvbench.model import NoPosition, Position
 from qkvbench.variant import (
     ROLES,
     ApplyRope,
     ApplyRotation,
-    Cut,
-    Geometry,
+    Derivation,
     Input,
-    Join,
     Normalize,
     Op,
-    Path,
     Plan,
     Role,
     Scale,
     UpProject,
-    Variant,
-    crossed,
-    resolve,
 )
 
 Stream = Float[Array, "batch time d_model"]
@@ -49,41 +42,28 @@ SourceStream = Float[Array, "_batch source_time d_model"]
 Lengths = Int[Array, " batch"]
 # `_` is checked for nothing: roots of one plan may differ in heads and, across, in time.
 Heads = Float[Array, "batch _heads _time _width"]
-# Turns rows by their positions; `back` undoes it.
-Turns = Callable[..., Heads]
+# Applies RoPE to rows at their positions; `back` is the inverse.
+Apply = Callable[..., Heads]
 
-# Below the mean square of a head, so that a head of zeros stays one.
+# Added to the mean square of a head, so that a head of zeros stays one.
 NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention of any variant over (batch, time, d_model): what it computes, without its weights.
+    """Attention of any variant over (batch, time, d_model): a computation, without its weights.
 
-    Where the plan `crosses`, Q is made from its input, K and V from a source.
+    In cross-attention Q is made from its input, K and V from a source.
     """
 
     plan: Plan
-    position: Position
-    scores: Scores
+    softmax: SoftmaxAttention
     kernel: DecodeKernel | None = None
 
-    def shapes(self) -> Shapes:
-        """The names of its weights and their shapes."""
-        size = self.plan.geometry
-        shapes: Shapes = {}
-        for name, rows in self.plan.matrix_rows.items():
-            shapes[f"{name}.weight"] = (rows, size.d_model)
-            shapes[f"{name}.bias"] = (rows,)
-        for role, heads in self.plan.rotated.items():
-            shapes[f"{role}.rotation"] = (heads, size.head_dim * (size.head_dim - 1) // 2)
-        for role, (heads, rank) in self.plan.lifted.items():
-            shapes[f"{role}.up"] = (heads, size.head_dim, rank)
-        for role in self.plan.scaled:
-            shapes[f"{role}.scale"] = (size.head_dim,)
-        shapes["o.weight"] = (size.d_model, size.heads * size.head_dim)
-        shapes["o.bias"] = (size.d_model,)
-        return shapes | self.scores.shapes()
+    @classmethod
+    def of(cls, plan: Plan) -> "Attention":
+        """The layer of a plan."""
+        return cls(plan, SoftmaxAttention.of(plan), decode_kernel(plan))
 
     def __call__(
         self,
@@ -92,268 +72,267 @@ class Attention:
         lengths: Lengths | None = None,
         source: SourceStream | None = None,
     ) -> Stream:
-        """Attend over a whole sequence, expanded: make Q, K and V, then attend.
+        """Attend over a whole sequence, expanded: make Q, K and V, apply RoPE, attend.
 
-        `lengths` counts the leading positions of each sequence that are seen (of the source, where
-        there is one); None is all.
+        `lengths` counts the leading positions of each sequence (of the source, in cross-attention)
+        that are not padding; None is all.
         """
-        return self._attended(
-            weights, self.project(weights, x, source), self.maps(weights), lengths
+        return self._attend(
+            weights, self.project(weights, x, source), self.head_maps(weights), lengths
         )
 
     def read(
         self, weights: Weights, x: Stream, layer: LayerCache, count: Count
     ) -> tuple[Stream, LayerCache]:
-        """Attend over a whole prompt, and keep what the plan keeps of its `count` first tokens."""
+        """Attend over a whole prompt, and cache its `count` first tokens."""
         made = self.project(weights, x)
-        after = self._attended(weights, made, layer.maps, None)
-        turn = self._turns(x.shape[1])
+        after = self._attend(weights, made, layer.maps, None)
+        rope = self._rope(x.shape[1])
         rows = {
-            kept.name: with_rows(
-                layer.rows[kept.name],
-                self.make(weights, kept.path, made, layer.maps, turn),
+            tensor.name: with_rows(
+                layer.rows[tensor.name],
+                self.make(weights, tensor.derivation, made, layer.maps, rope),
                 count,
+                self.plan.mask,
             )
-            for kept in self.plan.cached
+            for tensor in self.plan.cached
         }
         return after, LayerCache(rows, layer.maps, layer.lengths, layer.cross)
 
     def step(
         self, weights: Weights, x: Stream, layer: LayerCache, count: Count, capacity: int
     ) -> tuple[Stream, LayerCache]:
-        """Decode one token, folded: over kept roots, with the fixed maps in the output."""
+        """Decode one token, absorbed: over cached roots, fixed maps in query and output."""
         made = self.project(weights, x)
         at = count[..., None]
-        turn = partial(turned, position=self.position, at=at, end=capacity)
-        make = partial(self.make, weights, made=made, maps=layer.maps, turn=turn)
+        rope = partial(self.rotate, at=at, end=capacity)
+        make = partial(self.make, weights, made=made, maps=layer.maps, rope=rope)
         rows = {
-            kept.name: with_row(layer.rows[kept.name], make(kept.path), count)
-            for kept in self.plan.cached
+            tensor.name: with_row(
+                layer.rows[tensor.name], make(tensor.derivation), count, self.plan.mask
+            )
+            for tensor in self.plan.cached
         }
         layer = LayerCache(rows, layer.maps, layer.lengths, layer.cross)
         slots = rows[self.plan.cached_value.name].shape[2]
-        columns = places(count, slots)
-        seen = self._attend_roots(
+        columns = slot_positions(count, slots, self.plan.mask)
+        context = self._attend_cached(
             weights, make(self.plan.derivations["q"]), layer, at, columns, capacity
         )
-        seen = self._follow(weights, self.plan.output, seen, layer.maps, turn)
-        return self.merge(weights, seen).astype(x.dtype), layer
+        context = self._apply_ops(weights, self.plan.output_ops, context, layer.maps, rope)
+        return self.output(weights, context).astype(x.dtype), layer
 
-    def keep(
+    def cache_source(
         self, weights: Weights, source: SourceStream, lengths: Int[Array, " _items"] | None
     ) -> LayerCache:
-        """What there is to be kept of a source; `lengths` of it are read."""
-        made, maps = self._projected(weights, source, "source"), self.maps(weights)
-        turn = self._turns(source.shape[1])
+        """The cached tensors of a source; `lengths` of it are no padding."""
+        made, maps = self._project(weights, source, "source"), self.head_maps(weights)
+        rope = self._rope(source.shape[1])
         rows = {
-            kept.name: self.make(weights, kept.path, made, maps, turn) for kept in self.plan.cached
+            tensor.name: self.make(weights, tensor.derivation, made, maps, rope)
+            for tensor in self.plan.cached
         }
         return LayerCache(rows, maps, lengths)
 
     def attend_to_cached_source(self, weights: Weights, x: Stream, layer: LayerCache) -> Stream:
-        """Attend over what is kept of a source, folded.
+        """Cross-attention over a cached source, absorbed.
 
-        Of each item of the source there may be several sequences in `x`, next to each other.
+        For each item of the source there may be several sequences in `x`, next to each other.
         """
         items, _, size, _ = layer.rows[self.plan.cached_value.name].shape
         grouped = x.reshape(items, -1, x.shape[-1])
         time = grouped.shape[1]
-        made = self._projected(weights, grouped, "stream")
-        query = self.make(weights, self.plan.derivations["q"], made, layer.maps, self._turns(time))
-        seen = self._attend_roots(
+        made = self._project(weights, grouped, "stream")
+        query = self.make(weights, self.plan.derivations["q"], made, layer.maps, self._rope(time))
+        context = self._attend_cached(
             weights, query, layer, np.arange(time), np.arange(size), max(time, size), layer.lengths
         )
-        return self.merge(weights, seen).astype(x.dtype).reshape(x.shape)
+        return self.output(weights, context).astype(x.dtype).reshape(x.shape)
 
     def new_cache(self, weights: Weights, batch: int, capacity: int) -> LayerCache:
-        """An empty cache for this layer, in rows of the type of its products."""
+        """An empty cache for this layer, in rows of the compute dtype."""
         kind = weights["o.weight"].dtype
-        rows = empty_rows(self.plan, batch, capacity, self.scores.window, kind)
-        return LayerCache(rows, self.maps(weights))
+        rows = empty_rows(self.plan, batch, capacity, kind)
+        return LayerCache(rows, self.head_maps(weights))
 
     def project(
         self, weights: Weights, x: Stream, source: SourceStream | None = None
-    ) -> dict[Path, Heads]:
+    ) -> dict[Derivation, Heads]:
         """The roots, cut into heads: an input times a matrix, or the input itself."""
-        made = self._projected(weights, x, "stream")
-        return made if source is None else made | self._projected(weights, source, "source")
+        made = self._project(weights, x, "stream")
+        return made if source is None else made | self._project(weights, source, "source")
 
     def make(
         self,
         weights: Weights,
-        path: Path,
-        made: dict[Path, Heads],
+        derivation: Derivation,
+        made: dict[Derivation, Heads],
         maps: Maps,
-        turn: Turns,
+        rope: Apply,
     ) -> Heads:
-        """The tensor at the end of `path`. What two paths have in common is made once.
+        """The tensor at the end of a derivation. A prefix that two share is computed once.
 
-        Positions come last in the path of Q or K: V may be the same tensor as K, and V is not
-        turned.
+        RoPE comes last in the derivation of Q or K: V may be the same tensor as K, and V gets none.
         """
-        if path not in made:
-            before = self.make(weights, Path(path.root, path.ops[:-1]), made, maps, turn)
-            made[path] = self._follow(weights, path.ops[-1:], before, maps, turn)
-        return made[path]
+        if derivation not in made:
+            before = self.make(
+                weights, Derivation(derivation.root, derivation.ops[:-1]), made, maps, rope
+            )
+            made[derivation] = self._apply_ops(weights, derivation.ops[-1:], before, maps, rope)
+        return made[derivation]
 
-    def maps(self, weights: Weights) -> dict[Role, Float[Array, "_heads _to _width"]]:
+    def head_maps(self, weights: Weights) -> dict[Role, Float[Array, "_heads _to _width"]]:
         """The learned maps of heads: up-projections, and rotations as orthogonal matrices.
 
-        These by Cayley, (1 - A/2)^-1 (1 + A/2), in fp32 at least, whatever the weights are in: the
-        solver knows nothing less.
+        These by Cayley, (1 - A/2)^-1 (1 + A/2), in fp32 at least: the solver has nothing smaller.
         """
-        head_dim = self.plan.geometry.head_dim
-        made: dict[Role, Array] = {role: weights[f"{role}.up"] for role in self.plan.lifted}
-        for role in self.plan.rotated:
-            numbers = exact(weights[f"{role}.rotation"])
-            row, column = np.triu_indices(head_dim, 1)
-            above = jnp.zeros((len(numbers), head_dim, head_dim), numbers.dtype)
-            above = above.at[:, row, column].set(numbers)
-            skew = above - jnp.swapaxes(above, 1, 2)
-            one = jnp.eye(head_dim, dtype=numbers.dtype)
-            made[role] = jnp.linalg.solve(one - skew / 2, one + skew / 2)
-        return made
+        found: dict[Role, Array] = {}
+        for role, each in self.plan.maps.items():
+            numbers = weights[each.name]
+            if each.name.endswith(".rotation"):
+                numbers = exact(numbers)
+                head_dim = self.plan.geometry.head_dim
+                row, column = np.triu_indices(head_dim, 1)
+                above = jnp.zeros((len(numbers), head_dim, head_dim), numbers.dtype)
+                above = above.at[:, row, column].set(numbers)
+                skew = above - jnp.swapaxes(above, 1, 2)
+                one = jnp.eye(head_dim, dtype=numbers.dtype)
+                numbers = jnp.linalg.solve(one - skew / 2, one + skew / 2)
+            found[role] = numbers
+        return found
 
-    def merge(self, weights: Weights, seen: Heads) -> Stream:
+    def output(self, weights: Weights, context: Heads) -> Stream:
         """The output projection over all heads together."""
-        batch, _, time, _ = seen.shape
-        return linear(part(weights, "o"), jnp.swapaxes(seen, 1, 2).reshape(batch, time, -1))
+        batch, _, time, _ = context.shape
+        return linear(part(weights, "o"), jnp.swapaxes(context, 1, 2).reshape(batch, time, -1))
 
-    def _attended(
+    def _attend(
         self,
         weights: Weights,
-        made: dict[Path, Heads],
+        made: dict[Derivation, Heads],
         maps: Maps,
         lengths: Lengths | None,
     ) -> Stream:
         time = max(rows.shape[2] for rows in made.values())
-        turn = self._turns(time)
+        rope = self._rope(time)
         q, k, v = (
-            self.make(weights, self.plan.derivations[role], made, maps, turn) for role in ROLES
+            self.make(weights, self.plan.derivations[role], made, maps, rope) for role in ROLES
         )
-        seen = self.scores(weights, q, k, v, lengths)
-        return self.merge(weights, self._follow(weights, self.plan.output, seen, maps, turn))
+        context = self.softmax(weights, q, k, v, lengths)
+        return self.output(
+            weights, self._apply_ops(weights, self.plan.output_ops, context, maps, rope)
+        )
 
-    def _turns(self, time: int) -> Turns:
-        """Turns rows at the positions 0, 1, ..."""
-        return partial(turned, position=self.position, at=np.arange(time), end=time)
+    def _rope(self, time: int) -> Apply:
+        """RoPE at the positions 0, 1, ..."""
+        return partial(self.rotate, at=np.arange(time), end=time)
 
-    def _projected(self, weights: Weights, x: Array, reads: Input) -> dict[Path, Heads]:
+    def rotate(self, rows: Heads, at: Positions, end: int, *, back: bool = False) -> Heads:
+        """The rows at these positions, all before `end`, with RoPE applied."""
+        assert self.plan.rope, "only a plan with RoPE applies it"
+        return apply_rope(rows, self.plan.rope, at, end, back=back)
+
+    def _project(self, weights: Weights, x: Array, reads: Input) -> dict[Derivation, Heads]:
         """The roots that read this input."""
         batch, time, _ = x.shape
         kind = weights["o.weight"].dtype
-        made: dict[Path, Heads] = {}
+        made: dict[Derivation, Heads] = {}
         for root in self.plan.roots:
             if root.reads == reads:
                 rows = linear(part(weights, root.matrix), x) if root.matrix else x.astype(kind)
                 rows = rows.reshape(batch, time, root.heads, -1)
-                made[Path(root.name, ())] = jnp.swapaxes(rows, 1, 2)
+                made[Derivation(root.name, ())] = jnp.swapaxes(rows, 1, 2)
         return made
 
-    def _follow(
-        self, weights: Weights, ops: Iterable[Op], rows: Heads, maps: Maps, turn: Turns
+    def _apply_ops(
+        self, weights: Weights, ops: Iterable[Op], rows: Heads, maps: Maps, rope: Apply
     ) -> Heads:
         """The rows after these operations."""
         for op in ops:
             match op:
                 case ApplyRotation():
-                    rows = _rotated(rows, _matrix(op, maps))
+                    rows = _rotate_heads(rows, _matrix(op, maps))
                 case UpProject(role):
                     rows = jnp.einsum("btr,hdr->bhtd", rows[:, 0], maps[role].astype(rows.dtype))
                 case Normalize():
-                    rows = _normalized(rows)
+                    rows = _rms_norm(rows)
                 case Scale(role):
                     rows = rows * weights[f"{role}.scale"].astype(rows.dtype)
                 case ApplyRope(back):
-                    rows = turn(rows, back=back)
-                case Join() | Cut():
-                    raise ValueError("JAX keeps no cache of K alone; the torch backend does.")
+                    rows = rope(rows, back=back)
         return rows
 
-    def _attend_roots(
+    def _attend_cached(
         self,
         weights: Weights,
         query: Heads,
         layer: LayerCache,
-        rows: Places,
-        columns: Places,
+        rows: Positions,
+        columns: Positions,
         end: int,
         lengths: Lengths | None = None,
     ) -> Heads:
-        """softmax(q·k)·root over kept rows, each group of heads over its own root, unfolded.
+        """softmax(q·k)·root over cached rows, each group of heads over its own root.
 
-        The queries are at the positions `rows`, what is kept at `columns`, all before `end`.
+        The queries are at the positions `rows`, the cached rows at `columns`, all before `end`.
         """
-        query = self._folded(weights, query, layer.maps)
+        query = self._absorb_into_query(weights, query, layer.maps)
         batch, heads, time, width = query.shape
         kept, key_heads = self.plan.cached_value, self.plan.key_heads
-        value, kind = layer.rows[kept.name], weights["o.weight"].dtype
+        value, kind = layer.rows[tensor.name], weights["o.weight"].dtype
         scaled = (query * self.plan.geometry.head_dim**-0.5).astype(kind)
         grouped = scaled.reshape(batch, key_heads, -1, width)
         if self.kernel is not None and time == 1 and lengths is None:
             count = jnp.broadcast_to(jnp.asarray(rows[..., 0] + 1, jnp.int32), batch)
-            seen = self.kernel(grouped, value, count).reshape(query.shape).astype(kind)
-            return self._unfolded(seen, layer.maps)
-        turn = partial(turned, position=self.position, at=columns, end=end)
+            context = self.kernel(grouped, value, count).reshape(query.shape).astype(kind)
+            return self._absorb_into_output(context, layer.maps)
+        rope = partial(self.rotate, at=columns, end=end)
         keys = layer.rows[self.plan.cached_key.name].astype(kind)
-        keys = self._follow(weights, self.plan.key_ops_on_read, keys, layer.maps, turn)
+        keys = self._apply_ops(weights, self.plan.key_ops_on_read, keys, layer.maps, rope)
         products = products_of(grouped, keys).reshape(batch, heads, time, -1)
-        shares = self.scores.shares(weights, products, rows, columns, end, lengths).astype(kind)
-        seen = shares.reshape(batch, kept.heads, -1, value.shape[2]) @ value.astype(kind)
-        return self._unfolded(seen.reshape(batch, heads, time, kept.width), layer.maps)
+        probabilities = self.softmax.attention_weights(
+            weights, products, rows, columns, end, lengths
+        ).astype(kind)
+        context = probabilities.reshape(batch, kept.heads, -1, value.shape[2]) @ value.astype(kind)
+        return self._absorb_into_output(context.reshape(batch, heads, time, kept.width), layer.maps)
 
-    def _folded(self, weights: Weights, query: Heads, maps: Maps) -> Heads:
-        """Queries whose products with kept rows are those of `query` with K."""
+    def _absorb_into_query(self, weights: Weights, query: Heads, maps: Maps) -> Heads:
+        """Queries whose products with cached rows are those of `query` with K."""
         for op in reversed(self.plan.absorbed_by_query):
             match op:
                 case ApplyRotation() | UpProject():
-                    query = _mapped(query, jnp.swapaxes(_matrix(op, maps), 1, 2))
+                    query = _map_heads(query, jnp.swapaxes(_matrix(op, maps), 1, 2))
                 case Scale(role):
                     query = query * weights[f"{role}.scale"].astype(query.dtype)
         return query
 
-    def _unfolded(self, seen: Heads, maps: Maps) -> Heads:
-        """What attending over V would have given, from what attending over its kept root gave."""
+    def _absorb_into_output(self, context: Heads, maps: Maps) -> Heads:
+        """The output of attention over V, from the output of attention over its cached root."""
         for op in self.plan.absorbed_by_output:
-            seen = _mapped(seen, _matrix(op, maps))
-        return seen
-
-
-def attention(
-    variant: Variant,
-    geometry: Geometry,
-    position: Position = NoPosition(),
-    *,
-    causal: bool = False,
-    is_cross: bool = False,
-    window: int | None = None,
-) -> Attention:
-    """The layer of a variant; ValueError where it cannot be built at these sizes."""
-    plan = crossed(variant, geometry) if is_cross else resolve(variant, geometry, position.turned)
-    scores = Scores(plan.scores, position, plan.geometry.heads, causal, window)
-    return Attention(plan, position, scores, decode_kernel(plan, scores, position))
+            context = _map_heads(context, _matrix(op, maps))
+        return context
 
 
 def linear(weights: Weights, x: Array) -> Array:
-    """A matrix times each vector, in the type of the matrix, and an offset where there is one."""
+    """A matrix times each vector, in the dtype of the matrix, and a bias if there is one."""
     matrix = weights["weight"]
     found = x.astype(matrix.dtype) @ matrix.T
     return found + weights["bias"] if "bias" in weights else found
 
 
-def _rotated(rows: Heads, matrix: Float[Array, "_heads head_dim head_dim"]) -> Heads:
+def _rotate_heads(rows: Heads, matrix: Float[Array, "_heads head_dim head_dim"]) -> Heads:
     """Every row of a head times the head's matrix."""
     return jnp.einsum("bhtd,hed->bhte", rows, matrix.astype(rows.dtype))
 
 
-def _mapped(rows: Heads, matrix: Float[Array, "kv_heads _to _width"]) -> Heads:
+def _map_heads(rows: Heads, matrix: Float[Array, "kv_heads _to _width"]) -> Heads:
     """Every row of a query head times the matrix of its key/value head."""
     group = rows.shape[1] // len(matrix)
     return jnp.einsum("bhtr,hdr->bhtd", rows, jnp.repeat(matrix, group, axis=0).astype(rows.dtype))
 
 
-def _normalized(rows: Heads) -> Heads:
-    """Each head of each row at root mean square 1, computed in fp32 or better."""
+def _rms_norm(rows: Heads) -> Heads:
+    """RMS norm of each head of each row, in fp32 or better."""
     wide = exact(rows)
     size = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     return (wide / jnp.sqrt(size + NORM_EPS)).astype(rows.dtype)

@@ -1,4 +1,4 @@
-"""Position schemes on arrays: what is added to the input, what is turned in attention."""
+"""Rotary embeddings on arrays, and tables of numbers for each position."""
 
 from functools import lru_cache
 
@@ -7,18 +7,18 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from qkvbench.model import Position, Rotary, RotaryWithInverse, rotary_dim
+from qkvbench.variant import Rope
 
 Rows = Float[Array, "batch _heads time head_dim"]
-# Positions that are known when a pass is traced are NumPy's, and what is made of them a constant.
-# One for each row, or for each row of each sequence.
-Places = Int[np.ndarray, "..."] | Int[Array, "..."]
+# Positions that are known when a pass is traced are NumPy arrays, so that tables are constants. One
+# for each row, or for each row of each sequence.
+Positions = Int[np.ndarray, "..."] | Int[Array, "..."]
 
 
-def looked_up(table: Float[np.ndarray, "positions _features"], at: Places, like: Array) -> Array:
-    """The rows of a table, made in fp64, at these positions: in fp32, or as `like` in fp64.
+def looked_up(table: Float[np.ndarray, "positions _features"], at: Positions, like: Array) -> Array:
+    """The rows of an fp64 table at these positions: in fp32, or in fp64 if `like` is.
 
-    A position that is not in the table gets a row that means nothing.
+    A position outside the table gets an arbitrary row.
     """
     kind = jnp.promote_types(like.dtype, jnp.float32)
     if isinstance(at, np.ndarray):
@@ -33,25 +33,22 @@ def sinusoids(length: int, features: int, base: float) -> Float[np.ndarray, "len
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, -1)[:, :features]
 
 
-def turned(rows: Rows, position: Position, at: Places, end: int, *, back: bool = False) -> Rows:
-    """The rows at these positions, all before `end`, turned as the scheme says.
+def apply_rope(rows: Rows, rope: Rope, at: Positions, end: int, *, back: bool = False) -> Rows:
+    """The rows at these positions, all before `end`, rotated; `back` is the inverse.
 
-    Coordinate i and i + half are turned as a pair; what is behind the pairs stays.
+    Coordinates i and i + half are rotated as a pair; those after the pairs stay.
     """
-    if not isinstance(position, Rotary | RotaryWithInverse):
-        return rows
-    count = rotary_dim(position, rows.shape[-1])
-    table = looked_up(angles(end, count, position.base), at, rows).astype(rows.dtype)
+    table = looked_up(angles(end, rope.dims, rope.base), at, rows).astype(rows.dtype)
     cos, sin = jnp.split(table[..., None, :, :], 2, axis=-1)
-    first, second, rest = jnp.split(rows, [count // 2, count], axis=-1)
+    first, second, rest = jnp.split(rows, [rope.dims // 2, rope.dims], axis=-1)
     sin = -sin if back else sin
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
 @lru_cache(maxsize=32)
-def angles(length: int, turned: int, base: float) -> Float[np.ndarray, "length turned"]:
-    """Cosines, then sines, of how far each pair turns. arXiv:2104.09864, eq. 34."""
-    half = turned // 2
+def angles(length: int, dims: int, base: float) -> Float[np.ndarray, "length dims"]:
+    """Cosines, then sines, of the angle of each pair. arXiv:2104.09864, eq. 34."""
+    half = dims // 2
     # In fp32 the angles of late positions would be coarse.
     angle = np.outer(np.arange(length), base ** (-np.arange(half) / half))
     return np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)

@@ -1,4 +1,7 @@
-"""What is added to the scores and what a query sees; attention by rows where that is needed."""
+"""Softmax attention as a plan describes it: mask, biases of the scores, by rows if that is needed.
+
+Axes: batch, heads (of Q), groups (heads of K), rows (queries), columns (keys), head_dim.
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,162 +12,149 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from qkvbench.backends.jax.attention.rope import Places, looked_up
-from qkvbench.backends.jax.models.weights import Shapes, Weights
+from qkvbench.backends.jax.attention.rope import Positions, looked_up
+from qkvbench.backends.jax.models.weights import Weights
 from qkvbench.backends.jax.training.precision import exact
-from qkvbench.model import Alibi, Position
-from qkvbench.variant import FEATURES, Relative, Separable
-from qkvbench.variant import Scores as Spec
+from qkvbench.variant import FEATURES, AlibiBias, Mask, Plan, Relative, ScoreBias
 
 # `_` is checked for nothing: queries and keys may differ in it.
 Heads = Float[Array, "batch _heads _time head_dim"]
 Lengths = Int[Array, " batch"]
 
-# Types in which the framework's own function attends: its softmax is in fp32 always, and on a CPU
-# it has no products of fp16.
-LIBRARY_S = (jnp.float32, jnp.bfloat16)
-# Scores that are held at a time where they are made by rows, in all heads and sequences.
-HELD = 2**22
+# Dtypes for `jax.nn.dot_product_attention`: its softmax is always in fp32, and on a CPU it has no
+# products of fp16.
+LIBRARY_DTYPES = (jnp.float32, jnp.bfloat16)
+# Scores that exist at a time if they are computed by rows, in all heads and sequences.
+MAX_SCORES = 2**22
 
 
 @dataclass(frozen=True)
-class Scores:
-    """softmax(temperature·q·k / sqrt(head_dim) + shift)·v, with everything that makes the shift."""
+class SoftmaxAttention:
+    """softmax(temperature·q·k / sqrt(head_dim) + bias)·v, under the plan's mask."""
 
-    spec: Spec
-    position: Position
+    mask: Mask
+    biases: tuple[ScoreBias, ...]
     heads: int
-    causal: bool
-    window: int | None = None
 
-    @property
-    def plain(self) -> bool:
-        """Whether the scores are Q·K and nothing is added to them."""
-        return not isinstance(self.position, Alibi) and self.spec.correction is None
-
-    def shapes(self) -> Shapes:
-        """What is learned of the scores."""
-        if self.spec.correction is None:
-            return {}
-        return {"correction.temperature": (1,), "correction.features": (FEATURES,)}
+    @classmethod
+    def of(cls, plan: Plan) -> "SoftmaxAttention":
+        """The softmax of a plan."""
+        return cls(plan.mask, plan.biases, plan.geometry.heads)
 
     def __call__(
         self, weights: Weights, q: Heads, k: Heads, v: Heads, lengths: Lengths | None = None
     ) -> Heads:
-        """What each query attends to, over a whole sequence.
+        """The attention output over a whole sequence.
 
-        `lengths` counts the leading rows of each sequence that are seen. Where that would be many
-        scores, a few rows of them are held at a time.
+        `lengths` counts the leading keys of each sequence that are not padding. If there are many
+        scores, they are computed a few rows at a time.
         """
         batch, heads, time, _ = q.shape
-        rows = max(1, HELD // (batch * heads * k.shape[2]))
+        rows = max(1, MAX_SCORES // (batch * heads * k.shape[2]))
         if rows >= time:
-            return self._rows(weights, q, k, v, np.arange(time), lengths)
-        # Made again in the backward pass: kept, the scores would grow with time × time.
-        some = jax.checkpoint(self._rows)
+            return self._attend_rows(weights, q, k, v, np.arange(time), lengths)
+        # Computed again in the backward pass: saved scores would grow with time × time.
+        some = jax.checkpoint(self._attend_rows)
         whole = time // rows * rows
-        places = jnp.arange(whole).reshape(-1, rows)
+        positions = jnp.arange(whole).reshape(-1, rows)
         parts = q[:, :, :whole].reshape(batch, heads, -1, rows, q.shape[-1])
-        seen = jax.lax.map(
+        context = jax.lax.map(
             lambda part: some(weights, part[0], k, v, part[1], lengths),
-            (jnp.moveaxis(parts, 2, 0), places),
+            (jnp.moveaxis(parts, 2, 0), positions),
         )
-        seen = jnp.moveaxis(seen, 0, 2).reshape(batch, heads, whole, -1)
+        context = jnp.moveaxis(context, 0, 2).reshape(batch, heads, whole, -1)
         if whole == time:
-            return seen
+            return context
         rest = some(weights, q[:, :, whole:], k, v, jnp.arange(whole, time), lengths)
-        return jnp.concatenate([seen, rest], axis=2)
+        return jnp.concatenate([context, rest], axis=2)
 
-    def shares(
+    def attention_weights(
         self,
         weights: Weights,
         products: Float[Array, "batch _heads rows columns"],
-        rows: Places,
-        columns: Places,
+        rows: Positions,
+        columns: Positions,
         end: int,
         lengths: Lengths | None = None,
     ) -> Float[Array, "batch _heads rows columns"]:
-        """The weights of attention, in fp32 or better, from products scaled by 1/sqrt(head_dim).
+        """Softmax over the visible columns, in fp32 or better, of q·k / sqrt(head_dim).
 
         Rows and columns are at these positions, all of them before `end`.
         """
         scores = exact(products)
-        if self.spec.correction:
-            scores = scores * exact(weights["correction.temperature"])
-            scores = scores + self._corrected(weights, rows, columns, end, scores)
-        if isinstance(self.position, Alibi):
-            # arXiv:2108.12409, section 3: a geometric sequence of slopes from 2^(-8/heads).
-            slopes = 2.0 ** (-8 * np.arange(1, self.heads + 1) / self.heads)
-            distance = jnp.abs(_distance(rows, columns)).astype(scores.dtype)
-            scores = scores - slopes.astype(scores.dtype)[:, None, None] * distance
-        scores = jnp.where(self.seen(rows, columns, lengths), scores, -jnp.inf)
+        for bias in self.biases:
+            if isinstance(bias, AlibiBias):
+                slopes = np.array(bias.slopes(self.heads)).astype(scores.dtype)
+                distance = jnp.abs(_distance(rows, columns)).astype(scores.dtype)
+                scores = scores - slopes[:, None, None] * distance
+            else:
+                scores = scores * exact(weights["correction.temperature"])
+                scores = scores + self._learned_bias(weights, bias, rows, columns, end, scores)
+        scores = jnp.where(self.visible(rows, columns, lengths), scores, -jnp.inf)
         return jax.nn.softmax(scores, axis=-1)
 
-    def seen(
-        self, rows: Places, columns: Places, lengths: Lengths | None
+    def visible(
+        self, rows: Positions, columns: Positions, lengths: Lengths | None
     ) -> Bool[Array, "... one rows columns"]:
-        """Which columns each row sees, alike in all heads; before position 0 there is none."""
-        distance = _distance(rows, columns)
-        seen = jnp.broadcast_to(columns[..., None, None, :] >= 0, distance.shape)
-        if self.causal:
-            seen = seen & (distance >= 0)
-        if self.window is not None:
-            seen = seen & (jnp.abs(distance) < self.window)
-        if lengths is not None:
-            seen = seen & (columns < lengths[:, None])[:, None, None]
-            if self.window is not None:
-                # Behind the end of a sequence there may be nothing in sight; it means nothing.
-                seen = seen | (~seen.any(-1, keepdims=True) & (distance == 0))
-        if not self.spec.diagonal:
-            others = seen & (distance != 0)
-            seen = jnp.where(others.any(-1, keepdims=True), others, seen)
-        return seen
+        """The mask: True if a row may attend to a column, alike in all heads.
 
-    def _rows(
+        A negative position is an empty slot.
+        """
+        valid = columns[..., None, :] >= 0
+        if lengths is not None:
+            valid = valid & (columns < lengths[:, None])[:, None]
+        mask = self.mask.visible(rows, columns, valid)
+        return jnp.asarray(mask)[..., None, :, :]
+
+    def _attend_rows(
         self,
         weights: Weights,
         q: Heads,
         k: Heads,
         v: Heads,
-        rows: Places,
+        rows: Positions,
         lengths: Lengths | None,
     ) -> Heads:
-        """What queries at the positions `rows` attend to."""
+        """The attention output of queries at the positions `rows`."""
         columns = np.arange(k.shape[2])
-        if self.plain and q.dtype in LIBRARY_S:
-            return self._library_s(q, k, v, self.seen(rows, columns, lengths))
+        if not self.biases and q.dtype in LIBRARY_DTYPES:
+            return self._library(q, k, v, self.visible(rows, columns, lengths))
         batch, heads, time, head_dim = q.shape
         grouped = q.reshape(batch, k.shape[1], -1, head_dim) * head_dim**-0.5
         products = products_of(grouped, k).reshape(batch, heads, time, -1)
         end = max(time, k.shape[2]) if isinstance(rows, np.ndarray) else k.shape[2]
-        shares = self.shares(weights, products, rows, columns, end, lengths).astype(v.dtype)
-        seen = shares.reshape(batch, k.shape[1], -1, k.shape[2]) @ v
-        return seen.reshape(batch, heads, time, head_dim)
+        probabilities = self.attention_weights(weights, products, rows, columns, end, lengths)
+        probabilities = probabilities.astype(v.dtype).reshape(batch, k.shape[1], -1, k.shape[2])
+        return (probabilities @ v).reshape(batch, heads, time, head_dim)
 
-    def _library_s(
-        self, q: Heads, k: Heads, v: Heads, seen: Bool[Array, "... one rows columns"]
+    def _library(
+        self, q: Heads, k: Heads, v: Heads, visible: Bool[Array, "... one rows columns"]
     ) -> Heads:
-        """The same by the framework's own function."""
+        """The same by JAX's own function, whose axes are (batch, time, heads, head_dim)."""
         q, k, v = (jnp.swapaxes(each, 1, 2) for each in (q, k, v))
-        mask = seen if seen.ndim == 4 else seen[None]
+        mask = visible if visible.ndim == 4 else visible[None]
         return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, mask=mask), 1, 2)
 
-    def _corrected(
-        self, weights: Weights, rows: Places, columns: Places, end: int, like: Array
+    def _learned_bias(
+        self,
+        weights: Weights,
+        bias: ScoreBias,
+        rows: Positions,
+        columns: Positions,
+        end: int,
+        like: Array,
     ) -> Array:
-        """The learned functions of the column, or of the distance, for all heads."""
+        """The learned function of the column, or of the distance, for all heads."""
         features = weights["correction.features"].astype(like.dtype)
-        of_rows, of_columns = (looked_up(_described(end), at, like) for at in (rows, columns))
-        match self.spec.correction:
-            case Relative():
-                # sin(i - j) and cos(i - j) are products of those of i and of j.
-                sin, cos = jnp.split(of_rows, 2, axis=-1)
-                of_sin, of_cos = jnp.split(features, 2)
-                left = [of_cos * sin - of_sin * cos, of_sin * sin + of_cos * cos]
-                found = jnp.concatenate(left, axis=-1) @ jnp.swapaxes(of_columns, -1, -2)
-                return found[..., None, :, :]
-            case Separable() | None:
-                return (of_columns @ features)[..., None, None, :]
+        of_rows, of_columns = (looked_up(_features(end), at, like) for at in (rows, columns))
+        if not isinstance(bias, Relative):
+            return (of_columns @ features)[..., None, None, :]
+        # sin(i - j) and cos(i - j) are products of those of i and of j.
+        sin, cos = jnp.split(of_rows, 2, axis=-1)
+        of_sin, of_cos = jnp.split(features, 2)
+        left = [of_cos * sin - of_sin * cos, of_sin * sin + of_cos * cos]
+        found = jnp.concatenate(left, axis=-1) @ jnp.swapaxes(of_columns, -1, -2)
+        return found[..., None, :, :]
 
 
 def products_of(left: Heads, right: Heads) -> Float[Array, "batch heads _rows _columns"]:
@@ -173,13 +163,13 @@ def products_of(left: Heads, right: Heads) -> Float[Array, "batch heads _rows _c
     return jnp.einsum("bhqd,bhkd->bhqk", left, right, preferred_element_type=kind)
 
 
-def _distance(rows: Places, columns: Places) -> Int[Array, "... one rows columns"]:
+def _distance(rows: Positions, columns: Positions) -> Int[Array, "... one rows columns"]:
     """From each column to each row; positive where the column is earlier."""
     return jnp.asarray(rows[..., :, None] - columns[..., None, :])[..., None, :, :]
 
 
 @lru_cache(maxsize=32)
-def _described(length: int) -> Float[np.ndarray, "length features"]:
+def _features(length: int) -> Float[np.ndarray, "length features"]:
     """The features of each position: sines, then cosines, of falling frequencies."""
     half = FEATURES // 2
     angle = np.outer(np.arange(length), 10_000.0 ** (-np.arange(half) / half))

@@ -173,7 +173,7 @@ def attention_kernels(precision: Precision) -> dict[str, str]:
 
 def _network(model: Model, precision: Precision) -> tuple[Network, Weights]:
     network, kind = build(model), PRODUCTS[precision]
-    weights = start(network.shapes(), model, seed=0)
+    weights = start(network.parameters, model, seed=0)
     return network, {name: value.astype(kind) for name, value in weights.items()}
 
 

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from qkvbench.model.rng import generator
-from qkvbench.variant import Plan, Role
+from qkvbench.variant import Mask, Plan, Role
 
 Maps = Mapping[Role, Float[Array, "_heads _to _width"]]
 Rows = Float[Array, "batch _heads _slots _width"]
@@ -72,7 +72,7 @@ class Cache:
         parts = [part for layer in self.layers for part in (layer, layer.cross) if part]
         return [rows for part in parts for rows in part.rows.values()]
 
-    def follow(self, parents: Int[Array, " sequences"]) -> "Cache":
+    def reorder(self, parents: Int[Array, " sequences"]) -> "Cache":
         """Each sequence goes on as its parent's; there may be more or fewer than before.
 
         What is kept of a source belongs to items, not to sequences, and is not touched.
@@ -106,40 +106,56 @@ class Cache:
         return Cache(layers, jnp.full_like(self.count, tokens), self.capacity)
 
 
-def empty_rows(
-    plan: Plan, batch: int, capacity: int, window: int | None, kind: DTypeLike
-) -> dict[str, Rows]:
-    """Room for what `plan` keeps of so many sequences."""
-    slots = capacity if window is None else min(window, capacity)
+def empty_rows(plan: Plan, batch: int, capacity: int, kind: DTypeLike) -> dict[str, Rows]:
+    """Storage for the cached tensors of a plan: (batch, heads, slots, width)."""
+    mask = plan.mask
+    slots = capacity if mask.window is None else min(mask.sinks + mask.window, capacity)
     return {
-        kept.name: jnp.zeros((batch, kept.heads, slots, kept.width), kind) for kept in plan.cached
+        tensor.name: jnp.zeros((batch, tensor.heads, slots, tensor.width), kind)
+        for tensor in plan.cached
     }
 
 
-def with_row(rows: Rows, new: Rows, count: Count) -> Rows:
+def with_row(rows: Rows, new: Rows, count: Count, mask: Mask) -> Rows:
     """The rows with a new one for each sequence, which has `count` tokens so far."""
+    sinks = _sinks(rows.shape[2], mask)
     slot = count % rows.shape[2]
+    if sinks:
+        slot = jnp.where(count < sinks, count, sinks + (count - sinks) % (rows.shape[2] - sinks))
     if count.ndim == 0:
         return lax.dynamic_update_slice_in_dim(rows, new.astype(rows.dtype), slot, axis=2)
     put = partial(lax.dynamic_update_slice_in_dim, axis=1)
     return jax.vmap(put)(rows, new.astype(rows.dtype), slot)
 
 
-def with_rows(rows: Rows, new: Rows, count: Count) -> Rows:
-    """Slots filled with those of the new rows that they are for, `count` of each sequence."""
-    at = jnp.clip(places(count - 1, rows.shape[2]), 0)
+def with_rows(rows: Rows, new: Rows, count: Count, mask: Mask) -> Rows:
+    """Slots filled with the rows that belong there, of `count` new ones of each sequence."""
+    at = jnp.clip(slot_positions(count - 1, rows.shape[2], mask), 0)
     if at.ndim == 1:
         return new[:, :, at].astype(rows.dtype)
     return jnp.take_along_axis(new, at[:, None, :, None], axis=2).astype(rows.dtype)
 
 
-def places(last: Count, slots: int) -> Int[Array, "... slots"]:
-    """The position whose row is in each slot; negative where there is none yet.
+def slot_positions(last: Count, slots: int, mask: Mask) -> Int[Array, "... slots"]:
+    """The position whose row is in each slot; negative if there is none yet.
 
-    A position lies in the slot that is its remainder, so the last ones are there.
+    The first slots hold the sinks. The others are a ring: a position is in the slot of its
+    remainder, so they hold the last ones.
     """
-    back = (last[..., None] - jnp.arange(slots)) % slots
-    return last[..., None] - back
+    sinks = _sinks(slots, mask)
+    ring = slots - sinks
+    latest = last[..., None] - sinks
+    position = latest - (latest - jnp.arange(ring)) % ring
+    if not sinks:
+        return position
+    position = jnp.where(position < 0, -1, position + sinks)
+    first = jnp.where(jnp.arange(sinks) <= last[..., None], jnp.arange(sinks), -1)
+    return jnp.concatenate([first, position], axis=-1)
+
+
+def _sinks(slots: int, mask: Mask) -> int:
+    """How many slots hold sinks; none if there are too few slots to need a ring."""
+    return mask.sinks if slots > mask.sinks else 0
 
 
 def _drawn(seed: int, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:

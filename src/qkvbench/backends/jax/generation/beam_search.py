@@ -91,14 +91,14 @@ def _begun(
     lengths: Array | None,
 ) -> Beams:
     """All beams of an item look up the same rows of its source."""
-    weights = as_computed(weights, precision)
+    weights = as_computed(weights, network.parameters, precision)
     items, beams = len(inputs), search.beams
     cache = network.new_cache(weights, items, search.longest)
     cache = network.read_source(weights, inputs, lengths, cache)
     logits, cache = network.step(weights, jnp.full(items, search.begin), cache)
     texts = jnp.zeros((items, beams, search.longest), jnp.int32)
     return Beams(
-        cache=cache.follow(jnp.repeat(jnp.arange(items), beams)),
+        cache=cache.reorder(jnp.repeat(jnp.arange(items), beams)),
         logits=jnp.repeat(logits, beams, axis=0),
         likely=jnp.full((items, beams), -jnp.inf).at[:, 0].set(0),
         left=jnp.full((items, 1), beams),
@@ -118,7 +118,7 @@ def _gone_on(
     time: Int[Array, ""],
 ) -> tuple[Beams, Bool[Array, ""]]:
     """The search with token number `time` of each beam, and whether it has ended."""
-    weights = as_computed(weights, precision)
+    weights = as_computed(weights, network.parameters, precision)
     items, beams = at.likely.shape
     own = jnp.broadcast_to(jnp.arange(beams), (items, beams))
     every = jnp.arange(items)
@@ -145,7 +145,7 @@ def _gone_on(
     # log P only falls, so no beam can come to score more than this.
     bound = likely / _length_penalty(search.longest, search)
     likely = jnp.where(ended | (bound <= best[:, None]), -jnp.inf, likely)
-    cache = at.cache.follow((every[:, None] * beams + parents).ravel())
+    cache = at.cache.reorder((every[:, None] * beams + parents).ravel())
     logits, cache = network.step(weights, tokens.ravel(), cache)
     went = Beams(cache, logits, likely, left, texts, best, found, written)
     return went, jnp.isneginf(likely).all()

@@ -17,10 +17,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float, Int
 
 from qkvbench.backends.jax.attention.rope import angles
-from qkvbench.backends.jax.attention.softmax import Scores
-from qkvbench.model import Position, Rotary, rotary_dim
-from qkvbench.variant import ApplyRope, Plan
+from qkvbench.variant import Plan, Rope
 
+# The features of a plan that the kernel can run; a plan with any other is left to XLA.
+FEATURES = frozenset({"mask.causal", "read.ApplyRope"})
 # Rows of a tile: of 64 numbers in bf16 these are 64 KiB.
 TILE = 512
 
@@ -29,8 +29,7 @@ TILE = 512
 class DecodeKernel:
     """The kernel for one layer's root; in the interpreter where there is no accelerator."""
 
-    position: Position
-    turns: bool
+    rope: Rope | None
     interpret: bool = False
     tile: int = TILE
 
@@ -47,13 +46,9 @@ class DecodeKernel:
         batch, roots, group, head_dim = query.shape
         slots = rows.shape[2]
         tile = min(self.tile, slots)
-        turned = 0
-        if self.turns and isinstance(self.position, Rotary):
-            turned = rotary_dim(self.position, head_dim)
+        turned = self.rope.dims if self.rope else 0
         table = jnp.asarray(
-            angles(slots, turned, self.position.base)
-            if isinstance(self.position, Rotary) and turned
-            else np.zeros((slots, 2)),
+            angles(slots, turned, self.rope.base) if self.rope else np.zeros((slots, 2)),
             jnp.float32,
         )
 
@@ -85,20 +80,16 @@ class DecodeKernel:
         )(count, query, rows, table)
 
 
-def decode_kernel(plan: Plan, scores: Scores, position: Position) -> DecodeKernel | None:
-    """The kernel for a layer that decodes here; None where XLA's own operations do."""
-    return chosen(plan, scores, position) if jax.default_backend() == "tpu" else None
+def decode_kernel(plan: Plan) -> DecodeKernel | None:
+    """The kernel for a layer that decodes here; None if XLA's own operations do."""
+    return chosen(plan) if jax.default_backend() == "tpu" else None
 
 
-def chosen(
-    plan: Plan, scores: Scores, position: Position, *, interpret: bool = False
-) -> DecodeKernel | None:
-    """The kernel where it can read what this plan keeps: one root, turned at most, plain scores."""
-    plain = scores.plain and scores.window is None and scores.spec.diagonal and scores.causal
-    turns = plan.key_ops_on_read == (ApplyRope(),)
-    if len(plan.cached) > 1 or not plain or not (turns or not plan.key_ops_on_read):
+def chosen(plan: Plan, *, interpret: bool = False) -> DecodeKernel | None:
+    """The kernel if it can run this plan: one cached root, and no other features."""
+    if len(plan.cached) > 1 or plan.is_cross or not plan.features <= FEATURES:
         return None
-    return DecodeKernel(position, turns, interpret)
+    return DecodeKernel(plan.rope if plan.key_ops_on_read else None, interpret)
 
 
 def _attend(

@@ -1,7 +1,5 @@
 """Which network a model spec becomes: a value that computes, given its weights."""
 
-from functools import partial
-
 from qkvbench.backends.jax.models.decoder import Decoder
 from qkvbench.backends.jax.models.encoder import Encoder
 from qkvbench.backends.jax.models.tower import tower
@@ -9,24 +7,31 @@ from qkvbench.backends.jax.models.two_tower import TwoTowers
 from qkvbench.model import Decoder as DecoderSpec
 from qkvbench.model import Encoder as EncoderSpec
 from qkvbench.model import EncoderDecoder as EncoderDecoderSpec
-from qkvbench.model import Model
+from qkvbench.model import Model, model_parameters
 from qkvbench.model import TwoTowers as TwoTowersSpec
 
 Network = Decoder | Encoder | TwoTowers
 
 
 def build(model: Model, *, dropout: float = 0.0, again: bool = False) -> Network:
-    """The network of `model`; `again` makes each block's activations anew in the backward pass."""
-    size, towers = model.geometry, model.towers
-    make = partial(tower, geometry=size, dropout=dropout, again=again)
+    """The network of `model`; `again`: activation checkpointing of each block."""
+    first, *second = (
+        tower(
+            spec,
+            layers,
+            model.geometry.d_model,
+            class_tokens=0 if number else model.positions(0),
+            dropout=dropout,
+            again=again,
+        )
+        for number, (spec, layers) in enumerate(zip(model.towers, model.layers, strict=True))
+    )
+    parameters = model_parameters(model)
     match model.architecture:
-        case DecoderSpec(vocabulary, tied):
-            return Decoder(make(towers[0], causal=True), None, vocabulary, model.longest, tied)
-        case EncoderDecoderSpec(source, vocabulary, tied):
-            own = make(towers[0], causal=True)
-            return Decoder(own, make(source), vocabulary, model.longest, tied)
+        case DecoderSpec(vocabulary) | EncoderDecoderSpec(vocabulary=vocabulary):
+            source = second[0] if second else None
+            return Decoder(first, source, vocabulary, model.longest, parameters)
         case EncoderSpec() as spec:
-            return Encoder(spec, make(towers[0], class_tokens=spec.added))
-        case TwoTowersSpec(names=names, width=width):
-            read = dict(zip(names, map(make, towers), strict=True))
-            return TwoTowers(read, width)
+            return Encoder(spec, first, parameters)
+        case TwoTowersSpec(names=names):
+            return TwoTowers(dict(zip(names, (first, *second), strict=True)), parameters)

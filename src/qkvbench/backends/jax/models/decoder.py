@@ -11,9 +11,9 @@ from jax import Array
 from jaxtyping import Float, Int, Num
 
 from qkvbench.backends.jax.cache.kv_cache import Cache
-from qkvbench.backends.jax.models.block import Key, Source, Told, nobody, normed
+from qkvbench.backends.jax.models.block import Key, Source, Told, ignore
 from qkvbench.backends.jax.models.tower import Tower, below
-from qkvbench.backends.jax.models.weights import Shapes, Weights, named, part
+from qkvbench.backends.jax.models.weights import Parameters, Weights, part
 from qkvbench.backends.jax.training.precision import OUTPUT, TABLE
 
 Tokenized = Int[Array, "batch time"]
@@ -22,20 +22,13 @@ Counts = Int[Array, " batch"]
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder, and what reads its source where there is one; `tied` has the table for output."""
+    """A decoder, and the tower of its source if it has one."""
 
     own: Tower
     source: Tower | None
     classes: int
     longest: int | None
-    tied: bool
-
-    def shapes(self) -> Shapes:
-        """The names of its weights and their shapes."""
-        shapes = self.own.shapes()
-        if not self.tied:
-            shapes[OUTPUT] = (self.classes, self.own.embedding.d_model)
-        return shapes | (named("source", self.source.shapes()) if self.source else {})
+    parameters: Parameters
 
     def hidden(
         self,
@@ -45,7 +38,7 @@ class Decoder:
         second: Num[Array, "batch second_time *second_features"] | None = None,
         second_lengths: Counts | None = None,
         key: Key = None,
-        told: Told = nobody,
+        told: Told = ignore,
     ) -> Float[Array, "batch time d_model"]:
         """The normed stream after the last block; the source, where there is one, is `second`.
 
@@ -92,14 +85,14 @@ class Decoder:
 
         There may be several sequences for each of the `items`, next to each other.
         """
-        source = self._read(weights, second, second_lengths, None, nobody)
+        source = self._read(weights, second, second_lengths, None, ignore)
         if source is None:
             raise ValueError("This decoder reads no source.")
         layers = list(cache.layers)
         for number, block in enumerate(self.own.blocks):
             if block.cross:
                 own = part(weights, f"blocks.{number}.cross")
-                kept = block.cross.keep(own, source.stream, source.lengths)
+                kept = block.cross.cache_source(own, source.stream, source.lengths)
                 layers[number] = replace(layers[number], cross=kept)
         return replace(cache, layers=tuple(layers))
 
@@ -132,7 +125,7 @@ class Decoder:
             own = part(weights, f"blocks.{number}")
             x, layers[number] = block.read(own, x, layers[number], count)
         last = x[jnp.arange(batch), count - 1]
-        logits = self.head(weights, normed(part(weights, "norm"), last))
+        logits = self.head(weights, self.own.normalize(weights, last))
         return logits, replace(cache, layers=tuple(layers), count=count)
 
     def step(
@@ -145,7 +138,7 @@ class Decoder:
         for number, block in enumerate(self.own.blocks):
             own = part(weights, f"blocks.{number}")
             x, layers[number] = block.step(own, x, layers[number], cache.count, end)
-        logits = self.head(weights, normed(part(weights, "norm"), x[:, 0]))
+        logits = self.head(weights, self.own.normalize(weights, x[:, 0]))
         return logits, replace(cache, layers=tuple(layers), count=cache.count + 1)
 
     def _read(

@@ -8,8 +8,8 @@ from jax import Array
 from jaxtyping import Float, Int, Num
 
 from qkvbench.backends.jax.attention.layer import linear
-from qkvbench.backends.jax.attention.rope import Places, looked_up, sinusoids
-from qkvbench.backends.jax.models.weights import Shapes, Weights, part
+from qkvbench.backends.jax.attention.rope import Positions, looked_up, sinusoids
+from qkvbench.backends.jax.models.weights import Weights, part
 from qkvbench.model import Learned, Position, Sinusoidal, Tokens, Vectors
 
 
@@ -21,20 +21,6 @@ class Embedding:
     position: Position
     d_model: int
     class_tokens: int = 0
-
-    def shapes(self) -> Shapes:
-        """The names of its weights and their shapes."""
-        match self.inputs:
-            case Tokens(vocabulary):
-                shapes: Shapes = {"table": (vocabulary, self.d_model)}
-            case Vectors(features):
-                shapes = {"vectors.weight": (self.d_model, features)}
-                shapes |= {"vectors.bias": (self.d_model,)}
-        if self.class_tokens:
-            shapes["class_token"] = (self.class_tokens, self.d_model)
-        if isinstance(self.position, Learned):
-            shapes["positions"] = (self.position.length, self.d_model)
-        return shapes
 
     def __call__(
         self, weights: Weights, inputs: Num[Array, "batch time *features"]
@@ -64,7 +50,7 @@ class Embedding:
         return self._placed(weights, weights["table"][tokens][:, None], count[..., None], end)
 
     def _placed(
-        self, weights: Weights, x: Float[Array, "batch time d_model"], at: Places, end: int
+        self, weights: Weights, x: Float[Array, "batch time d_model"], at: Positions, end: int
     ) -> Float[Array, "batch time d_model"]:
         match self.position:
             case Learned():

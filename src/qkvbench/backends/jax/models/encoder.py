@@ -7,9 +7,9 @@ from jax import Array
 from jaxtyping import Float, Int, Num
 
 from qkvbench.backends.jax.attention.layer import linear
-from qkvbench.backends.jax.models.block import Key, Told, nobody, normed
+from qkvbench.backends.jax.models.block import Key, Told, ignore
 from qkvbench.backends.jax.models.tower import Tower, averaged
-from qkvbench.backends.jax.models.weights import Shapes, Weights, part
+from qkvbench.backends.jax.models.weights import Parameters, Weights, part
 from qkvbench.model import Encoder as EncoderSpec
 
 Lengths = Int[Array, " batch"]
@@ -21,16 +21,7 @@ class Encoder:
 
     spec: EncoderSpec
     own: Tower
-
-    def shapes(self) -> Shapes:
-        """The names of its weights and their shapes."""
-        d_model = self.own.embedding.d_model
-        if self.spec.predicts == "which position":
-            # The same number added to all scores changes nothing, so there is no offset.
-            output: Shapes = {"output.weight": (1, d_model)}
-        else:
-            output = {"output.weight": (self.classes, d_model), "output.bias": (self.classes,)}
-        return self.own.shapes() | output
+    parameters: Parameters
 
     def hidden(
         self,
@@ -40,7 +31,7 @@ class Encoder:
         second: Array | None = None,
         second_lengths: Array | None = None,
         key: Key = None,
-        told: Told = nobody,
+        told: Told = ignore,
     ) -> Float[Array, "batch places _features"]:
         """What the head reads: the normed stream after the last block where it predicts.
 
@@ -49,10 +40,9 @@ class Encoder:
         the first ones of each item. Nothing attends to the others.
         """
         x = self.own.stream(weights, inputs, lengths, None, key, told)
-        norm = part(weights, "norm")
         if self.spec.pooling == "class token":
-            return normed(norm, x[:, :1])
-        x = normed(norm, x)
+            return self.own.normalize(weights, x[:, :1])
+        x = self.own.normalize(weights, x)
         match self.spec.predicts:
             case "each position":
                 return x

@@ -10,12 +10,11 @@ from jaxtyping import Float
 
 from qkvbench.analysis import Layer
 from qkvbench.backends.jax.attention.layer import Attention, Heads, Lengths, Stream
-from qkvbench.backends.jax.attention.rope import turned
 from qkvbench.backends.jax.attention.softmax import products_of
 from qkvbench.backends.jax.models.build import Network
 from qkvbench.backends.jax.models.weights import Weights
 from qkvbench.backends.jax.training.precision import exact
-from qkvbench.variant import ROLES, ApplyRope, ApplyRotation, Path, Role, Scale, UpProject
+from qkvbench.variant import ROLES, ApplyRope, ApplyRotation, Derivation, Role, Scale, UpProject
 
 # What is said of a layer besides its name: one array, or one for each role.
 Told = dict[str, Any]
@@ -37,28 +36,30 @@ def inspected(network: Network, weights: Weights, *given: Any) -> dict[str, Told
 
 def layers_of(network: Network, told: Mapping[str, Told]) -> tuple[Layer, ...]:
     """The layers in the order of the network, of what `inspected` told."""
-    names = [name.removesuffix(".o.weight") for name in network.shapes()]
+    names = [name.removesuffix(".o.weight") for name in network.parameters]
     return tuple(_layer(name, told[name]) for name in names if name in told)
 
 
 def _told(attention: Attention, weights: Weights, x: Stream, lengths: Lengths | None) -> Told:
     plan = attention.plan
-    made, maps = attention.project(weights, x), attention.maps(weights)
+    made, maps = attention.project(weights, x), attention.head_maps(weights)
     places = np.arange(x.shape[1])
 
-    def turn(rows: Heads, *, back: bool) -> Heads:
-        return turned(rows, attention.position, places, len(places), back=back)
+    def rope(rows: Heads, *, back: bool) -> Heads:
+        return attention.rotate(rows, places, len(places), back=back)
 
-    def make(path: Path) -> Heads:
-        return attention.make(weights, path, made, maps, turn)
+    def make(path: Derivation) -> Heads:
+        return attention.make(weights, path, made, maps, rope)
 
     rows = {role: make(_before_turn(plan.derivations[role])) for role in ROLES}
     q, k = (make(plan.derivations[role]) for role in ("q", "k"))
     k = jnp.repeat(k, q.shape[1] // k.shape[1], axis=1)
     scores = products_of(q * q.shape[-1] ** -0.5, k).astype(q.dtype)
-    shares = attention.scores.shares(weights, scores, places, places, len(places), lengths)
+    shares = attention.softmax.attention_weights(
+        weights, scores, places, places, len(places), lengths
+    )
     seen = jnp.broadcast_to(
-        attention.scores.seen(places, places, lengths), (len(x), 1, *scores.shape[2:])
+        attention.softmax.visible(places, places, lengths), (len(x), 1, *scores.shape[2:])
     )[:, 0]
     read = jnp.ones_like(seen[:, :, 0])
     if lengths is not None:
@@ -84,16 +85,16 @@ def _layer(name: str, told: Told) -> Layer:
     )
 
 
-def _before_turn(path: Path) -> Path:
+def _before_turn(path: Derivation) -> Derivation:
     """The way to a role without positions: K is turned and V is not, whatever they share."""
-    return Path(path.root, tuple(op for op in path.ops if not isinstance(op, ApplyRope)))
+    return Derivation(path.root, tuple(op for op in path.ops if not isinstance(op, ApplyRope)))
 
 
 def _weights(
     attention: Attention, weights: Weights
 ) -> dict[Role, Float[Array, "_heads head_dim d_model"]]:
     """The matrix of each role from the stream, learned maps and scales included."""
-    plan, maps = attention.plan, attention.maps(weights)
+    plan, maps = attention.plan, attention.head_maps(weights)
     widths = {root.name: root.width for root in plan.roots}
     kind = weights["o.weight"].dtype
     matrices: dict[Role, Array] = {}

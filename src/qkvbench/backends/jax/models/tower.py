@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Num
 
-from qkvbench.backends.jax.models.block import Block, Key, Source, Told, block, nobody, normed
+from qkvbench.backends.jax.models.block import Block, Key, Source, Told, block, ignore
 from qkvbench.backends.jax.models.embedding import Embedding
-from qkvbench.backends.jax.models.weights import Shapes, Weights, named, part
+from qkvbench.backends.jax.models.parts import normalize
+from qkvbench.backends.jax.models.weights import Weights, part
 from qkvbench.backends.jax.training.precision import exact
+from qkvbench.model import AnyNorm, LayerPlans
 from qkvbench.model import Tower as TowerSpec
-from qkvbench.variant import Geometry
 
 Lengths = Int[Array, " batch"]
 Stream = Float[Array, "batch time d_model"]
@@ -24,14 +25,7 @@ class Tower:
 
     embedding: Embedding
     blocks: tuple[Block, ...]
-
-    def shapes(self) -> Shapes:
-        """The names of its weights and their shapes."""
-        shapes = named("embedding", self.embedding.shapes())
-        for number, each in enumerate(self.blocks):
-            shapes |= named(f"blocks.{number}", each.shapes())
-        d_model = self.embedding.d_model
-        return shapes | {"norm.weight": (d_model,), "norm.bias": (d_model,)}
+    norm: AnyNorm
 
     def __call__(
         self,
@@ -40,15 +34,20 @@ class Tower:
         lengths: Lengths | None = None,
         source: Source | None = None,
         key: Key = None,
-        told: Told = nobody,
+        told: Told = ignore,
     ) -> Stream:
         """The normed stream; nothing attends to what follows an item's first `lengths` positions.
 
         `told` hears what the attention of each block is given.
         """
-        return normed(
-            part(weights, "norm"), self.stream(weights, inputs, lengths, source, key, told)
-        )
+        x = self.stream(weights, inputs, lengths, source, key, told)
+        return self.normalize(weights, x)
+
+    def normalize(
+        self, weights: Weights, x: Float[Array, "*positions d_model"]
+    ) -> Float[Array, "*positions d_model"]:
+        """The norm after the last block."""
+        return normalize(self.norm, part(weights, "norm"), x)
 
     def stream(
         self,
@@ -71,20 +70,20 @@ class Tower:
 
 def tower(
     spec: TowerSpec,
-    geometry: Geometry,
+    layers: tuple[LayerPlans, ...],
+    d_model: int,
     *,
-    causal: bool = False,
     class_tokens: int = 0,
     dropout: float = 0.0,
     again: bool = False,
 ) -> Tower:
-    """What reads such an input."""
+    """The tower of an input, with attention by these plans."""
     blocks = tuple(
-        block(each, geometry, spec.position, causal=causal, dropout=dropout, again=again)
-        for each in spec.blocks
+        block(each, plans, dropout=dropout, again=again)
+        for each, plans in zip(spec.blocks, layers, strict=True)
     )
-    embedding = Embedding(spec.inputs, spec.position, geometry.d_model, class_tokens)
-    return Tower(embedding, blocks)
+    embedding = Embedding(spec.inputs, spec.position, d_model, class_tokens)
+    return Tower(embedding, blocks, spec.final_norm)
 
 
 def below(name: str, told: Told) -> Told:

@@ -9,9 +9,9 @@ from jax import Array
 from jaxtyping import Float, Int, Num
 
 from qkvbench.backends.jax.attention.layer import linear
-from qkvbench.backends.jax.models.block import Key, Told, nobody
+from qkvbench.backends.jax.models.block import Key, Told, ignore
 from qkvbench.backends.jax.models.tower import Tower, averaged, below
-from qkvbench.backends.jax.models.weights import Shapes, Weights, named, part
+from qkvbench.backends.jax.models.weights import Parameters, Weights, part
 from qkvbench.backends.jax.training.precision import exact
 
 Lengths = Int[Array, " batch"]
@@ -24,15 +24,7 @@ class TwoTowers:
     """Two towers and what compares their vectors; each item is told from the others of a batch."""
 
     towers: dict[str, Tower]
-    width: int
-
-    def shapes(self) -> Shapes:
-        """The names of its weights and their shapes."""
-        shapes: Shapes = {"likeness.sharpness": (1,)}
-        for name, tower in self.towers.items():
-            shapes |= named(f"towers.{name}", tower.shapes())
-            shapes[f"outputs.{name}.weight"] = (self.width, tower.embedding.d_model)
-        return shapes
+    parameters: Parameters
 
     def hidden(
         self,
@@ -42,7 +34,7 @@ class TwoTowers:
         second: Num[Array, "batch second_time *second_features"] | None = None,
         second_lengths: Lengths | None = None,
         key: Key = None,
-        told: Told = nobody,
+        told: Told = ignore,
     ) -> Float[Array, "batch two width"]:
         """The vector of each item's own input and that of its second, of length 1."""
         if second is None:
@@ -69,6 +61,6 @@ class TwoTowers:
         """How alike each place's vector and all those of the other kind are, sharpened."""
         kind = next(weights[f"outputs.{name}.weight"].dtype for name in self.towers)
         first, second = x.astype(kind)[0::2], x.astype(kind)[1::2]
-        sharpness = jnp.minimum(weights["likeness.sharpness"], math.log(MAX_LOGIT_SCALE))
+        sharpness = jnp.minimum(weights["logit_scale"], math.log(MAX_LOGIT_SCALE))
         alike = exact(first @ second.T) * jnp.exp(exact(sharpness))
         return jnp.stack([alike, alike.T], axis=1).reshape(len(x), -1)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.flax import load_file, save_file
 
-from qkvbench.model import Model
-from qkvbench.model.init import initial_value
+from qkvbench.model import Model, initial_value
+from qkvbench.variant import Parameter
 
 Weights = Mapping[str, jax.Array]
-Shapes = dict[str, tuple[int, ...]]
+Parameters = Mapping[str, Parameter]
 
 
 def part(weights: Weights, name: str) -> Weights:
@@ -23,45 +23,43 @@ def part(weights: Weights, name: str) -> Weights:
     }
 
 
-def named(name: str, shapes: Shapes) -> Shapes:
-    """A part's shapes under the names that they have in the whole."""
-    return {f"{name}.{key}": shape for key, shape in shapes.items()}
-
-
-def start(shapes: Shapes, model: Model, seed: int) -> dict[str, jax.Array]:
-    """Every weight with the initial value that its seed and name say."""
+def start(parameters: Parameters, model: Model, seed: int) -> dict[str, jax.Array]:
+    """Every weight with the initial value of its seed and name."""
     return {
-        name: jnp.asarray(initial_value(model, seed, name, shape)) for name, shape in shapes.items()
+        name: jnp.asarray(initial_value(model.init, seed, parameter))
+        for name, parameter in parameters.items()
     }
 
 
-def checked(shapes: Shapes, weights: Weights) -> dict[str, jax.Array]:
+def checked(parameters: Parameters, weights: Weights) -> dict[str, jax.Array]:
     """The weights; ValueError where their names or shapes are not these."""
-    if shapes.keys() != weights.keys():
-        differing = sorted(shapes.keys() ^ weights.keys())
+    if parameters.keys() != weights.keys():
+        differing = sorted(parameters.keys() ^ weights.keys())
         raise ValueError(f"These weights are in one of model and file only: {differing[:4]} ...")
-    for name, shape in shapes.items():
-        if shape != weights[name].shape:
+    for name, parameter in parameters.items():
+        if parameter.shape != weights[name].shape:
             raise ValueError(
-                f"{name} is {shape} in the model and {weights[name].shape} in the file."
+                f"{name} is {parameter.shape} in the model and {weights[name].shape} in the file."
             )
     return dict(weights)
 
 
-def matching(shapes: Shapes, weights: Weights) -> dict[str, jax.Array]:
+def matching(parameters: Parameters, weights: Weights) -> dict[str, jax.Array]:
     """Those of the weights that agree in name and shape with these.
 
     ValueError where a block's weights do not all agree: what comes of some of them is no start.
     """
     agreeing = [
-        name for name, shape in shapes.items() if name in weights and shape == weights[name].shape
+        name
+        for name, parameter in parameters.items()
+        if name in weights and parameter.shape == weights[name].shape
     ]
-    blocks = {name for name in (*shapes, *weights) if "blocks" in name.split(".")}
+    blocks = {name for name in (*parameters, *weights) if "blocks" in name.split(".")}
     if lacking := sorted(blocks.difference(agreeing)):
-        given = weights.get(lacking[0])
+        own, given = parameters.get(lacking[0]), weights.get(lacking[0])
         raise ValueError(
             f"A start must agree with the model in every weight of its layers; {lacking[0]} "
-            f"{_size(shapes.get(lacking[0]), 'the model')} and "
+            f"{_size(own and own.shape, 'the model')} and "
             f"{_size(None if given is None else given.shape, 'the file')}."
         )
     return {name: weights[name] for name in agreeing}

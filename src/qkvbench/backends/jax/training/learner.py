@@ -80,10 +80,7 @@ class Step:
         arXiv:1711.05101, algorithm 2.
         """
         training = self.experiment.training
-        decays = {
-            name: len(shape) >= 2 and not name.endswith(".rotation")
-            for name, shape in self.network.shapes().items()
-        }
+        decays = {name: parameter.decay for name, parameter in self.network.parameters.items()}
         first, second = training.betas
         return optax.chain(
             optax.scale_by_adam(first, second),
@@ -132,7 +129,7 @@ class Step:
 
     def loss(self, weights: Weights, given: Given, key: Array | None) -> Float[Array, ""]:
         """The mean loss in nats at the places that count; `key` draws dropout, None is without."""
-        weights = as_computed(weights, self.experiment.precision)
+        weights = as_computed(weights, self.network.parameters, self.experiment.precision)
         hidden = self._hidden(weights, given, key)
         smoothing = self.experiment.training.smoothing
         targets, counted = given.targets, given.counted
@@ -140,18 +137,18 @@ class Step:
 
     def said(self, weights: Weights, given: Given) -> tuple[Array, Array, Array]:
         """The loss at each place, the likeliest class, and the right one's rank."""
-        weights = as_computed(weights, self.experiment.precision)
+        weights = as_computed(weights, self.network.parameters, self.experiment.precision)
         hidden = self._hidden(weights, given, None)
         return place_losses(self.network, weights, hidden, given.targets)
 
     def features(self, weights: Weights, given: Given) -> Float[Array, "items places _features"]:
         """What the head reads."""
-        weights = as_computed(weights, self.experiment.precision)
+        weights = as_computed(weights, self.network.parameters, self.experiment.precision)
         return self.network.hidden(weights, given.inputs, *given.beside).astype(jnp.float32)
 
     def looked_into(self, weights: Weights, given: Given) -> dict[str, Any]:
         """What each layer of attention makes of a batch, by its name."""
-        weights = as_computed(weights, self.experiment.precision)
+        weights = as_computed(weights, self.network.parameters, self.experiment.precision)
         # Nothing is made again here, where nothing is differentiated.
         plain = build(self.experiment.model)
         return inspected(plain, weights, given.inputs, *given.beside)
@@ -181,7 +178,9 @@ class Learner:
         self.step = Step(self.network, experiment)
         # Of several devices each computes its items of a batch; weights are on all of them.
         self.mesh = all_devices()
-        self.values = self._on_all(start(self.network.shapes(), experiment.model, experiment.seed))
+        self.values = self._on_all(
+            start(self.network.parameters, experiment.model, experiment.seed)
+        )
         self.optimizer = self._on_all(self.step.optimizer().init(self.values))
         # Dropout is drawn by the framework; everything else is keyed by name.
         self.rng = jax.random.key(framework_seed(experiment.seed, "dropout"))
@@ -271,7 +270,7 @@ class Learner:
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
         """Take over these weights; ValueError where names or shapes do not agree."""
         given = {name: jnp.array(value) for name, value in weights.items()}
-        self.values = self._on_all(checked(self.network.shapes(), given))
+        self.values = self._on_all(checked(self.network.parameters, given))
 
     def save(self, path: Path) -> None:
         """Write all weights to a safetensors file."""
@@ -279,7 +278,7 @@ class Learner:
 
     def load_matching(self, path: Path) -> tuple[str, ...]:
         """Take over what agrees in name and shape from a file that `save` wrote; those names."""
-        taken = matching(self.network.shapes(), read(path))
+        taken = matching(self.network.parameters, read(path))
         self.values |= self._on_all({name: jnp.array(value) for name, value in taken.items()})
         return tuple(taken)
 

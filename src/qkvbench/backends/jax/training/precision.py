@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from qkvbench.backends.jax.models.weights import Weights
+from qkvbench.backends.jax.models.weights import Parameters, Weights
 from qkvbench.experiment import PRECISIONS, Precision
 
 # The type of matrix products, and of what works on their results before the next sum.
@@ -57,7 +57,7 @@ def needs_scaling(precision: Precision) -> bool:
     return bool(jnp.finfo(PRODUCTS[precision]).tiny > jnp.finfo(jnp.float32).tiny)
 
 
-def as_computed(weights: Weights, precision: Precision) -> Weights:
+def as_computed(weights: Weights, parameters: Parameters, precision: Precision) -> Weights:
     """The weights as a training pass reads them: those of products in the type of products.
 
     A table of tokens that is the output matrix, too, is looked up in fp32 and multiplied in the
@@ -67,7 +67,8 @@ def as_computed(weights: Weights, precision: Precision) -> Weights:
     if kind == jnp.float32:
         return weights
     computed = {
-        name: value.astype(kind) if _multiplied(name) else value for name, value in weights.items()
+        name: value.astype(kind) if parameters[name].dtype == "compute" else value
+        for name, value in weights.items()
     }
     if TABLE in weights:
         computed.setdefault(OUTPUT, weights[TABLE].astype(kind))
@@ -77,9 +78,3 @@ def as_computed(weights: Weights, precision: Precision) -> Weights:
 def exact(array: Array) -> Array:
     """The numbers in fp32, or in fp64 where they are."""
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
-
-
-def _multiplied(name: str) -> bool:
-    """Whether a weight belongs to a product: a matrix, or the offset behind one."""
-    *_, part, last = ("", *name.split("."))
-    return last in ("weight", "bias") and not part.endswith("norm")

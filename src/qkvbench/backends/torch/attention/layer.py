@@ -1,4 +1,4 @@
-"""One attention layer, made from its plan. All variants run through it, by two ways held equal."""
+"""One attention layer, made from its plan. All variants run through it, in two ways held equal."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,33 +11,24 @@ from torch import Tensor, nn
 from qkvbench.backends.torch.attention import ops
 from qkvbench.backends.torch.attention.ops import Heads
 from qkvbench.backends.torch.attention.rope import RotaryEmbedding
-from qkvbench.backends.torch.attention.softmax import Rows, Scores
+from qkvbench.backends.torch.attention.softmax import Rows, SoftmaxAttention
 from qkvbench.backends.torch.cache import paged_tensor
-from qkvbench.backends.torch.cache.kv_cache import (
-    Cache,
-    Keep,
-    LayerCache,
-    Maps,
-    kept_rows,
-    source_rows,
-)
+from qkvbench.backends.torch.cache.kv_cache import Cache, LayerCache, Maps, new_rows, source_rows
 from qkvbench.backends.torch.cache.page_table import PageTable
 from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
-from qkvbench.backends.torch.cache.quantize import cache_format, rounding_error
+from qkvbench.backends.torch.cache.quantize import cache_format
 from qkvbench.backends.torch.kernels.decode import decode_kernel
 from qkvbench.backends.torch.kernels.linear import Linear, product
 from qkvbench.cost import CacheFormat
-from qkvbench.model import Learned, NoPosition, Position, Sinusoidal
+from qkvbench.model import NoPosition, Position, alibi_of, rope_of
 from qkvbench.variant import (
     ROLES,
+    Derivation,
     Input,
     Op,
-    Path,
     Plan,
     Role,
     Variant,
-    crossed,
-    keys_only,
     parse,
     resolve,
     sized,
@@ -46,68 +37,36 @@ from qkvbench.variant import (
 Stream = Float[Tensor, "batch time d_model"]
 SourceStream = Float[Tensor, "batch source_time d_model"]
 Lengths = Int[Tensor, " batch"]
-# The most that V may be off, as a share, where it is made from K alone: by the rounding of the rows
-# times the condition number of the key matrix.
-LOST = 0.01
+# Slots [first, end) of a cache.
+Interval = tuple[int, int]
 
 
 class Attention(nn.Module):
-    """Attention of any variant, a drop-in for (batch, time, d_model) -> the same.
+    """Attention of any variant, (batch, time, d_model) -> the same: everything is in its plan.
 
-    Where it `crosses`, Q is made from its input, K and V from a source.
+    In cross-attention Q is made from its input, K and V from a source.
     """
 
-    def __init__(  # noqa: PLR0913 (a layer is all of these)
-        self,
-        variant: Variant | str,
-        d_model: int,
-        heads: int,
-        *,
-        kv_heads: int | None = None,
-        head_dim: int | None = None,
-        position: Position = NoPosition(),
-        causal: bool = False,
-        is_cross: bool = False,
-        window: int | None = None,
-    ) -> None:
-        """The layer; ValueError where the variant cannot be built at these sizes."""
+    def __init__(self, plan: Plan) -> None:
+        """The layer, with weights that are not initialized."""
         super().__init__()
-        if isinstance(position, Learned | Sinusoidal):
-            raise ValueError(
-                f"{position.kind.capitalize()} positions are added to a model's input, "
-                "not in its attention."
-            )
-        if is_cross and (causal or window is not None or position != NoPosition()):
-            raise ValueError(
-                "Between two sequences there are no positions, no window and no causality."
-            )
-        variant = parse(variant) if isinstance(variant, str) else variant
-        geometry = sized(d_model, heads, kv_heads, head_dim)
-        self.plan = (
-            crossed(variant, geometry) if is_cross else resolve(variant, geometry, position.turned)
-        )
-        self.turner = RotaryEmbedding(position, self.plan.geometry.head_dim)
-        size = self.plan.geometry
-        self.scores = Scores(self.plan.scores, position, size.heads, causal=causal, window=window)
-        # All projections of an input in one matrix product; `split` names the rows.
-        rows = sum(self.plan.matrix_rows.values())
-        self.projection = Linear(d_model, rows) if rows else None
-        self.rotation = nn.ParameterDict(
-            {
-                role: nn.Parameter(torch.zeros(count, size.head_dim * (size.head_dim - 1) // 2))
-                for role, count in self.plan.rotated.items()
-            }
-        )
-        self.up = nn.ParameterDict(
-            {
-                role: nn.Parameter(torch.zeros(count, size.head_dim, rank))
-                for role, (count, rank) in self.plan.lifted.items()
-            }
-        )
+        self.plan = plan
+        self.rope = RotaryEmbedding(plan.rope) if plan.rope else None
+        self.softmax = SoftmaxAttention(plan)
+        # All projections of an input in one matrix product; `named_weights` splits the rows.
+        rows = sum(plan.matrix_rows.values())
+        self.projection = Linear(plan.geometry.d_model, rows) if rows else None
+        self.maps = nn.ParameterDict()
+        for role, each in plan.maps.items():
+            self.maps[role] = nn.Parameter(torch.zeros(each.shape))
         self.scale = nn.ParameterDict(
-            {role: nn.Parameter(torch.ones(size.head_dim)) for role in self.plan.scaled}
+            {
+                each.name.split(".")[0]: nn.Parameter(torch.ones(each.shape))
+                for each in plan.parameters
+                if each.name.endswith(".scale")
+            }
         )
-        self.o = Linear(size.heads * size.head_dim, d_model)
+        self.o = Linear(plan.geometry.heads * plan.geometry.head_dim, plan.geometry.d_model)
 
     def forward(
         self,
@@ -116,84 +75,145 @@ class Attention(nn.Module):
         lengths: Lengths | None = None,
         source: SourceStream | None = None,
     ) -> Stream:
-        """Attend over a whole sequence, expanded: make Q, K and V, then attend.
+        """Attend over a whole sequence, expanded: make Q, K and V, apply RoPE, attend.
 
-        With a cache that holds pages for it, what the plan keeps of the sequence is also written.
-        `lengths` counts the leading positions of each sequence that are seen (of the source, where
-        there is one); None is all.
+        With a cache that has pages for it, the cached tensors of the sequence are written, too.
+        `lengths` counts the leading positions of each sequence (of the source, in cross-attention)
+        that are not padding; None is all.
         """
         made = self.project(x, source)
-        maps = layer.maps if layer else self.maps()
+        maps = layer.maps if layer else self.head_maps()
         q, k, v = (self.make(self.plan.derivations[role], made, maps) for role in ROLES)
         if layer:
-            for kept in layer.plan.cached:
-                layer.rows[kept.name].write_many(self.make(kept.path, made, maps))
-        seen = self.scores(q, k, v, lengths)
-        return self.merge(self._follow(self.plan.output, seen, maps, self.turner))
+            for tensor in self.plan.cached:
+                layer.rows[tensor.name].write_many(self.make(tensor.derivation, made, maps))
+        context = self.softmax(q, k, v, lengths)
+        return self.output(self._apply_ops(self.plan.output_ops, context, maps, self.rope))
 
     def step(self, x: Stream, cache: Cache, layer: LayerCache) -> Stream:
-        """Decode one token, folded: over kept roots, with the fixed maps in the output.
+        """Decode one token, absorbed: over cached roots, fixed maps in query and output.
 
         The cache is open for one more row.
         """
         made = self.project(x)
-        turn = partial(self.turner.at, first=cache.longest, times=cache.lengths)
-        for kept in layer.plan.cached:
-            layer.rows[kept.name].write(self.make(kept.path, made, layer.maps, turn))
-        query = self.fold(self.make(self.plan.derivations["q"], made, layer.maps, turn), layer)
+        rope = self.rope and partial(self.rope.at, first=cache.longest, positions=cache.lengths)
+        for tensor in self.plan.cached:
+            row = self.make(tensor.derivation, made, layer.maps, rope)
+            layer.rows[tensor.name].write(row)
+        query = self.make(self.plan.derivations["q"], made, layer.maps, rope)
+        query = self._absorb_into_query(query, layer)
         if layer.decode_kernel:
-            seen = layer.decode_kernel(self._asked(query, layer), *cache.seen(layer)).view(
-                query.shape
-            )
+            grouped = self._grouped(query)
+            context = layer.decode_kernel(grouped, *cache.visible(self.plan.mask))
+            context = context.view(query.shape)
         else:
             rows = torch.tensor([cache.longest], device=x.device)
             if cache.lengths is not None:
                 rows = cache.lengths[:, None]
-            stretch = (cache.first(layer), cache.longest + 1)
-            seen = self._attend_roots(query, layer, rows, stretch)
-        seen = self.unfold(seen, layer)
-        seen = self._follow(self.plan.output, seen, layer.maps, turn)
-        return self.merge(seen.to(x.dtype))
+            context = self._attend_cached(query, layer, rows, cache.intervals(self.plan.mask))
+        context = self._absorb_into_output(context, layer)
+        context = self._apply_ops(self.plan.output_ops, context, layer.maps, rope)
+        return self.output(context.to(x.dtype))
 
-    def keep(
-        self, source: SourceStream, lengths: Lengths | None, kind: CacheFormat | None = None
+    def cache_source(
+        self, source: SourceStream, lengths: Lengths | None, format: CacheFormat | None = None
     ) -> LayerCache:
-        """What there is to be kept of a source, in memory of its own; `lengths` of it are read.
+        """The cached tensors of a source, in memory of their own; `lengths` of it are no padding.
 
-        Rows are of type `kind`; None is the one in which they are made.
+        Rows have this format; None is the dtype in which they are made.
         """
         with torch.no_grad():
-            made, maps = self._projected(source, "source"), self.maps()
-            rows = {kept.name: self.make(kept.path, made, maps) for kept in self.plan.cached}
-            computed = rows[self.plan.cached_value.name].dtype
-            kept = source_rows(self.plan, rows, kind or cache_format(computed))
-            return self._layer(self.plan, kept, maps, computed, lengths)
+            made, maps = self._project(source, "source"), self.head_maps()
+            rows = {
+                tensor.name: self.make(tensor.derivation, made, maps) for tensor in self.plan.cached
+            }
+            dtype = rows[self.plan.cached_value.name].dtype
+            stored = source_rows(self.plan, rows, format or cache_format(dtype))
+            return self._layer_cache(stored, maps, dtype, lengths)
 
     def attend_to_cached_source(self, x: Stream, layer: LayerCache) -> Stream:
-        """Attend over what is kept of a source, folded.
+        """Cross-attention over a cached source, absorbed.
 
-        Of each item of the source there may be several sequences in `x`, next to each other.
+        For each item of the source there may be several sequences in `x`, next to each other.
         """
-        source = layer.rows[layer.plan.cached_value.name].table
+        source = layer.rows[self.plan.cached_value.name].table
         grouped = x.reshape(source.batch, -1, x.shape[-1])
-        query = self.make(
-            self.plan.derivations["q"], self._projected(grouped, "stream"), layer.maps
-        )
-        query = self.fold(query, layer)
+        made = self._project(grouped, "stream")
+        query = self.make(self.plan.derivations["q"], made, layer.maps)
+        query = self._absorb_into_query(query, layer)
         if layer.decode_kernel:
             end = source.size if layer.lengths is None else layer.lengths.tolist()
-            seen = layer.decode_kernel(self._asked(query, layer), 0, end).view(query.shape)
+            context = layer.decode_kernel(self._grouped(query), 0, end).view(query.shape)
         else:
             rows = torch.arange(grouped.shape[1], device=x.device)
-            seen = self._attend_roots(query, layer, rows, (0, source.size), layer.lengths)
-        return self.merge(self.unfold(seen, layer).to(x.dtype)).view_as(x)
+            context = self._attend_cached(query, layer, rows, [(0, source.size)], layer.lengths)
+        return self.output(self._absorb_into_output(context, layer).to(x.dtype)).view_as(x)
 
-    def project(self, x: Stream, source: SourceStream | None = None) -> dict[Path, Heads]:
+    def project(self, x: Stream, source: SourceStream | None = None) -> dict[Derivation, Heads]:
         """The roots, cut into heads: an input times a matrix, or the input itself."""
-        made = self._projected(x, "stream")
-        return made if source is None else made | self._projected(source, "source")
+        made = self._project(x, "stream")
+        return made if source is None else made | self._project(source, "source")
 
-    def _projected(self, x: Tensor, reads: Input) -> dict[Path, Heads]:
+    def make(
+        self,
+        derivation: Derivation,
+        made: dict[Derivation, Heads],
+        maps: Maps,
+        rope: Callable[..., Heads] | None = None,
+    ) -> Heads:
+        """The tensor at the end of a derivation. A prefix that two share is computed once.
+
+        RoPE comes last in the derivation of Q or K: V may be the same tensor as K, and V gets none.
+        """
+        apply = partial(self._apply_ops, maps=maps, rope=rope or self.rope)
+        return ops.make(derivation, made, apply)
+
+    def head_maps(self) -> dict[Role, Float[Tensor, "_heads _to _width"]]:
+        """The learned maps of heads: up-projections, and rotations as orthogonal matrices."""
+        head_dim = self.plan.geometry.head_dim
+        return {
+            role: ops.rotation(self.maps[role], head_dim)
+            if each.name.endswith(".rotation")
+            else self.maps[role]
+            for role, each in self.plan.maps.items()
+        }
+
+    def output(self, context: Heads) -> Stream:
+        """The output projection over all heads together."""
+        return self.o(context.transpose(1, 2).flatten(2))  # (batch, time, heads * head_dim)
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """Views of the weights under the names of the plan's parameters."""
+        named: dict[str, Tensor] = {"o.weight": self.o.weight, "o.bias": self.o.bias}
+        if self.projection is not None:
+            rows = self.plan.matrix_rows
+            for part in ("weight", "bias"):
+                pieces = getattr(self.projection, part).split(list(rows.values()))
+                named |= {f"{name}.{part}": piece for name, piece in zip(rows, pieces, strict=True)}
+        named |= {each.name: self.maps[role] for role, each in self.plan.maps.items()}
+        named |= {f"{role}.scale": numbers for role, numbers in self.scale.items()}
+        learned = self.softmax.correction.items()
+        named |= {f"correction.{part}": numbers for part, numbers in learned}
+        return {each.name: named[each.name] for each in self.plan.parameters}
+
+    def shared_names(self) -> dict[str, str]:
+        """The plan's name behind each `nn.Parameter`, by its torch name; of fused ones the first."""
+        names = {part: part for part in ("o.weight", "o.bias")}
+        if self.projection is not None:
+            first = next(iter(self.plan.matrix_rows))
+            names |= {f"projection.{part}": f"{first}.{part}" for part in ("weight", "bias")}
+        names |= {f"maps.{role}": each.name for role, each in self.plan.maps.items()}
+        names |= {f"scale.{role}": f"{role}.scale" for role in self.scale}
+        learned = self.softmax.correction
+        return names | {f"softmax.correction.{part}": f"correction.{part}" for part in learned}
+
+    def new_cache(self, table: PageTable, format: CacheFormat) -> LayerCache:
+        """An empty cache for this layer, in rows of this format."""
+        with torch.no_grad():
+            rows = new_rows(self.plan, table, format)
+            return self._layer_cache(rows, self.head_maps(), self.o.weight.dtype)
+
+    def _project(self, x: Tensor, reads: Input) -> dict[Derivation, Heads]:
         """The roots that read this input, by one product with the rows of their matrices."""
         roots = [root for root in self.plan.roots if root.reads == reads]
         read = {root.matrix for root in roots}
@@ -201,192 +221,143 @@ class Attention(nn.Module):
         parts: dict[str, Tensor] = {}
         if self.projection is not None and wanted:
             counts = [self.plan.matrix_rows[name] for name in wanted]
-            # A slice of a whole is a copy in the backward pass.
+            # A slice of a whole matrix is a copy in the backward pass.
             whole = len(wanted) == len(self.plan.matrix_rows)
             rows = self.projection(x) if whole else product(x, *self._rows_of(wanted))
             parts = dict(zip(wanted, rows.split(counts, dim=-1), strict=True))
         made = {root: parts[root.matrix] if root.matrix else x for root in roots}
+        # (batch, time, heads * width) -> (batch, heads, time, width)
         return {
-            Path(root.name, ()): rows.unflatten(-1, (root.heads, root.width)).transpose(1, 2)
+            Derivation(root.name, ()): rows.unflatten(-1, (root.heads, root.width)).transpose(1, 2)
             for root, rows in made.items()
         }
 
     def _rows_of(self, wanted: list[str]) -> tuple[Tensor, Tensor]:
-        """The rows of these matrices, which lie next to each other, and their offsets."""
+        """The adjacent rows of these matrices, and their biases."""
         assert self.projection is not None
-        ends = dict(
-            zip(self.plan.matrix_rows, accumulate(self.plan.matrix_rows.values()), strict=True)
-        )
-        rows = slice(ends[wanted[0]] - self.plan.matrix_rows[wanted[0]], ends[wanted[-1]])
-        return self.projection.weight[rows], self.projection.bias[rows]
+        rows = self.plan.matrix_rows
+        ends = dict(zip(rows, accumulate(rows.values()), strict=True))
+        chosen = slice(ends[wanted[0]] - rows[wanted[0]], ends[wanted[-1]])
+        return self.projection.weight[chosen], self.projection.bias[chosen]
 
-    def make(
+    def _apply_ops(
         self,
-        path: Path,
-        made: dict[Path, Heads],
+        operations: tuple[Op, ...],
+        rows: Heads,
         maps: Maps,
-        turn: Callable[..., Heads] | None = None,
-    ) -> Heads:
-        """The tensor at the end of `path`. What two paths have in common is made once.
-
-        Positions come last in the path of Q or K: V may be the same tensor as K, and V is not
-        turned.
-        """
-        follow = partial(self._follow, maps=maps, turn=turn or self.turner)
-        return ops.make(path, made, follow)
-
-    def _follow(
-        self, operations: tuple[Op, ...], rows: Heads, maps: Maps, turn: Callable[..., Heads]
+        rope: Callable[..., Heads] | None,
     ) -> Heads:
         """The rows after these operations."""
-        kv_heads = self.plan.geometry.kv_heads
-        return ops.apply(operations, rows, maps, self.scale.__getitem__, turn, kv_heads=kv_heads)
+        return ops.apply(operations, rows, maps, self.scale.__getitem__, rope)
 
-    def maps(self) -> dict[Role, Float[Tensor, "_heads _to _width"]]:
-        """The learned maps of heads: up-projections, and rotations as orthogonal matrices."""
-        head_dim = self.plan.geometry.head_dim
-        maps: dict[Role, Tensor] = {role: self.up[role] for role in self.plan.lifted}
-        for role in self.plan.rotated:
-            maps[role] = ops.rotation(self.rotation[role], head_dim)
-        return maps
+    def _absorb_into_query(self, query: Heads, layer: LayerCache) -> Heads:
+        """Queries whose products with cached rows are those of `query` with K."""
+        absorbed = self.plan.absorbed_by_query
+        return ops.absorb_into_query(query, absorbed, layer.maps, self.scale.__getitem__)
 
-    def fold(self, query: Heads, layer: LayerCache) -> Heads:
-        """Queries whose products with kept rows are those of `query` with K."""
-        return ops.absorb_into_query(
-            query, layer.plan.absorbed_by_query, layer.maps, self.scale.__getitem__
-        )
+    def _absorb_into_output(self, context: Heads, layer: LayerCache) -> Heads:
+        """The output of attention over V, from the output of attention over its cached root."""
+        return ops.absorb_into_output(context, self.plan.absorbed_by_output, layer.maps)
 
-    def unfold(self, seen: Heads, layer: LayerCache) -> Heads:
-        """What attending over V would have given, from what attending over its kept root gave."""
-        seen = ops.absorb_into_output(seen, layer.plan.absorbed_by_output, layer.maps)
-        return seen if layer.offset is None else seen + layer.offset.to(seen.dtype)
-
-    def merge(self, seen: Heads) -> Stream:
-        """The output projection over all heads together."""
-        return self.o(seen.transpose(1, 2).flatten(2))
-
-    def split(self) -> dict[str, Tensor]:
-        """Views of the weights under the names that all backends share."""
-        named: dict[str, Tensor] = {"o.weight": self.o.weight, "o.bias": self.o.bias}
-        if self.projection is not None:
-            matrices = self.plan.matrix_rows
-            for part in ("weight", "bias"):
-                pieces = getattr(self.projection, part).split(list(matrices.values()))
-                for name, piece in zip(matrices, pieces, strict=True):
-                    named[f"{name}.{part}"] = piece
-        for role, numbers in self.rotation.items():
-            named[f"{role}.rotation"] = numbers
-        for role, numbers in self.up.items():
-            named[f"{role}.up"] = numbers
-        for role, numbers in self.scale.items():
-            named[f"{role}.scale"] = numbers
-        for part, numbers in self.scores.correction.items():
-            named[f"correction.{part}"] = numbers
-        return named
-
-    def new_cache(self, table: PageTable, kind: CacheFormat, keep: Keep = "roots") -> LayerCache:
-        """An empty cache for this layer, in rows of type `kind`.
-
-        ValueError, with the reason, where it cannot keep that.
-        """
-        with torch.no_grad():
-            plan, maps, offset = self.plan, self.maps(), None
-            if keep == "keys":
-                plan = keys_only(plan)
-                maps["v"], offset = self._value_from_key(kind)
-            layer = self._layer(plan, kept_rows(plan, table, kind), maps, self.o.weight.dtype)
-            layer.offset = offset
-            return layer
-
-    def _value_from_key(self, kind: CacheFormat) -> tuple[Tensor, Tensor]:
-        """The map and the offset by which V is made from all heads of K, by the inverse of W_k.
-
-        V's relative error is that of the stored K times the condition number of W_k, at most.
-        """
-        size, named = self.plan.geometry, self.split()
-        root = {role: self.plan.derivations[role].root for role in ("k", "v")}
-        key, value = (named[f"{root[role]}.weight"].double() for role in ("k", "v"))
-        sizes = torch.linalg.svdvals(key)
-        condition = (sizes[0] / sizes[-1]).item()
-        rounding = max(rounding_error(kind), torch.finfo(named["o.weight"].dtype).eps / 2)
-        if not condition * rounding <= LOST:
-            raise ValueError(
-                f"the condition number of its key matrix is {condition:.3g}, and {kind.name} rows "
-                f"bear {LOST / rounding:.3g}"
-            )
-        mapped = torch.linalg.solve(key, value, left=False)
-        bias = {role: named[f"{root[role]}.bias"].double() for role in ("k", "v")}
-        offset = (bias["v"] - mapped @ bias["k"]).view(size.kv_heads, 1, size.head_dim)
-        of_each = offset.repeat_interleave(size.heads // size.kv_heads, dim=0)
-        like = named["o.weight"].dtype
-        return mapped.unflatten(0, (size.kv_heads, -1)).to(like), of_each.to(like)
-
-    def _layer(
+    def _layer_cache(
         self,
-        plan: Plan,
         rows: dict[str, PagedTensor],
         maps: Maps,
-        computed: torch.dtype,
+        dtype: torch.dtype,
         lengths: Lengths | None = None,
     ) -> LayerCache:
-        """What this layer keeps in `rows`."""
-        kernel = decode_kernel(plan, self.scores, self.turner, self.scale, rows, computed)
-        return LayerCache(
-            rows, maps, computed, lengths, None, self.scores.window, kernel, decode_plan=plan
-        )
+        """The cache of this layer over `rows`, with the kernel that can read them."""
+        kernel = decode_kernel(self.plan, self.rope, self.scale, rows, dtype)
+        return LayerCache(rows, maps, dtype, lengths, decode_kernel=kernel)
 
-    def _attend_roots(
+    def _attend_cached(
         self,
         query: Heads,
         layer: LayerCache,
         rows: Rows,
-        stretch: tuple[int, int],
+        intervals: list[Interval],
         lengths: Lengths | None = None,
     ) -> Heads:
-        """softmax(q·k)·root over a stretch of kept rows, each group of heads over its own root.
+        """softmax(q·k)·root over intervals of slots, each group of heads over its own root.
 
-        The queries are at the positions `rows`. Neither K nor the kept rows are ever made whole.
+        The queries are at the positions `rows`. Neither K nor the cached rows are ever made whole.
         """
-        first, end = stretch
         batch, heads, time, _ = query.shape
-        kept, kind = layer.plan.cached_value, layer.computed
-        asked = self._asked(query.to(kind), layer)
-        products = self._products(asked, layer, stretch).view(batch, heads, time, -1)
-        shares = self.scores.shares(products, rows, lengths, first)
-        shares = shares.to(kind).view(batch, kept.heads, -1, end - first)
-        seen = [
-            _times(shares[..., at - first : at - first + tile.shape[2]], tile)
-            for at, tile in layer.rows[kept.name].tiles(first, end, kind)
-        ]
-        return _summed(seen).reshape(batch, heads, time, kept.width)
+        value, dtype = self.plan.cached_value, layer.dtype
+        grouped = self._grouped(query.to(dtype))
+        products = self._products(grouped, layer, intervals).view(batch, heads, time, -1)
+        columns = torch.cat([torch.arange(*each, device=query.device) for each in intervals])
+        end = intervals[-1][1]
+        weights = self.softmax.attention_weights(products, rows, columns, end, lengths)
+        # (batch, heads, time, slots) -> (batch, groups, heads of the group * time, slots)
+        weights = weights.to(dtype).view(batch, value.heads, -1, len(columns))
+        context, offset = [], 0
+        for interval in intervals:
+            for _, tile in layer.rows[value.name].tiles(*interval, dtype):
+                context.append(_matmul(weights[..., offset : offset + tile.shape[2]], tile))
+                offset += tile.shape[2]
+        return _sum(context).reshape(batch, heads, time, value.width)
 
-    def _asked(self, query: Heads, layer: LayerCache) -> Heads:
+    def _grouped(self, query: Heads) -> Float[Tensor, "batch key_heads rows width"]:
         """Scaled queries, those of one head of K together."""
-        together = query.reshape(len(query), layer.plan.key_heads, -1, query.shape[-1])
+        together = query.reshape(len(query), self.plan.key_heads, -1, query.shape[-1])
         return together * self.plan.geometry.head_dim**-0.5
 
-    def _products(self, query: Heads, layer: LayerCache, stretch: tuple[int, int]) -> Tensor:
-        """Products of the queries with K, read from the kept rows; never all made at once."""
-        ops, products = layer.plan.key_ops_on_read, []
-        most = paged_tensor.TILE if ops else None
-        kept = layer.rows[layer.plan.cached_key.name]
-        for at, tile in kept.tiles(*stretch, query.dtype, most=most):
-            keys = self._follow(ops, tile, layer.maps, partial(self.turner, first=at))
-            products.append(_times(query, keys.mT))
+    def _products(self, query: Heads, layer: LayerCache, intervals: list[Interval]) -> Tensor:
+        """Products of the queries with K, made from cached rows tile by tile."""
+        operations, products = self.plan.key_ops_on_read, []
+        most = paged_tensor.TILE if operations else None
+        cached = layer.rows[self.plan.cached_key.name]
+        for interval in intervals:
+            for at, tile in cached.tiles(*interval, query.dtype, most=most):
+                rope = self.rope and partial(self.rope, first=at)
+                keys = self._apply_ops(operations, tile, layer.maps, rope)
+                products.append(_matmul(query, keys.mT))
         return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 
 
-def _times(left: Tensor, right: Tensor) -> Tensor:
-    """Matrix products by sequence and head, where sequences side by side may share the right."""
+def attention(
+    variant: Variant | str,
+    d_model: int,
+    heads: int,
+    *,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    position: Position = NoPosition(),
+    causal: bool = False,
+) -> Attention:
+    """A layer of this variant and size, a drop-in for (batch, time, d_model) -> the same.
+
+    Weights begin as those of `torch.nn.Linear` do. ValueError if the variant cannot be built at
+    these sizes, or if the positions are added to a model's input instead.
+    """
+    if position.added_to_input:
+        raise ValueError(
+            f"{position.kind.capitalize()} positions are added to a model's input, "
+            "not in its attention."
+        )
+    geometry = sized(d_model, heads, kv_heads, head_dim)
+    plan = resolve(
+        parse(variant) if isinstance(variant, str) else variant,
+        geometry,
+        causal=causal,
+        rope=rope_of(position, geometry.head_dim),
+        alibi=alibi_of(position),
+    )
+    return Attention(plan)
+
+
+def _matmul(left: Tensor, right: Tensor) -> Tensor:
+    """Matrix products by sequence and head; adjacent sequences may share the right factor."""
     if len(left) == len(right):
         return left @ right
     sharing = left.unflatten(0, (len(right), -1))
-    found = sharing.transpose(1, 2).flatten(2, 3) @ right
-    return found.unflatten(2, (sharing.shape[1], -1)).transpose(1, 2).flatten(0, 1)
+    joined = sharing.transpose(1, 2).flatten(2, 3) @ right
+    return joined.unflatten(2, (sharing.shape[1], -1)).transpose(1, 2).flatten(0, 1)
 
 
-def _summed(parts: list[Tensor]) -> Tensor:
-    """The sum, in fp32 or better where there is more than one part."""
+def _sum(parts: list[Tensor]) -> Tensor:
+    """The sum, in fp32 or better if there is more than one part."""
     total = parts[0]
     for part in parts[1:]:
         total = total.to(torch.promote_types(part.dtype, torch.float32)) + part

@@ -1,7 +1,7 @@
-"""What the operations of a plan do to rows of heads: the one place where torch follows a path.
+"""The operations of a plan on rows of heads: the one place where torch carries them out.
 
-It knows plans and tensors only, so that whatever has roots and weights can follow them: the layer
-of this backend, and one that lives in another library's model.
+It knows plans and tensors only, so that whatever has roots and weights can use it: the layer of
+this backend, and one inside another library's model.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,12 +13,10 @@ from torch import Tensor
 from qkvbench.variant import (
     ApplyRope,
     ApplyRotation,
-    Cut,
+    Derivation,
     Fixed,
-    Join,
     Normalize,
     Op,
-    Path,
     Role,
     Scale,
     UpProject,
@@ -29,19 +27,21 @@ Heads = Float[Tensor, "batch _heads _time _width"]
 # Learned maps of heads, by role: rotations, and up-projections of a latent.
 Maps = Mapping[Role, Float[Tensor, "_heads _to _width"]]
 
-# Below the mean square of a head, so that a head of zeros stays one.
+# Added to the mean square of a head, so that a head of zeros stays one.
 NORM_EPS = 1e-6
 
 
-def make(path: Path, made: dict[Path, Heads], apply: Callable[..., Heads]) -> Heads:
-    """The tensor at the end of `path`. What two paths have in common is made once.
+def make(
+    derivation: Derivation, made: dict[Derivation, Heads], apply: Callable[..., Heads]
+) -> Heads:
+    """The tensor at the end of a derivation. A prefix that two share is computed once.
 
-    `made` holds the roots, and what was made before; `follow` applies operations to rows.
+    `made` holds the roots and what was computed before; `apply` applies operations to rows.
     """
-    if path not in made:
-        before = make(Path(path.root, path.ops[:-1]), made, apply)
-        made[path] = apply(path.ops[-1:], before)
-    return made[path]
+    if derivation not in made:
+        before = make(Derivation(derivation.root, derivation.ops[:-1]), made, apply)
+        made[derivation] = apply(derivation.ops[-1:], before)
+    return made[derivation]
 
 
 def apply(
@@ -49,14 +49,10 @@ def apply(
     rows: Heads,
     maps: Maps,
     scale: Callable[[Role], Tensor],
-    turn: Callable[..., Heads],
+    rope: Callable[..., Heads] | None,
     eps: float = NORM_EPS,
-    kv_heads: int = 1,
 ) -> Heads:
-    """The rows after these operations; `scale` gives the learned numbers of a role.
-
-    A row that was joined is cut into `kv_heads` again.
-    """
+    """The rows after these operations; `scale` gives the learned scale of a role."""
     for op in ops:
         match op:
             case ApplyRotation():
@@ -68,18 +64,15 @@ def apply(
             case Scale(role):
                 rows = rows * scale(role).to(rows.dtype)
             case ApplyRope(back):
-                rows = turn(rows, back=back)
-            case Join():
-                rows = rows.transpose(1, 2).flatten(2)[:, None]
-            case Cut():
-                rows = rows[:, 0].unflatten(-1, (kv_heads, -1)).transpose(1, 2)
+                assert rope, "only a plan with RoPE applies it"
+                rows = rope(rows, back=back)
     return rows
 
 
 def absorb_into_query(
     query: Heads, ops: tuple[Fixed, ...], maps: Maps, scale: Callable[[Role], Tensor]
 ) -> Heads:
-    """Queries whose products with kept rows are those of `query` with K."""
+    """Queries whose products with cached rows are those of `query` with K."""
     for op in reversed(ops):
         match op:
             case ApplyRotation() | UpProject():
@@ -90,12 +83,12 @@ def absorb_into_query(
 
 
 def absorb_into_output(
-    seen: Heads, ops: tuple[ApplyRotation | UpProject, ...], maps: Maps
+    context: Heads, ops: tuple[ApplyRotation | UpProject, ...], maps: Maps
 ) -> Heads:
-    """What attending over V would have given, from what attending over its kept root gave."""
+    """The output of attention over V, from the output of attention over its cached root."""
     for op in ops:
-        seen = _map_heads(seen, _matrix(op, maps))
-    return seen
+        context = _map_heads(context, _matrix(op, maps))
+    return context
 
 
 def rotation(
@@ -103,7 +96,7 @@ def rotation(
 ) -> Float[Tensor, "heads head_dim head_dim"]:
     """Learned numbers as orthogonal matrices, by Cayley: (1 - A/2)^-1 (1 + A/2).
 
-    In fp32 at least, whatever the weights are in: the solver knows nothing less.
+    In fp32 at least, whatever the dtype of the weights: the solver has nothing smaller.
     """
     numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
     row, column = torch.triu_indices(head_dim, head_dim, 1, device=numbers.device)
@@ -117,7 +110,7 @@ def rotation(
 def generator(
     matrices: Float[Tensor, "heads head_dim head_dim"],
 ) -> Float[Tensor, "heads pairs"]:
-    """The numbers of which `rotation` makes these matrices, which have no eigenvalue -1."""
+    """The inverse of `rotation`, for matrices without the eigenvalue -1."""
     head_dim = matrices.shape[-1]
     one = torch.eye(head_dim, dtype=matrices.dtype, device=matrices.device)
     skew = 2 * torch.linalg.solve(matrices + one, matrices - one, left=False)
@@ -137,7 +130,7 @@ def rms_norm(rows: Heads, eps: float = NORM_EPS) -> Heads:
 
 
 def _up_project(rows: Heads, matrix: Float[Tensor, "heads head_dim rank"]) -> Heads:
-    """Heads made from latents, of which a row has one."""
+    """Heads from latents, one latent for each row."""
     made = torch.nn.functional.linear(rows[:, 0], matrix.to(rows.dtype).flatten(0, 1))
     return made.unflatten(-1, matrix.shape[:2]).transpose(1, 2)
 

@@ -15,7 +15,7 @@ import torch
 from torch.autograd.profiler import profile
 
 from qkvbench.backends.torch.kernels import linear
-from qkvbench.backends.torch.kernels.decode import NAMED
+from qkvbench.backends.torch.kernels.contract import PROFILER_NAME
 from qkvbench.backends.torch.models.build import build
 from qkvbench.backends.torch.models.weights import start
 from qkvbench.backends.torch.training.learner import device
@@ -77,7 +77,7 @@ def named(seen: Iterable[Seen]) -> str:
     products around each softmax; else the operation that took the most time.
     """
     operations = list(seen)
-    own = dict.fromkeys(one.name for one in operations if one.name.startswith(NAMED))
+    own = dict.fromkeys(one.name for one in operations if one.name.startswith(PROFILER_NAME))
     if own:
         return ", ".join(own)
     fused = dict.fromkeys(

@@ -1,8 +1,7 @@
-"""The cache of roots: for each layer the tensors that its plan keeps, and nothing else."""
+"""The key/value cache of a model: for each layer the tensors that its plan caches, nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import psutil
 import torch
@@ -12,80 +11,62 @@ from torch import Tensor
 from qkvbench.backends.torch.cache.page_table import Growing, PageTable, Reserved, Storage
 from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
 from qkvbench.backends.torch.cache.quantize import Heads
-from qkvbench.backends.torch.kernels.decode import DecodeKernel
+from qkvbench.backends.torch.kernels.contract import DecodeKernel
 from qkvbench.cost import CacheFormat
-from qkvbench.variant import Plan, Role, write
+from qkvbench.variant import Mask, Plan, Role, write
 
 # `_` is checked for nothing: an up-projection is not square.
 Maps = Mapping[Role, Float[Tensor, "_heads _to _width"]]
 
-# What a cache keeps of given weights: the roots of the plan, or K before positions alone, from
-# which V is made too.
-Keep = Literal["roots", "keys"]
-
-# Rows that are drawn at a time where a cache is filled randomly.
-DRAWN = 1024
-# What a kernel is told of each page of a kept tensor: an address, and one more for scales.
+# Rows that are drawn at a time if a cache is filled randomly.
+RANDOM_ROWS = 1024
+# A kernel reads an address for each page of a cached tensor, and one more if it has scales.
 ADDRESS_BYTES = 8
 
 
 @dataclass
 class LayerCache:
-    """What one layer keeps: the rows of each kept tensor, by name; none without attention.
+    """The cached tensors of one layer by name; none without attention.
 
-    ``maps`` are the layer's learned maps of heads, made once: weights stand still in decoding.
-    ``computed`` is the type of products with the rows. ``cross`` are the rows of a source, which
-    are all there before the first step; of those ``lengths`` says how many are read. ``window`` is
-    how many slots are seen; None is all. ``one_pass`` attends to the rows, where it can.
-    ``kept_by`` says what is kept and how it is read, which weights may allow in another way than
-    the layer's own plan; ``offset`` is then added to what was attended.
+    ``maps`` are the layer's learned maps of heads, made once, since weights are constant in
+    decoding. ``dtype`` is that of products with the rows. ``cross`` holds the rows of a source,
+    complete before the first step, of which ``lengths`` are no padding. ``decode_kernel`` attends
+    to the rows, if a kernel can.
     """
 
     rows: dict[str, PagedTensor]
     maps: Maps
-    computed: torch.dtype
+    dtype: torch.dtype
     lengths: Int[Tensor, " batch"] | None = None
     cross: "LayerCache | None" = None
-    window: int | None = None
     decode_kernel: DecodeKernel | None = None
-    offset: Float[Tensor, "heads one head_dim"] | None = None
-    decode_plan: Plan | None = None
-
-    @property
-    def plan(self) -> Plan:
-        """By which plan the layer is decoded."""
-        assert self.decode_plan, "a layer without attention keeps nothing"
-        return self.decode_plan
 
 
 @dataclass(frozen=True)
 class MadeFor:
-    """What a cache must have in common with the network that uses it, layer by layer."""
+    """The properties that a cache shares with the network that uses it."""
 
     plans: tuple[Plan | None, ...]
-    windows: tuple[int | None, ...]
     weights: torch.dtype
     device: torch.device
 
     def difference(self, cache: "MadeFor") -> str | None:
-        """What a cache was made for instead; None where they agree."""
+        """The property of `cache` that differs; None if they agree."""
         if self == cache:
             return None
         if len(self.plans) != len(cache.plans):
             return f"{len(cache.plans)} layers, and this one has {len(self.plans)}"
         for layer, (own, other) in enumerate(zip(self.plans, cache.plans, strict=True)):
             if own != other:
-                return f"{_told(other)} in layer {layer}, where this one has {_told(own)}"
-        if self.windows != cache.windows:
-            return f"windows of {cache.windows}, and this one has {self.windows}"
+                return f"{_text(other)} in layer {layer}, and this one has {_text(own)}"
         return f"{cache.weights} on {cache.device}, and this one is {self.weights} on {self.device}"
 
 
 @dataclass(frozen=True)
 class Account:
-    """What a cache takes, in bytes: rows that hold tokens, rows that hold none yet, and tables.
+    """The bytes of a cache: rows that hold tokens, rows that hold none yet, and page tables.
 
-    ``rows`` has the scales with it, and counts what several sequences read once.
+    ``rows`` includes scales; a page that several sequences share counts once.
     """
 
     rows: int
@@ -99,7 +80,7 @@ class Account:
 
 
 class Cache:
-    """What a decoder remembers of `batch` sequences of at most `capacity` tokens.
+    """The cache of `batch` sequences of at most `capacity` tokens.
 
     Every sequence begins in slot 0, so a slot is a position; sequences may differ in length.
     """
@@ -107,16 +88,16 @@ class Cache:
     def __init__(
         self,
         layers: list[LayerCache],
-        tables: Mapping[int | None, PageTable],
+        tables: Mapping[Mask, PageTable],
         batch: int,
         capacity: int,
-        kind: CacheFormat,
+        format: CacheFormat,
         made_for: MadeFor,
     ) -> None:
-        """An empty cache over `layers`, by a table for each window; rows are of type `kind`."""
+        """An empty cache over `layers`, with one page table for all layers of a mask."""
         self.layers = layers
         self.tables = tables
-        self.kind = kind
+        self.format = format
         self.made_for = made_for
         self.capacity = capacity
         self.batch = batch
@@ -144,7 +125,7 @@ class Cache:
         return [tensor for pages in self._pages() for tensor in pages.tensors()]
 
     def account(self) -> Account:
-        """What the bytes are for. Rows of a source all hold tokens, as many as were read."""
+        """How the bytes are used. Rows of a source all hold tokens."""
         lengths = self._lengths()
         rows = tables = 0
         for layer in self.layers:
@@ -153,7 +134,7 @@ class Cache:
                     table = pages.table
                     held = lengths if part is layer else [table.size] * table.batch
                     rows += pages.row_bytes * table.used_rows(held)
-                    addresses = 2 if pages.kind.scale_bytes else 1
+                    addresses = 2 if pages.format.is_quantized else 1
                     tables += addresses * ADDRESS_BYTES * table.columns * table.batch
         return Account(rows, self.bytes - rows, tables)
 
@@ -174,19 +155,19 @@ class Cache:
     def begin(self, tokens: int, lengths: Int[Tensor, " batch"] | None) -> None:
         """Have pages for prompts of `tokens`, or of `lengths`; layers write their rows.
 
-        What a window will not show again gets none.
+        Slots that no window will show again get none.
         """
         self.longest = tokens
         self.lengths = lengths
         self._known = None if lengths is None else lengths.tolist()
-        for window, table in self.tables.items():
-            table.ensure_pages(_first_seen(self.shortest - 1, window), tokens)
+        for mask, table in self.tables.items():
+            table.ensure_pages(_first_held(mask, self.shortest - 1), tokens)
 
     def open(self) -> None:
         """Prepare to append a row of each sequence in every layer."""
         self.reserve(1)
-        for window, table in self.tables.items():
-            table.ensure_pages(_first_seen(self.shortest, window), self.longest + 1)
+        for mask, table in self.tables.items():
+            table.ensure_pages(_first_held(mask, self.shortest), self.longest + 1)
             table.open(self.longest if self._known is None else self._known)
 
     def advance(self) -> None:
@@ -194,31 +175,30 @@ class Cache:
         self._shift(1)
 
     def rollback(self, tokens: int) -> None:
-        """Forget the last `tokens` of every sequence: all is as if they had never been read.
+        """Forget the last `tokens` of every sequence, as if they had never been read.
 
-        ValueError where a sequence has fewer, or where a window has given back what would be seen.
+        ValueError if a sequence has fewer, or if pages that a window would see are freed.
         """
         if not 0 <= tokens <= self.shortest:
             raise ValueError(
-                f"{tokens} tokens cannot be taken back: the shortest sequence in the cache has "
+                f"{tokens} tokens cannot be rolled back: the shortest sequence in the cache has "
                 f"{self.shortest}. Take from 0 to {self.shortest}."
             )
-        for window, table in self.tables.items():
+        for mask, table in self.tables.items():
             held = table.first_column * table.size
-            if window is not None and _first_seen(self.shortest - tokens, window) < held:
-                most = max(self.shortest + 1 - window - held, 0)
+            if mask.window is not None and mask.first_slot(self.shortest - tokens) < held:
+                most = max(self.shortest + 1 - mask.window - held, 0)
                 raise ValueError(
-                    f"{tokens} tokens cannot be taken back: what a window of {window} would see "
-                    f"then was given back. Take {most} at most, or make the cache with larger "
+                    f"{tokens} tokens cannot be rolled back: pages that a window of {mask.window} "
+                    f"would see then are freed. Take {most} at most, or make the cache with larger "
                     "pages."
                 )
         self._shift(-tokens)
 
-    def follow(self, parents: Int[Tensor, " sequences"]) -> None:
-        """Each sequence goes on as its parent's; there may be more or fewer than before.
+    def reorder(self, parents: Int[Tensor, " sequences"]) -> None:
+        """Each sequence continues the one of its parent; there may be more or fewer than before.
 
-        Nothing is copied before somebody writes. What is kept of a source belongs to items, not to
-        sequences, and is not touched.
+        Pages are copied on write. Rows of a source belong to items, not to sequences.
         """
         known = parents.tolist()
         if known == list(range(self.batch)):
@@ -238,16 +218,17 @@ class Cache:
             for rows in layer.rows.values():
                 _fill_randomly(rows, tokens, seed)
 
-    def first(self, layer: LayerCache) -> int:
-        """The first slot that the next token of any sequence sees in this layer."""
-        return _first_seen(self.shortest, layer.window)
+    def intervals(self, mask: Mask) -> list[tuple[int, int]]:
+        """The slots that the next token of any sequence sees, itself included: sinks, then near."""
+        first = mask.first_slot(self.shortest)
+        near = (first, self.longest + 1)
+        return [(0, min(mask.sinks, first)), near] if mask.sinks and first else [near]
 
-    def seen(self, layer: LayerCache) -> tuple[int | list[int], int | list[int]]:
-        """The slots that the next token of each sequence sees, itself included: [first, end)."""
+    def visible(self, mask: Mask) -> tuple[int | Sequence[int], int | Sequence[int]]:
+        """The slots [first, end) that the next token of each sequence sees, sinks left out."""
         if self._known is None:
-            return self.first(layer), self.longest + 1
-        first = [_first_seen(length, layer.window) for length in self._known]
-        return first, [length + 1 for length in self._known]
+            return mask.first_slot(self.longest), self.longest + 1
+        return [mask.first_slot(length) for length in self._known], [n + 1 for n in self._known]
 
     def move(self) -> None:
         """Lie elsewhere in memory from now on."""
@@ -287,37 +268,42 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def kept_rows(plan: Plan, table: PageTable, kind: CacheFormat) -> dict[str, PagedTensor]:
-    """Room for what `plan` keeps, in rows of type `kind`."""
-    return {kept.name: PagedTensor(table, kept.heads, kept.width, kind) for kept in plan.cached}
+def new_rows(plan: Plan, table: PageTable, format: CacheFormat) -> dict[str, PagedTensor]:
+    """Storage for the cached tensors of a plan."""
+    return {
+        tensor.name: PagedTensor(table, tensor.heads, tensor.width, format)
+        for tensor in plan.cached
+    }
 
 
-def source_rows(plan: Plan, made: Mapping[str, Heads], kind: CacheFormat) -> dict[str, PagedTensor]:
-    """What is kept of a source, one page for each of its items, in memory of its own."""
+def source_rows(
+    plan: Plan, made: Mapping[str, Heads], format: CacheFormat
+) -> dict[str, PagedTensor]:
+    """The cached tensors of a source, one page for each of its items, in memory of their own."""
     items, _, time, _ = made[plan.cached_value.name].shape
     table = new_table(items, time, Reserved(), made[plan.cached_value.name].device)
     table.ensure_pages(0, time)
-    kept = kept_rows(plan, table, kind)
+    stored = new_rows(plan, table, format)
     for name, rows in made.items():
-        kept[name].write_many(rows)
-    return kept
+        stored[name].write_many(rows)
+    return stored
 
 
-def _told(plan: Plan | None) -> str:
+def _text(plan: Plan | None) -> str:
     if plan is None:
         return "no attention"
     size = plan.geometry
     return f"{write(plan.variant)} with {size.heads} heads of {size.head_dim}"
 
 
-def _first_seen(slot: int, window: int | None) -> int:
-    """The first slot that a token in `slot` sees."""
-    return 0 if window is None else max(0, slot + 1 - window)
+def _first_held(mask: Mask, slot: int) -> int:
+    """The first slot whose page is still needed once the token in `slot` is the next."""
+    return 0 if mask.sinks else mask.first_slot(slot)
 
 
 def _fill_randomly(rows: PagedTensor, tokens: int, seed: int) -> None:
     device = rows.table.device
     rng = torch.Generator(device).manual_seed(seed)
-    for first in range(rows.table.first_column * rows.table.size, tokens, DRAWN):
-        shape = (rows.table.batch, rows.heads, min(DRAWN, tokens - first), rows.head_dim)
+    for first in range(rows.table.first_column * rows.table.size, tokens, RANDOM_ROWS):
+        shape = (rows.table.batch, rows.heads, min(RANDOM_ROWS, tokens - first), rows.head_dim)
         rows.write_many(torch.randn(shape, generator=rng, device=device), first)

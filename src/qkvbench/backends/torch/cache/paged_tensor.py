@@ -53,19 +53,19 @@ class PagePointers:
 class PagedTensor:
     """The rows of one kept tensor, for the sequences of a table."""
 
-    def __init__(self, table: PageTable, heads: int, head_dim: int, kind: CacheFormat) -> None:
+    def __init__(self, table: PageTable, heads: int, head_dim: int, format: CacheFormat) -> None:
         """Rows of type `kind` for every page of the table."""
         self.table = table
         self.heads = heads
         self.head_dim = head_dim
-        self.kind = kind
+        self.format = format
         self._slabs: list[dict[_Stored, Tensor]] = []
         table.join(self)
 
     @property
     def row_bytes(self) -> int:
         """The bytes of one slot: its row in each head, with its scale."""
-        return self.heads * (self.head_dim * self.kind.value_bytes + self.kind.scale_bytes)
+        return self.heads * self.format.row_bytes(self.head_dim)
 
     def tensors(self) -> list[Tensor]:
         """Everything that lies in memory."""
@@ -76,11 +76,11 @@ class PagedTensor:
         rows, device = (pages, self.heads, self.table.size), self.table.device
         # What is made while decoding in inference mode is written to outside of it, too.
         with torch.inference_mode(mode=False):
-            kind = DTYPES[self.kind.name]
+            kind = DTYPES[self.format.name]
             slab: dict[_Stored, Tensor] = {
                 "numbers": torch.zeros(*rows, self.head_dim, dtype=kind, device=device)
             }
-            if self.kind.scale_bytes:
+            if self.format.is_quantized:
                 slab["scales"] = torch.zeros(rows, device=device)
         self._slabs.append(slab)
 
@@ -124,11 +124,11 @@ class PagedTensor:
         while slot < end:
             column, row = divmod(slot, size)
             parts = self.table.parts(column)
-            whole = DTYPES[self.kind.name] == kind and _together(parts)
+            whole = DTYPES[self.format.name] == kind and _together(parts)
             rows = min(size - row, end - slot, size if whole else TILE, most or size)
             stretch = slice(row, row + rows)
             numbers = self._get("numbers", parts, stretch)
-            scales = self._get("scales", parts, stretch) if self.kind.scale_bytes else None
+            scales = self._get("scales", parts, stretch) if self.format.is_quantized else None
             yield slot, dequantize(numbers, scales, kind)
             slot += rows
 
@@ -137,7 +137,7 @@ class PagedTensor:
         like = self._slabs[0]["numbers"]
         return PagePointers(
             self._addresses("numbers"),
-            self._addresses("scales") if self.kind.scale_bytes else None,
+            self._addresses("scales") if self.format.is_quantized else None,
             rows=self.table.size,
             head_stride=like.stride(1),
             row_stride=like.stride(2),
@@ -163,7 +163,7 @@ class PagedTensor:
 
     def _quantized(self, rows: Heads) -> dict[_Stored, Tensor]:
         """The rows as they are stored."""
-        numbers, scales = quantize(rows.detach(), self.kind)
+        numbers, scales = quantize(rows.detach(), self.format)
         stored: dict[_Stored, Tensor] = {"numbers": numbers}
         if scales is not None:
             stored["scales"] = scales

@@ -68,7 +68,7 @@ def likeliest(
     items, beams, device = len(logits), how.beams, logits.device
     every = torch.arange(items, device=device)
     own = torch.arange(beams, device=device).expand(items, beams)
-    cache.follow(every.repeat_interleave(beams))
+    cache.reorder(every.repeat_interleave(beams))
     logits = logits.repeat_interleave(beams, dim=0)
 
     # log P of what each beam has written; of a place without a beam it is -inf.
@@ -105,7 +105,7 @@ def likeliest(
         likely = likely.masked_fill(ended | (bound <= best[:, None]), -torch.inf)
         if likely.isneginf().all():
             break
-        cache.follow((every[:, None] * beams + parents).flatten())
+        cache.reorder((every[:, None] * beams + parents).flatten())
         logits = network.step(tokens.flatten(), cache)
     return [text[:tokens] for text, tokens in zip(found, written.tolist(), strict=True)]
 

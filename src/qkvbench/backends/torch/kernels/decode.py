@@ -1,84 +1,71 @@
-"""Attention over kept rows that are read once, by a kernel of our own where one can.
+"""Decode kernels: which one, if any, runs a plan over cached rows; and the one for a CPU.
 
-On a CPU that is the native library, on a GPU Triton. Where neither can do what is asked, `one_pass`
-is None, and the layer goes over the same rows with torch's operations.
+On a CPU that is the native library, on a GPU Triton. If neither can, `decode_kernel` is None, and
+the layer computes the same with torch's operations.
 """
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from qkvbench import native
 from qkvbench.backends.torch.attention.rope import RotaryEmbedding
-from qkvbench.backends.torch.attention.softmax import Scores
 from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
+from qkvbench.backends.torch.kernels.contract import PROFILER_NAME, DecodeKernel, Queries, Slots
 from qkvbench.backends.torch.kernels.linear import watched
-from qkvbench.variant import ApplyRope, Plan, Scale
+from qkvbench.variant import AlibiBias, ApplyRope, Plan, Scale
 
-# As it is called where operations are watched.
-NAMED = "qkvbench::decode"
-# What may stand between a kept row and K for the kernel to make K itself.
-READ = ((), (Scale,), (ApplyRope,), (Scale, ApplyRope))
-
-Slots = int | Sequence[int]
-Queries = Float[Tensor, "batch roots queries head_dim"]
-
-
-class DecodeKernel(Protocol):
-    """A kernel over the rows of one layer."""
-
-    def __call__(self, query: Queries, first: Slots, end: Slots) -> Queries:
-        """What queries see of the slots from `first` up to `end` of each sequence, in fp32.
-
-        They are scaled and turned already, and stand at the last of these slots.
-        """
-        ...
+# The features of a plan that each kernel can run; a plan with any other is left to torch.
+CPU_FEATURES = frozenset(
+    {"mask.causal", "mask.window", "bias.AlibiBias", "read.Scale", "read.ApplyRope"}
+)
+GPU_FEATURES = CPU_FEATURES
+# The order in which a kernel applies operations to a cached row that it reads as a key.
+KEY_OPS = ((), (Scale,), (ApplyRope,), (Scale, ApplyRope))
 
 
 class CpuDecodeKernel:
-    """The native kernel over the rows of one layer; what it is told is kept while pages stay."""
+    """The native kernel over the rows of one layer. Its call is reused until pages change."""
 
     def __init__(
         self,
         keys: PagedTensor,
         values: PagedTensor | None,
-        turner: RotaryEmbedding | None,
+        rope: RotaryEmbedding | None,
         scale: Tensor | None,
         slopes: Sequence[float] | None,
     ) -> None:
-        """Over these rows; those of the keys are the values, too, where there are no others.
+        """Over these rows; without `values` those of the keys serve as both.
 
-        Each is multiplied by `scale` and turned when it is read as a key.
+        A row that is read as a key is multiplied by `scale`, and RoPE is applied to it.
         """
         self.keys = keys
         self.values = values
-        self.turner = turner
+        self.rope = rope
         self.scale = None if scale is None else scale.detach().float().numpy()
         self.slopes = None if slopes is None else np.array(slopes, np.float32)
-        self._told: tuple[int, ...] = ()
+        self._state: tuple[int, ...] = ()
         self._call: native.Decoding | None = None
 
     def __call__(self, query: Queries, first: Slots, end: Slots) -> Queries:
-        """As of any `OnePass`."""
+        """As of any `DecodeKernel`."""
         call = self._ready(query)
         call.first[:], call.length[:] = first, end
         np.subtract(call.length, 1, out=call.position)
-        asked = query.detach().float().contiguous()
-        seen = torch.empty_like(asked)
-        with watched(f"{NAMED} ({self.keys.kind.name} rows read once, {call.target})"):
-            call(asked.data_ptr(), seen.data_ptr())
-        return seen
+        grouped = query.detach().float().contiguous()
+        context = torch.empty_like(grouped)
+        with watched(f"{PROFILER_NAME} ({self.keys.format.name} rows read once, {call.target})"):
+            call(grouped.data_ptr(), context.data_ptr())
+        return context
 
     def _ready(self, query: Queries) -> native.Decoding:
         """The call for queries of this shape, and for the pages as they are."""
         table = self.keys.table
-        told = (table.version, query.shape[0], query.shape[2], torch.get_num_threads())
-        if self._call is None or told != self._told:
+        state = (table.version, query.shape[0], query.shape[2], torch.get_num_threads())
+        if self._call is None or state != self._state:
             self._call = native.Decoding(
                 _kind(self.keys),
                 _rows(self.keys),
@@ -87,62 +74,62 @@ class CpuDecodeKernel:
                 roots=self.keys.heads,
                 group=query.shape[2],
                 page_rows=table.size,
-                turns=self.turner and self.turner.turns(table.columns * table.size),
+                turns=self.rope and self.rope.native_table(table.columns * table.size),
                 key_scale=self.scale,
                 slopes=self.slopes,
                 threads=torch.get_num_threads(),
             )
-            self._told = told
+            self._state = state
         return self._call
 
 
 def decode_kernel(
     plan: Plan,
-    scores: Scores,
-    turner: RotaryEmbedding,
+    rope: RotaryEmbedding | None,
     scales: torch.nn.ParameterDict,
     rows: dict[str, PagedTensor],
-    computed: torch.dtype,
+    dtype: torch.dtype,
 ) -> DecodeKernel | None:
-    """The kernel for what `plan` keeps in `rows`; None where none can do what is asked."""
+    """The kernel for the cached tensors of `plan` in `rows`; None if none can run it."""
     keys, values = rows[plan.cached_key.name], rows[plan.cached_value.name]
-    if not (
-        computed != torch.float64
-        and scores.spec.correction is None
-        and scores.spec.diagonal
-        and (keys.heads, keys.head_dim) == (values.heads, values.head_dim)
-        and tuple(type(op) for op in plan.key_ops_on_read) in READ
+    found = _kernel(keys)
+    if (
+        found is None
+        or dtype == torch.float64
+        or (keys.heads, keys.head_dim) != (values.heads, values.head_dim)
+        or tuple(type(op) for op in plan.key_ops_on_read) not in KEY_OPS
     ):
         return None
-    kernel = _kernel(keys)
-    if kernel is None:
+    kernel, supported = found
+    if not plan.features <= supported:
         return None
     scaled = [op.role for op in plan.key_ops_on_read if isinstance(op, Scale)]
-    turned = any(isinstance(op, ApplyRope) for op in plan.key_ops_on_read)
+    on_read = any(isinstance(op, ApplyRope) for op in plan.key_ops_on_read)
+    alibi = next((bias for bias in plan.biases if isinstance(bias, AlibiBias)), None)
     return kernel(
         keys,
         None if values is keys else values,
-        turner if turned and turner.turned else None,
+        rope if on_read else None,
         scales[scaled[0]] if scaled else None,
-        scores.slopes,
+        alibi and alibi.slopes(plan.geometry.heads),
     )
 
 
-def _kernel(keys: PagedTensor) -> Callable[..., DecodeKernel] | None:
-    """What reads such rows where they lie, in one pass."""
+def _kernel(keys: PagedTensor) -> tuple[Callable[..., DecodeKernel], frozenset[str]] | None:
+    """The kernel that reads such rows in place, and the features that it supports."""
     if keys.table.device.type == "cpu":
-        takes = keys.kind.name in native.KINDS and native.takes(keys.head_dim)
-        return CpuDecodeKernel if takes and native.lacking() is None else None
+        takes = keys.format.name in native.KINDS and native.takes(keys.head_dim)
+        return (CpuDecodeKernel, CPU_FEATURES) if takes and native.lacking() is None else None
     if keys.table.device.type == "cuda" and find_spec("triton"):
-        # Where there is no GPU, Triton need not be there.
+        # Without a GPU Triton need not be installed.
         from qkvbench.backends.torch.kernels.triton_decode import TritonDecodeKernel
 
-        return TritonDecodeKernel
+        return TritonDecodeKernel, GPU_FEATURES
     return None
 
 
 def _kind(pages: PagedTensor) -> native.Kind:
-    return next(kind for kind in native.KINDS if kind == pages.kind.name)
+    return next(kind for kind in native.KINDS if kind == pages.format.name)
 
 
 def _rows(pages: PagedTensor) -> native.Rows:

@@ -23,7 +23,7 @@ from torch.autograd.profiler import record_function
 from qkvbench.backends.torch.attention.rope import RotaryEmbedding
 from qkvbench.backends.torch.cache.paged_tensor import PagedTensor, PagePointers
 from qkvbench.backends.torch.cache.quantize import DTYPES
-from qkvbench.backends.torch.kernels.decode import NAMED, Queries, Slots
+from qkvbench.backends.torch.kernels.contract import PROFILER_NAME, Queries, Slots
 
 # Rows of a tile; a stretch is at least as long.
 TILE = 64
@@ -186,7 +186,7 @@ class TritonDecodeKernel:
         self,
         keys: PagedTensor,
         values: PagedTensor | None,
-        turner: RotaryEmbedding | None,
+        rope: RotaryEmbedding | None,
         scale: Float[Tensor, " head_dim"] | None,
         slopes: Sequence[float] | None,
     ) -> None:
@@ -197,7 +197,7 @@ class TritonDecodeKernel:
         self.keys = keys
         self.values = values or keys
         self.shared = values is None
-        self.turner = turner
+        self.rope = rope
         self.scale = None if scale is None else scale.detach().float()
         self.slopes = slopes and torch.tensor(slopes, device=keys.table.device)
         self._version = -1
@@ -215,8 +215,8 @@ class TritonDecodeKernel:
         sums = like.new_zeros(batch, roots, splits, group, head_dim)
         weights = like.new_empty(batch, roots, splits, group, 2)
         keys, values = self._paged()
-        table = self.turner.table(_most(end) + TILE, like) if self.turner else like
-        with record_function(f"{NAMED} ({self.keys.kind.name} rows read once, triton)"):
+        table = self.rope.table(_most(end) + TILE, like) if self.rope else like
+        with record_function(f"{PROFILER_NAME} ({self.keys.format.name} rows read once, triton)"):
             _attend[(batch, roots, splits)](
                 like,
                 keys.addresses,
@@ -244,11 +244,11 @@ class TritonDecodeKernel:
                 WIDE=max(FEWEST, triton.next_power_of_2(head_dim)),
                 PADDED=max(FEWEST, triton.next_power_of_2(group)),
                 BLOCK=TILE,
-                TURN=self.turner.turned if self.turner else 0,
+                TURN=self.rope.rope.dims if self.rope else 0,
                 SHARED=self.shared,
                 SCALED=self.scale is not None,
                 SLOPED=self.slopes is not None,
-                KIND=KINDS[DTYPES[self.keys.kind.name]],
+                KIND=KINDS[DTYPES[self.keys.format.name]],
             )
         highest, total = weights.unbind(-1)
         # A stretch without a row of this sequence has -inf as its highest, and weighs nothing.

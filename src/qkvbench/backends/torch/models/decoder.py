@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from qkvbench.backends.torch.cache.kv_cache import (
     Cache,
-    Keep,
-    LayerCache,
     MadeFor,
     free_bytes,
     new_table,
@@ -20,6 +18,7 @@ from qkvbench.backends.torch.cache.quantize import cache_format
 from qkvbench.backends.torch.kernels.linear import product
 from qkvbench.backends.torch.models.block import Block, Source
 from qkvbench.backends.torch.models.embedding import Embedding
+from qkvbench.backends.torch.models.parts import norm
 from qkvbench.backends.torch.models.tower import Tower
 from qkvbench.cost import CACHE_FORMATS, CacheDtype, cache_bytes
 from qkvbench.cost.units import bytes_text
@@ -44,14 +43,14 @@ class Decoder(nn.Module):
         size = model.geometry
         self.embedding = Embedding(model.inputs, model.position, size.d_model)
         self.blocks = nn.ModuleList(
-            Block(block, size, model.position, dropout=dropout, causal=True)
-            for block in model.blocks
+            Block(block, plans, size.d_model, dropout=dropout)
+            for block, plans in zip(model.blocks, model.layers[0], strict=True)
         )
-        self.norm = nn.LayerNorm(model.geometry.d_model)
+        self.norm = norm(model.towers[0].final_norm, size.d_model)
         self.output = None
         if not spec.tied:
             self.output = nn.Linear(model.geometry.d_model, spec.vocabulary, bias=False)
-        self.source = model.second and Tower(model.second, size, dropout)
+        self.source = model.second and Tower(model.second, model.layers[1], size.d_model, dropout)
 
     def forward(
         self,
@@ -111,61 +110,37 @@ class Decoder(nn.Module):
         capacity: int,
         storage: Storage = Reserved(),
         rows: CacheDtype | None = None,
-        keep: Keep = "roots",
     ) -> Cache:
         """An empty cache for `batch` sequences of at most `capacity` tokens.
 
-        `rows` is the type of what is kept; None is the weights' own. To `keep` "keys" alone saves
-        half of what K and V of equal heads take, and no time: V is made from K by the weights as
-        they are now, which ValueError says no to, layer by layer, where they do not allow it.
-        MemoryError where what is made at once does not fit, before anything is.
+        `rows` is the dtype of cached rows; None is that of the weights. MemoryError if memory that
+        is reserved at once does not fit, before any is.
         """
         if self.longest is not None and capacity > self.longest:
             raise ValueError(
                 f"This model reads at most {self.longest} tokens, fewer than {capacity}."
             )
         like = self.embedding.table
-        kind = CACHE_FORMATS[rows] if rows else cache_format(like.dtype)
+        format = CACHE_FORMATS[rows] if rows else cache_format(like.dtype)
         if isinstance(storage, Reserved):
-            page = storage.page
-            needed, free = (
-                cache_bytes(self.model, capacity, batch, kind, page),
-                free_bytes(like.device),
-            )
-            # Of K and V of equal heads, K is half.
-            needed = needed // 2 if keep == "keys" else needed
+            needed = cache_bytes(self.model, capacity, batch, format, storage.page)
+            free = free_bytes(like.device)
             if needed > free:
                 raise MemoryError(
                     f"A cache for {batch} sequences of {capacity} tokens takes "
                     f"{bytes_text(needed)}, and {bytes_text(free)} are free. Make it for fewer "
                     'sequences or tokens, or in smaller rows, such as rows="int8".'
                 )
-        made_for = self.made_for
-        tables = {
-            window: new_table(batch, capacity, storage, like.device)
-            for window in dict.fromkeys(made_for.windows)
-        }
-        layers, refused = list[LayerCache](), dict[str, list[int]]()
-        for number, block in enumerate(self.layers()):
-            try:
-                layers.append(block.new_cache(tables, kind, keep))
-            except ValueError as error:
-                refused.setdefault(str(error), []).append(number)
-        if refused:
-            raise ValueError(_not_kept(refused))
-        return Cache(layers, tables, batch, capacity, kind, made_for)
+        masks = dict.fromkeys(plan.mask for plan in self.model.plans if plan)
+        tables = {mask: new_table(batch, capacity, storage, like.device) for mask in masks}
+        layers = [block.new_cache(tables, format) for block in self.layers()]
+        return Cache(layers, tables, batch, capacity, format, self.made_for)
 
     @property
     def made_for(self) -> MadeFor:
-        """What a cache must have been made for."""
-        own = [block.attention for block in self.layers()]
+        """The properties that a cache must share with this network."""
         like = self.embedding.table
-        return MadeFor(
-            tuple(one and one.plan for one in own),
-            tuple(one and one.scores.window for one in own),
-            like.dtype,
-            like.device,
-        )
+        return MadeFor(self.model.plans, like.dtype, like.device)
 
     def accept(self, cache: Cache) -> None:
         """Refuse a cache of another model; ValueError says how it differs."""
@@ -190,10 +165,10 @@ class Decoder(nn.Module):
         if source is None:
             raise ValueError("This decoder reads no source.")
         own = cache_format(self.embedding.table.dtype)
-        kind = None if cache.kind == own else cache.kind
+        format = None if cache.format == own else cache.format
         for block, layer in zip(self.layers(), cache.layers, strict=True):
             if block.cross:
-                layer.cross = block.cross.keep(source.stream, source.lengths, kind)
+                layer.cross = block.cross.cache_source(source.stream, source.lengths, format)
 
     def _read(self, second: Tensor | None, lengths: Counts | None) -> Source | None:
         if self.source is None:
@@ -231,19 +206,6 @@ class Decoder(nn.Module):
             x = block.step(x, cache, layer)
         cache.advance()
         return self.head(self.norm(x[:, 0]))
-
-
-def _not_kept(refused: dict[str, list[int]]) -> str:
-    """Which layers cannot be decoded from K alone, and why; the first reasons of many."""
-    reasons = [
-        f"layer{'s' if len(of) > 1 else ''} {', '.join(map(str, of))}: {reason}"
-        for reason, of in refused.items()
-    ]
-    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-    return (
-        f"These weights cannot be decoded from K alone. {'; '.join(reasons[:3])}{more}. "
-        'Make the cache with keep="roots", or with more exact rows.'
-    )
 
 
 def _shifted(rows: Tensor, counts: Counts) -> Tensor:

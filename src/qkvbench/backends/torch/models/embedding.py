@@ -7,7 +7,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qkvbench.backends.torch.attention.rope import Table, sinusoids
+from qkvbench.backends.torch.attention.rope import PositionTable, sinusoids
 from qkvbench.model import Learned, Position, Sinusoidal, Tokens, Vectors
 
 
@@ -34,7 +34,7 @@ class Embedding(nn.Module):
             case Learned(length):
                 self.positions = nn.Parameter(torch.zeros(length, d_model))
             case Sinusoidal(base):
-                self._sinusoids = Table(partial(sinusoids, features=d_model, base=base))
+                self._sinusoids = PositionTable(partial(sinusoids, features=d_model, base=base))
             case _:
                 pass
 

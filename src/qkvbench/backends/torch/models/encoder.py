@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from qkvbench.backends.torch.models.block import Block
 from qkvbench.backends.torch.models.embedding import Embedding
+from qkvbench.backends.torch.models.parts import norm
 from qkvbench.backends.torch.models.tower import averaged
 from qkvbench.model import Encoder as EncoderSpec
 from qkvbench.model import Model
@@ -27,10 +28,10 @@ class Encoder(nn.Module):
             model.inputs, model.position, size.d_model, class_tokens=spec.added
         )
         self.blocks = nn.ModuleList(
-            Block(block, size, model.position, dropout=dropout, causal=False)
-            for block in model.blocks
+            Block(block, plans, size.d_model, dropout=dropout)
+            for block, plans in zip(model.blocks, model.layers[0], strict=True)
         )
-        self.norm = nn.LayerNorm(size.d_model)
+        self.norm = norm(model.towers[0].final_norm, size.d_model)
         if spec.predicts == "which position":
             # The same number added to all scores changes nothing, so there is no offset.
             self.output = nn.Linear(size.d_model, 1, bias=False)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qkvbench.analysis import Layer
 from qkvbench.backends.torch.attention.layer import Attention, Heads, Lengths, Stream
 from qkvbench.backends.torch.models.build import Network
-from qkvbench.variant import ROLES, ApplyRope, ApplyRotation, Path, Role, Scale, UpProject
+from qkvbench.variant import ROLES, ApplyRope, ApplyRotation, Derivation, Role, Scale, UpProject
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def inspected(network: Network, inputs: Tensor, *beside: Tensor | None) -> tuple
 
 def _layer(name: str, attention: Attention, x: Stream, lengths: Lengths | None) -> Layer:
     plan = attention.plan
-    made, maps = attention.project(x), attention.maps()
+    made, maps = attention.project(x), attention.head_maps()
     rows: dict[Role, Heads] = {
         role: attention.make(_before_turn(plan.derivations[role]), made, maps) for role in ROLES
     }
@@ -50,7 +50,7 @@ def _layer(name: str, attention: Attention, x: Stream, lengths: Lengths | None) 
     group = q.shape[1] // k.shape[1]
     scores = q * q.shape[-1] ** -0.5 @ k.repeat_interleave(group, dim=1).mT
     places = torch.arange(x.shape[1], device=x.device)
-    seen = attention.scores.seen(places, places, lengths).expand(len(x), 1, -1, -1)[:, 0]
+    seen = attention.softmax.visible(places, places, lengths).expand(len(x), 1, -1, -1)[:, 0]
     read = torch.ones_like(seen[:, :, 0])
     if lengths is not None:
         read = places < lengths[:, None]
@@ -62,19 +62,21 @@ def _layer(name: str, attention: Attention, x: Stream, lengths: Lengths | None) 
         weights=_weights(attention),
         rows=told,
         scores=_array(scores),
-        shares=_array(attention.scores.shares(scores, places, lengths)),
+        shares=_array(
+            attention.softmax.attention_weights(scores, places, places, len(places), lengths)
+        ),
         seen=(seen & read[:, :, None]).cpu().numpy(),
     )
 
 
-def _before_turn(path: Path) -> Path:
+def _before_turn(path: Derivation) -> Derivation:
     """The way to a role without positions: K is turned and V is not, whatever they share."""
-    return Path(path.root, tuple(op for op in path.ops if not isinstance(op, ApplyRope)))
+    return Derivation(path.root, tuple(op for op in path.ops if not isinstance(op, ApplyRope)))
 
 
 def _weights(attention: Attention) -> dict[Role, Float[np.ndarray, "_heads head_dim d_model"]]:
     """The matrix of each role from the stream, learned maps and scales included."""
-    plan, named, maps = attention.plan, attention.split(), attention.maps()
+    plan, named, maps = attention.plan, attention.named_weights(), attention.head_maps()
     widths = {root.name: root.width for root in plan.roots}
     like = attention.o.weight
     matrices: dict[Role, Heads] = {}

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from qkvbench.backends.torch.models.block import Block
 from qkvbench.backends.torch.models.embedding import Embedding
+from qkvbench.backends.torch.models.parts import norm
+from qkvbench.model import LayerPlans
 from qkvbench.model import Tower as TowerSpec
-from qkvbench.variant import Geometry
 
 Lengths = Int[Tensor, " batch"]
 
@@ -15,15 +16,17 @@ Lengths = Int[Tensor, " batch"]
 class Tower(nn.Module):
     """An input to the normed stream after the last block."""
 
-    def __init__(self, spec: TowerSpec, geometry: Geometry, dropout: float) -> None:
+    def __init__(
+        self, spec: TowerSpec, layers: tuple[LayerPlans, ...], d_model: int, dropout: float
+    ) -> None:
         """An untrained tower, as its spec says."""
         super().__init__()
-        self.embedding = Embedding(spec.inputs, spec.position, geometry.d_model)
+        self.embedding = Embedding(spec.inputs, spec.position, d_model)
         self.blocks = nn.ModuleList(
-            Block(block, geometry, spec.position, dropout=dropout, causal=False)
-            for block in spec.blocks
+            Block(block, plans, d_model, dropout=dropout)
+            for block, plans in zip(spec.blocks, layers, strict=True)
         )
-        self.norm = nn.LayerNorm(geometry.d_model)
+        self.norm = norm(spec.final_norm, d_model)
 
     def forward(
         self, inputs: Num[Tensor, "batch time *features"], lengths: Lengths | None = None

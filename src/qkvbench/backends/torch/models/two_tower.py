@@ -25,14 +25,14 @@ class TwoTowers(nn.Module):
         size = model.geometry
         self.towers = nn.ModuleDict(
             {
-                name: Tower(tower, size, dropout)
-                for name, tower in zip(spec.names, model.towers, strict=True)
+                name: Tower(tower, layers, size.d_model, dropout)
+                for name, tower, layers in zip(spec.names, model.towers, model.layers, strict=True)
             }
         )
         self.outputs = nn.ModuleDict(
             {name: nn.Linear(size.d_model, spec.width, bias=False) for name in spec.names}
         )
-        self.likeness = nn.ParameterDict({"sharpness": nn.Parameter(torch.zeros(1))})
+        self.logit_scale = nn.Parameter(torch.zeros(1))
 
     def forward(
         self,
@@ -67,9 +67,5 @@ class TwoTowers(nn.Module):
     def head(self, x: Float[Tensor, "places width"]) -> Float[Tensor, "places batch"]:
         """How alike each place's vector and all those of the other kind are, sharpened."""
         first, second = x.unflatten(0, (-1, 2)).unbind(dim=1)
-        alike = (
-            first
-            @ second.mT
-            * self.likeness["sharpness"].clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
-        )
+        alike = first @ second.mT * self.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
         return torch.stack([alike, alike.mT], dim=1).flatten(0, 1)

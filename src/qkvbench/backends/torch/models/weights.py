@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qkvbench.backends.torch.attention.layer import Attention
-from qkvbench.model import Model
-from qkvbench.model.init import initial_value
+from qkvbench.model import Model, initial_value, model_parameters
+from qkvbench.variant import Parameter
 
 
 def named_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -21,7 +21,7 @@ def named_weights(module: nn.Module) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
     layers = {name: part for name, part in module.named_modules() if isinstance(part, Attention)}
     for name, layer in layers.items():
-        named |= {f"{name}.{key}": tensor for key, tensor in layer.split().items()}
+        named |= {f"{name}.{key}": tensor for key, tensor in layer.named_weights().items()}
     for name, tensor in module.named_parameters():
         if not any(name.startswith(f"{layer}.") for layer in layers):
             named[name] = tensor
@@ -31,8 +31,26 @@ def named_weights(module: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def start(module: nn.Module, model: Model, seed: int) -> None:
     """Give every weight the initial value that its seed and name say."""
+    parameters = model_parameters(model)
     for name, tensor in named_weights(module).items():
-        tensor.copy_(torch.from_numpy(initial_value(model, seed, name, tuple(tensor.shape))))
+        tensor.copy_(torch.from_numpy(initial_value(model.init, seed, parameters[name])))
+
+
+def parameters_of(module: nn.Module, model: Model) -> dict[str, Parameter]:
+    """The plan's parameter behind each `nn.Parameter` of the module, by its torch name.
+
+    Of fused projections the first one, which has the weight decay and dtype of all.
+    """
+    parameters = model_parameters(model)
+    layers = {name: part for name, part in module.named_modules() if isinstance(part, Attention)}
+    found: dict[str, Parameter] = {}
+    for name, layer in layers.items():
+        shared = layer.shared_names()
+        found |= {f"{name}.{own}": parameters[f"{name}.{of}"] for own, of in shared.items()}
+    for name, _ in module.named_parameters():
+        if name not in found:
+            found[name] = parameters[name]
+    return found
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from qkvbench.backends.torch.models.weights import (
     load,
     load_matching,
     named_weights,
+    parameters_of,
     read,
     save,
     start,
@@ -46,6 +47,7 @@ from qkvbench.backends.torch.training.precision import autocast, loss_scaler
 from qkvbench.backends.torch.training.process_group import Ranks, together
 from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions, Search
 from qkvbench.experiment import Experiment
+from qkvbench.model import Model
 from qkvbench.model.rng import framework_seed
 
 _DRAWS = "draws"
@@ -137,7 +139,7 @@ class Learner:
         self.compile_s: float | None = None
         self.scaler = loss_scaler(experiment.precision, self.device)
         self.optimizer = torch.optim.AdamW(
-            _groups(self.network, training.weight_decay),
+            _groups(self.network, experiment.model, training.weight_decay),
             lr=training.learning_rate,
             betas=training.betas,
             fused=True,
@@ -512,13 +514,13 @@ def _draws(device: torch.device) -> torch.Generator:
     return torch.default_generator
 
 
-def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices and tables decay; offsets, scales and rotations, which have no zero, do not."""
+def _groups(network: nn.Module, model: Model, weight_decay: float) -> list[dict[str, object]]:
+    """Parameters with weight decay, then those without."""
+    parameters = parameters_of(network, model)
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     for name, tensor in network.named_parameters():
-        decays = tensor.ndim >= 2 and ".rotation." not in name
-        (decayed if decays else free).append(tensor)
+        (decayed if parameters[name].decay else free).append(tensor)
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": free, "weight_decay": 0.0},

@@ -1,0 +1,32 @@
+"""Feed-forwards and norms as functions of their weights, by their specs."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from qkvbench.backends.jax.attention.layer import linear
+from qkvbench.backends.jax.models.weights import Weights, part
+from qkvbench.backends.jax.training.precision import exact
+from qkvbench.model import AnyFeedForward, AnyNorm, FeedForward, LayerNorm
+
+Stream = Float[Array, "*positions d_model"]
+
+
+def feed_forward(spec: AnyFeedForward, weights: Weights, x: Stream) -> Stream:
+    """The feed-forward that `spec` describes, the same map at each position."""
+    match spec:
+        case FeedForward():
+            hidden = linear(part(weights, "up"), x)
+            return linear(part(weights, "down"), jax.nn.gelu(hidden, approximate=False))
+
+
+def normalize(spec: AnyNorm, weights: Weights, x: Stream) -> Stream:
+    """The norm that `spec` describes, in fp32 or better."""
+    wide = exact(x)
+    match spec:
+        case LayerNorm(eps):
+            centred = wide - wide.mean(-1, keepdims=True)
+            variance = jnp.square(centred).mean(-1, keepdims=True)
+            scaled = centred * jax.lax.rsqrt(variance + eps)
+            return scaled * weights["weight"] + weights["bias"]

@@ -1,0 +1,64 @@
+"""Which keys a query may attend to, by position: one value that every kernel and cache reads."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The visible keys of each query.
+
+    ``causal``: none after the query. ``window``: those less than `window` positions away, itself
+    included; and the first ``sinks`` ones. ``diagonal`` False: not itself, unless it is alone.
+    """
+
+    causal: bool = False
+    window: int | None = None
+    sinks: int = 0
+    diagonal: bool = True
+
+    @property
+    def is_full(self) -> bool:
+        """True if at most causality hides a key."""
+        return self.window is None and self.diagonal
+
+    def visible(self, rows: Any, columns: Any, valid: Any = None) -> Any:
+        """True if the query at position `rows[..., i]` may attend to the key at `columns[..., j]`.
+
+        Integer arrays of NumPy, torch or JAX -> booleans (..., rows, columns). ``valid``, which
+        broadcasts to that shape, is False for padding. A padded query whose keys are all hidden
+        sees itself, so that its softmax is defined.
+        """
+        columns = columns[..., None, :]
+        distance = rows[..., :, None] - columns  # (..., rows, columns)
+        visible = distance >= 0 if self.causal else distance == distance
+        if self.window is not None:
+            near = abs(distance) < self.window
+            visible = visible & (near | (columns < self.sinks) if self.sinks else near)
+        if valid is not None:
+            visible = visible & valid
+            if self.window is not None:
+                alone = ~visible.any(-1)[..., None]
+                visible = visible | (alone & (distance == 0))
+        if not self.diagonal:
+            others = visible & (distance != 0)
+            visible = others | (visible & ~others.any(-1)[..., None])
+        return visible
+
+    def keys_of(self, first: int, end: int, keys: int) -> slice:
+        """The keys that any query from `first` up to `end` may see, of `keys`; sinks left out."""
+        last = end if self.causal else keys
+        if self.window is None:
+            return slice(0, last)
+        return slice(max(0, first - self.window + 1), min(last, end + self.window - 1))
+
+    def first_slot(self, slot: int) -> int:
+        """The first slot of a cache that the token in `slot` sees, sinks left out."""
+        return 0 if self.window is None else max(0, slot + 1 - self.window)
+
+    def max_keys(self, tokens: int) -> int:
+        """The largest number of keys any query sees in `tokens`, ignoring causality's triangle."""
+        if self.window is None:
+            return tokens
+        near = self.window if self.causal else 2 * self.window - 1
+        return min(tokens, near + self.sinks)

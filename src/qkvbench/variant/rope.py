@@ -1,0 +1,31 @@
+"""What positions do inside attention: rotary embeddings of heads, and a bias of the scores."""
+
+from dataclasses import dataclass
+
+from qkvbench.variant.scores import Relative, Role, Separable
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding, arXiv:2104.09864: pairs of coordinates rotated by position.
+
+    The first ``dims`` coordinates of each head, coordinate i paired with i + dims/2; frequencies
+    ``base`` ** (-2i/dims). ``roles`` are rotated; if V is one, the output is rotated back by the
+    query's position (the inverse).
+    """
+
+    base: float
+    dims: int
+    roles: tuple[Role, ...] = ("q", "k")
+
+
+@dataclass(frozen=True)
+class AlibiBias:
+    """Minus a slope per head times the distance. arXiv:2108.12409."""
+
+    def slopes(self, heads: int) -> list[float]:
+        """A geometric sequence from 2^(-8/heads), one for each head (section 3)."""
+        return [2.0 ** (-8 * head / heads) for head in range(1, heads + 1)]
+
+
+ScoreBias = AlibiBias | Separable | Relative
