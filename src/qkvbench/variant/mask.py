@@ -46,11 +46,15 @@ class Mask:
         return visible
 
     def keys_of(self, first: int, end: int, keys: int) -> slice:
-        """The keys that any query from `first` up to `end` may see, of `keys`; sinks left out."""
+        """The keys that any query from `first` up to `end` may see, of `keys`.
+
+        Of the sinks only those that are near, or later than all queries.
+        """
         last = end if self.causal else keys
         if self.window is None:
             return slice(0, last)
-        return slice(max(0, first - self.window + 1), min(last, end + self.window - 1))
+        after = max(end + self.window - 1, self.sinks)
+        return slice(max(0, first - self.window + 1), min(last, after))
 
     def first_slot(self, slot: int) -> int:
         """The first slot of a cache that the token in `slot` sees, sinks left out."""

@@ -1,0 +1,469 @@
+"""The cases over which the laws range, derived from the package. Sizes are small, odd, different.
+
+A variant, suffix, position scheme or cache format that is new in the package is in every law
+without an edit here. Quick runs use a covering array: every pair of values of every two axes
+occurs. Nightly runs add a large random part of the whole product.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qkvbench.cost import CACHE_FORMATS, CacheDtype
+from qkvbench.model import (
+    POSITIONS,
+    Decoder,
+    Encoder,
+    Init,
+    Learned,
+    Model,
+    Position,
+    Rotary,
+    Tokens,
+    Vectors,
+    alibi_of,
+    position_written,
+    rope_of,
+    transformer,
+    with_source,
+    with_tower,
+)
+from qkvbench.model.rng import generator
+from qkvbench.variant import (
+    SUFFIXES,
+    Constant,
+    Geometry,
+    Latent,
+    Own,
+    Parameter,
+    Plan,
+    Same,
+    Variant,
+    parse,
+    resolve,
+    sized,
+    write,
+)
+from qkvbench.variant import every_variant as variants_without_head_sharing
+from qkvbench.variant.catalogue import CATALOGUE
+
+SIZE = sized(18, 3)  # head_dim 6: even, for RoPE
+# For the catalogue, whose own head sharing has 2 key/value heads.
+EVEN = sized(24, 4)
+TIME, ITEMS, VOCABULARY = 7, 3, 13
+SOURCE_TIME, SOURCE_VOCABULARY, FEATURES_IN = 5, 11, 7
+LONGEST = 11
+LENGTHS = (TIME, 3, 1)
+SOURCE_LENGTHS = (5, 2, 4)
+PADDING = (0, 3, 1)
+# For each suffix with a number: the least, one inside the sequence, one beyond it.
+NUMBERS = (1, 3, TIME + 2)
+# Of a latent.
+RANK = 5
+MASKS = ("causal", "full")
+STORAGES = ("whole", "pages", "growing")
+# Shares of a head that RoPE rotates, if not the whole: one pair of 6 coordinates, and two.
+SHARES = (1 / 3, 2 / 3)
+
+
+def _resolves(variant: Variant, size: Geometry = SIZE) -> bool:
+    try:
+        resolve(variant, size)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_shared_heads() -> list[Variant]:
+    """Every variant of the package, those with a latent, and each with one key/value head."""
+    whole = list(variants_without_head_sharing())
+    keys, values = ({getattr(each, role): None for each in whole} for role in "kv")
+    latents = [Variant(Own(), Latent(RANK), value) for value in (*values, Latent(RANK))]
+    latents += [Variant(Own(), key, Latent(RANK)) for key in keys if key != Same("k")]
+    whole = list(dict.fromkeys([*whole, *latents]))
+    shared = [replace(variant, kv_heads=1) for variant in whole]
+    return [variant for variant in (*whole, *shared) if _resolves(variant)]
+
+
+def _positions() -> list[Position]:
+    """Every scheme of the package; those that have a share of the head, with less than the whole."""
+    found: list[Position] = []
+    for number, scheme in enumerate(POSITIONS.values()):
+        position = scheme.make(LONGEST)
+        found.append(position)
+        if "share" in {field.name for field in fields(position)}:
+            found.append(replace(position, share=SHARES[number % len(SHARES)]))
+    return found
+
+
+def _suffix_axes() -> dict[str, tuple[str, ...]]:
+    """The suffixes that exclude each other, since they set the same fields, are one axis."""
+    axes: dict[str, list[str]] = {}
+    for text, suffix in SUFFIXES.items():
+        written = [f"{text}{n}" for n in NUMBERS] if suffix.number else [text]
+        axes.setdefault(" ".join(suffix.names), [""]).extend(written)
+    return {name: tuple(texts) for name, texts in axes.items()}
+
+
+VARIANTS = _with_shared_heads()
+CATALOGUED = [entry.variant for entry in CATALOGUE]
+SCHEMES = _positions()
+SUFFIX_AXES = _suffix_axes()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination: a variant, everything that is said of its scores, and how it decodes."""
+
+    variant: Variant = CATALOGUED[0]
+    position: Position = SCHEMES[0]
+    suffix: str = ""
+    mask: str = "causal"
+    rows: CacheDtype = "fp64"
+    padding: bool = False
+    storage: str = "whole"
+
+    def __str__(self) -> str:
+        """The name of the case in a test's name."""
+        words = (position_written(self.position), self.mask, self.rows, self.storage)
+        return f"{write(self.full)} {' '.join(words)}{' padded' if self.padding else ''}"
+
+    @property
+    def full(self) -> Variant:
+        """The variant with its suffixes."""
+        return suffixed(self.variant, self.suffix)
+
+    def plan(self, size: Geometry = SIZE) -> Plan:
+        """The plan of one layer; ValueError if there is none."""
+        return plan_of(self.full, self.position, causal=self.mask == "causal", size=size)
+
+    def decoder(self, size: Geometry = SIZE) -> Model:
+        """A decoder with this variant in both layers."""
+        return decoder(self.full, self.position, size=size)
+
+
+def suffixed(variant: Variant, suffix: str) -> Variant:
+    """The variant with these suffixes instead of its own."""
+    return replace(variant, scores=parse(f"q,k,v{suffix}").scores) if suffix else variant
+
+
+def plan_of(
+    variant: Variant | str,
+    position: Position = SCHEMES[0],
+    *,
+    causal: bool = True,
+    size: Geometry = SIZE,
+) -> Plan:
+    """The plan of a layer of self-attention at this position scheme."""
+    return resolve(
+        parse(variant) if isinstance(variant, str) else variant,
+        size,
+        causal=causal,
+        rope=rope_of(position, size.head_dim),
+        alibi=alibi_of(position),
+    )
+
+
+AXES: dict[str, Sequence[Any]] = {
+    **SUFFIX_AXES,
+    "mask": MASKS,
+    "variant": VARIANTS,
+    "position": SCHEMES,
+    "rows": tuple(CACHE_FORMATS),
+    "padding": (False, True),
+    "storage": STORAGES,
+}
+
+
+def _case(chosen: Mapping[str, Any]) -> Case:
+    suffix = "".join(chosen.get(axis, "") for axis in SUFFIX_AXES)
+    others = {name: value for name, value in chosen.items() if name not in SUFFIX_AXES}
+    return Case(suffix=suffix, **others)
+
+
+def _possible(chosen: Mapping[str, Any]) -> bool:
+    """False if `chosen`, of some axes, has no plan however the other axes are chosen."""
+    if not chosen.keys() >= SUFFIX_AXES.keys() & AXES.keys():
+        return True
+    try:
+        _case(chosen).plan()
+    except ValueError:
+        return False
+    return True
+
+
+def pairwise(
+    axes: Mapping[str, Sequence[Any]], possible: Callable[[Mapping[str, Any]], bool]
+) -> list[dict[str, Any]]:
+    """A covering array: every possible pair of values of every two axes is in one of its rows.
+
+    Greedy and deterministic. Each row begins with the first pair that is missing; each further
+    axis takes the value that adds the most missing pairs. `possible` judges rows that may lack axes.
+    """
+    order = list(axes)
+    missing = {
+        (one, i, other, j): None
+        for one, other in combinations(order, 2)
+        for i, j in product(range(len(axes[one])), range(len(axes[other])))
+    }
+    if len(order) == 1:
+        (axis,) = order
+        return [{axis: value} for value in axes[axis] if possible({axis: value})]
+    rows: list[dict[str, Any]] = []
+
+    def pairs(row: Mapping[str, int], axis: str, value: int) -> Iterable[tuple[str, int, str, int]]:
+        for name, index in row.items():
+            first = order.index(name) < order.index(axis)
+            yield (name, index, axis, value) if first else (axis, value, name, index)
+
+    def values(row: Mapping[str, int]) -> dict[str, Any]:
+        return {name: axes[name][index] for name, index in row.items()}
+
+    def complete(row: dict[str, int]) -> dict[str, int] | None:
+        axis = next((name for name in order if name not in row), None)
+        if axis is None:
+            return row
+
+        def gain(value: int) -> tuple[int, int]:
+            # Among equals another one in each row.
+            turn = (value - len(rows)) % len(axes[axis])
+            return -sum(pair in missing for pair in pairs(row, axis, value)), turn
+
+        for value in sorted(range(len(axes[axis])), key=gain):
+            longer = row | {axis: value}
+            if possible(values(longer)) and (found := complete(longer)):
+                return found
+        return None
+
+    while missing:
+        one, i, other, j = next(iter(missing))
+        row = complete({one: i, other: j}) if possible(values({one: i, other: j})) else None
+        if row is None:
+            del missing[one, i, other, j]
+            continue
+        rows.append(values(row))
+        for (name, index), (axis, value) in combinations(row.items(), 2):
+            for pair in pairs({name: index}, axis, value):
+                missing.pop(pair, None)
+    return rows
+
+
+@lru_cache(maxsize=64)
+def covering(*names: str) -> tuple[Case, ...]:
+    """A covering array of these axes, of all if none is named; other axes are at their defaults.
+
+    The name "suffix" stands for all its axes.
+    """
+    wanted = [
+        axis
+        for name in names or ("suffix", *AXES)
+        for axis in (SUFFIX_AXES if name == "suffix" else (name,))
+    ]
+    axes = {axis: AXES[axis] for axis in AXES if axis in wanted}
+    return tuple(dict.fromkeys(_case(row) for row in pairwise(axes, _possible)))
+
+
+def random_cases(count: int, *names: str) -> list[Case]:
+    """A random part of the whole product of these axes, for nightly runs."""
+    rng = np.random.default_rng(0)
+    wanted = {axis for name in names for axis in (SUFFIX_AXES if name == "suffix" else (name,))}
+    axes = {axis: values for axis, values in AXES.items() if not names or axis in wanted}
+    found: dict[Case, None] = {}
+    while len(found) < count:
+        chosen = {axis: values[rng.integers(len(values))] for axis, values in axes.items()}
+        if _possible(chosen):
+            found[_case(chosen)] = None
+    return list(found)
+
+
+def few(cases: Iterable[Case], count: int) -> list[Case]:
+    """So many of the cases, chosen greedily so that most values of all axes occur."""
+    left, found, known = list(cases), [], set()
+    while left and len(found) < count:
+        best = max(left, key=lambda case: len(_values(case) - known))
+        left.remove(best)
+        found.append(best)
+        known |= _values(best)
+    return found
+
+
+def _values(case: Case) -> set[tuple[str, str]]:
+    scores = {(f"score {name}", str(value)) for name, value in vars(case.full.scores).items()}
+    return scores | {
+        (name, str(getattr(case, name)))
+        for name in ("variant", "position", "mask", "rows", "padding", "storage")
+    }
+
+
+def every_case(*names: str, nightly: int = 1000) -> pytest.MarkDecorator:
+    """The law holds for a covering array of these axes, and nightly for `nightly` random cases."""
+    quick = covering(*names)
+    more = [case for case in random_cases(nightly, *names) if case not in quick] if nightly else []
+    return parametrized([*quick, *(pytest.param(case, marks=pytest.mark.nightly) for case in more)])
+
+
+def some_cases(count: int, *names: str) -> pytest.MarkDecorator:
+    """The law holds for a few cases of a covering array, and nightly for all of it."""
+    cases = covering(*names)
+    quick = few(cases, count)
+    return parametrized(
+        [
+            case if case in quick else pytest.param(case, marks=pytest.mark.nightly)
+            for case in cases
+        ]
+    )
+
+
+def parametrized(cases: Iterable[Any]) -> pytest.MarkDecorator:
+    """The test with each of the cases; their texts are its names."""
+    return pytest.mark.parametrize("case", list(cases), ids=str)
+
+
+def _caching(variant: Variant) -> object:
+    """The way in which a variant is cached and read, at rotary positions."""
+    plan = plan_of(variant, Rotary())
+    ops = (plan.key_ops_on_read, plan.absorbed_by_query, plan.absorbed_by_output)
+    kinds = tuple(tuple(type(op) for op in part) for part in ops)
+    return kinds, tuple((each.heads, each.width) for each in plan.cached), len(plan.roots)
+
+
+# One variant of each way to cache and read.
+DISTINCT = list({_caching(variant): variant for variant in reversed(VARIANTS)}.values())[::-1]
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=write)
+every_catalogued = pytest.mark.parametrize("variant", CATALOGUED, ids=write)
+every_distinct = pytest.mark.parametrize("variant", DISTINCT, ids=write)
+every_position = pytest.mark.parametrize("position", SCHEMES, ids=position_written)
+# Of those that compile for seconds: shared heads, learned rotations, latents.
+FEW = ["q,k=v/1", "q,k=R(q),v=R(q)", "q,k=L(16),v=L(16)"]
+some_catalogued = pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(each, marks=() if write(each) in FEW else pytest.mark.nightly)
+        for each in CATALOGUED
+    ],
+    ids=write,
+)
+# All outputs of an encoder: each kind of prediction, and each pooling of the whole.
+OUTPUTS = [
+    ("each position", "mean"),
+    ("the whole", "mean"),
+    ("the whole", "class token"),
+    ("which position", "mean"),
+]
+every_output = pytest.mark.parametrize(("predicts", "pooling"), OUTPUTS, ids=" ".join)
+
+
+def drawn(parameters: Iterable[Parameter], seed: int = 0) -> dict[str, np.ndarray]:
+    """fp64 values of learned tensors, so large that nothing is nearly linear, none at 0 or 1."""
+    return {each.name: _drawn(each, seed) for each in parameters}
+
+
+def _drawn(parameter: Parameter, seed: int) -> np.ndarray:
+    draw = generator(seed, "laws", parameter.name).standard_normal(parameter.shape)
+    if isinstance(parameter.init, Constant):
+        return parameter.init.value + draw / 2
+    return draw if parameter.init.std == "rotation_std" else draw * 2 / parameter.shape[-1] ** 0.5
+
+
+def streams(time: int = TIME, d_model: int = SIZE.d_model, seed: int = 1) -> np.ndarray:
+    """A batch of streams of `time` tokens."""
+    return np.random.default_rng(seed).normal(size=(ITEMS, time, d_model))
+
+
+def whole_numbers(below: int, time: int = TIME, seed: int = 0) -> np.ndarray:
+    """A batch of tokens below `below`."""
+    return np.random.default_rng(seed).integers(below, size=(ITEMS, time))
+
+
+INIT = Init(embedding_std=0.5, position_std=0.5)
+TOKENS, SOURCE = whole_numbers(VOCABULARY), whole_numbers(SOURCE_VOCABULARY, SOURCE_TIME)
+VECTORS = streams(TIME, FEATURES_IN, seed=2)
+
+
+def _model(
+    architecture: Decoder | Encoder,
+    variant: Variant | str,
+    position: Position,
+    size: Geometry,
+    layers: int = 2,
+) -> Model:
+    return transformer(
+        "law",
+        architecture,
+        layers=layers,
+        d_model=size.d_model,
+        heads=size.heads,
+        position=position,
+        init=INIT,
+        feed_forward=29,
+    ).with_variant(parse(variant) if isinstance(variant, str) else variant)
+
+
+def decoder(
+    variant: Variant | str = "q,k,v",
+    position: Position = SCHEMES[0],
+    size: Geometry = EVEN,
+    layers: int = 2,
+    vocabulary: int = VOCABULARY,
+    *,
+    tied: bool = False,
+) -> Model:
+    """A small decoder with this variant in every layer."""
+    return _model(Decoder(vocabulary, tied), variant, position, size, layers)
+
+
+def encoder(
+    variant: Variant | str = "q,k,v",
+    predicts: str = "the whole",
+    pooling: str = "mean",
+    inputs: Tokens | Vectors = Tokens(VOCABULARY),
+    position: Position = SCHEMES[0],
+    size: Geometry = EVEN,
+    classes: int = TIME,
+) -> Model:
+    """A small encoder with this variant in every layer."""
+    return _model(Encoder(inputs, classes, predicts, pooling=pooling), variant, position, size)
+
+
+def translator(
+    variant: Variant | str = "q,k,v", position: Position = Rotary(), size: Geometry = EVEN
+) -> Model:
+    """A small encoder-decoder with this variant at every place."""
+    own = decoder(variant, position, size)
+    return with_source(own, Tokens(SOURCE_VOCABULARY), Learned(SOURCE_TIME)).with_variant(
+        own.blocks[0].attention.variant
+    )
+
+
+def towers(
+    variant: Variant | str = "q,k,v", position: Position = Learned(TIME), size: Geometry = EVEN
+) -> Model:
+    """Two small towers with this variant in every layer."""
+    own = encoder(variant, inputs=Vectors(FEATURES_IN), position=position, size=size)
+    return with_tower(own, Tokens(SOURCE_VOCABULARY), Rotary(), 10)
+
+
+Inputs = tuple[np.ndarray | None, ...]
+
+
+def architectures(
+    variant: Variant | str, position: Position, size: Geometry = EVEN
+) -> dict[str, tuple[Model, Inputs]]:
+    """A model of each architecture and output with this variant, and its inputs with padding."""
+    lengths, source = np.array(LENGTHS), (SOURCE, np.array(SOURCE_LENGTHS))
+    found: dict[str, tuple[Model, Inputs]] = {
+        "decoder": (decoder(variant, position, size), (TOKENS,)),
+        "encoder-decoder": (translator(variant, position, size), (TOKENS, None, *source)),
+        "two towers": (towers(variant, position, size), (VECTORS, lengths, *source)),
+    }
+    for predicts, pooling in OUTPUTS:
+        model = encoder(variant, predicts, pooling, position=position, size=size)
+        found[f"{predicts}, {pooling}"] = (model, (TOKENS, lengths))
+    return found
+
