@@ -251,7 +251,7 @@ Backend = Torch | Jax
 TORCH, JAX = Torch(), Jax()
 BACKENDS = (TORCH, JAX)
 # A case of JAX takes a second: its operations are compiled for every new shape.
-JAX_CASES = 10
+JAX_CASES = 6
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: each.name)
 

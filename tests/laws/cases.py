@@ -143,8 +143,8 @@ class Case:
         return plan_of(self.full, self.position, causal=self.mask == "causal", size=size)
 
     def decoder(self, size: Geometry = SIZE) -> Model:
-        """A decoder with this variant in both layers."""
-        return decoder(self.full, self.position, size=size)
+        """A decoder of one layer with this variant."""
+        return decoder(self.full, self.position, size, layers=1)
 
 
 def suffixed(variant: Variant, suffix: str) -> Variant:
@@ -257,28 +257,31 @@ def pairwise(
 def covering(*names: str) -> tuple[Case, ...]:
     """A covering array of these axes, of all if none is named; other axes are at their defaults.
 
-    The name "suffix" stands for all its axes.
+    "suffix" is all of its axes, "distinct" the variants that differ in how they are cached.
     """
-    wanted = [
-        axis
-        for name in names or ("suffix", *AXES)
-        for axis in (SUFFIX_AXES if name == "suffix" else (name,))
-    ]
-    axes = {axis: AXES[axis] for axis in AXES if axis in wanted}
-    return tuple(dict.fromkeys(_case(row) for row in pairwise(axes, _possible)))
+    return tuple(dict.fromkeys(_case(row) for row in pairwise(_axes(names), _possible)))
 
 
 def random_cases(count: int, *names: str) -> list[Case]:
     """A random part of the whole product of these axes, for nightly runs."""
     rng = np.random.default_rng(0)
-    wanted = {axis for name in names for axis in (SUFFIX_AXES if name == "suffix" else (name,))}
-    axes = {axis: values for axis, values in AXES.items() if not names or axis in wanted}
+    axes = _axes(names)
     found: dict[Case, None] = {}
     while len(found) < count:
         chosen = {axis: values[rng.integers(len(values))] for axis, values in axes.items()}
         if _possible(chosen):
             found[_case(chosen)] = None
     return list(found)
+
+
+def _axes(names: tuple[str, ...]) -> dict[str, Sequence[Any]]:
+    wanted = {
+        axis
+        for name in names or ("suffix", *AXES)
+        for axis in (SUFFIX_AXES if name == "suffix" else (name,))
+    }
+    axes = {axis: values for axis, values in AXES.items() if axis in wanted}
+    return axes | ({"variant": DISTINCT} if "distinct" in wanted else {})
 
 
 def few(cases: Iterable[Case], count: int) -> list[Case]:
