@@ -1,0 +1,120 @@
+"""Scores on benchmarks of language and translation."""
+
+from functools import partial
+from typing import Literal
+
+from qkvbench.claims.kit import accuracy
+from qkvbench.claims.kit.arithmetic import NotTestable, OwnFigures
+from qkvbench.claims.kit.claim import ARTICLE, STUDY, Arithmetic, Claim
+from qkvbench.claims.kit.figure import figure, quotient, reduction
+from qkvbench.claims.kit.reported import FIVE_SHOT
+from qkvbench.claims.kit.runs import Runs
+from qkvbench.claims.kit.scales import AT_125M
+
+# The baseline's scores in the article.
+GLUE, BLEU = figure("85.2"), figure("28.4")
+
+
+def _five_shot(name: str, arm: str, direction: Literal["lower", "higher"], text: str) -> Claim:
+    """A claim of the table of five-shot accuracies at 1.2B."""
+    return Claim(
+        name=name,
+        text=text,
+        source=STUDY,
+        place="table 11 and slide 8, seen in one secondary source",
+        quantity=f"mean five-shot accuracy of `{arm}` on five benchmarks, beside that of `q,k,v`",
+        arithmetic=partial(accuracy.arithmetic, arm),
+        tests=(accuracy.FiveShot(arm, direction),),
+        figures=(FIVE_SHOT[arm],),
+    )
+
+
+def _reductions(glue: str, bleu: str) -> Arithmetic:
+    return Arithmetic(
+        f"Its table loses {reduction(figure(glue), GLUE).text} of GLUE and "
+        f"{reduction(figure(bleu), BLEU).text} of BLEU. Neither an interval nor "
+        "a number of seeds is given, and nothing bounds a loss of quality."
+    )
+
+
+def _shared_glue() -> Arithmetic:
+    return Arithmetic(
+        f"Its table loses {reduction(figure('84.7'), GLUE).text}. Neither an interval nor a number "
+        "of seeds is given, and nothing bounds a loss of quality.",
+    )
+
+
+def _shared_bleu() -> Arithmetic:
+    return Arithmetic(
+        "That is the share of the two scores as printed; what they were before their own "
+        "rounding could give anything in the range.",
+        (quotient(figure("28.0"), BLEU, "%", times=100),),
+    )
+
+
+CLAIMS = (
+    _five_shot(
+        "study-downstream-tied",
+        "q,k=v",
+        "lower",
+        "At 1.2B, sharing key and value loses 0.41 points of five-shot accuracy.",
+    ),
+    _five_shot(
+        "study-downstream-gqa",
+        "q,k,v/8",
+        "lower",
+        "At 1.2B, eight groups lose half a point of five-shot accuracy.",
+    ),
+    _five_shot(
+        "study-downstream-tied-gqa",
+        "q,k=v/8",
+        "higher",
+        "At 1.2B, sharing on top of eight groups beats the baseline's five-shot accuracy.",
+    ),
+    _five_shot(
+        "study-downstream-tied-mqa",
+        "q,k=v/1",
+        "lower",
+        "At 1.2B, sharing on top of one group loses two points of five-shot accuracy.",
+    ),
+    Claim(
+        name="article-value-only-quality",
+        text="Keeping only the value projection loses about a tenth of the quality.",
+        source=ARTICLE,
+        place="results table, Value-only",
+        quantity="GLUE and BLEU that `q=k=x,v` loses, percent of those of `q,k,v`",
+        arithmetic=lambda: _reductions(glue="77.5", bleu="24.1"),
+        tests=(Runs("q=k=x,v", "worse", ("lm-reviews",), AT_125M),),
+        recipe="quick",
+    ),
+    Claim(
+        name="article-no-projections-quality",
+        text="Without any projection a quarter to a third of the quality is lost.",
+        source=ARTICLE,
+        place="results table, No projections",
+        quantity="GLUE and BLEU that `q=k=v=x` loses, percent of those of `q,k,v`",
+        arithmetic=lambda: _reductions(glue="62.3", bleu="18.9"),
+        tests=(Runs("q=k=v=x", "worse", ("lm-reviews",), AT_125M),),
+        recipe="quick",
+    ),
+    Claim(
+        name="article-glue-shared",
+        text="One shared projection loses less than 1% of the GLUE score.",
+        source=ARTICLE,
+        place="results table, Shared QKV",
+        quantity="GLUE score that `q=k=v` loses, percent of that of `q,k,v`",
+        arithmetic=_shared_glue,
+        tests=(NotTestable(AT_125M.requires()),),
+        figures=(figure("1", "%"),),
+    ),
+    Claim(
+        name="article-wmt14-share",
+        text="One shared projection keeps 98.7% of the baseline's BLEU on WMT14.",
+        source=ARTICLE,
+        place="text, against the results table",
+        quantity="BLEU of `q=k=v`, percent of that of `q,k,v`",
+        arithmetic=_shared_bleu,
+        tests=(OwnFigures(),),
+        figures=(figure("98.7", "%"),),
+    ),
+)
