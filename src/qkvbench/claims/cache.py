@@ -3,7 +3,7 @@
 from functools import partial
 
 from qkvbench.claims.kit.arithmetic import Computed
-from qkvbench.claims.kit.claim import STUDY, Arithmetic, Claim
+from qkvbench.claims.kit.claim import Arithmetic, Claim
 from qkvbench.claims.kit.figure import Figure, agree, exact_figure, figure, percent_figure
 from qkvbench.claims.kit.models import cache_bytes, cache_ratio, study_1_2b, study_300m
 from qkvbench.claims.kit.reported import CACHE_1_2B
@@ -31,7 +31,6 @@ def _saving(name: str, text: str, saved: dict[str, str]) -> Claim:
     return Claim(
         name=name,
         text=text,
-        source=STUDY,
         place="table 4",
         quantity=f"cache that {arms} saves of each token at 300M, percent",
         arithmetic=partial(_savings, *saved),
@@ -111,7 +110,6 @@ CLAIMS = (
         name="study-cache-67-times",
         text="One head that is both key and value makes the cache of the 1.2B model 67 times "
         "smaller.",
-        source=STUDY,
         place="poster; table 10",
         quantity="cache of `q,k,v` at 1.2B, times that of `q,k=v/1`",
         arithmetic=_largest_reduction,
@@ -121,7 +119,6 @@ CLAIMS = (
     Claim(
         name="study-cache-32k",
         text="At 32k tokens the cache of the 300M baseline takes 2.62 GB.",
-        source=STUDY,
         place="table 4",
         quantity="cache of `q,k,v` at 300M after 32,000 tokens, decimal gigabytes",
         arithmetic=_at_32k,
@@ -131,7 +128,6 @@ CLAIMS = (
     Claim(
         name="study-cache-unit",
         text="All cache sizes of the 1.2B table are in the unit that it gives, megabytes.",
-        source=STUDY,
         place="table 10",
         quantity=f"cache at 1.2B after {BINARY_TOKENS:,} tokens, megabytes",
         arithmetic=_units,
@@ -142,7 +138,6 @@ CLAIMS = (
         name="study-later-cache",
         text="One projection for all keeps a third of the cache, using the query as key keeps "
         "half.",
-        source=STUDY,
         place="authors' later draft on ImageNet, commit a2708ab",
         quantity="cache that `q=k=v` and `q=k,v` keep, percent of that of `q,k,v`",
         arithmetic=_later_ratios,

@@ -1,7 +1,7 @@
 """Money: requests, deployments, and the market."""
 
 from qkvbench.claims.kit.arithmetic import NotTestable, OwnFigures
-from qkvbench.claims.kit.claim import ARTICLE, Arithmetic, Claim
+from qkvbench.claims.kit.claim import Arithmetic, Claim
 from qkvbench.claims.kit.figure import Figure, figure, percent, reduction
 from qkvbench.claims.kit.models import cache_ratio, gpt2_small, saved_flops
 
@@ -55,7 +55,6 @@ CLAIMS = (
     Claim(
         name="article-request-cost",
         text="A request to a hosted model costs 40% less.",
-        source=ARTICLE,
         place="text and table of costs, cloud",
         quantity="cost of one request, against `q,k,v`",
         arithmetic=_request,
@@ -65,7 +64,6 @@ CLAIMS = (
     Claim(
         name="article-total-cost",
         text="Deployment costs fall by 25 to 35% in total.",
-        source=ARTICLE,
         place="text, against the table of costs",
         quantity="smallest and largest saving over the segments of its table, percent",
         arithmetic=_deployment,
@@ -75,7 +73,6 @@ CLAIMS = (
     Claim(
         name="article-market-growth",
         text="A market that grows from 12.5 to 48.6 billion in five years grows by 31.2% a year.",
-        source=ARTICLE,
         place="text on the market",
         quantity="compound annual growth rate; what the market will do is not tested",
         arithmetic=_growth,

@@ -5,7 +5,7 @@ from typing import Literal
 
 from qkvbench.claims.kit import accuracy
 from qkvbench.claims.kit.arithmetic import NotTestable, OwnFigures
-from qkvbench.claims.kit.claim import ARTICLE, STUDY, Arithmetic, Claim
+from qkvbench.claims.kit.claim import Arithmetic, Claim
 from qkvbench.claims.kit.figure import figure, quotient, reduction
 from qkvbench.claims.kit.reported import FIVE_SHOT
 from qkvbench.claims.kit.runs import Runs
@@ -15,12 +15,11 @@ from qkvbench.claims.kit.scales import AT_125M
 GLUE, BLEU = figure("85.2"), figure("28.4")
 
 
-def _five_shot(name: str, arm: str, direction: Literal["lower", "higher"], text: str) -> Claim:
+def _five_shot(name: str, arm: str, direction: Literal["lower", "higher"], result: str) -> Claim:
     """A claim of the table of five-shot accuracies at 1.2B."""
     return Claim(
         name=name,
-        text=text,
-        source=STUDY,
+        text=f"At 1.2B, {result} five-shot accuracy.",
         place="table 11 and slide 8, seen in one secondary source",
         quantity=f"mean five-shot accuracy of `{arm}` on five benchmarks, beside that of `q,k,v`",
         arithmetic=partial(accuracy.arithmetic, arm),
@@ -37,50 +36,26 @@ def _reductions(glue: str, bleu: str) -> Arithmetic:
     )
 
 
-def _shared_glue() -> Arithmetic:
-    return Arithmetic(
-        f"Its table loses {reduction(figure('84.7'), GLUE).text}. Neither an interval nor a number "
-        "of seeds is given, and nothing bounds a loss of quality.",
-    )
-
-
-def _shared_bleu() -> Arithmetic:
-    return Arithmetic(
-        "That is the share of the two scores as printed; what they were before their own "
-        "rounding could give anything in the range.",
-        (quotient(figure("28.0"), BLEU, "%", times=100),),
-    )
-
-
 CLAIMS = (
     _five_shot(
-        "study-downstream-tied",
-        "q,k=v",
-        "lower",
-        "At 1.2B, sharing key and value loses 0.41 points of five-shot accuracy.",
+        "study-downstream-tied", "q,k=v", "lower", "sharing key and value loses 0.41 points of"
     ),
-    _five_shot(
-        "study-downstream-gqa",
-        "q,k,v/8",
-        "lower",
-        "At 1.2B, eight groups lose half a point of five-shot accuracy.",
-    ),
+    _five_shot("study-downstream-gqa", "q,k,v/8", "lower", "eight groups lose half a point of"),
     _five_shot(
         "study-downstream-tied-gqa",
         "q,k=v/8",
         "higher",
-        "At 1.2B, sharing on top of eight groups beats the baseline's five-shot accuracy.",
+        "sharing on top of eight groups beats the baseline's",
     ),
     _five_shot(
         "study-downstream-tied-mqa",
         "q,k=v/1",
         "lower",
-        "At 1.2B, sharing on top of one group loses two points of five-shot accuracy.",
+        "sharing on top of one group loses two points of",
     ),
     Claim(
         name="article-value-only-quality",
         text="Keeping only the value projection loses about a tenth of the quality.",
-        source=ARTICLE,
         place="results table, Value-only",
         quantity="GLUE and BLEU that `q=k=x,v` loses, percent of those of `q,k,v`",
         arithmetic=lambda: _reductions(glue="77.5", bleu="24.1"),
@@ -90,7 +65,6 @@ CLAIMS = (
     Claim(
         name="article-no-projections-quality",
         text="Without any projection a quarter to a third of the quality is lost.",
-        source=ARTICLE,
         place="results table, No projections",
         quantity="GLUE and BLEU that `q=k=v=x` loses, percent of those of `q,k,v`",
         arithmetic=lambda: _reductions(glue="62.3", bleu="18.9"),
@@ -100,20 +74,25 @@ CLAIMS = (
     Claim(
         name="article-glue-shared",
         text="One shared projection loses less than 1% of the GLUE score.",
-        source=ARTICLE,
         place="results table, Shared QKV",
         quantity="GLUE score that `q=k=v` loses, percent of that of `q,k,v`",
-        arithmetic=_shared_glue,
+        arithmetic=lambda: Arithmetic(
+            f"Its table loses {reduction(figure('84.7'), GLUE).text}. Neither an interval nor a "
+            "number of seeds is given, and nothing bounds a loss of quality.",
+        ),
         tests=(NotTestable(AT_125M.requires()),),
         figures=(figure("1", "%"),),
     ),
     Claim(
         name="article-wmt14-share",
         text="One shared projection keeps 98.7% of the baseline's BLEU on WMT14.",
-        source=ARTICLE,
         place="text, against the results table",
         quantity="BLEU of `q=k=v`, percent of that of `q,k,v`",
-        arithmetic=_shared_bleu,
+        arithmetic=lambda: Arithmetic(
+            "That is the share of the two scores as printed; what they were before their own "
+            "rounding could give anything in the range.",
+            (quotient(figure("28.0"), BLEU, "%", times=100),),
+        ),
         tests=(OwnFigures(),),
         figures=(figure("98.7", "%"),),
     ),

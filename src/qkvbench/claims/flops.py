@@ -3,7 +3,7 @@
 from functools import partial
 
 from qkvbench.claims.kit.arithmetic import Computed
-from qkvbench.claims.kit.claim import ARTICLE, STUDY, Arithmetic, Claim
+from qkvbench.claims.kit.claim import Arithmetic, Claim
 from qkvbench.claims.kit.figure import figure, percent, percent_figure, range_figure
 from qkvbench.claims.kit.models import gpt2_small, saved_flops, study_300m
 from qkvbench.cost import study_flops
@@ -33,7 +33,6 @@ def _profiled(name: str, arm: str, saved: tuple[str, str, str, str], text: str) 
     return Claim(
         name=name,
         text=text,
-        source=STUDY,
         place="released profile, 300M",
         quantity=f"operations that `{arm}` saves in a forward pass, percent, by number of tokens",
         arithmetic=partial(_profile, arm),
@@ -68,7 +67,6 @@ CLAIMS = (
     Claim(
         name="article-shared-flops",
         text="One shared projection needs a third fewer floating-point operations.",
-        source=ARTICLE,
         place="text",
         quantity="operations that `q=k=v` saves in a forward pass of the 125M model, percent",
         arithmetic=_shared,

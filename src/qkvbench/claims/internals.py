@@ -8,7 +8,7 @@ from jaxtyping import Float
 from scipy.special import softmax
 
 from qkvbench.claims.kit.arithmetic import NotTestable, OwnFigures
-from qkvbench.claims.kit.claim import ARTICLE, STUDY, Arithmetic, Claim, Finding
+from qkvbench.claims.kit.claim import Arithmetic, Claim, Finding
 from qkvbench.claims.kit.evidence import StoreView
 from qkvbench.claims.kit.figure import figure
 
@@ -49,31 +49,18 @@ class CancelsOut:
         return Finding("impossible", claim.arithmetic().text)
 
 
-def _linear_encoding() -> Arithmetic:
-    return Arithmetic(
-        "The map is linear: it adds a term of the row and one of the column, and softmax "
-        "cancels the row's. What is left is a temperature and one bias for each key, the same to "
-        "every query: the largest difference from that, at random scores, is "
-        f"{largest_effect(row_and_column):.0e}."
-    )
-
-
-def _weight_cosine() -> Arithmetic:
-    return Arithmetic(
-        "That is the weights' cosine at 300M in the authors' later table (commit 4585ac0). "
-        " Activations are alike there (CKA 0.70), which may be what was meant.",
-        (figure("0.0000"),),
-    )
-
-
 CLAIMS = (
     Claim(
         name="study-position-in-scores",
         text="A two-dimensional encoding on the scores tells each query which keys come before it.",
-        source=STUDY,
         place="the variants marked +",
         quantity="attention with the encoding, beside attention with one bias for each key",
-        arithmetic=_linear_encoding,
+        arithmetic=lambda: Arithmetic(
+            "The map is linear: it adds a term of the row and one of the column, and softmax "
+            "cancels the row's. What is left is a temperature and one bias for each key, the same "
+            "to every query: the largest difference from that, at random scores, is "
+            f"{largest_effect(row_and_column):.0e}."
+        ),
         tests=(
             CancelsOut(),
             NotTestable("a variant whose encoding depends on both places together"),
@@ -82,10 +69,13 @@ CLAIMS = (
     Claim(
         name="study-similar-matrices",
         text="The projection matrices of key and value become alike: their cosine is 0.73.",
-        source=STUDY,
         place="slide 6",
         quantity="cosine of the key's and the value's projection matrix in a trained 300M `q,k,v`",
-        arithmetic=_weight_cosine,
+        arithmetic=lambda: Arithmetic(
+            "That is the weights' cosine at 300M in the authors' later table (commit 4585ac0). "
+            " Activations are alike there (CKA 0.70), which may be what was meant.",
+            (figure("0.0000"),),
+        ),
         tests=(OwnFigures(),),
         figures=(figure("0.73"),),
     ),
@@ -93,7 +83,6 @@ CLAIMS = (
         name="article-gradient-variance",
         text="On sequences of 100k tokens, gradient norms vary more in training without key "
         "projections.",
-        source=ARTICLE,
         place="text on limits",
         quantity="variance of the gradient norm over training steps, by length and variant",
         arithmetic=lambda: Arithmetic("Nothing bounds it: it is a property of training."),

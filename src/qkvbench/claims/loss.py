@@ -1,20 +1,18 @@
 """Perplexity lost by language models."""
 
-from collections.abc import Callable
 from functools import partial
 
 from qkvbench.claims.kit.arithmetic import Consistent, NotTestable, OwnFigures
-from qkvbench.claims.kit.claim import ARTICLE, STUDY, Arithmetic, Claim, Test
-from qkvbench.claims.kit.figure import Figure, change, figure, percent
+from qkvbench.claims.kit.claim import Arithmetic, Claim, Test
+from qkvbench.claims.kit.figure import change, figure, percent
 from qkvbench.claims.kit.reported import (
     LATER_PERPLEXITY,
     PERPLEXITY_300M,
-    loss_1_2b,
-    loss_300m,
+    loss,
     loss_on_text,
     padding_share,
 )
-from qkvbench.claims.kit.runs import Runs, Scale
+from qkvbench.claims.kit.runs import Runs
 from qkvbench.claims.kit.scales import AT_1_2B, AT_300M
 
 # Possible shares of padding among the targets.
@@ -24,43 +22,35 @@ PADDING = (0.3, 0.55)
 UNTRAINED = figure("6,430")
 
 
-def _from_perplexities(loss: Callable[[str], Figure], arm: str) -> Arithmetic:
-    found = loss(arm)
+def _from_perplexities(arm: str, size: str) -> Arithmetic:
+    lost = loss(arm, size)
     return Arithmetic(
-        f"Its perplexities give {found.text}. One run, and padding is scored.", (found,)
+        f"Its perplexities give {lost.text}. One run, and padding is scored.", (lost,)
     )
 
 
 def _loss(
-    name: str,
-    arm: str,
-    lost: str,
-    text: str,
-    recipe: str | None,
-    *,
-    loss: Callable[[str], Figure] = loss_300m,
-    place: str = "table 4",
-    scale: Scale = AT_300M,
+    name: str, arm: str, lost: str, action: str, recipe: str | None, *, size: str = "300M"
 ) -> Claim:
     """A claim on the perplexity lost in percent; `recipe`, if any, tests its direction."""
-    arms_differ: Test = (
+    place, scale = {"300M": ("table 4", AT_300M), "1.2B": ("table 10", AT_1_2B)}[size]
+    direction: Test = (
         Runs(arm, "worse", ("lm-reviews",), scale) if recipe else NotTestable(scale.requires())
     )
     return Claim(
         name=name,
-        text=text,
-        source=STUDY,
+        text=f"At {size}, {action} {lost}% of perplexity.",
         place=place,
         quantity=f"validation perplexity that `{arm}` loses against `q,k,v`, percent",
-        arithmetic=partial(_from_perplexities, loss, arm),
-        tests=(Consistent(), arms_differ),
+        arithmetic=partial(_from_perplexities, arm, size),
+        tests=(Consistent(), direction),
         figures=(figure(lost, "%"),),
         recipe=recipe,
     )
 
 
 def _on_text() -> Arithmetic:
-    printed = loss_300m("q,k=v").value
+    printed = loss("q,k=v").value
     padding = padding_share()
     low, middle, high = (
         loss_on_text(printed, share) for share in (PADDING[0], padding, PADDING[1])
@@ -75,22 +65,6 @@ def _on_text() -> Arithmetic:
     )
 
 
-def _length() -> Arithmetic:
-    return Arithmetic(
-        "That is its main table's loss at the same length. Where the two differ they "
-        "contradict each other, unless their budgets differ too. Which is nearer is not known: one "
-        "run each.",
-        (loss_300m("q,k=v"),),
-    )
-
-
-def _ties() -> Arithmetic:
-    return Arithmetic(
-        f"Its table gives {loss_300m('q=k,v').text} against {loss_300m('q,k=v').text}, one "
-        "run each. Nothing bounds a difference of quality."
-    )
-
-
 def _conversion() -> Arithmetic:
     times = UNTRAINED.value / LATER_PERPLEXITY["q,k,v"].value
     return Arithmetic(f"That is {times:.0f} times its perplexity before. Nothing bounds it.")
@@ -98,78 +72,41 @@ def _conversion() -> Arithmetic:
 
 def _single() -> Arithmetic:
     others = [arm for arm in PERPLEXITY_300M if arm not in ("q,k,v", "q=k=v")]
-    least, *_, most = sorted(map(loss_300m, others), key=lambda loss: loss.value)
+    least, *_, most = sorted(map(loss, others), key=lambda lost: lost.value)
     return Arithmetic(
         "That is the study's own table at 300M, one run; its other variants lose "
         f"{least.value:.1f} to {most.value:.1f}%.",
-        (loss_300m("q=k=v"),),
+        (loss("q=k=v"),),
     )
 
 
 CLAIMS = (
+    _loss("study-loss-query-key-300m", "q=k,v", "4.9", "using the query as key costs", "quick"),
+    _loss("study-loss-tied-300m", "q,k=v", "3.1", "sharing key and value costs", "longer"),
+    _loss("study-loss-single-300m", "q=k=v", "25.4", "one projection for all costs", "quick"),
+    _loss("study-loss-gqa-300m", "q,k,v/4", "0.7", "four groups cost", None),
+    _loss("study-loss-mqa-300m", "q,k,v/1", "1.5", "one group costs", "longer"),
     _loss(
-        "study-loss-query-key-300m",
-        "q=k,v",
-        "4.9",
-        "At 300M, using the query as key costs 4.9% of perplexity.",
-        "quick",
-    ),
-    _loss(
-        "study-loss-tied-300m",
-        "q,k=v",
-        "3.1",
-        "At 300M, sharing key and value costs 3.1% of perplexity.",
-        "longer",
-    ),
-    _loss(
-        "study-loss-single-300m",
-        "q=k=v",
-        "25.4",
-        "At 300M, one projection for all costs 25.4% of perplexity.",
-        "quick",
-    ),
-    _loss(
-        "study-loss-gqa-300m",
-        "q,k,v/4",
-        "0.7",
-        "At 300M, four groups cost 0.7% of perplexity.",
-        None,
-    ),
-    _loss(
-        "study-loss-mqa-300m",
-        "q,k,v/1",
-        "1.5",
-        "At 300M, one group costs 1.5% of perplexity.",
-        "longer",
-    ),
-    _loss(
-        "study-loss-tied-gqa-300m",
-        "q,k=v/4",
-        "3.9",
-        "At 300M, sharing on top of four groups costs 3.9% of perplexity.",
-        None,
+        "study-loss-tied-gqa-300m", "q,k=v/4", "3.9", "sharing on top of four groups costs", None
     ),
     _loss(
         "study-loss-tied-mqa-300m",
         "q,k=v/1",
         "4.8",
-        "At 300M, sharing on top of one group costs 4.8% of perplexity.",
+        "sharing on top of one group costs",
         "catalogue",
     ),
     _loss(
         "study-loss-tied-1-2b",
         "q,k=v",
         "2.48",
-        "At 1.2B, sharing key and value costs 2.48% of perplexity.",
+        "sharing key and value costs",
         "longer",
-        loss=loss_1_2b,
-        place="table 10",
-        scale=AT_1_2B,
+        size="1.2B",
     ),
     Claim(
         name="study-loss-on-text",
         text="The 3.1% that sharing key and value costs at 300M is a loss on text.",
-        source=STUDY,
         place="table 4, against the authors' later model card",
         quantity="perplexity that `q,k=v` loses at 300M with padding left out, percent",
         arithmetic=_on_text,
@@ -183,20 +120,26 @@ CLAIMS = (
     Claim(
         name="study-length-2048",
         text="At 2,048 tokens, by the table of lengths, sharing key and value costs 2.2%.",
-        source=STUDY,
         place="table 16 (seen in one secondary source), against table 4",
         quantity="validation perplexity that `q,k=v` loses at 2,048 tokens, percent",
-        arithmetic=_length,
+        arithmetic=lambda: Arithmetic(
+            "That is its main table's loss at the same length. Where the two differ they "
+            "contradict each other, unless their budgets differ too. Which is nearer is not known: "
+            "one run each.",
+            (loss("q,k=v"),),
+        ),
         tests=(OwnFigures(),),
         figures=(figure("2.2", "%"),),
     ),
     Claim(
         name="study-order-of-ties",
         text="Using the query as key costs a language model more than sharing key and value.",
-        source=STUDY,
         place="table 4",
         quantity="validation perplexity of `q=k,v` beside that of `q,k=v`",
-        arithmetic=_ties,
+        arithmetic=lambda: Arithmetic(
+            f"Its table gives {loss('q=k,v').text} against {loss('q,k=v').text}, one "
+            "run each. Nothing bounds a difference of quality."
+        ),
         tests=(Runs("q=k,v", "worse", ("lm-reviews",), AT_300M, against="q,k=v"),),
         recipe="quick",
     ),
@@ -204,7 +147,6 @@ CLAIMS = (
         name="study-conversion-untrained",
         text="Averaging key and value of a trained 300M model takes its perplexity from 20.8 to "
         "6,430.",
-        source=STUDY,
         place="authors' later runs, distillation on FineWeb-Edu",
         quantity="perplexity of a trained `q,k,v` right after it is made a `q,k=v`",
         arithmetic=_conversion,
@@ -214,7 +156,6 @@ CLAIMS = (
     Claim(
         name="article-single-projection-free",
         text="The study finds that one projection for query, key and value costs no quality.",
-        source=ARTICLE,
         place="text, as an account of the study",
         quantity="perplexity that `q=k=v` loses in the study, percent",
         arithmetic=_single,

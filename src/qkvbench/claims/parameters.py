@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from qkvbench.claims.kit.arithmetic import Computed
-from qkvbench.claims.kit.claim import ARTICLE, STUDY, Arithmetic, Claim
+from qkvbench.claims.kit.claim import Arithmetic, Claim
 from qkvbench.claims.kit.figure import (
     count_figure,
     figure,
@@ -43,7 +43,6 @@ def _left(name: str, arm: str, left: str, text: str, context: Callable[[], str])
     return Claim(
         name=name,
         text=text,
-        source=ARTICLE,
         place=f"results table, {place}",
         quantity="parameters of the whole 125M model, millions",
         arithmetic=lambda: Arithmetic(context(), (total_figure(gpt2_small(), arm),)),
@@ -63,12 +62,11 @@ def _largest_saving() -> Arithmetic:
     )
 
 
-def _saving(name: str, place: str, saved: str, text: str) -> Claim:
+def _saving(name: str, saved: str, text: str, *, place: str) -> Claim:
     """A claim of the article on the parameters that can be saved, in percent."""
     return Claim(
         name=name,
         text=text,
-        source=ARTICLE,
         place=place,
         quantity="largest share of the parameters that removing Q, K and V projections saves",
         arithmetic=_largest_saving,
@@ -146,20 +144,19 @@ CLAIMS = (
     ),
     _saving(
         "article-forty-percent",
-        "text",
         "40",
         "Up to 40% of the parameters can be saved by removing projections.",
+        place="text",
     ),
     _saving(
         "article-pruning-parameters",
-        "table of approaches, QKV pruning",
         "30",
         "Removing projections saves at least 30% of the parameters.",
+        place="table of approaches, QKV pruning",
     ),
     Claim(
         name="study-parameters-300m",
         text="The seven 300M models have the numbers of parameters that were released with them.",
-        source=STUDY,
         place="released parameter counts, 300M",
         quantity="parameters of " + " · ".join(f"`{arm}`" for arm in RELEASED),
         arithmetic=_released,
@@ -169,7 +166,6 @@ CLAIMS = (
     Claim(
         name="study-qgqa4-released",
         text="Q-GQA-4 has four groups, the released parameter count, and saves 87.5% of the cache.",
-        source=STUDY,
         place="table 4 and released configuration",
         quantity="parameters of `q,k=v/4` at 300M, and cache saved, percent",
         arithmetic=_qgqa4,

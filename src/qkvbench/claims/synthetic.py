@@ -3,7 +3,7 @@
 from functools import partial
 
 from qkvbench.claims.kit.arithmetic import Consistent, NotTestable
-from qkvbench.claims.kit.claim import STUDY, Arithmetic, Claim
+from qkvbench.claims.kit.claim import Arithmetic, Claim
 from qkvbench.claims.kit.figure import figure, mean
 from qkvbench.claims.kit.reported import SORT
 from qkvbench.claims.kit.runs import Expected, Runs
@@ -34,7 +34,6 @@ def _sort(name: str, arm: str, expected: Expected, text: str) -> Claim:
     return Claim(
         name=name,
         text=text,
-        source=STUDY,
         place="table of synthetic tasks, SORT",
         quantity=f"accuracy of `{arm}` on sorting digits, beside that of `q,k,v`",
         arithmetic=partial(_sorting, arm),
@@ -75,7 +74,6 @@ CLAIMS = (
     Claim(
         name="study-tied-never-harms",
         text="Sharing key and value does no harm on small tasks, whichever they are.",
-        source=STUDY,
         place="conclusion from its synthetic tasks, read as a rule",
         quantity="scores of `q,k=v` beside those of `q,k,v`; on recall, seeds that solve it",
         arithmetic=lambda: Arithmetic(
@@ -89,7 +87,6 @@ CLAIMS = (
     Claim(
         name="study-recall-by-heads",
         text="With its value tied to its key a model of four heads fails at associative recall.",
-        source=STUDY,
         place="authors' later runs of Keyless, commit ff3ef42",
         quantity="seeds of `q,k=v` that solve recall with four heads",
         arithmetic=lambda: Arithmetic(
@@ -102,7 +99,6 @@ CLAIMS = (
     Claim(
         name="study-synthetic-average",
         text="On five synthetic tasks sharing key and value scores 0.850, the baseline 0.851.",
-        source=STUDY,
         place="table of synthetic tasks",
         quantity="mean accuracy of `q,k=v` on five synthetic tasks",
         arithmetic=_average,

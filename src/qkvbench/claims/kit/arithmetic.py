@@ -73,7 +73,7 @@ class Undominated:
         text = claim.arithmetic().text
         if any(dominators(table, arm) for arm in self.arms):
             return Finding("refuted", text)
-        if any(possible_dominators(table, arm) for arm in self.arms):
+        if any(dominators(table, arm, certain=False) for arm in self.arms):
             return Finding("not distinguishable", text)
         return Finding("supported", text)
 
@@ -89,34 +89,24 @@ class NotTestable:
         return Finding("not testable here", claim.arithmetic().text, requires=self.requires)
 
 
-def dominators(table: Mapping[str, Point], arm: str) -> tuple[str, ...]:
-    """The rows that beat `arm` in one column and match it in the other, whatever the rounding."""
-    own = table[arm]
-    return tuple(
-        name
-        for name, row in table.items()
-        if name != arm and _dominates(row.loss.high - own.loss.low, row.cache - own.cache)
-    )
+def dominators(table: Mapping[str, Point], arm: str, *, certain: bool = True) -> tuple[str, ...]:
+    """The rows that beat `arm` in one column and are no worse in the other.
 
-
-def possible_dominators(table: Mapping[str, Point], arm: str) -> tuple[str, ...]:
-    """The rows that dominate `arm` for some values that round to the printed ones."""
+    This holds for all numbers that round to the printed ones if `certain`, otherwise for some.
+    """
     own = table[arm]
-    return tuple(
-        name
-        for name, row in table.items()
-        if name != arm and _dominates(row.loss.low - own.loss.high, row.cache - own.cache)
-    )
+
+    def dominates(row: Point) -> bool:
+        loss = row.loss.high - own.loss.low if certain else row.loss.low - own.loss.high
+        better = loss < -ROUNDING or row.cache < own.cache
+        return loss <= ROUNDING and row.cache <= own.cache and better
+
+    return tuple(name for name, row in table.items() if name != arm and dominates(row))
 
 
 def frontier(table: Mapping[str, Point]) -> tuple[str, ...]:
     """The rows that no other row dominates."""
     return tuple(arm for arm in table if not dominators(table, arm))
-
-
-def _dominates(loss: float, cache: float) -> bool:
-    """Whether neither difference is positive and one is negative."""
-    return loss <= ROUNDING and cache <= 0 and (loss < -ROUNDING or cache < 0)
 
 
 def _comparison(claim: Claim, *, otherwise: Verdict, relation: str) -> Finding:

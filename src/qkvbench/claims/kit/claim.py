@@ -39,9 +39,10 @@ class Source:
     citation: str
 
 
-ARTICLE = Source("article", "a news article on the study, June 2026", "article2026projections")
-STUDY = Source("study", "arXiv:2606.04032", "kayyam2026projections")
-SOURCES = (ARTICLE, STUDY)
+SOURCES = (
+    Source("article", "a news article on the study, June 2026", "article2026projections"),
+    Source("study", "arXiv:2606.04032", "kayyam2026projections"),
+)
 
 
 @dataclass(frozen=True)
@@ -82,20 +83,24 @@ class Finding:
 class Claim:
     """A claim of the literature in our words, and how it is decided.
 
-    ``name`` is its unique key in the ledger, and begins with the source's. ``figures`` are those
-    of the source as printed. ``tests`` are tried in order, and the first that can decide gives the
-    verdict; the last always can. ``recipe`` names the study whose runs bear on it.
+    ``name`` is its unique key in the ledger, and begins with the source's name. ``figures`` are
+    those of the source as printed. ``tests`` are tried in order, and the first that can decide
+    gives the verdict; the last always can. ``recipe`` names the study whose runs bear on it.
     """
 
     name: str
     text: str
-    source: Source
     place: str
     quantity: str
     arithmetic: Callable[[], Arithmetic]
     tests: "tuple[Test, ...]"
     figures: tuple[Figure, ...] = ()
     recipe: str | None = None
+
+    @property
+    def source(self) -> Source:
+        """The source, by the first word of the name."""
+        return next(source for source in SOURCES if source.name == self.name.split("-")[0])
 
 
 @runtime_checkable

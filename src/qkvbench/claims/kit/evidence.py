@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qkvbench.results.stats import Comparison, Count, Difference, Tally, boschloo, contrast
+from qkvbench.results.stats import Comparison, Difference, Tally, boschloo, contrast
 from qkvbench.results.store import Store
-from qkvbench.results.view import Cell, TaskView, View, view
+from qkvbench.results.view import TaskView, View, view
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,6 @@ class SolvedCounts:
 
 
 @dataclass(frozen=True)
-class NoComparison:
-    """The reason why the runs give no comparison."""
-
-    reason: str
-
-    @property
-    def text(self) -> str:
-        """The reason as a clause."""
-        return f"nothing is compared: {self.reason}"
-
-
-@dataclass(frozen=True)
 class Evidence:
     """The comparison of one arm with another on one task in one store.
 
@@ -102,7 +90,7 @@ class Evidence:
     steps: int
     parameters: int
     runs: tuple[str, ...]
-    outcome: ScoreDifference | SolvedCounts | NoComparison
+    outcome: ScoreDifference | SolvedCounts
 
     @property
     def text(self) -> str:
@@ -123,19 +111,31 @@ def collect_evidence(
     stores: Sequence[StoreView], tasks: Iterable[str], *, arm: str, against: str
 ) -> tuple[Evidence, ...]:
     """All comparisons of the two arms on these tasks; no run counts twice."""
-    collected = [
-        evidence
+    found = [
+        (store.name, task, _runs(task, against) + _runs(task, arm))
         for name in tasks
         for store in stores
         for task in store.view.tasks
-        if task.name == name
-        for evidence in [_evidence(store.name, task, arm, against)]
-        if evidence is not None
+        if task.name == name and _runs(task, arm) and _runs(task, against)
     ]
+    # A store is skipped if another has the same runs and more, or the same and comes first.
+    sets = [set(runs) for _, _, runs in found]
     return tuple(
-        evidence
-        for index, evidence in enumerate(collected)
-        if not _is_duplicate(evidence, index, collected)
+        Evidence(
+            store=store,
+            task=task.name,
+            arm=arm,
+            against=against,
+            seeds=len(task.cell(arm).scores),
+            steps=task.steps,
+            parameters=task.costs[against].total_parameters,
+            runs=runs,
+            outcome=outcome,
+        )
+        for index, (store, task, runs) in enumerate(found)
+        if not any(sets[index] < other for other in sets) and sets.index(sets[index]) == index
+        for outcome in [_outcome(task, arm, against)]
+        if outcome is not None
     )
 
 
@@ -148,68 +148,31 @@ def kernels(stores: Sequence[StoreView]) -> tuple[tuple[str, str, str], ...]:
     )
 
 
-def _is_duplicate(evidence: Evidence, index: int, collected: Sequence[Evidence]) -> bool:
-    """Whether another comparison has all of these runs, and more of them or a smaller index."""
-    runs = set(evidence.runs)
-    return any(
-        runs < set(other.runs) or (runs == set(other.runs) and i < index)
-        for i, other in enumerate(collected)
-    )
+def _runs(task: TaskView, arm: str) -> tuple[str, ...]:
+    return tuple(run.id for cell in task.cells if cell.variant == arm for run in cell.runs)
 
 
-def _evidence(store: str, task: TaskView, arm: str, against: str) -> Evidence | None:
-    cells = {cell.variant: cell for cell in task.cells if cell.runs}
-    if arm not in cells or against not in cells:
-        return None
-    return Evidence(
-        store=store,
-        task=task.name,
-        arm=arm,
-        against=against,
-        seeds=len(cells[arm].scores),
-        steps=task.steps,
-        parameters=task.costs[against].total_parameters,
-        runs=tuple(run.id for name in (against, arm) for run in cells[name].runs),
-        outcome=_outcome(task, cells, arm, against),
-    )
-
-
-def _outcome(
-    task: TaskView, cells: dict[str, Cell], arm: str, against: str
-) -> ScoreDifference | SolvedCounts | NoComparison:
+def _outcome(task: TaskView, arm: str, against: str) -> ScoreDifference | SolvedCounts | None:
+    """The comparison of the two arms; None if the runs are too few or incomplete."""
     result = task.result
-    if result.standing != "compared":
-        return NoComparison(result.standing)
-    for name in (arm, against):
-        if name in result.incomplete:
-            return NoComparison(f"`{name}` is incomplete")
+    if result.standing != "compared" or {arm, against} & set(result.incomplete):
+        return None
+    is_baseline = against == result.baseline
     match result:
         case Comparison():
-            return _score_difference(task, result, cells, arm, against)
+            scores = {cell.variant: cell.scores for cell in task.cells if cell.runs}
+            difference = (
+                result.differences.get(arm)
+                if is_baseline
+                else contrast(scores, result, arms=(against, arm))
+            )
+            match difference:
+                case Difference(value, float(low), float(high), float(p)):
+                    metric = task.metric.name.replace("_", " ")
+                    return ScoreDifference(metric, task.metric.better, value, low, high, p)
+                case _:
+                    return None
         case Tally(counts=counts):
-            return _solved_counts(counts[arm], counts[against], baseline=against == result.baseline)
-
-
-def _score_difference(
-    task: TaskView, result: Comparison, cells: dict[str, Cell], arm: str, against: str
-) -> ScoreDifference | NoComparison:
-    difference: Difference | None = (
-        result.differences.get(arm)
-        if against == result.baseline
-        else contrast(
-            {name: cell.scores for name, cell in cells.items()}, result, arms=(against, arm)
-        )
-    )
-    match difference:
-        case Difference(value, float(low), float(high), float(p)):
-            name = task.metric.name.replace("_", " ")
-            return ScoreDifference(name, task.metric.better, value, low, high, p)
-        case _:
-            return NoComparison("no interval")
-
-
-def _solved_counts(arm: Count, other: Count, *, baseline: bool) -> SolvedCounts | NoComparison:
-    p = arm.p if baseline else boschloo(arm.solved, other.solved, seeds=arm.seeds)
-    if p is None:
-        return NoComparison("no test")
-    return SolvedCounts(arm.solved, other.solved, arm.seeds, p)
+            own, other = counts[arm], counts[against]
+            p = own.p if is_baseline else boschloo(own.solved, other.solved, seeds=own.seeds)
+            return None if p is None else SolvedCounts(own.solved, other.solved, own.seeds, p)

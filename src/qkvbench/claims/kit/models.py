@@ -31,14 +31,8 @@ def gpt2_small() -> Model:
     )
 
 
-def study_300m() -> Model:
-    """The study's smaller language model."""
-    return PRESETS["gpt-300m"]()
-
-
-def study_1_2b() -> Model:
-    """The study's larger language model."""
-    return PRESETS["gpt-1.2b"]()
+# The study's language models.
+study_300m, study_1_2b = PRESETS["gpt-300m"], PRESETS["gpt-1.2b"]
 
 
 def study_synthetic() -> tuple[Model, Model]:

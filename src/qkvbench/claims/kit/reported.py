@@ -5,12 +5,10 @@ predict make all perplexities, and the differences between them, smaller.
 """
 
 import math
-from collections.abc import Mapping
 
 from qkvbench.claims.kit.arithmetic import Point
 from qkvbench.claims.kit.figure import Figure, change, figure
 from qkvbench.claims.kit.models import cache_ratio, study_1_2b, study_300m
-from qkvbench.model import Model
 
 # arXiv:2606.04032, table 4: validation perplexity of the 300M models.
 PERPLEXITY_300M = {
@@ -76,24 +74,20 @@ LATER_PERPLEXITY = {"q,k,v": figure("20.818"), "q,k=v": figure("21.280")}
 LATER_LOSS_NATS = figure("3.058")
 
 
-def points_300m() -> dict[str, Point]:
-    """Perplexity and share of the cache, for each variant of the 300M table."""
-    return _points(PERPLEXITY_300M, study_300m())
+# Perplexities with the model, by its size.
+TABLES = {"300M": (PERPLEXITY_300M, study_300m), "1.2B": (PERPLEXITY_1_2B, study_1_2b)}
 
 
-def points_1_2b() -> dict[str, Point]:
-    """Perplexity and share of the cache, for each variant of the 1.2B table."""
-    return _points(PERPLEXITY_1_2B, study_1_2b())
+def points(size: str) -> dict[str, Point]:
+    """Perplexity and share of the baseline's cache, for each variant of the table of this size."""
+    table, model = TABLES[size]
+    return {arm: Point(loss, cache_ratio(model(), arm)) for arm, loss in table.items()}
 
 
-def loss_300m(variant: str) -> Figure:
-    """Perplexity lost against `q,k,v` at 300M, percent, from the printed perplexities."""
-    return change(PERPLEXITY_300M[variant], PERPLEXITY_300M["q,k,v"])
-
-
-def loss_1_2b(variant: str) -> Figure:
-    """Perplexity lost against `q,k,v` at 1.2B, percent, from the printed perplexities."""
-    return change(PERPLEXITY_1_2B[variant], PERPLEXITY_1_2B["q,k,v"])
+def loss(arm: str, size: str = "300M") -> Figure:
+    """Perplexity lost against `q,k,v`, percent, from the printed perplexities."""
+    table, _ = TABLES[size]
+    return change(table[arm], table["q,k,v"])
 
 
 def padding_share() -> float:
@@ -108,7 +102,3 @@ def padding_share() -> float:
 def loss_on_text(loss_percent: float, padding: float) -> float:
     """A loss of perplexity in percent, with the given share of padding, at no loss, left out."""
     return 100 * ((1 + loss_percent / 100) ** (1 / (1 - padding)) - 1)
-
-
-def _points(table: Mapping[str, Figure], model: Model) -> dict[str, Point]:
-    return {arm: Point(loss, cache_ratio(model, arm)) for arm, loss in table.items()}

@@ -8,7 +8,6 @@ from qkvbench import recipes
 from qkvbench.claims.kit.claim import Claim, Finding, Verdict
 from qkvbench.claims.kit.evidence import (
     Evidence,
-    NoComparison,
     ScoreDifference,
     SolvedCounts,
     StoreView,
@@ -105,20 +104,19 @@ class Runs:
 
     def combine(self, collected: Sequence[Evidence]) -> Finding | None:
         """The verdict of all comparisons together; None if there is none."""
-        compared = [each for each in collected if not isinstance(each.outcome, NoComparison)]
-        if not compared:
+        if not collected:
             return None
-        p = holm({str(index): _p(each) for index, each in enumerate(compared)})
+        p = holm({str(index): each.outcome.p for index, each in enumerate(collected)})
         verdicts: list[tuple[Evidence, Verdict]] = [
             (each, self._verdict(each.outcome, p[str(index)]))
-            for index, each in enumerate(compared)
+            for index, each in enumerate(collected)
         ]
         verdict = self._overall(verdicts)
-        decisive = [each for each, own in verdicts if own == verdict] or compared
+        decisive = [each for each, own in verdicts if own == verdict] or collected
         reason = "; ".join(_summary(each) for each in decisive)
-        others = len(compared) - len(decisive)
+        others = len(collected) - len(decisive)
         also = f"; {others} more {'does' if others == 1 else 'do'} not say so" if others else ""
-        return Finding(verdict, f"{reason}{also}.", evidence=tuple(compared))
+        return Finding(verdict, f"{reason}{also}.", evidence=tuple(collected))
 
     def _at_own_scale(self, collected: Sequence[Evidence]) -> Finding | None:
         finding = self.combine(collected)
@@ -132,7 +130,7 @@ class Runs:
         )
         return replace(finding, reason=reason)
 
-    def _verdict(self, outcome: ScoreDifference | SolvedCounts | NoComparison, p: float) -> Verdict:
+    def _verdict(self, outcome: ScoreDifference | SolvedCounts, p: float) -> Verdict:
         """The verdict of one comparison, whose p value is adjusted for all of the claim."""
         allowed = self.margin or 0.0
         no_worse = self.expected == "no worse"
@@ -168,11 +166,6 @@ class Runs:
             for task in self.tasks
             if task in study.seeds
         )
-
-
-def _p(evidence: Evidence) -> float:
-    assert not isinstance(evidence.outcome, NoComparison)
-    return evidence.outcome.p
 
 
 def _summary(evidence: Evidence) -> str:
