@@ -284,7 +284,7 @@ def test_a_scale_covers_its_own_tasks_and_sizes_only():
     assert not SYNTHETIC.covers("sort", smallest // 5)
     assert not SYNTHETIC.covers("sort", largest * 5)
     assert not SYNTHETIC.covers("recall", smallest)
-    assert AT_300M.sizes == (305_534_976, 305_534_976)
+    assert AT_300M.sizes == (305_534_976,)
     assert not AT_300M.covers("lm-reviews", 305_534_976)
 
 

@@ -35,7 +35,7 @@ def _loss(
     """A claim on the perplexity lost in percent; `recipe`, if any, tests its direction."""
     place, scale = {"300M": ("table 4", AT_300M), "1.2B": ("table 10", AT_1_2B)}[size]
     direction: Test = (
-        Runs(arm, "worse", ("lm-reviews",), scale) if recipe else NotTestable(scale.requires())
+        Runs(arm, "worse", ("lm-reviews",), scale) if recipe else NotTestable(scale.requires)
     )
     return Claim(
         name=name,

@@ -101,8 +101,3 @@ def signed(value: float, places: int) -> str:
 def percent(share: float, places: int = 1) -> str:
     """A share as percent."""
     return f"{100 * share:.{places}f}%".replace("-", "−")
-
-
-def millions(count: float) -> str:
-    """A parameter count in millions, two decimals."""
-    return f"{count / 1e6:.2f} M"

@@ -1,6 +1,6 @@
 """The models of the sources, and how much of them removing projections can save."""
 
-from qkvbench.claims.kit.figure import Figure, exact_figure, millions
+from qkvbench.claims.kit.figure import Figure, exact_figure
 from qkvbench.cost import attention_macs, cache_bytes_per_token, flops, macs, parameters
 from qkvbench.model import (
     PRESETS,
@@ -60,7 +60,7 @@ def total_parameters(model: Model, variant: str) -> int:
 def total_figure(model: Model, variant: str) -> Figure:
     """Parameters of the model with this variant, in millions."""
     count = total_parameters(model, variant)
-    return exact_figure(count / 1e6, millions(count))
+    return exact_figure(count / 1e6, f"{count / 1e6:.2f} M")
 
 
 def cache_ratio(model: Model, variant: str) -> float:

@@ -1,6 +1,6 @@
 """The test that runs decide: the expected direction for an arm, on which tasks, at which scale."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,38 +26,34 @@ Expected = Literal["worse", "no worse"]
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale of a claim: its source's smallest and largest model, and the setting.
+    """The scale of a claim: the source's models, and the setting.
 
-    ``models`` is None if the source does not give their sizes. ``requires`` describes the runs
-    that a test at this scale would need. ``tasks`` are those of this bench in the same setting;
-    often there is none.
+    ``models`` are the smallest and the largest, or the only one; none if the source does not give
+    their sizes. ``requires`` describes the runs that a test at this scale would need. ``tasks`` are
+    those of this bench in the same setting; often there is none.
     """
 
-    models: Callable[[], tuple[Model, Model]] | None
+    models: tuple[Model, ...]
     setting: str
-    requires: Callable[[], str]
+    requires: str
     tasks: tuple[str, ...] = ()
 
     @property
-    def sizes(self) -> tuple[int, int] | None:
-        """Parameters of the smallest and of the largest model."""
-        if self.models is None:
-            return None
-        smallest, largest = self.models()
-        return parameters(smallest).total, parameters(largest).total
+    def sizes(self) -> tuple[int, ...]:
+        """Parameters of the models."""
+        return tuple(parameters(model).total for model in self.models)
 
     def covers(self, task: str, size: int) -> bool:
         """Whether runs of this task and number of parameters are at this scale."""
-        if self.sizes is None or task not in self.tasks:
+        if not self.sizes or task not in self.tasks:
             return False
-        smallest, largest = self.sizes
-        return smallest / MAX_SIZE_RATIO <= size <= largest * MAX_SIZE_RATIO
+        return min(self.sizes) / MAX_SIZE_RATIO <= size <= max(self.sizes) * MAX_SIZE_RATIO
 
     def relative_size(self, size: int) -> str:
         """A number of parameters relative to the source's, in words."""
-        if self.sizes is None:
+        if not self.sizes:
             return f"{size:,} parameters"
-        smallest, largest = self.sizes
+        smallest, largest = min(self.sizes), max(self.sizes)
         if size < smallest:
             return f"1/{smallest / size:,.0f} of the source's parameters"
         if size > largest:
@@ -93,7 +89,7 @@ class Runs:
             reason = f"`qkvbench run {claim.recipe}` tests it."
             return Finding("not yet run", reason, other_scale=others)
         return Finding(
-            "not testable here", claim.arithmetic().text, self.scale.requires(), other_scale=others
+            "not testable here", claim.arithmetic().text, self.scale.requires, other_scale=others
         )
 
     def finding_at_own_scale(self, stores: Sequence[StoreView]) -> Finding | None:
