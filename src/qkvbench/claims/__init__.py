@@ -1,10 +1,10 @@
 """The ledger: claims of the literature with computed verdicts.
 
-Each module of this folder is a table of claims about one quantity, its value `CLAIMS`. A claim
-states in our words what a source says, where, and with which figures as printed; what arithmetic
-says about it; and the tests that give its verdict. A verdict is computed from shapes, from the
-source's own figures or from the stores of studies, and never typed. The figures of the sources are
-in this folder and nowhere else in the package. To add a claim, add a row to a table.
+Each module of this folder is a table of claims about one quantity, its value `CLAIMS`. A row has
+the claim in our words, its place in the source, the figures as printed, the arithmetic on them,
+and the tests that give the verdict. A verdict is computed from shapes, from the source's own
+figures or from the stores of studies, and never typed. The figures of the sources are in this
+folder and nowhere else in the package. To add a claim, add a row to a table.
 """
 
 import importlib

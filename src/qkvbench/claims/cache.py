@@ -12,7 +12,7 @@ from qkvbench.cost.units import bytes_text
 # A length of "32k", and the one at which the 1.2B table counts.
 TOKENS, BINARY_TOKENS = 32_000, 32_768
 
-# Cache that a draft says is kept, in percent.
+# Cache of the variants in percent of that of `q,k,v`, by a later draft.
 LATER_RATIOS = {"q=k=v": "33", "q=k,v": "50"}
 
 

@@ -65,7 +65,7 @@ def _adjusted_p(arm: str) -> float:
     return holm(raw)[arm]
 
 
-def _differs(arm: str) -> Arithmetic:
+def _arithmetic(arm: str) -> Arithmetic:
     """The difference and its standard error."""
     near_chance = [
         name
@@ -86,7 +86,7 @@ def _five_shot(name: str, arm: str, direction: Literal["lower", "higher"], resul
         text=f"At 1.2B, {result} five-shot accuracy.",
         place="table 11 and slide 8, seen in one secondary source",
         quantity=f"mean five-shot accuracy of `{arm}` on five benchmarks, beside that of `q,k,v`",
-        arithmetic=partial(_differs, arm),
+        arithmetic=partial(_arithmetic, arm),
         tests=(FiveShot(arm, direction),),
         figures=(FIVE_SHOT[arm],),
     )

@@ -92,7 +92,7 @@ class NotTestable:
 def dominators(table: Mapping[str, Point], arm: str, *, certain: bool = True) -> tuple[str, ...]:
     """The rows that beat `arm` in one column and are no worse in the other.
 
-    This holds for all numbers that round to the printed ones if `certain`, otherwise for some.
+    If `certain`, for all numbers that round to the printed ones; otherwise for some.
     """
     own = table[arm]
 
