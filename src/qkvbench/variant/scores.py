@@ -70,6 +70,10 @@ class Scores:
             )
 
 
+# The fields that a plan holds as derivations, mask and biases; any other is read from its scores.
+IN_PLAN = frozenset({"normed", "correction", "diagonal", "window", "sinks"})
+
+
 @dataclass(frozen=True)
 class Suffix:
     """The fields of `Scores` that a suffix sets; with `number`, the field that its number sets."""
