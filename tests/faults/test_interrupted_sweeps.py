@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a sweep with nothing left running; the same command goes on."""
+"""Ctrl-C and SIGTERM end a sweep with no process left; the same command resumes it."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import pytest
 from faults.sweeps import alive, begun, family, free_of_claims, statuses, under_way, until
 from qkvbench.results.store import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("foreground")]
 
 
 def _resumed(out):
@@ -22,7 +22,7 @@ def _resumed(out):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_once_ends_the_runs_with_a_checkpoint_and_a_note(tmp_path, number, code):
+def test_one_signal_ends_the_runs_with_a_checkpoint_and_a_note(tmp_path, number, code):
     out = tmp_path / "study"
     sweep = begun(out, "--jobs", "2")
     running = under_way(out)
@@ -46,7 +46,7 @@ def test_once_ends_the_runs_with_a_checkpoint_and_a_note(tmp_path, number, code)
     _resumed(out)
 
 
-def test_twice_ends_at_once_what_does_not_end_by_itself(tmp_path):
+def test_a_second_signal_ends_at_once_a_run_that_does_not_end_by_itself(tmp_path):
     out = tmp_path / "study"
     sweep = begun(out, "--jobs", "1")
     (worker,) = under_way(out)

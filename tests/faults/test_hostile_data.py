@@ -1,4 +1,4 @@
-"""Fault 12: what a stranger wrote is read as data: it runs nothing and reaches nothing."""
+"""A file from a stranger is read as data: it runs no code and reaches nothing outside."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Fault 1: a run that is killed at any moment goes on and has the bits of one that was not."""
+"""A run that is killed at any moment resumes, with the bits of a run that was never killed."""
 
 import random
 from dataclasses import replace
@@ -59,7 +59,7 @@ def test_a_run_that_is_killed_again_and_again_has_the_bits_of_one_that_was_not(
     ],
     ids=["fp16 and its scale", "activations made again", "compiled"],
 )
-def test_so_has_one_that_is_carried_out_otherwise(changed, training, tmp_path):
+def test_a_killed_run_in_another_mode_of_execution_has_the_bits_of_one_that_was_not(changed, training, tmp_path):
     short = replace(TRAINING, steps=16, **training)
     alone, often = whole_and_killed(experiment(training=short, **changed), tmp_path, 1, seed=3)
     assert alone["record"]["status"] == "done", alone["record"]["reason"]

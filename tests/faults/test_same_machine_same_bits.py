@@ -1,4 +1,4 @@
-"""Fault 13: same machine, same threads: the same bits, in whatever process and order."""
+"""The same machine and number of threads give the same bits, in any process and any order."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def test_a_fresh_process_has_the_bits_of_another_and_another_seed_has_not(tmp_pa
 
 
 @pytest.mark.slow
-def test_two_threads_are_another_run_that_repeats_as_well(tmp_path):
+def test_a_run_with_two_threads_is_another_run_and_repeats_as_well(tmp_path):
     ends = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -36,7 +36,7 @@ def test_two_threads_are_another_run_that_repeats_as_well(tmp_path):
     assert ends[0]["record"]["id"] != experiment(training=SHORT).id
 
 
-def test_to_go_on_with_other_threads_is_told_and_begins_anew(tmp_path, caplog):
+def test_a_checkpoint_of_another_number_of_threads_is_named_and_the_run_begins_anew(tmp_path, caplog):
     two = experiment(training=replace(SHORT, steps=2), threads=2)
     place = saved(tmp_path, two, [1])
     one = replace(two, threads=1)

@@ -1,4 +1,4 @@
-"""Fault 3: a damaged checkpoint is found by hash, named, set aside; the one before is used."""
+"""A damaged checkpoint is detected by its hash, named and set aside; the one before is used."""
 
 import logging
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Fault 2: a process that dies inside a save loses that checkpoint and nothing before it."""
+"""A process that dies inside a save loses that checkpoint and no earlier one."""
 
 import signal
 from dataclasses import replace
@@ -20,12 +20,12 @@ MOMENTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("moment", "kept"), MOMENTS.items(), ids=list(MOMENTS))
-def test_who_dies_inside_a_save_goes_on_from_the_checkpoint_before(moment, kept, tmp_path):
+def test_a_run_that_dies_inside_a_save_resumes_from_the_last_whole_checkpoint(moment, kept, tmp_path):
     wanted = experiment(training=SHORT)
     process = begun(wanted, tmp_path, stage=(STEP, moment))
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    # What was not renamed lies there, and nobody takes it for a checkpoint.
+    # A temporary file is left, and is not taken for a checkpoint.
     assert bool(left_over(tmp_path)) == (kept < STEP)
 
     newest = next(often(tmp_path / "checkpoints").found(wanted))

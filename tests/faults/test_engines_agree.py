@@ -163,10 +163,14 @@ def test_a_worker_that_is_always_killed_ends_as_a_row_and_the_others_go_on(tmp_p
     assert workers(tmp_path) == []
 
 
-def test_every_engine_says_what_it_lacks_and_refuses_options_that_it_has_not():
+@pytest.mark.parametrize("name", ["local", "slurm", pytest.param("ray", marks=pytest.mark.slow)])
+def test_an_engine_whose_package_is_installed_lacks_nothing(name):
+    assert find(name).lacking() is None
+
+
+def test_every_engine_refuses_options_that_it_does_not_have():
     assert names() == ["local", "ray", "slurm"]
     for name in names():
-        assert find(name).lacking() is None
         with pytest.raises(ValueError, match="has no option 'wings=2'"):
             chosen(name, ["wings=2"])
     assert chosen("slurm", ["minutes=5", "partition=short"]).options.minutes == 5

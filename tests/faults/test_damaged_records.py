@@ -1,4 +1,4 @@
-"""What is no record is named with its reason, the rest is used, and nobody sees a traceback."""
+"""A damaged record is named with the reason, and the other records are used."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_strict_makes_them_an_exit_status(store):
     assert main(["report", str(store.path), "--strict", "--json"]) == 1
 
 
-def test_what_is_damaged_is_run_again_and_nothing_else(store):
+def test_runs_with_a_damaged_record_are_run_again_and_no_others(store):
     wanted = fake_study.experiments("digits")
     names = {damaged.path.stem for damaged in store.damaged()}
     missing = {each.id for each in to_run(wanted, Store(store.path))}
