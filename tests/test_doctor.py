@@ -1,7 +1,6 @@
 """The doctor lists what is installed and what really runs; a failure is a row with a remedy."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -18,17 +17,34 @@ def findings(capsys):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Without the looks that take a second."""
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._installed, doctor._data, doctor._compiler))
+    """Without the checks that import packages, which takes many seconds."""
+    checks = (doctor._machine, doctor._native, doctor._precisions, doctor._compiler, doctor._data)
+    monkeypatch.setattr(doctor, "LOOKS", checks)
 
 
-def test_everything_is_looked_at_and_the_main_job_can_run_here(capsys):
+def test_every_precision_is_tried(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "LOOKS", (doctor._backends,))
     status, rows = findings(capsys)
     assert status == 0
     for precision in PRECISIONS:
         assert "observed: " in rows["torch", f"{precision} product"]["found"]
         assert "rows read once" in rows["torch", f"{precision} decoding"]["found"]
         assert "scaled_dot_product" in rows["torch", f"{precision} training"]["found"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_findings_are_lines_of_text_and_a_conclusion(capsys):
+    assert main(["doctor"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "The main job can run" in out
+    assert max(map(len, out.splitlines())) <= doctor.WIDTH
+
+
+@pytest.mark.slow
+def test_everything_is_looked_at_and_the_main_job_can_run_here(capsys):
+    status, rows = findings(capsys)
+    assert status == 0
     assert {"installed", "extras", "machine", "torch", "data"} <= {topic for topic, _ in rows}
     assert all(row["remedy"] for row in rows.values() if row["verdict"] != "ok")
 

@@ -179,9 +179,10 @@ def test_the_script_works_from_another_folder_through_links(clone, tmp_path):
 
 
 def test_test_runs_the_chosen_tests(clone):
-    quick = "not slow and not nightly"
-    assert f"<-m><{quick}>" in clone("test", "-k", "law")[1]
-    assert clone("test", "-k", "law")[1].endswith("<-k><law>")
+    quick = clone("test", "-k", "law")[1]
+    assert "<-m><not slow and not nightly><-n><logical>" in quick
+    assert "<--dist><loadfile>" in quick
+    assert quick.endswith("<-k><law>")
     assert "<-m><slow and not nightly><-n><0>" in clone("test", "--slow")[1]
     assert "<-m><nightly><-n><0>" in clone("test", "--nightly")[1]
 

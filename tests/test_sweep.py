@@ -57,23 +57,30 @@ def carried_out(study, path, noted=None, jobs=2, *, fail_fast=False):
     return noted
 
 
-def test_a_study_is_run_once_and_the_same_call_again_runs_nothing(tmp_path):
-    first = carried_out(STUDY, tmp_path)
+@pytest.fixture(name="carried", scope="module")
+def _carried(tmp_path_factory):
+    """The folder of STUDY after it was carried out, and what was reported on the way."""
+    path = tmp_path_factory.mktemp("study")
+    return path, carried_out(STUDY, path)
+
+
+def test_a_study_is_run_once_and_the_same_call_again_runs_nothing(carried):
+    path, first = carried
     assert first.plans == [(4, 4)]
     assert {record.status for record in first.endings} == {"done"}
     assert first.measured == [2]
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")}
+    before = {each: each.stat().st_mtime_ns for each in path.glob("*/*.json")}
     assert len(before) == 4 + 2
 
-    again = carried_out(STUDY, tmp_path)
+    again = carried_out(STUDY, path)
     assert again.plans == [(0, 4)]
     assert again.endings == again.measured == []
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")} == before
+    assert {each: each.stat().st_mtime_ns for each in path.glob("*/*.json")} == before
 
 
-def test_an_arm_in_its_own_process_has_the_bits_of_one_that_runs_alone(tmp_path):
-    carried_out(STUDY, tmp_path)
-    for record in Store(tmp_path).runs().good:
+def test_an_arm_in_its_own_process_has_the_bits_of_one_that_runs_alone(carried):
+    path, _ = carried
+    for record in Store(path).runs().good:
         alone = run(next(each for each in STUDY.experiments() if each.id == record.id))
         assert alone.metrics == record.metrics
         assert alone.curve == record.curve

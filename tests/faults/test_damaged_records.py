@@ -20,8 +20,8 @@ DAMAGED = {
 
 @pytest.fixture(name="store")
 def _store(tmp_path):
-    """A whole study, in which the first file of each kind of damage stands for a record."""
-    store = fake_study.build(tmp_path / "study")
+    """A study in which one record has each kind of damage."""
+    store = fake_study.build(tmp_path / "study", tasks=("digits",))
     good = sorted((store.path / "runs").glob("*.json"), key=lambda path: path.name != f"{0:016x}")
     for place, content in zip(good[1:], DAMAGED.values(), strict=False):
         other = json.dumps(json.loads(place.read_text()) | {"id": "f" * 16}).encode()
