@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+BUDGET = Path(__file__).with_suffix(".toml")
 QUICK = "not slow"
 SHOWN = 10
 
@@ -16,8 +17,8 @@ SHOWN = 10
 class Budget:
     """A plugin that adds up the seconds of each file, of all workers together."""
 
-    def __init__(self, path: Path = Path(__file__).with_suffix(".toml")) -> None:
-        written = tomllib.loads(path.read_text())
+    def __init__(self) -> None:
+        written = tomllib.loads(BUDGET.read_text())
         self.default_s, self.files_s = written["default"], written["files"]
         self.spent_s: Counter[str] = Counter()
 

@@ -30,7 +30,7 @@ def pytest_configure(config):
 
 @pytest.fixture
 def foreground():
-    """Ctrl-C ends this process and its children: those of a background job inherit that it is ignored."""
+    """Ctrl-C interrupts, as in a terminal; a job in the background inherits that it is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -29,9 +29,15 @@ def whole_and_killed(wanted, tmp_path, kills, *, seed):
     return end(alone), end(often)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["q,k,v", "q,k=v"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("variant", "precision"),
+    [
+        pytest.param("q,k,v", "fp32", marks=pytest.mark.slow),
+        pytest.param("q,k=v", "bf16", marks=pytest.mark.slow),
+        pytest.param("q,k,v", "bf16", marks=pytest.mark.nightly),
+        pytest.param("q,k=v", "fp32", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_run_that_is_killed_again_and_again_has_the_bits_of_one_that_was_not(
     variant, precision, tmp_path
 ):
@@ -59,7 +65,9 @@ def test_a_run_that_is_killed_again_and_again_has_the_bits_of_one_that_was_not(
     ],
     ids=["fp16 and its scale", "activations made again", "compiled"],
 )
-def test_a_killed_run_in_another_mode_of_execution_has_the_bits_of_one_that_was_not(changed, training, tmp_path):
+def test_a_killed_run_in_another_mode_of_execution_has_the_bits_of_one_that_was_not(
+    changed, training, tmp_path
+):
     short = replace(TRAINING, steps=16, **training)
     alone, often = whole_and_killed(experiment(training=short, **changed), tmp_path, 1, seed=3)
     assert alone["record"]["status"] == "done", alone["record"]["reason"]

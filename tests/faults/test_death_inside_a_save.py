@@ -20,7 +20,9 @@ MOMENTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("moment", "kept"), MOMENTS.items(), ids=list(MOMENTS))
-def test_a_run_that_dies_inside_a_save_resumes_from_the_last_whole_checkpoint(moment, kept, tmp_path):
+def test_a_run_that_dies_inside_a_save_resumes_from_the_last_whole_checkpoint(
+    moment, kept, tmp_path
+):
     wanted = experiment(training=SHORT)
     process = begun(wanted, tmp_path, stage=(STEP, moment))
     process.join()

@@ -48,7 +48,9 @@ def test_the_claim_of_a_dead_process_is_taken_over_at_once(claims):
     assert list(claims.folder.iterdir()) == []
 
 
-def test_a_claim_without_a_heartbeat_on_another_machine_is_taken_over_after_a_while(claims, monkeypatch):
+def test_a_claim_without_a_heartbeat_on_another_machine_is_taken_over_after_a_while(
+    claims, monkeypatch
+):
     clock = [0.0]
     monkeypatch.setattr("qkvbench.sweep.claims.time.monotonic", lambda: clock[0])
     first = claims.take(RUN)

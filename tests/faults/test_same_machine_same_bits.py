@@ -36,7 +36,9 @@ def test_a_run_with_two_threads_is_another_run_and_repeats_as_well(tmp_path):
     assert ends[0]["record"]["id"] != experiment(training=SHORT).id
 
 
-def test_a_checkpoint_of_another_number_of_threads_is_named_and_the_run_begins_anew(tmp_path, caplog):
+def test_a_checkpoint_of_another_number_of_threads_is_named_and_the_run_begins_anew(
+    tmp_path, caplog
+):
     two = experiment(training=replace(SHORT, steps=2), threads=2)
     place = saved(tmp_path, two, [1])
     one = replace(two, threads=1)
