@@ -39,7 +39,7 @@ class Budget:
         if QUICK not in config.option.markexpr:
             return
         over_s = {file: spent - self.allowed_s(file) for file, spent in self.spent_s.items()}
-        terminalreporter.section(f"seconds, budget: {SHOWN} files of {len(over_s)}")
+        terminalreporter.section(f"seconds, budget: the worst of {len(over_s)} files")
         for file in sorted(over_s, key=over_s.__getitem__, reverse=True)[:SHOWN]:
             row = f"{self.spent_s[file]:7.1f} {self.allowed_s(file):5.0f}  {file}"
             terminalreporter.line(row, yellow=over_s[file] > 0)

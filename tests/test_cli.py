@@ -11,7 +11,7 @@ from multiprocessing import forkserver
 import pytest
 
 import fake_study
-from faults.sweeps import alive, begun, family, under_way, until
+from faults.sweeps import alive, family, start, under_way, until
 from qkvbench import recipes, reports, tasks
 from qkvbench.cli import ls, main, names
 from qkvbench.cli.parser import parsed
@@ -372,7 +372,7 @@ def test_a_smoke_of_each_whole_recipe_runs_to_its_page(recipe, tmp_path):
 )
 @pytest.mark.usefixtures("foreground")
 def test_a_signal_ends_the_study_and_its_processes_without_a_traceback(number, status, tmp_path):
-    study = begun(tmp_path, plan=("--variants", "q,k,v", "--tasks", "sort"))
+    study = start(tmp_path, plan=("--variants", "q,k,v", "--tasks", "sort"))
     under_way(tmp_path)
     members = family(study)
     study.send_signal(number)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from faults.runs import TRAINING, begun, end, experiment, killed_after
+from faults.runs import TRAINING, end, experiment, kill_after, start
 
 KILLS = 3
 
@@ -16,14 +16,14 @@ def whole_and_killed(wanted, tmp_path, kills, *, seed):
     alone, often = tmp_path / "alone", tmp_path / "often"
     for folder in (alone, often):
         folder.mkdir()
-    process = begun(wanted, alone)
+    process = start(wanted, alone)
     process.join()
     for _ in range(kills):
         # A step and its checkpoint take some hundredths of a second.
-        killed_after(begun(wanted, often), often, moments.randint(2, 7), moments.random() / 30)
-    process = begun(wanted, often, stage=(wanted.training.steps - 4, "flushed, not renamed"))
+        kill_after(start(wanted, often), often, moments.randint(2, 7), moments.random() / 30)
+    process = start(wanted, often, stage=(wanted.training.steps - 4, "flushed, not renamed"))
     process.join()
-    process = begun(wanted, often)
+    process = start(wanted, often)
     process.join()
     assert process.exitcode == 0
     return end(alone), end(often)

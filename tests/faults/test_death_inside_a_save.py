@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from faults.runs import TRAINING, begun, end, experiment, left_over, often
+from faults.runs import TRAINING, end, every_step, experiment, left_over, start
 
 STEP = 5
 SHORT = replace(TRAINING, steps=8)
@@ -24,17 +24,17 @@ def test_a_run_that_dies_inside_a_save_resumes_from_the_last_whole_checkpoint(
     moment, kept, tmp_path
 ):
     wanted = experiment(training=SHORT)
-    process = begun(wanted, tmp_path, stage=(STEP, moment))
+    process = start(wanted, tmp_path, stage=(STEP, moment))
     process.join()
     assert process.exitcode == -signal.SIGKILL
     # A temporary file is left, and is not taken for a checkpoint.
     assert bool(left_over(tmp_path)) == (kept < STEP)
 
-    newest = next(often(tmp_path / "checkpoints").found(wanted))
+    newest = next(every_step(tmp_path / "checkpoints").found(wanted))
     assert newest.progress.step == kept
     assert left_over(tmp_path) == []
 
-    process = begun(wanted, tmp_path)
+    process = start(wanted, tmp_path)
     process.join()
     assert process.exitcode == 0
     ended = end(tmp_path)

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from faults.sweeps import begun, free_of_claims, killed, statuses, under_way, watched, workers
+from faults.sweeps import free_of_claims, kill, start, statuses, under_way, watch, workers
 from qkvbench.sweep.claims import Claims, LostError, Owner, _text, beating, me
 
 RUN = "0123456789abcdef"
@@ -109,10 +109,10 @@ def test_of_many_processes_that_take_over_a_dead_one_s_run_one_gets_it(claims):
 @pytest.mark.slow
 def test_two_sweepers_share_a_plan_and_a_run_of_the_killed_one_is_done_once(tmp_path):
     out = tmp_path / "study"
-    with watched(out) as (marks, _):
-        one, other = begun(out, "--jobs", "1"), begun(out, "--jobs", "1")
+    with watch(out) as (marks, _):
+        one, other = start(out, "--jobs", "1"), start(out, "--jobs", "1")
         under_way(out)
-        killed(one)
+        kill(one)
         _, said = other.communicate()
     assert other.returncode == 0, said
     assert statuses(out) == ["done"] * 4
@@ -124,12 +124,12 @@ def test_two_sweepers_share_a_plan_and_a_run_of_the_killed_one_is_done_once(tmp_
 @pytest.mark.slow
 def test_a_run_of_a_killed_sweeper_and_its_killed_worker_is_taken_over(tmp_path):
     out = tmp_path / "study"
-    with watched(out) as (marks, _):
-        one = begun(out, "--jobs", "1")
+    with watch(out) as (marks, _):
+        one = start(out, "--jobs", "1")
         (worker,) = under_way(out)
-        killed(one)
+        kill(one)
         os.kill(worker, signal.SIGKILL)
-        other = begun(out, "--jobs", "1")
+        other = start(out, "--jobs", "1")
         _, said = other.communicate()
     assert other.returncode == 0, said
     assert statuses(out) == ["done"] * 4

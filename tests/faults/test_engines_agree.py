@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from faults.sweeps import under_way, watched, workers
+from faults.sweeps import under_way, watch, workers
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store
 from qkvbench.sweep.engines import Chosen, chosen, find, names
@@ -64,7 +64,7 @@ def recorded(path):
 
 
 def test_local_processes_give_the_same_records_and_are_never_more_than_asked_for(tmp_path, alone):
-    with watched(tmp_path) as (marks, most):
+    with watch(tmp_path) as (marks, most):
         swept(PLAN, tmp_path, jobs=2)
     assert recorded(tmp_path) == alone
     assert [len(each) for each in marks.values()] == [1] * len(alone)
@@ -73,7 +73,7 @@ def test_local_processes_give_the_same_records_and_are_never_more_than_asked_for
 
 @pytest.mark.slow
 def test_submitit_gives_the_same_records_within_the_same_window(tmp_path, alone):
-    with watched(tmp_path) as (_, most):
+    with watch(tmp_path) as (_, most):
         swept(PLAN, tmp_path, "slurm", ["cluster=local"], jobs=2)
     assert recorded(tmp_path) == alone
     assert most == [2]
@@ -84,7 +84,7 @@ def test_submitit_gives_the_same_records_within_the_same_window(tmp_path, alone)
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # Ray's workers stand behind all others: a busy machine makes them wait
 def test_ray_gives_the_same_records(tmp_path, alone):
-    with watched(tmp_path) as (_, most):
+    with watch(tmp_path) as (_, most):
         swept(PLAN, tmp_path, "ray", jobs=2)
     assert recorded(tmp_path) == alone
     assert most == [2]

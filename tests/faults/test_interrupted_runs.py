@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from faults.runs import TRAINING, experiment, told
+from faults.runs import TRAINING, experiment, repeatable
 from qkvbench.train.checkpoint import Checkpoints
 from qkvbench.train.run import run
 
@@ -31,7 +31,7 @@ def test_a_run_that_is_asked_to_end_keeps_its_last_step_and_goes_on_there(number
     assert [found.progress.step for found in place.found(wanted)] == [4]
     again = run(wanted, checkpoints=place)
     assert again.observed.resumed == [4]
-    assert told(again) == told(run(wanted))
+    assert repeatable(again) == repeatable(run(wanted))
     place.remove(wanted)
     assert not place.folder(wanted).exists()
 
