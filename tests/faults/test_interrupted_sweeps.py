@@ -9,7 +9,11 @@ import pytest
 from faults.sweeps import alive, family, free_of_claims, start, statuses, under_way, until
 from qkvbench.results.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("foreground")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),  # two sweeps, one after the other: minutes on a busy machine
+    pytest.mark.usefixtures("foreground"),
+]
 
 
 def _resumed(out):
