@@ -47,9 +47,6 @@ from qkvbench.variant import parse
 SMALL = PRESETS["small-decoder"]()
 
 
-# --- A machine of our own: its clock moves only when an arm works. ---
-
-
 class Machine:
     """A clock with drift, noise, neighbours and a memory in which places differ."""
 
@@ -174,9 +171,6 @@ def test_the_interval_is_wilcoxon_s():
     assert math.log(found.value) == pytest.approx(np.median(means))
 
 
-# --- Samples ---
-
-
 @pytest.mark.parametrize(
     ("count", "carried"),
     [
@@ -203,9 +197,6 @@ def test_what_others_use_of_the_processors_is_all_less_ours():
     assert others(before, after) == 1.0
     assert others(before, replace(after, at_s=10.1)) is None
     assert others(before, Activity(12.0, 0.0, 6.0)) is None
-
-
-# --- Kernels ---
 
 
 def test_a_kernel_is_named_by_what_ran_and_a_fallback_is_said():
@@ -254,9 +245,6 @@ def test_an_operation_that_nobody_knows_is_named_by_its_time():
     seen = [Seen("aten::add", (), 1.0), Seen("ours::attend", (), 5.0)]
     assert named(seen) == "no attention known by name; most time in ours::attend"
     assert named([]) == "nothing was seen"
-
-
-# --- Workloads ---
 
 
 def test_measured_cache_bytes_are_those_of_the_filled_cache_and_halve_with_a_shared_root():
@@ -338,9 +326,6 @@ def test_memory_of_work_grows_with_what_it_works_on():
             for n in (64, 2048)
         )
     assert many - few > 4 * 1900 * 2 * 2 * 96 * 4
-
-
-# --- The bound ---
 
 
 def test_work_that_fails_has_no_memory():
@@ -437,9 +422,6 @@ def test_an_arm_that_fails_to_warm_up_is_untimed_in_its_place():
     assert isinstance(found.arms[1], Timed)
 
 
-# --- What was stored before ---
-
-
 def test_stored_measurements_still_load_and_keep_their_identity(request):
     studies = request.config.rootpath / "studies"
     found = [each for study in studies.iterdir() for each in Store(study).measurements().good]
@@ -448,9 +430,6 @@ def test_stored_measurements_still_load_and_keep_their_identity(request):
     # A study finds its measurements by this name: here is one, from before there were timings.
     model = tasks.find("lm-reviews").model
     assert identity(model, Conditions()) in {each.id for each in found}
-
-
-# --- The command ---
 
 
 def test_cached_rows_have_a_type_apart_from_the_weights_and_all_say_it(capsys):

@@ -17,7 +17,7 @@ PLAN = ("--variants", "q,k,v", "q,k=v", "--tasks", "sort", "--seeds", "2")
 WAIT_S = 280
 
 
-def begun(out, *words, plan=PLAN):
+def start(out, *words, plan=PLAN):
     """`qkvbench run` in a session of its own, as a terminal would have it."""
     command = [sys.executable, "-P", "-m", "qkvbench", "run", *plan, "--out", str(out), *words]
     return subprocess.Popen(
@@ -76,7 +76,7 @@ def alive(processes):
     ]
 
 
-def killed(process):
+def kill(process):
     """End a sweeper as nothing can refuse to be ended; what it has begun goes on."""
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -88,7 +88,7 @@ def statuses(out):
 
 
 @contextmanager
-def watched(out):
+def watch(out):
     """How often each record was written as done, and how many runs were claimed at a time."""
     marks, most, over = {}, [0], threading.Event()
 

@@ -1,4 +1,4 @@
-"""Of processes that learn together one is killed: the others end, and the same run goes on."""
+"""If one of the processes of a distributed run is killed, the others end, and the run resumes."""
 
 import json
 import subprocess

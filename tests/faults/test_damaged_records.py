@@ -1,4 +1,4 @@
-"""What is no record is named with its reason, the rest is used, and nobody sees a traceback."""
+"""A damaged record is named with the reason, and the other records are used."""
 
 import json
 
@@ -20,8 +20,8 @@ DAMAGED = {
 
 @pytest.fixture(name="store")
 def _store(tmp_path):
-    """A whole study, in which the first file of each kind of damage stands for a record."""
-    store = fake_study.build(tmp_path / "study")
+    """A study in which one record has each kind of damage."""
+    store = fake_study.build(tmp_path / "study", tasks=("digits",))
     good = sorted((store.path / "runs").glob("*.json"), key=lambda path: path.name != f"{0:016x}")
     for place, content in zip(good[1:], DAMAGED.values(), strict=False):
         other = json.dumps(json.loads(place.read_text()) | {"id": "f" * 16}).encode()
@@ -44,7 +44,7 @@ def test_strict_makes_them_an_exit_status(store):
     assert main(["report", str(store.path), "--strict", "--json"]) == 1
 
 
-def test_what_is_damaged_is_run_again_and_nothing_else(store):
+def test_runs_with_a_damaged_record_are_run_again_and_no_others(store):
     wanted = fake_study.experiments("digits")
     names = {damaged.path.stem for damaged in store.damaged()}
     missing = {each.id for each in to_run(wanted, Store(store.path))}

@@ -1,4 +1,4 @@
-"""Whatever is done to a store, in whatever order: what was done stays done, and damage is named."""
+"""After any sequence of operations on a store, done runs stay done and damage is named."""
 
 import shutil
 import tempfile

@@ -1,11 +1,11 @@
-"""Fault 1: a run that is killed at any moment goes on and has the bits of one that was not."""
+"""A run that is killed at any moment resumes, with the bits of a run that was never killed."""
 
 import random
 from dataclasses import replace
 
 import pytest
 
-from faults.runs import TRAINING, begun, end, experiment, killed_after
+from faults.runs import TRAINING, end, experiment, kill_after, start
 
 KILLS = 3
 
@@ -16,22 +16,28 @@ def whole_and_killed(wanted, tmp_path, kills, *, seed):
     alone, often = tmp_path / "alone", tmp_path / "often"
     for folder in (alone, often):
         folder.mkdir()
-    process = begun(wanted, alone)
+    process = start(wanted, alone)
     process.join()
     for _ in range(kills):
         # A step and its checkpoint take some hundredths of a second.
-        killed_after(begun(wanted, often), often, moments.randint(2, 7), moments.random() / 30)
-    process = begun(wanted, often, stage=(wanted.training.steps - 4, "flushed, not renamed"))
+        kill_after(start(wanted, often), often, moments.randint(2, 7), moments.random() / 30)
+    process = start(wanted, often, stage=(wanted.training.steps - 4, "flushed, not renamed"))
     process.join()
-    process = begun(wanted, often)
+    process = start(wanted, often)
     process.join()
     assert process.exitcode == 0
     return end(alone), end(often)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["q,k,v", "q,k=v"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("variant", "precision"),
+    [
+        pytest.param("q,k,v", "fp32", marks=pytest.mark.slow),
+        pytest.param("q,k=v", "bf16", marks=pytest.mark.slow),
+        pytest.param("q,k,v", "bf16", marks=pytest.mark.nightly),
+        pytest.param("q,k=v", "fp32", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_run_that_is_killed_again_and_again_has_the_bits_of_one_that_was_not(
     variant, precision, tmp_path
 ):
@@ -59,7 +65,9 @@ def test_a_run_that_is_killed_again_and_again_has_the_bits_of_one_that_was_not(
     ],
     ids=["fp16 and its scale", "activations made again", "compiled"],
 )
-def test_so_has_one_that_is_carried_out_otherwise(changed, training, tmp_path):
+def test_a_killed_run_in_another_mode_of_execution_has_the_bits_of_one_that_was_not(
+    changed, training, tmp_path
+):
     short = replace(TRAINING, steps=16, **training)
     alone, often = whole_and_killed(experiment(training=short, **changed), tmp_path, 1, seed=3)
     assert alone["record"]["status"] == "done", alone["record"]["reason"]

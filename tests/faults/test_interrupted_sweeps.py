@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a sweep with nothing left running; the same command goes on."""
+"""Ctrl-C and SIGTERM end a sweep with no process left; the same command resumes it."""
 
 import os
 import signal
@@ -6,14 +6,18 @@ import time
 
 import pytest
 
-from faults.sweeps import alive, begun, family, free_of_claims, statuses, under_way, until
+from faults.sweeps import alive, family, free_of_claims, start, statuses, under_way, until
 from qkvbench.results.store import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),  # two sweeps, one after the other: minutes on a busy machine
+    pytest.mark.usefixtures("foreground"),
+]
 
 
 def _resumed(out):
-    again = begun(out, "--jobs", "2")
+    again = start(out, "--jobs", "2")
     _, said = again.communicate()
     assert again.returncode == 0, said
     assert statuses(out) == ["done"] * 4
@@ -22,9 +26,9 @@ def _resumed(out):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_once_ends_the_runs_with_a_checkpoint_and_a_note(tmp_path, number, code):
+def test_one_signal_ends_the_runs_with_a_checkpoint_and_a_note(tmp_path, number, code):
     out = tmp_path / "study"
-    sweep = begun(out, "--jobs", "2")
+    sweep = start(out, "--jobs", "2")
     running = under_way(out)
     members = family(sweep)
     assert {each.pid for each in members} > set(running)
@@ -46,9 +50,9 @@ def test_once_ends_the_runs_with_a_checkpoint_and_a_note(tmp_path, number, code)
     _resumed(out)
 
 
-def test_twice_ends_at_once_what_does_not_end_by_itself(tmp_path):
+def test_a_second_signal_ends_at_once_a_run_that_does_not_end_by_itself(tmp_path):
     out = tmp_path / "study"
-    sweep = begun(out, "--jobs", "1")
+    sweep = start(out, "--jobs", "1")
     (worker,) = under_way(out)
     members = family(sweep)
     # It can answer nothing: the sweep waits for it, until it is told again.

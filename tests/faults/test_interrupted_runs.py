@@ -1,4 +1,4 @@
-"""A run that is asked to end keeps a checkpoint at that step, and goes on there."""
+"""A run that is interrupted keeps a checkpoint of its last step and resumes there."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from faults.runs import TRAINING, experiment, told
+from faults.runs import TRAINING, experiment, repeatable
 from qkvbench.train.checkpoint import Checkpoints
 from qkvbench.train.run import run
 
@@ -14,6 +14,7 @@ SHORT = replace(TRAINING, steps=6, evaluations=2)
 ENDS = {signal.SIGTERM: SystemExit, signal.SIGINT: KeyboardInterrupt}
 
 
+@pytest.mark.usefixtures("foreground")
 @pytest.mark.parametrize(("number", "error"), ENDS.items(), ids=["SIGTERM", "Ctrl-C"])
 def test_a_run_that_is_asked_to_end_keeps_its_last_step_and_goes_on_there(number, error, tmp_path):
     # No checkpoint is due by time in a run this short.
@@ -30,12 +31,12 @@ def test_a_run_that_is_asked_to_end_keeps_its_last_step_and_goes_on_there(number
     assert [found.progress.step for found in place.found(wanted)] == [4]
     again = run(wanted, checkpoints=place)
     assert again.observed.resumed == [4]
-    assert told(again) == told(run(wanted))
+    assert repeatable(again) == repeatable(run(wanted))
     place.remove(wanted)
     assert not place.folder(wanted).exists()
 
 
-def test_a_second_request_ends_it_at_once(tmp_path):
+def test_a_second_request_to_end_ends_a_run_at_once(tmp_path):
     wanted, place = experiment(training=SHORT), Checkpoints(tmp_path)
     reached = []
 
@@ -52,7 +53,7 @@ def test_a_second_request_ends_it_at_once(tmp_path):
     assert list(place.found(wanted)) == []
 
 
-def test_what_answers_signals_before_and_after_a_run_is_the_same(tmp_path):
+def test_the_signal_handlers_after_a_run_are_those_from_before(tmp_path):
     before = [signal.getsignal(number) for number in ENDS]
     run(experiment(training=replace(SHORT, steps=2)), checkpoints=Checkpoints(tmp_path))
     assert [signal.getsignal(number) for number in ENDS] == before

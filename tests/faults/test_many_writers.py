@@ -21,7 +21,7 @@ def _write(path, writer):
         store.write_run(records[(number + 5 * writer) % len(records)])
 
 
-def test_each_id_is_there_once_and_no_reader_sees_half_of_one(tmp_path):
+def test_many_writers_leave_each_record_once_and_no_reader_sees_half_a_record(tmp_path):
     store = Store(tmp_path / "study")
     context = get_context("forkserver")
     writers = [context.Process(target=_write, args=(store.path, n)) for n in range(WRITERS)]

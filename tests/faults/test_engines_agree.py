@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from faults.sweeps import under_way, watched, workers
+from faults.sweeps import under_way, watch, workers
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store
 from qkvbench.sweep.engines import Chosen, chosen, find, names
@@ -64,7 +64,7 @@ def recorded(path):
 
 
 def test_local_processes_give_the_same_records_and_are_never_more_than_asked_for(tmp_path, alone):
-    with watched(tmp_path) as (marks, most):
+    with watch(tmp_path) as (marks, most):
         swept(PLAN, tmp_path, jobs=2)
     assert recorded(tmp_path) == alone
     assert [len(each) for each in marks.values()] == [1] * len(alone)
@@ -73,7 +73,7 @@ def test_local_processes_give_the_same_records_and_are_never_more_than_asked_for
 
 @pytest.mark.slow
 def test_submitit_gives_the_same_records_within_the_same_window(tmp_path, alone):
-    with watched(tmp_path) as (_, most):
+    with watch(tmp_path) as (_, most):
         swept(PLAN, tmp_path, "slurm", ["cluster=local"], jobs=2)
     assert recorded(tmp_path) == alone
     assert most == [2]
@@ -84,7 +84,7 @@ def test_submitit_gives_the_same_records_within_the_same_window(tmp_path, alone)
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # Ray's workers stand behind all others: a busy machine makes them wait
 def test_ray_gives_the_same_records(tmp_path, alone):
-    with watched(tmp_path) as (_, most):
+    with watch(tmp_path) as (_, most):
         swept(PLAN, tmp_path, "ray", jobs=2)
     assert recorded(tmp_path) == alone
     assert most == [2]
@@ -163,10 +163,14 @@ def test_a_worker_that_is_always_killed_ends_as_a_row_and_the_others_go_on(tmp_p
     assert workers(tmp_path) == []
 
 
-def test_every_engine_says_what_it_lacks_and_refuses_options_that_it_has_not():
+@pytest.mark.parametrize("name", ["local", "slurm", pytest.param("ray", marks=pytest.mark.slow)])
+def test_an_engine_whose_package_is_installed_lacks_nothing(name):
+    assert find(name).lacking() is None
+
+
+def test_every_engine_refuses_options_that_it_does_not_have():
     assert names() == ["local", "ray", "slurm"]
     for name in names():
-        assert find(name).lacking() is None
         with pytest.raises(ValueError, match="has no option 'wings=2'"):
             chosen(name, ["wings=2"])
     assert chosen("slurm", ["minutes=5", "partition=short"]).options.minutes == 5

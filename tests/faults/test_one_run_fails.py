@@ -1,4 +1,4 @@
-"""Faults 8, 9, 10: a full disk, no memory, no number. One run ends as a row; the others go on."""
+"""A full disk, no memory, a loss that is NaN: one run ends as a row, and the others go on."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def test_a_full_disk_is_named_with_path_and_bytes_and_leaves_nothing_half(study,
     assert newest.progress.step == STEP - 1
 
 
-def test_no_number_stops_before_the_step_and_the_last_healthy_checkpoint_stays(study, runs):
+def test_a_nan_loss_stops_before_the_step_and_the_last_healthy_checkpoint_stays(study, runs):
     record = runs["q=k=v"]
     assert f"At step {STEP} of" in record.reason
     assert "the step was not taken" in record.reason
@@ -98,12 +98,12 @@ def test_no_number_stops_before_the_step_and_the_last_healthy_checkpoint_stays(s
     assert newest.progress.step == STEP - 1
 
 
-def test_what_failed_keeps_its_checkpoints_and_what_is_done_keeps_none(study, runs):
+def test_a_failed_run_keeps_its_checkpoints_and_a_done_run_keeps_none(study, runs):
     for variant, record in runs.items():
         assert checkpoints(study, record).exists() == (ENDS[variant] != "done"), variant
 
 
-def test_the_table_counts_what_failed(study):
+def test_the_table_counts_the_failed_runs(study):
     store, done = study
     for path in store.path.glob("runs/*.json"):
         json.loads(path.read_text(), parse_constant=pytest.fail)

@@ -1,4 +1,4 @@
-"""Fault 12: what a stranger wrote is read as data: it runs nothing and reaches nothing."""
+"""A file from a stranger is read as data: it runs no code and reaches nothing outside."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 import qkvbench.cli
 from fake_study import experiments, record
-from faults.runs import TRAINING, Numbers, experiment, often, progress, saved
+from faults.runs import TRAINING, Numbers, every_step, experiment, progress, save_steps
 from qkvbench.data.cache import sha256_of
 from qkvbench.results.store import Store
 from qkvbench.train.run import run
@@ -95,7 +95,7 @@ def test_a_pickle_in_a_checkpoint_s_place_is_set_aside_though_its_hash_is_right(
     tmp_path, canary, caplog
 ):
     wanted = experiment(training=TRAINING)
-    place = saved(tmp_path / "checkpoints", wanted, [1, 2])
+    place = save_steps(tmp_path / "checkpoints", wanted, [1, 2])
     folder = place.folder(wanted) / "step-000000002"
     sums = (folder / "SHA256SUMS").read_text()
     before = sha256_of(folder / "state.safetensors")
@@ -110,7 +110,7 @@ def test_an_array_of_objects_is_not_written_into_a_checkpoint(tmp_path, canary):
     wanted = experiment()
     hidden = {"weights.a": np.array([Evil(canary)], dtype=object)}
     with pytest.raises(Exception, match=r"(?i)object|dtype|type"):
-        often(tmp_path / "checkpoints").save(wanted, progress(wanted, 1), Numbers(hidden))
+        every_step(tmp_path / "checkpoints").save(wanted, progress(wanted, 1), Numbers(hidden))
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "0" * 15 + "/", "..", ""])
@@ -174,7 +174,7 @@ def test_a_name_that_is_a_path_or_a_program_names_nothing(
 
 def test_the_folders_of_a_run_stay_inside_the_store(tmp_path):
     wanted, store = experiment(), Store(tmp_path / "store")
-    place = often(store.checkpoints)
+    place = every_step(store.checkpoints)
     assert store.path in place.folder(wanted).parents
     assert run.__module__ == "qkvbench.train.run"
     place.save(wanted, progress(wanted, 1), Numbers({"weights.a": np.zeros(3, np.float32)}))

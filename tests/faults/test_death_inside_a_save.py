@@ -1,11 +1,11 @@
-"""Fault 2: a process that dies inside a save loses that checkpoint and nothing before it."""
+"""A process that dies inside a save loses that checkpoint and no earlier one."""
 
 import signal
 from dataclasses import replace
 
 import pytest
 
-from faults.runs import TRAINING, begun, end, experiment, left_over, often
+from faults.runs import TRAINING, end, every_step, experiment, left_over, start
 
 STEP = 5
 SHORT = replace(TRAINING, steps=8)
@@ -20,19 +20,21 @@ MOMENTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("moment", "kept"), MOMENTS.items(), ids=list(MOMENTS))
-def test_who_dies_inside_a_save_goes_on_from_the_checkpoint_before(moment, kept, tmp_path):
+def test_a_run_that_dies_inside_a_save_resumes_from_the_last_whole_checkpoint(
+    moment, kept, tmp_path
+):
     wanted = experiment(training=SHORT)
-    process = begun(wanted, tmp_path, stage=(STEP, moment))
+    process = start(wanted, tmp_path, stage=(STEP, moment))
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    # What was not renamed lies there, and nobody takes it for a checkpoint.
+    # A temporary file is left, and is not taken for a checkpoint.
     assert bool(left_over(tmp_path)) == (kept < STEP)
 
-    newest = next(often(tmp_path / "checkpoints").found(wanted))
+    newest = next(every_step(tmp_path / "checkpoints").found(wanted))
     assert newest.progress.step == kept
     assert left_over(tmp_path) == []
 
-    process = begun(wanted, tmp_path)
+    process = start(wanted, tmp_path)
     process.join()
     assert process.exitcode == 0
     ended = end(tmp_path)

@@ -1,4 +1,4 @@
-"""A run is somebody's or nobody's: of all that want it one gets it, and the dead hold nothing."""
+"""Of all sweepers that claim a run one gets it, and a dead process holds no claim."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from faults.sweeps import begun, free_of_claims, killed, statuses, under_way, watched, workers
+from faults.sweeps import free_of_claims, kill, start, statuses, under_way, watch, workers
 from qkvbench.sweep.leases import Claims, LostError, Owner, _text, beating, me
 
 RUN = "0123456789abcdef"
@@ -29,7 +29,7 @@ def _dead():
     return Owner(me().host, process.pid, me().born)
 
 
-def test_a_run_that_is_somebody_s_is_nobody_else_s_until_it_is_let_go(claims):
+def test_a_claimed_run_cannot_be_claimed_again_until_it_is_released(claims):
     first = claims.take(RUN)
     assert claims.take(RUN) is None
     claims.release(first)
@@ -48,7 +48,9 @@ def test_the_claim_of_a_dead_process_is_taken_over_at_once(claims):
     assert list(claims.folder.iterdir()) == []
 
 
-def test_a_heart_that_stands_still_elsewhere_is_taken_over_after_a_while(claims, monkeypatch):
+def test_a_claim_without_a_heartbeat_on_another_machine_is_taken_over_after_a_while(
+    claims, monkeypatch
+):
     clock = [0.0]
     monkeypatch.setattr("qkvbench.sweep.leases.time.monotonic", lambda: clock[0])
     first = claims.take(RUN)
@@ -63,7 +65,7 @@ def test_a_heart_that_stands_still_elsewhere_is_taken_over_after_a_while(claims,
     assert claims.take(RUN).number == 1
 
 
-def test_who_was_taken_over_hears_of_it_and_stops(claims, monkeypatch):
+def test_a_run_whose_claim_was_taken_over_stops(claims, monkeypatch):
     monkeypatch.setattr("qkvbench.sweep.leases.BEAT_S", 0.01)
     first = claims.take(RUN)
     with beating(claims, first) as tell:
@@ -78,7 +80,7 @@ def _told_for_ever(tell):
         tell(1, 0.5)
 
 
-def test_a_claim_that_is_only_just_being_written_is_nobody_s_to_take(claims):
+def test_a_claim_that_is_still_being_written_cannot_be_taken_over(claims):
     claims.folder.mkdir()
     (claims.folder / f"{RUN}.0").write_bytes(b"")
     assert claims.take(RUN) is None
@@ -89,7 +91,7 @@ def _wins(folder, runs):
     return [run for run in runs if claims.take(run) is not None]
 
 
-def test_of_many_that_take_over_from_the_dead_one_gets_each_run(claims):
+def test_of_many_processes_that_take_over_a_dead_one_s_run_one_gets_it(claims):
     runs = [f"{number:016x}" for number in range(50)]
     dead = _dead()
     for number, run in enumerate(runs):
@@ -105,12 +107,12 @@ def test_of_many_that_take_over_from_the_dead_one_gets_each_run(claims):
 
 
 @pytest.mark.slow
-def test_two_sweepers_share_a_plan_and_what_a_killed_one_has_begun_is_done_once(tmp_path):
+def test_two_sweepers_share_a_plan_and_a_run_of_the_killed_one_is_done_once(tmp_path):
     out = tmp_path / "study"
-    with watched(out) as (marks, _):
-        one, other = begun(out, "--jobs", "1"), begun(out, "--jobs", "1")
+    with watch(out) as (marks, _):
+        one, other = start(out, "--jobs", "1"), start(out, "--jobs", "1")
         under_way(out)
-        killed(one)
+        kill(one)
         _, said = other.communicate()
     assert other.returncode == 0, said
     assert statuses(out) == ["done"] * 4
@@ -120,14 +122,14 @@ def test_two_sweepers_share_a_plan_and_what_a_killed_one_has_begun_is_done_once(
 
 
 @pytest.mark.slow
-def test_what_a_killed_sweeper_and_its_killed_worker_held_is_taken_over(tmp_path):
+def test_a_run_of_a_killed_sweeper_and_its_killed_worker_is_taken_over(tmp_path):
     out = tmp_path / "study"
-    with watched(out) as (marks, _):
-        one = begun(out, "--jobs", "1")
+    with watch(out) as (marks, _):
+        one = start(out, "--jobs", "1")
         (worker,) = under_way(out)
-        killed(one)
+        kill(one)
         os.kill(worker, signal.SIGKILL)
-        other = begun(out, "--jobs", "1")
+        other = start(out, "--jobs", "1")
         _, said = other.communicate()
     assert other.returncode == 0, said
     assert statuses(out) == ["done"] * 4

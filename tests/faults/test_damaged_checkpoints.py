@@ -1,4 +1,4 @@
-"""Fault 3: a damaged checkpoint is found by hash, named, set aside; the one before is used."""
+"""A damaged checkpoint is detected by its hash, named and set aside; the one before is used."""
 
 import logging
 from dataclasses import replace
@@ -6,7 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from faults.runs import TRAINING, Numbers, experiment, left_over, often, progress, saved, told
+from faults.runs import (
+    TRAINING,
+    Numbers,
+    every_step,
+    experiment,
+    left_over,
+    progress,
+    repeatable,
+    save_steps,
+)
 from qkvbench.data.cache import sha256_of
 from qkvbench.train.checkpoint import CheckpointError
 from qkvbench.train.run import run
@@ -44,7 +53,7 @@ def test_a_damaged_file_sets_its_checkpoint_aside_and_the_one_before_is_used(
     damage, name, tmp_path, caplog
 ):
     wanted = experiment()
-    place = saved(tmp_path, wanted, [7, 8])
+    place = save_steps(tmp_path, wanted, [7, 8])
     newest = place.folder(wanted) / "step-000000008"
     damage(newest / name)
     found = next(place.found(wanted))
@@ -63,7 +72,7 @@ def test_a_damaged_file_sets_its_checkpoint_aside_and_the_one_before_is_used(
 
 def test_a_file_that_is_missing_is_damage_too(tmp_path, caplog):
     wanted = experiment()
-    place = saved(tmp_path, wanted, [1, 2])
+    place = save_steps(tmp_path, wanted, [1, 2])
     (place.folder(wanted) / "step-000000002" / "state.safetensors").unlink()
     assert next(place.found(wanted)).progress.step == 1
     assert "state.safetensors" in caplog.text
@@ -71,7 +80,7 @@ def test_a_file_that_is_missing_is_damage_too(tmp_path, caplog):
 
 def test_a_checkpoint_of_another_run_is_not_used(tmp_path, caplog):
     wanted, other = experiment(), experiment("q,k,v")
-    place = saved(tmp_path, other, [2])
+    place = save_steps(tmp_path, other, [2])
     place.folder(other).rename(place.folder(wanted))
     assert list(place.found(wanted)) == []
     assert other.id in caplog.text
@@ -79,7 +88,7 @@ def test_a_checkpoint_of_another_run_is_not_used(tmp_path, caplog):
 
 def test_only_the_last_few_are_kept(tmp_path):
     wanted = experiment()
-    place = saved(tmp_path, wanted, range(1, 6))
+    place = save_steps(tmp_path, wanted, range(1, 6))
     names = sorted(path.name for path in place.folder(wanted).iterdir())
     assert names == ["step-000000004", "step-000000005"]
     place.remove(wanted)
@@ -88,7 +97,7 @@ def test_only_the_last_few_are_kept(tmp_path):
 
 def test_the_same_step_again_takes_the_place_of_the_one_before(tmp_path):
     wanted = experiment()
-    place = saved(tmp_path, wanted, [3, 3])
+    place = save_steps(tmp_path, wanted, [3, 3])
     assert [found.progress.step for found in place.found(wanted)] == [3]
     assert left_over(tmp_path) == []
 
@@ -96,7 +105,7 @@ def test_the_same_step_again_takes_the_place_of_the_one_before(tmp_path):
 def test_a_folder_that_cannot_be_written_is_a_sentence_with_path_and_bytes(tmp_path):
     wanted = experiment()
     (tmp_path / "file").write_text("in the way")
-    place = often(tmp_path / "file")
+    place = every_step(tmp_path / "file")
     with pytest.raises(CheckpointError, match=r"file/.* of 60 bytes cannot be written"):
         place.save(
             wanted, progress(wanted, 1), Numbers({"weights.a": np.zeros((3, 5), np.float32)})
@@ -121,27 +130,27 @@ def test_a_run_with_a_damaged_checkpoint_comes_to_the_same_end(tmp_path, caplog)
     wanted = experiment(training=SHORT)
     alone = run(wanted)
     assert alone.status == "done", alone.reason
-    place = often(tmp_path)
+    place = every_step(tmp_path)
     cut_at(wanted, place, 5)
     folder = place.folder(wanted)
     flipped(folder / "step-000000004" / "state.safetensors")
     again = run(wanted, checkpoints=place)
     assert again.observed.resumed == [3]
-    assert told(again) == told(alone)
+    assert repeatable(again) == repeatable(alone)
 
     caplog.clear()
     for path in folder.glob("step-*[0-9]/state.safetensors"):
         flipped(path)
     anew = run(wanted, checkpoints=place)
     assert anew.observed.resumed == []
-    assert told(anew) == told(alone)
+    assert repeatable(anew) == repeatable(alone)
     assert "No checkpoint" in caplog.text
     assert "begins anew" in caplog.text
 
 
 def test_numbers_of_another_learner_are_refused_and_the_run_begins_anew(tmp_path, caplog):
     wanted = experiment(training=replace(SHORT, steps=2))
-    place = saved(tmp_path, wanted, [1])
+    place = save_steps(tmp_path, wanted, [1])
     with caplog.at_level(logging.WARNING):
         record = run(wanted, checkpoints=place)
     assert record.status == "done", record.reason

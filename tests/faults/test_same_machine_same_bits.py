@@ -1,10 +1,20 @@
-"""Fault 13: same machine, same threads: the same bits, in whatever process and order."""
+"""The same machine and number of threads give the same bits, in any process and any order."""
 
 from dataclasses import replace
 
 import pytest
 
-from faults.runs import SERVER, TRAINING, begun, end, experiment, learn, often, saved, told
+from faults.runs import (
+    SERVER,
+    TRAINING,
+    end,
+    every_step,
+    experiment,
+    learn,
+    repeatable,
+    save_steps,
+    start,
+)
 from qkvbench.train.run import run
 
 SHORT = replace(TRAINING, steps=6, evaluations=2)
@@ -15,7 +25,7 @@ def test_a_fresh_process_has_the_bits_of_another_and_another_seed_has_not(tmp_pa
     ends = []
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
         (tmp_path / name).mkdir()
-        process = begun(experiment(training=SHORT, seed=seed), tmp_path / name)
+        process = start(experiment(training=SHORT, seed=seed), tmp_path / name)
         process.join()
         ends.append(end(tmp_path / name))
     assert ends[0] == ends[1]
@@ -24,11 +34,11 @@ def test_a_fresh_process_has_the_bits_of_another_and_another_seed_has_not(tmp_pa
 
 
 @pytest.mark.slow
-def test_two_threads_are_another_run_that_repeats_as_well(tmp_path):
+def test_a_run_with_two_threads_is_another_run_and_repeats_as_well(tmp_path):
     ends = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        process = begun(experiment(training=SHORT, threads=2), tmp_path / name)
+        process = start(experiment(training=SHORT, threads=2), tmp_path / name)
         process.join()
         ends.append(end(tmp_path / name))
     assert ends[0] == ends[1]
@@ -36,9 +46,11 @@ def test_two_threads_are_another_run_that_repeats_as_well(tmp_path):
     assert ends[0]["record"]["id"] != experiment(training=SHORT).id
 
 
-def test_to_go_on_with_other_threads_is_told_and_begins_anew(tmp_path, caplog):
+def test_a_checkpoint_of_another_number_of_threads_is_named_and_the_run_begins_anew(
+    tmp_path, caplog
+):
     two = experiment(training=replace(SHORT, steps=2), threads=2)
-    place = saved(tmp_path, two, [1])
+    place = save_steps(tmp_path, two, [1])
     one = replace(two, threads=1)
     record = run(one, checkpoints=place)
     assert record.status == "done", record.reason
@@ -70,4 +82,4 @@ def test_the_order_of_the_arms_changes_no_result(tmp_path):
 
 def test_a_run_that_keeps_checkpoints_has_the_bits_of_one_that_keeps_none(tmp_path):
     wanted = experiment(training=SHORT)
-    assert told(run(wanted, checkpoints=often(tmp_path))) == told(run(wanted))
+    assert repeatable(run(wanted, checkpoints=every_step(tmp_path))) == repeatable(run(wanted))
