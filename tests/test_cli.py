@@ -284,7 +284,7 @@ RECOMPILED = """
 import numpy as np, torch
 from qkvbench import tasks
 from qkvbench.backends.torch import Learner, prepare
-from qkvbench.data.batch import UNSCORED, Batch
+from qkvbench.data.batch import IGNORE_INDEX, Batch
 from qkvbench.experiment import Experiment, Training
 
 prepare(1)
@@ -302,7 +302,7 @@ assert all(each.grad is None for each in learner.network.parameters())
 torch._dynamo.config.error_on_recompile = True
 for dropped in range(4):
     targets = batch.targets.copy()
-    targets[:dropped, 8] = UNSCORED
+    targets[:dropped, 8] = IGNORE_INDEX
     learner.gradients(Batch(batch.inputs, targets))
     learner.update(1e-3)
 """

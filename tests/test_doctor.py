@@ -73,7 +73,7 @@ def test_a_precision_that_does_not_work_is_a_row_and_the_others_are_looked_at(ca
             raise RuntimeError('"addmm_impl_cpu_" not implemented for BFloat16')
         return 0.001
 
-    monkeypatch.setattr(backend, "product_s", matmul_seconds)
+    monkeypatch.setattr(backend, "matmul_seconds", matmul_seconds)
     monkeypatch.setattr(
         backend, "attention_kernels", lambda precision: {"training": "math fallback"}
     )
@@ -148,7 +148,7 @@ def test_without_a_compiler_only_compiling_is_missing(capsys, monkeypatch):
     from qkvbench.backends import torch as backend
 
     # The answer is the one that `run --compile` is given.
-    monkeypatch.setattr(backend, "cannot_compile", lambda: "--compile needs a compiler.")
+    monkeypatch.setattr(backend, "compile_error", lambda: "--compile needs a compiler.")
     monkeypatch.setattr(doctor, "LOOKS", (doctor._compiler,))
     status, rows = findings(capsys)
     assert status == 0

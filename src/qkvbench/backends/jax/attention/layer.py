@@ -279,7 +279,7 @@ class Attention:
         query = self._absorb_into_query(weights, query, layer.maps)
         batch, heads, time, width = query.shape
         kept, key_heads = self.plan.cached_value, self.plan.key_heads
-        value, kind = layer.rows[tensor.name], weights["o.weight"].dtype
+        value, kind = layer.rows[kept.name], weights["o.weight"].dtype
         scaled = (query * self.plan.geometry.head_dim**-0.5).astype(kind)
         grouped = scaled.reshape(batch, key_heads, -1, width)
         if self.kernel is not None and time == 1 and lengths is None:
