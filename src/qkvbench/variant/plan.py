@@ -185,6 +185,11 @@ class Plan:
         found |= {f"scores.{name}" for name in _changed(self.scores) if name not in IN_PLAN}
         return frozenset(found | set(_changed(self)) - _STRUCTURE)
 
+    @property
+    def plain_scores(self) -> bool:
+        """True if the scores are q·k alone, under a mask: the attention of every library."""
+        return not any(name.startswith(("bias.", "scores.")) for name in self.features)
+
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         """Every learned tensor of the layer. Names are shared by all backends and files.
