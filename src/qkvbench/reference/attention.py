@@ -185,13 +185,15 @@ def attend(
     v: Float[np.ndarray, "keys _value_heads value_width"],
     shift: Float[np.ndarray, "heads queries keys"],
 ) -> Float[np.ndarray, "queries heads value_width"]:
-    """softmax(temperature·q·k / sqrt(head_dim) + shift)·v. arXiv:1706.03762, eq. 1.
+    """softmax(temperature·q·k / sqrt(head_dim) + shift)·v, q·k capped. arXiv:1706.03762, eq. 1.
 
     The width of `q` differs from head_dim if it has absorbed maps of K.
     """
     heads = q.shape[1]
     k, v = (np.repeat(each, heads // each.shape[1], axis=1) for each in (k, v))
     scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(plan.geometry.head_dim)
+    if cap := plan.scores.softcap:
+        scores = cap * np.tanh(scores / cap)
     scores = weights.get("correction.temperature", 1.0) * scores + shift
     attention_weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     attention_weights /= attention_weights.sum(axis=-1, keepdims=True)

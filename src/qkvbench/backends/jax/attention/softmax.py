@@ -75,6 +75,8 @@ class SoftmaxAttention:
         Rows and columns are at these positions, all of them before `end`.
         """
         scores = exact(products)
+        if cap := self.plan.scores.softcap:
+            scores = cap * jnp.tanh(scores / cap)
         for bias in self.plan.biases:
             if isinstance(bias, AlibiBias):
                 slopes = np.array(bias.slopes(self.plan.geometry.heads)).astype(scores.dtype)

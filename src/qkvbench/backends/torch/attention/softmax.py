@@ -111,6 +111,8 @@ class SoftmaxAttention(nn.Module):
         them before `end`.
         """
         scores = products.to(torch.promote_types(products.dtype, torch.float32))
+        if cap := self.scores.softcap:
+            scores = cap * torch.tanh(scores / cap)
         # Autocast would make products of features coarse.
         with torch.autocast(products.device.type, enabled=False):
             if self.correction:
