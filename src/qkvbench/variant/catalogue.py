@@ -9,7 +9,7 @@ from qkvbench.variant.spec import Variant
 
 @dataclass(frozen=True)
 class Entry:
-    """A named variant: where it comes from, or what it is meant to show.
+    """A named variant, with its origin or the hypothesis that it tests.
 
     ``origin`` is a citation (arXiv:id, section) or a stated hypothesis.
     """
@@ -104,7 +104,7 @@ CATALOGUE: tuple[Entry, ...] = (
 
 
 def named(text: str) -> Variant:
-    """The variant that a catalogue name or an equation means; ValueError where it is neither."""
+    """The variant that a catalogue name or an equation names; ValueError if it is neither."""
     entries = {entry.name: entry for entry in CATALOGUE}
     key = text.strip().lower()
     if key in entries:
@@ -120,5 +120,5 @@ def named(text: str) -> Variant:
 
 
 def name_of(variant: Variant) -> str | None:
-    """The catalogue's name of `variant`, where it has one."""
+    """The catalogue's name of `variant`, if it has one."""
     return next((entry.name for entry in CATALOGUE if entry.equation == write(variant)), None)
