@@ -113,7 +113,7 @@ class Experiment:
         own, other = self.model, self.init_from.model
         if (own.geometry, _blocks(own)) != (other.geometry, _blocks(other)):
             raise ValueError(
-                f"{self.task} cannot begin with the weights of {self.init_from.task}: all layers must "
+                f"{self.task} cannot begin with the weights of {self.init_from.task}: layers must all "
                 f"agree in attention and size.\nHere are {_layers(own)}; there {_layers(other)}."
             )
 

@@ -7,17 +7,70 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src/qkvbench"
 
 # Names that had a standard term all along; docs/glossary.md has the few words that are ours.
-RETIRED = """
-    Turner TurnedBack turned_back turned_coordinates NativePass TritonPass OnePass one_pass Rooms Pages Paged
-    RowType RowName ROW_TYPES ROW_NAMES UNSCORED Outcome redrawn Writing seen_through begin_with
-    level_bytes product_s sharpness Lane Meeting keep_end kept_on_the_way taken_up over_devices
-    likeliest searched beaten_s beating swept carry_out no_start stand_in nobody
-""".split()
+RETIRED = [
+    "Turner",
+    "TurnedBack",
+    "turned_back",
+    "turned_coordinates",
+    "NativePass",
+    "TritonPass",
+    "OnePass",
+    "one_pass",
+    "Rooms",
+    "Pages",
+    "Paged",
+    "RowType",
+    "RowName",
+    "ROW_TYPES",
+    "ROW_NAMES",
+    "UNSCORED",
+    "Outcome",
+    "redrawn",
+    "Writing",
+    "seen_through",
+    "begin_with",
+    "level_bytes",
+    "product_s",
+    "sharpness",
+    "Lane",
+    "Meeting",
+    "keep_end",
+    "kept_on_the_way",
+    "taken_up",
+    "over_devices",
+    "likeliest",
+    "searched",
+    "beaten_s",
+    "beating",
+    "swept",
+    "carry_out",
+    "no_start",
+    "stand_in",
+    "nobody",
+]
 # Functions are named by their result or their effect.
-PARTICIPLES = """
-    seen told kept found made asked ended said looked begun given drawn swept put opened spoken stated
-    converted checked inspected
-""".split()
+PARTICIPLES = [
+    "seen",
+    "told",
+    "kept",
+    "found",
+    "made",
+    "asked",
+    "ended",
+    "said",
+    "looked",
+    "begun",
+    "given",
+    "drawn",
+    "swept",
+    "put",
+    "opened",
+    "spoken",
+    "stated",
+    "converted",
+    "checked",
+    "inspected",
+]
 
 
 def _trees():

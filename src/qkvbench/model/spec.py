@@ -229,8 +229,8 @@ SELF, CROSS, ENCODER = "self", "cross", "encoder"
 class Init:
     """Standard deviations of the initial values; all are normal with mean 0.
 
-    ``weight_std`` None means 1/sqrt(fan-in). ``rotation_std`` is the size of the initial learned rotations:
-    the entries of their skew-symmetric generators have deviation ``rotation_std``/sqrt(head_dim).
+    ``weight_std`` None means 1/sqrt(fan-in). ``rotation_std`` is the size of initial learned
+    rotations: the entries of their skew-symmetric generators have deviation ``rotation_std``/sqrt(head_dim).
     """
 
     embedding_std: float

@@ -133,7 +133,7 @@ def rotation(
 
 
 def rope(rows: Heads, settings: Rope, positions: Positions) -> Heads:
-    """The rows with RoPE applied. arXiv:2104.09864, eq. 34, with coordinate i paired with i + half."""
+    """The rows with RoPE applied: arXiv:2104.09864, eq. 34, coordinate i paired with i + half."""
     half = settings.dims // 2
     frequency = settings.base ** (-np.arange(half) / half)
     angle = (positions[:, None] * frequency)[:, None, :]  # (time, 1, half)

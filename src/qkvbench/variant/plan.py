@@ -175,9 +175,9 @@ class Plan:
     def features(self) -> frozenset[str]:
         """Everything that a kernel over cached rows must support, by name.
 
-        Each field of the plan, its scores and its mask that is not at its default, each kind of bias
-        and of operation on read. A new field is a new feature, which no kernel supports unless it
-        says so.
+        Each field of the plan, its scores and its mask that is not at its default, each kind of
+        bias and of operation on read. A new field is a new feature, which no kernel supports unless
+        it names it.
         """
         found = {f"read.{type(op).__name__}" for op in self.key_ops_on_read}
         found |= {f"bias.{type(bias).__name__}" for bias in self.biases}

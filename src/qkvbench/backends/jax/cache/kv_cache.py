@@ -1,6 +1,7 @@
 """The key/value cache: for each layer the tensors that its plan caches, nothing else.
 
-It is a value: a step takes one and returns the next, in the same memory if the caller donates it. Rows are reserved for all tokens, or for as many as a window shows, which then lie in a ring.
+It is a value: a step takes one and returns the next, in the same memory if the caller donates it.
+Rows are reserved for all tokens, or, under a window, for its sinks and a ring of its length.
 """
 
 from collections.abc import Mapping

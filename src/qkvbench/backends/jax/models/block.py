@@ -26,7 +26,7 @@ OnAttention = Callable[[str, Attention, Weights, Stream, Lengths | None], None]
 
 
 class Source(NamedTuple):
-    """The input of cross-attention: a stream, and how many positions of each item are no padding."""
+    """The input of cross-attention: a stream, and the length of each item without padding."""
 
     stream: Float[Array, "_batch source_time d_model"]
     lengths: Int[Array, " _batch"] | None

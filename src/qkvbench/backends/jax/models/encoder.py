@@ -33,7 +33,7 @@ class Encoder:
         key: Key = None,
         on_attention: OnAttention = ignore,
     ) -> Float[Array, "batch places _features"]:
-        """The input of the head: the normed stream after the last block, at the predicting positions.
+        """The input of the head: the normed stream at the predicting positions.
 
         That is at each position, at the class token, or the mean over the positions that are read;
         for "which position", the score of each. `lengths` counts the positions that are read:

@@ -37,7 +37,7 @@ class SoftmaxAttention(nn.Module):
         self.plain = plan.plain_scores
         self.head_dim = plan.geometry.head_dim
         learned = [each for each in plan.parameters if each.name.startswith("correction.")]
-        # One by one: of a dict torch would sort the keys, and a gradient norm's bits depend on order.
+        # One by one: torch sorts the keys of a dict, and a gradient norm's bits depend on order.
         self.correction = nn.ParameterDict()
         for each in learned:
             self.correction[each.name.split(".")[1]] = nn.Parameter(_constant(each))

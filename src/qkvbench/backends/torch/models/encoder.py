@@ -47,7 +47,7 @@ class Encoder(nn.Module):
     def hidden(
         self, inputs: Num[Tensor, "batch time *features"], lengths: Lengths | None = None
     ) -> Float[Tensor, "batch places _features"]:
-        """The input of the head: the normed stream after the last block, at the predicting positions.
+        """The input of the head: the normed stream at the predicting positions.
 
         That is at each position, at the class token, or the mean over the positions that are read;
         for "which position", the score of each. `lengths` counts the positions that are read:
