@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-import qkvbench.hub  # noqa: F401 (so that the library knows qkv_mode)
+from qkvbench import hub
 from qkvbench.measure.samples import Step, ratio
 
 TOKENS, BATCH, VOCABULARY = 64, 4, 1024
@@ -46,6 +46,7 @@ SHAPES = {
     "bert": ("AutoModelForMaskedLM", {**_SIZES, "intermediate_size": 1024}),
 }
 LIBRARY = "library"
+hub.register()
 ARMS = ("q,k,v", LIBRARY, "shared", "no-key", "q,k=v", "q=k=v")
 
 

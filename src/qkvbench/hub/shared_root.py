@@ -6,18 +6,16 @@ K is V times a learned scale, with RoPE. transformers caches both. The layer's p
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from qkvbench.backends.torch.attention.ops import apply
 from qkvbench.hub.families import shared_root_plan
 from qkvbench.hub.growing_tensor import GrowingTensor, Heads
 from qkvbench.hub.key_only import TOLERANCE
 from qkvbench.hub.slim_attention import Mask, Queries, attention_weights, placeholder, tiles
-from qkvbench.variant.plan import Plan
+from qkvbench.variant.plan import ApplyRope, Plan, Scale
 
 # Kinds of RoPE whose frequencies depend on the length of the sequence: a row could not be rotated
 # on read as it was when it was new.
@@ -40,14 +38,22 @@ class KeyFromRoot:
         return 0
 
     def keys(self, roots: Heads, positions: Heads) -> Heads:
-        """K of these rows."""
-        rope = partial(self._apply_rope, positions)
-        scale = self.scale.to(roots.device)
-        return apply(self.plan.key_ops_on_read, roots, {}, lambda _: scale, rope)
+        """K of these rows, in the library's order of operations, so with its bits."""
+        keys = roots
+        for op in self.plan.key_ops_on_read:
+            match op:
+                case Scale():
+                    # Gemma's norm multiplies in fp32, whatever the dtype of the model is.
+                    scale = self.scale.to(roots.device).float()
+                    keys = (keys.float() * scale).type_as(roots)
+                case ApplyRope():
+                    keys = self._apply_rope(keys, positions)
+                case _:
+                    raise AssertionError("the plan of a shared root has a scale and RoPE")
+        return keys
 
-    def _apply_rope(self, positions: Heads, rows: Heads, *, back: bool = False) -> Heads:
-        """RoPE in the library's order of operations, so with its bits; `rows` is overwritten."""
-        assert not back, "V has no RoPE"
+    def _apply_rope(self, rows: Heads, positions: Heads) -> Heads:
+        """RoPE by the model's frequencies; `rows` is overwritten."""
         inverse = getattr(self.rotary_emb, f"{self.kind}_inv_freq").to(rows.device)
         factor = getattr(self.rotary_emb, f"{self.kind}_attention_scaling")
         # Partial RoPE rotates the first pairs; the frequency of the others is 0.
