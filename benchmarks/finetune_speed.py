@@ -46,7 +46,6 @@ SHAPES = {
     "bert": ("AutoModelForMaskedLM", {**_SIZES, "intermediate_size": 1024}),
 }
 LIBRARY = "library"
-hub.register()
 ARMS = ("q,k,v", LIBRARY, "shared", "no-key", "q,k=v", "q=k=v")
 
 
@@ -104,6 +103,7 @@ def measured(kind: str, blocks: int, rounds: int, clock: Callable[[], float]) ->
 
 def main() -> None:
     """Measure each shape."""
+    hub.register()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--blocks", type=int, default=8)

@@ -121,9 +121,10 @@ def print_conditions(folder: str) -> None:
         key, value = x @ weights.key, x @ weights.value
         value_map = torch.linalg.solve(weights.key.double(), weights.value.double()).float()
         error = ((key @ value_map - value).norm() / value.norm()).item()
+        verdict = "fits" if condition.fits else "refused"
         print(
             f"layer {condition.layer:2}  condition {condition.number:10.3g}  bound "
-            f"{condition.error_bound:.2g}  error {error:.2g}  {'fits' if condition.fits else 'refused'}"
+            f"{condition.error_bound:.2g}  error {error:.2g}  {verdict}"
         )
 
 

@@ -20,7 +20,7 @@ NEW = 40
 
 
 def random_gemma(folder: Path) -> Path:
-    """A folder with a small Gemma 4 whose full-attention layers make K and V from one projection."""
+    """A folder with a small Gemma 4 whose full-attention layers share K and V."""
     torch.manual_seed(0)
     config = Gemma4TextConfig(
         vocab_size=500,

@@ -42,7 +42,7 @@ from qkvbench.model import (
     transformer,
 )
 from qkvbench.variant import parse, write
-from qkvbench.variant.catalogue import named
+from qkvbench.variant.catalogue import CATALOGUE, named
 
 # Sums of some hundred products in fp64 differ in their last digits.
 EXACT = 1e-10
@@ -548,6 +548,11 @@ def test_a_plain_checkpoint_whose_config_has_a_mode_is_refused_by_load(kind, tmp
 def test_a_name_means_the_same_in_qkv_mode_and_in_the_catalogue(equation):
     name = {"q,k=R(q),v=R(q)": "shared", "q=k,v": "no-key"}[equation]
     assert write(named(name)) == equation == equations(name)
+
+
+def test_names_and_aliases_of_the_catalogue_are_all_different():
+    names = [name for entry in CATALOGUE for name in (entry.name, *entry.aliases)]
+    assert len(set(names)) == len(names)
 
 
 def test_a_model_of_ours_can_be_pickled():
