@@ -33,7 +33,7 @@ from transformers import (
 from qkvbench import hub
 from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.hub.families import ENCODERS, KEY_ONLY
-from qkvbench.hub.key_only import key_value_weights
+from qkvbench.hub.key_only import ValueFromKey, key_value_weights
 from qkvbench.hub.shared_root import keys_from_roots
 from qkvbench.hub.slim_cache import SlimCache, SlimLayer, storage_bytes
 
@@ -98,7 +98,8 @@ def compare(name: str, model: PreTrainedModel, tokens: int, batch: int, rounds: 
     kept = [layer for layer, other in pairs if isinstance(other, SlimLayer)]
     before = storage_bytes([tensor for layer in kept for tensor in (layer.keys, layer.values)])
     after = sum(layer.bytes for layer in caches[1].slim_layers)
-    tables = sum(layer.recipe.bytes() for layer in caches[1].slim_layers)
+    recipes = [layer.recipe for layer in caches[1].slim_layers]
+    maps = [each.value_map for each in recipes if isinstance(each, ValueFromKey)]
     low, middle, high = statistics.quantiles(
         [b / a for a, b in zip(library, ours, strict=True)], n=4
     )
@@ -106,7 +107,7 @@ def compare(name: str, model: PreTrainedModel, tokens: int, batch: int, rounds: 
         f"{name:8} batch {batch} {tokens:6} tokens  library {bytes_text(before):>9} "
         f"{seconds_text(statistics.median(library)):>8}  slim {bytes_text(after):>9} "
         f"({after / before:.3f}) {seconds_text(statistics.median(ours)):>8}  time x{middle:.2f} "
-        f"[{low:.2f}, {high:.2f}]  maps {bytes_text(tables)}",
+        f"[{low:.2f}, {high:.2f}]  maps {bytes_text(storage_bytes(maps))}",
         flush=True,
     )
 

@@ -105,10 +105,6 @@ class ValueFromKey:
     value_bias: Float[Tensor, "heads one head_dim"]
     tolerance: float
 
-    def bytes(self) -> int:
-        """Bytes beside the cached rows: the map has the size of W_V."""
-        return self.value_map.untyped_storage().nbytes()
-
 
 @torch.no_grad()
 def values_from_keys(

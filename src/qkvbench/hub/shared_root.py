@@ -33,10 +33,6 @@ class KeyFromRoot:
     kind: str
     tolerance: float = TOLERANCE
 
-    def bytes(self) -> int:
-        """Bytes beside the cached rows: none."""
-        return 0
-
     def keys(self, roots: Heads, positions: Heads) -> Heads:
         """K of these rows, in the library's order of operations, so with its bits."""
         keys = roots
