@@ -129,6 +129,7 @@ class SlimLayer(CacheLayerMixin):
             return self.reader.placeholders()
         return self.reader.materialize()
 
+    @torch.no_grad()
     def _check(self, key_states: Heads, value_states: Heads) -> None:
         """Refuse a layer whose K and V are not those that the cache makes; ValueError."""
         rows = slice(-CHECKED_ROWS, None)
