@@ -83,10 +83,10 @@ def check_folder(folder: str | Path, *, trust_code: bool = False) -> Folder:
     return Folder(path, settings, trusted=trust_code)
 
 
-def check_settings(settings: object, where: str = "config.json") -> None:
+def check_settings(settings: object, filename: str = "config.json") -> None:
     """Refuse settings that choose code to run; UnsafeFolderError names the setting."""
     for setting, key, value in _entries(settings):
-        name = f"{printable(setting)} in {printable(where)}"
+        name = f"{printable(setting)} in {printable(filename)}"
         if key in INTERNAL:
             raise UnsafeFolderError(
                 f"{name} is never written by transformers; older versions ran the code it names.\n"
@@ -167,24 +167,26 @@ def _check_links(folder: Path) -> None:
                 )
 
 
-def _check_parts(index: dict[str, Any], folder: Path, where: str) -> None:
+def _check_parts(index: dict[str, Any], folder: Path, filename: str) -> None:
     """Refuse an index that names files outside its folder."""
     parts = index.get("weight_map")
     if not isinstance(parts, dict):
-        raise UnsafeFolderError(f"{printable(where)} does not say which file holds which tensor.")
+        raise UnsafeFolderError(
+            f"{printable(filename)} does not say which file holds which tensor."
+        )
     for part in set(map(str, parts.values())):
         if not _inside(part) or not (folder / part).is_file():
             raise UnsafeFolderError(
-                f"{printable(where)} names {printable(part)}, which is no file in the folder.\n"
+                f"{printable(filename)} names {printable(part)}, which is no file in the folder.\n"
                 "Save the checkpoint again; its parts must be in the folder of their index."
             )
 
 
-def _check_code(settings: object, folder: Path, where: str, *, trust_code: bool) -> None:
+def _check_code(settings: object, folder: Path, filename: str, *, trust_code: bool) -> None:
     """Refuse trusted code that is not in the folder, and adapters to other models."""
-    if where == "adapter_config.json":
+    if filename == "adapter_config.json":
         raise UnsafeFolderError(
-            f"{printable(where)} makes transformers load another model, which it names.\n"
+            f"{printable(filename)} makes transformers load another model, which it names.\n"
             "Merge the adapter (merge_and_unload) and save the model by itself."
         )
     if not trust_code:
@@ -195,7 +197,7 @@ def _check_code(settings: object, folder: Path, where: str, *, trust_code: bool)
         module = name.rpartition(".")[0]
         if "--" in name or not _inside(f"{module}.py") or not (folder / f"{module}.py").is_file():
             raise UnsafeFolderError(
-                f"auto_map in {printable(where)} names {printable(name)}, code that is not in the "
+                f"auto_map in {printable(filename)} names {printable(name)}, code that is not in the "
                 "folder.\nOnly code in the folder itself can be trusted."
             )
 
