@@ -197,8 +197,8 @@ def _check_code(settings: object, folder: Path, filename: str, *, trust_code: bo
         module = name.rpartition(".")[0]
         if "--" in name or not _inside(f"{module}.py") or not (folder / f"{module}.py").is_file():
             raise UnsafeFolderError(
-                f"auto_map in {printable(filename)} names {printable(name)}, code that is not in the "
-                "folder.\nOnly code in the folder itself can be trusted."
+                f"auto_map in {printable(filename)} names {printable(name)}, code that is not in "
+                "the folder.\nOnly code in the folder itself can be trusted."
             )
 
 
