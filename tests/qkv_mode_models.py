@@ -3,10 +3,13 @@
 import torch
 import transformers
 
+from qkvbench import hub
 from qkvbench.backends.torch.attention import ops
-from qkvbench.hub.families import FAMILIES
-from qkvbench.hub.modes import planned, variants
+from qkvbench.hub.families import FAMILIES, geometry_of
+from qkvbench.hub.modes import variants
 from qkvbench.variant import ROLES, LearnedRotation, Own, Same
+
+hub.register()
 
 VOCABULARY, LAYERS, HEADS, D_MODEL = 29, 2, 4, 48
 _SIZES = {
@@ -42,13 +45,13 @@ HEAD = dict.fromkeys(DECODERS, "AutoModelForCausalLM") | {
 
 
 def config_of(kind, **more):
-    """A config of the library's own, or of ours where `more` has a mode."""
+    """A config of the library's own, or of ours if `more` has a mode."""
     model_type = f"qkv_{kind}" if "qkv_mode" in more else kind
     return transformers.AutoConfig.for_model(model_type, **(SETTINGS[kind] | more))
 
 
 def model_of(kind, seed=0, **more):
-    """A model in evaluation whose every number matters."""
+    """A model in evaluation mode, each of whose parameters changes its output."""
     torch.manual_seed(seed)
     model = getattr(transformers, HEAD[kind]).from_config(config_of(kind, **more))
     with torch.no_grad():
@@ -59,7 +62,7 @@ def model_of(kind, seed=0, **more):
 
 
 def inputs_of(kind, batch=3, time=9, seed=5):
-    """What the model reads."""
+    """A batch of tokens, or of images."""
     rng = torch.Generator().manual_seed(seed)
     if kind == "vit":
         return {"pixel_values": torch.randn(batch, 3, 8, 8, generator=rng)}
@@ -70,11 +73,11 @@ def inputs_of(kind, batch=3, time=9, seed=5):
 def tie(model, mode):
     """Give a model of the library's own weights that satisfy the ties of `mode`."""
     family = FAMILIES[model.config.model_type]
-    size = family.geometry(model.config)
+    size = geometry_of(model.config)
     rng = torch.Generator().manual_seed(11)
     layers = [m for m in model.modules() if type(m).__name__ == family.attention]
     for layer, variant in zip(layers, variants(mode, LAYERS), strict=True):
-        plan = planned(variant, size, family.turned, family.normed)
+        plan = family.plan(variant, size)
         parts = _parts(layer, family, size)
         for role in ROLES:
             match plan.variant.source(role):
@@ -86,17 +89,17 @@ def tie(model, mode):
                 case LearnedRotation(origin):
                     pairs = size.head_dim * (size.head_dim - 1) // 2
                     numbers = torch.randn(plan.heads(role), pairs, generator=rng)
-                    turn = ops.rotation(numbers.double() / 4, size.head_dim)
+                    rotation = ops.rotation(numbers.double() / 4, size.head_dim)
                     for one, other in zip(parts[role], parts[origin], strict=True):
-                        rows = other.double().reshape(len(turn), size.head_dim, -1)
-                        one.copy_((turn @ rows).reshape(one.shape))
+                        rows = other.double().reshape(len(rotation), size.head_dim, -1)
+                        one.copy_((rotation @ rows).reshape(one.shape))
         if family.normed and plan.scaled == ("q",):
             layer.k_norm.weight.copy_(layer.q_norm.weight)
     return model
 
 
 def _parts(layer, family, size):
-    """Views of each role's weights, and offsets where there are any."""
+    """Views of each role's weights, and biases if there are any."""
     if isinstance(family.names, str):
         fused = getattr(layer, family.names)
         width = size.heads * size.head_dim
