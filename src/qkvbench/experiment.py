@@ -113,8 +113,9 @@ class Experiment:
         own, other = self.model, self.init_from.model
         if (own.geometry, _blocks(own)) != (other.geometry, _blocks(other)):
             raise ValueError(
-                f"{self.task} cannot begin with the weights of {self.init_from.task}: layers must all "
-                f"agree in attention and size.\nHere are {_layers(own)}; there {_layers(other)}."
+                f"{self.task} cannot begin with the weights of {self.init_from.task}: all "
+                f"layers must agree in attention and size.\n"
+                f"Here are {_layers(own)}; there {_layers(other)}."
             )
 
     @cached_property

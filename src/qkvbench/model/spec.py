@@ -230,7 +230,7 @@ class Init:
     """Standard deviations of the initial values; all are normal with mean 0.
 
     ``weight_std`` None means 1/sqrt(fan-in). ``rotation_std`` is the size of initial learned
-    rotations: the entries of their skew-symmetric generators have deviation ``rotation_std``/sqrt(head_dim).
+    rotations: the entries of their generators have deviation ``rotation_std``/sqrt(head_dim).
     """
 
     embedding_std: float
