@@ -28,7 +28,7 @@ from qkvbench.backends.torch.training.learner import (
     reset_peak_memory,
 )
 from qkvbench.backends.torch.training.precision import types
-from qkvbench.backends.torch.training.process_group import multi_device_error, started
+from qkvbench.backends.torch.training.process_group import multi_device_error, rank_and_world_size
 
 __all__ = [
     "Attention",
@@ -58,11 +58,11 @@ __all__ = [
     "named_weights",
     "peak_bytes",
     "prepare",
+    "rank_and_world_size",
     "read",
     "reset_peak_memory",
     "save",
     "start",
-    "started",
     "threads",
     "types",
     "workload",

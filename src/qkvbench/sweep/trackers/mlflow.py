@@ -44,8 +44,8 @@ class Curve:
         self.client.set_terminated(self.run, "FINISHED" if status == "done" else "FAILED")
 
 
-def lacking() -> str | None:
-    """Why there is no MLflow here."""
+def missing_requirement() -> str | None:
+    """The package that is missing, and what installs it; None if it is there."""
     if find_spec("mlflow") is None:
         return "--track mlflow needs MLflow: ./qkv setup mlflow"
     return None

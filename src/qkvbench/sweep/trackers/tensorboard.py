@@ -40,8 +40,8 @@ class Curve:
         self.writer.close()
 
 
-def lacking() -> str | None:
-    """Why there is no TensorBoard here."""
+def missing_requirement() -> str | None:
+    """The package that is missing, and what installs it; None if it is there."""
     if find_spec("tensorboard") is None:
         return "--track tensorboard needs TensorBoard: ./qkv setup tensorboard"
     return None

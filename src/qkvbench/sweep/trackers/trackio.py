@@ -43,8 +43,8 @@ class Curve:
             self.run.finish()
 
 
-def lacking() -> str | None:
-    """Why there is no Trackio here."""
+def missing_requirement() -> str | None:
+    """The package that is missing, and what installs it; None if it is there."""
     if find_spec("trackio") is None:
         return "--track trackio needs Trackio: ./qkv setup trackio"
     return None

@@ -51,8 +51,8 @@ class Curve:
         self.run.finish(exit_code=0 if status == "done" else 1)
 
 
-def lacking() -> str | None:
-    """Why there is no wandb here."""
+def missing_requirement() -> str | None:
+    """The package that is missing, and what installs it; None if it is there."""
     if find_spec("wandb") is None:
         return "--track wandb needs wandb: ./qkv setup wandb"
     return None

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import NamedTuple, overload
 
 import numpy as np
+import safetensors.numpy
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qkvbench.analysis import Layer
+from qkvbench.backends import STATE_FILE
 from qkvbench.backends.torch.generation.beam_search import searched
 from qkvbench.backends.torch.models.block import recompute
 from qkvbench.backends.torch.models.build import Network, build
@@ -31,18 +33,18 @@ from qkvbench.backends.torch.training.compilation import compile_error as _compi
 from qkvbench.backends.torch.training.compilation import compiled, failures_told
 from qkvbench.backends.torch.training.loss import mean_loss, place_losses
 from qkvbench.backends.torch.training.parallel import (
-    edited,
-    held,
-    looked,
-    number,
-    put,
-    spread,
-    summing,
-    whole,
-    write_parts,
+    copy_to_shard,
+    forward_only,
+    full_model,
+    full_params,
+    full_scalar,
+    local_shard,
+    no_sync_until_last,
+    parallelize,
+    write_shards,
 )
 from qkvbench.backends.torch.training.precision import autocast, loss_scaler
-from qkvbench.backends.torch.training.process_group import Ranks, together
+from qkvbench.backends.torch.training.process_group import ProcessGroup, init_process_group
 from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions, Search
 from qkvbench.experiment import Experiment
 from qkvbench.model.rng import framework_seed
@@ -107,16 +109,16 @@ class Learner:
         """The network with its initial values, and a fresh optimizer."""
         training = experiment.training
         self.experiment = experiment
-        self.ranks = together(experiment.devices)
+        self.world = init_process_group(experiment.devices)
         self.device = device()
         # Dropout is drawn by the framework; everything else is keyed by name.
-        torch.manual_seed(framework_seed(experiment.seed, _dropout(self.ranks)))
+        torch.manual_seed(framework_seed(experiment.seed, _dropout(self.world)))
         self.rng = _draws(self.device)
         self.network = build(experiment.model, dropout=training.dropout).to(self.device)
         start(self.network, experiment.model, experiment.seed)
         if experiment.checkpointing:
             recompute(self.network)
-        self.worked = spread(self.network, experiment, self.ranks)
+        self.module = parallelize(self.network, experiment, self.world)
         self.training_loss = compiled(_training_loss) if experiment.compiled else _training_loss
         self.compile_s: float | None = None
         self.scaler = loss_scaler(experiment.precision, self.device)
@@ -160,8 +162,8 @@ class Learner:
             if self.scaler.is_enabled():
                 # What one rank's part overflows in, all compute again.
                 for found in self.scaler._found_inf_per_device(self.optimizer).values():
-                    self.ranks.summed(held(found))
-            norm = number(
+                    self.world.all_reduce_sum(local_shard(found))
+            norm = full_scalar(
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.experiment.training.clip)
             )
             self.scaler.update()
@@ -180,10 +182,10 @@ class Learner:
     def predict(self, batch: Batch) -> Predictions:
         """The loss and the likeliest class at each place; loss 0 where nothing is scored."""
         self.network.eval()
-        own, share = _share(batch, self.ranks)
+        own, share = _share(batch, self.world)
         read, targets, places = self._tensors(own)
         with autocast(self.experiment.precision, self.device):
-            losses, *classes = looked(self.worked, _told, read, targets, places)
+            losses, *classes = forward_only(self.module, _told, read, targets, places)
         scored = batch.targets != IGNORE_INDEX
         loss = np.zeros(batch.targets.shape, np.float32)
         count = int(np.count_nonzero(scored))
@@ -199,7 +201,7 @@ class Learner:
 
         TypeError where the model reads no source.
         """
-        network = whole(self.network, self.experiment)
+        network = full_model(self.network, self.experiment)
         if not isinstance(network, Decoder) or network.source is None or batch.second is None:
             raise TypeError("Only a decoder that reads a source writes texts, and only from one.")
         network.eval()
@@ -214,54 +216,36 @@ class Learner:
         self.network.eval()
         read, _, _ = self._tensors(batch)
         with autocast(self.experiment.precision, self.device):
-            return looked(self.worked, _hidden, read).float().cpu().numpy()
+            return forward_only(self.module, _hidden, read).float().cpu().numpy()
 
     def inspect(self, batch: Batch) -> tuple[Layer, ...]:
         """What each attention layer makes of a batch; changes nothing."""
-        network = whole(self.network, self.experiment).eval()
+        network = full_model(self.network, self.experiment).eval()
         read, _, _ = self._tensors(batch)
         with autocast(self.experiment.precision, self.device):
             return inspected(network, read.inputs, *read.beside)
-
-    @property
-    def rank(self) -> int:
-        """Which of the processes that learn together this is, from 0."""
-        return self.ranks.rank
-
-    @property
-    def count(self) -> int:
-        """How many processes learn together."""
-        return self.ranks.count
-
-    def agreed(self, *, asked: bool) -> bool:
-        """Whether any of them asks for it."""
-        return self.ranks.agreed(asked=asked)
-
-    def told(self, text: str) -> str:
-        """What the first of them says."""
-        return self.ranks.told(text)
 
     def weights(self) -> dict[str, Tensor]:
         """Live views of all weights, under the names that all backends share.
 
         Where each device holds a part of them, they are a copy.
         """
-        return named_weights(whole(self.network, self.experiment))
+        return named_weights(full_model(self.network, self.experiment))
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Take over these weights."""
-        with edited(self.network, self.experiment) as network:
+        with full_params(self.network, self.experiment) as network:
             load(network, weights)
 
     def save(self, path: Path) -> None:
         """Write all weights to a safetensors file; of many processes the first does."""
-        network = whole(self.network, self.experiment)
-        if self.ranks.rank == 0:
+        network = full_model(self.network, self.experiment)
+        if self.world.rank == 0:
             save(network, path)
 
     def load_matching(self, path: Path) -> tuple[str, ...]:
         """Take over what agrees in name and shape from a file that `save` wrote; those names."""
-        with edited(self.network, self.experiment) as network:
+        with full_params(self.network, self.experiment) as network:
             return load_matching(network, read(path))
 
     @torch.no_grad()
@@ -270,11 +254,14 @@ class Learner:
 
         Of several processes each tells what it holds.
         """
-        return {name: held(tensor).cpu().numpy() for name, tensor in self._state().items()}
+        return {name: local_shard(tensor).cpu().numpy() for name, tensor in self._state().items()}
 
     def save_state(self, folder: Path) -> None:
-        """Write what all processes hold to files in a folder; OSError where they cannot be."""
-        write_parts(self._state(), folder)
+        """Write the state to safetensors files in a folder; OSError if any process fails."""
+        if self.world.world_size == 1:
+            safetensors.numpy.save_file(self.state(), folder / STATE_FILE)
+        else:
+            write_shards(self._state(), folder)
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -293,7 +280,7 @@ class Learner:
                     f"{name} is {_said(here)} in this learner and {_said(there)} in the state."
                 )
         for name, tensor in self._changed().items():
-            put(tensor, given[name].to(tensor.device))
+            copy_to_shard(tensor, given[name].to(tensor.device))
         self.rng.set_state(given[self._drawn])
         if scale := self.scaler.state_dict():
             self.scaler.load_state_dict({key: given[f"scaler.{key}"].item() for key in scale})
@@ -301,15 +288,15 @@ class Learner:
     @property
     def _drawn(self) -> str:
         """The name of the state of this process's draws."""
-        return _draws_of(self.ranks)[self.ranks.rank]
+        return _draws_of(self.world)[self.world.rank]
 
     def _sort_out_draws(self, given: dict[str, Tensor]) -> None:
         """Leave of all processes' draws this one's; new ones where others have drawn."""
         drawn = {name for name in given if name.split(".")[0] == _DRAWS}
-        names = _draws_of(self.ranks)
+        names = _draws_of(self.world)
         if drawn and drawn != set(names):
             step = max((int(given[name]) for name in given if name.endswith(".step")), default=0)
-            purpose = f"{_dropout(self.ranks)} after step {step}"
+            purpose = f"{_dropout(self.world)} after step {step}"
             fresh = torch.Generator(self.device)
             fresh.manual_seed(framework_seed(self.experiment.seed, purpose))
             given[self._drawn] = fresh.get_state()
@@ -347,19 +334,19 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         places = np.count_nonzero(batch.targets != IGNORE_INDEX)
         total = torch.zeros((), device=self.device)
-        parts = _own_parts(batch, self.experiment.training.micro_batches, self.ranks)
+        parts = _own_parts(batch, self.experiment.training.micro_batches, self.world)
         for index, (part, scored) in enumerate(parts, 1):
-            with summing(self.worked, last=index == len(parts)):
+            with no_sync_until_last(self.module, last=index == len(parts)):
                 with autocast(self.experiment.precision, self.device):
-                    loss = self.worked(
+                    loss = self.module(
                         self.training_loss, *self._tensors(part), self.experiment.training.smoothing
                     )
                 if scored < places:
                     loss = loss * (scored / places)
                 # Ranks take the mean of their gradients, and the sum is what is wanted.
-                self.scaler.scale(loss * self.ranks.count).backward()
+                self.scaler.scale(loss * self.world.world_size).backward()
                 total = total + loss.detach()
-        return self.ranks.summed(total).item()
+        return self.world.all_reduce_sum(total).item()
 
     def _tensors(self, batch: Batch) -> tuple[Read, Tensor, Tensor | None]:
         """What is read, the targets at scored places, and those places (None: all)."""
@@ -385,11 +372,11 @@ class Learner:
 
         They are summed over zeros, which changes none of them.
         """
-        if self.ranks.count == 1:
+        if self.world.world_size == 1:
             return own.cpu().numpy()
         values = own.new_zeros(count)
         values[share] = own[: share.stop - share.start]
-        return self.ranks.summed(values).cpu().numpy()
+        return self.world.all_reduce_sum(values).cpu().numpy()
 
     @overload
     def _tensor(self, array: np.ndarray) -> Tensor: ...
@@ -424,20 +411,20 @@ def _hidden_at(network: Network, read: Read, places: Tensor | None) -> Tensor:
     return hidden if places is None else hidden[places]
 
 
-def _own_parts(batch: Batch, count: int, ranks: Ranks) -> list[tuple[Batch, int]]:
+def _own_parts(batch: Batch, count: int, group: ProcessGroup) -> list[tuple[Batch, int]]:
     """The parts of a batch that one rank computes, each with its number of scored places.
 
     As many parts as are asked for, and no larger ones, are shared by all; each computes equally
     many, since they compute together. One without a scored place is left out where all others'
     are; else it stands in with a place that weighs nothing.
     """
-    each = -(-count // ranks.count)
-    parts = list(batch.parts(each * ranks.count))
+    each = -(-count // group.world_size)
+    parts = list(batch.parts(each * group.world_size))
     scored = [int(np.count_nonzero(part.targets != IGNORE_INDEX)) for part in parts]
     own: list[tuple[Batch, int]] = []
     for step in range(each):
         if any(scored[step::each]) or not any(scored):
-            mine = ranks.rank * each + step
+            mine = group.rank * each + step
             part = parts[mine]
             if any(scored) and not scored[mine]:
                 part = _weightless(part if len(part.inputs) else batch)
@@ -453,30 +440,34 @@ def _weightless(part: Batch) -> Batch:
     return replace(first, targets=targets)
 
 
-def _share(batch: Batch, ranks: Ranks) -> tuple[Batch, slice]:
+def _share(batch: Batch, group: ProcessGroup) -> tuple[Batch, slice]:
     """The items of a batch that one rank tells of, and which of all scored places are theirs.
 
     Where there are too few items, a rank computes the first one with the others and tells nothing.
     """
-    if ranks.count == 1:
+    if group.world_size == 1:
         return batch, slice(0, int(np.count_nonzero(batch.targets != IGNORE_INDEX)))
-    parts = list(batch.parts(ranks.count))
+    parts = list(batch.parts(group.world_size))
     scored = [int(np.count_nonzero(part.targets != IGNORE_INDEX)) for part in parts]
-    first = sum(scored[: ranks.rank])
-    own = parts[ranks.rank]
+    first = sum(scored[: group.rank])
+    own = parts[group.rank]
     if not len(own.inputs):
         own = next(batch.parts(len(batch.inputs)))
-    return own, slice(first, first + scored[ranks.rank])
+    return own, slice(first, first + scored[group.rank])
 
 
-def _dropout(ranks: Ranks) -> str:
+def _dropout(group: ProcessGroup) -> str:
     """What a rank's draws of dropout are for: others draw other masks, for other items."""
-    return "dropout" if ranks.count == 1 else f"dropout of {ranks.rank} in {ranks.count}"
+    return "dropout" if group.world_size == 1 else f"dropout of {group.rank} in {group.world_size}"
 
 
-def _draws_of(ranks: Ranks) -> list[str]:
+def _draws_of(group: ProcessGroup) -> list[str]:
     """The names of the states of all processes' draws."""
-    return [_DRAWS] if ranks.count == 1 else [f"{_DRAWS}.{each}" for each in range(ranks.count)]
+    return (
+        [_DRAWS]
+        if group.world_size == 1
+        else [f"{_DRAWS}.{each}" for each in range(group.world_size)]
+    )
 
 
 def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
