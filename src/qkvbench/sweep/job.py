@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qkvbench.experiment import Experiment
-from qkvbench.results.record import Status
 from qkvbench.results.store import Store
 from qkvbench.sweep.leases import Lease, LeaseLostError, Leases, heartbeat
 from qkvbench.train.checkpoint import Checkpoints
@@ -22,14 +21,6 @@ class Job:
     store: Path
     lease: Lease
     saves_weights: bool = False
-
-
-@dataclass(frozen=True)
-class ProcessFailure:
-    """How a process ended that returned nothing."""
-
-    status: Status
-    reason: str
 
 
 def perform(job: Job) -> None:

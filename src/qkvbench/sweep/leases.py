@@ -121,9 +121,7 @@ class Leases:
         now = self.current(lease)
         if now is None or now.token != lease.token:
             return None
-        return self.renew(
-            replace(lease, owner=this_process(), heartbeats=now.heartbeats + 1)
-        )
+        return self.renew(replace(lease, owner=this_process(), heartbeats=now.heartbeats + 1))
 
     def renew(self, lease: Lease) -> Lease | None:
         """Write the lease with its next heartbeat; None if another process took the run over."""

@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerContext
 from typing import Any, Literal, TypeVar, cast
 
 from qkvbench.backends import find, module_of, names
-from qkvbench.sweep.job import ProcessFailure
+from qkvbench.train.multi_process import ProcessFailure
 
 Answer = TypeVar("Answer")
 
@@ -149,7 +149,9 @@ def _fork_server(backend: str) -> ForkServerContext:
     return context
 
 
-def _call_and_send(answers: Connection, function: Callable[..., object], *arguments: object) -> None:
+def _call_and_send(
+    answers: Connection, function: Callable[..., object], *arguments: object
+) -> None:
     """In the child process: call the function, send its result or its error."""
     # Ctrl-C reaches the whole process group; the parent decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -166,7 +168,9 @@ def _call_and_send(answers: Connection, function: Callable[..., object], *argume
 def _failure(code: int | None) -> ProcessFailure:
     """How a process ended that sent no answer."""
     if code == 128 + signal.SIGTERM:
-        return ProcessFailure("interrupted", "SIGTERM ended the process, after it saved a checkpoint.")
+        return ProcessFailure(
+            "interrupted", "SIGTERM ended the process, after it saved a checkpoint."
+        )
     if code is None or code >= 0:
         return ProcessFailure("failed", f"The process ended with exit status {code} and no answer.")
     name = signal.Signals(-code).name

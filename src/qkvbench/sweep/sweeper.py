@@ -13,9 +13,10 @@ from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
 from qkvbench.results.store import Store
 from qkvbench.sweep.engines import Engine
-from qkvbench.sweep.job import Job, ProcessFailure
+from qkvbench.sweep.job import Job
 from qkvbench.sweep.leases import HEARTBEAT_S, Lease, Leases, this_process
 from qkvbench.train.dependencies import Phase
+from qkvbench.train.multi_process import ProcessFailure
 
 # A killed process may have competed with another for memory; after so many attempts it is at fault.
 TRIES = 3

@@ -147,9 +147,7 @@ def _run_once(experiment: Experiment, report: Report, checkpoints: Checkpoints |
     Of several processes one runs it, and the others wait. Other uses of the cache do not.
     """
     with alone(folder_name(experiment)):
-        record = kept_record(experiment) or run(
-            experiment, report, save_final_weights, checkpoints
-        )
+        record = kept_record(experiment) or run(experiment, report, save_final_weights, checkpoints)
     if checkpoints is not None and record.status == "done":
         checkpoints.remove(experiment)
     return record

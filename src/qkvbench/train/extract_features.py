@@ -52,7 +52,9 @@ def with_features(data: Data, extractor: Experiment) -> Data:
         folder = kept(name)
         if folder is None:
             network = _trained_network(extractor)
-            features = {split: _features(each, extractor, network) for split, each in splits.items()}
+            features = {
+                split: _features(each, extractor, network) for split, each in splits.items()
+            }
 
             def write(making: Path) -> None:
                 for split, vectors in features.items():
@@ -82,7 +84,9 @@ def _features(
     inputs = extractor.model.inputs
     assert isinstance(inputs, Vectors)
     pictures = _pictures(split).pictures()
-    patches = pictures.reshape(len(pictures), -1, inputs.features)  # (pictures, positions, features)
+    patches = pictures.reshape(
+        len(pictures), -1, inputs.features
+    )  # (pictures, positions, features)
     no_targets = np.zeros((len(pictures), 1), np.int64)
     parts = [
         network.features(Batch(patches[first : first + BATCH], no_targets[first : first + BATCH]))

@@ -151,7 +151,7 @@ def predict(task: Task, learner: Learner, split: Split, items: int | None) -> Pr
 def generate(
     evaluation: GenerationEval, learner: Learner, split: Split, items: int | None
 ) -> tuple[list[str], Scored]:
-    """The texts that the model generates for a split, or for its first `items`, and their scores."""
+    """The texts that the model generates for a split, or its first `items`, and their scores."""
     count = len(split) if items is None else min(items, len(split))
     size = max(1, SCORED_AT_ONCE // (evaluation.search.longest * evaluation.search.beams))
     sequences = [

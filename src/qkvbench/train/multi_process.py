@@ -1,7 +1,7 @@
-"""One run over many devices: a process for each, which learn together, and what they come to.
+"""One run over several devices: a process for each, which train together.
 
-The processes are started as torchrun starts them, and each of them runs the experiment; what is to
-be told of it comes back in a folder.
+The processes start as torchrun starts them, and each runs the experiment. A folder holds the
+request and their results.
 """
 
 import json
@@ -18,138 +18,143 @@ from qkvbench.experiment import Experiment, alone, from_json, to_json
 from qkvbench.results.record import Record, Status
 from qkvbench.train.checkpoint import Checkpoints
 
-_ASKED, _RECORD, _STEP, _WEIGHTS = "asked.json", "record.json", "step.txt", "weights.safetensors"
-# How often it is told how the run goes on.
-_TOLD_S = 0.25
+_REQUEST, _RECORD = "request.json", "record.json"
+_PROGRESS, _WEIGHTS = "progress.txt", "weights.safetensors"
+# Seconds between two reports of progress.
+_REPORT_S = 0.25
 
 
 @dataclass(frozen=True)
-class Lost:
-    """A run whose processes left no record, and how they ended."""
+class ProcessFailure:
+    """How a process ended that left no result."""
 
     status: Status
     reason: str
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """The folder in which the processes of one run find what is asked, and leave what they say."""
+class RunFolder:
+    """The folder through which the processes of one run get the request and return results."""
 
     folder: Path
 
-    def ask(
+    def write_request(
         self, experiment: Experiment, checkpoints: Checkpoints | None, *, weights: bool
     ) -> None:
-        """Say what is to be run, where it keeps checkpoints, and whether its weights are wanted."""
-        asked = {
+        """Write the experiment, its checkpoints, and whether to save its final `weights`."""
+        request = {
             "experiment": to_json(experiment),
             "weights": weights,
             "checkpoints": checkpoints and asdict(checkpoints),
         }
-        (self.folder / _ASKED).write_text(json.dumps(asked, default=str), encoding="utf-8")
+        (self.folder / _REQUEST).write_text(json.dumps(request, default=str), encoding="utf-8")
 
-    def asked(self) -> tuple[Experiment, bool, Checkpoints | None]:
-        """What is to be run, whether its weights are wanted, and where it keeps checkpoints."""
-        asked = json.loads((self.folder / _ASKED).read_text(encoding="utf-8"))
-        kept = asked["checkpoints"]
-        if kept is not None:
-            kept = Checkpoints(**{**kept, "root": Path(kept["root"])})
-        return from_json(asked["experiment"]), asked["weights"], kept
+    def read_request(self) -> tuple[Experiment, bool, Checkpoints | None]:
+        """The experiment, whether to save its final weights, and its checkpoints."""
+        request = json.loads((self.folder / _REQUEST).read_text(encoding="utf-8"))
+        checkpoints = request["checkpoints"]
+        if checkpoints is not None:
+            checkpoints = Checkpoints(**{**checkpoints, "root": Path(checkpoints["root"])})
+        return from_json(request["experiment"]), request["weights"], checkpoints
 
-    def tell(self, step: int, loss: float) -> None:
-        """Say how far it has come."""
-        beside = self.folder / f"{_STEP}.new"
-        beside.write_text(f"{step} {loss}")
-        beside.replace(self.folder / _STEP)
+    def write_progress(self, step: int, loss: float) -> None:
+        """Write the last step and its loss."""
+        self._write(_PROGRESS, f"{step} {loss}")
 
-    def told(self) -> tuple[int, float] | None:
-        """How far it has come, and its loss there; None before the first step."""
+    def read_progress(self) -> tuple[int, float] | None:
+        """The last step and its loss; None before the first step."""
         try:
-            step, loss = (self.folder / _STEP).read_text().split()
+            step, loss = (self.folder / _PROGRESS).read_text().split()
         except FileNotFoundError:
             return None
         return int(step), float(loss)
 
-    def end(self, record: Record, rank: int) -> None:
-        """Leave the record: the run's, or how one of its processes failed."""
-        name = _RECORD if record.status in ("done", "diverged") else f"failed-{rank}.json"
-        beside = self.folder / f"{name}.new"
-        beside.write_text(record.model_dump_json(), encoding="utf-8")
-        beside.replace(self.folder / name)
+    def write_record(self, record: Record, rank: int) -> None:
+        """Write the record of the run, or of the failure of one of its processes."""
+        done = record.status in ("done", "diverged")
+        self._write(_RECORD if done else f"failed-{rank}.json", record.model_dump_json())
 
-    def record(self) -> Record | None:
-        """The record of the run; None where its processes left none."""
+    def read_record(self) -> Record | None:
+        """The record of the run; None if its processes left none."""
         path = self.folder / _RECORD
         return Record.model_validate_json(path.read_bytes()) if path.exists() else None
 
     def first_failure(self) -> Record | None:
-        """The record of the process that failed first; others fail because it has."""
+        """The record of the process that failed first: the others fail because of it."""
         failed = sorted(self.folder.glob("failed-*.json"), key=lambda path: path.stat().st_mtime_ns)
         return Record.model_validate_json(failed[0].read_bytes()) if failed else None
 
     @property
     def weights(self) -> Path:
-        """Where the weights are, if they were asked for."""
+        """The file of the final weights, if they were requested."""
         return self.folder / _WEIGHTS
 
+    def _write(self, name: str, text: str) -> None:
+        """Write a file in one step: readers see all of it or the one before."""
+        temporary = self.folder / f"{name}.new"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.folder / name)
 
-def over_devices(
+
+def run_processes(
     experiment: Experiment,
     report: Callable[[int, float], None],
     at_end: Callable[[Experiment, Record, Learner], None] | None,
     checkpoints: Checkpoints | None,
-) -> Record | Lost:
-    """The record of a run over the devices of this machine, or how it was lost.
+) -> Record | ProcessFailure:
+    """The record of a run over devices of this machine, or how its processes failed.
 
-    `at_end` has a learner with the weights that it ended with, on one device.
+    `at_end` is called with a learner on one device that has the final weights.
     """
     backend = multi_device_backend(experiment.backend)
-    with TemporaryDirectory(prefix="qkvbench-") as folder:
-        meeting = Meeting(Path(folder))
-        meeting.ask(experiment, checkpoints, weights=at_end is not None)
-        words = ["-m", "qkvbench.train.rank", folder]
-        with _telling(meeting, report):
-            failed = backend.launch(words, experiment.devices, Path(folder) / "logs")
-        record = meeting.record()
-        if failed is None and record is not None:
-            if at_end is not None and record.status == "done":
-                learner = backend.Learner(alone(experiment))
-                learner.load_matching(meeting.weights)
-                at_end(experiment, record, learner)
-            return record
-        return _lost(meeting, experiment, failed)
+    with TemporaryDirectory(prefix="qkvbench-") as path:
+        folder = RunFolder(Path(path))
+        folder.write_request(experiment, checkpoints, weights=at_end is not None)
+        with _reporting(folder, report):
+            failure = backend.launch(
+                ["-m", "qkvbench.train.rank", path], experiment.devices, Path(path) / "logs"
+            )
+        record = folder.read_record()
+        if failure is not None or record is None:
+            return _failure(folder, experiment, failure)
+        if at_end is not None and record.status == "done":
+            learner = backend.Learner(alone(experiment))
+            learner.load_matching(folder.weights)
+            at_end(experiment, record, learner)
+        return record
 
 
-def _lost(meeting: Meeting, experiment: Experiment, failed: str | None) -> Lost:
-    """How a run ended that left no record."""
-    if failed is not None and failed.startswith("SIG"):
-        likely = " The system does this when memory runs out." if failed == "SIGKILL" else ""
-        reason = f"One of its {experiment.devices} processes was ended by {failed}.{likely}"
-        return Lost("killed", reason)
-    first = meeting.first_failure()
+def _failure(folder: RunFolder, experiment: Experiment, ending: str | None) -> ProcessFailure:
+    """How a run failed whose processes left no record."""
+    if ending is not None and ending.startswith("SIG"):
+        hint = " The system does this when memory runs out." if ending == "SIGKILL" else ""
+        reason = f"One of its {experiment.devices} processes was ended by {ending}.{hint}"
+        return ProcessFailure("killed", reason)
+    first = folder.first_failure()
     if first is not None:
-        return Lost(first.status, f"In one of {experiment.devices} processes: {first.reason}")
-    said = [path.read_text(errors="replace").strip() for path in meeting.folder.rglob("stderr.log")]
-    last = max((text.splitlines()[-1] for text in said if text), default="It said nothing.")
-    return Lost("failed", f"One of its processes ended with {failed}. {last}")
+        reason = f"In one of {experiment.devices} processes: {first.reason}"
+        return ProcessFailure(first.status, reason)
+    logs = [path.read_text(errors="replace").strip() for path in folder.folder.rglob("stderr.log")]
+    last = max((text.splitlines()[-1] for text in logs if text), default="It printed nothing.")
+    return ProcessFailure("failed", f"One of its processes ended with {ending}. {last}")
 
 
 @contextmanager
-def _telling(meeting: Meeting, report: Callable[[int, float], None]) -> Iterator[None]:
-    """Report how the run goes on, while the block waits for its end."""
+def _reporting(folder: RunFolder, report: Callable[[int, float], None]) -> Iterator[None]:
+    """Report the progress of the run from a thread while the block runs."""
     over = threading.Event()
 
-    def tell() -> None:
+    def forward() -> None:
         last = 0
-        while not over.wait(_TOLD_S):
-            told = meeting.told()
-            if told is not None and told[0] != last:
-                last = told[0]
-                # Whoever asked may be gone; the run is ended then, and by no error of this thread.
+        while not over.wait(_REPORT_S):
+            progress = folder.read_progress()
+            if progress is not None and progress[0] != last:
+                last = progress[0]
+                # If the receiver of reports has ended, its own signal ends this run.
                 with suppress(OSError):
-                    report(*told)
+                    report(*progress)
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=forward, daemon=True)
     thread.start()
     try:
         yield
@@ -158,14 +163,14 @@ def _telling(meeting: Meeting, report: Callable[[int, float], None]) -> Iterator
         thread.join()
 
 
-def seldom(tell: Callable[[int, float], None]) -> Callable[[int, float], None]:
+def throttle(report: Callable[[int, float], None]) -> Callable[[int, float], None]:
     """The same report, a few times a second at most."""
     last = 0.0
 
-    def told(step: int, loss: float) -> None:
+    def throttled(step: int, loss: float) -> None:
         nonlocal last
-        if time.monotonic() - last > _TOLD_S:
+        if time.monotonic() - last > _REPORT_S:
             last = time.monotonic()
-            tell(step, loss)
+            report(step, loss)
 
-    return told
+    return throttled

@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-from qkvbench.sweep.job import Job, ProcessFailure
+from qkvbench.sweep.job import Job
+from qkvbench.train.multi_process import ProcessFailure
 
 
 @dataclass(frozen=True)

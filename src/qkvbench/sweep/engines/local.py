@@ -6,8 +6,9 @@ from typing import Self
 
 from qkvbench.sweep.capacity import local_capacity
 from qkvbench.sweep.engines import Capacity, RunContext
-from qkvbench.sweep.job import Job, ProcessFailure, perform
+from qkvbench.sweep.job import Job, perform
 from qkvbench.sweep.local import Child, Workers
+from qkvbench.train.multi_process import ProcessFailure
 
 
 @dataclass(frozen=True)

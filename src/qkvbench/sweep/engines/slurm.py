@@ -15,8 +15,9 @@ from typing import Any, Self
 
 from qkvbench.sweep.capacity import local_capacity
 from qkvbench.sweep.engines import Capacity, RunContext
-from qkvbench.sweep.job import Job, ProcessFailure, perform
+from qkvbench.sweep.job import Job, perform
 from qkvbench.sweep.local import GRACE_S
+from qkvbench.train.multi_process import ProcessFailure
 
 # Jobs at a time if nothing else is requested.
 DEFAULT_JOBS = 64
@@ -138,12 +139,16 @@ class Engine:
     def _failure(self, submitted: Any) -> ProcessFailure | None:
         """How an ended job failed; None if it did not."""
         if not submitted.paths.result_pickle.exists():
-            return ProcessFailure("killed", f"Its job {submitted.job_id} ended as {submitted.state}.")
+            return ProcessFailure(
+                "killed", f"Its job {submitted.job_id} ended as {submitted.state}."
+            )
         error = submitted.exception()
         if error is None:
             shutil.rmtree(submitted.paths.folder, ignore_errors=True)
             return None
-        return ProcessFailure("failed", f"{_last_line(str(error))} Its output: {submitted.paths.stderr}")
+        return ProcessFailure(
+            "failed", f"{_last_line(str(error))} Its output: {submitted.paths.stderr}"
+        )
 
     def _parameters(self) -> dict[str, Any]:
         chosen = self.options
