@@ -8,10 +8,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from qkvbench.backends import find
+from qkvbench.backends import find as find_backend
 from qkvbench.data.cache import alone
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
+from qkvbench.tasks import find
 from qkvbench.train.artifacts import (
     MissingWeightsError,
     folder_name,
@@ -114,18 +115,18 @@ def _train_dependencies(
     """Train the missing dependencies in order; the failed record of `experiment` if one fails."""
     if not experiment.first or shares_a_run(experiment):
         return None
-    state = RunState(started=now())
+    task, state = find(experiment.task), RunState(started=now())
     # Before any computation: a backend may fix its threads once and for all.
-    find(experiment.backend).prepare(experiment.threads)
+    find_backend(experiment.backend).prepare(experiment.threads)
     try:
-        check_task(experiment)
+        check_task(task, experiment)
         for each in _missing_dependencies(experiment):
             record = _run_once(each, report, checkpoints)
             if record.status != "done":
                 raise MissingWeightsError(_failure_text(each, record))
     except Exception as error:
         # As in `run`: every error becomes a record, so that a study goes on.
-        return error_record(experiment, state, error)
+        return error_record(experiment, task, state, error)
     return None
 
 

@@ -67,28 +67,26 @@ def shares_a_run(experiment: Experiment) -> bool:
     return world_size > 1
 
 
-def check_task(experiment: Experiment) -> Task:
-    """The experiment's task; an error if it has changed, or if the feature extractor is wrong."""
-    task = find_task(experiment.task)
+def check_task(task: Task, experiment: Experiment) -> None:
+    """Raise if the task has changed, or if the experiment's feature extractor does not fit it."""
     if task.version != experiment.task_version:
         raise DataRefusedError(
             f"{experiment.task} has changed since the study began: version {task.version}, not "
             f"{experiment.task_version}. The same command begins anew."
         )
     check_extractor(task, experiment)
-    return task
 
 
 def _run_here(
     experiment: Experiment, report: Report, at_end: AtEnd, checkpoints: Checkpoints | None
 ) -> Record:
     """The record of a run by this process, or by the processes that share it."""
-    backend = find(experiment.backend)
+    task, backend = find_task(experiment.task), find(experiment.backend)
     # Before any computation: a backend may fix its threads once and for all.
     backend.prepare(experiment.threads)
     state = RunState(started=now())
     try:
-        task = check_task(experiment)
+        check_task(task, experiment)
         data = _load(task, experiment)
         weights = experiment.init_from and require_weights(experiment.init_from)
         # The feature extractor may have used other threads.
@@ -103,7 +101,7 @@ def _run_here(
         observed = _observed(backend, state, memory_before)
     except Exception as error:
         # Every error becomes a record, so that a study goes on.
-        return error_record(experiment, state, error)
+        return error_record(experiment, task, state, error)
     done = record(experiment, task, str(backend.device()), state, "done", None)
     done = done.model_copy(update={"observed": observed, "data_identity": data.identity})
     at_end(experiment, done, learner)
@@ -155,7 +153,7 @@ def _run_processes(
     experiment: Experiment, report: Report, at_end: AtEnd, checkpoints: Checkpoints | None
 ) -> Record:
     """The record of a run by a process for each device."""
-    state = RunState(started=now())
+    task, state = find_task(experiment.task), RunState(started=now())
     try:
         for dependency in experiment.first:
             require_weights(dependency)
@@ -163,14 +161,14 @@ def _run_processes(
         result = run_processes(experiment, report, final, checkpoints)
     except Exception as error:
         # As in a run by this process.
-        return error_record(experiment, state, error)
+        return error_record(experiment, task, state, error)
     if isinstance(result, ProcessFailure):
-        task, device = find_task(experiment.task), str(find(experiment.backend).device())
+        device = str(find(experiment.backend).device())
         return record(experiment, task, device, state, result.status, result.reason)
     return result
 
 
-def error_record(experiment: Experiment, state: RunState, error: Exception) -> Record:
+def error_record(experiment: Experiment, task: Task, state: RunState, error: Exception) -> Record:
     """The record of a run that ended with an error."""
     status: Status
     if isinstance(error, DivergedError):
@@ -178,7 +176,7 @@ def error_record(experiment: Experiment, state: RunState, error: Exception) -> R
     else:
         status = "oom" if _is_out_of_memory(error) else "failed"
         reason = f"{type(error).__name__}: {error}"
-    task, device = find_task(experiment.task), str(find(experiment.backend).device())
+    device = str(find(experiment.backend).device())
     return record(experiment, task, device, state, status, reason)
 
 
