@@ -101,8 +101,8 @@ def peak_bytes() -> int | None:
 class Learner:
     """The network of an experiment, its optimizer, and nothing of the loop around them.
 
-    Over many devices each process has one: all are called alike, with the whole batch, of which
-    each computes its part; what is told is of the whole.
+    On several devices each process has one. All make the same calls with the whole batch; each
+    computes its part, and every result is that of the whole batch.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -160,7 +160,7 @@ class Learner:
             loss = self._backward(batch)
             self.scaler.unscale_(self.optimizer)
             if self.scaler.is_enabled():
-                # What one rank's part overflows in, all compute again.
+                # If one rank's part overflows, all ranks compute the batch again.
                 for found in self.scaler._found_inf_per_device(self.optimizer).values():
                     self.world.all_reduce_sum(local_shard(found))
             norm = full_scalar(
@@ -228,7 +228,7 @@ class Learner:
     def weights(self) -> dict[str, Tensor]:
         """Live views of all weights, under the names that all backends share.
 
-        Where each device holds a part of them, they are a copy.
+        A copy if the weights are sharded.
         """
         return named_weights(full_model(self.network, self.experiment))
 
@@ -238,7 +238,7 @@ class Learner:
             load(network, weights)
 
     def save(self, path: Path) -> None:
-        """Write all weights to a safetensors file; of many processes the first does."""
+        """Write all weights to a safetensors file; of several processes rank 0 does."""
         network = full_model(self.network, self.experiment)
         if self.world.rank == 0:
             save(network, path)
@@ -250,9 +250,9 @@ class Learner:
 
     @torch.no_grad()
     def state(self) -> dict[str, np.ndarray]:
-        """Weights, both moments of the optimizer and its steps, loss scale, state of the draws.
+        """Weights, optimizer moments and steps, loss scale, state of the random generator.
 
-        Of several processes each tells what it holds.
+        Of several processes each returns its shards.
         """
         return {name: local_shard(tensor).cpu().numpy() for name, tensor in self._state().items()}
 
@@ -265,13 +265,13 @@ class Learner:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from what `state` told, with the same bits; ValueError where it does not fit.
+        """Set the `state`, to resume with the same bits; ValueError if it does not fit.
 
-        Each of several processes is given the whole. Where another number of them has drawn, they
-        draw anew from here: what each would go on with is not there.
+        Each of several processes gets the full arrays. If another number of processes saved them,
+        dropout continues with new generators, because the states of these do not exist.
         """
         given = {name: torch.tensor(array) for name, array in state.items()}
-        self._sort_out_draws(given)
+        self._select_rng_state(given)
         own = self._state()
         for name in sorted(own.keys() | given.keys()):
             here, there = own.get(name), given.get(name)
@@ -281,26 +281,26 @@ class Learner:
                 )
         for name, tensor in self._changed().items():
             copy_to_shard(tensor, given[name].to(tensor.device))
-        self.rng.set_state(given[self._drawn])
+        self.rng.set_state(given[self._rng_name])
         if scale := self.scaler.state_dict():
             self.scaler.load_state_dict({key: given[f"scaler.{key}"].item() for key in scale})
 
     @property
-    def _drawn(self) -> str:
-        """The name of the state of this process's draws."""
-        return _draws_of(self.world)[self.world.rank]
+    def _rng_name(self) -> str:
+        """The name of the state of this rank's random generator."""
+        return _rng_names(self.world)[self.world.rank]
 
-    def _sort_out_draws(self, given: dict[str, Tensor]) -> None:
-        """Leave of all processes' draws this one's; new ones where others have drawn."""
+    def _select_rng_state(self, given: dict[str, Tensor]) -> None:
+        """Keep only this rank's generator state; a new one if another number of ranks saved it."""
         drawn = {name for name in given if name.split(".")[0] == _DRAWS}
-        names = _draws_of(self.world)
+        names = _rng_names(self.world)
         if drawn and drawn != set(names):
             step = max((int(given[name]) for name in given if name.endswith(".step")), default=0)
             purpose = f"{_dropout(self.world)} after step {step}"
             fresh = torch.Generator(self.device)
             fresh.manual_seed(framework_seed(self.experiment.seed, purpose))
-            given[self._drawn] = fresh.get_state()
-        for name in drawn.difference([self._drawn]):
+            given[self._rng_name] = fresh.get_state()
+        for name in drawn.difference([self._rng_name]):
             del given[name]
 
     def _state(self) -> dict[str, Tensor]:
@@ -308,7 +308,7 @@ class Learner:
         scale = {key: torch.tensor(value) for key, value in self.scaler.state_dict().items()}
         return {
             **self._changed(),
-            self._drawn: self.rng.get_state(),
+            self._rng_name: self.rng.get_state(),
             **{f"scaler.{key}": value for key, value in scale.items()},
         }
 
@@ -343,7 +343,7 @@ class Learner:
                     )
                 if scored < places:
                     loss = loss * (scored / places)
-                # Ranks take the mean of their gradients, and the sum is what is wanted.
+                # DDP and FSDP average gradients over ranks; the sum is needed.
                 self.scaler.scale(loss * self.world.world_size).backward()
                 total = total + loss.detach()
         return self.world.all_reduce_sum(total).item()
@@ -368,9 +368,9 @@ class Learner:
         return read, targets, places
 
     def _joined(self, own: Tensor, share: slice, count: int) -> np.ndarray:
-        """The values at all `count` scored places, of which these are those of this rank's share.
+        """The values at all `count` scored positions, of which `own` are this rank's share.
 
-        They are summed over zeros, which changes none of them.
+        The others are zero in this rank, so the sum over ranks changes no value.
         """
         if self.world.world_size == 1:
             return own.cpu().numpy()
@@ -412,11 +412,11 @@ def _hidden_at(network: Network, read: Read, places: Tensor | None) -> Tensor:
 
 
 def _own_parts(batch: Batch, count: int, group: ProcessGroup) -> list[tuple[Batch, int]]:
-    """The parts of a batch that one rank computes, each with its number of scored places.
+    """The micro-batches that this rank computes, each with its number of scored positions.
 
-    As many parts as are asked for, and no larger ones, are shared by all; each computes equally
-    many, since they compute together. One without a scored place is left out where all others'
-    are; else it stands in with a place that weighs nothing.
+    All ranks compute the same number of micro-batches, because they communicate after each; none is
+    larger than on one device. If no rank has scored positions in one, it is left out; if only this
+    rank has none, it computes a position with weight 0.
     """
     each = -(-count // group.world_size)
     parts = list(batch.parts(each * group.world_size))
@@ -433,7 +433,7 @@ def _own_parts(batch: Batch, count: int, group: ProcessGroup) -> list[tuple[Batc
 
 
 def _weightless(part: Batch) -> Batch:
-    """The first item, with one place scored, so that there is a loss to be multiplied by 0."""
+    """The first item with one scored position, whose loss is multiplied by 0."""
     first = next(part.parts(len(part.inputs)))
     targets = np.full_like(first.targets, IGNORE_INDEX)
     targets[0, 0] = 0
@@ -441,9 +441,9 @@ def _weightless(part: Batch) -> Batch:
 
 
 def _share(batch: Batch, group: ProcessGroup) -> tuple[Batch, slice]:
-    """The items of a batch that one rank tells of, and which of all scored places are theirs.
+    """The items of a batch that this rank predicts, and their slice of all scored positions.
 
-    Where there are too few items, a rank computes the first one with the others and tells nothing.
+    If there are too few items, the rank computes the first one and its slice is empty.
     """
     if group.world_size == 1:
         return batch, slice(0, int(np.count_nonzero(batch.targets != IGNORE_INDEX)))
@@ -457,12 +457,12 @@ def _share(batch: Batch, group: ProcessGroup) -> tuple[Batch, slice]:
 
 
 def _dropout(group: ProcessGroup) -> str:
-    """What a rank's draws of dropout are for: others draw other masks, for other items."""
+    """The purpose that keys a rank's dropout: ranks draw different masks, for different items."""
     return "dropout" if group.world_size == 1 else f"dropout of {group.rank} in {group.world_size}"
 
 
-def _draws_of(group: ProcessGroup) -> list[str]:
-    """The names of the states of all processes' draws."""
+def _rng_names(group: ProcessGroup) -> list[str]:
+    """The names of the states of all ranks' random generators."""
     return (
         [_DRAWS]
         if group.world_size == 1
