@@ -129,12 +129,6 @@ class Experiment:
         return self.model.variant
 
     @property
-    def program(self) -> "Experiment":
-        """The same for runs that differ in seed and learning rate alone: one program trains all."""
-        training = replace(self.training, learning_rate=1.0, final_learning_rate=0.0, warmup=1)
-        return replace(self, seed=0, training=training)
-
-    @property
     def first(self) -> tuple["Experiment", ...]:
         """The experiments that must have finished before: initial weights and feature extractor."""
         return tuple(each for each in (self.init_from, self.feature_extractor) if each is not None)
@@ -219,6 +213,17 @@ def _renamed(value: object, kind: str = "Experiment") -> object:
     return {
         name: _renamed(part, nested[name]) if name in nested else part
         for name, part in fields_.items()
+    }
+
+
+def first_names(value: object, kind: str) -> object:
+    """A dumped value of this class with the field names of the first version, for identities."""
+    if not isinstance(value, dict):
+        return value
+    names, nested = _FIRST_FIELD_NAMES.get(kind, {}), _NESTED.get(kind, {})
+    return {
+        names.get(name, name): first_names(part, nested[name]) if name in nested else part
+        for name, part in value.items()
     }
 
 

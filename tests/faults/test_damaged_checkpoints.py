@@ -56,7 +56,7 @@ def test_a_damaged_file_sets_its_checkpoint_aside_and_the_one_before_is_used(
     place = save_steps(tmp_path, wanted, [7, 8])
     newest = place.folder(wanted) / "step-000000008"
     damage(newest / name)
-    found = next(place.found(wanted))
+    found = next(place.valid(wanted))
     assert found.progress.step == 7
     assert (found.state["weights.a"] == 7).all()
     assert not newest.exists()
@@ -74,7 +74,7 @@ def test_a_file_that_is_missing_is_damage_too(tmp_path, caplog):
     wanted = experiment()
     place = save_steps(tmp_path, wanted, [1, 2])
     (place.folder(wanted) / "step-000000002" / "state.safetensors").unlink()
-    assert next(place.found(wanted)).progress.step == 1
+    assert next(place.valid(wanted)).progress.step == 1
     assert "state.safetensors" in caplog.text
 
 
@@ -82,7 +82,7 @@ def test_a_checkpoint_of_another_run_is_not_used(tmp_path, caplog):
     wanted, other = experiment(), experiment("q,k,v")
     place = save_steps(tmp_path, other, [2])
     place.folder(other).rename(place.folder(wanted))
-    assert list(place.found(wanted)) == []
+    assert list(place.valid(wanted)) == []
     assert other.id in caplog.text
 
 
@@ -98,7 +98,7 @@ def test_only_the_last_few_are_kept(tmp_path):
 def test_the_same_step_again_takes_the_place_of_the_one_before(tmp_path):
     wanted = experiment()
     place = save_steps(tmp_path, wanted, [3, 3])
-    assert [found.progress.step for found in place.found(wanted)] == [3]
+    assert [found.progress.step for found in place.valid(wanted)] == [3]
     assert left_over(tmp_path) == []
 
 

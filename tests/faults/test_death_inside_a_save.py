@@ -30,7 +30,7 @@ def test_a_run_that_dies_inside_a_save_resumes_from_the_last_whole_checkpoint(
     # A temporary file is left, and is not taken for a checkpoint.
     assert bool(left_over(tmp_path)) == (kept < STEP)
 
-    newest = next(every_step(tmp_path / "checkpoints").found(wanted))
+    newest = next(every_step(tmp_path / "checkpoints").valid(wanted))
     assert newest.progress.step == kept
     assert left_over(tmp_path) == []
 

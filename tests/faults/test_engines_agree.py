@@ -10,8 +10,8 @@ import pytest
 from faults.sweeps import under_way, watch, workers
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store
-from qkvbench.sweep.engines import Chosen, chosen, find, names
-from qkvbench.sweep.study import carry_out
+from qkvbench.sweep.engines import EngineChoice, find, names, parse_choice
+from qkvbench.sweep.study import run_study
 from qkvbench.sweep.sweeper import TRIES
 from qkvbench.train.run import run
 from test_sweep import Noted
@@ -36,14 +36,14 @@ LONG = Long("long", ("q,k,v", "q,k=v"), {"digits": 1}, smoke=True)
 
 def swept(study, path, engine="local", options=(), jobs=2):
     noted = Noted()
-    carry_out(
+    run_study(
         study,
         Store(path),
         command="test",
         jobs=jobs,
         fail_fast=False,
         progress=noted,
-        engine=chosen(engine, options),
+        engine=parse_choice(engine, options),
     )
     return noted
 
@@ -136,13 +136,13 @@ def test_a_worker_that_is_always_killed_ends_as_a_row_and_the_others_go_on(tmp_p
     kills, over = [], threading.Event()
 
     def kill():
-        from qkvbench.sweep.leases import _read
+        from qkvbench.sweep.leases import Lease
 
         while not over.wait(0.02):
-            claims = [_read(place) for place in Store(tmp_path).claims.glob(f"{first.id}.*")]
+            claims = [Lease.read(place) for place in Store(tmp_path).leases.glob(f"{first.id}.*")]
             for claim in claims:
                 mine = claim is not None and claim.owner != claim.sweeper
-                if mine and claim.owner.pid not in kills and not claim.owner.gone:
+                if mine and claim.owner.pid not in kills and not claim.owner.is_dead:
                     kills.append(claim.owner.pid)
                     os.kill(claim.owner.pid, signal.SIGKILL)
 
@@ -165,15 +165,15 @@ def test_a_worker_that_is_always_killed_ends_as_a_row_and_the_others_go_on(tmp_p
 
 @pytest.mark.parametrize("name", ["local", "slurm", pytest.param("ray", marks=pytest.mark.slow)])
 def test_an_engine_whose_package_is_installed_lacks_nothing(name):
-    assert find(name).lacking() is None
+    assert find(name).missing_requirement() is None
 
 
 def test_every_engine_refuses_options_that_it_does_not_have():
     assert names() == ["local", "ray", "slurm"]
     for name in names():
         with pytest.raises(ValueError, match="has no option 'wings=2'"):
-            chosen(name, ["wings=2"])
-    assert chosen("slurm", ["minutes=5", "partition=short"]).options.minutes == 5
+            parse_choice(name, ["wings=2"])
+    assert parse_choice("slurm", ["minutes=5", "partition=short"]).options.minutes == 5
     with pytest.raises(ValueError, match="write a whole number"):
-        chosen("slurm", ["minutes=soon"])
-    assert Chosen().name == "local"
+        parse_choice("slurm", ["minutes=soon"])
+    assert EngineChoice().name == "local"

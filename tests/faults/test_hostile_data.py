@@ -102,8 +102,8 @@ def test_a_pickle_in_a_checkpoint_s_place_is_set_aside_though_its_hash_is_right(
     (folder / "state.safetensors").write_bytes(pickle.dumps(Evil(canary)))
     after = sha256_of(folder / "state.safetensors")
     (folder / "SHA256SUMS").write_text(sums.replace(before, after))
-    assert next(place.found(wanted)).progress.step == 1
-    assert "no safetensors file" in caplog.text
+    assert next(place.valid(wanted)).progress.step == 1
+    assert "not a safetensors file" in caplog.text
 
 
 def test_an_array_of_objects_is_not_written_into_a_checkpoint(tmp_path, canary):

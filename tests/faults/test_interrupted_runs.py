@@ -28,7 +28,7 @@ def test_a_run_that_is_asked_to_end_keeps_its_last_step_and_goes_on_there(number
         run(wanted, ask, checkpoints=place)
     if number == signal.SIGTERM:
         assert raised.value.code == 128 + signal.SIGTERM
-    assert [found.progress.step for found in place.found(wanted)] == [4]
+    assert [found.progress.step for found in place.valid(wanted)] == [4]
     again = run(wanted, checkpoints=place)
     assert again.observed.resumed == [4]
     assert repeatable(again) == repeatable(run(wanted))
@@ -50,7 +50,7 @@ def test_a_second_request_to_end_ends_a_run_at_once(tmp_path):
     with pytest.raises(SystemExit):
         run(wanted, ask_twice, checkpoints=place)
     assert reached == ["once"]
-    assert list(place.found(wanted)) == []
+    assert list(place.valid(wanted)) == []
 
 
 def test_the_signal_handlers_after_a_run_are_those_from_before(tmp_path):

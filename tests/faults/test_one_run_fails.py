@@ -85,7 +85,7 @@ def test_a_full_disk_is_named_with_path_and_bytes_and_leaves_nothing_half(study,
     names = sorted(path.name for path in folder.iterdir())
     assert names == [f"step-{STEP - 2:09d}", f"step-{STEP - 1:09d}"]
     assert all(not name.endswith(".tmp") for name in names)
-    newest = next(Checkpoints(study[0].checkpoints).found(from_json(record.experiment)))
+    newest = next(Checkpoints(study[0].checkpoints).valid(from_json(record.experiment)))
     assert newest.progress.step == STEP - 1
 
 
@@ -94,7 +94,7 @@ def test_a_nan_loss_stops_before_the_step_and_the_last_healthy_checkpoint_stays(
     assert f"At step {STEP} of" in record.reason
     assert "the step was not taken" in record.reason
     assert record.metrics == {}
-    newest = next(Checkpoints(study[0].checkpoints).found(from_json(record.experiment)))
+    newest = next(Checkpoints(study[0].checkpoints).valid(from_json(record.experiment)))
     assert newest.progress.step == STEP - 1
 
 

@@ -58,7 +58,7 @@ def test_a_checkpoint_of_another_number_of_threads_is_named_and_the_run_begins_a
     assert "is of this run with threads: 2" in caplog.text
     assert "with threads: 1 the run begins anew" in caplog.text
     # What was kept for the other number is still there for it.
-    assert next(place.found(two)).progress.step == 1
+    assert next(place.valid(two)).progress.step == 1
 
 
 def _in_order(folder, variants):
