@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-import qkvbench.hub  # noqa: F401 (so that the library knows qkv_mode)
+from qkvbench import hub
 from qkvbench.measure.samples import Step, ratio
 
 TOKENS, BATCH, VOCABULARY = 64, 4, 1024
@@ -103,6 +103,7 @@ def measured(kind: str, blocks: int, rounds: int, clock: Callable[[], float]) ->
 
 def main() -> None:
     """Measure each shape."""
+    hub.register()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--blocks", type=int, default=8)

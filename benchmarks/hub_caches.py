@@ -12,7 +12,7 @@ Weights are random. Caches are filled with random rows, without a prompt being r
 one token, which is then forgotten; both caches take turns, a step each, on one thread. Seconds are
 the processor's, so that other processes cost them little. The ratio is the median of the ratios of
 neighbouring steps, with the middle half of them in brackets. ``--conditions`` prints how well V can
-be made of K in each layer of a checkpoint, and how far off it is for random inputs.
+be made from K in each layer of a checkpoint, and its error for random inputs.
 """
 
 import argparse
@@ -32,8 +32,9 @@ from transformers import (
 
 from qkvbench import hub
 from qkvbench.cost.units import bytes_text, seconds_text
-from qkvbench.hub.key_only import ENCODERS, WEIGHTS
-from qkvbench.hub.shared_root import SharedRoot, shared_roots
+from qkvbench.hub.families import ENCODERS, KEY_ONLY
+from qkvbench.hub.key_only import ValueFromKey, key_value_weights
+from qkvbench.hub.shared_root import keys_from_roots
 from qkvbench.hub.slim_cache import SlimCache, SlimLayer, storage_bytes
 
 
@@ -60,9 +61,9 @@ def gpt2() -> PreTrainedModel:
 def fill(
     model: PreTrainedModel, caches: tuple[DynamicCache, SlimCache], tokens: int, batch: int
 ) -> None:
-    """Have both caches hold the same random rows."""
+    """Fill both caches with the same random rows."""
     config = model.config
-    roots: dict[int, SharedRoot] = shared_roots(model)
+    roots = keys_from_roots(model)
     places = torch.arange(tokens)[None]
     for layer, settings in enumerate(config.per_layer_config):
         heads = getattr(settings, "num_key_value_heads", None) or config.num_attention_heads
@@ -97,7 +98,8 @@ def compare(name: str, model: PreTrainedModel, tokens: int, batch: int, rounds: 
     kept = [layer for layer, other in pairs if isinstance(other, SlimLayer)]
     before = storage_bytes([tensor for layer in kept for tensor in (layer.keys, layer.values)])
     after = sum(layer.bytes for layer in caches[1].slim_layers)
-    tables = sum(layer.reader.how.tables() for layer in caches[1].slim_layers)
+    recipes = [layer.recipe for layer in caches[1].slim_layers]
+    maps = [each.value_map for each in recipes if isinstance(each, ValueFromKey)]
     low, middle, high = statistics.quantiles(
         [b / a for a, b in zip(library, ours, strict=True)], n=4
     )
@@ -105,26 +107,25 @@ def compare(name: str, model: PreTrainedModel, tokens: int, batch: int, rounds: 
         f"{name:8} batch {batch} {tokens:6} tokens  library {bytes_text(before):>9} "
         f"{seconds_text(statistics.median(library)):>8}  slim {bytes_text(after):>9} "
         f"({after / before:.3f}) {seconds_text(statistics.median(ours)):>8}  time x{middle:.2f} "
-        f"[{low:.2f}, {high:.2f}]  maps {bytes_text(tables)}",
+        f"[{low:.2f}, {high:.2f}]  maps {bytes_text(storage_bytes(maps))}",
         flush=True,
     )
 
 
 @torch.no_grad()
-def tell(folder: str) -> None:
-    """Print the condition of each layer, and how far V made of K is off."""
+def print_conditions(folder: str) -> None:
+    """Print the condition of each layer, and the error of V made from K."""
     model = hub.load(folder, auto="AutoModel", dtype=torch.float32)
-    kinds = WEIGHTS | ENCODERS
-    layers = [part for part in model.modules() if type(part).__name__ in kinds]
-    for condition, attention in zip(hub.conditions(model), layers, strict=True):
-        found = kinds[type(attention).__name__](attention)
-        x = torch.randn(1000, len(found.key))
-        key, value = x @ found.key, x @ found.value
-        mapped = torch.linalg.solve(found.key.double(), found.value.double()).float()
-        off = ((key @ mapped - value).norm() / value.norm()).item()
+    layers = key_value_weights(model, {**KEY_ONLY, **ENCODERS})
+    for condition, (_, weights) in zip(hub.conditions(model), layers, strict=True):
+        x = torch.randn(1000, len(weights.key))
+        key, value = x @ weights.key, x @ weights.value
+        value_map = torch.linalg.solve(weights.key.double(), weights.value.double()).float()
+        error = ((key @ value_map - value).norm() / value.norm()).item()
+        verdict = "fits" if condition.fits else "refused"
         print(
             f"layer {condition.layer:2}  condition {condition.number:10.3g}  bound "
-            f"{condition.loss:.2g}  off {off:.2g}  {'fits' if condition.fits else 'refused'}"
+            f"{condition.error_bound:.2g}  error {error:.2g}  {verdict}"
         )
 
 
@@ -138,7 +139,7 @@ def main() -> None:
     words.add_argument("--conditions", metavar="FOLDER")
     asked = words.parse_args()
     if asked.conditions:
-        tell(asked.conditions)
+        print_conditions(asked.conditions)
         return
     torch.manual_seed(0)
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Half the cache of a pretrained model, and the same text: ``half_the_cache.py [FOLDER]``.
 
-The folder holds a checkpoint as save_pretrained writes it. Without one, a small Gemma 4 with random
-weights is written and read.
+FOLDER is a checkpoint that save_pretrained wrote. Without one, a small Gemma 4 with random weights
+is saved and loaded.
 """
 
 import argparse
@@ -20,7 +20,7 @@ NEW = 40
 
 
 def random_gemma(folder: Path) -> Path:
-    """A folder with a small Gemma 4 whose whole-text layers make K and V of one projection."""
+    """A folder with a small Gemma 4 whose full-attention layers share K and V."""
     torch.manual_seed(0)
     config = Gemma4TextConfig(
         vocab_size=500,
@@ -42,7 +42,7 @@ def random_gemma(folder: Path) -> Path:
 
 
 def compare(folder: Path) -> tuple[bool, int, int]:
-    """Whether both write the same, and the bytes of the layers that are slim: before, after."""
+    """Whether both generate the same tokens, and the bytes of the slim layers before and after."""
     model = hub.load(folder, dtype=torch.float32).eval()
     slim = hub.slim(copy.deepcopy(model))
     prompt = torch.randint(1, model.config.get_text_config().vocab_size, (2, 60))
@@ -57,7 +57,7 @@ def compare(folder: Path) -> tuple[bool, int, int]:
 
 
 def main(words: list[str] | None = None) -> None:
-    """Print what the cache took, and what it takes."""
+    """Print the bytes of both caches."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?")
     asked = parser.parse_args(words)

@@ -1,7 +1,7 @@
-"""A Llama with one root for K and V: made, trained for a moment, saved, loaded, and written with.
+"""A Llama with one root for K and V: built, trained for 20 steps, saved, loaded, and sampled.
 
 Run     python examples/qkv_mode.py
-Reads   nothing: tokens are drawn; nothing is downloaded
+Reads   nothing: tokens are random; nothing is downloaded
 Expect  the bytes of both caches; the mode's is half as large and four bytes a token and layer
 """
 
@@ -10,7 +10,7 @@ import tempfile
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import qkvbench.hub  # noqa: F401 (so that the library knows qkv_mode)
+from qkvbench import hub
 
 SIZES = {
     "hidden_size": 64,
@@ -22,7 +22,8 @@ SIZES = {
 
 
 def main() -> None:
-    """Go the road once with the library's mode and once with a tie."""
+    """Compare the library's mode with a tie."""
+    hub.register()
     torch.manual_seed(0)
     for mode in ("canonical", "q,k=v"):
         config = AutoConfig.for_model("qkv_llama", qkv_mode=mode, **SIZES)
@@ -36,12 +37,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             model = AutoModelForCausalLM.from_pretrained(folder)
-        told = model.generate(
+        output = model.generate(
             tokens, max_new_tokens=8, min_new_tokens=8, return_dict_in_generate=True
         )
-        kept = [tensor for layer in told.cache.layers for tensor in (layer.keys, layer.values)]
-        size = sum(tensor.untyped_storage().nbytes() for tensor in kept)
-        print(f"{config.qkv_mode:8} {size:,} bytes of cache for {told.sequences.shape[1]} tokens")
+        cached = [tensor for layer in output.cache.layers for tensor in (layer.keys, layer.values)]
+        size = sum(tensor.untyped_storage().nbytes() for tensor in cached)
+        print(f"{config.qkv_mode:8} {size:,} bytes of cache for {output.sequences.shape[1]} tokens")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What holds for every test: one thread, checked shapes, repeatable examples."""
 
 import os
+import signal
 
 # Before torch is imported anywhere: the bits of a sum depend on the number of threads.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -10,7 +11,10 @@ os.environ["NPROC"] = "1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import hypothesis
+import pytest
 from jaxtyping import install_import_hook
+
+from budget import Budget
 
 # Here only, and in this process only: an arm's own process runs the package as users do.
 install_import_hook("qkvbench", "typecheck.checked")
@@ -18,3 +22,15 @@ install_import_hook("qkvbench", "typecheck.checked")
 # The same examples every time; a slow machine is no failure.
 hypothesis.settings.register_profile("here", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("here")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Budget())
+
+
+@pytest.fixture
+def foreground():
+    """Ctrl-C interrupts, as in a terminal; a job in the background inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

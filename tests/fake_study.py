@@ -178,12 +178,12 @@ def info(arms=ARMS, tasks=tuple(SEEDS)):
     )
 
 
-def build(path: Path) -> Store:
-    """A whole store: one run of the eight arms diverged and one file is damaged."""
+def build(path: Path, arms=ARMS, tasks=tuple(SEEDS)) -> Store:
+    """A whole store: one run on lm-reviews diverged and one file is damaged."""
     store = Store(path)
-    store.write_study(info())
-    for task in SEEDS:
-        for made in scored(task):
+    store.write_study(info(arms, tasks))
+    for task in tasks:
+        for made in scored(task, arms):
             diverged = (made.task, made.variant, made.seed) == ("lm-reviews", "q=k=x,v", 1)
             store.write_run(
                 made.model_copy(
@@ -197,7 +197,8 @@ def build(path: Path) -> Store:
                 if diverged
                 else made
             )
-    for number, experiment in enumerate(experiments("lm-reviews", seeds=1)):
+    measured = experiments("lm-reviews", arms, seeds=1) if "lm-reviews" in tasks else ()
+    for number, experiment in enumerate(measured):
         store.write_measurement(measurement(experiment, number))
     (path / "runs" / f"{0:016x}.json").write_text('{"schema_version": 1, "id"')
     return store

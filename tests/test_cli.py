@@ -1,139 +1,36 @@
 """The command line answers what it is asked, and says what to write instead of what it is not."""
 
+import io
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
-import time
+from multiprocessing import forkserver
 
-import psutil
 import pytest
 
 import fake_study
+from faults.sweeps import alive, family, start, under_way, until
 from qkvbench import recipes, reports, tasks
 from qkvbench.cli import ls, main, names
 from qkvbench.cli.parser import parsed
-from qkvbench.cli.run import asked
+from qkvbench.cli.run import asked, folder
 from qkvbench.experiment import from_json
 from qkvbench.model import POSITIONS, Learned, position_named, position_written
+from qkvbench.results.store import Store
 from qkvbench.results.view import view
 from qkvbench.variant import Own, parse
 
 RUN = [sys.executable, "-m", "qkvbench"]
-# Runs the command line and fails where it has imported a framework on the way.
-CHECKED = """
-import sys
-from qkvbench.cli import main
-status = main(sys.argv[1:])
-sys.exit(99 if {"torch", "jax"} & set(sys.modules) else status)
-"""
-
-WRONG = [
-    ["bogus"],
-    ["run"],
-    ["run", "qick"],
-    ["run", "quick", "--seed", "3"],
-    ["run", "quick", "--seeds", "0"],
-    ["run", "quick", "--seeds", "many"],
-    ["run", "quick", "--jobs", "-1"],
-    ["run", "quick", "--precision", "fp8"],
-    ["run", "quick", "--micro-batches", "0"],
-    ["run", "quick", "--micro-batches", "9"],
-    ["run", "quick", "--backend", "tensorflow"],
-    ["run", "quick", "--model", "gpt-300"],
-    ["run", "quick", "--model="],
-    ["run", "quick", "--variants", "q,k,v,x"],
-    ["show", "q,k\n\n\n\n\n\n,w"],
-    ["run", "quick", "--variants", "q,k=z"],
-    ["run", "quick", "--variants", "q=k,v/2"],
-    ["run", "quick", "--variants", "q,k,v/3"],
-    ["run", "quick", "--tasks", "digit"],
-    ["run", "--variants", "q,k,v"],
-    ["run", "--variants", "q,k,v", "--tasks", "./none.txt"],
-    ["run", "--variants", "q,k,v", "--tasks", "digits", "sort#bytes"],
-    ["run", "--variants", "q,k,v", "--tasks", "lm-reviews#bpe-256"],
-    ["run", "--variants", "q,k,v", "--tasks", "recal@1x64"],
-    ["run", "--variants", "q,k,v", "--tasks", "recall@0x64"],
-    ["run", "--variants", "q,k,v", "--tasks", "lm-reviews@1x7"],
-    ["run", "heads", "--model", "small-decoder"],
-    ["measure", "q,k,v", "--model", "recall@4x0"],
-    ["ls", "variant"],
-    ["ls"],
-    ["show"],
-    ["show", "sharedkv"],
-    ["show", "q,k=v", "--tokens", "1.5"],
-    ["show", "q,k=v/7"],
-    ["show", "q,k=v", "--model", "gpt"],
-    ["show", "q,k=v+3d"],
-    ["show", "q,k=v", "--model", "gpt-300m", "--tokens", "2049"],
-    ["show", "q,k=v+2d++"],
-    ["show", "q,k=v", "--position", "rotery"],
-    ["show", "q,k=v", "--position", "rotary/0.3"],
-    ["run", "quick", "--position", "alibi/0.5"],
-    ["run", "quick", "--position", "rotary/half"],
-    ["measure", "q,k,v", "--seconds", "-1"],
-    ["measure", "q,k,v", "--model", "nothing"],
-    ["measure", "q,k,v", "--precision", "fp8"],
-    ["measure", "q,k,v", "--model", "gpt-300m", "--context", "2048"],
-    ["report", "no/such/folder"],
-    ["analyse", "no/such/file.safetensors", "--heads", "4"],
-    ["analyse", "model.safetensors"],
-    ["claims", "no/such/folder"],
-    ["claims", "study-cache-67"],
-    ["claims", "--verdict", "true"],
-    ["claims", "--source", "paper"],
-    ["claims", "--json", "--out", "ledger.html"],
-    ["report", "no/such/folder", "--as", "page", "--json"],
-    ["run", "--variants", "q,k,v", "--tasks", ""],
-    ["measure", "q,k,v", "--model", "digits#bpe-1024"],
-    ["measure", "q,k,v", "--model", "./none.txt"],
-]
 
 
-@pytest.mark.parametrize("words", WRONG, ids=" ".join)
-def test_a_wrong_request_is_refused_in_six_lines_before_a_framework_is_imported(words, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", CHECKED, *words], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 2, done.stderr
-    assert 1 <= len(done.stderr.strip().splitlines()) <= 6, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("words", "meant"),
-    [
-        (["run", "qick"], "quick"),
-        (["run", "quick", "--seed", "3"], "--seeds"),
-        (["run", "quick", "--tasks", "digit"], "digits"),
-        (["show", "sharedkv"], "shared-kv"),
-        (["ls", "variant"], "variants"),
-        (["show", "q,k=v", "--model", "gpt-30"], "gpt-300m"),
-        (["show", "q,k=v", "--position", "rotery"], "rotary"),
-        (["show", "q,k=v+qknrm"], "+qknorm"),
-        (["show", "shared-kvv"], "shared-kv"),
-    ],
-    ids=str,
-)
-def test_the_nearest_known_name_is_offered(words, meant, capsys):
-    assert main(words) == 2
-    assert f"Did you mean {meant}?" in capsys.readouterr().err
-
-
-def test_help_imports_next_to_nothing():
-    heavy = '"torch", "jax", "numpy", "pydantic", "rich", "tokenizers", "PIL"'
-    code = CHECKED.replace('"torch", "jax"', heavy)
-    for words in (["--help"], ["run", "--help"]):
-        wrapped = code.replace(
-            "status = main(sys.argv[1:])",
-            ("try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    status = end.code"),
-        )
-        done = subprocess.run([sys.executable, "-c", wrapped, *words], capture_output=True)
-        assert done.returncode == 0
+@pytest.fixture
+def fresh_fork_server():
+    """A fork server that begins in the test: it keeps the environment with which it begins."""
+    forkserver._forkserver._stop()
+    yield
+    forkserver._forkserver._stop()
 
 
 def test_a_variant_is_shown_with_what_is_computed_of_it(capsys):
@@ -243,66 +140,52 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_for_results_that_is_a_file_is_refused(tmp_path, capsys):
-    (tmp_path / "file").write_text("in the way")
-    assert main(["run", "quick", "--smoke", "--out", str(tmp_path / "file")]) == 2
-    assert "is a file" in capsys.readouterr().err
-
-
-def test_a_small_study_runs_to_a_table_and_a_page_and_reports_again_from_the_store(tmp_path):
-    words = ["run", "--variants", "q,k,v", "shared-kv", "--tasks", "digits", "recall", "--smoke"]
-    done = subprocess.run(
-        [*RUN, *words, "--out", "out"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert "[8/8]" in done.stderr
-    assert "q,k=v" in done.stdout
-    assert "What it cannot tell" in done.stdout
+def test_a_small_study_runs_to_a_table_and_a_page_and_reports_again_from_the_store(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["--variants", "q,k,v", "shared-kv", "--tasks", "digits", "recall", "--smoke"]
+    assert main(["run", *words, "--seeds", "1", "--out", "out"]) == 0
+    printed, said = capsys.readouterr()
+    assert "[4/4]" in said
+    assert "q,k=v" in printed
+    assert "What it cannot tell" in printed
     page = (tmp_path / "out" / "report.html").read_text()
     assert "q,k=v" in page
     (tmp_path / "out" / "report.html").unlink()
 
-    code = [sys.executable, "-c", CHECKED, "report", "out"]
-    again = subprocess.run(code, capture_output=True, text=True, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout == done.stdout
+    assert main(["report", "out"]) == 0
+    assert capsys.readouterr().out == printed
     assert (tmp_path / "out" / "report.html").read_text() == page
 
     # A damaged record is named and left alone; nothing else is lost.
     record = next((tmp_path / "out" / "runs").glob("*.json"))
     record.write_text(record.read_text()[:100])
     for strict, status in (([], 0), (["--strict"], 1)):
-        damaged = subprocess.run(
-            [*RUN, "report", "out", *strict], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert damaged.returncode == status
-        assert record.name in damaged.stderr
+        assert main(["report", "out", *strict]) == status
+        assert record.name in capsys.readouterr().err
     assert len(record.read_text()) == 100
-    resumed = subprocess.run(
-        [*RUN, *words, "--out", "out"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert resumed.returncode == 0
-    assert "7 of 8 runs are done already" in resumed.stderr
+    assert main(["run", *words, "--seeds", "1", "--out", "out"]) == 0
+    assert "3 of 4 runs are done already" in capsys.readouterr().err
     assert record.with_name(f"{record.name}.damaged").exists()
 
 
-def test_the_page_is_written_even_where_nobody_reads_the_table(tmp_path):
-    from fake_study import build
-
-    build(tmp_path / "store")
-    command = f"{shlex.join(RUN)} report store | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+def test_the_page_is_written_even_if_nobody_reads_the_table(tmp_path, monkeypatch):
+    fake_study.build(tmp_path / "store", fake_study.ARMS[:2], ("digits",))
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", encoding="utf-8") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        assert main(["report", str(tmp_path / "store")]) == 0
     assert (tmp_path / "store" / "report.html").stat().st_size > 10_000
 
 
 def test_a_store_of_someone_else_s_does_not_steer_the_terminal(tmp_path, capsys):
-    store = fake_study.build(tmp_path)
+    store = fake_study.build(tmp_path, fake_study.ARMS[:3], ("sort", "recall"))
     evil = "\x1b[2J"
     study = store.study().model_copy(update={"name": evil, "tasks": ["sort", evil]})
     store.write_study(study.model_copy(update={"seeds": {"sort": 3, evil: 3}}))
-    for run in fake_study.scored("sort"):
+    for run in fake_study.scored("sort", fake_study.ARMS[:3]):
         changed = {**run.experiment, "task": evil}
         name = from_json(changed).id
         update = {"task": evil, "experiment": changed, "id": name}
@@ -323,53 +206,55 @@ def test_a_store_of_someone_else_s_does_not_steer_the_terminal(tmp_path, capsys)
         assert "\x1b" not in told.out + told.err, words
 
 
-def test_letters_that_a_terminal_lacks_stop_nothing(tmp_path):
-    done = subprocess.run(
-        [*RUN, "show", "q,k=v"],
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "softmax" in done.stdout
+def test_letters_that_a_terminal_lacks_are_replaced(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["show", "q,k=v"]) == 0
+    terminal.flush()
+    assert b"softmax" in terminal.buffer.getvalue()
 
 
-def test_a_study_with_a_run_that_fails_prints_its_row_and_ends_with_1(tmp_path):
+@pytest.mark.usefixtures("fresh_fork_server")
+def test_a_study_with_a_run_that_fails_prints_its_row_and_ends_with_1(
+    tmp_path, monkeypatch, capsys
+):
     (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "file"))
+    out = tmp_path / "out"
     words = ["run", "--variants", "q,k,v", "--tasks", "lm-reviews", "recall", "--smoke"]
-    done = subprocess.run(
-        [*RUN, *words, "--seeds", "1", "--out", "out"],
-        env={**os.environ, "QKVBENCH_CACHE": str(tmp_path / "file")},
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 1, done.stderr
-    assert "lm-reviews cannot run. The cache folder cannot be" in done.stderr
-    assert "1 failed" in done.stdout
-    assert (tmp_path / "out" / "report.html").exists()
-    shown = subprocess.run(
-        [*RUN, "report", "out", "--json"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert {task["task"] for task in json.loads(shown.stdout)["tasks"]} == {"lm-reviews", "recall"}
+    assert main([*words, "--seeds", "1", "--out", str(out)]) == 1
+    printed, said = capsys.readouterr()
+    assert "lm-reviews cannot run. The cache folder cannot be" in said
+    assert "1 failed" in printed
+    assert (out / "report.html").exists()
+    assert {run.task: run.status for run in Store(out).runs().good} == {
+        "lm-reviews": "failed",
+        "recall": "done",
+    }
+    assert main(["report", str(out), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert {task["task"] for task in shown["tasks"]} == {"lm-reviews", "recall"}
 
 
-def test_another_study_gets_another_folder_and_more_seeds_do_not(capsys):
-    places = []
+def test_another_study_gets_another_folder_and_more_seeds_do_not():
     others = ["--precision bf16", "--precision fp16", "--compile", "--checkpointing"]
     others += ["--micro-batches 2", "--variants q,k,v"]
-    for words in ("", "--seeds 9", *others):
-        main(["run", "quick", "--dry-run", *words.split()])
-        places.append(capsys.readouterr().out.splitlines()[0].rpartition(" in ")[2])
-    assert places[0] == places[1] == "results/quick."
-    assert len(set(places)) == 1 + len(others)
+    plain, more_seeds, *places = (
+        folder(asked(parsed(["run", "quick", *words.split()])))
+        for words in ("", "--seeds 9", *others)
+    )
+    assert plain == more_seeds == "quick"
+    assert len({plain, *places}) == 1 + len(others)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    place = tmp_path_factory.mktemp("study")
+    return fake_study.build(place, fake_study.ARMS[:3], ("digits", "lm-reviews"))
 
 
 @pytest.mark.parametrize("name", reports.names())
-def test_every_report_can_be_asked_for_by_name(name, tmp_path, capsys):
-    from fake_study import build
-
-    store = build(tmp_path / "store")
+def test_every_report_can_be_asked_for_by_name(name, store, capsys):
     assert main(["report", str(store.path), "--as", name]) == 0
     assert capsys.readouterr().out == reports.find(name).render(view(store))
 
@@ -381,19 +266,16 @@ def test_a_dry_run_says_how_runs_are_carried_out(capsys):
     assert "fp16, compiled, checkpointing, 2 micro-batches" in said
 
 
-def test_compiling_without_a_compiler_is_refused_before_anything_runs(tmp_path):
-    words = ["run", "--variants", "q,k,v", "--tasks", "digits", "--smoke", "--compile"]
-    done = subprocess.run(
-        [*RUN, *words],
-        env={**os.environ, "CXX": "no-such-compiler"},
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2, done.stderr
-    assert "'no-such-compiler' is not here" in done.stderr
-    assert "Run without --compile" in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 6
+def test_compiling_without_a_compiler_is_refused_before_anything_runs(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main(["run", "--variants", "q,k,v", "--tasks", "digits", "--smoke", "--compile"]) == 2
+    said = capsys.readouterr().err
+    assert "'no-such-compiler' is not here" in said
+    assert "Run without --compile" in said
+    assert len(said.strip().splitlines()) <= 6
     assert list(tmp_path.iterdir()) == []
 
 
@@ -402,7 +284,7 @@ RECOMPILED = """
 import numpy as np, torch
 from qkvbench import tasks
 from qkvbench.backends.torch import Learner, prepare
-from qkvbench.data.batch import UNSCORED, Batch
+from qkvbench.data.batch import IGNORE_INDEX, Batch
 from qkvbench.experiment import Experiment, Training
 
 prepare(1)
@@ -420,7 +302,7 @@ assert all(each.grad is None for each in learner.network.parameters())
 torch._dynamo.config.error_on_recompile = True
 for dropped in range(4):
     targets = batch.targets.copy()
-    targets[:dropped, 8] = UNSCORED
+    targets[:dropped, 8] = IGNORE_INDEX
     learner.gradients(Batch(batch.inputs, targets))
     learner.update(1e-3)
 """
@@ -459,40 +341,42 @@ def test_a_study_can_be_compiled_and_no_step_s_time_has_the_compiler_s(tmp_path)
         assert compiled["metrics"]["loss"] == pytest.approx(eager["metrics"]["loss"], rel=1e-4)
 
 
+def smoke(recipe, out, *words):
+    """The size of the page of a recipe that was run without learning anything."""
+    # Two seeds of `quick`, so that statistics are computed; one of the others.
+    seeds = "2" if recipe == "quick" else "1"
+    # The folder is named: a recipe with other variants would go into another one.
+    assert main(["run", recipe, "--smoke", "--seeds", seeds, "--out", str(out), *words]) == 0
+    return (out / "report.html").stat().st_size
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # up to 150 short runs, two at a time
+@pytest.mark.timeout(900)  # up to 36 short runs, two at a time, on a busy machine
 @pytest.mark.parametrize("recipe", recipes.names())
-def test_the_smoke_of_every_recipe_runs_to_its_page(recipe, tmp_path):
-    # Of `quick` two seeds, so that the statistics go their road; of the others one is enough.
-    more = [] if recipe == "quick" else ["--seeds", "1"]
-    if recipe == "hundreds":
-        # 24 runs of its 336: the others differ from them in their equations.
-        more += ["--variants", "q,k,v", "q,k=v"]
-    # A recipe with other variants would go into a folder of another name.
-    words = ["run", recipe, "--smoke", *more, "--out", "study"]
-    done = subprocess.run([*RUN, *words], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "study" / "report.html").stat().st_size > 10_000
+def test_a_smoke_of_three_arms_of_each_recipe_runs_to_its_page(recipe, tmp_path):
+    first, second, *_, last = recipes.find(recipe).variants
+    assert smoke(recipe, tmp_path, "--variants", first, second, last) > 10_000
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)  # up to 336 short runs, two at a time
+@pytest.mark.parametrize("recipe", recipes.names())
+def test_a_smoke_of_each_whole_recipe_runs_to_its_page(recipe, tmp_path):
+    assert smoke(recipe, tmp_path) > 10_000
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+    ("number", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+    ids=["INT", "TERM"],
 )
-def test_a_signal_ends_the_study_and_its_processes_and_keeps_what_was_measured(
-    number, status, tmp_path
-):
-    words = ["run", "--variants", "q,k,v", "--tasks", "lm-reviews", "--out", str(tmp_path)]
-    with subprocess.Popen([*RUN, *words], stderr=subprocess.PIPE, text=True) as study:
-        children = psutil.Process(study.pid).children
-        while not any("forkserver" in " ".join(child.cmdline()) for child in children()):
-            time.sleep(0.05)
-        while not any(child.children() for child in children()):
-            time.sleep(0.05)
-        family = children(recursive=True)
-        time.sleep(2)
-        study.send_signal(number)
-        said = study.stderr.read()
+@pytest.mark.usefixtures("foreground")
+def test_a_signal_ends_the_study_and_its_processes_without_a_traceback(number, status, tmp_path):
+    study = start(tmp_path, plan=("--variants", "q,k,v", "--tasks", "sort"))
+    under_way(tmp_path)
+    members = family(study)
+    study.send_signal(number)
+    _, said = study.communicate(timeout=60)
     assert study.returncode == status, said
     assert "Traceback" not in said
-    psutil.wait_procs(family, timeout=10)
-    assert not any(child.is_running() for child in family)
+    until(lambda: not alive(members))

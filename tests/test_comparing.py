@@ -109,7 +109,7 @@ def test_nothing_is_compared_where_the_study_s_baseline_did_not_learn(tmp_path):
 
 def test_the_first_line_is_one_sentence_with_verdicts_and_costs(tmp_path, capsys):
     store = fake_study.build(tmp_path)
-    assert main(["compare", str(store.path), "q,k,v", "shared"]) == 0
+    assert main(["compare", str(store.path), "q,k,v", "shared-qkv"]) == 0
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.endswith(".")
     assert second == ""

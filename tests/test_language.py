@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qkvbench import tasks
-from qkvbench.claims._reported import on_text
+from qkvbench.claims.kit.reported import loss_on_text
 from qkvbench.data import documentation, plays
 from qkvbench.data.batch import Predictions
 from qkvbench.data.cache import DataRefusedError
@@ -155,8 +155,8 @@ def test_free_padding_dilutes_a_difference_as_the_text_says():
     share = base["padding"]
     seen = worse["padded_perplexity"] / base["padded_perplexity"]
     assert seen == pytest.approx(1.04 ** (1 - share))
-    # The ledger of claims reckons the other way round.
-    assert on_text(100 * (seen - 1), share) == pytest.approx(4)
+    # The ledger of claims computes the inverse.
+    assert loss_on_text(100 * (seen - 1), share) == pytest.approx(4)
 
 
 def test_the_example_in_the_text_is_reckoned_right():

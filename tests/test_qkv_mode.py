@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -13,8 +14,7 @@ from safetensors import safe_open
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-import qkvbench.hub as hub
-from planned_models import (
+from qkv_mode_models import (
     D_MODEL,
     DECODERS,
     HEAD,
@@ -26,9 +26,10 @@ from planned_models import (
     model_of,
     tie,
 )
+from qkvbench import hub
 from qkvbench.backends.torch import Attention, build, named_weights
 from qkvbench.hub.families import FAMILIES
-from qkvbench.hub.models import planned_layers, plans
+from qkvbench.hub.models import attention_layers, layer_plans
 from qkvbench.hub.modes import MODES, equations, variants
 from qkvbench.model import (
     Decoder,
@@ -41,10 +42,11 @@ from qkvbench.model import (
     transformer,
 )
 from qkvbench.variant import parse, write
+from qkvbench.variant.catalogue import CATALOGUE, named
 
 # Sums of some hundred products in fp64 differ in their last digits.
 EXACT = 1e-10
-# What the bench promises of a conversion, in fp32.
+# The promise of the bench for a conversion, in fp32.
 PROMISED = 1e-5
 
 TIES = ["canonical", "shared", "no-key", "q,k=v", "q=k=v", ["q,k=v", "q,k,v=R(k)"]]
@@ -60,21 +62,21 @@ def _logits(model, **inputs):
 
 @every_tie
 @every_family
-def test_converting_what_satisfies_a_tie_changes_nothing(kind, mode):
+def test_converting_weights_that_satisfy_a_tie_changes_no_output(kind, mode):
     plain = tie(model_of(kind), mode)
-    ours = hub.converted(plain, mode)
+    ours = hub.convert(plain, mode)
     inputs = inputs_of(kind)
-    found, expected = _logits(ours, **inputs), _logits(plain, **inputs)
+    logits, expected = _logits(ours, **inputs), _logits(plain, **inputs)
     assert expected.abs().max() > 0.1
-    assert (found - expected).abs().max() < PROMISED
+    assert (logits - expected).abs().max() < PROMISED
     assert ours.config.qkv_mode == equations(mode)
 
 
 @every_family
-def test_what_does_not_satisfy_a_tie_is_refused_by_layer_and_role(kind):
+def test_weights_that_do_not_satisfy_a_tie_are_refused_by_layer_and_role(kind):
     plain = tie(model_of(kind), ["q,k=v", "q,k,v"])
-    with pytest.raises(ValueError, match=r"Layer 1: v is not what .*\n.*Healing") as refused:
-        hub.converted(plain, "q,k=v")
+    with pytest.raises(ValueError, match=r"Layer 1: v is not what .*\n(.|\n)*healing") as refused:
+        hub.convert(plain, "q,k=v")
     assert len(str(refused.value).splitlines()) <= 6
 
 
@@ -83,38 +85,38 @@ def test_a_norm_of_heads_is_part_of_a_tie():
     with torch.no_grad():
         plain.model.layers[0].self_attn.k_norm.weight += 0.01
     with pytest.raises(ValueError, match="Layer 0: k is not"):
-        hub.converted(plain, "no-key")
+        hub.convert(plain, "no-key")
 
 
 @pytest.mark.parametrize("mode", ["shared", "no-key", "q=k=x,v", "q,k,v=R(q)"])
-def test_what_head_sharing_forbids_is_refused_with_equations_that_would_work(mode):
+def test_a_tie_that_head_sharing_forbids_is_refused_with_equations_that_would_work(mode):
     with pytest.raises(ValueError, match="both need as many heads") as refused:
         config_of("llama", num_key_value_heads=2, qkv_mode=mode)
-    said = str(refused.value)
-    offered = [part for part in said.splitlines()[-1].split("'") if "," in part and "q" in part]
+    message = str(refused.value)
+    offered = [part for part in message.splitlines()[-1].split("'") if "," in part and "q" in part]
     offered = [part for part in offered if part[0] in "qkv"]
     assert len(offered) == 2
     for equation in offered:
         config = config_of("llama", num_key_value_heads=2, qkv_mode=equation)
-        assert plans(config)[0].geometry.kv_heads in (2, HEADS)
+        assert layer_plans(config)[0].geometry.kv_heads in (2, HEADS)
 
 
 def test_a_mode_is_a_name_or_an_equation_for_all_layers_or_for_each():
-    for name, equation in MODES.items():
-        config = config_of("gpt2", qkv_mode=name)
+    for name in MODES:
+        config, equation = config_of("gpt2", qkv_mode=name), write(named(name))
         assert config.qkv_mode == equation
-        assert {write(plan.variant) for plan in plans(config)} == {equation}
+        assert {write(plan.variant) for plan in layer_plans(config)} == {equation}
     config = config_of("gpt2", qkv_mode=["no-key", " v = k , q "])
     assert config.qkv_mode == ["q=k,v", "q,k=v"]
     with pytest.raises(ValueError, match=r"3 equations, and the model has 2 layers"):
         config_of("gpt2", qkv_mode=["q,k,v"] * 3)
     with pytest.raises(ValueError, match=r"Besides equations there are 'canonical'"):
         config_of("gpt2", qkv_mode="share")
-    with pytest.raises(ValueError, match=r"changes scores by place.*\n.*'q,k=v'"):
+    with pytest.raises(ValueError, match=r"changes scores by position.*\n.*'q,k=v'"):
         config_of("gpt2", qkv_mode="q,k=v+2d")
 
 
-def test_a_scheme_that_turns_by_the_length_is_refused_where_roots_are_turned_on_read():
+def test_rope_that_depends_on_the_length_is_refused_if_roots_are_rotated_on_read():
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
     with pytest.raises(ValueError, match="rope_type='dynamic'"):
         config_of("llama", rope_parameters=rope, qkv_mode="q,k=v")
@@ -156,7 +158,7 @@ def test_an_architecture_that_is_not_built_is_refused_with_those_that_are():
 
 @pytest.mark.parametrize("mode", ["shared", ["q,k=v", "q=k,v"]], ids=str)
 @every_family
-def test_what_is_saved_and_loaded_again_is_the_same_model(kind, mode, tmp_path):
+def test_a_saved_model_loads_as_the_same_model(kind, mode, tmp_path):
     model = model_of(kind, qkv_mode=mode)
     model.save_pretrained(tmp_path)
     again = getattr(transformers, HEAD[kind]).from_pretrained(tmp_path).eval()
@@ -166,13 +168,13 @@ def test_what_is_saved_and_loaded_again_is_the_same_model(kind, mode, tmp_path):
     assert torch.equal(_logits(again, **inputs), _logits(model, **inputs))
     if again.config.to_dict().get("tie_word_embeddings"):
         assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
-    # Each weight lies in the file once, and none of a role that has no matrix.
+    # Each weight is in the file once, and none of a role that has no matrix.
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         stored = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
     assert stored == sum(parameter.numel() for parameter in again.parameters())
 
 
-def test_an_output_matrix_that_is_tied_is_saved_once_and_tied_again(tmp_path):
+def test_a_tied_output_matrix_is_saved_once_and_tied_again(tmp_path):
     model = model_of("llama", qkv_mode="q,k=v", tie_word_embeddings=True)
     model.save_pretrained(tmp_path)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -212,7 +214,7 @@ def _own_gpt2(model, variant):
 
 
 def _own_vit(model, variant):
-    """The same vision encoder: patches are vectors, and the first position is the class token's."""
+    """The same vision encoder: patches are vectors; the first position is the class token's."""
     vit = model.vit
     spec = transformer(
         "vit",
@@ -223,7 +225,7 @@ def _own_vit(model, variant):
         position=Learned(4),
         init=Init(embedding_std=0.02, position_std=0.02),
     ).with_variant(variant)
-    # The bench's preset is four times as wide.
+    # The preset has a feed-forward of four times d_model.
     spec = spec.with_blocks(lambda block: replace(block, feed_forward=FeedForward(56)))
     network, first = build(spec).double().eval(), vit.embeddings
     patches = first.patch_embeddings.projection
@@ -243,10 +245,10 @@ def _own_vit(model, variant):
 
 
 def _attention(place, layer):
-    """A planned layer's weights under the names that all backends share."""
+    """The weights of a layer of ours under the names that all backends share."""
     family, plan = layer.family, layer.plan
     named = {}
-    for name, matrices in layer.maps.items():
+    for name, matrices in layer.projections.items():
         lengths = [plan.matrices[matrix] * plan.geometry.head_dim for matrix in matrices]
         linear = layer.get_submodule(name)
         weight = linear.weight.T if family.transposed else linear.weight
@@ -311,10 +313,10 @@ def test_a_vit_is_the_encoder_of_our_own_backend(equation):
 
 @pytest.mark.parametrize("equation", EQUATIONS)
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
-def test_attention_in_a_block_that_we_have_not_is_that_of_our_own_backend(kind, equation):
-    # The bench has no RMSNorm and no SwiGLU, so here the layer is compared and not the model.
+def test_attention_of_a_llama_or_qwen_is_that_of_our_own_backend(kind, equation):
+    # The bench has no RMSNorm and no SwiGLU, so the layer is compared and not the model.
     model = model_of(kind, qkv_mode=equation, head_dim=12).double()
-    layer = planned_layers(model)[0][1]
+    layer = attention_layers(model)[0][1]
     own = Attention(
         layer.plan.variant, D_MODEL, HEADS, head_dim=12, position=Rotary(), causal=True
     ).double()
@@ -336,9 +338,9 @@ def test_attention_in_a_block_that_we_have_not_is_that_of_our_own_backend(kind, 
 
 @pytest.mark.parametrize("equation", EQUATIONS)
 def test_attention_of_a_bert_is_that_of_our_own_backend(equation):
-    # BERT norms behind each part, the bench before it; and its output matrix lies outside.
+    # BERT has post-norm, the bench pre-norm; and its output matrix is outside of the layer.
     model = model_of("bert", qkv_mode=equation).double()
-    layer = planned_layers(model)[0][1]
+    layer = attention_layers(model)[0][1]
     own = Attention(parse(equation), D_MODEL, HEADS).double()
     x = torch.randn(3, 9, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     output = model.bert.encoder.layer[0].attention.output.dense
@@ -350,10 +352,10 @@ def test_attention_of_a_bert_is_that_of_our_own_backend(equation):
     assert (found - expected).abs().max() < EXACT
 
 
-MODES_KEPT = ["q,k,v", "q,k=R(q),v=R(q)", "q=k,v", "q,k=v", "q,k,v=R(k)/2", ["q,k=v", "q=k=v"]]
+CACHED_MODES = ["q,k,v", "q,k=R(q),v=R(q)", "q=k,v", "q,k=v", "q,k,v=R(k)/2", ["q,k=v", "q=k=v"]]
 
 
-@pytest.mark.parametrize("mode", MODES_KEPT, ids=str)
+@pytest.mark.parametrize("mode", CACHED_MODES, ids=str)
 @every_decoder
 def test_decoding_step_by_step_with_left_padding_is_one_forward_pass_without(kind, mode):
     model = model_of(kind, qkv_mode=mode).double()
@@ -385,9 +387,9 @@ def test_decoding_step_by_step_with_left_padding_is_one_forward_pass_without(kin
 @pytest.mark.parametrize("how", ["greedy", "beams", "sampled"])
 @pytest.mark.parametrize("mode", ["shared", "q,k=v"])
 @every_decoder
-def test_what_is_generated_is_what_the_library_s_own_model_generates(kind, mode, how):
+def test_generate_writes_the_tokens_of_the_library_s_own_model(kind, mode, how):
     plain = tie(model_of(kind), mode).double()
-    ours = hub.converted(plain, mode)
+    ours = hub.convert(plain, mode)
     tokens = inputs_of(kind)["input_ids"]
     mask = torch.ones_like(tokens)
     mask[1, :4] = 0
@@ -412,7 +414,7 @@ def _live_bytes(cache):
 @pytest.mark.parametrize(
     ("kind", "mode", "most"),
     [
-        # One tensor of two, and beside a root that is turned on read four bytes for its position.
+        # One tensor of two, and four bytes for the position of a root that is rotated on read.
         ("gpt2", "q,k=v", 0.5),
         ("gpt2", "shared", 0.5),
         ("llama", "shared", 0.5 + 4 / (2 * 4 * D_MODEL)),
@@ -423,7 +425,7 @@ def _live_bytes(cache):
     ],
     ids=str,
 )
-def test_a_mode_keeps_the_bytes_of_its_plan(kind, mode, most):
+def test_a_mode_caches_the_bytes_of_its_plan(kind, mode, most):
     kept = []
     for model in (model_of(kind), model_of(kind, qkv_mode=mode)):
         told = model.generate(
@@ -433,7 +435,7 @@ def test_a_mode_keeps_the_bytes_of_its_plan(kind, mode, most):
     assert kept[1] / kept[0] == pytest.approx(most, abs=1e-9)
 
 
-def test_a_cache_is_cropped_reordered_and_of_fixed_size_as_any():
+def test_a_cache_of_one_tensor_can_be_cropped_reordered_and_static():
     model = model_of("llama", qkv_mode="q,k=v").double()
     tokens = inputs_of("llama")["input_ids"]
     whole = _logits(model, input_ids=tokens)
@@ -468,12 +470,12 @@ def test_attention_implementations_agree_and_none_loses_the_padding(kind):
         assert torch.equal(other[1, 4:], found[name][1, 4:]), name
         assert not torch.equal(_logits(model, input_ids=changed)[1, 4:], found[name][1, 4:])
     for name in ("sdpa", "qkvbench"):
-        # What stands at a place that is padding means nothing.
+        # Outputs at padding mean nothing.
         error = ((found[name] - found["eager"]) * mask[..., None]).abs().max()
         assert error < EXACT, name
 
 
-def test_weights_of_attention_are_told_when_they_are_asked_for():
+def test_attention_weights_are_returned_on_request():
     model = model_of("llama", qkv_mode="shared")
     model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -486,47 +488,47 @@ def test_weights_of_attention_are_told_when_they_are_asked_for():
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "vit"])
 def test_gradient_checkpointing_changes_no_gradient(kind):
-    slopes = []
+    gradients = []
     for checkpointed in (False, True):
         model = model_of(kind, qkv_mode="shared").double()
         if checkpointed:
             model.activation_checkpointing_enable()
-        # In training, or the library would not checkpoint; without dropout, so that it compares.
+        # In training mode, or the library would not checkpoint; without dropout, to compare.
         model.train()
         for part in model.modules():
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.0
-        for _, layer in planned_layers(model):
+        for _, layer in attention_layers(model):
             layer.attention_dropout = 0.0
-        # With a cache, in training too, the library's decoders go the folded way: other sums.
+        # A cache, which the library uses in training too, changes the order of sums.
         more = {"use_cache": False} if kind in DECODERS else {}
         model(**inputs_of(kind), **more).logits.square().sum().backward()
-        slopes.append({name: p.grad for name, p in model.named_parameters()})
-    for name, slope in slopes[0].items():
-        if slope is None:
-            assert slopes[1][name] is None
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        if gradient is None:
+            assert gradients[1][name] is None
             continue
-        assert torch.equal(slope, slopes[1][name]), name
+        assert torch.equal(gradient, gradients[1][name]), name
         if "rotation" in name:
-            assert slope.abs().max() > 0
+            assert gradient.abs().max() > 0
 
 
-def test_from_scratch_each_map_begins_as_the_library_begins_it():
+def test_projections_are_initialized_as_the_library_s():
     for kind in FAMILIES:
         torch.manual_seed(0)
         model = getattr(transformers, HEAD[kind]).from_config(config_of(kind, qkv_mode="q,k=v"))
         for name, parameter in model.named_parameters():
-            if not any(place in f".{name}" for place, _ in planned_layers(model)):
+            if not any(place in f".{name}" for place, _ in attention_layers(model)):
                 continue
             if name.endswith("bias"):
                 assert parameter.abs().max() == 0, name
             elif ".scale." not in name:
-                # GPT-2 begins what is added to the stream by the number of its layers smaller.
+                # GPT-2 scales the init of output projections by the number of its layers.
                 expected = 0.02 / (2 * LAYERS) ** 0.5 if "attn.c_proj" in name else 0.02
                 assert parameter.detach().std().item() == pytest.approx(expected, rel=0.1), name
 
 
-def test_modes_are_read_from_the_library_s_own_configs():
+def test_a_config_of_the_library_gets_a_mode():
     plain = transformers.LlamaConfig(hidden_size=48, num_attention_heads=4)
     config = hub.with_mode(plain, "no-key")
     assert (config.model_type, config.qkv_mode, config.head_dim) == ("qkv_llama", "q=k,v", 12)
@@ -534,25 +536,62 @@ def test_modes_are_read_from_the_library_s_own_configs():
 
 
 @every_family
-def test_a_mode_in_a_config_that_does_not_heed_it_is_refused_and_told_where_it_is_heeded(kind):
+def test_a_plain_checkpoint_whose_config_has_a_mode_is_refused_by_load(kind, tmp_path):
     config = config_of(kind)
     config.qkv_mode = "shared"
+    getattr(transformers, HEAD[kind]).from_config(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"does not heed(.|\n)*with_mode(.|\n)*'qkv_{kind}'"):
-        getattr(transformers, HEAD[kind]).from_config(config)
+        hub.load(tmp_path, auto=HEAD[kind])
 
 
-def test_what_the_page_shows_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("equation", ["q,k=R(q),v=R(q)", "q=k,v"])
+def test_a_name_means_the_same_in_qkv_mode_and_in_the_catalogue(equation):
+    name = {"q,k=R(q),v=R(q)": "shared", "q=k,v": "no-key"}[equation]
+    assert write(named(name)) == equation == equations(name)
+
+
+def test_names_and_aliases_of_the_catalogue_are_all_different():
+    names = [name for entry in CATALOGUE for name in (entry.name, *entry.aliases)]
+    assert len(set(names)) == len(names)
+
+
+def test_a_model_of_ours_can_be_pickled():
+    model = model_of("llama", qkv_mode="shared")
+    again = pickle.loads(pickle.dumps(model))
+    inputs = inputs_of("llama")
+    assert torch.equal(_logits(again, **inputs), _logits(model, **inputs))
+
+
+def test_the_python_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parent.parent / "docs" / "qkv-mode.md").read_text("utf-8")
     names = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(block, names)
-    # Weights are drawn, and so is how wide the largest number of what is written is.
+    # Weights are random, and so is the width of the printed tokens.
     assert re.match(r"tensor\(\[\[ *5, +6, +7, ", capsys.readouterr().out)
-    assert names["model"].config.qkv_mode == MODES["shared"]
+    assert names["model"].config.qkv_mode == write(named("shared"))
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers():
-    told = "import sys, qkvbench.hub; print({'torch', 'transformers'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    script = """
+import sys
+import qkvbench.hub
+qkvbench.hub.check_folder
+assert not {"torch", "transformers"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_importing_the_package_leaves_transformers_as_it_is():
+    script = """
+import transformers
+before = transformers.PreTrainedModel.__init__
+import qkvbench.hub
+assert transformers.PreTrainedModel.__init__ is before
+assert "qkv_llama" not in transformers.CONFIG_MAPPING
+qkvbench.hub.register()
+assert transformers.PreTrainedModel.__init__ is before
+assert "qkv_llama" in transformers.CONFIG_MAPPING
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,4 +1,4 @@
-"""What people use models with: each of these takes seconds, so they are slow tests."""
+"""Trainer, PEFT, torch.compile, the harness and remote code with `qkv_mode`: slow tests."""
 
 import json
 import os
@@ -10,8 +10,7 @@ import pytest
 import torch
 import transformers
 
-import qkvbench.hub  # noqa: F401 (so that the library knows qkv_mode)
-from planned_models import HEAD, VOCABULARY, config_of, inputs_of, model_of
+from qkv_mode_models import HEAD, VOCABULARY, config_of, inputs_of, model_of
 
 pytestmark = pytest.mark.slow
 
@@ -28,11 +27,11 @@ def _examples(count=24):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_the_library_s_trainer_trains_a_mode_and_its_checkpoint_loads(kind, tmp_path):
+def test_trainer_trains_a_mode_and_its_checkpoint_loads(kind, tmp_path):
     transformers.set_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config_of(kind, qkv_mode="shared"))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    told = transformers.TrainingArguments(
+    arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path),
         max_steps=60,
         per_device_train_batch_size=8,
@@ -44,7 +43,7 @@ def test_the_library_s_trainer_trains_a_mode_and_its_checkpoint_loads(kind, tmp_
         use_cpu=True,
         dataloader_pin_memory=False,
     )
-    trainer = transformers.Trainer(model=model, args=told, train_dataset=_examples())
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=_examples())
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0] / 2
@@ -56,23 +55,23 @@ def test_the_library_s_trainer_trains_a_mode_and_its_checkpoint_loads(kind, tmp_
         assert torch.equal(again(**inputs).logits, model.eval()(**inputs).logits)
 
 
-# PEFT asks transformers by a name that it had before.
+# PEFT uses an old name of transformers.
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize(
     ("kind", "targets"),
     [("llama", ["q_proj", "o_proj"]), ("gpt2", ["c_attn"]), ("bert", ["query"])],
 )
-def test_lora_finds_the_maps_by_the_library_s_names_and_merges(kind, targets, tmp_path):
+def test_lora_finds_the_projections_by_the_library_s_names_and_merges(kind, targets, tmp_path):
     import peft
 
     model = model_of(kind, qkv_mode="shared")
     inputs = inputs_of(kind)
     with torch.no_grad():
         plain = model(**inputs).logits
-    told = peft.LoraConfig(
+    lora = peft.LoraConfig(
         r=2, target_modules=targets, fan_in_fan_out=kind == "gpt2", init_lora_weights=False
     )
-    adapted = peft.get_peft_model(model, told)
+    adapted = peft.get_peft_model(model, lora)
     trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
     assert trained
     assert all("lora_" in name for name in trained)
@@ -89,23 +88,23 @@ COMPILED = """
 import sys
 import torch
 sys.path.insert(0, sys.argv[1])
-from planned_models import inputs_of, model_of
+from qkv_mode_models import inputs_of, model_of
 
 model, inputs = model_of("llama", qkv_mode=sys.argv[2]), inputs_of("llama")
 plain = model(**inputs, use_cache=False).logits
 compiled = torch.compile(model)(**inputs, use_cache=False).logits
-slopes = []
+gradients = []
 for logits in (plain, compiled):
     model.zero_grad()
     logits.square().sum().backward()
-    slopes.append({name: p.grad.clone() for name, p in model.named_parameters()})
-for name, slope in slopes[0].items():
-    torch.testing.assert_close(slopes[1][name], slope, rtol=1e-3, atol=1e-3)
+    gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+for name, gradient in gradients[0].items():
+    torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-3)
 print((compiled - plain).abs().max().item() / max(1.0, plain.detach().abs().max().item()))
 """
 
 
-# In a process of its own: the compiler cannot see through the checks of shapes that tests add.
+# In a subprocess without the shape checks of tests, which the compiler cannot trace.
 @pytest.mark.parametrize("mode", ["shared", "q,k=v"])
 def test_a_compiled_model_computes_the_same_forward_and_backward(mode):
     tests = str(Path(__file__).parent)
@@ -116,7 +115,7 @@ def test_a_compiled_model_computes_the_same_forward_and_backward(mode):
     assert float(done.stdout) < NEAR
 
 
-# transformers calls torch's mask with an option that torch has given up.
+# transformers passes torch's mask function a deprecated option.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_flex_attention_goes_forward_with_left_padding():
     model = model_of("llama", qkv_mode="q,k=v", head_dim=16)
@@ -160,7 +159,7 @@ def test_the_harness_scores_a_mode_on_a_local_task_as_its_own_logits_say(tmp_pat
         "metric_list": [{"metric": "acc"}],
     }
     model = model_of("llama", qkv_mode="q,k=v")
-    told = simple_evaluate(
+    scores = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2),
         tasks=[task],
         task_manager=TaskManager(include_defaults=False),
@@ -171,7 +170,7 @@ def test_the_harness_scores_a_mode_on_a_local_task_as_its_own_logits_say(tmp_pat
         last = model(tokens).logits[0, -1]
     better = int(last[words["e"]] > last[words["d"]])
     expected = sum(document["answer"] == better for document in documents) / len(documents)
-    assert told["results"]["local_letters"]["acc,none"] == expected
+    assert scores["results"]["local_letters"]["acc,none"] == expected
 
 
 _ALONE = """
@@ -189,7 +188,7 @@ try:
 except ValueError as error:
     assert "trust_remote_code" in str(error) or "does not recognize" in str(error), error
 else:
-    raise SystemExit("it ran without being trusted")
+    raise SystemExit("the code ran without trust_remote_code")
 model = found.from_pretrained(folder, trust_remote_code=True).eval()
 inputs = torch.load(folder + "/inputs.pt", weights_only=True)
 with torch.no_grad():
@@ -198,7 +197,7 @@ with torch.no_grad():
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_code_in_the_folder_serves_who_trusts_it_and_has_no_qkvbench(kind, tmp_path):
+def test_code_in_the_folder_runs_the_model_without_qkvbench(kind, tmp_path):
     model = model_of(kind, qkv_mode="shared")
     folder = tmp_path / "saved"
     model.save_pretrained(folder, with_code=True)
@@ -226,5 +225,5 @@ def test_the_example_runs_and_its_cache_is_half():
         check=True,
     )
     sizes = [int(line.split()[1].replace(",", "")) for line in done.stdout.splitlines()]
-    # Beside each row of 64 numbers, the four bytes of its position.
+    # Each row has 64 numbers and the four bytes of its position.
     assert sizes[1] / sizes[0] == pytest.approx((64 + 1) / 128)

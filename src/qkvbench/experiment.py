@@ -66,9 +66,9 @@ class Experiment:
     ``checkpointing`` makes each block's activations again in the backward pass instead of keeping
     them; ``compiled`` fuses the training pass, and draws dropout otherwise than without. Over so
     many ``devices`` each computes its part of every batch; ``sharding`` says what each holds.
-    ``start`` is the experiment with whose last weights this one begins, wherever a weight's name
-    and shape agree; the others begin as the seed says. ``seen_through`` is the experiment through
-    whose network, as it was at its end, every input is seen; it is the same for all arms.
+    ``init_from`` is the experiment whose final weights this one starts with, if a weight's name and
+    shape agree; the others are initialized by the seed. ``feature_extractor`` is the experiment
+    whose trained network, frozen, reads every input first; it is the same for all arms.
     """
 
     model: Model
@@ -113,8 +113,9 @@ class Experiment:
         own, other = self.model, self.init_from.model
         if (own.geometry, _blocks(own)) != (other.geometry, _blocks(other)):
             raise ValueError(
-                f"{self.task} cannot begin with the weights of {self.init_from.task}: all layers must "
-                f"agree in attention and size.\nHere are {_layers(own)}; there {_layers(other)}."
+                f"{self.task} cannot begin with the weights of {self.init_from.task}: all "
+                f"layers must agree in attention and size.\n"
+                f"Here are {_layers(own)}; there {_layers(other)}."
             )
 
     @cached_property
@@ -128,19 +129,13 @@ class Experiment:
         return self.model.variant
 
     @property
-    def program(self) -> "Experiment":
-        """The same for runs that differ in seed and learning rate alone: one program trains all."""
-        training = replace(self.training, learning_rate=1.0, final_learning_rate=0.0, warmup=1)
-        return replace(self, seed=0, training=training)
-
-    @property
     def first(self) -> tuple["Experiment", ...]:
-        """What must have come to its end before: the start, and what inputs are seen through."""
+        """The experiments that must have finished before: initial weights and feature extractor."""
         return tuple(each for each in (self.init_from, self.feature_extractor) if each is not None)
 
     @property
     def needed(self) -> tuple["Experiment", ...]:
-        """What must have come to its end before, what that needs, and so on."""
+        """The experiments that must have finished before, with their own dependencies."""
         return tuple(dict.fromkeys(found for each in self.first for found in (each, *each.needed)))
 
     @property
@@ -221,6 +216,17 @@ def _renamed(value: object, kind: str = "Experiment") -> object:
     }
 
 
+def first_names(value: object, kind: str) -> object:
+    """A dumped value of this class with the field names of the first version, for identities."""
+    if not isinstance(value, dict):
+        return value
+    names, nested = _FIRST_FIELD_NAMES.get(kind, {}), _NESTED.get(kind, {})
+    return {
+        names.get(name, name): first_names(part, nested[name]) if name in nested else part
+        for name, part in value.items()
+    }
+
+
 def _blocks(model: Model) -> tuple[tuple[Block, ...], ...]:
     """The blocks that read each input."""
     return tuple(tower.blocks for tower in model.towers)
@@ -237,7 +243,7 @@ def _layers(model: Model) -> str:
 
 
 def _identity(value: object) -> object:
-    """What a hash sees: the fields that are not at their defaults.
+    """The value that is hashed: the fields that are not at their defaults.
 
     So a new field with a default keeps the identity of what was measured before it.
     """
@@ -263,7 +269,7 @@ class _This:
 
 @lru_cache(maxsize=4096)
 def _shared_identity(this: _This) -> object:
-    """What a hash sees of something that many runs of a study share."""
+    """The hashed value of something that many runs of a study share."""
     return _fields_identity(this.value)
 
 

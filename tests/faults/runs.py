@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from qkvbench import tasks
+from qkvbench.backends import STATE_FILE, SingleProcess
 from qkvbench.experiment import Experiment, Training, to_json
 from qkvbench.measure.machine import machine
 from qkvbench.train import checkpoint
@@ -43,7 +44,7 @@ def experiment(variant="q,k=v", training=TRAINING, **changed):
     return replace(base.vary(variants=[variant], seeds=[changed.pop("seed", 0)])[0], **changed)
 
 
-def often(root):
+def every_step(root):
     """A checkpoint after every step."""
     return Checkpoints(root, every_s=0.0, share=math.inf)
 
@@ -65,7 +66,9 @@ def progress(wanted, step):
 
 
 class Numbers:
-    """What is kept in a checkpoint, without a learner."""
+    """The state of a checkpoint, without a learner."""
+
+    world = SingleProcess()
 
     def __init__(self, arrays):
         self.arrays = arrays
@@ -73,22 +76,25 @@ class Numbers:
     def state(self):
         return self.arrays
 
+    def save_state(self, folder):
+        safetensors.numpy.save_file(self.arrays, folder / STATE_FILE)
 
-def saved(root, wanted, steps):
+
+def save_steps(root, wanted, steps):
     """A place with a checkpoint of each step, whose numbers tell the step."""
-    place = often(root)
+    place = every_step(root)
     for step in steps:
         numbers = Numbers({"weights.a": np.full((3, 5), step, np.float32)})
         place.save(wanted, progress(wanted, step), numbers)
     return place
 
 
-def told(record):
+def repeatable(record):
     """What must repeat: everything but times, memory and load."""
     return record.model_dump(mode="json", exclude={"observed", "machine", "started"})
 
 
-def begun(wanted, folder, stage=None, **chosen):
+def start(wanted, folder, stage=None, **chosen):
     """A process that trains `wanted`, with a checkpoint after every step; killed at a stage."""
     process = SERVER.Process(target=learn, args=(wanted, folder, stage), kwargs=chosen)
     process.start()
@@ -109,10 +115,10 @@ def learn(wanted, folder, stage=None, every_s=0.0):
             whole = sha256()
             for name, weight in sorted(learner.weights().items()):
                 whole.update(name.encode() + weight.detach().numpy().tobytes())
-            end = {"record": told(record), "resumed": record.observed.resumed}
+            end = {"record": repeatable(record), "resumed": record.observed.resumed}
             (folder / "end.json").write_text(json.dumps({**end, "weights": whole.hexdigest()}))
 
-        place = replace(often(folder / "checkpoints"), every_s=every_s)
+        place = replace(every_step(folder / "checkpoints"), every_s=every_s)
         record = run(wanted, report, at_end, place)
     (folder / "record.json").write_text(json.dumps(record.model_dump(mode="json")))
 
@@ -160,7 +166,7 @@ def steps_noted(folder):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def killed_after(process, folder, steps, more_s):
+def kill_after(process, folder, steps, more_s):
     """Kill the process some moment after it has noted so many more losses."""
     until = steps_noted(folder) + steps
     while steps_noted(folder) < until:

@@ -1,107 +1,78 @@
-"""What a claim is. Each file of this folder is one claim of the literature: its name is the file's.
+"""The ledger: claims of the literature with computed verdicts.
 
-A claim's module has one value, `CLAIM`: what is claimed, in our words; where; its figures as
-printed; what arithmetic bounds it; and the tests that give the verdict. A verdict is computed, from
-shapes, from the source's own figures or from the stores of studies, and never typed. The figures of
-the sources stand in this folder and nowhere else in the package. To add a claim, add a file.
+Each module of this folder is a table of claims about one quantity, its value `CLAIMS`. A row has
+the claim in our words, its place in the source, the figures as printed, the arithmetic on them,
+and the tests that give the verdict. A verdict is computed from shapes, from the source's own
+figures or from the stores of studies, and never typed. The figures of the sources are in this
+folder and nowhere else in the package. To add a claim, add a row to a table.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from qkvbench.claims._arithmetic import (
-    AtMost,
-    Computed,
-    Consistent,
-    Elsewhere,
-    OwnFigures,
-    Point,
-    Undominated,
-    dominators,
-    frontier,
-)
-from qkvbench.claims._claim import (
-    ARTICLE,
+from qkvbench.claims.kit.claim import (
     MEANINGS,
     SOURCES,
-    STUDY,
     VERDICTS,
     Arithmetic,
     Claim,
     Finding,
-    Source,
-    Test,
     Verdict,
     judge,
 )
-from qkvbench.claims._evidence import Piece, Shown, opened
-from qkvbench.claims._figure import Figure
-from qkvbench.claims._runs import Runs, Scale
+from qkvbench.claims.kit.evidence import StoreView, open_store
 
 __all__ = [
-    "ARTICLE",
     "MEANINGS",
     "SOURCES",
-    "STUDY",
     "VERDICTS",
     "Arithmetic",
-    "AtMost",
     "Claim",
-    "Computed",
-    "Consistent",
-    "Elsewhere",
     "Entry",
-    "Figure",
     "Finding",
-    "OwnFigures",
-    "Piece",
-    "Point",
-    "Runs",
-    "Scale",
-    "Shown",
-    "Source",
-    "Test",
-    "Undominated",
+    "StoreView",
     "Verdict",
-    "dominators",
     "find",
-    "frontier",
     "judge",
     "ledger",
     "names",
-    "opened",
+    "open_store",
 ]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the ledger: a claim under its name, and what was found of it."""
+    """One entry of the ledger: a claim and the finding on it."""
 
-    name: str
     claim: Claim
     finding: Finding
 
 
 def names() -> list[str]:
-    """All claims, by name."""
-    return sorted(
-        module.name.replace("_", "-")
-        for module in pkgutil.iter_modules(__path__)
-        if not module.name.startswith("_")
-    )
+    """The names of all claims, in the order of the ledger."""
+    return [claim.name for claim in _claims()]
 
 
 def find(name: str) -> Claim:
-    """The claim with this name; KeyError where there is none."""
-    if name not in names():
-        raise KeyError(name)
-    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}").CLAIM
+    """The claim with this name; KeyError if there is none."""
+    return {claim.name: claim for claim in _claims()}[name]
 
 
-def ledger(shown: Sequence[Shown] = ()) -> Iterator[Entry]:
-    """Every claim with its verdict, given what these stores show."""
-    for name in names():
-        claim = find(name)
-        yield Entry(name, claim, judge(claim, shown))
+def ledger(stores: Sequence[StoreView] = ()) -> Iterator[Entry]:
+    """Every claim with its verdict, given the runs in these stores."""
+    for claim in _claims():
+        yield Entry(claim, judge(claim, stores))
+
+
+@cache
+def _claims() -> tuple[Claim, ...]:
+    """The rows of all tables, sorted by name. `kit` is a package and thus no table."""
+    tables = (
+        importlib.import_module(f"{__name__}.{module.name}").CLAIMS
+        for module in pkgutil.iter_modules(__path__)
+        if not module.ispkg
+    )
+    return tuple(sorted((claim for table in tables for claim in table), key=lambda c: c.name))

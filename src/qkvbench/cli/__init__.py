@@ -21,7 +21,10 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         request = parsed(sys.argv[1:] if words is None else words)
         request.began_s = began_s
-        return request.answer(request)
+        status = request.answer(request)
+        # The end of the interpreter is too late to notice that nobody reads a short table.
+        sys.stdout.flush()
+        return status
     except RequestError as error:
         print(error, file=sys.stderr)
         return WRONG_REQUEST

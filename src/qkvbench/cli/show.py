@@ -131,6 +131,8 @@ def _attended(plan: Plan) -> str:
     limits = "" if mask.window is None else f", the last {mask.window} keys"
     limits += f" and the first {mask.sinks}" if mask.sinks else ""
     limits += "" if mask.diagonal else ", no token on itself"
+    others = [name for name in sorted(plan.features) if name.startswith("scores.")]
+    limits += "".join(f", {name.removeprefix('scores.')}" for name in others)
     inverse = " ── RoPE⁻¹" if plan.output_ops else ""
     return f"softmax({score})·V{limits}{inverse}"
 

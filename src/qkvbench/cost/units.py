@@ -1,4 +1,4 @@
-"""Bytes, seconds and counts as text. The one place where a number gets its unit."""
+"""Bytes, seconds and counts as text. The only module that gives a number its unit."""
 
 import math
 

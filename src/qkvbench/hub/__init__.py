@@ -1,33 +1,30 @@
-"""Pretrained checkpoints: loaded without running what they bring, with caches of half the size.
+"""Models of transformers: safe loading, caches of half the size, and attention by ``qkv_mode``.
 
-Names are found on first use, so that importing this package does not import transformers.
+Names are imported on first use, so that importing this package imports no transformers.
 """
 
 import importlib
 
-from qkvbench.hub.registration import register
-
-_DOORS = {
+_MODULES = {
+    "register": "qkvbench.hub.models",
     "load": "qkvbench.hub.safety",
-    "checked": "qkvbench.hub.safety",
+    "check_folder": "qkvbench.hub.safety",
     "check_settings": "qkvbench.hub.safety",
     "UnsafeFolderError": "qkvbench.hub.safety",
     "with_mode": "qkvbench.hub.models",
-    "converted": "qkvbench.hub.conversion",
+    "convert": "qkvbench.hub.conversion",
     "slim": "qkvbench.hub.slim_cache",
     "SlimCache": "qkvbench.hub.slim_cache",
     "conditions": "qkvbench.hub.key_only",
 }
 
-register()
-
 
 def __getattr__(name: str) -> object:
-    """A name of this package, imported when it is first asked for."""
-    if name not in _DOORS:
-        raise AttributeError(f"qkvbench.hub has no {name!r}; it has {', '.join(sorted(_DOORS))}.")
+    """A name of this package, imported on first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"qkvbench.hub has no {name!r}; it has {', '.join(sorted(_MODULES))}.")
     try:
-        return getattr(importlib.import_module(_DOORS[name]), name)
+        return getattr(importlib.import_module(_MODULES[name]), name)
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
@@ -37,4 +34,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_DOORS])
+    return sorted([*globals(), *_MODULES])

@@ -1,8 +1,8 @@
 """Attention of any variant inside a model of transformers: one module for all architectures.
 
-It is made from a plan, and follows the plan's paths with the functions of the torch backend. What
-the plan keeps of a token goes into the library's own cache. Where that is one tensor, it lies where
-keys lie, and the place of values holds the position of each row, or nothing.
+It is built from a plan and follows the plan's derivations with the functions of the torch backend.
+The tensors that the plan caches go into the library's own cache. If there is one, it takes the
+place of keys, and the place of values holds the position of each row, or nothing.
 """
 
 from collections.abc import Callable
@@ -23,40 +23,39 @@ from qkvbench.backends.torch.attention.ops import (
     make,
     rotation,
 )
-from qkvbench.hub.families import Family
-from qkvbench.variant.plan import ApplyRope, Derivation, Plan
-from qkvbench.variant.scores import ROLES, Role
+from qkvbench.hub.families import Family, rope_on_read
+from qkvbench.variant import ROLES, Derivation, Plan, Role
 
 Stream = Float[Tensor, "batch time d_model"]
 # Cosines and sines of each position, as the library makes them.
-Angles = tuple[Float[Tensor, "_batch time turned"], Float[Tensor, "_batch time turned"]]
+PositionEmbeddings = tuple[
+    Float[Tensor, "_batch time rotary_dim"], Float[Tensor, "_batch time rotary_dim"]
+]
 
-# Under this name the attention below can be chosen like any other of the library's.
+# The ``attn_implementation`` under which `attention_forward` is registered.
 IMPLEMENTATION = "qkvbench"
 
 
-class PlannedAttention(nn.Module):
-    """The attention of one layer, with the linear maps that its plan has and no others.
-
-    `like` is what it stands for: it takes over what the library's functions ask of it.
-    """
+class QkvModeAttention(nn.Module):
+    """The attention of one layer, with the projections of its plan and no others."""
 
     def __init__(
-        self, plan: Plan, family: Family, config: Any, layer: int, like: nn.Module
+        self, plan: Plan, family: Family, config: Any, layer: int, replaced: nn.Module
     ) -> None:
-        """The layer, without values that mean anything yet."""
-        # Not super(): behind this class comes the one it stands for, which has maps of its own.
+        """The layer, uninitialized; `replaced` is the library's module."""
+        # Not super(): the next class is the library's, which would make all its projections.
         nn.Module.__init__(self)
         self.plan, self.family, self.config, self.layer_idx = plan, family, config, layer
         size = plan.geometry
         self.head_dim = size.head_dim
         self.num_key_value_groups = size.heads // plan.heads("k")
         self.scaling = family.scaling(config, layer)
-        self.is_causal = like.is_causal
+        self.is_causal = replaced.is_causal
         self.sliding_window = family.window(config, layer)
-        self.attention_dropout = getattr(config, family.dropout)
-        self.dropped = nn.Dropout(getattr(config, family.dropped) if family.dropped else 0.0)
-        for name, matrices in self.maps.items():
+        self.attention_dropout = getattr(config, family.attention_dropout)
+        residual = family.residual_dropout
+        self.residual_dropout = nn.Dropout(getattr(config, residual) if residual else 0.0)
+        for name, matrices in self.projections.items():
             rows = sum(plan.matrix_rows[matrix] for matrix in matrices)
             self.add_module(name, _linear(family, size.d_model, rows, bias=family.bias(config)))
         if family.output:
@@ -73,21 +72,21 @@ class PlannedAttention(nn.Module):
             {role: nn.Parameter(torch.ones(size.head_dim)) for role in plan.scaled_roles}
         )
         self.eps = getattr(config, "rms_norm_eps", NORM_EPS)
-        # The library's own module that makes angles of positions; in a tuple it is no part of this.
-        self.angles: tuple[nn.Module, ...] = ()
-        self._remembered: tuple[Any, dict[Role, Tensor]] | None = None
+        # The model's rotary embedding; in a tuple, so that it is not a submodule of this layer.
+        self.rotary_emb: tuple[nn.Module, ...] = ()
+        self._cached_rotations: tuple[Any, dict[Role, Tensor]] | None = None
 
     @property
-    def maps(self) -> dict[str, tuple[str, ...]]:
-        """The plan's matrices in each linear map."""
+    def projections(self) -> dict[str, tuple[str, ...]]:
+        """The plan's matrices in each linear module."""
         if isinstance(self.family.names, str):
             return (
                 {self.family.names: tuple(self.plan.matrix_rows)} if self.plan.matrix_rows else {}
             )
         return {self.family.names[role]: (role,) for role in ROLES if role in self.plan.matrix_rows}
 
-    def start(self) -> None:
-        """Give rotations their initial values; all else the library knows how to begin."""
+    def init_rotations(self) -> None:
+        """Initialize the rotations; the library initializes everything else."""
         for numbers in self.rotation.values():
             nn.init.normal_(numbers, std=self.head_dim**-0.5)
 
@@ -95,23 +94,25 @@ class PlannedAttention(nn.Module):
         self,
         hidden_states: Stream,
         attention_mask: Any = None,
-        position_embeddings: Angles | None = None,
+        position_embeddings: PositionEmbeddings | None = None,
         cache: Any = None,
-        **more: Any,
+        **kwargs: Any,
     ) -> tuple[Stream, Tensor | None]:
-        """What each position attends to, with the weights where the implementation gives them."""
-        # Its name before transformers 5.24.
-        cache = more.pop("past_key_values", cache)
+        """The layer's output, and the attention weights if the implementation returns them."""
+        # The name of `cache` before transformers 5.24.
+        cache = kwargs.pop("past_key_values", cache)
         cache = getattr(cache, "self_attention_cache", cache)
-        made, rotations = self.project(hidden_states), self.rotations()
-        goes = partial(self._follow, rotations=rotations, angles=position_embeddings)
-        query = make(self.plan.derivations["q"], made, goes)
+        roots, rotations = self.project(hidden_states), self.rotations()
+        apply_ops = partial(self._apply_ops, rotations=rotations, cos_sin=position_embeddings)
+        query = make(self.plan.derivations["q"], roots, apply_ops)
         if cache is None:
-            key, value = (make(self.plan.derivations[role], made, goes) for role in ("k", "v"))
+            key, value = (
+                make(self.plan.derivations[role], roots, apply_ops) for role in ("k", "v")
+            )
         else:
-            rows = [make(kept.derivation, made, goes) for kept in self.plan.cached]
-            key, value = self._kept(rows, cache, rotations, more.get("position_ids"))
-        seen, weights = _implementation(self.config)(
+            rows = [make(cached.derivation, roots, apply_ops) for cached in self.plan.cached]
+            key, value = self._update(cache, rows, rotations, kwargs.get("position_ids"))
+        attn_output, attn_weights = _implementation(self.config)(
             self,
             query,
             key,
@@ -119,18 +120,18 @@ class PlannedAttention(nn.Module):
             attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
-            **({"sliding_window": self.sliding_window} | more),
-        )
+            **({"sliding_window": self.sliding_window} | kwargs),
+        )  # (batch, time, heads, head_dim)
         if cache is not None and self.plan.absorbed_by_output:
-            seen = absorb_into_output(
-                seen.transpose(1, 2), self.plan.absorbed_by_output, rotations
+            attn_output = absorb_into_output(
+                attn_output.transpose(1, 2), self.plan.absorbed_by_output, rotations
             ).transpose(1, 2)
-        return self._merge(seen.flatten(2)), weights
+        return self._project_output(attn_output.flatten(2)), attn_weights
 
     def project(self, x: Stream) -> dict[Derivation, Heads]:
         """The roots, cut into heads: linear maps of the stream, or the stream itself."""
         parts: dict[str, Tensor] = {}
-        for name, matrices in self.maps.items():
+        for name, matrices in self.projections.items():
             rows = self.get_submodule(name)(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             heads = [self.plan.matrix_rows[matrix] // self.head_dim for matrix in matrices]
             parts |= dict(zip(matrices, rows.split(heads, dim=1), strict=True))
@@ -142,51 +143,56 @@ class PlannedAttention(nn.Module):
         }
 
     def rotations(self) -> dict[Role, Float[Tensor, "heads head_dim head_dim"]]:
-        """The learned rotations as orthogonal matrices, made once where nothing is learned."""
+        """The learned rotations as orthogonal matrices, cached while nothing is trained."""
         if not self.rotation:
             return {}
-        # Writing to a parameter raises its version, unless it was made in inference mode; a
-        # compiled graph cannot ask for it.
-        uncounted = any(numbers.is_inference() for numbers in self.rotation.values())
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or uncounted:
-            return self._made_rotations()
-        state = [(numbers._version, numbers.data_ptr()) for numbers in self.rotation.values()]
-        if self._remembered is None or self._remembered[0] != state:
-            self._remembered = state, self._made_rotations()
-        return self._remembered[1]
+        # `is_inference` cannot be traced, so ask the compiler first.
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return self._make_rotations()
+        # A parameter made in inference mode has no version that writing to it would raise.
+        if any(numbers.is_inference() for numbers in self.rotation.values()):
+            return self._make_rotations()
+        versions = [(numbers._version, numbers.data_ptr()) for numbers in self.rotation.values()]
+        if self._cached_rotations is None or self._cached_rotations[0] != versions:
+            self._cached_rotations = versions, self._make_rotations()
+        return self._cached_rotations[1]
 
-    def _made_rotations(self) -> dict[Role, Tensor]:
+    def _make_rotations(self) -> dict[Role, Tensor]:
         return {
             role: rotation(self.rotation[role], self.head_dim) for role in self.plan.rotated_roles
         }
 
-    def _follow(
-        self, ops: tuple[Any, ...], rows: Heads, rotations: Maps, angles: Angles | None
+    def _apply_ops(
+        self,
+        ops: tuple[Any, ...],
+        rows: Heads,
+        rotations: Maps,
+        cos_sin: PositionEmbeddings | None,
     ) -> Heads:
-        """The rows after these operations, at positions with these angles."""
-        turn = partial(_turned, angles=angles)
-        return apply(ops, rows, rotations, self.scale.__getitem__, turn, self.eps)
+        """The rows after these operations, with the cosines and sines of their positions."""
+        rope = partial(_apply_rope, cos_sin=cos_sin)
+        return apply(ops, rows, rotations, self.scale.__getitem__, rope, self.eps)
 
-    def _kept(
-        self, rows: list[Heads], cache: Any, rotations: Maps, places: Tensor | None
+    def _update(
+        self, cache: Any, rows: list[Heads], rotations: Maps, position_ids: Tensor | None
     ) -> tuple[Heads, Heads]:
-        """All keys, and all that is attended over, when these rows have been kept as well."""
+        """Append the rows to the cache: all keys, and all that the weights are applied to."""
         if len(rows) == 2:
             return cache.update(rows[0], rows[1], self.layer_idx)
-        turned = ApplyRope() in self.plan.key_ops_on_read
-        beside = _beside(rows[0], places, cache) if turned else rows[0][..., :0]
-        kept, beside = cache.update(rows[0], beside, self.layer_idx)
-        angles = self.angles[0](kept, beside[:, 0, :, 0]) if turned else None
-        return self._follow(self.plan.key_ops_on_read, kept, rotations, angles), kept
+        rope = rope_on_read(self.plan)
+        positions = _cached_positions(rows[0], position_ids, cache) if rope else rows[0][..., :0]
+        roots, positions = cache.update(rows[0], positions, self.layer_idx)
+        cos_sin = self.rotary_emb[0](roots, positions[:, 0, :, 0]) if rope else None
+        return self._apply_ops(self.plan.key_ops_on_read, roots, rotations, cos_sin), roots
 
-    def _merge(self, seen: Float[Tensor, "batch time _width"]) -> Stream:
-        """The output projection over all heads together, where it is part of this class."""
+    def _project_output(self, attn_output: Float[Tensor, "batch time _width"]) -> Stream:
+        """The output projection over all heads together, if it is part of this class."""
         if self.family.output is None:
-            return seen
-        return self.dropped(self.get_submodule(self.family.output)(seen))
+            return attn_output
+        return self.residual_dropout(self.get_submodule(self.family.output)(attn_output))
 
 
-def attend(
+def attention_forward(
     module: nn.Module,
     query: Heads,
     key: Heads,
@@ -196,53 +202,54 @@ def attend(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Float[Tensor, "batch time heads head_dim"], Float[Tensor, "batch heads time slots"]]:
-    """softmax(q·k + mask)·v in the open, which gives the weights too; no head is repeated.
+    """softmax(q·k + mask)·v and the attention weights, without repeating K/V heads.
 
     Softmax is computed in fp32 or better. The mask is added, as the library's eager ones are.
     """
     batch, heads, time = query.shape[:3]
-    roots = key.shape[1]
-    grouped = (query * scaling).reshape(batch, roots, -1, query.shape[-1])
+    kv_heads = key.shape[1]
+    # Query heads of one K/V head become rows: (batch, kv_heads, group * time, head_dim).
+    grouped = (query * scaling).reshape(batch, kv_heads, -1, query.shape[-1])
     scores = (grouped @ key.mT).view(batch, heads, time, -1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = functional.dropout(scores.softmax(-1).to(value.dtype), dropout)
-    seen = weights.view(batch, roots, -1, weights.shape[-1]) @ value
-    return seen.view(batch, heads, time, -1).transpose(1, 2), weights
+    attn_output = weights.view(batch, kv_heads, -1, weights.shape[-1]) @ value
+    return attn_output.view(batch, heads, time, -1).transpose(1, 2), weights
 
 
 def _implementation(config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The attention function that the config chooses; eager is ours, which groups heads."""
+    """The attention function that the config chooses; "eager" is `attention_forward`."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, attend)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, attention_forward)
 
 
-def _beside(
-    rows: Heads, places: Int[Tensor, "_batch time"] | None, cache: Any
+def _cached_positions(
+    rows: Heads, position_ids: Int[Tensor, "_batch time"] | None, cache: Any
 ) -> Int[Tensor, "batch _heads time one"]:
-    """The position of each row, for a cache to keep where values would be."""
-    if places is None:
-        raise ValueError("A kept root is turned when it is read, so its layer needs position_ids.")
+    """The position of each row, which the cache keeps in the place of values."""
+    if position_ids is None:
+        raise ValueError("RoPE is applied to cached roots on read: pass position_ids.")
     batch, heads, time, _ = rows.shape
-    # A cache of fixed size has as many heads of values as of keys.
+    # A static cache allocates as many heads of values as of keys.
     heads = heads if cache.is_compileable else 1
-    places = places.to(torch.int32).expand(batch, time)
-    return places[:, None, :, None].expand(batch, heads, time, 1)
+    position_ids = position_ids.to(torch.int32).expand(batch, time)
+    return position_ids[:, None, :, None].expand(batch, heads, time, 1)
 
 
-def _turned(rows: Heads, angles: Angles | None, *, back: bool = False) -> Heads:
-    """Coordinate i and i + half turned as a pair, by the library's angles."""
-    assert angles is not None, "what turns by position is given angles by the library"
-    cos, sin = (part[:, None] for part in angles)
+def _apply_rope(rows: Heads, cos_sin: PositionEmbeddings | None, *, back: bool = False) -> Heads:
+    """RoPE over coordinates i and i + half, with the library's cosines and sines."""
+    assert cos_sin is not None, "the library passes position_embeddings to layers with RoPE"
+    cos, sin = (part[:, None] for part in cos_sin)  # (batch, 1, time, head_dim)
     first, second = rows.chunk(2, dim=-1)
     other = torch.cat([-second, first], dim=-1)
     return rows * cos - other * sin if back else rows * cos + other * sin
 
 
 def _linear(family: Family, inputs: int, outputs: int, *, bias: bool) -> nn.Module:
-    """A linear map as the family stores it."""
+    """A linear module of the class that the family uses."""
     if family.transposed:
         from transformers.pytorch_utils import Conv1D
 

@@ -1,7 +1,7 @@
-"""Code in a saved folder: this package's own files, so that there is no second meaning.
+"""The code in a saved folder: this package's own files, so that there is one implementation.
 
-What a planned model needs of the package is copied, file by file, each under its dotted name.
-Whoever loads such a folder with trust_remote_code=True runs these files and needs no qkvbench.
+The modules that our models import are copied, each into a file named after its dotted name. A
+machine without qkvbench runs them if the folder is loaded with trust_remote_code=True.
 """
 
 import json
@@ -11,13 +11,13 @@ from importlib.resources import files
 from pathlib import Path
 
 ENTRY = "qkvbench.hub.models"
-# A name that is imported from one of ours is no module: the library copies what such lines name.
+# An imported name must not itself be a module: transformers copies the files that imports name.
 _IMPORT = re.compile(r"^(\s*)from (qkvbench(?:\.\w+)+) import", re.MULTILINE)
 
 
 def write_code(folder: Path, names: Mapping[str, str]) -> None:
-    """Copy the code into the folder and say in its config where each class is."""
-    for module, text in collected(ENTRY).items():
+    """Copy the code into the folder and name each class in its config."""
+    for module, text in _sources(ENTRY).items():
         (folder / f"{_flat(module)}.py").write_text(text, encoding="utf-8")
     file = folder / "config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
@@ -25,30 +25,30 @@ def write_code(folder: Path, names: Mapping[str, str]) -> None:
     file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def collected(entry: str) -> dict[str, str]:
-    """This module and all of ours that it needs, by name, importing each other as neighbours."""
-    found: dict[str, str] = {}
-    left = [entry]
-    while left:
-        module = left.pop()
-        if module not in found:
+def _sources(entry: str) -> dict[str, str]:
+    """The text of this module and of all of ours that it imports, with relative imports."""
+    texts: dict[str, str] = {}
+    queue = [entry]
+    while queue:
+        module = queue.pop()
+        if module not in texts:
             text = _source(module)
-            left += [match[2] for match in _IMPORT.finditer(text)]
-            found[module] = _IMPORT.sub(_neighbour, text)
-    return found
+            queue += [match[2] for match in _IMPORT.finditer(text)]
+            texts[module] = _IMPORT.sub(_relative, text)
+    return texts
 
 
-def _neighbour(match: re.Match[str]) -> str:
-    """An import of ours as one from a file beside it."""
+def _relative(match: re.Match[str]) -> str:
+    """An import of ours as one from a file in the same folder."""
     return f"{match[1]}from .{_flat(match[2])} import"
 
 
 def _source(module: str) -> str:
-    """The text of a module, or of a package's own file."""
+    """The text of a module, or of a package's ``__init__``."""
     *folders, name = module.split(".")[1:]
-    place = files("qkvbench").joinpath(*folders)
-    file = place.joinpath(f"{name}.py")
-    return (file if file.is_file() else place.joinpath(name, "__init__.py")).read_text("utf-8")
+    folder = files("qkvbench").joinpath(*folders)
+    file = folder.joinpath(f"{name}.py")
+    return (file if file.is_file() else folder.joinpath(name, "__init__.py")).read_text("utf-8")
 
 
 def _flat(module: str) -> str:

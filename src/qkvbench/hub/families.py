@@ -1,112 +1,156 @@
-"""The architectures of transformers that take ``qkv_mode``, one row each.
+"""The architectures of transformers that this package knows, and the plan of their attention.
 
-A row says what a layer's attention is called, how it is built, and what becomes of every setting
-of the config. A setting that no row knows is refused by name, so that none is passed over.
+A row of `FAMILIES` takes ``qkv_mode``: it says what the attention class is called, how it is built,
+and how every setting of the config is treated. A setting that is in no row is refused by name, so
+that none is silently ignored. `KEY_ONLY` and `shared_root_plan` are for slim caches.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qkvbench.variant.plan import Geometry
-from qkvbench.variant.rope import Rope
-from qkvbench.variant.scores import Role
+from qkvbench.variant import (
+    CANONICAL,
+    ROLES,
+    ApplyRope,
+    CachedTensor,
+    Geometry,
+    Latent,
+    Own,
+    Plan,
+    Role,
+    Rope,
+    Same,
+    Scores,
+    UpProject,
+    Variant,
+    parse,
+    resolve,
+    write,
+)
+
+# The module of each role's projection, or the one module of all three.
+Projections = Mapping[Role, str] | str
 
 
 @dataclass(frozen=True, eq=False)
 class Family:
     """One architecture: its classes, and how attention is built from its config.
 
-    ``names`` are the linear maps of Q, K and V, or the one of all three; ``output`` is None where
-    it lies outside of the class that is replaced. ``dropout`` and ``dropped`` are settings: of
-    attention weights, and of what is added to the stream.
+    ``output`` is None if the output projection is not part of the class that is replaced.
+    ``attention_dropout`` and ``residual_dropout`` are names of settings.
     """
 
     kind: str
-    # The class of transformers by the Auto class that finds it.
+    # The class of transformers for each Auto class.
     classes: Mapping[str, str]
     attention: str
-    names: Mapping[Role, str] | str
+    names: Projections
     output: str | None
-    dropout: str
+    attention_dropout: str
     bias: Callable[[Any], bool]
     output_bias: Callable[[Any], bool]
-    # Handled by attention, besides what every row handles; and used by the library's own code.
+    # Settings that our attention reads besides `COMMON`; settings that the library's code reads.
     handled: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
-    # Settings for which only these values are built.
+    # Settings of which only these values are supported.
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    dropped: str | None = None
+    residual_dropout: str | None = None
     rotary: bool = False
     normed: tuple[Role, ...] = ()
     transposed: bool = False
 
-    def rope(self, config: Any) -> Rope | None:
-        """The RoPE settings of a config; scaled frequencies are the library's own module's."""
-        if not self.rotary:
-            return None
-        settings = getattr(config, "rope_parameters", None) or {}
-        return Rope(settings.get("rope_theta", 10_000.0), self.geometry(config).head_dim)
-
     @property
     def model_type(self) -> str:
-        """What a config of ours is called."""
+        """The ``model_type`` of our config."""
         return f"qkv_{self.kind}"
 
     @property
-    def config(self) -> str:
-        """The class of such a config."""
+    def config_name(self) -> str:
+        """The name of our config class."""
         return f"Qkv{self.classes['AutoModel'].removesuffix('Model')}Config"
 
-    def named(self, auto: str) -> str:
-        """The class of ours that this Auto class finds."""
+    def class_name(self, auto: str) -> str:
+        """The name of our model class for this Auto class."""
         return f"Qkv{self.classes[auto]}"
 
     @property
     def module(self) -> str:
-        """Where transformers has its classes."""
+        """The module of transformers with its classes."""
         return f"transformers.models.{self.kind}.modeling_{self.kind}"
 
-    def geometry(self, config: Any) -> Geometry:
-        """The sizes of one layer's attention."""
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return Geometry(config.hidden_size, heads, kv_heads, head_dim)
+    def plan(self, variant: Variant, geometry: Geometry, rope_base: float = 10_000.0) -> Plan:
+        """The plan of a layer of this family. The library's own module scales its frequencies.
+
+        ValueError, with equations that would work, if the head sharing forbids the variant.
+        """
+        if any(isinstance(variant.source(role), Latent) for role in ROLES):
+            raise ValueError(
+                f"'{write(variant)}' makes K or V from a latent, which qkv_mode does not support; "
+                "take 'q,k=v' or another equation without L(…)."
+            )
+        if not variant.scores.normed:
+            variant = replace(variant, scores=Scores(normed=self.normed))
+        try:
+            return self._resolve(variant, geometry, rope_base)
+        except ValueError as error:
+            unshared = replace(variant, kv_heads=geometry.heads)
+            if geometry.kv_heads == geometry.heads and variant.kv_heads is None:
+                raise
+            if not self._resolves(unshared, geometry, rope_base):
+                raise
+            forbidden = str(error).partition(" Leave out")[0]
+            heads = "" if variant.kv_heads is None else f"/{variant.kv_heads}"
+            raise ValueError(
+                f"{forbidden}\n'{write(Variant(Own(), Own(), Same('k')))}{heads}' would keep these "
+                f"key/value heads; '{write(replace(unshared, scores=Scores()))}' makes "
+                f"{geometry.heads} of each."
+            ) from None
+
+    def _resolve(self, variant: Variant, geometry: Geometry, rope_base: float) -> Plan:
+        rope = Rope(rope_base, geometry.head_dim) if self.rotary else None
+        return resolve(variant, geometry, causal=True, rope=rope)
+
+    def _resolves(self, variant: Variant, geometry: Geometry, rope_base: float) -> bool:
+        try:
+            self._resolve(variant, geometry, rope_base)
+        except ValueError:
+            return False
+        return True
 
     def scaling(self, config: Any, layer: int) -> float:
-        """By what the products of queries and keys are multiplied."""
+        """The factor of the products of queries and keys."""
         scaled = getattr(config, "scale_attn_weights", True)
         by_layer = getattr(config, "scale_attn_by_inverse_layer_idx", False)
-        scale = self.geometry(config).head_dim ** -0.5 if scaled else 1.0
+        scale = geometry_of(config).head_dim ** -0.5 if scaled else 1.0
         return scale / (layer + 1) if by_layer else scale
 
     def window(self, config: Any, layer: int) -> int | None:
-        """How many places a layer sees, itself included; None where it sees all."""
+        """How many positions a layer attends to, its own included; None if to all."""
         kinds = getattr(config, "layer_types", None)
         if kinds is not None and kinds[layer] != "sliding_attention":
             return None
         return getattr(config, "sliding_window", None)
 
     def check(self, config: Any) -> None:
-        """Refuse settings that are not known here, and values that are not built; ValueError."""
+        """Refuse unknown settings and unsupported values; ValueError."""
         known = {*_library_settings(), *COMMON, *self.handled, *self.elsewhere, *self.only}
         for name, value in config.to_dict().items():
             if name in self.only and value not in self.only[name]:
                 allowed = " or ".join(map(repr, self.only[name]))
                 raise ValueError(
-                    f"qkv_mode is not built for {name}={value!r} of a {self.kind} config.\n"
-                    f"Only {allowed} is; take the library's own classes for anything else."
+                    f"qkv_mode does not support {name}={value!r} of a {self.kind} config.\n"
+                    f"Only {allowed} is supported; for anything else take the library's own class."
                 )
             if name not in known and not name.startswith("_"):
                 raise ValueError(
                     f"The {self.kind} config says {name}={value!r}, a setting that qkv_mode does "
-                    f"not know, so nothing would heed it.\nTake it out of the config if it means "
-                    "nothing to this model."
+                    f"not know and would ignore.\nRemove it from the config if it means nothing "
+                    "to this model."
                 )
 
 
-# Settings that every row handles, those of ours, and what files say that changes no number.
+# Settings that every row handles, our own, and settings of files that change no number.
 COMMON = (
     *("hidden_size", "num_attention_heads", "num_hidden_layers", "initializer_range"),
     *("qkv_mode", "model_type", "auto_map", "torch_dtype", "output_attentions"),
@@ -119,7 +163,7 @@ _NAMES: Mapping[Role, str] = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
 
 
 def _rotary(kind: str, name: str, **row: Any) -> Family:
-    """The row of a decoder with rotary positions, as Llama is."""
+    """The row of a decoder with RoPE, such as Llama."""
     heads = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification")
     row = {"bias": _no, "output_bias": _no, **row}
     handled = ("num_key_value_heads", "head_dim", "attention_dropout", "rope_parameters")
@@ -130,7 +174,7 @@ def _rotary(kind: str, name: str, **row: Any) -> Family:
         attention=f"{name}Attention",
         names=_NAMES,
         output="o_proj",
-        dropout="attention_dropout",
+        attention_dropout="attention_dropout",
         rotary=True,
         handled=(*handled, *row.pop("handled", ())),
         elsewhere=(*elsewhere, *row.pop("elsewhere", ())),
@@ -153,7 +197,7 @@ def _attention_bias(config: Any) -> bool:
 _SLIDING = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 
 _ROWS = (
-    # SmolLM and SmolLM2 are Llamas, whose configs say so themselves.
+    # SmolLM and SmolLM2 have a Llama config.
     _rotary(
         "llama",
         "Llama",
@@ -188,8 +232,8 @@ _ROWS = (
         attention="GPT2Attention",
         names="c_attn",
         output="c_proj",
-        dropout="attn_pdrop",
-        dropped="resid_pdrop",
+        attention_dropout="attn_pdrop",
+        residual_dropout="resid_pdrop",
         bias=_yes,
         output_bias=_yes,
         transposed=True,
@@ -217,7 +261,7 @@ _ROWS = (
         attention="BertSelfAttention",
         names={"q": "query", "k": "key", "v": "value"},
         output=None,
-        dropout="attention_probs_dropout_prob",
+        attention_dropout="attention_probs_dropout_prob",
         bias=_yes,
         output_bias=_yes,
         handled=("attention_probs_dropout_prob", "is_decoder"),
@@ -236,7 +280,7 @@ _ROWS = (
         attention="ViTAttention",
         names=_NAMES,
         output="o_proj",
-        dropout="attention_probs_dropout_prob",
+        attention_dropout="attention_probs_dropout_prob",
         bias=lambda config: config.qkv_bias,
         output_bias=_yes,
         handled=("attention_probs_dropout_prob", "qkv_bias"),
@@ -250,8 +294,14 @@ _ROWS = (
 FAMILIES = {family.kind: family for family in _ROWS}
 
 
+# Attention classes without RoPE and without shared heads, whose V a slim cache makes from K.
+KEY_ONLY: Mapping[str, Projections] = {"GPT2Attention": "c_attn", "OPTAttention": _NAMES}
+# Encoders have no cache; `conditions` reports on their weights.
+ENCODERS: Mapping[str, Projections] = {"BertSelfAttention": FAMILIES["bert"].names}
+
+
 def family_of(config: Any) -> Family:
-    """The row of a config, ours or the library's own; ValueError where there is none."""
+    """The row of a config, ours or the library's own; ValueError if there is none."""
     kind = config.model_type.removeprefix("qkv_")
     if kind not in FAMILIES:
         raise ValueError(
@@ -259,6 +309,64 @@ def family_of(config: Any) -> Family:
             "SmolLM is a llama; an architecture is one row of qkvbench/hub/families.py."
         )
     return FAMILIES[kind]
+
+
+def geometry_of(config: Any) -> Geometry:
+    """The sizes of one layer's attention."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Geometry(config.hidden_size, heads, kv_heads, head_dim)
+
+
+def rope_base_of(config: Any) -> float:
+    """The base of the rotary frequencies."""
+    return (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
+
+
+def rope_on_read(plan: Plan) -> bool:
+    """Whether RoPE is applied to cached rows when they are read, so that positions are cached."""
+    return ApplyRope() in plan.key_ops_on_read
+
+
+def key_only_plan(geometry: Geometry) -> Plan:
+    """The plan of a `q,k,v` layer that caches K alone, arXiv:2503.05840.
+
+    With a square W_K, V is a linear map of all heads of K, which the output absorbs: the cached
+    row is one head as wide as the model, and V's map is an up-projection from it.
+    """
+    plan = resolve(CANONICAL, geometry, causal=True)
+    assert geometry.kv_heads * geometry.head_dim == geometry.d_model, "W_K is square"
+    cached = CachedTensor("k", 1, geometry.d_model, plan.derivations["k"])
+    return replace(plan, cached=(cached,), absorbed_by_output=(UpProject("v"),))
+
+
+def shared_root_plan(attention: Any) -> Plan:
+    """The plan of a Gemma 4 layer with ``attention_k_eq_v``: K and V share a root.
+
+    V is the normed root; K is V scaled and rotated, which the plan does on read.
+    """
+    size, heads = attention.config, attention.config.num_attention_heads
+    kv_heads = heads // attention.num_key_value_groups
+    geometry = Geometry(size.hidden_size, heads, kv_heads, attention.head_dim)
+    rope = Rope(rope_base_of(size), geometry.head_dim)
+    return resolve(parse("q,k=v+qkvnorm"), geometry, causal=True, rope=rope)
+
+
+def check_mode_is_used(settings: Mapping[str, Any]) -> None:
+    """Refuse a plain config of the library with ``qkv_mode``, which the library ignores.
+
+    ValueError says what to use instead.
+    """
+    kind = str(settings.get("model_type"))
+    if kind in FAMILIES and "qkv_mode" in settings:
+        raise ValueError(
+            f"A {kind} model does not heed qkv_mode={settings['qkv_mode']!r}, so it would be "
+            "'q,k,v'.\nTake qkvbench.hub.with_mode(config, mode), or "
+            f"AutoConfig.for_model('{FAMILIES[kind].model_type}', qkv_mode=...) after "
+            "qkvbench.hub.register(); for weights that satisfy a tie, "
+            "qkvbench.hub.convert(model, mode)."
+        )
 
 
 def _library_settings() -> set[str]:

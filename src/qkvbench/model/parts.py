@@ -4,6 +4,7 @@ Each gives its own learned tensors and multiply-accumulates; each backend has on
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from qkvbench.variant import Constant, Parameter, linear
 
@@ -24,6 +25,39 @@ class FeedForward:
 
 
 @dataclass(frozen=True)
+class SwiGLU:
+    """down(silu(gate(x)) * up(x)), without biases. arXiv:2002.05202, section 2."""
+
+    width: int
+    kind: Literal["swiglu"]
+
+    def parameters(self, d_model: int) -> tuple[Parameter, ...]:
+        """Its learned tensors."""
+        gate, up = (linear(name, self.width, d_model, bias=False) for name in ("gate", "up"))
+        return (*gate, *up, *linear("down", d_model, self.width, bias=False))
+
+    def macs(self, d_model: int) -> int:
+        """Multiply-accumulates for each token."""
+        return 3 * d_model * self.width
+
+
+@dataclass(frozen=True)
+class ReLU2:
+    """Two matrices with a squared ReLU between. arXiv:2109.08668, section 3."""
+
+    width: int
+    kind: Literal["relu2"]
+
+    def parameters(self, d_model: int) -> tuple[Parameter, ...]:
+        """Its learned tensors."""
+        return FeedForward(self.width).parameters(d_model)
+
+    def macs(self, d_model: int) -> int:
+        """Multiply-accumulates for each token."""
+        return FeedForward(self.width).macs(d_model)
+
+
+@dataclass(frozen=True)
 class LayerNorm:
     """Normalization before each part of a block, with scale and offset. arXiv:1607.06450."""
 
@@ -37,5 +71,18 @@ class LayerNorm:
         )
 
 
-AnyFeedForward = FeedForward
-AnyNorm = LayerNorm
+@dataclass(frozen=True)
+class RMSNorm:
+    """Division by the root mean square, with a learned scale. arXiv:1910.07467, eq. 4."""
+
+    kind: Literal["rms"]
+    eps: float = 1e-5
+
+    def parameters(self, d_model: int) -> tuple[Parameter, ...]:
+        """Its learned tensors."""
+        return LayerNorm().parameters(d_model)[:1]
+
+
+# The required `kind` tells records of the others from those of the first, which have none.
+AnyFeedForward = FeedForward | SwiGLU | ReLU2
+AnyNorm = LayerNorm | RMSNorm

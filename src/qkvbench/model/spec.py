@@ -114,7 +114,7 @@ POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 class Encoder:
     """A bidirectional stack with one prediction per position, or one for them all.
 
-    "the whole" is told by the mean of all positions, or by a learned class token before them.
+    "the whole": one prediction per sequence, from mean pooling or a class token.
     "which position" names one of as many as there are `classes`, by one score for each.
     """
 
@@ -229,8 +229,8 @@ SELF, CROSS, ENCODER = "self", "cross", "encoder"
 class Init:
     """Standard deviations of the initial values; all are normal with mean 0.
 
-    ``weight_std`` None means 1/sqrt(fan-in). ``rotation_std`` is the size of the initial learned rotations:
-    the entries of their skew-symmetric generators have deviation ``rotation_std``/sqrt(head_dim).
+    ``weight_std`` None means 1/sqrt(fan-in). ``rotation_std`` is the size of initial learned
+    rotations: the entries of their generators have deviation ``rotation_std``/sqrt(head_dim).
     """
 
     embedding_std: float
@@ -264,7 +264,7 @@ class Model:
 
     @property
     def causal(self) -> bool:
-        """Whether it reads one input, and a position sees only itself and what is before it."""
+        """True for a decoder without a source: one input, read causally."""
         return isinstance(self.architecture, Decoder)
 
     @property
@@ -274,12 +274,12 @@ class Model:
 
     @property
     def contrastive(self) -> bool:
-        """Whether what it says of an item depends on the other items of the batch."""
+        """True if the logits of an item depend on the other items of the batch."""
         return isinstance(self.architecture, TwoTowers)
 
     @property
     def inputs(self) -> Tokens | Vectors:
-        """What the model's own blocks read."""
+        """The input of the model's own blocks."""
         match self.architecture:
             case Decoder(vocabulary=vocabulary) | EncoderDecoder(vocabulary=vocabulary):
                 return Tokens(vocabulary)
@@ -292,7 +292,7 @@ class Model:
 
     @property
     def second(self) -> Tower | None:
-        """The tower that reads a second input; None where there is one input only."""
+        """The tower of a second input; None if there is one input only."""
         match self.architecture:
             case EncoderDecoder(source=tower) | TwoTowers(second=tower):
                 return tower
@@ -301,13 +301,13 @@ class Model:
 
     @property
     def towers(self) -> tuple[Tower, ...]:
-        """All inputs and what reads them: the model's own, then the second where there is one."""
+        """Every input with its blocks: the model's own, then the second if there is one."""
         own = Tower(self.inputs, self.blocks, self.position)
         return (own,) if self.second is None else (own, self.second)
 
     @property
     def places(self) -> dict[str, tuple[Attention | None, ...]]:
-        """The attention of every layer, by where it is; these are what a variant is chosen for."""
+        """The attention of every layer by its site; a variant can be chosen for each site."""
         own = tuple(block.attention for block in self.blocks)
         second = self.second and tuple(block.attention for block in self.second.blocks)
         match self.architecture, second:
@@ -321,7 +321,7 @@ class Model:
 
     @property
     def longest(self) -> int | None:
-        """The most tokens that the model can read; None where its positions set no bound."""
+        """The most tokens that the model can read; None if its positions set no bound."""
         return self.position.length if isinstance(self.position, Learned) else None
 
     @property
@@ -355,7 +355,7 @@ class Model:
     def variant(self) -> str:
         """The equation that all layers share, or those of the places that are not canonical.
 
-        Layers of one place that differ stand there in the order of first use.
+        Layers of one site that differ are listed in the order of first use.
         """
         texts = {
             place: " | ".join(

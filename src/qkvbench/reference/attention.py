@@ -47,7 +47,7 @@ def forward(plan: Plan, weights: Weights, x: Stream, source: SourceStream | None
     rows = np.arange(len(x))
     columns = rows if source is None else np.arange(len(source))
     q, k, v = (make(role, plan, weights, roots, columns) for role in ("q", "k", "v"))
-    context = attend(q, k, v, bias(plan, weights, rows, columns), weights)
+    context = attend(plan, weights, q, k, v, bias(plan, weights, rows, columns))
     return merge(apply(plan.output_ops, plan, weights, context, rows), weights)
 
 
@@ -66,8 +66,7 @@ def decode(plan: Plan, weights: Weights, x: Stream) -> Stream:
         keys = np.concatenate(cached[plan.cached_key.name])
         k = apply(plan.key_ops_on_read, plan, weights, keys, past)
         v = np.concatenate(cached[plan.cached_value.name])
-        shift = bias(plan, weights, now, past)
-        context = attend(q, k, v, shift, weights, plan.geometry.head_dim)
+        context = attend(plan, weights, q, k, v, bias(plan, weights, now, past))
         context = absorb_into_output(plan, weights, context)
         rows.append(merge(apply(plan.output_ops, plan, weights, context, now), weights))
     return np.concatenate(rows)
@@ -134,7 +133,7 @@ def rotation(
 
 
 def rope(rows: Heads, settings: Rope, positions: Positions) -> Heads:
-    """The rows with RoPE applied. arXiv:2104.09864, eq. 34, with coordinate i paired with i + half."""
+    """The rows with RoPE applied: arXiv:2104.09864, eq. 34, coordinate i paired with i + half."""
     half = settings.dims // 2
     frequency = settings.base ** (-np.arange(half) / half)
     angle = (positions[:, None] * frequency)[:, None, :]  # (time, 1, half)
@@ -179,20 +178,22 @@ def position_features(
 
 
 def attend(
+    plan: Plan,
+    weights: Weights,
     q: Float[np.ndarray, "queries heads width"],
     k: Float[np.ndarray, "keys _key_heads width"],
     v: Float[np.ndarray, "keys _value_heads value_width"],
     shift: Float[np.ndarray, "heads queries keys"],
-    weights: Weights,
-    head_dim: int | None = None,
 ) -> Float[np.ndarray, "queries heads value_width"]:
-    """softmax(temperature·q·k / sqrt(head_dim) + shift)·v. arXiv:1706.03762, eq. 1.
+    """softmax(temperature·q·k / sqrt(head_dim) + shift)·v, q·k capped. arXiv:1706.03762, eq. 1.
 
-    ``head_dim`` None is the width of `q`, which differs if it has absorbed maps of K.
+    The width of `q` differs from head_dim if it has absorbed maps of K.
     """
     heads = q.shape[1]
     k, v = (np.repeat(each, heads // each.shape[1], axis=1) for each in (k, v))
-    scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(head_dim or q.shape[-1])
+    scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(plan.geometry.head_dim)
+    if cap := plan.scores.softcap:
+        scores = cap * np.tanh(scores / cap)
     scores = weights.get("correction.temperature", 1.0) * scores + shift
     attention_weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     attention_weights /= attention_weights.sum(axis=-1, keepdims=True)

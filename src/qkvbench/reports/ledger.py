@@ -1,4 +1,4 @@
-"""The ledger of claims as one HTML file: each claim, its verdict, and all that it rests on."""
+"""The ledger of claims as one HTML file: each claim, its verdict, and the evidence."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from qkvbench.claims import MEANINGS, SOURCES, VERDICTS, Entry, Shown, ledger
+from qkvbench.claims import MEANINGS, SOURCES, VERDICTS, Entry, StoreView, ledger
 from qkvbench.reports.page import equations
 from qkvbench.reports.parts.formatting import plural
 from qkvbench.results.view import View
@@ -18,8 +18,8 @@ _FOLDER = Path(__file__).parent
 
 
 def render(view: View) -> str:
-    """The whole ledger, with what this study adds to it."""
-    return page(tuple(ledger((Shown(view.name, view),))), (view.name,))
+    """The whole ledger, given the runs of this study."""
+    return page(tuple(ledger((StoreView(view.name, view),))), (view.name,))
 
 
 def page(entries: Sequence[Entry], stores: Sequence[str]) -> str:
@@ -33,7 +33,7 @@ def page(entries: Sequence[Entry], stores: Sequence[str]) -> str:
     )
     environment.filters["equations"] = equations
     return environment.get_template("_ledger.html").render(
-        # Our own files, not a record's text.
+        # Safe unescaped: the package's own files, not the text of a record.
         css=Markup("".join((_FOLDER / name).read_text(encoding="utf-8") for name in _STYLES)),
         entries=entries,
         stores=stores,
@@ -45,7 +45,7 @@ def page(entries: Sequence[Entry], stores: Sequence[str]) -> str:
             (verdict, MEANINGS[verdict], sum(each.finding.verdict == verdict for each in entries))
             for verdict in VERDICTS
         ],
-        arithmetic={entry.name: entry.claim.arithmetic() for entry in entries},
+        arithmetic={entry.claim.name: entry.claim.arithmetic() for entry in entries},
         plural=plural,
     )
 

@@ -1,4 +1,4 @@
-"""A variant is a value; `resolve` gives it a size and returns the plan that everything else reads."""
+"""A variant is a value; `resolve` gives it a size and returns the plan that others read."""
 
 from qkvbench.variant.mask import Mask
 from qkvbench.variant.notation import parse, write

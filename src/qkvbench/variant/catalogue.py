@@ -9,15 +9,17 @@ from qkvbench.variant.spec import Variant
 
 @dataclass(frozen=True)
 class Entry:
-    """A named variant: where it comes from, or what it is meant to show.
+    """A named variant, with its origin or the hypothesis that it tests.
 
-    ``origin`` is a citation (arXiv:id, section) or a stated hypothesis.
+    ``origin`` is a citation (arXiv:id, section) or a stated hypothesis. ``aliases`` are accepted
+    for ``name``.
     """
 
     name: str
     equation: str
     about: str
     origin: str
+    aliases: tuple[str, ...] = ()
 
     @property
     def variant(self) -> Variant:
@@ -29,7 +31,13 @@ STUDY = "arXiv:2606.04032"
 
 CATALOGUE: tuple[Entry, ...] = (
     Entry("canonical", "q,k,v", "three projections of their own", "arXiv:1706.03762, section 3.2"),
-    Entry("shared-qk", "q=k,v", "the query is used as key", STUDY),
+    Entry(
+        "shared-qk",
+        "q=k,v",
+        "no key projection: the query is used as key",
+        STUDY,
+        aliases=("no-key",),
+    ),
     Entry("shared-kv", "q,k=v", "the key is used as value", STUDY),
     Entry(
         "shared-qv",
@@ -38,12 +46,13 @@ CATALOGUE: tuple[Entry, ...] = (
         "hypothesis: the tie that the study leaves out; it halves no cache and should cost "
         "like q=k,v",
     ),
-    Entry("shared", "q=k=v", "one projection for all three", STUDY),
+    Entry("shared-qkv", "q=k=v", "one projection for all three", STUDY),
     Entry(
         "shared-rotated",
         "q,k=R(q),v=R(q)",
         "one projection; key and value are learned rotations of it",
         "hypothesis: a rotation per head gives back what a single projection loses",
+        aliases=("shared",),
     ),
     Entry(
         "value-only",
@@ -52,22 +61,24 @@ CATALOGUE: tuple[Entry, ...] = (
         "hypothesis: scores need no learned projection when the stream is normed",
     ),
     Entry(
-        "no-query",
+        "identity-query",
         "q=x,k,v",
         "the query is the stream itself",
         "arXiv:2404.12362: without skip connections its neighbours absorb the query projection",
+        aliases=("no-query",),
     ),
     Entry(
-        "no-key",
+        "identity-key",
         "q,k=x,v",
         "the key is the stream itself",
         "hypothesis: q·W_q·W_kᵀ·x has one matrix too many when each head may choose its own q",
     ),
     Entry(
-        "no-value",
+        "identity-value",
         "q,k,v=x",
         "the value is the stream itself",
         "arXiv:2311.01906: value and output projections can be the identity",
+        aliases=("no-value",),
     ),
     Entry(
         "no-projections",
@@ -104,8 +115,8 @@ CATALOGUE: tuple[Entry, ...] = (
 
 
 def named(text: str) -> Variant:
-    """The variant that a catalogue name or an equation means; ValueError where it is neither."""
-    entries = {entry.name: entry for entry in CATALOGUE}
+    """The variant of a catalogue name, an alias or an equation; ValueError if it is none."""
+    entries = {name: entry for entry in CATALOGUE for name in (entry.name, *entry.aliases)}
     key = text.strip().lower()
     if key in entries:
         return entries[key].variant
@@ -120,5 +131,5 @@ def named(text: str) -> Variant:
 
 
 def name_of(variant: Variant) -> str | None:
-    """The catalogue's name of `variant`, where it has one."""
+    """The catalogue's name of `variant`; None if it has none."""
     return next((entry.name for entry in CATALOGUE if entry.equation == write(variant)), None)

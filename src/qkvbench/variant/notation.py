@@ -50,14 +50,14 @@ def write(variant: Variant) -> str:
 def parse(text: str) -> Variant:
     """The variant that `text` names; spaces, case and the order of terms do not matter.
 
-    Raises ValueError, with what to write instead, where the text names none.
+    Raises ValueError, with what to write instead, if the text names none.
     """
     plain = re.sub(r"\s+", "", text.lower()).replace("−", "-")
     body = re.split(r"[+-]", plain, maxsplit=1)[0]
     equation, slash, heads = body.partition("/")
     if slash and not re.fullmatch(r"[1-9][0-9]*", heads):
         raise ValueError(
-            f"'{text}': after '/' stands the number of key/value heads, a whole number from 1; "
+            f"'{text}': write the number of key/value heads after '/', a whole number from 1; "
             f"{_EXAMPLE}."
         )
     ties: dict[str, set[str]] = {name: {name} for name in (*ROLES, "x")}

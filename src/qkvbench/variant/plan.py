@@ -11,7 +11,7 @@ from typing import Literal
 from qkvbench.variant.mask import Mask
 from qkvbench.variant.parameter import Constant, Normal, Parameter, linear
 from qkvbench.variant.rope import AlibiBias, Rope, ScoreBias
-from qkvbench.variant.scores import FEATURES, ROLES, Role
+from qkvbench.variant.scores import FEATURES, IN_PLAN, ROLES, Role, Scores
 from qkvbench.variant.spec import Latent, LearnedRotation, Source, Variant
 
 
@@ -148,8 +148,8 @@ class Plan:
     last one first) act on the query instead of on K, and those ``absorbed_by_output`` on the
     attention output instead of on V (absorbed). ``output_ops`` come last in both ways.
 
-    ``mask``, ``biases`` and ``rope`` say what happens to scores and positions. A kernel compares
-    `features` with those that it supports.
+    ``scores``, ``mask``, ``biases`` and ``rope`` say what happens to scores and positions. A kernel
+    compares `features` with those that it supports.
     """
 
     variant: Variant
@@ -162,6 +162,7 @@ class Plan:
     absorbed_by_output: tuple[ApplyRotation | UpProject, ...]
     output_ops: tuple[ApplyRope, ...] = ()
     rope: Rope | None = None
+    scores: Scores = Scores()
     mask: Mask = Mask()
     biases: tuple[ScoreBias, ...] = ()
 
@@ -174,13 +175,20 @@ class Plan:
     def features(self) -> frozenset[str]:
         """Everything that a kernel over cached rows must support, by name.
 
-        Each field of the plan and of its mask that is not at its default, each kind of bias and of
-        operation on read. A new field is a new feature, which no kernel supports unless it says so.
+        Each field of the plan, its scores and its mask that is not at its default, each kind of
+        bias and of operation on read. A new field is a new feature, which no kernel supports unless
+        it names it.
         """
         found = {f"read.{type(op).__name__}" for op in self.key_ops_on_read}
         found |= {f"bias.{type(bias).__name__}" for bias in self.biases}
         found |= {f"mask.{name}" for name in _changed(self.mask)}
+        found |= {f"scores.{name}" for name in _changed(self.scores) if name not in IN_PLAN}
         return frozenset(found | set(_changed(self)) - _STRUCTURE)
+
+    @property
+    def plain_scores(self) -> bool:
+        """True if the scores are q·k alone, under a mask: the attention of every library."""
+        return not any(name.startswith(("bias.", "scores.")) for name in self.features)
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -303,12 +311,13 @@ _STRUCTURE = {
     "absorbed_by_output",
     "output_ops",
     "rope",
+    "scores",
     "mask",
     "biases",
 }
 
 
-def _changed(value: Plan | Mask) -> list[str]:
+def _changed(value: Plan | Mask | Scores) -> list[str]:
     """The fields that are not at their defaults."""
     return [
         field.name

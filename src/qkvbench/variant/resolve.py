@@ -63,6 +63,7 @@ def resolve(
         **_cache_policy(derivations["k"], derivations["v"], tuple(roots.values()), geometry),
         output_ops=(ApplyRope(back=True),) if "v" in rotated else (),
         rope=rope,
+        scores=scores,
         mask=Mask(causal, scores.window, scores.sinks, scores.diagonal),
         biases=tuple(bias for bias in (scores.correction, alibi) if bias),
     )

@@ -1,4 +1,4 @@
-"""What positions do inside attention: rotary embeddings of heads, and a bias of the scores."""
+"""Positions inside attention: rotary embeddings of heads, and a bias of the scores."""
 
 from dataclasses import dataclass
 

@@ -45,7 +45,8 @@ class Scores:
     ``diagonal`` False: no token attends to itself unless it sees nothing else.
     ``window``: a query sees keys less than `window` positions away, itself included
     (arXiv:2004.05150, section 3.1). ``sinks``: and always the first `sinks` keys
-    (arXiv:2309.17453, section 3.2).
+    (arXiv:2309.17453, section 3.2). ``softcap``: q·k becomes softcap·tanh(q·k / softcap), before
+    any bias (arXiv:2408.00118, section 2).
     """
 
     normed: tuple[Role, ...] = ()
@@ -53,6 +54,7 @@ class Scores:
     diagonal: bool = True
     window: int | None = None
     sinks: int = 0
+    softcap: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse combinations without a meaning."""
@@ -68,6 +70,10 @@ class Scores:
                 "Without a window every key is visible, so sink tokens change nothing; write for "
                 f"example '+window128+sinks{self.sinks}'."
             )
+
+
+# The fields that a plan holds as derivations, mask and biases; any other is read from its scores.
+IN_PLAN = frozenset({"normed", "correction", "diagonal", "window", "sinks"})
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ SUFFIXES: dict[str, Suffix] = {
     "-diag": Suffix({"diagonal": False}),
     "+window": Suffix({}, number="window"),
     "+sinks": Suffix({}, number="sinks"),
+    "+softcap": Suffix({}, number="softcap"),
 }
 _PATTERN = re.compile(
     "|".join(

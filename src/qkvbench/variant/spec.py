@@ -1,4 +1,4 @@
-"""What a variant is: for each of Q, K and V, where the tensor comes from; and what scores add."""
+"""A variant: for each of Q, K and V the source of the tensor; head sharing; and the scores."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,14 +19,14 @@ class Stream:
 
 @dataclass(frozen=True)
 class Same:
-    """The very tensor of an earlier role."""
+    """The same tensor as an earlier role."""
 
     origin: Role
 
 
 @dataclass(frozen=True)
 class LearnedRotation:
-    """An earlier role, turned by one learned rotation per head."""
+    """An earlier role times one learned rotation per head."""
 
     origin: Role
 
@@ -70,7 +70,7 @@ class Variant:
             raise ValueError(f"A variant needs at least 1 key/value head, not {self.kv_heads}.")
 
     def source(self, role: Role) -> Source:
-        """Where the tensor of `role` comes from."""
+        """The source of `role`."""
         return {"q": self.q, "k": self.k, "v": self.v}[role]
 
 

@@ -21,18 +21,15 @@ from qkvbench.backends.torch.models.weights import load, named_weights, read, sa
 from qkvbench.backends.torch.training.launch import launch
 from qkvbench.backends.torch.training.learner import (
     Learner,
-    cannot_join,
     compile_error,
     device,
     fork_safe,
-    grouped,
-    joined,
     peak_bytes,
     prepare,
     reset_peak_memory,
 )
 from qkvbench.backends.torch.training.precision import types
-from qkvbench.backends.torch.training.process_group import multi_device_error, started
+from qkvbench.backends.torch.training.process_group import multi_device_error, rank_and_world_size
 
 __all__ = [
     "Attention",
@@ -50,14 +47,11 @@ __all__ = [
     "Sampling",
     "attention_kernels",
     "build",
-    "cannot_join",
     "compile_error",
     "decoder",
     "device",
     "fork_safe",
     "generate",
-    "grouped",
-    "joined",
     "launch",
     "load",
     "matmul_seconds",
@@ -65,11 +59,11 @@ __all__ = [
     "named_weights",
     "peak_bytes",
     "prepare",
+    "rank_and_world_size",
     "read",
     "reset_peak_memory",
     "save",
     "start",
-    "started",
     "threads",
     "types",
     "workload",

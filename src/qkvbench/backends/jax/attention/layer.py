@@ -63,7 +63,7 @@ class Attention:
     @classmethod
     def of(cls, plan: Plan) -> "Attention":
         """The layer of a plan."""
-        return cls(plan, SoftmaxAttention.of(plan), decode_kernel(plan))
+        return cls(plan, SoftmaxAttention(plan), decode_kernel(plan))
 
     def __call__(
         self,

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from qkvbench.backends.jax.attention.rope import Positions, looked_up
 from qkvbench.backends.jax.models.weights import Weights
 from qkvbench.backends.jax.training.precision import exact
-from qkvbench.variant import FEATURES, AlibiBias, Mask, Plan, Relative, ScoreBias
+from qkvbench.variant import FEATURES, AlibiBias, Plan, Relative, ScoreBias
 
 # `_` is checked for nothing: queries and keys may differ in it.
 Heads = Float[Array, "batch _heads _time head_dim"]
@@ -32,14 +32,7 @@ MAX_SCORES = 2**22
 class SoftmaxAttention:
     """softmax(temperature·q·k / sqrt(head_dim) + bias)·v, under the plan's mask."""
 
-    mask: Mask
-    biases: tuple[ScoreBias, ...]
-    heads: int
-
-    @classmethod
-    def of(cls, plan: Plan) -> "SoftmaxAttention":
-        """The softmax of a plan."""
-        return cls(plan.mask, plan.biases, plan.geometry.heads)
+    plan: Plan
 
     def __call__(
         self, weights: Weights, q: Heads, k: Heads, v: Heads, lengths: Lengths | None = None
@@ -82,9 +75,11 @@ class SoftmaxAttention:
         Rows and columns are at these positions, all of them before `end`.
         """
         scores = exact(products)
-        for bias in self.biases:
+        if cap := self.plan.scores.softcap:
+            scores = cap * jnp.tanh(scores / cap)
+        for bias in self.plan.biases:
             if isinstance(bias, AlibiBias):
-                slopes = np.array(bias.slopes(self.heads)).astype(scores.dtype)
+                slopes = np.array(bias.slopes(self.plan.geometry.heads)).astype(scores.dtype)
                 distance = jnp.abs(_distance(rows, columns)).astype(scores.dtype)
                 scores = scores - slopes[:, None, None] * distance
             else:
@@ -103,7 +98,7 @@ class SoftmaxAttention:
         valid = columns[..., None, :] >= 0
         if lengths is not None:
             valid = valid & (columns < lengths[:, None])[:, None]
-        mask = self.mask.visible(rows, columns, valid)
+        mask = self.plan.mask.visible(rows, columns, valid)
         return jnp.asarray(mask)[..., None, :, :]
 
     def _attend_rows(
@@ -117,7 +112,7 @@ class SoftmaxAttention:
     ) -> Heads:
         """The attention output of queries at the positions `rows`."""
         columns = np.arange(k.shape[2])
-        if not self.biases and q.dtype in LIBRARY_DTYPES:
+        if self.plan.plain_scores and q.dtype in LIBRARY_DTYPES:
             return self._library(q, k, v, self.visible(rows, columns, lengths))
         batch, heads, time, head_dim = q.shape
         grouped = q.reshape(batch, k.shape[1], -1, head_dim) * head_dim**-0.5

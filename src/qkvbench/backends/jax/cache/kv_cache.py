@@ -1,7 +1,7 @@
-"""The cache of roots: for each layer the tensors that its plan keeps, and nothing else.
+"""The key/value cache: for each layer the tensors that its plan caches, nothing else.
 
-It is a value: a step takes one and gives the next, in the same memory where the caller gives it
-away. Rows are reserved for all tokens, or for as many as a window shows, which then lie in a ring.
+It is a value: a step takes one and returns the next, in the same memory if the caller donates it.
+Rows are reserved for all tokens, or, under a window, for its sinks and a ring of its length.
 """
 
 from collections.abc import Mapping
@@ -32,9 +32,9 @@ Count = Int[Array, "..."]
 )
 @dataclass(frozen=True)
 class LayerCache:
-    """What one layer keeps: the rows of each kept tensor, by name; none without attention.
+    """The cached tensors of one layer by name; none without attention.
 
-    ``maps`` are the layer's learned maps, made once: weights stand still in decoding.
+    ``maps`` are the layer's learned maps, made once, since weights are constant in decoding.
     ``cross`` are the rows of a source, which are all there before the first step; of those
     ``lengths`` says how many are read.
     """
@@ -51,7 +51,7 @@ class LayerCache:
 )
 @dataclass(frozen=True)
 class Cache:
-    """What a decoder remembers of sequences of at most `capacity` tokens.
+    """The cache of sequences of at most `capacity` tokens.
 
     Every sequence begins at position 0. ``count`` is how many tokens they have: one number, or one
     for each where they differ. What follows the capacity is not there: whoever makes the cache

@@ -18,15 +18,15 @@ from qkvbench.model import LayerPlans
 
 Stream = Float[Array, "batch time d_model"]
 Lengths = Int[Array, " batch"]
-# The key from which a part draws its dropout; None where there is none.
+# The key of a part's dropout; None without dropout.
 Key = Array | None
 # A callback with the inputs of an attention layer: its name in the block, itself, its weights, the
 # stream and the lengths without padding.
-Told = Callable[[str, Attention, Weights, Stream, Lengths | None], None]
+OnAttention = Callable[[str, Attention, Weights, Stream, Lengths | None], None]
 
 
 class Source(NamedTuple):
-    """What is attended to across: a stream, and how much of each of its items is read."""
+    """The input of cross-attention: a stream, and the length of each item without padding."""
 
     stream: Float[Array, "_batch source_time d_model"]
     lengths: Int[Array, " _batch"] | None
@@ -57,15 +57,15 @@ class Block:
         lengths: Lengths | None = None,
         source: Source | None = None,
         key: Key = None,
-        told: Told = ignore,
+        on_attention: OnAttention = ignore,
     ) -> Stream:
         """The stream after this layer, over a whole sequence."""
         if not self.again:
-            return self._whole(weights, x, lengths, source, key, told)
+            return self._whole(weights, x, lengths, source, key, on_attention)
 
         def whole(*given: Any) -> Stream:
             weights, x, lengths, source, key = given
-            return self._whole(weights, x, lengths, source, key, told)
+            return self._whole(weights, x, lengths, source, key, on_attention)
 
         return jax.checkpoint(whole)(weights, x, lengths, source, key)
 
@@ -103,11 +103,11 @@ class Block:
         lengths: Lengths | None,
         source: Source | None,
         key: Key,
-        told: Told,
+        on_attention: OnAttention,
     ) -> Stream:
         if self.attention:
             rows, own = self._norm(weights, "attention_norm", x), part(weights, "attention")
-            told("attention", self.attention, own, rows, lengths)
+            on_attention("attention", self.attention, own, rows, lengths)
             x = x + self._drop(self.attention(own, rows, lengths), key, 0)
         if self.cross and source:
             rows, own = self._norm(weights, "cross_norm", x), part(weights, "cross")

@@ -11,8 +11,8 @@ from jax import Array
 from jaxtyping import Float, Int, Num
 
 from qkvbench.backends.jax.cache.kv_cache import Cache
-from qkvbench.backends.jax.models.block import Key, Source, Told, ignore
-from qkvbench.backends.jax.models.tower import Tower, below
+from qkvbench.backends.jax.models.block import Key, OnAttention, Source, ignore
+from qkvbench.backends.jax.models.tower import Tower, prefixed
 from qkvbench.backends.jax.models.weights import Parameters, Weights, part
 from qkvbench.backends.jax.training.precision import OUTPUT, TABLE
 
@@ -38,15 +38,15 @@ class Decoder:
         second: Num[Array, "batch second_time *second_features"] | None = None,
         second_lengths: Counts | None = None,
         key: Key = None,
-        told: Told = ignore,
+        on_attention: OnAttention = ignore,
     ) -> Float[Array, "batch time d_model"]:
-        """The normed stream after the last block; the source, where there is one, is `second`.
+        """The normed stream after the last block; the source, if there is one, is `second`.
 
         What follows the first `lengths` tokens of a row is hidden by causality already.
         """
         own, other = (None, None) if key is None else jax.random.split(key)
-        source = self._read(weights, second, second_lengths, other, told)
-        return self.own(weights, inputs, None, source, own, told)
+        source = self._read(weights, second, second_lengths, other, on_attention)
+        return self.own(weights, inputs, None, source, own, on_attention)
 
     def head(
         self, weights: Weights, x: Float[Array, "*places d_model"]
@@ -56,7 +56,7 @@ class Decoder:
         return x.astype(matrix.dtype) @ matrix.T
 
     def matrix(self, weights: Weights) -> Float[Array, "vocabulary d_model"]:
-        """The output matrix; the table of tokens where they are tied."""
+        """The output matrix; the token table if they are tied."""
         return weights[OUTPUT] if OUTPUT in weights else weights[TABLE]
 
     def new_cache(self, weights: Weights, batch: int, capacity: int) -> Cache:
@@ -115,7 +115,7 @@ class Decoder:
             )
         count = jnp.asarray(time, jnp.int32)
         if padding is not None:
-            # Moved to the left, padding falls behind the last token, where causality hides it:
+            # Shifted left, padding comes after the last token, and causality hides it:
             # no mask, and a slot of the cache is a position.
             tokens = _shifted(tokens, padding)
             count = (time - padding).astype(jnp.int32)
@@ -147,14 +147,14 @@ class Decoder:
         second: Array | None,
         lengths: Int[Array, " _items"] | None,
         key: Key,
-        told: Told,
+        on_attention: OnAttention,
     ) -> Source | None:
         if self.source is None:
             return None
         if second is None:
             raise ValueError("This decoder reads a source, and none was given.")
-        own, heard = part(weights, "source"), below("source", told)
-        return Source(self.source(own, second, lengths, None, key, heard), lengths)
+        own, callback = part(weights, "source"), prefixed("source", on_attention)
+        return Source(self.source(own, second, lengths, None, key, callback), lengths)
 
 
 def _shifted(rows: Tokenized, counts: Counts) -> Tokenized:

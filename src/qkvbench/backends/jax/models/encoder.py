@@ -7,7 +7,7 @@ from jax import Array
 from jaxtyping import Float, Int, Num
 
 from qkvbench.backends.jax.attention.layer import linear
-from qkvbench.backends.jax.models.block import Key, Told, ignore
+from qkvbench.backends.jax.models.block import Key, OnAttention, ignore
 from qkvbench.backends.jax.models.tower import Tower, averaged
 from qkvbench.backends.jax.models.weights import Parameters, Weights, part
 from qkvbench.model import Encoder as EncoderSpec
@@ -31,15 +31,15 @@ class Encoder:
         second: Array | None = None,
         second_lengths: Array | None = None,
         key: Key = None,
-        told: Told = ignore,
+        on_attention: OnAttention = ignore,
     ) -> Float[Array, "batch places _features"]:
-        """What the head reads: the normed stream after the last block where it predicts.
+        """The input of the head: the normed stream at the predicting positions.
 
         That is at each position, at the class token, or the mean over the positions that are read;
-        where one of them is named, each one's score. `lengths` counts the positions that are read:
+        for "which position", the score of each. `lengths` counts the positions that are read:
         the first ones of each item. Nothing attends to the others.
         """
-        x = self.own.stream(weights, inputs, lengths, None, key, told)
+        x = self.own.stream(weights, inputs, lengths, None, key, on_attention)
         if self.spec.pooling == "class token":
             return self.own.normalize(weights, x[:, :1])
         x = self.own.normalize(weights, x)
@@ -54,7 +54,7 @@ class Encoder:
 
     @property
     def classes(self) -> int:
-        """Between how many classes a prediction decides."""
+        """The number of classes of a prediction."""
         return self.spec.classes
 
     def head(

@@ -8,7 +8,15 @@ from jaxtyping import Float
 from qkvbench.backends.jax.attention.layer import linear
 from qkvbench.backends.jax.models.weights import Weights, part
 from qkvbench.backends.jax.training.precision import exact
-from qkvbench.model import AnyFeedForward, AnyNorm, FeedForward, LayerNorm
+from qkvbench.model.parts import (
+    AnyFeedForward,
+    AnyNorm,
+    FeedForward,
+    LayerNorm,
+    ReLU2,
+    RMSNorm,
+    SwiGLU,
+)
 
 Stream = Float[Array, "*positions d_model"]
 
@@ -19,6 +27,12 @@ def feed_forward(spec: AnyFeedForward, weights: Weights, x: Stream) -> Stream:
         case FeedForward():
             hidden = linear(part(weights, "up"), x)
             return linear(part(weights, "down"), jax.nn.gelu(hidden, approximate=False))
+        case ReLU2():
+            hidden = linear(part(weights, "up"), x)
+            return linear(part(weights, "down"), jnp.square(jax.nn.relu(hidden)))
+        case SwiGLU():
+            gate, up = (linear(part(weights, name), x) for name in ("gate", "up"))
+            return linear(part(weights, "down"), jax.nn.silu(gate) * up)
 
 
 def normalize(spec: AnyNorm, weights: Weights, x: Stream) -> Stream:
@@ -30,3 +44,6 @@ def normalize(spec: AnyNorm, weights: Weights, x: Stream) -> Stream:
             variance = jnp.square(centred).mean(-1, keepdims=True)
             scaled = centred * jax.lax.rsqrt(variance + eps)
             return scaled * weights["weight"] + weights["bias"]
+        case RMSNorm(eps=eps):
+            scaled = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
+            return scaled * weights["weight"]

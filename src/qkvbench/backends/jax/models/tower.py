@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Num
 
-from qkvbench.backends.jax.models.block import Block, Key, Source, Told, block, ignore
+from qkvbench.backends.jax.models.block import Block, Key, OnAttention, Source, block, ignore
 from qkvbench.backends.jax.models.embedding import Embedding
 from qkvbench.backends.jax.models.parts import normalize
 from qkvbench.backends.jax.models.weights import Weights, part
@@ -34,13 +34,13 @@ class Tower:
         lengths: Lengths | None = None,
         source: Source | None = None,
         key: Key = None,
-        told: Told = ignore,
+        on_attention: OnAttention = ignore,
     ) -> Stream:
         """The normed stream; nothing attends to what follows an item's first `lengths` positions.
 
-        `told` hears what the attention of each block is given.
+        `on_attention` is called with the inputs of each attention layer.
         """
-        x = self.stream(weights, inputs, lengths, source, key, told)
+        x = self.stream(weights, inputs, lengths, source, key, on_attention)
         return self.normalize(weights, x)
 
     def normalize(
@@ -56,7 +56,7 @@ class Tower:
         lengths: Lengths | None,
         source: Source | None,
         key: Key,
-        told: Told,
+        on_attention: OnAttention,
     ) -> Float[Array, "batch _positions d_model"]:
         """The stream after the last block, which may begin with a class token that is read."""
         x = self.embedding(part(weights, "embedding"), inputs)
@@ -64,7 +64,7 @@ class Tower:
         for number, each in enumerate(self.blocks):
             own = part(weights, f"blocks.{number}")
             drawn = None if key is None else jax.random.fold_in(key, number)
-            x = each(own, x, seen, source, drawn, below(f"blocks.{number}", told))
+            x = each(own, x, seen, source, drawn, prefixed(f"blocks.{number}", on_attention))
         return x
 
 
@@ -86,9 +86,9 @@ def tower(
     return Tower(embedding, blocks, spec.final_norm)
 
 
-def below(name: str, told: Told) -> Told:
-    """Who is told of a part's layers by their names in the part."""
-    return lambda own, *heard: told(f"{name}.{own}", *heard)
+def prefixed(name: str, on_attention: OnAttention) -> OnAttention:
+    """Who is on_attention of a part's layers by their names in the part."""
+    return lambda own, *inputs: on_attention(f"{name}.{own}", *inputs)
 
 
 def averaged(x: Stream, lengths: Lengths | None) -> Float[Array, "batch one d_model"]:

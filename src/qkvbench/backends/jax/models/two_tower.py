@@ -9,8 +9,8 @@ from jax import Array
 from jaxtyping import Float, Int, Num
 
 from qkvbench.backends.jax.attention.layer import linear
-from qkvbench.backends.jax.models.block import Key, Told, ignore
-from qkvbench.backends.jax.models.tower import Tower, averaged, below
+from qkvbench.backends.jax.models.block import Key, OnAttention, ignore
+from qkvbench.backends.jax.models.tower import Tower, averaged, prefixed
 from qkvbench.backends.jax.models.weights import Parameters, Weights, part
 from qkvbench.backends.jax.training.precision import exact
 
@@ -21,7 +21,7 @@ MAX_LOGIT_SCALE = 100.0
 
 @dataclass(frozen=True)
 class TwoTowers:
-    """Two towers and what compares their vectors; each item is told from the others of a batch."""
+    """Two towers and what compares their vectors; each item is on_attention from the others of a batch."""
 
     towers: dict[str, Tower]
     parameters: Parameters
@@ -34,7 +34,7 @@ class TwoTowers:
         second: Num[Array, "batch second_time *second_features"] | None = None,
         second_lengths: Lengths | None = None,
         key: Key = None,
-        told: Told = ignore,
+        on_attention: OnAttention = ignore,
     ) -> Float[Array, "batch two width"]:
         """The vector of each item's own input and that of its second, of length 1."""
         if second is None:
@@ -44,7 +44,9 @@ class TwoTowers:
         for number, (name, given) in enumerate(zip(self.towers, read, strict=True)):
             own = f"towers.{name}"
             drawn = None if key is None else jax.random.fold_in(key, number)
-            x = self.towers[name](part(weights, own), *given, key=drawn, told=below(own, told))
+            x = self.towers[name](
+                part(weights, own), *given, key=drawn, on_attention=prefixed(own, on_attention)
+            )
             vectors.append(linear(part(weights, f"outputs.{name}"), averaged(x, given[1])))
         both = exact(jnp.concatenate(vectors, axis=1))
         size = jnp.linalg.norm(both, axis=-1, keepdims=True)

@@ -197,7 +197,7 @@ class Attention(nn.Module):
         return {each.name: named[each.name] for each in self.plan.parameters}
 
     def shared_names(self) -> dict[str, str]:
-        """The plan's name behind each `nn.Parameter`, by its torch name; of fused ones the first."""
+        """The plan's name of each `nn.Parameter`, by its torch name; of fused ones the first."""
         names = {part: part for part in ("o.weight", "o.bias")}
         if self.projection is not None:
             first = next(iter(self.plan.matrix_rows))

@@ -1,4 +1,4 @@
-"""The operations of a plan on rows of heads: the one place where torch carries them out.
+"""The operations of a plan on rows of heads: the only module in which torch carries them out.
 
 It knows plans and tensors only, so that whatever has roots and weights can use it: the layer of
 this backend, and one inside another library's model.

@@ -33,9 +33,11 @@ class SoftmaxAttention(nn.Module):
         super().__init__()
         self.mask = plan.mask
         self.biases = plan.biases
+        self.scores = plan.scores
+        self.plain = plan.plain_scores
         self.head_dim = plan.geometry.head_dim
         learned = [each for each in plan.parameters if each.name.startswith("correction.")]
-        # One by one: of a dict torch would sort the keys, and a gradient norm's bits depend on order.
+        # One by one: torch sorts the keys of a dict, and a gradient norm's bits depend on order.
         self.correction = nn.ParameterDict()
         for each in learned:
             self.correction[each.name.split(".")[1]] = nn.Parameter(_constant(each))
@@ -57,13 +59,13 @@ class SoftmaxAttention(nn.Module):
         """
         time, keys = q.shape[2], k.shape[2]
         mask = self.mask
-        if not self.biases and mask.is_full:
+        if self.plain and mask.is_full:
             return self._fused(q, k, v, lengths)
-        if not self.biases and mask.diagonal:
+        if self.plain and mask.diagonal:
             if mask.max_keys(time) >= time:
                 return self._fused(q, k, v, lengths)
             return self._fused_by_rows(q, k, v, lengths)
-        if not self.biases and mask.causal and mask.window is None:
+        if self.plain and mask.causal and mask.window is None:
             # Each token but the first sees the keys of the one before it: a shift by one.
             first = v[:, :, :1].repeat_interleave(q.shape[1] // v.shape[1], dim=1)
             if time == 1:
@@ -109,6 +111,8 @@ class SoftmaxAttention(nn.Module):
         them before `end`.
         """
         scores = products.to(torch.promote_types(products.dtype, torch.float32))
+        if cap := self.scores.softcap:
+            scores = cap * torch.tanh(scores / cap)
         # Autocast would make products of features coarse.
         with torch.autocast(products.device.type, enabled=False):
             if self.correction:

@@ -102,7 +102,7 @@ class Cache:
         self.capacity = capacity
         self.batch = batch
         self.longest = 0
-        # How long each sequence is, where they differ: on the device, and known without asking it.
+        # Length of each sequence if they differ: on the device, and on the host without a transfer.
         self.lengths: Int[Tensor, " batch"] | None = None
         self._known: list[int] | None = None
 

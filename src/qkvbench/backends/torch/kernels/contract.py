@@ -1,4 +1,4 @@
-"""The contract of a decode kernel: attention of one query per head over cached rows, in one pass."""
+"""The contract of a decode kernel: attention of one query per head over cached rows."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -23,7 +23,7 @@ Stream = Float[Tensor, "batch time d_model"]
 
 
 class Source(NamedTuple):
-    """The input of cross-attention: a stream, and how many positions of each item are no padding."""
+    """The input of cross-attention: a stream, and the length of each item without padding."""
 
     stream: Float[Tensor, "batch source_time d_model"]
     lengths: Int[Tensor, " batch"] | None

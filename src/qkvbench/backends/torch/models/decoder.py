@@ -31,7 +31,7 @@ Counts = Int[Tensor, " batch"]
 
 
 class Decoder(nn.Module):
-    """A decoder, as its spec says, and what reads its source where there is one."""
+    """A decoder, and the tower of its source if it has one."""
 
     def __init__(
         self, model: Model, spec: DecoderSpec | EncoderDecoderSpec, dropout: float = 0.0
@@ -59,10 +59,10 @@ class Decoder(nn.Module):
         second: Num[Tensor, "batch second_time *second_features"] | None = None,
         second_lengths: Counts | None = None,
     ) -> Float[Tensor, "batch time vocabulary"]:
-        """Logits at every position; the source, where there is one, is `second`.
+        """Logits at every position; the source, if there is one, is `second`.
 
-        `padding` counts the tokens to ignore on the left of each row; what stands at their
-        positions in the result means nothing.
+        `padding` counts the tokens to ignore on the left of each row; the result at
+        their positions is arbitrary.
         """
         source = (None, second, second_lengths)
         if padding is None:
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
         second: Num[Tensor, "batch second_time *second_features"] | None = None,
         second_lengths: Counts | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
-        """The normed stream after the last block; the source, where there is one, is `second`.
+        """The normed stream after the last block; the source, if there is one, is `second`.
 
         What follows the first `lengths` tokens of a row is hidden by causality already.
         """
@@ -96,12 +96,12 @@ class Decoder(nn.Module):
 
     @property
     def matrix(self) -> Float[Tensor, "vocabulary d_model"]:
-        """The output matrix; the table of tokens where they are tied."""
+        """The output matrix; the token table if they are tied."""
         return self.embedding.table if self.output is None else self.output.weight
 
     @property
     def classes(self) -> int:
-        """Between how many classes a prediction decides."""
+        """The number of classes of a prediction."""
         return len(self.matrix)
 
     def new_cache(
@@ -157,7 +157,7 @@ class Decoder(nn.Module):
         second_lengths: Int[Tensor, " items"] | None,
         cache: Cache,
     ) -> None:
-        """Keep in the cache what its sequences need of their sources, before anything else.
+        """Cache the sources of its sequences, before anything else.
 
         There may be several sequences for each of the `items`, next to each other.
         """
@@ -186,7 +186,7 @@ class Decoder(nn.Module):
         self.accept(cache)
         cache.reserve(tokens.shape[1])
         if padding is not None:
-            # Moved to the left, padding falls behind the last token, where causality hides it:
+            # Shifted left, padding comes after the last token, and causality hides it:
             # no mask, and a slot of the cache is a position.
             tokens = _shifted(tokens, padding)
         time = tokens.shape[1]

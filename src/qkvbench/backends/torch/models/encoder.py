@@ -41,16 +41,16 @@ class Encoder(nn.Module):
     def forward(
         self, inputs: Num[Tensor, "batch time *features"], lengths: Lengths | None = None
     ) -> Float[Tensor, "batch places classes"]:
-        """Logits of the classes; one place where one prediction is made for all positions."""
+        """Logits of the classes; one position if one prediction is made for all."""
         return self.head(self.hidden(inputs, lengths))
 
     def hidden(
         self, inputs: Num[Tensor, "batch time *features"], lengths: Lengths | None = None
     ) -> Float[Tensor, "batch places _features"]:
-        """What the head reads: the normed stream after the last block where it predicts.
+        """The input of the head: the normed stream at the predicting positions.
 
         That is at each position, at the class token, or the mean over the positions that are read;
-        where one of them is named, each one's score. `lengths` counts the positions that are read:
+        for "which position", the score of each. `lengths` counts the positions that are read:
         the first ones of each item. Nothing attends to the others.
         """
         x = self.embedding(inputs)
@@ -70,7 +70,7 @@ class Encoder(nn.Module):
 
     @property
     def classes(self) -> int:
-        """Between how many classes a prediction decides."""
+        """The number of classes of a prediction."""
         return self.spec.classes
 
     def head(self, x: Float[Tensor, "*places _features"]) -> Float[Tensor, "*places classes"]:

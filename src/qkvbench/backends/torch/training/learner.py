@@ -3,18 +3,19 @@
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, overload
 
 import numpy as np
+import safetensors.numpy
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qkvbench.analysis import Layer
-from qkvbench.backends import Group
+from qkvbench.backends import STATE_FILE
 from qkvbench.backends.torch.generation.beam_search import searched
 from qkvbench.backends.torch.models.block import recompute
 from qkvbench.backends.torch.models.build import Network, build
@@ -33,18 +34,18 @@ from qkvbench.backends.torch.training.compilation import compile_error as _compi
 from qkvbench.backends.torch.training.compilation import compiled, failures_told
 from qkvbench.backends.torch.training.loss import mean_loss, place_losses
 from qkvbench.backends.torch.training.parallel import (
-    edited,
-    held,
-    looked,
-    number,
-    put,
-    spread,
-    summing,
-    whole,
-    write_parts,
+    copy_to_shard,
+    forward_only,
+    full_model,
+    full_params,
+    full_scalar,
+    local_shard,
+    no_sync_until_last,
+    parallelize,
+    write_shards,
 )
 from qkvbench.backends.torch.training.precision import autocast, loss_scaler
-from qkvbench.backends.torch.training.process_group import Ranks, together
+from qkvbench.backends.torch.training.process_group import ProcessGroup, init_process_group
 from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions, Search
 from qkvbench.experiment import Experiment
 from qkvbench.model import Model
@@ -81,21 +82,6 @@ def fork_safe() -> bool:
     return device().type == "cpu"
 
 
-def cannot_join() -> str | None:
-    """Why runs cannot be trained in one program."""
-    return "The torch backend trains each run by itself; --backend jax trains seeds together."
-
-
-def joined(_experiment: Experiment) -> int:
-    """Each run is trained by itself."""
-    return 1
-
-
-def grouped(_experiments: Sequence[Experiment]) -> Group:
-    """There is no group here."""
-    raise ValueError(cannot_join())
-
-
 def compile_error() -> str | None:
     """Why an experiment that is to be compiled cannot be here; None where it can."""
     return _compile_error(device())
@@ -117,24 +103,24 @@ def peak_bytes() -> int | None:
 class Learner:
     """The network of an experiment, its optimizer, and nothing of the loop around them.
 
-    Over many devices each process has one: all are called alike, with the whole batch, of which
-    each computes its part; what is told is of the whole.
+    On several devices each process has one. All make the same calls with the whole batch; each
+    computes its part, and every result is that of the whole batch.
     """
 
     def __init__(self, experiment: Experiment) -> None:
         """The network with its initial values, and a fresh optimizer."""
         training = experiment.training
         self.experiment = experiment
-        self.ranks = together(experiment.devices)
+        self.world = init_process_group(experiment.devices)
         self.device = device()
         # Dropout is drawn by the framework; everything else is keyed by name.
-        torch.manual_seed(framework_seed(experiment.seed, _dropout(self.ranks)))
+        torch.manual_seed(framework_seed(experiment.seed, _dropout(self.world)))
         self.rng = _draws(self.device)
         self.network = build(experiment.model, dropout=training.dropout).to(self.device)
         start(self.network, experiment.model, experiment.seed)
         if experiment.checkpointing:
             recompute(self.network)
-        self.worked = spread(self.network, experiment, self.ranks)
+        self.module = parallelize(self.network, experiment, self.world)
         self.training_loss = compiled(_training_loss) if experiment.compiled else _training_loss
         self.compile_s: float | None = None
         self.scaler = loss_scaler(experiment.precision, self.device)
@@ -176,10 +162,10 @@ class Learner:
             loss = self._backward(batch)
             self.scaler.unscale_(self.optimizer)
             if self.scaler.is_enabled():
-                # What one rank's part overflows in, all compute again.
+                # If one rank's part overflows, all ranks compute the batch again.
                 for found in self.scaler._found_inf_per_device(self.optimizer).values():
-                    self.ranks.summed(held(found))
-            norm = number(
+                    self.world.all_reduce_sum(local_shard(found))
+            norm = full_scalar(
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.experiment.training.clip)
             )
             self.scaler.update()
@@ -198,10 +184,10 @@ class Learner:
     def predict(self, batch: Batch) -> Predictions:
         """The loss and the likeliest class at each place; loss 0 where nothing is scored."""
         self.network.eval()
-        own, share = _share(batch, self.ranks)
+        own, share = _share(batch, self.world)
         read, targets, places = self._tensors(own)
         with autocast(self.experiment.precision, self.device):
-            losses, *classes = looked(self.worked, _told, read, targets, places)
+            losses, *classes = forward_only(self.module, _told, read, targets, places)
         scored = batch.targets != IGNORE_INDEX
         loss = np.zeros(batch.targets.shape, np.float32)
         count = int(np.count_nonzero(scored))
@@ -217,7 +203,7 @@ class Learner:
 
         TypeError where the model reads no source.
         """
-        network = whole(self.network, self.experiment)
+        network = full_model(self.network, self.experiment)
         if not isinstance(network, Decoder) or network.source is None or batch.second is None:
             raise TypeError("Only a decoder that reads a source writes texts, and only from one.")
         network.eval()
@@ -232,77 +218,62 @@ class Learner:
         self.network.eval()
         read, _, _ = self._tensors(batch)
         with autocast(self.experiment.precision, self.device):
-            return looked(self.worked, _hidden, read).float().cpu().numpy()
+            return forward_only(self.module, _hidden, read).float().cpu().numpy()
 
     def inspect(self, batch: Batch) -> tuple[Layer, ...]:
         """What each attention layer makes of a batch; changes nothing."""
-        network = whole(self.network, self.experiment).eval()
+        network = full_model(self.network, self.experiment).eval()
         read, _, _ = self._tensors(batch)
         with autocast(self.experiment.precision, self.device):
             return inspected(network, read.inputs, *read.beside)
 
-    @property
-    def rank(self) -> int:
-        """Which of the processes that learn together this is, from 0."""
-        return self.ranks.rank
-
-    @property
-    def count(self) -> int:
-        """How many processes learn together."""
-        return self.ranks.count
-
-    def agreed(self, *, asked: bool) -> bool:
-        """Whether any of them asks for it."""
-        return self.ranks.agreed(asked=asked)
-
-    def told(self, text: str) -> str:
-        """What the first of them says."""
-        return self.ranks.told(text)
-
     def weights(self) -> dict[str, Tensor]:
         """Live views of all weights, under the names that all backends share.
 
-        Where each device holds a part of them, they are a copy.
+        A copy if the weights are sharded.
         """
-        return named_weights(whole(self.network, self.experiment))
+        return named_weights(full_model(self.network, self.experiment))
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Take over these weights."""
-        with edited(self.network, self.experiment) as network:
+        with full_params(self.network, self.experiment) as network:
             load(network, weights)
 
     def save(self, path: Path) -> None:
-        """Write all weights to a safetensors file; of many processes the first does."""
-        network = whole(self.network, self.experiment)
-        if self.ranks.rank == 0:
+        """Write all weights to a safetensors file; of several processes rank 0 does."""
+        network = full_model(self.network, self.experiment)
+        if self.world.rank == 0:
             save(network, path)
 
     def load_matching(self, path: Path) -> tuple[str, ...]:
         """Take over what agrees in name and shape from a file that `save` wrote; those names."""
-        with edited(self.network, self.experiment) as network:
+        with full_params(self.network, self.experiment) as network:
             return load_matching(network, read(path))
 
     @torch.no_grad()
     def state(self) -> dict[str, np.ndarray]:
-        """Weights, both moments of the optimizer and its steps, loss scale, state of the draws.
+        """Weights, optimizer moments and steps, loss scale, state of the random generator.
 
-        Of several processes each tells what it holds.
+        Of several processes each returns its shards.
         """
-        return {name: held(tensor).cpu().numpy() for name, tensor in self._state().items()}
+        return {name: local_shard(tensor).cpu().numpy() for name, tensor in self._state().items()}
 
     def save_state(self, folder: Path) -> None:
-        """Write what all processes hold to files in a folder; OSError where they cannot be."""
-        write_parts(self._state(), folder)
+        """Write the state to safetensors files in a folder; OSError if any process fails."""
+        if self.world.world_size == 1:
+            safetensors.numpy.save_file(self.state(), folder / STATE_FILE)
+        else:
+            write_shards(self._state(), folder)
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from what `state` told, with the same bits; ValueError where it does not fit.
+        """Set the `state`, to resume with the same bits; ValueError if it does not fit.
 
-        Each of several processes is given the whole. Where another number of them has drawn, they
-        draw anew from here: what each would go on with is not there.
+        Each of several processes gets the full arrays. If another number of processes saved them,
+        dropout continues with new generators, because the states of these do not exist.
         """
         given = {name: torch.tensor(array) for name, array in state.items()}
-        self._sort_out_draws(given)
+        self._select_rng_state(given)
         own = self._state()
         for name in sorted(own.keys() | given.keys()):
             here, there = own.get(name), given.get(name)
@@ -311,27 +282,27 @@ class Learner:
                     f"{name} is {_said(here)} in this learner and {_said(there)} in the state."
                 )
         for name, tensor in self._changed().items():
-            put(tensor, given[name].to(tensor.device))
-        self.rng.set_state(given[self._drawn])
+            copy_to_shard(tensor, given[name].to(tensor.device))
+        self.rng.set_state(given[self._rng_name])
         if scale := self.scaler.state_dict():
             self.scaler.load_state_dict({key: given[f"scaler.{key}"].item() for key in scale})
 
     @property
-    def _drawn(self) -> str:
-        """The name of the state of this process's draws."""
-        return _draws_of(self.ranks)[self.ranks.rank]
+    def _rng_name(self) -> str:
+        """The name of the state of this rank's random generator."""
+        return _rng_names(self.world)[self.world.rank]
 
-    def _sort_out_draws(self, given: dict[str, Tensor]) -> None:
-        """Leave of all processes' draws this one's; new ones where others have drawn."""
+    def _select_rng_state(self, given: dict[str, Tensor]) -> None:
+        """Keep only this rank's generator state; a new one if another number of ranks saved it."""
         drawn = {name for name in given if name.split(".")[0] == _DRAWS}
-        names = _draws_of(self.ranks)
+        names = _rng_names(self.world)
         if drawn and drawn != set(names):
             step = max((int(given[name]) for name in given if name.endswith(".step")), default=0)
-            purpose = f"{_dropout(self.ranks)} after step {step}"
+            purpose = f"{_dropout(self.world)} after step {step}"
             fresh = torch.Generator(self.device)
             fresh.manual_seed(framework_seed(self.experiment.seed, purpose))
-            given[self._drawn] = fresh.get_state()
-        for name in drawn.difference([self._drawn]):
+            given[self._rng_name] = fresh.get_state()
+        for name in drawn.difference([self._rng_name]):
             del given[name]
 
     def _state(self) -> dict[str, Tensor]:
@@ -339,7 +310,7 @@ class Learner:
         scale = {key: torch.tensor(value) for key, value in self.scaler.state_dict().items()}
         return {
             **self._changed(),
-            self._drawn: self.rng.get_state(),
+            self._rng_name: self.rng.get_state(),
             **{f"scaler.{key}": value for key, value in scale.items()},
         }
 
@@ -365,19 +336,19 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         places = np.count_nonzero(batch.targets != IGNORE_INDEX)
         total = torch.zeros((), device=self.device)
-        parts = _own_parts(batch, self.experiment.training.micro_batches, self.ranks)
+        parts = _own_parts(batch, self.experiment.training.micro_batches, self.world)
         for index, (part, scored) in enumerate(parts, 1):
-            with summing(self.worked, last=index == len(parts)):
+            with no_sync_until_last(self.module, last=index == len(parts)):
                 with autocast(self.experiment.precision, self.device):
-                    loss = self.worked(
+                    loss = self.module(
                         self.training_loss, *self._tensors(part), self.experiment.training.smoothing
                     )
                 if scored < places:
                     loss = loss * (scored / places)
-                # Ranks take the mean of their gradients, and the sum is what is wanted.
-                self.scaler.scale(loss * self.ranks.count).backward()
+                # DDP and FSDP average gradients over ranks; the sum is needed.
+                self.scaler.scale(loss * self.world.world_size).backward()
                 total = total + loss.detach()
-        return self.ranks.summed(total).item()
+        return self.world.all_reduce_sum(total).item()
 
     def _tensors(self, batch: Batch) -> tuple[Read, Tensor, Tensor | None]:
         """What is read, the targets at scored places, and those places (None: all)."""
@@ -399,15 +370,15 @@ class Learner:
         return read, targets, places
 
     def _joined(self, own: Tensor, share: slice, count: int) -> np.ndarray:
-        """The values at all `count` scored places, of which these are those of this rank's share.
+        """The values at all `count` scored positions, of which `own` are this rank's share.
 
-        They are summed over zeros, which changes none of them.
+        The others are zero in this rank, so the sum over ranks changes no value.
         """
-        if self.ranks.count == 1:
+        if self.world.world_size == 1:
             return own.cpu().numpy()
         values = own.new_zeros(count)
         values[share] = own[: share.stop - share.start]
-        return self.ranks.summed(values).cpu().numpy()
+        return self.world.all_reduce_sum(values).cpu().numpy()
 
     @overload
     def _tensor(self, array: np.ndarray) -> Tensor: ...
@@ -442,20 +413,20 @@ def _hidden_at(network: Network, read: Read, places: Tensor | None) -> Tensor:
     return hidden if places is None else hidden[places]
 
 
-def _own_parts(batch: Batch, count: int, ranks: Ranks) -> list[tuple[Batch, int]]:
-    """The parts of a batch that one rank computes, each with its number of scored places.
+def _own_parts(batch: Batch, count: int, group: ProcessGroup) -> list[tuple[Batch, int]]:
+    """The micro-batches that this rank computes, each with its number of scored positions.
 
-    As many parts as are asked for, and no larger ones, are shared by all; each computes equally
-    many, since they compute together. One without a scored place is left out where all others'
-    are; else it stands in with a place that weighs nothing.
+    All ranks compute the same number of micro-batches, because they communicate after each; none is
+    larger than on one device. If no rank has scored positions in one, it is left out; if only this
+    rank has none, it computes a position with weight 0.
     """
-    each = -(-count // ranks.count)
-    parts = list(batch.parts(each * ranks.count))
+    each = -(-count // group.world_size)
+    parts = list(batch.parts(each * group.world_size))
     scored = [int(np.count_nonzero(part.targets != IGNORE_INDEX)) for part in parts]
     own: list[tuple[Batch, int]] = []
     for step in range(each):
         if any(scored[step::each]) or not any(scored):
-            mine = ranks.rank * each + step
+            mine = group.rank * each + step
             part = parts[mine]
             if any(scored) and not scored[mine]:
                 part = _weightless(part if len(part.inputs) else batch)
@@ -464,37 +435,41 @@ def _own_parts(batch: Batch, count: int, ranks: Ranks) -> list[tuple[Batch, int]
 
 
 def _weightless(part: Batch) -> Batch:
-    """The first item, with one place scored, so that there is a loss to be multiplied by 0."""
+    """The first item with one scored position, whose loss is multiplied by 0."""
     first = next(part.parts(len(part.inputs)))
     targets = np.full_like(first.targets, IGNORE_INDEX)
     targets[0, 0] = 0
     return replace(first, targets=targets)
 
 
-def _share(batch: Batch, ranks: Ranks) -> tuple[Batch, slice]:
-    """The items of a batch that one rank tells of, and which of all scored places are theirs.
+def _share(batch: Batch, group: ProcessGroup) -> tuple[Batch, slice]:
+    """The items of a batch that this rank predicts, and their slice of all scored positions.
 
-    Where there are too few items, a rank computes the first one with the others and tells nothing.
+    If there are too few items, the rank computes the first one and its slice is empty.
     """
-    if ranks.count == 1:
+    if group.world_size == 1:
         return batch, slice(0, int(np.count_nonzero(batch.targets != IGNORE_INDEX)))
-    parts = list(batch.parts(ranks.count))
+    parts = list(batch.parts(group.world_size))
     scored = [int(np.count_nonzero(part.targets != IGNORE_INDEX)) for part in parts]
-    first = sum(scored[: ranks.rank])
-    own = parts[ranks.rank]
+    first = sum(scored[: group.rank])
+    own = parts[group.rank]
     if not len(own.inputs):
         own = next(batch.parts(len(batch.inputs)))
-    return own, slice(first, first + scored[ranks.rank])
+    return own, slice(first, first + scored[group.rank])
 
 
-def _dropout(ranks: Ranks) -> str:
-    """What a rank's draws of dropout are for: others draw other masks, for other items."""
-    return "dropout" if ranks.count == 1 else f"dropout of {ranks.rank} in {ranks.count}"
+def _dropout(group: ProcessGroup) -> str:
+    """The purpose that keys a rank's dropout: ranks draw different masks, for different items."""
+    return "dropout" if group.world_size == 1 else f"dropout of {group.rank} in {group.world_size}"
 
 
-def _draws_of(ranks: Ranks) -> list[str]:
-    """The names of the states of all processes' draws."""
-    return [_DRAWS] if ranks.count == 1 else [f"{_DRAWS}.{each}" for each in range(ranks.count)]
+def _rng_names(group: ProcessGroup) -> list[str]:
+    """The names of the states of all ranks' random generators."""
+    return (
+        [_DRAWS]
+        if group.world_size == 1
+        else [f"{_DRAWS}.{each}" for each in range(group.world_size)]
+    )
 
 
 def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:

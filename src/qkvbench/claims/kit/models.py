@@ -1,0 +1,128 @@
+"""The models of the sources, and how much of them removing projections can save."""
+
+from qkvbench.claims.kit.figure import Figure, exact_figure
+from qkvbench.cost import attention_macs, cache_bytes_per_token, flops, macs, parameters
+from qkvbench.model import (
+    PRESETS,
+    Decoder,
+    Encoder,
+    FeedForward,
+    Init,
+    Learned,
+    Model,
+    Tokens,
+    transformer,
+)
+from qkvbench.variant import parse
+
+_INIT = Init(embedding_std=0.02, position_std=0.02, weight_std=0.02)
+
+
+def gpt2_small() -> Model:
+    """The article's 125M model, which can only be GPT-2 small with its vocabulary and length."""
+    return transformer(
+        "gpt2-small",
+        Decoder(vocabulary=50_257, tied=True),
+        layers=12,
+        d_model=768,
+        heads=12,
+        position=Learned(1024),
+        init=_INIT,
+    )
+
+
+# The study's language models.
+study_300m, study_1_2b = PRESETS["gpt-300m"], PRESETS["gpt-1.2b"]
+
+
+def study_synthetic() -> tuple[Model, Model]:
+    """The smallest and the largest encoder of the study's synthetic tasks."""
+    return _synthetic(32, 2, length=16), _synthetic(256, 4, length=128)
+
+
+def _synthetic(d_model: int, layers: int, *, length: int) -> Model:
+    return transformer(
+        "synthetic",
+        Encoder(Tokens(10), 10, "each position"),
+        layers=layers,
+        d_model=d_model,
+        heads=4,
+        position=Learned(length),
+        init=_INIT,
+    )
+
+
+def total_parameters(model: Model, variant: str) -> int:
+    """Parameters of the model with this variant."""
+    return parameters(model.with_variant(parse(variant))).total
+
+
+def total_figure(model: Model, variant: str) -> Figure:
+    """Parameters of the model with this variant, in millions."""
+    count = total_parameters(model, variant)
+    return exact_figure(count / 1e6, f"{count / 1e6:.2f} M")
+
+
+def cache_ratio(model: Model, variant: str) -> float:
+    """Cache bytes per token of the variant, over those of `q,k,v`."""
+    return _cache(model, variant) / _cache(model, "q,k,v")
+
+
+def cache_bytes(model: Model, variant: str, tokens: int) -> int:
+    """Cache bytes of one sequence of this many tokens, 2 bytes a value."""
+    return tokens * _cache(model, variant)
+
+
+def saved_parameters(model: Model, variant: str) -> float:
+    """The share of the parameters of `q,k,v` that the variant saves."""
+    return 1 - total_parameters(model, variant) / total_parameters(model, "q,k,v")
+
+
+def saved_outside_embedding(model: Model, variant: str) -> float:
+    """The parameters that the variant saves, as a share of those outside the embedding."""
+    whole = parameters(model)
+    saved = whole.total - total_parameters(model, variant)
+    return saved / (whole.total - whole.embedding)
+
+
+def saved_flops(model: Model, variant: str, tokens: int) -> float:
+    """The share of the operations in matrix products of `q,k,v` that the variant saves."""
+    return 1 - flops(model.with_variant(parse(variant)), tokens) / flops(model, tokens)
+
+
+def block_speedup(model: Model, variant: str, tokens: int) -> float:
+    """Multiply-accumulates in the blocks of `q,k,v` over those of the variant: an upper bound.
+
+    Operations after the blocks, and the half of the scores that a causal mask removes, are not
+    counted; both omissions make the ratio larger.
+    """
+    return _block_macs(model, tokens) / _block_macs(model.with_variant(parse(variant)), tokens)
+
+
+def attention_speedup(model: Model, variant: str, tokens: int) -> float:
+    """As `block_speedup`, of the attention layers alone, output projection included."""
+    return _attention_macs(model, tokens) / _attention_macs(
+        model.with_variant(parse(variant)), tokens
+    )
+
+
+def _cache(model: Model, variant: str) -> int:
+    per_token = cache_bytes_per_token(model.with_variant(parse(variant)))
+    assert per_token is not None
+    return per_token
+
+
+def _block_macs(model: Model, tokens: int) -> float:
+    widths = sum(
+        block.feed_forward.width
+        for block in model.blocks
+        if isinstance(block.feed_forward, FeedForward)
+    )
+    return _attention_macs(model, tokens) + 2 * tokens * model.geometry.d_model * widths
+
+
+def _attention_macs(model: Model, tokens: int) -> float:
+    full = sum(attention_macs(plan, tokens) for plan in model.plans if plan)
+    # Only the scores and the weighted sums grow with the square: f(2n) − 2·f(n) is twice those.
+    products = (macs(model, 2 * tokens) - 2 * macs(model, tokens)) / 2
+    return full - products / 2

@@ -1,0 +1,75 @@
+"""A tensor of cached rows that grows token by token with little unused room."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# `_` is not checked: tensors of one layer differ in heads and width.
+Heads = Float[Tensor, "_batch _heads _time _width"]
+
+# A full tensor grows by 1 / GROWTH. A token then costs the copy of about GROWTH rows on average,
+# and at most 1 / GROWTH of the rows (and one) are unused.
+GROWTH = 32
+
+
+class GrowingTensor:
+    """One cached tensor of a layer: a row of each head for every token, oldest first."""
+
+    def __init__(self, reserve: int = 0) -> None:
+        """An empty tensor; the first append allocates room for `reserve` tokens."""
+        self.length = 0
+        self.reserve = reserve
+        self._storage: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Allocated bytes, unused room included."""
+        return 0 if self._storage is None else self._storage.untyped_storage().nbytes()
+
+    @property
+    def rows(self) -> Heads:
+        """A view of all rows; there must be some."""
+        assert self._storage is not None
+        return self._storage[:, :, : self.length]
+
+    def append(self, rows: Heads) -> None:
+        """Copy these rows behind the others."""
+        end = self.length + rows.shape[2]
+        if self._storage is None:
+            self._reallocate(rows, max(end, self.reserve))
+        elif end > self._storage.shape[2]:
+            self._reallocate(rows, end + end // GROWTH + 1)
+        assert self._storage is not None
+        self._storage[:, :, self.length : end] = rows
+        self.length = end
+
+    def crop(self, tokens: int) -> None:
+        """Remove the last `tokens`."""
+        self.length = max(self.length - tokens, 0)
+
+    def select(self, sequences: Int[Tensor, " sequences"]) -> None:
+        """Keep these sequences of the batch, in this order; one may be repeated."""
+        if self._storage is not None:
+            self._storage = self._storage.index_select(0, sequences.to(self._storage.device))
+
+    def repeat(self, times: int) -> None:
+        """Repeat every sequence so many times, copies side by side."""
+        if self._storage is not None:
+            self.select(torch.arange(len(self._storage)).repeat_interleave(times))
+
+    def clear(self) -> None:
+        """Remove all rows and free their memory."""
+        self._storage, self.length = None, 0
+
+    def _reallocate(self, like: Tensor, capacity: int) -> None:
+        """Move to a tensor with room for `capacity` rows."""
+        batch, heads, _, width = like.shape
+        # A cache filled in inference mode may be written to outside of it. The argument is
+        # positional because torch.compile cannot trace it as a keyword.
+        with torch.inference_mode(False):  # noqa: FBT003
+            storage = torch.empty(
+                batch, heads, capacity, width, dtype=like.dtype, device=like.device
+            )
+        if self._storage is not None:
+            storage[:, :, : self.length] = self.rows
+        self._storage = storage

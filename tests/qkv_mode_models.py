@@ -1,0 +1,112 @@
+"""Tiny models of each architecture that takes `qkv_mode`, with weights that satisfy a tie."""
+
+import torch
+import transformers
+
+from qkvbench import hub
+from qkvbench.backends.torch.attention import ops
+from qkvbench.hub.families import FAMILIES, geometry_of
+from qkvbench.hub.modes import variants
+from qkvbench.variant import ROLES, LearnedRotation, Own, Same
+
+hub.register()
+
+VOCABULARY, LAYERS, HEADS, D_MODEL = 29, 2, 4, 48
+_SIZES = {
+    "hidden_size": D_MODEL,
+    "intermediate_size": 56,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+}
+_TEXT = {**_SIZES, "vocab_size": VOCABULARY, "pad_token_id": 0}
+_ENDS = {"bos_token_id": 1, "eos_token_id": 2}
+SETTINGS = {
+    "llama": {**_TEXT, **_ENDS, "num_key_value_heads": HEADS},
+    "mistral": {**_TEXT, **_ENDS, "num_key_value_heads": HEADS, "sliding_window": 5},
+    "qwen2": {**_TEXT, **_ENDS, "num_key_value_heads": HEADS},
+    "qwen3": {**_TEXT, **_ENDS, "num_key_value_heads": HEADS, "head_dim": 16},
+    "gpt2": {
+        "n_embd": D_MODEL,
+        "n_layer": LAYERS,
+        "n_head": HEADS,
+        "n_positions": 40,
+        "vocab_size": VOCABULARY,
+        "pad_token_id": 0,
+        **_ENDS,
+    },
+    "bert": {**_TEXT, "max_position_embeddings": 40},
+    "vit": {**_SIZES, "image_size": 8, "patch_size": 4, "num_labels": 3},
+}
+DECODERS = ["llama", "mistral", "qwen2", "qwen3", "gpt2"]
+HEAD = dict.fromkeys(DECODERS, "AutoModelForCausalLM") | {
+    "bert": "AutoModelForMaskedLM",
+    "vit": "AutoModelForImageClassification",
+}
+
+
+def config_of(kind, **more):
+    """A config of the library's own, or of ours if `more` has a mode."""
+    model_type = f"qkv_{kind}" if "qkv_mode" in more else kind
+    return transformers.AutoConfig.for_model(model_type, **(SETTINGS[kind] | more))
+
+
+def model_of(kind, seed=0, **more):
+    """A model in evaluation mode, each of whose parameters changes its output."""
+    torch.manual_seed(seed)
+    model = getattr(transformers, HEAD[kind]).from_config(config_of(kind, **more))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            around = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
+            parameter.normal_(around, 0.25)
+    return model.eval()
+
+
+def inputs_of(kind, batch=3, time=9, seed=5):
+    """A batch of tokens, or of images."""
+    rng = torch.Generator().manual_seed(seed)
+    if kind == "vit":
+        return {"pixel_values": torch.randn(batch, 3, 8, 8, generator=rng)}
+    return {"input_ids": torch.randint(3, VOCABULARY, (batch, time), generator=rng)}
+
+
+@torch.no_grad()
+def tie(model, mode):
+    """Give a model of the library's own weights that satisfy the ties of `mode`."""
+    family = FAMILIES[model.config.model_type]
+    size = geometry_of(model.config)
+    rng = torch.Generator().manual_seed(11)
+    layers = [m for m in model.modules() if type(m).__name__ == family.attention]
+    for layer, variant in zip(layers, variants(mode, LAYERS), strict=True):
+        plan = family.plan(variant, size)
+        parts = _parts(layer, family, size)
+        for role in ROLES:
+            match plan.variant.source(role):
+                case Own():
+                    pass
+                case Same(origin):
+                    for one, other in zip(parts[role], parts[origin], strict=True):
+                        one.copy_(other)
+                case LearnedRotation(origin):
+                    pairs = size.head_dim * (size.head_dim - 1) // 2
+                    numbers = torch.randn(plan.heads(role), pairs, generator=rng)
+                    rotation = ops.rotation(numbers.double() / 4, size.head_dim)
+                    for one, other in zip(parts[role], parts[origin], strict=True):
+                        rows = other.double().reshape(len(rotation), size.head_dim, -1)
+                        one.copy_((rotation @ rows).reshape(one.shape))
+        if family.normed and plan.scaled == ("q",):
+            layer.k_norm.weight.copy_(layer.q_norm.weight)
+    return model
+
+
+def _parts(layer, family, size):
+    """Views of each role's weights, and biases if there are any."""
+    if isinstance(family.names, str):
+        fused = getattr(layer, family.names)
+        width = size.heads * size.head_dim
+        columns = fused.weight.T.split(width)
+        return dict(zip(ROLES, zip(columns, fused.bias.split(width), strict=True), strict=True))
+    maps = {role: getattr(layer, name) for role, name in family.names.items()}
+    return {
+        role: [part for part in (one.weight, one.bias) if part is not None]
+        for role, one in maps.items()
+    }
