@@ -62,11 +62,15 @@ class PagedStorage(Protocol):
 class PageTable:
     """The pages of `batch` sequences, by column."""
 
-    def __init__(self, batch: int, size: int, device: torch.device) -> None:
-        """A table without pages, each of which will have `size` rows."""
+    def __init__(self, batch: int, size: int, device: torch.device, sinks: int = 0) -> None:
+        """A table without pages, each of which will have `size` rows.
+
+        Pages with any of the first `sinks` slots are never given back.
+        """
         self.batch = batch
         self.size = size
         self.device = device
+        self._sink_columns = -(-sinks // size)
         # Pages are made a slab at a time: how many there are in each.
         self.slabs: list[int] = []
         # Where the new rows of an opened slot go, and in which row of their pages.
@@ -102,8 +106,12 @@ class PageTable:
 
     @property
     def first_column(self) -> int:
-        """The first column whose pages are still there."""
+        """The first column, sinks aside, whose pages are still there."""
         return self._first_live_column
+
+    def is_live(self, column: int) -> bool:
+        """True if pages of this column are there."""
+        return column < self._sink_columns or column >= self._first_live_column
 
     @property
     def columns(self) -> int:
@@ -132,13 +140,14 @@ class PageTable:
         left = first // self.size
         if left > self._first_live_column or self.columns * self.size < end:
             self.version += 1
-        for column in range(self._first_live_column, min(left, self.columns)):
+        freed_first = max(self._first_live_column, self._sink_columns)
+        for column in range(freed_first, min(left, self.columns)):
             self._free_pages(self._columns[column])
             self._columns[column] = [FREED] * self.batch
             self._parts.pop(column, None)
         self._first_live_column = max(self._first_live_column, left)
         while self.columns * self.size < end:
-            unseen = self.columns < self._first_live_column
+            unseen = self._sink_columns <= self.columns < self._first_live_column
             self._columns.append([FREED] * self.batch if unseen else self._allocate(self.batch))
 
     def clear(self) -> None:
@@ -154,9 +163,8 @@ class PageTable:
         self.version += 1
         before = self._columns
         self._columns = [[pages[parent] for parent in parents] for pages in before]
-        for pages in self._columns[self._first_live_column :]:
-            for page in pages:
-                self._refcount[page] += 1
+        for page in (page for pages in self._columns for page in pages if page != FREED):
+            self._refcount[page] += 1
         for pages in before:
             self._free_pages(pages)
         self.batch = len(parents)

@@ -103,7 +103,7 @@ class PagedTensor:
         There must be pages for them that nobody else reads.
         """
         size, end = self.table.size, first + new.shape[2]
-        for column in range(max(first // size, self.table.first_column), -(-end // size)):
+        for column in filter(self.table.is_live, range(first // size, -(-end // size))):
             start = column * size
             into = slice(max(first - start, 0), min(end - start, size))
             piece = new[:, :, start + into.start - first : start + into.stop - first]
