@@ -57,7 +57,9 @@ def test_a_later_token_changes_nothing_earlier(case):
     changed[-2] += 1
     before, after = (reference.forward(plan, weights, each) for each in (x, changed))
     np.testing.assert_array_equal(after[:-2], before[:-2])
-    assert np.abs(after[-2:] - before[-2:]).max() > EXACT
+    # Under a window of 1 without the diagonal every token may see nothing but the sinks.
+    is_visible = plan.mask.visible(ROWS, ROWS)[-2:, -2].any()
+    assert (np.abs(after[-2:] - before[-2:]).max() > EXACT) == is_visible
 
 
 @every_case("variant", "position", nightly=0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from laws.arms import decoder, every_catalogued
+from laws.cases import decoder, every_distinct_even
 from qkvbench.backends.torch import Growing, Learner, build, start
 from qkvbench.backends.torch.generation.beam_search import searched
 from qkvbench.data.batch import Batch, Search, Sequences
@@ -59,7 +59,7 @@ def _texts(network, search, items=slice(FEW)):
     return [tuple(tokens.tolist()) for tokens in found]
 
 
-@every_catalogued
+@every_distinct_even
 def test_one_beam_takes_the_likeliest_token_of_the_whole_forward_pass(variant):
     network = _network(variant)
     longer = replace(SEARCH, beams=1, longest=5)
@@ -73,7 +73,7 @@ def test_one_beam_takes_the_likeliest_token_of_the_whole_forward_pass(variant):
         assert found == tuple(text)
 
 
-@every_catalogued
+@every_distinct_even
 def test_enough_beams_find_the_best_of_all_texts(variant):
     network = _network(variant)
     letters = [token for token in range(VOCABULARY) if token != END]
@@ -87,7 +87,7 @@ def test_enough_beams_find_the_best_of_all_texts(variant):
         assert found == max(scores, key=scores.__getitem__)
 
 
-@every_catalogued
+@every_distinct_even
 def test_the_beams_of_a_batch_are_those_of_single_items(variant):
     network = _network(variant)
     together = _texts(network, SEARCH)
