@@ -5,7 +5,6 @@ A law that is parametrized by `every_backend` is one sentence about all of them.
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,6 @@ import torch
 from laws.cases import (
     PADDING,
     STORAGES,
-    Case,
     Inputs,
     covering,
     drawn,

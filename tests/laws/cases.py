@@ -5,9 +5,9 @@ without an edit here. Quick runs use a covering array: every pair of values of e
 occurs. Nightly runs add a large random part of the whole product.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import combinations, product
 from typing import Any
 
@@ -91,7 +91,7 @@ def _with_shared_heads() -> list[Variant]:
 
 
 def _positions() -> list[Position]:
-    """Every scheme of the package; those that have a share of the head, with less than the whole."""
+    """Every scheme of the package; those with a share of the head also with less than 1."""
     found: list[Position] = []
     for number, scheme in enumerate(POSITIONS.values()):
         position = scheme.make(LONGEST)
@@ -194,7 +194,7 @@ def _possible(chosen: Mapping[str, Any]) -> bool:
     return _has_plan(suffix, chosen.get("variant"), chosen.get("position"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _has_plan(suffix: str, variant: Variant | None, position: Position | None) -> bool:
     if variant and position and not _has_plan(suffix, None, None):
         return False
@@ -206,60 +206,78 @@ def _has_plan(suffix: str, variant: Variant | None, position: Position | None) -
     return True
 
 
-def pairwise(
-    axes: Mapping[str, Sequence[Any]], possible: Callable[[Mapping[str, Any]], bool]
-) -> list[dict[str, Any]]:
+Possible = Callable[[Mapping[str, Any]], bool]
+# Two axes, in order, each with the index of a value.
+Pair = tuple[str, int, str, int]
+
+
+def pairwise(axes: Mapping[str, Sequence[Any]], possible: Possible) -> list[dict[str, Any]]:
     """A covering array: every possible pair of values of every two axes is in one of its rows.
 
     Greedy and deterministic. Each row begins with the first pair that is missing; each further
-    axis takes the value that adds the most missing pairs. `possible` judges rows that may lack axes.
+    axis takes the value that adds most missing pairs. `possible` judges rows that may lack axes.
     """
-    order = list(axes)
-    missing = {
-        (one, i, other, j): None
-        for one, other in combinations(order, 2)
-        for i, j in product(range(len(axes[one])), range(len(axes[other])))
-    }
-    if len(order) == 1:
-        (axis,) = order
-        return [{axis: value} for value in axes[axis] if possible({axis: value})]
-    rows: list[dict[str, Any]] = []
+    if len(axes) == 1:
+        ((axis, values),) = axes.items()
+        return [{axis: value} for value in values if possible({axis: value})]
+    return _Covering(axes, possible).rows()
 
-    def pairs(row: Mapping[str, int], axis: str, value: int) -> Iterable[tuple[str, int, str, int]]:
-        for name, index in row.items():
-            first = order.index(name) < order.index(axis)
-            yield (name, index, axis, value) if first else (axis, value, name, index)
 
-    def values(row: Mapping[str, int]) -> dict[str, Any]:
-        return {name: axes[name][index] for name, index in row.items()}
+class _Covering:
+    """A covering array in the making: the pairs that are missing."""
 
-    def complete(row: dict[str, int]) -> dict[str, int] | None:
-        axis = next((name for name in order if name not in row), None)
+    def __init__(self, axes: Mapping[str, Sequence[Any]], possible: Possible) -> None:
+        self.axes = axes
+        self.possible = possible
+        self.missing: dict[Pair, None] = {
+            (one, i, other, j): None
+            for one, other in combinations(axes, 2)
+            for i, j in product(range(len(axes[one])), range(len(axes[other])))
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while self.missing:
+            one, i, other, j = next(iter(self.missing))
+            row = self._complete({one: i, other: j}, len(found))
+            if row is None:
+                del self.missing[one, i, other, j]
+                continue
+            found.append(self._values(row))
+            for axis, value in row.items():
+                for pair in self._pairs(row, axis, value):
+                    self.missing.pop(pair, None)
+        return found
+
+    def _complete(self, row: dict[str, int], number: int) -> dict[str, int] | None:
+        """The row with a value of every axis; None if there is no such row."""
+        if not self.possible(self._values(row)):
+            return None
+        axis = next((name for name in self.axes if name not in row), None)
         if axis is None:
             return row
 
         def gain(value: int) -> tuple[int, int]:
             # Among equals another one in each row.
-            turn = (value - len(rows)) % len(axes[axis])
-            return -sum(pair in missing for pair in pairs(row, axis, value)), turn
+            turn = (value - number) % len(self.axes[axis])
+            return -sum(pair in self.missing for pair in self._pairs(row, axis, value)), turn
 
-        for value in sorted(range(len(axes[axis])), key=gain):
-            longer = row | {axis: value}
-            if possible(values(longer)) and (found := complete(longer)):
-                return found
-        return None
+        choices = sorted(range(len(self.axes[axis])), key=gain)
+        longer = (self._complete(row | {axis: value}, number) for value in choices)
+        return next((found for found in longer if found), None)
 
-    while missing:
-        one, i, other, j = next(iter(missing))
-        row = complete({one: i, other: j}) if possible(values({one: i, other: j})) else None
-        if row is None:
-            del missing[one, i, other, j]
-            continue
-        rows.append(values(row))
-        for (name, index), (axis, value) in combinations(row.items(), 2):
-            for pair in pairs({name: index}, axis, value):
-                missing.pop(pair, None)
-    return rows
+    def _pairs(self, row: Mapping[str, int], axis: str, value: int) -> Iterator[Pair]:
+        """The pairs of this value with those of the other axes."""
+        before = True
+        for name in self.axes:
+            if name == axis:
+                before = False
+            elif name in row:
+                other = row[name]
+                yield (name, other, axis, value) if before else (axis, value, name, other)
+
+    def _values(self, row: Mapping[str, int]) -> dict[str, Any]:
+        return {name: self.axes[name][index] for name, index in row.items()}
 
 
 @lru_cache(maxsize=64)
@@ -324,10 +342,7 @@ def some_cases(count: int, *names: str) -> pytest.MarkDecorator:
     cases = covering(*names)
     quick = few(cases, count)
     return parametrized(
-        [
-            case if case in quick else pytest.param(case, marks=pytest.mark.nightly)
-            for case in cases
-        ]
+        [case if case in quick else pytest.param(case, marks=pytest.mark.nightly) for case in cases]
     )
 
 
@@ -403,6 +418,8 @@ def whole_numbers(below: int, time: int = TIME, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(below, size=(ITEMS, time))
 
 
+AT_PLACES = Learned(TIME)
+WORDS = Tokens(VOCABULARY)
 INIT = Init(embedding_std=0.5, position_std=0.5)
 TOKENS, SOURCE = whole_numbers(VOCABULARY), whole_numbers(SOURCE_VOCABULARY, SOURCE_TIME)
 VECTORS = streams(TIME, FEATURES_IN, seed=2)
@@ -444,7 +461,7 @@ def encoder(
     variant: Variant | str = "q,k,v",
     predicts: str = "the whole",
     pooling: str = "mean",
-    inputs: Tokens | Vectors = Tokens(VOCABULARY),
+    inputs: Tokens | Vectors = WORDS,
     position: Position = SCHEMES[0],
     size: Geometry = EVEN,
     classes: int = TIME,
@@ -464,7 +481,7 @@ def translator(
 
 
 def towers(
-    variant: Variant | str = "q,k,v", position: Position = Learned(TIME), size: Geometry = EVEN
+    variant: Variant | str = "q,k,v", position: Position = AT_PLACES, size: Geometry = EVEN
 ) -> Model:
     """Two small towers with this variant in every layer."""
     own = encoder(variant, inputs=Vectors(FEATURES_IN), position=position, size=size)
@@ -488,4 +505,3 @@ def architectures(
         model = encoder(variant, predicts, pooling, position=position, size=size)
         found[f"{predicts}, {pooling}"] = (model, (TOKENS, lengths))
     return found
-

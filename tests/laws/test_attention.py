@@ -5,7 +5,6 @@ import pytest
 import torch
 
 import qkvbench
-
 from laws.backends import TORCH, every_backend, every_backend_and_case
 from laws.cases import (
     ITEMS,

@@ -34,7 +34,7 @@ from qkvbench.backends.torch.training.precision import autocast
 from qkvbench.cost import memory
 from qkvbench.data.batch import Batch, Sequences
 from qkvbench.experiment import Experiment, Training, from_json, to_json
-from qkvbench.model import PRESETS, Learned, Rotary, Tokens, Vectors
+from qkvbench.model import PRESETS, Learned, Rotary, Vectors
 from qkvbench.variant import parse, resolve, write
 
 STUDY_300M = {  # arXiv:2606.04032, released parameter counts; q,k=v/8 as released, /4 as written
@@ -246,7 +246,9 @@ def _batch(model):
         rng.normal(size=(ITEMS, time, tower.inputs.features)).astype(np.float32)
         if isinstance(tower.inputs, Vectors)
         else rng.integers(0, SOURCE_VOCABULARY, (ITEMS, time))
-        for tower, time in zip((*model.towers, model.towers[0])[:2], (TIME, SOURCE_TIME), strict=True)
+        for tower, time in zip(
+            (*model.towers, model.towers[0])[:2], (TIME, SOURCE_TIME), strict=True
+        )
     )
     one = getattr(model.architecture, "predicts", "each position") != "each position"
     targets = rng.integers(0, TIME, (ITEMS, 1 if one else TIME))
@@ -291,7 +293,7 @@ def test_computed_activations_are_a_bound_and_no_loose_one(case, execution):
         computed = cost.step_memory(wanted, TIME, SOURCE_TIME).activations
         saved = _saved_bytes(wanted, _batch(wanted.model))
         assert saved <= computed, (variant, saved, computed)
-        # Of a checkpointed block, the block's input is not seen by the hooks, and little else is left.
+        # The hooks do not see the input that a checkpointed block saves, and little else is left.
         assert wanted.checkpointing or computed <= LOOSEST * saved, (variant, saved, computed)
 
 

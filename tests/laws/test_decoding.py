@@ -1,4 +1,4 @@
-"""Decoding token by token over a cache is one forward pass, and the cache is as large as computed."""
+"""Decoding token by token over a cache is one forward pass; its bytes are those computed."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,6 @@ from laws.cases import (
     TIME,
     TOKENS,
     VOCABULARY,
-
     covering,
     decoder,
     drawn,
@@ -236,5 +235,3 @@ def test_cached_keys_and_values_of_one_root_are_one_tensor():
     for text, tensors in (("q,k,v", 2), ("q,k=v", 1), ("q,k=L(5),v=L(5)", 1)):
         assert len(plan_of(parse(text), Rotary()).cached) == tensors
         assert cost.cache_tensors(decoder(text, Rotary(), layers=1)) == tensors
-
-

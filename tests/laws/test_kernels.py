@@ -1,4 +1,4 @@
-"""A decode kernel computes what torch's operations do, and runs no plan that it does not support."""
+"""A decode kernel computes what torch does, and runs no plan that it does not support."""
 
 import os
 import subprocess
@@ -10,9 +10,7 @@ import torch
 
 from laws.cases import (
     LONGEST,
-
     SUFFIX_AXES,
-
     decoder,
     every_case,
     plan_of,

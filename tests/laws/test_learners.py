@@ -1,4 +1,4 @@
-"""Learners of both backends beside each other: same steps, same files, and no need of each other."""
+"""Learners of both backends beside each other: same steps, same files, neither needs the other."""
 
 import json
 import os

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkvbench.backends.jax.attention.layer import Attention
 from laws.cases import drawn, plan_of
+from qkvbench.backends.jax.attention.layer import Attention
 from qkvbench.backends.jax.kernels.pallas_decode import DecodeKernel, chosen
 from qkvbench.model import Alibi, NoPosition, Rotary
 from qkvbench.variant import sized
@@ -76,9 +76,7 @@ def test_a_step_by_the_kernel_is_a_step_of_the_layer(variant, size, position):
 def test_rows_behind_the_last_do_not_count_whatever_they_are():
     query = jnp.ones((1, 1, 1, 4))
     rows = jnp.ones((1, 1, 7, 4)).at[:, :, 3:].set(jnp.nan)
-    found = DecodeKernel(None, interpret=True, tile=2)(
-        query, rows, jnp.array([3])
-    )
+    found = DecodeKernel(None, interpret=True, tile=2)(query, rows, jnp.array([3]))
     np.testing.assert_array_equal(found, 1)
 
 

@@ -16,7 +16,6 @@ from laws.cases import (
     covering,
     every_case,
     every_catalogued,
-    every_variant,
 )
 from qkvbench.cost import CACHE_FORMATS
 from qkvbench.model import POSITIONS, rope_of
@@ -143,7 +142,9 @@ def test_what_is_no_equation_is_refused_with_an_example(text):
         parse(text)
 
 
-@pytest.mark.parametrize("suffixes", ["+2d++", "+2d+2d", "-diag-diag", "+qkvnorm+qknorm", "+++++", "+window3+window3"])
+@pytest.mark.parametrize(
+    "suffixes", ["+2d++", "+2d+2d", "-diag-diag", "+qkvnorm+qknorm", "+++++", "+window3+window3"]
+)
 def test_suffixes_that_set_the_same_field_are_refused(suffixes):
     with pytest.raises(ValueError, match="conflicts with an earlier suffix"):
         parse(f"q,k,v{suffixes}")

@@ -123,15 +123,12 @@ def _cells(models):
     cells = [(case, name) for case in CASES for name in architectures("q,k,v", SCHEMES[0])]
     names = list(architectures("q,k,v", SCHEMES[0]))
     # Every architecture with another one of a few cases that have most values.
-    quick = [
-        (case, name) for case, name in zip(few(CASES, len(names)), names, strict=True)
-    ][:models]
+    quick = [(case, name) for case, name in zip(few(CASES, len(names)), names, strict=True)][
+        :models
+    ]
     return pytest.mark.parametrize(
         ("case", "name"),
-        [
-            pytest.param(*cell, marks=() if cell in quick else pytest.mark.nightly)
-            for cell in cells
-        ],
+        [pytest.param(*cell, marks=() if cell in quick else pytest.mark.nightly) for cell in cells],
         ids=str,
     )
 
@@ -189,9 +186,7 @@ def test_without_positions_the_named_place_moves_with_the_token_at_it(equation):
 
 @pytest.mark.parametrize("equation", ["q,k,v", "q=k=v", "q,k=v/1"])
 def test_a_class_token_reads_every_position_and_its_own_vector(equation):
-    network = TORCH.network(
-        encoder(equation, "the whole", "class token", position=Sinusoidal())
-    )
+    network = TORCH.network(encoder(equation, "the whole", "class token", position=Sinusoidal()))
     tokens = torch.from_numpy(TOKENS)
     before = network(tokens)
     for place in range(TIME):
