@@ -3,7 +3,7 @@
 A law that is parametrized by `every_backend` is one sentence about all of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -248,8 +248,8 @@ class Jax:
 Backend = Torch | Jax
 TORCH, JAX = Torch(), Jax()
 BACKENDS = (TORCH, JAX)
-# A case of JAX takes a second: its operations are compiled for every new shape.
-JAX_CASES = 6
+# A case of JAX takes seconds: its operations are compiled for every new shape.
+JAX_CASES = 4
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: each.name)
 
@@ -276,6 +276,23 @@ def every_backend_and_case(
                 marks=() if quick else pytest.mark.nightly,
             )
             for backend, case, quick in pairs
+        ],
+    )
+
+
+def every_backend_and(cases: Sequence[Any], jax_cases: int = 1) -> pytest.MarkDecorator:
+    """The law holds for each of these in every backend; in JAX quick for the first few only."""
+    return pytest.mark.parametrize(
+        ("backend", "case"),
+        [
+            pytest.param(
+                backend,
+                case,
+                id=f"{backend.name} {case}",
+                marks=() if backend is TORCH or number < jax_cases else pytest.mark.nightly,
+            )
+            for backend in BACKENDS
+            for number, case in enumerate(cases)
         ],
     )
 

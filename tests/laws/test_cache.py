@@ -18,7 +18,7 @@ from laws.cases import (
 from qkvbench import cost
 from qkvbench.backends.torch import Growing, Reserved, build
 from qkvbench.backends.torch.cache import paged_tensor
-from qkvbench.backends.torch.cache.quantize import DTYPES, dequantize
+from qkvbench.backends.torch.cache.quantize import DTYPES, dequantize, quantize
 from qkvbench.cost import CACHE_FORMATS
 from qkvbench.model import NoPosition, Rotary, Tokens, with_source
 

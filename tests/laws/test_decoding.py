@@ -8,12 +8,13 @@ from laws.backends import (
     PROMPT,
     TORCH,
     TORCH_STORAGES,
-    every_backend,
+    every_backend_and,
     every_backend_and_case,
 )
 from laws.cases import (
     ITEMS,
     PADDING,
+    SCHEMES,
     TIME,
     TOKENS,
     VOCABULARY,
@@ -22,7 +23,6 @@ from laws.cases import (
     drawn,
     every_case,
     every_catalogued,
-    every_position,
     parametrized,
     plan_of,
 )
@@ -69,7 +69,7 @@ def test_a_prefill_and_steps_are_one_forward_pass(backend, case):
         assert error < _tolerance(backend, case, expected)
 
 
-@every_backend_and_case("distinct", "suffix", "rows", "storage", nightly=0, jax_cases=3)
+@every_backend_and_case("distinct", "suffix", "rows", "storage", nightly=0, jax_cases=2)
 def test_computed_cache_bytes_are_those_of_the_live_cache(backend, case):
     model = decoder(case.full, Rotary(), case.plan().geometry)
     tokens, mask = 2 * TIME, case.plan().mask
@@ -162,10 +162,9 @@ def test_cached_rows_are_read_as_keys_tile_by_tile(variant, monkeypatch):
     torch.testing.assert_close(torch.stack(steps, dim=1), network(tokens), rtol=0, atol=EXACT)
 
 
-@every_position
-@every_backend
-def test_a_later_token_changes_nothing_earlier(backend, position):
-    model = decoder("q,k=v/1", position, layers=1)
+@every_backend_and(SCHEMES)
+def test_a_later_token_changes_nothing_earlier(backend, case):
+    model = decoder("q,k=v/1", case, layers=1)
     weights = drawn(model_parameters(model).values())
     changed = TOKENS.copy()
     changed[:, -1] = (changed[:, -1] + 1) % VOCABULARY
