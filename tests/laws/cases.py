@@ -330,20 +330,15 @@ def _values(case: Case) -> set[tuple[str, str]]:
     }
 
 
-def every_case(*names: str, nightly: int = 1000) -> pytest.MarkDecorator:
-    """The law holds for a covering array of these axes, and nightly for `nightly` random cases."""
-    quick = covering(*names)
-    more = [case for case in random_cases(nightly, *names) if case not in quick] if nightly else []
+def every_case(*names: str, nightly: int = 1000, share: int = 1) -> pytest.MarkDecorator:
+    """The law holds for a covering array of these axes, and nightly for `nightly` random cases.
+
+    Quick for one of `share` cases of the array.
+    """
+    cases, quick = covering(*names), covering(*names)[::share]
+    more = [case for case in (*cases, *random_cases(nightly, *names)) if case not in quick]
+    more = list(dict.fromkeys(more))
     return parametrized([*quick, *(pytest.param(case, marks=pytest.mark.nightly) for case in more)])
-
-
-def some_cases(count: int, *names: str) -> pytest.MarkDecorator:
-    """The law holds for a few cases of a covering array, and nightly for all of it."""
-    cases = covering(*names)
-    quick = few(cases, count)
-    return parametrized(
-        [case if case in quick else pytest.param(case, marks=pytest.mark.nightly) for case in cases]
-    )
 
 
 def parametrized(cases: Iterable[Any]) -> pytest.MarkDecorator:

@@ -36,7 +36,7 @@ def _setup(case):
     return plan, drawn(plan.parameters), streams()[:1]
 
 
-@every_backend_and_case(*LAYER)
+@every_backend_and_case(*LAYER, share=2)
 def test_a_layer_is_the_reference(backend, case):
     plan, weights, x = _setup(case)
     found = backend.attend(plan, weights, x)

@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from laws.backends import PROMPT, TORCH, arrays_of, every_backend, every_backend_and_case
+from laws.backends import PROMPT, TORCH, arrays_of, every_backend_and, every_backend_and_case
 from laws.cases import (
     EVEN,
     ITEMS,
@@ -80,7 +80,7 @@ def test_a_cached_source_is_attended_to_as_the_source_itself(backend, case):
         np.testing.assert_allclose(found, expected.repeat(copies, axis=0), rtol=0, atol=EXACT)
 
 
-@every_case("distinct", "suffix", nightly=0)
+@every_case("distinct", "suffix", nightly=0, share=2)
 def test_gradients_of_cross_attention_are_central_differences_of_the_reference(case):
     plan, weights, x, source = _crossed(case)
     rng = np.random.default_rng(5)
@@ -111,11 +111,12 @@ def test_a_tie_in_cross_attention_shares_the_matrix_and_its_cost_counts_each_pro
     assert more > 0 if tied else more >= 0
 
 
-@every_case("variant", "suffix", nightly=0)
+@every_case("distinct", "suffix", nightly=0, share=2)
 def test_computed_cache_bytes_of_an_encoder_decoder_are_those_of_the_live_cache(case):
     model = translator(case.full, size=case.plan().geometry)
-    cache = build(model).new_cache(ITEMS, TIME)
-    build(model).read_source(*SECOND, cache)
+    network = build(model)
+    cache = network.new_cache(ITEMS, TIME)
+    network.read_source(*SECOND, cache)
     cache.fill_randomly(TIME, seed=0)
     format = CACHE_FORMATS["fp32"]
     own = TIME * cost.cache_bytes_per_token(model, format)
@@ -140,7 +141,7 @@ def test_computed_flops_of_two_inputs_are_the_counted_matrix_products(variant):
         assert counter.get_total_flops() == computed == 2 * cost.macs(model, TIME, SOURCE_TIME) > 0
 
 
-@every_backend_and_case("distinct", "position", "suffix", nightly=100, jax_cases=0)
+@every_backend_and_case("distinct", "suffix", nightly=100, share=2, jax_cases=0)
 def test_decoding_over_a_cached_source_is_one_forward_pass(backend, case):
     model = translator(case.full, case.position, case.plan().geometry)
     weights = drawn(model_parameters(model).values())
@@ -150,9 +151,9 @@ def test_decoding_over_a_cached_source_is_one_forward_pass(backend, case):
     np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT)
 
 
-@every_backend
-def test_positions_after_the_length_of_a_source_change_nothing(backend):
-    model = translator("q=k,v+2d")
+@every_backend_and(["q=k,v+2d", "q,k=v/1", "q,k=L(5),v=R(k)"], jax_cases=0)
+def test_positions_after_the_length_of_a_source_change_nothing(backend, case):
+    model = translator(case)
     weights, other = drawn(model_parameters(model).values()), SOURCE.copy()
     for item, length in enumerate(LENGTHS):
         other[item, length:] = (other[item, length:] + 1) % SOURCE_VOCABULARY

@@ -56,7 +56,7 @@ def _tolerance(backend, case, expected):
     return max(EXACT, GROWTH * rounding * np.abs(expected).max())
 
 
-@every_backend_and_case("variant", "position", "suffix", "rows", "padding", "storage")
+@every_backend_and_case("variant", "position", "suffix", "rows", "padding", "storage", share=2)
 def test_a_prefill_and_steps_are_one_forward_pass(backend, case):
     model = case.decoder()
     weights = drawn(model_parameters(model).values())

@@ -71,7 +71,7 @@ def _runs(plan):
     )
 
 
-@every_case("variant", "position", "suffix", "storage", nightly=300)
+@every_case("distinct", "position", "suffix", "storage", nightly=300)
 def test_the_native_kernel_runs_the_plans_that_it_supports_as_torch_does(case):
     position = Learned(32) if case.position == Learned(LONGEST) else case.position
     try:

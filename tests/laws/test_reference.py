@@ -48,7 +48,7 @@ def test_decoding_over_cached_roots_is_attention_over_the_whole(case):
     np.testing.assert_allclose(steps, reference.forward(plan, weights, x), atol=EXACT)
 
 
-@every_case("variant", "position", "suffix")
+@every_case("variant", "position", "suffix", share=2)
 def test_a_later_token_changes_nothing_earlier(case):
     plan = case.plan()
     weights, x = _setup(plan)
