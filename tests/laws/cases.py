@@ -388,7 +388,9 @@ OUTPUTS = [
     ("the whole", "class token"),
     ("which position", "mean"),
 ]
-every_output = pytest.mark.parametrize(("predicts", "pooling"), OUTPUTS, ids=" ".join)
+every_output = pytest.mark.parametrize(
+    ("predicts", "pooling"), OUTPUTS, ids=[", ".join(each) for each in OUTPUTS]
+)
 
 
 def drawn(parameters: Iterable[Parameter], seed: int = 0) -> dict[str, np.ndarray]:

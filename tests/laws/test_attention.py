@@ -1,5 +1,7 @@
 """A layer of every backend is the reference, and its gradients are the reference's slopes."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from laws.backends import TORCH, every_backend_and, every_backend_and_case
 from laws.cases import (
     ITEMS,
     LENGTHS,
+    MASKS,
     SIZE,
+    SUFFIX_AXES,
     TIME,
     drawn,
     plan_of,
@@ -42,6 +46,23 @@ def test_a_layer_is_the_reference(backend, case):
     found = backend.attend(plan, weights, x)
     expected = [reference.forward(plan, weights, each) for each in x]
     np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT)
+
+
+WINDOWS = [
+    (f"{window}{sinks}", mask)
+    for window, sinks, mask in product(SUFFIX_AXES["window"][1:], SUFFIX_AXES["sinks"], MASKS)
+]
+
+
+@every_backend_and(WINDOWS)
+def test_a_layer_with_nothing_but_a_window_is_the_reference(backend, case):
+    suffix, mask = case
+    for time in (3, 4, TIME):
+        plan = plan_of(f"q,k=v{suffix}", Rotary(), causal=mask == "causal")
+        weights, x = drawn(plan.parameters), streams(time)[:1]
+        found = backend.attend(plan, weights, x)[0]
+        expected = reference.forward(plan, weights, x[0])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT)
 
 
 @every_backend_and_case("suffix", "mask", nightly=50, jax_cases=1)

@@ -18,7 +18,8 @@ from laws.cases import (
     suffixed,
 )
 from qkvbench.analysis import LAYER_MEASURES, WEIGHT_MEASURES, measured
-from qkvbench.backends.torch import Attention, build, named_weights
+from qkvbench.backends.torch import build, named_weights
+from qkvbench.backends.torch.attention.layer import Attention
 from qkvbench.backends.torch.models.inspect import inspected
 from qkvbench.model import (
     Alibi,

@@ -60,6 +60,12 @@ class Mask:
         """The first slot of a cache that the token in `slot` sees, sinks left out."""
         return 0 if self.window is None else max(0, slot + 1 - self.window)
 
+    def hides_no_key(self, tokens: int) -> bool:
+        """True if, of `tokens`, the window hides no key from any query: it is as if it were none."""
+        if self.window is None or self.window >= tokens:
+            return True
+        return self.causal and self.window + self.sinks >= tokens
+
     def max_keys(self, tokens: int) -> int:
         """The largest number of keys any query sees in `tokens`, ignoring causality's triangle."""
         if self.window is None:
