@@ -61,7 +61,7 @@ class Mask:
         return 0 if self.window is None else max(0, slot + 1 - self.window)
 
     def hides_no_key(self, tokens: int) -> bool:
-        """True if, of `tokens`, the window hides no key from any query: it is as if it were none."""
+        """True if the window hides none of `tokens` from any query."""
         if self.window is None or self.window >= tokens:
             return True
         return self.causal and self.window + self.sinks >= tokens
