@@ -10,8 +10,7 @@ from scipy.stats import chisquare
 
 from laws.cases import decoder, every_distinct_even, suffixed
 from qkvbench.backends.torch import Beams, Greedy, Growing, Reserved, Sampling, build, start
-from qkvbench.backends.torch.generation import generate
-from qkvbench.backends.torch.generation.generate import drawn
+from qkvbench.backends.torch.generation.generate import drawn, generate
 from qkvbench.model import Learned, NoPosition, Rotary, Tokens, with_source
 
 PROMPTS = [[1, 2, 3, 4], [5], [6, 7, 8]]

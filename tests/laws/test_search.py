@@ -136,7 +136,7 @@ def test_beams_share_the_rows_of_their_source_and_each_goes_on_as_its_parent():
     crossed = [layer.cross.rows for layer in cache.layers]
     assert all(rows.table.batch == 2 for layer in crossed for rows in layer.values())
     parents = torch.tensor([1, 0, 2, 4, 4, 4])
-    cache.follow(parents)
+    cache.reorder(parents)
     assert cache.bytes == taken
     assert [layer.cross.rows for layer in cache.layers] == crossed
     for old, now in zip(before, held(), strict=True):
