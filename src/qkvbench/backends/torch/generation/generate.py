@@ -171,7 +171,8 @@ def _storage(network: Decoder, how: How) -> Storage:
     """Where the rows lie: pages where beams share them or a window gives them back."""
     if isinstance(how, Beams):
         return PAGED
-    return Growing() if any(network.made_for.windows) else Reserved()
+    windowed = any(plan and plan.mask.window for plan in network.made_for.plans)
+    return Growing() if windowed else Reserved()
 
 
 def _check(
