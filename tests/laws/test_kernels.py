@@ -21,7 +21,7 @@ from qkvbench.backends.jax.kernels import pallas_decode
 from qkvbench.backends.torch import Decoding, Growing, Reserved, build, start
 from qkvbench.backends.torch.kernels.decode import CPU_FEATURES, KEY_OPS, CpuDecodeKernel
 from qkvbench.model import Alibi, Learned, Rotary, Tokens, with_source
-from qkvbench.variant import Mask, Plan, Scale, parse
+from qkvbench.variant import AlibiBias, Mask, Plan, Scale, parse
 
 # Sums of tens of numbers of size one in fp32, in another order.
 CLOSE = 3e-5
@@ -126,16 +126,21 @@ def test_a_new_field_of_a_plan_or_mask_is_a_feature_that_no_kernel_supports():
 
 
 @dataclass(frozen=True)
-class _Unknown(Scale):
-    """An operation that no kernel has heard of."""
+class _NewOp(Scale):
+    """An operation that no kernel knows."""
+
+
+@dataclass(frozen=True)
+class _NewBias(AlibiBias):
+    """A bias that no kernel knows."""
 
 
 def test_a_new_operation_on_read_and_a_new_bias_are_features_too():
     plan = plan_of("q,k=v", Rotary(), size=WIDE)
-    read = replace(plan, key_ops_on_read=(*plan.key_ops_on_read, _Unknown("k")))
-    assert read.features - CPU_FEATURES == {"read._Unknown"}
-    biased = replace(plan, biases=(_Unknown("k"),))
-    assert biased.features - CPU_FEATURES == {"bias._Unknown"}
+    read = replace(plan, key_ops_on_read=(*plan.key_ops_on_read, _NewOp("k")))
+    assert read.features - CPU_FEATURES == {"read._NewOp"}
+    biased = replace(plan, biases=(_NewBias(),))
+    assert biased.features - CPU_FEATURES == {"bias._NewBias"}
 
 
 @pytest.mark.parametrize("suffix", ["", "+qkvnorm"])
