@@ -152,7 +152,7 @@ def _forecast_lines(study: Study, found: "Sequence[Forecast]", jobs: int | None)
             str(each.runs),
             str(each.left),
             "?" if each.run_s is None else seconds_text(each.run_s),
-            "?" if each.step_bytes is None else bytes_text(each.step_bytes),
+            bytes_text(each.step_bytes),
             "?" if each.disk_bytes is None else bytes_text(each.disk_bytes),
             each.source or "nothing",
         )

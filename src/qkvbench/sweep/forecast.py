@@ -34,7 +34,7 @@ class Known:
 class Forecast:
     """The estimate for one task of a study. ``run_s`` and ``disk_bytes`` are None without records.
 
-    ``step_bytes`` is the computed memory of a step, None for models with two inputs.
+    ``step_bytes`` bounds the memory of a step.
     """
 
     task: str
@@ -42,7 +42,7 @@ class Forecast:
     left: int
     run_s: float | None
     source: str | None
-    step_bytes: int | None
+    step_bytes: int
     disk_bytes: float | None
 
     @property
@@ -72,22 +72,16 @@ def forecasts(
 
 def _forecast(name: str, runs: Sequence[Experiment], left: int, known: Known | None) -> Forecast:
     steps = statistics.fmean(each.training.steps for each in runs)
+    task = tasks.find(name)
     return Forecast(
         task=name,
         runs=len(runs),
         left=left,
         run_s=known and known.step_s * steps,
         source=known and known.source,
-        step_bytes=_step_bytes(runs, tasks.find(name).tokens),
+        step_bytes=max(step_memory(each, task.tokens, task.second_tokens).total for each in runs),
         disk_bytes=known and known.record_bytes * left,
     )
-
-
-def _step_bytes(runs: Sequence[Experiment], tokens: int) -> int | None:
-    try:
-        return max(step_memory(each, tokens).total for each in runs)
-    except ValueError:
-        return None
 
 
 def _estimates(wanted: set[str], store: Store) -> Mapping[str, Known]:
