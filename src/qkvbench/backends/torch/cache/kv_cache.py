@@ -187,7 +187,7 @@ class Cache:
         self.reserve(1)
         for window, table in self.tables.items():
             table.ensure_pages(_first_seen(self.shortest, window), self.longest + 1)
-            table.open(self.longest if self._known is None else self._known)
+            table.begin_append(self.longest if self._known is None else self._known)
 
     def advance(self) -> None:
         """Note that every sequence has one token more."""
@@ -204,7 +204,7 @@ class Cache:
                 f"{self.shortest}. Take from 0 to {self.shortest}."
             )
         for window, table in self.tables.items():
-            held = table.first_column * table.size
+            held = table.first_live_column * table.size
             if window is not None and _first_seen(self.shortest - tokens, window) < held:
                 most = max(self.shortest + 1 - window - held, 0)
                 raise ValueError(
@@ -224,7 +224,7 @@ class Cache:
         if known == list(range(self.batch)):
             return
         for table in self.tables.values():
-            table.follow(known)
+            table.reorder(known)
         self.batch = len(known)
         if self.lengths is not None and self._known is not None:
             self.lengths = self.lengths[parents]
@@ -318,6 +318,6 @@ def _first_seen(slot: int, window: int | None) -> int:
 def _fill_randomly(rows: PagedTensor, tokens: int, seed: int) -> None:
     device = rows.table.device
     rng = torch.Generator(device).manual_seed(seed)
-    for first in range(rows.table.first_column * rows.table.size, tokens, DRAWN):
+    for first in range(rows.table.first_live_column * rows.table.size, tokens, DRAWN):
         shape = (rows.table.batch, rows.heads, min(DRAWN, tokens - first), rows.head_dim)
         rows.write_many(torch.randn(shape, generator=rng, device=device), first)

@@ -17,7 +17,7 @@ from qkvbench import native
 from qkvbench.backends.torch.attention.rope import RotaryEmbedding
 from qkvbench.backends.torch.attention.softmax import Scores
 from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
-from qkvbench.backends.torch.kernels.linear import watched
+from qkvbench.backends.torch.kernels.linear import profiler_range
 from qkvbench.variant import ApplyRope, Plan, Scale
 
 # As it is called where operations are watched.
@@ -70,7 +70,7 @@ class CpuDecodeKernel:
         np.subtract(call.length, 1, out=call.position)
         asked = query.detach().float().contiguous()
         seen = torch.empty_like(asked)
-        with watched(f"{NAMED} ({self.keys.kind.name} rows read once, {call.target})"):
+        with profiler_range(f"{NAMED} ({self.keys.kind.name} rows read once, {call.target})"):
             call(asked.data_ptr(), seen.data_ptr())
         return seen
 
@@ -146,7 +146,7 @@ def _kind(pages: PagedTensor) -> native.Kind:
 
 
 def _rows(pages: PagedTensor) -> native.Rows:
-    found = pages.paged()
+    found = pages.pointers()
     scales = found.scale_addresses
     return native.Rows(
         found.addresses.numpy().astype(np.uint64),
