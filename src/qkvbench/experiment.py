@@ -128,12 +128,6 @@ class Experiment:
         return self.model.variant
 
     @property
-    def program(self) -> "Experiment":
-        """The same for runs that differ in seed and learning rate alone: one program trains all."""
-        training = replace(self.training, learning_rate=1.0, final_learning_rate=0.0, warmup=1)
-        return replace(self, seed=0, training=training)
-
-    @property
     def first(self) -> tuple["Experiment", ...]:
         """What must have come to its end before: the start, and what inputs are seen through."""
         return tuple(each for each in (self.init_from, self.feature_extractor) if each is not None)

@@ -1,15 +1,7 @@
-"""What a backend is: a folder with these names. Nothing above knows which one runs.
+"""The contract of a backend: a folder with the names of `Backend`. Callers never know which one runs.
 
-``Learner(experiment)`` trains and predicts on NumPy batches, shows what its layers make of one, and
-goes on from a ``state`` that another process has left; ``grouped(experiments)`` makes learners of
-one program, ``joined`` and ``cannot_join`` say when; ``prepare(threads)`` makes a process
-repeatable; ``forks()`` says whether it may then be
-forked; ``device()`` names what computes; ``level_bytes()`` and ``peak_bytes()`` tell an
-accelerator's memory; ``types()`` says what runs in which type, ``cannot_compile()`` whether a
-compiler is lacking; ``workload(...)`` is work to be timed; ``threads()``, ``product_s(...)`` and
-``attention_kernels(precision)`` tell what really computes. One that is `Spreading` learns on
-several devices, too: ``launch(...)`` starts a process for each. The file names inside
-are the same in every backend.
+To add one, add a folder with the same file names as the others. A `MultiDeviceBackend` can also
+train one experiment on several devices, with one process for each.
 """
 
 import importlib
@@ -120,21 +112,6 @@ class Learner(Protocol):
 
 
 @runtime_checkable
-class Group(Protocol):
-    """Runs that differ in numbers alone, trained in one program, each in a thread of its own."""
-
-    experiments: Sequence[Experiment]
-
-    def learner(self, experiment: Experiment) -> Learner:
-        """The learner of this run, to be used in one thread."""
-        ...
-
-    def leave(self, experiment: Experiment) -> None:
-        """This run learns no more; the others go on without it."""
-        ...
-
-
-@runtime_checkable
 class Together(Learner, Protocol):
     """A learner that may be one of several, each in a process and on a device of its own."""
 
@@ -236,18 +213,6 @@ class Backend(Protocol):
 
     def types(self) -> dict[str, dict[Precision, str]]:
         """What runs in which type in training, by part and precision: a table for a person."""
-        ...
-
-    def cannot_join(self) -> str | None:
-        """Why runs cannot be trained in one program here; None where they can."""
-        ...
-
-    def joined(self, experiment: Experiment) -> int:
-        """How many runs that differ from this in numbers alone it pays to train in one program."""
-        ...
-
-    def grouped(self, experiments: Sequence[Experiment]) -> Group:
-        """A group of runs that are trained in one program; ValueError where they cannot be."""
         ...
 
     def compile_error(self) -> str | None:

@@ -125,11 +125,6 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--micro-batches", type=_count, metavar="N", help="parts in which a batch is computed (1)"
     )
     run.add_argument(
-        "--seeds-together",
-        action=argparse.BooleanOptionalAction,
-        help="train the seeds of an arm in one program (jax)",
-    )
-    run.add_argument(
         "--devices", type=_count, metavar="N", help="of this machine, for each run (1)"
     )
     run.add_argument(

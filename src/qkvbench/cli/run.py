@@ -183,8 +183,6 @@ def _carried_out(
     from qkvbench.sweep.study import carry_out
     from qkvbench.sweep.trackers import Mirror
 
-    if request.seeds_together and (reason := backends.find(study.backend).cannot_join()):
-        raise RequestError(f"{reason}\nRun without --seeds-together. Nothing was run.")
     if study.compiled and (reason := backends.find(study.backend).compile_error()):
         raise RequestError(f"{reason}\nRun without --compile. Nothing was run.")
     if study.devices > 1:
@@ -209,7 +207,6 @@ def _carried_out(
             fail_fast=request.fail_fast,
             progress=progress,
             engine=engine,
-            seeds_together=request.seeds_together,
         )
     write_reports(store)
     failed = sum(count for status, count in endings.items() if status != "done")

@@ -82,8 +82,8 @@ class Observed(_Strict):
     checkpoint: times are those of all of them, memory is the last one's, and the first process's
     where several learn together. ``other_devices`` says on which it was under way before, where on
     others than its experiment's: its bits are then not those of a run from beginning to end.
-    ``together`` is how many runs were trained in one program, whose times and memory these then
-    are; None is this one alone.
+    ``together`` is in records of the first version only: how many runs shared one program, whose
+    times and memory these then are.
     """
 
     train_s: float

@@ -1,6 +1,6 @@
 """How many runs this machine has room for, so that none of them is killed for want of memory."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -39,17 +39,9 @@ def here(place: Place) -> Room:
     )
 
 
-def held_bytes(
-    experiments: Iterable[Experiment],
-    tasks: dict[str, Task],
-    process: int,
-    joined: Callable[[Experiment], int],
-) -> int:
-    """What the largest process holds: its steps, computed, and what it takes anyway.
-
-    `joined` is how many runs like this one are trained in one program.
-    """
-    steps = [joined(each) * _step(each, tasks[each.task]) for each in experiments]
+def held_bytes(experiments: Iterable[Experiment], tasks: dict[str, Task], process: int) -> int:
+    """What the largest process holds: its step, computed, and what it takes anyway."""
+    steps = [_step(each, tasks[each.task]) for each in experiments]
     return process + max(steps, default=0)
 
 

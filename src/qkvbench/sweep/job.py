@@ -3,14 +3,11 @@
 It answers to the store and not to who gave it out, who may be dead by then.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from qkvbench.backends import find
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record, Status
 from qkvbench.results.store import Store
@@ -23,21 +20,12 @@ Work = Literal["run", "keep"]
 
 @dataclass(frozen=True)
 class Job:
-    """An experiment that is to be run, or run and its weights kept.
-
-    ``beside`` are others that are trained with it in one program, each with its own claim.
-    """
+    """An experiment that is to be run, or run and its weights kept."""
 
     experiment: Experiment
     work: Work
     store: Path
     claim: Claim
-    beside: tuple[tuple[Experiment, Claim], ...] = ()
-
-    @property
-    def runs(self) -> tuple[tuple[Experiment, Claim], ...]:
-        """All that it carries out."""
-        return ((self.experiment, self.claim), *self.beside)
 
 
 @dataclass(frozen=True)
@@ -57,31 +45,13 @@ def perform(job: Job) -> None:
     It goes on from the newest checkpoint in the store, which are gone once the record is there.
     """
     claims = Claims(Store(job.store).claims)
-    runs = [(each, mine) for each, claim in job.runs if (mine := claims.adopted(claim))]
-    if len(runs) == 1:
-        _carried_out(job, *runs[0], _WORKS[job.work])
-    elif runs:
-        _together(job, runs)
+    claim = claims.adopted(job.claim)
+    if claim is not None:
+        _carried_out(job, claim)
 
 
-def _together(job: Job, runs: Sequence[tuple[Experiment, Claim]]) -> None:
-    """Train several in one program: each is an ordinary run in a thread of its own."""
-    group = find(job.experiment.backend).grouped([each for each, _ in runs])
-
-    def member(experiment: Experiment, claim: Claim) -> None:
-        try:
-            _carried_out(job, experiment, claim, partial(run, group=group))
-        finally:
-            group.leave(experiment)
-
-    with ThreadPoolExecutor(len(runs)) as threads:
-        for ended in [threads.submit(member, *each) for each in runs]:
-            ended.result()
-
-
-def _carried_out(
-    job: Job, experiment: Experiment, claim: Claim, work: Callable[..., Record]
-) -> None:
+def _carried_out(job: Job, claim: Claim) -> None:
+    experiment, work = job.experiment, _WORKS[job.work]
     store = Store(job.store)
     checkpoints, claims = Checkpoints(store.checkpoints), Claims(store.claims)
     with beating(claims, claim) as tell:

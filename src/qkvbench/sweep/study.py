@@ -1,6 +1,6 @@
 """A study carried out: what is missing is run and measured, and each result is kept at once."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -9,7 +9,6 @@ from typing import Protocol, runtime_checkable
 import psutil
 
 from qkvbench import tasks
-from qkvbench.backends import find
 from qkvbench.cost.matched import arm_text, parse_arm, with_arm
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.experiment import Experiment
@@ -29,9 +28,6 @@ from qkvbench.tasks import Task
 from qkvbench.train.checkpoint import Checkpoints
 from qkvbench.train.run import no_start, now, record
 from qkvbench.train.trained import Trained
-
-# A program of more lanes takes as long for each of them, and more memory.
-MOST_TOGETHER = 8
 
 
 @runtime_checkable
@@ -80,14 +76,11 @@ def carry_out(
     fail_fast: bool,
     progress: Progress,
     engine: Chosen | None = None,
-    seeds_together: bool | None = None,
 ) -> None:
     """Run and measure what the store lacks. The same call again goes on where it stopped.
 
     So does a call with another engine, or beside this one: the store alone says what is done. On
     this machine every core is used without a number of `jobs`, or an accelerator by one run.
-
-    With `seeds_together` the seeds of an arm are trained in one program, None: where that pays.
 
     On an interrupt the runs under way are noted as such, and the interrupt goes on.
     """
@@ -105,7 +98,6 @@ def carry_out(
     marks = {each: store.mark(each) for each in missing}
     planned = dict.fromkeys([*experiments, *missing])
     progress.planned(len(missing), len(planned))
-    joined = _joined(study, together=seeds_together)
     with Workers(study.backend) as workers:
         data = _prepared(missing, workers, progress)
         ready = [each for each in missing if each.task not in data.lacking]
@@ -114,9 +106,9 @@ def carry_out(
             study.threads * study.devices,
             store.path.absolute(),
             jobs,
-            held_bytes(ready, known, data.process_bytes, joined),
+            held_bytes(ready, known, data.process_bytes),
         )
-        how = _Swept(store, known, place, engine or Chosen(), progress, joined)
+        how = _Swept(store, known, place, engine or Chosen(), progress)
         with closing(_records(missing, marks, data, how)) as records:
             for ended in records:
                 progress.ended(ended)
@@ -197,7 +189,6 @@ class _Swept:
     place: Place
     engine: Chosen
     progress: Progress
-    joined: Callable[[Experiment], int]
 
     def lost(self, experiment: Experiment, how: Died) -> Record:
         """The record of a run whose process could not write one itself."""
@@ -224,7 +215,6 @@ def _records(
             room.jobs,
             stepped=how.progress.stepped,
             lost=how.lost,
-            joined=how.joined,
         )
         with _interrupts_noted(sweeper):
             for work, phase in _phases(missing):
@@ -240,17 +230,6 @@ def _records(
                 for each, kept in sweeper.swept(work, ready, marks):
                     ended[each] = kept
                     yield kept
-
-
-def _joined(study: Study, *, together: bool | None) -> Callable[[Experiment], int]:
-    """How many runs like one are trained in one program: as the person, or the backend, says."""
-    match together:
-        case None:
-            return find(study.backend).joined
-        case True:
-            return lambda _: MOST_TOGETHER
-        case False:
-            return lambda _: 1
 
 
 def _phases(missing: Sequence[Experiment]) -> Iterator[tuple[Work, list[Experiment]]]:

@@ -26,12 +26,8 @@ Mark = tuple[int, int] | None
 
 @dataclass
 class _Running:
-    """A run under way, what its record's mark was before, and how far it was heard to be.
+    """A run under way, what its record's mark was before, and how far it was heard to be."""
 
-    ``process`` is the run that leads the job by which it is carried out.
-    """
-
-    process: str
     job: Job
     before: Mark
     beaten_s: float
@@ -49,13 +45,8 @@ class Sweeper:
         *,
         stepped: Callable[[Experiment, int, float], None],
         lost: Callable[[Experiment, Died], Record],
-        joined: Callable[[Experiment], int],
     ) -> None:
-        """`lost` is the record of a run whose process could not write one.
-
-        `joined` is how many runs like this one are trained in one program.
-        """
-        self.joined = joined
+        """`lost` is the record of a run whose process could not write one."""
         self.store, self.engine, self.jobs = store, engine, jobs
         self.stepped, self.lost = stepped, lost
         self.claims = Claims(store.claims)
@@ -80,12 +71,12 @@ class Sweeper:
                 time.sleep(LOOK_S if waiting else 0)
                 continue
             for job, died in self.engine.ended(LOOK_S):
-                for experiment, _ in job.runs:
-                    record = self._ended(self.running.pop(experiment.id), died)
-                    if record is None:
-                        waiting.append(experiment)
-                    else:
-                        yield experiment, record
+                experiment = job.experiment
+                record = self._ended(self.running.pop(experiment.id), died)
+                if record is None:
+                    waiting.append(experiment)
+                else:
+                    yield experiment, record
             self._listen()
 
     def interrupted(self) -> None:
@@ -108,8 +99,7 @@ class Sweeper:
         begun: list[Job] = []
         known: list[tuple[Experiment, Record]] = []
         # What a dead sweeper has left under way here takes room, too.
-        processes = {each.process for each in self.running.values()}
-        room = self.jobs - self.claims.orphans() - len(processes)
+        room = self.jobs - self.claims.orphans() - len(self.running)
         for _ in range(len(waiting)):
             if len(begun) >= room:
                 break
@@ -118,40 +108,13 @@ class Sweeper:
                 case Record() as record:
                     known.append((experiment, record))
                 case Job() as job:
-                    if work == "run":
-                        job = self._with_others(job, waiting, before, known)
                     begun.append(job)
-                    for each, claim in job.runs:
-                        alone = replace(job, experiment=each, claim=claim, beside=())
-                        self.running[each.id] = _Running(
-                            experiment.id, alone, before[each], time.monotonic()
-                        )
+                    self.running[experiment.id] = _Running(
+                        job, before[experiment], time.monotonic()
+                    )
                 case None:
                     waiting.append(experiment)
         return begun, known
-
-    def _with_others(
-        self,
-        job: Job,
-        waiting: deque[Experiment],
-        before: Mapping[Experiment, Mark],
-        known: list[tuple[Experiment, Record]],
-    ) -> Job:
-        """The job with as many of those that wait as are trained with it in one program."""
-        most, program = self.joined(job.experiment), job.experiment.program
-        for _ in range(len(waiting)):
-            each = waiting.popleft()
-            if len(job.runs) == most or each.program != program:
-                waiting.append(each)
-                continue
-            match self._begun(job.work, each, before[each]):
-                case Record() as record:
-                    known.append((each, record))
-                case Job() as other:
-                    job = replace(job, beside=(*job.beside, (each, other.claim)))
-                case None:
-                    waiting.append(each)
-        return job
 
     def _begun(self, work: Work, experiment: Experiment, before: Mark) -> Job | Record | None:
         """The job that is now ours; the record where it is done by now; None: another has it."""

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import qkvbench.cost as computed
-from qkvbench.backends import Group, Learner, find, multi_device_backend
+from qkvbench.backends import Learner, find, multi_device_backend
 from qkvbench.cost.matched import arm_text
 from qkvbench.data import DataRefusedError
 from qkvbench.data.cache import alone
@@ -92,7 +92,6 @@ def run(
     report: Report = _silent,
     at_end: Callable[[Experiment, Record, Learner], None] = left,
     checkpoints: Checkpoints | None = None,
-    group: Group | None = None,
 ) -> Record:
     """Train, score and describe `experiment`. A run that fails is a record with a reason, too.
 
@@ -100,12 +99,11 @@ def run(
     has the learner of a run that is done. With `checkpoints` it goes on from the newest one there,
     and keeps one now and then and when SIGTERM or Ctrl-C ends the process; to remove them is for
     whoever has written the record. An experiment on several devices is run by as many processes,
-    which are started here where this is none of them. In a `group` it is trained in one
-    program with others.
+    which are started here where this is none of them.
     """
     if experiment.devices > 1 and multi_device_backend(experiment.backend).started()[1] == 1:
         return _over_devices(experiment, report, at_end, checkpoints)
-    return _here(experiment, report, at_end, checkpoints, group)
+    return _here(experiment, report, at_end, checkpoints)
 
 
 def _here(
@@ -113,7 +111,6 @@ def _here(
     report: Report,
     at_end: Callable[[Experiment, Record, Learner], None],
     checkpoints: Checkpoints | None,
-    group: Group | None,
 ) -> Record:
     """The record of a run by this process, or by those of which it is one."""
     task = find_task(experiment.task)
@@ -138,7 +135,7 @@ def _here(
         backend.prepare(experiment.threads)
         before = reset_peak_memory(backend)
         began = time.perf_counter()
-        learner = (group.learner if group else backend.Learner)(experiment)
+        learner = backend.Learner(experiment)
         if start is not None:
             learner.load_matching(start)
 
@@ -178,7 +175,6 @@ def _here(
             peak_memory_bytes=max(0, peak_bytes(backend) - before),
             compile_s=trained.compile_s,
             resumed=trained.resumed,
-            together=len(group.experiments) if group else None,
             other_devices=trained.other_devices,
         )
     except DivergedError as error:

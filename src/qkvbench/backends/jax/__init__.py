@@ -29,7 +29,6 @@ from qkvbench.backends.jax.training.device import (
 )
 from qkvbench.backends.jax.training.learner import Learner, Step
 from qkvbench.backends.jax.training.precision import types
-from qkvbench.backends.jax.training.together import Group, cannot_join, grouped, joined
 
 __all__ = [
     "Attention",
@@ -38,19 +37,15 @@ __all__ = [
     "Decoding",
     "Encoder",
     "Forward",
-    "Group",
     "Learner",
     "Prefill",
     "Step",
     "attention",
     "attention_kernels",
     "build",
-    "cannot_join",
     "compile_error",
     "device",
     "fork_safe",
-    "grouped",
-    "joined",
     "matmul_seconds",
     "peak_bytes",
     "prepare",

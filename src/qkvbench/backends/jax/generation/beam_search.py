@@ -14,7 +14,7 @@ from qkvbench.backends.jax.cache.kv_cache import Cache
 from qkvbench.backends.jax.models.build import Network
 from qkvbench.backends.jax.models.decoder import Decoder
 from qkvbench.backends.jax.models.weights import Weights
-from qkvbench.backends.jax.training.compilation import Pass
+from qkvbench.backends.jax.training.compilation import Compiled
 from qkvbench.backends.jax.training.precision import as_computed
 from qkvbench.data.batch import Search, Sequences
 from qkvbench.experiment import Precision
@@ -42,14 +42,14 @@ class Searched:
     """What a network writes from a source; compiled once for each kind of batch and search."""
 
     def __init__(
-        self, network: Network, precision: Precision, compiled: Callable[..., Pass]
+        self, network: Network, precision: Precision, compiled: Callable[..., Compiled]
     ) -> None:
         """Searches with this network, whose weights are given each time."""
         self.compiled = compiled
         self.network = network
         self.precision: Precision = precision
-        self._begun: dict[Search, Pass] = {}
-        self._gone_on: dict[Search, Pass] = {}
+        self._begun: dict[Search, Compiled] = {}
+        self._gone_on: dict[Search, Compiled] = {}
 
     @property
     def seconds(self) -> float:

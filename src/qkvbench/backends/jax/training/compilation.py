@@ -2,26 +2,9 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-
-
-class Pass(Protocol):
-    """A function that is compiled for what it is given."""
-
-    @property
-    def seconds(self) -> float:
-        """What compiling has taken so far."""
-        ...
-
-    def __call__(self, *given: Any) -> Any:
-        """What the function makes of this."""
-        ...
-
-    def made_for(self, *given: Any) -> Any:
-        """Compile it for such arguments."""
-        ...
 
 
 class Compiled:

@@ -5,7 +5,7 @@ the learner only keeps what comes of it.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from qkvbench.backends.jax.models.weights import (
     save,
     start,
 )
-from qkvbench.backends.jax.training.compilation import Compiled, Pass
+from qkvbench.backends.jax.training.compilation import Compiled
 from qkvbench.backends.jax.training.device import all_devices, shared, spread
 from qkvbench.backends.jax.training.loss import mean_loss, place_losses
 from qkvbench.backends.jax.training.precision import as_computed, needs_scaling
@@ -68,7 +68,7 @@ class Given(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """How a network learns, as pure functions of arrays; so they can be mapped over seeds."""
+    """One training step of a network as pure functions of arrays."""
 
     network: Network
     experiment: Experiment
@@ -168,11 +168,8 @@ class Step:
 class Learner:
     """The network of an experiment, its optimizer, and nothing of the loop around them."""
 
-    def __init__(self, experiment: Experiment, compiled: Callable[..., Pass] | None = None) -> None:
-        """The network with its initial values, and a fresh optimizer.
-
-        `compiled` makes of a pure function one that is compiled for what it is given.
-        """
+    def __init__(self, experiment: Experiment) -> None:
+        """The network with its initial values, and a fresh optimizer."""
         self.experiment = experiment
         training = experiment.training
         self.network = build(
@@ -190,7 +187,7 @@ class Learner:
         self.fitted = 0
         self.gradient: Weights | None = None
 
-        compiled = compiled or partial(Compiled, lies=shared(self.mesh))
+        compiled = partial(Compiled, lies=shared(self.mesh))
         self._slopes = compiled(self._slopes_of_a_step)
         self._updated = compiled(self.step.updated, reused=(0, 1))
         self._said = compiled(self.step.said)

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qkvbench.analysis import Layer
-from qkvbench.backends import Group
 from qkvbench.backends.torch.generation.beam_search import searched
 from qkvbench.backends.torch.models.block import recompute
 from qkvbench.backends.torch.models.build import Network, build
@@ -77,21 +76,6 @@ def device() -> torch.device:
 def fork_safe() -> bool:
     """Whether a process that has used torch may be forked: an accelerator does not survive it."""
     return device().type == "cpu"
-
-
-def cannot_join() -> str | None:
-    """Why runs cannot be trained in one program."""
-    return "The torch backend trains each run by itself; --backend jax trains seeds together."
-
-
-def joined(_experiment: Experiment) -> int:
-    """Each run is trained by itself."""
-    return 1
-
-
-def grouped(_experiments: Sequence[Experiment]) -> Group:
-    """There is no group here."""
-    raise ValueError(cannot_join())
 
 
 def compile_error() -> str | None:
