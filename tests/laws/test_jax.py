@@ -169,7 +169,7 @@ def test_the_layer_is_the_reference_with_every_suffix(variant, in_fp64):
 @pytest.mark.parametrize("variant", ["q,k,v", "q,k=v/1"])
 def test_scores_that_are_made_by_rows_are_the_same(variant, in_fp64, monkeypatch):
     # Two rows at a time, and one that is left over.
-    monkeypatch.setattr(softmax, "HELD", 2 * 4 * TIME)
+    monkeypatch.setattr(softmax, "CHUNK_LOGITS", 2 * 4 * TIME)
     check_layer(parse(variant), ["", "+2d", "++-diag"], [(True, None)])
 
 

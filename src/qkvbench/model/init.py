@@ -18,8 +18,8 @@ def initial_value(
             return np.ones(shape, np.float32)
         case [_, "scale" | "temperature"]:
             return np.ones(shape, np.float32)
-        case [_, "sharpness"]:
-            # As in arXiv:2103.00020, section 2.5: a likeness of 1 counts as 1/0.07 in a logit.
+        case [*_, "logit_scale"]:
+            # arXiv:2103.00020, section 2.5: the initial factor of a cosine is 1/0.07.
             return np.full(shape, -np.log(0.07), np.float32)
         case [_, "features"]:
             # An arm with a correction begins as the same function as the arm without.

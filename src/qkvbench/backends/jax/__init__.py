@@ -28,7 +28,7 @@ from qkvbench.backends.jax.training.device import (
     threads,
 )
 from qkvbench.backends.jax.training.learner import Learner, Step
-from qkvbench.backends.jax.training.precision import types
+from qkvbench.backends.common.precision import types
 
 __all__ = [
     "Attention",

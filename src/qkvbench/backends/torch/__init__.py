@@ -27,7 +27,7 @@ from qkvbench.backends.torch.training.learner import (
     prepare,
     reset_peak_memory,
 )
-from qkvbench.backends.torch.training.precision import types
+from qkvbench.backends.common.precision import types
 from qkvbench.backends.torch.training.process_group import multi_device_error, started
 
 __all__ = [

@@ -22,7 +22,7 @@ from qkvbench.backends.jax.cache.kv_cache import (
 )
 from qkvbench.backends.jax.kernels.pallas_decode import DecodeKernel, decode_kernel
 from qkvbench.backends.jax.models.weights import Shapes, Weights, part
-from qkvbench.backends.jax.training.precision import exact
+from qkvbench.backends.jax.training.precision import upcast
 from qkvbench.model import NoPosition, Position
 from qkvbench.variant import (
     ROLES,
@@ -205,7 +205,7 @@ class Attention:
         head_dim = self.plan.geometry.head_dim
         made: dict[Role, Array] = {role: weights[f"{role}.up"] for role in self.plan.lifted}
         for role in self.plan.rotated:
-            numbers = exact(weights[f"{role}.rotation"])
+            numbers = upcast(weights[f"{role}.rotation"])
             row, column = np.triu_indices(head_dim, 1)
             above = jnp.zeros((len(numbers), head_dim, head_dim), numbers.dtype)
             above = above.at[:, row, column].set(numbers)
@@ -354,7 +354,7 @@ def _mapped(rows: Heads, matrix: Float[Array, "kv_heads _to _width"]) -> Heads:
 
 def _normalized(rows: Heads) -> Heads:
     """Each head of each row at root mean square 1, computed in fp32 or better."""
-    wide = exact(rows)
+    wide = upcast(rows)
     size = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     return (wide / jnp.sqrt(size + NORM_EPS)).astype(rows.dtype)
 

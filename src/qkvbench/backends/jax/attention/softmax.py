@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from qkvbench.backends.jax.attention.rope import Places, looked_up
 from qkvbench.backends.jax.models.weights import Shapes, Weights
-from qkvbench.backends.jax.training.precision import exact
+from qkvbench.backends.jax.training.precision import upcast
 from qkvbench.model import Alibi, Position
 from qkvbench.variant import FEATURES, Relative, Separable
 from qkvbench.variant import Scores as Spec
@@ -88,9 +88,9 @@ class Scores:
 
         Rows and columns are at these positions, all of them before `end`.
         """
-        scores = exact(products)
+        scores = upcast(products)
         if self.spec.correction:
-            scores = scores * exact(weights["correction.temperature"])
+            scores = scores * upcast(weights["correction.temperature"])
             scores = scores + self._corrected(weights, rows, columns, end, scores)
         if isinstance(self.position, Alibi):
             # arXiv:2108.12409, section 3: a geometric sequence of slopes from 2^(-8/heads).

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from qkvbench.backends.jax.attention.layer import Attention, attention, linear
 from qkvbench.backends.jax.cache.kv_cache import Count, LayerCache
 from qkvbench.backends.jax.models.weights import Shapes, Weights, named, part
-from qkvbench.backends.jax.training.precision import exact
+from qkvbench.backends.jax.training.precision import upcast
 from qkvbench.model import Block as BlockSpec
 from qkvbench.model import Learned, NoPosition, Position, Sinusoidal
 from qkvbench.variant import Geometry
@@ -184,7 +184,7 @@ def normed(
     weights: Weights, x: Float[Array, "*places d_model"], eps: float = 1e-5
 ) -> Float[Array, "*places d_model"]:
     """Mean 0 and variance 1 at each place, scaled and shifted, in fp32 or better."""
-    wide = exact(x)
+    wide = upcast(x)
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt(variance + eps) * weights["weight"] + weights["bias"]

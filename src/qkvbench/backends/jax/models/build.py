@@ -1,4 +1,4 @@
-"""Which network a model spec becomes: a value that computes, given its weights."""
+"""From a model spec to a network: a value that computes, given its weights."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ Network = Decoder | Encoder | TwoTowers
 
 
 def build(model: Model, *, dropout: float = 0.0, again: bool = False) -> Network:
-    """The network of `model`; `again` makes each block's activations anew in the backward pass."""
+    """The network of `model`; `again` recomputes each block in the backward pass."""
     size, towers = model.geometry, model.towers
     make = partial(tower, geometry=size, dropout=dropout, again=again)
     match model.architecture:
@@ -28,5 +28,4 @@ def build(model: Model, *, dropout: float = 0.0, again: bool = False) -> Network
         case EncoderSpec() as spec:
             return Encoder(spec, make(towers[0], class_tokens=spec.added))
         case TwoTowersSpec(names=names, width=width):
-            read = dict(zip(names, map(make, towers), strict=True))
-            return TwoTowers(read, width)
+            return TwoTowers(dict(zip(names, map(make, towers), strict=True)), width)

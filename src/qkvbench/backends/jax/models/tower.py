@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Num
 from qkvbench.backends.jax.models.block import Block, Key, Source, Told, block, nobody, normed
 from qkvbench.backends.jax.models.embedding import Embedding
 from qkvbench.backends.jax.models.weights import Shapes, Weights, named, part
-from qkvbench.backends.jax.training.precision import exact
+from qkvbench.backends.jax.training.precision import upcast
 from qkvbench.model import Tower as TowerSpec
 from qkvbench.variant import Geometry
 
@@ -97,5 +97,5 @@ def averaged(x: Stream, lengths: Lengths | None) -> Float[Array, "batch one d_mo
     if lengths is None:
         return x.mean(axis=1, keepdims=True)
     read = jnp.arange(x.shape[1]) < lengths[:, None]
-    total = jnp.where(read[:, :, None], exact(x), 0).sum(axis=1, keepdims=True)
+    total = jnp.where(read[:, :, None], upcast(x), 0).sum(axis=1, keepdims=True)
     return (total / lengths[:, None, None]).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Weights under the names that all backends share: one flat mapping, and how it begins."""
+"""Weights by the names that all backends share: one flat mapping, initial values, files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def part(weights: Weights, name: str) -> Weights:
-    """The weights of one part, under the names that it gives them itself."""
+    """The weights of a submodule, by its own names."""
     prefix = f"{name}."
     return {
         key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)
@@ -24,19 +24,19 @@ def part(weights: Weights, name: str) -> Weights:
 
 
 def named(name: str, shapes: Shapes) -> Shapes:
-    """A part's shapes under the names that they have in the whole."""
+    """The shapes of a submodule, by their names in the whole network."""
     return {f"{name}.{key}": shape for key, shape in shapes.items()}
 
 
 def start(shapes: Shapes, model: Model, seed: int) -> dict[str, jax.Array]:
-    """Every weight with the initial value that its seed and name say."""
+    """Every weight with its initial value, which its name and the seed determine."""
     return {
         name: jnp.asarray(initial_value(model, seed, name, shape)) for name, shape in shapes.items()
     }
 
 
 def checked(shapes: Shapes, weights: Weights) -> dict[str, jax.Array]:
-    """The weights; ValueError where their names or shapes are not these."""
+    """The weights; ValueError if names or shapes differ."""
     if shapes.keys() != weights.keys():
         differing = sorted(shapes.keys() ^ weights.keys())
         raise ValueError(f"These weights are in one of model and file only: {differing[:4]} ...")
@@ -49,26 +49,26 @@ def checked(shapes: Shapes, weights: Weights) -> dict[str, jax.Array]:
 
 
 def matching(shapes: Shapes, weights: Weights) -> dict[str, jax.Array]:
-    """Those of the weights that agree in name and shape with these.
+    """The weights that match in name and shape.
 
-    ValueError where a block's weights do not all agree: what comes of some of them is no start.
+    ValueError if any weight of a block does not match: a partly loaded block is of no use.
     """
-    agreeing = [
+    same = [
         name for name, shape in shapes.items() if name in weights and shape == weights[name].shape
     ]
     blocks = {name for name in (*shapes, *weights) if "blocks" in name.split(".")}
-    if lacking := sorted(blocks.difference(agreeing)):
-        given = weights.get(lacking[0])
+    if different := sorted(blocks.difference(same)):
+        given = weights.get(different[0])
         raise ValueError(
-            f"A start must agree with the model in every weight of its layers; {lacking[0]} "
-            f"{_size(shapes.get(lacking[0]), 'the model')} and "
+            f"Initial weights must match the model in every weight of its layers; {different[0]} "
+            f"{_size(shapes.get(different[0]), 'the model')} and "
             f"{_size(None if given is None else given.shape, 'the file')}."
         )
-    return {name: weights[name] for name in agreeing}
+    return {name: weights[name] for name in same}
 
 
 def save(weights: Weights, path: Path) -> None:
-    """Write all weights to a safetensors file, each once: what is tied has one weight."""
+    """Write all weights to a safetensors file; tied weights once."""
     save_file(dict(weights), path)
 
 
@@ -78,7 +78,7 @@ def read(path: Path) -> dict[str, jax.Array]:
 
 
 def copied(weights: Weights) -> dict[str, np.ndarray]:
-    """The same numbers in memory of their own, which a later step does not reuse."""
+    """Copies in host memory, which a later step with donated arguments does not overwrite."""
     return {name: np.array(value) for name, value in weights.items()}
 
 

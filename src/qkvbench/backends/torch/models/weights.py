@@ -1,4 +1,4 @@
-"""Weights under the names that all backends share, and how they begin."""
+"""Weights by the names that all backends share: initial values, loading and saving."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from qkvbench.model.init import initial_value
 
 
 def named_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Every learned tensor by its shared name: live views, so writing to one changes the module."""
+    """All learned tensors by name. They are views: writing to one changes the module."""
     named: dict[str, Tensor] = {}
     layers = {name: part for name, part in module.named_modules() if isinstance(part, Attention)}
     for name, layer in layers.items():
@@ -30,14 +30,14 @@ def named_weights(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def start(module: nn.Module, model: Model, seed: int) -> None:
-    """Give every weight the initial value that its seed and name say."""
+    """Set every weight to its initial value, which its name and the seed determine."""
     for name, tensor in named_weights(module).items():
         tensor.copy_(torch.from_numpy(initial_value(model, seed, name, tuple(tensor.shape))))
 
 
 @torch.no_grad()
 def load(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy `weights` into the module; ValueError where names or shapes do not agree."""
+    """Copy `weights` into the module; ValueError if names or shapes differ."""
     named = named_weights(module)
     if named.keys() != weights.keys():
         differing = sorted(named.keys() ^ weights.keys())
@@ -53,30 +53,30 @@ def load(module: nn.Module, weights: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def load_matching(module: nn.Module, weights: dict[str, Tensor]) -> tuple[str, ...]:
-    """Copy the weights that agree in name and shape with the module's; their names.
+    """Copy the weights that match in name and shape, and return their names.
 
-    ValueError where a block's weights do not all agree: what comes of some of them is no start.
+    ValueError if any weight of a block does not match: a partly loaded block is of no use.
     """
     named = named_weights(module)
-    agreeing = [
+    matching = [
         name
         for name, tensor in named.items()
         if name in weights and tensor.shape == weights[name].shape
     ]
     blocks = {name for name in (*named, *weights) if _in_a_block(name)}
-    if lacking := sorted(blocks.difference(agreeing)):
+    if different := sorted(blocks.difference(matching)):
         raise ValueError(
-            f"A start must agree with the model in every weight of its layers; {lacking[0]} "
-            f"{_size(named.get(lacking[0]), 'the model')} and "
-            f"{_size(weights.get(lacking[0]), 'the file')}."
+            f"Initial weights must match the model in every weight of its layers; {different[0]} "
+            f"{_size(named.get(different[0]), 'the model')} and "
+            f"{_size(weights.get(different[0]), 'the file')}."
         )
-    for name in agreeing:
+    for name in matching:
         named[name].copy_(weights[name])
-    return tuple(agreeing)
+    return tuple(matching)
 
 
 def save(module: nn.Module, path: Path) -> None:
-    """Write all weights to a safetensors file, each once: what is tied has one weight."""
+    """Write all weights to a safetensors file; tied weights once."""
     save_file(
         {name: tensor.detach().clone() for name, tensor in named_weights(module).items()}, path
     )
@@ -87,15 +87,15 @@ def read(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def opened(paths: Sequence[Path]) -> dict[str, Callable[[], np.ndarray]]:
-    """The tensors of safetensors files by name, each read as fp32 when it is asked for.
+def lazy_tensors(paths: Sequence[Path]) -> dict[str, Callable[[], np.ndarray]]:
+    """The tensors of safetensors files by name, each read as fp32 when its function is called.
 
-    SafetensorError or OSError where a file is none.
+    SafetensorError or OSError if a file is not one.
     """
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for path in paths:
         file = safe_open(path, framework="pt")
-        # An open safetensors file has keys and is no mapping.
+        # The open file has `keys()` but is not iterable.
         tensors |= {name: partial(_array, file, name) for name in file.keys()}  # noqa: SIM118
     return tensors
 
