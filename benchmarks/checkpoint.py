@@ -15,7 +15,7 @@ from qkvbench.backends.torch import Learner, prepare
 from qkvbench.experiment import Experiment, to_json
 from qkvbench.measure.machine import machine
 from qkvbench.model import PRESETS, Model
-from qkvbench.train.checkpoint import Checkpoints, Progress, kept_on_the_way
+from qkvbench.train.checkpoint import Checkpoints, Progress, checkpoint_periodically
 
 REPEATS = 7
 STEPS = 100_000
@@ -66,11 +66,11 @@ def observed(name: str, model: Model) -> str:
         place = Checkpoints(Path(folder))
         keep_s = seconds(lambda: place.save(wanted, told, learner))
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-        read_s = seconds(lambda: learner.restore(next(place.found(wanted)).state))
-        with kept_on_the_way(place, wanted, learner, lambda: told) as reached:
+        read_s = seconds(lambda: learner.restore(next(place.valid(wanted)).state))
+        with checkpoint_periodically(place, wanted, learner, lambda: told) as on_step_end:
             began = time.perf_counter()
             for _ in range(STEPS):
-                reached()
+                on_step_end()
             each_s = (time.perf_counter() - began) / STEPS
     parameters = sum(weight.numel() for weight in learner.weights().values())
     return f"{name:16} {parameters:10,} {size:11,} {keep_s:9.4f} {read_s:9.4f} {1e9 * each_s:12.0f}"

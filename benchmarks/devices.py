@@ -20,7 +20,7 @@ from itertools import product
 import numpy as np
 
 from qkvbench.backends import torch as backend
-from qkvbench.backends.torch.training.parallel import held
+from qkvbench.backends.torch.training.parallel import local_shard
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Decoder, Init, Rotary, transformer
@@ -56,7 +56,7 @@ def stepped(devices: int, sharding: str, threads: int, steps: int) -> dict[str, 
         learner.gradients(Batch(tokens[:, :-1], tokens[:, 1:]))
         learner.update(1e-3)
         times.append(time.perf_counter() - began)
-    kept = sum(held(tensor).nbytes for tensor in learner._changed().values())
+    kept = sum(local_shard(tensor).nbytes for tensor in learner.training_state.live_tensors().values())
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     step_s = statistics.median(times[WARM_UP:])
     return {"step_s": step_s, "held_bytes": kept, "grown_bytes": grown * 1024}
@@ -85,7 +85,7 @@ def main() -> None:
     if asked.here:
         devices, sharding, threads = asked.here
         told = stepped(int(devices), sharding, int(threads), asked.steps)
-        if backend.started()[0] == 0:
+        if backend.rank_and_world_size()[0] == 0:
             print(json.dumps(told))
         return
     for _, (name, *layout) in product(range(2), LAYOUTS):

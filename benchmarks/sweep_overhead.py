@@ -25,7 +25,7 @@ from qkvbench.experiment import Experiment, to_json
 from qkvbench.recipes import Study
 from qkvbench.results.record import Record
 from qkvbench.results.store import Store
-from qkvbench.sweep.study import carry_out, to_run
+from qkvbench.sweep.study import run_study, to_run
 from qkvbench.train.run import run
 
 ARMS = ("q,k,v", "q,k=v", "q=k=v", "q=k,v")
@@ -56,7 +56,7 @@ def swept(study: Study, jobs: int) -> tuple[float, list[Record]]:
     with tempfile.TemporaryDirectory() as folder:
         heard = Silent()
         began_s = time.monotonic()
-        carry_out(
+        run_study(
             study, Store(folder), command="benchmark", jobs=jobs, fail_fast=True, progress=heard
         )
         return time.monotonic() - began_s, heard.records

@@ -91,7 +91,7 @@ def moved(wanted, folder):
 def main(path, *cases):
     """Do each case by each sharding."""
     told = {}
-    _, count = backend.started()
+    _, count = backend.rank_and_world_size()
     for case in cases:
         for sharding in ("ddp", "fsdp"):
             found = learned(experiment(case, devices=count, sharding=sharding))
@@ -99,7 +99,7 @@ def main(path, *cases):
     for sharding in ("ddp", "fsdp"):
         wanted = experiment("plain q,k=R(q),v", devices=count, sharding=sharding)
         told |= {f"{sharding}/{name}": found for name, found in moved(wanted, path.parent).items()}
-    if backend.started()[0] == 0:
+    if backend.rank_and_world_size()[0] == 0:
         np.savez(path, **told)
 
 

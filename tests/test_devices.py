@@ -19,7 +19,7 @@ from qkvbench.backends.torch import Learner
 from qkvbench.cli import main
 from qkvbench.cli.train import asked
 from qkvbench.experiment import Experiment
-from qkvbench.train.checkpoint import joined
+from qkvbench.train.checkpoint import join_shards
 from ranks import CASES, STEPS, begun, experiment, learned
 
 MOVED = "plain q,k=R(q),v"
@@ -71,7 +71,7 @@ def test_what_two_have_come_to_loads_on_one_and_what_one_has_on_two(sharding, to
     learner, batch = begun(experiment(MOVED))
     here = learner.gradients(batch)
     other = Learner(experiment(MOVED))
-    other.restore(joined(files))
+    other.restore(join_shards(files))
     # Sums in another order, of numbers near 1.
     for found in (other.gradients(batch), told[f"{sharding}/here"], told[f"{sharding}/from one"]):
         np.testing.assert_allclose(found, here, rtol=1e-6)
@@ -80,13 +80,13 @@ def test_what_two_have_come_to_loads_on_one_and_what_one_has_on_two(sharding, to
 @pytest.mark.slow
 def test_the_readers_of_torch_read_what_two_have_left(together):
     learner = Learner(experiment(MOVED))
-    state = {name: torch.zeros_like(tensor) for name, tensor in learner._changed().items()}
+    state = {name: torch.zeros_like(tensor) for name, tensor in learner.training_state.live_tensors().items()}
     reader = HuggingFaceStorageReader(str(together.with_name("fsdp")))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         load(state, storage_reader=reader, no_dist=True)
     files = {path.name: path.read_bytes() for path in together.with_name("fsdp").iterdir()}
-    read = joined(files)
+    read = join_shards(files)
     assert all((read[name] == tensor.numpy()).all() for name, tensor in state.items())
 
 
@@ -94,7 +94,7 @@ def test_parts_that_do_not_make_a_whole_are_refused():
     head = {"DCP_SHARDING_INFO": '{"w": {"saved_offsets": [2]}}'}
     part = save({"w": np.ones(3, np.float32)}, metadata=head)
     with pytest.raises(ValueError, match="a part of w is missing"):
-        joined({"shard-2.safetensors": part})
+        join_shards({"shard-2.safetensors": part})
 
 
 def test_devices_are_part_of_what_decides_the_bits_and_one_is_as_before():

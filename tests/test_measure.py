@@ -23,7 +23,7 @@ from qkvbench.experiment import PRECISIONS
 from qkvbench.measure.conditions import Conditions, identity
 from qkvbench.measure.machine import Activity, others
 from qkvbench.measure.observe import kinds_of, measurements, observed
-from qkvbench.measure.samples import Step, kept, percentiles, ratio
+from qkvbench.measure.samples import Step, percentiles, ratio, undisturbed_s
 from qkvbench.measure.timing import (
     BLOCKS,
     LEAST_ROUNDS,
@@ -194,8 +194,8 @@ def test_a_percentile_needs_five_samples_beyond_it(count, carried):
 
 def test_interrupted_steps_are_left_out_unless_they_are_most_and_then_count_alone():
     whole, cut = Step(1.0, interrupted=False, alone_s=1.0), Step(9.0, interrupted=True, alone_s=1.2)
-    assert kept([whole, whole, cut]) == [1.0, 1.0]
-    assert kept([whole, cut, cut]) == [1.0, 1.2, 1.2]
+    assert undisturbed_s([whole, whole, cut]) == [1.0, 1.0]
+    assert undisturbed_s([whole, cut, cut]) == [1.0, 1.2, 1.2]
 
 
 def test_what_others_use_of_the_processors_is_all_less_ours():

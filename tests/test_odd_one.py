@@ -20,9 +20,9 @@ from qkvbench.results.store import Store
 from qkvbench.results.view import view
 from qkvbench.tasks.kinds.odd_one_out import SET, SETS, Sets, members
 from qkvbench.tasks.kinds.splits import uncut
-from qkvbench.train import ended, run
+from qkvbench.train import ensure_trained, run, run_with_dependencies
 from qkvbench.train.artifacts import kept_weights
-from qkvbench.train.extract_features import seen
+from qkvbench.train.extract_features import with_features
 from test_sweep import carried_out
 
 SHORT = Training(steps=3, batch=8, learning_rate=1e-2, warmup=1, evaluations=1, scored=16)
@@ -137,7 +137,8 @@ def experiment(**changed):
 
 
 def looked(wanted, data):
-    return seen(data, wanted.feature_extractor, lambda: ended(wanted.feature_extractor))
+    ensure_trained(wanted.feature_extractor)
+    return with_features(data, wanted.feature_extractor)
 
 
 def few(data):
@@ -157,7 +158,7 @@ def test_an_image_is_what_the_network_s_head_would_read_of_it():
     data = few(tasks.find("anomaly-features").load())
     through = wanted.feature_extractor
     network = Learner(through)
-    network.load_matching(ended(through))
+    network.load_matching(ensure_trained(through))
     found = looked(wanted, data).test.batch(np.arange(3))
     pixels = data.test.batch(np.arange(3))
     patches = pixels.inputs.reshape(30, 16, 49)
@@ -171,23 +172,22 @@ def test_an_image_is_what_the_network_s_head_would_read_of_it():
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_it_is_looked_once_and_what_was_damaged_is_looked_at_again(own_cache):
+def test_features_are_cached_and_damaged_ones_are_extracted_again(own_cache):
     wanted, data = experiment(), few(tasks.find("anomaly-features").load())
-    asked = []
-
-    def weights():
-        asked.append(1)
-        return ended(wanted.feature_extractor)
-
-    first, second = (seen(data, wanted.feature_extractor, weights) for _ in range(2))
-    assert asked == [1]
+    extractor = wanted.feature_extractor
+    weights = ensure_trained(extractor)
+    content = weights.read_bytes()
+    first = with_features(data, extractor)
+    weights.unlink()
+    # Cached features need no weights.
+    second = with_features(data, extractor)
     assert first.identity == second.identity != data.identity
-    (folder,) = own_cache.glob("seen-*[0-9a-f]")
-    held = (folder / "test.npy").read_bytes()
-    (folder / "test.npy").write_bytes(held[:-1])
-    assert seen(data, wanted.feature_extractor, weights).identity == first.identity
-    assert asked == [1, 1]
-    assert (folder / "test.npy").read_bytes() == held
+    (folder,) = own_cache.glob("features-*[0-9a-f]")
+    features = (folder / "test.npy").read_bytes()
+    (folder / "test.npy").write_bytes(features[:-1])
+    weights.write_bytes(content)
+    assert with_features(data, extractor).identity == first.identity
+    assert (folder / "test.npy").read_bytes() == features
 
 
 def test_what_it_is_seen_through_is_part_of_what_an_experiment_is():
@@ -211,11 +211,11 @@ def test_arms_and_seeds_are_seen_through_one_network_of_canonical_attention():
 @pytest.mark.parametrize(
     ("name", "through", "said"),
     [
-        ("anomaly-features", None, "give the experiment the task's own: seen_through="),
+        ("anomaly-features", None, "give the experiment the task's own: feature_extractor="),
         (
             "anomaly-pixels",
             experiment().feature_extractor,
-            "leave out the experiment's seen_through",
+            "leave out the experiment's feature_extractor",
         ),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_study_runs_the_network_s_experiment_first_and_once(own_cache, tmp_pat
     assert {record.status for record in noted.endings} == {"done"}, noted.endings[-1].reason
     (through,) = {each.feature_extractor for each in STUDY.experiments()}
     assert kept_weights(through) is not None
-    assert len(list(own_cache.glob("seen-*.lock"))) == 1
+    assert len(list(own_cache.glob("features-*.lock"))) == 1
     # All arms were seen as the same data, which are not those of the pixels.
     identities = {each.data_identity for each in noted.endings[1:]}
     assert len(identities) == 1
@@ -249,7 +249,7 @@ def test_a_study_runs_the_network_s_experiment_first_and_once(own_cache, tmp_pat
 def test_where_the_network_does_not_come_to_its_end_the_runs_say_so():
     wild = replace(SHORT, learning_rate=1e30, warmup=0)
     wanted = experiment()
-    record = run(
+    record = run_with_dependencies(
         replace(wanted, feature_extractor=replace(wanted.feature_extractor, training=wild))
     )
     assert record.status == "failed"

@@ -19,14 +19,15 @@ from qkvbench.recipes import Study
 from qkvbench.reports import terminal
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
-from qkvbench.sweep.study import carry_out, to_run
-from qkvbench.train import ended, run
+from qkvbench.sweep.study import run_study, to_run
+from qkvbench.train import ensure_trained, run_with_dependencies
 from qkvbench.train.artifacts import kept_record, kept_weights
-from qkvbench.train.run import run_and_keep
+from qkvbench.train.dependencies import in_order, phases, run_and_save
+from qkvbench.train.run import run
 from test_sweep import Noted
 
 SHORT = Training(steps=3, batch=8, learning_rate=1e-2, warmup=1, evaluations=1, scored=16)
-STUDY = Study("test", ("q,k,v", "q,k=v"), {"recall": 2}, start="sort", smoke=True)
+STUDY = Study("test", ("q,k,v", "q,k=v"), {"recall": 2}, init_from="sort", smoke=True)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,7 @@ def begun(name="recall", seed=1):
     start = experiment()
     own = tasks.find(name)
     model = replace(own.model, geometry=start.model.geometry, blocks=start.model.blocks)
-    return replace(experiment(name), model=model, seed=seed, start=start)
+    return replace(experiment(name), model=model, seed=seed, init_from=start)
 
 
 def arrays(weights):
@@ -63,10 +64,10 @@ def arrays(weights):
 
 def test_what_agrees_is_taken_over_to_the_bit_and_the_rest_begins_as_the_seed_says():
     wanted = begun()
-    fresh = arrays(Learner(replace(wanted, start=None)).weights())
-    kept = arrays(read(ended(wanted.start)))
+    fresh = arrays(Learner(replace(wanted, init_from=None)).weights())
+    kept = arrays(read(ensure_trained(wanted.init_from)))
     learner = Learner(wanted)
-    taken = set(learner.load_matching(ended(wanted.start)))
+    taken = set(learner.load_matching(ensure_trained(wanted.init_from)))
     assert {name for name in fresh if "blocks" in name} <= taken
     assert taken < set(fresh)
     for name, weight in arrays(learner.weights()).items():
@@ -82,7 +83,7 @@ def test_the_kept_weights_are_those_that_the_run_ended_with():
     left = []
     record = run(wanted, at_end=lambda _e, _r, learner: left.append(arrays(learner.weights())))
     assert record.status == "done", record.reason
-    kept = arrays(read(ended(wanted)))
+    kept = arrays(read(ensure_trained(wanted)))
     assert kept.keys() == left[0].keys()
     for name, weight in kept.items():
         np.testing.assert_array_equal(weight, left[0][name])
@@ -90,28 +91,28 @@ def test_the_kept_weights_are_those_that_the_run_ended_with():
 
 def test_a_run_goes_another_way_than_from_nothing_and_the_same_way_each_time():
     wanted = begun()
-    first, second = run(wanted), run(wanted)
+    first, second = run_with_dependencies(wanted), run_with_dependencies(wanted)
     assert first.status == "done", first.reason
     assert first.metrics == second.metrics
-    assert first.metrics != run(replace(wanted, start=None)).metrics
-    assert first.id != replace(wanted, start=None).id
+    assert first.metrics != run(replace(wanted, init_from=None)).metrics
+    assert first.id != replace(wanted, init_from=None).id
 
 
 def test_weights_that_were_deleted_or_damaged_are_made_again_with_the_same_bits():
-    path = ended(experiment())
+    path = ensure_trained(experiment())
     before = path.read_bytes()
     path.unlink()
     assert kept_weights(experiment()) is None
-    assert ended(experiment()).read_bytes() == before
+    assert ensure_trained(experiment()).read_bytes() == before
     path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     assert kept_weights(experiment()) is None
-    assert ended(experiment()).read_bytes() == before
+    assert ensure_trained(experiment()).read_bytes() == before
 
 
 def test_kept_weights_are_used_and_nothing_is_run_again():
-    ended(experiment())
+    ensure_trained(experiment())
     steps = []
-    record = run_and_keep(experiment(), lambda step, _loss: steps.append(step))
+    record = run_and_save(experiment(), lambda step, _loss: steps.append(step))
     assert steps == []
     assert record == kept_record(experiment())
     assert record.status == "done"
@@ -127,7 +128,7 @@ def test_the_cache_is_free_for_others_while_a_start_is_trained():
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 taken.append(step)
 
-    run_and_keep(experiment(), write)
+    run_and_save(experiment(), write)
     assert taken == [1]
 
 
@@ -137,25 +138,25 @@ def test_who_makes_one_thing_keeps_nobody_from_making_another():
 
 
 def test_an_experiment_and_its_start_survive_their_journey_through_json():
-    wanted = replace(begun(), start=replace(experiment(seed=2), start=experiment(seed=3)))
+    wanted = replace(begun(), init_from=replace(experiment(seed=2), init_from=experiment(seed=3)))
     again = from_json(json.loads(json.dumps(to_json(wanted))))
     assert again == wanted
     assert again.id == wanted.id
     assert [start.seed for start in again.needed] == [2, 3]
-    assert wanted.id not in {begun().id, replace(wanted, start=None).id, wanted.start.id}
+    assert wanted.id not in {begun().id, replace(wanted, init_from=None).id, wanted.init_from.id}
 
 
 def test_an_arm_begins_with_the_start_of_its_own_variant_and_seed():
     for each in STUDY.experiments():
-        assert (each.task, each.start.task) == ("recall", "sort")
-        assert (each.start.variant, each.start.seed) == (each.variant, each.seed)
-        assert each.start.model.blocks == each.model.blocks
-        assert each.start.start is None
+        assert (each.task, each.init_from.task) == ("recall", "sort")
+        assert (each.init_from.variant, each.init_from.seed) == (each.variant, each.seed)
+        assert each.init_from.model.blocks == each.model.blocks
+        assert each.init_from.init_from is None
 
 
 def test_layers_that_do_not_agree_are_refused_in_words():
     with pytest.raises(ValueError, match=r"must agree in attention and size\.\n.* q,k=v,.* q,k,v,"):
-        replace(experiment("sort", "q,k=v"), start=experiment("sort", "q,k,v"))
+        replace(experiment("sort", "q,k=v"), init_from=experiment("sort", "q,k,v"))
 
 
 def test_a_file_that_lacks_a_layer_s_weight_is_refused_in_words(tmp_path):
@@ -165,7 +166,7 @@ def test_a_file_that_lacks_a_layer_s_weight_is_refused_in_words(tmp_path):
 
 
 def test_sequences_longer_than_the_positions_are_refused_in_words():
-    study = Study("test", ("q,k,v",), {"digits": 1}, start="lm-reviews")
+    study = Study("test", ("q,k,v",), {"digits": 1}, init_from="lm-reviews")
     assert isinstance(study.model_of("digits").position, Learned)
     with pytest.raises(ValueError, match="whose sequences have 128 positions: it has 16"):
         study.experiments()
@@ -173,7 +174,7 @@ def test_sequences_longer_than_the_positions_are_refused_in_words():
 
 def carried_out(study, path):
     noted = Noted()
-    carry_out(study, Store(path), command="test", jobs=2, fail_fast=False, progress=noted)
+    run_study(study, Store(path), command="test", jobs=2, fail_fast=False, progress=noted)
     return noted
 
 
@@ -200,7 +201,7 @@ def test_a_study_that_was_stopped_goes_on_and_makes_lost_weights_again(tmp_path)
     store = Store(tmp_path / "store")
     carried_out(replace(STUDY, seeds={"recall": 1}), tmp_path / "store")
     first = {record.id: record for record in store.runs().good}
-    starts = {each.start for each in STUDY.experiments()}
+    starts = {each.init_from for each in STUDY.experiments()}
     for start in starts:
         if (weights := kept_weights(start)) is not None:
             weights.unlink()
@@ -208,7 +209,7 @@ def test_a_study_that_was_stopped_goes_on_and_makes_lost_weights_again(tmp_path)
     (tmp_path / "store" / "runs" / f"{lost.id}.json").unlink()
     again = carried_out(replace(STUDY, seeds={"recall": 1}), tmp_path / "store")
     # Its own start and no other: what is done needs none.
-    assert [record.id for record in again.endings] == [lost.start.id, lost.id]
+    assert [record.id for record in again.endings] == [lost.init_from.id, lost.id]
     assert again.endings[1].metrics == first[lost.id].metrics
 
 
@@ -217,13 +218,15 @@ def test_a_start_that_fails_fails_what_needs_it_with_the_reason_and_nothing_else
     class HalfWild(Study):
         def experiments(self):
             return tuple(
-                replace(each, start=replace(each.start, training=_wild(each.start.training)))
+                replace(
+                    each, init_from=replace(each.init_from, training=_wild(each.init_from.training))
+                )
                 if each.variant == "q,k=v"
                 else each
                 for each in super().experiments()
             )
 
-    study = HalfWild("wild", STUDY.variants, {"recall": 1}, start="sort", smoke=True)
+    study = HalfWild("wild", STUDY.variants, {"recall": 1}, init_from="sort", smoke=True)
     noted = carried_out(study, tmp_path / "store")
     endings = {(record.task, record.variant): record for record in noted.endings}
     assert {key: record.status for key, record in endings.items()} == {
@@ -240,15 +243,43 @@ def test_a_start_that_fails_fails_what_needs_it_with_the_reason_and_nothing_else
 
 def test_a_run_alone_whose_start_fails_is_a_record_with_the_reason():
     wanted = begun()
-    wild = replace(wanted.start, training=_wild(wanted.start.training))
-    record = run(replace(wanted, start=wild))
+    wild = replace(wanted.init_from, training=_wild(wanted.init_from.training))
+    record = run_with_dependencies(replace(wanted, init_from=wild))
     assert record.status == "failed"
     assert "weights of sort, q,k=v, seed 0, whose run ended as diverged: At step" in record.reason
 
 
+def test_a_run_without_the_weights_of_its_dependency_runs_nothing_and_says_which_it_needs():
+    wanted = begun()
+    record = run(wanted)
+    assert record.status == "failed"
+    assert f"weights of sort, q,k=v, seed 0 ({wanted.init_from.id})" in record.reason
+    assert kept_weights(wanted.init_from) is None
+
+
+def test_dependencies_come_first_each_once_and_only_what_can_run_at_the_same_time_is_a_phase():
+    bottom = experiment(seed=3)
+    middle = replace(experiment(seed=2), init_from=bottom)
+    tops = [replace(begun(seed=seed), init_from=middle) for seed in (0, 1)]
+    assert in_order(tops) == [bottom, middle, *tops]
+    found = [(phase.experiments, phase.saves_weights) for phase in phases(in_order(tops))]
+    assert found == [([bottom], True), ([middle], True), (tops, False)]
+
+
+def test_a_chain_of_dependencies_is_trained_once_and_only_as_far_as_weights_are_missing():
+    bottom = experiment(seed=3)
+    middle = replace(experiment(seed=2), init_from=bottom)
+    top = replace(begun(), init_from=middle)
+    assert run_with_dependencies(top).status == "done"
+    kept_weights(bottom).unlink()
+    assert run_with_dependencies(top).status == "done"
+    # Its weights are needed by nothing that must be trained.
+    assert kept_weights(bottom) is None
+
+
 def test_a_dry_run_counts_the_starts_and_runs_nothing(tmp_path, capsys):
     words = ["run", "--variants", "q,k,v", "q,k=v", "--tasks", "recall", "digits", "--seeds", "2"]
-    words += ["--start", "sort", "--dry-run", "--out", str(tmp_path / "store")]
+    words += ["--init-from", "sort", "--dry-run", "--out", str(tmp_path / "store")]
     assert answer(parsed(words)) == 0
     said = capsys.readouterr().out
     assert "8 runs, of which 0 are done" in said
@@ -261,7 +292,7 @@ def test_a_dry_run_counts_the_starts_and_runs_nothing(tmp_path, capsys):
     [("sorted", "Did you mean sort"), ("lm-reviews", "whose sequences have 128 positions")],
 )
 def test_a_start_that_cannot_be_is_refused_before_anything_runs(tmp_path, start, said):
-    words = ["run", "--variants", "q,k,v", "--tasks", "recall", "--start", start]
+    words = ["run", "--variants", "q,k,v", "--tasks", "recall", "--init-from", start]
     with pytest.raises(RequestError, match=said):
         answer(parsed([*words, "--out", str(tmp_path / "store")]))
     assert not (tmp_path / "store").exists()

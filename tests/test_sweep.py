@@ -8,9 +8,9 @@ import pytest
 
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store
-from qkvbench.sweep.job import Died
 from qkvbench.sweep.local import Returned, Workers
-from qkvbench.sweep.study import carry_out, models_to_measure
+from qkvbench.sweep.study import models_to_measure, run_study
+from qkvbench.train.multi_process import ProcessFailure
 from qkvbench.train.run import run
 
 STUDY = Study("test", ("q,k,v", "q,k=v"), {"recall": 2}, smoke=True)
@@ -51,7 +51,7 @@ class Noted:
 
 def carried_out(study, path, noted=None, jobs=2, *, fail_fast=False):
     noted = noted or Noted()
-    carry_out(study, Store(path), command="test", jobs=jobs, fail_fast=fail_fast, progress=noted)
+    run_study(study, Store(path), command="test", jobs=jobs, fail_fast=fail_fast, progress=noted)
     return noted
 
 
@@ -84,13 +84,13 @@ def test_one_seed_of_every_arm_comes_before_the_second():
 
 def test_a_process_that_is_killed_is_told_and_the_others_go_on():
     with Workers("torch") as workers:
-        long, short = workers.begin(time.sleep, 60), workers.begin(abs, -3)
+        long, short = workers.start(time.sleep, 60), workers.start(abs, -3)
         long.process.kill()
         answers = {}
         while len(answers) < 2:
-            answers |= {id(child): answer for child, answer in workers.ended(1.0)}
+            answers |= {id(child): answer for child, answer in workers.poll(1.0)}
     assert answers[id(short)] == Returned(3)
-    assert answers[id(long)] == Died(
+    assert answers[id(long)] == ProcessFailure(
         "killed",
         "The process was ended by SIGKILL. The system does this when memory runs out.",
     )
@@ -126,7 +126,7 @@ def test_an_interrupt_while_data_are_fetched_leaves_nothing_running(tmp_path):
             raise KeyboardInterrupt
 
     with Workers("torch") as workers:
-        child = workers.begin(time.sleep, 60)
+        child = workers.start(time.sleep, 60)
     assert child.process.exitcode is not None
     with pytest.raises(KeyboardInterrupt):
         carried_out(STUDY, tmp_path, Impatient())

@@ -16,10 +16,10 @@ from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.results.record import Record
 from qkvbench.tasks import Data
 from qkvbench.tasks.kinds.splits import Windows
-from qkvbench.train.analyses import POSITIONS, analysed_batch, snapshot
+from qkvbench.train.analyses import POSITIONS, batch_of_snapshots, snapshot
 from qkvbench.train.loop import DivergedError, batch_indices, learning_rate, train
 from qkvbench.train.run import run
-from qkvbench.train.trained import Trained
+from qkvbench.train.run_state import RunState
 
 SHORT = Training(steps=6, batch=16, learning_rate=1e-3, warmup=2, evaluations=2, scored=40)
 
@@ -67,11 +67,11 @@ def test_a_record_is_strict_json_and_its_experiment_runs_again():
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_that_would_spoil_the_weights():
     wild = experiment(training=replace(SHORT, learning_rate=1e30, warmup=0))
-    learner, trained = Learner(wild), Trained()
+    learner, state = Learner(wild), RunState()
     task = tasks.find("digits")
     with pytest.raises(DivergedError, match="the step was not taken"):
-        train(wild, task, task.load(), learner, lambda _step, _loss: None, trained)
-    assert 0 < len(trained.step_s) < SHORT.steps
+        train(wild, task, task.load(), learner, lambda _step, _loss: None, state)
+    assert 0 < len(state.step_s) < SHORT.steps
     assert all(torch.isfinite(tensor).all() for tensor in learner.weights().values())
 
 
@@ -242,7 +242,7 @@ def test_of_long_items_only_the_beginning_is_looked_at():
     task = tasks.find("lm-reviews")
     long = Windows(np.zeros(20_001, dtype=np.uint8), 5000)
     data = Data(train=long, validation=long, test=long, identity="")
-    batch = analysed_batch(replace(task, tokens=5000), data)
+    batch = batch_of_snapshots(replace(task, tokens=5000), data)
     assert batch.inputs.shape == batch.targets.shape == (1, POSITIONS)
 
 

@@ -19,7 +19,7 @@ from qkvbench.results.record import Written
 from qkvbench.results.store import Store
 from qkvbench.tasks.kinds.generation_scores import bleu_and_chrf, on_one_line
 from qkvbench.train import run
-from qkvbench.train.loop import written
+from qkvbench.train.loop import generate
 
 TASK = tasks.find("translation")
 
@@ -107,10 +107,10 @@ class _Copying(Learner):
 def test_each_item_is_written_once_and_in_order():
     test = TASK.load().test
     learner = _Copying(Experiment(TASK.model, "translation", 1, TASK.training, seed=10))
-    texts, scored = written(TASK.writing, learner, test, None)
+    texts, scored = generate(TASK.writing, learner, test, None)
     assert texts == TASK.writing.given()
     assert scored == bleu_and_chrf(texts, TASK.writing.references())
-    assert written(TASK.writing, learner, test, 7)[0] == texts[:7]
+    assert generate(TASK.writing, learner, test, 7)[0] == texts[:7]
 
 
 def test_the_labels_of_what_is_scored_are_never_smoothed():

@@ -12,7 +12,7 @@ _DOORS = {
     "torch": ("qkvbench.backends.torch", None),
     "jax": ("qkvbench.backends.jax", None),
     "hub": ("qkvbench.hub", None),
-    "run": ("qkvbench.train.run", "run"),
+    "run": ("qkvbench.train.dependencies", "run_with_dependencies"),
     "Experiment": ("qkvbench.experiment", "Experiment"),
     "Training": ("qkvbench.experiment", "Training"),
 }

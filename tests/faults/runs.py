@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from qkvbench import tasks
+from qkvbench.backends import STATE_FILE, SingleProcess
 from qkvbench.experiment import Experiment, Training, to_json
 from qkvbench.measure.machine import machine
 from qkvbench.train import checkpoint
@@ -65,13 +66,18 @@ def progress(wanted, step):
 
 
 class Numbers:
-    """What is kept in a checkpoint, without a learner."""
+    """The state of a checkpoint, without a learner."""
+
+    world = SingleProcess()
 
     def __init__(self, arrays):
         self.arrays = arrays
 
     def state(self):
         return self.arrays
+
+    def save_state(self, folder):
+        safetensors.numpy.save_file(self.arrays, folder / STATE_FILE)
 
 
 def saved(root, wanted, steps):

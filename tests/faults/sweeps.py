@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import psutil
 
 from qkvbench.results.store import Store
-from qkvbench.sweep.leases import Claims, _read
+from qkvbench.sweep.leases import Lease, Leases
 
 PLAN = ("--variants", "q,k,v", "q,k=v", "--tasks", "sort", "--seeds", "2")
 WAIT_S = 280
@@ -31,22 +31,22 @@ def begun(out, *words, plan=PLAN):
 
 
 def workers(out):
-    """The processes that carry runs out now, by what their claims say."""
-    folder = Store(out).claims
-    found = [_read(place) for place in folder.glob("[!.]*")]
+    """The processes that carry runs out now, by their leases."""
+    folder = Store(out).leases
+    found = [Lease.read(place) for place in folder.glob("[!.]*")]
     return [
-        claim.owner.pid
-        for claim in found
-        if claim is not None and claim.owner != claim.sweeper and not claim.owner.gone
+        lease.owner.pid
+        for lease in found
+        if lease is not None and lease.owner != lease.sweeper and not lease.owner.is_dead
     ]
 
 
 def under_way(out):
     """The processes that carry runs out, once there is one that has taken a step."""
-    folder = Store(out).claims
+    folder = Store(out).leases
     return until(
         lambda: (
-            any((claim := _read(place)) and claim.step for place in folder.glob("[!.]*"))
+            any((lease := Lease.read(place)) and lease.step for place in folder.glob("[!.]*"))
             and workers(out)
         )
     )
@@ -98,7 +98,7 @@ def watched(out):
             for place in (store.path / "runs").glob("[!.]*.json"):
                 found = place.stat()
                 marks.setdefault(place.stem, {})[found.st_ino, found.st_mtime_ns] = None
-            most[0] = max(most[0], len({p.stem for p in store.claims.glob("[!.]*")}))
+            most[0] = max(most[0], len({p.stem for p in store.leases.glob("[!.]*")}))
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -111,5 +111,5 @@ def watched(out):
 
 
 def free_of_claims(out):
-    claims = Claims(Store(out).claims)
-    return list(claims.folder.glob("[!.]*")) == []
+    leases = Leases(Store(out).leases)
+    return list(leases.folder.glob("[!.]*")) == []

@@ -98,7 +98,7 @@ def kept_bytes(wanted, data):
         autocast(wanted.precision, torch.device("cpu")),
     ):
         loss = learner.training_loss(
-            learner.network, *learner._tensors(data), wanted.training.smoothing
+            learner.network, *learner.tensors(data), wanted.training.smoothing
         )
     assert loss.requires_grad
     return sum(storage.nbytes() for place, storage in kept.items() if place not in weights)

@@ -191,9 +191,9 @@ def test_parts_of_a_batch_sum_to_the_gradient_of_the_whole(count, scored):
 
 def test_parts_carry_their_own_lengths():
     class Heard(Learner):
-        def _tensors(self, batch):
+        def tensors(self, batch):
             self.heard.append((len(batch.inputs), batch.lengths.tolist()))
-            return super()._tensors(batch)
+            return super().tensors(batch)
 
     learner = Heard(in_parts(2))
     learner.heard = []
@@ -236,6 +236,6 @@ def saved_bytes(learner):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         learner.network.train()
-        loss = learner.training_loss(learner.network, *learner._tensors(batch()), smoothing=0.0)
+        loss = learner.training_loss(learner.network, *learner.tensors(batch()), smoothing=0.0)
     assert loss.requires_grad
     return sum(storage.nbytes() for place, storage in kept.items() if place not in own)

@@ -1,4 +1,4 @@
-"""The contract of a backend: a folder with the names of `Backend`. Callers never know which one runs.
+"""The contract of a backend: a folder whose module has the names of `Backend`.
 
 To add one, add a folder with the same file names as the others. A `MultiDeviceBackend` can also
 train one experiment on several devices, with one process for each.
@@ -7,6 +7,7 @@ train one experiment on several devices, with one process for each.
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
@@ -26,58 +27,116 @@ Kind = Literal["decode", "prefill", "forward"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-@runtime_checkable
+# The folder of this package that is no backend: code that they share.
+SHARED = "common"
+# The file to which a process that trains alone writes its state.
+STATE_FILE = "state.safetensors"
+
+
+class World(Protocol):
+    """The processes that train one model, each on a device of its own."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes."""
+        ...
+
+    def any_rank(self, *, flag: bool) -> bool:
+        """True if the flag is set in any process. All processes must call this."""
+        ...
+
+    def broadcast(self, text: str) -> str:
+        """The text of rank 0, at most a kilobyte. All processes must call this."""
+        ...
+
+
+@dataclass(frozen=True)
+class SingleProcess:
+    """A world of one process: its operations are no-ops."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def any_rank(self, *, flag: bool) -> bool:
+        """The flag."""
+        return flag
+
+    def broadcast(self, text: str) -> str:
+        """The text."""
+        return text
+
+
 class Stateful(Protocol):
-    """What tells all that has changed of it, as plain arrays."""
+    """Something whose whole state is a set of named arrays, held by one or more processes."""
+
+    @property
+    def world(self) -> World:
+        """The processes that hold the state."""
+        ...
 
     def state(self) -> dict[str, np.ndarray]:
-        """The arrays by name."""
+        """All that training changes: weights, optimizer, loss scale, states of random generators.
+
+        The arrays have NumPy's own types and the same names at every step. They may be live: read
+        them before training goes on. Of several processes each returns its shards.
+        """
+        ...
+
+    def save_state(self, folder: Path) -> None:
+        """Write the state to safetensors files in a folder: each process writes its shards.
+
+        All processes return when all have written. OSError in each if one could not write.
+        """
         ...
 
 
 @runtime_checkable
-class Learner(Protocol):
+class Learner(Stateful, Protocol):
     """A model that learns from batches.
 
-    Over several devices there is one in each process. All are called alike, with whole batches, of
-    which each computes its part; each is told of the whole.
+    If several processes train one model, each has a learner. All make the same calls with whole
+    batches; each computes its part, and every result is that of the whole batch.
     """
 
     def warm_up(self, batch: Batch) -> None:
-        """Compile what such batches will need, where anything is compiled; learns nothing."""
+        """Compile for batches of these shapes, if the backend compiles; learns nothing."""
         ...
 
     @property
     def compile_s(self) -> float | None:
-        """Seconds that compiling has taken so far, in `warm_up` or later; None without any."""
+        """Seconds spent compiling so far, in `warm_up` or later; None if nothing was compiled."""
         ...
 
     def gradients(self, batch: Batch) -> tuple[float, float]:
-        """Loss in nats and gradient norm before clipping; updates nothing."""
+        """The loss in nats, and the gradient norm before clipping; updates nothing."""
         ...
 
     def update(self, learning_rate: float) -> None:
-        """One step of the optimizer along the last gradients."""
+        """One optimizer step along the last gradients."""
         ...
 
     def predict(self, batch: Batch) -> Predictions:
-        """Loss and likeliest class at each place."""
+        """The loss and the most likely class at each position."""
         ...
 
     def write(self, batch: Batch, search: Search) -> list[Int[np.ndarray, " _tokens"]]:
-        """What the model writes for each item, as the search finds it; without begin and end.
+        """The token sequence that the search finds for each item, without begin and end tokens.
 
-        Of the batch only what is given is read: its targets and its inputs are not. TypeError where
-        the model has nothing to write from.
+        Only the batch's second input is read. TypeError if the model has no source to read.
         """
         ...
 
     def features(self, batch: Batch) -> Float[np.ndarray, "items places _features"]:
-        """What the head reads of each item: what a batch is to this model; changes nothing."""
+        """The input of the model's head for each item; changes nothing."""
         ...
 
     def inspect(self, batch: Batch) -> tuple[Layer, ...]:
-        """What each attention layer makes of a batch, first to last; changes nothing."""
+        """The attention layers' tensors for a batch, first layer first; changes nothing."""
         ...
 
     def weights(self) -> Mapping[str, Any]:
@@ -85,92 +144,54 @@ class Learner(Protocol):
         ...
 
     def save(self, path: Path) -> None:
-        """Write all weights to one file, of numbers only; of several processes the first does."""
+        """Write all weights to one safetensors file; of several processes rank 0 does."""
         ...
 
     def load_matching(self, path: Path) -> tuple[str, ...]:
-        """Take over what agrees in name and shape from a file that `save` wrote; those names.
+        """Load the weights that agree in name and shape from a file of `save`; returns their names.
 
-        ValueError where a layer's weights do not agree.
-        """
-        ...
-
-    def state(self) -> dict[str, np.ndarray]:
-        """All that training has changed: weights, optimizer, loss scale, random states.
-
-        Plain arrays of NumPy's own types, under the same names at every step. They may be live:
-        read them before training goes on.
+        ValueError if a layer's weights do not agree.
         """
         ...
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from what `state` told of a learner of the same experiment, with the same bits.
+        """Set the `state` of a learner of the same experiment; training goes on with the same bits.
 
-        ValueError where names, shapes or types are not this learner's; it is then unchanged.
-        """
-        ...
-
-
-@runtime_checkable
-class Together(Learner, Protocol):
-    """A learner that may be one of several, each in a process and on a device of its own."""
-
-    @property
-    def rank(self) -> int:
-        """Which of them it is, from 0."""
-        ...
-
-    @property
-    def count(self) -> int:
-        """How many they are."""
-        ...
-
-    def agreed(self, *, asked: bool) -> bool:
-        """Whether any of them asks for it; all call this together, as what follows."""
-        ...
-
-    def told(self, text: str) -> str:
-        """What the first of them says, at most a kilobyte."""
-        ...
-
-    def save_state(self, folder: Path) -> None:
-        """Write the state into safetensors files of this folder: each what it holds of it.
-
-        All return when all is written. OSError in each where one could not write.
+        ValueError if names, shapes or types differ from this learner's, which is then unchanged.
         """
         ...
 
 
 @runtime_checkable
 class Workload(Protocol):
-    """Work of one kind with one model, the same at each step, to be timed."""
+    """Work of one kind with one model, the same in each step, to be timed."""
 
     @property
     def tokens(self) -> int:
-        """How many tokens a step reads."""
+        """The number of tokens that a step reads."""
         ...
 
     @property
     def cache_bytes(self) -> int | None:
-        """The unique storage of the live cache; None where there is none."""
+        """The unique storage of the live cache; None if there is none."""
         ...
 
     def step(self) -> None:
-        """Do the work once and wait for the result, which is forgotten."""
+        """Do the work once, wait for the result and drop it."""
         ...
 
     def move(self) -> None:
-        """Lie elsewhere in memory from now on: a time must not hang on one placement."""
+        """Reallocate all tensors: a time must not depend on one placement in memory."""
         ...
 
     def kernel(self) -> str:
-        """What does attention in a step, as a profiler sees it."""
+        """The attention kernel of a step, as a profiler names it."""
         ...
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """The module that a backend's folder is."""
+    """The module of a backend's folder."""
 
     def Learner(self, experiment: Experiment) -> Learner:  # noqa: N802 (a class)
         """The network of `experiment` with its initial values, and a fresh optimizer."""
@@ -186,41 +207,41 @@ class Backend(Protocol):
         batch: int,
         rows: CacheDtype | None = None,
     ) -> Workload:
-        """Work of this kind, ready to be timed; ValueError or TypeError where it cannot be.
+        """Work of this kind, ready to be timed; ValueError or TypeError if the model cannot do it.
 
-        `rows` is the type of cached rows; None is the precision's own.
+        `rows` is the data type of cached rows; None is the precision's own.
         """
         ...
 
     def prepare(self, threads: int) -> None:
-        """Make this process repeatable, with this number of threads; before anything is computed.
+        """Make this process deterministic and set its number of threads, before any computation.
 
-        RuntimeError where it has computed with another number, and that cannot be changed.
+        RuntimeError if it has computed with another number that cannot be changed.
         """
         ...
 
     def fork_safe(self) -> bool:
-        """Whether a process that has imported it may be forked; else each one starts anew."""
+        """Whether a process that has imported the backend may be forked."""
         ...
 
     def reset_peak_memory(self) -> int | None:
-        """Memory held on the accelerator, whose peak counts from here; None where there is none."""
+        """Bytes held on the accelerator, where the peak is reset; None without an accelerator."""
         ...
 
     def peak_bytes(self) -> int | None:
-        """The most memory held on the accelerator since then; None where there is none."""
+        """Peak bytes on the accelerator since `reset_peak_memory`; None without an accelerator."""
         ...
 
     def types(self) -> dict[str, dict[Precision, str]]:
-        """What runs in which type in training, by part and precision: a table for a person."""
+        """The data type of each part of training by precision: a table for a person."""
         ...
 
     def compile_error(self) -> str | None:
-        """Why an experiment that is to be compiled cannot be here; None where it can."""
+        """Why `compiled` experiments cannot run here; None if they can."""
         ...
 
     def device(self) -> object:
-        """What computes; its text is its name."""
+        """The device that computes; its text is its name."""
         ...
 
     def threads(self) -> tuple[int, int]:
@@ -228,52 +249,54 @@ class Backend(Protocol):
         ...
 
     def attention_kernels(self, precision: Precision) -> dict[str, str]:
-        """What does attention in training and in decoding of a small model, seen by a profiler."""
+        """The attention kernels of training and decoding in a small model, found by a profiler."""
         ...
 
     def matmul_seconds(self, precision: Precision, size: int) -> float:
-        """Seconds that one product of two square matrices takes, observed."""
+        """Observed seconds of one product of two square matrices."""
         ...
 
 
 @runtime_checkable
 class MultiDeviceBackend(Backend, Protocol):
-    """A backend that computes one experiment on several devices, a process for each."""
+    """A backend that trains one experiment on several devices, with one process for each."""
 
     def multi_device_error(self, devices: int) -> str | None:
-        """Why a run cannot be spread over so many devices of this machine; None where it can."""
+        """Why this machine cannot train on so many devices; None if it can."""
         ...
 
     def launch(self, words: Sequence[str], devices: int, logs: Path) -> str | None:
-        """Start this Python with these words, once for each device, and wait until all have ended.
+        """Start this Python with these arguments, once per device, and wait until all have ended.
 
-        None where all ended well; else how the first to fail did: a signal's name, or a status.
+        None if all succeeded; else how the first failure ended: a signal's name or an exit status.
         """
         ...
 
-    def started(self) -> tuple[int, int]:
-        """Which of the processes that were started together this is, from 0, and how many."""
+    def rank_and_world_size(self) -> tuple[int, int]:
+        """The rank of this process and the number of processes that were launched together."""
         ...
 
 
 def names() -> list[str]:
     """All backends, by name."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(
+        module.name for module in pkgutil.iter_modules(__path__) if module.name != SHARED
+    )
 
 
 def module_of(name: str) -> str:
-    """The module that holds the backend, for a fork server to import once."""
+    """The name of the backend's module, for a fork server to import once."""
     return f"{__name__}.{name}"
 
 
-# What a backend needs that the core does not bring: packages of the extra of its name.
+# Packages that a backend needs and the core does not install: those of the extra of its name.
 EXTRAS: dict[str, tuple[str, ...]] = {"jax": ("jax", "optax")}
 
 
-def lacking(name: str) -> str | None:
-    """Why the backend cannot be used here and what installs it; None where it can.
+def missing_requirement(name: str) -> str | None:
+    """The packages that the backend lacks and what installs them; None if it has all.
 
-    Nothing is imported.
+    Imports nothing.
     """
     absent = [package for package in EXTRAS.get(name, ()) if find_spec(package) is None]
     if not absent:
@@ -282,14 +305,14 @@ def lacking(name: str) -> str | None:
 
 
 def find(name: str) -> Backend:
-    """The backend with this name; ImportError where what it needs is not installed."""
-    if reason := lacking(name):
+    """The backend with this name; ImportError if a package that it needs is not installed."""
+    if reason := missing_requirement(name):
         raise ImportError(reason)
     return cast(Backend, importlib.import_module(module_of(name)))
 
 
 def multi_device_backend(name: str) -> MultiDeviceBackend:
-    """The backend with this name; ValueError where it computes on one device only."""
+    """The backend with this name; ValueError if it trains on one device only."""
     backend = find(name)
     if not isinstance(backend, MultiDeviceBackend):
         raise ValueError(f"The backend {name} runs on one device; leave out --devices.")

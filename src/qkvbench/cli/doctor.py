@@ -202,9 +202,9 @@ def _backends() -> Iterator[Finding]:
 
 def _jax() -> Iterator[Finding]:
     """The second backend: its device, and the rate of a product in each precision."""
-    from qkvbench.backends import find, lacking
+    from qkvbench.backends import find, missing_requirement
 
-    if (reason := lacking("jax")) is not None:
+    if (reason := missing_requirement("jax")) is not None:
         yield Finding("jax", "backend", "missing", reason, "./qkv setup jax")
         return
     backend = find("jax")

@@ -24,7 +24,7 @@ from qkvbench.variant.catalogue import named
 
 if TYPE_CHECKING:
     # Only `run` has an engine; the other commands begin sooner without.
-    from qkvbench.sweep.engines import Chosen
+    from qkvbench.sweep.engines import EngineChoice
 
 
 def variant(text: str) -> Variant:
@@ -128,20 +128,20 @@ def pooling(name: str) -> Pooling:
 def backend(name: str) -> str:
     """The backend that is meant, whose packages are here."""
     found = _known("backend", name, backends.names())
-    if reason := backends.lacking(found):
+    if reason := backends.missing_requirement(found):
         raise RequestError(f"{reason}\nNothing was run.")
     return found
 
 
-def engine(name: str, options: Sequence[str]) -> "Chosen":
+def engine(name: str, options: Sequence[str]) -> "EngineChoice":
     """The engine that is meant, with its options; what it needs is here."""
     from qkvbench.sweep import engines
 
     module = engines.find(_known("engine", name, engines.names()))
-    if (reason := module.lacking()) is not None:
+    if (reason := module.missing_requirement()) is not None:
         raise RequestError(f"{reason}\nNothing was run.")
     try:
-        return engines.chosen(name, options)
+        return engines.parse_choice(name, options)
     except ValueError as error:
         raise RequestError(f"{error}\nNothing was run.") from None
 
@@ -152,7 +152,7 @@ def trackers(names: Sequence[str]) -> list[str]:
 
     wanted = [_known("tracker", name, known.names()) for name in dict.fromkeys(names)]
     for name in wanted:
-        if (reason := known.find(name).lacking()) is not None:
+        if (reason := known.find(name).missing_requirement()) is not None:
             raise RequestError(f"{reason}\nNothing was run.")
     return wanted
 

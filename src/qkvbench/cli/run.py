@@ -23,7 +23,7 @@ from qkvbench.results.store import Store, StoreError
 from qkvbench.train.artifacts import kept_weights
 
 if TYPE_CHECKING:
-    from qkvbench.sweep.engines import Chosen
+    from qkvbench.sweep.engines import EngineChoice
     from qkvbench.sweep.forecast import Forecast
 
 DEFAULT_SEEDS = 3
@@ -176,11 +176,11 @@ def _forecast_lines(study: Study, found: "Sequence[Forecast]", jobs: int | None)
 
 
 def _carried_out(
-    request: Request, study: Study, store: Store, engine: "Chosen", trackers: Sequence[str]
+    request: Request, study: Study, store: Store, engine: "EngineChoice", trackers: Sequence[str]
 ) -> int:
     # After the request is checked: the engine imports the backend.
     from qkvbench.sweep.local import stoppable
-    from qkvbench.sweep.study import carry_out
+    from qkvbench.sweep.study import run_study
     from qkvbench.sweep.trackers import Mirror
 
     if study.compiled and (reason := backends.find(study.backend).compile_error()):
@@ -199,7 +199,7 @@ def _carried_out(
             Mirror(name, store.path / "trackers" / name, study.name, progress.unmirrored)
             for name in trackers
         ]
-        carry_out(
+        run_study(
             study,
             store,
             command=command,

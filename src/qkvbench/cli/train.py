@@ -60,11 +60,11 @@ def write_files(experiments: tuple[Experiment, ...], folder: Path) -> None:
 def _run(experiment: Experiment, store: Store) -> int:
     # After the request is checked: what runs imports the backend.
     from qkvbench.train.checkpoint import Checkpoints
-    from qkvbench.train.run import run
+    from qkvbench.train.dependencies import run_with_dependencies
 
     rank = _place(experiment)
     checkpoints = Checkpoints(store.checkpoints)
-    record = run(experiment, checkpoints=checkpoints)
+    record = run_with_dependencies(experiment, checkpoints=checkpoints)
     if rank == 0:
         store.write_run(record)
         if record.status == "done":
@@ -86,7 +86,7 @@ def _place(experiment: Experiment) -> int:
         raise RequestError(f"{error}\nNothing was run.") from None
     if not isinstance(backend, MultiDeviceBackend):
         return 0
-    rank, count = backend.started()
+    rank, count = backend.rank_and_world_size()
     if count == 1 and (why := backend.multi_device_error(devices)):
         raise RequestError(f"{why}\nNothing was run.")
     if count not in (1, devices):

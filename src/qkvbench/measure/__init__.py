@@ -1,1 +1,1 @@
-"""Observed, never computed: times, memory, the machine."""
+"""Observations, as opposed to computed costs: times, memory, the machine."""

@@ -1,4 +1,4 @@
-"""What all arms of a measurement have in common, and the name it gives to a result."""
+"""The conditions that all arms of a measurement share, and the identity of a result."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,11 +14,11 @@ from qkvbench.model import Model
 
 @dataclass(frozen=True)
 class Conditions:
-    """The same for every arm of a measurement.
+    """The conditions that are equal for all arms of a measurement.
 
     A decode step attends over `context` cached tokens of each of `batch` sequences; a prefill or a
-    forward pass reads as many. `seconds` is how long a study times decoding. `cache` is the type of
-    cached rows; None is the precision's own.
+    forward pass reads as many. `seconds` is how long a study times decoding. `cache` is the data
+    type of cached rows; None is the precision's own.
     """
 
     backend: str = "torch"
@@ -30,28 +30,28 @@ class Conditions:
     cache: CacheDtype | None = None
 
 
-# The fields with a default that a model had when the first measurements were named: all others
-# stand in an identity only where they are not at their defaults.
+# Fields with a default that a model had when the first measurements were stored. Later fields are
+# part of an identity only if they are not at their defaults.
 NAMED_AT_DEFAULT = frozenset({"base", "eps", "kind", "matrix", "norm", "rotation", "tied"})
 
 
 def identity(model: Model, conditions: Conditions) -> str:
     """Sixteen hexadecimal digits that name a measurement in a store.
 
-    A new field of a model with a default keeps the names of what was measured before it.
+    A new field with a default does not change the identity of earlier measurements.
     """
     adapter = TypeAdapter(Model)
     spec = _as_named(
         adapter.dump_python(model, mode="json"),
         adapter.dump_python(model, mode="json", exclude_defaults=True),
     )
-    said = {name: value for name, value in asdict(conditions).items() if value is not None}
-    text = json.dumps([spec, said], sort_keys=True)
+    changed = {name: value for name, value in asdict(conditions).items() if value is not None}
+    text = json.dumps([spec, changed], sort_keys=True)
     return sha256(text.encode()).hexdigest()[:16]
 
 
 def _as_named(whole: Any, changed: Any) -> Any:
-    """The whole value without the later fields that are at their defaults."""
+    """The whole value without later fields that are at their defaults."""
     match whole, changed:
         case dict(), dict():
             return {

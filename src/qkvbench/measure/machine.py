@@ -1,4 +1,4 @@
-"""The machine a record is made on."""
+"""The machine of a record: device, cores, load, versions, and activity of other processes."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ import psutil
 
 from qkvbench.results.record import Machine
 
-# Whose versions can move a result.
+# Packages whose versions can change a result.
 LIBRARIES = (
     "qkv-ablation-bench",
     "torch",
@@ -27,7 +27,7 @@ LIBRARIES = (
 
 
 def machine(device: str) -> Machine:
-    """This machine, now; `device` is what the backend computes on."""
+    """This machine, now; `device` is the backend's."""
     return Machine(
         device=device,
         cores=cores(),
@@ -40,7 +40,7 @@ def machine(device: str) -> Machine:
 
 @dataclass(frozen=True)
 class Activity:
-    """What the processors have done until now, in seconds: all of them, and for this process."""
+    """Processor seconds until a moment: of all processes, and of this one."""
 
     at_s: float
     all_s: float
@@ -48,18 +48,18 @@ class Activity:
 
 
 def activity() -> Activity:
-    """The state of the counters, now."""
+    """The counters, now."""
     counted = psutil.cpu_times()
     idle = counted.idle + getattr(counted, "iowait", 0.0) + getattr(counted, "steal", 0.0)
-    # A guest's time is in the user's already.
+    # The time of virtual guests is already part of user time.
     twice = getattr(counted, "guest", 0.0) + getattr(counted, "guest_nice", 0.0)
     return Activity(time.monotonic(), sum(counted) - idle - twice, time.process_time())
 
 
 def others(before: Activity, after: Activity) -> float | None:
-    """How many cores other processes kept busy in between; None where that cannot be told.
+    """How many cores other processes kept busy in between; None if that is unknown.
 
-    The counters go in hundredths of a second, so a fifth of a second is the least.
+    The counters have a resolution of 10 ms, so the interval must be at least 0.2 s.
     """
     wall_s, all_s = after.at_s - before.at_s, after.all_s - before.all_s
     if wall_s < 0.2 or after.all_s == 0:
@@ -76,7 +76,7 @@ def cores() -> int:
 
 @cache
 def code_revision() -> str:
-    """The commit of this code, with a + where files differ from it, or the package's version."""
+    """The commit of this code, with a + if files differ from it, or the package's version."""
     here = Path(__file__).parent
     try:
         inside = _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
@@ -105,7 +105,7 @@ def _versions() -> dict[str, str]:
 
 @cache
 def _processor() -> str:
-    """The processor's own name, where the system tells it."""
+    """The processor's model name, if the system has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

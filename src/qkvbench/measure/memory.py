@@ -1,4 +1,4 @@
-"""How much memory is held where a backend computes, and how much was held at most."""
+"""Memory in use on the device of a backend, and its peak."""
 
 import resource
 import sys
@@ -14,18 +14,18 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def reset_peak_memory(backend: Backend) -> int:
-    """Memory held now, on the accelerator or by this process; the peak counts from here on."""
+    """Bytes in use now on the accelerator, or by this process; resets the peak."""
     held = backend.reset_peak_memory()
     if held is not None:
         return held
     with suppress(OSError):
-        # Writing 5 sets the high-water mark back to the present level (Linux, proc(5)).
+        # Writing 5 resets the high-water mark to the current level (Linux, proc(5)).
         _CLEAR.write_text("5")
     return psutil.Process().memory_info().rss
 
 
 def peak_bytes(backend: Backend) -> int:
-    """The highest level since `level_bytes`; for a process not on Linux, since it began."""
+    """Peak bytes since `reset_peak_memory`; since the process started if not on Linux."""
     held = backend.peak_bytes()
     if held is not None:
         return held

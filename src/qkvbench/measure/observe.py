@@ -1,4 +1,4 @@
-"""What is observed of each arm, as records: kinds of work one after the other, within a bound."""
+"""Measurements of arms as records: one kind of work after the other, within a time limit."""
 
 import os
 import time
@@ -11,38 +11,38 @@ from pydantic import TypeAdapter
 from qkvbench.backends import KINDS, Kind, find
 from qkvbench.measure.conditions import Conditions, identity
 from qkvbench.measure.machine import machine
-from qkvbench.measure.samples import kept, percentiles, ratio
+from qkvbench.measure.samples import percentiles, ratio, undisturbed_s
 from qkvbench.measure.timing import Allowance, Timed, Times, TooLong, Untimed, memory, times
 from qkvbench.model import Model
 from qkvbench.results.record import Machine, Measurement, Surroundings, Timing
 
 Answer = TypeVar("Answer")
 
-# A process that is this late is ended: it was begun because it would have ended in time.
+# A process that exceeds the time limit by this much is killed; it was expected to end in time.
 LATE_S = 0.5
-# Before anything is known of the arms, so much of the time is left for the other kinds of work.
+# The share of the time that the first kind of work leaves to the others.
 OTHERS = 0.6
 NO_TIME = "No time was left for it."
-# What a process takes beside the work that it was started for.
+# Seconds to start and end a process.
 PROCESS_S = 0.4
 
 
 class Call(Protocol):
     """Runs a function in a fresh process.
 
-    Raises ChildProcessError where that dies, TimeoutError where it has no answer at `until_s`.
+    Raises ChildProcessError if the process fails, TimeoutError if it has not returned at `until_s`.
     """
 
     def __call__(
         self, function: Callable[..., Answer], *arguments: object, until_s: float = ...
     ) -> Answer:
-        """What the function returns."""
+        """The function's result."""
         ...
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something that was not observed, and why."""
+    """An observation that was not made, and why."""
 
     what: str
     reason: str
@@ -50,7 +50,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Observation:
-    """Each arm of which something was observed; what the time did not allow; what failed."""
+    """The measured arms; observations left out for lack of time; and those that failed."""
 
     arms: list[Measurement]
     left_out: list[LeftOut]
@@ -68,22 +68,22 @@ class _Before:
 def measurements(
     models: Sequence[Model], conditions: Conditions, call: Call
 ) -> tuple[list[Measurement], list[Untimed]]:
-    """Decoding and its memory for each model, and the models that have none: for a study."""
+    """Decoding times and memory of each model, and the models that cannot decode: for a study."""
     before = _before(conditions)
     taken = call(times, "decode", models, conditions, Allowance(conditions.seconds))
     if not isinstance(taken, Times):
-        raise TypeError("Without a bound nothing is too long.")
+        raise TypeError("Without a time limit nothing is too long.")
     memories = {
         ("decode", place): call(memory, "decode", model, conditions)
         for place, model in enumerate(models)
         if isinstance(taken.arms[place], Timed)
     }
-    lacking = [arm for arm in taken.arms if isinstance(arm, Untimed)]
-    return _records(models, conditions, {"decode": taken}, memories, before), lacking
+    untimed = [arm for arm in taken.arms if isinstance(arm, Untimed)]
+    return _records(models, conditions, {"decode": taken}, memories, before), untimed
 
 
 def kinds_of(model: Model) -> tuple[Kind, ...]:
-    """The kinds of work that a model can do, in the order in which they are observed."""
+    """The kinds of work that a model can do, in the order in which they are measured."""
     return KINDS if model.causal else ("forward",)
 
 
@@ -94,24 +94,24 @@ def observed(
     ends_s: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Observation:
-    """All that can be observed until `ends_s` on the clock, which all processes share.
+    """All that can be measured until `ends_s` on `clock`, which all processes share.
 
-    Each kind of work of all arms, then the memory of each; what does not fit is left out.
+    First each kind of work of all arms, then the memory of each arm. The rest is left out.
     """
     before = _before(conditions)
-    asked = _Asked(call, ends_s, clock)
+    calls = _Calls(call, ends_s, clock)
     kinds = kinds_of(models[0])
     taken: dict[Kind, Times] = {}
     for place, kind in enumerate(kinds):
         allowance = Allowance(_rounds_s(taken, len(kinds) - place, ends_s - clock()), ends_s)
-        answer = asked.answer(kind, 0.0, times, kind, models, conditions, allowance)
+        answer = calls.result(kind, 0.0, times, kind, models, conditions, allowance)
         if isinstance(answer, TooLong):
-            asked.left_out.append(LeftOut(kind, _too_long(answer, ends_s - clock())))
+            calls.left_out.append(LeftOut(kind, _too_long(answer, ends_s - clock())))
         elif answer is not None:
             taken[kind] = answer
             for arm in answer.arms:
                 if isinstance(arm, Untimed):
-                    asked.failed.append(LeftOut(f"{kind} of {arm.variant}", arm.reason))
+                    calls.failed.append(LeftOut(f"{kind} of {arm.variant}", arm.reason))
     memories: dict[tuple[str, int], int] = {}
     for kind, each in taken.items():
         for place, arm in enumerate(each.arms):
@@ -119,16 +119,16 @@ def observed(
                 continue
             what = f"memory of {kind}, {models[place].variant}"
             seconds = arm.ready_s + PROCESS_S
-            held = asked.answer(what, seconds, memory, kind, models[place], conditions)
+            held = calls.result(what, seconds, memory, kind, models[place], conditions)
             if held is not None:
                 memories[kind, place] = held
     records = _records(models, conditions, taken, memories, before)
-    return Observation(records, asked.left_out, asked.failed)
+    return Observation(records, calls.left_out, calls.failed)
 
 
 @dataclass
-class _Asked:
-    """Processes asked one after the other until time is up, and what did not come of it."""
+class _Calls:
+    """Calls in processes, one after the other until time is up, and those that failed."""
 
     call: Call
     ends_s: float
@@ -136,10 +136,10 @@ class _Asked:
     left_out: list[LeftOut] = field(default_factory=list)
     failed: list[LeftOut] = field(default_factory=list)
 
-    def answer(
+    def result(
         self, what: str, seconds: float, function: Callable[..., Answer], *arguments: object
     ) -> Answer | None:
-        """What the function returns; None, and a note, where it would not or did not."""
+        """The function's result; None, with a note, if there was no time or it failed."""
         try:
             if self.clock() + seconds < self.ends_s:
                 return self.call(function, *arguments, until_s=self.ends_s + LATE_S)
@@ -152,10 +152,10 @@ class _Asked:
 
 
 def _rounds_s(taken: Mapping[Kind, Times], kinds_left: int, left_s: float) -> float:
-    """How long the rounds of the next kind may go on, so that something is left for the others."""
+    """Seconds for the rounds of the next kind of work, so that time is left for the others."""
     if not taken:
         return left_s * (1 - OTHERS if kinds_left > 1 else 0.5)
-    # Each kind is built again for its memory, and the next one is thought to be as quick.
+    # Each kind is built again to measure memory; the next kinds are assumed to take as long.
     ready_s = [
         sum(arm.ready_s + PROCESS_S for arm in each.arms if isinstance(arm, Timed))
         for each in taken.values()
@@ -166,7 +166,7 @@ def _rounds_s(taken: Mapping[Kind, Times], kinds_left: int, left_s: float) -> fl
 
 def _too_long(answer: TooLong, left_s: float) -> str:
     return (
-        f"Its fewest rounds would take about {answer.seconds:.3g} s and a little to begin; "
+        f"The fewest rounds would take about {answer.seconds:.3g} s plus a start; "
         f"{max(0.0, left_s):.3g} s are left."
     )
 
@@ -231,7 +231,7 @@ def _timing(
 ) -> Timing:
     """One arm's timing; `first` is the arm that it is compared with, None for that arm itself."""
     steps = [step for block in arm.blocks for step in block]
-    samples_s = kept(steps)
+    samples_s = undisturbed_s(steps)
     shown = percentiles(samples_s)
     return Timing(
         samples=len(samples_s),

@@ -1,4 +1,4 @@
-"""What timed samples can carry: percentiles, and a ratio with its interval."""
+"""Statistics of timed samples: percentiles, and a ratio with its interval."""
 
 import math
 import statistics
@@ -10,16 +10,15 @@ import numpy as np
 from qkvbench.results.record import Ratio
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
-# A percentile with fewer samples beyond it is hardly more than the largest sample.
+# With fewer samples beyond it, a percentile is hardly more than the largest sample.
 LEAST_BEYOND = 5
 LEVEL = 0.95
 
 
 class Step(NamedTuple):
-    """One timed step, and whether the system took the processor away from it meanwhile.
+    """One timed step, and whether the system gave the processor to another process meanwhile.
 
-    ``alone_s`` is what it would have taken otherwise: the time for which it had the processor,
-    where that can be told, or else the same.
+    ``alone_s`` is the processor time of an interrupted step if it is known, else `seconds`.
     """
 
     seconds: float
@@ -31,37 +30,37 @@ class Step(NamedTuple):
 Blocks = Sequence[Sequence[Step]]
 
 
-def kept(steps: Sequence[Step]) -> list[float]:
-    """The times of the steps that were not interrupted; where most were, what all took alone.
+def undisturbed_s(steps: Sequence[Step]) -> list[float]:
+    """The times of the steps that were not interrupted; `alone_s` of all steps if most were.
 
-    An interrupted step has its neighbours' time in it. A step longer than a turn at the processor
-    is always interrupted on a busy machine, and there is nothing better.
+    An interrupted step includes time of other processes. On a busy machine, a step longer than a
+    scheduler's time slice is always interrupted, so its processor time is the best estimate.
     """
-    whole = [step.seconds for step in steps if not step.interrupted]
-    return whole if 2 * len(whole) >= len(steps) else [step.alone_s for step in steps]
+    times = [step.seconds for step in steps if not step.interrupted]
+    return times if 2 * len(times) >= len(steps) else [step.alone_s for step in steps]
 
 
 def percentiles(samples_s: Sequence[float]) -> dict[str, float]:
-    """The median, and each higher percentile that at least five samples lie beyond."""
-    carried = [
+    """The median, and each higher percentile with at least five samples beyond it."""
+    supported = [
         p
         for p in PERCENTILES
-        # In tenths of a percent, so that no rounding decides.
+        # In integers: tenths of a percent, so that rounding cannot decide.
         if p == PERCENTILES[0] or len(samples_s) * round(1000 - 10 * p) >= 1000 * LEAST_BEYOND
     ]
-    return {f"p{p:g}": float(np.percentile(samples_s, p)) for p in carried}
+    return {f"p{p:g}": float(np.percentile(samples_s, p)) for p in supported}
 
 
 def ratio(arm: Blocks, first: Blocks, to: str) -> Ratio:
-    """How many times as long the arm takes as the first, over the same blocks of rounds.
+    """The arm's time divided by the first arm's, over the same blocks of rounds.
 
-    Rounds of one block share what lasts longer than a round: where things lie in memory, the
-    clock, the neighbours. So the block is the unit: its value is the log ratio of the medians. The
-    estimate is Hodges' and Lehmann's and the interval Wilcoxon's signed-rank, which asks of the
-    blocks' values only that they are independent and lie symmetrically.
+    Rounds of one block share conditions that last longer than a round: placement in memory, clock
+    rate, other processes. So the block is the unit, and its value is the log ratio of the medians.
+    The estimate is Hodges-Lehmann's, and the interval Wilcoxon's signed-rank interval, which
+    assumes only that the blocks' values are independent and symmetrically distributed.
     """
     logs = [
-        math.log(statistics.median(kept(ours)) / statistics.median(kept(theirs)))
+        math.log(statistics.median(undisturbed_s(ours)) / statistics.median(undisturbed_s(theirs)))
         for ours, theirs in zip(arm, first, strict=True)
     ]
     count = len(logs)
@@ -78,11 +77,11 @@ def ratio(arm: Blocks, first: Blocks, to: str) -> Ratio:
 
 
 def _cut(count: int) -> int | None:
-    """How many of the ordered means an interval of LEVEL leaves out on each side.
+    """The number of ordered means that an interval of LEVEL excludes on each side.
 
-    None where even all of them are not enough: with fewer than six blocks.
+    None if even all of them are not enough: with fewer than six blocks.
     """
-    # How many of the 2^count choices of signs give each sum of positive ranks.
+    # ways[s]: how many of the 2^count choices of signs have s as the sum of positive ranks.
     ways = np.ones(1)
     for rank in range(1, count + 1):
         shifted = np.concatenate([np.zeros(rank), ways])

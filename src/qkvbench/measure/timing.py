@@ -1,4 +1,4 @@
-"""Workloads on the clock: arms interleaved in rounds of one process, memory in one of its own."""
+"""Timing of workloads: arms interleaved in rounds of one process; memory in a process each."""
 
 import gc
 import math
@@ -19,30 +19,30 @@ from qkvbench.model.rng import generator
 
 WARM_UP_STEPS = 3
 WARM_UP_S = 1.0
-# Blocks of rounds; between two of them every arm moves to another place in memory. The fewest
-# rounds, one in each block, still carry an interval.
+# Blocks of rounds; between two blocks every arm's tensors are reallocated. The fewest rounds, one
+# in each block, still give an interval.
 BLOCKS = 16
 LEAST_ROUNDS = 6
-# What the arm before left in the processor's caches is gone after milliseconds of work: a step
-# shorter than this is preceded by one that is not timed.
+# An arm evicts another's data from the processor's caches within milliseconds: a shorter step than
+# this is preceded by one that is not timed.
 SETTLED_S = 0.1
-# Moving may take this share of the time.
+# The share of the time that reallocation may take.
 MOVING = 0.2
-# A longer prompt is first tried at this length, to tell how long it will take.
+# Prompts longer than this are first timed at this length, to estimate their time.
 PILOT = 256
 
 
 def _involuntary_switches() -> int:
-    """How often the processor was taken from this process before it was done with it."""
+    """How often the system has preempted this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 @dataclass(frozen=True)
 class Clocks:
-    """What a step is timed by.
+    """The clocks of a timed step.
 
-    ``own_s`` leaves out other processes' time, where there is a clock that can; ``switches`` grows
-    when one of them gets the processor in between.
+    ``own_s`` excludes the time of other processes, if such a clock exists; ``switches`` counts
+    preemptions of this process.
     """
 
     now_s: Callable[[], float] = time.perf_counter
@@ -52,7 +52,7 @@ class Clocks:
 
 @dataclass(frozen=True)
 class Allowance:
-    """Time to measure in: rounds go on for `rounds_s`, and nothing after `ends_s` on the clock.
+    """A time limit: rounds for `rounds_s`, and nothing after `ends_s` on the clock.
 
     The clock is `time.monotonic`, which all processes of a machine share.
     """
@@ -63,9 +63,9 @@ class Allowance:
 
 @dataclass(frozen=True)
 class Timed:
-    """One arm's steps, one list for each block of rounds.
+    """The steps of one arm, one list for each block of rounds.
 
-    ``ready_s`` is how long it takes to build the arm and to warm it up once more.
+    ``ready_s`` is the time to build and warm up the arm again.
     """
 
     blocks: list[list[Step]]
@@ -85,17 +85,17 @@ class Untimed:
 
 @dataclass(frozen=True)
 class TooLong:
-    """What was not begun, for it would not have ended in time; how long it was thought to take."""
+    """Work that was not started because its estimated `seconds` exceed the time limit."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Times:
-    """All arms of one kind of work, and what went on around them.
+    """The times of all arms in one kind of work, and the conditions around them.
 
-    ``threads`` share one operation and run at a time; ``other_cores`` were busy with other
-    processes, None where the system does not tell.
+    ``threads`` are those of one operation, and the operations at a time; ``other_cores`` were busy
+    with other processes, None if unknown.
     """
 
     arms: list[Timed | Untimed]
@@ -105,7 +105,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Arm:
-    """Work that is built and warm, and how long it takes: to get ready, to move, for a step."""
+    """A workload that is built and warm; the seconds to build it, to move it, and of a step."""
 
     work: Workload
     ready_s: float
@@ -114,20 +114,20 @@ class Arm:
 
     @property
     def turn_s(self) -> float:
-        """What one round of it takes, the untimed step before included."""
+        """Seconds of one round, including an untimed step before it."""
         return self.step_s * (2 if self.step_s < SETTLED_S else 1)
 
 
 class NoTimeError(Exception):
-    """What comes next is thought to end so many seconds after its time."""
+    """The estimated seconds of the next work exceed the time limit."""
 
 
 def times(
     kind: Kind, models: Sequence[Model], conditions: Conditions, allowance: Allowance
 ) -> Times | TooLong:
-    """Time one kind of work with each model, in rounds of one step each, so that drift hits all.
+    """Time one kind of work with each model, in rounds of one step each, so that all share drift.
 
-    A model that cannot be built or warmed up is left out; the others are timed all the same.
+    A model that cannot be built or warmed up is left out.
     """
     backend = find(conditions.backend)
     backend.prepare(conditions.threads)
@@ -136,7 +136,7 @@ def times(
     except NoTimeError as error:
         return TooLong(error.args[0])
     before = activity()
-    # The time on the processor tells what a step takes alone only where one thread does it all.
+    # Processor time equals the undisturbed time of a step only if one thread does all the work.
     simple = conditions.threads == 1 and str(backend.device()) == "cpu"
     clocks = Clocks(own_s=time.process_time if simple else time.perf_counter)
     built = [arm for arm in arms if isinstance(arm, Arm)]
@@ -148,13 +148,13 @@ def times(
 
 
 def memory(kind: Kind, model: Model, conditions: Conditions) -> int:
-    """Bytes that the model, its cache and this work add to a process that has done neither.
+    """Bytes that the model, its cache and this work add to a fresh process.
 
-    Raises RuntimeError where it cannot be done: half a model's memory is no answer.
+    RuntimeError if the model cannot do the work.
     """
     backend = find(conditions.backend)
     backend.prepare(conditions.threads)
-    # The first steps load what a framework loads once, which is more than a small model.
+    # The first steps of a process load libraries, which take more memory than a small model.
     _warm(backend, kind, model, conditions, 1)
     before = reset_peak_memory(backend)
     held = _warm(backend, kind, model, conditions, conditions.context)
@@ -166,14 +166,14 @@ def memory(kind: Kind, model: Model, conditions: Conditions) -> int:
 def interleaved(
     arms: Sequence[Arm], allowance: Allowance, clocks: Clocks
 ) -> list[list[list[Step]]]:
-    """Each arm's steps: a list for each block of rounds, as many for every arm.
+    """The steps of each arm: a list for each block of rounds, of equal length for all arms.
 
-    In each round every arm has its turn, in an order drawn anew. At least LEAST_ROUNDS are made.
+    Each round times every arm once, in a new random order. There are at least LEAST_ROUNDS.
     """
     if not arms:
         return []
     began = clocks.now_s()
-    # The profiler's step comes after the rounds, and is slower than the others.
+    # One slower step under a profiler follows the rounds.
     closing_s = 0.3 + 3 * sum(arm.step_s for arm in arms)
     left_s = allowance.ends_s - time.monotonic() - closing_s
     rounds_s = max(0.0, min(allowance.rounds_s, left_s))
@@ -211,7 +211,7 @@ def _turn(arm: Arm, clocks: Clocks) -> Step:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Collect garbage now, and not in the block."""
+    """Collect garbage before the block, and not during it."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -234,37 +234,37 @@ def _ready(
     conditions: Conditions,
     allowance: Allowance,
 ) -> list[Arm | Untimed]:
-    """The arms, built and warm; NoTimeError as soon as it shows that they would not be in time."""
+    """The arms, built and warm; NoTimeError as soon as they are estimated to exceed the limit."""
     if kind != "decode" and conditions.context > PILOT and allowance.ends_s < math.inf:
-        step_s = _foreseen_s(backend, kind, models[0], conditions)
-        _allow(len(models) * (2 + LEAST_ROUNDS) * step_s, allowance)
+        step_s = _estimated_step_s(backend, kind, models[0], conditions)
+        _check_time(len(models) * (2 + LEAST_ROUNDS) * step_s, allowance)
     arms: list[Arm | Untimed] = []
     for model in models:
         arm = _warm(backend, kind, model, conditions, conditions.context)
-        arms.append(arm if isinstance(arm, Untimed) else _moved(arm))
+        arms.append(arm if isinstance(arm, Untimed) else _move(arm))
         built = [arm for arm in arms if isinstance(arm, Arm)]
         if built:
             slowest = max(built, key=lambda arm: arm.ready_s)
-            lacking = len(models) - len(arms)
-            turns_s = sum(arm.turn_s for arm in built) + lacking * slowest.turn_s
-            _allow(lacking * slowest.ready_s + LEAST_ROUNDS * turns_s, allowance)
+            remaining = len(models) - len(arms)
+            turns_s = sum(arm.turn_s for arm in built) + remaining * slowest.turn_s
+            _check_time(remaining * slowest.ready_s + LEAST_ROUNDS * turns_s, allowance)
     return arms
 
 
-def _moved(arm: Arm) -> Arm:
-    """The arm at another place in memory, and how long that took."""
+def _move(arm: Arm) -> Arm:
+    """The arm with its tensors reallocated, and how long that took."""
     began = time.perf_counter()
     arm.work.move()
     return replace(arm, move_s=time.perf_counter() - began)
 
 
-def _allow(seconds: float, allowance: Allowance) -> None:
+def _check_time(seconds: float, allowance: Allowance) -> None:
     if time.monotonic() + seconds > allowance.ends_s:
         raise NoTimeError(seconds)
 
 
-def _foreseen_s(backend: Backend, kind: Kind, model: Model, conditions: Conditions) -> float:
-    """How long a step will take, from a short one and the multiplications of both."""
+def _estimated_step_s(backend: Backend, kind: Kind, model: Model, conditions: Conditions) -> float:
+    """Estimated seconds of a step, from a short one and the multiply-accumulates of both."""
     pilot = _warm(backend, kind, model, replace(conditions, batch=1), PILOT)
     if isinstance(pilot, Untimed):
         return 0.0
@@ -275,7 +275,7 @@ def _foreseen_s(backend: Backend, kind: Kind, model: Model, conditions: Conditio
 def _warm(
     backend: Backend, kind: Kind, model: Model, conditions: Conditions, context: int
 ) -> Arm | Untimed:
-    """Work that has taken its first steps, or why there is none."""
+    """A workload after its first steps, or the reason why the model has none."""
     began = time.perf_counter()
     try:
         work = backend.workload(
@@ -294,8 +294,8 @@ def _warm(
             work.step()
             steps_s.append(time.perf_counter() - before)
     except Exception as error:
-        # Whatever is wrong with one arm, the others are timed.
+        # An error in one arm must not prevent the timing of the others.
         return Untimed(model.variant, f"{type(error).__name__}: {error}")
     step_s = min(steps_s)
-    # The first steps of a process load what no later arm has to wait for.
+    # The minimum, because the first steps of a process load libraries.
     return Arm(work, built_s + len(steps_s) * step_s, move_s=0.0, step_s=step_s)

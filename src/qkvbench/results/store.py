@@ -58,9 +58,9 @@ class Store:
         self.path = Path(path)
 
     @property
-    def claims(self) -> Path:
-        """Where it is written who carries out which run; no record is there."""
-        return self.path / "claims"
+    def leases(self) -> Path:
+        """The folder of the leases: which process carries out which run. It holds no records."""
+        return self.path / "leases"
 
     @property
     def checkpoints(self) -> Path:

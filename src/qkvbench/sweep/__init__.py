@@ -1,1 +1,1 @@
-"""Studies carried out on engines: what is missing is run, and every result is kept at once."""
+"""Sweeps: run what the store of a study lacks, on an engine, and store every result at once."""

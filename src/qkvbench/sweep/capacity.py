@@ -1,4 +1,4 @@
-"""How many runs this machine has room for, so that none of them is killed for want of memory."""
+"""How many runs fit on this machine at a time, so that none is killed for lack of memory."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,60 +10,60 @@ from qkvbench.cost import parameters, step_memory
 from qkvbench.cost.units import bytes_text
 from qkvbench.experiment import Experiment
 from qkvbench.measure.machine import cores
-from qkvbench.sweep.engines import Place, Room
+from qkvbench.sweep.engines import Capacity, RunContext
 from qkvbench.tasks import Task
 
-# What is left to everything else of what is free now.
+# The share of free memory that runs may use.
 SHARE = 0.9
-# Weights, gradients and two moments, where more of a step is not computed.
-COPIES = 4 * 4
+# Bytes for each parameter if the step's memory cannot be computed: weights, gradients, two moments.
+BYTES_EACH = 4 * 4
 
 
-def here(place: Place) -> Room:
-    """As many as are wanted, or one for each `threads` cores; fewer where memory has no room.
+def local_capacity(context: RunContext) -> Capacity:
+    """As many runs as requested, or one for each `threads` cores; fewer if memory is short.
 
-    An accelerator is used by one run at a time, unless more are wanted.
+    One run at a time uses an accelerator, unless more are requested.
     """
-    alone = str(find(place.backend).device()) != "cpu"
-    jobs = place.wanted or (1 if alone else max(1, cores() // place.threads))
-    if not place.bytes:
-        return Room(jobs)
+    accelerated = str(find(context.backend).device()) != "cpu"
+    jobs = context.jobs or (1 if accelerated else max(1, cores() // context.threads))
+    if not context.run_bytes:
+        return Capacity(jobs)
     free = SHARE * free_bytes()
-    fit = max(1, int(free // place.bytes))
-    if fit >= jobs:
-        return Room(jobs)
-    return Room(
-        fit,
-        f"{_runs(fit)} at a time and not {jobs}: one holds up to {bytes_text(place.bytes)}, "
-        f"and {bytes_text(int(free))} of memory may be used.",
+    fitting = max(1, int(free // context.run_bytes))
+    if fitting >= jobs:
+        return Capacity(jobs)
+    return Capacity(
+        fitting,
+        f"{_runs(fitting)} at a time and not {jobs}: each takes up to "
+        f"{bytes_text(context.run_bytes)}, and {bytes_text(int(free))} of memory may be used.",
     )
 
 
-def held_bytes(experiments: Iterable[Experiment], tasks: dict[str, Task], process: int) -> int:
-    """What the largest process holds: its step, computed, and what it takes anyway."""
-    steps = [_step(each, tasks[each.task]) for each in experiments]
+def run_bytes(experiments: Iterable[Experiment], tasks: dict[str, Task], process: int) -> int:
+    """Memory of the largest run: `process` bytes for a process, and a computed training step."""
+    steps = [_step_bytes(each, tasks[each.task]) for each in experiments]
     return process + max(steps, default=0)
 
 
 def free_bytes() -> int:
-    """Memory that is free on this machine, or within the bound of the container."""
+    """Free memory of this machine, or up to the limit of the container."""
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:
-        bound = (group / "memory.max").read_text(encoding="ascii").strip()
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
         used = (group / "memory.current").read_text(encoding="ascii").strip()
-        return min(free, max(0, int(bound) - int(used)))
+        return min(free, max(0, int(limit) - int(used)))
     except (OSError, ValueError):
-        # No such bound, or none that is a number.
+        # No limit, or "max".
         return free
 
 
-def _step(experiment: Experiment, task: Task) -> int:
+def _step_bytes(experiment: Experiment, task: Task) -> int:
     try:
         return step_memory(experiment, task.tokens).total
     except ValueError:
-        # A model that reads two inputs: of its step at least what is learned is known.
-        return COPIES * parameters(experiment.model).total
+        # The activations of a model with two inputs are not computed; its parameters are.
+        return BYTES_EACH * parameters(experiment.model).total
 
 
 def _runs(count: int) -> str:

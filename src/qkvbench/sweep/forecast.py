@@ -1,4 +1,4 @@
-"""What is left of a study and what it will take, told by records of the same tasks."""
+"""The remaining runs of a study and their time, estimated from records of the same tasks."""
 
 import json
 import statistics
@@ -12,17 +12,17 @@ from qkvbench.cost import step_memory
 from qkvbench.experiment import Experiment
 from qkvbench.results.store import Store
 
-# Where a clone keeps the records of its studies; an installed package has none.
+# Records of studies in a clone; an installed package has none.
 STUDIES = Path(__file__).parents[3] / "studies"
-# A handful of steps tell nothing of many.
+# Shorter runs are no basis for an estimate.
 LEAST_STEPS = 50
 
 
 @dataclass(frozen=True)
 class Known:
-    """What records say of a task: seconds for a step, its share of all else included; their size.
+    """Estimates from records of a task: seconds a step, with its share of scoring; record size.
 
-    ``source`` says which records these are.
+    ``source`` describes the records.
     """
 
     step_s: float
@@ -32,9 +32,9 @@ class Known:
 
 @dataclass(frozen=True)
 class Forecast:
-    """One task of a study. ``run_s`` and ``disk_bytes`` are None where no record tells.
+    """The estimate for one task of a study. ``run_s`` and ``disk_bytes`` are None without records.
 
-    ``step_bytes`` is what a step holds at most, computed; None for models that read two inputs.
+    ``step_bytes`` is the computed memory of a step, None for models with two inputs.
     """
 
     task: str
@@ -47,18 +47,18 @@ class Forecast:
 
     @property
     def left_s(self) -> float | None:
-        """What is left, one run after the other."""
+        """Seconds of the remaining runs, one after the other."""
         return None if self.run_s is None else self.left * self.run_s
 
 
 def forecasts(
     experiments: Sequence[Experiment], missing: Iterable[Experiment], store: Store
 ) -> list[Forecast]:
-    """Each task of the runs, those that come first included, in their order."""
+    """The estimate for each task of the runs and their dependencies, in their order."""
     left = list(missing)
     planned = dict.fromkeys([*experiments, *left])
     names = list(dict.fromkeys(each.task for each in planned))
-    found = _known({tasks.plain(name) for name in names}, store)
+    found = _estimates({tasks.plain(name) for name in names}, store)
     return [
         _forecast(
             name,
@@ -90,15 +90,17 @@ def _step_bytes(runs: Sequence[Experiment], tokens: int) -> int | None:
         return None
 
 
-def _known(wanted: set[str], store: Store) -> Mapping[str, Known]:
-    """Of each task what its own store says, or else what the studies of this clone say."""
-    found = _told(wanted, [store.path], "records in this store")
+def _estimates(wanted: set[str], store: Store) -> Mapping[str, Known]:
+    """Estimates for each task from its own store, or else from the studies of this clone."""
+    found = _from_records(wanted, [store.path], "records in this store")
     if missing := wanted - found.keys():
-        found |= _told(missing, sorted(STUDIES.glob("*")), "studies/, other arms and machines too")
+        found |= _from_records(
+            missing, sorted(STUDIES.glob("*")), "studies/, other arms and machines too"
+        )
     return found
 
 
-def _told(wanted: set[str], folders: Sequence[Path], source: str) -> dict[str, Known]:
+def _from_records(wanted: set[str], folders: Sequence[Path], source: str) -> dict[str, Known]:
     steps: dict[str, list[float]] = {}
     sizes: dict[str, list[int]] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("runs/[!.]*.json"))):
@@ -112,7 +114,7 @@ def _told(wanted: set[str], folders: Sequence[Path], source: str) -> dict[str, K
                     steps.setdefault(task, []).append(value["observed"]["train_s"] / count)
                 sizes.setdefault(task, []).append(len(content))
         except (ValueError, TypeError, KeyError):
-            # Not a record: the report says so.
+            # Not a record; the report warns of it.
             continue
     return {
         task: Known(statistics.median(each), statistics.fmean(sizes[task]), source)

@@ -1,8 +1,9 @@
-"""Who carries out a run: a claim is a file with an owner and a heartbeat, one a run.
+"""Leases: a file for each run under way, with an owner and a heartbeat.
 
-It is created exclusively, so of all that want a run one gets it, on network file systems too. A
-claim whose owner is dead, or whose heartbeat has stood still for long, is taken over by creating
-the next number of it, which again only one can. So nobody ever has to remove another's file.
+A lease file is created exclusively, so only one process gets a run, on network file systems too. If
+the owner is dead, or its heartbeat has not changed for long, another process takes the run over by
+creating the file of the next number, which again only one can. So no process ever has to remove the
+file of another.
 """
 
 import json
@@ -19,27 +20,27 @@ from pathlib import Path
 
 import psutil
 
-# A heartbeat each second; one that stands still for a minute is nobody's any more. The clock is
-# that of who looks on, so the clocks of two machines need not agree.
-BEAT_S = 1.0
-STALE_S = 60.0
+# A heartbeat each second; after a minute without one a lease has expired. The observer's own clock
+# measures that minute, so the clocks of two machines need not agree.
+HEARTBEAT_S = 1.0
+EXPIRY_S = 60.0
 
 
-class LostError(Exception):
-    """Another has taken the run over, because this process's heartbeat stood still."""
+class LeaseLostError(Exception):
+    """Another process took the run over because this process's heartbeat had stopped."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process: the machine it is on, its number there, and when it began."""
+    """A process: its machine, its number there and its start time."""
 
     host: str
     pid: int
     born: float
 
     @property
-    def gone(self) -> bool:
-        """Whether it is of this machine and is no more. Of another machine nobody can say."""
+    def is_dead(self) -> bool:
+        """True if the process ran on this machine and has ended. Unknown elsewhere: False."""
         if self.host != _host():
             return False
         try:
@@ -50,11 +51,11 @@ class Owner:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A run that is somebody's. `number` counts how often it was taken over.
+class Lease:
+    """The right to carry out a run. `number` counts how often the run was taken over.
 
-    ``owner`` is the process that has it now and whose heartbeat it is: first the sweeper that took
-    it, then who carries it out. ``step`` and ``loss`` say how far that has come.
+    ``owner`` is the process that sends the heartbeats: first the sweeper that acquired the lease,
+    then the process that carries out the run. ``step`` and ``loss`` are the run's progress.
     """
 
     run: str
@@ -62,158 +63,174 @@ class Claim:
     token: str
     owner: Owner
     sweeper: Owner
-    beat: int = 0
+    heartbeats: int = 0
     step: int = 0
     loss: float | None = None
 
+    def to_bytes(self) -> bytes:
+        """The content of the lease's file."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def read(cls, path: Path) -> "Lease | None":
+        """The lease in a file; None if there is no file, or it is only just being written."""
+        try:
+            value = json.loads(path.read_bytes())
+            owner, sweeper = Owner(**value.pop("owner")), Owner(**value.pop("sweeper"))
+            return cls(**value, owner=owner, sweeper=sweeper)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
 
 @dataclass
-class Claims:
-    """The claims on the runs of one store."""
+class Leases:
+    """The leases on the runs of one store."""
 
     folder: Path
-    stale_s: float = STALE_S
-    # What was seen of a claim, and since when it has been so.
-    seen: dict[Path, tuple[bytes, float]] = field(default_factory=dict)
+    expiry_s: float = EXPIRY_S
+    # The last content of each file, and the time at which it was first observed.
+    observed: dict[Path, tuple[bytes, float]] = field(default_factory=dict)
 
-    def take(self, run: str) -> Claim | None:
-        """The claim on a run that is nobody's; None where it is somebody's."""
+    def acquire(self, run: str) -> Lease | None:
+        """A lease on the run; None if another process holds it."""
         newest = self._newest(run)
-        if newest is not None and not self._stale(newest):
+        if newest is not None and not self._expired(newest):
             return None
-        claim = Claim(
+        lease = Lease(
             run=run,
             number=0 if newest is None else _number(newest) + 1,
             token=secrets.token_hex(8),
-            owner=me(),
-            sweeper=me(),
+            owner=this_process(),
+            sweeper=this_process(),
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        place = self._place(claim)
+        path = self._path(lease)
         try:
-            with place.open("xb") as file:
-                file.write(_text(claim))
+            with path.open("xb") as file:
+                file.write(lease.to_bytes())
         except FileExistsError:
             return None
-        # A process that had just begun may have made it its own in between, or ended it.
-        if newest is not None and not self._stale(newest):
-            place.unlink(missing_ok=True)
+        # A process that had just started may have adopted or released the old lease meanwhile.
+        if newest is not None and not self._expired(newest):
+            path.unlink(missing_ok=True)
             return None
-        return claim
+        return lease
 
-    def adopted(self, claim: Claim) -> Claim | None:
-        """The claim in the hands of this process; None where it is no longer this claim's run."""
-        now = self.read(claim)
-        if now is None or now.token != claim.token:
+    def adopt(self, lease: Lease) -> Lease | None:
+        """The lease with this process as its owner; None if the lease is no longer valid."""
+        now = self.current(lease)
+        if now is None or now.token != lease.token:
             return None
-        return self.beaten(replace(claim, owner=me(), beat=now.beat + 1))
+        return self.renew(replace(lease, owner=this_process(), heartbeats=now.heartbeats + 1))
 
-    def beaten(self, claim: Claim) -> Claim | None:
-        """The claim, kept as it says with its next heartbeat; None where another has taken it."""
-        claim = replace(claim, beat=claim.beat + 1)
-        place = self._place(claim)
-        beside = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+    def renew(self, lease: Lease) -> Lease | None:
+        """Write the lease with its next heartbeat; None if another process took the run over."""
+        lease = replace(lease, heartbeats=lease.heartbeats + 1)
+        path = self._path(lease)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            beside.write_bytes(_text(claim))
-            beside.replace(place)
+            temporary.write_bytes(lease.to_bytes())
+            temporary.replace(path)
         except OSError:
-            # A full disk is no reason to end a run; it is told where the record is written.
-            beside.unlink(missing_ok=True)
-        return claim if self._newest(claim.run) == place else None
+            # A full disk is no reason to end a run; writing the record reports it.
+            temporary.unlink(missing_ok=True)
+        return lease if self._newest(lease.run) == path else None
 
-    def read(self, claim: Claim) -> Claim | None:
-        """What the claim's file says now; None where it is gone."""
-        return _read(self._place(claim))
+    def current(self, lease: Lease) -> Lease | None:
+        """The lease as its file is now; None if there is no file."""
+        return Lease.read(self._path(lease))
 
-    def matching(self, claim: Claim) -> bool:
-        """Whether the run is another's by now."""
-        newest = self._newest(claim.run)
-        return newest is not None and newest != self._place(claim)
+    def is_superseded(self, lease: Lease) -> bool:
+        """Whether another process has taken the run over."""
+        newest = self._newest(lease.run)
+        return newest is not None and newest != self._path(lease)
 
-    def release(self, claim: Claim) -> None:
-        """Let go of a run, and of what dead processes left of it."""
-        own = self._place(claim)
-        for place in self._places(claim.run):
-            if _number(place) < claim.number:
-                place.unlink(missing_ok=True)
+    def release(self, lease: Lease) -> None:
+        """Remove the lease, and the earlier leases of the run that dead processes left."""
+        own = self._path(lease)
+        for path in self._paths(lease.run):
+            if _number(path) < lease.number:
+                path.unlink(missing_ok=True)
         with suppress(OSError):
             own.unlink()
 
     def orphans(self) -> int:
-        """How many runs are carried out on this machine for sweepers that are dead."""
-        claims = [claim for place in self.folder.glob("[!.]*") if (claim := _read(place))]
-        mine = [each for each in claims if each.owner.host == _host() and each.sweeper.gone]
-        return sum(not each.owner.gone for each in mine)
+        """The number of runs on this machine whose sweeper is dead and whose owner is not."""
+        leases = [lease for path in self.folder.glob("[!.]*") if (lease := Lease.read(path))]
+        return sum(
+            each.owner.host == _host() and each.sweeper.is_dead and not each.owner.is_dead
+            for each in leases
+        )
 
-    def _stale(self, place: Path) -> bool:
-        """Whether the claim is nobody's any more; not where it is gone."""
+    def _expired(self, path: Path) -> bool:
+        """Whether the lease in this file is no longer valid; False if there is no file."""
         try:
-            content = place.read_bytes()
+            content = path.read_bytes()
         except OSError:
             return False
-        claim = _read(place)
-        if claim is not None and claim.owner.gone:
+        lease = Lease.read(path)
+        if lease is not None and lease.owner.is_dead:
             return True
-        before, since = self.seen.get(place, (None, 0.0))
+        before, since = self.observed.get(path, (None, 0.0))
         if content != before:
-            self.seen[place] = content, time.monotonic()
+            self.observed[path] = content, time.monotonic()
             return False
-        return time.monotonic() - since > self.stale_s
+        return time.monotonic() - since > self.expiry_s
 
     def _newest(self, run: str) -> Path | None:
-        return max(self._places(run), key=_number, default=None)
+        return max(self._paths(run), key=_number, default=None)
 
-    def _places(self, run: str) -> list[Path]:
+    def _paths(self, run: str) -> list[Path]:
         return list(self.folder.glob(f"{run}.[0-9]*"))
 
-    def _place(self, claim: Claim) -> Path:
-        return self.folder / f"{claim.run}.{claim.number}"
+    def _path(self, lease: Lease) -> Path:
+        return self.folder / f"{lease.run}.{lease.number}"
 
 
 @contextmanager
-def beating(claims: Claims, claim: Claim) -> Iterator[Callable[[int, float], None]]:
-    """Keep the claim's heart beating while the block runs; it tells how far the run has come.
+def heartbeat(leases: Leases, lease: Lease) -> Iterator[Callable[[int, float], None]]:
+    """Renew the lease each second while the block runs; yields a function that notes progress.
 
-    Telling raises LostError once another has taken the run over.
+    That function raises LeaseLostError if another process has taken the run over.
     """
-    told: list[tuple[int, float | None]] = [(0, None)]
+    progress: list[tuple[int, float | None]] = [(0, None)]
     over, lost = threading.Event(), threading.Event()
 
-    def beat() -> None:
-        mine: Claim | None = claim
-        while mine is not None and not over.wait(BEAT_S):
-            step, loss = told[0]
-            mine = claims.beaten(replace(mine, step=step, loss=loss))
-        if mine is None:
+    def renew() -> None:
+        held: Lease | None = lease
+        while held is not None and not over.wait(HEARTBEAT_S):
+            step, loss = progress[0]
+            held = leases.renew(replace(held, step=step, loss=loss))
+        if held is None:
             lost.set()
 
-    def tell(step: int, loss: float) -> None:
-        told[0] = step, loss
+    def report(step: int, loss: float) -> None:
+        progress[0] = step, loss
         if lost.is_set():
-            raise LostError(f"Run {claim.run} was taken over by another process.")
+            raise LeaseLostError(f"Another process took over run {lease.run}.")
 
-    thread = threading.Thread(target=beat, daemon=True)
+    thread = threading.Thread(target=renew, daemon=True)
     thread.start()
     try:
-        yield tell
+        yield report
     finally:
         over.set()
         thread.join()
 
 
 @cache
-def me() -> Owner:
-    """This process."""
+def this_process() -> Owner:
+    """This process as an owner."""
     return Owner(_host(), os.getpid(), psutil.Process().create_time())
 
 
-# A forked process is not the one that it was forked from.
-os.register_at_fork(after_in_child=me.cache_clear)
+# A forked process must not use the identity of its parent.
+os.register_at_fork(after_in_child=this_process.cache_clear)
 
 
 @cache
 def _host() -> str:
-    """This machine, this start of it, and this container, where processes have numbers apart."""
+    """This machine since its last boot, and this container, which numbers its own processes."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -222,19 +239,5 @@ def _host() -> str:
     return " ".join(parts)
 
 
-def _number(place: Path) -> int:
-    return int(place.name.rpartition(".")[2])
-
-
-def _text(claim: Claim) -> bytes:
-    return json.dumps(asdict(claim)).encode()
-
-
-def _read(place: Path) -> Claim | None:
-    """The claim of a file; None where there is none, or it is only just being written."""
-    try:
-        value = json.loads(place.read_bytes())
-        owner, sweeper = Owner(**value.pop("owner")), Owner(**value.pop("sweeper"))
-        return Claim(**value, owner=owner, sweeper=sweeper)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+def _number(path: Path) -> int:
+    return int(path.name.rpartition(".")[2])

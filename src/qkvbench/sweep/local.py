@@ -1,4 +1,4 @@
-"""Fresh processes for single calls, forked from a server that has imported the backend once."""
+"""Fresh processes for single calls, forked from a server that imported the backend once."""
 
 import math
 import multiprocessing
@@ -13,17 +13,17 @@ from multiprocessing.context import ForkServerContext
 from typing import Any, Literal, TypeVar, cast
 
 from qkvbench.backends import find, module_of, names
-from qkvbench.sweep.job import Died
+from qkvbench.train.multi_process import ProcessFailure
 
 Answer = TypeVar("Answer")
 
-# So long may a process take to come to a moment that can be kept, when it is asked to end.
+# How long a process may take to save a checkpoint after SIGTERM, before SIGKILL.
 GRACE_S = 10.0
 
 
 @dataclass
 class Child:
-    """A process that is running, and the end of the pipe from which its answer comes."""
+    """A running process, and the connection that receives its answer."""
 
     process: Any
     answers: Any
@@ -31,19 +31,19 @@ class Child:
 
 @dataclass(frozen=True)
 class Returned:
-    """What the function of a process returned."""
+    """The return value of a function that ran in a process."""
 
     value: object
 
 
 class Workers:
-    """Fresh processes for single calls. All of them are gone when the block ends."""
+    """Fresh processes for single calls. All have ended when the block ends."""
 
     def __init__(self, backend: str, *, forked_from: Literal["server", "here"] = "server") -> None:
-        """Processes for work on `backend`; the server that forks them starts with the first.
+        """Processes for work on `backend`; the fork server starts with the first of them.
 
-        Forked from here they need no server, which would have to import the backend once more; for
-        a caller that has done nothing with it yet.
+        Forking from "here" saves the server's import of the backend, and is safe only if the caller
+        has not computed with the backend yet.
         """
         if not find(backend).fork_safe():
             self.context = multiprocessing.get_context("spawn")
@@ -64,29 +64,29 @@ class Workers:
     def call(
         self, function: Callable[..., Answer], *arguments: object, until_s: float = math.inf
     ) -> Answer:
-        """What `function` returns in a process of its own; it has the machine to itself.
+        """The result of `function` in a fresh process, with no other process of these beside it.
 
-        Raises ChildProcessError where it dies, TimeoutError where it has no answer at `until_s` on
-        the clock `time.monotonic` and is ended.
+        Raises ChildProcessError if the process fails, and TimeoutError after killing it at
+        `until_s` on the clock `time.monotonic`.
         """
-        child = self.begin(function, *arguments)
+        child = self.start(function, *arguments)
         while True:
             left_s = until_s - time.monotonic()
             if left_s <= 0:
                 child.process.kill()
                 child.process.join()
                 self.children.remove(child)
-                raise TimeoutError(f"{function.__name__} had no answer in time.")
-            for _, answer in self.ended(min(1.0, left_s)):
-                if isinstance(answer, Died):
+                raise TimeoutError(f"{function.__name__} did not return in time.")
+            for _, answer in self.poll(min(1.0, left_s)):
+                if isinstance(answer, ProcessFailure):
                     raise ChildProcessError(answer.reason)
                 return cast(Answer, answer.value)
 
-    def begin(self, function: Callable[..., object], *arguments: object) -> Child:
-        """A process of its own for this call, which goes on beside the others."""
+    def start(self, function: Callable[..., object], *arguments: object) -> Child:
+        """Start a process for this call and return at once."""
         answers, end = self.context.Pipe(duplex=False)
         process = self.context.Process(
-            target=_called, args=(end, function, *arguments), daemon=True
+            target=_call_and_send, args=(end, function, *arguments), daemon=True
         )
         process.start()
         end.close()
@@ -94,8 +94,8 @@ class Workers:
         self.children.append(child)
         return child
 
-    def ended(self, timeout_s: float) -> Iterator[tuple[Child, Returned | Died]]:
-        """The processes that have ended, and how; it waits so long for the first of them."""
+    def poll(self, timeout_s: float) -> Iterator[tuple[Child, Returned | ProcessFailure]]:
+        """The processes that have ended, and how; waits up to `timeout_s` for the first of them."""
         for connection in wait([child.answers for child in self.children], timeout=timeout_s):
             child = next(one for one in self.children if one.answers is connection)
             try:
@@ -104,12 +104,12 @@ class Workers:
                 answer = None
             child.process.join()
             self.children.remove(child)
-            yield child, answer or _ending(child.process.exitcode)
+            yield child, answer or _failure(child.process.exitcode)
 
     def stop(self) -> None:
-        """End all of them: asked first, so that a run may keep a checkpoint, and then at once.
+        """End all processes: SIGTERM, so that runs can save checkpoints, and later SIGKILL.
 
-        An interrupt on the way ends the patience.
+        An interrupt meanwhile kills them at once.
         """
         try:
             for child in self.children:
@@ -125,7 +125,7 @@ class Workers:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Make SIGTERM end the block as Ctrl-C does, with an exit status of its own."""
+    """Make SIGTERM end the block as Ctrl-C does, but with its own exit status."""
 
     def stop(_number: int, _frame: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
@@ -138,37 +138,41 @@ def stoppable() -> Iterator[None]:
 
 
 def _forkable() -> bool:
-    """Whether this process may be forked: each backend that it has imported must allow that."""
+    """Whether this process may be forked: every imported backend must allow it."""
     return all(find(name).fork_safe() for name in names() if module_of(name) in sys.modules)
 
 
 def _fork_server(backend: str) -> ForkServerContext:
-    """Processes forked from a server that has imported the backend: a second saved for each."""
+    """Processes forked from a server that imported the backend: saves each a second."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, module_of(backend)])
     return context
 
 
-def _called(answers: Connection, function: Callable[..., object], *arguments: object) -> None:
-    """In a child: call the function, send what it returns or what went wrong."""
-    # The parent decides what Ctrl-C means; it reaches the whole group.
+def _call_and_send(
+    answers: Connection, function: Callable[..., object], *arguments: object
+) -> None:
+    """In the child process: call the function, send its result or its error."""
+    # Ctrl-C reaches the whole process group; the parent decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        answer: Returned | Died = Returned(function(*arguments))
+        answer: Returned | ProcessFailure = Returned(function(*arguments))
     except Exception as error:
-        # Nothing may be lost with the process: whatever went wrong is told.
-        answer = Died("failed", f"{type(error).__name__}: {error}")
-    # Who asked may be dead by now.
+        # Report any error: it would be lost with the process.
+        answer = ProcessFailure("failed", f"{type(error).__name__}: {error}")
+    # The parent may be dead by now.
     with suppress(OSError):
         answers.send(answer)
 
 
-def _ending(code: int | None) -> Died:
-    """How a process that gave no answer came to its end."""
+def _failure(code: int | None) -> ProcessFailure:
+    """How a process ended that sent no answer."""
     if code == 128 + signal.SIGTERM:
-        return Died("interrupted", "It was asked to end by SIGTERM, and kept a checkpoint.")
+        return ProcessFailure(
+            "interrupted", "SIGTERM ended the process, after it saved a checkpoint."
+        )
     if code is None or code >= 0:
-        return Died("failed", f"The process ended with exit status {code} and no answer.")
+        return ProcessFailure("failed", f"The process ended with exit status {code} and no answer.")
     name = signal.Signals(-code).name
     likely = " The system does this when memory runs out." if name == "SIGKILL" else ""
-    return Died("killed", f"The process was ended by {name}.{likely}")
+    return ProcessFailure("killed", f"The process was ended by {name}.{likely}")

@@ -1,9 +1,8 @@
-"""A study carried out: what is missing is run and measured, and each result is kept at once."""
+"""A study: runs and measures what its store lacks, and stores each result at once."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Protocol, runtime_checkable
 
 import psutil
@@ -18,36 +17,37 @@ from qkvbench.model import Model
 from qkvbench.recipes import Study
 from qkvbench.results.record import Record, StudyInfo
 from qkvbench.results.store import Store
-from qkvbench.sweep.capacity import held_bytes
-from qkvbench.sweep.engines import Chosen, Place
-from qkvbench.sweep.job import Died, Work
-from qkvbench.sweep.leases import Claims, beating
+from qkvbench.sweep.capacity import run_bytes
+from qkvbench.sweep.engines import EngineChoice, RunContext
+from qkvbench.sweep.leases import Leases, heartbeat
 from qkvbench.sweep.local import Workers
-from qkvbench.sweep.sweeper import Sweeper
+from qkvbench.sweep.sweeper import Mark, Sweeper
 from qkvbench.tasks import Task
 from qkvbench.train.checkpoint import Checkpoints
-from qkvbench.train.run import no_start, now, record
-from qkvbench.train.trained import Trained
+from qkvbench.train.dependencies import failed_dependency, in_order, phases
+from qkvbench.train.multi_process import ProcessFailure
+from qkvbench.train.run import now, record
+from qkvbench.train.run_state import RunState
 
 
 @runtime_checkable
 class Progress(Protocol):
-    """Who is told how a study goes on."""
+    """The events of a study, for a person to follow."""
 
     def planned(self, missing: int, total: int) -> None:
-        """So many of all runs are to be done."""
+        """So many of all runs are missing."""
         ...
 
     def bounded(self, why: str) -> None:
-        """Fewer runs are under way at a time than was asked for."""
+        """Fewer runs than requested fit at a time."""
         ...
 
     def preparing(self, task: str) -> None:
-        """The data of a task are read, and fetched first where they are not here yet."""
+        """The data of a task are being read, and fetched first if necessary."""
         ...
 
     def lacking(self, task: str, reason: str) -> None:
-        """The data of a task cannot be had."""
+        """The data of a task are not available."""
         ...
 
     def stepped(self, run: Experiment, step: int, loss: float) -> None:
@@ -55,7 +55,7 @@ class Progress(Protocol):
         ...
 
     def ended(self, record: Record) -> None:
-        """A run has ended, one way or another."""
+        """A run has ended, done or not."""
         ...
 
     def measuring(self, arms: int) -> None:
@@ -63,11 +63,11 @@ class Progress(Protocol):
         ...
 
     def unmeasured(self, reason: str) -> None:
-        """The arms could not be timed; what was learned stands all the same."""
+        """The arms could not be timed; the runs are not affected."""
         ...
 
 
-def carry_out(
+def run_study(
     study: Study,
     store: Store,
     *,
@@ -75,14 +75,15 @@ def carry_out(
     jobs: int | None,
     fail_fast: bool,
     progress: Progress,
-    engine: Chosen | None = None,
+    engine: EngineChoice | None = None,
 ) -> None:
-    """Run and measure what the store lacks. The same call again goes on where it stopped.
+    """Run and measure what the store lacks. The same call again resumes.
 
-    So does a call with another engine, or beside this one: the store alone says what is done. On
-    this machine every core is used without a number of `jobs`, or an accelerator by one run.
+    Several calls may share a store, with different engines, too: the store alone decides what is
+    missing. Without a number of `jobs`, runs on this machine use every core, or one run an
+    accelerator.
 
-    On an interrupt the runs under way are noted as such, and the interrupt goes on.
+    An interrupt is raised again after the runs in progress are recorded as interrupted.
     """
     experiments = study.experiments()
     models = models_to_measure(study)
@@ -91,28 +92,27 @@ def carry_out(
     checkpoints = Checkpoints(store.checkpoints)
     if checkpoints.root.exists():
         for done in set(experiments).difference(missing):
-            # Who wrote its record may have been killed before it could remove them.
+            # The process that wrote its record may have been killed before it removed them.
             checkpoints.remove(done)
-    # Looked at once: own data may be changed or gone before the study ends.
-    known = {each.task: tasks.find(each.task) for each in [*experiments, *missing]}
+    # Read once: a person's own data may be changed or removed before the study ends.
+    found = {each.task: tasks.find(each.task) for each in [*experiments, *missing]}
     marks = {each: store.mark(each) for each in missing}
-    planned = dict.fromkeys([*experiments, *missing])
-    progress.planned(len(missing), len(planned))
+    progress.planned(len(missing), len(dict.fromkeys([*experiments, *missing])))
     with Workers(study.backend) as workers:
-        data = _prepared(missing, workers, progress)
-        ready = [each for each in missing if each.task not in data.lacking]
-        place = Place(
+        data = _prepare_data(missing, workers, progress)
+        ready = [each for each in missing if each.task not in data.missing]
+        context = RunContext(
             study.backend,
             study.threads * study.devices,
             store.path.absolute(),
             jobs,
-            held_bytes(ready, known, data.process_bytes),
+            run_bytes(ready, found, data.process_bytes),
         )
-        how = _Swept(store, known, place, engine or Chosen(), progress)
-        with closing(_records(missing, marks, data, how)) as records:
-            for ended in records:
-                progress.ended(ended)
-                if fail_fast and ended.status != "done":
+        sweep = _Sweep(store, found, data, context, engine or EngineChoice(), progress)
+        with closing(_records(missing, marks, sweep)) as records:
+            for record in records:
+                progress.ended(record)
+                if fail_fast and record.status != "done":
                     return
         _measure(study, models, store, workers, progress)
 
@@ -120,141 +120,115 @@ def carry_out(
 def _measure(
     study: Study, models: Sequence[Model], store: Store, workers: Workers, progress: Progress
 ) -> None:
-    """Time the arms, where the store lacks one: only what ran interleaved compares."""
+    """Time all arms if the store lacks one: only arms that ran interleaved can be compared."""
     conditions = conditions_of(study, models)
-    kept = {measured.id for measured in store.measurements().good}
-    if all(identity(model, conditions) in kept for model in models):
+    stored = {measured.id for measured in store.measurements().good}
+    if all(identity(model, conditions) in stored for model in models):
         return
-    claims = Claims(store.claims)
-    claim = claims.take(identity(models[0], conditions))
-    if claim is None:
-        # Another sweeper is at it.
+    leases = Leases(store.leases)
+    lease = leases.acquire(identity(models[0], conditions))
+    if lease is None:
+        # Another sweeper is timing them.
         return
     progress.measuring(len(models))
     try:
-        with beating(claims, claim):
-            measured, lacking = measurements(models, conditions, workers.call)
+        with heartbeat(leases, lease):
+            measured, untimed = measurements(models, conditions, workers.call)
     except ChildProcessError as error:
         progress.unmeasured(str(error))
         return
     finally:
-        claims.release(claim)
+        leases.release(lease)
     for measurement in measured:
         store.write_measurement(measurement)
-    for arm in lacking:
+    for arm in untimed:
         progress.unmeasured(f"{arm.variant}: {arm.reason}")
 
 
 def to_run(experiments: Sequence[Experiment], store: Store) -> list[Experiment]:
-    """What is missing, in the order in which it is run: what others need comes first, once.
+    """The missing experiments and their dependencies, in the order in which they run.
 
-    It is asked for by what is missing alone, and takes no time where its weights are kept.
+    A dependency whose final weights are cached takes no time.
     """
-    missing = [each for each in experiments if store.done(each) is None]
-    needed = [first for each in missing for first in each.needed]
-    needed.sort(key=lambda first: len(first.needed))
-    return list(dict.fromkeys([*needed, *missing]))
+    return in_order(each for each in experiments if store.done(each) is None)
 
 
 @dataclass(frozen=True)
 class _Data:
-    """Why the data of a task cannot be had, and what a process holds that has read any of them."""
+    """Why the data of a task are `missing`; memory of a process that has read the largest."""
 
-    lacking: Mapping[str, str]
+    missing: Mapping[str, str]
     process_bytes: int
 
 
-def _prepared(missing: Sequence[Experiment], workers: Workers, progress: Progress) -> _Data:
-    """Fetch and prepare the data of each task once, before many processes ask for them."""
+def _prepare_data(missing: Sequence[Experiment], workers: Workers, progress: Progress) -> _Data:
+    """Fetch and prepare the data of each task once, before many processes need them."""
     reasons: dict[str, str | None] = {}
     largest = 0
     for name in dict.fromkeys(each.task for each in missing):
         plain = tasks.plain(name)
         if plain not in reasons:
             progress.preparing(plain)
-            reasons[plain], held = workers.call(unavailable, plain)
+            reasons[plain], held = workers.call(data_error, plain)
             largest = max(largest, held)
             if (reason := reasons[plain]) is not None:
                 progress.lacking(plain, reason)
-    lacking = {each.task: reason for each in missing if (reason := reasons[tasks.plain(each.task)])}
-    return _Data(lacking, largest)
+    failed = {each.task: reason for each in missing if (reason := reasons[tasks.plain(each.task)])}
+    return _Data(failed, largest)
 
 
 @dataclass(frozen=True)
-class _Swept:
-    """With what a study's runs are carried out."""
+class _Sweep:
+    """The store, tasks and engine of a study's runs."""
 
     store: Store
-    known: Mapping[str, Task]
-    place: Place
-    engine: Chosen
+    tasks: Mapping[str, Task]
+    data: _Data
+    context: RunContext
+    engine: EngineChoice
     progress: Progress
 
-    def lost(self, experiment: Experiment, how: Died) -> Record:
-        """The record of a run whose process could not write one itself."""
-        return lost(experiment, self.known[experiment.task], how)
+    def failure_record(self, experiment: Experiment, failure: ProcessFailure) -> Record:
+        """The record of a run whose process could not write one."""
+        return failure_record(experiment, self.tasks[experiment.task], failure)
 
 
 def _records(
-    missing: Sequence[Experiment],
-    marks: Mapping[Experiment, tuple[int, int] | None],
-    data: _Data,
-    how: _Swept,
+    missing: Sequence[Experiment], marks: Mapping[Experiment, Mark], sweep: _Sweep
 ) -> Generator[Record, None, None]:
-    """The record of each run. Where its data or its start cannot be had, it never begins."""
+    """The record of each run. A run never starts if its data or a dependency is missing."""
     ended: dict[Experiment, Record] = {}
     if not missing:
         return
-    with how.engine.open(how.place) as engine:
-        room = engine.room()
-        if room.why is not None:
-            how.progress.bounded(room.why)
+    with sweep.engine.open(sweep.context) as engine:
+        capacity = engine.capacity()
+        if capacity.why is not None:
+            sweep.progress.bounded(capacity.why)
         sweeper = Sweeper(
-            how.store,
+            sweep.store,
             engine,
-            room.jobs,
-            stepped=how.progress.stepped,
-            lost=how.lost,
+            capacity.jobs,
+            stepped=sweep.progress.stepped,
+            failure_record=sweep.failure_record,
         )
-        with _interrupts_noted(sweeper):
-            for work, phase in _phases(missing):
+        with _stopped_if_interrupted(sweeper):
+            for phase in phases(missing):
                 ready: list[Experiment] = []
-                for each in phase:
-                    reason = data.lacking.get(each.task) or _without_start(each, ended)
+                for each in phase.experiments:
+                    reason = sweep.data.missing.get(each.task) or failed_dependency(each, ended)
                     if reason is None:
                         ready.append(each)
                         continue
-                    ended[each] = how.lost(each, Died("failed", reason))
-                    how.store.write_run(ended[each])
+                    ended[each] = sweep.failure_record(each, ProcessFailure("failed", reason))
+                    sweep.store.write_run(ended[each])
                     yield ended[each]
-                for each, kept in sweeper.swept(work, ready, marks):
-                    ended[each] = kept
-                    yield kept
+                for each, record in sweeper.run_all(phase._replace(experiments=ready), marks):
+                    ended[each] = record
+                    yield record
 
 
-def _phases(missing: Sequence[Experiment]) -> Iterator[tuple[Work, list[Experiment]]]:
-    """What can run at the same time, in order: runs whose weights are kept for others, the rest."""
-    needed = {first for each in missing for first in each.needed}
-    kept = [each for each in missing if each in needed]
-    for _, alike in groupby(kept, key=lambda each: len(each.needed)):
-        yield "keep", list(alike)
-    yield "run", [each for each in missing if each not in needed]
-
-
-def _without_start(experiment: Experiment, ended: Mapping[Experiment, Record]) -> str | None:
-    """Why an experiment cannot begin that needs one that did not come to its end; None: it can."""
-    for first in experiment.first:
-        how = ended.get(first)
-        if how is not None and how.status != "done":
-            return no_start(first, how.status, how.reason)
-    return None
-
-
-def unavailable(task: str) -> tuple[str | None, int]:
-    """Why the data of a task cannot be had, None where they are here by now; bytes of this process.
-
-    The bytes are what it holds of its own once it has read the data.
-    """
+def data_error(task: str) -> tuple[str | None, int]:
+    """Why a task's data are not available, or None; and this process's memory with them loaded."""
     try:
         data = tasks.find(task).load()
     except (DataRefusedError, DataUnavailableError) as error:
@@ -265,7 +239,7 @@ def unavailable(task: str) -> tuple[str | None, int]:
 
 
 def info(study: Study, command: str) -> StudyInfo:
-    """What the store is made for."""
+    """The description of a study that its store keeps."""
     experiments = study.experiments()
     models = models_to_measure(study)
     return StudyInfo(
@@ -285,10 +259,7 @@ def info(study: Study, command: str) -> StudyInfo:
 
 
 def _benchmarks(study: Study) -> dict[str, str]:
-    """What each task is part of: what stands in packages is never the whole of that benchmark.
-
-    What a person brings is part of nothing.
-    """
+    """The benchmark and tier of each task; a person's own tasks are part of none."""
     found = {name: tasks.find(name) for name in study.seeds}
     return {
         name: f"{task.benchmark} ({task.tier})"
@@ -298,7 +269,7 @@ def _benchmarks(study: Study) -> dict[str, str]:
 
 
 def models_to_measure(study: Study) -> list[Model]:
-    """One decoder for each variant, of the task whose costs stand for the study's."""
+    """One decoder for each variant, of the study's cost task; none without one."""
     if study.cost_task is None:
         return []
     base, tokens = study.model_of(study.cost_task), tasks.find(study.cost_task).tokens
@@ -306,7 +277,7 @@ def models_to_measure(study: Study) -> list[Model]:
 
 
 def conditions_of(study: Study, models: Sequence[Model]) -> Conditions:
-    """How the study's decoders are measured: at the usual context, or the longest they can read."""
+    """The measuring conditions: the default context, or the longest that all decoders can read."""
     usual = Conditions(backend=study.backend, precision=study.precision, threads=study.threads)
     if study.smoke:
         usual = replace(usual, context=256, seconds=0.0)
@@ -314,15 +285,16 @@ def conditions_of(study: Study, models: Sequence[Model]) -> Conditions:
     return replace(usual, context=min([usual.context, *bounds]))
 
 
-def lost(experiment: Experiment, task: Task, how: Died) -> Record:
-    """The record of a run whose process could not write one itself."""
-    return record(experiment, task, "unknown", now(), how.status, how.reason, Trained())
+def failure_record(experiment: Experiment, task: Task, failure: ProcessFailure) -> Record:
+    """The record of a run whose process could not write one."""
+    state = RunState(started=now())
+    return record(experiment, task, "unknown", state, failure.status, failure.reason)
 
 
 @contextmanager
-def _interrupts_noted(sweeper: Sweeper) -> Iterator[None]:
+def _stopped_if_interrupted(sweeper: Sweeper) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        sweeper.interrupted()
+        sweeper.stop()
         raise

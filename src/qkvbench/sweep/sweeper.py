@@ -1,41 +1,43 @@
-"""A window of runs under way on an engine: claimed, carried out, tried again where a process died.
+"""The sweeper: keeps a window of leased runs busy on an engine, and retries killed processes.
 
-The store is the only truth. A run's record is read from there when its process has ended, whoever
-wrote it: several sweepers share the runs of one store, and none is carried out twice.
+The store is the only truth. When a process has ended, the run's record is read from the store,
+whoever wrote it: several sweepers can share the runs of one store, and none is run twice.
 """
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
 from qkvbench.results.store import Store
 from qkvbench.sweep.engines import Engine
-from qkvbench.sweep.job import Died, Job, Work
-from qkvbench.sweep.leases import BEAT_S, Claim, Claims, me
+from qkvbench.sweep.job import Job
+from qkvbench.sweep.leases import HEARTBEAT_S, Lease, Leases, this_process
+from qkvbench.train.dependencies import Phase
+from qkvbench.train.multi_process import ProcessFailure
 
-# A process that was killed may have been in another's way; one that always is will always be.
+# A killed process may have competed with another for memory; after so many attempts it is at fault.
 TRIES = 3
-# How often somebody else's runs are looked at while there is nothing of one's own to wait for.
-LOOK_S = 0.5
+# How long to wait for the end of a run, or between two looks at runs that others have leased.
+POLL_S = 0.5
 
 Mark = tuple[int, int] | None
 
 
 @dataclass
 class _Running:
-    """A run under way, what its record's mark was before, and how far it was heard to be."""
+    """A run in progress, the mark of its record before it, and its last known progress."""
 
     job: Job
     before: Mark
-    beaten_s: float
+    checked_s: float
     step: int = 0
 
 
 class Sweeper:
-    """Carries out the runs of a store on an engine, so many at a time."""
+    """Carries out the runs of a store on an engine, up to `jobs` at a time."""
 
     def __init__(
         self,
@@ -44,133 +46,127 @@ class Sweeper:
         jobs: int,
         *,
         stepped: Callable[[Experiment, int, float], None],
-        lost: Callable[[Experiment, Died], Record],
+        failure_record: Callable[[Experiment, ProcessFailure], Record],
     ) -> None:
-        """`lost` is the record of a run whose process could not write one."""
+        """`failure_record` is the record of a run whose process could not write one."""
         self.store, self.engine, self.jobs = store, engine, jobs
-        self.stepped, self.lost = stepped, lost
-        self.claims = Claims(store.claims)
+        self.stepped, self.failure_record = stepped, failure_record
+        self.leases = Leases(store.leases)
         self.running: dict[str, _Running] = {}
         self.tries: Counter[str] = Counter()
 
-    def swept(
-        self, work: Work, experiments: Sequence[Experiment], before: Mapping[Experiment, Mark]
+    def run_all(
+        self, phase: Phase, before: Mapping[Experiment, Mark]
     ) -> Iterator[tuple[Experiment, Record]]:
-        """The record of each run as it ends, here or in the hands of another sweeper.
+        """The record of each run as it ends, here or in another sweeper.
 
-        What has another mark than `before` was written since the study was planned, and stands.
+        A record whose mark differs from `before` was written since the study was planned, and
+        counts.
         """
-        waiting = deque(experiments)
+        waiting = deque(phase.experiments)
         while waiting or self.running:
-            begun, known = self._chosen(work, waiting, before)
-            yield from known
-            if begun:
-                self.engine.start(begun)
+            jobs, records = self._acquire(phase, waiting, before)
+            yield from records
+            if jobs:
+                self.engine.start(jobs)
             if not self.running:
-                # All that is left is in the hands of others.
-                time.sleep(LOOK_S if waiting else 0)
+                # Other sweepers have leased all remaining runs.
+                time.sleep(POLL_S if waiting else 0)
                 continue
-            for job, died in self.engine.ended(LOOK_S):
-                experiment = job.experiment
-                record = self._ended(self.running.pop(experiment.id), died)
+            for job, failure in self.engine.poll(POLL_S):
+                record = self._finish(self.running.pop(job.experiment.id), failure)
                 if record is None:
-                    waiting.append(experiment)
+                    waiting.append(job.experiment)
                 else:
-                    yield experiment, record
-            self._listen()
+                    yield job.experiment, record
+            self._check_leases()
 
-    def interrupted(self) -> None:
-        """End what is under way, and note it as such unless it came to its end by itself."""
+    def stop(self) -> None:
+        """End all runs in progress, and record those as interrupted that left no record."""
         try:
             self.engine.stop()
         finally:
             for running in self.running.values():
                 job = running.job
-                if self.store.mark(job.experiment) == running.before and self._mine(job.claim):
-                    how = Died("interrupted", "The study was interrupted.")
-                    self.store.write_run(self.lost(job.experiment, how))
-                self.claims.release(job.claim)
+                unchanged = self.store.mark(job.experiment) == running.before
+                if unchanged and self._take_back(job.lease):
+                    failure = ProcessFailure("interrupted", "The study was interrupted.")
+                    self.store.write_run(self.failure_record(job.experiment, failure))
+                self.leases.release(job.lease)
             self.running.clear()
 
-    def _chosen(
-        self, work: Work, waiting: deque[Experiment], before: Mapping[Experiment, Mark]
+    def _acquire(
+        self, phase: Phase, waiting: deque[Experiment], before: Mapping[Experiment, Mark]
     ) -> tuple[list[Job], list[tuple[Experiment, Record]]]:
-        """What of the waiting is ours from now on, and what another has ended meanwhile."""
-        begun: list[Job] = []
-        known: list[tuple[Experiment, Record]] = []
-        # What a dead sweeper has left under way here takes room, too.
-        room = self.jobs - self.claims.orphans() - len(self.running)
+        """Lease as many waiting runs as fit; and the records that others wrote meanwhile."""
+        jobs: list[Job] = []
+        records: list[tuple[Experiment, Record]] = []
+        # Runs of a dead sweeper that are still in progress on this machine count, too.
+        free = self.jobs - self.leases.orphans() - len(self.running)
         for _ in range(len(waiting)):
-            if len(begun) >= room:
+            if len(jobs) >= free:
                 break
             experiment = waiting.popleft()
-            match self._begun(work, experiment, before[experiment]):
-                case Record() as record:
-                    known.append((experiment, record))
-                case Job() as job:
-                    begun.append(job)
-                    self.running[experiment.id] = _Running(
-                        job, before[experiment], time.monotonic()
-                    )
-                case None:
-                    waiting.append(experiment)
-        return begun, known
-
-    def _begun(self, work: Work, experiment: Experiment, before: Mark) -> Job | Record | None:
-        """The job that is now ours; the record where it is done by now; None: another has it."""
-        claim = self.claims.take(experiment.id)
-        if claim is None:
-            return None
-        if self.store.mark(experiment) != before:
-            record = self.store.run(experiment)
+            lease = self.leases.acquire(experiment.id)
+            if lease is None:
+                waiting.append(experiment)
+                continue
+            record = self._new_record(experiment, before[experiment])
             if record is not None:
-                self.claims.release(claim)
-                return record
-        return Job(experiment, work, self.store.path.absolute(), claim)
+                self.leases.release(lease)
+                records.append((experiment, record))
+                continue
+            job = Job(experiment, self.store.path.absolute(), lease, phase.saves_weights)
+            jobs.append(job)
+            self.running[experiment.id] = _Running(job, before[experiment], time.monotonic())
+        return jobs, records
 
-    def _ended(self, running: _Running, died: Died | None) -> Record | None:
-        """The record of a job whose process has ended; None where the run is to be tried again."""
-        job = running.job
-        experiment, claim = job.experiment, job.claim
-        record = self.store.run(experiment)
-        if self.store.mark(experiment) != running.before and record is not None:
-            self.claims.release(claim)
+    def _new_record(self, experiment: Experiment, before: Mark) -> Record | None:
+        """The record that was written since its mark was `before`; None if there is none."""
+        return None if self.store.mark(experiment) == before else self.store.run(experiment)
+
+    def _finish(self, running: _Running, failure: ProcessFailure | None) -> Record | None:
+        """The record of a job whose process has ended; None if the run must be tried again."""
+        experiment, lease = running.job.experiment, running.job.lease
+        record = self._new_record(experiment, running.before)
+        if record is not None:
+            self.leases.release(lease)
             return record
-        if self.claims.matching(claim):
+        if self.leases.is_superseded(lease):
             return None
-        if died is None:
-            died = Died("failed", "The process ended without a record.")
+        if failure is None:
+            failure = ProcessFailure("failed", "The process ended without a record.")
         self.tries[experiment.id] += 1
         tries = self.tries[experiment.id]
-        if died.status in ("killed", "interrupted") and tries < TRIES:
-            self.claims.release(claim)
+        if failure.status in ("killed", "interrupted") and tries < TRIES:
+            self.leases.release(lease)
             return None
         if tries > 1:
-            died = Died("killed", f"{died.reason} It was tried {tries} times.")
-        record = self.lost(experiment, died)
+            failure = ProcessFailure("killed", f"{failure.reason} It was tried {tries} times.")
+        record = self.failure_record(experiment, failure)
         self.store.write_run(record)
-        self.claims.release(claim)
+        self.leases.release(lease)
         return record
 
-    def _listen(self) -> None:
-        """Hear how far runs are; keep the claims of those that still wait in a queue."""
+    def _check_leases(self) -> None:
+        """Report the progress of runs, and renew the leases of those still in a queue."""
         now_s = time.monotonic()
         for running in self.running.values():
-            if now_s - running.beaten_s < BEAT_S:
+            if now_s - running.checked_s < HEARTBEAT_S:
                 continue
-            running.beaten_s = now_s
-            claim = self.claims.read(running.job.claim)
-            if claim is None or claim.token != running.job.claim.token:
+            running.checked_s = now_s
+            lease = self.leases.current(running.job.lease)
+            if lease is None or lease.token != running.job.lease.token:
                 continue
-            if claim.owner == me():
-                self.claims.beaten(claim)
-            elif claim.step > running.step and claim.loss is not None:
-                running.step = claim.step
-                self.stepped(running.job.experiment, claim.step, claim.loss)
+            if lease.owner == this_process():
+                self.leases.renew(lease)
+            elif lease.step > running.step and lease.loss is not None:
+                running.step = lease.step
+                self.stepped(running.job.experiment, lease.step, lease.loss)
 
-    def _mine(self, claim: Claim) -> bool:
-        """Whether the run is still this claim's; it is then held by this process again."""
-        now = self.claims.read(claim)
-        if now is None or now.token != claim.token:
+    def _take_back(self, lease: Lease) -> bool:
+        """Make this process the owner again; False if another process took the run over."""
+        now = self.leases.current(lease)
+        if now is None or now.token != lease.token:
             return False
-        return self.claims.beaten(replace(now, owner=me())) is not None
+        return self.leases.renew(replace(now, owner=this_process())) is not None

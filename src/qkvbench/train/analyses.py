@@ -1,4 +1,4 @@
-"""Looks into the layers of a model that is learning: a few, on one batch, as numbers only."""
+"""Snapshots: measures of every attention layer during training, a few times, on one batch."""
 
 import math
 
@@ -12,23 +12,23 @@ from qkvbench.experiment import Training
 from qkvbench.results.record import Snapshot
 from qkvbench.tasks import Data, Task
 
-# Besides the one before the first step, and positions that are looked at. So few that a run of
-# the small tasks spends about a hundredth of its time here.
+# Snapshots after the one before the first step, and positions of the batch. Small enough that a run
+# of the small tasks spends about a hundredth of its time here.
 SNAPSHOTS = 4
 POSITIONS = 256
-# What a record says of a measure; more would be noise of the sums.
+# Significant digits of a measure in a record; more would be rounding noise.
 DIGITS = 6
 
 
-def analysed_steps(training: Training) -> frozenset[int]:
-    """The steps after which the layers are looked into: evenly spread, and the last."""
+def snapshot_steps(training: Training) -> frozenset[int]:
+    """The steps after which snapshots are taken: evenly spaced, and the last."""
     return frozenset(round(training.steps * (n + 1) / SNAPSHOTS) for n in range(SNAPSHOTS))
 
 
-def analysed_batch(task: Task, data: Data) -> Batch:
+def batch_of_snapshots(task: Task, data: Data) -> Batch:
     """The first items of the validation split: the same for every arm, seed and step.
 
-    Of a long item its beginning: what is looked at holds all scores, so it must not be long.
+    Long items are truncated, because a snapshot needs the whole matrix of attention weights.
     """
     items = max(1, POSITIONS // task.tokens)
     whole = data.validation.batch(np.arange(min(items, len(data.validation))))
@@ -37,8 +37,8 @@ def analysed_batch(task: Task, data: Data) -> Batch:
 
 
 def snapshot(step: int, learner: Learner, batch: Batch) -> Snapshot:
-    """Every measure of every layer after `step`; None where one does not apply."""
-    # The matrices are small: more threads take longer, and give other bits on another machine.
+    """Every measure of every layer after `step`; None if it does not apply or is not finite."""
+    # More threads are slower on small matrices, and give other bits on another machine.
     with threadpool_limits(limits=1, user_api="blas"):
         layers = learner.inspect(batch)
         found = [measured(layer) for layer in layers]
@@ -46,9 +46,9 @@ def snapshot(step: int, learner: Learner, batch: Batch) -> Snapshot:
     return Snapshot(
         step=step,
         layers=[layer.name for layer in layers],
-        measures={name: [_told(each[name]) for each in found] for name in names},
+        measures={name: [_rounded(each[name]) for each in found] for name in names},
     )
 
 
-def _told(value: float) -> float | None:
+def _rounded(value: float) -> float | None:
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

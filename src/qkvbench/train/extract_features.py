@@ -1,6 +1,5 @@
-"""Inputs as the network of another experiment sees them, which has ended and learns no more."""
+"""Inputs as features of a frozen network that another experiment has trained."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,34 +12,37 @@ from qkvbench.data.cache import alone, identity_of, keep, kept
 from qkvbench.experiment import Experiment
 from qkvbench.model import Vectors
 from qkvbench.tasks import Data, Task
+from qkvbench.train.artifacts import require_weights
 
-# Pictures that a network looks at at a time.
-AT_ONCE = 1024
-
-
-class NotSeenError(Exception):
-    """A task and what its inputs are to be seen through do not fit. The message says why."""
+# Pictures in a batch of the feature extractor.
+BATCH = 1024
 
 
-def checked(task: Task, experiment: Experiment) -> None:
-    """Refuse to go on where a task is seen through a network and none is named, or otherwise."""
+class FeatureExtractorError(Exception):
+    """A task and an experiment's feature extractor do not fit. The message says why."""
+
+
+def check_extractor(task: Task, experiment: Experiment) -> None:
+    """Raise if a task needs a feature extractor and the experiment has none, or vice versa."""
     if task.feature_extractor is not None and experiment.feature_extractor is None:
-        raise NotSeenError(
-            f"{experiment.task} is seen through a network that another experiment has trained; "
-            "give the experiment the task's own: seen_through=task.seen_through."
+        raise FeatureExtractorError(
+            f"{experiment.task} reads features of a network that another experiment has trained; "
+            "give the experiment the task's own: feature_extractor=task.feature_extractor."
         )
     if task.feature_extractor is None and experiment.feature_extractor is not None:
-        raise NotSeenError(
-            f"{experiment.task} is seen as it is; leave out the experiment's seen_through."
+        raise FeatureExtractorError(
+            f"{experiment.task} has no feature extractor; leave out the experiment's "
+            "feature_extractor."
         )
 
 
-def seen(data: Data, through: Experiment, weights: Callable[[], Path]) -> Data:
-    """The data as they are seen with the `weights` that `through` ended with; kept in the cache.
+def with_features(data: Data, extractor: Experiment) -> Data:
+    """The data with features of the trained `extractor` as inputs; the features are cached.
 
-    Raises DataUnavailableError where the cache cannot be written.
+    MissingWeightsError if the extractor is not trained, DataUnavailableError if the cache cannot be
+    written.
     """
-    name = f"seen-{through.id}-{data.identity[:16]}"
+    name = f"features-{extractor.id}-{data.identity[:16]}"
     splits: dict[str, Split] = {
         "train": data.train,
         "validation": data.validation,
@@ -49,45 +51,50 @@ def seen(data: Data, through: Experiment, weights: Callable[[], Path]) -> Data:
     with alone(name):
         folder = kept(name)
         if folder is None:
-            network = _network(through, weights())
-            found = {split: _looked(each, through, network) for split, each in splits.items()}
+            network = _trained_network(extractor)
+            features = {
+                split: _features(each, extractor, network) for split, each in splits.items()
+            }
 
-            def make(making: Path) -> None:
-                for split, vectors in found.items():
+            def write(making: Path) -> None:
+                for split, vectors in features.items():
                     np.save(making / f"{split}.npy", vectors)
 
-            folder = keep(name, make)
+            folder = keep(name, write)
     vectors = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in splits}
-    again = {split: _pictured(each).seen_as(vectors[split]) for split, each in splits.items()}
-    return replace(data, **again, identity=identity_of(folder))
+    extracted = {split: _pictures(each).seen_as(vectors[split]) for split, each in splits.items()}
+    return replace(data, **extracted, identity=identity_of(folder))
 
 
-def _network(through: Experiment, weights: Path) -> Learner:
-    """The network of an experiment with all the weights that it ended with."""
-    backend = find(through.backend)
-    backend.prepare(through.threads)
-    network = backend.Learner(through)
-    taken = network.load_matching(weights)
-    assert set(taken) == set(network.weights())
+def _trained_network(extractor: Experiment) -> Learner:
+    """A learner with the final weights of an experiment, all of them."""
+    weights = require_weights(extractor)
+    backend = find(extractor.backend)
+    backend.prepare(extractor.threads)
+    network = backend.Learner(extractor)
+    loaded = network.load_matching(weights)
+    assert set(loaded) == set(network.weights())
     return network
 
 
-def _looked(
-    split: Split, through: Experiment, network: Learner
+def _features(
+    split: Split, extractor: Experiment, network: Learner
 ) -> Float[np.ndarray, "pictures features"]:
-    """What the network's head would read of each picture."""
-    inputs = through.model.inputs
+    """The input of the network's head for each picture."""
+    inputs = extractor.model.inputs
     assert isinstance(inputs, Vectors)
-    pictures = _pictured(split).pictures()
-    cut = pictures.reshape(len(pictures), -1, inputs.features)
-    none = np.zeros((len(pictures), 1), np.int64)
+    pictures = _pictures(split).pictures()
+    patches = pictures.reshape(
+        len(pictures), -1, inputs.features
+    )  # (pictures, positions, features)
+    no_targets = np.zeros((len(pictures), 1), np.int64)
     parts = [
-        network.features(Batch(cut[first : first + AT_ONCE], none[first : first + AT_ONCE]))
-        for first in range(0, len(cut), AT_ONCE)
+        network.features(Batch(patches[first : first + BATCH], no_targets[first : first + BATCH]))
+        for first in range(0, len(patches), BATCH)
     ]
     return np.concatenate(parts).reshape(len(pictures), -1)
 
 
-def _pictured(split: Split) -> Seen:
+def _pictures(split: Split) -> Seen:
     assert isinstance(split, Seen)
     return split

@@ -14,20 +14,20 @@ from qkvbench.model.rng import generator
 from qkvbench.results.record import Point, Written
 from qkvbench.results.stats import reaches
 from qkvbench.tasks import Data, GenerationEval, Scored, Task
-from qkvbench.train.analyses import analysed_batch, analysed_steps, snapshot
+from qkvbench.train.analyses import batch_of_snapshots, snapshot, snapshot_steps
 from qkvbench.train.items import item_scores
-from qkvbench.train.trained import Trained
+from qkvbench.train.run_state import RunState
 
-# Tokens scored at a time: few enough that logits stay in a processor's cache.
+# Tokens scored at a time: so few that logits stay in a processor's cache.
 SCORED_AT_ONCE = 4096
 
 
 class DivergedError(Exception):
-    """The loss, its gradient or a score is no finite number; the weights are the last healthy."""
+    """The loss, its gradient or a score is not finite; the weights are those before that step."""
 
 
-def _go_on() -> None:
-    """Neither keep nor stop anything."""
+def no_op() -> None:
+    """No-op."""
 
 
 def train(
@@ -36,27 +36,26 @@ def train(
     data: Data,
     learner: Learner,
     report: Callable[[int, float], None],
-    trained: Trained,
-    reached: Callable[[], None] = _go_on,
+    state: RunState,
+    on_step_end: Callable[[], None] = no_op,
 ) -> None:
-    """Train from the step that `trained` has come to up to the last, filling it on the way.
+    """Train from the last step of `state` to the last step of all, and fill `state`.
 
-    `report` hears of every step and its loss; `reached` is called when a step is over with all that
-    belongs to it. Raises DivergedError before a step that would spoil the weights; what `trained`
-    holds by then stays.
+    `report` is called with each step and its loss; `on_step_end` after the step and its scores.
+    Raises DivergedError before a step that would spoil the weights; `state` keeps what it has.
     """
     training = experiment.training
     first = next(batch_indices(len(data.train), training, experiment.seed))
     learner.warm_up(data.train.batch(first))
-    trained.has_compiled(learner.compile_s)
-    batches = batch_indices(len(data.train), training, experiment.seed, after=trained.step)
+    state.set_compile_time(learner.compile_s)
+    batches = batch_indices(len(data.train), training, experiment.seed, after=state.step)
     scored_at = {
         round(training.steps * (n + 1) / training.evaluations) for n in range(training.evaluations)
     }
-    analysed, looked_at = analysed_steps(training), analysed_batch(task, data)
-    if not trained.step:
-        trained.snapshots.append(snapshot(0, learner, looked_at))
-    for step in range(trained.step + 1, training.steps + 1):
+    snapshot_at, snapshot_batch = snapshot_steps(training), batch_of_snapshots(task, data)
+    if not state.step:
+        state.snapshots.append(snapshot(0, learner, snapshot_batch))
+    for step in range(state.step + 1, training.steps + 1):
         batch = data.train.batch(next(batches))
         if task.augment is not None:
             batch = task.augment(batch, generator(experiment.seed, "redraw", f"step {step}"))
@@ -68,34 +67,36 @@ def train(
                 f"gradient {norm}; the step was not taken."
             )
         learner.update(learning_rate(training, step))
-        # A batch of a shape of its own may have been compiled for; that is no step's time.
+        # A batch of a new shape may have been compiled for, which is not part of the step's time.
         compiled_s = (learner.compile_s or 0.0) - compiled_s
-        trained.step_s.append(time.perf_counter() - began - compiled_s)
-        trained.has_compiled(learner.compile_s)
-        trained.step = step
+        state.step_s.append(time.perf_counter() - began - compiled_s)
+        state.set_compile_time(learner.compile_s)
+        state.step = step
         report(step, loss)
         if step in scored_at:
             metrics = score(task, learner, data.validation, training.scored)
-            trained.curve.append(
+            state.curve.append(
                 Point(step=step, train_loss=loss, gradient_norm=norm, metrics=metrics)
             )
-            if trained.solved_step is None and _solved(task, metrics):
-                trained.solved_step = step
-        if step in analysed:
-            trained.snapshots.append(snapshot(step, learner, looked_at))
-        reached()
+            if state.solved_step is None and _solved(task, metrics):
+                state.solved_step = step
+        if step in snapshot_at:
+            state.snapshots.append(snapshot(step, learner, snapshot_batch))
+        on_step_end()
 
 
-def tested(task: Task, data: Data, learner: Learner, training: Training, trained: Trained) -> None:
-    """Score the test split, and what the model writes for it where the task asks for texts."""
-    said = outcome(task, learner, data.test, training.scored)
-    trained.metrics = finite(task.score(said))
-    trained.items = item_scores(task, said)
+def score_test_split(
+    task: Task, data: Data, learner: Learner, training: Training, state: RunState
+) -> None:
+    """Score the test split, and the texts that the model generates for it if the task has them."""
+    predictions = predict(task, learner, data.test, training.scored)
+    state.metrics = check_finite(task.score(predictions))
+    state.items = item_scores(task, predictions)
     if task.generation is not None:
-        texts, scored = written(task.generation, learner, data.test, training.scored)
-        trained.metrics |= finite(scored.metrics)
-        trained.written = Written(texts=texts, signatures=scored.signatures)
-    trained.has_compiled(learner.compile_s)
+        texts, scored = generate(task.generation, learner, data.test, training.scored)
+        state.metrics |= check_finite(scored.metrics)
+        state.written = Written(texts=texts, signatures=scored.signatures)
+    state.set_compile_time(learner.compile_s)
 
 
 def learning_rate(training: Training, step: int) -> float:
@@ -110,30 +111,30 @@ def learning_rate(training: Training, step: int) -> float:
 def batch_indices(
     items: int, training: Training, seed: int, after: int = 0
 ) -> Iterator[Int[np.ndarray, " batch"]]:
-    """The items of each batch that comes after so many, for ever.
+    """The item indices of each batch, endlessly, from the batch after the first `after` ones.
 
-    Every epoch has all items once, in an order of its own that depends on the seed alone, so all
-    arms of a study see the same batches, and any of them is found without those before it.
+    Each epoch has all items once, in its own order, which depends on the seed only: all arms of a
+    study see the same batches, and any batch can be computed without those before it.
     """
     epoch, passed = divmod(after * training.batch, items)
-    left = _order(items, seed, epoch)[passed:]
+    remaining = _order(items, seed, epoch)[passed:]
     while True:
-        while len(left) < training.batch:
+        while len(remaining) < training.batch:
             epoch += 1
-            left = np.concatenate([left, _order(items, seed, epoch)])
-        yield left[: training.batch]
-        left = left[training.batch :]
+            remaining = np.concatenate([remaining, _order(items, seed, epoch)])
+        yield remaining[: training.batch]
+        remaining = remaining[training.batch :]
 
 
 def score(task: Task, learner: Learner, split: Split, items: int | None) -> dict[str, float]:
     """The task's metrics on a split, or on its first `items`."""
-    return finite(task.score(outcome(task, learner, split, items)))
+    return check_finite(task.score(predict(task, learner, split, items)))
 
 
-def outcome(task: Task, learner: Learner, split: Split, items: int | None) -> Predictions:
-    """What the model says of a split, or of its first `items`."""
+def predict(task: Task, learner: Learner, split: Split, items: int | None) -> Predictions:
+    """The model's predictions for a split, or for its first `items`."""
     count = len(split) if items is None else min(items, len(split))
-    # Where items are told from each other, all of them are.
+    # A contrastive model compares all items with each other, so they are one batch.
     size = count if task.model.contrastive else max(1, SCORED_AT_ONCE // task.tokens)
     parts = [
         learner.predict(split.batch(np.arange(first, min(first + size, count))))
@@ -147,27 +148,27 @@ def outcome(task: Task, learner: Learner, split: Split, items: int | None) -> Pr
     )
 
 
-def written(
-    writing: GenerationEval, learner: Learner, split: Split, items: int | None
+def generate(
+    evaluation: GenerationEval, learner: Learner, split: Split, items: int | None
 ) -> tuple[list[str], Scored]:
-    """What the model writes for a split, or for its first `items`, and what that scores."""
+    """The texts that the model generates for a split, or its first `items`, and their scores."""
     count = len(split) if items is None else min(items, len(split))
-    size = max(1, SCORED_AT_ONCE // (writing.search.longest * writing.search.beams))
-    found = [
+    size = max(1, SCORED_AT_ONCE // (evaluation.search.longest * evaluation.search.beams))
+    sequences = [
         tokens
         for first in range(0, count, size)
         for tokens in learner.write(
-            split.batch(np.arange(first, min(first + size, count))), writing.search
+            split.batch(np.arange(first, min(first + size, count))), evaluation.search
         )
     ]
-    texts = writing.read(found)
-    return texts, writing.score(texts, writing.references()[:count])
+    texts = evaluation.read(sequences)
+    return texts, evaluation.score(texts, evaluation.references()[:count])
 
 
-def finite(metrics: dict[str, float]) -> dict[str, float]:
-    """The same metrics; DivergedError where one is no finite number."""
+def check_finite(metrics: dict[str, float]) -> dict[str, float]:
+    """The same metrics; DivergedError if one is not finite."""
     if not all(map(math.isfinite, metrics.values())):
-        raise DivergedError(f"The scores are no finite numbers: {metrics}.")
+        raise DivergedError(f"The scores are not finite: {metrics}.")
     return metrics
 
 

@@ -1,225 +1,192 @@
-"""One experiment, run in this process or over many devices, to its record: every end is one."""
+"""One experiment, run in this process or over several devices, to its record: also if it fails."""
 
 import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
 
 import qkvbench.cost as computed
-from qkvbench.backends import Learner, find, multi_device_backend
-from qkvbench.cost.matched import arm_text
+from qkvbench.backends import Backend, Learner, find, multi_device_backend
 from qkvbench.data import DataRefusedError
-from qkvbench.data.cache import alone
 from qkvbench.experiment import Experiment, to_json
 from qkvbench.measure.machine import machine
 from qkvbench.measure.memory import peak_bytes, reset_peak_memory
 from qkvbench.results.record import Cost, MetricInfo, Observed, Record, Status
-from qkvbench.tasks import Task
+from qkvbench.tasks import Data, Task
 from qkvbench.tasks import find as find_task
-from qkvbench.train.artifacts import (
-    NoStartError,
-    folder_name,
-    keep_end,
-    kept_record,
-    kept_weights,
+from qkvbench.train.artifacts import require_weights
+from qkvbench.train.checkpoint import (
+    Checkpoints,
+    Progress,
+    checkpoint_periodically,
+    progress_of,
+    restore,
 )
-from qkvbench.train.checkpoint import Checkpoints, Progress, kept_on_the_way, taken_up
-from qkvbench.train.devices import Lost, over_devices
-from qkvbench.train.extract_features import checked, seen
-from qkvbench.train.loop import DivergedError, tested, train
-from qkvbench.train.trained import Trained
+from qkvbench.train.extract_features import check_extractor, with_features
+from qkvbench.train.loop import DivergedError, score_test_split, train
+from qkvbench.train.multi_process import ProcessFailure, run_processes
+from qkvbench.train.run_state import RunState
 
+# Called with each step and its loss.
 Report = Callable[[int, float], None]
+# Called with the learner of a run that is done.
+AtEnd = Callable[[Experiment, Record, Learner], None]
 
 
-def _silent(_step: int, _loss: float) -> None:
-    """Tell nobody."""
+def no_report(_step: int, _loss: float) -> None:
+    """No-op."""
 
 
-def left(_experiment: Experiment, _record: Record, _learner: Learner) -> None:
-    """Keep nothing."""
-
-
-def ended(
-    experiment: Experiment, report: Report = _silent, checkpoints: Checkpoints | None = None
-) -> Path:
-    """The kept weights of this experiment, trained first where they are missing.
-
-    Raises NoStartError where the run does not come to its end, DataUnavailableError where the
-    cache cannot be written.
-    """
-    path = kept_weights(experiment)
-    if path is None:
-        if experiment.devices > 1 and multi_device_backend(experiment.backend).started()[1] > 1:
-            raise NoStartError(
-                f"It needs the weights of {experiment.task}, {experiment.id}, which are not kept "
-                "here; processes that learn together cannot run another experiment first."
-            )
-        record = run_and_keep(experiment, report, checkpoints)
-        path = kept_weights(experiment)
-        if path is None:
-            raise NoStartError(no_start(experiment, record.status, record.reason))
-    return path
-
-
-def run_and_keep(
-    experiment: Experiment, report: Report = _silent, checkpoints: Checkpoints | None = None
-) -> Record:
-    """As `run`, and the weights that it ends with are kept; where they are, nothing is run.
-
-    Several that ask at once get one run. No other use of the cache waits for it.
-    """
-    with alone(folder_name(experiment)):
-        record = kept_record(experiment) or run(experiment, report, keep_end, checkpoints)
-    if checkpoints is not None and record.status == "done":
-        checkpoints.remove(experiment)
-    return record
-
-
-def no_start(start: Experiment, status: Status, reason: str | None) -> str:
-    """Why what begins with the weights of `start` cannot, in words."""
-    arm = arm_text(start.variant, start.model.name)
-    return (
-        f"It needs the weights of {start.task}, {arm}, seed {start.seed}, "
-        f"whose run ended as {status}: {reason}"
-    )
+def discard_weights(_experiment: Experiment, _record: Record, _learner: Learner) -> None:
+    """No-op."""
 
 
 def run(
     experiment: Experiment,
-    report: Report = _silent,
-    at_end: Callable[[Experiment, Record, Learner], None] = left,
+    report: Report = no_report,
+    at_end: AtEnd = discard_weights,
     checkpoints: Checkpoints | None = None,
 ) -> Record:
-    """Train, score and describe `experiment`. A run that fails is a record with a reason, too.
+    """Train, score and describe `experiment`. If it fails, its record says why.
 
-    What it begins with or sees through is run first where its weights are not kept. `at_end`
-    has the learner of a run that is done. With `checkpoints` it goes on from the newest one there,
-    and keeps one now and then and when SIGTERM or Ctrl-C ends the process; to remove them is for
-    whoever has written the record. An experiment on several devices is run by as many processes,
-    which are started here where this is none of them.
+    The final weights of its dependencies must be in the cache: `train.dependencies` trains them.
+    With `checkpoints` the run resumes from its newest one, and saves one now and then, and when
+    SIGTERM or Ctrl-C ends the process; the caller deletes them once it has stored the record. An
+    experiment on several devices starts a process for each, unless this is one of them.
     """
-    if experiment.devices > 1 and multi_device_backend(experiment.backend).started()[1] == 1:
-        return _over_devices(experiment, report, at_end, checkpoints)
-    return _here(experiment, report, at_end, checkpoints)
+    if experiment.devices > 1 and not shares_a_run(experiment):
+        return _run_processes(experiment, report, at_end, checkpoints)
+    return _run_here(experiment, report, at_end, checkpoints)
 
 
-def _here(
-    experiment: Experiment,
-    report: Report,
-    at_end: Callable[[Experiment, Record, Learner], None],
-    checkpoints: Checkpoints | None,
-) -> Record:
-    """The record of a run by this process, or by those of which it is one."""
-    task = find_task(experiment.task)
-    backend = find(experiment.backend)
-    # Before anything computes: a backend may have its threads once and for all.
-    backend.prepare(experiment.threads)
-    device = str(backend.device())
-    trained = Trained()
-    started = now()
-    try:
-        if task.version != experiment.task_version:
-            raise DataRefusedError(
-                f"{experiment.task} is not what it was when the study began: version "
-                f"{task.version}, not {experiment.task_version}. The same command begins anew."
-            )
-        checked(task, experiment)
-        data = task.load()
-        if through := experiment.feature_extractor:
-            data = seen(data, through, partial(ended, through, report, checkpoints))
-        start = experiment.init_from and ended(experiment.init_from, report, checkpoints)
-        # What comes first may just have been trained here, with other threads.
-        backend.prepare(experiment.threads)
-        before = reset_peak_memory(backend)
-        began = time.perf_counter()
-        learner = backend.Learner(experiment)
-        if start is not None:
-            learner.load_matching(start)
+def shares_a_run(experiment: Experiment) -> bool:
+    """Whether this is one of several processes that were launched for an experiment."""
+    if experiment.devices == 1:
+        return False
+    _, world_size = multi_device_backend(experiment.backend).rank_and_world_size()
+    return world_size > 1
 
-        def train_s() -> float:
-            return time.perf_counter() - began - (trained.compile_s or 0.0)
 
-        def told() -> Progress:
-            return Progress(
-                experiment=to_json(experiment),
-                step=trained.step,
-                curve=trained.curve,
-                snapshots=trained.snapshots,
-                solved_step=trained.solved_step,
-                step_s=trained.step_s,
-                started=started,
-                train_s=train_s(),
-                compile_s=trained.compile_s,
-                resumed=trained.resumed,
-                other_devices=trained.other_devices,
-                machine=machine(device),
-            )
-
-        if checkpoints is None:
-            train(experiment, task, data, learner, report, trained)
-        else:
-            earlier = taken_up(checkpoints, experiment, learner, trained, machine(device))
-            if earlier is not None:
-                started = earlier.started
-                # The clock began as much earlier as the processes before this one took.
-                began -= earlier.train_s + (earlier.compile_s or 0.0)
-            with kept_on_the_way(checkpoints, experiment, learner, told) as reached:
-                train(experiment, task, data, learner, report, trained, reached)
-        tested(task, data, learner, experiment.training, trained)
-        observed = Observed(
-            train_s=train_s(),
-            step_p50_s=statistics.median(trained.step_s),
-            peak_memory_bytes=max(0, peak_bytes(backend) - before),
-            compile_s=trained.compile_s,
-            resumed=trained.resumed,
-            other_devices=trained.other_devices,
+def check_task(task: Task, experiment: Experiment) -> None:
+    """Raise if the task has changed, or if the experiment's feature extractor does not fit it."""
+    if task.version != experiment.task_version:
+        raise DataRefusedError(
+            f"{experiment.task} has changed since the study began: version {task.version}, not "
+            f"{experiment.task_version}. The same command begins anew."
         )
-    except DivergedError as error:
-        return record(experiment, task, device, started, "diverged", str(error), trained)
+    check_extractor(task, experiment)
+
+
+def _run_here(
+    experiment: Experiment, report: Report, at_end: AtEnd, checkpoints: Checkpoints | None
+) -> Record:
+    """The record of a run by this process, or by the processes that share it."""
+    task, backend = find_task(experiment.task), find(experiment.backend)
+    # Before any computation: a backend may fix its threads once and for all.
+    backend.prepare(experiment.threads)
+    state = RunState(started=now())
+    try:
+        check_task(task, experiment)
+        data = _load(task, experiment)
+        weights = experiment.init_from and require_weights(experiment.init_from)
+        # The feature extractor may have used other threads.
+        backend.prepare(experiment.threads)
+        memory_before = reset_peak_memory(backend)
+        state.began_s = time.perf_counter()
+        learner = backend.Learner(experiment)
+        if weights is not None:
+            learner.load_matching(weights)
+        _train(experiment, task, data, learner, report, state, checkpoints)
+        score_test_split(task, data, learner, experiment.training, state)
+        observed = _observed(backend, state, memory_before)
     except Exception as error:
-        # Whatever went wrong, the study goes on with a row that says so.
-        status: Status = "oom" if _out_of_memory(error) else "failed"
-        reason = f"{type(error).__name__}: {error}"
-        return record(experiment, task, device, started, status, reason, trained)
-    done = record(experiment, task, device, started, "done", None, trained)
+        # Every error becomes a record, so that a study goes on.
+        return error_record(experiment, task, state, error)
+    done = record(experiment, task, str(backend.device()), state, "done", None)
     done = done.model_copy(update={"observed": observed, "data_identity": data.identity})
     at_end(experiment, done, learner)
     return done
 
 
-def _over_devices(
+def _load(task: Task, experiment: Experiment) -> Data:
+    """The task's data, as features if the experiment has a feature extractor."""
+    data = task.load()
+    extractor = experiment.feature_extractor
+    return data if extractor is None else with_features(data, extractor)
+
+
+def _train(
     experiment: Experiment,
+    task: Task,
+    data: Data,
+    learner: Learner,
     report: Report,
-    at_end: Callable[[Experiment, Record, Learner], None],
+    state: RunState,
     checkpoints: Checkpoints | None,
+) -> None:
+    """Train from the newest checkpoint, if there is one, and save others on the way."""
+    if checkpoints is None:
+        train(experiment, task, data, learner, report, state)
+        return
+    device = str(find(experiment.backend).device())
+    restore(checkpoints, experiment, learner, state, machine(device))
+
+    def progress() -> Progress:
+        return progress_of(experiment, state, machine(device))
+
+    with checkpoint_periodically(checkpoints, experiment, learner, progress) as on_step_end:
+        train(experiment, task, data, learner, report, state, on_step_end)
+
+
+def _observed(backend: Backend, state: RunState, memory_before: int) -> Observed:
+    return Observed(
+        train_s=state.train_s(),
+        step_p50_s=statistics.median(state.step_s),
+        peak_memory_bytes=max(0, peak_bytes(backend) - memory_before),
+        compile_s=state.compile_s,
+        resumed=state.resumed,
+        other_devices=state.other_devices,
+    )
+
+
+def _run_processes(
+    experiment: Experiment, report: Report, at_end: AtEnd, checkpoints: Checkpoints | None
 ) -> Record:
-    """The record of a run by several processes; what it begins with is run before, and once."""
-    started = now()
+    """The record of a run by a process for each device."""
+    task, state = find_task(experiment.task), RunState(started=now())
     try:
-        for first in experiment.first:
-            ended(first, report, checkpoints)
-        wanted = None if at_end is left else at_end
-        found = over_devices(experiment, report, wanted, checkpoints)
+        for dependency in experiment.first:
+            require_weights(dependency)
+        final = None if at_end is discard_weights else at_end
+        result = run_processes(experiment, report, final, checkpoints)
     except Exception as error:
         # As in a run by this process.
-        found = Lost("failed", f"{type(error).__name__}: {error}")
-    if isinstance(found, Record):
-        return found
-    task, device = find_task(experiment.task), str(find(experiment.backend).device())
-    return record(experiment, task, device, started, found.status, found.reason, Trained())
+        return error_record(experiment, task, state, error)
+    if isinstance(result, ProcessFailure):
+        device = str(find(experiment.backend).device())
+        return record(experiment, task, device, state, result.status, result.reason)
+    return result
+
+
+def error_record(experiment: Experiment, task: Task, state: RunState, error: Exception) -> Record:
+    """The record of a run that ended with an error."""
+    status: Status
+    if isinstance(error, DivergedError):
+        status, reason = "diverged", str(error)
+    else:
+        status = "oom" if _is_out_of_memory(error) else "failed"
+        reason = f"{type(error).__name__}: {error}"
+    device = str(find(experiment.backend).device())
+    return record(experiment, task, device, state, status, reason)
 
 
 def record(
     experiment: Experiment,
     task: Task,
     device: str,
-    started: str,
+    state: RunState,
     status: Status,
     reason: str | None,
-    trained: Trained,
 ) -> Record:
     """The record of a run that ended with `status`."""
     metric = task.metric
@@ -243,20 +210,20 @@ def record(
             chance=metric.chance,
             solved=metric.solved,
         ),
-        metrics=trained.metrics,
-        solved_step=trained.solved_step,
-        items=trained.items,
-        written=trained.written,
-        curve=trained.curve,
-        snapshots=trained.snapshots,
+        metrics=state.metrics,
+        solved_step=state.solved_step,
+        items=state.items,
+        written=state.written,
+        curve=state.curve,
+        snapshots=state.snapshots,
         cost=cost(experiment, task),
         machine=machine(device),
-        started=started,
+        started=state.started,
     )
 
 
 def cost(experiment: Experiment, task: Task) -> Cost:
-    """What the experiment's model costs at the length of the task's sequences, computed."""
+    """The computed cost of the experiment's model at the length of the task's sequences."""
     model, tokens, second = experiment.model, task.tokens, task.second_tokens
     parameters = computed.parameters(model)
     return Cost(
@@ -276,11 +243,11 @@ def cost(experiment: Experiment, task: Task) -> Cost:
 
 
 def now() -> str:
-    """The time, to the second, in UTC."""
+    """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: torch says so by class on a GPU and only in words on a CPU."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: torch has a class for it on a GPU, but only a message on a CPU."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -1,4 +1,4 @@
-"""How a process that learns ends when it is asked to: at a moment that can be kept, once."""
+"""Deferred SIGTERM and Ctrl-C: training ends at the next step, after saving a checkpoint."""
 
 import signal
 import threading
@@ -6,46 +6,46 @@ from types import FrameType
 from typing import Any, NoReturn, Self
 
 
-class Stopping:
-    """Notes SIGTERM and Ctrl-C while its block runs; who can stop asks whether to.
+class DeferredSignals:
+    """Notes SIGTERM and Ctrl-C while its block runs, for the loop to act on at a safe point.
 
-    The second request ends the block wherever it is. A signal that the process ignores stays
-    ignored, and outside the main thread, which alone hears signals, nothing is changed.
+    The second signal ends the block at once. A signal that the process ignores stays ignored. A
+    no-op outside the main thread, which alone receives signals.
     """
 
-    asked: int | None
+    received: int | None
     before: dict[int, Any]
 
     def __init__(self) -> None:
-        self.asked = None
+        self.received = None
         self.before = {}
 
     def __enter__(self) -> Self:
-        """Listen."""
+        """Install the handlers."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self.before[number] = signal.signal(number, self._noted)
+                    self.before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Answer signals as before."""
+        """Restore the previous handlers."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def end_if_asked(self) -> None:
-        """End as the first signal would have ended the process."""
-        if self.asked is not None:
-            _end(self.asked)
+    def end_if_received(self) -> None:
+        """End as the first signal would have ended the process; a no-op without one."""
+        if self.received is not None:
+            _end(self.received)
 
-    def _noted(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked is not None:
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is not None:
             _end(number)
-        self.asked = number
+        self.received = number
 
 
 def _end(number: int) -> NoReturn:
-    """Ctrl-C has an exception of its own; SIGTERM an exit status."""
+    """Raise KeyboardInterrupt for Ctrl-C, or exit with the status of SIGTERM."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)

@@ -57,7 +57,7 @@ FAULTS = {
 
 def _changed(run):
     """Give the module that runs an experiment a checkpoint after every step, and a fault."""
-    train, kept = run.train, run.kept_on_the_way
+    train, kept = run.train, run.checkpoint_periodically
 
     def faulty(experiment, task, data, learner, report, trained, *rest):
         gradients = learner.gradients
@@ -74,7 +74,7 @@ def _changed(run):
     def often(place, *rest):
         return kept(replace(place, every_s=0.0, share=math.inf), *rest)
 
-    run.train, run.kept_on_the_way = faulty, often
+    run.train, run.checkpoint_periodically = faulty, often
 
 
 class _Changing(MetaPathFinder):

@@ -1,5 +1,6 @@
 """PyTorch: one attention layer for all variants, the stacks around it, and a learner."""
 
+from qkvbench.backends.common.precision import types
 from qkvbench.backends.torch.attention.layer import Attention
 from qkvbench.backends.torch.bench.profile import matmul_seconds, threads
 from qkvbench.backends.torch.bench.workloads import (
@@ -17,9 +18,7 @@ from qkvbench.backends.torch.models.build import build, decoder
 from qkvbench.backends.torch.models.decoder import Decoder
 from qkvbench.backends.torch.models.encoder import Encoder
 from qkvbench.backends.torch.models.weights import load, named_weights, read, save, start
-from qkvbench.backends.torch.training.launch import launch
-from qkvbench.backends.torch.training.learner import (
-    Learner,
+from qkvbench.backends.torch.training.device import (
     compile_error,
     device,
     fork_safe,
@@ -27,8 +26,9 @@ from qkvbench.backends.torch.training.learner import (
     prepare,
     reset_peak_memory,
 )
-from qkvbench.backends.common.precision import types
-from qkvbench.backends.torch.training.process_group import multi_device_error, started
+from qkvbench.backends.torch.training.launch import launch
+from qkvbench.backends.torch.training.learner import Learner
+from qkvbench.backends.torch.training.process_group import multi_device_error, rank_and_world_size
 
 __all__ = [
     "Attention",
@@ -58,11 +58,11 @@ __all__ = [
     "named_weights",
     "peak_bytes",
     "prepare",
+    "rank_and_world_size",
     "read",
     "reset_peak_memory",
     "save",
     "start",
-    "started",
     "threads",
     "types",
     "workload",

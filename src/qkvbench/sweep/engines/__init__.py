@@ -1,9 +1,10 @@
-"""What an engine is: a file of this folder, which carries out jobs somewhere. Its name is the key.
+"""Engines: each file of this folder carries out jobs somewhere. The file name is the key.
 
-``Options`` is a frozen dataclass of what a person may choose, all with defaults, whose docstring
-says what they are; ``Engine(place, options)`` is a context in which jobs are begun and end.
-``lacking()`` says why there is none here, or None. An engine keeps no results: a job answers to the
-store, and is asked for again by the sweeper where its process has died. To add one, add a file.
+``Options`` is a frozen dataclass of a person's choices, all with defaults, and its docstring
+documents them. ``Engine(context, options)`` is a context manager that starts jobs and reports their
+ends. ``missing_requirement()`` is the reason why the engine cannot be used here, or None. An engine
+keeps no results: a job writes to the store, and the sweeper starts it again if its process died. To
+add an engine, add a file.
 """
 
 import importlib
@@ -14,27 +15,28 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-from qkvbench.sweep.job import Died, Job
+from qkvbench.sweep.job import Job
+from qkvbench.train.multi_process import ProcessFailure
 
 
 @dataclass(frozen=True)
-class Place:
-    """For what an engine is opened: runs on `backend`, so many threads each, answering to `store`.
+class RunContext:
+    """The needs of all runs of an engine: backend, cores for each, and the store to write to.
 
-    ``wanted`` is how many may be under way at a time, None leaves it to the engine; ``bytes`` is
-    what the largest of them holds, None where that is not known.
+    ``jobs`` is the requested number of runs at a time, None leaves it to the engine; ``run_bytes``
+    is the memory of the largest run, None if unknown.
     """
 
     backend: str
     threads: int
     store: Path
-    wanted: int | None = None
-    bytes: int | None = None
+    jobs: int | None = None
+    run_bytes: int | None = None
 
 
 @dataclass(frozen=True)
-class Room:
-    """How many jobs are under way at a time; why they are fewer than was asked for, in words."""
+class Capacity:
+    """How many jobs may run at a time; `why` they are fewer than requested, in words."""
 
     jobs: int
     why: str | None = None
@@ -42,55 +44,55 @@ class Room:
 
 @runtime_checkable
 class Engine(Protocol):
-    """Carries out jobs, each in a process of its own. None is left when its context ends."""
+    """Carries out jobs, each in a process of its own. None is running when its context ends."""
 
-    def room(self) -> Room:
-        """How many may be under way at a time."""
+    def capacity(self) -> Capacity:
+        """How many jobs may run at a time."""
         ...
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """Begin these, which all have room."""
+        """Start these jobs, which fit the capacity."""
         ...
 
-    def ended(self, timeout_s: float) -> Iterator[tuple[Job, Died | None]]:
-        """The jobs that have ended, None: well; it waits so long for the first of them."""
+    def poll(self, timeout_s: float) -> Iterator[tuple[Job, ProcessFailure | None]]:
+        """The jobs that have ended, None if well; waits up to `timeout_s` for the first."""
         ...
 
     def stop(self) -> None:
-        """End all that is under way: asked first, so that checkpoints are kept, and then at once.
+        """End all jobs: first a request, so that they can save checkpoints, and later by force.
 
-        An interrupt on the way ends the patience.
+        An interrupt meanwhile ends them at once.
         """
         ...
 
 
 class Module(Protocol):
-    """The module that an engine's file is."""
+    """The module of an engine's file."""
 
     Options: type[Any]
 
     def Engine(  # noqa: N802 (a class)
-        self, place: Place, options: Any
+        self, context: RunContext, options: Any
     ) -> AbstractContextManager[Engine]:
-        """The engine, which begins with the block."""
+        """The engine, ready inside the block."""
         ...
 
-    def lacking(self) -> str | None:
-        """Why there is no such engine here, and what to do; None where there is."""
+    def missing_requirement(self) -> str | None:
+        """Why the engine cannot be used here, and what to do; None if it can."""
         ...
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """An engine by name, with what a person chose of it."""
+class EngineChoice:
+    """An engine's name and a person's options for it."""
 
     name: str = "local"
     options: Any = None
 
-    def open(self, place: Place) -> AbstractContextManager[Engine]:
-        """The engine for this place."""
+    def open(self, context: RunContext) -> AbstractContextManager[Engine]:
+        """The engine for this context."""
         module = find(self.name)
-        return module.Engine(place, self.options or module.Options())
+        return module.Engine(context, self.options or module.Options())
 
 
 def names() -> list[str]:
@@ -103,21 +105,21 @@ def find(name: str) -> Module:
     return cast(Module, importlib.import_module(f"{__name__}.{name}"))
 
 
-def chosen(name: str, words: Sequence[str]) -> Chosen:
-    """The engine with options written as KEY=VALUE; ValueError says what is wrong with them."""
+def parse_choice(name: str, words: Sequence[str]) -> EngineChoice:
+    """The engine with options written as KEY=VALUE; ValueError if an option is wrong."""
     known = {field.name: field for field in fields(find(name).Options)}
     values: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or key not in known:
-            there = ", ".join(f"{each}=…" for each in known) or "none"
-            raise ValueError(f"The engine '{name}' has no option '{word}'; it has {there}.")
+            options = ", ".join(f"{each}=…" for each in known) or "none"
+            raise ValueError(f"The engine '{name}' has no option '{word}'; it has {options}.")
         values[key] = _value(name, key, text, known[key].default)
-    return Chosen(name, find(name).Options(**values))
+    return EngineChoice(name, find(name).Options(**values))
 
 
 def _value(engine: str, key: str, text: str, default: object) -> object:
-    """The text as what the default is: a whole number, a number or words."""
+    """The text as a value of the default's type: an integer, a number or a string."""
     if isinstance(default, str):
         return text
     whole = isinstance(default, int)
@@ -126,6 +128,6 @@ def _value(engine: str, key: str, text: str, default: object) -> object:
     except ValueError:
         value = -1
     if value < 0:
-        what = "a whole number" if whole else "a number"
-        raise ValueError(f"'{key}={text}' of the engine '{engine}': write {what}.")
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"'{key}={text}' of the engine '{engine}': write {kind}.")
     return value

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Self
 
-from qkvbench.sweep.capacity import here
-from qkvbench.sweep.engines import Place, Room
-from qkvbench.sweep.job import Died, Job, perform
+from qkvbench.sweep.capacity import local_capacity
+from qkvbench.sweep.engines import Capacity, RunContext
+from qkvbench.sweep.job import Job, perform
 from qkvbench.sweep.local import GRACE_S
+from qkvbench.train.multi_process import ProcessFailure
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where tasks go: ``address`` is a cluster's (auto, or HOST:PORT); empty: one made here.
+    """``address`` of a cluster (auto, or HOST:PORT); empty starts a local one.
 
-    ``gpus`` is for a run, and may be a share of one.
+    ``gpus`` for each run may be a fraction.
     """
 
     address: str = ""
@@ -25,72 +26,72 @@ class Options:
 class Engine:
     """Tasks of a Ray cluster."""
 
-    under_way: dict[Any, Job]
+    running: dict[Any, Job]
 
-    def __init__(self, place: Place, options: Options) -> None:
-        self.place, self.options = place, options
-        self.under_way = {}
+    def __init__(self, context: RunContext, options: Options) -> None:
+        self.context, self.options = context, options
+        self.running = {}
 
     def __enter__(self) -> Self:
-        """Join the cluster, or begin one of this machine that has the room which there is."""
+        """Connect to the cluster, or start one on this machine with its capacity."""
         import ray
 
         if self.options.address:
             ray.init(address=self.options.address, log_to_driver=False)
         else:
             ray.init(
-                num_cpus=here(self.place).jobs * self.place.threads,
+                num_cpus=local_capacity(self.context).jobs * self.context.threads,
                 include_dashboard=False,
                 log_to_driver=False,
             )
-        # Never tried again by Ray: the sweeper does that, as with every engine.
+        # No retries by Ray: the sweeper retries, as with every engine.
         self.perform = ray.remote(
             max_calls=1,
             max_retries=0,
-            num_cpus=self.place.threads,
+            num_cpus=self.context.threads,
             num_gpus=self.options.gpus,
-        )(_performed)
+        )(_perform)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the tasks and leave the cluster."""
+        """End the tasks and disconnect."""
         import ray
 
         self.stop()
         ray.shutdown()
 
-    def room(self) -> Room:
-        """As many as the cluster has cores or GPUs for, unless others are wanted."""
+    def capacity(self) -> Capacity:
+        """As many jobs as requested, or as the cluster has cores or GPUs for."""
         import ray
 
         if not self.options.address:
-            return here(self.place)
-        there = ray.cluster_resources()
-        fit = there.get("CPU", 1) // self.place.threads
+            return local_capacity(self.context)
+        resources = ray.cluster_resources()
+        fitting = resources.get("CPU", 1) // self.context.threads
         if self.options.gpus:
-            fit = min(fit, there.get("GPU", 0) // self.options.gpus)
-        return Room(self.place.wanted or max(1, int(fit)))
+            fitting = min(fitting, resources.get("GPU", 0) // self.options.gpus)
+        return Capacity(self.context.jobs or max(1, int(fitting)))
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """A task for each."""
+        """A task for each job."""
         for job in jobs:
-            self.under_way[self.perform.remote(job)] = job
+            self.running[self.perform.remote(job)] = job
 
-    def ended(self, timeout_s: float) -> Iterator[tuple[Job, Died | None]]:
-        """Those that Ray knows as over."""
+    def poll(self, timeout_s: float) -> Iterator[tuple[Job, ProcessFailure | None]]:
+        """The jobs whose task has ended."""
         import ray
 
-        if not self.under_way:
+        if not self.running:
             return
-        over, _ = ray.wait(list(self.under_way), timeout=timeout_s)
-        for task in over:
-            yield self.under_way.pop(task), _how(task)
+        ended, _ = ray.wait(list(self.running), timeout=timeout_s)
+        for task in ended:
+            yield self.running.pop(task), _failure(task)
 
     def stop(self) -> None:
-        """Cancel the tasks, as Ctrl-C would, wait a little, and end what is still there."""
+        """Cancel the tasks as Ctrl-C would, wait a little, and kill those that still run."""
         import ray
 
-        tasks = list(self.under_way)
+        tasks = list(self.running)
         try:
             for task in tasks:
                 ray.cancel(task)
@@ -99,31 +100,31 @@ class Engine:
         finally:
             for task in tasks:
                 ray.cancel(task, force=True)
-            self.under_way.clear()
+            self.running.clear()
 
 
-def lacking() -> str | None:
-    """Why there is no Ray here."""
+def missing_requirement() -> str | None:
+    """The package that is missing, and what installs it; None if it is there."""
     if find_spec("ray") is None:
         return "The engine ray needs Ray: ./qkv setup ray"
     return None
 
 
-def _performed(job: Job) -> None:
-    """In a process of Ray's: carry it out."""
+def _perform(job: Job) -> None:
+    """Carry out the job, in a process of Ray's."""
     perform(job)
 
 
-def _how(task: Any) -> Died | None:
-    """How a task that is over has ended."""
+def _failure(task: Any) -> ProcessFailure | None:
+    """How an ended task failed; None if it did not."""
     import ray
     from ray.exceptions import RayError, RayTaskError
 
     try:
         ray.get(task)
     except RayTaskError as error:
-        return Died("failed", f"{type(error.cause).__name__}: {error.cause}")
+        return ProcessFailure("failed", f"{type(error.cause).__name__}: {error.cause}")
     except RayError as error:
         lines = str(error).strip().splitlines()
-        return Died("killed", f"{type(error).__name__}: {lines[0] if lines else ''}")
+        return ProcessFailure("killed", f"{type(error).__name__}: {lines[0] if lines else ''}")
     return None

@@ -1,7 +1,7 @@
-"""SLURM, by submitit: jobs go as arrays, and one that is preempted is put into the queue again.
+"""SLURM, through submitit: job arrays, and preempted jobs are requeued.
 
-Its local executor (`cluster=local`) is the same road on one machine without SLURM. That would begin
-all at once; here the sweeper's window bounds it.
+submitit's local executor (`cluster=local`) runs the same code on one machine without SLURM. It
+would start all jobs at once; the sweeper's window limits them.
 """
 
 import os
@@ -13,22 +13,24 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Self
 
-from qkvbench.sweep.capacity import here
-from qkvbench.sweep.engines import Place, Room
-from qkvbench.sweep.job import Died, Job, perform
+from qkvbench.sweep.capacity import local_capacity
+from qkvbench.sweep.engines import Capacity, RunContext
+from qkvbench.sweep.job import Job, perform
 from qkvbench.sweep.local import GRACE_S
+from qkvbench.train.multi_process import ProcessFailure
 
-USUAL = 64
-# How often the scheduler is asked; it asks to be left alone.
-ASK_S = {"slurm": 5.0, "local": 0.1}
+# Jobs at a time if nothing else is requested.
+DEFAULT_JOBS = 64
+# Seconds between two queries of the scheduler, so as not to load it.
+POLL_S = {"slurm": 5.0, "local": 0.1}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where jobs go: empty words and zeros leave it to the cluster.
+    """Settings of jobs: an empty string or 0 leaves one to the cluster.
 
-    ``memory_gb`` is for a run, else what is computed of it; ``cluster`` is slurm or local;
-    ``requeues`` is how often a job that ran out of ``minutes`` goes on in a new one.
+    ``memory_gb`` is for each run, and computed if 0; ``cluster`` is slurm or local; ``requeues`` is
+    how often a job that ran out of ``minutes`` resumes in a new one.
     """
 
     partition: str = ""
@@ -43,34 +45,34 @@ class Options:
     cluster: str = "slurm"
 
 
-class _Performed:
-    """What submitit calls; `checkpoint` says what is put into the queue again."""
+class _Perform:
+    """The callable that submitit runs; it requeues what `checkpoint` returns."""
 
     def __call__(self, job: Job) -> None:
-        """Carry it out."""
+        """Carry out the job."""
         perform(job)
 
     def checkpoint(self, job: Job) -> Any:
-        """The same once more: it goes on from its own last checkpoint."""
+        """The same job: it resumes from its own last checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, job)
 
 
 class Engine:
-    """Jobs in a scheduler's queue."""
+    """Jobs in the queue of a scheduler."""
 
-    under_way: list[tuple[Any, Job]]
+    running: list[tuple[Any, Job]]
 
-    def __init__(self, place: Place, options: Options) -> None:
-        self.place, self.options = place, options
-        # submitit's files: pickles that we write and nobody else reads, and what jobs print.
-        self.folder = place.store / "slurm" / f"{os.getpid()}-{time.time_ns()}"
-        self.under_way = []
-        self.asked_s = 0.0
+    def __init__(self, context: RunContext, options: Options) -> None:
+        self.context, self.options = context, options
+        # submitit's files: pickles that only this process writes and reads, and the output of jobs.
+        self.folder = context.store / "slurm" / f"{os.getpid()}-{time.time_ns()}"
+        self.running = []
+        self.polled_s = 0.0
 
     def __enter__(self) -> Self:
-        """Ready to submit."""
+        """Make the executor."""
         import submitit
 
         self.executor = submitit.AutoExecutor(
@@ -83,70 +85,74 @@ class Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Cancel what is still there; what jobs printed is left where one has failed."""
+        """Cancel all jobs. The output of failed jobs stays."""
         self.stop()
 
-    def room(self) -> Room:
-        """As many as are wanted; without SLURM those that this machine has room for."""
+    def capacity(self) -> Capacity:
+        """As many jobs as requested; without SLURM as many as fit on this machine."""
         if self.options.cluster == "local":
-            return here(self.place)
-        return Room(self.place.wanted or USUAL)
+            return local_capacity(self.context)
+        return Capacity(self.context.jobs or DEFAULT_JOBS)
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """One array of them."""
+        """Submit the jobs as one array."""
         with self.executor.batch():
-            submitted = [self.executor.submit(_Performed(), job) for job in jobs]
-        self.under_way += zip(submitted, jobs, strict=True)
+            submitted = [self.executor.submit(_Perform(), job) for job in jobs]
+        self.running += zip(submitted, jobs, strict=True)
 
-    def ended(self, timeout_s: float) -> Iterator[tuple[Job, Died | None]]:
-        """Those that the scheduler knows as over."""
-        every_s = ASK_S[self.options.cluster]
-        time.sleep(max(0.0, min(timeout_s, self.asked_s + every_s - time.monotonic())))
-        if time.monotonic() < self.asked_s + every_s:
+    def poll(self, timeout_s: float) -> Iterator[tuple[Job, ProcessFailure | None]]:
+        """The jobs that have ended according to the scheduler."""
+        every_s = POLL_S[self.options.cluster]
+        time.sleep(max(0.0, min(timeout_s, self.polled_s + every_s - time.monotonic())))
+        if time.monotonic() < self.polled_s + every_s:
             return
-        self.asked_s = time.monotonic()
-        for submitted, job in list(self.under_way):
+        self.polled_s = time.monotonic()
+        for submitted, job in list(self.running):
             if submitted.done():
-                self.under_way.remove((submitted, job))
-                yield job, self._how(submitted)
+                self.running.remove((submitted, job))
+                yield job, self._failure(submitted)
 
     def stop(self) -> None:
-        """Cancel them, wait a little for checkpoints, and end what is still there."""
+        """Cancel the jobs, wait a little for checkpoints, and kill those that still run."""
         try:
-            for submitted, _ in self.under_way:
-                self._ask(submitted)
+            for submitted, _ in self.running:
+                self._request_end(submitted)
             until_s = time.monotonic() + GRACE_S
             while time.monotonic() < until_s and not all(
-                submitted.done() for submitted, _ in self.under_way
+                submitted.done() for submitted, _ in self.running
             ):
                 time.sleep(0.1)
         finally:
-            for submitted, _ in self.under_way:
+            for submitted, _ in self.running:
                 if not submitted.done():
                     submitted.cancel(check=False)
-            self.under_way.clear()
+            self.running.clear()
 
-    def _ask(self, submitted: Any) -> None:
-        """Ask a job to end. SLURM does it by SIGTERM and then SIGKILL."""
+    def _request_end(self, submitted: Any) -> None:
+        """Request a job to end. SLURM sends SIGTERM, and SIGKILL later."""
         process = getattr(submitted, "_process", None)
         if process is None:
             submitted.cancel(check=False)
         else:
             process.send_signal(signal.SIGTERM)
 
-    def _how(self, submitted: Any) -> Died | None:
-        """How a job that is over has ended."""
+    def _failure(self, submitted: Any) -> ProcessFailure | None:
+        """How an ended job failed; None if it did not."""
         if not submitted.paths.result_pickle.exists():
-            return Died("killed", f"Its job {submitted.job_id} ended as {submitted.state}.")
+            return ProcessFailure(
+                "killed", f"Its job {submitted.job_id} ended as {submitted.state}."
+            )
         error = submitted.exception()
         if error is None:
             shutil.rmtree(submitted.paths.folder, ignore_errors=True)
             return None
-        return Died("failed", f"{_last_line(str(error))} Its output: {submitted.paths.stderr}")
+        return ProcessFailure(
+            "failed", f"{_last_line(str(error))} Its output: {submitted.paths.stderr}"
+        )
 
     def _parameters(self) -> dict[str, Any]:
         chosen = self.options
-        memory = chosen.memory_gb or round((self.place.bytes or 0) * 1.5 / 1e9 + 1, 1)
+        memory = chosen.memory_gb or round((self.context.run_bytes or 0) * 1.5 / 1e9 + 1, 1)
         words = {
             f"slurm_{name}": value
             for name in ("partition", "account", "qos", "constraint")
@@ -155,9 +161,9 @@ class Engine:
         return {
             "name": "qkvbench",
             "timeout_min": chosen.minutes,
-            "cpus_per_task": self.place.threads,
+            "cpus_per_task": self.context.threads,
             "mem_gb": memory,
-            "slurm_array_parallelism": self.place.wanted or USUAL,
+            "slurm_array_parallelism": self.context.jobs or DEFAULT_JOBS,
             "slurm_signal_delay_s": 90,
             "slurm_setup": [chosen.setup] if chosen.setup else None,
             **({"gpus_per_node": chosen.gpus} if chosen.gpus else {}),
@@ -165,8 +171,8 @@ class Engine:
         }
 
 
-def lacking() -> str | None:
-    """Why there is no SLURM by submitit here."""
+def missing_requirement() -> str | None:
+    """The package that is missing, and what installs it; None if it is there."""
     if find_spec("submitit") is None:
         return "The engine slurm needs submitit: ./qkv setup slurm"
     return None

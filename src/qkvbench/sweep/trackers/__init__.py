@@ -1,9 +1,9 @@
-"""What a tracker is: a file of this folder, which mirrors curves to where a lab looks at them.
+"""Trackers: each file of this folder mirrors curves to an experiment tracker. Its name is the key.
 
-``Tracker(folder, study)`` gives a `Curve` for each run; ``lacking()`` says why there is none here,
-or None. It is imported only when it is asked for, needs no network, and is never the truth: what it
-is told stands in the store as well, and where it fails a study goes on without it. To add one, add
-a file.
+``Tracker(folder, study)`` makes a `Curve` for each run; ``missing_requirement()`` is the reason why
+the tracker cannot be used here, or None. A tracker is imported only if it is requested, and needs
+no network. The store has the same values, so a study goes on if a tracker fails. To add a tracker,
+add a file.
 """
 
 import importlib
@@ -19,35 +19,35 @@ from qkvbench.results.record import Record
 
 @runtime_checkable
 class Curve(Protocol):
-    """One run, as a tracker shows it."""
+    """One run in a tracker."""
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """These values after this step; steps of different values come in any order."""
+        """Log these values of a step; steps of different values may come in any order."""
         ...
 
     def end(self, status: str) -> None:
-        """The run is over."""
+        """Finish the run."""
         ...
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Where the curves of a study go."""
+    """The destination of a study's curves."""
 
     def curve(self, name: str, config: dict[str, str | int | float]) -> Curve:
-        """A new run with this name, and what it is a run of."""
+        """A new run with this name and configuration."""
         ...
 
 
 class Module(Protocol):
-    """The module that a tracker's file is."""
+    """The module of a tracker's file."""
 
     def Tracker(self, folder: Path, study: str) -> Tracker:  # noqa: N802 (a class)
         """A tracker that keeps its files in `folder`."""
         ...
 
-    def lacking(self) -> str | None:
-        """Why there is no such tracker here, and what to do; None where there is."""
+    def missing_requirement(self) -> str | None:
+        """Why the tracker cannot be used here, and what to do; None if it can."""
         ...
 
 
@@ -62,24 +62,24 @@ def find(name: str) -> Module:
 
 
 class Mirror:
-    """What goes on in a study, told to one tracker until it fails; then it is left alone."""
+    """Forwards the events of a study to one tracker, until the tracker fails."""
 
     curves: dict[str, Curve]
 
     def __init__(self, name: str, folder: Path, study: str, failed: Callable[[str], None]) -> None:
-        """`failed` hears, once, that the tracker does not work, and why."""
+        """`failed` is called with the reason, once, if the tracker fails."""
         self.name, self.failed = name, failed
         self.curves = {}
         self.tracker: Tracker | None = None
-        self._tried(lambda: self._open(folder, study))
+        self._try(lambda: self._open(folder, study))
 
     def stepped(self, run: Experiment, step: int, loss: float) -> None:
         """A run has taken a step."""
-        self._tried(lambda: self._curve(run).log({"train/loss": loss}, step))
+        self._try(lambda: self._curve(run).log({"train/loss": loss}, step))
 
     def ended(self, record: Record) -> None:
-        """A run has ended: its scores on the way, and the last."""
-        self._tried(lambda: self._end(record))
+        """A run has ended: forward its curve of scores, and the last."""
+        self._try(lambda: self._end(record))
 
     def _open(self, folder: Path, study: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,20 +116,20 @@ class Mirror:
         curve.end(record.status)
         del self.curves[record.id]
 
-    def _tried(self, tell: Callable[[], None]) -> None:
-        """Tell the tracker, unless it has failed before."""
-        if self.failed is _silent:
+    def _try(self, forward: Callable[[], None]) -> None:
+        """Forward to the tracker, unless it has failed before."""
+        if self.failed is _no_op:
             return
         try:
-            tell()
+            forward()
         except Exception as error:
-            # Whatever goes wrong in somebody else's program, the runs go on.
+            # An error in a tracker must not end the runs.
             self.failed(
                 f"{self.name} does not work, and the study goes on without it. "
                 f"{type(error).__name__}: {error}"
             )
-            self.failed = _silent
+            self.failed = _no_op
 
 
-def _silent(_reason: str) -> None:
-    """It was said before."""
+def _no_op(_reason: str) -> None:
+    """No-op."""

@@ -1,4 +1,4 @@
-"""MLflow, in a folder of files unless MLFLOW_TRACKING_URI names a server: `mlflow ui` shows it."""
+"""MLflow, in a folder of files or on the server MLFLOW_TRACKING_URI; `mlflow ui` shows it."""
 
 import os
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ class Tracker:
     """Runs of one experiment of MLflow's."""
 
     def __init__(self, folder: Path, study: str) -> None:
-        # Files need no database; MLflow asks to be told that this is meant.
+        # MLflow requires this opt-in to use files without a database.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
@@ -39,13 +39,13 @@ class Curve:
             self.client.log_metric(self.run, name, value, step=step)
 
     def end(self, status: str) -> None:
-        """Terminate the run, as failed where it is."""
+        """Terminate the run, as failed if it is not done."""
         self.client.set_tag(self.run, "status", status)
         self.client.set_terminated(self.run, "FINISHED" if status == "done" else "FAILED")
 
 
-def lacking() -> str | None:
-    """Why there is no MLflow here."""
+def missing_requirement() -> str | None:
+    """The package that is missing, and what installs it; None if it is there."""
     if find_spec("mlflow") is None:
         return "--track mlflow needs MLflow: ./qkv setup mlflow"
     return None

@@ -1,4 +1,4 @@
-"""TensorBoard: one folder of event files for each run; `tensorboard --logdir` shows them."""
+"""TensorBoard: a folder of event files for each run; `tensorboard --logdir` shows them."""
 
 import json
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ class Tracker:
         """A folder for this run."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        # An equation has signs that paths have other uses for.
+        # An equation may contain a slash.
         writer = SummaryWriter(self.folder / f"{config['task']}-{config['id']}".replace("/", "_"))
         writer.add_text("run", f"{name}\n\n{json.dumps(config, indent=1)}")
         return Curve(writer)
@@ -40,8 +40,8 @@ class Curve:
         self.writer.close()
 
 
-def lacking() -> str | None:
-    """Why there is no TensorBoard here."""
+def missing_requirement() -> str | None:
+    """The package that is missing, and what installs it; None if it is there."""
     if find_spec("tensorboard") is None:
         return "--track tensorboard needs TensorBoard: ./qkv setup tensorboard"
     return None

@@ -12,7 +12,7 @@ class Tracker:
     """Runs of one project."""
 
     def __init__(self, folder: Path, study: str) -> None:
-        # Read when Trackio is imported.
+        # Trackio reads this on import.
         os.environ.setdefault("TRACKIO_DIR", str(folder))
         self.study = study
 
@@ -20,7 +20,7 @@ class Tracker:
         """A run of Trackio."""
         import trackio  # pyright: ignore[reportMissingImports]
 
-        # What it says is no result of ours.
+        # stdout is for results only.
         with redirect_stdout(sys.stderr):
             run = trackio.init(project=self.study, name=f"{name} {config['id']}", config=config)
         return Curve(run)
@@ -37,14 +37,14 @@ class Curve:
         self.run.log(values, step=step)
 
     def end(self, status: str) -> None:
-        """Finish the run; how it ended is its last value."""
+        """Finish the run; whether it is done is its last value."""
         self.run.log({"done": float(status == "done")})
         with redirect_stdout(sys.stderr):
             self.run.finish()
 
 
-def lacking() -> str | None:
-    """Why there is no Trackio here."""
+def missing_requirement() -> str | None:
+    """The package that is missing, and what installs it; None if it is there."""
     if find_spec("trackio") is None:
         return "--track trackio needs Trackio: ./qkv setup trackio"
     return None

@@ -1,4 +1,4 @@
-"""Weights & Biases, offline unless WANDB_MODE says otherwise: `wandb sync` sends it later."""
+"""Weights & Biases, offline unless WANDB_MODE is set; `wandb sync` uploads it later."""
 
 import os
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ class Tracker:
         self.folder, self.study = folder, study
 
     def curve(self, name: str, config: dict[str, str | int | float]) -> "Curve":
-        """A run beside those that are under way."""
+        """A new run, beside those in progress."""
         import wandb
 
         run = wandb.init(
@@ -22,14 +22,14 @@ class Tracker:
             name=name,
             config=config,
             dir=self.folder,
-            # Nothing leaves this machine unless somebody says so.
+            # Nothing is uploaded unless a person requests it.
             mode=None if "WANDB_MODE" in os.environ else "offline",
             reinit="create_new",
             settings=wandb.Settings(
                 silent=True, console="off", x_disable_stats=True, disable_git=True, save_code=False
             ),
         )
-        # Scores of earlier steps come after later losses: the step is a value like others.
+        # Scores of earlier steps come after later losses, so the step is a metric of its own.
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
         return Curve(run)
@@ -42,17 +42,17 @@ class Curve:
         self.run = run
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """The values, and the step that they belong to."""
+        """Log the values and their step."""
         self.run.log({**values, "step": step})
 
     def end(self, status: str) -> None:
-        """Finish the run, as failed where it is."""
+        """Finish the run, as failed if it is not done."""
         self.run.summary["status"] = status
         self.run.finish(exit_code=0 if status == "done" else 1)
 
 
-def lacking() -> str | None:
-    """Why there is no wandb here."""
+def missing_requirement() -> str | None:
+    """The package that is missing, and what installs it; None if it is there."""
     if find_spec("wandb") is None:
         return "--track wandb needs wandb: ./qkv setup wandb"
     return None

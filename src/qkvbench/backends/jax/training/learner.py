@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import safetensors.numpy
 from jax import Array
 from jaxtyping import Float, Int
 
 from qkvbench.analysis import Layer
+from qkvbench.backends import STATE_FILE, SingleProcess
 from qkvbench.backends.jax.generation.beam_search import Searched
 from qkvbench.backends.jax.models.build import Network, build
 from qkvbench.backends.jax.models.inspect import inspected, layers_of
@@ -168,6 +170,9 @@ class Step:
 class Learner:
     """The network of an experiment, its optimizer, and nothing of the loop around them."""
 
+    # Several devices are one mesh of this process.
+    world = SingleProcess()
+
     def __init__(self, experiment: Experiment) -> None:
         """The network with its initial values, and a fresh optimizer."""
         self.experiment = experiment
@@ -295,6 +300,10 @@ class Learner:
             "scale": np.array(self.scale),
             "scale/fitted": np.array(self.fitted),
         }
+
+    def save_state(self, folder: Path) -> None:
+        """Write the state to a safetensors file in a folder; OSError if that fails."""
+        safetensors.numpy.save_file(self.state(), folder / STATE_FILE)
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on as the learner of this `state` did; ValueError where it does not fit."""

@@ -1,7 +1,7 @@
-"""One network over many devices, wrapped from outside: its layers know nothing of it.
+"""Data parallelism of one network, wrapped from outside: its layers do not know of it.
 
-Replicated (DDP), each device has the whole and gradients are summed. Sharded (FSDP), each has a
-part of every weight, gradient and optimizer state, and a block is made whole while it computes.
+DDP: each device holds the whole model, and gradients are summed. FSDP: each device holds a shard of
+every weight, gradient and optimizer state, and gathers a block while it computes.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qkvbench.backends.torch.models.block import Block
 from qkvbench.backends.torch.models.build import Network, build
-from qkvbench.backends.torch.training.process_group import Ranks
+from qkvbench.backends.torch.training.process_group import ProcessGroup
 from qkvbench.experiment import Experiment
 
 if TYPE_CHECKING:
@@ -25,118 +25,117 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 
-class Worked(nn.Module):
-    """A network as a module whose forward pass is any work with it: what is wrapped is this."""
+class CallableModule(nn.Module):
+    """A module whose forward pass is any function of a network: DDP and FSDP can wrap it."""
 
     def __init__(self, network: Network) -> None:
-        """The network, for work."""
+        """The module for functions of this network."""
         super().__init__()
         self.network = network
 
-    def forward(self, work: Callable[..., Answer], *arguments: object) -> Answer:
-        """What `work` makes of the network and these arguments."""
-        return work(self.network, *arguments)
+    def forward(self, function: Callable[..., Answer], *arguments: object) -> Answer:
+        """Call the function with the network and these arguments."""
+        return function(self.network, *arguments)
 
 
-def spread(network: Network, experiment: Experiment, ranks: Ranks) -> nn.Module:
-    """The network of one of the ranks, to work with; alone it is whole and wrapped by nothing.
+def parallelize(network: Network, experiment: Experiment, group: ProcessGroup) -> nn.Module:
+    """The network as a module to call in each process; a single process wraps nothing.
 
-    Precision is autocast's, by the one policy that a single process has: weights are gathered and
-    gradients summed in fp32, which takes twice the traffic of bf16 and gives the same result.
+    Autocast alone sets the precision, as in a single process: weights are gathered and gradients
+    summed in fp32, which takes twice the traffic of bf16 and gives the same result.
     """
-    worked = Worked(network)
-    if ranks.count == 1:
-        return worked
+    module = CallableModule(network)
+    if group.world_size == 1:
+        return module
     device = next(network.parameters()).device
     match experiment.sharding:
         case "ddp":
-            # Initial values are keyed by name, so all ranks have the same: nothing is broadcast.
+            # Initial values are keyed by name, so all ranks have the same: no broadcast.
             return DistributedDataParallel(
-                worked, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
+                module, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         case "fsdp":
-            # Seconds to import, which a run on one device does without.
+            # These imports take seconds, and a run on one device does not need them.
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
 
-            mesh = init_device_mesh(device.type, (ranks.count,))
+            mesh = init_device_mesh(device.type, (group.world_size,))
             for block in network.modules():
                 if isinstance(block, Block):
                     fully_shard(block, mesh=mesh)
-            fully_shard(worked, mesh=mesh)
-            return worked
+            fully_shard(module, mesh=mesh)
+            return module
 
 
-def summing(module: nn.Module, *, last: bool) -> AbstractContextManager[object]:
-    """A backward pass over a part of a batch, the `last` one or another.
+def no_sync_until_last(module: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+    """The context of the backward pass of a micro-batch: DDP sums gradients after the last one.
 
-    Replicas sum their gradients once, after the last part. Shards do so after each, or every device
-    would hold the whole gradient in between.
+    FSDP sums them after each: otherwise every device would hold the full gradient in between.
     """
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
     return nullcontext()
 
 
-def looked(module: nn.Module, work: Callable[..., Answer], *arguments: object) -> Answer:
-    """What work makes of the network that no backward pass follows.
+def forward_only(module: nn.Module, function: Callable[..., Answer], *arguments: object) -> Answer:
+    """The function's result without a backward pass.
 
-    It is that pass which cuts the outermost weights into parts again; here nothing else would.
+    FSDP reshards the outermost weights in the backward pass; without one they are resharded here.
     """
-    found = module(work, *arguments)
-    if isinstance(module, Worked) and hasattr(module, "reshard"):
+    result = module(function, *arguments)
+    if isinstance(module, CallableModule) and hasattr(module, "reshard"):
         cast("FSDPModule", module).reshard()
-    return found
+    return result
 
 
 @torch.no_grad()
-def whole(network: Network, experiment: Experiment) -> Network:
-    """The network with all its weights here: itself, or a copy gathered from all ranks' parts."""
-    if not any(map(_in_parts, network.parameters())):
+def full_model(network: Network, experiment: Experiment) -> Network:
+    """The network with full weights: the network itself, or a copy gathered from all shards."""
+    if not any(map(_is_sharded, network.parameters())):
         return network
     device = next(network.parameters()).device
     copy = build(experiment.model, dropout=experiment.training.dropout).to(device).eval()
-    for own, part in zip(copy.parameters(), network.parameters(), strict=True):
-        own.copy_(_gathered(part))
+    for full, shard in zip(copy.parameters(), network.parameters(), strict=True):
+        full.copy_(_full_tensor(shard))
     return copy
 
 
 @contextmanager
-def edited(network: Network, experiment: Experiment) -> Iterator[Network]:
-    """The network with all its weights here, to be changed: each rank then takes its part again."""
-    copy = whole(network, experiment)
+def full_params(network: Network, experiment: Experiment) -> Iterator[Network]:
+    """The network with full weights, to be changed: each rank copies its shard back at the end."""
+    copy = full_model(network, experiment)
     yield copy
     if copy is not network:
         with torch.no_grad():
-            for own, part in zip(copy.parameters(), network.parameters(), strict=True):
-                put(part, own)
+            for full, shard in zip(copy.parameters(), network.parameters(), strict=True):
+                copy_to_shard(shard, full)
 
 
-def number(tensor: Tensor) -> float:
-    """The value of a tensor of one number; of one that ranks hold in parts, the whole's."""
-    return _gathered(tensor).item()
+def full_scalar(tensor: Tensor) -> float:
+    """The value of a tensor of one number, which may be sharded."""
+    return _full_tensor(tensor).item()
 
 
-def put(place: Tensor, value: Tensor) -> None:
-    """Set what a rank holds of a tensor from the whole, which every rank has."""
-    if _in_parts(place):
+def copy_to_shard(tensor: Tensor, full: Tensor) -> None:
+    """Set this rank's shard of a tensor from the full value, which every rank has."""
+    if _is_sharded(tensor):
         from torch.distributed.tensor import distribute_tensor
 
-        parts = cast("DTensor", place)
-        value = distribute_tensor(value, parts.device_mesh, parts.placements, src_data_rank=None)
-    place.copy_(value)
+        shard = cast("DTensor", tensor)
+        full = distribute_tensor(full, shard.device_mesh, shard.placements, src_data_rank=None)
+    tensor.copy_(full)
 
 
-def held(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor: its part, or the whole."""
-    return cast("DTensor", tensor).to_local() if _in_parts(tensor) else tensor
+def local_shard(tensor: Tensor) -> Tensor:
+    """This rank's shard of a tensor, or the whole tensor if it is not sharded."""
+    return cast("DTensor", tensor).to_local() if _is_sharded(tensor) else tensor
 
 
-def write_parts(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write the tensors that all ranks hold, each part once, as one safetensors file of each rank.
+def write_shards(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write the tensors of all ranks, each shard once, to one safetensors file per rank.
 
-    A file says where its parts belong (`DCP_SHARDING_INFO` in its head); no index, no pickle. All
-    ranks return when all have written. OSError on each of them where one could not.
+    The header of a file holds the offsets of its shards (`DCP_SHARDING_INFO`); no index, no pickle.
+    All ranks return when all have written. OSError in every rank if one could not write.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -149,11 +148,10 @@ def write_parts(tensors: dict[str, Tensor], folder: Path) -> None:
         raise OSError(getattr(first, "errno", None), str(first)) from None
 
 
-def _gathered(tensor: Tensor) -> Tensor:
-    """The whole of a tensor of which each rank may hold a part."""
-    return cast("DTensor", tensor).full_tensor() if _in_parts(tensor) else tensor
+def _full_tensor(tensor: Tensor) -> Tensor:
+    return cast("DTensor", tensor).full_tensor() if _is_sharded(tensor) else tensor
 
 
-def _in_parts(tensor: Tensor) -> bool:
-    """Whether ranks hold parts of this tensor; asked by what it can do, to import no class."""
+def _is_sharded(tensor: Tensor) -> bool:
+    """Whether this is a DTensor, found by attribute because importing the class takes long."""
     return hasattr(tensor, "full_tensor")
