@@ -1,6 +1,7 @@
 """Two towers as in CLIP: each embeds one input; the vectors of a pair are trained to be similar."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -33,6 +34,16 @@ class TwoTowers(nn.Module):
             {name: nn.Linear(size.d_model, spec.width, bias=False) for name in spec.names}
         )
         self.logit_scale = nn.Parameter(torch.zeros(1))
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True  # noqa: FBT
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """All parameters with the logit scale last, which is the order of the committed records.
+
+        The gradient norm is a sum in this order, so another one changes its last bits.
+        """
+        parameters = super().named_parameters(prefix, recurse, remove_duplicate)
+        yield from sorted(parameters, key=lambda each: each[1] is self.logit_scale)
 
     def forward(
         self,

@@ -131,6 +131,7 @@ class Learner:
 
     def predict(self, batch: Batch) -> Predictions:
         """The loss and the most probable class at each position."""
+        self.network.eval()
         return predict.predict(self.module, self.experiment, self.world, batch)
 
     def write(self, batch: Batch, search: Search) -> list[Int[np.ndarray, " _tokens"]]:
@@ -139,6 +140,7 @@ class Learner:
 
     def features(self, batch: Batch) -> Float[np.ndarray, "items places _features"]:
         """The input of the head for each item, in fp32."""
+        self.network.eval()
         return predict.features(self.module, self.experiment, batch)
 
     def inspect(self, batch: Batch) -> tuple[Layer, ...]:

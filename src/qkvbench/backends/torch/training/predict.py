@@ -1,4 +1,4 @@
-"""What a network computes for a batch without learning: predictions, texts, features, layers."""
+"""Results of a network for a batch, without gradients: predictions, texts, features, layers."""
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ def predict(
     own, share = own_share(batch, group)
     tensors = to_tensors(own, device, dynamic=experiment.compiled)
     with autocast(experiment.precision, device):
-        values = forward_only(module.eval(), _place_losses, *tensors)
+        values = forward_only(module, _place_losses, *tensors)
     count = int(np.count_nonzero(batch.targets != IGNORE_INDEX))
     losses, predicted, ranks = (gather(each, share, count, group) for each in values)
     return scatter_predictions(batch, losses, predicted, ranks)
@@ -69,7 +69,7 @@ def features(
     device = _device(module)
     inputs, _, _ = to_tensors(batch, device, dynamic=experiment.compiled)
     with autocast(experiment.precision, device):
-        return forward_only(module.eval(), _hidden, inputs).float().cpu().numpy()
+        return forward_only(module, _hidden, inputs).float().cpu().numpy()
 
 
 def inspect(network: Network, experiment: Experiment, batch: Batch) -> tuple[Layer, ...]:
