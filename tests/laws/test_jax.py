@@ -257,10 +257,10 @@ def data_for(model, given):
 
 def slopes(learner, data):
     """Loss, norm and gradient of a JAX learner, operation by operation."""
-    weights, parts, shares, rng, steps, scale = learner._asked(data)
+    weights, parts, shares, rng, steps, scale = learner.gradient_arguments(data)
     arrays = jax.tree.map(jnp.asarray, (parts, shares, scale))
     key = jax.random.fold_in(rng, steps) if learner.experiment.training.dropout else None
-    return learner.step.slopes(weights, arrays[0], arrays[1], key, arrays[2])
+    return learner.step.gradients(weights, arrays[0], arrays[1], key, arrays[2])
 
 
 @pytest.mark.parametrize(
