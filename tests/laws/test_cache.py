@@ -22,7 +22,7 @@ from laws.networks import drawn_network
 from qkvbench import cost
 from qkvbench.backends.torch import Growing, Reserved, build
 from qkvbench.backends.torch.cache import paged_tensor
-from qkvbench.backends.torch.cache.quantize import DTYPES, quantize, dequantize
+from qkvbench.backends.torch.cache.quantize import DTYPES, dequantize, quantize
 from qkvbench.cost import CACHE_FORMATS
 from qkvbench.model import Alibi, Learned, NoPosition, Rotary, Tokens, with_source
 

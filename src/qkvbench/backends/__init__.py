@@ -279,9 +279,7 @@ class MultiDeviceBackend(Backend, Protocol):
 
 def names() -> list[str]:
     """All backends, by name."""
-    return sorted(
-        module.name for module in pkgutil.iter_modules(__path__) if module.name != SHARED
-    )
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != SHARED)
 
 
 def module_of(name: str) -> str:

@@ -22,11 +22,7 @@ def check_state(own: Mapping[str, Array], given: Mapping[str, Array]) -> None:
     """ValueError if names, shapes or dtypes of a given state are not those of a learner's own."""
     for name in sorted(own.keys() | given.keys()):
         here, there = own.get(name), given.get(name)
-        if (
-            here is None
-            or there is None
-            or (here.dtype, here.shape) != (there.dtype, there.shape)
-        ):
+        if here is None or there is None or (here.dtype, here.shape) != (there.dtype, there.shape):
             raise ValueError(
                 f"{name} is {_text(here)} in this learner and {_text(there)} in the state."
             )

@@ -143,7 +143,7 @@ def _attend(
 
 
 def _apply_rope(rows: Array, table: Array, rotary: int) -> Array:
-    """RoPE on the first `rotary` coordinates; the others are unchanged. arXiv:2104.09864, eq. 34."""
+    """RoPE on the first `rotary` coordinates. arXiv:2104.09864, eq. 34."""
     half = rotary // 2
     if not half:
         return rows

@@ -45,7 +45,7 @@ class Embedding:
             raise ValueError(
                 f"{time} positions do not fit a model with {self.position.length} learned ones."
             )
-        # (batch, time) or (batch, time, features) -> (batch, time, d_model)
+        # x: (batch, time, d_model), from tokens (batch, time) or vectors (batch, time, features)
         x = (
             weights["table"][inputs]
             if isinstance(self.inputs, Tokens)
@@ -56,14 +56,15 @@ class Embedding:
             return x
         # A class token gets no position: its own vector tells it from the inputs.
         first = weights["class_token"].astype(x.dtype)[None]
-        # (batch, class_tokens + time, d_model)
-        return jnp.concatenate([jnp.repeat(first, len(x), axis=0), x], axis=1)
+        first = jnp.repeat(first, len(x), axis=0)  # (batch, class_tokens, d_model)
+        return jnp.concatenate([first, x], axis=1)
 
     def at(
         self, weights: Weights, tokens: Int[Array, " batch"], count: Int[Array, "..."], end: int
     ) -> Float[Array, "batch one d_model"]:
         """The stream of one token per sequence at position `count`, which is less than `end`."""
-        return self._add_positions(weights, weights["table"][tokens][:, None], count[..., None], end)
+        x = weights["table"][tokens][:, None]  # (batch, 1, d_model)
+        return self._add_positions(weights, x, count[..., None], end)
 
     def _add_positions(
         self, weights: Weights, x: Float[Array, "batch time d_model"], at: Places, end: int

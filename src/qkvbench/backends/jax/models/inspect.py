@@ -100,8 +100,8 @@ def _weights(attention: Attention, weights: Weights) -> dict[Role, Array]:
         matrix = weights.get(f"{root.name}.weight")
         if matrix is None:
             matrix = jnp.eye(plan.geometry.d_model, dtype=dtype)
-        # (heads, width, d_model)
-        roots[root.name] = matrix.reshape(-1, root.width, matrix.shape[-1])
+        matrix = matrix.reshape(-1, root.width, matrix.shape[-1])  # (heads, width, d_model)
+        roots[root.name] = matrix
     maps = {role: each.astype(dtype) for role, each in attention.maps(weights).items()}
     scales = {role: weights[f"{role}.scale"].astype(dtype) for role in plan.scaled}
     return role_matrices(plan, roots, maps, scales)

@@ -38,7 +38,8 @@ def prepare(threads: int) -> None:
     _threads = threads
     os.environ["NPROC"] = str(threads)
     flags = os.environ.get("XLA_FLAGS", "").split()
-    flags += [flag for flag in (*_DETERMINISTIC, *(_SINGLE_THREAD if threads == 1 else ())) if flag not in flags]
+    needed = (*_DETERMINISTIC, *(_SINGLE_THREAD if threads == 1 else ()))
+    flags += [flag for flag in needed if flag not in flags]
     os.environ["XLA_FLAGS"] = " ".join(flags)
     folder = cache_folder()
     existing = next(each for each in (folder, *folder.parents) if each.exists())

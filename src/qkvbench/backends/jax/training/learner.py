@@ -47,8 +47,8 @@ from qkvbench.model.rng import framework_seed
 
 Tree = TypeVar("Tree")
 
-# As torch's GradScaler: a scale of 2^16 at first, halved at an overflow, doubled after so many steps
-# without one (arXiv:1710.03740, section 3.2).
+# As torch's GradScaler: a scale of 2^16 at first, halved at an overflow, doubled after so many
+# steps without one (arXiv:1710.03740, section 3.2).
 INITIAL_SCALE = 2.0**16
 GROWTH_INTERVAL = 2000
 # AdamW's two moments: our names in a state, and optax's.
@@ -176,7 +176,9 @@ class Learner:
         self.step = Step(self.network, experiment)
         # Several devices divide the items of a batch; weights are replicated.
         self.mesh = all_devices()
-        self.values = self._replicate(start(self.network.shapes(), experiment.model, experiment.seed))
+        self.values = self._replicate(
+            start(self.network.shapes(), experiment.model, experiment.seed)
+        )
         self.optimizer = self._replicate(self.step.optimizer().init(self.values))
         # Dropout uses JAX's keys; all other random numbers are keyed by name.
         self.rng = jax.random.key(framework_seed(experiment.seed, "dropout"))

@@ -76,7 +76,7 @@ def _in_chunks(
     whole = places // rows * rows
     result = jax.lax.map(
         lambda part: chunk(*part),
-        # (chunks, rows, features) and (chunks, rows)
+        # Shapes are (chunks, rows, features) and (chunks, rows).
         (hidden[:whole].reshape(-1, rows, hidden.shape[-1]), targets[:whole].reshape(-1, rows)),
     )
     result = jax.tree.map(lambda each: each.reshape(whole), result)

@@ -42,9 +42,7 @@ class Operation:
 def attention_kernel(step: Callable[[], object]) -> str:
     """The operations that compute attention in one step, then our product kernel if it ran."""
     operations = profiled_operations(step)
-    products = dict.fromkeys(
-        each.name for each in operations if each.name.startswith(linear.NAMED)
-    )
+    products = dict.fromkeys(each.name for each in operations if each.name.startswith(linear.NAMED))
     return ", ".join([attention_name(operations), *products])
 
 

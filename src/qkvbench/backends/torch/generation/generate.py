@@ -221,7 +221,12 @@ def _check_cache(network: Decoder, cache: Cache, batch: int, reads: int) -> None
 
 
 def _check_memory(
-    network: Decoder, reads: int, prompts: int, strategy: Strategy, storage: Storage, rows: CacheDtype | None
+    network: Decoder,
+    reads: int,
+    prompts: int,
+    strategy: Strategy,
+    storage: Storage,
+    rows: CacheDtype | None,
 ) -> None:
     """Refuse a cache that does not fit into free memory; activations are not counted."""
     like = network.embedding.table

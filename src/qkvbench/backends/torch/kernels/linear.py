@@ -37,7 +37,7 @@ def product(
     weight: Float[Tensor, "outputs inputs"],
     bias: Float[Tensor, " outputs"] | None = None,
 ) -> Outputs:
-    """x · weightᵀ + bias."""
+    """Rows times the transposed weight, plus the bias."""
     if not _kernel_applies(x, weight, bias):
         return functional.linear(x, weight, bias)
     kind = KINDS[x.dtype]

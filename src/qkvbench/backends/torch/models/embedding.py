@@ -42,7 +42,7 @@ class Embedding(nn.Module):
         self, inputs: Num[Tensor, "batch time *features"]
     ) -> Float[Tensor, "batch positions d_model"]:
         """The stream of whole sequences from position 0, with the class tokens in front."""
-        # (batch, time) or (batch, time, features) -> (batch, time, d_model)
+        # x: (batch, time, d_model), from tokens (batch, time) or vectors (batch, time, features)
         x = functional.embedding(inputs, self.table) if inputs.ndim == 2 else self.vectors(inputs)
         time = inputs.shape[1]
         added = self._position_embeddings(time, x)

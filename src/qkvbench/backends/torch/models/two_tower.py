@@ -36,7 +36,10 @@ class TwoTowers(nn.Module):
         self.logit_scale = nn.Parameter(torch.zeros(1))
 
     def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True  # noqa: FBT
+        self,
+        prefix: str = "",
+        recurse: bool = True,  # noqa: FBT001, FBT002 (torch's signature)
+        remove_duplicate: bool = True,  # noqa: FBT001, FBT002
     ) -> Iterator[tuple[str, nn.Parameter]]:
         """All parameters with the logit scale last, which is the order of the committed records.
 
