@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.flax import load_file, save_file
 
+from qkvbench.backends.common.weights import Shapes, check_shapes, matching_names, renamed
 from qkvbench.model import Model
 from qkvbench.model.init import initial_value
 
 Weights = Mapping[str, jax.Array]
-Shapes = dict[str, tuple[int, ...]]
 
 
 def part(weights: Weights, name: str) -> Weights:
@@ -37,14 +37,7 @@ def start(shapes: Shapes, model: Model, seed: int) -> dict[str, jax.Array]:
 
 def checked(shapes: Shapes, weights: Weights) -> dict[str, jax.Array]:
     """The weights; ValueError if names or shapes differ."""
-    if shapes.keys() != weights.keys():
-        differing = sorted(shapes.keys() ^ weights.keys())
-        raise ValueError(f"These weights are in one of model and file only: {differing[:4]} ...")
-    for name, shape in shapes.items():
-        if shape != weights[name].shape:
-            raise ValueError(
-                f"{name} is {shape} in the model and {weights[name].shape} in the file."
-            )
+    check_shapes(shapes, shapes_of(weights))
     return dict(weights)
 
 
@@ -53,18 +46,12 @@ def matching(shapes: Shapes, weights: Weights) -> dict[str, jax.Array]:
 
     ValueError if any weight of a block does not match: a partly loaded block is of no use.
     """
-    same = [
-        name for name, shape in shapes.items() if name in weights and shape == weights[name].shape
-    ]
-    blocks = {name for name in (*shapes, *weights) if "blocks" in name.split(".")}
-    if different := sorted(blocks.difference(same)):
-        given = weights.get(different[0])
-        raise ValueError(
-            f"Initial weights must match the model in every weight of its layers; {different[0]} "
-            f"{_size(shapes.get(different[0]), 'the model')} and "
-            f"{_size(None if given is None else given.shape, 'the file')}."
-        )
-    return {name: weights[name] for name in same}
+    return {name: weights[name] for name in matching_names(shapes, shapes_of(weights))}
+
+
+def shapes_of(weights: Weights) -> Shapes:
+    """The shapes of weights by name."""
+    return {name: value.shape for name, value in weights.items()}
 
 
 def save(weights: Weights, path: Path) -> None:
@@ -74,13 +61,9 @@ def save(weights: Weights, path: Path) -> None:
 
 def read(path: Path) -> dict[str, jax.Array]:
     """The weights in a safetensors file."""
-    return load_file(path)
+    return renamed(load_file(path))
 
 
 def copied(weights: Weights) -> dict[str, np.ndarray]:
     """Copies in host memory, which a later step with donated arguments does not overwrite."""
     return {name: np.array(value) for name, value in weights.items()}
-
-
-def _size(shape: tuple[int, ...] | None, place: str) -> str:
-    return f"is not in {place}" if shape is None else f"is {shape} in {place}"

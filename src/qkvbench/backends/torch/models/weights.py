@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from qkvbench.backends.common.weights import Shapes, check_shapes, matching_names, renamed
 from qkvbench.backends.torch.attention.layer import Attention
 from qkvbench.model import Model
 from qkvbench.model.init import initial_value
@@ -39,15 +40,8 @@ def start(module: nn.Module, model: Model, seed: int) -> None:
 def load(module: nn.Module, weights: dict[str, Tensor]) -> None:
     """Copy `weights` into the module; ValueError if names or shapes differ."""
     named = named_weights(module)
-    if named.keys() != weights.keys():
-        differing = sorted(named.keys() ^ weights.keys())
-        raise ValueError(f"These weights are in one of model and file only: {differing[:4]} ...")
+    check_shapes(_shapes(named), _shapes(weights))
     for name, tensor in named.items():
-        if tensor.shape != weights[name].shape:
-            raise ValueError(
-                f"{name} is {tuple(tensor.shape)} in the model and "
-                f"{tuple(weights[name].shape)} in the file."
-            )
         tensor.copy_(weights[name])
 
 
@@ -58,21 +52,10 @@ def load_matching(module: nn.Module, weights: dict[str, Tensor]) -> tuple[str, .
     ValueError if any weight of a block does not match: a partly loaded block is of no use.
     """
     named = named_weights(module)
-    matching = [
-        name
-        for name, tensor in named.items()
-        if name in weights and tensor.shape == weights[name].shape
-    ]
-    blocks = {name for name in (*named, *weights) if _in_a_block(name)}
-    if different := sorted(blocks.difference(matching)):
-        raise ValueError(
-            f"Initial weights must match the model in every weight of its layers; {different[0]} "
-            f"{_size(named.get(different[0]), 'the model')} and "
-            f"{_size(weights.get(different[0]), 'the file')}."
-        )
-    for name in matching:
+    names = matching_names(_shapes(named), _shapes(weights))
+    for name in names:
         named[name].copy_(weights[name])
-    return tuple(matching)
+    return tuple(names)
 
 
 def save(module: nn.Module, path: Path) -> None:
@@ -84,7 +67,7 @@ def save(module: nn.Module, path: Path) -> None:
 
 def read(path: Path) -> dict[str, Tensor]:
     """The weights in a safetensors file, for `load`."""
-    return load_file(path)
+    return renamed(load_file(path))
 
 
 def lazy_tensors(paths: Sequence[Path]) -> dict[str, Callable[[], np.ndarray]]:
@@ -100,12 +83,8 @@ def lazy_tensors(paths: Sequence[Path]) -> dict[str, Callable[[], np.ndarray]]:
     return tensors
 
 
-def _in_a_block(name: str) -> bool:
-    return "blocks" in name.split(".")
-
-
-def _size(weight: Tensor | None, place: str) -> str:
-    return f"is not in {place}" if weight is None else f"is {tuple(weight.shape)} in {place}"
+def _shapes(weights: dict[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
 def _array(file: Any, name: str) -> np.ndarray:
