@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.flax import load_file, save_file
 
-from qkvbench.backends.common.weights import Shapes, check_shapes, matching_names, renamed
+from qkvbench.backends.common.checks import Shapes, check_shapes, matching_names, renamed
 from qkvbench.model import Model
 from qkvbench.model.init import initial_value
 

@@ -21,9 +21,9 @@ from jaxtyping import Float, Int
 
 from qkvbench.analysis import Layer
 from qkvbench.backends import STATE_FILE, SingleProcess
+from qkvbench.backends.common.checks import check_state
 from qkvbench.backends.common.precision import needs_loss_scaling
 from qkvbench.backends.common.predictions import scatter_predictions, scored_positions
-from qkvbench.backends.common.state import check_state
 from qkvbench.backends.jax.generation.beam_search import BeamSearch
 from qkvbench.backends.jax.models.build import Network, build
 from qkvbench.backends.jax.models.inspect import inspect_arrays, to_layers

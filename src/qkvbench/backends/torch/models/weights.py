@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from qkvbench.backends.common.weights import Shapes, check_shapes, matching_names, renamed
+from qkvbench.backends.common.checks import Shapes, check_shapes, matching_names, renamed
 from qkvbench.backends.torch.attention.layer import Attention
 from qkvbench.model import Model
 from qkvbench.model.init import initial_value

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qkvbench.backends import STATE_FILE
-from qkvbench.backends.common.state import check_state
+from qkvbench.backends.common.checks import check_state
 from qkvbench.backends.torch.models.build import Network
 from qkvbench.backends.torch.training.parallel import copy_to_shard, local_shard, write_shards
 from qkvbench.backends.torch.training.process_group import ProcessGroup

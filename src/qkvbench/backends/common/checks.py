@@ -1,7 +1,7 @@
-"""Whether weights of a file fit a model, by names and shapes."""
+"""Whether weights or a training state fit a model, by names, shapes and dtypes."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Shapes = dict[str, tuple[int, ...]]
 Array = TypeVar("Array")
@@ -43,3 +43,19 @@ def matching_names(model: Shapes, file: Shapes) -> list[str]:
 
 def _text(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
     return f"is {shapes[name]}" if name in shapes else "is not"
+
+
+def check_state(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """ValueError if names, shapes or dtypes of a given state are not those of a learner's own.
+
+    Both are arrays of one framework.
+    """
+    for name in sorted(own.keys() | given.keys()):
+        here, there = own.get(name), given.get(name)
+        if here is None or there is None or _kind(here) != _kind(there):
+            here, there = ("missing" if x is None else _kind(x) for x in (here, there))
+            raise ValueError(f"{name} is {here} in this learner and {there} in the state.")
+
+
+def _kind(array: Any) -> str:
+    return f"{str(array.dtype).removeprefix('torch.')} of {tuple(array.shape)}"
