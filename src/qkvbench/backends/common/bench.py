@@ -1,4 +1,4 @@
-"""What the timed workloads of all backends have in common."""
+"""Parts of timed workloads that do not depend on a framework."""
 
 import time
 from collections.abc import Callable

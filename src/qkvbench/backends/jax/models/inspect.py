@@ -49,14 +49,14 @@ def _arrays(
     attention: Attention, weights: Weights, x: Stream, lengths: Lengths | None
 ) -> LayerArrays:
     plan = attention.plan
-    made, maps = attention.project(weights, x), attention.maps(weights)
+    roots, maps = attention.project(weights, x), attention.maps(weights)
     positions = np.arange(x.shape[1])
 
     def turn(rows: Heads, *, back: bool) -> Heads:
         return turned(rows, attention.position, positions, len(positions), back=back)
 
     def make(derivation: Path) -> Heads:
-        return attention.make(weights, derivation, made, maps, turn)
+        return attention.make(weights, derivation, roots, maps, turn)
 
     # (batch, heads, time, head_dim) for each role
     rows = {role: make(without_rope(plan.derivations[role])) for role in ROLES}

@@ -44,12 +44,12 @@ def inspect_layers(
 
 def _layer(name: str, attention: Attention, x: Stream, lengths: Lengths | None) -> Layer:
     plan = attention.plan
-    made, maps = attention.project(x), attention.maps()
+    roots, maps = attention.project(x), attention.maps()
     # (batch, heads, time, head_dim) for each role
     rows: dict[Role, Heads] = {
-        role: attention.make(without_rope(plan.derivations[role]), made, maps) for role in ROLES
+        role: attention.make(without_rope(plan.derivations[role]), roots, maps) for role in ROLES
     }
-    q, k = (attention.make(plan.derivations[role], made, maps) for role in ("q", "k"))
+    q, k = (attention.make(plan.derivations[role], roots, maps) for role in ("q", "k"))
     group = q.shape[1] // k.shape[1]
     scores = q * q.shape[-1] ** -0.5 @ k.repeat_interleave(group, dim=1).mT
     positions = torch.arange(x.shape[1], device=x.device)
