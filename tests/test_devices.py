@@ -1,4 +1,4 @@
-"""Two processes that learn together come to what one comes to alone. Gloo, on this machine."""
+"""Two processes train a model to the result of one process. Gloo, on this machine."""
 
 import os
 import subprocess
@@ -30,8 +30,8 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3}
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """What two processes were told, in all cases and both shardings."""
+def two_processes(tmp_path_factory):
+    """The results of two processes, in all cases and both shardings."""
     path = tmp_path_factory.mktemp("ranks") / "told.npz"
     save_file(begun(experiment(MOVED))[0].state(), path.with_name("one.safetensors"))
     start = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -45,17 +45,17 @@ def together(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_learn_what_one_learns(case, together):
+def test_two_processes_learn_as_one_does(case, two_processes):
     alone, precision = learned(experiment(case)), experiment(case).precision
     clip = experiment(case).training.clip
     assert alone["steps"].shape == (STEPS, 2)
     assert clip == 1.0 or (alone["steps"][:, 1] > clip).all(), "nothing was clipped"
-    together = np.load(together)
+    results = np.load(two_processes)
     for sharding in ("ddp", "fsdp"):
-        steps = together[f"{case}/{sharding}/steps"]
+        steps = results[f"{case}/{sharding}/steps"]
         for told, own in (
             (steps, alone["steps"]),
-            (together[f"{case}/{sharding}/loss"], alone["loss"]),
+            (results[f"{case}/{sharding}/loss"], alone["loss"]),
         ):
             np.testing.assert_allclose(
                 told, own, rtol=TOLERANCE[precision], atol=TOLERANCE[precision]
@@ -64,8 +64,8 @@ def test_two_processes_learn_what_one_learns(case, together):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_what_two_have_come_to_loads_on_one_and_what_one_has_on_two(sharding, together):
-    told, folder = np.load(together), together.with_name(sharding)
+def test_a_state_of_two_processes_loads_in_one_and_the_reverse(sharding, two_processes):
+    results, folder = np.load(two_processes), two_processes.with_name(sharding)
     assert len(list(folder.glob("shard-*.safetensors"))) == 2
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     learner, batch = begun(experiment(MOVED))
@@ -73,38 +73,43 @@ def test_what_two_have_come_to_loads_on_one_and_what_one_has_on_two(sharding, to
     other = Learner(experiment(MOVED))
     other.restore(join_shards(files))
     # Sums in another order, of numbers near 1.
-    for found in (other.gradients(batch), told[f"{sharding}/here"], told[f"{sharding}/from one"]):
+    for found in (
+        other.gradients(batch),
+        results[f"{sharding}/here"],
+        results[f"{sharding}/from one"],
+    ):
         np.testing.assert_allclose(found, here, rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_the_readers_of_torch_read_what_two_have_left(together):
+def test_torch_s_reader_reads_the_state_of_two_processes(two_processes):
     learner = Learner(experiment(MOVED))
-    state = {name: torch.zeros_like(tensor) for name, tensor in learner.training_state.live_tensors().items()}
-    reader = HuggingFaceStorageReader(str(together.with_name("fsdp")))
+    tensors = learner.training_state.live_tensors()
+    state = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    reader = HuggingFaceStorageReader(str(two_processes.with_name("fsdp")))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         load(state, storage_reader=reader, no_dist=True)
-    files = {path.name: path.read_bytes() for path in together.with_name("fsdp").iterdir()}
+    files = {path.name: path.read_bytes() for path in two_processes.with_name("fsdp").iterdir()}
     read = join_shards(files)
     assert all((read[name] == tensor.numpy()).all() for name, tensor in state.items())
 
 
-def test_parts_that_do_not_make_a_whole_are_refused():
+def test_incomplete_shards_are_refused():
     head = {"DCP_SHARDING_INFO": '{"w": {"saved_offsets": [2]}}'}
     part = save({"w": np.ones(3, np.float32)}, metadata=head)
     with pytest.raises(ValueError, match="a part of w is missing"):
         join_shards({"shard-2.safetensors": part})
 
 
-def test_devices_are_part_of_what_decides_the_bits_and_one_is_as_before():
+def test_devices_are_part_of_the_identity_of_an_experiment():
     one = experiment("plain q,k=v")
     two = replace(one, devices=2)
     assert len({one.id, two.id, replace(two, sharding="fsdp").id}) == 3
     assert "2 devices by fsdp" in replace(two, sharding="fsdp").execution
 
 
-def test_a_batch_that_is_compared_as_a_whole_is_not_shared():
+def test_a_contrastive_batch_is_not_split_over_devices():
     task = tasks.find("clip")
     with pytest.raises(ValueError, match="leave out micro-batches and devices"):
         Experiment(task.model, "clip", task.version, task.training, seed=0, devices=2)
@@ -119,7 +124,7 @@ def test_a_batch_that_is_compared_as_a_whole_is_not_shared():
     ],
     ids=str,
 )
-def test_what_cannot_be_spread_is_refused_in_words(changed, said):
+def test_experiments_that_cannot_use_devices_are_refused_in_words(changed, said):
     with pytest.raises(ValueError, match=said):
         replace(experiment("plain q,k=v"), **changed)
 
@@ -142,7 +147,7 @@ def test_requests_for_devices_are_refused_in_words(words, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_the_files_of_a_study_are_what_torchrun_is_given(tmp_path):
+def test_the_files_of_a_study_are_experiments_for_torchrun(tmp_path):
     assert main([*TINY, "--devices", "2", "--files", str(tmp_path)]) == 0
     (path,) = tmp_path.iterdir()
     wanted = asked(path)

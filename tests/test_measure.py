@@ -1,4 +1,4 @@
-"""What is observed can be trusted: ratios cover, percentiles are carried, bounds are kept."""
+"""Measurements: intervals have their coverage, percentiles enough samples, limits hold."""
 
 import itertools
 import json
@@ -51,7 +51,7 @@ SMALL = PRESETS["small-decoder"]()
 
 
 class Machine:
-    """A clock with drift, noise, neighbours and a memory in which places differ."""
+    """A clock with drift, noise, other processes, and placements in memory that differ."""
 
     def __init__(self, seed, drift=0.01, noise=0.05, places=0.02):
         self.rng = np.random.default_rng(seed)
@@ -93,7 +93,7 @@ def blocks_of(machine, *steps_s, rounds_s=1.0):
 
 
 @pytest.mark.parametrize("slower", [1.0, 1.5])
-def test_intervals_cover_the_true_ratio_at_their_rate_under_drift_noise_and_places(slower):
+def test_intervals_cover_the_true_ratio_at_their_rate_under_drift_noise_and_placements(slower):
     inside, values = 0, []
     for seed in range(200):
         first, second = blocks_of(Machine(seed), 0.004, 0.004 * slower)
@@ -106,7 +106,7 @@ def test_intervals_cover_the_true_ratio_at_their_rate_under_drift_noise_and_plac
     assert np.mean([abs(value / slower - 1) < 0.03 for value in values]) > 0.95
 
 
-def test_an_interval_of_rounds_that_share_one_place_would_not_cover():
+def test_an_interval_of_rounds_that_share_one_placement_would_not_cover():
     # What moving between blocks is for: without it the places look like a difference of arms.
     inside = 0
     for seed in range(60):
@@ -138,7 +138,7 @@ def test_rounds_are_interleaved_in_an_order_drawn_anew_with_as_many_steps_for_ea
     assert len(set(rounds)) == 6
 
 
-def test_arms_move_between_blocks_and_long_steps_are_not_made_twice():
+def test_arms_move_between_blocks_and_long_steps_are_not_repeated():
     machine = Machine(0)
     short, long = machine.arm(0.004), machine.arm(0.5)
     interleaved([short], Allowance(1.0), machine.clocks())
@@ -192,13 +192,13 @@ def test_a_percentile_needs_five_samples_beyond_it(count, carried):
     assert list(percentiles([1.0] * count)) == carried
 
 
-def test_interrupted_steps_are_left_out_unless_they_are_most_and_then_count_alone():
+def test_interrupted_steps_are_left_out_unless_most_are_interrupted():
     whole, cut = Step(1.0, interrupted=False, alone_s=1.0), Step(9.0, interrupted=True, alone_s=1.2)
     assert undisturbed_s([whole, whole, cut]) == [1.0, 1.0]
     assert undisturbed_s([whole, cut, cut]) == [1.0, 1.2, 1.2]
 
 
-def test_what_others_use_of_the_processors_is_all_less_ours():
+def test_activity_of_other_processes_is_all_activity_less_our_own():
     before, after = Activity(10.0, 100.0, 5.0), Activity(12.0, 103.0, 6.0)
     assert others(before, after) == 1.0
     assert others(before, replace(after, at_s=10.1)) is None
@@ -208,7 +208,7 @@ def test_what_others_use_of_the_processors_is_all_less_ours():
 # --- Kernels ---
 
 
-def test_a_kernel_is_named_by_what_ran_and_a_fallback_is_said():
+def test_a_kernel_has_the_name_of_the_operations_that_ran_and_a_fallback_is_named():
     q = torch.randn(1, 2, 8, 4)
 
     def attend():
@@ -220,14 +220,14 @@ def test_a_kernel_is_named_by_what_ran_and_a_fallback_is_said():
         assert "_scaled_dot_product_attention_math (math fallback)" in attention_kernel(attend)
 
 
-def test_a_model_that_is_forced_to_fall_back_says_so():
+def test_a_forced_fallback_is_named():
     work = find("torch").workload("forward", SMALL, "fp32", context=16, batch=1)
     assert "fallback" not in work.kernel()
     with sdpa_kernel(SDPBackend.MATH):
         assert "math fallback" in work.kernel()
 
 
-def test_without_a_kernel_decoding_says_that_a_shared_root_is_turned_when_it_is_read(monkeypatch):
+def test_without_a_kernel_decoding_names_the_rope_that_is_applied_at_read_time(monkeypatch):
     monkeypatch.setenv("QKVBENCH_NATIVE", "none")
     backend = find("torch")
     whole, shared = (
@@ -250,7 +250,7 @@ def test_a_whole_sequence_is_attended_by_the_framework_s_kernel_unless_scores_ar
     assert kernel in find("torch").workload(kind, model, "fp32", context=16, batch=2).kernel()
 
 
-def test_an_operation_that_nobody_knows_is_named_by_its_time():
+def test_an_unknown_operation_is_found_by_its_time():
     operations = [Operation("aten::add", (), 1.0), Operation("ours::attend", (), 5.0)]
     assert attention_name(operations) == "no attention known by name; most time in ours::attend"
     assert attention_name([]) == "nothing was seen"
@@ -300,7 +300,7 @@ def test_every_variant_can_do_every_kind_of_work_in_every_precision(variant, pre
             assert work.cache_bytes == expected
 
 
-def test_moving_changes_where_things_lie_and_nothing_of_the_result():
+def test_moving_changes_addresses_and_not_the_result():
     work = find("torch").workload("prefill", SMALL, "fp32", context=7, batch=2)
 
     def logits():
@@ -319,7 +319,7 @@ def _places(work):
     return [tensor.data_ptr() for tensor in [*work.network.parameters(), *work.cache.tensors()]]
 
 
-def test_encoders_have_a_forward_pass_and_nothing_to_decode():
+def test_encoders_have_a_forward_pass_and_no_decoding():
     model = tasks.find("digits").model
     assert kinds_of(model) == ("forward",)
     assert find("torch").workload("forward", model, "fp32", context=5, batch=2).tokens == 10
@@ -330,7 +330,7 @@ def test_encoders_have_a_forward_pass_and_nothing_to_decode():
     assert only.decode_p50_s is only.cache_bytes is None
 
 
-def test_memory_of_work_grows_with_what_it_works_on():
+def test_memory_of_work_grows_with_batch_and_context():
     # Each in a process of its own: a longer-lived one has room left over, and need not grow.
     with Workers("torch") as workers:
         few, many = (
@@ -360,7 +360,7 @@ def timed(models, tokens=1):
 
 
 class Asked:
-    """Answers as processes would, each of which takes some seconds of a clock of its own."""
+    """Answers as processes would, each after some seconds on a simulated clock."""
 
     def __init__(self, seconds):
         self.now, self.seconds, self.calls = 100.0, seconds, []
@@ -391,7 +391,7 @@ def asked(bound, **changed):
     return call, seen, [each.what for each in seen.left_out]
 
 
-def test_with_time_enough_all_is_observed_in_the_order_of_weight():
+def test_with_enough_time_all_is_measured_in_order_of_importance():
     call, seen, left_out = asked(60)
     order = list(dict.fromkeys(call.calls))
     assert order == [*("decode", "prefill", "forward"), *list(ALL)[3:]]
@@ -400,7 +400,7 @@ def test_with_time_enough_all_is_observed_in_the_order_of_weight():
     assert {t.memory_bytes for arm in seen.arms for t in arm.timings.values()} == {7}
 
 
-def test_what_does_not_fit_is_left_out_and_named():
+def test_measurements_beyond_the_limit_are_left_out_and_named():
     call, seen, left_out = asked(7.5, prefill=TooLong(30.0))
     assert "prefill" in left_out
     assert "30 s" in seen.left_out[0].reason
@@ -410,20 +410,20 @@ def test_what_does_not_fit_is_left_out_and_named():
     assert call.now <= 100 + 7.5
 
 
-def test_a_bound_that_is_over_leaves_everything_out():
+def test_an_expired_limit_leaves_everything_out():
     call, seen, left_out = asked(0)
     assert call.calls == seen.arms == []
     assert left_out == ["decode", "prefill", "forward"]
 
 
-def test_a_process_that_dies_or_is_late_loses_only_its_own():
+def test_a_process_that_dies_or_is_late_loses_only_its_own_measurement():
     _, seen, left_out = asked(60, prefill=ChildProcessError("killed"), forward=TimeoutError())
     assert [each.what for each in seen.failed] == ["prefill"]
     assert left_out == ["forward"]
     assert set(seen.arms[0].timings) == {"decode"}
 
 
-def test_what_would_take_too_long_is_not_begun():
+def test_work_that_would_take_too_long_is_not_started():
     within = Allowance(rounds_s=1.0, ends_s=time.monotonic() + 0.2)
     long = times("prefill", [SMALL] * 50, Conditions(context=4096), within)
     assert isinstance(long, TooLong)
@@ -453,7 +453,7 @@ def test_stored_measurements_still_load_and_keep_their_identity(request):
 # --- The command ---
 
 
-def test_cached_rows_have_a_type_apart_from_the_weights_and_all_say_it(capsys):
+def test_cached_rows_have_a_data_type_of_their_own_which_all_outputs_name(capsys):
     words = ["measure", "q,k=v", "--context", "60", "--batch", "1", "--cache", "int8"]
     assert main([*words, "--seconds", "6", "--json"]) == 0
     (arm,) = json.loads(capsys.readouterr().out)["arms"]
@@ -501,12 +501,12 @@ def test_measuring_prints_one_json_document_with_its_arms(capsys):
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_measured_is_refused_with_what_to_write(words, said, capsys):
+def test_impossible_measurements_are_refused_with_a_better_request(words, said, capsys):
     assert main(["measure", "q,k,v", *words]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_bound_too_small_for_anything_is_said_and_ends_with_1(capsys):
+def test_a_limit_too_small_for_anything_is_reported_with_exit_status_1(capsys):
     assert main(["measure", "q,k,v", "--seconds", "0", "--json"]) == 1
     told = capsys.readouterr()
     assert json.loads(told.out)["arms"] == []
@@ -515,7 +515,7 @@ def test_a_bound_too_small_for_anything_is_said_and_ends_with_1(capsys):
 
 
 @pytest.mark.slow
-def test_a_whole_call_ends_near_its_bound_with_nothing_left_out_and_two_copies_alike(tmp_path):
+def test_a_whole_call_ends_near_its_limit_with_nothing_left_out_and_two_copies_alike(tmp_path):
     words = ["measure", "q,k,v", "q,k,v", "--context", "256", "--batch", "2", "--json"]
     began = time.monotonic()
     done = subprocess.run(

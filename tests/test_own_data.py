@@ -116,7 +116,7 @@ def test_a_run_of_data_that_changed_since_it_was_planned_fails_in_words(here):
     own_data.text(here / "my.txt")
     record = run(experiment)
     assert record.status == "failed"
-    assert "not what it was" in record.reason
+    assert "has changed since the study began" in record.reason
 
 
 def test_a_small_text_is_not_read_over_more_than_eight_times(here):

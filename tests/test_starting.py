@@ -1,4 +1,4 @@
-"""An experiment that begins with the weights of another: what is taken over, kept and run first."""
+"""Experiments that depend on the weights of another: initial weights, the cache, and order."""
 
 import fcntl
 import json
@@ -32,13 +32,13 @@ STUDY = Study("test", ("q,k,v", "q,k=v"), {"recall": 2}, init_from="sort", smoke
 
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path, monkeypatch):
-    """Weights are kept apart from those of the person who runs the tests."""
+    """A cache apart from that of the person who runs the tests."""
     monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(name="server", scope="module")
 def _server():
-    """What processes know of the cache is what the server knew that forks them."""
+    """A new fork server: processes get the environment of the server that forks them."""
     server._forkserver._stop()
     yield
     server._forkserver._stop()
@@ -51,7 +51,7 @@ def experiment(name="sort", variant="q,k=v", seed=0, **changed):
 
 
 def begun(name="recall", seed=1):
-    """A run on another task than its start's, with the start's layers and other classes."""
+    """A run on another task than the one it is initialized from, with the same layers."""
     start = experiment()
     own = tasks.find(name)
     model = replace(own.model, geometry=start.model.geometry, blocks=start.model.blocks)
@@ -62,7 +62,7 @@ def arrays(weights):
     return {name: tensor.detach().numpy().copy() for name, tensor in weights.items()}
 
 
-def test_what_agrees_is_taken_over_to_the_bit_and_the_rest_begins_as_the_seed_says():
+def test_matching_weights_are_loaded_to_the_bit_and_the_others_are_initialized_from_the_seed():
     wanted = begun()
     fresh = arrays(Learner(replace(wanted, init_from=None)).weights())
     kept = arrays(read(ensure_trained(wanted.init_from)))
@@ -78,7 +78,7 @@ def test_what_agrees_is_taken_over_to_the_bit_and_the_rest_begins_as_the_seed_sa
     assert {name for name in fresh if "head" in name}.isdisjoint(taken)
 
 
-def test_the_kept_weights_are_those_that_the_run_ended_with():
+def test_the_cached_weights_are_the_final_weights_of_the_run():
     wanted = experiment()
     left = []
     record = run(wanted, at_end=lambda _e, _r, learner: left.append(arrays(learner.weights())))
@@ -89,7 +89,7 @@ def test_the_kept_weights_are_those_that_the_run_ended_with():
         np.testing.assert_array_equal(weight, left[0][name])
 
 
-def test_a_run_goes_another_way_than_from_nothing_and_the_same_way_each_time():
+def test_initial_weights_change_the_result_and_the_result_repeats():
     wanted = begun()
     first, second = run_with_dependencies(wanted), run_with_dependencies(wanted)
     assert first.status == "done", first.reason
@@ -98,7 +98,7 @@ def test_a_run_goes_another_way_than_from_nothing_and_the_same_way_each_time():
     assert first.id != replace(wanted, init_from=None).id
 
 
-def test_weights_that_were_deleted_or_damaged_are_made_again_with_the_same_bits():
+def test_deleted_or_damaged_weights_are_trained_again_with_the_same_bits():
     path = ensure_trained(experiment())
     before = path.read_bytes()
     path.unlink()
@@ -109,7 +109,7 @@ def test_weights_that_were_deleted_or_damaged_are_made_again_with_the_same_bits(
     assert ensure_trained(experiment()).read_bytes() == before
 
 
-def test_kept_weights_are_used_and_nothing_is_run_again():
+def test_cached_weights_are_used_without_a_second_run():
     ensure_trained(experiment())
     steps = []
     record = run_and_save(experiment(), lambda step, _loss: steps.append(step))
@@ -118,7 +118,7 @@ def test_kept_weights_are_used_and_nothing_is_run_again():
     assert record.status == "done"
 
 
-def test_the_cache_is_free_for_others_while_a_start_is_trained():
+def test_the_cache_is_free_for_others_while_a_dependency_is_trained():
     taken = []
 
     def write(step, _loss):
@@ -132,12 +132,12 @@ def test_the_cache_is_free_for_others_while_a_start_is_trained():
     assert taken == [1]
 
 
-def test_who_makes_one_thing_keeps_nobody_from_making_another():
+def test_locks_on_different_cache_folders_are_independent():
     with alone("one"), alone("other"), writing():
         pass
 
 
-def test_an_experiment_and_its_start_survive_their_journey_through_json():
+def test_an_experiment_and_its_dependencies_are_the_same_after_a_round_trip_through_json():
     wanted = replace(begun(), init_from=replace(experiment(seed=2), init_from=experiment(seed=3)))
     again = from_json(json.loads(json.dumps(to_json(wanted))))
     assert again == wanted
@@ -146,7 +146,7 @@ def test_an_experiment_and_its_start_survive_their_journey_through_json():
     assert wanted.id not in {begun().id, replace(wanted, init_from=None).id, wanted.init_from.id}
 
 
-def test_an_arm_begins_with_the_start_of_its_own_variant_and_seed():
+def test_an_arm_is_initialized_from_the_run_of_its_own_variant_and_seed():
     for each in STUDY.experiments():
         assert (each.task, each.init_from.task) == ("recall", "sort")
         assert (each.init_from.variant, each.init_from.seed) == (each.variant, each.seed)
@@ -179,7 +179,7 @@ def carried_out(study, path):
 
 
 @pytest.mark.usefixtures("server")
-def test_starts_are_run_first_and_once_and_stand_in_the_store_without_being_of_the_study(tmp_path):
+def test_dependencies_run_first_and_once_and_are_stored_without_being_arms_of_the_study(tmp_path):
     # One seed of two tasks: an arm's start is the same for both.
     study = replace(STUDY, seeds={"recall": 1, "digits": 1})
     noted = carried_out(study, tmp_path / "store")
@@ -197,7 +197,7 @@ def test_starts_are_run_first_and_once_and_stand_in_the_store_without_being_of_t
 
 
 @pytest.mark.usefixtures("server")
-def test_a_study_that_was_stopped_goes_on_and_makes_lost_weights_again(tmp_path):
+def test_a_study_that_was_stopped_resumes_and_trains_lost_weights_again(tmp_path):
     store = Store(tmp_path / "store")
     carried_out(replace(STUDY, seeds={"recall": 1}), tmp_path / "store")
     first = {record.id: record for record in store.runs().good}
@@ -214,7 +214,7 @@ def test_a_study_that_was_stopped_goes_on_and_makes_lost_weights_again(tmp_path)
 
 
 @pytest.mark.usefixtures("server")
-def test_a_start_that_fails_fails_what_needs_it_with_the_reason_and_nothing_else(tmp_path):
+def test_a_failed_dependency_fails_only_the_runs_that_need_it_with_its_reason(tmp_path):
     class HalfWild(Study):
         def experiments(self):
             return tuple(
@@ -241,7 +241,7 @@ def test_a_start_that_fails_fails_what_needs_it_with_the_reason_and_nothing_else
     assert endings["sort", "q,k=v"].reason in reason
 
 
-def test_a_run_alone_whose_start_fails_is_a_record_with_the_reason():
+def test_a_single_run_with_a_failed_dependency_is_a_record_with_the_reason():
     wanted = begun()
     wild = replace(wanted.init_from, training=_wild(wanted.init_from.training))
     record = run_with_dependencies(replace(wanted, init_from=wild))
@@ -249,7 +249,7 @@ def test_a_run_alone_whose_start_fails_is_a_record_with_the_reason():
     assert "weights of sort, q,k=v, seed 0, whose run ended as diverged: At step" in record.reason
 
 
-def test_a_run_without_the_weights_of_its_dependency_runs_nothing_and_says_which_it_needs():
+def test_run_trains_no_dependency_and_fails_with_the_name_of_the_missing_one():
     wanted = begun()
     record = run(wanted)
     assert record.status == "failed"
@@ -257,7 +257,7 @@ def test_a_run_without_the_weights_of_its_dependency_runs_nothing_and_says_which
     assert kept_weights(wanted.init_from) is None
 
 
-def test_dependencies_come_first_each_once_and_only_what_can_run_at_the_same_time_is_a_phase():
+def test_dependencies_come_first_each_once_and_in_phases_that_can_run_at_the_same_time():
     bottom = experiment(seed=3)
     middle = replace(experiment(seed=2), init_from=bottom)
     tops = [replace(begun(seed=seed), init_from=middle) for seed in (0, 1)]
@@ -277,7 +277,7 @@ def test_a_chain_of_dependencies_is_trained_once_and_only_as_far_as_weights_are_
     assert kept_weights(bottom) is None
 
 
-def test_a_dry_run_counts_the_starts_and_runs_nothing(tmp_path, capsys):
+def test_a_dry_run_counts_the_dependencies_and_runs_nothing(tmp_path, capsys):
     words = ["run", "--variants", "q,k,v", "q,k=v", "--tasks", "recall", "digits", "--seeds", "2"]
     words += ["--init-from", "sort", "--dry-run", "--out", str(tmp_path / "store")]
     assert answer(parsed(words)) == 0
@@ -291,7 +291,7 @@ def test_a_dry_run_counts_the_starts_and_runs_nothing(tmp_path, capsys):
     ("start", "said"),
     [("sorted", "Did you mean sort"), ("lm-reviews", "whose sequences have 128 positions")],
 )
-def test_a_start_that_cannot_be_is_refused_before_anything_runs(tmp_path, start, said):
+def test_impossible_initial_weights_are_refused_before_anything_runs(tmp_path, start, said):
     words = ["run", "--variants", "q,k,v", "--tasks", "recall", "--init-from", start]
     with pytest.raises(RequestError, match=said):
         answer(parsed([*words, "--out", str(tmp_path / "store")]))

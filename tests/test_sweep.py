@@ -1,4 +1,4 @@
-"""A study is carried out in processes of its own, resumes, and survives what happens to a run."""
+"""A study runs in processes of its own, resumes, and survives failures of single runs."""
 
 import time
 from dataclasses import replace
@@ -17,7 +17,7 @@ STUDY = Study("test", ("q,k,v", "q,k=v"), {"recall": 2}, smoke=True)
 
 
 class Noted:
-    """Notes what it is told."""
+    """Progress that notes all events."""
 
     def __init__(self, at_end=lambda: None):
         self.plans, self.endings, self.lacked, self.measured = [], [], [], []
@@ -82,7 +82,7 @@ def test_one_seed_of_every_arm_comes_before_the_second():
     assert seeds == [0, 0, 1, 1]
 
 
-def test_a_process_that_is_killed_is_told_and_the_others_go_on():
+def test_a_killed_process_is_reported_and_the_others_continue():
     with Workers("torch") as workers:
         long, short = workers.start(time.sleep, 60), workers.start(abs, -3)
         long.process.kill()
@@ -96,7 +96,7 @@ def test_a_process_that_is_killed_is_told_and_the_others_go_on():
     )
 
 
-def test_an_interrupt_notes_what_was_running_ends_it_and_loses_nothing(tmp_path):
+def test_an_interrupt_records_and_ends_the_runs_in_progress_and_loses_nothing(tmp_path):
     def stop():
         raise KeyboardInterrupt
 
@@ -133,12 +133,12 @@ def test_an_interrupt_while_data_are_fetched_leaves_nothing_running(tmp_path):
     assert Store(tmp_path).runs().good == ()
 
 
-def test_data_that_cannot_be_had_fail_their_own_task_only(tmp_path, monkeypatch):
+def test_missing_data_fail_their_own_task_only(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "file"))
     study = replace(STUDY, seeds={"lm-reviews": 1, "recall": 1}, variants=("q,k,v",))
     noted = Noted()
-    # A fork server keeps the surroundings that it began with: this study gets one of its own.
+    # A fork server keeps the environment that it started with: this study needs a new one.
     import multiprocessing.forkserver as server
 
     server._forkserver._stop()
@@ -177,7 +177,7 @@ def test_fail_fast_stops_at_the_first_failure(tmp_path):
     assert [record.status for record in noted.endings] == ["diverged"]
 
 
-def test_what_is_measured_is_the_study_s_language_model_in_each_variant():
+def test_a_study_measures_its_language_model_in_each_variant():
     study = Study("test", ("q,k,v", "q,k=v"), {"digits": 1, "recall": 1, "lm-reviews": 1})
     models = models_to_measure(study)
     assert {model.name for model in models} == {"reviews"}

@@ -1,4 +1,4 @@
-"""A tracker is told what the store holds; where it fails, a study does not."""
+"""A tracker shows the values of the store; if it fails, a study does not."""
 
 import json
 import sqlite3
@@ -14,7 +14,7 @@ RECORDS = [fake_study.record(each, score=0.9) for each in RUNS]
 
 
 def mirrored(name, folder):
-    """Two runs side by side, their losses first and their scores at their ends."""
+    """Mirror two runs side by side: first their losses, at the end their scores."""
     failures = []
     mirror = Mirror(name, folder, "study", failures.append)
     for step in (10, 20):
@@ -29,7 +29,7 @@ def test_every_tracker_has_a_name():
     assert trackers.names() == ["mlflow", "tensorboard", "trackio", "wandb"]
 
 
-def test_a_tracker_that_fails_is_told_once_and_left_alone(tmp_path):
+def test_a_failing_tracker_is_reported_once_and_not_used_again(tmp_path):
     (tmp_path / "file").write_text("in the way")
     failures = mirrored("tensorboard", tmp_path / "file" / "below")
     assert len(failures) == 1

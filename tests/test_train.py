@@ -1,4 +1,4 @@
-"""Training repeats to the bit, stops before harm, and describes every end it can come to."""
+"""Training repeats to the bit, stops before it spoils weights, and records every outcome."""
 
 import json
 import math
@@ -30,8 +30,8 @@ def experiment(task="digits", variant="q,k=v", training=SHORT, **changed):
     return replace(base.vary(variants=[variant], seeds=[0])[0], **changed)
 
 
-def told(record):
-    """What must repeat: everything but times, memory and load."""
+def repeatable(record):
+    """The part of a record that must repeat: all but times, memory and load."""
     return record.model_dump(exclude={"observed", "machine", "started"})
 
 
@@ -50,7 +50,7 @@ def test_the_same_experiment_gives_the_same_bits(changed, training):
     wanted = experiment(training=replace(SHORT, **training), **changed)
     first, second = run(wanted), run(wanted)
     assert first.status == "done", first.reason
-    assert told(first) == told(second)
+    assert repeatable(first) == repeatable(second)
 
 
 def test_another_seed_gives_another_result():
@@ -108,7 +108,7 @@ def test_a_run_whose_data_are_missing_is_a_record_with_a_reason(tmp_path, monkey
     assert "is a file" in record.reason
 
 
-def test_memory_that_runs_out_is_told_from_other_failures(monkeypatch):
+def test_memory_that_runs_out_has_a_status_of_its_own(monkeypatch):
     def full(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
@@ -127,7 +127,7 @@ def test_every_epoch_has_every_item_once_in_an_order_of_its_own():
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 6, 7, 8, 100])
-def test_the_batches_after_any_step_are_found_without_those_before(after):
+def test_the_batches_after_any_step_need_none_of_those_before(after):
     # Seven items in threes: a batch may hold the end of an epoch and the beginning of the next,
     # and after seven batches an epoch ends with one.
     training = replace(SHORT, batch=3)
@@ -156,7 +156,7 @@ def test_a_loss_before_training_is_that_of_guessing():
     assert learner.predict(batch).loss.mean() == pytest.approx(math.log(256), rel=1e-6)
 
 
-def test_places_without_a_target_change_neither_loss_nor_gradient():
+def test_positions_without_a_target_change_neither_loss_nor_gradient():
     wanted = experiment("recall")
     batch = tasks.find("recall").load().train.batch(np.arange(8))
     one, other = Learner(wanted), Learner(wanted)
@@ -176,14 +176,14 @@ def test_matrices_decay_and_offsets_scales_and_rotations_do_not():
     assert {"bias", "k", "v"} <= {names[id(t)].split(".")[-1] for t in free["params"]}
 
 
-def test_an_experiment_survives_its_journey_through_json():
+def test_an_experiment_is_the_same_after_a_round_trip_through_json():
     for task in tasks.names():
         for variant in ("q,k=R(q),v=R(q)", "q,k,v/2"):
             wanted = experiment(task, variant)
             assert from_json(json.loads(json.dumps(to_json(wanted)))) == wanted
 
 
-def test_identities_stay_what_they_were():
+def test_identities_of_stored_results_do_not_change():
     # These name stored results: a change here orphans everything that was measured.
     assert experiment().id == "0f7ced0ff9d42c35"
     assert experiment("recall", "q=k=x,v", seed=3).id == "41ec8fec359059c1"
@@ -206,7 +206,7 @@ def test_no_projections_sort_far_worse_than_three():
     assert scores[0] - scores[1] > 0.1
 
 
-def test_a_run_looks_into_its_layers_before_training_and_up_to_the_last_step():
+def test_a_run_has_snapshots_of_its_layers_before_training_and_after_the_last_step():
     record = run(experiment(variant="q,k=v"))
     assert record.status == "done", record.reason
     first, last = record.snapshots[0], record.snapshots[-1]
@@ -217,13 +217,13 @@ def test_a_run_looks_into_its_layers_before_training_and_up_to_the_last_step():
     assert Record.model_validate_json(record.model_dump_json()) == record
 
 
-def test_a_record_from_before_there_were_snapshots_is_read_as_ever():
+def test_a_record_without_snapshots_can_be_read():
     before = run(experiment()).model_dump(mode="json")
     del before["snapshots"]
     assert Record.model_validate(before).snapshots == []
 
 
-def test_to_look_into_the_layers_changes_no_bit_of_training():
+def test_snapshots_change_no_bit_of_training():
     wanted = experiment(training=replace(SHORT, dropout=0.2))
     batch = tasks.find("digits").load().train.batch(np.arange(16))
 
@@ -238,7 +238,7 @@ def test_to_look_into_the_layers_changes_no_bit_of_training():
     assert list(steps(snapshot)) == list(steps(lambda *_: None))
 
 
-def test_of_long_items_only_the_beginning_is_looked_at():
+def test_a_snapshot_uses_the_beginning_of_long_items_only():
     task = tasks.find("lm-reviews")
     long = Windows(np.zeros(20_001, dtype=np.uint8), 5000)
     data = Data(train=long, validation=long, test=long, identity="")

@@ -215,6 +215,17 @@ def _renamed(value: object, kind: str = "Experiment") -> object:
     }
 
 
+def first_names(value: object, kind: str) -> object:
+    """A dumped value of this class with the field names of the first version, for identities."""
+    if not isinstance(value, dict):
+        return value
+    names, nested = _FIRST_FIELD_NAMES.get(kind, {}), _NESTED.get(kind, {})
+    return {
+        names.get(name, name): first_names(part, nested[name]) if name in nested else part
+        for name, part in value.items()
+    }
+
+
 def _blocks(model: Model) -> tuple[tuple[Block, ...], ...]:
     """The blocks that read each input."""
     return tuple(tower.blocks for tower in model.towers)

@@ -66,7 +66,8 @@ def test_the_loss_by_rows_holds_in_bf16_too():
 def _slopes_of_the_loss(kind, hidden, matrix, targets, scale, smoothing=0.0):
     """The gradients of the scaled mean loss by rows, unscaled again in fp32."""
     inputs = [hidden.clone().requires_grad_(), matrix.clone().requires_grad_()]
-    mean = loss._ChunkedCrossEntropy.apply(inputs[0].to(kind), inputs[1].to(kind), targets, smoothing)
+    halves = [each.to(kind) for each in inputs]
+    mean = loss._ChunkedCrossEntropy.apply(*halves, targets, smoothing)
     return [slope / scale for slope in torch.autograd.grad(scale * mean, inputs)]
 
 

@@ -111,5 +111,5 @@ def _head(model: Model) -> int:
         case Encoder(classes=classes):
             return (d_model + 1) * classes
         case TwoTowers(width=width):
-            # A matrix for each tower, and the one number that says how sharp the likeness is.
+            # A matrix for each tower, and the logit scale.
             return 2 * d_model * width + 1

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from qkvbench.cost import CacheDtype
-from qkvbench.experiment import Precision
+from qkvbench.experiment import Precision, first_names
 from qkvbench.model import Model
 
 
@@ -42,8 +42,8 @@ def identity(model: Model, conditions: Conditions) -> str:
     """
     adapter = TypeAdapter(Model)
     spec = _as_named(
-        adapter.dump_python(model, mode="json"),
-        adapter.dump_python(model, mode="json", exclude_defaults=True),
+        first_names(adapter.dump_python(model, mode="json"), "Model"),
+        first_names(adapter.dump_python(model, mode="json", exclude_defaults=True), "Model"),
     )
     changed = {name: value for name, value in asdict(conditions).items() if value is not None}
     text = json.dumps([spec, changed], sort_keys=True)

@@ -207,7 +207,7 @@ def heartbeat(leases: Leases, lease: Lease) -> Iterator[Callable[[int, float], N
     def report(step: int, loss: float) -> None:
         progress[0] = step, loss
         if lost.is_set():
-            raise LeaseLostError(f"Another process took over run {lease.run}.")
+            raise LeaseLostError(f"Run {lease.run} was taken over by another process.")
 
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()

@@ -145,7 +145,7 @@ def _forkable() -> bool:
 def _fork_server(backend: str) -> ForkServerContext:
     """Processes forked from a server that imported the backend: saves each a second."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, module_of(backend)])
+    context.set_forkserver_preload([__name__, "qkvbench.sweep.job", module_of(backend)])
     return context
 
 
