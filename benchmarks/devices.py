@@ -56,7 +56,8 @@ def stepped(devices: int, sharding: str, threads: int, steps: int) -> dict[str, 
         learner.gradients(Batch(tokens[:, :-1], tokens[:, 1:]))
         learner.update(1e-3)
         times.append(time.perf_counter() - began)
-    kept = sum(local_shard(tensor).nbytes for tensor in learner._changed().values())
+    tensors = learner.training_state.live_tensors().values()
+    kept = sum(local_shard(tensor).nbytes for tensor in tensors)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     step_s = statistics.median(times[WARM_UP:])
     return {"step_s": step_s, "held_bytes": kept, "grown_bytes": grown * 1024}

@@ -84,7 +84,8 @@ def test_a_state_of_two_processes_loads_in_one_and_the_reverse(sharding, two_pro
 @pytest.mark.slow
 def test_torch_s_reader_reads_the_state_of_two_processes(two_processes):
     learner = Learner(experiment(MOVED))
-    state = {name: torch.zeros_like(tensor) for name, tensor in learner._changed().items()}
+    tensors = learner.training_state.live_tensors()
+    state = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     reader = HuggingFaceStorageReader(str(two_processes.with_name("fsdp")))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")

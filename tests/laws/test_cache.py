@@ -22,7 +22,7 @@ from laws.networks import drawn_network
 from qkvbench import cost
 from qkvbench.backends.torch import Growing, Reserved, build
 from qkvbench.backends.torch.cache import paged_tensor
-from qkvbench.backends.torch.cache.quantize import DTYPES, packed, unpacked
+from qkvbench.backends.torch.cache.quantize import DTYPES, dequantize, quantize
 from qkvbench.cost import CACHE_FORMATS
 from qkvbench.model import Alibi, Learned, NoPosition, Rotary, Tokens, with_source
 
@@ -80,7 +80,7 @@ def test_whatever_the_storage_decoding_is_one_forward_pass(variant, position):
 def test_a_stored_row_is_rounded_by_half_a_step_at_most(rows, share, of_largest):
     rng = torch.randn(2, 3, 50, 7, generator=torch.manual_seed(0)).double()
     rng[0, 0, 0] = 0
-    found = unpacked(*packed(rng, CACHE_FORMATS[rows]), torch.float64)
+    found = dequantize(*quantize(rng, CACHE_FORMATS[rows]), torch.float64)
     bound = share * rng.abs() + of_largest * rng.abs().amax(-1, keepdim=True)
     # The scale itself is in fp32.
     assert ((found - rng).abs() <= bound * (1 + 1e-5)).all()
@@ -96,10 +96,10 @@ def test_decoding_over_rounded_rows_loses_nothing_but_their_rounding(variant, ro
         found = _written(network, tokens, network.new_cache(BATCH, TIME, storage, rows))
 
         def rounded(new, _, kind=CACHE_FORMATS[rows]):
-            return unpacked(*packed(new, kind), new.dtype), None
+            return dequantize(*quantize(new, kind), new.dtype), None
 
         with monkeypatch.context() as patched:
-            patched.setattr(paged_tensor, "packed", rounded)
+            patched.setattr(paged_tensor, "quantize", rounded)
             expected = _written(network, tokens, network.new_cache(BATCH, TIME))
         assert _apart(found, expected) < EXACT, (suffix, storage)
         # And it is there: the rows were not kept in full.
@@ -280,7 +280,7 @@ def test_the_addresses_of_pages_lead_to_their_rows(rows):
 
 def _at_address(kept, sequence, slot, head):
     """A row, read from where its page is said to lie."""
-    where, value_bytes = kept.paged(), kept.kind.value_bytes
+    where, value_bytes = kept.pointers(), kept.kind.value_bytes
     column, row = divmod(slot, where.rows)
     place = head * where.head_stride + row * where.row_stride
     base = int(where.addresses[sequence, column]) + place * value_bytes

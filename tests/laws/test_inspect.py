@@ -19,7 +19,7 @@ from laws.arms import (
 )
 from qkvbench.analysis import LAYER_MEASURES, WEIGHT_MEASURES, measured
 from qkvbench.backends.torch import Attention, build, named_weights
-from qkvbench.backends.torch.models.inspect import inspected
+from qkvbench.backends.torch.models.inspect import inspect_layers
 from qkvbench.model import (
     Alibi,
     NoPosition,
@@ -55,7 +55,7 @@ def shown(network, lengths=None):
     with torch.no_grad():
         network.hidden(TOKENS, lengths)
         real = list(seen)
-        return list(zip(inspected(network, TOKENS, lengths), real, strict=True))
+        return list(zip(inspect_layers(network, TOKENS, lengths), real, strict=True))
 
 
 def holds(network, lengths=None):
@@ -169,7 +169,7 @@ def test_what_is_not_read_changes_no_measure():
     other[1, 3:], other[2, 5:] = 1, 2
     with torch.no_grad():
         first, second = (
-            [measured(layer) for layer in inspected(network, tokens, lengths)]
+            [measured(layer) for layer in inspect_layers(network, tokens, lengths)]
             for tokens in (TOKENS, other)
         )
     assert first == second

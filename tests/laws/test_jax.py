@@ -169,7 +169,7 @@ def test_the_layer_is_the_reference_with_every_suffix(variant, in_fp64):
 @pytest.mark.parametrize("variant", ["q,k,v", "q,k=v/1"])
 def test_scores_that_are_made_by_rows_are_the_same(variant, in_fp64, monkeypatch):
     # Two rows at a time, and one that is left over.
-    monkeypatch.setattr(softmax, "HELD", 2 * 4 * TIME)
+    monkeypatch.setattr(softmax, "CHUNK_LOGITS", 2 * 4 * TIME)
     check_layer(parse(variant), ["", "+2d", "++-diag"], [(True, None)])
 
 
@@ -257,10 +257,10 @@ def data_for(model, given):
 
 def slopes(learner, data):
     """Loss, norm and gradient of a JAX learner, operation by operation."""
-    weights, parts, shares, rng, steps, scale = learner._asked(data)
+    weights, parts, shares, rng, steps, scale = learner.gradient_arguments(data)
     arrays = jax.tree.map(jnp.asarray, (parts, shares, scale))
     key = jax.random.fold_in(rng, steps) if learner.experiment.training.dropout else None
-    return learner.step.slopes(weights, arrays[0], arrays[1], key, arrays[2])
+    return learner.step.gradients(weights, arrays[0], arrays[1], key, arrays[2])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qkvbench import native
 from qkvbench.backends.torch import Decoding
-from qkvbench.backends.torch.bench.profile import watched
+from qkvbench.backends.torch.bench.profile import profiled_operations
 from qkvbench.backends.torch.kernels.linear import NAMED, Linear, product
 from qkvbench.model import Decoder, Init, Rotary, transformer
 from qkvbench.variant import parse
@@ -98,7 +98,7 @@ def test_where_others_look_on_the_product_is_torchs():
     x = torch.randn(1, 300)
 
     def ours(call):
-        return any(one.name.startswith(NAMED) for one in watched(call))
+        return any(one.name.startswith(NAMED) for one in profiled_operations(call))
 
     with torch.no_grad():
         assert ours(lambda: layer(x))

@@ -10,7 +10,7 @@ from laws.arms import CATALOGUED, EVEN, POSITIONS, decoder
 from qkvbench import cost
 from qkvbench.backends.torch import Learner
 from qkvbench.backends.torch.attention.softmax import HELD
-from qkvbench.backends.torch.training.loss import MANY
+from qkvbench.backends.torch.training.loss import CHUNKED_VOCABULARY
 from qkvbench.backends.torch.training.precision import autocast
 from qkvbench.cost import memory
 from qkvbench.data.batch import IGNORE_INDEX, Batch
@@ -98,7 +98,7 @@ def kept_bytes(wanted, data):
         autocast(wanted.precision, torch.device("cpu")),
     ):
         loss = learner.training_loss(
-            learner.network, *learner._tensors(data), wanted.training.smoothing
+            learner.network, *learner.tensors(data), wanted.training.smoothing
         )
     assert loss.requires_grad
     return sum(storage.nbytes() for place, storage in kept.items() if place not in weights)
@@ -179,4 +179,4 @@ def test_activations_grow_in_proportion_to_the_length(variant):
 
 
 def test_the_loss_goes_by_rows_from_the_vocabulary_that_the_sum_says():
-    assert memory.MANY == MANY
+    assert memory.MANY == CHUNKED_VOCABULARY

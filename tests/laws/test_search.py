@@ -9,7 +9,7 @@ import torch
 
 from laws.arms import decoder, every_catalogued
 from qkvbench.backends.torch import Growing, Learner, build, start
-from qkvbench.backends.torch.generation.beam_search import searched
+from qkvbench.backends.torch.generation.beam_search import beam_search
 from qkvbench.data.batch import Batch, Search, Sequences
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Rotary, Tokens, with_source
@@ -55,7 +55,7 @@ def _scores(network, item, texts, search):
 
 def _texts(network, search, items=slice(FEW)):
     with torch.no_grad():
-        found = searched(network, _sources()[items], LENGTHS[items], search)
+        found = beam_search(network, _sources()[items], LENGTHS[items], search)
     return [tuple(tokens.tolist()) for tokens in found]
 
 
@@ -162,7 +162,7 @@ def test_a_learner_writes_what_its_network_finds_and_only_from_a_source(precisio
     found = learner.write(batch, SEARCH)
     assert len(found) == len(LENGTHS)
     if precision == "fp32":
-        direct = searched(learner.network, _sources(), LENGTHS, SEARCH)
+        direct = beam_search(learner.network, _sources(), LENGTHS, SEARCH)
         assert [each.tolist() for each in found] == [each.tolist() for each in direct]
     with pytest.raises(TypeError, match="reads a source"):
         Learner(replace(experiment, model=plain)).write(batch, SEARCH)

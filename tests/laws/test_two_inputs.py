@@ -220,11 +220,11 @@ def test_vectors_of_two_towers_are_compared_by_their_angle_and_in_both_direction
     logits = network(pictures, None, SOURCE, LENGTHS)
     first, second = network.hidden(pictures, None, SOURCE, LENGTHS).unbind(dim=1)
     torch.testing.assert_close(first.norm(dim=-1), torch.ones(ITEMS).double())
-    # The scale with which likeness begins: arXiv:2103.00020, section 2.5.
+    # The initial logit scale: arXiv:2103.00020, section 2.5.
     torch.testing.assert_close(logits[0::2], first @ second.mT / 0.07, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(logits[1::2], second @ first.mT / 0.07, rtol=1e-6, atol=1e-6)
     with torch.no_grad():
-        network.likeness["sharpness"].fill_(50.0)
+        network.logit_scale.fill_(50.0)
     sharpest = network(pictures, None, SOURCE, LENGTHS)
     torch.testing.assert_close(sharpest, logits * 0.07 * MAX_LOGIT_SCALE, rtol=1e-6, atol=1e-6)
 

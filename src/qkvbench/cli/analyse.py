@@ -44,10 +44,10 @@ def answer(request: Request) -> int:
         )
     # The framework that reads tensors takes a second: a wrong request does not wait for it.
     from qkvbench.analysis import measured_weights
-    from qkvbench.backends.torch.models.weights import opened
+    from qkvbench.backends.torch.models.weights import lazy_tensors
 
     try:
-        tensors = opened(paths)
+        tensors = lazy_tensors(paths)
     except (SafetensorError, OSError) as error:
         raise RequestError(f"It is no safetensors file that can be read: {error}.") from None
     layers = _layers(tensors)

@@ -15,7 +15,7 @@ from qkvbench import native
 from qkvbench.backends.torch.attention.rope import RotaryEmbedding
 from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
 from qkvbench.backends.torch.kernels.contract import PROFILER_NAME, DecodeKernel, Queries, Slots
-from qkvbench.backends.torch.kernels.linear import watched
+from qkvbench.backends.torch.kernels.linear import profiler_range
 from qkvbench.variant import AlibiBias, ApplyRope, Plan, Scale
 
 # The features of a plan that each kernel can run; a plan with any other is left to torch.
@@ -57,7 +57,9 @@ class CpuDecodeKernel:
         np.subtract(call.length, 1, out=call.position)
         grouped = query.detach().float().contiguous()
         context = torch.empty_like(grouped)
-        with watched(f"{PROFILER_NAME} ({self.keys.format.name} rows read once, {call.target})"):
+        with profiler_range(
+            f"{PROFILER_NAME} ({self.keys.format.name} rows read once, {call.target})"
+        ):
             call(grouped.data_ptr(), context.data_ptr())
         return context
 
@@ -133,7 +135,7 @@ def _kind(pages: PagedTensor) -> native.Kind:
 
 
 def _rows(pages: PagedTensor) -> native.Rows:
-    found = pages.paged()
+    found = pages.pointers()
     scales = found.scale_addresses
     return native.Rows(
         found.addresses.numpy().astype(np.uint64),
