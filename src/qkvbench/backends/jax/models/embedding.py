@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Float, Int, Num
 
 from qkvbench.backends.jax.attention.layer import linear
-from qkvbench.backends.jax.attention.rope import looked_up, sinusoids
+from qkvbench.backends.jax.attention.rope import Positions, looked_up, sinusoids
 from qkvbench.backends.jax.models.weights import Weights, part
 from qkvbench.model import Learned, Position, Sinusoidal, Tokens, Vectors
 
