@@ -20,7 +20,7 @@ from qkvbench.reports import page, summary, terminal
 from qkvbench.reports.parts import figures as figures
 from qkvbench.reports.parts import findings as words
 from qkvbench.reports.parts.caveats import limits
-from qkvbench.results.resampling import OverItems
+from qkvbench.results.resampling import ItemBounds
 from qkvbench.results.stats import Comparison, Count, Tally
 from qkvbench.results.store import Store
 from qkvbench.results.view import same_functions, view
@@ -428,7 +428,7 @@ def test_how_much_longer_intervals_are_with_other_items_is_said_of_every_arm(stu
     first, second, *_ = sorted(lengths, key=lambda arm: lengths[arm])
     # The widest of both intervals is not the one that grows most.
     items = {
-        arm: OverItems(0.0, 400, (0.0, 0.0), (0.0, by * lengths[arm]), resampled=False)
+        arm: ItemBounds(0.0, 400, (0.0, 0.0), (0.0, by * lengths[arm]), resampled=False)
         for arm, by in ((first, 3.0), (second, 3.0 * lengths[first] / lengths[second] + 0.01))
     }
     told = limits(replace(study, tasks=(replace(task, items=items),)))

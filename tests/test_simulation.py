@@ -1,9 +1,8 @@
 """Error rates are what they are said to be: tried on studies whose truth is known."""
 
+import error_rates
 import pytest
-
-from qkvbench.results import simulation
-from qkvbench.results.simulation import Outcome, every_outcome, highest_rate
+from error_rates import Outcome, every_outcome, highest_rate
 
 
 def broken(rows: list[Outcome]) -> list[str]:
@@ -18,18 +17,18 @@ def test_a_thousand_studies_at_5_percent_show_at_most_6_4_percent():
     assert highest_rate(1000) == pytest.approx(0.064)
 
 
-@pytest.mark.parametrize("profile", simulation.PROFILES)
+@pytest.mark.parametrize("profile", error_rates.PROFILES)
 def test_false_alarms_and_false_matches_are_rare_however_arms_vary(profile):
     rows = [
         row
-        for seeds in simulation.SEEDS
-        for row in simulation.error_rates(profile, seeds, 1000, draw=0)
+        for seeds in error_rates.SEEDS
+        for row in error_rates.error_rates(profile, seeds, 1000, draw=0)
     ]
     assert broken(rows) == []
 
 
 def test_pooling_alone_would_not_keep_the_level():
-    rows = simulation.error_rates("the baseline varies 3 times as much", 3, 1000, draw=0)
+    rows = error_rates.error_rates("the baseline varies 3 times as much", 3, 1000, draw=0)
     pooled = next(row for row in rows if "pooled" in row.what)
     assert pooled.exempt
     assert pooled.found > 0.15
@@ -38,19 +37,19 @@ def test_pooling_alone_would_not_keep_the_level():
 @pytest.mark.parametrize("seeds", [3, 10])
 def test_intervals_hold_the_truth_and_power_is_as_said(seeds):
     rows = [
-        *simulation.pair_coverage(seeds, 1000, draw=0),
-        *simulation.power(seeds, 1000, draw=0),
-        simulation.counted_alarms(seeds, 1000, draw=0),
+        *error_rates.pair_coverage(seeds, 1000, draw=0),
+        *error_rates.power(seeds, 1000, draw=0),
+        error_rates.counted_alarms(seeds, 1000, draw=0),
     ]
     assert broken(rows) == []
 
 
 def test_a_percentile_bootstrap_over_three_seeds_covers_far_less_than_it_says():
-    assert 0.70 < simulation.bootstrap_coverage(3, 1000, draw=0).found < 0.80
+    assert 0.70 < error_rates.bootstrap_coverage(3, 1000, draw=0).found < 0.80
 
 
 def test_what_is_planned_has_the_power_it_was_planned_for():
-    assert broken(list(simulation.planned(400, draw=0))) == []
+    assert broken(list(error_rates.planned(400, draw=0))) == []
 
 
 @pytest.mark.nightly

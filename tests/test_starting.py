@@ -187,7 +187,7 @@ def test_starts_are_run_first_and_once_and_stand_in_the_store_without_being_of_t
     assert [record.task for record in noted.endings][:2] == ["sort", "sort"]
     seen = view(Store(tmp_path / "store"))
     assert [task.name for task in seen.tasks] == ["recall", "digits"]
-    assert [task.start for task in seen.tasks] == ["sort", "sort"]
+    assert [task.init_from for task in seen.tasks] == ["sort", "sort"]
     assert (len(seen.runs), seen.others) == (4, 0)
     assert "begin with the weights of their own runs on sort" in terminal.render(seen)
 

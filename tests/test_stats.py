@@ -65,7 +65,7 @@ def test_the_p_value_at_the_critical_value_is_the_level():
 
 @pytest.mark.parametrize(("seeds", "power"), [(4, 0.8), (12, 0.9)])
 def test_the_detectable_difference_of_a_pair_is_that_of_the_noncentral_t(seeds, power):
-    found = layout.detectable(arms=2, seeds=seeds, power=power)
+    found = layout.detectable_difference(arms=2, seeds=seeds, power=power)
     bound = scipy_stats.t.ppf(0.975, seeds - 1)
     law = scipy_stats.nct(seeds - 1, found / np.sqrt(2 / seeds))
     # The share of 10,000 drawn studies is known to within a percent.

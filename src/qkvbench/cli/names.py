@@ -17,7 +17,7 @@ from qkvbench.model import AT, PLACED, POOLINGS, PRESETS, Model, Pooling, positi
 from qkvbench.recipes import Study
 from qkvbench.reports import Report
 from qkvbench.reports.parts.formatting import printable
-from qkvbench.results.margins import Margins, stated
+from qkvbench.results.margins import Margins, parse_margins
 from qkvbench.results.view import View
 from qkvbench.variant import Variant, write
 from qkvbench.variant.catalogue import named
@@ -176,7 +176,7 @@ def arm(text: str, study: Sequence[str]) -> str:
 def margins(words: Sequence[str] | None) -> Margins:
     """The margins that were stated."""
     try:
-        return stated(words or ())
+        return parse_margins(words or ())
     except ValueError as error:
         raise RequestError(str(error)) from None
 

@@ -7,14 +7,14 @@ from qkvbench.cli.parser import Request
 from qkvbench.cli.report import opened
 from qkvbench.reports.parts.formatting import margin_text, printable
 from qkvbench.results.planning import (
-    MOST_COUNTED,
-    MOST_SEEDS,
+    MAX_COUNTED_SEEDS,
+    MAX_SEEDS,
     POWERS,
-    SURE,
-    Need,
-    careful,
-    counted_needs,
-    needs,
+    CONFIDENCE,
+    SeedsNeeded,
+    upper_deviation,
+    counted_seeds_needed,
+    seeds_needed,
 )
 from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.view import TaskView
@@ -27,8 +27,8 @@ class Row:
     task: str
     margin: float | None
     reason: str | None
-    likely: list[Need]
-    careful: list[Need]
+    likely: list[SeedsNeeded]
+    careful: list[SeedsNeeded]
     counted: dict[str, int | None] | None = None
 
 
@@ -41,7 +41,7 @@ def answer(request: Request) -> int:
         return 0
     print(f"Seeds that {printable(study.name)} would take. Noise from its own runs; in brackets,")
     print(
-        f"to be {SURE:.0%} sure, for the noise that it may have: a pilot's is itself uncertain.\n"
+        f"to be {CONFIDENCE:.0%} sure, for the noise that it may have: a pilot's is itself uncertain.\n"
     )
     for row, task in zip(rows, study.tasks, strict=True):
         print("\n".join(map(printable, _lines(row, task))))
@@ -60,7 +60,7 @@ def _row(task: TaskView) -> Row:
         case Comparison(deviation=deviation, degrees=degrees, differences=differences):
             assert deviation is not None
             sizes = dict.fromkeys((2, 1 + len(differences)))
-            safe = careful(deviation, degrees=degrees)
+            safe = upper_deviation(deviation, degrees=degrees)
             return Row(
                 task.name,
                 margin,
@@ -72,7 +72,7 @@ def _row(task: TaskView) -> Row:
             base = counts[baseline]
             arms = len(counts) - len(incomplete)
             counted = {
-                f"{size} arms, power {power:.0%}": counted_needs(
+                f"{size} arms, power {power:.0%}": counted_seeds_needed(
                     share=base.solved / base.seeds, margin=margin, arms=size, power=power
                 )
                 for size in dict.fromkeys((2, arms))
@@ -81,9 +81,9 @@ def _row(task: TaskView) -> Row:
             return Row(task.name, margin, None, [], [], counted)
 
 
-def _needs(margin: float, deviation: float, sizes: dict[int, None]) -> list[Need]:
+def _needs(margin: float, deviation: float, sizes: dict[int, None]) -> list[SeedsNeeded]:
     return [
-        needs(margin=margin, deviation=deviation, arms=arms, power=power)
+        seeds_needed(margin=margin, deviation=deviation, arms=arms, power=power)
         for arms in sizes
         for power in POWERS
     ]
@@ -94,7 +94,7 @@ def _lines(row: Row, task: TaskView) -> list[str]:
         return [f"{row.task}: {row.reason}.", ""]
     if row.counted is not None:
         head = f"{row.task}: solved by {row.margin:.0%} of the seeds fewer than the baseline, found"
-        told = [f"  {what:24} {_seeds(n, MOST_COUNTED)}" for what, n in row.counted.items()]
+        told = [f"  {what:24} {_seeds(n, MAX_COUNTED_SEEDS)}" for what, n in row.counted.items()]
         return [head, *told, ""]
     margin = margin_text(row.margin, task.metric.unit)
     noise = row.likely[0].deviation
@@ -113,7 +113,7 @@ def _lines(row: Row, task: TaskView) -> list[str]:
 
 
 def _both(likely: int | None, safe: int | None) -> str:
-    return f"{_seeds(likely, MOST_SEEDS)} ({_seeds(safe, MOST_SEEDS)})"
+    return f"{_seeds(likely, MAX_SEEDS)} ({_seeds(safe, MAX_SEEDS)})"
 
 
 def _seeds(count: int | None, most: int) -> str:

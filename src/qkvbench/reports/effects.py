@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from qkvbench.reports.parts.formatting import metric_text, p_text, plural, printable
-from qkvbench.results.effects import LEVEL, Effect, Effects, effects
+from qkvbench.results.effects import CONFIDENCE, Effect, Effects, effects
 from qkvbench.results.view import View
 
 ABOUT = "main effects and interactions of function, heads and positions, with intervals"
@@ -26,9 +26,9 @@ def render(view: View) -> str:
 def _part(task: Effects) -> str:
     lines = [
         f"{printable(task.task)} · {metric_text(task.metric)} · {plural(task.runs, 'run')}"
-        + (f", {task.lacking} without a score are left out" if task.lacking else ""),
-        f"Mean {task.mean:.4g}; left over by all terms: a deviation of {task.left_over:.3g} "
-        f"({plural(task.freedom, 'degree')} of freedom), " + _of_items(task) + ".",
+        + (f", {task.unscored} without a score are left out" if task.unscored else ""),
+        f"Mean {task.mean:.4g}; left over by all terms: a deviation of {task.residual_deviation:.3g} "
+        f"({plural(task.degrees, 'degree')} of freedom), " + _of_items(task) + ".",
     ]
     if task.metric.solved is not None:
         lines.append(
@@ -37,40 +37,40 @@ def _part(task: Effects) -> str:
         )
     lines += ["", "term                     df  share of variation       F  p (Holm)"]
     lines += [
-        f"{term.name:<24} {term.freedom:>2}  {term.share:>18.1%}  {term.f:>6.3g}  {p_text(term.p)}"
+        f"{term.name:<24} {term.degrees:>2}  {term.share:>18.1%}  {term.f:>6.3g}  {p_text(term.p)}"
         for term in task.terms
     ]
-    lines += ["", f"Main effects, {LEVEL:.0%} intervals for all of them at once"]
+    lines += ["", f"Main effects, {CONFIDENCE:.0%} intervals for all of them at once"]
     lines += [_line(each, f"{each.factor} {each.level}") for each in task.effects]
-    shown = [each for each in task.interactions if each.shown]
-    lines += ["", _told(shown, len(task.interactions))]
+    shown = [each for each in task.interactions if each.significant]
+    lines += ["", _interactions_heading(shown, len(task.interactions))]
     lines += [_line(each, f"{each.factor}, under {each.level}") for each in shown]
     return "\n".join(lines)
 
 
 def _of_items(task: Effects) -> str:
-    if task.of_items is None:
+    if task.item_deviation is None:
         return "which is noise of a run and interactions that are not named"
     return (
-        f"of which test items are {task.of_items:.3g}; the rest is noise of a run and "
+        f"of which test items are {task.item_deviation:.3g}; the rest is noise of a run and "
         "interactions that are not named"
     )
 
 
-def _told(shown: Sequence[Effect], told: int) -> str:
-    if not told:
+def _interactions_heading(shown: Sequence[Effect], count: int) -> str:
+    if not count:
         return "Interactions with positions: the runs have one scheme, or tell none."
     if not shown:
-        return f"Interactions with positions: none of {told} is shown."
+        return f"Interactions with positions: none of {count} is shown."
     versus = shown[0].versus
     return (
-        f"Interactions with positions that are shown, {len(shown)} of {told}: how much more the "
+        f"Interactions with positions that are shown, {len(shown)} of {count}: how much more the "
         f"choice changes there than under {versus}"
     )
 
 
 def _line(effect: Effect, name: str) -> str:
-    sign = "*" if effect.shown else " "
+    sign = "*" if effect.significant else " "
     against = f"against {effect.versus}"
     return (
         f"{sign} {name:<32} {effect.value:>+8.4f}  [{effect.low:+.4f}, {effect.high:+.4f}]  "

@@ -11,7 +11,7 @@ from qkvbench.backends import Learner
 from qkvbench.data.batch import Predictions, Split
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model.rng import generator
-from qkvbench.results.record import Point, Written
+from qkvbench.results.record import GeneratedTexts, Point
 from qkvbench.results.stats import reaches
 from qkvbench.tasks import Data, GenerationEval, Scored, Task
 from qkvbench.train.analyses import analysed_batch, analysed_steps, snapshot
@@ -94,7 +94,7 @@ def tested(task: Task, data: Data, learner: Learner, training: Training, trained
     if task.generation is not None:
         texts, scored = written(task.generation, learner, data.test, training.scored)
         trained.metrics |= finite(scored.metrics)
-        trained.written = Written(texts=texts, signatures=scored.signatures)
+        trained.written = GeneratedTexts(texts=texts, signatures=scored.signatures)
     trained.has_compiled(learner.compile_s)
 
 

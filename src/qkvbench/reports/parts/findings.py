@@ -24,7 +24,7 @@ from qkvbench.reports.parts.formatting import (
 from qkvbench.results.aggregate import Aggregate
 from qkvbench.results.averages import Average
 from qkvbench.results.critical import holm
-from qkvbench.results.dominance import Outlook
+from qkvbench.results.dominance import ParetoStatus
 from qkvbench.results.stats import (
     LEVEL,
     POWER,
@@ -41,7 +41,7 @@ SHOWN_AS_GOOD: tuple[Verdict, ...] = ("better", "matches")
 
 
 # A rival that costs no more is better (dominated), or all such rivals are worse (the frontier).
-OUTLOOKS: dict[Outlook, str] = {
+PARETO_TEXT: dict[ParetoStatus, str] = {
     "on the frontier": "on the frontier",
     "dominated": "dominated for certain",
     "likely dominated": "likely dominated",
@@ -308,7 +308,7 @@ def _fronts(view: View) -> list[Note]:
                 groups[place.outlook].append(f"`{arm}`{by}")
         parts = [
             f"{word}: {LISTED.join(groups[outlook])}"
-            for outlook, word in OUTLOOKS.items()
+            for outlook, word in PARETO_TEXT.items()
             if outlook in groups
         ]
         notes.append(Note(f"Quality on {task.name} against {front.cost}", f"{'; '.join(parts)}."))

@@ -100,8 +100,8 @@ def _starts(view: View) -> list[str]:
     """What the arms of each task begin with, where they do not begin from nothing."""
     begun: dict[str, list[str]] = defaultdict(list)
     for task in view.tasks:
-        if task.start is not None:
-            begun[task.start].append(task.name)
+        if task.init_from is not None:
+            begun[task.init_from].append(task.name)
     return [
         f"The arms of {LISTED.join(names)} begin with the weights of their own runs on {start}, "
         "each with its variant and seed."
