@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from laws.arms import decoder
-from qkvbench.analysis import find_layers, measured_weights, weights_of
+from qkvbench.analysis import find_layers, measure_weights, read_weights
 from qkvbench.backends.torch import build, save, start
 from qkvbench.cli import main
 
@@ -83,8 +83,8 @@ def test_our_own_checkpoint_gives_what_its_network_gives(tmp_path, capsys):
         if name in ("q.weight", "k.weight", "v.weight")
     }
     (layer,) = find_layers(f"blocks.1.attention.{name}" for name in named)
-    weights = weights_of(layer, lambda name: named[name.split("attention.")[1]], heads=4)
-    expected = measured_weights(weights)
+    weights = read_weights(layer, lambda name: named[name.split("attention.")[1]], heads=4)
+    expected = measure_weights(weights)
     assert found["layers"][1] == {"layer": "blocks.1.attention", **expected}
 
 

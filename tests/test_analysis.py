@@ -15,15 +15,15 @@ from qkvbench.analysis import (
     diagonal_share,
     effective_rank,
     find_layers,
-    measured_weights,
+    measure_weights,
     principal_angles,
+    read_weights,
     rotation_residual,
     score_symmetry,
     similarity,
     subspace_overlap,
     symmetry,
     unbiased_cka,
-    weights_of,
 )
 
 SEEDS = st.integers(0, 2**16)
@@ -186,32 +186,32 @@ def causal(size):
 
 
 def test_uniform_attention_has_all_the_entropy_that_is_visible():
-    seen = causal(6)
-    shares = seen / seen.sum(axis=1, keepdims=True)
-    assert attention_entropy(shares, seen) == pytest.approx(1)
-    assert diagonal_share(shares, seen) == pytest.approx(np.mean([1 / n for n in range(2, 7)]))
+    mask = causal(6)
+    weights = mask / mask.sum(axis=1, keepdims=True)
+    assert attention_entropy(weights, mask) == pytest.approx(1)
+    assert diagonal_share(weights, mask) == pytest.approx(np.mean([1 / n for n in range(2, 7)]))
     everywhere = np.ones((6, 6), dtype=bool)
     assert attention_entropy(np.full((2, 3, 6, 6), 1 / 6), everywhere) == pytest.approx(1)
 
 
 def test_attention_to_oneself_has_no_entropy_and_the_whole_diagonal():
-    for seen in (causal(5), np.ones((5, 5), dtype=bool)):
-        assert attention_entropy(np.eye(5), seen) == 0
-        assert diagonal_share(np.eye(5), seen) == 1
+    for mask in (causal(5), np.ones((5, 5), dtype=bool)):
+        assert attention_entropy(np.eye(5), mask) == 0
+        assert diagonal_share(np.eye(5), mask) == 1
 
 
 def test_half_the_keys_alike_have_half_the_entropy():
-    shares = np.zeros((16, 16))
-    shares[:, :4] = 1 / 4
-    assert attention_entropy(shares, np.ones((16, 16), dtype=bool)) == pytest.approx(0.5)
+    weights = np.zeros((16, 16))
+    weights[:, :4] = 1 / 4
+    assert attention_entropy(weights, np.ones((16, 16), dtype=bool)) == pytest.approx(0.5)
 
 
 def test_queries_without_a_choice_count_for_nothing():
-    shares = np.array([[1.0, 0, 0], [0.5, 0.5, 0], [0, 0, 0]])
-    seen = np.array([[True, False, False], [True, True, False], [False, False, False]])
-    assert attention_entropy(shares, seen) == pytest.approx(1)
-    assert diagonal_share(shares, seen) == 0.5
-    assert math.isnan(attention_entropy(shares[:1], seen[:1]))
+    weights = np.array([[1.0, 0, 0], [0.5, 0.5, 0], [0, 0, 0]])
+    mask = np.array([[True, False, False], [True, True, False], [False, False, False]])
+    assert attention_entropy(weights, mask) == pytest.approx(1)
+    assert diagonal_share(weights, mask) == 0.5
+    assert math.isnan(attention_entropy(weights[:1], mask[:1]))
 
 
 def test_symmetry_is_1_of_symmetric_matrices_and_the_opposite_of_antisymmetric_ones():
@@ -252,7 +252,7 @@ def test_the_projections_of_usual_checkpoints_are_found_by_name(family):
     assert [layer.tensors["q"] for layer in layers] == [
         NAMES[family].format(layer, words["q"]) for layer in (0, 2, 10)
     ]
-    weights = weights_of(layers[1], tensors.__getitem__, heads=4)
+    weights = read_weights(layers[1], tensors.__getitem__, heads=4)
     assert {role: matrix.shape for role, matrix in weights.items()} == {
         "q": (4, 3, 10),
         "k": (2, 3, 10),
@@ -267,7 +267,7 @@ def test_a_fused_matrix_is_cut_into_its_roles_whichever_way_it_lies(name, stored
     q, k, v = (normal(seed, 12, 12) for seed in range(3))
     fused = stored(np.concatenate([q, k, v]))
     (layer,) = find_layers([name, name.replace("weight", "bias")])
-    weights = weights_of(layer, {name: fused}.__getitem__, heads=4)
+    weights = read_weights(layer, {name: fused}.__getitem__, heads=4)
     assert np.array_equal(weights["k"].reshape(12, 12), k)
     assert np.array_equal(weights["v"].reshape(12, 12), v)
     assert np.array_equal(weights["q"].reshape(12, 12), q)
@@ -276,7 +276,7 @@ def test_a_fused_matrix_is_cut_into_its_roles_whichever_way_it_lies(name, stored
 def test_a_fused_matrix_has_as_many_key_heads_as_one_says():
     fused = normal(0, (4 + 2 * 2) * 3, 12)
     (layer,) = find_layers(["a.qkv_proj.weight"])
-    weights = weights_of(layer, {"a.qkv_proj.weight": fused}.__getitem__, heads=4, kv_heads=2)
+    weights = read_weights(layer, {"a.qkv_proj.weight": fused}.__getitem__, heads=4, kv_heads=2)
     assert weights["k"].shape == (2, 3, 12)
     assert np.array_equal(weights["v"].reshape(6, 12), fused[-6:])
 
@@ -284,7 +284,7 @@ def test_a_fused_matrix_has_as_many_key_heads_as_one_says():
 def test_a_role_without_a_matrix_leaves_its_measures_empty():
     names = {f"blocks.0.attention.{role}.weight": normal(1, 8, 8) for role in "qk"}
     (layer,) = find_layers(names)
-    found = measured_weights(weights_of(layer, names.__getitem__, heads=2))
+    found = measure_weights(read_weights(layer, names.__getitem__, heads=2))
     assert math.isnan(found["kv_weight_cka"])
     assert math.isfinite(found["qk_weight_symmetry"])
 
@@ -294,4 +294,4 @@ def test_heads_that_do_not_fit_are_refused_with_the_sizes(heads):
     names = {f"a.{role}_proj.weight": normal(1, 12 if role == "q" else 6, 8) for role in "qkv"}
     (layer,) = find_layers(names)
     with pytest.raises(ValueError, match=r"12 rows|\(6, 8\)|6 rows"):
-        weights_of(layer, names.__getitem__, **heads)
+        read_weights(layer, names.__getitem__, **heads)

@@ -17,7 +17,7 @@ from qkvbench.reports.parts.formatting import number, printable
 if TYPE_CHECKING:
     import numpy as np
 
-    from qkvbench.analysis import Found, Weights
+    from qkvbench.analysis import LayerNames, Weights
 
 # How each measure is headed in the table, and with how many decimals.
 COLUMNS = {
@@ -43,7 +43,7 @@ def answer(request: Request) -> int:
             "Give the .safetensors file of a checkpoint, or all of its parts."
         )
     # The framework that reads tensors takes a second: a wrong request does not wait for it.
-    from qkvbench.analysis import measured_weights
+    from qkvbench.analysis import measure_weights
     from qkvbench.backends.torch.models.weights import opened
 
     try:
@@ -55,7 +55,7 @@ def answer(request: Request) -> int:
     sizes: dict[str, tuple[int, ...]] = {}
     for layer in layers:
         weights = _weights(layer, tensors, request)
-        rows[layer.layer] = measured_weights(weights)
+        rows[layer.layer] = measure_weights(weights)
         sizes |= {role: matrix.shape for role, matrix in weights.items()}
     if request.json:
         print(json.dumps(_document(rows, sizes), indent=1))
@@ -64,7 +64,7 @@ def answer(request: Request) -> int:
     return 0
 
 
-def _layers(names: Iterable[str]) -> "tuple[Found, ...]":
+def _layers(names: Iterable[str]) -> "tuple[LayerNames, ...]":
     from qkvbench.analysis import find_layers
 
     names = list(names)
@@ -81,9 +81,9 @@ def _layers(names: Iterable[str]) -> "tuple[Found, ...]":
 
 
 def _weights(
-    layer: "Found", tensors: "Mapping[str, Callable[[], np.ndarray]]", request: Request
+    layer: "LayerNames", tensors: "Mapping[str, Callable[[], np.ndarray]]", request: Request
 ) -> "Weights":
-    from qkvbench.analysis import weights_of
+    from qkvbench.analysis import read_weights
 
     def read(name: str) -> "np.ndarray":
         matrix = tensors[name]()
@@ -94,7 +94,7 @@ def _weights(
         return matrix
 
     try:
-        return weights_of(layer, read, heads=request.heads, kv_heads=request.kv_heads)
+        return read_weights(layer, read, heads=request.heads, kv_heads=request.kv_heads)
     except ValueError as error:
         raise RequestError(
             f"{printable(str(error))}\nThe checkpoint's configuration says how many heads it has: "

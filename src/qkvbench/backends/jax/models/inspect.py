@@ -65,21 +65,21 @@ def _told(attention: Attention, weights: Weights, x: Stream, lengths: Lengths | 
         read = places < lengths[:, None]
     return {
         "weights": {role: exact(each) for role, each in _weights(attention, weights).items()},
-        "rows": {role: exact(jnp.swapaxes(each, 1, 2)) for role, each in rows.items()},
+        "projections": {role: exact(jnp.swapaxes(each, 1, 2)) for role, each in rows.items()},
         "scores": exact(scores),
-        "shares": shares,
-        "seen": seen & read[:, :, None],
+        "attention_weights": shares,
+        "mask": seen & read[:, :, None],
         "read": read,
     }
 
 
 def _layer(name: str, told: Told) -> Layer:
-    arrays = {part: told[part] for part in ("scores", "shares", "seen")}
+    arrays = {part: told[part] for part in ("scores", "attention_weights", "mask")}
     read = np.array(told["read"])
     return Layer(
         name=name,
         weights={role: np.array(each) for role, each in told["weights"].items()},
-        rows={role: np.array(each)[read] for role, each in told["rows"].items()},
+        projections={role: np.array(each)[read] for role, each in told["projections"].items()},
         **{part: np.array(each) for part, each in arrays.items()},
     )
 

@@ -60,10 +60,10 @@ def _layer(name: str, attention: Attention, x: Stream, lengths: Lengths | None) 
     return Layer(
         name=name,
         weights=_weights(attention),
-        rows=told,
+        projections=told,
         scores=_array(scores),
-        shares=_array(attention.scores.shares(scores, places, lengths)),
-        seen=(seen & read[:, :, None]).cpu().numpy(),
+        attention_weights=_array(attention.scores.shares(scores, places, lengths)),
+        mask=(seen & read[:, :, None]).cpu().numpy(),
     )
 
 
