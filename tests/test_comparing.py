@@ -113,7 +113,8 @@ def test_the_first_line_is_one_sentence_with_verdicts_and_costs(tmp_path, capsys
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.endswith(".")
     assert second == ""
-    for part in ("q=k=v beside q,k,v", "worse on", "recall", "of the parameters", "of the cache"):
+    head = "q=k=v compared with q,k,v"
+    for part in (head, "worse on", "recall", "of the parameters", "of the cache"):
         assert part in first
 
 
@@ -122,7 +123,7 @@ def test_a_comparison_is_one_json_document(tmp_path, capsys):
     words = ["compare", str(store.path), "q,k,v", "q=k=v", "--json", "--margin", "sort=0.5"]
     assert main(words) == 0
     value = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert value["sentence"].startswith("`q=k=v` beside `q,k,v`")
+    assert value["sentence"].startswith("`q=k=v` compared with `q,k,v`")
     margins = {task["task"]: task["margin"] for task in value["tasks"]}
     assert margins == {"digits": 0.01, "sort": 0.5, "recall": 0.25, "lm-reviews": 0.02}
 

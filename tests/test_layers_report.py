@@ -7,7 +7,7 @@ import pytest
 
 import fake_study
 from qkvbench.reports import page, summary
-from qkvbench.reports.parts.analyses import analyses, courses
+from qkvbench.reports.parts.analyses import analyses, histories
 from qkvbench.results.record import Snapshot
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
@@ -62,10 +62,10 @@ class _Balanced(HTMLParser):
 
 def test_a_course_is_the_mean_over_the_seeds_of_each_layer(study):
     digits = next(task for task in study.tasks if task.name == "digits")
-    course = courses(digits)[2]
-    assert (course.variant, course.seeds, course.steps) == ("q,k=v", 3, (0, 50, 100))
-    assert course.measures["kv_cka"][-1] == pytest.approx([0.2 + 0.01, 1.0])
-    assert course.measures["attention_symmetry"] == [[None, None]] * 3
+    history = histories(digits)[2]
+    assert (history.variant, history.seeds, history.steps) == ("q,k=v", 3, (0, 50, 100))
+    assert history.measures["kv_cka"][-1] == pytest.approx([0.2 + 0.01, 1.0])
+    assert history.measures["attention_symmetry"] == [[None, None]] * 3
 
 
 def test_the_page_draws_each_layer_and_lists_what_was_last(study):
@@ -80,7 +80,7 @@ def test_the_page_draws_each_layer_and_lists_what_was_last(study):
     assert "0.21 · 1.00" in section
     assert "20.0 · 31.2" in section
     # What applies to no arm has no column.
-    assert '<th class="numeric">shares\' symmetry' not in section.replace("&#39;", "'")
+    assert '<th class="numeric">weights\' symmetry' not in section.replace("&#39;", "'")
     assert "sort" not in section
 
 

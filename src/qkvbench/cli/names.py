@@ -121,7 +121,7 @@ def rows(name: str) -> CacheDtype:
 
 
 def pooling(name: str) -> Pooling:
-    """The way of telling the whole that is meant."""
+    """The way of bound_places the whole that is meant."""
     return cast(Pooling, _known("pooling", name.replace("-", " "), list(POOLINGS)))
 
 
