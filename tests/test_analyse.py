@@ -113,7 +113,7 @@ def test_the_table_says_what_the_numbers_would_be_by_chance(tmp_path, capsys):
         ({"wte.weight": (4, 4), "ln\x1b[2J.weight": (4,)}, ["--heads", "2"], "wte.weight"),
         (llama(), ["--heads", "5"], "cannot be divided into 5 heads"),
         (llama(), ["--heads", "4", "--kv-heads", "4"], "differ in size"),
-        ({"a.q_proj.weight": (8,), "a.k_proj.weight": (8,)}, ["--heads", "2"], "no matrix"),
+        ({"a.q_proj.weight": (8,), "a.k_proj.weight": (8,)}, ["--heads", "2"], "not a matrix"),
     ],
 )
 def test_what_cannot_be_analysed_is_refused_with_what_was_found(
@@ -131,7 +131,7 @@ def test_what_cannot_be_analysed_is_refused_with_what_was_found(
 def test_a_file_of_another_kind_is_refused(tmp_path, capsys, content):
     (tmp_path / "a.safetensors").write_bytes(content)
     assert main(["analyse", str(tmp_path / "a.safetensors"), "--heads", "2"]) == 2
-    assert "no safetensors file" in capsys.readouterr().err
+    assert "not a readable safetensors file" in capsys.readouterr().err
 
 
 def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path, capsys):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from qkvbench.cli import doctor, main
+from qkvbench.cli import doctor, main, packages
 from qkvbench.experiment import PRECISIONS
 
 
@@ -19,7 +19,7 @@ def findings(capsys):
 @pytest.fixture
 def quick(monkeypatch):
     """Without the looks that take a second."""
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._installed, doctor._data, doctor._compiler))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._installed, doctor._data, doctor._compiler))
 
 
 def test_everything_is_looked_at_and_the_main_job_can_run_here(capsys):
@@ -38,7 +38,7 @@ def test_it_answers_as_text_from_the_command_line_without_a_traceback():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "The main job can run" in done.stdout
+    assert "Studies can run" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= doctor.WIDTH
 
 
@@ -47,7 +47,7 @@ def test_a_backend_that_does_not_start_is_a_row_and_ends_with_1(capsys, monkeypa
         raise OSError("libtorch_cpu.so: cannot open shared object file")
 
     monkeypatch.setattr("qkvbench.backends.find", broken)
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._backends,))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._backends,))
     status, rows = findings(capsys)
     assert status == 1
     row = rows["torch", "backend"]
@@ -68,7 +68,7 @@ def test_a_precision_that_does_not_work_is_a_row_and_the_others_are_looked_at(ca
     monkeypatch.setattr(
         backend, "attention_kernels", lambda precision: {"training": "math fallback"}
     )
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._backends,))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._backends,))
     status, rows = findings(capsys)
     assert status == 0
     assert rows["torch", "bf16 product"]["verdict"] == "missing"
@@ -90,7 +90,7 @@ def test_what_a_package_does_while_it_is_imported_is_not_done_to_this_process(
     for name, code in modules.items():
         (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = doctor._imports([*modules, "no-such-package", "things-stubs"])
+    found = packages.import_errors([*modules, "no-such-package", "things-stubs"])
     assert found["closes"] == found["works"] == found["things-stubs"] == ""
     assert found["exits"] == "SystemExit: 3"
     assert found["dies"] == "the process that imports it ends with 9"
@@ -104,7 +104,7 @@ def test_a_look_that_fails_is_a_row(capsys, monkeypatch):
         raise KeyError("surprise")
         yield
 
-    monkeypatch.setattr(doctor, "LOOKS", (_broken,))
+    monkeypatch.setattr(doctor, "CHECKS", (_broken,))
     status, rows = findings(capsys)
     assert status == 0
     assert "surprise" in rows["broken", "broken"]["found"]
@@ -140,7 +140,7 @@ def test_without_a_compiler_only_compiling_is_missing(capsys, monkeypatch):
 
     # The answer is the one that `run --compile` is given.
     monkeypatch.setattr(backend, "cannot_compile", lambda: "--compile needs a compiler.")
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._compiler,))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._compiler,))
     status, rows = findings(capsys)
     assert status == 0
     row = rows["torch", "torch.compile"]
@@ -151,7 +151,7 @@ def test_without_a_compiler_only_compiling_is_missing(capsys, monkeypatch):
 def test_the_native_target_that_decodes_is_told_or_why_there_is_none(capsys, monkeypatch):
     from qkvbench import native
 
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._native,))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._native,))
     monkeypatch.setattr(native, "lacking", lambda: None)
     monkeypatch.setattr(native, "target", lambda: "avx2")
     monkeypatch.setattr(native, "targets", lambda: {"avx2": 2, "portable": 3})
@@ -169,6 +169,6 @@ def test_what_runs_in_which_type_is_the_backends_own_answer(capsys, monkeypatch)
     from qkvbench.backends import torch as backend
 
     monkeypatch.setattr(backend, "types", lambda: {"products": {"fp32": "float32"}})
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._precisions,))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._precisions,))
     _, rows = findings(capsys)
     assert rows["types", "products"]["found"] == "fp32: float32"

@@ -10,7 +10,7 @@ import pytest
 
 from qkvbench import tasks
 from qkvbench.backends.torch import Learner, read
-from qkvbench.cli.parser import RequestError, parsed
+from qkvbench.cli.parser import RequestError, parse_request
 from qkvbench.cli.run import answer
 from qkvbench.data.cache import alone, cache_folder, writing
 from qkvbench.experiment import Experiment, Training, from_json, to_json
@@ -249,7 +249,7 @@ def test_a_run_alone_whose_start_fails_is_a_record_with_the_reason():
 def test_a_dry_run_counts_the_starts_and_runs_nothing(tmp_path, capsys):
     words = ["run", "--variants", "q,k,v", "q,k=v", "--tasks", "recall", "digits", "--seeds", "2"]
     words += ["--start", "sort", "--dry-run", "--out", str(tmp_path / "store")]
-    assert answer(parsed(words)) == 0
+    assert answer(parse_request(words)) == 0
     said = capsys.readouterr().out
     assert "8 runs, of which 0 are done" in said
     assert "4 runs on sort come first, of which 0 are kept" in said
@@ -263,7 +263,7 @@ def test_a_dry_run_counts_the_starts_and_runs_nothing(tmp_path, capsys):
 def test_a_start_that_cannot_be_is_refused_before_anything_runs(tmp_path, start, said):
     words = ["run", "--variants", "q,k,v", "--tasks", "recall", "--start", start]
     with pytest.raises(RequestError, match=said):
-        answer(parsed([*words, "--out", str(tmp_path / "store")]))
+        answer(parse_request([*words, "--out", str(tmp_path / "store")]))
     assert not (tmp_path / "store").exists()
 
 

@@ -34,8 +34,8 @@ def answer(request: Request) -> int:
     """Print the ledger, or one claim of it at length."""
     chosen = [word for word in request.words if word in claims.names()]
     shown = [_opened(word) for word in request.words if word not in chosen]
-    source = names.chosen("source", request.source, [each.name for each in claims.SOURCES])
-    verdict = names.chosen("verdict", request.verdict, [_flag(each) for each in claims.VERDICTS])
+    source = names.optional("source", request.source, [each.name for each in claims.SOURCES])
+    verdict = names.optional("verdict", request.verdict, [_flag(each) for each in claims.VERDICTS])
     entries = [
         entry
         for entry in claims.ledger(shown)
@@ -168,7 +168,7 @@ def _opened(word: str) -> Shown:
         # A word that is no folder was meant to be a claim, or is a folder misspelt.
         raise RequestError(
             f"{word} is neither a claim nor a folder of results."
-            f"{names.nearest(word, claims.names())}\n'qkvbench ls claims' lists the claims."
+            f"{names.suggestion(word, claims.names())}\n'qkvbench ls claims' lists the claims."
         )
     try:
         if not Store(folder).runs().good:
