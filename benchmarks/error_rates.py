@@ -16,7 +16,7 @@ from qkvbench.results.aggregate import aggregate
 from qkvbench.results.critical import LEVEL
 from qkvbench.results.layout import detectable_difference, differences, provable_margin
 from qkvbench.results.planning import boschloo_table, seeds_needed
-from qkvbench.results.resampling import MIN_SEEDS, bounds_over_items, percentile_over_seeds
+from qkvbench.results.resampling import MIN_SEEDS, bounds_over_items
 
 SEED_DEVIATION = 2.0
 # The standard deviation of each arm, the baseline first.
@@ -154,7 +154,7 @@ def counted_alarms(seeds: int, studies: int, *, draw: int) -> Outcome:
 def bootstrap_coverage(seeds: int, studies: int, *, draw: int) -> Outcome:
     """The coverage of a percentile bootstrap over seeds: too low if there are few."""
     values = np.random.default_rng([draw, seeds, 3]).normal(size=(studies, seeds))
-    bounds = [percentile_over_seeds(each) for each in values]
+    bounds = [_percentile_bounds(each) for each in values]
     inside = np.array([low <= 0 <= high for low, high in bounds])
     row = _rows("one arm", seeds, studies)
     used = "" if seeds >= MIN_SEEDS else " (not used)"
@@ -226,6 +226,13 @@ def _false_matches(
     at_margin = differences(tables)
     p = np.maximum(at_margin.above_p(-margin), at_margin.below_p(margin))
     return (p.min(axis=1) * (arms - 1) < LEVEL).astype(float)
+
+
+def _percentile_bounds(values: Float[np.ndarray, " seeds"]) -> tuple[float, float]:
+    """The percentile bootstrap of a mean over seeds."""
+    samples = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+    low, high = np.quantile(values[samples].mean(axis=1), [LEVEL / 2, 1 - LEVEL / 2])
+    return float(low), float(high)
 
 
 def _tables(

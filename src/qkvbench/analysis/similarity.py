@@ -1,4 +1,4 @@
-"""Four measures of similarity between two matrices with the same samples.
+"""Measures of similarity between two matrices with the same samples.
 
 Rows are samples and columns are features. For activations a sample is a token; for weights it is a
 coordinate of the stream, so weight matrices are passed transposed. A measure that is undefined,
@@ -6,55 +6,20 @@ such as the direction of a matrix of zeros, is NaN.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import orthogonal_procrustes, subspace_angles
+from scipy.linalg import orthogonal_procrustes
 
 First = Float[np.ndarray, "samples first"]
 Second = Float[np.ndarray, "samples second"]
 Matrix = Float[np.ndarray, "samples features"]
 
 
-@dataclass(frozen=True)
-class Similarity:
-    """All measures of similarity of two matrices.
-
-    ``cosine`` and ``rotation_residual`` are NaN if the numbers of features differ.
-    """
-
-    cosine: float
-    cka: float
-    angles: tuple[float, ...]
-    rotation_residual: float
-
-
-def similarity(first: First, second: Second) -> Similarity:
-    """All four; the CKA is the unbiased one."""
-    same = first.shape == second.shape
-    return Similarity(
-        cosine=cosine(first, second) if same else math.nan,
-        cka=unbiased_cka(first, second),
-        angles=principal_angles(first, second),
-        rotation_residual=rotation_residual(first, second) if same else math.nan,
-    )
-
-
 def cosine(first: Matrix, second: Matrix) -> float:
     """The cosine of the two as flattened vectors, from -1 to 1: are the numbers the same?"""
     one, other = _as_float64(first), _as_float64(second)
     return _ratio((one * other).sum(), (one * one).sum() * (other * other).sum())
-
-
-def cka(first: First, second: Second) -> float:
-    """Linear CKA, from 0 to 1: are the same samples close to each other? arXiv:1905.00414, eq. 4.
-
-    For independent Gaussian features it is about sqrt(pq / ((n + p)(n + q))) with n samples of p
-    and q features, not 0: use `unbiased_cka` for few samples.
-    """
-    one, other = _centered(first), _centered(second)
-    return _ratio(_hsic(one, other), _hsic(one, one) * _hsic(other, other))
 
 
 def unbiased_cka(first: First, second: Second) -> float:
@@ -68,17 +33,6 @@ def unbiased_cka(first: First, second: Second) -> float:
     one, other = _centered(first), _centered(second)
     own = _unbiased_hsic(one, one), _unbiased_hsic(other, other)
     return _ratio(_unbiased_hsic(one, other), own[0] * own[1]) if min(own) > 0 else math.nan
-
-
-def principal_angles(first: First, second: Second) -> tuple[float, ...]:
-    """Angles between the column spaces in radians, ascending: are the directions the same?
-
-    As many as the dimension of the smaller space; empty if a matrix is zero.
-    """
-    one, other = _basis(first), _basis(second)
-    if not (one.shape[1] and other.shape[1]):
-        return ()
-    return tuple(float(angle) for angle in subspace_angles(one, other)[::-1])
 
 
 def subspace_overlap(first: First, second: Second) -> float:

@@ -40,9 +40,7 @@ def answer(request: Request) -> int:
         print(json.dumps([asdict(row) for row in rows], allow_nan=False, indent=1))
         return 0
     print(f"Seeds that {printable(study.name)} needs, for the noise of its runs. In brackets: for")
-    print(
-        f"the upper {CONFIDENCE:.0%} bound of the noise, because a pilot's is itself uncertain.\n"
-    )
+    print(f"the upper {CONFIDENCE:.0%} bound of the noise, which a pilot does not know exactly.\n")
     for row, task in zip(rows, study.tasks, strict=True):
         print("\n".join(map(printable, _lines(row, task))))
     print("To find: a true difference of the margin is clear. To match: an arm that is equal is")

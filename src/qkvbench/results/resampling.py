@@ -64,13 +64,6 @@ def bounds_over_items(
     return result
 
 
-def percentile_over_seeds(values: Float[np.ndarray, " seeds"], resamples: int = 2000) -> Bounds:
-    """The percentile bootstrap of a mean over seeds; used to show its coverage for few seeds."""
-    rng = np.random.default_rng(_RESAMPLING_SEED)
-    samples = rng.integers(len(values), size=(resamples, len(values)))
-    return _percentiles(values[samples].mean(axis=1))
-
-
 def _item_means(
     differences: Float[np.ndarray, "arms blocks"], weights: Float[np.ndarray, " blocks"]
 ) -> Float[np.ndarray, "resamples arms"]:
