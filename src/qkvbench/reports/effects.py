@@ -17,10 +17,10 @@ NOTHING = (
 
 def render(view: View) -> str:
     """One section for each task."""
-    found = effects(view.runs)
-    if not found:
+    by_task = effects(view.runs)
+    if not by_task:
         return f"{printable(view.name)}\n\n{NOTHING}\n"
-    return "\n\n".join([printable(view.name), *(_part(each) for each in found)]) + "\n"
+    return "\n\n".join([printable(view.name), *(_part(each) for each in by_task)]) + "\n"
 
 
 def _part(task: Effects) -> str:

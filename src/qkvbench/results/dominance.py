@@ -112,13 +112,13 @@ def _rivals_by_score(
 
 def _rivals_by_count(solved: Mapping[str, int], arm: str, seeds: int) -> dict[str, Rival]:
     others = [other for other in solved if other != arm]
-    found: dict[str, Rival] = {}
+    rivals_by_arm: dict[str, Rival] = {}
     for other in others:
         p = boschloo(solved[other], solved[arm], seeds=seeds)
         better = solved[other] > solved[arm]
         one_sided_p = p / 2 if better else 1.0
-        found[other] = Rival(better, min(1.0, p * len(others)), one_sided_p)
-    return found
+        rivals_by_arm[other] = Rival(better, min(1.0, p * len(others)), one_sided_p)
+    return rivals_by_arm
 
 
 def _pareto_place(all_rivals: Mapping[str, Rival], cheaper: Sequence[str]) -> ParetoPlace:

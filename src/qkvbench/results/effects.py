@@ -154,7 +154,7 @@ def _source(source: Source) -> str:
 
 def _effects(task: str, records: Sequence[Record]) -> Effects | None:
     done = [each for each in records if each.status == "done"]
-    runs = [Run(each.score, found) for each in done if (found := levels(each)) is not None]
+    runs = [Run(each.score, own) for each in done if (own := levels(each)) is not None]
     if len({run.levels["function"] for run in runs}) < 2:
         return None
     model = _Model(runs)

@@ -224,7 +224,7 @@ def view(store: Store, margins: Margins | None = None) -> View:
         )
         for name, own in matched.items()
     )
-    shown = {run.id for task in tasks for cell in task.cells for run in cell.runs}
+    study_runs = {run.id for task in tasks for cell in task.cells for run in cell.runs}
     return View(
         name=study.name,
         command=study.command,
@@ -234,7 +234,7 @@ def view(store: Store, margins: Margins | None = None) -> View:
         measurements=timed,
         damaged=((damage,) if damage else ()) + runs.damaged + measurements.damaged,
         waiting=tuple(name for name in study.tasks if name not in matched),
-        others=len({run.id for run in runs.good} - needed - shown),
+        others=len({run.id for run in runs.good} - needed - study_runs),
         aggregates=aggregates(tasks, arms),
         averages=averages(tasks, study.benchmarks, margins or Margins()),
     )

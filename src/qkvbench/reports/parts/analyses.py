@@ -183,11 +183,11 @@ def _panel(
     arms: Sequence[LayerHistory],
     name: str,
     layer: int,
-    place: tuple[float, float, float],
+    box: tuple[float, float, float],
     last: int,
 ) -> Panel:
     """One panel. All layers of a measure share one scale."""
-    left, top, width = place
+    left, top, width = box
     values = [value for history in arms for value in _values(history, name)]
     low, high = min(values), max(values)
     extent = (high - low) or max(abs(high), 1.0) / 10

@@ -129,15 +129,15 @@ def _missing(view: View) -> list[Note]:
 
 def _mixtures(view: View) -> dict[str, list[str]]:
     """The properties that should be the same for all runs, with their different values."""
-    found: dict[str, dict[str, None]] = defaultdict(dict)
+    values: dict[str, dict[str, None]] = defaultdict(dict)
     for machine in view.machines:
-        found["machines"][machine_text(machine)] = None
+        values["machines"][machine_text(machine)] = None
         versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-        found["versions"][versions] = None
+        values["versions"][versions] = None
     for run in view.runs:
         if run.data_identity is not None:
-            found[f"data of {run.task}"][run.data_identity[:16]] = None
-    return {name: list(texts) for name, texts in found.items()}
+            values[f"data of {run.task}"][run.data_identity[:16]] = None
+    return {name: list(texts) for name, texts in values.items()}
 
 
 def _range(ordered: Sequence[float], text: Callable[[float], str]) -> str:

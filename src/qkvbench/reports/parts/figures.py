@@ -140,10 +140,10 @@ def _tradeoff(
     if not points:
         return None
     right = WIDTH - RIGHT
-    ends = [end for mark in points for end in (mark.y, mark.low, mark.high) if end is not None]
+    ends = [end for point in points for end in (point.y, point.low, point.high) if end is not None]
     bottom, top = (-0.04, 1.04) if isinstance(task.result, Tally) else _padded_range(ends)
     y = _scale(bottom, top)
-    values = sorted({mark.x for mark in points})
+    values = sorted({point.x for point in points})
     first, last = transform(values[0]), transform(values[-1])
     inner_left, inner_right = LEFT + 64, right - 72
 
@@ -153,9 +153,9 @@ def _tradeoff(
         return inner_left + (inner_right - inner_left) * (transform(value) - first) / (last - first)
 
     parts = _frame(task, bottom, top, right)
-    parts += [_tick_x(place, text(value)) for value, place in _spaced(values, x)]
+    parts += [_tick_x(position, text(value)) for value, position in _spaced(values, x)]
     parts.append(_text(right, HEIGHT - 8, f"{axis} (← less)", "axis", "end"))
-    base = next((mark for mark in points if mark.order == 0), None)
+    base = next((point for point in points if point.order == 0), None)
     if base is not None:
         parts.append(
             _tag(
@@ -167,16 +167,16 @@ def _tradeoff(
                 class_="base",
             )
         )
-    places = _dodge(points, x, y)
+    positions = _dodge(points, x, y)
     bars = [
-        Box(places[mark.arm][0] - 2, y(mark.high), places[mark.arm][0] + 2, y(mark.low))
-        for mark in points
-        if mark.low is not None and mark.high is not None
+        Box(positions[point.arm][0] - 2, y(point.high), positions[point.arm][0] + 2, y(point.low))
+        for point in points
+        if point.low is not None and point.high is not None
     ]
-    labels = _labels(points, places, bars, Box(LEFT + 2, TOP - 4, right, HEIGHT - BOTTOM))
-    for mark in points:
-        px, py = places[mark.arm]
-        parts.append(_point_svg(task, mark, (px, py), labels[mark.arm], y))
+    labels = _labels(points, positions, bars, Box(LEFT + 2, TOP - 4, right, HEIGHT - BOTTOM))
+    for point in points:
+        px, py = positions[point.arm]
+        parts.append(_point_svg(task, point, (px, py), labels[point.arm], y))
     return _svg(f"{task.name}: {metric_text(task.metric)} against {axis}", parts)
 
 
@@ -208,22 +208,22 @@ def _points(task: TaskView, costs: Mapping[str, float]) -> list[PlotPoint]:
 
 def _point_svg(
     task: TaskView,
-    mark: PlotPoint,
-    place: tuple[float, float],
+    point: PlotPoint,
+    position: tuple[float, float],
     label: tuple[float, float, str],
     y: Callable[[float], float],
 ) -> Markup:
-    px, py = place
+    px, py = position
     lx, ly, anchor = label
     parts: list[Markup] = []
-    if mark.low is not None and mark.high is not None:
-        ends = f"M{px:.1f} {y(mark.low):.1f}V{y(mark.high):.1f}"
-        caps = "".join(f"M{px - 3:.1f} {y(end):.1f}h6" for end in (mark.low, mark.high))
+    if point.low is not None and point.high is not None:
+        ends = f"M{px:.1f} {y(point.low):.1f}V{y(point.high):.1f}"
+        caps = "".join(f"M{px - 3:.1f} {y(end):.1f}h6" for end in (point.low, point.high))
         parts.append(_tag("path", d=ends + caps, class_="bar"))
     if abs(ly - py) > LABEL_HEIGHT / 2 or abs(lx - px) > 12:
         near = lx - 2 if anchor == "start" else lx + 2
         parts.append(_tag("path", d=f"M{px:.1f} {py:.1f}L{near:.1f} {ly:.1f}", class_="leader"))
-    if mark.order == 0:
+    if point.order == 0:
         parts.append(
             _tag(
                 "rect",
@@ -237,36 +237,36 @@ def _point_svg(
         )
     else:
         parts.append(_tag("circle", cx=f"{px:.1f}", cy=f"{py:.1f}", r=4.5, class_="dot"))
-    parts.append(_text(lx, ly + 4, mark.arm, "label hue", anchor))
+    parts.append(_text(lx, ly + 4, point.arm, "label hue", anchor))
     places = 2 if isinstance(task.result, Tally) else decimals(task.result)
-    return _group(mark.order, mark.arm, f"{mark.arm}: {number(mark.y, places)}", *parts)
+    return _group(point.order, point.arm, f"{point.arm}: {number(point.y, places)}", *parts)
 
 
 def _dodge(
     points: Sequence[PlotPoint], x: Callable[[float], float], y: Callable[[float], float]
 ) -> dict[str, tuple[float, float]]:
     """The position of each point; points of equal cost are dodged so that no bar hides another."""
-    places: dict[str, tuple[float, float]] = {}
-    for value in {mark.x: None for mark in points}:
-        column = [mark for mark in points if mark.x == value]
-        for index, mark in enumerate(column):
-            places[mark.arm] = (x(value) + 11 * (index - (len(column) - 1) / 2), y(mark.y))
-    return places
+    positions: dict[str, tuple[float, float]] = {}
+    for value in {point.x: None for point in points}:
+        column = [point for point in points if point.x == value]
+        for index, point in enumerate(column):
+            positions[point.arm] = (x(value) + 11 * (index - (len(column) - 1) / 2), y(point.y))
+    return positions
 
 
 def _labels(
     points: Sequence[PlotPoint],
-    places: Mapping[str, tuple[float, float]],
+    positions: Mapping[str, tuple[float, float]],
     bars: Sequence[Box],
     area: Box,
 ) -> dict[str, tuple[float, float, str]]:
     """A free position for each name, as close to its point as possible: x, y and anchor."""
-    dots = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in places.values()]
+    dots = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in positions.values()]
     taken: list[Box] = []
     chosen: dict[str, tuple[float, float, str]] = {}
-    for mark in sorted(points, key=lambda mark: (places[mark.arm][1], mark.order)):
-        px, py = places[mark.arm]
-        candidates = list(_candidates(mark.arm, px, py, area))
+    for point in sorted(points, key=lambda point: (positions[point.arm][1], point.order)):
+        px, py = positions[point.arm]
+        candidates = list(_candidates(point.arm, px, py, area))
         free = [
             each for each in candidates if not any(each[3].overlaps(box) for box in (*dots, *taken))
         ]
@@ -280,7 +280,7 @@ def _labels(
                 + 40 * any(_crosses_box((px, py), each[:2], box) for box in others)
             ),
         )
-        chosen[mark.arm] = best[:3]
+        chosen[point.arm] = best[:3]
         taken.append(best[3])
     return chosen
 
@@ -326,10 +326,10 @@ def _mean_curve(
     return [(step, sum(line[step] for line in lines) / len(lines)) for step in steps]
 
 
-def _spread(places: Mapping[int, float]) -> dict[int, float]:
+def _spread(positions: Mapping[int, float]) -> dict[int, float]:
     """The heights, moved down or up until no two labels overlap."""
-    ordered = sorted(places, key=lambda order: places[order])
-    moved = dict(places)
+    ordered = sorted(positions, key=lambda order: positions[order])
+    moved = dict(positions)
     for above, below in pairwise(ordered):
         moved[below] = max(moved[below], moved[above] + LABEL_HEIGHT)
     limit = float(HEIGHT - BOTTOM - 2)

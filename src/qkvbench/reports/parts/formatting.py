@@ -121,4 +121,4 @@ def spans(text: str) -> list[tuple[str, bool]]:
 
 def printable(text: str) -> str:
     """One line without control characters, because a record's text is not trusted."""
-    return "".join(mark if mark.isprintable() else "\N{REPLACEMENT CHARACTER}" for mark in text)
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
