@@ -1,4 +1,4 @@
-"""`qkvbench analyse` reads checkpoints under the names in use, and says what it did not find."""
+"""`qkvbench analyse` reads the usual names of tensors, and refuses others with the reason."""
 
 import json
 
@@ -72,7 +72,7 @@ def test_a_gpt_2_checkpoint_has_its_three_matrices_side_by_side(tmp_path, capsys
     assert [row["layer"] for row in found["layers"]][-2:] == ["h.9.attn", "h.10.attn"]
 
 
-def test_our_own_checkpoint_gives_what_its_network_gives(tmp_path, capsys):
+def test_a_checkpoint_of_this_project_has_the_measures_of_its_network(tmp_path, capsys):
     network = build(decoder("q,k,v"))
     start(network, decoder("q,k,v"), 0)
     save(network, tmp_path / "own.safetensors")
@@ -100,7 +100,7 @@ def test_a_tied_role_is_named_as_missing_and_its_measures_stay_empty(tmp_path, c
     assert row["qk_weight_symmetry"] is not None
 
 
-def test_the_table_says_what_the_numbers_would_be_by_chance(tmp_path, capsys):
+def test_the_table_has_the_values_expected_by_chance(tmp_path, capsys):
     assert main(["analyse", checkpoint(tmp_path / "a", llama()), "--heads", "4"]) == 0
     out = capsys.readouterr().out
     assert "Layers: model.layers.….self_attn" in out
@@ -116,7 +116,7 @@ def test_the_table_says_what_the_numbers_would_be_by_chance(tmp_path, capsys):
         ({"a.q_proj.weight": (8,), "a.k_proj.weight": (8,)}, ["--heads", "2"], "not a matrix"),
     ],
 )
-def test_what_cannot_be_analysed_is_refused_with_what_was_found(
+def test_a_checkpoint_that_cannot_be_analysed_is_refused_with_the_reason(
     tmp_path, capsys, tensors, words, said
 ):
     assert main(["analyse", checkpoint(tmp_path / "a.safetensors", tensors), *words]) == 2

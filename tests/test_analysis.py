@@ -1,4 +1,4 @@
-"""Every measure says what is known already: of identical, rotated, orthogonal, random matrices."""
+"""Measures have known values on identical, rotated, orthogonal and random matrices."""
 
 import math
 
@@ -77,7 +77,7 @@ def test_directions_that_are_only_rounding_noise_are_no_part_of_a_space():
     assert subspace_overlap(thin, other) == pytest.approx(subspace_overlap(basis, other), abs=1e-5)
 
 
-def test_independent_matrices_come_to_what_theory_expects():
+def test_measures_of_independent_matrices_have_their_expected_values():
     n, p = 600, 40
     pairs = [(normal(seed, n, p), normal(1000 + seed, n, p)) for seed in range(20)]
     means = {
@@ -98,7 +98,7 @@ def test_few_samples_do_not_bias_the_unbiased_cka():
     assert np.mean([unbiased_cka(*pair) for pair in pairs]) == pytest.approx(0, abs=0.02)
 
 
-def test_the_unbiased_cka_is_what_its_formula_says():
+def test_the_unbiased_cka_agrees_with_its_formula():
     x, y = normal(0, 9, 4), normal(1, 9, 6)
 
     def hsic(one, other):
@@ -242,7 +242,7 @@ def test_the_projections_of_usual_checkpoints_are_found_by_name(family):
 @pytest.mark.parametrize(
     ("name", "stored"), [("h.0.attn.c_attn.weight", np.transpose), ("a.qkv_proj.weight", np.array)]
 )
-def test_a_fused_matrix_is_cut_into_its_roles_whichever_way_it_lies(name, stored):
+def test_a_fused_matrix_is_split_into_its_roles_in_either_orientation(name, stored):
     q, k, v = (normal(seed, 12, 12) for seed in range(3))
     fused = stored(np.concatenate([q, k, v]))
     (layer,) = find_layers([name, name.replace("weight", "bias")])

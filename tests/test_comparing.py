@@ -1,4 +1,4 @@
-"""Two arms beside each other, plans, margins, items and fronts: from a store to words."""
+"""Comparisons of two arms, plans, margins, item scores and Pareto fronts."""
 
 import json
 from dataclasses import replace
@@ -58,7 +58,7 @@ def test_equal_arms_with_little_noise_match_and_a_loss_is_worse(tmp_path):
     assert digits(store, first="q,k,v/1", second="q,k,v").verdict == "better"
 
 
-def test_what_matches_within_one_margin_need_not_within_a_smaller_one(tmp_path):
+def test_an_arm_that_matches_within_a_margin_may_not_match_within_a_smaller_one(tmp_path):
     store = study(tmp_path)
     assert digits(store, margin=Margins(default=0.0005)).verdict == "not distinguishable"
     assert digits(store, margin=Margins(tasks={"digits": 0.02})).verdict == "matches"
@@ -128,7 +128,7 @@ def test_a_comparison_is_one_json_document(tmp_path, capsys):
     assert margins == {"digits": 0.01, "sort": 0.5, "recall": 0.25, "lm-reviews": 0.02}
 
 
-def test_a_decode_ratio_is_told_with_its_interval_from_either_side(tmp_path):
+def test_a_decode_ratio_has_its_interval_in_both_directions(tmp_path):
     store = study(tmp_path, cost_task="digits")
     for number, run in enumerate(fake_study.experiments("digits", ARMS, 1)):
         ratio = Ratio(to="q,k,v", value=2.0, low=1.6, high=2.5, level=0.95, blocks=16)
@@ -169,7 +169,7 @@ def test_a_decode_ratio_is_told_with_its_interval_from_either_side(tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_wrong_question_is_answered_with_what_to_write(words, said, tmp_path, capsys):
+def test_a_wrong_request_is_answered_with_the_remedy(words, said, tmp_path, capsys):
     store = study(tmp_path)
     assert main([word.replace("STORE", str(store.path)) for word in words]) == 2
     answer = capsys.readouterr().err
@@ -224,7 +224,7 @@ def test_a_plan_is_printed_for_every_task(tmp_path, capsys):
     assert "all 3 arms, power 90%" in text
 
 
-def test_a_count_is_told_with_as_many_seeds_as_planned():
+def test_the_planned_seeds_give_a_count_the_planned_power():
     # All of the baseline and half of the arm: at 11 seeds Boschloo's test has the power.
     seeds = planning.counted_seeds_needed(share=1.0, margin=0.5, arms=2, power=0.8)
     counts = np.arange(seeds + 1)
@@ -288,7 +288,7 @@ def test_a_metric_that_is_no_mean_keeps_no_items():
     assert item_scores(other, outcome()) is None
 
 
-def test_a_store_without_items_reports_and_one_with_them_says_what_they_add(tmp_path):
+def test_item_scores_add_bounds_to_a_report_and_are_optional(tmp_path):
     assert view(fake_study.build(tmp_path / "old")).tasks[0].items == {}
     seen = view(study(tmp_path / "new")).tasks[0]
     for arm, each in seen.items.items():

@@ -1,4 +1,4 @@
-"""Effects that were put into scores are found, in the size in which they were put there."""
+"""The linear model recovers the effects of simulated scores."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def records(noise, seeds=1):
     return made
 
 
-def test_what_was_put_in_comes_out():
+def test_the_effects_of_simulated_scores_are_recovered():
     (found,) = effects(records(0.001))
     assert (found.task, found.runs, found.unscored) == ("recall", 21, 0)
     value = {(each.factor, each.level): each for each in found.effects}
@@ -85,7 +85,7 @@ def test_runs_without_a_score_are_counted_and_left_out():
     assert (found.runs, found.unscored) == (20, 1)
 
 
-def test_the_report_says_what_is_left_over_and_when_nothing_is(tmp_path):
+def test_the_report_has_the_residual_or_says_that_there_is_none(tmp_path):
     store = Store(tmp_path)
     for made in records(0.001):
         store.write_run(made)
