@@ -197,7 +197,7 @@ def with_variant(base: Model, wanted: Variant) -> Model:
     return changed
 
 
-def optional(kind: str, name: str | None, all_names: list[str]) -> str | None:
+def optional_name(kind: str, name: str | None, all_names: list[str]) -> str | None:
     """The name if it is one of these; None if it is None."""
     return None if name is None else _known(kind, name, all_names)
 
