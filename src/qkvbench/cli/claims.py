@@ -35,7 +35,9 @@ def answer(request: Request) -> int:
     chosen = [word for word in request.words if word in claims.names()]
     shown = [_opened(word) for word in request.words if word not in chosen]
     source = names.optional_name("source", request.source, [each.name for each in claims.SOURCES])
-    verdict = names.optional_name("verdict", request.verdict, [_flag(each) for each in claims.VERDICTS])
+    verdict = names.optional_name(
+        "verdict", request.verdict, [_flag(each) for each in claims.VERDICTS]
+    )
     entries = [
         entry
         for entry in claims.ledger(shown)
