@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from qkvbench.results.items import ItemScores
-from qkvbench.results.record import Point, Snapshot, GeneratedTexts
+from qkvbench.results.record import GeneratedTexts, Point, Snapshot
 
 
 @dataclass
