@@ -14,8 +14,8 @@ import fake_study
 from faults.sweeps import alive, family, start, under_way, until
 from qkvbench import recipes, reports, tasks
 from qkvbench.cli import ls, main, names
-from qkvbench.cli.parser import parsed
-from qkvbench.cli.run import asked, folder
+from qkvbench.cli.parser import parse_request
+from qkvbench.cli.run import default_folder, requested_study
 from qkvbench.experiment import from_json
 from qkvbench.model import POSITIONS, Learned, position_named, position_written
 from qkvbench.results.store import Store
@@ -60,10 +60,10 @@ def test_a_picture_names_the_matrices_that_exist_and_what_a_cache_keeps(variant,
 def test_a_picture_says_what_positions_and_suffixes_do(capsys):
     assert main(["show", "q,k=v+qknorm++-diag", "--position", "turned-back"]) == 0
     text = capsys.readouterr().out
-    assert "┬── norm ── ·s_k ── turn ──▶ K" in text
-    assert "softmax(a·Q·Kᵀ + g(distance))·V, no token on itself, ── turn back ── W_o" in text
+    assert "┬── norm ── ·s_k ── RoPE ──▶ K" in text
+    assert "softmax(a·Q·Kᵀ + g(distance))·V, no token on itself, ── inverse RoPE ── W_o" in text
     # V is taken before the norm and turned: one tensor does not do for both.
-    assert "two tensors: K as k normed, scaled and turned by position, and V as k turned" in text
+    assert "two tensors: K as k normed, scaled and rotated by RoPE, and V as k rotated" in text
     assert main(["show", "q,k=v", "--position", "alibi"]) == 0
     assert "m_head·distance" in capsys.readouterr().out
 
@@ -74,8 +74,8 @@ def test_positions_are_written_as_they_are_read(text):
 
 
 def test_a_study_runs_with_the_positions_that_are_asked_for():
-    request = parsed(["run", "quick", "--position", "learned"])
-    models = {run.task: run.model for run in asked(request).experiments()}
+    request = parse_request(["run", "quick", "--position", "learned"])
+    models = {run.task: run.model for run in requested_study(request).experiments()}
     for name, model in models.items():
         assert model.position == Learned(tasks.find(name).tokens)
 
@@ -128,9 +128,9 @@ def test_a_list_that_is_no_terminal_s_breaks_sentences_and_nothing_else(capsys):
 def test_own_data_and_their_tokenizers_have_models_that_can_be_measured(tmp_path):
     (tmp_path / "my.txt").write_text("\n\n".join(f"Paragraph {n}, {n * n}." for n in range(2000)))
     path = str(tmp_path / "my.txt")
-    assert names.model_or_task_s(path).name == "own-text"
-    assert names.model_or_task_s("recall") == tasks.find("recall").model
-    assert names.model_or_task_s(f"{path}#bpe-300").architecture.vocabulary == 300
+    assert names.model_or_task(path).name == "own-text"
+    assert names.model_or_task("recall") == tasks.find("recall").model
+    assert names.model_or_task(f"{path}#bpe-300").architecture.vocabulary == 300
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -240,7 +240,7 @@ def test_another_study_gets_another_folder_and_more_seeds_do_not():
     others = ["--precision bf16", "--precision fp16", "--compile", "--checkpointing"]
     others += ["--micro-batches 2", "--variants q,k,v"]
     plain, more_seeds, *places = (
-        folder(asked(parsed(["run", "quick", *words.split()])))
+        default_folder(requested_study(parse_request(["run", "quick", *words.split()])))
         for words in ("", "--seeds 9", *others)
     )
     assert plain == more_seeds == "quick"

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from qkvbench import tasks
 from qkvbench.backends.torch import Learner
 from qkvbench.cli import main
-from qkvbench.cli.train import asked
+from qkvbench.cli.train import read_experiment
 from qkvbench.experiment import Experiment
 from qkvbench.train.checkpoint import join_shards
 from ranks import CASES, STEPS, begun, experiment, learned
@@ -150,7 +150,7 @@ def test_requests_for_devices_are_refused_in_words(words, said, capsys):
 def test_the_files_of_a_study_are_experiments_for_torchrun(tmp_path):
     assert main([*TINY, "--devices", "2", "--files", str(tmp_path)]) == 0
     (path,) = tmp_path.iterdir()
-    wanted = asked(path)
+    wanted = read_experiment(path)
     assert (wanted.devices, wanted.id) == (2, path.stem)
 
 

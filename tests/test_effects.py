@@ -1,4 +1,4 @@
-"""Effects that were put into scores are found, in the size in which they were put there."""
+"""The linear model recovers the effects of simulated scores."""
 
 from dataclasses import replace
 
@@ -36,21 +36,21 @@ def records(noise, seeds=1):
     return made
 
 
-def test_what_was_put_in_comes_out():
+def test_the_effects_of_simulated_scores_are_recovered():
     (found,) = effects(records(0.001))
-    assert (found.task, found.runs, found.lacking) == ("recall", 21, 0)
+    assert (found.task, found.runs, found.unscored) == ("recall", 21, 0)
     value = {(each.factor, each.level): each for each in found.effects}
     assert value["heads", "1"].value == pytest.approx(-0.1, abs=0.005)
     assert value["function", "q,k=v"].value == pytest.approx(-0.2, abs=0.005)
     # A mean over three schemes, of which one costs 0.3 more.
     assert value["function", "q,k=x,v"].value == pytest.approx(-0.1 - 0.3 / 3, abs=0.005)
-    assert value["function", "q,k=v"].shown
-    assert not value["function", "q,k=R(q),v"].shown
-    mixed = {(each.factor, each.level): each for each in found.interactions if each.shown}
+    assert value["function", "q,k=v"].significant
+    assert not value["function", "q,k=R(q),v"].significant
+    mixed = {(each.factor, each.level): each for each in found.interactions if each.significant}
     assert set(mixed) == {("k x", "rotary")}
     assert mixed["k x", "rotary"].value == pytest.approx(-0.3, abs=0.01)
     # What is left over is the noise that was put in.
-    assert 0.0003 < found.left_over < 0.003
+    assert 0.0003 < found.residual_deviation < 0.003
 
 
 def test_noise_alone_shows_nothing_more_often_than_the_level_says():
@@ -60,7 +60,7 @@ def test_noise_alone_shows_nothing_more_often_than_the_level_says():
         rng = np.random.default_rng(number)
         made = [fake_study.record(each, 0.5 + 0.02 * rng.normal()) for each in STUDY.experiments()]
         (found,) = effects(made)
-        shown += any(each.shown for each in found.effects)
+        shown += any(each.significant for each in found.effects)
     assert shown < 8
 
 
@@ -72,7 +72,7 @@ def test_seeds_are_blocks():
         ]
 
     (still,), (moved,) = effects(shifted(0.0)), effects(shifted(0.3))
-    assert moved.left_over == pytest.approx(still.left_over, rel=1e-6)
+    assert moved.residual_deviation == pytest.approx(still.residual_deviation, rel=1e-6)
     assert [each.value for each in moved.effects] == pytest.approx(
         [each.value for each in still.effects], abs=1e-9
     )
@@ -82,10 +82,10 @@ def test_runs_without_a_score_are_counted_and_left_out():
     made = records(0.001)
     made[5] = fake_study.record(STUDY.experiments()[5], status="diverged", reason="no number")
     (found,) = effects(made)
-    assert (found.runs, found.lacking) == (20, 1)
+    assert (found.runs, found.unscored) == (20, 1)
 
 
-def test_the_report_says_what_is_left_over_and_when_nothing_is(tmp_path):
+def test_the_report_has_the_residual_or_says_that_there_is_none(tmp_path):
     store = Store(tmp_path)
     for made in records(0.001):
         store.write_run(made)

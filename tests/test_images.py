@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qkvbench import tasks
-from qkvbench.cli.parser import RequestError, parsed
-from qkvbench.cli.run import asked, checked
+from qkvbench.cli.parser import RequestError, parse_request
+from qkvbench.cli.run import buildable_experiments, requested_study
 from qkvbench.data.animals import KINDS, animals
 from qkvbench.data.batch import Predictions
 from qkvbench.model import Encoder, Vectors
@@ -130,13 +130,13 @@ def test_the_right_class_is_among_the_five_likeliest_where_its_rank_says_so(name
 
 
 def run_words(*words):
-    return parsed(["run", "--variants", "q,k,v", "--seeds", "1", *words])
+    return parse_request(["run", "--variants", "q,k,v", "--seeds", "1", *words])
 
 
 def test_a_person_chooses_how_the_whole_is_told():
     words = ["--tasks", "mnist-5k", "animals"]
     plain, chosen, back = (
-        {each.task: each for each in asked(run_words(*words, *more)).experiments()}
+        {each.task: each for each in requested_study(run_words(*words, *more)).experiments()}
         for more in ([], ["--pooling", "class-token"], ["--pooling", "mean"])
     )
     told = [
@@ -162,7 +162,7 @@ def test_a_person_chooses_how_the_whole_is_told():
 )
 def test_a_pooling_that_cannot_be_is_refused_in_words(words, said):
     with pytest.raises(RequestError, match=said):
-        checked(asked(run_words(*words)))
+        buildable_experiments(requested_study(run_words(*words)))
 
 
 @pytest.mark.parametrize("predicts", ["each position", "which position"])

@@ -10,7 +10,7 @@ import pytest
 
 from qkvbench import tasks
 from qkvbench.backends.torch import Learner
-from qkvbench.cli.parser import parsed
+from qkvbench.cli.parser import parse_request
 from qkvbench.cli.run import answer
 from qkvbench.data.batch import Batch
 from qkvbench.data.mnist import mnist_70k
@@ -258,6 +258,6 @@ def test_where_the_network_does_not_come_to_its_end_the_runs_say_so():
 
 def test_a_dry_run_counts_the_network_s_experiment(own_cache, tmp_path, capsys):
     words = ["run", "--variants", "q,k,v", "q,k=v", "--tasks", "anomaly-features", "--seeds", "2"]
-    assert answer(parsed([*words, "--dry-run", "--out", str(tmp_path / "store")])) == 0
+    assert answer(parse_request([*words, "--dry-run", "--out", str(tmp_path / "store")])) == 0
     said = capsys.readouterr().out
     assert "1 runs on animals come first, of which 0 are kept" in said

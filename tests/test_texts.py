@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qkvbench import recipes
-from qkvbench.cli.parser import parsed
+from qkvbench.cli.parser import parse_request
 from qkvbench.reports import terminal
 from qkvbench.results.stats import Tally
 from qkvbench.results.store import Store
@@ -40,7 +40,7 @@ def _commands(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_in_a_text_is_understood(page):
     for line in _commands(page):
-        parsed(shlex.split(line))
+        parse_request(shlex.split(line))
 
 
 def test_the_readme_shows_the_main_job():

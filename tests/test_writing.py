@@ -15,7 +15,7 @@ from qkvbench.backends.torch import Learner
 from qkvbench.cli import main
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment
-from qkvbench.results.record import Written
+from qkvbench.results.record import GeneratedTexts
 from qkvbench.results.store import Store
 from qkvbench.tasks.kinds.generation_scores import bleu_and_chrf, on_one_line
 from qkvbench.train import run
@@ -42,7 +42,7 @@ def _store(tmp_path):
     record = fake_study.record(experiment).model_copy(
         update={
             "metrics": scored.metrics,
-            "written": Written(texts=texts, signatures=scored.signatures),
+            "written": GeneratedTexts(texts=texts, signatures=scored.signatures),
             "data_identity": TASK.load().identity,
         }
     )

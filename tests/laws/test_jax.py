@@ -333,12 +333,12 @@ def test_what_a_layer_makes_of_a_batch_is_what_torch_shows():
     theirs, own = (each(experiment(model)) for each in (TorchLearner, backend.Learner))
     for expected, found in zip(theirs.inspect(data), own.inspect(data), strict=True):
         assert found.name == expected.name
-        assert np.array_equal(found.seen, expected.seen)
-        for part in ("scores", "shares"):
-            where = np.broadcast_to(expected.seen[:, None], getattr(found, part).shape)
+        assert np.array_equal(found.mask, expected.mask)
+        for part in ("scores", "attention_weights"):
+            where = np.broadcast_to(expected.mask[:, None], getattr(found, part).shape)
             error = np.abs(getattr(found, part) - getattr(expected, part))[where].max()
             assert error < NEAR, part
-        for part in ("weights", "rows"):
+        for part in ("weights", "projections"):
             for role, array in getattr(expected, part).items():
                 assert np.abs(getattr(found, part)[role] - array).max() < NEAR, (part, role)
 

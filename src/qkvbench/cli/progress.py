@@ -1,4 +1,4 @@
-"""How a study goes on, told on stderr: bars on a terminal, a line for each run elsewhere."""
+"""Progress of a study on stderr: a bar on a terminal, and a line for each run."""
 
 import sys
 from collections import Counter
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from qkvbench.sweep.trackers import Mirror
 
 
-class Told:
-    """Tells what a study's engine reports, also to `mirrors`, and counts how runs ended."""
+class StudyProgress:
+    """Prints the events of a study, forwards them to `mirrors`, and counts the runs by status."""
 
     mirrors: "Sequence[Mirror]" = ()
 
     def __init__(self, endings: Counter[str]) -> None:
-        """`endings` is counted up as runs end."""
+        """`endings` counts the statuses of the runs that ended."""
         self.console = Console(stderr=True, highlight=False)
         self.bars = Progress(
-            # A task may be a path, in which brackets are no markup.
+            # A task may be a path with brackets, which are not markup.
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
@@ -41,48 +41,48 @@ class Told:
         self.before = 0
         self.bar = self.bars.add_task("runs", total=None)
 
-    def __enter__(self) -> "Told":
-        """Begin to tell."""
+    def __enter__(self) -> "StudyProgress":
+        """Show the bar."""
         self.bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the bars away."""
+        """Remove the bar."""
         self.bars.stop()
 
     def planned(self, missing: int, total: int) -> None:
-        """How many runs are to be done."""
+        """`missing` of `total` runs are not done yet."""
         self.total, self.before = total, total - missing
         self.bars.update(self.bar, total=total, completed=self.before)
         if self.before:
             self.console.print(f"{self.before} of {total} runs are done already.")
 
     def bounded(self, why: str) -> None:
-        """Fewer runs are under way at a time than was asked for."""
+        """Fewer runs are parallel than requested."""
         self.console.print(why, markup=False)
 
     def preparing(self, task: str) -> None:
-        """The data of a task are read, and fetched first where they are not here yet."""
+        """The data of a task are being read, and downloaded first if they are missing."""
         match tasks.find(task).tier:
             case "built-in" | "own":
                 return
             case _:
-                text = f"Reading the data of {task}; the first time, they are fetched ..."
+                text = f"Reading the data of {task}, which are downloaded the first time ..."
                 self.console.print(text, markup=False)
 
     def lacking(self, task: str, reason: str) -> None:
-        """The data of a task cannot be had."""
+        """The data of a task are unavailable."""
         self.console.print(f"{task} cannot run. {reason}", style="red", markup=False)
 
     def stepped(self, run: Experiment, step: int, loss: float) -> None:
-        """A run has taken a step."""
+        """A run finished a step."""
         for mirror in self.mirrors:
             mirror.stepped(run, step, loss)
         here = f"{run.task}  {arm_text(run.variant, run.model.name)}  seed {run.seed}"
         self.bars.update(self.bar, description=f"{here}  step {step}  loss {loss:.3f}")
 
     def ended(self, record: Record) -> None:
-        """A run has ended."""
+        """A run ended."""
         for mirror in self.mirrors:
             mirror.ended(record)
         self.endings[record.status] += 1
@@ -99,7 +99,7 @@ class Told:
             )
 
     def unmirrored(self, reason: str) -> None:
-        """A tracker does not work."""
+        """A tracker failed."""
         self.console.print(reason, style="red", markup=False)
 
     def unmeasured(self, reason: str) -> None:

@@ -72,22 +72,22 @@ def _arrays(
         valid = positions < lengths[:, None]
     return {
         "weights": {role: upcast(each) for role, each in _weights(attention, weights).items()},
-        "rows": {role: upcast(jnp.swapaxes(each, 1, 2)) for role, each in rows.items()},
+        "projections": {role: upcast(jnp.swapaxes(each, 1, 2)) for role, each in rows.items()},
         "scores": upcast(scores),
-        "shares": attention_weights,
-        "seen": mask & valid[:, :, None],
+        "attention_weights": attention_weights,
+        "mask": mask & valid[:, :, None],
         "valid": valid,
     }
 
 
 def _layer(name: str, arrays: LayerArrays) -> Layer:
-    plain = {part: np.array(arrays[part]) for part in ("scores", "shares", "seen")}
+    plain = {part: np.array(arrays[part]) for part in ("scores", "attention_weights", "mask")}
     valid = np.array(arrays["valid"])
     return Layer(
         name=name,
         weights={role: np.array(each) for role, each in arrays["weights"].items()},
         # (valid positions of all items, heads, head_dim)
-        rows={role: np.array(each)[valid] for role, each in arrays["rows"].items()},
+        projections={role: np.array(each)[valid] for role, each in arrays["projections"].items()},
         **plain,
     )
 

@@ -62,14 +62,14 @@ def _layer(name: str, attention: Attention, x: Stream, lengths: Lengths | None) 
         name=name,
         weights=_weights(attention),
         # (valid positions of all items, heads, head_dim)
-        rows={role: _array(each.transpose(1, 2)[valid]) for role, each in rows.items()},
+        projections={role: _array(each.transpose(1, 2)[valid]) for role, each in rows.items()},
         scores=_array(scores),
-        shares=_array(
+        attention_weights=_array(
             attention.softmax.attention_weights(
                 scores, positions, positions, len(positions), lengths
             )
         ),
-        seen=(mask & valid[:, :, None]).cpu().numpy(),
+        mask=(mask & valid[:, :, None]).cpu().numpy(),
     )
 
 

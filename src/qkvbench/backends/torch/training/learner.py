@@ -17,6 +17,7 @@ from qkvbench.backends.torch.models.weights import (
     load,
     load_matching,
     named_weights,
+    parameters_of,
     read,
     save,
     start,
