@@ -1,15 +1,13 @@
 """Models as frozen values: blocks, stacks, positions and how they begin."""
 
+from qkvbench.model.arm import Arm, parse_arm, parse_label, write_arm
 from qkvbench.model.positions import POSITIONS
 from qkvbench.model.positions import named as position_named
 from qkvbench.model.positions import written as position_written
 from qkvbench.model.presets import PRESETS, as_in, transformer, with_source, with_tower
 from qkvbench.model.spec import (
-    AND,
-    AT,
     CROSS,
     ENCODER,
-    PLACED,
     POOLINGS,
     SELF,
     Alibi,
@@ -30,25 +28,24 @@ from qkvbench.model.spec import (
     Rotary,
     RotaryWithInverse,
     Sinusoidal,
+    SizeMatch,
     Tokens,
     Tower,
     TwoTowers,
     Vectors,
-    placed_text,
     rotary_dim,
+    sized_text,
 )
 
 __all__ = [
-    "AND",
-    "AT",
     "CROSS",
     "ENCODER",
-    "PLACED",
     "POOLINGS",
     "POSITIONS",
     "PRESETS",
     "SELF",
     "Alibi",
+    "Arm",
     "Architecture",
     "Attention",
     "Block",
@@ -66,16 +63,20 @@ __all__ = [
     "Rotary",
     "RotaryWithInverse",
     "Sinusoidal",
+    "SizeMatch",
     "Tokens",
     "Tower",
     "TwoTowers",
     "Vectors",
     "as_in",
-    "placed_text",
+    "parse_arm",
+    "parse_label",
     "position_named",
     "position_written",
     "rotary_dim",
+    "sized_text",
     "transformer",
     "with_source",
     "with_tower",
+    "write_arm",
 ]
