@@ -31,6 +31,7 @@ def experiment_of(name: str) -> "tuple[Task, Experiment]":
     """A run of this size: a task's own model, or a larger one of the same kind."""
     from qkvbench import tasks
     from qkvbench.experiment import Experiment
+    from qkvbench.task_ref import TaskRef
 
     task = tasks.find("lm-reviews" if name == "wide" else name)
     model = task.model
@@ -49,7 +50,7 @@ def experiment_of(name: str) -> "tuple[Task, Experiment]":
         )
     return task, Experiment(
         model=model,
-        task="lm-reviews" if name == "wide" else name,
+        task=TaskRef("lm-reviews" if name == "wide" else name),
         task_version=task.version,
         training=task.training,
         seed=0,

@@ -10,10 +10,10 @@ from scipy import stats as scipy_stats
 import fake_study
 from qkvbench import cost, tasks
 from qkvbench.cli import main
-from qkvbench.cost.matched import parse_arm, with_arm, write_arm
+from qkvbench.cost.matched import with_arm
 from qkvbench.cost.units import bytes_text
 from qkvbench.data.batch import IGNORE_INDEX, Predictions
-from qkvbench.model import PRESETS
+from qkvbench.model import PRESETS, parse_arm, write_arm
 from qkvbench.reports.parts.comparison import lines, sentence
 from qkvbench.results import planning, resampling
 from qkvbench.results.aggregate import aggregate, interquartile_mean
@@ -390,14 +390,14 @@ def test_the_frontier_of_the_study_s_own_table():
 def test_the_study_s_cache_column_is_what_its_variants_keep():
     base = PRESETS["gpt-300m"]()
     for text, (_, kib) in TABLE.items():
-        model = base.with_variant(parse_arm(text).placed[0][0])
+        model = base.with_variant(parse_arm(text).variants[0][0])
         assert bytes_text(cost.cache_bytes_per_token(model)) == f"{kib:g} KiB"
 
 
 def test_the_cache_of_multi_query_with_a_shared_key_is_64_times_smaller_not_67():
     base = PRESETS["gpt-1.2b"]()
     whole, kept = (
-        cost.cache_bytes_per_token(base.with_variant(parse_arm(text).placed[0][0]))
+        cost.cache_bytes_per_token(base.with_variant(parse_arm(text).variants[0][0]))
         for text in ("q,k,v", "q,k=v/1")
     )
     assert whole == 64 * kept

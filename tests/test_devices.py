@@ -19,6 +19,7 @@ from qkvbench.backends.torch import Learner
 from qkvbench.cli import main
 from qkvbench.cli.train import asked
 from qkvbench.experiment import Experiment
+from qkvbench.task_ref import TaskRef
 from qkvbench.train.checkpoint import joined
 from ranks import CASES, STEPS, begun, experiment, learned
 
@@ -107,7 +108,7 @@ def test_devices_are_part_of_what_decides_the_bits_and_one_is_as_before():
 def test_a_batch_that_is_compared_as_a_whole_is_not_shared():
     task = tasks.find("clip")
     with pytest.raises(ValueError, match="leave out micro-batches and devices"):
-        Experiment(task.model, "clip", task.version, task.training, seed=0, devices=2)
+        Experiment(task.model, TaskRef("clip"), task.version, task.training, seed=0, devices=2)
 
 
 @pytest.mark.parametrize(

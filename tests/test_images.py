@@ -136,7 +136,7 @@ def run_words(*words):
 def test_a_person_chooses_how_the_whole_is_told():
     words = ["--tasks", "mnist-5k", "animals"]
     plain, chosen, back = (
-        {each.task: each for each in asked(run_words(*words, *more)).experiments()}
+        {str(each.task): each for each in asked(run_words(*words, *more)).experiments()}
         for more in ([], ["--pooling", "class-token"], ["--pooling", "mean"])
     )
     told = [

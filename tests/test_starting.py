@@ -20,6 +20,7 @@ from qkvbench.reports import terminal
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
 from qkvbench.sweep.study import carry_out, to_run
+from qkvbench.task_ref import parse_task
 from qkvbench.train import ended, run
 from qkvbench.train.artifacts import kept_record, kept_weights
 from qkvbench.train.run import run_and_keep
@@ -45,7 +46,7 @@ def _server():
 
 def experiment(name="sort", variant="q,k=v", seed=0, **changed):
     task = tasks.find(name)
-    base = Experiment(task.model, name, task.version, SHORT, seed=0)
+    base = Experiment(task.model, parse_task(name), task.version, SHORT, seed=0)
     return replace(base.vary(variants=[variant], seeds=[seed])[0], **changed)
 
 

@@ -17,6 +17,7 @@ from qkvbench.data.batch import Predictions
 from qkvbench.data.documents import packed
 from qkvbench.data.streams import SPLITS, of_bytes, tokenized
 from qkvbench.data.tokenizer import BytePairs, Bytes, fitted, named, restored
+from qkvbench.task_ref import TaskRef, parse_task
 from qkvbench.tasks.kinds.language import Source, language_model
 
 WORDS = ["the ", "cat ", "sat ", "on ", "a ", "mat, ", "über ", "東京 ", "🙂 ", "\n\t"]
@@ -191,6 +192,5 @@ def test_a_task_without_text_takes_no_tokenizer():
 
 
 def test_what_follows_a_number_sign_and_is_no_tokenizer_belongs_to_the_path():
-    assert tasks.parted("./C#/notes.txt") == ("./C#/notes.txt", None)
-    assert tasks.parted("./notes #2.txt#bpe-300") == ("./notes #2.txt", BytePairs(300))
-    assert tasks.parted("lm-reviews") == ("lm-reviews", None)
+    assert parse_task("./C#/notes.txt") == TaskRef("./C#/notes.txt")
+    assert parse_task("./notes #2.txt#bpe-300") == TaskRef("./notes #2.txt", tokenizer="bpe-300")

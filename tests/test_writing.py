@@ -17,6 +17,7 @@ from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Written
 from qkvbench.results.store import Store
+from qkvbench.task_ref import TaskRef
 from qkvbench.tasks.kinds.generation_scores import bleu_and_chrf, on_one_line
 from qkvbench.train import run
 from qkvbench.train.loop import written
@@ -106,7 +107,7 @@ class _Copying(Learner):
 
 def test_each_item_is_written_once_and_in_order():
     test = TASK.load().test
-    learner = _Copying(Experiment(TASK.model, "translation", 1, TASK.training, seed=10))
+    learner = _Copying(Experiment(TASK.model, TaskRef("translation"), 1, TASK.training, seed=10))
     texts, scored = written(TASK.writing, learner, test, None)
     assert texts == TASK.writing.given()
     assert scored == bleu_and_chrf(texts, TASK.writing.references())
@@ -121,7 +122,7 @@ def test_the_labels_of_what_is_scored_are_never_smoothed():
     losses, trained = {}, {}
     for smoothing in (0.0, 0.3):
         training = replace(few, smoothing=smoothing)
-        learner = Learner(Experiment(TASK.model, "translation", 1, training, seed=10))
+        learner = Learner(Experiment(TASK.model, TaskRef("translation"), 1, training, seed=10))
         losses[smoothing] = learner.predict(batch).loss
         trained[smoothing], _ = learner.gradients(batch)
     np.testing.assert_array_equal(losses[0.0], losses[0.3])
@@ -135,7 +136,7 @@ def test_the_labels_of_what_is_scored_are_never_smoothed():
 def test_what_was_learned_translates_better_than_copying_and_than_nothing_learned():
     training = {steps: replace(TASK.training, steps=steps) for steps in (1, TASK.training.steps)}
     found = {
-        steps: run(Experiment(TASK.model, "translation", TASK.version, each, seed=10))
+        steps: run(Experiment(TASK.model, TaskRef("translation"), TASK.version, each, seed=10))
         for steps, each in training.items()
     }
     references = TASK.writing.references()

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter
 
 from qkvbench.model import Block, Model, parse_label, sized_text
-from qkvbench.task_ref import TaskRef, TaskText, parse_task
+from qkvbench.task_ref import TaskRef, TaskText
 from qkvbench.variant import Variant, parse, write
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -88,9 +88,7 @@ class Experiment:
     feature_extractor: "Experiment | None" = None
 
     def __post_init__(self) -> None:
-        """Read a task given as text; refuse conditions that contradict each other."""
-        if isinstance(self.task, str):
-            object.__setattr__(self, "task", parse_task(self.task))
+        """Refuse conditions that contradict each other."""
         if self.model.contrastive and (self.training.micro_batches > 1 or self.devices > 1):
             raise ValueError(
                 f"{self.model.name} tells the items of a batch from each other, so a batch cannot "
@@ -116,8 +114,9 @@ class Experiment:
         own, other = self.model, self.init_from.model
         if (own.geometry, _blocks(own)) != (other.geometry, _blocks(other)):
             raise ValueError(
-                f"{self.task} cannot begin with the weights of {self.init_from.task}: all layers must "
-                f"agree in attention and size.\nHere are {_layers(own)}; there {_layers(other)}."
+                f"{self.task} cannot begin with the weights of {self.init_from.task}: all layers "
+                "must agree in attention and size.\n"
+                f"Here are {_layers(own)}; there {_layers(other)}."
             )
 
     @cached_property

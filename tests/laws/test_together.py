@@ -10,10 +10,11 @@ from laws.arms import decoder
 from qkvbench.backends.jax import Group, Learner
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment, Training
+from qkvbench.task_ref import TaskRef
 
 BASE = Experiment(
     model=decoder("q,k=v"),
-    task="law",
+    task=TaskRef("law"),
     task_version=1,
     training=Training(steps=10, batch=4, learning_rate=3e-3, warmup=2, dropout=0.1),
     seed=0,

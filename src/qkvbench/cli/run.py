@@ -134,7 +134,7 @@ def _plan(study: Study, experiments: Sequence[Experiment], store: Store, jobs: i
     ]
     if needed := {first for run in experiments for first in run.needed}:
         weights = sum(kept_weights(first) is not None for first in needed)
-        first = ", ".join(sorted({first.task for first in needed}))
+        first = ", ".join(sorted({str(first.task) for first in needed}))
         lines.append(
             f"First  {len(needed)} runs on {first} come first, of which {weights} are kept."
         )

@@ -35,9 +35,7 @@ def without_size_match(model: Model) -> Model:
     return replace(_as_wide(model, 0), size_match=None)
 
 
-def _matched(
-    model: Model, base: Model, match: SizeMatch, tokens: int, second_tokens: int
-) -> Model:
+def _matched(model: Model, base: Model, match: SizeMatch, tokens: int, second_tokens: int) -> Model:
     def cost(of: Model) -> int:
         if match.by == "parameters":
             return parameters(of).total

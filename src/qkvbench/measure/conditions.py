@@ -1,7 +1,7 @@
 """What all arms of a measurement have in common, and the name it gives to a result."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -41,6 +41,8 @@ def identity(model: Model, conditions: Conditions) -> str:
     A new field of a model with a default keeps the names of what was measured before it.
     """
     adapter = TypeAdapter(Model)
+    # As in the first version, a size match is part of the name.
+    model = replace(model, name=model.label, size_match=None)
     spec = _as_named(
         adapter.dump_python(model, mode="json"),
         adapter.dump_python(model, mode="json", exclude_defaults=True),

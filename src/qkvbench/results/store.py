@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from qkvbench.experiment import Experiment, from_json, to_json
 from qkvbench.results.record import SCHEMA_VERSION, Measurement, Record, StudyInfo
+from qkvbench.task_ref import TaskRef
 
 _ID = re.compile(r"[0-9a-f]{16}")
 # Writing a record takes milliseconds; what is older was left behind by a killed process.
@@ -275,6 +276,7 @@ def _contradiction(record: Record, experiment: Experiment) -> str | None:
     """Where a record says one thing and its experiment another."""
     for field in ("variant", "task", "task_version", "seed", "backend", "precision", "threads"):
         said, meant = getattr(record, field), getattr(experiment, field)
+        meant = str(meant) if isinstance(meant, TaskRef) else meant
         if said != meant:
             return f"Its {field} is {said!r}, but its experiment's is {meant!r}."
     return None

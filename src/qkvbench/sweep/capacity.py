@@ -1,6 +1,6 @@
 """How many runs this machine has room for, so that none of them is killed for want of memory."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import psutil
@@ -11,6 +11,7 @@ from qkvbench.cost.units import bytes_text
 from qkvbench.experiment import Experiment
 from qkvbench.measure.machine import cores
 from qkvbench.sweep.engines import Place, Room
+from qkvbench.task_ref import TaskRef
 from qkvbench.tasks import Task
 
 # What is left to everything else of what is free now.
@@ -41,7 +42,7 @@ def here(place: Place) -> Room:
 
 def held_bytes(
     experiments: Iterable[Experiment],
-    tasks: dict[str, Task],
+    tasks: Mapping[TaskRef, Task],
     process: int,
     joined: Callable[[Experiment], int],
 ) -> int:

@@ -10,12 +10,12 @@ import psutil
 
 from qkvbench import tasks
 from qkvbench.backends import find
-from qkvbench.cost.matched import arm_text, parse_arm, with_arm
+from qkvbench.cost.matched import with_arm
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.experiment import Experiment
 from qkvbench.measure.conditions import Conditions, identity
 from qkvbench.measure.observe import measurements
-from qkvbench.model import Model
+from qkvbench.model import Model, parse_arm
 from qkvbench.recipes import Study
 from qkvbench.results.record import Record, StudyInfo
 from qkvbench.results.store import Store
@@ -25,6 +25,7 @@ from qkvbench.sweep.job import Died, Work
 from qkvbench.sweep.leases import Claims, beating
 from qkvbench.sweep.local import Workers
 from qkvbench.sweep.sweeper import Sweeper
+from qkvbench.task_ref import TaskRef
 from qkvbench.tasks import Task
 from qkvbench.train.checkpoint import Checkpoints
 from qkvbench.train.run import no_start, now, record
@@ -168,23 +169,23 @@ def to_run(experiments: Sequence[Experiment], store: Store) -> list[Experiment]:
 class _Data:
     """Why the data of a task cannot be had, and what a process holds that has read any of them."""
 
-    lacking: Mapping[str, str]
+    lacking: Mapping[TaskRef, str]
     process_bytes: int
 
 
 def _prepared(missing: Sequence[Experiment], workers: Workers, progress: Progress) -> _Data:
     """Fetch and prepare the data of each task once, before many processes ask for them."""
-    reasons: dict[str, str | None] = {}
+    reasons: dict[TaskRef, str | None] = {}
     largest = 0
     for name in dict.fromkeys(each.task for each in missing):
-        plain = tasks.plain(name)
+        plain = name.inputs
         if plain not in reasons:
-            progress.preparing(plain)
+            progress.preparing(str(plain))
             reasons[plain], held = workers.call(unavailable, plain)
             largest = max(largest, held)
             if (reason := reasons[plain]) is not None:
-                progress.lacking(plain, reason)
-    lacking = {each.task: reason for each in missing if (reason := reasons[tasks.plain(each.task)])}
+                progress.lacking(str(plain), reason)
+    lacking = {each.task: reason for each in missing if (reason := reasons[each.task.inputs])}
     return _Data(lacking, largest)
 
 
@@ -193,7 +194,7 @@ class _Swept:
     """With what a study's runs are carried out."""
 
     store: Store
-    known: Mapping[str, Task]
+    known: Mapping[TaskRef, Task]
     place: Place
     engine: Chosen
     progress: Progress
@@ -271,7 +272,7 @@ def _without_start(experiment: Experiment, ended: Mapping[Experiment, Record]) -
     return None
 
 
-def unavailable(task: str) -> tuple[str | None, int]:
+def unavailable(task: TaskRef) -> tuple[str | None, int]:
     """Why the data of a task cannot be had, None where they are here by now; bytes of this process.
 
     The bytes are what it holds of its own once it has read the data.
@@ -292,7 +293,7 @@ def info(study: Study, command: str) -> StudyInfo:
     return StudyInfo(
         name=study.name,
         command=command,
-        variants=list(dict.fromkeys(arm_text(run.variant, run.model.name) for run in experiments)),
+        variants=list(dict.fromkeys(run.arm for run in experiments)),
         tasks=list(study.seeds),
         cost_task=study.cost_task,
         seeds=dict(study.seeds),

@@ -6,6 +6,7 @@ among its classes.
 """
 
 from qkvbench.experiment import Experiment, Training
+from qkvbench.task_ref import TaskRef
 from qkvbench.tasks import animals, anomaly_pixels
 from qkvbench.tasks.kinds.odd_one_out import odd_one
 
@@ -14,7 +15,7 @@ SEED = 10
 
 THROUGH = Experiment(
     model=animals.TASK.model,
-    task="animals",
+    task=TaskRef("animals"),
     task_version=animals.TASK.version,
     training=animals.TASK.training,
     seed=SEED,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import qkvbench.cost as computed
 from qkvbench.backends import Group, Learner, find, multi_device_backend
-from qkvbench.cost.matched import arm_text
 from qkvbench.data import DataRefusedError
 from qkvbench.data.cache import alone
 from qkvbench.experiment import Experiment, to_json
@@ -80,9 +79,8 @@ def run_and_keep(
 
 def no_start(start: Experiment, status: Status, reason: str | None) -> str:
     """Why what begins with the weights of `start` cannot, in words."""
-    arm = arm_text(start.variant, start.model.name)
     return (
-        f"It needs the weights of {start.task}, {arm}, seed {start.seed}, "
+        f"It needs the weights of {start.task}, {start.arm}, seed {start.seed}, "
         f"whose run ended as {status}: {reason}"
     )
 
@@ -233,8 +231,8 @@ def record(
         reason=reason,
         experiment=to_json(experiment),
         variant=experiment.variant,
-        model=experiment.model.name,
-        task=experiment.task,
+        model=experiment.model.label,
+        task=str(experiment.task),
         task_version=experiment.task_version,
         seed=experiment.seed,
         backend=experiment.backend,

@@ -1,6 +1,5 @@
-"""Tasks made from what a person has: a path to text, JSON lines, a table or a folder of images."""
+"""Tasks made from a person's own data: a path to text, JSON lines, a table or images."""
 
-import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,16 +8,9 @@ from qkvbench.data.cache import DataRefusedError
 from qkvbench.tasks import Task
 from qkvbench.tasks.own.images import image_task
 from qkvbench.tasks.own.table import DELIMITERS, table_task
-from qkvbench.tasks.own.text import JSON_LINES, text_task
-
-SUFFIXES = (".txt", ".text", ".md", *JSON_LINES, *DELIMITERS)
+from qkvbench.tasks.own.text import text_task
 
 Signature = tuple[tuple[str, int, int, int], ...]
-
-
-def is_path(name: str) -> bool:
-    """Whether a task's name is a path: it has a separator or a suffix that is known."""
-    return "/" in name or os.sep in name or Path(name).suffix.lower() in SUFFIXES
 
 
 def task(name: str) -> Task:
