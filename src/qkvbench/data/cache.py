@@ -79,7 +79,7 @@ def sha256_of(path: Path) -> str:
         return ""
 
 
-def kept(name: str) -> Path | None:
+def lookup(name: str) -> Path | None:
     """The prepared folder `name`, whole and undamaged; None where it is still to be made."""
     folder = cache_folder() / name
     return folder if _is_whole(folder) else None
@@ -91,7 +91,7 @@ def keep(name: str, make: Callable[[Path], None]) -> Path:
     Raises DataUnavailableError where the cache cannot be written.
     """
     with writing() as cache:
-        folder = kept(name)
+        folder = lookup(name)
         if folder is None:
             folder = cache / name
             with replacing(folder) as making:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from zipfile import ZipFile
 
-from qkvbench.data.wheel import Wheel, opened
+from qkvbench.data.wheel import Wheel, open_wheel
 
 Pair = tuple[str, str]
 
@@ -33,7 +33,7 @@ def interface_pairs() -> dict[Pair, int]:
     found: dict[Pair, int] = {}
     for catalogue in CATALOGUES:
         # Kept open: to open a wheel with so many files again for each of them takes minutes.
-        with opened(catalogue.wheel) as archive:
+        with open_wheel(catalogue.wheel) as archive:
             for english, german in catalogue.pairs(archive):
                 pair = (" ".join(english.split()), " ".join(german.split()))
                 if all(pair) and pair[0] != pair[1]:
@@ -69,17 +69,17 @@ def po_pairs(lines: Iterable[str]) -> Iterator[Pair]:
     for line in [*lines, ""]:
         if not line.strip():
             if not guessed:
-                yield from _translated(message)
+                yield from _message_pairs(message)
             message, guessed = {}, False
         elif line.startswith("#,"):
             guessed = guessed or "fuzzy" in line
         elif not line.startswith("#"):
             if not line.startswith('"'):
                 keyword = line.split()[0]
-            message[keyword] = message.get(keyword, "") + _unescaped(line)
+            message[keyword] = message.get(keyword, "") + _unescape(line)
 
 
-def _translated(message: dict[str, str]) -> Iterator[Pair]:
+def _message_pairs(message: dict[str, str]) -> Iterator[Pair]:
     """The pairs of one message: of one text, or of a singular and a plural."""
     # German has two forms; the second is for every number but one, as in English.
     pairs = (("msgid", "msgstr"), ("msgid", "msgstr[0]"), ("msgid_plural", "msgstr[1]"))
@@ -89,7 +89,7 @@ def _translated(message: dict[str, str]) -> Iterator[Pair]:
             yield message[english], message[german]
 
 
-def _unescaped(line: str) -> str:
+def _unescape(line: str) -> str:
     """What stands between the quotes of a line."""
     written = _LETTERS.search(line)
     letters = written[1] if written else ""

@@ -18,10 +18,10 @@ from zipfile import ZipFile
 
 import numpy as np
 
-from qkvbench.data.cache import identity_of, keep, kept
+from qkvbench.data.cache import identity_of, keep, lookup
 from qkvbench.data.documents import SEPARATOR
-from qkvbench.data.streams import SPLITS, Streams, of_bytes
-from qkvbench.data.wheel import Wheel, opened
+from qkvbench.data.streams import SPLITS, Streams, byte_streams
+from qkvbench.data.wheel import Wheel, open_wheel
 
 BOTOCORE = Wheel(
     name="botocore",
@@ -30,14 +30,14 @@ BOTOCORE = Wheel(
     sha256="8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921",
 )
 # Raised with every change to what is made of the same wheel.
-PREPARED = "documentation-3"
+FOLDER = "documentation-3"
 # Where the splits end on the line of hashes; the rest is for training.
 ENDS = {"test": 0.05, "validation": 0.10}
 # Services are kin where so much of the paragraphs of one stands in the other. What is short says
 # nothing of kinship, nor what many services have: "The request was denied due to throttling."
-KIN = 0.05
-TELLING_BYTES = 60
-TELLING_SERVICES = 5
+SHARED_PARTS = 0.05
+LONG_BYTES = 60
+FEW_SERVICES = 5
 
 _BLANK = str.maketrans(dict.fromkeys(string.punctuation + string.digits, " "))
 
@@ -54,17 +54,17 @@ def documentation() -> Streams:
 
     Raises DataUnavailableError where the wheel or the cache cannot be had.
     """
-    folder = kept(PREPARED)
+    folder = lookup(FOLDER)
     if folder is None:
-        found = divided(services())
-        folder = keep(PREPARED, lambda making: _prepare(found, making))
+        found = split_services(services())
+        folder = keep(FOLDER, lambda making: _prepare(found, making))
     parts = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in SPLITS}
-    return of_bytes(parts, identity_of(folder))
+    return byte_streams(parts, identity_of(folder))
 
 
 def services() -> dict[str, list[Document]]:
     """The documents of each service, in its newest version: what it says of each thing it has."""
-    with opened(BOTOCORE) as archive:
+    with open_wheel(BOTOCORE) as archive:
         return {
             name: [document for text in _texts(archive, file) if (document := paragraphs(text))]
             for name, file in sorted(_newest(archive).items())
@@ -78,7 +78,7 @@ def paragraphs(text: str) -> Document:
     return tuple(line for part in found if (line := " ".join(part.split())))
 
 
-def divided(found: Mapping[str, Sequence[Document]]) -> dict[str, dict[str, list[Document]]]:
+def split_services(found: Mapping[str, Sequence[Document]]) -> dict[str, dict[str, list[Document]]]:
     """The services of each split with their documents; what training has is left out elsewhere.
 
     A family's name decides its split. Each paragraph is kept once, whatever its case and numbers:
@@ -117,7 +117,7 @@ def families(found: Mapping[str, Iterable[Document]]) -> dict[str, str]:
     """
     telling: dict[str, set[str]] = {}
     for name, documents in found.items():
-        parts = (part for document in documents for part in document if len(part) >= TELLING_BYTES)
+        parts = (part for document in documents for part in document if len(part) >= LONG_BYTES)
         telling[name] = set(keys(parts))
     holders: dict[str, list[str]] = {}
     for name in sorted(telling):
@@ -126,12 +126,12 @@ def families(found: Mapping[str, Iterable[Document]]) -> dict[str, str]:
     shared = Counter(
         pair
         for names in holders.values()
-        if len(names) <= TELLING_SERVICES
+        if len(names) <= FEW_SERVICES
         for pair in combinations(names, 2)
     )
     family = {name: name for name in found}
     for (one, two), count in shared.items():
-        if count >= KIN * min(len(telling[one]), len(telling[two])):
+        if count >= SHARED_PARTS * min(len(telling[one]), len(telling[two])):
             older, younger = sorted((family[one], family[two]))
             family = {name: older if of == younger else of for name, of in family.items()}
     return family

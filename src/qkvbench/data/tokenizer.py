@@ -13,10 +13,10 @@ from qkvbench.data.cache import DataRefusedError
 
 BYTES = 256
 # 256 bytes and the separator of documents; token streams have 16 bits a token.
-SMALLEST, LARGEST = BYTES + 1, 2**16
+MIN_VOCABULARY, MAX_VOCABULARY = BYTES + 1, 2**16
 # Merges of a fair sample of this size are those of the whole, to all that a score can tell.
-LEARNED_FROM_BYTES = 64 * 10**6
-ENCODED_AT_ONCE = 1024
+SAMPLE_BYTES = 64 * 10**6
+ENCODE_BATCH = 1024
 # Raised with every change to how merges are learned or text is cut.
 PREPARATION = 1
 
@@ -71,7 +71,7 @@ class Fitted(Protocol):
         ...
 
 
-def named(text: str) -> Tokenizer:
+def parse_tokenizer(text: str) -> Tokenizer:
     """The tokenizer that is meant; DataRefusedError where there is none."""
     if text == Bytes().name:
         return Bytes()
@@ -80,7 +80,7 @@ def named(text: str) -> Tokenizer:
         raise DataRefusedError(
             f"There is no tokenizer '{text}'; there are bytes and bpe-N, as in bpe-1024."
         )
-    if len(size) > 9 or not SMALLEST <= int(size) <= LARGEST:
+    if len(size) > 9 or not MIN_VOCABULARY <= int(size) <= MAX_VOCABULARY:
         raise DataRefusedError(
             f"A tokenizer cannot have {size} tokens: bpe-{SMALLEST} (every byte and a separator) "
             f"is the smallest, bpe-{LARGEST} (16 bits a token) the largest."
@@ -88,7 +88,7 @@ def named(text: str) -> Tokenizer:
     return BytePairs(int(size))
 
 
-def fitted(tokenizer: Tokenizer, training: Sequence[str]) -> Fitted:
+def fit(tokenizer: Tokenizer, training: Sequence[str]) -> Fitted:
     """The tokenizer after learning from the texts of a training split, and from nothing else.
 
     The same texts give the same tokens. Raises DataRefusedError where they are too few to learn
@@ -98,10 +98,10 @@ def fitted(tokenizer: Tokenizer, training: Sequence[str]) -> Fitted:
         case Bytes():
             return _FittedBytes()
         case BytePairs(vocabulary):
-            return _FittedBytePairs(_learned(training, vocabulary))
+            return _FittedBytePairs(_learn_merges(training, vocabulary))
 
 
-def restored(tokenizer: Tokenizer, written: str) -> Fitted:
+def restore(tokenizer: Tokenizer, written: str) -> Fitted:
     """The tokenizer that had learned what its `written` says."""
     match tokenizer:
         case Bytes():
@@ -147,7 +147,7 @@ class _FittedBytePairs:
     def encode(self, texts: Iterable[str]) -> Iterator[Integer[np.ndarray, " tokens"]]:
         """The tokens of each text; encoded in groups, as the library keeps much beside them."""
         left = iter(texts)
-        while group := list(islice(left, ENCODED_AT_ONCE)):
+        while group := list(islice(left, ENCODE_BATCH)):
             for found in self.learned.encode_batch_fast(group):
                 yield np.array(found.ids, np.uint16)
 
@@ -156,7 +156,7 @@ class _FittedBytePairs:
         return self.learned.decode([token for token in tokens if token != self.separator])
 
 
-def _learned(training: Sequence[str], vocabulary: int) -> Any:
+def _learn_merges(training: Sequence[str], vocabulary: int) -> Any:
     # Set before the library starts: its threads would not survive a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import Tokenizer as Learned
@@ -181,7 +181,7 @@ def _learned(training: Sequence[str], vocabulary: int) -> Any:
 
 
 def _sample(training: Sequence[str]) -> Iterator[str]:
-    left = LEARNED_FROM_BYTES
+    left = SAMPLE_BYTES
     for text in training:
         left -= len(text.encode())
         if left < 0:

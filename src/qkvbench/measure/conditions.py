@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from qkvbench.cost import CacheDtype
-from qkvbench.experiment import Precision
+from qkvbench.experiment import Precision, with_first_names
 from qkvbench.model import Model
 
 
@@ -44,8 +44,8 @@ def identity(model: Model, conditions: Conditions) -> str:
     # As in the first version, a size match is part of the name.
     model = replace(model, name=model.label, size_match=None)
     spec = _as_named(
-        adapter.dump_python(model, mode="json"),
-        adapter.dump_python(model, mode="json", exclude_defaults=True),
+        with_first_names(adapter.dump_python(model, mode="json"), "Model"),
+        with_first_names(adapter.dump_python(model, mode="json", exclude_defaults=True), "Model"),
     )
     said = {name: value for name, value in asdict(conditions).items() if value is not None}
     text = json.dumps([spec, said], sort_keys=True)

@@ -18,7 +18,7 @@ from jaxtyping import Integer
 from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions, Search, Split
 from qkvbench.data.cache import DataRefusedError
 from qkvbench.data.tokenizer import Tokenizer
-from qkvbench.data.tokenizer import named as tokenizer_named
+from qkvbench.data.tokenizer import parse_tokenizer as tokenizer_named
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Model, position_named
 from qkvbench.task_ref import HeadSizes, TaskRef, parse_task
@@ -67,8 +67,8 @@ class GenerationEval:
     """
 
     search: Search
-    read: Callable[[Sequence[Integer[np.ndarray, " _tokens"]]], list[str]]
-    given: Callable[[], list[str]]
+    decode: Callable[[Sequence[Integer[np.ndarray, " _tokens"]]], list[str]]
+    sources: Callable[[], list[str]]
     references: Callable[[], list[str]]
     score: Callable[[Sequence[str], Sequence[str]], Scored]
 
@@ -98,8 +98,8 @@ class Task:
     training: Training
     load: Callable[[], Data]
     score: Callable[[Predictions], dict[str, float]]
-    retokenized: Callable[[Tokenizer], "Task"] | None = None
-    lengthened: Callable[[int], "Task"] | None = None
+    with_tokenizer: Callable[[Tokenizer], "Task"] | None = None
+    with_length: Callable[[int], "Task"] | None = None
     augment: Callable[[Batch, np.random.Generator], Batch] | None = None
     second_tokens: int = 0
     feature_extractor: Experiment | None = None
@@ -137,9 +137,9 @@ def _built_in(ref: TaskRef) -> Task:
     if at:
         raise _no_option(task, name, rest, ref)
     if ref.length is not None:
-        if task.lengthened is None:
+        if task.with_length is None:
             raise DataRefusedError(f"'{name}' has one length; leave out '@{ref.length}'.")
-        task = task.lengthened(ref.length)
+        task = task.with_length(ref.length)
     return _with_options(task, ref)
 
 
@@ -156,7 +156,7 @@ def _no_option(task: Task, name: str, rest: str, ref: TaskRef) -> DataRefusedErr
     if misplaced.heads and ref.position:
         right = replace(ref, name=name, heads=misplaced.heads)
         return DataRefusedError(f"Heads stand last: write {right}, not {ref}.")
-    if task.lengthened is None:
+    if task.with_length is None:
         return DataRefusedError(
             f"'{name}' has one length; leave out '@{rest}', or write positions or heads, as in "
             f"{name}@rotary or {name}@1x64."
@@ -170,11 +170,11 @@ def _with_options(task: Task, ref: TaskRef) -> Task:
     """The task read with the tokenizer and by a model with the positions and heads of `ref`."""
     if ref.tokenizer is not None:
         tokenizer = tokenizer_named(ref.tokenizer)
-        if task.retokenized is None:
+        if task.with_tokenizer is None:
             raise DataRefusedError(
                 f"'{ref.name}' is no text, so no tokenizer reads it; leave out '#{tokenizer.name}'."
             )
-        task = task.retokenized(tokenizer)
+        task = task.with_tokenizer(tokenizer)
     if ref.position is not None:
         task = _with_position(task, ref.position)
     return task if ref.heads is None else _with_heads(task, ref.heads, ref)

@@ -9,31 +9,31 @@ from functools import partial
 import numpy as np
 
 from qkvbench.data.animals import KINDS, animals
-from qkvbench.data.cache import keep, kept
+from qkvbench.data.cache import keep, lookup
 from qkvbench.data.labelled_images import SIDE
 from qkvbench.experiment import Training
 from qkvbench.tasks import Data
-from qkvbench.tasks.kinds.augment import Images, mirrored, shifted
+from qkvbench.tasks.kinds.augment import Images, flip, shift
 from qkvbench.tasks.kinds.images import Source, image_classification, prepare
-from qkvbench.tasks.kinds.splits import Pictures, saved
+from qkvbench.tasks.kinds.splits import PatchedImages, load_splits
 
 PATCH = 7
-PREPARED = "animals-1"
+FOLDER = "animals-1"
 SHIFT = 1
 
 
 def load() -> Data:
     """Of each kind a fifth of its different pictures to test, a tenth to validate, the rest."""
-    folder = kept(PREPARED)
+    folder = lookup(FOLDER)
     if folder is None:
         found = animals()
         labels = found.labels.tolist()
-        folder = keep(PREPARED, lambda making: prepare(found.pixels, labels, making))
-    return saved(folder, partial(Pictures, patch=PATCH))
+        folder = keep(FOLDER, lambda making: prepare(found.pixels, labels, making))
+    return load_splits(folder, partial(PatchedImages, patch=PATCH))
 
 
-def _redraw(images: Images, rng: np.random.Generator) -> Images:
-    return shifted(mirrored(images, rng), rng, SHIFT)
+def _augment(images: Images, rng: np.random.Generator) -> Images:
+    return shift(flip(images, rng), rng, SHIFT)
 
 
 TASK = image_classification(
@@ -50,6 +50,6 @@ TASK = image_classification(
         training=Training(steps=3000, batch=32, learning_rate=2e-3, warmup=100),
         load=load,
         pooling="class token",
-        redraw=_redraw,
+        augment=_augment,
     )
 )

@@ -13,7 +13,7 @@ from qkvbench.tasks.kinds.odd_one_out import odd_one
 # No arm of a study has this seed, as long as there are fewer than eleven.
 SEED = 10
 
-THROUGH = Experiment(
+EXTRACTOR = Experiment(
     model=animals.TASK.model,
     task=TaskRef("animals"),
     task_version=animals.TASK.version,
@@ -25,8 +25,8 @@ TASK = odd_one(
     about="Name the place of the odd one of ten digits, from features of animals' network.",
     version=1,
     model="anomaly-features",
-    features=THROUGH.model.geometry.d_model,
+    features=EXTRACTOR.model.geometry.d_model,
     training=Training(steps=1500, batch=32, learning_rate=2e-3, warmup=100),
     load=anomaly_pixels.load,
-    feature_extractor=THROUGH,
+    feature_extractor=EXTRACTOR,
 )

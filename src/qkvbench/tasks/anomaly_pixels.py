@@ -1,24 +1,24 @@
 """Find the image of another digit among nine of one, from their pixels (MNIST)."""
 
-from qkvbench.data.cache import keep, kept
+from qkvbench.data.cache import keep, lookup
 from qkvbench.data.labelled_images import SIDE
 from qkvbench.data.mnist import mnist_70k
 from qkvbench.experiment import Training
 from qkvbench.tasks import Data
 from qkvbench.tasks.kinds.odd_one_out import Sets, odd_one, prepare
-from qkvbench.tasks.kinds.splits import saved
+from qkvbench.tasks.kinds.splits import load_splits
 
-PREPARED = "anomaly-digits-1"
+FOLDER = "anomaly-digits-1"
 PATCH = 7
 
 
 def load() -> Data:
     """Sets of the images of MNIST's usual splits, so no image is in sets of two splits."""
-    folder = kept(PREPARED)
+    folder = lookup(FOLDER)
     if folder is None:
         splits = mnist_70k()
-        folder = keep(PREPARED, lambda making: prepare(PREPARED, splits, PATCH, making))
-    return saved(folder, Sets)
+        folder = keep(FOLDER, lambda making: prepare(FOLDER, splits, PATCH, making))
+    return load_splits(folder, Sets)
 
 
 TASK = odd_one(

@@ -11,17 +11,17 @@ from qkvbench.data.batch import IGNORE_INDEX
 from qkvbench.experiment import Training
 from qkvbench.model.rng import generator
 from qkvbench.tasks import Data
-from qkvbench.tasks.kinds.drawn import different, drawn_task
+from qkvbench.tasks.kinds.drawn import drawn_task, split_distinct
 
 SYMBOLS = 16
 LENGTH = 32
-DRAWN = 20_000
+SEQUENCES = 20_000
 
 
 def load() -> Data:
     """Different sequences of symbols drawn uniformly."""
-    items = generator(0, "task", "induction").integers(SYMBOLS, size=(DRAWN, LENGTH))
-    return different(items, followers(items))
+    items = generator(0, "task", "induction").integers(SYMBOLS, size=(SEQUENCES, LENGTH))
+    return split_distinct(items, followers(items))
 
 
 def followers(items: Int[np.ndarray, "items length"]) -> Int[np.ndarray, "items length"]:

@@ -6,10 +6,10 @@
 from qkvbench.data.tokenizer import Bytes
 from qkvbench.experiment import Training
 from qkvbench.tasks.kinds.language import Source
-from qkvbench.tasks.kinds.padded import padded
+from qkvbench.tasks.kinds.padded import padded_language_model
 from qkvbench.tasks.lm_reviews import read
 
-TASK = padded(
+TASK = padded_language_model(
     Source(
         about="Predict the next byte of film reviews, each cut or padded, the padding scored.",
         tier="packaged",

@@ -10,7 +10,7 @@ from qkvbench.experiment import Training
 from qkvbench.model import Init
 from qkvbench.tasks import Data
 from qkvbench.tasks.kinds.images import Source, image_classification
-from qkvbench.tasks.kinds.splits import Pictures
+from qkvbench.tasks.kinds.splits import PatchedImages
 from qkvbench.tasks.mnist_5k import TASK as IN_PATCHES
 
 
@@ -18,7 +18,7 @@ def load() -> Data:
     """The splits of mnist-5k, in patches of one pixel."""
     data = IN_PATCHES.load()
     parts = (data.train, data.validation, data.test)
-    pixels = (replace(part, patch=1) for part in parts if isinstance(part, Pictures))
+    pixels = (replace(part, patch=1) for part in parts if isinstance(part, PatchedImages))
     return Data(*pixels, identity=data.identity)
 
 

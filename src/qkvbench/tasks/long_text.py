@@ -12,12 +12,12 @@ from qkvbench.data.tokenizer import Bytes, Tokenizer
 from qkvbench.experiment import Training
 from qkvbench.model import Init
 from qkvbench.tasks import Task
-from qkvbench.tasks.kinds.sentiment import prepared
+from qkvbench.tasks.kinds.sentiment import splits_folder
 from qkvbench.tasks.kinds.texts import Source, text_classification
 
 LENGTH = 1024
 # Three of a hundred reviews are longer than 4,096 bytes; the longest has 13,704.
-SHORTEST, LONGEST = 16, 16_384
+MIN_LENGTH, MAX_LENGTH = 16, 16_384
 
 
 def text(tokenizer: Tokenizer, length: int) -> Task:
@@ -25,7 +25,7 @@ def text(tokenizer: Tokenizer, length: int) -> Task:
 
     DataRefusedError where no review has so many, or so few say nothing.
     """
-    if not SHORTEST <= length <= LONGEST:
+    if not MIN_LENGTH <= length <= MAX_LENGTH:
         raise DataRefusedError(
             f"{length:,} tokens of a review cannot be read; write a length from {SHORTEST} to "
             f"{LONGEST}."
@@ -42,15 +42,15 @@ def text(tokenizer: Tokenizer, length: int) -> Task:
         training=Training(
             steps=300, batch=16, learning_rate=3e-3, warmup=30, evaluations=2, scored=1000
         ),
-        prepared=partial(prepared, "imdb", length),
+        folder=partial(splits_folder, "imdb", length),
     )
     task = text_classification(source, tokenizer)
     return replace(
         task,
         # Bytes, of which there are few, are told apart from the beginning.
         model=replace(task.model, init=Init(embedding_std=0.5, position_std=0.5)),
-        retokenized=lambda other: text(other, length),
-        lengthened=partial(text, tokenizer),
+        with_tokenizer=lambda other: text(other, length),
+        with_length=partial(text, tokenizer),
     )
 
 

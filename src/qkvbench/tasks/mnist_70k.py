@@ -2,31 +2,31 @@
 
 from functools import partial
 
-from qkvbench.data.cache import keep, kept
+from qkvbench.data.cache import keep, lookup
 from qkvbench.data.labelled_images import SIDE
 from qkvbench.data.mnist import CLASSES, mnist_70k
 from qkvbench.experiment import Training
 from qkvbench.tasks import Data
-from qkvbench.tasks.kinds.augment import shifted
+from qkvbench.tasks.kinds.augment import shift
 from qkvbench.tasks.kinds.images import Source, image_classification
-from qkvbench.tasks.kinds.splits import VALIDATION, Pictures, save, saved
+from qkvbench.tasks.kinds.splits import VALIDATION, PatchedImages, load_splits, save_splits
 
 PATCH = 7
 SHIFT = 1
-PREPARED = "mnist-70k-1"
+FOLDER = "mnist-70k-1"
 
 
 def load() -> Data:
     """50,000 images to train with and 10,000 to test; of 10,000 for validation the first 1,000."""
-    folder = kept(PREPARED)
+    folder = lookup(FOLDER)
     if folder is None:
         splits = {
             name: {"pixels": digits.pixels, "targets": digits.labels[:, None]}
             for name, digits in mnist_70k().items()
         }
         splits["validation"] = {k: v[:VALIDATION] for k, v in splits["validation"].items()}
-        folder = keep(PREPARED, lambda making: save(making, splits))
-    return saved(folder, partial(Pictures, patch=PATCH))
+        folder = keep(FOLDER, lambda making: save_splits(making, splits))
+    return load_splits(folder, partial(PatchedImages, patch=PATCH))
 
 
 TASK = image_classification(
@@ -42,6 +42,6 @@ TASK = image_classification(
         chance=1 / CLASSES,
         training=Training(steps=1500, batch=32, learning_rate=2e-3, warmup=100),
         load=load,
-        redraw=partial(shifted, pixels=SHIFT),
+        augment=partial(shift, pixels=SHIFT),
     )
 )

@@ -15,7 +15,7 @@ from qkvbench.data.batch import IGNORE_INDEX, Predictions
 from qkvbench.experiment import Training
 from qkvbench.model.rng import generator
 from qkvbench.tasks import Data, accuracy
-from qkvbench.tasks.kinds.drawn import different, drawn_task
+from qkvbench.tasks.kinds.drawn import drawn_task, split_distinct
 
 KEYS = 32
 VALUES = 32
@@ -23,14 +23,14 @@ PAIRS = (2, 4, 8)
 LENGTH = 32
 # The exponent of the published power law is this minus one.
 POWER = 0.01
-DRAWN_OF_EACH = 16_000
+SEQUENCES_EACH = 16_000
 
 
 def load() -> Data:
     """Different sequences with 2, 4 and 8 pairs, in turn."""
-    drawn = [sequences(pairs, DRAWN_OF_EACH) for pairs in PAIRS]
+    drawn = [sequences(pairs, SEQUENCES_EACH) for pairs in PAIRS]
     inputs, targets = (np.stack(parts, axis=1) for parts in zip(*drawn, strict=True))
-    return different(inputs.reshape(-1, LENGTH), targets.reshape(-1, LENGTH))
+    return split_distinct(inputs.reshape(-1, LENGTH), targets.reshape(-1, LENGTH))
 
 
 def sequences(
@@ -49,14 +49,14 @@ def sequences(
     between = rng.integers(others.shape[1], size=(count, free))
     items[:, shown:] = np.take_along_axis(others, between, axis=1)
     # A question and a place after it, as published.
-    places = shown + 2 * drawn_by_power_law(rng, free // 2, pairs, count)
+    places = shown + 2 * draw_by_power_law(rng, free // 2, pairs, count)
     np.put_along_axis(items, places, keys, axis=1)
     targets = np.full_like(items, IGNORE_INDEX)
     np.put_along_axis(targets, places, values, axis=1)
     return items, targets
 
 
-def drawn_by_power_law(
+def draw_by_power_law(
     rng: np.random.Generator, places: int, wanted: int, count: int
 ) -> Int[np.ndarray, "count wanted"]:
     """Different places, drawn one after the other; the chance of each falls with its distance."""

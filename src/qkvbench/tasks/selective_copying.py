@@ -10,30 +10,30 @@ from qkvbench.data.batch import IGNORE_INDEX
 from qkvbench.experiment import Training
 from qkvbench.model.rng import generator
 from qkvbench.tasks import Data
-from qkvbench.tasks.kinds.drawn import different, drawn_task
+from qkvbench.tasks.kinds.drawn import drawn_task, split_distinct
 
 SYMBOLS = 16
 BLANK = SYMBOLS
 MARK = SYMBOLS + 1
-COPIED = 8
-SCATTERED_OVER = 32
-LENGTH = SCATTERED_OVER + COPIED
-DRAWN = 40_000
+COPIES = 8
+SCATTER_LENGTH = 32
+LENGTH = SCATTER_LENGTH + COPIES
+SEQUENCES = 40_000
 
 
 def load() -> Data:
     """Different sequences: symbols drawn uniformly, at places drawn uniformly."""
     rng = generator(0, "task", "selective-copying")
-    order = rng.permuted(np.tile(np.arange(SCATTERED_OVER), (DRAWN, 1)), axis=1)
-    places = np.sort(order[:, :COPIED], axis=1)
-    symbols = rng.integers(SYMBOLS, size=(DRAWN, COPIED))
+    order = rng.permuted(np.tile(np.arange(SCATTER_LENGTH), (SEQUENCES, 1)), axis=1)
+    places = np.sort(order[:, :COPIES], axis=1)
+    symbols = rng.integers(SYMBOLS, size=(SEQUENCES, COPIES))
 
-    items = np.full((DRAWN, LENGTH), BLANK)
-    items[:, SCATTERED_OVER:] = MARK
+    items = np.full((SEQUENCES, LENGTH), BLANK)
+    items[:, SCATTER_LENGTH:] = MARK
     np.put_along_axis(items, places, symbols, axis=1)
     targets = np.full_like(items, IGNORE_INDEX)
-    targets[:, SCATTERED_OVER:] = symbols
-    return different(items, targets)
+    targets[:, SCATTER_LENGTH:] = symbols
+    return split_distinct(items, targets)
 
 
 TASK = drawn_task(

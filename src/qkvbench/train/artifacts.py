@@ -7,7 +7,7 @@ enough to be committed. Only experiments that something begins with are kept.
 from pathlib import Path
 
 from qkvbench.backends import Learner
-from qkvbench.data.cache import keep, kept
+from qkvbench.data.cache import keep, lookup
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
 
@@ -26,13 +26,13 @@ def folder_name(experiment: Experiment) -> str:
 
 def kept_weights(experiment: Experiment) -> Path | None:
     """The file of the weights that `experiment` ended with; None where none is kept whole."""
-    folder = kept(folder_name(experiment))
+    folder = lookup(folder_name(experiment))
     return folder and folder / _WEIGHTS
 
 
 def kept_record(experiment: Experiment) -> Record | None:
     """The record of the run whose weights are kept; None where none are kept whole."""
-    folder = kept(folder_name(experiment))
+    folder = lookup(folder_name(experiment))
     return folder and Record.model_validate_json((folder / _RECORD).read_bytes())
 
 

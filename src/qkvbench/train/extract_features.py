@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from qkvbench.backends import Learner, find
-from qkvbench.data.batch import Batch, Seen, Split
-from qkvbench.data.cache import alone, identity_of, keep, kept
+from qkvbench.data.batch import Batch, ImageSplit, Split
+from qkvbench.data.cache import alone, identity_of, keep, lookup
 from qkvbench.experiment import Experiment
 from qkvbench.model import Vectors
 from qkvbench.tasks import Data, Task
@@ -47,7 +47,7 @@ def seen(data: Data, through: Experiment, weights: Callable[[], Path]) -> Data:
         "test": data.test,
     }
     with alone(name):
-        folder = kept(name)
+        folder = lookup(name)
         if folder is None:
             network = _network(through, weights())
             found = {split: _looked(each, through, network) for split, each in splits.items()}
@@ -58,7 +58,7 @@ def seen(data: Data, through: Experiment, weights: Callable[[], Path]) -> Data:
 
             folder = keep(name, make)
     vectors = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in splits}
-    again = {split: _pictured(each).seen_as(vectors[split]) for split, each in splits.items()}
+    again = {split: _pictured(each).with_features(vectors[split]) for split, each in splits.items()}
     return replace(data, **again, identity=identity_of(folder))
 
 
@@ -78,7 +78,7 @@ def _looked(
     """What the network's head would read of each picture."""
     inputs = through.model.inputs
     assert isinstance(inputs, Vectors)
-    pictures = _pictured(split).pictures()
+    pictures = _pictured(split).images()
     cut = pictures.reshape(len(pictures), -1, inputs.features)
     none = np.zeros((len(pictures), 1), np.int64)
     parts = [
@@ -88,6 +88,6 @@ def _looked(
     return np.concatenate(parts).reshape(len(pictures), -1)
 
 
-def _pictured(split: Split) -> Seen:
-    assert isinstance(split, Seen)
+def _pictured(split: Split) -> ImageSplit:
+    assert isinstance(split, ImageSplit)
     return split

@@ -160,7 +160,7 @@ def written(
             split.batch(np.arange(first, min(first + size, count))), writing.search
         )
     ]
-    texts = writing.read(found)
+    texts = writing.decode(found)
     return texts, writing.score(texts, writing.references()[:count])
 
 

@@ -4,7 +4,7 @@ Each reader takes a name, for its sentences, and content; what cannot be used ra
 DataRefusedError, which says where and what can.
 """
 
-from qkvbench.data.own.files import content, missing, shown
+from qkvbench.data.own.files import content, missing_error, shown
 from qkvbench.data.own.images import (
     FORMATS,
     IMAGE_BYTES,
@@ -12,9 +12,9 @@ from qkvbench.data.own.images import (
     MOST_IMAGES,
     Images,
     images,
-    listed,
+    list_images,
 )
-from qkvbench.data.own.labels import FEWEST, Labelled, labelled
+from qkvbench.data.own.labels import FEWEST, Labelled, number_labels
 from qkvbench.data.own.table import (
     LABELS,
     LARGEST,
@@ -45,9 +45,9 @@ __all__ = [
     "content",
     "images",
     "json_documents",
-    "labelled",
-    "listed",
-    "missing",
+    "list_images",
+    "missing_error",
+    "number_labels",
     "shown",
     "table",
     "text_documents",

@@ -9,7 +9,7 @@ _MARK = b"\xef\xbb\xbf"
 _SHOWN = 60
 
 
-def missing(path: Path) -> DataRefusedError:
+def missing_error(path: Path) -> DataRefusedError:
     """What to say where nothing lies at a path."""
     try:
         beside = [each.name for each in path.parent.iterdir()]

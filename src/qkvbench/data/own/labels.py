@@ -20,7 +20,7 @@ class Labelled:
     classes: list[str]
 
 
-def labelled(
+def number_labels(
     name: str, contents: Sequence[bytes], labels: Sequence[str], places: Sequence[str]
 ) -> Labelled:
     """Which examples a task can be made of; `places` say where each stands, for a person."""

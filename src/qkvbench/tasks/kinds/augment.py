@@ -10,23 +10,23 @@ import numpy as np
 from jaxtyping import Float
 
 from qkvbench.data.batch import Batch
-from qkvbench.tasks.kinds.splits import patches, uncut
+from qkvbench.tasks.kinds.splits import patchify, unpatchify
 
 BLACK = -1
 
 Images = Float[np.ndarray, "items side side channels"]
-Redraw = Callable[[Images, np.random.Generator], Images]
+AugmentImages = Callable[[Images, np.random.Generator], Images]
 
 
-def augment(
-    batch: Batch, rng: np.random.Generator, *, redraw: Redraw, patch: int, channels: int
+def augment_patches(
+    batch: Batch, rng: np.random.Generator, *, augment: AugmentImages, patch: int, channels: int
 ) -> Batch:
     """The batch with its images redrawn, which come and go as patches."""
-    images = redraw(uncut(batch.inputs, patch, channels), rng)
-    return replace(batch, inputs=patches(images, patch))
+    images = augment(unpatchify(batch.inputs, patch, channels), rng)
+    return replace(batch, inputs=patchify(images, patch))
 
 
-def shifted(images: Images, rng: np.random.Generator, pixels: int, bared: float = BLACK) -> Images:
+def shift(images: Images, rng: np.random.Generator, pixels: int, bared: float = BLACK) -> Images:
     """Each image moved by up to so many pixels up or down and to a side, on black if not said."""
     count, side, _, _ = images.shape
     around = [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)]
@@ -35,7 +35,7 @@ def shifted(images: Images, rng: np.random.Generator, pixels: int, bared: float 
     return padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def mirrored(images: Images, rng: np.random.Generator) -> Images:
+def flip(images: Images, rng: np.random.Generator) -> Images:
     """Every second image, by chance, with left and right exchanged."""
     turned = rng.random((len(images), 1, 1, 1)) < 0.5
     return np.where(turned, images[:, :, ::-1], images)

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from qkvbench.experiment import Training
 from qkvbench.model import Decoder, Init, Learned, transformer
 from qkvbench.tasks import Data, Metric, Task, accuracy
-from qkvbench.tasks.kinds.splits import divided
+from qkvbench.tasks.kinds.splits import split_in_order
 
 VALIDATION = 256
 TEST = 1024
@@ -50,10 +50,10 @@ def drawn_task(
     )
 
 
-def different(
+def split_distinct(
     inputs: Int[np.ndarray, "drawn length"], targets: Int[np.ndarray, "drawn length"]
 ) -> Data:
     """The splits of what was drawn, each sequence taken the first time only."""
     _, first = np.unique(inputs, axis=0, return_index=True)
     first.sort()
-    return divided(inputs[first], targets[first], validation=VALIDATION, test=TEST)
+    return split_in_order(inputs[first], targets[first], validation=VALIDATION, test=TEST)

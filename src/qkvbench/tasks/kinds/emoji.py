@@ -15,8 +15,8 @@ from jaxtyping import Float, UInt8
 from qkvbench.data.batch import Batch, Sequences, Split
 from qkvbench.data.emoji import SIDE, Emoji, emoji
 from qkvbench.tasks import Data
-from qkvbench.tasks.kinds.augment import augment, shifted
-from qkvbench.tasks.kinds.splits import patches
+from qkvbench.tasks.kinds.augment import augment_patches, shift
+from qkvbench.tasks.kinds.splits import patchify
 
 PATCH = 4
 CHANNELS = 3
@@ -28,28 +28,28 @@ VALIDATION = 128
 WHITE = 1.0
 
 Language = Literal["english", "german"]
-Made = Callable[[UInt8[np.ndarray, "items 32 32 3"], Sequence[str]], Split]
+MakeSplit = Callable[[UInt8[np.ndarray, "items 32 32 3"], Sequence[str]], Split]
 
 # Each time a picture is learned from it lies up to so many pixels elsewhere.
-moved = partial(
-    augment, redraw=partial(shifted, pixels=3, bared=WHITE), patch=PATCH, channels=CHANNELS
+shift_images = partial(
+    augment_patches, augment=partial(shift, pixels=3, bared=WHITE), patch=PATCH, channels=CHANNELS
 )
 
 
-def moved_beside(batch: Batch, rng: np.random.Generator) -> Batch:
+def shift_second_input(batch: Batch, rng: np.random.Generator) -> Batch:
     """The same where the pictures are the second input."""
     assert batch.second is not None
-    pictures = moved(Batch(batch.second.inputs, batch.targets), rng)
+    pictures = shift_images(Batch(batch.second.inputs, batch.targets), rng)
     return replace(batch, second=Sequences(pictures.inputs))
 
 
-def load(language: Language, made: Callable[[Sequence[str]], Made], settings: str) -> Data:
+def load(language: Language, made: Callable[[Sequence[str]], MakeSplit], settings: str) -> Data:
     """The splits, each made of its pictures and names by what `made` learns from training names.
 
     `settings` are what else decides what is in them.
     """
     found = all_emoji()
-    parts = divided(found.concepts, found.english)
+    parts = split_by_concept(found.concepts, found.english)
     names: Sequence[str] = getattr(found, language)
     named = {split: [names[number] for number in numbers] for split, numbers in parts.items()}
     make = made(named["train"])
@@ -58,7 +58,7 @@ def load(language: Language, made: Callable[[Sequence[str]], Made], settings: st
     return Data(**splits, identity=sha256(cut.encode()).hexdigest())
 
 
-def divided(concepts: Sequence[str], names: Sequence[str]) -> Mapping[str, list[int]]:
+def split_by_concept(concepts: Sequence[str], names: Sequence[str]) -> Mapping[str, list[int]]:
     """The numbers of the pictures of each split, in the order of the hashes of their concepts.
 
     Where pictures are scored one stands for a concept, so that one answer is right: the form with
@@ -76,11 +76,11 @@ def divided(concepts: Sequence[str], names: Sequence[str]) -> Mapping[str, list[
     }
 
 
-def seen(
+def as_inputs(
     pixels: UInt8[np.ndarray, "items 32 32 3"],
 ) -> Float[np.ndarray, "items squares features"]:
     """Pictures as a model reads them: squares, whose numbers lie in −1..1."""
-    return (patches(pixels, PATCH) / 127.5 - 1).astype(np.float32)
+    return (patchify(pixels, PATCH) / 127.5 - 1).astype(np.float32)
 
 
 # Asked for by several tasks, while the files behind it stay as they are.

@@ -13,8 +13,8 @@ from qkvbench.data.batch import Predictions
 from qkvbench.experiment import Training
 from qkvbench.model import Encoder, Init, Learned, Pooling, Vectors, transformer
 from qkvbench.tasks import Data, Metric, Task, accuracy, top
-from qkvbench.tasks.kinds.augment import Redraw, augment
-from qkvbench.tasks.kinds.splits import save, stratified
+from qkvbench.tasks.kinds.augment import AugmentImages, augment_patches
+from qkvbench.tasks.kinds.splits import save_splits, stratify
 
 # Where there are more classes, it is told as well whether the right one is among so many.
 TOP = 5
@@ -40,7 +40,7 @@ class Source:
     training: Training
     load: Callable[[], Data]
     pooling: Pooling = "mean"
-    redraw: Redraw | None = None
+    augment: AugmentImages | None = None
 
 
 def image_classification(source: Source) -> Task:
@@ -65,13 +65,15 @@ def image_classification(source: Source) -> Task:
         ),
         training=source.training,
         load=source.load,
-        score=accuracy if source.classes <= TOP else _scores,
-        augment=source.redraw
-        and partial(augment, redraw=source.redraw, patch=source.patch, channels=source.channels),
+        score=accuracy if source.classes <= TOP else _top_scores,
+        augment=source.augment
+        and partial(
+            augment_patches, augment=source.augment, patch=source.patch, channels=source.channels
+        ),
     )
 
 
-def _scores(outcome: Predictions) -> dict[str, float]:
+def _top_scores(outcome: Predictions) -> dict[str, float]:
     """Whether the right class is the likeliest, and whether it is among the `TOP` likeliest."""
     return accuracy(outcome) | {f"top_{TOP}": top(outcome, TOP)}
 
@@ -80,9 +82,9 @@ def prepare(
     pixels: UInt8[np.ndarray, "items side side channels"], labels: Sequence[int], folder: Path
 ) -> None:
     """Split different images by the hashes of their pixels, and keep the splits."""
-    parts = stratified([image.tobytes() for image in pixels], labels)
+    parts = stratify([image.tobytes() for image in pixels], labels)
     targets = np.array(labels, np.int64)[:, None]
-    save(
+    save_splits(
         folder,
         {
             name: {"pixels": pixels[numbers], "targets": targets[numbers]}

@@ -12,7 +12,7 @@ from jaxtyping import Int, Integer
 
 from qkvbench.data.batch import Predictions
 from qkvbench.data.cache import DataRefusedError
-from qkvbench.data.streams import Streams, tokenized
+from qkvbench.data.streams import Streams, tokenize
 from qkvbench.data.tokenizer import BYTES, Bytes, Tokenizer
 from qkvbench.experiment import Training
 from qkvbench.model import Decoder, Init, Rotary, transformer
@@ -24,8 +24,8 @@ LENGTH = 128
 VALIDATION = 64 * LENGTH
 TEST = 1024 * LENGTH
 # With fewer windows in a split a score would say nothing at all.
-FEWEST = 4
-SHORTEST = 16
+MIN_WINDOWS = 4
+MIN_LENGTH = 16
 TRAINING = Training(steps=500, batch=8, learning_rate=4e-3, warmup=50)
 
 
@@ -71,18 +71,18 @@ def language_model(source: Source, tokenizer: Tokenizer) -> Task:
         training=source.training,
         load=partial(load, source, tokenizer),
         score=partial(score, source, tokenizer),
-        retokenized=partial(language_model, source),
-        lengthened=partial(lengthened, source, tokenizer),
+        with_tokenizer=partial(language_model, source),
+        with_length=partial(with_length, source, tokenizer),
     )
 
 
-def lengthened(source: Source, tokenizer: Tokenizer, length: int) -> Task:
+def with_length(source: Source, tokenizer: Tokenizer, length: int) -> Task:
     """The same text in windows of another length.
 
     Raises DataRefusedError where such windows are too few or too short to say anything.
     """
-    longest = min(source.validation, source.test) // FEWEST
-    if not SHORTEST <= length <= longest:
+    longest = min(source.validation, source.test) // MIN_WINDOWS
+    if not MIN_LENGTH <= length <= longest:
         raise DataRefusedError(
             f"Windows of {length:,} tokens cannot be scored here: {source.validation:,} bytes of "
             f"validation text are,\nin {FEWEST} windows at least. Write a length from {SHORTEST} "
@@ -102,14 +102,14 @@ def load(source: Source, tokenizer: Tokenizer) -> Data:
 
     Raises DataRefusedError where a stream fills too few windows.
     """
-    streams = tokenized(source.read(), tokenizer)
+    streams = tokenize(source.read(), tokenizer)
     parts = {
         "training": streams.train,
         "validation": _prefix(streams, streams.validation, source.validation + 1),
         "test": _prefix(streams, streams.test, source.test + 1),
     }
     for name, part in parts.items():
-        if len(part) <= FEWEST * source.length:
+        if len(part) <= MIN_WINDOWS * source.length:
             raise DataRefusedError(
                 f"The text is too short: its {name} split has {len(part):,} tokens "
                 f"({tokenizer.name}),\nwhich do not fill {FEWEST} windows of {source.length}. "
@@ -141,7 +141,7 @@ def score(source: Source, tokenizer: Tokenizer, outcome: Predictions) -> dict[st
 # Asked for at each evaluation, while the files behind it stay as they are.
 @lru_cache(maxsize=8)
 def _token_bytes(source: Source, tokenizer: Tokenizer) -> Int[np.ndarray, " vocabulary"]:
-    return tokenized(source.read(), tokenizer).token_bytes
+    return tokenize(source.read(), tokenizer).token_bytes
 
 
 def _prefix(

@@ -10,23 +10,23 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
 
 from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions
-from qkvbench.data.cache import identity_of, keep, kept
+from qkvbench.data.cache import identity_of, keep, lookup
 from qkvbench.data.tokenizer import Fitted, Tokenizer
 from qkvbench.experiment import Training
 from qkvbench.model import Encoder, Init, Rotary, Tokens, transformer
 from qkvbench.model.rng import generator
 from qkvbench.tasks import Data, Metric, Task, accuracy
-from qkvbench.tasks.kinds.reviews import BYTE_PAIRS, all_reviews, learned, read_length
-from qkvbench.tasks.kinds.splits import ENDS, Items, Readings, save
-from qkvbench.tasks.kinds.texts import folder_name, padded
+from qkvbench.tasks.kinds.reviews import BYTE_PAIRS, all_reviews, read_length, review_tokenizer
+from qkvbench.tasks.kinds.splits import ENDS, Items, UnmaskedTexts, save_splits
+from qkvbench.tasks.kinds.texts import folder_name, pad
 
 # Of the tokens that are read so many are asked for; of those so many are hidden by the mask, and
 # so many by another token; the rest is left as it is. arXiv:1810.04805, section 3.1.
-ASKED = 0.15
-HIDDEN, EXCHANGED = 0.8, 0.1
+TARGET_SHARE = 0.15
+MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
 LENGTH = 64
 # A piece of fewer tokens says too little of what is hidden in it.
-SHORTEST = 8
+MIN_LENGTH = 8
 # So many texts are read of each split.
 TEXTS = {"test": 800, "validation": 100, "train": 12_000}
 
@@ -59,7 +59,7 @@ def masked_reviews(training: Training, tokenizer: Tokenizer = BYTE_PAIRS) -> Tas
         training=training,
         load=partial(load, length, tokenizer),
         score=score,
-        retokenized=partial(masked_reviews, training),
+        with_tokenizer=partial(masked_reviews, training),
         augment=partial(augment, tokenizer),
     )
 
@@ -72,52 +72,54 @@ def score(outcome: Predictions) -> dict[str, float]:
 
 def load(length: int, tokenizer: Tokenizer) -> Data:
     """Pieces of reviews; those that are scored have masks that stay the same."""
-    folder = prepared(length, tokenizer)
+    folder = splits_folder(length, tokenizer)
     parts = {
-        name: Readings(
+        name: UnmaskedTexts(
             np.load(folder / f"{name}.inputs.npy", mmap_mode="r"),
             np.load(folder / f"{name}.lengths.npy", mmap_mode="r"),
         )
         for name in ENDS
     }
-    fixed = {name: _masked_once(name, part, tokenizer) for name, part in parts.items()}
+    fixed = {name: _mask_once(name, part, tokenizer) for name, part in parts.items()}
     return Data(parts["train"], fixed["validation"], fixed["test"], identity_of(folder))
 
 
 def augment(tokenizer: Tokenizer, batch: Batch, rng: np.random.Generator) -> Batch:
     """The batch with other tokens hidden, those of its targets being right."""
     tokens, read = batch.targets, batch.targets != IGNORE_INDEX
-    asked = _asked(read, rng.random(tokens.shape))
+    asked = _choose_targets(read, rng.random(tokens.shape))
     how = rng.random(tokens.shape)
     separator = tokenizer.separator
     # Any token but the separator, which hides.
     others = rng.integers(tokenizer.vocabulary - 1, size=tokens.shape)
     others += others >= separator
     inputs = np.where(read, tokens, separator)
-    inputs = np.where(asked & (how < HIDDEN), separator, inputs)
-    inputs = np.where(asked & (how >= HIDDEN) & (how < HIDDEN + EXCHANGED), others, inputs)
+    inputs = np.where(asked & (how < MASK_SHARE), separator, inputs)
+    inputs = np.where(
+        asked & (how >= MASK_SHARE) & (how < MASK_SHARE + RANDOM_SHARE), others, inputs
+    )
     return replace(batch, inputs=inputs, targets=np.where(asked, tokens, IGNORE_INDEX))
 
 
-def prepared(length: int, tokenizer: Tokenizer) -> Path:
+def splits_folder(length: int, tokenizer: Tokenizer) -> Path:
     """Where the pieces are kept, made on first use."""
     name = folder_name("masked-reviews", tokenizer, length)
-    if folder := kept(name):
+    if folder := lookup(name):
         return folder
-    tokens = learned(tokenizer)
-    return keep(name, partial(_keep_pieces, tokens, length))
+    tokens = review_tokenizer(tokenizer)
+    return keep(name, partial(_save_pieces, tokens, length))
 
 
-def _keep_pieces(tokens: Fitted, length: int, folder: Path) -> None:
+def _save_pieces(tokens: Fitted, length: int, folder: Path) -> None:
     """Keep the different pieces; what is in two splits counts as test, or else validation."""
     seen: set[bytes] = set()
     found: dict[str, dict[str, np.ndarray]] = {}
     for name in ENDS:
         texts = tokens.encode(all_reviews(name)[: TEXTS[name]])
-        rows, lengths = padded(_pieces(texts, length), tokens.separator, length)
+        rows, lengths = pad(_pieces(texts, length), tokens.separator, length)
         first = [row.tobytes() not in seen and not seen.add(row.tobytes()) for row in rows]
         found[name] = {"inputs": rows[first], "lengths": lengths[first]}
-    save(folder, found)
+    save_splits(folder, found)
 
 
 def _pieces(
@@ -126,21 +128,21 @@ def _pieces(
     """Each text from its beginning on in pieces; without a last one that is too short."""
     for text in texts:
         for begin in range(0, len(text), length):
-            if len(piece := text[begin : begin + length]) >= SHORTEST:
+            if len(piece := text[begin : begin + length]) >= MIN_LENGTH:
                 yield piece
 
 
-def _masked_once(name: str, pieces: Readings, tokenizer: Tokenizer) -> Items:
+def _mask_once(name: str, pieces: UnmaskedTexts, tokenizer: Tokenizer) -> Items:
     """The pieces with masks that depend on the split's name alone."""
     whole = pieces.batch(np.arange(len(pieces)))
     masked = augment(tokenizer, whole, generator(0, "masks", name))
     return Items(masked.inputs, masked.targets, masked.lengths)
 
 
-def _asked(
+def _choose_targets(
     read: Bool[np.ndarray, "items positions"], rng: Float[np.ndarray, "items positions"]
 ) -> Bool[np.ndarray, "items positions"]:
     """Which tokens are asked for: of each item its share, and one at least."""
     order = np.where(read, rng, 2.0).argsort(axis=1).argsort(axis=1)
-    counts: Int[np.ndarray, " items"] = np.rint(ASKED * read.sum(axis=1)).astype(np.int64)
+    counts: Int[np.ndarray, " items"] = np.rint(TARGET_SHARE * read.sum(axis=1)).astype(np.int64)
     return order < np.maximum(1, counts)[:, None]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int, UInt8, UInt16
 
 from qkvbench.data.batch import Batch, Predictions, Sequences
-from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fitted
+from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fit
 from qkvbench.experiment import Training
 from qkvbench.model import (
     Encoder,
@@ -21,8 +21,17 @@ from qkvbench.model import (
     with_tower,
 )
 from qkvbench.tasks import Data, Metric, Task, top
-from qkvbench.tasks.kinds.emoji import FEATURES, SQUARES, TEST, Language, Made, load, moved, seen
-from qkvbench.tasks.kinds.texts import padded
+from qkvbench.tasks.kinds.emoji import (
+    FEATURES,
+    SQUARES,
+    TEST,
+    Language,
+    MakeSplit,
+    as_inputs,
+    load,
+    shift_images,
+)
+from qkvbench.tasks.kinds.texts import pad
 
 BYTE_PAIRS = BytePairs(512)
 # Tokens of a name that are read; of bytes there are about three for each.
@@ -47,7 +56,7 @@ class Pairs:
         """The pairs with these numbers; within the batch they are numbered anew."""
         numbers = np.arange(len(indices))
         return Batch(
-            seen(self.pixels[indices]),
+            as_inputs(self.pixels[indices]),
             np.stack([numbers, numbers], axis=1),
             second=Sequences(self.tokens[indices].astype(np.int64), self.lengths[indices]),
         )
@@ -86,8 +95,8 @@ def matching(language: Language, about: str, tokenizer: Tokenizer = BYTE_PAIRS) 
         ),
         load=partial(_load, language, tokenizer, length),
         score=score,
-        retokenized=partial(matching, language, about),
-        augment=moved,
+        with_tokenizer=partial(matching, language, about),
+        augment=shift_images,
     )
 
 
@@ -108,10 +117,10 @@ def _load(language: Language, tokenizer: Tokenizer, length: int) -> Data:
     return load(language, made, f"{tokenizer.name} {PREPARATION} {length}")
 
 
-def _made(tokenizer: Tokenizer, length: int, training: Sequence[str]) -> Made:
-    learned = fitted(tokenizer, training)
+def _made(tokenizer: Tokenizer, length: int, training: Sequence[str]) -> MakeSplit:
+    learned = fit(tokenizer, training)
 
     def pairs(pixels: UInt8[np.ndarray, "items 32 32 3"], names: Sequence[str]) -> Pairs:
-        return Pairs(pixels, *padded(learned.encode(names), learned.separator, length))
+        return Pairs(pixels, *pad(learned.encode(names), learned.separator, length))
 
     return pairs

@@ -16,7 +16,7 @@ from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Encoder, Init, NoPosition, Vectors, transformer
 from qkvbench.model.rng import generator
 from qkvbench.tasks import Data, Metric, Task, accuracy
-from qkvbench.tasks.kinds.splits import patches, save
+from qkvbench.tasks.kinds.splits import patchify, save_splits
 
 # Images in a set.
 SET = 10
@@ -41,11 +41,11 @@ class Sets:
         vectors = self.vectors[self.members[indices]]
         return Batch(_numbers(vectors), np.array(self.targets[indices]))
 
-    def pictures(self) -> Float[np.ndarray, "pictures features"]:
+    def images(self) -> Float[np.ndarray, "pictures features"]:
         """Each image once, its patches one after the other."""
         return _numbers(self.vectors)
 
-    def seen_as(self, vectors: Float[np.ndarray, "pictures features"]) -> "Sets":
+    def with_features(self, vectors: Float[np.ndarray, "pictures features"]) -> "Sets":
         """The same sets of images that are told by these vectors."""
         return replace(self, vectors=vectors)
 
@@ -118,8 +118,8 @@ def prepare(name: str, splits: Mapping[str, LabelledImages], patch: int, folder:
         rng = generator(0, "task", f"{name} {split}")
         numbers, places = members(images.labels, SETS[split], rng)
         arrays[split] = {
-            "vectors": patches(images.pixels, patch).reshape(len(images.labels), -1),
+            "vectors": patchify(images.pixels, patch).reshape(len(images.labels), -1),
             "members": numbers,
             "targets": places,
         }
-    save(folder, arrays)
+    save_splits(folder, arrays)

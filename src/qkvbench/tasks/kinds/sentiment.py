@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from qkvbench.data.cache import keep, kept
+from qkvbench.data.cache import keep, lookup
 from qkvbench.data.labelled_reviews import Collection
 from qkvbench.data.tokenizer import Tokenizer
 from qkvbench.experiment import Training
 from qkvbench.tasks import Task
-from qkvbench.tasks.kinds.reviews import BYTE_PAIRS, learned, read_length, split_reviews
-from qkvbench.tasks.kinds.texts import Source, folder_name, keep_tokens, text_classification
+from qkvbench.tasks.kinds.reviews import BYTE_PAIRS, read_length, review_tokenizer, split_reviews
+from qkvbench.tasks.kinds.texts import Source, folder_name, save_tokens, text_classification
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ def sentiment(verdicts: Verdicts, tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
         chance=0.5,
         length=length,
         training=verdicts.training,
-        prepared=partial(prepared, verdicts.collection, length),
+        folder=partial(splits_folder, verdicts.collection, length),
     )
     task = text_classification(source, tokenizer)
-    return replace(task, retokenized=partial(sentiment, verdicts))
+    return replace(task, with_tokenizer=partial(sentiment, verdicts))
 
 
-def prepared(collection: Collection, length: int, tokenizer: Tokenizer) -> Path:
+def splits_folder(collection: Collection, length: int, tokenizer: Tokenizer) -> Path:
     """Where the splits are kept, made on first use."""
     name = folder_name(f"verdicts-{collection}", tokenizer, length)
-    if folder := kept(name):
+    if folder := lookup(name):
         return folder
-    splits, tokens = split_reviews(collection), learned(tokenizer)
-    return keep(name, lambda making: keep_tokens(splits, tokens, length, making))
+    splits, tokens = split_reviews(collection), review_tokenizer(tokenizer)
+    return keep(name, lambda making: save_tokens(splits, tokens, length, making))

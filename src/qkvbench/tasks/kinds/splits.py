@@ -56,7 +56,7 @@ def _read(
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class PatchedImages:
     """Images of one size, each a sequence of square patches, whose numbers lie in −1..1."""
 
     pixels: UInt8[np.ndarray, "items side side channels"]
@@ -69,12 +69,12 @@ class Pictures:
 
     def batch(self, indices: Int[np.ndarray, " items"]) -> Batch:
         """The images with these numbers."""
-        pixels = patches(np.array(self.pixels[indices]), self.patch)
+        pixels = patchify(np.array(self.pixels[indices]), self.patch)
         return Batch((pixels / 127.5 - 1).astype(np.float32), np.array(self.targets[indices]))
 
 
 @dataclass(frozen=True, eq=False)
-class Readings:
+class UnmaskedTexts:
     """Pieces of text of which each token is right at its own place: what is masked later."""
 
     inputs: Integer[np.ndarray, "items positions"]
@@ -112,7 +112,7 @@ class Windows:
         return Batch(tokens[:, :-1], tokens[:, 1:])
 
 
-def divided(
+def split_in_order(
     inputs: Num[np.ndarray, "items positions *features"],
     targets: Int[np.ndarray, "items places"],
     *,
@@ -126,7 +126,7 @@ def divided(
     return Data(train=rest, validation=second, test=first, identity=identity(inputs, targets))
 
 
-def stratified(
+def stratify(
     contents: Sequence[bytes], labels: Sequence[int], ends: Mapping[str, int] = ENDS
 ) -> dict[str, list[int]]:
     """The numbers of the examples of each split, in the order of the hashes of their contents.
@@ -150,7 +150,7 @@ def stratified(
     return parts
 
 
-def patches(
+def patchify(
     pixels: Num[np.ndarray, "items side side channels"], patch: int
 ) -> Num[np.ndarray, "items patches features"]:
     """Images cut into squares, row by row, each a vector of its pixels."""
@@ -160,24 +160,24 @@ def patches(
     return cut.reshape(count, along**2, patch**2 * channels)
 
 
-def uncut(
+def unpatchify(
     cut: Num[np.ndarray, "items patches features"], patch: int, channels: int
 ) -> Num[np.ndarray, "items side side channels"]:
-    """The images of which these are the `patches`."""
+    """The images of which these are the patches."""
     count, squares, _ = cut.shape
     along = isqrt(squares)
     rows = cut.reshape(count, along, along, patch, patch, channels).transpose(0, 1, 3, 2, 4, 5)
     return rows.reshape(count, along * patch, along * patch, channels)
 
 
-def save(folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def save_splits(folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Keep the arrays of each split in a folder of the cache."""
     for split, arrays in splits.items():
         for name, array in arrays.items():
             np.save(folder / f"{split}.{name}.npy", array)
 
 
-def saved(folder: Path, made: Callable[..., Split] = Items) -> Data:
+def load_splits(folder: Path, made: Callable[..., Split] = Items) -> Data:
     """The splits that were kept, each made of its arrays by name, which are mapped into memory."""
 
     def split(name: str) -> Split:

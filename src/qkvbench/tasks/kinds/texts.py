@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int, Integer, UInt16
 
-from qkvbench.data.tokenizer import PREPARATION, Fitted, Tokenizer, fitted
+from qkvbench.data.tokenizer import PREPARATION, Fitted, Tokenizer, fit
 from qkvbench.experiment import Training
 from qkvbench.model import Encoder, Init, Rotary, Tokens, transformer
 from qkvbench.tasks import Data, Metric, Task, accuracy
-from qkvbench.tasks.kinds.splits import ENDS, save, saved, stratified
+from qkvbench.tasks.kinds.splits import ENDS, load_splits, save_splits, stratify
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Source:
     chance: float
     length: int
     training: Training
-    prepared: Callable[[Tokenizer], Path]
+    folder: Callable[[Tokenizer], Path]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def text_classification(source: Source, tokenizer: Tokenizer) -> Task:
 
 def load(source: Source, tokenizer: Tokenizer) -> Data:
     """The prepared splits."""
-    return saved(source.prepared(tokenizer))
+    return load_splits(source.folder(tokenizer))
 
 
 def folder_name(name: str, tokenizer: Tokenizer, length: int) -> str:
@@ -86,25 +86,25 @@ def prepare(
 
     `length` decides, from the most tokens of a training text, how many are read of any.
     """
-    splits = divided(texts, labels)
+    splits = split_texts(texts, labels)
     training = splits["train"].texts
-    learned = fitted(tokenizer, training)
+    learned = fit(tokenizer, training)
     longest = max(len(tokens) for tokens in learned.encode(training))
-    keep_tokens(splits, learned, length(longest), folder)
+    save_tokens(splits, learned, length(longest), folder)
 
 
-def divided(
+def split_texts(
     texts: Sequence[str], labels: Sequence[int], ends: Mapping[str, int] = ENDS
 ) -> dict[str, Labelled]:
     """The splits of different texts, by their hashes."""
-    parts = stratified([text.encode() for text in texts], labels, ends)
+    parts = stratify([text.encode() for text in texts], labels, ends)
     return {
         name: Labelled([texts[n] for n in numbers], [labels[n] for n in numbers])
         for name, numbers in parts.items()
     }
 
 
-def keep_tokens(splits: Mapping[str, Labelled], learned: Fitted, length: int, folder: Path) -> None:
+def save_tokens(splits: Mapping[str, Labelled], learned: Fitted, length: int, folder: Path) -> None:
     """Keep the first tokens of each text.
 
     Texts that are alike so far count as one, the first of test, validation and training.
@@ -112,17 +112,17 @@ def keep_tokens(splits: Mapping[str, Labelled], learned: Fitted, length: int, fo
     seen: set[bytes] = set()
     kept: dict[str, dict[str, np.ndarray]] = {}
     for name in ENDS:
-        tokens, lengths = padded(learned.encode(splits[name].texts), learned.separator, length)
+        tokens, lengths = pad(learned.encode(splits[name].texts), learned.separator, length)
         first = [row.tobytes() not in seen and not seen.add(row.tobytes()) for row in tokens]
         kept[name] = {
             "inputs": tokens[first],
             "targets": np.array(splits[name].labels, np.int64)[first, None],
             "lengths": lengths[first],
         }
-    save(folder, kept)
+    save_splits(folder, kept)
 
 
-def padded(
+def pad(
     texts: Iterable[Integer[np.ndarray, " tokens"]], separator: int, length: int
 ) -> tuple[UInt16[np.ndarray, "items length"], Int[np.ndarray, " items"]]:
     """The first tokens of each text, separators behind them, and how many they are."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qkvbench.data.cache import keep, kept
+from qkvbench.data.cache import keep, lookup
 from qkvbench.experiment import Training
 
 # Raised with every change to what is made of the same bytes.
@@ -36,7 +36,7 @@ class Content:
 
     def prepared(self, make: Callable[[Path], None]) -> Path:
         """The folder in the cache, filled by `make` on first use."""
-        return kept(self.key) or keep(self.key, make)
+        return lookup(self.key) or keep(self.key, make)
 
 
 def most_frequent(folder: Path) -> float:

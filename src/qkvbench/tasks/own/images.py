@@ -9,7 +9,7 @@ import numpy as np
 from qkvbench.data import own
 from qkvbench.tasks import Task
 from qkvbench.tasks.kinds.images import Source, image_classification, prepare
-from qkvbench.tasks.kinds.splits import Pictures, saved
+from qkvbench.tasks.kinds.splits import PatchedImages, load_splits
 from qkvbench.tasks.own.content import CLASSIFYING, Content, most_frequent
 
 # The side of a patch for each side of an image: 16, 16 and 64 patches.
@@ -49,6 +49,6 @@ def image_task(folder: Path) -> Task:
             classes=classes,
             chance=most_frequent(prepared),
             training=CLASSIFYING,
-            load=partial(saved, prepared, partial(Pictures, patch=PATCHES[side])),
+            load=partial(load_splits, prepared, partial(PatchedImages, patch=PATCHES[side])),
         )
     )
