@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import file_digest
 from pathlib import Path
+from typing import TypeVar
 
-# Hashes of the files of a kept folder, written last: what lacks them or differs is made anew.
+Source = TypeVar("Source")
+
+# Hashes of the files of a prepared folder, written last: a folder without them is made again.
 _SUMS = "SHA256SUMS"
 
 # Whether this thread is the one that writes: a second lock on the same file would wait for ever.
@@ -98,6 +101,19 @@ def keep(name: str, make: Callable[[Path], None]) -> Path:
                 make(making)
                 (making / _SUMS).write_text(_sums(making))
     return folder
+
+
+def prepare_once(
+    name: str, read: Callable[[], Source], make: Callable[[Source, Path], None]
+) -> Path:
+    """The prepared folder `name`, made on first use from what `read` returns.
+
+    `read` runs before the cache is locked: it may take the lock itself, to fetch a wheel.
+    """
+    if folder := lookup(name):
+        return folder
+    source = read()
+    return keep(name, lambda making: make(source, making))
 
 
 @contextmanager

