@@ -37,7 +37,7 @@ def test_no_paragraph_of_the_documentation_is_twice_and_none_has_marks_of_html()
 @pytest.mark.slow
 def test_no_service_of_the_documentation_is_in_two_splits():
     found = documentation.services()
-    divided = documentation.divided(found)
+    divided = documentation.split_services(found)
     names = [name for split in divided.values() for name in split]
     assert sorted(names) == sorted(found)
     assert len(names) > 400
@@ -67,7 +67,7 @@ def test_what_training_says_is_left_out_of_the_other_splits():
     # Enough services that each split has some, all of which say the same beside their own.
     found = {f"service {n}": [("The error code.", f"Of {chr(97 + n)}.")] for n in range(26)}
     found |= {f"more {n}": [(f"Only here: {chr(97 + n) * 3}.",)] for n in range(26)}
-    divided = documentation.divided(found)
+    divided = documentation.split_services(found)
     common = [
         split
         for split, services in divided.items()

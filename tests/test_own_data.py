@@ -350,7 +350,7 @@ def test_the_page_on_own_data_states_the_limits_that_hold():
     numbers += [own.IMAGE_BYTES, own.IMAGE_PIXELS]
     for number in numbers:
         assert f"{number:,}" in said
-    assert f"{own.FEWEST} different" in said
+    assert f"{own.MIN_EXAMPLES} different" in said
     assert f"±{own.LARGEST:g}" in said
     for word in (*own.FORMATS, *own.LABELS, *own.TEXTS):
         assert f"`{word}`" in said

@@ -309,7 +309,7 @@ def test_mqar_overwrites_no_pair_and_asks_for_each_once(loaded):
 
 def test_mqar_asks_by_the_published_power_law(loaded):
     rng = np.random.default_rng(0)
-    first = mqar.drawn_by_power_law(rng, places=14, wanted=2, count=20_000)[:, 0]
+    first = mqar.draw_by_power_law(rng, positions=14, wanted=2, count=20_000)[:, 0]
     law = np.arange(1, 15) ** (0.01 - 1)
     law /= law.sum()
     shares = np.bincount(first, minlength=14) / len(first)

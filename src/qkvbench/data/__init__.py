@@ -1,4 +1,4 @@
-"""Real data from outside: fetched into a cache folder once, pinned, checked, and kept prepared."""
+"""Real data: fetched once into a cache folder, pinned, checked by hash, and prepared."""
 
 from qkvbench.data.cache import DataRefusedError, DataUnavailableError
 from qkvbench.data.reviews import REVIEWS, Reviews, reviews

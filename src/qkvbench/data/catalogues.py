@@ -1,4 +1,4 @@
-"""Texts of interfaces, English and German: the catalogues of programs that people translated."""
+"""Texts of user interfaces, English and German: catalogues that people translated."""
 
 import json
 import re
@@ -17,22 +17,22 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 @dataclass(frozen=True)
 class Catalogue:
-    """A wheel with catalogues in it, and how its pairs are read."""
+    """A wheel with catalogues, and the function that reads its pairs."""
 
     wheel: Wheel
     pairs: Callable[[ZipFile], Iterator[Pair]]
 
 
 def interface_pairs() -> dict[Pair, int]:
-    """Different pairs of an English text and its German one, and how often each was found.
+    """Distinct pairs of an English and a German text, each with its number of occurrences.
 
-    Each is on one line, its blanks made one. Names that stand for something (``{name}``, ``%s``)
-    stay as they are. No text is empty, and none is translated by itself. Raises
-    DataUnavailableError where a wheel cannot be had.
+    Each text is on one line with single blanks. Placeholders (``{name}``, ``%s``) stay as they are.
+    No text is empty, and none equals its translation. Raises DataUnavailableError if a wheel is not
+    available.
     """
     found: dict[Pair, int] = {}
     for catalogue in CATALOGUES:
-        # Kept open: to open a wheel with so many files again for each of them takes minutes.
+        # Opened once: opening a wheel with so many files again for each of them takes minutes.
         with open_wheel(catalogue.wheel) as archive:
             for english, german in catalogue.pairs(archive):
                 pair = (" ".join(english.split()), " ".join(german.split()))
@@ -42,7 +42,7 @@ def interface_pairs() -> dict[Pair, int]:
 
 
 def json_pairs(archive: ZipFile) -> Iterator[Pair]:
-    """The texts that stand at the same place in two JSON files of one folder."""
+    """The texts under the same key in two JSON files of one folder."""
     names = set(archive.namelist())
     for german in sorted(name for name in names if name.endswith("/de.json")):
         folder = german.removesuffix("/de.json")
@@ -62,7 +62,7 @@ def gettext_pairs(archive: ZipFile) -> Iterator[Pair]:
 
 
 def po_pairs(lines: Iterable[str]) -> Iterator[Pair]:
-    """The messages of one catalogue; without what is obsolete, or marked as a machine's guess."""
+    """The messages of one catalogue, without obsolete and fuzzy ones."""
     message: dict[str, str] = {}
     keyword, guessed = "", False
     # An empty line ends a message, the last one's too.
@@ -84,13 +84,13 @@ def _message_pairs(message: dict[str, str]) -> Iterator[Pair]:
     # German has two forms; the second is for every number but one, as in English.
     pairs = (("msgid", "msgstr"), ("msgid", "msgstr[0]"), ("msgid_plural", "msgstr[1]"))
     for english, german in pairs:
-        # The message of an empty text is the catalogue's own head.
+        # The message of an empty text is the header of the catalogue.
         if message.get(english) and message.get(german):
             yield message[english], message[german]
 
 
 def _unescape(line: str) -> str:
-    """What stands between the quotes of a line."""
+    """The text between the quotes of a line."""
     written = _LETTERS.search(line)
     letters = written[1] if written else ""
     return _ESCAPED.sub(lambda found: _ESCAPES.get(found[1], found[1]), letters)

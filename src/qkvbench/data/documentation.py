@@ -1,7 +1,7 @@
 """Documentation of web services as documents: plain prose, split by service.
 
-Services copy from each other, so what is near to a training service is no test: services with
-paragraphs in common stay together, and no paragraph is in two splits, nor twice in one.
+Services copy from each other, so a service similar to a training service is no test: services with
+paragraphs in common stay together, and each paragraph is kept once.
 """
 
 import gzip
@@ -29,12 +29,12 @@ BOTOCORE = Wheel(
     file="botocore-1.44.5-py3-none-any.whl",
     sha256="8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921",
 )
-# Raised with every change to what is made of the same wheel.
+# Its number is raised with every change to what is made of the same wheel.
 FOLDER = "documentation-3"
-# Where the splits end on the line of hashes; the rest is for training.
+# Ends of the splits, as shares of the range of hashes; the rest is for training.
 ENDS = {"test": 0.05, "validation": 0.10}
-# Services are kin where so much of the paragraphs of one stands in the other. What is short says
-# nothing of kinship, nor what many services have: "The request was denied due to throttling."
+# Two services are one family if this share of the paragraphs of one is in the other. Paragraphs
+# that are short or in many services do not count: "The request was denied due to throttling."
 SHARED_PARTS = 0.05
 LONG_BYTES = 60
 FEW_SERVICES = 5
@@ -43,7 +43,7 @@ _BLANK = str.maketrans(dict.fromkeys(string.punctuation + string.digits, " "))
 
 Document = tuple[str, ...]
 
-# Some texts have their marks escaped; a <name> that a person is to fill in is no mark.
+# Some texts have escaped tags; a <name> that a person is to fill in is no tag.
 _ESCAPED = re.compile(r"&lt;(/?(?:p|li|ul|ol|note|code|i|b|a|dd|dt|important)(?: .*?)?)&gt;")
 _BLOCK = re.compile(r"</?(?:p|li|ul|ol|note|important|dd|dt|dl|h2|pre|br|para)\b[^>]*>")
 _MARK = re.compile(r"<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL)
@@ -52,7 +52,7 @@ _MARK = re.compile(r"<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL)
 def documentation() -> Streams:
     """The bytes of disjoint sets of documents, a separator after each.
 
-    Raises DataUnavailableError where the wheel or the cache cannot be had.
+    Raises DataUnavailableError if the wheel or the cache is not available.
     """
     folder = prepare_once(FOLDER, lambda: split_services(services()), _prepare)
     parts = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in SPLITS}
@@ -60,7 +60,7 @@ def documentation() -> Streams:
 
 
 def services() -> dict[str, list[Document]]:
-    """The documents of each service, in its newest version: what it says of each thing it has."""
+    """The documents of each service, in its newest version: one for each documented item."""
     with open_wheel(BOTOCORE) as archive:
         return {
             name: [document for text in _texts(archive, file) if (document := paragraphs(text))]
@@ -69,14 +69,14 @@ def services() -> dict[str, list[Document]]:
 
 
 def paragraphs(text: str) -> Document:
-    """The paragraphs of a text in HTML, without its marks, each on one line."""
+    """The paragraphs of a text in HTML, without tags, each on one line."""
     marked = _ESCAPED.sub(r"<\1>", text)
     found = html.unescape(html.unescape(_MARK.sub("", _BLOCK.sub("\0", marked)))).split("\0")
     return tuple(line for part in found if (line := " ".join(part.split())))
 
 
 def split_services(found: Mapping[str, Sequence[Document]]) -> dict[str, dict[str, list[Document]]]:
-    """The services of each split with their documents; what training has is left out elsewhere.
+    """The services of each split with their documents; no paragraph is in two splits.
 
     A family's name decides its split. Each paragraph is kept once, whatever its case and numbers:
     in training, else in validation, else in the test split.
@@ -110,7 +110,7 @@ def split_of(family: str) -> str:
 def families(found: Mapping[str, Iterable[Document]]) -> dict[str, str]:
     """For each service the first name in its family: services that share paragraphs, transitively.
 
-    ec2's documentation of a subnet is no test for who has learned that of another service.
+    ec2's documentation of a subnet is no test for a model that has learned that of another service.
     """
     telling: dict[str, set[str]] = {}
     for name, documents in found.items():
@@ -135,7 +135,7 @@ def families(found: Mapping[str, Iterable[Document]]) -> dict[str, str]:
 
 
 def keys(parts: Iterable[str]) -> list[str]:
-    """What each of the paragraphs is known by: its words in small letters, without numbers."""
+    """The key under which each paragraph is compared: its words in lower case, without numbers."""
     known = list(parts)
     lines = "\n".join(known).lower().translate(_BLANK).split("\n")
     words = (" ".join(line.split()) for line in lines)

@@ -1,4 +1,4 @@
-"""Grey images of 28 by 28 pixels, and the class that each shows."""
+"""Grey images of 28 by 28 pixels, each with its class."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class LabelledImages:
     labels: Int[np.ndarray, " items"]
 
     def distinct(self) -> "LabelledImages":
-        """Of images that are alike to the pixel the first, in the same order."""
+        """The first of images that are equal in every pixel, in the same order."""
         _, first = np.unique(self.pixels.reshape(len(self.pixels), -1), axis=0, return_index=True)
         first.sort()
         return LabelledImages(self.pixels[first], self.labels[first])

@@ -13,9 +13,9 @@ Collection = Literal["rotten_tomatoes", "imdb"]
 def labelled_reviews(
     collection: Collection, source: Source = REVIEWS
 ) -> tuple[list[str], list[int]]:
-    """Different texts in the order of the table, and for each 1 for praise, 0 for blame.
+    """Distinct texts in the order of the table, and for each 1 for praise, 0 for blame.
 
-    Raises DataUnavailableError where the wheel cannot be had.
+    Raises DataUnavailableError if the wheel is not available.
     """
     found: dict[str, set[int]] = {}
     with open_wheel(source.wheel) as archive, archive.open(source.member) as member:

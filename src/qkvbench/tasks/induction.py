@@ -1,7 +1,7 @@
-"""Say what followed last time: the pattern that induction heads complete. arXiv:2209.11895.
+"""Predict what followed last time: the pattern that induction heads complete. arXiv:2209.11895.
 
-``… a c … a`` wants ``c``. Every token that was seen before asks, not a special one alone
-(arXiv:2312.00752), and what follows in the sequence is drawn anew: nothing but looking back helps.
+The target of ``… a c … a`` is ``c``. Every repeated token has a target, not a special one alone
+(arXiv:2312.00752), and the next token is random: only looking back helps.
 """
 
 import numpy as np
@@ -19,19 +19,19 @@ SEQUENCES = 20_000
 
 
 def load() -> Data:
-    """Different sequences of symbols drawn uniformly."""
+    """Distinct sequences of symbols drawn uniformly."""
     items = generator(0, "task", "induction").integers(SYMBOLS, size=(SEQUENCES, LENGTH))
     return split_distinct(items, followers(items))
 
 
 def followers(items: Int[np.ndarray, "items length"]) -> Int[np.ndarray, "items length"]:
-    """At each place, what followed its symbol where that was last seen before."""
+    """For each position, the token that followed the last earlier occurrence of its symbol."""
     rows = np.arange(len(items))
     last = np.full((len(items), SYMBOLS), IGNORE_INDEX)
     found = np.full_like(items, IGNORE_INDEX)
-    for place in range(1, items.shape[1]):
-        last[rows, items[:, place - 1]] = items[:, place]
-        found[:, place] = last[rows, items[:, place]]
+    for position in range(1, items.shape[1]):
+        last[rows, items[:, position - 1]] = items[:, position]
+        found[:, position] = last[rows, items[:, position]]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Film reviews as arXiv:2606.04032 trains and scores: each cut at a length, padded, padding scored.
+"""Film reviews as arXiv:2606.04032 scores them: cut at a length, padded, padding scored.
 
 `lm-reviews` is the same text without padding: whole documents packed end to end.
 """

@@ -1,7 +1,7 @@
 """Praise or blame, byte by byte, as in the Text task of Long Range Arena. arXiv:2011.04006.
 
-There the training and test reviews of IMDb are read up to 4,000 bytes; here it is the training
-part alone, split anew, and 1,024 bytes unless another length is asked for.
+There the training and test reviews of IMDb are read up to 4,000 bytes; here the training part
+alone, with other splits, up to 1,024 bytes by default.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ MIN_LENGTH, MAX_LENGTH = 16, 16_384
 def text(tokenizer: Tokenizer, length: int) -> Task:
     """The task of telling praise from blame in the first `length` tokens of a review.
 
-    DataRefusedError where no review has so many, or so few say nothing.
+    DataRefusedError if no review has so many, or so few say nothing.
     """
     if not MIN_LENGTH <= length <= MAX_LENGTH:
         raise DataRefusedError(
@@ -47,7 +47,7 @@ def text(tokenizer: Tokenizer, length: int) -> Task:
     task = text_classification(source, tokenizer)
     return replace(
         task,
-        # Bytes, of which there are few, are told apart from the beginning.
+        # A larger deviation than that of byte pairs: the vocabulary is small.
         model=replace(task.model, init=Init(embedding_std=0.5, position_std=0.5)),
         with_tokenizer=lambda other: text(other, length),
         with_length=partial(text, tokenizer),

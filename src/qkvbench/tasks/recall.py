@@ -20,7 +20,7 @@ SEQUENCES = 40_000
 
 
 def load() -> Data:
-    """Different items: keys are unique in an item, values are drawn anew for each of them."""
+    """Distinct items: the keys of an item differ, and its values are drawn for it alone."""
     rng = generator(0, "task", "recall")
     keys = rng.permuted(np.tile(np.arange(KEYS), (SEQUENCES, 1)), axis=1)[:, :PAIRS]
     values = KEYS + rng.integers(VALUES, size=(SEQUENCES, PAIRS))
@@ -41,7 +41,7 @@ TASK = Task(
     benchmark="recall",
     tier="built-in",
     version=1,
-    # A model that names any value it was shown scores about 1/PAIRS: better than chance, no recall.
+    # Predicting any value of the item scores about 1/PAIRS: better than chance, but no recall.
     metric=Metric("accuracy", "share", "higher", chance=1 / VALUES, solved=0.95),
     tokens=LENGTH,
     model=transformer(

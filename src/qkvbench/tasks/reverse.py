@@ -1,6 +1,6 @@
-"""Say digits backwards: each position wants the digit that stands as far from the other end.
+"""Reverse digits: the target of each position is the digit as far from the other end.
 
-Which position looks at which is symmetric, so nothing is lost where Q is K.
+Which position attends to which is symmetric, so nothing is lost if Q is K.
 """
 
 from functools import partial

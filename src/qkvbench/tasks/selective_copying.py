@@ -1,7 +1,7 @@
 """Selective copying (arXiv:2312.00752): symbols scattered among blanks are repeated in order.
 
-``_ c _ _ a _ b | ? ? ?`` wants ``c a b`` at the three marks. Where a symbol stands says nothing;
-one must know how many came before it.
+The targets of ``_ c _ _ a _ b | ? ? ?`` are ``c a b`` at the three marks. The position of a symbol
+says nothing; the number of symbols before it decides.
 """
 
 import numpy as np
@@ -22,15 +22,15 @@ SEQUENCES = 40_000
 
 
 def load() -> Data:
-    """Different sequences: symbols drawn uniformly, at places drawn uniformly."""
+    """Distinct sequences: symbols drawn uniformly, at positions drawn uniformly."""
     rng = generator(0, "task", "selective-copying")
     order = rng.permuted(np.tile(np.arange(SCATTER_LENGTH), (SEQUENCES, 1)), axis=1)
-    places = np.sort(order[:, :COPIES], axis=1)
+    positions = np.sort(order[:, :COPIES], axis=1)
     symbols = rng.integers(SYMBOLS, size=(SEQUENCES, COPIES))
 
     items = np.full((SEQUENCES, LENGTH), BLANK)
     items[:, SCATTER_LENGTH:] = MARK
-    np.put_along_axis(items, places, symbols, axis=1)
+    np.put_along_axis(items, positions, symbols, axis=1)
     targets = np.full_like(items, IGNORE_INDEX)
     targets[:, SCATTER_LENGTH:] = symbols
     return split_distinct(items, targets)

@@ -1,6 +1,6 @@
-"""Exchange the halves of a sequence of digits: each position wants the digit half a length away.
+"""Swap the halves of a sequence of digits: each target is the digit half a length away.
 
-Which position looks at which is symmetric, so nothing is lost where Q is K.
+Which position attends to which is symmetric, so nothing is lost if Q is K.
 """
 
 from functools import partial

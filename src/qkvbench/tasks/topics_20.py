@@ -1,4 +1,4 @@
-"""In which of 20 newsgroups was it posted? Subject and text of posts (Lang 1995)."""
+"""Name the newsgroup of a post, of 20, from its subject and text (Lang 1995)."""
 
 from qkvbench.experiment import Training
 from qkvbench.tasks.kinds.topics import Topics, topic

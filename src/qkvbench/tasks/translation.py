@@ -1,7 +1,7 @@
 """Translate texts of interfaces from English into German: short, human-made, no news.
 
-The benchmark is named for WMT14, whose news these are not: catalogues of three programs, as people
-translated them. The decoder reads the German text so far, and attends to the English one.
+In place of WMT14's news these are the catalogues of three programs, translated by people. The
+decoder reads the German text so far and attends to the English one.
 """
 
 import math
@@ -25,11 +25,11 @@ from qkvbench.tasks.kinds.generation_scores import bleu_and_chrf, on_one_line
 from qkvbench.tasks.kinds.splits import load_splits, save_splits
 
 BYTE_PAIRS = BytePairs(2048)
-# Pairs with a longer side are left out: three quarters stay, and a step is short.
+# Longer pairs are left out: three quarters stay, and a step is short.
 LENGTH = 16
-# About as many bytes make a token.
+# Bytes per token, about.
 BYTES_A_TOKEN = 4
-# Shares of what is said in English, and how many pairs of it are scored.
+# Shares of the distinct English texts, and the number of pairs that are scored.
 SHARES = {"test": 0.06, "validation": 0.03, "train": 0.91}
 SCORED = {"test": 1000, "validation": 500}
 
@@ -42,7 +42,7 @@ def translation(tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
         benchmark="wmt14",
         tier="packaged",
         version=1,
-        # Four words in a row are right by chance in no text; what sacreBLEU smooths is near 0.
+        # By chance no four words in a row are right; with sacreBLEU's smoothing BLEU is near 0.
         metric=Metric("bleu", "BLEU", "higher", chance=0.0),
         tokens=_length(tokenizer),
         second_tokens=_length(tokenizer),
@@ -64,7 +64,7 @@ def translation(tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
 
 
 def _model(tokenizer: Tokenizer) -> Model:
-    """As many layers read the English text as write the German one."""
+    """An encoder-decoder with as many layers for the English text as for the German one."""
     decoder = transformer(
         "translation",
         Decoder(tokenizer.vocabulary),
@@ -78,15 +78,15 @@ def _model(tokenizer: Tokenizer) -> Model:
 
 
 def load(tokenizer: Tokenizer) -> Data:
-    """The prepared splits: German inputs and what follows in them, and English as a second input.
+    """The prepared splits: German inputs and next tokens, and English as a second input.
 
-    Raises DataUnavailableError where the catalogues cannot be had.
+    Raises DataUnavailableError if the catalogues are not available.
     """
     return load_splits(splits_folder(tokenizer))
 
 
 def score(tokenizer: Tokenizer, outcome: Predictions) -> dict[str, float]:
-    """Bits for each byte of the German texts and of their ends, and the loss of a token in nats."""
+    """Bits per byte of the German texts with their ends, and the loss per token in nats."""
     scored = outcome.targets != IGNORE_INDEX
     loss = float(outcome.loss[scored].mean())
     bytes_a_token = float(_token_bytes(splits_folder(tokenizer))[outcome.targets[scored]].mean())
@@ -94,7 +94,7 @@ def score(tokenizer: Tokenizer, outcome: Predictions) -> dict[str, float]:
 
 
 def decode(tokenizer: Tokenizer, written: Sequence[Integer[np.ndarray, " _tokens"]]) -> list[str]:
-    """The texts that tokens stand for."""
+    """The texts of these tokens."""
     learned = restore(tokenizer, (splits_folder(tokenizer) / "tokenizer.json").read_text())
     return [on_one_line(learned.decode(tokens)) for tokens in written]
 
@@ -105,16 +105,16 @@ def lines(tokenizer: Tokenizer, language: str) -> list[str]:
 
 
 def splits_folder(tokenizer: Tokenizer) -> Path:
-    """Where the splits are kept, made on first use."""
+    """The folder of the prepared splits, made on first use."""
     name = f"translation-{tokenizer.name}-{_length(tokenizer)}-{PREPARATION}"
     return prepare_once(name, interface_pairs, partial(prepare, tokenizer))
 
 
 def split_pairs(pairs: dict[Pair, int]) -> dict[str, list[Pair]]:
-    """The pairs of each split, by what they say in English, in the order of its hash.
+    """The pairs of each split, in the order of the hashes of their normalized English text.
 
-    What differs in case, punctuation, blanks or the digits of a number says the same, and lies in
-    one split. There, in validation and test, it is asked for once: as what was found most often.
+    Pairs whose English differs only in case, punctuation, blanks or numbers are in one split. In
+    validation and test one of them is kept, the most frequent.
     """
     same: dict[bytes, list[Pair]] = {}
     for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
@@ -131,21 +131,21 @@ def split_pairs(pairs: dict[Pair, int]) -> dict[str, list[Pair]]:
 def normalize(text: str) -> str:
     """A text without case, punctuation and blanks, each number as a zero.
 
-    A text of signs alone says what it is.
+    A text of punctuation alone stays as it is.
     """
     letters = re.sub(r"[\W_]+", "", re.sub(r"\d+", "0", text.casefold()))
     return letters or text
 
 
 def prepare(tokenizer: Tokenizer, pairs: dict[Pair, int], folder: Path) -> None:
-    """Split the pairs, learn the tokenizer from the training ones in both languages, keep all."""
+    """Split the pairs, fit the tokenizer to the training ones in both languages, save all."""
     splits = split_pairs(pairs)
     learned = fit(tokenizer, [text for pair in splits["train"] for text in pair])
     length = _length(tokenizer)
     arrays: dict[str, dict[str, np.ndarray]] = {}
     for name, parts in splits.items():
         english, german = ([*learned.encode(texts)] for texts in zip(*parts, strict=True))
-        # The German side's end, or its beginning, is a token of its own.
+        # The German text has one token more: its beginning, or its end.
         short = [
             number
             for number in range(len(parts))
@@ -171,7 +171,7 @@ def _arrays(
     separator: int,
     length: int,
 ) -> dict[str, np.ndarray]:
-    """The arrays of a split: a separator begins and ends each German text, and fills rows up."""
+    """The arrays of a split: separators begin and end each German text, and pad rows."""
     inputs = np.full((len(german), length), separator, np.uint16)
     targets = np.full((len(german), length), IGNORE_INDEX, np.int64)
     second = np.full((len(english), length), separator, np.uint16)
@@ -188,7 +188,7 @@ def _arrays(
     }
 
 
-# Asked for at each evaluation, while the files behind it stay as they are.
+# Each evaluation needs it.
 @lru_cache(maxsize=8)
 def _token_bytes(folder: Path) -> Int[np.ndarray, " vocabulary"]:
     return np.load(folder / "token_bytes.npy")
@@ -200,7 +200,7 @@ def _length(tokenizer: Tokenizer) -> int:
 
 
 def _separator(tokenizer: Tokenizer) -> int:
-    """The token that no text has."""
+    """The token that no text contains."""
     return 0 if isinstance(tokenizer, Bytes) else tokenizer.vocabulary - 1
 
 

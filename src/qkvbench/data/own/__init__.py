@@ -1,7 +1,7 @@
-"""What a person brings: text, tables and images, checked once where they enter.
+"""A person's own data: text, tables and images, checked once, when they are read.
 
-Each reader takes a name, for its sentences, and content; what cannot be used raises
-DataRefusedError, which says where and what can.
+Each reader takes a name, for its messages, and content. DataRefusedError says what cannot be used,
+where it is, and what can be used instead.
 """
 
 from qkvbench.data.own.files import content, missing_error, shown
@@ -14,7 +14,7 @@ from qkvbench.data.own.images import (
     images,
     list_images,
 )
-from qkvbench.data.own.labels import FEWEST, Labelled, number_labels
+from qkvbench.data.own.labels import MIN_EXAMPLES, Labelled, number_labels
 from qkvbench.data.own.table import (
     LABELS,
     LARGEST,
@@ -28,12 +28,12 @@ from qkvbench.data.own.text import ENOUGH, TEXT_BYTES, json_documents, text_docu
 
 __all__ = [
     "ENOUGH",
-    "FEWEST",
     "FORMATS",
     "IMAGE_BYTES",
     "IMAGE_PIXELS",
     "LABELS",
     "LARGEST",
+    "MIN_EXAMPLES",
     "MOST_IMAGES",
     "MOST_NUMBERS",
     "TABLE_BYTES",

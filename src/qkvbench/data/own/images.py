@@ -83,7 +83,7 @@ def images(paths: Sequence[Path]) -> Images:
 
 
 def _visible(place: Path, root: Path) -> list[Path]:
-    """What lies in a folder, by name; a link out of the root is refused, not followed."""
+    """The files in a folder, by name; a link out of the root is refused, not followed."""
     within = root.resolve()
     try:
         found = sorted(path for path in place.iterdir() if not path.name.startswith("."))

@@ -1,4 +1,4 @@
-"""Sequences that are drawn for a purpose, which a decoder of two layers reads."""
+"""Synthetic sequences, read by a decoder of two layers."""
 
 from collections.abc import Callable
 
@@ -24,9 +24,9 @@ def drawn_task(
     training: Training,
     load: Callable[[], Data],
 ) -> Task:
-    """A causal task in which one of so many `answers` is right at each scored place.
+    """A causal task in which one of so many `answers` is right at each scored position.
 
-    A run is through with such a task or it has not begun to see how it goes, so runs are counted.
+    A run solves such a task or scores near chance, so solved runs are counted.
     """
     return Task(
         about=about,
@@ -53,7 +53,7 @@ def drawn_task(
 def split_distinct(
     inputs: Int[np.ndarray, "drawn length"], targets: Int[np.ndarray, "drawn length"]
 ) -> Data:
-    """The splits of what was drawn, each sequence taken the first time only."""
+    """The splits of the distinct sequences, in the order in which they were drawn."""
     _, first = np.unique(inputs, axis=0, return_index=True)
     first.sort()
     return split_in_order(inputs[first], targets[first], validation=VALIDATION, test=TEST)

@@ -1,4 +1,4 @@
-"""Classification of images: square patches in a row, one class for the whole."""
+"""Classification of images: a sequence of square patches, one class for the image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from qkvbench.tasks import Data, Metric, Task, accuracy, top
 from qkvbench.tasks.kinds.augment import AugmentImages, augment_patches
 from qkvbench.tasks.kinds.splits import save_splits, stratify
 
-# Where there are more classes, it is told as well whether the right one is among so many.
+# With more classes than this, top-5 accuracy is a metric as well.
 TOP = 5
 
 
@@ -24,8 +24,7 @@ TOP = 5
 class Source:
     """Labelled images of `side` × `side` pixels with one or three `channels`.
 
-    ``pooling`` is how the model tells the whole; ``redraw`` is what is drawn anew of an image each
-    time it is learned from.
+    ``pooling`` is how the model reads the class; ``augment`` changes training images.
     """
 
     about: str
@@ -74,14 +73,14 @@ def image_classification(source: Source) -> Task:
 
 
 def _top_scores(outcome: Predictions) -> dict[str, float]:
-    """Whether the right class is the likeliest, and whether it is among the `TOP` likeliest."""
+    """Accuracy, and how often the right class is among the `TOP` likeliest."""
     return accuracy(outcome) | {f"top_{TOP}": top(outcome, TOP)}
 
 
 def prepare(
     pixels: UInt8[np.ndarray, "items side side channels"], labels: Sequence[int], folder: Path
 ) -> None:
-    """Split different images by the hashes of their pixels, and keep the splits."""
+    """Split distinct images by the hashes of their pixels, and save the splits."""
     parts = stratify([image.tobytes() for image in pixels], labels)
     targets = np.array(labels, np.int64)[:, None]
     save_splits(

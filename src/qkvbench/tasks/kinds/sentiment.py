@@ -1,4 +1,4 @@
-"""Praise or blame: reviews that come with a verdict, as a task."""
+"""Sentiment: labelled reviews as a task."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ class Verdicts:
 
 
 def sentiment(verdicts: Verdicts, tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
-    """The task of telling praise from blame; `{length}` in `about` is what is read of a text."""
+    """The task of telling praise from blame; `{length}` in `about` is the number of tokens read."""
     length = read_length(verdicts.length, tokenizer)
     source = Source(
         about=verdicts.about.format(length=length),
@@ -43,7 +43,7 @@ def sentiment(verdicts: Verdicts, tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
 
 
 def splits_folder(collection: Collection, length: int, tokenizer: Tokenizer) -> Path:
-    """Where the splits are kept, made on first use."""
+    """The folder of the prepared splits, made on first use."""
     name = folder_name(f"verdicts-{collection}", tokenizer, length)
     if folder := lookup(name):
         return folder

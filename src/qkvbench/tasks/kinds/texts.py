@@ -1,4 +1,4 @@
-"""Classification of texts: tokens cut to a length, padded at the end, one class for the whole."""
+"""Classification of texts: tokens cut to a length, padded at the end, one class for each."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from qkvbench.tasks.kinds.splits import ENDS, load_splits, save_splits, stratify
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled texts, read up to `length` tokens. `prepared` keeps their splits in the cache."""
+    """Labelled texts, read up to `length` tokens. `folder` gives their prepared splits."""
 
     about: str
     tier: Literal["packaged", "own"]
@@ -41,7 +41,7 @@ class Labelled:
 
 
 def text_classification(source: Source, tokenizer: Tokenizer) -> Task:
-    """The task of naming the class of a text; who makes the source knows it in other tokens."""
+    """The task of naming the class of a text. The caller sets `with_tokenizer`."""
     return Task(
         about=source.about,
         benchmark=source.benchmark,
@@ -56,7 +56,7 @@ def text_classification(source: Source, tokenizer: Tokenizer) -> Task:
             d_model=64,
             heads=4,
             position=Rotary(),
-            # With 0.5, at which bytes do well, this one learns training words by heart.
+            # With 0.5, which is good for bytes, this model memorizes words of the training split.
             init=Init(embedding_std=0.1, position_std=0.1),
         ),
         training=source.training,
@@ -71,7 +71,7 @@ def load(source: Source, tokenizer: Tokenizer) -> Data:
 
 
 def folder_name(name: str, tokenizer: Tokenizer, length: int) -> str:
-    """What the prepared splits are called in the cache."""
+    """The name of the prepared splits in the cache."""
     return f"{name}-{tokenizer.name}-{length}-{PREPARATION}"
 
 
@@ -82,9 +82,9 @@ def prepare(
     length: Callable[[int], int],
     folder: Path,
 ) -> None:
-    """Split different texts by their hashes, learn the tokenizer from training ones, keep all.
+    """Split distinct texts by their hashes, fit the tokenizer to the training ones, save all.
 
-    `length` decides, from the most tokens of a training text, how many are read of any.
+    `length` maps the most tokens of a training text to the number that is read of each text.
     """
     splits = split_texts(texts, labels)
     training = splits["train"].texts
@@ -96,7 +96,7 @@ def prepare(
 def split_texts(
     texts: Sequence[str], labels: Sequence[int], ends: Mapping[str, int] = ENDS
 ) -> dict[str, Labelled]:
-    """The splits of different texts, by their hashes."""
+    """The splits of distinct texts, by their hashes."""
     parts = stratify([text.encode() for text in texts], labels, ends)
     return {
         name: Labelled([texts[n] for n in numbers], [labels[n] for n in numbers])
@@ -105,9 +105,9 @@ def split_texts(
 
 
 def save_tokens(splits: Mapping[str, Labelled], learned: Fitted, length: int, folder: Path) -> None:
-    """Keep the first tokens of each text.
+    """Save the first tokens of each text.
 
-    Texts that are alike so far count as one, the first of test, validation and training.
+    Texts with equal first tokens count once, in the first of test, validation and training.
     """
     seen: set[bytes] = set()
     kept: dict[str, dict[str, np.ndarray]] = {}
@@ -125,7 +125,7 @@ def save_tokens(splits: Mapping[str, Labelled], learned: Fitted, length: int, fo
 def pad(
     texts: Iterable[Integer[np.ndarray, " tokens"]], separator: int, length: int
 ) -> tuple[UInt16[np.ndarray, "items length"], Int[np.ndarray, " items"]]:
-    """The first tokens of each text, separators behind them, and how many they are."""
+    """The first tokens of each text, padded with separators, and their number."""
     read = [tokens[:length] for tokens in texts]
     lengths = np.array([len(tokens) for tokens in read], np.int64)
     rows = np.full((len(read), length), separator, np.uint16)

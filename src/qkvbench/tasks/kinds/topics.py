@@ -1,4 +1,4 @@
-"""What is a text about? Collections that come with topics, as a task."""
+"""Topics: labelled collections of texts as a task."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,7 @@ from qkvbench.tasks.kinds.texts import (
     text_classification,
 )
 
-# Where the splits of what is not for tests end, in percent.
+# Ends of validation and training in the texts that are not for tests, in percent.
 ENDS_OF_TRAIN = {"validation": 10, "train": 100}
 
 
@@ -40,7 +40,7 @@ class Topics:
 
 
 def topic(texts: Topics, tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
-    """The task of naming a text's topic; `{length}` in `about` is what is read of a text."""
+    """The task of naming a text's topic; `{length}` in `about` is the number of tokens read."""
     length = read_length(texts.length, tokenizer)
     source = Source(
         about=texts.about.format(length=length),
@@ -63,7 +63,7 @@ def topic(texts: Topics, tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
 
 
 def splits_folder(collection: Collection, length: int, tokenizer: Tokenizer) -> Path:
-    """Where the splits are kept, made on first use."""
+    """The folder of the prepared splits, made on first use."""
     name = folder_name(f"topics-{collection}", tokenizer, length)
     if folder := lookup(name):
         return folder
@@ -72,10 +72,10 @@ def splits_folder(collection: Collection, length: int, tokenizer: Tokenizer) -> 
 
 
 def split_topics(collection: Collection) -> dict[str, Labelled]:
-    """The test split of the collection itself; a tenth of its other texts is for validation.
+    """The collection's own test split; a tenth of its other texts is for validation.
 
-    Its own, because it is later than what is trained on: who answers a post quotes it. Each is in
-    the order of its hashes, so any prefix is a fair sample.
+    Its own, because its texts are later than the training texts: an answer to a post quotes it.
+    Each split is in the order of hashes, so any prefix is a fair sample.
     """
     found = topics(collection)
     names = sorted(set(found["train"].values()))

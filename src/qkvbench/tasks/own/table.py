@@ -19,7 +19,7 @@ from qkvbench.tasks.kinds.texts import Source, folder_name, prepare, text_classi
 from qkvbench.tasks.own.content import CLASSIFYING, CLASSIFYING_TEXT, Content, most_frequent
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-# Of a text so many tokens are read at most.
+# Tokens of a text that are read at most.
 MAX_LENGTH = 256
 
 
@@ -39,7 +39,7 @@ def table_task(path: Path) -> Task:
 def _make(name: str, found: bytes, delimiter: str, folder: Path) -> None:
     table = own.table(name, found, delimiter)
     contents = [row.encode() if isinstance(row, str) else row.tobytes() for row in table.examples]
-    right = own.labelled(name, contents, table.labels, table.places)
+    right = own.number_labels(name, contents, table.labels, table.places)
     texts: list[tuple[object, int]] = []
     if isinstance(table.examples, list):
         kept_texts = [table.examples[number] for number in right.kept]
@@ -52,11 +52,11 @@ def _make(name: str, found: bytes, delimiter: str, folder: Path) -> None:
 def _save_numbers(
     numbers: Float[np.ndarray, "rows columns"], labels: list[int], folder: Path
 ) -> None:
-    """Keep rows as sequences of numbers, standardized by the rows of the training split."""
+    """Save rows as sequences of numbers, standardized by the rows of the training split."""
     parts = stratify([row.tobytes() for row in numbers], labels)
     training = numbers[parts["train"]]
     middle, spread = training.mean(axis=0), training.std(axis=0)
-    # What never changes in training, but for rounding, is not blown up.
+    # A column that is constant in training, but for rounding, is not scaled.
     standard = (numbers - middle) / np.where(spread > 1e-12 * abs(middle), spread, 1)
     targets = np.array(labels, np.int64)[:, None]
     save_splits(

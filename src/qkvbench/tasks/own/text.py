@@ -17,11 +17,11 @@ from qkvbench.tasks.kinds.language import Source, language_model, load
 from qkvbench.tasks.own.content import Content
 
 JSON_LINES = (".jsonl", ".ndjson")
-# A text is read over so often at most, unless these are very few steps. 25 kB, read 25 times:
-# 3.0 bits a byte of validation text after 7 times, 4.8 at the end.
+# Epochs at most, unless that would be fewer than MIN_STEPS steps. With 25 kB and 25 epochs:
+# 3.0 bits per byte of validation text after 7 epochs, 4.8 at the end.
 EPOCHS = 8
 MIN_STEPS = 50
-# Little text is the rule here, so more of it is held back than of a large collection.
+# Own texts are small as a rule, so a larger share is held out than of a large collection.
 SHARES = {"test": 0.10, "validation": 0.10, "train": 0.80}
 
 
@@ -49,7 +49,7 @@ def text_task(path: Path) -> Task:
 
 
 def _checked_task(source: Source, tokenizer: Tokenizer) -> Task:
-    """The task; what is too short for its splits or its vocabulary is refused before it runs."""
+    """The task; a text too short for its splits or vocabulary is refused before anything runs."""
     windows = len(load(source, tokenizer).train)
     task = language_model(source, tokenizer)
     usual = task.training
