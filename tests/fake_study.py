@@ -80,7 +80,7 @@ def record(experiment, score=0.9, status="done", reason=None, solved_step=None):
         reason=reason,
         experiment=to_json(experiment),
         variant=experiment.variant,
-        model=experiment.model.name,
+        model=experiment.model.label,
         task=str(experiment.task),
         task_version=experiment.task_version,
         seed=experiment.seed,
@@ -126,7 +126,7 @@ def measurement(experiment, number):
     return Measurement(
         id=experiment.id,
         variant=experiment.variant,
-        model=experiment.model.name,
+        model=experiment.model.label,
         model_spec=to_json(experiment)["model"],
         backend="torch",
         precision="fp32",

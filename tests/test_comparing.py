@@ -13,6 +13,7 @@ from qkvbench.cli import main
 from qkvbench.cost.matched import with_arm
 from qkvbench.cost.units import bytes_text
 from qkvbench.data.batch import IGNORE_INDEX, Predictions
+from qkvbench.experiment import from_json, to_json
 from qkvbench.model import PRESETS, parse_arm, write_arm
 from qkvbench.reports.parts.comparison import lines, sentence
 from qkvbench.results import planning, resampling
@@ -143,7 +144,7 @@ def test_a_decode_ratio_is_told_with_its_interval_from_either_side(tmp_path):
         decoder = PRESETS["small-decoder"]().with_variant(parse(run.variant))
         made = fake_study.measurement(replace(run, model=decoder), number)
         store.write_measurement(
-            made.model_copy(update={"timings": {"decode": timing}, "model": run.model.name})
+            made.model_copy(update={"timings": {"decode": timing}, "model": run.model.label})
         )
     seen = view(store)
     forth, back = pair(seen, "q,k,v", "q,k=v"), pair(seen, "q,k=v", "q,k,v")
@@ -423,6 +424,20 @@ def test_the_study_s_five_shot_averages_but_one_are_not_distinguishable():
 @pytest.mark.parametrize("text", ["q,k,v", "q,k,v~q,k=v", "q,k=v~q,k,v:macs"])
 def test_an_arm_has_one_text(text):
     assert write_arm(parse_arm(text)) == text
+
+
+@pytest.mark.parametrize("size", ["", "~q,k=v", "~q,k=v:macs"])
+def test_a_first_record_of_an_arm_of_equal_size_is_read_as_the_same_experiment(size):
+    (base,) = fake_study.experiments("digits", ("q,k,v",), 1)
+    model = with_arm(base.model, parse_arm(f"q,k,v{size}"), tokens=16)
+    experiment = replace(base, model=model)
+    assert experiment.arm == f"q,k,v{size}"
+    written = to_json(experiment)
+    assert from_json(written) == experiment
+    # The first version had the size match in the model's name alone.
+    del written["model"]["size_match"]
+    written["model"]["name"] = f"digits{size}"
+    assert from_json(written) == experiment
 
 
 @pytest.mark.parametrize("task", ["digits", "lm-reviews"])

@@ -9,11 +9,14 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qkvbench import tasks
 from qkvbench.data import reviews
 from qkvbench.data.batch import IGNORE_INDEX, Batch, ImageSplit, Predictions, Split
 from qkvbench.model import Decoder, Encoder, EncoderDecoder, TwoTowers, Vectors
+from qkvbench.task_ref import HeadSizes, TaskRef, parse_task
 from qkvbench.tasks import Data, mqar, selective_copying
 from qkvbench.tasks.kinds.splits import Windows
 from qkvbench.tasks.recall import KEYS
@@ -343,6 +346,28 @@ def test_induction_wants_what_followed_when_the_symbol_was_last_seen(loaded):
         for place, (token, target) in enumerate(zip(tokens, targets, strict=True)):
             before = [earlier for earlier in range(place) if tokens[earlier] == token]
             assert target == (tokens[before[-1] + 1] if before else IGNORE_INDEX)
+
+
+@pytest.mark.parametrize(
+    ("text", "ref"),
+    [
+        ("recall", TaskRef("recall")),
+        ("recall@1x64", TaskRef("recall", heads=HeadSizes(1, 64))),
+        ("recall@rotary/0.5@2x8", TaskRef("recall", None, None, "rotary/0.5", HeadSizes(2, 8))),
+        ("long-plays@8192#bpe-300@none", TaskRef("long-plays", 8192, "bpe-300", "none")),
+        ("./a b@512", TaskRef("./a b@512")),
+        ("x.csv#bpe-300", TaskRef("x.csv", tokenizer="bpe-300")),
+        ("recall@1x64@rotary", TaskRef("recall@1x64", position="rotary")),
+    ],
+)
+def test_the_text_of_a_task_and_its_value_are_one_to_one(text, ref):
+    assert parse_task(text) == ref
+    assert str(ref) == text
+
+
+@given(st.text(alphabet="ab/.#@0123x-", max_size=12).map("lm-reviews{}".format))
+def test_every_text_is_that_of_a_task(text):
+    assert str(parse_task(text)) == text
 
 
 def test_heads_behind_a_name_change_those_of_the_model_and_nothing_else():

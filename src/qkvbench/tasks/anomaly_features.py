@@ -21,7 +21,7 @@ EXTRACTOR = Experiment(
 )
 
 TASK = odd_one(
-    about="Name the place of the odd one of ten digits, from features of animals' network.",
+    about="Find the odd one of ten digits, from the features of a network trained on animals.",
     version=1,
     model="anomaly-features",
     features=EXTRACTOR.model.geometry.d_model,

@@ -20,7 +20,7 @@ def load() -> Data:
 
 
 TASK = odd_one(
-    about="Name the place of the odd one of ten handwritten digits, from pixels (MNIST).",
+    about="Find the odd one of ten handwritten digits, from pixels (MNIST).",
     version=1,
     model="anomaly-pixels",
     features=SIDE**2,

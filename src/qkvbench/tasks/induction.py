@@ -37,7 +37,7 @@ def followers(items: Int[np.ndarray, "items length"]) -> Int[np.ndarray, "items 
 
 TASK = drawn_task(
     "induction",
-    "Say what followed a symbol when it was last seen: 32 places, 16 symbols.",
+    "Predict what followed the last occurrence of a symbol: 32 positions, 16 symbols.",
     vocabulary=SYMBOLS,
     answers=SYMBOLS,
     length=LENGTH,

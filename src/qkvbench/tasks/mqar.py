@@ -89,7 +89,7 @@ def _only(outcome: Predictions, chosen: Bool[np.ndarray, " items"]) -> Predictio
 TASK = replace(
     drawn_task(
         "mqar",
-        "Recall values by their keys, asked far apart: 2, 4 or 8 pairs in 32 places.",
+        "Recall values by their keys, asked far apart: 2, 4 or 8 pairs in 32 positions.",
         vocabulary=KEYS + VALUES,
         answers=VALUES,
         length=LENGTH,

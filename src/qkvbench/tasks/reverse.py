@@ -12,7 +12,7 @@ from qkvbench.tasks.kinds.rewriting import rewriting
 
 TASK = rewriting(
     "reverse",
-    "Say 16 digits backwards: who looks at whom depends on positions alone, both ways alike.",
+    "Reverse 16 digits: which position attends to which is fixed, and symmetric.",
     partial(np.flip, axis=1),
     training=Training(steps=150, batch=64, learning_rate=3e-3, warmup=15),
     solved=0.95,

@@ -38,7 +38,7 @@ def load() -> Data:
 
 TASK = drawn_task(
     "selective-copying",
-    "Repeat in order the 8 symbols, of 16, that are scattered over 32 places among blanks.",
+    "Repeat in order the 8 symbols, of 16, that are scattered over 32 positions among blanks.",
     vocabulary=SYMBOLS + 2,
     answers=SYMBOLS,
     length=LENGTH,

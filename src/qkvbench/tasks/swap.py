@@ -12,7 +12,7 @@ from qkvbench.tasks.kinds.rewriting import LENGTH, rewriting
 
 TASK = rewriting(
     "swap",
-    "Exchange the halves of 16 digits: each wants the one 8 places away, both ways alike.",
+    "Exchange the halves of 16 digits: each target is 8 positions away, both ways alike.",
     partial(np.roll, shift=LENGTH // 2, axis=1),
     training=Training(steps=150, batch=64, learning_rate=3e-3, warmup=15),
     solved=0.95,

@@ -5,7 +5,7 @@ from qkvbench.tasks.kinds.topics import Topics, topic
 
 TASK = topic(
     Topics(
-        about="Name which of 20 newsgroups the first {length} tokens of a post stand in.",
+        about="Name the newsgroup, of 20, of a post from its first {length} tokens.",
         collection="20newsgroups",
         classes=20,
         length=128,

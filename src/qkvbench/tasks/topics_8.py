@@ -5,7 +5,7 @@ from qkvbench.tasks.kinds.topics import Topics, topic
 
 TASK = topic(
     Topics(
-        about="Name which of 8 topics the first {length} tokens of a piece of news have (Reuters).",
+        about="Name the topic, of 8, of a piece of news from its first {length} tokens (Reuters).",
         collection="reuters-r8",
         classes=8,
         length=128,

@@ -40,7 +40,7 @@ def masked_reviews(training: Training, tokenizer: Tokenizer = BYTE_PAIRS) -> Tas
     length = read_length(LENGTH, tokenizer)
     vocabulary = tokenizer.vocabulary
     return Task(
-        about=f"Say which tokens are hidden in {length} tokens of a film review.",
+        about=f"Predict the masked ones of {length} tokens of a film review.",
         benchmark="pretraining",
         tier="packaged",
         version=1,
