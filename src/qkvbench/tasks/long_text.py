@@ -27,8 +27,8 @@ def text(tokenizer: Tokenizer, length: int) -> Task:
     """
     if not MIN_LENGTH <= length <= MAX_LENGTH:
         raise DataRefusedError(
-            f"{length:,} tokens of a review cannot be read; write a length from {SHORTEST} to "
-            f"{LONGEST}."
+            f"{length:,} tokens of a review cannot be read; write a length from {MIN_LENGTH} to "
+            f"{MAX_LENGTH}."
         )
     source = Source(
         about=f"Tell praise from blame by a review's first {length:,} tokens ({tokenizer.name}).",

@@ -85,7 +85,7 @@ def with_length(source: Source, tokenizer: Tokenizer, length: int) -> Task:
     if not MIN_LENGTH <= length <= longest:
         raise DataRefusedError(
             f"Windows of {length:,} tokens cannot be scored here: {source.validation:,} bytes of "
-            f"validation text are,\nin {FEWEST} windows at least. Write a length from {SHORTEST} "
+            f"validation text are,\nin {MIN_WINDOWS} windows at least. Write a length from {MIN_LENGTH} "
             f"to {longest}."
         )
     return language_model(at_length(source, length), tokenizer)
@@ -112,7 +112,7 @@ def load(source: Source, tokenizer: Tokenizer) -> Data:
         if len(part) <= MIN_WINDOWS * source.length:
             raise DataRefusedError(
                 f"The text is too short: its {name} split has {len(part):,} tokens "
-                f"({tokenizer.name}),\nwhich do not fill {FEWEST} windows of {source.length}. "
+                f"({tokenizer.name}),\nwhich do not fill {MIN_WINDOWS} windows of {source.length}. "
                 "Give more text."
             )
     train, validation, test = (Windows(part, source.length) for part in parts.values())
