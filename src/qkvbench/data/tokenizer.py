@@ -82,8 +82,8 @@ def parse_tokenizer(text: str) -> Tokenizer:
         )
     if len(size) > 9 or not MIN_VOCABULARY <= int(size) <= MAX_VOCABULARY:
         raise DataRefusedError(
-            f"A tokenizer cannot have {size} tokens: bpe-{MIN_VOCABULARY} (every byte and a separator) "
-            f"is the smallest, bpe-{MAX_VOCABULARY} (16 bits a token) the largest."
+            f"A tokenizer cannot have {size} tokens: bpe-{MIN_VOCABULARY} (every byte and a "
+            f"separator) is the smallest, bpe-{MAX_VOCABULARY} (16 bits a token) the largest."
         )
     return BytePairs(int(size))
 

@@ -85,8 +85,8 @@ def with_length(source: Source, tokenizer: Tokenizer, length: int) -> Task:
     if not MIN_LENGTH <= length <= longest:
         raise DataRefusedError(
             f"Windows of {length:,} tokens cannot be scored here: {source.validation:,} bytes of "
-            f"validation text are,\nin {MIN_WINDOWS} windows at least. Write a length from {MIN_LENGTH} "
-            f"to {longest}."
+            f"validation text are,\nin {MIN_WINDOWS} windows at least. "
+            f"Write a length from {MIN_LENGTH} to {longest}."
         )
     return language_model(at_length(source, length), tokenizer)
 

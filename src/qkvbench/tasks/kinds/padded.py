@@ -68,8 +68,8 @@ def with_length(source: Source, tokenizer: Tokenizer, length: int) -> Task:
     """The same documents cut at another length; DataRefusedError if it is out of range."""
     if not MIN_LENGTH <= length <= MAX_LENGTH:
         raise DataRefusedError(
-            f"Documents cannot be cut at {length:,} tokens here; write a length from {MIN_LENGTH} to "
-            f"{MAX_LENGTH}."
+            f"Documents cannot be cut at {length:,} tokens here; "
+            f"write a length from {MIN_LENGTH} to {MAX_LENGTH}."
         )
     return padded_language_model(language.at_length(source, length), tokenizer)
 
