@@ -75,7 +75,7 @@ def test_positions_are_written_as_they_are_read(text):
 
 def test_a_study_runs_with_the_positions_that_are_asked_for():
     request = parse_request(["run", "quick", "--position", "learned"])
-    models = {run.task: run.model for run in requested_study(request).experiments()}
+    models = {str(run.task): run.model for run in requested_study(request).experiments()}
     for name, model in models.items():
         assert model.position == Learned(tasks.find(name).tokens)
 
@@ -106,8 +106,8 @@ def test_the_places_of_a_task_s_attention_are_listed_and_no_other_can_be_named(c
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["sort"]["places"] == ["self"]
     for arm, said in {
-        "q,k=v@cross": "names the place 'cross'; sort has self",
-        "q,k=v|q=k,v@self": "needs places of its own",
+        "q,k=v@cross": "names the attention site 'cross'; sort has self",
+        "q,k=v|q=k,v@self": "needs sites of its own",
         "q,k=w@self": "lists the ones with names",
     }.items():
         assert main(["run", "--variants", "q,k,v", arm, "--tasks", "sort", "--dry-run"]) == 2
@@ -286,11 +286,12 @@ from qkvbench import tasks
 from qkvbench.backends.torch import Learner, prepare
 from qkvbench.data.batch import IGNORE_INDEX, Batch
 from qkvbench.experiment import Experiment, Training
+from qkvbench.task_ref import TaskRef
 
 prepare(1)
 training = Training(steps=1, batch=5, learning_rate=1e-3, warmup=0, dropout=0.1, micro_batches=2)
 task = tasks.find("recall")
-wanted = Experiment(task.model, "recall", 1, training, seed=0, compiled=True)
+wanted = Experiment(task.model, TaskRef("recall"), 1, training, seed=0, compiled=True)
 batch = task.load().train.batch(np.arange(5))
 learner, fresh = Learner(wanted), Learner(wanted)
 before = {name: value.clone() for name, value in learner.weights().items()}

@@ -10,10 +10,11 @@ from scipy import stats as scipy_stats
 import fake_study
 from qkvbench import cost, tasks
 from qkvbench.cli import main
-from qkvbench.cost.matched import parse_arm, with_arm, write_arm
+from qkvbench.cost.matched import with_arm
 from qkvbench.cost.units import bytes_text
 from qkvbench.data.batch import IGNORE_INDEX, Predictions
-from qkvbench.model import PRESETS
+from qkvbench.experiment import from_json, to_json
+from qkvbench.model import PRESETS, parse_arm, write_arm
 from qkvbench.reports.parts.comparison import lines, sentence
 from qkvbench.results import planning, resampling
 from qkvbench.results.aggregate import aggregate, interquartile_mean
@@ -144,7 +145,7 @@ def test_a_decode_ratio_has_its_interval_in_both_directions(tmp_path):
         decoder = PRESETS["small-decoder"]().with_variant(parse(run.variant))
         made = fake_study.measurement(replace(run, model=decoder), number)
         store.write_measurement(
-            made.model_copy(update={"timings": {"decode": timing}, "model": run.model.name})
+            made.model_copy(update={"timings": {"decode": timing}, "model": run.model.label})
         )
     seen = view(store)
     forth, back = pair(seen, "q,k,v", "q,k=v"), pair(seen, "q,k=v", "q,k,v")
@@ -391,14 +392,14 @@ def test_the_frontier_of_the_study_s_own_table():
 def test_the_study_s_cache_column_is_what_its_variants_keep():
     base = PRESETS["gpt-300m"]()
     for text, (_, kib) in TABLE.items():
-        model = base.with_variant(parse_arm(text).placed[0][0])
+        model = base.with_variant(parse_arm(text).variants[0][0])
         assert bytes_text(cost.cache_bytes_per_token(model)) == f"{kib:g} KiB"
 
 
 def test_the_cache_of_multi_query_with_a_shared_key_is_64_times_smaller_not_67():
     base = PRESETS["gpt-1.2b"]()
     whole, kept = (
-        cost.cache_bytes_per_token(base.with_variant(parse_arm(text).placed[0][0]))
+        cost.cache_bytes_per_token(base.with_variant(parse_arm(text).variants[0][0]))
         for text in ("q,k,v", "q,k=v/1")
     )
     assert whole == 64 * kept
@@ -424,6 +425,20 @@ def test_the_study_s_five_shot_averages_but_one_are_not_distinguishable():
 @pytest.mark.parametrize("text", ["q,k,v", "q,k,v~q,k=v", "q,k=v~q,k,v:macs"])
 def test_an_arm_has_one_text(text):
     assert write_arm(parse_arm(text)) == text
+
+
+@pytest.mark.parametrize("size", ["", "~q,k=v", "~q,k=v:macs"])
+def test_a_first_record_of_an_arm_of_equal_size_is_read_as_the_same_experiment(size):
+    (base,) = fake_study.experiments("digits", ("q,k,v",), 1)
+    model = with_arm(base.model, parse_arm(f"q,k,v{size}"), tokens=16)
+    experiment = replace(base, model=model)
+    assert experiment.arm == f"q,k,v{size}"
+    written = to_json(experiment)
+    assert from_json(written) == experiment
+    # The first version had the size match in the model's name alone.
+    del written["model"]["size_match"]
+    written["model"]["name"] = f"digits{size}"
+    assert from_json(written) == experiment
 
 
 @pytest.mark.parametrize("task", ["digits", "lm-reviews"])

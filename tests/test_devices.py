@@ -19,6 +19,7 @@ from qkvbench.backends.torch import Learner
 from qkvbench.cli import main
 from qkvbench.cli.train import read_experiment
 from qkvbench.experiment import Experiment
+from qkvbench.task_ref import TaskRef
 from qkvbench.train.checkpoint import join_shards
 from ranks import CASES, STEPS, begun, experiment, learned
 
@@ -112,7 +113,7 @@ def test_devices_are_part_of_the_identity_of_an_experiment():
 def test_a_contrastive_batch_is_not_split_over_devices():
     task = tasks.find("clip")
     with pytest.raises(ValueError, match="leave out micro-batches and devices"):
-        Experiment(task.model, "clip", task.version, task.training, seed=0, devices=2)
+        Experiment(task.model, TaskRef("clip"), task.version, task.training, seed=0, devices=2)
 
 
 @pytest.mark.parametrize(

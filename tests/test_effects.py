@@ -9,7 +9,7 @@ import fake_study
 from qkvbench import tasks
 from qkvbench.recipes import find
 from qkvbench.reports import effects as report
-from qkvbench.results.effects import effects, plain
+from qkvbench.results.effects import effects
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
 
@@ -29,7 +29,7 @@ def records(noise, seeds=1):
     study = replace(STUDY, seeds=dict.fromkeys(STUDY.seeds, seeds))
     for experiment in study.experiments():
         function, _, heads = experiment.variant.partition("/")
-        scheme = experiment.task.partition("@")[2]
+        scheme = experiment.task.position
         score = 0.6 + FUNCTION[function] + POSITIONS[scheme] - 0.1 * bool(heads)
         score -= 0.3 * (function == "q,k=x,v" and scheme == "rotary")
         made.append(fake_study.record(experiment, score + noise * rng.normal()))
@@ -105,18 +105,17 @@ def test_hundreds_has_each_function_once_with_the_heads_that_it_can_have():
     runs = study.experiments()
     assert len(runs) >= 300
     assert len({run.id for run in runs}) == len(runs)
-    assert {plain(run.task) for run in runs} == {"recall", "digits", "lm-reviews"}
+    assert {run.task.name for run in runs} == {"recall", "digits", "lm-reviews"}
 
 
 @pytest.mark.parametrize("scheme", ["none", "learned", "rotary/0.5", "alibi"])
-def test_a_mark_says_the_positions_of_a_task_s_model_and_nothing_else(scheme):
+def test_a_position_changes_a_task_s_model_and_nothing_else(scheme):
     marked, own = tasks.find(f"digits@{scheme}"), tasks.find("digits")
-    assert tasks.plain(f"digits@{scheme}@2x32") == plain(f"digits@{scheme}") == "digits"
     assert replace(marked, model=own.model) == own
     assert replace(marked.model, position=own.model.position) == own.model
 
 
-def test_a_mark_that_cannot_be_is_refused_in_words():
+def test_options_that_a_task_cannot_have_are_refused_in_words():
     from qkvbench.data import DataRefusedError
 
     with pytest.raises(DataRefusedError, match="Heads stand last"):

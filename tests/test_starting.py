@@ -20,6 +20,7 @@ from qkvbench.reports import terminal
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
 from qkvbench.sweep.study import run_study, to_run
+from qkvbench.task_ref import parse_task
 from qkvbench.train import ensure_trained, run_with_dependencies
 from qkvbench.train.artifacts import kept_record, kept_weights
 from qkvbench.train.dependencies import in_order, phases, run_and_save
@@ -46,7 +47,7 @@ def _server():
 
 def experiment(name="sort", variant="q,k=v", seed=0, **changed):
     task = tasks.find(name)
-    base = Experiment(task.model, name, task.version, SHORT, seed=0)
+    base = Experiment(task.model, parse_task(name), task.version, SHORT, seed=0)
     return replace(base.vary(variants=[variant], seeds=[seed])[0], **changed)
 
 

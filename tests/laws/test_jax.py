@@ -226,7 +226,7 @@ def experiment(model=None, **changed):
     training = {"steps": 1, "batch": ITEMS, "learning_rate": 1e-3, "warmup": 0}
     execution = {key: changed.pop(key) for key in list(changed) if key in EXECUTION}
     model = model or decoder("q,k=v", Rotary())
-    return Experiment(model, "law", 1, Training(**training | changed), seed=0, **execution)
+    return Experiment(model, TaskRef("law"), 1, Training(**training | changed), seed=0, **execution)
 
 
 EXECUTION = ("precision", "checkpointing")
@@ -463,7 +463,7 @@ own = transformer("law", Decoder(13), layers=1, d_model=8, heads=2, position=Rot
 model = with_source(own, Tokens(11), Learned(5))
 tokens, source = np.arange(14).reshape(2, 7) % 13, np.arange(10).reshape(2, 5)
 batch = Batch(tokens, tokens, second=Sequences(source))
-learner = backend.Learner(Experiment(model, "law", 1, Training(2, 2, 1e-2, 0), seed=0))
+learner = backend.Learner(Experiment(model, TaskRef("law"), 1, Training(2, 2, 1e-2, 0), seed=0))
 learner.warm_up(batch)
 compiled_s = learner.compile_s
 losses = []
@@ -495,6 +495,7 @@ from laws.test_jax import experiment, batch
 from qkvbench.backends import find
 from qkvbench.backends import jax as backend
 from qkvbench.data.batch import Batch
+from qkvbench.task_ref import TaskRef
 
 learner = backend.Learner(experiment(dropout=0.3))
 losses = []

@@ -16,6 +16,7 @@ from qkvbench.cost import memory
 from qkvbench.data.batch import IGNORE_INDEX, Batch
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Encoder, Init, Learned, Rotary, Tokens, Vectors, transformer
+from qkvbench.task_ref import TaskRef
 from qkvbench.variant import Scores, parse, write
 
 ITEMS, TIME = 5, 7
@@ -59,7 +60,7 @@ def experiment(model, *, dropout=0.0, micro_batches=1, **changed):
         dropout=dropout,
         micro_batches=micro_batches,
     )
-    return Experiment(model, "law", 1, training, seed=0, **changed)
+    return Experiment(model, TaskRef("law"), 1, training, seed=0, **changed)
 
 
 def batch(model, scored=TIME, time=TIME):

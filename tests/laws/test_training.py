@@ -14,6 +14,7 @@ from qkvbench.backends.torch.training.precision import COMPUTE_DTYPE
 from qkvbench.data.batch import IGNORE_INDEX, Batch
 from qkvbench.experiment import PRECISIONS, Experiment, Training
 from qkvbench.model import Rotary
+from qkvbench.task_ref import TaskRef
 
 VOCABULARY, TIME, ITEMS = 13, 7, 5
 # Each rounding moves a number by at most half of 2^-bits of itself; a gradient of these two layers
@@ -24,7 +25,7 @@ FAR = {"bf16": 5 * 2.0**-8, "fp16": 5 * 2.0**-11}
 def experiment(variant="q,k=v", model=None, training=None, **changed):
     training = training or Training(steps=1, batch=ITEMS, learning_rate=1e-3, warmup=0)
     model = model or decoder(variant, Rotary())
-    return Experiment(model, "law", 1, training, seed=0, **changed)
+    return Experiment(model, TaskRef("law"), 1, training, seed=0, **changed)
 
 
 def in_parts(count, **changed):

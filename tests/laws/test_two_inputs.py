@@ -14,7 +14,7 @@ from qkvbench import cost, reference
 from qkvbench.backends.torch import Attention, build, load, named_weights, read, save
 from qkvbench.backends.torch.models.two_tower import MAX_LOGIT_SCALE
 from qkvbench.backends.torch.training.learner import Learner
-from qkvbench.cost.matched import parse_arm, with_arm, write_arm
+from qkvbench.cost.matched import with_arm
 from qkvbench.data.batch import Batch, Sequences
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.model import (
@@ -28,10 +28,13 @@ from qkvbench.model import (
     Tokens,
     Vectors,
     as_in,
+    parse_arm,
     transformer,
     with_source,
     with_tower,
+    write_arm,
 )
+from qkvbench.task_ref import TaskRef
 from qkvbench.variant import crossed, parse, resolve
 
 # fp64 rounding of sums over tens of numbers of size one.
@@ -237,7 +240,9 @@ def test_the_loss_of_two_towers_is_the_mean_of_both_directions():
         np.stack([own, own], axis=1),
         second=Sequences(SOURCE.numpy(), LENGTHS.numpy()),
     )
-    learner = Learner(Experiment(_towers(), "none", 1, Training(1, ITEMS, 1e-3, 0), seed=0))
+    learner = Learner(
+        Experiment(_towers(), TaskRef("none"), 1, Training(1, ITEMS, 1e-3, 0), seed=0)
+    )
     loss, norm = learner.gradients(batch)
     said = learner.predict(batch)
     logits = learner.network(torch.from_numpy(pictures), None, SOURCE, LENGTHS).detach()[0::2]
@@ -251,7 +256,7 @@ def test_the_loss_of_two_towers_is_the_mean_of_both_directions():
 
 def test_a_batch_of_two_towers_is_never_computed_in_parts():
     with pytest.raises(ValueError, match="leave out micro-batches and devices"):
-        Experiment(_towers(), "none", 1, Training(1, 4, 1e-3, 0, micro_batches=2), seed=0)
+        Experiment(_towers(), TaskRef("none"), 1, Training(1, 4, 1e-3, 0, micro_batches=2), seed=0)
 
 
 def test_parts_of_a_batch_take_their_sources_with_them():
@@ -259,7 +264,9 @@ def test_parts_of_a_batch_take_their_sources_with_them():
     training = Training(1, ITEMS, 1e-3, 0)
     whole, parted = (
         Learner(
-            Experiment(_translator(), "none", 1, replace(training, micro_batches=parts), seed=0)
+            Experiment(
+                _translator(), TaskRef("none"), 1, replace(training, micro_batches=parts), seed=0
+            )
         ).gradients(batch)
         for parts in (1, 3)
     )
@@ -289,7 +296,7 @@ def test_a_variant_can_be_chosen_for_places(text, changed):
     model = with_arm(base, parse_arm(text), tokens=TIME, second_tokens=SOURCE_TIME)
     assert {place for place in base.places if model.places[place] != base.places[place]} == changed
     assert model.variant == write_arm(parse_arm(text)) == text
-    experiment = Experiment(model, "none", 1, Training(1, 4, 1e-3, 0), seed=0)
+    experiment = Experiment(model, TaskRef("none"), 1, Training(1, 4, 1e-3, 0), seed=0)
     assert from_json(to_json(experiment)) == experiment
     # Arms share the initial values of what they share.
     own, canonical = (named_weights(drawn_network(each)) for each in (model, base))
@@ -310,7 +317,7 @@ def test_a_place_that_a_model_lacks_is_refused_by_name():
     with pytest.raises(ValueError, match="names the place 'cross'; law has image, text"):
         with_arm(_towers(), parse_arm("q,k=v@cross"), tokens=TIME)
     for text in ("q,k=v|q=k,v@cross", "q,k=v@self|q=k,v@self"):
-        with pytest.raises(ValueError, match="needs places of its own"):
+        with pytest.raises(ValueError, match="needs sites of its own"):
             parse_arm(text)
 
 

@@ -23,6 +23,7 @@ from qkvbench.backends.torch.attention import softmax
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.model import Alibi, NoPosition, Rotary, RotaryWithInverse, Tokens, with_source
 from qkvbench.model import Attention as AttentionSpec
+from qkvbench.task_ref import TaskRef
 from qkvbench.variant import parse
 
 # fp64 rounding of sums over tens of numbers of size one.
@@ -145,9 +146,11 @@ def test_a_window_costs_the_scores_that_it_shows():
 
 
 def test_a_window_is_part_of_the_model_and_of_its_identity_only_where_there_is_one():
-    base = Experiment(decoder("q,k=v"), "none", 1, Training(1, 4, 1e-3, 0), seed=0)
+    base = Experiment(decoder("q,k=v"), TaskRef("none"), 1, Training(1, 4, 1e-3, 0), seed=0)
     assert "window" not in to_json(base)
-    windowed = Experiment(base.model.with_window(5), "none", 1, Training(1, 4, 1e-3, 0), seed=0)
+    windowed = Experiment(
+        base.model.with_window(5), TaskRef("none"), 1, Training(1, 4, 1e-3, 0), seed=0
+    )
     assert from_json(to_json(windowed)) == windowed != base
     # A variant is chosen for layers that keep their windows.
     arm = windowed.model.with_variant(parse("q=k,v"))

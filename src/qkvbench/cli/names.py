@@ -9,17 +9,25 @@ from typing import TYPE_CHECKING, cast
 from qkvbench import backends, recipes, reports, tasks
 from qkvbench.cli.parser import RequestError
 from qkvbench.cost import CACHE_DTYPES, CacheDtype
-from qkvbench.cost.matched import LIKE, MACS, parse_arm, write_arm
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.data.own import shown
 from qkvbench.experiment import PRECISIONS, SHARDINGS, Precision, Sharding
-from qkvbench.model import AT, PLACED, POOLINGS, PRESETS, Model, Pooling, position_named
+from qkvbench.model import (
+    POOLINGS,
+    PRESETS,
+    Model,
+    Pooling,
+    parse_arm,
+    position_named,
+    write_arm,
+)
 from qkvbench.recipes import Study
 from qkvbench.reports import Report
 from qkvbench.reports.parts.formatting import printable
 from qkvbench.results.margins import Margins, parse_margins
 from qkvbench.results.view import View
-from qkvbench.variant import Variant, write
+from qkvbench.task_ref import parse_task
+from qkvbench.variant import Variant
 from qkvbench.variant.catalogue import named
 
 if TYPE_CHECKING:
@@ -43,20 +51,11 @@ def variants(texts: Iterable[str]) -> list[Variant]:
 
 
 def arms(texts: Iterable[str]) -> list[str]:
-    """The arms without duplicates: ``A~B`` is A with B's size, ``A@cross`` A at a site only."""
-    wanted: dict[str, None] = {}
-    for text in texts:
-        own, like, size = text.partition(LIKE)
-        by = MACS if size.endswith(MACS) else ""
-        parts = [part.partition(AT) for part in own.split(PLACED)]
-        written = PLACED.join(write(variant(name)) + at + places for name, at, places in parts)
-        if like:
-            written += f"{LIKE}{write(variant(size.removesuffix(MACS)))}{by}"
-        try:
-            wanted[write_arm(parse_arm(written))] = None
-        except ValueError as error:
-            raise RequestError(str(error)) from None
-    return list(wanted)
+    """The arms that are meant, each once; variants may have names of the catalogue."""
+    try:
+        return list(dict.fromkeys(write_arm(parse_arm(text, variant)) for text in texts))
+    except ValueError as error:
+        raise RequestError(str(error)) from None
 
 
 def task(name: str) -> str:
@@ -64,7 +63,7 @@ def task(name: str) -> str:
     try:
         tasks.find(name)
     except KeyError:
-        base, _ = tasks.parted(tasks.plain(name))
+        base = parse_task(name).name.partition("@")[0]
         beside = f"\nA path has a separator: ./{base}" if base and Path(base).exists() else ""
         raise _unknown_name("task", base, tasks.names(), beside) from None
     except (DataRefusedError, DataUnavailableError) as error:

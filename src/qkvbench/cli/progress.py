@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from qkvbench import tasks
-from qkvbench.cost.matched import arm_text
 from qkvbench.cost.units import seconds_text
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
@@ -78,7 +77,7 @@ class StudyProgress:
         """A run finished a step."""
         for mirror in self.mirrors:
             mirror.stepped(run, step, loss)
-        here = f"{run.task}  {arm_text(run.variant, run.model.name)}  seed {run.seed}"
+        here = f"{run.task}  {run.arm}  seed {run.seed}"
         self.bars.update(self.bar, description=f"{here}  step {step}  loss {loss:.3f}")
 
     def ended(self, record: Record) -> None:

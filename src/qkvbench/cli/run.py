@@ -141,7 +141,7 @@ def _dry_run_text(
     ]
     if needed := {first for run in experiments for first in run.needed}:
         weights = sum(kept_weights(first) is not None for first in needed)
-        first = ", ".join(sorted({first.task for first in needed}))
+        first = ", ".join(sorted({str(first.task) for first in needed}))
         lines.append(
             f"First  {len(needed)} runs on {first} come first; the weights of {weights} are kept."
         )

@@ -71,7 +71,7 @@ def _data(name: str, runs: list[Record]) -> tuple[list[str], list[str]]:
             f"The data of {name} are not those with which run {other[0]} was scored; "
             "use the code revision of its record."
         )
-    return task.generation.given(), task.generation.references()
+    return task.generation.sources(), task.generation.references()
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:

@@ -16,9 +16,9 @@ from scipy import stats
 
 from qkvbench.experiment import from_json
 from qkvbench.model import position_written
-from qkvbench.model.positions import POSITIONS
 from qkvbench.results.critical import holm
 from qkvbench.results.record import MetricInfo, Record
+from qkvbench.task_ref import parse_task
 from qkvbench.variant import (
     CANONICAL,
     Latent,
@@ -111,15 +111,9 @@ def effects(records: Iterable[Record]) -> tuple[Effects, ...]:
     """
     by_task: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        by_task[plain(record.task)].append(record)
+        by_task[str(replace(parse_task(record.task), position=None))].append(record)
     found = (_effects(task, own) for task, own in by_task.items())
     return tuple(each for each in found if each is not None)
-
-
-def plain(task: str) -> str:
-    """The task's name without its position option."""
-    name, at, scheme = task.rpartition("@")
-    return name if at and scheme.partition("/")[0] in POSITIONS else task
 
 
 def levels(record: Record) -> dict[str, str] | None:

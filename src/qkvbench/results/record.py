@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from qkvbench.cost.matched import arm_text
+from qkvbench.model import parse_label, sized_text
 from qkvbench.results.items import ItemScores
 
 SCHEMA_VERSION = 1
@@ -142,15 +142,16 @@ class Record(_Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        """Refuse a run that is done without a score."""
+        """Refuse a run that is done without a score, or whose model's label cannot be read."""
+        parse_label(self.model)
         if self.status == "done" and self.metric.name not in self.metrics:
             raise ValueError(f"a run that is done needs its {self.metric.name} under metrics")
         return self
 
     @property
     def arm(self) -> str:
-        """The arm of a study that this is a run of: the variant, and whose size it has."""
-        return arm_text(self.variant, self.model)
+        """The arm of a study that was run: the variant, and the size that it is matched to."""
+        return sized_text(self.variant, parse_label(self.model)[1])
 
     @property
     def score(self) -> float:
@@ -239,7 +240,7 @@ class Measurement(_Strict):
     @property
     def arm(self) -> str:
         """The arm of a study that this is a measurement of."""
-        return arm_text(self.variant, self.model)
+        return sized_text(self.variant, parse_label(self.model)[1])
 
 
 class StudyInfo(_Strict):

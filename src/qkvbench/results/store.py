@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from qkvbench.experiment import Experiment, from_json, to_json
 from qkvbench.results.record import SCHEMA_VERSION, Measurement, Record, StudyInfo
+from qkvbench.task_ref import TaskRef
 
 _ID = re.compile(r"[0-9a-f]{16}")
 # Writing a record takes milliseconds, so older temporary files are from killed processes.
@@ -278,6 +279,7 @@ def _contradiction(record: Record, experiment: Experiment) -> str | None:
     """The first field in which a record differs from its experiment, as a sentence."""
     for field in ("variant", "task", "task_version", "seed", "backend", "precision", "threads"):
         value, expected = getattr(record, field), getattr(experiment, field)
+        expected = str(expected) if isinstance(expected, TaskRef) else expected
         if value != expected:
             return f"Its {field} is {value!r}, but its experiment's is {expected!r}."
     return None

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from qkvbench.cost.matched import own_name, unsized
+from qkvbench.cost.matched import without_size_match
 from qkvbench.experiment import Experiment, from_json
+from qkvbench.model import parse_label
 from qkvbench.results.across import Front, aggregates, fronts, item_differences
 from qkvbench.results.aggregate import Aggregate
 from qkvbench.results.averages import Average, averages
@@ -210,7 +211,7 @@ def view(store: Store, margins: Margins | None = None) -> View:
         for each in measurements.good
         if each.arm in arms
         and cost_task is not None
-        and own_name(each.model) == own_name(matched[cost_task][0].model)
+        and _own_model(each) == _own_model(matched[cost_task][0])
         and (each.id in study.measurements or not study.measurements)
     )
     tasks = tuple(
@@ -274,8 +275,8 @@ def _inferred_study(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
 def _comparable_runs(runs: Sequence[Record]) -> list[Record]:
     """The runs that differ only in arm and seed; of several such sets the largest.
 
-    An arm with another arm's size also differs in its feed-forward width: it joins the set that is
-    equal up to this width.
+    An arm that is matched to a size differs in its feed-forward width as well: it joins the set
+    that is equal but for that.
     """
     sets: dict[Experiment, list[Record]] = defaultdict(list)
     sized: dict[Experiment, list[Record]] = defaultdict(list)
@@ -284,19 +285,24 @@ def _comparable_runs(runs: Sequence[Record]) -> list[Record]:
         if run.arm == run.variant:
             sets[shared].append(run)
         else:
-            sized[_unsized(shared)].append(run)
+            sized[_without_size_match(shared)].append(run)
     if not sets:
         sets = sized
     chosen, own = max(
         sets.items(), key=lambda item: (len(item[1]), max(run.started for run in item[1]))
     )
-    return own if sets is sized else [*own, *sized[_unsized(chosen)]]
+    return own if sets is sized else [*own, *sized[_without_size_match(chosen)]]
 
 
-def _unsized(experiment: Experiment) -> Experiment:
-    """The experiment and its `init_from` with the feed-forward width of the task's own model."""
-    init_from = experiment.init_from and _unsized(experiment.init_from)
-    return replace(experiment, model=unsized(experiment.model), init_from=init_from)
+def _without_size_match(experiment: Experiment) -> Experiment:
+    """The experiment, and the one that it is initialized from, without their size match."""
+    init_from = experiment.init_from and _without_size_match(experiment.init_from)
+    return replace(experiment, model=without_size_match(experiment.model), init_from=init_from)
+
+
+def _own_model(run: Record | Measurement) -> str:
+    """The name of the model that the arms vary."""
+    return parse_label(run.model)[0]
 
 
 def _task(
@@ -315,10 +321,10 @@ def _task(
     return TaskView(
         name=name,
         metric=metric,
-        model=own_name(runs[0].model),
+        model=_own_model(runs[0]),
         causal=first.model.causal,
         steps=first.training.steps,
-        init_from=first.init_from and first.init_from.task,
+        init_from=first.init_from and str(first.init_from.task),
         cells=cells,
         result=result,
         costs=costs,

@@ -1,6 +1,6 @@
 """How many runs fit on this machine at a time, so that none is killed for lack of memory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
@@ -11,6 +11,7 @@ from qkvbench.cost.units import bytes_text
 from qkvbench.experiment import Experiment
 from qkvbench.measure.machine import cores
 from qkvbench.sweep.engines import Capacity, RunContext
+from qkvbench.task_ref import TaskRef
 from qkvbench.tasks import Task
 
 # The share of free memory that runs may use.
@@ -37,7 +38,9 @@ def local_capacity(context: RunContext) -> Capacity:
     )
 
 
-def run_bytes(experiments: Iterable[Experiment], tasks: dict[str, Task], process: int) -> int:
+def run_bytes(
+    experiments: Iterable[Experiment], tasks: Mapping[TaskRef, Task], process: int
+) -> int:
     """Memory of the largest run: `process` bytes for a process, and a computed training step."""
     steps = [
         step_memory(each, tasks[each.task].tokens, tasks[each.task].second_tokens).total

@@ -11,6 +11,7 @@ from qkvbench import tasks
 from qkvbench.cost import step_memory
 from qkvbench.experiment import Experiment
 from qkvbench.results.store import Store
+from qkvbench.task_ref import TaskRef, parse_task
 
 # Records of studies in a clone; an installed package has none.
 STUDIES = Path(__file__).parents[3] / "studies"
@@ -58,23 +59,25 @@ def forecasts(
     left = list(missing)
     planned = dict.fromkeys([*experiments, *left])
     names = list(dict.fromkeys(each.task for each in planned))
-    found = _estimates({tasks.plain(name) for name in names}, store)
+    found = _estimates({str(name.inputs) for name in names}, store)
     return [
         _forecast(
             name,
             [each for each in planned if each.task == name],
             sum(each.task == name for each in left),
-            found.get(tasks.plain(name)),
+            found.get(str(name.inputs)),
         )
         for name in names
     ]
 
 
-def _forecast(name: str, runs: Sequence[Experiment], left: int, known: Known | None) -> Forecast:
+def _forecast(
+    name: TaskRef, runs: Sequence[Experiment], left: int, known: Known | None
+) -> Forecast:
     steps = statistics.fmean(each.training.steps for each in runs)
     task = tasks.find(name)
     return Forecast(
-        task=name,
+        task=str(name),
         runs=len(runs),
         left=left,
         run_s=known and known.step_s * steps,
@@ -101,7 +104,7 @@ def _from_records(wanted: set[str], folders: Sequence[Path], source: str) -> dic
         content = path.read_bytes()
         try:
             value: dict[str, Any] = json.loads(content)
-            task = tasks.plain(value["task"])
+            task = str(parse_task(value["task"]).inputs)
             if task in wanted and value["status"] == "done":
                 count: int = value["experiment"]["training"]["steps"]
                 if count >= LEAST_STEPS:

@@ -8,12 +8,12 @@ from typing import Protocol, runtime_checkable
 import psutil
 
 from qkvbench import tasks
-from qkvbench.cost.matched import arm_text, parse_arm, with_arm
+from qkvbench.cost.matched import with_arm
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.experiment import Experiment
 from qkvbench.measure.conditions import Conditions, identity
 from qkvbench.measure.observe import measurements
-from qkvbench.model import Model
+from qkvbench.model import Model, parse_arm
 from qkvbench.recipes import Study
 from qkvbench.results.record import Record, StudyInfo
 from qkvbench.results.store import Store
@@ -22,6 +22,7 @@ from qkvbench.sweep.engines import EngineChoice, RunContext
 from qkvbench.sweep.leases import Leases, heartbeat
 from qkvbench.sweep.local import Workers
 from qkvbench.sweep.sweeper import Mark, Sweeper
+from qkvbench.task_ref import TaskRef
 from qkvbench.tasks import Task
 from qkvbench.train.checkpoint import Checkpoints
 from qkvbench.train.dependencies import failed_dependency, in_order, phases
@@ -157,23 +158,23 @@ def to_run(experiments: Sequence[Experiment], store: Store) -> list[Experiment]:
 class _Data:
     """Why the data of a task are `missing`; memory of a process that has read the largest."""
 
-    missing: Mapping[str, str]
+    missing: Mapping[TaskRef, str]
     process_bytes: int
 
 
 def _prepare_data(missing: Sequence[Experiment], workers: Workers, progress: Progress) -> _Data:
     """Fetch and prepare the data of each task once, before many processes need them."""
-    reasons: dict[str, str | None] = {}
+    reasons: dict[TaskRef, str | None] = {}
     largest = 0
     for name in dict.fromkeys(each.task for each in missing):
-        plain = tasks.plain(name)
+        plain = name.inputs
         if plain not in reasons:
-            progress.preparing(plain)
+            progress.preparing(str(plain))
             reasons[plain], held = workers.call(data_error, plain)
             largest = max(largest, held)
             if (reason := reasons[plain]) is not None:
-                progress.lacking(plain, reason)
-    failed = {each.task: reason for each in missing if (reason := reasons[tasks.plain(each.task)])}
+                progress.lacking(str(plain), reason)
+    failed = {each.task: reason for each in missing if (reason := reasons[each.task.inputs])}
     return _Data(failed, largest)
 
 
@@ -182,7 +183,7 @@ class _Sweep:
     """The store, tasks and engine of a study's runs."""
 
     store: Store
-    tasks: Mapping[str, Task]
+    tasks: Mapping[TaskRef, Task]
     data: _Data
     context: RunContext
     engine: EngineChoice
@@ -227,7 +228,7 @@ def _records(
                     yield record
 
 
-def data_error(task: str) -> tuple[str | None, int]:
+def data_error(task: TaskRef) -> tuple[str | None, int]:
     """Why a task's data are not available, or None; and this process's memory with them loaded."""
     try:
         data = tasks.find(task).load()
@@ -245,7 +246,7 @@ def info(study: Study, command: str) -> StudyInfo:
     return StudyInfo(
         name=study.name,
         command=command,
-        variants=list(dict.fromkeys(arm_text(run.variant, run.model.name) for run in experiments)),
+        variants=list(dict.fromkeys(run.arm for run in experiments)),
         tasks=list(study.seeds),
         cost_task=study.cost_task,
         seeds=dict(study.seeds),

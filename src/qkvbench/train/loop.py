@@ -161,7 +161,7 @@ def generate(
             split.batch(np.arange(first, min(first + size, count))), evaluation.search
         )
     ]
-    texts = evaluation.read(sequences)
+    texts = evaluation.decode(sequences)
     return texts, evaluation.score(texts, evaluation.references()[:count])
 
 

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from qkvbench.results.items import ItemScores
-from qkvbench.results.record import Point, Snapshot, GeneratedTexts
+from qkvbench.results.record import GeneratedTexts, Point, Snapshot
 
 
 @dataclass

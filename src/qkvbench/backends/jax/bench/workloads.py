@@ -26,6 +26,7 @@ from qkvbench.cost import CacheDtype
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment, Precision, Training
 from qkvbench.model import PRESETS, Model
+from qkvbench.task_ref import TaskRef
 
 
 class Decoding:
@@ -161,7 +162,7 @@ def attention_kernels(precision: Precision) -> dict[str, str]:
     """The kernels that compute attention in training and decoding of a small model."""
     model = PRESETS["small-decoder"]()
     training = Training(steps=1, batch=2, learning_rate=1e-3, warmup=0)
-    learner = Learner(Experiment(model, "none", 0, training, seed=0, precision=precision))
+    learner = Learner(Experiment(model, TaskRef("none"), 0, training, seed=0, precision=precision))
     tokens = np.zeros((2, 64), np.int64)
     return {
         "training": attention_kernel(learner.program(Batch(tokens, tokens))),
