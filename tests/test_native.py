@@ -22,6 +22,11 @@ TARGETS = () if lacking else tuple(native.targets())
 every_target = pytest.mark.parametrize("target", TARGETS)
 HEAD_DIMS = (8, 24, 32, 40, 48, 64, 80, 96, 128, 256)
 
+
+def case_dim(kind, head_dim):
+    """`head_dim`, or the nearest size above it that rows of this kind may have."""
+    return next(dim for dim in native.CAPABILITIES.head_dims[kind] if dim >= head_dim)
+
 # Half of the last place of each type.
 BF16, FP32 = 2.0**-9, 2.0**-24
 
@@ -39,6 +44,13 @@ def stored(numbers, kind):
         scales = np.abs(numbers).max(-1).astype(np.float32) / 127
         whole = np.rint(numbers / scales[..., None]).astype(np.int8)
         return whole, scales, whole * scales.astype(np.float64)[..., None]
+    if kind == "int4":
+        groups = numbers.reshape(*numbers.shape[:-1], -1, decode.GROUP)
+        scales = np.abs(groups).max(-1).astype(np.float32) / 7
+        whole = np.rint(groups / scales[..., None]).astype(np.int8)
+        means = (whole * scales.astype(np.float64)[..., None]).reshape(numbers.shape)
+        nibbles = whole.reshape(numbers.shape).view(np.uint8) & 15
+        return nibbles[..., ::2] | nibbles[..., 1::2] << 4, scales, means
     return numbers, None, numbers.astype(np.float64)
 
 
@@ -57,11 +69,13 @@ class Case:
     turned: int = 0
     key_scaled: bool = False
     slopes: bool = False
+    sinks: int = 0
     threads: int = 1
     target: str | None = None
     loud: float = 1.0
 
     def __post_init__(self):
+        self.head_dim = case_dim(self.kind, self.head_dim)
         rng = np.random.default_rng(7)
         batch, heads = len(self.lengths), self.roots * self.group
         pages = -(-max(self.lengths) // self.page_rows)
@@ -72,11 +86,14 @@ class Case:
         for name in ("keys",) if self.shared else ("keys", "values"):
             lies, scales, says = stored(rng.standard_normal(shape), self.kind)
             addresses = lies.ctypes.data + order.astype(np.uint64) * lies[0].nbytes
-            rows = native.Rows(addresses, lies[0, 0].size, self.head_dim)
+            rows = native.Rows(addresses, lies[0, 0].size, lies.shape[-1])
             if scales is not None:
                 where = scales.ctypes.data + order.astype(np.uint64) * scales[0].nbytes
                 rows = dataclasses.replace(
-                    rows, scales=where, scale_head_stride=self.page_rows, scale_row_stride=1
+                    rows,
+                    scales=where,
+                    scale_head_stride=scales[0, 0].size,
+                    scale_row_stride=scales[0, 0, 0].size,
                 )
             self.kept[name] = (rows, lies, scales)
             # Of shape: batch, slots, roots, head_dim.
@@ -110,6 +127,7 @@ class Case:
             turns=native.Turns(self.frequencies(), pages * self.page_rows) if self.turned else None,
             key_scale=self.scale if self.key_scaled else None,
             slopes=self.slope if self.slopes else None,
+            sinks=self.sinks,
             threads=self.threads,
             on=self.target,
         )
@@ -127,7 +145,8 @@ class Case:
 
     def one(self, sequence):
         """What the reference gives for one sequence, and how far rounding may move it."""
-        seen = np.arange(self.first[sequence], self.lengths[sequence])
+        slots = np.arange(self.lengths[sequence])
+        seen = slots[(slots < self.sinks) | (slots >= self.first[sequence])]
         root = self.meant["keys"][sequence, seen]
         k = root * self.scale if self.key_scaled else root
         if self.turned:
@@ -239,6 +258,36 @@ def test_a_window_sees_its_slots_and_no_others(target, kind):
     holds(case)
     for _, lies, _ in case.kept.values():
         assert lies.size
+
+
+@needs_library
+@every_target
+@pytest.mark.parametrize("kind", native.KINDS)
+@pytest.mark.parametrize("sinks", [1, 4, 1030])
+def test_sinks_are_visible_beside_the_window(target, kind, sinks):
+    sizes = {"lengths": (2500, 1300, 40, 2), "first": (1100, 1022, 39, 0), "page_rows": 512}
+    holds(Case(kind, 64, sinks=sinks, target=target, **sizes))
+    holds(Case(kind, 64, 2, sinks=sinks, target=target, turned=64, slopes=True, **sizes))
+
+
+@needs_library
+@every_target
+def test_pages_between_the_sinks_and_the_window_are_never_read(target):
+    case = Case("int8", lengths=(700, 650), first=(600, 513), page_rows=32, sinks=33, target=target)
+    out, log_sum = case.got()
+    for rows, _, _ in case.kept.values():
+        rows.pages[:, 2 : 513 // 32] = rows.scales[:, 2 : 513 // 32] = 0
+    for one, other in zip((out, log_sum), case.got(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@needs_library
+@every_target
+def test_sinks_that_reach_the_window_are_one_interval_with_it(target):
+    sizes = {"lengths": (2500, 90), "page_rows": 512, "target": target}
+    whole = Case(first=(0, 0), **sizes).got()
+    for one, other in zip(Case(first=(70, 64), sinks=70, **sizes).got(), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @needs_library
@@ -355,6 +404,8 @@ def test_parts_are_joined_by_their_log_sums():
         ({"turns": native.Turns(np.ones(4), 9)}, "9 slots do not reach"),
         ({"key_scale": np.ones(3, np.float32)}, r"must be \(64,\)"),
         ({"threads": 0}, "count from 1"),
+        ({"sinks": -1}, "sinks is -1"),
+        ({"kind": "int4", "head_dim": 80}, "for int4 it must be a multiple of 32"),
         ({"on": "mmx"}, "does not run here; use .*portable"),
     ],
 )
@@ -376,7 +427,7 @@ def test_slots_without_pages_are_refused_and_named():
 @needs_library
 def test_rows_of_int8_without_scales_are_refused():
     rows, *_ = Case().kept["keys"]
-    with pytest.raises(ValueError, match="int8 have scales"):
+    with pytest.raises(ValueError, match="int8 and int4 have scales"):
         native.Decoding("int8", rows, head_dim=64, roots=3, page_rows=64)
 
 
@@ -394,7 +445,7 @@ def test_the_environment_chooses_a_target_or_none(monkeypatch):
 @needs_library
 def test_both_sides_of_the_library_have_the_same_constants():
     header = (build.SOURCES / "decode.h").read_text()
-    for name in ("LANES", "TILE", "STRETCH", "MOST_DIM"):
+    for name in ("LANES", "TILE", "STRETCH", "MOST_DIM", "GROUP"):
         assert f"QKV_{name} = {getattr(decode, name)}," in header
 
 

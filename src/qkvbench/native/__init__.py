@@ -6,14 +6,16 @@ It is a library that is built where there is a compiler. Where there is none, `l
 and whoever asks goes on without.
 """
 
-from qkvbench.native.decode import KINDS, Decoding, Kind, Rows, Turns, takes
+from qkvbench.native.decode import CAPABILITIES, KINDS, Capabilities, Decoding, Kind, Rows, Turns
 from qkvbench.native.library import UnavailableError, lacking, target, targets
 from qkvbench.native.product import MOST_ROWS, WEIGHTS, product
 
 __all__ = [
+    "CAPABILITIES",
     "KINDS",
     "MOST_ROWS",
     "WEIGHTS",
+    "Capabilities",
     "Decoding",
     "Kind",
     "Rows",
@@ -21,7 +23,6 @@ __all__ = [
     "UnavailableError",
     "lacking",
     "product",
-    "takes",
     "target",
     "targets",
 ]

@@ -4,6 +4,7 @@ Tensors come as addresses, so that any framework's will do: the caller keeps the
 """
 
 import ctypes
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,13 +13,47 @@ from jaxtyping import Float, Float32, Int64, UInt64
 
 from qkvbench.native.library import library, target, targets
 
-Kind = Literal["fp32", "bf16", "fp16", "int8"]
+Kind = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # As in cpp/decode.h, which a test compares.
-LANES, TILE, STRETCH, MOST_DIM = 16, 64, 1024, 256
-# Of which a head's size is a multiple.
-STEP = 8
+LANES, TILE, STRETCH, MOST_DIM, GROUP = 16, 64, 1024, 256, 32
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """A kernel's list of everything that it can run; a caller compares it with a plan's needs."""
+
+    head_dims: Mapping[Kind, range]
+    features: frozenset[str]
+
+    def can_run(self, kind: str, head_dim: int, features: Set[str] = frozenset()) -> bool:
+        """Whether rows of this kind and size can be read with all of these features."""
+        return (
+            kind in self.head_dims
+            and head_dim in self.head_dims[kind]
+            and features <= self.features
+        )
+
+
+CAPABILITIES = Capabilities(
+    # int4 rows are whole groups of numbers that share a scale; all others, whole vectors of 8.
+    head_dims={
+        kind: range(step, MOST_DIM + 1, step)
+        for kind in KINDS
+        for step in (GROUP if kind == "int4" else 8,)
+    },
+    features=frozenset(
+        {
+            "mask.causal",
+            "mask.window",
+            "mask.sinks",
+            "bias.alibi",
+            "read.scale",
+            "read.rope",
+        }
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +116,7 @@ class Decoding:
         turns: Turns | None = None,
         key_scale: Float32[np.ndarray, " head_dim"] | None = None,
         slopes: Float32[np.ndarray, " heads"] | None = None,
+        sinks: int = 0,
         threads: int = 1,
         on: str | None = None,
     ) -> None:
@@ -98,6 +134,8 @@ class Decoding:
             raise ValueError(f"Turns for {turns.capacity} slots do not reach {capacity}.")
         if min(self.batch, roots, group, page_rows, threads) < 1:
             raise ValueError("Sequences, roots, heads, rows of a page and threads count from 1.")
+        if sinks < 0:
+            raise ValueError(f"sinks is {sinks}; it must be at least 0.")
         for name, given, size in (("key_scale", key_scale, head_dim), ("slopes", slopes, heads)):
             if given is not None and given.shape != (size,):
                 raise ValueError(f"{name} has shape {given.shape}; it must be ({size},).")
@@ -116,6 +154,7 @@ class Decoding:
             threads=threads,
             page_rows=page_rows,
             pages_each=self.pages,
+            sinks=sinks,
             keys=self._rows(keys),
             values=self._rows(values) if values else _Rows(),
             first=self._address(self.first),
@@ -166,14 +205,12 @@ class Decoding:
         return kept.ctypes.data
 
 
-def takes(head_dim: int) -> bool:
-    """Whether heads of this size can be read."""
-    return head_dim % STEP == 0 and 0 < head_dim <= MOST_DIM
-
-
 def _check(kind: Kind, keys: Rows, values: Rows | None, head_dim: int, turns: Turns | None) -> None:
-    if not takes(head_dim):
-        raise ValueError(f"head_dim is {head_dim}; it must be a multiple of 8 up to {MOST_DIM}.")
+    if not CAPABILITIES.can_run(kind, head_dim):
+        step = CAPABILITIES.head_dims[kind].step
+        raise ValueError(
+            f"head_dim is {head_dim}; for {kind} it must be a multiple of {step} up to {MOST_DIM}."
+        )
     if turns is not None and turns.turned > head_dim:
         raise ValueError(f"{turns.turned} coordinates are to be turned, of {head_dim}.")
     for rows in (keys, values):
@@ -184,8 +221,8 @@ def _check(kind: Kind, keys: Rows, values: Rows | None, head_dim: int, turns: Tu
         for pages in (rows.pages, rows.scales):
             if pages is not None and not (pages.dtype == np.uint64 and pages.flags.c_contiguous):
                 raise ValueError("Pages are addresses: a contiguous array of uint64.")
-        if (rows.scales is not None) != (kind == "int8"):
-            raise ValueError("Rows of int8 have scales, and no others.")
+        if (rows.scales is not None) != (kind in ("int8", "int4")):
+            raise ValueError("Rows of int8 and int4 have scales, and no others.")
         if rows.scales is not None and rows.scales.shape != rows.pages.shape:
             raise ValueError(f"Scales have pages {rows.scales.shape}, rows {rows.pages.shape}.")
 
@@ -204,7 +241,7 @@ class _Rows(ctypes.Structure):
 class _Call(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("kind", "head_dim", "batch", "roots", "group")),
-        *((name, ctypes.c_int32) for name in ("threads", "page_rows", "pages_each")),
+        *((name, ctypes.c_int32) for name in ("threads", "page_rows", "pages_each", "sinks")),
         ("keys", _Rows),
         ("values", _Rows),
         *((name, ctypes.c_void_p) for name in ("first", "length", "query", "out", "log_sum")),

@@ -76,14 +76,22 @@ struct Job {
         for (int b = 0; b < call.batch; ++b)
             for (int root = 0; root < call.roots; ++root) {
                 first_of.push_back(int(stretches.size()));
-                for (int64_t at = call.first[b]; at < call.length[b];) {
-                    const int64_t end = std::min(call.length[b], (at / QKV_STRETCH + 1) * QKV_STRETCH);
-                    stretches.push_back({b, root, at, end});
-                    at = end;
-                }
+                const int64_t first = call.first[b], length = call.length[b], sinks = call.sinks;
+                // Sinks that reach the window are one interval with it.
+                if (sinks > 0 && sinks < first) cut(b, root, 0, std::min(sinks, length));
+                cut(b, root, sinks < first ? first : sinks > 0 ? 0 : first, length);
             }
         first_of.push_back(int(stretches.size()));
         parts.resize(stretches.size() * part_floats());
+    }
+
+    // Cuts slots [at, to) at multiples of QKV_STRETCH.
+    void cut(int sequence, int root, int64_t at, int64_t to) {
+        while (at < to) {
+            const int64_t end = std::min(to, (at / QKV_STRETCH + 1) * QKV_STRETCH);
+            stretches.push_back({sequence, root, at, end});
+            at = end;
+        }
     }
 
     // Joins the parts of one sequence and root, always in the same order.
@@ -130,16 +138,17 @@ EXPORT int qkv_decode(int which, const QkvDecode* call) {
         if (call->first[b] < 0 || call->first[b] > call->length[b] || call->length[b] > capacity)
             return b;
     Job job(*call);
-    static const int bytes_of[] = {4, 2, 2, 1};
+    static const int bits_of[] = {32, 16, 16, 8, 4};
     int64_t rows = 0;
     for (const Stretch& each : job.stretches) rows += each.end - each.begin;
-    const bool small = rows * call->head_dim * bytes_of[call->type] < BYTES_FOR_THREADS;
+    const bool small = rows * call->head_dim * bits_of[call->type] / 8 < BYTES_FOR_THREADS;
     const int threads = small ? 1 : std::min<int>(call->threads, int(job.stretches.size()));
+    const size_t floats = QKV_SCRATCH(call->group) + (call->type == QKV_INT4 ? QKV_SCRATCH_INT4 : 0);
     std::atomic<int> next{0};
     on_threads(threads, [&] {
         thread_local std::unique_ptr<float[]> held;
         thread_local size_t size = 0;
-        float* scratch = room(held, size, QKV_SCRATCH(call->group));
+        float* scratch = room(held, size, floats);
         for (int i; (i = next++) < int(job.stretches.size());)
             target.attend(*call, job.stretches[i], scratch, job.part(i));
     });

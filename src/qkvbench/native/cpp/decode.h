@@ -5,25 +5,27 @@
 
 extern "C" {
 
-// The types of cached numbers. With int8 each row has one scale in fp32.
-enum QkvType { QKV_FP32, QKV_BF16, QKV_FP16, QKV_INT8 };
+// The types of cached numbers. A row of int8 has one scale in fp32; a row of int4 has one for each
+// QKV_GROUP numbers. int4 holds -8..7 in two's complement, two numbers a byte, the even one in the
+// low nibble.
+enum QkvType { QKV_FP32, QKV_BF16, QKV_FP16, QKV_INT8, QKV_INT4 };
 
 // Rows that lie in pages: row `slot` of sequence b and root head g is at
 // pages[b * pages_each + slot / page_rows] + (g * head_stride + slot % page_rows * row_stride).
-// Strides count elements. One page for each sequence is a plain cache.
+// Strides count elements as they are stored: of int4, bytes. One page for each sequence is a plain cache.
 struct QkvRows {
     const uint64_t* pages;
     int64_t head_stride, row_stride;
-    const uint64_t* scale_pages;  // int8 only: fp32 scales by the same rule
+    const uint64_t* scale_pages;  // int8 and int4: fp32 scales by the same rule
     int64_t scale_head_stride, scale_row_stride;
 };
 
 // One query per sequence and head over what is cached; query head h reads root head h / group.
 struct QkvDecode {
     int32_t type, head_dim, batch, roots, group, threads;
-    int32_t page_rows, pages_each;
+    int32_t page_rows, pages_each, sinks;
     QkvRows keys, values;                     // values.pages null: the key's root is the value
-    const int64_t *first, *length;            // slots [first, length) are seen
+    const int64_t *first, *length;            // slots [0, sinks) and [first, length) are visible
     const float* query;                       // (batch, heads, head_dim), scaled and turned
     float* out;                               // (batch, heads, head_dim)
     float* log_sum;                           // (batch, heads), or null
@@ -50,11 +52,14 @@ enum {
     QKV_TILE = 64,       // slots that are scored at a time, at most
     QKV_STRETCH = 1024,  // slots that one thread attends to at a time: the same sums for any number
     QKV_MOST_DIM = 256,
+    QKV_GROUP = 32,      // numbers of an int4 row that share a scale
 };
 
 // Floats of scratch for `group` heads: queries 304, sums 256, states 48, scores 160; three
 // queries beside, and those of one head in seven other places.
 #define QKV_SCRATCH(group) ((group) * 768 + 10 * 304)
+// Beside those for int4: 16 rows in fp32 of two tiles of two tensors.
+#define QKV_SCRATCH_INT4 (2 * 2 * 16 * QKV_MOST_DIM)
 
 // What attending over some slots gives, for the heads of one root: the weighted sums are relative
 // to 2 to the power of `most`, and `total` is the sum of the weights.

@@ -9,7 +9,8 @@ using OnTile = void (*)(const Shape&, const Tile&, const Heads&);
 
 // How one type of cached numbers is read; functions for 1, 2, 4 and 8 heads.
 struct Way {
-    int bytes;    // of a number
+    int bytes;    // of a stored element
+    int numbers;  // in an element: 2 for int4, whose tiles are unpacked to fp32 before they are scored
     int vectors;  // of which the sums have a multiple
     // Writes a head's query as `score` reads it; `query` is in base 2.
     void (*lay_out)(const Shape&, const float* query, float* into);
@@ -22,11 +23,18 @@ template <template <class, int> class Keys, template <class, int> class Values, 
 constexpr Way way(int vectors, void (*lay_out)(const Shape&, const float*, float*),
                   void (*tell)(const Shape&, const float*, float*)) {
     constexpr int MOST = MOST_HEADS;
-    return {int(sizeof(Number)), vectors, lay_out, tell,
+    return {int(sizeof(Number)), 1, vectors, lay_out, tell,
             {score<Keys<Number, 1>, 1>, score<Keys<Number, 2>, 2>, score<Keys<Number, 4>, 4>,
              score<Keys<Number, MOST>, MOST>},
             {weigh<Values<Number, 1>, 1>, weigh<Values<Number, 2>, 2>, weigh<Values<Number, 4>, 4>,
              weigh<Values<Number, MOST>, MOST>}};
+}
+
+// int4: unpacked, a tile is one of fp32.
+constexpr Way unpacked(Way floats) {
+    floats.bytes = 1;
+    floats.numbers = 2;
+    return floats;
 }
 
 // Where the functions for so many heads are.
@@ -71,6 +79,7 @@ template <int PLACES>
 INLINE void fill_from(const QkvDecode& call, const Way& way, const Stretch& stretch, Cursors& from,
                       int places, int rows_each, Tile& tile) {
     const bool shared = call.values.pages == nullptr, scaled = call.keys.scale_pages != nullptr;
+    const bool grouped = way.numbers > 1;
     const int64_t key_bytes = call.keys.row_stride * way.bytes;
     const int64_t other_bytes = call.values.row_stride * way.bytes;
     for (int done = 0; done < rows_each;) {
@@ -95,11 +104,17 @@ INLINE void fill_from(const QkvDecode& call, const Way& way, const Stretch& stre
             on_each([&](int s) INLINE_LAMBDA { tile.key[at + s] = from.key[s] + i * key_bytes; });
             if (!shared)
                 on_each([&](int s) INLINE_LAMBDA { tile.other[at + s] = from.other[s] + i * other_bytes; });
-            if (scaled)
+            if (grouped)
+                on_each([&](int s) INLINE_LAMBDA {
+                    tile.key_groups[at + s] = from.key_scale[s] + i * call.keys.scale_row_stride;
+                    if (!shared)
+                        tile.other_groups[at + s] = from.other_scale[s] + i * call.values.scale_row_stride;
+                });
+            else if (scaled)
                 on_each([&](int s) INLINE_LAMBDA {
                     tile.key_scale[at + s] = from.key_scale[s][i * call.keys.scale_row_stride];
                 });
-            if (scaled && !shared)
+            if (scaled && !shared && !grouped)
                 on_each([&](int s) INLINE_LAMBDA {
                     tile.other_scale[at + s] = from.other_scale[s][i * call.values.scale_row_stride];
                 });
@@ -150,8 +165,21 @@ INLINE void turn_back(const Shape& shape, const float* table, float* query) {
     }
 }
 
+// Rows of int4 times the scales of their groups, in fp32, each pointer moved to its unpacked row.
+void unpack(const Tile& tile, const Shape& shape, const char** rows, const float* const* scales,
+            float* into) {
+    for (int r = 0; r < tile.rows; ++r) {
+        float* row = into + r * shape.head_dim;
+        for (int i = 0; i < shape.head_dim; i += QKV_GROUP)
+            unpack_group((const uint8_t*)rows[r] + i / 2, scales[r][i / QKV_GROUP], row + i);
+        rows[r] = (const char*)row;
+    }
+    for (int r = tile.rows; r < padded(tile.rows, WIDTH); ++r) rows[r] = rows[tile.rows - 1];
+}
+
 int tile_rows(const QkvDecode& call, const Way& way) {
-    const int bytes = call.head_dim * way.bytes * (call.values.pages ? 2 : 1);
+    const int number = way.numbers > 1 ? int(sizeof(float)) : way.bytes;
+    const int bytes = call.head_dim * number * (call.values.pages ? 2 : 1);
     const int rows = (call.group < 4 ? TILE_BYTES : GROUP_BYTES) / bytes / 16 * 16;
     return rows < 16 ? 16 : rows > QKV_TILE ? QKV_TILE : rows;
 }
@@ -168,14 +196,14 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
     const int group = call.group, half = call.turned / 2;
     Shape shape = {};
     shape.head_dim = call.head_dim;
-    shape.row_bytes = call.head_dim * way.bytes;
+    shape.row_bytes = call.head_dim * way.bytes / way.numbers;
     shape.turned = call.turned;
     shape.half = half;
     shape.half_padded = padded(half, QKV_LANES);
     shape.rest = call.head_dim - call.turned;
     shape.sums_floats = padded(call.head_dim, WIDTH * way.vectors);
     shape.shared = call.values.pages == nullptr;
-    shape.scaled_rows = call.keys.scale_pages != nullptr;
+    shape.scaled_rows = call.keys.scale_pages && way.numbers == 1;
     shape.slopes = call.slopes != nullptr;
     // One head waits for memory, and reads from several places; many heads and bytes, for arithmetic.
     const int streams = shape.streams = group == 1 && way.bytes > 1 ? STREAMS : 1;
@@ -187,6 +215,7 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
     float* key_scale = scores + 2 * group * SCORES;
     float* query = key_scale + QUERY_FLOATS;
     float* left_over = query + QUERY_FLOATS;  // the query where streams of equal length end
+    float* fp32_rows = left_over + QUERY_FLOATS;  // int4: those of two tiles
 
     if (call.key_scale && half) {
         lay_out_floats(shape, call.key_scale, key_scale);
@@ -278,6 +307,13 @@ void attend_with(const Way& way, const QkvDecode& call, const Stretch& stretch, 
             if (half && number > 0 && number % turned == 0)
                 for (int which = 0; which < group * streams; ++which)
                     turn(queries + which * QUERY_FLOATS, turned * slots);
+            if (number < count && way.numbers > 1) {
+                const int floats = step * call.head_dim;
+                float* into = fp32_rows + number % 2 * 2 * floats;
+                Tile& tile = tiles[number % TILES];
+                unpack(tile, shape, tile.key, tile.key_groups, into);
+                if (!shape.shared) unpack(tile, shape, tile.other, tile.other_groups, into + floats);
+            }
             if (number < count) on_tile(way.score, number, ahead);
             if (number > 0) on_tile(way.weigh, number - 1, ahead);
         }

@@ -15,6 +15,7 @@ constexpr Way PLAIN[] = {
     way<Twos, Twos, Bf16>(1, lay_out_twos, tell_twos),
     way<Floats, Floats, Fp16>(1, lay_out_floats, tell_floats),
     way<Floats, Floats, Int8>(1, lay_out_floats, tell_floats),
+    unpacked(way<Floats, Floats, Fp32>(1, lay_out_floats, tell_floats)),
 };
 // Where keys are turned, their halves are beside each other.
 constexpr Way TURNED[] = {
@@ -22,6 +23,7 @@ constexpr Way TURNED[] = {
     way<Floats, Twos, Bf16>(1, lay_out_floats, tell_twos),
     PLAIN[QKV_FP16],
     PLAIN[QKV_INT8],
+    PLAIN[QKV_INT4],
 };
 #include "product.h"
 #include "target.h"

@@ -14,13 +14,15 @@ constexpr Way PLAIN[] = {
     way<Pairs, Pairs, Bf16>(2, lay_out_pairs, tell_pairs),
     way<Floats, Floats, Fp16>(1, lay_out_floats, tell_floats),
     way<Floats, Floats, Int8>(1, lay_out_floats, tell_floats),
+    unpacked(way<Floats, Floats, Fp32>(1, lay_out_floats, tell_floats)),
 };
 // Where keys are turned as they are read, that is done in fp32.
 constexpr Way TURNED[] = {
     PLAIN[QKV_FP32],
     way<Floats, Pairs, Bf16>(2, lay_out_floats, tell_pairs),
     PLAIN[QKV_FP16],
-    way<Floats, Floats, Int8>(1, lay_out_floats, tell_floats),
+    PLAIN[QKV_INT8],
+    PLAIN[QKV_INT4],
 };
 #include "product.h"
 #include "target.h"

@@ -131,7 +131,7 @@ def decode_kernel(
 def _kernel(keys: PagedTensor) -> Callable[..., DecodeKernel] | None:
     """What reads such rows where they lie, in one pass."""
     if keys.table.device.type == "cpu":
-        takes = keys.kind.name in native.KINDS and native.takes(keys.head_dim)
+        takes = native.CAPABILITIES.can_run(keys.kind.name, keys.head_dim)
         return CpuDecodeKernel if takes and native.lacking() is None else None
     if keys.table.device.type == "cuda" and find_spec("triton"):
         # Where there is no GPU, Triton need not be there.
