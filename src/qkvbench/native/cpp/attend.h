@@ -28,9 +28,9 @@ struct Tile {
     const char* const* value;           // `other`, or the keys themselves
     float key_scale[QKV_TILE], other_scale[QKV_TILE];
     const float* value_scale;
-    const float *key_groups[QKV_TILE], *other_groups[QKV_TILE];  // int4: scales of each row
     float distance[QKV_TILE], seen[QKV_TILE];  // seen: 0, or -infinity behind the last row
     const float* near;                  // how far the first row is turned from where the query is
+    const float *key_groups[QKV_TILE], *other_groups[QKV_TILE];  // int4: scales of each row
 };
 
 // Asks for COUNT rows before they are needed. Spread over the work, so that no burst of them waits.

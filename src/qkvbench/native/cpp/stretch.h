@@ -75,11 +75,10 @@ INLINE void find(const QkvDecode& call, const QkvRows& rows, int bytes, const St
 }
 
 // The next `rows_each` rows of the first `places` streams, taken in turn.
-template <int PLACES>
+template <int PLACES, bool GROUPED = false>
 INLINE void fill_from(const QkvDecode& call, const Way& way, const Stretch& stretch, Cursors& from,
                       int places, int rows_each, Tile& tile) {
     const bool shared = call.values.pages == nullptr, scaled = call.keys.scale_pages != nullptr;
-    const bool grouped = way.numbers > 1;
     const int64_t key_bytes = call.keys.row_stride * way.bytes;
     const int64_t other_bytes = call.values.row_stride * way.bytes;
     for (int done = 0; done < rows_each;) {
@@ -104,7 +103,7 @@ INLINE void fill_from(const QkvDecode& call, const Way& way, const Stretch& stre
             on_each([&](int s) INLINE_LAMBDA { tile.key[at + s] = from.key[s] + i * key_bytes; });
             if (!shared)
                 on_each([&](int s) INLINE_LAMBDA { tile.other[at + s] = from.other[s] + i * other_bytes; });
-            if (grouped)
+            if constexpr (GROUPED)
                 on_each([&](int s) INLINE_LAMBDA {
                     tile.key_groups[at + s] = from.key_scale[s] + i * call.keys.scale_row_stride;
                     if (!shared)
@@ -114,7 +113,7 @@ INLINE void fill_from(const QkvDecode& call, const Way& way, const Stretch& stre
                 on_each([&](int s) INLINE_LAMBDA {
                     tile.key_scale[at + s] = from.key_scale[s][i * call.keys.scale_row_stride];
                 });
-            if (scaled && !shared && !grouped)
+            if (!GROUPED && scaled && !shared)
                 on_each([&](int s) INLINE_LAMBDA {
                     tile.other_scale[at + s] = from.other_scale[s][i * call.values.scale_row_stride];
                 });
@@ -144,7 +143,8 @@ void fill(const QkvDecode& call, const Way& way, const Stretch& stretch, int str
     tile.value = shared ? tile.key : tile.other;
     tile.value_scale = shared ? tile.key_scale : tile.other_scale;
     // Fewer rows than streams are one of each of the first.
-    if (streams == 1) fill_from<1>(call, way, stretch, from, 1, rows, tile);
+    if (way.numbers > 1) fill_from<1, true>(call, way, stretch, from, 1, rows, tile);
+    else if (streams == 1) fill_from<1>(call, way, stretch, from, 1, rows, tile);
     else if (rows < STREAMS) fill_from<STREAMS>(call, way, stretch, from, rows, 1, tile);
     else fill_from<STREAMS>(call, way, stretch, from, STREAMS, rows / STREAMS, tile);
     for (int i = rows; i < padded(rows, WIDTH); ++i) {

@@ -96,10 +96,17 @@ INLINE Vector largest_of(Vector x) {
     return x;
 }
 
-// A group of int4 times its scale; in two's complement, shifts right keep the sign.
+// A group of int4 times its scale: nibbles in order, as bytes with a sign, then as floats.
 INLINE void unpack_group(const uint8_t* bytes, float scale, float* into) {
-    for (int i = 0; i < QKV_GROUP / 2; ++i) {
-        into[2 * i] = float(int8_t(bytes[i] << 4) >> 4) * scale;
-        into[2 * i + 1] = float(int8_t(bytes[i]) >> 4) * scale;
-    }
+    const __m128i packed = _mm_loadu_si128((const __m128i*)bytes), nibble = _mm_set1_epi8(15);
+    const __m128i even = _mm_and_si128(packed, nibble);
+    const __m128i odd = _mm_and_si128(_mm_srli_epi16(packed, 4), nibble);
+    const __m128i ordered[] = {_mm_unpacklo_epi8(even, odd), _mm_unpackhi_epi8(even, odd)};
+    each<QKV_GROUP / 16>([&](auto h) INLINE_LAMBDA {
+        // Two's complement of four bits: (x ^ 8) - 8.
+        const __m128i eight = _mm_set1_epi8(8);
+        Int8 numbers[16];
+        _mm_storeu_si128((__m128i*)numbers, _mm_sub_epi8(_mm_xor_si128(ordered[h], eight), eight));
+        for (int i = 0; i < 16; i += WIDTH) store(into + h * 16 + i, from(numbers + i) * all(scale));
+    });
 }

@@ -80,3 +80,11 @@ INLINE Vector largest_of(Vector x) {
     if constexpr (COUNT >= 4) x = largest(x, Vector{x[2], x[3], x[0], x[1]});
     return x;
 }
+
+// A group of int4 times its scale; in two's complement, shifts right keep the sign.
+INLINE void unpack_group(const uint8_t* bytes, float scale, float* into) {
+    for (int i = 0; i < QKV_GROUP / 2; ++i) {
+        into[2 * i] = float(int8_t(bytes[i] << 4) >> 4) * scale;
+        into[2 * i + 1] = float(int8_t(bytes[i]) >> 4) * scale;
+    }
+}
