@@ -29,7 +29,7 @@ class BuildKernel(build_ext):
         """Compile; where that cannot be, go on: torch then decodes."""
         try:
             made = native_build.build()
-        except native_build.CannotBuildError as error:
+        except native_build.BuildError as error:
             print(f"qkvbench: the native kernel is not built: {error}. torch decodes instead.")
             return
         into = Path(self.get_ext_fullpath(ext.name))

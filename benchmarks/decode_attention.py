@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=[*TYPES])
     parser.add_argument("--rounds", type=int, default=7)
     words = parser.parse_args()
-    print(f"native target {native.target()}")
+    print(f"native ISA {native.select_isa()}")
     for threads in words.threads:
         torch.set_num_threads(threads)
         for tokens in words.tokens:
@@ -90,10 +90,10 @@ class Cache:
         scales = self.scales[0].nbytes if kind == "int8" else 0
         self.bytes = self.tensors[0].nbytes + scales
 
-    def rows(self, which: int) -> native.Rows:
+    def rows(self, which: int) -> native.PagedRows:
         """One of the tensors, as one page."""
         scaled = self.kind == "int8"
-        return native.Rows(
+        return native.PagedRows(
             np.array([[self.tensors[which].data_ptr()]], np.uint64),
             self.tokens * self.head_dim,
             self.head_dim,
@@ -104,7 +104,7 @@ class Cache:
 
 def ways(cache: Cache, group: int, threads: int) -> list[Way]:
     """The bounds, then all ways to attend over this cache."""
-    lib, number = library.library(), native.targets()[native.target()]
+    lib, number = library.library(), native.supported_isas()[native.select_isa()]
     first, second = cache.tensors
     lines = first.nbytes // 64
     query = torch.randn(cache.roots, group, cache.head_dim) / cache.head_dim**0.5
@@ -121,9 +121,9 @@ def ways(cache: Cache, group: int, threads: int) -> list[Way]:
             ROUNDS_OF_PRODUCTS * CHAINS,
         ),
     ]
-    width = BY_INSTRUCTION[native.target()]
+    width = BY_INSTRUCTION[native.select_isa()]
     if cache.kind == "bf16":
-        width = BY_INSTRUCTION_OF_BF16.get(native.target(), width)
+        width = BY_INSTRUCTION_OF_BF16.get(native.select_isa(), width)
     work = cache.roots * cache.tokens * group * cache.head_dim * 2 / width
     if cache.kind != "int8":
         given = query.to(first.dtype)
@@ -161,7 +161,7 @@ def ours(
 ) -> Callable[[], None]:
     """The native kernel over this cache."""
     half = cache.head_dim // 2
-    turns = native.Turns(BASE ** (-np.arange(half) / half), cache.tokens) if turned else None
+    rope = native.RopeTable(BASE ** (-np.arange(half) / half), cache.tokens) if on_read else None
     decoding = native.Decoding(
         cache.kind,
         cache.rows(0),
@@ -170,7 +170,7 @@ def ours(
         roots=cache.roots,
         group=query.shape[1],
         page_rows=cache.tokens,
-        turns=turns,
+        rope=rope,
         threads=threads,
     )
     decoding.length[:] = cache.tokens

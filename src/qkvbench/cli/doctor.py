@@ -268,15 +268,15 @@ def _compiler() -> Iterator[Finding]:
 
 
 def _native() -> Iterator[Finding]:
-    """The target of the native kernel that decodes, or why there is none."""
+    """The instruction set of the native decoding kernel, or the reason why there is none."""
     from qkvbench import native
 
-    if (lacking := native.lacking()) is None:
-        found = f"{native.target()}; this machine runs {', '.join(native.targets())}"
+    if (missing := native.missing_requirement()) is None:
+        found = f"{native.select_isa()}; this machine runs {', '.join(native.supported_isas())}"
         yield Finding("native", "decoding kernel", "ok", found)
     else:
         remedy = "python -m qkvbench.native builds it; without it torch decodes, more slowly"
-        yield Finding("native", "decoding kernel", "missing", lacking, remedy)
+        yield Finding("native", "decoding kernel", "missing", missing, remedy)
 
 
 def _precisions() -> Iterator[Finding]:

@@ -56,17 +56,17 @@ class RotaryEmbedding(nn.Module):
             self.turned = rotary_dim(position, head_dim)
             self.base = position.base
         self._table = Table(self._cos_sin)
-        self._turns: native.Turns | None = None
+        self._turns: native.RopeTable | None = None
 
     def table(self, slots: int, like: Tensor) -> Float[Tensor, "positions turned"]:
         """Cosines, then sines, of at least so many positions, for a kernel that turns rows."""
         return self._table(slots, like)
 
-    def turns(self, slots: int) -> native.Turns:
+    def turns(self, slots: int) -> native.RopeTable:
         """How the native kernel turns rows of at least so many slots."""
         if self._turns is None or self._turns.capacity < slots:
             frequencies = self.base ** (-np.arange(self.turned // 2) / (self.turned // 2))
-            self._turns = native.Turns(frequencies, 2 * slots)
+            self._turns = native.RopeTable(frequencies, 2 * slots)
         return self._turns
 
     def forward(self, rows: Rows, first: int = 0, *, back: bool = False) -> Rows:

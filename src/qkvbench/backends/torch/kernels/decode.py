@@ -70,7 +70,7 @@ class CpuDecodeKernel:
         np.subtract(call.length, 1, out=call.position)
         asked = query.detach().float().contiguous()
         seen = torch.empty_like(asked)
-        with watched(f"{NAMED} ({self.keys.kind.name} rows read once, {call.target})"):
+        with watched(f"{NAMED} ({self.keys.kind.name} rows read once, {call.isa})"):
             call(asked.data_ptr(), seen.data_ptr())
         return seen
 
@@ -87,7 +87,7 @@ class CpuDecodeKernel:
                 roots=self.keys.heads,
                 group=query.shape[2],
                 page_rows=table.size,
-                turns=self.turner and self.turner.turns(table.columns * table.size),
+                rope=self.turner and self.turner.turns(table.columns * table.size),
                 key_scale=self.scale,
                 slopes=self.slopes,
                 threads=torch.get_num_threads(),
@@ -132,7 +132,7 @@ def _kernel(keys: PagedTensor) -> Callable[..., DecodeKernel] | None:
     """What reads such rows where they lie, in one pass."""
     if keys.table.device.type == "cpu":
         takes = native.CAPABILITIES.can_run(keys.kind.name, keys.head_dim)
-        return CpuDecodeKernel if takes and native.lacking() is None else None
+        return CpuDecodeKernel if takes and native.missing_requirement() is None else None
     if keys.table.device.type == "cuda" and find_spec("triton"):
         # Where there is no GPU, Triton need not be there.
         from qkvbench.backends.torch.kernels.triton_decode import TritonDecodeKernel
@@ -145,10 +145,10 @@ def _kind(pages: PagedTensor) -> native.Kind:
     return next(kind for kind in native.KINDS if kind == pages.kind.name)
 
 
-def _rows(pages: PagedTensor) -> native.Rows:
+def _rows(pages: PagedTensor) -> native.PagedRows:
     found = pages.paged()
     scales = found.scale_addresses
-    return native.Rows(
+    return native.PagedRows(
         found.addresses.numpy().astype(np.uint64),
         found.head_stride,
         found.row_stride,

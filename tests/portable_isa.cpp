@@ -1,5 +1,5 @@
-// The portable target's attention against sums in fp64, for whoever runs it: a processor or an
-// emulator of one. Ends with 1 where they differ by more than fp32's rounding of some hundred sums.
+// Compares the portable ISA's attention with sums in fp64, on a processor or in an emulator. Exits with
+// 1 if they differ by more than the rounding of some hundred sums in fp32.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -8,7 +8,7 @@
 
 #include "decode.h"
 
-extern const Target TARGET_PORTABLE;
+extern const Isa ISA_PORTABLE;
 
 namespace {
 
@@ -18,18 +18,18 @@ constexpr float INT8_SCALE = 0.02f;
 float drawn() { return float(double(rand()) / RAND_MAX - 0.5); }
 
 struct Case {
-    int type, dim, group, turned;
+    int type, dim, group, rotary_dim;
     std::vector<float> rows, query, scales;
     std::vector<char> kept;
 
-    Case(int type, int dim, int group, int turned)
-        : type(type), dim(dim), group(group), turned(turned), rows(TOKENS * dim), query(group * dim),
+    Case(int type, int dim, int group, int rotary_dim)
+        : type(type), dim(dim), group(group), rotary_dim(rotary_dim), rows(TOKENS * dim), query(group * dim),
           scales(TOKENS, INT8_SCALE), kept(TOKENS * dim * sizeof(float)) {
         for (int i = 0; i < TOKENS * dim; ++i) rows[i] = keep(i, drawn());
         for (float& q : query) q = 2 * drawn();
     }
 
-    // Writes a number in the cache's type, and tells what it has become.
+    // Stores a number in the cache's type and returns the stored value.
     float keep(int i, float x) {
         uint32_t bits;
         std::memcpy(&bits, &x, sizeof bits);
@@ -47,29 +47,29 @@ struct Case {
         return x;
     }
 
-    double angle(int slot, int pair) const { return slot * std::pow(10000.0, -2.0 * pair / turned); }
+    double angle(int slot, int pair) const { return slot * std::pow(10000.0, -2.0 * pair / rotary_dim); }
 
     double score(int slot, int head) const {
         const float *row = &rows[slot * dim], *q = &query[head * dim];
-        const int half = turned / 2;
+        const int half = rotary_dim / 2;
         double sum = 0;
         for (int i = 0; i < half; ++i) {
             const double c = std::cos(angle(slot, i)), s = std::sin(angle(slot, i));
             sum += q[i] * (row[i] * c - row[half + i] * s) + q[half + i] * (row[half + i] * c + row[i] * s);
         }
-        for (int i = turned; i < dim; ++i) sum += q[i] * row[i];
+        for (int i = rotary_dim; i < dim; ++i) sum += q[i] * row[i];
         return sum;
     }
 
     double largest_difference() const {
-        const int half = turned / 2, padded = (half + QKV_LANES - 1) / QKV_LANES * QKV_LANES;
-        std::vector<float> near((QKV_TILE + 1) * 2 * padded + 1), far(2 * padded + 1);
+        const int half = rotary_dim / 2, padded = (half + QKV_LANES - 1) / QKV_LANES * QKV_LANES;
+        std::vector<float> rope_in_tile((QKV_TILE + 1) * 2 * padded + 1), rope_per_chunk(2 * padded + 1);
         for (int slot = 0; slot <= QKV_TILE; ++slot)
             for (int i = 0; i < half; ++i) {
-                near[slot * 2 * padded + i] = float(std::cos(angle(slot, i)));
-                near[slot * 2 * padded + padded + i] = float(std::sin(angle(slot, i)));
+                rope_in_tile[slot * 2 * padded + i] = float(std::cos(angle(slot, i)));
+                rope_in_tile[slot * 2 * padded + padded + i] = float(std::sin(angle(slot, i)));
             }
-        for (int i = 0; i < half; ++i) far[i] = 1;
+        for (int i = 0; i < half; ++i) rope_per_chunk[i] = 1;
         const uint64_t page = uint64_t(kept.data()), scale_page = uint64_t(scales.data());
         const int64_t first = 0, length = TOKENS;
         QkvDecode call = {};
@@ -78,11 +78,13 @@ struct Case {
         call.keys = {&page, TOKENS * dim, dim, nullptr, 0, 0};
         if (type == QKV_INT8) call.keys = {&page, TOKENS * dim, dim, &scale_page, TOKENS, 1};
         call.first = &first, call.length = &length, call.query = query.data();
-        call.turned = turned, call.near = near.data(), call.far = far.data();
+        call.rotary_dim = rotary_dim;
+        call.rope_in_tile = rope_in_tile.data(), call.rope_per_chunk = rope_per_chunk.data();
         const size_t bytes = (QKV_SCRATCH(group) * sizeof(float) + 63) / 64 * 64;
         float* scratch = static_cast<float*>(aligned_alloc(64, bytes));
-        std::vector<float> most(group), total(group), sums(group * dim);
-        TARGET_PORTABLE.attend(call, {0, 0, 0, TOKENS}, scratch, {most.data(), total.data(), sums.data()});
+        std::vector<float> row_max(group), row_sum(group), acc(group * dim);
+        ISA_PORTABLE.attend(call, {0, 0, 0, TOKENS}, scratch,
+                            {row_max.data(), row_sum.data(), acc.data()});
         std::free(scratch);
 
         double worst = 0;
@@ -95,7 +97,7 @@ struct Case {
                 for (int i = 0; i < dim; ++i) expected[i] += weight * rows[slot * dim + i];
             }
             for (int i = 0; i < dim; ++i) {
-                const double off = std::fabs(expected[i] / weights - sums[head * dim + i] / total[head]);
+                const double off = std::fabs(expected[i] / weights - acc[head * dim + i] / row_sum[head]);
                 if (!(off <= worst)) worst = off;
             }
         }
@@ -110,10 +112,10 @@ int main() {
     for (int type : {QKV_FP32, QKV_BF16, QKV_INT8})
         for (int dim : {32, 48, 64, 128})
             for (int group : {1, 2, 8})
-                for (int turned : {0, dim / 4 * 2, dim}) {
-                    const double off = Case(type, dim, group, turned).largest_difference();
+                for (int rotary_dim : {0, dim / 4 * 2, dim}) {
+                    const double off = Case(type, dim, group, rotary_dim).largest_difference();
                     if (!(off <= worst)) worst = off;
                 }
-    std::printf("%s: largest difference %.2g\n", TARGET_PORTABLE.name, worst);
+    std::printf("%s: largest difference %.2g\n", ISA_PORTABLE.name, worst);
     return worst < 1e-5 ? 0 : 1;
 }
