@@ -13,36 +13,40 @@ extern const Isa ISA_PORTABLE;
 namespace {
 
 constexpr int TOKENS = 333;
-constexpr float INT8_SCALE = 0.02f;
+constexpr float SCALE = 0.02f;  // of int8 and int4
 
-float drawn() { return float(double(rand()) / RAND_MAX - 0.5); }
+float random_number() { return float(double(rand()) / RAND_MAX - 0.5); }
 
 struct Case {
     int type, dim, group, rotary_dim;
     std::vector<float> rows, query, scales;
-    std::vector<char> kept;
+    std::vector<char> stored;
 
     Case(int type, int dim, int group, int rotary_dim)
         : type(type), dim(dim), group(group), rotary_dim(rotary_dim), rows(TOKENS * dim), query(group * dim),
-          scales(TOKENS, INT8_SCALE), kept(TOKENS * dim * sizeof(float)) {
-        for (int i = 0; i < TOKENS * dim; ++i) rows[i] = keep(i, drawn());
-        for (float& q : query) q = 2 * drawn();
+          scales(TOKENS * dim, SCALE), stored(TOKENS * dim * sizeof(float)) {
+        for (int i = 0; i < TOKENS * dim; ++i) rows[i] = store(i, random_number());
+        for (float& q : query) q = 2 * random_number();
     }
 
     // Stores a number in the cache's type and returns the stored value.
-    float keep(int i, float x) {
+    float store(int i, float x) {
         uint32_t bits;
         std::memcpy(&bits, &x, sizeof bits);
         if (type == QKV_FP32) {
-            std::memcpy(&kept[i * sizeof x], &x, sizeof x);
+            std::memcpy(&stored[i * sizeof x], &x, sizeof x);
         } else if (type == QKV_BF16) {
             const uint16_t half = uint16_t(bits >> 16);
-            std::memcpy(&kept[i * sizeof half], &half, sizeof half);
+            std::memcpy(&stored[i * sizeof half], &half, sizeof half);
             bits &= 0xffff0000;
             std::memcpy(&x, &bits, sizeof x);
+        } else if (type == QKV_INT4) {
+            const int integer = int(14 * x);
+            stored[i / 2] = char(stored[i / 2] | (i % 2 ? integer << 4 : integer & 15));
+            x = float(integer) * SCALE;
         } else {
-            kept[i] = char(int8_t(200 * x));
-            x = float(int8_t(kept[i])) * INT8_SCALE;
+            stored[i] = char(int8_t(200 * x));
+            x = float(int8_t(stored[i])) * SCALE;
         }
         return x;
     }
@@ -70,17 +74,21 @@ struct Case {
                 rope_in_tile[slot * 2 * padded + padded + i] = float(std::sin(angle(slot, i)));
             }
         for (int i = 0; i < half; ++i) rope_per_chunk[i] = 1;
-        const uint64_t page = uint64_t(kept.data()), scale_page = uint64_t(scales.data());
+        const uint64_t page = uint64_t(stored.data()), scale_page = uint64_t(scales.data());
         const int64_t first = 0, length = TOKENS;
         QkvDecode call = {};
         call.type = type, call.head_dim = dim, call.batch = call.roots = call.threads = 1;
         call.group = group, call.page_rows = TOKENS, call.pages_each = 1;
         call.keys = {&page, TOKENS * dim, dim, nullptr, 0, 0};
         if (type == QKV_INT8) call.keys = {&page, TOKENS * dim, dim, &scale_page, TOKENS, 1};
+        if (type == QKV_INT4)
+            call.keys = {&page,       TOKENS * dim / 2,         dim / 2,
+                         &scale_page, TOKENS * dim / QKV_GROUP, dim / QKV_GROUP};
         call.first = &first, call.length = &length, call.query = query.data();
         call.rotary_dim = rotary_dim;
         call.rope_in_tile = rope_in_tile.data(), call.rope_per_chunk = rope_per_chunk.data();
-        const size_t bytes = (QKV_SCRATCH(group) * sizeof(float) + 63) / 64 * 64;
+        const size_t floats = QKV_SCRATCH(group) + QKV_SCRATCH_INT4;
+        const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
         float* scratch = static_cast<float*>(aligned_alloc(64, bytes));
         std::vector<float> row_max(group), row_sum(group), acc(group * dim);
         ISA_PORTABLE.attend(call, {0, 0, 0, TOKENS}, scratch,
@@ -109,10 +117,11 @@ struct Case {
 
 int main() {
     double worst = 0;
-    for (int type : {QKV_FP32, QKV_BF16, QKV_INT8})
+    for (int type : {QKV_FP32, QKV_BF16, QKV_INT8, QKV_INT4})
         for (int dim : {32, 48, 64, 128})
             for (int group : {1, 2, 8})
                 for (int rotary_dim : {0, dim / 4 * 2, dim}) {
+                    if (type == QKV_INT4 && dim % QKV_GROUP) continue;
                     const double off = Case(type, dim, group, rotary_dim).largest_difference();
                     if (!(off <= worst)) worst = off;
                 }

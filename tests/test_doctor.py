@@ -148,16 +148,16 @@ def test_without_a_compiler_only_compiling_is_missing(capsys, monkeypatch):
     assert row["found"] == "--compile needs a compiler."
 
 
-def test_the_native_target_that_decodes_is_told_or_why_there_is_none(capsys, monkeypatch):
+def test_the_native_isa_or_the_reason_for_none_is_reported(capsys, monkeypatch):
     from qkvbench import native
 
     monkeypatch.setattr(doctor, "LOOKS", (doctor._native,))
-    monkeypatch.setattr(native, "lacking", lambda: None)
-    monkeypatch.setattr(native, "target", lambda: "avx2")
-    monkeypatch.setattr(native, "targets", lambda: {"avx2": 2, "portable": 3})
+    monkeypatch.setattr(native, "missing_requirement", lambda: None)
+    monkeypatch.setattr(native, "select_isa", lambda: "avx2")
+    monkeypatch.setattr(native, "supported_isas", lambda: {"avx2": 2, "portable": 3})
     row = findings(capsys)[1]["native", "decoding kernel"]
     assert row["found"] == "avx2; this machine runs avx2, portable"
-    monkeypatch.setattr(native, "lacking", lambda: "not built")
+    monkeypatch.setattr(native, "missing_requirement", lambda: "not built")
     status, rows = findings(capsys)
     row = rows["native", "decoding kernel"]
     assert status == 0

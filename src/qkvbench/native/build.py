@@ -2,8 +2,8 @@
 
 Run     python -m qkvbench.native
 
-Only changed files are compiled again. This module imports the standard library alone, since setup.py
-runs it before anything else is installed.
+Only changed files are compiled again. This module imports the standard library alone, since
+setup.py runs it before anything else is installed.
 """
 
 import hashlib

@@ -106,9 +106,9 @@ class RopeTable:
 class Decoding:
     """Attention of one query per sequence and head, set up once for many calls.
 
-    Query head h of a sequence reads root head h // group. The caller writes to `first` and `length`:
-    slots [0, sinks) and [first, length) of each sequence are visible, each once if the two overlap;
-    sinks beyond `length` are not. `position` is the query's own slot, for ALiBi.
+    Query head h of a sequence reads root head h // group. Slots below `length` of each sequence are
+    visible if they are below `sinks` or not below `first`; the caller writes `first` and `length`,
+    and, for ALiBi, each query's own slot to `position`.
     """
 
     def __init__(  # noqa: PLR0913 (all parts of an attention layer)
@@ -130,9 +130,9 @@ class Decoding:
     ) -> None:
         """Set up; without `values`, the keys' rows are also the values.
 
-        Each row that is read as a key is multiplied by `key_scale`, then rotated by `rope`. `slopes`
-        times the distance is subtracted from the scores (ALiBi). Raises ValueError if the kernel
-        cannot run this, UnavailableError if there is no kernel.
+        Each row that is read as a key is multiplied by `key_scale`, then rotated by `rope`.
+        `slopes` times the distance is subtracted from the scores (ALiBi). Raises ValueError if the
+        kernel cannot run this, UnavailableError if there is no kernel.
         """
         self.batch, self.pages = keys.pages.shape
         heads = roots * group
@@ -182,9 +182,9 @@ class Decoding:
         """Attend. `query` and `out` are addresses of contiguous fp32 of shape `query_shape`.
 
         The query is scaled, and rotated to its own position. `log_sum` (batch, heads) receives the
-        logarithm of the sum of the exponentials of the scores, by which parts can be combined. If no
-        slot is visible, `out` is 0 and `log_sum` -infinity. Raises IndexError if visible slots exceed
-        the pages.
+        logarithm of the sum of the exponentials of the scores, by which parts can be combined. If
+        no slot is visible, `out` is 0 and `log_sum` -infinity. Raises IndexError if visible slots
+        exceed the pages.
         """
         call = self._call
         call.query, call.out, call.log_sum = query, out, log_sum
@@ -205,7 +205,7 @@ class Decoding:
         )
 
     def _address(self, array: np.ndarray | None, dtype: type | None = None) -> int | None:
-        """The address of an array that this object keeps alive; it copies only to change a dtype."""
+        """The address of an array that this object keeps alive; a copy only if dtypes differ."""
         if array is None:
             return None
         array = np.ascontiguousarray(array, dtype)
