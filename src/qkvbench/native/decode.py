@@ -27,7 +27,7 @@ LANES, TILE, CHUNK, MAX_HEAD_DIM, GROUP = 16, 64, 1024, 256, 32
 class Capabilities:
     """Everything that a kernel can run; a caller compares it with the needs of a plan."""
 
-    head_dims: Mapping[Kind, range]
+    head_dims: Mapping[str, range]
     features: frozenset[str]
 
     def can_run(self, kind: str, head_dim: int, features: Set[str] = frozenset()) -> bool:
