@@ -24,10 +24,10 @@ def quick(monkeypatch):
 
 
 def test_every_precision_is_tried(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._backends,))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._backends,))
     status, rows = findings(capsys)
     assert status == 0
-    decoding = "rows read once" if native.lacking() is None else "scaled_dot_product"
+    decoding = "rows read once" if native.missing_requirement() is None else "scaled_dot_product"
     for precision in PRECISIONS:
         assert "observed: " in rows["torch", f"{precision} product"]["found"]
         assert decoding in rows["torch", f"{precision} decoding"]["found"]
@@ -157,14 +157,14 @@ def test_without_a_compiler_only_compiling_is_missing(capsys, monkeypatch):
     assert row["found"] == "--compile needs a compiler."
 
 
-def test_the_native_target_that_decodes_is_told_or_why_there_is_none(capsys, monkeypatch):
+def test_the_native_isa_or_the_reason_for_none_is_reported(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "CHECKS", (doctor._native,))
-    monkeypatch.setattr(native, "lacking", lambda: None)
-    monkeypatch.setattr(native, "target", lambda: "avx2")
-    monkeypatch.setattr(native, "targets", lambda: {"avx2": 2, "portable": 3})
+    monkeypatch.setattr(native, "missing_requirement", lambda: None)
+    monkeypatch.setattr(native, "select_isa", lambda: "avx2")
+    monkeypatch.setattr(native, "supported_isas", lambda: {"avx2": 2, "portable": 3})
     row = findings(capsys)[1]["native", "decoding kernel"]
     assert row["found"] == "avx2; this machine runs avx2, portable"
-    monkeypatch.setattr(native, "lacking", lambda: "not built")
+    monkeypatch.setattr(native, "missing_requirement", lambda: "not built")
     status, rows = findings(capsys)
     row = rows["native", "decoding kernel"]
     assert status == 0

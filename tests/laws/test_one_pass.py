@@ -145,14 +145,14 @@ def test_exact_weights_and_heads_that_no_vector_holds_are_left_to_torch():
     )
     (layer,) = _network(narrow).new_cache(1, 4).layers
     assert layer.decode_kernel is None
-    assert not native.takes(narrow.geometry.head_dim)
+    assert not native.CAPABILITIES.can_run("bf16", narrow.geometry.head_dim)
 
 
 def test_the_kernel_is_named_where_a_step_is_watched():
     from qkvbench.backends.torch import Decoding
 
     named = Decoding(_model(parse("q,k=v")), "bf16", context=9, batch=2).kernel()
-    assert named == f"qkvbench::decode (bf16 rows read once, {native.target()})"
+    assert named == f"qkvbench::decode (bf16 rows read once, {native.select_isa()})"
 
 
 @pytest.mark.nightly

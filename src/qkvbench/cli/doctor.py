@@ -246,7 +246,7 @@ def _native() -> Iterator[CheckResult]:
     from qkvbench import native
 
     if (reason := native.missing_requirement()) is None:
-        found = f"{native.target()}; this machine runs {', '.join(native.targets())}"
+        found = f"{native.select_isa()}; this machine runs {', '.join(native.supported_isas())}"
         yield CheckResult("native", "decoding kernel", "ok", found)
     else:
         remedy = "python -m qkvbench.native builds it; without it torch decodes, more slowly"

@@ -19,10 +19,10 @@ from qkvbench.backends.torch.kernels.linear import profiler_range
 from qkvbench.variant import AlibiBias, ApplyRope, Plan, Scale
 
 # The features of a plan that each kernel can run; a plan with any other is left to torch.
-CPU_FEATURES = frozenset(
+CPU_FEATURES = native.CAPABILITIES.features
+GPU_FEATURES = frozenset(
     {"mask.causal", "mask.window", "bias.AlibiBias", "read.Scale", "read.ApplyRope"}
 )
-GPU_FEATURES = CPU_FEATURES
 # The order in which a kernel applies operations to a cached row that it reads as a key.
 KEY_OPS = ((), (Scale,), (ApplyRope,), (Scale, ApplyRope))
 
@@ -58,7 +58,7 @@ class CpuDecodeKernel:
         grouped = query.detach().float().contiguous()
         context = torch.empty_like(grouped)
         with profiler_range(
-            f"{PROFILER_NAME} ({self.keys.format.name} rows read once, {call.target})"
+            f"{PROFILER_NAME} ({self.keys.format.name} rows read once, {call.isa})"
         ):
             call(grouped.data_ptr(), context.data_ptr())
         return context
@@ -76,7 +76,7 @@ class CpuDecodeKernel:
                 roots=self.keys.heads,
                 group=query.shape[2],
                 page_rows=table.size,
-                turns=self.rope and self.rope.native_table(table.columns * table.size),
+                rope=self.rope and self.rope.native_table(table.columns * table.size),
                 key_scale=self.scale,
                 slopes=self.slopes,
                 threads=torch.get_num_threads(),
@@ -120,8 +120,12 @@ def decode_kernel(
 def _kernel(keys: PagedTensor) -> tuple[Callable[..., DecodeKernel], frozenset[str]] | None:
     """The kernel that reads such rows in place, and the features that it supports."""
     if keys.table.device.type == "cpu":
-        takes = keys.format.name in native.KINDS and native.takes(keys.head_dim)
-        return (CpuDecodeKernel, CPU_FEATURES) if takes and native.lacking() is None else None
+        takes = native.CAPABILITIES.can_run(keys.format.name, keys.head_dim)
+        return (
+            (CpuDecodeKernel, CPU_FEATURES)
+            if takes and native.missing_requirement() is None
+            else None
+        )
     if keys.table.device.type == "cuda" and find_spec("triton"):
         # Without a GPU Triton need not be installed.
         from qkvbench.backends.torch.kernels.triton_decode import TritonDecodeKernel
@@ -134,10 +138,10 @@ def _kind(pages: PagedTensor) -> native.Kind:
     return next(kind for kind in native.KINDS if kind == pages.format.name)
 
 
-def _rows(pages: PagedTensor) -> native.Rows:
+def _rows(pages: PagedTensor) -> native.PagedRows:
     found = pages.pointers()
     scales = found.scale_addresses
-    return native.Rows(
+    return native.PagedRows(
         found.addresses.numpy().astype(np.uint64),
         found.head_stride,
         found.row_stride,

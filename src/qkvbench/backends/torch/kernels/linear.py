@@ -44,8 +44,8 @@ def product(
     x = x.contiguous()
     outputs, inputs = weight.shape
     out = x.new_empty(*x.shape[:-1], outputs)
-    with profiler_range(f"{NAMED} ({kind} weights, {native.target()})"):
-        native.product(
+    with profiler_range(f"{NAMED} ({kind} weights, {native.select_isa()})"):
+        native.linear(
             kind,
             weight.data_ptr(),
             None if bias is None else bias.data_ptr(),
@@ -71,13 +71,13 @@ def _kernel_applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         not torch.is_grad_enabled()
         and x.device.type == "cpu"
-        and 0 < x.numel() <= native.MOST_ROWS * x.shape[-1]
+        and 0 < x.numel() <= native.MAX_ROWS * x.shape[-1]
         and x.dtype in KINDS
         and x.dtype == weight.dtype == (weight if bias is None else bias).dtype
         and weight.nbytes >= MIN_WEIGHT_BYTES
         and weight.is_contiguous()
         and not _torch_must_compute(x, weight)
-        and native.lacking() is None
+        and native.missing_requirement() is None
     )
 
 
