@@ -161,13 +161,13 @@ class Cache:
         self.lengths = lengths
         self._known = None if lengths is None else lengths.tolist()
         for mask, table in self.tables.items():
-            table.ensure_pages(_first_held(mask, self.shortest - 1), tokens)
+            table.ensure_pages(mask.first_slot(self.shortest - 1), tokens)
 
     def open(self) -> None:
         """Prepare to append a row of each sequence in every layer."""
         self.reserve(1)
         for mask, table in self.tables.items():
-            table.ensure_pages(_first_held(mask, self.shortest), self.longest + 1)
+            table.ensure_pages(mask.first_slot(self.shortest), self.longest + 1)
             table.begin_append(self.longest if self._known is None else self._known)
 
     def advance(self) -> None:
@@ -249,15 +249,17 @@ class Cache:
             self._known = [length + tokens for length in self._known]
 
 
-def new_table(batch: int, capacity: int, storage: Storage, device: torch.device) -> PageTable:
-    """The table of `batch` sequences of at most `capacity` tokens."""
+def new_table(
+    batch: int, capacity: int, storage: Storage, device: torch.device, sinks: int = 0
+) -> PageTable:
+    """The page table of `batch` sequences of at most `capacity` tokens."""
     match storage:
         case Reserved(page):
             size = page or max(capacity, 1)
-            table = PageTable(batch, size, device)
+            table = PageTable(batch, size, device, sinks)
             table.reserve(batch * -(-capacity // size))
         case Growing(page):
-            table = PageTable(batch, page, device)
+            table = PageTable(batch, page, device, sinks)
     return table
 
 
@@ -294,11 +296,6 @@ def _text(plan: Plan | None) -> str:
         return "no attention"
     size = plan.geometry
     return f"{write(plan.variant)} with {size.heads} heads of {size.head_dim}"
-
-
-def _first_held(mask: Mask, slot: int) -> int:
-    """The first slot whose page is still needed once the token in `slot` is the next."""
-    return 0 if mask.sinks else mask.first_slot(slot)
 
 
 def _fill_randomly(rows: PagedTensor, tokens: int, seed: int) -> None:

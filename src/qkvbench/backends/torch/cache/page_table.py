@@ -62,8 +62,8 @@ class PagedStorage(Protocol):
 class PageTable:
     """The pages of `batch` sequences, by column."""
 
-    def __init__(self, batch: int, size: int, device: torch.device) -> None:
-        """An empty table for pages of `size` rows."""
+    def __init__(self, batch: int, size: int, device: torch.device, sinks: int = 0) -> None:
+        """An empty table for pages of `size` rows; those of the first `sinks` slots are kept."""
         self.batch = batch
         self.size = size
         self.device = device
@@ -76,6 +76,8 @@ class PageTable:
         self.version = 0
         # Columns before this one were freed.
         self.first_live_column = 0
+        # The columns of sink tokens are never freed.
+        self._sink_columns = -(-sinks // size)
         self._storages: list[PagedStorage] = []
         # By page: its slab and its index there, and the number of sequences that read it.
         self._location: list[tuple[int, int]] = []
@@ -128,14 +130,20 @@ class PageTable:
         first_live = first // self.size
         if first_live > self.first_live_column or self.columns * self.size < end:
             self.version += 1
-        for column in range(self.first_live_column, min(first_live, self.columns)):
-            self._release(self._columns[column])
-            self._columns[column] = [FREED] * self.batch
-            self._runs.pop(column, None)
-        self.first_live_column = max(self.first_live_column, first_live)
+        before = self.first_live_column
+        self.first_live_column = max(before, first_live)
+        for column in range(before, min(first_live, self.columns)):
+            if self.is_freed(column):
+                self._release(self._columns[column])
+                self._columns[column] = [FREED] * self.batch
+                self._runs.pop(column, None)
         while self.columns * self.size < end:
-            freed = self.columns < self.first_live_column
+            freed = self.is_freed(self.columns)
             self._columns.append([FREED] * self.batch if freed else self._allocate(self.batch))
+
+    def is_freed(self, column: int) -> bool:
+        """True if no window will read this column again."""
+        return self._sink_columns <= column < self.first_live_column
 
     def clear(self) -> None:
         """Remove all tokens; the pages stay allocated, for reuse."""
@@ -150,8 +158,8 @@ class PageTable:
         self.version += 1
         before = self._columns
         self._columns = [[pages[parent] for parent in parents] for pages in before]
-        for pages in self._columns[self.first_live_column :]:
-            for page in pages:
+        for page in (page for pages in self._columns for page in pages):
+            if page != FREED:
                 self._refcount[page] += 1
         for pages in before:
             self._release(pages)

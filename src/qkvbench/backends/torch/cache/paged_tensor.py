@@ -102,7 +102,9 @@ class PagedTensor:
         The pages must exist and must not be shared.
         """
         size, end = self.table.size, first + new.shape[2]
-        for column in range(max(first // size, self.table.first_live_column), -(-end // size)):
+        for column in range(first // size, -(-end // size)):
+            if self.table.is_freed(column):
+                continue
             start = column * size
             into = slice(max(first - start, 0), min(end - start, size))
             piece = new[:, :, start + into.start - first : start + into.stop - first]

@@ -5,6 +5,7 @@ the layer computes the same with torch's operations.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -37,16 +38,20 @@ class CpuDecodeKernel:
         rope: RotaryEmbedding | None,
         scale: Tensor | None,
         slopes: Sequence[float] | None,
+        *,
+        sinks: int,
     ) -> None:
         """Over these rows; without `values` those of the keys serve as both.
 
-        A row that is read as a key is multiplied by `scale`, and RoPE is applied to it.
+        A row that is read as a key is multiplied by `scale`, and RoPE is applied to it. The first
+        `sinks` slots are always visible.
         """
         self.keys = keys
         self.values = values
         self.rope = rope
         self.scale = None if scale is None else scale.detach().float().numpy()
         self.slopes = None if slopes is None else np.array(slopes, np.float32)
+        self.sinks = sinks
         self._state: tuple[int, ...] = ()
         self._call: native.Decoding | None = None
 
@@ -79,6 +84,7 @@ class CpuDecodeKernel:
                 rope=self.rope and self.rope.native_table(table.columns * table.size),
                 key_scale=self.scale,
                 slopes=self.slopes,
+                sinks=self.sinks,
                 threads=torch.get_num_threads(),
             )
             self._state = state
@@ -94,7 +100,7 @@ def decode_kernel(
 ) -> DecodeKernel | None:
     """The kernel for the cached tensors of `plan` in `rows`; None if none can run it."""
     keys, values = rows[plan.cached_key.name], rows[plan.cached_value.name]
-    found = _kernel(keys)
+    found = _kernel(keys, plan)
     if (
         found is None
         or dtype == torch.float64
@@ -117,15 +123,16 @@ def decode_kernel(
     )
 
 
-def _kernel(keys: PagedTensor) -> tuple[Callable[..., DecodeKernel], frozenset[str]] | None:
+def _kernel(
+    keys: PagedTensor, plan: Plan
+) -> tuple[Callable[..., DecodeKernel], frozenset[str]] | None:
     """The kernel that reads such rows in place, and the features that it supports."""
     if keys.table.device.type == "cpu":
-        takes = native.CAPABILITIES.can_run(keys.format.name, keys.head_dim)
-        return (
-            (CpuDecodeKernel, CPU_FEATURES)
-            if takes and native.missing_requirement() is None
-            else None
-        )
+        if native.missing_requirement() is not None:
+            return None
+        if not native.CAPABILITIES.can_run(keys.format.name, keys.head_dim):
+            return None
+        return partial(CpuDecodeKernel, sinks=plan.mask.sinks), CPU_FEATURES
     if keys.table.device.type == "cuda" and find_spec("triton"):
         # Without a GPU Triton need not be installed.
         from qkvbench.backends.torch.kernels.triton_decode import TritonDecodeKernel

@@ -132,7 +132,9 @@ class Decoder(nn.Module):
                     'sequences or tokens, or in smaller rows, such as rows="int8".'
                 )
         masks = dict.fromkeys(plan.mask for plan in self.model.plans if plan)
-        tables = {mask: new_table(batch, capacity, storage, like.device) for mask in masks}
+        tables = {
+            mask: new_table(batch, capacity, storage, like.device, mask.sinks) for mask in masks
+        }
         layers = [block.new_cache(tables, format) for block in self.layers()]
         return Cache(layers, tables, batch, capacity, format, self.made_for)
 
