@@ -184,7 +184,9 @@ def _add_measure(commands: "argparse._SubParsersAction[_Parser]") -> None:
     measure.add_argument("--precision", default="fp32", metavar="P", help="fp32, bf16 or fp16")
     measure.add_argument("--backend", default="torch", metavar="NAME", help="torch or jax (torch)")
     measure.add_argument(
-        "--cache", metavar="T", help="dtype of cached rows: fp32, bf16, int8 (that of --precision)"
+        "--cache",
+        metavar="T",
+        help="dtype of cached rows: fp32, bf16, int8, int4 (that of --precision)",
     )
     measure.add_argument("--threads", type=_count, default=1, metavar="N", help="(1)")
     measure.add_argument(

@@ -12,14 +12,21 @@ from jaxtyping import Int
 from torch import Tensor
 
 from qkvbench.backends.torch.cache.page_table import PageRun, PageTable
-from qkvbench.backends.torch.cache.quantize import DTYPES, Heads, dequantize, quantize
+from qkvbench.backends.torch.cache.quantize import (
+    DTYPES,
+    Heads,
+    dequantize,
+    quantize,
+    stored_shapes,
+)
 from qkvbench.cost import CacheFormat
 
 # Rows gathered, dequantized or rotated at a time: the copy stays in the processor's cache, however
 # long the sequence is.
 TILE = 256
 
-# A slab has numbers (pages, heads, size, head_dim), and scales (pages, heads, size) if quantized.
+# A slab has numbers (pages, heads, size, head_dim), two in a byte for int4, and if quantized scales
+# (pages, heads, size), or (pages, heads, size, groups).
 _Stored = Literal["numbers", "scales"]
 
 
@@ -28,8 +35,9 @@ class PagePointers:
     """Addresses of the rows of one cached tensor, for a kernel.
 
     Row `slot` of head h of sequence b begins ``h * head_stride + (slot % rows) * row_stride``
-    numbers after ``addresses[b, slot // rows]``; its scale is ``h * rows + slot % rows`` numbers
-    after ``scale_addresses[b, slot // rows]``. An address of 0 is a freed page. The addresses are
+    elements after ``addresses[b, slot // rows]``; its scales begin
+    ``(h * rows + slot % rows) * groups`` numbers after ``scale_addresses[b, slot // rows]``.
+    An address of 0 is a freed page. The addresses are
     valid until the table's `version` changes.
     """
 
@@ -38,6 +46,7 @@ class PagePointers:
     rows: int
     head_stride: int
     row_stride: int
+    groups: int
 
     def on(self, device: torch.device) -> "PagePointers":
         """The same addresses, in tensors on this device."""
@@ -76,11 +85,12 @@ class PagedTensor:
         # A tensor allocated in inference mode could not be written outside of it.
         with torch.inference_mode(mode=False):
             dtype = DTYPES[self.format.name]
+            numbers, scales = stored_shapes(self.format, self.head_dim)
             slab: dict[_Stored, Tensor] = {
-                "numbers": torch.zeros(*rows, self.head_dim, dtype=dtype, device=device)
+                "numbers": torch.zeros(*rows, *numbers, dtype=dtype, device=device)
             }
             if self.format.is_quantized:
-                slab["scales"] = torch.zeros(rows, device=device)
+                slab["scales"] = torch.zeros(*rows, *scales, device=device)
         self._slabs.append(slab)
 
     def copy(self, source: list[PageRun], target: list[PageRun], rows: int) -> None:
@@ -130,7 +140,7 @@ class PagedTensor:
             chunk = slice(row, row + rows)
             numbers = self._get("numbers", runs, chunk)
             scales = self._get("scales", runs, chunk) if self.format.is_quantized else None
-            yield slot, dequantize(numbers, scales, kind)
+            yield slot, dequantize(numbers, scales, kind, self.format, self.head_dim)
             slot += rows
 
     def pointers(self) -> PagePointers:
@@ -142,6 +152,7 @@ class PagedTensor:
             rows=self.table.size,
             head_stride=like.stride(1),
             row_stride=like.stride(2),
+            groups=self.format.groups(self.head_dim),
         )
 
     def move(self) -> None:

@@ -145,13 +145,14 @@ def _kind(pages: PagedTensor) -> native.Kind:
     return next(kind for kind in native.KINDS if kind == pages.format.name)
 
 
-def _rows(pages: PagedTensor) -> native.PagedRows:
-    found = pages.pointers()
-    scales = found.scale_addresses
+def _rows(tensor: PagedTensor) -> native.PagedRows:
+    pointers = tensor.pointers()
+    scales = pointers.scale_addresses
     return native.PagedRows(
-        found.addresses.numpy().astype(np.uint64),
-        found.head_stride,
-        found.row_stride,
+        pointers.addresses.numpy().astype(np.uint64),
+        pointers.head_stride,
+        pointers.row_stride,
         None if scales is None else scales.numpy().astype(np.uint64),
-        scale_head_stride=found.rows,
+        scale_head_stride=pointers.rows * pointers.groups,
+        scale_row_stride=pointers.groups,
     )
