@@ -58,19 +58,23 @@ def test_a_picture_names_the_matrices_that_exist_and_what_a_cache_keeps(variant,
 
 
 def test_a_picture_says_what_positions_and_suffixes_do(capsys):
-    assert main(["show", "q,k=v+qknorm++-diag", "--position", "turned-back"]) == 0
+    assert main(["show", "q,k=v+qknorm++-diag", "--position", "rotary-inverse"]) == 0
     text = capsys.readouterr().out
     assert "┬── norm ── ·s_k ── RoPE ──▶ K" in text
-    assert "softmax(a·Q·Kᵀ + g(distance))·V, no token on itself, ── inverse RoPE ── W_o" in text
-    # V is taken before the norm and turned: one tensor does not do for both.
+    assert "softmax(a·Q·Kᵀ + g(distance))·V, no token on itself ── inverse RoPE ── W_o" in text
+    # V is taken before the norm and gets RoPE: one tensor does not serve both.
     assert "two tensors: K as k normed, scaled and rotated by RoPE, and V as k rotated" in text
     assert main(["show", "q,k=v", "--position", "alibi"]) == 0
     assert "m_head·distance" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", [*POSITIONS, "rotary/0.25", "turned-back/0.5"])
+@pytest.mark.parametrize("text", [*POSITIONS, "rotary/0.25", "rotary-inverse/0.5"])
 def test_positions_are_written_as_they_are_read(text):
     assert position_written(position_named(text, 7)) == text
+
+
+def test_the_first_name_of_a_scheme_is_still_read():
+    assert position_written(position_named("turned-back/0.5", 7)) == "rotary-inverse/0.5"
 
 
 def test_a_study_runs_with_the_positions_that_are_asked_for():

@@ -225,9 +225,9 @@ def test_without_a_kernel_decoding_names_the_rope_that_is_applied_at_read_time(m
         backend.workload("decode", SMALL.with_variant(parse(text)), "fp32", context=300, batch=2)
         for text in ("q,k,v", "q,k=v")
     )
-    assert whole.kernel() == "matmul-softmax-matmul over kept roots (aten::bmm, aten::_softmax)"
+    assert whole.kernel() == "matmul-softmax-matmul over cached roots (aten::bmm, aten::_softmax)"
     assert shared.kernel().startswith(whole.kernel())
-    assert "turned when read, 256 rows at a time" in shared.kernel()
+    assert "RoPE on K when it is read, 256 rows at a time" in shared.kernel()
 
 
 @pytest.mark.parametrize("kind", ["forward", "prefill"])

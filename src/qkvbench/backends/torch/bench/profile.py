@@ -104,7 +104,7 @@ def _around_softmax(operations: list[Operation]) -> str:
     names = [*sorted(before), operations[indices[0]].name, *sorted(after)]
     score_shapes = operations[indices[0]].shapes[:1]
     many_queries = bool(score_shapes) and len(score_shapes[0]) > 1 and score_shapes[0][-2] > 1
-    over = "by rows of queries" if many_queries else "over kept roots"
+    over = "by rows of queries" if many_queries else "over cached roots"
     text = f"matmul-softmax-matmul {over} ({', '.join(dict.fromkeys(names))})"
     if many_queries:
         return text
@@ -117,7 +117,7 @@ def _around_softmax(operations: list[Operation]) -> str:
     if not rotations:
         return text
     tile = max(each.shapes[0][2] for each in rotations)
-    return f"{text}, K turned when read, {tile} rows at a time (aten::addcmul)"
+    return f"{text}, RoPE on K when it is read, {tile} rows at a time (aten::addcmul)"
 
 
 def _nearest(operations: Iterable[Operation]) -> list[str]:
