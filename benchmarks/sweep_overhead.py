@@ -41,7 +41,7 @@ class Silent:
     def __init__(self) -> None:
         self.records: list[Record] = []
 
-    def ended(self, record: Record) -> None:
+    def on_end(self, record: Record) -> None:
         """A run has ended."""
         self.records.append(record)
 

@@ -49,18 +49,18 @@ class StudyProgress:
         """Remove the bar."""
         self.bars.stop()
 
-    def planned(self, missing: int, total: int) -> None:
+    def on_plan(self, missing: int, total: int) -> None:
         """`missing` of `total` runs are not done yet."""
         self.total, self.before = total, total - missing
         self.bars.update(self.bar, total=total, completed=self.before)
         if self.before:
             self.console.print(f"{self.before} of {total} runs are done already.")
 
-    def bounded(self, why: str) -> None:
+    def on_capacity(self, why: str) -> None:
         """Fewer runs are parallel than requested."""
         self.console.print(why, markup=False)
 
-    def preparing(self, task: str) -> None:
+    def on_prepare(self, task: str) -> None:
         """The data of a task are being read, and downloaded first if they are missing."""
         match tasks.find(task).tier:
             case "built-in" | "own":
@@ -69,21 +69,21 @@ class StudyProgress:
                 text = f"Reading the data of {task}, which are downloaded the first time ..."
                 self.console.print(text, markup=False)
 
-    def lacking(self, task: str, reason: str) -> None:
+    def on_missing_data(self, task: str, reason: str) -> None:
         """The data of a task are unavailable."""
         self.console.print(f"{task} cannot run. {reason}", style="red", markup=False)
 
-    def stepped(self, run: Experiment, step: int, loss: float) -> None:
+    def on_step(self, run: Experiment, step: int, loss: float) -> None:
         """A run finished a step."""
         for mirror in self.mirrors:
-            mirror.stepped(run, step, loss)
+            mirror.on_step(run, step, loss)
         here = f"{run.task}  {run.arm}  seed {run.seed}"
         self.bars.update(self.bar, description=f"{here}  step {step}  loss {loss:.3f}")
 
-    def ended(self, record: Record) -> None:
+    def on_end(self, record: Record) -> None:
         """A run ended."""
         for mirror in self.mirrors:
-            mirror.ended(record)
+            mirror.on_end(record)
         self.endings[record.status] += 1
         count = self.before + self.endings.total()
         name = f"[{count}/{self.total}] {record.task}  {record.arm}  seed {record.seed}"
@@ -97,15 +97,15 @@ class StudyProgress:
                 f"{name}  {record.status}: {record.reason}", style="red", markup=False
             )
 
-    def unmirrored(self, reason: str) -> None:
+    def on_tracker_error(self, reason: str) -> None:
         """A tracker failed."""
         self.console.print(reason, style="red", markup=False)
 
-    def unmeasured(self, reason: str) -> None:
+    def on_unmeasured(self, reason: str) -> None:
         """The arms could not be timed."""
         self.endings["failed"] += 1
         self.console.print(f"Latency and memory are missing. {reason}", style="red", markup=False)
 
-    def measuring(self, arms: int) -> None:
+    def on_measure(self, arms: int) -> None:
         """The arms are being timed."""
         self.console.print(f"Timing the decoding of {arms} arms, with nothing else running ...")

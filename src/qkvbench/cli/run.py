@@ -203,7 +203,7 @@ def _run_study(
     endings: Counter[str] = Counter()
     with stoppable(), StudyProgress(endings) as progress:
         progress.mirrors = [
-            Mirror(name, store.path / "trackers" / name, study.name, progress.unmirrored)
+            Mirror(name, store.path / "trackers" / name, study.name, progress.on_tracker_error)
             for name in trackers
         ]
         run_study(

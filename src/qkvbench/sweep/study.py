@@ -35,35 +35,35 @@ from qkvbench.train.run_state import RunState
 class Progress(Protocol):
     """The events of a study, for a person to follow."""
 
-    def planned(self, missing: int, total: int) -> None:
+    def on_plan(self, missing: int, total: int) -> None:
         """So many of all runs are missing."""
         ...
 
-    def bounded(self, why: str) -> None:
+    def on_capacity(self, why: str) -> None:
         """Fewer runs than requested fit at a time."""
         ...
 
-    def preparing(self, task: str) -> None:
+    def on_prepare(self, task: str) -> None:
         """The data of a task are being read, and fetched first if necessary."""
         ...
 
-    def lacking(self, task: str, reason: str) -> None:
+    def on_missing_data(self, task: str, reason: str) -> None:
         """The data of a task are not available."""
         ...
 
-    def stepped(self, run: Experiment, step: int, loss: float) -> None:
+    def on_step(self, run: Experiment, step: int, loss: float) -> None:
         """A run has taken a step."""
         ...
 
-    def ended(self, record: Record) -> None:
+    def on_end(self, record: Record) -> None:
         """A run has ended, done or not."""
         ...
 
-    def measuring(self, arms: int) -> None:
+    def on_measure(self, arms: int) -> None:
         """The arms are being timed."""
         ...
 
-    def unmeasured(self, reason: str) -> None:
+    def on_unmeasured(self, reason: str) -> None:
         """The arms could not be timed; the runs are not affected."""
         ...
 
@@ -98,7 +98,7 @@ def run_study(
     # Read once: a person's own data may be changed or removed before the study ends.
     found = {each.task: tasks.find(each.task) for each in [*experiments, *missing]}
     marks = {each: store.mark(each) for each in missing}
-    progress.planned(len(missing), len(dict.fromkeys([*experiments, *missing])))
+    progress.on_plan(len(missing), len(dict.fromkeys([*experiments, *missing])))
     with Workers(study.backend) as workers:
         data = _prepare_data(missing, workers, progress)
         ready = [each for each in missing if each.task not in data.missing]
@@ -112,7 +112,7 @@ def run_study(
         sweep = _Sweep(store, found, data, context, engine or EngineChoice(), progress)
         with closing(_records(missing, marks, sweep)) as records:
             for record in records:
-                progress.ended(record)
+                progress.on_end(record)
                 if fail_fast and record.status != "done":
                     return
         _measure(study, models, store, workers, progress)
@@ -131,19 +131,19 @@ def _measure(
     if lease is None:
         # Another sweeper is timing them.
         return
-    progress.measuring(len(models))
+    progress.on_measure(len(models))
     try:
         with heartbeat(leases, lease):
             measured, untimed = measurements(models, conditions, workers.call)
     except ChildProcessError as error:
-        progress.unmeasured(str(error))
+        progress.on_unmeasured(str(error))
         return
     finally:
         leases.release(lease)
     for measurement in measured:
         store.write_measurement(measurement)
     for arm in untimed:
-        progress.unmeasured(f"{arm.variant}: {arm.reason}")
+        progress.on_unmeasured(f"{arm.variant}: {arm.reason}")
 
 
 def to_run(experiments: Sequence[Experiment], store: Store) -> list[Experiment]:
@@ -169,11 +169,11 @@ def _prepare_data(missing: Sequence[Experiment], workers: Workers, progress: Pro
     for name in dict.fromkeys(each.task for each in missing):
         plain = name.inputs
         if plain not in reasons:
-            progress.preparing(str(plain))
+            progress.on_prepare(str(plain))
             reasons[plain], held = workers.call(data_error, plain)
             largest = max(largest, held)
             if (reason := reasons[plain]) is not None:
-                progress.lacking(str(plain), reason)
+                progress.on_missing_data(str(plain), reason)
     failed = {each.task: reason for each in missing if (reason := reasons[each.task.inputs])}
     return _Data(failed, largest)
 
@@ -204,12 +204,12 @@ def _records(
     with sweep.engine.open(sweep.context) as engine:
         capacity = engine.capacity()
         if capacity.why is not None:
-            sweep.progress.bounded(capacity.why)
+            sweep.progress.on_capacity(capacity.why)
         sweeper = Sweeper(
             sweep.store,
             engine,
             capacity.jobs,
-            stepped=sweep.progress.stepped,
+            stepped=sweep.progress.on_step,
             failure_record=sweep.failure_record,
         )
         with _stopped_if_interrupted(sweeper):

@@ -7,7 +7,7 @@ from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions
 
 
 def scored_positions(batch: Batch) -> Bool[np.ndarray, "items places"]:
-    """Where the batch has a target."""
+    """True at the positions that have a target."""
     return batch.targets != IGNORE_INDEX
 
 

@@ -72,11 +72,11 @@ class Mirror:
         self.tracker: Tracker | None = None
         self._try(lambda: self._open(folder, study))
 
-    def stepped(self, run: Experiment, step: int, loss: float) -> None:
+    def on_step(self, run: Experiment, step: int, loss: float) -> None:
         """A run has taken a step."""
         self._try(lambda: self._curve(run).log({"train/loss": loss}, step))
 
-    def ended(self, record: Record) -> None:
+    def on_end(self, record: Record) -> None:
         """A run has ended: forward its curve of scores, and the last."""
         self._try(lambda: self._end(record))
 

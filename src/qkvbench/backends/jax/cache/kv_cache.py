@@ -94,7 +94,9 @@ class Cache:
         layers = tuple(
             LayerCache(
                 {
-                    name: jnp.asarray(_drawn(seed, f"{number}.{name}", rows.shape), rows.dtype)
+                    name: jnp.asarray(
+                        _random_rows(seed, f"{number}.{name}", rows.shape), rows.dtype
+                    )
                     for name, rows in layer.rows.items()
                 },
                 layer.maps,
@@ -158,5 +160,5 @@ def _sinks(slots: int, mask: Mask) -> int:
     return mask.sinks if slots > mask.sinks else 0
 
 
-def _drawn(seed: int, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+def _random_rows(seed: int, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
     return generator(seed, "cache", name).standard_normal(shape, dtype=np.float32)

@@ -87,7 +87,7 @@ def tower(
 
 
 def prefixed(name: str, on_attention: OnAttention) -> OnAttention:
-    """Who is on_attention of a part's layers by their names in the part."""
+    """The callback, with a prefix before the layer's name."""
     return lambda own, *inputs: on_attention(f"{name}.{own}", *inputs)
 
 

@@ -32,7 +32,7 @@ def start(parameters: Parameters, model: Model, seed: int) -> dict[str, jax.Arra
     }
 
 
-def checked(parameters: Parameters, weights: Weights) -> dict[str, jax.Array]:
+def check_weights(parameters: Parameters, weights: Weights) -> dict[str, jax.Array]:
     """The weights; ValueError if names or shapes differ."""
     check_shapes(_shapes(parameters), _shapes(weights))
     return dict(weights)

@@ -29,7 +29,7 @@ from qkvbench.backends.jax.models.build import Network, build
 from qkvbench.backends.jax.models.inspect import inspect_arrays, to_layers
 from qkvbench.backends.jax.models.weights import (
     Weights,
-    checked,
+    check_weights,
     copied,
     matching,
     read,
@@ -261,7 +261,7 @@ class Learner:
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
         """Set all weights; ValueError if names or shapes differ."""
         arrays = {name: jnp.array(value) for name, value in weights.items()}
-        self.values = self._replicate(checked(self.network.parameters, arrays))
+        self.values = self._replicate(check_weights(self.network.parameters, arrays))
 
     def save(self, path: Path) -> None:
         """Write all weights to a safetensors file."""
