@@ -209,7 +209,7 @@ def _records(
             sweep.store,
             engine,
             capacity.jobs,
-            stepped=sweep.progress.on_step,
+            on_step=sweep.progress.on_step,
             failure_record=sweep.failure_record,
         )
         with _stopped_if_interrupted(sweeper):

@@ -45,12 +45,12 @@ class Sweeper:
         engine: Engine,
         jobs: int,
         *,
-        stepped: Callable[[Experiment, int, float], None],
+        on_step: Callable[[Experiment, int, float], None],
         failure_record: Callable[[Experiment, ProcessFailure], Record],
     ) -> None:
         """`failure_record` is the record of a run whose process could not write one."""
         self.store, self.engine, self.jobs = store, engine, jobs
-        self.on_step, self.failure_record = stepped, failure_record
+        self.on_step, self.failure_record = on_step, failure_record
         self.leases = Leases(store.leases)
         self.running: dict[str, _Running] = {}
         self.tries: Counter[str] = Counter()

@@ -90,7 +90,7 @@ class Cache:
         return Cache(layers, count, self.capacity)
 
     def filled_randomly(self, tokens: int, seed: int) -> "Cache":
-        """As if `tokens` had been read: random rows, for measuring without a prefill."""
+        """The cache as if `tokens` had been read: random rows, to measure without a prefill."""
         layers = tuple(
             LayerCache(
                 {
