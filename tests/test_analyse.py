@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from laws.arms import decoder
+from laws.cases import decoder
 from qkvbench.analysis import find_layers, measure_weights, read_weights
 from qkvbench.backends.torch import build, save, start
 from qkvbench.cli import main

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from laws.arms import every_catalogued
+from laws.cases import every_catalogued
 from qkvbench import cost, tasks
 from qkvbench.backends import find
 from qkvbench.backends.torch.bench.profile import Operation, attention_kernel, attention_name

@@ -8,10 +8,9 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from laws.arms import decoder, every_catalogued
+from laws.cases import decoder, every_distinct_even, suffixed
 from qkvbench.backends.torch import Beams, Greedy, Growing, Reserved, Sampling, build, start
-from qkvbench.backends.torch.generation import generate
-from qkvbench.backends.torch.generation.generate import sample
+from qkvbench.backends.torch.generation.generate import generate, sample
 from qkvbench.model import Learned, NoPosition, Rotary, Tokens, with_source
 
 PROMPTS = [[1, 2, 3, 4], [5], [6, 7, 8]]
@@ -21,8 +20,8 @@ HOWS = [Greedy(), Sampling(0.8, seed=3), Sampling(top_k=4, top_p=0.9), Beams(3)]
 every_how = pytest.mark.parametrize("how", HOWS, ids=str)
 
 
-def _network(variant="q,k=v", position=Rotary(), window=None):
-    model = decoder(variant, position).with_window(window)
+def _network(variant="q,k=v", position=Rotary()):
+    model = decoder(variant, position)
     network = build(model)
     start(network, model, seed=0)
     return network.double()
@@ -34,10 +33,10 @@ def _after(network, text):
     return network(torch.tensor([text]))[0, -1]
 
 
-@every_catalogued
+@every_distinct_even
 def test_greedily_each_token_is_the_likeliest_of_the_forward_pass(variant):
-    for window in (None, 3):
-        network = _network(variant, window=window)
+    for suffix in ("", "+window3"):
+        network = _network(suffixed(variant, suffix))
         for prompt, found in zip(PROMPTS, generate(network, PROMPTS, tokens=TOKENS), strict=True):
             text = list(prompt)
             for token in found:
@@ -132,7 +131,7 @@ def test_every_token_is_told_once_and_in_order(how):
     assert [heard[sequence] for sequence in range(len(PROMPTS))] == found
 
 
-@every_catalogued
+@every_distinct_even
 def test_enough_beams_find_the_likeliest_of_all_texts(variant):
     network = _network(variant)
     (found,) = generate(network, [[1, 2]], tokens=2, strategy=Beams(13**2, penalty=0))

@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from laws.arms import (
+from laws.cases import (
     EVEN,
+    SUFFIX_AXES,
     decoder,
     encoder,
-    every_catalogued,
+    every_distinct_even,
+    every_output,
     every_position,
-    every_suffix,
-    every_told,
     every_variant,
     suffixed,
 )
 from qkvbench.analysis import LAYER_MEASURES, WEIGHT_MEASURES, measure_layer
-from qkvbench.backends.torch import Attention, build, named_weights
+from qkvbench.backends.torch import build, named_weights
+from qkvbench.backends.torch.attention.layer import Attention
 from qkvbench.backends.torch.models.inspect import inspect_layers
 from qkvbench.model import (
     Alibi,
@@ -74,12 +75,14 @@ def holds(network, lengths=None):
         )
 
 
-@every_catalogued
+@every_distinct_even
 def test_the_shares_and_values_shown_are_those_that_make_the_output(variant):
     holds(network_of(decoder(variant, Rotary())))
 
 
-@every_suffix
+@pytest.mark.parametrize(
+    "suffix", [text for texts in SUFFIX_AXES.values() for text in texts if "sinks" not in text]
+)
 def test_they_are_with_everything_that_is_said_of_the_scores(suffix):
     holds(network_of(decoder(suffixed(parse("q,k=v"), suffix), Alibi())))
 
@@ -92,7 +95,7 @@ def test_they_are_at_every_position_scheme_that_leaves_values_as_they_are(positi
     holds(network_of(decoder("q,k,v/2", position)))
 
 
-@every_told
+@every_output
 def test_they_are_where_only_some_positions_are_read(predicts, pooling):
     model = encoder("q,k=v", predicts, pooling, position=Alibi())
     holds(network_of(model), torch.tensor([8, 3, 1]))

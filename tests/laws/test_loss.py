@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from laws.arms import decoder
+from laws.cases import decoder
 from qkvbench.backends.torch import build, start
 from qkvbench.backends.torch.training import loss
 

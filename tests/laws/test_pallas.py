@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkvbench.backends.jax.attention.layer import attention
+from laws.cases import drawn, plan_of
+from qkvbench.backends.jax.attention.layer import Attention
 from qkvbench.backends.jax.kernels.pallas_decode import DecodeKernel, chosen
 from qkvbench.model import Alibi, NoPosition, Rotary
-from qkvbench.variant import parse, sized
+from qkvbench.variant import sized
 
 SIZE, WHOLE = sized(24, 4, 2), sized(24, 4)
 BATCH, CAPACITY = 2, 13
@@ -19,14 +20,13 @@ CLOSE = 1e-5
 
 
 def _layer(variant, position, size=SIZE):
-    return attention(parse(variant), size, position, causal=True)
+    return Attention.of(plan_of(variant, position, size=size))
 
 
 def _weights(layer):
-    rng = np.random.default_rng(0)
     return {
-        name: jnp.asarray(rng.normal(size=shape), jnp.float32) / 3
-        for name, shape in layer.shapes().items()
+        name: jnp.asarray(value, jnp.float32)
+        for name, value in drawn(layer.plan.parameters).items()
     }
 
 
@@ -57,7 +57,7 @@ POSITIONS = [NoPosition(), Rotary(), Rotary(share=1 / 3)]
 )
 def test_a_step_by_the_kernel_is_a_step_of_the_layer(variant, size, position):
     layer = _layer(variant, position, size)
-    kernel = chosen(layer.plan, layer.scores, position, interpret=True)
+    kernel = chosen(layer.plan, interpret=True)
     assert kernel
     by_kernel = replace(layer, kernel=replace(kernel, tile=4))
     weights = _weights(layer)
@@ -76,16 +76,13 @@ def test_a_step_by_the_kernel_is_a_step_of_the_layer(variant, size, position):
 def test_rows_behind_the_last_do_not_count_whatever_they_are():
     query = jnp.ones((1, 1, 1, 4))
     rows = jnp.ones((1, 1, 7, 4)).at[:, :, 3:].set(jnp.nan)
-    found = DecodeKernel(NoPosition(), turns=False, interpret=True, tile=2)(
-        query, rows, jnp.array([3])
-    )
+    found = DecodeKernel(None, interpret=True, tile=2)(query, rows, jnp.array([3]))
     np.testing.assert_array_equal(found, 1)
 
 
 def test_the_kernel_reads_one_root_with_plain_scores_and_nothing_else():
     for variant, position in [("q,k,v", Rotary()), ("q,k=v+qknorm", Rotary()), ("q,k=v", Alibi())]:
-        layer = _layer(variant, position)
-        assert chosen(layer.plan, layer.scores, position) is None
+        assert chosen(_layer(variant, position).plan) is None
 
 
 def test_elsewhere_than_on_a_tpu_xla_decodes():

@@ -1,101 +1,114 @@
-"""The NumPy reference, which every backend is held against, holds the laws itself."""
+"""The NumPy reference, which every backend is held against, obeys the laws itself."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from laws.arms import (
-    POSITIONS,
+from laws.cases import (
     SIZE,
-    SUFFIXED,
+    SUFFIX_AXES,
     TIME,
     drawn,
+    every_case,
     every_position,
-    every_suffix,
     every_variant,
-    stream,
-    suffixed,
+    plan_of,
+    streams,
 )
 from qkvbench import reference
 from qkvbench.model import Alibi, NoPosition, Rotary, RotaryWithInverse
-from qkvbench.variant import FEATURES, parse, resolve, sized, without_value_rotation
+from qkvbench.variant import (
+    FEATURES,
+    ROLES,
+    parse,
+    resolve,
+    sized,
+    without_value_rotation,
+)
 
-# fp64 rounding of sums over tens of numbers of size one.
-EXACT = 1e-11
+# fp64 rounding of sums over tens of numbers of size ten.
+EXACT = 1e-10
+ROWS = np.arange(TIME)
 
-
-@every_position
-@every_variant
-def test_decoding_over_kept_roots_is_attention_over_the_whole(variant, position):
-    for suffix in SUFFIXED:
-        plan = resolve(suffixed(variant, suffix), SIZE, position.turned)
-        weights, x = drawn(plan), stream()
-        whole = reference.forward(plan, weights, x, causal=True, position=position)
-        steps = reference.decode(plan, weights, x, position=position)
-        np.testing.assert_allclose(steps, whole, atol=EXACT, err_msg=suffix)
-
-
-@every_position
-@every_variant
-def test_a_later_token_changes_nothing_earlier(variant, position):
-    for suffix in SUFFIXED:
-        plan = resolve(suffixed(variant, suffix), SIZE, position.turned)
-        weights, x = drawn(plan), stream()
-        changed = x.copy()
-        # The last but one: with a masked diagonal the last one is seen by none.
-        changed[-2] += 1
-        before = reference.forward(plan, weights, x, causal=True, position=position)
-        after = reference.forward(plan, weights, changed, causal=True, position=position)
-        np.testing.assert_array_equal(after[:-2], before[:-2], err_msg=suffix)
-        assert np.abs(after[-1] - before[-1]).max() > EXACT
+every_suffix = pytest.mark.parametrize(
+    "suffix", [text for texts in SUFFIX_AXES.values() for text in texts if "sinks" not in text]
+)
 
 
-@every_position
-@every_variant
-def test_a_value_is_the_same_at_every_position_unless_the_scheme_says_so(variant, position):
-    plan = resolve(variant, SIZE, position.turned)
-    weights, x = drawn(plan), stream()
+def _setup(plan):
+    return drawn(plan.parameters), streams(d_model=plan.geometry.d_model)[0]
+
+
+@every_case("variant", "position", "suffix")
+def test_decoding_over_cached_roots_is_attention_over_the_whole(case):
+    plan = case.plan()
+    weights, x = _setup(plan)
+    steps = reference.decode(plan, weights, x)
+    np.testing.assert_allclose(steps, reference.forward(plan, weights, x), atol=EXACT)
+
+
+@every_case("variant", "position", "suffix", share=2)
+def test_a_later_token_changes_nothing_earlier(case):
+    plan = case.plan()
+    weights, x = _setup(plan)
+    changed = x.copy()
+    # The last but one: with a masked diagonal no token sees the last one.
+    changed[-2] += 1
+    before, after = (reference.forward(plan, weights, each) for each in (x, changed))
+    np.testing.assert_array_equal(after[:-2], before[:-2])
+    # Under a window of 1 without the diagonal every token may see nothing but the sinks.
+    visible = plan.mask.visible(ROWS, ROWS)
+    reads_it = visible[-2:, -2].any() or visible[-2].sum() > 1
+    assert (np.abs(after[-2:] - before[-2:]).max() > EXACT) == reads_it
+
+
+@every_case("variant", "position", nightly=0)
+def test_a_value_is_the_same_at_every_position_unless_the_scheme_rotates_it(case):
+    plan = case.plan()
+    weights, x = _setup(plan)
     roots = reference.project(plan, weights, x)
-    here = reference.make("v", plan, weights, roots, position, np.arange(TIME))
-    there = reference.make("v", plan, weights, roots, position, np.arange(TIME) + 5)
-    assert np.array_equal(here, there) == (not isinstance(position, RotaryWithInverse))
+    here, there = (reference.make("v", plan, weights, roots, ROWS + first) for first in (0, 5))
+    assert np.array_equal(here, there) == (not isinstance(case.position, RotaryWithInverse))
 
 
-@every_suffix
-@pytest.mark.parametrize("position", [NoPosition(), Rotary(), RotaryWithInverse(), Alibi()])
-def test_what_is_attended_depends_on_distances_only_or_on_the_separable_form(position, suffix):
-    plan = resolve(parse(f"q,k=v{suffix}"), SIZE, position.turned)
-    weights, x = drawn(plan), stream()
+@every_case("position", "suffix", "mask", nightly=0)
+def test_attention_depends_on_distances_only_unless_its_bias_is_separable(case):
+    variant = parse(f"q,k=v{case.suffix}")
+    # Sinks are positions of their own.
+    variant = replace(variant, scores=replace(variant.scores, sinks=0))
+    plan = plan_of(variant, case.position, causal=case.mask == "causal")
+    weights, x = _setup(plan)
     roots = reference.project(plan, weights, x)
 
-    def seen(first):
-        times = np.arange(TIME) + first
-        q, k, v = (reference.make(r, plan, weights, roots, position, times) for r in "qkv")
-        shift = reference.added(plan, weights, position, times, times, causal=True)
-        rows = reference.attend(q, k, v, shift, weights)
-        return reference.apply(plan.output, plan, weights, rows, position, times)
+    def context(first):
+        positions = ROWS + first
+        q, k, v = (reference.make(role, plan, weights, roots, positions) for role in ROLES)
+        shift = reference.bias(plan, weights, positions, positions)
+        rows = reference.attend(plan, weights, q, k, v, shift)
+        return reference.apply(plan.output_ops, plan, weights, rows, positions)
 
-    moves = not np.allclose(seen(0), seen(31), atol=1e-9)
-    assert moves == ("+2d" in suffix)
+    moves = not np.allclose(context(0), context(31), atol=1e-9)
+    assert not moves or "+2d" in case.suffix
+    if "+2d" in case.suffix and "window1" not in case.suffix:
+        assert moves
 
 
 def test_the_2d_encoding_is_a_temperature_and_a_function_of_the_key():
     """A 1×1 convolution over score, row features and column features: softmax cancels the row."""
-    plan = resolve(parse("q,k,v+2d"), SIZE)
-    weights = drawn(plan)
+    plan = plan_of("q,k,v+2d", causal=False)
+    weights = drawn(plan.parameters)
     rng = np.random.default_rng(3)
     products = rng.normal(size=(SIZE.heads, TIME, TIME))
-    times = np.arange(TIME)
+    features = reference.position_features(ROWS)
+    shape = (TIME, TIME, FEATURES)
     places = np.concatenate(
-        [
-            np.broadcast_to(reference.described(times)[:, None], (TIME, TIME, FEATURES)),
-            np.broadcast_to(reference.described(times)[None], (TIME, TIME, FEATURES)),
-        ],
-        axis=-1,
+        [np.broadcast_to(features[:, None], shape), np.broadcast_to(features, shape)], axis=-1
     )
     of_rows, offset = rng.normal(size=FEATURES), rng.normal()
     kernel = np.concatenate([of_rows, weights["correction.features"]])
     convolved = weights["correction.temperature"] * products + places @ kernel + offset
-    shift = reference.added(plan, weights, NoPosition(), times, times, causal=False)
+    shift = reference.bias(plan, weights, ROWS, ROWS)
     reduced = weights["correction.temperature"] * products + shift
 
     def softmax(scores):
@@ -106,66 +119,71 @@ def test_the_2d_encoding_is_a_temperature_and_a_function_of_the_key():
     assert np.abs(convolved - reduced).max() > 0.1
 
 
-def _order_of_two(suffix):
-    """How the share of the token before compares with that of the token after, when equal."""
-    plan = resolve(parse(f"q,k,v{suffix}"), SIZE)
-    weights = drawn(plan)
-    alike = np.zeros((SIZE.heads, TIME, TIME))
-    times = np.arange(TIME)
-    shift = alike + reference.added(plan, weights, NoPosition(), times, times, causal=False)
-    inner = range(1, TIME - 1)
-    return np.array([shift[0, i, i - 1] - shift[0, i, i + 1] for i in inner])
+def _bias_of_both_neighbours(suffix):
+    """The bias of the token before minus that of the token after, at each inner place."""
+    plan = plan_of(f"q,k,v{suffix}", causal=False)
+    shift = reference.bias(plan, drawn(plan.parameters), ROWS, ROWS)[0]
+    return np.array([shift[i, i - 1] - shift[i, i + 1] for i in range(1, TIME - 1)])
 
 
-def test_only_the_relative_form_can_tell_before_from_after_alike_at_every_place():
-    assert np.abs(_order_of_two("")).max() == 0
-    relative = _order_of_two("++")
+def test_only_the_relative_bias_prefers_a_side_alike_at_every_place():
+    assert np.abs(_bias_of_both_neighbours("")).max() == 0
+    relative = _bias_of_both_neighbours("++")
     np.testing.assert_allclose(relative, relative[0], atol=EXACT)
     assert abs(relative[0]) > 0.1
     # The separable form prefers places, not sides.
-    assert np.ptp(_order_of_two("+2d")) > 0.1
+    assert np.ptp(_bias_of_both_neighbours("+2d")) > 0.1
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_without_the_diagonal_a_token_sees_itself_only_where_it_sees_nothing_else(causal):
-    plan = resolve(parse("q,k,v-diag"), SIZE)
+def test_without_the_diagonal_a_token_sees_itself_only_if_it_sees_nothing_else(causal):
+    plan = plan_of("q,k,v-diag", causal=causal)
     for time in (1, TIME):
-        times = np.arange(time)
-        shift = reference.added(plan, {}, NoPosition(), times, times, causal=causal)[0]
-        on_itself = np.isfinite(np.diag(shift))
-        expected = [(causal and place == 0) or time == 1 for place in times]
-        np.testing.assert_array_equal(on_itself, expected)
+        rows = np.arange(time)
+        shift = reference.bias(plan, {}, rows, rows)[0]
+        expected = [(causal and row == 0) or time == 1 for row in rows]
+        np.testing.assert_array_equal(np.isfinite(np.diag(shift)), expected)
         assert np.isfinite(shift).any(axis=1).all()
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("window", "sinks"), [(1, 0), (3, 0), (3, 2), (TIME, 1)])
+def test_a_query_sees_a_window_around_it_and_the_sinks(window, sinks, causal):
+    suffix = f"+window{window}" + (f"+sinks{sinks}" if sinks else "")
+    plan = plan_of(f"q,k,v{suffix}", causal=causal)
+    shift = reference.bias(plan, {}, ROWS, ROWS)[0]
+    expected = [
+        [(abs(i - j) < window or j < sinks) and (j <= i or not causal) for j in ROWS] for i in ROWS
+    ]
+    np.testing.assert_array_equal(np.isfinite(shift), expected)
+    assert np.isfinite(shift).sum(axis=1).max() <= plan.mask.max_keys(TIME)
+
+
 def test_alibi_falls_with_the_distance_by_halving_slopes_of_eight_heads():
-    plan = resolve(parse("q,k,v"), sized(16, 8))
-    times = np.arange(3)
-    shift = reference.added(plan, {}, Alibi(), times, times, causal=False)
+    plan = plan_of("q,k,v", Alibi(), causal=False, size=sized(16, 8))
+    shift = reference.bias(plan, {}, np.arange(3), np.arange(3))
     np.testing.assert_allclose(shift[:, 0, 1], [-(2.0**-head) for head in range(1, 9)])
     np.testing.assert_allclose(shift[:, 0, 2], 2 * shift[:, 0, 1])
 
 
 @every_suffix
-def test_norm_and_scale_come_before_positions_and_a_tied_value_is_before_or_after_the_norm(suffix):
-    plan = resolve(parse(f"q,k=v{suffix}"), SIZE, Rotary().turned)
-    weights, x = drawn(plan), stream()
-    roots = reference.project(plan, weights, x)
-    value = reference.make("v", plan, weights, roots, Rotary(), np.arange(TIME))
+def test_a_tied_value_is_normed_only_if_all_three_roles_are(suffix):
+    plan = plan_of(f"q,k=v{suffix}", Rotary())
+    weights, x = _setup(plan)
+    value = reference.make("v", plan, weights, reference.project(plan, weights, x), ROWS)
     size = np.sqrt(np.mean(value**2, axis=-1))
-    assert np.allclose(size, 1, atol=1e-5) == ("+qkvnorm" in suffix)
+    assert np.allclose(size, 1, atol=1e-4) == ("+qkvnorm" in suffix)
     assert len(plan.cached) == 1
 
 
 @every_variant
 def test_rotary_scores_depend_on_the_distance_only(variant):
-    plan = resolve(variant, SIZE, Rotary().turned)
-    weights, x = drawn(plan), stream()
+    plan = plan_of(variant, Rotary())
+    weights, x = _setup(plan)
     roots = reference.project(plan, weights, x)
 
     def scores(first):
-        times = np.arange(TIME) + first
-        q, k = (reference.make(r, plan, weights, roots, Rotary(), times) for r in ("q", "k"))
+        q, k = (reference.make(role, plan, weights, roots, ROWS + first) for role in ("q", "k"))
         k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
         return np.einsum("qhd,khd->hqk", q, k)
 
@@ -174,50 +192,52 @@ def test_rotary_scores_depend_on_the_distance_only(variant):
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_a_rotation_is_orthogonal_and_keeps_orientation(heads):
-    numbers = np.random.default_rng(2).normal(size=(heads, 10))
-    turns = reference.rotation(numbers, 5)
-    np.testing.assert_allclose(
-        turns @ np.swapaxes(turns, 1, 2), np.stack([np.eye(5)] * heads), atol=EXACT
-    )
-    np.testing.assert_allclose(np.linalg.det(turns), 1, atol=EXACT)
+    matrices = reference.rotation(np.random.default_rng(2).normal(size=(heads, 10)), 5)
+    identity = np.stack([np.eye(5)] * heads)
+    np.testing.assert_allclose(matrices @ np.swapaxes(matrices, 1, 2), identity, atol=EXACT)
+    np.testing.assert_allclose(np.linalg.det(matrices), 1, atol=EXACT)
 
 
-@pytest.mark.parametrize("suffix", ["", "+qkvnorm++-diag"])
-@every_variant
-def test_a_rotation_on_the_value_folds_into_the_output_projection(variant, suffix):
-    variant = suffixed(variant, suffix)
-    plan = resolve(variant, SIZE, Rotary().turned)
-    weights, x = drawn(plan), stream()
-    plain = resolve(without_value_rotation(variant), SIZE, Rotary().turned)
-    turns = [op for op in plan.derivations["v"].ops if op not in plain.paths["v"].ops]
-    folded = {name: value for name, value in weights.items() if name != "v.rotation"}
+@every_case("variant", "suffix", nightly=0)
+def test_a_rotation_on_the_value_folds_into_the_output_projection(case):
+    plan, plain = plan_of(case.full, Rotary()), plan_of(without_value_rotation(case.full), Rotary())
+    weights, x = _setup(plan)
+    rotations = [op for op in plan.derivations["v"].ops if op not in plain.derivations["v"].ops]
+    folded = dict(weights)
     group = SIZE.heads // plan.heads("v")
     columns = weights["o.weight"].reshape(SIZE.d_model, SIZE.heads, SIZE.head_dim)
-    for op in reversed(turns):
-        turn = reference.rotation(weights[f"{op.role}.rotation"], SIZE.head_dim)
-        columns = np.einsum("ohe,hed->ohd", columns, np.repeat(turn, group, axis=0))
+    for op in reversed(rotations):
+        matrix = reference.rotation(weights[f"{op.role}.rotation"], SIZE.head_dim)
+        columns = np.einsum("ohe,hed->ohd", columns, np.repeat(matrix, group, axis=0))
     folded["o.weight"] = columns.reshape(SIZE.d_model, -1)
     np.testing.assert_allclose(
-        reference.forward(plain, folded, x, causal=True, position=Rotary()),
-        reference.forward(plan, weights, x, causal=True, position=Rotary()),
-        atol=EXACT,
+        reference.forward(plain, folded, x), reference.forward(plan, weights, x), atol=EXACT
     )
 
 
-def test_one_token_that_sees_only_itself_gives_its_projected_value():
-    plan = resolve(parse("q,k,v"), SIZE)
-    weights, x = drawn(plan), stream(time=1)
+@every_position
+def test_one_token_that_sees_only_itself_gives_its_projected_value(position):
+    plan = plan_of("q,k,v", position, causal=False)
+    weights = drawn(plan.parameters)
+    x = streams(time=1)[0]
     value = x @ weights["v.weight"].T + weights["v.bias"]
     expected = value @ weights["o.weight"].T + weights["o.bias"]
-    for position in POSITIONS:
-        plan = resolve(parse("q,k,v"), SIZE, position.turned)
-        found = reference.forward(plan, weights, x, causal=False, position=position)
-        np.testing.assert_allclose(found, expected, atol=EXACT)
+    np.testing.assert_allclose(reference.forward(plan, weights, x), expected, atol=EXACT)
 
 
 def test_without_positions_or_a_mask_the_order_of_tokens_does_not_matter():
-    plan = resolve(parse("q,k=v"), SIZE)
-    weights, x = drawn(plan), stream()
-    straight = reference.forward(plan, weights, x, causal=False, position=NoPosition())
-    turned = reference.forward(plan, weights, x[::-1], causal=False, position=NoPosition())
-    np.testing.assert_allclose(turned[::-1], straight, atol=EXACT)
+    plan = plan_of("q,k=v", NoPosition(), causal=False)
+    weights, x = _setup(plan)
+    straight, reversed_ = (reference.forward(plan, weights, each) for each in (x, x[::-1]))
+    np.testing.assert_allclose(reversed_[::-1], straight, atol=EXACT)
+
+
+@every_variant
+def test_cached_values_are_the_numbers_of_the_cached_roots(variant):
+    plan = resolve(variant, SIZE)
+    weights, x = _setup(plan)
+    roots = reference.project(plan, weights, x)
+    for tensor in plan.cached:
+        rows = roots[tensor.derivation.root]
+        made = reference.apply(tensor.derivation.ops, plan, weights, rows, ROWS)
+        assert made.shape == (TIME, tensor.heads, tensor.width)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from laws.arms import decoder, every_catalogued
+from laws.cases import decoder, every_distinct_even
 from qkvbench.backends.torch import Growing, Learner, build, start
 from qkvbench.backends.torch.generation.beam_search import beam_search
 from qkvbench.data.batch import Batch, Search, Sequences
@@ -60,7 +60,7 @@ def _texts(network, search, items=slice(FEW)):
     return [tuple(tokens.tolist()) for tokens in found]
 
 
-@every_catalogued
+@every_distinct_even
 def test_one_beam_takes_the_likeliest_token_of_the_whole_forward_pass(variant):
     network = _network(variant)
     longer = replace(SEARCH, beams=1, longest=5)
@@ -74,7 +74,7 @@ def test_one_beam_takes_the_likeliest_token_of_the_whole_forward_pass(variant):
         assert found == tuple(text)
 
 
-@every_catalogued
+@every_distinct_even
 def test_enough_beams_find_the_best_of_all_texts(variant):
     network = _network(variant)
     letters = [token for token in range(VOCABULARY) if token != END]
@@ -88,7 +88,7 @@ def test_enough_beams_find_the_best_of_all_texts(variant):
         assert found == max(scores, key=scores.__getitem__)
 
 
-@every_catalogued
+@every_distinct_even
 def test_the_beams_of_a_batch_are_those_of_single_items(variant):
     network = _network(variant)
     together = _texts(network, SEARCH)
@@ -137,7 +137,7 @@ def test_beams_share_the_rows_of_their_source_and_each_goes_on_as_its_parent():
     crossed = [layer.cross.rows for layer in cache.layers]
     assert all(rows.table.batch == 2 for layer in crossed for rows in layer.values())
     parents = torch.tensor([1, 0, 2, 4, 4, 4])
-    cache.follow(parents)
+    cache.reorder(parents)
     assert cache.bytes == taken
     assert [layer.cross.rows for layer in cache.layers] == crossed
     for old, now in zip(before, held(), strict=True):

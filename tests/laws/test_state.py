@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from laws.arms import decoder, every_catalogued, some_catalogued
+from laws.cases import decoder, every_distinct_even, some_catalogued
 from laws.test_training import batch
 from qkvbench import backends
 from qkvbench.experiment import PRECISIONS, Experiment, Training
@@ -56,7 +56,7 @@ def goes_on(wanted):
         assert arrived[name].tobytes() == each.tobytes(), name
 
 
-@every_catalogued
+@every_distinct_even
 def test_a_learner_that_is_restored_goes_on_with_the_same_bits(variant):
     goes_on(experiment(variant, "torch"))
 

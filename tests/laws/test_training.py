@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from laws.arms import decoder, every_catalogued
+from laws.cases import decoder, every_distinct_even
 from qkvbench import backends
 from qkvbench.backends.torch import Learner, types
 from qkvbench.backends.torch.training.precision import COMPUTE_DTYPE
@@ -58,7 +58,7 @@ def in_fp64(learner):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@every_catalogued
+@every_distinct_even
 def test_loss_and_gradients_in_half_precision_stay_near_those_of_fp32(variant, precision):
     expected_loss, _, expected = slopes(Learner(experiment(variant)))
     loss, norm, found = slopes(Learner(experiment(variant, precision=precision)))
@@ -209,7 +209,7 @@ def test_more_parts_than_items_are_refused():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@every_catalogued
+@every_distinct_even
 def test_activations_made_again_give_the_same_bits_and_less_is_kept(variant, dropout):
     training = Training(steps=1, batch=ITEMS, learning_rate=1e-3, warmup=0, dropout=dropout)
 

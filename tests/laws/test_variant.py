@@ -2,26 +2,33 @@
 
 from dataclasses import replace
 from itertools import product
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laws.arms import (
-    PLANNED,
+from laws.cases import (
+    SCHEMES,
     SIZE,
-    SUFFIXED,
+    SUFFIX_AXES,
+    VARIANTS,
+    covering,
+    every_case,
     every_catalogued,
-    every_variant,
-    suffixed,
 )
+from qkvbench.cost import CACHE_FORMATS
+from qkvbench.model import POSITIONS, rope_of
 from qkvbench.variant import (
+    ROLES,
+    SUFFIXES,
     ApplyRope,
     Latent,
     LearnedRotation,
     Own,
     Same,
     Scores,
+    Source,
     Stream,
     Variant,
     parse,
@@ -34,12 +41,29 @@ from qkvbench.variant import every_variant as all_variants
 from qkvbench.variant.catalogue import CATALOGUE, named
 
 
-@every_variant
-def test_parsing_what_is_written_gives_the_variant_back(variant):
-    for suffix in SUFFIXED:
-        one = suffixed(variant, suffix)
-        assert parse(write(one)) == one
-        assert write(one).endswith(suffix)
+@every_case("variant", "suffix")
+def test_parsing_the_text_of_a_variant_gives_the_variant_back(case):
+    assert parse(write(case.full)) == case.full
+    assert write(case.full).endswith(case.suffix)
+
+
+def test_every_source_suffix_position_and_format_of_the_package_is_in_the_cases():
+    cases = covering()
+    assert {type(case.variant.source(role)) for case in cases for role in ROLES} == {
+        *get_args(Source)
+    }
+    assert {case.position.kind for case in cases} == set(POSITIONS)
+    assert {case.rows for case in cases} == set(CACHE_FORMATS)
+    for text in SUFFIXES:
+        assert any(text in case.suffix for case in cases), text
+
+
+def test_every_possible_pair_of_values_is_in_a_case():
+    cases = covering("variant", "position", "suffix")
+    pairs = {(case.variant, case.position) for case in cases}
+    assert pairs == set(product(VARIANTS, SCHEMES))
+    chosen = {(case.variant, case.full.scores.normed) for case in cases}
+    assert len(chosen) == len(VARIANTS) * len(SUFFIX_AXES["normed"])
 
 
 def test_the_sources_give_34_variants_and_20_functions():
@@ -118,9 +142,11 @@ def test_what_is_no_equation_is_refused_with_an_example(text):
         parse(text)
 
 
-@pytest.mark.parametrize("suffixes", ["+2d++", "+2d+2d", "-diag-diag", "+qkvnorm+qknorm", "+++++"])
-def test_no_suffix_says_again_what_is_said(suffixes):
-    with pytest.raises(ValueError, match="say the same twice"):
+@pytest.mark.parametrize(
+    "suffixes", ["+2d++", "+2d+2d", "-diag-diag", "+qkvnorm+qknorm", "+++++", "+window3+window3"]
+)
+def test_suffixes_that_set_the_same_field_are_refused(suffixes):
+    with pytest.raises(ValueError, match="conflicts with an earlier suffix"):
         parse(f"q,k,v{suffixes}")
 
 
@@ -129,7 +155,7 @@ def test_norms_are_of_query_and_key_or_of_all():
         Scores(normed=("v",))
 
 
-@given(st.text(alphabet="qkvxrRL()=,/ 012+-dianorm", max_size=24))
+@given(st.text(alphabet="qkvxrRL()=,/ 012+-dianormwsk", max_size=24))
 def test_any_text_is_a_variant_that_reads_back_or_a_value_error(text):
     try:
         variant = parse(text)
@@ -139,46 +165,56 @@ def test_any_text_is_a_variant_that_reads_back_or_a_value_error(text):
 
 
 def test_a_matrix_exists_for_each_own_role_and_for_the_latent_and_no_other():
-    for variant in PLANNED:
+    for variant in VARIANTS:
         sources = {role: variant.source(role) for role in ("q", "k", "v")}
         own = {role for role, source in sources.items() if source == Own()}
         own |= {"c" for source in sources.values() if isinstance(source, Latent)}
-        assert {root.name for root in resolve(variant, SIZE).projected} == own
+        assert set(resolve(variant, SIZE).matrix_rows) == own
 
 
-@pytest.mark.parametrize("turned", [(), ("q", "k"), ("q", "k", "v")])
-@every_variant
-def test_positions_turn_a_value_only_where_the_scheme_says_so(variant, turned):
-    for suffix in SUFFIXED:
-        plan = resolve(suffixed(variant, suffix), SIZE, turned)
-        for role in ("q", "k", "v"):
-            assert (ApplyRope() in plan.derivations[role].ops) == (role in turned)
-        assert (ApplyRope() in plan.cached_value.path.ops) == ("v" in turned)
-        assert plan.output == ((ApplyRope(back=True),) if "v" in turned else ())
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("q,k,v+window0", "is none of the suffixes"),
+        ("q,k,v+window", "is none of the suffixes"),
+        ("q,k,v+sinks2", "Without a window every key is visible"),
+        ("q,k,v+windov3", r"Did you mean \+window"),
+    ],
+)
+def test_a_window_needs_a_number_and_sinks_need_a_window(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse(text)
 
 
-@every_variant
-def test_a_cache_keeps_one_tensor_where_key_and_value_have_one_root_else_two(variant):
-    for suffix, turned in product(SUFFIXED, [(), ("q", "k")]):
-        plan = resolve(suffixed(variant, suffix), SIZE, turned)
-        shared = plan.derivations["k"].root == plan.derivations["v"].root
-        assert len(plan.cached) == (1 if shared else 2)
+@every_case("variant", "position", "suffix", nightly=0)
+def test_rope_is_applied_to_the_roles_of_the_scheme_and_comes_last(case):
+    plan, rope = case.plan(), rope_of(case.position, SIZE.head_dim)
+    roles = rope.roles if rope else ()
+    for role in ROLES:
+        ops = plan.derivations[role].ops
+        assert [op for op in ops if isinstance(op, ApplyRope)] == [ApplyRope()] * (role in roles)
+        assert role not in roles or ops[-1] == ApplyRope()
+    assert (ApplyRope() in plan.cached_value.derivation.ops) == ("v" in roles)
+    assert plan.output_ops == ((ApplyRope(back=True),) if "v" in roles else ())
 
 
-@every_variant
-def test_where_values_are_turned_one_tensor_does_for_key_and_value_that_are_the_same(variant):
-    plan = resolve(variant, SIZE, ("q", "k", "v"))
-    same = plan.derivations["k"] == plan.derivations["v"]
-    assert len(plan.cached) == (1 if same else 2)
-    # It is kept turned, so nothing is left to do when it is read.
-    assert plan.key_ops_on_read == ()
+@every_case("variant", "position", "suffix", nightly=0)
+def test_a_cache_has_one_tensor_if_key_and_value_have_one_root_else_two(case):
+    plan = case.plan()
+    key, value = plan.derivations["k"], plan.derivations["v"]
+    if plan.rope and "v" in plan.rope.roles:
+        # The tensor is cached with RoPE applied, so V must be K itself; reading needs no work.
+        assert len(plan.cached) == (1 if key == value else 2)
+        assert plan.key_ops_on_read == ()
+    else:
+        assert len(plan.cached) == (1 if key.root == value.root else 2)
 
 
 @pytest.mark.parametrize(
     "text",
     ["q=k,v/1", "q,k=R(q),v/1", "q=v,k/1", "q,k,v=R(q)/1", "q,k=x,v/1", "q,k,v=x/1", "q=k=v=x/1"],
 )
-def test_fewer_key_value_heads_are_refused_where_key_or_value_has_a_root_with_all(text):
+def test_fewer_key_value_heads_are_refused_if_key_or_value_has_a_root_with_all(text):
     with pytest.raises(ValueError, match="both need as many heads"):
         resolve(parse(text), SIZE)
     as_many = replace(parse(text), kv_heads=SIZE.heads)
@@ -187,15 +223,15 @@ def test_fewer_key_value_heads_are_refused_where_key_or_value_has_a_root_with_al
 
 def test_a_latent_wider_than_the_stream_is_refused():
     assert resolve(parse(f"q,k=L({SIZE.d_model}),v"), SIZE).matrix_rows["c"] == SIZE.d_model
-    with pytest.raises(ValueError, match=rf"write a rank of {SIZE.d_model} or less"):
+    with pytest.raises(ValueError, match=rf"Write a rank of {SIZE.d_model} or less"):
         resolve(parse(f"q,k=L({SIZE.d_model + 1}),v"), SIZE)
 
 
-def test_the_latent_is_all_that_a_cache_keeps_however_many_heads_are_made_of_it():
+def test_the_latent_is_all_in_a_cache_however_many_heads_are_made_from_it():
     for heads in ("", "/1"):
-        for turned in ((), ("q", "k")):
-            (kept,) = resolve(parse(f"q,k=L(5),v=L(5){heads}"), SIZE, turned).kept
-            assert (kept.name, kept.heads, kept.width) == ("c", 1, 5)
+        for rope in (None, rope_of(POSITIONS["rotary"].make(1), SIZE.head_dim)):
+            (latent,) = resolve(parse(f"q,k=L(5),v=L(5){heads}"), SIZE, rope=rope).cached
+            assert (latent.name, latent.heads, latent.width) == ("c", 1, 5)
 
 
 def test_a_stream_that_cannot_be_cut_into_the_heads_is_refused():
@@ -206,7 +242,7 @@ def test_a_stream_that_cannot_be_cut_into_the_heads_is_refused():
 def test_heads_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="cannot be divided"):
         sized(20, 3)
-    with pytest.raises(ValueError, match="take one of 1, 3"):
+    with pytest.raises(ValueError, match="use one of 1, 3"):
         resolve(parse("q,k,v/2"), SIZE)
 
 

@@ -46,15 +46,25 @@ class Mask:
         return visible
 
     def keys_of(self, first: int, end: int, keys: int) -> slice:
-        """The keys that any query from `first` up to `end` may see, of `keys`; sinks left out."""
+        """The keys that any query from `first` up to `end` may see, of `keys`.
+
+        Of the sinks only those that are near, or later than all queries.
+        """
         last = end if self.causal else keys
         if self.window is None:
             return slice(0, last)
-        return slice(max(0, first - self.window + 1), min(last, end + self.window - 1))
+        after = max(end + self.window - 1, self.sinks)
+        return slice(max(0, first - self.window + 1), min(last, after))
 
     def first_slot(self, slot: int) -> int:
         """The first slot of a cache that the token in `slot` sees, sinks left out."""
         return 0 if self.window is None else max(0, slot + 1 - self.window)
+
+    def hides_no_key(self, tokens: int) -> bool:
+        """True if the window hides none of `tokens` from any query."""
+        if self.window is None or self.window >= tokens:
+            return True
+        return self.causal and self.window + self.sinks >= tokens
 
     def max_keys(self, tokens: int) -> int:
         """The largest number of keys any query sees in `tokens`, ignoring causality's triangle."""

@@ -62,7 +62,7 @@ class SoftmaxAttention(nn.Module):
         if self.plain and mask.is_full:
             return self._fused(q, k, v, lengths)
         if self.plain and mask.diagonal:
-            if mask.max_keys(time) >= time:
+            if mask.hides_no_key(time):
                 return self._fused(q, k, v, lengths)
             return self._fused_by_rows(q, k, v, lengths)
         if self.plain and mask.causal and mask.window is None:

@@ -1,7 +1,4 @@
-"""The JAX backend against the reference and against PyTorch: same weights, same numbers.
-
-Most of it runs operation by operation: a program compiled for each arm would take minutes.
-"""
+"""Learners of both backends beside each other: same steps, same files, neither needs the other."""
 
 import json
 import os
@@ -16,210 +13,33 @@ import optax
 import pytest
 import torch
 
-from laws.arms import (
-    CATALOGUED,
-    EVEN,
-    POSITIONS,
-    SUFFIXED,
+from laws.backends import gradients_of
+from laws.cases import (
+    ITEMS,
+    LENGTHS,
+    SOURCE,
+    SOURCE_LENGTHS,
     TIME,
-    TOLD,
+    TOKENS,
+    architectures,
+    covering,
     decoder,
-    drawn,
     encoder,
-    some_catalogued,
-    stream,
-    suffixed,
+    few,
+    translator,
 )
-from laws.networks import drawn_network
-from qkvbench import cost, reference
 from qkvbench.backends import find
 from qkvbench.backends import jax as backend
 from qkvbench.backends import torch as torch_backend
-from qkvbench.backends.jax.attention import softmax
-from qkvbench.backends.jax.attention.layer import attention
 from qkvbench.backends.torch import Learner as TorchLearner
-from qkvbench.backends.torch import named_weights
 from qkvbench.cli import main
 from qkvbench.data.batch import IGNORE_INDEX, Batch, Search, Sequences
 from qkvbench.experiment import Experiment, Training
-from qkvbench.model import (
-    Encoder,
-    Learned,
-    Rotary,
-    Sinusoidal,
-    Tokens,
-    Vectors,
-    with_source,
-    with_tower,
-)
+from qkvbench.model import Encoder, Rotary
 from qkvbench.sweep.local import Workers
-from qkvbench.variant import parse
 
-# fp64 rounding of sums over tens of numbers of size one.
-EXACT = 1e-10
-# And fp32's.
+# fp32 rounding of sums over tens of numbers of size one.
 NEAR = 1e-5
-ITEMS, SOURCE_TIME = 3, 5
-LENGTHS = np.array([TIME, 3, 1], np.int32)
-SOURCE_LENGTHS = np.array([5, 2, 4], np.int32)
-
-
-@pytest.fixture
-def in_fp64():
-    """JAX computes in fp64 where it is asked to."""
-    with jax.enable_x64():
-        yield
-
-
-def whole_numbers(below, *shape, seed=0):
-    return np.random.default_rng(seed).integers(0, below, size=shape).astype(np.int32)
-
-
-TOKENS = whole_numbers(13, ITEMS, TIME)
-SOURCE = whole_numbers(11, ITEMS, SOURCE_TIME)
-VECTORS = np.random.default_rng(2).normal(size=(ITEMS, TIME, 7))
-
-
-def chosen(variant, values, step=1):
-    """Some of the values for each variant, so that all occur with some variant."""
-    return values[step * CATALOGUED.index(variant) % len(values)]
-
-
-def of_torch(network, kind=np.float64):
-    """A torch network's weights."""
-    return {
-        name: jnp.asarray(tensor.detach().numpy().astype(kind))
-        for name, tensor in named_weights(network).items()
-    }
-
-
-def translator(variant, position):
-    return with_source(decoder(variant, position), Tokens(11), Learned(SOURCE_TIME))
-
-
-def towers(variant, position):
-    own = encoder(variant, "the whole", "mean", inputs=Vectors(7), position=position)
-    return with_tower(own, Tokens(11), Rotary(), 10)
-
-
-def stacks(variant, position):
-    """Every stack with this variant, and what it reads."""
-    yield decoder(variant, position), (TOKENS,)
-    for predicts, pooling in TOLD:
-        yield encoder(variant, predicts, pooling, position=position), (TOKENS, LENGTHS)
-    both = (SOURCE, SOURCE_LENGTHS)
-    yield translator(variant, position), (TOKENS, None, *both)
-    yield towers(variant, position), (VECTORS, LENGTHS, *both)
-
-
-def logits(network, *weights_and_given):
-    """What a network of either backend says, where items are read."""
-    *weights, given = weights_and_given
-    given = given if isinstance(network, torch.nn.Module) else arrays(given)
-    hidden = network.hidden(*weights, *given)
-    return network.head(*weights, hidden.reshape(-1, hidden.shape[-1]))
-
-
-def tensors(given):
-    return tuple(None if each is None else torch.from_numpy(each) for each in given)
-
-
-def arrays(given):
-    return tuple(None if each is None else jnp.asarray(each) for each in given)
-
-
-def finite(array):
-    """Numbers only: what is never named has a score of -inf in both."""
-    return jnp.where(jnp.isneginf(array), -1e3, array)
-
-
-def check_layer(variant, in_turn, seen):
-    """The layer against the reference: causal or not, and through a window of so many places."""
-    inside = [one for one in POSITIONS if not isinstance(one, Learned | Sinusoidal)]
-    for number, position in enumerate(inside):
-        suffix = in_turn[number % len(in_turn)]
-        for causal, window in seen:
-            layer = attention(
-                suffixed(variant, suffix), EVEN, position, causal=causal, window=window
-            )
-            x, weights = stream(d_model=EVEN.d_model), drawn(layer.plan)
-            given = {name: jnp.asarray(value) for name, value in weights.items()}
-            expected = reference.forward(
-                layer.plan, weights, x, causal=causal, position=position, window=window
-            )
-            assert {name: each.shape for name, each in weights.items()} == layer.shapes()
-            error = np.abs(layer(given, jnp.asarray(x)[None])[0] - expected).max()
-            assert error < EXACT, (position, suffix, causal, window)
-
-
-@some_catalogued
-def test_the_layer_is_the_reference(variant, in_fp64):
-    first = CATALOGUED.index(variant) % len(SUFFIXED)
-    in_turn = SUFFIXED[first:] + SUFFIXED[:first]
-    check_layer(variant, in_turn, [(True, None), (False, 3), (True, 3)])
-
-
-@pytest.mark.nightly
-@some_catalogued
-def test_the_layer_is_the_reference_with_every_suffix(variant, in_fp64):
-    for suffix in SUFFIXED:
-        check_layer(variant, [suffix], [(True, None), (False, None)])
-
-
-@pytest.mark.parametrize("variant", ["q,k,v", "q,k=v/1"])
-def test_scores_that_are_made_by_rows_are_the_same(variant, in_fp64, monkeypatch):
-    # Two rows at a time, and one that is left over.
-    monkeypatch.setattr(softmax, "CHUNK_LOGITS", 2 * 4 * TIME)
-    check_layer(parse(variant), ["", "+2d", "++-diag"], [(True, None)])
-
-
-@pytest.mark.parametrize(
-    "positions", [2, pytest.param(len(POSITIONS), marks=pytest.mark.nightly)], ids=["some", "all"]
-)
-@some_catalogued
-def test_every_stack_says_what_torch_says(variant, positions, in_fp64):
-    first = positions * CATALOGUED.index(variant)
-    for number in range(first, first + positions):
-        position = POSITIONS[number % len(POSITIONS)]
-        suffix = SUFFIXED[(3 * number + first // len(POSITIONS)) % len(SUFFIXED)]
-        for model, given in stacks(suffixed(variant, suffix), position):
-            theirs = drawn_network(model)
-            weights, own = of_torch(theirs), backend.build(model)
-            assert {name: each.shape for name, each in weights.items()} == own.shapes()
-            expected = logits(theirs, tensors(given)).detach().numpy()
-            found = logits(own, weights, given)
-            error = jnp.abs(finite(found) - finite(expected)).max()
-            assert error < EXACT, (position, suffix, model.architecture)
-
-
-@pytest.mark.parametrize(
-    "every", [5, pytest.param(1, marks=pytest.mark.nightly)], ids=["some", "all"]
-)
-@some_catalogued
-def test_gradients_are_torch_s(variant, every, in_fp64):
-    position, suffix = chosen(variant, POSITIONS), chosen(variant, SUFFIXED, 3)
-    for number, (model, given) in enumerate(stacks(suffixed(variant, suffix), position)):
-        if number % every != CATALOGUED.index(variant) % every:
-            continue
-        theirs, own = drawn_network(model), backend.build(model)
-        found = jax.grad(
-            lambda weights, own=own, given=given: jnp.square(
-                finite(logits(own, weights, given)) / 1e2
-            ).sum()
-        )(of_torch(theirs))
-        said = logits(theirs, tensors(given)) / 1e2
-        said.where(said > -torch.inf, torch.zeros(())).square().sum().backward()
-        for name, expected in slopes_of(theirs).items():
-            error = np.abs(found[name] - expected).max()
-            assert error < EXACT, (name, position, suffix, model.architecture)
-
-
-def slopes_of(network):
-    """The gradients of a torch network, under the names of the weights."""
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(parameter.grad)
-    return {name: tensor.detach().numpy() for name, tensor in named_weights(network).items()}
 
 
 def experiment(model=None, **changed):
@@ -263,64 +83,34 @@ def slopes(learner, data):
     return learner.step.gradients(weights, arrays[0], arrays[1], key, arrays[2])
 
 
-@pytest.mark.parametrize(
-    "every", [7, pytest.param(1, marks=pytest.mark.nightly)], ids=["some", "all"]
-)
-@some_catalogued
-def test_loss_and_gradients_of_a_step_in_fp32_are_torch_s(variant, every):
-    position, suffix = chosen(variant, POSITIONS, 5), chosen(variant, SUFFIXED, 7)
-    for number, (model, given) in enumerate(stacks(suffixed(variant, suffix), position)):
-        if number % every != CATALOGUED.index(variant) % every:
-            continue
-        data = data_for(model, given)
-        theirs, own = (
-            each(experiment(model, clip=1e9)) for each in (TorchLearner, backend.Learner)
-        )
-        expected_loss, expected_norm = theirs.gradients(data)
-        loss, norm, found = slopes(own, data)
-        assert float(loss) == pytest.approx(expected_loss, rel=NEAR, abs=NEAR)
-        assert float(norm) == pytest.approx(expected_norm, rel=NEAR)
-        for name, expected in slopes_of(theirs.network).items():
-            error = np.abs(found[name] - expected).max()
-            assert error < NEAR * max(1, expected_norm), (
-                name,
-                position,
-                suffix,
-                model.architecture,
-            )
+def _architectures_and_cases():
+    """Every architecture with another variant; one of them quick, as a step takes seconds."""
+    names = list(architectures("q,k,v", Rotary()))
+    cases = few(covering("distinct", "position", "suffix"), len(names))
+    return [
+        pytest.param(name, case, marks=pytest.mark.nightly if number else (), id=f"{name} {case}")
+        for number, (name, case) in enumerate(zip(names, cases, strict=True))
+    ]
 
 
-@some_catalogued
-def test_decoding_step_by_step_is_one_forward_pass(variant, in_fp64):
-    """With left padding, and through a window, whose rows lie in a ring."""
-    position, suffix = chosen(variant, POSITIONS, 3), chosen(variant, SUFFIXED, 5)
-    for window, padding in [(None, None), (3, [0, 3, 1])]:
-        model = decoder(suffixed(variant, suffix), position).with_window(window)
-        network, weights = backend.build(model), of_torch(drawn_network(model))
-        padded = np.full((ITEMS, TIME), 7, np.int32)
-        for row, count in enumerate(padding or [0] * ITEMS):
-            padded[row, count:] = TOKENS[row, : TIME - count]
-        cache = network.new_cache(weights, ITEMS, TIME)
-        counts = None if padding is None else jnp.asarray(padding, jnp.int32)
-        found, cache = network.prefill(weights, jnp.asarray(padded[:, :4]), cache, counts)
-        steps = [found]
-        for time in range(4, TIME):
-            found, cache = network.step(weights, jnp.asarray(padded[:, time]), cache)
-            steps.append(found)
-        whole = network.head(weights, network.hidden(weights, jnp.asarray(TOKENS)))
-        for row, count in enumerate(padding or [0] * ITEMS):
-            expected = whole[row, 3 - count : TIME - count]
-            error = jnp.abs(jnp.stack([each[row] for each in steps]) - expected).max()
-            assert error < EXACT, (position, suffix, window)
-        if window is None:
-            kept = model.with_variant(suffixed(variant, suffix))
-            assert cache.bytes == ITEMS * TIME * cost.cache_bytes_per_token(kept, value_bytes=8)
+@pytest.mark.parametrize(("name", "case"), _architectures_and_cases())
+def test_loss_and_gradients_of_a_step_in_fp32_are_torch_s(name, case):
+    model, inputs = architectures(case.full, case.position, case.plan().geometry)[name]
+    data = data_for(model, inputs)
+    theirs, own = (each(experiment(model, clip=1e9)) for each in (TorchLearner, backend.Learner))
+    expected_loss, expected_norm = theirs.gradients(data)
+    loss, norm, found = slopes(own, data)
+    assert float(loss) == pytest.approx(expected_loss, rel=NEAR, abs=NEAR)
+    assert float(norm) == pytest.approx(expected_norm, rel=NEAR)
+    for weight, expected in gradients_of(theirs.network).items():
+        error = np.abs(found[weight] - expected).max()
+        assert error < NEAR * max(1, expected_norm), weight
 
 
 @pytest.mark.parametrize("variant", ["q,k=v", "q,k=R(q),v"])
 def test_beams_find_the_texts_that_torch_finds(variant):
     model = translator(variant, Rotary())
-    data = data_for(model, (TOKENS, None, SOURCE, SOURCE_LENGTHS))
+    data = data_for(model, (TOKENS, None, SOURCE, np.array(SOURCE_LENGTHS)))
     search = Search(begin=12, end=3, longest=4, beams=2)
     theirs, own = (each(experiment(model)) for each in (TorchLearner, backend.Learner))
     expected, found = theirs.write(data, search), own.write(data, search)
@@ -329,7 +119,7 @@ def test_beams_find_the_texts_that_torch_finds(variant):
 
 def test_what_a_layer_makes_of_a_batch_is_what_torch_shows():
     model = encoder("q,k=R(q),v+qkvnorm", "each position", "mean", position=Rotary())
-    data = data_for(model, (TOKENS, LENGTHS))
+    data = data_for(model, (TOKENS, np.array(LENGTHS)))
     theirs, own = (each(experiment(model)) for each in (TorchLearner, backend.Learner))
     for expected, found in zip(theirs.inspect(data), own.inspect(data), strict=True):
         assert found.name == expected.name
@@ -454,12 +244,12 @@ import numpy as np
 from qkvbench.backends import find
 from qkvbench.data.batch import Batch, Search, Sequences
 from qkvbench.experiment import Experiment, Training
-from qkvbench.model import Decoder, Learned, Rotary, Start, Tokens, transformer, with_source
+from qkvbench.model import Decoder, Init, Learned, Rotary, Tokens, transformer, with_source
 
 backend = find("jax")
 backend.prepare(1)
 own = transformer("law", Decoder(13), layers=1, d_model=8, heads=2, position=Rotary(),
-                  start=Start(table=0.5, position=0.5), feed_forward=9)
+                  init=Init(embedding_std=0.5, position_std=0.5), feed_forward=9)
 model = with_source(own, Tokens(11), Learned(5))
 tokens, source = np.arange(14).reshape(2, 7) % 13, np.arange(10).reshape(2, 5)
 batch = Batch(tokens, tokens, second=Sequences(source))
@@ -473,7 +263,7 @@ for _ in range(5):
 assert losses[-1] < losses[0]
 assert learner.compile_s == compiled_s > 0
 learner.predict(batch), learner.inspect(batch), learner.write(batch, Search(1, 2, 3, 2))
-assert backend.forks() is False and backend.threads() == (1, 1)
+assert backend.fork_safe() is False and backend.threads() == (1, 1)
 print("done")
 """
 
@@ -491,7 +281,7 @@ def test_no_torch_is_needed(tmp_path):
 # Three steps of two items each; on several devices each has its own.
 SPREAD = """
 import json, jax, numpy as np
-from laws.test_jax import experiment, batch
+from laws.test_learners import experiment, batch
 from qkvbench.backends import find
 from qkvbench.backends import jax as backend
 from qkvbench.data.batch import Batch

@@ -1,0 +1,504 @@
+"""The cases over which the laws range, derived from the package. Sizes are small, odd, different.
+
+A variant, suffix, position scheme or cache format that is new in the package is in every law
+without an edit here. Quick runs use a covering array: every pair of values of every two axes
+occurs. Nightly runs add a large random part of the whole product.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache, lru_cache
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qkvbench.cost import CACHE_FORMATS, CacheDtype
+from qkvbench.model import (
+    POSITIONS,
+    Decoder,
+    Encoder,
+    Init,
+    Learned,
+    Model,
+    Position,
+    Rotary,
+    Tokens,
+    Vectors,
+    alibi_of,
+    position_written,
+    rope_of,
+    transformer,
+    with_source,
+    with_tower,
+)
+from qkvbench.model.rng import generator
+from qkvbench.variant import (
+    SUFFIXES,
+    Constant,
+    Geometry,
+    Latent,
+    Own,
+    Parameter,
+    Plan,
+    Same,
+    Variant,
+    parse,
+    resolve,
+    sized,
+    write,
+)
+from qkvbench.variant import every_variant as variants_without_head_sharing
+from qkvbench.variant.catalogue import CATALOGUE
+
+SIZE = sized(18, 3)  # head_dim 6: even, for RoPE
+# For the catalogue, whose own head sharing has 2 key/value heads.
+EVEN = sized(24, 4)
+TIME, ITEMS, VOCABULARY = 7, 3, 13
+SOURCE_TIME, SOURCE_VOCABULARY, FEATURES_IN = 5, 11, 7
+LONGEST = 11
+LENGTHS = (TIME, 3, 1)
+SOURCE_LENGTHS = (5, 2, 4)
+PADDING = (0, 3, 1)
+# For each suffix with a number: the least, one inside the sequence, one beyond it.
+NUMBERS = (1, 3, TIME + 2)
+# Of a latent.
+RANK = 5
+MASKS = ("causal", "full")
+STORAGES = ("whole", "pages", "growing")
+# Shares of a head that RoPE rotates, if not the whole: one pair of 6 coordinates, and two.
+SHARES = (1 / 3, 2 / 3)
+
+
+def _resolves(variant: Variant, size: Geometry = SIZE) -> bool:
+    try:
+        resolve(variant, size)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_shared_heads() -> list[Variant]:
+    """Every variant of the package, those with a latent, and each with one key/value head."""
+    whole = list(variants_without_head_sharing())
+    keys, values = ({getattr(each, role): None for each in whole} for role in "kv")
+    latents = [Variant(Own(), Latent(RANK), value) for value in (*values, Latent(RANK))]
+    latents += [Variant(Own(), key, Latent(RANK)) for key in keys if key != Same("k")]
+    whole = list(dict.fromkeys([*whole, *latents]))
+    shared = [replace(variant, kv_heads=1) for variant in whole]
+    return [variant for variant in (*whole, *shared) if _resolves(variant)]
+
+
+def _positions() -> list[Position]:
+    """Every scheme of the package; those with a share of the head also with less than 1."""
+    found: list[Position] = []
+    for number, scheme in enumerate(POSITIONS.values()):
+        position = scheme.make(LONGEST)
+        found.append(position)
+        if "share" in {field.name for field in fields(position)}:
+            found.append(replace(position, share=SHARES[number % len(SHARES)]))
+    return found
+
+
+def _suffix_axes() -> dict[str, tuple[str, ...]]:
+    """The suffixes that exclude each other, since they set the same fields, are one axis."""
+    axes: dict[str, list[str]] = {}
+    for text, suffix in SUFFIXES.items():
+        written = [f"{text}{n}" for n in NUMBERS] if suffix.number else [text]
+        axes.setdefault(" ".join(suffix.names), [""]).extend(written)
+    return {name: tuple(texts) for name, texts in axes.items()}
+
+
+VARIANTS = _with_shared_heads()
+CATALOGUED = [entry.variant for entry in CATALOGUE]
+SCHEMES = _positions()
+SUFFIX_AXES = _suffix_axes()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination: a variant, everything that is said of its scores, and how it decodes."""
+
+    variant: Variant = CATALOGUED[0]
+    position: Position = SCHEMES[0]
+    suffix: str = ""
+    mask: str = "causal"
+    rows: CacheDtype = "fp64"
+    padding: bool = False
+    storage: str = "whole"
+
+    def __str__(self) -> str:
+        """The name of the case in a test's name."""
+        words = (position_written(self.position), self.mask, self.rows, self.storage)
+        return f"{write(self.full)} {' '.join(words)}{' padded' if self.padding else ''}"
+
+    @property
+    def full(self) -> Variant:
+        """The variant with its suffixes."""
+        return suffixed(self.variant, self.suffix)
+
+    def plan(self, size: Geometry = SIZE) -> Plan:
+        """The plan of one layer; ValueError if there is none."""
+        return plan_of(self.full, self.position, causal=self.mask == "causal", size=size)
+
+    def decoder(self, size: Geometry = SIZE) -> Model:
+        """A decoder of one layer with this variant."""
+        return decoder(self.full, self.position, size, layers=1)
+
+
+def suffixed(variant: Variant, suffix: str) -> Variant:
+    """The variant with these suffixes instead of its own."""
+    return replace(variant, scores=parse(f"q,k,v{suffix}").scores) if suffix else variant
+
+
+def plan_of(
+    variant: Variant | str,
+    position: Position = SCHEMES[0],
+    *,
+    causal: bool = True,
+    size: Geometry = SIZE,
+) -> Plan:
+    """The plan of a layer of self-attention at this position scheme."""
+    return resolve(
+        parse(variant) if isinstance(variant, str) else variant,
+        size,
+        causal=causal,
+        rope=rope_of(position, size.head_dim),
+        alibi=alibi_of(position),
+    )
+
+
+AXES: dict[str, Sequence[Any]] = {
+    **SUFFIX_AXES,
+    "mask": MASKS,
+    "variant": VARIANTS,
+    "position": SCHEMES,
+    "rows": tuple(CACHE_FORMATS),
+    "padding": (False, True),
+    "storage": STORAGES,
+}
+
+
+def _case(chosen: Mapping[str, Any]) -> Case:
+    suffix = "".join(chosen.get(axis, "") for axis in SUFFIX_AXES)
+    others = {name: value for name, value in chosen.items() if name not in SUFFIX_AXES}
+    return Case(suffix=suffix, **others)
+
+
+def _possible(chosen: Mapping[str, Any]) -> bool:
+    """False if `chosen`, of some axes, has no plan however the other axes are chosen."""
+    if not chosen.keys() >= SUFFIX_AXES.keys():
+        return True
+    suffix = "".join(chosen[axis] for axis in SUFFIX_AXES)
+    return _has_plan(suffix, chosen.get("variant"), chosen.get("position"))
+
+
+@cache
+def _has_plan(suffix: str, variant: Variant | None, position: Position | None) -> bool:
+    if variant and position and not _has_plan(suffix, None, None):
+        return False
+    case = Case(variant or CATALOGUED[0], position or SCHEMES[0], suffix)
+    try:
+        case.plan()
+    except ValueError:
+        return False
+    return True
+
+
+Possible = Callable[[Mapping[str, Any]], bool]
+# Two axes, in order, each with the index of a value.
+Pair = tuple[str, int, str, int]
+
+
+def pairwise(axes: Mapping[str, Sequence[Any]], possible: Possible) -> list[dict[str, Any]]:
+    """A covering array: every possible pair of values of every two axes is in one of its rows.
+
+    Greedy and deterministic. Each row begins with the first pair that is missing; each further
+    axis takes the value that adds most missing pairs. `possible` judges rows that may lack axes.
+    """
+    if len(axes) == 1:
+        ((axis, values),) = axes.items()
+        return [{axis: value} for value in values if possible({axis: value})]
+    return _Covering(axes, possible).rows()
+
+
+class _Covering:
+    """A covering array in the making: the pairs that are missing."""
+
+    def __init__(self, axes: Mapping[str, Sequence[Any]], possible: Possible) -> None:
+        self.axes = axes
+        self.possible = possible
+        self.missing: dict[Pair, None] = {
+            (one, i, other, j): None
+            for one, other in combinations(axes, 2)
+            for i, j in product(range(len(axes[one])), range(len(axes[other])))
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while self.missing:
+            one, i, other, j = next(iter(self.missing))
+            row = self._complete({one: i, other: j}, len(found))
+            if row is None:
+                del self.missing[one, i, other, j]
+                continue
+            found.append(self._values(row))
+            for axis, value in row.items():
+                for pair in self._pairs(row, axis, value):
+                    self.missing.pop(pair, None)
+        return found
+
+    def _complete(self, row: dict[str, int], number: int) -> dict[str, int] | None:
+        """The row with a value of every axis; None if there is no such row."""
+        if not self.possible(self._values(row)):
+            return None
+        axis = next((name for name in self.axes if name not in row), None)
+        if axis is None:
+            return row
+
+        def gain(value: int) -> tuple[int, int]:
+            # Among equals another one in each row.
+            turn = (value - number) % len(self.axes[axis])
+            return -sum(pair in self.missing for pair in self._pairs(row, axis, value)), turn
+
+        choices = sorted(range(len(self.axes[axis])), key=gain)
+        longer = (self._complete(row | {axis: value}, number) for value in choices)
+        return next((found for found in longer if found), None)
+
+    def _pairs(self, row: Mapping[str, int], axis: str, value: int) -> Iterator[Pair]:
+        """The pairs of this value with those of the other axes."""
+        before = True
+        for name in self.axes:
+            if name == axis:
+                before = False
+            elif name in row:
+                other = row[name]
+                yield (name, other, axis, value) if before else (axis, value, name, other)
+
+    def _values(self, row: Mapping[str, int]) -> dict[str, Any]:
+        return {name: self.axes[name][index] for name, index in row.items()}
+
+
+@lru_cache(maxsize=64)
+def covering(*names: str) -> tuple[Case, ...]:
+    """A covering array of these axes, of all if none is named; other axes are at their defaults.
+
+    "suffix" is all of its axes, "distinct" the variants that differ in how they are cached.
+    """
+    return tuple(dict.fromkeys(_case(row) for row in pairwise(_axes(names), _possible)))
+
+
+def random_cases(count: int, *names: str) -> list[Case]:
+    """A random part of the whole product of these axes, for nightly runs."""
+    rng = np.random.default_rng(0)
+    axes = _axes(names)
+    found: dict[Case, None] = {}
+    while len(found) < count:
+        chosen = {axis: values[rng.integers(len(values))] for axis, values in axes.items()}
+        if _possible(chosen):
+            found[_case(chosen)] = None
+    return list(found)
+
+
+def _axes(names: tuple[str, ...]) -> dict[str, Sequence[Any]]:
+    wanted = {
+        axis
+        for name in names or ("suffix", *AXES)
+        for axis in (SUFFIX_AXES if name == "suffix" else (name,))
+    }
+    axes = {axis: values for axis, values in AXES.items() if axis in wanted}
+    return axes | ({"variant": DISTINCT} if "distinct" in wanted else {})
+
+
+def few(cases: Iterable[Case], count: int) -> list[Case]:
+    """So many of the cases, chosen greedily so that most values of all axes occur."""
+    left, found, known = list(cases), [], set()
+    while left and len(found) < count:
+        best = max(left, key=lambda case: len(_values(case) - known))
+        left.remove(best)
+        found.append(best)
+        known |= _values(best)
+    return found
+
+
+def _values(case: Case) -> set[tuple[str, str]]:
+    scores = {(f"score {name}", str(value)) for name, value in vars(case.full.scores).items()}
+    return scores | {
+        (name, str(getattr(case, name)))
+        for name in ("variant", "position", "mask", "rows", "padding", "storage")
+    }
+
+
+def every_case(*names: str, nightly: int = 1000, share: int = 1) -> pytest.MarkDecorator:
+    """The law holds for a covering array of these axes, and nightly for `nightly` random cases.
+
+    Quick for one of `share` cases of the array.
+    """
+    cases, quick = covering(*names), covering(*names)[::share]
+    more = [case for case in (*cases, *random_cases(nightly, *names)) if case not in quick]
+    more = list(dict.fromkeys(more))
+    return parametrized([*quick, *(pytest.param(case, marks=pytest.mark.nightly) for case in more)])
+
+
+def parametrized(cases: Iterable[Any]) -> pytest.MarkDecorator:
+    """The test with each of the cases; their texts are its names."""
+    return pytest.mark.parametrize("case", list(cases), ids=str)
+
+
+def _caching(variant: Variant, size: Geometry = SIZE) -> object:
+    """The way in which a variant is cached and read, at rotary positions."""
+    plan = plan_of(variant, Rotary(), size=size)
+    ops = (plan.key_ops_on_read, plan.absorbed_by_query, plan.absorbed_by_output)
+    kinds = tuple(tuple(type(op) for op in part) for part in ops)
+    return kinds, tuple((each.heads, each.width) for each in plan.cached), len(plan.roots)
+
+
+# One variant of each way to cache and read.
+DISTINCT = list({_caching(variant): variant for variant in reversed(VARIANTS)}.values())[::-1]
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=write)
+every_catalogued = pytest.mark.parametrize("variant", CATALOGUED, ids=write)
+every_distinct = pytest.mark.parametrize("variant", DISTINCT, ids=write)
+every_position = pytest.mark.parametrize("position", SCHEMES, ids=position_written)
+# Of the catalogue those that differ in it; the others nightly.
+_FIRST = {_caching(variant, EVEN): variant for variant in reversed(CATALOGUED)}.values()
+every_distinct_even = pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(each, marks=() if each in _FIRST else pytest.mark.nightly)
+        for each in CATALOGUED
+    ],
+    ids=write,
+)
+# Of those that compile for seconds: shared heads, learned rotations, latents.
+FEW = ["q,k=v/1", "q,k=R(q),v=R(q)", "q,k=L(16),v=L(16)"]
+some_catalogued = pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(each, marks=() if write(each) in FEW else pytest.mark.nightly)
+        for each in CATALOGUED
+    ],
+    ids=write,
+)
+# All outputs of an encoder: each kind of prediction, and each pooling of the whole.
+OUTPUTS = [
+    ("each position", "mean"),
+    ("the whole", "mean"),
+    ("the whole", "class token"),
+    ("which position", "mean"),
+]
+every_output = pytest.mark.parametrize(
+    ("predicts", "pooling"), OUTPUTS, ids=[", ".join(each) for each in OUTPUTS]
+)
+
+
+def drawn(parameters: Iterable[Parameter], seed: int = 0) -> dict[str, np.ndarray]:
+    """fp64 values of learned tensors, so large that nothing is nearly linear, none at 0 or 1."""
+    return {each.name: _drawn(each, seed) for each in parameters}
+
+
+def _drawn(parameter: Parameter, seed: int) -> np.ndarray:
+    draw = generator(seed, "laws", parameter.name).standard_normal(parameter.shape)
+    if isinstance(parameter.init, Constant):
+        return parameter.init.value + draw / 2
+    return draw if parameter.init.std == "rotation_std" else draw * 2 / parameter.shape[-1] ** 0.5
+
+
+def streams(time: int = TIME, d_model: int = SIZE.d_model, seed: int = 1) -> np.ndarray:
+    """A batch of streams of `time` tokens."""
+    return np.random.default_rng(seed).normal(size=(ITEMS, time, d_model))
+
+
+def whole_numbers(below: int, time: int = TIME, seed: int = 0) -> np.ndarray:
+    """A batch of tokens below `below`."""
+    return np.random.default_rng(seed).integers(below, size=(ITEMS, time))
+
+
+AT_PLACES = Learned(TIME)
+WORDS = Tokens(VOCABULARY)
+INIT = Init(embedding_std=0.5, position_std=0.5)
+TOKENS, SOURCE = whole_numbers(VOCABULARY), whole_numbers(SOURCE_VOCABULARY, SOURCE_TIME)
+VECTORS = streams(TIME, FEATURES_IN, seed=2)
+
+
+def _model(
+    architecture: Decoder | Encoder,
+    variant: Variant | str,
+    position: Position,
+    size: Geometry,
+    layers: int = 2,
+) -> Model:
+    return transformer(
+        "law",
+        architecture,
+        layers=layers,
+        d_model=size.d_model,
+        heads=size.heads,
+        position=position,
+        init=INIT,
+        feed_forward=29,
+    ).with_variant(parse(variant) if isinstance(variant, str) else variant)
+
+
+def decoder(
+    variant: Variant | str = "q,k,v",
+    position: Position = SCHEMES[0],
+    size: Geometry = EVEN,
+    layers: int = 2,
+    vocabulary: int = VOCABULARY,
+    *,
+    tied: bool = False,
+) -> Model:
+    """A small decoder with this variant in every layer."""
+    return _model(Decoder(vocabulary, tied), variant, position, size, layers)
+
+
+def encoder(
+    variant: Variant | str = "q,k,v",
+    predicts: str = "the whole",
+    pooling: str = "mean",
+    inputs: Tokens | Vectors = WORDS,
+    position: Position = SCHEMES[0],
+    size: Geometry = EVEN,
+    classes: int = TIME,
+) -> Model:
+    """A small encoder with this variant in every layer."""
+    return _model(Encoder(inputs, classes, predicts, pooling=pooling), variant, position, size)
+
+
+def translator(
+    variant: Variant | str = "q,k,v", position: Position = Rotary(), size: Geometry = EVEN
+) -> Model:
+    """A small encoder-decoder with this variant at every place."""
+    own = decoder(variant, position, size)
+    return with_source(own, Tokens(SOURCE_VOCABULARY), Learned(SOURCE_TIME)).with_variant(
+        own.blocks[0].attention.variant
+    )
+
+
+def towers(
+    variant: Variant | str = "q,k,v", position: Position = AT_PLACES, size: Geometry = EVEN
+) -> Model:
+    """Two small towers with this variant in every layer."""
+    own = encoder(variant, inputs=Vectors(FEATURES_IN), position=position, size=size)
+    return with_tower(own, Tokens(SOURCE_VOCABULARY), Rotary(), 10)
+
+
+Inputs = tuple[np.ndarray | None, ...]
+
+
+def architectures(
+    variant: Variant | str, position: Position, size: Geometry = EVEN
+) -> dict[str, tuple[Model, Inputs]]:
+    """A model of each architecture and output with this variant, and its inputs with padding."""
+    lengths, source = np.array(LENGTHS), (SOURCE, np.array(SOURCE_LENGTHS))
+    found: dict[str, tuple[Model, Inputs]] = {
+        "decoder": (decoder(variant, position, size), (TOKENS,)),
+        "encoder-decoder": (translator(variant, position, size), (TOKENS, None, *source)),
+        "two towers": (towers(variant, position, size), (VECTORS, lengths, *source)),
+    }
+    for predicts, pooling in OUTPUTS:
+        model = encoder(variant, predicts, pooling, position=position, size=size)
+        found[f"{predicts}, {pooling}"] = (model, (TOKENS, lengths))
+    return found

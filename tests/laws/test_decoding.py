@@ -1,0 +1,236 @@
+"""Decoding token by token over a cache is one forward pass; its bytes are those computed."""
+
+import numpy as np
+import pytest
+import torch
+
+from laws.backends import (
+    PROMPT,
+    TORCH,
+    TORCH_STORAGES,
+    every_backend_and,
+    every_backend_and_case,
+)
+from laws.cases import (
+    ITEMS,
+    PADDING,
+    SCHEMES,
+    TIME,
+    TOKENS,
+    VOCABULARY,
+    covering,
+    decoder,
+    drawn,
+    every_case,
+    every_catalogued,
+    parametrized,
+    plan_of,
+)
+from qkvbench import cost
+from qkvbench.backends.torch import build, start
+from qkvbench.backends.torch.cache import paged_tensor
+from qkvbench.cost import CACHE_FORMATS
+from qkvbench.model import Learned, Rotary, model_parameters
+from qkvbench.variant import parse
+
+# fp64 rounding of sums over tens of numbers of size ten.
+EXACT = 1e-9
+# Largest relative error of a row: half a unit of the last of 24, 8 and 11 bits, half of 1/127.
+ROUNDING = {"fp64": 0.0, "fp32": 2**-24, "bf16": 2**-8, "fp16": 2**-11, "int8": 0.5 / 127}
+# Logits are at most so many times as far off as a row: scores are sums of several products, and
+# their softmax is nearly an argmax.
+GROWTH = 40
+
+
+def _padded(tokens, padding):
+    """Each row moved to the right behind tokens that mean nothing; its end is cut off."""
+    found = np.full_like(tokens, 7)
+    for row, count in enumerate(padding):
+        found[row, count:] = tokens[row, : tokens.shape[1] - count]
+    return found
+
+
+def _tolerance(backend, case, expected):
+    # JAX caches rows in the dtype of the products.
+    rounding = ROUNDING[case.rows] if backend is TORCH else 0
+    return max(EXACT, GROWTH * rounding * np.abs(expected).max())
+
+
+@every_backend_and_case("variant", "position", "suffix", "rows", "padding", "storage", share=2)
+def test_a_prefill_and_steps_are_one_forward_pass(backend, case):
+    model = case.decoder()
+    weights = drawn(model_parameters(model).values())
+    padding = PADDING if case.padding else (0,) * ITEMS
+    found = backend.decode(case, model, weights, _padded(TOKENS, padding))
+    whole = backend.logits(model, weights, (TOKENS,)).reshape(ITEMS, TIME, -1)
+    for row, count in enumerate(padding):
+        expected = whole[row, PROMPT - 1 - count : TIME - count]
+        error = np.abs(found[row] - expected).max()
+        assert error < _tolerance(backend, case, expected)
+
+
+@every_backend_and_case("distinct", "suffix", "rows", "storage", nightly=0, jax_cases=2)
+def test_computed_cache_bytes_are_those_of_the_live_cache(backend, case):
+    model = decoder(case.full, Rotary(), case.plan().geometry)
+    tokens, mask = 2 * TIME, case.plan().mask
+    found = backend.cache(case, model, tokens)
+    per_token = cost.cache_bytes_per_token(model, CACHE_FORMATS["fp32"])
+    if backend is not TORCH:
+        # A ring of rows in the dtype of the weights.
+        rows = tokens if mask.window is None else min(tokens, mask.window + mask.sinks)
+        assert found == ITEMS * rows * per_token
+        return
+    format, page = CACHE_FORMATS[case.rows], getattr(TORCH_STORAGES[case.storage], "page", None)
+    computed = cost.cache_bytes(model, tokens, ITEMS, format, page)
+    if mask.window is None or page is None:
+        assert found == computed
+    elif case.storage == "growing":
+        # Which pages a window fills depends on where it lies.
+        assert found <= computed
+
+
+@every_case("distinct", "rows", "storage", "padding", nightly=0)
+@torch.no_grad()
+def test_sequences_that_continue_others_are_independent_runs(case):
+    network = TORCH.network(decoder(case.variant, Rotary(), case.plan().geometry, layers=1))
+    exact = _with_rounded_rows(network, case.rows)
+    cache = network.new_cache(ITEMS, 12, TORCH_STORAGES[case.storage], case.rows)
+    network.prefill(torch.from_numpy(TOKENS[:, :4]), cache, _padding(case))
+    cut = PADDING if case.padding else (0,) * ITEMS
+    texts = [row[count:4].tolist() for row, count in zip(TOKENS, cut, strict=True)]
+    rng = np.random.default_rng(1)
+    for count in (2, 6, 5, 8):
+        parents, new = rng.integers(0, len(texts), count), rng.integers(0, VOCABULARY, count)
+        cache.reorder(torch.from_numpy(parents))
+        texts = [[*texts[own], int(token)] for own, token in zip(parents, new, strict=True)]
+        found = network.step(torch.from_numpy(new), cache)
+    for row, text in enumerate(texts):
+        assert (found[row] - exact(text)).abs().max() < EXACT
+
+
+@every_case("distinct", "suffix", "storage", "padding", nightly=0)
+@torch.no_grad()
+def test_tokens_that_were_rolled_back_were_never_read(case):
+    geometry = case.plan().geometry
+    network = TORCH.network(decoder(case.full, Rotary(), geometry, layers=1))
+    tokens, tries = torch.from_numpy(TOKENS), 1
+    if case.full.scores.window is None or case.storage == "whole":
+        tries = 4
+    once, again = (network.new_cache(ITEMS, 2 * TIME, TORCH_STORAGES[case.storage]) for _ in "ab")
+    for cache in (once, again):
+        network.prefill(tokens[:, :5], cache, _padding(case))
+    for place in range(tries):
+        network.step(tokens[:, place], once)
+    if tries == 1 and once.tables[case.plan().mask].first_column:
+        # Pages that a window frees are lost.
+        return
+    once.rollback(tries)
+    assert once.longest == again.longest == 5
+    # Beams that share a page write after the rolled-back tokens, too.
+    for cache in (once, again):
+        cache.reorder(torch.tensor([2, 2, 0]))
+    for place in (5, 6):
+        found, expected = (network.step(tokens[:, place], cache) for cache in (once, again))
+        assert (found - expected).abs().max() < EXACT
+
+
+def _padding(case):
+    return torch.tensor(PADDING) if case.padding else None
+
+
+def _with_rounded_rows(network, rows):
+    """The logits after a text, decoded over exactly stored rows of the same values."""
+
+    def logits(text):
+        cache = network.new_cache(1, len(text), rows=rows)
+        network.prefill(torch.tensor([text[:1]]), cache)
+        for token in text[1:]:
+            found = network.step(torch.tensor([token]), cache)
+        return found[0]
+
+    return logits
+
+
+@every_catalogued
+@torch.no_grad()
+def test_cached_rows_are_read_as_keys_tile_by_tile(variant, monkeypatch):
+    network = TORCH.network(decoder(variant, Rotary(), layers=1))
+    tokens = torch.from_numpy(TOKENS)
+    monkeypatch.setattr(paged_tensor, "TILE", 2)
+    cache = network.new_cache(ITEMS, TIME)
+    steps = [network.step(tokens[:, place], cache) for place in range(TIME)]
+    torch.testing.assert_close(torch.stack(steps, dim=1), network(tokens), rtol=0, atol=EXACT)
+
+
+@every_backend_and(SCHEMES)
+def test_a_later_token_changes_nothing_earlier(backend, case):
+    model = decoder("q,k=v/1", case, layers=1)
+    weights = drawn(model_parameters(model).values())
+    changed = TOKENS.copy()
+    changed[:, -1] = (changed[:, -1] + 1) % VOCABULARY
+    before, after = (
+        backend.logits(model, weights, (each,)).reshape(ITEMS, TIME, -1)
+        for each in (TOKENS, changed)
+    )
+    np.testing.assert_array_equal(after[:, :-1], before[:, :-1])
+    assert not np.array_equal(after[:, -1], before[:, -1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@parametrized(covering("distinct", "position", "suffix")[::4])
+@torch.no_grad()
+def test_products_in_half_precision_stay_near_fp32(case, dtype):
+    # bf16 keeps eight bits and fp16 eleven, and errors add up in the block.
+    bound = 0.1 if dtype == torch.bfloat16 else 0.0125
+    model = case.decoder()
+    network = build(model)
+    start(network, model, seed=0)
+    whole = network(torch.from_numpy(TOKENS))
+    with torch.autocast("cpu", dtype):
+        found = network(torch.from_numpy(TOKENS))
+    assert (found.float() - whole).abs().max() / whole.abs().max() < bound
+
+
+def test_a_cache_refuses_more_tokens_than_it_holds():
+    network = build(decoder("q,k=v"))
+    cache = network.new_cache(ITEMS, 2)
+    network.prefill(torch.from_numpy(TOKENS[:, :2]), cache)
+    with pytest.raises(ValueError, match="holds 2 tokens"):
+        network.step(torch.from_numpy(TOKENS[:, 0]), cache)
+
+
+def test_a_prompt_goes_into_an_empty_cache_only():
+    network = build(decoder())
+    cache = network.new_cache(ITEMS, 2 * TIME)
+    network.prefill(torch.from_numpy(TOKENS), cache)
+    with pytest.raises(ValueError, match="empty cache"):
+        network.prefill(torch.from_numpy(TOKENS), cache)
+
+
+def test_a_model_with_learned_positions_makes_no_longer_cache():
+    with pytest.raises(ValueError, match="at most 11 tokens"):
+        build(decoder("q,k,v", Learned(11))).new_cache(ITEMS, 12)
+
+
+def test_a_model_that_decoded_in_inference_mode_can_still_be_trained():
+    network = build(decoder("q,k=v", Rotary()))
+    start(network, decoder("q,k=v", Rotary()), seed=0)
+    tokens = torch.from_numpy(TOKENS)
+    with torch.inference_mode():
+        cache = network.new_cache(ITEMS, TIME)
+        network.prefill(tokens[:, :-1], cache)
+        network.step(tokens[:, -1], cache)
+    network(tokens).sum().backward()
+    assert network.blocks[0].attention.projection.weight.grad.abs().max() > 0
+
+
+def test_a_network_has_no_mask_and_no_buffer():
+    network = build(decoder("q,k,v+window3", Rotary()))
+    network(torch.from_numpy(TOKENS))
+    assert list(network.buffers()) == []
+
+
+def test_cached_keys_and_values_of_one_root_are_one_tensor():
+    for text, tensors in (("q,k,v", 2), ("q,k=v", 1), ("q,k=L(5),v=L(5)", 1)):
+        assert len(plan_of(parse(text), Rotary()).cached) == tensors
+        assert cost.cache_tensors(decoder(text, Rotary(), layers=1)) == tensors
