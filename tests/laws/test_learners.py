@@ -37,6 +37,7 @@ from qkvbench.data.batch import IGNORE_INDEX, Batch, Search, Sequences
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Encoder, Rotary
 from qkvbench.sweep.local import Workers
+from qkvbench.task_ref import TaskRef
 
 # fp32 rounding of sums over tens of numbers of size one.
 NEAR = 1e-5
@@ -285,7 +286,6 @@ from laws.test_learners import experiment, batch
 from qkvbench.backends import find
 from qkvbench.backends import jax as backend
 from qkvbench.data.batch import Batch
-from qkvbench.task_ref import TaskRef
 
 learner = backend.Learner(experiment(dropout=0.3))
 losses = []
