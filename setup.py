@@ -1,4 +1,4 @@
-"""Builds the native kernel where there is a compiler; all else stands in pyproject.toml."""
+"""Builds the native kernel if there is a compiler; pyproject.toml holds everything else."""
 
 import importlib.util
 import shutil
@@ -10,7 +10,7 @@ from setuptools.command.build_ext import build_ext
 NATIVE = "qkvbench.native"
 BUILD = Path(__file__).parent / "src" / "qkvbench" / "native" / "build.py"
 
-# By its path: the package itself cannot be imported before what it needs is installed.
+# Loaded by path: the package cannot be imported before its dependencies are installed.
 spec = importlib.util.spec_from_file_location("native_build", BUILD)
 assert spec
 assert spec.loader
@@ -22,23 +22,23 @@ class BuildKernel(build_ext):
     """Puts the library into the wheel, or into the source tree of an editable installation."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """The library's own name: it is no extension of one Python's interface."""
+        """The library's own name: it does not use the interface of one Python version."""
         return str(Path(*fullname.split(".")[:-1]) / native_build.LIBRARY)
 
     def build_extension(self, ext: Extension) -> None:
-        """Compile; where that cannot be, go on: torch then decodes."""
+        """Compile; if that fails, go on: torch then decodes."""
         try:
-            made = native_build.build()
-        except native_build.CannotBuildError as error:
+            built = native_build.build()
+        except native_build.BuildError as error:
             print(f"qkvbench: the native kernel is not built: {error}. torch decodes instead.")
             return
         into = Path(self.get_ext_fullpath(ext.name))
-        if into.resolve() != made.resolve():
+        if into.resolve() != built.resolve():
             into.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(made, into)
+            shutil.copy2(built, into)
 
     def copy_extensions_to_source(self) -> None:
-        """Nothing: what is built lies in the source tree already."""
+        """No-op: the library is built in the source tree."""
 
 
 setup(

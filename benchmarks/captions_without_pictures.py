@@ -15,6 +15,7 @@ from qkvbench.backends import Learner
 from qkvbench.data.batch import Batch, Sequences, Split
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
+from qkvbench.task_ref import TaskRef
 from qkvbench.train.loop import score
 from qkvbench.train.run import run
 
@@ -55,7 +56,8 @@ def main() -> None:
 
     for seed in words.seeds:
         ended = run(
-            Experiment(task.model, "captioning", task.version, task.training, seed), at_end=tell
+            Experiment(task.model, TaskRef("captioning"), task.version, task.training, seed),
+            at_end=tell,
         )
         if ended.status != "done":
             raise SystemExit(f"seed {seed}: {ended.reason}")

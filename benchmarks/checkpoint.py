@@ -15,6 +15,7 @@ from qkvbench.backends.torch import Learner, prepare
 from qkvbench.experiment import Experiment, to_json
 from qkvbench.measure.machine import machine
 from qkvbench.model import PRESETS, Model
+from qkvbench.task_ref import TaskRef
 from qkvbench.train.checkpoint import Checkpoints, Progress, checkpoint_periodically
 
 REPEATS = 7
@@ -28,7 +29,7 @@ MODELS = {
 
 def experiment(model: Model) -> Experiment:
     """A run of this model; which task is no matter here."""
-    return Experiment(model, "digits", 1, tasks.find("digits").training, seed=0)
+    return Experiment(model, TaskRef("digits"), 1, tasks.find("digits").training, seed=0)
 
 
 def seconds(work: Callable[[], object]) -> float:

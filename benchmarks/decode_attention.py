@@ -1,12 +1,12 @@
-"""How near decoding comes to its bounds: bytes that are read, and multiply-adds that are made.
+"""Decode attention against its bounds: memory bandwidth and the rate of multiply-adds.
 
 Run     python benchmarks/decode_attention.py [--tokens N ...] [--threads N ...] [--mebibytes N]
 Size    a cache of one root of 8192, 32768 and 131072 tokens, for as many roots as fill 256 MiB
 
-All ways take turns in one run. `read` adds up the same bytes and does nothing else: what no way can
-beat where memory is waited for. `multiply` is the rate of fused multiply-adds without any memory:
-what no way can beat where 8 query heads share a root. On one thread the time is its own, so that
-other programs do not count; on several it is the wall's.
+All methods run interleaved. `read` only adds up the same bytes: the bound if memory is the
+bottleneck. `multiply` runs fused multiply-adds on registers: the bound if 8 query heads share a
+root. With one thread, times are CPU times of the thread, so that other programs do not count; with
+several threads they are wall-clock times.
 """
 
 import argparse
@@ -30,26 +30,26 @@ TYPES: dict[native.Kind, torch.dtype] = {
     "bf16": torch.bfloat16,
     "int8": torch.int8,
 }
-# Numbers that one instruction of a target multiplies and adds; then of bf16, where that differs.
-BY_INSTRUCTION = {"avx512-bf16": 16, "avx512": 16, "avx2": 8, "portable": 4, "neon": 4}
-BY_INSTRUCTION_OF_BF16 = {"avx512-bf16": 32}
+# Multiply-adds of one instruction of an ISA; then those of bf16, if they differ.
+LANES = {"avx512-bf16": 16, "avx512": 16, "avx2": 8, "portable": 4, "neon": 4}
+BF16_LANES = {"avx512-bf16": 32}
 BASE = 10_000.0
-ROUNDS_OF_PRODUCTS = 400_000
+MULTIPLY_ROUNDS = 400_000
 CHAINS = 12
 
 
 @dataclass(frozen=True)
-class Way:
-    """Something that is timed: what it does, the bytes that it must read, its instructions."""
+class Method:
+    """A timed function, the bytes that it must read, and its multiply-add instructions."""
 
     name: str
     run: Callable[[], object]
     bytes: int
-    products: float = 0.0
+    multiply_adds: float = 0.0
 
 
 def main() -> None:
-    """Print, for each number of threads and tokens, every way beside its bounds."""
+    """Print, for each number of threads and tokens, every method and its bounds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 32768, 131072])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -58,20 +58,20 @@ def main() -> None:
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--kinds", nargs="+", default=[*TYPES])
     parser.add_argument("--rounds", type=int, default=7)
-    words = parser.parse_args()
-    print(f"native target {native.target()}")
-    for threads in words.threads:
+    args = parser.parse_args()
+    print(f"native ISA {native.select_isa()}")
+    for threads in args.threads:
         torch.set_num_threads(threads)
-        for tokens in words.tokens:
-            for kind in words.kinds:
-                cache = Cache(kind, tokens, words.head_dim, words.mebibytes * 2**20)
-                for group in words.groups:
+        for tokens in args.tokens:
+            for kind in args.kinds:
+                cache = Cache(kind, tokens, args.head_dim, args.mebibytes * 2**20)
+                for group in args.groups:
                     print(
-                        f"\n{threads} threads, {tokens} tokens, {kind}, head_dim {words.head_dim}, "
+                        f"\n{threads} threads, {tokens} tokens, {kind}, head_dim {args.head_dim}, "
                         f"{cache.roots} roots, {group} query heads each: "
                         f"{bytes_text(cache.bytes)} a root tensor"
                     )
-                    report(cache, ways(cache, group, threads), words.rounds, threads)
+                    report(cache, attention_methods(cache, group, threads), args.rounds, threads)
 
 
 class Cache:
@@ -90,10 +90,10 @@ class Cache:
         scales = self.scales[0].nbytes if kind == "int8" else 0
         self.bytes = self.tensors[0].nbytes + scales
 
-    def rows(self, which: int) -> native.Rows:
+    def rows(self, which: int) -> native.PagedRows:
         """One of the tensors, as one page."""
         scaled = self.kind == "int8"
-        return native.Rows(
+        return native.PagedRows(
             np.array([[self.tensors[which].data_ptr()]], np.uint64),
             self.tokens * self.head_dim,
             self.head_dim,
@@ -102,66 +102,70 @@ class Cache:
         )
 
 
-def ways(cache: Cache, group: int, threads: int) -> list[Way]:
-    """The bounds, then all ways to attend over this cache."""
-    lib, number = library.library(), native.targets()[native.target()]
+def attention_methods(cache: Cache, group: int, threads: int) -> list[Method]:
+    """The bounds, then all methods of attention over this cache."""
+    lib, number = library.library(), native.supported_isas()[native.select_isa()]
     first, second = cache.tensors
     lines = first.nbytes // 64
     query = torch.randn(cache.roots, group, cache.head_dim) / cache.head_dim**0.5
-    found = [
-        Way(
+    methods = [
+        Method(
             "read",
             partial(lib.qkv_read, number, first.data_ptr(), lines, threads),
             first.nbytes,
         ),
-        Way(
+        Method(
             "multiply",
-            partial(lib.qkv_multiply, number, ROUNDS_OF_PRODUCTS),
+            partial(lib.qkv_multiply, number, MULTIPLY_ROUNDS),
             0,
-            ROUNDS_OF_PRODUCTS * CHAINS,
+            MULTIPLY_ROUNDS * CHAINS,
         ),
     ]
-    width = BY_INSTRUCTION[native.target()]
+    width = LANES[native.select_isa()]
     if cache.kind == "bf16":
-        width = BY_INSTRUCTION_OF_BF16.get(native.target(), width)
+        width = BF16_LANES.get(native.select_isa(), width)
     work = cache.roots * cache.tokens * group * cache.head_dim * 2 / width
     if cache.kind != "int8":
-        given = query.to(first.dtype)
+        typed = query.to(first.dtype)
         for name, values, size in (("q,k,v", second, 2), ("q,k=v", first, 1)):
-            found += [
-                Way(f"torch SDPA {name}", partial(fused, given, first, values), size * cache.bytes),
-                Way(
+            methods += [
+                Method(
+                    f"torch SDPA {name}", partial(sdpa, typed, first, values), size * cache.bytes
+                ),
+                Method(
                     f"torch matmul {name}",
-                    partial(products, given, first, values),
+                    partial(matmul_softmax, typed, first, values),
                     size * cache.bytes,
                 ),
             ]
-    for name, shared, turned in (
+    for name, shared, rope_on_read in (
         ("q,k,v", False, False),
         ("q,k=v", True, False),
-        ("q,k=v turned on read", True, True),
+        ("q,k=v RoPE on read", True, True),
     ):
-        run = ours(cache, query, shared=shared, turned=turned, threads=threads)
-        found.append(Way(f"ours {name}", run, cache.bytes * (1 if shared else 2), work))
-    return found
+        run = native_kernel(cache, query, shared=shared, rope_on_read=rope_on_read, threads=threads)
+        methods.append(Method(f"native {name}", run, cache.bytes * (1 if shared else 2), work))
+    return methods
 
 
-def fused(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The framework's own kernel; query heads of a group stand where positions do."""
+def sdpa(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Torch's own kernel; the query heads of a group are passed as positions."""
     return scaled_dot_product_attention(query[None], keys[None], values[None], scale=1.0)
 
 
-def products(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Two matrix products and a softmax between them."""
+def matmul_softmax(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Two matrix products with a softmax in between."""
     return (query @ keys.mT).softmax(-1) @ values
 
 
-def ours(
-    cache: Cache, query: Tensor, *, shared: bool, turned: bool, threads: int
+def native_kernel(
+    cache: Cache, query: Tensor, *, shared: bool, rope_on_read: bool, threads: int
 ) -> Callable[[], None]:
     """The native kernel over this cache."""
     half = cache.head_dim // 2
-    turns = native.Turns(BASE ** (-np.arange(half) / half), cache.tokens) if turned else None
+    rope = (
+        native.RopeTable(BASE ** (-np.arange(half) / half), cache.tokens) if rope_on_read else None
+    )
     decoding = native.Decoding(
         cache.kind,
         cache.rows(0),
@@ -170,7 +174,7 @@ def ours(
         roots=cache.roots,
         group=query.shape[1],
         page_rows=cache.tokens,
-        turns=turns,
+        rope=rope,
         threads=threads,
     )
     decoding.length[:] = cache.tokens
@@ -182,34 +186,34 @@ def ours(
     return run
 
 
-def report(cache: Cache, found: list[Way], rounds: int, threads: int) -> None:
-    """Time all ways in turn, and print each beside its bounds and beside our own `q,k,v`."""
+def report(cache: Cache, methods: list[Method], rounds: int, threads: int) -> None:
+    """Time all methods in turn; print each with its bounds and its speed relative to `q,k,v`."""
     clock = time.thread_time if threads == 1 else time.perf_counter
-    times: dict[str, list[float]] = {way.name: [] for way in found}
-    for turn in range(rounds + 1):
-        for way in found:
+    times: dict[str, list[float]] = {method.name: [] for method in methods}
+    for round_ in range(rounds + 1):
+        for method in methods:
             before = clock()
-            way.run()
-            if turn:
-                times[way.name].append(clock() - before)
-    p50 = {name: statistics.median(taken) for name, taken in times.items()}
-    by_name = {way.name: way for way in found}
-    most_bytes = by_name["read"].bytes / p50["read"]
-    most_products = threads * by_name["multiply"].products / p50["multiply"]
-    for way in found:
-        line = f"{way.name:26} {1e3 * p50[way.name]:8.2f} ms"
-        if way.bytes:
-            rate = way.bytes / p50[way.name]
-            line += f" {rate / 1e9:6.1f} GB/s  {rate / most_bytes:5.2f} of read"
-        if way.products:
-            rate = way.products / p50[way.name]
-            line += f"  {rate / most_products:5.2f} of {most_products / 1e9:.1f} G products/s"
-        if way.name.startswith(("ours", "torch")):
+            method.run()
+            if round_:  # the first is a warm-up
+                times[method.name].append(clock() - before)
+    p50 = {name: statistics.median(seconds) for name, seconds in times.items()}
+    by_name = {method.name: method for method in methods}
+    max_bytes_per_s = by_name["read"].bytes / p50["read"]
+    max_multiply_adds_per_s = threads * by_name["multiply"].multiply_adds / p50["multiply"]
+    for method in methods:
+        line = f"{method.name:26} {1e3 * p50[method.name]:8.2f} ms"
+        if method.bytes:
+            rate = method.bytes / p50[method.name]
+            line += f" {rate / 1e9:6.1f} GB/s  {rate / max_bytes_per_s:5.2f} of read"
+        if method.multiply_adds:
+            rate = method.multiply_adds / p50[method.name]
+            line += f"  {rate / max_multiply_adds_per_s:5.2f} of multiply"
+        if method.name.startswith(("native", "torch")):
             ratios = [
-                base / taken
-                for base, taken in zip(times["ours q,k,v"], times[way.name], strict=True)
+                base / seconds
+                for base, seconds in zip(times["native q,k,v"], times[method.name], strict=True)
             ]
-            line += f"  {statistics.median(ratios):5.2f} times as fast as our q,k,v"
+            line += f"  {statistics.median(ratios):5.2f} times as fast as native q,k,v"
         print(line, flush=True)
 
 

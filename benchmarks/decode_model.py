@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from qkvbench.backends.torch import Decoding, prepare
-from qkvbench.backends.torch.training.precision import PRODUCTS
+from qkvbench.backends.torch.training.precision import COMPUTE_DTYPE
 from qkvbench.cost.units import bytes_text
 from qkvbench.experiment import PRECISIONS
 from qkvbench.model import Decoder, Init, Model, Rotary, transformer
@@ -73,7 +73,7 @@ def llama(precision: str, context: int, *, static: bool) -> Arm:
         max_position_embeddings=2 * context + SHORT,
         attn_implementation="sdpa",
     )
-    kind = PRODUCTS[precision]
+    kind = COMPUTE_DTYPE[precision]
     network = LlamaForCausalLM(config).to(kind).eval()
     size = context + 1
     cache = StaticCache(config, max_cache_len=size) if static else DynamicCache(config=config)

@@ -24,6 +24,7 @@ from qkvbench.backends.torch.training.parallel import local_shard
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Decoder, Init, Rotary, transformer
+from qkvbench.task_ref import TaskRef
 
 WARM_UP = 3
 LAYOUTS = [("one process, 2 threads", 1, "ddp", 2), ("one process, 1 thread", 1, "ddp", 1)]
@@ -43,7 +44,14 @@ def stepped(devices: int, sharding: str, threads: int, steps: int) -> dict[str, 
     )
     training = Training(steps=steps, batch=8, learning_rate=1e-3, warmup=1)
     experiment = Experiment(
-        model, "none", 1, training, seed=0, threads=threads, devices=devices, sharding=sharding
+        model,
+        TaskRef("none"),
+        1,
+        training,
+        seed=0,
+        threads=threads,
+        devices=devices,
+        sharding=sharding,
     )
     backend.prepare(threads)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -56,7 +64,8 @@ def stepped(devices: int, sharding: str, threads: int, steps: int) -> dict[str, 
         learner.gradients(Batch(tokens[:, :-1], tokens[:, 1:]))
         learner.update(1e-3)
         times.append(time.perf_counter() - began)
-    kept = sum(local_shard(tensor).nbytes for tensor in learner._changed().values())
+    tensors = learner.training_state.live_tensors().values()
+    kept = sum(local_shard(tensor).nbytes for tensor in tensors)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     step_s = statistics.median(times[WARM_UP:])
     return {"step_s": step_s, "held_bytes": kept, "grown_bytes": grown * 1024}

@@ -36,6 +36,7 @@ from qkvbench.experiment import Experiment
 from qkvbench.measure.memory import peak_bytes, reset_peak_memory
 from qkvbench.model import transformer
 from qkvbench.sweep.local import Workers
+from qkvbench.task_ref import TaskRef
 from qkvbench.tasks.kinds.splits import Windows
 from qkvbench.train.loop import batch_indices, learning_rate
 from qkvbench.variant import write
@@ -82,7 +83,7 @@ def experiments(words: argparse.Namespace, length: int, seed: int) -> tuple[Expe
         position=task.model.position,
         start=task.model.init,
     )
-    base = Experiment(model, "long-plays", task.version, training, seed=seed)
+    base = Experiment(model, TaskRef("long-plays"), task.version, training, seed=seed)
     return base.vary(variants=words.arms, seeds=[seed])
 
 

@@ -11,6 +11,7 @@ from qkvbench import tasks
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
 from qkvbench.sweep.local import Workers
+from qkvbench.task_ref import parse_task
 
 VARIANT = "q,k=R(q),v=R(q)"
 SIZES = (0.0, 0.3, 1.0, 3.0)
@@ -21,7 +22,7 @@ def experiments(name: str, size: float, seeds: int) -> tuple[Experiment, ...]:
     """The runs of one task whose rotations begin at one size."""
     task = tasks.find(name)
     model = replace(task.model, start=replace(task.model.init, rotation=size))
-    base = Experiment(model, name, task.version, task.training, seed=0)
+    base = Experiment(model, parse_task(name), task.version, task.training, seed=0)
     return base.vary(variants=[VARIANT], seeds=range(seeds))
 
 

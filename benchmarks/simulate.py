@@ -2,23 +2,23 @@
 
     python benchmarks/simulate.py --studies 1000
 
-A row marked ! lies outside of its bounds; one marked - shows why a method is not used.
+A row marked ! is outside of its bounds; one without bounds shows why a method is not used.
 """
 
 import argparse
 
-from qkvbench.results.simulation import every_outcome
+from error_rates import every_outcome
 
 
 def main() -> int:
-    """Print the table; 1 where a promise is not kept."""
+    """Print the table; exit status 1 if a row is outside of its bounds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--draw", type=int, default=0, help="another number, other studies")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     print("| arms | seeds | what | found | should be |\n|---|---|---|---|---|")
     broken = 0
-    for row in every_outcome(asked.studies, draw=asked.draw):
+    for row in every_outcome(options.studies, draw=options.draw):
         bad = not row.kept and not row.exempt
         broken += bad
         mark = " !" if bad else ""
@@ -27,7 +27,7 @@ def main() -> int:
             f"| {row.profile} | {row.seeds} | {row.what} | {row.found:.1%}{mark} | {wanted} |",
             flush=True,
         )
-    print(f"\n{asked.studies} studies a row (fewer where bootstraps are inside); {broken} broken.")
+    print(f"\n{options.studies} studies a row (fewer with bootstraps); {broken} out of bounds.")
     return 1 if broken else 0
 
 

@@ -18,7 +18,7 @@ import time
 
 from qkvbench import cost
 from qkvbench.backends.torch import Decoding, prepare
-from qkvbench.backends.torch.training.precision import PRODUCTS
+from qkvbench.backends.torch.training.precision import COMPUTE_DTYPE
 from qkvbench.cost import CACHE_FORMATS
 from qkvbench.cost.units import bytes_text
 from qkvbench.experiment import PRECISIONS, Precision
@@ -50,7 +50,7 @@ def sequence_bytes(variant: str, precision: Precision, context: int) -> int:
 
 def fitting(variant: str, precision: Precision, context: int, memory: float) -> int:
     """How many sequences fit beside the weights."""
-    weights = PRODUCTS[precision].itemsize * cost.parameters(model_of(variant)).total
+    weights = COMPUTE_DTYPE[precision].itemsize * cost.parameters(model_of(variant)).total
     return int((memory - weights) // sequence_bytes(variant, precision, context))
 
 

@@ -41,14 +41,15 @@ class Silent:
     def __init__(self) -> None:
         self.records: list[Record] = []
 
-    def ended(self, record: Record) -> None:
+    def on_end(self, record: Record) -> None:
         """A run has ended."""
         self.records.append(record)
 
     def _heard(self, *_: object) -> None:
         """All else is nothing to a benchmark."""
 
-    planned = bounded = preparing = lacking = stepped = measuring = unmeasured = _heard
+    on_plan = on_capacity = on_prepare = on_missing_data = on_step = _heard
+    on_measure = on_unmeasured = _heard
 
 
 def swept(study: Study, jobs: int) -> tuple[float, list[Record]]:

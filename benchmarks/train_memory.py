@@ -24,6 +24,7 @@ from qkvbench.experiment import PRECISIONS, Experiment, Training
 from qkvbench.measure.memory import peak_bytes, reset_peak_memory
 from qkvbench.model import PRESETS
 from qkvbench.sweep.local import Workers
+from qkvbench.task_ref import TaskRef
 
 ARMS = ("q,k,v", "q,k=v", "q=k=v", "q,k,v/1")
 LENGTHS = (512, 1024, 2048, 4096, 8192)
@@ -35,7 +36,7 @@ Observation = dict[str, list[int]]
 def experiment(variant: str, **changed: object) -> Experiment:
     """One arm of the small decoder."""
     training = Training(steps=2, batch=1, learning_rate=1e-3, warmup=0)
-    base = Experiment(PRESETS["small-decoder"](), "lm-reviews", 1, training, seed=0)
+    base = Experiment(PRESETS["small-decoder"](), TaskRef("lm-reviews"), 1, training, seed=0)
     return replace(base.vary(variants=[variant], seeds=[0])[0], **changed)
 
 

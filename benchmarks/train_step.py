@@ -24,6 +24,7 @@ from qkvbench.backends.torch.training.precision import autocast
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment, Precision, Training
 from qkvbench.model import Decoder, Init, Learned, transformer
+from qkvbench.task_ref import TaskRef
 
 LAYERS, D_MODEL, HEADS, TOKENS, BATCH, VOCABULARY = 6, 256, 4, 256, 8, 4096
 
@@ -120,7 +121,7 @@ def experiment(variant: str, precision: Precision) -> Experiment:
         init=Init(embedding_std=0.02, position_std=0.02, weight_std=0.02),
     )
     training = Training(steps=1, batch=BATCH, learning_rate=1e-4, warmup=0)
-    base = Experiment(model, "lm-reviews", 1, training, seed=0, precision=precision)
+    base = Experiment(model, TaskRef("lm-reviews"), 1, training, seed=0, precision=precision)
     return base.vary(variants=[variant], seeds=[0])[0]
 
 

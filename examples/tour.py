@@ -11,6 +11,7 @@ import qkvbench
 from qkvbench import cost, tasks
 from qkvbench.experiment import Experiment
 from qkvbench.model import PRESETS
+from qkvbench.task_ref import TaskRef
 from qkvbench.variant import parse, resolve, sized, write
 
 
@@ -49,7 +50,9 @@ def main() -> None:
 
     print("A run is an experiment in, a record out:")
     task = tasks.find("sort")
-    base = Experiment(task.model, "sort", task.version, replace(task.training, steps=60), seed=0)
+    base = Experiment(
+        task.model, TaskRef("sort"), task.version, replace(task.training, steps=60), seed=0
+    )
     for experiment in base.vary(variants=["q,k,v", "q=k=v=x"], seeds=[0]):
         record = qkvbench.run(experiment)
         print(f"  {record.variant:8} {record.metric.name} {record.score:.3f}   {record.id}")

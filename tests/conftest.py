@@ -16,8 +16,11 @@ from jaxtyping import install_import_hook
 
 from budget import Budget
 
-# Here only, and in this process only: an arm's own process runs the package as users do.
-install_import_hook("qkvbench", "typecheck.checked")
+# Shapes and argument types of the package are checked in this process only: an arm's own process
+# runs the package as users do. The checks cost more than most tests, so `./qkv test` runs the files
+# that are not about arrays without them.
+if os.environ.get("QKVBENCH_CHECK_SHAPES", "1") != "0":
+    install_import_hook("qkvbench", "typecheck.checked")
 
 # The same examples every time; a slow machine is no failure.
 hypothesis.settings.register_profile("here", derandomize=True, deadline=None)

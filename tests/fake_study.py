@@ -18,6 +18,7 @@ from qkvbench.results.record import (
     StudyInfo,
 )
 from qkvbench.results.store import Store
+from qkvbench.task_ref import parse_task
 from qkvbench.tasks import find
 
 ARMS = (
@@ -54,7 +55,7 @@ MACHINE = Machine(
 def experiments(task_name, arms=ARMS, seeds=None):
     """The matched experiments of one task."""
     task = find(task_name)
-    base = Experiment(task.model, task_name, task.version, task.training, seed=0)
+    base = Experiment(task.model, parse_task(task_name), task.version, task.training, seed=0)
     return base.vary(variants=arms, seeds=range(seeds or SEEDS[task_name]))
 
 
@@ -79,8 +80,8 @@ def record(experiment, score=0.9, status="done", reason=None, solved_step=None):
         reason=reason,
         experiment=to_json(experiment),
         variant=experiment.variant,
-        model=experiment.model.name,
-        task=experiment.task,
+        model=experiment.model.label,
+        task=str(experiment.task),
         task_version=experiment.task_version,
         seed=experiment.seed,
         backend=experiment.backend,
@@ -125,7 +126,7 @@ def measurement(experiment, number):
     return Measurement(
         id=experiment.id,
         variant=experiment.variant,
-        model=experiment.model.name,
+        model=experiment.model.label,
         model_spec=to_json(experiment)["model"],
         backend="torch",
         precision="fp32",

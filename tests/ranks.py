@@ -15,6 +15,7 @@ from qkvbench import tasks
 from qkvbench.backends import torch as backend
 from qkvbench.data.batch import IGNORE_INDEX
 from qkvbench.experiment import Experiment, Training
+from qkvbench.task_ref import TaskRef
 from qkvbench.train.loop import batch_indices, learning_rate
 
 STEPS = 20
@@ -38,7 +39,7 @@ def experiment(case, **changed):
     """The experiment of a case: language that is scored at few places, so parts differ in those."""
     variant, training, more = CASES[case]
     task = tasks.find("recall")
-    base = Experiment(task.model, "recall", task.version, training, seed=0, **more)
+    base = Experiment(task.model, TaskRef("recall"), task.version, training, seed=0, **more)
     return replace(base.vary(variants=[variant], seeds=[0])[0], **changed)
 
 

@@ -1,4 +1,4 @@
-"""`qkvbench analyse` reads checkpoints under the names in use, and says what it did not find."""
+"""`qkvbench analyse` reads the usual names of tensors, and refuses others with the reason."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from laws.cases import decoder
-from qkvbench.analysis import find_layers, measured_weights, weights_of
+from qkvbench.analysis import find_layers, measure_weights, read_weights
 from qkvbench.backends.torch import build, save, start
 from qkvbench.cli import main
 
@@ -72,7 +72,7 @@ def test_a_gpt_2_checkpoint_has_its_three_matrices_side_by_side(tmp_path, capsys
     assert [row["layer"] for row in found["layers"]][-2:] == ["h.9.attn", "h.10.attn"]
 
 
-def test_our_own_checkpoint_gives_what_its_network_gives(tmp_path, capsys):
+def test_a_checkpoint_of_this_project_has_the_measures_of_its_network(tmp_path, capsys):
     network = build(decoder("q,k,v"))
     start(network, decoder("q,k,v"), 0)
     save(network, tmp_path / "own.safetensors")
@@ -83,8 +83,8 @@ def test_our_own_checkpoint_gives_what_its_network_gives(tmp_path, capsys):
         if name in ("q.weight", "k.weight", "v.weight")
     }
     (layer,) = find_layers(f"blocks.1.attention.{name}" for name in named)
-    weights = weights_of(layer, lambda name: named[name.split("attention.")[1]], heads=4)
-    expected = measured_weights(weights)
+    weights = read_weights(layer, lambda name: named[name.split("attention.")[1]], heads=4)
+    expected = measure_weights(weights)
     assert found["layers"][1] == {"layer": "blocks.1.attention", **expected}
 
 
@@ -100,7 +100,7 @@ def test_a_tied_role_is_named_as_missing_and_its_measures_stay_empty(tmp_path, c
     assert row["qk_weight_symmetry"] is not None
 
 
-def test_the_table_says_what_the_numbers_would_be_by_chance(tmp_path, capsys):
+def test_the_table_has_the_values_expected_by_chance(tmp_path, capsys):
     assert main(["analyse", checkpoint(tmp_path / "a", llama()), "--heads", "4"]) == 0
     out = capsys.readouterr().out
     assert "Layers: model.layers.….self_attn" in out
@@ -113,10 +113,10 @@ def test_the_table_says_what_the_numbers_would_be_by_chance(tmp_path, capsys):
         ({"wte.weight": (4, 4), "ln\x1b[2J.weight": (4,)}, ["--heads", "2"], "wte.weight"),
         (llama(), ["--heads", "5"], "cannot be divided into 5 heads"),
         (llama(), ["--heads", "4", "--kv-heads", "4"], "differ in size"),
-        ({"a.q_proj.weight": (8,), "a.k_proj.weight": (8,)}, ["--heads", "2"], "no matrix"),
+        ({"a.q_proj.weight": (8,), "a.k_proj.weight": (8,)}, ["--heads", "2"], "not a matrix"),
     ],
 )
-def test_what_cannot_be_analysed_is_refused_with_what_was_found(
+def test_a_checkpoint_that_cannot_be_analysed_is_refused_with_the_reason(
     tmp_path, capsys, tensors, words, said
 ):
     assert main(["analyse", checkpoint(tmp_path / "a.safetensors", tensors), *words]) == 2
@@ -131,7 +131,7 @@ def test_what_cannot_be_analysed_is_refused_with_what_was_found(
 def test_a_file_of_another_kind_is_refused(tmp_path, capsys, content):
     (tmp_path / "a.safetensors").write_bytes(content)
     assert main(["analyse", str(tmp_path / "a.safetensors"), "--heads", "2"]) == 2
-    assert "no safetensors file" in capsys.readouterr().err
+    assert "not a readable safetensors file" in capsys.readouterr().err
 
 
 def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path, capsys):

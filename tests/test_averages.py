@@ -21,7 +21,7 @@ ARMS = ("q,k,v", "q,k=v")
 
 @dataclass
 class Arm:
-    """What the average reads of a cell."""
+    """The fields of a cell that an average reads."""
 
     variant: str
     scores: dict
@@ -31,7 +31,7 @@ class Arm:
 
 @dataclass
 class Scored:
-    """What the average reads of a task's view."""
+    """The fields of a task's view that an average reads."""
 
     name: str
     table: dict
@@ -97,7 +97,7 @@ def test_tasks_that_were_not_learned_are_left_out_and_named():
 
 
 @pytest.mark.parametrize("other", [COUNTED, BITS], ids=lambda task: task.name)
-def test_what_has_another_unit_or_is_counted_is_not_averaged(other):
+def test_tasks_of_another_unit_or_with_counted_seeds_are_not_averaged(other):
     assert averages([ONE, other], GLUE, Margins()) == ()
 
 
@@ -135,7 +135,7 @@ def test_reports_show_an_average_under_its_own_name(tmp_path):
     assert written["result"]["differences"].keys() == average.result.differences.keys()
 
 
-def test_a_study_says_what_its_tasks_are_part_of():
+def test_a_study_maps_its_tasks_to_benchmarks():
     study = Study("test", ("q,k,v",), {"sentiment": 1, "topics-8": 1, "digits": 1})
     assert info(study, "test").benchmarks == {
         "sentiment": "glue (packaged)",

@@ -14,8 +14,8 @@ import fake_study
 from faults.sweeps import alive, family, start, under_way, until
 from qkvbench import recipes, reports, tasks
 from qkvbench.cli import ls, main, names
-from qkvbench.cli.parser import parsed
-from qkvbench.cli.run import asked, folder
+from qkvbench.cli.parser import parse_request
+from qkvbench.cli.run import default_folder, requested_study
 from qkvbench.experiment import from_json
 from qkvbench.model import POSITIONS, Learned, position_named, position_written
 from qkvbench.results.store import Store
@@ -58,24 +58,28 @@ def test_a_picture_names_the_matrices_that_exist_and_what_a_cache_keeps(variant,
 
 
 def test_a_picture_says_what_positions_and_suffixes_do(capsys):
-    assert main(["show", "q,k=v+qknorm++-diag", "--position", "turned-back"]) == 0
+    assert main(["show", "q,k=v+qknorm++-diag", "--position", "rotary-inverse"]) == 0
     text = capsys.readouterr().out
-    assert "┬── norm ── ·s_k ── turn ──▶ K" in text
-    assert "softmax(a·Q·Kᵀ + g(distance))·V, no token on itself, ── turn back ── W_o" in text
-    # V is taken before the norm and turned: one tensor does not do for both.
-    assert "two tensors: K as k normed, scaled and turned by position, and V as k turned" in text
+    assert "┬── norm ── ·s_k ── RoPE ──▶ K" in text
+    assert "softmax(a·Q·Kᵀ + g(distance))·V, no token on itself ── inverse RoPE ── W_o" in text
+    # V is taken before the norm and gets RoPE: one tensor does not serve both.
+    assert "two tensors: K as k normed, scaled and rotated by RoPE, and V as k rotated" in text
     assert main(["show", "q,k=v", "--position", "alibi"]) == 0
     assert "m_head·distance" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", [*POSITIONS, "rotary/0.25", "turned-back/0.5"])
+@pytest.mark.parametrize("text", [*POSITIONS, "rotary/0.25", "rotary-inverse/0.5"])
 def test_positions_are_written_as_they_are_read(text):
     assert position_written(position_named(text, 7)) == text
 
 
+def test_the_first_name_of_a_scheme_is_still_read():
+    assert position_written(position_named("turned-back/0.5", 7)) == "rotary-inverse/0.5"
+
+
 def test_a_study_runs_with_the_positions_that_are_asked_for():
-    request = parsed(["run", "quick", "--position", "learned"])
-    models = {run.task: run.model for run in asked(request).experiments()}
+    request = parse_request(["run", "quick", "--position", "learned"])
+    models = {str(run.task): run.model for run in requested_study(request).experiments()}
     for name, model in models.items():
         assert model.position == Learned(tasks.find(name).tokens)
 
@@ -106,8 +110,8 @@ def test_the_places_of_a_task_s_attention_are_listed_and_no_other_can_be_named(c
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["sort"]["places"] == ["self"]
     for arm, said in {
-        "q,k=v@cross": "names the place 'cross'; sort has self",
-        "q,k=v|q=k,v@self": "needs places of its own",
+        "q,k=v@cross": "names the attention site 'cross'; sort has self",
+        "q,k=v|q=k,v@self": "needs sites of its own",
         "q,k=w@self": "lists the ones with names",
     }.items():
         assert main(["run", "--variants", "q,k,v", arm, "--tasks", "sort", "--dry-run"]) == 2
@@ -128,9 +132,9 @@ def test_a_list_that_is_no_terminal_s_breaks_sentences_and_nothing_else(capsys):
 def test_own_data_and_their_tokenizers_have_models_that_can_be_measured(tmp_path):
     (tmp_path / "my.txt").write_text("\n\n".join(f"Paragraph {n}, {n * n}." for n in range(2000)))
     path = str(tmp_path / "my.txt")
-    assert names.model_or_task_s(path).name == "own-text"
-    assert names.model_or_task_s("recall") == tasks.find("recall").model
-    assert names.model_or_task_s(f"{path}#bpe-300").architecture.vocabulary == 300
+    assert names.model_or_task(path).name == "own-text"
+    assert names.model_or_task("recall") == tasks.find("recall").model
+    assert names.model_or_task(f"{path}#bpe-300").architecture.vocabulary == 300
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -240,7 +244,7 @@ def test_another_study_gets_another_folder_and_more_seeds_do_not():
     others = ["--precision bf16", "--precision fp16", "--compile", "--checkpointing"]
     others += ["--micro-batches 2", "--variants q,k,v"]
     plain, more_seeds, *places = (
-        folder(asked(parsed(["run", "quick", *words.split()])))
+        default_folder(requested_study(parse_request(["run", "quick", *words.split()])))
         for words in ("", "--seeds 9", *others)
     )
     assert plain == more_seeds == "quick"
@@ -286,11 +290,12 @@ from qkvbench import tasks
 from qkvbench.backends.torch import Learner, prepare
 from qkvbench.data.batch import IGNORE_INDEX, Batch
 from qkvbench.experiment import Experiment, Training
+from qkvbench.task_ref import TaskRef
 
 prepare(1)
 training = Training(steps=1, batch=5, learning_rate=1e-3, warmup=0, dropout=0.1, micro_batches=2)
 task = tasks.find("recall")
-wanted = Experiment(task.model, "recall", 1, training, seed=0, compiled=True)
+wanted = Experiment(task.model, TaskRef("recall"), 1, training, seed=0, compiled=True)
 batch = task.load().train.batch(np.arange(5))
 learner, fresh = Learner(wanted), Learner(wanted)
 before = {name: value.clone() for name, value in learner.weights().items()}

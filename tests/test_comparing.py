@@ -1,4 +1,4 @@
-"""Two arms beside each other, plans, margins, items and fronts: from a store to words."""
+"""Comparisons of two arms, plans, margins, item scores and Pareto fronts."""
 
 import json
 from dataclasses import replace
@@ -10,16 +10,17 @@ from scipy import stats as scipy_stats
 import fake_study
 from qkvbench import cost, tasks
 from qkvbench.cli import main
-from qkvbench.cost.matched import parse_arm, with_arm, write_arm
+from qkvbench.cost.matched import with_arm
 from qkvbench.cost.units import bytes_text
 from qkvbench.data.batch import IGNORE_INDEX, Predictions
-from qkvbench.model import PRESETS
+from qkvbench.experiment import from_json, to_json
+from qkvbench.model import PRESETS, parse_arm, write_arm
 from qkvbench.reports.parts.comparison import lines, sentence
 from qkvbench.results import planning, resampling
 from qkvbench.results.aggregate import aggregate, interquartile_mean
-from qkvbench.results.dominance import Rival, frontier, outlooks
-from qkvbench.results.items import MOST, ItemScores
-from qkvbench.results.margins import Margins, stated
+from qkvbench.results.dominance import Rival, frontier, pareto_places
+from qkvbench.results.items import MAX_BLOCKS, ItemScores
+from qkvbench.results.margins import Margins, parse_margins
 from qkvbench.results.pair import pair
 from qkvbench.results.record import Ratio, Timing
 from qkvbench.results.store import Store
@@ -42,7 +43,7 @@ def study(path, noise=0.002, losses=(0.0, 0.0, 0.05), seeds=5, **changes):
         items = np.full(100, score) + 0.1 * rng.normal(size=100)
         items += score - items.mean()
         made = fake_study.record(run, float(score))
-        kept = ItemScores.of(items, np.ones(100))
+        kept = ItemScores.from_scores(items, np.ones(100))
         store.write_run(made.model_copy(update={"items": kept}))
     return store
 
@@ -58,9 +59,9 @@ def test_equal_arms_with_little_noise_match_and_a_loss_is_worse(tmp_path):
     assert digits(store, first="q,k,v/1", second="q,k,v").verdict == "better"
 
 
-def test_what_matches_within_one_margin_need_not_within_a_smaller_one(tmp_path):
+def test_an_arm_that_matches_within_a_margin_may_not_match_within_a_smaller_one(tmp_path):
     store = study(tmp_path)
-    assert digits(store, margin=Margins(every=0.0005)).verdict == "not distinguishable"
+    assert digits(store, margin=Margins(default=0.0005)).verdict == "not distinguishable"
     assert digits(store, margin=Margins(tasks={"digits": 0.02})).verdict == "matches"
 
 
@@ -113,7 +114,8 @@ def test_the_first_line_is_one_sentence_with_verdicts_and_costs(tmp_path, capsys
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.endswith(".")
     assert second == ""
-    for part in ("q=k=v beside q,k,v", "worse on", "recall", "of the parameters", "of the cache"):
+    head = "q=k=v compared with q,k,v"
+    for part in (head, "worse on", "recall", "of the parameters", "of the cache"):
         assert part in first
 
 
@@ -122,12 +124,12 @@ def test_a_comparison_is_one_json_document(tmp_path, capsys):
     words = ["compare", str(store.path), "q,k,v", "q=k=v", "--json", "--margin", "sort=0.5"]
     assert main(words) == 0
     value = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert value["sentence"].startswith("`q=k=v` beside `q,k,v`")
+    assert value["sentence"].startswith("`q=k=v` compared with `q,k,v`")
     margins = {task["task"]: task["margin"] for task in value["tasks"]}
     assert margins == {"digits": 0.01, "sort": 0.5, "recall": 0.25, "lm-reviews": 0.02}
 
 
-def test_a_decode_ratio_is_told_with_its_interval_from_either_side(tmp_path):
+def test_a_decode_ratio_has_its_interval_in_both_directions(tmp_path):
     store = study(tmp_path, cost_task="digits")
     for number, run in enumerate(fake_study.experiments("digits", ARMS, 1)):
         ratio = Ratio(to="q,k,v", value=2.0, low=1.6, high=2.5, level=0.95, blocks=16)
@@ -143,7 +145,7 @@ def test_a_decode_ratio_is_told_with_its_interval_from_either_side(tmp_path):
         decoder = PRESETS["small-decoder"]().with_variant(parse(run.variant))
         made = fake_study.measurement(replace(run, model=decoder), number)
         store.write_measurement(
-            made.model_copy(update={"timings": {"decode": timing}, "model": run.model.name})
+            made.model_copy(update={"timings": {"decode": timing}, "model": run.model.label})
         )
     seen = view(store)
     forth, back = pair(seen, "q,k,v", "q,k=v"), pair(seen, "q,k=v", "q,k,v")
@@ -160,15 +162,15 @@ def test_a_decode_ratio_is_told_with_its_interval_from_either_side(tmp_path):
         (["compare", "STORE", "q,k,v", "q,k=w"], "Did you mean q,k=v?"),
         (["compare", "STORE", "q,k,v", "canonical"], "are one arm"),
         (["compare", "STORE", "q,k,v", "q,k,v/2"], "There is no arm 'q,k,v/2'"),
-        (["compare", "STORE", "q,k,v", "q,k=v", "--margin", "none"], "states no margin"),
+        (["compare", "STORE", "q,k,v", "q,k=v", "--margin", "none"], "is not a margin"),
         (["plan", "STORE", "--margin", "-1"], "margin"),
         (["plan", "STORE", "--margin", "digit=0.1"], "Did you mean digits?"),
-        (["report", "STORE", "--margin", "0"], "states no margin"),
+        (["report", "STORE", "--margin", "0"], "is not a margin"),
         (["plan", "no/such/folder"], "is not a folder of results"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_wrong_question_is_answered_with_what_to_write(words, said, tmp_path, capsys):
+def test_a_wrong_request_is_answered_with_the_remedy(words, said, tmp_path, capsys):
     store = study(tmp_path)
     assert main([word.replace("STORE", str(store.path)) for word in words]) == 2
     answer = capsys.readouterr().err
@@ -185,7 +187,7 @@ def test_arms_without_a_common_seed_are_refused(tmp_path, capsys):
 
 
 def test_margins_are_stated_for_all_tasks_or_for_one():
-    margins = stated(["0.03", "sort=0.5"])
+    margins = parse_margins(["0.03", "sort=0.5"])
     metric = fake_study.record(fake_study.experiments("digits")[0]).metric
     assert (margins.of("digits", metric), margins.of("sort", metric)) == (0.03, 0.5)
     assert Margins().of("digits", metric) == 0.01
@@ -195,12 +197,12 @@ def test_margins_are_stated_for_all_tasks_or_for_one():
 @pytest.mark.parametrize("words", [["0.01", "0.02"], ["sort=0.01", "sort=0.01"]])
 def test_of_two_margins_none_is_taken_in_silence(words):
     with pytest.raises(ValueError, match="second margin"):
-        stated(words)
+        parse_margins(words)
 
 
 def test_a_plan_needs_more_seeds_for_less_and_agrees_with_the_noncentral_t():
     def planned(margin, arms=2, power=0.8):
-        return planning.needs(margin=margin, deviation=1.0, arms=arms, power=power)
+        return planning.seeds_needed(margin=margin, deviation=1.0, arms=arms, power=power)
 
     assert planned(1.0).detect > planned(2.0).detect
     assert planned(2.0, arms=5).match > planned(2.0).match
@@ -223,13 +225,13 @@ def test_a_plan_is_printed_for_every_task(tmp_path, capsys):
     assert "all 3 arms, power 90%" in text
 
 
-def test_a_count_is_told_with_as_many_seeds_as_planned():
+def test_the_planned_seeds_give_a_count_the_planned_power():
     # All of the baseline and half of the arm: at 11 seeds Boschloo's test has the power.
-    seeds = planning.counted_needs(share=1.0, margin=0.5, arms=2, power=0.8)
+    seeds = planning.counted_seeds_needed(share=1.0, margin=0.5, arms=2, power=0.8)
     counts = np.arange(seeds + 1)
     told = np.array([planning.boschloo_table(seeds)[count, seeds] < 0.05 for count in counts])
     assert scipy_stats.binom.pmf(counts, seeds, 0.5) @ told >= 0.8
-    assert planning.counted_needs(share=1.0, margin=1e-3, arms=2, power=0.8) is None
+    assert planning.counted_seeds_needed(share=1.0, margin=1e-3, arms=2, power=0.8) is None
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -244,12 +246,12 @@ def test_boschloo_at_once_is_boschloo_one_by_one(seeds):
 
 
 def test_items_survive_a_record_and_keep_its_score(tmp_path):
-    scores = np.random.default_rng(0).random(3 * MOST + 5)
+    scores = np.random.default_rng(0).random(3 * MAX_BLOCKS + 5)
     places = np.arange(1.0, len(scores) + 1)
-    kept = ItemScores.of(scores, places)
+    kept = ItemScores.from_scores(scores, places)
     values, weights = ItemScores.model_validate_json(kept.model_dump_json()).arrays()
     assert kept.items == len(scores)
-    assert len(values) <= MOST
+    assert len(values) <= MAX_BLOCKS
     assert values @ weights == pytest.approx(scores @ places / places.sum(), rel=1e-6)
 
 
@@ -257,7 +259,7 @@ def test_items_survive_a_record_and_keep_its_score(tmp_path):
     "damage", [{"values": "###"}, {"values": "AAAA"}, {"values": ""}, {"weights": "AAAAAA=="}]
 )
 def test_damaged_items_are_refused(damage):
-    kept = ItemScores.of(np.ones(3), np.ones(3)).model_dump()
+    kept = ItemScores.from_scores(np.ones(3), np.ones(3)).model_dump()
     with pytest.raises(ValueError, match="items'"):
         ItemScores.model_validate(kept | damage)
 
@@ -287,7 +289,7 @@ def test_a_metric_that_is_no_mean_keeps_no_items():
     assert item_scores(other, outcome()) is None
 
 
-def test_a_store_without_items_reports_and_one_with_them_says_what_they_add(tmp_path):
+def test_item_scores_add_bounds_to_a_report_and_are_optional(tmp_path):
     assert view(fake_study.build(tmp_path / "old")).tasks[0].items == {}
     seen = view(study(tmp_path / "new")).tasks[0]
     for arm, each in seen.items.items():
@@ -300,7 +302,7 @@ def test_a_store_without_items_reports_and_one_with_them_says_what_they_add(tmp_
 def test_the_bootstrap_over_items_has_the_error_of_their_mean_and_repeats():
     table = np.random.default_rng(1).normal(size=(1, 3, 500))
     weights = np.full(500, 1 / 500)
-    (one,), (two,) = (resampling.over_items(table, weights, [(-1.0, 1.0)]) for _ in range(2))
+    (one,), (two,) = (resampling.bounds_over_items(table, weights, [(-1.0, 1.0)]) for _ in range(2))
     assert one == two
     error = table[0].mean(axis=0).std() / np.sqrt(500)
     # 10,000 resamples know a quantile to about 2%.
@@ -311,8 +313,8 @@ def test_seeds_are_resampled_only_where_there_are_enough():
     rng = np.random.default_rng(1)
     weights = np.full(50, 1 / 50)
     few, many = (
-        resampling.over_items(rng.normal(size=(1, seeds, 50)), weights, [None])[0]
-        for seeds in (resampling.ENOUGH - 1, resampling.ENOUGH)
+        resampling.bounds_over_items(rng.normal(size=(1, seeds, 50)), weights, [None])[0]
+        for seeds in (resampling.MIN_SEEDS - 1, resampling.MIN_SEEDS)
     )
     assert few is None
     assert many.resampled
@@ -350,24 +352,24 @@ def test_dominance_on_given_numbers_is_exact():
 def test_an_arm_is_dominated_only_by_a_rival_that_is_no_dearer_and_surely_better():
     costs = {"big": 4.0, "mid": 2.0, "small": 1.0}
 
-    def rival(p, alone):
-        return Rival(better=alone < 0.5, p=p, alone=alone)
+    def rival(p, one_sided_p):
+        return Rival(better=one_sided_p < 0.5, p=p, one_sided_p=one_sided_p)
 
     known = {
         "big": {"mid": rival(0.01, 0.002), "small": rival(0.9, 0.5)},
         "mid": {"big": rival(0.01, 0.99), "small": rival(0.2, 0.06)},
         "small": {"big": rival(0.9, 0.5), "mid": rival(0.2, 0.9)},
     }
-    places = outlooks(costs, known)
+    places = pareto_places(costs, known)
     assert (places["big"].outlook, places["big"].by) == ("dominated", "mid")
     assert (places["mid"].outlook, places["mid"].by) == ("likely dominated", "small")
     assert places["small"].outlook == "on the frontier"
     worse = {"big": {"mid": rival(0.01, 0.99), "small": rival(0.02, 0.99)}}
-    assert outlooks(costs, worse)["big"].outlook == "on the frontier"
+    assert pareto_places(costs, worse)["big"].outlook == "on the frontier"
     unsure = {"big": {"mid": rival(0.01, 0.99), "small": rival(0.4, 0.8)}}
-    assert outlooks(costs, unsure)["big"].outlook == "not decided"
+    assert pareto_places(costs, unsure)["big"].outlook == "not decided"
     near = {"big": 1.01, "small": 1.0}
-    assert outlooks(near, known, same=0.03)["big"].outlook == "on the frontier"
+    assert pareto_places(near, known, tolerance=0.03)["big"].outlook == "on the frontier"
 
 
 # The study's table 4 (arXiv:2606.04032): perplexity and cache in KiB a token.
@@ -390,14 +392,14 @@ def test_the_frontier_of_the_study_s_own_table():
 def test_the_study_s_cache_column_is_what_its_variants_keep():
     base = PRESETS["gpt-300m"]()
     for text, (_, kib) in TABLE.items():
-        model = base.with_variant(parse_arm(text).placed[0][0])
+        model = base.with_variant(parse_arm(text).variants[0][0])
         assert bytes_text(cost.cache_bytes_per_token(model)) == f"{kib:g} KiB"
 
 
 def test_the_cache_of_multi_query_with_a_shared_key_is_64_times_smaller_not_67():
     base = PRESETS["gpt-1.2b"]()
     whole, kept = (
-        cost.cache_bytes_per_token(base.with_variant(parse_arm(text).placed[0][0]))
+        cost.cache_bytes_per_token(base.with_variant(parse_arm(text).variants[0][0]))
         for text in ("q,k,v", "q,k=v/1")
     )
     assert whole == 64 * kept
@@ -423,6 +425,20 @@ def test_the_study_s_five_shot_averages_but_one_are_not_distinguishable():
 @pytest.mark.parametrize("text", ["q,k,v", "q,k,v~q,k=v", "q,k=v~q,k,v:macs"])
 def test_an_arm_has_one_text(text):
     assert write_arm(parse_arm(text)) == text
+
+
+@pytest.mark.parametrize("size", ["", "~q,k=v", "~q,k=v:macs"])
+def test_a_first_record_of_an_arm_of_equal_size_is_read_as_the_same_experiment(size):
+    (base,) = fake_study.experiments("digits", ("q,k,v",), 1)
+    model = with_arm(base.model, parse_arm(f"q,k,v{size}"), tokens=16)
+    experiment = replace(base, model=model)
+    assert experiment.arm == f"q,k,v{size}"
+    written = to_json(experiment)
+    assert from_json(written) == experiment
+    # The first version had the size match in the model's name alone.
+    del written["model"]["size_match"]
+    written["model"]["name"] = f"digits{size}"
+    assert from_json(written) == experiment
 
 
 @pytest.mark.parametrize("task", ["digits", "lm-reviews"])

@@ -17,8 +17,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from qkvbench import tasks
 from qkvbench.backends.torch import Learner
 from qkvbench.cli import main
-from qkvbench.cli.train import asked
+from qkvbench.cli.train import read_experiment
 from qkvbench.experiment import Experiment
+from qkvbench.task_ref import TaskRef
 from qkvbench.train.checkpoint import join_shards
 from ranks import CASES, STEPS, begun, experiment, learned
 
@@ -84,7 +85,8 @@ def test_a_state_of_two_processes_loads_in_one_and_the_reverse(sharding, two_pro
 @pytest.mark.slow
 def test_torch_s_reader_reads_the_state_of_two_processes(two_processes):
     learner = Learner(experiment(MOVED))
-    state = {name: torch.zeros_like(tensor) for name, tensor in learner._changed().items()}
+    tensors = learner.training_state.live_tensors()
+    state = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     reader = HuggingFaceStorageReader(str(two_processes.with_name("fsdp")))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -111,7 +113,7 @@ def test_devices_are_part_of_the_identity_of_an_experiment():
 def test_a_contrastive_batch_is_not_split_over_devices():
     task = tasks.find("clip")
     with pytest.raises(ValueError, match="leave out micro-batches and devices"):
-        Experiment(task.model, "clip", task.version, task.training, seed=0, devices=2)
+        Experiment(task.model, TaskRef("clip"), task.version, task.training, seed=0, devices=2)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_requests_for_devices_are_refused_in_words(words, said, capsys):
 def test_the_files_of_a_study_are_experiments_for_torchrun(tmp_path):
     assert main([*TINY, "--devices", "2", "--files", str(tmp_path)]) == 0
     (path,) = tmp_path.iterdir()
-    wanted = asked(path)
+    wanted = read_experiment(path)
     assert (wanted.devices, wanted.id) == (2, path.stem)
 
 

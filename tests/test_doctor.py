@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from qkvbench import native
-from qkvbench.cli import doctor, main
+from qkvbench.cli import doctor, main, packages
 from qkvbench.experiment import PRECISIONS
 
 
@@ -20,14 +20,14 @@ def findings(capsys):
 def quick(monkeypatch):
     """Without the checks that import packages, which takes many seconds."""
     checks = (doctor._machine, doctor._native, doctor._precisions, doctor._compiler, doctor._data)
-    monkeypatch.setattr(doctor, "LOOKS", checks)
+    monkeypatch.setattr(doctor, "CHECKS", checks)
 
 
 def test_every_precision_is_tried(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._backends,))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._backends,))
     status, rows = findings(capsys)
     assert status == 0
-    decoding = "rows read once" if native.lacking() is None else "scaled_dot_product"
+    decoding = "rows read once" if native.missing_requirement() is None else "scaled_dot_product"
     for precision in PRECISIONS:
         assert "observed: " in rows["torch", f"{precision} product"]["found"]
         assert decoding in rows["torch", f"{precision} decoding"]["found"]
@@ -56,7 +56,7 @@ def test_a_backend_that_does_not_start_is_a_row_and_ends_with_1(capsys, monkeypa
         raise OSError("libtorch_cpu.so: cannot open shared object file")
 
     monkeypatch.setattr("qkvbench.backends.find", broken)
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._backends,))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._backends,))
     status, rows = findings(capsys)
     assert status == 1
     row = rows["torch", "backend"]
@@ -77,7 +77,7 @@ def test_a_precision_that_does_not_work_is_a_row_and_the_others_are_looked_at(ca
     monkeypatch.setattr(
         backend, "attention_kernels", lambda precision: {"training": "math fallback"}
     )
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._backends,))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._backends,))
     status, rows = findings(capsys)
     assert status == 0
     assert rows["torch", "bf16 product"]["verdict"] == "missing"
@@ -99,7 +99,7 @@ def test_a_package_that_misbehaves_while_it_is_imported_does_not_harm_this_proce
     for name, code in modules.items():
         (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = doctor._imports([*modules, "no-such-package", "things-stubs"])
+    found = packages.import_errors([*modules, "no-such-package", "things-stubs"])
     assert found["closes"] == found["works"] == found["things-stubs"] == ""
     assert found["exits"] == "SystemExit: 3"
     assert found["dies"] == "the process that imports it ends with 9"
@@ -113,7 +113,7 @@ def test_a_look_that_fails_is_a_row(capsys, monkeypatch):
         raise KeyError("surprise")
         yield
 
-    monkeypatch.setattr(doctor, "LOOKS", (_broken,))
+    monkeypatch.setattr(doctor, "CHECKS", (_broken,))
     status, rows = findings(capsys)
     assert status == 0
     assert "surprise" in rows["broken", "broken"]["found"]
@@ -149,7 +149,7 @@ def test_without_a_compiler_only_compiling_is_missing(capsys, monkeypatch):
 
     # The answer is the one that `run --compile` is given.
     monkeypatch.setattr(backend, "compile_error", lambda: "--compile needs a compiler.")
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._compiler,))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._compiler,))
     status, rows = findings(capsys)
     assert status == 0
     row = rows["torch", "torch.compile"]
@@ -157,14 +157,14 @@ def test_without_a_compiler_only_compiling_is_missing(capsys, monkeypatch):
     assert row["found"] == "--compile needs a compiler."
 
 
-def test_the_native_target_that_decodes_is_told_or_why_there_is_none(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._native,))
-    monkeypatch.setattr(native, "lacking", lambda: None)
-    monkeypatch.setattr(native, "target", lambda: "avx2")
-    monkeypatch.setattr(native, "targets", lambda: {"avx2": 2, "portable": 3})
+def test_the_native_isa_or_the_reason_for_none_is_reported(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._native,))
+    monkeypatch.setattr(native, "missing_requirement", lambda: None)
+    monkeypatch.setattr(native, "select_isa", lambda: "avx2")
+    monkeypatch.setattr(native, "supported_isas", lambda: {"avx2": 2, "portable": 3})
     row = findings(capsys)[1]["native", "decoding kernel"]
     assert row["found"] == "avx2; this machine runs avx2, portable"
-    monkeypatch.setattr(native, "lacking", lambda: "not built")
+    monkeypatch.setattr(native, "missing_requirement", lambda: "not built")
     status, rows = findings(capsys)
     row = rows["native", "decoding kernel"]
     assert status == 0
@@ -176,6 +176,6 @@ def test_the_types_of_each_precision_are_the_backend_s_own_answer(capsys, monkey
     from qkvbench.backends import torch as backend
 
     monkeypatch.setattr(backend, "types", lambda: {"products": {"fp32": "float32"}})
-    monkeypatch.setattr(doctor, "LOOKS", (doctor._precisions,))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._precisions,))
     _, rows = findings(capsys)
     assert rows["types", "products"]["found"] == "fp32: float32"

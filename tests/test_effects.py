@@ -1,4 +1,4 @@
-"""Effects that were put into scores are found, in the size in which they were put there."""
+"""The linear model recovers the effects of simulated scores."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ import fake_study
 from qkvbench import tasks
 from qkvbench.recipes import find
 from qkvbench.reports import effects as report
-from qkvbench.results.effects import effects, plain
+from qkvbench.results.effects import effects
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
 
@@ -29,28 +29,28 @@ def records(noise, seeds=1):
     study = replace(STUDY, seeds=dict.fromkeys(STUDY.seeds, seeds))
     for experiment in study.experiments():
         function, _, heads = experiment.variant.partition("/")
-        scheme = experiment.task.partition("@")[2]
+        scheme = experiment.task.position
         score = 0.6 + FUNCTION[function] + POSITIONS[scheme] - 0.1 * bool(heads)
         score -= 0.3 * (function == "q,k=x,v" and scheme == "rotary")
         made.append(fake_study.record(experiment, score + noise * rng.normal()))
     return made
 
 
-def test_what_was_put_in_comes_out():
+def test_the_effects_of_simulated_scores_are_recovered():
     (found,) = effects(records(0.001))
-    assert (found.task, found.runs, found.lacking) == ("recall", 21, 0)
+    assert (found.task, found.runs, found.unscored) == ("recall", 21, 0)
     value = {(each.factor, each.level): each for each in found.effects}
     assert value["heads", "1"].value == pytest.approx(-0.1, abs=0.005)
     assert value["function", "q,k=v"].value == pytest.approx(-0.2, abs=0.005)
     # A mean over three schemes, of which one costs 0.3 more.
     assert value["function", "q,k=x,v"].value == pytest.approx(-0.1 - 0.3 / 3, abs=0.005)
-    assert value["function", "q,k=v"].shown
-    assert not value["function", "q,k=R(q),v"].shown
-    mixed = {(each.factor, each.level): each for each in found.interactions if each.shown}
+    assert value["function", "q,k=v"].significant
+    assert not value["function", "q,k=R(q),v"].significant
+    mixed = {(each.factor, each.level): each for each in found.interactions if each.significant}
     assert set(mixed) == {("k x", "rotary")}
     assert mixed["k x", "rotary"].value == pytest.approx(-0.3, abs=0.01)
     # What is left over is the noise that was put in.
-    assert 0.0003 < found.left_over < 0.003
+    assert 0.0003 < found.residual_deviation < 0.003
 
 
 def test_noise_alone_shows_nothing_more_often_than_the_level_says():
@@ -60,7 +60,7 @@ def test_noise_alone_shows_nothing_more_often_than_the_level_says():
         rng = np.random.default_rng(number)
         made = [fake_study.record(each, 0.5 + 0.02 * rng.normal()) for each in STUDY.experiments()]
         (found,) = effects(made)
-        shown += any(each.shown for each in found.effects)
+        shown += any(each.significant for each in found.effects)
     assert shown < 8
 
 
@@ -72,7 +72,7 @@ def test_seeds_are_blocks():
         ]
 
     (still,), (moved,) = effects(shifted(0.0)), effects(shifted(0.3))
-    assert moved.left_over == pytest.approx(still.left_over, rel=1e-6)
+    assert moved.residual_deviation == pytest.approx(still.residual_deviation, rel=1e-6)
     assert [each.value for each in moved.effects] == pytest.approx(
         [each.value for each in still.effects], abs=1e-9
     )
@@ -82,10 +82,10 @@ def test_runs_without_a_score_are_counted_and_left_out():
     made = records(0.001)
     made[5] = fake_study.record(STUDY.experiments()[5], status="diverged", reason="no number")
     (found,) = effects(made)
-    assert (found.runs, found.lacking) == (20, 1)
+    assert (found.runs, found.unscored) == (20, 1)
 
 
-def test_the_report_says_what_is_left_over_and_when_nothing_is(tmp_path):
+def test_the_report_has_the_residual_or_says_that_there_is_none(tmp_path):
     store = Store(tmp_path)
     for made in records(0.001):
         store.write_run(made)
@@ -105,18 +105,17 @@ def test_hundreds_has_each_function_once_with_the_heads_that_it_can_have():
     runs = study.experiments()
     assert len(runs) >= 300
     assert len({run.id for run in runs}) == len(runs)
-    assert {plain(run.task) for run in runs} == {"recall", "digits", "lm-reviews"}
+    assert {run.task.name for run in runs} == {"recall", "digits", "lm-reviews"}
 
 
 @pytest.mark.parametrize("scheme", ["none", "learned", "rotary/0.5", "alibi"])
-def test_a_mark_says_the_positions_of_a_task_s_model_and_nothing_else(scheme):
+def test_a_position_changes_a_task_s_model_and_nothing_else(scheme):
     marked, own = tasks.find(f"digits@{scheme}"), tasks.find("digits")
-    assert tasks.plain(f"digits@{scheme}@2x32") == plain(f"digits@{scheme}") == "digits"
     assert replace(marked, model=own.model) == own
     assert replace(marked.model, position=own.model.position) == own.model
 
 
-def test_a_mark_that_cannot_be_is_refused_in_words():
+def test_options_that_a_task_cannot_have_are_refused_in_words():
     from qkvbench.data import DataRefusedError
 
     with pytest.raises(DataRefusedError, match="Heads stand last"):

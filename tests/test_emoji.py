@@ -5,8 +5,8 @@ import pytest
 
 from qkvbench import tasks
 from qkvbench.data.batch import IGNORE_INDEX
-from qkvbench.data.emoji import REGIONS, SIDE, SKIN_TONES, concept, emoji, rendered
-from qkvbench.tasks.kinds.emoji import TEST, VALIDATION, divided
+from qkvbench.data.emoji import REGIONS, SIDE, SKIN_TONES, concept, emoji, render
+from qkvbench.tasks.kinds.emoji import TEST, VALIDATION, split_by_concept
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_names_and_pictures_are_different_and_no_flag_or_skin_tone_is_among_them
 
 def test_no_concept_is_in_two_splits_and_one_picture_of_it_is_scored():
     found = emoji()
-    parts = divided(found.concepts, found.english)
+    parts = split_by_concept(found.concepts, found.english)
     concepts = {name: [found.concepts[n] for n in numbers] for name, numbers in parts.items()}
     assert set(concepts["train"]).isdisjoint(concepts["test"] + concepts["validation"])
     assert len({*concepts["test"], *concepts["validation"]}) == TEST + VALIDATION
@@ -54,7 +54,7 @@ def test_no_concept_is_in_two_splits_and_one_picture_of_it_is_scored():
 
 def test_a_drawing_is_rendered_on_white():
     square = '<rect x="4" y="0" width="4" height="4" fill="#ff0000"/>'
-    pixels = rendered(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8">{square}</svg>')
+    pixels = render(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8">{square}</svg>')
     half = SIDE // 2
     assert (pixels[:half, half:] == (255, 0, 0)).all()
     assert (pixels[half:] == 255).all()

@@ -13,12 +13,12 @@ from qkvbench.data.tokenizer import BytePairs, Bytes
 from qkvbench.data.topics import topics
 from qkvbench.recipes import Study
 from qkvbench.tasks import balanced_accuracy
-from qkvbench.tasks.kinds.masked import ASKED, TEXTS, augment
+from qkvbench.tasks.kinds.masked import TARGET_SHARE, TEXTS, augment
 from qkvbench.tasks.kinds.reviews import (
     BYTE_PAIRS,
-    LEARNED_FROM,
+    SAMPLE_TEXTS,
     all_reviews,
-    learned,
+    review_tokenizer,
     split_reviews,
 )
 from qkvbench.tasks.kinds.topics import split_topics
@@ -38,7 +38,7 @@ def _whole(split):
 
 def test_no_text_of_a_scored_split_of_sentiment_is_read_in_pre_training():
     read = {*all_reviews("train")}
-    assert set(all_reviews("train")[: max(TEXTS["train"], LEARNED_FROM)]) <= read
+    assert set(all_reviews("train")[: max(TEXTS["train"], SAMPLE_TEXTS)]) <= read
     for collection in get_args(Collection):
         splits = split_reviews(collection)
         for name in ("validation", "test"):
@@ -64,7 +64,7 @@ def test_what_is_read_by_pre_training_is_read_by_the_tasks_in_the_same_words():
     assert {model.inputs for model in models} == {models[0].inputs}
     assert len({(model.geometry, model.blocks, model.position) for model in models}) == 1
     text = split_reviews("rotten_tomatoes")["test"].texts[0]
-    tokens = next(learned(BYTE_PAIRS).encode([text]))
+    tokens = next(review_tokenizer(BYTE_PAIRS).encode([text]))
     first = tasks.find("sentiment").load().test.batch(np.arange(1))
     assert list(first.inputs[0][: first.lengths[0]]) == list(tokens[:64])
 
@@ -121,7 +121,7 @@ def test_masks_hide_exchange_and_leave_tokens_in_the_shares_of_the_source(tokeni
     np.testing.assert_array_equal(batch.targets[asked], tokens[asked])
     np.testing.assert_array_equal(batch.inputs[~asked], tokens[~asked])
     counts = asked.sum(axis=1)
-    np.testing.assert_array_equal(counts, np.maximum(1, np.rint(ASKED * lengths)))
+    np.testing.assert_array_equal(counts, np.maximum(1, np.rint(TARGET_SHARE * lengths)))
 
     hidden = batch.inputs[asked] == separator
     same = batch.inputs[asked] == tokens[asked]

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from qkvbench import tasks
-from qkvbench.cli.parser import RequestError, parsed
-from qkvbench.cli.run import asked, checked
+from qkvbench.cli.parser import RequestError, parse_request
+from qkvbench.cli.run import buildable_experiments, requested_study
 from qkvbench.data.animals import KINDS, animals
 from qkvbench.data.batch import Predictions
 from qkvbench.model import Encoder, Vectors
-from qkvbench.tasks.kinds.augment import BLACK, mirrored, shifted
-from qkvbench.tasks.kinds.splits import Pictures, patches, uncut
+from qkvbench.tasks.kinds.augment import BLACK, flip, shift
+from qkvbench.tasks.kinds.splits import PatchedImages, patchify, unpatchify
 
 SIDE, CHANNELS = 12, 3
 WITH_PICTURES = ["animals", "mnist-5k", "mnist-70k"]
@@ -47,13 +47,13 @@ def found_in(image, ways):
 
 @pytest.mark.parametrize("patch", [1, 2, 3, 4, 6, 12])
 def test_an_image_is_whole_again_from_its_patches(images, patch):
-    cut = patches(images, patch)
+    cut = patchify(images, patch)
     assert cut.shape == (40, (SIDE // patch) ** 2, patch**2 * CHANNELS)
-    np.testing.assert_array_equal(uncut(cut, patch, CHANNELS), images)
+    np.testing.assert_array_equal(unpatchify(cut, patch, CHANNELS), images)
 
 
 def test_a_shift_moves_each_image_by_its_own_few_pixels_and_bares_black(images):
-    found = shifted(images, np.random.default_rng(1), 2)
+    found = shift(images, np.random.default_rng(1), 2)
     ways = [found_in(one, moves(image, 2)) for one, image in zip(found, images, strict=True)]
     assert all(len(way) == 1 for way in ways)
     # Forty draws of twenty-five places: most are different, in both directions and by both sizes.
@@ -63,7 +63,7 @@ def test_a_shift_moves_each_image_by_its_own_few_pixels_and_bares_black(images):
 
 
 def test_about_every_second_image_is_mirrored_and_none_upside_down(images):
-    found = mirrored(images, np.random.default_rng(1))
+    found = flip(images, np.random.default_rng(1))
     turned = [np.array_equal(one, image[:, ::-1]) for one, image in zip(found, images, strict=True)]
     same = [np.array_equal(one, image) for one, image in zip(found, images, strict=True)]
     assert all(one != other for one, other in zip(turned, same, strict=True))
@@ -75,10 +75,10 @@ def test_about_every_second_image_is_mirrored_and_none_upside_down(images):
 def test_a_training_image_is_moved_by_one_pixel_and_only_animals_are_mirrored(name):
     task = tasks.find(name)
     split = task.load().train
-    assert isinstance(split, Pictures)
+    assert isinstance(split, PatchedImages)
     batch = split.batch(np.arange(24))
     again = task.augment(batch, np.random.default_rng(2))
-    whole = partial(uncut, patch=split.patch, channels=1)
+    whole = partial(unpatchify, patch=split.patch, channels=1)
     looks = set()
     for one, image in zip(whole(again.inputs), whole(batch.inputs), strict=True):
         ways = {"as it was": moves(image, 1), "mirrored": moves(image[:, ::-1], 1)}
@@ -91,7 +91,7 @@ def test_what_is_scored_is_never_redrawn():
     data = task.load()
     for split in (data.validation, data.test):
         some = np.arange(7)
-        pixels = uncut(split.batch(some).inputs, 7, 1)
+        pixels = unpatchify(split.batch(some).inputs, 7, 1)
         np.testing.assert_allclose(127.5 * (pixels + 1), split.pixels[some], atol=1e-4)
 
 
@@ -130,13 +130,13 @@ def test_the_right_class_is_among_the_five_likeliest_where_its_rank_says_so(name
 
 
 def run_words(*words):
-    return parsed(["run", "--variants", "q,k,v", "--seeds", "1", *words])
+    return parse_request(["run", "--variants", "q,k,v", "--seeds", "1", *words])
 
 
 def test_a_person_chooses_how_the_whole_is_told():
     words = ["--tasks", "mnist-5k", "animals"]
     plain, chosen, back = (
-        {each.task: each for each in asked(run_words(*words, *more)).experiments()}
+        {str(each.task): each for each in requested_study(run_words(*words, *more)).experiments()}
         for more in ([], ["--pooling", "class-token"], ["--pooling", "mean"])
     )
     told = [
@@ -162,7 +162,7 @@ def test_a_person_chooses_how_the_whole_is_told():
 )
 def test_a_pooling_that_cannot_be_is_refused_in_words(words, said):
     with pytest.raises(RequestError, match=said):
-        checked(asked(run_words(*words)))
+        buildable_experiments(requested_study(run_words(*words)))
 
 
 @pytest.mark.parametrize("predicts", ["each position", "which position"])

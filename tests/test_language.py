@@ -12,7 +12,7 @@ from qkvbench.claims.kit.reported import loss_on_text
 from qkvbench.data import documentation, plays
 from qkvbench.data.batch import Predictions
 from qkvbench.data.cache import DataRefusedError
-from qkvbench.data.tokenizer import BytePairs, Bytes, fitted
+from qkvbench.data.tokenizer import BytePairs, Bytes, fit
 from qkvbench.tasks.kinds.padded import end_token, padding
 
 READING = Path(__file__).parent.parent / "docs" / "reading-the-numbers.md"
@@ -37,7 +37,7 @@ def test_no_paragraph_of_the_documentation_is_twice_and_none_has_marks_of_html()
 @pytest.mark.slow
 def test_no_service_of_the_documentation_is_in_two_splits():
     found = documentation.services()
-    divided = documentation.divided(found)
+    divided = documentation.split_services(found)
     names = [name for split in divided.values() for name in split]
     assert sorted(names) == sorted(found)
     assert len(names) > 400
@@ -67,7 +67,7 @@ def test_what_training_says_is_left_out_of_the_other_splits():
     # Enough services that each split has some, all of which say the same beside their own.
     found = {f"service {n}": [("The error code.", f"Of {chr(97 + n)}.")] for n in range(26)}
     found |= {f"more {n}": [(f"Only here: {chr(97 + n) * 3}.",)] for n in range(26)}
-    divided = documentation.divided(found)
+    divided = documentation.split_services(found)
     common = [
         split
         for split, services in divided.items()
@@ -175,7 +175,7 @@ def test_texts_are_read_with_other_tokenizers(name):
 
 def test_byte_pairs_end_a_document_with_their_own_separator():
     tokenizer = BytePairs(300)
-    assert end_token(tokenizer) == fitted(tokenizer, [LONG, LONG[::-1]]).separator
+    assert end_token(tokenizer) == fit(tokenizer, [LONG, LONG[::-1]]).separator
     assert end_token(Bytes()) == 0
 
 

@@ -1,4 +1,4 @@
-"""What runs saw in their layers is in the page and the summary, and nothing where they did not."""
+"""Snapshots of layers are in the page and the summary of a study that has them."""
 
 import json
 from html.parser import HTMLParser
@@ -7,7 +7,7 @@ import pytest
 
 import fake_study
 from qkvbench.reports import page, summary
-from qkvbench.reports.parts.analyses import analyses, courses
+from qkvbench.reports.parts.analyses import analyses, histories
 from qkvbench.results.record import Snapshot
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
@@ -15,7 +15,7 @@ from qkvbench.results.view import view
 LAYERS = ["blocks.0.attention", "blocks.1.attention"]
 
 
-def looked(record, arm):
+def with_snapshots(record, arm):
     """The record with made-up snapshots, in which arm and seed can be told."""
     numbers = [
         Snapshot(
@@ -39,7 +39,7 @@ def study(tmp_path_factory):
     arms = fake_study.ARMS[:3]
     store.write_study(fake_study.info(arms, ("digits", "sort")))
     for record in fake_study.scored("digits", arms):
-        store.write_run(looked(record, arms.index(record.variant)))
+        store.write_run(with_snapshots(record, arms.index(record.variant)))
     for record in fake_study.scored("sort", arms):
         store.write_run(record)
     return view(store)
@@ -62,13 +62,13 @@ class _Balanced(HTMLParser):
 
 def test_a_course_is_the_mean_over_the_seeds_of_each_layer(study):
     digits = next(task for task in study.tasks if task.name == "digits")
-    course = courses(digits)[2]
-    assert (course.variant, course.seeds, course.steps) == ("q,k=v", 3, (0, 50, 100))
-    assert course.measures["kv_cka"][-1] == pytest.approx([0.2 + 0.01, 1.0])
-    assert course.measures["attention_symmetry"] == [[None, None]] * 3
+    history = histories(digits)[2]
+    assert (history.variant, history.seeds, history.steps) == ("q,k=v", 3, (0, 50, 100))
+    assert history.measures["kv_cka"][-1] == pytest.approx([0.2 + 0.01, 1.0])
+    assert history.measures["attention_symmetry"] == [[None, None]] * 3
 
 
-def test_the_page_draws_each_layer_and_lists_what_was_last(study):
+def test_the_page_has_a_panel_for_each_layer_and_a_table_of_the_last_step(study):
     html = page.render(study)
     balanced = _Balanced()
     balanced.feed(html)
@@ -80,7 +80,7 @@ def test_the_page_draws_each_layer_and_lists_what_was_last(study):
     assert "0.21 · 1.00" in section
     assert "20.0 · 31.2" in section
     # What applies to no arm has no column.
-    assert '<th class="numeric">shares\' symmetry' not in section.replace("&#39;", "'")
+    assert '<th class="numeric">weights\' symmetry' not in section.replace("&#39;", "'")
     assert "sort" not in section
 
 
@@ -102,7 +102,7 @@ def test_text_of_a_record_is_escaped_in_the_figures(tmp_path):
     arms = fake_study.ARMS[:3]
     store.write_study(fake_study.info(arms, ("digits",)))
     for record in fake_study.scored("digits", arms):
-        hostile = looked(record, 0)
+        hostile = with_snapshots(record, 0)
         named = [
             each.model_copy(update={"layers": ["<script>", "b"]}) for each in hostile.snapshots
         ]

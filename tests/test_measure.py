@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from laws.cases import every_catalogued
 from qkvbench import cost, tasks
 from qkvbench.backends import find
-from qkvbench.backends.torch.bench.profile import Seen, attention_kernel, named
+from qkvbench.backends.torch.bench.profile import Operation, attention_kernel, attention_name
 from qkvbench.cli import main
 from qkvbench.cli.measure import ratio_text
 from qkvbench.experiment import PRECISIONS
@@ -225,9 +225,9 @@ def test_without_a_kernel_decoding_names_the_rope_that_is_applied_at_read_time(m
         backend.workload("decode", SMALL.with_variant(parse(text)), "fp32", context=300, batch=2)
         for text in ("q,k,v", "q,k=v")
     )
-    assert whole.kernel() == "matmul-softmax-matmul over kept roots (aten::bmm, aten::_softmax)"
+    assert whole.kernel() == "matmul-softmax-matmul over cached roots (aten::bmm, aten::_softmax)"
     assert shared.kernel().startswith(whole.kernel())
-    assert "turned when read, 256 rows at a time" in shared.kernel()
+    assert "RoPE on K when it is read, 256 rows at a time" in shared.kernel()
 
 
 @pytest.mark.parametrize("kind", ["forward", "prefill"])
@@ -242,9 +242,9 @@ def test_a_whole_sequence_is_attended_by_the_framework_s_kernel_unless_scores_ar
 
 
 def test_an_unknown_operation_is_found_by_its_time():
-    seen = [Seen("aten::add", (), 1.0), Seen("ours::attend", (), 5.0)]
-    assert named(seen) == "no attention known by name; most time in ours::attend"
-    assert named([]) == "nothing was seen"
+    operations = [Operation("aten::add", (), 1.0), Operation("ours::attend", (), 5.0)]
+    assert attention_name(operations) == "no attention known by name; most time in ours::attend"
+    assert attention_name([]) == "nothing was seen"
 
 
 def test_measured_cache_bytes_are_those_of_the_filled_cache_and_halve_with_a_shared_root():

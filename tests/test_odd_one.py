@@ -10,7 +10,7 @@ import pytest
 
 from qkvbench import tasks
 from qkvbench.backends.torch import Learner
-from qkvbench.cli.parser import parsed
+from qkvbench.cli.parser import parse_request
 from qkvbench.cli.run import answer
 from qkvbench.data.batch import Batch
 from qkvbench.data.mnist import mnist_70k
@@ -18,8 +18,9 @@ from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
+from qkvbench.task_ref import TaskRef, parse_task
 from qkvbench.tasks.kinds.odd_one_out import SET, SETS, Sets, members
-from qkvbench.tasks.kinds.splits import uncut
+from qkvbench.tasks.kinds.splits import unpatchify
 from qkvbench.train import ensure_trained, run, run_with_dependencies
 from qkvbench.train.artifacts import kept_weights
 from qkvbench.train.extract_features import with_features
@@ -81,7 +82,7 @@ def test_neither_place_nor_class_tells_which_is_odd(splits):
 def test_a_vector_is_the_image_patch_by_patch(splits):
     sets, _ = splits["test"]
     batch = sets.batch(np.arange(5))
-    whole = uncut(batch.inputs.reshape(-1, 16, 49), 7, 1).reshape(5, SET, 28, 28, 1)
+    whole = unpatchify(batch.inputs.reshape(-1, 16, 49), 7, 1).reshape(5, SET, 28, 28, 1)
     expected = mnist_70k()["test"].pixels[sets.members[:5]]
     np.testing.assert_allclose(127.5 * (whole + 1), expected, atol=1e-4)
 
@@ -100,11 +101,13 @@ def test_sets_are_drawn_from_few_images_too_and_differ():
 def test_it_is_learned_from_pixels_in_few_steps_and_not_without_the_answers():
     task = tasks.find("anomaly-pixels")
     training = replace(task.training, steps=200, warmup=50, evaluations=1)
-    learned = run(Experiment(task.model, "anomaly-pixels", task.version, training, seed=10))
+    learned = run(
+        Experiment(task.model, TaskRef("anomaly-pixels"), task.version, training, seed=10)
+    )
     assert learned.status == "done", learned.reason
     assert learned.metrics["accuracy"] > 0.5
     still = replace(training, learning_rate=0.0)
-    other = run(Experiment(task.model, "anomaly-pixels", task.version, still, seed=10))
+    other = run(Experiment(task.model, TaskRef("anomaly-pixels"), task.version, still, seed=10))
     assert other.metrics["accuracy"] < 0.4
 
 
@@ -132,7 +135,7 @@ def _own_cache(tmp_path, monkeypatch):
 def experiment(**changed):
     task = tasks.find("anomaly-features")
     through = replace(task.feature_extractor, training=SHORT)
-    base = Experiment(task.model, "anomaly-features", task.version, SHORT, seed=0)
+    base = Experiment(task.model, TaskRef("anomaly-features"), task.version, SHORT, seed=0)
     return replace(base, feature_extractor=through, **changed)
 
 
@@ -204,7 +207,7 @@ def test_arms_and_seeds_are_seen_through_one_network_of_canonical_attention():
     through = {each.feature_extractor for each in full.experiments()}
     assert through == {tasks.find("anomaly-features").feature_extractor}
     assert {each.variant for each in through} == {"q,k,v"}
-    assert full.names == ("anomaly-features", "animals")
+    assert [str(task) for task in full.tasks] == ["anomaly-features", "animals"]
     assert all(each.needed == (each.feature_extractor,) for each in full.experiments())
 
 
@@ -221,7 +224,9 @@ def test_arms_and_seeds_are_seen_through_one_network_of_canonical_attention():
 )
 def test_a_run_that_cannot_be_seen_so_is_a_record_that_says_how_it_can(name, through, said):
     task = tasks.find(name)
-    record = run(Experiment(task.model, name, task.version, SHORT, 0, feature_extractor=through))
+    record = run(
+        Experiment(task.model, parse_task(name), task.version, SHORT, 0, feature_extractor=through)
+    )
     assert record.status == "failed"
     assert said in record.reason
 
@@ -258,6 +263,6 @@ def test_where_the_network_does_not_come_to_its_end_the_runs_say_so():
 
 def test_a_dry_run_counts_the_network_s_experiment(own_cache, tmp_path, capsys):
     words = ["run", "--variants", "q,k,v", "q,k=v", "--tasks", "anomaly-features", "--seeds", "2"]
-    assert answer(parsed([*words, "--dry-run", "--out", str(tmp_path / "store")])) == 0
+    assert answer(parse_request([*words, "--dry-run", "--out", str(tmp_path / "store")])) == 0
     said = capsys.readouterr().out
     assert "1 runs on animals come first, of which 0 are kept" in said

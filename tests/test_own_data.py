@@ -21,6 +21,7 @@ from qkvbench.data import DataRefusedError, own
 from qkvbench.data.batch import Predictions
 from qkvbench.experiment import Experiment
 from qkvbench.recipes import Study
+from qkvbench.task_ref import TaskRef
 from qkvbench.tasks.kinds.splits import ENDS, Windows
 from qkvbench.train.run import run
 
@@ -111,7 +112,11 @@ def test_a_run_of_data_that_changed_since_it_was_planned_fails_in_words(here):
     own_data.text(here / "my.txt")
     planned = tasks.find("my.txt")
     experiment = Experiment(
-        planned.model, "my.txt", planned.version, replace(planned.training, steps=1), seed=0
+        planned.model,
+        TaskRef("my.txt"),
+        planned.version,
+        replace(planned.training, steps=1),
+        seed=0,
     )
     own_data.text(here / "my.txt")
     record = run(experiment)
@@ -345,7 +350,7 @@ def test_the_page_on_own_data_states_the_limits_that_hold():
     numbers += [own.IMAGE_BYTES, own.IMAGE_PIXELS]
     for number in numbers:
         assert f"{number:,}" in said
-    assert f"{own.FEWEST} different" in said
+    assert f"{own.MIN_EXAMPLES} different" in said
     assert f"±{own.LARGEST:g}" in said
     for word in (*own.FORMATS, *own.LABELS, *own.TEXTS):
         assert f"`{word}`" in said

@@ -1,4 +1,4 @@
-"""A report says what its store holds: all of it, no more, and safely."""
+"""A report shows everything in its store, nothing else, and escapes its text."""
 
 import json
 import re
@@ -18,9 +18,9 @@ from qkvbench import reports
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.reports import page, summary, terminal
 from qkvbench.reports.parts import figures as figures
-from qkvbench.reports.parts import findings as words
+from qkvbench.reports.parts import findings as findings
 from qkvbench.reports.parts.caveats import limits
-from qkvbench.results.resampling import OverItems
+from qkvbench.results.resampling import ItemBounds
 from qkvbench.results.stats import Comparison, Count, Tally
 from qkvbench.results.store import Store
 from qkvbench.results.view import same_functions, view
@@ -147,7 +147,7 @@ def test_the_cost_columns_name_their_task(study):
     assert "the model of lm-reviews" in printed(study, 120)
 
 
-def test_runs_in_another_precision_are_said_to_be(tmp_path, study):
+def test_the_report_names_the_precision_of_runs_that_are_not_fp32(tmp_path, study):
     assert "Runs in" not in terminal.render(study)
     runs = [
         fake_study.record(replace(run, precision="bf16", compiled=True))
@@ -170,8 +170,8 @@ def test_runs_that_failed_for_one_reason_share_a_line(tmp_path):
     assert "digits: all 24 runs failed: no data\n" in text
 
 
-def test_a_clear_loss_is_told_with_its_direction_and_interval(study):
-    text = said(words.findings(study))
+def test_a_clear_loss_is_reported_with_its_direction_and_interval(study):
+    text = said(findings.findings(study))
     each = next(task for task in study.tasks if task.name == "lm-reviews")
     difference = each.result.differences["q=k=v=x"]
     assert "Worse than `q,k,v`, higher by: " in text
@@ -179,17 +179,17 @@ def test_a_clear_loss_is_told_with_its_direction_and_interval(study):
     assert expected in text
 
 
-def test_what_is_not_distinguished_is_told_with_what_could_be(study):
-    digits = next(note for note in words.findings(study) if note.topic == "digits")
+def test_indistinguishable_arms_are_reported_with_the_detectable_difference(study):
+    digits = next(note for note in findings.findings(study) if note.topic == "digits")
     detectable = study.tasks[0].result.detectable
     assert "Not distinguishable from `q,k,v`: " in digits.text
     assert f"Smallest detectable difference (80% power): {detectable:.3f}" in digits.text
 
 
-def test_solved_seeds_are_told_in_words(study):
-    recall = next(note for note in words.findings(study) if note.topic == "recall")
+def test_solved_seeds_are_counted_in_the_findings(study):
+    recall = next(note for note in findings.findings(study) if note.topic == "recall")
     assert "`q=k=v` 0 of 5" in recall.text
-    assert "a single arm could be told from it if it solved none" in recall.text
+    assert "a single arm would differ significantly if it solved none" in recall.text
 
 
 def test_a_count_that_is_not_worse_is_not_called_not_distinguishable():
@@ -198,15 +198,15 @@ def test_a_count_that_is_not_worse_is_not_called_not_distinguishable():
         "q,k=v": Count(18, 20, 0.6, 1.0, p=0.3, match_p=0.4, not_worse_p=0.01),
         "q=k,v": Count(12, 20, 0.3, 0.9, p=0.9, match_p=0.4, not_worse_p=0.4),
     }
-    told = words._counted(
+    told = findings._tally_text(
         Tally("compared", "q,k,v", tuple(range(20)), counts, incomplete=(), margin=0.25)
     )
     assert "Not worse by 25% of the seeds (better is not excluded): `q,k=v`." in told
     assert "The others are not distinguishable" in told
 
 
-def test_an_arm_that_loses_nowhere_is_told_apart_from_one_that_does(study):
-    matching, open_, worse = words.findings(study)[:3]
+def test_arms_without_a_loss_are_listed_apart_from_arms_with_one(study):
+    matching, open_, worse = findings.findings(study)[:3]
     assert "match" in matching.topic
     assert "q,k,v/1" in open_.text
     assert "q=k=v=x" not in open_.text + matching.text
@@ -325,7 +325,7 @@ def test_arms_with_the_same_functions_are_found():
 
 
 @pytest.mark.parametrize(("shift", "outcome"), [(0.0, "as it should be"), (0.1, "yet they differ")])
-def test_the_built_in_null_is_told_with_its_outcome(tmp_path, shift, outcome):
+def test_the_built_in_null_is_reported_with_its_outcome(tmp_path, shift, outcome):
     arms = ("q,k,v", "q,k=v", "q,k,v=R(k)")
     noise = np.random.default_rng(4).normal(size=(3, 3)) * 0.004
     lost = {"q,k,v": 0.0, "q,k=v": 0.01, "q,k,v=R(k)": 0.01 + shift}
@@ -335,7 +335,7 @@ def test_the_built_in_null_is_told_with_its_outcome(tmp_path, shift, outcome):
         )
         for each in fake_study.experiments("digits", arms)
     ]
-    notes = words.findings(small(tmp_path, records, arms=arms))
+    notes = findings.findings(small(tmp_path, records, arms=arms))
     null = next(note for note in notes if note.topic == "Built-in null")
     assert outcome in null.text
 
@@ -414,7 +414,7 @@ def test_text_from_records_is_escaped(tmp_path):
     assert "\x1b" not in printed(study, 120)
 
 
-def test_a_task_that_is_a_path_is_named_as_it_is_written(study):
+def test_brackets_in_the_path_of_a_task_are_not_markup(study):
     # Brackets would be markup: a path could hide itself, be a link, or end the report in an error.
     path = "./[bold]a[link=x]b[/c].txt"
     named = replace(study, tasks=(replace(study.tasks[0], name=path),), cost_task=None)
@@ -422,13 +422,13 @@ def test_a_task_that_is_a_path_is_named_as_it_is_written(study):
     assert path in head
 
 
-def test_how_much_longer_intervals_are_with_other_items_is_said_of_every_arm(study):
+def test_the_largest_growth_of_an_interval_over_items_is_reported(study):
     task = study.tasks[0]
     lengths = {arm: each.high - each.low for arm, each in task.result.differences.items()}
     first, second, *_ = sorted(lengths, key=lambda arm: lengths[arm])
     # The widest of both intervals is not the one that grows most.
     items = {
-        arm: OverItems(0.0, 400, (0.0, 0.0), (0.0, by * lengths[arm]), resampled=False)
+        arm: ItemBounds(0.0, 400, (0.0, 0.0), (0.0, by * lengths[arm]), resampled=False)
         for arm, by in ((first, 3.0), (second, 3.0 * lengths[first] / lengths[second] + 0.01))
     }
     told = limits(replace(study, tasks=(replace(task, items=items),)))
@@ -453,18 +453,20 @@ def test_no_label_hides_another(arms):
         name: (60 + 480 * x, 40 + 240 * y)
         for name, x, y in zip(names, *rng.random((2, arms)).tolist(), strict=True)
     }
-    marks = [figures.Mark(name, order, 0.0, 0.0, None, None) for order, name in enumerate(names)]
-    labels = figures._labels(marks, places, [], figures.Box(0, 0, 560, 350))
+    points = [
+        figures.PlotPoint(name, order, 0.0, 0.0, None, None) for order, name in enumerate(names)
+    ]
+    labels = figures._labels(points, places, [], figures.Box(0, 0, 560, 350))
     boxes = []
     for name, (x, y, anchor) in labels.items():
         width = figures.LABEL_WIDTH * len(name)
         left = x if anchor == "start" else x - width
         boxes.append(figures.Box(left, y - 6, left + width, y + 6))
-    assert not any(a.overlap(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_labels_beside_curves_are_apart_and_in_order():
-    moved = figures._apart({0: 100.0, 1: 100.5, 2: 99.0, 3: 300.0})
+    moved = figures._spread({0: 100.0, 1: 100.5, 2: 99.0, 3: 300.0})
     ordered = sorted(moved, key=lambda order: moved[order])
     assert ordered == [2, 0, 1, 3]
     gaps = np.diff([moved[order] for order in ordered])

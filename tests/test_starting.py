@@ -10,7 +10,7 @@ import pytest
 
 from qkvbench import tasks
 from qkvbench.backends.torch import Learner, read
-from qkvbench.cli.parser import RequestError, parsed
+from qkvbench.cli.parser import RequestError, parse_request
 from qkvbench.cli.run import answer
 from qkvbench.data.cache import alone, cache_folder, writing
 from qkvbench.experiment import Experiment, Training, from_json, to_json
@@ -20,6 +20,7 @@ from qkvbench.reports import terminal
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
 from qkvbench.sweep.study import run_study, to_run
+from qkvbench.task_ref import parse_task
 from qkvbench.train import ensure_trained, run_with_dependencies
 from qkvbench.train.artifacts import kept_record, kept_weights
 from qkvbench.train.dependencies import in_order, phases, run_and_save
@@ -46,7 +47,7 @@ def _server():
 
 def experiment(name="sort", variant="q,k=v", seed=0, **changed):
     task = tasks.find(name)
-    base = Experiment(task.model, name, task.version, SHORT, seed=0)
+    base = Experiment(task.model, parse_task(name), task.version, SHORT, seed=0)
     return replace(base.vary(variants=[variant], seeds=[seed])[0], **changed)
 
 
@@ -188,7 +189,7 @@ def test_dependencies_run_first_and_once_and_are_stored_without_being_arms_of_th
     assert [record.task for record in noted.endings][:2] == ["sort", "sort"]
     seen = view(Store(tmp_path / "store"))
     assert [task.name for task in seen.tasks] == ["recall", "digits"]
-    assert [task.start for task in seen.tasks] == ["sort", "sort"]
+    assert [task.init_from for task in seen.tasks] == ["sort", "sort"]
     assert (len(seen.runs), seen.others) == (4, 0)
     assert "begin with the weights of their own runs on sort" in terminal.render(seen)
 
@@ -280,7 +281,7 @@ def test_a_chain_of_dependencies_is_trained_once_and_only_as_far_as_weights_are_
 def test_a_dry_run_counts_the_dependencies_and_runs_nothing(tmp_path, capsys):
     words = ["run", "--variants", "q,k,v", "q,k=v", "--tasks", "recall", "digits", "--seeds", "2"]
     words += ["--init-from", "sort", "--dry-run", "--out", str(tmp_path / "store")]
-    assert answer(parsed(words)) == 0
+    assert answer(parse_request(words)) == 0
     said = capsys.readouterr().out
     assert "8 runs, of which 0 are done" in said
     assert "4 runs on sort come first, of which 0 are kept" in said
@@ -294,7 +295,7 @@ def test_a_dry_run_counts_the_dependencies_and_runs_nothing(tmp_path, capsys):
 def test_impossible_initial_weights_are_refused_before_anything_runs(tmp_path, start, said):
     words = ["run", "--variants", "q,k,v", "--tasks", "recall", "--init-from", start]
     with pytest.raises(RequestError, match=said):
-        answer(parsed([*words, "--out", str(tmp_path / "store")]))
+        answer(parse_request([*words, "--out", str(tmp_path / "store")]))
     assert not (tmp_path / "store").exists()
 
 

@@ -1,4 +1,4 @@
-"""What a few seeds can tell, against known values and in simulated studies."""
+"""Statistics for few seeds, against known values and in simulated studies."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_the_p_value_at_the_critical_value_is_the_level():
 
 @pytest.mark.parametrize(("seeds", "power"), [(4, 0.8), (12, 0.9)])
 def test_the_detectable_difference_of_a_pair_is_that_of_the_noncentral_t(seeds, power):
-    found = layout.detectable(arms=2, seeds=seeds, power=power)
+    found = layout.detectable_difference(arms=2, seeds=seeds, power=power)
     bound = scipy_stats.t.ppf(0.975, seeds - 1)
     law = scipy_stats.nct(seeds - 1, found / np.sqrt(2 / seeds))
     # The share of 10,000 drawn studies is known to within a percent.
@@ -154,7 +154,7 @@ def test_nothing_is_compared_with_a_baseline_at_chance():
     assert not result.differences
 
 
-def test_a_baseline_learned_where_lower_is_better_and_it_is_lower():
+def test_beating_chance_means_lower_scores_if_lower_is_better():
     assert stats.beats_chance([2.41, 2.42, 2.40], chance=8.0, better="lower")
     assert stats.beats_chance([8.3, 8.4, 8.2], chance=8.0, better="lower") is False
 
@@ -220,7 +220,7 @@ def test_solved_seeds_are_compared_by_boschloo_and_holm():
     assert result.counts["base"].p is None
 
 
-def test_the_count_that_could_be_told_apart_is_given():
+def test_the_largest_significant_count_is_given():
     assert tallied(solving(5, 5), seeds=range(5)).lowest == 1
     assert tallied(solving(5, 5, 5, 5, 5), seeds=range(5)).lowest == 0
     assert tallied(solving(3, 3, 3, 3, 3, seeds=3), seeds=range(3)).lowest is None

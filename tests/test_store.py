@@ -1,4 +1,4 @@
-"""What is written is there, whole, and what is not a record is named and kept."""
+"""Records are written atomically, and files that are not records are reported and kept."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ def changed(made, **values):
     return json.dumps(json.loads(made.model_dump_json()) | values).encode()
 
 
-def test_what_is_written_is_read_again(store, made):
+def test_a_store_reads_the_records_that_were_written(store, made):
     store.write_run(made)
     store.write_study(fake_study.info())
     measured = fake_study.measurement(fake_study.experiments("lm-reviews")[0], number=3)
@@ -164,7 +164,7 @@ def test_an_id_is_never_a_path(store, made, name):
     assert not store.path.exists()
 
 
-def test_a_file_where_the_store_should_be_is_said(tmp_path, made):
+def test_a_file_in_the_place_of_the_store_is_an_error(tmp_path, made):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     for act in (Store(blocked).runs, lambda: Store(blocked).write_run(made)):
@@ -179,7 +179,7 @@ def test_a_file_where_the_store_should_be_is_said(tmp_path, made):
     ("number", "reason"),
     [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "no permission"), (errno.EIO, "error")],
 )
-def test_a_disk_that_refuses_is_said_and_nothing_half_written_stays(
+def test_a_failed_write_is_an_error_and_leaves_no_partial_file(
     store, made, monkeypatch, number, reason
 ):
     store.write_study(fake_study.info())
@@ -194,7 +194,7 @@ def test_a_disk_that_refuses_is_said_and_nothing_half_written_stays(
     assert list((store.path / "runs").iterdir()) == []
 
 
-def test_what_a_killed_writer_left_is_no_record_and_goes_in_time(store, made):
+def test_temporary_files_of_killed_writers_are_deleted_when_old(store, made):
     store.write_run(made)
     old, fresh = (store.path / "runs" / f".{name}.tmp" for name in ("old", "fresh"))
     for path in (old, fresh):
@@ -207,13 +207,13 @@ def test_what_a_killed_writer_left_is_no_record_and_goes_in_time(store, made):
 
 
 def write_all(path):
-    """What one of several processes does: write every run, some of them twice."""
+    """Write every run, some of them twice; run in several processes."""
     store = Store(path)
     for experiment in fake_study.experiments("digits")[:8]:
         store.write_run(fake_study.record(experiment))
 
 
-def test_many_writers_and_a_reader_get_on(tmp_path):
+def test_many_writers_and_a_reader_work_at_the_same_time(tmp_path):
     with ProcessPoolExecutor(4, mp_context=get_context("forkserver")) as pool:
         writers = [pool.submit(write_all, tmp_path) for _ in range(4)]
         while not all(writer.done() for writer in writers):

@@ -25,29 +25,29 @@ class Noted:
         self.plans, self.endings, self.lacked, self.measured = [], [], [], []
         self.at_end = at_end
 
-    def planned(self, missing, total):
+    def on_plan(self, missing, total):
         self.plans.append((missing, total))
 
-    def bounded(self, why):
+    def on_capacity(self, why):
         pass
 
-    def preparing(self, task):
+    def on_prepare(self, task):
         pass
 
-    def lacking(self, task, reason):
+    def on_missing_data(self, task, reason):
         self.lacked.append((task, reason))
 
-    def stepped(self, run, step, loss):
+    def on_step(self, run, step, loss):
         pass
 
-    def ended(self, record):
+    def on_end(self, record):
         self.endings.append(record)
         self.at_end()
 
-    def unmeasured(self, reason):
+    def on_unmeasured(self, reason):
         self.lacked.append(("measurement", reason))
 
-    def measuring(self, arms):
+    def on_measure(self, arms):
         self.measured.append(arms)
 
 
@@ -137,7 +137,7 @@ def test_an_interrupt_records_and_ends_the_runs_in_progress_and_loses_nothing(tm
 
 def test_an_interrupt_while_data_are_fetched_leaves_nothing_running(tmp_path):
     class Impatient(Noted):
-        def preparing(self, task):
+        def on_prepare(self, task):
             raise KeyboardInterrupt
 
     with Workers("torch") as workers:

@@ -9,11 +9,14 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qkvbench import tasks
 from qkvbench.data import reviews
-from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions, Seen, Split
+from qkvbench.data.batch import IGNORE_INDEX, Batch, ImageSplit, Predictions, Split
 from qkvbench.model import Decoder, Encoder, EncoderDecoder, TwoTowers, Vectors
+from qkvbench.task_ref import HeadSizes, TaskRef, parse_task
 from qkvbench.tasks import Data, mqar, selective_copying
 from qkvbench.tasks.kinds.splits import Windows
 from qkvbench.tasks.recall import KEYS
@@ -61,7 +64,7 @@ def _random_texts(task, targets) -> list[str]:
     scored = targets != IGNORE_INDEX
     allowed = np.setdiff1d(targets[scored], task.generation.search.end)
     rng = np.random.default_rng(0)
-    return task.generation.read([rng.choice(allowed, each - 1) for each in scored.sum(axis=1)])
+    return task.generation.decode([rng.choice(allowed, each - 1) for each in scored.sum(axis=1)])
 
 
 def _read(batch: Batch) -> list[np.ndarray]:
@@ -186,12 +189,12 @@ def test_vectors_have_the_features_that_the_model_reads_or_the_network_before_it
         return
     through = task.feature_extractor.model
     for split in _splits(data):
-        assert isinstance(split, Seen)
+        assert isinstance(split, ImageSplit)
         numbers = tasks.find(task.feature_extractor.task).tokens * through.inputs.features
-        assert split.pictures().shape[1] == numbers
+        assert split.images().shape[1] == numbers
         # What the network makes of them is as wide as its stream.
-        narrow = np.zeros((len(split.pictures()), through.geometry.d_model), np.float32)
-        again = split.seen_as(narrow)
+        narrow = np.zeros((len(split.images()), through.geometry.d_model), np.float32)
+        again = split.with_features(narrow)
         assert again.batch(np.arange(3)).inputs.shape[2] == task.model.inputs.features
         np.testing.assert_array_equal(
             again.batch(np.arange(3)).targets, split.batch(np.arange(3)).targets
@@ -248,8 +251,8 @@ def test_what_is_to_be_written_is_what_the_targets_say(name, loaded):
     assert all(row[-1] == search.end and search.end not in row[:-1] for row in texts)
     assert all(len(row) <= search.longest for row in texts)
     assert (batch.inputs[:, 0] == search.begin).all()
-    assert task.generation.read([row[:-1] for row in texts]) == task.generation.references()
-    assert len(task.generation.given()) == len(test)
+    assert task.generation.decode([row[:-1] for row in texts]) == task.generation.references()
+    assert len(task.generation.sources()) == len(test)
 
 
 def test_each_digit_has_a_like_share_of_the_test_split(loaded):
@@ -309,7 +312,7 @@ def test_mqar_overwrites_no_pair_and_asks_for_each_once(loaded):
 
 def test_mqar_asks_by_the_published_power_law(loaded):
     rng = np.random.default_rng(0)
-    first = mqar.drawn_by_power_law(rng, places=14, wanted=2, count=20_000)[:, 0]
+    first = mqar.draw_by_power_law(rng, positions=14, wanted=2, count=20_000)[:, 0]
     law = np.arange(1, 15) ** (0.01 - 1)
     law /= law.sum()
     shares = np.bincount(first, minlength=14) / len(first)
@@ -343,6 +346,28 @@ def test_induction_wants_what_followed_when_the_symbol_was_last_seen(loaded):
         for place, (token, target) in enumerate(zip(tokens, targets, strict=True)):
             before = [earlier for earlier in range(place) if tokens[earlier] == token]
             assert target == (tokens[before[-1] + 1] if before else IGNORE_INDEX)
+
+
+@pytest.mark.parametrize(
+    ("text", "ref"),
+    [
+        ("recall", TaskRef("recall")),
+        ("recall@1x64", TaskRef("recall", heads=HeadSizes(1, 64))),
+        ("recall@rotary/0.5@2x8", TaskRef("recall", None, None, "rotary/0.5", HeadSizes(2, 8))),
+        ("long-plays@8192#bpe-300@none", TaskRef("long-plays", 8192, "bpe-300", "none")),
+        ("./a b@512", TaskRef("./a b@512")),
+        ("x.csv#bpe-300", TaskRef("x.csv", tokenizer="bpe-300")),
+        ("recall@1x64@rotary", TaskRef("recall@1x64", position="rotary")),
+    ],
+)
+def test_the_text_of_a_task_and_its_value_are_one_to_one(text, ref):
+    assert parse_task(text) == ref
+    assert str(ref) == text
+
+
+@given(st.text(alphabet="ab/.#@0123x-", max_size=12).map("lm-reviews{}".format))
+def test_every_text_is_that_of_a_task(text):
+    assert str(parse_task(text)) == text
 
 
 def test_heads_behind_a_name_change_those_of_the_model_and_nothing_else():

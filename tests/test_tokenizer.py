@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from qkvbench import tasks
 from qkvbench.data import DataRefusedError
 from qkvbench.data.batch import Predictions
-from qkvbench.data.documents import packed
-from qkvbench.data.streams import SPLITS, of_bytes, tokenized
-from qkvbench.data.tokenizer import BytePairs, Bytes, fitted, named, restored
+from qkvbench.data.documents import pack
+from qkvbench.data.streams import SPLITS, byte_streams, tokenize
+from qkvbench.data.tokenizer import BytePairs, Bytes, fit, parse_tokenizer, restore
+from qkvbench.task_ref import TaskRef, parse_task
 from qkvbench.tasks.kinds.language import Source, language_model
 
 WORDS = ["the ", "cat ", "sat ", "on ", "a ", "mat, ", "über ", "東京 ", "🙂 ", "\n\t"]
@@ -34,14 +35,14 @@ def _streams(tmp_path, monkeypatch):
 
 
 def _packed(texts):
-    parts = packed((f"{n} {t}".encode() for n, t in enumerate(texts)), SHARES)
+    parts = pack((f"{n} {t}".encode() for n, t in enumerate(texts)), SHARES)
     arrays = {name: np.frombuffer(part, np.uint8) for name, part in parts.items()}
     mark = "".join(sha256(part).hexdigest() for part in parts.values())
-    return of_bytes(arrays, sha256(mark.encode()).hexdigest())
+    return byte_streams(arrays, sha256(mark.encode()).hexdigest())
 
 
 SHARES = {"test": 0.2, "validation": 0.2, "train": 0.6}
-LEARNED = {tokenizer: fitted(tokenizer, TEXTS) for tokenizer in TOKENIZERS}
+LEARNED = {tokenizer: fit(tokenizer, TEXTS) for tokenizer in TOKENIZERS}
 
 
 @either
@@ -76,7 +77,7 @@ def test_the_same_texts_give_the_same_tokenizer_in_another_process():
     script = (
         "import sys; from hashlib import sha256; from qkvbench.data.tokenizer import *; "
         "texts = sys.stdin.buffer.read().decode().split('\\0'); "
-        "print(sha256(fitted(BytePairs(290), texts).written.encode()).hexdigest())"
+        "print(sha256(fit(BytePairs(290), texts).written.encode()).hexdigest())"
     )
     said = subprocess.run(
         [sys.executable, "-c", script],
@@ -84,14 +85,14 @@ def test_the_same_texts_give_the_same_tokenizer_in_another_process():
         capture_output=True,
         check=True,
     ).stdout.decode()
-    here = fitted(BytePairs(290), TEXTS).written
+    here = fit(BytePairs(290), TEXTS).written
     assert said.strip() == sha256(here.encode()).hexdigest()
 
 
 @either
 def test_a_tokenizer_is_restored_from_what_it_has_written(tokenizer):
     learned = LEARNED[tokenizer]
-    again = restored(tokenizer, learned.written)
+    again = restore(tokenizer, learned.written)
     (tokens,), (same,) = learned.encode(["über a mat, 東京"]), again.encode(["über a mat, 東京"])
     np.testing.assert_array_equal(tokens, same)
     np.testing.assert_array_equal(learned.token_bytes, again.token_bytes)
@@ -107,11 +108,11 @@ def test_a_tokenizer_is_restored_from_what_it_has_written(tokenizer):
 def test_what_stands_in_validation_and_test_teaches_nothing(streams, tmp_path):
     # As frequent there as a merge could wish.
     secret = np.frombuffer(b"zqxj zqxj zqxj\0" * 500, np.uint8)
-    told = of_bytes(
+    told = byte_streams(
         {"train": streams.train, "validation": secret, "test": secret}, identity="f" * 64
     )
     for each in (streams, told):
-        tokenized(each, BytePairs(290))
+        tokenize(each, BytePairs(290))
     one, two = (tmp_path / "cache").glob("*/tokenizer.json")
     assert one.read_text() == two.read_text()
     assert "zq" not in one.read_text()
@@ -119,11 +120,11 @@ def test_what_stands_in_validation_and_test_teaches_nothing(streams, tmp_path):
 
 @either
 def test_streams_of_tokens_are_the_documents_in_their_order(streams, tokenizer, tmp_path):
-    found = tokenized(streams, tokenizer)
+    found = tokenize(streams, tokenizer)
     for split in SPLITS:
         stream = getattr(found, split)
         assert found.token_bytes[stream].sum() == len(getattr(streams, split))
-    again = tokenized(streams, tokenizer)
+    again = tokenize(streams, tokenizer)
     assert again.identity == found.identity
     if tokenizer != Bytes():
         assert isinstance(found.train, np.memmap)
@@ -131,7 +132,7 @@ def test_streams_of_tokens_are_the_documents_in_their_order(streams, tokenizer, 
         kept = next((tmp_path / "cache").glob(f"{tokenizer.name}*/test.npy"))
         good = kept.read_bytes()
         kept.write_bytes(good[:-3] + b"???")
-        assert tokenized(streams, tokenizer).identity == found.identity
+        assert tokenize(streams, tokenizer).identity == found.identity
         assert kept.read_bytes() == good
 
 
@@ -140,7 +141,7 @@ def test_bits_a_byte_mean_the_same_with_every_tokenizer(streams, tokenizer):
     source = Source("About.", "own", 1, "model", lambda: streams)
     task = language_model(source, tokenizer)
     targets = task.load().test.batch(np.arange(4)).targets
-    token_bytes = tokenized(streams, tokenizer).token_bytes
+    token_bytes = tokenize(streams, tokenizer).token_bytes
     # One who finds all bytes equally likely pays eight bits for each byte of a token.
     loss = token_bytes[targets] * math.log(256)
     found = task.score(Predictions(loss, targets, targets, 0 * targets))
@@ -156,7 +157,7 @@ def test_all_tokenizers_are_scored_on_the_same_text(streams):
             language_model(Source("About.", "own", 1, "m", lambda: streams), tokenizer).load().test
         )
         targets = test.batch(np.arange(len(test))).targets
-        covered[tokenizer] = tokenized(streams, tokenizer).token_bytes[targets].sum()
+        covered[tokenizer] = tokenize(streams, tokenizer).token_bytes[targets].sum()
     # What is left over at the end is less than a window, whose tokens are a few bytes each.
     assert max(covered.values()) - min(covered.values()) < 128 * 3
 
@@ -175,14 +176,14 @@ def test_all_tokenizers_are_scored_on_the_same_text(streams):
 )
 def test_a_tokenizer_that_cannot_be_is_refused(text, said):
     with pytest.raises(DataRefusedError, match=said):
-        named(text)
+        parse_tokenizer(text)
 
 
 def test_too_little_text_for_a_vocabulary_is_refused_with_the_largest_that_it_gives():
     with pytest.raises(DataRefusedError, match="Write bpe-") as error:
-        fitted(BytePairs(5000), TEXTS)
+        fit(BytePairs(5000), TEXTS)
     largest = int(str(error.value).split("bpe-")[1].split()[0])
-    assert len(fitted(BytePairs(largest), TEXTS).token_bytes) == largest
+    assert len(fit(BytePairs(largest), TEXTS).token_bytes) == largest
 
 
 def test_a_task_without_text_takes_no_tokenizer():
@@ -191,6 +192,5 @@ def test_a_task_without_text_takes_no_tokenizer():
 
 
 def test_what_follows_a_number_sign_and_is_no_tokenizer_belongs_to_the_path():
-    assert tasks.parted("./C#/notes.txt") == ("./C#/notes.txt", None)
-    assert tasks.parted("./notes #2.txt#bpe-300") == ("./notes #2.txt", BytePairs(300))
-    assert tasks.parted("lm-reviews") == ("lm-reviews", None)
+    assert parse_task("./C#/notes.txt") == TaskRef("./C#/notes.txt")
+    assert parse_task("./notes #2.txt#bpe-300") == TaskRef("./notes #2.txt", tokenizer="bpe-300")

@@ -19,9 +19,9 @@ def mirrored(name, folder):
     mirror = Mirror(name, folder, "study", failures.append)
     for step in (10, 20):
         for run in RUNS:
-            mirror.stepped(run, step, 1 / step)
+            mirror.on_step(run, step, 1 / step)
     for record in RECORDS:
-        mirror.ended(record)
+        mirror.on_end(record)
     return failures
 
 

@@ -14,6 +14,7 @@ from qkvbench.backends.torch import Learner
 from qkvbench.data.batch import Predictions
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.results.record import Record
+from qkvbench.task_ref import parse_task
 from qkvbench.tasks import Data
 from qkvbench.tasks.kinds.splits import Windows
 from qkvbench.train.analyses import POSITIONS, batch_of_snapshots, snapshot
@@ -26,7 +27,7 @@ SHORT = Training(steps=6, batch=16, learning_rate=1e-3, warmup=2, evaluations=2,
 
 def experiment(task="digits", variant="q,k=v", training=SHORT, **changed):
     found = tasks.find(task)
-    base = Experiment(found.model, task, found.version, training, seed=0)
+    base = Experiment(found.model, parse_task(task), found.version, training, seed=0)
     return replace(base.vary(variants=[variant], seeds=[0])[0], **changed)
 
 

@@ -6,7 +6,7 @@ from zipfile import ZipFile
 import pytest
 
 from qkvbench.data.catalogues import gettext_pairs, interface_pairs, json_pairs, po_pairs
-from qkvbench.tasks.translation import SCORED, SHARES, divided, said
+from qkvbench.tasks.translation import SCORED, SHARES, normalize, split_pairs
 
 PO = r"""
 msgid ""
@@ -76,14 +76,14 @@ def test_pairs_are_different_texts_of_one_line(pairs):
 
 
 def test_what_says_the_same_in_english_lies_in_one_split(pairs):
-    splits = divided(pairs)
+    splits = split_pairs(pairs)
     assert [*splits] == [*SHARES]
-    things = {name: {said(english) for english, _ in split} for name, split in splits.items()}
+    things = {name: {normalize(english) for english, _ in split} for name, split in splits.items()}
     for one, two in combinations(things.values(), 2):
         assert one.isdisjoint(two)
-    assert sum(map(len, things.values())) == len({said(english) for english, _ in pairs})
+    assert sum(map(len, things.values())) == len({normalize(english) for english, _ in pairs})
     # Training has every way to say it; the others ask for each thing once.
-    assert {*splits["train"]} == {pair for pair in pairs if said(pair[0]) in things["train"]}
+    assert {*splits["train"]} == {pair for pair in pairs if normalize(pair[0]) in things["train"]}
     for name, most in SCORED.items():
         assert most <= len(splits[name]) == len(things[name])
 
@@ -93,19 +93,19 @@ def test_what_says_the_same_in_english_lies_in_one_split(pairs):
     [("Zone 1 on", "zone 27 ON!"), ("Log in", "login"), ("{host_name}:", "Host name"), ("é", "É")],
 )
 def test_case_punctuation_blanks_and_digits_are_no_difference(one, two):
-    assert said(one) == said(two)
+    assert normalize(one) == normalize(two)
 
 
 @pytest.mark.parametrize(
     ("one", "two"), [("Zone 1", "Zone"), ("→", "≥"), ("on", "off"), ("a", "b")]
 )
 def test_words_and_signs_alone_are_one(one, two):
-    assert said(one) != said(two)
+    assert normalize(one) != normalize(two)
 
 
 def test_of_several_translations_the_one_that_was_found_most_often_is_asked_for():
     pairs = {(f"text {letter}", "einmal"): 1 for letter in "abcdefghijklmnopqrstuvwxyz" * 3}
     pairs |= {(english, "oft"): 3 for english, _ in pairs}
-    splits = divided(pairs)
+    splits = split_pairs(pairs)
     assert {german for name in SCORED for _, german in splits[name]} <= {"oft"}
-    assert divided(dict(reversed(pairs.items()))) == splits
+    assert split_pairs(dict(reversed(pairs.items()))) == splits

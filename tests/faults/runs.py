@@ -17,6 +17,7 @@ from qkvbench import tasks
 from qkvbench.backends import STATE_FILE, SingleProcess
 from qkvbench.experiment import Experiment, Training, to_json
 from qkvbench.measure.machine import machine
+from qkvbench.task_ref import TaskRef
 from qkvbench.train import checkpoint
 from qkvbench.train.checkpoint import Checkpoints, Progress
 from qkvbench.train.run import run
@@ -40,7 +41,7 @@ SERVER.set_forkserver_preload(["qkvbench.train.run", "qkvbench.backends.torch", 
 
 def experiment(variant="q,k=v", training=TRAINING, **changed):
     found = tasks.find("digits")
-    base = Experiment(found.model, "digits", found.version, training, seed=0)
+    base = Experiment(found.model, TaskRef("digits"), found.version, training, seed=0)
     return replace(base.vary(variants=[variant], seeds=[changed.pop("seed", 0)])[0], **changed)
 
 

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 import pytest
 
 from faults.sweeps import free_of_claims, kill, start, statuses, under_way, watch, workers
-from qkvbench.sweep.leases import Leases, LeaseLostError, Owner, heartbeat, this_process
+from qkvbench.sweep.leases import LeaseLostError, Leases, Owner, heartbeat, this_process
 
 RUN = "0123456789abcdef"
 

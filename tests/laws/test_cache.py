@@ -207,7 +207,7 @@ def test_the_addresses_of_pages_lead_to_their_rows(rows):
 
 def _at_address(rows, sequence, slot, head):
     """A row, read from the address of its page."""
-    pages, number_bytes = rows.paged(), rows.format.bits // 8
+    pages, number_bytes = rows.pointers(), rows.format.bits // 8
     column, row = divmod(slot, pages.rows)
     place = head * pages.head_stride + row * pages.row_stride
     base = int(pages.addresses[sequence, column]) + place * number_bytes

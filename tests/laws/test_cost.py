@@ -35,6 +35,7 @@ from qkvbench.cost import memory
 from qkvbench.data.batch import Batch, Sequences
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.model import PRESETS, Learned, Rotary, Vectors
+from qkvbench.task_ref import TaskRef
 from qkvbench.variant import parse, resolve, write
 
 STUDY_300M = {  # arXiv:2606.04032, released parameter counts; q,k=v/8 as released, /4 as written
@@ -140,7 +141,7 @@ def test_a_window_costs_the_scores_that_it_shows():
 
 def test_a_window_is_part_of_a_model_and_of_its_identity():
     base, windowed = (
-        Experiment(decoder(text), "none", 1, Training(1, 4, 1e-3, 0), seed=0)
+        Experiment(decoder(text), TaskRef("none"), 1, Training(1, 4, 1e-3, 0), seed=0)
         for text in ("q,k=v", "q,k=v+window5+sinks2")
     )
     assert "window" not in to_json(base)
@@ -236,7 +237,7 @@ EXECUTIONS = [
 
 def _experiment(model, *, dropout=0.0, micro_batches=1, batch=ITEMS, **execution):
     training = Training(1, batch, 1e-3, 0, dropout=dropout, micro_batches=micro_batches)
-    return Experiment(model, "law", 1, training, seed=0, **execution)
+    return Experiment(model, TaskRef("law"), 1, training, seed=0, **execution)
 
 
 def _batch(model):

@@ -45,6 +45,7 @@ from qkvbench.model import (
     model_parameters,
     transformer,
 )
+from qkvbench.task_ref import TaskRef
 from qkvbench.variant import resolve, resolve_cross
 
 # fp64 rounding of sums over tens of numbers of size ten.
@@ -198,7 +199,7 @@ def test_vectors_of_two_towers_are_compared_by_their_angle_and_in_both_direction
 
 
 def _experiment(model: Model, **training: int) -> Experiment:
-    return Experiment(model, "none", 1, Training(1, ITEMS, 1e-3, 0, **training), seed=0)
+    return Experiment(model, TaskRef("none"), 1, Training(1, ITEMS, 1e-3, 0, **training), seed=0)
 
 
 def test_the_loss_of_two_towers_is_the_mean_of_both_directions():

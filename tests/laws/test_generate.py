@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 
 from laws.cases import decoder, every_distinct_even, suffixed
 from qkvbench.backends.torch import Beams, Greedy, Growing, Reserved, Sampling, build, start
-from qkvbench.backends.torch.generation.generate import drawn, generate
+from qkvbench.backends.torch.generation.generate import generate, sample
 from qkvbench.model import Learned, NoPosition, Rotary, Tokens, with_source
 
 PROMPTS = [[1, 2, 3, 4], [5], [6, 7, 8]]
@@ -48,22 +48,22 @@ def test_greedily_each_token_is_the_likeliest_of_the_forward_pass(variant):
 @pytest.mark.parametrize("how", [Greedy(), Beams(3)], ids=str)
 def test_a_prompt_is_continued_as_if_it_were_alone(how):
     network = _network()
-    together = generate(network, PROMPTS, tokens=TOKENS, how=how)
-    assert together == [generate(network, [one], tokens=TOKENS, how=how)[0] for one in PROMPTS]
+    together = generate(network, PROMPTS, tokens=TOKENS, strategy=how)
+    assert together == [generate(network, [one], tokens=TOKENS, strategy=how)[0] for one in PROMPTS]
 
 
 def test_one_token_to_draw_from_is_greedy():
     network = _network()
     greedy = generate(network, PROMPTS, tokens=TOKENS)
     for how in (Sampling(5.0, top_k=1), Sampling(top_p=1e-9), Sampling(1e-6), Beams(1)):
-        assert generate(network, PROMPTS, tokens=TOKENS, how=how) == greedy
+        assert generate(network, PROMPTS, tokens=TOKENS, strategy=how) == greedy
 
 
 def test_the_seed_decides_what_is_drawn_and_the_rest_of_the_batch_does_not():
     network = _network()
 
     def written(prompts, seed):
-        return generate(network, prompts, tokens=TOKENS, how=Sampling(2.0, seed=seed))
+        return generate(network, prompts, tokens=TOKENS, strategy=Sampling(2.0, seed=seed))
 
     assert written(PROMPTS, 1) == written(PROMPTS, 1) != written(PROMPTS, 2)
     assert written(PROMPTS[:2], 1) == written(PROMPTS, 1)[:2]
@@ -86,7 +86,7 @@ def test_tokens_are_drawn_as_often_as_softmax_says(how):
 
     number = 20_000
     uniform = torch.rand(number, generator=rng, dtype=torch.float64)
-    counts = drawn(logits.expand(number, -1), how, uniform).bincount(minlength=13)
+    counts = sample(logits.expand(number, -1), how, uniform).bincount(minlength=13)
     assert (counts[expected == 0] == 0).all()
     likely = expected > 0
     # One seed in a thousand would fail; this one is fixed.
@@ -96,22 +96,22 @@ def test_tokens_are_drawn_as_often_as_softmax_says(how):
 def test_draws_at_both_ends_find_a_token_that_is_left():
     logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]]).expand(2, -1)
     ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    assert drawn(logits, Sampling(top_k=2), ends).tolist() == [1, 3]
-    assert drawn(logits, Sampling(), ends).tolist() == [1, 0]
+    assert sample(logits, Sampling(top_k=2), ends).tolist() == [1, 3]
+    assert sample(logits, Sampling(), ends).tolist() == [1, 0]
 
 
 @every_how
 def test_a_text_ends_before_the_first_stop_of_its_own(how):
     network = _network()
-    free = generate(network, PROMPTS, tokens=TOKENS, how=how)
+    free = generate(network, PROMPTS, tokens=TOKENS, strategy=how)
     if isinstance(how, Beams):
         # With other ends another text may be the best; none contains an end.
-        found = generate(network, PROMPTS, tokens=TOKENS, how=how, stop={free[0][2]})
+        found = generate(network, PROMPTS, tokens=TOKENS, strategy=how, stop={free[0][2]})
         assert all(free[0][2] not in text for text in found)
         return
     stop = {free[0][2], free[1][4]}
     cut = [next((n for n, t in enumerate(text) if t in stop), TOKENS) for text in free]
-    found = generate(network, PROMPTS, tokens=TOKENS, how=how, stop=stop)
+    found = generate(network, PROMPTS, tokens=TOKENS, strategy=how, stop=stop)
     assert found == [text[:end] for text, end in zip(free, cut, strict=True)]
 
 
@@ -119,14 +119,14 @@ def test_a_text_ends_before_the_first_stop_of_its_own(how):
 def test_every_token_is_told_once_and_in_order(how):
     heard = defaultdict(list)
     network = _network()
-    stop = {generate(network, PROMPTS, tokens=TOKENS, how=how)[0][2]}
+    stop = {generate(network, PROMPTS, tokens=TOKENS, strategy=how)[0][2]}
     found = generate(
         network,
         PROMPTS,
         tokens=TOKENS,
-        how=how,
+        strategy=how,
         stop=stop,
-        told=lambda sequence, token: heard[sequence].append(token),
+        on_token=lambda sequence, token: heard[sequence].append(token),
     )
     assert [heard[sequence] for sequence in range(len(PROMPTS))] == found
 
@@ -134,7 +134,7 @@ def test_every_token_is_told_once_and_in_order(how):
 @every_distinct_even
 def test_enough_beams_find_the_likeliest_of_all_texts(variant):
     network = _network(variant)
-    (found,) = generate(network, [[1, 2]], tokens=2, how=Beams(13**2, penalty=0))
+    (found,) = generate(network, [[1, 2]], tokens=2, strategy=Beams(13**2, penalty=0))
     every = torch.cartesian_prod(torch.arange(13), torch.arange(13))
     texts = torch.cat([torch.tensor([[1, 2]]).expand(len(every), -1), every], dim=1)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_a_network_in_training_writes_without_dropout_and_goes_on_training():
         ([[13]], {}, "13 is no token of this model, which has those from 0 to 12"),
         ([[1]], {"stop": [-1]}, "-1 is no token"),
         ([[1] * 4], {"tokens": 9}, "After that prompt it writes 8 at most"),
-        ([[1]], {"how": Beams(), "told": print}, "leave out told"),
+        ([[1]], {"strategy": Beams(), "on_token": print}, "leave out on_token"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_anything_is_made(

@@ -17,10 +17,10 @@ from laws.cases import (
     every_variant,
     suffixed,
 )
-from qkvbench.analysis import LAYER_MEASURES, WEIGHT_MEASURES, measured
+from qkvbench.analysis import LAYER_MEASURES, WEIGHT_MEASURES, measure_layer
 from qkvbench.backends.torch import build, named_weights
 from qkvbench.backends.torch.attention.layer import Attention
-from qkvbench.backends.torch.models.inspect import inspected
+from qkvbench.backends.torch.models.inspect import inspect_layers
 from qkvbench.model import (
     Alibi,
     NoPosition,
@@ -56,18 +56,20 @@ def shown(network, lengths=None):
     with torch.no_grad():
         network.hidden(TOKENS, lengths)
         real = list(seen)
-        return list(zip(inspected(network, TOKENS, lengths), real, strict=True))
+        return list(zip(inspect_layers(network, TOKENS, lengths), real, strict=True))
 
 
 def holds(network, lengths=None):
     """Shares times V, through the output projection, are what the layer put out."""
     for layer, (part, _, output) in shown(network, lengths):
         items, time, _ = output.shape
-        read = layer.seen.any(-1)
-        values = np.zeros((items, time, *layer.rows["v"].shape[1:]))
-        values[read] = layer.rows["v"]
+        read = layer.mask.any(-1)
+        values = np.zeros((items, time, *layer.projections["v"].shape[1:]))
+        values[read] = layer.projections["v"]
         values = values.repeat(EVEN.heads // values.shape[2], axis=2).swapaxes(1, 2)
-        merged = torch.from_numpy((layer.shares @ values).swapaxes(1, 2).reshape(items, time, -1))
+        merged = torch.from_numpy(
+            (layer.attention_weights @ values).swapaxes(1, 2).reshape(items, time, -1)
+        )
         assert part.o(merged).detach().numpy()[read] == pytest.approx(
             output.numpy()[read], abs=EXACT
         )
@@ -109,13 +111,13 @@ def test_the_weights_shown_make_the_rows_from_the_stream(variant):
     for layer, (_, stream, _) in shown(network):
         for role, matrix in layer.weights.items():
             rows = np.einsum("bti,hdi->bthd", stream.numpy(), matrix).reshape(-1, *matrix.shape[:2])
-            assert layer.rows[role] == pytest.approx(rows, abs=EXACT)
+            assert layer.projections[role] == pytest.approx(rows, abs=EXACT)
 
 
 @every_variant
 def test_every_measure_of_every_variant_is_a_number_where_it_applies(variant):
     for layer, (part, _, _) in shown(network_of(decoder(variant, Rotary()))):
-        found = measured(layer)
+        found = measure_layer(layer)
         assert found.keys() == {*WEIGHT_MEASURES, *LAYER_MEASURES}
         # A causal layer's shares cannot be symmetric, and where the stream itself is cut into
         # heads, no two of its coordinates have a product that CKA could compare.
@@ -136,7 +138,7 @@ def test_roles_that_share_a_tensor_are_exactly_alike_and_no_others_are(variant):
             part.plan.derivations["k"].root == part.plan.derivations["v"].root
             and made["k"] == made["v"]
         )
-        found = measured(layer)
+        found = measure_layer(layer)
         assert [found[name] == 1 for name in COSINES] == [tied] * len(COSINES)
         if tied:
             assert found["kv_cka"] == 1
@@ -147,7 +149,7 @@ def test_roles_that_share_a_tensor_are_exactly_alike_and_no_others_are(variant):
 
 def test_a_rotated_value_is_its_key_up_to_a_rotation():
     for layer, _ in shown(network_of(decoder("q,k,v=R(k)"))):
-        found = measured(layer)
+        found = measure_layer(layer)
         assert found["kv_weight_residual"] == pytest.approx(0, abs=1e-12)
         assert found["kv_weight_cka"] == pytest.approx(1)
         assert found["kv_residual"] == pytest.approx(0, abs=1e-12)
@@ -156,11 +158,11 @@ def test_a_rotated_value_is_its_key_up_to_a_rotation():
 
 def test_one_matrix_for_queries_and_keys_makes_symmetric_scores_without_positions():
     for layer, _ in shown(network_of(decoder("q=k,v", NoPosition()))):
-        found = measured(layer)
+        found = measure_layer(layer)
         assert found["qk_weight_symmetry"] == pytest.approx(1)
         assert found["score_symmetry"] == pytest.approx(1)
     for layer, _ in shown(network_of(decoder("q,k,v", NoPosition()))):
-        assert abs(measured(layer)["qk_weight_symmetry"]) < 0.5
+        assert abs(measure_layer(layer)["qk_weight_symmetry"]) < 0.5
 
 
 def test_what_is_not_read_changes_no_measure():
@@ -172,7 +174,7 @@ def test_what_is_not_read_changes_no_measure():
     other[1, 3:], other[2, 5:] = 1, 2
     with torch.no_grad():
         first, second = (
-            [measured(layer) for layer in inspected(network, tokens, lengths)]
+            [measure_layer(layer) for layer in inspect_layers(network, tokens, lengths)]
             for tokens in (TOKENS, other)
         )
     assert first == second

@@ -37,6 +37,7 @@ from qkvbench.data.batch import IGNORE_INDEX, Batch, Search, Sequences
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Encoder, Rotary
 from qkvbench.sweep.local import Workers
+from qkvbench.task_ref import TaskRef
 
 # fp32 rounding of sums over tens of numbers of size one.
 NEAR = 1e-5
@@ -46,7 +47,7 @@ def experiment(model=None, **changed):
     training = {"steps": 1, "batch": ITEMS, "learning_rate": 1e-3, "warmup": 0}
     execution = {key: changed.pop(key) for key in list(changed) if key in EXECUTION}
     model = model or decoder("q,k=v", Rotary())
-    return Experiment(model, "law", 1, Training(**training | changed), seed=0, **execution)
+    return Experiment(model, TaskRef("law"), 1, Training(**training | changed), seed=0, **execution)
 
 
 EXECUTION = ("precision", "checkpointing")
@@ -77,10 +78,10 @@ def data_for(model, given):
 
 def slopes(learner, data):
     """Loss, norm and gradient of a JAX learner, operation by operation."""
-    weights, parts, shares, rng, steps, scale = learner._asked(data)
+    weights, parts, shares, rng, steps, scale = learner.gradient_arguments(data)
     arrays = jax.tree.map(jnp.asarray, (parts, shares, scale))
     key = jax.random.fold_in(rng, steps) if learner.experiment.training.dropout else None
-    return learner.step.slopes(weights, arrays[0], arrays[1], key, arrays[2])
+    return learner.step.gradients(weights, arrays[0], arrays[1], key, arrays[2])
 
 
 def _architectures_and_cases():
@@ -123,12 +124,12 @@ def test_what_a_layer_makes_of_a_batch_is_what_torch_shows():
     theirs, own = (each(experiment(model)) for each in (TorchLearner, backend.Learner))
     for expected, found in zip(theirs.inspect(data), own.inspect(data), strict=True):
         assert found.name == expected.name
-        assert np.array_equal(found.seen, expected.seen)
-        for part in ("scores", "shares"):
-            where = np.broadcast_to(expected.seen[:, None], getattr(found, part).shape)
+        assert np.array_equal(found.mask, expected.mask)
+        for part in ("scores", "attention_weights"):
+            where = np.broadcast_to(expected.mask[:, None], getattr(found, part).shape)
             error = np.abs(getattr(found, part) - getattr(expected, part))[where].max()
             assert error < NEAR, part
-        for part in ("weights", "rows"):
+        for part in ("weights", "projections"):
             for role, array in getattr(expected, part).items():
                 assert np.abs(getattr(found, part)[role] - array).max() < NEAR, (part, role)
 
@@ -253,7 +254,7 @@ own = transformer("law", Decoder(13), layers=1, d_model=8, heads=2, position=Rot
 model = with_source(own, Tokens(11), Learned(5))
 tokens, source = np.arange(14).reshape(2, 7) % 13, np.arange(10).reshape(2, 5)
 batch = Batch(tokens, tokens, second=Sequences(source))
-learner = backend.Learner(Experiment(model, "law", 1, Training(2, 2, 1e-2, 0), seed=0))
+learner = backend.Learner(Experiment(model, TaskRef("law"), 1, Training(2, 2, 1e-2, 0), seed=0))
 learner.warm_up(batch)
 compiled_s = learner.compile_s
 losses = []

@@ -8,14 +8,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qkvbench import native
 from qkvbench.backends.torch import Decoding
-from qkvbench.backends.torch.bench.profile import watched
+from qkvbench.backends.torch.bench.profile import profiled_operations
 from qkvbench.backends.torch.kernels.linear import NAMED, Linear, product
 from qkvbench.model import Decoder, Init, Rotary, transformer
 from qkvbench.variant import parse
 
-lacking = native.lacking()
-needs_library = pytest.mark.skipif(lacking is not None, reason=f"no native kernel: {lacking}")
-every_target = pytest.mark.parametrize("target", () if lacking else tuple(native.targets()))
+missing = native.missing_requirement()
+needs_library = pytest.mark.skipif(missing is not None, reason=f"no native kernel: {missing}")
+every_isa = pytest.mark.parametrize("isa", () if missing else tuple(native.supported_isas()))
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -25,9 +25,9 @@ def drawn(kind, rows, inputs, outputs):
     return [torch.randn(size, generator=rng).to(KINDS[kind]) for size in sizes]
 
 
-def made(kind, x, weight, bias, threads=1, on=None):
+def made(kind, x, weight, bias, threads=1, isa=None):
     out = torch.full((len(x), len(weight)), torch.nan, dtype=x.dtype)
-    native.product(
+    native.linear(
         kind,
         weight.data_ptr(),
         None if bias is None else bias.data_ptr(),
@@ -37,15 +37,15 @@ def made(kind, x, weight, bias, threads=1, on=None):
         inputs=x.shape[1],
         outputs=len(weight),
         threads=threads,
-        on=on,
+        isa=isa,
     )
     return out
 
 
 @needs_library
-@every_target
+@every_isa
 @pytest.mark.parametrize("kind", KINDS)
-def test_few_rows_times_weights_are_what_fp64_gives(target, kind):
+def test_few_rows_times_weights_are_what_fp64_gives(isa, kind):
     for rows in (1, 2, 3, 4, 7, 8):
         for inputs, outputs in ((1, 1), (13, 7), (40, 33), (96, 200)):
             x, weight, bias = drawn(kind, rows, inputs, outputs)
@@ -58,20 +58,20 @@ def test_few_rows_times_weights_are_what_fp64_gives(target, kind):
                 near = inputs * 2**-24 * size
                 if kind == "bf16":
                     near += 2**-8 * exact.abs()
-                got = made(kind, x, weight, added, on=target)
+                got = made(kind, x, weight, added, isa=isa)
                 assert ((got.double() - exact).abs() <= near).all(), (rows, inputs, outputs)
 
 
 @needs_library
-@every_target
+@every_isa
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_output_has_the_same_bits_with_any_threads_and_rows_beside_it(target, kind):
+def test_an_output_has_the_same_bits_with_any_threads_and_rows_beside_it(isa, kind):
     x, weight, bias = drawn(kind, 8, 530, 1000)
-    whole = made(kind, x, weight, bias, on=target)
+    whole = made(kind, x, weight, bias, isa=isa)
     for threads in (2, 3):
-        assert torch.equal(made(kind, x, weight, bias, threads, target), whole)
+        assert torch.equal(made(kind, x, weight, bias, threads, isa), whole)
     for rows in (1, 2, 3, 5):
-        assert torch.equal(made(kind, x[:rows], weight, bias, on=target), whole[:rows])
+        assert torch.equal(made(kind, x[:rows], weight, bias, isa=isa), whole[:rows])
 
 
 @needs_library
@@ -98,7 +98,7 @@ def test_where_others_look_on_the_product_is_torchs():
     x = torch.randn(1, 300)
 
     def ours(call):
-        return any(one.name.startswith(NAMED) for one in watched(call))
+        return any(one.name.startswith(NAMED) for one in profiled_operations(call))
 
     with torch.no_grad():
         assert ours(lambda: layer(x))
@@ -129,5 +129,5 @@ def test_a_step_names_the_kernel_of_its_weights():
     ).with_variant(parse("q,k=v"))
     for precision in KINDS:
         named = Decoding(model, precision, context=9, batch=2).kernel()
-        assert named.endswith(f"{NAMED} ({precision} weights, {native.target()})")
+        assert named.endswith(f"{NAMED} ({precision} weights, {native.select_isa()})")
         assert named.count("qkvbench::decode") == 1

@@ -20,7 +20,7 @@ def _network(vocabulary=VOCABULARY):
 
 @pytest.mark.parametrize("rows", [1, 5, 13, 100])
 def test_the_loss_by_rows_has_the_value_and_gradients_of_the_whole(rows, monkeypatch):
-    monkeypatch.setattr(loss, "HELD", rows * VOCABULARY)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", rows * VOCABULARY)
     network = _network()
     rng = torch.Generator().manual_seed(0)
     hidden = torch.randn(PLACES, 24, dtype=torch.float64, generator=rng, requires_grad=True)
@@ -66,7 +66,8 @@ def test_the_loss_by_rows_holds_in_bf16_too():
 def _slopes_of_the_loss(kind, hidden, matrix, targets, scale, smoothing=0.0):
     """The gradients of the scaled mean loss by rows, unscaled again in fp32."""
     inputs = [hidden.clone().requires_grad_(), matrix.clone().requires_grad_()]
-    mean = loss._InRows.apply(inputs[0].to(kind), inputs[1].to(kind), targets, smoothing)
+    halves = [each.to(kind) for each in inputs]
+    mean = loss._ChunkedCrossEntropy.apply(*halves, targets, smoothing)
     return [slope / scale for slope in torch.autograd.grad(scale * mean, inputs)]
 
 
@@ -76,7 +77,7 @@ def test_a_smoothed_label_is_the_right_class_mixed_with_all_alike(
     vocabulary, smoothing, monkeypatch
 ):
     """arXiv:1512.00567, section 7: cross-entropy with (1 - ε) one-hot + ε / classes."""
-    monkeypatch.setattr(loss, "HELD", 5 * vocabulary)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 5 * vocabulary)
     network = _network(vocabulary)
     rng = torch.Generator().manual_seed(0)
     hidden = torch.randn(PLACES, 24, dtype=torch.float64, generator=rng, requires_grad=True)
@@ -99,7 +100,7 @@ def test_a_smoothed_label_is_the_right_class_mixed_with_all_alike(
 @pytest.mark.parametrize("sure", [0.0, 12.0, 20.0])
 def test_small_gradients_of_the_loss_survive_fp16(sure, smoothing, monkeypatch):
     """Also where nearly all of the probability is on the right class: 1 - p is 1e-2 or 1e-6."""
-    monkeypatch.setattr(loss, "HELD", 5 * VOCABULARY)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 5 * VOCABULARY)
     rng = torch.Generator().manual_seed(0)
     hidden = 4 * torch.eye(PLACES, 24)
     matrix = torch.randn(VOCABULARY, 24, generator=rng) / 24**0.5

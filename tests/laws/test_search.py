@@ -9,10 +9,11 @@ import torch
 
 from laws.cases import decoder, every_distinct_even
 from qkvbench.backends.torch import Growing, Learner, build, start
-from qkvbench.backends.torch.generation.beam_search import searched
+from qkvbench.backends.torch.generation.beam_search import beam_search
 from qkvbench.data.batch import Batch, Search, Sequences
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Rotary, Tokens, with_source
+from qkvbench.task_ref import TaskRef
 
 VOCABULARY, SOURCE = 4, 11
 BEGIN = END = 3
@@ -55,7 +56,7 @@ def _scores(network, item, texts, search):
 
 def _texts(network, search, items=slice(FEW)):
     with torch.no_grad():
-        found = searched(network, _sources()[items], LENGTHS[items], search)
+        found = beam_search(network, _sources()[items], LENGTHS[items], search)
     return [tuple(tokens.tolist()) for tokens in found]
 
 
@@ -154,7 +155,7 @@ def test_a_learner_writes_what_its_network_finds_and_only_from_a_source(precisio
     plain = decoder("q,k=v", Rotary(), vocabulary=VOCABULARY)
     training = Training(steps=1, batch=2, learning_rate=0.1, warmup=0)
     model = with_source(plain, Tokens(SOURCE), Rotary())
-    experiment = Experiment(model, "translation", 1, training, seed=0, precision=precision)
+    experiment = Experiment(model, TaskRef("translation"), 1, training, seed=0, precision=precision)
     # What is read is the source: of the texts themselves nothing is seen.
     unseen = np.full((len(LENGTHS), 2), -7)
     batch = Batch(unseen, unseen, second=Sequences(_sources().numpy(), LENGTHS.numpy()))
@@ -162,7 +163,7 @@ def test_a_learner_writes_what_its_network_finds_and_only_from_a_source(precisio
     found = learner.write(batch, SEARCH)
     assert len(found) == len(LENGTHS)
     if precision == "fp32":
-        direct = searched(learner.network, _sources(), LENGTHS, SEARCH)
+        direct = beam_search(learner.network, _sources(), LENGTHS, SEARCH)
         assert [each.tolist() for each in found] == [each.tolist() for each in direct]
     with pytest.raises(TypeError, match="reads a source"):
         Learner(replace(experiment, model=plain)).write(batch, SEARCH)

@@ -8,6 +8,7 @@ from laws.test_training import batch
 from qkvbench import backends
 from qkvbench.experiment import PRECISIONS, Experiment, Training
 from qkvbench.model import Rotary
+from qkvbench.task_ref import TaskRef
 
 every_backend = pytest.mark.parametrize("backend", backends.names())
 
@@ -15,7 +16,9 @@ every_backend = pytest.mark.parametrize("backend", backends.names())
 def experiment(variant, backend, precision="fp32", **changed):
     training = Training(steps=6, batch=5, learning_rate=1e-2, warmup=0, dropout=0.2, **changed)
     model = decoder(variant, Rotary())
-    return Experiment(model, "law", 1, training, seed=0, backend=backend, precision=precision)
+    return Experiment(
+        model, TaskRef("law"), 1, training, seed=0, backend=backend, precision=precision
+    )
 
 
 def made(wanted):

@@ -10,10 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from laws.cases import decoder, every_distinct_even
 from qkvbench import backends
 from qkvbench.backends.torch import Learner, types
-from qkvbench.backends.torch.training.precision import PRODUCTS
+from qkvbench.backends.torch.training.precision import COMPUTE_DTYPE
 from qkvbench.data.batch import IGNORE_INDEX, Batch
 from qkvbench.experiment import PRECISIONS, Experiment, Training
 from qkvbench.model import Rotary
+from qkvbench.task_ref import TaskRef
 
 VOCABULARY, TIME, ITEMS = 13, 7, 5
 # Each rounding moves a number by at most half of 2^-bits of itself; a gradient of these two layers
@@ -24,7 +25,7 @@ FAR = {"bf16": 5 * 2.0**-8, "fp16": 5 * 2.0**-11}
 def experiment(variant="q,k=v", model=None, training=None, **changed):
     training = training or Training(steps=1, batch=ITEMS, learning_rate=1e-3, warmup=0)
     model = model or decoder(variant, Rotary())
-    return Experiment(model, "law", 1, training, seed=0, **changed)
+    return Experiment(model, TaskRef("law"), 1, training, seed=0, **changed)
 
 
 def in_parts(count, **changed):
@@ -78,11 +79,11 @@ SHOWN = {
         "_scaled_dot_product_flash_attention_for_cpu",
         "_scaled_dot_product_flash_attention_for_cpu_backward",
     ],
-    "turning by position": ["addcmul"],
+    "RoPE": ["addcmul"],
     "GELU": ["gelu", "gelu_backward"],
-    "embedding and the stream between parts": ["embedding", "embedding_dense_backward"],
+    "embedding and residual stream": ["embedding", "embedding_dense_backward"],
     "norms": ["native_layer_norm", "native_layer_norm_backward"],
-    "learned rotations, made": ["_linalg_solve_ex", "linalg_lu_solve"],
+    "learned rotations, computed": ["_linalg_solve_ex", "linalg_lu_solve"],
     "softmax over classes and loss": [
         "_log_softmax",
         "_log_softmax_backward_data",
@@ -133,10 +134,10 @@ def test_what_is_stated_to_run_in_a_type_does(precision):
             assert kinds == {stated.pop(part) if operation == operations[-1] else stated[part]}
     # A learned rotation is applied by batched products, and made and differentiated by others.
     applied = set.union(*watched.gave["bmm"])
-    assert applied == {PRODUCTS[precision], torch.float32}
-    assert stated.pop("learned rotations, applied") == str(PRODUCTS[precision])[6:]
+    assert applied == {COMPUTE_DTYPE[precision], torch.float32}
+    assert stated.pop("learned rotations, applied") == str(COMPUTE_DTYPE[precision])[6:]
     (attended,) = watched.gave["_scaled_dot_product_flash_attention_for_cpu"][:1]
-    assert attended == {PRODUCTS[precision], torch.float32}
+    assert attended == {COMPUTE_DTYPE[precision], torch.float32}
     assert stated.pop("softmax of attention, inside its kernel") == "float32"
     held = [each.dtype for each in learner.network.parameters()]
     held += [each.grad.dtype for each in learner.network.parameters()]
@@ -191,9 +192,9 @@ def test_parts_of_a_batch_sum_to_the_gradient_of_the_whole(count, scored):
 
 def test_parts_carry_their_own_lengths():
     class Heard(Learner):
-        def _tensors(self, batch):
+        def tensors(self, batch):
             self.heard.append((len(batch.inputs), batch.lengths.tolist()))
-            return super()._tensors(batch)
+            return super().tensors(batch)
 
     learner = Heard(in_parts(2))
     learner.heard = []
@@ -236,6 +237,6 @@ def saved_bytes(learner):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         learner.network.train()
-        loss = learner.training_loss(learner.network, *learner._tensors(batch()), smoothing=0.0)
+        loss = learner.training_loss(learner.network, *learner.tensors(batch()), smoothing=0.0)
     assert loss.requires_grad
     return sum(storage.nbytes() for place, storage in kept.items() if place not in own)

@@ -63,7 +63,6 @@ PARTICIPLES = [
     "given",
     "drawn",
     "swept",
-    "put",
     "opened",
     "spoken",
     "stated",
@@ -108,6 +107,8 @@ def test_docstrings_begin_with_their_noun_or_verb():
         for node in ast.walk(tree)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
         and (docstring := ast.get_docstring(node))
+        # A recipe's caption may be the question that it asks.
+        and "?" not in docstring.splitlines()[0]
         and re.match(r"(What|Where|Who|Nobody|Nothing)\b", docstring)
     }
     assert not vague, sorted(vague)

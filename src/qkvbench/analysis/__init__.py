@@ -1,10 +1,10 @@
-"""What explains a result: numbers on the Q, K, V and attention of a layer, as plain arrays.
+"""Measures of the Q, K, V and attention weights of a layer, to explain results.
 
-Nothing here knows a framework or a file: the arrays may be of a run of ours or of any checkpoint.
+The functions take NumPy arrays, from a run of this project or from any checkpoint.
 """
 
 from qkvbench.analysis.attention import attention_entropy, diagonal_share
-from qkvbench.analysis.checkpoint import Found, find_layers, weights_of
+from qkvbench.analysis.checkpoint import LayerNames, find_layers, read_weights
 from qkvbench.analysis.layer import (
     LAYER_MEASURES,
     WEIGHT_MEASURES,
@@ -12,18 +12,14 @@ from qkvbench.analysis.layer import (
     LayerMeasure,
     WeightMeasure,
     Weights,
-    measured,
-    measured_weights,
+    measure_layer,
+    measure_weights,
 )
 from qkvbench.analysis.rank import effective_rank
 from qkvbench.analysis.similarity import (
-    Similarity,
     best_rotation,
-    cka,
     cosine,
-    principal_angles,
     rotation_residual,
-    similarity,
     subspace_overlap,
     unbiased_cka,
 )
@@ -32,27 +28,23 @@ from qkvbench.analysis.symmetry import score_symmetry, symmetry
 __all__ = [
     "LAYER_MEASURES",
     "WEIGHT_MEASURES",
-    "Found",
     "Layer",
     "LayerMeasure",
-    "Similarity",
+    "LayerNames",
     "WeightMeasure",
     "Weights",
     "attention_entropy",
     "best_rotation",
-    "cka",
     "cosine",
     "diagonal_share",
     "effective_rank",
     "find_layers",
-    "measured",
-    "measured_weights",
-    "principal_angles",
+    "measure_layer",
+    "measure_weights",
+    "read_weights",
     "rotation_residual",
     "score_symmetry",
-    "similarity",
     "subspace_overlap",
     "symmetry",
     "unbiased_cka",
-    "weights_of",
 ]

@@ -1,7 +1,7 @@
-"""Where attention goes: how widely, and how much of it to the token itself.
+"""How far attention weights are spread, and how much of them is on the diagonal.
 
-Shares are the rows of softmax; ``seen`` says which keys a query may see. Only queries with a
-choice count: one that sees a single key, as the first of a causal model does, says nothing.
+``mask`` is True for the keys that a query attends to. Queries with a single key, such as the first
+one of a causal model, are left out.
 """
 
 import math
@@ -10,27 +10,28 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import entr
 
-Shares = Float[np.ndarray, "*many queries keys"]
-Seen = Bool[np.ndarray, "*#many queries keys"]
+AttentionWeights = Float[np.ndarray, "*many queries keys"]
+Mask = Bool[np.ndarray, "*#many queries keys"]
 
 
-def attention_entropy(shares: Shares, seen: Seen) -> float:
-    """The mean entropy of the rows over the most it can be, log(keys seen): 0 one key, 1 all alike.
+def attention_entropy(attention_weights: AttentionWeights, mask: Mask) -> float:
+    """The mean over queries of their entropy divided by its maximum, log(number of visible keys).
 
-    NaN where no query has a choice.
+    0 if all weight is on one key, 1 if it is uniform; NaN if no query has more than one key.
     """
-    visible = np.broadcast_to(seen.sum(axis=-1), shares.shape[:-1])
-    chosen = visible > 1
-    if not chosen.any():
+    visible = np.broadcast_to(mask.sum(axis=-1), attention_weights.shape[:-1])
+    counted = visible > 1
+    if not counted.any():
         return math.nan
-    entropy = entr(shares.astype(np.float64)).sum(axis=-1)
-    return float((entropy[chosen] / np.log(visible[chosen])).mean())
+    entropy = entr(attention_weights.astype(np.float64)).sum(axis=-1)
+    return float((entropy[counted] / np.log(visible[counted])).mean())
 
 
 def diagonal_share(
-    shares: Float[np.ndarray, "*many tokens tokens"], seen: Bool[np.ndarray, "*#many tokens tokens"]
+    attention_weights: Float[np.ndarray, "*many tokens tokens"],
+    mask: Bool[np.ndarray, "*#many tokens tokens"],
 ) -> float:
-    """The mean share that a token gives to itself; NaN where no query has a choice."""
-    chosen = np.broadcast_to(seen.sum(axis=-1), shares.shape[:-1]) > 1
-    own = np.diagonal(shares, axis1=-2, axis2=-1)
-    return float(own[chosen].mean(dtype=np.float64)) if chosen.any() else math.nan
+    """The mean attention weight of a token on itself; NaN if no query has more than one key."""
+    counted = np.broadcast_to(mask.sum(axis=-1), attention_weights.shape[:-1]) > 1
+    own = np.diagonal(attention_weights, axis1=-2, axis2=-1)
+    return float(own[counted].mean(dtype=np.float64)) if counted.any() else math.nan

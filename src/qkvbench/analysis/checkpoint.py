@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint project to Q, K and V, by the names that are in use."""
+"""The Q, K and V projections of a checkpoint, found by the names of its tensors."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -22,56 +22,56 @@ FUSED = re.compile(r"(?P<layer>.+)\.(?:c_attn\.weight|qkv_proj\.weight|qkv\.weig
 
 
 @dataclass(frozen=True)
-class Found:
-    """One attention layer of a checkpoint: the tensor of each role, or one tensor for all three."""
+class LayerNames:
+    """The tensors of one attention layer: one for each role, or a fused one for all three."""
 
     layer: str
     tensors: dict[Role, str]
     fused: str | None = None
 
 
-def find_layers(names: Iterable[str]) -> tuple[Found, ...]:
-    """The attention layers among these tensors, in the order of their numbers; maybe none."""
-    found: dict[str, Found] = {}
+def find_layers(names: Iterable[str]) -> tuple[LayerNames, ...]:
+    """The attention layers among these tensors, in the order of their numbers; may be empty."""
+    layers: dict[str, LayerNames] = {}
     for name in names:
         if match := FUSED.fullmatch(name):
-            found[match["layer"]] = Found(match["layer"], {}, fused=name)
+            layers[match["layer"]] = LayerNames(match["layer"], {}, fused=name)
         for pattern in SEPARATE:
             if match := pattern.fullmatch(name):
                 role: Role = next(role for role in ROLES if match["role"].startswith(role))
-                layer = found.setdefault(match["layer"], Found(match["layer"], {}))
+                layer = layers.setdefault(match["layer"], LayerNames(match["layer"], {}))
                 layer.tensors[role] = name
-    return tuple(sorted(found.values(), key=lambda layer: _numbered(layer.layer)))
+    return tuple(sorted(layers.values(), key=lambda layer: _natural_key(layer.layer)))
 
 
-def weights_of(
-    layer: Found,
+def read_weights(
+    layer: LayerNames,
     read: Callable[[str], Float[np.ndarray, "rows columns"]],
     *,
     heads: int,
     kv_heads: int | None = None,
 ) -> Weights:
-    """The projections of a layer, cut into heads; a role without a matrix of its own is left out.
+    """The projections of a layer, split into heads; roles without a matrix are left out.
 
-    The number of key/value heads follows from separate matrices; of a fused one it is `heads`,
-    if nothing else is said. ValueError, with the reason, where the sizes do not agree.
+    The number of key/value heads is inferred from separate matrices; for a fused one the default
+    is `heads`. ValueError if the sizes do not agree.
     """
     if layer.fused is not None:
-        return _cut(layer.fused, read(layer.fused), heads, kv_heads or heads)
+        return _split_fused(layer.fused, read(layer.fused), heads, kv_heads or heads)
     matrices: dict[Role, np.ndarray] = {}
     for role in ROLES:
         if role in layer.tensors:
             matrices[role] = read(layer.tensors[role])
     counts: dict[Role, int] = {"q": heads, "k": kv_heads or heads, "v": kv_heads or heads}
     if "q" in matrices and kv_heads is None:
-        head_dim = _divided(layer.tensors["q"], len(matrices["q"]), heads)
+        head_dim = _rows_per_head(layer.tensors["q"], len(matrices["q"]), heads)
         counts |= {
             role: max(1, len(matrix) // head_dim)
             for role, matrix in matrices.items()
             if role != "q"
         }
     weights: dict[Role, Projection] = {
-        role: _in_heads(layer.tensors[role], matrix, counts[role])
+        role: _split_heads(layer.tensors[role], matrix, counts[role])
         for role, matrix in matrices.items()
     }
     if len({projection.shape[1:] for projection in weights.values()}) > 1:
@@ -83,32 +83,31 @@ def weights_of(
     return weights
 
 
-def _cut(
+def _split_fused(
     name: str, matrix: Float[np.ndarray, "rows columns"], heads: int, kv_heads: int
 ) -> Weights:
-    """Q, K and V from one matrix; the longer side is what it makes, for GPT-2 stores columns."""
+    """Q, K and V from one matrix. The longer side is the output, because GPT-2 stores Wᵀ."""
     matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    head_dim = _divided(name, len(matrix), heads + 2 * kv_heads)
-    places = np.cumsum([heads, kv_heads]) * head_dim
-    parts = np.split(matrix, places)
+    head_dim = _rows_per_head(name, len(matrix), heads + 2 * kv_heads)
+    parts = np.split(matrix, np.cumsum([heads, kv_heads]) * head_dim)
     counts = (heads, kv_heads, kv_heads)
     return {
-        role: _in_heads(name, part, count)
+        role: _split_heads(name, part, count)
         for role, part, count in zip(ROLES, parts, counts, strict=True)
     }
 
 
-def _in_heads(name: str, matrix: Float[np.ndarray, "rows columns"], heads: int) -> Projection:
-    return matrix.reshape(heads, _divided(name, len(matrix), heads), matrix.shape[1])
+def _split_heads(name: str, matrix: Float[np.ndarray, "rows columns"], heads: int) -> Projection:
+    return matrix.reshape(heads, _rows_per_head(name, len(matrix), heads), matrix.shape[1])
 
 
-def _divided(name: str, rows: int, heads: int) -> int:
+def _rows_per_head(name: str, rows: int, heads: int) -> int:
     if rows % heads:
         raise ValueError(f"The {rows} rows of {name} cannot be divided into {heads} heads.")
     return rows // heads
 
 
-def _numbered(name: str) -> tuple[tuple[int, str], ...]:
-    """Layer 10 after layer 9."""
+def _natural_key(name: str) -> tuple[tuple[int, str], ...]:
+    """A sort key that puts layer 10 after layer 9."""
     parts = re.split(r"(\d+)", name)
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in parts)

@@ -1,4 +1,4 @@
-"""One attention layer in a few numbers: which there are, and how each is computed."""
+"""The measures of an attention layer, by name."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,34 +19,34 @@ from qkvbench.analysis.similarity import (
 from qkvbench.analysis.symmetry import score_symmetry, symmetry
 from qkvbench.variant import Role
 
-# `_heads` is checked for nothing: roles may differ in it.
+# `_heads` is not checked, because roles may have different numbers of heads.
 Projection = Float[np.ndarray, "_heads head_dim d_model"]
-Rows = Float[np.ndarray, "samples _heads head_dim"]
+Projections = Float[np.ndarray, "samples _heads head_dim"]
 Weights = Mapping[Role, Projection]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one layer makes of a batch.
+    """The arrays of one attention layer on a batch.
 
-    ``weights`` make each role from the stream, without offsets, norms and positions; the stream
-    itself is made by the identity. ``rows`` are Q, K and V at every position that is read, before
-    positions turn them. ``scores`` are Q·Kᵀ/sqrt(head_dim), after positions and before any mask;
-    ``shares`` are what softmax makes of them. ``seen`` says which keys a query sees; a position
-    that is not read sees none.
+    ``weights`` are the matrices from the stream to each role, without biases, norms and RoPE; the
+    identity for the stream itself. ``projections`` are Q, K and V at every non-padding position,
+    before RoPE. ``scores`` are Q·Kᵀ/sqrt(head_dim), after RoPE and before the mask;
+    ``attention_weights`` are their softmax. ``mask`` is True for the keys that a query attends to;
+    padding positions attend to none.
     """
 
     name: str
     weights: Weights
-    rows: Mapping[Role, Rows]
+    projections: Mapping[Role, Projections]
     scores: Float[np.ndarray, "items heads time time"]
-    shares: Float[np.ndarray, "items heads time time"]
-    seen: Bool[np.ndarray, "items time time"]
+    attention_weights: Float[np.ndarray, "items heads time time"]
+    mask: Bool[np.ndarray, "items time time"]
 
 
 @dataclass(frozen=True)
 class WeightMeasure:
-    """One number on the weights of a layer; `roles` are those that it needs."""
+    """A number computed from the weights of a layer; `roles` are those that it needs."""
 
     about: str
     roles: tuple[Role, ...]
@@ -55,23 +55,24 @@ class WeightMeasure:
 
 @dataclass(frozen=True)
 class LayerMeasure:
-    """One number on what a layer makes of a batch."""
+    """A number computed from the arrays of a layer on a batch."""
 
     about: str
     of: Callable[[Layer], float]
 
 
-def measured(layer: Layer) -> dict[str, float]:
-    """Every measure of the layer, by name; NaN where one does not apply."""
-    numbers = (*layer.weights.values(), *layer.rows.values(), layer.scores, layer.shares)
-    if not all(np.isfinite(each).all() for each in numbers):
+def measure_layer(layer: Layer) -> dict[str, float]:
+    """Every measure of the layer, by name; NaN if one does not apply."""
+    arrays = [*layer.weights.values(), *layer.projections.values()]
+    arrays += [layer.scores, layer.attention_weights]
+    if not all(np.isfinite(each).all() for each in arrays):
         return dict.fromkeys((*WEIGHT_MEASURES, *LAYER_MEASURES), math.nan)
-    found = {name: measure.of(layer) for name, measure in LAYER_MEASURES.items()}
-    return measured_weights(layer.weights) | found
+    on_batch = {name: measure.of(layer) for name, measure in LAYER_MEASURES.items()}
+    return measure_weights(layer.weights) | on_batch
 
 
-def measured_weights(weights: Weights) -> dict[str, float]:
-    """Every measure of the weights, by name; NaN where a role that it needs has no matrix."""
+def measure_weights(weights: Weights) -> dict[str, float]:
+    """Every measure of the weights, by name; NaN if a role that it needs has no matrix."""
     return {
         name: measure.of(weights) if weights.keys() >= set(measure.roles) else math.nan
         for name, measure in WEIGHT_MEASURES.items()
@@ -81,7 +82,7 @@ def measured_weights(weights: Weights) -> dict[str, float]:
 def _by_head(
     compare: Callable[[np.ndarray, np.ndarray], float], first: Role, second: Role
 ) -> Callable[[Weights], float]:
-    """The mean over heads of what `compare` says of their projections, transposed."""
+    """The mean over heads of `compare` on their transposed weight matrices."""
 
     def of(weights: Weights) -> float:
         pairs = _paired(weights[first], weights[second])
@@ -90,20 +91,20 @@ def _by_head(
     return of
 
 
-def _rows_by_head(
+def _projections_by_head(
     compare: Callable[[np.ndarray, np.ndarray], float], first: Role, second: Role
 ) -> Callable[[Layer], float]:
-    """The mean over heads of what `compare` says of their rows."""
+    """The mean over heads of `compare` on their projections."""
 
     def of(layer: Layer) -> float:
-        pairs = _paired(*(layer.rows[role].swapaxes(0, 1) for role in (first, second)))
+        pairs = _paired(*(layer.projections[role].swapaxes(0, 1) for role in (first, second)))
         return fmean(compare(one, other) for one, other in zip(*pairs, strict=True))
 
     return of
 
 
 def _paired(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both with as many heads: a key/value head stands beside each query head of its group."""
+    """Both with the same number of heads: a key/value head is repeated for its query heads."""
     heads = max(len(one), len(other))
     return one.repeat(heads // len(one), axis=0), other.repeat(heads // len(other), axis=0)
 
@@ -114,9 +115,11 @@ def _weight_rank(role: Role) -> Callable[[Weights], float]:
 
 def _rank(role: Role) -> Callable[[Layer], float]:
     def of(layer: Layer) -> float:
-        rows = layer.rows[role].reshape(len(layer.rows[role]), -1).astype(np.float64)
-        # About the mean: the same vector added to all keys changes no share.
-        return effective_rank(rows - rows.mean(axis=0))
+        projections = layer.projections[role]
+        # (samples, heads · head_dim)
+        matrix = projections.reshape(len(projections), -1).astype(np.float64)
+        # Centered, because softmax ignores a vector that is added to all keys.
+        return effective_rank(matrix - matrix.mean(axis=0))
 
     return of
 
@@ -127,16 +130,16 @@ def _weight_symmetry(weights: Weights) -> float:
 
 
 def _score_symmetry(layer: Layer) -> float:
-    read = np.any(layer.seen, axis=-1)
-    both = read[:, :, None] & read[:, None, :]
+    valid = np.any(layer.mask, axis=-1)  # (items, time)
+    both = valid[:, :, None] & valid[:, None, :]
     return symmetry(layer.scores * both[:, None])
 
 
 def _attention_symmetry(layer: Layer) -> float:
-    # Behind a causal mask one side is always empty, which says nothing about the tokens.
-    if not (layer.seen == layer.seen.swapaxes(1, 2)).all():
+    # Under a causal mask one triangle is always zero, whatever the tokens are.
+    if not (layer.mask == layer.mask.swapaxes(1, 2)).all():
         return math.nan
-    return symmetry(layer.shares * layer.seen[:, None])
+    return symmetry(layer.attention_weights * layer.mask[:, None])
 
 
 WEIGHT_MEASURES: dict[str, WeightMeasure] = {
@@ -147,12 +150,12 @@ WEIGHT_MEASURES: dict[str, WeightMeasure] = {
         "unbiased linear CKA of W_K and W_V", ("k", "v"), _by_head(unbiased_cka, "k", "v")
     ),
     "kv_weight_overlap": WeightMeasure(
-        "overlap of the subspaces of the stream that W_K and W_V read",
+        "overlap of the row spaces of W_K and W_V",
         ("k", "v"),
         _by_head(subspace_overlap, "k", "v"),
     ),
     "kv_weight_residual": WeightMeasure(
-        "what the best rotation of W_K leaves of W_V",
+        "residual of W_V after the best rotation of W_K",
         ("k", "v"),
         _by_head(rotation_residual, "k", "v"),
     ),
@@ -163,25 +166,28 @@ WEIGHT_MEASURES: dict[str, WeightMeasure] = {
 }
 
 LAYER_MEASURES: dict[str, LayerMeasure] = {
-    "kv_cosine": LayerMeasure("cosine of K and V", _rows_by_head(cosine, "k", "v")),
-    "kv_cka": LayerMeasure("unbiased linear CKA of K and V", _rows_by_head(unbiased_cka, "k", "v")),
+    "kv_cosine": LayerMeasure("cosine of K and V", _projections_by_head(cosine, "k", "v")),
+    "kv_cka": LayerMeasure(
+        "unbiased linear CKA of K and V", _projections_by_head(unbiased_cka, "k", "v")
+    ),
     "kv_overlap": LayerMeasure(
-        "overlap of the subspaces of K and V", _rows_by_head(subspace_overlap, "k", "v")
+        "overlap of the subspaces of K and V", _projections_by_head(subspace_overlap, "k", "v")
     ),
     "kv_residual": LayerMeasure(
-        "what the best rotation of K leaves of V", _rows_by_head(rotation_residual, "k", "v")
+        "residual of V after the best rotation of K",
+        _projections_by_head(rotation_residual, "k", "v"),
     ),
     "q_rank": LayerMeasure("effective rank of Q", _rank("q")),
     "k_rank": LayerMeasure("effective rank of K", _rank("k")),
     "v_rank": LayerMeasure("effective rank of V", _rank("v")),
     "entropy": LayerMeasure(
-        "entropy of attention over the most that is possible",
-        lambda layer: attention_entropy(layer.shares, layer.seen[:, None]),
+        "entropy of the attention weights over its maximum",
+        lambda layer: attention_entropy(layer.attention_weights, layer.mask[:, None]),
     ),
     "diagonal": LayerMeasure(
-        "share that a token gives to itself",
-        lambda layer: diagonal_share(layer.shares, layer.seen[:, None]),
+        "attention weight of a token on itself",
+        lambda layer: diagonal_share(layer.attention_weights, layer.mask[:, None]),
     ),
     "score_symmetry": LayerMeasure("symmetry of Q·Kᵀ", _score_symmetry),
-    "attention_symmetry": LayerMeasure("symmetry of the shares", _attention_symmetry),
+    "attention_symmetry": LayerMeasure("symmetry of the attention weights", _attention_symmetry),
 }

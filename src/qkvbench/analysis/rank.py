@@ -1,4 +1,4 @@
-"""How many directions a matrix really uses."""
+"""The effective rank of a matrix."""
 
 import math
 
@@ -7,10 +7,10 @@ from jaxtyping import Float
 
 
 def effective_rank(matrix: Float[np.ndarray, "rows columns"]) -> float:
-    """Exp of the entropy of the singular values, taken as shares of their sum.
+    """Exp of the entropy of the singular values, normalized to sum 1.
 
-    From 1 to the rank, which it reaches where all are equal; NaN for a matrix of zeros. Roy and
-    Vetterli, "The effective rank", EUSIPCO 2007, definition 1. Nothing is centred.
+    From 1 to the rank, which it reaches if all are equal; NaN for a matrix of zeros. Roy and
+    Vetterli, "The effective rank", EUSIPCO 2007, definition 1. The matrix is not centered.
     """
     values = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
     if not values.sum() > 0:

@@ -1,4 +1,4 @@
-"""Whether a matrix is the same from both sides: do tokens attend to each other alike?"""
+"""The symmetry of a matrix of scores: do tokens attend to each other equally?"""
 
 import math
 
@@ -9,8 +9,8 @@ from jaxtyping import Float
 def symmetry(matrices: Float[np.ndarray, "*many tokens tokens"]) -> float:
     """(|S|² - |N|²) / |M|² for the symmetric part S of M and the rest N; the mean over matrices.
 
-    1 is symmetric, -1 is antisymmetric, and 0 is expected of independent entries about zero.
-    arXiv:2502.10927 scores weights so. NaN where all matrices are zero.
+    1 is symmetric, -1 is antisymmetric; the expectation is 0 for independent entries with mean 0.
+    The symmetry score of arXiv:2502.10927. NaN if all matrices are zero.
     """
     exact = matrices.astype(np.float64)
     # |S|² - |N|² is the product of M with its transpose.
@@ -21,9 +21,9 @@ def symmetry(matrices: Float[np.ndarray, "*many tokens tokens"]) -> float:
 def score_symmetry(
     query: Float[np.ndarray, "head_dim d_model"], key: Float[np.ndarray, "head_dim d_model"]
 ) -> float:
-    """The `symmetry` of W_Qᵀ·W_K, by which a score is a product of two streams.
+    """The `symmetry` of W_Qᵀ·W_K, the bilinear form of the scores. arXiv:2502.10927.
 
-    arXiv:2502.10927. Nothing of size d_model × d_model is made.
+    No d_model × d_model matrix is allocated.
     """
     query, key = query.astype(np.float64), key.astype(np.float64)
     crossed = key @ query.T

@@ -27,6 +27,8 @@ Kind = Literal["decode", "prefill", "forward"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
+# The folder of this package that is no backend: code that they share.
+SHARED = "common"
 # The file to which a process that trains alone writes its state.
 STATE_FILE = "state.safetensors"
 
@@ -277,7 +279,7 @@ class MultiDeviceBackend(Backend, Protocol):
 
 def names() -> list[str]:
     """All backends, by name."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != SHARED)
 
 
 def module_of(name: str) -> str:

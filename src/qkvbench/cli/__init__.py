@@ -1,4 +1,4 @@
-"""The command line: words in, a request checked, the library called, text out."""
+"""The command line: parse and check a request, call the library, print text."""
 
 import os
 import sys
@@ -6,20 +6,20 @@ import time
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from qkvbench.cli.parser import RequestError, parsed
+from qkvbench.cli.parser import RequestError, parse_request
 
 DONE, WRONG_REQUEST, INTERRUPTED = 0, 2, 130
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Do what the words say; the exit status. A wrong request is a few lines and no traceback."""
+    """Carry out the request; the exit status. A wrong request prints a few lines, no traceback."""
     began_s = time.monotonic()
     for stream in (sys.stdout, sys.stderr):
-        # Where a terminal has no letter for a sign, a question mark is better than no table.
+        # A terminal that cannot encode a character prints a question mark instead of failing.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        request = parsed(sys.argv[1:] if words is None else words)
+        request = parse_request(sys.argv[1:] if words is None else words)
         request.began_s = began_s
         status = request.answer(request)
         # The end of the interpreter is too late to notice that nobody reads a short table.
@@ -29,9 +29,9 @@ def main(words: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return WRONG_REQUEST
     except KeyboardInterrupt:
-        print("Interrupted. What was measured is kept; the same command goes on.", file=sys.stderr)
+        print("Interrupted. Results so far are kept; the same command resumes.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has seen enough, as `head` has; what is still to be flushed goes nowhere.
+        # The reader, such as `head`, closed the pipe. Python flushes stdout at exit, so discard it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE

@@ -1,4 +1,4 @@
-"""`qkvbench analyse`: how alike K and V are in the layers of a checkpoint, from weights alone."""
+"""`qkvbench analyse`: similarity of K and V in the layers of a checkpoint, from its weights."""
 
 import json
 import math
@@ -17,9 +17,9 @@ from qkvbench.reports.parts.formatting import number, printable
 if TYPE_CHECKING:
     import numpy as np
 
-    from qkvbench.analysis import Found, Weights
+    from qkvbench.analysis import LayerNames, Weights
 
-# How each measure is headed in the table, and with how many decimals.
+# The heading and the decimals of each measure.
 COLUMNS = {
     "kv_weight_cosine": ("K,V\ncosine", 3),
     "kv_weight_cka": ("K,V\nCKA", 3),
@@ -30,7 +30,7 @@ COLUMNS = {
     "k_weight_rank": ("rank\nK", 1),
     "v_weight_rank": ("rank\nV", 1),
 }
-NAMES_SHOWN = 4
+MAX_NAMES = 4
 
 
 def answer(request: Request) -> int:
@@ -42,20 +42,20 @@ def answer(request: Request) -> int:
             f"There is no file {printable(str(missing[0]))}.\n"
             "Give the .safetensors file of a checkpoint, or all of its parts."
         )
-    # The framework that reads tensors takes a second: a wrong request does not wait for it.
-    from qkvbench.analysis import measured_weights
-    from qkvbench.backends.torch.models.weights import opened
+    # Importing torch takes a second, so the request is checked first.
+    from qkvbench.analysis import measure_weights
+    from qkvbench.backends.torch.models.weights import lazy_tensors
 
     try:
-        tensors = opened(paths)
+        tensors = lazy_tensors(paths)
     except (SafetensorError, OSError) as error:
-        raise RequestError(f"It is no safetensors file that can be read: {error}.") from None
+        raise RequestError(f"This is not a readable safetensors file: {error}.") from None
     layers = _layers(tensors)
     rows: dict[str, dict[str, float]] = {}
     sizes: dict[str, tuple[int, ...]] = {}
     for layer in layers:
         weights = _weights(layer, tensors, request)
-        rows[layer.layer] = measured_weights(weights)
+        rows[layer.layer] = measure_weights(weights)
         sizes |= {role: matrix.shape for role, matrix in weights.items()}
     if request.json:
         print(json.dumps(_document(rows, sizes), indent=1))
@@ -64,40 +64,40 @@ def answer(request: Request) -> int:
     return 0
 
 
-def _layers(names: Iterable[str]) -> "tuple[Found, ...]":
+def _layers(names: Iterable[str]) -> "tuple[LayerNames, ...]":
     from qkvbench.analysis import find_layers
 
     names = list(names)
     layers = find_layers(names)
     if not layers:
-        shown = ", ".join(printable(name) for name in names[:NAMES_SHOWN])
+        examples = ", ".join(printable(name) for name in names[:MAX_NAMES])
         raise RequestError(
-            "No tensor in it has a name that is known for a projection to Q, K or V.\n"
-            f"There are {len(names)}, such as {shown}.\n"
-            "Known are q_proj, k_proj, v_proj; query, key, value; c_attn; qkv; qkv_proj; "
+            "No tensor has a known name of a projection to Q, K or V.\n"
+            f"There are {len(names)} tensors, such as {examples}.\n"
+            "Known names: q_proj, k_proj, v_proj; query, key, value; c_attn; qkv; qkv_proj; "
             "in_proj_weight; attention.q, .k, .v."
         )
     return layers
 
 
 def _weights(
-    layer: "Found", tensors: "Mapping[str, Callable[[], np.ndarray]]", request: Request
+    layer: "LayerNames", tensors: "Mapping[str, Callable[[], np.ndarray]]", request: Request
 ) -> "Weights":
-    from qkvbench.analysis import weights_of
+    from qkvbench.analysis import read_weights
 
     def read(name: str) -> "np.ndarray":
         matrix = tensors[name]()
         if matrix.ndim != 2:
-            raise ValueError(f"{name} is no matrix, its shape is {matrix.shape}.")
+            raise ValueError(f"{name} is not a matrix; its shape is {matrix.shape}.")
         if not math.isfinite(matrix.sum(dtype="float64")):
-            raise RequestError(f"{printable(name)} holds numbers that are not finite.")
+            raise RequestError(f"{printable(name)} has numbers that are not finite.")
         return matrix
 
     try:
-        return weights_of(layer, read, heads=request.heads, kv_heads=request.kv_heads)
+        return read_weights(layer, read, heads=request.heads, kv_heads=request.kv_heads)
     except ValueError as error:
         raise RequestError(
-            f"{printable(str(error))}\nThe checkpoint's configuration says how many heads it has: "
+            f"{printable(str(error))}\nThe number of heads is in the checkpoint's configuration: "
             "write --heads N, and --kv-heads N if keys and values have fewer."
         ) from None
 
@@ -124,11 +124,11 @@ def _print_table(rows: dict[str, dict[str, float]], sizes: Mapping[str, tuple[in
     console = Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("layer", overflow="fold")
-    first, last = _common(list(rows))
+    first, last = _common_affixes(list(rows))
     for head, _ in COLUMNS.values():
         table.add_column(head, justify="right", no_wrap=True)
     for layer, row in rows.items():
-        values = (_told(row[name], places) for name, (_, places) in COLUMNS.items())
+        values = (_cell(row[name], places) for name, (_, places) in COLUMNS.items())
         table.add_row(printable(layer[len(first) : len(layer) - len(last)]), *values)
     console.print(table, markup=False)
     if len(rows) > 1:
@@ -137,21 +137,21 @@ def _print_table(rows: dict[str, dict[str, float]], sizes: Mapping[str, tuple[in
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _common(names: list[str]) -> tuple[str, str]:
-    """What all names begin and end with; nothing for one name alone."""
+def _common_affixes(names: list[str]) -> tuple[str, str]:
+    """The common prefix and suffix of the names; empty for a single name."""
     if len(names) == 1:
         return "", ""
-    first = _start(names)
-    return first, _start([name[len(first) :][::-1] for name in names])[::-1]
+    first = _common_prefix(names)
+    return first, _common_prefix([name[len(first) :][::-1] for name in names])[::-1]
 
 
-def _start(names: list[str]) -> str:
-    """The longest text with which all of them begin."""
-    alike = takewhile(lambda marks: len(set(marks)) == 1, zip(*names, strict=False))
-    return "".join(marks[0] for marks in alike)
+def _common_prefix(names: list[str]) -> str:
+    """The longest common prefix."""
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in same)
 
 
-def _told(value: float, places: int) -> str:
+def _cell(value: float, places: int) -> str:
     return number(value, places) if math.isfinite(value) else "–"
 
 
@@ -160,11 +160,11 @@ def _legend(sizes: Mapping[str, tuple[int, ...]]) -> list[str]:
     _, head_dim, d_model = next(iter(sizes.values()))
     chance = head_dim / d_model
     lines = [
-        f"Heads: {heads}, of {head_dim} in a stream of {d_model}. Means over heads; the ranks are "
+        f"Heads: {heads}; head_dim {head_dim}, d_model {d_model}. Means over heads; the ranks are "
         "effective ranks of all heads together.",
         "For independent random matrices: cosine, CKA and symmetry 0, overlap "
         f"{chance:.3f}, residual about {1 - (8 / (3 * math.pi)) ** 2 * chance:.3f}.",
-        "For one and the same matrix: cosine, CKA and overlap 1, residual 0.",
+        "For identical matrices: cosine, CKA and overlap 1, residual 0.",
     ]
     absent = [role.upper() for role in ("q", "k", "v") if role not in sizes]
     if absent:

@@ -34,8 +34,10 @@ def answer(request: Request) -> int:
     """Print the ledger, or one claim of it at length."""
     chosen = [word for word in request.words if word in claims.names()]
     stores = [_open(word) for word in request.words if word not in chosen]
-    source = names.chosen("source", request.source, [each.name for each in claims.SOURCES])
-    verdict = names.chosen("verdict", request.verdict, [_flag(each) for each in claims.VERDICTS])
+    source = names.optional_name("source", request.source, [each.name for each in claims.SOURCES])
+    verdict = names.optional_name(
+        "verdict", request.verdict, [_flag(each) for each in claims.VERDICTS]
+    )
     entries = [
         entry
         for entry in claims.ledger(stores)
@@ -168,7 +170,7 @@ def _open(word: str) -> StoreView:
     if not folder.is_dir():
         raise RequestError(
             f"{word} is neither a claim nor a folder of results."
-            f"{names.nearest(word, claims.names())}\n'qkvbench ls claims' lists the claims."
+            f"{names.suggestion(word, claims.names())}\n'qkvbench ls claims' lists the claims."
         )
     try:
         if not Store(folder).runs().good:

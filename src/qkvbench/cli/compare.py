@@ -1,4 +1,4 @@
-"""`qkvbench compare`: two arms of a study beside each other, from its store."""
+"""`qkvbench compare`: two arms of a study compared, from its store."""
 
 import json
 
@@ -7,7 +7,7 @@ from rich.console import Console
 
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
-from qkvbench.cli.report import opened
+from qkvbench.cli.report import load_view
 from qkvbench.reports.parts.comparison import lines, sentence
 from qkvbench.reports.terminal import styled
 from qkvbench.results.pair import Pair, pair
@@ -15,26 +15,26 @@ from qkvbench.results.pair import Pair, pair
 
 def answer(request: Request) -> int:
     """Print the comparison."""
-    study = opened(request.folder, request.margin)
+    study = load_view(request.folder, request.margin)
     first, second = (names.arm(text, study.arms) for text in (request.first, request.second))
     if first == second:
         raise RequestError(
             f"'{request.first}' and '{request.second}' are one arm, {first}; "
             f"name two of {', '.join(study.arms)}."
         )
-    found = pair(study, first, second)
-    if not any(task.seeds for task in found.tasks):
+    comparison = pair(study, first, second)
+    if not any(task.seeds for task in comparison.tasks):
         raise RequestError(
             f"{first} and {second} have no seed of any task in common in {request.folder}.\n"
             "'qkvbench report' shows which runs are there."
         )
     if request.json:
-        whole = TypeAdapter(Pair).dump_python(found, mode="json")
-        document = {"sentence": sentence(found), **whole}
+        fields = TypeAdapter(Pair).dump_python(comparison, mode="json")
+        document = {"sentence": sentence(comparison), **fields}
         print(json.dumps(document, allow_nan=False, ensure_ascii=False, indent=1))
         return 0
     console = Console(highlight=False)
-    for line in lines(found):
-        # Lines are whole where a program reads them: the sentence is the first.
+    for line in lines(comparison):
+        # Wrap for a terminal only, so that a program can read the first line as the sentence.
         console.print(styled(line), soft_wrap=not console.is_terminal)
     return 0

@@ -1,4 +1,4 @@
-"""`qkvbench ls`: what there is to choose from."""
+"""`qkvbench ls`: the available variants, tasks, recipes, models, positions, reports and claims."""
 
 import json
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from qkvbench.cost import parameters
 from qkvbench.model import POSITIONS, PRESETS
 from qkvbench.variant.catalogue import CATALOGUE
 
-# The columns that may take more than one line.
-SENTENCES = ("about", "origin")
-# The ones that would leave a sentence no room.
-FOR_PROGRAMS = ("places",)
+# The columns that wrap.
+WRAPPED_COLUMNS = ("about", "origin")
+# The columns that are left out of the table for lack of space.
+JSON_ONLY = ("places",)
 WIDTH = 100
 
 
@@ -28,13 +28,13 @@ def answer(request: Request) -> int:
         return 0
     table = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.header_style = "bold"
-    shown = [name for name in rows[0] if name not in FOR_PROGRAMS]
-    for name in shown:
-        table.add_column(name, overflow="fold", no_wrap=name not in SENTENCES)
+    columns = [name for name in rows[0] if name not in JSON_ONLY]
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name not in WRAPPED_COLUMNS)
     for row in rows:
-        table.add_row(*(Text(_cell(row[name])) for name in shown))
+        table.add_row(*(Text(_cell(row[name])) for name in columns))
     console = Console(highlight=False)
-    # For a file, as wide as most can show.
+    # A file has no width, so the table gets a fixed one.
     (console if console.is_terminal else Console(width=WIDTH)).print(table)
     return 0
 
@@ -45,8 +45,13 @@ def _cell(value: object) -> str:
 
 def _variants() -> list[dict[str, object]]:
     return [
-        {"name": e.name, "equation": e.equation, "about": e.about, "origin": e.origin}
-        for e in CATALOGUE
+        {
+            "name": entry.name,
+            "equation": entry.equation,
+            "about": entry.about,
+            "origin": entry.origin,
+        }
+        for entry in CATALOGUE
     ]
 
 
@@ -59,7 +64,7 @@ def _tasks() -> list[dict[str, object]]:
             "benchmark": task.benchmark,
             "metric": task.metric.name,
             "chance": round(task.metric.chance, 4),
-            # What may stand behind the @ of an arm.
+            # The attention sites that an arm can name after its @.
             "places": sorted(task.model.places),
             "version": task.version,
         }

@@ -1,4 +1,4 @@
-"""`qkvbench measure`: forward, prefill and decode on the clock, the arms interleaved."""
+"""`qkvbench measure`: time forward, prefill and decode, with the arms interleaved."""
 
 import json
 import sys
@@ -20,29 +20,27 @@ from qkvbench.results.record import Measurement, Ratio, Timing
 if TYPE_CHECKING:
     from qkvbench.measure.observe import LeftOut, Observation
 
-USUAL_CONTEXT = 4096
-# Python, once everything is said, takes this long to leave.
-LEAVING_S = 0.4
-# So many cores at work for others can be seen in the times.
+DEFAULT_CONTEXT = 4096
+# The time that Python needs to exit after the last output.
+EXIT_S = 0.4
+# From this number of cores used by other processes on, timings are disturbed.
 BUSY_CORES = 0.5
 WIDTH = 100
 DASH = "–"
 
 
 def answer(request: Request) -> int:
-    """Measure, and print what was observed."""
-    base = names.with_position(names.model_or_task_s(request.model), request.position)
-    # An arm may come twice: two copies of one show what the measurement itself is worth.
+    """Measure, and print the observations."""
+    base = names.with_position(names.model_or_task(request.model), request.position)
+    # An arm may occur twice: two copies of it show the error of the measurement (A/A).
     models = [names.with_variant(base, names.variant(text)) for text in request.variants]
     precision, backend = names.precision(request.precision), names.backend(request.backend)
-    rows = names.rows(request.cache) if request.cache else None
-    if rows and not base.causal:
-        raise RequestError(
-            f"{base.name} keeps no cache, so its rows have no type; leave out --cache."
-        )
+    cache_dtype = names.cache_dtype(request.cache) if request.cache else None
+    if cache_dtype and not base.causal:
+        raise RequestError(f"{base.name} has no cache, so --cache does not apply; leave it out.")
     context = _context(base, request.context)
 
-    # After the request is checked: these import the backend.
+    # Imported after the request is checked, because they import the backend.
     from qkvbench.measure.conditions import Conditions
     from qkvbench.measure.observe import observed
     from qkvbench.sweep.local import Workers
@@ -54,30 +52,30 @@ def answer(request: Request) -> int:
         context=context,
         batch=request.batch,
         seconds=request.seconds,
-        cache=rows,
+        cache=cache_dtype,
     )
-    ends_s = request.began_s + request.seconds - LEAVING_S
+    ends_s = request.began_s + request.seconds - EXIT_S
     print(
         f"Measuring {base.name} at {context:,} tokens of {_sequences(request.batch)}, "
-        f"{_types(precision, rows)}, for {seconds_text(request.seconds)} ...",
+        f"{_types(precision, cache_dtype)}, for {seconds_text(request.seconds)} ...",
         file=sys.stderr,
     )
     with Workers(conditions.backend, forked_from="here") as workers:
-        seen = observed(models, conditions, workers.call, ends_s)
-    _say(seen, request)
+        observation = observed(models, conditions, workers.call, ends_s)
+    _warn(observation, request)
     if request.json:
-        print(json.dumps(_document(seen), indent=1, ensure_ascii=False))
-    elif seen.arms:
-        print(_text(seen.arms), end="")
-    return 1 if seen.failed or not seen.arms else 0
+        print(json.dumps(_document(observation), indent=1, ensure_ascii=False))
+    elif observation.arms:
+        print(_text(observation.arms), end="")
+    return 1 if observation.failed or not observation.arms else 0
 
 
 def _context(base: Model, wanted: int | None) -> int:
-    """How many tokens; RequestError where the model cannot read so many."""
+    """The number of tokens; RequestError if the model cannot read so many."""
     longest = base.longest
     if longest is None:
-        return wanted or USUAL_CONTEXT
-    # A decode step reads one token more than it finds in the cache.
+        return wanted or DEFAULT_CONTEXT
+    # A decode step reads one token more than the cache has.
     most = longest - 1 if base.causal else longest
     if wanted is not None and wanted > most:
         one_more = " (a decode step reads one more)" if base.causal else ""
@@ -85,30 +83,30 @@ def _context(base: Model, wanted: int | None) -> int:
             f"{base.name} reads at most {longest} tokens, so --context {wanted} is not "
             f"possible{one_more}; write --context {most} or less."
         )
-    return wanted or min(USUAL_CONTEXT, most)
+    return wanted or min(DEFAULT_CONTEXT, most)
 
 
-def _say(seen: "Observation", request: Request) -> None:
-    """Say on stderr what is missing, and what may have disturbed."""
-    for each in seen.failed:
+def _warn(observation: "Observation", request: Request) -> None:
+    """Print to stderr what is missing, and whether other processes disturbed the timings."""
+    for each in observation.failed:
         print(f"Failed: {each.what}. {each.reason}", file=sys.stderr)
-    for what, reason in _together(seen.left_out).items():
+    for what, reason in _by_reason(observation.left_out).items():
         print(f"Left out: {what}. {reason}", file=sys.stderr)
-    if not seen.arms:
+    if not observation.arms:
         print(
-            f"Nothing could be measured in {seconds_text(request.seconds)}, which bound the whole "
-            "call, with the start of Python and torch; write more --seconds, a smaller --context "
-            "or fewer variants.",
+            f"Nothing could be measured in {seconds_text(request.seconds)}, which include the "
+            "start of Python and torch; write more --seconds, a smaller --context or fewer "
+            "variants.",
             file=sys.stderr,
         )
         return
-    around = seen.arms[0].surroundings
+    around = observation.arms[0].surroundings
     if around is None:
         return
     if around.other_cores is not None and around.other_cores >= BUSY_CORES:
         print(
             f"The machine is busy: other processes used {around.other_cores:g} cores meanwhile. "
-            "Ratios hold within their intervals; times are too long.",
+            "Ratios are valid within their intervals; times are too long.",
             file=sys.stderr,
         )
     elif around.other_cores is None and around.load[0] >= BUSY_CORES:
@@ -118,24 +116,24 @@ def _say(seen: "Observation", request: Request) -> None:
         )
 
 
-def _together(left_out: Sequence["LeftOut"]) -> Mapping[str, str]:
-    """What was left out for the same reason, in one line."""
+def _by_reason(left_out: Sequence["LeftOut"]) -> Mapping[str, str]:
+    """The workloads that were left out for the same reason, joined."""
     by_reason: dict[str, list[str]] = {}
     for each in left_out:
         by_reason.setdefault(each.reason, []).append(each.what)
     return {"; ".join(what): reason for reason, what in by_reason.items()}
 
 
-def _document(seen: "Observation") -> dict[str, object]:
+def _document(observation: "Observation") -> dict[str, object]:
     return {
-        "arms": [arm.model_dump(mode="json") for arm in seen.arms],
-        "left_out": [{"what": each.what, "reason": each.reason} for each in seen.left_out],
-        "failed": [{"what": each.what, "reason": each.reason} for each in seen.failed],
+        "arms": [arm.model_dump(mode="json") for arm in observation.arms],
+        "left_out": [{"what": each.what, "reason": each.reason} for each in observation.left_out],
+        "failed": [{"what": each.what, "reason": each.reason} for each in observation.failed],
     }
 
 
 def _text(arms: Sequence[Measurement]) -> str:
-    """A table for each kind of work, and what it was measured on."""
+    """A table for each workload, and the conditions of the measurement."""
     file = StringIO()
     console = Console(file=file, width=WIDTH, color_system=None, legacy_windows=False)
     for kind in dict.fromkeys(kind for arm in arms for kind in arm.timings):
@@ -146,8 +144,8 @@ def _text(arms: Sequence[Measurement]) -> str:
             of_whom = "" if len(of) == len(own) else f" of {', '.join(of)}"
             console.print(Text(f"kernel{of_whom}: {kernel}"))
         console.print()
-    console.print(Text(_where(arms[0])))
-    console.print(Text(_how(arms)))
+    console.print(Text(_conditions(arms[0])))
+    console.print(Text(_legend(arms)))
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
@@ -162,8 +160,8 @@ def _about(kind: str, arm: Measurement) -> str:
             return f"a pass over {context} tokens of {batch}, no gradient"
 
 
-def _types(precision: str, rows: str | None) -> str:
-    return f"{precision} with cached rows in {rows}" if rows else precision
+def _types(precision: str, cache_dtype: str | None) -> str:
+    return f"{precision} with cached rows in {cache_dtype}" if cache_dtype else precision
 
 
 def _sequences(count: int) -> str:
@@ -171,16 +169,16 @@ def _sequences(count: int) -> str:
 
 
 def _table(kind: str, own: Sequence[tuple[Measurement, Timing]]) -> Table:
-    shown = list(dict.fromkeys(p for _, timing in own for p in timing.percentiles_s))
+    percentiles = list(dict.fromkeys(p for _, timing in own for p in timing.percentiles_s))
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column("variant", overflow="fold")
-    heads = [*shown, "tokens/s", "time ratio", "memory", "samples"]
+    heads = [*percentiles, "tokens/s", "time ratio", "memory", "samples"]
     cached = kind == "decode"
     heads = [*heads[:-2], *(["cache"] if cached else []), *heads[-2:]]
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for arm, timing in own:
-        times = [timing.percentiles_s.get(p) for p in shown]
+        times = [timing.percentiles_s.get(p) for p in percentiles]
         cells = [
             *(DASH if each is None else seconds_text(each) for each in times),
             count_text(timing.tokens_per_second),
@@ -199,7 +197,7 @@ def ratio_text(ratio: Ratio | None) -> str:
         return "1"
     if ratio.low is None or ratio.high is None:
         return f"{ratio.value:.2f}"
-    # As many digits as tell the bounds apart.
+    # Enough digits to distinguish the bounds.
     places = 2 if ratio.high - ratio.low >= 0.01 else 3
     return f"{ratio.value:.{places}f} [{ratio.low:.{places}f}, {ratio.high:.{places}f}]"
 
@@ -209,16 +207,16 @@ def _bytes(count: int | None) -> str:
 
 
 def _kernels(own: Sequence[tuple[Measurement, Timing]]) -> Mapping[str, list[str]]:
-    """Each kernel with the arms that it ran for."""
-    found: dict[str, list[str]] = {}
+    """Each kernel with the arms that used it."""
+    arms: dict[str, list[str]] = {}
     for arm, timing in own:
-        found.setdefault(timing.kernel, []).append(arm.variant)
-    return found
+        arms.setdefault(timing.kernel, []).append(arm.variant)
+    return arms
 
 
-def _how(arms: Sequence[Measurement]) -> str:
-    """How to read the columns."""
-    lines = ["Memory: what the model, its cache and the work add to a process that had none."]
+def _legend(arms: Sequence[Measurement]) -> str:
+    """An explanation of the columns."""
+    lines = ["Memory: added to the process by the model, its cache and the workload."]
     if len(arms) > 1:
         lines.insert(
             0,
@@ -227,13 +225,13 @@ def _how(arms: Sequence[Measurement]) -> str:
         )
     if any(timing.interrupted for arm in arms for timing in arm.timings.values()):
         lines.append(
-            "Samples, in brackets: steps in which others got the processor; they are left out "
-            "while most are whole."
+            "Samples, in brackets: steps interrupted by other processes; they are left out if "
+            "they are fewer than half."
         )
     return "\n".join(lines)
 
 
-def _where(arm: Measurement) -> str:
+def _conditions(arm: Measurement) -> str:
     machine = arm.machine
     types = _types(arm.precision, arm.cache)
     text = f"Observed on {machine.device}, {machine.platform}, {types}."

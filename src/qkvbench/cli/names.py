@@ -1,4 +1,4 @@
-"""Names that a person wrote, turned into what they name, or into what to write instead."""
+"""Parse the names in a request; an unknown one is a RequestError with suggestions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -9,17 +9,25 @@ from typing import TYPE_CHECKING, cast
 from qkvbench import backends, recipes, reports, tasks
 from qkvbench.cli.parser import RequestError
 from qkvbench.cost import CACHE_DTYPES, CacheDtype
-from qkvbench.cost.matched import LIKE, MACS, parse_arm, write_arm
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.data.own import shown
 from qkvbench.experiment import PRECISIONS, SHARDINGS, Precision, Sharding
-from qkvbench.model import AT, PLACED, POOLINGS, PRESETS, Model, Pooling, position_named
+from qkvbench.model import (
+    POOLINGS,
+    PRESETS,
+    Model,
+    Pooling,
+    parse_arm,
+    position_named,
+    write_arm,
+)
 from qkvbench.recipes import Study
 from qkvbench.reports import Report
 from qkvbench.reports.parts.formatting import printable
-from qkvbench.results.margins import Margins, stated
+from qkvbench.results.margins import Margins, parse_margins
 from qkvbench.results.view import View
-from qkvbench.variant import Variant, write
+from qkvbench.task_ref import parse_task
+from qkvbench.variant import Variant
 from qkvbench.variant.catalogue import named
 
 if TYPE_CHECKING:
@@ -28,8 +36,8 @@ if TYPE_CHECKING:
 
 
 def variant(text: str) -> Variant:
-    """The variant that is meant."""
-    # On one line: what was asked comes back in the answer.
+    """The variant of an equation or a name."""
+    # On one line, because the error message quotes it.
     text = " ".join(text.split())
     try:
         return named(text)
@@ -38,103 +46,94 @@ def variant(text: str) -> Variant:
 
 
 def variants(texts: Iterable[str]) -> list[Variant]:
-    """The variants that are meant, each once, in the order written."""
+    """The variants without duplicates, in their order."""
     return list(dict.fromkeys(variant(text) for text in texts))
 
 
 def arms(texts: Iterable[str]) -> list[str]:
-    """The arms that are meant, each once: ``A~B`` is A as large as B, ``A@cross`` A at a place."""
-    wanted: dict[str, None] = {}
-    for text in texts:
-        own, like, size = text.partition(LIKE)
-        by = MACS if size.endswith(MACS) else ""
-        parts = [part.partition(AT) for part in own.split(PLACED)]
-        written = PLACED.join(write(variant(name)) + at + places for name, at, places in parts)
-        if like:
-            written += f"{LIKE}{write(variant(size.removesuffix(MACS)))}{by}"
-        try:
-            wanted[write_arm(parse_arm(written))] = None
-        except ValueError as error:
-            raise RequestError(str(error)) from None
-    return list(wanted)
+    """The arms that are meant, each once; variants may have names of the catalogue."""
+    try:
+        return list(dict.fromkeys(write_arm(parse_arm(text, variant)) for text in texts))
+    except ValueError as error:
+        raise RequestError(str(error)) from None
 
 
 def task(name: str) -> str:
-    """The task that is meant: a name, or the path of own data, which are read and checked here."""
+    """The task of a name, or of the path of own data, which are read and checked here."""
     try:
         tasks.find(name)
     except KeyError:
-        base, _ = tasks.parted(tasks.plain(name))
+        base = parse_task(name).name.partition("@")[0]
         beside = f"\nA path has a separator: ./{base}" if base and Path(base).exists() else ""
-        raise _unknown("task", base, tasks.names(), beside) from None
+        raise _unknown_name("task", base, tasks.names(), beside) from None
     except (DataRefusedError, DataUnavailableError) as error:
         raise RequestError(f"{error}\nNothing was run; the task was '{shown(name)}'.") from None
     return name
 
 
 def recipe(name: str) -> Study:
-    """The study that is meant."""
+    """The study of a recipe."""
     return recipes.find(_known("recipe", name, recipes.names()))
 
 
 def model(name: str) -> Model:
-    """The model that is meant."""
+    """The model of a preset."""
     return PRESETS[_known("model", name, list(PRESETS))]()
 
 
 def with_position(base: Model, text: str | None) -> Model:
-    """The model with the position scheme that is meant; its own where none was asked for."""
+    """The model with this position scheme; unchanged if it is None."""
     if text is None:
         return base
     try:
-        # Learned positions have a length; where the model's own set none, a usual one.
+        # Learned positions need a length; 2048 if the model has none.
         return replace(base, position=position_named(text, base.longest or 2048))
     except ValueError as error:
         raise RequestError(str(error)) from None
 
 
-def model_or_task_s(name: str) -> Model:
-    """The model that is meant: one with a name, or that of a task, which may be a path."""
+def model_or_task(name: str) -> Model:
+    """The model of a preset or of a task, which may be a path."""
     if name in PRESETS:
         return PRESETS[name]()
     try:
         return tasks.find(name).model
     except KeyError:
-        raise _unknown("model or task", name, [*PRESETS, *tasks.names()]) from None
+        raise _unknown_name("model or task", name, [*PRESETS, *tasks.names()]) from None
     except (DataRefusedError, DataUnavailableError) as error:
         raise RequestError(f"{error}\nNothing was measured.") from None
 
 
 def precision(name: str) -> Precision:
-    """The precision that is meant."""
+    """The precision with this name."""
     return cast(Precision, _known("precision", name, list(PRECISIONS)))
 
 
 def sharding(name: str) -> Sharding:
-    """What each device is to hold."""
+    """The sharding with this name."""
     return cast(Sharding, _known("sharding", name, list(SHARDINGS)))
 
 
-def rows(name: str) -> CacheDtype:
-    """The type of cached rows that is meant."""
+def cache_dtype(name: str) -> CacheDtype:
+    """The dtype of cached rows with this name."""
     return cast(CacheDtype, _known("type of cached rows", name, list(CACHE_DTYPES)))
 
 
 def pooling(name: str) -> Pooling:
-    """The way of telling the whole that is meant."""
+    """The pooling with this name."""
     return cast(Pooling, _known("pooling", name.replace("-", " "), list(POOLINGS)))
 
 
 def backend(name: str) -> str:
-    """The backend that is meant, whose packages are here."""
-    found = _known("backend", name, backends.names())
-    if reason := backends.missing_requirement(found):
+    """The name of a backend whose packages are installed."""
+    name = _known("backend", name, backends.names())
+    if reason := backends.missing_requirement(name):
         raise RequestError(f"{reason}\nNothing was run.")
-    return found
+    return name
 
 
 def engine(name: str, options: Sequence[str]) -> "EngineChoice":
-    """The engine that is meant, with its options; what it needs is here."""
+    """The engine with its options; its requirements are installed."""
     from qkvbench.sweep import engines
 
     module = engines.find(_known("engine", name, engines.names()))
@@ -147,23 +146,23 @@ def engine(name: str, options: Sequence[str]) -> "EngineChoice":
 
 
 def trackers(names: Sequence[str]) -> list[str]:
-    """The trackers that are meant; what they need is here."""
-    from qkvbench.sweep import trackers as known
+    """The names of trackers whose packages are installed."""
+    from qkvbench.sweep import trackers as modules
 
-    wanted = [_known("tracker", name, known.names()) for name in dict.fromkeys(names)]
-    for name in wanted:
-        if (reason := known.find(name).missing_requirement()) is not None:
+    chosen = [_known("tracker", name, modules.names()) for name in dict.fromkeys(names)]
+    for name in chosen:
+        if (reason := modules.find(name).missing_requirement()) is not None:
             raise RequestError(f"{reason}\nNothing was run.")
-    return wanted
+    return chosen
 
 
 def report(name: str | None) -> Report | None:
-    """The report that is meant; None where none was asked for."""
+    """The report with this name; None if the name is None."""
     return None if name is None else reports.find(_known("report", name, reports.names()))
 
 
 def arm(text: str, study: Sequence[str]) -> str:
-    """The arm of a study that is meant, by its equation or its name."""
+    """The arm of a study with this equation or name."""
     if text in study:
         return text
     try:
@@ -174,21 +173,21 @@ def arm(text: str, study: Sequence[str]) -> str:
 
 
 def margins(words: Sequence[str] | None) -> Margins:
-    """The margins that were stated."""
+    """The margins of the words after --margin."""
     try:
-        return stated(words or ())
+        return parse_margins(words or ())
     except ValueError as error:
         raise RequestError(str(error)) from None
 
 
-def known_tasks(margins: Margins, study: View) -> None:
-    """Refuse a margin for a task that the study does not have."""
+def check_margin_tasks(margins: Margins, study: View) -> None:
+    """Raise RequestError for a margin of a task that the study does not have."""
     for name in margins.tasks or {}:
         _known("task", name, [task.name for task in study.tasks])
 
 
 def with_variant(base: Model, wanted: Variant) -> Model:
-    """The model with the variant, where it can be built at that size."""
+    """The model with the variant; RequestError if it cannot be built at this size."""
     changed = base.with_variant(wanted)
     try:
         _ = changed.plans
@@ -197,13 +196,13 @@ def with_variant(base: Model, wanted: Variant) -> Model:
     return changed
 
 
-def chosen(kind: str, name: str | None, all_names: list[str]) -> str | None:
-    """The name, where it is one of these; None where none was asked for."""
+def optional_name(kind: str, name: str | None, all_names: list[str]) -> str | None:
+    """The name if it is one of these; None if it is None."""
     return None if name is None else _known(kind, name, all_names)
 
 
-def nearest(name: str, all_names: list[str]) -> str:
-    """A line that offers the name that is nearest; nothing where none is near."""
+def suggestion(name: str, all_names: list[str]) -> str:
+    """A line with the closest name; empty if none is close."""
     near = get_close_matches(name, all_names, n=1, cutoff=0.5)
     return f"\nDid you mean {near[0]}?" if near else ""
 
@@ -211,12 +210,12 @@ def nearest(name: str, all_names: list[str]) -> str:
 def _known(kind: str, name: str, all_names: list[str]) -> str:
     if name in all_names:
         return name
-    raise _unknown(kind, name, all_names)
+    raise _unknown_name(kind, name, all_names)
 
 
-def _unknown(kind: str, name: str, all_names: list[str], beside: str = "") -> RequestError:
-    # Names of arms and tasks come out of stores, which may be anyone's.
-    there = printable(", ".join(all_names))
+def _unknown_name(kind: str, name: str, all_names: list[str], hint: str = "") -> RequestError:
+    # Names of arms and tasks may come from a store that is not trusted.
+    listed = printable(", ".join(all_names))
     return RequestError(
-        f"There is no {kind} '{name}'; there are {there}.{beside or nearest(name, all_names)}"
+        f"There is no {kind} '{name}'; there are {listed}.{hint or suggestion(name, all_names)}"
     )

@@ -1,4 +1,4 @@
-"""The words that the command line knows, and what it says to those that it does not."""
+"""The arguments of the command line, and the errors for unknown ones."""
 
 import argparse
 import importlib
@@ -9,19 +9,19 @@ from typing import NoReturn, cast
 
 
 class RequestError(Exception):
-    """The request was wrong: what was asked, why not, what to write instead."""
+    """The request was wrong; the message has the reason, and what to write instead."""
 
 
 class Request(argparse.Namespace):
-    """A request that was understood; `answer` carries it out."""
+    """A parsed request; `answer` carries it out."""
 
     answer: Callable[["Request"], int]
-    # When the command began, on the clock `time.monotonic`.
+    # The start of the command by `time.monotonic`.
     began_s: float
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that raises what it has to say, and names the nearest word that it knows."""
+    """A parser that raises its errors, with the closest known word."""
 
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"(?:unrecognized arguments: |invalid choice: ')([^' ]+)", message)
@@ -37,7 +37,7 @@ class _Parser(argparse.ArgumentParser):
     ) -> Request:
         request, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            # The subcommand's own parser knows the flags that were meant.
+            # The subcommand's parser knows its flags and can suggest one.
             getattr(request, "parser", self).error(f"unrecognized arguments: {' '.join(unknown)}")
         return request
 
@@ -47,8 +47,8 @@ class _Parser(argparse.ArgumentParser):
         return flags + choices
 
 
-def parsed(words: Sequence[str]) -> Request:
-    """The request that the words make; RequestError where they make none."""
+def parse_request(words: Sequence[str]) -> Request:
+    """The request of these words; RequestError if they are not a valid one."""
     return _parser().parse_args(words, Request())
 
 
@@ -63,27 +63,27 @@ def _parser() -> _Parser:
 
     _add_run(commands)
 
-    train = _command(commands, "train", "one experiment from a file, also as torchrun starts it")
+    train = _command(commands, "train", "run one experiment from a file, also under torchrun")
     train.add_argument("experiment", metavar="FILE", help="an experiment, or a record of one")
-    train.add_argument("--out", required=True, metavar="DIR", help="where the record goes")
+    train.add_argument("--out", required=True, metavar="DIR", help="the store for the record")
 
     kinds = ["variants", "tasks", "recipes", "models", "positions", "reports", "claims"]
     ls = _command(commands, "ls", f"list {', '.join(kinds[:-1])} or {kinds[-1]}")
     ls.add_argument("what", choices=kinds)
     ls.add_argument("--json", action="store_true", help="one JSON document")
 
-    show = _command(commands, "show", "a variant: its picture, parameters, FLOPs and cache")
+    show = _command(commands, "show", "a variant: a diagram, parameters, MACs and cache")
     show.add_argument("variant", help="an equation such as 'q,k=v', or a name")
     show.add_argument("--model", default="small-decoder", metavar="NAME", help="(small-decoder)")
-    show.add_argument("--position", metavar="P", help="positions in the model's place")
+    show.add_argument("--position", metavar="P", help="position scheme instead of the model's")
     show.add_argument(
-        "--tokens", type=_count, default=1024, metavar="N", help="of a forward (1024)"
+        "--tokens", type=_count, default=1024, metavar="N", help="of a forward pass (1024)"
     )
     show.add_argument("--json", action="store_true", help="one JSON document")
 
     _add_measure(commands)
 
-    doctor = _command(commands, "doctor", "what is installed, which kernels really run, how fast")
+    doctor = _command(commands, "doctor", "check the installation, the kernels and their speed")
     doctor.add_argument("--json", action="store_true", help="one JSON document")
 
     _add_analyse(commands)
@@ -93,11 +93,11 @@ def _parser() -> _Parser:
 
 
 def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    """The command that trains: which study, and how its runs are carried out."""
+    """`run`: the study, and the execution of its runs."""
     run = _command(commands, "run", "train and measure matched arms, print the table; resumes")
     run.add_argument("recipe", nargs="?", help="a recipe; 'qkvbench ls recipes' lists them")
     run.add_argument(
-        "--variants", nargs="+", metavar="V", help="equations or names, A@PLACE; first: baseline"
+        "--variants", nargs="+", metavar="V", help="equations or names, A@SITE; first: baseline"
     )
     run.add_argument(
         "--tasks", nargs="+", metavar="T", help="'qkvbench ls tasks' lists them; or a path"
@@ -106,33 +106,33 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     run.add_argument("--model", metavar="NAME", help="'qkvbench ls models' lists them")
     run.add_argument("--position", metavar="P", help="'qkvbench ls positions' lists them")
     run.add_argument(
-        "--pooling", metavar="P", help="how an encoder tells the whole: mean or class-token"
+        "--pooling", metavar="P", help="how an encoder pools a sequence: mean or class-token"
     )
     run.add_argument(
         "--init-from", metavar="TASK", help="initialize each arm from its trained run on this task"
     )
     # The name of --init-from in the first version.
     run.add_argument("--start", dest="init_from", help=argparse.SUPPRESS)
-    run.add_argument("--backend", default="torch", metavar="NAME", help="what computes (torch)")
+    run.add_argument("--backend", default="torch", metavar="NAME", help="torch or jax (torch)")
+    run.add_argument("--precision", metavar="P", help="compute dtype: fp32 (default), bf16, fp16")
     run.add_argument(
-        "--precision", metavar="P", help="of matrix products: fp32 (default), bf16, fp16"
-    )
-    run.add_argument("--compile", action="store_true", help="compile the training pass first")
-    run.add_argument(
-        "--checkpointing", action="store_true", help="make activations again, do not keep them"
+        "--compile", dest="compiled", action="store_true", help="compile the training step"
     )
     run.add_argument(
-        "--micro-batches", type=_count, metavar="N", help="parts in which a batch is computed (1)"
+        "--checkpointing", action="store_true", help="recompute activations in the backward pass"
     )
     run.add_argument(
-        "--devices", type=_count, metavar="N", help="of this machine, for each run (1)"
+        "--micro-batches", type=_count, metavar="N", help="gradient accumulation steps (1)"
+    )
+    run.add_argument(
+        "--devices", type=_count, metavar="N", help="data-parallel devices of each run (1)"
     )
     run.add_argument(
         "--sharding",
         metavar="S",
-        help="each device holds all (ddp, default) or a part (fsdp)",
+        help="weights replicated (ddp, default) or sharded (fsdp)",
     )
-    run.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (one a core)")
+    run.add_argument("--jobs", type=_count, metavar="N", help="parallel runs (one per core)")
     run.add_argument(
         "--engine", default="local", metavar="NAME", help="where: local, slurm or ray (local)"
     )
@@ -142,7 +142,7 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         nargs="+",
         default=[],
         metavar="K=V",
-        help="of the engine: partition=…, minutes=…, gpus=…, address=…",
+        help="options of the engine: partition=…, minutes=…, gpus=…, address=…",
     )
     run.add_argument(
         "--track",
@@ -151,21 +151,21 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="NAME",
         help="mirror curves: tensorboard, wandb, trackio or mlflow",
     )
-    run.add_argument("--out", metavar="DIR", help="where the results go (results/NAME)")
+    run.add_argument("--out", metavar="DIR", help="folder of the results (results/NAME)")
     run.add_argument(
-        "--smoke", action="store_true", help="the same road in a minute; learns nothing"
+        "--smoke", action="store_true", help="smoke test: the whole pipeline with very few steps"
     )
     run.add_argument(
         "--files", metavar="DIR", help="write each run's experiment to a file for 'train', and stop"
     )
-    run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    run.add_argument("--dry-run", action="store_true", help="print the plan, and stop")
     run.add_argument("--fail-fast", action="store_true", help="stop at the first run that fails")
 
 
 def _add_measure(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    """The command that times: which arms of which model, and under which conditions."""
+    """`measure`: the model, the arms and the conditions."""
     measure = _command(
-        commands, "measure", "forward, prefill, decode on the clock, arms interleaved; memory"
+        commands, "measure", "time forward, prefill and decode, arms interleaved; memory"
     )
     measure.add_argument(
         "variants", nargs="+", metavar="VARIANT", help="equations or names; one twice: A/A"
@@ -176,56 +176,58 @@ def _add_measure(commands: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="NAME",
         help="or a task's or path's (small-decoder)",
     )
-    measure.add_argument("--position", metavar="P", help="positions in the model's place")
+    measure.add_argument("--position", metavar="P", help="position scheme instead of the model's")
     measure.add_argument(
         "--context", type=_count, metavar="N", help="tokens of a sequence (4096, or what fits)"
     )
     measure.add_argument("--batch", type=_count, default=4, metavar="N", help="sequences (4)")
     measure.add_argument("--precision", default="fp32", metavar="P", help="fp32, bf16 or fp16")
-    measure.add_argument("--backend", default="torch", metavar="NAME", help="what computes (torch)")
+    measure.add_argument("--backend", default="torch", metavar="NAME", help="torch or jax (torch)")
     measure.add_argument(
-        "--cache", metavar="T", help="type of cached rows: fp32, bf16, int8 (the precision's own)"
+        "--cache",
+        metavar="T",
+        help="dtype of cached rows: fp32, bf16, int8, int4 (that of --precision)",
     )
     measure.add_argument("--threads", type=_count, default=1, metavar="N", help="(1)")
     measure.add_argument(
-        "--seconds", type=_seconds, default=60.0, metavar="S", help="of the whole call (60)"
+        "--seconds", type=_seconds, default=60.0, metavar="S", help="time of the whole call (60)"
     )
     measure.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _add_analyse(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    """The command that reads a checkpoint."""
-    analyse = _command(commands, "analyse", "how alike K and V are in a checkpoint's layers")
+    """`analyse`: the checkpoint and its numbers of heads."""
+    analyse = _command(commands, "analyse", "similarity of K and V in a checkpoint's layers")
     analyse.add_argument("files", nargs="+", metavar="FILE", help="a checkpoint's .safetensors")
     analyse.add_argument("--heads", type=_count, required=True, metavar="N", help="query heads")
-    analyse.add_argument("--kv-heads", type=_count, metavar="N", help="(what the sizes say)")
+    analyse.add_argument("--kv-heads", type=_count, metavar="N", help="(inferred from the shapes)")
     analyse.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    """The commands that read a folder of results and run nothing."""
+    """The commands that only read a folder of results."""
     report = _command(commands, "report", "the table and the page of a folder of results")
-    report.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")
+    report.add_argument("folder", metavar="DIR", help="a folder of results of 'qkvbench run'")
     form = report.add_mutually_exclusive_group()
     form.add_argument("--as", dest="report", metavar="NAME", help="one report: 'ls reports'")
     form.add_argument("--json", action="store_true", help="the same as --as summary")
     _margin(report)
-    report.add_argument("--out", metavar="FILE", help="where the page goes (DIR/report.html)")
-    report.add_argument("--strict", action="store_true", help="exit 1 at damaged records")
+    report.add_argument("--out", metavar="FILE", help="file of the page (DIR/report.html)")
+    report.add_argument("--strict", action="store_true", help="exit 1 if a record is damaged")
 
-    compare = _command(commands, "compare", "two arms of a folder of results, beside each other")
-    compare.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")
+    compare = _command(commands, "compare", "compare two arms of a folder of results")
+    compare.add_argument("folder", metavar="DIR", help="a folder of results of 'qkvbench run'")
     compare.add_argument("first", metavar="A", help="the arm to compare with")
     compare.add_argument("second", metavar="B", help="the arm that is compared with it")
     _margin(compare)
     compare.add_argument("--json", action="store_true", help="one JSON document")
 
-    texts = _command(commands, "texts", "what models wrote, as files that sacreBLEU reads")
-    texts.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")
-    texts.add_argument("--out", metavar="FOLDER", required=True, help="where the files go")
+    texts = _command(commands, "texts", "write generated texts as files for sacreBLEU")
+    texts.add_argument("folder", metavar="DIR", help="a folder of results of 'qkvbench run'")
+    texts.add_argument("--out", metavar="FOLDER", required=True, help="folder of the files")
 
-    plan = _command(commands, "plan", "how many seeds a margin takes, from a folder of results")
-    plan.add_argument("folder", metavar="DIR", help="what 'qkvbench run' wrote")
+    plan = _command(commands, "plan", "how many seeds a margin needs, from a folder of results")
+    plan.add_argument("folder", metavar="DIR", help="a folder of results of 'qkvbench run'")
     _margin(plan)
     plan.add_argument("--json", action="store_true", help="one JSON document")
 
@@ -235,7 +237,7 @@ def _margin(parser: _Parser) -> None:
         "--margin",
         nargs="+",
         metavar="X",
-        help="what still counts as equal: X for every task, or TASK=X (by unit: 0.01, 0.02 bits)",
+        help="equivalence margin: X for every task, or TASK=X (by unit: 0.01, 0.02 bits)",
     )
 
 
@@ -252,7 +254,7 @@ def _add_claims(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _command(commands: "argparse._SubParsersAction[_Parser]", name: str, about: str) -> _Parser:
-    """A subcommand, answered by the module of its name, which is imported only then."""
+    """A subcommand; the module of its name answers it and is imported only then."""
     parser = commands.add_parser(
         name, help=about, description=about[0].upper() + about[1:] + ".", allow_abbrev=False
     )

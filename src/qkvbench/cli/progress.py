@@ -1,4 +1,4 @@
-"""How a study goes on, told on stderr: bars on a terminal, a line for each run elsewhere."""
+"""Progress of a study on stderr: a bar on a terminal, and a line for each run."""
 
 import sys
 from collections import Counter
@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from qkvbench import tasks
-from qkvbench.cost.matched import arm_text
 from qkvbench.cost.units import seconds_text
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
@@ -18,16 +17,16 @@ if TYPE_CHECKING:
     from qkvbench.sweep.trackers import Mirror
 
 
-class Told:
-    """Tells what a study's engine reports, also to `mirrors`, and counts how runs ended."""
+class StudyProgress:
+    """Prints the events of a study, forwards them to `mirrors`, and counts the runs by status."""
 
     mirrors: "Sequence[Mirror]" = ()
 
     def __init__(self, endings: Counter[str]) -> None:
-        """`endings` is counted up as runs end."""
+        """`endings` counts the statuses of the runs that ended."""
         self.console = Console(stderr=True, highlight=False)
         self.bars = Progress(
-            # A task may be a path, in which brackets are no markup.
+            # A task may be a path with brackets, which are not markup.
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
@@ -41,50 +40,50 @@ class Told:
         self.before = 0
         self.bar = self.bars.add_task("runs", total=None)
 
-    def __enter__(self) -> "Told":
-        """Begin to tell."""
+    def __enter__(self) -> "StudyProgress":
+        """Show the bar."""
         self.bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the bars away."""
+        """Remove the bar."""
         self.bars.stop()
 
-    def planned(self, missing: int, total: int) -> None:
-        """How many runs are to be done."""
+    def on_plan(self, missing: int, total: int) -> None:
+        """`missing` of `total` runs are not done yet."""
         self.total, self.before = total, total - missing
         self.bars.update(self.bar, total=total, completed=self.before)
         if self.before:
             self.console.print(f"{self.before} of {total} runs are done already.")
 
-    def bounded(self, why: str) -> None:
-        """Fewer runs are under way at a time than was asked for."""
+    def on_capacity(self, why: str) -> None:
+        """Fewer runs are parallel than requested."""
         self.console.print(why, markup=False)
 
-    def preparing(self, task: str) -> None:
-        """The data of a task are read, and fetched first where they are not here yet."""
+    def on_prepare(self, task: str) -> None:
+        """The data of a task are being read, and downloaded first if they are missing."""
         match tasks.find(task).tier:
             case "built-in" | "own":
                 return
             case _:
-                text = f"Reading the data of {task}; the first time, they are fetched ..."
+                text = f"Reading the data of {task}, which are downloaded the first time ..."
                 self.console.print(text, markup=False)
 
-    def lacking(self, task: str, reason: str) -> None:
-        """The data of a task cannot be had."""
+    def on_missing_data(self, task: str, reason: str) -> None:
+        """The data of a task are unavailable."""
         self.console.print(f"{task} cannot run. {reason}", style="red", markup=False)
 
-    def stepped(self, run: Experiment, step: int, loss: float) -> None:
-        """A run has taken a step."""
+    def on_step(self, run: Experiment, step: int, loss: float) -> None:
+        """A run finished a step."""
         for mirror in self.mirrors:
-            mirror.stepped(run, step, loss)
-        here = f"{run.task}  {arm_text(run.variant, run.model.name)}  seed {run.seed}"
+            mirror.on_step(run, step, loss)
+        here = f"{run.task}  {run.arm}  seed {run.seed}"
         self.bars.update(self.bar, description=f"{here}  step {step}  loss {loss:.3f}")
 
-    def ended(self, record: Record) -> None:
-        """A run has ended."""
+    def on_end(self, record: Record) -> None:
+        """A run ended."""
         for mirror in self.mirrors:
-            mirror.ended(record)
+            mirror.on_end(record)
         self.endings[record.status] += 1
         count = self.before + self.endings.total()
         name = f"[{count}/{self.total}] {record.task}  {record.arm}  seed {record.seed}"
@@ -98,15 +97,15 @@ class Told:
                 f"{name}  {record.status}: {record.reason}", style="red", markup=False
             )
 
-    def unmirrored(self, reason: str) -> None:
-        """A tracker does not work."""
+    def on_tracker_error(self, reason: str) -> None:
+        """A tracker failed."""
         self.console.print(reason, style="red", markup=False)
 
-    def unmeasured(self, reason: str) -> None:
+    def on_unmeasured(self, reason: str) -> None:
         """The arms could not be timed."""
         self.endings["failed"] += 1
         self.console.print(f"Latency and memory are missing. {reason}", style="red", markup=False)
 
-    def measuring(self, arms: int) -> None:
+    def on_measure(self, arms: int) -> None:
         """The arms are being timed."""
         self.console.print(f"Timing the decoding of {arms} arms, with nothing else running ...")

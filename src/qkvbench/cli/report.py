@@ -15,67 +15,67 @@ from qkvbench.results.view import View, view
 
 
 def answer(request: Request) -> int:
-    """Print what was asked for; exit 1 at damaged records where that is asked."""
-    store = found(request.folder)
+    """Print the report; with --strict, exit status 1 if there are damaged records."""
+    store = open_store(request.folder)
     margins = names.margins(request.margin)
     wanted = names.report("summary" if request.json else request.report)
     place = None if request.out is None else Path(request.out)
     try:
         if not store.runs().good and not store.damaged():
-            raise RequestError(f"There is no run in {store.path}; 'qkvbench run' puts them there.")
-        seen = view(store, margins)
-        names.known_tasks(margins, seen)
+            raise RequestError(f"There is no run in {store.path}; 'qkvbench run' writes them.")
+        study = view(store, margins)
+        names.check_margin_tasks(margins, study)
         if wanted is None:
-            write_reports(store, place, seen)
+            write_reports(store, place, study)
         elif place is None:
-            print(wanted.render(seen), end="")
+            print(wanted.render(study), end="")
         else:
-            _write(place, wanted.render(seen))
+            _write(place, wanted.render(study))
     except StoreError as error:
         raise RequestError(str(error)) from None
     return 1 if request.strict and store.damaged() else 0
 
 
-def found(folder: str) -> Store:
-    """The store in a folder that a person named."""
+def open_store(folder: str) -> Store:
+    """The store in a folder; RequestError if there is no folder."""
     if not Path(folder).is_dir():
-        raise RequestError(f"{folder} is not a folder of results; 'qkvbench run' makes one.")
+        raise RequestError(f"{folder} is not a folder of results; 'qkvbench run' writes one.")
     return Store(folder)
 
 
-def opened(folder: str, words: Sequence[str] | None) -> View:
-    """The study in a folder that a person named, with the margins that were stated."""
+def load_view(folder: str, words: Sequence[str] | None) -> View:
+    """The study in a folder, with the margins of the words after --margin."""
     margins = names.margins(words)
     try:
-        seen = view(found(folder), margins)
+        study = view(open_store(folder), margins)
     except StoreError as error:
         raise RequestError(str(error)) from None
-    if not seen.runs:
-        raise RequestError(f"There is no run in {folder}; 'qkvbench run' puts them there.")
-    names.known_tasks(margins, seen)
-    return seen
+    if not study.runs:
+        raise RequestError(f"There is no run in {folder}; 'qkvbench run' writes them.")
+    names.check_margin_tasks(margins, study)
+    return study
 
 
-def write_reports(store: Store, place: Path | None = None, seen: View | None = None) -> None:
-    """Write the page beside the records, then print the table and the conclusions."""
-    seen = seen or view(store)
+def write_reports(store: Store, place: Path | None = None, study: View | None = None) -> None:
+    """Write the page into the store (or to `place`), then print the table and the findings."""
+    study = study or view(store)
     place = place or store.path / f"report.{page.SUFFIX}"
-    _write(place, page.render(seen))
-    _print_table(seen)
-    for damaged in seen.damaged:
-        # A file's name and its fields may come from anyone.
-        said = printable(f"{damaged.path}: {damaged.reason}")
-        print(f"Damaged, left as it is: {said}", file=sys.stderr)
+    _write(place, page.render(study))
+    _print_table(study)
+    for damaged in study.damaged:
+        # The name of a file and its fields are not trusted.
+        text = printable(f"{damaged.path}: {damaged.reason}")
+        print(f"Damaged, not modified: {text}", file=sys.stderr)
     print(f"The page: {place}", file=sys.stderr)
 
 
-def _print_table(seen: View) -> None:
+def _print_table(study: View) -> None:
     if sys.stdout.isatty():
         console = Console()
-        terminal.print_table(seen, console)
-        terminal.print_words(seen, console)
+        terminal.print_table(study, console)
+        terminal.print_words(study, console)
     else:
-        print(terminal.render(seen), end="")
+        print(terminal.render(study), end="")
 
 
 def _write(place: Path, text: str) -> None:

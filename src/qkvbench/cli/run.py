@@ -1,18 +1,18 @@
-"""`qkvbench run`: a study from words to a table, resumed by the same words."""
+"""`qkvbench run`: run a study and report it; the same command resumes it."""
 
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qkvbench import backends, recipes
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
-from qkvbench.cli.progress import Told
+from qkvbench.cli.progress import StudyProgress
 from qkvbench.cli.report import write_reports
 from qkvbench.cli.train import write_files
 from qkvbench.cost.units import bytes_text, seconds_text
@@ -27,75 +27,80 @@ if TYPE_CHECKING:
     from qkvbench.sweep.forecast import Forecast
 
 DEFAULT_SEEDS = 3
+# The fields of a study that a flag of the same name replaces, and how its text is parsed.
+STUDY_FIELDS: Mapping[str, Callable[[Any], object]] = {
+    "variants": names.arms,
+    "backend": names.backend,
+    "model": names.model,
+    "position": str,
+    "pooling": names.pooling,
+    "init_from": names.task,
+    "precision": names.precision,
+    "compiled": bool,
+    "checkpointing": bool,
+    "micro_batches": int,
+    "devices": int,
+    "sharding": names.sharding,
+    "smoke": bool,
+}
 
 
 def answer(request: Request) -> int:
-    """Carry out the study, print its table, write its page."""
-    study = asked(request)
+    """Run the study, print its table, write its page."""
+    study = requested_study(request)
     engine = names.engine(request.engine, request.options)
     trackers = names.trackers(request.track)
-    experiments = checked(study)
-    store = Store(Path("results") / folder(study) if request.out is None else Path(request.out))
+    experiments = buildable_experiments(study)
+    store = Store(
+        Path("results") / default_folder(study) if request.out is None else Path(request.out)
+    )
     try:
         if request.files:
             write_files(experiments, Path(request.files))
             print(f"{len(experiments)} experiments are in {request.files}, for 'qkvbench train'.")
             return 0
         if request.dry_run:
-            print(_plan(study, experiments, store, request.jobs))
+            print(_dry_run_text(study, experiments, store, request.jobs))
             return 0
-        return _carried_out(request, study, store, engine, trackers)
+        return _run_study(request, study, store, engine, trackers)
     except StoreError as error:
         raise RequestError(f"{error}\nGive another folder with --out DIR.") from None
 
 
-def asked(request: Request) -> Study:
-    """The study that the words mean: a recipe, changed by the flags, or variants × tasks."""
+def requested_study(request: Request) -> Study:
+    """The study of a request: a recipe, changed by the flags, or variants × tasks."""
     if request.recipe:
         study = names.recipe(request.recipe)
     elif request.variants and request.tasks:
         study = Study(name="study", variants=(), seeds={})
     else:
         raise RequestError(
-            "What shall run? A recipe, as in 'qkvbench run quick', "
+            "Nothing to run: name a recipe, as in 'qkvbench run quick', "
             "or --variants and --tasks, as in 'run --variants q,k,v q,k=v --tasks digits'.\n"
-            f"Recipes: {', '.join(recipes.names())}; 'qkvbench ls recipes' says what they are."
+            f"Recipes: {', '.join(recipes.names())}; 'qkvbench ls recipes' describes them."
         )
-    if request.variants:
-        wanted = names.arms(request.variants)
-        study = replace(study, variants=wanted)
     seeds: dict[str, int] = dict(study.seeds)
     if request.tasks:
-        wanted = dict.fromkeys(names.task(name) for name in request.tasks)
-        seeds = {name: seeds.get(name, DEFAULT_SEEDS) for name in wanted}
+        tasks = dict.fromkeys(names.task(name) for name in request.tasks)
+        seeds = {name: seeds.get(name, DEFAULT_SEEDS) for name in tasks}
     if request.seeds:
         seeds = dict.fromkeys(seeds, int(request.seeds))
     if request.smoke:
-        # Two seeds, so that the statistics run their road as well.
+        # Two seeds, so that the statistics are computed as well.
         seeds = {name: min(count, 2) for name, count in seeds.items()}
-    return replace(
-        study,
-        name=f"{study.name}-smoke" if request.smoke else study.name,
-        seeds=seeds,
-        backend=names.backend(request.backend),
-        model=study.model if request.model is None else names.model(request.model),
-        position=request.position or study.position,
-        pooling=study.pooling if request.pooling is None else names.pooling(request.pooling),
-        init_from=study.init_from if request.init_from is None else names.task(request.init_from),
-        precision=names.precision(request.precision or study.precision),
-        compiled=request.compile or study.compiled,
-        checkpointing=request.checkpointing or study.checkpointing,
-        micro_batches=request.micro_batches or study.micro_batches,
-        devices=request.devices or study.devices,
-        sharding=names.sharding(request.sharding or study.sharding),
-        smoke=request.smoke,
-    )
+    changes = {
+        field: parse(getattr(request, field))
+        for field, parse in STUDY_FIELDS.items()
+        if getattr(request, field)
+    }
+    name = f"{study.name}-smoke" if request.smoke else study.name
+    return replace(study, name=name, seeds=seeds, **changes)
 
 
-def folder(study: Study) -> str:
-    """Where the study goes if nobody says: its name; with a mark where it is not the recipe itself.
+def default_folder(study: Study) -> str:
+    """The default folder of a study: its name, with a hash if it differs from the recipe.
 
-    The number of seeds makes no other study: more of them go on in the same place.
+    The number of seeds is not hashed, so that more seeds are added to the same folder.
     """
     plain = study.name.removesuffix("-smoke")
     if plain in recipes.names():
@@ -103,12 +108,12 @@ def folder(study: Study) -> str:
         if replace(study, name=plain, smoke=False, seeds=recipe.seeds) == recipe:
             return study.name
     one_seed = replace(study, seeds=dict.fromkeys(study.seeds, 1)).experiments()
-    marks = "".join(run.id for run in one_seed)
-    return f"{study.name}-{sha256(marks.encode()).hexdigest()[:6]}"
+    ids = "".join(run.id for run in one_seed)
+    return f"{study.name}-{sha256(ids.encode()).hexdigest()[:6]}"
 
 
-def checked(study: Study) -> tuple[Experiment, ...]:
-    """The study's runs, each of which can be built; RequestError where one cannot."""
+def buildable_experiments(study: Study) -> tuple[Experiment, ...]:
+    """The runs of a study; RequestError if the model of one cannot be built."""
     try:
         experiments = study.experiments()
         for experiment in experiments:
@@ -118,8 +123,10 @@ def checked(study: Study) -> tuple[Experiment, ...]:
     return experiments
 
 
-def _plan(study: Study, experiments: Sequence[Experiment], store: Store, jobs: int | None) -> str:
-    """What would run, and what it would take, in words."""
+def _dry_run_text(
+    study: Study, experiments: Sequence[Experiment], store: Store, jobs: int | None
+) -> str:
+    """The runs of the study, and a forecast of their time and memory."""
     from qkvbench.sweep.forecast import forecasts
     from qkvbench.sweep.study import to_run
 
@@ -134,51 +141,51 @@ def _plan(study: Study, experiments: Sequence[Experiment], store: Store, jobs: i
     ]
     if needed := {first for run in experiments for first in run.needed}:
         weights = sum(kept_weights(first) is not None for first in needed)
-        first = ", ".join(sorted({first.task for first in needed}))
+        first = ", ".join(sorted({str(first.task) for first in needed}))
         lines.append(
-            f"First  {len(needed)} runs on {first} come first, of which {weights} are kept."
+            f"First  {len(needed)} runs on {first} come first; the weights of {weights} are kept."
         )
     return "\n".join(
         [*lines, *_forecast_lines(study, forecasts(experiments, missing, store), jobs)]
     )
 
 
-def _forecast_lines(study: Study, found: "Sequence[Forecast]", jobs: int | None) -> list[str]:
-    """Each task's time, memory and disk, and from where that is known; then the whole."""
-    rows = [("task", "runs", "left", "a run", "a step holds", "records", "known from")]
+def _forecast_lines(study: Study, by_task: "Sequence[Forecast]", jobs: int | None) -> list[str]:
+    """The time, memory and disk of each task with their source, and the total time."""
+    rows = [("task", "runs", "left", "per run", "memory", "records", "known from")]
     rows += [
         (
             each.task,
             str(each.runs),
             str(each.left),
             "?" if each.run_s is None else seconds_text(each.run_s),
-            "?" if each.step_bytes is None else bytes_text(each.step_bytes),
+            bytes_text(each.step_bytes),
             "?" if each.disk_bytes is None else bytes_text(each.disk_bytes),
             each.source or "nothing",
         )
-        for each in found
+        for each in by_task
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    told = [each.left_s for each in found if each.left_s is not None]
-    left = sum(each.left for each in found if each.left_s is None)
-    at_once = jobs or max(1, cores() // study.threads)
-    whole = f"Takes  about {seconds_text(sum(told) / at_once)}, {at_once} at a time"
-    if left:
+    known_s = [each.left_s for each in by_task if each.left_s is not None]
+    unknown = sum(each.left for each in by_task if each.left_s is None)
+    parallel = jobs or max(1, cores() // study.threads)
+    total = f"Takes  about {seconds_text(sum(known_s) / parallel)}, {parallel} at a time"
+    if unknown:
         takes = recipes.takes(study.name) if study.name in recipes.names() else None
-        whole += f", and {left} runs of which no record tells"
-        whole += f"; the recipe says: {takes}" if takes else ""
-    whole += ". Beside a step, each process holds what its backend and the data take."
-    return [*table, whole]
+        total += f", and {unknown} runs of unknown time"
+        total += f"; by the recipe: {takes}" if takes else ""
+    total += ". Memory is that of a training step, without backend and data."
+    return [*table, total]
 
 
-def _carried_out(
+def _run_study(
     request: Request, study: Study, store: Store, engine: "EngineChoice", trackers: Sequence[str]
 ) -> int:
-    # After the request is checked: the engine imports the backend.
+    # Imported after the request is checked, because the engine imports the backend.
     from qkvbench.sweep.local import stoppable
     from qkvbench.sweep.study import run_study
     from qkvbench.sweep.trackers import Mirror
@@ -194,9 +201,9 @@ def _carried_out(
             raise RequestError(f"{reason}\nNothing was run.")
     command = "qkvbench " + shlex.join(sys.argv[1:])
     endings: Counter[str] = Counter()
-    with stoppable(), Told(endings) as progress:
+    with stoppable(), StudyProgress(endings) as progress:
         progress.mirrors = [
-            Mirror(name, store.path / "trackers" / name, study.name, progress.unmirrored)
+            Mirror(name, store.path / "trackers" / name, study.name, progress.on_tracker_error)
             for name in trackers
         ]
         run_study(

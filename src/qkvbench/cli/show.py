@@ -1,4 +1,4 @@
-"""`qkvbench show`: one variant, drawn and counted from its plan."""
+"""`qkvbench show`: the diagram and the costs of one variant, from its plan."""
 
 import json
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def answer(request: Request) -> int:
 
 
 def facts(model: Model, tokens: int) -> dict[str, object]:
-    """What is computed of the model, as JSON values; the cache at 2 bytes a value."""
+    """The computed costs of the model as JSON values; the cache at 2 bytes a value."""
     parameters = cost.parameters(model)
     return {
         "variant": model.variant,
@@ -68,7 +68,7 @@ def facts(model: Model, tokens: int) -> dict[str, object]:
 
 
 def picture(variant: Variant, model: Model, tokens: int) -> list[str]:
-    """The lines of a drawing: which matrix feeds which role, what a cache keeps, what it costs."""
+    """The lines of a diagram: the matrices and operations of each role, the cache, the costs."""
     plan = next(plan for plan in model.plans if plan)
     entry = next((each for each in CATALOGUE if each.variant == variant), None)
     title = f"{write(variant)}   {entry.name}: {entry.about}" if entry else write(variant)
@@ -98,26 +98,26 @@ def _roots(plan: Plan) -> list[str]:
             corner = "──" if len(roles) == 1 else "┬─" if index == 0 else "├─"
             corner = "└─" if index and role == roles[-1] else corner
             begin = left if index == 0 else " " * len(left)
-            lines.append(f"{begin}{corner}{_way(plan.derivations[role].ops)}▶ {role.upper()}")
-    return [*lines, f"  {_attended(plan)} ── W_o ──▶ output"]
+            lines.append(f"{begin}{corner}{_arrow(plan.derivations[role].ops)}▶ {role.upper()}")
+    return [*lines, f"  {_attention_formula(plan)} ── W_o ──▶ output"]
 
 
-def _way(ops: tuple[Op, ...]) -> str:
-    return "─" + "".join(f" {_OPS[type(op)](op)} ──" for op in ops)
+def _arrow(ops: tuple[Op, ...]) -> str:
+    return "─" + "".join(f" {_OP_LABELS[type(op)](op)} ──" for op in ops)
 
 
-# How each operation is drawn on the way from a root.
-_OPS: dict[type[Op], Callable[[Any], str]] = {
+# The label of each operation on the arrow from a root to a role.
+_OP_LABELS: dict[type[Op], Callable[[Any], str]] = {
     ApplyRotation: lambda op: f"R_{op.role}{'ᵀ' if op.back else ''}",
     UpProject: lambda op: f"U_{op.role}",
     Normalize: lambda _: "norm",
     Scale: lambda op: f"·s_{op.role}",
-    ApplyRope: lambda op: "RoPE⁻¹" if op.back else "RoPE",
+    ApplyRope: lambda op: "inverse RoPE" if op.back else "RoPE",
 }
 
 
-def _attended(plan: Plan) -> str:
-    """The formula of attention, with all that is said of the scores."""
+def _attention_formula(plan: Plan) -> str:
+    """The formula of attention, with everything that is added to the scores."""
     score = "Q·Kᵀ"
     for bias in plan.biases:
         match bias:
@@ -133,57 +133,57 @@ def _attended(plan: Plan) -> str:
     limits += "" if mask.diagonal else ", no token on itself"
     others = [name for name in sorted(plan.features) if name.startswith("scores.")]
     limits += "".join(f", {name.removeprefix('scores.')}" for name in others)
-    inverse = " ── RoPE⁻¹" if plan.output_ops else ""
+    inverse = " ── inverse RoPE" if plan.output_ops else ""
     return f"softmax({score})·V{limits}{inverse}"
 
 
 def _cache(plan: Plan, model: Model) -> list[str]:
     if not model.causal:
-        return ["  An encoder keeps no cache."]
-    key = _state(plan.cached_key.derivation)
+        return ["  An encoder has no cache."]
+    key = _cached_text(plan.cached_key.derivation)
     if len(plan.cached) == 1:
         lines = [f"  The cache keeps one tensor: {key}."]
     else:
-        value = _state(plan.cached_value.derivation)
+        value = _cached_text(plan.cached_value.derivation)
         lines = [f"  The cache keeps two tensors: K as {key}, and V as {value}."]
     if plan.key_ops_on_read:
         read = "it" if len(plan.cached) == 1 else "the first"
-        lines.append(f"  Read as K, {read} is {_words(plan.key_ops_on_read)}.")
-    folded = [
-        f"K's {_MAPS[type(op)]} into the query"
+        lines.append(f"  When K is read, {read} is {_joined_words(plan.key_ops_on_read)}.")
+    absorbed = [
+        f"K's {_MAP_NAMES[type(op)]} into the query"
         for op in plan.absorbed_by_query
-        if type(op) in _MAPS
+        if type(op) in _MAP_NAMES
     ]
-    folded += [f"V's {name} into the output" for name in _named(plan.absorbed_by_output)]
-    if folded:
-        lines.append(f"  Folded: {', '.join(folded)}.")
+    absorbed += [f"V's {name} into the output" for name in _map_names(plan.absorbed_by_output)]
+    if absorbed:
+        lines.append(f"  Absorbed: {', '.join(absorbed)}.")
     return lines
 
 
-_MAPS: dict[type[Op], str] = {ApplyRotation: "rotation", UpProject: "up-projection"}
+_MAP_NAMES: dict[type[Op], str] = {ApplyRotation: "rotation", UpProject: "up-projection"}
 
 
-def _named(ops: tuple[Op, ...]) -> list[str]:
-    return list(dict.fromkeys(_MAPS[type(op)] for op in ops))
+def _map_names(ops: tuple[Op, ...]) -> list[str]:
+    return list(dict.fromkeys(_MAP_NAMES[type(op)] for op in ops))
 
 
-def _state(path: Derivation) -> str:
-    """A root and what has been done to it."""
-    done = _words(path.ops)
+def _cached_text(path: Derivation) -> str:
+    """A root and the operations that were applied to it."""
+    done = _joined_words(path.ops)
     return f"{path.root} {done}" if done else path.root
 
 
-_DONE: dict[type[Op], str] = {
+_OP_WORDS: dict[type[Op], str] = {
     ApplyRotation: "rotated",
     UpProject: "projected up",
     Normalize: "normed",
     Scale: "scaled",
-    ApplyRope: "turned by position",
+    ApplyRope: "rotated by RoPE",
 }
 
 
-def _words(ops: tuple[Op, ...]) -> str:
-    *first, last = [_DONE[type(op)] for op in ops] or [""]
+def _joined_words(ops: tuple[Op, ...]) -> str:
+    *first, last = [_OP_WORDS[type(op)] for op in ops] or [""]
     return f"{', '.join(first)} and {last}" if first else last
 
 

@@ -1,4 +1,4 @@
-"""`qkvbench train`: one experiment from a file, in this process or as one of those of torchrun."""
+"""`qkvbench train`: run one experiment from a file, in one process or under torchrun."""
 
 import json
 import sys
@@ -13,8 +13,8 @@ from qkvbench.results.store import Store, StoreError
 
 
 def answer(request: Request) -> int:
-    """Run what the file says and keep its record; a run that is done is not run again."""
-    experiment = asked(Path(request.experiment))
+    """Run the experiment and write its record, unless it is done already."""
+    experiment = read_experiment(Path(request.experiment))
     store = Store(Path(request.out))
     if store.done(experiment) is not None:
         print(f"{experiment.id} is done in {store.path}.")
@@ -25,12 +25,12 @@ def answer(request: Request) -> int:
         raise RequestError(f"{error}\nGive another folder with --out DIR.") from None
 
 
-def asked(path: Path) -> Experiment:
-    """The experiment in a file, or that of the record in it; RequestError where there is none."""
+def read_experiment(path: Path) -> Experiment:
+    """The experiment in a file, or that of a record; RequestError if there is none."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no JSON"
+        why = error.strerror if isinstance(error, OSError) else "it is not JSON"
         raise RequestError(
             f"{path} cannot be read as an experiment: {why}.\n"
             "'qkvbench run ... --files FOLDER' writes such files."
@@ -40,13 +40,13 @@ def asked(path: Path) -> Experiment:
     except ValidationError as error:
         first = error.errors()[0]
         raise RequestError(
-            f"{path} is no experiment: {'.'.join(map(str, first['loc']))}: {first['msg']}.\n"
+            f"{path} is not an experiment: {'.'.join(map(str, first['loc']))}: {first['msg']}.\n"
             "'qkvbench run ... --files FOLDER' writes such files."
         ) from None
 
 
 def write_files(experiments: tuple[Experiment, ...], folder: Path) -> None:
-    """Each experiment as a file of its own; RequestError where the folder cannot be written."""
+    """Write each experiment to a file; RequestError if the folder cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for each in experiments:
@@ -58,11 +58,11 @@ def write_files(experiments: tuple[Experiment, ...], folder: Path) -> None:
 
 
 def _run(experiment: Experiment, store: Store) -> int:
-    # After the request is checked: what runs imports the backend.
+    # Imported after the request is checked, because the runner imports the backend.
     from qkvbench.train.checkpoint import Checkpoints
     from qkvbench.train.dependencies import run_with_dependencies
 
-    rank = _place(experiment)
+    rank = _process_rank(experiment)
     checkpoints = Checkpoints(store.checkpoints)
     record = run_with_dependencies(experiment, checkpoints=checkpoints)
     if rank == 0:
@@ -75,8 +75,8 @@ def _run(experiment: Experiment, store: Store) -> int:
     return 0 if record.status == "done" else 1
 
 
-def _place(experiment: Experiment) -> int:
-    """Which of the processes of this run this is; RequestError where others were started."""
+def _process_rank(experiment: Experiment) -> int:
+    """The rank of this process; RequestError if the number of processes does not fit."""
     devices = experiment.devices
     try:
         backend = (
@@ -91,8 +91,8 @@ def _place(experiment: Experiment) -> int:
         raise RequestError(f"{why}\nNothing was run.")
     if count not in (1, devices):
         raise RequestError(
-            f"{experiment.id} is for devices: {devices}, and {count} processes were started.\n"
+            f"{experiment.id} needs {devices} devices, but {count} processes were started.\n"
             f"Nodes times --nproc-per-node must be {devices}; 'qkvbench run ... --devices {count} "
-            "--files FOLDER' writes one for these."
+            f"--files FOLDER' writes an experiment for {count}."
         )
     return rank

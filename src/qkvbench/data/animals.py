@@ -4,9 +4,9 @@ import gzip
 
 from qkvbench.data.array_pickle import arrays
 from qkvbench.data.labelled_images import LabelledImages
-from qkvbench.data.wheel import Wheel, opened
+from qkvbench.data.wheel import Wheel, open_wheel
 
-# In the order of their labels. A zebra has its stripes in grey, so it is the easiest to name.
+# In the order of their labels. Zebras are the easiest: only they have grey stripes.
 KINDS = (
     "bear",
     "bird",
@@ -30,9 +30,9 @@ _FILES = "animal_mnist/data/Animal_MNIST/animal_{}_version_3.gz"
 
 
 def animals() -> LabelledImages:
-    """The 9,716 of 10,000 pictures that are different; DataUnavailableError without the wheel."""
-    with opened(ANIMAL_MNIST) as archive:
+    """The 9,716 distinct pictures of 10,000; DataUnavailableError without the wheel."""
+    with open_wheel(ANIMAL_MNIST) as archive:
         pixels, labels = (
             arrays(gzip.decompress(archive.read(_FILES.format(part)))) for part in ("data", "label")
         )
-    return LabelledImages(pixels[..., None], labels).different()
+    return LabelledImages(pixels[..., None], labels).distinct()

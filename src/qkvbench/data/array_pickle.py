@@ -1,4 +1,4 @@
-"""Arrays out of a pickle, and nothing else: no name that could be code is ever looked up."""
+"""Numeric arrays from a pickle; no other name in it is ever imported."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -9,13 +9,13 @@ import numpy as np
 
 
 class ForbiddenPickleError(Exception):
-    """The pickle asks for something else than arrays of numbers."""
+    """The pickle holds something else than arrays of numbers."""
 
 
 def arrays(content: bytes) -> Any:
     """The tuples, lists and numeric arrays of a pickle.
 
-    Raises ForbiddenPickleError where it names anything else, before that is looked up.
+    Raises ForbiddenPickleError if it names anything else, before that is imported.
     """
     try:
         return _plain(_ArraysOnly(BytesIO(content), encoding="latin1").load())
@@ -31,8 +31,8 @@ def arrays(content: bytes) -> Any:
         raise ForbiddenPickleError(f"This pickle does not hold arrays: {error}") from error
 
 
-# NumPy's own names would do more than they are asked for: `ndarray` takes bytes for the addresses
-# of objects, and the state of a type may say so. So these stand in for them and read plain numbers.
+# These replace NumPy's own classes, which are not safe here: the state of a dtype may say that
+# bytes are addresses of objects.
 class _Type:
     """A type of numbers, by its description and then its byte order."""
 
@@ -43,21 +43,21 @@ class _Type:
         self.found = found
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """The second of a type's state is its byte order; nothing else of it is read."""
+        """Read the byte order, the second entry of the state, and nothing else."""
         if state[1] in ("<", ">"):
             self.found = self.found.newbyteorder(state[1])
 
 
 class _Array:
-    """An array, once its state is there: a version, shape, type, order of columns, and bytes."""
+    """An array. Its state is a version, shape, type, column order, and bytes."""
 
     values: np.ndarray
 
     def __init__(self, *_: Any) -> None:
-        """What it is begun with says nothing."""
+        """No-op: the state comes later."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """The numbers; ValueError where bytes and shape do not fit."""
+        """Read the numbers; ValueError if bytes and shape do not fit."""
         _, shape, kind, by_columns, content = state
         if not isinstance(kind, _Type):
             raise ForbiddenPickleError("This pickle holds an array without a type of numbers.")
@@ -67,7 +67,7 @@ class _Array:
         self.values = flat.reshape(shape, order="F" if by_columns else "C").copy()
 
 
-# Under the names that pickles of old and new NumPy use. `ndarray` is only ever an argument.
+# The names in pickles of old and new NumPy. `ndarray` is only an argument.
 _ADMITTED: dict[tuple[str, str], Callable[..., Any] | None] = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
@@ -78,7 +78,7 @@ _ADMITTED: dict[tuple[str, str], Callable[..., Any] | None] = {
 
 class _ArraysOnly(Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """What stands in for one of the four names that arrays are made with."""
+        """The replacement for one of the four names of which arrays are made."""
         if (module, name) not in _ADMITTED:
             raise ForbiddenPickleError(
                 f"This pickle asks for {module}.{name}; only arrays of numbers are read."
@@ -87,7 +87,7 @@ class _ArraysOnly(Unpickler):
 
 
 def _plain(value: Any) -> Any:
-    """The same with arrays in place of what stood in for them."""
+    """The same value with NumPy arrays in place of `_Array`."""
     match value:
         case _Array():
             return value.values

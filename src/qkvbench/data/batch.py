@@ -1,4 +1,4 @@
-"""What passes between a task and a backend: batches, and what a model said of them."""
+"""The values that pass between a task and a backend: batches and predictions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,21 +21,21 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and the class that is right at each place; `UNSCORED` where nothing is predicted.
+    """Inputs and the right class at each position; `IGNORE_INDEX` at positions without a target.
 
     ``inputs`` are token ids (items, positions) or vectors (items, positions, features);
     ``targets`` are (items, positions), or (items, 1) for one prediction per item. ``lengths`` says
     how many of an item's positions are read, from the first on; None means all of them.
-    ``second`` is what a model with two inputs reads beside; there are as many items of it.
+    ``second`` is the second input of a model with two; it has as many items.
     """
 
     inputs: Num[np.ndarray, "items positions *features"]
-    targets: Int[np.ndarray, "items places"]
+    targets: Int[np.ndarray, "items targets"]
     lengths: Int[np.ndarray, " items"] | None = None
     second: Sequences | None = None
 
     def parts(self, count: int) -> "Iterator[Batch]":
-        """The batch cut into `count` parts of its items, in order, sizes alike to one item."""
+        """The batch cut into `count` parts in order, whose sizes differ by one item at most."""
         bounds = [len(self.inputs) * part // count for part in range(count + 1)]
         for items in (slice(*pair) for pair in pairwise(bounds)):
             lengths = None if self.lengths is None else self.lengths[items]
@@ -48,23 +48,23 @@ class Batch:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said of some items: at each place the loss in nats and the likeliest class.
+    """For each position of some items the loss in nats and the likeliest class.
 
-    ``ranks`` counts the other classes that are at least as likely as the right one, so what is
-    undecided counts as wrong.
+    ``ranks`` counts the other classes that are at least as likely as the right one, so a tie
+    counts as wrong.
     """
 
-    loss: Float[np.ndarray, "items places"]
-    predicted: Int[np.ndarray, "items places"]
-    targets: Int[np.ndarray, "items places"]
-    ranks: Int[np.ndarray, "items places"]
+    loss: Float[np.ndarray, "items targets"]
+    predicted: Int[np.ndarray, "items targets"]
+    targets: Int[np.ndarray, "items targets"]
+    ranks: Int[np.ndarray, "items targets"]
 
 
 @dataclass(frozen=True)
 class Search:
-    """How a text is looked for: the likeliest that a beam of `beams` finds; one beam is greedy.
+    """Beam search for the likeliest text, with `beams` beams; one beam is greedy.
 
-    A text begins with the token `begin`, which is not among its own, and has ended with `end`, or
+    A text begins with the token `begin`, which does not belong to it, and ends with `end`, or
     after `longest` tokens. Texts of different length are compared by log P / lp, where
     lp = ((5 + tokens) / 6) ^ ``penalty`` and `end` counts as a token (arXiv:1609.08144, eq. 14,
     without its term for coverage).
@@ -104,13 +104,13 @@ class Split(Protocol):
 
 
 @runtime_checkable
-class Seen(Split, Protocol):
-    """A split whose inputs are pictures that a network can look at first, each once."""
+class ImageSplit(Split, Protocol):
+    """A split whose inputs are images that a feature extractor can read first, each once."""
 
-    def pictures(self) -> Float[np.ndarray, "pictures features"]:
-        """Each picture as the numbers that such a network reads, one position after the other."""
+    def images(self) -> Float[np.ndarray, "images features"]:
+        """Each image once, as the extractor reads it, one position after the other."""
         ...
 
-    def seen_as(self, vectors: Float[np.ndarray, "pictures features"]) -> "Seen":
-        """The same items, made of these vectors in place of the pictures."""
+    def with_features(self, vectors: Float[np.ndarray, "images features"]) -> "ImageSplit":
+        """The same items, with these vectors in place of the images."""
         ...

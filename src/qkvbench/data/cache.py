@@ -1,4 +1,4 @@
-"""The folder that keeps what was fetched and prepared, for all runs and processes of a user."""
+"""The cache folder: fetched and prepared data, for all runs and processes of a user."""
 
 import fcntl
 import os
@@ -8,20 +8,23 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import file_digest
 from pathlib import Path
+from typing import TypeVar
 
-# Hashes of the files of a kept folder, written last: what lacks them or differs is made anew.
+Source = TypeVar("Source")
+
+# Hashes of the files of a prepared folder, written last: a folder without them is made again.
 _SUMS = "SHA256SUMS"
 
-# Whether this thread is the one that writes: a second lock on the same file would wait for ever.
+# True in the thread that holds the lock: taking it twice would be a deadlock.
 _writes: ContextVar[bool] = ContextVar("writes", default=False)
 
 
 class DataUnavailableError(Exception):
-    """A task's data cannot be had. The message says why and what to do, in at most five lines."""
+    """A task's data are not available. The message says why and what to do, in five lines."""
 
 
 class DataRefusedError(Exception):
-    """What a person gave as data or tokenizer cannot be used. The message says why, and what can.
+    """A person's data or tokenizer cannot be used. The message says why, and what can be.
 
     It has at most five lines.
     """
@@ -37,11 +40,11 @@ def cache_folder() -> Path:
 
 @contextmanager
 def writing() -> Iterator[Path]:
-    """The cache folder, for one process at a time: arms that start together fetch once.
+    """The cache folder, locked: of runs that start together one fetches.
 
-    Who holds it may ask for it again: what is kept may be made of something else that is kept.
+    The lock is reentrant, since one prepared folder may be made from another.
 
-    Raises DataUnavailableError where the folder cannot be made or written.
+    Raises DataUnavailableError if the folder cannot be made or written.
     """
     folder = cache_folder()
     if _writes.get():
@@ -71,7 +74,7 @@ def writing() -> Iterator[Path]:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal; empty where there is no file to read."""
+    """The SHA-256 of a file's bytes, in hexadecimal; empty if the file cannot be read."""
     try:
         with path.open("rb") as file:
             return file_digest(file, "sha256").hexdigest()
@@ -79,19 +82,19 @@ def sha256_of(path: Path) -> str:
         return ""
 
 
-def kept(name: str) -> Path | None:
-    """The prepared folder `name`, whole and undamaged; None where it is still to be made."""
+def lookup(name: str) -> Path | None:
+    """The prepared folder `name`, if it is there, complete and undamaged."""
     folder = cache_folder() / name
     return folder if _is_whole(folder) else None
 
 
 def keep(name: str, make: Callable[[Path], None]) -> Path:
-    """The prepared folder `name`, filled by `make` where no other process has been faster.
+    """The prepared folder `name`, filled by `make` unless another process was faster.
 
-    Raises DataUnavailableError where the cache cannot be written.
+    Raises DataUnavailableError if the cache cannot be written.
     """
     with writing() as cache:
-        folder = kept(name)
+        folder = lookup(name)
         if folder is None:
             folder = cache / name
             with replacing(folder) as making:
@@ -100,12 +103,24 @@ def keep(name: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
+def prepare_once(
+    name: str, read: Callable[[], Source], make: Callable[[Source, Path], None]
+) -> Path:
+    """The prepared folder `name`, made on first use from what `read` returns.
+
+    `read` runs before the cache is locked: it may take the lock itself, to fetch a wheel.
+    """
+    if folder := lookup(name):
+        return folder
+    source = read()
+    return keep(name, lambda making: make(source, making))
+
+
 @contextmanager
 def alone(name: str) -> Iterator[None]:
-    """For one process at a time to make what is called `name`, while others make other things.
+    """A lock on `name` alone, for work of minutes during which the cache stays open to others.
 
-    For work of minutes, which must not hold up who only wants to keep something. Raises
-    DataUnavailableError where the cache cannot be written.
+    Raises DataUnavailableError if the cache cannot be written.
     """
     with writing() as folder:
         place = folder / f"{name}.lock"
@@ -116,13 +131,13 @@ def alone(name: str) -> Iterator[None]:
 
 
 def identity_of(folder: Path) -> str:
-    """A hash of what is in a prepared folder."""
+    """A hash of the content of a prepared folder."""
     return sha256_of(folder / _SUMS)
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, which takes its place when the block ends well."""
+    """An empty folder that replaces `folder` if the block ends without an error."""
     making = folder.with_name(folder.name + ".making")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir()

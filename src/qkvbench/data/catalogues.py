@@ -1,4 +1,4 @@
-"""Texts of interfaces, English and German: the catalogues of programs that people translated."""
+"""Texts of user interfaces, English and German: catalogues that people translated."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from zipfile import ZipFile
 
-from qkvbench.data.wheel import Wheel, opened
+from qkvbench.data.wheel import Wheel, open_wheel
 
 Pair = tuple[str, str]
 
@@ -17,23 +17,23 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 @dataclass(frozen=True)
 class Catalogue:
-    """A wheel with catalogues in it, and how its pairs are read."""
+    """A wheel with catalogues, and the function that reads its pairs."""
 
     wheel: Wheel
     pairs: Callable[[ZipFile], Iterator[Pair]]
 
 
 def interface_pairs() -> dict[Pair, int]:
-    """Different pairs of an English text and its German one, and how often each was found.
+    """Distinct pairs of an English and a German text, each with its number of occurrences.
 
-    Each is on one line, its blanks made one. Names that stand for something (``{name}``, ``%s``)
-    stay as they are. No text is empty, and none is translated by itself. Raises
-    DataUnavailableError where a wheel cannot be had.
+    Each text is on one line with single blanks. Placeholders (``{name}``, ``%s``) stay as they are.
+    No text is empty, and none equals its translation. Raises DataUnavailableError if a wheel is not
+    available.
     """
     found: dict[Pair, int] = {}
     for catalogue in CATALOGUES:
-        # Kept open: to open a wheel with so many files again for each of them takes minutes.
-        with opened(catalogue.wheel) as archive:
+        # Opened once: opening a wheel with so many files again for each of them takes minutes.
+        with open_wheel(catalogue.wheel) as archive:
             for english, german in catalogue.pairs(archive):
                 pair = (" ".join(english.split()), " ".join(german.split()))
                 if all(pair) and pair[0] != pair[1]:
@@ -42,7 +42,7 @@ def interface_pairs() -> dict[Pair, int]:
 
 
 def json_pairs(archive: ZipFile) -> Iterator[Pair]:
-    """The texts that stand at the same place in two JSON files of one folder."""
+    """The texts under the same key in two JSON files of one folder."""
     names = set(archive.namelist())
     for german in sorted(name for name in names if name.endswith("/de.json")):
         folder = german.removesuffix("/de.json")
@@ -62,35 +62,35 @@ def gettext_pairs(archive: ZipFile) -> Iterator[Pair]:
 
 
 def po_pairs(lines: Iterable[str]) -> Iterator[Pair]:
-    """The messages of one catalogue; without what is obsolete, or marked as a machine's guess."""
+    """The messages of one catalogue, without obsolete and fuzzy ones."""
     message: dict[str, str] = {}
     keyword, guessed = "", False
     # An empty line ends a message, the last one's too.
     for line in [*lines, ""]:
         if not line.strip():
             if not guessed:
-                yield from _translated(message)
+                yield from _message_pairs(message)
             message, guessed = {}, False
         elif line.startswith("#,"):
             guessed = guessed or "fuzzy" in line
         elif not line.startswith("#"):
             if not line.startswith('"'):
                 keyword = line.split()[0]
-            message[keyword] = message.get(keyword, "") + _unescaped(line)
+            message[keyword] = message.get(keyword, "") + _unescape(line)
 
 
-def _translated(message: dict[str, str]) -> Iterator[Pair]:
+def _message_pairs(message: dict[str, str]) -> Iterator[Pair]:
     """The pairs of one message: of one text, or of a singular and a plural."""
     # German has two forms; the second is for every number but one, as in English.
     pairs = (("msgid", "msgstr"), ("msgid", "msgstr[0]"), ("msgid_plural", "msgstr[1]"))
     for english, german in pairs:
-        # The message of an empty text is the catalogue's own head.
+        # The message of an empty text is the header of the catalogue.
         if message.get(english) and message.get(german):
             yield message[english], message[german]
 
 
-def _unescaped(line: str) -> str:
-    """What stands between the quotes of a line."""
+def _unescape(line: str) -> str:
+    """The text between the quotes of a line."""
     written = _LETTERS.search(line)
     letters = written[1] if written else ""
     return _ESCAPED.sub(lambda found: _ESCAPES.get(found[1], found[1]), letters)

@@ -1,7 +1,7 @@
 """Documentation of web services as documents: plain prose, split by service.
 
-Services copy from each other, so what is near to a training service is no test: services with
-paragraphs in common stay together, and no paragraph is in two splits, nor twice in one.
+Services copy from each other, so a service similar to a training service is no test: services with
+paragraphs in common stay together, and each paragraph is kept once.
 """
 
 import gzip
@@ -18,10 +18,10 @@ from zipfile import ZipFile
 
 import numpy as np
 
-from qkvbench.data.cache import identity_of, keep, kept
+from qkvbench.data.cache import identity_of, prepare_once
 from qkvbench.data.documents import SEPARATOR
-from qkvbench.data.streams import SPLITS, Streams, of_bytes
-from qkvbench.data.wheel import Wheel, opened
+from qkvbench.data.streams import SPLITS, Streams, byte_streams
+from qkvbench.data.wheel import Wheel, open_wheel
 
 BOTOCORE = Wheel(
     name="botocore",
@@ -29,21 +29,21 @@ BOTOCORE = Wheel(
     file="botocore-1.44.5-py3-none-any.whl",
     sha256="8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921",
 )
-# Raised with every change to what is made of the same wheel.
-PREPARED = "documentation-3"
-# Where the splits end on the line of hashes; the rest is for training.
+# Its number is raised with every change to what is made of the same wheel.
+FOLDER = "documentation-3"
+# Ends of the splits, as shares of the range of hashes; the rest is for training.
 ENDS = {"test": 0.05, "validation": 0.10}
-# Services are kin where so much of the paragraphs of one stands in the other. What is short says
-# nothing of kinship, nor what many services have: "The request was denied due to throttling."
-KIN = 0.05
-TELLING_BYTES = 60
-TELLING_SERVICES = 5
+# Two services are one family if this share of the paragraphs of one is in the other. Paragraphs
+# that are short or in many services do not count: "The request was denied due to throttling."
+SHARED_PARTS = 0.05
+LONG_BYTES = 60
+FEW_SERVICES = 5
 
 _BLANK = str.maketrans(dict.fromkeys(string.punctuation + string.digits, " "))
 
 Document = tuple[str, ...]
 
-# Some texts have their marks escaped; a <name> that a person is to fill in is no mark.
+# Some texts have escaped tags; a <name> that a person is to fill in is no tag.
 _ESCAPED = re.compile(r"&lt;(/?(?:p|li|ul|ol|note|code|i|b|a|dd|dt|important)(?: .*?)?)&gt;")
 _BLOCK = re.compile(r"</?(?:p|li|ul|ol|note|important|dd|dt|dl|h2|pre|br|para)\b[^>]*>")
 _MARK = re.compile(r"<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL)
@@ -52,19 +52,16 @@ _MARK = re.compile(r"<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL)
 def documentation() -> Streams:
     """The bytes of disjoint sets of documents, a separator after each.
 
-    Raises DataUnavailableError where the wheel or the cache cannot be had.
+    Raises DataUnavailableError if the wheel or the cache is not available.
     """
-    folder = kept(PREPARED)
-    if folder is None:
-        found = divided(services())
-        folder = keep(PREPARED, lambda making: _prepare(found, making))
+    folder = prepare_once(FOLDER, lambda: split_services(services()), _prepare)
     parts = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in SPLITS}
-    return of_bytes(parts, identity_of(folder))
+    return byte_streams(parts, identity_of(folder))
 
 
 def services() -> dict[str, list[Document]]:
-    """The documents of each service, in its newest version: what it says of each thing it has."""
-    with opened(BOTOCORE) as archive:
+    """The documents of each service, in its newest version: one for each documented item."""
+    with open_wheel(BOTOCORE) as archive:
         return {
             name: [document for text in _texts(archive, file) if (document := paragraphs(text))]
             for name, file in sorted(_newest(archive).items())
@@ -72,14 +69,14 @@ def services() -> dict[str, list[Document]]:
 
 
 def paragraphs(text: str) -> Document:
-    """The paragraphs of a text in HTML, without its marks, each on one line."""
+    """The paragraphs of a text in HTML, without tags, each on one line."""
     marked = _ESCAPED.sub(r"<\1>", text)
     found = html.unescape(html.unescape(_MARK.sub("", _BLOCK.sub("\0", marked)))).split("\0")
     return tuple(line for part in found if (line := " ".join(part.split())))
 
 
-def divided(found: Mapping[str, Sequence[Document]]) -> dict[str, dict[str, list[Document]]]:
-    """The services of each split with their documents; what training has is left out elsewhere.
+def split_services(found: Mapping[str, Sequence[Document]]) -> dict[str, dict[str, list[Document]]]:
+    """The services of each split with their documents; no paragraph is in two splits.
 
     A family's name decides its split. Each paragraph is kept once, whatever its case and numbers:
     in training, else in validation, else in the test split.
@@ -113,11 +110,11 @@ def split_of(family: str) -> str:
 def families(found: Mapping[str, Iterable[Document]]) -> dict[str, str]:
     """For each service the first name in its family: services that share paragraphs, transitively.
 
-    ec2's documentation of a subnet is no test for who has learned that of another service.
+    ec2's documentation of a subnet is no test for a model that has learned that of another service.
     """
     telling: dict[str, set[str]] = {}
     for name, documents in found.items():
-        parts = (part for document in documents for part in document if len(part) >= TELLING_BYTES)
+        parts = (part for document in documents for part in document if len(part) >= LONG_BYTES)
         telling[name] = set(keys(parts))
     holders: dict[str, list[str]] = {}
     for name in sorted(telling):
@@ -126,19 +123,19 @@ def families(found: Mapping[str, Iterable[Document]]) -> dict[str, str]:
     shared = Counter(
         pair
         for names in holders.values()
-        if len(names) <= TELLING_SERVICES
+        if len(names) <= FEW_SERVICES
         for pair in combinations(names, 2)
     )
     family = {name: name for name in found}
     for (one, two), count in shared.items():
-        if count >= KIN * min(len(telling[one]), len(telling[two])):
+        if count >= SHARED_PARTS * min(len(telling[one]), len(telling[two])):
             older, younger = sorted((family[one], family[two]))
             family = {name: older if of == younger else of for name, of in family.items()}
     return family
 
 
 def keys(parts: Iterable[str]) -> list[str]:
-    """What each of the paragraphs is known by: its words in small letters, without numbers."""
+    """The key under which each paragraph is compared: its words in lower case, without numbers."""
     known = list(parts)
     lines = "\n".join(known).lower().translate(_BLANK).split("\n")
     words = (" ".join(line.split()) for line in lines)

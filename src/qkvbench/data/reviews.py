@@ -18,8 +18,8 @@ from qkvbench.data.cache import (
     sha256_of,
     writing,
 )
-from qkvbench.data.documents import packed
-from qkvbench.data.wheel import Wheel, opened
+from qkvbench.data.documents import pack
+from qkvbench.data.wheel import Wheel, open_wheel
 
 SHARES = {"test": 0.05, "validation": 0.05, "train": 0.90}
 
@@ -28,7 +28,7 @@ SHARES = {"test": 0.05, "validation": 0.05, "train": 0.90}
 class Source:
     """A table of documents in a wheel. `prepared` is the hash of the streams made from it.
 
-    A change in how they are made is a new ``preparation`` with a new hash.
+    Changing how they are made takes a new ``preparation`` with a new hash.
     """
 
     wheel: Wheel
@@ -64,11 +64,11 @@ REVIEWS = Source(
 def reviews(source: Source = REVIEWS) -> Reviews:
     """The prepared streams, made on first use by one process for all.
 
-    Raises DataUnavailableError where the wheel or the cache cannot be had.
+    Raises DataUnavailableError if the wheel or the cache is not available.
     """
     folder = cache_folder() / f"{source.wheel.name}-{source.wheel.version}-{source.preparation}"
     if _identity(folder) != source.prepared:
-        with opened(source.wheel) as archive, writing():
+        with open_wheel(source.wheel) as archive, writing():
             # Another process may have prepared them while this one waited for its turn.
             if _identity(folder) != source.prepared:
                 _prepare(source, archive, folder)
@@ -76,19 +76,19 @@ def reviews(source: Source = REVIEWS) -> Reviews:
     return Reviews(**streams, identity=source.prepared)
 
 
-def pack(texts: Iterable[str]) -> dict[str, bytes]:
-    """The stream of each split: the texts, their blanks made one and their line breaks plain."""
-    return packed((cleaned(text).encode() for text in texts), SHARES)
+def pack_texts(texts: Iterable[str]) -> dict[str, bytes]:
+    """The stream of each split: the texts, each on one line with single blanks."""
+    return pack((clean(text).encode() for text in texts), SHARES)
 
 
-def cleaned(text: str) -> str:
-    """The text of a review on one line, without marks of HTML."""
+def clean(text: str) -> str:
+    """The text of a review on one line, without HTML tags."""
     return " ".join(text.replace("<br />", " ").split())
 
 
 def _prepare(source: Source, archive: ZipFile, folder: Path) -> None:
     with archive.open(source.member) as member:
-        streams = pack(_texts(TextIOWrapper(member, "utf-8", newline="")))
+        streams = pack_texts(_texts(TextIOWrapper(member, "utf-8", newline="")))
     with replacing(folder) as making:
         for name, stream in streams.items():
             _file(making, name).write_bytes(stream)
@@ -105,7 +105,7 @@ def _texts(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _identity(folder: Path) -> str:
-    """One hash of the three files; empty where one is missing."""
+    """One hash of the three files; empty if one is missing."""
     parts = [sha256_of(_file(folder, name)) for name in SHARES]
     return sha256("".join(parts).encode()).hexdigest() if all(parts) else ""
 

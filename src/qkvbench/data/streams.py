@@ -1,4 +1,4 @@
-"""Packed documents as streams of tokens: bytes as they are, byte pairs kept in the cache."""
+"""Packed documents as streams of tokens; byte pairs are cached."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, Integer
 
-from qkvbench.data.cache import identity_of, keep, kept
+from qkvbench.data.cache import identity_of, keep, lookup
 from qkvbench.data.documents import SEPARATOR
-from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fitted
+from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fit
 
 SPLITS = ("train", "validation", "test")
 
@@ -18,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 class Streams:
     """The tokens of disjoint sets of documents, a separator after each, and their hash.
 
-    ``token_bytes`` says how many bytes of text each token of the vocabulary stands for.
+    ``token_bytes`` is the number of bytes of text for each token of the vocabulary.
     """
 
     train: Integer[np.ndarray, " train"]
@@ -28,23 +28,23 @@ class Streams:
     identity: str
 
 
-def of_bytes(streams: Mapping[str, np.ndarray], identity: str) -> Streams:
+def byte_streams(streams: Mapping[str, np.ndarray], identity: str) -> Streams:
     """Packed documents whose tokens are their bytes."""
     return Streams(**streams, token_bytes=np.ones(Bytes().vocabulary, np.int64), identity=identity)
 
 
-def tokenized(streams: Streams, tokenizer: Tokenizer) -> Streams:
-    """The same documents, given as bytes, as tokens; learned once and then mapped from the cache.
+def tokenize(streams: Streams, tokenizer: Tokenizer) -> Streams:
+    """The same documents, given as bytes, in these tokens; learned once, then read from the cache.
 
-    Raises DataUnavailableError where the cache cannot be written, DataRefusedError where the
-    training split is too small for the vocabulary.
+    Raises DataUnavailableError if the cache cannot be written, DataRefusedError if the training
+    split is too small for the vocabulary.
     """
     match tokenizer:
         case Bytes():
             return streams
         case BytePairs():
             name = f"{tokenizer.name}-{streams.identity[:16]}-{PREPARATION}"
-            folder = kept(name) or keep(name, lambda making: _make(streams, tokenizer, making))
+            folder = lookup(name) or keep(name, lambda making: _make(streams, tokenizer, making))
             parts = {each: np.load(folder / f"{each}.npy", mmap_mode="r") for each in SPLITS}
             return Streams(
                 **parts,
@@ -54,7 +54,7 @@ def tokenized(streams: Streams, tokenizer: Tokenizer) -> Streams:
 
 
 def _make(streams: Streams, tokenizer: BytePairs, folder: Path) -> None:
-    learned = fitted(tokenizer, _documents(streams.train))
+    learned = fit(tokenizer, _documents(streams.train))
     end = np.array([learned.separator], np.uint16)
     for split in SPLITS:
         parts = [

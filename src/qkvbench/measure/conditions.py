@@ -1,7 +1,7 @@
 """The conditions that all arms of a measurement share, and the identity of a result."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -41,6 +41,8 @@ def identity(model: Model, conditions: Conditions) -> str:
     A new field with a default does not change the identity of earlier measurements.
     """
     adapter = TypeAdapter(Model)
+    # As in the first version, a size match is part of the name.
+    model = replace(model, name=model.label, size_match=None)
     spec = _as_named(
         first_names(adapter.dump_python(model, mode="json"), "Model"),
         first_names(adapter.dump_python(model, mode="json", exclude_defaults=True), "Model"),

@@ -205,7 +205,7 @@ def _records(
             Measurement(
                 id=identity(model, conditions),
                 variant=model.variant,
-                model=model.name,
+                model=model.label,
                 model_spec=TypeAdapter(Model).dump_python(model, mode="json"),
                 backend=conditions.backend,
                 precision=conditions.precision,

@@ -1,5 +1,6 @@
 """Models as frozen values: blocks, architectures, positions, and every learned tensor."""
 
+from qkvbench.model.arm import Arm, parse_arm, parse_label, write_arm
 from qkvbench.model.init import initial_value
 from qkvbench.model.parameters import PARTS, Part, model_parameters, parameters_by_part
 from qkvbench.model.parts import AnyFeedForward, AnyNorm, FeedForward, LayerNorm
@@ -19,11 +20,8 @@ from qkvbench.model.positions import named as position_named
 from qkvbench.model.positions import written as position_written
 from qkvbench.model.presets import PRESETS, as_in, transformer, with_source, with_tower
 from qkvbench.model.spec import (
-    AND,
-    AT,
     CROSS,
     ENCODER,
-    PLACED,
     POOLINGS,
     SELF,
     Architecture,
@@ -36,20 +34,18 @@ from qkvbench.model.spec import (
     LayerPlans,
     Model,
     Pooling,
+    SizeMatch,
     Tokens,
     Tower,
     TwoTowers,
     Vectors,
-    placed_text,
+    sized_text,
 )
 
 __all__ = [
-    "AND",
-    "AT",
     "CROSS",
     "ENCODER",
     "PARTS",
-    "PLACED",
     "POOLINGS",
     "POSITIONS",
     "PRESETS",
@@ -58,6 +54,7 @@ __all__ = [
     "AnyFeedForward",
     "AnyNorm",
     "Architecture",
+    "Arm",
     "Attention",
     "Block",
     "Decoder",
@@ -76,6 +73,7 @@ __all__ = [
     "Rotary",
     "RotaryWithInverse",
     "Sinusoidal",
+    "SizeMatch",
     "Tokens",
     "Tower",
     "TwoTowers",
@@ -85,11 +83,14 @@ __all__ = [
     "initial_value",
     "model_parameters",
     "parameters_by_part",
-    "placed_text",
+    "parse_arm",
+    "parse_label",
     "position_named",
     "position_written",
     "rope_of",
+    "sized_text",
     "transformer",
     "with_source",
     "with_tower",
+    "write_arm",
 ]

@@ -223,6 +223,8 @@ Architecture = Decoder | Encoder | EncoderDecoder | TwoTowers
 AT, AND, PLACED = "@", "+", "|"
 # Places of attention in the stacks that have one input, or an input and a source.
 SELF, CROSS, ENCODER = "self", "cross", "encoder"
+# How a size match is written, behind a model's name or an arm's variants: ``recall~q,k=v:macs``.
+LIKE, MACS = "~", ":macs"
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,17 @@ class LayerPlans(NamedTuple):
 
 
 @dataclass(frozen=True)
+class SizeMatch:
+    """The feed-forward width is chosen so that the model costs as much as with `like` everywhere.
+
+    ``by`` is the cost that agrees: learned parameters, or MACs of one forward.
+    """
+
+    like: VariantText
+    by: Literal["parameters", "macs"] = "parameters"
+
+
+@dataclass(frozen=True)
 class Model:
     """A whole network as a value. Biases are on everywhere; `Start` says how it begins."""
 
@@ -256,11 +269,17 @@ class Model:
     position: Position
     architecture: Architecture
     init: Init
+    size_match: SizeMatch | None = None
 
     def __post_init__(self) -> None:
         """Refuse a position scheme that cannot work at this geometry."""
         for tower in self.towers:
             rope_of(tower.position, self.geometry.head_dim)
+
+    @property
+    def label(self) -> str:
+        """The name, with the size that the model is matched to: ``recall~q,k=v``."""
+        return sized_text(self.name, self.size_match)
 
     @property
     def causal(self) -> bool:
@@ -414,6 +433,13 @@ def placed_text(places: Mapping[str, Collection[str]]) -> str:
     """The one text of variants and the places at which they are: both in alphabetical order."""
     parts = sorted((sorted(at), text) for text, at in places.items())
     return PLACED.join(text + (AT + AND.join(at) if at else "") for at, text in parts)
+
+
+def sized_text(text: str, match: SizeMatch | None) -> str:
+    """The text of an arm's variants, or a model's name, with the size that it is matched to."""
+    if match is None:
+        return text
+    return f"{text}{LIKE}{write(match.like)}{MACS if match.by == 'macs' else ''}"
 
 
 def _changed(tower: Tower, change: Callable[[Block], Block]) -> Tower:

@@ -1,27 +1,39 @@
-"""Decoding on a CPU by kernels of our own: what a step reads, it reads once and as fast as it can.
+"""Native CPU kernels for decoding, which is limited by memory bandwidth.
 
-A cached row is a key and a value at once; a weight is multiplied with all rows of a step.
-
-It is a library that is built where there is a compiler. Where there is none, `lacking` says why,
-and whoever asks goes on without.
+`Decoding` reads each cached row once, although it may be key and value; `linear` reads each weight
+once for all rows of a step. The library is optional: `missing_requirement` says why it cannot run.
 """
 
-from qkvbench.native.decode import KINDS, Decoding, Kind, Rows, Turns, takes
-from qkvbench.native.library import UnavailableError, lacking, target, targets
-from qkvbench.native.product import MOST_ROWS, WEIGHTS, product
+from qkvbench.native.decode import (
+    CAPABILITIES,
+    KINDS,
+    Capabilities,
+    Decoding,
+    Kind,
+    PagedRows,
+    RopeTable,
+)
+from qkvbench.native.library import (
+    UnavailableError,
+    missing_requirement,
+    select_isa,
+    supported_isas,
+)
+from qkvbench.native.linear import MAX_ROWS, WEIGHT_KINDS, linear
 
 __all__ = [
+    "CAPABILITIES",
     "KINDS",
-    "MOST_ROWS",
-    "WEIGHTS",
+    "MAX_ROWS",
+    "WEIGHT_KINDS",
+    "Capabilities",
     "Decoding",
     "Kind",
-    "Rows",
-    "Turns",
+    "PagedRows",
+    "RopeTable",
     "UnavailableError",
-    "lacking",
-    "product",
-    "takes",
-    "target",
-    "targets",
+    "linear",
+    "missing_requirement",
+    "select_isa",
+    "supported_isas",
 ]

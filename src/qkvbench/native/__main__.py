@@ -2,10 +2,10 @@
 
 import sys
 
-from qkvbench.native.build import CannotBuildError, build
+from qkvbench.native.build import BuildError, build
 
 if __name__ == "__main__":
     try:
         sys.stdout.write(f"{build()}\n")
-    except CannotBuildError as error:
+    except BuildError as error:
         sys.exit(f"The native kernel is not built: {error}.")

@@ -1,4 +1,4 @@
-"""The library of native kernels, where it was built, and the instruction set that is chosen."""
+"""The library of native kernels, and the choice of an instruction set (ISA)."""
 
 import ctypes
 import os
@@ -8,18 +8,18 @@ from pathlib import Path
 
 from qkvbench.native.build import HERE, LIBRARY, sources_hash
 
-# Names a slower target than the fastest, or `none`.
+# Names a slower ISA than the fastest, or `none`.
 VARIABLE = "QKVBENCH_NATIVE"
 NONE = "none"
 
 
 class UnavailableError(Exception):
-    """There is no native kernel here; the text says why, and what would help."""
+    """No native kernel can run; the text says why, and what would help."""
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The library; UnavailableError where it was not built or does not load."""
+    """The loaded library; UnavailableError if it is not built, is outdated, or does not load."""
     path: Path = HERE / LIBRARY
     if not path.exists():
         raise UnavailableError("not built; `python -m qkvbench.native` builds it or says why")
@@ -27,16 +27,16 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise UnavailableError(f"built for another system: {error}") from error
-    # Of other sources, its functions may be others under the same names.
+    # A library of other sources may have other functions under the same names.
     loaded.qkv_sources.restype = ctypes.c_char_p
     if loaded.qkv_sources().decode() != sources_hash():
-        raise UnavailableError("built of other sources; `python -m qkvbench.native` builds it anew")
-    loaded.qkv_target.restype = ctypes.c_char_p
-    loaded.qkv_target.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int)]
+        raise UnavailableError("built from other sources; `python -m qkvbench.native` rebuilds it")
+    loaded.qkv_isa.restype = ctypes.c_char_p
+    loaded.qkv_isa.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int)]
     loaded.qkv_decode.restype = ctypes.c_int
     loaded.qkv_decode.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    loaded.qkv_product.restype = None
-    loaded.qkv_product.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    loaded.qkv_linear.restype = None
+    loaded.qkv_linear.argtypes = [ctypes.c_int, ctypes.c_void_p]
     loaded.qkv_read.restype = loaded.qkv_multiply.restype = ctypes.c_float
     loaded.qkv_read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
     loaded.qkv_multiply.argtypes = [ctypes.c_int, ctypes.c_int64]
@@ -44,39 +44,39 @@ def library() -> ctypes.CDLL:
 
 
 @cache
-def targets() -> Mapping[str, int]:
-    """The targets that this processor runs, the fastest first, by their number in the library."""
-    found: dict[str, int] = {}
-    runs, number = ctypes.c_int(), 0
-    while (name := library().qkv_target(number, ctypes.byref(runs))) is not None:
-        if runs.value:
-            found[name.decode()] = number
-        number += 1
-    return found
+def supported_isas() -> Mapping[str, int]:
+    """The ISAs that this processor runs, fastest first, with their indices in the library."""
+    isas: dict[str, int] = {}
+    supported, index = ctypes.c_int(), 0
+    while (name := library().qkv_isa(index, ctypes.byref(supported))) is not None:
+        if supported.value:
+            isas[name.decode()] = index
+        index += 1
+    return isas
 
 
-def target(asked: str | None = None) -> str:
-    """The target that is `asked` for, here or by $QKVBENCH_NATIVE; the fastest otherwise.
+def select_isa(requested: str | None = None) -> str:
+    """The requested ISA, by argument or by $QKVBENCH_NATIVE; else the fastest.
 
-    UnavailableError where there is none, ValueError where this machine does not run what was asked.
+    UnavailableError if there is no kernel, ValueError if this machine does not run the ISA.
     """
-    asked = asked or os.environ.get(VARIABLE) or None
-    if asked == NONE:
+    requested = requested or os.environ.get(VARIABLE) or None
+    if requested == NONE:
         raise UnavailableError(f"switched off by {VARIABLE}={NONE}")
-    there = targets()
-    if asked is None:
-        return next(iter(there))
-    if asked not in there:
+    isas = supported_isas()
+    if requested is None:
+        return next(iter(isas))
+    if requested not in isas:
         raise ValueError(
-            f"The native target {asked!r} does not run here; use {', '.join(there)} or {NONE}."
+            f"The native ISA {requested!r} does not run here; use {', '.join(isas)} or {NONE}."
         )
-    return asked
+    return requested
 
 
-def lacking() -> str | None:
-    """Why there is no native kernel here; None where there is one."""
+def missing_requirement() -> str | None:
+    """The reason why no native kernel can run; None if one can."""
     try:
-        target()
+        select_isa()
     except (UnavailableError, ValueError) as error:
         return str(error)
     return None

@@ -1,4 +1,4 @@
-"""Fifteen configurations on eight benchmarks: what does each projection do, and for what?
+"""Fifteen configurations on eight benchmarks: what does each projection do, and for which task?
 
 Run       qkvbench run fifteen-by-eight
 Takes     some hours on two cores; `--tasks` runs a part, and the next call goes on from there
@@ -12,16 +12,16 @@ Expect    sizes at which canonical attention learns; three seeds tell large loss
 from qkvbench.recipes import Study
 from qkvbench.variant.catalogue import CATALOGUE
 
-# For `catalogue`: its built-in null, the same function as another arm, and what is no matter of
-# projections that are left out.
-ELSEWHERE = ("q,k=L(16),v=L(16)", "q,k,v=R(k)")
+# Left to `catalogue`: its built-in null, which is the same function as another arm, and the latent,
+# which leaves out no projection.
+LEFT_OUT = ("q,k=L(16),v=L(16)", "q,k,v=R(k)")
 
 
 def study() -> Study:
     """The catalogue without its null and its latent, on one or two tasks of each benchmark."""
     return Study(
         name="fifteen-by-eight",
-        variants=tuple(entry.equation for entry in CATALOGUE if entry.equation not in ELSEWHERE),
+        variants=tuple(entry.equation for entry in CATALOGUE if entry.equation not in LEFT_OUT),
         seeds={
             "lm-reviews": 3,
             "sentiment": 3,

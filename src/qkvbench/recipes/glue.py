@@ -1,7 +1,7 @@
-"""What is each projection worth in classifying texts? The packaged part of GLUE's place.
+"""What is each projection worth in classifying texts? Packaged tasks in place of GLUE.
 
 Run       qkvbench run glue
-          qkvbench run glue --start masked-reviews    each arm begins with its own pre-training
+          qkvbench run glue --start masked-reviews    each arm is pre-trained first
 Takes     about forty minutes on two cores; with the start a quarter of an hour more
 Expect    sentences and documents of praise and blame, topics of 8 and of 20 classes, and one
           average under its own name, which is none of GLUE's; two thirds of a minute a run, so
@@ -13,7 +13,7 @@ from qkvbench.recipes.quick import study as quick
 
 
 def study() -> Study:
-    """The arms of `quick` on what GLUE is about."""
+    """The arms of `quick` on tasks like those of GLUE."""
     return Study(
         name="glue",
         variants=quick().variants,

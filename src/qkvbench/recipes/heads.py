@@ -1,11 +1,11 @@
-"""Does recall without separate K and V hang on the number of heads, or on their size?
+"""Does recall without separate K and V depend on the number of heads, or on their size?
 
 Run       qkvbench run heads
 Takes     about half an hour on two cores
 Reported  the later runs of arXiv:2606.04032's authors: a relative of `q,k=v` fails at associative
           recall with four heads and not with one, both as wide as the model together
-Wrong     there the number of heads and their size change at once; here each changes alone as well,
-          so models whose heads do not fill them have fewer or more parameters
+Wrong     their runs change number and size of heads at once; here each changes alone as well,
+          so models whose heads do not add up to d_model have fewer or more parameters
 Expect    each size has its own baseline: runs are compared within a column, never across
 """
 

@@ -1,11 +1,11 @@
-"""Which choices matter, and do they hang together? 20 functions × head sharing × positions.
+"""Which choices matter, and do they interact? 20 functions × head sharing × positions.
 
 Run       qkvbench run hundreds
 Then      qkvbench report results/hundreds --as effects
 Takes     about half an hour on two cores
 Wrong     a part of each task's own steps, and one seed: speed of learning more than capacity, and
           what is left over of a run is its noise and every interaction that is not named
-Expect    sharing heads is possible only where K and V do not come from the query or the stream, so
+Expect    sharing heads is possible only if K and V do not come from the query or the stream, so
           its effect is that of those functions; the effect of a choice is a mean over the others
 """
 
@@ -15,8 +15,8 @@ from qkvbench import tasks
 from qkvbench.recipes import Study
 from qkvbench.variant import Variant, every_variant, resolve, without_value_rotation, write
 
-# So many times the task's own steps, the quickest first. Recall is learned all at once, by most
-# arms before these are over.
+# Factors on the task's own steps, the quickest task first. Recall is learned all at once, by most
+# arms within these steps.
 BUDGET = {"digits": 0.4, "recall": 0.7, "lm-reviews": 0.3}
 POSITIONS = ("learned", "rotary", "none", "sinusoidal")
 SHARED = (None, 2, 1)
@@ -38,7 +38,7 @@ def arms() -> tuple[str, ...]:
                 for geometry in geometries:
                     resolve(arm, geometry)
             except ValueError:
-                # What comes from the query or the stream has as many heads as the query.
+                # K or V made from the query or the stream has as many heads as the query.
                 continue
             found.append(write(arm))
     return tuple(found)

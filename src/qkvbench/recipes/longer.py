@@ -2,7 +2,7 @@
 
 Run       qkvbench run longer
 Takes     about twenty-five minutes on two cores
-Expect    what `quick` ranks is the speed of learning; an arm that was only late comes nearer here
+Expect    what `quick` ranks is the speed of learning; an arm that was only slower comes nearer here
 """
 
 from dataclasses import replace

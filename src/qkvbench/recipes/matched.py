@@ -1,10 +1,10 @@
-"""Is a tie missed, or only its parameters? The ties of `quick` beside arms of equal parameters.
+"""Does a tie cost more than its parameters? The ties of `quick`, and arms of equal parameters.
 
 Run       qkvbench run matched
 Takes     about nine minutes on two cores
 Expect    `q,k,v~q,k=v` is canonical attention with a feed-forward narrowed until the model has as
-          many parameters as with `q,k=v`. A tie that loses against `q,k,v` and not against that one
-          costs what its parameters are worth elsewhere, not what attention needs
+          many parameters as with `q,k=v`. A tie that loses against `q,k,v` but not against this arm
+          loses only the capacity of its parameters
 """
 
 from qkvbench.recipes import Study

@@ -1,11 +1,11 @@
-"""Where two inputs meet: does a tie cost more across them than within one?
+"""Does a tie cost more in cross-attention than in self-attention?
 
 Run       qkvbench run places
 Takes     about an hour on two cores
 Reported  the article that this project began from says that keys may matter more in models of
           image and text
-Expect    arms with `@cross` change attention over the source alone, those with `@encoder` or
-          `@self` attention within one input; `q=k,v@cross` shares a matrix between two inputs, so
+Expect    arms with `@cross` change cross-attention alone, those with `@encoder` or `@self`
+          self-attention; `q=k,v@cross` shares a matrix between two inputs, so
           no score is the highest because a token meets itself
 """
 
@@ -13,7 +13,7 @@ from qkvbench.recipes import Study
 
 
 def study() -> Study:
-    """Two ties and no key, at each place of attention apart, in captions and translations."""
+    """Two ties and no key, at each attention site alone, in captions and translations."""
     return Study(
         name="places",
         variants=(

@@ -23,6 +23,6 @@ def study() -> Study:
             "q=k=v=x",
             "q,k,v/1",
         ),
-        # Recall is solved or not, so it takes more seeds to tell arms apart.
+        # Recall is solved or not, so more seeds are needed to tell arms apart.
         seeds={"digits": 3, "sort": 3, "recall": 5, "lm-reviews": 3},
     )

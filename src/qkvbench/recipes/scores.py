@@ -1,4 +1,4 @@
-"""Does the score repair a tie? Ties of Q and K with a masked diagonal, norms and corrections.
+"""Do changed scores repair a tie? Ties of Q and K with masked diagonal, norms, corrections.
 
 Run       qkvbench run scores
 Takes     about ten minutes on two cores
@@ -11,7 +11,7 @@ from qkvbench.recipes import Study
 
 
 def study() -> Study:
-    """Canonical attention and two ties, each as it is and with what could mend it."""
+    """Canonical attention and two ties, each plain and with the changes that could repair it."""
     return Study(
         name="scores",
         variants=(

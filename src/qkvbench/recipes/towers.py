@@ -1,4 +1,4 @@
-"""Pictures and names: does it matter in which of two towers a projection goes?
+"""Pictures and names: does it matter from which of two towers a projection is removed?
 
 Run       qkvbench run towers
 Takes     about half an hour on two cores
@@ -11,7 +11,7 @@ from qkvbench.recipes import Study
 
 
 def study() -> Study:
-    """Two ties and no key, in both towers and in each apart."""
+    """Two ties and no key, in both towers and in each alone."""
     return Study(
         name="towers",
         variants=(

@@ -1,8 +1,8 @@
-"""What is made from a store. Each file of this folder is one report: its name is the file's.
+"""Reports on a study. Each file of this folder is one report, with the name of the file.
 
-A report has `ABOUT`, a sentence; `SUFFIX`, how its file's name ends; and `render`, which makes its
-whole text from a study's view. To add one, add a file. No report trains, measures or needs a
-framework.
+A report has `ABOUT`, a one-line description; `SUFFIX`, the file extension; and `render`, which
+makes its whole text from a study's view. To add one, add a file. Reports neither train nor measure
+and need no framework.
 """
 
 import importlib
@@ -33,7 +33,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Report:
-    """The report with this name; KeyError where there is none."""
+    """The report with this name; KeyError if there is none."""
     if name not in names():
         raise KeyError(name)
     return cast(Report, importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))

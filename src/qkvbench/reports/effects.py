@@ -1,76 +1,75 @@
-"""What each choice is worth on average over the others, and which choices hang together."""
+"""Main effects of design choices, averaged over the others, and their interactions."""
 
 from collections.abc import Sequence
 
 from qkvbench.reports.parts.formatting import metric_text, p_text, plural, printable
-from qkvbench.results.effects import LEVEL, Effect, Effects, effects
+from qkvbench.results.effects import CONFIDENCE, Effect, Effects, effects
 from qkvbench.results.view import View
 
 ABOUT = "main effects and interactions of function, heads and positions, with intervals"
 SUFFIX = "txt"
 
 NOTHING = (
-    "No task of this study leaves something over once function, heads and positions are named: "
-    "it takes two functions, and more runs than these choices, such as more seeds or positions."
+    "No task of this study has residual degrees of freedom for a model of function, heads and "
+    "positions: it needs two functions, and more runs than parameters, such as more seeds."
 )
 
 
 def render(view: View) -> str:
-    """A part for each task."""
-    found = effects(view.runs)
-    if not found:
+    """One section for each task."""
+    by_task = effects(view.runs)
+    if not by_task:
         return f"{printable(view.name)}\n\n{NOTHING}\n"
-    return "\n\n".join([printable(view.name), *(_part(each) for each in found)]) + "\n"
+    return "\n\n".join([printable(view.name), *(_part(each) for each in by_task)]) + "\n"
 
 
 def _part(task: Effects) -> str:
     lines = [
         f"{printable(task.task)} · {metric_text(task.metric)} · {plural(task.runs, 'run')}"
-        + (f", {task.lacking} without a score are left out" if task.lacking else ""),
-        f"Mean {task.mean:.4g}; left over by all terms: a deviation of {task.left_over:.3g} "
-        f"({plural(task.freedom, 'degree')} of freedom), " + _of_items(task) + ".",
+        + (f", {task.unscored} without a score are left out" if task.unscored else ""),
+        f"Mean {task.mean:.4g}; residual deviation {task.residual_deviation:.3g} "
+        f"({plural(task.degrees, 'degree')} of freedom), {_residual_parts(task)}.",
     ]
     if task.metric.solved is not None:
         lines.append(
-            "A run solves this task or does not, so scores lie in two heaps: what is left over "
-            "is mostly whether, and hardly how well."
+            "A run either solves this task or does not, so the scores are bimodal: the residual is "
+            "mostly whether a run solves it, not how well."
         )
     lines += ["", "term                     df  share of variation       F  p (Holm)"]
     lines += [
-        f"{term.name:<24} {term.freedom:>2}  {term.share:>18.1%}  {term.f:>6.3g}  {p_text(term.p)}"
+        f"{term.name:<24} {term.degrees:>2}  {term.share:>18.1%}  {term.f:>6.3g}  {p_text(term.p)}"
         for term in task.terms
     ]
-    lines += ["", f"Main effects, {LEVEL:.0%} intervals for all of them at once"]
+    lines += ["", f"Main effects, {CONFIDENCE:.0%} intervals for all of them at once"]
     lines += [_line(each, f"{each.factor} {each.level}") for each in task.effects]
-    shown = [each for each in task.interactions if each.shown]
-    lines += ["", _told(shown, len(task.interactions))]
-    lines += [_line(each, f"{each.factor}, under {each.level}") for each in shown]
+    significant = [each for each in task.interactions if each.significant]
+    lines += ["", _interactions_heading(significant, len(task.interactions))]
+    lines += [_line(each, f"{each.factor}, under {each.level}") for each in significant]
     return "\n".join(lines)
 
 
-def _of_items(task: Effects) -> str:
-    if task.of_items is None:
-        return "which is noise of a run and interactions that are not named"
+def _residual_parts(task: Effects) -> str:
+    if task.item_deviation is None:
+        return "which is noise of a run and interactions outside of the model"
     return (
-        f"of which test items are {task.of_items:.3g}; the rest is noise of a run and "
-        "interactions that are not named"
+        f"of which test items are {task.item_deviation:.3g}; the rest is noise of a run and "
+        "interactions outside of the model"
     )
 
 
-def _told(shown: Sequence[Effect], told: int) -> str:
-    if not told:
-        return "Interactions with positions: the runs have one scheme, or tell none."
-    if not shown:
-        return f"Interactions with positions: none of {told} is shown."
-    versus = shown[0].versus
+def _interactions_heading(significant: Sequence[Effect], count: int) -> str:
+    if not count:
+        return "Interactions with positions: the runs have one scheme, or none can be estimated."
+    if not significant:
+        return f"Interactions with positions: none of {count} is significant."
     return (
-        f"Interactions with positions that are shown, {len(shown)} of {told}: how much more the "
-        f"choice changes there than under {versus}"
+        f"Significant interactions with positions, {len(significant)} of {count}: the effect of "
+        f"the choice minus its effect under {significant[0].versus}"
     )
 
 
 def _line(effect: Effect, name: str) -> str:
-    sign = "*" if effect.shown else " "
+    sign = "*" if effect.significant else " "
     against = f"against {effect.versus}"
     return (
         f"{sign} {name:<32} {effect.value:>+8.4f}  [{effect.low:+.4f}, {effect.high:+.4f}]  "

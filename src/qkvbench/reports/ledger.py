@@ -1,4 +1,4 @@
-"""The ledger of claims as one HTML file: each claim, its verdict, and the evidence."""
+"""The ledger of claims as one HTML file: each claim with its verdict and evidence."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ _FOLDER = Path(__file__).parent
 
 
 def render(view: View) -> str:
-    """The whole ledger, given the runs of this study."""
+    """The whole ledger, with the evidence of this study."""
     return page(tuple(ledger((StoreView(view.name, view),))), (view.name,))
 
 

@@ -1,4 +1,4 @@
-"""The study as one HTML file that needs nothing else: no network, no script, no second file."""
+"""The study as one self-contained HTML file: no network, no script, no second file."""
 
 import statistics
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.experiment import from_json
 from qkvbench.reports.parts import figures as figures
-from qkvbench.reports.parts.analyses import analyses, explained
+from qkvbench.reports.parts.analyses import analyses, measure_descriptions
 from qkvbench.reports.parts.caveats import limits
 from qkvbench.reports.parts.findings import findings
 from qkvbench.reports.parts.formatting import (
@@ -43,7 +43,7 @@ _FOLDER = Path(__file__).parent
 
 
 def render(view: View) -> str:
-    """The whole page. Text from records is escaped; figures are SVG inside it."""
+    """The whole page. Text from records is escaped; figures are inline SVG."""
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -72,8 +72,8 @@ def render(view: View) -> str:
         parameters=_plots(view, figures.against_parameters),
         curves=_plots(view, figures.curves),
         analyses=analyses(view),
-        explained=explained(),
-        hue=figures.hue,
+        measure_descriptions=measure_descriptions(),
+        color_class=figures.color_class,
         anchors={task.name: index for index, task in enumerate(view.tasks)},
         nickname=nickname,
         change=change,
@@ -93,7 +93,7 @@ def render(view: View) -> str:
 
 
 def equations(text: str) -> Markup:
-    """The text with its equations set as code."""
+    """The text with its equations as `<code>` elements."""
     return Markup("").join(
         Markup(f"<code>{escape(part)}</code>") if code else escape(part)
         for part, code in spans(text)
@@ -101,8 +101,8 @@ def equations(text: str) -> Markup:
 
 
 def _plots(view: View, draw: Callable[[TaskView], Markup | None]) -> list[tuple[TaskView, Markup]]:
-    drawn = [(task, draw(task)) for task in view.tasks]
-    return [(task, figure) for task, figure in drawn if figure is not None]
+    figures_by_task = [(task, draw(task)) for task in view.tasks]
+    return [(task, figure) for task, figure in figures_by_task if figure is not None]
 
 
 def _verdicts(task: TaskView) -> dict[str, Verdict]:
@@ -114,11 +114,11 @@ def _counted(result: Comparison | Tally) -> bool:
 
 
 def _execution(run: Record) -> str:
-    """How the run was carried out, in words."""
+    """Precision and other execution options of the run, in words."""
     return from_json(run.experiment).execution
 
 
 def _train_s(task: TaskView, arm: str) -> float | None:
-    """The median time that one run of the arm took to train; None where none was observed."""
+    """The median training time of a run of the arm; None if none was observed."""
     times = [run.observed.train_s for run in task.cell(arm).runs if run.observed is not None]
     return statistics.median(times) if times else None

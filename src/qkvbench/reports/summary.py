@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from qkvbench.reports.parts.analyses import document as courses
+from qkvbench.reports.parts.analyses import document as layer_histories
 from qkvbench.reports.parts.caveats import limits
 from qkvbench.reports.parts.findings import findings
 from qkvbench.results.stats import verdicts
@@ -20,7 +20,7 @@ def render(view: View) -> str:
 
 
 def document(view: View) -> dict[str, Any]:
-    """The document as plain values. Equations in the words stand between backquotes."""
+    """The document as plain values. Equations in texts are between backquotes."""
     return {
         "name": view.name,
         "command": view.command,
@@ -63,7 +63,7 @@ def _task(task: TaskView) -> dict[str, Any]:
         "verdicts": verdicts(task.result, task.metric.better),
         "over_items": {arm: asdict(each) for arm, each in task.items.items()},
         "fronts": [asdict(front) for front in task.fronts],
-        "layers": courses(task),
+        "layers": layer_histories(task),
         "same_functions": [asdict(same) for same in task.same],
     }
 

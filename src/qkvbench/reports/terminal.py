@@ -1,4 +1,4 @@
-"""The study as a table and some sentences, for a terminal."""
+"""The study as a table and sentences, for a terminal."""
 
 from collections.abc import Sequence
 from io import StringIO
@@ -40,7 +40,7 @@ def render(view: View) -> str:
 
 
 def print_table(view: View, console: Console) -> None:
-    """The main table; in parts, one below the other, where the console is narrow."""
+    """The main table; split into several tables if the console is narrow."""
     console.print(styled(f"{view.name} · baseline `{view.baseline}`"), style="bold")
     for line in caption(view):
         console.print(styled(line), style="dim")
@@ -54,7 +54,7 @@ def print_table(view: View, console: Console) -> None:
 
 
 def print_words(view: View, console: Console) -> None:
-    """What the study shows and what it cannot tell."""
+    """The findings of the study and its limits."""
     parts = {"What this shows": findings(view), "What it cannot tell": limits(view)}
     for title, notes in parts.items():
         console.print()
@@ -73,7 +73,7 @@ def styled(line: str) -> Text:
 
 
 def _parts(first: Column, others: Sequence[Column], width: int) -> list[list[Column]]:
-    """The columns in as few tables as fit, in their order, each beside the first column."""
+    """The columns split into as few tables as fit, each of which also has the first column."""
     parts: list[list[Column]] = [[]]
     for column in others:
         if parts[-1] and _width((first, *parts[-1], column), gap=1) > width:
@@ -82,26 +82,25 @@ def _parts(first: Column, others: Sequence[Column], width: int) -> list[list[Col
     return parts
 
 
-def _width(shown: Sequence[Column], *, gap: int) -> int:
+def _width(part: Sequence[Column], *, gap: int) -> int:
     texts = [
-        (*column.head, *(line.text for cell in column.cells for line in cell)) for column in shown
+        (*column.head, *(line.text for cell in column.cells for line in cell)) for column in part
     ]
-    return sum(max(len(text) for text in column) for column in texts) + gap * (len(shown) + 1)
+    return sum(max(len(text) for text in column) for column in texts) + gap * (len(part) + 1)
 
 
-def _table(shown: Sequence[Column], width: int) -> Table:
-    roomy = _width(shown, gap=2) <= width
+def _table(part: Sequence[Column], width: int) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
-        padding=(0, 1) if roomy else 0,
+        padding=(0, 1) if _width(part, gap=2) <= width else 0,
         collapse_padding=True,
         pad_edge=False,
     )
-    for column in shown:
-        # As a Text: a task's name may be a path, in which brackets are no markup.
+    for column in part:
+        # As a Text: a task's name may be a path with brackets, which are not markup.
         head = Text("\n".join(printable(line) for line in column.head))
         table.add_column(head, justify="right" if column.numeric else "left", no_wrap=True)
-    rows = list(zip(*(column.cells for column in shown), strict=True))
+    rows = list(zip(*(column.cells for column in part), strict=True))
     for index, row in enumerate(rows):
         table.add_row(*(_cell(lines) for lines in row))
         if index < len(rows) - 1:

@@ -1,1 +1,1 @@
-"""Results: what a record holds, where it is kept, what a set of them says. No framework."""
+"""Results: records, the store, statistics and the view of a study. No framework."""

@@ -1,4 +1,4 @@
-"""What cells come to beyond one score: over items, over tasks, and beside what they cost."""
+"""Comparisons of arms beyond one score: over test items, over tasks, and against cost."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Literal, Protocol
 import numpy as np
 
 from qkvbench.results.aggregate import Aggregate, aggregate, normalized
-from qkvbench.results.dominance import SAME_LATENCY, Place, outlooks, rivals
+from qkvbench.results.dominance import LATENCY_TOLERANCE, ParetoPlace, pareto_places, rivals
 from qkvbench.results.items import ItemScores
 from qkvbench.results.record import Cost, Measurement, MetricInfo, Record
-from qkvbench.results.resampling import Bounds, OverItems, over_items
+from qkvbench.results.resampling import Bounds, ItemBounds, bounds_over_items
 from qkvbench.results.stats import Comparison, Tally
 
-Kind = Literal["cache", "parameters", "latency"]
+CostKind = Literal["cache", "parameters", "latency"]
 
 
-class Arm(Protocol):
-    """What is read of a cell."""
+class ArmRuns(Protocol):
+    """The part of `view.Cell` that is read here."""
 
     @property
     def variant(self) -> str:
@@ -40,8 +40,8 @@ class Arm(Protocol):
         ...
 
 
-class Task(Protocol):
-    """What is read of a task's view."""
+class TaskResult(Protocol):
+    """The part of `view.TaskView` that is read here."""
 
     @property
     def name(self) -> str:
@@ -50,32 +50,32 @@ class Task(Protocol):
 
     @property
     def metric(self) -> MetricInfo:
-        """What it is judged by."""
+        """Its metric."""
         ...
 
     @property
     def result(self) -> Comparison | Tally:
-        """What its arms come to."""
+        """The statistics of its arms."""
         ...
 
     @property
-    def cells(self) -> tuple[Arm, ...]:
+    def cells(self) -> tuple[ArmRuns, ...]:
         """Its arms."""
         ...
 
 
 @dataclass(frozen=True)
 class Front:
-    """Each arm's place on quality and one cost."""
+    """Pareto status of each arm on quality and one cost."""
 
-    cost: Kind
-    places: dict[str, Place]
+    cost: CostKind
+    places: dict[str, ParetoPlace]
 
 
-def item_differences(cells: Sequence[Arm], result: Comparison | Tally) -> dict[str, OverItems]:
-    """Each arm minus the baseline over the test items; the arms that kept their items' scores.
+def item_differences(cells: Sequence[ArmRuns], result: Comparison | Tally) -> dict[str, ItemBounds]:
+    """Each arm minus the baseline over the test items, for arms whose records have item scores.
 
-    Bounds are for each arm alone over items, and those over seeds are the study's.
+    Bounds over items hold for each arm alone; bounds over seeds are those of the study.
     """
     if not isinstance(result, Comparison) or result.standing != "compared":
         return {}
@@ -86,39 +86,41 @@ def item_differences(cells: Sequence[Arm], result: Comparison | Tally) -> dict[s
         if (table := item_table(cell, result.seeds)) is not None
     }
     base = tables.pop(result.baseline, None)
-    fit = {arm: table for arm, table in tables.items() if base and table[0].shape == base[0].shape}
-    if base is None or not fit:
+    same = {arm: table for arm, table in tables.items() if base and table[0].shape == base[0].shape}
+    if base is None or not same:
         return {}
-    bounds: list[Bounds | None] = []
-    for arm in fit:
+    seed_bounds: list[Bounds | None] = []
+    for arm in same:
         each = result.differences[arm]
-        bounds.append(None if each.low is None or each.high is None else (each.low, each.high))
-    found = over_items(np.stack([table[0] - base[0] for table in fit.values()]), base[1], bounds)
-    return {arm: each for arm, each in zip(fit, found, strict=True) if each is not None}
+        seed_bounds.append(None if each.low is None or each.high is None else (each.low, each.high))
+    # Shape (arms, seeds, blocks).
+    differences = np.stack([table[0] - base[0] for table in same.values()])
+    bounds = bounds_over_items(differences, base[1], seed_bounds)
+    return {arm: each for arm, each in zip(same, bounds, strict=True) if each is not None}
 
 
-def item_table(cell: Arm, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The scores (seeds, blocks) of an arm's items, and the blocks' shares; None if one is lacking.
+def item_table(cell: ArmRuns, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """An arm's item scores (seeds, blocks) and the weights of the blocks; None if a seed has none.
 
     The items are the task's fixed test split, so they are the same for every seed and arm.
     """
-    kept: dict[int, ItemScores | None] = {run.seed: run.items for run in cell.runs}
-    arrays = [each.arrays() for seed in seeds if (each := kept.get(seed)) is not None]
+    by_seed: dict[int, ItemScores | None] = {run.seed: run.items for run in cell.runs}
+    arrays = [each.arrays() for seed in seeds if (each := by_seed.get(seed)) is not None]
     if len(arrays) < len(seeds) or len({len(values) for values, _ in arrays}) != 1:
         return None
     return np.stack([values for values, _ in arrays]), arrays[0][1]
 
 
 def fronts(
-    cells: Sequence[Arm],
+    cells: Sequence[ArmRuns],
     result: Comparison | Tally,
     metric: MetricInfo,
     costs: Mapping[str, Cost],
     measurements: Mapping[str, Measurement],
 ) -> tuple[Front, ...]:
-    """The arms' places on quality and cache, parameters and latency, of those that the task has."""
-    known = rivals({cell.variant: cell.scores for cell in cells}, result, metric.better)
-    if len(known) < 2:
+    """Pareto status of the arms on quality against cache, parameters and latency, if known."""
+    compared = rivals({cell.variant: cell.scores for cell in cells}, result, metric.better)
+    if len(compared) < 2:
         return ()
     cache = {
         arm: float(cost.cache_bytes_per_token)
@@ -131,34 +133,37 @@ def fronts(
         for arm, each in measurements.items()
         if each.decode_p50_s is not None
     }
-    kinds: list[tuple[Kind, dict[str, float], float]] = [
+    kinds: list[tuple[CostKind, dict[str, float], float]] = [
         ("cache", cache, 0.0),
         ("parameters", parameters, 0.0),
-        ("latency", latency, SAME_LATENCY),
+        ("latency", latency, LATENCY_TOLERANCE),
     ]
     return tuple(
-        Front(kind, outlooks(values, known, same=same)) for kind, values, same in kinds if values
+        Front(kind, pareto_places(values, compared, tolerance=tolerance))
+        for kind, values, tolerance in kinds
+        if values
     )
 
 
-def aggregates(tasks: Sequence[Task], arms: Sequence[str]) -> dict[str, Aggregate]:
+def aggregates(tasks: Sequence[TaskResult], arms: Sequence[str]) -> dict[str, Aggregate]:
     """One figure over the tasks whose baseline learned, for each arm with a run of every seed."""
     usable = [task for task in tasks if task.result.standing == "compared"]
-    found: dict[str, Aggregate] = {}
+    by_arm: dict[str, Aggregate] = {}
     for arm in arms[1:]:
-        pairs = [pair for task in usable if (pair := _pair(task, arms[0], arm)) is not None]
+        scores = [normalized_scores(task, arms[0], (arms[0], arm)) for task in usable]
+        pairs = [pair for pair in scores if pair is not None]
         if len(pairs) < 2 or len(pairs) < len(usable):
             continue
-        one = aggregate([task.name for task in usable], pairs)
-        if one is not None:
-            found[arm] = one
-    return found
+        over_tasks = aggregate([task.name for task in usable], pairs)
+        if over_tasks is not None:
+            by_arm[arm] = over_tasks
+    return by_arm
 
 
-def pair_on_scale(task: Task, reference: str, arms: tuple[str, str]) -> np.ndarray | None:
-    """The normalized scores of two arms by seed; a run that diverged stands at chance.
+def normalized_scores(task: TaskResult, reference: str, arms: tuple[str, str]) -> np.ndarray | None:
+    """The normalized scores (2, seeds) of two arms; a run that diverged counts as chance.
 
-    None where a seed is lacking for another reason.
+    None if a seed is missing for another reason.
     """
     cells = {cell.variant: cell for cell in task.cells}
     base = list(cells[reference].scores.values())
@@ -174,7 +179,3 @@ def pair_on_scale(task: Task, reference: str, arms: tuple[str, str]) -> np.ndarr
             [normalized(scores[seed], chance=chance, reference=scale) for seed in task.result.seeds]
         )
     return np.array(rows)
-
-
-def _pair(task: Task, baseline: str, arm: str) -> np.ndarray | None:
-    return pair_on_scale(task, baseline, (baseline, arm))

@@ -1,7 +1,7 @@
 """One figure for each arm over the tasks of a benchmark: the mean of its scores, seed by seed.
 
-It is compared as a task's score is: paired by seed, its interval simultaneous over the arms. The
-seeds are all that varies; the tasks are taken as they are.
+It is compared like the score of a task: paired by seed, with intervals simultaneous over the arms.
+Seeds are random, tasks are fixed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qkvbench.results.across import Task
+from qkvbench.results.across import TaskResult
 from qkvbench.results.margins import Margins
 from qkvbench.results.record import MetricInfo
 from qkvbench.results.stats import Comparison, compare
@@ -17,10 +17,10 @@ from qkvbench.results.stats import Comparison, compare
 
 @dataclass(frozen=True)
 class Average:
-    """The mean over `tasks` of a benchmark, under this bench's own name for it.
+    """The mean over `tasks` of a benchmark, under this project's own name for it.
 
-    ``metric`` has their unit and the mean of their chance levels. ``unlearned`` are tasks of the
-    benchmark that are left out, because the baseline did not learn them.
+    ``metric`` has their unit and the mean of their chance levels. ``unlearned`` lists tasks of the
+    benchmark that are left out because the baseline did not learn them.
     """
 
     benchmark: str
@@ -31,23 +31,23 @@ class Average:
 
 
 def averages(
-    tasks: Sequence[Task], benchmarks: Mapping[str, str], margins: Margins
+    tasks: Sequence[TaskResult], benchmarks: Mapping[str, str], margins: Margins
 ) -> tuple[Average, ...]:
-    """The average over each benchmark of which the study has several tasks in one unit.
+    """The average over each benchmark of which the study has several tasks with the same unit.
 
-    `benchmarks` names each task's. Tasks whose runs are counted as solved or not have no mean.
+    `benchmarks` maps tasks to benchmarks. Tasks judged by solved seeds have no mean.
     """
-    groups: dict[tuple[str, str, str], list[Task]] = {}
+    groups: dict[tuple[str, str, str], list[TaskResult]] = {}
     for task in tasks:
         if task.name in benchmarks and isinstance(task.result, Comparison):
             key = (benchmarks[task.name], task.metric.unit, task.metric.better)
             groups.setdefault(key, []).append(task)
-    made = [_average(name, group, margins) for (name, _, _), group in groups.items()]
-    return tuple(each for each in made if each is not None)
+    found = [_average(name, group, margins) for (name, _, _), group in groups.items()]
+    return tuple(each for each in found if each is not None)
 
 
-def _average(benchmark: str, group: Sequence[Task], margins: Margins) -> Average | None:
-    """The average of one group; None where fewer than two tasks were learned."""
+def _average(benchmark: str, group: Sequence[TaskResult], margins: Margins) -> Average | None:
+    """The average of one group; None if the baseline learned fewer than two of its tasks."""
     unlearned = [task for task in group if task.result.standing == "baseline did not learn"]
     usable = [task for task in group if task not in unlearned]
     if len(usable) < 2:
@@ -62,12 +62,12 @@ def _average(benchmark: str, group: Sequence[Task], margins: Margins) -> Average
         solved=None,
     )
     scores: dict[str, dict[int, float]] = {cell.variant: {} for cell in first.cells}
-    for arm, found in scores.items():
-        each = [_scores(task, arm) for task in usable]
+    for arm, means in scores.items():
+        by_task = [_scores(task, arm) for task in usable]
         for seed in seeds:
-            # A mean over fewer tasks would be another figure.
-            if all(seed in one for one in each):
-                found[seed] = float(np.mean([one[seed] for one in each]))
+            # A mean over fewer tasks would not be comparable.
+            if all(seed in each for each in by_task):
+                means[seed] = float(np.mean([each[seed] for each in by_task]))
     return Average(
         benchmark=benchmark,
         tasks=tuple(task.name for task in usable),
@@ -84,5 +84,5 @@ def _average(benchmark: str, group: Sequence[Task], margins: Margins) -> Average
     )
 
 
-def _scores(task: Task, arm: str) -> Mapping[int, float]:
+def _scores(task: TaskResult, arm: str) -> Mapping[int, float]:
     return next(cell.scores for cell in task.cells if cell.variant == arm)

@@ -1,8 +1,9 @@
-"""Critical values and p values: Dunnett's law, Boschloo's exact test, Holm, exact bounds."""
+"""Critical values and p values: Dunnett's test, Boschloo's exact test, Holm, exact bounds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -11,26 +12,30 @@ from scipy.optimize import brentq
 
 LEVEL = 0.05
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 @lru_cache(maxsize=4096)
 def dunnett(*, arms: int, degrees: float, level: float = LEVEL) -> float:
-    """The two-sided critical value for `arms` differences to one baseline, equal numbers of seeds.
+    """Two-sided critical value for `arms` differences to one baseline, with equal sample sizes.
 
-    The level-quantile of the largest of `arms` |t| with pairwise correlation ½. Dunnett 1955.
+    The (1 − level) quantile of the largest of `arms` |t| with pairwise correlation ½. Dunnett 1955.
     """
     single = float(stats.t.ppf(1 - level / 2, degrees))
     # Bonferroni's value is an upper bound.
     bound = float(stats.t.ppf(1 - level / (2 * arms), degrees))
     if arms == 1:
         return single
-    return brentq(
-        lambda value: _inside(value, arms, degrees) - (1 - level), single, bound + 1e-6, xtol=1e-9
-    )
+
+    def excess(value: float) -> float:
+        return _probability_within(value, arms, degrees) - (1 - level)
+
+    return brentq(excess, single, bound + 1e-6, xtol=1e-9)
 
 
 def dunnett_p(statistic: float, *, arms: int, degrees: float) -> float:
-    """How probable it is that the largest of `arms` |t| reaches this one where no arm differs."""
-    return min(1.0, max(0.0, 1.0 - _inside(abs(statistic), arms, degrees)))
+    """The probability that the largest of `arms` |t| reaches `statistic` if no arm differs."""
+    return min(1.0, max(0.0, 1.0 - _probability_within(abs(statistic), arms, degrees)))
 
 
 @lru_cache(maxsize=4096)
@@ -40,9 +45,9 @@ def boschloo(first: int, second: int, *, seeds: int) -> float:
     return float(stats.boschloo_exact(table).pvalue)
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjustment for testing all of them."""
-    adjusted: dict[str, float] = {}
+def holm(p: Mapping[Key, float]) -> dict[Key, float]:
+    """Holm's step-down adjustment of all p values of a family."""
+    adjusted: dict[Key, float] = {}
     largest = 0.0
     for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
         largest = max(largest, min(1.0, p[name] * (len(p) - rank)))
@@ -51,45 +56,45 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def clopper_pearson(solved: int, seeds: int, *, level: float = LEVEL) -> tuple[float, float]:
-    """Exact bounds on a share, from `solved` out of `seeds`."""
+    """Exact bounds on a proportion, from `solved` out of `seeds`."""
     low = stats.beta.ppf(level / 2, solved, seeds - solved + 1) if solved > 0 else 0.0
     high = stats.beta.ppf(1 - level / 2, solved + 1, seeds - solved) if solved < seeds else 1.0
     return float(low), float(high)
 
 
 def not_lower_p(first: int, second: int, *, seeds: int, margin: float) -> float:
-    """One-sided p that the first share of solved seeds is below the second by the margin or more.
+    """One-sided p that the first proportion of solved seeds is below the second by the margin.
 
-    Where each share's exact one-sided bound at half the level leaves less than the margin between
-    them, that is shown at the level; p is the smallest such level. Careful: it is never too small.
+    Non-inferiority is shown at a level if the exact one-sided bounds of both proportions, each at
+    half of it, are less than the margin apart; p is the smallest such level. It is conservative.
     """
 
-    def apart(level: float) -> float:
+    def largest_gap(level: float) -> float:
         low = clopper_pearson(first, seeds, level=level)[0]
         return clopper_pearson(second, seeds, level=level)[1] - low
 
-    if apart(1.0) >= margin:
+    if largest_gap(1.0) >= margin:
         return 1.0
     small, large = 0.0, 1.0
     for _ in range(40):
         middle = (small + large) / 2
-        small, large = (small, middle) if apart(middle) < margin else (middle, large)
+        small, large = (small, middle) if largest_gap(middle) < margin else (middle, large)
     return large
 
 
 def wilson(share: float, count: float, *, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score bounds on a share that `count` independent cases came to."""
+    """Wilson's score bounds on a proportion that was observed in `count` independent cases."""
     z = float(stats.norm.isf(level / 2))
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / count / 2) ** 2)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _inside(value: float, arms: int, degrees: float) -> float:
-    """The probability that all of `arms` |t|, pairwise correlated by ½, stay below `value`.
+def _probability_within(value: float, arms: int, degrees: float) -> float:
+    """The probability that all of `arms` |t|, with pairwise correlation ½, are below `value`.
 
-    Given the baseline's mean z and the pooled deviation s the arms are independent, so two sums
-    over a grid do it; the trapezoid rule converges exponentially on such integrands.
+    Given the baseline's mean z and the pooled deviation s, the arms are independent, so this is a
+    sum over a grid of (s, z); the trapezoid rule converges exponentially on such integrands.
     """
     z = np.linspace(-8.5, 8.5, 69)
     normal = np.exp(-(z**2) / 2)
@@ -102,8 +107,11 @@ def _inside(value: float, arms: int, degrees: float) -> float:
 
 @lru_cache(maxsize=1024)
 def _chi(degrees: float) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
-    """Values of s = χ/√degrees and their weights, even in log s, out to where the mass is 1e-16."""
-    # The first bound always holds, but only the second follows the width at many degrees.
+    """Quadrature points of s = χ/√degrees and their weights, equidistant in log s.
+
+    The tails that are cut off have a mass of about 1e-16.
+    """
+    # The first bound always holds, but only the second is tight for many degrees.
     left = 36 / degrees + 0.5 if degrees < 256 else 12 / math.sqrt(degrees)
     x = np.linspace(-left, 6 / math.sqrt(degrees), 161)
     weights = np.exp(degrees * (x - np.expm1(2 * x) / 2))

@@ -1,8 +1,8 @@
-"""Which choices of an arm matter, and do they hang together: a linear model of a study's scores.
+"""Main effects and interactions of an arm's design choices: a linear model of a study's scores.
 
-Its factors are the function (where Q, K and V come from), the number of key/value heads, and the
-positions; seeds are blocks. What is left over is noise of a run and every interaction that is not
-named: with one seed of each arm nobody can tell these apart.
+Its factors are the function (the sources of Q, K and V), the number of key/value heads and the
+position scheme; seeds are blocks. The residual contains the noise of a run and every interaction
+outside of the model: with one seed of each arm the two cannot be separated.
 """
 
 from collections import defaultdict
@@ -16,8 +16,9 @@ from scipy import stats
 
 from qkvbench.experiment import from_json
 from qkvbench.model import position_written
-from qkvbench.model.positions import POSITIONS
+from qkvbench.results.critical import holm
 from qkvbench.results.record import MetricInfo, Record
+from qkvbench.task_ref import parse_task
 from qkvbench.variant import (
     CANONICAL,
     Latent,
@@ -30,17 +31,17 @@ from qkvbench.variant import (
     write,
 )
 
-LEVEL = 0.95
-# Singular values below this share of the largest are none: a column says what others say.
-ROUNDING = 1e-9
+CONFIDENCE = 0.95
+# Singular values below this fraction of the largest count as zero: the columns are dependent.
+RANK_TOLERANCE = 1e-9
 
-# Named interactions: each of these with the positions.
+# Factors whose interaction with the position scheme is in the model.
 SOURCES = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A score, and the level of each factor that it was made with."""
+    """A score, and the level of each factor of its run."""
 
     score: float
     levels: Mapping[str, str]
@@ -48,14 +49,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Term:
-    """A factor or an interaction: its part of all variation, and whether chance alone would do.
+    """A factor or an interaction: its share of the variation, and its F test.
 
-    ``share`` is of the sum of squares about the mean. ``p`` is that of the F test against what is
-    left over, after Holm's correction over the terms of the task.
+    ``share`` is of the sum of squares about the mean. ``p`` is of the F test against the residual,
+    after Holm's correction over the terms of the task.
     """
 
     name: str
-    freedom: int
+    degrees: int
     share: float
     f: float
     p: float
@@ -63,10 +64,9 @@ class Term:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a level of a factor changes against another, on average over all else.
+    """The difference between two levels of a factor, averaged over the other factors.
 
-    The interval holds for all effects of the task at once (Bonferroni); ``p`` is after Holm's
-    correction over them.
+    The intervals of a task hold together (Bonferroni); ``p`` is after Holm's correction over them.
     """
 
     factor: str
@@ -78,50 +78,46 @@ class Effect:
     p: float
 
     @property
-    def shown(self) -> bool:
-        """Whether the interval leaves out zero."""
+    def significant(self) -> bool:
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class Effects:
-    """One task. ``lacking`` counts runs without a score, which are left out.
+    """The effects on one task. ``unscored`` counts runs without a score, which are left out.
 
-    ``left_over`` is the deviation of what no term explains, with ``freedom`` degrees;
-    ``of_items`` is the part of it that another sample of test items would move, None where runs
-    kept no items.
+    ``residual_deviation`` has ``degrees`` degrees of freedom; ``item_deviation`` is its part that
+    comes from the sample of test items, None if the records have no item scores.
     """
 
     task: str
     metric: MetricInfo
     runs: int
-    lacking: int
+    unscored: int
     mean: float
-    left_over: float
-    freedom: int
-    of_items: float | None
+    residual_deviation: float
+    degrees: int
+    item_deviation: float | None
     terms: tuple[Term, ...]
     effects: tuple[Effect, ...]
     interactions: tuple[Effect, ...]
 
 
 def effects(records: Iterable[Record]) -> tuple[Effects, ...]:
-    """Each task whose runs leave something over; tasks that differ in their positions are one."""
+    """The effects on each task with residual degrees of freedom.
+
+    Variants of a task that differ in the position scheme count as one task.
+    """
     by_task: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        by_task[plain(record.task)].append(record)
+        by_task[str(replace(parse_task(record.task), position=None))].append(record)
     found = (_effects(task, own) for task, own in by_task.items())
     return tuple(each for each in found if each is not None)
 
 
-def plain(task: str) -> str:
-    """The task's name without the positions that its mark says."""
-    name, at, scheme = task.rpartition("@")
-    return name if at and scheme.partition("/")[0] in POSITIONS else task
-
-
 def levels(record: Record) -> dict[str, str] | None:
-    """The level of each factor; None where the arm is of another size or its layers differ."""
+    """The level of each factor; None if the arm has another arm's size or its layers differ."""
     try:
         variant = parse(record.arm)
     except ValueError:
@@ -152,22 +148,22 @@ def _source(source: Source) -> str:
 
 def _effects(task: str, records: Sequence[Record]) -> Effects | None:
     done = [each for each in records if each.status == "done"]
-    runs = [Run(each.score, found) for each in done if (found := levels(each)) is not None]
+    runs = [Run(each.score, own) for each in done if (own := levels(each)) is not None]
     if len({run.levels["function"] for run in runs}) < 2:
         return None
     model = _Model(runs)
-    if model.freedom < 1 or model.left_over == 0:
+    if model.degrees < 1 or model.residual_deviation == 0:
         return None
     items = [_item_variance(each) for each in done if each.items is not None]
     return Effects(
         task=task,
         metric=done[0].metric,
         runs=len(runs),
-        lacking=len(records) - len(runs),
+        unscored=len(records) - len(runs),
         mean=float(model.scores.mean()),
-        left_over=float(np.sqrt(model.left_over)),
-        freedom=model.freedom,
-        of_items=float(np.sqrt(np.mean(items))) if items else None,
+        residual_deviation=float(np.sqrt(model.residual_deviation)),
+        degrees=model.degrees,
+        item_deviation=float(np.sqrt(np.mean(items))) if items else None,
         terms=model.terms(),
         effects=model.main_effects(),
         interactions=model.interactions(),
@@ -189,23 +185,20 @@ class _Model:
         self.runs = runs
         self.scores = np.array([run.score for run in runs])
         self.order = {name: self._levels(name) for name in runs[0].levels}
-        self.main = [("positions",), ("function",), ("heads",)]
-        self.mixed = [("function", "heads")]
-        self.named = [("positions", role) for role in (*SOURCES, "heads")]
-        kept = [term for term in [*self.main, *self.mixed, *self.named] if self._columns(term)]
-        self.main = [term for term in self.main if term in kept]
-        self.all = kept
-        matrix, names = self._matrix(kept)
-        self.names = names
-        fitted, rank = _fitted(matrix, self.scores)
-        self.freedom = len(runs) - rank
+        main = [("positions",), ("function",), ("heads",)]
+        self.with_positions = [("positions", role) for role in (*SOURCES, "heads")]
+        terms = [*main, ("function", "heads"), *self.with_positions]
+        self.all = [term for term in terms if self._columns(term)]
+        self.main = [term for term in main if term in self.all]
+        fitted, rank = _fit(self._matrix(self.all)[0], self.scores)
+        self.degrees = len(runs) - rank
         squares = float(np.sum((self.scores - fitted) ** 2))
-        self.left_over = squares / self.freedom if self.freedom > 0 else 0.0
-        if squares < ROUNDING * float(np.sum((self.scores - self.scores.mean()) ** 2)):
-            self.left_over = 0.0
+        self.residual_deviation = squares / self.degrees if self.degrees > 0 else 0.0
+        if squares < RANK_TOLERANCE * float(np.sum((self.scores - self.scores.mean()) ** 2)):
+            self.residual_deviation = 0.0
 
     def terms(self) -> tuple[Term, ...]:
-        """Each term after all others that do not contain it."""
+        """Each term adjusted for all others that do not contain it (type II sums of squares)."""
         whole = float(np.sum((self.scores - self.scores.mean()) ** 2))
         rows: list[tuple[str, int, float, float]] = []
         for term in self.all:
@@ -214,31 +207,29 @@ class _Model:
             with_it, more = self._squares([*others, term])
             if more == rank:
                 continue
-            f = (without - with_it) / (more - rank) / self.left_over
+            f = (without - with_it) / (more - rank) / self.residual_deviation
             rows.append((" × ".join(term), more - rank, (without - with_it) / whole, f))
-        tails = _holm([float(stats.f.sf(f, df, self.freedom)) for _, df, _, f in rows])
-        return tuple(
-            Term(name, df, share, f, p) for (name, df, share, f), p in zip(rows, tails, strict=True)
-        )
+        p = holm({name: float(stats.f.sf(f, df, self.degrees)) for name, df, _, f in rows})
+        return tuple(Term(name, df, share, f, p[name]) for name, df, share, f in rows)
 
     def main_effects(self) -> tuple[Effect, ...]:
         """Each level of a factor against its first, in the model without interactions.
 
-        Every arm is there with each of the positions, so this is a difference of means.
+        If every arm was run with each position scheme, this is a difference of means.
         """
         matrix, names = self._matrix(self.main)
-        wanted = [
+        contrasts = [
             (term[0], level, self.order[term[0]][0], {((term[0], level),): 1.0})
             for term in self.main
             for level in self.order[term[0]][1:]
         ]
-        return self._contrasts(matrix, names, wanted)
+        return self._contrasts(matrix, names, contrasts)
 
     def interactions(self) -> tuple[Effect, ...]:
-        """How the effect of a source or of heads under other positions differs from the first."""
+        """The effect of a source or of heads under each position scheme minus under the first."""
         matrix, names = self._matrix(self.all)
         first = self.order["positions"][0]
-        wanted = [
+        contrasts = [
             (
                 f"{role} {level}" if role in SOURCES else f"{level} {role}",
                 scheme,
@@ -246,49 +237,60 @@ class _Model:
                 {(("positions", scheme), (role, level)): 1.0},
             )
             for term in self.all
-            if term in self.named
+            if term in self.with_positions
             for role in term[1:]
             for scheme, level in product(self.order["positions"][1:], self.order[role][1:])
         ]
-        return self._contrasts(matrix, names, wanted)
+        return self._contrasts(matrix, names, contrasts)
 
     def _contrasts(
         self,
         matrix: Float[np.ndarray, "runs columns"],
         names: Sequence[tuple[tuple[str, str], ...]],
-        wanted: Sequence[tuple[str, str, str, Mapping[tuple[tuple[str, str], ...], float]]],
+        contrasts: Sequence[tuple[str, str, str, Mapping[tuple[tuple[str, str], ...], float]]],
     ) -> tuple[Effect, ...]:
-        """The wanted sums of coefficients that the runs tell, with intervals for all at once."""
-        inverse = np.linalg.pinv(matrix.T @ matrix, rcond=ROUNDING, hermitian=True)
+        """The estimable ones of these sums of coefficients, with simultaneous intervals."""
+        inverse = np.linalg.pinv(matrix.T @ matrix, rcond=RANK_TOLERANCE, hermitian=True)
         coefficients = inverse @ matrix.T @ self.scores
         rows: list[tuple[str, str, str, float, float]] = []
-        for factor, level, versus, parts in wanted:
+        for factor, level, versus, parts in contrasts:
             contrast = np.array([parts.get(name, 0.0) for name in names])
-            # Not estimable: another term's columns say the same.
-            told = contrast @ inverse @ matrix.T @ matrix
-            if not np.allclose(told, contrast, atol=1e-6) or not contrast.any():
+            # A contrast outside the row space is not estimable: its columns depend on others.
+            projection = contrast @ inverse @ matrix.T @ matrix
+            if not np.allclose(projection, contrast, atol=1e-6) or not contrast.any():
                 continue
-            error = float(np.sqrt(self.left_over * (contrast @ inverse @ contrast)))
+            error = float(np.sqrt(self.residual_deviation * (contrast @ inverse @ contrast)))
             rows.append((factor, level, versus, float(contrast @ coefficients), error))
         if not rows:
             return ()
-        wide = float(stats.t.isf((1 - LEVEL) / 2 / len(rows), self.freedom))
-        tails = _holm(
-            [float(2 * stats.t.sf(abs(value) / error, self.freedom)) for *_, value, error in rows]
+        quantile = float(stats.t.isf((1 - CONFIDENCE) / 2 / len(rows), self.degrees))
+        p = holm(
+            {
+                index: float(2 * stats.t.sf(abs(value) / error, self.degrees))
+                for index, (*_, value, error) in enumerate(rows)
+            }
         )
         return tuple(
-            Effect(factor, level, versus, value, value - wide * error, value + wide * error, p)
-            for (factor, level, versus, value, error), p in zip(rows, tails, strict=True)
+            Effect(
+                factor,
+                level,
+                versus,
+                value,
+                low=value - quantile * error,
+                high=value + quantile * error,
+                p=p[index],
+            )
+            for index, (factor, level, versus, value, error) in enumerate(rows)
         )
 
     def _squares(self, terms: Sequence[tuple[str, ...]]) -> tuple[float, int]:
-        fitted, rank = _fitted(self._matrix(terms)[0], self.scores)
+        fitted, rank = _fit(self._matrix(terms)[0], self.scores)
         return float(np.sum((self.scores - fitted) ** 2)), rank
 
     def _matrix(
         self, terms: Sequence[tuple[str, ...]]
     ) -> tuple[Float[np.ndarray, "runs columns"], list[tuple[tuple[str, str], ...]]]:
-        """One column for the mean, for each seed but the first, and for what the terms name."""
+        """One column for the mean, for each seed but the first, and for each level of the terms."""
         names = [(("", ""),)]
         for term in [("seed",), *terms]:
             names += self._columns(term)
@@ -302,7 +304,7 @@ class _Model:
         return np.array(columns), names
 
     def _columns(self, term: tuple[str, ...]) -> list[tuple[tuple[str, str], ...]]:
-        """The combinations of levels of a term that are no baseline and that a run has."""
+        """The combinations of non-baseline levels of a term that occur in a run."""
         combined = product(*(self.order[name][1:] for name in term))
         named = [tuple(zip(term, each, strict=True)) for each in combined]
         return [
@@ -312,37 +314,27 @@ class _Model:
         ]
 
     def _contains(self, term: tuple[str, ...], part: tuple[str, ...]) -> bool:
-        """Whether a term is an interaction of the part; a source is a part of the function."""
+        """Whether a term is an interaction of the part; a source belongs to the function."""
         roles = {"function" if name in SOURCES else name for name in term}
         return len(term) > len(part) and {*part} <= roles
 
     def _levels(self, name: str) -> list[str]:
-        """In the order of the study, which has the baseline first; canonical sources and heads."""
-        found = list(dict.fromkeys(run.levels[name] for run in self.runs))
+        """The levels in the order of the study, the canonical one first; heads descend."""
+        levels = list(dict.fromkeys(run.levels[name] for run in self.runs))
         if name == "function":
-            found.sort(key=lambda level: level != write(CANONICAL))
+            levels.sort(key=lambda level: level != write(CANONICAL))
         if name == "heads":
-            found.sort(key=int, reverse=True)
+            levels.sort(key=int, reverse=True)
         if name in SOURCES:
-            found.sort(key=lambda level: level != "own")
-        return found
+            levels.sort(key=lambda level: level != "own")
+        return levels
 
 
-def _fitted(
+def _fit(
     matrix: Float[np.ndarray, "runs columns"], scores: Float[np.ndarray, " runs"]
 ) -> tuple[Float[np.ndarray, " runs"], int]:
-    """The nearest scores that the columns can make, and how many columns say something new."""
+    """The projection of the scores onto the column space, and its rank."""
     basis, sizes, _ = np.linalg.svd(matrix, full_matrices=False)
-    rank = int(np.sum(sizes > ROUNDING * sizes[0]))
+    rank = int(np.sum(sizes > RANK_TOLERANCE * sizes[0]))
     basis = basis[:, :rank]
     return basis @ (basis.T @ scores), rank
-
-
-def _holm(tails: Sequence[float]) -> list[float]:
-    """The probabilities after Holm's correction, in their order."""
-    order: list[int] = np.argsort(tails).tolist()
-    corrected, highest = [0.0] * len(tails), 0.0
-    for place, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(tails) - place) * float(tails[index])))
-        corrected[index] = highest
-    return corrected

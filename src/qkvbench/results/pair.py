@@ -1,7 +1,7 @@
-"""Two arms of a study beside each other, task by task, from its view.
+"""Two arms of a study compared task by task.
 
-The pair is taken as named before the study was looked at, so intervals hold for it alone; p values
-and verdicts are Holm's over the tasks, which are the family.
+The pair is assumed to be chosen before the data were seen, so intervals hold for this pair alone;
+p values and verdicts are adjusted by Holm over the tasks, which are the family.
 """
 
 import statistics
@@ -12,12 +12,12 @@ from typing import Literal
 import numpy as np
 
 from qkvbench.results import record
-from qkvbench.results.across import item_table, pair_on_scale
+from qkvbench.results.across import item_table, normalized_scores
 from qkvbench.results.aggregate import Aggregate, aggregate
 from qkvbench.results.critical import LEVEL, holm
-from qkvbench.results.layout import detectable, provable
+from qkvbench.results.layout import detectable_difference, provable_margin
 from qkvbench.results.record import MetricInfo
-from qkvbench.results.resampling import OverItems, over_items
+from qkvbench.results.resampling import ItemBounds, bounds_over_items
 from qkvbench.results.stats import (
     POWER,
     Comparison,
@@ -43,10 +43,10 @@ PairStanding = Literal[
 
 @dataclass(frozen=True)
 class Side:
-    """One arm on one task: its mean score over the shared seeds, and what did not end in one.
+    """One arm on one task: its mean score over the shared seeds, and its failed runs.
 
-    ``learned`` is None where one seed cannot tell. ``threshold_step`` is the median step at which
-    the seeds that solved the task reached its threshold.
+    ``learned`` is None if one seed does not decide it. ``threshold_step`` is the median step at
+    which the seeds that solved the task reached its threshold.
     """
 
     mean: float | None
@@ -60,9 +60,9 @@ class Side:
 class PairTask:
     """The two arms on one task: second minus first, paired by seed.
 
-    ``p`` and the difference's other p values are adjusted for the tasks; ``low`` and ``high`` are
-    not. ``detectable`` and ``provable`` are for this pair alone, at 80% power; ``lowest`` is the
-    largest count of solved seeds that could be told from the first arm's.
+    The p values of the difference are adjusted for the tasks, ``low`` and ``high`` are not.
+    ``detectable`` and ``provable`` are for this pair alone, at 80% power; ``lowest`` is the largest
+    count of solved seeds that differs significantly from the first arm's.
     """
 
     task: str
@@ -74,7 +74,7 @@ class PairTask:
     margin: float | None
     verdict: Verdict | None = None
     difference: Difference | None = None
-    items: OverItems | None = None
+    items: ItemBounds | None = None
     detectable: float | None = None
     provable: float | None = None
     lowest: int | None = None
@@ -82,7 +82,7 @@ class PairTask:
 
 @dataclass(frozen=True)
 class Ratio:
-    """What the second arm takes of what the first takes."""
+    """A cost of the first and of the second arm."""
 
     first: float
     second: float
@@ -95,10 +95,10 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms over a study; ratios are of the model of the study's cost task.
+    """Two arms over a study; costs are of the model of the study's cost task.
 
-    ``decode_ratio`` is that of interleaved rounds, with its interval; None where neither arm is the
-    one that all were measured beside, or the store does not keep it.
+    ``decode_ratio`` is from interleaved rounds, with its interval; None if neither arm is the one
+    that all were measured against, or if the record has no ratio.
     """
 
     first: str
@@ -113,8 +113,8 @@ class Pair:
 
 
 def pair(view: View, first: str, second: str) -> Pair:
-    """The two arms beside each other; both are arms of the study."""
-    tasks = _adjusted([_task(task, first, second) for task in view.tasks])
+    """The comparison of two arms of the study."""
+    tasks = _adjust_for_tasks([_compare_on_task(task, first, second) for task in view.tasks])
     costs = view.costs
     both = first in costs and second in costs
     measured = view.measurements
@@ -140,26 +140,26 @@ def pair(view: View, first: str, second: str) -> Pair:
 
 
 def _decode_ratio(view: View, first: str, second: str) -> record.Ratio | None:
-    """Second over first, where one of them is the baseline."""
+    """Second over first if one of them is the baseline."""
     if first == view.baseline:
         return view.decode_ratio(second)
-    found = view.decode_ratio(first) if second == view.baseline else None
-    if found is None:
+    inverse = view.decode_ratio(first) if second == view.baseline else None
+    if inverse is None:
         return None
-    return found.model_copy(
+    return inverse.model_copy(
         update={
             "to": first,
-            "value": 1 / found.value,
-            "low": found.high and 1 / found.high,
-            "high": found.low and 1 / found.low,
+            "value": 1 / inverse.value,
+            "low": inverse.high and 1 / inverse.high,
+            "high": inverse.low and 1 / inverse.low,
         }
     )
 
 
-def _task(task: TaskView, first: str, second: str) -> PairTask:
+def _compare_on_task(task: TaskView, first: str, second: str) -> PairTask:
     cells = (task.cell(first), task.cell(second))
-    ran = [{run.seed for run in cell.runs if run.status != "interrupted"} for cell in cells]
-    seeds = tuple(sorted(ran[0] & ran[1]))
+    ended = [{run.seed for run in cell.runs if run.status != "interrupted"} for cell in cells]
+    seeds = tuple(sorted(ended[0] & ended[1]))
     margin, better = task.result.margin, task.metric.better
     chance = task.metric.chance
     sides = tuple(_side(cell, seeds, task.metric) for cell in cells)
@@ -176,42 +176,40 @@ def _task(task: TaskView, first: str, second: str) -> PairTask:
         return result
     if task.result.standing == "baseline did not learn":
         return replace(result, standing="baseline did not learn")
-    scores = {cell.variant: _on(cell, seeds) for cell in cells}
+    scores = {cell.variant: _scores_on(cell, seeds) for cell in cells}
     if task.metric.solved is not None:
-        return _counted(result, cells, scores, task.metric.solved)
+        return _compare_counts(result, cells, scores, task.metric.solved)
     if any(side.failures for side in sides):
         return replace(result, standing="runs failed")
     if sides[0].learned is False and sides[1].learned is False:
         return replace(result, standing="neither learned")
-    # The arm that learned stands in for the baseline in this check alone.
-    base = first if sides[0].learned is not False else second
-    found = compare(scores, baseline=base, seeds=seeds, chance=chance, better=better, margin=margin)
-    difference = found.differences.get(second if base == first else first)
+    # `compare` needs a baseline that learned; if only the second arm did, swap and negate.
+    base, other = (first, second) if sides[0].learned is not False else (second, first)
+    comparison = compare(
+        scores, baseline=base, seeds=seeds, chance=chance, better=better, margin=margin
+    )
+    difference = comparison.differences.get(other)
     if difference is None:
         return replace(result, standing="runs failed")
-    difference = difference if base == first else _turned(difference)
-    if found.standing in ("one seed", "no spread"):
-        return replace(
-            result,
-            standing="one seed" if found.standing == "one seed" else "no spread",
-            difference=difference,
-        )
-    deviation = found.deviation or 0.0
+    difference = difference if base == first else _negated(difference)
+    if comparison.standing == "one seed" or comparison.standing == "no spread":
+        return replace(result, standing=comparison.standing, difference=difference)
+    deviation = comparison.deviation or 0.0
     size = {"arms": 2, "seeds": len(seeds), "power": POWER}
     return replace(
         result,
         standing="compared",
         difference=difference,
         items=_items(cells, seeds, difference),
-        detectable=deviation * detectable(**size),
-        provable=deviation * provable(**size),
+        detectable=deviation * detectable_difference(**size),
+        provable=deviation * provable_margin(**size),
     )
 
 
-def _counted(
+def _compare_counts(
     result: PairTask, cells: tuple[Cell, Cell], scores: dict[str, dict[int, float]], solved: float
 ) -> PairTask:
-    """Solved seeds beside solved seeds; a run that diverged has not solved the task."""
+    """Counts of solved seeds compared; a run that diverged has not solved the task."""
     ended = [set(scores[cell.variant]) | set(cell.diverged) for cell in cells]
     if any(not set(result.seeds) <= each for each in ended):
         return replace(result, standing="runs failed")
@@ -232,50 +230,50 @@ def _counted(
     }
     first, second = cells[0].variant, cells[1].variant
     usable = [counts[arm] for arm in (first, second) if counts[arm].standing == "compared"]
-    plain = counts[first].counts
+    by_arm = counts[first].counts
     sides = {
-        "first": replace(result.first, count=plain.get(first)),
-        "second": replace(result.second, count=plain.get(second)),
+        "first": replace(result.first, count=by_arm.get(first)),
+        "second": replace(result.second, count=by_arm.get(second)),
     }
     if not usable:
         one = len(result.seeds) == 1
         return replace(result, standing="one seed" if one else "neither learned", **sides)
-    told = counts[first].counts[second]
     if counts[first].standing == "compared":
-        sides["second"] = replace(result.second, count=told)
         lowest = counts[first].lowest
         return replace(result, standing="compared", lowest=lowest, **sides)
-    # Only the second learned: the same test, seen from its side.
-    seen = counts[second].counts[first]
-    sides["second"] = replace(result.second, count=replace(told, p=seen.p, match_p=seen.match_p))
+    # Only the second learned, so it was the baseline of the same two-sided tests.
+    swapped = counts[second].counts[first]
+    count = replace(by_arm[second], p=swapped.p, match_p=swapped.match_p)
+    sides["second"] = replace(result.second, count=count)
     return replace(result, standing="compared", **sides)
 
 
-def _adjusted(tasks: Sequence[PairTask]) -> tuple[PairTask, ...]:
-    """The tasks with p values by Holm over them, and the verdicts that follow."""
+def _adjust_for_tasks(tasks: Sequence[PairTask]) -> tuple[PairTask, ...]:
+    """The tasks with p values adjusted by Holm over them, and the resulting verdicts."""
     fields = ("p", "match_p", "not_worse_p")
     adjusted = {
         field: holm(
             {
                 each.task: value
                 for each in tasks
-                if (value := getattr(_tested(each), field, None)) is not None
+                if (value := getattr(_tested_value(each), field, None)) is not None
             }
         )
         for field in fields
     }
     return tuple(
-        _judged(each, {name: adjusted[name].get(each.task) for name in fields}) for each in tasks
+        _with_verdict(each, {name: adjusted[name].get(each.task) for name in fields})
+        for each in tasks
     )
 
 
-def _tested(task: PairTask) -> Difference | Count | None:
+def _tested_value(task: PairTask) -> Difference | Count | None:
     if task.standing != "compared":
         return None
     return task.difference or task.second.count
 
 
-def _judged(task: PairTask, p: Mapping[str, float | None]) -> PairTask:
+def _with_verdict(task: PairTask, p: Mapping[str, float | None]) -> PairTask:
     if task.standing != "compared":
         return task
     if task.difference is not None:
@@ -291,19 +289,19 @@ def _judged(task: PairTask, p: Mapping[str, float | None]) -> PairTask:
 
 
 def _verdict(p: Mapping[str, float | None], *, good: bool) -> Verdict:
-    def shown(name: str) -> bool:
+    def significant(name: str) -> bool:
         value = p[name]
         return value is not None and value < LEVEL
 
-    if shown("p"):
+    if significant("p"):
         return "better" if good else "worse"
-    if shown("match_p"):
+    if significant("match_p"):
         return "matches"
-    return "not worse" if shown("not_worse_p") else "not distinguishable"
+    return "not worse" if significant("not_worse_p") else "not distinguishable"
 
 
 def _side(cell: Cell, seeds: Sequence[int], metric: MetricInfo) -> Side:
-    scores = list(_on(cell, seeds).values())
+    scores = list(_scores_on(cell, seeds).values())
     steps = [
         run.solved_step for run in cell.solved if run.seed in seeds and run.solved_step is not None
     ]
@@ -317,31 +315,31 @@ def _side(cell: Cell, seeds: Sequence[int], metric: MetricInfo) -> Side:
     )
 
 
-def _on(cell: Cell, seeds: Sequence[int]) -> dict[int, float]:
+def _scores_on(cell: Cell, seeds: Sequence[int]) -> dict[int, float]:
     return {seed: score for seed, score in cell.scores.items() if seed in seeds}
 
 
-def _turned(difference: Difference) -> Difference:
+def _negated(difference: Difference) -> Difference:
     low, high = difference.low, difference.high
     return replace(
         difference,
         value=-difference.value,
         low=None if high is None else -high,
         high=None if low is None else -low,
-        # Non-inferiority has a side; it was tested on the other one.
+        # Non-inferiority is one-sided and was tested on the other side.
         not_worse_p=None,
     )
 
 
 def _items(
     cells: tuple[Cell, Cell], seeds: Sequence[int], difference: Difference
-) -> OverItems | None:
+) -> ItemBounds | None:
     first, second = (item_table(cell, seeds) for cell in cells)
     if first is None or second is None or first[0].shape != second[0].shape:
         return None
     low, high = difference.low, difference.high
     bounds = None if low is None or high is None else (low, high)
-    return over_items((second[0] - first[0])[None], first[1], [bounds])[0]
+    return bounds_over_items((second[0] - first[0])[None], first[1], [bounds])[0]
 
 
 def _over_tasks(view: View, first: str, second: str) -> Aggregate | None:
@@ -352,8 +350,8 @@ def _over_tasks(view: View, first: str, second: str) -> Aggregate | None:
         or (isinstance(task.result, Comparison) and task.result.standing == "one seed")
     ]
     usable = [task for task in usable if task.cell(view.baseline).scores]
-    pairs = [pair_on_scale(task, view.baseline, (first, second)) for task in usable]
-    known = [each for each in pairs if each is not None]
-    if len(known) < 2 or len(known) < len(pairs):
+    scores = [normalized_scores(task, view.baseline, (first, second)) for task in usable]
+    pairs = [each for each in scores if each is not None]
+    if len(pairs) < 2 or len(pairs) < len(scores):
         return None
-    return aggregate([task.name for task in usable], [np.asarray(each) for each in known])
+    return aggregate([task.name for task in usable], [np.asarray(each) for each in pairs])

@@ -1,4 +1,4 @@
-"""How many seeds a question takes, from the noise of a pilot study."""
+"""The number of seeds that a question needs, from the noise of a pilot study."""
 
 import math
 from collections.abc import Callable
@@ -10,21 +10,21 @@ from jaxtyping import Float
 from scipy import stats
 
 from qkvbench.results.critical import LEVEL
-from qkvbench.results.layout import detectable, provable
+from qkvbench.results.layout import detectable_difference, provable_margin
 
 POWERS = (0.8, 0.9)
-# A pilot's deviation is itself uncertain: this is how sure the careful plan is to be enough.
-SURE = 0.8
-MOST_SEEDS = 200
-MOST_COUNTED = 80
+# A pilot's deviation is itself uncertain: the conservative plan is enough with this probability.
+CONFIDENCE = 0.8
+MAX_SEEDS = 200
+MAX_COUNTED_SEEDS = 80
 
 
 @dataclass(frozen=True)
-class Need:
-    """Seeds that a task takes, at one power and for one deviation; None: more than can be planned.
+class SeedsNeeded:
+    """Seeds for one task, power and deviation; None if more than `MAX_SEEDS`.
 
-    ``detect`` is for a true difference of the margin to be told from none, ``match`` for an equal
-    arm to be shown within the margin; for each arm when `arms` are tested together.
+    ``detect``: a true difference of the margin is significant. ``match``: an equal arm is shown to
+    be within the margin. Both for each arm if `arms` are tested together.
     """
 
     arms: int
@@ -34,44 +34,48 @@ class Need:
     match: int | None
 
 
-def needs(*, margin: float, deviation: float, arms: int, power: float) -> Need:
-    """What `arms` arms, the baseline among them, take at this noise."""
-    wanted = margin / deviation if deviation > 0 else math.inf
-    return Need(
+def seeds_needed(*, margin: float, deviation: float, arms: int, power: float) -> SeedsNeeded:
+    """The seeds that `arms` arms, including the baseline, need at this noise."""
+    target = margin / deviation if deviation > 0 else math.inf
+    return SeedsNeeded(
         arms=arms,
         power=power,
         deviation=deviation,
-        detect=_fewest(lambda seeds: detectable(arms=arms, seeds=seeds, power=power) <= wanted),
-        match=_fewest(lambda seeds: provable(arms=arms, seeds=seeds, power=power) <= wanted),
+        detect=_smallest(
+            lambda seeds: detectable_difference(arms=arms, seeds=seeds, power=power) <= target
+        ),
+        match=_smallest(
+            lambda seeds: provable_margin(arms=arms, seeds=seeds, power=power) <= target
+        ),
     )
 
 
-def careful(deviation: float, *, degrees: int) -> float:
-    """A deviation that the true one is below, as surely as `SURE`, from a pilot's."""
-    return deviation * math.sqrt(degrees / float(stats.chi2.ppf(1 - SURE, degrees)))
+def upper_deviation(deviation: float, *, degrees: int) -> float:
+    """The upper confidence bound, at `CONFIDENCE`, of the true deviation, from a pilot's."""
+    return deviation * math.sqrt(degrees / float(stats.chi2.ppf(1 - CONFIDENCE, degrees)))
 
 
-def counted_needs(*, share: float, margin: float, arms: int, power: float) -> int | None:
-    """Seeds at which a share of solved seeds lower by `margin` than `share` is told from it.
+def counted_seeds_needed(*, share: float, margin: float, arms: int, power: float) -> int | None:
+    """Seeds at which a proportion of solved seeds that is `margin` below `share` is significant.
 
-    By Boschloo's test at the level of Holm's first step; None: more than can be planned.
+    By Boschloo's test at the level of Holm's first step; None if more than `MAX_COUNTED_SEEDS`.
     """
     lower = max(0.0, share - margin)
-    for seeds in range(2, MOST_COUNTED + 1):
+    for seeds in range(2, MAX_COUNTED_SEEDS + 1):
         table = boschloo_table(seeds)
         counts = np.arange(seeds + 1)
         of_arm, of_base = (stats.binom.pmf(counts, seeds, each) for each in (lower, share))
-        told = (table < LEVEL / (arms - 1)) & (counts[:, None] < counts[None])
-        if float(of_arm @ told @ of_base) >= power:
+        significant = (table < LEVEL / (arms - 1)) & (counts[:, None] < counts[None])
+        if float(of_arm @ significant @ of_base) >= power:
             return seeds
     return None
 
 
 @lru_cache(maxsize=128)
 def boschloo_table(seeds: int) -> Float[np.ndarray, "first second"]:
-    """Boschloo's two-sided p for every two counts out of `seeds`, at once.
+    """Boschloo's two-sided p for every pair of counts out of `seeds`.
 
-    The nuisance share is searched on a grid, so p can be too small by some thousandths of itself.
+    The nuisance parameter is maximized on a grid, so p may be too small by a few thousandths of it.
     """
     counts = np.arange(seeds + 1)
     total = counts[:, None] + counts[None]
@@ -83,7 +87,7 @@ def boschloo_table(seeds: int) -> Float[np.ndarray, "first second"]:
     order = np.argsort(fisher, axis=None, kind="stable")
     first, second = np.unravel_index(order, fisher.shape)
     mass = np.cumsum(single[first] * single[second], axis=0).max(axis=1)
-    # Tables with one Fisher p belong together: each counts the last of them.
+    # Tables with the same Fisher p share the p value of the last of them.
     ranked = fisher.ravel()[order]
     last = np.searchsorted(ranked, ranked * (1 + 1e-9), side="right") - 1
     one_sided = np.empty(fisher.size)
@@ -92,14 +96,14 @@ def boschloo_table(seeds: int) -> Float[np.ndarray, "first second"]:
     return np.minimum(1.0, 2 * np.minimum(lower, lower.T))
 
 
-def _fewest(enough: Callable[[int], bool]) -> int | None:
-    """The smallest number of seeds that is enough, if more never is worse."""
+def _smallest(sufficient: Callable[[int], bool]) -> int | None:
+    """The smallest sufficient number of seeds, for a monotone condition; by bisection."""
     low, high = 1, 2
-    while not enough(high):
-        if high >= MOST_SEEDS:
+    while not sufficient(high):
+        if high >= MAX_SEEDS:
             return None
-        low, high = high, min(2 * high, MOST_SEEDS)
+        low, high = high, min(2 * high, MAX_SEEDS)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
+        low, high = (low, middle) if sufficient(middle) else (middle, high)
     return high

@@ -1,10 +1,10 @@
-"""The record of one run: what was run, on what, and what came out. Strict JSON, no NaN."""
+"""The record of one run: its experiment, machine, scores and costs. Strict JSON, no NaN."""
 
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from qkvbench.cost.matched import arm_text
+from qkvbench.model import parse_label, sized_text
 from qkvbench.results.items import ItemScores
 
 SCHEMA_VERSION = 1
@@ -17,7 +17,7 @@ class _Strict(BaseModel):
 
 
 class MetricInfo(_Strict):
-    """What a task is judged by, copied into the record so that a store explains itself."""
+    """The metric of a task, copied into the record so that a store is self-contained."""
 
     name: str
     unit: str
@@ -27,7 +27,7 @@ class MetricInfo(_Strict):
 
 
 class Point(_Strict):
-    """One place on a learning curve; `metrics` are on the validation split."""
+    """One point of a learning curve; `metrics` are on the validation split."""
 
     step: int
     train_loss: float
@@ -36,9 +36,9 @@ class Point(_Strict):
 
 
 class Snapshot(_Strict):
-    """A look into the attention layers after `step`, on the first items of the validation split.
+    """Measures of the attention layers after `step`, on the first items of the validation split.
 
-    Each measure has a value for each of `layers`; None where it does not apply.
+    Each measure has a value for each of `layers`; None if it does not apply.
     """
 
     step: int
@@ -46,10 +46,10 @@ class Snapshot(_Strict):
     measures: dict[str, list[float | None]]
 
 
-class Written(_Strict):
-    """What the model wrote for the first items of the test split, in their order.
+class GeneratedTexts(_Strict):
+    """The texts that the model generated for the first items of the test split, in their order.
 
-    For each score of texts there is a signature: what exactly was computed.
+    ``signatures`` has sacreBLEU's signature of each score.
     """
 
     texts: list[str]
@@ -57,9 +57,9 @@ class Written(_Strict):
 
 
 class Cost(_Strict):
-    """Computed from the plan, never observed. MACs and FLOPs are of one forward of `tokens`.
+    """Computed from the plan, never observed. MACs and FLOPs are of one forward pass of `tokens`.
 
-    ``cache_bytes_per_token`` is at 2 bytes a value, all layers; None where there is no cache.
+    ``cache_bytes_per_token`` is over all layers at 2 bytes a value; None if there is no cache.
     """
 
     parameters: dict[str, int]
@@ -70,20 +70,20 @@ class Cost(_Strict):
 
     @property
     def total_parameters(self) -> int:
-        """All learned numbers: the sum of the parts."""
+        """All learned parameters: the sum of the parts."""
         return sum(count for part, count in self.parameters.items() if part != "total")
 
 
 class Observed(_Strict):
-    """Observed on the machine: times and memory.
+    """Times and memory, observed on the machine.
 
-    ``compile_s`` is the time to compile, which is in no step's time and not in ``train_s``; None
-    where nothing was compiled. ``resumed`` are the steps after which another process went on from a
-    checkpoint: times are those of all of them, memory is the last one's, and the first process's
-    where several learn together. ``other_devices`` says on which it was under way before, where on
-    others than its experiment's: its bits are then not those of a run from beginning to end.
-    ``together`` is in records of the first version only: how many runs shared one program, whose
-    times and memory these then are.
+    ``compile_s`` is the compilation time, which is in neither the step times nor ``train_s``; None
+    if nothing was compiled. ``resumed`` has the steps at which the run was resumed from a
+    checkpoint: times cover all processes, memory is that of the last one (of rank 0 if there are
+    several devices). ``other_devices`` lists the devices of earlier parts of the run if they differ
+    from its experiment's; its numbers then may differ in their last bits from an uninterrupted run.
+    ``together`` is the number of runs that were trained in one program, to which times and memory
+    then refer; None for one.
     """
 
     train_s: float
@@ -96,7 +96,7 @@ class Observed(_Strict):
 
 
 class Machine(_Strict):
-    """Where a record was made."""
+    """The machine, software and code revision of a record."""
 
     device: str
     cores: int
@@ -107,12 +107,11 @@ class Machine(_Strict):
 
 
 class Record(_Strict):
-    """One run. `experiment` is complete: it runs again.
+    """One run. `experiment` is complete, so that the run can be repeated.
 
-    `solved_step` is the first evaluation that reached `metric.solved`, on the validation split.
-    ``items`` is the score item by item, where the metric is a mean over what is scored; None for
-    other metrics and for records made before it was kept. ``written`` is None where the task asks
-    for no texts.
+    ``solved_step`` is the first evaluation that reached `metric.solved`, on the validation split.
+    ``items`` has the score of each item if the metric is a mean over scored positions; None for
+    other metrics and in old records. ``written`` is None if the task generates no texts.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -133,7 +132,7 @@ class Record(_Strict):
     metrics: dict[str, float] = {}
     solved_step: int | None = None
     items: ItemScores | None = None
-    written: Written | None = None
+    written: GeneratedTexts | None = None
     curve: list[Point] = []
     snapshots: list[Snapshot] = []
     cost: Cost
@@ -143,26 +142,27 @@ class Record(_Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        """A run that is done has its score."""
+        """Refuse a run that is done without a score, or whose model's label cannot be read."""
+        parse_label(self.model)
         if self.status == "done" and self.metric.name not in self.metrics:
             raise ValueError(f"a run that is done needs its {self.metric.name} under metrics")
         return self
 
     @property
     def arm(self) -> str:
-        """The arm of a study that this is a run of: the variant, and whose size it has."""
-        return arm_text(self.variant, self.model)
+        """The arm of a study that was run: the variant, and the size that it is matched to."""
+        return sized_text(self.variant, parse_label(self.model)[1])
 
     @property
     def score(self) -> float:
-        """What the run is judged by; KeyError where it did not get that far."""
+        """The value of the run's metric; KeyError if it has none."""
         return self.metrics[self.metric.name]
 
 
 class Ratio(_Strict):
-    """How many times as long an arm takes as the arm `to`, over interleaved rounds.
+    """The time of an arm divided by that of the arm `to`, over interleaved rounds.
 
-    The interval from `low` to `high` has at least this `level`; None with too few `blocks`.
+    The interval from `low` to `high` has at least this `level`; None if there are too few `blocks`.
     """
 
     to: str
@@ -174,13 +174,13 @@ class Ratio(_Strict):
 
 
 class Timing(_Strict):
-    """One kind of work of one arm. `percentiles_s` has as many as the samples carry.
+    """One workload of one arm. `percentiles_s` has the percentiles that the samples support.
 
-    ``interrupted`` steps, in which the system gave the processor to others, are no samples, unless
-    they are more than half: then all steps are, by the time for which they had the processor
-    (where one thread works; elsewhere with that of the others).
-    ``memory_bytes`` is what model, cache and this work add to a process; None where not observed.
-    ``kernel`` is what did attention in a step that was watched.
+    ``interrupted`` counts steps in which the system scheduled other processes; they are not samples
+    unless they are more than half. In that case all steps are samples: by CPU time if one thread
+    works, else by wall time.
+    ``memory_bytes`` is the memory that model, cache and workload add to a process; None if not
+    observed. ``kernel`` names the attention kernel of a profiled step.
     """
 
     samples: int
@@ -193,11 +193,11 @@ class Timing(_Strict):
 
 
 class Surroundings(_Strict):
-    """What went on around a measurement.
+    """The state of the machine during a measurement.
 
-    ``load`` are the averages over 1, 5 and 15 minutes before it began; ``intra_op_threads`` share
-    one operation, ``inter_op_threads`` run operations side by side; ``other_cores`` were kept busy
-    by other processes while arms were timed, None where the system does not tell.
+    ``load`` has the load averages over 1, 5 and 15 minutes before it began; ``other_cores`` is the
+    mean number of cores used by other processes while arms were timed, None if the system does not
+    report it.
     """
 
     load: list[float]
@@ -207,14 +207,14 @@ class Surroundings(_Strict):
 
 
 class Measurement(_Strict):
-    """One arm on the clock, observed with nothing else running and the arms interleaved.
+    """Timings and memory of one arm, observed with nothing else running and the arms interleaved.
 
     Each decode step attends over `context` cached tokens for `batch` sequences; `timings` has the
-    other kinds of work beside it. `memory_bytes` is what model, cache and decoding add to the
-    process; `cache_bytes` the cache's unique storage. None: not observed, or there is no cache.
-    `cache` is the type of cached rows where that is not the precision's own.
-    ``samples``, ``decode_p50_s`` and ``kernel`` are those of decoding, or of the first kind of work
-    where the model does not decode.
+    other workloads. `memory_bytes` is the memory that model, cache and decoding add to the process;
+    `cache_bytes` is the cache's unique storage. None: not observed, or there is no cache.
+    `cache` is the dtype of cached rows if it is not that of the precision.
+    ``samples``, ``decode_p50_s`` and ``kernel`` are of decoding, or of the first workload if the
+    model does not decode.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -239,16 +239,16 @@ class Measurement(_Strict):
 
     @property
     def arm(self) -> str:
-        """The arm of a study that was measured."""
-        return arm_text(self.variant, self.model)
+        """The arm of a study that this is a measurement of."""
+        return sized_text(self.variant, parse_label(self.model)[1])
 
 
 class StudyInfo(_Strict):
-    """What a store was made for: the arms in their order, the baseline first.
+    """The study of a store: the arms in their order, the baseline first.
 
     ``seeds`` is the number of seeds of each task, counted from 0. ``runs`` and ``measurements`` are
-    the ids that were asked for; where one is empty, all that fit these arms belong to the study.
-    ``benchmarks`` says of each task what it is part of, by a name under which several are averaged.
+    the ids of the study; if one is empty, all records of these arms belong to it.
+    ``benchmarks`` maps each task to the benchmark under whose name it is averaged.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION

@@ -1,8 +1,8 @@
-"""What a few seeds can tell: paired differences to a baseline, and what is shown to be none.
+"""Statistics for few seeds: paired differences to a baseline, and tests of equivalence.
 
 The arms of a task share their seeds, so a score is arm + seed + noise (`layout`). A difference is
-*clear* where its simultaneous interval leaves zero out; an arm *matches* where two one-sided tests
-show it within a stated margin. The one is not the absence of the other.
+*clear* if its simultaneous interval excludes zero; an arm *matches* if two one-sided tests show its
+difference to be within a margin. An arm can be neither.
 """
 
 import math
@@ -15,9 +15,15 @@ from jaxtyping import Float
 from scipy import stats
 
 from qkvbench.results.critical import LEVEL, boschloo, clopper_pearson, holm, not_lower_p
-from qkvbench.results.layout import Differences, detectable, differences, provable, residuals
+from qkvbench.results.layout import (
+    Differences,
+    detectable_difference,
+    differences,
+    provable_margin,
+    residuals,
+)
 
-# A baseline learned where its seeds beat chance in a one-sided t test at this level.
+# A baseline learned if its seeds beat chance in a one-sided t test at this level.
 CHANCE_LEVEL = 0.05
 POWER = 0.80
 
@@ -28,7 +34,7 @@ Standing = Literal[
     "compared", "baseline did not learn", "baseline incomplete", "one seed", "no spread", "one arm"
 ]
 
-# "not worse" is non-inferiority: worse by less than the margin is shown, better is not excluded.
+# "not worse" is non-inferiority: a loss of the margin is excluded, a gain is not.
 Verdict = Literal["better", "worse", "matches", "not worse", "not distinguishable"]
 
 
@@ -37,7 +43,7 @@ class Estimate:
     """An arm's mean over its seeds and their standard deviation (None for one seed).
 
     ``low`` and ``high`` bound the mean at 95%, from the pooled variance; None for arms that are
-    not in the pool and where there is no spread to pool.
+    not in the pool, or if the pooled variance is zero.
     """
 
     value: float
@@ -50,10 +56,10 @@ class Estimate:
 class Difference:
     """An arm's mean minus the baseline's, over the same seeds.
 
-    ``low`` and ``high`` are 95% bounds and ``p`` belongs to them; for the arms of a study both hold
-    for all together. ``match_p`` is that of two one-sided tests for a difference within the margin,
-    ``not_worse_p`` that of the one on the bad side, both by Holm over the family; None where
-    the seeds or a missing margin do not allow them.
+    ``low`` and ``high`` are 95% bounds and ``p`` is the corresponding p value; in a study both are
+    simultaneous over the arms. ``match_p`` is of the two one-sided tests for a difference within
+    the margin, ``not_worse_p`` of the one on the bad side, both by Holm over the family; None if
+    there is one seed or no margin.
     """
 
     value: float
@@ -65,16 +71,16 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
     @property
     def matches(self) -> bool:
-        """Whether it is shown to lie within the margin."""
+        """Whether it is shown to be within the margin."""
         return self.match_p is not None and self.match_p < LEVEL
 
     def verdict(self, better: Better) -> Verdict:
-        """What is shown. A difference can be clear *and* within the margin; clear comes first."""
+        """The verdict. A difference can be clear *and* within the margin; clear comes first."""
         if self.clear:
             return "better" if (self.value > 0) == (better == "higher") else "worse"
         if self.matches:
@@ -86,11 +92,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The arms of one task beside their baseline.
+    """The arms of one task compared with their baseline.
 
-    ``deviation`` is the pooled noise, on ``degrees`` of freedom. ``detectable`` is the difference
-    that a study of this size sees with 80% power if all arms vary alike, as they did on average;
-    ``provable`` the margin within which it shows an equal arm to match, with the same power.
+    ``deviation`` is the pooled noise, with ``degrees`` of freedom. ``detectable`` is the difference
+    that a study of this size detects with 80% power if all arms have this noise; ``provable`` is
+    the margin within which it shows an equal arm to match, with the same power.
     """
 
     standing: Standing
@@ -108,10 +114,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Count:
-    """Seeds that solved the task, out of those that ended; exact 95% bounds on the share.
+    """Seeds that solved the task, out of those that ended; exact 95% bounds on the proportion.
 
-    ``p`` compares with the baseline, ``match_p`` and ``not_worse_p`` are of the tests of a share
-    within the margin; all by Holm over the arms, None where nothing is compared.
+    ``p`` compares with the baseline, ``match_p`` and ``not_worse_p`` are of the tests of a
+    proportion within the margin; all by Holm over the arms, None if nothing is compared.
     """
 
     solved: int
@@ -127,8 +133,8 @@ class Count:
 class Tally:
     """The arms of a task that a run either solves or does not.
 
-    ``lowest`` is the largest count, below the baseline's, that a study of this size tells from it
-    when all arms are tested; None where not even 0 would be. ``margin`` is a share of seeds.
+    ``lowest`` is the largest count below the baseline's that is significant in a study of this size
+    if all arms are tested; None if not even 0 is. ``margin`` is a proportion of seeds.
     """
 
     standing: Standing
@@ -140,7 +146,7 @@ class Tally:
     lowest: int | None = None
 
     def verdict(self, arm: str) -> Verdict | None:
-        """What is shown of an arm; None for the baseline and where nothing is compared."""
+        """The verdict on an arm; None for the baseline, or if nothing is compared."""
         count = self.counts.get(arm)
         if count is None or count.p is None:
             return None
@@ -154,12 +160,12 @@ class Tally:
 
 
 def verdicts(result: Comparison | Tally, better: Better) -> dict[str, Verdict]:
-    """What is shown of each arm that is compared."""
+    """The verdict on each arm that is compared."""
     if result.standing != "compared":
         return {}
     match result:
-        case Comparison(differences=found):
-            return {arm: each.verdict(better) for arm, each in found.items()}
+        case Comparison(differences=by_arm):
+            return {arm: each.verdict(better) for arm, each in by_arm.items()}
         case Tally(counts=counts):
             return {arm: verdict for arm in counts if (verdict := result.verdict(arm)) is not None}
 
@@ -175,9 +181,8 @@ def compare(
 ) -> Comparison:
     """Each complete arm against the baseline.
 
-    An arm that lacks the score of a seed, because a run failed or is missing, is named as
-    incomplete: it keeps its mean, is left out of the pool and is compared with nothing, so that no
-    arm gains by the loss of a bad run.
+    An arm without a score for one of the seeds, because a run failed or is missing, is incomplete:
+    it has a mean, but is neither pooled nor compared, so that no arm gains by losing a bad run.
     """
     complete = [arm for arm in scores if all(seed in scores[arm] for seed in seeds)]
     table = np.array([[scores[arm][seed] for seed in seeds] for arm in complete])
@@ -192,7 +197,7 @@ def compare(
         margin=margin,
     )
     if len(complete) > 0 and len(seeds) > 1:
-        half = _mean_half(table)
+        half = _mean_half_width(table)
         bounded = {
             arm: replace(means[arm], low=means[arm].value - half, high=means[arm].value + half)
             for arm in complete
@@ -220,8 +225,8 @@ def compare(
         differences=_differences(differences(rows), others, better, margin),
         deviation=deviation,
         degrees=(len(complete) - 1) * (len(seeds) - 1),
-        detectable=deviation * detectable(**size),
-        provable=deviation * provable(**size),
+        detectable=deviation * detectable_difference(**size),
+        provable=deviation * provable_margin(**size),
     )
 
 
@@ -232,9 +237,9 @@ def contrast(
     arms: tuple[str, str],
     better: Better = "higher",
 ) -> Difference | None:
-    """The second arm minus the first, at 95% for this pair alone; None where either is incomplete.
+    """The second arm minus the first, at 95% for this pair alone; None if either is incomplete.
 
-    From the paired differences of the two alone (Student's t), so it holds however other arms vary.
+    From the paired differences of the two (Student's t), independently of all other arms.
     """
     if any(arm not in scores or arm in result.incomplete for arm in arms):
         return None
@@ -257,14 +262,13 @@ def tally(
 ) -> Tally:
     """How many seeds of each arm solved the task, and Boschloo's exact test against the baseline.
 
-    A seed of an arm that `diverged` has not solved it; one that ended otherwise without a score
-    makes its arm incomplete. The baseline learned if it solved more than half of its seeds. p
-    values are Holm's over the complete arms. The test does not use the pairing, which is the
-    careful side.
+    A seed that `diverged` has not solved the task; another failure makes its arm incomplete. The
+    baseline learned if it solved more than half of its seeds. p values are Holm's over the complete
+    arms. The test ignores the pairing of the seeds, which is conservative.
     """
-    lost: Mapping[str, Sequence[int]] = {} if diverged is None else diverged
-    never = -math.inf if better == "higher" else math.inf
-    ended = {arm: {**scores[arm], **dict.fromkeys(lost.get(arm, ()), never)} for arm in scores}
+    unsolved: Mapping[str, Sequence[int]] = {} if diverged is None else diverged
+    worst = -math.inf if better == "higher" else math.inf
+    ended = {arm: {**scores[arm], **dict.fromkeys(unsolved.get(arm, ()), worst)} for arm in scores}
     complete = [arm for arm in ended if all(seed in ended[arm] for seed in seeds)]
     counts = {arm: _count(ended[arm], solved, better) for arm in ended if ended[arm]}
     result = Tally(
@@ -285,7 +289,7 @@ def tally(
         return replace(result, standing="one arm")
     if len(seeds) == 1:
         return replace(result, standing="one seed")
-    told = [
+    significant = [
         count
         for count in range(base.solved)
         if boschloo(count, base.solved, seeds=base.seeds) * len(others) < LEVEL
@@ -293,8 +297,8 @@ def tally(
     return replace(
         result,
         standing="compared",
-        counts=counts | _tested(counts, base, others, margin),
-        lowest=max(told, default=None),
+        counts=counts | _with_p_values(counts, base, others, margin),
+        lowest=max(significant, default=None),
     )
 
 
@@ -304,7 +308,7 @@ def reaches(score: float, threshold: float, *, better: Better) -> bool:
 
 
 def beats_chance(scores: Sequence[float], *, chance: float, better: Better) -> bool | None:
-    """Whether the scores are clearly better than chance; None for one score on the good side."""
+    """Whether the scores are significantly above chance; None for one score that is above it."""
     gains = np.array(scores) - chance
     if better == "lower":
         gains = -gains
@@ -318,35 +322,35 @@ def beats_chance(scores: Sequence[float], *, chance: float, better: Better) -> b
 
 
 def residual_deviation(table: Float[np.ndarray, "arms seeds"]) -> float:
-    """The standard deviation of the noise in score = arm + seed + noise; 0 where it is rounding."""
+    """The standard deviation of the noise in score = arm + seed + noise; 0 if it is rounding."""
     degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
     deviation = math.sqrt(float((residuals(table) ** 2).sum()) / degrees)
-    # Doubly centred equal numbers leave rounding errors, not exact zeros.
+    # Double centring of equal numbers leaves rounding errors instead of zeros.
     return deviation if deviation > 1e-12 * max(1.0, float(np.abs(table).max())) else 0.0
 
 
 def _differences(
-    found: Differences, arms: Sequence[str], better: Better, margin: float | None
+    layout: Differences, arms: Sequence[str], better: Better, margin: float | None
 ) -> dict[str, Difference]:
-    """The first study's differences as values, `arms` being the family for Holm."""
-    value, width = found.value[0].tolist(), found.width[0].tolist()
-    told = {
+    """The first study's differences as values; `arms` are the family for Holm."""
+    value, width = layout.value[0].tolist(), layout.width[0].tolist()
+    by_arm = {
         arm: Difference(value[i], value[i] - width[i], value[i] + width[i], p)
-        for i, (arm, p) in enumerate(zip(arms, found.p(), strict=True))
+        for i, (arm, p) in enumerate(zip(arms, layout.p(), strict=True))
     }
     if margin is None:
-        return told
-    above, below = found.above_p(-margin)[0].tolist(), found.below_p(margin)[0].tolist()
+        return by_arm
+    above, below = layout.above_p(-margin)[0].tolist(), layout.below_p(margin)[0].tolist()
     match_p = holm({arm: max(above[i], below[i]) for i, arm in enumerate(arms)})
     bad_side = above if better == "higher" else below
     not_worse_p = holm({arm: bad_side[i] for i, arm in enumerate(arms)})
     return {
         arm: replace(each, match_p=match_p[arm], not_worse_p=not_worse_p[arm])
-        for arm, each in told.items()
+        for arm, each in by_arm.items()
     }
 
 
-def _tested(
+def _with_p_values(
     counts: Mapping[str, Count], base: Count, others: Sequence[str], margin: float | None
 ) -> dict[str, Count]:
     p = holm({arm: boschloo(counts[arm].solved, base.solved, seeds=base.seeds) for arm in others})
@@ -376,8 +380,8 @@ def _count(scores: Mapping[int, float], solved: float, better: Better) -> Count:
     return Count(reached, len(scores), *clopper_pearson(reached, len(scores)))
 
 
-def _mean_half(table: Float[np.ndarray, "arms seeds"]) -> float:
-    """Half the 95% interval of an arm's mean: seed and noise variance, pooled over the arms."""
+def _mean_half_width(table: Float[np.ndarray, "arms seeds"]) -> float:
+    """Half the width of the 95% interval of an arm's mean: seed and noise variance, pooled."""
     arms, seeds = table.shape
     between = arms * float(table.mean(axis=0).var(ddof=1))
     noise = float((residuals(table) ** 2).sum()) / (seeds - 1)

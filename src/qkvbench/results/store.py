@@ -1,4 +1,4 @@
-"""Where results are kept: one strict JSON file for each run, written whole or not at all."""
+"""The store of results: one strict JSON file for each run, written atomically."""
 
 import errno
 import json
@@ -16,40 +16,41 @@ from pydantic import BaseModel, ValidationError
 
 from qkvbench.experiment import Experiment, from_json, to_json
 from qkvbench.results.record import SCHEMA_VERSION, Measurement, Record, StudyInfo
+from qkvbench.task_ref import TaskRef
 
 _ID = re.compile(r"[0-9a-f]{16}")
-# Writing a record takes milliseconds; what is older was left behind by a killed process.
+# Writing a record takes milliseconds, so older temporary files are from killed processes.
 _STALE_S = 3600
 _LARGEST_BYTES = 64 * 10**6
 
-Kept = TypeVar("Kept", bound=BaseModel)
+RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
 class StoreError(Exception):
-    """The folder cannot be used as a store; the message names the path and says why."""
+    """The folder cannot be used as a store; the message has the path and the reason."""
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """A file that is not a record, and one sentence that says why. It stays where it is."""
+    """A file that is not a valid record, and the reason in one sentence. It is not modified."""
 
     path: Path
     reason: str
 
 
 @dataclass(frozen=True)
-class Shelf(Generic[Kept]):
-    """What a folder holds: the good records in the order of their ids, and the damaged files."""
+class FolderContents(Generic[RecordT]):
+    """The files of a folder: the good records in the order of their ids, and the damaged files."""
 
-    good: tuple[Kept, ...]
+    good: tuple[RecordT, ...]
     damaged: tuple[Damaged, ...]
 
 
 class Store:
     """A folder of records: `runs/<id>.json`, `measurements/<id>.json` and `study.json`.
 
-    Beside them are the `checkpoints` of runs that are not done. Reading never changes it. Writers
-    may be many: a file appears complete, under its final name.
+    It also has the `checkpoints` of runs that are not done. Reading never changes it. Several
+    processes may write at the same time, because a complete file is renamed into place.
     """
 
     path: Path
@@ -64,114 +65,116 @@ class Store:
 
     @property
     def checkpoints(self) -> Path:
-        """Where runs under way keep what they need to go on; no record is there."""
+        """The folder of checkpoints of unfinished runs. It has no records."""
         return self.path / "checkpoints"
 
-    def runs(self) -> Shelf[Record]:
-        """All runs. StoreError where the folder cannot be read."""
-        return self._shelf("runs", _read_run)
+    def runs(self) -> FolderContents[Record]:
+        """All runs. StoreError if the folder cannot be read."""
+        return self._load_folder("runs", _read_run)
 
-    def measurements(self) -> Shelf[Measurement]:
-        """All measurements. StoreError where the folder cannot be read."""
-        return self._shelf("measurements", _read_measurement)
+    def measurements(self) -> FolderContents[Measurement]:
+        """All measurements. StoreError if the folder cannot be read."""
+        return self._load_folder("measurements", _read_measurement)
 
     def study(self) -> StudyInfo | None:
-        """What the store was made for; None where that is missing or damaged."""
+        """The study of the store; None if `study.json` is missing or damaged."""
         read = _read(self.path / "study.json", _read_study)
         return read if isinstance(read, StudyInfo) else None
 
     def study_damage(self) -> Damaged | None:
-        """Why `study.json` cannot be read; None where it can or is missing."""
+        """The reason that `study.json` cannot be read; None if it can, or is missing."""
         read = _read(self.path / "study.json", _read_study)
         return read if isinstance(read, Damaged) else None
 
     def damaged(self) -> tuple[Damaged, ...]:
-        """Every file in a record's place that is not one."""
+        """Every file under the name of a record that is not a valid one."""
         study = self.study_damage()
         first = () if study is None else (study,)
         return (*first, *self.runs().damaged, *self.measurements().damaged)
 
     def done(self, experiment: Experiment) -> Record | None:
-        """The record of this experiment, if it is done.
+        """The record of this experiment if it is done.
 
         The task's version is part of the id. The code's revision is not: a record of another
-        revision counts, and the report names the mix.
+        revision counts, and the report lists the revisions.
         """
         read = self.run(experiment)
         return read if read is not None and read.status == "done" else None
 
     def run(self, experiment: Experiment) -> Record | None:
-        """The record of this experiment, however it ended; None where there is none to read."""
-        place = self._place("runs", experiment.id)
-        read = _read_known(place, experiment) or _read(place, _read_run)
+        """The record of this experiment with any status; None if there is no readable one."""
+        path = self._path("runs", experiment.id)
+        read = _read_matching(path, experiment) or _read(path, _read_run)
         return read if isinstance(read, Record) else None
 
     def mark(self, experiment: Experiment) -> tuple[int, int] | None:
-        """What changes whenever this experiment's record is written; None where there is none."""
+        """A value that changes whenever this experiment's record is written; None without one."""
         try:
-            found = self._place("runs", experiment.id).stat()
+            status = self._path("runs", experiment.id).stat()
         except OSError:
             return None
-        return found.st_ino, found.st_mtime_ns
+        return status.st_ino, status.st_mtime_ns
 
     def write_run(self, record: Record) -> Path:
-        """Keep the record under its id. One that is done is never replaced by one that is not."""
+        """Write the record under its id. A done record is never replaced by one that is not."""
         expected = from_json(record.experiment).id
         if record.id != expected:
             raise ValueError(f"The record says {record.id}, its experiment is {expected}.")
-        place = self._place("runs", record.id)
-        before = _read(place, _read_run)
+        path = self._path("runs", record.id)
+        before = _read(path, _read_run)
         if isinstance(before, Record) and before.status == "done" and record.status != "done":
-            return place
-        return self._write(place, record, damaged=isinstance(before, Damaged))
+            return path
+        return self._write(path, record, damaged=isinstance(before, Damaged))
 
     def write_measurement(self, measurement: Measurement) -> Path:
-        """Keep the measurement under its id."""
-        place = self._place("measurements", measurement.id)
-        before = _read(place, _read_measurement)
-        return self._write(place, measurement, damaged=isinstance(before, Damaged))
+        """Write the measurement under its id."""
+        path = self._path("measurements", measurement.id)
+        before = _read(path, _read_measurement)
+        return self._write(path, measurement, damaged=isinstance(before, Damaged))
 
     def write_study(self, study: StudyInfo) -> Path:
-        """Keep what the store is made for, and clear what killed writers left behind."""
-        place = self.path / "study.json"
-        before = _read(place, _read_study)
-        written = self._write(place, study, damaged=isinstance(before, Damaged))
+        """Write `study.json`, and delete temporary files of killed writers."""
+        path = self.path / "study.json"
+        before = _read(path, _read_study)
+        written = self._write(path, study, damaged=isinstance(before, Damaged))
         for folder in (self.path, self.path / "runs", self.path / "measurements"):
             _clear_stale(folder)
         return written
 
-    def _place(self, folder: str, name: str) -> Path:
+    def _path(self, folder: str, name: str) -> Path:
         if not _ID.fullmatch(name):
             raise ValueError(f"An id is 16 hexadecimal digits, not {name!r}.")
         return self.path / folder / f"{name}.json"
 
-    def _shelf(self, folder: str, check: Callable[[Path, dict[str, Any]], Kept]) -> Shelf[Kept]:
+    def _load_folder(
+        self, folder: str, check: Callable[[Path, dict[str, Any]], RecordT]
+    ) -> FolderContents[RecordT]:
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"{self.path} is a file; a store is a folder.")
         paths = _files(self.path / folder)
         read = [each for path in paths if (each := _read(path, check)) is not None]
-        return Shelf(
+        return FolderContents(
             good=tuple(each for each in read if not isinstance(each, Damaged)),
             damaged=tuple(each for each in read if isinstance(each, Damaged)),
         )
 
-    def _write(self, place: Path, value: BaseModel, *, damaged: bool) -> Path:
+    def _write(self, path: Path, value: BaseModel, *, damaged: bool) -> Path:
         content = value.model_dump(mode="json")
         text = json.dumps(content, allow_nan=False, ensure_ascii=False, indent=1)
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             if damaged:
-                _move_aside(place)
-            _write_whole(place, text.encode() + b"\n")
+                _move_aside(path)
+            _write_atomically(path, text.encode() + b"\n")
         except OSError as error:
-            raise StoreError(_spoken(error, place, "written")) from error
-        return place
+            raise StoreError(_os_error_text(error, path, "written")) from error
+        return path
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of a folder that should be records, in order; none where there is no folder."""
+    """The files of a folder with names of records, sorted; empty if there is no folder."""
     try:
-        # Not `glob`, which takes a folder that may not be read for an empty one.
+        # Not `glob`: for a folder without read permission it yields nothing instead of an error.
         return sorted(
             path
             for path in folder.iterdir()
@@ -180,40 +183,40 @@ def _files(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StoreError(_spoken(error, folder, "read")) from error
+        raise StoreError(_os_error_text(error, folder, "read")) from error
 
 
-def _write_whole(place: Path, content: bytes) -> None:
-    """Put the content at the place in one step: write beside it, flush to disk, rename."""
-    beside = place.parent / f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Write a temporary file, flush it to disk, and rename it to `path`."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
-        with beside.open("xb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(place)
+        temporary.replace(path)
     except BaseException:
-        # An interrupt, too, must leave no half of a file behind.
-        beside.unlink(missing_ok=True)
+        # Also on KeyboardInterrupt: leave no partial file.
+        temporary.unlink(missing_ok=True)
         raise
-    # The rename itself is on disk only when the folder is.
-    folder = os.open(place.parent, os.O_RDONLY)
+    # The rename is durable only after the folder is flushed.
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
 
 
-def _move_aside(place: Path) -> None:
-    """Keep a damaged file under a name that no reader takes for a record."""
+def _move_aside(path: Path) -> None:
+    """Rename a damaged file so that it is not read as a record."""
     number = 1
-    aside = place.with_name(f"{place.name}.damaged")
+    aside = path.with_name(f"{path.name}.damaged")
     while aside.exists():
         number += 1
-        aside = place.with_name(f"{place.name}.{number}.damaged")
+        aside = path.with_name(f"{path.name}.{number}.damaged")
     # Another writer may have moved it first.
     with suppress(FileNotFoundError):
-        place.rename(aside)
+        path.rename(aside)
 
 
 def _clear_stale(folder: Path) -> None:
@@ -223,8 +226,8 @@ def _clear_stale(folder: Path) -> None:
                 path.unlink()
 
 
-def _read(path: Path, check: Callable[[Path, dict[str, Any]], Kept]) -> Kept | Damaged | None:
-    """The record in a file; None where there is no file."""
+def _read(path: Path, check: Callable[[Path, dict[str, Any]], RecordT]) -> RecordT | Damaged | None:
+    """The record in a file; None if there is no file."""
     try:
         if path.stat().st_size > _LARGEST_BYTES:
             return Damaged(path, "It is too large to be a record.")
@@ -236,29 +239,30 @@ def _read(path: Path, check: Callable[[Path, dict[str, Any]], Kept]) -> Kept | D
     if not content.strip():
         return Damaged(path, "It is empty.")
     try:
-        read: object = json.loads(content.decode(), parse_constant=_refuse)
+        read: object = json.loads(content.decode(), parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
         return Damaged(path, f"It is not strict JSON: {error}.")
     if not isinstance(read, dict):
         return Damaged(path, "It is not a JSON object.")
     value = cast(dict[str, Any], read)
     if value.get("schema_version") != SCHEMA_VERSION:
-        found = json.dumps(value.get("schema_version"))[:40]
-        return Damaged(path, f"Its schema version is {found}; this program reads {SCHEMA_VERSION}.")
+        schema = json.dumps(value.get("schema_version"))[:40]
+        reason = f"Its schema version is {schema}; this program reads {SCHEMA_VERSION}."
+        return Damaged(path, reason)
     try:
         return check(path, value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        return Damaged(path, f"At {where}: {first['msg']}.")
+        field = ".".join(str(part) for part in first["loc"]) or "the whole"
+        return Damaged(path, f"At {field}: {first['msg']}.")
     except (ValueError, TypeError, RecursionError) as error:
         return Damaged(path, str(error))
 
 
-def _read_known(path: Path, experiment: Experiment) -> Record | None:
-    """The record of a known experiment, in a fifth of the time; None where it is to be looked into.
+def _read_matching(path: Path, experiment: Experiment) -> Record | None:
+    """The record of a known experiment, in a fifth of the time; None if it needs the full check.
 
-    It says the very experiment, so nothing has to be made of what it says.
+    Its experiment is compared as JSON, so that it need not be parsed.
     """
     try:
         if path.stat().st_size > _LARGEST_BYTES:
@@ -272,11 +276,12 @@ def _read_known(path: Path, experiment: Experiment) -> Record | None:
 
 
 def _contradiction(record: Record, experiment: Experiment) -> str | None:
-    """Where a record says one thing and its experiment another."""
+    """The first field in which a record differs from its experiment, as a sentence."""
     for field in ("variant", "task", "task_version", "seed", "backend", "precision", "threads"):
-        said, meant = getattr(record, field), getattr(experiment, field)
-        if said != meant:
-            return f"Its {field} is {said!r}, but its experiment's is {meant!r}."
+        value, expected = getattr(record, field), getattr(experiment, field)
+        expected = str(expected) if isinstance(expected, TaskRef) else expected
+        if value != expected:
+            return f"Its {field} is {value!r}, but its experiment's is {expected!r}."
     return None
 
 
@@ -306,19 +311,19 @@ def _check_name(path: Path, name: str) -> None:
         raise ValueError(f"Its id is {name!r}, which is not its file's name.")
 
 
-def _refuse(constant: str) -> float:
+def _reject_constant(constant: str) -> float:
     raise ValueError(f"{constant} is not a JSON number")
 
 
-def _spoken(error: OSError, path: Path, done: str) -> str:
-    """What went wrong, for the person whose folder it is."""
+def _os_error_text(error: OSError, path: Path, verb: str) -> str:
+    """The error as a sentence for the user."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return f"{path} cannot be {done}: the disk is full."
+            return f"{path} cannot be {verb}: the disk is full."
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return f"{path} cannot be {done}: no permission."
+            return f"{path} cannot be {verb}: no permission."
         case errno.ENOTDIR | errno.EEXIST:
             blocker = next((p for p in path.parents if p.exists() and not p.is_dir()), path)
-            return f"{path} cannot be {done}: {blocker} is a file; a store is a folder."
+            return f"{path} cannot be {verb}: {blocker} is a file; a store is a folder."
         case _:
-            return f"{path} cannot be {done}: {error.strerror}."
+            return f"{path} cannot be {verb}: {error.strerror}."

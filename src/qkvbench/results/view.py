@@ -1,6 +1,6 @@
-"""What a study shows, computed from its store alone: cells, comparisons, costs and what is missing.
+"""The results of a study, computed from its store: cells, comparisons, costs and missing runs.
 
-Every report is a picture of this one value.
+Every report renders this value.
 """
 
 from collections import defaultdict
@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from qkvbench.cost.matched import own_name, unsized
+from qkvbench.cost.matched import without_size_match
 from qkvbench.experiment import Experiment, from_json
+from qkvbench.model import parse_label
 from qkvbench.results.across import Front, aggregates, fronts, item_differences
 from qkvbench.results.aggregate import Aggregate
 from qkvbench.results.averages import Average, averages
@@ -23,7 +24,7 @@ from qkvbench.results.record import (
     Record,
     StudyInfo,
 )
-from qkvbench.results.resampling import OverItems
+from qkvbench.results.resampling import ItemBounds
 from qkvbench.results.stats import Comparison, Difference, Tally, compare, contrast, reaches, tally
 from qkvbench.results.store import Damaged, Store
 from qkvbench.variant import CANONICAL, parse, without_value_rotation, write
@@ -33,7 +34,7 @@ BASELINE = write(CANONICAL)
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm on one task: its runs by seed, and the seeds that have none."""
+    """One arm on one task: its runs in the order of their seeds, and the missing seeds."""
 
     variant: str
     task: str
@@ -47,7 +48,7 @@ class Cell:
 
     @property
     def solved(self) -> tuple[Record, ...]:
-        """The runs that are done and reach what counts as solved; none where nothing does."""
+        """The runs that are done and reach the task's threshold; empty if it has none."""
         return tuple(
             run
             for run in self.runs
@@ -63,16 +64,16 @@ class Cell:
 
     @property
     def diverged(self) -> tuple[int, ...]:
-        """The seeds whose loss left the finite numbers: a failure of the arm itself."""
+        """The seeds whose loss became infinite or NaN: a failure of the arm itself."""
         return tuple(run.seed for run in self.runs if run.status == "diverged")
 
 
 @dataclass(frozen=True)
 class SameFunction:
-    """Two arms that can represent the same functions, and what they came to on one task.
+    """Two arms that can represent the same functions, compared on one task.
 
-    ``difference`` is the second arm's mean minus the first's; None where the task is counted in
-    solved seeds, where an arm is incomplete, or where the baseline did not learn.
+    ``difference`` is the second arm's mean minus the first's; None if the task counts solved seeds,
+    an arm is incomplete, or the baseline did not learn.
     """
 
     first: str
@@ -83,13 +84,13 @@ class SameFunction:
 
 @dataclass(frozen=True)
 class TaskView:
-    """One task of a study: a cell for each arm, in the study's order, and what they come to.
+    """One task of a study: a cell for each arm, in the study's order, and their statistics.
 
-    ``start`` is the task with whose weights each run began: its own arm's run on it; None where
-    runs began from nothing.
+    ``init_from`` is the task on which each run's initial weights were trained, by the same arm and
+    seed; None for random initial weights.
 
-    ``items`` are the differences to the baseline over the test items, for arms whose runs all kept
-    their items' scores; ``fronts`` each arm's place on quality and one cost.
+    ``items`` are the differences to the baseline over the test items, for arms whose records all
+    have item scores; ``fronts`` is the Pareto status of each arm on quality and one cost.
     """
 
     name: str
@@ -97,12 +98,12 @@ class TaskView:
     model: str
     causal: bool
     steps: int
-    start: str | None
+    init_from: str | None
     cells: tuple[Cell, ...]
     result: Comparison | Tally
     costs: dict[str, Cost]
     same: tuple[SameFunction, ...]
-    items: dict[str, OverItems]
+    items: dict[str, ItemBounds]
     fronts: tuple[Front, ...]
 
     def cell(self, variant: str) -> Cell:
@@ -114,10 +115,10 @@ class TaskView:
 class View:
     """A whole study. `arms` are equations, the baseline first.
 
-    ``cost_task`` is the task whose model the cost columns describe. ``waiting`` are tasks without
-    a run yet; ``others`` counts runs of the store that are neither part of this study nor what its
-    runs needed. ``aggregates``
-    are one figure over the tasks for each arm that has one.
+    ``cost_task`` is the task whose model the cost columns describe. ``waiting`` has the tasks
+    without a run; ``others`` counts runs of the store that are neither part of this study nor a
+    dependency of its runs. ``aggregates`` has one figure over the tasks for each arm that is
+    complete on all of them.
     """
 
     name: str
@@ -139,14 +140,14 @@ class View:
 
     @property
     def costs(self) -> dict[str, Cost]:
-        """What each arm costs in the model of `cost_task`."""
+        """The cost of each arm in the model of `cost_task`."""
         none: dict[str, Cost] = {}
         return next((task.costs for task in self.tasks if task.name == self.cost_task), none)
 
     def decode_ratio(self, arm: str) -> Ratio | None:
-        """How many times as long as the baseline's a decode step takes; None where not kept."""
-        measured = self.measurements.get(arm)
-        decode = measured.timings.get("decode") if measured else None
+        """The time of a decode step divided by the baseline's; None if it was not recorded."""
+        measurement = self.measurements.get(arm)
+        decode = measurement.timings.get("decode") if measurement else None
         ratio = decode.ratio if decode else None
         return ratio if ratio is not None and ratio.to == self.baseline else None
 
@@ -162,13 +163,13 @@ class View:
 
     @property
     def machines(self) -> tuple[Machine, ...]:
-        """The different machines and software of what is done; load is left out."""
-        seen = [run.machine for run in self.runs if run.status == "done"]
-        seen += [measurement.machine for measurement in self.measurements.values()]
+        """The distinct machines and software of done runs and measurements, ignoring load."""
+        machines = [run.machine for run in self.runs if run.status == "done"]
+        machines += [measurement.machine for measurement in self.measurements.values()]
         return tuple(
             {
                 machine.model_copy(update={"load": 0.0}).model_dump_json(): machine
-                for machine in seen
+                for machine in machines
             }.values()
         )
 
@@ -180,37 +181,37 @@ class View:
 
 
 def view(store: Store, margins: Margins | None = None) -> View:
-    """The study in this store; without a readable `study.json` every run in it is the study.
+    """The study in this store; without a readable `study.json` it consists of all runs.
 
-    `margins` are those that were stated; without them the defaults of `Margins` hold.
+    `margins` are those of the command line; by default those of each task's unit.
     """
     runs, measurements, damage = store.runs(), store.measurements(), store.study_damage()
     needed = {first.id for run in runs.good for first in from_json(run.experiment).needed}
-    study = store.study() or _assumed(
+    study = store.study() or _inferred_study(
         [run for run in runs.good if run.id not in needed],
         {each.model for each in measurements.good},
     )
     arms = tuple(dict.fromkeys(study.variants)) or (BASELINE,)
-    planned = set(study.runs)
+    study_ids = set(study.runs)
     chosen = [
         run
         for run in runs.good
         if run.arm in arms
         and run.task in study.tasks
         and run.seed < study.seeds.get(run.task, 0)
-        and (run.id in planned or not planned)
+        and (run.id in study_ids or not study_ids)
     ]
     by_task: dict[str, list[Record]] = defaultdict(list)
     for run in chosen:
         by_task[run.task].append(run)
-    matched = {name: _matched(by_task[name]) for name in study.tasks if by_task[name]}
+    matched = {name: _comparable_runs(by_task[name]) for name in study.tasks if by_task[name]}
     cost_task = study.cost_task if study.cost_task in matched else next(iter(matched), None)
-    measured = _alike(
+    timed = _same_conditions(
         each
         for each in measurements.good
         if each.arm in arms
         and cost_task is not None
-        and own_name(each.model) == own_name(matched[cost_task][0].model)
+        and _own_model(each) == _own_model(matched[cost_task][0])
         and (each.id in study.measurements or not study.measurements)
     )
     tasks = tuple(
@@ -220,40 +221,40 @@ def view(store: Store, margins: Margins | None = None) -> View:
             own,
             range(study.seeds[name]),
             margins=margins or Margins(),
-            measurements=measured if name == cost_task else {},
+            measurements=timed if name == cost_task else {},
         )
         for name, own in matched.items()
     )
-    shown = {run.id for task in tasks for cell in task.cells for run in cell.runs}
+    study_runs = {run.id for task in tasks for cell in task.cells for run in cell.runs}
     return View(
         name=study.name,
         command=study.command,
         arms=arms,
         tasks=tasks,
         cost_task=cost_task,
-        measurements=measured,
+        measurements=timed,
         damaged=((damage,) if damage else ()) + runs.damaged + measurements.damaged,
         waiting=tuple(name for name in study.tasks if name not in matched),
-        others=len({run.id for run in runs.good} - needed - shown),
+        others=len({run.id for run in runs.good} - needed - study_runs),
         aggregates=aggregates(tasks, arms),
         averages=averages(tasks, study.benchmarks, margins or Margins()),
     )
 
 
 def same_functions(arms: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """The pairs of arms that can represent the same functions once an output projection follows."""
+    """The pairs of arms that can represent the same functions, given an output projection."""
     forms: dict[str, str] = {}
     for arm in arms:
         try:
             forms[arm] = write(without_value_rotation(parse(arm)))
         except ValueError:
-            # Layers that differ have no single equation, so nothing is said about them.
+            # An arm whose layers differ has no single equation.
             continue
     return tuple(pair for pair in combinations(forms, 2) if forms[pair[0]] == forms[pair[1]])
 
 
-def _assumed(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
-    """The study that these runs seem to be; its costs are those of a model that was measured."""
+def _inferred_study(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
+    """A study of all these runs; its cost task is one whose model was measured, if possible."""
     decoders = [run for run in runs if run.cost.cache_bytes_per_token is not None]
     decoders.sort(key=lambda run: run.model not in measured)
     arms = sorted({run.arm for run in runs}, key=lambda arm: (arm != BASELINE, arm))
@@ -271,32 +272,37 @@ def _assumed(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
     )
 
 
-def _matched(runs: Sequence[Record]) -> list[Record]:
-    """The runs that differ in nothing but arm and seed; of several such sets the largest.
+def _comparable_runs(runs: Sequence[Record]) -> list[Record]:
+    """The runs that differ only in arm and seed; of several such sets the largest.
 
-    An arm of another's size differs in its feed-forward width as well: it joins the set that is
-    like it but for that.
+    An arm that is matched to a size differs in its feed-forward width as well: it joins the set
+    that is equal but for that.
     """
     sets: dict[Experiment, list[Record]] = defaultdict(list)
     sized: dict[Experiment, list[Record]] = defaultdict(list)
     for run in runs:
-        (alike,) = from_json(run.experiment).vary(variants=[BASELINE], seeds=[0])
+        (shared,) = from_json(run.experiment).vary(variants=[BASELINE], seeds=[0])
         if run.arm == run.variant:
-            sets[alike].append(run)
+            sets[shared].append(run)
         else:
-            sized[_unsized(alike)].append(run)
+            sized[_without_size_match(shared)].append(run)
     if not sets:
         sets = sized
     chosen, own = max(
         sets.items(), key=lambda item: (len(item[1]), max(run.started for run in item[1]))
     )
-    return own if sets is sized else [*own, *sized[_unsized(chosen)]]
+    return own if sets is sized else [*own, *sized[_without_size_match(chosen)]]
 
 
-def _unsized(experiment: Experiment) -> Experiment:
-    """The experiment, and what it begins with, without what makes it an arm of another's size."""
-    start = experiment.init_from and _unsized(experiment.init_from)
-    return replace(experiment, model=unsized(experiment.model), init_from=start)
+def _without_size_match(experiment: Experiment) -> Experiment:
+    """The experiment, and the one that it is initialized from, without their size match."""
+    init_from = experiment.init_from and _without_size_match(experiment.init_from)
+    return replace(experiment, model=without_size_match(experiment.model), init_from=init_from)
+
+
+def _own_model(run: Record | Measurement) -> str:
+    """The name of the model that the arms vary."""
+    return parse_label(run.model)[0]
 
 
 def _task(
@@ -315,14 +321,14 @@ def _task(
     return TaskView(
         name=name,
         metric=metric,
-        model=own_name(runs[0].model),
+        model=_own_model(runs[0]),
         causal=first.model.causal,
         steps=first.training.steps,
-        start=first.init_from and first.init_from.task,
+        init_from=first.init_from and str(first.init_from.task),
         cells=cells,
         result=result,
         costs=costs,
-        same=_same(cells, result, metric),
+        same=_same_function_pairs(cells, result, metric),
         items=item_differences(cells, result),
         fronts=fronts(cells, result, metric, costs, measurements),
     )
@@ -352,7 +358,7 @@ def _result(
     )
 
 
-def _same(
+def _same_function_pairs(
     cells: Sequence[Cell], result: Comparison | Tally, metric: MetricInfo
 ) -> tuple[SameFunction, ...]:
     scores = {cell.variant: cell.scores for cell in cells}
@@ -373,12 +379,12 @@ def _cell(task: str, arm: str, runs: Sequence[Record], seeds: range) -> Cell:
     return Cell(arm, task, tuple(own), tuple(seed for seed in seeds if seed not in present))
 
 
-def _alike(measurements: Iterable[Measurement]) -> dict[str, Measurement]:
-    """One measurement for each arm, all of one kind: the kind that most arms have."""
-    kinds: dict[tuple[object, ...], dict[str, Measurement]] = defaultdict(dict)
+def _same_conditions(measurements: Iterable[Measurement]) -> dict[str, Measurement]:
+    """One measurement for each arm under the same conditions: those that most arms have."""
+    by_conditions: dict[tuple[object, ...], dict[str, Measurement]] = defaultdict(dict)
     for each in measurements:
-        kind = (each.context, each.batch, each.backend, each.precision, each.threads)
-        kinds[kind][each.arm] = each
-    if not kinds:
+        conditions = (each.context, each.batch, each.backend, each.precision, each.threads)
+        by_conditions[conditions][each.arm] = each
+    if not by_conditions:
         return {}
-    return max(kinds.items(), key=lambda item: (len(item[1]), str(item[0])))[1]
+    return max(by_conditions.items(), key=lambda item: (len(item[1]), str(item[0])))[1]

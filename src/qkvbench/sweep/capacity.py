@@ -1,22 +1,21 @@
 """How many runs fit on this machine at a time, so that none is killed for lack of memory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
 
 from qkvbench.backends import find
-from qkvbench.cost import parameters, step_memory
+from qkvbench.cost import step_memory
 from qkvbench.cost.units import bytes_text
 from qkvbench.experiment import Experiment
 from qkvbench.measure.machine import cores
 from qkvbench.sweep.engines import Capacity, RunContext
+from qkvbench.task_ref import TaskRef
 from qkvbench.tasks import Task
 
 # The share of free memory that runs may use.
 SHARE = 0.9
-# Bytes for each parameter if the step's memory cannot be computed: weights, gradients, two moments.
-BYTES_EACH = 4 * 4
 
 
 def local_capacity(context: RunContext) -> Capacity:
@@ -39,9 +38,14 @@ def local_capacity(context: RunContext) -> Capacity:
     )
 
 
-def run_bytes(experiments: Iterable[Experiment], tasks: dict[str, Task], process: int) -> int:
+def run_bytes(
+    experiments: Iterable[Experiment], tasks: Mapping[TaskRef, Task], process: int
+) -> int:
     """Memory of the largest run: `process` bytes for a process, and a computed training step."""
-    steps = [_step_bytes(each, tasks[each.task]) for each in experiments]
+    steps = [
+        step_memory(each, tasks[each.task].tokens, tasks[each.task].second_tokens).total
+        for each in experiments
+    ]
     return process + max(steps, default=0)
 
 
@@ -56,14 +60,6 @@ def free_bytes() -> int:
     except (OSError, ValueError):
         # No limit, or "max".
         return free
-
-
-def _step_bytes(experiment: Experiment, task: Task) -> int:
-    try:
-        return step_memory(experiment, task.tokens).total
-    except ValueError:
-        # The activations of a model with two inputs are not computed; its parameters are.
-        return BYTES_EACH * parameters(experiment.model).total
 
 
 def _runs(count: int) -> str:

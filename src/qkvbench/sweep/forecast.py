@@ -11,6 +11,7 @@ from qkvbench import tasks
 from qkvbench.cost import step_memory
 from qkvbench.experiment import Experiment
 from qkvbench.results.store import Store
+from qkvbench.task_ref import TaskRef, parse_task
 
 # Records of studies in a clone; an installed package has none.
 STUDIES = Path(__file__).parents[3] / "studies"
@@ -34,7 +35,7 @@ class Known:
 class Forecast:
     """The estimate for one task of a study. ``run_s`` and ``disk_bytes`` are None without records.
 
-    ``step_bytes`` is the computed memory of a step, None for models with two inputs.
+    ``step_bytes`` bounds the memory of a step.
     """
 
     task: str
@@ -42,7 +43,7 @@ class Forecast:
     left: int
     run_s: float | None
     source: str | None
-    step_bytes: int | None
+    step_bytes: int
     disk_bytes: float | None
 
     @property
@@ -58,36 +59,32 @@ def forecasts(
     left = list(missing)
     planned = dict.fromkeys([*experiments, *left])
     names = list(dict.fromkeys(each.task for each in planned))
-    found = _estimates({tasks.plain(name) for name in names}, store)
+    found = _estimates({str(name.inputs) for name in names}, store)
     return [
         _forecast(
             name,
             [each for each in planned if each.task == name],
             sum(each.task == name for each in left),
-            found.get(tasks.plain(name)),
+            found.get(str(name.inputs)),
         )
         for name in names
     ]
 
 
-def _forecast(name: str, runs: Sequence[Experiment], left: int, known: Known | None) -> Forecast:
+def _forecast(
+    name: TaskRef, runs: Sequence[Experiment], left: int, known: Known | None
+) -> Forecast:
     steps = statistics.fmean(each.training.steps for each in runs)
+    task = tasks.find(name)
     return Forecast(
-        task=name,
+        task=str(name),
         runs=len(runs),
         left=left,
         run_s=known and known.step_s * steps,
         source=known and known.source,
-        step_bytes=_step_bytes(runs, tasks.find(name).tokens),
+        step_bytes=max(step_memory(each, task.tokens, task.second_tokens).total for each in runs),
         disk_bytes=known and known.record_bytes * left,
     )
-
-
-def _step_bytes(runs: Sequence[Experiment], tokens: int) -> int | None:
-    try:
-        return max(step_memory(each, tokens).total for each in runs)
-    except ValueError:
-        return None
 
 
 def _estimates(wanted: set[str], store: Store) -> Mapping[str, Known]:
@@ -107,7 +104,7 @@ def _from_records(wanted: set[str], folders: Sequence[Path], source: str) -> dic
         content = path.read_bytes()
         try:
             value: dict[str, Any] = json.loads(content)
-            task = tasks.plain(value["task"])
+            task = str(parse_task(value["task"]).inputs)
             if task in wanted and value["status"] == "done":
                 count: int = value["experiment"]["training"]["steps"]
                 if count >= LEAST_STEPS:

@@ -8,12 +8,12 @@ from typing import Protocol, runtime_checkable
 import psutil
 
 from qkvbench import tasks
-from qkvbench.cost.matched import arm_text, parse_arm, with_arm
+from qkvbench.cost.matched import with_arm
 from qkvbench.data import DataRefusedError, DataUnavailableError
 from qkvbench.experiment import Experiment
 from qkvbench.measure.conditions import Conditions, identity
 from qkvbench.measure.observe import measurements
-from qkvbench.model import Model
+from qkvbench.model import Model, parse_arm
 from qkvbench.recipes import Study
 from qkvbench.results.record import Record, StudyInfo
 from qkvbench.results.store import Store
@@ -22,6 +22,7 @@ from qkvbench.sweep.engines import EngineChoice, RunContext
 from qkvbench.sweep.leases import Leases, heartbeat
 from qkvbench.sweep.local import Workers
 from qkvbench.sweep.sweeper import Mark, Sweeper
+from qkvbench.task_ref import TaskRef
 from qkvbench.tasks import Task
 from qkvbench.train.checkpoint import Checkpoints
 from qkvbench.train.dependencies import failed_dependency, in_order, phases
@@ -34,35 +35,35 @@ from qkvbench.train.run_state import RunState
 class Progress(Protocol):
     """The events of a study, for a person to follow."""
 
-    def planned(self, missing: int, total: int) -> None:
+    def on_plan(self, missing: int, total: int) -> None:
         """So many of all runs are missing."""
         ...
 
-    def bounded(self, why: str) -> None:
+    def on_capacity(self, why: str) -> None:
         """Fewer runs than requested fit at a time."""
         ...
 
-    def preparing(self, task: str) -> None:
+    def on_prepare(self, task: str) -> None:
         """The data of a task are being read, and fetched first if necessary."""
         ...
 
-    def lacking(self, task: str, reason: str) -> None:
+    def on_missing_data(self, task: str, reason: str) -> None:
         """The data of a task are not available."""
         ...
 
-    def stepped(self, run: Experiment, step: int, loss: float) -> None:
+    def on_step(self, run: Experiment, step: int, loss: float) -> None:
         """A run has taken a step."""
         ...
 
-    def ended(self, record: Record) -> None:
+    def on_end(self, record: Record) -> None:
         """A run has ended, done or not."""
         ...
 
-    def measuring(self, arms: int) -> None:
+    def on_measure(self, arms: int) -> None:
         """The arms are being timed."""
         ...
 
-    def unmeasured(self, reason: str) -> None:
+    def on_unmeasured(self, reason: str) -> None:
         """The arms could not be timed; the runs are not affected."""
         ...
 
@@ -97,7 +98,7 @@ def run_study(
     # Read once: a person's own data may be changed or removed before the study ends.
     found = {each.task: tasks.find(each.task) for each in [*experiments, *missing]}
     marks = {each: store.mark(each) for each in missing}
-    progress.planned(len(missing), len(dict.fromkeys([*experiments, *missing])))
+    progress.on_plan(len(missing), len(dict.fromkeys([*experiments, *missing])))
     with Workers(study.backend) as workers:
         data = _prepare_data(missing, workers, progress)
         ready = [each for each in missing if each.task not in data.missing]
@@ -111,7 +112,7 @@ def run_study(
         sweep = _Sweep(store, found, data, context, engine or EngineChoice(), progress)
         with closing(_records(missing, marks, sweep)) as records:
             for record in records:
-                progress.ended(record)
+                progress.on_end(record)
                 if fail_fast and record.status != "done":
                     return
         _measure(study, models, store, workers, progress)
@@ -130,19 +131,19 @@ def _measure(
     if lease is None:
         # Another sweeper is timing them.
         return
-    progress.measuring(len(models))
+    progress.on_measure(len(models))
     try:
         with heartbeat(leases, lease):
             measured, untimed = measurements(models, conditions, workers.call)
     except ChildProcessError as error:
-        progress.unmeasured(str(error))
+        progress.on_unmeasured(str(error))
         return
     finally:
         leases.release(lease)
     for measurement in measured:
         store.write_measurement(measurement)
     for arm in untimed:
-        progress.unmeasured(f"{arm.variant}: {arm.reason}")
+        progress.on_unmeasured(f"{arm.variant}: {arm.reason}")
 
 
 def to_run(experiments: Sequence[Experiment], store: Store) -> list[Experiment]:
@@ -157,23 +158,23 @@ def to_run(experiments: Sequence[Experiment], store: Store) -> list[Experiment]:
 class _Data:
     """Why the data of a task are `missing`; memory of a process that has read the largest."""
 
-    missing: Mapping[str, str]
+    missing: Mapping[TaskRef, str]
     process_bytes: int
 
 
 def _prepare_data(missing: Sequence[Experiment], workers: Workers, progress: Progress) -> _Data:
     """Fetch and prepare the data of each task once, before many processes need them."""
-    reasons: dict[str, str | None] = {}
+    reasons: dict[TaskRef, str | None] = {}
     largest = 0
     for name in dict.fromkeys(each.task for each in missing):
-        plain = tasks.plain(name)
+        plain = name.inputs
         if plain not in reasons:
-            progress.preparing(plain)
+            progress.on_prepare(str(plain))
             reasons[plain], held = workers.call(data_error, plain)
             largest = max(largest, held)
             if (reason := reasons[plain]) is not None:
-                progress.lacking(plain, reason)
-    failed = {each.task: reason for each in missing if (reason := reasons[tasks.plain(each.task)])}
+                progress.on_missing_data(str(plain), reason)
+    failed = {each.task: reason for each in missing if (reason := reasons[each.task.inputs])}
     return _Data(failed, largest)
 
 
@@ -182,7 +183,7 @@ class _Sweep:
     """The store, tasks and engine of a study's runs."""
 
     store: Store
-    tasks: Mapping[str, Task]
+    tasks: Mapping[TaskRef, Task]
     data: _Data
     context: RunContext
     engine: EngineChoice
@@ -203,12 +204,12 @@ def _records(
     with sweep.engine.open(sweep.context) as engine:
         capacity = engine.capacity()
         if capacity.why is not None:
-            sweep.progress.bounded(capacity.why)
+            sweep.progress.on_capacity(capacity.why)
         sweeper = Sweeper(
             sweep.store,
             engine,
             capacity.jobs,
-            stepped=sweep.progress.stepped,
+            on_step=sweep.progress.on_step,
             failure_record=sweep.failure_record,
         )
         with _stopped_if_interrupted(sweeper):
@@ -227,7 +228,7 @@ def _records(
                     yield record
 
 
-def data_error(task: str) -> tuple[str | None, int]:
+def data_error(task: TaskRef) -> tuple[str | None, int]:
     """Why a task's data are not available, or None; and this process's memory with them loaded."""
     try:
         data = tasks.find(task).load()
@@ -245,7 +246,7 @@ def info(study: Study, command: str) -> StudyInfo:
     return StudyInfo(
         name=study.name,
         command=command,
-        variants=list(dict.fromkeys(arm_text(run.variant, run.model.name) for run in experiments)),
+        variants=list(dict.fromkeys(run.arm for run in experiments)),
         tasks=list(study.seeds),
         cost_task=study.cost_task,
         seeds=dict(study.seeds),

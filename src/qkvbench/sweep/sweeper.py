@@ -45,12 +45,12 @@ class Sweeper:
         engine: Engine,
         jobs: int,
         *,
-        stepped: Callable[[Experiment, int, float], None],
+        on_step: Callable[[Experiment, int, float], None],
         failure_record: Callable[[Experiment, ProcessFailure], Record],
     ) -> None:
         """`failure_record` is the record of a run whose process could not write one."""
         self.store, self.engine, self.jobs = store, engine, jobs
-        self.stepped, self.failure_record = stepped, failure_record
+        self.on_step, self.failure_record = on_step, failure_record
         self.leases = Leases(store.leases)
         self.running: dict[str, _Running] = {}
         self.tries: Counter[str] = Counter()
@@ -162,7 +162,7 @@ class Sweeper:
                 self.leases.renew(lease)
             elif lease.step > running.step and lease.loss is not None:
                 running.step = lease.step
-                self.stepped(running.job.experiment, lease.step, lease.loss)
+                self.on_step(running.job.experiment, lease.step, lease.loss)
 
     def _take_back(self, lease: Lease) -> bool:
         """Make this process the owner again; False if another process took the run over."""

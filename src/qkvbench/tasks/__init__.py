@@ -1,17 +1,15 @@
-"""What a task is. Each file of this folder is one task: its name is the file's, its value `TASK`.
+"""Tasks: sources of NumPy batches, each with a score. They know no backend.
 
-A task is a source of NumPy batches and a score; it knows no backend. To add one, add a file. A
-path is a task, too, made from what lies there (`own`). A mark behind a name is another view of the
-same task: a text may be read with another tokenizer, `lm-reviews#bpe-1024`, and to another length,
-`long-plays@8192`; its model may know positions otherwise, `recall@rotary`, and have other heads:
-`recall@1x64` has one of 64.
+Each file of this folder is one task: its name is the file's, its value `TASK`. To add one, add a
+file. A path to a person's own data is a task, too (`own`). Options behind a name change how the
+task is read or what its model is built with (`qkvbench.task_ref`).
 """
 
 import importlib
 import pkgutil
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -19,21 +17,17 @@ from jaxtyping import Integer
 
 from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions, Search, Split
 from qkvbench.data.cache import DataRefusedError
-from qkvbench.data.tokenizer import Tokenizer, named
+from qkvbench.data.tokenizer import Tokenizer
+from qkvbench.data.tokenizer import parse_tokenizer as tokenizer_named
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Model, position_named
-from qkvbench.model.positions import POSITIONS
+from qkvbench.task_ref import HeadSizes, TaskRef, parse_task
 from qkvbench.variant import Geometry
-
-# A task's name, then heads x coordinates of each.
-_WITH_HEADS = re.compile(r"(.+)@([0-9]{1,4})x([0-9]{1,4})", re.DOTALL)
-# A task's name, then a position scheme, of which some take a share of each head.
-_WITH_POSITION = re.compile(rf"(.+)@((?:{'|'.join(POSITIONS)})(?:/[0-9.]+)?)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Data:
-    """Three disjoint splits, and the hash of what is in them."""
+    """Three disjoint splits, and the hash of their content."""
 
     train: Split
     validation: Split
@@ -43,10 +37,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Metric:
-    """The figure a task is judged by. `chance` is what a random predictor scores.
+    """The score by which arms are compared. `chance` is that of a random predictor.
 
-    Where ``solved`` is given, a run either solves the task or does not (yet), and runs are
-    counted by whether they reach it.
+    If ``solved`` is given, runs are counted by whether they reach it.
     """
 
     name: str
@@ -58,7 +51,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Scored:
-    """What written texts score, and for each score a signature: what exactly was computed."""
+    """Scores of generated texts, each with a signature of what exactly was computed."""
 
     metrics: dict[str, float]
     signatures: dict[str, str]
@@ -66,15 +59,15 @@ class Scored:
 
 @dataclass(frozen=True)
 class GenerationEval:
-    """What a model writes once it has learned: a text for each item of the test split.
+    """The evaluation of generated texts, one for each item of the test split.
 
-    ``read`` gives the text that tokens stand for, on one line; ``given`` what was to be rewritten
-    in each item, and ``references`` what a person wrote, in the order of the items.
+    ``decode`` turns tokens into a text on one line; ``sources`` are the inputs as texts and
+    ``references`` what a person wrote, in the order of the items.
     """
 
     search: Search
-    read: Callable[[Sequence[Integer[np.ndarray, " _tokens"]]], list[str]]
-    given: Callable[[], list[str]]
+    decode: Callable[[Sequence[Integer[np.ndarray, " _tokens"]]], list[str]]
+    sources: Callable[[], list[str]]
     references: Callable[[], list[str]]
     score: Callable[[Sequence[str], Sequence[str]], Scored]
 
@@ -84,14 +77,13 @@ class Task:
     """A benchmark task. `version` goes up with every change that moves a score.
 
     ``tokens`` is the length of an input, ``second_tokens`` that of a second one; ``model`` and
-    ``training`` are what a study starts from.
-    ``retokenized`` gives the task that reads the same text with another tokenizer; None where
-    there is no text. ``lengthened`` gives the task with inputs of another length; None where the
-    task has but one. ``redrawn`` gives a training batch with what is drawn anew each time it is
-    seen: an image shifted, words masked. ``seen_through`` is the experiment through whose network,
-    as it was at its end, the inputs are seen by all arms alike; None where they are as they are.
-    ``writing`` is what is written at the end and scored as text: the metric may be one of those
-    scores.
+    ``training`` are the defaults of a study.
+    ``with_tokenizer`` gives the task that reads the same text with another tokenizer; None if
+    there is no text. ``with_length`` gives the task with inputs of another length; None if it has
+    one only. ``augment`` changes a training batch each time it is read: images are shifted, tokens
+    masked. ``feature_extractor`` is the experiment whose trained network reads the inputs first,
+    the same for all arms. ``generation`` evaluates texts after training; the metric may be one of
+    its scores.
     """
 
     about: str
@@ -104,8 +96,8 @@ class Task:
     training: Training
     load: Callable[[], Data]
     score: Callable[[Predictions], dict[str, float]]
-    retokenized: Callable[[Tokenizer], "Task"] | None = None
-    lengthened: Callable[[int], "Task"] | None = None
+    with_tokenizer: Callable[[Tokenizer], "Task"] | None = None
+    with_length: Callable[[int], "Task"] | None = None
     augment: Callable[[Batch, np.random.Generator], Batch] | None = None
     second_tokens: int = 0
     feature_extractor: Experiment | None = None
@@ -121,107 +113,82 @@ def names() -> list[str]:
     )
 
 
-def find(name: str) -> Task:
-    """The task that a name or a path means, with what its marks say.
+def find(task: TaskRef | str) -> Task:
+    """The task that a name or a path means, with its options (`qkvbench.task_ref`).
 
-    `@` and a number is a length, `#` a tokenizer, `@` and a name as in `rotary` are positions, `@`
-    and sizes as in `1x64` are heads, in this order. KeyError where there is no such task,
-    DataRefusedError where it cannot be read so, and DataUnavailableError where the cache for own
-    data cannot be written.
+    KeyError if there is no such task, DataRefusedError if it has no such option, and
+    DataUnavailableError if the cache for a person's own data cannot be written.
     """
-    if heads := heads_in(name):
-        return _with_heads(find(heads.name), heads)
-    if marked := position_in(name):
-        return _with_position(find(marked.name), marked)
-    base, tokenizer = parted(name)
-    own = importlib.import_module(f"{__name__}.own")
-    if own.is_path(base):
-        task: Task = own.task(base)
-    else:
-        task = _named(name, base)
-    if tokenizer is None:
-        return task
-    if task.retokenized is None:
-        raise DataRefusedError(
-            f"'{base}' is no text, so no tokenizer reads it; leave out '#{tokenizer.name}'."
-        )
-    return task.retokenized(tokenizer)
+    ref = parse_task(task) if isinstance(task, str) else task
+    # What lies at a path may change.
+    return _with_options(_own(ref), ref) if ref.is_path else _built_in(ref)
 
 
-def _named(asked: str, base: str) -> Task:
-    """The task of a file of this folder, at the length behind an `@` where there is one."""
-    name, mark, length = base.partition("@")
+# A study asks for each of its tasks many times.
+@lru_cache(maxsize=256)
+def _built_in(ref: TaskRef) -> Task:
+    """The task of a file of this folder, with its options."""
+    name, at, rest = ref.name.partition("@")
     if name not in names():
-        raise KeyError(asked)
+        raise KeyError(str(ref))
     task: Task = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").TASK
-    if not mark:
-        return task
-    if task.lengthened is None:
-        raise DataRefusedError(f"'{name}' has one length; leave out '@{length}'.")
-    if not (length.isascii() and length.isdigit() and len(length) <= 9):
-        raise DataRefusedError(
-            f"'{length}' is no length; write a number of tokens, as in {name}@{task.tokens}."
+    if at:
+        raise _no_option(task, name, rest, ref)
+    if ref.length is not None:
+        if task.with_length is None:
+            raise DataRefusedError(f"'{name}' has one length; leave out '@{ref.length}'.")
+        task = task.with_length(ref.length)
+    return _with_options(task, ref)
+
+
+def _own(ref: TaskRef) -> Task:
+    # Imported here, since it is made of tasks.
+    from qkvbench.tasks import own
+
+    return own.task(ref.name)
+
+
+def _no_option(task: Task, name: str, rest: str, ref: TaskRef) -> DataRefusedError:
+    """The refusal of what follows an `@` and is no option, or one in the wrong place."""
+    misplaced = parse_task(f"{name}@{rest}")
+    if misplaced.heads and ref.position:
+        right = replace(ref, name=name, heads=misplaced.heads)
+        return DataRefusedError(f"Heads stand last: write {right}, not {ref}.")
+    if task.with_length is None:
+        return DataRefusedError(
+            f"'{name}' has one length; leave out '@{rest}', or write positions or heads, as in "
+            f"{name}@rotary or {name}@1x64."
         )
-    return task.lengthened(int(length))
+    return DataRefusedError(
+        f"'{rest}' is no length; write a number of tokens, as in {name}@{task.tokens}."
+    )
 
 
-def parted(name: str) -> tuple[str, Tokenizer | None]:
-    """The name before the last `#`, and the tokenizer after it; None where none is named.
-
-    What stands behind a `#` and has a dot or a separator of paths belongs to the path.
-    """
-    base, mark, tokenizer = name.rpartition("#")
-    if not mark or not set("./\\").isdisjoint(tokenizer):
-        return name, None
-    return base, named(tokenizer)
-
-
-@dataclass(frozen=True)
-class Heads:
-    """A task's name without its mark, and the heads of the mark."""
-
-    name: str
-    heads: int
-    head_dim: int
-
-
-def heads_in(name: str) -> Heads | None:
-    """What the mark at the end of ``recall@1x64`` says; None where there is none."""
-    found = _WITH_HEADS.fullmatch(name)
-    return found and Heads(found[1], int(found[2]), int(found[3]))
-
-
-@dataclass(frozen=True)
-class Positions:
-    """A task's name without its mark, and the position scheme of the mark."""
-
-    name: str
-    scheme: str
-
-
-def position_in(name: str) -> Positions | None:
-    """What the mark at the end of ``recall@rotary`` says; None where there is none."""
-    found = _WITH_POSITION.fullmatch(name)
-    return found and Positions(found[1], found[2])
-
-
-def plain(name: str) -> str:
-    """The task's name without what its marks say of its model: of ``recall@rotary``, ``recall``."""
-    marked = heads_in(name) or position_in(name)
-    return plain(marked.name) if marked else name
+def _with_options(task: Task, ref: TaskRef) -> Task:
+    """The task read with the tokenizer and by a model with the positions and heads of `ref`."""
+    if ref.tokenizer is not None:
+        tokenizer = tokenizer_named(ref.tokenizer)
+        if task.with_tokenizer is None:
+            raise DataRefusedError(
+                f"'{ref.name}' is no text, so no tokenizer reads it; leave out '#{tokenizer.name}'."
+            )
+        task = task.with_tokenizer(tokenizer)
+    if ref.position is not None:
+        task = _with_position(task, ref.position)
+    return task if ref.heads is None else _with_heads(task, ref.heads, ref)
 
 
 def accuracy(outcome: Predictions) -> dict[str, float]:
-    """The share of scored places whose likeliest class is right, and the mean loss in nats."""
+    """The share of targets whose likeliest class is right, and the mean loss in nats."""
     scored = outcome.targets != IGNORE_INDEX
     right = outcome.predicted[scored] == outcome.targets[scored]
     return {"accuracy": float(right.mean()), "loss": float(outcome.loss[scored].mean())}
 
 
 def balanced_accuracy(outcome: Predictions) -> dict[str, float]:
-    """The mean over the classes of how many of each are found, beside what `accuracy` gives.
+    """The mean recall of the classes, and the scores of `accuracy`.
 
-    Who always names the most frequent class scores here as who guesses does: 1/classes.
+    Always predicting the majority class scores 1/classes, the same as guessing.
     """
     scored = outcome.targets != IGNORE_INDEX
     targets = outcome.targets[scored]
@@ -232,41 +199,32 @@ def balanced_accuracy(outcome: Predictions) -> dict[str, float]:
 
 
 def top(outcome: Predictions, count: int) -> float:
-    """The share of scored places whose right class is among the `count` likeliest."""
+    """The share of targets whose class is among the `count` likeliest."""
     return float((outcome.ranks[outcome.targets != IGNORE_INDEX] < count).mean())
 
 
-def _with_position(task: Task, wanted: Positions) -> Task:
-    """The same task, whose model knows positions by this scheme.
-
-    DataRefusedError where the scheme takes no such share, or heads stand before it.
-    """
-    if marked := heads_in(wanted.name):
-        heads = f"{marked.heads}x{marked.head_dim}"
-        raise DataRefusedError(
-            f"Heads stand last: write {marked.name}@{wanted.scheme}@{heads}, not {wanted.name}."
-        )
+def _with_position(task: Task, scheme: str) -> Task:
+    """The same task, its model with this position scheme; DataRefusedError if there is none."""
     try:
         own, second = (
-            position_named(wanted.scheme, max(1, length))
-            for length in (task.tokens, task.second_tokens)
+            position_named(scheme, max(1, length)) for length in (task.tokens, task.second_tokens)
         )
         return replace(task, model=task.model.with_positions(own, second))
     except ValueError as error:
         raise DataRefusedError(str(error)) from None
 
 
-def _with_heads(task: Task, wanted: Heads) -> Task:
-    """The same task, whose model has so many heads of that size and is else as wide as it was.
+def _with_heads(task: Task, sizes: HeadSizes, ref: TaskRef) -> Task:
+    """The same task, its model as wide as before with so many heads of that size.
 
-    DataRefusedError where it cannot be built so.
+    DataRefusedError if it cannot be built so.
     """
     width = task.model.geometry.d_model
     try:
-        geometry = Geometry(width, wanted.heads, wanted.heads, wanted.head_dim)
+        geometry = Geometry(width, sizes.heads, sizes.heads, sizes.head_dim)
         return replace(task, model=replace(task.model, geometry=geometry))
     except ValueError as error:
+        example = replace(ref, heads=HeadSizes(1, width))
         raise DataRefusedError(
-            f"{error}\nWrite the number of heads and the coordinates of each, as in "
-            f"{wanted.name}@1x{width}."
+            f"{error}\nWrite the number of heads and the coordinates of each, as in {example}."
         ) from None

@@ -1,39 +1,38 @@
 """Name an animal from a picture of 28 by 28 pixels, white on black, as 16 patches of 7 by 7.
 
-Nine of the ten kinds are outlines. Zebras have their stripes in grey, so they are told by texture
-alone.
+Nine of the ten kinds are outlines. Zebras have grey stripes, so texture alone identifies them.
 """
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from qkvbench.data.animals import KINDS, animals
-from qkvbench.data.cache import keep, kept
-from qkvbench.data.labelled_images import SIDE
+from qkvbench.data.cache import prepare_once
+from qkvbench.data.labelled_images import SIDE, LabelledImages
 from qkvbench.experiment import Training
 from qkvbench.tasks import Data
-from qkvbench.tasks.kinds.augment import Images, mirrored, shifted
+from qkvbench.tasks.kinds.augment import Images, flip, shift
 from qkvbench.tasks.kinds.images import Source, image_classification, prepare
-from qkvbench.tasks.kinds.splits import Pictures, saved
+from qkvbench.tasks.kinds.splits import PatchedImages, load_splits
 
 PATCH = 7
-PREPARED = "animals-1"
 SHIFT = 1
 
 
 def load() -> Data:
-    """Of each kind a fifth of its different pictures to test, a tenth to validate, the rest."""
-    folder = kept(PREPARED)
-    if folder is None:
-        found = animals()
-        labels = found.labels.tolist()
-        folder = keep(PREPARED, lambda making: prepare(found.pixels, labels, making))
-    return saved(folder, partial(Pictures, patch=PATCH))
+    """A fifth of each kind's distinct pictures to test, a tenth to validate, the rest to train."""
+
+    def make(found: LabelledImages, folder: Path) -> None:
+        prepare(found.pixels, found.labels.tolist(), folder)
+
+    folder = prepare_once("animals-1", animals, make)
+    return load_splits(folder, partial(PatchedImages, patch=PATCH))
 
 
-def _redraw(images: Images, rng: np.random.Generator) -> Images:
-    return shifted(mirrored(images, rng), rng, SHIFT)
+def _augment(images: Images, rng: np.random.Generator) -> Images:
+    return shift(flip(images, rng), rng, SHIFT)
 
 
 TASK = image_classification(
@@ -50,6 +49,6 @@ TASK = image_classification(
         training=Training(steps=3000, batch=32, learning_rate=2e-3, warmup=100),
         load=load,
         pooling="class token",
-        redraw=_redraw,
+        augment=_augment,
     )
 )

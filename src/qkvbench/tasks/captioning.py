@@ -1,4 +1,4 @@
-"""Name a picture, byte by byte: a decoder that reads the name so far and attends to the picture."""
+"""Name a picture byte by byte: a decoder reads the name so far and attends to the picture."""
 
 import math
 from collections.abc import Sequence
@@ -16,23 +16,23 @@ from qkvbench.tasks import GenerationEval, Metric, Scored, Task
 from qkvbench.tasks.kinds.emoji import (
     FEATURES,
     SQUARES,
-    Made,
+    MakeSplit,
     all_emoji,
-    divided,
+    as_inputs,
     load,
-    moved_beside,
-    seen,
+    shift_second_input,
+    split_by_concept,
 )
 from qkvbench.tasks.kinds.splits import Items
 
-# Bytes of a name that are read, one that begins it among them: as many as the longest has.
+# Bytes of the longest name, with the byte that begins it.
 LENGTH = 43
 # The byte that begins a name and ends it.
 EDGE = 0
 
 
-def made(_training: Sequence[str]) -> Made:
-    """Nothing is learned from names to read them as bytes."""
+def make_captions(_training: Sequence[str]) -> MakeSplit:
+    """The function that makes a split; bytes need no training names."""
 
     def captions(pixels: UInt8[np.ndarray, "items 32 32 3"], names: Sequence[str]) -> Items:
         rows = np.full((len(names), LENGTH + 1), EDGE)
@@ -41,30 +41,32 @@ def made(_training: Sequence[str]) -> Made:
             text = np.frombuffer(name.encode(), np.uint8)
             row[1 : len(text) + 1] = text
             right[: len(text) + 1] = row[1 : len(text) + 2]
-        return Items(rows[:, :-1], targets, second=seen(pixels))
+        return Items(rows[:, :-1], targets, second=as_inputs(pixels))
 
     return captions
 
 
 def score(outcome: Predictions) -> dict[str, float]:
-    """Bits for each byte of the names and of their ends, and the loss of a byte in nats."""
+    """Bits per byte of the names with their ends, and the loss per byte in nats."""
     loss = float(outcome.loss[outcome.targets != IGNORE_INDEX].mean())
     return {"bits_per_byte": loss / math.log(2), "loss": loss}
 
 
-def read(written: Sequence[Integer[np.ndarray, " _tokens"]]) -> list[str]:
-    """The texts that bytes stand for; what is no UTF-8 is marked as that."""
+def decode(written: Sequence[Integer[np.ndarray, " _tokens"]]) -> list[str]:
+    """The texts of these bytes; invalid UTF-8 becomes U+FFFD."""
     return [bytes(tokens.tolist()).decode(errors="replace") for tokens in written]
 
 
-def tested(names: Literal["english", "concepts"]) -> list[str]:
-    """What the pictures of the test split are called, or what they are of."""
+def test_texts(names: Literal["english", "concepts"]) -> list[str]:
+    """The names of the test split's pictures, or their concepts."""
     found = all_emoji()
-    return [getattr(found, names)[n] for n in divided(found.concepts, found.english)["test"]]
+    return [
+        getattr(found, names)[n] for n in split_by_concept(found.concepts, found.english)["test"]
+    ]
 
 
-def exact(texts: Sequence[str], references: Sequence[str]) -> Scored:
-    """How often what was written is the very name."""
+def exact_match(texts: Sequence[str], references: Sequence[str]) -> Scored:
+    """The share of generated texts that equal the name."""
     same = [text == name for text, name in zip(texts, references, strict=True)]
     return Scored({"exact_match": sum(same) / len(same)}, {"exact_match": "equal texts"})
 
@@ -93,14 +95,14 @@ TASK = Task(
     training=Training(
         steps=300, batch=64, learning_rate=2e-3, warmup=30, weight_decay=1.0, dropout=0.3
     ),
-    load=partial(load, "english", made, f"bytes {LENGTH}"),
+    load=partial(load, "english", make_captions, f"bytes {LENGTH}"),
     score=score,
-    augment=moved_beside,
+    augment=shift_second_input,
     generation=GenerationEval(
         search=Search(begin=EDGE, end=EDGE, longest=LENGTH, beams=1),
-        read=read,
-        given=partial(tested, "concepts"),
-        references=partial(tested, "english"),
-        score=exact,
+        decode=decode,
+        sources=partial(test_texts, "concepts"),
+        references=partial(test_texts, "english"),
+        score=exact_match,
     ),
 )

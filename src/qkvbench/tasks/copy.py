@@ -1,4 +1,4 @@
-"""Say digits as they are: a position needs nothing but itself, so every variant should do it."""
+"""Copy digits: a position needs only itself, so every variant should do it."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from qkvbench.tasks.kinds.rewriting import rewriting
 
 TASK = rewriting(
     "copy",
-    "Say 16 digits as they are: no attention is needed, so what fails here is broken.",
+    "Copy 16 digits: no attention is needed, so what fails here is broken.",
     np.copy,
     training=Training(steps=150, batch=64, learning_rate=3e-3, warmup=15),
     solved=0.95,

@@ -10,17 +10,17 @@ from qkvbench.experiment import Training
 from qkvbench.model import Encoder, Init, Learned, Vectors, transformer
 from qkvbench.model.rng import generator
 from qkvbench.tasks import Data, Metric, Task, accuracy
-from qkvbench.tasks.kinds.splits import divided
+from qkvbench.tasks.kinds.splits import split_in_order
 
 CLASSES = 10
 SIDE = 8
 PATCH = 2
 PATCHES = (SIDE // PATCH) ** 2
-DARKEST = 16.0
+MAX_GREY = 16.0
 
 
 def load() -> Data:
-    """The different images, in a fixed order in which any first part has all classes alike."""
+    """The distinct images, in a fixed order: any prefix is balanced over the classes."""
     # Read, not imported: scikit-learn takes a second to import, in each run's process.
     path = Path(
         str(distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz"))
@@ -32,7 +32,7 @@ def load() -> Data:
     first = generator(0, "task", "digits").permutation(first)
     pixels, labels = pixels[first], labels[first].astype(np.int64)
     order = np.argsort(_rank_in_class(labels), kind="stable")
-    return divided(_patches(pixels[order]), labels[order, None], validation=200, test=500)
+    return split_in_order(_patches(pixels[order]), labels[order, None], validation=200, test=500)
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ def _rank_in_class(labels: np.ndarray) -> np.ndarray:
 def _patches(pixels: np.ndarray) -> np.ndarray:
     cut = pixels.reshape(-1, SIDE // PATCH, PATCH, SIDE // PATCH, PATCH).transpose(0, 1, 3, 2, 4)
     patches = cut.reshape(len(pixels), PATCHES, PATCH**2)
-    return (2 * patches / DARKEST - 1).astype(np.float32)
+    return (2 * patches / MAX_GREY - 1).astype(np.float32)
 
 
 TASK = Task(

@@ -1,7 +1,7 @@
-"""Say what followed last time: the pattern that induction heads complete. arXiv:2209.11895.
+"""Predict what followed last time: the pattern that induction heads complete. arXiv:2209.11895.
 
-``… a c … a`` wants ``c``. Every token that was seen before asks, not a special one alone
-(arXiv:2312.00752), and what follows in the sequence is drawn anew: nothing but looking back helps.
+The target of ``… a c … a`` is ``c``. Every repeated token has a target, not a special one alone
+(arXiv:2312.00752), and the next token is random: only looking back helps.
 """
 
 import numpy as np
@@ -11,33 +11,33 @@ from qkvbench.data.batch import IGNORE_INDEX
 from qkvbench.experiment import Training
 from qkvbench.model.rng import generator
 from qkvbench.tasks import Data
-from qkvbench.tasks.kinds.drawn import different, drawn_task
+from qkvbench.tasks.kinds.drawn import drawn_task, split_distinct
 
 SYMBOLS = 16
 LENGTH = 32
-DRAWN = 20_000
+SEQUENCES = 20_000
 
 
 def load() -> Data:
-    """Different sequences of symbols drawn uniformly."""
-    items = generator(0, "task", "induction").integers(SYMBOLS, size=(DRAWN, LENGTH))
-    return different(items, followers(items))
+    """Distinct sequences of symbols drawn uniformly."""
+    items = generator(0, "task", "induction").integers(SYMBOLS, size=(SEQUENCES, LENGTH))
+    return split_distinct(items, followers(items))
 
 
 def followers(items: Int[np.ndarray, "items length"]) -> Int[np.ndarray, "items length"]:
-    """At each place, what followed its symbol where that was last seen before."""
+    """For each position, the token that followed the last earlier occurrence of its symbol."""
     rows = np.arange(len(items))
     last = np.full((len(items), SYMBOLS), IGNORE_INDEX)
     found = np.full_like(items, IGNORE_INDEX)
-    for place in range(1, items.shape[1]):
-        last[rows, items[:, place - 1]] = items[:, place]
-        found[:, place] = last[rows, items[:, place]]
+    for position in range(1, items.shape[1]):
+        last[rows, items[:, position - 1]] = items[:, position]
+        found[:, position] = last[rows, items[:, position]]
     return found
 
 
 TASK = drawn_task(
     "induction",
-    "Say what followed a symbol when it was last seen: 32 places, 16 symbols.",
+    "Predict what followed the last occurrence of a symbol: 32 positions, 16 symbols.",
     vocabulary=SYMBOLS,
     answers=SYMBOLS,
     length=LENGTH,

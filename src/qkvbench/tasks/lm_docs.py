@@ -1,4 +1,4 @@
-"""Predict the next byte of documentation, of other services than those that were trained on."""
+"""Predict the next byte of documentation; test services are not in training."""
 
 from qkvbench.data.documentation import documentation
 from qkvbench.data.tokenizer import Bytes

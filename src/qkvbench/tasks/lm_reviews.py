@@ -1,7 +1,7 @@
 """Predict the next byte of film reviews: real prose, whole documents packed end to end."""
 
 from qkvbench.data import reviews
-from qkvbench.data.streams import SPLITS, Streams, of_bytes
+from qkvbench.data.streams import SPLITS, Streams, byte_streams
 from qkvbench.data.tokenizer import Bytes
 from qkvbench.tasks.kinds.language import Source, language_model
 
@@ -9,7 +9,7 @@ from qkvbench.tasks.kinds.language import Source, language_model
 def read() -> Streams:
     """The reviews as bytes."""
     found = reviews()
-    return of_bytes({name: getattr(found, name) for name in SPLITS}, found.identity)
+    return byte_streams({name: getattr(found, name) for name in SPLITS}, found.identity)
 
 
 TASK = language_model(

@@ -1,4 +1,4 @@
-"""Film reviews as arXiv:2606.04032 trains and scores: each cut at a length, padded, padding scored.
+"""Film reviews as arXiv:2606.04032 scores them: cut at a length, padded, padding scored.
 
 `lm-reviews` is the same text without padding: whole documents packed end to end.
 """
@@ -6,10 +6,10 @@
 from qkvbench.data.tokenizer import Bytes
 from qkvbench.experiment import Training
 from qkvbench.tasks.kinds.language import Source
-from qkvbench.tasks.kinds.padded import padded
+from qkvbench.tasks.kinds.padded import padded_language_model
 from qkvbench.tasks.lm_reviews import read
 
-TASK = padded(
+TASK = padded_language_model(
     Source(
         about="Predict the next byte of film reviews, each cut or padded, the padding scored.",
         tier="packaged",

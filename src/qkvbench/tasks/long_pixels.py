@@ -1,4 +1,4 @@
-"""Name a handwritten digit from its pixels, one after the other: a sequence of 784 grey values.
+"""Name a handwritten digit from its pixels as a sequence of 784 grey values.
 
 As the Image task of Long Range Arena (arXiv:2011.04006), which has CIFAR-10 in grey.
 """
@@ -10,7 +10,7 @@ from qkvbench.experiment import Training
 from qkvbench.model import Init
 from qkvbench.tasks import Data
 from qkvbench.tasks.kinds.images import Source, image_classification
-from qkvbench.tasks.kinds.splits import Pictures
+from qkvbench.tasks.kinds.splits import PatchedImages
 from qkvbench.tasks.mnist_5k import TASK as IN_PATCHES
 
 
@@ -18,7 +18,7 @@ def load() -> Data:
     """The splits of mnist-5k, in patches of one pixel."""
     data = IN_PATCHES.load()
     parts = (data.train, data.validation, data.test)
-    pixels = (replace(part, patch=1) for part in parts if isinstance(part, Pictures))
+    pixels = (replace(part, patch=1) for part in parts if isinstance(part, PatchedImages))
     return Data(*pixels, identity=data.identity)
 
 
@@ -42,7 +42,7 @@ IN_PIXELS = image_classification(
 TASK = replace(
     IN_PIXELS,
     benchmark="long",
-    # One grey value among 784 says little: with 0.5, at which patches do well, nothing is learned
-    # in the first 200 steps.
+    # One grey value of 784 says little: with 0.5, which is good for patches, nothing is learned in
+    # the first 200 steps.
     model=replace(IN_PIXELS.model, init=Init(embedding_std=2.0, position_std=1.0)),
 )

@@ -1,7 +1,7 @@
-"""Predict the next byte of Shakespeare's plays, in windows as long as one likes.
+"""Predict the next byte of Shakespeare's plays in windows of any length.
 
 Each play has more than 32k tokens of GPT-2. `long-plays@512` to `long-plays@8192` are scored on the
-same text; a step reads 2,048 tokens, or one window where that is longer.
+same text; a step reads 2,048 tokens, or one window if that is longer.
 """
 
 from qkvbench.data.plays import plays

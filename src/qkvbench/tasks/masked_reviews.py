@@ -1,6 +1,6 @@
-"""Which tokens of a review are hidden? Pre-training for tasks of texts. arXiv:1810.04805.
+"""Predict the masked tokens of a review: pre-training for tasks of texts. arXiv:1810.04805.
 
-The texts are those that the tasks of sentiment train with, and no others.
+The texts are the training texts of the sentiment tasks, and no others.
 """
 
 from qkvbench.experiment import Training

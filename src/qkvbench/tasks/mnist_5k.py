@@ -1,44 +1,24 @@
 """Name a handwritten digit: 5,000 images of MNIST, 500 of each digit, as 16 patches of 7 by 7."""
 
-from functools import partial
+from pathlib import Path
 
-from qkvbench.data.cache import keep, kept
-from qkvbench.data.labelled_images import SIDE
-from qkvbench.data.mnist import CLASSES, mnist_5k
-from qkvbench.experiment import Training
+from qkvbench.data.cache import prepare_once
+from qkvbench.data.labelled_images import LabelledImages
+from qkvbench.data.mnist import mnist_5k
 from qkvbench.tasks import Data
-from qkvbench.tasks.kinds.augment import shifted
-from qkvbench.tasks.kinds.images import Source, image_classification, prepare
-from qkvbench.tasks.kinds.splits import Pictures, saved
-
-PATCH = 7
-SHIFT = 1
-PREPARED = "mnist-5k-1"
+from qkvbench.tasks.kinds.images import prepare
+from qkvbench.tasks.kinds.mnist import load_patches, mnist_in_patches
 
 
 def load() -> Data:
     """3,500 images to train with, 500 to validate, 1,000 to test; no two are the same."""
-    folder = kept(PREPARED)
-    if folder is None:
-        digits = mnist_5k()
-        labels = digits.labels.tolist()
-        folder = keep(PREPARED, lambda making: prepare(digits.pixels, labels, making))
-    return saved(folder, partial(Pictures, patch=PATCH))
+
+    def make(digits: LabelledImages, folder: Path) -> None:
+        prepare(digits.pixels, digits.labels.tolist(), folder)
+
+    return load_patches(prepare_once("mnist-5k-1", mnist_5k, make))
 
 
-TASK = image_classification(
-    Source(
-        about="Name a handwritten digit from its 16 patches (5,000 images of MNIST).",
-        tier="packaged",
-        version=2,
-        model="mnist",
-        side=SIDE,
-        channels=1,
-        patch=PATCH,
-        classes=CLASSES,
-        chance=1 / CLASSES,
-        training=Training(steps=1500, batch=32, learning_rate=2e-3, warmup=100),
-        load=load,
-        redraw=partial(shifted, pixels=SHIFT),
-    )
+TASK = mnist_in_patches(
+    "Name a handwritten digit from its 16 patches (5,000 images of MNIST).", load
 )

@@ -1,47 +1,30 @@
 """Name a handwritten digit: all of MNIST in its usual splits, as 16 patches of 7 by 7."""
 
-from functools import partial
+from collections.abc import Mapping
+from pathlib import Path
 
-from qkvbench.data.cache import keep, kept
-from qkvbench.data.labelled_images import SIDE
-from qkvbench.data.mnist import CLASSES, mnist_70k
-from qkvbench.experiment import Training
+from qkvbench.data.cache import prepare_once
+from qkvbench.data.labelled_images import LabelledImages
+from qkvbench.data.mnist import mnist_70k
 from qkvbench.tasks import Data
-from qkvbench.tasks.kinds.augment import shifted
-from qkvbench.tasks.kinds.images import Source, image_classification
-from qkvbench.tasks.kinds.splits import VALIDATION, Pictures, save, saved
-
-PATCH = 7
-SHIFT = 1
-PREPARED = "mnist-70k-1"
+from qkvbench.tasks.kinds.mnist import load_patches, mnist_in_patches
+from qkvbench.tasks.kinds.splits import VALIDATION, save_splits
 
 
 def load() -> Data:
-    """50,000 images to train with and 10,000 to test; of 10,000 for validation the first 1,000."""
-    folder = kept(PREPARED)
-    if folder is None:
-        splits = {
-            name: {"pixels": digits.pixels, "targets": digits.labels[:, None]}
-            for name, digits in mnist_70k().items()
-        }
-        splits["validation"] = {k: v[:VALIDATION] for k, v in splits["validation"].items()}
-        folder = keep(PREPARED, lambda making: save(making, splits))
-    return saved(folder, partial(Pictures, patch=PATCH))
+    """50,000 images to train with, 10,000 to test; of 10,000 for validation the first 1,000."""
+    return load_patches(prepare_once("mnist-70k-1", mnist_70k, _make))
 
 
-TASK = image_classification(
-    Source(
-        about="Name a handwritten digit from its 16 patches (all 70,000 images of MNIST).",
-        tier="packaged",
-        version=2,
-        model="mnist",
-        side=SIDE,
-        channels=1,
-        patch=PATCH,
-        classes=CLASSES,
-        chance=1 / CLASSES,
-        training=Training(steps=1500, batch=32, learning_rate=2e-3, warmup=100),
-        load=load,
-        redraw=partial(shifted, pixels=SHIFT),
-    )
+def _make(digits: Mapping[str, LabelledImages], folder: Path) -> None:
+    splits = {
+        name: {"pixels": images.pixels, "targets": images.labels[:, None]}
+        for name, images in digits.items()
+    }
+    splits["validation"] = {k: v[:VALIDATION] for k, v in splits["validation"].items()}
+    save_splits(folder, splits)
+
+
+TASK = mnist_in_patches(
+    "Name a handwritten digit from its 16 patches (all 70,000 images of MNIST).", load
 )

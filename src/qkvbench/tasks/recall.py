@@ -10,30 +10,30 @@ from qkvbench.experiment import Training
 from qkvbench.model import Decoder, Init, Learned, transformer
 from qkvbench.model.rng import generator
 from qkvbench.tasks import Data, Metric, Task, accuracy
-from qkvbench.tasks.kinds.splits import divided
+from qkvbench.tasks.kinds.splits import split_in_order
 
 KEYS = 32
 VALUES = 32
 PAIRS = 4
 LENGTH = 4 * PAIRS
-DRAWN = 40_000
+SEQUENCES = 40_000
 
 
 def load() -> Data:
-    """Different items: keys are unique in an item, values are drawn anew for each of them."""
+    """Distinct items: the keys of an item differ, and its values are drawn for it alone."""
     rng = generator(0, "task", "recall")
-    keys = rng.permuted(np.tile(np.arange(KEYS), (DRAWN, 1)), axis=1)[:, :PAIRS]
-    values = KEYS + rng.integers(VALUES, size=(DRAWN, PAIRS))
+    keys = rng.permuted(np.tile(np.arange(KEYS), (SEQUENCES, 1)), axis=1)[:, :PAIRS]
+    values = KEYS + rng.integers(VALUES, size=(SEQUENCES, PAIRS))
     pairs = np.stack([keys, values], axis=2)
-    asked = rng.permuted(np.tile(np.arange(PAIRS), (DRAWN, 1)), axis=1)
+    asked = rng.permuted(np.tile(np.arange(PAIRS), (SEQUENCES, 1)), axis=1)
     again = np.take_along_axis(pairs, asked[:, :, None], axis=1)
 
-    items = np.concatenate([pairs, again], axis=1).reshape(DRAWN, -1)
+    items = np.concatenate([pairs, again], axis=1).reshape(SEQUENCES, -1)
     _, first = np.unique(items, axis=0, return_index=True)
     first.sort()
     targets = np.full_like(items, IGNORE_INDEX)
     targets[:, 2 * PAIRS :: 2] = again[:, :, 1]
-    return divided(items[first], targets[first], validation=256, test=1024)
+    return split_in_order(items[first], targets[first], validation=256, test=1024)
 
 
 TASK = Task(
@@ -41,7 +41,7 @@ TASK = Task(
     benchmark="recall",
     tier="built-in",
     version=1,
-    # A model that names any value it was shown scores about 1/PAIRS: better than chance, no recall.
+    # Predicting any value of the item scores about 1/PAIRS: better than chance, but no recall.
     metric=Metric("accuracy", "share", "higher", chance=1 / VALUES, solved=0.95),
     tokens=LENGTH,
     model=transformer(

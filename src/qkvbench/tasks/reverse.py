@@ -1,6 +1,6 @@
-"""Say digits backwards: each position wants the digit that stands as far from the other end.
+"""Reverse digits: the target of each position is the digit as far from the other end.
 
-Which position looks at which is symmetric, so nothing is lost where Q is K.
+Which position attends to which is symmetric, so nothing is lost if Q is K.
 """
 
 from functools import partial
@@ -12,7 +12,7 @@ from qkvbench.tasks.kinds.rewriting import rewriting
 
 TASK = rewriting(
     "reverse",
-    "Say 16 digits backwards: who looks at whom depends on positions alone, both ways alike.",
+    "Reverse 16 digits: which position attends to which is fixed, and symmetric.",
     partial(np.flip, axis=1),
     training=Training(steps=150, batch=64, learning_rate=3e-3, warmup=15),
     solved=0.95,

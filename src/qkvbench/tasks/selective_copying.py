@@ -1,7 +1,7 @@
 """Selective copying (arXiv:2312.00752): symbols scattered among blanks are repeated in order.
 
-``_ c _ _ a _ b | ? ? ?`` wants ``c a b`` at the three marks. Where a symbol stands says nothing;
-one must know how many came before it.
+The targets of ``_ c _ _ a _ b | ? ? ?`` are ``c a b`` at the three marks. The position of a symbol
+says nothing; the number of symbols before it decides.
 """
 
 import numpy as np
@@ -10,35 +10,35 @@ from qkvbench.data.batch import IGNORE_INDEX
 from qkvbench.experiment import Training
 from qkvbench.model.rng import generator
 from qkvbench.tasks import Data
-from qkvbench.tasks.kinds.drawn import different, drawn_task
+from qkvbench.tasks.kinds.drawn import drawn_task, split_distinct
 
 SYMBOLS = 16
 BLANK = SYMBOLS
 MARK = SYMBOLS + 1
-COPIED = 8
-SCATTERED_OVER = 32
-LENGTH = SCATTERED_OVER + COPIED
-DRAWN = 40_000
+COPIES = 8
+SCATTER_LENGTH = 32
+LENGTH = SCATTER_LENGTH + COPIES
+SEQUENCES = 40_000
 
 
 def load() -> Data:
-    """Different sequences: symbols drawn uniformly, at places drawn uniformly."""
+    """Distinct sequences: symbols drawn uniformly, at positions drawn uniformly."""
     rng = generator(0, "task", "selective-copying")
-    order = rng.permuted(np.tile(np.arange(SCATTERED_OVER), (DRAWN, 1)), axis=1)
-    places = np.sort(order[:, :COPIED], axis=1)
-    symbols = rng.integers(SYMBOLS, size=(DRAWN, COPIED))
+    order = rng.permuted(np.tile(np.arange(SCATTER_LENGTH), (SEQUENCES, 1)), axis=1)
+    positions = np.sort(order[:, :COPIES], axis=1)
+    symbols = rng.integers(SYMBOLS, size=(SEQUENCES, COPIES))
 
-    items = np.full((DRAWN, LENGTH), BLANK)
-    items[:, SCATTERED_OVER:] = MARK
-    np.put_along_axis(items, places, symbols, axis=1)
+    items = np.full((SEQUENCES, LENGTH), BLANK)
+    items[:, SCATTER_LENGTH:] = MARK
+    np.put_along_axis(items, positions, symbols, axis=1)
     targets = np.full_like(items, IGNORE_INDEX)
-    targets[:, SCATTERED_OVER:] = symbols
-    return different(items, targets)
+    targets[:, SCATTER_LENGTH:] = symbols
+    return split_distinct(items, targets)
 
 
 TASK = drawn_task(
     "selective-copying",
-    "Repeat in order the 8 symbols, of 16, that are scattered over 32 places among blanks.",
+    "Repeat in order the 8 symbols, of 16, that are scattered over 32 positions among blanks.",
     vocabulary=SYMBOLS + 2,
     answers=SYMBOLS,
     length=LENGTH,

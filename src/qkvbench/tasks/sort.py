@@ -1,4 +1,4 @@
-"""Sort digits: the output at each position is the digit that stands there in sorted order."""
+"""Sort digits: the target of each position is the digit there in sorted order."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Subtract each digit from nine: a position needs nothing but itself, and every variant can."""
+"""Subtract each digit from nine: a position needs only itself, so every variant can do it."""
 
 from functools import partial
 

@@ -1,6 +1,6 @@
-"""Exchange the halves of a sequence of digits: each position wants the digit half a length away.
+"""Swap the halves of a sequence of digits: each target is the digit half a length away.
 
-Which position looks at which is symmetric, so nothing is lost where Q is K.
+Which position attends to which is symmetric, so nothing is lost if Q is K.
 """
 
 from functools import partial
@@ -12,7 +12,7 @@ from qkvbench.tasks.kinds.rewriting import LENGTH, rewriting
 
 TASK = rewriting(
     "swap",
-    "Exchange the halves of 16 digits: each wants the one 8 places away, both ways alike.",
+    "Exchange the halves of 16 digits: each target is 8 positions away, both ways alike.",
     partial(np.roll, shift=LENGTH // 2, axis=1),
     training=Training(steps=150, batch=64, learning_rate=3e-3, warmup=15),
     solved=0.95,

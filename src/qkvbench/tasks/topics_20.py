@@ -1,11 +1,11 @@
-"""In which of 20 newsgroups was it posted? Subject and text of posts (Lang 1995)."""
+"""Name the newsgroup of a post, of 20, from its subject and text (Lang 1995)."""
 
 from qkvbench.experiment import Training
 from qkvbench.tasks.kinds.topics import Topics, topic
 
 TASK = topic(
     Topics(
-        about="Name which of 20 newsgroups the first {length} tokens of a post stand in.",
+        about="Name the newsgroup, of 20, of a post from its first {length} tokens.",
         collection="20newsgroups",
         classes=20,
         length=128,

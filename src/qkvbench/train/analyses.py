@@ -5,7 +5,7 @@ import math
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from qkvbench.analysis import measured
+from qkvbench.analysis import measure_layer
 from qkvbench.backends import Learner
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Training
@@ -41,7 +41,7 @@ def snapshot(step: int, learner: Learner, batch: Batch) -> Snapshot:
     # More threads are slower on small matrices, and give other bits on another machine.
     with threadpool_limits(limits=1, user_api="blas"):
         layers = learner.inspect(batch)
-        found = [measured(layer) for layer in layers]
+        found = [measure_layer(layer) for layer in layers]
     names = found[0] if found else {}
     return Snapshot(
         step=step,

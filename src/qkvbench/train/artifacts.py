@@ -7,8 +7,7 @@ small enough to be committed. Only weights that another experiment depends on ar
 from pathlib import Path
 
 from qkvbench.backends import Learner
-from qkvbench.cost.matched import arm_text
-from qkvbench.data.cache import keep, kept
+from qkvbench.data.cache import keep, lookup
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
 
@@ -27,13 +26,13 @@ def folder_name(experiment: Experiment) -> str:
 
 def kept_weights(experiment: Experiment) -> Path | None:
     """The file of the final weights of `experiment`; None if it is missing or damaged."""
-    folder = kept(folder_name(experiment))
+    folder = lookup(folder_name(experiment))
     return folder and folder / _WEIGHTS
 
 
 def kept_record(experiment: Experiment) -> Record | None:
     """The record of the run whose weights are kept; None if they are missing or damaged."""
-    folder = kept(folder_name(experiment))
+    folder = lookup(folder_name(experiment))
     return folder and Record.model_validate_json((folder / _RECORD).read_bytes())
 
 
@@ -63,5 +62,5 @@ def save_final_weights(experiment: Experiment, record: Record, learner: Learner)
 
 def run_text(experiment: Experiment) -> str:
     """Task, arm and seed of a run, for messages."""
-    arm = arm_text(experiment.variant, experiment.model.name)
+    arm = experiment.arm
     return f"{experiment.task}, {arm}, seed {experiment.seed}"

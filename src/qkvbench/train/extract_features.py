@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from qkvbench.backends import Learner, find
-from qkvbench.data.batch import Batch, Seen, Split
-from qkvbench.data.cache import alone, identity_of, keep, kept
+from qkvbench.data.batch import Batch, ImageSplit, Split
+from qkvbench.data.cache import alone, identity_of, keep, lookup
 from qkvbench.experiment import Experiment
 from qkvbench.model import Vectors
 from qkvbench.tasks import Data, Task
@@ -49,7 +49,7 @@ def with_features(data: Data, extractor: Experiment) -> Data:
         "test": data.test,
     }
     with alone(name):
-        folder = kept(name)
+        folder = lookup(name)
         if folder is None:
             network = _trained_network(extractor)
             features = {
@@ -62,7 +62,9 @@ def with_features(data: Data, extractor: Experiment) -> Data:
 
             folder = keep(name, write)
     vectors = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in splits}
-    extracted = {split: _pictures(each).seen_as(vectors[split]) for split, each in splits.items()}
+    extracted = {
+        split: _pictures(each).with_features(vectors[split]) for split, each in splits.items()
+    }
     return replace(data, **extracted, identity=identity_of(folder))
 
 
@@ -83,7 +85,7 @@ def _features(
     """The input of the network's head for each picture."""
     inputs = extractor.model.inputs
     assert isinstance(inputs, Vectors)
-    pictures = _pictures(split).pictures()
+    pictures = _pictures(split).images()
     patches = pictures.reshape(
         len(pictures), -1, inputs.features
     )  # (pictures, positions, features)
@@ -95,6 +97,6 @@ def _features(
     return np.concatenate(parts).reshape(len(pictures), -1)
 
 
-def _pictures(split: Split) -> Seen:
-    assert isinstance(split, Seen)
+def _pictures(split: Split) -> ImageSplit:
+    assert isinstance(split, ImageSplit)
     return split

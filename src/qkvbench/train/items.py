@@ -37,4 +37,4 @@ def item_scores(task: Task, predictions: Predictions) -> ItemScores | None:
     mean = float(values @ weights / weights.sum())
     if not abs(mean - whole) <= TOLERANCE * max(1.0, abs(whole)):
         return None
-    return ItemScores.of(values, weights)
+    return ItemScores.from_scores(values, weights)

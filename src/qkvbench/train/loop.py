@@ -11,7 +11,7 @@ from qkvbench.backends import Learner
 from qkvbench.data.batch import Predictions, Split
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model.rng import generator
-from qkvbench.results.record import Point, Written
+from qkvbench.results.record import GeneratedTexts, Point
 from qkvbench.results.stats import reaches
 from qkvbench.tasks import Data, GenerationEval, Scored, Task
 from qkvbench.train.analyses import batch_of_snapshots, snapshot, snapshot_steps
@@ -95,7 +95,7 @@ def score_test_split(
     if task.generation is not None:
         texts, scored = generate(task.generation, learner, data.test, training.scored)
         state.metrics |= check_finite(scored.metrics)
-        state.written = Written(texts=texts, signatures=scored.signatures)
+        state.written = GeneratedTexts(texts=texts, signatures=scored.signatures)
     state.set_compile_time(learner.compile_s)
 
 
@@ -161,7 +161,7 @@ def generate(
             split.batch(np.arange(first, min(first + size, count))), evaluation.search
         )
     ]
-    texts = evaluation.read(sequences)
+    texts = evaluation.decode(sequences)
     return texts, evaluation.score(texts, evaluation.references()[:count])
 
 

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from qkvbench.results.items import ItemScores
-from qkvbench.results.record import Point, Snapshot, Written
+from qkvbench.results.record import GeneratedTexts, Point, Snapshot
 
 
 @dataclass
@@ -22,7 +22,7 @@ class RunState:
     snapshots: list[Snapshot] = field(default_factory=list)
     solved_step: int | None = None
     items: ItemScores | None = None
-    written: Written | None = None
+    written: GeneratedTexts | None = None
     step_s: list[float] = field(default_factory=list)
     compile_s: float | None = None
     resumed: list[int] = field(default_factory=list)

@@ -121,7 +121,7 @@ def _read_group(
 
 
 def _source(text: str, role: Role, ties: dict[str, set[str]], made: dict[Role, Source]) -> Source:
-    """Where `role` comes from, given what is tied to what."""
+    """The source of `role`, given all ties."""
     tied = ties[role]
     first: Role = next(name for name in ROLES if name in tied)
     origins = {made[name] for name in ROLES if name in tied and name in made}

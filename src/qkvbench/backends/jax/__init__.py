@@ -4,6 +4,7 @@ Weights are one flat mapping under the names that all backends share; a network 
 computes, given its weights.
 """
 
+from qkvbench.backends.common.precision import types
 from qkvbench.backends.jax.attention.layer import Attention
 from qkvbench.backends.jax.bench.profile import matmul_seconds
 from qkvbench.backends.jax.bench.workloads import (
@@ -28,7 +29,6 @@ from qkvbench.backends.jax.training.device import (
     threads,
 )
 from qkvbench.backends.jax.training.learner import Learner, Step
-from qkvbench.backends.jax.training.precision import types
 
 __all__ = [
     "Attention",

@@ -1,6 +1,8 @@
 """PyTorch: one attention layer for all variants, the stacks around it, and a learner."""
 
-# The library's door: a layer from a variant and sizes, an nn.Module.
+from qkvbench.backends.common.precision import types
+
+# The door of the library: a layer from a variant and sizes, an nn.Module.
 from qkvbench.backends.torch.attention.layer import attention as Attention  # noqa: N812
 from qkvbench.backends.torch.bench.profile import matmul_seconds, threads
 from qkvbench.backends.torch.bench.workloads import (
@@ -18,9 +20,7 @@ from qkvbench.backends.torch.models.build import build, decoder
 from qkvbench.backends.torch.models.decoder import Decoder
 from qkvbench.backends.torch.models.encoder import Encoder
 from qkvbench.backends.torch.models.weights import load, named_weights, read, save, start
-from qkvbench.backends.torch.training.launch import launch
-from qkvbench.backends.torch.training.learner import (
-    Learner,
+from qkvbench.backends.torch.training.device import (
     compile_error,
     device,
     fork_safe,
@@ -28,7 +28,8 @@ from qkvbench.backends.torch.training.learner import (
     prepare,
     reset_peak_memory,
 )
-from qkvbench.backends.torch.training.precision import types
+from qkvbench.backends.torch.training.launch import launch
+from qkvbench.backends.torch.training.learner import Learner
 from qkvbench.backends.torch.training.process_group import multi_device_error, rank_and_world_size
 
 __all__ = [

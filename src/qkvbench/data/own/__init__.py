@@ -1,10 +1,10 @@
-"""What a person brings: text, tables and images, checked once where they enter.
+"""A person's own data: text, tables and images, checked once, when they are read.
 
-Each reader takes a name, for its sentences, and content; what cannot be used raises
-DataRefusedError, which says where and what can.
+Each reader takes a name, for its messages, and content. DataRefusedError says what cannot be used,
+where it is, and what can be used instead.
 """
 
-from qkvbench.data.own.files import content, missing, shown
+from qkvbench.data.own.files import content, missing_error, shown
 from qkvbench.data.own.images import (
     FORMATS,
     IMAGE_BYTES,
@@ -12,9 +12,9 @@ from qkvbench.data.own.images import (
     MOST_IMAGES,
     Images,
     images,
-    listed,
+    list_images,
 )
-from qkvbench.data.own.labels import FEWEST, Labelled, labelled
+from qkvbench.data.own.labels import MIN_EXAMPLES, Labelled, number_labels
 from qkvbench.data.own.table import (
     LABELS,
     LARGEST,
@@ -28,12 +28,12 @@ from qkvbench.data.own.text import ENOUGH, TEXT_BYTES, json_documents, text_docu
 
 __all__ = [
     "ENOUGH",
-    "FEWEST",
     "FORMATS",
     "IMAGE_BYTES",
     "IMAGE_PIXELS",
     "LABELS",
     "LARGEST",
+    "MIN_EXAMPLES",
     "MOST_IMAGES",
     "MOST_NUMBERS",
     "TABLE_BYTES",
@@ -45,9 +45,9 @@ __all__ = [
     "content",
     "images",
     "json_documents",
-    "labelled",
-    "listed",
-    "missing",
+    "list_images",
+    "missing_error",
+    "number_labels",
     "shown",
     "table",
     "text_documents",

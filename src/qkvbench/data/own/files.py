@@ -1,4 +1,4 @@
-"""A file that a person names: found, bounded, and read as what it is said to be."""
+"""A file that a person names: its content, bounded, or an error that helps."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,8 +9,8 @@ _MARK = b"\xef\xbb\xbf"
 _SHOWN = 60
 
 
-def missing(path: Path) -> DataRefusedError:
-    """What to say where nothing lies at a path."""
+def missing_error(path: Path) -> DataRefusedError:
+    """The error for a path at which there is nothing."""
     try:
         beside = [each.name for each in path.parent.iterdir()]
     except OSError:
@@ -64,7 +64,7 @@ def text(name: str, found: bytes) -> bytes:
 
 
 def shown(said: str) -> str:
-    """What a person or a file says, short enough for a sentence and without control characters."""
+    """A text of a person or a file, cut to fit a sentence and without control characters."""
     plain = "".join(mark if mark.isprintable() else "\N{REPLACEMENT CHARACTER}" for mark in said)
     if len(plain) <= _SHOWN:
         return plain

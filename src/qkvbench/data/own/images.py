@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from qkvbench.data.cache import DataRefusedError
-from qkvbench.data.own.files import content, missing, shown
+from qkvbench.data.own.files import content, missing_error, shown
 
 FORMATS = {
     ".png": "PNG",
@@ -39,11 +39,11 @@ class Images:
     pixels: UInt8[np.ndarray, "items side side channels"]
 
 
-def listed(folder: Path) -> list[tuple[str, Path]]:
+def list_images(folder: Path) -> list[tuple[str, Path]]:
     """The class and the path of each image, in the order of their names."""
     name = shown(str(folder))
     if not folder.is_dir():
-        raise missing(folder)
+        raise missing_error(folder)
     classes = [path for path in _visible(folder, folder) if path.is_dir()]
     if not classes:
         raise DataRefusedError(
@@ -72,7 +72,7 @@ def images(paths: Sequence[Path]) -> Images:
 
     What is not square is stretched; what is transparent stands on white.
     """
-    sizes = [_opened(path).size for path in paths]
+    sizes = [_open(path).size for path in paths]
     largest = max(max(size) for size in sizes)
     side = next((each for each in SIDES if each >= largest), SIDES[-1])
     pixels = np.empty((len(paths), side, side, 3), np.uint8)
@@ -83,7 +83,7 @@ def images(paths: Sequence[Path]) -> Images:
 
 
 def _visible(place: Path, root: Path) -> list[Path]:
-    """What lies in a folder, by name; a link out of the root is refused, not followed."""
+    """The files in a folder, by name; a link out of the root is refused, not followed."""
     within = root.resolve()
     try:
         found = sorted(path for path in place.iterdir() if not path.name.startswith("."))
@@ -98,7 +98,7 @@ def _visible(place: Path, root: Path) -> list[Path]:
     return [path for path in found if path.name.lower() not in IGNORED]
 
 
-def _opened(path: Path) -> Any:
+def _open(path: Path) -> Any:
     """The image, of which only the head has been read."""
     from PIL import Image
 
@@ -124,7 +124,7 @@ def _opened(path: Path) -> Any:
 def _pixels(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
     from PIL import Image, ImageOps
 
-    image = _opened(path)
+    image = _open(path)
     try:
         upright = ImageOps.exif_transpose(image)
         if upright.has_transparency_data:

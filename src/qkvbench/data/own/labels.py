@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from qkvbench.data.cache import DataRefusedError
 from qkvbench.data.own.files import shown
 
-# So many different examples give each class two for tests and one for validation.
-FEWEST = 10
+# With so many distinct examples each class has two for tests and one for validation.
+MIN_EXAMPLES = 10
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The numbers of the examples that are different, their classes, and the classes' names."""
+    """The numbers of the distinct examples, their classes, and the classes' names."""
 
     kept: list[int]
     labels: list[int]
     classes: list[str]
 
 
-def labelled(
+def number_labels(
     name: str, contents: Sequence[bytes], labels: Sequence[str], places: Sequence[str]
 ) -> Labelled:
-    """Which examples a task can be made of; `places` say where each stands, for a person."""
+    """The examples of a task, each content once; `places` tells a person where each is."""
     first: dict[bytes, int] = {}
     twofold: dict[int, int] = {}
     for number, content in enumerate(contents):
@@ -45,11 +45,11 @@ def labelled(
             f"'{name}' has one class only, '{shown(only)}'; to tell classes apart takes two."
         )
     rare, fewest = min(counts.items(), key=lambda item: item[1])
-    if fewest < FEWEST:
-        few = sum(count < FEWEST for count in counts.values())
+    if fewest < MIN_EXAMPLES:
+        few = sum(count < MIN_EXAMPLES for count in counts.values())
         raise DataRefusedError(
             f"Class '{shown(rare)}' of '{name}' is too small: different examples: {fewest}; each "
-            f"class needs {FEWEST},\nfor three splits. So it is with {few} of {len(counts)} "
+            f"class needs {MIN_EXAMPLES},\nfor three splits. So it is with {few} of {len(counts)} "
             "classes: add examples, or leave them out."
         )
     classes = sorted(counts)

@@ -15,7 +15,7 @@ PIECE_BYTES = 1000
 
 
 def text_documents(name: str, found: bytes) -> list[bytes]:
-    """The paragraphs of a text: what blank lines part; its lines where there are few of these.
+    """The paragraphs of a text, between blank lines; its lines if there are few of these.
 
     A text of few lines is cut at blanks into pieces of about a kilobyte.
     """
@@ -68,7 +68,7 @@ def _lines(plain: bytes) -> list[bytes]:
 
 
 def _pieces(plain: bytes) -> list[bytes]:
-    """Cut where a blank ends a piece, so that no letter is cut in two."""
+    """Pieces that end at a blank, so that no letter is cut in two."""
     return _filled(re.findall(rb"(?s).{1,%d}(?:\s|$)|\S+" % PIECE_BYTES, plain))
 
 

@@ -1,5 +1,5 @@
-// What every target's code begins with. All of it is then compiled inside a namespace without a
-// name: were it shared, the linker would keep one copy, and every target would run that one.
+// The types and macros of every ISA's code. That code is compiled in an unnamed namespace: if ISAs
+// shared a symbol, the linker would keep one copy, and all would run it.
 #pragma once
 
 #include <stddef.h>
@@ -7,11 +7,11 @@
 #include "decode.h"
 
 #define INLINE inline __attribute__((always_inline))
-// Keeps a benchmark's vector from being computed away.
+// Prevents a benchmark's vector from being optimized away.
 #if defined(__x86_64__)
-#define KEEP(vector) asm volatile("" : "+v"(vector))
+#define DO_NOT_OPTIMIZE(vector) asm volatile("" : "+v"(vector))
 #else
-#define KEEP(vector) asm volatile("" : "+w"(vector))
+#define DO_NOT_OPTIMIZE(vector) asm volatile("" : "+w"(vector))
 #endif
 #define INLINE_LAMBDA __attribute__((always_inline))
 
@@ -24,7 +24,7 @@ struct UnalignedOf {
 template <class T>
 using Unaligned = typename UnalignedOf<T>::type;
 
-// The types of cached numbers. Bits of 16 are read as numbers by each target in its own way.
+// The types of cached numbers. Each ISA converts them to fp32 by its own `to_fp32`.
 using Fp32 = float;
 struct Bf16 { uint16_t bits; };
 struct Fp16 { uint16_t bits; };
@@ -35,12 +35,12 @@ struct Index {
     constexpr operator int() const { return I; }
 };
 
-// what(0), what(1), ... as straight code: arrays that it indexes stay in registers.
-template <int COUNT, int FROM = 0, class What>
-INLINE void each(const What& what) {
+// body(0), body(1), ... unrolled, with constant indices, so that small arrays stay in registers.
+template <int COUNT, int FROM = 0, class Body>
+INLINE void unroll(const Body& body) {
     if constexpr (FROM < COUNT) {
-        what(Index<FROM>());
-        each<COUNT, FROM + 1>(what);
+        body(Index<FROM>());
+        unroll<COUNT, FROM + 1>(body);
     }
 }
 

@@ -1,4 +1,5 @@
-// The library's door: which target runs, how a call is cut into stretches, how their parts are joined.
+// The entry points of the library: choice of an ISA, split of the context into chunks, and
+// combination of their partial softmax states.
 #include "decode.h"
 
 #include <math.h>
@@ -12,172 +13,184 @@
 #include "pool.h"
 
 #if defined(__x86_64__)
-extern const Target TARGET_AVX512_BF16, TARGET_AVX512, TARGET_AVX2;
+extern const Isa ISA_AVX512_BF16, ISA_AVX512, ISA_AVX2;
 #endif
-extern const Target TARGET_PORTABLE;
+extern const Isa ISA_PORTABLE;
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
 
 struct Choice {
-    const Target* target;
-    bool runs;
+    const Isa* isa;
+    bool supported;
 };
 
-// All targets of this processor family, the fastest first.
-const std::vector<Choice>& choices() {
+// All ISAs of this processor family, fastest first.
+const std::vector<Choice>& all_isas() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("f16c");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const bool dot = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-    static const std::vector<Choice> all = {{&TARGET_AVX512_BF16, dot},
-                                            {&TARGET_AVX512, avx512},
-                                            {&TARGET_AVX2, avx2},
-                                            {&TARGET_PORTABLE, true}};
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+    const bool dot = avx512 && __builtin_cpu_supports("avx512bf16") &&
+                     __builtin_cpu_supports("avx512vnni");
+    static const std::vector<Choice> all = {{&ISA_AVX512_BF16, dot},
+                                            {&ISA_AVX512, avx512},
+                                            {&ISA_AVX2, avx2},
+                                            {&ISA_PORTABLE, true}};
 #else
-    static const std::vector<Choice> all = {{&TARGET_PORTABLE, true}};
+    static const std::vector<Choice> all = {{&ISA_PORTABLE, true}};
 #endif
     return all;
 }
 
-// Work below this is done before another thread has woken up.
-constexpr int64_t BYTES_FOR_THREADS = 1 << 18;
-// Of weights, that one thread takes at a time.
-constexpr int64_t PIECE_BYTES = 1 << 17, PIECE_OUTPUTS = 32;
+// Less work is done before another thread has woken up.
+constexpr int64_t MIN_BYTES_FOR_THREADS = 1 << 18;
+// Weights that one thread takes at a time.
+constexpr int64_t BLOCK_BYTES = 1 << 17, BLOCK_OUTPUTS = 32;
 
-// Room that grows and stays, one for each thread that ever works.
-float* room(std::unique_ptr<float[]>& held, size_t& size, size_t floats) {
+// A thread's buffer, aligned to 64 bytes; it grows and is kept between calls.
+float* aligned_buffer(std::unique_ptr<float[]>& buffer, size_t& size, size_t floats) {
     if (size < floats) {
-        held.reset(new float[floats + 16]);
+        buffer.reset(new float[floats + 16]);
         size = floats;
     }
-    // To a line of 64 bytes.
-    return (float*)(((uintptr_t)held.get() + 63) / 64 * 64);
+    return (float*)(((uintptr_t)buffer.get() + 63) / 64 * 64);
 }
 
 struct Job {
     const QkvDecode& call;
-    std::vector<Stretch> stretches;
-    std::vector<int> first_of;  // of each sequence and root: its first stretch
-    std::vector<float> parts;
+    std::vector<Chunk> chunks;
+    std::vector<int> first_chunk;  // of each sequence and root, (batch * roots + 1,)
+    std::vector<float> partials;
 
-    int part_floats() const { return call.group * (call.head_dim + 2); }
+    int partial_floats() const { return call.group * (call.head_dim + 2); }
 
-    Partial part(int stretch) {
-        float* at = parts.data() + size_t(stretch) * part_floats();
+    Partial partial(int chunk) {
+        float* at = partials.data() + size_t(chunk) * partial_floats();
         return {at, at + call.group, at + 2 * call.group};
     }
 
     explicit Job(const QkvDecode& call) : call(call) {
         for (int b = 0; b < call.batch; ++b)
             for (int root = 0; root < call.roots; ++root) {
-                first_of.push_back(int(stretches.size()));
-                for (int64_t at = call.first[b]; at < call.length[b];) {
-                    const int64_t end = std::min(call.length[b], (at / QKV_STRETCH + 1) * QKV_STRETCH);
-                    stretches.push_back({b, root, at, end});
-                    at = end;
-                }
+                first_chunk.push_back(int(chunks.size()));
+                const int64_t first = call.first[b], length = call.length[b], sinks = call.sinks;
+                // Two intervals, or one if the sinks reach the window.
+                if (sinks < first) cut(b, root, 0, std::min(sinks, length));
+                cut(b, root, sinks < first ? first : 0, length);
             }
-        first_of.push_back(int(stretches.size()));
-        parts.resize(stretches.size() * part_floats());
+        first_chunk.push_back(int(chunks.size()));
+        partials.resize(chunks.size() * partial_floats());
     }
 
-    // Joins the parts of one sequence and root, always in the same order.
-    void join(int which) {
+    // Cuts slots [at, to) at multiples of QKV_CHUNK.
+    void cut(int sequence, int root, int64_t at, int64_t to) {
+        while (at < to) {
+            const int64_t end = std::min(to, (at / QKV_CHUNK + 1) * QKV_CHUNK);
+            chunks.push_back({sequence, root, at, end});
+            at = end;
+        }
+    }
+
+    // Combines the partials of one sequence and root, always in the same order.
+    void combine(int which) {
         const int group = call.group, dim = call.head_dim;
         for (int h = 0; h < group; ++h) {
             const int64_t head = int64_t(which) * group + h;
-            float most = -INFINITY, total = 0;
-            for (int i = first_of[which]; i < first_of[which + 1]; ++i)
-                most = std::max(most, part(i).most[h]);
+            float row_max = -INFINITY, row_sum = 0;
+            for (int i = first_chunk[which]; i < first_chunk[which + 1]; ++i)
+                row_max = std::max(row_max, partial(i).row_max[h]);
             float* out = call.out + head * dim;
             memset(out, 0, dim * sizeof(float));
-            for (int i = first_of[which]; i < first_of[which + 1]; ++i) {
-                const Partial each = part(i);
-                const float share = exp2f(each.most[h] - most);
-                total += share * each.total[h];
-                for (int d = 0; d < dim; ++d) out[d] += share * each.sums[h * dim + d];
+            for (int i = first_chunk[which]; i < first_chunk[which + 1]; ++i) {
+                const Partial each = partial(i);
+                const float scale = exp2f(each.row_max[h] - row_max);
+                row_sum += scale * each.row_sum[h];
+                for (int d = 0; d < dim; ++d) out[d] += scale * each.acc[h * dim + d];
             }
-            if (total != 0)
-                for (int d = 0; d < dim; ++d) out[d] /= total;
-            if (call.log_sum) call.log_sum[head] = total == 0 ? -INFINITY : (most + log2f(total)) * float(M_LN2);
+            if (row_sum != 0)
+                for (int d = 0; d < dim; ++d) out[d] /= row_sum;
+            if (call.log_sum)
+                call.log_sum[head] =
+                    row_sum == 0 ? -INFINITY : (row_max + log2f(row_sum)) * float(M_LN2);
         }
     }
 };
 
 }  // namespace
 
-// The name of the `which`-th target, or null; `runs` says whether this processor has it.
-EXPORT const char* qkv_target(int which, int* runs) {
-    if (which < 0 || which >= int(choices().size())) return nullptr;
-    *runs = choices()[which].runs;
-    return choices()[which].target->name;
+// The name of the `which`-th ISA, or null; `supported` is set to whether this processor runs it.
+EXPORT const char* qkv_isa(int which, int* supported) {
+    if (which < 0 || which >= int(all_isas().size())) return nullptr;
+    *supported = all_isas()[which].supported;
+    return all_isas()[which].isa->name;
 }
 
 // The hash of the sources that this was built from.
 EXPORT const char* qkv_sources() { return QKV_SOURCES; }
 
-// Attention with one query per head, by the `which`-th target. Returns -1, or the first sequence
-// that sees slots for which there are no pages; everything else was checked when the call was made.
+// Attention with one query per head, by the `which`-th ISA. Returns -1, or the first sequence whose
+// visible slots exceed its pages; the caller has checked everything else.
 EXPORT int qkv_decode(int which, const QkvDecode* call) {
-    const Target& target = *choices()[which].target;
+    const Isa& isa = *all_isas()[which].isa;
     const int64_t capacity = int64_t(call->pages_each) * call->page_rows;
     for (int b = 0; b < call->batch; ++b)
         if (call->first[b] < 0 || call->first[b] > call->length[b] || call->length[b] > capacity)
             return b;
     Job job(*call);
-    static const int bytes_of[] = {4, 2, 2, 1};
+    static const int bits_of[] = {32, 16, 16, 8, 4};
     int64_t rows = 0;
-    for (const Stretch& each : job.stretches) rows += each.end - each.begin;
-    const bool small = rows * call->head_dim * bytes_of[call->type] < BYTES_FOR_THREADS;
-    const int threads = small ? 1 : std::min<int>(call->threads, int(job.stretches.size()));
+    for (const Chunk& each : job.chunks) rows += each.end - each.begin;
+    const bool small = rows * call->head_dim * bits_of[call->type] / 8 < MIN_BYTES_FOR_THREADS;
+    const int threads = small ? 1 : std::min<int>(call->threads, int(job.chunks.size()));
+    const size_t floats = QKV_SCRATCH(call->group) + (call->type == QKV_INT4 ? QKV_SCRATCH_INT4 : 0);
     std::atomic<int> next{0};
-    on_threads(threads, [&] {
-        thread_local std::unique_ptr<float[]> held;
+    run_on_threads(threads, [&] {
+        thread_local std::unique_ptr<float[]> buffer;
         thread_local size_t size = 0;
-        float* scratch = room(held, size, QKV_SCRATCH(call->group));
-        for (int i; (i = next++) < int(job.stretches.size());)
-            target.attend(*call, job.stretches[i], scratch, job.part(i));
+        float* scratch = aligned_buffer(buffer, size, floats);
+        for (int i; (i = next++) < int(job.chunks.size());)
+            isa.attend(*call, job.chunks[i], scratch, job.partial(i));
     });
-    for (int which = 0; which < call->batch * call->roots; ++which) job.join(which);
+    for (int which = 0; which < call->batch * call->roots; ++which) job.combine(which);
     return -1;
 }
 
-// Rows times a matrix of weights, by the `which`-th target. Each output is summed by one thread in one
-// order, so it has the same bits for any number of threads, and for any other rows beside it.
-EXPORT void qkv_product(int which, const QkvProduct* call) {
-    const Target& target = *choices()[which].target;
-    thread_local std::unique_ptr<float[]> held;
+// A linear layer, by the `which`-th ISA. Each output is summed by one thread in one order, so its bits
+// depend neither on the number of threads nor on other rows.
+EXPORT void qkv_linear(int which, const QkvLinear* call) {
+    const Isa& isa = *all_isas()[which].isa;
+    thread_local std::unique_ptr<float[]> buffer;
     thread_local size_t size = 0;
     const int stride = (call->inputs + 2 * QKV_LANES - 1) / (2 * QKV_LANES) * (2 * QKV_LANES);
-    float* x = room(held, size, size_t(call->rows) * stride);
-    target.lay_out(*call, x);
+    float* x = aligned_buffer(buffer, size, size_t(call->rows) * stride);
+    isa.pack_rows(*call, x);
     const int64_t row_bytes = int64_t(call->inputs) * (call->type == QKV_FP32 ? 4 : 2);
-    const bool small = row_bytes * call->outputs < BYTES_FOR_THREADS;
-    // Pieces are whole vectors of outputs in each of their streams, and long enough to be read in order.
-    const int64_t piece = (PIECE_BYTES / row_bytes / PIECE_OUTPUTS + 1) * PIECE_OUTPUTS;
+    const bool small = row_bytes * call->outputs < MIN_BYTES_FOR_THREADS;
+    // Blocks are whole vectors of outputs in each stream, and long enough for the prefetchers.
+    const int64_t block = (BLOCK_BYTES / row_bytes / BLOCK_OUTPUTS + 1) * BLOCK_OUTPUTS;
     std::atomic<int64_t> next{0};
-    on_threads(small ? 1 : call->threads, [&] {
-        for (int64_t at; (at = piece * next++) < call->outputs;)
-            target.product(*call, x, int(at), int(std::min<int64_t>(at + piece, call->outputs)));
+    run_on_threads(small ? 1 : call->threads, [&] {
+        for (int64_t at; (at = block * next++) < call->outputs;)
+            isa.linear(*call, x, int(at), int(std::min<int64_t>(at + block, call->outputs)));
     });
 }
 
-// The bounds that a kernel is held against: bytes read, and multiply-adds made, on one thread each.
+// Upper bounds for benchmarks: the rate of reads, and that of multiply-adds on one thread.
 EXPORT float qkv_read(int which, const void* bytes, int64_t lines, int threads) {
-    const Target& target = *choices()[which].target;
-    constexpr int64_t PIECE = 1 << 12;  // lines
+    const Isa& isa = *all_isas()[which].isa;
+    constexpr int64_t BLOCK = 1 << 12;  // lines
     std::atomic<int64_t> next{0};
-    std::atomic<int> seen{0};
-    on_threads(threads, [&] {
-        for (int64_t i; (i = PIECE * next++) < lines;)
-            seen += target.read((const char*)bytes + i * 64, std::min(PIECE, lines - i)) != 0;
+    std::atomic<int> nonzero{0};
+    run_on_threads(threads, [&] {
+        for (int64_t i; (i = BLOCK * next++) < lines;)
+            nonzero += isa.read((const char*)bytes + i * 64, std::min(BLOCK, lines - i)) != 0;
     });
-    return float(seen);
+    return float(nonzero);
 }
 
-EXPORT float qkv_multiply(int which, int64_t rounds) { return choices()[which].target->multiply(rounds); }
+EXPORT float qkv_multiply(int which, int64_t rounds) { return all_isas()[which].isa->multiply(rounds); }

@@ -10,7 +10,7 @@
 namespace {
 
 struct Pool {
-    std::mutex one_call;  // at a time: a second caller waits for the first
+    std::mutex one_call;  // a second caller waits for the first
     std::mutex mutex;
     std::condition_variable wake, done;
     const std::function<void()>* work = nullptr;
@@ -22,9 +22,9 @@ struct Pool {
             wake.wait(lock, [this] { return wanted > 0; });
             --wanted;
             ++running;
-            const auto* mine = work;
+            const auto* current = work;
             lock.unlock();
-            (*mine)();
+            (*current)();
             lock.lock();
             if (--running == 0) done.notify_one();
         }
@@ -35,14 +35,14 @@ struct Pool {
             try {
                 std::thread([this] { serve(); }).detach();
             } catch (const std::system_error&) {
-                return;  // the system gives no more
+                return;  // the system's limit
             }
             ++threads;
         }
     }
 
     void call(int count, const std::function<void()>& given) {
-        std::lock_guard<std::mutex> whole(one_call);
+        std::lock_guard<std::mutex> exclusive(one_call);
         {
             std::lock_guard<std::mutex> lock(mutex);
             grow(count - 1);
@@ -53,27 +53,27 @@ struct Pool {
         }
         given();
         std::unique_lock<std::mutex> lock(mutex);
-        // Whoever has not begun by now finds nothing left to do.
+        // A thread that has not started by now would find an empty queue.
         wanted = 0;
         done.wait(lock, [this] { return running == 0; });
     }
 };
 
-// Never destroyed: its threads may outlive the end of the program's own.
+// Never destroyed: its threads may outlive static destruction.
 Pool* pool;
 
-// A child process has its parent's memory and none of its threads: it begins anew.
-void begin() { pool = new Pool; }
+// A forked child has none of its parent's threads and needs a new pool.
+void reset() { pool = new Pool; }
 
 }  // namespace
 
-void on_threads(int threads, const std::function<void()>& work) {
-    static const bool begun = [] {
-        begin();
-        pthread_atfork(nullptr, nullptr, begin);
+void run_on_threads(int threads, const std::function<void()>& work) {
+    static const bool initialized = [] {
+        reset();
+        pthread_atfork(nullptr, nullptr, reset);
         return true;
     }();
-    (void)begun;
+    (void)initialized;
     if (threads <= 1) return work();
     pool->call(threads, work);
 }

@@ -1,8 +1,8 @@
-// Threads of our own, kept between calls: none of the framework's, so the two never wait on each other.
+// A thread pool, kept between calls and independent of the framework's.
 #pragma once
 
 #include <functional>
 
-// Calls `work` once on each of `threads` threads, the caller's among them, and returns when all are
-// done. Where the system gives fewer threads, fewer calls are made: work must be there to be taken.
-void on_threads(int threads, const std::function<void()>& work);
+// Calls `work` once on each of `threads` threads, including the caller's, and returns when all are
+// done. If the system gives fewer threads, there are fewer calls: `work` must take tasks from a queue.
+void run_on_threads(int threads, const std::function<void()>& work);

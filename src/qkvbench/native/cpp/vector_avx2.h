@@ -1,59 +1,62 @@
-// Eight floats in AVX2 with FMA and F16C.
+// Vectors of eight floats in AVX2 with FMA and F16C.
+#pragma once
 
 using Vector = __m256;
 constexpr int WIDTH = 8;
-// Places in the cache that one head reads side by side: a stream each for what fetches ahead.
+// Streams of the cache that one head reads side by side, one for each hardware prefetcher.
 constexpr int STREAMS = WIDTH;
-// Vectors of sums that stay in registers, beside what is read; and of a row, for which there are some.
-constexpr int SUMS = 8, CHUNKS_AT_ONCE = 8;
-// Query heads whose sums are in registers at a time.
-constexpr int HEADS_AT_ONCE = 4;
+// Vector registers for sums, beside those for loads; and vectors of a row that are summed at once.
+constexpr int SUM_REGISTERS = 8, MAX_ROW_VECTORS = 8;
+// Query heads whose sums are in registers at once.
+constexpr int HEADS_IN_REGISTERS = 4;
 
-INLINE Vector all(float x) { return _mm256_set1_ps(x); }
+INLINE Vector broadcast(float x) { return _mm256_set1_ps(x); }
 INLINE Vector load(const float* from) { return _mm256_loadu_ps(from); }
 INLINE void store(float* to, Vector x) { _mm256_storeu_ps(to, x); }
-INLINE Vector largest(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+INLINE Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 INLINE bool any_above(Vector a, Vector b) {
     return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
 }
 
 // The numbers of each type as fp32.
-INLINE Vector from(const Fp32* x) { return load(x); }
-INLINE Vector from(const Bf16* x) {
+INLINE Vector to_fp32(const Fp32* x) { return load(x); }
+INLINE Vector to_fp32(const Bf16* x) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)x));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-INLINE Vector from(const Fp16* x) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)x)); }
-INLINE Vector from(const Int8* x) {
+INLINE Vector to_fp32(const Fp16* x) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)x)); }
+INLINE Vector to_fp32(const Int8* x) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)x)));
 }
 
-// Two vectors' worth of numbers, in an order of this target's own: of bf16 the even ones, then the odd.
-INLINE void both(const Fp32* x, Vector& a, Vector& b) {
+// Two vectors of numbers, in an order of this ISA: bf16 is split into even and odd ones.
+INLINE void load_two(const Fp32* x, Vector& a, Vector& b) {
     a = load(x);
     b = load(x + WIDTH);
 }
-INLINE void both(const Bf16* x, Vector& a, Vector& b) {
+INLINE void load_two(const Bf16* x, Vector& a, Vector& b) {
     const __m256i two = _mm256_loadu_si256((const __m256i*)x);
     a = _mm256_castsi256_ps(_mm256_slli_epi32(two, 16));
     b = _mm256_castsi256_ps(_mm256_and_si256(two, _mm256_set1_epi32(int(0xffff0000))));
 }
 
-// 2^n for whole n from -127, where it is 0.
+// 2^n for integers n > -127, and 0 for n = -127.
 INLINE Vector power_of_two(Vector n) {
     const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
 }
-INLINE Vector nearest(Vector x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE Vector round_nearest(Vector x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 
-// Lane i is the sum of all lanes of x[i]. Each stage halves what is left to add.
-INLINE Vector sums(Vector (&x)[WIDTH]) {
+// Lane i is the sum of all lanes of x[i]; each stage halves the number of vectors.
+INLINE Vector horizontal_sums(Vector (&x)[WIDTH]) {
     Vector pairs[4], quads[2];
-    each<4>([&](auto i) INLINE_LAMBDA {
+    unroll<4>([&](auto i) INLINE_LAMBDA {
         const Vector a = x[2 * i], b = x[2 * i + 1];
         pairs[i] = _mm256_unpacklo_ps(a, b) + _mm256_unpackhi_ps(a, b);
     });
-    each<2>([&](auto i) INLINE_LAMBDA {
+    unroll<2>([&](auto i) INLINE_LAMBDA {
         const __m256d a = (__m256d)pairs[2 * i], b = (__m256d)pairs[2 * i + 1];
         quads[i] = (Vector)_mm256_unpacklo_pd(a, b) + (Vector)_mm256_unpackhi_pd(a, b);
     });
@@ -61,20 +64,35 @@ INLINE Vector sums(Vector (&x)[WIDTH]) {
            _mm256_permute2f128_ps(quads[0], quads[1], 0x31);
 }
 
-// COUNT numbers over and over.
+// COUNT numbers, repeated to a whole vector.
 template <int COUNT>
-INLINE Vector repeated(const float* from) {
+INLINE Vector repeat(const float* from) {
     if constexpr (COUNT == 8) return load(from);
     else if constexpr (COUNT == 4) return _mm256_broadcast_ps((const __m128*)from);
     else if constexpr (COUNT == 2) return (Vector)_mm256_set1_pd(*(const Unaligned<double>*)from);
-    else return all(*from);
+    else return broadcast(*from);
 }
 
-// The largest of each COUNT neighbours, in all of their lanes.
+// Each lane becomes the maximum of its group of COUNT neighbouring lanes.
 template <int COUNT>
-INLINE Vector largest_of(Vector x) {
-    if constexpr (COUNT >= 2) x = largest(x, _mm256_permute_ps(x, 0xb1));
-    if constexpr (COUNT >= 4) x = largest(x, _mm256_permute_ps(x, 0x4e));
-    if constexpr (COUNT >= 8) x = largest(x, _mm256_permute2f128_ps(x, x, 0x01));
+INLINE Vector neighbour_max(Vector x) {
+    if constexpr (COUNT >= 2) x = maximum(x, _mm256_permute_ps(x, 0xb1));
+    if constexpr (COUNT >= 4) x = maximum(x, _mm256_permute_ps(x, 0x4e));
+    if constexpr (COUNT >= 8) x = maximum(x, _mm256_permute2f128_ps(x, x, 0x01));
     return x;
+}
+
+// Dequantizes a group of int4: nibbles -> 32 bytes in order -> sign extension -> fp32 times scale.
+INLINE void unpack_group(const uint8_t* bytes, float scale, float* into) {
+    const __m128i packed = _mm_loadu_si128((const __m128i*)bytes), nibble = _mm_set1_epi8(15);
+    const __m128i even = _mm_and_si128(packed, nibble);
+    const __m128i odd = _mm_and_si128(_mm_srli_epi16(packed, 4), nibble);
+    const __m128i ordered[] = {_mm_unpacklo_epi8(even, odd), _mm_unpackhi_epi8(even, odd)};
+    unroll<QKV_GROUP / 16>([&](auto h) INLINE_LAMBDA {
+        // (x ^ 8) - 8 extends the sign of four bits.
+        const __m128i eight = _mm_set1_epi8(8);
+        Int8 numbers[16];
+        _mm_storeu_si128((__m128i*)numbers, _mm_sub_epi8(_mm_xor_si128(ordered[h], eight), eight));
+        for (int i = 0; i < 16; i += WIDTH) store(into + h * 16 + i, to_fp32(numbers + i) * broadcast(scale));
+    });
 }

@@ -1,16 +1,16 @@
-"""What a study cannot tell, and what is wrong with it, in plain words."""
+"""The limits of a study, and what is missing or mixed in it, in sentences."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from qkvbench.cost.units import count_text, seconds_text
-from qkvbench.reports.parts.formatting import LISTED, Note, machine_text, number, plural
+from qkvbench.reports.parts.formatting import SEPARATOR, Note, machine_text, number, plural
 from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.view import TaskView, View
 
 
 def limits(view: View) -> list[Note]:
-    """What the study cannot tell, and what is wrong with it."""
+    """The limits of the study, and what is missing or mixed in it."""
     return [*_seeds(view), *_size(view), *_machine(view), *_missing(view)]
 
 
@@ -27,38 +27,39 @@ def _seeds(view: View) -> list[Note]:
         Note(
             "Few seeds",
             f"{counted}. Not distinguishable is not equal: a loss below the smallest detectable "
-            f"difference can hide. {_over_items(view)}",
+            f"difference may be missed. {_over_items(view)}",
         )
     ]
     if len(view.tasks) > 1:
         notes.append(
             Note(
                 "Many tasks",
-                "the intervals hold together for the arms of one task, not for all "
-                f"{len(view.tasks)} tasks at once: of many tasks, one may mislead.",
+                "the intervals are simultaneous over the arms of one task, not over all "
+                f"{len(view.tasks)} tasks: with many tasks, one may mislead.",
             )
         )
     return notes
 
 
 def _over_items(view: View) -> str:
-    """What the intervals cover of the choice of test items."""
-    kept = [task for task in view.tasks if task.items]
-    if not kept:
+    """Whether the intervals cover the choice of test items."""
+    with_items = [task for task in view.tasks if task.items]
+    if not with_items:
         return "The intervals cover the seeds, not the choice of test items."
     widest: list[str] = []
-    for task in kept:
+    for task in with_items:
         ratio = max(
-            (each.both[1] - each.both[0]) / _length(task, arm) for arm, each in task.items.items()
+            (each.both[1] - each.both[0]) / _interval_length(task, arm)
+            for arm, each in task.items.items()
         )
         widest.append(f"{task.name} at most {number(ratio, 1)} times")
     return (
-        "The intervals cover the seeds, not the choice of test items; with other items as well "
-        f"they are longer: {', '.join(widest)}."
+        "The intervals cover the seeds, not the choice of test items; if they covered both they "
+        f"would be longer: {', '.join(widest)}."
     )
 
 
-def _length(task: TaskView, arm: str) -> float:
+def _interval_length(task: TaskView, arm: str) -> float:
     result = task.result
     assert isinstance(result, Comparison)
     each = result.differences[arm]
@@ -70,12 +71,12 @@ def _size(view: View) -> list[Note]:
         return []
     sizes = sorted(cost.total_parameters for task in view.tasks for cost in task.costs.values())
     steps = sorted(task.steps for task in view.tasks)
-    late = " A seed that did not solve its task may only be late."
+    late = " A seed that did not solve its task might solve it later."
     counted = any(isinstance(task.result, Tally) for task in view.tasks)
     return [
         Note(
             "Small models",
-            f"{_range(sizes, count_text)} parameters. What larger ones lose or gain is not tested.",
+            f"{_range(sizes, count_text)} parameters. Larger models are not tested.",
         ),
         Note(
             "A fixed small budget",
@@ -84,8 +85,8 @@ def _size(view: View) -> list[Note]:
         ),
         Note(
             "One setting",
-            "the arms of a task share learning rate and initial scales; with its own, an arm could "
-            "do better.",
+            "the arms of a task share learning rate and initialization; tuned separately, an arm "
+            "could do better.",
         ),
     ]
 
@@ -109,8 +110,8 @@ def _missing(view: View) -> list[Note]:
     notes: list[Note] = []
     partly = [f"`{arm}` ({task.name})" for task in view.tasks for arm in task.result.incomplete]
     if partly:
-        text = f"{LISTED.join(partly)}."
-        notes.append(Note("Only partly complete, so compared with nothing there", text))
+        text = f"{SEPARATOR.join(partly)}."
+        notes.append(Note("Incomplete, so not compared", text))
     if view.waiting:
         notes.append(Note("No run yet", f"{', '.join(view.waiting)}."))
     if len(view.revisions) > 1:
@@ -127,19 +128,19 @@ def _missing(view: View) -> list[Note]:
 
 
 def _mixtures(view: View) -> dict[str, list[str]]:
-    """What should be the same for all runs, and the different values it has."""
-    found: dict[str, dict[str, None]] = defaultdict(dict)
+    """The properties that should be the same for all runs, with their different values."""
+    values: dict[str, dict[str, None]] = defaultdict(dict)
     for machine in view.machines:
-        found["machines"][machine_text(machine)] = None
+        values["machines"][machine_text(machine)] = None
         versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-        found["versions"][versions] = None
+        values["versions"][versions] = None
     for run in view.runs:
         if run.data_identity is not None:
-            found[f"data of {run.task}"][run.data_identity[:16]] = None
-    return {name: list(texts) for name, texts in found.items()}
+            values[f"data of {run.task}"][run.data_identity[:16]] = None
+    return {name: list(texts) for name, texts in values.items()}
 
 
 def _range(ordered: Sequence[float], text: Callable[[float], str]) -> str:
-    """The first and the last of ordered values; one of them where they read alike."""
+    """The first and the last of ordered values; only one if their texts are equal."""
     low, high = text(ordered[0]), text(ordered[-1])
     return low if low == high else f"{low} to {high}"

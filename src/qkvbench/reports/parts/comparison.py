@@ -1,10 +1,10 @@
-"""Two arms beside each other, in words: one sentence first, then what it rests on."""
+"""The comparison of two arms in words: first one sentence, then the details."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.reports.parts.formatting import (
-    LISTED,
+    SEPARATOR,
     change,
     margin_text,
     metric_text,
@@ -18,7 +18,7 @@ from qkvbench.results import record
 from qkvbench.results.pair import Pair, PairTask, Ratio, Side
 from qkvbench.results.stats import POWER, Verdict
 
-_ON: dict[Verdict, str] = {
+_PHRASES: dict[Verdict, str] = {
     "worse": "worse on",
     "better": "better on",
     "matches": "matches on",
@@ -28,47 +28,47 @@ _ON: dict[Verdict, str] = {
 
 
 def lines(pair: Pair) -> list[str]:
-    """The whole comparison; equations stand between backquotes."""
+    """The whole comparison; equations are between backquotes."""
     rest = [*(_task(task, pair) for task in pair.tasks), *_over_tasks(pair), *_costs(pair)]
     return [sentence(pair), "", *(f"• {line}" for line in rest), "", *_notes(pair)]
 
 
 def sentence(pair: Pair) -> str:
-    """What a reviewer needs of the two arms, in one sentence."""
+    """The verdicts and the costs, in one sentence."""
     groups: dict[str, list[str]] = {}
-    for verdict, words in _ON.items():
-        named = [_named(task) for task in pair.tasks if task.verdict == verdict]
-        if named:
-            groups[words] = named
-    silent = [task.task for task in pair.tasks if task.verdict is None]
-    if silent:
-        groups["not compared on"] = silent
-    told = "; ".join(f"{words} {', '.join(names)}" for words, names in groups.items())
-    saved = _saved(pair)
-    head = f"`{pair.second}` beside `{pair.first}`"
-    return f"{head}: {told}{f'; it takes {saved}' if saved else ''}."
+    for verdict, phrase in _PHRASES.items():
+        names = [_task_phrase(task) for task in pair.tasks if task.verdict == verdict]
+        if names:
+            groups[phrase] = names
+    uncompared = [task.task for task in pair.tasks if task.verdict is None]
+    if uncompared:
+        groups["not compared on"] = uncompared
+    verdicts = "; ".join(f"{phrase} {', '.join(names)}" for phrase, names in groups.items())
+    costs = _cost_phrase(pair)
+    head = f"`{pair.second}` compared with `{pair.first}`"
+    return f"{head}: {verdicts}{f'; it takes {costs}' if costs else ''}."
 
 
-def _named(task: PairTask) -> str:
+def _task_phrase(task: PairTask) -> str:
     if task.verdict == "matches" and task.margin is not None:
         return f"{task.task} (within {_margin(task)})"
     if task.verdict in ("worse", "better") and task.difference is not None:
         return f"{task.task} (by {number(abs(task.difference.value), _places(task))})"
     if task.verdict == "not distinguishable" and task.detectable is not None:
-        return f"{task.task} (which could show {number(task.detectable, _places(task))})"
+        return f"{task.task} (detectable from {number(task.detectable, _places(task))})"
     return task.task
 
 
-def _saved(pair: Pair) -> str:
+def _cost_phrase(pair: Pair) -> str:
     parts: list[str] = []
     if pair.parameters is not None:
         parts.append(f"{_share(pair.parameters)} of the parameters")
     if pair.cache_bytes_per_token is not None:
         parts.append(f"{_share(pair.cache_bytes_per_token)} of the cache")
     if pair.decode_p50_s is not None:
-        told = pair.decode_ratio
-        share_of = _share(pair.decode_p50_s) if told is None else _percent(told.value)
-        parts.append(f"{share_of}{_between(told)} of the time of a decode step")
+        ratio = pair.decode_ratio
+        percent = _share(pair.decode_p50_s) if ratio is None else _percent(ratio.value)
+        parts.append(f"{percent}{_interval(ratio)} of the time of a decode step")
     return ", ".join(parts)
 
 
@@ -80,23 +80,23 @@ def _percent(value: float) -> str:
     return f"{number(100 * value, 1)}%"
 
 
-def _between(ratio: record.Ratio | None) -> str:
-    """The interval of an observed ratio; nothing where there is none."""
+def _interval(ratio: record.Ratio | None) -> str:
+    """The interval of an observed ratio; empty if there is none."""
     if ratio is None or ratio.low is None or ratio.high is None:
         return ""
     return f" ({_percent(ratio.low)} to {_percent(ratio.high)})"
 
 
-def _changed(ratio: Ratio) -> str:
+def _change(ratio: Ratio) -> str:
     return "as many" if ratio.first == ratio.second else change(ratio.second, ratio.first)
 
 
 def _task(task: PairTask, pair: Pair) -> str:
     head = f"{task.task} ({metric_text(task.metric)}, {plural(len(task.seeds), 'seed')}):"
-    return f"{head} {_outcome(task, pair)}{_failed(task, pair)}"
+    return f"{head} {_result(task, pair)}{_failures(task, pair)}"
 
 
-def _outcome(task: PairTask, pair: Pair) -> str:
+def _result(task: PairTask, pair: Pair) -> str:
     match task.standing:
         case "no seed in common":
             return "not compared; the two have no seed in common."
@@ -109,20 +109,20 @@ def _outcome(task: PairTask, pair: Pair) -> str:
                 f"{number(task.metric.chance, 3)})."
             )
         case "runs failed":
-            return "not compared, since a run without a score cannot be left out of a mean."
+            return "not compared, because a run without a score cannot be left out of a mean."
         case "one seed" if task.difference is not None:
             return f"{_signed(task, task.difference.value)}; one seed has no interval."
         case "one seed":
             return "one seed; too little to compare."
         case "no spread":
-            return "the two keep their distance on every seed: no interval."
+            return "the difference is the same on every seed: no interval."
         case "compared" if task.difference is not None:
-            return _scored(task, pair)
+            return _score_result(task, pair)
         case "compared":
-            return _counted(task, pair)
+            return _count_result(task, pair)
 
 
-def _scored(task: PairTask, pair: Pair) -> str:
+def _score_result(task: PairTask, pair: Pair) -> str:
     each = task.difference
     assert each is not None
     low, high = each.low or 0.0, each.high or 0.0
@@ -135,10 +135,10 @@ def _scored(task: PairTask, pair: Pair) -> str:
     if each.match_p is not None:
         parts.append(f"equivalence within {_margin(task)} {p_text(each.match_p)}")
     else:
-        parts.append("no margin stated, so equivalence is not tested")
+        parts.append("no margin, so equivalence is not tested")
     if task.items is not None:
         low, high = task.items.both
-        parts.append(f"with other items too [{number(low, places)}, {number(high, places)}]")
+        parts.append(f"over items as well [{number(low, places)}, {number(high, places)}]")
     if task.verdict in ("not distinguishable", "not worse"):
         parts.append(
             f"{share(POWER)} power from a difference of {number(task.detectable or 0, places)}, "
@@ -152,7 +152,7 @@ def _scored(task: PairTask, pair: Pair) -> str:
     return f"{'; '.join([*parts, *unlearned])}."
 
 
-def _counted(task: PairTask, pair: Pair) -> str:
+def _count_result(task: PairTask, pair: Pair) -> str:
     first, second = task.first.count, task.second.count
     assert first is not None
     assert second is not None
@@ -164,24 +164,24 @@ def _counted(task: PairTask, pair: Pair) -> str:
         parts.append(f"equivalence within {_margin(task)} {p_text(second.match_p)}")
     if task.verdict == "not distinguishable":
         most = "no count" if task.lowest is None else f"at most {task.lowest}"
-        parts.append(f"{most} of {second.seeds} could be told from {first.solved}")
+        parts.append(f"{most} of {second.seeds} would differ significantly from {first.solved}")
     steps = [
         f"`{arm}` {side.threshold_step:.0f}"
         for arm, side in ((pair.first, task.first), (pair.second, task.second))
         if side.threshold_step is not None
     ]
     if steps:
-        parts.append(f"median step at which it was solved: {LISTED.join(steps)}")
+        parts.append(f"median step at which it was solved: {SEPARATOR.join(steps)}")
     return f"{'; '.join(parts)}."
 
 
-def _failed(task: PairTask, pair: Pair) -> str:
-    told = [
+def _failures(task: PairTask, pair: Pair) -> str:
+    failures = [
         f"`{arm}` seed {seed} {status}"
         for arm, side in ((pair.first, task.first), (pair.second, task.second))
         for seed, status in side.failures.items()
     ]
-    return f" Failures: {LISTED.join(told)}." if told else ""
+    return f" Failures: {SEPARATOR.join(failures)}." if failures else ""
 
 
 def _verdict(task: PairTask) -> str:
@@ -211,28 +211,27 @@ def _over_tasks(pair: Pair) -> list[str]:
 
 
 def _costs(pair: Pair) -> list[str]:
-    told: list[str] = []
+    parts: list[str] = []
     if pair.parameters is not None:
-        told.append(_ratio("parameters", pair.parameters, "{:,.0f}".format))
+        parts.append(_ratio("parameters", pair.parameters, "{:,.0f}".format))
     if pair.macs is not None:
-        told.append(_ratio("MACs", pair.macs, "{:,.0f}".format))
+        parts.append(_ratio("MACs", pair.macs, "{:,.0f}".format))
     if pair.cache_bytes_per_token is not None:
-        told.append(_ratio("cache per token", pair.cache_bytes_per_token, bytes_text))
-    computed = [f"computed: {'; '.join(told)}."] if told else []
+        parts.append(_ratio("cache per token", pair.cache_bytes_per_token, bytes_text))
+    computed = [f"computed: {'; '.join(parts)}."] if parts else []
     if pair.decode_p50_s is not None:
         text = _ratio("decode step", pair.decode_p50_s, seconds_text)
         if pair.decode_ratio is not None:
             text += (
                 f"; over interleaved rounds {_percent(pair.decode_ratio.value)}"
-                f"{_between(pair.decode_ratio)}"
+                f"{_interval(pair.decode_ratio)}"
             )
         return [*computed, f"observed: {text}."]
     return [*computed, "latency: not measured for both."]
 
 
-def _ratio(name: str, ratio: Ratio, text: object) -> str:
-    assert callable(text)
-    return f"{name} {text(ratio.first)} and {text(ratio.second)} ({_changed(ratio)})"
+def _ratio(name: str, ratio: Ratio, text: Callable[[float], str]) -> str:
+    return f"{name} {text(ratio.first)} and {text(ratio.second)} ({_change(ratio)})"
 
 
 def _notes(pair: Pair) -> Sequence[str]:
@@ -240,8 +239,8 @@ def _notes(pair: Pair) -> Sequence[str]:
     return [
         f"Differences are `{pair.second}` minus `{pair.first}`, paired by seed (Student's t); 95% "
         "intervals for this pair and task alone. "
-        f"p values and verdicts: Holm over {plural(compared, 'task')}. They hold for a pair that "
-        "was named before the study was looked at. Not distinguishable is not equal."
+        f"p values and verdicts: Holm over {plural(compared, 'task')}. They are valid for a pair "
+        "that was chosen before the results were seen. Not distinguishable is not equal."
     ]
 
 

@@ -1,4 +1,4 @@
-"""The report's plots, as SVG that stands in the page: its colours are the page's, dark or light."""
+"""The report's plots as inline SVG, coloured by the style sheet of the page, dark or light."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,11 +17,11 @@ from qkvbench.results.view import TaskView
 WIDTH, HEIGHT = 560, 350
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 30, 44
 LABEL_WIDTH, LABEL_HEIGHT = 6.3, 13.0
-HUES = 8
+COLORS = 8
 
 
 @dataclass(frozen=True)
-class Mark:
+class PlotPoint:
     """One arm in a plot of quality against cost; `low` and `high` are the ends of its bar."""
 
     arm: str
@@ -34,15 +34,15 @@ class Mark:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle that is taken: a label or a point."""
+    """A rectangle that is occupied by a label or a point."""
 
     left: float
     top: float
     right: float
     bottom: float
 
-    def overlap(self, other: "Box") -> bool:
-        """Whether the two share any place."""
+    def overlaps(self, other: "Box") -> bool:
+        """Whether the two intersect."""
         return (
             self.left < other.right
             and other.left < self.right
@@ -60,19 +60,19 @@ def against_cache(task: TaskView) -> Markup | None:
     }
     if not task.causal or not sizes:
         return None
-    return _trade(task, sizes, "cache per token, all layers", bytes_text, math.log2)
+    return _tradeoff(task, sizes, "cache per token, all layers", bytes_text, math.log2)
 
 
 def against_parameters(task: TaskView) -> Markup | None:
-    """Quality against all learned numbers; None where no arm has a score."""
-    return _trade(task, _parameters(task.costs), "parameters", count_text, float)
+    """Quality against all parameters; None if no arm has a score."""
+    return _tradeoff(task, _parameters(task.costs), "parameters", count_text, float)
 
 
 def curves(task: TaskView) -> Markup | None:
-    """The validation metric on the way, each arm's mean over its seeds; None without a curve.
+    """The validation metric by step, each arm's mean over its seeds; None without a curve.
 
-    Where runs are counted by whether they solve the task, each seed is a thin line: a mean of
-    solved and unsolved runs is the course of none of them.
+    If solved seeds are counted, each seed is a thin line too, because a mean of solved and unsolved
+    runs is like none of them.
     """
     name = task.metric.name
     singles = [
@@ -84,11 +84,13 @@ def curves(task: TaskView) -> Markup | None:
     singles = [(order, line) for order, line in singles if line]
     if not singles:
         return None
-    means = {order: _mean_line(singles, order) for order in dict.fromkeys(o for o, _ in singles)}
+    means = {order: _mean_curve(singles, order) for order in dict.fromkeys(o for o, _ in singles)}
     thin = singles if isinstance(task.result, Tally) else []
     lines = [*means.values(), *(line for _, line in thin)]
     last = max(step for line in lines for step, _ in line)
-    bottom, top = _span([value for line in lines for step, value in line if step >= last / 4])
+    bottom, top = _padded_range(
+        [value for line in lines for step, value in line if step >= last / 4]
+    )
     label_room = 6 + LABEL_WIDTH * max(len(task.cells[order].variant) for order in means)
     right = WIDTH - RIGHT - label_room
 
@@ -97,10 +99,10 @@ def curves(task: TaskView) -> Markup | None:
 
     y = _scale(bottom, top)
     parts = _frame(task, bottom, top, right)
-    parts += [_tick_x(x(step), f"{step:,.0f}") for step in _nice(0, last, 5) if step <= last]
+    parts += [_tick_x(x(step), f"{step:,.0f}") for step in _ticks(0, last, 5) if step <= last]
     parts.append(_text(WIDTH - RIGHT - label_room, HEIGHT - 8, "training step", "axis", "end"))
-    drawn = [_line([(x(s), y(v)) for s, v in line], order, "single") for order, line in thin]
-    ends = _apart({order: y(line[-1][1]) for order, line in means.items()})
+    paths = [_line([(x(s), y(v)) for s, v in line], order, "single") for order, line in thin]
+    ends = _spread({order: y(line[-1][1]) for order, line in means.items()})
     for order, line in reversed(means.items()):
         arm = task.cells[order].variant
         path = _line([(x(s), y(v)) for s, v in line], order, "mean")
@@ -109,14 +111,14 @@ def curves(task: TaskView) -> Markup | None:
             "path", d=f"M{end_x:.1f} {end_y:.1f}L{right + 5:.1f} {ends[order]:.1f}", class_="leader"
         )
         label = _text(right + 7, ends[order] + 4, arm, "label hue")
-        drawn.append(_group(order, arm, f"{arm}: {number(line[-1][1], 4)}", path))
+        paths.append(_group(order, arm, f"{arm}: {number(line[-1][1], 4)}", path))
         parts.append(_group(order, arm, arm, leader, label))
-    # An inner svg cuts off what is outside of it, with no id that a second figure could share.
+    # A nested svg clips its content without an id, which would have to be unique in the page.
     width, height = right - LEFT + 3, HEIGHT - TOP - BOTTOM + 2
     parts.append(
         _tag(
             "svg",
-            Markup("").join(drawn),
+            Markup("").join(paths),
             x=LEFT,
             y=TOP - 1,
             width=width,
@@ -127,21 +129,21 @@ def curves(task: TaskView) -> Markup | None:
     return _svg(f"Learning curves on {task.name}", parts)
 
 
-def _trade(
+def _tradeoff(
     task: TaskView,
     costs: Mapping[str, float],
     axis: str,
     text: Callable[[float], str],
     transform: Callable[[float], float],
 ) -> Markup | None:
-    marks = _marks(task, costs)
-    if not marks:
+    points = _points(task, costs)
+    if not points:
         return None
     right = WIDTH - RIGHT
-    ends = [end for mark in marks for end in (mark.y, mark.low, mark.high) if end is not None]
-    bottom, top = (-0.04, 1.04) if isinstance(task.result, Tally) else _span(ends)
+    ends = [end for point in points for end in (point.y, point.low, point.high) if end is not None]
+    bottom, top = (-0.04, 1.04) if isinstance(task.result, Tally) else _padded_range(ends)
     y = _scale(bottom, top)
-    values = sorted({mark.x for mark in marks})
+    values = sorted({point.x for point in points})
     first, last = transform(values[0]), transform(values[-1])
     inner_left, inner_right = LEFT + 64, right - 72
 
@@ -151,9 +153,9 @@ def _trade(
         return inner_left + (inner_right - inner_left) * (transform(value) - first) / (last - first)
 
     parts = _frame(task, bottom, top, right)
-    parts += [_tick_x(place, text(value)) for value, place in _sparse(values, x)]
+    parts += [_tick_x(position, text(value)) for value, position in _spaced(values, x)]
     parts.append(_text(right, HEIGHT - 8, f"{axis} (← less)", "axis", "end"))
-    base = next((mark for mark in marks if mark.order == 0), None)
+    base = next((point for point in points if point.order == 0), None)
     if base is not None:
         parts.append(
             _tag(
@@ -165,21 +167,21 @@ def _trade(
                 class_="base",
             )
         )
-    places = _side_by_side(marks, x, y)
+    positions = _dodge(points, x, y)
     bars = [
-        Box(places[mark.arm][0] - 2, y(mark.high), places[mark.arm][0] + 2, y(mark.low))
-        for mark in marks
-        if mark.low is not None and mark.high is not None
+        Box(positions[point.arm][0] - 2, y(point.high), positions[point.arm][0] + 2, y(point.low))
+        for point in points
+        if point.low is not None and point.high is not None
     ]
-    labels = _labels(marks, places, bars, Box(LEFT + 2, TOP - 4, right, HEIGHT - BOTTOM))
-    for mark in marks:
-        px, py = places[mark.arm]
-        parts.append(_marked(task, mark, (px, py), labels[mark.arm], y))
+    labels = _labels(points, positions, bars, Box(LEFT + 2, TOP - 4, right, HEIGHT - BOTTOM))
+    for point in points:
+        px, py = positions[point.arm]
+        parts.append(_point_svg(task, point, (px, py), labels[point.arm], y))
     return _svg(f"{task.name}: {metric_text(task.metric)} against {axis}", parts)
 
 
-def _marks(task: TaskView, costs: Mapping[str, float]) -> list[Mark]:
-    marks: list[Mark] = []
+def _points(task: TaskView, costs: Mapping[str, float]) -> list[PlotPoint]:
+    points: list[PlotPoint] = []
     for order, cell in enumerate(task.cells):
         arm = cell.variant
         if arm not in costs:
@@ -188,40 +190,40 @@ def _marks(task: TaskView, costs: Mapping[str, float]) -> list[Mark]:
             case Comparison(means=means, differences=differences):
                 if arm not in means:
                     continue
-                value, apart = means[arm].value, differences.get(arm)
+                value, each = means[arm].value, differences.get(arm)
                 low = high = None
-                if apart is not None and apart.low is not None and apart.high is not None:
-                    # The bar of the difference, about the arm: it crosses the baseline's line
-                    # where the difference could be zero.
-                    low, high = value + apart.low - apart.value, value + apart.high - apart.value
-                marks.append(Mark(arm, order, costs[arm], value, low, high))
+                if each is not None and each.low is not None and each.high is not None:
+                    # The interval of the difference, centred on the arm: it crosses the
+                    # baseline's line if the difference may be zero.
+                    low, high = value + each.low - each.value, value + each.high - each.value
+                points.append(PlotPoint(arm, order, costs[arm], value, low, high))
             case Tally(counts=counts):
                 if arm not in counts:
                     continue
                 count = counts[arm]
                 solved = count.solved / count.seeds
-                marks.append(Mark(arm, order, costs[arm], solved, count.low, count.high))
-    return marks
+                points.append(PlotPoint(arm, order, costs[arm], solved, count.low, count.high))
+    return points
 
 
-def _marked(
+def _point_svg(
     task: TaskView,
-    mark: Mark,
-    place: tuple[float, float],
+    point: PlotPoint,
+    position: tuple[float, float],
     label: tuple[float, float, str],
     y: Callable[[float], float],
 ) -> Markup:
-    px, py = place
+    px, py = position
     lx, ly, anchor = label
     parts: list[Markup] = []
-    if mark.low is not None and mark.high is not None:
-        ends = f"M{px:.1f} {y(mark.low):.1f}V{y(mark.high):.1f}"
-        caps = "".join(f"M{px - 3:.1f} {y(end):.1f}h6" for end in (mark.low, mark.high))
+    if point.low is not None and point.high is not None:
+        ends = f"M{px:.1f} {y(point.low):.1f}V{y(point.high):.1f}"
+        caps = "".join(f"M{px - 3:.1f} {y(end):.1f}h6" for end in (point.low, point.high))
         parts.append(_tag("path", d=ends + caps, class_="bar"))
     if abs(ly - py) > LABEL_HEIGHT / 2 or abs(lx - px) > 12:
         near = lx - 2 if anchor == "start" else lx + 2
         parts.append(_tag("path", d=f"M{px:.1f} {py:.1f}L{near:.1f} {ly:.1f}", class_="leader"))
-    if mark.order == 0:
+    if point.order == 0:
         parts.append(
             _tag(
                 "rect",
@@ -235,58 +237,56 @@ def _marked(
         )
     else:
         parts.append(_tag("circle", cx=f"{px:.1f}", cy=f"{py:.1f}", r=4.5, class_="dot"))
-    parts.append(_text(lx, ly + 4, mark.arm, "label hue", anchor))
+    parts.append(_text(lx, ly + 4, point.arm, "label hue", anchor))
     places = 2 if isinstance(task.result, Tally) else decimals(task.result)
-    return _group(mark.order, mark.arm, f"{mark.arm}: {number(mark.y, places)}", *parts)
+    return _group(point.order, point.arm, f"{point.arm}: {number(point.y, places)}", *parts)
 
 
-def _side_by_side(
-    marks: Sequence[Mark], x: Callable[[float], float], y: Callable[[float], float]
+def _dodge(
+    points: Sequence[PlotPoint], x: Callable[[float], float], y: Callable[[float], float]
 ) -> dict[str, tuple[float, float]]:
-    """Where each point stands; those of one cost are set apart, so that no bar hides another."""
-    places: dict[str, tuple[float, float]] = {}
-    for value in {mark.x: None for mark in marks}:
-        column = [mark for mark in marks if mark.x == value]
-        for index, mark in enumerate(column):
-            places[mark.arm] = (x(value) + 11 * (index - (len(column) - 1) / 2), y(mark.y))
-    return places
+    """The position of each point; points of equal cost are dodged so that no bar hides another."""
+    positions: dict[str, tuple[float, float]] = {}
+    for value in {point.x: None for point in points}:
+        column = [point for point in points if point.x == value]
+        for index, point in enumerate(column):
+            positions[point.arm] = (x(value) + 11 * (index - (len(column) - 1) / 2), y(point.y))
+    return positions
 
 
 def _labels(
-    marks: Sequence[Mark],
-    places: Mapping[str, tuple[float, float]],
+    points: Sequence[PlotPoint],
+    positions: Mapping[str, tuple[float, float]],
     bars: Sequence[Box],
-    room: Box,
+    area: Box,
 ) -> dict[str, tuple[float, float, str]]:
-    """A free place for each name, as near to its point as there is one: x, y and anchor."""
-    points = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in places.values()]
+    """A free position for each name, as close to its point as possible: x, y and anchor."""
+    dots = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in positions.values()]
     taken: list[Box] = []
     chosen: dict[str, tuple[float, float, str]] = {}
-    for mark in sorted(marks, key=lambda mark: (places[mark.arm][1], mark.order)):
-        px, py = places[mark.arm]
-        candidates = list(_candidates(mark.arm, px, py, room))
+    for point in sorted(points, key=lambda point: (positions[point.arm][1], point.order)):
+        px, py = positions[point.arm]
+        candidates = list(_candidates(point.arm, px, py, area))
         free = [
-            each
-            for each in candidates
-            if not any(each[3].overlap(box) for box in (*points, *taken))
+            each for each in candidates if not any(each[3].overlaps(box) for box in (*dots, *taken))
         ]
-        others = [box for box in points if not box.overlap(Box(px, py, px + 0.1, py + 0.1))]
-        # A name may stand on a bar, or beyond another point, but had better not.
+        others = [box for box in dots if not box.overlaps(Box(px, py, px + 0.1, py + 0.1))]
+        # A name on a bar, or with a leader across another point, is penalized.
         best = min(
             free or candidates,
             key=lambda each, px=px, py=py, others=others: (
                 each[4]
-                + 12 * sum(each[3].overlap(bar) for bar in bars)
-                + 40 * any(_crosses((px, py), each[:2], box) for box in others)
+                + 12 * sum(each[3].overlaps(bar) for bar in bars)
+                + 40 * any(_crosses_box((px, py), each[:2], box) for box in others)
             ),
         )
-        chosen[mark.arm] = best[:3]
+        chosen[point.arm] = best[:3]
         taken.append(best[3])
     return chosen
 
 
-def _crosses(start: tuple[float, float], end: tuple[float, float], box: Box) -> bool:
-    """Whether the straight way from a point to its name leads over a box."""
+def _crosses_box(start: tuple[float, float], end: tuple[float, float], box: Box) -> bool:
+    """Whether the leader from a point to its name crosses a box."""
     steps = 8
     return any(
         box.left < start[0] + (end[0] - start[0]) * part / steps < box.right
@@ -296,28 +296,28 @@ def _crosses(start: tuple[float, float], end: tuple[float, float], box: Box) -> 
 
 
 def _candidates(
-    arm: str, x: float, y: float, room: Box
+    arm: str, x: float, y: float, area: Box
 ) -> Iterable[tuple[float, float, str, Box, float]]:
-    """Places for a name: to the right and left, at several heights, with how far each is."""
+    """Positions for a name: to the right and left, at several heights, each with its cost."""
     width = LABEL_WIDTH * len(arm)
     for step in range(-16, 17):
         for away in (9, 24, 42, 64):
             ly = y + step * LABEL_HEIGHT / 2
-            far = abs(step) * LABEL_HEIGHT / 2 + 0.7 * (away - 9)
+            distance = abs(step) * LABEL_HEIGHT / 2 + 0.7 * (away - 9)
             for anchor, left in (("start", x + away), ("end", x - away - width)):
                 box = Box(left, ly - LABEL_HEIGHT / 2, left + width, ly + LABEL_HEIGHT / 2)
                 inside = (
-                    box.left >= room.left
-                    and box.right <= room.right
-                    and box.top >= room.top
-                    and box.bottom <= room.bottom
+                    box.left >= area.left
+                    and box.right <= area.right
+                    and box.top >= area.top
+                    and box.bottom <= area.bottom
                 )
                 # A name that is cut off is worse than one that is far away.
-                cost = far + (0 if anchor == "start" else 3) + (0 if inside else 1000)
+                cost = distance + (0 if anchor == "start" else 3) + (0 if inside else 1000)
                 yield (x + away if anchor == "start" else x - away, ly, anchor, box, cost)
 
 
-def _mean_line(
+def _mean_curve(
     singles: Sequence[tuple[int, list[tuple[int, float]]]], order: int
 ) -> list[tuple[int, float]]:
     """The mean over the seeds of one arm, at the steps that all of them have."""
@@ -326,10 +326,10 @@ def _mean_line(
     return [(step, sum(line[step] for line in lines) / len(lines)) for step in steps]
 
 
-def _apart(places: Mapping[int, float]) -> dict[int, float]:
-    """The same heights, pushed down or up until no two labels touch."""
-    ordered = sorted(places, key=lambda order: places[order])
-    moved = dict(places)
+def _spread(positions: Mapping[int, float]) -> dict[int, float]:
+    """The heights, moved down or up until no two labels overlap."""
+    ordered = sorted(positions, key=lambda order: positions[order])
+    moved = dict(positions)
     for above, below in pairwise(ordered):
         moved[below] = max(moved[below], moved[above] + LABEL_HEIGHT)
     limit = float(HEIGHT - BOTTOM - 2)
@@ -340,7 +340,7 @@ def _apart(places: Mapping[int, float]) -> dict[int, float]:
 
 
 def _frame(task: TaskView, bottom: float, top: float, right: float) -> list[Markup]:
-    """The grid, the ticks of the vertical axis and what it shows."""
+    """The grid, and the ticks and the label of the vertical axis."""
     y = _scale(bottom, top)
     counted = isinstance(task.result, Tally) and (bottom, top) == (-0.04, 1.04)
     better = "↑" if counted or task.metric.better == "higher" else "↓"
@@ -350,7 +350,7 @@ def _frame(task: TaskView, bottom: float, top: float, right: float) -> list[Mark
         seeds = len(task.result.seeds)
         ticks = [(count / seeds, str(count)) for count in range(seeds + 1)]
     else:
-        steps = _nice(bottom, top, 6)
+        steps = _ticks(bottom, top, 6)
         places = max(0, -math.floor(math.log10(steps[1] - steps[0]) + 1e-9))
         ticks = [(value, number(value, places)) for value in steps if bottom <= value <= top]
     for value, text in ticks:
@@ -364,14 +364,14 @@ def _scale(bottom: float, top: float) -> Callable[[float], float]:
     return lambda value: TOP + (HEIGHT - TOP - BOTTOM) * (top - value) / (top - bottom)
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """The range of the values with some room about it."""
+def _padded_range(values: Sequence[float]) -> tuple[float, float]:
+    """The range of the values with some padding."""
     low, high = min(values), max(values)
-    room = 0.06 * (high - low) or 0.01 * max(1.0, abs(high))
-    return low - room, high + room
+    padding = 0.06 * (high - low) or 0.01 * max(1.0, abs(high))
+    return low - padding, high + padding
 
 
-def _nice(low: float, high: float, count: int) -> list[float]:
+def _ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers from below `low` to above `high`, about `count` of them inside."""
     raw = (high - low) / count
     size = 10 ** math.floor(math.log10(raw))
@@ -380,13 +380,13 @@ def _nice(low: float, high: float, count: int) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
-def _sparse(values: Sequence[float], x: Callable[[float], float]) -> list[tuple[float, float]]:
-    """The values whose ticks have room beside each other, with their places."""
-    kept: list[tuple[float, float]] = []
+def _spaced(values: Sequence[float], x: Callable[[float], float]) -> list[tuple[float, float]]:
+    """The values whose tick labels do not overlap, with their x."""
+    ticks: list[tuple[float, float]] = []
     for value in values:
-        if not kept or x(value) - kept[-1][1] > 52:
-            kept.append((value, x(value)))
-    return kept
+        if not ticks or x(value) - ticks[-1][1] > 52:
+            ticks.append((value, x(value)))
+    return ticks
 
 
 def _parameters(costs: Mapping[str, Cost]) -> dict[str, float]:
@@ -396,9 +396,11 @@ def _parameters(costs: Mapping[str, Cost]) -> dict[str, float]:
 def _line(points: Sequence[tuple[float, float]], order: int, kind: str) -> Markup:
     if len(points) == 1:
         x, y = points[0]
-        return _tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=2.5, class_=f"dot {hue(order)}")
+        return _tag(
+            "circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=2.5, class_=f"dot {color_class(order)}"
+        )
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return _tag("path", d=path, class_=f"{kind} {hue(order)}")
+    return _tag("path", d=path, class_=f"{kind} {color_class(order)}")
 
 
 def _tick_x(x: float, text: str) -> Markup:
@@ -407,17 +409,17 @@ def _tick_x(x: float, text: str) -> Markup:
     return tick + _text(x, base + 17, text, "tick", "middle")
 
 
-def hue(order: int) -> str:
-    """The classes that give an arm its colour, and after the last colour its dashes."""
+def color_class(order: int) -> str:
+    """The CSS classes of an arm: its colour, and dashes once the colours are used up."""
     if order == 0:
         return "baseline"
-    dashes = " dashed" if order > HUES else ""
-    return f"h{(order - 1) % HUES}{dashes}"
+    dashes = " dashed" if order > COLORS else ""
+    return f"h{(order - 1) % COLORS}{dashes}"
 
 
 def _group(order: int, arm: str, title: str, *parts: Markup) -> Markup:
     inside = _tag("title", title) + Markup("").join(parts)
-    return _tag("g", inside, class_=f"arm {hue(order)}", data_arm=arm)
+    return _tag("g", inside, class_=f"arm {color_class(order)}", data_arm=arm)
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> Markup:
@@ -430,9 +432,9 @@ def _svg(title: str, parts: Sequence[Markup]) -> Markup:
 
 
 def _tag(name: str, content: str | Markup = "", **attributes: object) -> Markup:
-    """One element; all text and every value is escaped, `class_` is class and `a_b` is a-b."""
-    written = "".join(
+    """One element; text and values are escaped; `class_` stands for class and `a_b` for a-b."""
+    text = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
         for key, value in attributes.items()
     )
-    return Markup(f"<{name}{written}>{escape(content)}</{name}>")
+    return Markup(f"<{name}{text}>{escape(content)}</{name}>")

@@ -8,36 +8,36 @@ from dataclasses import dataclass
 from qkvbench.results.record import Machine, MetricInfo
 from qkvbench.results.stats import Comparison, Difference, Tally
 
-LISTED = " · "
+SEPARATOR = " · "
 
 
 @dataclass(frozen=True)
 class Note:
-    """Some sentences and what they are about. Equations stand between backquotes."""
+    """Some sentences and their topic. Equations are between backquotes."""
 
     topic: str
     text: str
 
 
 def metric_text(metric: MetricInfo) -> str:
-    """The metric's name as words."""
+    """The metric's name with spaces."""
     return metric.name.replace("_", " ")
 
 
 def machine_text(machine: Machine) -> str:
-    """What a run or a measurement was made on."""
+    """The device and platform of a record."""
     return f"{machine.device}, {machine.platform}"
 
 
 def decimals(result: Comparison | Tally) -> int:
-    """How many decimals the scores deserve: one digit of the interval's half, or two."""
+    """The number of decimals of the scores: one or two digits of the median half interval."""
     match result:
         case Comparison(differences=differences):
             pairs = [(each.low, each.high) for each in differences.values()]
             halves = [
                 (high - low) / 2 for low, high in pairs if low is not None and high is not None
             ]
-            # The middle one: an arm that varies much must not round the others away.
+            # The median, so that one arm with a large variance does not round the others away.
             if not halves:
                 return 3
             return min(4, max(2, math.ceil(-math.log10(statistics.median(halves) / 3))))
@@ -46,34 +46,34 @@ def decimals(result: Comparison | Tally) -> int:
 
 
 def margin_text(margin: float, unit: str) -> str:
-    """A margin with its unit; a share has none."""
+    """A margin with its unit; a proportion has none."""
     return f"{margin:.3g}" if unit == "share" else f"{margin:.3g} {unit}"
 
 
 def number(value: float, places: int) -> str:
-    """A figure with this many decimals and a true minus sign; no negative zero."""
+    """A number with this many decimals and a minus sign (U+2212); never a negative zero."""
     text = f"{value:.{places}f}"
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
 def signed(value: float, places: int) -> str:
-    """The same, with its sign."""
+    """The same with its sign."""
     text = number(value, places)
     return text if text.startswith("−") or float(text) == 0 else f"+{text}"
 
 
 def share(value: float) -> str:
-    """A part of a whole in percent, without decimals."""
+    """A proportion in percent, without decimals."""
     return f"{number(100 * value, 0)}%"
 
 
 def change(value: float, base: float) -> str:
-    """How far a value lies from its base, in percent with one decimal: ``−6.2%``."""
+    """The relative change from a base, in percent with one decimal: ``−6.2%``."""
     return f"{signed(100 * (value / base - 1), 1)}%"
 
 
 def p_text(p: float) -> str:
-    """A p value with as many digits as it deserves."""
+    """A p value with two or three decimals, or a bound on it."""
     if p < 0.001:
         return "p<0.001"
     if p > 0.99:
@@ -82,26 +82,26 @@ def p_text(p: float) -> str:
 
 
 def bounds(difference: Difference, places: int) -> str:
-    """The interval of a difference; nothing where there is none."""
+    """The interval of a difference; empty if there is none."""
     if difference.low is None or difference.high is None:
         return ""
     low, high = (
-        number(bound, telling(bound, difference, places))
+        number(bound, bound_places(bound, difference, places))
         for bound in (difference.low, difference.high)
     )
     return f"[{low}, {high}]"
 
 
-def telling(bound: float, difference: Difference, places: int) -> int:
-    """As many decimals as it takes: a bound beside zero must not read as zero if zero is out."""
+def bound_places(bound: float, difference: Difference, places: int) -> int:
+    """Enough decimals that a bound of an interval without zero is not printed as zero."""
     while difference.clear and places < 6 and float(f"{abs(bound):.{places}f}") == 0:
         places += 1
     return places
 
 
 def arms_text(arms: Iterable[str]) -> str:
-    """Equations in a row, marked as such for `spans`."""
-    return LISTED.join(f"`{arm}`" for arm in arms)
+    """A list of equations, each between backquotes for `spans`."""
+    return SEPARATOR.join(f"`{arm}`" for arm in arms)
 
 
 def seeds_text(result: Comparison | Tally) -> str:
@@ -115,10 +115,10 @@ def plural(count: int, noun: str) -> str:
 
 
 def spans(text: str) -> list[tuple[str, bool]]:
-    """The text cut at backquotes, each part with whether it is an equation."""
+    """The text split at backquotes; each part with whether it is an equation."""
     return [(part, index % 2 == 1) for index, part in enumerate(text.split("`")) if part]
 
 
 def printable(text: str) -> str:
-    """One line without control characters: a record's text must not steer a terminal."""
-    return "".join(mark if mark.isprintable() else "\N{REPLACEMENT CHARACTER}" for mark in text)
+    """One line without control characters, because a record's text is not trusted."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

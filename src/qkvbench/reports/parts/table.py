@@ -1,4 +1,4 @@
-"""The main table as a value: its columns and lines, before any of them has a look."""
+"""The main table as a value: its columns and lines, without style."""
 
 import statistics
 from collections import defaultdict
@@ -10,7 +10,7 @@ from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.experiment import PRECISIONS, from_json
 from qkvbench.model import position_written
 from qkvbench.reports.parts.formatting import (
-    LISTED,
+    SEPARATOR,
     bounds,
     change,
     decimals,
@@ -37,14 +37,14 @@ from qkvbench.variant import parse
 from qkvbench.variant.catalogue import name_of
 
 DASH = "–"
-# How runs are carried out where nothing else was asked for; told only where it is another way.
-USUAL = PRECISIONS[0]
+# The default `Experiment.execution`; only others are mentioned.
+DEFAULT_EXECUTION = PRECISIONS[0]
 
-# What a line says of its arm, for whoever gives it a colour.
+# The meaning of a line, from which a renderer chooses its colour.
 Tone = Literal["plain", "quiet", "strong", "better", "worse", "same", "failed"]
 
-# What is shown of an arm, as a sign before its number; nothing where nothing is shown.
-MARKS: dict[Verdict, str] = {"worse": "▼ ", "better": "▲ ", "matches": "≈ "}
+# The symbol of a verdict before its number; an inconclusive one has none.
+SYMBOLS: dict[Verdict, str] = {"worse": "▼ ", "better": "▲ ", "matches": "≈ "}
 TONES: dict[Verdict, Tone] = {"worse": "worse", "better": "better", "matches": "same"}
 
 
@@ -63,7 +63,7 @@ Lines = tuple[Line, ...]
 class Column:
     """One column: its head, and the lines of each arm in the study's order.
 
-    ``task`` names the task whose runs are behind the cells; None for what is computed or measured.
+    ``task`` is the task whose runs the cells summarize; None for computed or measured columns.
     """
 
     head: tuple[str, ...]
@@ -75,7 +75,7 @@ class Column:
 def columns(view: View) -> tuple[Column, ...]:
     """All columns of the main table, the configuration first."""
     return (
-        Column(("Configuration",), tuple(_named(arm) for arm in view.arms), numeric=False),
+        Column(("Configuration",), tuple(_configuration(arm) for arm in view.arms), numeric=False),
         Column(
             ("Parameters", "(Δ%)"),
             _costs(view, lambda arm: view.costs[arm].total_parameters, lambda n: f"{n:,.0f}"),
@@ -87,25 +87,25 @@ def columns(view: View) -> tuple[Column, ...]:
             _costs(view, lambda arm: view.costs[arm].cache_bytes_per_token, bytes_text),
         ),
         Column(("Decode", "p50"), _latencies(view)),
-        Column(("Memory",), _measured(view, "memory_bytes", bytes_text)),
+        Column(("Memory",), _measurement_cells(view, "memory_bytes", bytes_text)),
     )
 
 
 def caption(view: View) -> list[str]:
-    """What the runs began with, and what the cost columns are about."""
-    return [*_starts(view), *_costs_caption(view)]
+    """The initial weights of the runs, and the conditions of the cost columns."""
+    return [*_initial_weights(view), *_costs_caption(view)]
 
 
-def _starts(view: View) -> list[str]:
-    """What the arms of each task begin with, where they do not begin from nothing."""
-    begun: dict[str, list[str]] = defaultdict(list)
+def _initial_weights(view: View) -> list[str]:
+    """The tasks whose arms do not begin with random weights."""
+    by_source: dict[str, list[str]] = defaultdict(list)
     for task in view.tasks:
-        if task.start is not None:
-            begun[task.start].append(task.name)
+        if task.init_from is not None:
+            by_source[task.init_from].append(task.name)
     return [
-        f"The arms of {LISTED.join(names)} begin with the weights of their own runs on {start}, "
-        "each with its variant and seed."
-        for start, names in begun.items()
+        f"The arms of {SEPARATOR.join(names)} begin with the weights of their own runs on "
+        f"{source}, each with its variant and seed."
+        for source, names in by_source.items()
     ]
 
 
@@ -118,9 +118,9 @@ def _costs_caption(view: View) -> list[str]:
     position = position_written(from_json(run.experiment).model.position)
     lines = [
         f"Parameters, MACs and cache: computed for the model of {task.name} ({position} "
-        f"positions; one forward of {tokens} tokens; all layers; 2 bytes a cached value)."
+        f"positions; one forward of {tokens} tokens; all layers; 2 bytes per cached value)."
     ]
-    executions = {from_json(run.experiment).execution for run in view.runs} - {USUAL}
+    executions = {from_json(run.experiment).execution for run in view.runs} - {DEFAULT_EXECUTION}
     if executions:
         lines.append(f"Runs in {'; '.join(sorted(executions))}.")
     first = next(iter(view.measurements.values()), None)
@@ -134,8 +134,8 @@ def _costs_caption(view: View) -> list[str]:
         )
         if any(view.decode_ratio(arm) for arm in view.arms):
             lines.append(
-                f"Below a decode time: how many times as long as `{view.baseline}` it takes, and "
-                "the 95% interval over blocks of interleaved rounds."
+                f"Below a decode time: its ratio to that of `{view.baseline}`, with the 95% "
+                "interval over blocks of interleaved rounds."
             )
     return lines
 
@@ -147,41 +147,41 @@ def legend(view: View) -> list[str]:
         lines.append(
             "Score ± standard deviation over seeds; below, the difference to "
             f"`{view.baseline}` paired by seed, and its 95% interval, simultaneous over the arms "
-            "of a task. ▼ worse, ▲ better: the interval leaves zero out. ≈ matches: shown to lie "
-            f"within the margin ({_margins(view)}). No sign: nothing is shown."
+            "of a task. ▼ worse, ▲ better: the interval excludes zero. ≈ matches: shown to be "
+            f"within the margin ({_margins(view)}). No symbol: inconclusive."
         )
     if any(isinstance(task.result, Tally) for task in view.tasks):
         lines.append(
             "Solved: seeds that reach the task's threshold; p: Boschloo's exact test against "
-            f"`{view.baseline}`, Holm over the arms; a run that diverged has not solved it. Then "
-            "the median step at which it was reached."
+            f"`{view.baseline}`, Holm over the arms; a run that diverged has not solved it. Below, "
+            "the median step at which the threshold was reached."
         )
     return lines
 
 
 def _margins(view: View) -> str:
-    told = [
+    margins = [
         f"{task.name} {margin_text(task.result.margin, task.metric.unit)}"
         for task in view.tasks
         if isinstance(task.result, Comparison) and task.result.margin is not None
     ]
-    return ", ".join(told) or "none is stated"
+    return ", ".join(margins) or "none"
 
 
 def failures(view: View) -> list[str]:
-    """The runs that ended without a score and why; those with one reason in one line."""
-    alike: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    """The runs that ended without a score, one line for each reason."""
+    by_reason: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for run in view.failures:
-        # The whole reason is in the record; its first line says what happened.
+        # The full reason, which may have a traceback, is in the record.
         first = (run.reason or "").strip().partition("\n")[0]
-        alike[run.task, run.status, first[:300]].append(run)
+        by_reason[run.task, run.status, first[:300]].append(run)
     return [
-        f"{_who(runs, view)} {status}{': ' if reason else ''}{reason}"
-        for (_, status, reason), runs in alike.items()
+        f"{_runs_text(runs, view)} {status}{': ' if reason else ''}{reason}"
+        for (_, status, reason), runs in by_reason.items()
     ]
 
 
-def _who(runs: Sequence[Record], view: View) -> str:
+def _runs_text(runs: Sequence[Record], view: View) -> str:
     task = next(task for task in view.tasks if task.name == runs[0].task)
     if len(runs) == len(task.cells) * len(task.result.seeds):
         return f"{task.name}: all {len(runs)} runs"
@@ -192,18 +192,18 @@ def _who(runs: Sequence[Record], view: View) -> str:
         f"`{arm}` seed{'' if len(each) == 1 else 's'} {', '.join(each)}"
         for arm, each in seeds.items()
     ]
-    return f"{task.name}: {LISTED.join(arms)}"
+    return f"{task.name}: {SEPARATOR.join(arms)}"
 
 
 def nickname(arm: str) -> str | None:
-    """The catalogue's name of an equation, where it has one."""
+    """The catalogue's name of an equation; None if it has none."""
     try:
         return name_of(parse(arm))
     except ValueError:
         return None
 
 
-def _named(arm: str) -> Lines:
+def _configuration(arm: str) -> Lines:
     name = nickname(arm)
     return (Line(arm, "strong"), *((Line(name, "quiet"),) if name else ()))
 
@@ -212,19 +212,21 @@ def _costs(
     view: View, value: Callable[[str], float | None], text: Callable[[float], str]
 ) -> tuple[Lines, ...]:
     values = [value(arm) if arm in view.costs else None for arm in view.arms]
-    return _beside_first(values, text)
+    return _relative_to_baseline(values, text)
 
 
-def _measured(view: View, field: str, text: Callable[[float], str]) -> tuple[Lines, ...]:
-    kept = view.measurements
-    values = [getattr(kept[arm], field) if arm in kept else None for arm in view.arms]
-    return _beside_first(values, text)
+def _measurement_cells(view: View, field: str, text: Callable[[float], str]) -> tuple[Lines, ...]:
+    measured = view.measurements
+    values = [getattr(measured[arm], field) if arm in measured else None for arm in view.arms]
+    return _relative_to_baseline(values, text)
 
 
 def _latencies(view: View) -> tuple[Lines, ...]:
-    """The decode step of each arm; below, its ratio to the baseline's where that was kept."""
+    """The decode step of each arm; below, its ratio to the baseline's if it was recorded."""
     cells: list[Lines] = []
-    for arm, cell in zip(view.arms, _measured(view, "decode_p50_s", seconds_text), strict=True):
+    for arm, cell in zip(
+        view.arms, _measurement_cells(view, "decode_p50_s", seconds_text), strict=True
+    ):
         ratio = view.decode_ratio(arm)
         if ratio is None:
             cells.append(cell)
@@ -237,10 +239,10 @@ def _latencies(view: View) -> tuple[Lines, ...]:
     return tuple(cells)
 
 
-def _beside_first(
+def _relative_to_baseline(
     values: Iterable[float | None], text: Callable[[float], str]
 ) -> tuple[Lines, ...]:
-    """Each value with its distance from the baseline's; a dash where there is none."""
+    """Each value with its change from the baseline's; a dash if there is none."""
     base, *others = values
     cells: list[Lines] = [(Line(DASH if base is None else text(base)),)]
     for value in others:
@@ -280,7 +282,7 @@ def _task_lines(task: TaskView, cell: Cell) -> Lines:
     if arm in result.incomplete:
         return (*first, *_gap_lines(task, cell))
     if result.standing.startswith("baseline") and arm != result.baseline:
-        # In two lines, so that the reason makes no column wider than its scores.
+        # In two lines, so that the column is no wider than its scores.
         return (*first, *(Line(part, "quiet") for part in result.standing.split(" ", 1)))
     return (*first, *rest)
 
@@ -294,7 +296,7 @@ def _score_line(estimate: Estimate, places: int) -> Line:
 
 def _difference_lines(task: TaskView, difference: Difference, places: int) -> Lines:
     verdict = difference.verdict(task.metric.better)
-    value = f"{MARKS.get(verdict, '')}{signed(difference.value, places)}"
+    value = f"{SYMBOLS.get(verdict, '')}{signed(difference.value, places)}"
     tone = TONES.get(verdict, "quiet")
     return (Line(value, tone), Line(bounds(difference, places), tone))
 
@@ -303,7 +305,7 @@ def _count_lines(result: Tally, cell: Cell, count: Count) -> Lines:
     lines: list[Line] = []
     if count.p is not None:
         verdict = result.verdict(cell.variant) or "not distinguishable"
-        text = f"{MARKS.get(verdict, '')}{p_text(count.p)}"
+        text = f"{SYMBOLS.get(verdict, '')}{p_text(count.p)}"
         lines.append(Line(text, TONES.get(verdict, "quiet")))
     steps = [run.solved_step for run in cell.solved if run.solved_step is not None]
     if steps:
@@ -312,7 +314,7 @@ def _count_lines(result: Tally, cell: Cell, count: Count) -> Lines:
 
 
 def _gap_lines(task: TaskView, cell: Cell) -> Lines:
-    """Why a cell is compared with nothing: what its seeds came to."""
+    """The reason that a cell is not compared: the status of its seeds."""
     counts: dict[str, int] = {}
     for run in cell.failures:
         counts[run.status] = counts.get(run.status, 0) + 1

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
-from qkvbench.cost.matched import arm_text
 from qkvbench.experiment import Experiment, from_json
 from qkvbench.results.record import Record
 
@@ -73,11 +72,11 @@ class Mirror:
         self.tracker: Tracker | None = None
         self._try(lambda: self._open(folder, study))
 
-    def stepped(self, run: Experiment, step: int, loss: float) -> None:
+    def on_step(self, run: Experiment, step: int, loss: float) -> None:
         """A run has taken a step."""
         self._try(lambda: self._curve(run).log({"train/loss": loss}, step))
 
-    def ended(self, record: Record) -> None:
+    def on_end(self, record: Record) -> None:
         """A run has ended: forward its curve of scores, and the last."""
         self._try(lambda: self._end(record))
 
@@ -88,13 +87,12 @@ class Mirror:
     def _curve(self, run: Experiment) -> Curve:
         if run.id not in self.curves:
             assert self.tracker is not None
-            arm = arm_text(run.variant, run.model.name)
             self.curves[run.id] = self.tracker.curve(
-                f"{run.task} {arm} seed {run.seed}",
+                f"{run.task} {run.arm} seed {run.seed}",
                 {
                     "id": run.id,
-                    "task": run.task,
-                    "arm": arm,
+                    "task": str(run.task),
+                    "arm": run.arm,
                     "seed": run.seed,
                     "backend": run.backend,
                     "precision": run.precision,

@@ -1,6 +1,6 @@
-"""What is drawn anew of an image each time it is learned from: where it lies, which way it looks.
+"""Augmentation of training images: random shifts and flips.
 
-Numbers of a pixel lie in −1..1, and −1 is black.
+Values of a pixel are in −1..1, and −1 is black.
 """
 
 from collections.abc import Callable
@@ -10,32 +10,32 @@ import numpy as np
 from jaxtyping import Float
 
 from qkvbench.data.batch import Batch
-from qkvbench.tasks.kinds.splits import patches, uncut
+from qkvbench.tasks.kinds.splits import patchify, unpatchify
 
 BLACK = -1
 
 Images = Float[np.ndarray, "items side side channels"]
-Redraw = Callable[[Images, np.random.Generator], Images]
+AugmentImages = Callable[[Images, np.random.Generator], Images]
 
 
-def augment(
-    batch: Batch, rng: np.random.Generator, *, redraw: Redraw, patch: int, channels: int
+def augment_patches(
+    batch: Batch, rng: np.random.Generator, *, augment: AugmentImages, patch: int, channels: int
 ) -> Batch:
-    """The batch with its images redrawn, which come and go as patches."""
-    images = redraw(uncut(batch.inputs, patch, channels), rng)
-    return replace(batch, inputs=patches(images, patch))
+    """The batch with its images augmented; inputs are patches before and after."""
+    images = augment(unpatchify(batch.inputs, patch, channels), rng)
+    return replace(batch, inputs=patchify(images, patch))
 
 
-def shifted(images: Images, rng: np.random.Generator, pixels: int, bared: float = BLACK) -> Images:
-    """Each image moved by up to so many pixels up or down and to a side, on black if not said."""
+def shift(images: Images, rng: np.random.Generator, pixels: int, fill: float = BLACK) -> Images:
+    """Each image shifted by up to so many pixels along both axes, over a background of `fill`."""
     count, side, _, _ = images.shape
     around = [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)]
-    padded = np.pad(images, around, constant_values=bared)
+    padded = np.pad(images, around, constant_values=fill)
     rows, columns = rng.integers(2 * pixels + 1, size=(2, count, 1)) + np.arange(side)
     return padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def mirrored(images: Images, rng: np.random.Generator) -> Images:
-    """Every second image, by chance, with left and right exchanged."""
-    turned = rng.random((len(images), 1, 1, 1)) < 0.5
-    return np.where(turned, images[:, :, ::-1], images)
+def flip(images: Images, rng: np.random.Generator) -> Images:
+    """Each image mirrored left to right with probability 1/2."""
+    flipped = rng.random((len(images), 1, 1, 1)) < 0.5
+    return np.where(flipped, images[:, :, ::-1], images)

@@ -1,4 +1,4 @@
-"""Sequences that are drawn for a purpose, which a decoder of two layers reads."""
+"""Synthetic sequences, read by a decoder of two layers."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from jaxtyping import Int
 from qkvbench.experiment import Training
 from qkvbench.model import Decoder, Init, Learned, transformer
 from qkvbench.tasks import Data, Metric, Task, accuracy
-from qkvbench.tasks.kinds.splits import divided
+from qkvbench.tasks.kinds.splits import split_in_order
 
 VALIDATION = 256
 TEST = 1024
@@ -24,9 +24,9 @@ def drawn_task(
     training: Training,
     load: Callable[[], Data],
 ) -> Task:
-    """A causal task in which one of so many `answers` is right at each scored place.
+    """A causal task in which one of so many `answers` is right at each scored position.
 
-    A run is through with such a task or it has not begun to see how it goes, so runs are counted.
+    A run solves such a task or scores near chance, so solved runs are counted.
     """
     return Task(
         about=about,
@@ -50,10 +50,10 @@ def drawn_task(
     )
 
 
-def different(
+def split_distinct(
     inputs: Int[np.ndarray, "drawn length"], targets: Int[np.ndarray, "drawn length"]
 ) -> Data:
-    """The splits of what was drawn, each sequence taken the first time only."""
+    """The splits of the distinct sequences, in the order in which they were drawn."""
     _, first = np.unique(inputs, axis=0, return_index=True)
     first.sort()
-    return divided(inputs[first], targets[first], validation=VALIDATION, test=TEST)
+    return split_in_order(inputs[first], targets[first], validation=VALIDATION, test=TEST)

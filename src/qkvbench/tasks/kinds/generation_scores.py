@@ -1,4 +1,4 @@
-"""Scores of written texts: BLEU and chrF as sacreBLEU computes them."""
+"""Scores of generated texts: BLEU and chrF as sacreBLEU computes them."""
 
 from collections.abc import Sequence
 
@@ -23,5 +23,5 @@ def bleu_and_chrf(texts: Sequence[str], references: Sequence[str]) -> Scored:
 
 
 def on_one_line(text: str) -> str:
-    """The text with its blanks made one: a line of a file is a text."""
+    """The text on one line, with single blanks."""
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Classification of images: square patches in a row, one class for the whole."""
+"""Classification of images: a sequence of square patches, one class for the image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from qkvbench.data.batch import Predictions
 from qkvbench.experiment import Training
 from qkvbench.model import Encoder, Init, Learned, Pooling, Vectors, transformer
 from qkvbench.tasks import Data, Metric, Task, accuracy, top
-from qkvbench.tasks.kinds.augment import Redraw, augment
-from qkvbench.tasks.kinds.splits import save, stratified
+from qkvbench.tasks.kinds.augment import AugmentImages, augment_patches
+from qkvbench.tasks.kinds.splits import save_splits, stratify
 
-# Where there are more classes, it is told as well whether the right one is among so many.
+# With more classes than this, top-5 accuracy is a metric as well.
 TOP = 5
 
 
@@ -24,8 +24,7 @@ TOP = 5
 class Source:
     """Labelled images of `side` × `side` pixels with one or three `channels`.
 
-    ``pooling`` is how the model tells the whole; ``redraw`` is what is drawn anew of an image each
-    time it is learned from.
+    ``pooling`` is how the model reads the class; ``augment`` changes training images.
     """
 
     about: str
@@ -40,7 +39,7 @@ class Source:
     training: Training
     load: Callable[[], Data]
     pooling: Pooling = "mean"
-    redraw: Redraw | None = None
+    augment: AugmentImages | None = None
 
 
 def image_classification(source: Source) -> Task:
@@ -65,24 +64,26 @@ def image_classification(source: Source) -> Task:
         ),
         training=source.training,
         load=source.load,
-        score=accuracy if source.classes <= TOP else _scores,
-        augment=source.redraw
-        and partial(augment, redraw=source.redraw, patch=source.patch, channels=source.channels),
+        score=accuracy if source.classes <= TOP else _top_scores,
+        augment=source.augment
+        and partial(
+            augment_patches, augment=source.augment, patch=source.patch, channels=source.channels
+        ),
     )
 
 
-def _scores(outcome: Predictions) -> dict[str, float]:
-    """Whether the right class is the likeliest, and whether it is among the `TOP` likeliest."""
+def _top_scores(outcome: Predictions) -> dict[str, float]:
+    """Accuracy, and how often the right class is among the `TOP` likeliest."""
     return accuracy(outcome) | {f"top_{TOP}": top(outcome, TOP)}
 
 
 def prepare(
     pixels: UInt8[np.ndarray, "items side side channels"], labels: Sequence[int], folder: Path
 ) -> None:
-    """Split different images by the hashes of their pixels, and keep the splits."""
-    parts = stratified([image.tobytes() for image in pixels], labels)
+    """Split distinct images by the hashes of their pixels, and save the splits."""
+    parts = stratify([image.tobytes() for image in pixels], labels)
     targets = np.array(labels, np.int64)[:, None]
-    save(
+    save_splits(
         folder,
         {
             name: {"pixels": pixels[numbers], "targets": targets[numbers]}

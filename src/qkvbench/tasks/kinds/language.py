@@ -12,7 +12,7 @@ from jaxtyping import Int, Integer
 
 from qkvbench.data.batch import Predictions
 from qkvbench.data.cache import DataRefusedError
-from qkvbench.data.streams import Streams, tokenized
+from qkvbench.data.streams import Streams, tokenize
 from qkvbench.data.tokenizer import BYTES, Bytes, Tokenizer
 from qkvbench.experiment import Training
 from qkvbench.model import Decoder, Init, Rotary, transformer
@@ -20,18 +20,18 @@ from qkvbench.tasks import Data, Metric, Task
 from qkvbench.tasks.kinds.splits import Windows
 
 LENGTH = 128
-# Of validation and test text so many bytes are scored, the same text for all tokenizers.
+# Bytes of validation and test text that are scored: the same text for all tokenizers.
 VALIDATION = 64 * LENGTH
 TEST = 1024 * LENGTH
-# With fewer windows in a split a score would say nothing at all.
-FEWEST = 4
-SHORTEST = 16
+# A score on fewer windows would mean nothing.
+MIN_WINDOWS = 4
+MIN_LENGTH = 16
 TRAINING = Training(steps=500, batch=8, learning_rate=4e-3, warmup=50)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A text to model in windows of `length` tokens: `read` gives its documents as bytes.
+    """A text to model in windows of `length` tokens; `read` gives its documents as bytes.
 
     So many bytes of validation and of test text are scored. A step reads ``training.batch``
     windows of `length`, or as many tokens in windows of another length, and one window at least.
@@ -56,7 +56,7 @@ def language_model(source: Source, tokenizer: Tokenizer) -> Task:
         benchmark=source.benchmark,
         tier=source.tier,
         version=source.version,
-        # A byte costs eight bits where all are equally likely, in tokens of any kind.
+        # A byte costs eight bits if all are equally likely, whatever the tokens.
         metric=Metric("bits_per_byte", "bits", "lower", chance=math.log2(BYTES)),
         tokens=source.length,
         model=transformer(
@@ -71,48 +71,48 @@ def language_model(source: Source, tokenizer: Tokenizer) -> Task:
         training=source.training,
         load=partial(load, source, tokenizer),
         score=partial(score, source, tokenizer),
-        retokenized=partial(language_model, source),
-        lengthened=partial(lengthened, source, tokenizer),
+        with_tokenizer=partial(language_model, source),
+        with_length=partial(with_length, source, tokenizer),
     )
 
 
-def lengthened(source: Source, tokenizer: Tokenizer, length: int) -> Task:
+def with_length(source: Source, tokenizer: Tokenizer, length: int) -> Task:
     """The same text in windows of another length.
 
-    Raises DataRefusedError where such windows are too few or too short to say anything.
+    Raises DataRefusedError if such windows are too few or too short.
     """
-    longest = min(source.validation, source.test) // FEWEST
-    if not SHORTEST <= length <= longest:
+    longest = min(source.validation, source.test) // MIN_WINDOWS
+    if not MIN_LENGTH <= length <= longest:
         raise DataRefusedError(
             f"Windows of {length:,} tokens cannot be scored here: {source.validation:,} bytes of "
-            f"validation text are,\nin {FEWEST} windows at least. Write a length from {SHORTEST} "
-            f"to {longest}."
+            f"validation text are,\nin {MIN_WINDOWS} windows at least. "
+            f"Write a length from {MIN_LENGTH} to {longest}."
         )
     return language_model(at_length(source, length), tokenizer)
 
 
 def at_length(source: Source, length: int) -> Source:
-    """The same text read to another length; a step reads as many tokens, where it can."""
+    """The same text in windows of another length; a step reads as many tokens, if it can."""
     batch = max(1, source.training.batch * source.length // length)
     return replace(source, length=length, training=replace(source.training, batch=batch))
 
 
 def load(source: Source, tokenizer: Tokenizer) -> Data:
-    """Windows on the three streams; of the later two the first ones, which are a fair sample.
+    """Windows on the three streams; of validation and test the first ones, a fair sample.
 
-    Raises DataRefusedError where a stream fills too few windows.
+    Raises DataRefusedError if a stream fills too few windows.
     """
-    streams = tokenized(source.read(), tokenizer)
+    streams = tokenize(source.read(), tokenizer)
     parts = {
         "training": streams.train,
         "validation": _prefix(streams, streams.validation, source.validation + 1),
         "test": _prefix(streams, streams.test, source.test + 1),
     }
     for name, part in parts.items():
-        if len(part) <= FEWEST * source.length:
+        if len(part) <= MIN_WINDOWS * source.length:
             raise DataRefusedError(
                 f"The text is too short: its {name} split has {len(part):,} tokens "
-                f"({tokenizer.name}),\nwhich do not fill {FEWEST} windows of {source.length}. "
+                f"({tokenizer.name}),\nwhich do not fill {MIN_WINDOWS} windows of {source.length}. "
                 "Give more text."
             )
     train, validation, test = (Windows(part, source.length) for part in parts.values())
@@ -132,21 +132,21 @@ def score(source: Source, tokenizer: Tokenizer, outcome: Predictions) -> dict[st
         case _:
             bytes_a_token = float(_token_bytes(source, tokenizer)[outcome.targets].mean())
     nats = loss / bytes_a_token
-    # math.exp refuses what is infinite here, and infinite is what a caller looks for.
+    # math.exp raises on overflow, and callers check for infinity.
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(np.float64(nats)))
     return {"bits_per_byte": nats / math.log(2), "perplexity": perplexity, "loss": loss}
 
 
-# Asked for at each evaluation, while the files behind it stay as they are.
+# Each evaluation needs it.
 @lru_cache(maxsize=8)
 def _token_bytes(source: Source, tokenizer: Tokenizer) -> Int[np.ndarray, " vocabulary"]:
-    return tokenized(source.read(), tokenizer).token_bytes
+    return tokenize(source.read(), tokenizer).token_bytes
 
 
 def _prefix(
     streams: Streams, stream: Integer[np.ndarray, " tokens"], most: int
 ) -> Integer[np.ndarray, " first"]:
-    """The first tokens, which stand for at most so many bytes of text."""
+    """The first tokens, of at most so many bytes of text."""
     first = stream[:most]
     return first[: np.searchsorted(np.cumsum(streams.token_bytes[first]), most, side="right")]

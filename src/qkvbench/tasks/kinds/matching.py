@@ -1,4 +1,4 @@
-"""Two towers on pictures and names: which name is a picture's, and which picture a name's."""
+"""Two towers on pictures and names: retrieve the name of a picture, and the picture of a name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int, UInt8, UInt16
 
 from qkvbench.data.batch import Batch, Predictions, Sequences
-from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fitted
+from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fit
 from qkvbench.experiment import Training
 from qkvbench.model import (
     Encoder,
@@ -21,11 +21,20 @@ from qkvbench.model import (
     with_tower,
 )
 from qkvbench.tasks import Data, Metric, Task, top
-from qkvbench.tasks.kinds.emoji import FEATURES, SQUARES, TEST, Language, Made, load, moved, seen
-from qkvbench.tasks.kinds.texts import padded
+from qkvbench.tasks.kinds.emoji import (
+    FEATURES,
+    SQUARES,
+    TEST,
+    Language,
+    MakeSplit,
+    as_inputs,
+    load,
+    shift_images,
+)
+from qkvbench.tasks.kinds.texts import pad
 
 BYTE_PAIRS = BytePairs(512)
-# Tokens of a name that are read; of bytes there are about three for each.
+# Tokens of a name that are read; each has about three bytes.
 LENGTH = 16
 BYTES_A_TOKEN = 3
 WIDTH = 64
@@ -33,7 +42,7 @@ WIDTH = 64
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pictures as inputs and names beside; of each, the number of what belongs to it is right."""
+    """Pictures as inputs, names as second inputs; the target of each is the number of the other."""
 
     pixels: UInt8[np.ndarray, "items 32 32 3"]
     tokens: UInt16[np.ndarray, "items length"]
@@ -44,10 +53,10 @@ class Pairs:
         return len(self.pixels)
 
     def batch(self, indices: Int[np.ndarray, " items"]) -> Batch:
-        """The pairs with these numbers; within the batch they are numbered anew."""
+        """The pairs with these numbers; targets number them within the batch."""
         numbers = np.arange(len(indices))
         return Batch(
-            seen(self.pixels[indices]),
+            as_inputs(self.pixels[indices]),
             np.stack([numbers, numbers], axis=1),
             second=Sequences(self.tokens[indices].astype(np.int64), self.lengths[indices]),
         )
@@ -70,7 +79,7 @@ def matching(language: Language, about: str, tokenizer: Tokenizer = BYTE_PAIRS) 
         benchmark="clip",
         tier="packaged",
         version=1,
-        # Who learns from a thousand concepts finds a new one first too seldom to tell arms apart.
+        # After a thousand training concepts, recall at 1 is too small to tell arms apart.
         metric=Metric("recall_at_5", "share", "higher", chance=5 / TEST),
         tokens=SQUARES,
         second_tokens=length,
@@ -86,32 +95,33 @@ def matching(language: Language, about: str, tokenizer: Tokenizer = BYTE_PAIRS) 
         ),
         load=partial(_load, language, tokenizer, length),
         score=score,
-        retokenized=partial(matching, language, about),
-        augment=moved,
+        with_tokenizer=partial(matching, language, about),
+        augment=shift_images,
     )
 
 
 def score(outcome: Predictions) -> dict[str, float]:
-    """How often the right one is the first, and among the first five: of both ways, and of each.
+    """Recall at 1 and at 5: of both directions together, and of each.
 
-    An outcome of one place says the one way only.
+    Predictions with one target have the first direction only.
     """
     found = {f"recall_at_{count}": top(outcome, count) for count in (1, 5)}
-    for place, way in enumerate(("name_of_picture", "picture_of_name")[: outcome.ranks.shape[1]]):
-        ranks = outcome.ranks[:, place]
+    ways = ("name_of_picture", "picture_of_name")
+    for way, ranks in zip(ways, outcome.ranks.T, strict=False):
         found |= {f"{way}_at_{count}": float((ranks < count).mean()) for count in (1, 5)}
     return found | {"loss": float(outcome.loss.mean())}
 
 
 def _load(language: Language, tokenizer: Tokenizer, length: int) -> Data:
-    made = partial(_made, tokenizer, length)
-    return load(language, made, f"{tokenizer.name} {PREPARATION} {length}")
+    return load(
+        language, partial(_fit_pairs, tokenizer, length), f"{tokenizer.name} {PREPARATION} {length}"
+    )
 
 
-def _made(tokenizer: Tokenizer, length: int, training: Sequence[str]) -> Made:
-    learned = fitted(tokenizer, training)
+def _fit_pairs(tokenizer: Tokenizer, length: int, training: Sequence[str]) -> MakeSplit:
+    learned = fit(tokenizer, training)
 
     def pairs(pixels: UInt8[np.ndarray, "items 32 32 3"], names: Sequence[str]) -> Pairs:
-        return Pairs(pixels, *padded(learned.encode(names), learned.separator, length))
+        return Pairs(pixels, *pad(learned.encode(names), learned.separator, length))
 
     return pairs

@@ -1,6 +1,6 @@
-"""Find the odd one of ten images: nine are of one class, one is of another.
+"""Odd-one-out detection: of ten images nine are of one class, one is of another.
 
-The model reads ten vectors without an order, one for each image, and names a place.
+The model reads ten vectors without an order, one for each image, and predicts a position.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Encoder, Init, NoPosition, Vectors, transformer
 from qkvbench.model.rng import generator
 from qkvbench.tasks import Data, Metric, Task, accuracy
-from qkvbench.tasks.kinds.splits import patches, save
+from qkvbench.tasks.kinds.splits import patchify, save_splits
 
 # Images in a set.
 SET = 10
@@ -26,7 +26,7 @@ SETS = {"train": 20_000, "validation": 1_000, "test": 2_000}
 
 @dataclass(frozen=True, eq=False)
 class Sets:
-    """Sets of ten images that are told by their numbers; a vector for each image."""
+    """Sets of ten images, as indices into `vectors`, which has a row for each image."""
 
     vectors: Num[np.ndarray, "images features"]
     members: Int[np.ndarray, "sets ten"]
@@ -41,17 +41,17 @@ class Sets:
         vectors = self.vectors[self.members[indices]]
         return Batch(_numbers(vectors), np.array(self.targets[indices]))
 
-    def pictures(self) -> Float[np.ndarray, "pictures features"]:
+    def images(self) -> Float[np.ndarray, "images features"]:
         """Each image once, its patches one after the other."""
         return _numbers(self.vectors)
 
-    def seen_as(self, vectors: Float[np.ndarray, "pictures features"]) -> "Sets":
-        """The same sets of images that are told by these vectors."""
+    def with_features(self, vectors: Float[np.ndarray, "images features"]) -> "Sets":
+        """The same sets, with these vectors for the images."""
         return replace(self, vectors=vectors)
 
 
 def _numbers(vectors: np.ndarray) -> np.ndarray:
-    """Pixels in −1..1; what a network made of them is as it is."""
+    """Pixels as values in −1..1; features of a network unchanged."""
     if vectors.dtype == np.uint8:
         return (vectors / 127.5 - 1).astype(np.float32)
     return np.array(vectors)
@@ -60,9 +60,9 @@ def _numbers(vectors: np.ndarray) -> np.ndarray:
 def members(
     labels: Int[np.ndarray, " images"], count: int, rng: np.random.Generator
 ) -> tuple[Int[np.ndarray, "sets ten"], Int[np.ndarray, "sets one"]]:
-    """Different sets: the numbers of their images, and the place of the odd one in each.
+    """Distinct sets: the numbers of their images, and the position of the odd one in each.
 
-    Both classes are drawn evenly; no image is twice in a set.
+    Both classes are drawn uniformly; no image is twice in a set.
     """
     kinds = np.unique(labels)
     of = {kind: np.flatnonzero(labels == kind) for kind in kinds.tolist()}
@@ -87,7 +87,7 @@ def odd_one(
     load: Callable[[], Data],
     feature_extractor: Experiment | None = None,
 ) -> Task:
-    """The task of naming the place of the odd one, of images by so many `features` each."""
+    """The task of predicting the position of the odd one, from `features` numbers per image."""
     return Task(
         about=about,
         benchmark="anomaly",
@@ -111,15 +111,15 @@ def odd_one(
     )
 
 
-def prepare(name: str, splits: Mapping[str, LabelledImages], patch: int, folder: Path) -> None:
-    """Draw sets from the images of each split, and keep both."""
+def prepare(name: str, patch: int, splits: Mapping[str, LabelledImages], folder: Path) -> None:
+    """Draw sets from the images of each split, and save both."""
     arrays = {}
     for split, images in splits.items():
         rng = generator(0, "task", f"{name} {split}")
         numbers, places = members(images.labels, SETS[split], rng)
         arrays[split] = {
-            "vectors": patches(images.pixels, patch).reshape(len(images.labels), -1),
+            "vectors": patchify(images.pixels, patch).reshape(len(images.labels), -1),
             "members": numbers,
             "targets": places,
         }
-    save(folder, arrays)
+    save_splits(folder, arrays)

@@ -1,9 +1,8 @@
 """Language modelling as arXiv:2606.04032 scores it: padding counts among the targets.
 
-There each document is cut at a length and filled up with the token that ends it. Only the first of
-these says something, that the document is over; the others follow from it and cost a trained model
-next to nothing, so that the perplexity over all targets flatters. Here a model is trained in that
-way, and both perplexities are told.
+There each document is cut at a length and padded with the end token. Only the first end token
+carries information; a trained model predicts the others at almost no loss, so the perplexity over
+all targets is too low. Here a model is trained in that way, and both perplexities are reported.
 """
 
 from dataclasses import dataclass, replace
@@ -16,21 +15,21 @@ from jaxtyping import Bool, Int, Integer
 from qkvbench.data.batch import Batch, Predictions
 from qkvbench.data.cache import DataRefusedError
 from qkvbench.data.documents import SEPARATOR
-from qkvbench.data.streams import tokenized
+from qkvbench.data.streams import tokenize
 from qkvbench.data.tokenizer import BytePairs, Bytes, Tokenizer
 from qkvbench.tasks import Data, Task
 from qkvbench.tasks.kinds import language as language
-from qkvbench.tasks.kinds.language import SHORTEST, Source
+from qkvbench.tasks.kinds.language import MIN_LENGTH, Source
 
-# Nearly all of what is longer is padding.
-LONGEST = 8192
+# Of longer inputs nearly all is padding.
+MAX_LENGTH = 8192
 
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """Documents of a stream, cut at `length` tokens or filled up to it with the token of the end.
+    """Documents of a stream, cut at `length` tokens or padded to it with the end token.
 
-    ``starts`` and ``ends`` are where each begins and where its own end stands.
+    ``starts`` and ``ends`` are the positions of each document's first token and of its end token.
     """
 
     stream: Integer[np.ndarray, " tokens"]
@@ -44,9 +43,9 @@ class Documents:
 
     def batch(self, indices: Int[np.ndarray, " items"]) -> Batch:
         """The documents with these numbers."""
-        places = self.starts[indices, None] + np.arange(self.length + 1)
-        # What would be the next document's is the end again.
-        tokens = self.stream[np.minimum(places, self.ends[indices, None])].astype(np.int64)
+        # (documents, length + 1); positions of the next document repeat the end token.
+        positions = self.starts[indices, None] + np.arange(self.length + 1)
+        tokens = self.stream[np.minimum(positions, self.ends[indices, None])].astype(np.int64)
         return Batch(tokens[:, :-1], tokens[:, 1:])
 
     def first(self, count: int) -> "Documents":
@@ -54,34 +53,34 @@ class Documents:
         return replace(self, starts=self.starts[:count], ends=self.ends[:count])
 
 
-def padded(source: Source, tokenizer: Tokenizer) -> Task:
+def padded_language_model(source: Source, tokenizer: Tokenizer) -> Task:
     """The task of predicting the next token of each document of a source, and its padding."""
     return replace(
         language.language_model(source, tokenizer),
         load=partial(load, source, tokenizer),
         score=partial(score, source, tokenizer),
-        retokenized=partial(padded, source),
-        lengthened=partial(lengthened, source, tokenizer),
+        with_tokenizer=partial(padded_language_model, source),
+        with_length=partial(with_length, source, tokenizer),
     )
 
 
-def lengthened(source: Source, tokenizer: Tokenizer, length: int) -> Task:
-    """The same documents cut at another length; DataRefusedError where that says nothing."""
-    if not SHORTEST <= length <= LONGEST:
+def with_length(source: Source, tokenizer: Tokenizer, length: int) -> Task:
+    """The same documents cut at another length; DataRefusedError if it is out of range."""
+    if not MIN_LENGTH <= length <= MAX_LENGTH:
         raise DataRefusedError(
-            f"Documents cannot be cut at {length:,} tokens here; write a length from {SHORTEST} to "
-            f"{LONGEST}."
+            f"Documents cannot be cut at {length:,} tokens here; "
+            f"write a length from {MIN_LENGTH} to {MAX_LENGTH}."
         )
-    return padded(language.at_length(source, length), tokenizer)
+    return padded_language_model(language.at_length(source, length), tokenizer)
 
 
 def load(source: Source, tokenizer: Tokenizer) -> Data:
-    """The documents of each split; of the later two the first ones, which are a fair sample.
+    """The documents of each split; of validation and test the first ones, a fair sample.
 
-    Documents that are alike as far as they are read count as one, the first of test, validation
-    and training.
+    Documents that are equal up to `length` count once, in the first of test, validation and
+    training.
     """
-    streams = tokenized(source.read(), tokenizer)
+    streams = tokenize(source.read(), tokenizer)
     seen: set[bytes] = set()
     test, validation, train = (
         _documents(stream, end_token(tokenizer), source.length, seen)
@@ -94,10 +93,10 @@ def load(source: Source, tokenizer: Tokenizer) -> Data:
 
 
 def score(source: Source, tokenizer: Tokenizer, outcome: Predictions) -> dict[str, float]:
-    """Bits for each byte of text and perplexity for each token of it, and what padding makes of it.
+    """Bits per byte and perplexity per token of text, and the perplexity with padding.
 
-    ``padded_perplexity`` is the study's figure: over all targets, of which ``padding`` is the share
-    that follows a document's end. The end itself is text.
+    ``padded_perplexity`` is the study's figure: over all targets. ``padding`` is the share of them
+    that follows a document's end token, which itself counts as text.
     """
     text = ~padding(outcome.targets, end_token(tokenizer))
     parts = (outcome.loss, outcome.predicted, outcome.targets, outcome.ranks)
@@ -114,9 +113,9 @@ def score(source: Source, tokenizer: Tokenizer, outcome: Predictions) -> dict[st
 
 
 def padding(
-    targets: Int[np.ndarray, "documents places"], end: int
-) -> Bool[np.ndarray, "documents places"]:
-    """Where a target only repeats that its document is over."""
+    targets: Int[np.ndarray, "documents positions"], end: int
+) -> Bool[np.ndarray, "documents positions"]:
+    """A mask of the targets that repeat the end token."""
     ended = targets == end
     return np.cumsum(ended, axis=1) > ended
 
@@ -133,7 +132,7 @@ def end_token(tokenizer: Tokenizer) -> int:
 def _documents(
     stream: Integer[np.ndarray, " tokens"], end: int, length: int, seen: set[bytes]
 ) -> Documents:
-    """The documents of a stream that are unlike those `seen` as far as they are read."""
+    """The documents of a stream whose first `length` tokens are not in `seen`, which grows."""
     ends = np.flatnonzero(stream == end)
     starts = np.concatenate([[0], ends[:-1] + 1])
     new: list[int] = []

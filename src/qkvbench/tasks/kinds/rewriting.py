@@ -1,4 +1,4 @@
-"""Rewriting digits: an encoder says at each position which digit stands there afterwards."""
+"""Rewriting digits: an encoder predicts at each position the digit of the rewritten sequence."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,27 +10,27 @@ from qkvbench.experiment import Training
 from qkvbench.model import Encoder, Init, Learned, Tokens, transformer
 from qkvbench.model.rng import generator
 from qkvbench.tasks import Data, Metric, Task, accuracy
-from qkvbench.tasks.kinds.splits import divided
+from qkvbench.tasks.kinds.splits import split_in_order
 
 DIGITS = 10
 LENGTH = 16
-DRAWN = 20_000
+SEQUENCES = 20_000
 
-Rewritten = Callable[[Int[np.ndarray, "items length"]], Int[np.ndarray, "items length"]]
+Rewrite = Callable[[Int[np.ndarray, "items length"]], Int[np.ndarray, "items length"]]
 
 
 def rewriting(
     name: str,
     about: str,
-    rewritten: Rewritten,
+    rewrite: Rewrite,
     *,
     training: Training,
     solved: float | None = None,
 ) -> Task:
-    """The task of saying 16 digits as `rewritten` gives them.
+    """The task of predicting what `rewrite` makes of 16 digits.
 
-    ``solved`` is for those in which canonical attention makes no mistake: no spread of scores is
-    left to compare there, so runs are counted.
+    ``solved`` is for tasks in which canonical attention makes no mistake: scores have no spread
+    to compare, so solved runs are counted.
     """
     return Task(
         about=about,
@@ -49,16 +49,16 @@ def rewriting(
             init=Init(embedding_std=0.5, position_std=0.5),
         ),
         training=training,
-        load=partial(load, name, rewritten),
+        load=partial(load, name, rewrite),
         score=accuracy,
     )
 
 
-def load(name: str, rewritten: Rewritten) -> Data:
-    """Sequences drawn uniformly; no two have the same answer, so no answer can be remembered."""
-    drawn = generator(0, "task", name).integers(DIGITS, size=(DRAWN, LENGTH))
-    answers = rewritten(drawn)
+def load(name: str, rewrite: Rewrite) -> Data:
+    """Sequences drawn uniformly; no two have the same answer, so none can be memorized."""
+    drawn = generator(0, "task", name).integers(DIGITS, size=(SEQUENCES, LENGTH))
+    answers = rewrite(drawn)
     _, first = np.unique(answers, axis=0, return_index=True)
-    # In the order in which they were drawn: the unique answers come in sorted order.
+    # Back to the order in which they were drawn: `unique` sorts the answers.
     first.sort()
-    return divided(drawn[first], answers[first], validation=256, test=1024)
+    return split_in_order(drawn[first], answers[first], validation=256, test=1024)

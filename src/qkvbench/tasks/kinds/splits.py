@@ -1,4 +1,4 @@
-"""The shapes of a split: items that lie in arrays, images, and windows on a stream of tokens."""
+"""Kinds of splits: items in arrays, images, and windows on a stream of tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from qkvbench.data.batch import IGNORE_INDEX, Batch, Sequences, Split
 from qkvbench.data.cache import identity_of
 from qkvbench.tasks import Data
 
-# Where the splits of each class end, in percent: a fifth is for tests, a tenth for validation.
+# Ends of the splits of each class, in percent: a fifth is for tests, a tenth for validation.
 ENDS = {"test": 20, "validation": 30, "train": 100}
-# Of the validation split the first are scored on the way: a fair sample, and training stays short.
+# Items of the validation split that are scored during training: a fair sample, soon scored.
 VALIDATION = 1000
 
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """Items that lie in arrays; of each, so many positions are read as `lengths` says.
+    """Items in arrays; ``lengths`` is the number of positions of each that are read.
 
-    ``second`` and ``second_lengths`` are the same of the second input, where there is one.
+    ``second`` and ``second_lengths`` are the same for the second input, if there is one.
     """
 
     inputs: Num[np.ndarray, "items positions *features"]
-    targets: Int[np.ndarray, "items places"]
+    targets: Int[np.ndarray, "items targets"]
     lengths: Int[np.ndarray, " items"] | None = None
-    second: Num[np.ndarray, "items places2 *features2"] | None = None
+    second: Num[np.ndarray, "items positions2 *features2"] | None = None
     second_lengths: Int[np.ndarray, " items"] | None = None
 
     def __len__(self) -> int:
@@ -49,15 +49,15 @@ def _read(
     inputs: np.ndarray, lengths: np.ndarray | None, indices: Int[np.ndarray, " items"]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The items with these numbers, and their lengths."""
-    # Kept small on disk; token ids are whole numbers of 64 bits in a batch.
+    # 16 bits on disk; the token ids of a batch have 64.
     found = np.array(inputs[indices])
     found = found.astype(np.int64) if found.dtype == np.uint16 else found
     return found, None if lengths is None else np.array(lengths[indices])
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """Images of one size, each a sequence of square patches, whose numbers lie in −1..1."""
+class PatchedImages:
+    """Images of one size, each a sequence of square patches with values in −1..1."""
 
     pixels: UInt8[np.ndarray, "items side side channels"]
     targets: Int[np.ndarray, "items one"]
@@ -69,13 +69,13 @@ class Pictures:
 
     def batch(self, indices: Int[np.ndarray, " items"]) -> Batch:
         """The images with these numbers."""
-        pixels = patches(np.array(self.pixels[indices]), self.patch)
+        pixels = patchify(np.array(self.pixels[indices]), self.patch)
         return Batch((pixels / 127.5 - 1).astype(np.float32), np.array(self.targets[indices]))
 
 
 @dataclass(frozen=True, eq=False)
-class Readings:
-    """Pieces of text of which each token is right at its own place: what is masked later."""
+class UnmaskedTexts:
+    """Pieces of text, each token its own target: inputs are masked later."""
 
     inputs: Integer[np.ndarray, "items positions"]
     lengths: Int[np.ndarray, " items"]
@@ -93,7 +93,7 @@ class Readings:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Pieces of `length` tokens that follow each other in a stream; the next token is right.
+    """Pieces of `length` tokens that follow each other in a stream; targets are the next tokens.
 
     Each token of the stream but the first is predicted in one window, so nothing is padding.
     """
@@ -107,14 +107,15 @@ class Windows:
 
     def batch(self, indices: Int[np.ndarray, " items"]) -> Batch:
         """The windows with these numbers."""
-        places = indices[:, None] * self.length + np.arange(self.length + 1)
-        tokens = self.stream[places].astype(np.int64)
+        # Shape: items by length + 1.
+        positions = indices[:, None] * self.length + np.arange(self.length + 1)
+        tokens = self.stream[positions].astype(np.int64)
         return Batch(tokens[:, :-1], tokens[:, 1:])
 
 
-def divided(
+def split_in_order(
     inputs: Num[np.ndarray, "items positions *features"],
-    targets: Int[np.ndarray, "items places"],
+    targets: Int[np.ndarray, "items targets"],
     *,
     validation: int,
     test: int,
@@ -126,13 +127,13 @@ def divided(
     return Data(train=rest, validation=second, test=first, identity=identity(inputs, targets))
 
 
-def stratified(
+def stratify(
     contents: Sequence[bytes], labels: Sequence[int], ends: Mapping[str, int] = ENDS
 ) -> dict[str, list[int]]:
     """The numbers of the examples of each split, in the order of the hashes of their contents.
 
-    Each class gives its shares to the splits, so all have it. A prefix of the tests is a fair
-    sample; the training split begins with the classes whose other shares are full first.
+    Each class is in all splits. A prefix of the test split is a fair sample; the training split
+    begins with the classes whose other shares are full first.
     """
     hashes = [sha256(content).digest() for content in contents]
     order = sorted(range(len(hashes)), key=hashes.__getitem__)
@@ -150,7 +151,7 @@ def stratified(
     return parts
 
 
-def patches(
+def patchify(
     pixels: Num[np.ndarray, "items side side channels"], patch: int
 ) -> Num[np.ndarray, "items patches features"]:
     """Images cut into squares, row by row, each a vector of its pixels."""
@@ -160,35 +161,35 @@ def patches(
     return cut.reshape(count, along**2, patch**2 * channels)
 
 
-def uncut(
+def unpatchify(
     cut: Num[np.ndarray, "items patches features"], patch: int, channels: int
 ) -> Num[np.ndarray, "items side side channels"]:
-    """The images of which these are the `patches`."""
+    """The inverse of `patchify`: the images of these patches."""
     count, squares, _ = cut.shape
     along = isqrt(squares)
     rows = cut.reshape(count, along, along, patch, patch, channels).transpose(0, 1, 3, 2, 4, 5)
     return rows.reshape(count, along * patch, along * patch, channels)
 
 
-def save(folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Keep the arrays of each split in a folder of the cache."""
+def save_splits(folder: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Write the arrays of each split into a folder."""
     for split, arrays in splits.items():
         for name, array in arrays.items():
             np.save(folder / f"{split}.{name}.npy", array)
 
 
-def saved(folder: Path, made: Callable[..., Split] = Items) -> Data:
-    """The splits that were kept, each made of its arrays by name, which are mapped into memory."""
+def load_splits(folder: Path, make: Callable[..., Split] = Items) -> Data:
+    """The splits that `save_splits` wrote, each made from its arrays by name, memory-mapped."""
 
     def split(name: str) -> Split:
         files = folder.glob(f"{name}.*.npy")
-        return made(**{file.name.split(".")[1]: np.load(file, mmap_mode="r") for file in files})
+        return make(**{file.name.split(".")[1]: np.load(file, mmap_mode="r") for file in files})
 
     return Data(split("train"), split("validation"), split("test"), identity=identity_of(folder))
 
 
 def identity(*arrays: np.ndarray) -> str:
-    """A hash of what is in the arrays, their shapes and types."""
+    """A hash of the arrays' content, shapes and types."""
     found = sha256()
     for array in arrays:
         found.update(f"{array.dtype.str}{array.shape}".encode())

@@ -1,4 +1,4 @@
-"""Classification of texts: tokens cut to a length, padded at the end, one class for the whole."""
+"""Classification of texts: tokens cut to a length, padded at the end, one class for each."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int, Integer, UInt16
 
-from qkvbench.data.tokenizer import PREPARATION, Fitted, Tokenizer, fitted
+from qkvbench.data.tokenizer import PREPARATION, Fitted, Tokenizer, fit
 from qkvbench.experiment import Training
 from qkvbench.model import Encoder, Init, Rotary, Tokens, transformer
 from qkvbench.tasks import Data, Metric, Task, accuracy
-from qkvbench.tasks.kinds.splits import ENDS, save, saved, stratified
+from qkvbench.tasks.kinds.splits import ENDS, load_splits, save_splits, stratify
 
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled texts, read up to `length` tokens. `prepared` keeps their splits in the cache."""
+    """Labelled texts, read up to `length` tokens. `folder` gives their prepared splits."""
 
     about: str
     tier: Literal["packaged", "own"]
@@ -29,7 +29,7 @@ class Source:
     chance: float
     length: int
     training: Training
-    prepared: Callable[[Tokenizer], Path]
+    folder: Callable[[Tokenizer], Path]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Labelled:
 
 
 def text_classification(source: Source, tokenizer: Tokenizer) -> Task:
-    """The task of naming the class of a text; who makes the source knows it in other tokens."""
+    """The task of naming the class of a text. The caller sets `with_tokenizer`."""
     return Task(
         about=source.about,
         benchmark=source.benchmark,
@@ -56,7 +56,7 @@ def text_classification(source: Source, tokenizer: Tokenizer) -> Task:
             d_model=64,
             heads=4,
             position=Rotary(),
-            # With 0.5, at which bytes do well, this one learns training words by heart.
+            # With 0.5, which is good for bytes, this model memorizes words of the training split.
             init=Init(embedding_std=0.1, position_std=0.1),
         ),
         training=source.training,
@@ -67,11 +67,11 @@ def text_classification(source: Source, tokenizer: Tokenizer) -> Task:
 
 def load(source: Source, tokenizer: Tokenizer) -> Data:
     """The prepared splits."""
-    return saved(source.prepared(tokenizer))
+    return load_splits(source.folder(tokenizer))
 
 
 def folder_name(name: str, tokenizer: Tokenizer, length: int) -> str:
-    """What the prepared splits are called in the cache."""
+    """The name of the prepared splits in the cache."""
     return f"{name}-{tokenizer.name}-{length}-{PREPARATION}"
 
 
@@ -82,50 +82,50 @@ def prepare(
     length: Callable[[int], int],
     folder: Path,
 ) -> None:
-    """Split different texts by their hashes, learn the tokenizer from training ones, keep all.
+    """Split distinct texts by their hashes, fit the tokenizer to the training ones, save all.
 
-    `length` decides, from the most tokens of a training text, how many are read of any.
+    `length` maps the most tokens of a training text to the number that is read of each text.
     """
-    splits = divided(texts, labels)
+    splits = split_texts(texts, labels)
     training = splits["train"].texts
-    learned = fitted(tokenizer, training)
+    learned = fit(tokenizer, training)
     longest = max(len(tokens) for tokens in learned.encode(training))
-    keep_tokens(splits, learned, length(longest), folder)
+    save_tokens(splits, learned, length(longest), folder)
 
 
-def divided(
+def split_texts(
     texts: Sequence[str], labels: Sequence[int], ends: Mapping[str, int] = ENDS
 ) -> dict[str, Labelled]:
-    """The splits of different texts, by their hashes."""
-    parts = stratified([text.encode() for text in texts], labels, ends)
+    """The splits of distinct texts, by their hashes."""
+    parts = stratify([text.encode() for text in texts], labels, ends)
     return {
         name: Labelled([texts[n] for n in numbers], [labels[n] for n in numbers])
         for name, numbers in parts.items()
     }
 
 
-def keep_tokens(splits: Mapping[str, Labelled], learned: Fitted, length: int, folder: Path) -> None:
-    """Keep the first tokens of each text.
+def save_tokens(splits: Mapping[str, Labelled], learned: Fitted, length: int, folder: Path) -> None:
+    """Save the first tokens of each text.
 
-    Texts that are alike so far count as one, the first of test, validation and training.
+    Texts with equal first tokens count once, in the first of test, validation and training.
     """
     seen: set[bytes] = set()
     kept: dict[str, dict[str, np.ndarray]] = {}
     for name in ENDS:
-        tokens, lengths = padded(learned.encode(splits[name].texts), learned.separator, length)
+        tokens, lengths = pad(learned.encode(splits[name].texts), learned.separator, length)
         first = [row.tobytes() not in seen and not seen.add(row.tobytes()) for row in tokens]
         kept[name] = {
             "inputs": tokens[first],
             "targets": np.array(splits[name].labels, np.int64)[first, None],
             "lengths": lengths[first],
         }
-    save(folder, kept)
+    save_splits(folder, kept)
 
 
-def padded(
+def pad(
     texts: Iterable[Integer[np.ndarray, " tokens"]], separator: int, length: int
 ) -> tuple[UInt16[np.ndarray, "items length"], Int[np.ndarray, " items"]]:
-    """The first tokens of each text, separators behind them, and how many they are."""
+    """The first tokens of each text, padded with separators, and their number."""
     read = [tokens[:length] for tokens in texts]
     lengths = np.array([len(tokens) for tokens in read], np.int64)
     rows = np.full((len(read), length), separator, np.uint16)

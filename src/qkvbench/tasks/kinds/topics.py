@@ -1,26 +1,26 @@
-"""What is a text about? Collections that come with topics, as a task."""
+"""Topics: labelled collections of texts as a task."""
 
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-from qkvbench.data.cache import keep, kept
+from qkvbench.data.cache import keep, lookup
 from qkvbench.data.tokenizer import Tokenizer
 from qkvbench.data.topics import Collection, topics
 from qkvbench.experiment import Training
 from qkvbench.tasks import Metric, Task, balanced_accuracy
-from qkvbench.tasks.kinds.reviews import BYTE_PAIRS, learned, read_length
+from qkvbench.tasks.kinds.reviews import BYTE_PAIRS, read_length, review_tokenizer
 from qkvbench.tasks.kinds.texts import (
     Labelled,
     Source,
-    divided,
     folder_name,
-    keep_tokens,
+    save_tokens,
+    split_texts,
     text_classification,
 )
 
-# Where the splits of what is not for tests end, in percent.
+# Ends of validation and training in the texts that are not for tests, in percent.
 ENDS_OF_TRAIN = {"validation": 10, "train": 100}
 
 
@@ -40,7 +40,7 @@ class Topics:
 
 
 def topic(texts: Topics, tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
-    """The task of naming a text's topic; `{length}` in `about` is what is read of a text."""
+    """The task of naming a text's topic; `{length}` in `about` is the number of tokens read."""
     length = read_length(texts.length, tokenizer)
     source = Source(
         about=texts.about.format(length=length),
@@ -52,30 +52,30 @@ def topic(texts: Topics, tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
         chance=1 / texts.classes,
         length=length,
         training=texts.training,
-        prepared=partial(prepared, texts.collection, length),
+        folder=partial(splits_folder, texts.collection, length),
     )
     return replace(
         text_classification(source, tokenizer),
         metric=Metric(texts.metric, "share", "higher", chance=source.chance),
         score=balanced_accuracy,
-        retokenized=partial(topic, texts),
+        with_tokenizer=partial(topic, texts),
     )
 
 
-def prepared(collection: Collection, length: int, tokenizer: Tokenizer) -> Path:
-    """Where the splits are kept, made on first use."""
+def splits_folder(collection: Collection, length: int, tokenizer: Tokenizer) -> Path:
+    """The folder of the prepared splits, made on first use."""
     name = folder_name(f"topics-{collection}", tokenizer, length)
-    if folder := kept(name):
+    if folder := lookup(name):
         return folder
-    splits, tokens = split_topics(collection), learned(tokenizer)
-    return keep(name, lambda making: keep_tokens(splits, tokens, length, making))
+    splits, tokens = split_topics(collection), review_tokenizer(tokenizer)
+    return keep(name, lambda making: save_tokens(splits, tokens, length, making))
 
 
 def split_topics(collection: Collection) -> dict[str, Labelled]:
-    """The test split of the collection itself; a tenth of its other texts is for validation.
+    """The collection's own test split; a tenth of its other texts is for validation.
 
-    Its own, because it is later than what is trained on: who answers a post quotes it. Each is in
-    the order of its hashes, so any prefix is a fair sample.
+    Its own, because its texts are later than the training texts: an answer to a post quotes it.
+    Each split is in the order of hashes, so any prefix is a fair sample.
     """
     found = topics(collection)
     names = sorted(set(found["train"].values()))
@@ -88,4 +88,4 @@ def split_topics(collection: Collection) -> dict[str, Labelled]:
         for split, items in ordered.items()
     }
     own = labelled["train"]
-    return {**divided(own.texts, own.labels, ENDS_OF_TRAIN), "test": labelled["test"]}
+    return {**split_texts(own.texts, own.labels, ENDS_OF_TRAIN), "test": labelled["test"]}

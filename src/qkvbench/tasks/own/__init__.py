@@ -1,6 +1,5 @@
-"""Tasks made from what a person has: a path to text, JSON lines, a table or a folder of images."""
+"""Tasks made from a person's own data: a path to text, JSON lines, a table or images."""
 
-import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,33 +8,26 @@ from qkvbench.data.cache import DataRefusedError
 from qkvbench.tasks import Task
 from qkvbench.tasks.own.images import image_task
 from qkvbench.tasks.own.table import DELIMITERS, table_task
-from qkvbench.tasks.own.text import JSON_LINES, text_task
-
-SUFFIXES = (".txt", ".text", ".md", *JSON_LINES, *DELIMITERS)
+from qkvbench.tasks.own.text import text_task
 
 Signature = tuple[tuple[str, int, int, int], ...]
 
 
-def is_path(name: str) -> bool:
-    """Whether a task's name is a path: it has a separator or a suffix that is known."""
-    return "/" in name or os.sep in name or Path(name).suffix.lower() in SUFFIXES
-
-
 def task(name: str) -> Task:
-    """The task made of what lies at a path; its version comes from the content.
+    """The task made from the data at a path; its version comes from their content.
 
-    Raises DataRefusedError where that cannot be a task, DataUnavailableError where the cache
-    cannot be written.
+    Raises DataRefusedError if they cannot be a task, DataUnavailableError if the cache cannot be
+    written.
     """
     if not name.isprintable():
         raise DataRefusedError(f"'{own.shown(name)}' has control characters; give it another name.")
     path = Path(name)
     if not path.exists():
-        raise own.missing(path)
+        raise own.missing_error(path)
     return _task(path, Path.cwd(), _signature(path))
 
 
-# A study asks for its tasks many times; what lies there is read once while it stays the same.
+# A study asks for its tasks many times; unchanged data are read once.
 @lru_cache(maxsize=16)
 def _task(path: Path, _folder: Path, _signature: Signature) -> Task:
     if path.is_dir():
@@ -46,7 +38,7 @@ def _task(path: Path, _folder: Path, _signature: Signature) -> Task:
 
 
 def _signature(path: Path) -> Signature:
-    """What changes when a file is written, or a folder or what lies in it is."""
+    """A value that changes when the file, or the folder or a file in it, is written."""
     paths = sorted([path, *path.glob("*"), *path.glob("*/*")]) if path.is_dir() else [path]
     stats = [(str(each), each.stat()) for each in paths if each.exists()]
     return tuple((each, stat.st_size, stat.st_mtime_ns, stat.st_ino) for each, stat in stats)

@@ -1,4 +1,4 @@
-"""What identifies content that a person brings, and where the cache keeps what is made of it."""
+"""The identity of a person's own data, and their folder in the cache."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qkvbench.data.cache import keep, kept
+from qkvbench.data.cache import keep, lookup
 from qkvbench.experiment import Training
 
-# Raised with every change to what is made of the same bytes.
+# Raised with every change to what is prepared from the same bytes.
 PREPARATION = 1
 CLASSIFYING = Training(steps=600, batch=32, learning_rate=2e-3, warmup=60)
 CLASSIFYING_TEXT = Training(steps=600, batch=32, learning_rate=3e-3, warmup=60, evaluations=5)
@@ -18,14 +18,14 @@ CLASSIFYING_TEXT = Training(steps=600, batch=32, learning_rate=3e-3, warmup=60, 
 
 @dataclass(frozen=True)
 class Content:
-    """Bytes that were read, as their hash, and the kind of task that is made of them."""
+    """The hash of the bytes that were read, and the kind of task that is made from them."""
 
     kind: str
     digest: str
 
     @property
     def key(self) -> str:
-        """What the prepared content is called in the cache."""
+        """The name of the prepared content in the cache."""
         mark = sha256(f"{PREPARATION} {self.kind} {self.digest}".encode()).hexdigest()
         return f"own-{mark[:24]}"
 
@@ -36,10 +36,10 @@ class Content:
 
     def prepared(self, make: Callable[[Path], None]) -> Path:
         """The folder in the cache, filled by `make` on first use."""
-        return kept(self.key) or keep(self.key, make)
+        return lookup(self.key) or keep(self.key, make)
 
 
 def most_frequent(folder: Path) -> float:
-    """What one scores on the kept test split who always names its most frequent class."""
+    """The accuracy on the prepared test split of always predicting its majority class."""
     targets = np.load(folder / "test.targets.npy")
     return float(np.bincount(targets.ravel()).max() / targets.size)

@@ -10,17 +10,17 @@ import numpy as np
 from jaxtyping import Float
 
 from qkvbench.data import own
-from qkvbench.data.cache import keep, kept
+from qkvbench.data.cache import keep, lookup
 from qkvbench.data.tokenizer import Bytes, Tokenizer
 from qkvbench.model import Encoder, Init, Learned, Vectors, transformer
 from qkvbench.tasks import Metric, Task, accuracy
-from qkvbench.tasks.kinds.splits import save, saved, stratified
+from qkvbench.tasks.kinds.splits import load_splits, save_splits, stratify
 from qkvbench.tasks.kinds.texts import Source, folder_name, prepare, text_classification
 from qkvbench.tasks.own.content import CLASSIFYING, CLASSIFYING_TEXT, Content, most_frequent
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-# Of a text so many tokens are read at most.
-LONGEST = 256
+# Tokens of a text that are read at most.
+MAX_LENGTH = 256
 
 
 def table_task(path: Path) -> Task:
@@ -39,7 +39,7 @@ def table_task(path: Path) -> Task:
 def _make(name: str, found: bytes, delimiter: str, folder: Path) -> None:
     table = own.table(name, found, delimiter)
     contents = [row.encode() if isinstance(row, str) else row.tobytes() for row in table.examples]
-    right = own.labelled(name, contents, table.labels, table.places)
+    right = own.number_labels(name, contents, table.labels, table.places)
     texts: list[tuple[object, int]] = []
     if isinstance(table.examples, list):
         kept_texts = [table.examples[number] for number in right.kept]
@@ -52,14 +52,14 @@ def _make(name: str, found: bytes, delimiter: str, folder: Path) -> None:
 def _save_numbers(
     numbers: Float[np.ndarray, "rows columns"], labels: list[int], folder: Path
 ) -> None:
-    """Keep rows as sequences of numbers, standardized by the rows of the training split."""
-    parts = stratified([row.tobytes() for row in numbers], labels)
+    """Save rows as sequences of numbers, standardized by the rows of the training split."""
+    parts = stratify([row.tobytes() for row in numbers], labels)
     training = numbers[parts["train"]]
     middle, spread = training.mean(axis=0), training.std(axis=0)
-    # What never changes in training, but for rounding, is not blown up.
+    # A column that is constant in training, but for rounding, is not scaled.
     standard = (numbers - middle) / np.where(spread > 1e-12 * abs(middle), spread, 1)
     targets = np.array(labels, np.int64)[:, None]
-    save(
+    save_splits(
         folder,
         {
             split: {
@@ -91,7 +91,7 @@ def _of_numbers(name: str, content: Content, folder: Path) -> Task:
             init=Init(embedding_std=0.5, position_std=0.5),
         ),
         training=CLASSIFYING,
-        load=partial(saved, folder),
+        load=partial(load_splits, folder),
         score=accuracy,
     )
 
@@ -101,15 +101,15 @@ def _of_texts(
 ) -> Task:
     """The task; a training split too small for the vocabulary is refused before it runs."""
 
-    def prepared(read: Tokenizer) -> Path:
+    def splits_folder(read: Tokenizer) -> Path:
         def make(folder: Path) -> None:
             words, labels = zip(*texts, strict=True)
-            prepare(words, labels, read, lambda most: min(most, LONGEST), folder)
+            prepare(words, labels, read, lambda most: min(most, MAX_LENGTH), folder)
 
-        key = folder_name(content.key, read, LONGEST)
-        return kept(key) or keep(key, make)
+        key = folder_name(content.key, read, MAX_LENGTH)
+        return lookup(key) or keep(key, make)
 
-    folder = prepared(tokenizer)
+    folder = splits_folder(tokenizer)
     classes = 1 + max(label for _, label in texts)
     source = Source(
         about=f"Name the class of a text of {name}: {classes} classes.",
@@ -121,7 +121,7 @@ def _of_texts(
         chance=most_frequent(folder),
         length=np.load(folder / "test.inputs.npy", mmap_mode="r").shape[1],
         training=CLASSIFYING_TEXT,
-        prepared=prepared,
+        folder=splits_folder,
     )
     again = partial(_of_texts, name, content, texts)
-    return replace(text_classification(source, tokenizer), retokenized=again)
+    return replace(text_classification(source, tokenizer), with_tokenizer=again)

@@ -9,19 +9,19 @@ import numpy as np
 
 from qkvbench.data import own
 from qkvbench.data.cache import identity_of
-from qkvbench.data.documents import packed
-from qkvbench.data.streams import SPLITS, Streams, of_bytes
+from qkvbench.data.documents import pack
+from qkvbench.data.streams import SPLITS, Streams, byte_streams
 from qkvbench.data.tokenizer import Bytes, Tokenizer
 from qkvbench.tasks import Task
 from qkvbench.tasks.kinds.language import Source, language_model, load
 from qkvbench.tasks.own.content import Content
 
 JSON_LINES = (".jsonl", ".ndjson")
-# A text is read over so often at most, unless these are very few steps. 25 kB, read 25 times:
-# 3.0 bits a byte of validation text after 7 times, 4.8 at the end.
+# Epochs at most, unless that would be fewer than MIN_STEPS steps. With 25 kB and 25 epochs:
+# 3.0 bits per byte of validation text after 7 epochs, 4.8 at the end.
 EPOCHS = 8
-FEWEST_STEPS = 50
-# Little text is the rule here, so more of it is held back than of a large collection.
+MIN_STEPS = 50
+# Own texts are small as a rule, so a larger share is held out than of a large collection.
 SHARES = {"test": 0.10, "validation": 0.10, "train": 0.80}
 
 
@@ -34,7 +34,7 @@ def text_task(path: Path) -> Task:
 
     def make(folder: Path) -> None:
         documents = (own.json_documents if lines else own.text_documents)(name, found)
-        for split, stream in packed(documents, SHARES).items():
+        for split, stream in pack(documents, SHARES).items():
             np.save(folder / f"{split}.npy", np.frombuffer(stream, np.uint8))
 
     folder = content.prepared(make)
@@ -45,19 +45,19 @@ def text_task(path: Path) -> Task:
         model="own-text",
         read=partial(_streams, folder),
     )
-    return _checked(source, Bytes())
+    return _checked_task(source, Bytes())
 
 
-def _checked(source: Source, tokenizer: Tokenizer) -> Task:
-    """The task; what is too short for its splits or its vocabulary is refused before it runs."""
+def _checked_task(source: Source, tokenizer: Tokenizer) -> Task:
+    """The task; a text too short for its splits or vocabulary is refused before anything runs."""
     windows = len(load(source, tokenizer).train)
     task = language_model(source, tokenizer)
     usual = task.training
-    steps = min(usual.steps, max(FEWEST_STEPS, EPOCHS * windows // usual.batch))
+    steps = min(usual.steps, max(MIN_STEPS, EPOCHS * windows // usual.batch))
     training = replace(usual, steps=steps, warmup=min(usual.warmup, steps // 5))
-    return replace(task, training=training, retokenized=partial(_checked, source))
+    return replace(task, training=training, with_tokenizer=partial(_checked_task, source))
 
 
 def _streams(folder: Path) -> Streams:
     parts = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS}
-    return of_bytes(parts, identity_of(folder))
+    return byte_streams(parts, identity_of(folder))

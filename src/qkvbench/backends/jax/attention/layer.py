@@ -22,7 +22,7 @@ from qkvbench.backends.jax.cache.kv_cache import (
 )
 from qkvbench.backends.jax.kernels.pallas_decode import DecodeKernel, decode_kernel
 from qkvbench.backends.jax.models.weights import Weights, part
-from qkvbench.backends.jax.training.precision import exact
+from qkvbench.backends.jax.training.precision import upcast
 from qkvbench.variant import (
     ROLES,
     ApplyRope,
@@ -190,7 +190,7 @@ class Attention:
         for role, each in self.plan.maps.items():
             numbers = weights[each.name]
             if each.name.endswith(".rotation"):
-                numbers = exact(numbers)
+                numbers = upcast(numbers)
                 head_dim = self.plan.geometry.head_dim
                 row, column = np.triu_indices(head_dim, 1)
                 above = jnp.zeros((len(numbers), head_dim, head_dim), numbers.dtype)
@@ -333,7 +333,7 @@ def _map_heads(rows: Heads, matrix: Float[Array, "kv_heads _to _width"]) -> Head
 
 def _rms_norm(rows: Heads) -> Heads:
     """RMS norm of each head of each row, in fp32 or better."""
-    wide = exact(rows)
+    wide = upcast(rows)
     size = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     return (wide / jnp.sqrt(size + NORM_EPS)).astype(rows.dtype)
 

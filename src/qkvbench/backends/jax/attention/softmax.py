@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from qkvbench.backends.jax.attention.rope import Positions, looked_up
 from qkvbench.backends.jax.models.weights import Weights
-from qkvbench.backends.jax.training.precision import exact
+from qkvbench.backends.jax.training.precision import upcast
 from qkvbench.variant import FEATURES, AlibiBias, Plan, Relative, ScoreBias
 
 # `_` is checked for nothing: queries and keys may differ in it.
@@ -74,7 +74,7 @@ class SoftmaxAttention:
 
         Rows and columns are at these positions, all of them before `end`.
         """
-        scores = exact(products)
+        scores = upcast(products)
         if cap := self.plan.scores.softcap:
             scores = cap * jnp.tanh(scores / cap)
         for bias in self.plan.biases:
@@ -83,7 +83,7 @@ class SoftmaxAttention:
                 distance = jnp.abs(_distance(rows, columns)).astype(scores.dtype)
                 scores = scores - slopes[:, None, None] * distance
             else:
-                scores = scores * exact(weights["correction.temperature"])
+                scores = scores * upcast(weights["correction.temperature"])
                 scores = scores + self._learned_bias(weights, bias, rows, columns, end, scores)
         scores = jnp.where(self.visible(rows, columns, lengths), scores, -jnp.inf)
         return jax.nn.softmax(scores, axis=-1)

@@ -1,27 +1,27 @@
-"""What really computes attention here, read from the compiled program: its products and softmax.
+"""Which kernels compute attention, read from the compiled program.
 
-XLA has no operation of the name: a program is a graph of products, reductions and fusions, and a
-library's call where there is one. So the program that runs is looked at, and nothing is assumed.
+XLA has no attention operation: a program is a graph of products, reductions and fusions, possibly
+with calls of a library. So the text of the program that runs is searched.
 """
 
 import re
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qkvbench.backends.jax.training.precision import PRODUCTS
+from qkvbench.backends.common.bench import best_seconds
+from qkvbench.backends.jax.training.precision import COMPUTE_DTYPE
 from qkvbench.experiment import Precision
 
-# What a library's own attention is called in a compiled program.
+# Names of attention kernels of libraries in a compiled program.
 _FUSED = re.compile(r'custom_call_target="([^"]*(?:fmha|attention|flash)[^"]*)"', re.IGNORECASE)
 _CALLED = re.compile(r'custom_call_target="([^"]+)"')
 _PRODUCT = re.compile(r"= (\w+)\[[\d,]*\][^ ]* dot\([^\n]*lhs_batch_dims=\{\d")
 
 
 def attention_kernel(program: str) -> str:
-    """What does attention in a compiled program, from its text in XLA's language."""
+    """The kernels that compute attention, from the HLO text of a compiled program."""
     fused = dict.fromkeys(_FUSED.findall(program))
     if fused:
         return ", ".join(fused)
@@ -33,14 +33,9 @@ def attention_kernel(program: str) -> str:
 
 
 def matmul_seconds(precision: Precision, size: int) -> float:
-    """Seconds that one product of two square matrices takes: the best of five in half a second."""
+    """Seconds of one product of two square matrices: the best of several."""
     rng = np.random.default_rng(0)
-    a, b = (jnp.asarray(rng.normal(size=(size, size)), PRODUCTS[precision]) for _ in range(2))
+    a, b = (jnp.asarray(rng.normal(size=(size, size)), COMPUTE_DTYPE[precision]) for _ in range(2))
     product = jax.jit(jnp.matmul)
     product(a, b).block_until_ready()
-    times: list[float] = []
-    while len(times) < 6 and sum(times) < 0.5:
-        began = time.perf_counter()
-        product(a, b).block_until_ready()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    return best_seconds(lambda: product(a, b).block_until_ready())

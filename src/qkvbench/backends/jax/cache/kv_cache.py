@@ -90,11 +90,13 @@ class Cache:
         return Cache(layers, count, self.capacity)
 
     def filled_randomly(self, tokens: int, seed: int) -> "Cache":
-        """As if `tokens` had been read: random rows, for measuring without a prefill."""
+        """The cache as if `tokens` had been read: random rows, to measure without a prefill."""
         layers = tuple(
             LayerCache(
                 {
-                    name: jnp.asarray(_drawn(seed, f"{number}.{name}", rows.shape), rows.dtype)
+                    name: jnp.asarray(
+                        _random_rows(seed, f"{number}.{name}", rows.shape), rows.dtype
+                    )
                     for name, rows in layer.rows.items()
                 },
                 layer.maps,
@@ -158,5 +160,5 @@ def _sinks(slots: int, mask: Mask) -> int:
     return mask.sinks if slots > mask.sinks else 0
 
 
-def _drawn(seed: int, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+def _random_rows(seed: int, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
     return generator(seed, "cache", name).standard_normal(shape, dtype=np.float32)

@@ -1,7 +1,7 @@
-"""Decoding with one pass over a root that is key and value: each row is read once.
+"""Flash decoding over a root that is both key and value: each row is read once.
 
-Written in Pallas for a TPU, whose grid goes from one tile of rows to the next in order, and tested
-in its interpreter. It has not been run on a TPU or a GPU; elsewhere XLA's own operations decode.
+Written in Pallas for a TPU, whose grid visits the tiles of rows in order, and tested in the Pallas
+interpreter. It has not been run on a TPU or a GPU; on other devices XLA's operations decode.
 """
 
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from qkvbench.variant import Plan, Rope
 
 # The features of a plan that the kernel can run; a plan with any other is left to XLA.
 FEATURES = frozenset({"mask.causal", "read.ApplyRope"})
-# Rows of a tile: of 64 numbers in bf16 these are 64 KiB.
+# Rows of a tile; with a head_dim of 64 in bf16 a tile has 64 KiB.
 TILE = 512
 
 
 @dataclass(frozen=True)
 class DecodeKernel:
-    """The kernel for one layer's root; in the interpreter where there is no accelerator."""
+    """The kernel for the root of one layer; `interpret` runs it without an accelerator."""
 
     rope: Rope | None
     interpret: bool = False
@@ -39,16 +39,16 @@ class DecodeKernel:
         rows: Float[Array, "batch roots slots head_dim"],
         count: Int[Array, " batch"],
     ) -> Float[Array, "batch roots group head_dim"]:
-        """softmax(q·turned(row))·row over the first `count` rows of each sequence, in fp32.
+        """softmax(q · rope(row)) · row over the first `count` rows of each sequence, in fp32.
 
-        The queries are scaled and turned already; slot and position are the same.
+        The queries are already scaled and rotated; a slot is a position.
         """
         batch, roots, group, head_dim = query.shape
         slots = rows.shape[2]
         tile = min(self.tile, slots)
-        turned = self.rope.dims if self.rope else 0
+        rotary = self.rope.dims if self.rope else 0
         table = jnp.asarray(
-            angles(slots, turned, self.rope.base) if self.rope else np.zeros((slots, 2)),
+            angles(slots, rotary, self.rope.base) if self.rope else np.zeros((slots, 2)),
             jnp.float32,
         )
 
@@ -63,7 +63,7 @@ class DecodeKernel:
 
         one = (1, 1, group, head_dim)
         return pl.pallas_call(
-            partial(_attend, tile=tile, turned=turned),
+            partial(_attend, tile=tile, rotary=rotary),
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=1,
                 grid=(batch, roots, pl.cdiv(slots, tile)),
@@ -81,7 +81,7 @@ class DecodeKernel:
 
 
 def decode_kernel(plan: Plan) -> DecodeKernel | None:
-    """The kernel for a layer that decodes here; None if XLA's own operations do."""
+    """The kernel for a layer on this device; None if XLA's operations decode it."""
     return chosen(plan) if jax.default_backend() == "tpu" else None
 
 
@@ -97,46 +97,47 @@ def _attend(
     query: Any,
     rows: Any,
     table: Any,
-    seen: Any,
+    out: Any,
     *sums: Any,
     tile: int,
-    turned: int,
+    rotary: int,
 ) -> None:
-    """One tile: the sums so far are brought to the new maximum. arXiv:2205.14135, algorithm 1."""
-    most, total = sums
+    """Add one tile, rescaling the sums to the new maximum. arXiv:2205.14135, algorithm 1."""
+    row_max, row_sum = sums
     item, number = pl.program_id(0), pl.program_id(2)
 
     @pl.when(number == 0)
     def _() -> None:
-        seen[...] = jnp.zeros_like(seen)
-        most[...] = jnp.full_like(most, -jnp.inf)
-        total[...] = jnp.zeros_like(total)
+        out[...] = jnp.zeros_like(out)
+        row_max[...] = jnp.full_like(row_max, -jnp.inf)
+        row_sum[...] = jnp.zeros_like(row_sum)
 
+    # slot, valid: (tile, 1); value, key: (tile, head_dim); scores: (group, tile)
     slot = number * tile + jax.lax.broadcasted_iota(jnp.int32, (tile, 1), 0)
-    there = slot < count[item]
-    # Behind the last row there may be anything, and nothing times it need not be nothing.
-    value = jnp.where(there, rows[0, 0].astype(jnp.float32), 0.0)
-    key = _turn(value, table[...], turned)
-    products = jnp.dot(query[0, 0].astype(jnp.float32), key.T)
-    products = jnp.where(there.T, products, -jnp.inf)
+    valid = slot < count[item]
+    # Rows after the last one are undefined; 0 · NaN would be NaN.
+    value = jnp.where(valid, rows[0, 0].astype(jnp.float32), 0.0)
+    key = _apply_rope(value, table[...], rotary)
+    scores = jnp.dot(query[0, 0].astype(jnp.float32), key.T)
+    scores = jnp.where(valid.T, scores, -jnp.inf)
 
-    highest = jnp.maximum(most[...], products.max(axis=-1, keepdims=True))
-    shares = jnp.exp(products - highest)
-    before = jnp.exp(most[...] - highest)
-    most[...] = highest
-    total[...] = total[...] * before + shares.sum(axis=-1, keepdims=True)
-    seen[0, 0] = seen[0, 0] * before + jnp.dot(shares, value)
+    new_max = jnp.maximum(row_max[...], scores.max(axis=-1, keepdims=True))
+    probs = jnp.exp(scores - new_max)
+    rescale = jnp.exp(row_max[...] - new_max)
+    row_max[...] = new_max
+    row_sum[...] = row_sum[...] * rescale + probs.sum(axis=-1, keepdims=True)
+    out[0, 0] = out[0, 0] * rescale + jnp.dot(probs, value)
 
     @pl.when(number == pl.num_programs(2) - 1)
     def _() -> None:
-        seen[0, 0] = seen[0, 0] / total[...]
+        out[0, 0] = out[0, 0] / row_sum[...]
 
 
-def _turn(rows: Array, table: Array, turned: int) -> Array:
-    """The rows turned by position; what is behind the pairs stays. arXiv:2104.09864, eq. 34."""
-    half = turned // 2
+def _apply_rope(rows: Array, table: Array, rotary: int) -> Array:
+    """RoPE on the first `rotary` coordinates. arXiv:2104.09864, eq. 34."""
+    half = rotary // 2
     if not half:
         return rows
-    first, second, rest = rows[:, :half], rows[:, half:turned], rows[:, turned:]
+    first, second, rest = rows[:, :half], rows[:, half:rotary], rows[:, rotary:]
     cos, sin = table[:, :half], table[:, half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)

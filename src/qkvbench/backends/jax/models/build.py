@@ -1,4 +1,4 @@
-"""Which network a model spec becomes: a value that computes, given its weights."""
+"""From a model spec to a network: a value that computes, given its weights."""
 
 from qkvbench.backends.jax.models.decoder import Decoder
 from qkvbench.backends.jax.models.encoder import Encoder

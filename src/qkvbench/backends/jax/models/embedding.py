@@ -1,4 +1,4 @@
-"""The stream before the first block: a vector for each token or input vector, and its position."""
+"""Input embedding: the stream before the first block, from tokens or vectors and positions."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from qkvbench.model import Learned, Position, Sinusoidal, Tokens, Vectors
 
 @dataclass(frozen=True)
 class Embedding:
-    """Inputs mapped to the stream; positions added where the scheme adds them."""
+    """Embeds inputs; adds position embeddings if the scheme has them."""
 
     inputs: Tokens | Vectors
     position: Position
@@ -25,31 +25,34 @@ class Embedding:
     def __call__(
         self, weights: Weights, inputs: Num[Array, "batch time *features"]
     ) -> Float[Array, "batch positions d_model"]:
-        """The stream of whole sequences, from position 0; before them the class token."""
+        """The stream of whole sequences from position 0, with the class tokens in front."""
         time = inputs.shape[1]
         if isinstance(self.position, Learned) and time > self.position.length:
             raise ValueError(
                 f"{time} positions do not fit a model with {self.position.length} learned ones."
             )
+        # x: (batch, time, d_model), from tokens (batch, time) or vectors (batch, time, features)
         x = (
             weights["table"][inputs]
             if isinstance(self.inputs, Tokens)
             else linear(part(weights, "vectors"), inputs)
         )
-        x = self._placed(weights, x, np.arange(time), time)
+        x = self._add_positions(weights, x, np.arange(time), time)
         if not self.class_tokens:
             return x
-        # It gets no position: it is no input, and its own vector tells it from them.
+        # A class token gets no position: its own vector tells it from the inputs.
         first = weights["class_token"].astype(x.dtype)[None]
-        return jnp.concatenate([jnp.repeat(first, len(x), axis=0), x], axis=1)
+        first = jnp.repeat(first, len(x), axis=0)  # (batch, class_tokens, d_model)
+        return jnp.concatenate([first, x], axis=1)
 
     def at(
         self, weights: Weights, tokens: Int[Array, " batch"], count: Int[Array, "..."], end: int
     ) -> Float[Array, "batch one d_model"]:
-        """The stream of one token of each, which has `count` before it, all before `end`."""
-        return self._placed(weights, weights["table"][tokens][:, None], count[..., None], end)
+        """The stream of one token per sequence at position `count`, which is less than `end`."""
+        x = weights["table"][tokens][:, None]  # (batch, 1, d_model)
+        return self._add_positions(weights, x, count[..., None], end)
 
-    def _placed(
+    def _add_positions(
         self, weights: Weights, x: Float[Array, "batch time d_model"], at: Positions, end: int
     ) -> Float[Array, "batch time d_model"]:
         match self.position:

@@ -1,4 +1,4 @@
-"""What each attention layer makes of a batch, as arrays to be looked into."""
+"""The inputs, weights and attention of each layer on a batch, as arrays."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,115 +6,103 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
 
 from qkvbench.analysis import Layer
+from qkvbench.backends.common.role_matrices import role_matrices, without_rope
 from qkvbench.backends.jax.attention.layer import Attention, Heads, Lengths, Stream
 from qkvbench.backends.jax.attention.softmax import products_of
 from qkvbench.backends.jax.models.build import Network
 from qkvbench.backends.jax.models.weights import Weights
-from qkvbench.backends.jax.training.precision import exact
-from qkvbench.variant import ROLES, ApplyRope, ApplyRotation, Derivation, Role, Scale, UpProject
+from qkvbench.backends.jax.training.precision import upcast
+from qkvbench.variant import ROLES, Derivation, Role
 
-# What is said of a layer besides its name: one array, or one for each role.
-Told = dict[str, Any]
+# The fields of a `Layer` besides its name: an array each, or one for each role.
+LayerArrays = dict[str, Any]
 
 
-def inspected(network: Network, weights: Weights, *given: Any) -> dict[str, Told]:
-    """Every layer of attention over its own stream, by its name, on these inputs.
+def inspect_arrays(
+    network: Network, weights: Weights, *network_inputs: Any
+) -> dict[str, LayerArrays]:
+    """Every self-attention layer on these inputs, by name; to be compiled.
 
-    Attention across is not looked into: its rows and columns are of two sequences.
+    Cross-attention is left out: its rows and columns belong to two sequences.
     """
-    found: dict[str, Told] = {}
+    arrays: dict[str, LayerArrays] = {}
 
-    def told(name: str, layer: Attention, own: Weights, x: Stream, lengths: Lengths | None) -> None:
-        found[name] = _told(layer, own, x, lengths)
+    def record(
+        name: str, layer: Attention, own: Weights, x: Stream, lengths: Lengths | None
+    ) -> None:
+        arrays[name] = _arrays(layer, own, x, lengths)
 
-    network.hidden(weights, *given, told=told)
-    return found
+    network.hidden(weights, *network_inputs, on_attention=record)
+    return arrays
 
 
-def layers_of(network: Network, told: Mapping[str, Told]) -> tuple[Layer, ...]:
-    """The layers in the order of the network, of what `inspected` told."""
+def to_layers(network: Network, arrays: Mapping[str, LayerArrays]) -> tuple[Layer, ...]:
+    """The layers in network order, from the result of `inspect_arrays`."""
     names = [name.removesuffix(".o.weight") for name in network.parameters]
-    return tuple(_layer(name, told[name]) for name in names if name in told)
+    return tuple(_layer(name, arrays[name]) for name in names if name in arrays)
 
 
-def _told(attention: Attention, weights: Weights, x: Stream, lengths: Lengths | None) -> Told:
+def _arrays(
+    attention: Attention, weights: Weights, x: Stream, lengths: Lengths | None
+) -> LayerArrays:
     plan = attention.plan
-    made, maps = attention.project(weights, x), attention.head_maps(weights)
-    places = np.arange(x.shape[1])
+    roots, maps = attention.project(weights, x), attention.head_maps(weights)
+    positions = np.arange(x.shape[1])
 
     def rope(rows: Heads, *, back: bool) -> Heads:
-        return attention.rotate(rows, places, len(places), back=back)
+        return attention.rotate(rows, positions, len(positions), back=back)
 
-    def make(path: Derivation) -> Heads:
-        return attention.make(weights, path, made, maps, rope)
+    def make(derivation: Derivation) -> Heads:
+        return attention.make(weights, derivation, roots, maps, rope)
 
-    rows = {role: make(_before_turn(plan.derivations[role])) for role in ROLES}
+    # (batch, heads, time, head_dim) for each role
+    rows = {role: make(without_rope(plan.derivations[role])) for role in ROLES}
     q, k = (make(plan.derivations[role]) for role in ("q", "k"))
     k = jnp.repeat(k, q.shape[1] // k.shape[1], axis=1)
     scores = products_of(q * q.shape[-1] ** -0.5, k).astype(q.dtype)
-    shares = attention.softmax.attention_weights(
-        weights, scores, places, places, len(places), lengths
+    attention_weights = attention.softmax.attention_weights(
+        weights, scores, positions, positions, len(positions), lengths
     )
-    seen = jnp.broadcast_to(
-        attention.softmax.visible(places, places, lengths), (len(x), 1, *scores.shape[2:])
-    )[:, 0]
-    read = jnp.ones_like(seen[:, :, 0])
+    mask = attention.softmax.visible(positions, positions, lengths)
+    mask = jnp.broadcast_to(mask, (len(x), 1, *scores.shape[2:]))[:, 0]  # (batch, time, time)
+    valid = jnp.ones_like(mask[:, :, 0])  # (batch, time)
     if lengths is not None:
-        read = places < lengths[:, None]
+        valid = positions < lengths[:, None]
     return {
-        "weights": {role: exact(each) for role, each in _weights(attention, weights).items()},
-        "rows": {role: exact(jnp.swapaxes(each, 1, 2)) for role, each in rows.items()},
-        "scores": exact(scores),
-        "shares": shares,
-        "seen": seen & read[:, :, None],
-        "read": read,
+        "weights": {role: upcast(each) for role, each in _weights(attention, weights).items()},
+        "projections": {role: upcast(jnp.swapaxes(each, 1, 2)) for role, each in rows.items()},
+        "scores": upcast(scores),
+        "attention_weights": attention_weights,
+        "mask": mask & valid[:, :, None],
+        "valid": valid,
     }
 
 
-def _layer(name: str, told: Told) -> Layer:
-    arrays = {part: told[part] for part in ("scores", "shares", "seen")}
-    read = np.array(told["read"])
+def _layer(name: str, arrays: LayerArrays) -> Layer:
+    plain = {part: np.array(arrays[part]) for part in ("scores", "attention_weights", "mask")}
+    valid = np.array(arrays["valid"])
     return Layer(
         name=name,
-        weights={role: np.array(each) for role, each in told["weights"].items()},
-        rows={role: np.array(each)[read] for role, each in told["rows"].items()},
-        **{part: np.array(each) for part, each in arrays.items()},
+        weights={role: np.array(each) for role, each in arrays["weights"].items()},
+        # (valid positions of all items, heads, head_dim)
+        projections={role: np.array(each)[valid] for role, each in arrays["projections"].items()},
+        **plain,
     )
 
 
-def _before_turn(path: Derivation) -> Derivation:
-    """The way to a role without positions: K is turned and V is not, whatever they share."""
-    return Derivation(path.root, tuple(op for op in path.ops if not isinstance(op, ApplyRope)))
-
-
-def _weights(
-    attention: Attention, weights: Weights
-) -> dict[Role, Float[Array, "_heads head_dim d_model"]]:
-    """The matrix of each role from the stream, learned maps and scales included."""
-    plan, maps = attention.plan, attention.head_maps(weights)
-    widths = {root.name: root.width for root in plan.roots}
-    kind = weights["o.weight"].dtype
-    matrices: dict[Role, Array] = {}
-    for role in ROLES:
-        path = plan.derivations[role]
-        # Roots without a matrix are the stream itself, cut into heads.
-        matrix = weights.get(f"{path.root}.weight")
+def _weights(attention: Attention, weights: Weights) -> dict[Role, Array]:
+    """The matrix of each role from the stream, with learned maps and scales applied."""
+    plan, dtype = attention.plan, weights["o.weight"].dtype
+    roots: dict[str, Array] = {}
+    for root in plan.roots:
+        # A root without a matrix is the stream itself, split into heads.
+        matrix = weights.get(f"{root.name}.weight")
         if matrix is None:
-            matrix = jnp.eye(plan.geometry.d_model, dtype=kind)
-        matrix = matrix.reshape(-1, widths[path.root], matrix.shape[-1])
-        for op in path.ops:
-            match op:
-                case ApplyRotation(of, back):
-                    turning = maps[of].astype(matrix.dtype)
-                    matrix = (jnp.swapaxes(turning, 1, 2) if back else turning) @ matrix
-                case UpProject(of):
-                    matrix = maps[of].astype(matrix.dtype) @ matrix
-                case Scale(of):
-                    matrix = weights[f"{of}.scale"][:, None].astype(matrix.dtype) * matrix
-                case _:
-                    pass
-        matrices[role] = matrix
-    return matrices
+            matrix = jnp.eye(plan.geometry.d_model, dtype=dtype)
+        matrix = matrix.reshape(-1, root.width, matrix.shape[-1])  # (heads, width, d_model)
+        roots[root.name] = matrix
+    maps = {role: each.astype(dtype) for role, each in attention.head_maps(weights).items()}
+    scales = {role: weights[f"{role}.scale"].astype(dtype) for role in plan.scaled_roles}
+    return role_matrices(plan, roots, maps, scales)

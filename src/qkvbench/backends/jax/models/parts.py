@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from qkvbench.backends.jax.attention.layer import linear
 from qkvbench.backends.jax.models.weights import Weights, part
-from qkvbench.backends.jax.training.precision import exact
+from qkvbench.backends.jax.training.precision import upcast
 from qkvbench.model.parts import (
     AnyFeedForward,
     AnyNorm,
@@ -37,7 +37,7 @@ def feed_forward(spec: AnyFeedForward, weights: Weights, x: Stream) -> Stream:
 
 def normalize(spec: AnyNorm, weights: Weights, x: Stream) -> Stream:
     """The norm that `spec` describes, in fp32 or better."""
-    wide = exact(x)
+    wide = upcast(x)
     match spec:
         case LayerNorm(eps):
             centred = wide - wide.mean(-1, keepdims=True)

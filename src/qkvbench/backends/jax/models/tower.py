@@ -11,7 +11,7 @@ from qkvbench.backends.jax.models.block import Block, Key, OnAttention, Source, 
 from qkvbench.backends.jax.models.embedding import Embedding
 from qkvbench.backends.jax.models.parts import normalize
 from qkvbench.backends.jax.models.weights import Weights, part
-from qkvbench.backends.jax.training.precision import exact
+from qkvbench.backends.jax.training.precision import upcast
 from qkvbench.model import AnyNorm, LayerPlans
 from qkvbench.model import Tower as TowerSpec
 
@@ -87,7 +87,7 @@ def tower(
 
 
 def prefixed(name: str, on_attention: OnAttention) -> OnAttention:
-    """Who is on_attention of a part's layers by their names in the part."""
+    """The callback, with a prefix before the layer's name."""
     return lambda own, *inputs: on_attention(f"{name}.{own}", *inputs)
 
 
@@ -96,5 +96,5 @@ def averaged(x: Stream, lengths: Lengths | None) -> Float[Array, "batch one d_mo
     if lengths is None:
         return x.mean(axis=1, keepdims=True)
     read = jnp.arange(x.shape[1]) < lengths[:, None]
-    total = jnp.where(read[:, :, None], exact(x), 0).sum(axis=1, keepdims=True)
+    total = jnp.where(read[:, :, None], upcast(x), 0).sum(axis=1, keepdims=True)
     return (total / lengths[:, None, None]).astype(x.dtype)

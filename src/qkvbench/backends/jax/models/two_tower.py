@@ -1,4 +1,4 @@
-"""Two towers: each input becomes a vector, and those that belong together are to be alike."""
+"""Two towers as in CLIP: each embeds one input; the vectors of a pair are trained to be similar."""
 
 import math
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from qkvbench.backends.jax.attention.layer import linear
 from qkvbench.backends.jax.models.block import Key, OnAttention, ignore
 from qkvbench.backends.jax.models.tower import Tower, averaged, prefixed
 from qkvbench.backends.jax.models.weights import Parameters, Weights, part
-from qkvbench.backends.jax.training.precision import exact
+from qkvbench.backends.jax.training.precision import upcast
 
 Lengths = Int[Array, " batch"]
-# A likeness is never made sharper than this. arXiv:2103.00020, section 2.5.
+# The largest factor of a cosine similarity. arXiv:2103.00020, section 2.5.
 MAX_LOGIT_SCALE = 100.0
 
 
 @dataclass(frozen=True)
 class TwoTowers:
-    """Two towers and what compares their vectors; each item is on_attention from the others of a batch."""
+    """Two towers and their contrastive head: classifies which item of the batch is the pair."""
 
     towers: dict[str, Tower]
     parameters: Parameters
@@ -36,33 +36,36 @@ class TwoTowers:
         key: Key = None,
         on_attention: OnAttention = ignore,
     ) -> Float[Array, "batch two width"]:
-        """The vector of each item's own input and that of its second, of length 1."""
+        """The unit vectors of each item's two inputs."""
         if second is None:
-            raise ValueError("These towers read two inputs, and no second was given.")
-        read = ((inputs, lengths), (second, second_lengths))
+            raise ValueError("These towers read two inputs, and the second was not given.")
+        pairs = ((inputs, lengths), (second, second_lengths))
         vectors: list[Array] = []
-        for number, (name, given) in enumerate(zip(self.towers, read, strict=True)):
-            own = f"towers.{name}"
-            drawn = None if key is None else jax.random.fold_in(key, number)
+        for number, (name, pair) in enumerate(zip(self.towers, pairs, strict=True)):
+            prefix = f"towers.{name}"
+            tower_key = None if key is None else jax.random.fold_in(key, number)
             x = self.towers[name](
-                part(weights, own), *given, key=drawn, on_attention=prefixed(own, on_attention)
+                part(weights, prefix),
+                *pair,
+                key=tower_key,
+                on_attention=prefixed(prefix, on_attention),
             )
-            vectors.append(linear(part(weights, f"outputs.{name}"), averaged(x, given[1])))
-        both = exact(jnp.concatenate(vectors, axis=1))
-        size = jnp.linalg.norm(both, axis=-1, keepdims=True)
-        return both / jnp.maximum(size, 1e-12)
+            vectors.append(linear(part(weights, f"outputs.{name}"), averaged(x, pair[1])))
+        both = upcast(jnp.concatenate(vectors, axis=1))  # (batch, 2, width)
+        norm = jnp.linalg.norm(both, axis=-1, keepdims=True)
+        return both / jnp.maximum(norm, 1e-12)
 
     @property
     def classes(self) -> int:
-        """One: all rows go into `head` together, since each is compared with all."""
+        """One: `head` compares all rows with each other and cannot be computed in chunks."""
         return 1
 
     def head(
         self, weights: Weights, x: Float[Array, "places width"]
     ) -> Float[Array, "places batch"]:
-        """How alike each place's vector and all those of the other kind are, sharpened."""
-        kind = next(weights[f"outputs.{name}.weight"].dtype for name in self.towers)
-        first, second = x.astype(kind)[0::2], x.astype(kind)[1::2]
-        sharpness = jnp.minimum(weights["logit_scale"], math.log(MAX_LOGIT_SCALE))
-        alike = exact(first @ second.T) * jnp.exp(exact(sharpness))
-        return jnp.stack([alike, alike.T], axis=1).reshape(len(x), -1)
+        """Scaled cosine similarity of each vector to all vectors of the other tower."""
+        dtype = next(weights[f"outputs.{name}.weight"].dtype for name in self.towers)
+        first, second = x.astype(dtype)[0::2], x.astype(dtype)[1::2]  # (batch, width) each
+        scale = jnp.minimum(weights["logit_scale"], math.log(MAX_LOGIT_SCALE))
+        logits = upcast(first @ second.T) * jnp.exp(upcast(scale))  # (batch, batch)
+        return jnp.stack([logits, logits.T], axis=1).reshape(len(x), -1)  # (batch · 2, batch)

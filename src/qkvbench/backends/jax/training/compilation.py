@@ -1,4 +1,4 @@
-"""Functions compiled for what they are given, once for each kind of it, and the time that took."""
+"""Functions compiled ahead of time, once for each set of argument shapes, with the time it took."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,34 +8,36 @@ import jax
 
 
 class Compiled:
-    """A pure function, compiled when it is first given arrays of such shapes and types.
+    """A pure function, compiled when it is first called with arguments of new shapes or dtypes.
 
-    ``seconds`` is what compiling has taken so far: tracing, lowering, and XLA's own work. `reused`
-    are the arguments whose memory may be taken for the result.
+    ``seconds`` is the time spent compiling so far: tracing, lowering, and XLA itself. `donated` are
+    the arguments whose memory may be reused for the result.
     """
 
     def __init__(
         self,
         function: Callable[..., Any],
         *,
-        reused: Sequence[int] = (),
-        lies: jax.sharding.Sharding | None = None,
+        donated: Sequence[int] = (),
+        out_sharding: jax.sharding.Sharding | None = None,
     ) -> None:
-        """The function, not compiled yet; `lies` says where its results do, None leaves it open."""
-        self._function = jax.jit(function, donate_argnums=tuple(reused), out_shardings=lies)
-        self._made: dict[object, Any] = {}
+        """The function, not compiled yet; an `out_sharding` of None lets XLA choose."""
+        self._function = jax.jit(
+            function, donate_argnums=tuple(donated), out_shardings=out_sharding
+        )
+        self._compiled: dict[object, Any] = {}
         self.seconds = 0.0
 
-    def __call__(self, *given: Any) -> Any:
-        """What the function makes of this."""
-        return self.made_for(*given)(*given)
+    def __call__(self, *arguments: Any) -> Any:
+        """The result of the function."""
+        return self.compile(*arguments)(*arguments)
 
-    def made_for(self, *given: Any) -> Any:
-        """The compiled function for such arguments."""
-        leaves, structure = jax.tree.flatten(given)
-        kinds = (structure, *((each.shape, each.dtype) for each in leaves))
-        if kinds not in self._made:
+    def compile(self, *arguments: Any) -> Any:
+        """The compiled function for arguments of these shapes and dtypes."""
+        leaves, structure = jax.tree.flatten(arguments)
+        key = (structure, *((each.shape, each.dtype) for each in leaves))
+        if key not in self._compiled:
             began = time.perf_counter()
-            self._made[kinds] = self._function.lower(*given).compile()
+            self._compiled[key] = self._function.lower(*arguments).compile()
             self.seconds += time.perf_counter() - began
-        return self._made[kinds]
+        return self._compiled[key]

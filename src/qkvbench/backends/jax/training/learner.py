@@ -1,7 +1,7 @@
-"""A model that learns: the loss and its gradients, the AdamW update, predictions.
+"""A learner: the loss and its gradients, the AdamW update, predictions.
 
-A step is two pure functions of arrays, `slopes` and `updated`: what they need is given to them, and
-the learner only keeps what comes of it.
+A training step is two pure functions of arrays, `Step.gradients` and `Step.update`; the learner
+compiles them and keeps their results.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,51 +21,38 @@ from jaxtyping import Float, Int
 
 from qkvbench.analysis import Layer
 from qkvbench.backends import STATE_FILE, SingleProcess
-from qkvbench.backends.jax.generation.beam_search import Searched
+from qkvbench.backends.common.checks import check_state
+from qkvbench.backends.common.precision import needs_loss_scaling
+from qkvbench.backends.common.predictions import scatter_predictions, scored_positions
+from qkvbench.backends.jax.generation.beam_search import BeamSearch
 from qkvbench.backends.jax.models.build import Network, build
-from qkvbench.backends.jax.models.inspect import inspected, layers_of
+from qkvbench.backends.jax.models.inspect import inspect_arrays, to_layers
 from qkvbench.backends.jax.models.weights import (
     Weights,
-    checked,
+    check_weights,
     copied,
     matching,
     read,
     save,
     start,
 )
+from qkvbench.backends.jax.training.batches import BatchArrays, input_arrays, to_arrays
 from qkvbench.backends.jax.training.compilation import Compiled
-from qkvbench.backends.jax.training.device import all_devices, shared, spread
+from qkvbench.backends.jax.training.device import all_devices, replicated, sharded
 from qkvbench.backends.jax.training.loss import mean_loss, place_losses
-from qkvbench.backends.jax.training.precision import as_computed, needs_scaling
-from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions, Search
+from qkvbench.backends.jax.training.precision import compute_weights
+from qkvbench.data.batch import Batch, Predictions, Search
 from qkvbench.experiment import Experiment
 from qkvbench.model.rng import framework_seed
 
 Tree = TypeVar("Tree")
 
-# Numbers of scored places that are told apart, for each shape of a batch: a pass is compiled for
-# so many at most, and what is filled up with places that do not count is an eighth at most.
-COUNTS = 8
-
-# As torch's scaler: a scale of 2^16 to begin with, halved at an overflow, doubled after so many
+# As torch's GradScaler: a scale of 2^16 at first, halved at an overflow, doubled after so many
 # steps without one (arXiv:1710.03740, section 3.2).
-FIRST_SCALE = 2.0**16
-STEPS_TO_DOUBLE = 2000
-
-
-class Given(NamedTuple):
-    """A batch as a pass reads it: arrays of few different shapes.
-
-    Its arrays are NumPy's before a pass is traced, and JAX's inside of it.
-    ``places`` are those whose logits are made, of all items together; None is all of them.
-    ``counted`` says which of them are scored: the others repeat the first.
-    """
-
-    inputs: Any
-    beside: tuple[Any, ...]
-    targets: Any
-    counted: Any
-    places: Any
+INITIAL_SCALE = 2.0**16
+GROWTH_INTERVAL = 2000
+# AdamW's two moments: our names in a state, and optax's.
+_MOMENTS = {"optimizer/first": "mu", "optimizer/second": "nu"}
 
 
 @dataclass(frozen=True)
@@ -76,9 +63,9 @@ class Step:
     experiment: Experiment
 
     def optimizer(self) -> optax.GradientTransformation:
-        """AdamW without its learning rate, which is given with each step.
+        """AdamW without its learning rate, which is an argument of `update`.
 
-        Matrices and tables decay; offsets, scales and rotations, which have no zero, do not.
+        Matrices and tables decay; biases, scales and rotations, which have no zero, do not.
         arXiv:1711.05101, algorithm 2.
         """
         training = self.experiment.training
@@ -89,83 +76,89 @@ class Step:
             optax.add_decayed_weights(training.weight_decay, mask=decays),
         )
 
-    def slopes(
+    def gradients(
         self,
         weights: Weights,
-        parts: tuple[Given, ...],
+        parts: tuple[BatchArrays, ...],
         shares: Float[Array, " parts"],
         rng: Array | None,
         scale: Float[Array, ""],
     ) -> tuple[Float[Array, ""], Float[Array, ""], Weights]:
-        """The mean loss, the norm of its gradient, and the gradient, clipped.
+        """The mean loss, the norm of its gradient, and the clipped gradient.
 
-        Each part has its share of the batch's scored places, so the sum is the whole's gradient.
-        What is differentiated is the loss times `scale`. `draws` is the step's key of dropout.
+        A micro-batch is weighted by its share of the scored positions, so the sum is the gradient
+        of the whole batch. The loss is multiplied by `scale` before it is differentiated. `rng` is
+        the key of this step's dropout.
         """
         loss, gradient = jnp.zeros(()), jax.tree.map(jnp.zeros_like, dict(weights))
         for number, part in enumerate(parts):
-            # One part after the other: each begins with the sum of those before it.
+            # Keeps XLA from computing micro-batches at the same time, which would take more memory.
             weights, gradient = jax.lax.optimization_barrier((weights, gradient))
             key = None if rng is None else jax.random.fold_in(rng, number)
 
             def scaled(
-                weights: Weights, part: Given = part, key: Array | None = key, number: int = number
+                weights: Weights,
+                part: BatchArrays = part,
+                key: Array | None = key,
+                number: int = number,
             ) -> Array:
                 return self.loss(weights, part, key) * (shares[number] * scale)
 
-            value, slope = jax.value_and_grad(scaled)(weights)
-            loss = loss + value
-            gradient = jax.tree.map(jnp.add, gradient, slope)
+            part_loss, part_gradient = jax.value_and_grad(scaled)(weights)
+            loss = loss + part_loss
+            gradient = jax.tree.map(jnp.add, gradient, part_gradient)
         gradient = jax.tree.map(lambda each: each / scale, gradient)
         norm = optax.tree.norm(gradient)
-        # As torch clips: the small number keeps a norm of zero from dividing.
+        # As torch clips: the epsilon avoids a division by a norm of zero.
         factor = jnp.minimum(1.0, self.experiment.training.clip / (norm + 1e-6))
         return loss / scale, norm, jax.tree.map(lambda each: each * factor, gradient)
 
-    def updated(
+    def update(
         self, weights: Weights, state: optax.OptState, gradient: Weights, rate: Float[Array, ""]
     ) -> tuple[Weights, optax.OptState]:
-        """Weights and optimizer after one step along the gradient."""
+        """Weights and optimizer state after one step along the gradient."""
         change, state = self.optimizer().update(gradient, state, weights)
         return jax.tree.map(lambda weight, each: weight - rate * each, weights, change), state
 
-    def loss(self, weights: Weights, given: Given, key: Array | None) -> Float[Array, ""]:
-        """The mean loss in nats at the places that count; `key` draws dropout, None is without."""
-        weights = as_computed(weights, self.network.parameters, self.experiment.precision)
-        hidden = self._hidden(weights, given, key)
+    def loss(self, weights: Weights, batch: BatchArrays, key: Array | None) -> Float[Array, ""]:
+        """The mean loss in nats at the valid positions; `key` seeds dropout, None is without."""
+        weights = compute_weights(weights, self.network.parameters, self.experiment.precision)
+        hidden = self._hidden(weights, batch, key)
         smoothing = self.experiment.training.smoothing
-        targets, counted = given.targets, given.counted
-        return mean_loss(self.network, weights, hidden, targets, counted, smoothing)
+        return mean_loss(self.network, weights, hidden, batch.targets, batch.valid, smoothing)
 
-    def said(self, weights: Weights, given: Given) -> tuple[Array, Array, Array]:
-        """The loss at each place, the likeliest class, and the right one's rank."""
-        weights = as_computed(weights, self.network.parameters, self.experiment.precision)
-        hidden = self._hidden(weights, given, None)
-        return place_losses(self.network, weights, hidden, given.targets)
+    def predict(self, weights: Weights, batch: BatchArrays) -> tuple[Array, Array, Array]:
+        """The loss at each position, the most probable class, and the rank of the target."""
+        weights = compute_weights(weights, self.network.parameters, self.experiment.precision)
+        hidden = self._hidden(weights, batch, None)
+        return place_losses(self.network, weights, hidden, batch.targets)
 
-    def features(self, weights: Weights, given: Given) -> Float[Array, "items places _features"]:
-        """What the head reads."""
-        weights = as_computed(weights, self.network.parameters, self.experiment.precision)
-        return self.network.hidden(weights, given.inputs, *given.beside).astype(jnp.float32)
+    def features(
+        self, weights: Weights, batch: BatchArrays
+    ) -> Float[Array, "items places _features"]:
+        """The input of the head, in fp32."""
+        weights = compute_weights(weights, self.network.parameters, self.experiment.precision)
+        hidden = self.network.hidden(weights, batch.inputs, *batch.extra_inputs)
+        return hidden.astype(jnp.float32)
 
-    def looked_into(self, weights: Weights, given: Given) -> dict[str, Any]:
-        """What each layer of attention makes of a batch, by its name."""
-        weights = as_computed(weights, self.network.parameters, self.experiment.precision)
-        # Nothing is made again here, where nothing is differentiated.
-        plain = build(self.experiment.model)
-        return inspected(plain, weights, given.inputs, *given.beside)
+    def inspect(self, weights: Weights, batch: BatchArrays) -> dict[str, Any]:
+        """The arrays of each attention layer, by its name."""
+        weights = compute_weights(weights, self.network.parameters, self.experiment.precision)
+        # Without recomputation, which only a backward pass needs.
+        network = build(self.experiment.model)
+        return inspect_arrays(network, weights, batch.inputs, *batch.extra_inputs)
 
     def _hidden(
-        self, weights: Weights, given: Given, key: Array | None
+        self, weights: Weights, batch: BatchArrays, key: Array | None
     ) -> Float[Array, "places _features"]:
-        """The stream at the places: logits of the others are never made."""
-        hidden = self.network.hidden(weights, given.inputs, *given.beside, key=key)
-        hidden = hidden.reshape(-1, hidden.shape[-1])
-        return hidden if given.places is None else hidden[given.places]
+        """The stream at the positions to score only: logits of the others are not computed."""
+        hidden = self.network.hidden(weights, batch.inputs, *batch.extra_inputs, key=key)
+        hidden = hidden.reshape(-1, hidden.shape[-1])  # (items · positions, features)
+        return hidden if batch.places is None else hidden[batch.places]
 
 
 class Learner:
-    """The network of an experiment, its optimizer, and nothing of the loop around them."""
+    """The network of an experiment and its optimizer, without the training loop."""
 
     # Several devices are one mesh of this process.
     world = SingleProcess()
@@ -178,114 +171,110 @@ class Learner:
             experiment.model, dropout=training.dropout, again=experiment.checkpointing
         )
         self.step = Step(self.network, experiment)
-        # Of several devices each computes its items of a batch; weights are on all of them.
+        # Several devices divide the items of a batch; weights are replicated.
         self.mesh = all_devices()
-        self.values = self._on_all(
+        self.values = self._replicate(
             start(self.network.parameters, experiment.model, experiment.seed)
         )
-        self.optimizer = self._on_all(self.step.optimizer().init(self.values))
-        # Dropout is drawn by the framework; everything else is keyed by name.
+        self.optimizer = self._replicate(self.step.optimizer().init(self.values))
+        # Dropout uses JAX's keys; all other random numbers are keyed by name.
         self.rng = jax.random.key(framework_seed(experiment.seed, "dropout"))
         self.steps = 0
-        self.scale = FIRST_SCALE if needs_scaling(experiment.precision) else 1.0
-        self.fitted = 0
+        self.scale = INITIAL_SCALE if needs_loss_scaling(experiment.precision) else 1.0
+        self.steps_at_scale = 0
         self.gradient: Weights | None = None
 
-        compiled = partial(Compiled, lies=shared(self.mesh))
-        self._slopes = compiled(self._slopes_of_a_step)
-        self._updated = compiled(self.step.updated, reused=(0, 1))
-        self._said = compiled(self.step.said)
+        compiled = partial(Compiled, out_sharding=replicated(self.mesh))
+        self._gradients = compiled(self._step_gradients)
+        self._update = compiled(self.step.update, donated=(0, 1))
+        self._predict = compiled(self.step.predict)
         self._features = compiled(self.step.features)
-        self._looked_into = compiled(self.step.looked_into)
-        self._searched = Searched(self.network, experiment.precision, compiled)
+        self._inspect = compiled(self.step.inspect)
+        self._search = BeamSearch(self.network, experiment.precision, compiled)
 
     @property
     def compile_s(self) -> float:
-        """Seconds that compiling has taken so far."""
-        compiled = (self._slopes, self._updated, self._said, self._features, self._looked_into)
-        return sum(each.seconds for each in compiled) + self._searched.seconds
+        """Seconds spent compiling so far."""
+        compiled = (self._gradients, self._update, self._predict, self._features, self._inspect)
+        return sum(each.seconds for each in compiled) + self._search.seconds
 
     def warm_up(self, batch: Batch) -> None:
-        """Compile the training step for such batches; learns and draws nothing."""
-        self._slopes.made_for(*self._asked(batch))
-        # A gradient is like the weights.
-        self._updated.made_for(self.values, self.optimizer, self.values, np.float32(0))
+        """Compile the training step for such batches; changes nothing."""
+        self._gradients.compile(*self.gradient_arguments(batch))
+        # A gradient has the shapes of the weights.
+        self._update.compile(self.values, self.optimizer, self.values, np.float32(0))
 
     def gradients(self, batch: Batch) -> tuple[float, float]:
         """The mean loss in nats, and the norm of its gradient before clipping.
 
-        Nothing is updated: a caller sees a loss that is not finite before it does harm. Where only
-        the scaled gradients overflow, the scale is halved and the batch computed again, with the
-        same dropout, so that every arm takes as many steps.
+        Updates nothing, so the caller can stop at a loss that is not finite. If only the scaled
+        gradients overflow, the scale is halved and the batch computed again with the same dropout,
+        so that every arm takes the same number of steps.
         """
         while True:
-            loss, norm, self.gradient = self._slopes(*self._asked(batch))
+            loss, norm, self.gradient = self._gradients(*self.gradient_arguments(batch))
             loss, norm = float(loss), float(norm)
             if math.isfinite(norm) or not math.isfinite(loss) or self.scale <= 1:
-                self._note_fit()
+                self._grow_scale()
                 return loss, norm
-            self.scale, self.fitted = self.scale / 2, 0
+            self.scale, self.steps_at_scale = self.scale / 2, 0
 
     def update(self, learning_rate: float) -> None:
         """One AdamW step along the gradients."""
         assert self.gradient is not None
-        self.values, self.optimizer = self._updated(
+        self.values, self.optimizer = self._update(
             self.values, self.optimizer, self.gradient, np.float32(learning_rate)
         )
         self.gradient = None
         self.steps += 1
 
     def predict(self, batch: Batch) -> Predictions:
-        """The loss and the likeliest class at each place; loss 0 where nothing is scored."""
-        scored = batch.targets != IGNORE_INDEX
-        loss = np.zeros(batch.targets.shape, np.float32)
-        predicted, ranks = (np.full(batch.targets.shape, IGNORE_INDEX, np.int64) for _ in range(2))
-        if scored.any():
-            given = self._given(batch)
-            said = [np.asarray(each)[given.counted] for each in self._said(self.values, given)]
-            loss[scored], predicted[scored], ranks[scored] = said
-        return Predictions(loss, predicted, batch.targets, ranks)
+        """The loss and the most probable class at each position."""
+        if not scored_positions(batch).any():
+            none = np.zeros(0, np.int64)
+            return scatter_predictions(batch, none.astype(np.float32), none, none)
+        arrays = self._sharded(to_arrays(batch))
+        values = self._predict(self.values, arrays)
+        return scatter_predictions(batch, *(np.asarray(each)[arrays.valid] for each in values))
 
     def write(self, batch: Batch, search: Search) -> list[Int[np.ndarray, " _tokens"]]:
-        """What the model writes for each item, as the search finds it; without begin and end.
-
-        TypeError where the model reads no source.
-        """
-        return self._searched(self.values, batch.second, search)
+        """The best text for each source, without begin and end; TypeError if there is no source."""
+        return self._search(self.values, batch.second, search)
 
     def features(self, batch: Batch) -> Float[np.ndarray, "items places _features"]:
-        """What the head reads of each item, in fp32; changes nothing."""
-        return np.array(self._features(self.values, self._read(batch)))
+        """The input of the head for each item, in fp32."""
+        return np.array(self._features(self.values, self._sharded(input_arrays(batch))))
 
     def inspect(self, batch: Batch) -> tuple[Layer, ...]:
-        """What each attention layer makes of a batch; changes nothing."""
-        return layers_of(self.network, self._looked_into(self.values, self._read(batch)))
+        """The tensors of each attention layer for a batch."""
+        arrays = self._inspect(self.values, self._sharded(input_arrays(batch)))
+        return to_layers(self.network, arrays)
 
     def program(self, batch: Batch) -> str:
-        """What a pass forward and backward over such a batch was compiled to, as XLA writes it."""
-        return self._slopes.made_for(*self._asked(batch)).as_text()
+        """The compiled forward and backward pass over such a batch, as HLO text."""
+        return self._gradients.compile(*self.gradient_arguments(batch)).as_text()
 
     def weights(self) -> dict[str, np.ndarray]:
         """A copy of all weights, under the names that all backends share."""
         return copied(self.values)
 
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Take over these weights; ValueError where names or shapes do not agree."""
-        given = {name: jnp.array(value) for name, value in weights.items()}
-        self.values = self._on_all(checked(self.network.parameters, given))
+        """Set all weights; ValueError if names or shapes differ."""
+        arrays = {name: jnp.array(value) for name, value in weights.items()}
+        self.values = self._replicate(check_weights(self.network.parameters, arrays))
 
     def save(self, path: Path) -> None:
         """Write all weights to a safetensors file."""
         save(self.values, path)
 
     def load_matching(self, path: Path) -> tuple[str, ...]:
-        """Take over what agrees in name and shape from a file that `save` wrote; those names."""
-        taken = matching(self.network.parameters, read(path))
-        self.values |= self._on_all({name: jnp.array(value) for name, value in taken.items()})
-        return tuple(taken)
+        """Load the weights that match in name and shape from a file of `save`; their names."""
+        same = matching(self.network.parameters, read(path))
+        self.values |= self._replicate({name: jnp.array(value) for name, value in same.items()})
+        return tuple(same)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that training has changed, under names of its own; `restore` takes it back."""
+        """Everything that training changes, by name."""
         parts = {"weights": self.values}
         parts |= {name: optax.tree.get(self.optimizer, key) for name, key in _MOMENTS.items()}
         arrays = {
@@ -297,7 +286,7 @@ class Learner:
             "optimizer/steps": np.array(optax.tree.get(self.optimizer, "count")),
             "dropout/steps": np.array(self.steps),
             "scale": np.array(self.scale),
-            "scale/fitted": np.array(self.fitted),
+            "scale/fitted": np.array(self.steps_at_scale),
         }
 
     def save_state(self, folder: Path) -> None:
@@ -305,123 +294,63 @@ class Learner:
         safetensors.numpy.save_file(self.state(), folder / STATE_FILE)
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on as the learner of this `state` did; ValueError where it does not fit."""
-        own = self.state()
-        for name in sorted(own.keys() | state.keys()):
-            here, there = own.get(name), state.get(name)
-            if here is None or there is None or _kind(here) != _kind(there):
-                raise ValueError(
-                    f"{name} is {_said(here)} in this learner and {_said(there)} in the state."
-                )
+        """Continue from a state with the same bits; ValueError if it does not fit."""
+        check_state(self.state(), state)
 
         def of(part: str) -> dict[str, Array]:
-            begin = f"{part}/"
+            prefix = f"{part}/"
             return {
-                name.removeprefix(begin): jnp.array(value)
+                name.removeprefix(prefix): jnp.array(value)
                 for name, value in state.items()
-                if name.startswith(begin) and name != "optimizer/steps"
+                if name.startswith(prefix) and name != "optimizer/steps"
             }
 
-        self.values = self._on_all(of("weights"))
+        self.values = self._replicate(of("weights"))
         moments = {key: of(name) for name, key in _MOMENTS.items()}
         steps = jnp.array(state["optimizer/steps"], jnp.int32)
         optimizer = optax.tree.set(self.optimizer, count=steps, **moments)
-        self.optimizer = self._on_all(optimizer)
+        self.optimizer = self._replicate(optimizer)
         self.steps = int(state["dropout/steps"])
-        self.scale, self.fitted = float(state["scale"]), int(state["scale/fitted"])
+        self.scale, self.steps_at_scale = float(state["scale"]), int(state["scale/fitted"])
         self.gradient = None
 
-    def _slopes_of_a_step(
+    def gradient_arguments(self, batch: Batch) -> tuple[Any, ...]:
+        """The arguments of the compiled gradients for this batch."""
+        parts = [
+            self._sharded(to_arrays(part))
+            for part in batch.parts(self.experiment.training.micro_batches)
+            if scored_positions(part).any()
+        ] or [self._sharded(to_arrays(batch))]
+        scored = np.array([part.valid.sum() for part in parts], np.float32)
+        shares = scored / max(1.0, scored.sum())
+        steps = np.int32(self.steps)
+        return self.values, tuple(parts), shares, self.rng, steps, np.float32(self.scale)
+
+    def _step_gradients(
         self,
         weights: Weights,
-        parts: tuple[Given, ...],
+        parts: tuple[BatchArrays, ...],
         shares: Array,
         rng: Array,
         steps: Array,
         scale: Array,
     ) -> tuple[Array, Array, Weights]:
         key = jax.random.fold_in(rng, steps) if self.experiment.training.dropout else None
-        return self.step.slopes(weights, parts, shares, key, scale)
+        return self.step.gradients(weights, parts, shares, key, scale)
 
-    def _asked(self, batch: Batch) -> tuple[Any, ...]:
-        """What the gradients of this batch are computed from."""
-        parts = [
-            self._given(part)
-            for part in batch.parts(self.experiment.training.micro_batches)
-            if (part.targets != IGNORE_INDEX).any()
-        ] or [self._given(batch)]
-        scored = np.array([part.counted.sum() for part in parts], np.float32)
-        shares = scored / max(1.0, scored.sum())
-        steps = np.int32(self.steps)
-        return self.values, tuple(parts), shares, self.rng, steps, np.float32(self.scale)
+    def _sharded(self, batch: BatchArrays) -> BatchArrays:
+        """The batch with its items divided among the devices."""
+        inputs = sharded(self.mesh, batch.inputs)
+        extra_inputs = tuple(sharded(self.mesh, each) for each in batch.extra_inputs)
+        return batch._replace(inputs=inputs, extra_inputs=extra_inputs)
 
-    def _given(self, batch: Batch) -> Given:
-        return self._spread(_given(batch))
-
-    def _read(self, batch: Batch) -> Given:
-        return self._spread(_read(batch))
-
-    def _spread(self, given: Given) -> Given:
-        """The items on the devices that compute them."""
-        inputs = spread(self.mesh, given.inputs)
-        beside = tuple(spread(self.mesh, each) for each in given.beside)
-        return given._replace(inputs=inputs, beside=beside)
-
-    def _on_all(self, arrays: Tree) -> Tree:
+    def _replicate(self, arrays: Tree) -> Tree:
         """The arrays on every device."""
-        where = shared(self.mesh)
-        return arrays if where is None else jax.device_put(arrays, where)
+        sharding = replicated(self.mesh)
+        return arrays if sharding is None else jax.device_put(arrays, sharding)
 
-    def _note_fit(self) -> None:
-        self.fitted += 1
-        if self.fitted == STEPS_TO_DOUBLE and needs_scaling(self.experiment.precision):
-            self.scale, self.fitted = self.scale * 2, 0
-
-
-def _kind(array: np.ndarray) -> tuple[np.dtype, tuple[int, ...]]:
-    return array.dtype, array.shape
-
-
-def _said(array: np.ndarray | None) -> str:
-    return "missing" if array is None else f"{array.dtype} of {array.shape}"
-
-
-# AdamW's two moments: our names and optax's.
-_MOMENTS = {"optimizer/first": "mu", "optimizer/second": "nu"}
-
-
-def _given(batch: Batch) -> Given:
-    """The batch with the places that are scored, filled up so that there are few shapes."""
-    right = batch.targets.ravel().astype(np.int32)
-    scored = np.flatnonzero(right != IGNORE_INDEX)
-    beside = _beside(batch)
-    inputs = _plain(batch.inputs)
-    if len(scored) == len(right):
-        return Given(inputs, beside, right, np.ones(len(right), bool), None)
-    if not len(scored):
-        return Given(inputs, beside, np.zeros_like(right), np.zeros(len(right), bool), None)
-    step = -(-len(right) // COUNTS)
-    count = min(len(right), -(-len(scored) // step) * step)
-    places = np.full(count, scored[0], np.int32)
-    places[: len(scored)] = scored
-    return Given(inputs, beside, right[places], np.arange(count) < len(scored), places)
-
-
-def _read(batch: Batch) -> Given:
-    """The batch without its targets: what is predicted there is not asked."""
-    none = np.zeros(0, np.int32)
-    return Given(_plain(batch.inputs), _beside(batch), none, none.astype(bool), None)
-
-
-def _beside(batch: Batch) -> tuple[np.ndarray | None, ...]:
-    beside = (_plain(batch.lengths),)
-    if batch.second is None:
-        return beside
-    return (*beside, _plain(batch.second.inputs), _plain(batch.second.lengths))
-
-
-def _plain(array: np.ndarray | None) -> np.ndarray | None:
-    """Whole numbers in 32 bits and others in fp32, as every pass reads them."""
-    if array is None:
-        return None
-    return array.astype(np.int32 if np.issubdtype(array.dtype, np.integer) else np.float32)
+    def _grow_scale(self) -> None:
+        self.steps_at_scale += 1
+        scaled = needs_loss_scaling(self.experiment.precision)
+        if self.steps_at_scale == GROWTH_INTERVAL and scaled:
+            self.scale, self.steps_at_scale = self.scale * 2, 0

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary, a few rows of logits at a time where they would be many."""
+"""Cross-entropy over a vocabulary: with all logits at once, or a chunk of rows at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,15 +10,15 @@ from jaxtyping import Bool, Float, Int
 
 from qkvbench.backends.jax.models.build import Network
 from qkvbench.backends.jax.models.weights import Weights
-from qkvbench.backends.jax.training.precision import exact
+from qkvbench.backends.jax.training.precision import upcast
 
-# Logits that are held at a time: about what a processor's cache holds.
-HELD = 2**20
+# Logits in a chunk: about what a processor's cache holds.
+CHUNK_LOGITS = 2**20
 
 Hidden = Float[Array, "places _features"]
 Targets = Int[Array, " places"]
-# Which places count; the others are there so that batches have few different shapes.
-Counted = Bool[Array, " places"]
+# False at padding, which keeps the number of different shapes small.
+Valid = Bool[Array, " places"]
 
 
 def mean_loss(
@@ -26,59 +26,61 @@ def mean_loss(
     weights: Weights,
     hidden: Hidden,
     targets: Targets,
-    counted: Counted,
+    valid: Valid,
     smoothing: float = 0.0,
 ) -> Float[Array, ""]:
-    """The mean loss in nats at the places that count, to be differentiated.
+    """The mean loss in nats at the valid positions, to be differentiated.
 
-    With `smoothing` ε a label is no certainty: the right class has probability 1 − ε, and ε is
-    spread evenly over all classes, the right one among them (arXiv:1512.00567, section 7).
+    With label smoothing ε the target class has probability 1 − ε, plus ε spread evenly over all
+    classes (arXiv:1512.00567, section 7).
     """
 
-    def losses(part: Hidden, right: Targets) -> Float[Array, " places"]:
-        likely = jax.nn.log_softmax(exact(network.head(weights, part)), axis=-1)
-        found = -jnp.take_along_axis(likely, right[:, None], axis=-1)[:, 0]
-        # Where nothing is smoothed, a class that is impossible costs nothing.
-        return found + smoothing * (-likely.mean(-1) - found) if smoothing else found
+    def losses(part: Hidden, target: Targets) -> Float[Array, " places"]:
+        logits = upcast(network.head(weights, part))  # (places, classes)
+        log_probs = jax.nn.log_softmax(logits, axis=-1)
+        loss = -jnp.take_along_axis(log_probs, target[:, None], axis=-1)[:, 0]
+        # Without smoothing, a class with probability 0 must not add 0 · inf.
+        return loss + smoothing * (-log_probs.mean(-1) - loss) if smoothing else loss
 
-    found = _in_rows(network, losses, hidden, targets)
-    return jnp.where(counted, found, 0).sum() / counted.sum()
+    loss = _in_chunks(network, losses, hidden, targets)
+    return jnp.where(valid, loss, 0).sum() / valid.sum()
 
 
 def place_losses(
     network: Network, weights: Weights, hidden: Hidden, targets: Targets
 ) -> tuple[Float[Array, " places"], Int[Array, " places"], Int[Array, " places"]]:
-    """The loss in nats, the likeliest class and the right one's rank."""
+    """The loss in nats, the most probable class and the rank of the target."""
 
-    def said(part: Hidden, right: Targets) -> tuple[Array, Array, Array]:
-        logits = exact(network.head(weights, part))
-        own = jnp.take_along_axis(logits, right[:, None], axis=-1)
+    def evaluate(part: Hidden, target: Targets) -> tuple[Array, Array, Array]:
+        logits = upcast(network.head(weights, part))  # (places, classes)
+        own = jnp.take_along_axis(logits, target[:, None], axis=-1)
         losses = jax.nn.logsumexp(logits, axis=-1) - own[:, 0]
         return losses, logits.argmax(-1), (logits >= own).sum(-1) - 1
 
-    return _in_rows(network, said, hidden, targets)
+    return _in_chunks(network, evaluate, hidden, targets)
 
 
-def _in_rows(
+def _in_chunks(
     network: Network, function: Callable[..., Any], hidden: Hidden, targets: Targets
 ) -> Any:
-    """What the function makes of all places, of a few at a time where that would be many logits.
+    """The result of the function for all positions, computed in chunks if there are many logits.
 
-    The backward pass makes their logits again: they are larger than what they are made of.
+    The backward pass recomputes the logits of a chunk: they are larger than the hidden states.
     """
     places = len(targets)
-    rows = max(1, HELD // network.classes)
-    # The rows of two towers are compared with each other.
+    rows = max(1, CHUNK_LOGITS // network.classes)
+    # Two towers compare all rows with each other, so theirs are never split.
     if network.classes == 1 or rows >= places:
         return function(hidden, targets)
-    some = jax.checkpoint(function)
+    chunk = jax.checkpoint(function)
     whole = places // rows * rows
-    found = jax.lax.map(
-        lambda part: some(*part),
+    result = jax.lax.map(
+        lambda part: chunk(*part),
+        # Shapes are (chunks, rows, features) and (chunks, rows).
         (hidden[:whole].reshape(-1, rows, hidden.shape[-1]), targets[:whole].reshape(-1, rows)),
     )
-    found = jax.tree.map(lambda each: each.reshape(whole), found)
+    result = jax.tree.map(lambda each: each.reshape(whole), result)
     if whole == places:
-        return found
-    rest = some(hidden[whole:], targets[whole:])
-    return jax.tree.map(lambda *both: jnp.concatenate(both), found, rest)
+        return result
+    rest = chunk(hidden[whole:], targets[whole:])
+    return jax.tree.map(lambda *both: jnp.concatenate(both), result, rest)

@@ -1,80 +1,42 @@
-"""What runs in which type: a precision is one value, and this the only place that reads it.
+"""Casts for a precision; `common.precision` says what runs in which dtype.
 
-There is no autocast: what enters products is cast by its name, and everything else follows from
-the types of the weights that it meets.
+There is no autocast: weights of matrix products are cast, and the dtypes of everything
+else follow from the weights it is combined with.
 """
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from qkvbench.backends.common.precision import DTYPE_NAMES
 from qkvbench.backends.jax.models.weights import Parameters, Weights
-from qkvbench.experiment import PRECISIONS, Precision
+from qkvbench.experiment import Precision
 
-# The type of matrix products, and of what works on their results before the next sum.
-PRODUCTS: dict[Precision, DTypeLike] = {
-    "fp32": jnp.float32,
-    "bf16": jnp.bfloat16,
-    "fp16": jnp.float16,
+COMPUTE_DTYPE: dict[Precision, DTypeLike] = {
+    precision: jnp.dtype(name) for precision, name in DTYPE_NAMES.items()
 }
-
-IN_THE_TYPE_OF_PRODUCTS = (
-    "projections, feed-forward and logits, forward and backward",
-    "Q, K and V; attention's inputs and result",
-    "learned rotations, applied",
-    "turning by position",
-    "GELU",
-)
-IN_FP32 = (
-    "weights, and the sum of their gradients over micro-batches",
-    "optimizer state and update",
-    "embedding and the stream between parts",
-    "norms",
-    "softmax of attention, inside its kernel",
-    "learned rotations, made",
-    "softmax over classes and loss",
-)
-# The output matrix of a decoder, and what stands for it where they are tied.
+# The output matrix of a decoder, and the weight that replaces it if they are tied.
 OUTPUT, TABLE = "output.weight", "embedding.table"
 
 
-def types() -> dict[str, dict[Precision, str]]:
-    """What runs in which type in training, by part and precision: a table for a person."""
-    rows: dict[str, dict[Precision, str]] = {
-        part: {precision: jnp.dtype(kind).name for precision, kind in PRODUCTS.items()}
-        for part in IN_THE_TYPE_OF_PRODUCTS
-    }
-    for part in IN_FP32:
-        rows[part] = dict.fromkeys(PRECISIONS, "float32")
-    rows["loss scaling"] = {
-        precision: "dynamic" if needs_scaling(precision) else "none" for precision in PRECISIONS
-    }
-    return rows
+def compute_weights(weights: Weights, parameters: Parameters, precision: Precision) -> Weights:
+    """The weights of a pass: those of matrix products are cast to the compute dtype.
 
-
-def needs_scaling(precision: Precision) -> bool:
-    """Whether the smallest number of the type is so much larger than fp32's that it matters."""
-    return bool(jnp.finfo(PRODUCTS[precision]).tiny > jnp.finfo(jnp.float32).tiny)
-
-
-def as_computed(weights: Weights, parameters: Parameters, precision: Precision) -> Weights:
-    """The weights as a training pass reads them: those of products in the type of products.
-
-    A table of tokens that is the output matrix, too, is looked up in fp32 and multiplied in the
-    type of products, so there it is in the result twice.
+    A token table that is also the output matrix appears twice: it is looked up in fp32 and
+    multiplied in the compute dtype.
     """
-    kind = PRODUCTS[precision]
-    if kind == jnp.float32:
+    dtype = COMPUTE_DTYPE[precision]
+    if dtype == jnp.float32:
         return weights
     computed = {
-        name: value.astype(kind) if parameters[name].dtype == "compute" else value
+        name: value.astype(dtype) if parameters[name].dtype == "compute" else value
         for name, value in weights.items()
     }
     if TABLE in weights:
-        computed.setdefault(OUTPUT, weights[TABLE].astype(kind))
+        computed.setdefault(OUTPUT, weights[TABLE].astype(dtype))
     return computed
 
 
-def exact(array: Array) -> Array:
-    """The numbers in fp32, or in fp64 where they are."""
+def upcast(array: Array) -> Array:
+    """The array in fp32, or in fp64 if it is that already."""
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))

@@ -53,18 +53,18 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         self.rope = rope
         self._table = PositionTable(self._cos_sin)
-        self._native_table: native.Turns | None = None
+        self._native_table: native.RopeTable | None = None
 
     def table(self, slots: int, like: Tensor) -> Float[Tensor, "positions dims"]:
         """Cosines, then sines, of at least so many positions, for a kernel that applies RoPE."""
         return self._table(slots, like)
 
-    def native_table(self, slots: int) -> native.Turns:
+    def native_table(self, slots: int) -> native.RopeTable:
         """The table of the native kernel, for at least so many slots."""
         if self._native_table is None or self._native_table.capacity < slots:
             half = self.rope.dims // 2
             frequencies = self.rope.base ** (-np.arange(half) / half)
-            self._native_table = native.Turns(frequencies, 2 * slots)
+            self._native_table = native.RopeTable(frequencies, 2 * slots)
         return self._native_table
 
     def forward(self, rows: Rows, first: int = 0, *, back: bool = False) -> Rows:

@@ -1,11 +1,10 @@
-"""What really computes attention here: one step under torch's profiler, and the names it saw.
+"""Which kernels compute attention: the operations of one step, from torch's profiler.
 
-Which kernel `scaled_dot_product_attention` takes depends on device, type, shapes and masks, and it
-falls back to plain arithmetic without a word. So nothing is assumed: a step is watched.
+The kernel of `scaled_dot_product_attention` depends on device, dtype, shapes and masks, and torch
+falls back to the math implementation silently. So a step is profiled instead of assumed.
 """
 
 import os
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,25 +13,26 @@ from typing import Any
 import torch
 from torch.autograd.profiler import profile
 
+from qkvbench.backends.common.bench import best_seconds
 from qkvbench.backends.torch.kernels import linear
 from qkvbench.backends.torch.kernels.contract import PROFILER_NAME
 from qkvbench.backends.torch.models.build import build
 from qkvbench.backends.torch.models.weights import start
-from qkvbench.backends.torch.training.learner import device
-from qkvbench.backends.torch.training.precision import PRODUCTS, autocast
+from qkvbench.backends.torch.training.device import device
+from qkvbench.backends.torch.training.precision import COMPUTE_DTYPE, autocast
 from qkvbench.experiment import Precision
 from qkvbench.model import Model
 
 FUSED = "aten::_scaled_dot_product_"
-FALLBACK = "aten::_scaled_dot_product_attention_math"
-# Attention's products are of a batch; others between them belong to what is added to scores.
-PRODUCTS_OF_ROWS = ("aten::bmm", "aten::baddbmm")
+MATH_FALLBACK = "aten::_scaled_dot_product_attention_math"
+# Attention's products are batched; other products between them compute additions to the scores.
+BATCHED_PRODUCTS = ("aten::bmm", "aten::baddbmm")
 SOFTMAX = ("aten::_softmax", "aten::_safe_softmax")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One operation of a step, with the shapes of what it read and the time it took itself."""
+class Operation:
+    """One operation of a step, with the shapes of its inputs and its own time."""
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
@@ -40,97 +40,93 @@ class Seen:
 
 
 def attention_kernel(step: Callable[[], object]) -> str:
-    """What did attention in one step: names of torch's operations, and what was done by them.
-
-    Behind it the kernel that multiplied weights, where that was ours and not torch's.
-    """
-    seen = watched(step)
-    products = dict.fromkeys(one.name for one in seen if one.name.startswith(linear.NAMED))
-    return ", ".join([named(seen), *products])
+    """The operations that compute attention in one step, then our product kernel if it ran."""
+    operations = profiled_operations(step)
+    products = dict.fromkeys(each.name for each in operations if each.name.startswith(linear.NAMED))
+    return ", ".join([attention_name(operations), *products])
 
 
-def watched(step: Callable[[], object]) -> list[Seen]:
+def profiled_operations(step: Callable[[], object]) -> list[Operation]:
     """The operations of one step, in the order in which they began."""
-    # Kineto has its own log, which tells a person nothing here.
+    # Kineto would write its own log to the terminal.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     on_device = "cuda" if device().type == "cuda" else None
-    # The profiler below `torch.profiler`, which would import a compiler first.
-    profiled = profile(use_device=on_device, record_shapes=True)
-    with profiled:
+    # `torch.profiler` is built on this profiler, and would import a compiler first.
+    profiler = profile(use_device=on_device, record_shapes=True)
+    with profiler:
         step()
-    found: list[Any] = list(profiled.function_events or ())
-    events = sorted(found, key=lambda event: event.time_range.start)
+    events: list[Any] = list(profiler.function_events or ())
     return [
-        Seen(
+        Operation(
             event.name,
             tuple(tuple(shape) for shape in event.input_shapes or ()),
             event.self_cpu_time_total + event.self_device_time_total,
         )
-        for event in events
+        for event in sorted(events, key=lambda event: event.time_range.start)
     ]
 
 
-def named(seen: Iterable[Seen]) -> str:
-    """What did attention among these operations.
+def attention_name(operations: Iterable[Operation]) -> str:
+    """The attention among these operations.
 
-    Every `aten::_scaled_dot_product_…` by its name, with a word where it is the fallback; else the
-    products around each softmax; else the operation that took the most time.
+    Our own kernels by name; else each `aten::_scaled_dot_product_…` by name, with a remark if it is
+    the math fallback; else the products around each softmax; else the slowest operation.
     """
-    operations = list(seen)
-    own = dict.fromkeys(one.name for one in operations if one.name.startswith(PROFILER_NAME))
+    operations = list(operations)
+    own = dict.fromkeys(each.name for each in operations if each.name.startswith(PROFILER_NAME))
     if own:
         return ", ".join(own)
     fused = dict.fromkeys(
-        one.name
-        for one in operations
-        if one.name.startswith(FUSED) and not one.name.endswith("_backward")
+        each.name
+        for each in operations
+        if each.name.startswith(FUSED) and not each.name.endswith("_backward")
     )
     if fused:
         return ", ".join(
-            f"{name} (math fallback)" if name.startswith(FALLBACK) else name for name in fused
+            f"{name} (math fallback)" if name.startswith(MATH_FALLBACK) else name for name in fused
         )
-    if any(one.name in SOFTMAX for one in operations):
+    if any(each.name in SOFTMAX for each in operations):
         return _around_softmax(operations)
     times: dict[str, float] = defaultdict(float)
-    for one in operations:
-        times[one.name] += one.own_us
+    for each in operations:
+        times[each.name] += each.own_us
     most = max(times, key=lambda name: times[name], default=None)
     return f"no attention known by name; most time in {most}" if most else "nothing was seen"
 
 
-def _around_softmax(operations: list[Seen]) -> str:
-    """Matmul, softmax, matmul: by which operations, and what was turned when it was read."""
-    places = [index for index, one in enumerate(operations) if one.name in SOFTMAX]
+def _around_softmax(operations: list[Operation]) -> str:
+    """Matmul, softmax, matmul: their names, and whether RoPE was applied to cached keys."""
+    indices = [index for index, each in enumerate(operations) if each.name in SOFTMAX]
     before, after = set[str](), set[str]()
-    for place in places:
-        before |= set(_nearest(reversed(operations[:place])))
-        after |= set(_nearest(operations[place + 1 :]))
-    names = [*sorted(before), operations[places[0]].name, *sorted(after)]
-    scored = operations[places[0]].shapes[:1]
-    whole = bool(scored) and len(scored[0]) > 1 and scored[0][-2] > 1
-    over = "by rows of queries" if whole else "over kept roots"
+    for index in indices:
+        before |= set(_nearest(reversed(operations[:index])))
+        after |= set(_nearest(operations[index + 1 :]))
+    names = [*sorted(before), operations[indices[0]].name, *sorted(after)]
+    score_shapes = operations[indices[0]].shapes[:1]
+    many_queries = bool(score_shapes) and len(score_shapes[0]) > 1 and score_shapes[0][-2] > 1
+    over = "by rows of queries" if many_queries else "over cached roots"
     text = f"matmul-softmax-matmul {over} ({', '.join(dict.fromkeys(names))})"
-    if whole:
+    if many_queries:
         return text
-    # A new token's own row is turned once; more than one row is the cache, turned to be read.
-    turned = [
-        one
-        for one in operations
-        if one.name == "aten::addcmul" and len(one.shapes[0]) == 4 and one.shapes[0][2] > 1
+    # RoPE on (batch, heads, rows, half): one row is the new token's, more are the cache's.
+    rotations = [
+        each
+        for each in operations
+        if each.name == "aten::addcmul" and len(each.shapes[0]) == 4 and each.shapes[0][2] > 1
     ]
-    if not turned:
+    if not rotations:
         return text
-    tile = max(one.shapes[0][2] for one in turned)
-    return f"{text}, K turned when read, {tile} rows at a time (aten::addcmul)"
+    tile = max(each.shapes[0][2] for each in rotations)
+    return f"{text}, RoPE on K when it is read, {tile} rows at a time (aten::addcmul)"
 
 
-def _nearest(operations: Iterable[Seen]) -> list[str]:
-    """The first product of rows among these, if there is one."""
-    return next(([one.name] for one in operations if one.name in PRODUCTS_OF_ROWS), [])
+def _nearest(operations: Iterable[Operation]) -> list[str]:
+    """The first batched product among these, if there is one."""
+    return next(([each.name] for each in operations if each.name in BATCHED_PRODUCTS), [])
 
 
 def training_kernel(model: Model, precision: Precision, *, time: int) -> str:
-    """What does attention in a training step of `model`, forward and backward."""
+    """The kernels that compute attention in a training step, forward and backward."""
     network = build(model).to(device())
     start(network, model, seed=0)
     tokens = torch.zeros(2, time, dtype=torch.long, device=device())
@@ -144,19 +140,15 @@ def training_kernel(model: Model, precision: Precision, *, time: int) -> str:
 
 
 def matmul_seconds(precision: Precision, size: int) -> float:
-    """Seconds that one product of two square matrices takes: the best of five in half a second."""
+    """Seconds of one product of two square matrices: the best of several."""
     rng = torch.Generator().manual_seed(0)
     a, b = (
-        torch.randn(size, size, generator=rng).to(device(), PRODUCTS[precision]) for _ in range(2)
+        torch.randn(size, size, generator=rng).to(device(), COMPUTE_DTYPE[precision])
+        for _ in range(2)
     )
-    times: list[float] = []
-    while len(times) < 6 and sum(times) < 0.5:
-        began = time.perf_counter()
-        (a @ b)[0, 0].item()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    return best_seconds(lambda: (a @ b)[0, 0].item())
 
 
 def threads() -> tuple[int, int]:
-    """How many threads share one operation, and how many operations run at a time."""
+    """Threads within one operation, and operations that may run at a time."""
     return torch.get_num_threads(), torch.get_num_interop_threads()

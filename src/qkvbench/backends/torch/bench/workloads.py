@@ -1,27 +1,28 @@
-"""Work to be timed: decoding, prefill and a forward pass, without a gradient.
+"""Timed workloads: decoding, prefill and a forward pass, without gradients.
 
-Weights and cache are in the precision's own type throughout, as a served model's are.
+Weights and cache are entirely in the dtype of the precision, as in serving.
 """
 
 import torch
 from torch import Tensor
 
 from qkvbench.backends import Kind, Workload
+from qkvbench.backends.common.bench import check_context, no_cache_error, random_inputs
 from qkvbench.backends.torch.bench.profile import attention_kernel, training_kernel
 from qkvbench.backends.torch.models.build import Network, build
 from qkvbench.backends.torch.models.decoder import Decoder
 from qkvbench.backends.torch.models.weights import start
-from qkvbench.backends.torch.training.learner import device
-from qkvbench.backends.torch.training.precision import PRODUCTS
+from qkvbench.backends.torch.training.device import device
+from qkvbench.backends.torch.training.precision import COMPUTE_DTYPE
 from qkvbench.cost import CacheDtype
 from qkvbench.experiment import Precision
-from qkvbench.model import PRESETS, Model, Tokens, Vectors
+from qkvbench.model import PRESETS, Model
 
 
 class Decoding:
-    """One decode step over `context` cached tokens of `batch` sequences, again and again.
+    """One decode step over `context` cached tokens of `batch` sequences.
 
-    The cache holds random roots, as if they had been read: no prefill is needed.
+    The cache is filled with random roots, so no prefill is needed.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Decoding:
         batch: int,
         rows: CacheDtype | None = None,
     ) -> None:
-        """The decoder and its filled cache, in rows of this type."""
+        """The decoder and its filled cache, with rows of this dtype."""
         self.network = _decoder(model, precision)
         self.context = context
         self.tokens = batch
@@ -44,23 +45,23 @@ class Decoding:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Decode one token of each sequence, wait for the result, and forget it again."""
+        """Decode one token of each sequence, wait for the result, and roll the cache back."""
         logits = self.network.step(self.last, self.cache)
         logits.argmax(-1).cpu()
         self.cache.rollback(1)
 
     def move(self) -> None:
-        """Lie elsewhere in memory from now on."""
+        """Move weights and cache to other memory."""
         _move_weights(self.network)
         self.cache.move()
 
     def kernel(self) -> str:
-        """What does attention in a step."""
+        """The kernels that compute attention in a step."""
         return attention_kernel(self.step)
 
 
 class Prefill:
-    """A prompt of `context` tokens of each of `batch` sequences into an empty cache."""
+    """Prefill: prompts of `context` tokens of `batch` sequences into an empty cache."""
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Prefill:
         batch: int,
         rows: CacheDtype | None = None,
     ) -> None:
-        """The decoder, its empty cache of rows of this type, and the prompts."""
+        """The decoder, its empty cache with rows of this dtype, and the prompts."""
         self.network = _decoder(model, precision)
         self.tokens = batch * context
         self.cache = self.network.new_cache(batch, context, rows=rows)
@@ -80,18 +81,18 @@ class Prefill:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Read the prompts, wait for the logits after their last tokens, empty the cache."""
+        """Read the prompts, wait for the logits after their last tokens, clear the cache."""
         logits = self.network.prefill(self.prompts, self.cache)
         logits.argmax(-1).cpu()
         self.cache.clear()
 
     def move(self) -> None:
-        """Lie elsewhere in memory from now on."""
+        """Move weights and cache to other memory."""
         _move_weights(self.network)
         self.cache.move()
 
     def kernel(self) -> str:
-        """What does attention in a step."""
+        """The kernels that compute attention in a step."""
         return attention_kernel(self.step)
 
 
@@ -102,25 +103,22 @@ class Forward:
 
     def __init__(self, model: Model, precision: Precision, *, context: int, batch: int) -> None:
         """The network and the sequences."""
-        if model.longest is not None and context > model.longest:
-            raise ValueError(
-                f"This model reads at most {model.longest} tokens, fewer than {context}."
-            )
+        check_context(model, context)
         self.network = _network(model, precision)
         self.tokens = batch * context
         self.inputs = _inputs(model, precision, batch, context)
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Make the logits at every position, and wait for the last one."""
+        """Compute the logits at every position, and wait for the last one."""
         self.network(self.inputs)[:, -1].argmax(-1).cpu()
 
     def move(self) -> None:
-        """Lie elsewhere in memory from now on."""
+        """Move weights and cache to other memory."""
         _move_weights(self.network)
 
     def kernel(self) -> str:
-        """What does attention in a step."""
+        """The kernels that compute attention in a step."""
         return attention_kernel(self.step)
 
 
@@ -133,7 +131,7 @@ def workload(
     batch: int,
     rows: CacheDtype | None = None,
 ) -> Workload:
-    """Work of this kind; ValueError where the model reads less, TypeError where it has no cache."""
+    """A workload; ValueError if the context is too long, TypeError if the model has no cache."""
     match kind:
         case "decode":
             return Decoding(model, precision, context=context, batch=batch, rows=rows)
@@ -144,7 +142,7 @@ def workload(
 
 
 def attention_kernels(precision: Precision) -> dict[str, str]:
-    """What does attention in training and in decoding of a small model at this precision."""
+    """The kernels that compute attention in training and decoding of a small model."""
     model = PRESETS["small-decoder"]()
     return {
         "training": training_kernel(model, precision, time=64),
@@ -155,25 +153,19 @@ def attention_kernels(precision: Precision) -> dict[str, str]:
 def _network(model: Model, precision: Precision) -> Network:
     network = build(model)
     start(network, model, seed=0)
-    return network.to(device(), PRODUCTS[precision]).eval()
+    return network.to(device(), COMPUTE_DTYPE[precision]).eval()
 
 
 def _decoder(model: Model, precision: Precision) -> Decoder:
     network = _network(model, precision)
     if not isinstance(network, Decoder):
-        raise TypeError(f"{model.name} is no decoder: it has no cache to fill or to read.")
+        raise no_cache_error(model)
     return network
 
 
 def _inputs(model: Model, precision: Precision, batch: int, time: int) -> Tensor:
-    """Random inputs of the kind that the model reads."""
-    rng = torch.Generator().manual_seed(0)
-    match model.inputs:
-        case Tokens(vocabulary):
-            return torch.randint(vocabulary, (batch, time), generator=rng).to(device())
-        case Vectors(features):
-            rows = torch.randn(batch, time, features, generator=rng)
-            return rows.to(device(), PRODUCTS[precision])
+    inputs = torch.from_numpy(random_inputs(model, batch, time)).to(device())
+    return inputs.to(COMPUTE_DTYPE[precision]) if inputs.is_floating_point() else inputs
 
 
 @torch.no_grad()

@@ -168,7 +168,7 @@ class Cache:
         self.reserve(1)
         for mask, table in self.tables.items():
             table.ensure_pages(mask.first_slot(self.shortest), self.longest + 1)
-            table.open(self.longest if self._known is None else self._known)
+            table.begin_append(self.longest if self._known is None else self._known)
 
     def advance(self) -> None:
         """Note that every sequence has one token more."""
@@ -185,7 +185,7 @@ class Cache:
                 f"{self.shortest}. Take from 0 to {self.shortest}."
             )
         for mask, table in self.tables.items():
-            held = table.first_column * table.size
+            held = table.first_live_column * table.size
             if mask.window is not None and mask.first_slot(self.shortest - tokens) < held:
                 most = max(self.shortest + 1 - mask.window - held, 0)
                 raise ValueError(
@@ -204,7 +204,7 @@ class Cache:
         if known == list(range(self.batch)):
             return
         for table in self.tables.values():
-            table.follow(known)
+            table.reorder(known)
         self.batch = len(known)
         if self.lengths is not None and self._known is not None:
             self.lengths = self.lengths[parents]
@@ -252,7 +252,7 @@ class Cache:
 def new_table(
     batch: int, capacity: int, storage: Storage, device: torch.device, sinks: int = 0
 ) -> PageTable:
-    """The table of `batch` sequences of at most `capacity` tokens, the first `sinks` of them kept."""
+    """The page table of `batch` sequences of at most `capacity` tokens."""
     match storage:
         case Reserved(page):
             size = page or max(capacity, 1)
@@ -301,6 +301,6 @@ def _text(plan: Plan | None) -> str:
 def _fill_randomly(rows: PagedTensor, tokens: int, seed: int) -> None:
     device = rows.table.device
     rng = torch.Generator(device).manual_seed(seed)
-    for first in range(rows.table.first_column * rows.table.size, tokens, RANDOM_ROWS):
+    for first in range(rows.table.first_live_column * rows.table.size, tokens, RANDOM_ROWS):
         shape = (rows.table.batch, rows.heads, min(RANDOM_ROWS, tokens - first), rows.head_dim)
         rows.write_many(torch.randn(shape, generator=rng, device=device), first)

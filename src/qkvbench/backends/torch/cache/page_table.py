@@ -1,8 +1,8 @@
-"""Which page each sequence reads: tables of pages, and what several sequences share.
+"""Page tables: which pages hold the cached rows of each sequence, and which pages are shared.
 
-A page is room for `size` rows of one sequence, in every kept tensor of the layers that go by one
-table. Column c of a table holds the slots from c·size on. Sequences may read one page; whoever
-writes to it first gets a copy of its own.
+A page has room for `size` consecutive rows of one sequence, in every cached tensor of the layers
+that use the table. Column c of a table maps slots c·size to (c + 1)·size − 1. Several sequences may
+share a page; it is copied before one of them writes to it (copy-on-write).
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-# A page that was given back: nothing is there, and nothing may read it.
+# Stands in a column for a page that was freed; it must not be read.
 FREED = -1
 
 
 @dataclass(frozen=True)
 class Reserved:
-    """All rows when the cache is made: one page for each sequence, or pages of `page` rows."""
+    """Allocate all rows up front: one page for each sequence, or pages of `page` rows."""
 
     page: int | None = None
 
 
 @dataclass(frozen=True)
 class Growing:
-    """Pages of `page` rows, made as tokens come; what is there is never copied to grow."""
+    """Allocate pages of `page` rows as tokens arrive; growing copies no rows."""
 
     page: int = 256
 
@@ -37,25 +37,25 @@ Storage = Reserved | Growing
 
 @dataclass(frozen=True)
 class PageRun:
-    """Pages that lie in one slab, at these places, and which sequences read them.
+    """Pages of one slab, by their indices in it, and the sequences that read them.
 
-    Pages next to each other are a slice; each is then read by as many sequences side by side.
+    Adjacent pages are given as a slice; each is then read by the same number of adjacent sequences.
     """
 
     slab: int
     sequences: Tensor | slice
-    places: Tensor | slice
+    pages: Tensor | slice
 
 
 class PagedStorage(Protocol):
-    """What has rows for every page of a table."""
+    """Storage with rows for every page of a table."""
 
     def grow(self, pages: int) -> None:
-        """Make rows for so many more pages: a slab."""
+        """Allocate a slab: rows for `pages` more pages."""
         ...
 
     def copy(self, source: list[PageRun], target: list[PageRun], rows: int) -> None:
-        """Copy the first `rows` of pages."""
+        """Copy the first `rows` rows of each page."""
         ...
 
 
@@ -63,117 +63,113 @@ class PageTable:
     """The pages of `batch` sequences, by column."""
 
     def __init__(self, batch: int, size: int, device: torch.device, sinks: int = 0) -> None:
-        """A table without pages, each of which will have `size` rows.
-
-        Pages with any of the first `sinks` slots are never given back.
-        """
+        """An empty table for pages of `size` rows; those of the first `sinks` slots are kept."""
         self.batch = batch
         self.size = size
         self.device = device
-        self._sink_columns = -(-sinks // size)
-        # Pages are made a slab at a time: how many there are in each.
+        # Pages are allocated one slab at a time; the number of pages in each slab.
         self.slabs: list[int] = []
-        # Where the new rows of an opened slot go, and in which row of their pages.
+        # Where `begin_append` directs the new rows: pages, and the row within them.
         self.targets: list[tuple[PageRun, int | Tensor]] = []
-        # Another number whenever a sequence reads another page, or a page lies elsewhere.
+        # Changes whenever a sequence gets another page or a page moves in memory, so that kernels
+        # know when the addresses they hold are stale.
         self.version = 0
-        self._rooms: list[PagedStorage] = []
-        # By page: its slab and its place there, and how many sequences read it.
+        # Columns before this one were freed.
+        self.first_live_column = 0
+        # The columns of sink tokens are never freed.
+        self._sink_columns = -(-sinks // size)
+        self._storages: list[PagedStorage] = []
+        # By page: its slab and its index there, and the number of sequences that read it.
         self._location: list[tuple[int, int]] = []
         self._refcount: list[int] = []
         self._free: list[int] = []
-        # By column, then by sequence.
+        # Pages by column, then by sequence.
         self._columns: list[list[int]] = []
-        # The columns before this one were given back.
-        self._first_live_column = 0
-        self._parts: dict[int, list[PageRun]] = {}
+        self._runs: dict[int, list[PageRun]] = {}
 
-    def join(self, rooms: PagedStorage) -> None:
-        """Have rows there for every page, too."""
-        self._rooms.append(rooms)
+    def attach(self, storage: PagedStorage) -> None:
+        """Keep rows in this storage, too, for every page of the table."""
+        self._storages.append(storage)
         for pages in self.slabs:
-            rooms.grow(pages)
+            storage.grow(pages)
 
     def reserve(self, pages: int) -> None:
-        """Make so many pages, to be taken later."""
-        for place in range(pages):
+        """Allocate one slab of free pages."""
+        for index in range(pages):
             heappush(self._free, len(self._location))
-            self._location.append((len(self.slabs), place))
+            self._location.append((len(self.slabs), index))
             self._refcount.append(0)
         self.slabs.append(pages)
-        for rooms in self._rooms:
-            rooms.grow(pages)
-
-    @property
-    def first_column(self) -> int:
-        """The first column, sinks aside, whose pages are still there."""
-        return self._first_live_column
-
-    def is_live(self, column: int) -> bool:
-        """True if pages of this column are there."""
-        return column < self._sink_columns or column >= self._first_live_column
+        for storage in self._storages:
+            storage.grow(pages)
 
     @property
     def columns(self) -> int:
-        """How many columns there are, those that were given back included."""
+        """The number of columns, freed ones included."""
         return len(self._columns)
 
     def locations(self) -> list[list[tuple[int, int] | None]]:
-        """Slab and place of every page, by sequence, then column; None where it was given back."""
+        """Slab and index of every page, by sequence, then column; None for a freed page."""
         return [
             [None if pages[n] == FREED else self._location[pages[n]] for pages in self._columns]
             for n in range(self.batch)
         ]
 
     def used_rows(self, lengths: Sequence[int]) -> int:
-        """Rows of slots that hold a token, in all pages; one that is shared counts once."""
-        filled: dict[int, int] = {}
+        """Rows that hold a token, in all pages; a shared page counts once."""
+        used: dict[int, int] = {}
         for column, pages in enumerate(self._columns):
             for page, length in zip(pages, lengths, strict=True):
                 rows = min(max(length - column * self.size, 0), self.size)
-                filled[page] = max(filled.get(page, 0), rows)
-        filled.pop(FREED, None)
-        return sum(filled.values())
+                used[page] = max(used.get(page, 0), rows)
+        used.pop(FREED, None)
+        return sum(used.values())
 
     def ensure_pages(self, first: int, end: int) -> None:
-        """Have a page for every slot from `first` up to `end`; give back those wholly before."""
-        left = first // self.size
-        if left > self._first_live_column or self.columns * self.size < end:
+        """Allocate pages for slots [first, end); free those that lie wholly before `first`."""
+        first_live = first // self.size
+        if first_live > self.first_live_column or self.columns * self.size < end:
             self.version += 1
-        freed_first = max(self._first_live_column, self._sink_columns)
-        for column in range(freed_first, min(left, self.columns)):
-            self._free_pages(self._columns[column])
-            self._columns[column] = [FREED] * self.batch
-            self._parts.pop(column, None)
-        self._first_live_column = max(self._first_live_column, left)
+        before = self.first_live_column
+        self.first_live_column = max(before, first_live)
+        for column in range(before, min(first_live, self.columns)):
+            if self.is_freed(column):
+                self._release(self._columns[column])
+                self._columns[column] = [FREED] * self.batch
+                self._runs.pop(column, None)
         while self.columns * self.size < end:
-            unseen = self._sink_columns <= self.columns < self._first_live_column
-            self._columns.append([FREED] * self.batch if unseen else self._allocate(self.batch))
+            freed = self.is_freed(self.columns)
+            self._columns.append([FREED] * self.batch if freed else self._allocate(self.batch))
+
+    def is_freed(self, column: int) -> bool:
+        """True if no window will read this column again."""
+        return self._sink_columns <= column < self.first_live_column
 
     def clear(self) -> None:
-        """Forget all sequences; the pages stay, to be taken again."""
+        """Remove all tokens; the pages stay allocated, for reuse."""
         self.version += 1
         for pages in self._columns:
-            self._free_pages(pages)
-        self._columns, self._first_live_column = [], 0
-        self._parts.clear()
+            self._release(pages)
+        self._columns, self.first_live_column = [], 0
+        self._runs.clear()
 
-    def follow(self, parents: Sequence[int]) -> None:
-        """Each sequence goes on as its parent's, on the same pages; there may be more or fewer."""
+    def reorder(self, parents: Sequence[int]) -> None:
+        """Make each sequence a continuation of `parents[n]`, on shared pages; sizes may differ."""
         self.version += 1
         before = self._columns
         self._columns = [[pages[parent] for parent in parents] for pages in before]
-        for page in (page for pages in self._columns for page in pages if page != FREED):
-            self._refcount[page] += 1
+        for page in (page for pages in self._columns for page in pages):
+            if page != FREED:
+                self._refcount[page] += 1
         for pages in before:
-            self._free_pages(pages)
+            self._release(pages)
         self.batch = len(parents)
-        self._parts.clear()
+        self._runs.clear()
 
-    def open(self, slots: int | Sequence[int]) -> None:
-        """Prepare to write one row of each sequence: at the same slot, or at each its own.
+    def begin_append(self, slots: int | Sequence[int]) -> None:
+        """Set `targets` for one new row of each sequence, at a common slot or at its own.
 
-        A page that others read too is copied first. There must be pages for these slots.
+        Shared pages are copied first. Pages for these slots must exist.
         """
         each = [slots] * self.batch if isinstance(slots, int) else slots
         columns = [slot // self.size for slot in each]
@@ -182,20 +178,20 @@ class PageTable:
             self._copy_on_write(column, writing, max(each[n] % self.size for n in writing))
         if isinstance(slots, int):
             column, row = divmod(slots, self.size)
-            self.targets = [(part, row) for part in self.parts(column)]
+            self.targets = [(run, row) for run in self.runs(column)]
             return
         pages = [self._columns[column][n] for n, column in enumerate(columns)]
-        rows = torch.tensor([slot % self.size for slot in each], device=self.device)
-        self.targets = [(part, rows[part.sequences]) for part in self._runs_by_slab(pages)]
+        rows = torch.tensor([slot % self.size for slot in each], device=self.device)  # (batch,)
+        self.targets = [(run, rows[run.sequences]) for run in self._runs_by_slab(pages)]
 
-    def parts(self, column: int) -> list[PageRun]:
-        """Where the pages of a column lie."""
-        if column not in self._parts:
-            self._parts[column] = self._runs(self._columns[column])
-        return self._parts[column]
+    def runs(self, column: int) -> list[PageRun]:
+        """The pages of a column, as runs within slabs."""
+        if column not in self._runs:
+            self._runs[column] = self._runs_of(self._columns[column])
+        return self._runs[column]
 
     def _allocate(self, count: int) -> list[int]:
-        """So many pages that nobody reads, each now read by one sequence."""
+        """Take `count` free pages, each with a refcount of 1."""
         lacking = count - len(self._free)
         if lacking > 0:
             self.reserve(lacking)
@@ -204,7 +200,8 @@ class PageTable:
             self._refcount[page] = 1
         return pages
 
-    def _free_pages(self, pages: Sequence[int]) -> None:
+    def _release(self, pages: Sequence[int]) -> None:
+        """Drop one reference to each page; free those without any left."""
         for page in pages:
             if page != FREED:
                 self._refcount[page] -= 1
@@ -212,54 +209,54 @@ class PageTable:
                     heappush(self._free, page)
 
     def _copy_on_write(self, column: int, sequences: Sequence[int], used: int) -> None:
-        """Have these sequences read pages of their own in this column; a page's last reader keeps.
+        """Give each of these sequences a private page here; the last reader keeps the original.
 
-        Of a page that is copied, `used` rows are.
+        Only the first `used` rows of a page are copied.
         """
         pages = self._columns[column]
-        moving, copied = list[int](), list[int]()
+        moving, shared = list[int](), list[int]()
         for sequence in sequences:
             page = pages[sequence]
             if self._refcount[page] > 1:
                 self._refcount[page] -= 1
                 moving.append(sequence)
-                copied.append(page)
+                shared.append(page)
         if not moving:
             return
         self.version += 1
-        own = self._allocate(len(moving))
-        for sequence, page in zip(moving, own, strict=True):
+        private = self._allocate(len(moving))
+        for sequence, page in zip(moving, private, strict=True):
             pages[sequence] = page
-        self._parts.pop(column, None)
-        source, target = self._runs_by_slab(copied), self._runs_by_slab(own)
-        for rooms in self._rooms:
-            rooms.copy(source, target, used)
+        self._runs.pop(column, None)
+        source, target = self._runs_by_slab(shared), self._runs_by_slab(private)
+        for storage in self._storages:
+            storage.copy(source, target, used)
 
-    def _runs(self, pages: Sequence[int]) -> list[PageRun]:
-        """Where these pages lie, one for each sequence; those next to each other are one slice."""
-        own = list(dict.fromkeys(pages))
-        (slab, first), (last_slab, _) = self._location[own[0]], self._location[own[-1]]
-        repeated = [page for page in own for _ in range(len(pages) // len(own))]
-        running = own == list(range(own[0], own[0] + len(own))) and slab == last_slab
-        if running and repeated == pages:
-            return [PageRun(slab, slice(None), slice(first, first + len(own)))]
+    def _runs_of(self, pages: Sequence[int]) -> list[PageRun]:
+        """Runs over these pages, one page for each sequence; one slice if they are adjacent."""
+        unique = list(dict.fromkeys(pages))
+        (slab, first), (last_slab, _) = self._location[unique[0]], self._location[unique[-1]]
+        repeated = [page for page in unique for _ in range(len(pages) // len(unique))]
+        adjacent = unique == list(range(unique[0], unique[0] + len(unique))) and slab == last_slab
+        if adjacent and repeated == pages:
+            return [PageRun(slab, slice(None), slice(first, first + len(unique)))]
         return self._runs_by_slab(pages)
 
     def _runs_by_slab(self, pages: Sequence[int]) -> list[PageRun]:
-        """Where these pages lie, one for each sequence, page by page."""
-        found: dict[int, tuple[list[int], list[int]]] = {}
+        """One run for each slab, with an index for each sequence."""
+        by_slab: dict[int, tuple[list[int], list[int]]] = {}
         for sequence, page in enumerate(pages):
-            slab, place = self._location[page]
-            sequences, places = found.setdefault(slab, ([], []))
+            slab, index = self._location[page]
+            sequences, indices = by_slab.setdefault(slab, ([], []))
             sequences.append(sequence)
-            places.append(place)
+            indices.append(index)
         return [
             PageRun(
                 slab,
-                self._index(sequences) if len(found) > 1 else slice(None),
-                self._index(places),
+                self._index(sequences) if len(by_slab) > 1 else slice(None),
+                self._index(indices),
             )
-            for slab, (sequences, places) in found.items()
+            for slab, (sequences, indices) in by_slab.items()
         ]
 
     def _index(self, numbers: list[int]) -> Int[Tensor, " numbers"]:

@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from qkvbench.cost import CACHE_FORMATS, CacheDtype, CacheFormat
 
@@ -15,8 +16,9 @@ DTYPES: dict[CacheDtype, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "int8": torch.int8,
+    # Two numbers in each byte, the first in its low bits, as two's complement.
+    "int4": torch.uint8,
 }
-INT8_MAX = 127
 
 
 def cache_format(dtype: torch.dtype) -> CacheFormat:
@@ -24,23 +26,55 @@ def cache_format(dtype: torch.dtype) -> CacheFormat:
     return next(CACHE_FORMATS[name] for name, each in DTYPES.items() if each == dtype)
 
 
+def stored_shapes(format: CacheFormat, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The last axes of stored numbers and of scales, for rows of `width` numbers."""
+    groups = (format.groups(width),) if format.group else ()
+    return (-(-width * format.bits // 8) if format.bits < 8 else width,), groups
+
+
 def quantize(rows: Heads, format: CacheFormat) -> tuple[Tensor, Tensor | None]:
-    """The rows as they are stored, and the scale of each (None if the format has none).
+    """The rows as they are stored, and the scale of each group (None if the format has none).
 
     Numbers that fp16 cannot hold become infinite, as everywhere in torch.
     """
     if not format.is_quantized:
         return rows.to(DTYPES[format.name]), None
-    scales = (rows.abs().amax(-1) / INT8_MAX).float()
-    # Any scale serves a row of zeros.
+    largest = 2 ** (format.bits - 1) - 1
+    width = rows.shape[-1]
+    grouped = rows
+    if format.group:
+        # (..., width) -> (..., groups, group); the last group is filled up with zeros.
+        missing = format.groups(width) * format.group - width
+        grouped = functional.pad(rows, (0, missing)).unflatten(-1, (-1, format.group))
+    scales = (grouped.abs().amax(-1) / largest).float()
+    # Any scale serves a group of zeros.
     steps = torch.where(scales > 0, scales, 1).to(rows.dtype)[..., None]
-    numbers = (rows / steps).round().clamp(-INT8_MAX, INT8_MAX)
-    return numbers.to(torch.int8), scales
+    numbers = (grouped / steps).round().clamp(-largest, largest).to(torch.int8)
+    return (_pack(numbers.flatten(-2)[..., :width]) if format.group else numbers), scales
 
 
-def dequantize(rows: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Heads:
-    """The rows in `dtype`, for computing; a copy only if they are stored otherwise."""
+def dequantize(
+    rows: Tensor, scales: Tensor | None, dtype: torch.dtype, format: CacheFormat, width: int
+) -> Heads:
+    """The rows of `width` numbers in `dtype`; a copy only if they are stored otherwise."""
     if scales is None:
         return rows.to(dtype)
     exact = torch.promote_types(dtype, torch.float32)
-    return (rows.to(exact) * scales.to(exact)[..., None]).to(dtype)
+    if format.group:
+        rows = _unpack(rows)[..., :width]
+        scales = scales.repeat_interleave(format.group, dim=-1)[..., :width]
+    else:
+        scales = scales[..., None]
+    return (rows.to(exact) * scales.to(exact)).to(dtype)
+
+
+def _pack(numbers: Tensor) -> Tensor:
+    """Pairs of 4-bit numbers as bytes: (..., width) -> (..., ceil(width / 2))."""
+    bits = functional.pad(numbers, (0, numbers.shape[-1] % 2)).to(torch.uint8) & 15
+    return bits[..., ::2] | bits[..., 1::2] << 4
+
+
+def _unpack(packed: Tensor) -> Tensor:
+    """The 4-bit numbers of bytes, signed: (..., bytes) -> (..., 2 * bytes)."""
+    bits = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2).to(torch.int8)
+    return (bits ^ 8) - 8

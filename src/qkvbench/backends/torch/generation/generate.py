@@ -1,4 +1,4 @@
-"""Text that a decoder writes: a prompt is read at once, then one token after the other."""
+"""Text generation: prefill the prompts at once, then decode one token at a time."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from qkvbench.backends.torch.cache.kv_cache import Cache, free_bytes
 from qkvbench.backends.torch.cache.page_table import Growing, Reserved, Storage
 from qkvbench.backends.torch.cache.quantize import cache_format
-from qkvbench.backends.torch.generation.beam_search import PAGED, Beams, likeliest
+from qkvbench.backends.torch.generation.beam_search import PAGED, Beams, top_continuations
 from qkvbench.backends.torch.models.decoder import Decoder
 from qkvbench.cost import CACHE_FORMATS, CacheDtype, cache_bytes
 from qkvbench.cost.units import bytes_text
@@ -20,16 +20,16 @@ from qkvbench.model.rng import generator
 
 @dataclass(frozen=True)
 class Greedy:
-    """The likeliest token each time; of several the first."""
+    """The most probable token at each step; the first of several."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """A token drawn each time from softmax(logits / temperature), or from its likeliest part.
+    """A token drawn at each step from softmax(logits / temperature), or from its top part.
 
-    ``top_k`` leaves that many tokens, ``top_p`` the fewest that are together at least so likely
-    (arXiv:1904.09751, section 3.1); of both, what both leave. Draws depend on the seed and on the
-    number of the sequence, not on what else is in the batch.
+    ``top_k`` keeps that many tokens, ``top_p`` the fewest whose probabilities sum to at least that
+    (arXiv:1904.09751, section 3.1); with both, the tokens that both keep. Draws depend on the seed
+    and on the number of the sequence, not on the rest of the batch.
     """
 
     temperature: float = 1.0
@@ -38,11 +38,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what leaves nothing to be drawn."""
+        """Refuse settings that leave no token to draw."""
         if not 0 < self.temperature < float("inf"):
             raise ValueError(
                 f"A temperature of {self.temperature:g} divides nothing; take a number above 0, or "
-                "Greedy() for the likeliest token each time."
+                "Greedy() for the most probable token each time."
             )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k {self.top_k} leaves no token; take 1 or more, or None.")
@@ -50,7 +50,7 @@ class Sampling:
             raise ValueError(f"top_p is above 0 and at most 1, not {self.top_p:g}; None is all.")
 
 
-How = Greedy | Sampling | Beams
+Strategy = Greedy | Sampling | Beams
 
 
 @torch.inference_mode()
@@ -59,29 +59,30 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     tokens: int,
-    how: How = Greedy(),
+    strategy: Strategy = Greedy(),
     stop: Collection[int] = (),
-    told: Callable[[int, int], None] | None = None,
+    on_token: Callable[[int, int], None] | None = None,
     rows: CacheDtype | None = None,
     cache: Cache | None = None,
 ) -> list[list[int]]:
-    """What the network writes after each prompt: at most `tokens`, and up to one of `stop`.
+    """The continuation of each prompt: at most `tokens` tokens, up to the first one of `stop`.
 
-    ``told`` is called with the number of the prompt and the token, as soon as there is one; beams
-    are known at their end, and tell nobody. ``rows`` is the type of what the cache keeps; None is
-    the weights' own. ``cache`` is an empty one of this network, to be looked at afterwards. Dropout
-    is off. ValueError or MemoryError where it cannot be, before anything is allocated.
+    ``on_token`` is called with the number of the prompt and each new token; beam search cannot
+    call it, because the best beam is known only at the end. ``rows`` is the dtype of cached rows;
+    None is that of the weights. ``cache`` is an empty cache of this network, if the caller wants to
+    inspect it afterwards. Dropout is off. ValueError or MemoryError, before anything is allocated,
+    if the request cannot be met.
     """
     _check(network, prompts, tokens, stop)
-    if isinstance(how, Beams) and told is not None:
+    if isinstance(strategy, Beams) and on_token is not None:
         raise ValueError(
-            "Which beam is best is known at the end only, so none can be told token by token; "
-            "leave out told, or take Greedy() or Sampling()."
+            "The best beam is known only at the end, so tokens cannot be streamed; leave out "
+            "on_token, or take Greedy() or Sampling()."
         )
     reads = max(map(len, prompts)) + tokens - 1
     if cache is None:
-        storage = _storage(network, how)
-        _check_memory(network, reads, len(prompts), how, storage, rows)
+        storage = _storage(network, strategy)
+        _check_memory(network, reads, len(prompts), strategy, storage, rows)
         cache = network.new_cache(len(prompts), reads, storage, rows)
     else:
         _check_cache(network, cache, len(prompts), reads)
@@ -90,76 +91,78 @@ def generate(
     try:
         read, padding = _padded(prompts, network.embedding.table.device)
         logits = network.prefill(read, cache, padding)
-        if isinstance(how, Beams):
-            found = likeliest(network, logits, cache, how, longest=tokens, ends=sorted(stop))
-            return [text.tolist() for text in found]
-        return _step_by_step(network, logits, cache, how, tokens, stop, told or _nobody)
+        if isinstance(strategy, Beams):
+            texts = top_continuations(
+                network, logits, cache, strategy, longest=tokens, stop=sorted(stop)
+            )
+            return [text.tolist() for text in texts]
+        return _decode(network, logits, cache, strategy, tokens, stop, on_token or _no_op)
     finally:
         network.train(trained)
 
 
-def drawn(
-    logits: Float[Tensor, "batch vocabulary"], how: Sampling, rng: Float[Tensor, " batch"]
+def sample(
+    logits: Float[Tensor, "batch vocabulary"], sampling: Sampling, uniform: Float[Tensor, " batch"]
 ) -> Int[Tensor, " batch"]:
-    """The tokens at which the draws, in [0, 1), fall among the shares, the likeliest first."""
-    scores = logits.double() / how.temperature
+    """Inverse-CDF sampling of one token per sequence by uniform numbers in [0, 1)."""
+    scores = logits.double() / sampling.temperature
     scores, order = scores.sort(dim=-1, descending=True, stable=True)
-    if how.top_k is not None:
-        scores[:, how.top_k :] = -torch.inf
-    shares = scores.softmax(-1)
-    if how.top_p is not None:
-        shares = shares.masked_fill(shares.cumsum(-1) - shares >= how.top_p, 0)
-    reached = shares.cumsum(-1)
-    place = (reached <= rng[:, None] * reached[:, -1:]).sum(-1)
-    # A draw next to 1 may be rounded to it.
-    place = torch.minimum(place, (shares > 0).sum(-1) - 1)
-    return order.gather(-1, place[:, None])[:, 0]
+    if sampling.top_k is not None:
+        scores[:, sampling.top_k :] = -torch.inf
+    probs = scores.softmax(-1)  # (batch, vocabulary), in descending order
+    if sampling.top_p is not None:
+        probs = probs.masked_fill(probs.cumsum(-1) - probs >= sampling.top_p, 0)
+    cdf = probs.cumsum(-1)
+    index = (cdf <= uniform[:, None] * cdf[:, -1:]).sum(-1)
+    # The product may round up to the last value of the CDF.
+    index = torch.minimum(index, (probs > 0).sum(-1) - 1)
+    return order.gather(-1, index[:, None])[:, 0]
 
 
-def _step_by_step(
+def _decode(
     network: Decoder,
     logits: Float[Tensor, "batch vocabulary"],
     cache: Cache,
-    how: Greedy | Sampling,
+    strategy: Greedy | Sampling,
     tokens: int,
     stop: Collection[int],
-    told: Callable[[int, int], None],
+    on_token: Callable[[int, int], None],
 ) -> list[list[int]]:
-    """The texts, each up to its first stop; one that has stopped is stepped with the rest."""
+    """The texts, each up to its first stop token; stopped sequences stay in the batch."""
     texts: list[list[int]] = [[] for _ in logits]
-    going = set(range(len(texts)))
-    choose = _chooser(how, len(texts), tokens, logits.device)
+    running = set(range(len(texts)))
+    choose = _chooser(strategy, len(texts), tokens, logits.device)
     for time in range(tokens):
         chosen = choose(logits, time)
         for sequence, token in enumerate(chosen.tolist()):
-            if sequence in going and token in stop:
-                going.remove(sequence)
-            elif sequence in going:
+            if sequence in running and token in stop:
+                running.remove(sequence)
+            elif sequence in running:
                 texts[sequence].append(token)
-                told(sequence, token)
-        if not going or time == tokens - 1:
+                on_token(sequence, token)
+        if not running or time == tokens - 1:
             break
         logits = network.step(chosen, cache)
     return texts
 
 
 def _chooser(
-    how: Greedy | Sampling, batch: int, tokens: int, device: torch.device
+    strategy: Greedy | Sampling, batch: int, tokens: int, device: torch.device
 ) -> Callable[[Tensor, int], Tensor]:
-    """The token of each sequence, from its logits and the number of the step."""
-    match how:
+    """A function from logits and the number of the step to the next token of each sequence."""
+    match strategy:
         case Greedy():
             return lambda logits, _: logits.argmax(-1)
         case Sampling(seed=seed):
-            named = [generator(seed, "generate", str(n)).random(tokens) for n in range(batch)]
-            rng = torch.from_numpy(np.stack(named)).to(device)
-            return lambda logits, time: drawn(logits, how, rng[:, time])
+            rows = [generator(seed, "generate", str(n)).random(tokens) for n in range(batch)]
+            uniform = torch.from_numpy(np.stack(rows)).to(device)  # (batch, tokens)
+            return lambda logits, time: sample(logits, strategy, uniform[:, time])
 
 
 def _padded(
     prompts: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "batch time"], Int[Tensor, " batch"] | None]:
-    """The prompts with padding on their left, and how much; None where all are of one length."""
+    """Left-padded prompts, and the padding of each; None if all have the same length."""
     time = max(map(len, prompts))
     padding = [time - len(prompt) for prompt in prompts]
     rows = [[0] * more + list(prompt) for more, prompt in zip(padding, prompts, strict=True)]
@@ -167,9 +170,9 @@ def _padded(
     return torch.tensor(rows, device=device), counts
 
 
-def _storage(network: Decoder, how: How) -> Storage:
-    """Where the rows lie: pages where beams share them or a window gives them back."""
-    if isinstance(how, Beams):
+def _storage(network: Decoder, strategy: Strategy) -> Storage:
+    """Pages if beams share them or a window frees them; else one contiguous tensor."""
+    if isinstance(strategy, Beams):
         return PAGED
     windowed = any(plan and plan.mask.window for plan in network.made_for.plans)
     return Growing() if windowed else Reserved()
@@ -178,10 +181,10 @@ def _storage(network: Decoder, how: How) -> Storage:
 def _check(
     network: Decoder, prompts: Sequence[Sequence[int]], tokens: int, stop: Collection[int]
 ) -> None:
-    """Refuse what cannot be written, with the reason."""
+    """Refuse a request that this network cannot meet."""
     if network.source is not None:
         raise ValueError(
-            "This decoder writes from a source, not after a prompt; a learner's write does that."
+            "This decoder writes from a source, not after a prompt; use a learner's write."
         )
     if not prompts or tokens < 1:
         raise ValueError(
@@ -190,8 +193,8 @@ def _check(
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(
-                f"Prompt {number} is empty, and a decoder needs something to go on from; give it "
-                "one token at least, such as the one that texts begin with."
+                f"Prompt {number} is empty, and a decoder needs at least one token; give it the "
+                "one that texts begin with."
             )
     beyond = {token for text in (*prompts, stop) for token in text} - set(range(network.classes))
     if beyond:
@@ -209,7 +212,7 @@ def _check(
 
 
 def _check_cache(network: Decoder, cache: Cache, batch: int, reads: int) -> None:
-    """Refuse a cache in which this text has no place."""
+    """Refuse a cache that is in use or too small."""
     network.accept(cache)
     if cache.longest or cache.batch != batch or cache.capacity < reads:
         raise ValueError(
@@ -219,12 +222,17 @@ def _check_cache(network: Decoder, cache: Cache, batch: int, reads: int) -> None
 
 
 def _check_memory(
-    network: Decoder, reads: int, prompts: int, how: How, storage: Storage, rows: CacheDtype | None
+    network: Decoder,
+    reads: int,
+    prompts: int,
+    strategy: Strategy,
+    storage: Storage,
+    rows: CacheDtype | None,
 ) -> None:
-    """Refuse a cache that will not fit; its bytes are computed, the rest of the work is not."""
+    """Refuse a cache that does not fit into free memory; activations are not counted."""
     like = network.embedding.table
     kind = CACHE_FORMATS[rows] if rows else cache_format(like.dtype)
-    sequences = prompts * (how.beams if isinstance(how, Beams) else 1)
+    sequences = prompts * (strategy.beams if isinstance(strategy, Beams) else 1)
     page = storage.page
     needed, free = cache_bytes(network.model, reads, sequences, kind, page), free_bytes(like.device)
     if needed > free:
@@ -235,5 +243,5 @@ def _check_memory(
         )
 
 
-def _nobody(_sequence: int, _token: int) -> None:
-    """Nobody listens."""
+def _no_op(_sequence: int, _token: int) -> None:
+    """No-op."""

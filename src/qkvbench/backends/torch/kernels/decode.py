@@ -5,6 +5,7 @@ the layer computes the same with torch's operations.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -15,14 +16,14 @@ from qkvbench import native
 from qkvbench.backends.torch.attention.rope import RotaryEmbedding
 from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
 from qkvbench.backends.torch.kernels.contract import PROFILER_NAME, DecodeKernel, Queries, Slots
-from qkvbench.backends.torch.kernels.linear import watched
+from qkvbench.backends.torch.kernels.linear import profiler_range
 from qkvbench.variant import AlibiBias, ApplyRope, Plan, Scale
 
 # The features of a plan that each kernel can run; a plan with any other is left to torch.
-CPU_FEATURES = frozenset(
+CPU_FEATURES = native.CAPABILITIES.features
+GPU_FEATURES = frozenset(
     {"mask.causal", "mask.window", "bias.AlibiBias", "read.Scale", "read.ApplyRope"}
 )
-GPU_FEATURES = CPU_FEATURES
 # The order in which a kernel applies operations to a cached row that it reads as a key.
 KEY_OPS = ((), (Scale,), (ApplyRope,), (Scale, ApplyRope))
 
@@ -37,16 +38,20 @@ class CpuDecodeKernel:
         rope: RotaryEmbedding | None,
         scale: Tensor | None,
         slopes: Sequence[float] | None,
+        *,
+        sinks: int,
     ) -> None:
         """Over these rows; without `values` those of the keys serve as both.
 
-        A row that is read as a key is multiplied by `scale`, and RoPE is applied to it.
+        A row that is read as a key is multiplied by `scale`, and RoPE is applied to it. The first
+        `sinks` slots are always visible.
         """
         self.keys = keys
         self.values = values
         self.rope = rope
         self.scale = None if scale is None else scale.detach().float().numpy()
         self.slopes = None if slopes is None else np.array(slopes, np.float32)
+        self.sinks = sinks
         self._state: tuple[int, ...] = ()
         self._call: native.Decoding | None = None
 
@@ -57,7 +62,9 @@ class CpuDecodeKernel:
         np.subtract(call.length, 1, out=call.position)
         grouped = query.detach().float().contiguous()
         context = torch.empty_like(grouped)
-        with watched(f"{PROFILER_NAME} ({self.keys.format.name} rows read once, {call.target})"):
+        with profiler_range(
+            f"{PROFILER_NAME} ({self.keys.format.name} rows read once, {call.isa})"
+        ):
             call(grouped.data_ptr(), context.data_ptr())
         return context
 
@@ -74,9 +81,10 @@ class CpuDecodeKernel:
                 roots=self.keys.heads,
                 group=query.shape[2],
                 page_rows=table.size,
-                turns=self.rope and self.rope.native_table(table.columns * table.size),
+                rope=self.rope and self.rope.native_table(table.columns * table.size),
                 key_scale=self.scale,
                 slopes=self.slopes,
+                sinks=self.sinks,
                 threads=torch.get_num_threads(),
             )
             self._state = state
@@ -92,7 +100,7 @@ def decode_kernel(
 ) -> DecodeKernel | None:
     """The kernel for the cached tensors of `plan` in `rows`; None if none can run it."""
     keys, values = rows[plan.cached_key.name], rows[plan.cached_value.name]
-    found = _kernel(keys)
+    found = _kernel(keys, plan)
     if (
         found is None
         or dtype == torch.float64
@@ -115,11 +123,16 @@ def decode_kernel(
     )
 
 
-def _kernel(keys: PagedTensor) -> tuple[Callable[..., DecodeKernel], frozenset[str]] | None:
+def _kernel(
+    keys: PagedTensor, plan: Plan
+) -> tuple[Callable[..., DecodeKernel], frozenset[str]] | None:
     """The kernel that reads such rows in place, and the features that it supports."""
     if keys.table.device.type == "cpu":
-        takes = keys.format.name in native.KINDS and native.takes(keys.head_dim)
-        return (CpuDecodeKernel, CPU_FEATURES) if takes and native.lacking() is None else None
+        if native.missing_requirement() is not None:
+            return None
+        if not native.CAPABILITIES.can_run(keys.format.name, keys.head_dim):
+            return None
+        return partial(CpuDecodeKernel, sinks=plan.mask.sinks), CPU_FEATURES
     if keys.table.device.type == "cuda" and find_spec("triton"):
         # Without a GPU Triton need not be installed.
         from qkvbench.backends.torch.kernels.triton_decode import TritonDecodeKernel
@@ -132,13 +145,14 @@ def _kind(pages: PagedTensor) -> native.Kind:
     return next(kind for kind in native.KINDS if kind == pages.format.name)
 
 
-def _rows(pages: PagedTensor) -> native.Rows:
-    found = pages.paged()
-    scales = found.scale_addresses
-    return native.Rows(
-        found.addresses.numpy().astype(np.uint64),
-        found.head_stride,
-        found.row_stride,
+def _rows(tensor: PagedTensor) -> native.PagedRows:
+    pointers = tensor.pointers()
+    scales = pointers.scale_addresses
+    return native.PagedRows(
+        pointers.addresses.numpy().astype(np.uint64),
+        pointers.head_stride,
+        pointers.row_stride,
         None if scales is None else scales.numpy().astype(np.uint64),
-        scale_head_stride=found.rows,
+        scale_head_stride=pointers.rows * pointers.groups,
+        scale_row_stride=pointers.groups,
     )

@@ -1,7 +1,7 @@
-"""A matrix times rows: few rows without a gradient by the native kernel, all else by torch.
+"""Matrix products: few rows without a gradient by the native kernel, everything else by torch.
 
-A step of decoding multiplies every matrix with one row for each sequence, and waits for the weights
-to come from memory; the kernel reads them as fast as they come.
+A decode step multiplies each matrix by one row per sequence, and is limited by reading the weights
+from memory; the native kernel reads them at full bandwidth.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -14,21 +14,21 @@ from torch.nn import functional
 
 from qkvbench import native
 
-# Bytes of weights below which asking for the kernel takes longer than it saves.
-FEWEST = 2**17
-# As it is called where operations are watched.
+# Below this size of a weight, calling the kernel takes longer than it saves.
+MIN_WEIGHT_BYTES = 2**17
+# The kernel's name in a profile.
 NAMED = "qkvbench::product"
 KINDS: dict[torch.dtype, native.Kind] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 Rows = Float[Tensor, "*places inputs"]
-Made = Float[Tensor, "*places outputs"]
+Outputs = Float[Tensor, "*places outputs"]
 
 
 class Linear(nn.Linear):
-    """Torch's layer, with `product` in it."""
+    """`nn.Linear`, computed by `product`."""
 
-    def forward(self, input: Rows) -> Made:
-        """The same map at each place."""
+    def forward(self, input: Rows) -> Outputs:
+        """The same map at each position."""
         return product(input, self.weight, self.bias)
 
 
@@ -36,58 +36,58 @@ def product(
     x: Rows,
     weight: Float[Tensor, "outputs inputs"],
     bias: Float[Tensor, " outputs"] | None = None,
-) -> Made:
-    """Rows times the matrix, and the bias added."""
-    if not _ours(x, weight, bias):
+) -> Outputs:
+    """Rows times the transposed weight, plus the bias."""
+    if not _kernel_applies(x, weight, bias):
         return functional.linear(x, weight, bias)
     kind = KINDS[x.dtype]
     x = x.contiguous()
     outputs, inputs = weight.shape
-    made = x.new_empty(*x.shape[:-1], outputs)
-    with watched(f"{NAMED} ({kind} weights, {native.target()})"):
-        native.product(
+    out = x.new_empty(*x.shape[:-1], outputs)
+    with profiler_range(f"{NAMED} ({kind} weights, {native.select_isa()})"):
+        native.linear(
             kind,
             weight.data_ptr(),
             None if bias is None else bias.data_ptr(),
             x.data_ptr(),
-            made.data_ptr(),
+            out.data_ptr(),
             rows=x.numel() // inputs,
             inputs=inputs,
             outputs=outputs,
             threads=torch.get_num_threads(),
         )
-    return made
+    return out
 
 
-def watched(name: str) -> AbstractContextManager[object]:
-    """A name for a profiler, where there is one: a kernel of ours is none of torch's operations."""
-    # Torch's own way to ask, which has no stub; a name is wanted by a profiler alone.
+def profiler_range(name: str) -> AbstractContextManager[object]:
+    """A named range in a profile; a no-op, and free, if no profiler is active."""
+    # torch has no public way to ask this.
     profiled = torch.autograd._profiler_enabled()  # pyright: ignore
     return record_function(name) if profiled else nullcontext()
 
 
-def _ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the kernel can do it, and nobody wants to see torch's operation."""
+def _kernel_applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the native kernel can compute this product and pays."""
     return (
         not torch.is_grad_enabled()
         and x.device.type == "cpu"
-        and 0 < x.numel() <= native.MOST_ROWS * x.shape[-1]
+        and 0 < x.numel() <= native.MAX_ROWS * x.shape[-1]
         and x.dtype in KINDS
         and x.dtype == weight.dtype == (weight if bias is None else bias).dtype
-        and weight.nbytes >= FEWEST
+        and weight.nbytes >= MIN_WEIGHT_BYTES
         and weight.is_contiguous()
-        and not _seen_by_others(x, weight)
-        and native.lacking() is None
+        and not _torch_must_compute(x, weight)
+        and native.missing_requirement() is None
     )
 
 
-def _seen_by_others(x: Tensor, weight: Tensor) -> bool:
-    """Whether operations are traced, counted, transformed or made in another type: all by torch."""
+def _torch_must_compute(x: Tensor, weight: Tensor) -> bool:
+    """True if tracing, a dispatch mode, functorch or autocast is active, or for a subclass."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # pyright: ignore
         or torch.is_autocast_enabled("cpu")
-        # Modes that count or rewrite operations, and tensors that stand for others.
+        # Modes that count or rewrite operations, such as FlopCounterMode.
         or torch._C._len_torch_dispatch_stack() > 0  # pyright: ignore
         or torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore
         or type(x) is not Tensor

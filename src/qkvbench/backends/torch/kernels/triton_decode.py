@@ -1,14 +1,14 @@
 # Triton is an extra, and its kernels are no Python functions.
 # pyright: reportMissingImports=false, reportIndexIssue=false
-"""Decoding on a GPU with one pass over the cache: each row is read once, for score and for sum.
+"""Flash decoding on a GPU in Triton: each cached row is read once, for its score and its value.
 
-Written in Triton and tested in its interpreter. It has not been run on a GPU.
+Tested in Triton's interpreter; it has not been run on a GPU.
 
-Each program has one sequence, one root head and one stretch of the slots; it keeps the sums of all
-query heads of the root, as in arXiv:2205.14135, and the stretches are joined at the end. A root
-that is key and value is loaded once a tile. Where it is turned by positions on read, the queries
-are turned back to the tile's first position, of which the table has one row, and the rows on by
-their place in the tile, so that a tile needs few angles and all of them are exact.
+One program handles one sequence, one root head and one chunk of the slots (split-KV). It
+accumulates the outputs of all query heads of the root, as in arXiv:2205.14135; the chunks are
+combined at the end. A root that is both key and value is loaded once per tile. If RoPE is applied
+at read time, the queries are rotated back by the tile's first position (one row of the table) and
+the keys forward by their offset in the tile, so that a tile needs few angles, all of them exact.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ from qkvbench.backends.torch.cache.paged_tensor import PagedTensor, PagePointers
 from qkvbench.backends.torch.cache.quantize import DTYPES
 from qkvbench.backends.torch.kernels.contract import PROFILER_NAME, Queries, Slots
 
-# Rows of a tile; a stretch is at least as long.
+# Rows of a tile; a chunk has one tile or more.
 TILE = 64
-# Programs that are enough to fill a large GPU.
-ENOUGH = 256
-# The fewest rows of an operand of a product.
-FEWEST = 16
+# Programs that fill a large GPU.
+TARGET_PROGRAMS = 256
+# The smallest size of a dimension of `tl.dot`.
+MIN_DOT_SIZE = 16
 
 KINDS = {
     torch.float32: tl.float32,
@@ -45,7 +45,7 @@ def _tile(
     addresses,
     scales,
     slot,
-    seen,
+    valid,
     column,
     head,
     page,
@@ -54,17 +54,17 @@ def _tile(
     DIM: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """Rows (slot, column) of one root head in fp32, scales not applied, and the scales."""
-    base = tl.load(addresses + slot // page, mask=seen, other=0)
-    within = (slot % page).to(tl.int64)
-    pointers = base.to(tl.pointer_type(KIND)) + head * head_stride + within * row_stride
-    wanted = seen[:, None] & (column < DIM)[None, :]
-    rows = tl.load(pointers[:, None] + column[None, :], mask=wanted, other=0).to(tl.float32)
+    """Rows (slot, column) of one root head in fp32 before scaling, and their scales."""
+    base = tl.load(addresses + slot // page, mask=valid, other=0)
+    row = (slot % page).to(tl.int64)
+    pointers = base.to(tl.pointer_type(KIND)) + head * head_stride + row * row_stride
+    inside = valid[:, None] & (column < DIM)[None, :]
+    rows = tl.load(pointers[:, None] + column[None, :], mask=inside, other=0).to(tl.float32)
     scale = tl.full(slot.shape, 1.0, tl.float32)
     if KIND == tl.int8:
-        of_scales = tl.load(scales + slot // page, mask=seen, other=0)
-        places = of_scales.to(tl.pointer_type(tl.float32)) + head * page + within
-        scale = tl.load(places, mask=seen, other=0.0)
+        scale_page = tl.load(scales + slot // page, mask=valid, other=0)
+        scale_pointers = scale_page.to(tl.pointer_type(tl.float32)) + head * page + row
+        scale = tl.load(scale_pointers, mask=valid, other=0.0)
     return rows, scale
 
 
@@ -83,7 +83,7 @@ def _attend(
     sums,
     weights,
     pages,
-    stretch,
+    chunk,
     page,
     key_head,
     key_row,
@@ -96,91 +96,91 @@ def _attend(
     WIDE: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
-    TURN: tl.constexpr,
-    SHARED: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
+    SHARED_ROOT: tl.constexpr,
     SCALED: tl.constexpr,
-    SLOPED: tl.constexpr,
+    ALIBI: tl.constexpr,
     KIND: tl.constexpr,
 ):
     batch, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     begin, end = tl.load(first + batch), tl.load(length + batch)
-    now = end - 1
-    start = begin + split * stretch
-    stop = tl.minimum(start + stretch, end)
+    position = end - 1
+    start = begin + split * chunk
+    stop = tl.minimum(start + chunk, end)
     member = tl.arange(0, PADDED)
     column = tl.arange(0, WIDE)
-    half: tl.constexpr = TURN // 2
-    # Each coordinate turns with the one half of the turned ones away.
+    half: tl.constexpr = ROTARY_DIM // 2
+    # RoPE pairs coordinate i with i ± half.
     partner = tl.where(column < half, column + half, column - half)
-    partner = tl.where(column < TURN, partner, column)
+    partner = tl.where(column < ROTARY_DIM, partner, column)
     sign = tl.where(column < half, -1.0, 1.0)
     pair = tl.where(column < half, column, column - half)
-    turns = column < TURN
-    asked = (member < GROUP)[:, None] & (column < DIM)[None, :]
+    rotated = column < ROTARY_DIM
+    query_mask = (member < GROUP)[:, None] & (column < DIM)[None, :]
     at = query + (batch * GROUPS + head) * GROUP * DIM + member[:, None] * DIM
-    q = tl.load(at + column[None, :], mask=asked, other=0.0)
-    q_partner = tl.load(at + partner[None, :], mask=asked, other=0.0)
+    q = tl.load(at + column[None, :], mask=query_mask, other=0.0)
+    q_partner = tl.load(at + partner[None, :], mask=query_mask, other=0.0)
     factor = tl.full(column.shape, 1.0, tl.float32)
     factor_partner = factor
     if SCALED:
         factor = tl.load(factors + column, mask=column < DIM, other=0.0)
         factor_partner = tl.load(factors + partner, mask=column < DIM, other=0.0)
     slope = tl.zeros(member.shape, tl.float32)
-    if SLOPED:
+    if ALIBI:
         slope = tl.load(slopes + head * GROUP + member, mask=member < GROUP, other=0.0)
 
-    highest = tl.full(member.shape, float("-inf"), tl.float32)
-    total = tl.zeros(member.shape, tl.float32)
-    sum_ = tl.zeros((PADDED, WIDE), tl.float32)
-    for here in range(start, stop, BLOCK):
-        place = tl.arange(0, BLOCK)
-        slot = here + place
-        seen = slot < stop
+    row_max = tl.full(member.shape, float("-inf"), tl.float32)
+    row_sum = tl.zeros(member.shape, tl.float32)
+    acc = tl.zeros((PADDED, WIDE), tl.float32)
+    for tile in range(start, stop, BLOCK):
+        offset = tl.arange(0, BLOCK)
+        slot = tile + offset
+        valid = slot < stop
         rows, scale = _tile(
-            keys + batch * pages, key_scales + batch * pages, slot, seen, column, head,
+            keys + batch * pages, key_scales + batch * pages, slot, valid, column, head,
             page, key_head, key_row, DIM, KIND,
         )  # fmt: skip
         k = rows * factor[None, :]
-        asking = q
-        if TURN > 0:
-            # The queries turned back by the tile's first position, the rows on by their place.
-            cos = tl.load(table + here * TURN + pair, mask=turns, other=1.0)
-            sin = tl.load(table + here * TURN + half + pair, mask=turns, other=0.0)
-            asking = q * cos[None, :] - q_partner * (sin * sign)[None, :]
-            others, _ = _tile(
-                keys + batch * pages, key_scales + batch * pages, slot, seen, partner, head,
+        q_rotated = q
+        if ROTARY_DIM > 0:
+            # Queries rotate back by the first position of the tile, keys forward by their offset.
+            cos = tl.load(table + tile * ROTARY_DIM + pair, mask=rotated, other=1.0)
+            sin = tl.load(table + tile * ROTARY_DIM + half + pair, mask=rotated, other=0.0)
+            q_rotated = q * cos[None, :] - q_partner * (sin * sign)[None, :]
+            k_partner, _ = _tile(
+                keys + batch * pages, key_scales + batch * pages, slot, valid, partner, head,
                 page, key_head, key_row, DIM, KIND,
             )  # fmt: skip
-            by = table + place[:, None] * TURN + pair[None, :]
-            cos_in = tl.load(by, mask=turns[None, :], other=1.0)
-            sin_in = tl.load(by + half, mask=turns[None, :], other=0.0)
-            k = k * cos_in + others * factor_partner[None, :] * sin_in * sign[None, :]
-        scores = tl.dot(asking, tl.trans(k), input_precision="ieee") * scale[None, :]
-        if SLOPED:
-            scores -= slope[:, None] * (now - slot)[None, :]
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, 1))
-        share = tl.exp(scores - higher[:, None])
-        before = tl.exp(highest - higher)
-        total = total * before + tl.sum(share, 1)
-        if SHARED:
-            share *= scale[None, :]
+            angles = table + offset[:, None] * ROTARY_DIM + pair[None, :]
+            cos_in = tl.load(angles, mask=rotated[None, :], other=1.0)
+            sin_in = tl.load(angles + half, mask=rotated[None, :], other=0.0)
+            k = k * cos_in + k_partner * factor_partner[None, :] * sin_in * sign[None, :]
+        scores = tl.dot(q_rotated, tl.trans(k), input_precision="ieee") * scale[None, :]
+        if ALIBI:
+            scores -= slope[:, None] * (position - slot)[None, :]
+        scores = tl.where(valid[None, :], scores, float("-inf"))
+        new_max = tl.maximum(row_max, tl.max(scores, 1))
+        probs = tl.exp(scores - new_max[:, None])
+        rescale = tl.exp(row_max - new_max)
+        row_sum = row_sum * rescale + tl.sum(probs, 1)
+        if SHARED_ROOT:
+            probs *= scale[None, :]
         else:
             rows, scale = _tile(
-                values + batch * pages, value_scales + batch * pages, slot, seen, column, head,
+                values + batch * pages, value_scales + batch * pages, slot, valid, column, head,
                 page, value_head, value_row, DIM, KIND,
             )  # fmt: skip
-            share *= scale[None, :]
-        sum_ = sum_ * before[:, None] + tl.dot(share, rows, input_precision="ieee")
-        highest = higher
+            probs *= scale[None, :]
+        acc = acc * rescale[:, None] + tl.dot(probs, rows, input_precision="ieee")
+        row_max = new_max
     out = ((batch * GROUPS + head) * SPLITS + split) * GROUP
-    tl.store(sums + (out + member)[:, None] * DIM + column[None, :], sum_, mask=asked)
-    tl.store(weights + (out + member) * 2, highest, mask=member < GROUP)
-    tl.store(weights + (out + member) * 2 + 1, total, mask=member < GROUP)
+    tl.store(sums + (out + member)[:, None] * DIM + column[None, :], acc, mask=query_mask)
+    tl.store(weights + (out + member) * 2, row_max, mask=member < GROUP)
+    tl.store(weights + (out + member) * 2 + 1, row_sum, mask=member < GROUP)
 
 
 class TritonDecodeKernel:
-    """The kernel over the rows of one layer. What it is told is kept while the pages stay."""
+    """The kernel for the cached rows of one layer; page addresses are kept until pages change."""
 
     def __init__(
         self,
@@ -190,9 +190,9 @@ class TritonDecodeKernel:
         scale: Float[Tensor, " head_dim"] | None,
         slopes: Sequence[float] | None,
     ) -> None:
-        """Over these rows; those of the keys are the values, too, where there are no others.
+        """The keys are the values, too, if `values` is None.
 
-        Each is multiplied by `scale` and turned when it is read as a key.
+        A row read as a key is multiplied by `scale` and rotated by `rope`.
         """
         self.keys = keys
         self.values = values or keys
@@ -201,21 +201,21 @@ class TritonDecodeKernel:
         self.scale = None if scale is None else scale.detach().float()
         self.slopes = slopes and torch.tensor(slopes, device=keys.table.device)
         self._version = -1
-        self._told: tuple[PagePointers, PagePointers] | None = None
+        self._paged: tuple[PagePointers, PagePointers] | None = None
 
     def __call__(self, query: Queries, first: Slots, end: Slots) -> Queries:
-        """As of any `OnePass`."""
+        """The context of each query over its slots, as any `DecodeKernel`."""
         batch, roots, group, head_dim = query.shape
         device, like = query.device, query.detach().float().contiguous()
         begins, ends = (_each(slots, batch, device) for slots in (first, end))
-        longest = _most(end) - _least(first)
-        splits = max(1, min(-(-longest // TILE), ENOUGH // (batch * roots)))
-        stretch = -(-longest // (splits * TILE)) * TILE
-        splits = -(-longest // stretch)
+        longest = _largest(end) - _smallest(first)
+        splits = max(1, min(-(-longest // TILE), TARGET_PROGRAMS // (batch * roots)))
+        chunk = -(-longest // (splits * TILE)) * TILE
+        splits = -(-longest // chunk)
         sums = like.new_zeros(batch, roots, splits, group, head_dim)
         weights = like.new_empty(batch, roots, splits, group, 2)
-        keys, values = self._paged()
-        table = self.rope.table(_most(end) + TILE, like) if self.rope else like
+        keys, values = self._pointers()
+        table = self.rope.table(_largest(end) + TILE, like) if self.rope else like
         with record_function(f"{PROFILER_NAME} ({self.keys.format.name} rows read once, triton)"):
             _attend[(batch, roots, splits)](
                 like,
@@ -231,7 +231,7 @@ class TritonDecodeKernel:
                 sums,
                 weights,
                 keys.addresses.shape[1],
-                stretch,
+                chunk,
                 keys.rows,
                 keys.head_stride,
                 keys.row_stride,
@@ -241,37 +241,37 @@ class TritonDecodeKernel:
                 GROUPS=roots,
                 SPLITS=splits,
                 DIM=head_dim,
-                WIDE=max(FEWEST, triton.next_power_of_2(head_dim)),
-                PADDED=max(FEWEST, triton.next_power_of_2(group)),
+                WIDE=max(MIN_DOT_SIZE, triton.next_power_of_2(head_dim)),
+                PADDED=max(MIN_DOT_SIZE, triton.next_power_of_2(group)),
                 BLOCK=TILE,
-                TURN=self.rope.rope.dims if self.rope else 0,
-                SHARED=self.shared,
+                ROTARY_DIM=self.rope.rope.dims if self.rope else 0,
+                SHARED_ROOT=self.shared,
                 SCALED=self.scale is not None,
-                SLOPED=self.slopes is not None,
+                ALIBI=self.slopes is not None,
                 KIND=KINDS[DTYPES[self.keys.format.name]],
             )
-        highest, total = weights.unbind(-1)
-        # A stretch without a row of this sequence has -inf as its highest, and weighs nothing.
-        share = (highest - highest.amax(2, keepdim=True)).exp()
-        return (sums * share[..., None]).sum(2) / (total * share).sum(2)[..., None]
+        row_max, row_sum = weights.unbind(-1)  # (batch, roots, splits, group)
+        # A chunk without a row of this sequence has a maximum of -inf, and so a weight of 0.
+        weight = (row_max - row_max.amax(2, keepdim=True)).exp()
+        return (sums * weight[..., None]).sum(2) / (row_sum * weight).sum(2)[..., None]
 
-    def _paged(self) -> tuple[PagePointers, PagePointers]:
-        """Where the rows lie."""
+    def _pointers(self) -> tuple[PagePointers, PagePointers]:
+        """The pages of keys and values, read again only if the page table has changed."""
         version = self.keys.table.version
-        if self._told is None or version != self._version:
-            own = self.keys.paged().on(self.keys.table.device)
-            self._told = own, own if self.shared else self.values.paged().on(own.addresses.device)
-            self._version = version
-        return self._told
+        if self._paged is None or version != self._version:
+            keys = self.keys.pointers().on(self.keys.table.device)
+            values = keys if self.shared else self.values.pointers().on(keys.addresses.device)
+            self._paged, self._version = (keys, values), version
+        return self._paged
 
 
 def _each(slots: Slots, batch: int, device: torch.device) -> Int[Tensor, " batch"]:
     return torch.tensor([slots] * batch if isinstance(slots, int) else slots, device=device)
 
 
-def _most(slots: Slots) -> int:
+def _largest(slots: Slots) -> int:
     return slots if isinstance(slots, int) else max(slots)
 
 
-def _least(slots: Slots) -> int:
+def _smallest(slots: Slots) -> int:
     return slots if isinstance(slots, int) else min(slots)

@@ -1,4 +1,4 @@
-"""Which network a model spec becomes, and the shortest way to one."""
+"""From a model spec to a network."""
 
 from qkvbench.backends.torch.models.decoder import Decoder
 from qkvbench.backends.torch.models.encoder import Encoder
@@ -15,7 +15,7 @@ Network = Decoder | Encoder | TwoTowers
 
 
 def build(model: Model, *, dropout: float = 0.0) -> Network:
-    """The network of `model`, without values; on the meta device it takes no memory."""
+    """The network of `model`, without initial values; on the meta device it uses no memory."""
     match model.architecture:
         case DecoderSpec() | EncoderDecoderSpec() as spec:
             return Decoder(model, spec, dropout)

@@ -1,4 +1,4 @@
-"""The stream before the first block: a vector for each token or input vector, and its position."""
+"""Input embedding: the stream before the first block, from tokens or vectors and positions."""
 
 from functools import partial
 
@@ -12,19 +12,19 @@ from qkvbench.model import Learned, Position, Sinusoidal, Tokens, Vectors
 
 
 class Embedding(nn.Module):
-    """Inputs mapped to the stream; positions added where the scheme adds them."""
+    """Embeds inputs; adds position embeddings if the scheme has them."""
 
     def __init__(
         self, inputs: Tokens | Vectors, position: Position, d_model: int, class_tokens: int = 0
     ) -> None:
-        """The embedding that such inputs need, and so many learned vectors before them."""
+        """An untrained embedding, with `class_tokens` learned vectors in front of the inputs."""
         super().__init__()
         match inputs:
             case Tokens(vocabulary):
                 self.table = nn.Parameter(torch.zeros(vocabulary, d_model))
             case Vectors(features):
                 self.vectors = nn.Linear(features, d_model)
-        # It gets no position: it is no input, and its own vector tells it from them.
+        # A class token gets no position: its own vector tells it from the inputs.
         self.class_token = None
         if class_tokens:
             self.class_token = nn.Parameter(torch.zeros(class_tokens, d_model))
@@ -41,28 +41,31 @@ class Embedding(nn.Module):
     def forward(
         self, inputs: Num[Tensor, "batch time *features"]
     ) -> Float[Tensor, "batch positions d_model"]:
-        """The stream of whole sequences, from position 0; before them the class token."""
+        """The stream of whole sequences from position 0, with the class tokens in front."""
+        # x: (batch, time, d_model), from tokens (batch, time) or vectors (batch, time, features)
         x = functional.embedding(inputs, self.table) if inputs.ndim == 2 else self.vectors(inputs)
         time = inputs.shape[1]
-        added = self._added(time, x)
+        added = self._position_embeddings(time, x)
         x = x if added is None else x + added[:time]
         if self.class_token is None:
             return x
         first = self.class_token.to(x.dtype).expand(len(x), -1, -1)
-        return torch.cat([first, x], dim=1)
+        return torch.cat([first, x], dim=1)  # (batch, class_tokens + time, d_model)
 
     def at(
         self, tokens: Int[Tensor, " batch"], first: int, times: Int[Tensor, " batch"] | None
     ) -> Float[Tensor, "batch one d_model"]:
-        """The stream of one token of each: at position `first`, or at its own of `times`."""
+        """The stream of one token per sequence, at position `first` or at its own of `times`."""
         x = functional.embedding(tokens, self.table)
-        added = self._added(first + 1, x)
+        added = self._position_embeddings(first + 1, x)
         if added is not None:
             x = x + (added[first] if times is None else added[times])
-        return x[:, None]
+        return x[:, None]  # (batch, 1, d_model)
 
-    def _added(self, length: int, x: Tensor) -> Float[Tensor, "positions d_model"] | None:
-        """What is added at each position, at least `length` of them; None where nothing is."""
+    def _position_embeddings(
+        self, length: int, x: Tensor
+    ) -> Float[Tensor, "positions d_model"] | None:
+        """Embeddings of at least `length` positions; None if the scheme adds none."""
         if self._sinusoids is not None:
             return self._sinusoids(length, x).to(x.dtype)
         if self.positions is not None and length > len(self.positions):

@@ -1,107 +1,93 @@
-"""What each attention layer makes of a batch, as arrays to be looked into."""
+"""The inputs, weights and attention of each layer on a batch, as arrays."""
 
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from qkvbench.analysis import Layer
+from qkvbench.backends.common.role_matrices import role_matrices, without_rope
 from qkvbench.backends.torch.attention.layer import Attention, Heads, Lengths, Stream
 from qkvbench.backends.torch.models.build import Network
-from qkvbench.variant import ROLES, ApplyRope, ApplyRotation, Derivation, Role, Scale, UpProject
+from qkvbench.variant import ROLES, Role
 
 
 @torch.no_grad()
-def inspected(network: Network, inputs: Tensor, *beside: Tensor | None) -> tuple[Layer, ...]:
-    """Every layer of attention over its own stream, first to last, on these inputs.
+def inspect_layers(
+    network: Network, inputs: Tensor, *extra_inputs: Tensor | None
+) -> tuple[Layer, ...]:
+    """Every self-attention layer on these inputs, first to last.
 
-    Attention across is not looked into: its rows and columns are of two sequences.
+    Cross-attention is left out: its rows and columns belong to two sequences.
     """
     layers = {
         name: part
         for name, part in network.named_modules()
         if isinstance(part, Attention) and not part.plan.is_cross
     }
-    seen: dict[str, tuple[Stream, Lengths | None]] = {}
+    layer_inputs: dict[str, tuple[Stream, Lengths | None]] = {}
 
-    def keep(name: str, _layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def record(name: str, _layer: nn.Module, arguments: tuple[Any, ...]) -> None:
         stream, _, lengths = arguments
-        seen[name] = (stream, lengths)
+        layer_inputs[name] = (stream, lengths)
 
-    hooks = [part.register_forward_pre_hook(partial(keep, name)) for name, part in layers.items()]
+    hooks = [part.register_forward_pre_hook(partial(record, name)) for name, part in layers.items()]
     try:
-        network.hidden(inputs, *beside)
+        network.hidden(inputs, *extra_inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return tuple(_layer(name, part, *seen[name]) for name, part in layers.items())
+    return tuple(_layer(name, part, *layer_inputs[name]) for name, part in layers.items())
 
 
 def _layer(name: str, attention: Attention, x: Stream, lengths: Lengths | None) -> Layer:
     plan = attention.plan
-    made, maps = attention.project(x), attention.head_maps()
+    roots, maps = attention.project(x), attention.head_maps()
+    # (batch, heads, time, head_dim) for each role
     rows: dict[Role, Heads] = {
-        role: attention.make(_before_turn(plan.derivations[role]), made, maps) for role in ROLES
+        role: attention.make(without_rope(plan.derivations[role]), roots, maps) for role in ROLES
     }
-    q, k = (attention.make(plan.derivations[role], made, maps) for role in ("q", "k"))
+    q, k = (attention.make(plan.derivations[role], roots, maps) for role in ("q", "k"))
     group = q.shape[1] // k.shape[1]
     scores = q * q.shape[-1] ** -0.5 @ k.repeat_interleave(group, dim=1).mT
-    places = torch.arange(x.shape[1], device=x.device)
-    seen = attention.softmax.visible(places, places, lengths).expand(len(x), 1, -1, -1)[:, 0]
-    read = torch.ones_like(seen[:, :, 0])
+    positions = torch.arange(x.shape[1], device=x.device)
+    mask = attention.softmax.visible(positions, positions, lengths)
+    mask = mask.expand(len(x), 1, -1, -1)[:, 0]  # (batch, time, time)
+    valid = torch.ones_like(mask[:, :, 0])  # (batch, time)
     if lengths is not None:
-        read = places < lengths[:, None]
-    told: dict[Role, np.ndarray] = {
-        role: _array(part.transpose(1, 2)[read]) for role, part in rows.items()
-    }
+        valid = positions < lengths[:, None]
     return Layer(
         name=name,
         weights=_weights(attention),
-        rows=told,
+        # (valid positions of all items, heads, head_dim)
+        projections={role: _array(each.transpose(1, 2)[valid]) for role, each in rows.items()},
         scores=_array(scores),
-        shares=_array(
-            attention.softmax.attention_weights(scores, places, places, len(places), lengths)
+        attention_weights=_array(
+            attention.softmax.attention_weights(
+                scores, positions, positions, len(positions), lengths
+            )
         ),
-        seen=(seen & read[:, :, None]).cpu().numpy(),
+        mask=(mask & valid[:, :, None]).cpu().numpy(),
     )
 
 
-def _before_turn(path: Derivation) -> Derivation:
-    """The way to a role without positions: K is turned and V is not, whatever they share."""
-    return Derivation(path.root, tuple(op for op in path.ops if not isinstance(op, ApplyRope)))
-
-
-def _weights(attention: Attention) -> dict[Role, Float[np.ndarray, "_heads head_dim d_model"]]:
-    """The matrix of each role from the stream, learned maps and scales included."""
-    plan, named, maps = attention.plan, attention.named_weights(), attention.head_maps()
-    widths = {root.name: root.width for root in plan.roots}
-    like = attention.o.weight
-    matrices: dict[Role, Heads] = {}
-    for role in ROLES:
-        path = plan.derivations[role]
-        # Roots without a matrix are the stream itself, cut into heads.
-        matrix = named.get(f"{path.root}.weight")
+def _weights(attention: Attention) -> dict[Role, np.ndarray]:
+    """The matrix of each role from the stream, with learned maps and scales applied."""
+    plan, named, like = attention.plan, attention.named_weights(), attention.o.weight
+    roots: dict[str, Tensor] = {}
+    for root in plan.roots:
+        # A root without a matrix is the stream itself, split into heads.
+        matrix = named.get(f"{root.name}.weight")
         if matrix is None:
             matrix = torch.eye(plan.geometry.d_model, dtype=like.dtype, device=like.device)
-        matrix = matrix.unflatten(0, (-1, widths[path.root]))
-        for op in path.ops:
-            match op:
-                case ApplyRotation(of, back):
-                    turn = maps[of].to(matrix.dtype)
-                    matrix = (turn.mT if back else turn) @ matrix
-                case UpProject(of):
-                    matrix = maps[of] @ matrix
-                case Scale(of):
-                    matrix = attention.scale[of][:, None] * matrix
-                case _:
-                    pass
-        matrices[role] = matrix
+        roots[root.name] = matrix.unflatten(0, (-1, root.width))  # (heads, width, d_model)
+    maps = {role: each.to(like.dtype) for role, each in attention.head_maps().items()}
+    matrices = role_matrices(plan, roots, maps, dict(attention.scale.items()))
     return {role: _array(matrix) for role, matrix in matrices.items()}
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """The numbers in fp32 or better, for NumPy knows no bf16."""
+    """The numbers in fp32 or better, because NumPy has no bf16."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Weights under the names that all backends share, and how they begin."""
+"""Weights by the names that all backends share: initial values, loading and saving."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,13 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from qkvbench.backends.common.checks import Shapes, check_shapes, matching_names, renamed
 from qkvbench.backends.torch.attention.layer import Attention
 from qkvbench.model import Model, initial_value, model_parameters
 from qkvbench.variant import Parameter
 
 
 def named_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Every learned tensor by its shared name: live views, so writing to one changes the module."""
+    """All learned tensors by name. They are views: writing to one changes the module."""
     named: dict[str, Tensor] = {}
     layers = {name: part for name, part in module.named_modules() if isinstance(part, Attention)}
     for name, layer in layers.items():
@@ -30,7 +31,7 @@ def named_weights(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def start(module: nn.Module, model: Model, seed: int) -> None:
-    """Give every weight the initial value that its seed and name say."""
+    """Set every weight to its initial value, which its name and the seed determine."""
     parameters = model_parameters(model)
     for name, tensor in named_weights(module).items():
         tensor.copy_(torch.from_numpy(initial_value(model.init, seed, parameters[name])))
@@ -55,46 +56,28 @@ def parameters_of(module: nn.Module, model: Model) -> dict[str, Parameter]:
 
 @torch.no_grad()
 def load(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy `weights` into the module; ValueError where names or shapes do not agree."""
+    """Copy `weights` into the module; ValueError if names or shapes differ."""
     named = named_weights(module)
-    if named.keys() != weights.keys():
-        differing = sorted(named.keys() ^ weights.keys())
-        raise ValueError(f"These weights are in one of model and file only: {differing[:4]} ...")
+    check_shapes(_shapes(named), _shapes(weights))
     for name, tensor in named.items():
-        if tensor.shape != weights[name].shape:
-            raise ValueError(
-                f"{name} is {tuple(tensor.shape)} in the model and "
-                f"{tuple(weights[name].shape)} in the file."
-            )
         tensor.copy_(weights[name])
 
 
 @torch.no_grad()
 def load_matching(module: nn.Module, weights: dict[str, Tensor]) -> tuple[str, ...]:
-    """Copy the weights that agree in name and shape with the module's; their names.
+    """Copy the weights that match in name and shape, and return their names.
 
-    ValueError where a block's weights do not all agree: what comes of some of them is no start.
+    ValueError if any weight of a block does not match: a partly loaded block is of no use.
     """
     named = named_weights(module)
-    agreeing = [
-        name
-        for name, tensor in named.items()
-        if name in weights and tensor.shape == weights[name].shape
-    ]
-    blocks = {name for name in (*named, *weights) if _in_a_block(name)}
-    if lacking := sorted(blocks.difference(agreeing)):
-        raise ValueError(
-            f"A start must agree with the model in every weight of its layers; {lacking[0]} "
-            f"{_size(named.get(lacking[0]), 'the model')} and "
-            f"{_size(weights.get(lacking[0]), 'the file')}."
-        )
-    for name in agreeing:
+    names = matching_names(_shapes(named), _shapes(weights))
+    for name in names:
         named[name].copy_(weights[name])
-    return tuple(agreeing)
+    return tuple(names)
 
 
 def save(module: nn.Module, path: Path) -> None:
-    """Write all weights to a safetensors file, each once: what is tied has one weight."""
+    """Write all weights to a safetensors file; tied weights once."""
     save_file(
         {name: tensor.detach().clone() for name, tensor in named_weights(module).items()}, path
     )
@@ -102,28 +85,24 @@ def save(module: nn.Module, path: Path) -> None:
 
 def read(path: Path) -> dict[str, Tensor]:
     """The weights in a safetensors file, for `load`."""
-    return load_file(path)
+    return renamed(load_file(path))
 
 
-def opened(paths: Sequence[Path]) -> dict[str, Callable[[], np.ndarray]]:
-    """The tensors of safetensors files by name, each read as fp32 when it is asked for.
+def lazy_tensors(paths: Sequence[Path]) -> dict[str, Callable[[], np.ndarray]]:
+    """The tensors of safetensors files by name, each read as fp32 when its function is called.
 
-    SafetensorError or OSError where a file is none.
+    SafetensorError or OSError if a file is not one.
     """
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for path in paths:
         file = safe_open(path, framework="pt")
-        # An open safetensors file has keys and is no mapping.
+        # The open file has `keys()` but is not iterable.
         tensors |= {name: partial(_array, file, name) for name in file.keys()}  # noqa: SIM118
     return tensors
 
 
-def _in_a_block(name: str) -> bool:
-    return "blocks" in name.split(".")
-
-
-def _size(weight: Tensor | None, place: str) -> str:
-    return f"is not in {place}" if weight is None else f"is {tuple(weight.shape)} in {place}"
+def _shapes(weights: dict[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
 def _array(file: Any, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Compiling the training pass: what it needs of the machine, and what is said where that lacks."""
+"""Compiling the training pass with torch.compile, and a clear error if the machine cannot."""
 
 import os
 import shutil
@@ -10,25 +10,25 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-Given = ParamSpec("Given")
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
 class CompileError(Exception):
-    """The training pass could not be compiled; its first line says what to do."""
+    """The training pass could not be compiled; the first line says what to do."""
 
 
-def compiled(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """The function, compiled when it is first called, for sizes such as it is then given."""
+def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The function, compiled at its first call."""
     import torch._inductor.config as inductor
 
-    # Runs are processes, one for each core: they need no further processes to compile in.
+    # There is a run for each core already: compiling in subprocesses would oversubscribe them.
     inductor.compile_threads = 1
     return torch.compile(function)
 
 
 def compile_error(device: torch.device) -> str | None:
-    """Why nothing can be compiled for `device` here; None where a compiler is found."""
+    """Why nothing can be compiled for `device`; None if it can."""
     if device.type == "cuda":
         return None if find_spec("triton") else "--compile needs triton, which is not installed."
     name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
@@ -38,8 +38,8 @@ def compile_error(device: torch.device) -> str | None:
 
 
 @contextmanager
-def failures_told() -> Iterator[None]:
-    """Say of an error in compiling that it is one, and what helps."""
+def translate_compile_errors() -> Iterator[None]:
+    """Raise errors of the compiler as CompileError."""
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 

@@ -1,4 +1,4 @@
-"""Processes of one training run, one for each device of this machine, as torchrun starts them."""
+"""Starting the processes of one training run, one for each device, as torchrun does."""
 
 import logging
 import os
@@ -7,23 +7,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# What a process is given to end by itself when another has died, in seconds; then it is killed.
+# Seconds between SIGTERM and SIGKILL for the other processes when one has died.
 GRACE_S = 20
 
 
 def launch(words: Sequence[str], devices: int, logs: Path) -> str | None:
-    """Start this Python with these words, once for each device, and wait until all have ended.
+    """Start this Python with these arguments, once for each device, and wait for all processes.
 
-    None where all ended well; else how the first to fail did: a signal's name, or an exit status.
-    The others are then ended, too, as all are by a signal to this process. What they say goes into
-    files in `logs`.
+    None if all succeed; else the signal or exit status of the first that failed. The others are
+    then terminated, as all are if this process is terminated. Their output goes into files in
+    `logs`.
     """
-    # Half a second to import, which no other run needs.
+    # The import takes half a second, which runs on one device do not need.
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # It tells everybody that a worker has failed; who asked is told by the result.
+    # A failure is reported by the result; torch would also log it.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
@@ -40,13 +40,13 @@ def launch(words: Sequence[str], devices: int, logs: Path) -> str | None:
     try:
         elastic_launch(config, sys.executable)(*words)
     except ChildFailedError as error:
-        # Others fail because they miss one that was killed, or are ended by SIGTERM after it.
+        # Other processes fail after the first, because it is gone or by SIGTERM.
         first = min(
             error.failures.values(),
             key=lambda each: (each.exitcode == -signal.SIGTERM, each.exitcode),
         )
         return first.signal_name() if first.exitcode < 0 else f"exit status {first.exitcode}"
     except SignalException as signalled:
-        # As this process would have ended without ranks to end first.
+        # The exit status of a process that a signal ends.
         raise SystemExit(128 + signalled.sigval) from None
     return None

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary: with all logits at once, or a few rows of them at a time."""
+"""Cross-entropy over a vocabulary: with all logits at once, or a chunk of rows at a time."""
 
 from typing import Any
 
@@ -10,10 +10,11 @@ from torch.nn import functional
 from qkvbench.backends.torch.models.build import Network
 from qkvbench.backends.torch.models.decoder import Decoder
 
-# From this vocabulary on, logits are larger than what made them, and are never held as a whole.
-MANY = 1024
-# Logits that are held at a time: about what a processor's cache holds.
-HELD = 2**20
+# From this vocabulary size on, the logits are larger than the hidden states and are computed in
+# chunks.
+CHUNKED_VOCABULARY = 1024
+# Logits in a chunk: about what a processor's cache holds.
+CHUNK_LOGITS = 2**20
 
 Hidden = Float[Tensor, "places d_model"]
 Targets = Int[Tensor, " places"]
@@ -24,39 +25,39 @@ def mean_loss(
 ) -> Float[Tensor, ""]:
     """The mean loss in nats, for a backward pass.
 
-    With `smoothing` ε a label is no certainty: the right class has probability 1 − ε, and ε is
-    spread evenly over all classes, the right one among them (arXiv:1512.00567, section 7).
+    With label smoothing ε the target class has probability 1 − ε, plus ε spread evenly over all
+    classes (arXiv:1512.00567, section 7).
     """
-    if not isinstance(network, Decoder) or len(network.matrix) < MANY:
+    if not isinstance(network, Decoder) or len(network.matrix) < CHUNKED_VOCABULARY:
         return functional.cross_entropy(network.head(hidden), targets, label_smoothing=smoothing)
     device = hidden.device.type
-    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    return _InRows.apply(hidden.to(kind), network.matrix.to(kind), targets, smoothing)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    return _ChunkedCrossEntropy.apply(
+        hidden.to(dtype), network.matrix.to(dtype), targets, smoothing
+    )
 
 
 def place_losses(
     network: Network, hidden: Hidden, targets: Targets
 ) -> tuple[Float[Tensor, " places"], Int[Tensor, " places"], Int[Tensor, " places"]]:
-    """The loss in nats, the likeliest class and the right one's rank; without a backward pass."""
-    losses, likeliest, ranks = [], [], []
-    rows = max(1, HELD // network.classes)
-    for part, right in zip(hidden.split(rows), targets.split(rows), strict=True):
-        logits = network.head(part)
-        losses.append(functional.cross_entropy(logits, right, reduction="none").float())
-        likeliest.append(logits.argmax(-1))
-        ranks.append((logits >= logits.gather(1, right[:, None])).sum(-1) - 1)
-    return torch.cat(losses), torch.cat(likeliest), torch.cat(ranks)
+    """The loss in nats, the most probable class and the rank of the target; no backward pass."""
+    losses, predicted, ranks = [], [], []
+    rows = max(1, CHUNK_LOGITS // network.classes)
+    for part, target in zip(hidden.split(rows), targets.split(rows), strict=True):
+        logits = network.head(part)  # (rows, vocabulary)
+        losses.append(functional.cross_entropy(logits, target, reduction="none").float())
+        predicted.append(logits.argmax(-1))
+        ranks.append((logits >= logits.gather(1, target[:, None])).sum(-1) - 1)
+    return torch.cat(losses), torch.cat(predicted), torch.cat(ranks)
 
 
-class _InRows(torch.autograd.Function):
-    """The mean cross-entropy of hidden · matrixᵀ, and its gradients in the same pass.
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The mean cross-entropy of hidden · matrixᵀ, with its gradients computed in the forward pass.
 
-    The gradient of a row's logits is softmax − label, which needs no other row: it is made while
-    the logits are at hand, so the backward pass finds it done. The largest number in it is what the
-    right class's label and probability differ by, or that and ε where labels are smoothed; a part's
-    rows are divided by the largest of these before a product in half precision, and multiplied by
-    it, by the loss's own slope and by 1/places in fp32: what is small is not lost, and what is
-    scaled against loss is scaled before it is rounded.
+    The gradient of a row's logits is softmax − label and depends on no other row, so it is computed
+    while the logits of the chunk are at hand. Logit gradients are divided by their largest entry
+    before the half-precision matmul and rescaled in fp32, so small entries do not underflow. The
+    largest entry is bounded by the target's, p − 1, plus ε if labels are smoothed.
     """
 
     @staticmethod
@@ -64,41 +65,42 @@ class _InRows(torch.autograd.Function):
         ctx: Any, hidden: Tensor, matrix: Tensor, targets: Tensor, smoothing: float
     ) -> Tensor:
         """The loss, in fp32 or better."""
-        rows, even = max(1, HELD // len(matrix)), smoothing / len(matrix)
+        # even: the probability that smoothing adds to each class
+        rows, even = max(1, CHUNK_LOGITS // len(matrix)), smoothing / len(matrix)
         loss = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        hidden_slope = torch.empty_like(hidden)
-        sizes = torch.empty_like(targets, dtype=loss.dtype)[:, None]
-        matrix_slope = torch.zeros_like(matrix, dtype=loss.dtype)
+        hidden_grad = torch.empty_like(hidden)  # (places, d_model), before rescaling
+        sizes = torch.empty_like(targets, dtype=loss.dtype)[:, None]  # (places, 1)
+        matrix_grad = torch.zeros_like(matrix, dtype=loss.dtype)  # (vocabulary, d_model)
         for first in range(0, len(hidden), rows):
-            part, right = hidden[first : first + rows], targets[first : first + rows, None]
-            logits = (part @ matrix.mT).to(loss.dtype)
+            part, target = hidden[first : first + rows], targets[first : first + rows, None]
+            logits = (part @ matrix.mT).to(loss.dtype)  # (rows, vocabulary)
             total = logits.logsumexp(-1, keepdim=True)
-            losses = total - logits.gather(1, right)
-            missed = torch.expm1(-losses)
+            losses = total - logits.gather(1, target)  # (rows, 1)
+            target_grad = torch.expm1(-losses)
             if smoothing:
                 losses = losses.lerp(total - logits.mean(-1, keepdim=True), smoothing)
-                missed = missed + (smoothing - even)
+                target_grad = target_grad + (smoothing - even)
             loss += losses.sum()
-            size = (missed.abs().amax() + smoothing).clamp(min=torch.finfo(loss.dtype).tiny)
-            slope = logits.sub_(total).exp_()
+            size = (target_grad.abs().amax() + smoothing).clamp(min=torch.finfo(loss.dtype).tiny)
+            grad = logits.sub_(total).exp_()
             if smoothing:
-                slope.sub_(even)
-            slope = slope.scatter_(1, right, missed).div_(size).to(hidden.dtype)
-            torch.mm(slope, matrix, out=hidden_slope[first : first + rows])
-            matrix_slope += (slope.mT @ part) * size[None, None]
+                grad.sub_(even)
+            grad = grad.scatter_(1, target, target_grad).div_(size).to(hidden.dtype)
+            torch.mm(grad, matrix, out=hidden_grad[first : first + rows])
+            matrix_grad += (grad.mT @ part) * size[None, None]
             sizes[first : first + rows] = size
-        ctx.save_for_backward(hidden_slope, sizes, matrix_slope)
-        ctx.kind = matrix.dtype
+        ctx.save_for_backward(hidden_grad, sizes, matrix_grad)
+        ctx.dtype = matrix.dtype
         return loss / len(hidden)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """The gradients, multiplied by the loss's own."""
-        hidden_slope, sizes, matrix_slope = ctx.saved_tensors
-        slope = slopes[0] / len(hidden_slope)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """The gradients, multiplied by that of the loss."""
+        hidden_grad, sizes, matrix_grad = ctx.saved_tensors
+        grad = grads[0] / len(hidden_grad)
         return (
-            (hidden_slope * (slope * sizes)).to(hidden_slope.dtype),
-            (matrix_slope * slope).to(ctx.kind),
+            (hidden_grad * (grad * sizes)).to(hidden_grad.dtype),
+            (matrix_grad * grad).to(ctx.dtype),
             None,
             None,
         )

@@ -6,10 +6,10 @@
 namespace {
 #include "vector_avx512.h"
 #include "attend.h"
-#include "stretch.h"
-#include "floats.h"
-#include "product.h"
-#include "target.h"
+#include "chunk.h"
+#include "fp32_formats.h"
+#include "linear.h"
+#include "isa.h"
 }  // namespace
 
-extern const Target TARGET_AVX512 = {"avx512", attend, read, multiply, lay_out, product};
+extern const Isa ISA_AVX512 = {"avx512", attend, read, multiply, pack_rows, linear};

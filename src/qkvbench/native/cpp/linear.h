@@ -1,30 +1,31 @@
-// A matrix of weights times a few rows: weights are read once, in order, and that is what it takes.
+// A linear layer for a few rows. Reading the weights is the bottleneck; they are read once, in order.
+#pragma once
 
-constexpr int WEIGHTS_AHEAD = 1024;  // bytes of each stream that are asked for before they are needed
+constexpr int WEIGHTS_AHEAD = 1024;  // bytes by which each stream is prefetched
 
-// Adds up one row of weights from each of OUTPUTS streams, `distance` numbers apart, times each of
-// ROWS rows. A sum has its products in the same order for any number of rows and streams.
+// sum[r, o] = x[r] · weights[o], for one row of weights from each of OUTPUTS streams, `distance`
+// numbers apart. The order of a sum's products is the same for any number of rows and streams.
 template <class Number, int ROWS, int OUTPUTS>
 INLINE void multiply_rows(const Number* weights, int64_t distance, int inputs, const float* x, int stride,
                           Vector (&sum)[ROWS * OUTPUTS]) {
     constexpr int STEP = 2 * WIDTH;
-    // Two chains for each sum, or one step would wait for the other.
+    // Two chains for each sum: a single one would wait for the latency of its own addition.
     Vector own[2 * ROWS * OUTPUTS];
-    each<2 * ROWS * OUTPUTS>([&](auto i) INLINE_LAMBDA { own[i] = all(0); });
+    unroll<2 * ROWS * OUTPUTS>([&](auto i) INLINE_LAMBDA { own[i] = broadcast(0); });
     const auto add = [&](const Number* from, int64_t apart, int i) INLINE_LAMBDA {
-        each<OUTPUTS>([&](auto o) INLINE_LAMBDA {
+        unroll<OUTPUTS>([&](auto o) INLINE_LAMBDA {
             Vector a, b;
-            both(from + o * apart, a, b);
-            each<ROWS>([&](auto r) INLINE_LAMBDA {
-                Vector* sums = own + 2 * (r * OUTPUTS + o);
-                sums[0] += a * load(x + r * stride + i);
-                sums[1] += b * load(x + r * stride + i + WIDTH);
+            load_two(from + o * apart, a, b);
+            unroll<ROWS>([&](auto r) INLINE_LAMBDA {
+                Vector* acc = own + 2 * (r * OUTPUTS + o);
+                acc[0] += a * load(x + r * stride + i);
+                acc[1] += b * load(x + r * stride + i + WIDTH);
             });
         });
     };
     int i = 0;
     for (; i + STEP <= inputs; i += STEP) {
-        each<OUTPUTS>([&](auto o) INLINE_LAMBDA {
+        unroll<OUTPUTS>([&](auto o) INLINE_LAMBDA {
             __builtin_prefetch((const char*)(weights + o * distance + i) + WEIGHTS_AHEAD);
         });
         add(weights + i, distance, i);
@@ -35,30 +36,30 @@ INLINE void multiply_rows(const Number* weights, int64_t distance, int inputs, c
             for (int k = i; k < inputs; ++k) last[o * STEP + k - i] = weights[o * distance + k];
         add(last, STEP, i);
     }
-    each<ROWS * OUTPUTS>([&](auto i) INLINE_LAMBDA { sum[i] = own[2 * i] + own[2 * i + 1]; });
+    unroll<ROWS * OUTPUTS>([&](auto i) INLINE_LAMBDA { sum[i] = own[2 * i] + own[2 * i + 1]; });
 }
 
-// To the nearest, of two the even one.
-INLINE void put(Fp32* to, float x) { *to = x; }
-INLINE void put(Bf16* to, float x) {
+// Rounds to nearest, ties to even.
+INLINE void store_as(Fp32* to, float x) { *to = x; }
+INLINE void store_as(Bf16* to, float x) {
     uint32_t bits;
     __builtin_memcpy(&bits, &x, sizeof bits);
     to->bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
-INLINE float number(const Fp32* x) { return *x; }
-INLINE float number(const Bf16* x) {
+INLINE float as_float(const Fp32* x) { return *x; }
+INLINE float as_float(const Bf16* x) {
     const uint32_t bits = uint32_t(x->bits) << 16;
-    float found;
-    __builtin_memcpy(&found, &bits, sizeof found);
-    return found;
+    float wide;
+    __builtin_memcpy(&wide, &bits, sizeof wide);
+    return wide;
 }
 
-// Outputs of ROWS rows from `r` on. [begin, end) is cut into OUTPUTS streams, which are read side by
-// side, each from its beginning to its end; what is left over comes after.
+// Outputs [begin, end) of ROWS rows from `r` on, in OUTPUTS streams of equal length that are read side
+// by side; the remaining outputs follow one by one.
 template <class Number, int ROWS, int OUTPUTS>
-void multiply_streams(const QkvProduct& call, const float* x, int r, int begin, int end) {
+void multiply_streams(const QkvLinear& call, const float* x, int r, int begin, int end) {
     const Number *weights = (const Number*)call.weights, *bias = (const Number*)call.bias;
-    const int inputs = call.inputs, stride = padded(inputs, 2 * QKV_LANES);
+    const int inputs = call.inputs, stride = round_up(inputs, 2 * QKV_LANES);
     constexpr int EACH = WIDTH / OUTPUTS;  // outputs of a stream that are one vector with the others'
     const int length = (end - begin) / OUTPUTS / EACH * EACH;
     const int64_t distance = int64_t(length) * inputs;
@@ -69,17 +70,17 @@ void multiply_streams(const QkvProduct& call, const float* x, int r, int begin, 
             Vector own[ROWS * OUTPUTS];
             multiply_rows<Number, ROWS, OUTPUTS>(weights + int64_t(at + k) * inputs, distance, inputs, x,
                                                  stride, own);
-            each<ROWS * OUTPUTS>([&](auto i) INLINE_LAMBDA {
+            unroll<ROWS * OUTPUTS>([&](auto i) INLINE_LAMBDA {
                 sum[i / OUTPUTS][i % OUTPUTS * EACH + k] = own[i];
             });
         }
         for (int row = 0; row < ROWS; ++row) {
             float out[WIDTH];
-            store(out, sums(sum[row]));
+            store(out, horizontal_sums(sum[row]));
             for (int i = 0; i < WIDTH; ++i) {
                 const int o = at + i % EACH + i / EACH * length;
                 Number* to = (Number*)call.out + int64_t(r + row) * call.outputs + o;
-                put(to, out[i] + (bias ? number(bias + o) : 0));
+                store_as(to, out[i] + (bias ? as_float(bias + o) : 0));
             }
         }
     }
@@ -90,46 +91,46 @@ void multiply_streams(const QkvProduct& call, const float* x, int r, int begin, 
             Vector sum[WIDTH];
             for (int i = 0; i < WIDTH; ++i) sum[i] = own[row];
             float out[WIDTH];
-            store(out, sums(sum));
+            store(out, horizontal_sums(sum));
             Number* to = (Number*)call.out + int64_t(r + row) * call.outputs + o;
-            put(to, out[0] + (bias ? number(bias + o) : 0));
+            store_as(to, out[0] + (bias ? as_float(bias + o) : 0));
         }
     }
 }
 
-// Outputs [begin, end) of every row; `x` are the rows as `lay_out_rows` left them.
+// Outputs [begin, end) of every row; `x` is packed by `pack_rows_of`.
 template <class Number>
-void multiply_outputs(const QkvProduct& call, const float* x, int begin, int end) {
+void multiply_outputs(const QkvLinear& call, const float* x, int begin, int end) {
     int r = 0;
     for (; r + 4 <= call.rows; r += 4) multiply_streams<Number, 4, 1>(call, x, r, begin, end);
     for (; r + 2 <= call.rows; r += 2) multiply_streams<Number, 2, 2>(call, x, r, begin, end);
     for (; r < call.rows; ++r) multiply_streams<Number, 1, 4>(call, x, r, begin, end);
 }
 
-// The rows in fp32, their numbers in the order in which `both` reads those of weights; then zeros.
+// x in fp32, in the order in which `load_two` reads weights, each row padded with zeros.
 template <class Number>
-void lay_out_rows(const QkvProduct& call, float* into) {
+void pack_rows_of(const QkvLinear& call, float* into) {
     constexpr int STEP = 2 * WIDTH;
-    const int stride = padded(call.inputs, 2 * QKV_LANES);
+    const int stride = round_up(call.inputs, 2 * QKV_LANES);
     for (int r = 0; r < call.rows; ++r) {
         const Number* from = (const Number*)call.x + int64_t(r) * call.inputs;
         for (int i = 0; i < stride; i += STEP) {
             Number some[STEP] = {};
             for (int k = i; k < call.inputs && k < i + STEP; ++k) some[k - i] = from[k];
             Vector a, b;
-            both(some, a, b);
+            load_two(some, a, b);
             store(into + int64_t(r) * stride + i, a);
             store(into + int64_t(r) * stride + i + WIDTH, b);
         }
     }
 }
 
-void product(const QkvProduct& call, const float* x, int begin, int end) {
+void linear(const QkvLinear& call, const float* x, int begin, int end) {
     if (call.type == QKV_FP32) multiply_outputs<Fp32>(call, x, begin, end);
     if (call.type == QKV_BF16) multiply_outputs<Bf16>(call, x, begin, end);
 }
 
-void lay_out(const QkvProduct& call, float* into) {
-    if (call.type == QKV_FP32) lay_out_rows<Fp32>(call, into);
-    if (call.type == QKV_BF16) lay_out_rows<Bf16>(call, into);
+void pack_rows(const QkvLinear& call, float* into) {
+    if (call.type == QKV_FP32) pack_rows_of<Fp32>(call, into);
+    if (call.type == QKV_BF16) pack_rows_of<Bf16>(call, into);
 }

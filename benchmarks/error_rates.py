@@ -1,7 +1,7 @@
-"""Whether the statistics keep what they promise, found by trying them on studies with known truth.
+"""Error rates, coverage and power of the statistics, on simulated studies whose truth is known.
 
-The simulated studies go through the very functions that a report uses. Scores are arm + seed +
-noise, the seeds' deviation twice the noise's; nothing depends on its size, because arms are paired.
+The simulated studies use the same functions as a report. Scores are arm + seed + noise; the
+deviation of the seeds does not matter, because arms are paired.
 """
 
 import math
@@ -14,12 +14,12 @@ from scipy import stats
 
 from qkvbench.results.aggregate import aggregate
 from qkvbench.results.critical import LEVEL
-from qkvbench.results.layout import detectable, differences, provable
-from qkvbench.results.planning import boschloo_table, needs
-from qkvbench.results.resampling import ENOUGH, over_items, percentile_over_seeds
+from qkvbench.results.layout import detectable_difference, differences, provable_margin
+from qkvbench.results.planning import boschloo_table, seeds_needed
+from qkvbench.results.resampling import MIN_SEEDS, bounds_over_items
 
 SEED_DEVIATION = 2.0
-# How much each arm varies, the baseline first.
+# The standard deviation of each arm, the baseline first.
 PROFILES: dict[str, tuple[float, ...]] = {
     "8 arms alike": (1,) * 8,
     "3 arms alike": (1,) * 3,
@@ -33,9 +33,9 @@ SEEDS = (3, 5, 10)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How often something happened in simulated studies, and between which bounds it should.
+    """The rate of an event in simulated studies, and the bounds in which it should be.
 
-    ``exempt`` rows are there to show why something is *not* used.
+    ``exempt`` rows show why a method is *not* used.
     """
 
     what: str
@@ -49,17 +49,17 @@ class Outcome:
 
     @property
     def kept(self) -> bool:
-        """Whether it lies where it should."""
+        """Whether the rate is within its bounds."""
         return self.low <= self.found <= self.high
 
 
 def highest_rate(studies: int, level: float = LEVEL) -> float:
-    """The largest share of studies that a true rate of `level` is likely (97.5%) to show."""
+    """The 97.5% quantile of the rate in `studies` studies if the true rate is `level`."""
     return float(stats.binom.ppf(0.975, studies, level)) / studies
 
 
 def every_outcome(studies: int, *, draw: int = 0) -> Iterator[Outcome]:
-    """The whole table, one row at a time; `draw` seeds the studies."""
+    """All rows, one at a time; `draw` is the random seed of the studies."""
     for profile in PROFILES:
         for seeds in SEEDS:
             yield from error_rates(profile, seeds, studies, draw=draw)
@@ -67,10 +67,10 @@ def every_outcome(studies: int, *, draw: int = 0) -> Iterator[Outcome]:
         yield from pair_coverage(seeds, studies, draw=draw)
         yield from power(seeds, studies, draw=draw)
     yield from planned(studies, draw=draw)
-    for seeds in (*SEEDS, ENOUGH):
+    for seeds in (*SEEDS, MIN_SEEDS):
         yield counted_alarms(seeds, studies, draw=draw)
         yield bootstrap_coverage(seeds, studies, draw=draw)
-    for seeds in (3, 5, ENOUGH):
+    for seeds in (3, 5, MIN_SEEDS):
         yield from item_coverage(seeds, max(100, studies // 5), draw=draw)
     for seeds in SEEDS:
         yield from aggregate_coverage(seeds, max(100, studies // 5), draw=draw)
@@ -79,23 +79,21 @@ def every_outcome(studies: int, *, draw: int = 0) -> Iterator[Outcome]:
 def error_rates(profile: str, seeds: int, studies: int, *, draw: int) -> Iterator[Outcome]:
     """False alarms of a study without differences, and false matches of arms at the margin."""
     deviations = PROFILES[profile]
-    found = differences(_tables(deviations, seeds, studies, draw))
-    clear = np.abs(found.value) > found.width
-    # Each bound alone: the intervals hold together, so any that misses is a false alarm.
+    null = differences(_tables(deviations, seeds, studies, draw))
+    clear = np.abs(null.value) > null.width
     row = _rows(profile, seeds, studies)
-    alike = len(set(deviations)) == 1
-    yield row("a difference is found where there is none", clear.any(axis=1), 0.0)
-    if alike:
-        pooled = np.abs(found.value) > found.widths[0]
-        yield row("… by the pooled interval alone", pooled.any(axis=1), 0.0)
+    # The intervals are simultaneous, so one that misses zero makes the study a false alarm.
+    yield row("a difference is found although there is none", clear.any(axis=1), 0.0)
+    pooled = (np.abs(null.value) > null.widths[0]).any(axis=1)
+    if len(set(deviations)) == 1:
+        yield row("… by the pooled interval alone", pooled, 0.0)
     else:
-        pooled = np.abs(found.value) > found.widths[0]
-        yield row("… by the pooled interval alone (not used)", pooled.any(axis=1), 0.0, exempt=True)
-    yield row("an arm at the margin matches", _matched(deviations, seeds, studies, draw), 0.0)
+        yield row("… by the pooled interval alone (not used)", pooled, 0.0, exempt=True)
+    yield row("an arm at the margin matches", _false_matches(deviations, seeds, studies, draw), 0.0)
 
 
 def pair_coverage(seeds: int, studies: int, *, draw: int) -> Iterator[Outcome]:
-    """How often the interval of two arms alone, and all intervals of a study, hold the truth."""
+    """How often the interval of a pair covers the truth, with equal and unequal variances."""
     row = _rows("3 arms alike", seeds, studies)
     two = differences(_tables((1, 1), seeds, studies, draw))
     yield row("`compare`'s interval holds the truth", (np.abs(two.value) <= two.width)[:, 0], None)
@@ -110,31 +108,31 @@ def power(seeds: int, studies: int, *, draw: int) -> Iterator[Outcome]:
     deviations = PROFILES["8 arms alike"]
     arms = len(deviations)
     tables = _tables(deviations, seeds, studies, draw)
-    shift = detectable(arms=arms, seeds=seeds, power=0.8)
+    shift = detectable_difference(arms=arms, seeds=seeds, power=0.8)
     tables[:, 1] += shift
-    found = differences(tables)
-    seen = found.value[:, 0] - found.width[:, 0] > 0
+    shifted = differences(tables)
+    clear = shifted.value[:, 0] - shifted.width[:, 0] > 0
     row = _rows("8 arms alike", seeds, studies)
-    yield row("the detectable difference is found", seen, 0.8)
-    margin = provable(arms=arms, seeds=seeds, power=0.8)
+    yield row("the detectable difference is found", clear, 0.8)
+    margin = provable_margin(arms=arms, seeds=seeds, power=0.8)
     equal = differences(_tables(deviations, seeds, studies, draw + 1))
     inside = np.abs(equal.value) + equal.equivalence_width(LEVEL / (arms - 1)) < margin
     yield row("an equal arm matches within the provable margin", inside[:, 0], 0.8)
 
 
 def planned(studies: int, *, draw: int) -> Iterator[Outcome]:
-    """How often a study with as many seeds as `plan` says finds, or proves, what it was to."""
+    """How often a study of the size of `qkvbench plan` detects a difference, or shows a match."""
     for margin in (1.0, 2.0):
         for aim in (0.8, 0.9):
-            need = needs(margin=margin, deviation=1.0, arms=3, power=aim)
+            need = seeds_needed(margin=margin, deviation=1.0, arms=3, power=aim)
             assert need.detect is not None
             assert need.match is not None
             tables = _tables((1, 1, 1), need.detect, studies, draw)
             tables[:, 1] += margin
-            found = differences(tables)
+            shifted = differences(tables)
             row = _rows("3 arms alike", need.detect, studies)
-            seen = found.value[:, 0] - found.width[:, 0] > 0
-            yield row(f"planned to find {margin:g} σ with {aim:.0%}", seen, aim, above=True)
+            clear = shifted.value[:, 0] - shifted.width[:, 0] > 0
+            yield row(f"planned to find {margin:g} σ with {aim:.0%}", clear, aim, above=True)
             equal = differences(_tables((1, 1, 1), need.match, studies, draw + 1))
             inside = np.abs(equal.value) + equal.equivalence_width(LEVEL / 2) < margin
             row = _rows("3 arms alike", need.match, studies)
@@ -143,32 +141,33 @@ def planned(studies: int, *, draw: int) -> Iterator[Outcome]:
 
 
 def counted_alarms(seeds: int, studies: int, *, draw: int) -> Outcome:
-    """False alarms where seeds are counted: eight arms that all solve the task with 80%."""
+    """False alarms of counts of solved seeds: eight arms that all solve the task with 80%."""
     counts = np.random.default_rng([draw, seeds, 7]).binomial(seeds, 0.8, size=(studies, 8))
     table = boschloo_table(seeds)
     p = table[counts[:, 1:], counts[:, :1]]
-    # The baseline must have learned, as in `tally`; Holm's first step decides whether any is told.
-    alarmed = (p.min(axis=1) * 7 < LEVEL) & (2 * counts[:, 0] > seeds)
+    # As in `tally`, the baseline must have learned. Holm's first step decides about any alarm.
+    alarms = (p.min(axis=1) * 7 < LEVEL) & (2 * counts[:, 0] > seeds)
     row = _rows("8 arms that solve 80%", seeds, studies)
-    return row("a count is told apart where there is no difference", alarmed, 0.0)
+    return row("a count differs although there is no difference", alarms, 0.0)
 
 
 def bootstrap_coverage(seeds: int, studies: int, *, draw: int) -> Outcome:
-    """Why seeds are not resampled where they are few: what a percentile bootstrap covers."""
+    """The coverage of a percentile bootstrap over seeds: too low if there are few."""
     values = np.random.default_rng([draw, seeds, 3]).normal(size=(studies, seeds))
-    bounds = [percentile_over_seeds(each) for each in values]
+    bounds = [_percentile_bounds(each) for each in values]
     inside = np.array([low <= 0 <= high for low, high in bounds])
     row = _rows("one arm", seeds, studies)
-    used = "" if seeds >= ENOUGH else " (not used)"
+    used = "" if seeds >= MIN_SEEDS else " (not used)"
     return row(
         f"a percentile bootstrap over seeds holds the truth{used}", inside, None, exempt=True
     )
 
 
 def item_coverage(seeds: int, studies: int, *, draw: int) -> Iterator[Outcome]:
-    """How often the intervals over items, and over seeds and items, hold the truth.
+    """How often the intervals over items, and over seeds and items, cover the truth.
 
-    A difference is a seed's part, an item's part and their own: 0.05, 1 and 1 in 400 items.
+    A difference is the sum of effects of seed, item and their interaction, with deviations 0.05, 1
+    and 1, over 400 items.
     """
     generator = np.random.default_rng([draw, seeds, 5])
     blocks = 400
@@ -181,52 +180,59 @@ def item_coverage(seeds: int, studies: int, *, draw: int) -> Iterator[Outcome]:
         means = table.mean(axis=1)
         half = float(stats.t.isf(LEVEL / 2, seeds - 1) * means.std(ddof=1) / math.sqrt(seeds))
         bounds = (float(means.mean() - half), float(means.mean() + half))
-        (found,) = over_items(table[None], weights, [bounds])
-        assert found is not None
-        # Over other items, and these seeds, the truth is these seeds' mean.
-        these = float(of_seeds.mean())
-        hits.append((_holds(found.items, these), _holds(found.both, 0.0)))
+        (over_items,) = bounds_over_items(table[None], weights, [bounds])
+        assert over_items is not None
+        # For these seeds and other items, the truth is the mean effect of these seeds.
+        truth = float(of_seeds.mean())
+        hits.append((_holds(over_items.items, truth), _holds(over_items.both, 0.0)))
     inside = np.array(hits)
     row = _rows("400 items", seeds, studies)
     yield row("the interval over items holds the truth", inside[:, 0], None)
     both = row("the interval over seeds and items holds the truth", inside[:, 1], None)
-    # It may be too wide, never too narrow.
+    # It may be too wide, but not too narrow.
     yield replace(both, high=1.0)
 
 
 def aggregate_coverage(seeds: int, studies: int, *, draw: int) -> Iterator[Outcome]:
-    """How often the interval of an interquartile mean over four tasks holds the truth."""
+    """How often the interval of an interquartile mean over four tasks covers the truth."""
     generator = np.random.default_rng([draw, seeds, 11])
     hits: list[tuple[bool, bool]] = []
     for _ in range(studies):
         shared = generator.normal(size=(4, 1, seeds))
         tables = 1 + 0.05 * (shared + generator.normal(size=(4, 2, seeds)))
-        found = aggregate(("a", "b", "c", "d"), list(tables))
-        assert found is not None
+        over_tasks = aggregate(("a", "b", "c", "d"), list(tables))
+        assert over_tasks is not None
         hits.append(
             (
-                found.low <= 0 <= found.high,
-                found.improvement_low <= 0.5 <= found.improvement_high,
+                over_tasks.low <= 0 <= over_tasks.high,
+                over_tasks.improvement_low <= 0.5 <= over_tasks.improvement_high,
             )
         )
     inside = np.array(hits)
     row = _rows("4 tasks, 2 arms alike", seeds, studies)
     for column, what in enumerate(("interquartile means", "probability of improvement")):
-        found = row(f"the interval of the {what} holds the truth", inside[:, column], None)
-        yield replace(found, high=1.0)
+        outcome = row(f"the interval of the {what} holds the truth", inside[:, column], None)
+        yield replace(outcome, high=1.0)
 
 
-def _matched(
+def _false_matches(
     deviations: Sequence[float], seeds: int, studies: int, draw: int
 ) -> Float[np.ndarray, " studies"]:
-    """Whether any arm is shown to match (Holm) where all lie exactly at the margin."""
+    """Whether any arm is shown to match (Holm) although all are exactly at the margin."""
     arms = len(deviations)
-    margin = 3.0 * provable(arms=arms, seeds=seeds, power=0.8)
+    margin = 3.0 * provable_margin(arms=arms, seeds=seeds, power=0.8)
     tables = _tables(deviations, seeds, studies, draw + 2)
     tables[:, 1:] += margin
-    found = differences(tables)
-    p = np.maximum(found.above_p(-margin), found.below_p(margin))
+    at_margin = differences(tables)
+    p = np.maximum(at_margin.above_p(-margin), at_margin.below_p(margin))
     return (p.min(axis=1) * (arms - 1) < LEVEL).astype(float)
+
+
+def _percentile_bounds(values: Float[np.ndarray, " seeds"]) -> tuple[float, float]:
+    """The percentile bootstrap of a mean over seeds."""
+    samples = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+    low, high = np.quantile(values[samples].mean(axis=1), [LEVEL / 2, 1 - LEVEL / 2])
+    return float(low), float(high)
 
 
 def _tables(
@@ -239,7 +245,7 @@ def _tables(
 
 
 def _rows(profile: str, seeds: int, studies: int) -> Callable[..., Outcome]:
-    """Makes a row of whether something happened; `aim` 0 an alarm, None 95%, else a power."""
+    """Makes a row from events; `aim` is 0 for false alarms, None for 95% coverage, else a power."""
 
     def row(
         what: str,
@@ -249,7 +255,7 @@ def _rows(profile: str, seeds: int, studies: int) -> Callable[..., Outcome]:
         above: bool = False,
         exempt: bool = False,
     ) -> Outcome:
-        # Where `above`, whole seeds are rounded up, so more than the aim is right.
+        # If `above`, the number of seeds was rounded up, so the rate may exceed the aim.
         if aim == 0.0:
             low, high = 0.0, highest_rate(studies)
         elif aim is None:

@@ -1,0 +1,1 @@
+"""Code that the backends share; it imports no framework."""

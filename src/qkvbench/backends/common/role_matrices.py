@@ -1,0 +1,52 @@
+"""Q, K and V of an attention layer as linear maps of the stream, for inspection."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from qkvbench.variant import (
+    ROLES,
+    ApplyRope,
+    ApplyRotation,
+    Derivation,
+    Plan,
+    Role,
+    Scale,
+    UpProject,
+)
+
+
+def without_rope(derivation: Derivation) -> Derivation:
+    """The derivation of a role without RoPE, which V does not have even if it shares K's root."""
+    return Derivation(
+        derivation.root, tuple(op for op in derivation.ops if not isinstance(op, ApplyRope))
+    )
+
+
+def role_matrices(
+    plan: Plan,
+    roots: Mapping[str, Any],
+    maps: Mapping[str, Any],
+    scales: Mapping[str, Any],
+) -> dict[Role, Any]:
+    """The matrix of each role from the stream, (heads, head_dim, d_model), as the root's array.
+
+    Roots are given as (heads, width, d_model), learned maps as (heads, to, width), scales as
+    (head_dim,), in arrays of any framework and of one dtype.
+    """
+    matrices: dict[Role, Any] = {}
+    for role in ROLES:
+        derivation = plan.derivations[role]
+        matrix = roots[derivation.root]
+        for op in derivation.ops:
+            match op:
+                case ApplyRotation(of, back):
+                    matrix = (maps[of].mT if back else maps[of]) @ matrix
+                case UpProject(of):
+                    matrix = maps[of] @ matrix
+                case Scale(of):
+                    matrix = scales[of][:, None] * matrix
+                case _:
+                    # RoPE depends on the position; the other ops are not linear maps.
+                    pass
+        matrices[role] = matrix
+    return matrices

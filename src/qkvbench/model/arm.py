@@ -1,0 +1,59 @@
+"""Arms of a study as values: variants at attention sites, at their own size or at another's.
+
+Of a model with several sites, ``q,k=v@cross`` is canonical at all others, and
+``q,k=v@cross+self|q=k,v@encoder`` is canonical at none. Of equal size, ``q,k,v~q,k=v`` has as many
+parameters as the model with ``q,k=v`` everywhere, ``q,k,v~q,k=v:macs`` as many MACs. An arm that
+loses parameters loses capacity as well; the one of equal size shows which of the two was missed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from qkvbench.model.spec import AND, AT, LIKE, MACS, PLACED, SizeMatch, placed_text, sized_text
+from qkvbench.variant import Variant, parse, write
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Variants, each with its attention sites (none: all), and the size that the model is given.
+
+    Sites that are not named have canonical attention.
+    """
+
+    variants: tuple[tuple[Variant, tuple[str, ...]], ...]
+    size_match: SizeMatch | None = None
+
+
+def parse_arm(text: str, variant: Callable[[str], Variant] = parse) -> Arm:
+    """The arm that is written, its variants read by `variant`; ValueError if there is none."""
+    own, like, size = text.partition(LIKE)
+    parts = [part.partition(AT) for part in own.split(PLACED)]
+    variants = tuple(
+        (variant(name), tuple(sites.split(AND)) if at else ()) for name, at, sites in parts
+    )
+    named = [site for _, sites in variants for site in sites]
+    if len(set(named)) < len(named) or (len(variants) > 1 and not all(at for _, at in variants)):
+        raise ValueError(
+            f"In '{own}' each variant needs sites of its own, as in 'q,k=v@self|q=k,v@cross'."
+        )
+    return Arm(variants, _size_match(size, variant) if like else None)
+
+
+def write_arm(arm: Arm) -> str:
+    """The arm's one text."""
+    variants = placed_text({write(variant): sites for variant, sites in arm.variants})
+    return sized_text(variants, arm.size_match)
+
+
+# A store asks for the arm of each record many times.
+@lru_cache(maxsize=1024)
+def parse_label(label: str) -> tuple[str, SizeMatch | None]:
+    """The name and the size match of a model whose `Model.label` this is."""
+    name, like, size = label.partition(LIKE)
+    return name, _size_match(size, parse) if like else None
+
+
+def _size_match(text: str, variant: Callable[[str], Variant]) -> SizeMatch:
+    like = variant(text.removesuffix(MACS))
+    return SizeMatch(like, "macs" if text.endswith(MACS) else "parameters")
