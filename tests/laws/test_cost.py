@@ -328,4 +328,4 @@ def test_weights_gradients_and_moments_have_four_bytes_each():
 
 
 def test_the_loss_is_computed_by_rows_from_the_stated_vocabulary_on():
-    assert memory.CLASSES_BY_ROWS == loss.MANY
+    assert memory.CLASSES_BY_ROWS == loss.CHUNKED_VOCABULARY
