@@ -66,7 +66,7 @@ def _runs(plan):
         and tuple(type(op) for op in plan.key_ops_on_read) in KEY_OPS
         and (plan.cached_key.heads, plan.cached_key.width)
         == (plan.cached_value.heads, plan.cached_value.width)
-        and native.takes(plan.cached_key.width)
+        and native.CAPABILITIES.can_run("fp32", plan.cached_key.width)
     )
 
 
@@ -182,7 +182,7 @@ def test_fp64_weights_and_heads_narrower_than_a_vector_are_left_to_torch():
     narrow = decoder("q,k=v", Rotary(), sized(12, 2), layers=1)
     (layer,) = _network("q,k=v", model=narrow).new_cache(1, 4).layers
     assert layer.decode_kernel is None
-    assert not native.takes(narrow.geometry.head_dim)
+    assert not native.CAPABILITIES.can_run("fp32", narrow.geometry.head_dim)
 
 
 def test_a_profiler_sees_the_name_of_the_kernel():
