@@ -62,7 +62,8 @@ def _difference(found):
 def _runs(plan):
     """True if the native kernel supports every feature of a plan and its order on read."""
     return (
-        plan.features <= CPU_FEATURES
+        native.missing_requirement() is None
+        and plan.features <= CPU_FEATURES
         and tuple(type(op) for op in plan.key_ops_on_read) in KEY_OPS
         and (plan.cached_key.heads, plan.cached_key.width)
         == (plan.cached_value.heads, plan.cached_value.width)
@@ -212,7 +213,7 @@ def by_triton(text, rows):
     from qkvbench.backends.torch.kernels import decode
     from qkvbench.backends.torch.kernels.triton_decode import TritonDecodeKernel
 
-    decode._kernel = lambda _keys: (TritonDecodeKernel, decode.GPU_FEATURES)
+    decode._kernel = lambda _keys, _plan: (TritonDecodeKernel, decode.GPU_FEATURES)
     differences = []
     for position in (Rotary(), Rotary(share=1 / 2), Alibi()):
         network = _network(text, position, layers=2)
