@@ -23,9 +23,8 @@ def main() -> None:
 
     print("At a size it is a plan, which everything else reads:")
     plan = resolve(shared, sized(d_model=96, heads=4))
-    print(
-        f"  matrices {[root.name for root in plan.projected]}, cached {[k.name for k in plan.cached]}"
-    )
+    print(f"  matrices {list(plan.matrix_rows)}, cached {[each.name for each in plan.cached]}")
+    print(f"  weights {[each.name for each in plan.parameters]}")
 
     print("What it costs is computed, here for the 300M decoder of the study:")
     for text in ("q,k,v", "q,k=v", "q,k,v/1"):
