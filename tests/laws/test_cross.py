@@ -32,7 +32,7 @@ from qkvbench import cost, reference
 from qkvbench.backends.torch import Learner, build
 from qkvbench.backends.torch.models.two_tower import MAX_LOGIT_SCALE
 from qkvbench.cost import CACHE_FORMATS
-from qkvbench.cost.matched import parse_arm, with_arm, write_arm
+from qkvbench.cost.matched import with_arm
 from qkvbench.data.batch import Batch, Sequences
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.model import (
@@ -43,7 +43,9 @@ from qkvbench.model import (
     Rotary,
     as_in,
     model_parameters,
+    parse_arm,
     transformer,
+    write_arm,
 )
 from qkvbench.task_ref import TaskRef
 from qkvbench.variant import resolve, resolve_cross

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from qkvbench.backends.torch.attention.ops import absorb_into_output
+from qkvbench.backends.torch.attention.ops import Maps, absorb_into_output
 from qkvbench.hub.families import ENCODERS, KEY_ONLY, Projections, geometry_of, key_only_plan
 from qkvbench.hub.growing_tensor import GrowingTensor, Heads
 from qkvbench.hub.slim_attention import Mask, Queries, attention_weights, placeholder, tiles
@@ -177,7 +177,7 @@ class KeyOnlyReader:
         weights = attention_weights(scores, mask).to(rows.dtype)
         context = (weights.flatten(1, 2) @ rows[:, 0]).view(batch, heads, queries, -1)
         # Attention weights sum to 1, so the sum of K has b_K once, as each row has.
-        maps = {"v": recipe.value_map}
+        maps: Maps = {"v": recipe.value_map}
         output = absorb_into_output(context - recipe.key_bias, recipe.plan.absorbed_by_output, maps)
         return output + recipe.value_bias
 
