@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from qkvbench import native, reference
-from qkvbench.model import Rotary
 from qkvbench.native import build, decode, library
+from qkvbench.variant import CANONICAL, Rope, resolve, sized
 
 missing = native.missing_requirement()
 needs_library = pytest.mark.skipif(missing is not None, reason=f"no native kernel: {missing}")
@@ -118,7 +118,7 @@ class Case:
 
     def frequencies(self):
         half = self.rotary_dim // 2
-        return Rotary().base ** (-np.arange(half) / half)
+        return 10_000.0 ** (-np.arange(half) / half)
 
     def decoding(self):
         """The kernel, set up for this case."""
@@ -160,20 +160,14 @@ class Case:
         root = self.dequantized["keys"][sequence, visible]
         k = root * self.scale if self.key_scaled else root
         if self.rotary_dim:
-            # `rotary_dim` covers sizes that no share of Rotary gives.
-            k = np.concatenate(
-                [
-                    reference.turned(k[..., : self.rotary_dim], Rotary(), visible),
-                    k[..., self.rotary_dim :],
-                ],
-                axis=-1,
-            )
+            k = reference.rope(k, Rope(10_000.0, self.rotary_dim), visible)
         v = root if self.shared else self.dequantized["values"][sequence, visible]
         away = np.abs(self.position[sequence] - visible)
         slope = self.slope if self.slopes else np.zeros(self.roots * self.group)
         shift = -slope[:, None, None].astype(np.float64) * away
         q = self.query[sequence][None]
-        out = reference.attend(q, k, v, shift, {})[0]
+        size = sized(self.head_dim * q.shape[1], q.shape[1], head_dim=self.head_dim)
+        out = reference.attend(resolve(CANONICAL, size), {}, q, k, v, shift)[0]
         k, v = np.repeat(k, self.group, axis=1), np.repeat(v, self.group, axis=1)
         scores = np.einsum("hd,khd->hk", q[0], k) / np.sqrt(self.head_dim) + shift[:, 0]
         size = np.einsum("hd,khd->hk", np.abs(q[0]), np.abs(k)) / np.sqrt(self.head_dim)
