@@ -78,8 +78,8 @@ def model_of(arm: str) -> Model:
 
 def outweighs(arm: str, rows: str) -> float:
     """Tokens whose cache is as large as all weights, computed."""
-    model, kind = model_of(arm), CACHE_FORMATS[rows]
-    per_token = cost.cache_bytes_per_token(model, kind.value_bytes, kind.scale_bytes)
+    model = model_of(arm)
+    per_token = cost.cache_bytes_per_token(model, CACHE_FORMATS[rows])
     return WEIGHT_BYTES * cost.parameters(model).total / per_token
 
 

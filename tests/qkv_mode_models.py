@@ -93,7 +93,7 @@ def tie(model, mode):
                     for one, other in zip(parts[role], parts[origin], strict=True):
                         rows = other.double().reshape(len(rotation), size.head_dim, -1)
                         one.copy_((rotation @ rows).reshape(one.shape))
-        if family.normed and plan.scaled == ("q",):
+        if family.normed and plan.scaled_roles == ("q",):
             layer.k_norm.weight.copy_(layer.q_norm.weight)
     return model
 

@@ -79,7 +79,7 @@ def test_a_checkpoint_of_this_project_has_the_measures_of_its_network(tmp_path, 
     found = answered(capsys, str(tmp_path / "own.safetensors"), "--heads", "4")
     named = {
         name: tensor.detach().numpy()
-        for name, tensor in network.blocks[1].attention.split().items()
+        for name, tensor in network.blocks[1].attention.named_weights().items()
         if name in ("q.weight", "k.weight", "v.weight")
     }
     (layer,) = find_layers(f"blocks.1.attention.{name}" for name in named)

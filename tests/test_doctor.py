@@ -39,7 +39,7 @@ def test_findings_are_lines_of_text_and_a_conclusion(capsys):
     assert main(["doctor"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "The main job can run" in out
+    assert "Studies can run: ./qkv run quick." in out
     assert max(map(len, out.splitlines())) <= doctor.WIDTH
 
 

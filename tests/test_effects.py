@@ -120,5 +120,5 @@ def test_options_that_a_task_cannot_have_are_refused_in_words():
 
     with pytest.raises(DataRefusedError, match="Heads stand last"):
         tasks.find("recall@1x64@rotary")
-    with pytest.raises(DataRefusedError, match="take a share"):
+    with pytest.raises(DataRefusedError, match="only rotary and rotary-inverse have a share"):
         tasks.find("recall@none/0.5")

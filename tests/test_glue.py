@@ -72,7 +72,7 @@ def test_what_is_read_by_pre_training_is_read_by_the_tasks_in_the_same_words():
 @pytest.mark.parametrize("start", ["masked-reviews", "masked-reviews#bpe-1024"])
 def test_every_task_of_texts_can_begin_with_what_was_learned_of_reviews(start):
     seeds = dict.fromkeys(TEXT_TASKS[:4], 1)
-    runs = Study("test", ("q,k,v",), seeds, start=start, smoke=True).experiments()
+    runs = Study("test", ("q,k,v",), seeds, init_from=start, smoke=True).experiments()
     # One pre-training for all four.
     assert len({run.start for run in runs}) == 1
 

@@ -161,7 +161,7 @@ def test_free_padding_dilutes_a_difference_as_the_text_says():
 
 def test_the_example_in_the_text_is_reckoned_right():
     text = READING.read_text()
-    shown = re.search(r"Of (\d+)% padding and a true loss of ([\d.]+)% it makes ([\d.]+)%", text)
+    shown = re.search(r"With (\d+)% padding, a true loss of ([\d.]+)% becomes ([\d.]+)%", text)
     share, true, diluted = (float(part) / 100 for part in shown.groups())
     assert round((1 + true) ** (1 - share) - 1, 3) == diluted
 

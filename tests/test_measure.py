@@ -275,7 +275,6 @@ def test_an_arm_that_cannot_be_timed_is_named_and_the_others_are_timed():
 @every_catalogued
 def test_every_variant_can_do_every_kind_of_work_in_every_precision(variant, precision):
     model = SMALL.with_variant(variant)
-    values = {"fp32": 4, "bf16": 2, "fp16": 2}[precision]
     for kind in kinds_of(model):
         work = find("torch").workload(kind, model, precision, context=7, batch=2)
         work.step()
@@ -284,7 +283,7 @@ def test_every_variant_can_do_every_kind_of_work_in_every_precision(variant, pre
         assert work.tokens == (2 if kind == "decode" else 14)
         if kind != "forward":
             held = 8 if kind == "decode" else 7
-            expected = 2 * held * cost.cache_bytes_per_token(model, values)
+            expected = 2 * held * cost.cache_bytes_per_token(model, cost.CACHE_FORMATS[precision])
             assert work.cache_bytes == expected
 
 
@@ -438,7 +437,7 @@ def test_cached_rows_have_a_data_type_of_their_own_which_all_outputs_name(capsys
     (arm,) = json.loads(capsys.readouterr().out)["arms"]
     model = PRESETS["small-decoder"]().with_variant(parse("q,k=v"))
     # One token more than the context: the step reads it.
-    assert arm["cache_bytes"] == 61 * cost.cache_bytes_per_token(model, 1, 4)
+    assert arm["cache_bytes"] == 61 * cost.cache_bytes_per_token(model, cost.CACHE_FORMATS["int8"])
     assert (arm["precision"], arm["cache"]) == ("fp32", "int8")
     assert main([*words, "--seconds", "6"]) == 0
     assert "fp32 with cached rows in int8" in capsys.readouterr().out
@@ -475,8 +474,8 @@ def test_measuring_prints_one_json_document_with_its_arms(capsys):
         (["--precision", "fp8"], "fp32, bf16, fp16"),
         (["--model", "small-decodr"], "Did you mean small-decoder?"),
         (["--seconds", "soon"], "not a number of seconds"),
-        (["--cache", "int4"], "int8"),
-        (["--model", "digits", "--cache", "int8"], "leave out --cache"),
+        (["--cache", "int2"], "int4"),
+        (["--model", "digits", "--cache", "int8"], "so --cache does not apply; leave it out"),
     ],
     ids=" ".join,
 )

@@ -265,4 +265,4 @@ def test_a_dry_run_counts_the_network_s_experiment(own_cache, tmp_path, capsys):
     words = ["run", "--variants", "q,k,v", "q,k=v", "--tasks", "anomaly-features", "--seeds", "2"]
     assert answer(parse_request([*words, "--dry-run", "--out", str(tmp_path / "store")])) == 0
     said = capsys.readouterr().out
-    assert "1 runs on animals come first, of which 0 are kept" in said
+    assert "1 runs on animals come first; the weights of 0 are kept" in said

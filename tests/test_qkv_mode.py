@@ -249,7 +249,7 @@ def _attention(place, layer):
     family, plan = layer.family, layer.plan
     named = {}
     for name, matrices in layer.projections.items():
-        lengths = [plan.matrices[matrix] * plan.geometry.head_dim for matrix in matrices]
+        lengths = [plan.matrix_rows[matrix] for matrix in matrices]
         linear = layer.get_submodule(name)
         weight = linear.weight.T if family.transposed else linear.weight
         for matrix, piece in zip(matrices, weight.split(lengths), strict=True):

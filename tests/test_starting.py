@@ -149,7 +149,7 @@ def test_an_experiment_and_its_dependencies_are_the_same_after_a_round_trip_thro
 
 def test_an_arm_is_initialized_from_the_run_of_its_own_variant_and_seed():
     for each in STUDY.experiments():
-        assert (each.task, each.init_from.task) == ("recall", "sort")
+        assert (str(each.task), str(each.init_from.task)) == ("recall", "sort")
         assert (each.init_from.variant, each.init_from.seed) == (each.variant, each.seed)
         assert each.init_from.model.blocks == each.model.blocks
         assert each.init_from.init_from is None
@@ -284,7 +284,7 @@ def test_a_dry_run_counts_the_dependencies_and_runs_nothing(tmp_path, capsys):
     assert answer(parse_request(words)) == 0
     said = capsys.readouterr().out
     assert "8 runs, of which 0 are done" in said
-    assert "4 runs on sort come first, of which 0 are kept" in said
+    assert "4 runs on sort come first; the weights of 0 are kept" in said
     assert not (tmp_path / "store").exists()
 
 

@@ -81,7 +81,7 @@ def test_texts_that_were_scored_on_other_data_are_not_written_beside_these(store
     (record,) = store.runs().good
     store.write_run(record.model_copy(update={"data_identity": "0" * 64}))
     assert main(["texts", str(store.path), "--out", str(tmp_path / "out")]) == 2
-    assert "not those on which" in capsys.readouterr().err
+    assert "not those with which" in capsys.readouterr().err
 
 
 def test_a_study_without_texts_says_which_task_has_them(tmp_path, capsys):

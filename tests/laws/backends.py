@@ -236,10 +236,10 @@ class Jax:
 
     @_in_fp64
     def saved(self, model, weights, path):
-        from qkvbench.backends.jax.models.weights import checked, read, save
+        from qkvbench.backends.jax.models.weights import check_weights, read, save
 
         save(_jax(weights), path)
-        return _numpy(checked(jax_backend.build(model).parameters, read(path)))
+        return _numpy(check_weights(jax_backend.build(model).parameters, read(path)))
 
     def by_rows(self, patch, scores):
         patch.setattr(jax_softmax, "MAX_SCORES", scores)

@@ -54,12 +54,15 @@ def _decode(network, tokens, cache, prompt=2):
         ("bf16", 2**-8, 0),
         ("fp16", 2**-11, 0),
         ("int8", 0, 0.5 / 127),
+        # The rows are narrower than a group of 32.
+        ("int4", 0, 0.5 / 7),
     ],
 )
 def test_a_stored_row_is_rounded_by_half_a_step_at_most(rows, share, of_largest):
     rng = torch.randn(2, 3, 50, 7, generator=torch.manual_seed(0)).double()
     rng[0, 0, 0] = 0
-    found = dequantize(*quantize(rng, CACHE_FORMATS[rows]), torch.float64)
+    format = CACHE_FORMATS[rows]
+    found = dequantize(*quantize(rng, format), torch.float64, format, 7)
     bound = share * rng.abs() + of_largest * rng.abs().amax(-1, keepdim=True)
     # The scale itself is in fp32.
     assert ((found - rng).abs() <= bound * (1 + 1e-5)).all()
@@ -80,7 +83,7 @@ def test_decoding_over_rounded_rows_loses_nothing_but_their_rounding(case, monke
     found = _decode(network, tokens, network.new_cache(BATCH, TIME, storage, case.rows))
 
     def rounded(new, _format):
-        return dequantize(*quantize(new, format), new.dtype), None
+        return dequantize(*quantize(new, format), new.dtype, format, new.shape[-1]), None
 
     with monkeypatch.context() as patched:
         patched.setattr(paged_tensor, "quantize", rounded)
@@ -207,16 +210,19 @@ def test_the_addresses_of_pages_lead_to_their_rows(rows):
 
 def _at_address(rows, sequence, slot, head):
     """A row, read from the address of its page."""
-    pages, number_bytes = rows.pointers(), rows.format.bits // 8
+    pages, bits = rows.pointers(), rows.format.bits
     column, row = divmod(slot, pages.rows)
     place = head * pages.head_stride + row * pages.row_stride
-    base = int(pages.addresses[sequence, column]) + place * number_bytes
-    raw = bytearray(ctypes.string_at(base, rows.head_dim * number_bytes))
-    numbers = torch.frombuffer(raw, dtype=DTYPES[rows.format.name]).double()
+    base = int(pages.addresses[sequence, column]) + place * bits // 8
+    raw = bytearray(ctypes.string_at(base, -(-rows.head_dim * bits // 8)))
+    numbers = torch.frombuffer(raw, dtype=DTYPES[rows.format.name])
     if pages.scale_addresses is None:
-        return numbers
+        return numbers.double()
+    # Rows of 6 numbers are one group, which has one scale.
     scales = int(pages.scale_addresses[sequence, column])
-    return numbers * ctypes.c_float.from_address(scales + 4 * (head * pages.rows + row)).value
+    scale = ctypes.c_float.from_address(scales + 4 * (head * pages.rows + row)).value
+    scales = torch.tensor(scale if rows.format.group is None else [scale])
+    return dequantize(numbers, scales, torch.float64, rows.format, rows.head_dim)
 
 
 def test_a_cache_of_another_model_is_refused_in_words():

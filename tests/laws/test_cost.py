@@ -274,7 +274,7 @@ def _saved_bytes(experiment, batch):
         autocast(experiment.precision, torch.device("cpu")),
     ):
         total = learner.training_loss(
-            learner.network, *learner._tensors(batch), experiment.training.smoothing
+            learner.network, *learner.tensors(batch), experiment.training.smoothing
         )
     assert total.requires_grad
     return sum(storage.nbytes() for place, storage in saved.items() if place not in weights)

@@ -35,8 +35,16 @@ from qkvbench.variant import parse
 
 # fp64 rounding of sums over tens of numbers of size ten.
 EXACT = 1e-9
-# Largest relative error of a row: half a unit of the last of 24, 8 and 11 bits, half of 1/127.
-ROUNDING = {"fp64": 0.0, "fp32": 2**-24, "bf16": 2**-8, "fp16": 2**-11, "int8": 0.5 / 127}
+# Largest relative error of a row: half a unit of the last of 24, 8 and 11 bits, half of 1/127 and
+# half of 1/7.
+ROUNDING = {
+    "fp64": 0.0,
+    "fp32": 2**-24,
+    "bf16": 2**-8,
+    "fp16": 2**-11,
+    "int8": 0.5 / 127,
+    "int4": 0.5 / 7,
+}
 # Logits are at most so many times as far off as a row: scores are sums of several products, and
 # their softmax is nearly an argmax.
 GROWTH = 40

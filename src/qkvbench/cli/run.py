@@ -89,9 +89,9 @@ def requested_study(request: Request) -> Study:
         # Two seeds, so that the statistics are computed as well.
         seeds = {name: min(count, 2) for name, count in seeds.items()}
     changes = {
-        field: parse(getattr(request, field))
+        field: parse(value)
         for field, parse in STUDY_FIELDS.items()
-        if getattr(request, field)
+        if (value := getattr(request, field)) is not None and value is not False and value != ()
     }
     name = f"{study.name}-smoke" if request.smoke else study.name
     return replace(study, name=name, seeds=seeds, **changes)

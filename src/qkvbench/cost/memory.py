@@ -53,7 +53,7 @@ def step_memory(experiment: Experiment, tokens: int, second_tokens: int = 0) -> 
             activations += positions * (kept + FULL_BYTES * (2 * width + 12))
         # Input, final norm and head.
         activations += positions * FULL_BYTES * (4 * width + 2)
-    activations += items * model.positions(tokens) * FULL_BYTES * _head_values(model)
+    activations += FULL_BYTES * _head_values(model, items * model.positions(tokens))
     return StepMemory(learned, learned, 2 * learned, activations)
 
 
@@ -78,11 +78,14 @@ def _attention_values(plan: Plan) -> int:
     return roots + (steps + copies) * size.head_dim
 
 
-def _head_values(model: Model) -> int:
-    """Numbers that logits and loss save for each position: all logits only if they are few."""
+def _head_values(model: Model, positions: int) -> int:
+    """Numbers that logits and loss save: all logits if they are few, or else the gradients."""
     match model.architecture:
         case Encoder(classes=classes):
-            return 2 * classes
+            return 2 * classes * positions
         case architecture:
             classes = getattr(architecture, "vocabulary", 0)
-            return 2 * classes if classes < CLASSES_BY_ROWS else 2 * model.geometry.d_model
+            if classes < CLASSES_BY_ROWS:
+                return 2 * classes * positions
+            # Of the hidden rows, and of the head's matrix.
+            return (2 * positions + classes) * model.geometry.d_model
