@@ -74,7 +74,7 @@ def test_every_task_of_texts_can_begin_with_what_was_learned_of_reviews(start):
     seeds = dict.fromkeys(TEXT_TASKS[:4], 1)
     runs = Study("test", ("q,k,v",), seeds, init_from=start, smoke=True).experiments()
     # One pre-training for all four.
-    assert len({run.start for run in runs}) == 1
+    assert len({run.init_from for run in runs}) == 1
 
 
 @pytest.mark.parametrize("collection", ["reuters-r8", "20newsgroups"])

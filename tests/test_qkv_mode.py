@@ -323,7 +323,7 @@ def test_attention_of_a_llama_or_qwen_is_that_of_our_own_backend(kind, equation)
     x = torch.randn(3, 9, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     places = torch.arange(9)[None]
     with torch.no_grad():
-        for name, tensor in own.split().items():
+        for name, tensor in own.named_weights().items():
             tensor.copy_(_attention("", layer)[name])
         found, _ = layer(
             x,
@@ -346,7 +346,7 @@ def test_attention_of_a_bert_is_that_of_our_own_backend(equation):
     output = model.bert.encoder.layer[0].attention.output.dense
     named = _attention("", layer) | _linear("o", output.weight, output.bias)
     with torch.no_grad():
-        for name, tensor in own.split().items():
+        for name, tensor in own.named_weights().items():
             tensor.copy_(named[name])
         found, expected = output(layer(x)[0]), own(x)
     assert (found - expected).abs().max() < EXACT

@@ -212,8 +212,9 @@ def _at_address(rows, sequence, slot, head):
     """A row, read from the address of its page."""
     pages, bits = rows.pointers(), rows.format.bits
     column, row = divmod(slot, pages.rows)
-    place = head * pages.head_stride + row * pages.row_stride
-    base = int(pages.addresses[sequence, column]) + place * bits // 8
+    # Strides count stored elements: numbers, or bytes of two numbers.
+    place = (head * pages.head_stride + row * pages.row_stride) * max(1, bits // 8)
+    base = int(pages.addresses[sequence, column]) + place
     raw = bytearray(ctypes.string_at(base, -(-rows.head_dim * bits // 8)))
     numbers = torch.frombuffer(raw, dtype=DTYPES[rows.format.name])
     if pages.scale_addresses is None:

@@ -267,7 +267,7 @@ def test_a_place_that_a_model_lacks_is_refused_by_name():
     with pytest.raises(ValueError, match="names the attention site 'cross'; law has image, text"):
         with_arm(towers(), parse_arm("q,k=v@cross"), tokens=TIME)
     for text in ("q,k=v|q=k,v@cross", "q,k=v@self|q=k,v@self"):
-        with pytest.raises(ValueError, match="needs places of its own"):
+        with pytest.raises(ValueError, match="needs sites of its own"):
             parse_arm(text)
 
 
