@@ -207,7 +207,7 @@ def test_a_checkpoint_of_one_backend_goes_on_in_the_other(tmp_path):
         for name, expected in same.weights().items():
             error = np.abs(plain(going.weights()[name]) - plain(expected)).max()
             assert error < 10 * NEAR, name
-    with pytest.raises(ValueError, match="must agree with the model"):
+    with pytest.raises(ValueError, match="must match the model"):
         backend.Learner(experiment(decoder("q,k,v"))).load_matching(
             tmp_path / "weights.safetensors"
         )
@@ -246,6 +246,7 @@ from qkvbench.backends import find
 from qkvbench.data.batch import Batch, Search, Sequences
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Decoder, Init, Learned, Rotary, Tokens, transformer, with_source
+from qkvbench.task_ref import TaskRef
 
 backend = find("jax")
 backend.prepare(1)
@@ -282,7 +283,7 @@ def test_no_torch_is_needed(tmp_path):
 # Three steps of two items each; on several devices each has its own.
 SPREAD = """
 import json, jax, numpy as np
-from laws.test_learners import experiment, batch
+from networks.test_learners import experiment, batch
 from qkvbench.backends import find
 from qkvbench.backends import jax as backend
 from qkvbench.data.batch import Batch

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from laws.test_training import batch
 
 from laws.cases import decoder, every_distinct_even, some_catalogued
+from networks.test_training import batch
 from qkvbench import backends
 from qkvbench.experiment import PRECISIONS, Experiment, Training
 from qkvbench.model import Rotary
