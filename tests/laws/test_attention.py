@@ -25,7 +25,7 @@ from qkvbench.model import Alibi, Learned, Rotary, Sinusoidal
 from qkvbench.variant import parse
 
 # fp64 rounding of sums over tens of numbers of size ten.
-EXACT = 1e-10
+EXACT = 1e-11
 # A central difference with this step is good to about eight digits.
 STEP, SLOPE = 1e-6, 1e-5
 # Scores that exist at a time: two rows of all heads and sequences.

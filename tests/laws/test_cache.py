@@ -23,7 +23,7 @@ from qkvbench.cost import CACHE_FORMATS
 from qkvbench.model import NoPosition, Rotary, Tokens, with_source
 
 # fp64 rounding of sums over tens of numbers of size ten.
-EXACT = 1e-9
+EXACT = 1e-11
 BATCH = 3
 
 every_format = pytest.mark.parametrize("rows", CACHE_FORMATS)

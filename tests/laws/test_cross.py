@@ -51,7 +51,7 @@ from qkvbench.task_ref import TaskRef
 from qkvbench.variant import resolve, resolve_cross
 
 # fp64 rounding of sums over tens of numbers of size ten.
-EXACT = 1e-9
+EXACT = 1e-11
 LENGTHS = np.array(SOURCE_LENGTHS)
 SECOND = (torch.from_numpy(SOURCE), torch.from_numpy(LENGTHS))
 READ = torch.from_numpy(TOKENS)

@@ -34,7 +34,7 @@ from qkvbench.model import Rotary, Sinusoidal, Vectors, model_parameters
 from qkvbench.variant import parse
 
 # fp64 rounding of sums over tens of numbers of size ten.
-EXACT = 1e-9
+EXACT = 1e-11
 CASES = covering("distinct", "position", "suffix")
 
 every_distinct_case = parametrized(CASES)
