@@ -38,10 +38,10 @@ def main() -> None:
 
     prompts = [[number[letter] for letter in start] for start in STARTS]
     rng = qkvbench.torch.Sampling(temperature=0.8, top_p=0.95, seed=1)
-    for how in (qkvbench.torch.Greedy(), rng, qkvbench.torch.Beams(4)):
+    for strategy in (qkvbench.torch.Greedy(), rng, qkvbench.torch.Beams(4)):
         for rows in ("fp32", "int8"):
-            found = qkvbench.torch.generate(network, prompts, tokens=60, how=how, rows=rows)
-            print(f"{how}, a cache of {rows}:")
+            found = qkvbench.torch.generate(network, prompts, tokens=60, strategy=strategy, rows=rows)
+            print(f"{strategy}, a cache of {rows}:")
             for prompt, tokens in zip(prompts, found, strict=True):
                 print("  " + repr("".join(letters[token] for token in prompt + tokens)))
 
@@ -51,7 +51,7 @@ def main() -> None:
         prompts[:1],
         tokens=60,
         stop={number["\n"]},
-        told=lambda _, token: print(letters[token], end="", flush=True),
+        on_token=lambda _, token: print(letters[token], end="", flush=True),
     )
     print()
 
