@@ -12,7 +12,7 @@ from qkvbench import claims, recipes
 from qkvbench.claims import StoreView, judge
 from qkvbench.claims.internals import CancelsOut
 from qkvbench.claims.kit.arithmetic import Point, dominators, frontier
-from qkvbench.claims.kit.evidence import Evidence, ScoreDifference, collect_evidence
+from qkvbench.claims.kit.evidence import Evidence, ScoreDifference
 from qkvbench.claims.kit.figure import agree, change, exact_figure, figure, mean, rounds_to
 from qkvbench.claims.kit.reported import points
 from qkvbench.claims.kit.runs import Runs
@@ -20,28 +20,16 @@ from qkvbench.claims.kit.scales import AT_300M, SYNTHETIC
 from qkvbench.cli import main
 from qkvbench.reports import ledger as page
 from qkvbench.results.store import Store
+from qkvbench.results.view import view
 
 ROOT = Path(__file__).parent.parent
 EVERY_CLAIM = [claims.find(name) for name in claims.names()]
-
-
-@pytest.fixture(scope="module", name="studies")
-def _studies():
-    """Every committed study, by name."""
-    folders = sorted(path for path in (ROOT / "studies").iterdir() if path.is_dir())
-    return {path.name: claims.open_store(path) for path in folders}
 
 
 @pytest.fixture(scope="module", name="without_runs")
 def _without_runs():
     """The findings without any store, by the claim's name."""
     return {entry.claim.name: entry.finding for entry in claims.ledger()}
-
-
-@pytest.fixture(scope="module", name="with_all_runs")
-def _with_all_runs(studies):
-    """The findings from all committed studies together, by the claim's name."""
-    return {e.claim.name: e.finding for e in claims.ledger(tuple(studies.values()))}
 
 
 def _verdict(name, *stores):
@@ -143,23 +131,6 @@ def test_no_two_claims_of_the_ledger_share_a_name_or_a_text():
         claims.find("study-cache")
 
 
-def test_each_claim_has_a_verdict_without_a_store_and_with_each_study(
-    studies, without_runs, with_all_runs
-):
-    alone = [claims.ledger((store,)) for store in studies.values()]
-    findings = [
-        *without_runs.items(),
-        *with_all_runs.items(),
-        *((entry.claim.name, entry.finding) for ledger in alone for entry in ledger),
-    ]
-    assert len(findings) == len(EVERY_CLAIM) * (2 + len(studies))
-    for name, finding in findings:
-        assert finding.verdict in claims.VERDICTS, name
-        assert finding.reason.endswith("."), name
-        assert finding.summary.endswith("."), name
-        assert (finding.verdict == "not testable here") == bool(finding.requires), name
-
-
 def test_the_verdicts_of_arithmetic_are_pinned_with_the_figure_that_decides(without_runs):
     for name, (verdict, figure_text) in PINNED.items():
         finding = without_runs[name]
@@ -174,48 +145,6 @@ def test_a_claim_with_another_figure_has_another_verdict(without_runs):
     for name, printed, verdict in CHANGED:
         claim = replace(claims.find(name), figures=(figure(*printed),))
         assert judge(claim).verdict == verdict != without_runs[name].verdict, (name, printed)
-
-
-def test_small_runs_never_decide_a_claim_about_large_models(without_runs, with_all_runs):
-    far = [
-        claim.name
-        for claim in EVERY_CLAIM
-        if all(not test.scale.tasks for test in claim.tests if isinstance(test, Runs))
-    ]
-    assert len(far) > 50
-    for name in far:
-        assert with_all_runs[name].verdict == without_runs[name].verdict, name
-        assert with_all_runs[name].evidence == (), name
-
-
-def test_runs_at_the_claim_s_own_scale_decide_it(studies, with_all_runs):
-    assert _verdict("study-tied-never-harms") == "not yet run"
-    assert _verdict("study-tied-never-harms", studies["quick"]) == "not distinguishable"
-    assert _verdict("study-tied-never-harms", studies["recall"]) == "refuted"
-    assert with_all_runs["study-tied-never-harms"].verdict == "refuted"
-    assert _verdict("study-sort-tied", studies["quick"]) == "not distinguishable"
-    assert _verdict("study-sort-tied", studies["longer"]) == "supported"
-    assert _verdict("study-sort-single", studies["quick"]) == "supported"
-
-
-def test_small_runs_are_reported_with_their_distance_from_the_claim_s_scale(studies):
-    finding = judge(claims.find("study-order-of-ties"), (studies["longer"],))
-    assert finding.verdict == "not testable here"
-    assert finding.other_scale.verdict == "supported"
-    assert "1/1,201 of the source's parameters" in finding.other_scale.reason
-    (evidence,) = finding.other_scale.evidence
-    assert (evidence.task, evidence.arm, evidence.against) == ("lm-reviews", "q=k,v", "q,k=v")
-    assert evidence.outcome.low > 0
-    assert len(evidence.runs) == 6
-    runs = ROOT / "studies" / "longer" / "runs"
-    assert all((runs / f"{run}.json").exists() for run in evidence.runs)
-
-
-def test_a_run_in_two_stores_counts_once(studies):
-    both = (studies["catalogue"], studies["quick"], studies["recall"])
-    for task, store in (("recall", "recall"), ("sort", "catalogue")):
-        evidence = collect_evidence(both, (task,), arm="q,k=v", against="q,k,v")
-        assert [each.store for each in evidence] == [store]
 
 
 @pytest.mark.parametrize(
@@ -342,9 +271,11 @@ def test_the_documentation_defines_each_verdict():
         assert f"| {verdict} | {claims.MEANINGS[verdict]} |" in text
 
 
-def test_the_page_has_every_claim_and_escapes_the_name_of_a_store(studies):
+def test_the_page_has_every_claim_and_escapes_the_name_of_a_store(tmp_path):
     name = "<script>alert(1)</script>"
-    entries = tuple(claims.ledger((StoreView(name, studies["recall"].view),)))
+    entries = tuple(
+        claims.ledger((StoreView(name, view(fake_study.build(tmp_path, tasks=("recall",)))),))
+    )
     text = page.page(entries, (name,))
     assert "<script" not in text
     assert "&lt;script&gt;" in text

@@ -53,6 +53,7 @@ def test_the_effects_of_simulated_scores_are_recovered():
     assert 0.0003 < found.residual_deviation < 0.003
 
 
+@pytest.mark.slow
 def test_noise_alone_shows_nothing_more_often_than_the_level_says():
     # Of 40 studies without effects, 5% of which may show one: 8 or more have p = 0.001.
     shown = 0

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from laws.cases import every_catalogued
+from laws.cases import CATALOGUED
 from qkvbench import cost, tasks
 from qkvbench.backends import find
 from qkvbench.backends.torch.bench.profile import Operation, attention_kernel, attention_name
@@ -42,7 +42,7 @@ from qkvbench.model import PRESETS, Learned
 from qkvbench.results.record import Ratio
 from qkvbench.results.store import Store
 from qkvbench.sweep.local import Workers
-from qkvbench.variant import parse
+from qkvbench.variant import parse, write
 
 SMALL = PRESETS["small-decoder"]()
 
@@ -271,8 +271,20 @@ def test_an_arm_that_cannot_be_timed_is_named_and_the_others_are_timed():
     assert "at most 5 tokens" in lacking[0].reason
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@every_catalogued
+@pytest.mark.parametrize(
+    ("variant", "precision"),
+    [
+        # Each variant in one precision; the others nightly.
+        pytest.param(
+            variant,
+            precision,
+            id=f"{write(variant)} {precision}",
+            marks=() if (place - number) % len(PRECISIONS) == 0 else pytest.mark.nightly,
+        )
+        for number, variant in enumerate(CATALOGUED)
+        for place, precision in enumerate(PRECISIONS)
+    ],
+)
 def test_every_variant_can_do_every_kind_of_work_in_every_precision(variant, precision):
     model = SMALL.with_variant(variant)
     for kind in kinds_of(model):
@@ -433,19 +445,19 @@ def test_stored_measurements_still_load_and_keep_their_identity(request):
 
 def test_cached_rows_have_a_data_type_of_their_own_which_all_outputs_name(capsys):
     words = ["measure", "q,k=v", "--context", "60", "--batch", "1", "--cache", "int8"]
-    assert main([*words, "--seconds", "6", "--json"]) == 0
+    assert main([*words, "--seconds", "3", "--json"]) == 0
     (arm,) = json.loads(capsys.readouterr().out)["arms"]
     model = PRESETS["small-decoder"]().with_variant(parse("q,k=v"))
     # One token more than the context: the step reads it.
     assert arm["cache_bytes"] == 61 * cost.cache_bytes_per_token(model, cost.CACHE_FORMATS["int8"])
     assert (arm["precision"], arm["cache"]) == ("fp32", "int8")
-    assert main([*words, "--seconds", "6"]) == 0
+    assert main([*words, "--seconds", "3"]) == 0
     assert "fp32 with cached rows in int8" in capsys.readouterr().out
 
 
 def test_measuring_prints_one_json_document_with_its_arms(capsys):
     words = ["measure", "q,k,v", "q,k=v", "--context", "60", "--batch", "1"]
-    status = main([*words, "--seconds", "8", "--json"])
+    status = main([*words, "--seconds", "4", "--json"])
     told = capsys.readouterr()
     assert status == 0, told.err
     shown = json.loads(told.out)

@@ -231,6 +231,7 @@ def test_a_run_that_cannot_be_seen_so_is_a_record_that_says_how_it_can(name, thr
     assert said in record.reason
 
 
+@pytest.mark.slow
 def test_a_study_runs_the_network_s_experiment_first_and_once(own_cache, tmp_path):
     noted = carried_out(STUDY, tmp_path / "store")
     assert noted.plans == [(3, 3)]

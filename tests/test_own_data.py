@@ -324,6 +324,7 @@ def test_a_file_without_a_known_suffix_is_named_with_its_folder(here, capsys):
     assert main(["run", "--variants", "q,k,v", "--tasks", "./book.tex", "--dry-run"]) == 0
 
 
+@pytest.mark.slow
 def test_a_study_of_each_kind_runs_to_a_table_and_a_page(here):
     for name, write in own_data.KINDS.items():
         write(here / name)

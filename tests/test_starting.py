@@ -179,6 +179,7 @@ def carried_out(study, path):
     return noted
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("server")
 def test_dependencies_run_first_and_once_and_are_stored_without_being_arms_of_the_study(tmp_path):
     # One seed of two tasks: an arm's start is the same for both.

@@ -100,7 +100,7 @@ def test_what_all_arms_gain_on_a_seed_changes_no_difference():
     assert after.deviation == pytest.approx(before.deviation)
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("seeds", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_studies_without_a_difference_find_one_in_5_percent(seeds):
     studies, rng = 400, np.random.default_rng(11)
     found = 0

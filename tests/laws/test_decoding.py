@@ -64,7 +64,9 @@ def _tolerance(backend, case, expected):
     return max(EXACT, GROWTH * rounding * np.abs(expected).max())
 
 
-@every_backend_and_case("variant", "position", "suffix", "rows", "padding", "storage", share=2)
+@every_backend_and_case(
+    "variant", "position", "suffix", "rows", "padding", "storage", share=2, jax_cases=2
+)
 def test_a_prefill_and_steps_are_one_forward_pass(backend, case):
     model = case.decoder()
     weights = drawn(model_parameters(model).values())
@@ -97,7 +99,7 @@ def test_computed_cache_bytes_are_those_of_the_live_cache(backend, case):
         assert found <= computed
 
 
-@every_case("distinct", "rows", "storage", "padding", nightly=0)
+@every_case("distinct", "rows", "storage", "padding", nightly=0, share=5)
 @torch.no_grad()
 def test_sequences_that_continue_others_are_independent_runs(case):
     network = TORCH.network(decoder(case.variant, Rotary(), case.plan().geometry, layers=1))

@@ -30,14 +30,15 @@ def _weights(layer):
     }
 
 
-# A case takes seconds, operation by operation: each variant with one position each time, and one
-# variant with all of them; the rest nightly. A case: variant, sizes, which position.
+# A case takes seconds, operation by operation: two variants with one position each time; the rest
+# nightly. A case: variant, sizes, which position.
 CASES = [
     ("q,k=v", SIZE, 1),
     ("q,k=v/1", SIZE, 1),
     ("q=k=v", WHOLE, 2),
     ("q,k=R(q),v=R(q)", WHOLE, 1),
 ]
+QUICK = ("q,k=v/1", "q=k=v")
 POSITIONS = [NoPosition(), Rotary(), Rotary(share=1 / 3)]
 
 
@@ -49,7 +50,7 @@ POSITIONS = [NoPosition(), Rotary(), Rotary(share=1 / 3)]
             size,
             position,
             id=f"{variant}-{position.kind}{getattr(position, 'share', '')}",
-            marks=() if variant == "q,k=v" or number == each_time else pytest.mark.nightly,
+            marks=() if variant in QUICK and number == each_time else pytest.mark.nightly,
         )
         for variant, size, each_time in CASES
         for number, position in enumerate(POSITIONS)

@@ -48,7 +48,7 @@ def _models(case):
     return [*found, vectors, decoder(case.full, case.position, geometry, tied=True)]
 
 
-@every_distinct_case
+@every_case("distinct", "position", "suffix", nightly=0, share=3)
 def test_names_and_shapes_of_weights_are_those_of_the_model_in_every_backend(case):
     # Each case with two of the models, so that each model meets many cases.
     number, models = CASES.index(case), _models(case)
@@ -139,7 +139,7 @@ def _given(case, name):
     return model, drawn(model_parameters(model).values()), inputs
 
 
-@_cells(4)
+@_cells(2)
 def test_jax_computes_the_logits_of_torch_from_the_same_weights(case, name):
     model, weights, inputs = _given(case, name)
     found, expected = (backend.logits(model, weights, inputs) for backend in BACKENDS)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import jax
@@ -108,7 +109,9 @@ def test_loss_and_gradients_of_a_step_in_fp32_are_torch_s(name, case):
         assert error < NEAR * max(1, expected_norm), weight
 
 
-@pytest.mark.parametrize("variant", ["q,k=v", "q,k=R(q),v"])
+@pytest.mark.parametrize(
+    "variant", ["q,k=v", pytest.param("q,k=R(q),v", marks=pytest.mark.nightly)]
+)
 def test_beams_find_the_texts_that_torch_finds(variant):
     model = translator(variant, Rotary())
     data = data_for(model, (TOKENS, None, SOURCE, np.array(SOURCE_LENGTHS)))
@@ -139,8 +142,13 @@ def test_what_a_layer_makes_of_a_batch_is_what_torch_shows():
 FAR = {"bf16": 5 * 2.0**-8, "fp16": 5 * 2.0**-11}
 
 
-@pytest.mark.parametrize("precision", FAR)
-@pytest.mark.parametrize("variant", ["q,k,v", "q,k=R(q),v+qknorm"])
+@pytest.mark.parametrize(
+    ("variant", "precision"),
+    [
+        pytest.param(*each, marks=pytest.mark.nightly if number else ())
+        for number, each in enumerate(product(["q,k=R(q),v+qknorm", "q,k,v"], FAR))
+    ],
+)
 def test_gradients_in_half_precision_stay_near_those_of_fp32(variant, precision):
     model, data = decoder(variant, Rotary()), batch()
     expected_loss, _, expected = slopes(backend.Learner(experiment(model, clip=1e9)), data)
@@ -270,6 +278,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_no_torch_is_needed(tmp_path):
     found = subprocess.run(
         [sys.executable, "-W", "error", "-c", ALONE],
@@ -300,6 +309,7 @@ print(json.dumps(losses))
 """
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_result_of_one():
     def said(devices):
         flags = f"--xla_force_host_platform_device_count={devices}"

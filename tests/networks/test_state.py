@@ -1,5 +1,7 @@
 """What a learner tells of itself is enough to go on with the same bits."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -66,8 +68,14 @@ def test_so_does_one_whose_steps_are_compiled(variant):
     goes_on(experiment(variant, "jax"))
 
 
-@every_backend
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("precision", "backend"),
+    [
+        # A program of JAX takes seconds to compile.
+        pytest.param(*each, marks=pytest.mark.slow if each[1] == "jax" else ())
+        for each in product(PRECISIONS, backends.names())
+    ],
+)
 def test_it_does_in_every_precision_and_in_parts(precision, backend):
     goes_on(experiment("q,k=R(q),v=R(q)", backend, precision, micro_batches=2))
 

@@ -1,5 +1,7 @@
 """The models of the sources, and how much of them removing projections can save."""
 
+from functools import lru_cache
+
 from qkvbench.claims.kit.figure import Figure, exact_figure
 from qkvbench.cost import attention_macs, cache_bytes_per_token, flops, macs, parameters
 from qkvbench.model import (
@@ -52,6 +54,8 @@ def _synthetic(d_model: int, layers: int, *, length: int) -> Model:
     )
 
 
+# Many claims ask the same of the same few models.
+@lru_cache(maxsize=1024)
 def total_parameters(model: Model, variant: str) -> int:
     """Parameters of the model with this variant."""
     return parameters(model.with_variant(parse(variant))).total
@@ -106,6 +110,7 @@ def attention_speedup(model: Model, variant: str, tokens: int) -> float:
     )
 
 
+@lru_cache(maxsize=1024)
 def _cache(model: Model, variant: str) -> int:
     per_token = cache_bytes_per_token(model.with_variant(parse(variant)))
     assert per_token is not None
