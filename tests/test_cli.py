@@ -320,7 +320,7 @@ def test_a_compiled_step_never_compiles_and_warming_up_changes_nothing():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)  # the compiler takes minutes on a busy machine
 def test_a_study_can_be_compiled_and_no_step_s_time_has_the_compiler_s(tmp_path):
     words = ["run", "--variants", "q,k,v", "q,k=R(q),v=R(q)", "--tasks", "recall", "--smoke"]
@@ -346,6 +346,10 @@ def test_a_study_can_be_compiled_and_no_step_s_time_has_the_compiler_s(tmp_path)
         assert compiled["metrics"]["loss"] == pytest.approx(eager["metrics"]["loss"], rel=1e-4)
 
 
+# The main one, pre-training, two inputs, several sites of attention; the others nightly.
+IN_SHORT = ("quick", "glue", "towers", "places")
+
+
 def smoke(recipe, out, *words):
     """The size of the page of a recipe that was run without learning anything."""
     # Two seeds of `quick`, so that statistics are computed; one of the others.
@@ -357,7 +361,13 @@ def smoke(recipe, out, *words):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # up to 36 short runs, two at a time, on a busy machine
-@pytest.mark.parametrize("recipe", recipes.names())
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(name, marks=() if name in IN_SHORT else pytest.mark.nightly)
+        for name in recipes.names()
+    ],
+)
 def test_a_smoke_of_three_arms_of_each_recipe_runs_to_its_page(recipe, tmp_path):
     first, second, *_, last = recipes.find(recipe).variants
     assert smoke(recipe, tmp_path, "--variants", first, second, last) > 10_000

@@ -504,7 +504,7 @@ def test_a_limit_too_small_for_anything_is_reported_with_exit_status_1(capsys):
     assert "write more --seconds" in told.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # with the machine to itself: it asserts a time
 def test_a_whole_call_ends_near_its_limit_with_nothing_left_out_and_two_copies_alike(tmp_path):
     words = ["measure", "q,k,v", "q,k,v", "--context", "256", "--batch", "2", "--json"]
     began = time.monotonic()

@@ -105,7 +105,7 @@ print((compiled - plain).abs().max().item() / max(1.0, plain.detach().abs().max(
 
 
 # In a subprocess without the shape checks of tests, which the compiler cannot trace.
-@pytest.mark.parametrize("mode", ["shared", "q,k=v"])
+@pytest.mark.parametrize("mode", [pytest.param("shared", marks=pytest.mark.nightly), "q,k=v"])
 def test_a_compiled_model_computes_the_same_forward_and_backward(mode):
     tests = str(Path(__file__).parent)
     done = subprocess.run(

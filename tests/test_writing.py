@@ -131,7 +131,7 @@ def test_the_labels_of_what_is_scored_are_never_smoothed():
     assert trained[0.3] != pytest.approx(scored, rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)  # a whole training, on a busy machine
 def test_what_was_learned_translates_better_than_copying_and_than_nothing_learned():
     training = {steps: replace(TASK.training, steps=steps) for steps in (1, TASK.training.steps)}

@@ -81,7 +81,7 @@ def test_submitit_gives_the_same_records_within_the_same_window(tmp_path, alone)
     assert swept(PLAN, tmp_path).plans == [(0, 6)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)  # Ray's workers stand behind all others: a busy machine makes them wait
 def test_ray_gives_the_same_records(tmp_path, alone):
     with watch(tmp_path) as (_, most):
@@ -113,7 +113,7 @@ def replace_variants(study, *variants):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.nightly)])
 def test_a_worker_that_is_killed_once_is_tried_again(tmp_path, engine):
     once = replace_variants(LONG, "q,k=v")
 
@@ -163,7 +163,7 @@ def test_a_worker_that_is_always_killed_ends_as_a_row_and_the_others_go_on(tmp_p
     assert workers(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["local", "slurm", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["local", "slurm", pytest.param("ray", marks=pytest.mark.nightly)])
 def test_an_engine_whose_package_is_installed_lacks_nothing(name):
     assert find(name).missing_requirement() is None
 

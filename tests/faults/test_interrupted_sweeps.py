@@ -25,7 +25,10 @@ def _resumed(out):
     assert not (out / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.nightly)],
+)
 def test_one_signal_ends_the_runs_with_a_checkpoint_and_a_note(tmp_path, number, code):
     out = tmp_path / "study"
     sweep = start(out, "--jobs", "2")

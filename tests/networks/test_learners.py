@@ -181,7 +181,7 @@ def test_an_overflow_halves_the_scale_and_the_step_is_that_of_a_scale_that_fitte
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_parts_and_activations_made_again_give_the_gradient_of_the_whole():
     data = batch()
     loss, norm, expected = slopes(backend.Learner(experiment(clip=1e9)), data)
