@@ -16,6 +16,7 @@ from faults.runs import (
     repeatable,
     save_steps,
 )
+from qkvbench.backends import SingleProcess
 from qkvbench.data.cache import sha256_of
 from qkvbench.train.checkpoint import CheckpointError
 from qkvbench.train.run import run
@@ -123,6 +124,29 @@ def cut_at(wanted, place, step):
 
     with pytest.raises(Cut):
         run(wanted, report, checkpoints=place)
+
+
+def test_all_ranks_are_told_of_a_folder_that_is_there_or_of_none(tmp_path):
+    wanted, told = experiment(), []
+
+    class Rank(SingleProcess):
+        def broadcast(self, text):
+            told.append(text and (tmp_path / wanted.id / text).is_dir())
+            return text if self.rank == 0 else ""
+
+    def save(root, rank):
+        numbers = Numbers({"weights.a": np.zeros(3, np.float32)})
+        numbers.world = Rank(rank, 2)
+        every_step(root).save(wanted, progress(wanted, 1), numbers)
+
+    save(tmp_path, 0)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError):
+        save(tmp_path / "file", 0)
+    assert told == [True, ""]
+    # The others write nothing if rank 0 has no folder, and fail together with it.
+    with pytest.raises(CheckpointError, match="rank 0 could not create its folder"):
+        save(tmp_path, 1)
 
 
 @pytest.mark.slow

@@ -312,11 +312,18 @@ def _write(place: Path, progress: Progress, learner: Stateful) -> None:
     """Write a checkpoint in one step: to a temporary folder, flushed to disk, then renamed."""
     text = json.dumps(progress.model_dump(mode="json"), allow_nan=False)
     name = f".{place.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-    temporary = place.with_name(learner.world.broadcast(name))
-    first = learner.world.rank == 0
+    first, failure = learner.world.rank == 0, None
+    if first:
+        try:
+            place.with_name(name).mkdir(parents=True)
+        except OSError as error:
+            name, failure = "", error
+    # Only now may the others write there: what they write with creates the folder if it is missing.
+    name = learner.world.broadcast(name)
+    if not name:
+        raise failure or OSError("rank 0 could not create its folder")
+    temporary = place.with_name(name)
     try:
-        if first:
-            temporary.mkdir(parents=True)
         learner.save_state(temporary)
         if not first:
             return
