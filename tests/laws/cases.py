@@ -39,6 +39,7 @@ from qkvbench.variant import (
     Constant,
     Geometry,
     Latent,
+    LayerBelow,
     Own,
     Parameter,
     Plan,
@@ -80,14 +81,18 @@ def _resolves(variant: Variant, size: Geometry = SIZE) -> bool:
 
 
 def _with_shared_heads() -> list[Variant]:
-    """Every variant of the package, those with a latent, and each with one key/value head."""
+    """Every variant of the package, those with a latent, and each with one key/value head.
+
+    And one that reads K and V of the layer below.
+    """
     whole = list(variants_without_head_sharing())
     keys, values = ({getattr(each, role): None for each in whole} for role in "kv")
     latents = [Variant(Own(), Latent(RANK), value) for value in (*values, Latent(RANK))]
     latents += [Variant(Own(), key, Latent(RANK)) for key in keys if key != Same("k")]
     whole = list(dict.fromkeys([*whole, *latents]))
     shared = [replace(variant, kv_heads=1) for variant in whole]
-    return [variant for variant in (*whole, *shared) if _resolves(variant)]
+    below = Variant(Own(), LayerBelow(1), LayerBelow(1))
+    return [variant for variant in (*whole, *shared, below) if _resolves(variant)]
 
 
 def _positions() -> list[Position]:
@@ -142,9 +147,15 @@ class Case:
         """The plan of one layer; ValueError if there is none."""
         return plan_of(self.full, self.position, causal=self.mask == "causal", size=size)
 
+    @property
+    def layers(self) -> int:
+        """The fewest layers of a decoder in which the last one is of this variant in every way."""
+        below = self.variant.k
+        return 1 + (below.layers if isinstance(below, LayerBelow) else 0)
+
     def decoder(self, size: Geometry = SIZE) -> Model:
-        """A decoder of one layer with this variant."""
-        return decoder(self.full, self.position, size, layers=1)
+        """A decoder of as few layers with this variant."""
+        return decoder(self.full, self.position, size, self.layers)
 
 
 def suffixed(variant: Variant, suffix: str) -> Variant:
@@ -351,7 +362,8 @@ def _caching(variant: Variant, size: Geometry = SIZE) -> object:
     plan = plan_of(variant, Rotary(), size=size)
     ops = (plan.key_ops_on_read, plan.absorbed_by_query, plan.absorbed_by_output)
     kinds = tuple(tuple(type(op) for op in part) for part in ops)
-    return kinds, tuple((each.heads, each.width) for each in plan.cached), len(plan.roots)
+    rows = tuple((each.heads, each.width) for each in plan.cached)
+    return kinds, rows, len(plan.roots), isinstance(variant.k, LayerBelow)
 
 
 # One variant of each way to cache and read.

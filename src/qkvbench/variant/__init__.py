@@ -36,6 +36,7 @@ from qkvbench.variant.scores import (
 from qkvbench.variant.spec import (
     CANONICAL,
     Latent,
+    LayerBelow,
     LearnedRotation,
     Own,
     Same,
@@ -63,6 +64,7 @@ __all__ = [
     "Geometry",
     "Input",
     "Latent",
+    "LayerBelow",
     "LearnedRotation",
     "Mask",
     "Normal",

@@ -87,16 +87,17 @@ Fixed = ApplyRotation | UpProject | Scale
 # The names of the two roots that are no role: the stream itself, and the latent with its matrix.
 STREAM, LATENT = "x", "c"
 
-# The input that a root reads: the layer's own stream, or in cross-attention another sequence.
-Input = Literal["stream", "source"]
+# The input that a root reads: the layer's own stream, in cross-attention another sequence, or
+# nothing, since it is K or V of a layer below.
+Input = Literal["stream", "source", "layer below"]
 
 
 @dataclass(frozen=True)
 class Root:
     """A tensor that the sources name: one matrix times an input, or the input cut into heads.
 
-    ``width`` numbers in each of ``heads``; a latent is one head. ``matrix`` names the weights; None
-    if there are none.
+    Or K or V of a layer below, which is finished there. ``width`` numbers in each of ``heads``; a
+    latent is one head. ``matrix`` names the weights; None if there are none.
     """
 
     name: str
@@ -108,7 +109,12 @@ class Root:
     @property
     def is_stream(self) -> bool:
         """True for the input itself, without a matrix."""
-        return self.matrix is None
+        return self.matrix is None and not self.is_below
+
+    @property
+    def is_below(self) -> bool:
+        """True for K or V of a layer below."""
+        return self.reads == "layer below"
 
     @property
     def is_latent(self) -> bool:
@@ -143,7 +149,9 @@ class CachedTensor:
 class Plan:
     """A variant resolved at a geometry in one layer of a model.
 
-    ``derivations`` make Q, K and V from the roots (expanded). ``cached`` is the content of a cache;
+    ``derivations`` make Q, K and V from the roots (expanded). ``cached`` is the content of a cache,
+    empty if K and V are of the layer that is ``layers_below``: ``lender`` is its plan, whose rows
+    are read, and what the fields say of cached rows is then said of those, with its weights;
     ``key_ops_on_read`` make K from cached key rows. The maps ``absorbed_by_query`` (transposed, the
     last one first) act on the query instead of on K, and those ``absorbed_by_output`` on the
     attention output instead of on V (absorbed). ``output_ops`` come last in both ways.
@@ -165,6 +173,8 @@ class Plan:
     scores: Scores = Scores()
     mask: Mask = Mask()
     biases: tuple[ScoreBias, ...] = ()
+    lender: "Plan | None" = None
+    layers_below: int = 0
 
     @property
     def is_cross(self) -> bool:
@@ -265,14 +275,19 @@ class Plan:
         return shape_after(self.derivations[role], self.roots, self.geometry)[0]
 
     @property
+    def owner(self) -> "Plan":
+        """The plan by which K and V are made and cached: its own, or that of a layer below."""
+        return self.lender or self
+
+    @property
     def cached_key(self) -> CachedTensor:
-        """The cached tensor from which K is made."""
-        return self.cached[0]
+        """The cached tensor from which K is made; of the layer below if that has it."""
+        return self.owner.cached[0]
 
     @property
     def cached_value(self) -> CachedTensor:
         """The cached tensor that is summed; the same one if K and V share it."""
-        return self.cached[-1]
+        return self.owner.cached[-1]
 
     @property
     def key_heads(self) -> int:
@@ -314,6 +329,8 @@ _STRUCTURE = {
     "scores",
     "mask",
     "biases",
+    "lender",
+    "layers_below",
 }
 
 
