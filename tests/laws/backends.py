@@ -73,6 +73,14 @@ class Torch:
             cached = layer.cache_source(_tensor(source), _tensor(lengths))
             return layer.attend_to_cached_source(torch.from_numpy(x), cached).numpy()
 
+    def attend_to_layer_below(self, plan, weights, x, below):
+        """A layer over K and V of a layer below, given by its weights and its input."""
+        lender, made = self.layer(plan.lender, below[0]), {}
+        with torch.no_grad():
+            lender(torch.from_numpy(below[1][None]), made=made)
+            roots = lender.key_value(made).roots
+            return self.layer(plan, weights)(torch.from_numpy(x), made=roots).numpy()
+
     def gradients(self, plan, weights, x, along, source=None):
         """The gradients of the sum of the layer's output times `along`, by name."""
         layer = self.layer(plan, weights)
@@ -173,6 +181,13 @@ class Jax:
         layer, own = JaxAttention.of(plan), _jax(weights)
         cached = layer.cache_source(own, jnp.asarray(source), jnp.asarray(lengths))
         return np.asarray(layer.attend_to_cached_source(own, jnp.asarray(x), cached))
+
+    @_in_fp64
+    def attend_to_layer_below(self, plan, weights, x, below):
+        lender, made = JaxAttention.of(plan.lender), {}
+        lender(_jax(below[0]), jnp.asarray(below[1][None]), made=made)
+        roots = lender.key_value(made).roots
+        return np.asarray(JaxAttention.of(plan)(_jax(weights), jnp.asarray(x), made=roots))
 
     @_in_fp64
     def gradients(self, plan, weights, x, along, source=None):

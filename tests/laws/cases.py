@@ -16,7 +16,9 @@ import pytest
 
 from qkvbench.cost import CACHE_FORMATS, CacheDtype
 from qkvbench.model import (
+    ENCODER,
     POSITIONS,
+    SELF,
     Decoder,
     Encoder,
     Init,
@@ -295,7 +297,8 @@ class _Covering:
 def covering(*names: str) -> tuple[Case, ...]:
     """A covering array of these axes, of all if none is named; other axes are at their defaults.
 
-    "suffix" is all of its axes, "distinct" the variants that differ in how they are cached.
+    "suffix" is all of its axes, "distinct" the variants that differ in how they are cached, "cross"
+    leaves those that cross-attention can have.
     """
     return tuple(dict.fromkeys(_case(row) for row in pairwise(_axes(names), _possible)))
 
@@ -319,7 +322,15 @@ def _axes(names: tuple[str, ...]) -> dict[str, Sequence[Any]]:
         for axis in (SUFFIX_AXES if name == "suffix" else (name,))
     }
     axes = {axis: values for axis, values in AXES.items() if axis in wanted}
-    return axes | ({"variant": DISTINCT} if "distinct" in wanted else {})
+    axes |= {"variant": DISTINCT} if "distinct" in wanted else {}
+    if "cross" in wanted:
+        axes["variant"] = [variant for variant in axes["variant"] if _crosses(variant)]
+    return axes
+
+
+def _crosses(variant: Variant) -> bool:
+    """True if the variant can be that of cross-attention: K and V of a layer below cannot."""
+    return not isinstance(variant.k, LayerBelow)
 
 
 def few(cases: Iterable[Case], count: int) -> list[Case]:
@@ -370,6 +381,7 @@ def _caching(variant: Variant, size: Geometry = SIZE) -> object:
 DISTINCT = list({_caching(variant): variant for variant in reversed(VARIANTS)}.values())[::-1]
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=write)
+every_crossing = pytest.mark.parametrize("variant", list(filter(_crosses, VARIANTS)), ids=write)
 every_catalogued = pytest.mark.parametrize("variant", CATALOGUED, ids=write)
 every_distinct = pytest.mark.parametrize("variant", DISTINCT, ids=write)
 every_position = pytest.mark.parametrize("position", SCHEMES, ids=position_written)
@@ -482,10 +494,11 @@ def encoder(
 def translator(
     variant: Variant | str = "q,k,v", position: Position = Rotary(), size: Geometry = EVEN
 ) -> Model:
-    """A small encoder-decoder with this variant at every place."""
-    own = decoder(variant, position, size)
+    """A small encoder-decoder with this variant at every place where it can be."""
+    own = decoder(position=position, size=size)
+    wanted = parse(variant) if isinstance(variant, str) else variant
     return with_source(own, Tokens(SOURCE_VOCABULARY), Learned(SOURCE_TIME)).with_variant(
-        own.blocks[0].attention.variant
+        wanted, None if _crosses(wanted) else {SELF, ENCODER}
     )
 
 

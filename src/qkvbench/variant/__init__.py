@@ -21,7 +21,7 @@ from qkvbench.variant.plan import (
     UpProject,
     sized,
 )
-from qkvbench.variant.resolve import resolve, resolve_cross
+from qkvbench.variant.resolve import BELOW, resolve, resolve_cross
 from qkvbench.variant.rope import AlibiBias, Rope, ScoreBias
 from qkvbench.variant.scores import (
     FEATURES,
@@ -48,6 +48,7 @@ from qkvbench.variant.spec import (
 )
 
 __all__ = [
+    "BELOW",
     "CANONICAL",
     "FEATURES",
     "LATENT",
