@@ -73,7 +73,8 @@ def picture(model: Model, tokens: int) -> list[str]:
     layers: dict[str, list[int]] = {}
     for number, plan in enumerate(model.plans):
         if plan:
-            layers.setdefault("\n".join([*_roots(plan), "", *_cache(plan, model)]), []).append(number)
+            diagram = "\n".join([*_roots(plan), "", *_cache(plan, model)])
+            layers.setdefault(diagram, []).append(number)
     lines: list[str] = []
     for diagram, numbers in layers.items():
         if len(layers) > 1:

@@ -26,7 +26,6 @@ from qkvbench.variant import (
     write,
 )
 
-
 # Variants that are given to the layers in turn, from the first layer on, and again from the first.
 Cycle = tuple[Variant, ...]
 # How a cycle is written: ``q,k,v;q,k=K(-1),v=V(-1)``.
@@ -64,8 +63,8 @@ def _as_variants(value: object) -> object:
     """A variant, or a tuple of several, from their text."""
     if not isinstance(value, str):
         return value
-    cycle = parse_cycle(value)
-    return cycle if len(cycle) > 1 else cycle[0]
+    first, *others = parse_cycle(value)
+    return (first, *others) if others else first
 
 
 # In a file a variant is its equation.

@@ -2,8 +2,8 @@
 
 Roles that hold the same tensor are joined by ``=``. A group ends in ``x`` if it is the stream, in
 ``R(role)`` if it is an earlier role times a learned rotation, in ``L(rank)`` if it is made from the
-latent, and in ``K(-n)`` or ``V(-n)`` if it is K or V of the layer n below; otherwise it has a matrix
-of its own. ``/g`` then gives the number of key/value heads, and suffixes describe the scores
+latent, and in ``K(-n)`` or ``V(-n)`` if it is K or V of the layer n below; otherwise it has a
+matrix of its own. ``/g`` then gives the number of key/value heads, and suffixes describe the scores
 (`scores.SUFFIXES`): ``q,k=v/4+qknorm+window128-diag``.
 """
 
@@ -115,13 +115,9 @@ def _read_group(
             )
         if match["name"]:
             names.append(match["name"])
-        elif match["origin"]:
-            origins.append(LearnedRotation(cast(Role, match["origin"])))
-        elif match["below"]:
-            below.add(match["below"])
-            origins.append(LayerBelow(int(match["layers"])))
         else:
-            origins.append(Latent(int(match["rank"])))
+            origins.append(_origin(match))
+            below |= {match["below"]} - {None}
     if not names:
         raise ValueError(f"'{text}': '{group}' is given to no role; {_EXAMPLE}.")
     if not below <= set(names):
@@ -137,6 +133,15 @@ def _read_group(
             raise ValueError(f"'{text}': '{group}' has two origins; {_EXAMPLE}.")
         made[first] = origins[0]
     return set(names)
+
+
+def _origin(match: re.Match[str]) -> Source:
+    """The source of a term that is no name."""
+    if match["origin"]:
+        return LearnedRotation(cast(Role, match["origin"]))
+    if match["below"]:
+        return LayerBelow(int(match["layers"]))
+    return Latent(int(match["rank"]))
 
 
 def _source(text: str, role: Role, ties: dict[str, set[str]], made: dict[Role, Source]) -> Source:

@@ -149,12 +149,14 @@ class CachedTensor:
 class Plan:
     """A variant resolved at a geometry in one layer of a model.
 
-    ``derivations`` make Q, K and V from the roots (expanded). ``cached`` is the content of a cache,
-    empty if K and V are of the layer that is ``layers_below``: ``lender`` is its plan, whose rows
-    are read, and what the fields say of cached rows is then said of those, with its weights;
+    ``derivations`` make Q, K and V from the roots (expanded). ``cached`` is the content of a cache;
     ``key_ops_on_read`` make K from cached key rows. The maps ``absorbed_by_query`` (transposed, the
     last one first) act on the query instead of on K, and those ``absorbed_by_output`` on the
     attention output instead of on V (absorbed). ``output_ops`` come last in both ways.
+
+    If K and V are those of a layer below, ``lender`` is the plan of that layer and
+    ``layers_below`` its distance, at least 1. The layer then caches nothing, and the operations on
+    cached rows are those of the lender, with the lender's weights.
 
     ``scores``, ``mask``, ``biases`` and ``rope`` say what happens to scores and positions. A kernel
     compares `features` with those that it supports.

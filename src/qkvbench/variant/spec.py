@@ -48,7 +48,7 @@ class LayerBelow:
 
     K and V after norm, scale and RoPE; both are read from one layer, and Q has no such source. If
     that layer reads them itself, they are of the layer that it reads. A layer with fewer layers
-    below it makes its own. arXiv:2405.12981, section 3.
+    below it makes its own. arXiv:2405.12981, section 3; arXiv:2405.05254 with one layer for many.
     """
 
     layers: int

@@ -76,7 +76,7 @@ class Block:
             return self._whole(weights, x, lengths, source, key, lent, on_attention)
 
         def whole(*given: Any) -> tuple[Stream, KeyValue | None]:
-            return self._whole(*given, on_attention)
+            return self._whole(*given, on_attention=on_attention)
 
         return jax.checkpoint(whole)(weights, x, lengths, source, key, lent)
 

@@ -55,7 +55,7 @@ class KeyValue(NamedTuple):
     @property
     def roots(self) -> dict[Derivation, Heads]:
         """The tensors as roots of a layer that reads them."""
-        return {Derivation(BELOW[role], ()): rows for role, rows in self._asdict().items()}
+        return {Derivation(BELOW[role], ()): rows for role, rows in zip(BELOW, self, strict=True)}
 
 
 class Attention(nn.Module):
@@ -298,7 +298,7 @@ class Attention(nn.Module):
         lender: LayerCache | None = None,
     ) -> LayerCache:
         """The cache of this layer over `rows`, with the kernel that can read them."""
-        scales = lender.scales if lender else dict(self.scale.items())
+        scales = lender.scales if lender else self.scale
         kernel = decode_kernel(self.plan, self.rope, scales, rows, dtype)
         return LayerCache(
             rows, maps, dtype, lengths, scales=scales, lender=lender, decode_kernel=kernel

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import psutil
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from qkvbench.backends.torch.cache.page_table import Growing, PageTable, Reserved, Storage
 from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
@@ -40,7 +40,7 @@ class LayerCache:
     dtype: torch.dtype
     lengths: Int[Tensor, " batch"] | None = None
     cross: "LayerCache | None" = None
-    scales: Mapping[Role, Tensor] = field(default_factory=dict)
+    scales: nn.ParameterDict = field(default_factory=nn.ParameterDict)
     lender: "LayerCache | None" = None
     decode_kernel: DecodeKernel | None = None
 

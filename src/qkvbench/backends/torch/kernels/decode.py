@@ -4,7 +4,7 @@ On a CPU that is the native library, on a GPU Triton. If neither can, `decode_ke
 the layer computes the same with torch's operations.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 
@@ -17,7 +17,7 @@ from qkvbench.backends.torch.attention.rope import RotaryEmbedding
 from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
 from qkvbench.backends.torch.kernels.contract import PROFILER_NAME, DecodeKernel, Queries, Slots
 from qkvbench.backends.torch.kernels.linear import profiler_range
-from qkvbench.variant import AlibiBias, ApplyRope, Plan, Role, Scale
+from qkvbench.variant import AlibiBias, ApplyRope, Plan, Scale
 
 # The features of a plan that each kernel can run; a plan with any other is left to torch.
 CPU_FEATURES = native.CAPABILITIES.features
@@ -94,7 +94,7 @@ class CpuDecodeKernel:
 def decode_kernel(
     plan: Plan,
     rope: RotaryEmbedding | None,
-    scales: Mapping[Role, Tensor],
+    scales: torch.nn.ParameterDict,
     rows: dict[str, PagedTensor],
     dtype: torch.dtype,
 ) -> DecodeKernel | None:
