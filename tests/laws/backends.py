@@ -26,6 +26,7 @@ from qkvbench.backends import jax as jax_backend
 from qkvbench.backends import torch as torch_backend
 from qkvbench.backends.jax.attention import softmax as jax_softmax
 from qkvbench.backends.jax.attention.layer import Attention as JaxAttention
+from qkvbench.backends.jax.models.inspect import inspect_arrays, to_layers
 from qkvbench.backends.torch import Growing, Reserved
 from qkvbench.backends.torch.attention import softmax as torch_softmax
 from qkvbench.backends.torch.attention.layer import Attention as TorchAttention
@@ -255,6 +256,13 @@ class Jax:
 
         save(_jax(weights), path)
         return _numpy(check_weights(jax_backend.build(model).parameters, read(path)))
+
+    @_in_fp64
+    def inspected(self, model, weights, *inputs):
+        """The layers of a network on these inputs, as arrays."""
+        network = jax_backend.build(model)
+        arrays = inspect_arrays(network, _jax(weights), *map(jnp.asarray, inputs))
+        return to_layers(network, arrays)
 
     def by_rows(self, patch, scores):
         patch.setattr(jax_softmax, "MAX_SCORES", scores)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from laws.backends import TORCH, every_backend, every_backend_and
+from laws.backends import JAX, TORCH, every_backend, every_backend_and
 from laws.cases import (
     DISTINCT,
     EVEN,
@@ -26,6 +26,8 @@ from laws.cases import (
 from qkvbench import cost, native, reference
 from qkvbench.backends.torch import Attention, Growing, build, start
 from qkvbench.backends.torch.attention import layer
+from qkvbench.backends.torch.models.block import recompute
+from qkvbench.backends.torch.models.inspect import inspect_layers
 from qkvbench.cost.matched import with_arm
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.model import (
@@ -280,3 +282,33 @@ def test_a_layer_without_layers_below_makes_its_own_keys_and_values():
     assert replace(plan_of(BELOW), variant=parse("q,k,v")) == plan_of("q,k,v")
     with pytest.raises(ValueError, match="A layer alone has none below"):
         Attention(BELOW, 24, 4)
+
+
+def _mixed():
+    model = _stack(f"q,k=R(q),v+qkvnorm;{BELOW}+qknorm", layers=3, position=Rotary())
+    return model, drawn(model_parameters(model).values())
+
+
+def test_a_layer_shows_the_keys_and_values_that_it_reads_and_no_matrix_of_them():
+    network = TORCH.network(*_mixed())
+    lender, reader, _ = inspect_layers(network, torch.from_numpy(TOKENS))
+    assert [*lender.weights] == ["q", "k", "v"]
+    assert [*reader.weights] == ["q"]
+    for role in ("k", "v"):
+        np.testing.assert_array_equal(reader.projections[role], lender.projections[role])
+    for one, other in zip(JAX.inspected(*_mixed(), TOKENS), (lender, reader), strict=False):
+        np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=EXACT)
+
+
+def test_a_block_that_is_recomputed_has_the_gradients_of_one_that_is_not():
+    network = TORCH.network(*_mixed())
+    expected, found = (_gradients(network, change) for change in (lambda _: None, recompute))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def _gradients(network, change):
+    change(network)
+    network.zero_grad()
+    network(torch.from_numpy(TOKENS)).square().sum().backward()
+    return [parameter.grad.clone() for parameter in network.parameters()]
