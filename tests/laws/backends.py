@@ -26,6 +26,7 @@ from qkvbench.backends import jax as jax_backend
 from qkvbench.backends import torch as torch_backend
 from qkvbench.backends.jax.attention import softmax as jax_softmax
 from qkvbench.backends.jax.attention.layer import Attention as JaxAttention
+from qkvbench.backends.jax.models.inspect import inspect_arrays, to_layers
 from qkvbench.backends.torch import Growing, Reserved
 from qkvbench.backends.torch.attention import softmax as torch_softmax
 from qkvbench.backends.torch.attention.layer import Attention as TorchAttention
@@ -72,6 +73,14 @@ class Torch:
         with torch.no_grad():
             cached = layer.cache_source(_tensor(source), _tensor(lengths))
             return layer.attend_to_cached_source(torch.from_numpy(x), cached).numpy()
+
+    def attend_to_layer_below(self, plan, weights, x, below):
+        """A layer over K and V of a layer below, given by its weights and its input."""
+        lender, made = self.layer(plan.lender, below[0]), {}
+        with torch.no_grad():
+            lender(torch.from_numpy(below[1][None]), made=made)
+            roots = lender.key_value(made).roots
+            return self.layer(plan, weights)(torch.from_numpy(x), made=roots).numpy()
 
     def gradients(self, plan, weights, x, along, source=None):
         """The gradients of the sum of the layer's output times `along`, by name."""
@@ -175,6 +184,13 @@ class Jax:
         return np.asarray(layer.attend_to_cached_source(own, jnp.asarray(x), cached))
 
     @_in_fp64
+    def attend_to_layer_below(self, plan, weights, x, below):
+        lender, made = JaxAttention.of(plan.lender), {}
+        lender(_jax(below[0]), jnp.asarray(below[1][None]), made=made)
+        roots = lender.key_value(made).roots
+        return np.asarray(JaxAttention.of(plan)(_jax(weights), jnp.asarray(x), made=roots))
+
+    @_in_fp64
     def gradients(self, plan, weights, x, along, source=None):
         layer = JaxAttention.of(plan)
         other = None if source is None else jnp.asarray(source)
@@ -240,6 +256,13 @@ class Jax:
 
         save(_jax(weights), path)
         return _numpy(check_weights(jax_backend.build(model).parameters, read(path)))
+
+    @_in_fp64
+    def inspected(self, model, weights, *inputs):
+        """The layers of a network on these inputs, as arrays."""
+        network = jax_backend.build(model)
+        arrays = inspect_arrays(network, _jax(weights), *map(jnp.asarray, inputs))
+        return to_layers(network, arrays)
 
     def by_rows(self, patch, scores):
         patch.setattr(jax_softmax, "MAX_SCORES", scores)

@@ -16,7 +16,9 @@ import pytest
 
 from qkvbench.cost import CACHE_FORMATS, CacheDtype
 from qkvbench.model import (
+    ENCODER,
     POSITIONS,
+    SELF,
     Decoder,
     Encoder,
     Init,
@@ -39,6 +41,7 @@ from qkvbench.variant import (
     Constant,
     Geometry,
     Latent,
+    LayerBelow,
     Own,
     Parameter,
     Plan,
@@ -80,14 +83,18 @@ def _resolves(variant: Variant, size: Geometry = SIZE) -> bool:
 
 
 def _with_shared_heads() -> list[Variant]:
-    """Every variant of the package, those with a latent, and each with one key/value head."""
+    """Every variant of the package, those with a latent, and each with one key/value head.
+
+    And one that reads K and V of the layer below.
+    """
     whole = list(variants_without_head_sharing())
     keys, values = ({getattr(each, role): None for each in whole} for role in "kv")
     latents = [Variant(Own(), Latent(RANK), value) for value in (*values, Latent(RANK))]
     latents += [Variant(Own(), key, Latent(RANK)) for key in keys if key != Same("k")]
     whole = list(dict.fromkeys([*whole, *latents]))
     shared = [replace(variant, kv_heads=1) for variant in whole]
-    return [variant for variant in (*whole, *shared) if _resolves(variant)]
+    below = Variant(Own(), LayerBelow(1), LayerBelow(1))
+    return [variant for variant in (*whole, *shared, below) if _resolves(variant)]
 
 
 def _positions() -> list[Position]:
@@ -142,9 +149,15 @@ class Case:
         """The plan of one layer; ValueError if there is none."""
         return plan_of(self.full, self.position, causal=self.mask == "causal", size=size)
 
+    @property
+    def layers(self) -> int:
+        """The fewest layers of a decoder in which the last one is of this variant in every way."""
+        below = self.variant.k
+        return 1 + (below.layers if isinstance(below, LayerBelow) else 0)
+
     def decoder(self, size: Geometry = SIZE) -> Model:
-        """A decoder of one layer with this variant."""
-        return decoder(self.full, self.position, size, layers=1)
+        """A decoder of as few layers with this variant."""
+        return decoder(self.full, self.position, size, self.layers)
 
 
 def suffixed(variant: Variant, suffix: str) -> Variant:
@@ -284,7 +297,8 @@ class _Covering:
 def covering(*names: str) -> tuple[Case, ...]:
     """A covering array of these axes, of all if none is named; other axes are at their defaults.
 
-    "suffix" is all of its axes, "distinct" the variants that differ in how they are cached.
+    "suffix" is all of its axes, "distinct" the variants that differ in how they are cached, "cross"
+    leaves those that cross-attention can have.
     """
     return tuple(dict.fromkeys(_case(row) for row in pairwise(_axes(names), _possible)))
 
@@ -308,7 +322,15 @@ def _axes(names: tuple[str, ...]) -> dict[str, Sequence[Any]]:
         for axis in (SUFFIX_AXES if name == "suffix" else (name,))
     }
     axes = {axis: values for axis, values in AXES.items() if axis in wanted}
-    return axes | ({"variant": DISTINCT} if "distinct" in wanted else {})
+    axes |= {"variant": DISTINCT} if "distinct" in wanted else {}
+    if "cross" in wanted:
+        axes["variant"] = [variant for variant in axes["variant"] if _crosses(variant)]
+    return axes
+
+
+def _crosses(variant: Variant) -> bool:
+    """True if the variant can be that of cross-attention: K and V of a layer below cannot."""
+    return not isinstance(variant.k, LayerBelow)
 
 
 def few(cases: Iterable[Case], count: int) -> list[Case]:
@@ -351,13 +373,15 @@ def _caching(variant: Variant, size: Geometry = SIZE) -> object:
     plan = plan_of(variant, Rotary(), size=size)
     ops = (plan.key_ops_on_read, plan.absorbed_by_query, plan.absorbed_by_output)
     kinds = tuple(tuple(type(op) for op in part) for part in ops)
-    return kinds, tuple((each.heads, each.width) for each in plan.cached), len(plan.roots)
+    rows = tuple((each.heads, each.width) for each in plan.cached)
+    return kinds, rows, len(plan.roots), isinstance(variant.k, LayerBelow)
 
 
 # One variant of each way to cache and read.
 DISTINCT = list({_caching(variant): variant for variant in reversed(VARIANTS)}.values())[::-1]
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=write)
+every_crossing = pytest.mark.parametrize("variant", list(filter(_crosses, VARIANTS)), ids=write)
 every_catalogued = pytest.mark.parametrize("variant", CATALOGUED, ids=write)
 every_distinct = pytest.mark.parametrize("variant", DISTINCT, ids=write)
 every_position = pytest.mark.parametrize("position", SCHEMES, ids=position_written)
@@ -470,10 +494,11 @@ def encoder(
 def translator(
     variant: Variant | str = "q,k,v", position: Position = Rotary(), size: Geometry = EVEN
 ) -> Model:
-    """A small encoder-decoder with this variant at every place."""
-    own = decoder(variant, position, size)
+    """A small encoder-decoder with this variant at every place where it can be."""
+    own = decoder(position=position, size=size)
+    wanted = parse(variant) if isinstance(variant, str) else variant
     return with_source(own, Tokens(SOURCE_VOCABULARY), Learned(SOURCE_TIME)).with_variant(
-        own.blocks[0].attention.variant
+        wanted, None if _crosses(wanted) else {SELF, ENCODER}
     )
 
 

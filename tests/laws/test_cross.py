@@ -23,7 +23,7 @@ from laws.cases import (
     drawn,
     every_case,
     every_catalogued,
-    every_variant,
+    every_crossing,
     streams,
     towers,
     translator,
@@ -62,7 +62,7 @@ def _crossed(case):
     return plan, drawn(plan.parameters), streams(), streams(SOURCE_TIME, seed=2)
 
 
-@every_backend_and_case("variant", "suffix", nightly=100, jax_cases=2)
+@every_backend_and_case("variant", "suffix", "cross", nightly=100, jax_cases=2)
 def test_cross_attention_is_the_reference(backend, case):
     plan, weights, x, source = _crossed(case)
     found = backend.attend(plan, weights, x, LENGTHS, source)
@@ -71,7 +71,7 @@ def test_cross_attention_is_the_reference(backend, case):
     np.testing.assert_allclose(found[1], expected, rtol=0, atol=EXACT)
 
 
-@every_backend_and_case("distinct", "suffix", nightly=100, jax_cases=1)
+@every_backend_and_case("distinct", "suffix", "cross", nightly=100, jax_cases=1)
 def test_a_cached_source_is_attended_to_as_the_source_itself(backend, case):
     plan, weights, x, source = _crossed(case)
     expected = backend.attend(plan, weights, x, LENGTHS, source)
@@ -83,7 +83,7 @@ def test_a_cached_source_is_attended_to_as_the_source_itself(backend, case):
         np.testing.assert_allclose(found, expected.repeat(copies, axis=0), rtol=0, atol=EXACT)
 
 
-@every_case("distinct", "suffix", nightly=0, share=2)
+@every_case("distinct", "suffix", "cross", nightly=0, share=2)
 def test_gradients_of_cross_attention_are_central_differences_of_the_reference(case):
     plan, weights, x, source = _crossed(case)
     rng = np.random.default_rng(5)
@@ -101,7 +101,7 @@ def test_gradients_of_cross_attention_are_central_differences_of_the_reference(c
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-5 * np.abs(into).sum())
 
 
-@every_variant
+@every_crossing
 def test_a_tie_in_cross_attention_shares_the_matrix_and_its_cost_counts_each_product(variant):
     across, own = resolve_cross(variant, SIZE), resolve(variant, SIZE)
     assert across.matrix_rows == own.matrix_rows
@@ -114,7 +114,7 @@ def test_a_tie_in_cross_attention_shares_the_matrix_and_its_cost_counts_each_pro
     assert more > 0 if tied else more >= 0
 
 
-@every_case("distinct", "suffix", nightly=0, share=2)
+@every_case("distinct", "suffix", "cross", nightly=0, share=2)
 def test_computed_cache_bytes_of_an_encoder_decoder_are_those_of_the_live_cache(case):
     model = translator(case.full, size=case.plan().geometry)
     network = build(model)
@@ -144,7 +144,7 @@ def test_computed_flops_of_two_inputs_are_the_counted_matrix_products(variant):
         assert counter.get_total_flops() == computed == 2 * cost.macs(model, TIME, SOURCE_TIME) > 0
 
 
-@every_backend_and_case("distinct", "suffix", nightly=100, share=2, jax_cases=0)
+@every_backend_and_case("distinct", "suffix", "cross", nightly=100, share=2, jax_cases=0)
 def test_decoding_over_a_cached_source_is_one_forward_pass(backend, case):
     model = translator(case.full, case.position, case.plan().geometry)
     weights = drawn(model_parameters(model).values())

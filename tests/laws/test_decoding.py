@@ -102,7 +102,7 @@ def test_computed_cache_bytes_are_those_of_the_live_cache(backend, case):
 @every_case("distinct", "rows", "storage", "padding", nightly=0, share=5)
 @torch.no_grad()
 def test_sequences_that_continue_others_are_independent_runs(case):
-    network = TORCH.network(decoder(case.variant, Rotary(), case.plan().geometry, layers=1))
+    network = TORCH.network(decoder(case.variant, Rotary(), case.plan().geometry, case.layers))
     cache = network.new_cache(ITEMS, 12, TORCH_STORAGES[case.storage], case.rows)
     network.prefill(torch.from_numpy(TOKENS[:, :4]), cache, _padding(case))
     cut = PADDING if case.padding else (0,) * ITEMS
@@ -120,7 +120,7 @@ def test_sequences_that_continue_others_are_independent_runs(case):
 @every_case("distinct", "suffix", "storage", "padding", nightly=0)
 @torch.no_grad()
 def test_tokens_that_were_rolled_back_were_never_read(case):
-    network = TORCH.network(decoder(case.full, Rotary(), case.plan().geometry, layers=1))
+    network = TORCH.network(decoder(case.full, Rotary(), case.plan().geometry, case.layers))
     # Pages that a window frees are lost, so little can be rolled back.
     lossy = case.full.scores.window is not None and case.storage != "whole"
     tokens, tries = torch.from_numpy(TOKENS), 1 if lossy else 4

@@ -24,6 +24,7 @@ from qkvbench.variant import (
     SUFFIXES,
     ApplyRope,
     Latent,
+    LayerBelow,
     LearnedRotation,
     Own,
     Same,
@@ -167,7 +168,7 @@ def test_any_text_is_a_variant_that_reads_back_or_a_value_error(text):
 def test_a_matrix_exists_for_each_own_role_and_for_the_latent_and_no_other():
     for variant in VARIANTS:
         sources = {role: variant.source(role) for role in ("q", "k", "v")}
-        own = {role for role, source in sources.items() if source == Own()}
+        own = {role for role, source in sources.items() if isinstance(source, Own | LayerBelow)}
         own |= {"c" for source in sources.values() if isinstance(source, Latent)}
         assert set(resolve(variant, SIZE).matrix_rows) == own
 

@@ -33,7 +33,7 @@ def answer(request: Request) -> int:
     """Measure, and print the observations."""
     base = names.with_position(names.model_or_task(request.model), request.position)
     # An arm may occur twice: two copies of it show the error of the measurement (A/A).
-    models = [names.with_variant(base, names.variant(text)) for text in request.variants]
+    models = [names.with_variant(base, names.cycle(text)) for text in request.variants]
     precision, backend = names.precision(request.precision), names.backend(request.backend)
     cache_dtype = names.cache_dtype(request.cache) if request.cache else None
     if cache_dtype and not base.causal:

@@ -15,9 +15,11 @@ from qkvbench.experiment import PRECISIONS, SHARDINGS, Precision, Sharding
 from qkvbench.model import (
     POOLINGS,
     PRESETS,
+    Cycle,
     Model,
     Pooling,
     parse_arm,
+    parse_cycle,
     position_named,
     write_arm,
 )
@@ -43,6 +45,11 @@ def variant(text: str) -> Variant:
         return named(text)
     except ValueError as error:
         raise RequestError(f"{error}\n'qkvbench ls variants' lists the ones with names.") from None
+
+
+def cycle(text: str) -> Cycle:
+    """The variants of an equation or a name, or of several that layers have in turn."""
+    return parse_cycle(text, variant)
 
 
 def variants(texts: Iterable[str]) -> list[Variant]:
@@ -186,8 +193,8 @@ def check_margin_tasks(margins: Margins, study: View) -> None:
         _known("task", name, [task.name for task in study.tasks])
 
 
-def with_variant(base: Model, wanted: Variant) -> Model:
-    """The model with the variant; RequestError if it cannot be built at this size."""
+def with_variant(base: Model, wanted: Variant | Cycle) -> Model:
+    """The model with the variant, or several in turn; RequestError if it cannot be built."""
     changed = base.with_variant(wanted)
     try:
         _ = changed.plans

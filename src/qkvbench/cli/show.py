@@ -25,7 +25,6 @@ from qkvbench.variant import (
     Scale,
     Separable,
     UpProject,
-    Variant,
     write,
 )
 from qkvbench.variant.catalogue import CATALOGUE
@@ -33,9 +32,8 @@ from qkvbench.variant.catalogue import CATALOGUE
 
 def answer(request: Request) -> int:
     """Print the variant."""
-    variant = names.variant(request.variant)
     base = names.with_position(names.model(request.model), request.position)
-    model = names.with_variant(base, variant)
+    model = names.with_variant(base, names.cycle(request.variant))
     if model.longest is not None and request.tokens > model.longest:
         raise RequestError(
             f"{model.name} with {model.position.kind} positions reads at most {model.longest} "
@@ -44,7 +42,7 @@ def answer(request: Request) -> int:
     if request.json:
         print(json.dumps(facts(model, request.tokens), indent=1))
     else:
-        print("\n".join(picture(variant, model, request.tokens)))
+        print("\n".join(picture(model, request.tokens)))
     return 0
 
 
@@ -67,29 +65,46 @@ def facts(model: Model, tokens: int) -> dict[str, object]:
     }
 
 
-def picture(variant: Variant, model: Model, tokens: int) -> list[str]:
-    """The lines of a diagram: the matrices and operations of each role, the cache, the costs."""
-    plan = next(plan for plan in model.plans if plan)
-    entry = next((each for each in CATALOGUE if each.variant == variant), None)
-    title = f"{write(variant)}   {entry.name}: {entry.about}" if entry else write(variant)
+def picture(model: Model, tokens: int) -> list[str]:
+    """The lines of a diagram: the matrices and operations of each role, the cache, the costs.
+
+    One diagram for all layers that are alike.
+    """
+    layers: dict[str, list[int]] = {}
+    for number, plan in enumerate(model.plans):
+        if plan:
+            diagram = "\n".join([*_roots(plan), "", *_cache(plan, model)])
+            layers.setdefault(diagram, []).append(number)
+    lines: list[str] = []
+    for diagram, numbers in layers.items():
+        if len(layers) > 1:
+            plan = model.plans[numbers[0]]
+            of = f"   {write(plan.variant)}" if plan else ""
+            lines += [f"{_layers_text(numbers)}{of}", ""]
+        lines += [*diagram.split("\n"), ""]
+    entry = next((each for each in CATALOGUE if each.equation == model.variant), None)
     return [
-        title,
+        f"{model.variant}   {entry.name}: {entry.about}" if entry else model.variant,
         f"in {model.name}: d_model {model.geometry.d_model}, {model.geometry.heads} heads of "
         f"{model.geometry.head_dim}, {len(model.blocks)} layers, "
         f"positions: {position_written(model.position)}",
         "",
-        *_roots(plan),
-        "",
-        *_cache(plan, model),
-        "",
+        *lines,
         *_counts(model, tokens),
     ]
+
+
+def _layers_text(numbers: list[int]) -> str:
+    """The numbers of layers, from 0, in words."""
+    return f"Layer{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def _roots(plan: Plan) -> list[str]:
     lines = []
     for root in plan.roots:
         made = f"x ── W_{root.name} ──▶ {root.name}" if root.matrix else "x ──────────▶ x"
+        if root.is_below:
+            made = f"{root.name[0]} of a layer below"
         heads = "1 head" if root.heads == 1 else f"{root.heads} heads"
         heads = f"a latent of {root.width} numbers" if root.is_latent else heads
         left = f"  {made}  ({heads}) "
@@ -140,6 +155,8 @@ def _attention_formula(plan: Plan) -> str:
 def _cache(plan: Plan, model: Model) -> list[str]:
     if not model.causal:
         return ["  An encoder has no cache."]
+    if plan.layers_below:
+        return ["  The cache keeps nothing: K and V are read from the rows of a layer below."]
     key = _cached_text(plan.cached_key.derivation)
     if len(plan.cached) == 1:
         lines = [f"  The cache keeps one tensor: {key}."]

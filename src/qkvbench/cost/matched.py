@@ -4,24 +4,39 @@ from dataclasses import replace
 
 from qkvbench.cost.operations import macs
 from qkvbench.cost.parameters import parameters
-from qkvbench.model import Arm, Model, SizeMatch, sized_text, write_arm
+from qkvbench.model import (
+    Arm,
+    Model,
+    SizeMatch,
+    shortest_cycle,
+    sized_text,
+    write_arm,
+    write_cycle,
+)
 
 
 def with_arm(base: Model, arm: Arm, *, tokens: int, second_tokens: int = 0) -> Model:
     """The model of an arm.
 
     If the arm is matched to a size, parameters, or MACs of one forward of so many tokens, are as
-    near to it as a whole width comes. ValueError if the model lacks a site, no width is left, or
-    there is no feed-forward.
+    near to it as a whole width comes. ValueError if the model lacks a site, no width is left, there
+    is no feed-forward, or a site has fewer layers than variants that are given in turn.
     """
     model = base
-    for variant, sites in arm.variants:
+    for cycle, sites in arm.variants:
         if unknown := [site for site in sites if site not in base.places]:
             raise ValueError(
                 f"{write_arm(arm)} names the attention site '{unknown[0]}'; "
                 f"{base.name} has {', '.join(base.places)}."
             )
-        model = model.with_variant(variant, sites or None)
+        model = model.with_variant(cycle, sites or None)
+        for site in sites or base.places:
+            placed = shortest_cycle(each.variant for each in model.places[site] if each)
+            if len(cycle) > len(placed):
+                raise ValueError(
+                    f"{write_cycle(cycle)} is {write_cycle(placed)} in the "
+                    f"{len(model.places[site])} layers of {base.name}; write that."
+                )
     if arm.size_match is None:
         return model
     return _matched(model, base, arm.size_match, tokens, second_tokens)

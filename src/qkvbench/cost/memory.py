@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 
 from qkvbench.cost.parameters import parameters
 from qkvbench.experiment import Experiment, Precision
-from qkvbench.model import Block, Encoder, LayerPlans, Model
+from qkvbench.model import Block, Encoder, LayerPlans, Model, lenders
 from qkvbench.variant import ROLES, Plan
 
 FULL_BYTES = 4
@@ -47,9 +47,14 @@ def step_memory(experiment: Experiment, tokens: int, second_tokens: int = 0) -> 
     activations = 0 if compute == FULL_BYTES else compute * parameters(model).total
     for number, (tower, layers) in enumerate(zip(model.towers, model.layers, strict=True)):
         positions = items * (second_tokens if number else model.positions(tokens))
-        for block, plans in zip(tower.blocks, layers, strict=True):
+        lending = lenders(layers)
+        for layer, (block, plans) in enumerate(zip(tower.blocks, layers, strict=True)):
             values = _block_values(width, block, plans, dropout=dropout)
             kept = FULL_BYTES * width if experiment.checkpointing else values * compute
+            if experiment.checkpointing and layer in lending and plans.attention:
+                # K and V are inputs of the layers that read them.
+                size = plans.attention.geometry
+                kept += 2 * FULL_BYTES * size.kv_heads * size.head_dim
             activations += positions * (kept + FULL_BYTES * (2 * width + 12))
         # Input, final norm and head.
         activations += positions * FULL_BYTES * (4 * width + 2)
@@ -72,7 +77,7 @@ def _block_values(d_model: int, block: Block, plans: LayerPlans, *, dropout: boo
 def _attention_values(plan: Plan) -> int:
     """Roots, each step of each derivation, and the attention output before and after its ops."""
     size = plan.geometry
-    roots = sum(root.heads * root.width for root in plan.roots)
+    roots = sum(root.heads * root.width for root in plan.roots if not root.is_below)
     steps = sum(len(plan.derivations[role].ops) * plan.heads(role) for role in ROLES)
     copies = size.heads * (2 + len(plan.output_ops)) + 2 * sum(plan.heads(role) for role in ROLES)
     return roots + (steps + copies) * size.head_dim

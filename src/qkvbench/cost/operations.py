@@ -52,7 +52,7 @@ def attention_macs(plan: Plan, tokens: int, source_tokens: int = 0) -> int:
     """
     size = plan.geometry
     width = size.heads * size.head_dim
-    read: dict[Input, int] = {"stream": tokens, "source": source_tokens}
+    read: dict[Input, int] = {"stream": tokens, "source": source_tokens, "layer below": tokens}
     projections = sum(read[root.reads] * root.rows * size.d_model for root in plan.roots)
     maps = 0
     for derivation, role in _maps(plan).items():

@@ -16,6 +16,7 @@ from qkvbench.variant import (
     CachedTensor,
     Geometry,
     Latent,
+    LayerBelow,
     Own,
     Plan,
     Role,
@@ -88,6 +89,11 @@ class Family:
             raise ValueError(
                 f"'{write(variant)}' makes K or V from a latent, which qkv_mode does not support; "
                 "take 'q,k=v' or another equation without L(…)."
+            )
+        if isinstance(variant.k, LayerBelow):
+            raise ValueError(
+                f"'{write(variant)}' reads K and V of a layer below, which qkv_mode does not "
+                "support; take 'q,k=v' or another equation without K(−n)."
             )
         if not variant.scores.normed:
             variant = replace(variant, scores=Scores(normed=self.normed))

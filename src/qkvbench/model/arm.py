@@ -4,24 +4,39 @@ Of a model with several sites, ``q,k=v@cross`` is canonical at all others, and
 ``q,k=v@cross+self|q=k,v@encoder`` is canonical at none. Of equal size, ``q,k,v~q,k=v`` has as many
 parameters as the model with ``q,k=v`` everywhere, ``q,k,v~q,k=v:macs`` as many MACs. An arm that
 loses parameters loses capacity as well; the one of equal size shows which of the two was missed.
+Everywhere several variants may be given to the layers in turn: ``q,k,v;q,k=K(-1),v=V(-1)`` is the
+cross-layer attention of arXiv:2405.12981, in which every second layer makes K and V.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from qkvbench.model.spec import AND, AT, LIKE, MACS, PLACED, SizeMatch, placed_text, sized_text
-from qkvbench.variant import Variant, parse, write
+from qkvbench.model.spec import (
+    AND,
+    AT,
+    LIKE,
+    MACS,
+    PLACED,
+    Cycle,
+    SizeMatch,
+    parse_cycle,
+    placed_text,
+    sized_text,
+    write_cycle,
+)
+from qkvbench.variant import Variant, parse
 
 
 @dataclass(frozen=True)
 class Arm:
     """Variants, each with its attention sites (none: all), and the size that the model is given.
 
-    Sites that are not named have canonical attention.
+    Each is a cycle: most often of one variant for all layers. Sites that are not named have
+    canonical attention.
     """
 
-    variants: tuple[tuple[Variant, tuple[str, ...]], ...]
+    variants: tuple[tuple[Cycle, tuple[str, ...]], ...]
     size_match: SizeMatch | None = None
 
 
@@ -30,7 +45,8 @@ def parse_arm(text: str, variant: Callable[[str], Variant] = parse) -> Arm:
     own, like, size = text.partition(LIKE)
     parts = [part.partition(AT) for part in own.split(PLACED)]
     variants = tuple(
-        (variant(name), tuple(sites.split(AND)) if at else ()) for name, at, sites in parts
+        (parse_cycle(names, variant), tuple(sites.split(AND)) if at else ())
+        for names, at, sites in parts
     )
     named = [site for _, sites in variants for site in sites]
     if len(set(named)) < len(named) or (len(variants) > 1 and not all(at for _, at in variants)):
@@ -42,7 +58,7 @@ def parse_arm(text: str, variant: Callable[[str], Variant] = parse) -> Arm:
 
 def write_arm(arm: Arm) -> str:
     """The arm's one text."""
-    variants = placed_text({write(variant): sites for variant, sites in arm.variants})
+    variants = placed_text({write_cycle(cycle): sites for cycle, sites in arm.variants})
     return sized_text(variants, arm.size_match)
 
 
@@ -55,5 +71,6 @@ def parse_label(label: str) -> tuple[str, SizeMatch | None]:
 
 
 def _size_match(text: str, variant: Callable[[str], Variant]) -> SizeMatch:
-    like = variant(text.removesuffix(MACS))
-    return SizeMatch(like, "macs" if text.endswith(MACS) else "parameters")
+    first, *others = parse_cycle(text.removesuffix(MACS), variant)
+    by = "macs" if text.endswith(MACS) else "parameters"
+    return SizeMatch((first, *others) if others else first, by)

@@ -1,7 +1,8 @@
 """A model as a value: one block spec per layer, a geometry, positions and an architecture."""
 
+import itertools
 import math
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Annotated, Literal, NamedTuple, get_args
@@ -25,14 +26,53 @@ from qkvbench.variant import (
     write,
 )
 
+# Variants that are given to the layers in turn, from the first layer on, and again from the first.
+Cycle = tuple[Variant, ...]
+# How a cycle is written: ``q,k,v;q,k=K(-1),v=V(-1)``.
+IN_TURN = ";"
+
+
+def parse_cycle(text: str, variant: Callable[[str], Variant] = parse) -> Cycle:
+    """The variants of a text, one for all layers or several in turn; ValueError if one is none."""
+    found = [variant(each) for each in text.split(IN_TURN)]
+    # Of a cycle that is repeated the shortest one is a part: "a;b;a" alone is no "a;b".
+    return shortest_cycle([*found, *found])
+
+
+def write_cycle(variants: Variant | Cycle) -> str:
+    """The text of a variant, or of several that are given to the layers in turn."""
+    return IN_TURN.join(map(write, (variants,) if isinstance(variants, Variant) else variants))
+
+
+def shortest_cycle(layers: Iterable[Variant]) -> Cycle:
+    """The fewest variants that, given in turn, are those of these layers."""
+    found = tuple(layers)
+    periods = (
+        period
+        for period in range(1, len(found))
+        if all(one == other for one, other in zip(found, found[period:], strict=False))
+    )
+    return found[: next(periods, len(found))]
+
 
 def _as_variant(value: object) -> object:
     return parse(value) if isinstance(value, str) else value
 
 
+def _as_variants(value: object) -> object:
+    """A variant, or a tuple of several, from their text."""
+    if not isinstance(value, str):
+        return value
+    first, *others = parse_cycle(value)
+    return (first, *others) if others else first
+
+
 # In a file a variant is its equation.
 VariantText = Annotated[
     Variant, BeforeValidator(_as_variant), PlainSerializer(write, return_type=str)
+]
+CycleText = Annotated[
+    Variant | Cycle, BeforeValidator(_as_variants), PlainSerializer(write_cycle, return_type=str)
 ]
 
 
@@ -248,14 +288,28 @@ class LayerPlans(NamedTuple):
     cross: Plan | None
 
 
+def lenders(layers: Iterable[LayerPlans]) -> frozenset[int]:
+    """The numbers of the layers whose K and V another layer of the tower reads."""
+    return frozenset(
+        number - plans.attention.layers_below
+        for number, plans in enumerate(layers)
+        if plans.attention and plans.attention.layers_below
+    )
+
+
+# Blocks of one input -> the blocks in their places.
+ChangedBlocks = Callable[[tuple[Block, ...]], tuple[Block, ...]]
+
+
 @dataclass(frozen=True)
 class SizeMatch:
     """The feed-forward width is chosen so that the model costs as much as with `like` everywhere.
 
-    ``by`` is the cost that agrees: learned parameters, or MACs of one forward.
+    ``like`` is one variant, or several in turn. ``by`` is the cost that agrees: learned parameters,
+    or MACs of one forward.
     """
 
-    like: VariantText
+    like: CycleText
     by: Literal["parameters", "macs"] = "parameters"
 
 
@@ -359,29 +413,25 @@ class Model:
     def _layers(self, tower: Tower, *, causal: bool) -> tuple[LayerPlans, ...]:
         rope = rope_of(tower.position, self.geometry.head_dim)
         alibi = alibi_of(tower.position)
-        return tuple(
-            LayerPlans(
-                block.attention
-                and resolve(
-                    block.attention.variant, self.geometry, causal=causal, rope=rope, alibi=alibi
-                ),
-                block.cross and resolve_cross(block.cross.variant, self.geometry),
-            )
+        own = partial(resolve, geometry=self.geometry, causal=causal, rope=rope, alibi=alibi)
+        below: list[Plan | None] = []
+        for block in tower.blocks:
+            attention = block.attention and own(block.attention.variant, below=below)
+            below.append(attention)
+        crosses = [
+            block.cross and resolve_cross(block.cross.variant, self.geometry)
             for block in tower.blocks
-        )
+        ]
+        return tuple(map(LayerPlans, below, crosses))
 
     @property
     def variant(self) -> str:
         """The equation that all layers share, or those of the places that are not canonical.
 
-        Layers of one site that differ are listed in the order of first use.
+        Layers of one site that differ are written as the shortest cycle, ``q,k,v;q,k=v``. If some
+        have no attention, their equations are listed in the order of first use.
         """
-        texts = {
-            place: " | ".join(
-                dict.fromkeys("none" if one is None else write(one.variant) for one in layers)
-            )
-            for place, layers in self.places.items()
-        }
+        texts = {place: _layers_text(layers) for place, layers in self.places.items()}
         if len(set(texts.values())) == 1:
             return next(iter(texts.values()))
         by_text: dict[str, list[str]] = {}
@@ -401,29 +451,40 @@ class Model:
                 stack = self.architecture
         return replace(self, position=own, architecture=stack)
 
-    def with_variant(self, variant: Variant, places: Container[str] | None = None) -> "Model":
-        """The same model with `variant` wherever it has attention, or at these places only."""
+    def with_variant(
+        self, variant: Variant | Cycle, places: Container[str] | None = None
+    ) -> "Model":
+        """The same model with `variant` wherever it has attention, or at these places only.
+
+        Several variants are given to the layers of each tower in turn.
+        """
+        cycle = (variant,) if isinstance(variant, Variant) else variant
         at = {place for place in self.places if places is None or place in places}
         own, second = {SELF, CROSS}, {ENCODER}
         if isinstance(self.architecture, TwoTowers):
             own, second = ({name} for name in self.architecture.names)
-        return self.with_blocks(
-            partial(_varied, variant, at & own), partial(_varied, variant, at & second)
+        return self._with_blocks(
+            partial(_varied, cycle, at & own), partial(_varied, cycle, at & second)
         )
 
-    def with_blocks(
-        self, change: Callable[[Block], Block], second: Callable[[Block], Block] | None = None
-    ) -> "Model":
-        """The same model with its own blocks changed, and those of a second input as `second`.
+    def with_blocks(self, change: Callable[[Block], Block]) -> "Model":
+        """The same model with every block of every input changed."""
 
-        None is the same change for both.
-        """
-        changed = replace(self, blocks=tuple(change(block) for block in self.blocks))
+        def changed(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+            return tuple(map(change, blocks))
+
+        return self._with_blocks(changed, changed)
+
+    def _with_blocks(self, own: ChangedBlocks, second: ChangedBlocks) -> "Model":
+        """The same model with other blocks of its own, and of a second input."""
+        changed = replace(self, blocks=own(self.blocks))
         match self.architecture:
             case EncoderDecoder(source=tower):
-                stack = replace(self.architecture, source=_changed(tower, second or change))
+                tower = replace(tower, blocks=second(tower.blocks))
+                stack = replace(self.architecture, source=tower)
             case TwoTowers(second=tower):
-                stack = replace(self.architecture, second=_changed(tower, second or change))
+                tower = replace(tower, blocks=second(tower.blocks))
+                stack = replace(self.architecture, second=tower)
             case Decoder() | Encoder():
                 stack = self.architecture
         return replace(changed, architecture=stack)
@@ -439,18 +500,27 @@ def sized_text(text: str, match: SizeMatch | None) -> str:
     """The text of an arm's variants, or a model's name, with the size that it is matched to."""
     if match is None:
         return text
-    return f"{text}{LIKE}{write(match.like)}{MACS if match.by == 'macs' else ''}"
+    return f"{text}{LIKE}{write_cycle(match.like)}{MACS if match.by == 'macs' else ''}"
 
 
-def _changed(tower: Tower, change: Callable[[Block], Block]) -> Tower:
-    return replace(tower, blocks=tuple(change(block) for block in tower.blocks))
+def _layers_text(layers: Iterable[Attention | None]) -> str:
+    """The variants of the layers of one site."""
+    variants = [layer and layer.variant for layer in layers]
+    if None not in variants:
+        return write_cycle(shortest_cycle(each for each in variants if each))
+    return " | ".join(dict.fromkeys("none" if each is None else write(each) for each in variants))
 
 
-def _varied(variant: Variant, at: set[str], block: Block) -> Block:
-    """The block with `variant` in the parts that are meant; all but `CROSS` is its own."""
-    own, cross = block.attention, block.cross
-    return replace(
-        block,
-        attention=replace(own, variant=variant) if own and at - {CROSS} else own,
-        cross=replace(cross, variant=variant) if cross and CROSS in at else cross,
-    )
+def _varied(cycle: Cycle, at: set[str], blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    """The blocks with variants in turn in the parts that are meant; all but `CROSS` is its own."""
+    found: list[Block] = []
+    for variant, block in zip(itertools.cycle(cycle), blocks, strict=False):
+        own, cross = block.attention, block.cross
+        found.append(
+            replace(
+                block,
+                attention=replace(own, variant=variant) if own and at - {CROSS} else own,
+                cross=replace(cross, variant=variant) if cross and CROSS in at else cross,
+            )
+        )
+    return tuple(found)

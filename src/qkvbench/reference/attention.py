@@ -32,42 +32,58 @@ Weights = Mapping[str, np.ndarray]
 Heads = Float[np.ndarray, "_time _heads _width"]
 Stream = Float[np.ndarray, "time d_model"]
 SourceStream = Float[np.ndarray, "source_time d_model"]
+# The weights and the stream of the layer below whose K and V a plan reads.
+Lender = tuple[Weights, Stream]
 Positions = Int[np.ndarray, " positions"]
 
 # Added to the mean square of a head, so that a head of zeros stays one.
 NORM_EPS = 1e-6
 
 
-def forward(plan: Plan, weights: Weights, x: Stream, source: SourceStream | None = None) -> Stream:
+def forward(
+    plan: Plan,
+    weights: Weights,
+    x: Stream,
+    source: SourceStream | None = None,
+    lender: Lender | None = None,
+) -> Stream:
     """Attention over a whole sequence, expanded: make Q, K and V, then attend.
 
-    In cross-attention Q is made from `x`, K and V from `source`.
+    In cross-attention Q is made from `x`, K and V from `source`. A layer that reads K and V of a
+    layer below needs that `lender`.
     """
-    roots = project(plan, weights, x, source)
+    owner, its_weights, its_x = plan.owner, *(lender or (weights, x))
     rows = np.arange(len(x))
     columns = rows if source is None else np.arange(len(source))
-    q, k, v = (make(role, plan, weights, roots, columns) for role in ("q", "k", "v"))
+    q = make("q", plan, weights, project(plan, weights, x, source), rows)
+    roots = project(owner, its_weights, its_x, source)
+    k, v = (make(role, owner, its_weights, roots, columns) for role in ("k", "v"))
     context = attend(plan, weights, q, k, v, bias(plan, weights, rows, columns))
     return merge(apply(plan.output_ops, plan, weights, context, rows), weights)
 
 
-def decode(plan: Plan, weights: Weights, x: Stream) -> Stream:
-    """Causal attention, absorbed: token by token, over nothing but the cached tensors."""
-    cached: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in plan.cached}
+def decode(plan: Plan, weights: Weights, x: Stream, lender: Lender | None = None) -> Stream:
+    """Causal attention, absorbed: token by token, over nothing but the cached tensors.
+
+    Those of the `lender` if K and V are read from a layer below; its maps are then absorbed.
+    """
+    owner, its_weights, its_x = plan.owner, *(lender or (weights, x))
+    cached: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in owner.cached}
     rows = []
     for time in range(len(x)):
         now, past = np.array([time]), np.arange(time + 1)
-        roots = project(plan, weights, x[time : time + 1])
-        for tensor in plan.cached:
+        roots = project(owner, its_weights, its_x[time : time + 1])
+        for tensor in owner.cached:
             derivation = tensor.derivation
-            row = apply(derivation.ops, plan, weights, roots[derivation.root], now)
+            row = apply(derivation.ops, owner, its_weights, roots[derivation.root], now)
             cached[tensor.name].append(row)
-        q = absorb_into_query(plan, weights, make("q", plan, weights, roots, now))
-        keys = np.concatenate(cached[plan.cached_key.name])
-        k = apply(plan.key_ops_on_read, plan, weights, keys, past)
-        v = np.concatenate(cached[plan.cached_value.name])
+        q = make("q", plan, weights, project(plan, weights, x[time : time + 1]), now)
+        q = absorb_into_query(owner, its_weights, q)
+        keys = np.concatenate(cached[owner.cached_key.name])
+        k = apply(owner.key_ops_on_read, owner, its_weights, keys, past)
+        v = np.concatenate(cached[owner.cached_value.name])
         context = attend(plan, weights, q, k, v, bias(plan, weights, now, past))
-        context = absorb_into_output(plan, weights, context)
+        context = absorb_into_output(owner, its_weights, context)
         rows.append(merge(apply(plan.output_ops, plan, weights, context, now), weights))
     return np.concatenate(rows)
 
@@ -75,10 +91,15 @@ def decode(plan: Plan, weights: Weights, x: Stream) -> Stream:
 def project(
     plan: Plan, weights: Weights, x: Stream, source: SourceStream | None = None
 ) -> dict[str, Heads]:
-    """The roots: an input times a matrix, or the input itself, cut into heads."""
+    """The roots: an input times a matrix, or the input itself, cut into heads.
+
+    Those of a layer below are not among them.
+    """
     inputs: dict[Input, np.ndarray] = {"stream": x, "source": x if source is None else source}
     roots = {}
     for root in plan.roots:
+        if root.is_below:
+            continue
         rows = inputs[root.reads]
         if root.matrix:
             rows = rows @ weights[f"{root.matrix}.weight"].T + weights[f"{root.matrix}.bias"]

@@ -22,6 +22,7 @@ from qkvbench.task_ref import parse_task
 from qkvbench.variant import (
     CANONICAL,
     Latent,
+    LayerBelow,
     LearnedRotation,
     Own,
     Same,
@@ -144,6 +145,8 @@ def _source(source: Source) -> str:
             return f"R({origin})"
         case Latent(rank):
             return f"L({rank})"
+        case LayerBelow(layers):
+            return f"of the layer {layers} below"
 
 
 def _effects(task: str, records: Sequence[Record]) -> Effects | None:

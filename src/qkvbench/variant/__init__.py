@@ -21,7 +21,7 @@ from qkvbench.variant.plan import (
     UpProject,
     sized,
 )
-from qkvbench.variant.resolve import resolve, resolve_cross
+from qkvbench.variant.resolve import BELOW, resolve, resolve_cross
 from qkvbench.variant.rope import AlibiBias, Rope, ScoreBias
 from qkvbench.variant.scores import (
     FEATURES,
@@ -36,6 +36,7 @@ from qkvbench.variant.scores import (
 from qkvbench.variant.spec import (
     CANONICAL,
     Latent,
+    LayerBelow,
     LearnedRotation,
     Own,
     Same,
@@ -47,6 +48,7 @@ from qkvbench.variant.spec import (
 )
 
 __all__ = [
+    "BELOW",
     "CANONICAL",
     "FEATURES",
     "LATENT",
@@ -63,6 +65,7 @@ __all__ = [
     "Geometry",
     "Input",
     "Latent",
+    "LayerBelow",
     "LearnedRotation",
     "Mask",
     "Normal",

@@ -1,9 +1,10 @@
 """The written form of a variant, such as ``q,k=v/4``: one canonical text for each.
 
 Roles that hold the same tensor are joined by ``=``. A group ends in ``x`` if it is the stream, in
-``R(role)`` if it is an earlier role times a learned rotation, and in ``L(rank)`` if it is made from
-the latent; otherwise it has a matrix of its own. ``/g`` then gives the number of key/value heads,
-and suffixes describe the scores (`scores.SUFFIXES`): ``q,k=v/4+qknorm+window128-diag``.
+``R(role)`` if it is an earlier role times a learned rotation, in ``L(rank)`` if it is made from the
+latent, and in ``K(-n)`` or ``V(-n)`` if it is K or V of the layer n below; otherwise it has a
+matrix of its own. ``/g`` then gives the number of key/value heads, and suffixes describe the scores
+(`scores.SUFFIXES`): ``q,k=v/4+qknorm+window128-diag``.
 """
 
 import re
@@ -13,6 +14,7 @@ from typing import cast
 from qkvbench.variant.scores import ROLES, Role, parse_scores, write_scores
 from qkvbench.variant.spec import (
     Latent,
+    LayerBelow,
     LearnedRotation,
     Own,
     Same,
@@ -22,9 +24,15 @@ from qkvbench.variant.spec import (
 )
 
 _EXAMPLE = (
-    "write for example 'q,k,v', 'q,k=v', 'q=k=x,v', 'q,k=R(q),v', 'q,k=L(8),v=L(8)' or 'q,k=v/4'"
+    "write for example 'q,k,v', 'q,k=v', 'q=k=x,v', 'q,k=R(q),v', 'q,k=L(8),v=L(8)', "
+    "'q,k=K(-1),v=V(-1)' or 'q,k=v/4'"
 )
-_TERM = re.compile(r"(?P<name>[qkvx])|r\((?P<origin>[qkv])\)|l\((?P<rank>[1-9][0-9]*)\)")
+_TERM = re.compile(
+    r"(?P<name>[qkvx])|r\((?P<origin>[qkv])\)|l\((?P<rank>[1-9][0-9]*)\)"
+    r"|(?P<below>[kv])\(-(?P<layers>[1-9][0-9]*)\)"
+)
+# The part before the suffixes, which begin at the first sign outside of parentheses.
+_BODY = re.compile(r"(?:[^+\-(]|\([^)]*\)?)*")
 
 
 @lru_cache(maxsize=4096)
@@ -41,7 +49,7 @@ def write(variant: Variant) -> str:
             case _:
                 groups[role] = [role]
     equation = ",".join(
-        "=".join(names + _ending(variant.source(first))) for first, names in groups.items()
+        "=".join(names + _ending(first, variant.source(first))) for first, names in groups.items()
     )
     heads = "" if variant.kv_heads is None else f"/{variant.kv_heads}"
     return "".join([equation, heads, write_scores(variant.scores)])
@@ -53,7 +61,7 @@ def parse(text: str) -> Variant:
     Raises ValueError, with what to write instead, if the text names none.
     """
     plain = re.sub(r"\s+", "", text.lower()).replace("−", "-")
-    body = re.split(r"[+-]", plain, maxsplit=1)[0]
+    body = cast(re.Match[str], _BODY.match(plain))[0]
     equation, slash, heads = body.partition("/")
     if slash and not re.fullmatch(r"[1-9][0-9]*", heads):
         raise ValueError(
@@ -77,7 +85,7 @@ def parse(text: str) -> Variant:
     return Variant(**sources, kv_heads=int(heads) if slash else None, scores=scores)
 
 
-def _ending(source: Source) -> list[str]:
+def _ending(role: Role, source: Source) -> list[str]:
     match source:
         case Stream():
             return ["x"]
@@ -85,6 +93,8 @@ def _ending(source: Source) -> list[str]:
             return [f"R({origin})"]
         case Latent(rank):
             return [f"L({rank})"]
+        case LayerBelow(layers):
+            return [f"{role.upper()}(-{layers})"]
         case _:
             return []
 
@@ -95,20 +105,25 @@ def _read_group(
     """Join what one group ties together; the names that it mentions."""
     names: list[str] = []
     origins: list[Source] = []
+    below: set[str] = set()
     for term in group.split("="):
         match = _TERM.fullmatch(term)
         if match is None:
             raise ValueError(
-                f"'{text}': '{term}' is not q, k, v, x, R(role) or L(rank); {_EXAMPLE}."
+                f"'{text}': '{term}' is not q, k, v, x, R(role), L(rank), K(-n) or V(-n); "
+                f"{_EXAMPLE}."
             )
         if match["name"]:
             names.append(match["name"])
-        elif match["origin"]:
-            origins.append(LearnedRotation(cast(Role, match["origin"])))
         else:
-            origins.append(Latent(int(match["rank"])))
+            origins.append(_origin(match))
+            below |= {match["below"]} - {None}
     if not names:
         raise ValueError(f"'{text}': '{group}' is given to no role; {_EXAMPLE}.")
+    if not below <= set(names):
+        raise ValueError(
+            f"'{text}': of a layer below, K can only be read as k and V as v; {_EXAMPLE}."
+        )
     joined = set[str]().union(*(ties[name] for name in names))
     for name in joined:
         ties[name] = joined
@@ -118,6 +133,15 @@ def _read_group(
             raise ValueError(f"'{text}': '{group}' has two origins; {_EXAMPLE}.")
         made[first] = origins[0]
     return set(names)
+
+
+def _origin(match: re.Match[str]) -> Source:
+    """The source of a term that is no name."""
+    if match["origin"]:
+        return LearnedRotation(cast(Role, match["origin"]))
+    if match["below"]:
+        return LayerBelow(int(match["layers"]))
+    return Latent(int(match["rank"]))
 
 
 def _source(text: str, role: Role, ties: dict[str, set[str]], made: dict[Role, Source]) -> Source:

@@ -87,16 +87,17 @@ Fixed = ApplyRotation | UpProject | Scale
 # The names of the two roots that are no role: the stream itself, and the latent with its matrix.
 STREAM, LATENT = "x", "c"
 
-# The input that a root reads: the layer's own stream, or in cross-attention another sequence.
-Input = Literal["stream", "source"]
+# The input that a root reads: the layer's own stream, in cross-attention another sequence, or
+# nothing, since it is K or V of a layer below.
+Input = Literal["stream", "source", "layer below"]
 
 
 @dataclass(frozen=True)
 class Root:
     """A tensor that the sources name: one matrix times an input, or the input cut into heads.
 
-    ``width`` numbers in each of ``heads``; a latent is one head. ``matrix`` names the weights; None
-    if there are none.
+    Or K or V of a layer below, which is finished there. ``width`` numbers in each of ``heads``; a
+    latent is one head. ``matrix`` names the weights; None if there are none.
     """
 
     name: str
@@ -108,7 +109,12 @@ class Root:
     @property
     def is_stream(self) -> bool:
         """True for the input itself, without a matrix."""
-        return self.matrix is None
+        return self.matrix is None and not self.is_below
+
+    @property
+    def is_below(self) -> bool:
+        """True for K or V of a layer below."""
+        return self.reads == "layer below"
 
     @property
     def is_latent(self) -> bool:
@@ -148,6 +154,10 @@ class Plan:
     last one first) act on the query instead of on K, and those ``absorbed_by_output`` on the
     attention output instead of on V (absorbed). ``output_ops`` come last in both ways.
 
+    If K and V are those of a layer below, ``lender`` is the plan of that layer and
+    ``layers_below`` its distance, at least 1. The layer then caches nothing, and the operations on
+    cached rows are those of the lender, with the lender's weights.
+
     ``scores``, ``mask``, ``biases`` and ``rope`` say what happens to scores and positions. A kernel
     compares `features` with those that it supports.
     """
@@ -165,6 +175,8 @@ class Plan:
     scores: Scores = Scores()
     mask: Mask = Mask()
     biases: tuple[ScoreBias, ...] = ()
+    lender: "Plan | None" = None
+    layers_below: int = 0
 
     @property
     def is_cross(self) -> bool:
@@ -265,14 +277,19 @@ class Plan:
         return shape_after(self.derivations[role], self.roots, self.geometry)[0]
 
     @property
+    def owner(self) -> "Plan":
+        """The plan by which K and V are made and cached: its own, or that of a layer below."""
+        return self.lender or self
+
+    @property
     def cached_key(self) -> CachedTensor:
-        """The cached tensor from which K is made."""
-        return self.cached[0]
+        """The cached tensor from which K is made; of the layer below if that has it."""
+        return self.owner.cached[0]
 
     @property
     def cached_value(self) -> CachedTensor:
         """The cached tensor that is summed; the same one if K and V share it."""
-        return self.cached[-1]
+        return self.owner.cached[-1]
 
     @property
     def key_heads(self) -> int:
@@ -314,6 +331,8 @@ _STRUCTURE = {
     "scores",
     "mask",
     "biases",
+    "lender",
+    "layers_below",
 }
 
 

@@ -1,5 +1,6 @@
 """From a variant and a geometry to the plan of one layer."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TypedDict
@@ -25,10 +26,20 @@ from qkvbench.variant.plan import (
 )
 from qkvbench.variant.rope import AlibiBias, Rope
 from qkvbench.variant.scores import ROLES, Role
-from qkvbench.variant.spec import Latent, LearnedRotation, Own, Same, Stream, Variant
+from qkvbench.variant.spec import (
+    Latent,
+    LayerBelow,
+    LearnedRotation,
+    Own,
+    Same,
+    Stream,
+    Variant,
+)
+
+# The roots of a layer that reads K and V of a layer below: the tensors as they are there.
+BELOW: dict[Role, str] = {"k": "K below", "v": "V below"}
 
 
-@lru_cache(maxsize=1024)
 def resolve(
     variant: Variant,
     geometry: Geometry,
@@ -36,11 +47,32 @@ def resolve(
     causal: bool = False,
     rope: Rope | None = None,
     alibi: AlibiBias | None = None,
+    below: Sequence[Plan | None] = (),
 ) -> Plan:
     """The plan of `variant` at `geometry`, for self-attention in such a stack and position scheme.
 
-    ValueError, with the reason, if there is none.
+    ``below`` are the plans of the layers below it, first to last; None is one without attention.
+    K and V of a layer that is not there are the layer's own. ValueError, with the reason, if there
+    is no plan.
     """
+    own = _resolve(variant, geometry, causal=causal, rope=rope, alibi=alibi)
+    match variant.k:
+        case LayerBelow(layers) if layers <= len(below):
+            return _reading(own, below[-layers], layers)
+        case _:
+            return own
+
+
+@lru_cache(maxsize=1024)
+def _resolve(
+    variant: Variant,
+    geometry: Geometry,
+    *,
+    causal: bool = False,
+    rope: Rope | None = None,
+    alibi: AlibiBias | None = None,
+) -> Plan:
+    """The plan of a layer that makes its own K and V."""
     if variant.kv_heads is not None:
         geometry = replace(geometry, kv_heads=variant.kv_heads)
     rotated = rope.roles if rope else ()
@@ -75,8 +107,13 @@ def resolve_cross(variant: Variant, geometry: Geometry) -> Plan:
 
     A tie then shares the matrix, not the tensor: one matrix may be applied to both inputs.
     No RoPE, no mask and no position-dependent bias: positions of two sequences are unrelated.
-    ValueError as `resolve`.
+    ValueError as `resolve`, and if K and V are to be those of a layer below.
     """
+    if isinstance(variant.k, LayerBelow):
+        raise ValueError(
+            f"Cross-attention has K and V of a source, and {write(variant)} reads them from a "
+            f"layer below. Write it for the other attention sites, such as {write(variant)}@self."
+        )
     plan = resolve(variant, geometry)
     roots = {plan.derivations["q"].root: plan.root(plan.derivations["q"].root)}
     derivations = dict(plan.derivations)
@@ -88,6 +125,54 @@ def resolve_cross(variant: Variant, geometry: Geometry) -> Plan:
     every = tuple(roots.values())
     policy = _cache_policy(derivations["k"], derivations["v"], every, plan.geometry)
     return replace(plan, roots=every, derivations=derivations, **policy, mask=Mask(), biases=())
+
+
+def _reading(own: Plan, lender: Plan | None, layers: int) -> Plan:
+    """The plan of a layer whose K and V are those of `lender`, so many layers below.
+
+    Of the layer's own plan Q is left, and all that happens to its scores.
+    """
+    text = write(own.variant)
+    if lender is None:
+        raise ValueError(f"{text} reads K and V of the layer {layers} below, which has none.")
+    distance, lender = layers + lender.layers_below, lender.owner
+    of = f"{text} reads K and V of the layer {distance} below, {write(lender.variant)}"
+    size = replace(own.geometry, kv_heads=lender.geometry.kv_heads)
+    if own.variant.kv_heads not in (None, size.kv_heads):
+        raise ValueError(
+            f"{of}, which has {size.kv_heads} key/value heads: leave out the "
+            f"'/{own.variant.kv_heads}'."
+        )
+    if size.head_dim != lender.geometry.head_dim:
+        raise ValueError(
+            f"{of}, whose heads have {lender.geometry.head_dim} numbers and not {size.head_dim}."
+        )
+    if own.mask != lender.mask:
+        raise ValueError(
+            f"{of}: both need one mask, since the rows of one cache are read through it. Give both "
+            "the same window, sinks and diagonal."
+        )
+    if own.rope != lender.rope:
+        raise ValueError(f"{of}: both need the same rotary positions, which are in K already.")
+    query = own.derivations["q"]
+    roots = [own.root(query.root)]
+    derivations: dict[Role, Derivation] = {"q": query}
+    for role, name in BELOW.items():
+        width = size.head_dim
+        roots.append(Root(name, lender.heads(role), width, matrix=None, reads="layer below"))
+        derivations[role] = Derivation(name, ())
+    return replace(
+        own,
+        geometry=size,
+        roots=tuple(roots),
+        derivations=derivations,
+        cached=(),
+        key_ops_on_read=lender.key_ops_on_read,
+        absorbed_by_query=lender.absorbed_by_query,
+        absorbed_by_output=lender.absorbed_by_output,
+        lender=lender,
+        layers_below=distance,
+    )
 
 
 def _derivation(role: Role, variant: Variant, rotated: tuple[Role, ...]) -> Derivation:
@@ -116,7 +201,7 @@ def _derivation(role: Role, variant: Variant, rotated: tuple[Role, ...]) -> Deri
 def _maps_to(role: Role, variant: Variant) -> Derivation:
     """The root of `role` and the learned maps from it."""
     match variant.source(role):
-        case Own():
+        case Own() | LayerBelow():
             return Derivation(role, ())
         case Stream():
             return Derivation(STREAM, ())

@@ -42,7 +42,19 @@ class Latent:
     rank: int
 
 
-Source = Own | Stream | Same | LearnedRotation | Latent
+@dataclass(frozen=True)
+class LayerBelow:
+    """The finished tensor of the same role in the layer that is `layers` below.
+
+    K and V after norm, scale and RoPE; both are read from one layer, and Q has no such source. If
+    that layer reads them itself, they are of the layer that it reads. A layer with fewer layers
+    below it makes its own. arXiv:2405.12981, section 3; arXiv:2405.05254 with one layer for many.
+    """
+
+    layers: int
+
+
+Source = Own | Stream | Same | LearnedRotation | Latent | LayerBelow
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class Variant:
         for role, source in canonical.items():
             object.__setattr__(self, role, source)
         _check_latents(list(canonical.values()))
+        _check_layers_below(list(canonical.values()))
         if self.kv_heads is not None and self.kv_heads < 1:
             raise ValueError(f"A variant needs at least 1 key/value head, not {self.kv_heads}.")
 
@@ -75,7 +88,10 @@ class Variant:
 
 
 def every_variant() -> Iterator[Variant]:
-    """All distinct variants without head sharing that the sources give, latents left out."""
+    """All distinct variants without head sharing that the sources give.
+
+    Latents and layers below are left out: each has a number.
+    """
     q_sources: list[Source] = [Own(), Stream()]
     k_sources: list[Source] = [Own(), Stream(), Same("q"), LearnedRotation("q")]
     v_sources: list[Source] = [*k_sources, Same("k"), LearnedRotation("k")]
@@ -103,7 +119,7 @@ def without_value_rotation(variant: Variant) -> Variant:
 def _canonical(role: Role, source: Source, earlier: dict[Role, Source]) -> Source:
     """The same source, with its origin followed back as far as it goes."""
     match source:
-        case Own() | Stream() | Latent():
+        case Own() | Stream() | Latent() | LayerBelow():
             return source
         case Same(origin) | LearnedRotation(origin):
             if origin not in earlier:
@@ -128,6 +144,17 @@ def _check_latents(sources: list[Source]) -> None:
         raise ValueError(
             f"K and V have one latent in common, whose rank is a whole number from 1, not "
             f"{' and '.join(map(str, sorted(ranks)))}: write for example 'q,k=L(8),v=L(8)'."
+        )
+
+
+def _check_layers_below(sources: list[Source]) -> None:
+    """Refuse a layer below that is not one, or from which only one of K and V is read."""
+    q, k, v = (isinstance(source, LayerBelow) for source in sources)
+    below = {source.layers for source in sources if isinstance(source, LayerBelow)}
+    if q or k != v or len(below) > 1 or any(layers < 1 for layers in below):
+        raise ValueError(
+            "From a layer below, K and V are read together, each as it is there, and Q never: "
+            "write for example 'q,k=K(-1),v=V(-1)'."
         )
 
 

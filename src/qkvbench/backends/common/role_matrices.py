@@ -22,6 +22,12 @@ def without_rope(derivation: Derivation) -> Derivation:
     )
 
 
+def owner_name(name: str, plan: Plan) -> str:
+    """The name of the layer whose K and V the layer `name` has: itself, or one below."""
+    blocks, number, part = name.rsplit(".", 2)
+    return f"{blocks}.{int(number) - plan.layers_below}.{part}"
+
+
 def role_matrices(
     plan: Plan,
     roots: Mapping[str, Any],
@@ -30,12 +36,15 @@ def role_matrices(
 ) -> dict[Role, Any]:
     """The matrix of each role from the stream, (heads, head_dim, d_model), as the root's array.
 
+    Of K and V of a layer below there are none, since they are made from another stream.
     Roots are given as (heads, width, d_model), learned maps as (heads, to, width), scales as
     (head_dim,), in arrays of any framework and of one dtype.
     """
     matrices: dict[Role, Any] = {}
     for role in ROLES:
         derivation = plan.derivations[role]
+        if plan.root(derivation.root).is_below:
+            continue
         matrix = roots[derivation.root]
         for op in derivation.ops:
             match op:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,7 @@ from qkvbench.backends.jax.kernels.pallas_decode import DecodeKernel, decode_ker
 from qkvbench.backends.jax.models.weights import Weights, part
 from qkvbench.backends.jax.training.precision import upcast
 from qkvbench.variant import (
+    BELOW,
     ROLES,
     ApplyRope,
     ApplyRotation,
@@ -49,6 +51,25 @@ Apply = Callable[..., Heads]
 NORM_EPS = 1e-6
 
 
+class KeyValue(NamedTuple):
+    """K and V of a layer over a whole sequence, as layers above it may read them."""
+
+    k: Heads
+    v: Heads
+
+    @property
+    def roots(self) -> dict[Derivation, Heads]:
+        """The tensors as roots of a layer that reads them."""
+        return {Derivation(BELOW[role], ()): rows for role, rows in zip(BELOW, self, strict=True)}
+
+
+class Lender(NamedTuple):
+    """The layer below whose rows are read in decoding: its weights and its cache."""
+
+    weights: Weights
+    layer: LayerCache
+
+
 @dataclass(frozen=True)
 class Attention:
     """Attention of any variant over (batch, time, d_model): a computation, without its weights.
@@ -71,21 +92,32 @@ class Attention:
         x: Stream,
         lengths: Lengths | None = None,
         source: SourceStream | None = None,
+        made: dict[Derivation, Heads] | None = None,
     ) -> Stream:
         """Attend over a whole sequence, expanded: make Q, K and V, apply RoPE, attend.
 
         `lengths` counts the leading positions of each sequence (of the source, in cross-attention)
-        that are not padding; None is all.
+        that are not padding; None is all. `made` are the roots of a layer below, if K and V are
+        read from one; what this layer makes is added to it.
         """
-        return self._attend(
-            weights, self.project(weights, x, source), self.head_maps(weights), lengths
-        )
+        made = {} if made is None else made
+        made |= self.project(weights, x, source)
+        return self._attend(weights, made, self.head_maps(weights), lengths)
+
+    def key_value(self, made: dict[Derivation, Heads]) -> KeyValue:
+        """K and V of a pass, for layers above; `made` is the layer's after the pass."""
+        return KeyValue(*(made[self.plan.derivations[role]] for role in BELOW))
 
     def read(
-        self, weights: Weights, x: Stream, layer: LayerCache, count: Count
+        self,
+        weights: Weights,
+        x: Stream,
+        layer: LayerCache,
+        count: Count,
+        made: dict[Derivation, Heads],
     ) -> tuple[Stream, LayerCache]:
-        """Attend over a whole prompt, and cache its `count` first tokens."""
-        made = self.project(weights, x)
+        """Attend over a whole prompt, and cache its `count` first tokens; `made` as in a call."""
+        made |= self.project(weights, x)
         after = self._attend(weights, made, layer.maps, None)
         rope = self._rope(x.shape[1])
         rows = {
@@ -100,9 +132,18 @@ class Attention:
         return after, LayerCache(rows, layer.maps, layer.lengths, layer.cross)
 
     def step(
-        self, weights: Weights, x: Stream, layer: LayerCache, count: Count, capacity: int
+        self,
+        weights: Weights,
+        x: Stream,
+        layer: LayerCache,
+        count: Count,
+        capacity: int,
+        lender: Lender | None = None,
     ) -> tuple[Stream, LayerCache]:
-        """Decode one token, absorbed: over cached roots, fixed maps in query and output."""
+        """Decode one token, absorbed: over cached roots, fixed maps in query and output.
+
+        The roots, maps and scales are those of the `lender` if K and V are of a layer below.
+        """
         made = self.project(weights, x)
         at = count[..., None]
         rope = partial(self.rotate, at=at, end=capacity)
@@ -114,10 +155,11 @@ class Attention:
             for tensor in self.plan.cached
         }
         layer = LayerCache(rows, layer.maps, layer.lengths, layer.cross)
-        slots = rows[self.plan.cached_value.name].shape[2]
+        owner = lender or Lender(weights, layer)
+        slots = owner.layer.rows[self.plan.cached_value.name].shape[2]
         columns = slot_positions(count, slots, self.plan.mask)
         context = self._attend_cached(
-            weights, make(self.plan.derivations["q"]), layer, at, columns, capacity
+            weights, make(self.plan.derivations["q"]), owner, at, columns, capacity
         )
         context = self._apply_ops(weights, self.plan.output_ops, context, layer.maps, rope)
         return self.output(weights, context).astype(x.dtype), layer
@@ -144,8 +186,9 @@ class Attention:
         time = grouped.shape[1]
         made = self._project(weights, grouped, "stream")
         query = self.make(weights, self.plan.derivations["q"], made, layer.maps, self._rope(time))
+        owner, end = Lender(weights, layer), max(time, size)
         context = self._attend_cached(
-            weights, query, layer, np.arange(time), np.arange(size), max(time, size), layer.lengths
+            weights, query, owner, np.arange(time), np.arange(size), end, layer.lengths
         )
         return self.output(weights, context).astype(x.dtype).reshape(x.shape)
 
@@ -266,7 +309,7 @@ class Attention:
         self,
         weights: Weights,
         query: Heads,
-        layer: LayerCache,
+        owner: Lender,
         rows: Positions,
         columns: Positions,
         end: int,
@@ -274,9 +317,11 @@ class Attention:
     ) -> Heads:
         """softmax(q·k)·root over cached rows, each group of heads over its own root.
 
-        The queries are at the positions `rows`, the cached rows at `columns`, all before `end`.
+        The queries are at the positions `rows`, the cached rows of the `owner` at `columns`, all
+        before `end`.
         """
-        query = self._absorb_into_query(weights, query, layer.maps)
+        layer = owner.layer
+        query = self._absorb_into_query(owner.weights, query, layer.maps)
         batch, heads, time, width = query.shape
         kept, key_heads = self.plan.cached_value, self.plan.key_heads
         value, kind = layer.rows[kept.name], weights["o.weight"].dtype
@@ -288,7 +333,7 @@ class Attention:
             return self._absorb_into_output(context, layer.maps)
         rope = partial(self.rotate, at=columns, end=end)
         keys = layer.rows[self.plan.cached_key.name].astype(kind)
-        keys = self._apply_ops(weights, self.plan.key_ops_on_read, keys, layer.maps, rope)
+        keys = self._apply_ops(owner.weights, self.plan.key_ops_on_read, keys, layer.maps, rope)
         products = products_of(grouped, keys).reshape(batch, heads, time, -1)
         probabilities = self.softmax.attention_weights(
             weights, products, rows, columns, end, lengths

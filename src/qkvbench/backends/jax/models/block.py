@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from qkvbench.backends.jax.attention.layer import Attention
+from qkvbench.backends.jax.attention.layer import Attention, Heads, KeyValue, Lender
 from qkvbench.backends.jax.cache.kv_cache import Count, LayerCache
 from qkvbench.backends.jax.models.parts import feed_forward, normalize
 from qkvbench.backends.jax.models.weights import Weights, part
 from qkvbench.model import Block as BlockSpec
 from qkvbench.model import LayerPlans
+from qkvbench.variant import Derivation
 
 Stream = Float[Array, "batch time d_model"]
 Lengths = Int[Array, " batch"]
@@ -42,6 +43,7 @@ class Block:
 
     With cross-attention, x + cross(norm(x), source) comes between. ``again``: activation
     checkpointing, the backward pass recomputes everything between the block's input and output.
+    ``lends``: a block above it reads its K and V.
     """
 
     spec: BlockSpec
@@ -49,6 +51,12 @@ class Block:
     cross: Attention | None
     dropout: float
     again: bool
+    lends: bool
+
+    @property
+    def layers_below(self) -> int:
+        """How far below it the layer is whose K and V it reads; 0 if it makes its own."""
+        return self.attention.plan.layers_below if self.attention else 0
 
     def __call__(
         self,
@@ -58,35 +66,59 @@ class Block:
         source: Source | None = None,
         key: Key = None,
         on_attention: OnAttention = ignore,
-    ) -> Stream:
-        """The stream after this layer, over a whole sequence."""
+        lent: KeyValue | None = None,
+    ) -> tuple[Stream, KeyValue | None]:
+        """The stream after this layer, over a whole sequence, and what layers above read of it.
+
+        `lent` is what it reads of a layer below.
+        """
         if not self.again:
-            return self._whole(weights, x, lengths, source, key, on_attention)
+            return self._whole(weights, x, lengths, source, key, lent, on_attention)
 
-        def whole(*given: Any) -> Stream:
-            weights, x, lengths, source, key = given
-            return self._whole(weights, x, lengths, source, key, on_attention)
+        def whole(*given: Any) -> tuple[Stream, KeyValue | None]:
+            return self._whole(*given, on_attention=on_attention)
 
-        return jax.checkpoint(whole)(weights, x, lengths, source, key)
+        return jax.checkpoint(whole)(weights, x, lengths, source, key, lent)
 
     def read(
-        self, weights: Weights, x: Stream, layer: LayerCache, count: Count
-    ) -> tuple[Stream, LayerCache]:
-        """The stream after this layer, over whole prompts, of which an empty cache is filled."""
+        self,
+        weights: Weights,
+        x: Stream,
+        layer: LayerCache,
+        count: Count,
+        lent: KeyValue | None = None,
+    ) -> tuple[Stream, LayerCache, KeyValue | None]:
+        """The stream after this layer, over whole prompts, of which an empty cache is filled.
+
+        `lent` and the last result as in a call.
+        """
+        made: dict[Derivation, Heads] = lent.roots if lent else {}
+        lends = None
         if self.attention:
-            rows = self._norm(weights, "attention_norm", x)
-            added, layer = self.attention.read(part(weights, "attention"), rows, layer, count)
+            rows, own = self._norm(weights, "attention_norm", x), part(weights, "attention")
+            added, layer = self.attention.read(own, rows, layer, count, made)
             x = x + added
-        return self._add_feed_forward(weights, self._add_cross(weights, x, layer), None), layer
+            lends = self.attention.key_value(made) if self.lends else None
+        x = self._add_feed_forward(weights, self._add_cross(weights, x, layer), None)
+        return x, layer, lends
 
     def step(
-        self, weights: Weights, x: Stream, layer: LayerCache, count: Count, capacity: int
+        self,
+        weights: Weights,
+        x: Stream,
+        layer: LayerCache,
+        count: Count,
+        capacity: int,
+        lender: Lender | None = None,
     ) -> tuple[Stream, LayerCache]:
-        """The stream after this layer, for one new token of each sequence."""
+        """The stream after this layer, for one new token of each sequence.
+
+        Over the rows of the `lender` if it reads K and V of a layer below.
+        """
         if self.attention:
             rows = self._norm(weights, "attention_norm", x)
             own = part(weights, "attention")
-            added, layer = self.attention.step(own, rows, layer, count, capacity)
+            added, layer = self.attention.step(own, rows, layer, count, capacity, lender)
             x = x + added
         return self._add_feed_forward(weights, self._add_cross(weights, x, layer), None), layer
 
@@ -103,17 +135,21 @@ class Block:
         lengths: Lengths | None,
         source: Source | None,
         key: Key,
+        lent: KeyValue | None,
         on_attention: OnAttention,
-    ) -> Stream:
+    ) -> tuple[Stream, KeyValue | None]:
+        made: dict[Derivation, Heads] = lent.roots if lent else {}
+        lends = None
         if self.attention:
             rows, own = self._norm(weights, "attention_norm", x), part(weights, "attention")
             on_attention("attention", self.attention, own, rows, lengths)
-            x = x + self._drop(self.attention(own, rows, lengths), key, 0)
+            x = x + self._drop(self.attention(own, rows, lengths, made=made), key, 0)
+            lends = self.attention.key_value(made) if self.lends else None
         if self.cross and source:
             rows, own = self._norm(weights, "cross_norm", x), part(weights, "cross")
             across = self.cross(own, rows, source.lengths, source.stream)
             x = x + self._drop(across, key, 1)
-        return self._add_feed_forward(weights, x, key)
+        return self._add_feed_forward(weights, x, key), lends
 
     def _add_cross(self, weights: Weights, x: Stream, layer: LayerCache) -> Stream:
         if self.cross is None or layer.cross is None:
@@ -139,9 +175,14 @@ class Block:
 
 
 def block(
-    spec: BlockSpec, plans: LayerPlans, *, dropout: float = 0.0, again: bool = False
+    spec: BlockSpec,
+    plans: LayerPlans,
+    *,
+    dropout: float = 0.0,
+    again: bool = False,
+    lends: bool = False,
 ) -> Block:
     """The block that `spec` describes, with attention by these plans."""
     own = plans.attention and Attention.of(plans.attention)
     cross = plans.cross and Attention.of(plans.cross)
-    return Block(spec, own, cross, dropout, again)
+    return Block(spec, own, cross, dropout, again, lends)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Num
 
+from qkvbench.backends.jax.attention.layer import KeyValue, Lender
 from qkvbench.backends.jax.cache.kv_cache import Cache
 from qkvbench.backends.jax.models.block import Key, OnAttention, Source, ignore
 from qkvbench.backends.jax.models.tower import Tower, prefixed
@@ -120,10 +121,10 @@ class Decoder:
             tokens = _shifted(tokens, padding)
             count = (time - padding).astype(jnp.int32)
         x = self.own.embedding(part(weights, "embedding"), tokens)
-        layers = list(cache.layers)
+        layers, lent = list(cache.layers), dict[int, KeyValue | None]()
         for number, block in enumerate(self.own.blocks):
-            own = part(weights, f"blocks.{number}")
-            x, layers[number] = block.read(own, x, layers[number], count)
+            own, read = part(weights, f"blocks.{number}"), lent.get(number - block.layers_below)
+            x, layers[number], lent[number] = block.read(own, x, layers[number], count, read)
         last = x[jnp.arange(batch), count - 1]
         logits = self.head(weights, self.own.normalize(weights, last))
         return logits, replace(cache, layers=tuple(layers), count=count)
@@ -136,8 +137,11 @@ class Decoder:
         x = self.own.embedding.at(part(weights, "embedding"), tokens, cache.count, end)
         layers = list(cache.layers)
         for number, block in enumerate(self.own.blocks):
-            own = part(weights, f"blocks.{number}")
-            x, layers[number] = block.step(own, x, layers[number], cache.count, end)
+            own, lender = part(weights, f"blocks.{number}"), None
+            if block.layers_below:
+                below = number - block.layers_below
+                lender = Lender(part(weights, f"blocks.{below}.attention"), layers[below])
+            x, layers[number] = block.step(own, x, layers[number], cache.count, end, lender)
         logits = self.head(weights, self.own.normalize(weights, x[:, 0]))
         return logits, replace(cache, layers=tuple(layers), count=cache.count + 1)
 

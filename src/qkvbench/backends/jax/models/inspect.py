@@ -1,6 +1,7 @@
 """The inputs, weights and attention of each layer on a batch, as arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from qkvbench.analysis import Layer
-from qkvbench.backends.common.role_matrices import role_matrices, without_rope
+from qkvbench.backends.common.role_matrices import owner_name, role_matrices, without_rope
 from qkvbench.backends.jax.attention.layer import Attention, Heads, Lengths, Stream
 from qkvbench.backends.jax.attention.softmax import products_of
 from qkvbench.backends.jax.models.build import Network
@@ -18,6 +19,8 @@ from qkvbench.variant import ROLES, Derivation, Role
 
 # The fields of a `Layer` besides its name: an array each, or one for each role.
 LayerArrays = dict[str, Any]
+# A layer, its weights and its input.
+LayerInput = tuple[Attention, Weights, Stream]
 
 
 def inspect_arrays(
@@ -28,11 +31,13 @@ def inspect_arrays(
     Cross-attention is left out: its rows and columns belong to two sequences.
     """
     arrays: dict[str, LayerArrays] = {}
+    layers: dict[str, LayerInput] = {}
 
     def record(
         name: str, layer: Attention, own: Weights, x: Stream, lengths: Lengths | None
     ) -> None:
-        arrays[name] = _arrays(layer, own, x, lengths)
+        layers[name] = layer, own, x
+        arrays[name] = _arrays(layers[name], layers[owner_name(name, layer.plan)], lengths)
 
     network.hidden(weights, *network_inputs, on_attention=record)
     return arrays
@@ -44,22 +49,33 @@ def to_layers(network: Network, arrays: Mapping[str, LayerArrays]) -> tuple[Laye
     return tuple(_layer(name, arrays[name]) for name in names if name in arrays)
 
 
-def _arrays(
-    attention: Attention, weights: Weights, x: Stream, lengths: Lengths | None
-) -> LayerArrays:
-    plan = attention.plan
-    roots, maps = attention.project(weights, x), attention.head_maps(weights)
+def _make(layer: LayerInput) -> Callable[[Derivation], Heads]:
+    """The function of a derivation that makes its tensor in this layer."""
+    attention, weights, x = layer
     positions = np.arange(x.shape[1])
 
     def rope(rows: Heads, *, back: bool) -> Heads:
         return attention.rotate(rows, positions, len(positions), back=back)
 
-    def make(derivation: Derivation) -> Heads:
-        return attention.make(weights, derivation, roots, maps, rope)
+    return partial(
+        attention.make,
+        weights,
+        made=attention.project(weights, x),
+        maps=attention.head_maps(weights),
+        rope=rope,
+    )
 
+
+def _arrays(layer: LayerInput, owner: LayerInput, lengths: Lengths | None) -> LayerArrays:
+    """The arrays of a layer whose K and V are those of `owner`, most often itself."""
+    attention, weights, x = layer
+    positions = np.arange(x.shape[1])
+    own, read = _make(layer), _make(owner)
+    make: dict[Role, Callable[[Derivation], Heads]] = {"q": own, "k": read, "v": read}
+    derivations = owner[0].plan.derivations | {"q": attention.plan.derivations["q"]}
     # (batch, heads, time, head_dim) for each role
-    rows = {role: make(without_rope(plan.derivations[role])) for role in ROLES}
-    q, k = (make(plan.derivations[role]) for role in ("q", "k"))
+    rows = {role: make[role](without_rope(derivations[role])) for role in ROLES}
+    q, k = (make[role](derivations[role]) for role in ("q", "k"))
     k = jnp.repeat(k, q.shape[1] // k.shape[1], axis=1)
     scores = products_of(q * q.shape[-1] ** -0.5, k).astype(q.dtype)
     attention_weights = attention.softmax.attention_weights(
@@ -97,6 +113,8 @@ def _weights(attention: Attention, weights: Weights) -> dict[Role, Array]:
     plan, dtype = attention.plan, weights["o.weight"].dtype
     roots: dict[str, Array] = {}
     for root in plan.roots:
+        if root.is_below:
+            continue
         # A root without a matrix is the stream itself, split into heads.
         matrix = weights.get(f"{root.name}.weight")
         if matrix is None:

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Num
 
+from qkvbench.backends.jax.attention.layer import KeyValue
 from qkvbench.backends.jax.models.block import Block, Key, OnAttention, Source, block, ignore
 from qkvbench.backends.jax.models.embedding import Embedding
 from qkvbench.backends.jax.models.parts import normalize
 from qkvbench.backends.jax.models.weights import Weights, part
 from qkvbench.backends.jax.training.precision import upcast
-from qkvbench.model import AnyNorm, LayerPlans
+from qkvbench.model import AnyNorm, LayerPlans, lenders
 from qkvbench.model import Tower as TowerSpec
 
 Lengths = Int[Array, " batch"]
@@ -61,10 +62,13 @@ class Tower:
         """The stream after the last block, which may begin with a class token that is read."""
         x = self.embedding(part(weights, "embedding"), inputs)
         seen = None if lengths is None else lengths + self.embedding.class_tokens
+        lent: dict[int, KeyValue | None] = {}
         for number, each in enumerate(self.blocks):
             own = part(weights, f"blocks.{number}")
             drawn = None if key is None else jax.random.fold_in(key, number)
-            x = each(own, x, seen, source, drawn, prefixed(f"blocks.{number}", on_attention))
+            callback = prefixed(f"blocks.{number}", on_attention)
+            read = lent.get(number - each.layers_below)
+            x, lent[number] = each(own, x, seen, source, drawn, callback, read)
         return x
 
 
@@ -78,9 +82,10 @@ def tower(
     again: bool = False,
 ) -> Tower:
     """The tower of an input, with attention by these plans."""
+    lending = lenders(layers)
     blocks = tuple(
-        block(each, plans, dropout=dropout, again=again)
-        for each, plans in zip(spec.blocks, layers, strict=True)
+        block(each, plans, dropout=dropout, again=again, lends=number in lending)
+        for number, (each, plans) in enumerate(zip(spec.blocks, layers, strict=True))
     )
     embedding = Embedding(spec.inputs, spec.position, d_model, class_tokens)
     return Tower(embedding, blocks, spec.final_norm)

@@ -1,8 +1,10 @@
 """One attention layer, made from its plan. All variants run through it, in two ways held equal."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -22,9 +24,11 @@ from qkvbench.backends.torch.kernels.linear import Linear, product
 from qkvbench.cost import CacheFormat
 from qkvbench.model import NoPosition, Position, alibi_of, rope_of
 from qkvbench.variant import (
+    BELOW,
     ROLES,
     Derivation,
     Input,
+    LayerBelow,
     Op,
     Plan,
     Role,
@@ -32,6 +36,7 @@ from qkvbench.variant import (
     parse,
     resolve,
     sized,
+    write,
 )
 
 Stream = Float[Tensor, "batch time d_model"]
@@ -39,6 +44,18 @@ SourceStream = Float[Tensor, "batch source_time d_model"]
 Lengths = Int[Tensor, " batch"]
 # Slots [first, end) of a cache.
 Interval = tuple[int, int]
+
+
+class KeyValue(NamedTuple):
+    """K and V of a layer over a whole sequence, as layers above it may read them."""
+
+    k: Heads
+    v: Heads
+
+    @property
+    def roots(self) -> dict[Derivation, Heads]:
+        """The tensors as roots of a layer that reads them."""
+        return {Derivation(BELOW[role], ()): rows for role, rows in zip(BELOW, self, strict=True)}
 
 
 class Attention(nn.Module):
@@ -74,14 +91,17 @@ class Attention(nn.Module):
         layer: LayerCache | None = None,
         lengths: Lengths | None = None,
         source: SourceStream | None = None,
+        made: dict[Derivation, Heads] | None = None,
     ) -> Stream:
         """Attend over a whole sequence, expanded: make Q, K and V, apply RoPE, attend.
 
         With a cache that has pages for it, the cached tensors of the sequence are written, too.
         `lengths` counts the leading positions of each sequence (of the source, in cross-attention)
-        that are not padding; None is all.
+        that are not padding; None is all. `made` are the roots of a layer below, if K and V are
+        read from one; what this layer makes is added to it.
         """
-        made = self.project(x, source)
+        made = {} if made is None else made
+        made |= self.project(x, source)
         maps = layer.maps if layer else self.head_maps()
         q, k, v = (self.make(self.plan.derivations[role], made, maps) for role in ROLES)
         if layer:
@@ -101,7 +121,8 @@ class Attention(nn.Module):
             row = self.make(tensor.derivation, made, layer.maps, rope)
             layer.rows[tensor.name].write(row)
         query = self.make(self.plan.derivations["q"], made, layer.maps, rope)
-        query = self._absorb_into_query(query, layer)
+        owner = layer.owner
+        query = self._absorb_into_query(query, owner)
         if layer.decode_kernel:
             grouped = self._grouped(query)
             context = layer.decode_kernel(grouped, *cache.visible(self.plan.mask))
@@ -110,8 +131,8 @@ class Attention(nn.Module):
             rows = torch.tensor([cache.longest], device=x.device)
             if cache.lengths is not None:
                 rows = cache.lengths[:, None]
-            context = self._attend_cached(query, layer, rows, cache.intervals(self.plan.mask))
-        context = self._absorb_into_output(context, layer)
+            context = self._attend_cached(query, owner, rows, cache.intervals(self.plan.mask))
+        context = self._absorb_into_output(context, owner)
         context = self._apply_ops(self.plan.output_ops, context, layer.maps, rope)
         return self.output(context.to(x.dtype))
 
@@ -168,6 +189,10 @@ class Attention(nn.Module):
         apply = partial(self._apply_ops, maps=maps, rope=rope or self.rope)
         return ops.make(derivation, made, apply)
 
+    def key_value(self, made: dict[Derivation, Heads]) -> KeyValue:
+        """K and V of a pass, for layers above; `made` is the layer's after the pass."""
+        return KeyValue(*(made[self.plan.derivations[role]] for role in BELOW))
+
     def head_maps(self) -> dict[Role, Float[Tensor, "_heads _to _width"]]:
         """The learned maps of heads: up-projections, and rotations as orthogonal matrices."""
         head_dim = self.plan.geometry.head_dim
@@ -207,8 +232,13 @@ class Attention(nn.Module):
         learned = self.softmax.correction
         return names | {f"softmax.correction.{part}": f"correction.{part}" for part in learned}
 
-    def new_cache(self, table: PageTable, format: CacheFormat) -> LayerCache:
-        """An empty cache for this layer, in rows of this format."""
+    def new_cache(
+        self, table: PageTable, format: CacheFormat, lender: LayerCache | None = None
+    ) -> LayerCache:
+        """An empty cache for this layer, in rows of this format, or over those of a layer below."""
+        if lender:
+            found = self._layer_cache(lender.rows, lender.maps, lender.dtype, lender=lender)
+            return replace(found, rows={}, maps={})
         with torch.no_grad():
             rows = new_rows(self.plan, table, format)
             return self._layer_cache(rows, self.head_maps(), self.o.weight.dtype)
@@ -253,7 +283,7 @@ class Attention(nn.Module):
     def _absorb_into_query(self, query: Heads, layer: LayerCache) -> Heads:
         """Queries whose products with cached rows are those of `query` with K."""
         absorbed = self.plan.absorbed_by_query
-        return ops.absorb_into_query(query, absorbed, layer.maps, self.scale.__getitem__)
+        return ops.absorb_into_query(query, absorbed, layer.maps, layer.scales.__getitem__)
 
     def _absorb_into_output(self, context: Heads, layer: LayerCache) -> Heads:
         """The output of attention over V, from the output of attention over its cached root."""
@@ -265,10 +295,14 @@ class Attention(nn.Module):
         maps: Maps,
         dtype: torch.dtype,
         lengths: Lengths | None = None,
+        lender: LayerCache | None = None,
     ) -> LayerCache:
         """The cache of this layer over `rows`, with the kernel that can read them."""
-        kernel = decode_kernel(self.plan, self.rope, self.scale, rows, dtype)
-        return LayerCache(rows, maps, dtype, lengths, decode_kernel=kernel)
+        scales = lender.scales if lender else self.scale
+        kernel = decode_kernel(self.plan, self.rope, scales, rows, dtype)
+        return LayerCache(
+            rows, maps, dtype, lengths, scales=scales, lender=lender, decode_kernel=kernel
+        )
 
     def _attend_cached(
         self,
@@ -311,7 +345,7 @@ class Attention(nn.Module):
         for interval in intervals:
             for at, tile in cached.tiles(*interval, query.dtype, most=most):
                 rope = self.rope and partial(self.rope, first=at)
-                keys = self._apply_ops(operations, tile, layer.maps, rope)
+                keys = ops.apply(operations, tile, layer.maps, layer.scales.__getitem__, rope)
                 products.append(_matmul(query, keys.mT))
         return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 
@@ -329,8 +363,13 @@ def attention(
     """A layer of this variant and size, a drop-in for (batch, time, d_model) -> the same.
 
     Weights begin as those of `torch.nn.Linear` do. ValueError if the variant cannot be built at
-    these sizes, or if the positions are added to a model's input instead.
+    these sizes or reads a layer below, or if the positions are added to a model's input instead.
     """
+    variant = parse(variant) if isinstance(variant, str) else variant
+    if isinstance(variant.k, LayerBelow):
+        raise ValueError(
+            f"A layer alone has none below, so {write(variant)} is only for layers of a model."
+        )
     if position.added_to_input:
         raise ValueError(
             f"{position.kind.capitalize()} positions are added to a model's input, "
@@ -338,7 +377,7 @@ def attention(
         )
     geometry = sized(d_model, heads, kv_heads, head_dim)
     plan = resolve(
-        parse(variant) if isinstance(variant, str) else variant,
+        variant,
         geometry,
         causal=causal,
         rope=rope_of(position, geometry.head_dim),

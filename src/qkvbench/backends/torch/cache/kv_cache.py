@@ -1,12 +1,12 @@
 """The key/value cache of a model: for each layer the tensors that its plan caches, nothing else."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from qkvbench.backends.torch.cache.page_table import Growing, PageTable, Reserved, Storage
 from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
@@ -29,9 +29,10 @@ class LayerCache:
     """The cached tensors of one layer by name; none without attention.
 
     ``maps`` are the layer's learned maps of heads, made once, since weights are constant in
-    decoding. ``dtype`` is that of products with the rows. ``cross`` holds the rows of a source,
-    complete before the first step, of which ``lengths`` are no padding. ``decode_kernel`` attends
-    to the rows, if a kernel can.
+    decoding, and ``scales`` its learned scales. ``dtype`` is that of products with the rows.
+    ``cross`` holds the rows of a source, complete before the first step, of which ``lengths`` are
+    no padding. ``lender`` is the cache of the layer below whose rows are read, if this layer has
+    none. ``decode_kernel`` attends to the rows, if a kernel can.
     """
 
     rows: dict[str, PagedTensor]
@@ -39,7 +40,14 @@ class LayerCache:
     dtype: torch.dtype
     lengths: Int[Tensor, " batch"] | None = None
     cross: "LayerCache | None" = None
+    scales: nn.ParameterDict = field(default_factory=nn.ParameterDict)
+    lender: "LayerCache | None" = None
     decode_kernel: DecodeKernel | None = None
+
+    @property
+    def owner(self) -> "LayerCache":
+        """The cache with the rows that this layer reads: itself, or that of a layer below."""
+        return self.lender or self
 
 
 @dataclass(frozen=True)

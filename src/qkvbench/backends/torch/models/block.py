@@ -1,6 +1,6 @@
 """One layer of a model: attention and feed-forward, each on the normed stream and added to it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from qkvbench.backends.torch.attention.layer import Attention
+from qkvbench.backends.torch.attention.layer import Attention, Heads, KeyValue
 from qkvbench.backends.torch.cache.kv_cache import Cache, LayerCache
 from qkvbench.backends.torch.cache.page_table import PageTable
 from qkvbench.backends.torch.models.parts import feed_forward, norm
 from qkvbench.cost import CacheFormat
 from qkvbench.model import Block as BlockSpec
-from qkvbench.model import LayerPlans
-from qkvbench.variant import Mask
+from qkvbench.model import LayerPlans, lenders
+from qkvbench.variant import Derivation, Mask
 
 Stream = Float[Tensor, "batch time d_model"]
 
@@ -35,10 +35,17 @@ class Block(nn.Module):
     With cross-attention, x + cross(norm(x), source) comes between.
     """
 
-    def __init__(self, spec: BlockSpec, plans: LayerPlans, d_model: int, *, dropout: float) -> None:
-        """The block that `spec` describes, with attention by these plans."""
+    def __init__(
+        self, spec: BlockSpec, plans: LayerPlans, d_model: int, *, dropout: float, lends: bool
+    ) -> None:
+        """The block that `spec` describes, with attention by these plans.
+
+        `lends`: a block above it reads its K and V.
+        """
         super().__init__()
         self.dropout = dropout
+        self.lends = lends
+        self.layers_below = plans.attention.layers_below if plans.attention else 0
         self.attention = None
         if plans.attention:
             self.attention_norm = norm(spec.norm, d_model)
@@ -58,16 +65,26 @@ class Block(nn.Module):
         layer: LayerCache | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
         source: Source | None = None,
-    ) -> Stream:
-        """The stream after this layer, over a whole sequence; an empty cache is filled with it."""
+        lent: KeyValue | None = None,
+    ) -> tuple[Stream, KeyValue | None]:
+        """The stream after this layer, over a whole sequence; an empty cache is filled with it.
+
+        `lent` is what it reads of a layer below. The second result is what layers above read.
+        """
+        lends = None
         if self.attention:
-            x = x + self._drop(self.attention(self.attention_norm(x), layer, lengths))
+            made: dict[Derivation, Heads] = lent.roots if lent else {}
+            rows = self.attention_norm(x)
+            x = x + self._drop(self.attention(rows, layer, lengths, made=made))
+            lends = self.attention.key_value(made) if self.lends else None
+            # Q, K and V need no memory any more, unless they are read above.
+            del made
         if self.cross and layer and layer.cross:
             x = x + self.cross.attend_to_cached_source(self.cross_norm(x), layer.cross)
         elif self.cross and source:
             across = self.cross(self.cross_norm(x), None, source.lengths, source.stream)
             x = x + self._drop(across)
-        return self._add_feed_forward(x)
+        return self._add_feed_forward(x), lends
 
     def step(self, x: Stream, cache: Cache, layer: LayerCache) -> Stream:
         """The stream after this layer, for one new token of each sequence."""
@@ -77,11 +94,20 @@ class Block(nn.Module):
             x = x + self.cross.attend_to_cached_source(self.cross_norm(x), layer.cross)
         return self._add_feed_forward(x)
 
-    def new_cache(self, tables: Mapping[Mask, PageTable], format: CacheFormat) -> LayerCache:
-        """An empty cache for this layer, by the page table of its mask."""
+    def new_cache(
+        self,
+        tables: Mapping[Mask, PageTable],
+        format: CacheFormat,
+        below: Sequence[LayerCache],
+    ) -> LayerCache:
+        """An empty cache for this layer, by the page table of its mask; `below` are the lower ones.
+
+        A layer that reads K and V of one below has no rows of its own.
+        """
         if self.attention is None:
             return LayerCache({}, {}, torch.float32)
-        return self.attention.new_cache(tables[self.attention.plan.mask], format)
+        lender = below[-self.layers_below] if self.layers_below else None
+        return self.attention.new_cache(tables[self.attention.plan.mask], format, lender)
 
     def _add_feed_forward(self, x: Stream) -> Stream:
         if self.feed_forward:
@@ -90,6 +116,46 @@ class Block(nn.Module):
 
     def _drop(self, x: Stream) -> Stream:
         return functional.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class Blocks(nn.ModuleList):
+    """The blocks of one input, first to last."""
+
+    def __init__(
+        self,
+        specs: Sequence[BlockSpec],
+        layers: tuple[LayerPlans, ...],
+        d_model: int,
+        dropout: float,
+    ) -> None:
+        """The blocks that `specs` describe, with attention by the plans of their layers."""
+        lending = lenders(layers)
+        super().__init__(
+            Block(spec, plans, d_model, dropout=dropout, lends=number in lending)
+            for number, (spec, plans) in enumerate(zip(specs, layers, strict=True))
+        )
+
+    def forward(
+        self,
+        x: Stream,
+        caches: Sequence[LayerCache] | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+        source: Source | None = None,
+    ) -> Stream:
+        """The stream after the last block, over a whole sequence; empty caches are filled with it.
+
+        K and V that blocks above read are held until the end of the pass.
+        """
+        lent: dict[int, KeyValue | None] = {}
+        for number, block in enumerate(self.layers()):
+            layer = caches[number] if caches else None
+            read = lent.get(number - block.layers_below)
+            x, lent[number] = block(x, layer, lengths, source, read)
+        return x
+
+    def layers(self) -> list[Block]:
+        """The blocks, as what they are."""
+        return [block for block in self if isinstance(block, Block)]
 
 
 def recompute(network: nn.Module) -> None:

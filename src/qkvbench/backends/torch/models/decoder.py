@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qkvbench.backends.torch.cache.kv_cache import (
     Cache,
+    LayerCache,
     MadeFor,
     free_bytes,
     new_table,
@@ -16,7 +17,7 @@ from qkvbench.backends.torch.cache.kv_cache import (
 from qkvbench.backends.torch.cache.page_table import Reserved, Storage
 from qkvbench.backends.torch.cache.quantize import cache_format
 from qkvbench.backends.torch.kernels.linear import product
-from qkvbench.backends.torch.models.block import Block, Source
+from qkvbench.backends.torch.models.block import Block, Blocks, Source
 from qkvbench.backends.torch.models.embedding import Embedding
 from qkvbench.backends.torch.models.parts import norm
 from qkvbench.backends.torch.models.tower import Tower
@@ -42,10 +43,7 @@ class Decoder(nn.Module):
         self.longest = model.longest
         size = model.geometry
         self.embedding = Embedding(model.inputs, model.position, size.d_model)
-        self.blocks = nn.ModuleList(
-            Block(block, plans, size.d_model, dropout=dropout)
-            for block, plans in zip(model.blocks, model.layers[0], strict=True)
-        )
+        self.blocks = Blocks(model.blocks, model.layers[0], size.d_model, dropout)
         self.norm = norm(model.towers[0].final_norm, size.d_model)
         self.output = None
         if not spec.tied:
@@ -71,7 +69,7 @@ class Decoder(nn.Module):
 
     def layers(self) -> list[Block]:
         """The blocks, first to last."""
-        return [block for block in self.blocks if isinstance(block, Block)]
+        return self.blocks.layers()
 
     def hidden(
         self,
@@ -85,10 +83,7 @@ class Decoder(nn.Module):
         What follows the first `lengths` tokens of a row is hidden by causality already.
         """
         source = self._read(second, second_lengths)
-        x = self.embedding(tokens)
-        for block in self.layers():
-            x = block(x, source=source)
-        return self.norm(x)
+        return self.norm(self.blocks(self.embedding(tokens), source=source))
 
     def head(self, x: Float[Tensor, "*places d_model"]) -> Float[Tensor, "*places vocabulary"]:
         """Logits of the next token."""
@@ -135,7 +130,9 @@ class Decoder(nn.Module):
         tables = {
             mask: new_table(batch, capacity, storage, like.device, mask.sinks) for mask in masks
         }
-        layers = [block.new_cache(tables, format) for block in self.layers()]
+        layers: list[LayerCache] = []
+        for block in self.layers():
+            layers.append(block.new_cache(tables, format, layers))
         return Cache(layers, tables, batch, capacity, format, self.made_for)
 
     @property
@@ -193,9 +190,7 @@ class Decoder(nn.Module):
             tokens = _shifted(tokens, padding)
         time = tokens.shape[1]
         cache.begin(time, None if padding is None else time - padding)
-        x = self.embedding(tokens)
-        for block, layer in zip(self.layers(), cache.layers, strict=True):
-            x = block(x, layer)
+        x = self.blocks(self.embedding(tokens), cache.layers)
         last = -1 if padding is None else time - padding - 1
         return self.head(self.norm(x[torch.arange(len(x), device=x.device), last]))
 

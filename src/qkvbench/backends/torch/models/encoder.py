@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
-from qkvbench.backends.torch.models.block import Block
+from qkvbench.backends.torch.models.block import Blocks
 from qkvbench.backends.torch.models.embedding import Embedding
 from qkvbench.backends.torch.models.parts import norm
 from qkvbench.backends.torch.models.tower import averaged
@@ -27,10 +27,7 @@ class Encoder(nn.Module):
         self.embedding = Embedding(
             model.inputs, model.position, size.d_model, class_tokens=spec.added
         )
-        self.blocks = nn.ModuleList(
-            Block(block, plans, size.d_model, dropout=dropout)
-            for block, plans in zip(model.blocks, model.layers[0], strict=True)
-        )
+        self.blocks = Blocks(model.blocks, model.layers[0], size.d_model, dropout)
         self.norm = norm(model.towers[0].final_norm, size.d_model)
         if spec.predicts == "which position":
             # The same number added to all scores changes nothing, so there is no offset.
@@ -53,10 +50,8 @@ class Encoder(nn.Module):
         for "which position", the score of each. `lengths` counts the positions that are read:
         the first ones of each item. Nothing attends to the others.
         """
-        x = self.embedding(inputs)
         seen = None if lengths is None else lengths + self.spec.added
-        for block in self.blocks:
-            x = block(x, None, seen)
+        x = self.blocks(self.embedding(inputs), lengths=seen)
         if self.spec.pooling == "class token":
             return self.norm(x[:, :1])
         x = self.norm(x)

@@ -1,5 +1,6 @@
 """The inputs, weights and attention of each layer on a batch, as arrays."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qkvbench.analysis import Layer
-from qkvbench.backends.common.role_matrices import role_matrices, without_rope
+from qkvbench.backends.common.role_matrices import owner_name, role_matrices, without_rope
 from qkvbench.backends.torch.attention.layer import Attention, Heads, Lengths, Stream
 from qkvbench.backends.torch.models.build import Network
 from qkvbench.variant import ROLES, Role
@@ -39,17 +40,38 @@ def inspect_layers(
     finally:
         for hook in hooks:
             hook.remove()
-    return tuple(_layer(name, part, *layer_inputs[name]) for name, part in layers.items())
+    return tuple(
+        _layer(name, part, *layer_inputs[name], _owner(name, layers, layer_inputs))
+        for name, part in layers.items()
+    )
 
 
-def _layer(name: str, attention: Attention, x: Stream, lengths: Lengths | None) -> Layer:
-    plan = attention.plan
-    roots, maps = attention.project(x), attention.head_maps()
+def _owner(
+    name: str,
+    layers: dict[str, Attention],
+    layer_inputs: dict[str, tuple[Stream, Lengths | None]],
+) -> tuple[Attention, Stream]:
+    """The layer whose K and V this layer reads, most often itself, and its input."""
+    owner = owner_name(name, layers[name].plan)
+    return layers[owner], layer_inputs[owner][0]
+
+
+def _layer(
+    name: str,
+    attention: Attention,
+    x: Stream,
+    lengths: Lengths | None,
+    owner: tuple[Attention, Stream],
+) -> Layer:
+    own, read = (
+        partial(part.make, made=part.project(stream), maps=part.head_maps())
+        for part, stream in ((attention, x), owner)
+    )
+    make: dict[Role, Callable[..., Heads]] = {"q": own, "k": read, "v": read}
+    derivations = owner[0].plan.derivations | {"q": attention.plan.derivations["q"]}
     # (batch, heads, time, head_dim) for each role
-    rows: dict[Role, Heads] = {
-        role: attention.make(without_rope(plan.derivations[role]), roots, maps) for role in ROLES
-    }
-    q, k = (attention.make(plan.derivations[role], roots, maps) for role in ("q", "k"))
+    rows: dict[Role, Heads] = {role: make[role](without_rope(derivations[role])) for role in ROLES}
+    q, k = (make[role](derivations[role]) for role in ("q", "k"))
     group = q.shape[1] // k.shape[1]
     scores = q * q.shape[-1] ** -0.5 @ k.repeat_interleave(group, dim=1).mT
     positions = torch.arange(x.shape[1], device=x.device)
@@ -78,6 +100,8 @@ def _weights(attention: Attention) -> dict[Role, np.ndarray]:
     plan, named, like = attention.plan, attention.named_weights(), attention.o.weight
     roots: dict[str, Tensor] = {}
     for root in plan.roots:
+        if root.is_below:
+            continue
         # A root without a matrix is the stream itself, split into heads.
         matrix = named.get(f"{root.name}.weight")
         if matrix is None:

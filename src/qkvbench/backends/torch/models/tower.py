@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
-from qkvbench.backends.torch.models.block import Block
+from qkvbench.backends.torch.models.block import Blocks
 from qkvbench.backends.torch.models.embedding import Embedding
 from qkvbench.backends.torch.models.parts import norm
 from qkvbench.model import LayerPlans
@@ -22,20 +22,14 @@ class Tower(nn.Module):
         """An untrained tower, as its spec says."""
         super().__init__()
         self.embedding = Embedding(spec.inputs, spec.position, d_model)
-        self.blocks = nn.ModuleList(
-            Block(block, plans, d_model, dropout=dropout)
-            for block, plans in zip(spec.blocks, layers, strict=True)
-        )
+        self.blocks = Blocks(spec.blocks, layers, d_model, dropout)
         self.norm = norm(spec.final_norm, d_model)
 
     def forward(
         self, inputs: Num[Tensor, "batch time *features"], lengths: Lengths | None = None
     ) -> Float[Tensor, "batch time d_model"]:
         """The stream; nothing attends to what follows an item's first `lengths` positions."""
-        x = self.embedding(inputs)
-        for block in self.blocks:
-            x = block(x, None, lengths)
-        return self.norm(x)
+        return self.norm(self.blocks(self.embedding(inputs), lengths=lengths))
 
 
 def averaged(

@@ -1,0 +1,314 @@
+"""K and V of a layer below: read there, cached there, learned there, and paid for once."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from laws.backends import JAX, TORCH, every_backend, every_backend_and
+from laws.cases import (
+    DISTINCT,
+    EVEN,
+    ITEMS,
+    SIZE,
+    TIME,
+    TOKENS,
+    Case,
+    decoder,
+    drawn,
+    encoder,
+    plan_of,
+    streams,
+    towers,
+    translator,
+)
+from qkvbench import cost, native, reference
+from qkvbench.backends.torch import Attention, Growing, build, start
+from qkvbench.backends.torch.attention import layer
+from qkvbench.backends.torch.models.block import recompute
+from qkvbench.backends.torch.models.inspect import inspect_layers
+from qkvbench.cost.matched import with_arm
+from qkvbench.experiment import Experiment, Training, from_json, to_json
+from qkvbench.model import (
+    Alibi,
+    NoPosition,
+    Rotary,
+    RotaryWithInverse,
+    alibi_of,
+    model_parameters,
+    parse_arm,
+    rope_of,
+    write_arm,
+)
+from qkvbench.task_ref import TaskRef
+from qkvbench.variant import LayerBelow, Variant, parse, resolve, sized, write
+
+# fp64 rounding of sums over tens of numbers of size ten.
+EXACT = 1e-11
+# A central difference with this step is good to about eight digits.
+STEP, SLOPE = 1e-6, 1e-5
+
+BELOW = "q,k=K(-1),v=V(-1)"
+PAIR = f"q,k,v;{BELOW}"
+SCHEMES = [NoPosition(), Rotary(share=1 / 3), RotaryWithInverse(), Alibi()]
+# Each way to cache and read, each with another reader and position scheme.
+READERS = [BELOW, f"{BELOW}+qknorm", f"q=x,{BELOW[2:]}++", f"{BELOW}+softcap2"]
+LENT = [
+    (write(lent), READERS[number % 4], SCHEMES[number % 3 if number % 5 else 3])
+    for number, lent in enumerate(DISTINCT)
+    if not isinstance(lent.k, LayerBelow)
+]
+LENT += [("q,k=L(5),v+qkvnorm", BELOW, Rotary()), ("q=k,v+qknorm", READERS[1], Rotary())]
+
+
+def _plans(lent, reader, position=SCHEMES[1], *, suffix="", causal=True, size=SIZE):
+    """The plans of a layer and of one above that reads its K and V."""
+    lender = plan_of(f"{lent}{suffix}", position, causal=causal, size=size)
+    rope, alibi = rope_of(position, size.head_dim), alibi_of(position)
+    variant = parse(f"{reader}{suffix}")
+    return lender, resolve(variant, size, causal=causal, rope=rope, alibi=alibi, below=[lender])
+
+
+def _drawn(lender, plan):
+    return drawn(plan.parameters, 1), streams()[0], (drawn(lender.parameters), streams(seed=5)[0])
+
+
+@pytest.mark.parametrize(("lent", "reader", "position"), LENT, ids=str)
+def test_decoding_over_the_rows_of_a_layer_below_is_attention_over_its_keys_and_values(
+    lent, reader, position
+):
+    lender, plan = _plans(lent, reader, position)
+    weights, x, below = _drawn(lender, plan)
+    steps = reference.decode(plan, weights, x, below)
+    whole = reference.forward(plan, weights, x, lender=below)
+    np.testing.assert_allclose(steps, whole, atol=EXACT)
+
+
+@every_backend_and(LENT)
+def test_a_layer_that_reads_a_layer_below_is_the_reference(backend, case):
+    lender, plan = _plans(*case, causal=False)
+    weights, x, below = _drawn(lender, plan)
+    found = backend.attend_to_layer_below(plan, weights, x[None], below)
+    expected = reference.forward(plan, weights, x, lender=below)
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=EXACT)
+
+
+# Every second and every third layer, one for all, two by two, and one layer in between.
+ARMS = [
+    PAIR,
+    f"q,k=v/1+qkvnorm;{BELOW}+qknorm;q,k=K(-2),v=V(-2)",
+    f"q,k=L(5),v=L(5);{BELOW}",
+    "q=x,k=K(-2),v=V(-2)",
+    f"q,k=v+window3+sinks1;{BELOW}+window3+sinks1",
+    BELOW,
+]
+
+
+def _stack(text, layers=5, position=SCHEMES[1], size=EVEN):
+    return with_arm(decoder("q,k,v", position, size, layers), parse_arm(text), tokens=TIME)
+
+
+@every_backend_and(ARMS)
+def test_a_prefill_and_steps_of_a_stack_are_one_forward_pass(backend, case):
+    model = _stack(case, layers=5 if backend is TORCH else 3)
+    weights = drawn(model_parameters(model).values())
+    found = backend.decode(Case(storage="growing"), model, weights, TOKENS)
+    whole = backend.logits(model, weights, (TOKENS,)).reshape(ITEMS, TIME, -1)
+    np.testing.assert_allclose(found, whole[:, 3:], rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("text", ARMS)
+@pytest.mark.parametrize("rows", ["int8", "int4"])
+@torch.no_grad()
+def test_beams_that_continue_others_are_independent_runs(text, rows):
+    network = TORCH.network(_stack(text))
+    cache = network.new_cache(1, 12, Growing(3), rows)
+    network.prefill(torch.from_numpy(TOKENS[:1, :4]), cache)
+    cache.reorder(torch.tensor([0, 0, 0]))
+    found = [network.step(torch.tensor([each, 5, each + 1]), cache) for each in range(3)][-1]
+    again = network.new_cache(1, 12, rows=rows)
+    network.prefill(torch.from_numpy(TOKENS[:1, :4]), again)
+    expected = [network.step(torch.tensor([each + 1]), again) for each in range(3)][-1]
+    torch.testing.assert_close(found[2:], expected, rtol=0, atol=EXACT)
+
+
+@pytest.mark.skipif(native.missing_requirement() is not None, reason="no native library")
+@pytest.mark.parametrize("text", [each for each in ARMS if "L(" not in each])
+def test_the_native_kernel_reads_rows_of_a_layer_below_as_torch_does(text, monkeypatch):
+    model = _stack(text, position=Rotary(), size=sized(64, 4))
+    network = build(model)
+    start(network, model, seed=0)
+    found, kernels = _steps(network)
+    assert all(kernels)
+    monkeypatch.setattr(layer, "decode_kernel", lambda *_: None)
+    expected, kernels = _steps(network)
+    assert not any(kernels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def _steps(network):
+    """The logits after each token, and the kernel of each layer."""
+    cache = network.new_cache(ITEMS, TIME)
+    logits = [network.step(each, cache) for each in torch.from_numpy(TOKENS).unbind(1)]
+    return torch.stack(logits), [each.decode_kernel for each in cache.layers]
+
+
+@every_backend
+def test_gradients_reach_the_layer_whose_keys_and_values_are_read(backend):
+    model = _stack(f"q,k=R(q),v+qknorm;{BELOW}+qknorm", layers=2, position=Rotary())
+    weights = drawn(model_parameters(model).values())
+    rng = np.random.default_rng(5)
+    along = {name: rng.normal(size=value.shape) for name, value in weights.items()}
+
+    def total(step):
+        moved = {name: value + step * along[name] for name, value in weights.items()}
+        return float((TORCH.logits(model, moved, (TOKENS,)) ** 2).sum())
+
+    gradients = backend.logit_gradients(model, weights, (TOKENS,))
+    found = sum(float((gradients[name] * along[name]).sum()) for name in weights)
+    assert found == pytest.approx((total(STEP) - total(-STEP)) / (2 * STEP), rel=SLOPE)
+    # Through the layer above alone: that of the lender gives its output no weight.
+    weights["blocks.0.attention.o.weight"] = 0 * weights["blocks.0.attention.o.weight"]
+    gradients = backend.logit_gradients(model, weights, (TOKENS,))
+    for name in ("k.rotation", "k.scale", "v.weight"):
+        assert np.abs(gradients[f"blocks.0.attention.{name}"]).max() > EXACT, name
+
+
+def test_with_every_second_layer_a_cache_is_exactly_half():
+    whole, half = (_stack(text, layers=4) for text in ("q,k,v", PAIR))
+    for storage in (None, Growing(2)):
+        chosen = {"storage": storage} if storage else {}
+        caches = [build(model).new_cache(ITEMS, TIME, **chosen) for model in (whole, half)]
+        for cache in caches:
+            cache.fill_randomly(TIME, seed=0)
+        assert caches[0].bytes == 2 * caches[1].bytes
+        assert caches[0].account().total == 2 * caches[1].account().total
+    assert cost.cache_bytes_per_token(whole) == 2 * cost.cache_bytes_per_token(half)
+    assert cost.cache_tensors(whole) == 2 * cost.cache_tensors(half) == 8
+    matrices = 2 * 2 * (EVEN.d_model + 1) * EVEN.d_model
+    assert cost.parameters(whole).total - cost.parameters(half).total == matrices
+    products = 2 * 2 * TIME * EVEN.d_model**2
+    assert cost.macs(whole, TIME) - cost.macs(half, TIME) == products
+
+
+def test_a_chain_ends_at_the_layer_that_makes_the_keys_and_values():
+    for text, distances in ((BELOW, [0, 1, 2, 3, 4]), ("q,k=K(-2),v=V(-2)", [0, 0, 2, 2, 4])):
+        first, *plans = _stack(text).plans
+        assert [plan.layers_below for plan in (first, *plans)] == distances
+        assert all(plan.lender == first for plan in plans if plan.lender)
+
+
+def test_encoders_and_towers_read_layers_below_too():
+    for model in (encoder(BELOW), towers(BELOW), translator(BELOW)):
+        for layers in model.layers:
+            assert [each.attention.layers_below for each in layers] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("lent", "reader", "said"),
+    [
+        ("q,k,v/1", f"{BELOW}/3", "which has 1 key/value heads: leave out the '/3'"),
+        ("q,k,v+window3", BELOW, "the same window, sinks and diagonal"),
+        ("q,k,v", f"{BELOW}-diag", "both need one mask"),
+    ],
+)
+def test_a_layer_below_that_does_not_fit_is_refused(lent, reader, said):
+    with pytest.raises(ValueError, match=said):
+        _plans(lent, reader)
+
+
+def test_other_positions_no_attention_and_a_source_are_refused():
+    lender = plan_of("q,k,v", Rotary())
+    with pytest.raises(ValueError, match="the same rotary positions"):
+        resolve(parse(BELOW), SIZE, causal=True, below=[lender])
+    with pytest.raises(ValueError, match="heads have 2 numbers and not 6"):
+        resolve(parse(BELOW), SIZE, causal=True, below=[plan_of("q,k,v", size=sized(6, 3))])
+    with pytest.raises(ValueError, match="the layer 1 below, which has none"):
+        resolve(parse(BELOW), SIZE, below=[None])
+    with pytest.raises(ValueError, match=r"V\(-1\)@self"):
+        _ = with_arm(translator(), parse_arm(BELOW), tokens=TIME).layers
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["q,k,v=V(-1)", "q,k=K(-1),v", "q,k=K(-1),v=V(-2)", "q=k=K(-1),v=V(-1)", "q,k=V(-1),v=K(-1)",
+     "q,k=v=K(-1)", "q,k=K(-0),v=V(-0)", "q,k=K(1),v=V(1)", "q=Q(-1),k,v"],
+)  # fmt: skip
+def test_what_cannot_be_read_from_a_layer_below_is_refused_with_an_example(text):
+    with pytest.raises(ValueError, match="write for example"):
+        parse(text)
+
+
+def test_a_layer_below_is_written_in_one_way():
+    assert write(parse(" v(−2)=v, q , K(-2) = k / 2 -diag")) == "q,k=K(-2),v=V(-2)/2-diag"
+    assert parse(BELOW) == Variant(parse("q,k,v").q, LayerBelow(1), LayerBelow(1))
+
+
+@pytest.mark.parametrize(
+    ("text", "model"),
+    [
+        (PAIR, decoder(layers=4)),
+        (f"{PAIR}~q,k,v", decoder(layers=4)),
+        (f"q,k,v~{PAIR}:macs", decoder(layers=3)),
+        (f"q,k=v@cross|{PAIR}@self", translator()),
+        (f"{PAIR}@image+text", towers()),
+        ("q,k=v;q,k,v;q,k,v", decoder(layers=5)),
+    ],
+)
+def test_variants_in_turn_are_one_text_of_an_arm_a_model_and_a_file(text, model):
+    arm = with_arm(model, parse_arm(text), tokens=TIME, second_tokens=5)
+    wanted = Experiment(arm, TaskRef("law"), 1, Training(1, 4, 1e-3, 0), seed=0)
+    assert from_json(to_json(wanted)) == wanted
+    expected = PAIR if text.endswith("@image+text") else text
+    assert wanted.arm == expected
+    assert write_arm(parse_arm(text)) == text
+
+
+def test_a_cycle_is_the_shortest_that_is_repeated():
+    assert write_arm(parse_arm("q,k,v;q,k=v;q,k,v;q,k=v")) == "q,k,v;q,k=v"
+    assert write_arm(parse_arm("q,k,v;q,k=v;q,k,v")) == "q,k,v;q,k=v;q,k,v"
+    assert write_arm(parse_arm("v,k,q;q,k,v")) == "q,k,v"
+
+
+@pytest.mark.parametrize("text", ["q,k,v;q,k=v;q,k,v", "q,k,v;q,k=v;q=k,v"])
+def test_more_variants_than_layers_are_refused(text):
+    with pytest.raises(ValueError, match="is q,k,v;q,k=v in the 2 layers of law; write that"):
+        with_arm(decoder(), parse_arm(text), tokens=TIME)
+
+
+def test_a_layer_without_layers_below_makes_its_own_keys_and_values():
+    assert replace(plan_of(BELOW), variant=parse("q,k,v")) == plan_of("q,k,v")
+    with pytest.raises(ValueError, match="A layer alone has none below"):
+        Attention(BELOW, 24, 4)
+
+
+def _mixed():
+    model = _stack(f"q,k=R(q),v+qkvnorm;{BELOW}+qknorm", layers=3, position=Rotary())
+    return model, drawn(model_parameters(model).values())
+
+
+def test_a_layer_shows_the_keys_and_values_that_it_reads_and_no_matrix_of_them():
+    network = TORCH.network(*_mixed())
+    lender, reader, _ = inspect_layers(network, torch.from_numpy(TOKENS))
+    assert [*lender.weights] == ["q", "k", "v"]
+    assert [*reader.weights] == ["q"]
+    for role in ("k", "v"):
+        np.testing.assert_array_equal(reader.projections[role], lender.projections[role])
+    for one, other in zip(JAX.inspected(*_mixed(), TOKENS), (lender, reader), strict=False):
+        np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=EXACT)
+
+
+def test_a_block_that_is_recomputed_has_the_gradients_of_one_that_is_not():
+    network = TORCH.network(*_mixed())
+    expected, found = (_gradients(network, change) for change in (lambda _: None, recompute))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def _gradients(network, change):
+    change(network)
+    network.zero_grad()
+    network(torch.from_numpy(TOKENS)).square().sum().backward()
+    return [parameter.grad.clone() for parameter in network.parameters()]
