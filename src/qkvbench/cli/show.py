@@ -17,6 +17,7 @@ from qkvbench.variant import (
     ApplyRope,
     ApplyRotation,
     Derivation,
+    MakeZeros,
     Normalize,
     Op,
     Plan,
@@ -102,7 +103,8 @@ def _layers_text(numbers: list[int]) -> str:
 def _roots(plan: Plan) -> list[str]:
     lines = []
     for root in plan.roots:
-        made = f"x ── W_{root.name} ──▶ {root.name}" if root.matrix else "x ──────────▶ x"
+        arrow = f"W_{root.name} ──" if root.matrix else "───────"
+        made = f"x ── {arrow}▶ {root.name}"
         if root.is_below:
             made = f"{root.name[0]} of a layer below"
         heads = "1 head" if root.heads == 1 else f"{root.heads} heads"
@@ -128,6 +130,7 @@ _OP_LABELS: dict[type[Op], Callable[[Any], str]] = {
     Normalize: lambda _: "norm",
     Scale: lambda op: f"·s_{op.role}",
     ApplyRope: lambda op: "inverse RoPE" if op.back else "RoPE",
+    MakeZeros: lambda _: "zeros",
 }
 
 
@@ -196,6 +199,7 @@ _OP_WORDS: dict[type[Op], str] = {
     Normalize: "normed",
     Scale: "scaled",
     ApplyRope: "rotated by RoPE",
+    MakeZeros: "replaced by zeros",
 }
 
 
