@@ -13,6 +13,7 @@ from qkvbench.model import Model, position_written
 from qkvbench.variant import (
     CANONICAL,
     ROLES,
+    ZEROS,
     AlibiBias,
     ApplyRope,
     ApplyRotation,
@@ -105,7 +106,9 @@ def _roots(plan: Plan) -> list[str]:
     for root in plan.roots:
         arrow = f"W_{root.name} ──" if root.matrix else "───────"
         made = f"x ── {arrow}▶ {root.name}"
-        if root.is_below:
+        if root.name == ZEROS:
+            made = "0"
+        elif root.is_below:
             made = f"{root.name[0]} of a layer below"
         heads = "1 head" if root.heads == 1 else f"{root.heads} heads"
         heads = f"a latent of {root.width} numbers" if root.is_latent else heads

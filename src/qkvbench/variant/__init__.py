@@ -6,6 +6,7 @@ from qkvbench.variant.parameter import Constant, Normal, Parameter, linear
 from qkvbench.variant.plan import (
     LATENT,
     STREAM,
+    ZEROS,
     ApplyRope,
     ApplyRotation,
     CachedTensor,
@@ -61,6 +62,7 @@ __all__ = [
     "STREAM",
     "SUFFIXES",
     "UNIFORM",
+    "ZEROS",
     "AlibiBias",
     "ApplyRope",
     "ApplyRotation",

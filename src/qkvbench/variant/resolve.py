@@ -348,7 +348,7 @@ def _check(variant: Variant, geometry: Geometry, made: dict[Role, Derivation]) -
     if geometry.kv_heads == geometry.heads:
         return
     for role in ("k", "v"):
-        if made[role].root in (STREAM, made["q"].root):
+        if made[role].root != ZEROS and made[role].root in (STREAM, made["q"].root):
             root = "the stream" if made[role].root == STREAM else "the root of q"
             raise ValueError(
                 f"{write(variant)} makes {role} from {root}, so both need as many heads; here q "
