@@ -37,7 +37,9 @@ from qkvbench.model import (
 )
 from qkvbench.model.rng import generator
 from qkvbench.variant import (
+    NO_ATTENTION,
     SUFFIXES,
+    UNIFORM,
     Constant,
     Geometry,
     Latent,
@@ -85,7 +87,7 @@ def _resolves(variant: Variant, size: Geometry = SIZE) -> bool:
 def _with_shared_heads() -> list[Variant]:
     """Every variant of the package, those with a latent, and each with one key/value head.
 
-    And one that reads K and V of the layer below.
+    And one that reads K and V of the layer below, and those that attend uniformly.
     """
     whole = list(variants_without_head_sharing())
     keys, values = ({getattr(each, role): None for each in whole} for role in "kv")
@@ -94,7 +96,8 @@ def _with_shared_heads() -> list[Variant]:
     whole = list(dict.fromkeys([*whole, *latents]))
     shared = [replace(variant, kv_heads=1) for variant in whole]
     below = Variant(Own(), LayerBelow(1), LayerBelow(1))
-    return [variant for variant in (*whole, *shared, below) if _resolves(variant)]
+    uniform = (UNIFORM, replace(UNIFORM, kv_heads=1))
+    return [variant for variant in (*whole, *shared, below, *uniform) if _resolves(variant)]
 
 
 def _positions() -> list[Position]:
@@ -118,7 +121,8 @@ def _suffix_axes() -> dict[str, tuple[str, ...]]:
 
 
 VARIANTS = _with_shared_heads()
-CATALOGUED = [entry.variant for entry in CATALOGUE]
+# Without the control that has no layer.
+CATALOGUED = [entry.variant for entry in CATALOGUE if entry.variant != NO_ATTENTION]
 SCHEMES = _positions()
 SUFFIX_AXES = _suffix_axes()
 

@@ -13,10 +13,12 @@ from qkvbench.model import Model, position_written
 from qkvbench.variant import (
     CANONICAL,
     ROLES,
+    ZEROS,
     AlibiBias,
     ApplyRope,
     ApplyRotation,
     Derivation,
+    MakeZeros,
     Normalize,
     Op,
     Plan,
@@ -102,8 +104,11 @@ def _layers_text(numbers: list[int]) -> str:
 def _roots(plan: Plan) -> list[str]:
     lines = []
     for root in plan.roots:
-        made = f"x ── W_{root.name} ──▶ {root.name}" if root.matrix else "x ──────────▶ x"
-        if root.is_below:
+        arrow = f"W_{root.name} ──" if root.matrix else "───────"
+        made = f"x ── {arrow}▶ {root.name}"
+        if root.name == ZEROS:
+            made = "0"
+        elif root.is_below:
             made = f"{root.name[0]} of a layer below"
         heads = "1 head" if root.heads == 1 else f"{root.heads} heads"
         heads = f"a latent of {root.width} numbers" if root.is_latent else heads
@@ -128,6 +133,7 @@ _OP_LABELS: dict[type[Op], Callable[[Any], str]] = {
     Normalize: lambda _: "norm",
     Scale: lambda op: f"·s_{op.role}",
     ApplyRope: lambda op: "inverse RoPE" if op.back else "RoPE",
+    MakeZeros: lambda _: "zeros",
 }
 
 
@@ -196,6 +202,7 @@ _OP_WORDS: dict[type[Op], str] = {
     Normalize: "normed",
     Scale: "scaled",
     ApplyRope: "rotated by RoPE",
+    MakeZeros: "replaced by zeros",
 }
 
 

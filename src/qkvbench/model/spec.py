@@ -13,6 +13,7 @@ from qkvbench.model.parts import AnyFeedForward, AnyNorm, LayerNorm
 from qkvbench.model.positions import Learned, Position, alibi_of, rope_of
 from qkvbench.variant import (
     CANONICAL,
+    NO_ATTENTION,
     Constant,
     Geometry,
     Normal,
@@ -416,10 +417,10 @@ class Model:
         own = partial(resolve, geometry=self.geometry, causal=causal, rope=rope, alibi=alibi)
         below: list[Plan | None] = []
         for block in tower.blocks:
-            attention = block.attention and own(block.attention.variant, below=below)
-            below.append(attention)
+            attended = _attended(block.attention)
+            below.append(attended and own(attended, below=below))
         crosses = [
-            block.cross and resolve_cross(block.cross.variant, self.geometry)
+            (attended := _attended(block.cross)) and resolve_cross(attended, self.geometry)
             for block in tower.blocks
         ]
         return tuple(map(LayerPlans, below, crosses))
@@ -501,6 +502,11 @@ def sized_text(text: str, match: SizeMatch | None) -> str:
     if match is None:
         return text
     return f"{text}{LIKE}{write_cycle(match.like)}{MACS if match.by == 'macs' else ''}"
+
+
+def _attended(attention: Attention | None) -> Variant | None:
+    """The variant of a sub-layer; None if there is none, or is none in this arm."""
+    return None if attention is None or attention.variant == NO_ATTENTION else attention.variant
 
 
 def _layers_text(layers: Iterable[Attention | None]) -> str:

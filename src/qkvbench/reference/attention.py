@@ -16,6 +16,7 @@ from qkvbench.variant import (
     ApplyRotation,
     Fixed,
     Input,
+    MakeZeros,
     Normalize,
     Op,
     Plan,
@@ -135,6 +136,8 @@ def apply(
             case ApplyRope(back):
                 assert plan.rope, "only a plan with RoPE applies it"
                 rows = rope(rows, plan.rope, -positions if back else positions)
+            case MakeZeros(heads, width):
+                rows = np.zeros((len(rows), heads, width))
     return rows
 
 

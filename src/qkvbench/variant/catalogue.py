@@ -100,6 +100,18 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry("shared-kv-mqa", "q,k=v/1", "one head that is both key and value", STUDY),
     Entry(
+        "uniform",
+        "q=k=0,v",
+        "a control: the mean of what is visible, so that nothing can be looked for",
+        "arXiv:2011.04006, the floor of any task that needs attention to choose",
+    ),
+    Entry(
+        "none",
+        "none",
+        "a control: no attention sub-layer at all, so that no token sees another",
+        "hypothesis: what a model without attention reaches needs no attention",
+    ),
+    Entry(
         "latent",
         "q,k=L(16),v=L(16)",
         "key and value are made from one latent of 16 numbers",

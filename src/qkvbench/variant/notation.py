@@ -2,9 +2,10 @@
 
 Roles that hold the same tensor are joined by ``=``. A group ends in ``x`` if it is the stream, in
 ``R(role)`` if it is an earlier role times a learned rotation, in ``L(rank)`` if it is made from the
-latent, and in ``K(-n)`` or ``V(-n)`` if it is K or V of the layer n below; otherwise it has a
-matrix of its own. ``/g`` then gives the number of key/value heads, and suffixes describe the scores
-(`scores.SUFFIXES`): ``q,k=v/4+qknorm+window128-diag``.
+latent, in ``K(-n)`` or ``V(-n)`` if it is K or V of the layer n below, and in ``0`` if it is zeros;
+otherwise it has a matrix of its own. ``none`` is zeros for all three: no attention. ``/g`` then
+gives the number of key/value heads, and suffixes describe the scores (`scores.SUFFIXES`):
+``q,k=v/4+qknorm+window128-diag``.
 """
 
 import re
@@ -13,6 +14,7 @@ from typing import cast
 
 from qkvbench.variant.scores import ROLES, Role, parse_scores, write_scores
 from qkvbench.variant.spec import (
+    NO_ATTENTION,
     Latent,
     LayerBelow,
     LearnedRotation,
@@ -21,14 +23,17 @@ from qkvbench.variant.spec import (
     Source,
     Stream,
     Variant,
+    Zeros,
 )
+
+NONE = "none"
 
 _EXAMPLE = (
     "write for example 'q,k,v', 'q,k=v', 'q=k=x,v', 'q,k=R(q),v', 'q,k=L(8),v=L(8)', "
     "'q,k=K(-1),v=V(-1)' or 'q,k=v/4'"
 )
 _TERM = re.compile(
-    r"(?P<name>[qkvx])|r\((?P<origin>[qkv])\)|l\((?P<rank>[1-9][0-9]*)\)"
+    r"(?P<name>[qkvx0])|r\((?P<origin>[qkv])\)|l\((?P<rank>[1-9][0-9]*)\)"
     r"|(?P<below>[kv])\(-(?P<layers>[1-9][0-9]*)\)"
 )
 # The part before the suffixes, which begin at the first sign outside of parentheses.
@@ -38,13 +43,15 @@ _BODY = re.compile(r"(?:[^+\-(]|\([^)]*\)?)*")
 @lru_cache(maxsize=4096)
 def write(variant: Variant) -> str:
     """The canonical text: ``parse(write(variant)) == variant``."""
+    if variant == NO_ATTENTION:
+        return NONE
     groups: dict[Role, list[str]] = {}
     for role in ROLES:
         match variant.source(role):
             case Same(origin):
                 groups[origin].append(role)
-            case Stream():
-                first: Role = next(name for name in ROLES if variant.source(name) == Stream())
+            case Stream() | Zeros() as source:
+                first: Role = next(name for name in ROLES if variant.source(name) == source)
                 groups.setdefault(first, []).append(role)
             case _:
                 groups[role] = [role]
@@ -61,6 +68,8 @@ def parse(text: str) -> Variant:
     Raises ValueError, with what to write instead, if the text names none.
     """
     plain = re.sub(r"\s+", "", text.lower()).replace("−", "-")
+    if plain == NONE:
+        return NO_ATTENTION
     body = cast(re.Match[str], _BODY.match(plain))[0]
     equation, slash, heads = body.partition("/")
     if slash and not re.fullmatch(r"[1-9][0-9]*", heads):
@@ -68,11 +77,11 @@ def parse(text: str) -> Variant:
             f"'{text}': write the number of key/value heads after '/', a whole number from 1; "
             f"{_EXAMPLE}."
         )
-    ties: dict[str, set[str]] = {name: {name} for name in (*ROLES, "x")}
+    ties: dict[str, set[str]] = {name: {name} for name in (*ROLES, "x", "0")}
     made: dict[Role, Source] = {}
     mentioned: set[str] = set()
     for group in equation.split(","):
-        if group == "x" or group in mentioned:
+        if group in ("x", "0") or group in mentioned:
             raise ValueError(f"'{text}': '{group}' alone says nothing there; {_EXAMPLE}.")
         mentioned |= _read_group(text, group, ties, made)
     missing = [role for role in ROLES if role not in mentioned]
@@ -89,6 +98,8 @@ def _ending(role: Role, source: Source) -> list[str]:
     match source:
         case Stream():
             return ["x"]
+        case Zeros():
+            return ["0"]
         case LearnedRotation(origin):
             return [f"R({origin})"]
         case Latent(rank):
@@ -110,7 +121,7 @@ def _read_group(
         match = _TERM.fullmatch(term)
         if match is None:
             raise ValueError(
-                f"'{text}': '{term}' is not q, k, v, x, R(role), L(rank), K(-n) or V(-n); "
+                f"'{text}': '{term}' is not q, k, v, x, 0, R(role), L(rank), K(-n) or V(-n); "
                 f"{_EXAMPLE}."
             )
         if match["name"]:
@@ -129,7 +140,7 @@ def _read_group(
         ties[name] = joined
     if origins:
         first: Role | None = next((role for role in ROLES if role in joined), None)
-        if first is None or "x" in joined or len(set(origins)) > 1 or first in made:
+        if first is None or joined & {"x", "0"} or len(set(origins)) > 1 or first in made:
             raise ValueError(f"'{text}': '{group}' has two origins; {_EXAMPLE}.")
         made[first] = origins[0]
     return set(names)
@@ -150,9 +161,11 @@ def _source(text: str, role: Role, ties: dict[str, set[str]], made: dict[Role, S
     first: Role = next(name for name in ROLES if name in tied)
     origins = {made[name] for name in ROLES if name in tied and name in made}
     if "x" in tied:
-        if origins:
-            raise ValueError(f"'{text}': {role} cannot be both the stream and made from it.")
+        if origins or "0" in tied:
+            raise ValueError(f"'{text}': {role} cannot be both the stream and something else.")
         return Stream()
+    if "0" in tied:
+        return Zeros()
     if first != role:
         return Same(first)
     if len(origins) > 1:

@@ -80,12 +80,22 @@ class ApplyRope:
     back: bool = False
 
 
-Op = ApplyRotation | UpProject | Normalize | Scale | ApplyRope
+@dataclass(frozen=True)
+class MakeZeros:
+    """Zeros in the place of each row: `heads` of `width` numbers."""
+
+    heads: int
+    width: int
+
+
+Op = ApplyRotation | UpProject | Normalize | Scale | ApplyRope | MakeZeros
 # The same linear map at every position, so that it can be absorbed into query or output.
 Fixed = ApplyRotation | UpProject | Scale
 
-# The names of the two roots that are no role: the stream itself, and the latent with its matrix.
+# The names of the roots that are no role: the stream itself, and the latent with its matrix.
 STREAM, LATENT = "x", "c"
+# The root of zeros: the stream, of which nothing but the number of rows is used.
+ZEROS = "0"
 
 # The input that a root reads: the layer's own stream, in cross-attention another sequence, or
 # nothing, since it is K or V of a layer below.
@@ -312,6 +322,8 @@ def shape_after(
     """Heads and their width at the end of a derivation."""
     if any(isinstance(op, UpProject) for op in derivation.ops):
         return geometry.kv_heads, geometry.head_dim
+    if derivation.ops and isinstance(zeros := derivation.ops[-1], MakeZeros):
+        return zeros.heads, zeros.width
     root = next(root for root in roots if root.name == derivation.root)
     return root.heads, root.width
 

@@ -10,12 +10,14 @@ from qkvbench.variant.notation import write
 from qkvbench.variant.plan import (
     LATENT,
     STREAM,
+    ZEROS,
     ApplyRope,
     ApplyRotation,
     CachedTensor,
     Derivation,
     Fixed,
     Geometry,
+    MakeZeros,
     Normalize,
     Op,
     Plan,
@@ -27,6 +29,7 @@ from qkvbench.variant.plan import (
 from qkvbench.variant.rope import AlibiBias, Rope
 from qkvbench.variant.scores import ROLES, Role
 from qkvbench.variant.spec import (
+    NO_ATTENTION,
     Latent,
     LayerBelow,
     LearnedRotation,
@@ -34,6 +37,7 @@ from qkvbench.variant.spec import (
     Same,
     Stream,
     Variant,
+    Zeros,
 )
 
 # The roots of a layer that reads K and V of a layer below: the tensors as they are there.
@@ -73,11 +77,13 @@ def _resolve(
     alibi: AlibiBias | None = None,
 ) -> Plan:
     """The plan of a layer that makes its own K and V."""
+    if variant == NO_ATTENTION:
+        raise ValueError("'none' is a model without attention, and has no attention layer.")
     if variant.kv_heads is not None:
         geometry = replace(geometry, kv_heads=variant.kv_heads)
     rotated = rope.roles if rope else ()
     derivations: dict[Role, Derivation] = {
-        role: _derivation(role, variant, rotated) for role in ROLES
+        role: _derivation(role, variant, geometry, rotated) for role in ROLES
     }
     _check(variant, geometry, derivations)
     roots: dict[str, Root] = {}
@@ -85,7 +91,11 @@ def _resolve(
         name = derivations[role].root
         heads = geometry.heads if role == "q" else geometry.kv_heads
         root = Root(name, heads, geometry.head_dim, None if name == STREAM else name)
-        roots.setdefault(name, _latent_root(variant) if name == LATENT else root)
+        if name == LATENT:
+            root = _latent_root(variant)
+        elif name == ZEROS:
+            root = Root(ZEROS, 1, geometry.d_model, None)
+        roots.setdefault(name, root)
     scores = variant.scores
     return Plan(
         variant=variant,
@@ -175,11 +185,16 @@ def _reading(own: Plan, lender: Plan | None, layers: int) -> Plan:
     )
 
 
-def _derivation(role: Role, variant: Variant, rotated: tuple[Role, ...]) -> Derivation:
+def _derivation(
+    role: Role, variant: Variant, geometry: Geometry, rotated: tuple[Role, ...]
+) -> Derivation:
     """From a root to `role`: learned maps, norm, learned scale, and RoPE last.
 
     RoPE comes last because a tied V is the tensor before it.
     """
+    if variant.source(role) == Zeros():
+        heads = geometry.heads if role == "q" else geometry.kv_heads
+        return Derivation(ZEROS, (MakeZeros(heads, geometry.head_dim),))
     maps = _maps_to(role, variant)
     ops = maps.ops
     match variant.scores.normed:
@@ -212,6 +227,8 @@ def _maps_to(role: Role, variant: Variant) -> Derivation:
         case LearnedRotation(origin):
             before = _maps_to(origin, variant)
             return replace(before, ops=(*before.ops, ApplyRotation(role)))
+        case Zeros():
+            return Derivation(ZEROS, ())
 
 
 def _first_tied(role: Role, variant: Variant) -> Role:
@@ -257,6 +274,14 @@ def _cache_policy(
                 absorbed_by_output=(*undone, *_maps(rest)),
             )
     last = len(v.ops) - _count_leading(v.ops[::-1], ApplyRotation | UpProject)
+    if any(isinstance(op, MakeZeros) for op in k.ops):
+        # Zeros are made on read, in the number of V's rows.
+        return _CachePolicy(
+            cached=(cached("v", v, last),),
+            key_ops_on_read=k.ops,
+            absorbed_by_query=(),
+            absorbed_by_output=_maps(v.ops[last:]),
+        )
     return _CachePolicy(
         cached=(cached("k", k, ready), cached("v", v, last)),
         **_key_on_read(k.ops[ready:]),
@@ -323,7 +348,7 @@ def _check(variant: Variant, geometry: Geometry, made: dict[Role, Derivation]) -
     if geometry.kv_heads == geometry.heads:
         return
     for role in ("k", "v"):
-        if made[role].root in (STREAM, made["q"].root):
+        if made[role].root != ZEROS and made[role].root in (STREAM, made["q"].root):
             root = "the stream" if made[role].root == STREAM else "the root of q"
             raise ValueError(
                 f"{write(variant)} makes {role} from {root}, so both need as many heads; here q "

@@ -54,7 +54,16 @@ class LayerBelow:
     layers: int
 
 
-Source = Own | Stream | Same | LearnedRotation | Latent | LayerBelow
+@dataclass(frozen=True)
+class Zeros:
+    """Zeros, made from nothing: for the controls, which cannot choose what they attend to.
+
+    Q and K of zeros give every visible key the same weight. If V has none either, there is no
+    attention sub-layer at all.
+    """
+
+
+Source = Own | Stream | Same | LearnedRotation | Latent | LayerBelow | Zeros
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,7 @@ class Variant:
             object.__setattr__(self, role, source)
         _check_latents(list(canonical.values()))
         _check_layers_below(list(canonical.values()))
+        _check_zeros(self)
         if self.kv_heads is not None and self.kv_heads < 1:
             raise ValueError(f"A variant needs at least 1 key/value head, not {self.kv_heads}.")
 
@@ -119,7 +129,7 @@ def without_value_rotation(variant: Variant) -> Variant:
 def _canonical(role: Role, source: Source, earlier: dict[Role, Source]) -> Source:
     """The same source, with its origin followed back as far as it goes."""
     match source:
-        case Own() | Stream() | Latent() | LayerBelow():
+        case Own() | Stream() | Latent() | LayerBelow() | Zeros():
             return source
         case Same(origin) | LearnedRotation(origin):
             if origin not in earlier:
@@ -129,7 +139,7 @@ def _canonical(role: Role, source: Source, earlier: dict[Role, Source]) -> Sourc
             first = _first_equal(origin, earlier)
             if isinstance(source, LearnedRotation):
                 return LearnedRotation(first)
-            return Stream() if earlier[first] == Stream() else Same(first)
+            return earlier[first] if earlier[first] in (Stream(), Zeros()) else Same(first)
 
 
 def _check_latents(sources: list[Source]) -> None:
@@ -158,16 +168,33 @@ def _check_layers_below(sources: list[Source]) -> None:
         )
 
 
+def _check_zeros(variant: Variant) -> None:
+    """Refuse zeros that make a part of the layer useless without saying so."""
+    zeros = tuple(role for role in ROLES if variant.source(role) == Zeros())
+    if zeros not in ((), ("q", "k"), ROLES):
+        raise ValueError(
+            "Scores of a query or a key of zeros are all zero: write 'q=k=0,v' for the mean of "
+            "what is visible, or 'none' for no attention."
+        )
+    if zeros and isinstance(variant.v, LearnedRotation):
+        raise ValueError("Zeros that are rotated are zeros: write 'none' for no attention.")
+    if len(zeros) == len(ROLES) and (variant.kv_heads is not None or variant.scores != Scores()):
+        raise ValueError("'none' is no attention: it has no heads and no scores to change.")
+
+
 def _first_equal(role: Role, earlier: dict[Role, Source]) -> Role:
     """The first role that holds the same tensor as `role`."""
     match earlier[role]:
         case Same(origin):
             return origin
-        case Stream():
-            return next(name for name in earlier if earlier[name] == Stream())
+        case Stream() | Zeros() as source:
+            return next(name for name in earlier if earlier[name] == source)
         case _:
             return role
 
 
 # Three projections of their own, arXiv:1706.03762: what everything is compared with.
 CANONICAL = Variant(Own(), Own(), Own())
+# The controls: no attention sub-layer, and the mean of what is visible.
+NO_ATTENTION = Variant(Zeros(), Zeros(), Zeros())
+UNIFORM = Variant(Zeros(), Zeros(), Own())

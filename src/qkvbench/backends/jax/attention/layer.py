@@ -31,6 +31,7 @@ from qkvbench.variant import (
     ApplyRotation,
     Derivation,
     Input,
+    MakeZeros,
     Normalize,
     Op,
     Plan,
@@ -303,6 +304,8 @@ class Attention:
                     rows = rows * weights[f"{role}.scale"].astype(rows.dtype)
                 case ApplyRope(back):
                     rows = rope(rows, back=back)
+                case MakeZeros(heads, width):
+                    rows = jnp.zeros((len(rows), heads, rows.shape[2], width), rows.dtype)
         return rows
 
     def _attend_cached(

@@ -15,6 +15,7 @@ from qkvbench.variant import (
     ApplyRotation,
     Derivation,
     Fixed,
+    MakeZeros,
     Normalize,
     Op,
     Role,
@@ -66,6 +67,8 @@ def apply(
             case ApplyRope(back):
                 assert rope, "only a plan with RoPE applies it"
                 rows = rope(rows, back=back)
+            case MakeZeros(heads, width):
+                rows = rows.new_zeros(len(rows), heads, rows.shape[2], width)
     return rows
 
 
