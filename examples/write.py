@@ -40,7 +40,9 @@ def main() -> None:
     rng = qkvbench.torch.Sampling(temperature=0.8, top_p=0.95, seed=1)
     for strategy in (qkvbench.torch.Greedy(), rng, qkvbench.torch.Beams(4)):
         for rows in ("fp32", "int8"):
-            found = qkvbench.torch.generate(network, prompts, tokens=60, strategy=strategy, rows=rows)
+            found = qkvbench.torch.generate(
+                network, prompts, tokens=60, strategy=strategy, rows=rows
+            )
             print(f"{strategy}, a cache of {rows}:")
             for prompt, tokens in zip(prompts, found, strict=True):
                 print("  " + repr("".join(letters[token] for token in prompt + tokens)))
