@@ -29,6 +29,8 @@ hypothesis.settings.load_profile("here")
 
 def pytest_configure(config):
     config.pluginmanager.register(Budget())
+    # Twenty thousand cases that no one asked for would take half a minute to collect.
+    os.environ["QKVBENCH_NIGHTLY_CASES"] = str(int("not nightly" not in config.option.markexpr))
 
 
 @pytest.fixture

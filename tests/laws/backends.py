@@ -3,7 +3,7 @@
 A law that is parametrized by `every_backend` is one sentence about all of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from laws.cases import (
+    NIGHTLY,
     PADDING,
     STORAGES,
     Inputs,
     covering,
     drawn,
     few,
+    quick_or_nightly,
     random_cases,
 )
 from qkvbench.backends import jax as jax_backend
@@ -288,36 +290,25 @@ def every_backend_and_case(
     of_jax = few(cases, jax_cases)
     pairs = [(TORCH, case, number % share == 0) for number, case in enumerate(cases)]
     pairs += [(JAX, case, case in of_jax) for case in cases]
-    pairs += [(each, case, False) for each in BACKENDS for case in random_cases(nightly, *names)]
-    return pytest.mark.parametrize(
-        ("backend", "case"),
-        [
-            pytest.param(
-                backend,
-                case,
-                id=f"{backend.name} {case}",
-                marks=() if quick else pytest.mark.nightly,
-            )
-            for backend, case, quick in pairs
-        ],
-    )
+    random = random_cases(nightly if NIGHTLY else 0, *names)
+    pairs += [(each, case, False) for each in BACKENDS for case in random]
+    return _each(pairs)
 
 
 def every_backend_and(cases: Sequence[Any], jax_cases: int = 1) -> pytest.MarkDecorator:
     """The law holds for each of these in every backend; in JAX quick for the first few only."""
-    return pytest.mark.parametrize(
-        ("backend", "case"),
-        [
-            pytest.param(
-                backend,
-                case,
-                id=f"{backend.name} {case}",
-                marks=() if backend is TORCH or number < jax_cases else pytest.mark.nightly,
-            )
-            for backend in BACKENDS
-            for number, case in enumerate(cases)
-        ],
+    return _each(
+        (backend, case, backend is TORCH or number < jax_cases)
+        for backend in BACKENDS
+        for number, case in enumerate(cases)
     )
+
+
+def _each(pairs: Iterable[tuple[Backend, Any, bool]]) -> pytest.MarkDecorator:
+    """The test with each backend and case, and whether it is quick."""
+    chosen = quick_or_nightly(((backend, case), quick) for backend, case, quick in pairs)
+    names = [f"{each.values[0].name} {each.values[1]}" for each in chosen]
+    return pytest.mark.parametrize(("backend", "case"), chosen, ids=names)
 
 
 def gradients_of(module: torch.nn.Module) -> Arrays:

@@ -5,6 +5,7 @@ without an edit here. Quick runs use a covering array: every pair of values of e
 occurs. Nightly runs add a large random part of the whole product.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
@@ -164,6 +165,7 @@ class Case:
         return decoder(self.full, self.position, size, self.layers)
 
 
+@cache
 def suffixed(variant: Variant, suffix: str) -> Variant:
     """The variant with these suffixes instead of its own."""
     return replace(variant, scores=parse(f"q,k,v{suffix}").scores) if suffix else variant
@@ -339,12 +341,11 @@ def _crosses(variant: Variant) -> bool:
 
 def few(cases: Iterable[Case], count: int) -> list[Case]:
     """So many of the cases, chosen greedily so that most values of all axes occur."""
-    left, found, known = list(cases), [], set()
+    left, found, known = {case: _values(case) for case in cases} if count else {}, [], set()
     while left and len(found) < count:
-        best = max(left, key=lambda case: len(_values(case) - known))
-        left.remove(best)
+        best = max(left, key=lambda case: len(left[case] - known))
+        known |= left.pop(best)
         found.append(best)
-        known |= _values(best)
     return found
 
 
@@ -356,15 +357,29 @@ def _values(case: Case) -> set[tuple[str, str]]:
     }
 
 
+# Whether cases that run nightly are made at all; `conftest.py` sets it by what is selected.
+NIGHTLY = os.environ.get("QKVBENCH_NIGHTLY_CASES", "1") != "0"
+
+
+def quick_or_nightly(cases: Iterable[tuple[Any, bool]]) -> list[Any]:
+    """Parameters of a test, each with whether it is quick; the others are for nightly runs."""
+    found: list[Any] = []
+    for case, quick in cases:
+        if quick or NIGHTLY:
+            values = case if isinstance(case, tuple) else (case,)
+            found.append(pytest.param(*values, marks=() if quick else pytest.mark.nightly))
+    return found
+
+
 def every_case(*names: str, nightly: int = 1000, share: int = 1) -> pytest.MarkDecorator:
     """The law holds for a covering array of these axes, and nightly for `nightly` random cases.
 
     Quick for one of `share` cases of the array.
     """
-    cases, quick = covering(*names), covering(*names)[::share]
-    more = [case for case in (*cases, *random_cases(nightly, *names)) if case not in quick]
-    more = list(dict.fromkeys(more))
-    return parametrized([*quick, *(pytest.param(case, marks=pytest.mark.nightly) for case in more)])
+    cases = covering(*names)
+    quick = dict.fromkeys(cases[::share], True)
+    more = dict.fromkeys((*cases, *random_cases(nightly if NIGHTLY else 0, *names)), False)
+    return parametrized(quick_or_nightly((quick | more | quick).items()))
 
 
 def parametrized(cases: Iterable[Any]) -> pytest.MarkDecorator:

@@ -17,6 +17,7 @@ from laws.cases import (
     decoder,
     drawn,
     encoder,
+    every_case,
     every_catalogued,
     every_distinct,
     every_output,
@@ -24,6 +25,7 @@ from laws.cases import (
     few,
     parametrized,
     plan_of,
+    quick_or_nightly,
     towers,
     translator,
 )
@@ -129,7 +131,7 @@ def _cells(models):
     ]
     return pytest.mark.parametrize(
         ("case", "name"),
-        [pytest.param(*cell, marks=() if cell in quick else pytest.mark.nightly) for cell in cells],
+        quick_or_nightly((cell, cell in quick) for cell in cells),
         ids=str,
     )
 
