@@ -218,6 +218,7 @@ def test_letters_that_a_terminal_lacks_are_replaced(monkeypatch):
     assert b"softmax" in terminal.buffer.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_fork_server")
 def test_a_study_with_a_run_that_fails_prints_its_row_and_ends_with_1(
     tmp_path, monkeypatch, capsys
@@ -382,9 +383,10 @@ def test_a_smoke_of_each_whole_recipe_runs_to_its_page(recipe, tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
     ids=["INT", "TERM"],
 )
+@pytest.mark.slow
 @pytest.mark.usefixtures("foreground")
 def test_a_signal_ends_the_study_and_its_processes_without_a_traceback(number, status, tmp_path):
     study = start(tmp_path, plan=("--variants", "q,k,v", "--tasks", "sort"))

@@ -183,7 +183,7 @@ def test_test_runs_the_chosen_tests(clone):
     assert "<-m><not slow and not nightly><-n><logical>" in quick
     assert "<--dist><loadfile>" in quick
     assert quick.endswith("<-k><law>")
-    assert "<-m><slow and not nightly><-n><0>" in clone("test", "--slow")[1]
+    assert "<-m><slow and not nightly><-n><logical>" in clone("test", "--slow")[1]
     assert "<-m><nightly><-n><0>" in clone("test", "--nightly")[1]
 
 

@@ -198,6 +198,7 @@ def test_dependencies_run_first_and_once_and_are_stored_without_being_arms_of_th
     assert to_run(study.experiments(), Store(tmp_path / "store")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("server")
 def test_a_study_that_was_stopped_resumes_and_trains_lost_weights_again(tmp_path):
     store = Store(tmp_path / "store")

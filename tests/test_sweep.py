@@ -113,6 +113,7 @@ class Uneven(Study):
         return first, replace(second, training=replace(second.training, steps=LONG))
 
 
+@pytest.mark.slow
 def test_an_interrupt_records_and_ends_the_runs_in_progress_and_loses_nothing(tmp_path):
     def stop():
         raise KeyboardInterrupt
@@ -158,6 +159,7 @@ def test_arms_that_cannot_be_timed_leave_the_runs_as_they_are(tmp_path, monkeypa
     assert noted.lacked == [("measurement", "The process was ended by SIGKILL.")]
 
 
+@pytest.mark.slow
 def test_fail_fast_stops_at_the_first_failure(tmp_path):
     class Wild(Study):
         def experiments(self):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from hashlib import sha256
 
 import numpy as np
@@ -25,9 +26,23 @@ every_task = pytest.mark.parametrize("name", tasks.names())
 AT_ONCE = 8192
 
 
-@pytest.fixture(name="loaded", scope="module")
-def _loaded() -> dict[str, Data]:
-    return {name: tasks.find(name).load() for name in tasks.names()}
+@cache
+def _data(name: str) -> Data:
+    return tasks.find(name).load()
+
+
+@pytest.fixture
+def data(name: str) -> Data:
+    """The data of the task of this test, loaded once."""
+    return _data(name)
+
+
+@cache
+def _rows_of(name: str) -> list[list[bytes]]:
+    """A hash of all that is read of each item, of each split: sets of images are large."""
+    return [
+        [row for batch in _batches(split) for row in _rows(batch)] for split in _splits(_data(name))
+    ]
 
 
 def _splits(data: Data) -> list[Split]:
@@ -74,7 +89,7 @@ def _read(batch: Batch) -> list[np.ndarray]:
 
 
 def _rows(batch: Batch) -> list[bytes]:
-    """All that is read of each item, as a hash of it: sets of images are large."""
+    """All that is read of each item, as a hash of it."""
     rows = [sha256(row).digest() for row in batch.inputs]
     if batch.second is not None:
         second = (sha256(row).digest() for row in batch.second.inputs)
@@ -83,10 +98,10 @@ def _rows(batch: Batch) -> list[bytes]:
 
 
 @every_task
-def test_loading_twice_gives_the_same_bits(name, loaded):
+def test_loading_twice_gives_the_same_bits(name, data):
     again = tasks.find(name).load()
-    assert again.identity == loaded[name].identity
-    for one, two in zip(_splits(again), _splits(loaded[name]), strict=True):
+    assert again.identity == data.identity
+    for one, two in zip(_splits(again), _splits(data), strict=True):
         assert len(one) == len(two)
         some = np.arange(0, len(one), 7)
         np.testing.assert_array_equal(one.batch(some).inputs, two.batch(some).inputs)
@@ -94,28 +109,24 @@ def test_loading_twice_gives_the_same_bits(name, loaded):
 
 
 @every_task
-def test_no_item_is_in_two_splits(name, loaded):
-    train, validation, test = (
-        {row for batch in _batches(split) for row in _rows(batch)}
-        for split in _splits(loaded[name])
-    )
+def test_no_item_is_in_two_splits(name):
+    train, validation, test = map(set, _rows_of(name))
     assert train.isdisjoint(validation)
     assert train.isdisjoint(test)
     assert validation.isdisjoint(test)
 
 
 @every_task
-def test_no_item_is_twice_in_a_split(name, loaded):
-    for split in _splits(loaded[name]):
-        rows = [row for batch in _batches(split) for row in _rows(batch)]
+def test_no_item_is_twice_in_a_split(name, data):
+    for split, rows in zip(_splits(data), _rows_of(name), strict=True):
         # Windows of prose may repeat; there it is documents that are different, by their own test.
         if not isinstance(split, Windows):
             assert len(set(rows)) == len(rows) == len(split)
 
 
 @every_task
-def test_a_random_predictor_scores_at_the_stated_chance(name, loaded):
-    task, targets = tasks.find(name), _whole(loaded[name].test).targets
+def test_a_random_predictor_scores_at_the_stated_chance(name, data):
+    task, targets = tasks.find(name), _whole(data.test).targets
     if _is_written(task):
         # Right by chance is no text; what smoothing leaves is less than a tenth of a point.
         texts = _random_texts(task, targets)
@@ -125,7 +136,7 @@ def test_a_random_predictor_scores_at_the_stated_chance(name, loaded):
     scored = targets != IGNORE_INDEX
     allowed = np.unique(targets[scored])
     # The loss of one who finds all classes equally likely; the loss decides no accuracy.
-    even = np.full(targets.shape, math.log(_classes(name, loaded[name].test)))
+    even = np.full(targets.shape, math.log(_classes(name, data.test)))
     found = []
     for seed in range(32):
         rng = np.random.default_rng(seed)
@@ -142,8 +153,8 @@ def test_a_random_predictor_scores_at_the_stated_chance(name, loaded):
 
 
 @every_task
-def test_a_perfect_predictor_gets_the_best_score(name, loaded):
-    task, targets = tasks.find(name), _whole(loaded[name].test).targets
+def test_a_perfect_predictor_gets_the_best_score(name, data):
+    task, targets = tasks.find(name), _whole(data.test).targets
     if _is_written(task):
         references = task.generation.references()
         found = task.generation.score(references, references).metrics[task.metric.name]
@@ -156,9 +167,9 @@ def test_a_perfect_predictor_gets_the_best_score(name, loaded):
 
 
 @every_task
-def test_inputs_and_targets_fit_the_model(name, loaded):
+def test_inputs_and_targets_fit_the_model(name, data):
     stack = tasks.find(name).model.architecture
-    for split in _splits(loaded[name])[1:]:
+    for split in _splits(data)[1:]:
         batch = _whole(split)
         scored = batch.targets[batch.targets != IGNORE_INDEX]
         assert scored.min() >= 0
@@ -177,9 +188,9 @@ def test_inputs_and_targets_fit_the_model(name, loaded):
 
 
 @every_task
-def test_vectors_have_the_features_that_the_model_reads_or_the_network_before_it(name, loaded):
+def test_vectors_have_the_features_that_the_model_reads_or_the_network_before_it(name, data):
     task = tasks.find(name)
-    data = loaded[name]
+    data = data
     if not isinstance(task.model.inputs, Vectors):
         assert task.feature_extractor is None
         return
@@ -202,11 +213,11 @@ def test_vectors_have_the_features_that_the_model_reads_or_the_network_before_it
 
 
 @every_task
-def test_what_is_redrawn_keeps_its_answer_and_its_shape_and_follows_its_draws(name, loaded):
+def test_what_is_redrawn_keeps_its_answer_and_its_shape_and_follows_its_draws(name, data):
     task = tasks.find(name)
     if task.augment is None:
         return
-    batch = loaded[name].train.batch(np.arange(32))
+    batch = data.train.batch(np.arange(32))
     before = _read(batch)
     first, second, other = (task.augment(batch, np.random.default_rng(n)) for n in (0, 0, 1))
     for one, two in zip(_read(first), _read(second), strict=True):
@@ -242,8 +253,8 @@ def test_a_name_is_short_and_what_it_is_about_is_one_sentence(name):
 
 
 @every_task
-def test_what_is_to_be_written_is_what_the_targets_say(name, loaded):
-    task, test = tasks.find(name), loaded[name].test
+def test_what_is_to_be_written_is_what_the_targets_say(name, data):
+    task, test = tasks.find(name), data.test
     if task.generation is None:
         return
     search, batch = task.generation.search, _whole(test)
@@ -255,21 +266,21 @@ def test_what_is_to_be_written_is_what_the_targets_say(name, loaded):
     assert len(task.generation.sources()) == len(test)
 
 
-def test_each_digit_has_a_like_share_of_the_test_split(loaded):
-    counts = np.bincount(_whole(loaded["digits"].test).targets.ravel())
+def test_each_digit_has_a_like_share_of_the_test_split():
+    counts = np.bincount(_whole(_data("digits").test).targets.ravel())
     assert counts.max() - counts.min() <= 1
 
 
-def test_sort_wants_the_sorted_input_and_no_answer_is_in_two_splits(loaded):
-    answers = [_whole(split) for split in _splits(loaded["sort"])]
+def test_sort_wants_the_sorted_input_and_no_answer_is_in_two_splits():
+    answers = [_whole(split) for split in _splits(_data("sort"))]
     for batch in answers:
         np.testing.assert_array_equal(batch.targets, np.sort(batch.inputs, axis=1))
     rows = [row.tobytes() for batch in answers for row in batch.targets]
     assert len(set(rows)) == len(rows)
 
 
-def test_recall_asks_only_for_what_it_has_shown(loaded):
-    batch = _whole(loaded["recall"].validation)
+def test_recall_asks_only_for_what_it_has_shown():
+    batch = _whole(_data("recall").validation)
     for tokens, targets in zip(batch.inputs, batch.targets, strict=True):
         asked = np.flatnonzero(targets != IGNORE_INDEX)
         shown = dict(zip(tokens[: asked[0] : 2], tokens[1 : asked[0] : 2], strict=True))
@@ -287,14 +298,14 @@ def test_recall_asks_only_for_what_it_has_shown(loaded):
         ("subtract", lambda digits: [9 - digit for digit in digits]),
     ],
 )
-def test_digits_are_rewritten_as_the_task_says(name, answer, loaded):
-    batch = _whole(loaded[name].validation)
+def test_digits_are_rewritten_as_the_task_says(name, answer):
+    batch = _whole(data.validation)
     for digits, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
         assert targets == list(answer(digits))
 
 
-def test_mqar_overwrites_no_pair_and_asks_for_each_once(loaded):
-    batch = _whole(loaded["mqar"].train)
+def test_mqar_overwrites_no_pair_and_asks_for_each_once():
+    batch = _whole(_data("mqar").train)
     numbers = set()
     for tokens, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
         asked = [place for place, target in enumerate(targets) if target != IGNORE_INDEX]
@@ -310,7 +321,7 @@ def test_mqar_overwrites_no_pair_and_asks_for_each_once(loaded):
     assert numbers == set(mqar.PAIRS)
 
 
-def test_mqar_asks_by_the_published_power_law(loaded):
+def test_mqar_asks_by_the_published_power_law():
     rng = np.random.default_rng(0)
     first = mqar.draw_by_power_law(rng, positions=14, wanted=2, count=20_000)[:, 0]
     law = np.arange(1, 15) ** (0.01 - 1)
@@ -320,8 +331,8 @@ def test_mqar_asks_by_the_published_power_law(loaded):
     np.testing.assert_array_less(np.abs(shares - law), 4 * np.sqrt(law * (1 - law) / len(first)))
 
 
-def test_mqar_tells_each_number_of_pairs_apart(loaded):
-    targets = _whole(loaded["mqar"].test).targets
+def test_mqar_tells_each_number_of_pairs_apart():
+    targets = _whole(_data("mqar").test).targets
     few = (targets != IGNORE_INDEX).sum(axis=1, keepdims=True) == min(mqar.PAIRS)
     predicted = np.where(few, targets, 0)
     zeros = np.zeros(targets.shape)
@@ -329,8 +340,8 @@ def test_mqar_tells_each_number_of_pairs_apart(loaded):
     assert [scores[f"accuracy_{pairs}"] for pairs in mqar.PAIRS] == [1.0, 0.0, 0.0]
 
 
-def test_selective_copying_wants_the_symbols_in_order_and_shows_no_answer(loaded):
-    batch = _whole(loaded["selective-copying"].validation)
+def test_selective_copying_wants_the_symbols_in_order_and_shows_no_answer():
+    batch = _whole(_data("selective-copying").validation)
     for tokens, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
         wanted = [target for target in targets if target != IGNORE_INDEX]
         assert [token for token in tokens if token < selective_copying.SYMBOLS] == wanted
@@ -340,8 +351,8 @@ def test_selective_copying_wants_the_symbols_in_order_and_shows_no_answer(loaded
         assert set(asked) == {selective_copying.MARK}
 
 
-def test_induction_wants_what_followed_when_the_symbol_was_last_seen(loaded):
-    batch = _whole(loaded["induction"].validation)
+def test_induction_wants_what_followed_when_the_symbol_was_last_seen():
+    batch = _whole(_data("induction").validation)
     for tokens, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
         for place, (token, target) in enumerate(zip(tokens, targets, strict=True)):
             before = [earlier for earlier in range(place) if tokens[earlier] == token]
@@ -387,8 +398,8 @@ def test_reviews_share_no_document_between_splits_and_hold_no_other_zero():
     assert len(set(documents)) == len(documents)
 
 
-def test_windows_predict_each_byte_of_their_stream_once(loaded):
-    batch = _whole(loaded["lm-reviews"].test)
+def test_windows_predict_each_byte_of_their_stream_once():
+    batch = _whole(_data("lm-reviews").test)
     stream = reviews().test[: batch.inputs.size + 1]
     np.testing.assert_array_equal(batch.inputs.ravel(), stream[:-1])
     np.testing.assert_array_equal(batch.targets.ravel(), stream[1:])

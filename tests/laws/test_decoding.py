@@ -65,7 +65,7 @@ def _tolerance(backend, case, expected):
 
 
 @every_backend_and_case(
-    "variant", "position", "suffix", "rows", "padding", "storage", share=2, jax_cases=2
+    "variant", "position", "suffix", "rows", "padding", "storage", share=4, jax_cases=2
 )
 def test_a_prefill_and_steps_are_one_forward_pass(backend, case):
     model = case.decoder()

@@ -9,6 +9,7 @@ from laws.cases import (
     SIZE,
     SUFFIX_AXES,
     TIME,
+    covering,
     drawn,
     every_case,
     every_position,
@@ -63,13 +64,14 @@ def test_a_later_token_changes_nothing_earlier(case):
     assert (np.abs(after[-2:] - before[-2:]).max() > EXACT) == reads_it
 
 
-@every_case("variant", "position", nightly=0)
-def test_a_value_is_the_same_at_every_position_unless_the_scheme_rotates_it(case):
-    plan = case.plan()
-    weights, x = _setup(plan)
-    roots = reference.project(plan, weights, x)
-    here, there = (reference.make("v", plan, weights, roots, ROWS + first) for first in (0, 5))
-    assert np.array_equal(here, there) == (not isinstance(case.position, RotaryWithInverse))
+def test_a_value_is_the_same_at_every_position_unless_the_scheme_rotates_it():
+    for case in covering("variant", "position"):
+        plan = case.plan()
+        weights, x = _setup(plan)
+        roots = reference.project(plan, weights, x)
+        here, there = (reference.make("v", plan, weights, roots, ROWS + first) for first in (0, 5))
+        rotated = isinstance(case.position, RotaryWithInverse)
+        assert np.array_equal(here, there) == (not rotated), case
 
 
 @every_case("position", "suffix", "mask", nightly=0)

@@ -188,33 +188,35 @@ def test_a_window_needs_a_number_and_sinks_need_a_window(text, reason):
         parse(text)
 
 
-@every_case("variant", "position", "suffix", nightly=0)
-def test_rope_is_applied_to_the_roles_of_the_scheme_and_comes_last(case):
-    plan, rope = case.plan(), rope_of(case.position, SIZE.head_dim)
-    # Zeros stay zeros.
-    zeros = {role for role in ROLES if case.variant.source(role) == Zeros()}
-    roles = set(rope.roles) - zeros if rope else set()
-    for role in ROLES:
-        ops = plan.derivations[role].ops
-        assert [op for op in ops if isinstance(op, ApplyRope)] == [ApplyRope()] * (role in roles)
-        assert role not in roles or ops[-1] == ApplyRope()
-    assert (ApplyRope() in plan.cached_value.derivation.ops) == ("v" in roles)
-    assert plan.output_ops == ((ApplyRope(back=True),) if "v" in roles else ())
+def test_rope_is_applied_to_the_roles_of_the_scheme_and_comes_last():
+    for case in covering("variant", "position", "suffix"):
+        plan, rope = case.plan(), rope_of(case.position, SIZE.head_dim)
+        # Zeros stay zeros.
+        zeros = {role for role in ROLES if case.variant.source(role) == Zeros()}
+        roles = set(rope.roles) - zeros if rope else set()
+        for role in ROLES:
+            ops = plan.derivations[role].ops
+            found = [op for op in ops if isinstance(op, ApplyRope)]
+            assert found == [ApplyRope()] * (role in roles), case
+            assert role not in roles or ops[-1] == ApplyRope(), case
+        assert (ApplyRope() in plan.cached_value.derivation.ops) == ("v" in roles), case
+        assert plan.output_ops == ((ApplyRope(back=True),) if "v" in roles else ()), case
 
 
-@every_case("variant", "position", "suffix", nightly=0)
-def test_a_cache_has_one_tensor_if_key_and_value_have_one_root_else_two(case):
-    plan = case.plan()
-    key, value = plan.derivations["k"], plan.derivations["v"]
-    if case.variant.k == Zeros():
-        # They are made on read.
-        assert len(plan.cached) == 1
-    elif plan.rope and "v" in plan.rope.roles:
-        # The tensor is cached with RoPE applied, so V must be K itself; reading needs no work.
-        assert len(plan.cached) == (1 if key == value else 2)
-        assert plan.key_ops_on_read == ()
-    else:
-        assert len(plan.cached) == (1 if key.root == value.root else 2)
+def test_a_cache_has_one_tensor_if_key_and_value_have_one_root_else_two():
+    for case in covering("variant", "position", "suffix"):
+        plan = case.plan()
+        key, value = plan.derivations["k"], plan.derivations["v"]
+        if case.variant.k == Zeros():
+            # They are made on read.
+            expected = 1
+        elif plan.rope and "v" in plan.rope.roles:
+            # The tensor is cached with RoPE applied, so V must be K itself; reading needs no work.
+            expected = 1 if key == value else 2
+            assert plan.key_ops_on_read == (), case
+        else:
+            expected = 1 if key.root == value.root else 2
+        assert len(plan.cached) == expected, case
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from qkvbench.model import (
     Rotary,
     RotaryWithInverse,
 )
-from qkvbench.variant import ApplyRope, parse
+from qkvbench.variant import ApplyRope, Zeros, parse
 
 # fp64 rounding of sums over tens of numbers of size one.
 EXACT = 1e-11
@@ -124,6 +124,10 @@ def test_every_measure_of_every_variant_is_a_number_where_it_applies(variant):
         streams = "x" in {part.plan.derivations[role].root for role in ("k", "v")}
         empty = {name for name, value in found.items() if math.isnan(value)}
         expected = {"attention_symmetry", *(["kv_weight_cka"] if streams else [])}
+        if variant.k == Zeros():
+            # No matrix makes them, and no direction is theirs.
+            of_them = ("qk_", "kv_", "q_", "k_", "score_symmetry")
+            expected |= {name for name in found if name.startswith(of_them)}
         if part.plan.lender:
             # K and V are made from the stream of another layer.
             expected |= {name for name, each in WEIGHT_MEASURES.items() if each.roles != ("q",)}

@@ -5,6 +5,7 @@ from typing import Any
 
 from qkvbench.variant import (
     ROLES,
+    ZEROS,
     ApplyRope,
     ApplyRotation,
     Derivation,
@@ -36,14 +37,15 @@ def role_matrices(
 ) -> dict[Role, Any]:
     """The matrix of each role from the stream, (heads, head_dim, d_model), as the root's array.
 
-    Of K and V of a layer below there are none, since they are made from another stream.
+    Of K and V of a layer below there are none, since they are made from another stream; nor of
+    zeros, which are made from none.
     Roots are given as (heads, width, d_model), learned maps as (heads, to, width), scales as
     (head_dim,), in arrays of any framework and of one dtype.
     """
     matrices: dict[Role, Any] = {}
     for role in ROLES:
         derivation = plan.derivations[role]
-        if plan.root(derivation.root).is_below:
+        if derivation.root == ZEROS or plan.root(derivation.root).is_below:
             continue
         matrix = roots[derivation.root]
         for op in derivation.ops:
