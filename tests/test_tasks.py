@@ -298,7 +298,7 @@ def test_recall_asks_only_for_what_it_has_shown():
         ("subtract", lambda digits: [9 - digit for digit in digits]),
     ],
 )
-def test_digits_are_rewritten_as_the_task_says(name, answer):
+def test_digits_are_rewritten_as_the_task_says(name, answer, data):
     batch = _whole(data.validation)
     for digits, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
         assert targets == list(answer(digits))
