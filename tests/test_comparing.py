@@ -15,9 +15,10 @@ from qkvbench.cost.units import bytes_text
 from qkvbench.data.batch import IGNORE_INDEX, Predictions
 from qkvbench.experiment import from_json, to_json
 from qkvbench.model import PRESETS, parse_arm, write_arm
+from qkvbench.reports import terminal
 from qkvbench.reports.parts.comparison import lines, sentence
 from qkvbench.results import planning, resampling
-from qkvbench.results.aggregate import aggregate, interquartile_mean
+from qkvbench.results.aggregate import Scale, aggregate
 from qkvbench.results.dominance import Rival, frontier, pareto_places
 from qkvbench.results.items import MAX_BLOCKS, ItemScores
 from qkvbench.results.margins import Margins, parse_margins
@@ -320,28 +321,55 @@ def test_seeds_are_resampled_only_where_there_are_enough():
     assert many.resampled
 
 
-def test_the_interquartile_mean_forgets_the_ends():
-    assert interquartile_mean(np.array([[0.0, 1, 2, 3, 4, 5, 6, 1e9]])) == pytest.approx([3.5])
-    assert interquartile_mean(np.array([[1.0, 2, 9]])) == pytest.approx([4])
+def test_zero_is_no_attention_one_the_baseline_and_the_worst_task_is_named():
+    floor, base = np.array([0.1, 0.1]), np.array([0.9, 0.9])
+    found = aggregate(
+        {
+            "a": Scale(floor, base, np.array([0.5, 0.5])),
+            # Bits, of which fewer are better.
+            "b": Scale(np.array([4.0, 4.0]), np.array([2.0, 2.0]), np.array([2.1, 1.9])),
+        }
+    )
+    assert (found.mean, found.worst, found.worst_task) == (pytest.approx(0.75), 0.5, "a")
+    # The only spread is that of one arm on one of the two tasks, with one degree of freedom.
+    half = scipy_stats.t.isf(0.025, 1) * np.sqrt(0.02 / 2) / 2 / 2
+    assert found.high - found.mean == pytest.approx(half)
+    assert aggregate({"a": Scale(floor, base, base)}) is None
 
 
-def test_an_arm_like_the_baseline_improves_with_one_half():
-    rng = np.random.default_rng(2)
-    base = 1 + 0.01 * rng.normal(size=5)
-    found = aggregate(["a", "b"], [np.array([base, base]), np.array([base, base[::-1]])])
-    assert found.difference == pytest.approx(0)
-    assert found.improvement == 0.5
-    better = aggregate(["a", "b"], [np.array([base, base + 1])] * 2)
-    assert better.improvement == 1
-    assert better.improvement_low < 0.75
-    assert better.low > 0.9
+def _study(path, task, scores):
+    """A study of one task with these scores of each arm."""
+    store = Store(path)
+    store.write_study(
+        fake_study.info(tuple(scores), (task,)).model_copy(update={"seeds": {task: 3}})
+    )
+    for run in fake_study.experiments(task, arms=tuple(scores), seeds=3):
+        store.write_run(fake_study.record(run, score=scores[run.variant][run.seed]))
+    return view(store)
 
 
-def test_a_run_that_diverged_counts_at_chance_over_tasks(tmp_path):
-    seen = view(fake_study.build(tmp_path))
-    # Its other tasks are whole; one seed of lm-reviews diverged, which makes no mean there.
-    assert "q=k=x,v" in next(t for t in seen.tasks if t.name == "lm-reviews").result.incomplete
-    assert "q=k=x,v" in seen.aggregates
+def test_a_task_that_is_solved_without_attention_says_nothing_of_variants(tmp_path):
+    arms = {"q,k,v": [0.95, 0.96, 0.95], "q,k=v": [0.90, 0.92, 0.89]}
+    for number, (floor, standing) in enumerate(
+        [([0.94, 0.95, 0.95], "attention not needed"), ([0.1, 0.12, 0.09], "compared")]
+    ):
+        seen = _study(tmp_path / str(number), "sort", arms | {"none": floor})
+        (task,) = seen.tasks
+        assert task.result.standing == standing
+        assert task.result.worth == pytest.approx(np.mean(arms["q,k,v"]) - np.mean(floor))
+        said = " ".join(terminal.render(seen).split())
+        assert ("says nothing of variants" in said) == (standing != "compared")
+        assert bool(task.result.differences) == (standing == "compared")
+        assert "No control without attention" not in said
+    without = _study(tmp_path / "without", "sort", arms)
+    assert "No control without attention" in terminal.render(without)
+
+
+def test_solved_seeds_need_a_control_that_solves_fewer(tmp_path):
+    solved, failed = [0.999] * 3, [0.2] * 3
+    seen = _study(tmp_path / "a", "recall", {"q,k,v": solved, "q,k=v": failed, "none": solved})
+    assert seen.tasks[0].result.standing == "attention not needed"
+    assert "none" not in seen.aggregates
 
 
 def test_dominance_on_given_numbers_is_exact():

@@ -114,6 +114,9 @@ def test_a_mode_is_a_name_or_an_equation_for_all_layers_or_for_each():
         config_of("gpt2", qkv_mode="share")
     with pytest.raises(ValueError, match=r"changes scores by position.*\n.*'q,k=v'"):
         config_of("gpt2", qkv_mode="q,k=v+2d")
+    for text in ("q,k=L(8),v=L(8)", "q,k=K(-1),v=V(-1)", "q=k=0,v", "none"):
+        with pytest.raises(ValueError, match="which qkv_mode does not support"):
+            config_of("gpt2", qkv_mode=text)
 
 
 def test_rope_that_depends_on_the_length_is_refused_if_roots_are_rotated_on_read():

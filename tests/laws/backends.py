@@ -274,7 +274,7 @@ Backend = Torch | Jax
 TORCH, JAX = Torch(), Jax()
 BACKENDS = (TORCH, JAX)
 # A case of JAX takes seconds: its operations are compiled for every new shape.
-JAX_CASES = 4
+JAX_CASES = 2
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: each.name)
 

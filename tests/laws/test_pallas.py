@@ -30,15 +30,15 @@ def _weights(layer):
     }
 
 
-# A case takes seconds, operation by operation: two variants with one position each time; the rest
-# nightly. A case: variant, sizes, which position.
+# A case takes seconds, operation by operation: one variant with one position; the rest nightly. A
+# case: variant, sizes, which position.
 CASES = [
     ("q,k=v", SIZE, 1),
     ("q,k=v/1", SIZE, 1),
     ("q=k=v", WHOLE, 2),
     ("q,k=R(q),v=R(q)", WHOLE, 1),
 ]
-QUICK = ("q,k=v/1", "q=k=v")
+QUICK = ("q,k=v/1",)
 POSITIONS = [NoPosition(), Rotary(), Rotary(share=1 / 3)]
 
 

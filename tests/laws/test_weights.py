@@ -141,7 +141,7 @@ def _given(case, name):
     return model, drawn(model_parameters(model).values()), inputs
 
 
-@_cells(2)
+@_cells(1)
 def test_jax_computes_the_logits_of_torch_from_the_same_weights(case, name):
     model, weights, inputs = _given(case, name)
     found, expected = (backend.logits(model, weights, inputs) for backend in BACKENDS)

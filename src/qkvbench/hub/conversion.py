@@ -17,7 +17,7 @@ from qkvbench.hub.models import attention_layers, layer_plans, model_classes, wi
 from qkvbench.hub.modes import Mode
 from qkvbench.variant import Plan, write
 from qkvbench.variant.scores import ROLES, Role
-from qkvbench.variant.spec import Latent, LearnedRotation, Own, Same, Stream
+from qkvbench.variant.spec import Latent, LayerBelow, LearnedRotation, Own, Same, Stream, Zeros
 
 # Largest relative error of a tie: a few roundings in fp32.
 TIE_TOLERANCE = 1e-6
@@ -81,8 +81,8 @@ def _layer(
                 rotation = _rotation(weights[origin], weights[role])
                 expected = rotation @ weights[origin]
                 new[f"rotation.{role}"] = ops.generator(rotation)
-            case Latent():
-                raise AssertionError("qkv_mode refuses latents")
+            case Latent() | LayerBelow() | Zeros():
+                raise AssertionError("qkv_mode refuses them")
         _check_tie(plan, number, role, weights[role], expected)
     for name, tensor in ours.items():
         if name not in new:

@@ -23,8 +23,10 @@ from qkvbench.variant import (
     Rope,
     Same,
     Scores,
+    Source,
     UpProject,
     Variant,
+    Zeros,
     parse,
     resolve,
     write,
@@ -32,6 +34,14 @@ from qkvbench.variant import (
 
 # The module of each role's projection, or the one module of all three.
 Projections = Mapping[Role, str] | str
+
+
+# Sources that a model of transformers cannot have, and what they say of K and V.
+UNSUPPORTED: dict[type[Source], str] = {
+    Latent: "makes K or V from a latent",
+    LayerBelow: "reads K and V of a layer below",
+    Zeros: "is a control whose query and key are zeros",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +95,12 @@ class Family:
 
         ValueError, with equations that would work, if the head sharing forbids the variant.
         """
-        if any(isinstance(variant.source(role), Latent) for role in ROLES):
-            raise ValueError(
-                f"'{write(variant)}' makes K or V from a latent, which qkv_mode does not support; "
-                "take 'q,k=v' or another equation without L(…)."
-            )
-        if isinstance(variant.k, LayerBelow):
-            raise ValueError(
-                f"'{write(variant)}' reads K and V of a layer below, which qkv_mode does not "
-                "support; take 'q,k=v' or another equation without K(−n)."
-            )
+        for kind, what in UNSUPPORTED.items():
+            if any(isinstance(variant.source(role), kind) for role in ROLES):
+                raise ValueError(
+                    f"'{write(variant)}' {what}, which qkv_mode does not support; take 'q,k=v' or "
+                    "another equation."
+                )
         if not variant.scores.normed:
             variant = replace(variant, scores=Scores(normed=self.normed))
         try:

@@ -7,9 +7,9 @@ function ``study()`` returns the value. To add one, add a file.
 import importlib
 import pkgutil
 
-from qkvbench.recipes.study import Study
+from qkvbench.recipes.study import CONTROLS, Study
 
-__all__ = ["Study", "about", "find", "names", "takes"]
+__all__ = ["CONTROLS", "Study", "about", "find", "names", "takes"]
 
 
 def names() -> list[str]:

@@ -9,14 +9,14 @@ Wrong     their runs change number and size of heads at once; here each changes 
 Expect    each size has its own baseline: runs are compared within a column, never across
 """
 
-from qkvbench.recipes import Study
+from qkvbench.recipes import CONTROLS, Study
 
 
 def study() -> Study:
     """Canonical attention, the tie, the same functions with a rotation, and one tensor for all."""
     return Study(
         name="heads",
-        variants=("q,k,v", "q,k=v", "q,k,v=R(k)", "q=k=v"),
+        variants=("q,k,v", "q,k=v", "q,k,v=R(k)", "q=k=v", *CONTROLS),
         seeds={
             "recall@1x64": 10,
             "recall@4x16": 10,

@@ -1,13 +1,13 @@
 """Does a tie cost more than its parameters? The ties of `quick`, and arms of equal parameters.
 
 Run       qkvbench run matched
-Takes     about nine minutes on two cores
+Takes     about twelve minutes on two cores
 Expect    `q,k,v~q,k=v` is canonical attention with a feed-forward narrowed until the model has as
           many parameters as with `q,k=v`. A tie that loses against `q,k,v` but not against this arm
           loses only the capacity of its parameters
 """
 
-from qkvbench.recipes import Study
+from qkvbench.recipes import CONTROLS, Study
 from qkvbench.recipes.quick import study as quick
 
 
@@ -23,6 +23,7 @@ def study() -> Study:
             "q,k,v~q=k=v",
             "q,k,v/1",
             "q,k,v~q,k,v/1",
+            *CONTROLS,
         ),
         seeds=quick().seeds,
     )

@@ -9,7 +9,7 @@ Expect    arms with `@cross` change cross-attention alone, those with `@encoder`
           no score is the highest because a token meets itself
 """
 
-from qkvbench.recipes import Study
+from qkvbench.recipes import CONTROLS, Study
 
 
 def study() -> Study:
@@ -27,6 +27,7 @@ def study() -> Study:
             "q,k=x,v@cross",
             "q,k=x,v@self",
             "q,k=x,v@encoder",
+            *CONTROLS,
         ),
         seeds={"captioning": 3, "translation": 3},
     )

@@ -7,7 +7,7 @@ Expect    `+2d` cannot say which of two tokens comes first (softmax cancels what
           alone), `++` can; whether `-diag` helps a token whose query is its key is a hypothesis
 """
 
-from qkvbench.recipes import Study
+from qkvbench.recipes import CONTROLS, Study
 
 
 def study() -> Study:
@@ -27,6 +27,7 @@ def study() -> Study:
             "q=k=v+2d",
             "q=k=v++",
             "q=k=v-diag",
+            *CONTROLS,
         ),
         seeds={"sort": 3, "recall": 5, "lm-reviews": 3},
     )

@@ -7,7 +7,7 @@ Reported  the article that this project began from says that keys may matter mor
 Expect    few pictures and a small score: large losses show, small ones do not
 """
 
-from qkvbench.recipes import Study
+from qkvbench.recipes import CONTROLS, Study
 
 
 def study() -> Study:
@@ -25,6 +25,7 @@ def study() -> Study:
             "q,k=x,v",
             "q,k=x,v@image",
             "q,k=x,v@text",
+            *CONTROLS,
         ),
         seeds={"clip": 3, "clip-de": 3},
     )

@@ -6,12 +6,13 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from qkvbench.results.aggregate import Aggregate, aggregate, normalized
+from qkvbench.results.aggregate import Aggregate, Scale, aggregate
 from qkvbench.results.dominance import LATENCY_TOLERANCE, ParetoPlace, pareto_places, rivals
 from qkvbench.results.items import ItemScores
 from qkvbench.results.record import Cost, Measurement, MetricInfo, Record
 from qkvbench.results.resampling import Bounds, ItemBounds, bounds_over_items
 from qkvbench.results.stats import Comparison, Tally
+from qkvbench.variant import NO_ATTENTION, write
 
 CostKind = Literal["cache", "parameters", "latency"]
 
@@ -62,6 +63,10 @@ class TaskResult(Protocol):
     def cells(self) -> tuple[ArmRuns, ...]:
         """Its arms."""
         ...
+
+
+# The arm without attention: zero on every scale.
+FLOOR = write(NO_ATTENTION)
 
 
 @dataclass(frozen=True)
@@ -146,36 +151,35 @@ def fronts(
 
 
 def aggregates(tasks: Sequence[TaskResult], arms: Sequence[str]) -> dict[str, Aggregate]:
-    """One figure over the tasks whose baseline learned, for each arm with a run of every seed."""
+    """One figure over the tasks that need attention, for each arm with a run of every seed.
+
+    Empty if the study has no arm without attention: there is no scale then.
+    """
     usable = [task for task in tasks if task.result.standing == "compared"]
     by_arm: dict[str, Aggregate] = {}
     for arm in arms[1:]:
-        scores = [normalized_scores(task, arms[0], (arms[0], arm)) for task in usable]
-        pairs = [pair for pair in scores if pair is not None]
-        if len(pairs) < 2 or len(pairs) < len(usable):
-            continue
-        over_tasks = aggregate([task.name for task in usable], pairs)
-        if over_tasks is not None:
-            by_arm[arm] = over_tasks
+        scales = {task.name: _scale(task, arms[0], arm) for task in usable}
+        complete = {name: scale for name, scale in scales.items() if scale is not None}
+        if arm != FLOOR and len(complete) == len(scales):
+            over_tasks = aggregate(complete)
+            if over_tasks is not None:
+                by_arm[arm] = over_tasks
     return by_arm
 
 
-def normalized_scores(task: TaskResult, reference: str, arms: tuple[str, str]) -> np.ndarray | None:
-    """The normalized scores (2, seeds) of two arms; a run that diverged counts as chance.
+def _scale(task: TaskResult, baseline: str, arm: str) -> Scale | None:
+    """The scores of the task's two ends and of an arm; a run that diverged counts as the floor.
 
-    None if a seed is missing for another reason.
+    None if a seed is missing for another reason, or if there is no floor.
     """
     cells = {cell.variant: cell for cell in task.cells}
-    base = list(cells[reference].scores.values())
-    chance = task.metric.chance
-    scale = float(np.mean(base))
-    rows: list[list[float]] = []
-    for arm in arms:
-        cell = cells[arm]
-        scores = {**cell.scores, **dict.fromkeys(cell.diverged, chance)}
+    if FLOOR not in cells or not cells[FLOOR].scores:
+        return None
+    lowest = float(np.mean(list(cells[FLOOR].scores.values())))
+    rows: list[np.ndarray] = []
+    for name in (FLOOR, baseline, arm):
+        scores = {**cells[name].scores, **dict.fromkeys(cells[name].diverged, lowest)}
         if any(seed not in scores for seed in task.result.seeds):
             return None
-        rows.append(
-            [normalized(scores[seed], chance=chance, reference=scale) for seed in task.result.seeds]
-        )
-    return np.array(rows)
+        rows.append(np.array([scores[seed] for seed in task.result.seeds]))
+    return Scale(*rows)

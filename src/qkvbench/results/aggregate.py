@@ -1,106 +1,69 @@
-"""One figure over tasks: interquartile mean and probability of improvement (arXiv:2108.13264).
+"""One figure over tasks: 0 is a model without attention, 1 the baseline.
 
-Scores are normalized so that chance is 0 and the baseline's mean on the task is 1. A run that
-diverged counts as chance. The bootstrap is stratified: seeds are resampled within each task, with
-the same draws for an arm and its baseline, because their seeds are pairs.
+On each task an arm's mean is put on this scale, so that tasks count alike; the worst task stands
+beside the mean over tasks, because a mean hides it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from qkvbench.results.critical import LEVEL, wilson
-from qkvbench.results.resampling import RESAMPLES
+from qkvbench.results.critical import LEVEL
 
-# Fraction trimmed at each end, so that neither one bad run nor one easy task decides.
-TRIM = 0.25
-_RESAMPLING_SEED = 0
+PerSeed = Float[np.ndarray, " seeds"]
 
-# Two arms by seeds; tasks have different numbers of them.
-Pair = Float[np.ndarray, "2 _"]
+
+class Scale(NamedTuple):
+    """The scores of one task: of the control without attention, of the baseline and of an arm."""
+
+    floor: PerSeed
+    base: PerSeed
+    arm: PerSeed
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """An arm against the baseline over several tasks; 95% bounds for this arm alone.
+    """An arm over several tasks, where 0 is no attention and 1 the baseline's mean.
 
-    ``mean`` is the interquartile mean of the arm's normalized scores, ``difference`` is that minus
-    the baseline's. ``improvement`` is the probability that a run of the arm beats a run of the
-    baseline on a task drawn at random; ties count one half.
+    ``mean`` is over the tasks, with 95% bounds for this arm alone; ``worst`` is its mean on
+    ``worst_task``.
     """
 
     tasks: tuple[str, ...]
     mean: float
-    baseline_mean: float
-    difference: float
     low: float
     high: float
-    improvement: float
-    improvement_low: float
-    improvement_high: float
+    worst: float
+    worst_task: str
 
 
-def normalized(score: float, *, chance: float, reference: float) -> float:
-    """A score rescaled so that chance is 0 and the reference is 1; works in both directions."""
-    return (score - chance) / (reference - chance)
+def aggregate(scales: Mapping[str, Scale]) -> Aggregate | None:
+    """The arm over these tasks; None if there are fewer than two, or one of them has one seed.
 
-
-def interquartile_mean(values: Float[np.ndarray, "*studies runs"]) -> Float[np.ndarray, "*studies"]:
-    """The mean without the lowest and the highest quarter (rounded down)."""
-    cut = int(TRIM * values.shape[-1])
-    return np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut].mean(axis=-1)
-
-
-def aggregate(names: Sequence[str], pairs: Sequence[Pair]) -> Aggregate | None:
-    """The arm (second row of each task's normalized scores) against the baseline (first row).
-
-    None if a task has one seed, because the variance over seeds is then unknown.
-
-    Bootstrap resamples of n seeds have (n − 1)/n of the variance, and their percentiles are too
-    narrow for small n. So the interval is Student's t with the resamples' corrected deviation.
+    The bounds cover the seeds of arm and baseline (Welch on each task); the two ends of the scale
+    are taken as known.
     """
-    if not pairs or any(pair.shape[1] < 2 for pair in pairs):
+    if len(scales) < 2 or any(len(each.base) < 2 for each in scales.values()):
         return None
-    both = np.concatenate(pairs, axis=1)
-    base, arm = interquartile_mean(both)
-    fewest = min(pair.shape[1] for pair in pairs)
-    degrees = sum(pair.shape[1] - 1 for pair in pairs)
-    deviation = float(_resampled_differences(pairs).std()) * math.sqrt(fewest / (fewest - 1))
-    half = float(stats.t.isf(LEVEL / 2, degrees)) * deviation
-    improvement = float(np.mean([_win_rate(pair) for pair in pairs]))
-    # The effective number of independent pairs of runs; using all pairs is at least as precise.
-    count = len(pairs) ** 2 / sum(1 / pair.shape[1] for pair in pairs)
-    low, high = wilson(improvement, count)
-    return Aggregate(
-        tasks=tuple(names),
-        mean=float(arm),
-        baseline_mean=float(base),
-        difference=float(arm - base),
-        low=float(arm - base) - half,
-        high=float(arm - base) + half,
-        improvement=improvement,
-        improvement_low=low,
-        improvement_high=high,
-    )
-
-
-def _resampled_differences(pairs: Sequence[Pair]) -> Float[np.ndarray, " resamples"]:
-    """The difference of interquartile means in each resample."""
-    generator = np.random.default_rng(_RESAMPLING_SEED)
-    resamples: list[Float[np.ndarray, "arms resamples seeds"]] = []
-    for pair in pairs:
-        seeds = pair.shape[1]
-        resamples.append(pair[:, generator.integers(seeds, size=(RESAMPLES, seeds))])
-    base, arm = interquartile_mean(np.concatenate(resamples, axis=2))
-    return arm - base
-
-
-def _win_rate(pair: Pair) -> float:
-    """The share of pairs of runs that the arm wins; ties count one half."""
-    base, arm = pair
-    above = arm[:, None] > base[None]
-    return float((above + 0.5 * (arm[:, None] == base[None])).mean())
+    means: dict[str, float] = {}
+    parts: list[tuple[float, int]] = []
+    for task, (floor, base, arm) in scales.items():
+        length = float(base.mean() - floor.mean())
+        means[task] = float(arm.mean() - floor.mean()) / length
+        for scores in (base, arm):
+            count = len(scores)
+            parts.append((float(scores.var(ddof=1)) / count / length**2, count - 1))
+    variance = sum(part for part, _ in parts)
+    mean = sum(means.values()) / len(means)
+    half = 0.0
+    if variance > 0:
+        # Satterthwaite's degrees of freedom of a sum of variances.
+        degrees = variance**2 / sum(part**2 / own for part, own in parts)
+        half = float(stats.t.isf(LEVEL / 2, degrees)) * math.sqrt(variance) / len(means)
+    worst = min(means, key=means.__getitem__)
+    return Aggregate(tuple(means), mean, mean - half, mean + half, means[worst], worst)

@@ -28,6 +28,7 @@ from qkvbench.variant import (
     Same,
     Source,
     Stream,
+    Zeros,
     parse,
     write,
 )
@@ -147,6 +148,8 @@ def _source(source: Source) -> str:
             return f"L({rank})"
         case LayerBelow(layers):
             return f"of the layer {layers} below"
+        case Zeros():
+            return "0"
 
 
 def _effects(task: str, records: Sequence[Record]) -> Effects | None:

@@ -9,18 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
 from qkvbench.results import record
-from qkvbench.results.across import item_table, normalized_scores
-from qkvbench.results.aggregate import Aggregate, aggregate
+from qkvbench.results.across import item_table
 from qkvbench.results.critical import LEVEL, holm
 from qkvbench.results.layout import detectable_difference, provable_margin
 from qkvbench.results.record import MetricInfo
 from qkvbench.results.resampling import ItemBounds, bounds_over_items
 from qkvbench.results.stats import (
     POWER,
-    Comparison,
     Count,
     Difference,
     Verdict,
@@ -38,6 +34,7 @@ PairStanding = Literal[
     "no seed in common",
     "neither learned",
     "baseline did not learn",
+    "attention not needed",
 ]
 
 
@@ -109,7 +106,6 @@ class Pair:
     cache_bytes_per_token: Ratio | None
     decode_p50_s: Ratio | None
     decode_ratio: record.Ratio | None
-    over_tasks: Aggregate | None
 
 
 def pair(view: View, first: str, second: str) -> Pair:
@@ -135,7 +131,6 @@ def pair(view: View, first: str, second: str) -> Pair:
         cache_bytes_per_token=Ratio(cache[0], cache[1]) if cache[0] and cache[1] else None,
         decode_p50_s=Ratio(times[0], times[1]) if times[0] and times[1] else None,
         decode_ratio=_decode_ratio(view, first, second),
-        over_tasks=_over_tasks(view, first, second),
     )
 
 
@@ -174,8 +169,8 @@ def _compare_on_task(task: TaskView, first: str, second: str) -> PairTask:
     )
     if not seeds:
         return result
-    if task.result.standing == "baseline did not learn":
-        return replace(result, standing="baseline did not learn")
+    if task.result.standing in ("baseline did not learn", "attention not needed"):
+        return replace(result, standing=task.result.standing)
     scores = {cell.variant: _scores_on(cell, seeds) for cell in cells}
     if task.metric.solved is not None:
         return _compare_counts(result, cells, scores, task.metric.solved)
@@ -340,18 +335,3 @@ def _items(
     low, high = difference.low, difference.high
     bounds = None if low is None or high is None else (low, high)
     return bounds_over_items((second[0] - first[0])[None], first[1], [bounds])[0]
-
-
-def _over_tasks(view: View, first: str, second: str) -> Aggregate | None:
-    usable = [
-        task
-        for task in view.tasks
-        if task.result.standing in ("compared", "no spread", "one arm")
-        or (isinstance(task.result, Comparison) and task.result.standing == "one seed")
-    ]
-    usable = [task for task in usable if task.cell(view.baseline).scores]
-    scores = [normalized_scores(task, view.baseline, (first, second)) for task in usable]
-    pairs = [each for each in scores if each is not None]
-    if len(pairs) < 2 or len(pairs) < len(scores):
-        return None
-    return aggregate([task.name for task in usable], [np.asarray(each) for each in pairs])

@@ -31,8 +31,18 @@ Better = Literal["higher", "lower"]
 Scores = Mapping[str, Mapping[int, float]]
 
 Standing = Literal[
-    "compared", "baseline did not learn", "baseline incomplete", "one seed", "no spread", "one arm"
+    "compared",
+    "baseline did not learn",
+    "baseline incomplete",
+    "attention not needed",
+    "one seed",
+    "no spread",
+    "one arm",
 ]
+
+# What attention is worth on a task must be so many times the smallest detectable difference: an
+# arm's loss is a part of it, and on less than that hardly any part could be seen.
+WORTH = 2.0
 
 # "not worse" is non-inferiority: a loss of the margin is excluded, a gain is not.
 Verdict = Literal["better", "worse", "matches", "not worse", "not distinguishable"]
@@ -94,6 +104,10 @@ class Difference:
 class Comparison:
     """The arms of one task compared with their baseline.
 
+    ``worth`` is what the baseline gains over the control without attention, positive if attention
+    helps; None if the study has no such control. If it is below `WORTH` times ``detectable``,
+    nothing is compared.
+
     ``deviation`` is the pooled noise, with ``degrees`` of freedom. ``detectable`` is the difference
     that a study of this size detects with 80% power if all arms have this noise; ``provable`` is
     the margin within which it shows an equal arm to match, with the same power.
@@ -110,6 +124,7 @@ class Comparison:
     degrees: int = 0
     detectable: float | None = None
     provable: float | None = None
+    worth: float | None = None
 
 
 @dataclass(frozen=True)
@@ -178,8 +193,9 @@ def compare(
     chance: float,
     better: Better,
     margin: float | None = None,
+    floor: str | None = None,
 ) -> Comparison:
-    """Each complete arm against the baseline.
+    """Each complete arm against the baseline; ``floor`` is the arm without attention, if any.
 
     An arm without a score for one of the seeds, because a run failed or is missing, is incomplete:
     it has a mean, but is neither pooled nor compared, so that no arm gains by losing a bad run.
@@ -206,7 +222,14 @@ def compare(
         result = replace(result, means=means | bounded)
     if baseline not in complete:
         return result
-    if beats_chance(list(scores[baseline].values()), chance=chance, better=better) is False:
+    worth = None
+    if floor in complete and floor != baseline:
+        worth = means[baseline].value - means[floor].value
+        worth = worth if better == "higher" else -worth
+        result = replace(result, worth=worth)
+    # What a model without attention reaches is learned without it, so it is the better floor.
+    learned = beats_chance(list(scores[baseline].values()), chance=chance, better=better)
+    if worth is None and learned is False:
         return replace(result, standing="baseline did not learn")
     others = [arm for arm in complete if arm != baseline]
     if not others:
@@ -219,15 +242,18 @@ def compare(
         return replace(result, standing="no spread", differences=raw, deviation=0.0)
     rows = np.array([[[scores[arm][seed] for seed in seeds] for arm in (baseline, *others)]])
     size = {"arms": len(complete), "seeds": len(seeds), "power": POWER}
-    return replace(
+    detectable = deviation * detectable_difference(**size)
+    result = replace(
         result,
-        standing="compared",
-        differences=_differences(differences(rows), others, better, margin),
         deviation=deviation,
         degrees=(len(complete) - 1) * (len(seeds) - 1),
-        detectable=deviation * detectable_difference(**size),
+        detectable=detectable,
         provable=deviation * provable_margin(**size),
     )
+    if worth is not None and worth < WORTH * detectable:
+        return replace(result, standing="attention not needed")
+    found = _differences(differences(rows), others, better, margin)
+    return replace(result, standing="compared", differences=found)
 
 
 def contrast(
@@ -259,11 +285,13 @@ def tally(
     better: Better,
     margin: float | None = None,
     diverged: Mapping[str, Sequence[int]] | None = None,
+    floor: str | None = None,
 ) -> Tally:
     """How many seeds of each arm solved the task, and Boschloo's exact test against the baseline.
 
     A seed that `diverged` has not solved the task; another failure makes its arm incomplete. The
-    baseline learned if it solved more than half of its seeds. p values are Holm's over the complete
+    baseline learned if it solved more than half of its seeds, and needs attention if the ``floor``,
+    an arm without it, solves significantly fewer. p values are Holm's over the complete
     arms. The test ignores the pairing of the seeds, which is conservative.
     """
     unsolved: Mapping[str, Sequence[int]] = {} if diverged is None else diverged
@@ -289,6 +317,11 @@ def tally(
         return replace(result, standing="one arm")
     if len(seeds) == 1:
         return replace(result, standing="one seed")
+    if floor in complete and floor != baseline:
+        without = counts[floor]
+        p = boschloo(without.solved, base.solved, seeds=base.seeds)
+        if without.solved >= base.solved or p >= LEVEL:
+            return replace(result, standing="attention not needed")
     significant = [
         count
         for count in range(base.solved)

@@ -11,7 +11,7 @@ from itertools import combinations
 from qkvbench.cost.matched import without_size_match
 from qkvbench.experiment import Experiment, from_json
 from qkvbench.model import parse_label
-from qkvbench.results.across import Front, aggregates, fronts, item_differences
+from qkvbench.results.across import FLOOR, Front, aggregates, fronts, item_differences
 from qkvbench.results.aggregate import Aggregate
 from qkvbench.results.averages import Average, averages
 from qkvbench.results.margins import Margins
@@ -346,6 +346,7 @@ def _result(
             chance=metric.chance,
             better=metric.better,
             margin=margin,
+            floor=FLOOR,
         )
     return tally(
         scores,
@@ -355,6 +356,7 @@ def _result(
         better=metric.better,
         margin=margin,
         diverged={cell.variant: cell.diverged for cell in cells},
+        floor=FLOOR,
     )
 
 

@@ -5,13 +5,25 @@ from collections.abc import Callable, Sequence
 
 from qkvbench.cost.units import count_text, seconds_text
 from qkvbench.reports.parts.formatting import SEPARATOR, Note, machine_text, number, plural
+from qkvbench.results.across import FLOOR
 from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.view import TaskView, View
 
 
 def limits(view: View) -> list[Note]:
     """The limits of the study, and what is missing or mixed in it."""
-    return [*_seeds(view), *_size(view), *_machine(view), *_missing(view)]
+    return [*_floor(view), *_seeds(view), *_size(view), *_machine(view), *_missing(view)]
+
+
+def _floor(view: View) -> list[Note]:
+    if FLOOR in view.arms or not view.tasks:
+        return []
+    return [
+        Note(
+            "No control without attention",
+            f"how much of a score needs attention at all is not known; the arm `{FLOOR}` tells.",
+        )
+    ]
 
 
 def _seeds(view: View) -> list[Note]:

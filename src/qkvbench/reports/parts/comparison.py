@@ -15,7 +15,7 @@ from qkvbench.reports.parts.formatting import (
     signed,
 )
 from qkvbench.results import record
-from qkvbench.results.pair import Pair, PairTask, Ratio, Side
+from qkvbench.results.pair import Pair, PairStanding, PairTask, Ratio, Side
 from qkvbench.results.stats import POWER, Verdict
 
 _PHRASES: dict[Verdict, str] = {
@@ -29,7 +29,7 @@ _PHRASES: dict[Verdict, str] = {
 
 def lines(pair: Pair) -> list[str]:
     """The whole comparison; equations are between backquotes."""
-    rest = [*(_task(task, pair) for task in pair.tasks), *_over_tasks(pair), *_costs(pair)]
+    rest = [*(_task(task, pair) for task in pair.tasks), *_costs(pair)]
     return [sentence(pair), "", *(f"• {line}" for line in rest), "", *_notes(pair)]
 
 
@@ -96,30 +96,34 @@ def _task(task: PairTask, pair: Pair) -> str:
     return f"{head} {_result(task, pair)}{_failures(task, pair)}"
 
 
+# What is said of a task by its standing alone.
+_STANDINGS: dict[PairStanding, str] = {
+    "no seed in common": "not compared; the two have no seed in common.",
+    "baseline did not learn": "not compared; the study's baseline did not clearly beat chance.",
+    "attention not needed": "not compared; a model without attention does nearly as well here.",
+    "runs failed": "not compared, because a run without a score cannot be left out of a mean.",
+    "no spread": "the difference is the same on every seed: no interval.",
+}
+
+
 def _result(task: PairTask, pair: Pair) -> str:
     match task.standing:
-        case "no seed in common":
-            return "not compared; the two have no seed in common."
-        case "baseline did not learn":
-            return "not compared; the study's baseline did not clearly beat chance here."
         case "neither learned":
             return (
                 "not compared; neither clearly learned "
                 f"({_score(task, task.first)} and {_score(task, task.second)}, chance "
                 f"{number(task.metric.chance, 3)})."
             )
-        case "runs failed":
-            return "not compared, because a run without a score cannot be left out of a mean."
         case "one seed" if task.difference is not None:
             return f"{_signed(task, task.difference.value)}; one seed has no interval."
         case "one seed":
             return "one seed; too little to compare."
-        case "no spread":
-            return "the difference is the same on every seed: no interval."
         case "compared" if task.difference is not None:
             return _score_result(task, pair)
         case "compared":
             return _count_result(task, pair)
+        case standing:
+            return _STANDINGS[standing]
 
 
 def _score_result(task: PairTask, pair: Pair) -> str:
@@ -194,20 +198,6 @@ def _margin(task: PairTask) -> str:
     if task.metric.solved is not None:
         return f"{share(task.margin or 0)} of the seeds"
     return margin_text(task.margin or 0, task.metric.unit)
-
-
-def _over_tasks(pair: Pair) -> list[str]:
-    each = pair.over_tasks
-    if each is None:
-        return []
-    low, high = number(100 * each.low, 1), number(100 * each.high, 1)
-    return [
-        f"over {len(each.tasks)} tasks, chance 0 and the study's baseline 100: interquartile means "
-        f"{number(100 * each.baseline_mean, 1)} and {number(100 * each.mean, 1)}, difference "
-        f"{signed(100 * each.difference, 1)} [{low}, {high}]; a run of `{pair.second}` beats one "
-        f"of `{pair.first}` with probability {share(each.improvement)} "
-        f"[{share(each.improvement_low)}, {share(each.improvement_high)}]."
-    ]
 
 
 def _costs(pair: Pair) -> list[str]:

@@ -21,7 +21,6 @@ from qkvbench.reports.parts.formatting import (
     share,
     signed,
 )
-from qkvbench.results.aggregate import Aggregate
 from qkvbench.results.averages import Average
 from qkvbench.results.critical import holm
 from qkvbench.results.dominance import ParetoStatus
@@ -115,6 +114,13 @@ def _comparison_text(task: TaskView, result: Comparison) -> str:
                 f"does not clearly beat chance ({number(task.metric.chance, places)}); nothing "
                 "is compared."
             )
+        case "attention not needed":
+            return (
+                "Attention is hardly needed: over a model without it "
+                f"{base} gains {number(result.worth or 0, places)}, less than twice the smallest "
+                f"detectable difference ({number(result.detectable or 0, places)}); this task says "
+                "nothing of variants."
+            )
         case "baseline incomplete":
             return f"{base} lacks seeds, so nothing is compared."
         case "one arm":
@@ -206,6 +212,11 @@ def _tally_text(result: Tally) -> str:
                 f"The baseline did not learn: {base} solves {count.solved} of {count.seeds}, not "
                 f"more than half; nothing is compared. Solved: {solved}."
             )
+        case "attention not needed":
+            return (
+                "A model without attention does not solve significantly fewer seeds than "
+                f"{base}; this task says nothing of variants. Solved: {solved}."
+            )
         case "baseline incomplete":
             return f"{base} lacks seeds, so nothing is compared. Solved: {solved}."
         case "one seed" | "one arm" | "no spread":
@@ -273,31 +284,23 @@ def _average(view: View, average: Average) -> Note:
 def _over_tasks(view: View) -> list[Note]:
     if not view.aggregates:
         return []
-    base = f"`{view.baseline}`"
     tasks = len(next(iter(view.aggregates.values())).tasks)
-    differences = [f"`{arm}` {_normalized(each)}" for arm, each in view.aggregates.items()]
-    probabilities = [f"`{arm}` {_probability(each)}" for arm, each in view.aggregates.items()]
+    arms = SEPARATOR.join(
+        f"`{arm}` {_percent(each.mean)} ({_percent(each.low)} to {_percent(each.high)}), worst "
+        f"{_percent(each.worst)} on {each.worst_task}"
+        for arm, each in view.aggregates.items()
+    )
     return [
         Note(
             f"Over {tasks} tasks",
-            f"interquartile mean of scores, normalized to chance 0 and {base} 100, minus that "
-            f"of {base} (95% for each arm alone): {SEPARATOR.join(differences)}.",
-        ),
-        Note(
-            f"Probability that a run beats one of {base}",
-            f"{SEPARATOR.join(probabilities)}.",
-        ),
+            f"mean on a scale where 0 is no attention and 100 is `{view.baseline}` (95% for each "
+            f"arm alone): {arms}.",
+        )
     ]
 
 
-def _normalized(each: Aggregate) -> str:
-    low, high = number(100 * each.low, 1), number(100 * each.high, 1)
-    return f"{signed(100 * each.difference, 1)} ({low} to {high})"
-
-
-def _probability(each: Aggregate) -> str:
-    low, high = share(each.improvement_low), share(each.improvement_high)
-    return f"{share(each.improvement)} ({low} to {high})"
+def _percent(value: float) -> str:
+    return number(100 * value, 0)
 
 
 def _pareto(view: View) -> list[Note]:

@@ -281,7 +281,7 @@ def _task_lines(task: TaskView, cell: Cell) -> Lines:
             rest = () if count is None else _count_lines(result, cell, count)
     if arm in result.incomplete:
         return (*first, *_gap_lines(task, cell))
-    if result.standing.startswith("baseline") and arm != result.baseline:
+    if result.standing.startswith(("baseline", "attention")) and arm != result.baseline:
         # In two lines, so that the column is no wider than its scores.
         return (*first, *(Line(part, "quiet") for part in result.standing.split(" ", 1)))
     return (*first, *rest)

@@ -273,7 +273,7 @@ def test_no_torch_is_needed(tmp_path):
 # Three steps of two items each; on several devices each has its own.
 SPREAD = """
 import json, jax, numpy as np
-from networks.test_learners import experiment, batch
+from test_learners import experiment, batch
 from qkvbench.backends import find
 from qkvbench.backends import jax as backend
 from qkvbench.data.batch import Batch
@@ -294,7 +294,7 @@ print(json.dumps(losses))
 def test_two_devices_give_the_result_of_one():
     def said(devices):
         flags = f"--xla_force_host_platform_device_count={devices}"
-        folder = str(Path(__file__).parents[1])
+        folder = str(Path(__file__).parent)
         environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": folder}
         found = subprocess.run(
             [sys.executable, "-c", SPREAD], env=environment, capture_output=True, text=True
