@@ -1,6 +1,7 @@
 """Models as frozen values: blocks, architectures, positions, and every learned tensor."""
 
 from qkvbench.model.arm import Arm, parse_arm, parse_label, write_arm
+from qkvbench.model.cycle import Cycle, parse_cycle, shortest_cycle, write_cycle
 from qkvbench.model.init import initial_value
 from qkvbench.model.parameters import PARTS, Part, model_parameters, parameters_by_part
 from qkvbench.model.parts import AnyFeedForward, AnyNorm, FeedForward, LayerNorm
@@ -27,7 +28,6 @@ from qkvbench.model.spec import (
     Architecture,
     Attention,
     Block,
-    Cycle,
     Decoder,
     Encoder,
     EncoderDecoder,
@@ -41,10 +41,7 @@ from qkvbench.model.spec import (
     TwoTowers,
     Vectors,
     lenders,
-    parse_cycle,
-    shortest_cycle,
     sized_text,
-    write_cycle,
 )
 
 __all__ = [

@@ -12,18 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from qkvbench.model.cycle import Cycle, parse_cycle, write_cycle
 from qkvbench.model.spec import (
     AND,
     AT,
     LIKE,
     MACS,
     PLACED,
-    Cycle,
     SizeMatch,
-    parse_cycle,
     placed_text,
     sized_text,
-    write_cycle,
 )
 from qkvbench.variant import Variant, parse
 
