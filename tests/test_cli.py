@@ -140,7 +140,8 @@ def test_own_data_and_their_tokenizers_have_models_that_can_be_measured(tmp_path
 def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["run", "quick", "--dry-run"]) == 0
-    assert "112 runs" in capsys.readouterr().out
+    count = len(recipes.find("quick").experiments())
+    assert f"{count} runs" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
