@@ -15,7 +15,7 @@ from qkvbench.cost.units import bytes_text
 from qkvbench.data.batch import IGNORE_INDEX, Predictions
 from qkvbench.experiment import from_json, to_json
 from qkvbench.model import PRESETS, parse_arm, write_arm
-from qkvbench.reports import terminal
+from qkvbench.reports import page, terminal
 from qkvbench.reports.parts.comparison import lines, sentence
 from qkvbench.results import planning, resampling
 from qkvbench.results.aggregate import Scale, aggregate
@@ -363,6 +363,14 @@ def test_a_task_that_is_solved_without_attention_says_nothing_of_variants(tmp_pa
         assert "No control without attention" not in said
     without = _study(tmp_path / "without", "sort", arms)
     assert "No control without attention" in terminal.render(without)
+
+
+def test_a_page_and_a_comparison_have_an_arm_that_caches_nothing(tmp_path):
+    arms = {"q,k,v": [2.4, 2.41, 2.4], "q,k=v": [2.5, 2.52, 2.5], "none": [3.5, 3.51, 3.5]}
+    seen = _study(tmp_path, "lm-reviews", arms)
+    assert seen.tasks[0].costs["none"].cache_bytes_per_token == 0
+    assert "q,k=v" in page.render(seen)
+    assert any("none" in line for line in lines(pair(seen, "q,k,v", "none")))
 
 
 def test_solved_seeds_need_a_control_that_solves_fewer(tmp_path):

@@ -52,11 +52,14 @@ class Box:
 
 
 def against_cache(task: TaskView) -> Markup | None:
-    """Quality against cache bytes per token; None for a model that has no cache."""
+    """Quality against cache bytes per token; None for a model that has no cache.
+
+    An arm that caches nothing has no place on an axis of powers of two.
+    """
     sizes = {
         arm: float(cost.cache_bytes_per_token)
         for arm, cost in task.costs.items()
-        if cost.cache_bytes_per_token is not None
+        if cost.cache_bytes_per_token
     }
     if not task.causal or not sizes:
         return None

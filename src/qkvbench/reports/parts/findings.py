@@ -76,7 +76,7 @@ def _overall(view: View) -> list[Note]:
     tasks = f"all {len(by_task)} compared tasks" if len(by_task) > 1 else "the one compared task"
     base = f"`{view.baseline}`"
     notes = [
-        Note(f"Shown to match or to beat {base} on {tasks}", f"{arms_text(matching) or 'none'}.")
+        Note(f"Shown to match or to beat {base} on {tasks}", f"{arms_text(matching) or 'no arm'}.")
     ]
     if undecided:
         text = f"{arms_text(undecided)}. This is not the same as equal."
