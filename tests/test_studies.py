@@ -73,6 +73,19 @@ def test_the_readme_s_further_findings_are_what_their_records_say():
     shared = compared["translation"].differences["q,k,v/1"]
     found = [round(each, 2) for each in (shared.value, shared.low, shared.high)]
     assert found == [-3.30, -6.36, -0.25]
+    controls = {task.name: task.result for task in committed("controls").tasks}
+    standings = {name: result.standing for name, result in controls.items()}
+    assert {name for name, each in standings.items() if each == "attention not needed"} == {
+        "digits",
+        "sentiment",
+    }
+    means = [round(controls["digits"].means[arm].value, 3) for arm in ("none", "q,k,v")]
+    assert means == [0.982, 0.972]
+    assert controls["sort"].differences["q=k=0,v"].clear
+    means = [round(controls["sort"].means[arm].value, 3) for arm in ("q=k=0,v", "q,k,v")]
+    assert means == [0.99, 0.985]
+    assert controls["recall"].counts["q=k=0,v"].solved == 0
+    assert round(controls["lm-reviews"].differences["q=k=0,v"].value, 2) == 0.78
     nulls = [task.same for task in committed("catalogue").tasks]
     differences = [same.difference for pair in nulls for same in pair if same.difference]
     assert [each.clear for each in differences] == [False, False, True]
