@@ -92,7 +92,7 @@ def test_seeds_are_pairs_across_tasks_so_what_they_share_does_not_widen_the_inte
 
 def test_tasks_that_were_not_learned_are_left_out_and_named():
     (found,) = averages([ONE, NONE, TWO], GLUE, Margins())
-    assert (found.tasks, found.unlearned) == (("one", "two"), ("none",))
+    assert (found.tasks, found.left_out) == (("one", "two"), ("none",))
     assert averages([ONE, NONE], GLUE, Margins()) == ()
 
 

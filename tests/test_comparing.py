@@ -373,6 +373,25 @@ def test_a_page_and_a_comparison_have_an_arm_that_caches_nothing(tmp_path):
     assert any("none" in line for line in lines(pair(seen, "q,k,v", "none")))
 
 
+def test_a_run_that_diverged_counts_as_no_attention_over_tasks(tmp_path):
+    arms = ("q,k,v", "q,k=v", "none")
+    store = Store(tmp_path)
+    store.write_study(fake_study.info(arms, ("digits", "sort")))
+    best = {"q,k,v": 0.9, "q,k=v": 0.8, "none": 0.1}
+    for task in ("digits", "sort"):
+        for number, run in enumerate(fake_study.experiments(task, arms)):
+            made = fake_study.record(run, score=best[run.variant] + number % 4 / 1000)
+            if (task, run.variant, run.seed) == ("sort", "q,k=v", 1):
+                made = made.model_copy(update={"status": "diverged", "metrics": {}})
+            store.write_run(made)
+    seen = view(store)
+    assert "q,k=v" in seen.tasks[1].result.incomplete
+    found = seen.aggregates["q,k=v"]
+    # Two seeds of seven eighths, and one of nothing.
+    assert found.worst == pytest.approx(7 / 8 * 2 / 3, abs=0.01)
+    assert (found.worst_task, found.mean) == ("sort", pytest.approx(7 / 8 * 5 / 6, abs=0.01))
+
+
 def test_solved_seeds_need_a_control_that_solves_fewer(tmp_path):
     solved, failed = [0.999] * 3, [0.2] * 3
     seen = _study(tmp_path / "a", "recall", {"q,k,v": solved, "q,k=v": failed, "none": solved})

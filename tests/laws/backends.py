@@ -14,15 +14,14 @@ import pytest
 import torch
 
 from laws.cases import (
-    NIGHTLY,
     PADDING,
     STORAGES,
     Inputs,
+    at_their_time,
     covering,
     drawn,
+    drawn_nightly,
     few,
-    quick_or_nightly,
-    random_cases,
 )
 from qkvbench.backends import jax as jax_backend
 from qkvbench.backends import torch as torch_backend
@@ -284,29 +283,30 @@ def every_backend_and_case(
 ) -> pytest.MarkDecorator:
     """The law holds in torch for a covering array of these axes, and in JAX for a few of its cases.
 
-    In torch quick for one of `share` cases. Nightly in both for the whole array, and random cases.
+    In torch quick for one of `share` cases, slow for the others. Nightly in JAX for the whole
+    array, and in both for random cases.
     """
     cases = covering(*names)
     of_jax = few(cases, jax_cases)
-    pairs = [(TORCH, case, number % share == 0) for number, case in enumerate(cases)]
-    pairs += [(JAX, case, case in of_jax) for case in cases]
-    random = random_cases(nightly if NIGHTLY else 0, *names)
-    pairs += [(each, case, False) for each in BACKENDS for case in random]
+    pairs = [(TORCH, case, "slow" if n % share else "quick") for n, case in enumerate(cases)]
+    pairs += [(JAX, case, "quick" if case in of_jax else "nightly") for case in cases]
+    random = drawn_nightly(nightly, *names)
+    pairs += [(each, case, "nightly") for each in BACKENDS for case in random]
     return _each(pairs)
 
 
 def every_backend_and(cases: Sequence[Any], jax_cases: int = 1) -> pytest.MarkDecorator:
     """The law holds for each of these in every backend; in JAX quick for the first few only."""
     return _each(
-        (backend, case, backend is TORCH or number < jax_cases)
+        (backend, case, "quick" if backend is TORCH or number < jax_cases else "nightly")
         for backend in BACKENDS
         for number, case in enumerate(cases)
     )
 
 
-def _each(pairs: Iterable[tuple[Backend, Any, bool]]) -> pytest.MarkDecorator:
-    """The test with each backend and case, and whether it is quick."""
-    chosen = quick_or_nightly(((backend, case), quick) for backend, case, quick in pairs)
+def _each(pairs: Iterable[tuple[Backend, Any, str]]) -> pytest.MarkDecorator:
+    """The test with each backend and case, and when it runs."""
+    chosen = at_their_time(((backend, case), when) for backend, case, when in pairs)
     names = [f"{each.values[0].name} {each.values[1]}" for each in chosen]
     return pytest.mark.parametrize(("backend", "case"), chosen, ids=names)
 

@@ -1,8 +1,9 @@
 """The cases over which the laws range, derived from the package. Sizes are small, odd, different.
 
 A variant, suffix, position scheme or cache format that is new in the package is in every law
-without an edit here. Quick runs use a covering array: every pair of values of every two axes
-occurs. Nightly runs add a large random part of the whole product.
+without an edit here. Quick runs use a covering array, in which every pair of values of every two
+axes occurs, or a share of it if a case is expensive; slow runs the rest of it. Nightly runs add a
+large random part of the whole product.
 """
 
 import os
@@ -357,29 +358,35 @@ def _values(case: Case) -> set[tuple[str, str]]:
     }
 
 
-# Whether cases that run nightly are made at all; `conftest.py` sets it by what is selected.
-NIGHTLY = os.environ.get("QKVBENCH_NIGHTLY_CASES", "1") != "0"
+# When a case runs, and those that are made at all: `conftest.py` sets it by what is selected.
+WHEN = ("quick", "slow", "nightly")
+MADE = WHEN[: 1 + WHEN.index(os.environ.get("QKVBENCH_CASES", "nightly"))]
+MARKS = {"quick": (), "slow": pytest.mark.slow, "nightly": pytest.mark.nightly}
 
 
-def quick_or_nightly(cases: Iterable[tuple[Any, bool]]) -> list[Any]:
-    """Parameters of a test, each with whether it is quick; the others are for nightly runs."""
-    found: list[Any] = []
-    for case, quick in cases:
-        if quick or NIGHTLY:
-            values = case if isinstance(case, tuple) else (case,)
-            found.append(pytest.param(*values, marks=() if quick else pytest.mark.nightly))
-    return found
+def at_their_time(cases: Iterable[tuple[Any, str]]) -> list[Any]:
+    """Parameters of a test, each with one of `WHEN`."""
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=MARKS[when])
+        for case, when in cases
+        if when in MADE
+    ]
+
+
+def drawn_nightly(count: int, *names: str) -> list[Case]:
+    """Random cases for a nightly run; none otherwise."""
+    return random_cases(count if "nightly" in MADE else 0, *names)
 
 
 def every_case(*names: str, nightly: int = 1000, share: int = 1) -> pytest.MarkDecorator:
     """The law holds for a covering array of these axes, and nightly for `nightly` random cases.
 
-    Quick for one of `share` cases of the array.
+    Quick for one of `share` cases of the array, if a case is expensive; slow for the others.
     """
-    cases = covering(*names)
-    quick = dict.fromkeys(cases[::share], True)
-    more = dict.fromkeys((*cases, *random_cases(nightly if NIGHTLY else 0, *names)), False)
-    return parametrized(quick_or_nightly((quick | more | quick).items()))
+    cases = dict.fromkeys(drawn_nightly(nightly, *names), "nightly")
+    for number, case in enumerate(covering(*names)):
+        cases[case] = "slow" if number % share else "quick"
+    return parametrized(at_their_time(cases.items()))
 
 
 def parametrized(cases: Iterable[Any]) -> pytest.MarkDecorator:

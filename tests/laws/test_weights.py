@@ -13,6 +13,7 @@ from laws.cases import (
     TOKENS,
     VOCABULARY,
     architectures,
+    at_their_time,
     covering,
     decoder,
     drawn,
@@ -25,7 +26,6 @@ from laws.cases import (
     few,
     parametrized,
     plan_of,
-    quick_or_nightly,
     towers,
     translator,
 )
@@ -131,7 +131,7 @@ def _cells(models):
     ]
     return pytest.mark.parametrize(
         ("case", "name"),
-        quick_or_nightly((cell, cell in quick) for cell in cells),
+        at_their_time((cell, "quick" if cell in quick else "nightly") for cell in cells),
         ids=str,
     )
 

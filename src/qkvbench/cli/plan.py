@@ -53,7 +53,7 @@ def _row(task: TaskView) -> Row:
     if margin is None:
         return Row(task.name, None, "its unit has no default margin; give --margin", [], [])
     if result.standing != "compared":
-        return Row(task.name, margin, f"its noise is unknown: {result.standing}", [], [])
+        return Row(task.name, margin, f"nothing is compared: {result.standing}", [], [])
     match result:
         case Comparison(deviation=deviation, degrees=degrees, differences=differences):
             assert deviation is not None

@@ -5,7 +5,7 @@ Then      qkvbench report results/hundreds --as effects
 Takes     about half an hour on two cores
 Wrong     a part of each task's own steps, and one seed: speed of learning more than capacity, and
           what is left over of a run is its noise and every interaction that is not named
-          No control without attention: it has none of these choices; `controls` runs it
+          no arm without attention, since it has none of the choices that are crossed here
 Expect    sharing heads is possible only if K and V do not come from the query or the stream, so
           its effect is that of those functions; the effect of a choice is a mean over the others
 """

@@ -19,13 +19,13 @@ from qkvbench.results.stats import Comparison, compare
 class Average:
     """The mean over `tasks` of a benchmark, under this project's own name for it.
 
-    ``metric`` has their unit and the mean of their chance levels. ``unlearned`` lists tasks of the
-    benchmark that are left out because the baseline did not learn them.
+    ``metric`` has their unit and the mean of their chance levels. ``left_out`` lists tasks of the
+    benchmark that say nothing of variants: the baseline did not learn them, or without attention.
     """
 
     benchmark: str
     tasks: tuple[str, ...]
-    unlearned: tuple[str, ...]
+    left_out: tuple[str, ...]
     metric: MetricInfo
     result: Comparison
 
@@ -47,9 +47,10 @@ def averages(
 
 
 def _average(benchmark: str, group: Sequence[TaskResult], margins: Margins) -> Average | None:
-    """The average of one group; None if the baseline learned fewer than two of its tasks."""
-    unlearned = [task for task in group if task.result.standing == "baseline did not learn"]
-    usable = [task for task in group if task not in unlearned]
+    """The average of one group; None if fewer than two of its tasks say something of variants."""
+    mute = ("baseline did not learn", "attention not needed")
+    left_out = [task for task in group if task.result.standing in mute]
+    usable = [task for task in group if task not in left_out]
     if len(usable) < 2:
         return None
     first, *others = usable
@@ -71,7 +72,7 @@ def _average(benchmark: str, group: Sequence[TaskResult], margins: Margins) -> A
     return Average(
         benchmark=benchmark,
         tasks=tuple(task.name for task in usable),
-        unlearned=tuple(task.name for task in unlearned),
+        left_out=tuple(task.name for task in left_out),
         metric=metric,
         result=compare(
             scores,

@@ -271,11 +271,11 @@ def _average(view: View, average: Average) -> Note:
             verdict = difference.verdict(average.metric.better)
             text += f" {verdict}" if difference.clear or difference.matches else ""
         arms.append(f"{text.rstrip()}{' (incomplete)' if arm in result.incomplete else ''}")
-    left_out = f"; left out, because the baseline did not learn: {', '.join(average.unlearned)}"
+    left_out = f"; left out, since they say nothing of variants: {', '.join(average.left_out)}"
     return Note(
         f"{average.benchmark} average",
         f"the plain mean over {', '.join(average.tasks)} ({seeds_text(result)}; chance "
-        f"{number(average.metric.chance, places)}{left_out if average.unlearned else ''}), and the "
+        f"{number(average.metric.chance, places)}{left_out if average.left_out else ''}), and the "
         f"difference to `{result.baseline}` paired by seed: {SEPARATOR.join(arms)}. It is this "
         "project's own figure, not the score of a benchmark of that name.",
     )
