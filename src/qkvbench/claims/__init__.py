@@ -20,10 +20,11 @@ from qkvbench.claims.kit.claim import (
     Arithmetic,
     Claim,
     Finding,
+    OtherScale,
     Verdict,
     judge,
 )
-from qkvbench.claims.kit.evidence import StoreView, open_store
+from qkvbench.claims.kit.evidence import Pool, StoreView, of_study, open_store, pool
 
 __all__ = [
     "MEANINGS",
@@ -33,13 +34,17 @@ __all__ = [
     "Claim",
     "Entry",
     "Finding",
+    "OtherScale",
+    "Pool",
     "StoreView",
     "Verdict",
     "find",
     "judge",
     "ledger",
     "names",
+    "of_study",
     "open_store",
+    "pool",
 ]
 
 
@@ -61,10 +66,14 @@ def find(name: str) -> Claim:
     return {claim.name: claim for claim in _claims()}[name]
 
 
-def ledger(stores: Sequence[StoreView] = ()) -> Iterator[Entry]:
-    """Every claim with its verdict, given the runs in these stores."""
+def ledger(
+    stores: Sequence[StoreView] = (), *, chosen: Sequence[str] | None = None
+) -> Iterator[Entry]:
+    """Every claim, or the chosen ones, with its verdict, given all that these folders hold."""
+    together = pool(stores)
     for claim in _claims():
-        yield Entry(claim, judge(claim, stores))
+        if chosen is None or claim.name in chosen:
+            yield Entry(claim, judge(claim, together))
 
 
 @cache

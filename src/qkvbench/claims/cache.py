@@ -127,8 +127,8 @@ CLAIMS = (
     ),
     Claim(
         name="study-cache-unit",
-        text="All cache sizes of the 1.2B table are in the unit that it gives, megabytes.",
-        place="table 10",
+        text="The cache sizes of the 1.2B table are in megabytes, the unit in its heading.",
+        place="table 10, read with its heading",
         quantity=f"cache at 1.2B after {BINARY_TOKENS:,} tokens, megabytes",
         arithmetic=_units,
         tests=(Computed(),),

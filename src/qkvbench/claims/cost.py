@@ -1,6 +1,6 @@
 """Money: requests, deployments, and the market."""
 
-from qkvbench.claims.kit.arithmetic import NotTestable, OwnFigures
+from qkvbench.claims.kit.arithmetic import NotTestable, OtherConditions, OwnFigures
 from qkvbench.claims.kit.claim import Arithmetic, Claim
 from qkvbench.claims.kit.figure import Figure, figure, percent, reduction
 from qkvbench.claims.kit.models import cache_ratio, gpt2_small, saved_flops
@@ -19,6 +19,10 @@ COSTS = (
 
 YEARS = 5
 
+# arXiv:2310.06825, table 1, with an untied embedding; memory of the card as sold.
+MISTRAL = 7_241_732_096
+CARD_BYTES = 12 * 10**9
+
 
 def _request() -> Arithmetic:
     model = gpt2_small()
@@ -36,8 +40,26 @@ def _deployment() -> Arithmetic:
     )
     return Arithmetic(
         f"The article's own table of costs for a million tokens saves {saved[0].value:.0f} to "
-        f"{saved[-1].value:.0f}%. Both hold only if much of the total is no cost of tokens.",
+        f"{saved[-1].value:.0f}%. Both hold if part of the total is no cost of tokens, which is not "
+        "said.",
         (saved[0], saved[-1]),
+    )
+
+
+def _tokens() -> Arithmetic:
+    model = gpt2_small()
+    return Arithmetic(
+        "At 125M, operations fall by "
+        f"{percent(saved_flops(model, 'q=k=v=x', 1))} at most and the cache by "
+        f"{percent(1 - cache_ratio(model, 'q,k=v'), 0)}; a cost that is neither does not fall."
+    )
+
+
+def _on_one_card() -> Arithmetic:
+    bits = CARD_BYTES * 8 / MISTRAL
+    return Arithmetic(
+        f"{MISTRAL / 1e9:.2f} billion weights fit into its {CARD_BYTES / 1e9:.0f} GB at "
+        f"{bits:.0f} bits each or fewer, without a cache. Nothing bounds its quality."
     )
 
 
@@ -67,8 +89,47 @@ CLAIMS = (
         place="text, against the table of costs",
         quantity="smallest and largest saving over the segments of its table, percent",
         arithmetic=_deployment,
-        tests=(OwnFigures(),),
+        tests=(OtherConditions(),),
         figures=(figure("25", "%"), figure("35", "%")),
+    ),
+    Claim(
+        name="article-token-costs",
+        text="A million tokens cost 40 to 60% less with fewer projections, in each of four segments.",
+        place="table of costs",
+        quantity="cost of a million tokens by segment, against `q,k,v`",
+        arithmetic=_tokens,
+        tests=(NotTestable("a model of cost on named hardware, and latencies measured on it"),),
+        figures=tuple(figure(each, "$") for pair in COSTS for each in pair),
+    ),
+    Claim(
+        name="article-adoption-years",
+        text="With fewer projections each segment adopts such models one to four years earlier.",
+        place="table of costs, years of adoption",
+        quantity="years until adoption, by segment",
+        arithmetic=lambda: Arithmetic("Nothing computes it: it is a forecast."),
+        tests=(NotTestable("the years that it forecasts, and a world without the change"),),
+    ),
+    Claim(
+        name="article-forecast-date",
+        text="By the first quarter of 2026 savings of 30% or more are to be expected.",
+        place="outlook of the article, itself of June 2026",
+        quantity="date of the article beside that of its forecast, in years",
+        arithmetic=lambda: Arithmetic(
+            "The forecast is of a quarter that was over when the article appeared.",
+            (Figure(2026 + 5.5 / 12, 2026 + 5 / 12, 2026 + 6 / 12, "June 2026"),),
+        ),
+        tests=(OwnFigures(),),
+        figures=(Figure(2026 + 1.5 / 12, 2026, 2026 + 3 / 12, "Q1 2026"),),
+    ),
+    Claim(
+        name="article-mistral-on-rtx-3060",
+        text="Mistral 7B runs on one RTX 3060 at the level of GPT-3.5.",
+        place="text on edge hardware",
+        quantity="memory of the weights of a 7B model beside the card's; quality is not bounded",
+        arithmetic=_on_one_card,
+        tests=(
+            NotTestable("the model and the card, and the benchmarks on which the levels are equal"),
+        ),
     ),
     Claim(
         name="article-market-growth",

@@ -1,16 +1,18 @@
 """Weights, gradients and encodings inside the model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from scipy.special import softmax
 
-from qkvbench.claims.kit.arithmetic import NotTestable, OwnFigures
+from qkvbench.claims.kit.arithmetic import AtMost, NotTestable, OwnFigures
 from qkvbench.claims.kit.claim import Arithmetic, Claim, Finding
-from qkvbench.claims.kit.evidence import StoreView
-from qkvbench.claims.kit.figure import figure
+from qkvbench.claims.kit.evidence import Pool
+from qkvbench.claims.kit.figure import exact_figure, figure
+from qkvbench.claims.kit.models import study_300m
+from qkvbench.claims.kit.runs import Measured
 
 TOKENS, CHANNELS = 13, 10
 # Error bound of sums of a dozen numbers near 1 in double precision.
@@ -42,7 +44,7 @@ class CancelsOut:
 
     encoding: Encoding = row_and_column
 
-    def finding(self, claim: Claim, stores: Sequence[StoreView]) -> Finding | None:
+    def finding(self, claim: Claim, pool: Pool) -> Finding | None:
         """Impossible, or None."""
         if largest_effect(self.encoding) > ROUNDING:
             return None
@@ -52,8 +54,9 @@ class CancelsOut:
 CLAIMS = (
     Claim(
         name="study-position-in-scores",
-        text="A two-dimensional encoding on the scores tells each query which keys come before it.",
-        place="the variants marked +",
+        text="The encoding that the variants marked + add to the scores depends on both positions, "
+        "the query's and the key's.",
+        place="the name of the variants marked +, a two-dimensional positional encoding",
         quantity="attention with the encoding, beside attention with one bias for each key",
         arithmetic=lambda: Arithmetic(
             "The map is linear: it adds a term of the row and one of the column, and softmax "
@@ -80,6 +83,32 @@ CLAIMS = (
         figures=(figure("0.73"),),
     ),
     Claim(
+        name="study-alike-projections",
+        text="Query and key, and query and value, are less alike than key and value: cosines of "
+        "0.42 and 0.31.",
+        place="slide 6",
+        quantity="cosines between the projections of a trained 300M `q,k,v`",
+        arithmetic=lambda: Arithmetic(
+            "Weights or activations is not said; of key and value the authors' later table has "
+            "weights at 0.0000 and activations alike. Nothing bounds a cosine."
+        ),
+        tests=(NotTestable("the study's trained 300M checkpoint"),),
+        figures=(figure("0.42"), figure("0.31")),
+    ),
+    Claim(
+        name="study-effective-rank",
+        text="The effective rank of key and value is about the same: 687 and 702 of 1024.",
+        place="slide 6",
+        quantity="effective ranks in a trained 300M `q,k,v`",
+        arithmetic=lambda: Arithmetic(
+            "Neither exceeds the width of the model. Equal ranks do not make two matrices alike.",
+            tuple(exact_figure(study_300m().geometry.d_model, f"{study_300m().geometry.d_model}")
+                  for _ in range(2)),
+        ),
+        tests=(AtMost(), NotTestable("the study's trained 300M checkpoint")),
+        figures=(figure("687"), figure("702")),
+    ),
+    Claim(
         name="article-gradient-variance",
         text="On sequences of 100k tokens, gradient norms vary more in training without key "
         "projections.",
@@ -87,9 +116,16 @@ CLAIMS = (
         quantity="variance of the gradient norm over training steps, by length and variant",
         arithmetic=lambda: Arithmetic("Nothing bounds it: it is a property of training."),
         tests=(
+            Measured(
+                "spread of the gradient's norm",
+                ("q=k,v",),
+                "rises",
+                "sequences of 100k tokens",
+            ),
             NotTestable(
                 "training at lengths up to 100k tokens on a GPU, the norm of each step recorded"
             ),
         ),
+        benchmark="long_sequences",
     ),
 )

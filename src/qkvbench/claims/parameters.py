@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-from qkvbench.claims.kit.arithmetic import Computed
+from qkvbench.claims.kit.arithmetic import Computed, OwnFigures
 from qkvbench.claims.kit.claim import Arithmetic, Claim
 from qkvbench.claims.kit.figure import (
     count_figure,
     figure,
     percent,
-    percent_figure,
     range_figure,
 )
 from qkvbench.claims.kit.models import (
@@ -16,6 +15,7 @@ from qkvbench.claims.kit.models import (
     gpt2_small,
     saved_outside_embedding,
     saved_parameters,
+    study_1_2b,
     study_300m,
     total_figure,
     total_parameters,
@@ -57,7 +57,8 @@ def _largest_saving() -> Arithmetic:
     outside = saved_outside_embedding(model, "q=k=v=x")
     return Arithmetic(
         "That is all three projections gone: first of the whole of GPT-2 small, then of what "
-        "is not embedding; a feed-forward of four times the width allows no more.",
+        "is not embedding. It holds for a feed-forward of four times the width, as GPT-2 has; "
+        "without one it would be three quarters of the attention layers.",
         (range_figure(whole, whole, outside),),
     )
 
@@ -94,12 +95,29 @@ def _qgqa4() -> Arithmetic:
             "saved"
             for groups, count in counts.items()
         ).capitalize()
-        + ". The released configuration has 8.",
-        (count_figure(counts[4]), percent_figure(saved[4])),
+        + ". The released configuration has 8, the table says 87.5%.",
+        (count_figure(counts[4]),),
+    )
+
+
+def _released_size() -> Arithmetic:
+    totals = [total_figure(model, "q,k,v") for model in (study_300m(), study_1_2b())]
+    return Arithmetic(
+        f"The study's language models have {totals[0].text} and {totals[1].text} parameters.",
+        (totals[1],),
     )
 
 
 CLAIMS = (
+    Claim(
+        name="article-model-sizes",
+        text="The study's experiments cover models of up to 125M parameters.",
+        place="text on limits",
+        quantity="parameters of the study's largest model, millions",
+        arithmetic=_released_size,
+        tests=(OwnFigures(),),
+        figures=(figure("125", "M"),),
+    ),
     _left(
         "article-no-key-parameters",
         "q=k,v",
@@ -145,13 +163,13 @@ CLAIMS = (
     _saving(
         "article-forty-percent",
         "40",
-        "Up to 40% of the parameters can be saved by removing projections.",
+        "Removing projections saves up to 40% of the parameters of a 125M model.",
         place="text",
     ),
     _saving(
         "article-pruning-parameters",
         "30",
-        "Removing projections saves at least 30% of the parameters.",
+        "Removing projections saves at least 30% of the parameters of a 125M model.",
         place="table of approaches, QKV pruning",
     ),
     Claim(
@@ -165,11 +183,11 @@ CLAIMS = (
     ),
     Claim(
         name="study-qgqa4-released",
-        text="Q-GQA-4 has four groups, the released parameter count, and saves 87.5% of the cache.",
-        place="table 4 and released configuration",
-        quantity="parameters of `q,k=v/4` at 300M, and cache saved, percent",
+        text="The parameter count released for Q-GQA-4 is that of a model with four groups.",
+        place="released parameter counts, 300M; the name in table 4",
+        quantity="parameters of `q,k=v/4` at 300M",
         arithmetic=_qgqa4,
         tests=(Computed(),),
-        figures=(count_figure(274_046_976), figure("87.5", "%")),
+        figures=(count_figure(274_046_976),),
     ),
 )

@@ -6,28 +6,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from qkvbench import claims
-from qkvbench.claims import Arithmetic, Claim, Entry, Finding, StoreView, Verdict
+from qkvbench.claims import Arithmetic, Claim, Entry, Finding, OtherScale, StoreView, Verdict
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.reports import ledger
 from qkvbench.reports.terminal import styled
-from qkvbench.results.store import Store, StoreError
+from qkvbench.results.store import StoreError
 
 STYLES: dict[Verdict, str] = {
-    "supported": "green",
-    "refuted": "red",
     "impossible": "bold red",
+    "refuted": "red",
+    "supported": "green",
     "not distinguishable": "yellow",
-    "not testable here": "cyan",
     "not yet run": "dim",
+    "not testable here": "cyan",
 }
-NARROW = 100
+WIDTH = 120
+# Columns of the overview: claim, stated, computed.
+NAME, STATED = 34, 26
 
 
 def answer(request: Request) -> int:
@@ -40,9 +42,8 @@ def answer(request: Request) -> int:
     )
     entries = [
         entry
-        for entry in claims.ledger(stores)
-        if (not chosen or entry.claim.name in chosen)
-        and source in (None, entry.claim.source.name)
+        for entry in claims.ledger(stores, chosen=chosen or None)
+        if source in (None, entry.claim.source.name)
         and verdict in (None, _flag(entry.finding.verdict))
     ]
     if request.out is not None:
@@ -69,23 +70,61 @@ def facts(entry: Entry) -> dict[str, Any]:
         "stated": [asdict(each) for each in claim.figures],
         "arithmetic": {"says": computed.text, "figures": [asdict(f) for f in computed.figures]},
         "recipe": claim.recipe,
+        "benchmark": claim.benchmark,
         **_finding_facts(entry.finding),
     }
 
 
 def print_ledger(entries: Sequence[Entry], console: Console) -> None:
-    """A row for each claim: its name and verdict, its text and the reason; then the counts."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, leading=1)
-    table.add_column("Claim and verdict", no_wrap=True)
-    table.add_column("In our words, and the reason", overflow="fold")
-    for entry in entries:
-        finding = entry.finding
-        left = Text.assemble((entry.claim.name, "bold"), "\n", _verdict(finding))
-        right = Text("\n").join([styled(entry.claim.text), *_reasons(finding)])
-        table.add_row(left, right)
-    console.print(table)
+    """The counts; then for each verdict its claims, a line each: claim, stated, computed."""
     console.print(_counts(entries))
+    for verdict in claims.VERDICTS:
+        group = [entry for entry in entries if entry.finding.verdict == verdict]
+        if not group:
+            continue
+        console.print()
+        heading = Text.assemble(
+            (verdict, STYLES[verdict]), (f" ({len(group)}): {claims.MEANINGS[verdict]}", "dim")
+        )
+        console.print(heading)
+        # What follows from shapes or from the source's own table is no news: names will do.
+        plain = [entry for entry in group if verdict == "supported" and not entry.finding.evidence]
+        for entry in group:
+            if entry not in plain:
+                console.print(_line(entry, console.width))
+        if plain:
+            names_of = ", ".join(entry.claim.name for entry in plain)
+            console.print(Padding(Text(f"by arithmetic: {names_of}"), (0, 0, 0, 2)))
+    console.print()
     console.print(styled("`qkvbench claims NAME` prints one claim in full."), style="dim")
+
+
+def _line(entry: Entry, width: int) -> Text:
+    """One claim in one line: its name, the figures stated, and those computed or found."""
+    stated, found = in_short(entry)
+    line = Text.assemble(
+        ("  " + entry.claim.name.ljust(NAME), "bold"), " ", _cut(stated, STATED).ljust(STATED), " "
+    )
+    line.append_text(styled(found))
+    line.truncate(width, overflow="ellipsis")
+    line.no_wrap = True
+    return line
+
+
+def in_short(entry: Entry) -> tuple[str, str]:
+    """The stated figure that matters, and what stands against it: both short enough for a row."""
+    claim, finding = entry.claim, entry.finding
+    figures = " · ".join(each.text for each in claim.figures) or "–"
+    if finding.decided_by is not None:
+        printed, computed = finding.decided_by
+        return printed.text, computed.text
+    if finding.other_scale is not None:
+        return figures, f"{finding.other_scale.direction}, smaller: {finding.other_scale.result}"
+    return figures, finding.summary
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def print_claim(entry: Entry, console: Console) -> None:
@@ -115,24 +154,17 @@ def _rows(claim: Claim, finding: Finding, computed: Arithmetic) -> list[tuple[st
         rows.append(("computed", " · ".join(each.text for each in computed.figures)))
     if computed.text not in finding.reason:
         rows.append(("arithmetic", computed.text))
-    rows.append(("recipe", f"qkvbench run {claim.recipe}" if claim.recipe else "none"))
+    rows.append(("command", claim.command or "none"))
     rows += [("runs", text) for text in _runs(finding)]
     if finding.other_scale:
         other = finding.other_scale
-        rows.append(("other scale", f"{other.verdict}. {other.reason}"))
+        rows.append(("smaller scale", f"{other.direction}. {other.reason}"))
         rows += [("", text) for text in _runs(other)]
     return rows
 
 
-def _runs(finding: Finding) -> list[str]:
+def _runs(finding: Finding | OtherScale) -> list[str]:
     return [f"{each.text}. Records: {', '.join(each.runs)}." for each in finding.evidence]
-
-
-def _reasons(finding: Finding) -> list[Text]:
-    lines = [Text.assemble(styled(finding.summary), style="dim")]
-    if finding.other_scale:
-        lines.append(Text.assemble(("at another scale: ", "dim"), _verdict(finding.other_scale)))
-    return lines
 
 
 def _verdict(finding: Finding) -> Text:
@@ -140,24 +172,22 @@ def _verdict(finding: Finding) -> Text:
 
 
 def _counts(entries: Sequence[Entry]) -> Text:
-    counts: dict[Verdict, int] = {
-        verdict: sum(entry.finding.verdict == verdict for entry in entries) for verdict in STYLES
-    }
     parts = [
         Text(f"{count} {verdict}", style=STYLES[verdict])
-        for verdict, count in counts.items()
-        if count
+        for verdict in claims.VERDICTS
+        if (count := sum(entry.finding.verdict == verdict for entry in entries))
     ]
     return Text.assemble(f"{len(entries)} claims: ", Text(", ").join(parts), ".")
 
 
 def _finding_facts(finding: Finding) -> dict[str, Any]:
+    other = finding.other_scale
     return {
         "verdict": finding.verdict,
         "why": finding.reason,
         "takes": finding.requires or None,
         "evidence": [asdict(each) for each in finding.evidence],
-        "beside": finding.other_scale and _finding_facts(finding.other_scale),
+        "smaller_scale": other and asdict(other),
     }
 
 
@@ -173,11 +203,12 @@ def _open(word: str) -> StoreView:
             f"{names.suggestion(word, claims.names())}\n'qkvbench ls claims' lists the claims."
         )
     try:
-        if not Store(folder).runs().good:
-            raise RequestError(f"There is no run in {folder}; 'qkvbench run' puts them there.")
-        return claims.open_store(folder)
+        store = claims.open_store(folder)
     except StoreError as error:
         raise RequestError(str(error)) from None
+    if not store.records and not store.measurements and not store.benchmarks:
+        raise RequestError(f"There is no run in {folder}; 'qkvbench run' puts them there.")
+    return store
 
 
 def _write(place: Path, text: str) -> None:
@@ -188,6 +219,6 @@ def _write(place: Path, text: str) -> None:
 
 
 def _console() -> Console:
-    """As wide as the terminal; for a file, `NARROW` columns."""
+    """As wide as the terminal; for a file, `WIDTH` columns."""
     console = Console()
-    return console if console.is_terminal else Console(width=NARROW)
+    return console if console.is_terminal else Console(width=WIDTH)

@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from qkvbench.claims import MEANINGS, SOURCES, VERDICTS, Entry, StoreView, ledger
+from qkvbench.claims import MEANINGS, SOURCES, VERDICTS, Entry, ledger, of_study
 from qkvbench.reports.page import equations
 from qkvbench.reports.parts.formatting import plural
 from qkvbench.results.view import View
@@ -19,7 +19,7 @@ _FOLDER = Path(__file__).parent
 
 def render(view: View) -> str:
     """The whole ledger, with the evidence of this study."""
-    return page(tuple(ledger((StoreView(view.name, view),))), (view.name,))
+    return page(tuple(ledger((of_study(view),))), (view.name,))
 
 
 def page(entries: Sequence[Entry], stores: Sequence[str]) -> str:
@@ -37,12 +37,9 @@ def page(entries: Sequence[Entry], stores: Sequence[str]) -> str:
         css=Markup("".join((_FOLDER / name).read_text(encoding="utf-8") for name in _STYLES)),
         entries=entries,
         stores=stores,
-        sources=[
-            (source, [entry for entry in entries if entry.claim.source == source])
-            for source in SOURCES
-        ],
+        sources=SOURCES,
         verdicts=[
-            (verdict, MEANINGS[verdict], sum(each.finding.verdict == verdict for each in entries))
+            (verdict, MEANINGS[verdict], [e for e in entries if e.finding.verdict == verdict])
             for verdict in VERDICTS
         ],
         arithmetic={entry.claim.name: entry.claim.arithmetic() for entry in entries},

@@ -5,29 +5,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args, runtime_checkable
 
-from qkvbench.claims.kit.evidence import Evidence, StoreView
+from qkvbench.claims.kit.evidence import Evidence, Pool
 from qkvbench.claims.kit.figure import Figure
 
+# In the order in which the ledger is printed.
 Verdict = Literal[
-    "supported",
-    "refuted",
     "impossible",
+    "refuted",
+    "supported",
     "not distinguishable",
-    "not testable here",
     "not yet run",
+    "not testable here",
 ]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 MEANINGS: dict[Verdict, str] = {
+    "impossible": "arithmetic rules it out: no run can give this result",
+    "refuted": "the source's own figures, a check on this machine, or runs at the claim's own "
+    "scale contradict the claim",
     "supported": "the claim follows from shapes, from the source's own figures, or from runs at "
     "the claim's own scale",
-    "refuted": "the source's own figures, or runs at the claim's own scale, contradict the claim",
-    "impossible": "arithmetic rules it out: no run can give this result",
     "not distinguishable": "the available figures or runs fit both the claim and its contrary",
-    "not testable here": "a test needs something that this bench lacks; runs at a smaller scale "
-    "are reported too, and do not decide the claim",
-    "not yet run": "a recipe of this bench tests it, and none of the given stores has its runs",
+    "not yet run": "a recipe of this bench tests it at its own scale, and none of the given "
+    "folders has its runs",
+    "not testable here": "a test needs something that this bench lacks; runs and measurements at a "
+    "smaller scale show a direction at most, and do not decide the claim",
 }
+
+# The result of runs or measurements that are not at a claim's own scale.
+Direction = Literal["same direction", "opposite direction", "no direction seen"]
 
 
 @dataclass(frozen=True)
@@ -58,18 +64,43 @@ class Arithmetic:
 
 
 @dataclass(frozen=True)
+class OtherScale:
+    """The direction that runs or measurements show which are not at the claim's own scale.
+
+    ``distance`` says in which respects they are not, ``result`` what they found.
+    """
+
+    direction: Direction
+    distance: str
+    result: str
+    evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The direction, as it is printed in place of a verdict."""
+        return f"{self.direction} at a smaller scale"
+
+    @property
+    def reason(self) -> str:
+        """The distance from the claim's scale, then the result."""
+        return f"{self.distance}: {self.result}"
+
+
+@dataclass(frozen=True)
 class Finding:
     """A verdict and its reason, in which equations are quoted by backquotes.
 
     ``requires`` names a missing condition of a test. ``evidence`` are the runs that decide;
-    ``other_scale`` is the finding from runs that are not at the claim's own scale.
+    ``other_scale`` is the direction of those that are not at the claim's own scale. ``decided_by``
+    is the pair of a stated figure and the computed one that differ, or the first pair.
     """
 
     verdict: Verdict
     reason: str
     requires: str = ""
     evidence: tuple[Evidence, ...] = ()
-    other_scale: "Finding | None" = None
+    other_scale: OtherScale | None = None
+    decided_by: tuple[Figure, Figure] | None = None
 
     @property
     def summary(self) -> str:
@@ -85,7 +116,8 @@ class Claim:
 
     ``name`` is its unique key in the ledger, and begins with the source's name. ``figures`` are
     those of the source as printed. ``tests`` are tried in order, and the first that can decide
-    gives the verdict; the last always can. ``recipe`` names the study whose runs bear on it.
+    gives the verdict; the last always can. ``recipe`` names the study whose runs bear on it,
+    ``benchmark`` the file in `benchmarks/` whose measurements do.
     """
 
     name: str
@@ -96,6 +128,14 @@ class Claim:
     tests: "tuple[Test, ...]"
     figures: tuple[Figure, ...] = ()
     recipe: str | None = None
+    benchmark: str | None = None
+
+    @property
+    def command(self) -> str | None:
+        """The command whose results bear on the claim; None if there is none."""
+        if self.benchmark is not None:
+            return f"python benchmarks/{self.benchmark}.py"
+        return None if self.recipe is None else f"qkvbench run {self.recipe}"
 
     @property
     def source(self) -> Source:
@@ -103,35 +143,27 @@ class Claim:
         return next(source for source in SOURCES if source.name == self.name.split("-")[0])
 
 
-@runtime_checkable
 class Test(Protocol):
     """One way to decide a claim."""
 
-    def finding(self, claim: Claim, stores: Sequence[StoreView]) -> Finding | None:
-        """The finding from arithmetic or from stores; None if the test cannot decide."""
+    def finding(self, claim: Claim, pool: Pool) -> Finding | None:
+        """The finding from arithmetic or from runs; None if the test cannot decide."""
         ...
 
 
 @runtime_checkable
-class RunTest(Protocol):
-    """A test that reads runs, whose result is reported even if another test decides."""
+class Observation(Protocol):
+    """A test that reads runs or measurements, whose direction is reported in any case."""
 
-    def finding_at_own_scale(self, stores: Sequence[StoreView]) -> Finding | None:
-        """The finding from runs about models of the runs' own size; None without runs."""
+    def direction(self, pool: Pool) -> OtherScale | None:
+        """The direction of all that is not at the claim's own scale; None without any."""
         ...
 
 
-def judge(claim: Claim, stores: Sequence[StoreView] = ()) -> Finding:
-    """The verdict on a claim, given the runs in these stores."""
-    for test in claim.tests:
-        finding = test.finding(claim, stores)
-        if finding is not None:
-            return finding if isinstance(test, RunTest) else _with_runs(finding, claim, stores)
-    raise AssertionError(f"no test decides: {claim.name}")
-
-
-def _with_runs(finding: Finding, claim: Claim, stores: Sequence[StoreView]) -> Finding:
-    """A finding from arithmetic, together with the one from runs."""
-    run_tests = (test for test in claim.tests if isinstance(test, RunTest))
-    from_runs = (test.finding_at_own_scale(stores) for test in run_tests)
-    return replace(finding, other_scale=next(filter(None, from_runs), None))
+def judge(claim: Claim, pool: Pool) -> Finding:
+    """The verdict on a claim, given these runs."""
+    finding = next(filter(None, (test.finding(claim, pool) for test in claim.tests)), None)
+    assert finding is not None, f"no test decides: {claim.name}"
+    observations = (test for test in claim.tests if isinstance(test, Observation))
+    directions = (test.direction(pool) for test in observations)
+    return replace(finding, other_scale=next(filter(None, directions), None))

@@ -1,21 +1,39 @@
-"""Comparisons of two arms in the stores of studies. Only this file reads a study's view."""
+"""Comparisons of two arms over all the runs in some folders. Only this file reads records."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from qkvbench.results.stats import Comparison, Difference, Tally, boschloo, contrast
+from qkvbench import tasks
+from qkvbench.claims.kit.measured import Benchmark, MeasuredChange, changes, read_benchmarks
+from qkvbench.experiment import Experiment, from_json
+from qkvbench.results.record import Measurement, MetricInfo, Record
+from qkvbench.results.stats import Comparison, Difference, compare, tally
 from qkvbench.results.store import Store
-from qkvbench.results.view import TaskView, View, view
+from qkvbench.results.view import View
+from qkvbench.task_ref import parse_task
+from qkvbench.variant import CANONICAL, NO_ATTENTION, write
+
+BASELINE, FLOOR = write(CANONICAL), write(NO_ATTENTION)
 
 
 @dataclass(frozen=True)
 class StoreView:
-    """One store: the name of its folder, and a view of its study."""
+    """The contents of one folder: its name, its runs, and all that was timed or measured there."""
 
     name: str
-    view: View
+    records: tuple[Record, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    benchmarks: tuple[Benchmark, ...] = ()
+
+    @cached_property
+    def experiments(self) -> tuple[tuple[str, Experiment, Record], ...]:
+        """Each run of a plain arm, with its setup and the setup's id."""
+        pairs = ((_setup(each), each) for each in self.records if each.arm == each.variant)
+        return tuple((setup.id, setup, each) for setup, each in pairs)
 
 
 @dataclass(frozen=True)
@@ -76,103 +94,254 @@ class SolvedCounts:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """The comparison of one arm with another on one task in one store.
+class Conditions:
+    """The size of training runs, and how well their baseline does.
 
-    ``runs`` are the ids of the records of both arms; ``parameters`` the other arm's.
+    ``parameters`` are the baseline's, ``tokens`` the length of a sequence, ``sequences`` the number
+    of them in training. ``score`` is the baseline's mean accuracy; None for other metrics, and for
+    tasks of which solved seeds are counted.
     """
 
-    store: str
+    parameters: int
+    tokens: int
+    sequences: int
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The comparison of one arm with another in all runs of one experiment.
+
+    ``stores`` are the folders that have such runs, ``runs`` the ids of the records of both arms.
+    """
+
+    stores: tuple[str, ...]
     task: str
     arm: str
     against: str
     seeds: int
     steps: int
-    parameters: int
+    conditions: Conditions
     runs: tuple[str, ...]
     outcome: ScoreDifference | SolvedCounts
 
     @property
+    def place(self) -> str:
+        """The folders, in a few words."""
+        first, *others = self.stores
+        return f"{first} and {len(others)} more" if others else first
+
+    @property
+    def summary(self) -> str:
+        """Task, folders, steps and outcome."""
+        return f"{self.task} ({self.place}, {self.steps:,} steps): {self.outcome.text}"
+
+    @property
     def text(self) -> str:
-        """Store, task, outcome, and the size of the evidence."""
+        """Task, arms, outcome, and the size of the evidence."""
         return (
-            f"{self.task} in {self.store}: `{self.arm}` against `{self.against}`, "
+            f"{self.task} in {', '.join(self.stores)}: `{self.arm}` against `{self.against}`, "
             f"{self.outcome.text}; {self.seeds} seeds, {self.steps:,} steps, "
-            f"{self.parameters:,} parameters"
+            f"{self.conditions.parameters:,} parameters"
+        )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All runs that differ in arm and seed alone, from any folder; each run counts once.
+
+    The name under which a task was run is no part of an experiment if inputs and model agree:
+    recall with four heads of 16 is the same experiment whether or not its name gives the heads.
+    """
+
+    experiment: Experiment
+    tasks: frozenset[str]
+    runs: Mapping[str, Mapping[int, Record]]
+    stores: Mapping[str, frozenset[str]]
+
+    @property
+    def metric(self) -> MetricInfo:
+        """The metric of its runs."""
+        return next(run.metric for by_seed in self.runs.values() for run in by_seed.values())
+
+    def is_of(self, task: str) -> bool:
+        """Whether runs of this task, with whatever budget, belong here."""
+        if task in self.tasks:
+            return True
+        ref = parse_task(task)
+        return self.experiment.task == ref.inputs and self.experiment.model == tasks.find(ref).model
+
+    def scores(self, *arms: str) -> tuple[dict[str, dict[int, float]], list[int]]:
+        """The scores of done runs by arm and seed, and the seeds on which all arms were run."""
+        runs = {arm: self.runs.get(arm, {}) for arm in arms}
+        seeds = set.intersection(*(set(each) for each in runs.values()))
+        scores = {
+            arm: {seed: run.score for seed, run in by_seed.items() if run.status == "done"}
+            for arm, by_seed in runs.items()
+        }
+        return scores, sorted(seeds)
+
+    def diverged(self, arm: str) -> list[int]:
+        """The seeds of this arm whose loss became infinite or NaN."""
+        return [seed for seed, run in self.runs[arm].items() if run.status == "diverged"]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All that some folders hold together."""
+
+    setups: tuple[Setup, ...] = ()
+    measured: tuple[tuple[str, MeasuredChange], ...] = ()
+
+    def comparisons(self, task: str, *, arm: str, against: str) -> tuple[Evidence, ...]:
+        """The two arms on this task: one comparison for each experiment."""
+        found = (
+            _evidence(setup, task, arm, against)
+            for setup in self.setups
+            if {arm, against} <= set(setup.runs) and setup.is_of(task)
+        )
+        return tuple(each for each in found if each is not None)
+
+    def changes(self, quantity: str, arms: Sequence[str]) -> tuple[tuple[str, MeasuredChange], ...]:
+        """Measured changes of a quantity, for these arms, each with the place of its record."""
+        return tuple(
+            (place, each)
+            for place, each in self.measured
+            if each.quantity == quantity and each.arm in arms
         )
 
 
 def open_store(folder: Path) -> StoreView:
-    """The study in this folder; StoreError if it cannot be read."""
-    return StoreView(folder.resolve().name, view(Store(folder)))
+    """The records in this folder; StoreError if they cannot be read."""
+    store, name = Store(folder), folder.resolve().name
+    benchmarks = read_benchmarks(folder)
+    return StoreView(name, store.runs().good, store.measurements().good, benchmarks)
 
 
-def collect_evidence(
-    stores: Sequence[StoreView], tasks: Iterable[str], *, arm: str, against: str
-) -> tuple[Evidence, ...]:
-    """All comparisons of the two arms on these tasks; no run counts twice."""
-    found = [
-        (store.name, task, _runs(task, against) + _runs(task, arm))
-        for name in tasks
-        for store in stores
-        for task in store.view.tasks
-        if task.name == name and _runs(task, arm) and _runs(task, against)
-    ]
-    # A store is skipped if another has the same runs and more, or the same and comes first.
-    sets = [set(runs) for _, _, runs in found]
-    return tuple(
-        Evidence(
-            store=store,
-            task=task.name,
-            arm=arm,
-            against=against,
-            seeds=len(task.cell(arm).scores),
-            steps=task.steps,
-            parameters=task.costs[against].total_parameters,
-            runs=runs,
-            outcome=outcome,
-        )
-        for index, (store, task, runs) in enumerate(found)
-        if not any(sets[index] < other for other in sets) and sets.index(sets[index]) == index
-        for outcome in [_outcome(task, arm, against)]
-        if outcome is not None
-    )
+def of_study(study: View) -> StoreView:
+    """The runs and measurements of one study."""
+    return StoreView(study.name, study.runs, tuple(study.measurements.values()))
 
 
-def kernels(stores: Sequence[StoreView]) -> tuple[tuple[str, str, str], ...]:
-    """Store, device and kernel of each measurement."""
-    return tuple(
-        (store.name, each.machine.device, each.kernel)
-        for store in stores
-        for each in store.view.measurements.values()
-    )
-
-
-def _runs(task: TaskView, arm: str) -> tuple[str, ...]:
-    return tuple(run.id for cell in task.cells if cell.variant == arm for run in cell.runs)
-
-
-def _outcome(task: TaskView, arm: str, against: str) -> ScoreDifference | SolvedCounts | None:
-    """The comparison of the two arms; None if the runs are too few or incomplete."""
-    result = task.result
-    if result.standing != "compared" or {arm, against} & set(result.incomplete):
-        return None
-    is_baseline = against == result.baseline
-    match result:
-        case Comparison():
-            scores = {cell.variant: cell.scores for cell in task.cells if cell.runs}
-            difference = (
-                result.differences.get(arm)
-                if is_baseline
-                else contrast(scores, result, arms=(against, arm))
+def pool(stores: Sequence[StoreView]) -> Pool:
+    """All folders together, the same in whichever order they are given."""
+    setups: dict[str, Experiment] = {}
+    names: dict[str, set[str]] = defaultdict(set)
+    runs: dict[str, dict[str, dict[int, Record]]] = defaultdict(lambda: defaultdict(dict))
+    places: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for store in stores:
+        for key, setup, run in store.experiments:
+            setups[key] = setup
+            names[key].add(run.task)
+            places[key][run.arm].add(store.name)
+            others = runs[key][run.arm]
+            others[run.seed] = min(run, others.get(run.seed, run), key=_precedence)
+    return Pool(
+        tuple(
+            Setup(
+                setups[key],
+                frozenset(names[key]),
+                {arm: dict(sorted(by_seed.items())) for arm, by_seed in runs[key].items()},
+                {arm: frozenset(each) for arm, each in places[key].items()},
             )
-            match difference:
+            for key in sorted(setups, key=lambda key: (str(setups[key].task), key))
+        ),
+        tuple(found for store in stores for found in _measured(store)),
+    )
+
+
+def _setup(run: Record) -> Experiment:
+    """The run's experiment without what the runs of a setup may differ in."""
+    (shared,) = from_json(run.experiment).vary(variants=[CANONICAL], seeds=[0])
+    return replace(shared, task=shared.task.inputs)
+
+
+def _precedence(run: Record) -> tuple[bool, str, str]:
+    """Of several records of one run the first that is done counts."""
+    return run.status != "done", run.started, run.id
+
+
+def _measured(store: StoreView) -> list[tuple[str, MeasuredChange]]:
+    timed = [(store.name, each) for record in store.measurements for each in changes(record)]
+    return timed + [(each.command, found) for each in store.benchmarks for found in each.found]
+
+
+def _evidence(setup: Setup, task: str, arm: str, against: str) -> Evidence | None:
+    outcome = _outcome(setup, arm, against)
+    if outcome is None:
+        return None
+    scores, seeds = setup.scores(against, arm)
+    base, training = setup.runs[against], setup.experiment.training
+    accuracy = setup.metric.name == "accuracy" and isinstance(outcome, ScoreDifference)
+    return Evidence(
+        stores=tuple(sorted(setup.stores[arm] | setup.stores[against])),
+        task=task,
+        arm=arm,
+        against=against,
+        seeds=len(seeds),
+        steps=training.steps,
+        conditions=Conditions(
+            parameters=base[seeds[0]].cost.total_parameters,
+            tokens=tasks.find(task).tokens,
+            sequences=training.steps * training.batch,
+            score=sum(scores[against][seed] for seed in seeds) / len(seeds) if accuracy else None,
+        ),
+        runs=tuple(setup.runs[each][seed].id for each in (against, arm) for seed in seeds),
+        outcome=outcome,
+    )
+
+
+def _outcome(setup: Setup, arm: str, against: str) -> ScoreDifference | SolvedCounts | None:
+    """The comparison of two arms on the seeds of both; None if it says nothing.
+
+    Neither an incomplete arm is compared, nor a task that is solved as well without attention. Only
+    this function uses the statistics of the results.
+    """
+    metric = setup.metric
+    scores, seeds = setup.scores(against, arm)
+    if metric.solved is not None:
+        diverged = {each: setup.diverged(each) for each in scores}
+        counted = tally(
+            scores,
+            baseline=against,
+            seeds=seeds,
+            solved=metric.solved,
+            better=metric.better,
+            diverged=diverged,
+        )
+        own = counted.counts.get(arm)
+        if counted.standing != "compared" or own is None or own.p is None:
+            return None
+        return SolvedCounts(own.solved, counted.counts[against].solved, len(seeds), own.p)
+    if _needs_no_attention(setup):
+        return None
+    result = compare(
+        scores, baseline=against, seeds=seeds, chance=metric.chance, better=metric.better
+    )
+    match result:
+        case Comparison(standing="compared", differences=differences):
+            match differences.get(arm):
                 case Difference(value, float(low), float(high), float(p)):
-                    metric = task.metric.name.replace("_", " ")
-                    return ScoreDifference(metric, task.metric.better, value, low, high, p)
+                    name = metric.name.replace("_", " ")
+                    return ScoreDifference(name, metric.better, value, low, high, p)
                 case _:
                     return None
-        case Tally(counts=counts):
-            own, other = counts[arm], counts[against]
-            p = own.p if is_baseline else boschloo(own.solved, other.solved, seeds=own.seeds)
-            return None if p is None else SolvedCounts(own.solved, other.solved, own.seeds, p)
+        case _:
+            return None
+
+
+def _needs_no_attention(setup: Setup) -> bool:
+    """Whether runs without attention do as well as the baseline; False without such runs."""
+    if not {BASELINE, FLOOR} <= set(setup.runs):
+        return False
+    scores, seeds = setup.scores(BASELINE, FLOOR)
+    metric = setup.metric
+    found = compare(
+        scores,
+        baseline=BASELINE,
+        seeds=seeds,
+        chance=metric.chance,
+        better=metric.better,
+        floor=FLOOR,
+    )
+    return found.standing == "attention not needed"

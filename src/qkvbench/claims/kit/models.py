@@ -42,6 +42,11 @@ def study_synthetic() -> tuple[Model, Model]:
     return _synthetic(32, 2, length=16), _synthetic(256, 4, length=128)
 
 
+def study_keyless() -> Model:
+    """The model of the authors' later runs on recall: four heads, two layers of width 128."""
+    return _synthetic(128, 2, length=16)
+
+
 def _synthetic(d_model: int, layers: int, *, length: int) -> Model:
     return transformer(
         "synthetic",
@@ -108,6 +113,34 @@ def attention_speedup(model: Model, variant: str, tokens: int) -> float:
     return _attention_macs(model, tokens) / _attention_macs(
         model.with_variant(parse(variant)), tokens
     )
+
+
+def share_left(model: Model, variant: str) -> float:
+    """The smallest share that any part of inference keeps: a bound on its time and its memory.
+
+    The parts are operations, weights, cache, and the tensors of an attention layer, of which the
+    stream, its norm and the layer's output are there whatever the variant.
+    """
+    whole, left = total_parameters(model, "q,k,v"), total_parameters(model, variant)
+    projections = 3 * (1 - (whole - left) / (whole - total_parameters(model, "q=k=v=x")))
+    return min(
+        1 - saved_flops(model, variant, 1),
+        left / whole,
+        cache_ratio(model, variant),
+        (3 + projections) / 6,
+    )
+
+
+def quadratic_speedup_tokens(model: Model, times: float, columns: int) -> int:
+    """From how many tokens on a model whose tokens see `columns` others needs 1/times of the work.
+
+    Matrix products of the blocks alone, without a causal mask.
+    """
+    d_model = model.geometry.d_model
+    linear = _block_macs(model, 2) - _block_macs(model, 1)
+    linear -= 3 * len(model.blocks) * d_model
+    per_column = 2 * len(model.blocks) * d_model
+    return round((times - 1) * linear / per_column + times * columns)
 
 
 @lru_cache(maxsize=1024)

@@ -1,64 +1,86 @@
-"""The test that runs decide: the expected direction for an arm, on which tasks, at which scale."""
+"""Tests that runs and measurements answer: the expected direction for an arm, at which scale."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from qkvbench import recipes
-from qkvbench.claims.kit.claim import Claim, Finding, Verdict
+from qkvbench import recipes, tasks
+from qkvbench.claims.kit.claim import Claim, Direction, Finding, OtherScale, Verdict
 from qkvbench.claims.kit.evidence import (
+    Conditions,
     Evidence,
+    Pool,
     ScoreDifference,
     SolvedCounts,
-    StoreView,
-    collect_evidence,
 )
+from qkvbench.claims.kit.figure import Figure
+from qkvbench.claims.kit.measured import MeasuredChange
 from qkvbench.cost import parameters
 from qkvbench.model import Model
 from qkvbench.results.stats import LEVEL, holm
 
-# Runs are at a source's scale if their models have at most this many times more or fewer
-# parameters than the source's.
-MAX_SIZE_RATIO = 4
+# Runs are at a source's scale if each of their conditions is at most this many times more or less
+# than the source's.
+MAX_RATIO = 4
 
 Expected = Literal["worse", "no worse"]
+
+DIRECTIONS: dict[Verdict, Direction] = {
+    "supported": "same direction",
+    "refuted": "opposite direction",
+    "not distinguishable": "no direction seen",
+}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale of a claim: the source's models, and the setting.
+    """The scale of a claim: the source's models, the size of their training, and the setting.
 
-    ``models`` are the smallest and the largest, or the only one; none if the source does not give
-    their sizes. ``requires`` describes the runs that a test at this scale would need. ``tasks`` are
-    those of this bench in the same setting; often there is none.
+    ``models`` are the smallest and the largest, or the only one; ``tokens`` is the length of the
+    longest sequences that count in the source's figure, ``sequences`` their number in training, and
+    ``score`` the accuracy of the source's baseline. None, or no model: the source does not say.
+    ``requires`` describes the runs that a test at this scale would need. ``tasks`` are those of
+    this bench in the same setting; often there is none.
     """
 
     models: tuple[Model, ...]
     setting: str
     requires: str
     tasks: tuple[str, ...] = ()
+    tokens: int | None = None
+    sequences: int | None = None
+    score: Figure | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Parameters of the models."""
         return tuple(parameters(model).total for model in self.models)
 
-    def covers(self, task: str, size: int) -> bool:
-        """Whether runs of this task and number of parameters are at this scale."""
-        if not self.sizes or task not in self.tasks:
-            return False
-        return min(self.sizes) / MAX_SIZE_RATIO <= size <= max(self.sizes) * MAX_SIZE_RATIO
+    def covers(self, task: str, runs: Conditions) -> bool:
+        """Whether runs of this task under these conditions are at this scale."""
+        return bool(self.sizes) and task in self.tasks and not self.distances(runs)
 
-    def relative_size(self, size: int) -> str:
-        """A number of parameters relative to the source's, in words."""
-        if not self.sizes:
-            return f"{size:,} parameters"
-        smallest, largest = min(self.sizes), max(self.sizes)
-        if size < smallest:
-            return f"1/{smallest / size:,.0f} of the source's parameters"
-        if size > largest:
-            return f"{size / largest:,.0f} times the source's parameters"
-        return "as many parameters as the source's"
+    def distances(self, runs: Conditions) -> tuple[str, ...]:
+        """The conditions in which runs are not at this scale, each in words."""
+        sizes = self.sizes
+        ratios = {
+            "parameters": runs.parameters / min(max(runs.parameters, min(sizes)), max(sizes))
+            if sizes
+            else None,
+            "length of a sequence": self.tokens and runs.tokens / self.tokens,
+            "sequences in training": self.sequences and runs.sequences / self.sequences,
+        }
+        far = [f"{_times(ratio)} the {name}" for name, ratio in ratios.items() if _is_far(ratio)]
+        if self.score is not None and runs.score is not None:
+            source = 1 - self.score.value
+            ratio = (1 - runs.score) / source
+            if _is_far(ratio):
+                ceiling = ", a ceiling at which a loss hardly shows" if ratio < 1 else ""
+                far.append(
+                    f"a baseline at {runs.score:.4f} where the source's is at {self.score.text}"
+                    f"{ceiling}"
+                )
+        return tuple(far)
 
 
 @dataclass(frozen=True)
@@ -77,25 +99,28 @@ class Runs:
     against: str = "q,k,v"
     margin: float | None = None
 
-    def finding(self, claim: Claim, stores: Sequence[StoreView]) -> Finding:
+    def finding(self, claim: Claim, pool: Pool) -> Finding:
         """The finding from runs at the claim's scale; without them, whether a recipe has any."""
-        collected = collect_evidence(stores, self.tasks, arm=self.arm, against=self.against)
-        own = [each for each in collected if self.scale.covers(each.task, each.parameters)]
-        others = self._at_own_scale([each for each in collected if each not in own])
-        finding = self.combine(own)
+        finding = self.combine([each for each in self._collected(pool) if self._is_own(each)])
         if finding is not None:
-            return replace(finding, other_scale=others)
+            return finding
         if self._has_recipe(claim.recipe):
-            reason = f"`qkvbench run {claim.recipe}` tests it."
-            return Finding("not yet run", reason, other_scale=others)
-        return Finding(
-            "not testable here", claim.arithmetic().text, self.scale.requires, other_scale=others
-        )
+            return Finding("not yet run", f"`qkvbench run {claim.recipe}` tests it.")
+        return Finding("not testable here", claim.arithmetic().text, self.scale.requires)
 
-    def finding_at_own_scale(self, stores: Sequence[StoreView]) -> Finding | None:
-        """The finding from all runs about models of their own size; None without runs."""
-        return self._at_own_scale(
-            collect_evidence(stores, self.tasks, arm=self.arm, against=self.against)
+    def direction(self, pool: Pool) -> OtherScale | None:
+        """The direction of runs that are not at the claim's scale."""
+        others = [each for each in self._collected(pool) if not self._is_own(each)]
+        finding = self.combine(others)
+        if finding is None:
+            return None
+        nearest = max(others, key=lambda each: each.conditions.parameters).conditions
+        far = self.scale.distances(nearest) or (f"{nearest.parameters:,} parameters",)
+        return OtherScale(
+            direction=DIRECTIONS[finding.verdict],
+            distance=f"Not {self.scale.setting}: {', '.join(far)}",
+            result=finding.reason,
+            evidence=finding.evidence,
         )
 
     def combine(self, collected: Sequence[Evidence]) -> Finding | None:
@@ -109,22 +134,22 @@ class Runs:
         ]
         verdict = self._overall(verdicts)
         decisive = [each for each, own in verdicts if own == verdict] or collected
-        reason = "; ".join(_summary(each) for each in decisive)
+        reason = "; ".join(each.summary for each in decisive)
         others = len(collected) - len(decisive)
         also = f"; {others} more {'does' if others == 1 else 'do'} not say so" if others else ""
         return Finding(verdict, f"{reason}{also}.", evidence=tuple(collected))
 
-    def _at_own_scale(self, collected: Sequence[Evidence]) -> Finding | None:
-        finding = self.combine(collected)
-        if finding is None:
-            return None
-        size = max(each.parameters for each in finding.evidence)
-        direction = ", and of the direction only" if self.expected == "worse" else ""
-        reason = (
-            f"Not of {self.scale.setting} but at {self.scale.relative_size(size)}{direction}: "
-            f"{finding.reason}"
-        )
-        return replace(finding, reason=reason)
+    def _collected(self, pool: Pool) -> list[Evidence]:
+        """All comparisons of the two arms on the tasks of the claim."""
+        return [
+            each
+            for task in self.tasks
+            for each in pool.comparisons(task, arm=self.arm, against=self.against)
+        ]
+
+    def _is_own(self, evidence: Evidence) -> bool:
+        """Whether this comparison is at the claim's own scale."""
+        return self.scale.covers(evidence.task, evidence.conditions)
 
     def _verdict(self, outcome: ScoreDifference | SolvedCounts, p: float) -> Verdict:
         """The verdict of one comparison, whose p value is adjusted for all of the claim."""
@@ -153,16 +178,70 @@ class Runs:
         return "not distinguishable"
 
     def _has_recipe(self, recipe: str | None) -> bool:
-        """Whether the recipe has runs of both arms at the claim's scale."""
+        """Whether the recipe has runs of both arms at the claim's scale, whatever their scores."""
         if recipe is None:
             return False
         study = recipes.find(recipe)
-        return {self.arm, self.against} <= set(study.variants) and any(
-            self.scale.covers(task, parameters(study.model_of(task)).total)
-            for task in self.tasks
-            if task in study.seeds
+        if not {self.arm, self.against} <= set(study.variants):
+            return False
+        planned = {
+            str(run.task): Conditions(
+                parameters(run.model).total,
+                tasks.find(run.task).tokens,
+                run.training.steps * run.training.batch,
+                None,
+            )
+            for run in study.experiments()
+            if run.arm == self.against
+        }
+        return any(
+            self.scale.covers(task, planned[task]) for task in self.tasks if task in planned
         )
 
 
-def _summary(evidence: Evidence) -> str:
-    return f"{evidence.task} ({evidence.store}, {evidence.steps:,} steps): {evidence.outcome.text}"
+@dataclass(frozen=True)
+class Measured:
+    """A measured quantity of some arms against the baseline: does it fall, or rise, as claimed?
+
+    What `measure` and the benchmarks time here is never at a claim's own scale, so it shows a
+    direction only: the same if the whole interval of every arm lies on the claimed side of no
+    change, the opposite if that of every arm lies on the other side.
+    """
+
+    quantity: str
+    arms: tuple[str, ...]
+    claimed: Literal["falls", "rises"]
+    setting: str
+
+    def finding(self, claim: Claim, pool: Pool) -> None:
+        """None: measurements here do not decide a claim."""
+
+    def direction(self, pool: Pool) -> OtherScale | None:
+        """The direction of all measured changes of these arms."""
+        found = pool.changes(self.quantity, self.arms)
+        if not found:
+            return None
+        sides = {self._side(change) for _, change in found}
+        direction: Direction = sides.pop() if len(sides) == 1 else "no direction seen"
+        by_setting: dict[str, list[str]] = {}
+        for place, change in found:
+            by_setting.setdefault(f"{change.setting} ({place})", []).append(change.text)
+        result = "; ".join(f"{', '.join(texts)}, {where}" for where, texts in by_setting.items())
+        return OtherScale(direction, f"Not {self.setting}", f"{self.quantity} {result}.")
+
+    def _side(self, change: MeasuredChange) -> Direction:
+        if change.low is None or change.high is None or change.low <= 0 <= change.high:
+            return "no direction seen"
+        rises = change.percent > 0
+        return "same direction" if rises == (self.claimed == "rises") else "opposite direction"
+
+
+def _is_far(ratio: float | None) -> bool:
+    """Whether a condition is known, and not at the source's scale."""
+    return ratio is not None and not 1 / MAX_RATIO <= ratio <= MAX_RATIO
+
+
+def _times(ratio: float | None) -> str:
+    """A ratio to the source's condition, in words."""
+    assert ratio is not None
+    return f"{ratio:,.0f} times" if ratio > 1 else f"1/{1 / ratio:,.0f} of"
