@@ -1,6 +1,7 @@
 """A fine-tuning step of each `qkv_mode` beside the library's own model, interleaved in one run.
 
 Run     python benchmarks/finetune_speed.py [--threads N] [--blocks N] [--rounds N] [--kinds K ...]
+        [--findings FOLDER]: `studies/benchmarks` is where the ledger of claims finds them
 Size    4 layers, hidden size 256, 4 heads, 64 tokens, batch 4, vocabulary 1024, fp32, fused AdamW
         Llama: feed-forward 688; GPT-2 and BERT: 1024
 
@@ -18,7 +19,10 @@ import numpy as np
 import torch
 import transformers
 
+from findings import add_option, write_findings
 from qkvbench import hub
+from qkvbench.claims.kit.measured import MeasuredChange
+from qkvbench.hub.modes import equations
 from qkvbench.measure.samples import Step, ratio
 
 TOKENS, BATCH, VOCABULARY = 64, 4, 1024
@@ -68,8 +72,10 @@ def step_of(kind: str, arm: str, tokens: torch.Tensor) -> tuple[Callable[[], Non
     return step, sum(parameter.numel() for parameter in model.parameters())
 
 
-def measured(kind: str, blocks: int, rounds: int, clock: Callable[[], float]) -> None:
-    """Time all arms of one shape in turn, and print their speeds."""
+def measured(
+    kind: str, blocks: int, rounds: int, clock: Callable[[], float]
+) -> list[MeasuredChange]:
+    """Time all arms of one shape in turn, print their speeds, and return their times."""
     rng = np.random.default_rng(0)
     tokens = torch.from_numpy(rng.integers(3, VOCABULARY, (BATCH, TOKENS)))
     samples: dict[str, list[list[Step]]] = {arm: [] for arm in ARMS}
@@ -90,8 +96,18 @@ def measured(kind: str, blocks: int, rounds: int, clock: Callable[[], float]) ->
     first = samples[ARMS[0]]
     middle = statistics.median(step.seconds for block in first for step in block)
     print(f"\n{kind}: {ARMS[0]} takes {1e3 * middle:.0f} ms a step, {sizes[ARMS[0]]:,} parameters")
+    changes: list[MeasuredChange] = []
     for arm in ARMS[1:]:
         found = ratio(samples[arm], first, to=ARMS[0])
+        if arm != LIBRARY:
+            changes.append(
+                MeasuredChange.of(
+                    found,
+                    quantity="time of a fine-tuning step",
+                    arm=str(equations(arm)),
+                    setting=f"{kind} of 4 layers of width 256, {TOKENS} tokens, CPU",
+                )
+            )
         low, high = (100 * (1 / (end or float("nan")) - 1) for end in (found.high, found.low))
         share = 100 * sizes[arm] / sizes[ARMS[0]]
         speed = 100 * (1 / found.value - 1)
@@ -99,6 +115,7 @@ def measured(kind: str, blocks: int, rounds: int, clock: Callable[[], float]) ->
             f"{arm:8} {speed:+5.1f}% ({low:+.1f} to {high:+.1f})   parameters {share:5.1f}%",
             flush=True,
         )
+    return changes
 
 
 def main() -> None:
@@ -109,6 +126,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", choices=SHAPES, default=list(SHAPES))
+    add_option(parser)
     words = parser.parse_args()
     torch.set_num_threads(words.threads)
     torch.manual_seed(0)
@@ -117,8 +135,12 @@ def main() -> None:
         f"torch {torch.__version__}, transformers {transformers.__version__}"
     )
     clock = time.process_time if words.threads == 1 else time.perf_counter
-    for kind in words.kinds:
-        measured(kind, words.blocks, words.rounds, clock)
+    found = [
+        change
+        for kind in words.kinds
+        for change in measured(kind, words.blocks, words.rounds, clock)
+    ]
+    write_findings(words.findings, "finetune_speed", "cpu", found)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 Run     python benchmarks/long_sequences.py [--arms A B ...] [--lengths 512 2048 ...] [--seeds N]
         [--steps N] [--batches N] [--tokens N] [--forward 16384 102400 ...] [--figure FILE]
+        [--findings FOLDER]: `studies/benchmarks` is where the ledger of claims finds them
 Size    long-plays, its text and its decoder: rotary, 4 heads, 2 layers of width 64 unless asked
         (--layers, --width); forward only, one layer
 
@@ -27,9 +28,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
+from findings import add_option, write_findings
 from qkvbench import tasks
 from qkvbench.backends import find
+from qkvbench.claims.kit.measured import MeasuredChange
 from qkvbench.cost.units import bytes_text
 from qkvbench.data.plays import plays
 from qkvbench.experiment import Experiment
@@ -169,6 +173,33 @@ def spreads(seeds: Sequence[Seen]) -> list[tuple[float, ...]]:
     return list(zip(*(seen.spreads() for seen in seeds), strict=True))
 
 
+def spread_change(
+    arm: str, against: str, length: int, seeds: Sequence[Seen], base: Sequence[Seen]
+) -> MeasuredChange:
+    """How the spread after training differs between two arms, with its interval over seeds.
+
+    Student's t of the logarithms of the ratios; None with fewer than three seeds.
+    """
+    logs = [
+        math.log(own.spreads()[1] / first.spreads()[1])
+        for own, first in zip(seeds, base, strict=True)
+    ]
+    middle, ends = statistics.mean(logs), (None, None)
+    if len(logs) > 2:
+        error = statistics.stdev(logs) / math.sqrt(len(logs))
+        half = float(stats.t.ppf(0.975, len(logs) - 1)) * error
+        ends = tuple(100 * math.expm1(each) for each in (middle - half, middle + half))
+    return MeasuredChange(
+        quantity="spread of the gradient's norm",
+        arm=arm,
+        against=against,
+        setting=f"long-plays, windows of {length:,} tokens, {len(logs)} seeds, CPU",
+        percent=100 * math.expm1(middle),
+        low=ends[0],
+        high=ends[1],
+    )
+
+
 def figure(
     panels: Mapping[str, Mapping[str, Mapping[int, float]]], lengths: Sequence[int], text: str
 ) -> str:
@@ -262,6 +293,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--forward", nargs="*", type=int, default=[])
     parser.add_argument("--figure", type=Path, default=FIGURE)
+    add_option(parser)
     words = parser.parse_args()
     found: dict[str, dict[int, list[Seen]]] = {arm: {} for arm in words.arms}
     held: dict[str, dict[int, int]] = {arm: {} for arm in words.arms}
@@ -298,6 +330,13 @@ def main() -> None:
         )
         words.figure.write_text(figure(panels, words.lengths, text), encoding="utf-8")
         print(f"{words.figure.name} is drawn.", flush=True)
+        base = words.arms[0]
+        changes = [
+            spread_change(arm, base, length, found[arm][length], found[base][length])
+            for arm in words.arms[1:]
+            for length in words.lengths
+        ]
+        write_findings(words.findings, "long_sequences", "cpu", changes)
         for length in words.forward:
             for arm, run in zip(words.arms, experiments(words, words.tokens, 0), strict=True):
                 taken_s, peak = workers.call(forward, run, length)

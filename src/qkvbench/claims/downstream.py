@@ -71,8 +71,8 @@ def _arithmetic(arm: str) -> Arithmetic:
         if p - chance < 1.96 * 100 * math.sqrt(chance / 100 * (1 - chance / 100) / questions)
     ]
     return Arithmetic(
-        f"The average differs by {signed(_difference(arm), 2)} points; questions alone give a "
-        f"standard error of {_standard_error():.2f} (Holm's p {_adjusted_p(arm):.2g}). One run "
+        f"{signed(_difference(arm), 2)} points, standard error of the questions alone "
+        f"{_standard_error():.2f} (Holm's p {_adjusted_p(arm):.2g}). One run "
         "each; the released code scores some arms after 7,000 steps and others after 8,000. The "
         f"baseline is not above chance on {', '.join(near_chance)}."
     )

@@ -59,10 +59,10 @@ CLAIMS = (
         place="the name of the variants marked +, a two-dimensional positional encoding",
         quantity="attention with the encoding, beside attention with one bias for each key",
         arithmetic=lambda: Arithmetic(
-            "The map is linear: it adds a term of the row and one of the column, and softmax "
-            "cancels the row's. What is left is a temperature and one bias for each key, the same "
-            "to every query: the largest difference from that, at random scores, is "
-            f"{largest_effect(row_and_column):.0e}."
+            "The query's part cancels in softmax: difference without it "
+            f"{largest_effect(row_and_column):.0e}. The map is linear, so it adds a term of the row "
+            "and one of the column; what is left is a temperature and one bias for each key, the "
+            "same to every query."
         ),
         tests=(
             CancelsOut(),

@@ -24,7 +24,7 @@ PAIR = ("q=k,v", "q,k=v")
 def _frontier(arm: str, size: str) -> Arithmetic:
     rows = points(size)
     return Arithmetic(
-        f"By its own table, one run each, dominated: {_dominated(rows, arm)}. "
+        f"Dominated: {_dominated(rows, arm)}. One run each, by its own table. "
         f"Frontier: {_equations(frontier(rows), ' · ')}."
     )
 

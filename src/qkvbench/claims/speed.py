@@ -46,7 +46,7 @@ class RunsOnCpu:
         kernel = self.kernel()
         if kernel is None or "flash_attention" not in kernel:
             return None
-        return Finding("refuted", f"On this machine's CPU, by a profiler: {kernel}.")
+        return Finding("refuted", f"{kernel} on this machine's CPU, by a profiler.")
 
 
 def _training() -> Arithmetic:

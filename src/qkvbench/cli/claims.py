@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.padding import Padding
@@ -30,6 +30,14 @@ STYLES: dict[Verdict, str] = {
 WIDTH = 120
 # Columns of the overview: claim, stated, computed.
 NAME, STATED = 34, 26
+# What follows from shapes or from the source's own table is no news: its names are enough.
+BY_ARITHMETIC = "by arithmetic"
+HEADINGS = [
+    "",
+    BY_ARITHMETIC,
+    *(f"{direction} at a smaller scale" for direction in get_args(claims.Direction)),
+    "no run or measurement bears on it",
+]
 
 
 def answer(request: Request) -> int:
@@ -87,16 +95,33 @@ def print_ledger(entries: Sequence[Entry], console: Console) -> None:
             (verdict, STYLES[verdict]), (f" ({len(group)}): {claims.MEANINGS[verdict]}", "dim")
         )
         console.print(heading)
-        # What follows from shapes or from the source's own table is no news: names will do.
-        plain = [entry for entry in group if verdict == "supported" and not entry.finding.evidence]
-        for entry in group:
-            if entry not in plain:
-                console.print(_line(entry, console.width))
-        if plain:
-            names_of = ", ".join(entry.claim.name for entry in plain)
-            console.print(Padding(Text(f"by arithmetic: {names_of}"), (0, 0, 0, 2)))
+        for heading, part in _parts(verdict, group):
+            if heading:
+                console.print(Text(f"  {heading}", style="dim"))
+            if heading == BY_ARITHMETIC:
+                listed = ", ".join(entry.claim.name for entry in part)
+                console.print(Padding(Text(listed), (0, 0, 0, 4)))
+            else:
+                for entry in part:
+                    console.print(_line(entry, console.width))
     console.print()
     console.print(styled("`qkvbench claims NAME` prints one claim in full."), style="dim")
+
+
+def _parts(verdict: Verdict, group: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
+    """The claims of one verdict under the headings that they need."""
+    parts: dict[str, list[Entry]] = {}
+    for entry in group:
+        other = entry.finding.other_scale
+        match verdict:
+            case "supported":
+                heading = "" if entry.finding.evidence else BY_ARITHMETIC
+            case "not testable here":
+                heading = other.label if other else HEADINGS[-1]
+            case _:
+                heading = ""
+        parts.setdefault(heading, []).append(entry)
+    return sorted(parts.items(), key=lambda part: HEADINGS.index(part[0]))
 
 
 def _line(entry: Entry, width: int) -> Text:
@@ -118,8 +143,8 @@ def in_short(entry: Entry) -> tuple[str, str]:
     if finding.decided_by is not None:
         printed, computed = finding.decided_by
         return printed.text, computed.text
-    if finding.other_scale is not None:
-        return figures, f"{finding.other_scale.direction}, smaller: {finding.other_scale.result}"
+    if finding.verdict == "not testable here" and finding.other_scale is not None:
+        return figures, finding.other_scale.summary
     return figures, finding.summary
 
 

@@ -81,6 +81,14 @@ class OtherScale:
         return f"{self.direction} at a smaller scale"
 
     @property
+    def summary(self) -> str:
+        """The first result that shows the direction."""
+        if not self.evidence:
+            return self.result
+        first = self.evidence[0]
+        return f"{first.task} {first.outcome.text}"
+
+    @property
     def reason(self) -> str:
         """The distance from the claim's scale, then the result."""
         return f"{self.distance}: {self.result}"

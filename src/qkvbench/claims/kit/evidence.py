@@ -14,7 +14,7 @@ from qkvbench.results.record import Measurement, MetricInfo, Record
 from qkvbench.results.stats import Comparison, Difference, compare, tally
 from qkvbench.results.store import Store
 from qkvbench.results.view import View
-from qkvbench.task_ref import parse_task
+from qkvbench.task_ref import TaskRef, parse_task
 from qkvbench.variant import CANONICAL, NO_ATTENTION, write
 
 BASELINE, FLOOR = write(CANONICAL), write(NO_ATTENTION)
@@ -28,12 +28,6 @@ class StoreView:
     records: tuple[Record, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     benchmarks: tuple[Benchmark, ...] = ()
-
-    @cached_property
-    def experiments(self) -> tuple[tuple[str, Experiment, Record], ...]:
-        """Each run of a plain arm, with its setup and the setup's id."""
-        pairs = ((_setup(each), each) for each in self.records if each.arm == each.variant)
-        return tuple((setup.id, setup, each) for setup, each in pairs)
 
 
 @dataclass(frozen=True)
@@ -188,27 +182,44 @@ class Setup:
 
 @dataclass(frozen=True)
 class Pool:
-    """All that some folders hold together."""
+    """All that some folders hold together, the same in whichever order they are given.
 
-    setups: tuple[Setup, ...] = ()
-    measured: tuple[tuple[str, MeasuredChange], ...] = ()
+    ``records`` are the runs of plain arms, by the inputs of their task, each with its folder's
+    name; ``measured`` the measured changes, each with the place of its record.
+    """
+
+    records: Mapping[TaskRef, Sequence[tuple[str, Record]]]
+    measured: tuple[tuple[str, MeasuredChange], ...]
 
     def comparisons(self, task: str, *, arm: str, against: str) -> tuple[Evidence, ...]:
-        """The two arms on this task: one comparison for each experiment."""
+        """The two arms on this task: one comparison for each experiment, most seeds first."""
         found = (
             _evidence(setup, task, arm, against)
-            for setup in self.setups
+            for setup in self.setups(parse_task(task).inputs)
             if {arm, against} <= set(setup.runs) and setup.is_of(task)
         )
-        return tuple(each for each in found if each is not None)
+        return tuple(
+            sorted((each for each in found if each is not None), key=lambda each: -each.seeds)
+        )
 
     def changes(self, quantity: str, arms: Sequence[str]) -> tuple[tuple[str, MeasuredChange], ...]:
-        """Measured changes of a quantity, for these arms, each with the place of its record."""
+        """Measured changes of a quantity, for these arms."""
         return tuple(
             (place, each)
             for place, each in self.measured
             if each.quantity == quantity and each.arm in arms
         )
+
+    def setups(self, inputs: TaskRef) -> tuple[Setup, ...]:
+        """All setups whose runs have these inputs."""
+        if inputs not in self._setups:
+            self._setups[inputs] = _setups(self.records.get(inputs, ()))
+        return self._setups[inputs]
+
+    @cached_property
+    def _setups(self) -> dict[TaskRef, tuple[Setup, ...]]:
+        """The setups that were asked for: most tasks have no claim, and their runs are not read."""
+        return {}
 
 
 def open_store(folder: Path) -> StoreView:
@@ -224,29 +235,40 @@ def of_study(study: View) -> StoreView:
 
 
 def pool(stores: Sequence[StoreView]) -> Pool:
-    """All folders together, the same in whichever order they are given."""
+    """All that these folders hold."""
+    records: dict[TaskRef, list[tuple[str, Record]]] = defaultdict(list)
+    for store in stores:
+        for run in store.records:
+            if run.arm == run.variant:
+                records[parse_task(run.task).inputs].append((store.name, run))
+    return Pool(records, tuple(found for store in stores for found in _measured(store)))
+
+
+def _setups(records: Sequence[tuple[str, Record]]) -> tuple[Setup, ...]:
+    """The setups of these runs; a run that is in several folders is read once."""
+    keys: dict[str, str] = {}
     setups: dict[str, Experiment] = {}
     names: dict[str, set[str]] = defaultdict(set)
     runs: dict[str, dict[str, dict[int, Record]]] = defaultdict(lambda: defaultdict(dict))
     places: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for store in stores:
-        for key, setup, run in store.experiments:
-            setups[key] = setup
-            names[key].add(run.task)
-            places[key][run.arm].add(store.name)
-            others = runs[key][run.arm]
-            others[run.seed] = min(run, others.get(run.seed, run), key=_precedence)
-    return Pool(
-        tuple(
-            Setup(
-                setups[key],
-                frozenset(names[key]),
-                {arm: dict(sorted(by_seed.items())) for arm, by_seed in runs[key].items()},
-                {arm: frozenset(each) for arm, each in places[key].items()},
-            )
-            for key in sorted(setups, key=lambda key: (str(setups[key].task), key))
-        ),
-        tuple(found for store in stores for found in _measured(store)),
+    for store, run in records:
+        if run.id not in keys:
+            setup = _setup(run)
+            keys[run.id] = setup.id
+            setups[setup.id] = setup
+        key = keys[run.id]
+        names[key].add(run.task)
+        places[key][run.arm].add(store)
+        others = runs[key][run.arm]
+        others[run.seed] = min(run, others.get(run.seed, run), key=_precedence)
+    return tuple(
+        Setup(
+            setups[key],
+            frozenset(names[key]),
+            {arm: dict(sorted(by_seed.items())) for arm, by_seed in runs[key].items()},
+            {arm: frozenset(each) for arm, each in places[key].items()},
+        )
+        for key in sorted(setups)
     )
 
 

@@ -8,11 +8,11 @@ import json
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qkvbench.results.record import Machine, Measurement
+from qkvbench.results.record import Machine, Measurement, Ratio
 from qkvbench.results.store import StoreError
 
 
@@ -34,6 +34,20 @@ class MeasuredChange(_Strict):
     percent: float
     low: float | None = None
     high: float | None = None
+
+    @classmethod
+    def of(cls, ratio: Ratio, *, quantity: str, arm: str, setting: str) -> Self:
+        """The change that a ratio of the arm's time to another's is."""
+        low, high = (None if end is None else 100 * (end - 1) for end in (ratio.low, ratio.high))
+        return cls(
+            quantity=quantity,
+            arm=arm,
+            against=ratio.to,
+            setting=setting,
+            percent=100 * (ratio.value - 1),
+            low=low,
+            high=high,
+        )
 
     @property
     def text(self) -> str:
@@ -71,17 +85,13 @@ def read_benchmarks(folder: Path) -> tuple[Benchmark, ...]:
 def changes(measurement: Measurement) -> Iterator[MeasuredChange]:
     """What a measurement says of its arm: the times of all that was timed beside another arm."""
     for kind, timing in measurement.timings.items():
-        if (ratio := timing.ratio) is not None:
-            low, high = (None if end is None else 100 * (end - 1) for end in (ratio.low, ratio.high))
-            yield MeasuredChange(
+        if timing.ratio is not None:
+            yield MeasuredChange.of(
+                timing.ratio,
                 quantity=f"time of a {kind}",
                 arm=measurement.arm,
-                against=ratio.to,
                 setting=f"{measurement.model}, {measurement.context:,} tokens, batch "
                 f"{measurement.batch}, {measurement.machine.device}",
-                percent=100 * (ratio.value - 1),
-                low=low,
-                high=high,
             )
 
 

@@ -71,16 +71,24 @@ class Scale:
             "sequences in training": self.sequences and runs.sequences / self.sequences,
         }
         far = [f"{_times(ratio)} the {name}" for name, ratio in ratios.items() if _is_far(ratio)]
-        if self.score is not None and runs.score is not None:
-            source = 1 - self.score.value
-            ratio = (1 - runs.score) / source
-            if _is_far(ratio):
-                ceiling = ", a ceiling at which a loss hardly shows" if ratio < 1 else ""
-                far.append(
-                    f"a baseline at {runs.score:.4f} where the source's is at {self.score.text}"
-                    f"{ceiling}"
-                )
+        if self.score is not None and runs.score is not None and _is_far(self._errors(runs)):
+            ceiling = ", a ceiling at which a loss hardly shows" if self.is_ceiling(runs) else ""
+            far.append(
+                f"a baseline at {runs.score:.4f} where the source's is at {self.score.text}"
+                f"{ceiling}"
+            )
         return tuple(far)
+
+    def is_ceiling(self, runs: Conditions) -> bool:
+        """Whether the runs' baseline makes so few errors that a loss can hardly show."""
+        ratio = self._errors(runs)
+        return ratio is not None and ratio < 1 / MAX_RATIO
+
+    def _errors(self, runs: Conditions) -> float | None:
+        """Errors of the runs' baseline over those of the source's; None if either is unknown."""
+        if self.score is None or runs.score is None:
+            return None
+        return (1 - runs.score) / (1 - self.score.value)
 
 
 @dataclass(frozen=True)
@@ -109,17 +117,23 @@ class Runs:
         return Finding("not testable here", claim.arithmetic().text, self.scale.requires)
 
     def direction(self, pool: Pool) -> OtherScale | None:
-        """The direction of runs that are not at the claim's scale."""
+        """The direction of runs that are not at the claim's scale.
+
+        At a ceiling hardly any loss shows, so such runs count only if there are no others.
+        """
         others = [each for each in self._collected(pool) if not self._is_own(each)]
-        finding = self.combine(others)
+        below = [each for each in others if not self.scale.is_ceiling(each.conditions)]
+        finding = self.combine(below or others)
         if finding is None:
             return None
-        nearest = max(others, key=lambda each: each.conditions.parameters).conditions
-        far = self.scale.distances(nearest) or (f"{nearest.parameters:,} parameters",)
+        first = finding.evidence[0].conditions
+        far = self.scale.distances(first) or (f"{first.parameters:,} parameters",)
+        left = ", ".join(each.summary for each in others if below and each not in below)
+        ceiling = f" Not counted, at a ceiling: {left}." if left else ""
         return OtherScale(
             direction=DIRECTIONS[finding.verdict],
             distance=f"Not {self.scale.setting}: {', '.join(far)}",
-            result=finding.reason,
+            result=finding.reason + ceiling,
             evidence=finding.evidence,
         )
 
@@ -137,7 +151,8 @@ class Runs:
         reason = "; ".join(each.summary for each in decisive)
         others = len(collected) - len(decisive)
         also = f"; {others} more {'does' if others == 1 else 'do'} not say so" if others else ""
-        return Finding(verdict, f"{reason}{also}.", evidence=tuple(collected))
+        ordered = (*decisive, *(each for each in collected if each not in decisive))
+        return Finding(verdict, f"{reason}{also}.", evidence=ordered)
 
     def _collected(self, pool: Pool) -> list[Evidence]:
         """All comparisons of the two arms on the tasks of the claim."""
@@ -227,7 +242,7 @@ class Measured:
         for place, change in found:
             by_setting.setdefault(f"{change.setting} ({place})", []).append(change.text)
         result = "; ".join(f"{', '.join(texts)}, {where}" for where, texts in by_setting.items())
-        return OtherScale(direction, f"Not {self.setting}", f"{self.quantity} {result}.")
+        return OtherScale(direction, f"Not {self.setting}", f"{self.quantity}, {result}.")
 
     def _side(self, change: MeasuredChange) -> Direction:
         if change.low is None or change.high is None or change.low <= 0 <= change.high:
