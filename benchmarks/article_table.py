@@ -12,6 +12,7 @@ import argparse
 import time
 
 from findings import add_option, write_findings
+
 from qkvbench.claims.kit.measured import changes
 from qkvbench.claims.kit.models import gpt2_small
 from qkvbench.claims.kit.reported import ARTICLE

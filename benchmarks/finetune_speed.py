@@ -18,8 +18,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import transformers
-
 from findings import add_option, write_findings
+
 from qkvbench import hub
 from qkvbench.claims.kit.measured import MeasuredChange
 from qkvbench.hub.modes import equations

@@ -28,9 +28,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from findings import add_option, write_findings
 from scipy import stats
 
-from findings import add_option, write_findings
 from qkvbench import tasks
 from qkvbench.backends import find
 from qkvbench.claims.kit.measured import MeasuredChange
@@ -85,7 +85,7 @@ def experiments(words: argparse.Namespace, length: int, seed: int) -> tuple[Expe
         d_model=words.width,
         heads=task.model.geometry.heads,
         position=task.model.position,
-        start=task.model.init,
+        init=task.model.init,
     )
     base = Experiment(model, TaskRef("long-plays"), task.version, training, seed=seed)
     return base.vary(variants=words.arms, seeds=[seed])

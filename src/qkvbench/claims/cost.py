@@ -40,8 +40,8 @@ def _deployment() -> Arithmetic:
     )
     return Arithmetic(
         f"The article's own table of costs for a million tokens saves {saved[0].value:.0f} to "
-        f"{saved[-1].value:.0f}%. Both hold if part of the total is no cost of tokens, which is not "
-        "said.",
+        f"{saved[-1].value:.0f}%. Both hold if part of the total is no cost of tokens, of which "
+        "nothing is said.",
         (saved[0], saved[-1]),
     )
 
@@ -94,7 +94,7 @@ CLAIMS = (
     ),
     Claim(
         name="article-token-costs",
-        text="A million tokens cost 40 to 60% less with fewer projections, in each of four segments.",
+        text="A million tokens cost 40 to 60% less with fewer projections, in all four segments.",
         place="table of costs",
         quantity="cost of a million tokens by segment, against `q,k,v`",
         arithmetic=_tokens,

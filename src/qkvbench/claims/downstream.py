@@ -121,9 +121,7 @@ def _matching() -> Arithmetic:
 
 
 CLAIMS = (
-    _five_shot(
-        "study-downstream-tied", "q,k=v", "sharing key and value loses 0.41 points of"
-    ),
+    _five_shot("study-downstream-tied", "q,k=v", "sharing key and value loses 0.41 points of"),
     _five_shot("study-downstream-gqa", "q,k,v/8", "eight groups lose half a point of"),
     _five_shot(
         "study-downstream-tied-gqa",

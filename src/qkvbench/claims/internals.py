@@ -59,10 +59,10 @@ CLAIMS = (
         place="the name of the variants marked +, a two-dimensional positional encoding",
         quantity="attention with the encoding, beside attention with one bias for each key",
         arithmetic=lambda: Arithmetic(
-            "The query's part cancels in softmax: difference without it "
-            f"{largest_effect(row_and_column):.0e}. The map is linear, so it adds a term of the row "
-            "and one of the column; what is left is a temperature and one bias for each key, the "
-            "same to every query."
+            "The query's part cancels in softmax: without it weights change by "
+            f"{largest_effect(row_and_column):.0e}. The map is linear, so it adds a term of the "
+            "row and one of the column; what is left is a temperature and one bias for each key, "
+            "the same to every query."
         ),
         tests=(
             CancelsOut(),
@@ -102,8 +102,10 @@ CLAIMS = (
         quantity="effective ranks in a trained 300M `q,k,v`",
         arithmetic=lambda: Arithmetic(
             "Neither exceeds the width of the model. Equal ranks do not make two matrices alike.",
-            tuple(exact_figure(study_300m().geometry.d_model, f"{study_300m().geometry.d_model}")
-                  for _ in range(2)),
+            tuple(
+                exact_figure(study_300m().geometry.d_model, f"{study_300m().geometry.d_model}")
+                for _ in range(2)
+            ),
         ),
         tests=(AtMost(), NotTestable("the study's trained 300M checkpoint")),
         figures=(figure("687"), figure("702")),

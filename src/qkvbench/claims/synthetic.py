@@ -17,6 +17,7 @@ AVERAGES = {
     "q,k=v": figure("0.850"),
 }
 
+
 def _sort_loss(arm: str) -> float:
     """The accuracy that the arm loses on sorting, by the study's table."""
     return SORT["q,k,v"].value - SORT[arm].value

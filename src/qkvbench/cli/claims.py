@@ -143,6 +143,8 @@ def in_short(entry: Entry) -> tuple[str, str]:
     if finding.decided_by is not None:
         printed, computed = finding.decided_by
         return printed.text, computed.text
+    if finding.evidence:
+        return figures, finding.evidence[0].short
     if finding.verdict == "not testable here" and finding.other_scale is not None:
         return figures, finding.other_scale.summary
     return figures, finding.summary

@@ -1,7 +1,7 @@
 """A claim, the finding on it, and the order in which its tests are tried."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -83,10 +83,7 @@ class OtherScale:
     @property
     def summary(self) -> str:
         """The first result that shows the direction."""
-        if not self.evidence:
-            return self.result
-        first = self.evidence[0]
-        return f"{first.task} {first.outcome.text}"
+        return self.evidence[0].short if self.evidence else self.result
 
     @property
     def reason(self) -> str:

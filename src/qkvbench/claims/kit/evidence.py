@@ -126,6 +126,11 @@ class Evidence:
         return f"{first} and {len(others)} more" if others else first
 
     @property
+    def short(self) -> str:
+        """Task and outcome."""
+        return f"{self.task} {self.outcome.text}"
+
+    @property
     def summary(self) -> str:
         """Task, folders, steps and outcome."""
         return f"{self.task} ({self.place}, {self.steps:,} steps): {self.outcome.text}"

@@ -209,9 +209,7 @@ class Runs:
             for run in study.experiments()
             if run.arm == self.against
         }
-        return any(
-            self.scale.covers(task, planned[task]) for task in self.tasks if task in planned
-        )
+        return any(self.scale.covers(task, planned[task]) for task in self.tasks if task in planned)
 
 
 @dataclass(frozen=True)
@@ -236,8 +234,8 @@ class Measured:
         found = pool.changes(self.quantity, self.arms)
         if not found:
             return None
-        sides = {self._side(change) for _, change in found}
-        direction: Direction = sides.pop() if len(sides) == 1 else "no direction seen"
+        first, *others = (self._side(change) for _, change in found)
+        direction = first if all(each == first for each in others) else "no direction seen"
         by_setting: dict[str, list[str]] = {}
         for place, change in found:
             by_setting.setdefault(f"{change.setting} ({place})", []).append(change.text)
