@@ -3,7 +3,8 @@
 Run     python benchmarks/article_table.py [--tokens N] [--seconds S] [--threads N]
         [--findings FOLDER]: `studies/benchmarks` is where the ledger of claims finds them
 Takes   about three minutes on one core and 4 GB of memory
-Size    GPT-2 small, random weights, fp32, one sequence: a forward pass, a prefill, a decode step
+Size    GPT-2 small, random weights, fp32, one sequence: a decode step, then a prefill and a forward
+        pass if the time allows
 
 The article names neither hardware nor length, so this is no repetition of its table.
 """

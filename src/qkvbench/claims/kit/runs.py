@@ -234,8 +234,8 @@ class Measured:
         found = pool.changes(self.quantity, self.arms)
         if not found:
             return None
-        first, *others = (self._side(change) for _, change in found)
-        direction = first if all(each == first for each in others) else "no direction seen"
+        sides: list[Direction] = [self._side(change) for _, change in found]
+        direction: Direction = sides[0] if len(set(sides)) == 1 else "no direction seen"
         by_setting: dict[str, list[str]] = {}
         for place, change in found:
             by_setting.setdefault(f"{change.setting} ({place})", []).append(change.text)
