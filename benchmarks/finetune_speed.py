@@ -104,8 +104,9 @@ def measured(
                 MeasuredChange.of(
                     found,
                     quantity="time of a fine-tuning step",
+                    model=f"{kind} of 4 layers of width 256",
                     arm=str(equations(arm)),
-                    setting=f"{kind} of 4 layers of width 256, {TOKENS} tokens, CPU",
+                    setting=f"{TOKENS} tokens, cpu",
                 )
             )
         low, high = (100 * (1 / (end or float("nan")) - 1) for end in (found.high, found.low))

@@ -191,9 +191,10 @@ def spread_change(
         ends = tuple(100 * math.expm1(each) for each in (middle - half, middle + half))
     return MeasuredChange(
         quantity="spread of the gradient's norm",
+        model="long-plays",
         arm=arm,
         against=against,
-        setting=f"long-plays, windows of {length:,} tokens, {len(logs)} seeds, CPU",
+        setting=f"windows of {length:,} tokens, {len(logs)} seeds, cpu",
         percent=100 * math.expm1(middle),
         low=ends[0],
         high=ends[1],

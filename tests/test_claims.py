@@ -374,6 +374,7 @@ def _benchmark(changes_of_arms):
         found=[
             MeasuredChange(
                 quantity="time of a step",
+                model="small",
                 arm=arm,
                 against="q,k,v",
                 setting="made",
@@ -404,6 +405,7 @@ def test_the_findings_of_a_benchmark_show_a_direction(tmp_path, first, second, d
     assert "python benchmarks/made.py" in found.reason
     assert "`q=k=v`" not in found.reason
     assert replace(test, quantity="memory").direction(found_here) is None
+    assert replace(test, model="large").direction(found_here) is None
 
 
 def test_the_measurements_of_a_store_are_read_like_those_of_a_benchmark(tmp_path):
@@ -417,10 +419,14 @@ def test_the_measurements_of_a_store_are_read_like_those_of_a_benchmark(tmp_path
         memory_bytes=None,
         kernel="reference",
     )
-    made = fake_study.measurement(experiment, 0).model_copy(update={"timings": {"decode": timing}})
-    Store(tmp_path / "made").write_measurement(made)
-    finding = _finding("article-takeaway-latency", claims.open_store(tmp_path / "made"))
-    assert finding.other_scale.direction == "same direction"
+    for model, direction in (("gpt2-small", "same direction"), (experiment.model.name, None)):
+        own = replace(experiment, model=replace(experiment.model, name=model))
+        made = fake_study.measurement(own, 0).model_copy(update={"timings": {"decode": timing}})
+        Store(tmp_path / model).write_measurement(made)
+        finding = _finding("article-takeaway-latency", claims.open_store(tmp_path / model))
+        # Only the claim's own model bears on a claim about its latency.
+        assert (finding.other_scale and finding.other_scale.direction) == direction
+    finding = _finding("article-takeaway-latency", claims.open_store(tmp_path / "gpt2-small"))
     assert "`q=k=v` −20.0% (−30.0 to −10.0)" in finding.other_scale.reason
 
 

@@ -188,7 +188,7 @@ def test_small_runs_are_reported_with_their_distance_from_the_claim_s_scale(stud
     finding = _finding("study-order-of-ties", studies["longer"])
     assert finding.verdict == "not testable here"
     assert finding.other_scale.direction == "same direction"
-    assert "1/1,119 of the parameters" in finding.other_scale.distance
+    assert "1/1,201 of the parameters" in finding.other_scale.distance
     (evidence,) = finding.other_scale.evidence
     assert (evidence.task, evidence.arm, evidence.against) == ("lm-reviews", "q=k,v", "q,k=v")
     assert evidence.outcome.low > 0

@@ -27,7 +27,7 @@ class OwnFigures:
         """Supported or refuted; not distinguishable if the figures agree only within rounding."""
         pairs = _pairs(claim)
         if all(agree(*pair) for pair in pairs) and not all(rounds_to(*pair) for pair in pairs):
-            return _found("not distinguishable", claim, _REPORTED)
+            return _finding("not distinguishable", claim, _REPORTED)
         return _comparison(claim, otherwise="refuted", relation=_REPORTED)
 
 
@@ -51,7 +51,7 @@ class OtherConditions:
     def finding(self, claim: Claim, pool: Pool) -> Finding:
         """Supported if every figure rounds to the printed one, else not distinguishable."""
         right = all(rounds_to(*pair) for pair in _pairs(claim))
-        return _found("supported" if right else "not distinguishable", claim, _REPORTED)
+        return _finding("supported" if right else "not distinguishable", claim, _REPORTED)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def frontier(table: Mapping[str, Point]) -> tuple[str, ...]:
 
 def _comparison(claim: Claim, *, otherwise: Verdict, relation: str) -> Finding:
     right = all(agree(*pair) for pair in _pairs(claim))
-    return _found("supported" if right else otherwise, claim, relation)
+    return _finding("supported" if right else otherwise, claim, relation)
 
 
 def _bounded(claim: Claim, relation: str, printed: Figure, bound: Figure) -> Finding:
@@ -163,7 +163,7 @@ def _bounded(claim: Claim, relation: str, printed: Figure, bound: Figure) -> Fin
     return Finding("impossible", reason, decided_by=(printed, limit))
 
 
-def _found(verdict: Verdict, claim: Claim, relation: str) -> Finding:
+def _finding(verdict: Verdict, claim: Claim, relation: str) -> Finding:
     """The reason is the first pair of figures that differs, then the conclusion of arithmetic."""
     pairs = _pairs(claim)
     printed, computed = next((pair for pair in pairs if not rounds_to(*pair)), pairs[0])

@@ -246,7 +246,9 @@ def pool(stores: Sequence[StoreView]) -> Pool:
         for run in store.records:
             if run.arm == run.variant:
                 records[parse_task(run.task).inputs].append((store.name, run))
-    return Pool(records, tuple(found for store in stores for found in _measured(store)))
+    measured = [found for store in stores for found in _measured(store)]
+    measured.sort(key=lambda found: (found[0], found[1].model, found[1].setting))
+    return Pool(records, tuple(measured))
 
 
 def _setups(records: Sequence[tuple[str, Record]]) -> tuple[Setup, ...]:

@@ -12,6 +12,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qkvbench.model import parse_label
 from qkvbench.results.record import Machine, Measurement, Ratio
 from qkvbench.results.store import StoreError
 
@@ -23,11 +24,12 @@ class _Strict(BaseModel):
 class MeasuredChange(_Strict):
     """The change of a quantity from the arm ``against`` to ``arm``, in percent.
 
-    ``low`` and ``high`` bound it at 95%; None if the samples were too few. ``setting`` names model,
-    size and device.
+    ``low`` and ``high`` bound it at 95%; None if the samples were too few. ``setting`` gives
+    lengths and the device.
     """
 
     quantity: str
+    model: str
     arm: str
     against: str
     setting: str
@@ -36,11 +38,12 @@ class MeasuredChange(_Strict):
     high: float | None = None
 
     @classmethod
-    def of(cls, ratio: Ratio, *, quantity: str, arm: str, setting: str) -> Self:
+    def of(cls, ratio: Ratio, *, quantity: str, model: str, arm: str, setting: str) -> Self:
         """The change that a ratio of the arm's time to another's is."""
         low, high = (None if end is None else 100 * (end - 1) for end in (ratio.low, ratio.high))
         return cls(
             quantity=quantity,
+            model=model,
             arm=arm,
             against=ratio.to,
             setting=setting,
@@ -83,15 +86,16 @@ def read_benchmarks(folder: Path) -> tuple[Benchmark, ...]:
 
 
 def changes(measurement: Measurement) -> Iterator[MeasuredChange]:
-    """What a measurement says of its arm: the times of all that was timed beside another arm."""
+    """The times of a measured arm beside another's, one change for each kind of work."""
     for kind, timing in measurement.timings.items():
         if timing.ratio is not None:
             yield MeasuredChange.of(
                 timing.ratio,
                 quantity=f"time of a {kind}",
+                model=parse_label(measurement.model)[0],
                 arm=measurement.arm,
-                setting=f"{measurement.model}, {measurement.context:,} tokens, batch "
-                f"{measurement.batch}, {measurement.machine.device}",
+                setting=f"{measurement.context:,} tokens, batch {measurement.batch}, "
+                f"{measurement.machine.device}",
             )
 
 

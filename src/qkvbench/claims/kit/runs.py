@@ -216,6 +216,9 @@ class Runs:
 class Measured:
     """A measured quantity of some arms against the baseline: does it fall, or rise, as claimed?
 
+    ``model`` is the name of the claim's own model, whose measurements alone count; None if the
+    claim is about no particular one.
+
     What `measure` and the benchmarks time here is never at a claim's own scale, so it shows a
     direction only: the same if the whole interval of every arm lies on the claimed side of no
     change, the opposite if that of every arm lies on the other side.
@@ -225,20 +228,27 @@ class Measured:
     arms: tuple[str, ...]
     claimed: Literal["falls", "rises"]
     setting: str
+    model: str | None = None
 
     def finding(self, claim: Claim, pool: Pool) -> None:
         """None: measurements here do not decide a claim."""
 
     def direction(self, pool: Pool) -> OtherScale | None:
         """The direction of all measured changes of these arms."""
-        found = pool.changes(self.quantity, self.arms)
+        found = [
+            (place, change)
+            for place, change in pool.changes(self.quantity, self.arms)
+            if self.model in (None, change.model)
+        ]
         if not found:
             return None
         sides: list[Direction] = [self._side(change) for _, change in found]
         direction: Direction = sides[0] if len(set(sides)) == 1 else "no direction seen"
         by_setting: dict[str, list[str]] = {}
         for place, change in found:
-            by_setting.setdefault(f"{change.setting} ({place})", []).append(change.text)
+            by_setting.setdefault(f"{change.model}, {change.setting} ({place})", []).append(
+                change.text
+            )
         result = "; ".join(f"{', '.join(texts)}, {where}" for where, texts in by_setting.items())
         return OtherScale(direction, f"Not {self.setting}", f"{self.quantity}, {result}.")
 
