@@ -246,10 +246,9 @@ class Measured:
         direction: Direction = sides[0] if len(set(sides)) == 1 else "no direction seen"
         by_setting: dict[str, list[str]] = {}
         for place, change in found:
-            by_setting.setdefault(f"{change.model}, {change.setting} ({place})", []).append(
-                change.text
-            )
-        result = "; ".join(f"{', '.join(texts)}, {where}" for where, texts in by_setting.items())
+            setting = f"{change.model}, {change.setting} ({place})"
+            by_setting.setdefault(setting, []).append(change.text)
+        result = "; ".join(f"{', '.join(texts)}, {each}" for each, texts in by_setting.items())
         return OtherScale(direction, f"Not {self.setting}", f"{self.quantity}, {result}.")
 
     def _side(self, change: MeasuredChange) -> Direction:
