@@ -19,15 +19,17 @@ from qkvbench.reports.parts.formatting import (
     margin_text,
     metric_text,
     number,
+    p_text,
     plural,
     share,
     spans,
 )
 from qkvbench.reports.parts.table import caption, columns, failures, legend, nickname
+from qkvbench.results.critical import LEVEL
 from qkvbench.results.record import Record
 from qkvbench.results.stats import (
     CHANCE_LEVEL,
-    LEVEL,
+    COMPARISONS,
     POWER,
     Comparison,
     Tally,
@@ -87,6 +89,8 @@ def render(view: View) -> str:
         train_s=_train_s,
         execution=_execution,
         level=LEVEL,
+        comparisons=COMPARISONS,
+        p_text=p_text,
         chance_level=CHANCE_LEVEL,
         power=POWER,
     )
