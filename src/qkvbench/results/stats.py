@@ -187,21 +187,21 @@ class Tally:
 
 
 def verdict_of(tested: Difference | Count, *, good: bool) -> Verdict:
-    """The verdict of p values: what is certain comes first, then what is likely."""
-
-    def below(p: float | None, level: float) -> bool:
-        return p is not None and p < level
-
-    for level in (CERTAIN, LEVEL):
-        likely = level == LEVEL
-        if below(tested.p, level):
-            if good:
-                return "likely better" if likely else "better"
-            return "likely worse" if likely else "worse"
-        if below(tested.match_p, level):
-            return "likely matches" if likely else "matches"
-        if below(tested.not_worse_p, level):
-            return "likely not worse" if likely else "not worse"
+    """The verdict of p values: what is certain before what is likely, a loss before a match."""
+    sides: tuple[Verdict, Verdict] = (
+        ("better", "likely better") if good else ("worse", "likely worse")
+    )
+    ranked: list[tuple[float | None, float, Verdict]] = [
+        (tested.p, CERTAIN, sides[0]),
+        (tested.match_p, CERTAIN, "matches"),
+        (tested.p, LEVEL, sides[1]),
+        (tested.not_worse_p, CERTAIN, "not worse"),
+        (tested.match_p, LEVEL, "likely matches"),
+        (tested.not_worse_p, LEVEL, "likely not worse"),
+    ]
+    for p, level, verdict in ranked:
+        if p is not None and p < level:
+            return verdict
     return "not distinguishable"
 
 
@@ -213,8 +213,10 @@ def verdicts(result: Comparison | Tally, better: Better) -> dict[str, Verdict]:
         case Comparison(differences=by_arm, diverged=lost, incomplete=incomplete):
             allowed = lost.get(result.baseline, 0)
             failed = [arm for arm in lost if lost[arm] > allowed and arm not in incomplete]
-            of_scores = {arm: each.verdict(better) for arm, each in by_arm.items()}
-            return of_scores | dict.fromkeys(failed, "diverged")
+            found: dict[str, Verdict] = {arm: each.verdict(better) for arm, each in by_arm.items()}
+            for arm in failed:
+                found[arm] = "diverged"
+            return found
         case Tally(counts=counts):
             return {arm: verdict for arm in counts if (verdict := result.verdict(arm)) is not None}
 
@@ -356,7 +358,7 @@ def tally(
     others = [arm for arm in complete if arm != baseline]
     if not others:
         return replace(result, standing="one arm")
-    if len(seeds) == 1:
+    if base.seeds == 1:
         return replace(result, standing="one seed")
     tested = {arm: count_difference(times[baseline], times[arm], margin) for arm in others}
     if floor in tested and floor != baseline:

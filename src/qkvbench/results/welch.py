@@ -9,7 +9,7 @@ Proportions (unit "share") are analysed as logits, because the noise of an accur
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -160,7 +160,7 @@ def mean_bounds(scores: Sequence[float], unit: Unit) -> tuple[float, float] | No
     return unit.restored(mean - half), unit.restored(mean + half)
 
 
-def _smallest(sufficient, deviation: float) -> float:  # noqa: ANN001
+def _smallest(sufficient: Callable[[float], bool], deviation: float) -> float:
     low, high = 0.0, deviation
     while not sufficient(high):
         low, high = high, 2 * high
