@@ -1,11 +1,14 @@
 """Learning rates are tuned on validation, with equal effort for each arm, before the study runs."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import fake_study
+from qkvbench import tasks
 from qkvbench.cli import main
 from qkvbench.cli.parser import parse_request
 from qkvbench.cli.run import default_folder, requested_study
@@ -18,6 +21,7 @@ from qkvbench.results.view import view
 from qkvbench.sweep.study import info, runnable_experiments, tuning_plan, with_chosen_rates
 from test_sweep import carried_out
 
+BENCHMARKS = Path(__file__).parents[1] / "docs/benchmarks.md"
 STUDY = Study("test", ("q,k,v", "none"), {"digits": 2}, tuned=True)
 SMOKE = Study("test", ("q,k,v", "none"), {"sort": 1}, smoke=True, tuned=True)
 
@@ -287,6 +291,13 @@ def test_files_are_written_of_the_runs_whose_rate_is_known(stored, tmp_path, cap
     known = ["--files", str(tmp_path / "all"), "--out", str(stored.path)]
     assert main(["run", *words, *known]) == 0
     assert len(list((tmp_path / "all").iterdir())) == 24 + 4
+
+
+def test_the_documentation_states_the_rate_of_every_task():
+    rows = re.findall(r"^\| (0\.\d+) \| (`.*`) \|", BENCHMARKS.read_text(), re.MULTILINE)
+    stated = [(task, float(rate)) for rate, cell in rows for task in re.findall("`(.*?)`", cell)]
+    own = [(task, tasks.find(task).training.learning_rate) for task in tasks.names()]
+    assert sorted(stated) == sorted(own)
 
 
 @pytest.mark.parametrize(
