@@ -72,7 +72,7 @@ def record(experiment, score=0.9, status="done", reason=None, solved_step=None):
             gradient_norm=0.5,
             metrics={metric.name: score + (metric.chance - score) * math.exp(-5 * step / steps)},
         )
-        for step in range(steps // 5, steps + 1, steps // 5)
+        for step in range(max(1, steps // 5), steps + 1, max(1, steps // 5))
     ]
     return Record(
         id=experiment.id,

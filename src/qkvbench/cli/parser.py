@@ -103,6 +103,11 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--tasks", nargs="+", metavar="T", help="'qkvbench ls tasks' lists them; or a path"
     )
     run.add_argument("--seeds", type=_count, metavar="N", help="seeds of each arm (3)")
+    run.add_argument(
+        "--tune",
+        choices=["lr"],
+        help="lr: choose each arm's learning rate by validation scores of other seeds, first",
+    )
     run.add_argument("--model", metavar="NAME", help="'qkvbench ls models' lists them")
     run.add_argument("--position", metavar="P", help="'qkvbench ls positions' lists them")
     run.add_argument(

@@ -25,6 +25,7 @@ from qkvbench.reports.parts.formatting import (
     spans,
 )
 from qkvbench.reports.parts.table import caption, columns, failures, legend, nickname
+from qkvbench.reports.parts.tuning import rate_tables
 from qkvbench.results.critical import LEVEL
 from qkvbench.results.record import Record
 from qkvbench.results.stats import (
@@ -75,6 +76,7 @@ def render(view: View) -> str:
         curves=_plots(view, figures.curves),
         analyses=analyses(view),
         measure_descriptions=measure_descriptions(),
+        rate_tables=rate_tables(view),
         color_class=figures.color_class,
         anchors={task.name: index for index, task in enumerate(view.tasks)},
         nickname=nickname,

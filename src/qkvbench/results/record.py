@@ -243,12 +243,31 @@ class Measurement(_Strict):
         return sized_text(self.variant, parse_label(self.model)[1])
 
 
+class Tuning(_Strict):
+    """The runs that tuned the learning rate of each arm on each task, and the chosen rates.
+
+    A rate is a factor of the task's own. ``runs`` has ids by task and arm: for each of ``factors``
+    one for each of ``seeds``. ``chosen`` is the factor by task and arm, once all its runs ended.
+    """
+
+    factors: list[float]
+    seeds: list[int]
+    runs: dict[str, dict[str, list[str]]]
+    chosen: dict[str, dict[str, float]] = {}
+
+    @property
+    def ids(self) -> set[str]:
+        """The ids of all tuning runs."""
+        return {each for arms in self.runs.values() for ids in arms.values() for each in ids}
+
+
 class StudyInfo(_Strict):
     """The study of a store: the arms in their order, the baseline first.
 
     ``seeds`` is the number of seeds of each task, counted from 0. ``runs`` and ``measurements`` are
     the ids of the study; if one is empty, all records of these arms belong to it.
-    ``benchmarks`` maps each task to the benchmark under whose name it is averaged.
+    ``benchmarks`` maps each task to the benchmark under whose name it is averaged. ``tuning`` is
+    None if all arms of a task have the task's own learning rate.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -264,3 +283,4 @@ class StudyInfo(_Strict):
     runs: list[str] = []
     measurements: list[str] = []
     benchmarks: dict[str, str] = {}
+    tuning: Tuning | None = None

@@ -27,6 +27,7 @@ from qkvbench.results.record import (
 from qkvbench.results.resampling import ItemBounds
 from qkvbench.results.stats import Comparison, Tally, compare, reaches, tally
 from qkvbench.results.store import Damaged, Store
+from qkvbench.results.tuning import FIRST_SEED, Sensitivity, sensitivities
 from qkvbench.variant import CANONICAL, write
 
 Value = TypeVar("Value")
@@ -120,8 +121,9 @@ class View:
 
     ``cost_task`` is the task whose model the cost columns describe. ``waiting`` has the tasks
     without a run; ``others`` counts runs of the store that are neither part of this study nor a
-    dependency of its runs. ``aggregates`` has one figure over the tasks for each arm that is
-    complete on all of them.
+    dependency of its runs, nor tune it. ``aggregates`` has one figure over the tasks for each arm
+    that is complete on all of them. ``tuning`` has the learning rates that were tried for each arm
+    and task; empty if the arms of a task share one.
     """
 
     name: str
@@ -135,6 +137,7 @@ class View:
     others: int
     aggregates: dict[str, Aggregate]
     averages: tuple[Average, ...]
+    tuning: tuple[Sensitivity, ...] = ()
 
     @property
     def baseline(self) -> str:
@@ -191,23 +194,28 @@ def view(store: Store, margins: Margins | None = None) -> View:
     runs, measurements, damage = store.runs(), store.measurements(), store.study_damage()
     needed = {first.id for run in runs.good for first in from_json(run.experiment).needed}
     study = store.study() or _inferred_study(
-        [run for run in runs.good if run.id not in needed],
+        [run for run in runs.good if run.id not in needed and run.seed < FIRST_SEED],
         {each.model for each in measurements.good},
     )
     arms = tuple(dict.fromkeys(study.variants)) or (BASELINE,)
-    study_ids = set(study.runs)
+    study_ids, tuning_ids = set(study.runs), study.tuning.ids if study.tuning else set[str]()
     chosen = [
         run
         for run in runs.good
         if run.arm in arms
         and run.task in study.tasks
         and run.seed < study.seeds.get(run.task, 0)
-        and (run.id in study_ids or not study_ids)
+        # No run of a tuned study begins before its rate is known.
+        and (run.id in study_ids or not (study_ids or study.tuning))
     ]
     by_task: dict[str, list[Record]] = defaultdict(list)
     for run in chosen:
         by_task[run.task].append(run)
-    matched = {name: _comparable_runs(by_task[name]) for name in study.tasks if by_task[name]}
+    matched = {
+        name: _comparable_runs(by_task[name], tuned=study.tuning is not None)
+        for name in study.tasks
+        if by_task[name]
+    }
     cost_task = study.cost_task if study.cost_task in matched else next(iter(matched), None)
     timed = _same_conditions(
         each
@@ -238,9 +246,10 @@ def view(store: Store, margins: Margins | None = None) -> View:
         measurements=timed,
         damaged=((damage,) if damage else ()) + runs.damaged + measurements.damaged,
         waiting=tuple(name for name in study.tasks if name not in matched),
-        others=len({run.id for run in runs.good} - needed - study_runs),
+        others=len({run.id for run in runs.good} - needed - study_runs - tuning_ids),
         aggregates=aggregates(tasks, arms),
         averages=averages(tasks, study.benchmarks, margins or Margins()),
+        tuning=sensitivities(study.tuning, runs.good) if study.tuning else (),
     )
 
 
@@ -263,16 +272,17 @@ def _inferred_study(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
     )
 
 
-def _comparable_runs(runs: Sequence[Record]) -> list[Record]:
+def _comparable_runs(runs: Sequence[Record], *, tuned: bool) -> list[Record]:
     """The runs that differ only in arm and seed; of several such sets the largest.
 
-    An arm that is matched to a size differs in its feed-forward width as well: it joins the set
-    that is equal but for that.
+    The arms of a `tuned` study differ in learning rate as well. An arm that is matched to a size
+    differs in its feed-forward width: it joins the set that is equal but for that.
     """
     sets: dict[Experiment, list[Record]] = defaultdict(list)
     sized: dict[Experiment, list[Record]] = defaultdict(list)
     for run in runs:
         (shared,) = from_json(run.experiment).vary(variants=[BASELINE], seeds=[0])
+        shared = _without_rate(shared) if tuned else shared
         if run.arm == run.variant:
             sets[shared].append(run)
         else:
@@ -283,6 +293,12 @@ def _comparable_runs(runs: Sequence[Record]) -> list[Record]:
         sets.items(), key=lambda item: (len(item[1]), max(run.started for run in item[1]))
     )
     return own if sets is sized else [*own, *sized[_without_size_match(chosen)]]
+
+
+def _without_rate(experiment: Experiment) -> Experiment:
+    """The experiment without its own learning rate; that of its initial weights stays."""
+    training = replace(experiment.training, learning_rate=0.0, final_learning_rate=0.0)
+    return replace(experiment, training=training)
 
 
 def _without_size_match(experiment: Experiment) -> Experiment:

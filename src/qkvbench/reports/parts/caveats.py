@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from qkvbench.cost.units import count_text, seconds_text
 from qkvbench.reports.parts.formatting import SEPARATOR, Note, machine_text, number, plural
+from qkvbench.reports.parts.tuning import rate_notes
 from qkvbench.results.across import FLOOR
 from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.view import TaskView, View
@@ -86,11 +87,7 @@ def _size(view: View) -> list[Note]:
             f"{_range(steps, '{:,}'.format)} steps measure speed of learning more than "
             f"capacity: gaps may close with more steps.{late if counted else ''}",
         ),
-        Note(
-            "One setting",
-            "the arms of a task share learning rate and initialization; tuned separately, an arm "
-            "could do better.",
-        ),
+        *rate_notes(view),
     ]
 
 
