@@ -87,7 +87,7 @@ def settings(
 
 
 def shared(experiment: Experiment) -> Experiment:
-    """What matched arms share: the experiment without arm, size match, seed and task name."""
+    """The part that matched arms share: the experiment without arm, size match, seed and task name."""
     (plain,) = experiment.vary(variants=[BASELINE], seeds=[0])
     return unnamed(plain)
 

@@ -106,7 +106,7 @@ def _overall(view: View) -> list[Note]:
 
 
 def _same_arm_again(view: View) -> list[Note]:
-    """What the study says of arms that are the same but for their initial values."""
+    """The verdicts on arms that are the same but for their initial values."""
     notes: list[Note] = []
     for arm in view.arms:
         plain = arm.removesuffix(AGAIN)
@@ -223,7 +223,7 @@ def _margin(task: TaskView) -> str:
 
 
 def _sensitivity(task: TaskView, result: Comparison, places: int) -> str:
-    """What an arm that varies as the baseline does would have to lose to be seen."""
+    """The loss that would be seen in an arm that varies as the baseline does."""
     if result.detectable is None or result.certain_from is None:
         return "The baseline's scores do not vary, so what would be seen is not known."
     text = (
