@@ -87,7 +87,7 @@ def settings(
 
 
 def shared(experiment: Experiment) -> Experiment:
-    """The part that matched arms share: the experiment without arm, size match, seed and task name."""
+    """The part that matched arms share: no arm, no size match, no seed, no name of the task."""
     (plain,) = experiment.vary(variants=[BASELINE], seeds=[0])
     return unnamed(plain)
 
