@@ -246,7 +246,7 @@ def test_one_experiment_under_two_names_in_two_folders_is_one_comparison(tmp_pat
     named = store("named", "recall@4x16", range(1, 5))
     for stores in ((plain, named), (named, plain)):
         (evidence,) = _finding("study-recall-by-heads", *stores).evidence
-        assert evidence.seeds == 5
+        assert evidence.seeds == (5, 5)
         assert evidence.stores == ("named", "plain")
         assert (evidence.outcome.arm, evidence.outcome.other) == (0, 5)
     assert _verdict("study-recall-by-heads", plain, named) == "supported"
@@ -260,7 +260,7 @@ def _evidence(task, low, high, p):
         task=task,
         arm="q,k=v",
         against="q,k,v",
-        seeds=3,
+        seeds=(3, 3),
         steps=10,
         conditions=Conditions(parameters=100_000, tokens=16, sequences=1000, score=0.9),
         runs=(task,),
@@ -492,7 +492,7 @@ def test_the_command_line_prints_one_claim_in_full(capsys):
     assert main(["claims", "study-recall-by-heads", str(ROOT / "studies" / "recall")]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "supported" in text
-    assert "solved 11 of 20 seeds against 20" in text
+    assert "solved 11 of 20 seeds against 20 of 20" in text
     assert "qkvbench run heads" in text
 
 

@@ -202,7 +202,8 @@ def test_a_run_in_several_stores_counts_once(studies):
     (evidence,) = together.comparisons("recall@4x16", arm="q,k=v", against="q,k,v")
     # The ten seeds of `heads` are the first ten of `recall`, under another name.
     assert evidence.stores == ("catalogue", "heads", "quick", "recall")
-    assert evidence.seeds == len(evidence.runs) / 2 == 20
+    assert evidence.seeds == (20, 20)
+    assert len(set(evidence.runs)) == 40
     assert together.comparisons("recall", arm="q,k=v", against="q,k,v")[0].runs == evidence.runs
 
 

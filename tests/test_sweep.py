@@ -23,7 +23,14 @@ class Noted:
 
     def __init__(self, at_end=lambda: None):
         self.plans, self.endings, self.lacked, self.measured = [], [], [], []
+        self.tuned = []
         self.at_end = at_end
+
+    def on_tune(self, missing, total):
+        self.tuned.append((missing, total))
+
+    def on_untuned(self, task, arm):
+        self.lacked.append((task, arm))
 
     def on_plan(self, missing, total):
         self.plans.append((missing, total))

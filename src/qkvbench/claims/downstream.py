@@ -18,7 +18,7 @@ from qkvbench.claims.kit.reported import (
 )
 from qkvbench.claims.kit.runs import Runs
 from qkvbench.claims.kit.scales import AT_125M
-from qkvbench.results.stats import LEVEL, holm
+from qkvbench.results.critical import LEVEL, holm
 
 
 @dataclass(frozen=True)

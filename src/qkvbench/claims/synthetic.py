@@ -134,9 +134,9 @@ CLAIMS = (
     Claim(
         name="study-recall-by-heads",
         text="Of four heads, a model whose values are its keys solves associative recall less "
-        "often than one with separate values.",
+        "often, or later, than one with separate values.",
         place="authors' later runs of Keyless, a related variant, commit ff3ef42",
-        quantity="seeds of `q,k=v` that solve recall with four heads, beside those of `q,k,v`",
+        quantity="seeds of `q,k=v` that solve recall with four heads, and when, beside `q,k,v`",
         arithmetic=lambda: Arithmetic(
             "Nothing bounds it. The later runs are of another variant, with three seeds each, of "
             "which none solves the task; with one head all do."

@@ -102,7 +102,12 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     run.add_argument(
         "--tasks", nargs="+", metavar="T", help="'qkvbench ls tasks' lists them; or a path"
     )
-    run.add_argument("--seeds", type=_count, metavar="N", help="seeds of each arm (3)")
+    run.add_argument("--seeds", type=_count, metavar="N", help="seeds of each arm (5)")
+    run.add_argument(
+        "--tune",
+        choices=["lr"],
+        help="lr: choose each arm's learning rate by validation scores of other seeds, first",
+    )
     run.add_argument("--model", metavar="NAME", help="'qkvbench ls models' lists them")
     run.add_argument("--position", metavar="P", help="'qkvbench ls positions' lists them")
     run.add_argument(
@@ -221,6 +226,15 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     compare.add_argument("second", metavar="B", help="the arm that is compared with it")
     _margin(compare)
     compare.add_argument("--json", action="store_true", help="one JSON document")
+
+    evidence = _command(commands, "evidence", "what all folders of results show of one arm")
+    evidence.add_argument("variant", metavar="ARM", help="an equation such as 'q,k=v', or a name")
+    evidence.add_argument(
+        "folders", nargs="*", metavar="DIR", help="(every folder in studies/ and results/)"
+    )
+    evidence.add_argument("--against", metavar="ARM", help="the baseline (q,k,v)")
+    _margin(evidence)
+    evidence.add_argument("--json", action="store_true", help="one JSON document")
 
     texts = _command(commands, "texts", "write generated texts as files for sacreBLEU")
     texts.add_argument("folder", metavar="DIR", help="a folder of results of 'qkvbench run'")

@@ -10,8 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from qkvbench import tasks
 from qkvbench.cost.units import seconds_text
-from qkvbench.experiment import Experiment
+from qkvbench.experiment import Experiment, from_json
 from qkvbench.results.record import Record
+from qkvbench.results.tuning import tuning_ended, validation_metric
 
 if TYPE_CHECKING:
     from qkvbench.sweep.trackers import Mirror
@@ -38,6 +39,7 @@ class StudyProgress:
         self.endings = endings
         self.total = 0
         self.before = 0
+        self.tuning = False
         self.bar = self.bars.add_task("runs", total=None)
 
     def __enter__(self) -> "StudyProgress":
@@ -49,12 +51,30 @@ class StudyProgress:
         """Remove the bar."""
         self.bars.stop()
 
+    def on_tune(self, missing: int, total: int) -> None:
+        """`missing` of `total` tuning runs are not done yet."""
+        self.console.print(f"The learning rate of each arm is tuned first, by {total} runs.")
+        self.tuning = True
+        self._plan(missing, total)
+
+    def on_untuned(self, task: str, arm: str) -> None:
+        """An arm cannot run on a task."""
+        self.endings["failed"] += 1
+        text = f"{task}  {arm}  does not run: tuning runs failed. The same command repeats them."
+        self.console.print(text, style="red", markup=False)
+
     def on_plan(self, missing: int, total: int) -> None:
         """`missing` of `total` runs are not done yet."""
-        self.total, self.before = total, total - missing
-        self.bars.update(self.bar, total=total, completed=self.before)
-        if self.before:
-            self.console.print(f"{self.before} of {total} runs are done already.")
+        self.tuning = False
+        self._plan(missing, total)
+
+    def _plan(self, missing: int, total: int) -> None:
+        done = total - missing
+        # Runs that end are counted over the whole command.
+        self.total, self.before = total, done - self.endings.total()
+        self.bars.update(self.bar, total=total, completed=done)
+        if done:
+            self.console.print(f"{done} of {total} runs are done already.")
 
     def on_capacity(self, why: str) -> None:
         """Fewer runs are parallel than requested."""
@@ -84,18 +104,28 @@ class StudyProgress:
         """A run ended."""
         for mirror in self.mirrors:
             mirror.on_end(record)
-        self.endings[record.status] += 1
+        # A rate at which a tuning run diverges is a bad rate, not a failure.
+        fulfilled = self.tuning and tuning_ended(record)
+        self.endings["done" if fulfilled else record.status] += 1
         count = self.before + self.endings.total()
         name = f"[{count}/{self.total}] {record.task}  {record.arm}  seed {record.seed}"
+        if self.tuning:
+            name += f"  rate {from_json(record.experiment).training.learning_rate:g}"
         self.bars.update(self.bar, completed=count)
         if record.status == "done" and record.observed:
             took = seconds_text(record.observed.train_s)
-            text = f"{name}  {record.metric.name} {record.score:.4g}  {took}"
-            self.console.print(text, markup=False)
+            self.console.print(f"{name}  {self._score_text(record)}  {took}", markup=False)
         else:
             self.console.print(
                 f"{name}  {record.status}: {record.reason}", style="red", markup=False
             )
+
+    def _score_text(self, record: Record) -> str:
+        """The score of a run that is done; of a tuning run that on the validation split."""
+        if not (self.tuning and record.curve):
+            return f"{record.metric.name} {record.score:.4g}"
+        metric, _ = validation_metric(record)
+        return f"validation {metric} {record.curve[-1].metrics[metric]:.4g}"
 
     def on_tracker_error(self, reason: str) -> None:
         """A tracker failed."""

@@ -16,17 +16,18 @@ from qkvbench.cli.progress import StudyProgress
 from qkvbench.cli.report import write_reports
 from qkvbench.cli.train import write_files
 from qkvbench.cost.units import bytes_text, seconds_text
-from qkvbench.experiment import Experiment
 from qkvbench.measure.machine import cores
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store, StoreError
+from qkvbench.results.tuning import FACTORS, FIRST_SEED, SEEDS, tuning_ended
 from qkvbench.train.artifacts import kept_weights
+from qkvbench.train.dependencies import in_order
 
 if TYPE_CHECKING:
     from qkvbench.sweep.engines import EngineChoice
     from qkvbench.sweep.forecast import Forecast
 
-DEFAULT_SEEDS = 3
+DEFAULT_SEEDS = 5
 # The fields of a study that a flag of the same name replaces, and how its text is parsed.
 STUDY_FIELDS: Mapping[str, Callable[[Any], object]] = {
     "variants": names.arms,
@@ -50,17 +51,15 @@ def answer(request: Request) -> int:
     study = requested_study(request)
     engine = names.engine(request.engine, request.options)
     trackers = names.trackers(request.track)
-    experiments = buildable_experiments(study)
+    check_buildable(study)
     store = Store(
         Path("results") / default_folder(study) if request.out is None else Path(request.out)
     )
     try:
         if request.files:
-            write_files(experiments, Path(request.files))
-            print(f"{len(experiments)} experiments are in {request.files}, for 'qkvbench train'.")
-            return 0
+            return _write_files(study, store, Path(request.files))
         if request.dry_run:
-            print(_dry_run_text(study, experiments, store, request.jobs))
+            print(_dry_run_text(study, store, request.jobs))
             return 0
         return _run_study(request, study, store, engine, trackers)
     except StoreError as error:
@@ -93,6 +92,13 @@ def requested_study(request: Request) -> Study:
         for field, parse in STUDY_FIELDS.items()
         if (value := getattr(request, field)) is not None and value is not False and value != ()
     }
+    if request.tune:
+        changes["tuned"] = True
+        if max(seeds.values()) > FIRST_SEED:
+            raise RequestError(
+                f"Learning rates are tuned with the seeds from {FIRST_SEED} on, so a study that is "
+                f"tuned has at most {FIRST_SEED} seeds of its own; leave out --tune, or take fewer."
+            )
     name = f"{study.name}-smoke" if request.smoke else study.name
     return replace(study, name=name, seeds=seeds, **changes)
 
@@ -100,8 +106,11 @@ def requested_study(request: Request) -> Study:
 def default_folder(study: Study) -> str:
     """The default folder of a study: its name, with a hash if it differs from the recipe.
 
-    The number of seeds is not hashed, so that more seeds are added to the same folder.
+    The number of seeds is not hashed, so that more seeds are added to the same folder. A tuned
+    study's is beside that of the same study without tuning.
     """
+    if study.tuned:
+        return f"{default_folder(replace(study, tuned=False))}-tuned"
     plain = study.name.removesuffix("-smoke")
     if plain in recipes.names():
         recipe = recipes.find(plain)
@@ -112,42 +121,62 @@ def default_folder(study: Study) -> str:
     return f"{study.name}-{sha256(ids.encode()).hexdigest()[:6]}"
 
 
-def buildable_experiments(study: Study) -> tuple[Experiment, ...]:
-    """The runs of a study; RequestError if the model of one cannot be built."""
+def check_buildable(study: Study) -> None:
+    """Raise RequestError if the model of one of the study's runs cannot be built."""
     try:
-        experiments = study.experiments()
-        for experiment in experiments:
+        for experiment in study.experiments():
             _ = experiment.model.plans
     except ValueError as error:
         raise RequestError(f"{error}\nNothing was run.") from None
-    return experiments
 
 
-def _dry_run_text(
-    study: Study, experiments: Sequence[Experiment], store: Store, jobs: int | None
-) -> str:
+def _write_files(study: Study, store: Store, folder: Path) -> int:
+    """Write the runs as files: of a tuned study, those that are known without a run."""
+    from qkvbench.sweep.study import runnable_experiments, untuned, with_chosen_rates
+
+    study = with_chosen_rates(study, store)
+    experiments = (*study.tuning_experiments(), *runnable_experiments(study))
+    write_files(experiments, folder)
+    print(f"{len(experiments)} experiments are in {folder}, for 'qkvbench train'.")
+    if waiting := untuned(study):
+        print(
+            f"The runs of {len(waiting)} arms are not among them: their learning rates are known "
+            f"once the tuning runs are in {store.path}; then the same command writes them."
+        )
+    return 0
+
+
+def _dry_run_text(study: Study, store: Store, jobs: int | None) -> str:
     """The runs of the study, and a forecast of their time and memory."""
     from qkvbench.sweep.forecast import forecasts
-    from qkvbench.sweep.study import to_run
+    from qkvbench.sweep.study import runnable_experiments, with_chosen_rates
 
-    missing = to_run(experiments, store)
-    done = sum(store.done(each) is not None for each in experiments)
+    study = with_chosen_rates(study, store)
+    experiments, tuning = study.experiments(), study.tuning_experiments()
+    # A run whose rate is not known yet is not done, whatever it will be.
+    done = {each for each in runnable_experiments(study) if store.done(each) is not None}
+    tuned = {each for each in tuning if tuning_ended(store.run(each))}
+    planned = [*tuning, *experiments]
+    missing = in_order(each for each in planned if each not in done | tuned)
     seeds = ", ".join(f"{task}: {count}" for task, count in study.seeds.items())
     lines = [
-        f"{study.name}: {len(experiments)} runs, of which {done} are done in {store.path}.",
+        f"{study.name}: {len(experiments)} runs, of which {len(done)} are done in {store.path}.",
         f"Arms   {'   '.join(study.variants)}",
         f"Seeds  {seeds}",
         f"Runs   {experiments[0].execution}, {study.backend}, threads: {study.threads}",
     ]
-    if needed := {first for run in experiments for first in run.needed}:
+    if tuning:
+        lines.append(
+            f"Tuning {len(tuning)} runs come first, {len(FACTORS)} learning rates × {len(SEEDS)} "
+            f"seeds for each arm and task, of which {len(tuned)} are done."
+        )
+    if needed := {first for run in planned for first in run.needed}:
         weights = sum(kept_weights(first) is not None for first in needed)
         first = ", ".join(sorted({str(first.task) for first in needed}))
         lines.append(
             f"First  {len(needed)} runs on {first} come first; the weights of {weights} are kept."
         )
-    return "\n".join(
-        [*lines, *_forecast_lines(study, forecasts(experiments, missing, store), jobs)]
-    )
+    return "\n".join([*lines, *_forecast_lines(study, forecasts(planned, missing, store), jobs)])
 
 
 def _forecast_lines(study: Study, by_task: "Sequence[Forecast]", jobs: int | None) -> list[str]:

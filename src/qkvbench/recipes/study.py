@@ -1,12 +1,13 @@
 """A study as a value: matched arms over tasks and seeds."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from qkvbench import tasks
 from qkvbench.cost.matched import with_arm
 from qkvbench.experiment import Experiment, Precision, Sharding, Training
 from qkvbench.model import Encoder, Model, Pooling, as_in, parse_arm, position_named
+from qkvbench.results.tuning import FACTORS, SEEDS
 from qkvbench.task_ref import TaskRef, parse_task
 from qkvbench.variant import NO_ATTENTION, UNIFORM, write
 
@@ -26,6 +27,9 @@ class Study:
     class for the whole input.
     ``init_from`` names a task: each arm begins with the weights of its own run on it, which has its
     seed, its layers and its positions.
+    ``rates`` are factors of the task's own learning rate, by task and arm (`Experiment.arm`); 1
+    without an entry. If the study is ``tuned``, they are chosen by `tuning_experiments` first.
+    Initial weights are trained at their own task's rate.
     The other fields are those of each `Experiment`.
     """
 
@@ -46,6 +50,8 @@ class Study:
     sharding: Sharding = "ddp"
     budget: float | Mapping[str, float] = 1
     smoke: bool = False
+    tuned: bool = False
+    rates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[TaskRef, ...]:
@@ -89,10 +95,39 @@ class Study:
 
     def experiments(self) -> tuple[Experiment, ...]:
         """Every run, cheapest information first: one seed of every arm before the second."""
-        runs = [run for task in self.seeds for run in self._arms(task)]
+        runs = [
+            _at_rate(run, self.rates.get(task, {}).get(run.arm, 1.0))
+            for task, count in self.seeds.items()
+            for run in self._arms(task, range(count))
+        ]
         return tuple(sorted(runs, key=lambda run: run.seed))
 
-    def _arms(self, name: str) -> tuple[Experiment, ...]:
+    def tuning_grid(self) -> dict[str, dict[str, tuple[Experiment, ...]]]:
+        """The runs that tune the learning rate, by task and arm; empty if the study is not tuned.
+
+        Every arm, controls too, has the same: for each of `FACTORS` one run for each of `SEEDS`.
+        """
+        grid: dict[str, dict[str, tuple[Experiment, ...]]] = {}
+        for task in self.seeds if self.tuned else ():
+            own_rate = self._arms(task, SEEDS)
+            grid[task] = {
+                arm: tuple(
+                    _at_rate(run, factor)
+                    for factor in FACTORS
+                    for run in own_rate
+                    if run.arm == arm
+                )
+                for arm in dict.fromkeys(run.arm for run in own_rate)
+            }
+        return grid
+
+    def tuning_experiments(self) -> tuple[Experiment, ...]:
+        """The runs of `tuning_grid`: the first seed of every rate before the second."""
+        runs = [run for arms in self.tuning_grid().values() for arm in arms.values() for run in arm]
+        return tuple(sorted(runs, key=lambda run: run.seed))
+
+    def _arms(self, name: str, seeds: Iterable[int]) -> tuple[Experiment, ...]:
+        """The run of each seed and arm on a task, at the task's own learning rate."""
         base, task = self.model_of(name), tasks.find(name)
         tokens, second = task.tokens, task.second_tokens
         arms = [
@@ -101,7 +136,7 @@ class Study:
         ]
         return tuple(
             replace(self._experiment(name, model, seed), init_from=self._initial_run(model, seed))
-            for seed in range(self.seeds[name])
+            for seed in seeds
             for model in arms
         )
 
@@ -157,6 +192,17 @@ class Study:
         """The run of a task's feature extractor: the same for all arms and studies."""
         training = _shortened(run.training) if self.smoke else run.training
         return replace(run, training=training, backend=self.backend)
+
+
+def _at_rate(run: Experiment, factor: float) -> Experiment:
+    """The same run with its learning rate, from first to last, times this factor."""
+    training = run.training
+    scaled = replace(
+        training,
+        learning_rate=factor * training.learning_rate,
+        final_learning_rate=factor * training.final_learning_rate,
+    )
+    return replace(run, training=scaled)
 
 
 def _shortened(training: Training) -> Training:

@@ -19,15 +19,18 @@ from qkvbench.reports.parts.formatting import (
     margin_text,
     metric_text,
     number,
+    p_text,
     plural,
     share,
     spans,
 )
 from qkvbench.reports.parts.table import caption, columns, failures, legend, nickname
+from qkvbench.reports.parts.tuning import rate_tables
+from qkvbench.results.critical import LEVEL
 from qkvbench.results.record import Record
 from qkvbench.results.stats import (
     CHANCE_LEVEL,
-    LEVEL,
+    COMPARISONS,
     POWER,
     Comparison,
     Tally,
@@ -73,6 +76,7 @@ def render(view: View) -> str:
         curves=_plots(view, figures.curves),
         analyses=analyses(view),
         measure_descriptions=measure_descriptions(),
+        rate_tables=rate_tables(view),
         color_class=figures.color_class,
         anchors={task.name: index for index, task in enumerate(view.tasks)},
         nickname=nickname,
@@ -87,6 +91,8 @@ def render(view: View) -> str:
         train_s=_train_s,
         execution=_execution,
         level=LEVEL,
+        comparisons=COMPARISONS,
+        p_text=p_text,
         chance_level=CHANCE_LEVEL,
         power=POWER,
     )

@@ -7,6 +7,7 @@ from typing import Any
 from qkvbench.reports.parts.analyses import document as layer_histories
 from qkvbench.reports.parts.caveats import limits
 from qkvbench.reports.parts.findings import findings
+from qkvbench.reports.parts.tuning import document as learning_rates
 from qkvbench.results.stats import verdicts
 from qkvbench.results.view import Cell, TaskView, View
 
@@ -43,6 +44,7 @@ def document(view: View) -> dict[str, Any]:
         "averages": [
             {**asdict(each), "metric": each.metric.model_dump()} for each in view.averages
         ],
+        "learning_rates": learning_rates(view),
         "waiting": list(view.waiting),
         "other_runs": view.others,
         "damaged": [{"path": str(each.path), "reason": each.reason} for each in view.damaged],
@@ -64,7 +66,6 @@ def _task(task: TaskView) -> dict[str, Any]:
         "over_items": {arm: asdict(each) for arm, each in task.items.items()},
         "fronts": [asdict(front) for front in task.fronts],
         "layers": layer_histories(task),
-        "same_functions": [asdict(same) for same in task.same],
     }
 
 

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from qkvbench.model import parse_label, sized_text
+from qkvbench.model import arm_text, parse_label
 from qkvbench.results.items import ItemScores
 
 SCHEMA_VERSION = 1
@@ -151,7 +151,7 @@ class Record(_Strict):
     @property
     def arm(self) -> str:
         """The arm of a study that was run: the variant, and the size that it is matched to."""
-        return sized_text(self.variant, parse_label(self.model)[1])
+        return arm_text(self.variant, self.model)
 
     @property
     def score(self) -> float:
@@ -240,7 +240,25 @@ class Measurement(_Strict):
     @property
     def arm(self) -> str:
         """The arm of a study that this is a measurement of."""
-        return sized_text(self.variant, parse_label(self.model)[1])
+        return arm_text(self.variant, self.model)
+
+
+class Tuning(_Strict):
+    """The runs that tuned the learning rate of each arm on each task, and the chosen rates.
+
+    A rate is a factor of the task's own. ``runs`` has ids by task and arm: for each of ``factors``
+    one for each of ``seeds``. ``chosen`` is the factor by task and arm, once all its runs ended.
+    """
+
+    factors: list[float]
+    seeds: list[int]
+    runs: dict[str, dict[str, list[str]]]
+    chosen: dict[str, dict[str, float]] = {}
+
+    @property
+    def ids(self) -> set[str]:
+        """The ids of all tuning runs."""
+        return {each for arms in self.runs.values() for ids in arms.values() for each in ids}
 
 
 class StudyInfo(_Strict):
@@ -248,7 +266,8 @@ class StudyInfo(_Strict):
 
     ``seeds`` is the number of seeds of each task, counted from 0. ``runs`` and ``measurements`` are
     the ids of the study; if one is empty, all records of these arms belong to it.
-    ``benchmarks`` maps each task to the benchmark under whose name it is averaged.
+    ``benchmarks`` maps each task to the benchmark under whose name it is averaged. ``tuning`` is
+    None if all arms of a task have the task's own learning rate.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -264,3 +283,4 @@ class StudyInfo(_Strict):
     runs: list[str] = []
     measurements: list[str] = []
     benchmarks: dict[str, str] = {}
+    tuning: Tuning | None = None

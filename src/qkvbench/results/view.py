@@ -6,9 +6,9 @@ Every report renders this value.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from typing import TypeVar
 
-from qkvbench.cost.matched import without_size_match
+from qkvbench.cost.matched import unmarked
 from qkvbench.experiment import Experiment, from_json
 from qkvbench.model import parse_label
 from qkvbench.results.across import FLOOR, Front, aggregates, fronts, item_differences
@@ -25,9 +25,12 @@ from qkvbench.results.record import (
     StudyInfo,
 )
 from qkvbench.results.resampling import ItemBounds
-from qkvbench.results.stats import Comparison, Difference, Tally, compare, contrast, reaches, tally
+from qkvbench.results.stats import Comparison, Tally, compare, reaches, tally
 from qkvbench.results.store import Damaged, Store
-from qkvbench.variant import CANONICAL, parse, without_value_rotation, write
+from qkvbench.results.tuning import FIRST_SEED, Sensitivity, sensitivities
+from qkvbench.variant import CANONICAL, write
+
+Value = TypeVar("Value")
 
 BASELINE = write(CANONICAL)
 
@@ -58,6 +61,22 @@ class Cell:
         )
 
     @property
+    def solved_steps(self) -> dict[int, float | None]:
+        """The step at which each seed solved the task, None if it did not.
+
+        Of the seeds that are done or diverged. One whose test score reaches the threshold, though
+        no validation score on the way did, solved it at its last step.
+        """
+        solved = {run.seed for run in self.solved}
+        return {
+            run.seed: float(run.solved_step or from_json(run.experiment).training.steps)
+            if run.seed in solved
+            else None
+            for run in self.runs
+            if run.status in ("done", "diverged")
+        }
+
+    @property
     def failures(self) -> tuple[Record, ...]:
         """The runs that ended without a score."""
         return tuple(run for run in self.runs if run.status != "done")
@@ -66,20 +85,6 @@ class Cell:
     def diverged(self) -> tuple[int, ...]:
         """The seeds whose loss became infinite or NaN: a failure of the arm itself."""
         return tuple(run.seed for run in self.runs if run.status == "diverged")
-
-
-@dataclass(frozen=True)
-class SameFunction:
-    """Two arms that can represent the same functions, compared on one task.
-
-    ``difference`` is the second arm's mean minus the first's; None if the task counts solved seeds,
-    an arm is incomplete, or the baseline did not learn.
-    """
-
-    first: str
-    second: str
-    task: str
-    difference: Difference | None
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,6 @@ class TaskView:
     cells: tuple[Cell, ...]
     result: Comparison | Tally
     costs: dict[str, Cost]
-    same: tuple[SameFunction, ...]
     items: dict[str, ItemBounds]
     fronts: tuple[Front, ...]
 
@@ -117,8 +121,9 @@ class View:
 
     ``cost_task`` is the task whose model the cost columns describe. ``waiting`` has the tasks
     without a run; ``others`` counts runs of the store that are neither part of this study nor a
-    dependency of its runs. ``aggregates`` has one figure over the tasks for each arm that is
-    complete on all of them.
+    dependency of its runs, nor tune it. ``aggregates`` has one figure over the tasks for each arm
+    that is complete on all of them. ``tuning`` has the learning rates that were tried for each arm
+    and task; empty if the arms of a task share one.
     """
 
     name: str
@@ -132,6 +137,7 @@ class View:
     others: int
     aggregates: dict[str, Aggregate]
     averages: tuple[Average, ...]
+    tuning: tuple[Sensitivity, ...] = ()
 
     @property
     def baseline(self) -> str:
@@ -188,23 +194,28 @@ def view(store: Store, margins: Margins | None = None) -> View:
     runs, measurements, damage = store.runs(), store.measurements(), store.study_damage()
     needed = {first.id for run in runs.good for first in from_json(run.experiment).needed}
     study = store.study() or _inferred_study(
-        [run for run in runs.good if run.id not in needed],
+        [run for run in runs.good if run.id not in needed and run.seed < FIRST_SEED],
         {each.model for each in measurements.good},
     )
     arms = tuple(dict.fromkeys(study.variants)) or (BASELINE,)
-    study_ids = set(study.runs)
+    study_ids, tuning_ids = set(study.runs), study.tuning.ids if study.tuning else set[str]()
     chosen = [
         run
         for run in runs.good
         if run.arm in arms
         and run.task in study.tasks
         and run.seed < study.seeds.get(run.task, 0)
-        and (run.id in study_ids or not study_ids)
+        # No run of a tuned study begins before its rate is known.
+        and (run.id in study_ids or not (study_ids or study.tuning))
     ]
     by_task: dict[str, list[Record]] = defaultdict(list)
     for run in chosen:
         by_task[run.task].append(run)
-    matched = {name: _comparable_runs(by_task[name]) for name in study.tasks if by_task[name]}
+    matched = {
+        name: _comparable_runs(by_task[name], tuned=study.tuning is not None)
+        for name in study.tasks
+        if by_task[name]
+    }
     cost_task = study.cost_task if study.cost_task in matched else next(iter(matched), None)
     timed = _same_conditions(
         each
@@ -235,22 +246,11 @@ def view(store: Store, margins: Margins | None = None) -> View:
         measurements=timed,
         damaged=((damage,) if damage else ()) + runs.damaged + measurements.damaged,
         waiting=tuple(name for name in study.tasks if name not in matched),
-        others=len({run.id for run in runs.good} - needed - study_runs),
+        others=len({run.id for run in runs.good} - needed - study_runs - tuning_ids),
         aggregates=aggregates(tasks, arms),
         averages=averages(tasks, study.benchmarks, margins or Margins()),
+        tuning=sensitivities(study.tuning, runs.good) if study.tuning else (),
     )
-
-
-def same_functions(arms: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """The pairs of arms that can represent the same functions, given an output projection."""
-    forms: dict[str, str] = {}
-    for arm in arms:
-        try:
-            forms[arm] = write(without_value_rotation(parse(arm)))
-        except ValueError:
-            # An arm whose layers differ has no single equation.
-            continue
-    return tuple(pair for pair in combinations(forms, 2) if forms[pair[0]] == forms[pair[1]])
 
 
 def _inferred_study(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
@@ -272,32 +272,39 @@ def _inferred_study(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
     )
 
 
-def _comparable_runs(runs: Sequence[Record]) -> list[Record]:
+def _comparable_runs(runs: Sequence[Record], *, tuned: bool) -> list[Record]:
     """The runs that differ only in arm and seed; of several such sets the largest.
 
-    An arm that is matched to a size differs in its feed-forward width as well: it joins the set
-    that is equal but for that.
+    The arms of a `tuned` study differ in learning rate as well. An arm that is matched to a size
+    differs in its feed-forward width: it joins the set that is equal but for that.
     """
     sets: dict[Experiment, list[Record]] = defaultdict(list)
     sized: dict[Experiment, list[Record]] = defaultdict(list)
     for run in runs:
         (shared,) = from_json(run.experiment).vary(variants=[BASELINE], seeds=[0])
+        shared = _without_rate(shared) if tuned else shared
         if run.arm == run.variant:
             sets[shared].append(run)
         else:
-            sized[_without_size_match(shared)].append(run)
+            sized[_unmarked(shared)].append(run)
     if not sets:
         sets = sized
     chosen, own = max(
         sets.items(), key=lambda item: (len(item[1]), max(run.started for run in item[1]))
     )
-    return own if sets is sized else [*own, *sized[_without_size_match(chosen)]]
+    return own if sets is sized else [*own, *sized[_unmarked(chosen)]]
 
 
-def _without_size_match(experiment: Experiment) -> Experiment:
+def _without_rate(experiment: Experiment) -> Experiment:
+    """The experiment without its own learning rate; that of its initial weights stays."""
+    training = replace(experiment.training, learning_rate=0.0, final_learning_rate=0.0)
+    return replace(experiment, training=training)
+
+
+def _unmarked(experiment: Experiment) -> Experiment:
     """The experiment, and the one that it is initialized from, without their size match."""
-    init_from = experiment.init_from and _without_size_match(experiment.init_from)
-    return replace(experiment, model=without_size_match(experiment.model), init_from=init_from)
+    init_from = experiment.init_from and _unmarked(experiment.init_from)
+    return replace(experiment, model=unmarked(experiment.model), init_from=init_from)
 
 
 def _own_model(run: Record | Measurement) -> str:
@@ -316,7 +323,7 @@ def _task(
 ) -> TaskView:
     cells = tuple(_cell(name, arm, runs, seeds) for arm in arms)
     first, metric = from_json(runs[0].experiment), runs[0].metric
-    result = _result(cells, metric, seeds, margins.of(name, metric))
+    result = compare_cells(cells, metric, seeds, margins.of(name, metric))
     costs = {cell.variant: cell.runs[0].cost for cell in cells if cell.runs}
     return TaskView(
         name=name,
@@ -328,51 +335,39 @@ def _task(
         cells=cells,
         result=result,
         costs=costs,
-        same=_same_function_pairs(cells, result, metric),
         items=item_differences(cells, result),
         fronts=fronts(cells, result, metric, costs, measurements),
     )
 
 
-def _result(
-    cells: Sequence[Cell], metric: MetricInfo, seeds: range, margin: float | None
+def compare_cells(
+    cells: Sequence[Cell], metric: MetricInfo, seeds: Iterable[int], margin: float | None
 ) -> Comparison | Tally:
-    scores, baseline = {cell.variant: cell.scores for cell in cells}, cells[0].variant
+    """The statistics of some arms on one task, the first the baseline, over these seeds."""
+    own = tuple(seeds)
     if metric.solved is None:
         return compare(
-            scores,
-            baseline=baseline,
-            seeds=seeds,
-            chance=metric.chance,
-            better=metric.better,
+            {cell.variant: _only(cell.scores, own) for cell in cells},
+            baseline=cells[0].variant,
+            seeds=own,
+            metric=metric,
             margin=margin,
+            diverged={
+                cell.variant: [seed for seed in cell.diverged if seed in own] for cell in cells
+            },
             floor=FLOOR,
         )
     return tally(
-        scores,
-        baseline=baseline,
-        seeds=seeds,
-        solved=metric.solved,
-        better=metric.better,
+        {cell.variant: _only(cell.solved_steps, own) for cell in cells},
+        baseline=cells[0].variant,
+        seeds=own,
         margin=margin,
-        diverged={cell.variant: cell.diverged for cell in cells},
         floor=FLOOR,
     )
 
 
-def _same_function_pairs(
-    cells: Sequence[Cell], result: Comparison | Tally, metric: MetricInfo
-) -> tuple[SameFunction, ...]:
-    scores = {cell.variant: cell.scores for cell in cells}
-    compared = result if isinstance(result, Comparison) and result.standing == "compared" else None
-    return tuple(
-        SameFunction(
-            *pair,
-            cells[0].task,
-            compared and contrast(scores, compared, arms=pair, better=metric.better),
-        )
-        for pair in same_functions(scores)
-    )
+def _only(by_seed: Mapping[int, Value], seeds: Sequence[int]) -> dict[int, Value]:
+    return {seed: value for seed, value in by_seed.items() if seed in seeds}
 
 
 def _cell(task: str, arm: str, runs: Sequence[Record], seeds: range) -> Cell:

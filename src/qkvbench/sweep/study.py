@@ -15,8 +15,9 @@ from qkvbench.measure.conditions import Conditions, identity
 from qkvbench.measure.observe import measurements
 from qkvbench.model import Model, parse_arm
 from qkvbench.recipes import Study
-from qkvbench.results.record import Record, StudyInfo
+from qkvbench.results.record import Record, StudyInfo, Tuning
 from qkvbench.results.store import Store
+from qkvbench.results.tuning import FACTORS, SEEDS, choose, tuning_ended
 from qkvbench.sweep.capacity import run_bytes
 from qkvbench.sweep.engines import EngineChoice, RunContext
 from qkvbench.sweep.leases import Leases, heartbeat
@@ -34,6 +35,14 @@ from qkvbench.train.run_state import RunState
 @runtime_checkable
 class Progress(Protocol):
     """The events of a study, for a person to follow."""
+
+    def on_tune(self, missing: int, total: int) -> None:
+        """Learning rates are tuned first; so many of all runs that do it are missing."""
+        ...
+
+    def on_untuned(self, task: str, arm: str) -> None:
+        """An arm has no rate on a task, because tuning runs failed: it does not run there."""
+        ...
 
     def on_plan(self, missing: int, total: int) -> None:
         """So many of all runs are missing."""
@@ -84,12 +93,97 @@ def run_study(
     missing. Without a number of `jobs`, runs on this machine use every core, or one run an
     accelerator.
 
+    The learning rates of a tuned study are chosen first, from the store's records alone.
+
     An interrupt is raised again after the runs in progress are recorded as interrupted.
     """
-    experiments = study.experiments()
+    study = with_chosen_rates(study, store)
     models = models_to_measure(study)
     store.write_study(info(study, command))
-    missing = to_run(experiments, store)
+    settings = _Settings(study, store, jobs, engine or EngineChoice(), progress)
+    with Workers(study.backend) as workers:
+        tuning = study.tuning_experiments()
+        if to_tune := [each for each in tuning if not tuning_ended(store.run(each))]:
+            progress.on_tune(len(to_tune), len(tuning))
+            with closing(_carried_out(tuning, in_order(to_tune), settings, workers)) as records:
+                for record in records:
+                    progress.on_end(record)
+                    if fail_fast and not tuning_ended(record):
+                        return
+            study = with_chosen_rates(study, store)
+            store.write_study(info(study, command))
+        experiments = runnable_experiments(study)
+        for task, arm in untuned(study):
+            progress.on_untuned(task, arm)
+        missing = to_run(experiments, store)
+        progress.on_plan(len(missing), len(dict.fromkeys([*experiments, *missing])))
+        with closing(_carried_out(experiments, missing, settings, workers)) as records:
+            for record in records:
+                progress.on_end(record)
+                if fail_fast and record.status != "done":
+                    return
+        _measure(study, models, store, workers, progress)
+
+
+def with_chosen_rates(study: Study, store: Store) -> Study:
+    """The study with the rates that its tuning runs in the store decide; others are left out."""
+    plan = tuning_plan(study)
+    if plan is None:
+        return study
+    stored = (store.run(each) for each in study.tuning_experiments())
+    return replace(study, rates=choose(plan, [each for each in stored if each is not None]))
+
+
+def tuning_plan(study: Study) -> Tuning | None:
+    """The ids of the study's tuning runs, and its rates; None if it is not tuned."""
+    if not study.tuned:
+        return None
+    return Tuning(
+        factors=list(FACTORS),
+        seeds=list(SEEDS),
+        runs={
+            task: {arm: [run.id for run in runs] for arm, runs in arms.items()}
+            for task, arms in study.tuning_grid().items()
+        },
+        chosen={task: dict(arms) for task, arms in study.rates.items()},
+    )
+
+
+def runnable_experiments(study: Study) -> tuple[Experiment, ...]:
+    """The runs of a study; of a tuned one, those of arms whose rate is known."""
+    waiting = set(untuned(study))
+    return tuple(run for run in study.experiments() if (str(run.task), run.arm) not in waiting)
+
+
+def untuned(study: Study) -> tuple[tuple[str, str], ...]:
+    """The tasks and arms of a tuned study whose rate is not known."""
+    return tuple(
+        (task, arm)
+        for task, arms in study.tuning_grid().items()
+        for arm in arms
+        if arm not in study.rates.get(task, {})
+    )
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The study, its store, and how its runs are carried out."""
+
+    study: Study
+    store: Store
+    jobs: int | None
+    engine: EngineChoice
+    progress: Progress
+
+
+def _carried_out(
+    experiments: Sequence[Experiment],
+    missing: Sequence[Experiment],
+    settings: _Settings,
+    workers: Workers,
+) -> Generator[Record, None, None]:
+    """The record of each missing run of these experiments, as it ends."""
+    study, store, progress = settings.study, settings.store, settings.progress
     checkpoints = Checkpoints(store.checkpoints)
     if checkpoints.root.exists():
         for done in set(experiments).difference(missing):
@@ -98,24 +192,18 @@ def run_study(
     # Read once: a person's own data may be changed or removed before the study ends.
     found = {each.task: tasks.find(each.task) for each in [*experiments, *missing]}
     marks = {each: store.mark(each) for each in missing}
-    progress.on_plan(len(missing), len(dict.fromkeys([*experiments, *missing])))
-    with Workers(study.backend) as workers:
-        data = _prepare_data(missing, workers, progress)
-        ready = [each for each in missing if each.task not in data.missing]
-        context = RunContext(
-            study.backend,
-            study.threads * study.devices,
-            store.path.absolute(),
-            jobs,
-            run_bytes(ready, found, data.process_bytes),
-        )
-        sweep = _Sweep(store, found, data, context, engine or EngineChoice(), progress)
-        with closing(_records(missing, marks, sweep)) as records:
-            for record in records:
-                progress.on_end(record)
-                if fail_fast and record.status != "done":
-                    return
-        _measure(study, models, store, workers, progress)
+    data = _prepare_data(missing, workers, progress)
+    ready = [each for each in missing if each.task not in data.missing]
+    context = RunContext(
+        study.backend,
+        study.threads * study.devices,
+        store.path.absolute(),
+        settings.jobs,
+        run_bytes(ready, found, data.process_bytes),
+    )
+    sweep = _Sweep(store, found, data, context, settings.engine, progress)
+    with closing(_records(missing, marks, sweep)) as records:
+        yield from records
 
 
 def _measure(
@@ -241,21 +329,21 @@ def data_error(task: TaskRef) -> tuple[str | None, int]:
 
 def info(study: Study, command: str) -> StudyInfo:
     """The description of a study that its store keeps."""
-    experiments = study.experiments()
     models = models_to_measure(study)
     return StudyInfo(
         name=study.name,
         command=command,
-        variants=list(dict.fromkeys(run.arm for run in experiments)),
+        variants=list(dict.fromkeys(run.arm for run in study.experiments())),
         tasks=list(study.seeds),
         cost_task=study.cost_task,
         seeds=dict(study.seeds),
         threads=study.threads,
         precision=study.precision,
         backend=study.backend,
-        runs=[run.id for run in experiments],
+        runs=[run.id for run in runnable_experiments(study)],
         measurements=[identity(model, conditions_of(study, models)) for model in models],
         benchmarks=_benchmarks(study),
+        tuning=tuning_plan(study),
     )
 
 

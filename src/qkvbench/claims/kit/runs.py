@@ -17,7 +17,7 @@ from qkvbench.claims.kit.figure import Figure
 from qkvbench.claims.kit.measured import MeasuredChange
 from qkvbench.cost import parameters
 from qkvbench.model import Model
-from qkvbench.results.stats import LEVEL, holm
+from qkvbench.results.critical import LEVEL, holm
 
 # Runs are at a source's scale if each of their conditions is at most this many times more or less
 # than the source's.
@@ -176,8 +176,8 @@ class Runs:
             case ScoreDifference() if no_worse and outcome.smallest_loss <= allowed:
                 return "not distinguishable"
             case ScoreDifference() | SolvedCounts() if p < LEVEL:
-                lost = outcome.gain < 0
-                return "supported" if lost == (self.expected == "worse") else "refuted"
+                worse = self.expected == "worse"
+                return "supported" if outcome.is_loss == worse else "refuted"
             case _:
                 return "not distinguishable"
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from qkvbench.cost.units import count_text, seconds_text
 from qkvbench.reports.parts.formatting import SEPARATOR, Note, machine_text, number, plural
+from qkvbench.reports.parts.tuning import rate_notes
 from qkvbench.results.across import FLOOR
 from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.view import TaskView, View
@@ -35,22 +36,13 @@ def _seeds(view: View) -> list[Note]:
     counted = ", ".join(
         f"{count} ({', '.join(names)})" for count, names in sorted(by_count.items())
     )
-    notes = [
+    return [
         Note(
-            "Few seeds",
-            f"{counted}. Not distinguishable is not equal: a loss below the smallest detectable "
-            f"difference may be missed. {_over_items(view)}",
+            "Seeds",
+            f"{counted}. Not distinguishable is not equal: a smaller loss may be missed. "
+            f"{_over_items(view)}",
         )
     ]
-    if len(view.tasks) > 1:
-        notes.append(
-            Note(
-                "Many tasks",
-                "the intervals are simultaneous over the arms of one task, not over all "
-                f"{len(view.tasks)} tasks: with many tasks, one may mislead.",
-            )
-        )
-    return notes
 
 
 def _over_items(view: View) -> str:
@@ -95,11 +87,7 @@ def _size(view: View) -> list[Note]:
             f"{_range(steps, '{:,}'.format)} steps measure speed of learning more than "
             f"capacity: gaps may close with more steps.{late if counted else ''}",
         ),
-        Note(
-            "One setting",
-            "the arms of a task share learning rate and initialization; tuned separately, an arm "
-            "could do better.",
-        ),
+        *rate_notes(view),
     ]
 
 
