@@ -20,6 +20,7 @@ from qkvbench.results.record import (
     Machine,
     Measurement,
     MetricInfo,
+    Preregistration,
     Ratio,
     Record,
     StudyInfo,
@@ -120,7 +121,8 @@ class View:
     without a run; ``others`` counts runs of the store that are neither part of this study nor a
     dependency of its runs, nor tune it. ``aggregates`` has one figure over the tasks for each arm
     that is complete on all of them. ``tuning`` has the learning rates that were tried for each arm
-    and task; empty if the arms of a task share one.
+    and task; empty if the arms of a task share one. ``preregistered`` is what was stored before the
+    first run; None if nothing was.
     """
 
     name: str
@@ -135,6 +137,7 @@ class View:
     aggregates: dict[str, Aggregate]
     averages: tuple[Average, ...]
     tuning: tuple[Sensitivity, ...] = ()
+    preregistered: Preregistration | None = None
 
     @property
     def baseline(self) -> str:
@@ -247,7 +250,14 @@ def view(store: Store, margins: Margins | None = None) -> View:
         aggregates=aggregates(tasks, arms),
         averages=averages(tasks, study.benchmarks, margins or Margins()),
         tuning=sensitivities(study.tuning, runs.good) if study.tuning else (),
+        preregistered=study.preregistered,
     )
+
+
+def with_margin(task: TaskView, margin: float | None) -> TaskView:
+    """The same task with its verdicts at another margin; items and fronts stay as they are."""
+    seeds = task.result.seeds
+    return replace(task, result=_result(task.cells, task.metric, seeds, margin))
 
 
 def same_functions(arms: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -351,7 +361,7 @@ def _task(
 
 
 def _result(
-    cells: Sequence[Cell], metric: MetricInfo, seeds: range, margin: float | None
+    cells: Sequence[Cell], metric: MetricInfo, seeds: Sequence[int], margin: float | None
 ) -> Comparison | Tally:
     scores, baseline = {cell.variant: cell.scores for cell in cells}, cells[0].variant
     if metric.solved is None:
