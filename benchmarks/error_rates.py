@@ -1,11 +1,11 @@
-"""Error rates, coverage and power of the statistics, on simulated studies whose truth is known.
+"""Error rates, coverage and power of the verdicts, on simulated studies whose truth is known.
 
-The simulated studies use the same functions as a report. Scores are arm + seed + noise; the
-deviation of the seeds does not matter, because arms are paired.
+Thousands of studies are tested at once by scipy's Welch test; `verdict_p` checks some of them
+against the function that a report calls.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,20 +14,59 @@ from scipy import stats
 
 from qkvbench.results.aggregate import Scale, aggregate
 from qkvbench.results.critical import LEVEL
-from qkvbench.results.layout import detectable_difference, differences, provable_margin
-from qkvbench.results.planning import boschloo_table, seeds_needed
+from qkvbench.results.log_rank import log_rank
+from qkvbench.results.planning import seeds_needed
+from qkvbench.results.record import MetricInfo
 from qkvbench.results.resampling import MIN_SEEDS, bounds_over_items
+from qkvbench.results.stats import CERTAIN, difference
+from qkvbench.results.welch import detectable_difference
 
-SEED_DEVIATION = 2.0
-# The standard deviation of each arm, the baseline first.
-PROFILES: dict[str, tuple[float, ...]] = {
-    "8 arms alike": (1,) * 8,
-    "3 arms alike": (1,) * 3,
-    "one arm varies 4 times as much": (*(1,) * 7, 4),
-    "the baseline varies 3 times as much": (3, *(1,) * 7),
-    "the baseline varies a third as much": (1 / 3, *(1,) * 7),
-    "variances spread 1 to 36": (1, 0.5, 0.5, 1, 2, 2, 3, 1),
+BITS = MetricInfo(name="bits", unit="bits", better="lower", chance=1e3, solved=None)
+Noise = Callable[[np.random.Generator, int, int, int], Float[np.ndarray, "studies arms seeds"]]
+
+
+def _normal(rng: np.random.Generator, studies: int, arms: int, seeds: int) -> np.ndarray:
+    return rng.normal(size=(studies, arms, seeds))
+
+
+def _quarter_loud(rng: np.random.Generator, studies: int, arms: int, seeds: int) -> np.ndarray:
+    noise = _normal(rng, studies, arms, seeds)
+    # Neither the baseline nor the arm whose power is looked at.
+    noise[:, arms - arms // 4 :] *= 5
+    return noise
+
+
+def _log_uniform(rng: np.random.Generator, studies: int, arms: int, seeds: int) -> np.ndarray:
+    deviations = 10 ** rng.uniform(-1, 1, size=(studies, arms, 1))
+    deviations[:, :2] = 1
+    return deviations * _normal(rng, studies, arms, seeds)
+
+
+def _loud_baseline(rng: np.random.Generator, studies: int, arms: int, seeds: int) -> np.ndarray:
+    noise = _normal(rng, studies, arms, seeds)
+    noise[:, 0] *= 3
+    return noise
+
+
+def _heavy_tails(rng: np.random.Generator, studies: int, arms: int, seeds: int) -> np.ndarray:
+    return rng.standard_t(3, size=(studies, arms, seeds))
+
+
+def _bad_seeds(rng: np.random.Generator, studies: int, arms: int, seeds: int) -> np.ndarray:
+    noise = _normal(rng, studies, arms, seeds)
+    return noise + 8 * (rng.random(noise.shape) < 0.1)
+
+
+# The noise of each arm, the baseline first, the arm whose power is looked at second.
+PROFILES: dict[str, Noise] = {
+    "alike": _normal,
+    "a quarter of the arms varies 5 times as much": _quarter_loud,
+    "deviations spread evenly from .1 to 10": _log_uniform,
+    "the baseline varies 3 times as much": _loud_baseline,
+    "heavy tails (Student's t, 3 degrees)": _heavy_tails,
+    "one run in ten is worse by 8 deviations": _bad_seeds,
 }
+ARMS = (8, 15, 40)
 SEEDS = (3, 5, 10)
 
 
@@ -53,102 +92,113 @@ class Outcome:
         return self.low <= self.found <= self.high
 
 
-def highest_rate(studies: int, level: float = LEVEL) -> float:
-    """The 97.5% quantile of the rate in `studies` studies if the true rate is `level`."""
-    return float(stats.binom.ppf(0.975, studies, level)) / studies
+def highest_rate(studies: int, level: float = LEVEL, *, quantile: float = 0.975) -> float:
+    """This quantile of the rate in `studies` studies if the true rate is `level`."""
+    return float(stats.binom.ppf(quantile, studies, level)) / studies
 
 
 def every_outcome(studies: int, *, draw: int = 0) -> Iterator[Outcome]:
     """All rows, one at a time; `draw` is the random seed of the studies."""
     for profile in PROFILES:
-        for seeds in SEEDS:
-            yield from error_rates(profile, seeds, studies, draw=draw)
-    for seeds in SEEDS:
-        yield from pair_coverage(seeds, studies, draw=draw)
-        yield from power(seeds, studies, draw=draw)
-    yield from planned(studies, draw=draw)
+        for arms in ARMS:
+            for seeds in SEEDS:
+                yield from error_rates(profile, arms, seeds, studies, draw=draw)
     for seeds in (*SEEDS, MIN_SEEDS):
-        yield counted_alarms(seeds, studies, draw=draw)
+        yield from power(seeds, studies, draw=draw)
+        yield solving_alarms(seeds, max(100, studies // 5), draw=draw)
         yield bootstrap_coverage(seeds, studies, draw=draw)
+    yield from planned(studies, draw=draw)
     for seeds in (3, 5, MIN_SEEDS):
         yield from item_coverage(seeds, max(100, studies // 5), draw=draw)
     for seeds in SEEDS:
         yield from aggregate_coverage(seeds, max(100, studies // 5), draw=draw)
 
 
-def error_rates(profile: str, seeds: int, studies: int, *, draw: int) -> Iterator[Outcome]:
-    """False alarms of a study without differences, and false matches of arms at the margin."""
-    deviations = PROFILES[profile]
-    null = differences(_tables(deviations, seeds, studies, draw))
-    clear = np.abs(null.value) > null.width
-    row = _rows(profile, seeds, studies)
-    # The intervals are simultaneous, so one that misses zero makes the study a false alarm.
-    yield row("a difference is found although there is none", clear.any(axis=1), 0.0)
-    pooled = (np.abs(null.value) > null.widths[0]).any(axis=1)
-    if len(set(deviations)) == 1:
-        yield row("… by the pooled interval alone", pooled, 0.0)
-    else:
-        yield row("… by the pooled interval alone (not used)", pooled, 0.0, exempt=True)
-    yield row("an arm at the margin matches", _false_matches(deviations, seeds, studies, draw), 0.0)
+def error_rates(
+    profile: str, arms: int, seeds: int, studies: int, *, draw: int
+) -> Iterator[Outcome]:
+    """False verdicts in studies without differences, and the power of a quiet arm among others."""
+    rng = np.random.default_rng([draw, seeds, arms])
+    tables = PROFILES[profile](rng, studies, arms, seeds)
+    p = verdict_p(tables)
+    row = _rows(f"{arms} arms, {profile}", seeds, studies)
+    yield row("any arm is worse or better, though none is", (p < CERTAIN).any(axis=1), 0.0)
+    alarms = row("the second arm is likely worse or better, though it is not", p[:, 0] < LEVEL, 0.0)
+    # This rate is 5%, not at most that, and of a hundred such rows some are high by chance.
+    yield replace(alarms, high=highest_rate(studies, quantile=0.9995))
+    # What the arm would detect with 80% power if it were the only one.
+    shift = detectable_difference(1.0, seeds=seeds, level=LEVEL, power=0.8)
+    tables[:, 1] += shift
+    alone = verdict_p(tables[:, :2])[:, 0] < LEVEL
+    among = verdict_p(tables)[:, 0] < LEVEL
+    kept = float(among.mean() / max(alone.mean(), 1e-9))
+    yield Outcome("power of a quiet arm, of what it has alone", *_where(row), kept, 0.9, 1.0)
+    # The second arm is truly at the margin, so a match is false.
+    margin = 3.0 * shift
+    tables[:, 1] += margin - shift
+    matched = _match_p(tables[:, :2], margin) < LEVEL
+    matches = row("an arm at the margin likely matches", matched, 0.0)
+    yield replace(matches, high=highest_rate(studies, quantile=0.9995))
 
 
-def pair_coverage(seeds: int, studies: int, *, draw: int) -> Iterator[Outcome]:
-    """How often the interval of a pair covers the truth, with equal and unequal variances."""
-    row = _rows("3 arms alike", seeds, studies)
-    two = differences(_tables((1, 1), seeds, studies, draw))
-    yield row("`compare`'s interval holds the truth", (np.abs(two.value) <= two.width)[:, 0], None)
-    unlike = differences(_tables((1, 4), seeds, studies, draw + 1))
-    row = _rows("one arm varies 4 times as much", seeds, studies)
-    inside = (np.abs(unlike.value) <= unlike.width)[:, 0]
-    yield row("`compare`'s interval holds the truth", inside, None)
+def verdict_p(tables: Float[np.ndarray, "studies arms seeds"]) -> np.ndarray:
+    """The p value of each arm against the first, alone: (studies, arms − 1)."""
+    base, others = tables[:, :1], tables[:, 1:]
+    p = np.asarray(stats.ttest_ind(others, base, axis=2, equal_var=False).pvalue)
+    for study in range(0, len(tables), max(1, len(tables) // 5)):
+        # A report's own function, on the same scores.
+        own = difference(list(base[study, 0]), list(others[study, 0]), metric=BITS).p
+        assert own is not None
+        assert math.isclose(own, p[study, 0], rel_tol=1e-6)
+    return p
 
 
 def power(seeds: int, studies: int, *, draw: int) -> Iterator[Outcome]:
-    """How often the smallest detectable difference is found, and the provable margin shown."""
-    deviations = PROFILES["8 arms alike"]
-    arms = len(deviations)
-    tables = _tables(deviations, seeds, studies, draw)
-    shift = detectable_difference(arms=arms, seeds=seeds, power=0.8)
-    tables[:, 1] += shift
-    shifted = differences(tables)
-    clear = shifted.value[:, 0] - shifted.width[:, 0] > 0
-    row = _rows("8 arms alike", seeds, studies)
-    yield row("the detectable difference is found", clear, 0.8)
-    margin = provable_margin(arms=arms, seeds=seeds, power=0.8)
-    equal = differences(_tables(deviations, seeds, studies, draw + 1))
-    inside = np.abs(equal.value) + equal.equivalence_width(LEVEL / (arms - 1)) < margin
-    yield row("an equal arm matches within the provable margin", inside[:, 0], 0.8)
+    """How often what should be seen with 80% power is."""
+    rng = np.random.default_rng([draw, seeds, 2])
+    row = _rows("2 arms, alike", seeds, studies)
+    for name, level in (("likely", LEVEL), ("certain", CERTAIN)):
+        tables = _normal(rng, studies, 2, seeds)
+        tables[:, 1] += detectable_difference(1.0, seeds=seeds, level=level, power=0.8)
+        yield row(
+            f"the {name} detectable difference is found", verdict_p(tables)[:, 0] < level, 0.8
+        )
 
 
 def planned(studies: int, *, draw: int) -> Iterator[Outcome]:
     """How often a study of the size of `qkvbench plan` detects a difference, or shows a match."""
-    for margin in (1.0, 2.0):
-        for aim in (0.8, 0.9):
-            need = seeds_needed(margin=margin, deviation=1.0, arms=3, power=aim)
-            assert need.detect is not None
-            assert need.match is not None
-            tables = _tables((1, 1, 1), need.detect, studies, draw)
-            tables[:, 1] += margin
-            shifted = differences(tables)
-            row = _rows("3 arms alike", need.detect, studies)
-            clear = shifted.value[:, 0] - shifted.width[:, 0] > 0
-            yield row(f"planned to find {margin:g} σ with {aim:.0%}", clear, aim, above=True)
-            equal = differences(_tables((1, 1, 1), need.match, studies, draw + 1))
-            inside = np.abs(equal.value) + equal.equivalence_width(LEVEL / 2) < margin
-            row = _rows("3 arms alike", need.match, studies)
-            what = f"planned to match within {margin:g} σ with {aim:.0%}"
-            yield row(what, inside[:, 0], aim, above=True)
+    for deviations in ((1.0, 1.0), (1.0, 3.0), (3.0, 1.0)):
+        need = seeds_needed(deviations, 2.0)
+        assert need.likely is not None
+        assert need.certain is not None
+        assert need.match is not None
+        scale = np.array(deviations)[None, :, None]
+        profile = f"deviations {deviations[0]:g} and {deviations[1]:g}"
+        for name, level, seeds in (
+            ("likely", LEVEL, need.likely),
+            ("certain", CERTAIN, need.certain),
+        ):
+            rng = np.random.default_rng([draw, seeds, 3])
+            tables = scale * _normal(rng, studies, 2, seeds)
+            tables[:, 1] += 2.0
+            found = verdict_p(tables)[:, 0] < level
+            row = _rows(profile, seeds, studies)
+            yield row(f"planned to find 2 σ as {name}", found, 0.8, above=True)
+        rng = np.random.default_rng([draw, need.match, 5])
+        equal = scale * _normal(rng, studies, 2, need.match)
+        row = _rows(profile, need.match, studies)
+        matched = _match_p(equal, 2.0) < LEVEL
+        yield row("planned to match within 2 σ", matched, 0.8, above=True)
 
 
-def counted_alarms(seeds: int, studies: int, *, draw: int) -> Outcome:
-    """False alarms of counts of solved seeds: eight arms that all solve the task with 80%."""
-    counts = np.random.default_rng([draw, seeds, 7]).binomial(seeds, 0.8, size=(studies, 8))
-    table = boschloo_table(seeds)
-    p = table[counts[:, 1:], counts[:, :1]]
-    # As in `tally`, the baseline must have learned. Holm's first step decides about any alarm.
-    alarms = (p.min(axis=1) * 7 < LEVEL) & (2 * counts[:, 0] > seeds)
-    row = _rows("8 arms that solve 80%", seeds, studies)
-    return row("a count differs although there is no difference", alarms, 0.0)
+def solving_alarms(seeds: int, studies: int, *, draw: int) -> Outcome:
+    """False verdicts on arms that solve a task alike: 80% of seeds, at steps 100 to 1,000."""
+    rng = np.random.default_rng([draw, seeds, 7])
+    steps = 100.0 * rng.integers(1, 11, size=(studies, 2, seeds))
+    steps[rng.random(steps.shape) < 0.2] = math.inf
+    alarms = np.array([log_rank(tuple(a), tuple(b))[1] < LEVEL for a, b in steps.tolist()])
+    row = _rows("2 arms that solve 80%", seeds, studies)
+    return row("an arm likely solves sooner or later, though it does not", alarms, 0.0)
 
 
 def bootstrap_coverage(seeds: int, studies: int, *, draw: int) -> Outcome:
@@ -211,17 +261,18 @@ def aggregate_coverage(seeds: int, studies: int, *, draw: int) -> Iterator[Outco
     yield replace(outcome, high=1.0)
 
 
-def _false_matches(
-    deviations: Sequence[float], seeds: int, studies: int, draw: int
-) -> Float[np.ndarray, " studies"]:
-    """Whether any arm is shown to match (Holm) although all are exactly at the margin."""
-    arms = len(deviations)
-    margin = 3.0 * provable_margin(arms=arms, seeds=seeds, power=0.8)
-    tables = _tables(deviations, seeds, studies, draw + 2)
-    tables[:, 1:] += margin
-    at_margin = differences(tables)
-    p = np.maximum(at_margin.above_p(-margin), at_margin.below_p(margin))
-    return (p.min(axis=1) * (arms - 1) < LEVEL).astype(float)
+def _match_p(tables: Float[np.ndarray, "studies 2 seeds"], margin: float) -> np.ndarray:
+    """The p value of the second arm's match with the first."""
+    base, other = tables[:, 0], tables[:, 1]
+    above = stats.ttest_ind(other + margin, base, axis=1, equal_var=False, alternative="greater")
+    below = stats.ttest_ind(other - margin, base, axis=1, equal_var=False, alternative="less")
+    return np.maximum(above.pvalue, below.pvalue)
+
+
+def _where(row: Callable[..., Outcome]) -> tuple[str, int, int]:
+    """Profile, seeds and studies of the rows that this makes."""
+    made = row("", np.zeros(1), 0.0)
+    return made.profile, made.seeds, made.studies
 
 
 def _percentile_bounds(values: Float[np.ndarray, " seeds"]) -> tuple[float, float]:
@@ -229,15 +280,6 @@ def _percentile_bounds(values: Float[np.ndarray, " seeds"]) -> tuple[float, floa
     samples = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
     low, high = np.quantile(values[samples].mean(axis=1), [LEVEL / 2, 1 - LEVEL / 2])
     return float(low), float(high)
-
-
-def _tables(
-    deviations: Sequence[float], seeds: int, studies: int, draw: int
-) -> Float[np.ndarray, "studies arms seeds"]:
-    generator = np.random.default_rng([draw, seeds, len(deviations)])
-    noise = generator.normal(size=(studies, len(deviations), seeds))
-    shared = SEED_DEVIATION * generator.normal(size=(studies, 1, seeds))
-    return np.array(deviations)[None, :, None] * noise + shared
 
 
 def _rows(profile: str, seeds: int, studies: int) -> Callable[..., Outcome]:

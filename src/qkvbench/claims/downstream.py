@@ -15,7 +15,7 @@ from qkvbench.claims.kit.figure import figure, quotient, reduction, signed
 from qkvbench.claims.kit.reported import FIVE_SHOT, FIVE_SHOT_BENCHMARKS
 from qkvbench.claims.kit.runs import Runs
 from qkvbench.claims.kit.scales import AT_125M
-from qkvbench.results.stats import LEVEL, holm
+from qkvbench.results.critical import LEVEL, holm
 
 # The baseline's scores in the article.
 GLUE, BLEU = figure("85.2"), figure("28.4")

@@ -232,6 +232,15 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     _margin(compare)
     compare.add_argument("--json", action="store_true", help="one JSON document")
 
+    evidence = _command(commands, "evidence", "what all folders of results show of one arm")
+    evidence.add_argument("variant", metavar="ARM", help="an equation such as 'q,k=v', or a name")
+    evidence.add_argument(
+        "folders", nargs="*", metavar="DIR", help="(every folder in studies/ and results/)"
+    )
+    evidence.add_argument("--against", metavar="ARM", help="the baseline (q,k,v)")
+    _margin(evidence)
+    evidence.add_argument("--json", action="store_true", help="one JSON document")
+
     texts = _command(commands, "texts", "write generated texts as files for sacreBLEU")
     texts.add_argument("folder", metavar="DIR", help="a folder of results of 'qkvbench run'")
     texts.add_argument("--out", metavar="FOLDER", required=True, help="folder of the files")

@@ -5,16 +5,15 @@ from dataclasses import asdict, dataclass
 
 from qkvbench.cli.parser import Request
 from qkvbench.cli.report import load_view
-from qkvbench.reports.parts.formatting import margin_text, printable
+from qkvbench.reports.parts.formatting import margin_text, plural, printable
 from qkvbench.results.planning import (
     CONFIDENCE,
     MAX_COUNTED_SEEDS,
     MAX_SEEDS,
-    POWERS,
-    SeedsNeeded,
-    counted_seeds_needed,
-    seeds_needed,
-    upper_deviation,
+    ArmPlan,
+    CountPlan,
+    plan_arm,
+    plan_counts,
 )
 from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.view import TaskView
@@ -22,14 +21,13 @@ from qkvbench.results.view import TaskView
 
 @dataclass(frozen=True)
 class Row:
-    """One task: the seeds for the pilot's noise, and for the upper bound of the noise."""
+    """One task: the plan of each arm, or of counts; ``reason`` if there is none."""
 
     task: str
     margin: float | None
-    reason: str | None
-    likely: list[SeedsNeeded]
-    careful: list[SeedsNeeded]
-    counted: dict[str, int | None] | None = None
+    reason: str | None = None
+    arms: tuple[ArmPlan, ...] = ()
+    counts: CountPlan | None = None
 
 
 def answer(request: Request) -> int:
@@ -39,79 +37,71 @@ def answer(request: Request) -> int:
     if request.json:
         print(json.dumps([asdict(row) for row in rows], allow_nan=False, indent=1))
         return 0
-    print(f"Seeds that {printable(study.name)} needs, for the noise of its runs. In brackets: for")
-    print(f"the upper {CONFIDENCE:.0%} bound of the noise, which a pilot does not know exactly.\n")
+    print(f"Seeds that {printable(study.name)} needs, with 80% power. In brackets: for the upper")
+    print(f"{CONFIDENCE:.0%} bound of the noise, which a pilot does not know exactly.\n")
     for row, task in zip(rows, study.tasks, strict=True):
         print("\n".join(map(printable, _lines(row, task))))
-    print("To find: a true difference of the margin is clear. To match: an arm that is equal is")
-    print("shown to be within it (two one-sided tests, Holm). All arms: tested together.")
+    print("Likely, certain: a true loss of the margin gets this verdict. Match: an arm that is")
+    print("equal is shown to be within the margin. Each arm with its own noise and the baseline's.")
     return 0
 
 
 def _row(task: TaskView) -> Row:
     margin, result = task.result.margin, task.result
     if margin is None:
-        return Row(task.name, None, "its unit has no default margin; give --margin", [], [])
+        return Row(task.name, None, "its unit has no default margin; give --margin")
     if result.standing != "compared":
-        return Row(task.name, margin, f"nothing is compared: {result.standing}", [], [])
+        return Row(task.name, margin, f"nothing is compared: {result.standing}")
     match result:
-        case Comparison(deviation=deviation, degrees=degrees, differences=differences):
-            assert deviation is not None
-            sizes = dict.fromkeys((2, 1 + len(differences)))
-            upper = upper_deviation(deviation, degrees=degrees)
-            return Row(
-                task.name,
-                margin,
-                None,
-                _needs(margin, deviation, sizes),
-                _needs(margin, upper, sizes),
-            )
-        case Tally(counts=counts, baseline=baseline, incomplete=incomplete):
-            base = counts[baseline]
-            arms = len(counts) - len(incomplete)
-            counted = {
-                f"{size} arms, power {power:.0%}": counted_seeds_needed(
-                    share=base.solved / base.seeds, margin=margin, arms=size, power=power
+        case Comparison(differences=differences, baseline=baseline):
+            base = list(task.cell(baseline).scores.values())
+            plans = [
+                plan_arm(
+                    arm,
+                    base,
+                    list(task.cell(arm).scores.values()),
+                    metric=task.metric,
+                    margin=margin,
                 )
-                for size in dict.fromkeys((2, arms))
-                for power in POWERS
-            }
-            return Row(task.name, margin, None, [], [], counted)
-
-
-def _needs(margin: float, deviation: float, sizes: dict[int, None]) -> list[SeedsNeeded]:
-    return [
-        seeds_needed(margin=margin, deviation=deviation, arms=arms, power=power)
-        for arms in sizes
-        for power in POWERS
-    ]
+                for arm, each in differences.items()
+                if each.p is not None
+            ]
+            return Row(task.name, margin, arms=tuple(plans))
+        case Tally(counts=counts, baseline=baseline):
+            base = counts[baseline]
+            return Row(
+                task.name, margin, counts=plan_counts(base.solved, base.seeds, margin=margin)
+            )
 
 
 def _lines(row: Row, task: TaskView) -> list[str]:
     if row.reason is not None or row.margin is None:
         return [f"{row.task}: {row.reason}.", ""]
-    if row.counted is not None:
-        head = f"{row.task}: to find {row.margin:.0%} of the seeds fewer solved than the baseline"
-        rows = [f"  {what:24} {_seeds(n, MAX_COUNTED_SEEDS)}" for what, n in row.counted.items()]
-        return [head, *rows, ""]
-    margin = margin_text(row.margin, task.metric.unit)
-    noise = row.likely[0].deviation
+    so_far = f"{plural(len(task.result.seeds), 'seed')} so far"
+    if row.counts is not None:
+        plan = row.counts
+        needed = _both(plan.seeds, plan.careful, MAX_COUNTED_SEEDS)
+        return [
+            f"{row.task}: to find as likely that {row.margin:.0%} of the seeds fewer are solved, "
+            f"{so_far}",
+            f"  all solved at one step: {needed}; fewer if one is slower",
+            "",
+        ]
     lines = [
-        f"{row.task}: margin {margin}; noise {noise:.3g} ({row.careful[0].deviation:.3g}), "
-        f"{len(task.result.seeds)} seeds so far",
-        f"  {'':24} {'to find':>14} {'to match':>14}",
+        f"{row.task}: margin {margin_text(row.margin, task.metric.unit)}, {so_far}",
+        f"  {'':24} {'likely':>12} {'certain':>12} {'match':>12}",
     ]
-    for likely, upper in zip(row.likely, row.careful, strict=True):
-        arms = "one pair" if likely.arms == 2 else f"all {likely.arms} arms"
-        lines.append(
-            f"  {f'{arms}, power {likely.power:.0%}':24} "
-            f"{_both(likely.detect, upper.detect):>14} {_both(likely.match, upper.match):>14}"
-        )
+    for plan in sorted(row.arms, key=lambda each: each.deviations[1]):
+        pairs = [
+            _both(getattr(plan.expected, name), getattr(plan.careful, name), MAX_SEEDS)
+            for name in ("likely", "certain", "match")
+        ]
+        lines.append(f"  {plan.arm:24} " + " ".join(f"{each:>12}" for each in pairs))
     return [*lines, ""]
 
 
-def _both(likely: int | None, upper: int | None) -> str:
-    return f"{_seeds(likely, MAX_SEEDS)} ({_seeds(upper, MAX_SEEDS)})"
+def _both(expected: int | None, careful: int | None, most: int) -> str:
+    return f"{_seeds(expected, most)} ({_seeds(careful, most)})"
 
 
 def _seeds(count: int | None, most: int) -> str:

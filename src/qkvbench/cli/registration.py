@@ -7,6 +7,7 @@ from qkvbench import tasks
 from qkvbench.cli import names
 from qkvbench.cli.parser import RequestError
 from qkvbench.recipes import Study
+from qkvbench.reports.parts.formatting import plural
 from qkvbench.results.margins import Margins
 from qkvbench.results.preregistration import HypothesisText, name_of_test, parse_registration
 from qkvbench.results.record import Hypothesis, MetricInfo, Preregistration
@@ -51,7 +52,7 @@ def check_registration(new: Preregistration | None, study: Study, store: Store) 
         runs = store.runs()
         if new is not None and (count := len(runs.good) + len(runs.damaged)):
             raise RequestError(
-                f"{store.path} has {count} runs already, so nothing can be registered before "
+                f"{store.path} has {plural(count, 'run')} already, so nothing can be registered before "
                 "the first.\nGive a new folder with --out DIR, or leave out --preregister."
             )
         return
@@ -94,12 +95,7 @@ def _hypothesis(text: HypothesisText, study: Study, arms: list[str]) -> Hypothes
         tasks=chosen,
         expect=text.expect,
         margins={name: Margins(text.margin).of(name, metric) for name, metric in metrics.items()},
-        tests={
-            name: name_of_test(
-                against_baseline=against == arms[0], counted=metric.solved is not None
-            )
-            for name, metric in metrics.items()
-        },
+        tests={name: name_of_test(metric) for name, metric in metrics.items()},
     )
 
 

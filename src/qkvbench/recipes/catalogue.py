@@ -7,6 +7,7 @@ Expect    `q,k,v=R(k)` like `q,k=v`: they are one function class, so a significa
 """
 
 from qkvbench.recipes import Study
+from qkvbench.recipes.quick import BUDGET
 from qkvbench.recipes.quick import study as quick
 from qkvbench.variant.catalogue import CATALOGUE
 
@@ -17,4 +18,5 @@ def study() -> Study:
         name="catalogue",
         variants=tuple(entry.equation for entry in CATALOGUE),
         seeds=quick().seeds,
+        budget=BUDGET,
     )

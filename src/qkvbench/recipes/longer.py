@@ -8,9 +8,12 @@ Expect    what `quick` ranks is the speed of learning; an arm that was only slow
 from dataclasses import replace
 
 from qkvbench.recipes import Study
+from qkvbench.recipes.quick import BUDGET
 from qkvbench.recipes.quick import study as quick
 
 
 def study() -> Study:
     """`quick` with three times the budget: the schedule is stretched, not repeated."""
-    return replace(quick(), name="longer", budget=3)
+    return replace(
+        quick(), name="longer", budget={task: 3 * factor for task, factor in BUDGET.items()}
+    )

@@ -19,6 +19,7 @@ from qkvbench.reports.parts.formatting import (
     margin_text,
     metric_text,
     number,
+    p_text,
     plural,
     share,
     spans,
@@ -26,10 +27,11 @@ from qkvbench.reports.parts.formatting import (
 from qkvbench.reports.parts.registered import predictions
 from qkvbench.reports.parts.table import caption, columns, failures, legend, nickname
 from qkvbench.reports.parts.tuning import rate_tables
+from qkvbench.results.critical import LEVEL
 from qkvbench.results.record import Record
 from qkvbench.results.stats import (
     CHANCE_LEVEL,
-    LEVEL,
+    COMPARISONS,
     POWER,
     Comparison,
     Tally,
@@ -91,6 +93,8 @@ def render(view: View) -> str:
         train_s=_train_s,
         execution=_execution,
         level=LEVEL,
+        comparisons=COMPARISONS,
+        p_text=p_text,
         chance_level=CHANCE_LEVEL,
         power=POWER,
     )

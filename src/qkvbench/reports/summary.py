@@ -68,7 +68,6 @@ def _task(task: TaskView) -> dict[str, Any]:
         "over_items": {arm: asdict(each) for arm, each in task.items.items()},
         "fronts": [asdict(front) for front in task.fronts],
         "layers": layer_histories(task),
-        "same_functions": [asdict(same) for same in task.same],
     }
 
 

@@ -36,6 +36,11 @@ class ArmRuns(Protocol):
         ...
 
     @property
+    def solved_steps(self) -> dict[int, float | None]:
+        """The step at which each seed solved the task."""
+        ...
+
+    @property
     def diverged(self) -> tuple[int, ...]:
         """The seeds that diverged."""
         ...
@@ -124,7 +129,9 @@ def fronts(
     measurements: Mapping[str, Measurement],
 ) -> tuple[Front, ...]:
     """Pareto status of the arms on quality against cache, parameters and latency, if known."""
-    compared = rivals({cell.variant: cell.scores for cell in cells}, result, metric.better)
+    scores = {cell.variant: cell.scores for cell in cells}
+    steps = {cell.variant: cell.solved_steps for cell in cells}
+    compared = rivals(scores, steps, result, metric)
     if len(compared) < 2:
         return ()
     cache = {

@@ -78,8 +78,7 @@ def _average(benchmark: str, group: Sequence[TaskResult], margins: Margins) -> A
             scores,
             baseline=first.result.baseline,
             seeds=seeds,
-            chance=metric.chance,
-            better=metric.better,
+            metric=metric,
             margin=margins.of(benchmark, metric),
         ),
     )

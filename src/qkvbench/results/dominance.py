@@ -1,17 +1,22 @@
 """Pareto dominance between arms: on exact numbers, and on scores with uncertainty."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
+from qkvbench.results.critical import LEVEL
+from qkvbench.results.record import MetricInfo
+from qkvbench.results.stats import (
+    CERTAIN,
+    Comparison,
+    Scores,
+    SolvedSteps,
+    Tally,
+    count_difference,
+    difference,
+)
 
-from qkvbench.results.critical import LEVEL, boschloo
-from qkvbench.results.layout import differences
-from qkvbench.results.stats import Better, Comparison, Scores, Tally, residual_deviation
-
-# "likely dominated" needs this one-sided level for one pair; "dominated" needs 5% over all rivals.
-LIKELY_LEVEL = 0.10
 # Two measurements of the same arm differ by up to this ratio, so smaller gains do not count.
 LATENCY_TOLERANCE = 0.03
 
@@ -20,15 +25,10 @@ ParetoStatus = Literal["dominated", "likely dominated", "not decided", "on the f
 
 @dataclass(frozen=True)
 class Rival:
-    """Another arm's quality compared with that of one arm.
-
-    ``p`` is two-sided and adjusted for all rivals of that arm; ``one_sided_p``, unadjusted, tests
-    that the rival is no better.
-    """
+    """Another arm's quality compared with that of one arm; ``p`` is two-sided, of this pair."""
 
     better: bool
     p: float
-    one_sided_p: float
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def pareto_places(
     """The Pareto status of each arm on (quality, cost), with uncertain quality.
 
     A rival counts if it costs at most (1 − tolerance) times as much; measured costs need some
-    tolerance. *Dominated*: such a rival is better, at 5% over all rivals of the arm. *On the
-    frontier*: every such rival is worse at 5%, or there is none.
+    tolerance. *Dominated*: such a rival is better for certain, *likely dominated*: likely. *On the
+    frontier*: every such rival is at least likely worse, or there is none.
     """
     return {
         arm: _pareto_place(
@@ -78,47 +78,52 @@ def pareto_places(
 
 
 def rivals(
-    scores: Scores, result: Comparison | Tally, better: Better
+    scores: Scores, steps: SolvedSteps, result: Comparison | Tally, metric: MetricInfo
 ) -> dict[str, dict[str, Rival]]:
     """Every complete arm against every other complete arm; empty if nothing is compared."""
     if result.standing != "compared":
         return {}
     arms = [arm for arm in scores if arm not in result.incomplete]
     match result:
-        case Comparison(seeds=seeds):
-            rows = {arm: [scores[arm][seed] for seed in seeds] for arm in arms}
-            return {arm: _rivals_by_score(rows, arm, better) for arm in arms}
-        case Tally(counts=counts, seeds=seeds):
-            solved = {arm: counts[arm].solved for arm in arms}
-            return {arm: _rivals_by_count(solved, arm, len(seeds)) for arm in arms}
+        case Comparison(diverged=diverged):
+            # An arm that lost runs has no score that could count for it.
+            rows = {arm: list(scores[arm].values()) for arm in arms if arm not in diverged}
+            return {
+                arm: {
+                    other: rival
+                    for other in rows
+                    if other != arm
+                    if (rival := _rival_by_score(rows[arm], rows[other], metric)) is not None
+                }
+                for arm in rows
+            }
+        case Tally():
+            times = {
+                arm: [math.inf if step is None else step for step in steps[arm].values()]
+                for arm in arms
+            }
+            return {
+                arm: {
+                    other: _rival_by_count(times[arm], times[other])
+                    for other in arms
+                    if other != arm
+                }
+                for arm in arms
+            }
 
 
-def _rivals_by_score(
-    rows: Mapping[str, Sequence[float]], arm: str, better: Better
-) -> dict[str, Rival]:
-    others = [other for other in rows if other != arm]
-    table = np.array([rows[arm], *(rows[other] for other in others)])
-    if not others or residual_deviation(table) == 0:
-        return {}
-    layout = differences(table[None])
-    sign = 1 if better == "higher" else -1
-    values = layout.value[0].tolist()
-    one_sided_p = (layout if sign > 0 else layout.negated).above_p(0.0)[0].tolist()
-    return {
-        other: Rival(sign * values[i] > 0, p, one_sided_p[i])
-        for i, (other, p) in enumerate(zip(others, layout.p(), strict=True))
-    }
+def _rival_by_score(
+    own: Sequence[float], other: Sequence[float], metric: MetricInfo
+) -> Rival | None:
+    found = difference(own, other, metric=metric)
+    if found.p is None:
+        return None
+    return Rival((found.value > 0) == (metric.better == "higher"), found.p)
 
 
-def _rivals_by_count(solved: Mapping[str, int], arm: str, seeds: int) -> dict[str, Rival]:
-    others = [other for other in solved if other != arm]
-    rivals_by_arm: dict[str, Rival] = {}
-    for other in others:
-        p = boschloo(solved[other], solved[arm], seeds=seeds)
-        better = solved[other] > solved[arm]
-        one_sided_p = p / 2 if better else 1.0
-        rivals_by_arm[other] = Rival(better, min(1.0, p * len(others)), one_sided_p)
-    return rivals_by_arm
+def _rival_by_count(own: Sequence[float], other: Sequence[float]) -> Rival:
+    found = count_difference(own, other)
+    return Rival(found.sooner is True, 1.0 if found.p is None else found.p)
 
 
 def _pareto_place(all_rivals: Mapping[str, Rival], cheaper: Sequence[str]) -> ParetoPlace:
@@ -127,12 +132,10 @@ def _pareto_place(all_rivals: Mapping[str, Rival], cheaper: Sequence[str]) -> Pa
     tested = {name: all_rivals[name] for name in cheaper if name in all_rivals}
     if not tested:
         return ParetoPlace("not decided", cheaper[0])
-    strongest = min(tested, key=lambda name: tested[name].one_sided_p)
+    strongest = min(tested, key=lambda name: (not tested[name].better, tested[name].p))
     rival = tested[strongest]
     if rival.better and rival.p < LEVEL:
-        return ParetoPlace("dominated", strongest)
-    if rival.one_sided_p < LIKELY_LEVEL:
-        return ParetoPlace("likely dominated", strongest)
+        return ParetoPlace("dominated" if rival.p < CERTAIN else "likely dominated", strongest)
     worse = all(not each.better and each.p < LEVEL for each in tested.values())
     on_frontier = worse and len(tested) == len(cheaper)
     return ParetoPlace("on the frontier" if on_frontier else "not decided", strongest)

@@ -1,30 +1,29 @@
-"""Two arms of a study compared task by task.
+"""Two arms of a study compared task by task, by the same function as a report's arms.
 
-The pair is assumed to be chosen before the data were seen, so intervals hold for this pair alone;
-p values and verdicts are adjusted by Holm over the tasks, which are the family.
+So the verdict on an arm against the baseline is the report's own, and needs no correction for
+other arms: its two grades have the level of forty comparisons and of one.
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from qkvbench.results import record
 from qkvbench.results.across import item_table
-from qkvbench.results.critical import LEVEL, holm
-from qkvbench.results.layout import detectable_difference, provable_margin
 from qkvbench.results.record import MetricInfo
 from qkvbench.results.resampling import ItemBounds, bounds_over_items
 from qkvbench.results.stats import (
-    POWER,
+    Comparison,
     Count,
     Difference,
+    Tally,
     Verdict,
     beats_chance,
-    compare,
-    tally,
+    difference,
+    verdicts,
 )
-from qkvbench.results.view import Cell, TaskView, View
+from qkvbench.results.view import Cell, TaskView, View, compare_cells
 
 PairStanding = Literal[
     "compared",
@@ -42,24 +41,20 @@ PairStanding = Literal[
 class Side:
     """One arm on one task: its mean score over the shared seeds, and its failed runs.
 
-    ``learned`` is None if one seed does not decide it. ``threshold_step`` is the median step at
-    which the seeds that solved the task reached its threshold.
+    ``learned`` is None if one seed does not decide it.
     """
 
     mean: float | None
     learned: bool | None
     failures: dict[int, str]
     count: Count | None = None
-    threshold_step: float | None = None
 
 
 @dataclass(frozen=True)
 class PairTask:
-    """The two arms on one task: second minus first, paired by seed.
+    """The two arms on one task: second minus first, on the seeds that both have run.
 
-    The p values of the difference are adjusted for the tasks, ``low`` and ``high`` are not.
-    ``detectable`` and ``provable`` are for this pair alone, at 80% power; ``lowest`` is the largest
-    count of solved seeds that differs significantly from the first arm's.
+    ``detectable``, ``certain_from`` and ``provable`` are those of `Comparison`.
     """
 
     task: str
@@ -73,8 +68,8 @@ class PairTask:
     difference: Difference | None = None
     items: ItemBounds | None = None
     detectable: float | None = None
+    certain_from: float | None = None
     provable: float | None = None
-    lowest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,6 @@ class Pair:
 
 def pair(view: View, first: str, second: str) -> Pair:
     """The comparison of two arms of the study."""
-    tasks = _adjust_for_tasks([_compare_on_task(task, first, second) for task in view.tasks])
     costs = view.costs
     both = first in costs and second in costs
     measured = view.measurements
@@ -123,7 +117,7 @@ def pair(view: View, first: str, second: str) -> Pair:
     return Pair(
         first=first,
         second=second,
-        tasks=tasks,
+        tasks=tuple(pair_on_task(task, first, second) for task in view.tasks),
         parameters=Ratio(costs[first].total_parameters, costs[second].total_parameters)
         if both
         else None,
@@ -132,6 +126,104 @@ def pair(view: View, first: str, second: str) -> Pair:
         decode_p50_s=Ratio(times[0], times[1]) if times[0] and times[1] else None,
         decode_ratio=_decode_ratio(view, first, second),
     )
+
+
+def pair_on_task(task: TaskView, first: str, second: str) -> PairTask:
+    """The two arms on one task of a study."""
+    cells = (task.cell(first), task.cell(second))
+    ended = [{run.seed for run in cell.runs if run.status != "interrupted"} for cell in cells]
+    seeds = tuple(sorted(ended[0] & ended[1]))
+    sides = tuple(_side(cell, seeds, task.metric) for cell in cells)
+    result = PairTask(
+        task=task.name,
+        metric=task.metric,
+        standing="no seed in common",
+        seeds=seeds,
+        first=sides[0],
+        second=sides[1],
+        margin=task.result.margin,
+    )
+    if not seeds:
+        return result
+    if task.result.standing in ("baseline did not learn", "attention not needed"):
+        return replace(result, standing=task.result.standing)
+    compared = compare_cells(cells, task.metric, seeds, task.result.margin)
+    if {first, second} & set(compared.incomplete):
+        return replace(result, standing="runs failed")
+    if len(seeds) == 1:
+        value = None if isinstance(compared, Tally) else _raw(cells, seeds, task.metric)
+        return replace(result, standing="one seed", difference=value)
+    match compared:
+        case Comparison():
+            return _scores_compared(result, cells, compared)
+        case Tally(counts=counts):
+            sides = (
+                replace(result.first, count=counts[first]),
+                replace(result.second, count=counts[second]),
+            )
+            result = replace(result, first=sides[0], second=sides[1])
+            if compared.standing != "compared":
+                return _counts_swapped(result, cells)
+            return replace(result, standing="compared", verdict=compared.verdict(second))
+
+
+def _scores_compared(result: PairTask, cells: tuple[Cell, Cell], compared: Comparison) -> PairTask:
+    second = cells[1].variant
+    if result.first.learned is not True and result.second.learned is False:
+        return replace(result, standing="neither learned")
+    if compared.standing == "baseline did not learn":
+        # The second arm did; the difference is the same from either side.
+        if result.first.mean is None or result.second.mean is None:
+            return replace(result, standing="runs failed")
+        value = _raw(cells, result.seeds, result.metric, result.margin)
+        by_arm, standing = {second: value}, "compared"
+        verdict = value.verdict(result.metric.better)
+    else:
+        by_arm, standing = compared.differences, compared.standing
+        verdict = verdicts(compared, result.metric.better).get(second)
+    if standing == "no spread":
+        return replace(result, standing="no spread", difference=by_arm[second])
+    value = by_arm.get(second)
+    return replace(
+        result,
+        standing="compared",
+        verdict=verdict,
+        difference=value,
+        items=None if value is None else _items(cells, result.seeds, value),
+        detectable=compared.detectable,
+        certain_from=compared.certain_from,
+        provable=compared.provable,
+    )
+
+
+def _counts_swapped(result: PairTask, cells: tuple[Cell, Cell]) -> PairTask:
+    """The counts of a pair of which the first did not learn: the second may have."""
+    swapped = compare_cells((cells[1], cells[0]), result.metric, result.seeds, result.margin)
+    first, second = cells[0].variant, cells[1].variant
+    assert isinstance(swapped, Tally)
+    if swapped.standing != "compared":
+        return replace(result, standing="neither learned")
+    other = swapped.counts[first]
+    count = replace(
+        swapped.counts[second], sooner=other.sooner is False, p=other.p, match_p=other.match_p
+    )
+    verdict = replace(swapped, counts={second: count}).verdict(second)
+    return replace(
+        result,
+        standing="compared",
+        verdict=verdict,
+        first=replace(result.first, count=replace(other, p=None)),
+        second=replace(result.second, count=count),
+    )
+
+
+def _raw(
+    cells: tuple[Cell, Cell], seeds: Sequence[int], metric: MetricInfo, margin: float | None = None
+) -> Difference:
+    first, second = (
+        [score for seed, score in cell.scores.items() if seed in seeds] for cell in cells
+    )
+    return difference(first, second, metric=metric, margin=margin)
 
 
 def _decode_ratio(view: View, first: str, second: str) -> record.Ratio | None:
@@ -151,178 +243,14 @@ def _decode_ratio(view: View, first: str, second: str) -> record.Ratio | None:
     )
 
 
-def _compare_on_task(task: TaskView, first: str, second: str) -> PairTask:
-    cells = (task.cell(first), task.cell(second))
-    ended = [{run.seed for run in cell.runs if run.status != "interrupted"} for cell in cells]
-    seeds = tuple(sorted(ended[0] & ended[1]))
-    margin, better = task.result.margin, task.metric.better
-    chance = task.metric.chance
-    sides = tuple(_side(cell, seeds, task.metric) for cell in cells)
-    result = PairTask(
-        task=task.name,
-        metric=task.metric,
-        standing="no seed in common",
-        seeds=seeds,
-        first=sides[0],
-        second=sides[1],
-        margin=margin,
-    )
-    if not seeds:
-        return result
-    if task.result.standing in ("baseline did not learn", "attention not needed"):
-        return replace(result, standing=task.result.standing)
-    scores = {cell.variant: _scores_on(cell, seeds) for cell in cells}
-    if task.metric.solved is not None:
-        return _compare_counts(result, cells, scores, task.metric.solved)
-    if any(side.failures for side in sides):
-        return replace(result, standing="runs failed")
-    if sides[0].learned is False and sides[1].learned is False:
-        return replace(result, standing="neither learned")
-    # `compare` needs a baseline that learned; if only the second arm did, swap and negate.
-    base, other = (first, second) if sides[0].learned is not False else (second, first)
-    comparison = compare(
-        scores, baseline=base, seeds=seeds, chance=chance, better=better, margin=margin
-    )
-    difference = comparison.differences.get(other)
-    if difference is None:
-        return replace(result, standing="runs failed")
-    difference = difference if base == first else _negated(difference)
-    if comparison.standing == "one seed" or comparison.standing == "no spread":
-        return replace(result, standing=comparison.standing, difference=difference)
-    deviation = comparison.deviation or 0.0
-    size = {"arms": 2, "seeds": len(seeds), "power": POWER}
-    return replace(
-        result,
-        standing="compared",
-        difference=difference,
-        items=_items(cells, seeds, difference),
-        detectable=deviation * detectable_difference(**size),
-        provable=deviation * provable_margin(**size),
-    )
-
-
-def _compare_counts(
-    result: PairTask, cells: tuple[Cell, Cell], scores: dict[str, dict[int, float]], solved: float
-) -> PairTask:
-    """Counts of solved seeds compared; a run that diverged has not solved the task."""
-    ended = [set(scores[cell.variant]) | set(cell.diverged) for cell in cells]
-    if any(not set(result.seeds) <= each for each in ended):
-        return replace(result, standing="runs failed")
-    counts = {
-        base.variant: tally(
-            scores,
-            baseline=base.variant,
-            seeds=result.seeds,
-            solved=solved,
-            better=result.metric.better,
-            margin=result.margin,
-            diverged={
-                cell.variant: [seed for seed in cell.diverged if seed in result.seeds]
-                for cell in cells
-            },
-        )
-        for base in cells
-    }
-    first, second = cells[0].variant, cells[1].variant
-    usable = [counts[arm] for arm in (first, second) if counts[arm].standing == "compared"]
-    by_arm = counts[first].counts
-    sides = {
-        "first": replace(result.first, count=by_arm.get(first)),
-        "second": replace(result.second, count=by_arm.get(second)),
-    }
-    if not usable:
-        one = len(result.seeds) == 1
-        return replace(result, standing="one seed" if one else "neither learned", **sides)
-    if counts[first].standing == "compared":
-        lowest = counts[first].lowest
-        return replace(result, standing="compared", lowest=lowest, **sides)
-    # Only the second learned, so it was the baseline of the same two-sided tests.
-    swapped = counts[second].counts[first]
-    count = replace(by_arm[second], p=swapped.p, match_p=swapped.match_p)
-    sides["second"] = replace(result.second, count=count)
-    return replace(result, standing="compared", **sides)
-
-
-def _adjust_for_tasks(tasks: Sequence[PairTask]) -> tuple[PairTask, ...]:
-    """The tasks with p values adjusted by Holm over them, and the resulting verdicts."""
-    fields = ("p", "match_p", "not_worse_p")
-    adjusted = {
-        field: holm(
-            {
-                each.task: value
-                for each in tasks
-                if (value := getattr(_tested_value(each), field, None)) is not None
-            }
-        )
-        for field in fields
-    }
-    return tuple(
-        _with_verdict(each, {name: adjusted[name].get(each.task) for name in fields})
-        for each in tasks
-    )
-
-
-def _tested_value(task: PairTask) -> Difference | Count | None:
-    if task.standing != "compared":
-        return None
-    return task.difference or task.second.count
-
-
-def _with_verdict(task: PairTask, p: Mapping[str, float | None]) -> PairTask:
-    if task.standing != "compared":
-        return task
-    if task.difference is not None:
-        value = task.difference.value
-        good = (value > 0) == (task.metric.better == "higher")
-        task = replace(task, difference=replace(task.difference, **p))
-    else:
-        assert task.first.count is not None
-        assert task.second.count is not None
-        good = task.second.count.solved > task.first.count.solved
-        task = replace(task, second=replace(task.second, count=replace(task.second.count, **p)))
-    return replace(task, verdict=_verdict(p, good=good))
-
-
-def _verdict(p: Mapping[str, float | None], *, good: bool) -> Verdict:
-    def significant(name: str) -> bool:
-        value = p[name]
-        return value is not None and value < LEVEL
-
-    if significant("p"):
-        return "better" if good else "worse"
-    if significant("match_p"):
-        return "matches"
-    return "not worse" if significant("not_worse_p") else "not distinguishable"
-
-
 def _side(cell: Cell, seeds: Sequence[int], metric: MetricInfo) -> Side:
-    scores = list(_scores_on(cell, seeds).values())
-    steps = [
-        run.solved_step for run in cell.solved if run.seed in seeds and run.solved_step is not None
-    ]
+    scores = [score for seed, score in cell.scores.items() if seed in seeds]
     return Side(
         mean=statistics.fmean(scores) if scores else None,
         learned=beats_chance(scores, chance=metric.chance, better=metric.better)
         if scores
         else None,
         failures={run.seed: run.status for run in cell.failures if run.seed in seeds},
-        threshold_step=statistics.median(steps) if steps else None,
-    )
-
-
-def _scores_on(cell: Cell, seeds: Sequence[int]) -> dict[int, float]:
-    return {seed: score for seed, score in cell.scores.items() if seed in seeds}
-
-
-def _negated(difference: Difference) -> Difference:
-    low, high = difference.low, difference.high
-    return replace(
-        difference,
-        value=-difference.value,
-        low=None if high is None else -high,
-        high=None if low is None else -low,
-        # Non-inferiority is one-sided and was tested on the other side.
-        not_worse_p=None,
     )
 
 

@@ -1,46 +1,42 @@
 """Hypotheses registered before a study's first run: read from a file, judged by its verdicts."""
 
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qkvbench.results.pair import pair
-from qkvbench.results.record import Expectation, Hypothesis
-from qkvbench.results.stats import Comparison, verdicts
+from qkvbench.results.pair import pair_on_task
+from qkvbench.results.record import Expectation, Hypothesis, MetricInfo
+from qkvbench.results.stats import CERTAIN
 from qkvbench.results.view import TaskView, View, with_margin
 
 Outcome = Literal["confirmed", "contradicted", "not decided"]
 
-# The tests of `results.stats` and `results.pair`, by name: a change there is a change here.
+# The tests of `results.stats` by name: a change there is a change here.
 MEANS_TEST = (
-    "difference of means paired by seed, simultaneous over the arms of the task (the widest of "
-    "three intervals); two one-sided tests against the margin, Holm over the arms"
+    f"Welch's t test of the two arms (of proportions on logits), certain at p < {CERTAIN:g}; "
+    "two one-sided tests against the margin"
 )
-SOLVED_TEST = "solved seeds, Boschloo's exact test, Holm over the arms of the task"
-PAIR_MEANS_TEST = (
-    "difference of means paired by seed, Student's t for this pair, Holm over its tasks; two "
-    "one-sided tests against the margin"
+SOLVED_TEST = (
+    f"log-rank test of the step at which seeds solve the task, certain at p < {CERTAIN:g}; exact "
+    "tests of the proportion of solved seeds against the margin"
 )
-PAIR_SOLVED_TEST = "solved seeds, Boschloo's exact test for this pair, Holm over its tasks"
 
 # The verdicts that confirm an expectation, and those that contradict it. A loss beyond the margin
 # is what "worse" expects, so a verdict that excludes it is a contradiction.
 CONFIRMING: dict[Expectation, frozenset[str]] = {
-    "worse": frozenset({"worse"}),
+    "worse": frozenset({"worse", "diverged"}),
     "better": frozenset({"better"}),
     "matches": frozenset({"matches"}),
     "not worse": frozenset({"not worse", "matches", "better"}),
 }
 CONTRADICTING: dict[Expectation, frozenset[str]] = {
     "worse": frozenset({"better", "matches", "not worse"}),
-    "better": frozenset({"worse", "matches"}),
-    "matches": frozenset({"worse", "better"}),
-    "not worse": frozenset({"worse"}),
+    "better": frozenset({"worse", "diverged", "matches"}),
+    "matches": frozenset({"worse", "diverged", "better"}),
+    "not worse": frozenset({"worse", "diverged"}),
 }
-# Expectations about the margin: a difference can be significant and yet within it.
-ABOUT_MARGIN: frozenset[Expectation] = frozenset({"matches", "not worse"})
 
 
 class _Strict(BaseModel):
@@ -73,12 +69,13 @@ class RegistrationText(_Strict):
 class Shown:
     """The ``word`` of a verdict if it was ``decided``, else the reason that there is none.
 
-    ``within_margin`` is True if the difference is shown to be within the margin, whatever the word.
+    ``within_margin`` has the expectations about the margin that are shown for certain besides: a
+    difference can be significant and yet within the margin.
     """
 
     word: str
-    decided: bool
-    within_margin: bool = False
+    decided: bool = True
+    within_margin: frozenset[Expectation] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -130,11 +127,9 @@ def parse_registration(content: bytes) -> RegistrationText:
         raise ValueError(f"it is not TOML: {error}") from None
 
 
-def name_of_test(*, against_baseline: bool, counted: bool) -> str:
-    """The name of the test of two arms, one of them the baseline or not, by scores or by counts."""
-    if against_baseline:
-        return SOLVED_TEST if counted else MEANS_TEST
-    return PAIR_SOLVED_TEST if counted else PAIR_MEANS_TEST
+def name_of_test(metric: MetricInfo) -> str:
+    """The name of the test of two arms, by their scores or by the steps at which they solve."""
+    return MEANS_TEST if metric.solved is None else SOLVED_TEST
 
 
 def judge_hypotheses(view: View) -> tuple[HypothesisOutcome, ...]:
@@ -152,9 +147,7 @@ def outcome(expected: Expectation, shown: Shown) -> Outcome:
     """The outcome of a verdict for an expectation. A likely verdict, or none, decides nothing."""
     if not shown.decided:
         return "not decided"
-    if shown.within_margin and expected in ABOUT_MARGIN:
-        return "confirmed"
-    if shown.word in CONFIRMING[expected]:
+    if shown.word in CONFIRMING[expected] or expected in shown.within_margin:
         return "confirmed"
     return "contradicted" if shown.word in CONTRADICTING[expected] else "not decided"
 
@@ -167,46 +160,43 @@ def _task_outcomes(
         for task in view.tasks
         if task.name in hypothesis.tasks
     }
-    shown = _verdicts(view, hypothesis, tasks)
+    found = {name: _shown(view, hypothesis, tasks.get(name)) for name in hypothesis.tasks}
     return tuple(
         TaskOutcome(
             task=name,
-            outcome=outcome(hypothesis.expect, shown[name]),
-            shown=shown[name],
+            outcome=outcome(hypothesis.expect, shown),
+            shown=shown,
             seeds=_shared_seeds(tasks.get(name), hypothesis),
             registered_seeds=seeds[name],
-            test=_other_test(view, tasks.get(name), hypothesis),
+            test=_other_test(tasks.get(name), hypothesis),
         )
-        for name in hypothesis.tasks
+        for name, shown in found.items()
     )
 
 
-def _verdicts(view: View, hypothesis: Hypothesis, tasks: dict[str, TaskView]) -> dict[str, Shown]:
-    """The verdict on each task. This function alone reads the statistics."""
-    arm, against = hypothesis.arm, hypothesis.against
-    found = {name: Shown("no run yet", decided=False) for name in hypothesis.tasks}
-    for each in (arm, against):
-        if each not in view.arms:
-            reason = Shown(f"{each} is not an arm of this study any more", decided=False)
-            return dict.fromkeys(found, reason)
-    if against != view.baseline:
-        for each in pair(replace(view, tasks=tuple(tasks.values())), against, arm).tasks:
-            word = each.verdict or each.standing
-            within = each.difference is not None and each.difference.matches
-            decided = each.verdict is not None
-            found[each.task] = Shown(word, decided=decided, within_margin=within)
-        return found
-    for name, task in tasks.items():
-        word = verdicts(task.result, task.metric.better).get(arm)
-        if word is None:
-            missing = arm in task.result.incomplete
-            reason = "seeds are missing or failed" if missing else task.result.standing
-            found[name] = Shown(reason, decided=False)
-            continue
-        result = task.result
-        within = isinstance(result, Comparison) and result.differences[arm].matches
-        found[name] = Shown(word, decided=True, within_margin=within)
-    return found
+def _shown(view: View, hypothesis: Hypothesis, task: TaskView | None) -> Shown:
+    """The verdict on a task at the registered margin. This function alone reads the statistics."""
+    arms = (hypothesis.against, hypothesis.arm)
+    if absent := [arm for arm in arms if arm not in view.arms]:
+        return Shown(f"{absent[0]} is not an arm of this study any more", decided=False)
+    if task is None:
+        return Shown("no run yet", decided=False)
+    if set(arms) & set(task.result.incomplete):
+        return Shown("seeds are missing or failed", decided=False)
+    pair = pair_on_task(task, *arms)
+    if pair.verdict is None:
+        return Shown(pair.standing, decided=False)
+    if pair.verdict == "diverged":
+        return Shown(pair.verdict)
+    tested = pair.difference or pair.second.count
+    levels: dict[Expectation, float | None] = {
+        "matches": tested and tested.match_p,
+        "not worse": tested and tested.not_worse_p,
+    }
+    within: frozenset[Expectation] = frozenset(
+        name for name, p in levels.items() if p is not None and p < CERTAIN
+    )
+    return Shown(pair.verdict, within_margin=within)
 
 
 def _shared_seeds(task: TaskView | None, hypothesis: Hypothesis) -> int:
@@ -221,11 +211,8 @@ def _shared_seeds(task: TaskView | None, hypothesis: Hypothesis) -> int:
     return len(set[int].intersection(*ended)) if len(ended) == 2 else 0
 
 
-def _other_test(view: View, task: TaskView | None, hypothesis: Hypothesis) -> str | None:
+def _other_test(task: TaskView | None, hypothesis: Hypothesis) -> str | None:
     if task is None:
         return None
-    name = name_of_test(
-        against_baseline=hypothesis.against == view.baseline,
-        counted=task.metric.solved is not None,
-    )
+    name = name_of_test(task.metric)
     return None if name == hypothesis.tests.get(task.name) else name

@@ -1,34 +1,44 @@
-"""Statistics for few seeds: paired differences to a baseline, and tests of equivalence.
+"""The comparison of each arm with a baseline, and the verdict on it.
 
-The arms of a task share their seeds, so a score is arm + seed + noise (`layout`). A difference is
-*clear* if its simultaneous interval excludes zero; an arm *matches* if two one-sided tests show its
-difference to be within a margin. An arm can be neither.
+A verdict is on one arm and one baseline: it is computed from their scores alone (`welch`,
+`log_rank`), so it is the same in every study that has these runs. It comes in two grades. At the
+level `CERTAIN` not even one of forty comparisons of equal arms is expected to err; at `LEVEL` one
+of twenty does, and the verdict is called likely.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Float
 from scipy import stats
 
-from qkvbench.results.critical import LEVEL, boschloo, clopper_pearson, holm, not_lower_p
-from qkvbench.results.layout import (
-    Differences,
+from qkvbench.results.critical import LEVEL, clopper_pearson, not_lower_p
+from qkvbench.results.log_rank import log_rank
+from qkvbench.results.record import MetricInfo
+from qkvbench.results.welch import (
+    Unit,
     detectable_difference,
-    differences,
+    mean_bounds,
     provable_margin,
-    residuals,
+    unit_of,
+    welch,
 )
 
+# By Bonferroni, fewer than 5 of 100 studies with this many comparisons have a false verdict.
+COMPARISONS = 40
+CERTAIN = LEVEL / COMPARISONS
 # A baseline learned if its seeds beat chance in a one-sided t test at this level.
 CHANCE_LEVEL = 0.05
 POWER = 0.80
 
 Better = Literal["higher", "lower"]
 Scores = Mapping[str, Mapping[int, float]]
+# The step at which each seed solved the task; None if it did not.
+SolvedSteps = Mapping[str, Mapping[int, float | None]]
 
 Standing = Literal[
     "compared",
@@ -44,16 +54,30 @@ Standing = Literal[
 # arm's loss is a part of it, and on less than that hardly any part could be seen.
 WORTH = 2.0
 
-# "not worse" is non-inferiority: a loss of the margin is excluded, a gain is not.
-Verdict = Literal["better", "worse", "matches", "not worse", "not distinguishable"]
+# "not worse" is non-inferiority: a loss of the margin is excluded, a gain is not. "diverged": more
+# of the arm's runs than of the baseline's had no finite loss.
+Verdict = Literal[
+    "diverged",
+    "worse",
+    "likely worse",
+    "better",
+    "likely better",
+    "matches",
+    "likely matches",
+    "not worse",
+    "likely not worse",
+    "not distinguishable",
+]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+# The verdicts of an arm that loses, for certain and likely.
+LOSSES: tuple[Verdict, ...] = ("diverged", "worse")
 
 
 @dataclass(frozen=True)
 class Estimate:
     """An arm's mean over its seeds and their standard deviation (None for one seed).
 
-    ``low`` and ``high`` bound the mean at 95%, from the pooled variance; None for arms that are
-    not in the pool, or if the pooled variance is zero.
+    ``low`` and ``high`` bound the mean at 95%, from these seeds alone; None without spread.
     """
 
     value: float
@@ -64,12 +88,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm's mean minus the baseline's, over the same seeds.
+    """An arm's mean minus the baseline's.
 
-    ``low`` and ``high`` are 95% bounds and ``p`` is the corresponding p value; in a study both are
-    simultaneous over the arms. ``match_p`` is of the two one-sided tests for a difference within
-    the margin, ``not_worse_p`` of the one on the bad side, both by Holm over the family; None if
-    there is one seed or no margin.
+    ``low`` and ``high`` are the 95% bounds for this arm alone, ``p`` is the corresponding p value.
+    ``match_p`` is of the two one-sided tests for a difference within the margin, ``not_worse_p`` of
+    the one on the bad side. All are None if there is one seed or no spread, the last two without a
+    margin.
     """
 
     value: float
@@ -79,38 +103,30 @@ class Difference:
     match_p: float | None = None
     not_worse_p: float | None = None
 
+    def verdict(self, better: Better) -> Verdict:
+        """The verdict on the arm."""
+        good = (self.value > 0) == (better == "higher")
+        return verdict_of(self, good=good)
+
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
-
-    @property
-    def matches(self) -> bool:
-        """Whether it is shown to be within the margin."""
-        return self.match_p is not None and self.match_p < LEVEL
-
-    def verdict(self, better: Better) -> Verdict:
-        """The verdict. A difference can be clear *and* within the margin; clear comes first."""
-        if self.clear:
-            return "better" if (self.value > 0) == (better == "higher") else "worse"
-        if self.matches:
-            return "matches"
-        if self.not_worse_p is not None and self.not_worse_p < LEVEL:
-            return "not worse"
-        return "not distinguishable"
+        """Whether the 95% interval excludes zero."""
+        return self.p is not None and self.p < LEVEL
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The arms of one task compared with their baseline.
 
+    ``diverged`` counts the runs of an arm that had no finite loss, and are in no mean.
+
     ``worth`` is what the baseline gains over the control without attention, positive if attention
     helps; None if the study has no such control. If it is below `WORTH` times ``detectable``,
     nothing is compared.
 
-    ``deviation`` is the pooled noise, with ``degrees`` of freedom. ``detectable`` is the difference
-    that a study of this size detects with 80% power if all arms have this noise; ``provable`` is
-    the margin within which it shows an equal arm to match, with the same power.
+    ``detectable`` is the loss that is found as likely, with 80% power, in an arm that varies as the
+    baseline does; ``certain_from`` the one that is found for certain. ``provable`` is the margin
+    within which such an arm, if equal, is shown to match likely. All in the metric's unit.
     """
 
     standing: Standing
@@ -119,10 +135,10 @@ class Comparison:
     means: dict[str, Estimate]
     differences: dict[str, Difference]
     incomplete: tuple[str, ...]
+    diverged: dict[str, int]
     margin: float | None = None
-    deviation: float | None = None
-    degrees: int = 0
     detectable: float | None = None
+    certain_from: float | None = None
     provable: float | None = None
     worth: float | None = None
 
@@ -131,14 +147,18 @@ class Comparison:
 class Count:
     """Seeds that solved the task, out of those that ended; exact 95% bounds on the proportion.
 
-    ``p`` compares with the baseline, ``match_p`` and ``not_worse_p`` are of the tests of a
-    proportion within the margin; all by Holm over the arms, None if nothing is compared.
+    ``step`` is the median step at which they did, where a seed that did not counts as later than
+    all; None if that is the median. ``sooner`` says whether the arm's seeds solved it sooner than
+    the baseline's, and ``p`` compares the two by the log-rank test. ``match_p`` and ``not_worse_p``
+    are of the tests of a proportion within the margin. None if nothing is compared.
     """
 
     solved: int
     seeds: int
     low: float
     high: float
+    step: float | None
+    sooner: bool | None = None
     p: float | None = None
     match_p: float | None = None
     not_worse_p: float | None = None
@@ -146,10 +166,9 @@ class Count:
 
 @dataclass(frozen=True)
 class Tally:
-    """The arms of a task that a run either solves or does not.
+    """The arms of a task that a run either solves or does not, by the step at which it does.
 
-    ``lowest`` is the largest count below the baseline's that is significant in a study of this size
-    if all arms are tested; None if not even 0 is. ``margin`` is a proportion of seeds.
+    ``margin`` is a proportion of seeds.
     """
 
     standing: Standing
@@ -158,20 +177,32 @@ class Tally:
     counts: dict[str, Count]
     incomplete: tuple[str, ...]
     margin: float | None = None
-    lowest: int | None = None
 
     def verdict(self, arm: str) -> Verdict | None:
         """The verdict on an arm; None for the baseline, or if nothing is compared."""
         count = self.counts.get(arm)
         if count is None or count.p is None:
             return None
-        if count.p < LEVEL:
-            return "better" if count.solved > self.counts[self.baseline].solved else "worse"
-        if count.match_p is not None and count.match_p < LEVEL:
-            return "matches"
-        if count.not_worse_p is not None and count.not_worse_p < LEVEL:
-            return "not worse"
-        return "not distinguishable"
+        return verdict_of(count, good=count.sooner is True)
+
+
+def verdict_of(tested: Difference | Count, *, good: bool) -> Verdict:
+    """The verdict of p values: what is certain before what is likely, a loss before a match."""
+    sides: tuple[Verdict, Verdict] = (
+        ("better", "likely better") if good else ("worse", "likely worse")
+    )
+    ranked: list[tuple[float | None, float, Verdict]] = [
+        (tested.p, CERTAIN, sides[0]),
+        (tested.match_p, CERTAIN, "matches"),
+        (tested.p, LEVEL, sides[1]),
+        (tested.not_worse_p, CERTAIN, "not worse"),
+        (tested.match_p, LEVEL, "likely matches"),
+        (tested.not_worse_p, LEVEL, "likely not worse"),
+    ]
+    for p, level, verdict in ranked:
+        if p is not None and p < level:
+            return verdict
+    return "not distinguishable"
 
 
 def verdicts(result: Comparison | Tally, better: Better) -> dict[str, Verdict]:
@@ -179,10 +210,51 @@ def verdicts(result: Comparison | Tally, better: Better) -> dict[str, Verdict]:
     if result.standing != "compared":
         return {}
     match result:
-        case Comparison(differences=by_arm):
-            return {arm: each.verdict(better) for arm, each in by_arm.items()}
+        case Comparison(differences=by_arm, diverged=lost, incomplete=incomplete):
+            allowed = lost.get(result.baseline, 0)
+            failed = [arm for arm in lost if lost[arm] > allowed and arm not in incomplete]
+            found: dict[str, Verdict] = {arm: each.verdict(better) for arm, each in by_arm.items()}
+            for arm in failed:
+                found[arm] = "diverged"
+            return found
         case Tally(counts=counts):
             return {arm: verdict for arm in counts if (verdict := result.verdict(arm)) is not None}
+
+
+def difference(
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    metric: MetricInfo,
+    margin: float | None = None,
+) -> Difference:
+    """The second arm's scores against the first's, from these two alone.
+
+    For proportions all is computed on logits, and the value and its bounds are those of the second
+    arm's proportion minus the first's.
+    """
+    unit = unit_of(metric.unit)
+    if min(len(first), len(second)) < 2:
+        return Difference(float(np.mean(second) - np.mean(first)))
+    found = welch(first, second, unit)
+    base = unit.restored(found.base)
+
+    def restored(value: float) -> float:
+        return unit.restored(found.base + value) - base
+
+    result = Difference(restored(found.value))
+    if found.error == 0:
+        return result
+    half = found.half_width(LEVEL)
+    result = replace(
+        result, low=restored(found.value - half), high=restored(found.value + half), p=found.p
+    )
+    if margin is None:
+        return result
+    above = found.above_p(_analysed(unit, base - margin) - found.base)
+    below = found.below_p(_analysed(unit, base + margin) - found.base)
+    not_worse = above if metric.better == "higher" else below
+    return replace(result, match_p=max(above, below), not_worse_p=not_worse)
 
 
 def compare(
@@ -190,121 +262,92 @@ def compare(
     *,
     baseline: str,
     seeds: Sequence[int],
-    chance: float,
-    better: Better,
+    metric: MetricInfo,
     margin: float | None = None,
+    diverged: Mapping[str, Sequence[int]] | None = None,
     floor: str | None = None,
 ) -> Comparison:
     """Each complete arm against the baseline; ``floor`` is the arm without attention, if any.
 
-    An arm without a score for one of the seeds, because a run failed or is missing, is incomplete:
-    it has a mean, but is neither pooled nor compared, so that no arm gains by losing a bad run.
+    A seed that `diverged` has no score; an arm of which more seeds did than of the baseline has
+    that as its verdict, and the difference of the others. An arm that lacks a seed for another
+    reason is incomplete: it has a mean, but is not compared, so that no arm gains by losing a run.
     """
-    complete = [arm for arm in scores if all(seed in scores[arm] for seed in seeds)]
-    table = np.array([[scores[arm][seed] for seed in seeds] for arm in complete])
-    means = {arm: _estimate(list(scores[arm].values())) for arm in scores if scores[arm]}
+    lost = {arm: tuple(each) for arm, each in (diverged or {}).items() if each}
+    complete = [
+        arm
+        for arm in scores
+        if all(seed in scores[arm] or seed in lost.get(arm, ()) for seed in seeds)
+    ]
+    unit = unit_of(metric.unit)
+    values = {arm: list(scores[arm].values()) for arm in scores}
     result = Comparison(
         standing="baseline incomplete",
         baseline=baseline,
         seeds=tuple(seeds),
-        means=means,
+        means={arm: _estimate(each, unit) for arm, each in values.items() if each},
         differences={},
         incomplete=tuple(arm for arm in scores if arm not in complete),
+        diverged={arm: len(each) for arm, each in lost.items()},
         margin=margin,
     )
-    if len(complete) > 0 and len(seeds) > 1:
-        half = _mean_half_width(table)
-        bounded = {
-            arm: replace(means[arm], low=means[arm].value - half, high=means[arm].value + half)
-            for arm in complete
-            if half > 0
-        }
-        result = replace(result, means=means | bounded)
     if baseline not in complete:
         return result
+    base = values[baseline]
+    if not base:
+        return replace(result, standing="baseline did not learn")
     worth = None
-    if floor in complete and floor != baseline:
-        worth = means[baseline].value - means[floor].value
-        worth = worth if better == "higher" else -worth
+    if floor in complete and floor != baseline and values[floor]:
+        worth = result.means[baseline].value - result.means[floor].value
+        worth = worth if metric.better == "higher" else -worth
         result = replace(result, worth=worth)
     # What a model without attention reaches is learned without it, so it is the better floor.
-    learned = beats_chance(list(scores[baseline].values()), chance=chance, better=better)
+    learned = beats_chance(base, chance=metric.chance, better=metric.better)
     if worth is None and learned is False:
         return replace(result, standing="baseline did not learn")
     others = [arm for arm in complete if arm != baseline]
     if not others:
         return replace(result, standing="one arm")
-    raw = {arm: Difference(means[arm].value - means[baseline].value) for arm in others}
-    if len(seeds) == 1:
-        return replace(result, standing="one seed", differences=raw)
-    deviation = residual_deviation(table)
-    if deviation == 0:
-        return replace(result, standing="no spread", differences=raw, deviation=0.0)
-    rows = np.array([[[scores[arm][seed] for seed in seeds] for arm in (baseline, *others)]])
-    size = {"arms": len(complete), "seeds": len(seeds), "power": POWER}
-    detectable = deviation * detectable_difference(**size)
-    result = replace(
-        result,
-        deviation=deviation,
-        degrees=(len(complete) - 1) * (len(seeds) - 1),
-        detectable=detectable,
-        provable=deviation * provable_margin(**size),
-    )
-    if worth is not None and worth < WORTH * detectable:
-        return replace(result, standing="attention not needed")
-    found = _differences(differences(rows), others, better, margin)
-    return replace(result, standing="compared", differences=found)
-
-
-def contrast(
-    scores: Scores,
-    result: Comparison,
-    *,
-    arms: tuple[str, str],
-    better: Better = "higher",
-) -> Difference | None:
-    """The second arm minus the first, at 95% for this pair alone; None if either is incomplete.
-
-    From the paired differences of the two (Student's t), independently of all other arms.
-    """
-    if any(arm not in scores or arm in result.incomplete for arm in arms):
-        return None
-    rows = np.array([[[scores[arm][seed] for seed in result.seeds] for arm in arms]])
-    value = float(rows[0, 1].mean() - rows[0, 0].mean())
-    if len(result.seeds) == 1 or residual_deviation(rows[0]) == 0:
-        return Difference(value)
-    return _differences(differences(rows), [arms[1]], better, result.margin)[arms[1]]
+    found = {
+        arm: difference(base, values[arm], metric=metric, margin=margin)
+        for arm in others
+        if values[arm]
+    }
+    result = replace(result, differences=found)
+    if len(base) == 1:
+        return replace(result, standing="one seed")
+    if all(each.p is None for each in found.values()) and not result.diverged:
+        return replace(result, standing="no spread")
+    result = _with_sensitivity(result, base, metric)
+    if worth is not None and worth < WORTH * (result.detectable or 0.0):
+        return replace(result, standing="attention not needed", differences={})
+    return replace(result, standing="compared")
 
 
 def tally(
-    scores: Scores,
+    steps: SolvedSteps,
     *,
     baseline: str,
     seeds: Sequence[int],
-    solved: float,
-    better: Better,
     margin: float | None = None,
-    diverged: Mapping[str, Sequence[int]] | None = None,
     floor: str | None = None,
 ) -> Tally:
-    """How many seeds of each arm solved the task, and Boschloo's exact test against the baseline.
+    """How soon the seeds of each arm solved the task, against the baseline's: the log-rank test.
 
-    A seed that `diverged` has not solved the task; another failure makes its arm incomplete. The
-    baseline learned if it solved more than half of its seeds, and needs attention if the ``floor``,
-    an arm without it, solves significantly fewer. p values are Holm's over the complete
-    arms. The test ignores the pairing of the seeds, which is conservative.
+    A seed without a step has not solved it within the budget, by divergence or otherwise; one that
+    is not in `steps` makes its arm incomplete. The baseline learned if it solved more than half of
+    its seeds, and needs attention if the ``floor``, an arm without it, is slower or solves fewer
+    (at `LEVEL`).
     """
-    unsolved: Mapping[str, Sequence[int]] = {} if diverged is None else diverged
-    worst = -math.inf if better == "higher" else math.inf
-    ended = {arm: {**scores[arm], **dict.fromkeys(unsolved.get(arm, ()), worst)} for arm in scores}
-    complete = [arm for arm in ended if all(seed in ended[arm] for seed in seeds)]
-    counts = {arm: _count(ended[arm], solved, better) for arm in ended if ended[arm]}
+    complete = [arm for arm in steps if all(seed in steps[arm] for seed in seeds)]
+    times = {arm: [math.inf if t is None else t for t in steps[arm].values()] for arm in steps}
+    counts = {arm: _count(each) for arm, each in times.items() if each}
     result = Tally(
         standing="baseline incomplete",
         baseline=baseline,
         seeds=tuple(seeds),
         counts=counts,
-        incomplete=tuple(arm for arm in scores if arm not in complete),
+        incomplete=tuple(arm for arm in steps if arm not in complete),
         margin=margin,
     )
     if baseline not in complete:
@@ -315,24 +358,29 @@ def tally(
     others = [arm for arm in complete if arm != baseline]
     if not others:
         return replace(result, standing="one arm")
-    if len(seeds) == 1:
+    if base.seeds == 1:
         return replace(result, standing="one seed")
-    if floor in complete and floor != baseline:
-        without = counts[floor]
-        p = boschloo(without.solved, base.solved, seeds=base.seeds)
-        if without.solved >= base.solved or p >= LEVEL:
+    tested = {arm: count_difference(times[baseline], times[arm], margin) for arm in others}
+    if floor in tested and floor != baseline:
+        without = tested[floor]
+        if without.sooner or without.p is None or without.p >= LEVEL:
             return replace(result, standing="attention not needed")
-    significant = [
-        count
-        for count in range(base.solved)
-        if boschloo(count, base.solved, seeds=base.seeds) * len(others) < LEVEL
-    ]
-    return replace(
-        result,
-        standing="compared",
-        counts=counts | _with_p_values(counts, base, others, margin),
-        lowest=max(significant, default=None),
-    )
+    return replace(result, standing="compared", counts=counts | tested)
+
+
+def count_difference(
+    first: Sequence[float], second: Sequence[float], margin: float | None = None
+) -> Count:
+    """The second arm's count, compared with the first's; a step is infinite if not solved."""
+    base, count = _count(first), _count(second)
+    later, p = log_rank(tuple(first), tuple(second))
+    result = replace(count, sooner=later < 0, p=p)
+    if margin is None or base.seeds != count.seeds:
+        return result
+    not_lower = partial(not_lower_p, seeds=base.seeds, margin=margin)
+    not_worse = not_lower(count.solved, base.solved)
+    match_p = max(not_worse, not_lower(base.solved, count.solved))
+    return replace(result, match_p=match_p, not_worse_p=not_worse)
 
 
 def reaches(score: float, threshold: float, *, better: Better) -> bool:
@@ -354,74 +402,54 @@ def beats_chance(scores: Sequence[float], *, chance: float, better: Better) -> b
     return error == 0 or float(stats.t.sf(mean / error, len(scores) - 1)) < CHANCE_LEVEL
 
 
-def residual_deviation(table: Float[np.ndarray, "arms seeds"]) -> float:
-    """The standard deviation of the noise in score = arm + seed + noise; 0 if it is rounding."""
-    degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
-    deviation = math.sqrt(float((residuals(table) ** 2).sum()) / degrees)
-    # Double centring of equal numbers leaves rounding errors instead of zeros.
-    return deviation if deviation > 1e-12 * max(1.0, float(np.abs(table).max())) else 0.0
+def sensitivity(base: Sequence[float], *, metric: MetricInfo) -> tuple[float, float, float] | None:
+    """What such seeds can see: the fields ``detectable``, ``certain_from`` and ``provable``.
+
+    For an arm that varies as these scores do, and has as many; None without spread.
+    """
+    unit = unit_of(metric.unit)
+    values = unit.analysed(base)
+    deviation, mean = float(values.std(ddof=1)), float(values.mean())
+    if deviation <= 1e-12 * max(1.0, abs(mean)):
+        return None
+    # Rounded to three digits, so that the quadrature of one deviation serves for all of its size.
+    deviation = float(f"{deviation:.3g}")
+    sign = -1 if metric.better == "higher" else 1
+
+    def loss(size: Callable[..., float], level: float) -> float:
+        shift = size(deviation, seeds=len(base), level=level, power=POWER)
+        return abs(unit.restored(mean + sign * shift) - unit.restored(mean))
+
+    return (
+        loss(detectable_difference, LEVEL),
+        loss(detectable_difference, CERTAIN),
+        loss(provable_margin, LEVEL),
+    )
 
 
-def _differences(
-    layout: Differences, arms: Sequence[str], better: Better, margin: float | None
-) -> dict[str, Difference]:
-    """The first study's differences as values; `arms` are the family for Holm."""
-    value, width = layout.value[0].tolist(), layout.width[0].tolist()
-    by_arm = {
-        arm: Difference(value[i], value[i] - width[i], value[i] + width[i], p)
-        for i, (arm, p) in enumerate(zip(arms, layout.p(), strict=True))
-    }
-    if margin is None:
-        return by_arm
-    above, below = layout.above_p(-margin)[0].tolist(), layout.below_p(margin)[0].tolist()
-    match_p = holm({arm: max(above[i], below[i]) for i, arm in enumerate(arms)})
-    bad_side = above if better == "higher" else below
-    not_worse_p = holm({arm: bad_side[i] for i, arm in enumerate(arms)})
-    return {
-        arm: replace(each, match_p=match_p[arm], not_worse_p=not_worse_p[arm])
-        for arm, each in by_arm.items()
-    }
+def _with_sensitivity(result: Comparison, base: Sequence[float], metric: MetricInfo) -> Comparison:
+    found = sensitivity(base, metric=metric)
+    if found is None:
+        return result
+    detectable, certain_from, provable = found
+    return replace(result, detectable=detectable, certain_from=certain_from, provable=provable)
 
 
-def _with_p_values(
-    counts: Mapping[str, Count], base: Count, others: Sequence[str], margin: float | None
-) -> dict[str, Count]:
-    p = holm({arm: boschloo(counts[arm].solved, base.solved, seeds=base.seeds) for arm in others})
-    tested = {arm: replace(counts[arm], p=p[arm]) for arm in others}
-    if margin is None:
-        return tested
-
-    def not_lower(first: Count, second: Count) -> float:
-        return not_lower_p(first.solved, second.solved, seeds=base.seeds, margin=margin)
-
-    not_worse = {arm: not_lower(counts[arm], base) for arm in others}
-    match = holm({arm: max(not_worse[arm], not_lower(base, counts[arm])) for arm in others})
-    not_worse = holm(not_worse)
-    return {
-        arm: replace(each, match_p=match[arm], not_worse_p=not_worse[arm])
-        for arm, each in tested.items()
-    }
+def _analysed(unit: Unit, bound: float) -> float:
+    """A bound on the scale of analysis; infinite if no proportion can be beyond it."""
+    if unit.logit and not 0 < bound < 1:
+        return math.inf if bound >= 1 else -math.inf
+    return float(unit.analysed([bound])[0])
 
 
-def _estimate(scores: Sequence[float]) -> Estimate:
+def _estimate(scores: Sequence[float], unit: Unit) -> Estimate:
     deviation = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
-    return Estimate(float(np.mean(scores)), deviation)
+    low, high = mean_bounds(scores, unit) or (None, None)
+    return Estimate(float(np.mean(scores)), deviation, low, high)
 
 
-def _count(scores: Mapping[int, float], solved: float, better: Better) -> Count:
-    reached = sum(reaches(score, solved, better=better) for score in scores.values())
-    return Count(reached, len(scores), *clopper_pearson(reached, len(scores)))
-
-
-def _mean_half_width(table: Float[np.ndarray, "arms seeds"]) -> float:
-    """Half the width of the 95% interval of an arm's mean: seed and noise variance, pooled."""
-    arms, seeds = table.shape
-    between = arms * float(table.mean(axis=0).var(ddof=1))
-    noise = float((residuals(table) ** 2).sum()) / (seeds - 1)
-    total = between + noise
-    if total <= 1e-24:
-        return 0.0
-    # Satterthwaite's degrees of freedom for a sum of two mean squares.
-    inner = noise**2 / (arms - 1) if arms > 1 else 0.0
-    degrees = (seeds - 1) * total**2 / (between**2 + inner)
-    return float(stats.t.ppf(1 - LEVEL / 2, degrees)) * math.sqrt(total / arms / seeds)
+def _count(times: Sequence[float]) -> Count:
+    solved = sum(math.isfinite(each) for each in times)
+    median = statistics.median_low(sorted(times))
+    step = median if math.isfinite(median) else None
+    return Count(solved, len(times), *clopper_pearson(solved, len(times)), step)

@@ -6,7 +6,7 @@ Every report renders this value.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from typing import TypeVar
 
 from qkvbench.cost.matched import without_size_match
 from qkvbench.experiment import Experiment, from_json
@@ -26,10 +26,12 @@ from qkvbench.results.record import (
     StudyInfo,
 )
 from qkvbench.results.resampling import ItemBounds
-from qkvbench.results.stats import Comparison, Difference, Tally, compare, contrast, reaches, tally
+from qkvbench.results.stats import Comparison, Tally, compare, reaches, tally
 from qkvbench.results.store import Damaged, Store
 from qkvbench.results.tuning import FIRST_SEED, Sensitivity, sensitivities
-from qkvbench.variant import CANONICAL, parse, without_value_rotation, write
+from qkvbench.variant import CANONICAL, write
+
+Value = TypeVar("Value")
 
 BASELINE = write(CANONICAL)
 
@@ -60,6 +62,22 @@ class Cell:
         )
 
     @property
+    def solved_steps(self) -> dict[int, float | None]:
+        """The step at which each seed solved the task, None if it did not.
+
+        Of the seeds that are done or diverged. One whose test score reaches the threshold, though
+        no validation score on the way did, solved it at its last step.
+        """
+        solved = {run.seed for run in self.solved}
+        return {
+            run.seed: float(run.solved_step or from_json(run.experiment).training.steps)
+            if run.seed in solved
+            else None
+            for run in self.runs
+            if run.status in ("done", "diverged")
+        }
+
+    @property
     def failures(self) -> tuple[Record, ...]:
         """The runs that ended without a score."""
         return tuple(run for run in self.runs if run.status != "done")
@@ -68,20 +86,6 @@ class Cell:
     def diverged(self) -> tuple[int, ...]:
         """The seeds whose loss became infinite or NaN: a failure of the arm itself."""
         return tuple(run.seed for run in self.runs if run.status == "diverged")
-
-
-@dataclass(frozen=True)
-class SameFunction:
-    """Two arms that can represent the same functions, compared on one task.
-
-    ``difference`` is the second arm's mean minus the first's; None if the task counts solved seeds,
-    an arm is incomplete, or the baseline did not learn.
-    """
-
-    first: str
-    second: str
-    task: str
-    difference: Difference | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,6 @@ class TaskView:
     cells: tuple[Cell, ...]
     result: Comparison | Tally
     costs: dict[str, Cost]
-    same: tuple[SameFunction, ...]
     items: dict[str, ItemBounds]
     fronts: tuple[Front, ...]
 
@@ -256,20 +259,8 @@ def view(store: Store, margins: Margins | None = None) -> View:
 
 def with_margin(task: TaskView, margin: float | None) -> TaskView:
     """The same task with its verdicts at another margin; items and fronts stay as they are."""
-    seeds = task.result.seeds
-    return replace(task, result=_result(task.cells, task.metric, seeds, margin))
-
-
-def same_functions(arms: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """The pairs of arms that can represent the same functions, given an output projection."""
-    forms: dict[str, str] = {}
-    for arm in arms:
-        try:
-            forms[arm] = write(without_value_rotation(parse(arm)))
-        except ValueError:
-            # An arm whose layers differ has no single equation.
-            continue
-    return tuple(pair for pair in combinations(forms, 2) if forms[pair[0]] == forms[pair[1]])
+    result = compare_cells(task.cells, task.metric, task.result.seeds, margin)
+    return replace(task, result=result)
 
 
 def _inferred_study(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
@@ -342,7 +333,7 @@ def _task(
 ) -> TaskView:
     cells = tuple(_cell(name, arm, runs, seeds) for arm in arms)
     first, metric = from_json(runs[0].experiment), runs[0].metric
-    result = _result(cells, metric, seeds, margins.of(name, metric))
+    result = compare_cells(cells, metric, seeds, margins.of(name, metric))
     costs = {cell.variant: cell.runs[0].cost for cell in cells if cell.runs}
     return TaskView(
         name=name,
@@ -354,51 +345,39 @@ def _task(
         cells=cells,
         result=result,
         costs=costs,
-        same=_same_function_pairs(cells, result, metric),
         items=item_differences(cells, result),
         fronts=fronts(cells, result, metric, costs, measurements),
     )
 
 
-def _result(
-    cells: Sequence[Cell], metric: MetricInfo, seeds: Sequence[int], margin: float | None
+def compare_cells(
+    cells: Sequence[Cell], metric: MetricInfo, seeds: Iterable[int], margin: float | None
 ) -> Comparison | Tally:
-    scores, baseline = {cell.variant: cell.scores for cell in cells}, cells[0].variant
+    """The statistics of some arms on one task, the first the baseline, over these seeds."""
+    own = tuple(seeds)
     if metric.solved is None:
         return compare(
-            scores,
-            baseline=baseline,
-            seeds=seeds,
-            chance=metric.chance,
-            better=metric.better,
+            {cell.variant: _only(cell.scores, own) for cell in cells},
+            baseline=cells[0].variant,
+            seeds=own,
+            metric=metric,
             margin=margin,
+            diverged={
+                cell.variant: [seed for seed in cell.diverged if seed in own] for cell in cells
+            },
             floor=FLOOR,
         )
     return tally(
-        scores,
-        baseline=baseline,
-        seeds=seeds,
-        solved=metric.solved,
-        better=metric.better,
+        {cell.variant: _only(cell.solved_steps, own) for cell in cells},
+        baseline=cells[0].variant,
+        seeds=own,
         margin=margin,
-        diverged={cell.variant: cell.diverged for cell in cells},
         floor=FLOOR,
     )
 
 
-def _same_function_pairs(
-    cells: Sequence[Cell], result: Comparison | Tally, metric: MetricInfo
-) -> tuple[SameFunction, ...]:
-    scores = {cell.variant: cell.scores for cell in cells}
-    compared = result if isinstance(result, Comparison) and result.standing == "compared" else None
-    return tuple(
-        SameFunction(
-            *pair,
-            cells[0].task,
-            compared and contrast(scores, compared, arms=pair, better=metric.better),
-        )
-        for pair in same_functions(scores)
-    )
+def _only(by_seed: Mapping[int, Value], seeds: Sequence[int]) -> dict[int, Value]:
+    return {seed: value for seed, value in by_seed.items() if seed in seeds}
 
 
 def _cell(task: str, arm: str, runs: Sequence[Record], seeds: range) -> Cell:

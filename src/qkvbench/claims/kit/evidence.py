@@ -1,11 +1,12 @@
 """Comparisons of two arms in the stores of studies. Only this file reads a study's view."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qkvbench.results.stats import Comparison, Difference, Tally, boschloo, contrast
+from qkvbench.results.stats import Difference, Tally, count_difference, difference
 from qkvbench.results.store import Store
 from qkvbench.results.view import TaskView, View, view
 
@@ -157,22 +158,22 @@ def _outcome(task: TaskView, arm: str, against: str) -> ScoreDifference | Solved
     result = task.result
     if result.standing != "compared" or {arm, against} & set(result.incomplete):
         return None
-    is_baseline = against == result.baseline
-    match result:
-        case Comparison():
-            scores = {cell.variant: cell.scores for cell in task.cells if cell.runs}
-            difference = (
-                result.differences.get(arm)
-                if is_baseline
-                else contrast(scores, result, arms=(against, arm))
-            )
-            match difference:
-                case Difference(value, float(low), float(high), float(p)):
-                    metric = task.metric.name.replace("_", " ")
-                    return ScoreDifference(metric, task.metric.better, value, low, high, p)
-                case _:
-                    return None
-        case Tally(counts=counts):
-            own, other = counts[arm], counts[against]
-            p = own.p if is_baseline else boschloo(own.solved, other.solved, seeds=own.seeds)
-            return None if p is None else SolvedCounts(own.solved, other.solved, own.seeds, p)
+    own, other = task.cell(arm), task.cell(against)
+    if isinstance(result, Tally):
+        times = [
+            [math.inf if step is None else step for step in cell.solved_steps.values()]
+            for cell in (other, own)
+        ]
+        count, base = count_difference(*times), result.counts[against]
+        if count.p is None:
+            return None
+        return SolvedCounts(count.solved, base.solved, count.seeds, count.p)
+    scores = [list(cell.scores.values()) for cell in (other, own)]
+    if not all(scores):
+        return None
+    match difference(scores[0], scores[1], metric=task.metric):
+        case Difference(value, float(low), float(high), float(p)):
+            metric = task.metric.name.replace("_", " ")
+            return ScoreDifference(metric, task.metric.better, value, low, high, p)
+        case _:
+            return None

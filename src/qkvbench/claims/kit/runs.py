@@ -15,7 +15,7 @@ from qkvbench.claims.kit.evidence import (
 )
 from qkvbench.cost import parameters
 from qkvbench.model import Model
-from qkvbench.results.stats import LEVEL, holm
+from qkvbench.results.critical import LEVEL, holm
 
 # Runs are at a source's scale if their models have at most this many times more or fewer
 # parameters than the source's.

@@ -36,22 +36,13 @@ def _seeds(view: View) -> list[Note]:
     counted = ", ".join(
         f"{count} ({', '.join(names)})" for count, names in sorted(by_count.items())
     )
-    notes = [
+    return [
         Note(
-            "Few seeds",
-            f"{counted}. Not distinguishable is not equal: a loss below the smallest detectable "
-            f"difference may be missed. {_over_items(view)}",
+            "Seeds",
+            f"{counted}. Not distinguishable is not equal: a smaller loss may be missed. "
+            f"{_over_items(view)}",
         )
     ]
-    if len(view.tasks) > 1:
-        notes.append(
-            Note(
-                "Many tasks",
-                "the intervals are simultaneous over the arms of one task, not over all "
-                f"{len(view.tasks)} tasks: with many tasks, one may mislead.",
-            )
-        )
-    return notes
 
 
 def _over_items(view: View) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from qkvbench.cost.units import bytes_text, seconds_text
+from qkvbench.reports.parts.findings import WITH_SIZE
 from qkvbench.reports.parts.formatting import (
     SEPARATOR,
     change,
@@ -19,10 +20,15 @@ from qkvbench.results.pair import Pair, PairStanding, PairTask, Ratio, Side
 from qkvbench.results.stats import POWER, Verdict
 
 _PHRASES: dict[Verdict, str] = {
+    "diverged": "diverged more often on",
     "worse": "worse on",
+    "likely worse": "likely worse on",
     "better": "better on",
+    "likely better": "likely better on",
     "matches": "matches on",
+    "likely matches": "likely matches on",
     "not worse": "not worse (within the margin) on",
+    "likely not worse": "likely not worse (within the margin) on",
     "not distinguishable": "not distinguishable on",
 }
 
@@ -50,12 +56,12 @@ def sentence(pair: Pair) -> str:
 
 
 def _task_phrase(task: PairTask) -> str:
-    if task.verdict == "matches" and task.margin is not None:
+    if task.verdict in ("matches", "likely matches") and task.margin is not None:
         return f"{task.task} (within {_margin(task)})"
-    if task.verdict in ("worse", "better") and task.difference is not None:
+    if task.verdict in WITH_SIZE and task.difference is not None:
         return f"{task.task} (by {number(abs(task.difference.value), _places(task))})"
     if task.verdict == "not distinguishable" and task.detectable is not None:
-        return f"{task.task} (detectable from {number(task.detectable, _places(task))})"
+        return f"{task.task} (likely seen from {number(task.detectable, _places(task))})"
     return task.task
 
 
@@ -128,12 +134,12 @@ def _result(task: PairTask, pair: Pair) -> str:
 
 def _score_result(task: PairTask, pair: Pair) -> str:
     each = task.difference
-    assert each is not None
-    low, high = each.low or 0.0, each.high or 0.0
+    if each is None or each.low is None or each.high is None:
+        return f"{_verdict(task)}."
     places = _places(task)
     parts = [
         f"{_verdict(task)}; {_score(task, task.first)} and {_score(task, task.second)}, difference "
-        f"{signed(each.value, places)} [{number(low, places)}, {number(high, places)}], "
+        f"{signed(each.value, places)} [{number(each.low, places)}, {number(each.high, places)}], "
         f"{p_text(each.p if each.p is not None else 1.0)}"
     ]
     if each.match_p is not None:
@@ -143,10 +149,11 @@ def _score_result(task: PairTask, pair: Pair) -> str:
     if task.items is not None:
         low, high = task.items.both
         parts.append(f"over items as well [{number(low, places)}, {number(high, places)}]")
-    if task.verdict in ("not distinguishable", "not worse"):
+    if task.detectable is not None and task.verdict != "worse":
         parts.append(
-            f"{share(POWER)} power from a difference of {number(task.detectable or 0, places)}, "
-            f"and for a match within {number(task.provable or 0, places)}"
+            f"{share(POWER)} power for a loss from {number(task.detectable, places)} (likely) and "
+            f"{number(task.certain_from or 0, places)} (certain), and for a match within "
+            f"{number(task.provable or 0, places)}"
         )
     unlearned = [
         f"`{arm}` does not clearly beat chance ({number(task.metric.chance, 3)})"
@@ -166,13 +173,10 @@ def _count_result(task: PairTask, pair: Pair) -> str:
     ]
     if second.match_p is not None:
         parts.append(f"equivalence within {_margin(task)} {p_text(second.match_p)}")
-    if task.verdict == "not distinguishable":
-        most = "no count" if task.lowest is None else f"at most {task.lowest}"
-        parts.append(f"{most} of {second.seeds} would differ significantly from {first.solved}")
     steps = [
-        f"`{arm}` {side.threshold_step:.0f}"
-        for arm, side in ((pair.first, task.first), (pair.second, task.second))
-        if side.threshold_step is not None
+        f"`{arm}` {count.step:.0f}"
+        for arm, count in ((pair.first, first), (pair.second, second))
+        if count.step is not None
     ]
     if steps:
         parts.append(f"median step at which it was solved: {SEPARATOR.join(steps)}")
@@ -189,8 +193,8 @@ def _failures(task: PairTask, pair: Pair) -> str:
 
 
 def _verdict(task: PairTask) -> str:
-    if task.verdict == "matches":
-        return f"matches within {_margin(task)}"
+    if task.verdict in ("matches", "likely matches"):
+        return f"{task.verdict} within {_margin(task)}"
     return task.verdict or ""
 
 
@@ -225,12 +229,11 @@ def _ratio(name: str, ratio: Ratio, text: Callable[[float], str]) -> str:
 
 
 def _notes(pair: Pair) -> Sequence[str]:
-    compared = sum(task.verdict is not None for task in pair.tasks)
     return [
-        f"Differences are `{pair.second}` minus `{pair.first}`, paired by seed (Student's t); 95% "
-        "intervals for this pair and task alone. "
-        f"p values and verdicts: Holm over {plural(compared, 'task')}. They are valid for a pair "
-        "that was chosen before the results were seen. Not distinguishable is not equal."
+        f"Differences are `{pair.second}` minus `{pair.first}`, with 95% intervals from the seeds "
+        "of these two alone (Welch's t; proportions as logits; solved tasks by the log-rank test). "
+        "Worse and better are certain even among 40 comparisons; one of 20 comparisons of equal "
+        "arms is called likely. Not distinguishable is not equal."
     ]
 
 

@@ -1,14 +1,15 @@
 """The findings of a study, as sentences made from its statistics."""
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qkvbench.cost.units import bytes_text
 from qkvbench.reports.parts.formatting import (
     SEPARATOR,
     Note,
     arms_text,
-    bound_places,
+    bound,
     bounds,
     change,
     decimals,
@@ -21,11 +22,12 @@ from qkvbench.reports.parts.formatting import (
     share,
     signed,
 )
+from qkvbench.results.across import FLOOR
 from qkvbench.results.averages import Average
-from qkvbench.results.critical import holm
 from qkvbench.results.dominance import ParetoStatus
 from qkvbench.results.stats import (
-    LEVEL,
+    CERTAIN,
+    LOSSES,
     POWER,
     Comparison,
     Difference,
@@ -33,10 +35,24 @@ from qkvbench.results.stats import (
     Verdict,
     verdicts,
 )
-from qkvbench.results.view import SameFunction, TaskView, View
+from qkvbench.results.view import TaskView, View
 
 # The verdicts that exclude a loss beyond the margin.
 NO_LOSS: tuple[Verdict, ...] = ("better", "matches")
+# How an arm with this verdict stands to the baseline on a task, in the order of the report.
+PHRASES: dict[Verdict, str] = {
+    "diverged": "Diverged more often than {base}",
+    "worse": "Worse than {base}, {bad} by",
+    "likely worse": "Likely worse, {bad} by",
+    "better": "Better than {base}, {good} by",
+    "likely better": "Likely better, {good} by",
+    "matches": "Match {base} within {margin}",
+    "likely matches": "Likely match within {margin}",
+    "not worse": "Not worse by {margin} (better is not excluded)",
+    "likely not worse": "Likely not worse by {margin} (better is not excluded)",
+    "not distinguishable": "Not distinguishable from {base}",
+}
+WITH_SIZE: tuple[Verdict, ...] = ("worse", "likely worse", "better", "likely better")
 
 # Dominated: a rival that costs no more is better. On the frontier: all such rivals are worse.
 PARETO_TEXT: dict[ParetoStatus, str] = {
@@ -48,7 +64,7 @@ PARETO_TEXT: dict[ParetoStatus, str] = {
 
 
 def findings(view: View) -> list[Note]:
-    """The verdicts over all tasks, each task, averages, savings, the Pareto fronts, the nulls."""
+    """The verdicts over all tasks, each task, averages, savings and the Pareto fronts."""
     return [
         *_overall(view),
         *(_task(task) for task in view.tasks),
@@ -56,7 +72,6 @@ def findings(view: View) -> list[Note]:
         *_over_tasks(view),
         *_savings(view),
         *_pareto(view),
-        *_nulls(view),
     ]
 
 
@@ -64,28 +79,37 @@ def _overall(view: View) -> list[Note]:
     by_task = {task.name: each for task in view.tasks if (each := _verdicts(task))}
     if not by_task:
         return [Note("No comparison", "no task has comparable arms.")]
-    others = view.arms[1:]
+    others = [arm for arm in view.arms[1:] if arm != FLOOR]
     complete = [arm for arm in others if all(arm in each for each in by_task.values())]
-    losses = {
-        arm: [name for name, each in by_task.items() if each.get(arm) == "worse"] for arm in others
-    }
-    matching = [arm for arm in complete if all(each[arm] in NO_LOSS for each in by_task.values())]
-    undecided = [arm for arm in complete if not losses[arm] and arm not in matching]
-    worse = [f"`{arm}` ({', '.join(names)})" for arm, names in losses.items() if names]
-    incomplete = [arm for arm in others if arm not in complete and not losses[arm]]
+    worse = {arm: _tasks_with(by_task, arm, LOSSES) for arm in others}
+    likely = {arm: _tasks_with(by_task, arm, ("likely worse",)) for arm in others}
+    without = [arm for arm in complete if not worse[arm] and not likely[arm]]
+    matching = [arm for arm in without if all(each[arm] in NO_LOSS for each in by_task.values())]
+    undecided = [arm for arm in without if arm not in matching]
+    incomplete = [arm for arm in others if arm not in complete and not worse[arm]]
     tasks = f"all {len(by_task)} compared tasks" if len(by_task) > 1 else "the one compared task"
     base = f"`{view.baseline}`"
-    notes = [
-        Note(f"Shown to match or to beat {base} on {tasks}", f"{arms_text(matching) or 'no arm'}.")
-    ]
-    if undecided:
-        text = f"{arms_text(undecided)}. This is not the same as equal."
-        notes.append(Note("Neither shown to match on all nor to be worse on any", text))
-    if worse:
-        notes.append(Note("Clearly worse on at least one", f"{SEPARATOR.join(worse)}."))
-    if incomplete:
-        notes.append(Note("Incomplete, because seeds are missing", f"{arms_text(incomplete)}."))
-    return notes
+    groups = {
+        f"Worse than {base} on at least one task": _with_tasks(worse),
+        "Likely worse on at least one, and worse on none": _with_tasks(
+            {arm: names for arm, names in likely.items() if not worse[arm]}
+        ),
+        f"Shown to match or to beat {base} on {tasks}": [f"`{arm}`" for arm in matching],
+        "Neither shown to match on all nor worse on any": [f"`{arm}`" for arm in undecided],
+        "Incomplete, because seeds are missing": [f"`{arm}`" for arm in incomplete],
+    }
+    notes = [Note(topic, f"{SEPARATOR.join(arms)}.") for topic, arms in groups.items() if arms]
+    return notes or [Note("No comparison", "no arm is complete.")]
+
+
+def _tasks_with(
+    by_task: Mapping[str, Mapping[str, Verdict]], arm: str, wanted: Sequence[Verdict]
+) -> list[str]:
+    return [name for name, each in by_task.items() if each.get(arm) in wanted]
+
+
+def _with_tasks(by_arm: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"`{arm}` ({', '.join(names)})" for arm, names in by_arm.items() if names]
 
 
 def _verdicts(task: TaskView) -> dict[str, Verdict]:
@@ -99,7 +123,8 @@ def _task(task: TaskView) -> Note:
             text = f"{metric}, {seeds_text(result)}. {_comparison_text(task, result)}"
         case Tally() as result:
             threshold = number(task.metric.solved or 0, 2)
-            text = f"solved from {metric} {threshold}, {seeds_text(result)}. {_tally_text(result)}"
+            text = f"solved from {metric} {threshold}, {seeds_text(result)}. "
+            text += _tally_text(task, result)
     return Note(task.name, text)
 
 
@@ -117,8 +142,8 @@ def _comparison_text(task: TaskView, result: Comparison) -> str:
         case "attention not needed":
             return (
                 "Attention is hardly needed: over a model without it "
-                f"{base} gains {number(result.worth or 0, places)}, less than twice the smallest "
-                f"detectable difference ({number(result.detectable or 0, places)}); this task says "
+                f"{base} gains {number(result.worth or 0, places)}, less than twice the loss that "
+                f"is seen as likely ({number(result.detectable or 0, places)}); this task says "
                 "nothing of variants."
             )
         case "baseline incomplete":
@@ -133,73 +158,71 @@ def _comparison_text(task: TaskView, result: Comparison) -> str:
             text = f"The differences to {base} are the same on all seeds: no interval."
             return text + (means if different else "")
         case "compared":
-            by_arm = _verdicts(task)
-            parts = [
-                _significant(task, result, verdict, places)
-                for verdict in ("worse", "better")
-                if verdict in by_arm.values()
-            ]
-            parts += _equivalences(task, result, by_arm)
-            inconclusive = [arm for arm, each in by_arm.items() if each == "not distinguishable"]
-            if inconclusive:
-                parts.append(f"Not distinguishable from {base}: {arms_text(inconclusive)}.")
-            parts.append(
-                f"Smallest detectable difference ({share(POWER)} power): "
-                f"{number(result.detectable or 0, places)}{_provable(task, result, places)}."
-            )
-            return " ".join(parts)
+            return " ".join([*_by_verdict(task), _sensitivity(task, result, places)])
 
 
-def _equivalences(task: TaskView, result: Comparison, by_arm: dict[str, Verdict]) -> list[str]:
-    """The arms for which equivalence or non-inferiority is shown, in sentences."""
-    if result.margin is None:
-        return []
-    within = margin_text(result.margin, task.metric.unit)
-    matching = [arm for arm, each in by_arm.items() if each == "matches"]
-    not_worse = [arm for arm, each in by_arm.items() if each == "not worse"]
-    small = [arm for arm, each in result.differences.items() if each.clear and each.matches]
+def _by_verdict(task: TaskView) -> list[str]:
+    """The arms of each verdict, in sentences."""
+    by_arm = _verdicts(task)
+    result, places = task.result, decimals(task.result)
+    higher = task.metric.better == "higher"
     sentences: list[str] = []
-    if matching:
-        sentences.append(f"Match `{result.baseline}` within {within}: {arms_text(matching)}.")
-    if not_worse:
-        sentences.append(f"Not worse by {within} (better is not excluded): {arms_text(not_worse)}.")
-    if small:
-        sentences.append(f"Different, yet within {within}: {arms_text(small)}.")
+    for verdict, phrase in PHRASES.items():
+        arms = [arm for arm, each in by_arm.items() if each == verdict]
+        if not arms:
+            continue
+        head = phrase.format(
+            base=f"`{result.baseline}`",
+            bad="lower" if higher else "higher",
+            good="higher" if higher else "lower",
+            margin=_margin(task),
+        )
+        if isinstance(result, Tally):
+            head = head.partition(", ")[0]
+            texts = [f"`{arm}` ({p_text(result.counts[arm].p or 0)})" for arm in arms]
+        elif verdict in WITH_SIZE:
+            texts = [f"`{arm}` {_size_text(result.differences[arm], places)}" for arm in arms]
+        elif verdict == "diverged":
+            texts = [f"`{arm}` ({plural(result.diverged[arm], 'run')})" for arm in arms]
+        else:
+            texts = [f"`{arm}`" for arm in arms]
+        sentences.append(f"{head}: {SEPARATOR.join(texts)}.")
     return sentences
 
 
-def _provable(task: TaskView, result: Comparison, places: int) -> str:
-    """The provable margin, if it is larger than the margin."""
-    if result.margin is None:
-        return f"; there is no margin for {task.metric.unit}, so no arm can match"
-    if result.provable is None:
-        return ""
-    if result.provable <= result.margin:
-        return ""
-    return (
-        f"; an equal arm could be shown to match within {number(result.provable, places)}, not "
-        f"within {margin_text(result.margin, task.metric.unit)}"
+def _margin(task: TaskView) -> str:
+    margin = task.result.margin or 0
+    if isinstance(task.result, Tally):
+        return f"{share(margin)} of the seeds"
+    return margin_text(margin, task.metric.unit)
+
+
+def _sensitivity(task: TaskView, result: Comparison, places: int) -> str:
+    """What an arm that varies as the baseline does would have to lose to be seen."""
+    if result.detectable is None or result.certain_from is None:
+        return "The baseline's scores do not vary, so what would be seen is not known."
+    text = (
+        f"With {share(POWER)} power a loss is seen as likely from "
+        f"{number(result.detectable, places)} and for certain from "
+        f"{number(result.certain_from, places)}, in an arm that varies as the baseline does"
     )
-
-
-def _significant(task: TaskView, result: Comparison, verdict: Verdict, places: int) -> str:
-    """The arms with this verdict, each with its difference and bounds."""
-    higher = (verdict == "better") == (task.metric.better == "higher")
-    arms = [arm for arm, each in _verdicts(task).items() if each == verdict]
-    sizes = [f"`{arm}` {_size_text(result.differences[arm], places)}" for arm in arms]
+    if result.margin is None:
+        return f"{text}; there is no margin for {task.metric.unit}, so no arm can match."
+    if result.provable is None or result.provable <= result.margin:
+        return f"{text}."
     return (
-        f"{verdict.capitalize()} than `{result.baseline}`, "
-        f"{'higher' if higher else 'lower'} by: {SEPARATOR.join(sizes)}."
+        f"{text}; an equal one could be shown to match within {number(result.provable, places)}, "
+        f"not within {margin_text(result.margin, task.metric.unit)}."
     )
 
 
 def _size_text(difference: Difference, places: int) -> str:
     ends = sorted((abs(difference.low or 0), abs(difference.high or 0)))
-    low, high = (number(end, bound_places(end, difference, places)) for end in ends)
+    low, high = (bound(end, difference, places) for end in ends)
     return f"{number(abs(difference.value), places)} ({low} to {high})"
 
 
-def _tally_text(result: Tally) -> str:
+def _tally_text(task: TaskView, result: Tally) -> str:
     base = f"`{result.baseline}`"
     counts = {arm: each for arm, each in result.counts.items() if arm not in result.incomplete}
     solved = SEPARATOR.join(
@@ -214,7 +237,7 @@ def _tally_text(result: Tally) -> str:
             )
         case "attention not needed":
             return (
-                "A model without attention does not solve significantly fewer seeds than "
+                "A model without attention does not solve it later or on fewer seeds than "
                 f"{base}; this task says nothing of variants. Solved: {solved}."
             )
         case "baseline incomplete":
@@ -222,38 +245,19 @@ def _tally_text(result: Tally) -> str:
         case "one seed" | "one arm" | "no spread":
             return f"{solved}; too little to compare."
         case "compared":
-            different = [
-                arm for arm, each in counts.items() if each.p is not None and each.p < LEVEL
-            ]
-            matching = [arm for arm in counts if result.verdict(arm) == "matches"]
-            not_worse = [arm for arm in counts if result.verdict(arm) == "not worse"]
-            within = f"{share(result.margin or 0)} of the seeds"
-            parts = [f"Solved by {solved}."]
-            if matching:
-                parts.append(f"Match {base} within {within}: {arms_text(matching)}.")
-            if not_worse:
-                not_by = f"Not worse by {within} (better is not excluded)"
-                parts.append(f"{not_by}: {arms_text(not_worse)}.")
-            if different:
-                each = SEPARATOR.join(
-                    f"`{arm}` ({p_text(counts[arm].p or 0)})" for arm in different
-                )
-                parts.append(f"Clearly different from {base}: {each}.")
-            decided = [*different, *matching, *not_worse]
-            if len(decided) < len(counts) - 1:
-                others = "The others are not" if decided else "None of the others is"
-                parts.append(f"{others} distinguishable from it: {_detectable_count(result)}.")
-            return " ".join(parts)
+            least = 2 / math.comb(2 * len(result.seeds), len(result.seeds))
+            few = (
+                f" With {seeds_text(result)} no difference could be certain: it takes "
+                f"{_seeds_for_certainty()}."
+                if least >= CERTAIN
+                else ""
+            )
+            return f"Solved by {solved}. {' '.join(_by_verdict(task))}{few}"
 
 
-def _detectable_count(result: Tally) -> str:
-    count = result.counts[result.baseline]
-    complete = len(result.counts) - len(result.incomplete)
-    arms = f"{plural(count.seeds, 'seed')} and {plural(complete - 1, 'arm')}"
-    if result.lowest is None:
-        return f"with {arms} no count would differ significantly from {count.solved}"
-    most = "none" if result.lowest == 0 else f"at most {result.lowest}"
-    return f"with {arms} a single arm would differ significantly if it solved {most}"
+def _seeds_for_certainty() -> int:
+    """The fewest seeds at which the log-rank test of two arms can be certain."""
+    return next(n for n in range(2, 100) if 2 / math.comb(2 * n, n) < CERTAIN)
 
 
 def _average(view: View, average: Average) -> Note:
@@ -269,14 +273,14 @@ def _average(view: View, average: Average) -> Note:
         if difference is not None:
             text += f", {signed(difference.value, places)} {bounds(difference, places)}"
             verdict = difference.verdict(average.metric.better)
-            text += f" {verdict}" if difference.clear or difference.matches else ""
+            text += "" if verdict == "not distinguishable" else f" {verdict}"
         arms.append(f"{text.rstrip()}{' (incomplete)' if arm in result.incomplete else ''}")
     left_out = f"; left out, since they say nothing of variants: {', '.join(average.left_out)}"
     return Note(
         f"{average.benchmark} average",
         f"the plain mean over {', '.join(average.tasks)} ({seeds_text(result)}; chance "
         f"{number(average.metric.chance, places)}{left_out if average.left_out else ''}), and the "
-        f"difference to `{result.baseline}` paired by seed: {SEPARATOR.join(arms)}. It is this "
+        f"difference to `{result.baseline}`: {SEPARATOR.join(arms)}. It is this "
         "project's own figure, not the score of a benchmark of that name.",
     )
 
@@ -354,37 +358,3 @@ def _savings(view: View) -> list[Note]:
         text = f"{bytes_text(base_bytes)} with `{view.baseline}`; of that, {'; '.join(groups)}."
         notes.append(Note("Cache per token", text))
     return notes
-
-
-def _nulls(view: View) -> list[Note]:
-    pairs: dict[tuple[str, str], list[tuple[TaskView, SameFunction]]] = defaultdict(list)
-    for task in view.tasks:
-        for same in task.same:
-            pairs[same.first, same.second].append((task, same))
-    return [Note("Built-in null", _null(*pair, each)) for pair, each in pairs.items()]
-
-
-def _null(first: str, second: str, outcomes: Sequence[tuple[TaskView, SameFunction]]) -> str:
-    head = f"`{first}` and `{second}` can represent the same functions"
-    tested = [
-        (task, same.difference)
-        for task, same in outcomes
-        if same.difference is not None and same.difference.low is not None
-    ]
-    if not tested:
-        return f"{head}; no task compares them."
-    # The same hypothesis on several tasks is one family.
-    adjusted = holm({task.name: 1.0 if each.p is None else each.p for task, each in tested})
-    different = [
-        f"{task.name} {signed(each.value, places)} {bounds(each, places)}"
-        for task, each in tested
-        if adjusted[task.name] < LEVEL
-        for places in [decimals(task.result)]
-    ]
-    if not different:
-        names = ", ".join(task.name for task, _ in tested)
-        return f"{head}, and the study finds no difference ({names}), as it should be."
-    return (
-        f"{head}, yet they differ (the second minus the first): {'; '.join(different)}. The cause "
-        "is optimization or a bug, and other differences of this size may have the same cause."
-    )

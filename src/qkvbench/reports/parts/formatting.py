@@ -85,18 +85,16 @@ def bounds(difference: Difference, places: int) -> str:
     """The interval of a difference; empty if there is none."""
     if difference.low is None or difference.high is None:
         return ""
-    low, high = (
-        number(bound, bound_places(bound, difference, places))
-        for bound in (difference.low, difference.high)
-    )
+    low, high = (bound(each, difference, places) for each in (difference.low, difference.high))
     return f"[{low}, {high}]"
 
 
-def bound_places(bound: float, difference: Difference, places: int) -> int:
-    """Enough decimals that a bound of an interval without zero is not printed as zero."""
-    while difference.clear and places < 6 and float(f"{abs(bound):.{places}f}") == 0:
-        places += 1
-    return places
+def bound(value: float, difference: Difference, places: int) -> str:
+    """One end of an interval; one of an interval without zero is not printed as zero."""
+    text = number(value, places)
+    if difference.clear and float(text.replace("−", "-")) == 0:
+        return f"{value:.0e}".replace("e-0", "e-").replace("-", "−")
+    return text
 
 
 def arms_text(arms: Iterable[str]) -> str:

@@ -4,7 +4,12 @@ from dataclasses import asdict
 from typing import Any
 
 from qkvbench.reports.parts.formatting import SEPARATOR, Note, margin_text, plural, share
-from qkvbench.results.preregistration import HypothesisOutcome, TaskOutcome, judge_hypotheses
+from qkvbench.results.preregistration import (
+    CONFIRMING,
+    HypothesisOutcome,
+    TaskOutcome,
+    judge_hypotheses,
+)
 from qkvbench.results.record import Hypothesis
 from qkvbench.results.view import View
 
@@ -45,11 +50,16 @@ def document(view: View) -> dict[str, Any] | None:
         {
             **each.hypothesis.model_dump(),
             "outcome": each.outcome,
-            "by_task": [asdict(task) for task in each.tasks],
+            "by_task": [_task_document(task) for task in each.tasks],
         }
         for each in judge_hypotheses(view)
     ]
     return {**registered.model_dump(), "hypotheses": outcomes}
+
+
+def _task_document(found: TaskOutcome) -> dict[str, Any]:
+    within = sorted(found.shown.within_margin)
+    return {**asdict(found), "shown": {**asdict(found.shown), "within_margin": within}}
 
 
 def _hypothesis(view: View, number: int, judged: HypothesisOutcome) -> Note:
@@ -66,11 +76,11 @@ def _hypothesis(view: View, number: int, judged: HypothesisOutcome) -> Note:
 
 def _task(view: View, hypothesis: Hypothesis, found: TaskOutcome) -> str:
     """The outcome on one task: ``sort confirmed (worse)``."""
-    detail = found.shown.word
-    if found.shown.within_margin and detail != "matches":
+    expect, detail = hypothesis.expect, found.shown.word
+    if expect in found.shown.within_margin and detail not in CONFIRMING[expect]:
         detail += ", yet within the margin"
     margin = hypothesis.margins[found.task]
-    if margin is not None and hypothesis.expect in ("matches", "not worse"):
+    if margin is not None and expect in ("matches", "not worse"):
         unit = next((task.metric for task in view.tasks if task.name == found.task), None)
         if unit is not None and unit.solved is not None:
             detail += f"; margin {share(margin)} of the seeds"

@@ -1,12 +1,11 @@
 """The main table as a value: its columns and lines, without style."""
 
-import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qkvbench.cost.units import bytes_text, count_text, seconds_text
+from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.experiment import PRECISIONS, from_json
 from qkvbench.model import position_written
 from qkvbench.reports.parts.formatting import (
@@ -31,6 +30,7 @@ from qkvbench.results.stats import (
     Estimate,
     Tally,
     Verdict,
+    verdicts,
 )
 from qkvbench.results.view import Cell, TaskView, View
 from qkvbench.variant import parse
@@ -44,8 +44,24 @@ DEFAULT_EXECUTION = PRECISIONS[0]
 Tone = Literal["plain", "quiet", "strong", "better", "worse", "same", "failed"]
 
 # The symbol of a verdict before its number; an inconclusive one has none.
-SYMBOLS: dict[Verdict, str] = {"worse": "▼ ", "better": "▲ ", "matches": "≈ "}
-TONES: dict[Verdict, Tone] = {"worse": "worse", "better": "better", "matches": "same"}
+SYMBOLS: dict[Verdict, str] = {
+    "diverged": "▼ ",
+    "worse": "▼ ",
+    "likely worse": "▽ ",
+    "better": "▲ ",
+    "likely better": "△ ",
+    "matches": "≈ ",
+    "likely matches": "~ ",
+}
+TONES: dict[Verdict, Tone] = {
+    "diverged": "worse",
+    "worse": "worse",
+    "likely worse": "worse",
+    "better": "better",
+    "likely better": "better",
+    "matches": "same",
+    "likely matches": "same",
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,6 @@ def columns(view: View) -> tuple[Column, ...]:
             _costs(view, lambda arm: view.costs[arm].total_parameters, lambda n: f"{n:,.0f}"),
         ),
         *(_task_column(task) for task in view.tasks),
-        Column(("MACs",), _costs(view, lambda arm: view.costs[arm].macs, count_text)),
         Column(
             ("Cache", "per", "token"),
             _costs(view, lambda arm: view.costs[arm].cache_bytes_per_token, bytes_text),
@@ -117,7 +132,7 @@ def _costs_caption(view: View) -> list[str]:
     run = next(run for cell in task.cells for run in cell.runs)
     position = position_written(from_json(run.experiment).model.position)
     lines = [
-        f"Parameters, MACs and cache: computed for the model of {task.name} ({position} "
+        f"Parameters and cache: computed for the model of {task.name} ({position} "
         f"positions; one forward of {tokens} tokens; all layers; 2 bytes per cached value)."
     ]
     executions = {from_json(run.experiment).execution for run in view.runs} - {DEFAULT_EXECUTION}
@@ -146,15 +161,15 @@ def legend(view: View) -> list[str]:
     if any(isinstance(task.result, Comparison) for task in view.tasks):
         lines.append(
             "Score ± standard deviation over seeds; below, the difference to "
-            f"`{view.baseline}` paired by seed, and its 95% interval, simultaneous over the arms "
-            "of a task. ▼ worse, ▲ better: the interval excludes zero. ≈ matches: shown to be "
-            f"within the margin ({_margins(view)}). No symbol: inconclusive."
+            f"`{view.baseline}` and its 95% interval, from the seeds of these two arms alone. "
+            "▼ worse, ▲ better: certain, even among 40 comparisons; ▽ △ likely: 95% for this one. "
+            f"≈ matches (~ likely): within the margin ({_margins(view)}). No symbol: inconclusive."
         )
     if any(isinstance(task.result, Tally) for task in view.tasks):
         lines.append(
-            "Solved: seeds that reach the task's threshold; p: Boschloo's exact test against "
-            f"`{view.baseline}`, Holm over the arms; a run that diverged has not solved it. Below, "
-            "the median step at which the threshold was reached."
+            "Solved: seeds that reach the task's threshold; below, how soon, against "
+            f"`{view.baseline}`: p of the log-rank test, and the median step. A run that diverged "
+            "has not solved it."
         )
     return lines
 
@@ -274,11 +289,14 @@ def _task_lines(task: TaskView, cell: Cell) -> Lines:
             estimate = result.means.get(arm)
             first = () if estimate is None else (_score_line(estimate, places),)
             difference = result.differences.get(arm)
-            rest = () if difference is None else _difference_lines(task, difference, places)
+            rest = () if difference is None else _difference_lines(task, arm, difference, places)
+            if arm in result.diverged:
+                lost = f"{result.diverged[arm]} of {plural(len(result.seeds), 'seed')} diverged"
+                rest = (Line(lost, "failed"), *rest)
         case Tally() as result:
             count = result.counts.get(arm)
             first = () if count is None else (Line(f"{count.solved}/{count.seeds} solved"),)
-            rest = () if count is None else _count_lines(result, cell, count)
+            rest = () if count is None else _count_lines(result, arm, count)
     if arm in result.incomplete:
         return (*first, *_gap_lines(task, cell))
     if result.standing.startswith(("baseline", "attention")) and arm != result.baseline:
@@ -294,22 +312,21 @@ def _score_line(estimate: Estimate, places: int) -> Line:
     return Line(f"{score} ±{number(estimate.deviation, places)}")
 
 
-def _difference_lines(task: TaskView, difference: Difference, places: int) -> Lines:
-    verdict = difference.verdict(task.metric.better)
+def _difference_lines(task: TaskView, arm: str, difference: Difference, places: int) -> Lines:
+    verdict = verdicts(task.result, task.metric.better).get(arm, "not distinguishable")
     value = f"{SYMBOLS.get(verdict, '')}{signed(difference.value, places)}"
     tone = TONES.get(verdict, "quiet")
     return (Line(value, tone), Line(bounds(difference, places), tone))
 
 
-def _count_lines(result: Tally, cell: Cell, count: Count) -> Lines:
+def _count_lines(result: Tally, arm: str, count: Count) -> Lines:
     lines: list[Line] = []
     if count.p is not None:
-        verdict = result.verdict(cell.variant) or "not distinguishable"
+        verdict = result.verdict(arm) or "not distinguishable"
         text = f"{SYMBOLS.get(verdict, '')}{p_text(count.p)}"
         lines.append(Line(text, TONES.get(verdict, "quiet")))
-    steps = [run.solved_step for run in cell.solved if run.solved_step is not None]
-    if steps:
-        lines.append(Line(f"step {statistics.median(steps):.0f}", "quiet"))
+    if count.step is not None:
+        lines.append(Line(f"step {count.step:.0f}", "quiet"))
     return tuple(lines)
 
 

@@ -1,0 +1,111 @@
+"""What all folders show of one arm, in words: first one sentence, then a line for each setting."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qkvbench.cost.units import count_text
+from qkvbench.experiment import PRECISIONS
+from qkvbench.reports.parts.findings import WITH_SIZE
+from qkvbench.reports.parts.formatting import (
+    SEPARATOR,
+    bounds,
+    decimals,
+    number,
+    p_text,
+    plural,
+    signed,
+)
+from qkvbench.results.evidence import Setting, difference_of
+from qkvbench.results.stats import VERDICTS, Comparison, Tally, Verdict
+
+
+def sentence(found: Sequence[Setting], arm: str, against: str) -> str:
+    """How often each verdict, over all settings."""
+    counts: dict[Verdict, int] = {}
+    for each in found:
+        if each.verdict is not None:
+            counts[each.verdict] = counts.get(each.verdict, 0) + 1
+    parts = [f"{verdict} in {counts[verdict]}" for verdict in VERDICTS if verdict in counts]
+    silent = sum(each.verdict is None for each in found)
+    if silent:
+        parts.append(f"nothing to say in {silent}")
+    return f"`{arm}` against `{against}`, in {plural(len(found), 'setting')}: {', '.join(parts)}."
+
+
+def lines(found: Sequence[Setting], arm: str, against: str) -> list[str]:
+    """The sentence, the settings by verdict, and how to read them."""
+    rows = [
+        (
+            verdict,
+            _setting(each),
+            _size(each, arm),
+            _seeds(each),
+            _speed(each),
+            ", ".join(each.folders),
+        )
+        for verdict in VERDICTS
+        for each in found
+        if each.verdict == verdict
+    ]
+    silent = [f"{_setting(each)} ({each.standing})" for each in found if each.verdict is None]
+    heads = ("verdict", "setting", "difference, 95%, p", "seeds", "speed", "folders")
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    table = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [heads, *rows]
+    ]
+    return [
+        sentence(found, arm, against),
+        "",
+        *(table if rows else []),
+        *([f"Nothing to say: {SEPARATOR.join(silent)}."] if silent else []),
+        "",
+        f"Each line: all runs of `{arm}` and `{against}` that share everything but arm, seed and "
+        "the task's name, from all folders. Worse and better are certain even among 40 "
+        "comparisons; one of 20 comparisons of equal arms is called likely. Seeds: the arm's, and "
+        "the baseline's if they are not as many.",
+        "Speed: the compute with which the slower arm's final score is reached by the other, over "
+        "the slower one's; above 1 if the arm is the faster. Read off validation curves before the "
+        "learning rate has come down, so the true figure is further from 1.",
+    ]
+
+
+def _setting(each: Setting) -> str:
+    shared = each.shared
+    parts = [f"{each.names[0]}, {shared.training.steps:,} steps"]
+    parts.append(f"{count_text(each.parameters)} parameters")
+    if shared.backend != "torch":
+        parts.append(shared.backend)
+    if shared.execution != PRECISIONS[0]:
+        parts.append(shared.execution)
+    return ", ".join(parts)
+
+
+def _size(each: Setting, arm: str) -> str:
+    if isinstance(each.result, Tally):
+        count, base = each.result.counts.get(arm), each.result.counts.get(each.result.baseline)
+        if count is None or base is None:
+            return ""
+        text = f"solved {count.solved}/{count.seeds}, not {base.solved}/{base.seeds}"
+        return text if count.p is None else f"{text}  {p_text(count.p)}"
+    difference = difference_of(each, arm)
+    if difference is None or difference.p is None:
+        return ""
+    assert isinstance(each.result, Comparison)
+    places = decimals(replace(each.result, differences={arm: difference}))
+    return f"{signed(difference.value, places)} {bounds(difference, places)}  " + p_text(
+        difference.p
+    )
+
+
+def _speed(each: Setting) -> str:
+    """The effective speed-up of an arm that is better or worse, if its curves agree with that."""
+    if each.speed is None or each.verdict not in WITH_SIZE:
+        return ""
+    agrees = (each.speed > 1) == ("better" in each.verdict)
+    return f"×{number(each.speed, 2)}" if agrees else ""
+
+
+def _seeds(each: Setting) -> str:
+    base, own = each.seeds
+    return str(own) if own == base else f"{own} and {base}"

@@ -1,0 +1,185 @@
+"""The difference of two arms on one task, from the scores of these two alone: Welch's t test.
+
+Nothing is pooled over other arms, so the result does not depend on who else is in a study, and a
+noisy arm costs no other its power. Pairing by seed is not used: in this bench's studies the seed
+explains next to nothing of a score, and a paired test has half of the degrees of freedom.
+
+Proportions (unit "share") are analysed as logits, because the noise of an accuracy shrinks towards
+0 and 1, and everything is given back in the metric's unit.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float
+from scipy import special, stats
+
+from qkvbench.results.critical import LEVEL
+
+# A proportion is moved away from 0 and 1 by half of one in so many, where its logit is infinite.
+COUNTS_AS_ALL = 1000
+# Nodes, for each arm, of the quadrature over its sample variance.
+NODES = 24
+
+Some = Float[np.ndarray, "*some"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How the scores of one unit are analysed."""
+
+    logit: bool
+
+    def analysed(self, scores: Some | Sequence[float]) -> Some:
+        """The scores on the scale on which they are compared."""
+        values = np.asarray(scores, dtype=float)
+        if not self.logit:
+            return values
+        within = (values * COUNTS_AS_ALL + 0.5) / (COUNTS_AS_ALL + 1)
+        return np.asarray(special.logit(within))
+
+    def restored(self, value: float) -> float:
+        """A score from its value on that scale; from 0 to 1 if it is a proportion."""
+        if not self.logit:
+            return value
+        share = float(special.expit(value)) * (COUNTS_AS_ALL + 1) - 0.5
+        return min(1.0, max(0.0, share / COUNTS_AS_ALL))
+
+
+def unit_of(name: str) -> Unit:
+    """The unit of a metric, by the name that it has in a record."""
+    return Unit(logit=name == "share")
+
+
+@dataclass(frozen=True)
+class Welch:
+    """The second sample's mean minus the first's, on the scale of analysis.
+
+    ``error`` is its standard error, with ``degrees`` of freedom; both are 0 if no score varies.
+    """
+
+    base: float
+    value: float
+    error: float
+    degrees: float
+
+    def half_width(self, level: float) -> float:
+        """Half the width of the two-sided interval at this level."""
+        return _quantile(level / 2, self.degrees) * self.error
+
+    @property
+    def p(self) -> float:
+        """The two-sided p value of no difference."""
+        return 2 * self.above_p(0.0) if self.value > 0 else 2 * self.below_p(0.0)
+
+    def above_p(self, bound: float) -> float:
+        """One-sided p that the difference is not above `bound`."""
+        return _tail((self.value - bound) / self.error, self.degrees)
+
+    def below_p(self, bound: float) -> float:
+        """One-sided p that the difference is not below `bound`."""
+        return _tail((bound - self.value) / self.error, self.degrees)
+
+
+def welch(first: Sequence[float], second: Sequence[float], unit: Unit) -> Welch:
+    """The comparison of two samples of scores, each of at least two."""
+    samples = [unit.analysed(each) for each in (first, second)]
+    means = [float(each.mean()) for each in samples]
+    parts = [float(each.var(ddof=1)) / len(each) for each in samples]
+    error = math.sqrt(sum(parts))
+    # Scores that are equal but for rounding have no spread.
+    if error <= 1e-12 * max(1.0, *(abs(mean) for mean in means)):
+        return Welch(means[0], means[1] - means[0], 0.0, 0.0)
+    spread = sum(part**2 / (len(each) - 1) for part, each in zip(parts, samples, strict=True))
+    return Welch(means[0], means[1] - means[0], error, sum(parts) ** 2 / spread)
+
+
+@dataclass(frozen=True)
+class Design:
+    """Two arms with these true deviations, on the scale of analysis, and so many seeds each."""
+
+    deviations: tuple[float, float]
+    seeds: int
+
+    def detects(self, difference: float, level: float) -> float:
+        """The probability that a true difference of this size is significant, on its side."""
+        critical, error = self._samples(level / 2)
+        return float(special.ndtr((difference - critical) / error).mean())
+
+    def matches(self, margin: float, level: float) -> float:
+        """The probability that two equal arms are shown to be within the margin of each other."""
+        critical, error = self._samples(level)
+        within = np.maximum(0.0, margin - critical) / error
+        return float((2 * special.ndtr(within) - 1).mean())
+
+    def _samples(self, tail: float) -> tuple[Some, float]:
+        """Equally likely half widths of the interval, and the true standard error.
+
+        The two sample variances are independent chi-squares: a quadrature over both, which is
+        exact in the random degrees of freedom too.
+        """
+        shares = _chi_square_shares(self.seeds - 1)
+        first, second = (deviation**2 / self.seeds for deviation in self.deviations)
+        one, other = first * shares[:, None], second * shares[None]
+        total = one + other
+        degrees = total**2 / ((one**2 + other**2) / (self.seeds - 1))
+        critical = -np.asarray(special.stdtrit(degrees, tail)) * np.sqrt(total)
+        return critical, math.sqrt(first + second)
+
+
+@lru_cache(maxsize=1024)
+def detectable_difference(deviation: float, *, seeds: int, level: float, power: float) -> float:
+    """The true difference, on the scale of analysis, that is significant with this power.
+
+    Between two arms with the same deviation.
+    """
+    design = Design((deviation, deviation), seeds)
+    return _smallest(lambda size: design.detects(size, level) >= power, deviation)
+
+
+@lru_cache(maxsize=1024)
+def provable_margin(deviation: float, *, seeds: int, level: float, power: float) -> float:
+    """The margin within which an equal arm of this deviation is shown to match, with this power."""
+    design = Design((deviation, deviation), seeds)
+    return _smallest(lambda size: design.matches(size, level) >= power, deviation)
+
+
+def mean_bounds(scores: Sequence[float], unit: Unit) -> tuple[float, float] | None:
+    """The 95% interval of an arm's mean from its own seeds; None for one seed or no spread."""
+    if len(scores) < 2:
+        return None
+    values = unit.analysed(scores)
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    if error <= 1e-12 * max(1.0, float(np.abs(values).max())):
+        return None
+    half = _quantile(LEVEL / 2, len(values) - 1) * error
+    mean = float(values.mean())
+    return unit.restored(mean - half), unit.restored(mean + half)
+
+
+def _smallest(sufficient: Callable[[float], bool], deviation: float) -> float:
+    low, high = 0.0, deviation
+    while not sufficient(high):
+        low, high = high, 2 * high
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if sufficient(middle) else (middle, high)
+    return high
+
+
+@lru_cache(maxsize=256)
+def _chi_square_shares(degrees: int) -> Float[np.ndarray, " nodes"]:
+    """Equally likely values of a sample variance over the true one."""
+    middles = (np.arange(NODES) + 0.5) / NODES
+    return np.asarray(stats.chi2.ppf(middles, degrees)) / degrees
+
+
+def _quantile(tail: float, degrees: float) -> float:
+    return -float(special.stdtrit(degrees, tail))
+
+
+def _tail(statistic: float, degrees: float) -> float:
+    return float(special.stdtr(degrees, -statistic))
