@@ -53,6 +53,19 @@ def test_the_effects_of_simulated_scores_are_recovered():
     assert 0.0003 < found.residual_deviation < 0.003
 
 
+def test_a_scheme_of_positions_at_which_attention_is_worth_nothing_is_left_out():
+    made = records(0.001)
+    floors = [
+        fake_study.record(each, 0.0 if each.task.position != "rotary" else 0.9)
+        for each in replace(STUDY, variants=("none",)).experiments()
+    ]
+    (found,) = effects([*made, *floors])
+    assert (found.at_floor, found.runs, found.unscored) == (("rotary",), 14, 0)
+    # So the choice that costs more under rotary alone costs what it costs elsewhere.
+    value = {(each.factor, each.level): each.value for each in found.effects}
+    assert value["function", "q,k=x,v"] == pytest.approx(-0.1, abs=0.005)
+
+
 @pytest.mark.slow
 def test_noise_alone_shows_nothing_more_often_than_the_level_says():
     # Of 40 studies without effects, 5% of which may show one: 8 or more have p = 0.001.
@@ -101,12 +114,14 @@ def test_the_report_has_the_residual_or_says_that_there_is_none(tmp_path):
 def test_hundreds_has_each_function_once_with_the_heads_that_it_can_have():
     study = find("hundreds")
     assert study.variants[0] == "q,k,v"
-    assert sum("/" not in arm for arm in study.variants) == 20
+    *arms, floor = study.variants
+    assert floor == "none"
+    assert sum("/" not in arm for arm in arms) == 20
     assert len(set(study.variants)) == len(study.variants)
     runs = study.experiments()
     assert len(runs) >= 300
     assert len({run.id for run in runs}) == len(runs)
-    assert {run.task.name for run in runs} == {"recall", "digits", "lm-reviews"}
+    assert {run.task.name for run in runs} == {"recall", "anomaly-pixels", "lm-reviews"}
 
 
 @pytest.mark.parametrize("scheme", ["none", "learned", "rotary/0.5", "alibi"])

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter
 
-from qkvbench.model import Block, Model, parse_label, sized_text
+from qkvbench.model import Block, Model, parse_label
 from qkvbench.task_ref import TaskRef, TaskText
 from qkvbench.variant import Variant, parse, write
 
@@ -131,8 +131,8 @@ class Experiment:
 
     @property
     def arm(self) -> str:
-        """The variant, with the size that the model is matched to."""
-        return sized_text(self.variant, self.model.size_match)
+        """The variant, with the size that the model is matched to, and the mark of an A/A arm."""
+        return self.model.marked(self.variant)
 
     @property
     def first(self) -> tuple["Experiment", ...]:

@@ -102,7 +102,7 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     run.add_argument(
         "--tasks", nargs="+", metavar="T", help="'qkvbench ls tasks' lists them; or a path"
     )
-    run.add_argument("--seeds", type=_count, metavar="N", help="seeds of each arm (3)")
+    run.add_argument("--seeds", type=_count, metavar="N", help="seeds of each arm (5)")
     run.add_argument(
         "--tune",
         choices=["lr"],

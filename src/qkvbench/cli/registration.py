@@ -52,8 +52,8 @@ def check_registration(new: Preregistration | None, study: Study, store: Store) 
         runs = store.runs()
         if new is not None and (count := len(runs.good) + len(runs.damaged)):
             raise RequestError(
-                f"{store.path} has {plural(count, 'run')} already, so nothing can be registered before "
-                "the first.\nGive a new folder with --out DIR, or leave out --preregister."
+                f"{store.path} has {plural(count, 'run')} already, so nothing can be registered "
+                "before the first.\nGive a new folder with --out DIR, or leave out --preregister."
             )
         return
     if new is not None and new.sha256 != stored.sha256:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qkvbench.sweep.engines import EngineChoice
     from qkvbench.sweep.forecast import Forecast
 
-DEFAULT_SEEDS = 3
+DEFAULT_SEEDS = 5
 # The fields of a study that a flag of the same name replaces, and how its text is parsed.
 STUDY_FIELDS: Mapping[str, Callable[[Any], object]] = {
     "variants": names.arms,

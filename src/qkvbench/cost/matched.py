@@ -37,17 +37,19 @@ def with_arm(base: Model, arm: Arm, *, tokens: int, second_tokens: int = 0) -> M
                     f"{write_cycle(cycle)} is {write_cycle(placed)} in the "
                     f"{len(model.places[site])} layers of {base.name}; write that."
                 )
+    if arm.again:
+        model = replace(model, init=replace(model.init, again=True))
     if arm.size_match is None:
         return model
     return _matched(model, base, arm.size_match, tokens, second_tokens)
 
 
-def without_size_match(model: Model) -> Model:
-    """The model without its size match and without the width that follows from it.
+def unmarked(model: Model) -> Model:
+    """The model without its size match, the width that follows from it, and the A/A mark.
 
-    Models of one study are equal in this, whatever size their arms are matched to.
+    Models of one study are equal in this, whatever their arms are.
     """
-    return replace(_as_wide(model, 0), size_match=None)
+    return replace(_as_wide(model, 0), size_match=None, init=replace(model.init, again=False))
 
 
 def _matched(model: Model, base: Model, match: SizeMatch, tokens: int, second_tokens: int) -> Model:

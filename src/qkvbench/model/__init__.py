@@ -1,6 +1,6 @@
 """Models as frozen values: blocks, architectures, positions, and every learned tensor."""
 
-from qkvbench.model.arm import Arm, parse_arm, parse_label, write_arm
+from qkvbench.model.arm import Arm, arm_text, parse_arm, parse_label, write_arm
 from qkvbench.model.cycle import Cycle, parse_cycle, shortest_cycle, write_cycle
 from qkvbench.model.init import initial_value
 from qkvbench.model.parameters import PARTS, Part, model_parameters, parameters_by_part
@@ -21,6 +21,7 @@ from qkvbench.model.positions import named as position_named
 from qkvbench.model.positions import written as position_written
 from qkvbench.model.presets import PRESETS, as_in, transformer, with_source, with_tower
 from qkvbench.model.spec import (
+    AGAIN,
     CROSS,
     ENCODER,
     POOLINGS,
@@ -45,6 +46,7 @@ from qkvbench.model.spec import (
 )
 
 __all__ = [
+    "AGAIN",
     "CROSS",
     "ENCODER",
     "PARTS",
@@ -82,6 +84,7 @@ __all__ = [
     "TwoTowers",
     "Vectors",
     "alibi_of",
+    "arm_text",
     "as_in",
     "initial_value",
     "lenders",

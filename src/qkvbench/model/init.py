@@ -18,5 +18,6 @@ def initial_value(init: Init, seed: int, parameter: Parameter) -> Float[np.ndarr
             chosen = getattr(init, std)
             # None is 1/sqrt(fan-in).
             deviation = shape[-1] ** -0.5 if chosen is None else chosen
-            draw = generator(seed, "start", parameter.name).standard_normal(shape, dtype=np.float32)
+            purpose = "start again" if init.again else "start"
+            draw = generator(seed, purpose, parameter.name).standard_normal(shape, dtype=np.float32)
             return draw * np.float32(deviation / over)

@@ -215,6 +215,8 @@ AT, AND, PLACED = "@", "+", "|"
 SELF, CROSS, ENCODER = "self", "cross", "encoder"
 # How a size match is written, behind a model's name or an arm's variants: ``recall~q,k=v:macs``.
 LIKE, MACS = "~", ":macs"
+# Behind an arm or a model's name: the same with other initial values, an A/A comparison.
+AGAIN = "~again"
 
 
 @dataclass(frozen=True)
@@ -223,12 +225,14 @@ class Init:
 
     ``weight_std`` None means 1/sqrt(fan-in). ``rotation_std`` is the size of initial learned
     rotations: the entries of their generators have deviation ``rotation_std``/sqrt(head_dim).
+    ``again`` draws other values of the same distribution.
     """
 
     embedding_std: float
     position_std: float
     weight_std: float | None = None
     rotation_std: float = 1.0
+    again: bool = False
 
 
 class LayerPlans(NamedTuple):
@@ -282,8 +286,12 @@ class Model:
 
     @property
     def label(self) -> str:
-        """The name, with the size that the model is matched to: ``recall~q,k=v``."""
-        return sized_text(self.name, self.size_match)
+        """The name, with what makes it another arm of its variant: ``recall~q,k=v~again``."""
+        return self.marked(self.name)
+
+    def marked(self, text: str) -> str:
+        """The text of the variants, or a name, with size match and A/A mark."""
+        return sized_text(text, self.size_match) + (AGAIN if self.init.again else "")
 
     @property
     def causal(self) -> bool:

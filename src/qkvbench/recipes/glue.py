@@ -2,7 +2,7 @@
 
 Run       qkvbench run glue
           qkvbench run glue --start masked-reviews    each arm is pre-trained first
-Takes     about forty minutes on two cores; with the start a quarter of an hour more
+Takes     about seventy minutes on two cores; with the start a quarter of an hour more
 Expect    sentences and documents of praise and blame, topics of 8 and of 20 classes, and one
           average under its own name, which is none of GLUE's; two thirds of a minute a run, so
           speeds of learning more than what is learned in the end
@@ -17,5 +17,5 @@ def study() -> Study:
     return Study(
         name="glue",
         variants=quick().variants,
-        seeds={"sentiment": 3, "sentiment-documents": 3, "topics-8": 3, "topics-20": 3},
+        seeds={"sentiment": 5, "sentiment-documents": 5, "topics-8": 5, "topics-20": 5},
     )

@@ -1,7 +1,7 @@
 """Which gaps of `quick` close with three times the steps? The same arms, tasks and seeds.
 
 Run       qkvbench run longer
-Takes     about half an hour on two cores
+Takes     about three quarters of an hour on two cores
 Expect    what `quick` ranks is the speed of learning; an arm that was only slower comes nearer here
 """
 

@@ -1,10 +1,10 @@
 """What is each projection worth? Eight variants and two controls on four small tasks.
 
 Run       qkvbench run quick
-Takes     about twelve minutes on two cores
-Expect    tasks and sizes at which canonical attention learns on one core in seconds, and a model
-          without attention does not; enough to
-          show large losses and to rank speeds of learning, not to show small ones
+Takes     about a quarter of an hour on two cores
+Expect    tasks and sizes at which canonical attention learns on one core in seconds and a model
+          without attention does not; enough to show large losses and to rank speeds of learning,
+          not to show small ones
 """
 
 from qkvbench.recipes import CONTROLS, Study

@@ -30,6 +30,11 @@ def _part(task: Effects) -> str:
         f"Mean {task.mean:.4g}; residual deviation {task.residual_deviation:.3g} "
         f"({plural(task.degrees, 'degree')} of freedom), {_residual_parts(task)}.",
     ]
+    if task.at_floor:
+        lines.append(
+            f"Left out: the runs with {', '.join(task.at_floor)} positions, where a model without "
+            "attention does as well as half of the arms."
+        )
     if task.metric.solved is not None:
         lines.append(
             "A run either solves this task or does not, so the scores are bimodal: the residual is "

@@ -1,7 +1,6 @@
 """One figure for each arm over the tasks of a benchmark: the mean of its scores, seed by seed.
 
-It is compared like the score of a task: paired by seed, with intervals simultaneous over the arms.
-Seeds are random, tasks are fixed.
+It is compared like the score of a task. Seeds are random, tasks are fixed.
 """
 
 from collections.abc import Mapping, Sequence

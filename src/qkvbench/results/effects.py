@@ -16,6 +16,7 @@ from scipy import stats
 
 from qkvbench.experiment import from_json
 from qkvbench.model import position_written
+from qkvbench.results.across import FLOOR
 from qkvbench.results.critical import holm
 from qkvbench.results.record import MetricInfo, Record
 from qkvbench.task_ref import parse_task
@@ -91,6 +92,8 @@ class Effects:
 
     ``residual_deviation`` has ``degrees`` degrees of freedom; ``item_deviation`` is its part that
     comes from the sample of test items, None if the records have no item scores.
+    ``at_floor`` has the position schemes that are left out, because a model without attention does
+    as well there as half of the arms.
     """
 
     task: str
@@ -101,6 +104,7 @@ class Effects:
     residual_deviation: float
     degrees: int
     item_deviation: float | None
+    at_floor: tuple[str, ...]
     terms: tuple[Term, ...]
     effects: tuple[Effect, ...]
     interactions: tuple[Effect, ...]
@@ -153,7 +157,9 @@ def _source(source: Source) -> str:
 
 
 def _effects(task: str, records: Sequence[Record]) -> Effects | None:
-    done = [each for each in records if each.status == "done"]
+    at_floor = _schemes_at_floor(records)
+    arms = [each for each in records if each.arm != FLOOR and _scheme(each) not in at_floor]
+    done = [each for each in arms if each.status == "done"]
     runs = [Run(each.score, own) for each in done if (own := levels(each)) is not None]
     if len({run.levels["function"] for run in runs}) < 2:
         return None
@@ -165,15 +171,36 @@ def _effects(task: str, records: Sequence[Record]) -> Effects | None:
         task=task,
         metric=done[0].metric,
         runs=len(runs),
-        unscored=len(records) - len(runs),
+        unscored=len(arms) - len(runs),
         mean=float(model.scores.mean()),
         residual_deviation=float(np.sqrt(model.residual_deviation)),
         degrees=model.degrees,
         item_deviation=float(np.sqrt(np.mean(items))) if items else None,
+        at_floor=at_floor,
         terms=model.terms(),
         effects=model.main_effects(),
         interactions=model.interactions(),
     )
+
+
+def _schemes_at_floor(records: Sequence[Record]) -> tuple[str, ...]:
+    """The position schemes at which `none` does as well as half of the arms."""
+    by_scheme: dict[str, list[Record]] = defaultdict(list)
+    for each in records:
+        if each.status == "done":
+            by_scheme[_scheme(each)].append(each)
+    found: list[str] = []
+    for scheme, runs in by_scheme.items():
+        sign = 1 if runs[0].metric.better == "higher" else -1
+        floors = [sign * run.score for run in runs if run.arm == FLOOR]
+        others = [sign * run.score for run in runs if run.arm != FLOOR]
+        if floors and others and np.mean(floors) >= np.median(others):
+            found.append(scheme)
+    return tuple(found)
+
+
+def _scheme(record: Record) -> str:
+    return position_written(from_json(record.experiment).model.position)
 
 
 def _item_variance(record: Record) -> float:

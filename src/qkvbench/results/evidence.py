@@ -1,4 +1,4 @@
-"""What all folders together show of one arm: every setting in which it ran beside a baseline.
+"""The evidence of all folders on one arm: every setting in which it ran beside a baseline.
 
 Runs of one experiment count once, whatever the folder and the name of the task under which it was
 run: a setting is what the two arms share, without arm, seed and name.
@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float
 
-from qkvbench.cost.matched import without_size_match
+from qkvbench.cost.matched import unmarked
 from qkvbench.experiment import Experiment, from_json
 from qkvbench.results.across import FLOOR
 from qkvbench.results.margins import Margins
@@ -87,7 +87,7 @@ def settings(
 
 
 def shared(experiment: Experiment) -> Experiment:
-    """What matched arms share: the experiment without arm, size match, seed and task name."""
+    """The part that matched arms share: no arm, no size match, no seed, no name of the task."""
     (plain,) = experiment.vary(variants=[BASELINE], seeds=[0])
     return unnamed(plain)
 
@@ -98,7 +98,7 @@ def unnamed(experiment: Experiment) -> Experiment:
     ``recall@4x16`` is `recall`, whose model has four heads of 16 in any case.
     """
     init_from = experiment.init_from and unnamed(experiment.init_from)
-    model = replace(without_size_match(experiment.model), name="")
+    model = replace(unmarked(experiment.model), name="")
     return replace(experiment, task=experiment.task.inputs, model=model, init_from=init_from)
 
 

@@ -11,7 +11,7 @@ from qkvbench.results.record import Expectation, Hypothesis, MetricInfo
 from qkvbench.results.stats import CERTAIN
 from qkvbench.results.view import TaskView, View, with_margin
 
-Outcome = Literal["confirmed", "contradicted", "not decided"]
+Judgement = Literal["confirmed", "contradicted", "not decided"]
 
 # The tests of `results.stats` by name: a change there is a change here.
 MEANS_TEST = (
@@ -87,7 +87,7 @@ class TaskOutcome:
     """
 
     task: str
-    outcome: Outcome
+    outcome: Judgement
     shown: Shown
     seeds: int
     registered_seeds: int
@@ -106,7 +106,7 @@ class HypothesisOutcome:
     tasks: tuple[TaskOutcome, ...]
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Judgement:
         """The outcome over all tasks."""
         found = {each.outcome for each in self.tasks}
         if "contradicted" in found:
@@ -143,7 +143,7 @@ def judge_hypotheses(view: View) -> tuple[HypothesisOutcome, ...]:
     )
 
 
-def outcome(expected: Expectation, shown: Shown) -> Outcome:
+def outcome(expected: Expectation, shown: Shown) -> Judgement:
     """The outcome of a verdict for an expectation. A likely verdict, or none, decides nothing."""
     if not shown.decided:
         return "not decided"

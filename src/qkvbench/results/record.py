@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from qkvbench.model import parse_label, sized_text
+from qkvbench.model import arm_text, parse_label
 from qkvbench.results.items import ItemScores
 
 SCHEMA_VERSION = 1
@@ -151,7 +151,7 @@ class Record(_Strict):
     @property
     def arm(self) -> str:
         """The arm of a study that was run: the variant, and the size that it is matched to."""
-        return sized_text(self.variant, parse_label(self.model)[1])
+        return arm_text(self.variant, self.model)
 
     @property
     def score(self) -> float:
@@ -240,7 +240,7 @@ class Measurement(_Strict):
     @property
     def arm(self) -> str:
         """The arm of a study that this is a measurement of."""
-        return sized_text(self.variant, parse_label(self.model)[1])
+        return arm_text(self.variant, self.model)
 
 
 class Tuning(_Strict):

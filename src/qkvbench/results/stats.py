@@ -403,7 +403,7 @@ def beats_chance(scores: Sequence[float], *, chance: float, better: Better) -> b
 
 
 def sensitivity(base: Sequence[float], *, metric: MetricInfo) -> tuple[float, float, float] | None:
-    """What such seeds can see: the fields ``detectable``, ``certain_from`` and ``provable``.
+    """The sensitivity of such seeds: the fields ``detectable``, ``certain_from`` and ``provable``.
 
     For an arm that varies as these scores do, and has as many; None without spread.
     """

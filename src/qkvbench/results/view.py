@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from qkvbench.cost.matched import without_size_match
+from qkvbench.cost.matched import unmarked
 from qkvbench.experiment import Experiment, from_json
 from qkvbench.model import parse_label
 from qkvbench.results.across import FLOOR, Front, aggregates, fronts, item_differences
@@ -296,13 +296,13 @@ def _comparable_runs(runs: Sequence[Record], *, tuned: bool) -> list[Record]:
         if run.arm == run.variant:
             sets[shared].append(run)
         else:
-            sized[_without_size_match(shared)].append(run)
+            sized[_unmarked(shared)].append(run)
     if not sets:
         sets = sized
     chosen, own = max(
         sets.items(), key=lambda item: (len(item[1]), max(run.started for run in item[1]))
     )
-    return own if sets is sized else [*own, *sized[_without_size_match(chosen)]]
+    return own if sets is sized else [*own, *sized[_unmarked(chosen)]]
 
 
 def _without_rate(experiment: Experiment) -> Experiment:
@@ -311,10 +311,10 @@ def _without_rate(experiment: Experiment) -> Experiment:
     return replace(experiment, training=training)
 
 
-def _without_size_match(experiment: Experiment) -> Experiment:
+def _unmarked(experiment: Experiment) -> Experiment:
     """The experiment, and the one that it is initialized from, without their size match."""
-    init_from = experiment.init_from and _without_size_match(experiment.init_from)
-    return replace(experiment, model=without_size_match(experiment.model), init_from=init_from)
+    init_from = experiment.init_from and _unmarked(experiment.init_from)
+    return replace(experiment, model=unmarked(experiment.model), init_from=init_from)
 
 
 def _own_model(run: Record | Measurement) -> str:

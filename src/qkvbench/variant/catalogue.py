@@ -120,7 +120,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "null-kv",
         "q,k,v=R(k)",
-        "a built-in null: the same function class as q,k=v",
+        "the same function class as q,k=v, with more parameters",
         "hypothesis: differs from q,k=v by nothing but the optimizer's path",
     ),
 )

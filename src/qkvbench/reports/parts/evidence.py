@@ -1,4 +1,4 @@
-"""What all folders show of one arm, in words: first one sentence, then a line for each setting."""
+"""The evidence of all folders on one arm, in words: a sentence, then a line for each setting."""
 
 from collections.abc import Sequence
 from dataclasses import replace

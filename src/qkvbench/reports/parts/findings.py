@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from qkvbench.cost.units import bytes_text
+from qkvbench.model import AGAIN
 from qkvbench.reports.parts.formatting import (
     SEPARATOR,
     Note,
@@ -25,6 +26,7 @@ from qkvbench.reports.parts.formatting import (
 from qkvbench.results.across import FLOOR
 from qkvbench.results.averages import Average
 from qkvbench.results.dominance import ParetoStatus
+from qkvbench.results.pair import pair_on_task
 from qkvbench.results.stats import (
     CERTAIN,
     LOSSES,
@@ -67,6 +69,7 @@ def findings(view: View) -> list[Note]:
     """The verdicts over all tasks, each task, averages, savings and the Pareto fronts."""
     return [
         *_overall(view),
+        *_same_arm_again(view),
         *(_task(task) for task in view.tasks),
         *(_average(view, each) for each in view.averages),
         *_over_tasks(view),
@@ -79,7 +82,7 @@ def _overall(view: View) -> list[Note]:
     by_task = {task.name: each for task in view.tasks if (each := _verdicts(task))}
     if not by_task:
         return [Note("No comparison", "no task has comparable arms.")]
-    others = [arm for arm in view.arms[1:] if arm != FLOOR]
+    others = [arm for arm in view.arms[1:] if arm != FLOOR and not arm.endswith(AGAIN)]
     complete = [arm for arm in others if all(arm in each for each in by_task.values())]
     worse = {arm: _tasks_with(by_task, arm, LOSSES) for arm in others}
     likely = {arm: _tasks_with(by_task, arm, ("likely worse",)) for arm in others}
@@ -100,6 +103,28 @@ def _overall(view: View) -> list[Note]:
     }
     notes = [Note(topic, f"{SEPARATOR.join(arms)}.") for topic, arms in groups.items() if arms]
     return notes or [Note("No comparison", "no arm is complete.")]
+
+
+def _same_arm_again(view: View) -> list[Note]:
+    """The verdicts on arms that are the same but for their initial values."""
+    notes: list[Note] = []
+    for arm in view.arms:
+        plain = arm.removesuffix(AGAIN)
+        if plain == arm or plain not in view.arms:
+            continue
+        told = [
+            f"{task.name} {each.verdict}"
+            for task in view.tasks
+            if (each := pair_on_task(task, plain, arm)).verdict is not None
+        ]
+        notes.append(
+            Note(
+                f"`{plain}` compared with itself",
+                f"`{arm}` differs in its initial values alone, so any difference is a false alarm, "
+                f"and likely ones come once in twenty: {', '.join(told) or 'not compared'}.",
+            )
+        )
+    return notes
 
 
 def _tasks_with(
@@ -198,7 +223,7 @@ def _margin(task: TaskView) -> str:
 
 
 def _sensitivity(task: TaskView, result: Comparison, places: int) -> str:
-    """What an arm that varies as the baseline does would have to lose to be seen."""
+    """The loss that would be seen in an arm that varies as the baseline does."""
     if result.detectable is None or result.certain_from is None:
         return "The baseline's scores do not vary, so what would be seen is not known."
     text = (

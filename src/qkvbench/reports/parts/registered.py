@@ -90,7 +90,7 @@ def _task(view: View, hypothesis: Hypothesis, found: TaskOutcome) -> str:
 
 
 def _departures(view: View, outcomes: tuple[HypothesisOutcome, ...]) -> list[Note]:
-    """What was carried out otherwise than it was registered."""
+    """The departures of the study from what was registered: seeds, arms and tests."""
     tasks = {each.task: each for judged in outcomes for each in judged.tasks}
     notes: list[Note] = []
     seeds = [
