@@ -108,6 +108,11 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         choices=["lr"],
         help="lr: choose each arm's learning rate by validation scores of other seeds, first",
     )
+    run.add_argument(
+        "--preregister",
+        metavar="FILE",
+        help="store the hypotheses of this TOML file before the first run; the report judges them",
+    )
     run.add_argument("--model", metavar="NAME", help="'qkvbench ls models' lists them")
     run.add_argument("--position", metavar="P", help="'qkvbench ls positions' lists them")
     run.add_argument(
