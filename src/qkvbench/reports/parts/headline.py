@@ -55,7 +55,7 @@ def headline(view: View) -> str:
 
 
 def _worth(view: View) -> str:
-    """What attention is worth, if the study has no arm but controls."""
+    """The worth of attention, if the study has no arm but controls."""
     worth = [
         f"{_size(task, task.result.worth)} on {task.name}"
         for task in view.tasks
@@ -114,7 +114,7 @@ def losing(view: View) -> dict[str, list[str]]:
 
 
 def basis(view: View) -> list[Note]:
-    """What the answer rests on: the losses, what would have been seen, and what is left out."""
+    """The basis of the answer: the losses, what would have been seen, and what is left out."""
     notes: list[Note] = []
     by_task = {task.name: verdicts(task.result, task.metric.better) for task in view.tasks}
     for topic, wanted in (("Worse", LOSSES), ("Likely worse", (LIKELY_LOSS,))):
