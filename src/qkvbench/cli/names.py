@@ -179,6 +179,11 @@ def arm(text: str, study: Sequence[str]) -> str:
     return _known("arm", equation, list(study))
 
 
+def task_of_study(name: str, study: Sequence[str]) -> str:
+    """The task of a study with this name."""
+    return _known("task", name, list(study))
+
+
 def margins(words: Sequence[str] | None) -> Margins:
     """The margins of the words after --margin."""
     try:

@@ -108,6 +108,11 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         choices=["lr"],
         help="lr: choose each arm's learning rate by validation scores of other seeds, first",
     )
+    run.add_argument(
+        "--preregister",
+        metavar="FILE",
+        help="store the hypotheses of this TOML file before the first run; the report judges them",
+    )
     run.add_argument("--model", metavar="NAME", help="'qkvbench ls models' lists them")
     run.add_argument("--position", metavar="P", help="'qkvbench ls positions' lists them")
     run.add_argument(
@@ -211,10 +216,11 @@ def _add_analyse(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """The commands that only read a folder of results."""
-    report = _command(commands, "report", "the table and the page of a folder of results")
+    report = _command(commands, "report", "the answer and the page of a folder of results")
     report.add_argument("folder", metavar="DIR", help="a folder of results of 'qkvbench run'")
     form = report.add_mutually_exclusive_group()
     form.add_argument("--as", dest="report", metavar="NAME", help="one report: 'ls reports'")
+    form.add_argument("--full", action="store_true", help="every interval and finding in words")
     form.add_argument("--json", action="store_true", help="the same as --as summary")
     _margin(report)
     report.add_argument("--out", metavar="FILE", help="file of the page (DIR/report.html)")

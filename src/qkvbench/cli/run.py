@@ -5,7 +5,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,18 @@ from qkvbench import backends, recipes
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.progress import StudyProgress
+from qkvbench.cli.registration import check_registration, hypotheses_text, registration
 from qkvbench.cli.report import write_reports
 from qkvbench.cli.train import write_files
 from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.measure.machine import cores
 from qkvbench.recipes import Study
+from qkvbench.results.record import Preregistration
 from qkvbench.results.store import Store, StoreError
 from qkvbench.results.tuning import FACTORS, FIRST_SEED, SEEDS, tuning_ended
 from qkvbench.train.artifacts import kept_weights
 from qkvbench.train.dependencies import in_order
+from qkvbench.train.run import now
 
 if TYPE_CHECKING:
     from qkvbench.sweep.engines import EngineChoice
@@ -55,13 +57,24 @@ def answer(request: Request) -> int:
     store = Store(
         Path("results") / default_folder(study) if request.out is None else Path(request.out)
     )
+    if request.preregister and request.files:
+        raise RequestError(
+            "--files runs nothing, so nothing is registered before it; leave out --preregister, "
+            "or leave out --files.\nNothing was written."
+        )
+    registered = None
+    if request.preregister:
+        registered = registration(Path(request.preregister), study, now())
     try:
+        check_registration(registered, study, store)
         if request.files:
             return _write_files(study, store, Path(request.files))
         if request.dry_run:
             print(_dry_run_text(study, store, request.jobs))
+            if registered is not None:
+                print(hypotheses_text(registered))
             return 0
-        return _run_study(request, study, store, engine, trackers)
+        return _run_study(request, study, store, engine, trackers, registered)
     except StoreError as error:
         raise RequestError(f"{error}\nGive another folder with --out DIR.") from None
 
@@ -116,9 +129,7 @@ def default_folder(study: Study) -> str:
         recipe = recipes.find(plain)
         if replace(study, name=plain, smoke=False, seeds=recipe.seeds) == recipe:
             return study.name
-    one_seed = replace(study, seeds=dict.fromkeys(study.seeds, 1)).experiments()
-    ids = "".join(run.id for run in one_seed)
-    return f"{study.name}-{sha256(ids.encode()).hexdigest()[:6]}"
+    return f"{study.name}-{study.conditions[:6]}"
 
 
 def check_buildable(study: Study) -> None:
@@ -212,7 +223,12 @@ def _forecast_lines(study: Study, by_task: "Sequence[Forecast]", jobs: int | Non
 
 
 def _run_study(
-    request: Request, study: Study, store: Store, engine: "EngineChoice", trackers: Sequence[str]
+    request: Request,
+    study: Study,
+    store: Store,
+    engine: "EngineChoice",
+    trackers: Sequence[str],
+    registered: Preregistration | None,
 ) -> int:
     # Imported after the request is checked, because the engine imports the backend.
     from qkvbench.sweep.local import stoppable
@@ -243,6 +259,7 @@ def _run_study(
             fail_fast=request.fail_fast,
             progress=progress,
             engine=engine,
+            preregistered=registered,
         )
     write_reports(store)
     failed = sum(count for status, count in endings.items() if status != "done")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 
 from qkvbench import tasks
 from qkvbench.cost.matched import with_arm
@@ -65,6 +66,15 @@ class Study:
         causal = [name for name in self.seeds if tasks.find(name).model.causal]
         language = [name for name in causal if tasks.find(name).benchmark == "lm"]
         return next(iter([*language, *causal]), None)
+
+    @property
+    def conditions(self) -> str:
+        """A hash of all that decides the results of its runs, but for the number of seeds."""
+        # The rates of a tuned study are results.
+        rates = {} if self.tuned else self.rates
+        one_seed = replace(self, seeds=dict.fromkeys(self.seeds, 1), rates=rates)
+        ids = "".join(run.id for run in one_seed.experiments())
+        return sha256(f"{ids}{'tuned' if self.tuned else ''}".encode()).hexdigest()
 
     def model_of(self, task: str) -> Model:
         """The model that the study's arms of `task` vary."""

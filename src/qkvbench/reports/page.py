@@ -24,6 +24,7 @@ from qkvbench.reports.parts.formatting import (
     share,
     spans,
 )
+from qkvbench.reports.parts.registered import predictions
 from qkvbench.reports.parts.table import caption, columns, failures, legend, nickname
 from qkvbench.reports.parts.tuning import rate_tables
 from qkvbench.results.critical import LEVEL
@@ -69,6 +70,7 @@ def render(view: View) -> str:
         columns=columns(view),
         caption=caption(view),
         legend=legend(view),
+        predictions=predictions(view),
         findings=findings(view),
         limits=limits(view),
         cache=_plots(view, figures.against_cache),

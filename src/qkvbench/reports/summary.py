@@ -7,6 +7,7 @@ from typing import Any
 from qkvbench.reports.parts.analyses import document as layer_histories
 from qkvbench.reports.parts.caveats import limits
 from qkvbench.reports.parts.findings import findings
+from qkvbench.reports.parts.registered import document as registration
 from qkvbench.reports.parts.tuning import document as learning_rates
 from qkvbench.results.stats import verdicts
 from qkvbench.results.view import Cell, TaskView, View
@@ -44,6 +45,7 @@ def document(view: View) -> dict[str, Any]:
         "averages": [
             {**asdict(each), "metric": each.metric.model_dump()} for each in view.averages
         ],
+        "preregistered": registration(view),
         "learning_rates": learning_rates(view),
         "waiting": list(view.waiting),
         "other_runs": view.others,

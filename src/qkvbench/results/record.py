@@ -261,13 +261,48 @@ class Tuning(_Strict):
         return {each for arms in self.runs.values() for ids in arms.values() for each in ids}
 
 
+Expectation = Literal["worse", "better", "matches", "not worse"]
+
+
+class Hypothesis(_Strict):
+    """The verdict on ``arm`` against another arm that is expected on each of these tasks.
+
+    ``margins`` has the margin on each task in the unit of its metric, or as a proportion of seeds;
+    None if the unit has none. ``tests`` has the name of the test on each task.
+    """
+
+    arm: str
+    against: str
+    tasks: list[str]
+    expect: Expectation
+    margins: dict[str, float | None]
+    tests: dict[str, str]
+
+
+class Preregistration(_Strict):
+    """A study's question and hypotheses, stored at the time ``registered``, before its first run.
+
+    ``seeds`` is the number of seeds of each task. ``conditions`` identifies the study apart from
+    its number of seeds; ``sha256`` is that of the file that was registered.
+    """
+
+    question: str
+    hypotheses: list[Hypothesis]
+    arms: list[str]
+    seeds: dict[str, int]
+    conditions: str
+    registered: str
+    sha256: str
+
+
 class StudyInfo(_Strict):
     """The study of a store: the arms in their order, the baseline first.
 
     ``seeds`` is the number of seeds of each task, counted from 0. ``runs`` and ``measurements`` are
     the ids of the study; if one is empty, all records of these arms belong to it.
     ``benchmarks`` maps each task to the benchmark under whose name it is averaged. ``tuning`` is
-    None if all arms of a task have the task's own learning rate.
+    None if all arms of a task have the task's own learning rate. ``preregistered`` is None if
+    nothing was registered before the first run.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -284,3 +319,4 @@ class StudyInfo(_Strict):
     measurements: list[str] = []
     benchmarks: dict[str, str] = {}
     tuning: Tuning | None = None
+    preregistered: Preregistration | None = None

@@ -20,6 +20,7 @@ from qkvbench.results.record import (
     Machine,
     Measurement,
     MetricInfo,
+    Preregistration,
     Ratio,
     Record,
     StudyInfo,
@@ -123,7 +124,8 @@ class View:
     without a run; ``others`` counts runs of the store that are neither part of this study nor a
     dependency of its runs, nor tune it. ``aggregates`` has one figure over the tasks for each arm
     that is complete on all of them. ``tuning`` has the learning rates that were tried for each arm
-    and task; empty if the arms of a task share one.
+    and task; empty if the arms of a task share one. ``preregistered`` is what was stored before the
+    first run; None if nothing was.
     """
 
     name: str
@@ -138,6 +140,7 @@ class View:
     aggregates: dict[str, Aggregate]
     averages: tuple[Average, ...]
     tuning: tuple[Sensitivity, ...] = ()
+    preregistered: Preregistration | None = None
 
     @property
     def baseline(self) -> str:
@@ -250,7 +253,14 @@ def view(store: Store, margins: Margins | None = None) -> View:
         aggregates=aggregates(tasks, arms),
         averages=averages(tasks, study.benchmarks, margins or Margins()),
         tuning=sensitivities(study.tuning, runs.good) if study.tuning else (),
+        preregistered=study.preregistered,
     )
+
+
+def with_margin(task: TaskView, margin: float | None) -> TaskView:
+    """The same task with its verdicts at another margin; items and fronts stay as they are."""
+    result = compare_cells(task.cells, task.metric, task.result.seeds, margin)
+    return replace(task, result=result)
 
 
 def _inferred_study(runs: Sequence[Record], measured: set[str]) -> StudyInfo:

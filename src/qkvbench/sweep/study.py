@@ -15,7 +15,7 @@ from qkvbench.measure.conditions import Conditions, identity
 from qkvbench.measure.observe import measurements
 from qkvbench.model import Model, parse_arm
 from qkvbench.recipes import Study
-from qkvbench.results.record import Record, StudyInfo, Tuning
+from qkvbench.results.record import Preregistration, Record, StudyInfo, Tuning
 from qkvbench.results.store import Store
 from qkvbench.results.tuning import FACTORS, SEEDS, choose, tuning_ended
 from qkvbench.sweep.capacity import run_bytes
@@ -86,6 +86,7 @@ def run_study(
     fail_fast: bool,
     progress: Progress,
     engine: EngineChoice | None = None,
+    preregistered: Preregistration | None = None,
 ) -> None:
     """Run and measure what the store lacks. The same call again resumes.
 
@@ -93,13 +94,16 @@ def run_study(
     missing. Without a number of `jobs`, runs on this machine use every core, or one run an
     accelerator.
 
-    The learning rates of a tuned study are chosen first, from the store's records alone.
+    The learning rates of a tuned study are chosen first, from the store's records alone. The
+    hypotheses of `preregistered` are stored before anything runs; those of the store stay there.
 
     An interrupt is raised again after the runs in progress are recorded as interrupted.
     """
     study = with_chosen_rates(study, store)
     models = models_to_measure(study)
-    store.write_study(info(study, command))
+    before = store.study()
+    preregistered = (before and before.preregistered) or preregistered
+    store.write_study(info(study, command, preregistered))
     settings = _Settings(study, store, jobs, engine or EngineChoice(), progress)
     with Workers(study.backend) as workers:
         tuning = study.tuning_experiments()
@@ -111,7 +115,7 @@ def run_study(
                     if fail_fast and not tuning_ended(record):
                         return
             study = with_chosen_rates(study, store)
-            store.write_study(info(study, command))
+            store.write_study(info(study, command, preregistered))
         experiments = runnable_experiments(study)
         for task, arm in untuned(study):
             progress.on_untuned(task, arm)
@@ -327,7 +331,7 @@ def data_error(task: TaskRef) -> tuple[str | None, int]:
     return None, getattr(held, "uss", held.rss)
 
 
-def info(study: Study, command: str) -> StudyInfo:
+def info(study: Study, command: str, preregistered: Preregistration | None = None) -> StudyInfo:
     """The description of a study that its store keeps."""
     models = models_to_measure(study)
     return StudyInfo(
@@ -344,6 +348,7 @@ def info(study: Study, command: str) -> StudyInfo:
         measurements=[identity(model, conditions_of(study, models)) for model in models],
         benchmarks=_benchmarks(study),
         tuning=tuning_plan(study),
+        preregistered=preregistered,
     )
 
 

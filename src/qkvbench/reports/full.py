@@ -1,4 +1,4 @@
-"""The study as a table and sentences, for a terminal."""
+"""The study as a table with every interval, and all of its findings and limits in sentences."""
 
 from collections.abc import Sequence
 from io import StringIO
@@ -12,10 +12,11 @@ from rich.text import Text
 from qkvbench.reports.parts.caveats import limits
 from qkvbench.reports.parts.findings import findings
 from qkvbench.reports.parts.formatting import printable, spans
+from qkvbench.reports.parts.registered import predictions
 from qkvbench.reports.parts.table import Column, Lines, Tone, caption, columns, failures, legend
 from qkvbench.results.view import View
 
-ABOUT = "the main table and what it shows, as plain text"
+ABOUT = "the main table with its intervals, and what it shows, as plain text"
 SUFFIX = "txt"
 
 WIDTH = 120
@@ -54,9 +55,15 @@ def print_table(view: View, console: Console) -> None:
 
 
 def print_words(view: View, console: Console) -> None:
-    """The findings of the study and its limits."""
-    parts = {"What this shows": findings(view), "What it cannot tell": limits(view)}
+    """The hypotheses that were registered, the findings of the study, and its limits."""
+    parts = {
+        "What was predicted": predictions(view),
+        "What this shows": findings(view),
+        "What it cannot tell": limits(view),
+    }
     for title, notes in parts.items():
+        if not notes:
+            continue
         console.print()
         console.print(Text(title, style="bold underline"))
         for note in notes:
