@@ -13,7 +13,7 @@ from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.reports.full import styled
 from qkvbench.reports.parts.evidence import lines, sentence
-from qkvbench.results.evidence import Run, Setting, settings
+from qkvbench.results.evidence import Run, Setting, runs_of, settings
 from qkvbench.results.store import Store, StoreError
 from qkvbench.results.view import BASELINE
 
@@ -66,7 +66,7 @@ def every_run(folders: Sequence[Path]) -> list[Run]:
                 "'qkvbench run' writes such folders."
             )
         try:
-            found += [Run(folder.name, record) for record in Store(folder).runs().good]
+            found += runs_of(Store(folder), folder.name)
         except StoreError as error:
             raise RequestError(str(error)) from None
     return found
@@ -82,6 +82,7 @@ def document(found: Sequence[Setting], arm: str, against: str) -> dict[str, Any]
                 "task": list(each.names),
                 "folders": list(each.folders),
                 "steps": each.shared.training.steps,
+                "tuned_rates": each.tuned,
                 "parameters": each.parameters,
                 "seeds": {"baseline": each.seeds[0], "arm": each.seeds[1]},
                 "verdict": each.verdict,

@@ -21,7 +21,7 @@ from qkvbench.reports.parts.formatting import (
     signed,
 )
 from qkvbench.reports.parts.headline import basis, headline, registered_sentence
-from qkvbench.reports.parts.table import DASH, SYMBOLS, TONES, Line, failures, nickname
+from qkvbench.reports.parts.table import DASH, SYMBOLS, TONES, Line, Tone, failures, nickname
 from qkvbench.results.stats import Comparison, Tally, verdicts
 from qkvbench.results.view import TaskView, View
 
@@ -144,7 +144,7 @@ def _cell(task: TaskView, arm: str) -> Line:
     return _score(result, arm, symbol, tone)
 
 
-def _score(result: Comparison, arm: str, symbol: str, tone: str) -> Line:
+def _score(result: Comparison, arm: str, symbol: str, tone: Tone) -> Line:
     """The baseline's score, another arm's difference; its own score if nothing is compared."""
     places = decimals(result)
     each = result.differences.get(arm)

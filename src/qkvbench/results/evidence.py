@@ -27,17 +27,22 @@ from qkvbench.results.stats import (
     tally,
     verdicts,
 )
-from qkvbench.results.view import BASELINE, Cell
+from qkvbench.results.store import Store
+from qkvbench.results.view import BASELINE, Cell, without_rate
 
 Curve = Float[np.ndarray, " points"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A record, the folder that it is in, and its experiment."""
+    """A record, the folder that it is in, and its experiment.
+
+    ``tuned``: its learning rate was chosen for its arm, so that matched arms differ in it.
+    """
 
     folder: str
     record: Record
+    tuned: bool = False
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -49,11 +54,13 @@ class Run:
 class Setting:
     """The two arms in one setting, with all the seeds that any folder has of them.
 
-    ``names`` are those under which the task was run. ``seeds`` counts the baseline's and the arm's
+    ``tuned``: each arm has a learning rate of its own. ``names`` are those under which the task was
+    run. ``seeds`` counts the baseline's and the arm's
     runs that ended. ``speed`` is the effective speed-up; None if it cannot be told.
     """
 
     shared: Experiment
+    tuned: bool
     names: tuple[str, ...]
     folders: tuple[str, ...]
     seeds: tuple[int, int]
@@ -73,17 +80,31 @@ def settings(
     runs: Iterable[Run], *, arm: str, against: str = BASELINE, margins: Margins | None = None
 ) -> tuple[Setting, ...]:
     """All settings that have runs of both arms, the verdicts of loss first."""
-    by_setting: dict[Experiment, list[Run]] = defaultdict(list)
+    by_setting: dict[tuple[Experiment, bool], list[Run]] = defaultdict(list)
     wanted = {arm, against, FLOOR}
     for run in runs:
         if run.record.arm in wanted and run.record.status != "interrupted":
-            by_setting[shared(run.experiment)].append(run)
+            key = shared(run.experiment)
+            by_setting[without_rate(key) if run.tuned else key, run.tuned].append(run)
     found = [
-        _setting(key, own, arm, against, margins or Margins())
-        for key, own in by_setting.items()
+        _setting(key, own, arm, against, margins or Margins(), tuned=tuned)
+        for (key, tuned), own in by_setting.items()
         if {arm, against} <= {run.record.arm for run in own}
     ]
     return tuple(sorted(found, key=lambda each: (each.names, each.shared.training.steps)))
+
+
+def runs_of(store: Store, folder: str) -> list[Run]:
+    """The runs of a folder, without those that tuned learning rates."""
+    study = store.study()
+    tuning = study.tuning if study is not None else None
+    own = set(study.runs) if study is not None else set[str]()
+    tuned = tuning.ids if tuning is not None else set[str]()
+    return [
+        Run(folder, record, tuned=tuning is not None and record.id in own)
+        for record in store.runs().good
+        if record.id in own or record.id not in tuned
+    ]
 
 
 def shared(experiment: Experiment) -> Experiment:
@@ -103,7 +124,13 @@ def unnamed(experiment: Experiment) -> Experiment:
 
 
 def _setting(
-    key: Experiment, runs: Sequence[Run], arm: str, against: str, margins: Margins
+    key: Experiment,
+    runs: Sequence[Run],
+    arm: str,
+    against: str,
+    margins: Margins,
+    *,
+    tuned: bool,
 ) -> Setting:
     once: dict[tuple[str, int], Run] = {}
     # The first to have been run, so that a folder that repeats it adds nothing.
@@ -119,6 +146,7 @@ def _setting(
     used = [run for run in runs if run.record.arm in (arm, against)]
     return Setting(
         shared=key,
+        tuned=tuned,
         names=tuple(sorted({run.record.task for run in used})),
         folders=tuple(dict.fromkeys(run.folder for run in used)),
         seeds=(len(cells[0].runs), len(cells[arms.index(arm)].runs)),

@@ -292,7 +292,7 @@ def _comparable_runs(runs: Sequence[Record], *, tuned: bool) -> list[Record]:
     sized: dict[Experiment, list[Record]] = defaultdict(list)
     for run in runs:
         (shared,) = from_json(run.experiment).vary(variants=[BASELINE], seeds=[0])
-        shared = _without_rate(shared) if tuned else shared
+        shared = without_rate(shared) if tuned else shared
         if run.arm == run.variant:
             sets[shared].append(run)
         else:
@@ -305,7 +305,7 @@ def _comparable_runs(runs: Sequence[Record], *, tuned: bool) -> list[Record]:
     return own if sets is sized else [*own, *sized[_unmarked(chosen)]]
 
 
-def _without_rate(experiment: Experiment) -> Experiment:
+def without_rate(experiment: Experiment) -> Experiment:
     """The experiment without its own learning rate; that of its initial weights stays."""
     training = replace(experiment.training, learning_rate=0.0, final_learning_rate=0.0)
     return replace(experiment, training=training)

@@ -9,8 +9,8 @@ from typing import Literal
 from qkvbench import tasks
 from qkvbench.claims.kit.measured import Benchmark, MeasuredChange, changes, read_benchmarks
 from qkvbench.experiment import Experiment
-from qkvbench.results.evidence import Run, Setting, settings, unnamed
-from qkvbench.results.record import Measurement, Record
+from qkvbench.results.evidence import Run, Setting, runs_of, settings, unnamed
+from qkvbench.results.record import Measurement
 from qkvbench.results.stats import Comparison, Difference, Tally
 from qkvbench.results.store import Store
 from qkvbench.results.view import View
@@ -23,7 +23,7 @@ class StoreView:
     """The contents of one folder: its name, its runs, and all that was timed or measured there."""
 
     name: str
-    records: tuple[Record, ...] = ()
+    runs: tuple[Run, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     benchmarks: tuple[Benchmark, ...] = ()
 
@@ -191,22 +191,24 @@ def open_store(folder: Path) -> StoreView:
     """The records in this folder; StoreError if they cannot be read."""
     store, name = Store(folder), folder.resolve().name
     benchmarks = read_benchmarks(folder)
-    return StoreView(name, store.runs().good, store.measurements().good, benchmarks)
+    runs = tuple(runs_of(store, name))
+    return StoreView(name, runs, store.measurements().good, benchmarks)
 
 
 def of_study(study: View) -> StoreView:
     """The runs and measurements of one study."""
-    return StoreView(study.name, study.runs, tuple(study.measurements.values()))
+    tuned = bool(study.tuning)
+    runs = tuple(Run(study.name, record, tuned=tuned) for record in study.runs)
+    return StoreView(study.name, runs, tuple(study.measurements.values()))
 
 
 def pool(stores: Sequence[StoreView]) -> Pool:
     """All that these folders hold."""
     runs: dict[TaskRef, list[Run]] = {}
     for store in sorted(stores, key=lambda store: store.name):
-        for record in store.records:
-            if record.arm == record.variant:
-                inputs = parse_task(record.task).inputs
-                runs.setdefault(inputs, []).append(Run(store.name, record))
+        for run in store.runs:
+            if run.record.arm == run.record.variant:
+                runs.setdefault(parse_task(run.record.task).inputs, []).append(run)
     measured = [found for store in stores for found in _measured(store)]
     measured.sort(key=lambda found: (found[0], found[1].model, found[1].setting))
     return Pool(runs, tuple(measured))

@@ -74,6 +74,8 @@ def _setting(each: Setting) -> str:
     shared = each.shared
     parts = [f"{each.names[0]}, {shared.training.steps:,} steps"]
     parts.append(f"{count_text(each.parameters)} parameters")
+    if each.tuned:
+        parts.append("rates tuned")
     if shared.backend != "torch":
         parts.append(shared.backend)
     if shared.execution != PRECISIONS[0]:
