@@ -1,0 +1,188 @@
+"""The answer of a study in one or two sentences, and the few lines that say how sure it is."""
+
+from collections.abc import Mapping, Sequence
+
+from qkvbench.model import AGAIN
+from qkvbench.reports.parts.formatting import (
+    SEPARATOR,
+    Note,
+    decimals,
+    number,
+    plural,
+    share,
+)
+from qkvbench.reports.parts.table import nickname
+from qkvbench.results.across import FLOOR
+from qkvbench.results.stats import LOSSES, Comparison, Tally, Verdict, verdicts
+from qkvbench.results.view import TaskView, View
+from qkvbench.variant import UNIFORM, write
+
+# Arms that answer another question than whether a variant can take the baseline's place.
+CONTROLS = (FLOOR, write(UNIFORM))
+LIKELY_LOSS: Verdict = "likely worse"
+
+
+def headline(view: View) -> str:
+    """The cheapest arm that was not seen to lose, or that there is none."""
+    compared = [task for task in view.tasks if task.result.standing == "compared"]
+    base = f"`{view.baseline}`"
+    if not compared:
+        return f"Nothing can be said yet: {_why_nothing(view)}."
+    losses = losing(view)
+    if not losses:
+        return _worth(view)
+    what, costs = _costs(view, list(losses))
+    cheaper = [arm for arm in losses if costs[arm] < costs[view.baseline]]
+    cheaper.sort(key=lambda arm: costs[arm])
+    tasks = "the task" if len(compared) == 1 else f"any of {len(compared)} tasks"
+    safe = [arm for arm in cheaper if not losses[arm]]
+    if safe:
+        best = safe[0]
+        part = share(costs[best] / costs[view.baseline])
+        return (
+            f"{_named(best)} takes {part} of the {what} and is not seen to lose against {base} on "
+            f"{tasks}; {_open_losses(compared, best)}."
+        )
+    if not cheaper:
+        return f"No arm that is complete takes less cache or fewer parameters than {base}."
+    least = min(cheaper, key=lambda arm: (len(losses[arm]), costs[arm]))
+    return (
+        f"Every arm with less of the {what} than {base} loses on at least one task. The fewest "
+        f"losses: {_named(least)}, {share(costs[least] / costs[view.baseline])} of the {what}, on "
+        f"{', '.join(losses[least])}."
+    )
+
+
+def _worth(view: View) -> str:
+    """What attention is worth, if the study has no arm but controls."""
+    worth = [
+        f"{_size(task, task.result.worth)} on {task.name}"
+        for task in view.tasks
+        if isinstance(task.result, Comparison)
+        and task.result.standing == "compared"
+        and task.result.worth is not None
+    ]
+    solved = [
+        f"{task.result.counts[view.baseline].solved} of {len(task.result.seeds)} seeds, not "
+        f"{task.result.counts[FLOOR].solved}, on {task.name}"
+        for task in view.tasks
+        if isinstance(task.result, Tally)
+        and task.result.standing == "compared"
+        and FLOOR in task.result.counts
+    ]
+    if not worth and not solved:
+        return "This study has no arm but its baseline and controls, and none is complete."
+    return f"Attention is worth {', '.join([*worth, *solved])}."
+
+
+def _size(task: TaskView, value: float | None) -> str:
+    unit = "" if task.metric.unit == "share" else f" {task.metric.unit}"
+    return f"{number(value or 0.0, decimals(task.result))}{unit}"
+
+
+def losing(view: View) -> dict[str, list[str]]:
+    """The tasks on which each complete arm loses, certainly or likely; without controls."""
+    by_task = {
+        task.name: verdicts(task.result, task.metric.better)
+        for task in view.tasks
+        if task.result.standing == "compared"
+    }
+    arms = [
+        arm
+        for arm in view.arms[1:]
+        if arm not in CONTROLS
+        and not arm.endswith(AGAIN)
+        and all(arm in found for found in by_task.values())
+    ]
+    return {
+        arm: [name for name, found in by_task.items() if found[arm] in (*LOSSES, LIKELY_LOSS)]
+        for arm in arms
+    }
+
+
+def basis(view: View) -> list[Note]:
+    """What the answer rests on: the losses, what would have been seen, and what is left out."""
+    notes: list[Note] = []
+    by_task = {task.name: verdicts(task.result, task.metric.better) for task in view.tasks}
+    for topic, wanted in (("Worse", LOSSES), ("Likely worse", (LIKELY_LOSS,))):
+        counts = {
+            name: sum(
+                found.get(arm) in wanted
+                for arm in view.arms[1:]
+                if arm not in CONTROLS and not arm.endswith(AGAIN)
+            )
+            for name, found in by_task.items()
+        }
+        told = [f"{plural(count, 'arm')} on {name}" for name, count in counts.items() if count]
+        if told:
+            notes.append(Note(topic, f"{', '.join(told)}."))
+    if seen := _sensitivities(view):
+        notes.append(Note("Seen as likely", f"losses from {SEPARATOR.join(seen)} on."))
+    notes += _left_out(view)
+    if FLOOR not in view.arms and view.tasks:
+        text = f"how much of a score needs attention is not known; the arm `{FLOOR}` tells."
+        notes.append(Note("No control without attention", text))
+    return notes
+
+
+def _sensitivities(view: View) -> list[str]:
+    """The smallest loss that is likely seen, by task."""
+    found: list[str] = []
+    for task in view.tasks:
+        result = task.result
+        if isinstance(result, Comparison) and result.detectable is not None:
+            seeds = plural(len(result.seeds), "seed")
+            found.append(f"{_size(task, result.detectable)} on {task.name} ({seeds})")
+    return found
+
+
+def _left_out(view: View) -> list[Note]:
+    by_standing: dict[str, list[str]] = {}
+    for task in view.tasks:
+        if task.result.standing != "compared":
+            by_standing.setdefault(task.result.standing, []).append(task.name)
+    return [
+        Note("Left out", f"{', '.join(names)}: {standing}.")
+        for standing, names in by_standing.items()
+    ]
+
+
+def _why_nothing(view: View) -> str:
+    standings = [f"{task.name}: {task.result.standing}" for task in view.tasks]
+    return "; ".join(standings) or "no task has a run"
+
+
+def _costs(view: View, arms: Sequence[str]) -> tuple[str, Mapping[str, float]]:
+    """The cost that the headline is about: the cache if any arm has less, else parameters."""
+    cache = {arm: float(cost.cache_bytes_per_token or 0) for arm, cost in view.costs.items()}
+    base = cache.get(view.baseline, 0.0)
+    if base and all(arm in cache for arm in arms) and any(cache[arm] < base for arm in arms):
+        return "cache", cache
+    costs = view.costs or next((task.costs for task in view.tasks if task.costs), {})
+    return "parameters", {arm: float(cost.total_parameters) for arm, cost in costs.items()}
+
+
+def _open_losses(tasks: Sequence[TaskView], arm: str) -> str:
+    """The losses for which the arm's intervals leave room, and how it solved the other tasks."""
+    losses: list[str] = []
+    solved: list[str] = []
+    for task in tasks:
+        result = task.result
+        if isinstance(result, Tally):
+            own = result.counts[arm]
+            solved.append(f"{own.solved} of {own.seeds} seeds solve {task.name}")
+            continue
+        each = result.differences[arm]
+        end = -(each.low or 0.0) if task.metric.better == "higher" else each.high or 0.0
+        if end > 0:
+            losses.append(f"{_size(task, end)} on {task.name}")
+    room = "its intervals leave no room for a loss"
+    if losses:
+        more = f" and on {len(losses) - 4} more" if len(losses) > 4 else ""
+        room = f"its intervals leave room for a loss of {', '.join(losses[:4])}{more}"
+    return "; ".join([room, *solved])
+
+
+def _named(arm: str) -> str:
+    name = nickname(arm)
+    return f"`{arm}`" if name is None else f"`{arm}` ({name})"
