@@ -6,7 +6,7 @@ import pytest
 
 import fake_study
 from qkvbench.recipes import Study
-from qkvbench.reports import summary, terminal
+from qkvbench.reports import full, summary
 from qkvbench.results.averages import averages
 from qkvbench.results.margins import Margins
 from qkvbench.results.record import MetricInfo
@@ -117,7 +117,7 @@ def test_reports_show_an_average_under_its_own_name(tmp_path):
     for arm, mean in average.result.means.items():
         wanted = sum(results[name].means[arm].value for name in ("digits", "sort")) / 2
         assert mean.value == pytest.approx(wanted)
-    said = " ".join(terminal.render(seen).split())
+    said = " ".join(full.render(seen).split())
     assert "small (built-in) average: the plain mean over digits, sort (3 seeds" in said
     assert "not the score of a benchmark of that name" in said
     (written,) = summary.document(seen)["averages"]

@@ -16,7 +16,7 @@ from qkvbench.cost.units import bytes_text
 from qkvbench.data.batch import IGNORE_INDEX, Predictions
 from qkvbench.experiment import from_json, to_json
 from qkvbench.model import PRESETS, parse_arm, write_arm
-from qkvbench.reports import page, terminal
+from qkvbench.reports import full, page
 from qkvbench.reports.parts.comparison import lines, sentence
 from qkvbench.results import planning, resampling
 from qkvbench.results.aggregate import Scale, aggregate
@@ -376,12 +376,12 @@ def test_a_task_that_is_solved_without_attention_says_nothing_of_variants(tmp_pa
         (task,) = seen.tasks
         assert task.result.standing == standing
         assert task.result.worth == pytest.approx(np.mean(arms["q,k,v"]) - np.mean(floor))
-        said = " ".join(terminal.render(seen).split())
+        said = " ".join(full.render(seen).split())
         assert ("says nothing of variants" in said) == (standing != "compared")
         assert bool(task.result.differences) == (standing == "compared")
         assert "No control without attention" not in said
     without = _study(tmp_path / "without", "sort", arms)
-    assert "No control without attention" in terminal.render(without)
+    assert "No control without attention" in full.render(without)
 
 
 def test_a_page_and_a_comparison_have_an_arm_that_caches_nothing(tmp_path):
@@ -405,9 +405,7 @@ def test_a_run_that_diverged_counts_as_no_attention_over_tasks(tmp_path):
             store.write_run(made)
     seen = view(store)
     assert verdicts(seen.tasks[1].result, "higher")["q,k=v"] == "diverged"
-    assert "Diverged more often than q,k,v: q,k=v (1 run)" in " ".join(
-        terminal.render(seen).split()
-    )
+    assert "Diverged more often than q,k,v: q,k=v (1 run)" in " ".join(full.render(seen).split())
     found = seen.aggregates["q,k=v"]
     # Two seeds of seven eighths, and one of nothing.
     assert found.worst == pytest.approx(7 / 8 * 2 / 3, abs=0.01)

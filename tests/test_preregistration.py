@@ -14,7 +14,7 @@ from qkvbench.cli.parser import RequestError, parse_request
 from qkvbench.cli.registration import registration, registration_of
 from qkvbench.cli.run import requested_study
 from qkvbench.recipes import Study
-from qkvbench.reports import page, summary, terminal
+from qkvbench.reports import full, page, summary
 from qkvbench.results.preregistration import (
     CONFIRMING,
     MEANS_TEST,
@@ -151,7 +151,7 @@ def test_the_margin_is_the_registered_one_whatever_the_report_s(written, tmp_pat
 def test_the_report_judges_the_hypotheses_and_calls_the_rest_exploratory(written, tmp_path):
     place = written(expected("q=k,v", "worse"), expected("q,k=v", "matches", margin=0.02))
     study = registered(place, tmp_path / "store")
-    said = " ".join(terminal.render(study).split())
+    said = " ".join(full.render(study).split())
     assert f"Question: Is it so? Registered on {TIME}, before the first run" in said
     assert "Hypothesis 1 confirmed: q=k,v worse than q,k,v on digits." in said
     assert "Found: digits confirmed (matches; margin 0.02)" in said
@@ -167,7 +167,7 @@ def test_the_report_judges_the_hypotheses_and_calls_the_rest_exploratory(written
 
 def test_a_study_without_a_registration_predicts_nothing(tmp_path):
     study = view(fake_study.build(tmp_path, fake_study.ARMS[:2], ("digits",)))
-    assert "predicted" not in terminal.render(study)
+    assert "predicted" not in full.render(study)
     assert 'id="predicted"' not in page.render(study)
     assert json.loads(summary.render(study))["preregistered"] is None
 
@@ -175,7 +175,7 @@ def test_a_study_without_a_registration_predicts_nothing(tmp_path):
 def test_another_number_of_seeds_another_test_and_other_arms_are_reported(written, tmp_path):
     place = written(expected("q=k,v", "worse"))
     study = registered(place, tmp_path / "store", seeds=7)
-    said = " ".join(terminal.render(study).split())
+    said = " ".join(full.render(study).split())
     assert "Not the registered number of seeds: digits: 7 seeds instead of 5." in said
     store = Store(tmp_path / "store")
     stored = store.study()
@@ -183,7 +183,7 @@ def test_another_number_of_seeds_another_test_and_other_arms_are_reported(writte
     changed = stored.preregistered.model_copy(update={"hypotheses": [old]})
     fewer = {"preregistered": changed, "variants": ["q,k,v", "q,k=v"]}
     store.write_study(stored.model_copy(update=fewer))
-    said = " ".join(terminal.render(view(store)).split())
+    said = " ".join(full.render(view(store)).split())
     assert "Not the registered arms: registered were q,k,v · q=k,v · q,k=v." in said
     assert "Not the registered test: registered was: a coin" in said
     assert "not decided (q=k,v is not an arm of this study any more)" in said

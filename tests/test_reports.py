@@ -16,10 +16,11 @@ from rich.console import Console
 import fake_study
 from qkvbench import reports
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
-from qkvbench.reports import page, summary, terminal
+from qkvbench.reports import brief, full, page, summary
 from qkvbench.reports.parts import figures as figures
 from qkvbench.reports.parts import findings as findings
 from qkvbench.reports.parts.caveats import limits
+from qkvbench.reports.parts.headline import headline
 from qkvbench.results.resampling import ItemBounds
 from qkvbench.results.stats import Comparison, Tally, verdicts
 from qkvbench.results.store import Store
@@ -44,8 +45,8 @@ def html(study):
 def printed(study, width):
     file = StringIO()
     console = Console(file=file, width=width, color_system=None)
-    terminal.print_table(study, console)
-    terminal.print_words(study, console)
+    full.print_table(study, console)
+    full.print_words(study, console)
     return file.getvalue()
 
 
@@ -85,7 +86,7 @@ def test_numbers_get_units_without_losing_their_first_three_digits(text, expecte
 
 
 def test_every_report_keeps_the_contract(study):
-    assert {"page", "summary", "terminal"} <= set(reports.names())
+    assert {"page", "summary", "brief", "full"} <= set(reports.names())
     for name in reports.names():
         report = reports.find(name)
         assert report.ABOUT
@@ -100,7 +101,7 @@ def test_an_unknown_report_is_a_key_error():
 
 def test_reports_bring_no_framework():
     code = (
-        "import sys, qkvbench.reports.page, qkvbench.reports.terminal, qkvbench.reports.summary;"
+        "import sys, qkvbench.reports.page, qkvbench.reports.brief, qkvbench.reports.summary;"
         "print(sorted({'torch', 'jax', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -147,13 +148,13 @@ def test_the_cost_columns_name_their_task(study):
 
 
 def test_the_report_names_the_precision_of_runs_that_are_not_fp32(tmp_path, study):
-    assert "Runs in" not in terminal.render(study)
+    assert "Runs in" not in full.render(study)
     runs = [
         fake_study.record(replace(run, precision="bf16", compiled=True))
         for run in fake_study.experiments("sort", fake_study.ARMS[:2])
     ]
     halved = small(tmp_path, runs, fake_study.ARMS[:2], ("sort",), cost_task="sort")
-    assert "Runs in bf16, compiled." in terminal.render(halved)
+    assert "Runs in bf16, compiled." in full.render(halved)
 
 
 def test_a_run_that_diverged_is_in_its_row_and_its_reason_below(study):
@@ -194,7 +195,7 @@ def test_solved_seeds_are_counted_in_the_findings(study):
 
 
 def test_the_two_grades_of_a_verdict_have_symbols_of_their_own(study):
-    text = terminal.render(study)
+    text = full.render(study)
     symbols = {
         {"worse": "▼", "likely worse": "▽"}[verdict]
         for task in study.tasks
@@ -246,7 +247,7 @@ def test_one_seed_proves_nothing(tmp_path):
     text = printed(study, 120)
     assert "One seed shows no spread" in text
     assert "[" not in text
-    assert "±" not in terminal.render(study).split("Score ±")[0]
+    assert "±" not in full.render(study).split("Score ±")[0]
     assert page.render(study)
 
 
@@ -397,7 +398,7 @@ def test_brackets_in_the_path_of_a_task_are_not_markup(study):
     # Brackets would be markup: a path could hide itself, be a link, or end the report in an error.
     path = "./[bold]a[link=x]b[/c].txt"
     named = replace(study, tasks=(replace(study.tasks[0], name=path),), cost_task=None)
-    head, _, _ = terminal.render(named).partition("canonical")
+    head, _, _ = full.render(named).partition("canonical")
     assert path in head
 
 
@@ -450,3 +451,68 @@ def test_labels_beside_curves_are_apart_and_in_order():
     assert ordered == [2, 0, 1, 3]
     gaps = np.diff([moved[order] for order in ordered])
     assert (gaps >= figures.LABEL_HEIGHT - 1e-9).all()
+
+
+def scored_study(path, table, tasks=("digits",), seeds=5, noise=0.002):
+    """A study whose arms lose so much on each task."""
+    rng = np.random.default_rng(4)
+    records = [
+        fake_study.record(run, 0.9 - table[run.arm][tasks.index(task)] + noise * rng.normal())
+        for task in tasks
+        for run in fake_study.experiments(task, tuple(table), seeds)
+    ]
+    return small(
+        path, records, tuple(table), tasks, seeds=dict.fromkeys(tasks, seeds), cost_task=tasks[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        # The cheapest of two that lose nothing.
+        (
+            {"q,k,v": (0.0,), "q,k=v": (0.0,), "q=k=v": (0.0,), "q=k=v=x": (0.2,)},
+            "`q=k=v` (shared-qkv) takes",
+        ),
+        (
+            {"q,k,v": (0.0,), "q,k=v": (0.1,), "none": (0.7,)},
+            "Every arm with less of the parameters",
+        ),
+        ({"q,k,v": (0.0,), "none": (0.7,), "q=k=0,v": (0.6,)}, "Attention is worth 0.7"),
+        (
+            {"q,k,v": (0.0,), "q,k=v": (0.1,), "none": (0.0,)},
+            "Nothing can be said yet: digits: atten",
+        ),
+    ],
+    ids=["one loses nothing", "all lose", "only controls", "no attention needed"],
+)
+def test_the_answer_names_the_cheapest_arm_that_was_not_seen_to_lose(tmp_path, table, said):
+    assert headline(scored_study(tmp_path, table)).startswith(said)
+
+
+def test_the_room_for_a_loss_is_the_worse_end_of_the_interval(tmp_path):
+    study = scored_study(tmp_path, {"q,k,v": (0.0,), "q,k=v": (0.0,)})
+    each = study.tasks[0].result.differences["q,k=v"]
+    assert f"leave room for a loss of {-each.low:.3f} on digits" in headline(study)
+
+
+def test_the_brief_report_has_one_line_for_each_arm_and_fits(study):
+    lines = brief.render(study).splitlines()
+    assert max(map(len, lines)) <= brief.WIDTH
+    assert len(lines) < 40
+    for arm in fake_study.ARMS:
+        assert sum(line.startswith(f" {arm} ") for line in lines) == 1
+    row = next(line for line in lines if line.startswith(" q=k=v=x "))
+    difference = study.tasks[3].result.differences["q=k=v=x"]
+    assert f"+{difference.value:.2f}".replace("0.", ".") in row
+
+
+def test_a_narrow_terminal_gets_several_tables_and_no_shortened_cell(study):
+    file = StringIO()
+    brief.print_answer(study, Console(file=file, width=70, color_system=None))
+    text = file.getvalue()
+    assert "…" not in text
+    assert (
+        sum(line.strip() == "q,k,v" or line.startswith(" q,k,v ") for line in text.splitlines())
+        == 2
+    )

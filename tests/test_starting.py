@@ -16,7 +16,7 @@ from qkvbench.data.cache import alone, cache_folder, writing
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.model import Learned
 from qkvbench.recipes import Study
-from qkvbench.reports import terminal
+from qkvbench.reports import full
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
 from qkvbench.sweep.study import run_study, to_run
@@ -192,7 +192,7 @@ def test_dependencies_run_first_and_once_and_are_stored_without_being_arms_of_th
     assert [task.name for task in seen.tasks] == ["recall", "digits"]
     assert [task.init_from for task in seen.tasks] == ["sort", "sort"]
     assert (len(seen.runs), seen.others) == (4, 0)
-    assert "begin with the weights of their own runs on sort" in terminal.render(seen)
+    assert "begin with the weights of their own runs on sort" in full.render(seen)
 
     assert carried_out(study, tmp_path / "store").plans == [(0, 4)]
     assert to_run(study.experiments(), Store(tmp_path / "store")) == []

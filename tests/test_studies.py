@@ -9,7 +9,7 @@ from qkvbench import claims
 from qkvbench.claims import StoreView, judge
 from qkvbench.claims.kit.evidence import collect_evidence
 from qkvbench.claims.kit.runs import Runs
-from qkvbench.reports import terminal
+from qkvbench.reports import brief
 from qkvbench.results.stats import Tally
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
@@ -26,7 +26,7 @@ def committed(name):
 
 
 def test_the_readme_s_table_is_what_its_records_say():
-    printed = terminal.render(committed("quick"))
+    printed = brief.render(committed("quick"))
     assert f"```\n{printed.rstrip()}\n```" in (ROOT / "README.md").read_text()
 
 

@@ -13,7 +13,7 @@ from qkvbench.cli import main
 from qkvbench.cli.parser import parse_request
 from qkvbench.cli.run import default_folder, requested_study
 from qkvbench.recipes import Study
-from qkvbench.reports import page, summary, terminal
+from qkvbench.reports import full, page, summary
 from qkvbench.results.record import Point
 from qkvbench.results.store import Store
 from qkvbench.results.tuning import FACTORS, FIRST_SEED, SEEDS, choose, sensitivities
@@ -179,7 +179,7 @@ def test_without_its_study_a_store_s_tuning_runs_are_still_no_seeds(stored, tmp_
 
 def test_the_report_says_how_rates_were_chosen_and_which_are_at_the_edge(stored):
     study = view(stored)
-    text = " ".join(terminal.render(study).split())
+    text = " ".join(full.render(study).split())
     assert "Learning rates: tuned per arm on validation (6 rates × 2 seeds each)" in text
     assert "a better one may lie beyond: none (digits, ×1/4)" in text
     assert "One setting" not in text
@@ -198,7 +198,7 @@ def test_the_report_says_how_rates_were_chosen_and_which_are_at_the_edge(stored)
 
 def test_a_study_with_one_rate_says_so(tmp_path):
     study = view(fake_study.build(tmp_path, fake_study.ARMS[:2], ("digits",)))
-    assert "the arms of a task share learning rate" in " ".join(terminal.render(study).split())
+    assert "the arms of a task share learning rate" in " ".join(full.render(study).split())
     assert 'id="rates"' not in page.render(study)
     assert json.loads(summary.render(study))["learning_rates"] == []
 

@@ -16,7 +16,7 @@ from qkvbench.claims import Arithmetic, Claim, Entry, Finding, StoreView, Verdic
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.reports import ledger
-from qkvbench.reports.terminal import styled
+from qkvbench.reports.full import styled
 from qkvbench.results.store import Store, StoreError
 
 STYLES: dict[Verdict, str] = {

@@ -8,8 +8,8 @@ from rich.console import Console
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.report import load_view
+from qkvbench.reports.full import styled
 from qkvbench.reports.parts.comparison import lines, sentence
-from qkvbench.reports.terminal import styled
 from qkvbench.results.pair import Pair, pair
 
 

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
+from qkvbench.reports.full import styled
 from qkvbench.reports.parts.evidence import lines, sentence
-from qkvbench.reports.terminal import styled
 from qkvbench.results.evidence import Run, Setting, settings
 from qkvbench.results.store import Store, StoreError
 from qkvbench.results.view import BASELINE

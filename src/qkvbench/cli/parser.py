@@ -216,10 +216,11 @@ def _add_analyse(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """The commands that only read a folder of results."""
-    report = _command(commands, "report", "the table and the page of a folder of results")
+    report = _command(commands, "report", "the answer and the page of a folder of results")
     report.add_argument("folder", metavar="DIR", help="a folder of results of 'qkvbench run'")
     form = report.add_mutually_exclusive_group()
     form.add_argument("--as", dest="report", metavar="NAME", help="one report: 'ls reports'")
+    form.add_argument("--full", action="store_true", help="every interval and finding in words")
     form.add_argument("--json", action="store_true", help="the same as --as summary")
     _margin(report)
     report.add_argument("--out", metavar="FILE", help="file of the page (DIR/report.html)")

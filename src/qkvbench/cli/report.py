@@ -8,7 +8,7 @@ from rich.console import Console
 
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
-from qkvbench.reports import page, terminal
+from qkvbench.reports import brief, page
 from qkvbench.reports.parts.formatting import printable
 from qkvbench.results.store import Store, StoreError
 from qkvbench.results.view import View, view
@@ -18,7 +18,8 @@ def answer(request: Request) -> int:
     """Print the report; with --strict, exit status 1 if there are damaged records."""
     store = open_store(request.folder)
     margins = names.margins(request.margin)
-    wanted = names.report("summary" if request.json else request.report)
+    named = "full" if request.full else "summary" if request.json else request.report
+    wanted = names.report(named)
     place = None if request.out is None else Path(request.out)
     try:
         if not store.runs().good and not store.damaged():
@@ -57,11 +58,11 @@ def load_view(folder: str, words: Sequence[str] | None) -> View:
 
 
 def write_reports(store: Store, place: Path | None = None, study: View | None = None) -> None:
-    """Write the page into the store (or to `place`), then print the table and the findings."""
+    """Write the page into the store (or to `place`), then print the answer."""
     study = study or view(store)
     place = place or store.path / f"report.{page.SUFFIX}"
     _write(place, page.render(study))
-    _print_table(study)
+    _print_answer(study)
     for damaged in study.damaged:
         # The name of a file and its fields are not trusted.
         text = printable(f"{damaged.path}: {damaged.reason}")
@@ -69,13 +70,11 @@ def write_reports(store: Store, place: Path | None = None, study: View | None = 
     print(f"The page: {place}", file=sys.stderr)
 
 
-def _print_table(study: View) -> None:
+def _print_answer(study: View) -> None:
     if sys.stdout.isatty():
-        console = Console()
-        terminal.print_table(study, console)
-        terminal.print_words(study, console)
+        brief.print_answer(study, Console())
     else:
-        print(terminal.render(study), end="")
+        print(brief.render(study), end="")
 
 
 def _write(place: Path, text: str) -> None:

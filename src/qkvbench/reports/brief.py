@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qkvbench.cost.units import count_text, seconds_text
+from qkvbench.reports.full import STYLES, styled
 from qkvbench.reports.parts.formatting import (
     decimals,
     metric_text,
@@ -19,9 +20,8 @@ from qkvbench.reports.parts.formatting import (
     share,
     signed,
 )
-from qkvbench.reports.parts.headline import basis, headline
+from qkvbench.reports.parts.headline import basis, headline, registered_sentence
 from qkvbench.reports.parts.table import DASH, SYMBOLS, TONES, Line, failures, nickname
-from qkvbench.reports.terminal import STYLES, styled
 from qkvbench.results.stats import Comparison, Tally, verdicts
 from qkvbench.results.view import TaskView, View
 
@@ -50,6 +50,8 @@ def print_answer(view: View, console: Console) -> None:
     """The same on a console; several tables if it is narrow."""
     console.print(styled(_title(view)), style="bold")
     console.print()
+    if outcome := registered_sentence(view):
+        console.print(styled(outcome))
     console.print(styled(headline(view)))
     for part in _parts(view, console.width):
         console.print(_table(view, part, console.width))
@@ -138,7 +140,7 @@ def _cell(task: TaskView, arm: str) -> Line:
         tone = "plain" if arm == result.baseline else tone
         return Line(f"{symbol}{count.solved}/{count.seeds}{step}", tone)
     if verdict == "diverged":
-        return Line(f"{symbol}{result.diverged[arm]} of {seeds} diverged", tone)
+        return Line(f"{symbol}{result.diverged[arm]} diverged", tone)
     return _score(result, arm, symbol, tone)
 
 

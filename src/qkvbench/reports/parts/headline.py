@@ -13,6 +13,7 @@ from qkvbench.reports.parts.formatting import (
 )
 from qkvbench.reports.parts.table import nickname
 from qkvbench.results.across import FLOOR
+from qkvbench.results.preregistration import judge_hypotheses
 from qkvbench.results.stats import LOSSES, Comparison, Tally, Verdict, verdicts
 from qkvbench.results.view import TaskView, View
 from qkvbench.variant import UNIFORM, write
@@ -54,7 +55,7 @@ def headline(view: View) -> str:
 
 
 def _worth(view: View) -> str:
-    """What attention is worth, if the study has no arm but controls."""
+    """The worth of attention, if the study has no arm but controls."""
     worth = [
         f"{_size(task, task.result.worth)} on {task.name}"
         for task in view.tasks
@@ -80,6 +81,18 @@ def _size(task: TaskView, value: float | None) -> str:
     return f"{number(value or 0.0, decimals(task.result))}{unit}"
 
 
+def registered_sentence(view: View) -> str:
+    """How many of the registered hypotheses were confirmed; empty if none was registered."""
+    if view.preregistered is None:
+        return ""
+    outcomes = [judged.outcome for judged in judge_hypotheses(view)]
+    counts = [f"{outcomes.count(each)} {each}" for each in dict.fromkeys(outcomes)]
+    return (
+        f"Hypotheses registered before the first run, of {len(outcomes)}: {', '.join(counts)}. All "
+        "else is exploratory."
+    )
+
+
 def losing(view: View) -> dict[str, list[str]]:
     """The tasks on which each complete arm loses, certainly or likely; without controls."""
     by_task = {
@@ -101,7 +114,7 @@ def losing(view: View) -> dict[str, list[str]]:
 
 
 def basis(view: View) -> list[Note]:
-    """What the answer rests on: the losses, what would have been seen, and what is left out."""
+    """The basis of the answer: the losses, what would have been seen, and what is left out."""
     notes: list[Note] = []
     by_task = {task.name: verdicts(task.result, task.metric.better) for task in view.tasks}
     for topic, wanted in (("Worse", LOSSES), ("Likely worse", (LIKELY_LOSS,))):
@@ -119,6 +132,7 @@ def basis(view: View) -> list[Note]:
     if seen := _sensitivities(view):
         notes.append(Note("Seen as likely", f"losses from {SEPARATOR.join(seen)} on."))
     notes += _left_out(view)
+    notes.append(_rates(view))
     if FLOOR not in view.arms and view.tasks:
         text = f"how much of a score needs attention is not known; the arm `{FLOOR}` tells."
         notes.append(Note("No control without attention", text))
@@ -145,6 +159,14 @@ def _left_out(view: View) -> list[Note]:
         Note("Left out", f"{', '.join(names)}: {standing}.")
         for standing, names in by_standing.items()
     ]
+
+
+def _rates(view: View) -> Note:
+    if not view.tuning:
+        return Note("Learning rate", "one for all arms of a task; tuned, an arm could do better.")
+    first = view.tuning[0]
+    tried = f"{len(first.rates)} rates × {plural(len(first.seeds), 'seed')}"
+    return Note("Learning rate", f"tuned for each arm on validation ({tried}).")
 
 
 def _why_nothing(view: View) -> str:

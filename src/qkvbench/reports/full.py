@@ -1,4 +1,4 @@
-"""The study as a table and sentences, for a terminal."""
+"""The study as a table with every interval, and all of its findings and limits in sentences."""
 
 from collections.abc import Sequence
 from io import StringIO
@@ -16,7 +16,7 @@ from qkvbench.reports.parts.registered import predictions
 from qkvbench.reports.parts.table import Column, Lines, Tone, caption, columns, failures, legend
 from qkvbench.results.view import View
 
-ABOUT = "the main table and what it shows, as plain text"
+ABOUT = "the main table with its intervals, and what it shows, as plain text"
 SUFFIX = "txt"
 
 WIDTH = 120
