@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -9,8 +10,8 @@ import pytest
 
 import fake_study
 from qkvbench.cli import main
-from qkvbench.cli.parser import parse_request
-from qkvbench.cli.registration import registration
+from qkvbench.cli.parser import RequestError, parse_request
+from qkvbench.cli.registration import registration, registration_of
 from qkvbench.cli.run import requested_study
 from qkvbench.recipes import Study
 from qkvbench.reports import full, page, summary
@@ -28,6 +29,7 @@ from qkvbench.results.store import Store
 from qkvbench.results.view import view
 from qkvbench.sweep.study import info
 
+STUDIES = Path(__file__).parents[1] / "studies"
 DOCUMENT = Path(__file__).parents[1] / "docs/preregistration.md"
 ARMS = ("q,k,v", "q=k,v", "q,k=v")
 # What each arm loses on digits, to the last digit but for a little noise.
@@ -203,7 +205,8 @@ def test_a_registration_precedes_its_runs_and_stays_as_it_was(written, tmp_path,
     assert main([*words, "--preregister", str(place)]) == 0
     assert main(words) == 0
     assert Store(out).study().preregistered == first
-    assert "Hypothesis 1 not decided" in capsys.readouterr().out
+    assert outcomes(view(Store(out))) == ["not decided"]
+    capsys.readouterr()
 
     place.write_text(place.read_text() + "# changed\n")
     assert main([*words, "--preregister", str(place)]) == 2
@@ -228,6 +231,24 @@ def test_nothing_is_registered_after_the_first_run(written, tmp_path, capsys):
     assert "has 1 run already" in refused
     assert "--out DIR" in refused
     assert store.study() is None
+
+
+def test_a_part_of_the_registered_tasks_may_run_and_another_budget_may_not(written, tmp_path):
+    study = Study("test", ARMS, {"digits": 5, "sort": 5})
+    place = written(expected("q=k,v", "worse", ["digits", "sort"]))
+    store = Store(tmp_path / "store")
+    stored = registration(place, study, TIME)
+    store.write_study(info(study, "made for tests", stored))
+    part = Study("test", ARMS, {"sort": 5})
+    assert registration_of(str(place), part, store) == stored
+    assert registration_of(None, part, store) == stored
+    for other in (
+        replace(part, budget=2),
+        replace(part, tuned=True),
+        replace(part, precision="bf16"),
+    ):
+        with pytest.raises(RequestError, match="preregistration of another study"):
+            registration_of(str(place), other, store)
 
 
 @pytest.mark.parametrize(
@@ -281,3 +302,9 @@ def test_the_documented_example_fits_its_command(tmp_path, capsys):
     assert capsys.readouterr().out.count("Hypothesis  ") == len(
         parse_registration(example.encode()).hypothesis
     )
+
+
+@pytest.mark.parametrize("place", sorted(STUDIES.glob("*.toml")), ids=lambda place: place.stem)
+def test_a_committed_registration_fits_the_recipe_of_its_name(place, tmp_path):
+    study = requested_study(parse_request(["run", place.stem]))
+    assert registration(place, study, TIME).question

@@ -13,16 +13,40 @@ from qkvbench.results.preregistration import HypothesisText, name_of_test, parse
 from qkvbench.results.record import Hypothesis, MetricInfo, Preregistration
 from qkvbench.results.store import Store
 from qkvbench.task_ref import parse_task
+from qkvbench.train.run import now
 
 TEMPLATE = "docs/preregistration.md has a template."
 
 
+def registration_of(file: str | None, study: Study, store: Store) -> Preregistration | None:
+    """The registration of the store, or a new one of this file; None if there is neither.
+
+    RequestError if the store's runs or its registration contradict the request. What was registered
+    is never run under other conditions in the same store; a part of its tasks may be.
+    """
+    info = store.study()
+    stored = info and info.preregistered
+    if stored is None:
+        return None if file is None else _new(Path(file), study, store)
+    if file is not None and (digest := sha256(_content(Path(file))).hexdigest()) != stored.sha256:
+        raise RequestError(
+            f"{store.path} has another preregistration, of {stored.registered}; its file had the "
+            f"SHA-256 {stored.sha256[:16]}…, this one has {digest[:16]}….\n"
+            "Give the file as it was, or a new folder with --out DIR."
+        )
+    if not study.conditions.items() <= stored.conditions.items():
+        raise RequestError(
+            f"{store.path} has a preregistration of another study, of {stored.registered}: arms, "
+            "tasks, model or training differ from those of this request.\n"
+            "Write the request as it was (a part of its --tasks and more --seeds are possible), or "
+            "a new folder with --out DIR."
+        )
+    return stored
+
+
 def registration(place: Path, study: Study, time: str) -> Preregistration:
     """The registration of a file for this study; RequestError if it does not fit the study."""
-    try:
-        content = place.read_bytes()
-    except OSError as error:
-        raise RequestError(f"{place} cannot be read: {error.strerror}. Nothing was run.") from None
+    content = _content(place)
     try:
         text = parse_registration(content)
     except ValueError as error:
@@ -41,34 +65,22 @@ def registration(place: Path, study: Study, time: str) -> Preregistration:
     )
 
 
-def check_registration(new: Preregistration | None, study: Study, store: Store) -> None:
-    """Raise RequestError if the store's runs or registration contradict this request.
+def _new(place: Path, study: Study, store: Store) -> Preregistration:
+    """The registration of a store that has no run yet."""
+    new, runs = registration(place, study, now()), store.runs()
+    if count := len(runs.good) + len(runs.damaged):
+        raise RequestError(
+            f"{store.path} has {plural(count, 'run')} already, so nothing can be registered before "
+            "the first.\nGive a new folder with --out DIR, or leave out --preregister."
+        )
+    return new
 
-    A study that was registered is never run under other conditions in the same store.
-    """
-    info = store.study()
-    stored = info and info.preregistered
-    if stored is None:
-        runs = store.runs()
-        if new is not None and (count := len(runs.good) + len(runs.damaged)):
-            raise RequestError(
-                f"{store.path} has {plural(count, 'run')} already, so nothing can be registered "
-                "before the first.\nGive a new folder with --out DIR, or leave out --preregister."
-            )
-        return
-    if new is not None and new.sha256 != stored.sha256:
-        raise RequestError(
-            f"{store.path} has another preregistration, of {stored.registered}; its file had the "
-            f"SHA-256 {stored.sha256[:16]}…, this one has {new.sha256[:16]}….\n"
-            "Give the file as it was, or a new folder with --out DIR."
-        )
-    if study.conditions != stored.conditions:
-        raise RequestError(
-            f"{store.path} has a preregistration of another study, of {stored.registered}: arms, "
-            "tasks, model or training differ from those of this request.\n"
-            "Write the request as it was (more --seeds are possible), or a new folder with --out "
-            "DIR."
-        )
+
+def _content(place: Path) -> bytes:
+    try:
+        return place.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{place} cannot be read: {error.strerror}. Nothing was run.") from None
 
 
 def hypotheses_text(registered: Preregistration) -> str:

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from qkvbench import backends, recipes
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.progress import StudyProgress
-from qkvbench.cli.registration import check_registration, hypotheses_text, registration
+from qkvbench.cli.registration import hypotheses_text, registration_of
 from qkvbench.cli.report import write_reports
 from qkvbench.cli.train import write_files
 from qkvbench.cost.units import bytes_text, seconds_text
@@ -23,7 +24,6 @@ from qkvbench.results.store import Store, StoreError
 from qkvbench.results.tuning import FACTORS, FIRST_SEED, SEEDS, tuning_ended
 from qkvbench.train.artifacts import kept_weights
 from qkvbench.train.dependencies import in_order
-from qkvbench.train.run import now
 
 if TYPE_CHECKING:
     from qkvbench.sweep.engines import EngineChoice
@@ -62,11 +62,8 @@ def answer(request: Request) -> int:
             "--files runs nothing, so nothing is registered before it; leave out --preregister, "
             "or leave out --files.\nNothing was written."
         )
-    registered = None
-    if request.preregister:
-        registered = registration(Path(request.preregister), study, now())
     try:
-        check_registration(registered, study, store)
+        registered = registration_of(request.preregister, study, store)
         if request.files:
             return _write_files(study, store, Path(request.files))
         if request.dry_run:
@@ -129,7 +126,9 @@ def default_folder(study: Study) -> str:
         recipe = recipes.find(plain)
         if replace(study, name=plain, smoke=False, seeds=recipe.seeds) == recipe:
             return study.name
-    return f"{study.name}-{study.conditions[:6]}"
+    one_seed = replace(study, seeds=dict.fromkeys(study.seeds, 1)).experiments()
+    ids = "".join(run.id for run in one_seed)
+    return f"{study.name}-{sha256(ids.encode()).hexdigest()[:6]}"
 
 
 def check_buildable(study: Study) -> None:

@@ -68,13 +68,16 @@ class Study:
         return next(iter([*language, *causal]), None)
 
     @property
-    def conditions(self) -> str:
-        """A hash of all that decides the results of its runs, but for the number of seeds."""
+    def conditions(self) -> dict[str, str]:
+        """By task, a hash of all that decides the results of its runs, but the number of seeds."""
         # The rates of a tuned study are results.
         rates = {} if self.tuned else self.rates
-        one_seed = replace(self, seeds=dict.fromkeys(self.seeds, 1), rates=rates)
-        ids = "".join(run.id for run in one_seed.experiments())
-        return sha256(f"{ids}{'tuned' if self.tuned else ''}".encode()).hexdigest()
+        one_seed = replace(self, seeds=dict.fromkeys(self.seeds, 1), rates=rates).experiments()
+        suffix = "tuned" if self.tuned else ""
+        return {
+            task: _hash("".join(run.id for run in one_seed if str(run.task) == task) + suffix)
+            for task in self.seeds
+        }
 
     def model_of(self, task: str) -> Model:
         """The model that the study's arms of `task` vary."""
@@ -202,6 +205,10 @@ class Study:
         """The run of a task's feature extractor: the same for all arms and studies."""
         training = _shortened(run.training) if self.smoke else run.training
         return replace(run, training=training, backend=self.backend)
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode()).hexdigest()
 
 
 def _at_rate(run: Experiment, factor: float) -> Experiment:

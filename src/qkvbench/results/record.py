@@ -282,15 +282,15 @@ class Hypothesis(_Strict):
 class Preregistration(_Strict):
     """A study's question and hypotheses, stored at the time ``registered``, before its first run.
 
-    ``seeds`` is the number of seeds of each task. ``conditions`` identifies the study apart from
-    its number of seeds; ``sha256`` is that of the file that was registered.
+    ``seeds`` is the number of seeds of each task. ``conditions`` has a hash of the arms, model and
+    training of each task; ``sha256`` is that of the file that was registered.
     """
 
     question: str
     hypotheses: list[Hypothesis]
     arms: list[str]
     seeds: dict[str, int]
-    conditions: str
+    conditions: dict[str, str]
     registered: str
     sha256: str
 

@@ -51,7 +51,7 @@ def rate_notes(view: View) -> list[Note]:
         Note(
             "Learning rates",
             f"tuned per arm on validation ({rates} rates × {plural(seeds, 'seed')} each); "
-            "all else is shared, and tuned as well an arm could do better.",
+            "all else is shared: with weight decay or warm-up tuned too, an arm could do better.",
         )
     ]
     if edge := [each for each in view.tuning if each.at_edge]:
