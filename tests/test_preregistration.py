@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 
 import fake_study
+from qkvbench import recipes
 from qkvbench.cli import main
 from qkvbench.cli.parser import RequestError, parse_request
 from qkvbench.cli.registration import registration, registration_of
@@ -29,7 +30,7 @@ from qkvbench.results.store import Store
 from qkvbench.results.view import view
 from qkvbench.sweep.study import info
 
-STUDIES = Path(__file__).parents[1] / "studies"
+RECIPES = Path(recipes.__file__).parent
 DOCUMENT = Path(__file__).parents[1] / "docs/preregistration.md"
 ARMS = ("q,k,v", "q=k,v", "q,k=v")
 # What each arm loses on digits, to the last digit but for a little noise.
@@ -304,7 +305,7 @@ def test_the_documented_example_fits_its_command(tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("place", sorted(STUDIES.glob("*.toml")), ids=lambda place: place.stem)
+@pytest.mark.parametrize("place", sorted(RECIPES.glob("*.toml")), ids=lambda place: place.stem)
 def test_a_committed_registration_fits_the_recipe_of_its_name(place, tmp_path):
     study = requested_study(parse_request(["run", place.stem]))
     assert registration(place, study, TIME).question

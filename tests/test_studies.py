@@ -9,7 +9,7 @@ from qkvbench import claims
 from qkvbench.claims import judge, pool
 from qkvbench.claims.kit.runs import Runs
 from qkvbench.reports import brief
-from qkvbench.results.stats import Tally
+from qkvbench.results.evidence import runs_of, settings
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
 
@@ -29,67 +29,93 @@ def test_the_readme_s_table_is_what_its_records_say():
     assert f"```\n{printed.rstrip()}\n```" in (ROOT / "README.md").read_text()
 
 
-def test_the_readme_s_further_findings_are_what_their_records_say():
-    counts = committed("recall").tasks[0].result.counts
-    assert [counts[arm].solved for arm in ("q,k,v", "q,k=v", "q,k,v=R(k)")] == [20, 11, 11]
-    quick = {task.name: task.result for task in committed("quick").tasks}
-    assert [quick["recall"].counts[arm].solved for arm in ("q,k=v", "q=k=v")] == [2, 5]
-    longer = {task.name: task.result for task in committed("longer").tasks}
-    assert longer["recall"].counts["q,k=v"].solved == 4
-    tied = longer["lm-reviews"].differences["q,k=v"]
-    assert [round(each, 2) for each in (tied.value, tied.low, tied.high)] == [0.06, 0.02, 0.10]
-    assert not longer["lm-reviews"].differences["q,k,v/1"].clear
-    scores = {task.name: task.result for task in committed("scores").tasks}
-    left = scores["lm-reviews"].differences["q=k=v-diag"]
-    assert [round(each, 2) for each in (left.value, left.low, left.high)] == [0.12, 0.06, 0.19]
-    assert round(scores["lm-reviews"].differences["q=k=v"].value, 2) == 0.33
-    encoded = [scores["lm-reviews"].differences[arm].value for arm in ("q=k,v", "q=k,v+2d")]
-    assert [round(each, 2) for each in encoded] == [0.22, 0.22]
-    diagonal = committed("diagonal").tasks[0].result.differences
-    tied, mended = diagonal["q=k,v"], diagonal["q=k,v-diag"]
-    assert [round(each, 2) for each in (tied.value, tied.low, tied.high)] == [0.22, 0.20, 0.25]
-    assert [round(each, 3) for each in (mended.value, mended.low, mended.high)] == [
-        -0.004,
-        -0.026,
-        0.019,
+@cache
+def every_run():
+    """The runs of all committed studies."""
+    folders = sorted(path for path in STUDIES.iterdir() if (path / "study.json").exists())
+    return [run for folder in folders for run in runs_of(Store(folder), folder.name)]
+
+
+@cache
+def evidence(arm, task, *, steps=500):
+    """The one setting of this arm with this number of steps, on torch at the task's own rate."""
+    (found,) = [
+        each
+        for each in settings(every_run(), arm=arm)
+        if task in each.names
+        and each.shared.training.steps == steps
+        and each.shared.backend == "torch"
+        and not each.tuned
     ]
-    by_eight = committed("fifteen-by-eight")
-    compared = {task.name: task.result for task in by_eight.tasks}
-    for task in ("sentiment", "animals", "anomaly-features"):
-        differences = compared[task].differences
-        assert len(differences) == len(by_eight.arms) - 1 == 14
-        assert not any(each.clear for each in differences.values())
-    for task in ("sort", "lm-reviews"):
-        assert compared[task].differences["q=k=v=x"].clear
-    told = {
-        arm
-        for result in compared.values()
-        if not isinstance(result, Tally)
-        for arm, each in result.differences.items()
-        if each.clear
+    return found
+
+
+def numbers(arm, task, *, steps=500, places=2):
+    each = evidence(arm, task, steps=steps).result.differences[arm]
+    return [round(value, places) for value in (each.value, each.low, each.high)]
+
+
+def test_the_readme_s_verdicts_are_what_the_records_say():
+    verdict = {
+        ("q,k,v/1", "lm-reviews", 500): "not worse",
+        ("q,k,v/1", "recall", 1000): "worse",
+        ("q,k,v/1", "translation", 1000): "likely worse",
+        ("q,k=v", "recall", 1000): "worse",
+        ("q,k,v=R(k)", "recall", 1000): "worse",
+        ("q,k=v", "lm-reviews", 500): "likely worse",
+        ("q,k=v", "lm-reviews", 1500): "likely worse",
+        ("q=k,v", "lm-reviews", 500): "worse",
+        ("q=k,v-diag", "lm-reviews", 500): "likely matches",
+        ("q=k=v", "lm-reviews", 500): "worse",
+        ("q=k=v", "lm-reviews", 1500): "worse",
+        ("q,k=v", "sort", 450): "matches",
+        ("q,k,v/1", "sort", 450): "matches",
     }
-    assert {*by_eight.arms} - told == {"q,k,v", "q,k=v", "q=v,k", "q,k,v=x", "q,k,v/2"}
-    shared = compared["translation"].differences["q,k,v/1"]
-    found = [round(each, 2) for each in (shared.value, shared.low, shared.high)]
-    assert found == [-3.30, -6.36, -0.25]
+    found = {key: evidence(*key[:2], steps=key[2]).verdict for key in verdict}
+    assert found == verdict
+
+
+def test_the_readme_s_numbers_are_what_the_records_say():
+    assert numbers("q,k,v/1", "lm-reviews", places=3) == [-0.014, -0.031, 0.004]
+    assert numbers("q,k,v/1", "translation", steps=1000) == [-3.30, -5.89, -0.72]
+    assert numbers("q,k=v", "lm-reviews") == [0.07, 0.02, 0.12]
+    assert numbers("q,k=v", "lm-reviews", steps=1500) == [0.06, 0.02, 0.11]
+    assert numbers("q=k,v", "lm-reviews", places=3) == [0.225, 0.197, 0.252]
+    assert 0.45 < evidence("q=k,v", "lm-reviews").speed < 0.55
+    assert numbers("q=k,v-diag", "lm-reviews", places=3) == [-0.004, -0.022, 0.015]
+    assert numbers("q=k=v", "lm-reviews") == [0.33, 0.27, 0.40]
+    assert numbers("q=k=v", "lm-reviews", steps=1500) == [0.32, 0.26, 0.38]
+    left = evidence("q=k=v-diag", "lm-reviews").result.differences["q=k=v-diag"].value
+    assert 0.3 < left / numbers("q=k=v", "lm-reviews", places=4)[0] < 0.4
+    lost = evidence("q=k=v=x", "lm-reviews").result.differences["q=k=v=x"].value
+    assert round(lost, 2) in (0.66, 0.67)
+    for arm, solved in (("q,k=v", 11), ("q,k,v=R(k)", 11), ("q,k,v/1", 4)):
+        counts = evidence(arm, "recall", steps=1000).result.counts
+        assert (counts[arm].solved, counts["q,k,v"].solved) == (solved, 20)
+    assert evidence("q,k=v", "recall@4x64", steps=1000).result.counts["q,k=v"].solved == 10
+
+
+def test_the_same_runs_have_one_verdict_in_every_folder():
+    """As in three folders of which each once said something else of six runs."""
+    compared = [
+        next(task for task in committed(name).tasks if task.name == "sort").result.differences
+        for name in ("quick", "catalogue", "scores")
+    ]
+    first, *others = [each["q=k,v"] for each in compared]
+    assert all(each == first for each in others)
+    assert first.verdict("higher") == "likely worse"
+
+
+def test_what_attention_is_worth_is_what_the_records_say():
     controls = {task.name: task.result for task in committed("controls").tasks}
-    standings = {name: result.standing for name, result in controls.items()}
-    assert {name for name, each in standings.items() if each == "attention not needed"} == {
-        "digits",
-        "sentiment",
-    }
+    unneeded = {name for name, each in controls.items() if each.standing == "attention not needed"}
+    assert unneeded == {"digits", "sentiment"}
     means = [round(controls["digits"].means[arm].value, 3) for arm in ("none", "q,k,v")]
     assert means == [0.982, 0.972]
-    assert controls["sort"].differences["q=k=0,v"].clear
     means = [round(controls["sort"].means[arm].value, 3) for arm in ("q=k=0,v", "q,k,v")]
     assert means == [0.99, 0.985]
     assert controls["recall"].counts["q=k=0,v"].solved == 0
     assert round(controls["lm-reviews"].differences["q=k=0,v"].value, 2) == 0.78
-    nulls = [task.same for task in committed("catalogue").tasks]
-    differences = [same.difference for pair in nulls for same in pair if same.difference]
-    assert [each.clear for each in differences] == [False, False, True]
-    null = differences[2]
-    assert [round(each, 3) for each in (null.value, null.low, null.high)] == [0.019, 0.012, 0.026]
 
 
 def _scores(study):

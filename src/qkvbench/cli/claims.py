@@ -233,7 +233,7 @@ def _open(word: str) -> StoreView:
         store = claims.open_store(folder)
     except StoreError as error:
         raise RequestError(str(error)) from None
-    if not store.records and not store.measurements and not store.benchmarks:
+    if not store.runs and not store.measurements and not store.benchmarks:
         raise RequestError(f"There is no run in {folder}; 'qkvbench run' puts them there.")
     return store
 
