@@ -15,6 +15,7 @@ from qkvbench.cli.parser import parse_request
 ROOT = Path(__file__).parent.parent
 PAGES = [
     "README.md",
+    "docs/commands.md",
     "docs/own-data.md",
     "docs/reading-the-numbers.md",
     "CONTRIBUTING.md",
