@@ -47,6 +47,23 @@ def test_the_tests_of_ctrl_c_pass_in_a_job_in_the_background(when):
     assert f"{len(INTERRUPTED[when])} passed" in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_quick_tests_pass_without_the_native_kernel():
+    files = ["laws/test_kernels.py", "laws/test_linear.py", "test_native.py", "test_doctor.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        + ["-m", "not slow and not nightly", *(f"tests/{file}" for file in files)],
+        cwd=ROOT,
+        env=os.environ | {"QKVBENCH_CHECK_SHAPES": "0", "QKVBENCH_NATIVE": "none"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "no native kernel: switched off" in done.stdout
+
+
 def test_only_the_quick_tests_extras_are_told_from_the_others():
     assert {"ray", "wandb", "tensorboard", "mlflow", "lm_eval"} <= bare.absent()
     assert not {"pytest", "transformers", "jax", "submitit", "torch"} & bare.absent()
