@@ -31,37 +31,34 @@ def _ignore_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-@pytest.mark.timeout(900)  # a whole test run: minutes on a busy machine
-@pytest.mark.parametrize("when", ["quick", pytest.param("slow", marks=pytest.mark.slow)])
-def test_the_tests_of_ctrl_c_pass_in_a_job_in_the_background(when):
+def _assert_passes(*words, said, before=None, **environment):
+    """These words of pytest pass, in a process of their own, and say this."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *INTERRUPTED[when]],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words],
         cwd=ROOT,
-        env=os.environ | {"QKVBENCH_CHECK_SHAPES": "0"},
-        preexec_fn=_ignore_interrupts,
+        env=os.environ | {"QKVBENCH_CHECK_SHAPES": "0"} | environment,
+        preexec_fn=before,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert f"{len(INTERRUPTED[when])} passed" in done.stdout
+    assert said in done.stdout
+
+
+@pytest.mark.timeout(900)  # a whole test run: minutes on a busy machine
+@pytest.mark.parametrize("when", ["quick", pytest.param("slow", marks=pytest.mark.slow)])
+def test_the_tests_of_ctrl_c_pass_in_a_job_in_the_background(when):
+    tests = INTERRUPTED[when]
+    _assert_passes(*tests, said=f"{len(tests)} passed", before=_ignore_interrupts)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_quick_tests_pass_without_the_native_kernel():
     files = ["laws/test_kernels.py", "laws/test_linear.py", "test_native.py", "test_doctor.py"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        + ["-m", "not slow and not nightly", *(f"tests/{file}" for file in files)],
-        cwd=ROOT,
-        env=os.environ | {"QKVBENCH_CHECK_SHAPES": "0", "QKVBENCH_NATIVE": "none"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "no native kernel: switched off" in done.stdout
+    words = ["-m", "not slow and not nightly", *(f"tests/{file}" for file in files)]
+    _assert_passes(*words, said="no native kernel: switched off", QKVBENCH_NATIVE="none")
 
 
 def test_only_the_quick_tests_extras_are_told_from_the_others():
