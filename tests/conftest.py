@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
+import bare
 from budget import Budget
 
 # Shapes and argument types of the package are checked in this process only: an arm's own process
@@ -35,6 +36,9 @@ def pytest_configure(config):
     os.environ["QKVBENCH_CASES"] = (
         "quick" if quick else "slow" if "not nightly" in asked else "nightly"
     )
+    if quick:
+        # So that no quick test needs them, on a machine that has them as well.
+        bare.hide(bare.absent())
 
 
 @pytest.fixture

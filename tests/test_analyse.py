@@ -66,6 +66,31 @@ def test_a_checkpoint_in_several_files_is_one(tmp_path, capsys):
     assert len(answered(capsys, *files, "--heads", "4")["layers"]) == 2
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_attention_heads": 4, "num_key_value_heads": 2},
+        {"n_head": 4},
+        {"text_config": {"num_attention_heads": 4}, "num_attention_heads": 7},
+    ],
+)
+def test_a_folder_is_read_with_the_heads_that_its_config_says(tmp_path, capsys, config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    file = checkpoint(tmp_path / "model.safetensors", llama())
+    for words in ([str(tmp_path)], [file]):
+        assert answered(capsys, *words)["heads"] == {"q": 4, "k": 2, "v": 2}
+    # The person knows better.
+    assert answered(capsys, file, "--heads", "2", "--kv-heads", "1")["heads"]["q"] == 2
+
+
+@pytest.mark.parametrize("config", ["[1]", "{", '{"num_attention_heads": "4"}', '{"n_head": 0}'])
+def test_a_config_that_does_not_say_heads_is_named(tmp_path, capsys, config):
+    (tmp_path / "config.json").write_text(config)
+    checkpoint(tmp_path / "model.safetensors", llama())
+    assert main(["analyse", str(tmp_path)]) == 2
+    assert f"{tmp_path}/config.json does not say it; write --heads N" in capsys.readouterr().err
+
+
 def test_a_gpt_2_checkpoint_has_its_three_matrices_side_by_side(tmp_path, capsys):
     tensors = {f"h.{n}.attn.c_attn.weight": (24, 72) for n in range(11)}
     found = answered(capsys, checkpoint(tmp_path / "g.safetensors", tensors), "--heads", "3")

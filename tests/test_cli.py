@@ -1,8 +1,10 @@
 """The command line answers what it is asked, and says what to write instead of what it is not."""
 
+import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +15,11 @@ import pytest
 import fake_study
 from faults.sweeps import alive, family, start, under_way, until
 from qkvbench import recipes, reports, tasks
-from qkvbench.cli import ls, main, names
+from qkvbench.backends.torch.kernels.contract import PROFILER_NAME
+from qkvbench.cli import ls, main, names, report
 from qkvbench.cli.parser import parse_request
 from qkvbench.cli.run import default_folder, requested_study
-from qkvbench.experiment import from_json
+from qkvbench.experiment import from_json, to_json
 from qkvbench.model import POSITIONS, Learned, position_named, position_written
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
@@ -145,6 +148,130 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_writes_no_files_either(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "quick", "--dry-run", "--files", "files"]) == 0
+    assert "quick: " in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_forecast_is_of_the_same_model_or_is_not_known(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text("\n\n".join(f"Paragraph {n}, {n * n}." for n in range(2000)))
+    own = ["--variants", "q,k,v", "--tasks", "./my.txt"]
+    for words in (["lm-plays", "--model", "gpt-1.2b"], own, [*own, "--seeds", "1"]):
+        named = words if words[0].startswith("--") else ["--variants", "q,k,v", "--tasks", *words]
+        assert main(["run", *named, "--dry-run", "--out", "out"]) == 0
+        printed = capsys.readouterr().out
+        assert "Takes  not known: no record of" in printed
+        assert "about" not in printed
+    # One run that has ended is enough to know how long the others take.
+    study = requested_study(parse_request(["run", *own]))
+    Store(tmp_path / "out").write_run(record_of_own(study.experiments()[0]))
+    assert main(["run", *own, "--dry-run", "--out", "out"]) == 0
+    assert "Takes  about " in capsys.readouterr().out
+
+
+def record_of_own(experiment):
+    """A record of a task that is not one of the built-in ones."""
+    sort = fake_study.record(fake_study.experiments("sort")[0])
+    return sort.model_copy(
+        update={
+            "id": experiment.id,
+            "experiment": to_json(experiment),
+            "model": experiment.model.label,
+            "task": str(experiment.task),
+            "task_version": experiment.task_version,
+            "variant": experiment.variant,
+            "seed": experiment.seed,
+        }
+    )
+
+
+def test_parts_that_differ_in_size_are_named(capsys):
+    assert main(["run", "quick", "--dry-run", "--micro-batches", "4"]) == 0
+    assert "Parts" not in capsys.readouterr().out
+    assert main(["run", "quick", "--dry-run", "--micro-batches", "7"]) == 0
+    batches = {each.training.batch for each in recipes.find("quick").experiments()}
+    printed = capsys.readouterr().out
+    for batch in batches:
+        sizes = sorted({-(-batch // 7), batch // 7})
+        assert f"a batch of {batch} is computed in 7 parts of {sizes[0]} or {sizes[1]}" in printed
+
+
+def test_two_names_of_one_arm_are_said_to_be_one(capsys):
+    words = ["run", "--tasks", "sort", "--dry-run", "--variants"]
+    assert main([*words, "q,k,v", "q,k=v", "shared-kv"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "q,k=v and shared-kv are one arm, q,k=v; it runs once.\n"
+    assert "Arms   q,k,v   q,k=v\n" in said.out
+    assert main([*words, "q,k,v", "q,k=v"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("columns", ["1", "words", "20"])
+def test_a_list_in_a_narrow_terminal_has_no_broken_words(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert main(["ls", "recipes"]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b[" in printed
+    assert max(map(len, printed.splitlines())) >= ls.LEAST_WIDTH - 10
+    assert len(printed.splitlines()) <= 3 * len(recipes.names())
+
+
+def test_a_folder_that_cannot_have_a_page_has_its_table(tmp_path, capsys):
+    fake_study.build(tmp_path, fake_study.ARMS[:2], ("digits",))
+    (tmp_path / "report.html").mkdir()
+    assert main(["report", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "q=k,v" in said.out
+    assert "No page: " in said.err
+    assert f"'qkvbench report {tmp_path} --out FILE' writes it elsewhere" in said.err
+    assert main(["report", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_page_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    fake_study.build(tmp_path, fake_study.ARMS[:2], ("digits",))
+    (tmp_path / "report.html").write_text("the page of before")
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("qkvbench.results.store.os.fsync", full)
+    assert main(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "report.html").read_text() == "the page of before"
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_record_of_a_newer_version_is_said_to_be_newer(tmp_path, capsys):
+    store = fake_study.build(tmp_path, fake_study.ARMS[:2], ("digits",))
+    newer = next(path for path in (tmp_path / "runs").iterdir() if path.stem != f"{0:016x}")
+    newer.write_text('{"schema_version": 2}')
+    assert main(["report", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert f"Newer, not modified: {newer}: A newer version of this program wrote it" in said
+    # A run would replace the description of a study that it cannot read.
+    (tmp_path / "study.json").write_text('{"schema_version": 2}')
+    assert main(["run", "quick", "--dry-run", "--out", str(store.path)]) == 2
+    assert "A newer version of this program wrote it" in capsys.readouterr().err
+
+
+def test_arms_without_the_native_kernel_are_named_if_others_have_it(tmp_path, capsys):
+    assert report.NATIVE == PROFILER_NAME
+    store = fake_study.build(tmp_path, fake_study.ARMS[:3], ("lm-reviews",))
+    line = "Decoded without the native kernel"
+    assert main(["report", str(tmp_path)]) == 0
+    assert line not in capsys.readouterr().err
+    for measured in store.measurements().good[:2]:
+        native = measured.model_copy(update={"kernel": f"{PROFILER_NAME} (fp32, avx2)"})
+        store.write_measurement(native)
+    (other,) = store.measurements().good[2:]
+    assert main(["report", str(tmp_path)]) == 0
+    assert f"{line}, so their time is of another program: {other.arm}." in capsys.readouterr().err
+
+
 def test_a_small_study_runs_to_a_table_and_a_page_and_reports_again_from_the_store(
     tmp_path, monkeypatch, capsys
 ):
@@ -152,7 +279,9 @@ def test_a_small_study_runs_to_a_table_and_a_page_and_reports_again_from_the_sto
     words = ["--variants", "q,k,v", "shared-kv", "--tasks", "digits", "recall", "--smoke"]
     assert main(["run", *words, "--seeds", "1", "--out", "out"]) == 0
     printed, said = capsys.readouterr()
-    assert "[4/4]" in said
+    assert said.startswith("4 runs begin; the time left is known once one has ended.\n")
+    assert re.search(r"^\[1/4\] .* \(about .*s left\)$", said, re.MULTILINE)
+    assert re.search(r"^\[4/4\] .*s$", said, re.MULTILINE)
     assert "q,k=v" in printed
     assert "What it cannot tell" in printed
     page = (tmp_path / "out" / "report.html").read_text()
@@ -224,13 +353,14 @@ def test_letters_that_a_terminal_lacks_are_replaced(monkeypatch):
 def test_a_study_with_a_run_that_fails_prints_its_row_and_ends_with_1(
     tmp_path, monkeypatch, capsys
 ):
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "file"))
+    # A cache that can be used, as it seems: the folder is in the way of a file.
+    (tmp_path / "cache" / "lock").mkdir(parents=True)
+    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
     words = ["run", "--variants", "q,k,v", "--tasks", "lm-reviews", "recall", "--smoke"]
     assert main([*words, "--seeds", "1", "--out", str(out)]) == 1
     printed, said = capsys.readouterr()
-    assert "lm-reviews cannot run. The cache folder cannot be" in said
+    assert "lm-reviews cannot run. The cache folder" in said
     assert "1 failed" in printed
     assert (out / "report.html").exists()
     assert {run.task: run.status for run in Store(out).runs().good} == {

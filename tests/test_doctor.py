@@ -27,7 +27,7 @@ def test_every_precision_is_tried(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "CHECKS", (doctor._backends,))
     status, rows = findings(capsys)
     assert status == 0
-    decoding = "rows read once" if native.missing_requirement() is None else "scaled_dot_product"
+    decoding = "rows read once" if native.missing_requirement() is None else "over cached roots"
     for precision in PRECISIONS:
         assert "observed: " in rows["torch", f"{precision} product"]["found"]
         assert decoding in rows["torch", f"{precision} decoding"]["found"]

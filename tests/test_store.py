@@ -11,7 +11,8 @@ from multiprocessing import get_context
 import pytest
 
 import fake_study
-from qkvbench.results.store import Store, StoreError
+from qkvbench.results.store import FolderContents, Store, StoreError
+from qkvbench.sweep.forecast import forecasts
 
 
 @pytest.fixture
@@ -69,7 +70,8 @@ def test_a_store_that_is_not_there_is_empty(store):
         (b"\xff\xfe\x00", "strict JSON"),
         (b"[" * 100_000, "strict JSON"),
         (b"[1, 2]", "object"),
-        (b'{"schema_version": 99}', "schema version is 99"),
+        (b'{"schema_version": 99}', "A newer version of this program wrote it: schema 99"),
+        (b'{"schema_version": 0}', "schema version is 0"),
         (b"{}", "schema version is null"),
         (b'{"schema_version": 1}', "Field required"),
     ],
@@ -83,6 +85,43 @@ def test_a_file_that_is_no_record_is_named_with_its_reason(store, made, content,
     assert shelf.damaged[0].reason.endswith(".")
 
 
+IN_THE_WAY = {
+    "pipe": os.mkfifo,
+    "endless device": lambda place: place.symlink_to("/dev/zero"),
+    "folder": lambda place: place.mkdir(),
+    "link to itself": lambda place: place.symlink_to(place),
+}
+
+
+@pytest.mark.timeout(60)  # what is wrong would wait, or read, for ever
+@pytest.mark.parametrize("make", IN_THE_WAY.values(), ids=list(IN_THE_WAY))
+def test_only_regular_files_are_read(store, made, make):
+    experiment = fake_study.experiments("digits")[0]
+    place = store.write_run(made)
+    place.unlink()
+    make(place)
+    make(store.path / "study.json")
+    shelf = store.runs()
+    assert [each.path for each in shelf.damaged] == [place]
+    assert "It cannot be read" in shelf.damaged[0].reason
+    assert store.study() is None
+    assert store.done(experiment) is None
+    assert "this store" not in str(forecasts([experiment], [experiment], store)[0].source)
+
+
+def test_a_dead_link_is_no_record(store, made):
+    place = store.write_run(made)
+    place.unlink()
+    place.symlink_to("nothing")
+    assert store.runs() == FolderContents((), ())
+
+
+def test_a_file_is_read_up_to_the_size_of_a_large_record(store, made, monkeypatch):
+    place = store.write_run(made)
+    monkeypatch.setattr("qkvbench.results.store._LARGEST_BYTES", place.stat().st_size - 1)
+    assert "too large" in store.runs().damaged[0].reason
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
@@ -93,6 +132,9 @@ def test_a_file_that_is_no_record_is_named_with_its_reason(store, made, content,
         ({"task": "sort"}, "task"),
         ({"experiment": {}}, "experiment"),
         ({"metrics": {}}, "accuracy"),
+        ({"metrics": {"accuracy": 1.01}}, "its accuracy is 1.01, which is not from 0 to 1"),
+        ({"metrics": {"accuracy": -0.1}}, "its accuracy is -0.1"),
+        ({"metrics": {"accuracy": 0.9, "loss": 1e308}}, "its loss is 1e+308"),
         ({"surprise": 1}, "surprise"),
     ],
 )

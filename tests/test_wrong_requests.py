@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -34,6 +35,12 @@ REQUESTS = {
     "run quick --jobs -1": ["--jobs", "-1"],
     "run quick --micro-batches 0": ["--micro-batches", "'0'"],
     "run quick --micro-batches 9": ["9"],
+    "run quick --seeds 1000000 --dry-run": ["runs; a study has at most 20,000"],
+    "run quick --seeds 99999999999999999999 --dry-run": ["runs; a study has at most 20,000"],
+    "run quick --jobs 100000": ["--jobs 100000", "or less"],
+    "run quick --out ''": ["--out", "not empty"],
+    "run quick --files ''": ["--files", "not empty"],
+    "run quick --seeds-together": ["--seeds-together"],
     f"{RUN} digits --seeds 0": ["--seeds", "'0'"],
     f"{RUN} digits --seeds -3": ["--seeds", "-3"],
     f"{RUN} digits --seeds ''": ["--seeds", "''"],
@@ -78,6 +85,7 @@ REQUESTS = {
     "show q,k=v+3d": ["+3d"],
     "show q,k=v+2d++": ["+2d"],
     "show q,k=v+qknrm": ["Did you mean +qknorm?"],
+    "show qkv": ["Did you mean q,k,v?"],
     "show sharedkv": ["sharedkv", "Did you mean shared-kv?"],
     "show shared-kvv": ["Did you mean shared-kv?"],
     "show shard-kv": ["Did you mean shared-kv?"],
@@ -94,17 +102,24 @@ REQUESTS = {
     "measure q,k,v --model recall@4x0": ["recall@1x64"],
     "measure q,k,v --model digits#bpe-1024": ["digits"],
     "measure q,k,v --model ./none.txt": ["none.txt"],
+    "measure q,k,v --model checkpoint": ["pretrained checkpoint", "'qkvbench analyse checkpoint'"],
+    "measure q,k,v --model ./checkpoint/model.safetensors": ["pretrained checkpoint"],
+    f"{RUN} ./checkpoint": ["pretrained checkpoint"],
     f"{RUN} ./none.csv": ["none.csv"],
     f"{RUN} ./unlabelled.csv": ["unlabelled.csv"],
     f"{RUN} ./empty.csv": ["empty.csv"],
     # Results.
     f"{RUN} digits --smoke --out unlabelled.csv": ["unlabelled.csv", "is a file"],
     "run quick --smoke --out unlabelled.csv": ["unlabelled.csv", "is a file"],
+    "run quick --dry-run --out unlabelled.csv": ["unlabelled.csv", "is a file"],
+    "run quick --dry-run --out unlabelled.csv/deep": ["unlabelled.csv", "is a file"],
     "report no/such/folder": ["no/such/folder"],
     "report no/such/folder --as page --json": ["--json"],
     "report nothing": ["no run"],
     "analyse no/such/file.safetensors --heads 4": ["no/such/file.safetensors"],
-    "analyse model.safetensors": ["--heads"],
+    "analyse nothing": ["no *.safetensors in nothing"],
+    "analyse checkpoint": ["--heads", "checkpoint/config.json"],
+    "analyse checkpoint/model.safetensors": ["--heads", "checkpoint/config.json"],
     "claims no/such/folder": ["no/such/folder"],
     "claims study-cache-67": ["study-cache-67"],
     "claims --verdict true": ["true"],
@@ -143,6 +158,9 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "unlabelled.csv").write_text("a,b\n1,2\n3,4\n")
     (tmp_path / "empty.csv").write_text("\n")
     (tmp_path / "nothing").mkdir()
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "checkpoint" / "model.safetensors").touch()
     (tmp_path / "damaged" / "runs").mkdir(parents=True)
     (tmp_path / "damaged" / "runs" / f"{0:016x}.json").write_text('{"schema_version": 1, "id"')
     return tmp_path
@@ -182,3 +200,60 @@ def test_a_command_starts_in_half_a_second_and_imports_no_framework_that_it_does
         if request == "run --help":
             # Of the processor, not of the clock: other tests run beside this one.
             assert spent_s < 0.5
+
+
+def test_a_folder_that_is_not_there_is_refused_before_anything_is_imported():
+    for command in ("report none", "plan none", "compare none a b", "texts none --out x"):
+        done = subprocess.run(
+            [sys.executable, "-c", ANSWERS],
+            input=json.dumps([command]),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        _, code, _, modules = json.loads(done.stdout)
+        assert code == 2
+        assert not HEAVY & set(modules)
+
+
+def test_a_number_of_threads_that_is_none_is_named_in_one_line_and_ignored(monkeypatch, capsys):
+    for text, line in (
+        ("zero", "OMP_NUM_THREADS is 'zero', which is no number of threads: ignored.\n"),
+        ("0", "OMP_NUM_THREADS is '0', which is no number of threads: ignored.\n"),
+        ("", "OMP_NUM_THREADS is '', which is no number of threads: ignored.\n"),
+        ("4, 2", ""),
+    ):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert main(["ls", "recipes"]) == 0
+        assert capsys.readouterr().err == line
+        assert ("OMP_NUM_THREADS" in os.environ) == (line == "")
+
+
+def test_a_cache_that_cannot_be_used_is_refused_before_anything_runs(folder, monkeypatch, capsys):
+    monkeypatch.setenv("QKVBENCH_CACHE", str(folder / "empty.csv"))
+    words = ["run", "--variants", "q,k,v", "--seeds", "1", "--out", "out", "--tasks"]
+    assert main([*words, "lm-reviews"]) == 2
+    assert "The cache folder cannot be" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+    # This one needs no cache.
+    assert main([*words, "sort", "--dry-run"]) == 0
+
+
+def test_a_dry_run_refuses_devices_that_the_run_would_refuse(folder, capsys):
+    words = ["run", "quick", "--backend", "jax", "--devices", "2", "--sharding", "fsdp"]
+    assert main([*words, "--dry-run"]) == 2
+    assert "The backend jax runs on one device" in capsys.readouterr().err
+
+
+def test_a_full_disk_under_the_output_is_named_without_a_traceback():
+    with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
+        for request_ in ("ls tasks", "ls tasks --json", "show q,k=v"):
+            done = subprocess.run(
+                [sys.executable, "-m", "qkvbench", *request_.split()],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 1
+            assert done.stderr == "The output cannot be written: No space left on device.\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,15 @@ from multiprocessing import get_context
 
 import pytest
 
-from faults.sweeps import free_of_claims, kill, start, statuses, under_way, watch, workers
-from qkvbench.sweep.leases import LeaseLostError, Leases, Owner, heartbeat, this_process
+from faults.sweeps import free_of_claims, kill, start, statuses, under_way, until, watch, workers
+from qkvbench.sweep.leases import (
+    LeaseLostError,
+    Leases,
+    Owner,
+    _start_time,
+    heartbeat,
+    this_process,
+)
 
 RUN = "0123456789abcdef"
 
@@ -46,6 +54,28 @@ def test_the_claim_of_a_dead_process_is_taken_over_at_once(claims):
     assert claims.adopt(replace(first, token="another")) is None
     claims.release(second)
     assert list(claims.folder.iterdir()) == []
+
+
+def test_a_clock_that_is_set_kills_no_process(claims, monkeypatch):
+    first = claims.acquire(RUN)
+    # psutil adds the time of the boot, which is derived from the clock of the wall.
+    monkeypatch.setattr("psutil.Process.create_time", lambda _: 1e9)
+    this_process.cache_clear()
+    assert this_process() == first.owner
+    assert not first.owner.is_dead
+    assert claims.acquire(RUN) is None
+
+
+def test_a_process_with_a_strange_name_is_alive_and_a_zombie_is_dead(tmp_path):
+    strange = tmp_path / "a (strange) name) S"
+    shutil.copy(shutil.which("sleep"), strange)
+    with subprocess.Popen([strange, "60"]) as process:
+        owner = Owner(this_process().host, process.pid, _start_time(process.pid))
+        assert not owner.is_dead
+        process.kill()
+        until(lambda: owner.is_dead)
+        assert process.returncode is None
+    assert owner.is_dead
 
 
 def test_a_claim_without_a_heartbeat_on_another_machine_is_taken_over_after_a_while(

@@ -30,7 +30,7 @@ from qkvbench import cost
 from qkvbench.backends.torch import build, start
 from qkvbench.backends.torch.cache import paged_tensor
 from qkvbench.cost import CACHE_FORMATS
-from qkvbench.model import Learned, Rotary, model_parameters
+from qkvbench.model import Learned, NoPosition, Rotary, model_parameters
 from qkvbench.variant import parse
 
 # fp64 rounding of sums over tens of numbers of size ten.
@@ -177,6 +177,21 @@ def test_a_later_token_changes_nothing_earlier(backend, case):
     )
     np.testing.assert_array_equal(after[:, :-1], before[:, :-1])
     assert not np.array_equal(after[:, -1], before[:, -1])
+
+
+@every_backend_and(SCHEMES, jax_cases=len(SCHEMES))
+def test_every_scheme_but_none_tells_in_which_order_tokens_came(backend, case):
+    # In one layer the last token sees a set of tokens, unless positions are in it.
+    model = decoder("q,k=v/1", case, layers=1)
+    weights = drawn(model_parameters(model).values())
+    tokens = np.tile(np.arange(TIME) % VOCABULARY, (ITEMS, 1))
+    swapped = tokens[:, [1, 0, *range(2, TIME)]]
+    last, other = (
+        backend.logits(model, weights, (each,)).reshape(ITEMS, TIME, -1)[:, -1]
+        for each in (tokens, swapped)
+    )
+    # A difference that training could use, far above rounding.
+    assert (np.abs(last - other).max() > 1e-3) == (case != NoPosition())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

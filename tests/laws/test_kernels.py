@@ -16,6 +16,7 @@ from laws.cases import (
     sized,
     suffixed,
 )
+from native_kernel import needs_library
 from qkvbench import native
 from qkvbench.backends.jax.kernels import pallas_decode
 from qkvbench.backends.torch import Decoding, Growing, Reserved, build, start
@@ -86,6 +87,7 @@ def test_the_native_kernel_runs_the_plans_that_it_supports_as_torch_does(case):
         assert _difference(_both(network, lambda: network.new_cache(3, 20, storage))) < CLOSE
 
 
+@needs_library
 @pytest.mark.parametrize("rows", FORMATS)
 @pytest.mark.parametrize("text", ["q,k,v", "q,k=v", "q,k=v/1+window4", "q,k=R(q),v=R(q)"])
 def test_the_native_kernel_reads_rows_of_every_format(text, rows):
@@ -144,6 +146,7 @@ def test_a_new_operation_on_read_and_a_new_bias_are_features_too():
     assert biased.features - CPU_FEATURES == {"bias._NewBias"}
 
 
+@needs_library
 @pytest.mark.parametrize("suffix", ["", "+qkvnorm"])
 @pytest.mark.parametrize("text", ["q,k=L(16),v=L(16)", "q,k=v=L(16)", "q,k=L(8),v=R(k)/1"])
 def test_a_latent_is_read_once_for_all_heads_unless_positions_rotate_its_keys(text, suffix):
@@ -155,6 +158,7 @@ def test_a_latent_is_read_once_for_all_heads_unless_positions_rotate_its_keys(te
         assert _difference(found) < CLOSE
 
 
+@needs_library
 @torch.inference_mode()
 def test_sequences_that_share_pages_and_a_source_are_read_by_the_kernel():
     model = with_source(decoder("q,k=v", Rotary(), WIDE), Tokens(11), Learned(6))
@@ -186,6 +190,7 @@ def test_fp64_weights_and_heads_narrower_than_a_vector_are_left_to_torch():
     assert not native.CAPABILITIES.can_run("fp32", narrow.geometry.head_dim)
 
 
+@needs_library
 def test_a_profiler_sees_the_name_of_the_kernel():
     named = Decoding(decoder("q,k=v", Rotary(), WIDE), "bf16", context=9, batch=2).kernel()
     assert named == f"qkvbench::decode (bf16 rows read once, {native.library.select_isa(None)})"

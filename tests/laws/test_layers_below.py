@@ -23,7 +23,8 @@ from laws.cases import (
     towers,
     translator,
 )
-from qkvbench import cost, native, reference
+from native_kernel import needs_library
+from qkvbench import cost, reference
 from qkvbench.backends.torch import Attention, Growing, build, start
 from qkvbench.backends.torch.attention import layer
 from qkvbench.backends.torch.models.block import recompute
@@ -133,7 +134,7 @@ def test_beams_that_continue_others_are_independent_runs(text, rows):
     torch.testing.assert_close(found[2:], expected, rtol=0, atol=EXACT)
 
 
-@pytest.mark.skipif(native.missing_requirement() is not None, reason="no native library")
+@needs_library
 @pytest.mark.parametrize("text", [each for each in ARMS if "L(" not in each])
 def test_the_native_kernel_reads_rows_of_a_layer_below_as_torch_does(text, monkeypatch):
     model = _stack(text, position=Rotary(), size=sized(64, 4))

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from native_kernel import missing, needs_library
 from qkvbench import native
 from qkvbench.backends.torch import Decoding
 from qkvbench.backends.torch.bench.profile import profiled_operations
@@ -13,8 +14,6 @@ from qkvbench.backends.torch.kernels.linear import NAMED, Linear, product
 from qkvbench.model import Decoder, Init, Rotary, transformer
 from qkvbench.variant import parse
 
-missing = native.missing_requirement()
-needs_library = pytest.mark.skipif(missing is not None, reason=f"no native kernel: {missing}")
 every_isa = pytest.mark.parametrize("isa", () if missing else tuple(native.supported_isas()))
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -1,5 +1,6 @@
 """The command line: parse and check a request, call the library, print text."""
 
+import errno
 import os
 import sys
 import time
@@ -8,7 +9,9 @@ from io import TextIOWrapper
 
 from qkvbench.cli.parser import RequestError, parse_request
 
-DONE, WRONG_REQUEST, INTERRUPTED = 0, 2, 130
+DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+THREADS = "OMP_NUM_THREADS"
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -21,6 +24,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         request = parse_request(sys.argv[1:] if words is None else words)
         request.began_s = began_s
+        _drop_wrong_threads()
         status = request.answer(request)
         # The end of the interpreter is too late to notice that nobody reads a short table.
         sys.stdout.flush()
@@ -32,6 +36,30 @@ def main(words: Sequence[str] | None = None) -> int:
         print("Interrupted. Results so far are kept; the same command resumes.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader, such as `head`, closed the pipe. Python flushes stdout at exit, so discard it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader, such as `head`, closed the pipe.
+        _discard_output()
         return DONE
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        _discard_output()
+        print(f"The output cannot be written: {error.strerror}.", file=sys.stderr)
+        return FAILED
+
+
+def _discard_output() -> None:
+    """Let what is still to be printed go nowhere: Python flushes stdout at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _drop_wrong_threads() -> None:
+    """Say that the number of threads in the environment is none, before a library complains."""
+    text = os.environ.get(THREADS)
+    if text is None or all(_is_count(each.strip()) for each in text.split(",")):
+        return
+    print(f"{THREADS} is {text!r}, which is no number of threads: ignored.", file=sys.stderr)
+    del os.environ[THREADS]
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) > 0

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.reports.parts.formatting import number, printable
+from qkvbench.results.store import read_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,17 +32,14 @@ COLUMNS = {
     "v_weight_rank": ("rank\nV", 1),
 }
 MAX_NAMES = 4
+# How a checkpoint's config.json names its numbers of query and of key/value heads.
+HEADS = (("num_attention_heads", "n_head", "num_heads"), ("num_key_value_heads",))
 
 
 def answer(request: Request) -> int:
     """Print every measure of the weights, layer by layer."""
-    paths = [Path(file) for file in request.files]
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise RequestError(
-            f"There is no file {printable(str(missing[0]))}.\n"
-            "Give the .safetensors file of a checkpoint, or all of its parts."
-        )
+    paths = _files(request.files)
+    heads, kv_heads = _head_counts(request, paths[0].parent / "config.json")
     # Importing torch takes a second, so the request is checked first.
     from qkvbench.analysis import measure_weights
     from qkvbench.backends.torch.models.weights import lazy_tensors
@@ -54,7 +52,7 @@ def answer(request: Request) -> int:
     rows: dict[str, dict[str, float]] = {}
     sizes: dict[str, tuple[int, ...]] = {}
     for layer in layers:
-        weights = _weights(layer, tensors, request)
+        weights = _weights(layer, tensors, heads, kv_heads)
         rows[layer.layer] = measure_weights(weights)
         sizes |= {role: matrix.shape for role, matrix in weights.items()}
     if request.json:
@@ -62,6 +60,43 @@ def answer(request: Request) -> int:
     else:
         _print_table(rows, sizes)
     return 0
+
+
+def _files(names: Iterable[str]) -> list[Path]:
+    """The files of these names; of a folder all files with weights."""
+    paths: list[Path] = []
+    for name in map(Path, names):
+        found = sorted(name.glob("*.safetensors")) if name.is_dir() else [name]
+        if not found or not found[0].is_file():
+            what = "file" if found else "*.safetensors in"
+            raise RequestError(
+                f"There is no {what} {printable(str(name))}.\n"
+                "Give the folder of a checkpoint, its .safetensors file, or all of its parts."
+            )
+        paths += found
+    return paths
+
+
+def _head_counts(request: Request, config: Path) -> tuple[int, int | None]:
+    """The numbers of query and key/value heads, by the request or the checkpoint's own file."""
+    if request.heads is not None:
+        return request.heads, request.kv_heads
+    try:
+        found: object = json.loads(read_regular(config))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    said = found if isinstance(found, dict) else {}
+    text = said.get("text_config")
+    # A model of images and texts has the layers of its language model below.
+    said = {**said, **(text if isinstance(text, dict) else {})}
+    counts = (next((said[key] for key in keys if key in said), None) for keys in HEADS)
+    heads, kv_heads = (each if isinstance(each, int) and each > 0 else None for each in counts)
+    if heads is None:
+        raise RequestError(
+            f"The number of heads is not known, for {printable(str(config))} does not say it; "
+            "write --heads N, and --kv-heads N if keys and values have fewer."
+        )
+    return heads, request.kv_heads or kv_heads
 
 
 def _layers(names: Iterable[str]) -> "tuple[LayerNames, ...]":
@@ -81,7 +116,10 @@ def _layers(names: Iterable[str]) -> "tuple[LayerNames, ...]":
 
 
 def _weights(
-    layer: "LayerNames", tensors: "Mapping[str, Callable[[], np.ndarray]]", request: Request
+    layer: "LayerNames",
+    tensors: "Mapping[str, Callable[[], np.ndarray]]",
+    heads: int,
+    kv_heads: int | None,
 ) -> "Weights":
     from qkvbench.analysis import read_weights
 
@@ -94,7 +132,7 @@ def _weights(
         return matrix
 
     try:
-        return read_weights(layer, read, heads=request.heads, kv_heads=request.kv_heads)
+        return read_weights(layer, read, heads=heads, kv_heads=kv_heads)
     except ValueError as error:
         raise RequestError(
             f"{printable(str(error))}\nThe number of heads is in the checkpoint's configuration: "

@@ -18,6 +18,8 @@ WRAPPED_COLUMNS = ("about", "origin")
 # The columns that are left out of the table for lack of space.
 JSON_ONLY = ("places",)
 WIDTH = 100
+# A table that is narrower breaks words; a narrower terminal breaks lines instead.
+LEAST_WIDTH = 72
 
 
 def answer(request: Request) -> int:
@@ -35,7 +37,8 @@ def answer(request: Request) -> int:
         table.add_row(*(Text(_cell(row[name])) for name in columns))
     console = Console(highlight=False)
     # A file has no width, so the table gets a fixed one.
-    (console if console.is_terminal else Console(width=WIDTH)).print(table)
+    console.width = max(console.width, LEAST_WIDTH) if console.is_terminal else WIDTH
+    console.print(table)
     return 0
 
 

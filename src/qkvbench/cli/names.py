@@ -30,7 +30,7 @@ from qkvbench.results.margins import Margins, parse_margins
 from qkvbench.results.view import View
 from qkvbench.task_ref import parse_task
 from qkvbench.variant import Variant
-from qkvbench.variant.catalogue import named
+from qkvbench.variant.catalogue import equations_spelled, named
 
 if TYPE_CHECKING:
     # Only `run` has an engine; the other commands begin sooner without.
@@ -65,8 +65,17 @@ def arms(texts: Iterable[str]) -> list[str]:
         raise RequestError(str(error)) from None
 
 
+def same_arm(texts: Iterable[str]) -> dict[str, list[str]]:
+    """The arms that several of these texts mean, with the texts."""
+    by_arm: dict[str, list[str]] = {}
+    for text in texts:
+        by_arm.setdefault(arms([text])[0], []).append(text)
+    return {arm: meant for arm, meant in by_arm.items() if len(meant) > 1}
+
+
 def task(name: str) -> str:
     """The task of a name, or of the path of own data, which are read and checked here."""
+    _refuse_checkpoint(name, "a task is read from texts, tables or images")
     try:
         tasks.find(name)
     except KeyError:
@@ -103,6 +112,7 @@ def model_or_task(name: str) -> Model:
     """The model of a preset or of a task, which may be a path."""
     if name in PRESETS:
         return PRESETS[name]()
+    _refuse_checkpoint(name, "this command builds a preset's or a task's model, untrained")
     try:
         return tasks.find(name).model
     except KeyError:
@@ -215,8 +225,22 @@ def optional_name(kind: str, name: str | None, all_names: list[str]) -> str | No
 
 def suggestion(name: str, all_names: list[str]) -> str:
     """A line with the closest name; empty if none is close."""
-    near = get_close_matches(name, all_names, n=1, cutoff=0.5)
+    near = equations_spelled(name, all_names) or get_close_matches(name, all_names, n=1, cutoff=0.5)
     return f"\nDid you mean {near[0]}?" if near else ""
+
+
+def _refuse_checkpoint(name: str, why: str) -> None:
+    """Raise RequestError if the name is the path of a pretrained model."""
+    path = Path(name)
+    weights = [*path.glob("*.safetensors")] if path.is_dir() else [path]
+    if (path / "config.json").is_file() or any(
+        each.suffix == ".safetensors" and each.is_file() for each in weights
+    ):
+        raise RequestError(
+            f"{shown(name)} is a pretrained checkpoint; {why}.\n"
+            f"'qkvbench analyse {shown(name)}' compares Q, K and V of its layers; "
+            "'qkvbench ls models' lists the presets."
+        )
 
 
 def _known(kind: str, name: str, all_names: list[str]) -> str:

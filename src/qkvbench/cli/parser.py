@@ -5,6 +5,7 @@ import importlib
 import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NoReturn, cast
 
 
@@ -65,7 +66,9 @@ def _parser() -> _Parser:
 
     train = _command(commands, "train", "run one experiment from a file, also under torchrun")
     train.add_argument("experiment", metavar="FILE", help="an experiment, or a record of one")
-    train.add_argument("--out", required=True, metavar="DIR", help="the store for the record")
+    train.add_argument(
+        "--out", type=_path, required=True, metavar="DIR", help="the store for the record"
+    )
 
     kinds = ["variants", "tasks", "recipes", "models", "positions", "reports", "claims"]
     ls = _command(commands, "ls", f"list {', '.join(kinds[:-1])} or {kinds[-1]}")
@@ -161,12 +164,20 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="NAME",
         help="mirror curves: tensorboard, wandb, trackio or mlflow",
     )
-    run.add_argument("--out", metavar="DIR", help="folder of the results (results/NAME)")
+    run.add_argument(
+        "--out", type=_path, metavar="DIR", help="folder of the results (results/NAME)"
+    )
+    run.add_argument(
+        "--replace", action="store_true", help="let the folder's study be this one; records stay"
+    )
     run.add_argument(
         "--smoke", action="store_true", help="smoke test: the whole pipeline with very few steps"
     )
     run.add_argument(
-        "--files", metavar="DIR", help="write each run's experiment to a file for 'train', and stop"
+        "--files",
+        type=_path,
+        metavar="DIR",
+        help="write each run's experiment to a file for 'train', and stop",
     )
     run.add_argument("--dry-run", action="store_true", help="print the plan, and stop")
     run.add_argument("--fail-fast", action="store_true", help="stop at the first run that fails")
@@ -208,8 +219,12 @@ def _add_measure(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _add_analyse(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """`analyse`: the checkpoint and its numbers of heads."""
     analyse = _command(commands, "analyse", "similarity of K and V in a checkpoint's layers")
-    analyse.add_argument("files", nargs="+", metavar="FILE", help="a checkpoint's .safetensors")
-    analyse.add_argument("--heads", type=_count, required=True, metavar="N", help="query heads")
+    analyse.add_argument(
+        "files", nargs="+", metavar="FILE", help="a checkpoint's folder, or its .safetensors"
+    )
+    analyse.add_argument(
+        "--heads", type=_count, metavar="N", help="query heads (by the checkpoint's config.json)"
+    )
     analyse.add_argument("--kv-heads", type=_count, metavar="N", help="(inferred from the shapes)")
     analyse.add_argument("--json", action="store_true", help="one JSON document")
 
@@ -217,17 +232,23 @@ def _add_analyse(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """The commands that only read a folder of results."""
     report = _command(commands, "report", "the answer and the page of a folder of results")
-    report.add_argument("folder", metavar="DIR", help="a folder of results of 'qkvbench run'")
+    report.add_argument(
+        "folder", type=_results, metavar="DIR", help="a folder of results of 'qkvbench run'"
+    )
     form = report.add_mutually_exclusive_group()
     form.add_argument("--as", dest="report", metavar="NAME", help="one report: 'ls reports'")
     form.add_argument("--full", action="store_true", help="every interval and finding in words")
     form.add_argument("--json", action="store_true", help="the same as --as summary")
     _margin(report)
-    report.add_argument("--out", metavar="FILE", help="file of the page (DIR/report.html)")
+    report.add_argument(
+        "--out", type=_path, metavar="FILE", help="file of the page (DIR/report.html)"
+    )
     report.add_argument("--strict", action="store_true", help="exit 1 if a record is damaged")
 
     compare = _command(commands, "compare", "compare two arms of a folder of results")
-    compare.add_argument("folder", metavar="DIR", help="a folder of results of 'qkvbench run'")
+    compare.add_argument(
+        "folder", type=_results, metavar="DIR", help="a folder of results of 'qkvbench run'"
+    )
     compare.add_argument("first", metavar="A", help="the arm to compare with")
     compare.add_argument("second", metavar="B", help="the arm that is compared with it")
     _margin(compare)
@@ -243,13 +264,25 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     evidence.add_argument("--json", action="store_true", help="one JSON document")
 
     texts = _command(commands, "texts", "write generated texts as files for sacreBLEU")
-    texts.add_argument("folder", metavar="DIR", help="a folder of results of 'qkvbench run'")
-    texts.add_argument("--out", metavar="FOLDER", required=True, help="folder of the files")
+    texts.add_argument(
+        "folder", type=_results, metavar="DIR", help="a folder of results of 'qkvbench run'"
+    )
+    texts.add_argument(
+        "--out", type=_path, metavar="FOLDER", required=True, help="folder of the files"
+    )
 
     plan = _command(commands, "plan", "how many seeds a margin needs, from a folder of results")
-    plan.add_argument("folder", metavar="DIR", help="a folder of results of 'qkvbench run'")
+    plan.add_argument(
+        "folder", type=_results, metavar="DIR", help="a folder of results of 'qkvbench run'"
+    )
     _margin(plan)
     plan.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _folder(parser: _Parser) -> None:
+    parser.add_argument(
+        "folder", type=_results, metavar="DIR", help="a folder of results of 'qkvbench run'"
+    )
 
 
 def _margin(parser: _Parser) -> None:
@@ -270,7 +303,7 @@ def _add_claims(commands: "argparse._SubParsersAction[_Parser]") -> None:
     claims.add_argument("--verdict", metavar="V", help="only these, such as not-testable-here")
     form = claims.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON document")
-    form.add_argument("--out", metavar="FILE", help="write the ledger as one HTML page")
+    form.add_argument("--out", type=_path, metavar="FILE", help="write the ledger as one HTML page")
 
 
 def _command(commands: "argparse._SubParsersAction[_Parser]", name: str, about: str) -> _Parser:
@@ -291,6 +324,21 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
     return int(text)
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("a path is not empty; write '.' for this folder")
+    return text
+
+
+def _results(text: str) -> str:
+    # Checked here, before a command and all that it needs are imported.
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a folder of results; 'qkvbench run' writes one"
+        )
+    return text
 
 
 def _seconds(text: str) -> float:

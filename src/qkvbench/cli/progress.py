@@ -1,12 +1,19 @@
 """Progress of a study on stderr: a bar on a terminal, and a line for each run."""
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from qkvbench import tasks
 from qkvbench.cost.units import seconds_text
@@ -39,6 +46,8 @@ class StudyProgress:
         self.endings = endings
         self.total = 0
         self.before = 0
+        # The start of these runs on the clock, and the number of runs that had ended by then.
+        self.began_s, self.ended_before = time.monotonic(), 0
         self.tuning = False
         self.bar = self.bars.add_task("runs", total=None)
 
@@ -73,8 +82,13 @@ class StudyProgress:
         # Runs that end are counted over the whole command.
         self.total, self.before = total, done - self.endings.total()
         self.bars.update(self.bar, total=total, completed=done)
+        self.began_s, self.ended_before = time.monotonic(), self.endings.total()
         if done:
             self.console.print(f"{done} of {total} runs are done already.")
+        if missing:
+            # A file has no bar: without this line nothing is in it until the first run ends.
+            runs = "1 run begins" if missing == 1 else f"{missing} runs begin"
+            self.console.print(f"{runs}; the time left is known once one has ended.")
 
     def on_capacity(self, why: str) -> None:
         """Fewer runs are parallel than requested."""
@@ -114,11 +128,20 @@ class StudyProgress:
         self.bars.update(self.bar, completed=count)
         if record.status == "done" and record.observed:
             took = seconds_text(record.observed.train_s)
-            self.console.print(f"{name}  {self._score_text(record)}  {took}", markup=False)
+            line = f"{name}  {self._score_text(record)}  {took}{self._left_text(count)}"
+            self.console.print(line, markup=False, soft_wrap=True)
         else:
             self.console.print(
                 f"{name}  {record.status}: {record.reason}", style="red", markup=False
             )
+
+    def _left_text(self, count: int) -> str:
+        """The time of the runs that are left, if they take as long as those that have ended."""
+        if (left := self.total - count) <= 0:
+            return ""
+        ended = self.endings.total() - self.ended_before
+        left_s = (time.monotonic() - self.began_s) / ended * left
+        return f"  (about {seconds_text(left_s)} left)"
 
     def _score_text(self, record: Record) -> str:
         """The score of a run that is done; of a tuning run that on the validation split."""

@@ -10,21 +10,24 @@ from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.reports import brief, page
 from qkvbench.reports.parts.formatting import printable
-from qkvbench.results.store import Store, StoreError
+from qkvbench.results.store import Store, StoreError, write_atomically
 from qkvbench.results.view import View, view
+
+# In the name of a native decoding kernel.
+NATIVE = "qkvbench::decode"
 
 
 def answer(request: Request) -> int:
     """Print the report; with --strict, exit status 1 if there are damaged records."""
-    store = open_store(request.folder)
+    store = Store(request.folder)
     margins = names.margins(request.margin)
     named = "full" if request.full else "summary" if request.json else request.report
     wanted = names.report(named)
     place = None if request.out is None else Path(request.out)
     try:
-        if not store.runs().good and not store.damaged():
-            raise RequestError(f"There is no run in {store.path}; 'qkvbench run' writes them.")
         study = view(store, margins)
+        if not (study.runs or study.others or study.damaged):
+            raise RequestError(f"There is no run in {store.path}; 'qkvbench run' writes them.")
         names.check_margin_tasks(margins, study)
         if wanted is None:
             write_reports(store, place, study)
@@ -34,21 +37,14 @@ def answer(request: Request) -> int:
             _write(place, wanted.render(study))
     except StoreError as error:
         raise RequestError(str(error)) from None
-    return 1 if request.strict and store.damaged() else 0
-
-
-def open_store(folder: str) -> Store:
-    """The store in a folder; RequestError if there is no folder."""
-    if not Path(folder).is_dir():
-        raise RequestError(f"{folder} is not a folder of results; 'qkvbench run' writes one.")
-    return Store(folder)
+    return 1 if request.strict and study.damaged else 0
 
 
 def load_view(folder: str, words: Sequence[str] | None) -> View:
     """The study in a folder, with the margins of the words after --margin."""
     margins = names.margins(words)
     try:
-        study = view(open_store(folder), margins)
+        study = view(Store(folder), margins)
     except StoreError as error:
         raise RequestError(str(error)) from None
     if not study.runs:
@@ -60,14 +56,35 @@ def load_view(folder: str, words: Sequence[str] | None) -> View:
 def write_reports(store: Store, place: Path | None = None, study: View | None = None) -> None:
     """Write the page into the store (or to `place`), then print the answer."""
     study = study or view(store)
-    place = place or store.path / f"report.{page.SUFFIX}"
-    _write(place, page.render(study))
+    own = store.path / f"report.{page.SUFFIX}"
+    try:
+        _write(place or own, page.render(study))
+        where = f"The page: {place or own}"
+    except StoreError as error:
+        if place is not None:
+            raise
+        # A folder of someone else's: its table can be printed all the same.
+        where = f"No page: {error} 'qkvbench report {store.path} --out FILE' writes it elsewhere."
     _print_answer(study)
     for damaged in study.damaged:
         # The name of a file and its fields are not trusted.
         text = printable(f"{damaged.path}: {damaged.reason}")
-        print(f"Damaged, not modified: {text}", file=sys.stderr)
-    print(f"The page: {place}", file=sys.stderr)
+        print(f"{'Newer' if damaged.newer else 'Damaged'}, not modified: {text}", file=sys.stderr)
+    if note := _kernels_text(study):
+        print(note, file=sys.stderr)
+    print(where, file=sys.stderr)
+
+
+def _kernels_text(study: View) -> str | None:
+    """The arms without a native kernel, if others have one; their times are not comparable."""
+    native = {arm: NATIVE in each.kernel for arm, each in study.measurements.items()}
+    without = [arm for arm, own in native.items() if not own]
+    if not without or len(without) == len(native):
+        return None
+    return (
+        f"Decoded without the native kernel, so their time is of another program: "
+        f"{printable(', '.join(without))}."
+    )
 
 
 def _print_answer(study: View) -> None:
@@ -78,7 +95,11 @@ def _print_answer(study: View) -> None:
 
 
 def _write(place: Path, text: str) -> None:
+    """Replace the file as a whole, so that a full disk leaves the old one; write into a device."""
     try:
-        place.write_text(text, encoding="utf-8")
+        if place.exists() and not place.is_file():
+            place.write_text(text, encoding="utf-8")
+        else:
+            write_atomically(place.resolve(), text.encode())
     except OSError as error:
         raise StoreError(f"{place} cannot be written: {error.strerror}.") from error

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qkvbench import backends, recipes
+from qkvbench import backends, recipes, tasks
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.progress import StudyProgress
@@ -17,8 +17,13 @@ from qkvbench.cli.registration import hypotheses_text, registration_of
 from qkvbench.cli.report import write_reports
 from qkvbench.cli.train import write_files
 from qkvbench.cost.units import bytes_text, seconds_text
+from qkvbench.data import DataUnavailableError
+from qkvbench.data.cache import check_usable
+from qkvbench.experiment import Experiment
 from qkvbench.measure.machine import cores
 from qkvbench.recipes import Study
+from qkvbench.reports.parts.formatting import printable
+from qkvbench.results.continuing import difference
 from qkvbench.results.record import Preregistration
 from qkvbench.results.store import Store, StoreError
 from qkvbench.results.tuning import FACTORS, FIRST_SEED, SEEDS, tuning_ended
@@ -30,6 +35,10 @@ if TYPE_CHECKING:
     from qkvbench.sweep.forecast import Forecast
 
 DEFAULT_SEEDS = 5
+# All runs are planned in memory before the first one begins.
+MOST_RUNS = 20_000
+# Runs at a time: each is a process with a backend of its own.
+MOST_JOBS_PER_CORE, MOST_JOBS = 16, 10_000
 # The fields of a study that a flag of the same name replaces, and how its text is parsed.
 STUDY_FIELDS: Mapping[str, Callable[[Any], object]] = {
     "variants": names.arms,
@@ -54,6 +63,10 @@ def answer(request: Request) -> int:
     engine = names.engine(request.engine, request.options)
     trackers = names.trackers(request.track)
     check_buildable(study)
+    _check_jobs(request.jobs, engine.name)
+    _check_machine(study)
+    for arm, texts in names.same_arm(request.variants or ()).items():
+        print(f"{' and '.join(texts)} are one arm, {arm}; it runs once.", file=sys.stderr)
     store = Store(
         Path("results") / default_folder(study) if request.out is None else Path(request.out)
     )
@@ -63,14 +76,17 @@ def answer(request: Request) -> int:
             "or leave out --files.\nNothing was written."
         )
     try:
+        store.check_writable()
+        if not request.replace:
+            _check_continues(study, store)
         registered = registration_of(request.preregister, study, store)
-        if request.files:
-            return _write_files(study, store, Path(request.files))
         if request.dry_run:
             print(_dry_run_text(study, store, request.jobs))
             if registered is not None:
                 print(hypotheses_text(registered))
             return 0
+        if request.files:
+            return _write_files(study, store, Path(request.files))
         return _run_study(request, study, store, engine, trackers, registered)
     except StoreError as error:
         raise RequestError(f"{error}\nGive another folder with --out DIR.") from None
@@ -110,7 +126,14 @@ def requested_study(request: Request) -> Study:
                 f"tuned has at most {FIRST_SEED} seeds of its own; leave out --tune, or take fewer."
             )
     name = f"{study.name}-smoke" if request.smoke else study.name
-    return replace(study, name=name, seeds=seeds, **changes)
+    study = replace(study, name=name, seeds=seeds, **changes)
+    if (count := len(study.variants) * sum(seeds.values())) > MOST_RUNS:
+        raise RequestError(
+            f"{len(study.variants)} arms with {sum(seeds.values()):,} seeds over all tasks are "
+            f"{count:,} runs; a study has at most {MOST_RUNS:,}.\n"
+            "Take fewer --seeds, --tasks or --variants. Nothing was run."
+        )
+    return study
 
 
 def default_folder(study: Study) -> str:
@@ -138,6 +161,52 @@ def check_buildable(study: Study) -> None:
             _ = experiment.model.plans
     except ValueError as error:
         raise RequestError(f"{error}\nNothing was run.") from None
+
+
+def _check_jobs(jobs: int | None, engine: str) -> None:
+    """Raise RequestError if more runs are asked for at a time than can help."""
+    most = MOST_JOBS_PER_CORE * cores() if engine == "local" else MOST_JOBS
+    if jobs is not None and jobs > most:
+        where = f"{cores()} cores here" if engine == "local" else f"the engine {engine}"
+        raise RequestError(
+            f"--jobs {jobs} are more runs at a time than {where} can carry out; "
+            f"write --jobs {most} or less. Nothing was run."
+        )
+
+
+def _check_machine(study: Study) -> None:
+    """Raise RequestError if this machine lacks what every run of the study needs."""
+    if study.compiled and (reason := backends.find(study.backend).compile_error()):
+        raise RequestError(f"{reason}\nRun without --compile. Nothing was run.")
+    if study.devices > 1:
+        try:
+            reason = backends.multi_device_backend(study.backend).multi_device_error(study.devices)
+        except ValueError as error:
+            reason = str(error)
+        if reason:
+            raise RequestError(f"{reason}\nNothing was run.")
+    if any(tasks.find(each).tier in ("packaged", "hub") for each in study.tasks):
+        try:
+            check_usable()
+        except DataUnavailableError as error:
+            raise RequestError(f"{error}\nNothing was run.") from None
+
+
+def _check_continues(study: Study, store: Store) -> None:
+    """Raise RequestError if the folder has another study, whose description would be lost."""
+    if (damage := store.study_damage()) is not None and damage.newer:
+        raise RequestError(f"{damage.path}: {damage.reason}\nNothing was run.")
+    if (before := store.study()) is None:
+        return
+    from qkvbench.sweep.study import info, with_chosen_rates
+
+    other = difference(before, info(with_chosen_rates(study, store), command=""))
+    if other is not None:
+        raise RequestError(
+            f"{store.path} has another study, {printable(before.name)}: {printable(other)}.\n"
+            "Name another folder with --out DIR; or --replace, which makes this its study: the "
+            "records stay, but the report will not show those of the other.\nNothing was run."
+        )
 
 
 def _write_files(study: Study, store: Store, folder: Path) -> int:
@@ -175,6 +244,7 @@ def _dry_run_text(study: Study, store: Store, jobs: int | None) -> str:
         f"Seeds  {seeds}",
         f"Runs   {experiments[0].execution}, {study.backend}, threads: {study.threads}",
     ]
+    lines += _uneven_parts(experiments)
     if tuning:
         lines.append(
             f"Tuning {len(tuning)} runs come first, {len(FACTORS)} learning rates × {len(SEEDS)} "
@@ -187,6 +257,17 @@ def _dry_run_text(study: Study, store: Store, jobs: int | None) -> str:
             f"First  {len(needed)} runs on {first} come first; the weights of {weights} are kept."
         )
     return "\n".join([*lines, *_forecast_lines(study, forecasts(planned, missing, store), jobs)])
+
+
+def _uneven_parts(experiments: Sequence[Experiment]) -> list[str]:
+    """A line for each size of a batch that its micro-batches do not divide evenly."""
+    sizes = {(run.training.batch, run.training.micro_batches) for run in experiments}
+    return [
+        f"Parts  a batch of {batch} is computed in {parts} parts of {batch // parts} or "
+        f"{batch // parts + 1} sequences; the step is still that of the whole batch."
+        for batch, parts in sorted(sizes)
+        if batch % parts
+    ]
 
 
 def _forecast_lines(study: Study, by_task: "Sequence[Forecast]", jobs: int | None) -> list[str]:
@@ -209,16 +290,25 @@ def _forecast_lines(study: Study, by_task: "Sequence[Forecast]", jobs: int | Non
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    known_s = [each.left_s for each in by_task if each.left_s is not None]
+    memory = "Memory is that of a training step, without backend and data."
+    return [*table, f"Takes  {_takes_text(study, by_task, jobs)}. {memory}"]
+
+
+def _takes_text(study: Study, by_task: "Sequence[Forecast]", jobs: int | None) -> str:
+    """The time of the remaining runs, as far as runs of the same task and model are known."""
+    known_s = [each.left_s for each in by_task if each.left and each.left_s is not None]
     unknown = sum(each.left for each in by_task if each.left_s is None)
+    if not unknown and not known_s:
+        return "no time: every run is done"
     parallel = jobs or max(1, cores() // study.threads)
-    total = f"Takes  about {seconds_text(sum(known_s) / parallel)}, {parallel} at a time"
-    if unknown:
-        takes = recipes.takes(study.name) if study.name in recipes.names() else None
-        total += f", and {unknown} runs of unknown time"
-        total += f"; by the recipe: {takes}" if takes else ""
-    total += ". Memory is that of a training step, without backend and data."
-    return [*table, total]
+    about = f"about {seconds_text(sum(known_s) / parallel)}, {parallel} at a time"
+    if not unknown:
+        return about
+    texts = [f"{about}, and a time that is not known"] if known_s else ["not known"]
+    texts[0] += f": no record of {unknown} of the runs, or of the like, is here"
+    if study.name in recipes.names() and recipes.find(study.name) == replace(study, rates={}):
+        texts.append(f"by the recipe: {recipes.takes(study.name)}")
+    return "; ".join(texts)
 
 
 def _run_study(
@@ -234,15 +324,6 @@ def _run_study(
     from qkvbench.sweep.study import run_study
     from qkvbench.sweep.trackers import Mirror
 
-    if study.compiled and (reason := backends.find(study.backend).compile_error()):
-        raise RequestError(f"{reason}\nRun without --compile. Nothing was run.")
-    if study.devices > 1:
-        try:
-            reason = backends.multi_device_backend(study.backend).multi_device_error(study.devices)
-        except ValueError as error:
-            reason = str(error)
-        if reason:
-            raise RequestError(f"{reason}\nNothing was run.")
     command = "qkvbench " + shlex.join(sys.argv[1:])
     endings: Counter[str] = Counter()
     with stoppable(), StudyProgress(endings) as progress:

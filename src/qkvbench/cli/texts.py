@@ -5,17 +5,16 @@ from pathlib import Path
 
 from qkvbench import tasks
 from qkvbench.cli.parser import Request, RequestError
-from qkvbench.cli.report import open_store
 from qkvbench.data.cache import DataRefusedError, DataUnavailableError
 from qkvbench.reports.parts.formatting import printable
 from qkvbench.results.record import Record
-from qkvbench.results.store import StoreError
+from qkvbench.results.store import Store, StoreError
 
 
 def answer(request: Request) -> int:
     """Write the files, and print for each run its scores and the command that scores its file."""
     try:
-        runs = [run for run in open_store(request.folder).runs().good if run.written is not None]
+        runs = [run for run in Store(request.folder).runs().good if run.written is not None]
     except StoreError as error:
         raise RequestError(str(error)) from None
     if not runs:

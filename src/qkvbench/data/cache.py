@@ -38,6 +38,20 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "qkvbench"
 
 
+def check_usable() -> None:
+    """Raise DataUnavailableError if the cache folder is a file, or is empty and cannot be written.
+
+    One that cannot be written may have all data that are needed.
+    """
+    folder = cache_folder()
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if not existing.is_dir():
+        raise _in_the_way(folder, existing)
+    holds_data = existing == folder and os.access(folder, os.R_OK) and any(folder.iterdir())
+    if not holds_data and not os.access(existing, os.W_OK | os.X_OK):
+        raise _not_writable(folder, "no permission")
+
+
 @contextmanager
 def writing() -> Iterator[Path]:
     """The cache folder, locked: of runs that start together one fetches.
@@ -60,17 +74,25 @@ def writing() -> Iterator[Path]:
             finally:
                 _writes.reset(token)
     except (FileExistsError, NotADirectoryError) as error:
-        raise DataUnavailableError(
-            f"The cache folder cannot be {folder}: {error.filename or folder} is a file.\n"
-            "Move that file away, or name another folder: QKVBENCH_CACHE=FOLDER.\n"
-            "The tasks digits, sort and recall need no cache."
-        ) from error
+        raise _in_the_way(folder, error.filename or folder) from error
     except OSError as error:
-        raise DataUnavailableError(
-            f"The cache folder {folder} cannot be written: {error.strerror or error}.\n"
-            "Make room or give leave to write there, or name another: QKVBENCH_CACHE=FOLDER.\n"
-            "The tasks digits, sort and recall need no cache."
-        ) from error
+        raise _not_writable(folder, error.strerror or error) from error
+
+
+def _in_the_way(folder: Path, file: object) -> DataUnavailableError:
+    return DataUnavailableError(
+        f"The cache folder cannot be {folder}: {file} is a file.\n"
+        "Move that file away, or name another folder: QKVBENCH_CACHE=FOLDER.\n"
+        "The tasks digits, sort and recall need no cache."
+    )
+
+
+def _not_writable(folder: Path, reason: object) -> DataUnavailableError:
+    return DataUnavailableError(
+        f"The cache folder {folder} cannot be written: {reason}.\n"
+        "Make room or give leave to write there, or name another: QKVBENCH_CACHE=FOLDER.\n"
+        "The tasks digits, sort and recall need no cache."
+    )
 
 
 def sha256_of(path: Path) -> str:

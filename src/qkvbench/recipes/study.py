@@ -178,7 +178,7 @@ class Study:
         ref, task = parse_task(name), tasks.find(name)
         budget = self.budget
         if isinstance(budget, Mapping):
-            budget = budget[str(ref.inputs)]
+            budget = budget.get(str(ref.inputs), 1)
         training = replace(
             task.training,
             steps=round(budget * task.training.steps),

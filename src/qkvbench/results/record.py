@@ -9,6 +9,9 @@ from qkvbench.results.items import ItemScores
 
 SCHEMA_VERSION = 1
 
+# Statistics take fourth powers, which are finite up to here.
+LARGEST_SCORE = 1e75
+
 Status = Literal["done", "failed", "diverged", "oom", "killed", "interrupted"]
 
 
@@ -146,7 +149,16 @@ class Record(_Strict):
         parse_label(self.model)
         if self.status == "done" and self.metric.name not in self.metrics:
             raise ValueError(f"a run that is done needs its {self.metric.name} under metrics")
+        for values in (self.metrics, *(point.metrics for point in self.curve)):
+            for name, value in values.items():
+                self._check_score(name, value)
         return self
+
+    def _check_score(self, name: str, value: float) -> None:
+        share = self.metric.unit == "share" and name == self.metric.name
+        low, high = (0.0, 1.0) if share else (-LARGEST_SCORE, LARGEST_SCORE)
+        if not low <= value <= high:
+            raise ValueError(f"its {name} is {value:g}, which is not from {low:g} to {high:g}")
 
     @property
     def arm(self) -> str:

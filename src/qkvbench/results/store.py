@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,10 +33,14 @@ class StoreError(Exception):
 
 @dataclass(frozen=True)
 class Damaged:
-    """A file that is not a valid record, and the reason in one sentence. It is not modified."""
+    """A file that is not a valid record, and the reason in one sentence. It is not modified.
+
+    ``newer`` if a later version of this program wrote it.
+    """
 
     path: Path
     reason: str
+    newer: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,18 @@ class Store:
     def checkpoints(self) -> Path:
         """The folder of checkpoints of unfinished runs. It has no records."""
         return self.path / "checkpoints"
+
+    def check_writable(self) -> None:
+        """Raise StoreError if the folder is a file or cannot be written; it need not exist."""
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreError(f"{self.path} is a file; a store is a folder.")
+        existing = next(
+            each for each in (self.path, *self.path.absolute().parents) if each.exists()
+        )
+        if not existing.is_dir():
+            raise StoreError(f"{self.path} cannot be made: {existing} is a file.")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise StoreError(f"{self.path} cannot be written: no permission.")
 
     def runs(self) -> FolderContents[Record]:
         """All runs. StoreError if the folder cannot be read."""
@@ -165,7 +182,7 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             if damaged:
                 _move_aside(path)
-            _write_atomically(path, text.encode() + b"\n")
+            write_atomically(path, text.encode() + b"\n")
         except OSError as error:
             raise StoreError(_os_error_text(error, path, "written")) from error
         return path
@@ -186,7 +203,23 @@ def _files(folder: Path) -> list[Path]:
         raise StoreError(_os_error_text(error, folder, "read")) from error
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def read_regular(path: Path) -> bytes:
+    """The content of a file; OSError if it is no regular file or larger than any record.
+
+    A pipe has no end to wait for, and a device may have none at all.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for somebody who writes to it.
+    opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(opened, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        content = file.read(_LARGEST_BYTES + 1)
+    if len(content) > _LARGEST_BYTES:
+        raise OSError(errno.EFBIG, "it is too large to be a record")
+    return content
+
+
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a temporary file, flush it to disk, and rename it to `path`."""
     temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
@@ -229,9 +262,7 @@ def _clear_stale(folder: Path) -> None:
 def _read(path: Path, check: Callable[[Path, dict[str, Any]], RecordT]) -> RecordT | Damaged | None:
     """The record in a file; None if there is no file."""
     try:
-        if path.stat().st_size > _LARGEST_BYTES:
-            return Damaged(path, "It is too large to be a record.")
-        content = path.read_bytes()
+        content = read_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -246,9 +277,7 @@ def _read(path: Path, check: Callable[[Path, dict[str, Any]], RecordT]) -> Recor
         return Damaged(path, "It is not a JSON object.")
     value = cast(dict[str, Any], read)
     if value.get("schema_version") != SCHEMA_VERSION:
-        schema = json.dumps(value.get("schema_version"))[:40]
-        reason = f"Its schema version is {schema}; this program reads {SCHEMA_VERSION}."
-        return Damaged(path, reason)
+        return _other_schema(path, value.get("schema_version"))
     try:
         return check(path, value)
     except ValidationError as error:
@@ -259,15 +288,22 @@ def _read(path: Path, check: Callable[[Path, dict[str, Any]], RecordT]) -> Recor
         return Damaged(path, str(error))
 
 
+def _other_schema(path: Path, schema: object) -> Damaged:
+    """A file whose schema version is not that of this program."""
+    reads = f"this program reads {SCHEMA_VERSION}"
+    if isinstance(schema, int) and schema > SCHEMA_VERSION:
+        reason = f"A newer version of this program wrote it: schema {schema}; {reads}. Update it."
+        return Damaged(path, reason, newer=True)
+    return Damaged(path, f"Its schema version is {json.dumps(schema)[:40]}; {reads}.")
+
+
 def _read_matching(path: Path, experiment: Experiment) -> Record | None:
     """The record of a known experiment, in a fifth of the time; None if it needs the full check.
 
     Its experiment is compared as JSON, so that it need not be parsed.
     """
     try:
-        if path.stat().st_size > _LARGEST_BYTES:
-            return None
-        record = Record.model_validate_json(path.read_bytes())
+        record = Record.model_validate_json(read_regular(path))
     except (OSError, ValueError):
         return None
     if record.id != experiment.id or record.experiment != to_json(experiment):

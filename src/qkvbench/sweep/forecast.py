@@ -1,7 +1,8 @@
-"""The remaining runs of a study and their time, estimated from records of the same tasks."""
+"""The remaining runs of a study and their time, estimated from records of the same kind."""
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 from qkvbench import tasks
 from qkvbench.cost import step_memory
 from qkvbench.experiment import Experiment
-from qkvbench.results.store import Store
+from qkvbench.model import parse_label
+from qkvbench.results.store import Store, read_regular
 from qkvbench.task_ref import TaskRef, parse_task
 
 # Records of studies in a clone; an installed package has none.
@@ -21,7 +23,7 @@ LEAST_STEPS = 50
 
 @dataclass(frozen=True)
 class Known:
-    """Estimates from records of a task: seconds a step, with its share of scoring; record size.
+    """Estimates from records of one kind: seconds a step, with its share of scoring; record size.
 
     ``source`` describes the records.
     """
@@ -52,23 +54,60 @@ class Forecast:
         return None if self.run_s is None else self.left * self.run_s
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What decides the time of a step but the arm: only runs of one kind are compared."""
+
+    task: str
+    model: str
+    backend: str
+    precision: str
+    threads: int
+    devices: int
+    compiled: bool
+
+
 def forecasts(
     experiments: Sequence[Experiment], missing: Iterable[Experiment], store: Store
 ) -> list[Forecast]:
     """The estimate for each task of the runs and their dependencies, in their order."""
     left = list(missing)
     planned = dict.fromkeys([*experiments, *left])
-    names = list(dict.fromkeys(each.task for each in planned))
-    found = _estimates({str(name.inputs) for name in names}, store)
+    by_task: dict[TaskRef, list[Experiment]] = {}
+    for each in planned:
+        by_task.setdefault(each.task, []).append(each)
+    left_by_task = Counter(each.task for each in left)
+    found = _estimates({_kind(runs[0]) for runs in by_task.values()}, store)
     return [
-        _forecast(
-            name,
-            [each for each in planned if each.task == name],
-            sum(each.task == name for each in left),
-            found.get(str(name.inputs)),
-        )
-        for name in names
+        _forecast(name, runs, left_by_task[name], found.get(_kind(runs[0])))
+        for name, runs in by_task.items()
     ]
+
+
+def _kind(run: Experiment) -> _Kind:
+    return _Kind(
+        task=str(run.task.inputs),
+        model=run.model.name,
+        backend=run.backend,
+        precision=run.precision,
+        threads=run.threads,
+        devices=run.devices,
+        compiled=run.compiled,
+    )
+
+
+def _kind_of_record(value: Mapping[str, Any]) -> _Kind:
+    """The kind of a record's run; ValueError, TypeError or KeyError if it is no record."""
+    experiment: Mapping[str, Any] = value["experiment"]
+    return _Kind(
+        task=str(parse_task(value["task"]).inputs),
+        model=parse_label(value["model"])[0],
+        backend=value["backend"],
+        precision=value["precision"],
+        threads=value["threads"],
+        devices=experiment.get("devices", 1),
+        compiled=experiment.get("compiled", False),
+    )
 
 
 def _forecast(
@@ -76,19 +115,21 @@ def _forecast(
 ) -> Forecast:
     steps = statistics.fmean(each.training.steps for each in runs)
     task = tasks.find(name)
+    # Seeds of an arm share its model.
+    models = {id(each.model): each for each in runs}.values()
     return Forecast(
         task=str(name),
         runs=len(runs),
         left=left,
         run_s=known and known.step_s * steps,
         source=known and known.source,
-        step_bytes=max(step_memory(each, task.tokens, task.second_tokens).total for each in runs),
+        step_bytes=max(step_memory(each, task.tokens, task.second_tokens).total for each in models),
         disk_bytes=known and known.record_bytes * left,
     )
 
 
-def _estimates(wanted: set[str], store: Store) -> Mapping[str, Known]:
-    """Estimates for each task from its own store, or else from the studies of this clone."""
+def _estimates(wanted: set[_Kind], store: Store) -> Mapping[_Kind, Known]:
+    """Estimates for each kind from its own store, or else from the studies of this clone."""
     found = _from_records(wanted, [store.path], "records in this store")
     if missing := wanted - found.keys():
         found |= _from_records(
@@ -97,23 +138,23 @@ def _estimates(wanted: set[str], store: Store) -> Mapping[str, Known]:
     return found
 
 
-def _from_records(wanted: set[str], folders: Sequence[Path], source: str) -> dict[str, Known]:
-    steps: dict[str, list[float]] = {}
-    sizes: dict[str, list[int]] = {}
+def _from_records(wanted: set[_Kind], folders: Sequence[Path], source: str) -> dict[_Kind, Known]:
+    steps: dict[_Kind, list[float]] = {}
+    sizes: dict[_Kind, list[int]] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("runs/[!.]*.json"))):
-        content = path.read_bytes()
         try:
+            content = read_regular(path)
             value: dict[str, Any] = json.loads(content)
-            task = str(parse_task(value["task"]).inputs)
-            if task in wanted and value["status"] == "done":
+            kind = _kind_of_record(value)
+            if kind in wanted and value["status"] == "done":
                 count: int = value["experiment"]["training"]["steps"]
                 if count >= LEAST_STEPS:
-                    steps.setdefault(task, []).append(value["observed"]["train_s"] / count)
-                sizes.setdefault(task, []).append(len(content))
-        except (ValueError, TypeError, KeyError):
+                    steps.setdefault(kind, []).append(value["observed"]["train_s"] / count)
+                sizes.setdefault(kind, []).append(len(content))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             # Not a record; the report warns of it.
             continue
     return {
-        task: Known(statistics.median(each), statistics.fmean(sizes[task]), source)
-        for task, each in steps.items()
+        kind: Known(statistics.median(each), statistics.fmean(sizes[kind]), source)
+        for kind, each in steps.items()
     }

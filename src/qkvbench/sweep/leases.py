@@ -20,10 +20,14 @@ from pathlib import Path
 
 import psutil
 
+from qkvbench.results.store import read_regular
+
 # A heartbeat each second; after a minute without one a lease has expired. The observer's own clock
 # measures that minute, so the clocks of two machines need not agree.
 HEARTBEAT_S = 1.0
 EXPIRY_S = 60.0
+_PROC = Path("/proc")
+_STAT = _PROC / "self" / "stat"
 
 
 class LeaseLostError(Exception):
@@ -32,7 +36,7 @@ class LeaseLostError(Exception):
 
 @dataclass(frozen=True)
 class Owner:
-    """A process: its machine, its number there and its start time."""
+    """A process: its machine, its number there and its start time, which no clock change moves."""
 
     host: str
     pid: int
@@ -41,13 +45,7 @@ class Owner:
     @property
     def is_dead(self) -> bool:
         """True if the process ran on this machine and has ended. Unknown elsewhere: False."""
-        if self.host != _host():
-            return False
-        try:
-            process = psutil.Process(self.pid)
-            return process.create_time() != self.born or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+        return self.host == _host() and _start_time(self.pid) != self.born
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Lease:
     def read(cls, path: Path) -> "Lease | None":
         """The lease in a file; None if there is no file, or it is only just being written."""
         try:
-            value = json.loads(path.read_bytes())
+            value = json.loads(read_regular(path))
             owner, sweeper = Owner(**value.pop("owner")), Owner(**value.pop("sweeper"))
             return cls(**value, owner=owner, sweeper=sweeper)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -165,7 +163,7 @@ class Leases:
     def _expired(self, path: Path) -> bool:
         """Whether the lease in this file is no longer valid; False if there is no file."""
         try:
-            content = path.read_bytes()
+            content = read_regular(path)
         except OSError:
             return False
         lease = Lease.read(path)
@@ -221,11 +219,35 @@ def heartbeat(leases: Leases, lease: Lease) -> Iterator[Callable[[int, float], N
 @cache
 def this_process() -> Owner:
     """This process as an owner."""
-    return Owner(_host(), os.getpid(), psutil.Process().create_time())
+    born = _start_time(os.getpid())
+    assert born is not None, "A process that runs has a start time."
+    return Owner(_host(), os.getpid(), born)
 
 
 # A forked process must not use the identity of its parent.
 os.register_at_fork(after_in_child=this_process.cache_clear)
+
+
+def _start_time(pid: int) -> float | None:
+    """The time at which this process began; None if it has ended.
+
+    In Linux it is in clock ticks since the boot: psutil adds the time of the boot by the clock of
+    the wall, which moves whenever that clock is set.
+    """
+    if not _STAT.exists():
+        try:
+            process = psutil.Process(pid)
+            ended = process.status() == psutil.STATUS_ZOMBIE
+            return None if ended else process.create_time()
+        except psutil.NoSuchProcess:
+            return None
+    try:
+        content = (_PROC / str(pid) / "stat").read_bytes()
+    except OSError:
+        return None
+    # The name of the program, in brackets, may have spaces and brackets. proc_pid_stat(5).
+    state, *fields = content.rpartition(b")")[2].split()
+    return None if state in (b"Z", b"X") else float(fields[18])
 
 
 @cache

@@ -1,5 +1,6 @@
 """The variants with a name. To add one, add an entry: nothing else needs an edit."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -137,9 +138,17 @@ def named(text: str) -> Variant:
     except SuffixError:
         raise
     except ValueError as error:
-        near = get_close_matches(key, [*entries, *(e.equation for e in CATALOGUE)], n=1)
+        equations = [entry.equation for entry in CATALOGUE]
+        near = equations_spelled(key, equations) or get_close_matches(
+            key, [*entries, *equations], n=1
+        )
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"{error}{hint}") from None
+
+
+def equations_spelled(letters: str, equations: Iterable[str]) -> list[str]:
+    """The equations that have these letters and digits alone, such as `q,k,v` of "qkv"."""
+    return [each for each in equations if "".join(filter(str.isalnum, each)) == letters]
 
 
 def name_of(variant: Variant) -> str | None:

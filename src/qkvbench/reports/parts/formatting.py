@@ -3,10 +3,12 @@
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from qkvbench.results.record import Machine, MetricInfo
 from qkvbench.results.stats import Comparison, Difference, Tally
+from qkvbench.task_ref import parse_task
 
 SEPARATOR = " · "
 
@@ -22,6 +24,12 @@ class Note:
 def metric_text(metric: MetricInfo) -> str:
     """The metric's name with spaces."""
     return metric.name.replace("_", " ")
+
+
+def task_text(name: str) -> str:
+    """The task's name; of a person's own data the file's name and options without its folders."""
+    ref = parse_task(name)
+    return str(replace(ref, name=Path(ref.name).name)) if ref.is_path else name
 
 
 def machine_text(machine: Machine) -> str:

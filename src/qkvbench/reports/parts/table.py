@@ -21,6 +21,7 @@ from qkvbench.reports.parts.formatting import (
     plural,
     seeds_text,
     signed,
+    task_text,
 )
 from qkvbench.results.record import Record
 from qkvbench.results.stats import (
@@ -273,7 +274,7 @@ def _relative_to_baseline(
 def _task_column(task: TaskView) -> Column:
     arrow = "↑" if task.metric.better == "higher" else "↓"
     head = (
-        task.name,
+        task_text(task.name),
         f"{metric_text(task.metric)} {arrow}",
         f"chance {f'{task.metric.chance:.2f}'.removeprefix('0')}",
         seeds_text(task.result),
