@@ -165,9 +165,9 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             if damaged:
                 _move_aside(path)
-            _write_atomically(path, text.encode() + b"\n")
+            write_atomically(path, text.encode() + b"\n")
         except OSError as error:
-            raise StoreError(_os_error_text(error, path, "written")) from error
+            raise StoreError(os_error_text(error, path, "written")) from error
         return path
 
 
@@ -183,10 +183,10 @@ def _files(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StoreError(_os_error_text(error, folder, "read")) from error
+        raise StoreError(os_error_text(error, folder, "read")) from error
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a temporary file, flush it to disk, and rename it to `path`."""
     temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
@@ -315,8 +315,8 @@ def _reject_constant(constant: str) -> float:
     raise ValueError(f"{constant} is not a JSON number")
 
 
-def _os_error_text(error: OSError, path: Path, verb: str) -> str:
-    """The error as a sentence for the user."""
+def os_error_text(error: OSError, path: Path, verb: str) -> str:
+    """The error as a sentence for the user; `verb` is read or written."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             return f"{path} cannot be {verb}: the disk is full."
