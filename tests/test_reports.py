@@ -1,10 +1,14 @@
 """A report shows everything in its store, nothing else, and escapes its text."""
 
+import csv
 import json
 import re
 import subprocess
 import sys
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
+from html import unescape
 from html.parser import HTMLParser
 from io import StringIO
 from xml.etree import ElementTree
@@ -17,10 +21,11 @@ import fake_study
 from qkvbench import reports
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.reports import brief, full, page, summary
-from qkvbench.reports.parts import figures as figures
+from qkvbench.reports.parts import answer_table, curves, explore, labels, paper, picture
 from qkvbench.reports.parts import findings as findings
 from qkvbench.reports.parts.caveats import limits
 from qkvbench.reports.parts.headline import headline
+from qkvbench.results.pair import pair_on_task
 from qkvbench.results.resampling import ItemBounds
 from qkvbench.results.stats import Comparison, Tally, verdicts
 from qkvbench.results.store import Store
@@ -281,9 +286,9 @@ def test_an_arm_without_a_record_is_a_row_of_its_own(tmp_path):
 
 def test_an_encoder_has_a_dash_for_its_cache_and_no_cache_plot(tmp_path):
     study = small(tmp_path, fake_study.scored("digits", fake_study.ARMS[:3]))
-    assert figures.against_cache(study.tasks[0]) is None
+    assert picture.picture(study, study.tasks[0], "cache", picture.WIDE) is None
     assert "0 B" not in printed(study, 120)
-    assert "No task of this study has a model with a cache" in page.render(study)
+    assert data_of(page.render(study))["axes"]["cache"] == []
 
 
 def test_runs_of_another_budget_are_not_mixed_in(tmp_path):
@@ -329,15 +334,15 @@ def test_the_summary_is_strict_json_with_every_run(study):
 class Page(HTMLParser):
     """The tags of a page: what is open, what is linked, what can be jumped to."""
 
-    EMPTY = frozenset({"meta"})
+    EMPTY = frozenset({"meta", "input"})
 
     def __init__(self, html):
         super().__init__(convert_charrefs=True)
-        self.open, self.links, self.ids, self.tags, self.attributes = [], [], [], set(), set()
+        self.open, self.links, self.ids, self.tags, self.attributes = [], [], [], [], set()
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
+        self.tags.append(tag)
         self.attributes |= {name for name, _ in attrs}
         values = dict(attrs)
         if "href" in values:
@@ -359,10 +364,12 @@ def test_the_page_is_well_formed_and_its_ids_are_unique(html):
 
 def test_the_page_asks_for_nothing_from_outside(html):
     read = Page(html)
-    assert not read.tags & {"script", "link", "img", "iframe", "object", "embed", "base"}
+    assert not {"link", "img", "iframe", "object", "embed", "base"} & set(read.tags)
     assert not read.attributes & {"src", "srcset", "onclick", "onload", "background"}
-    assert not re.search(r"https?:|//[a-z]|@import|url\(", html)
-    assert len(html.encode()) < 2_000_000
+    # The name of SVG's namespace is no address.
+    addressless = html.replace('"http://www.w3.org/2000/svg"', "")
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", addressless)
+    assert len(html.encode()) < page.LARGEST_BYTES
 
 
 def test_every_cell_leads_to_its_runs_and_every_run_to_its_record(html, study, store):
@@ -388,10 +395,132 @@ def test_text_from_records_is_escaped(tmp_path):
     (tmp_path / "runs" / name).write_text('{"schema_version": "<script>"}')
     study = view(Store(tmp_path))
     html = page.render(study)
-    assert "<script" not in html
+    assert html.count("<script") == html.count("</script>") == 2
     assert "&lt;script&gt;" in html
     assert Page(html).open == []
+    assert data_of(html)["arms"][3]["arm"] == evil
     assert "\x1b" not in printed(study, 120)
+
+
+def data_of(html):
+    """The JSON inside the page."""
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html)
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+def test_embedded_json_has_no_character_that_could_end_its_element_or_line():
+    evil = "</script><!--\u2028\u2029&amp;]]>"
+    text = str(explore.embedded({"text": evil}))
+    assert json.loads(text) == {"text": evil}
+    assert not set(text) & set("<>&\u2028\u2029")
+
+
+def test_only_the_script_of_the_page_may_run(html):
+    (policy,) = re.findall(r'Content-Security-Policy" content="(.*?)"', html)
+    *_, script = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+    assert len(script.encode()) <= 30_000
+
+
+def test_the_page_begins_with_the_sentence_of_the_brief_report(html, study):
+    heading = re.search(r"<h1>(.*?)</h1>", html, re.DOTALL)[1]
+    assert unescape(re.sub("<.*?>", "", heading)) == headline(study).replace("`", "")
+
+
+def test_the_page_has_the_comparison_of_any_two_arms_as_compare_makes_it(html, study):
+    pairs = data_of(html)["pairs"]
+    for number, task in enumerate(study.tasks):
+        for one, first in enumerate(study.arms):
+            for two, second in enumerate(study.arms):
+                if first == second:
+                    assert pairs[number][one][two] == 0
+                    continue
+                found = pair_on_task(task, first, second)
+                verdict = pairs[number][one][two][0]
+                assert verdict.lstrip("▼▽▲△≈~ ") == (found.verdict or found.standing)
+
+
+def test_comparisons_with_the_baseline_are_those_of_the_table(html, study):
+    data = data_of(html)
+    for number, task in enumerate(study.tasks):
+        found = verdicts(task.result, task.metric.better)
+        for order, arm in enumerate(study.arms[1:], 1):
+            if arm in found:
+                verdict = data["pairs"][number][0][order][0]
+                assert verdict.lstrip("▼▽▲△≈~ ") == found[arm]
+
+
+def test_a_page_of_too_many_arms_has_the_comparisons_with_the_baseline_and_says_so(
+    study, monkeypatch
+):
+    monkeypatch.setattr(explore, "MOST_PAIRS", 10)
+    html = page.render(study)
+    assert [len(firsts) for firsts in data_of(html)["pairs"]] == [1] * len(study.tasks)
+    assert "the comparisons with the baseline alone" in html
+
+
+def test_a_page_that_would_be_too_large_leaves_out_its_curves_and_says_so(study, monkeypatch):
+    monkeypatch.setattr(page, "LARGEST_BYTES", len(page.render(study).encode()) - 1)
+    html = page.render(study)
+    assert len(html.encode()) <= page.LARGEST_BYTES
+    assert 'id="curves"' not in html
+    assert "Left out, because the page would be larger than 2 MB: learning curves." in html
+
+
+def test_the_first_task_shown_is_a_compared_one(html, study):
+    task, axis = data_of(html)["shown"]
+    assert study.tasks[task].name == "lm-reviews"
+    assert axis == "cache"
+
+
+@pytest.mark.parametrize("text", [answer_table.markdown, answer_table.latex])
+def test_every_arm_has_a_row_in_a_table_for_a_paper(study, text):
+    rows = text(study).splitlines()
+    for arm in fake_study.ARMS:
+        written = arm if text is answer_table.markdown else rf"\texttt{{{arm}}}"
+        assert sum(f"{written} " in row for row in rows) >= 1
+    widths = {len(re.findall(r"(?<!\\)[|&]", row)) for row in rows if arm in row}
+    assert len(widths) == 1
+
+
+def test_a_spreadsheet_takes_no_text_for_a_formula(study):
+    task = replace(study.tasks[0], name="=HYPERLINK(1)")
+    named = replace(study, tasks=(task,), cost_task=None)
+    head, *rows = csv.reader(StringIO(answer_table.csv_text(named)))
+    assert not any(each.startswith("=") for each in head)
+    assert [row[0] for row in rows] == list(study.arms)
+
+
+def test_the_csv_has_the_numbers_unrounded(study):
+    head, *rows = csv.reader(StringIO(answer_table.csv_text(study)))
+    row = dict(zip(head, rows[3], strict=True))
+    each = study.tasks[1].result.differences[study.arms[3]]
+    assert float(row["sort difference"]) == each.value
+    assert row["sort verdict"] == each.verdict("higher")
+
+
+def test_latex_has_no_character_of_its_own_left_in_a_text():
+    assert answer_table._tex("a_b & 5% ≈ −.1") == r"a\_b \& 5\% $\approx$ $-$.1"
+
+
+def test_figures_for_a_paper_are_well_formed_and_as_wide_as_its_columns(study):
+    files = paper.files(study)
+    assert {"table.csv", "table.tex", "table.md"} <= set(files)
+    for name, text in files.items():
+        if not name.endswith(".svg"):
+            continue
+        root = ElementTree.fromstring(text)
+        width = 3.3 if "column" in name else 7
+        assert root.get("width") == f"{72 * width:g}pt"
+        assert "var(" not in text
+    assert "lm-reviews-cache-column.svg" in files
+
+
+def test_a_file_for_a_paper_stays_in_its_folder(study):
+    named = replace(study, tasks=(replace(study.tasks[0], name="../../a/b"),), cost_task=None)
+    assert not any("/" in name or name.startswith(".") for name in paper.files(named))
 
 
 def test_brackets_in_the_path_of_a_task_are_not_markup(study):
@@ -415,17 +544,63 @@ def test_the_largest_growth_of_an_interval_over_items_is_reported(study):
     assert f"{task.name} at most 3.0 times" in said(told)
 
 
-def test_plots_are_well_formed_and_name_every_arm_once(study):
+def test_figures_are_well_formed_and_curves_name_every_arm_once(study):
     for task in study.tasks:
-        for draw in (figures.against_parameters, figures.curves):
-            svg = ElementTree.fromstring(str(draw(task)))
-            labels = [
-                text.text for text in svg.iter("text") if "label" in text.get("class", "").split()
-            ]
-            assert sorted(labels) == sorted(fake_study.ARMS)
+        drawn = ElementTree.fromstring(str(curves.curves(task)))
+        texts = [
+            text.text for text in drawn.iter("text") if "label" in text.get("class", "").split()
+        ]
+        assert sorted(texts) == sorted(fake_study.ARMS)
 
 
-@pytest.mark.parametrize("arms", [8, 15])
+@pytest.mark.parametrize("size", [picture.WIDE, picture.PHONE, picture.COLUMN, picture.PAGE])
+def test_a_picture_has_every_arm_that_has_a_score_and_lies_within_its_frame(study, size):
+    for task in study.tasks:
+        made = picture.picture(study, task, "parameters", size)
+        assert [mark.point.arm for mark in made.marks] == list(fake_study.ARMS)
+        assert ElementTree.fromstring(str(picture.svg(made))) is not None
+        for mark in made.marks:
+            assert made.left < mark.x < made.right
+            assert made.top - 1 < mark.y < made.bottom + 1
+
+
+def test_the_numbers_of_a_picture_are_those_of_its_drawing(study):
+    made = picture.picture(study, study.tasks[3], "cache", picture.WIDE)
+    told = picture.numbers(made)
+    root = ElementTree.fromstring(str(picture.svg(made)))
+    groups = list(root.iter("g"))
+    assert len(groups) == len(told["marks"])
+    for group, (order, kind, x, y, *_) in zip(groups, told["marks"], strict=True):
+        assert group.get("class") == f"mark {kind}"
+        assert int(group.get("data-arm")) == order
+        place = [float(each) for each in re.findall(r"[\d.]+", group.get("transform"))]
+        assert place == pytest.approx([x, y], abs=0.31)
+
+
+def test_the_marks_on_the_frontier_are_those_of_the_findings(study):
+    for task in study.tasks:
+        for front in task.fronts:
+            made = picture.picture(study, task, front.cost, picture.WIDE)
+            drawn = {mark.point.arm for mark in made.marks if " front" in mark.kind}
+            assert drawn == {
+                arm for arm, each in front.places.items() if each.outlook == "on the frontier"
+            }
+
+
+def test_an_arm_that_caches_nothing_has_a_place_on_the_axis(tmp_path):
+    arms = ("q,k,v", "q,k=v", "none")
+    records = [
+        fake_study.record(run, 2.4 + 0.1 * arms.index(run.arm) + 0.001 * run.seed)
+        for run in fake_study.experiments("lm-reviews", arms)
+    ]
+    study = small(tmp_path, records, arms, ("lm-reviews",), cost_task="lm-reviews")
+    made = picture.picture(study, study.tasks[0], "cache", picture.WIDE)
+    places = {mark.point.arm: mark.x for mark in made.marks}
+    assert places["none"] < places["q,k=v"] < places["q,k,v"]
+    assert "0 B" in [text for _, text in made.x_ticks]
+
+
+@pytest.mark.parametrize("arms", [8, 15, 40])
 def test_no_label_hides_another(arms):
     rng = np.random.default_rng(arms)
     names = [f"q,k=R(q),v={index:04d}" for index in range(arms)]
@@ -433,24 +608,29 @@ def test_no_label_hides_another(arms):
         name: (60 + 480 * x, 40 + 240 * y)
         for name, x, y in zip(names, *rng.random((2, arms)).tolist(), strict=True)
     }
-    points = [
-        figures.PlotPoint(name, order, 0.0, 0.0, None, None) for order, name in enumerate(names)
-    ]
-    labels = figures._labels(points, places, [], figures.Box(0, 0, 560, 350))
+    font = labels.Font(6.3, 13.0)
+    placed = labels.labels(places, {name: name for name in names}, [], (0, 0, 560, 350), font)
+    assert len(placed) >= min(arms, 15)
     boxes = []
-    for name, (x, y, anchor) in labels.items():
-        width = figures.LABEL_WIDTH * len(name)
-        left = x if anchor == "start" else x - width
-        boxes.append(figures.Box(left, y - 6, left + width, y + 6))
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    for name, label in placed.items():
+        width = font.width * len(name)
+        left = label.x if label.anchor == "start" else label.x - width
+        assert left >= 0
+        assert left + width <= 560
+        boxes.append((left, label.y - 6, left + width, label.y + 6))
+    assert not any(overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def overlap(one, other):
+    return all(one[i] < other[i + 2] and other[i] < one[i + 2] for i in (0, 1))
 
 
 def test_labels_beside_curves_are_apart_and_in_order():
-    moved = figures._spread({0: 100.0, 1: 100.5, 2: 99.0, 3: 300.0})
+    moved = curves._spread({0: 100.0, 1: 100.5, 2: 99.0, 3: 300.0})
     ordered = sorted(moved, key=lambda order: moved[order])
     assert ordered == [2, 0, 1, 3]
     gaps = np.diff([moved[order] for order in ordered])
-    assert (gaps >= figures.LABEL_HEIGHT - 1e-9).all()
+    assert (gaps >= curves.LABEL_HEIGHT - 1e-9).all()
 
 
 def scored_study(path, table, tasks=("digits",), seeds=5, noise=0.002):

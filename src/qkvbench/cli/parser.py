@@ -239,6 +239,7 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     form.add_argument("--as", dest="report", metavar="NAME", help="one report: 'ls reports'")
     form.add_argument("--full", action="store_true", help="every interval and finding in words")
     form.add_argument("--json", action="store_true", help="the same as --as summary")
+    form.add_argument("--paper", metavar="FOLDER", help="figures and table for a paper, as files")
     _margin(report)
     report.add_argument(
         "--out", type=_path, metavar="FILE", help="file of the page (DIR/report.html)"

@@ -1,4 +1,4 @@
-"""`qkvbench report`: the table and the page, or any report, from a folder of results alone."""
+"""`qkvbench report`: the answer and the page, or any report, from a folder of results alone."""
 
 import sys
 from collections.abc import Sequence
@@ -9,8 +9,9 @@ from rich.console import Console
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.reports import brief, page
+from qkvbench.reports.parts import paper
 from qkvbench.reports.parts.formatting import printable
-from qkvbench.results.store import Store, StoreError, write_atomically
+from qkvbench.results.store import Store, StoreError, os_error_text, write_atomically
 from qkvbench.results.view import View, view
 
 # In the name of a native decoding kernel.
@@ -19,6 +20,11 @@ NATIVE = "qkvbench::decode"
 
 def answer(request: Request) -> int:
     """Print the report; with --strict, exit status 1 if there are damaged records."""
+    if request.paper is not None and request.out is not None:
+        raise RequestError(
+            "--out is the file of one report, and --paper writes several files into a folder; "
+            "leave out one of them."
+        )
     store = Store(request.folder)
     margins = names.margins(request.margin)
     named = "full" if request.full else "summary" if request.json else request.report
@@ -26,10 +32,12 @@ def answer(request: Request) -> int:
     place = None if request.out is None else Path(request.out)
     try:
         study = view(store, margins)
-        if not (study.runs or study.others or study.damaged):
+        if not (study.runs or study.others or study.tuning or study.damaged):
             raise RequestError(f"There is no run in {store.path}; 'qkvbench run' writes them.")
         names.check_margin_tasks(margins, study)
-        if wanted is None:
+        if request.paper is not None:
+            _write_paper(Path(request.paper), study)
+        elif wanted is None:
             write_reports(store, place, study)
         elif place is None:
             print(wanted.render(study), end="")
@@ -94,12 +102,24 @@ def _print_answer(study: View) -> None:
         print(brief.render(study), end="")
 
 
+def _write_paper(folder: Path, study: View) -> None:
+    """Write the figures and the table for a paper, and print the files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(os_error_text(error, folder, "written")) from error
+    for name, text in paper.files(study).items():
+        _write(folder / name, text)
+        print(folder / name)
+
+
 def _write(place: Path, text: str) -> None:
-    """Replace the file as a whole, so that a full disk leaves the old one; write into a device."""
+    """Write the whole file or, on an error, nothing: an older page stays as it was."""
     try:
         if place.exists() and not place.is_file():
+            # A device or a pipe, which must not be replaced by a file.
             place.write_text(text, encoding="utf-8")
         else:
             write_atomically(place.resolve(), text.encode())
     except OSError as error:
-        raise StoreError(f"{place} cannot be written: {error.strerror}.") from error
+        raise StoreError(os_error_text(error, place, "written")) from error

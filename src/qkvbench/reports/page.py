@@ -1,7 +1,14 @@
-"""The study as one self-contained HTML file: no network, no script, no second file."""
+"""The study as one self-contained HTML file: no network and no second file.
+
+The page is complete without its script, which lets the reader choose what the picture shows,
+compare two arms and sort the table.
+"""
 
 import statistics
-from collections.abc import Callable
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -9,11 +16,16 @@ from markupsafe import Markup, escape
 
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.experiment import from_json
-from qkvbench.reports.parts import figures as figures
-from qkvbench.reports.parts.analyses import analyses, measure_descriptions
+from qkvbench.reports.parts import picture as pictures
+from qkvbench.reports.parts.analyses import Analyses, analyses, measure_descriptions
+from qkvbench.reports.parts.answer_table import answer_columns
 from qkvbench.reports.parts.caveats import limits
+from qkvbench.reports.parts.curves import curves
+from qkvbench.reports.parts.explore import all_pairs, document, embedded
+from qkvbench.reports.parts.figure_style import figure_style
 from qkvbench.reports.parts.findings import findings
 from qkvbench.reports.parts.formatting import (
+    bounds,
     change,
     decimals,
     margin_text,
@@ -22,10 +34,13 @@ from qkvbench.reports.parts.formatting import (
     p_text,
     plural,
     share,
+    signed,
     spans,
 )
+from qkvbench.reports.parts.headline import basis, headline, registered_sentence
 from qkvbench.reports.parts.registered import predictions
-from qkvbench.reports.parts.table import caption, columns, failures, legend, nickname
+from qkvbench.reports.parts.svg import color_class
+from qkvbench.reports.parts.table import caption, failures, legend, nickname
 from qkvbench.reports.parts.tuning import rate_tables
 from qkvbench.results.critical import LEVEL
 from qkvbench.results.record import Record
@@ -40,14 +55,50 @@ from qkvbench.results.stats import (
 )
 from qkvbench.results.view import TaskView, View
 
-ABOUT = "one self-contained web page: the table, the plots, the words and every run"
+ABOUT = "one self-contained web page: the answer, the picture, the table and every run"
 SUFFIX = "html"
 
+LARGEST_BYTES = 2_000_000
 _FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """The figures in the folded parts; the largest are left out of a page that is too large."""
+
+    curves: Sequence[tuple[TaskView, Markup]]
+    layers: Sequence[Analyses]
+    left_out: tuple[str, ...] = ()
 
 
 def render(view: View) -> str:
     """The whole page. Text from records is escaped; figures are inline SVG."""
+    drawn = [(task, curves(task)) for task in view.tasks]
+    every = _Figures([(task, made) for task, made in drawn if made is not None], analyses(view))
+    data = embedded(document(view, figure_style()))
+    html = _html(view, every, data)
+    if len(html.encode()) <= LARGEST_BYTES:
+        return html
+    html = _html(view, _Figures((), every.layers, ("learning curves",)), data)
+    if len(html.encode()) <= LARGEST_BYTES:
+        return html
+    return _html(view, _Figures((), (), ("learning curves", "measures of layers")), data)
+
+
+def equations(text: str) -> Markup:
+    """The text with its equations as `<code>` elements."""
+    return Markup("").join(
+        Markup(f"<code>{escape(part)}</code>") if code else escape(part)
+        for part, code in spans(text)
+    )
+
+
+def _file(name: str) -> Markup:
+    """One of our own files, whose text needs no escape."""
+    return Markup((_FOLDER / name).read_text(encoding="utf-8"))
+
+
+def _html(view: View, figures: _Figures, data: Markup) -> str:
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -63,27 +114,40 @@ def render(view: View) -> str:
         "metric": metric_text,
         "share": share,
     }
+    script = _file("_page.js")
+    answer, _, rest = headline(view).partition("; ")
     return environment.get_template("_page.html").render(
         view=view,
-        # Our own file, not a record's text.
-        css=Markup((_FOLDER / "_page.css").read_text(encoding="utf-8")),
-        columns=columns(view),
+        css=_file("_page.css") + _file("_figure.css"),
+        script=script,
+        script_hash=b64encode(sha256(f"\n{script}\n".encode()).digest()).decode(),
+        data=data,
+        answer=answer,
+        rest=rest,
+        registered=registered_sentence(view),
+        basis=basis(view),
+        picture=_first_pictures(view),
+        picture_legend=pictures.LEGEND,
+        axes=pictures.AXES,
+        all_pairs=all_pairs(view),
+        columns=answer_columns(view),
         caption=caption(view),
         legend=legend(view),
         predictions=predictions(view),
         findings=findings(view),
         limits=limits(view),
-        cache=_plots(view, figures.against_cache),
-        parameters=_plots(view, figures.against_parameters),
-        curves=_plots(view, figures.curves),
-        analyses=analyses(view),
+        curves=figures.curves,
+        analyses=figures.layers,
+        left_out=figures.left_out,
         measure_descriptions=measure_descriptions(),
         rate_tables=rate_tables(view),
-        color_class=figures.color_class,
+        color_class=color_class,
         anchors={task.name: index for index, task in enumerate(view.tasks)},
         nickname=nickname,
         change=change,
         number=number,
+        signed=signed,
+        bounds=bounds,
         plural=plural,
         decimals=decimals,
         failures=failures(view),
@@ -92,6 +156,7 @@ def render(view: View) -> str:
         margin_text=margin_text,
         train_s=_train_s,
         execution=_execution,
+        runs_by_seed=_runs_by_seed,
         level=LEVEL,
         comparisons=COMPARISONS,
         p_text=p_text,
@@ -100,17 +165,13 @@ def render(view: View) -> str:
     )
 
 
-def equations(text: str) -> Markup:
-    """The text with its equations as `<code>` elements."""
-    return Markup("").join(
-        Markup(f"<code>{escape(part)}</code>") if code else escape(part)
-        for part, code in spans(text)
-    )
-
-
-def _plots(view: View, draw: Callable[[TaskView], Markup | None]) -> list[tuple[TaskView, Markup]]:
-    figures_by_task = [(task, draw(task)) for task in view.tasks]
-    return [(task, figure) for task, figure in figures_by_task if figure is not None]
+def _first_pictures(view: View) -> list[Markup]:
+    """The picture that is shown first: for a screen and for a phone; empty if there is none."""
+    choice = pictures.default_choice(view)
+    if choice is None:
+        return []
+    made = (pictures.picture(view, *choice, size) for size in (pictures.WIDE, pictures.PHONE))
+    return [pictures.svg(each) for each in made if each is not None]
 
 
 def _verdicts(task: TaskView) -> dict[str, Verdict]:
@@ -124,6 +185,12 @@ def _counted(result: Comparison | Tally) -> bool:
 def _execution(run: Record) -> str:
     """Precision and other execution options of the run, in words."""
     return from_json(run.experiment).execution
+
+
+def _runs_by_seed(task: TaskView, arm: str) -> list[Record | None]:
+    """The arm's run of each seed of the task; None if there is no record."""
+    runs = {run.seed: run for run in task.cell(arm).runs}
+    return [runs.get(seed) for seed in task.result.seeds]
 
 
 def _train_s(task: TaskView, arm: str) -> float | None:

@@ -117,7 +117,7 @@ def pair(view: View, first: str, second: str) -> Pair:
     return Pair(
         first=first,
         second=second,
-        tasks=tuple(pair_on_task(task, first, second) for task in view.tasks),
+        tasks=tuple(_with_items(task, first, second) for task in view.tasks),
         parameters=Ratio(costs[first].total_parameters, costs[second].total_parameters)
         if both
         else None,
@@ -128,8 +128,22 @@ def pair(view: View, first: str, second: str) -> Pair:
     )
 
 
+def _with_items(task: TaskView, first: str, second: str) -> PairTask:
+    """The two arms on one task, with the bounds over items if the records have item scores."""
+    found = pair_on_task(task, first, second)
+    if found.standing != "compared" or found.difference is None:
+        return found
+    one, other = (item_table(task.cell(arm), found.seeds) for arm in (first, second))
+    if one is None or other is None or one[0].shape != other[0].shape:
+        return found
+    low, high = found.difference.low, found.difference.high
+    seed_bounds = None if low is None or high is None else (low, high)
+    (items,) = bounds_over_items((other[0] - one[0])[None], one[1], [seed_bounds])
+    return replace(found, items=items)
+
+
 def pair_on_task(task: TaskView, first: str, second: str) -> PairTask:
-    """The two arms on one task of a study."""
+    """The two arms on one task of a study, without the bounds over items."""
     cells = (task.cell(first), task.cell(second))
     ended = [{run.seed for run in cell.runs if run.status != "interrupted"} for cell in cells]
     seeds = tuple(sorted(ended[0] & ended[1]))
@@ -189,7 +203,6 @@ def _scores_compared(result: PairTask, cells: tuple[Cell, Cell], compared: Compa
         standing="compared",
         verdict=verdict,
         difference=value,
-        items=None if value is None else _items(cells, result.seeds, value),
         detectable=compared.detectable,
         certain_from=compared.certain_from,
         provable=compared.provable,
@@ -252,14 +265,3 @@ def _side(cell: Cell, seeds: Sequence[int], metric: MetricInfo) -> Side:
         else None,
         failures={run.seed: run.status for run in cell.failures if run.seed in seeds},
     )
-
-
-def _items(
-    cells: tuple[Cell, Cell], seeds: Sequence[int], difference: Difference
-) -> ItemBounds | None:
-    first, second = (item_table(cell, seeds) for cell in cells)
-    if first is None or second is None or first[0].shape != second[0].shape:
-        return None
-    low, high = difference.low, difference.high
-    bounds = None if low is None or high is None else (low, high)
-    return bounds_over_items((second[0] - first[0])[None], first[1], [bounds])[0]

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from qkvbench.results.critical import LEVEL, clopper_pearson, not_lower_p
 from qkvbench.results.log_rank import log_rank
@@ -399,7 +399,7 @@ def beats_chance(scores: Sequence[float], *, chance: float, better: Better) -> b
     if len(scores) == 1:
         return None
     error = float(gains.std(ddof=1)) / math.sqrt(len(scores))
-    return error == 0 or float(stats.t.sf(mean / error, len(scores) - 1)) < CHANCE_LEVEL
+    return error == 0 or float(special.stdtr(len(scores) - 1, -mean / error)) < CHANCE_LEVEL
 
 
 def sensitivity(base: Sequence[float], *, metric: MetricInfo) -> tuple[float, float, float] | None:

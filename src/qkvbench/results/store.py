@@ -184,7 +184,7 @@ class Store:
                 _move_aside(path)
             write_atomically(path, text.encode() + b"\n")
         except OSError as error:
-            raise StoreError(_os_error_text(error, path, "written")) from error
+            raise StoreError(os_error_text(error, path, "written")) from error
         return path
 
 
@@ -200,7 +200,7 @@ def _files(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StoreError(_os_error_text(error, folder, "read")) from error
+        raise StoreError(os_error_text(error, folder, "read")) from error
 
 
 def read_regular(path: Path) -> bytes:
@@ -351,8 +351,8 @@ def _reject_constant(constant: str) -> float:
     raise ValueError(f"{constant} is not a JSON number")
 
 
-def _os_error_text(error: OSError, path: Path, verb: str) -> str:
-    """The error as a sentence for the user."""
+def os_error_text(error: OSError, path: Path, verb: str) -> str:
+    """The error as a sentence for the user; `verb` is read or written."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             return f"{path} cannot be {verb}: the disk is full."

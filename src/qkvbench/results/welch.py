@@ -106,28 +106,30 @@ class Design:
 
     def detects(self, difference: float, level: float) -> float:
         """The probability that a true difference of this size is significant, on its side."""
-        critical, error = self._samples(level / 2)
+        critical, error = _samples(self, level / 2)
         return float(special.ndtr((difference - critical) / error).mean())
 
     def matches(self, margin: float, level: float) -> float:
         """The probability that two equal arms are shown to be within the margin of each other."""
-        critical, error = self._samples(level)
+        critical, error = _samples(self, level)
         within = np.maximum(0.0, margin - critical) / error
         return float((2 * special.ndtr(within) - 1).mean())
 
-    def _samples(self, tail: float) -> tuple[Some, float]:
-        """Equally likely half widths of the interval, and the true standard error.
 
-        The two sample variances are independent chi-squares: a quadrature over both, which is
-        exact in the random degrees of freedom too.
-        """
-        shares = _chi_square_shares(self.seeds - 1)
-        first, second = (deviation**2 / self.seeds for deviation in self.deviations)
-        one, other = first * shares[:, None], second * shares[None]
-        total = one + other
-        degrees = total**2 / ((one**2 + other**2) / (self.seeds - 1))
-        critical = -np.asarray(special.stdtrit(degrees, tail)) * np.sqrt(total)
-        return critical, math.sqrt(first + second)
+@lru_cache(maxsize=8)
+def _samples(design: Design, tail: float) -> tuple[Some, float]:
+    """Equally likely half widths of the interval, and the true standard error.
+
+    The two sample variances are independent chi-squares: a quadrature over both, which is exact in
+    the random degrees of freedom too.
+    """
+    shares = _chi_square_shares(design.seeds - 1)
+    first, second = (deviation**2 / design.seeds for deviation in design.deviations)
+    one, other = first * shares[:, None], second * shares[None]
+    total = one + other
+    degrees = total**2 / ((one**2 + other**2) / (design.seeds - 1))
+    critical = -np.asarray(special.stdtrit(degrees, tail)) * np.sqrt(total)
+    return critical, math.sqrt(first + second)
 
 
 @lru_cache(maxsize=1024)

@@ -7,8 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from qkvbench.analysis import LAYER_MEASURES, WEIGHT_MEASURES
-from qkvbench.reports.parts.figures import color_class
 from qkvbench.reports.parts.formatting import SEPARATOR, number
+from qkvbench.reports.parts.svg import color_class
 from qkvbench.results.record import Snapshot
 from qkvbench.results.view import Cell, TaskView, View
 
