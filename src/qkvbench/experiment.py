@@ -177,7 +177,6 @@ def alone(experiment: Experiment) -> Experiment:
 
 
 _ADAPTER = TypeAdapter(Experiment)
-_MODEL_ADAPTER = TypeAdapter(Model)
 
 
 def to_json(experiment: Experiment) -> dict[str, Any]:
