@@ -39,7 +39,7 @@ def every_run():
 @cache
 def evidence(arm, task, *, steps=500):
     """The one setting of this arm with this number of steps, on torch at the task's own rate."""
-    (found,) = [
+    found = [
         each
         for each in settings(every_run(), arm=arm)
         if task in each.names
@@ -47,7 +47,8 @@ def evidence(arm, task, *, steps=500):
         and each.shared.backend == "torch"
         and not each.tuned
     ]
-    return found
+    # Of several rates the one that most seeds of the arm have.
+    return max(found, key=lambda each: each.seeds[1])
 
 
 def numbers(arm, task, *, steps=500, places=2):
@@ -57,12 +58,12 @@ def numbers(arm, task, *, steps=500, places=2):
 
 def test_the_readme_s_verdicts_are_what_the_records_say():
     verdict = {
-        ("q,k,v/1", "lm-reviews", 500): "not worse",
+        ("q,k,v/1", "lm-reviews", 500): "likely not worse",
         ("q,k,v/1", "recall", 1000): "worse",
         ("q,k,v/1", "translation", 1000): "likely worse",
         ("q,k=v", "recall", 1000): "worse",
         ("q,k,v=R(k)", "recall", 1000): "worse",
-        ("q,k=v", "lm-reviews", 500): "likely worse",
+        ("q,k=v", "lm-reviews", 500): "worse",
         ("q,k=v", "lm-reviews", 1500): "likely worse",
         ("q=k,v", "lm-reviews", 500): "worse",
         ("q=k,v-diag", "lm-reviews", 500): "likely matches",
@@ -70,26 +71,30 @@ def test_the_readme_s_verdicts_are_what_the_records_say():
         ("q=k=v", "lm-reviews", 1500): "worse",
         ("q,k=v", "sort", 450): "matches",
         ("q,k,v/1", "sort", 450): "matches",
+        ("q,k=v", "sort", 150): "matches",
+        ("q=k,v", "sort", 150): "worse",
+        ("q=k,v-diag", "sort", 150): "likely matches",
+        ("q=k=0,v", "sort", 150): "matches",
+        ("q=k=0,v", "anomaly-pixels", 600): "likely not worse",
     }
     found = {key: evidence(*key[:2], steps=key[2]).verdict for key in verdict}
     assert found == verdict
 
 
 def test_the_readme_s_numbers_are_what_the_records_say():
-    assert numbers("q,k,v/1", "lm-reviews", places=3) == [-0.014, -0.031, 0.004]
+    assert numbers("q,k,v/1", "lm-reviews", places=3) == [-0.011, -0.028, 0.006]
     assert numbers("q,k,v/1", "translation", steps=1000) == [-3.30, -5.89, -0.72]
-    assert numbers("q,k=v", "lm-reviews") == [0.07, 0.02, 0.12]
+    assert numbers("q,k=v", "lm-reviews") == [0.08, 0.05, 0.11]
     assert numbers("q,k=v", "lm-reviews", steps=1500) == [0.06, 0.02, 0.11]
     assert numbers("q=k,v", "lm-reviews", places=3) == [0.225, 0.197, 0.252]
     assert 0.45 < evidence("q=k,v", "lm-reviews").speed < 0.55
     assert numbers("q=k,v-diag", "lm-reviews", places=3) == [-0.004, -0.022, 0.015]
-    assert numbers("q=k=v", "lm-reviews") == [0.33, 0.27, 0.40]
+    assert numbers("q=k=v", "lm-reviews") == [0.35, 0.31, 0.40]
     assert numbers("q=k=v", "lm-reviews", steps=1500) == [0.32, 0.26, 0.38]
-    left = evidence("q=k=v-diag", "lm-reviews").result.differences["q=k=v-diag"].value
-    assert 0.3 < left / numbers("q=k=v", "lm-reviews", places=4)[0] < 0.4
+    assert numbers("q=k=v", "sort", steps=150) == [-0.15, -0.2, -0.12]
     lost = evidence("q=k=v=x", "lm-reviews").result.differences["q=k=v=x"].value
     assert round(lost, 2) in (0.66, 0.67)
-    for arm, solved in (("q,k=v", 11), ("q,k,v=R(k)", 11), ("q,k,v/1", 4)):
+    for arm, solved in (("q,k=v", 11), ("q,k,v=R(k)", 11), ("q,k,v/1", 6)):
         counts = evidence(arm, "recall", steps=1000).result.counts
         assert (counts[arm].solved, counts["q,k,v"].solved) == (solved, 20)
     assert evidence("q,k=v", "recall@4x64", steps=1000).result.counts["q,k=v"].solved == 10
@@ -99,7 +104,7 @@ def test_the_same_runs_have_one_verdict_in_every_folder():
     """As in three folders of which each once said something else of six runs."""
     compared = [
         next(task for task in committed(name).tasks if task.name == "sort").result.differences
-        for name in ("quick", "catalogue", "scores")
+        for name in ("quick-first", "catalogue", "scores")
     ]
     first, *others = [each["q=k,v"] for each in compared]
     assert all(each == first for each in others)
@@ -127,16 +132,16 @@ def _scores(study):
 
 
 def test_quick_has_the_same_scores_on_both_backends():
-    ours, theirs = _scores("quick"), _scores("quick-jax")
+    ours, theirs = _scores("quick-first"), _scores("quick-jax")
     assert ours.keys() == theirs.keys()
     assert len(ours) == 112
     away = [abs(theirs[run] - score) for run, score in ours.items()]
-    # What README.md and NOTES.md say.
+    # What docs/commands.md and NOTES.md say.
     assert sum(each == 0 for each in away) == 84
     assert sum(each < 0.0005 for each in away) == 107
     assert round(max(away), 4) == 0.0047
-    said = (ROOT / "README.md").read_text()
-    assert "84 of the 112 scores of `quick` to the last digit" in said
+    said = (ROOT / "docs" / "commands.md").read_text()
+    assert "84 of the 112 scores of the first `quick` to the last digit" in said
 
 
 @pytest.fixture(scope="module", name="studies")
@@ -204,9 +209,10 @@ def test_sorting_sixteen_digits_is_not_at_the_scale_of_the_study_s_sorting(with_
         assert finding.verdict == "not testable here", name
         assert "1/8 of the length of a sequence" in finding.other_scale.distance
     assert with_all_runs["study-sort-single"].other_scale.direction == "same direction"
-    # At 450 steps the baseline makes next to no errors, so its equality there is no support.
+    # There the baseline makes next to no errors, so its equality is no support.
     other = with_all_runs["study-sort-query-key"].other_scale
-    assert "at a ceiling: sort (longer" in other.result
+    assert "at a ceiling: sort (quick, 150 steps)" in other.result
+    assert "sort (longer, 450 steps)" in other.result
     assert other.direction == "opposite direction"
 
 

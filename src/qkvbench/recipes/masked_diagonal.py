@@ -1,6 +1,7 @@
 """Does a masked diagonal give back what a tie of query and key loses, and is that a law?
 
-Run       qkvbench run masked-diagonal --preregister src/qkvbench/recipes/masked-diagonal.toml
+Run       qkvbench run masked-diagonal
+Register  --preregister src/qkvbench/recipes/masked-diagonal.toml, for the first run
 Takes     about seven hours on two cores; `--tasks` runs a part
 Expect    `q=k,v` loses on texts because a token whose query is its key attends to itself; without
           its own position (`-diag`) it does not. The hypotheses are in the file, written before

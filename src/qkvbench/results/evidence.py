@@ -50,7 +50,7 @@ class Run:
         return from_json(self.record.experiment)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
     """The two arms in one setting, with all the seeds that any folder has of them.
 

@@ -297,7 +297,8 @@ def compare(
     if not base:
         return replace(result, standing="baseline did not learn")
     worth = None
-    if floor in complete and floor != baseline and values[floor]:
+    # One run of the floor would not tell whether it is one.
+    if floor in complete and floor != baseline and len(values[floor]) > 1:
         worth = result.means[baseline].value - result.means[floor].value
         worth = worth if metric.better == "higher" else -worth
         result = replace(result, worth=worth)
@@ -317,7 +318,8 @@ def compare(
     if len(base) == 1:
         return replace(result, standing="one seed")
     if all(each.p is None for each in found.values()) and not result.diverged:
-        return replace(result, standing="no spread")
+        one = all(len(values[arm]) == 1 for arm in found)
+        return replace(result, standing="one seed" if one else "no spread")
     result = _with_sensitivity(result, base, metric)
     if worth is not None and worth < WORTH * (result.detectable or 0.0):
         return replace(result, standing="attention not needed", differences={})

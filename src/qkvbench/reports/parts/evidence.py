@@ -1,5 +1,6 @@
 """The evidence of all folders on one arm, in words: a sentence, then a line for each setting."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -34,10 +35,11 @@ def sentence(found: Sequence[Setting], arm: str, against: str) -> str:
 
 def lines(found: Sequence[Setting], arm: str, against: str) -> list[str]:
     """The sentence, the settings by verdict, and how to read them."""
+    named = _named(found)
     rows = [
         (
             verdict,
-            _setting(each),
+            named[each],
             _size(each, arm),
             _seeds(each),
             _speed(each),
@@ -47,7 +49,7 @@ def lines(found: Sequence[Setting], arm: str, against: str) -> list[str]:
         for each in found
         if each.verdict == verdict
     ]
-    silent = [f"{_setting(each)} ({each.standing})" for each in found if each.verdict is None]
+    silent = [f"{named[each]} ({each.standing})" for each in found if each.verdict is None]
     heads = ("verdict", "setting", "difference, 95%, p", "seeds", "speed", "folders")
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
     table = [
@@ -68,6 +70,16 @@ def lines(found: Sequence[Setting], arm: str, against: str) -> list[str]:
         "the slower one's; above 1 if the arm is the faster. Read off validation curves before the "
         "learning rate has come down, so the true figure is further from 1.",
     ]
+
+
+def _named(found: Sequence[Setting]) -> dict[Setting, str]:
+    """Each setting in words; two that differ in their learning rate alone have it as well."""
+    names = {each: _setting(each) for each in found}
+    counts = Counter(names.values())
+    return {
+        each: f"{name}, rate {each.shared.training.learning_rate:g}" if counts[name] > 1 else name
+        for each, name in names.items()
+    }
 
 
 def _setting(each: Setting) -> str:
