@@ -1,7 +1,9 @@
 """A report shows everything in its store, nothing else, and escapes its text."""
 
 import csv
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from hashlib import sha256
 from html import unescape
 from html.parser import HTMLParser
 from io import StringIO
+from itertools import permutations
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,6 +23,7 @@ from rich.console import Console
 
 import fake_study
 from qkvbench import reports
+from qkvbench.cli import main
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.reports import brief, full, page, summary
 from qkvbench.reports.parts import answer_table, curves, explore, labels, paper, picture
@@ -696,3 +701,83 @@ def test_a_narrow_terminal_gets_several_tables_and_no_shortened_cell(study):
         sum(line.strip() == "q,k,v" or line.startswith(" q,k,v ") for line in text.splitlines())
         == 2
     )
+
+
+def test_a_full_disk_leaves_the_page_as_it_was(tmp_path, monkeypatch, capsys):
+    fake_study.build(tmp_path, fake_study.ARMS[:2], ("digits",))
+    assert main(["report", str(tmp_path)]) == 0
+    before = (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    def full_disk(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    capsys.readouterr()
+    assert main(["report", str(tmp_path)]) == 2
+    assert "report.html cannot be written: the disk is full." in capsys.readouterr().err
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
+    assert not list(tmp_path.glob(".report.html*"))
+
+
+def test_a_report_can_be_written_to_a_device(tmp_path, capfd):
+    fake_study.build(tmp_path, fake_study.ARMS[:2], ("digits",))
+    assert main(["report", str(tmp_path), "--as", "page", "--out", "/dev/null"]) == 0
+    assert not Path("/dev/null").is_file()
+
+
+def test_figures_and_tables_for_a_paper_are_written_into_a_folder(tmp_path, capsys):
+    store = fake_study.build(tmp_path / "store", fake_study.ARMS[:3], ("digits", "lm-reviews"))
+    folder = tmp_path / "paper" / "figures"
+    assert main(["report", str(store.path), "--paper", str(folder)]) == 0
+    written = {str(each) for each in folder.iterdir()}
+    assert set(capsys.readouterr().out.splitlines()) == written
+    assert {each.name for each in folder.iterdir()} == set(paper.files(view(store)))
+    assert not (store.path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--paper", "figures", "--out", "page.html"], "leave out one of them"),
+        (["--paper", "figures", "--json"], "not allowed with argument"),
+        (["--paper", "taken"], "cannot be written"),
+    ],
+)
+def test_a_wrong_request_for_a_paper_says_what_to_write(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("a file")
+    fake_study.build(tmp_path / "store", fake_study.ARMS[:2], ("digits",))
+    assert main(["report", "store", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.nightly
+def test_ten_thousand_runs_make_a_page_within_a_gigabyte(tmp_path):
+    arms = [*fake_study.ARMS, *(f"{one};{other}" for one, other in permutations(PAIRED, 2))][:25]
+    store = Store(tmp_path)
+    names = [f"{task}{at}" for task in ("digits", "lm-reviews") for at in POSITIONS]
+    rng = np.random.default_rng(0)
+    for name in names:
+        score = 2.4 if name.startswith("lm") else 0.9
+        for run in fake_study.experiments(name, arms, 50):
+            store.write_run(fake_study.record(run, score + 0.004 * rng.normal()))
+    seeds = dict.fromkeys(names, 50)
+    store.write_study(fake_study.info(arms, ()).model_copy(update={"tasks": names, "seeds": seeds}))
+    code = (
+        "import resource, sys\n"
+        "from qkvbench.cli import main\n"
+        "assert main(['report', sys.argv[1]]) == 0\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print(used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stderr
+    seconds, kibibytes = map(float, said.splitlines()[-1].split())
+    assert (tmp_path / "report.html").stat().st_size <= page.LARGEST_BYTES
+    assert kibibytes < 1e9 / 1024
+    # Seconds of processor time, twice those of a quiet machine with two cores.
+    assert seconds < 20
+
+
+PAIRED = ("q,k,v", "q,k=v", "q=k,v", "q=k=v", "q=v,k")
+POSITIONS = ("", "@learned", "@rotary", "@none")

@@ -189,11 +189,12 @@ def from_json(value: object) -> Experiment:
     if not isinstance(value, dict) or type(seed := value.get("seed")) is not int:
         return _ADAPTER.validate_python(_renamed(value))
     # The runs of an arm differ in their seed alone, so most of a study's are parsed already.
-    return replace(_without_seed(json.dumps({**value, "seed": 0})), seed=seed)
+    return replace(_first_seed(json.dumps({**value, "seed": 0})), seed=seed)
 
 
 @lru_cache(maxsize=4096)
-def _without_seed(text: str) -> Experiment:
+def _first_seed(text: str) -> Experiment:
+    """The experiment in this JSON, one object for all that read the same."""
     return _ADAPTER.validate_python(_renamed(json.loads(text)))
 
 

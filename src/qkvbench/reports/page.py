@@ -156,6 +156,7 @@ def _html(view: View, figures: _Figures, data: Markup) -> str:
         margin_text=margin_text,
         train_s=_train_s,
         execution=_execution,
+        first_run=_first_run,
         runs_by_seed=_runs_by_seed,
         level=LEVEL,
         comparisons=COMPARISONS,
@@ -185,6 +186,11 @@ def _counted(result: Comparison | Tally) -> bool:
 def _execution(run: Record) -> str:
     """Precision and other execution options of the run, in words."""
     return from_json(run.experiment).execution
+
+
+def _first_run(task: TaskView) -> Record:
+    """A run of the task: a task without any is not in the view."""
+    return next(run for cell in task.cells for run in cell.runs)
 
 
 def _runs_by_seed(task: TaskView, arm: str) -> list[Record | None]:

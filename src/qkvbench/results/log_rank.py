@@ -53,8 +53,13 @@ def _sums(scores: tuple[int, ...], size: int) -> tuple[np.ndarray, int]:
     width = sum(sorted(shifted)[-size:]) + 1
     counts = np.zeros((size + 1, width))
     counts[0, 0] = 1
-    for score in shifted:
-        # From the largest subsets down, so that each score is taken once.
-        for members in range(size, 0, -1):
-            counts[members, score:] += counts[members - 1, : width - score]
-    return counts[size], lowest * size
+    total = 0
+    for index, score in enumerate(shifted):
+        total = min(total + score, width - 1)
+        left = len(shifted) - index - 1
+        # From the largest subsets down, so that each score is taken once; none that is too small to
+        # reach `size` with the scores that are left.
+        for members in range(min(index + 1, size), max(0, size - left - 1), -1):
+            counts[members, score : total + 1] += counts[members - 1, : total + 1 - score]
+    # A copy, so that the smaller subsets are not kept with it.
+    return counts[size].copy(), lowest * size

@@ -87,11 +87,11 @@ class Store:
 
     def runs(self) -> FolderContents[Record]:
         """All runs. StoreError if the folder cannot be read."""
-        return self._load_folder("runs", _read_run)
+        return self._load_folder("runs", _read_run_file)
 
     def measurements(self) -> FolderContents[Measurement]:
         """All measurements. StoreError if the folder cannot be read."""
-        return self._load_folder("measurements", _read_measurement)
+        return self._load_folder("measurements", lambda path: _read(path, _read_measurement))
 
     def study(self) -> StudyInfo | None:
         """The study of the store; None if `study.json` is missing or damaged."""
@@ -164,12 +164,12 @@ class Store:
         return self.path / folder / f"{name}.json"
 
     def _load_folder(
-        self, folder: str, check: Callable[[Path, dict[str, Any]], RecordT]
+        self, folder: str, read_file: Callable[[Path], RecordT | Damaged | None]
     ) -> FolderContents[RecordT]:
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"{self.path} is a file; a store is a folder.")
         paths = _files(self.path / folder)
-        read = [each for path in paths if (each := _read(path, check)) is not None]
+        read = [each for path in paths if (each := read_file(path)) is not None]
         return FolderContents(
             good=tuple(each for each in read if not isinstance(each, Damaged)),
             damaged=tuple(each for each in read if isinstance(each, Damaged)),
@@ -302,13 +302,22 @@ def _read_matching(path: Path, experiment: Experiment) -> Record | None:
 
     Its experiment is compared as JSON, so that it need not be parsed.
     """
-    try:
-        record = Record.model_validate_json(read_regular(path))
-    except (OSError, ValueError):
-        return None
-    if record.id != experiment.id or record.experiment != to_json(experiment):
+    record = _read_quickly(path)
+    if record is None or record.id != experiment.id or record.experiment != to_json(experiment):
         return None
     return record if _contradiction(record, experiment) is None else None
+
+
+def _read_quickly(path: Path) -> Record | None:
+    """The record in a file, of which only the fields are checked; None if they are not valid."""
+    try:
+        content = read_regular(path)
+        # Constants that are not strict JSON may stand where a record takes any value.
+        if b"NaN" in content or b"Infinity" in content:
+            return None
+        return Record.model_validate_json(content)
+    except (OSError, ValueError):
+        return None
 
 
 def _contradiction(record: Record, experiment: Experiment) -> str | None:
@@ -321,8 +330,22 @@ def _contradiction(record: Record, experiment: Experiment) -> str | None:
     return None
 
 
+def _read_run_file(path: Path) -> Record | Damaged | None:
+    """The run in a file; None if there is no file."""
+    record = _read_quickly(path)
+    if record is not None:
+        with suppress(ValueError, TypeError, RecursionError):
+            return _checked(path, record)
+    # The full check has the reason for which a file is damaged.
+    return _read(path, _read_run)
+
+
 def _read_run(path: Path, value: dict[str, Any]) -> Record:
-    record = Record.model_validate(value)
+    return _checked(path, Record.model_validate(value))
+
+
+def _checked(path: Path, record: Record) -> Record:
+    """The record, if it says the same as its experiment and its file; otherwise a ValueError."""
     _check_name(path, record.id)
     experiment = from_json(record.experiment)
     if experiment.id != record.id:

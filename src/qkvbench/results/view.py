@@ -195,7 +195,8 @@ def view(store: Store, margins: Margins | None = None) -> View:
     `margins` are those of the command line; by default those of each task's unit.
     """
     runs, measurements, damage = store.runs(), store.measurements(), store.study_damage()
-    needed = {first.id for run in runs.good for first in from_json(run.experiment).needed}
+    experiments = {run.id: from_json(run.experiment) for run in runs.good}
+    needed = {first.id for each in experiments.values() for first in each.needed}
     study = store.study() or _inferred_study(
         [run for run in runs.good if run.id not in needed and run.seed < FIRST_SEED],
         {each.model for each in measurements.good},
@@ -215,7 +216,7 @@ def view(store: Store, margins: Margins | None = None) -> View:
     for run in chosen:
         by_task[run.task].append(run)
     matched = {
-        name: _comparable_runs(by_task[name], tuned=study.tuning is not None)
+        name: _comparable_runs(by_task[name], experiments, tuned=study.tuning is not None)
         for name in study.tasks
         if by_task[name]
     }
@@ -282,7 +283,9 @@ def _inferred_study(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
     )
 
 
-def _comparable_runs(runs: Sequence[Record], *, tuned: bool) -> list[Record]:
+def _comparable_runs(
+    runs: Sequence[Record], experiments: Mapping[str, Experiment], *, tuned: bool
+) -> list[Record]:
     """The runs that differ only in arm and seed; of several such sets the largest.
 
     The arms of a `tuned` study differ in learning rate as well. An arm that is matched to a size
@@ -290,19 +293,23 @@ def _comparable_runs(runs: Sequence[Record], *, tuned: bool) -> list[Record]:
     """
     sets: dict[Experiment, list[Record]] = defaultdict(list)
     sized: dict[Experiment, list[Record]] = defaultdict(list)
+    arms: dict[Experiment, Experiment] = {}
     for run in runs:
-        (shared,) = from_json(run.experiment).vary(variants=[BASELINE], seeds=[0])
-        shared = without_rate(shared) if tuned else shared
+        own = replace(experiments[run.id], seed=0)
+        if own not in arms:
+            (shared,) = own.vary(variants=[BASELINE], seeds=[0])
+            arms[own] = without_rate(shared) if tuned else shared
+        shared = arms[own]
         if run.arm == run.variant:
             sets[shared].append(run)
         else:
             sized[_unmarked(shared)].append(run)
     if not sets:
         sets = sized
-    chosen, own = max(
+    chosen, largest = max(
         sets.items(), key=lambda item: (len(item[1]), max(run.started for run in item[1]))
     )
-    return own if sets is sized else [*own, *sized[_unmarked(chosen)]]
+    return largest if sets is sized else [*largest, *sized[_unmarked(chosen)]]
 
 
 def without_rate(experiment: Experiment) -> Experiment:
@@ -331,7 +338,10 @@ def _task(
     margins: Margins,
     measurements: Mapping[str, Measurement],
 ) -> TaskView:
-    cells = tuple(_cell(name, arm, runs, seeds) for arm in arms)
+    by_arm: dict[str, list[Record]] = defaultdict(list)
+    for run in runs:
+        by_arm[run.arm].append(run)
+    cells = tuple(_cell(name, arm, by_arm[arm], seeds) for arm in arms)
     first, metric = from_json(runs[0].experiment), runs[0].metric
     result = compare_cells(cells, metric, seeds, margins.of(name, metric))
     costs = {cell.variant: cell.runs[0].cost for cell in cells if cell.runs}
@@ -381,7 +391,7 @@ def _only(by_seed: Mapping[int, Value], seeds: Sequence[int]) -> dict[int, Value
 
 
 def _cell(task: str, arm: str, runs: Sequence[Record], seeds: range) -> Cell:
-    own = sorted((run for run in runs if run.arm == arm), key=lambda run: run.seed)
+    own = sorted(runs, key=lambda run: run.seed)
     present = {run.seed for run in own}
     return Cell(arm, task, tuple(own), tuple(seed for seed in seeds if seed not in present))
 

@@ -91,7 +91,9 @@ def _overlaps(boxes: Boxes, others: Boxes) -> np.ndarray:
     """Whether each box (rows) intersects each of the others (columns)."""
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    return (low <= high).all(2)
+    # Shape (boxes, others, 2).
+    common = low <= high
+    return common[..., 0] & common[..., 1]
 
 
 def _crosses(start: tuple[float, float], ends: np.ndarray, boxes: Boxes) -> np.ndarray:
@@ -100,4 +102,6 @@ def _crosses(start: tuple[float, float], ends: np.ndarray, boxes: Boxes) -> np.n
     # Shape (samples, ends, 2).
     samples = np.array(start) + part * (ends - np.array(start))
     within = (samples[:, :, None] > boxes[:, :2]) & (samples[:, :, None] < boxes[:, 2:])
-    return within.all(3).any((0, 2))
+    # Shape (samples, ends, boxes, 2).
+    hits = within[..., 0] & within[..., 1]
+    return hits.sum(axis=(0, 2)) > 0

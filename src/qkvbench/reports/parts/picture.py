@@ -36,7 +36,8 @@ COLUMN, PAGE = Size(3.3 * 72, 2.5 * 72, 7), Size(7 * 72, 3.4 * 72, 8)
 
 LEGEND = (
     "A bar is the 95% interval of the difference to the baseline (diamond and line): if it "
-    "crosses the line, the two are not told apart. Filled: on the frontier, which a step line "
+    "crosses the line, the two are not told apart. If seeds are counted, it is the exact interval "
+    "of their proportion. Filled: on the frontier, which a step line "
     "joins. Small: dominated by an arm that costs no more. Hollow: not decided. ▼ ▲ worse and "
     "better for certain, ▽ △ likely; ≈ ~ within the margin."
 )
