@@ -114,7 +114,7 @@ REQUESTS = {
     "run quick --dry-run --out unlabelled.csv": ["unlabelled.csv", "is a file"],
     "run quick --dry-run --out unlabelled.csv/deep": ["unlabelled.csv", "is a file"],
     "report no/such/folder": ["no/such/folder"],
-    "report no/such/folder --as page --json": ["--json"],
+    "report nothing --as page --json": ["--json"],
     "report nothing": ["no run"],
     "analyse no/such/file.safetensors --heads 4": ["no/such/file.safetensors"],
     "analyse nothing": ["no *.safetensors in nothing"],

@@ -382,7 +382,7 @@ class Model:
         ]
         return tuple(map(LayerPlans, below, crosses))
 
-    @property
+    @cached_property
     def variant(self) -> str:
         """The equation that all layers share, or those of the places that are not canonical.
 
