@@ -1,7 +1,6 @@
 """`./qkv test` passes on a bare machine, however it is started."""
 
 import os
-import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -26,18 +25,16 @@ INTERRUPTED = {
 }
 
 
-def _ignore_interrupts():
-    """As a shell without job control begins a job in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# As a shell without job control begins a job in the background.
+WITHOUT_INTERRUPTS = ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")
 
 
-def _assert_passes(*words, said, before=None, **environment):
+def _assert_passes(*words, said, before=(), **environment):
     """These words of pytest pass, in a process of their own, and say this."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words],
+        [*before, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words],
         cwd=ROOT,
         env=os.environ | {"QKVBENCH_CHECK_SHAPES": "0"} | environment,
-        preexec_fn=before,
         capture_output=True,
         text=True,
         check=False,
@@ -50,7 +47,7 @@ def _assert_passes(*words, said, before=None, **environment):
 @pytest.mark.parametrize("when", ["quick", pytest.param("slow", marks=pytest.mark.slow)])
 def test_the_tests_of_ctrl_c_pass_in_a_job_in_the_background(when):
     tests = INTERRUPTED[when]
-    _assert_passes(*tests, said=f"{len(tests)} passed", before=_ignore_interrupts)
+    _assert_passes(*tests, said=f"{len(tests)} passed", before=WITHOUT_INTERRUPTS)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 from qkvbench import tasks
 from qkvbench.cli.parser import RequestError, parse_request
-from qkvbench.cli.run import buildable_experiments, requested_study
+from qkvbench.cli.run import check_buildable, requested_study
 from qkvbench.data.animals import KINDS, animals
 from qkvbench.data.batch import Predictions
 from qkvbench.model import Encoder, Vectors
@@ -162,7 +162,7 @@ def test_a_person_chooses_how_the_whole_is_told():
 )
 def test_a_pooling_that_cannot_be_is_refused_in_words(words, said):
     with pytest.raises(RequestError, match=said):
-        buildable_experiments(requested_study(run_words(*words)))
+        check_buildable(requested_study(run_words(*words)))
 
 
 @pytest.mark.parametrize("predicts", ["each position", "which position"])

@@ -22,7 +22,7 @@ from qkvbench.sweep.study import info, runnable_experiments, tuning_plan, with_c
 from test_sweep import carried_out
 
 BENCHMARKS = Path(__file__).parents[1] / "docs/benchmarks.md"
-STUDY = Study("test", ("q,k,v", "none"), {"digits": 2}, tuned=True)
+STUDY = Study("study", ("q,k,v", "none"), {"digits": 2}, tuned=True)
 SMOKE = Study("test", ("q,k,v", "none"), {"sort": 1}, smoke=True, tuned=True)
 
 

@@ -335,16 +335,16 @@ def _read_run_file(path: Path) -> Record | Damaged | None:
     record = _read_quickly(path)
     if record is not None:
         with suppress(ValueError, TypeError, RecursionError):
-            return _checked(path, record)
+            return _check_run(path, record)
     # The full check has the reason for which a file is damaged.
     return _read(path, _read_run)
 
 
 def _read_run(path: Path, value: dict[str, Any]) -> Record:
-    return _checked(path, Record.model_validate(value))
+    return _check_run(path, Record.model_validate(value))
 
 
-def _checked(path: Path, record: Record) -> Record:
+def _check_run(path: Path, record: Record) -> Record:
     """The record, if it says the same as its experiment and its file; otherwise a ValueError."""
     _check_name(path, record.id)
     experiment = from_json(record.experiment)

@@ -56,7 +56,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What decides the time of a step but the arm: only runs of one kind are compared."""
+    """All that decides the time of a step but the arm: only runs of one kind are compared."""
 
     task: str
     model: str

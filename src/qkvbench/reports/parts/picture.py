@@ -417,7 +417,7 @@ def shape(mark: Mark, letters: float) -> str:
 def default_choice(view: View) -> tuple[TaskView, CostKind] | None:
     """The task and the cost that are shown first: those on which most can be said."""
 
-    def said(task: TaskView) -> int:
+    def decided(task: TaskView) -> int:
         found = verdicts(task.result, task.metric.better).values()
         return sum(verdict not in ("not distinguishable", "likely not worse") for verdict in found)
 
@@ -425,5 +425,5 @@ def default_choice(view: View) -> tuple[TaskView, CostKind] | None:
         shown = [task for task in view.tasks if points(view, task, kind)]
         if shown:
             compared = [task for task in shown if isinstance(task.result, Comparison)]
-            return max(compared or shown, key=said), kind
+            return max(compared or shown, key=decided), kind
     return None
