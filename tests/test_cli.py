@@ -283,7 +283,7 @@ def test_a_small_study_runs_to_a_table_and_a_page_and_reports_again_from_the_sto
     assert re.search(r"^\[1/4\] .* \(about .*s left\)$", said, re.MULTILINE)
     assert re.search(r"^\[4/4\] .*s$", said, re.MULTILINE)
     assert "q,k=v" in printed
-    assert "What it cannot tell" in printed
+    assert "baseline q,k,v" in printed
     page = (tmp_path / "out" / "report.html").read_text()
     assert "q,k=v" in page
     (tmp_path / "out" / "report.html").unlink()
