@@ -217,7 +217,7 @@ def test_a_registration_precedes_its_runs_and_stays_as_it_was(written, tmp_path,
     # Nor may other arms run where these were registered.
     assert main([*words, "--variants", "q,k,v", "q,k=v"]) == 2
     refused = capsys.readouterr().err
-    assert "has another study" in refused
+    assert "preregistration of another study" in refused
     assert "--out DIR" in refused
     assert Store(out).study().preregistered == first
 

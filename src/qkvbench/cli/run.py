@@ -76,10 +76,12 @@ def answer(request: Request) -> int:
             "or leave out --files.\nNothing was written."
         )
     try:
-        store.check_writable()
-        if not request.replace:
-            _check_continues(study, store)
+        # Files of experiments are written elsewhere; the store is only read for them.
+        if not request.files:
+            store.check_writable()
         registered = registration_of(request.preregister, study, store)
+        if not (request.files or request.replace):
+            _check_continues(study, store)
         if request.dry_run:
             print(_dry_run_text(study, store, request.jobs))
             if registered is not None:

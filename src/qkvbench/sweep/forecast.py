@@ -56,7 +56,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class _Kind:
-    """All that decides the time of a step but the arm: only runs of one kind are compared."""
+    """The conditions that decide the time of a step, but for the arm."""
 
     task: str
     model: str
