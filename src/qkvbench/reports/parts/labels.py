@@ -4,10 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
-
-# Left, top, right and bottom.
-Boxes = Float[np.ndarray, "*some 4"]
+from jaxtyping import Bool, Float
 
 
 @dataclass(frozen=True)
@@ -37,9 +34,9 @@ def labels(
 ) -> dict[str, Label]:
     """A label for each point, in this order of preference; none if every place is taken."""
     radius = 0.45 * font.height
-    points = np.array(list(names.values())).reshape(-1, 2)
+    points = np.array(list(names.values()), dtype=float).reshape(-1, 2)
     dots = np.hstack([points - radius, points + radius])
-    lines = np.array(bars).reshape(-1, 4)
+    lines = np.array(bars, dtype=float).reshape(-1, 4)
     taken = np.empty((0, 4))
     chosen: dict[str, Label] = {}
     for index, (name, (x, y)) in enumerate(names.items()):
@@ -62,7 +59,7 @@ def labels(
         # Only the cheapest places are worth the question whether their leader crosses something.
         near_by = np.where(free, cost, np.inf).argsort()[: min(int(free.sum()), 12)]
         others = np.delete(dots, index, axis=0)
-        others = others[~_overlaps(others, np.array([[x, y, x, y]]))[:, 0]]
+        others = others[~_overlaps(others, np.array([[x, y, x, y]], dtype=float))[:, 0]]
         ends = np.stack([near[near_by], ys[near_by]], axis=1)
         crossed = _crosses((x, y), ends, np.vstack([others, taken]))
         best = int(near_by[(cost[near_by] + 3.0 * crossed).argmin()])
@@ -87,8 +84,10 @@ _OFFSETS = np.array(
 )
 
 
-def _overlaps(boxes: Boxes, others: Boxes) -> np.ndarray:
-    """Whether each box (rows) intersects each of the others (columns)."""
+def _overlaps(
+    boxes: Float[np.ndarray, "boxes 4"], others: Float[np.ndarray, "others 4"]
+) -> Bool[np.ndarray, "boxes others"]:
+    """Whether boxes intersect; each has its left, top, right and bottom."""
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     # Shape (boxes, others, 2).
@@ -96,7 +95,11 @@ def _overlaps(boxes: Boxes, others: Boxes) -> np.ndarray:
     return common[..., 0] & common[..., 1]
 
 
-def _crosses(start: tuple[float, float], ends: np.ndarray, boxes: Boxes) -> np.ndarray:
+def _crosses(
+    start: tuple[float, float],
+    ends: Float[np.ndarray, "ends 2"],
+    boxes: Float[np.ndarray, "boxes 4"],
+) -> Bool[np.ndarray, " ends"]:
     """Whether the line from a point to each end crosses one of the boxes."""
     part = np.linspace(0, 1, 9)[:, None, None]
     # Shape (samples, ends, 2).
