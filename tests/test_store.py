@@ -11,6 +11,7 @@ from multiprocessing import get_context
 import pytest
 
 import fake_study
+from qkvbench.experiment import from_json, to_json
 from qkvbench.results.store import FolderContents, Store, StoreError
 from qkvbench.sweep.forecast import forecasts
 
@@ -51,6 +52,17 @@ def test_a_record_is_strict_json_that_another_program_reads(store, made):
     place = store.write_run(made)
     value = json.loads(place.read_text(), parse_constant=lambda constant: pytest.fail(constant))
     assert value["metrics"] == {"accuracy": 0.91}
+
+
+def test_the_runs_of_an_arm_share_their_model_which_is_parsed_once():
+    # Parsing models took most of the time in which thousands of records were read.
+    first, other, *_ = (
+        from_json(json.loads(json.dumps(to_json(run))))
+        for run in fake_study.experiments("digits", ("q,k=v",))
+    )
+    assert first.seed != other.seed
+    assert first.model is other.model
+    assert first.model == fake_study.experiments("digits", ("q,k=v",))[0].model
 
 
 def test_a_store_that_is_not_there_is_empty(store):
