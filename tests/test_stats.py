@@ -231,6 +231,17 @@ def test_the_log_rank_test_is_exact_by_permutation():
     assert later == pytest.approx(-observed, abs=0.01)
 
 
+def test_many_times_take_the_normal_law_which_is_near_the_exact_one(monkeypatch):
+    rng = np.random.default_rng(3)
+    first, second = (tuple(100.0 * rng.integers(1, 40, 45) + late) for late in (0, 400))
+    exact = log_rank.__wrapped__(first, second)
+    monkeypatch.setattr("qkvbench.results.log_rank.MOST_EXACT", 10)
+    near = log_rank.__wrapped__(first, second)
+    assert near[0] == exact[0]
+    assert 1e-4 < exact[1] < 0.5
+    assert near[1] == pytest.approx(exact[1], rel=0.1)
+
+
 def test_an_arm_that_solves_later_is_worse_though_it_solves_as_many_seeds():
     steps = solving(10, 10, seeds=10)
     steps["one"] = {seed: 900.0 for seed in range(10)}

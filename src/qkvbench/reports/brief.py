@@ -19,6 +19,7 @@ from qkvbench.reports.parts.formatting import (
     printable,
     share,
     signed,
+    task_text,
 )
 from qkvbench.reports.parts.headline import basis, headline, registered_sentence
 from qkvbench.reports.parts.table import DASH, SYMBOLS, TONES, Line, Tone, failures, nickname
@@ -120,9 +121,9 @@ def _decode(view: View, arm: str, base: float) -> Line:
 def _head(task: TaskView) -> tuple[str, str]:
     arrow = "↑" if task.metric.better == "higher" else "↓"
     if isinstance(task.result, Tally):
-        return task.name, "solved, step"
+        return task_text(task.name), "solved, step"
     metric = METRICS.get(task.metric.name, metric_text(task.metric))
-    return task.name, f"{metric} {arrow}"
+    return task_text(task.name), f"{metric} {arrow}"
 
 
 def _cell(task: TaskView, arm: str) -> Line:

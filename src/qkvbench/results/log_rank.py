@@ -5,13 +5,17 @@ the share of all ways to divide the times among two groups of these sizes (Mante
 of a permutation test are those of Peto and Peto 1972).
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+from scipy import stats
 
 # Scores are rounded to this, so that sums of them are counted on a grid.
 STEP = 1e-3
+# Of more times than this the normal law is as good, and counting all sums would take minutes.
+MOST_EXACT = 100
 
 
 @lru_cache(maxsize=4096)
@@ -25,8 +29,17 @@ def log_rank(first: tuple[float, ...], second: tuple[float, ...]) -> tuple[float
     scores = np.round(_scores([*first, *second]) / STEP).astype(np.int64)
     size = len(second)
     observed = int(scores[len(first) :].sum())
+    centre = size * float(scores.mean())
+    if len(scores) > MOST_EXACT:
+        # The variance over all ways to divide the times, and the normal law.
+        variance = size * len(first) / len(scores) * float(scores.var(ddof=1))
+        p = (
+            2 * float(stats.norm.sf(abs(observed - centre) / math.sqrt(variance)))
+            if variance
+            else 1.0
+        )
+        return (observed - centre) * STEP, p
     counts, lowest = _sums(tuple(sorted(scores.tolist())), size)
-    centre = size * scores.mean()
     sums = lowest + np.arange(len(counts))
     # Sums that are equal may differ by the rounding of their scores: they count as extreme.
     extreme = np.abs(sums - centre) >= abs(observed - centre) - size / 2
