@@ -361,7 +361,7 @@ def test_a_study_with_a_run_that_fails_prints_its_row_and_ends_with_1(
     assert main([*words, "--seeds", "1", "--out", str(out)]) == 1
     printed, said = capsys.readouterr()
     assert "lm-reviews cannot run. The cache folder" in said
-    assert "1 failed" in printed
+    assert " failed: " in printed
     assert (out / "report.html").exists()
     assert {run.task: run.status for run in Store(out).runs().good} == {
         "lm-reviews": "failed",

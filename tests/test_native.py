@@ -474,6 +474,7 @@ def test_the_message_of_a_failing_compiler_is_quoted(tmp_path, monkeypatch):
 
 
 def test_a_missing_library_is_reported_with_the_build_command(tmp_path, monkeypatch):
+    monkeypatch.delenv("QKVBENCH_NATIVE", raising=False)
     monkeypatch.setattr(library, "HERE", tmp_path)
     library.library.cache_clear()
     library.supported_isas.cache_clear()
