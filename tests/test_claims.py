@@ -21,7 +21,9 @@ from qkvbench.claims.kit.scales import AT_300M, AT_SORTING
 from qkvbench.claims.speed import RunsOnCpu
 from qkvbench.cli import main
 from qkvbench.reports import ledger as page
+from qkvbench.results.critical import LEVEL
 from qkvbench.results.record import Ratio, Timing
+from qkvbench.results.stats import CERTAIN
 from qkvbench.results.store import Store, StoreError
 from qkvbench.task_ref import parse_task
 from qkvbench.tasks import find
@@ -237,20 +239,20 @@ def test_one_experiment_under_two_names_in_two_folders_is_one_comparison(tmp_pat
                 replace(each, task=parse_task(task), model=model.with_variant(parse(each.variant))),
                 0.99 if each.variant == "q,k,v" else 0.3,
             )
-            for each in fake_study.experiments("recall", seeds=5)
+            for each in fake_study.experiments("recall", seeds=8)
             if each.seed in seeds
         ]
         return _made_store(tmp_path / name, "recall", runs)
 
     plain = store("plain", "recall", range(3))
-    named = store("named", "recall@4x16", range(1, 5))
+    named = store("named", "recall@4x16", range(1, 8))
     for stores in ((plain, named), (named, plain)):
         (evidence,) = _finding("study-recall-by-heads", *stores).evidence
-        assert evidence.seeds == (5, 5)
+        assert evidence.seeds == (8, 8)
         assert evidence.stores == ("named", "plain")
-        assert (evidence.outcome.arm, evidence.outcome.other) == (0, 5)
+        assert (evidence.outcome.arm, evidence.outcome.other) == (0, 8)
     assert _verdict("study-recall-by-heads", plain, named) == "supported"
-    other = store("other", "recall@1x64", range(5))
+    other = store("other", "recall@1x64", range(8))
     assert _finding("study-recall-by-heads", other).evidence == ()
 
 
@@ -281,15 +283,16 @@ def _evidence(task, low, high, p):
 )
 def test_a_margin_is_decided_by_the_whole_interval(low, high, margin, p, verdict):
     test = Runs("q,k=v", "no worse", ("sort",), AT_SORTING, margin=margin)
-    assert test.combine([_evidence("sort", low, high, p)]).verdict == verdict
+    assert test.combine([_evidence("sort", low, high, p)], level=LEVEL).verdict == verdict
 
 
-def test_many_comparisons_of_one_claim_are_corrected_together():
-    test = Runs("q,k=v", "no worse", ("a", "b", "c"), AT_SORTING)
-    p_values = {"a": 0.03, "b": 0.8, "c": 0.8}
-    one, *others = (_evidence(task, -0.19, -0.01, p) for task, p in p_values.items())
-    assert test.combine([one]).verdict == "refuted"
-    assert test.combine([one, *others]).verdict == "not distinguishable"
+def test_a_claim_is_decided_by_what_is_certain_and_a_direction_by_what_is_likely():
+    test = Runs("q,k=v", "no worse", ("a",), AT_SORTING)
+    likely = _evidence("a", -0.19, -0.01, 0.03)
+    certain = _evidence("a", -0.19, -0.01, CERTAIN / 2)
+    assert test.combine([likely], level=LEVEL).verdict == "refuted"
+    assert test.combine([likely], level=CERTAIN).verdict == "not distinguishable"
+    assert test.combine([certain], level=CERTAIN).verdict == "refuted"
 
 
 def test_a_study_that_compares_nothing_decides_nothing(tmp_path):

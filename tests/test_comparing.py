@@ -429,7 +429,7 @@ def test_an_arm_is_dominated_only_by_a_rival_that_is_no_dearer_and_surely_better
 
     stronger, weaker = (partial(Rival, better) for better in (True, False))
     known = {
-        "big": {"mid": stronger(0.001), "small": stronger(0.9)},
+        "big": {"mid": stronger(0.0001), "small": stronger(0.9)},
         "mid": {"big": weaker(0.01), "small": stronger(0.02)},
         "small": {"big": weaker(0.9), "mid": weaker(0.2)},
     }

@@ -231,6 +231,12 @@ def test_the_limits_name_what_is_incomplete_and_damaged(study):
     assert "measure speed of learning more than capacity" in text
 
 
+def test_the_limits_name_an_arm_that_lacks_a_seed(tmp_path):
+    records = fake_study.scored("digits", fake_study.ARMS[:3])
+    study = small(tmp_path, [each for each in records if (each.variant, each.seed) != ("q=k,v", 1)])
+    assert "`q=k,v` (digits)" in said(limits(study))
+
+
 def test_mixed_revisions_are_named(tmp_path):
     records = fake_study.scored("digits", fake_study.ARMS[:3])
     study = small(tmp_path, [fake_study.revised(records[0], "0000late"), *records[1:]])

@@ -68,11 +68,17 @@ def test_the_readme_s_verdicts_are_what_the_records_say():
         ("q=k,v", "lm-reviews", 500): "worse",
         ("q=k,v-diag", "lm-reviews", 500): "likely matches",
         ("q=k=v", "lm-reviews", 500): "worse",
-        ("q=k=v", "lm-reviews", 1500): "worse",
+        ("q=k=v", "lm-reviews", 1500): "likely worse",
+        ("q=k=v=x", "lm-reviews", 500): "worse",
+        ("q=k=v=x", "recall", 1000): "worse",
+        ("q=k=v=x", "sort", 150): "worse",
+        ("q=k,v", "recall", 1000): "likely better",
+        ("q=k=0,v", "lm-reviews", 500): "worse",
+        ("none", "lm-reviews", 500): "worse",
         ("q,k=v", "sort", 450): "matches",
-        ("q,k,v/1", "sort", 450): "matches",
+        ("q,k,v/1", "sort", 150): "matches",
         ("q,k=v", "sort", 150): "matches",
-        ("q=k,v", "sort", 150): "worse",
+        ("q=k,v", "sort", 150): "likely worse",
         ("q=k,v-diag", "sort", 150): "likely matches",
         ("q=k=0,v", "sort", 150): "matches",
         ("q=k=0,v", "anomaly-pixels", 600): "likely not worse",
@@ -92,6 +98,11 @@ def test_the_readme_s_numbers_are_what_the_records_say():
     assert numbers("q=k=v", "lm-reviews") == [0.35, 0.31, 0.40]
     assert numbers("q=k=v", "lm-reviews", steps=1500) == [0.32, 0.26, 0.38]
     assert numbers("q=k=v", "sort", steps=150) == [-0.15, -0.2, -0.12]
+    assert round(numbers("q=k,v", "sort", steps=150, places=4)[0], 3) == -0.004
+    assert round(numbers("q=k=v=x", "sort", steps=150)[0], 2) == -0.15
+    assert round(numbers("none", "lm-reviews")[0], 2) == 0.85
+    assert round(numbers("q=k=0,v", "lm-reviews")[0], 2) == 0.78
+    assert evidence("q=k=0,v", "recall", steps=1000).result.counts["q=k=0,v"].solved == 0
     lost = evidence("q=k=v=x", "lm-reviews").result.differences["q=k=v=x"].value
     assert round(lost, 2) in (0.66, 0.67)
     for arm, solved in (("q,k=v", 11), ("q,k,v=R(k)", 11), ("q,k,v/1", 6)):

@@ -7,7 +7,8 @@ function ``study()`` returns the value. To add one, add a file.
 import importlib
 import pkgutil
 
-from qkvbench.recipes.study import CONTROLS, Study
+from qkvbench.recipes.study import Study
+from qkvbench.results.across import CONTROLS
 
 __all__ = ["CONTROLS", "Study", "about", "find", "names", "takes"]
 

@@ -10,10 +10,6 @@ from qkvbench.experiment import Experiment, Precision, Sharding, Training
 from qkvbench.model import Encoder, Model, Pooling, as_in, parse_arm, position_named
 from qkvbench.results.tuning import FACTORS, SEEDS
 from qkvbench.task_ref import TaskRef, parse_task
-from qkvbench.variant import NO_ATTENTION, UNIFORM, write
-
-# Arms that show what attention is worth on a task: the mean of what is visible, and none at all.
-CONTROLS = (write(UNIFORM), write(NO_ATTENTION))
 
 
 @dataclass(frozen=True)

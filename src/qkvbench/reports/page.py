@@ -45,6 +45,7 @@ from qkvbench.reports.parts.tuning import rate_tables
 from qkvbench.results.critical import LEVEL
 from qkvbench.results.record import Record
 from qkvbench.results.stats import (
+    CERTAIN,
     CHANCE_LEVEL,
     COMPARISONS,
     POWER,
@@ -159,6 +160,7 @@ def _html(view: View, figures: _Figures, data: Markup) -> str:
         first_run=_first_run,
         runs_by_seed=_runs_by_seed,
         level=LEVEL,
+        certain=f"{CERTAIN:.4f}".rstrip("0"),
         comparisons=COMPARISONS,
         p_text=p_text,
         chance_level=CHANCE_LEVEL,

@@ -12,7 +12,7 @@ from qkvbench.results.items import ItemScores
 from qkvbench.results.record import Cost, Measurement, MetricInfo, Record
 from qkvbench.results.resampling import Bounds, ItemBounds, bounds_over_items
 from qkvbench.results.stats import Comparison, Tally
-from qkvbench.variant import NO_ATTENTION, write
+from qkvbench.variant import NO_ATTENTION, UNIFORM, write
 
 CostKind = Literal["cache", "parameters", "latency"]
 
@@ -72,6 +72,8 @@ class TaskResult(Protocol):
 
 # The arm without attention: zero on every scale.
 FLOOR = write(NO_ATTENTION)
+# The arms that show what attention is worth: one that cannot choose, and none at all.
+CONTROLS = (write(UNIFORM), FLOOR)
 
 
 @dataclass(frozen=True)

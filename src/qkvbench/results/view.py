@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from qkvbench.cost.matched import unmarked
 from qkvbench.experiment import Experiment, from_json
-from qkvbench.model import parse_label
-from qkvbench.results.across import FLOOR, Front, aggregates, fronts, item_differences
+from qkvbench.model import AGAIN, parse_label
+from qkvbench.results.across import CONTROLS, FLOOR, Front, aggregates, fronts, item_differences
 from qkvbench.results.aggregate import Aggregate
 from qkvbench.results.averages import Average, averages
 from qkvbench.results.margins import Margins
@@ -146,6 +146,13 @@ class View:
     def baseline(self) -> str:
         """The arm that the others are compared with."""
         return self.arms[0]
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The arms that may take the baseline's place: no control, and no arm a second time."""
+        return tuple(
+            arm for arm in self.arms[1:] if arm not in CONTROLS and not arm.endswith(AGAIN)
+        )
 
     @property
     def costs(self) -> dict[str, Cost]:

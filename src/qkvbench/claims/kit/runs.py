@@ -17,7 +17,8 @@ from qkvbench.claims.kit.figure import Figure
 from qkvbench.claims.kit.measured import MeasuredChange
 from qkvbench.cost import parameters
 from qkvbench.model import Model
-from qkvbench.results.critical import LEVEL, holm
+from qkvbench.results.critical import LEVEL
+from qkvbench.results.stats import CERTAIN
 
 # Runs are at a source's scale if each of their conditions is at most this many times more or less
 # than the source's.
@@ -93,8 +94,9 @@ class Scale:
 
 @dataclass(frozen=True)
 class Runs:
-    """An arm compared with another on some tasks; Holm's correction is over all comparisons.
+    """An arm compared with another on some tasks, by the verdicts of all reports.
 
+    At the claim's own scale only a certain verdict decides; elsewhere a likely one is a direction.
     "No worse" allows a loss of ``margin``, in the tasks' unit: it is supported if the whole
     interval lies within the margin, refuted if the whole interval lies beyond. Without a margin
     any significant loss refutes. Counts of solved seeds have no margin.
@@ -109,7 +111,9 @@ class Runs:
 
     def finding(self, claim: Claim, pool: Pool) -> Finding:
         """The finding from runs at the claim's scale; without them, whether a recipe has any."""
-        finding = self.combine([each for each in self._collected(pool) if self._is_own(each)])
+        finding = self.combine(
+            [each for each in self._collected(pool) if self._is_own(each)], level=CERTAIN
+        )
         if finding is not None:
             return finding
         if self._has_recipe(claim.recipe):
@@ -123,7 +127,7 @@ class Runs:
         """
         others = [each for each in self._collected(pool) if not self._is_own(each)]
         below = [each for each in others if not self.scale.is_ceiling(each.conditions)]
-        finding = self.combine(below or others)
+        finding = self.combine(below or others, level=LEVEL)
         if finding is None:
             return None
         first = finding.evidence[0].conditions
@@ -137,14 +141,12 @@ class Runs:
             evidence=finding.evidence,
         )
 
-    def combine(self, collected: Sequence[Evidence]) -> Finding | None:
+    def combine(self, collected: Sequence[Evidence], *, level: float) -> Finding | None:
         """The verdict of all comparisons together; None if there is none."""
         if not collected:
             return None
-        p = holm({str(index): each.outcome.p for index, each in enumerate(collected)})
         verdicts: list[tuple[Evidence, Verdict]] = [
-            (each, self._verdict(each.outcome, p[str(index)]))
-            for index, each in enumerate(collected)
+            (each, self._verdict(each.outcome, level)) for each in collected
         ]
         verdict = self._overall(verdicts)
         decisive = [each for each, own in verdicts if own == verdict] or collected
@@ -166,8 +168,8 @@ class Runs:
         """Whether this comparison is at the claim's own scale."""
         return self.scale.covers(evidence.task, evidence.conditions)
 
-    def _verdict(self, outcome: ScoreDifference | SolvedCounts, p: float) -> Verdict:
-        """The verdict of one comparison, whose p value is adjusted for all of the claim."""
+    def _verdict(self, outcome: ScoreDifference | SolvedCounts, level: float) -> Verdict:
+        """The verdict of one comparison at this level."""
         allowed = self.margin or 0.0
         no_worse = self.expected == "no worse"
         match outcome:
@@ -175,7 +177,7 @@ class Runs:
                 return "supported"
             case ScoreDifference() if no_worse and outcome.smallest_loss <= allowed:
                 return "not distinguishable"
-            case ScoreDifference() | SolvedCounts() if p < LEVEL:
+            case ScoreDifference() | SolvedCounts() if outcome.p < level:
                 worse = self.expected == "worse"
                 return "supported" if outcome.is_loss == worse else "refuted"
             case _:

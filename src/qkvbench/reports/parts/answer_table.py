@@ -14,6 +14,7 @@ from qkvbench.reports.parts.formatting import (
     printable,
     share,
     signed,
+    task_text,
 )
 from qkvbench.reports.parts.table import DASH, SYMBOLS, TONES, Line, nickname
 from qkvbench.results.stats import Comparison, Tally, verdicts
@@ -163,9 +164,11 @@ _METRICS = {
 
 def _head(task: TaskView) -> tuple[str, str]:
     if isinstance(task.result, Tally):
-        return task.name, "solved, step"
+        return task_text(task.name), "solved, step"
     arrow = "↑" if task.metric.better == "higher" else "↓"
-    return task.name, f"{_METRICS.get(task.metric.name, metric_text(task.metric))} {arrow}"
+    return task_text(
+        task.name
+    ), f"{_METRICS.get(task.metric.name, metric_text(task.metric))} {arrow}"
 
 
 def _cell(task: TaskView, arm: str) -> Cell:
@@ -223,7 +226,7 @@ def _cost_columns(view: View) -> list[AnswerColumn]:
     if base is not None:
         counts = [_known(view, arm, "parameters") for arm in view.arms]
         text = count_text(base.total_parameters)
-        columns.append(AnswerColumn(("parameters", text), _shares(counts)))
+        columns.append(AnswerColumn(("params", text), _shares(counts)))
     first = view.measurements.get(view.baseline)
     if first is not None and first.decode_p50_s:
         cells = tuple(_decode(view, arm, first.decode_p50_s) for arm in view.arms)

@@ -23,7 +23,6 @@ from qkvbench.reports.parts.formatting import (
     share,
     signed,
 )
-from qkvbench.results.across import FLOOR
 from qkvbench.results.averages import Average
 from qkvbench.results.dominance import ParetoStatus
 from qkvbench.results.pair import pair_on_task
@@ -82,7 +81,7 @@ def _overall(view: View) -> list[Note]:
     by_task = {task.name: each for task in view.tasks if (each := _verdicts(task))}
     if not by_task:
         return [Note("No comparison", "no task has comparable arms.")]
-    others = [arm for arm in view.arms[1:] if arm != FLOOR and not arm.endswith(AGAIN)]
+    others = view.candidates
     complete = [arm for arm in others if all(arm in each for each in by_task.values())]
     worse = {arm: _tasks_with(by_task, arm, LOSSES) for arm in others}
     likely = {arm: _tasks_with(by_task, arm, ("likely worse",)) for arm in others}

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from qkvbench.model import AGAIN
 from qkvbench.reports.parts.formatting import (
     SEPARATOR,
     Note,
@@ -16,10 +15,7 @@ from qkvbench.results.across import FLOOR
 from qkvbench.results.preregistration import judge_hypotheses
 from qkvbench.results.stats import LOSSES, Comparison, Tally, Verdict, verdicts
 from qkvbench.results.view import TaskView, View
-from qkvbench.variant import UNIFORM, write
 
-# Arms that answer another question than whether a variant can take the baseline's place.
-CONTROLS = (FLOOR, write(UNIFORM))
 LIKELY_LOSS: Verdict = "likely worse"
 
 
@@ -100,13 +96,7 @@ def losing(view: View) -> dict[str, list[str]]:
         for task in view.tasks
         if task.result.standing == "compared"
     }
-    arms = [
-        arm
-        for arm in view.arms[1:]
-        if arm not in CONTROLS
-        and not arm.endswith(AGAIN)
-        and all(arm in found for found in by_task.values())
-    ]
+    arms = [arm for arm in view.candidates if all(arm in found for found in by_task.values())]
     return {
         arm: [name for name, found in by_task.items() if found[arm] in (*LOSSES, LIKELY_LOSS)]
         for arm in arms
@@ -119,11 +109,7 @@ def basis(view: View) -> list[Note]:
     by_task = {task.name: verdicts(task.result, task.metric.better) for task in view.tasks}
     for topic, wanted in (("Worse", LOSSES), ("Likely worse", (LIKELY_LOSS,))):
         counts = {
-            name: sum(
-                found.get(arm) in wanted
-                for arm in view.arms[1:]
-                if arm not in CONTROLS and not arm.endswith(AGAIN)
-            )
+            name: sum(found.get(arm) in wanted for arm in view.candidates)
             for name, found in by_task.items()
         }
         told = [f"{plural(count, 'arm')} on {name}" for name, count in counts.items() if count]
