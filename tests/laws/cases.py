@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
-from itertools import combinations, product
+from itertools import combinations, product, starmap
 from typing import Any
 
 import numpy as np
@@ -70,8 +70,8 @@ SOURCE_LENGTHS = (5, 2, 4)
 PADDING = (0, 3, 1)
 # For each suffix with a number: the least, one inside the sequence, one beyond it.
 NUMBERS = (1, 3, TIME + 2)
-# Of a latent.
-RANK = 5
+# Of a latent of K and V, and of one of Q.
+RANK, QUERY_RANK = 5, 7
 MASKS = ("causal", "full")
 STORAGES = ("whole", "pages", "growing")
 # Shares of a head that RoPE rotates, if not the whole: one pair of 6 coordinates, and two.
@@ -95,6 +95,9 @@ def _with_shared_heads() -> list[Variant]:
     keys, values = ({getattr(each, role): None for each in whole} for role in "kv")
     latents = [Variant(Own(), Latent(RANK), value) for value in (*values, Latent(RANK))]
     latents += [Variant(Own(), key, Latent(RANK)) for key in keys if key != Same("k")]
+    query = Latent(QUERY_RANK)
+    latents += [Variant(query, Own(), Own()), Variant(query, Latent(RANK), Latent(RANK))]
+    latents += [Variant(query, Same("q"), Own())]
     whole = list(dict.fromkeys([*whole, *latents]))
     shared = [replace(variant, kv_heads=1) for variant in whole]
     below = Variant(Own(), LayerBelow(1), LayerBelow(1))
@@ -117,7 +120,7 @@ def _suffix_axes() -> dict[str, tuple[str, ...]]:
     """The suffixes that exclude each other, since they set the same fields, are one axis."""
     axes: dict[str, list[str]] = {}
     for text, suffix in SUFFIXES.items():
-        written = [f"{text}{n}" for n in NUMBERS] if suffix.number else [text]
+        written = [f"{text}{n * suffix.step}" for n in NUMBERS] if suffix.number else [text]
         axes.setdefault(" ".join(suffix.names), [""]).extend(written)
     return {name: tuple(texts) for name, texts in axes.items()}
 
@@ -189,6 +192,8 @@ def plan_of(
     )
 
 
+# The axes besides the suffixes on which it depends whether there is a plan.
+PLAN_AXES = ("variant", "position")
 AXES: dict[str, Sequence[Any]] = {
     **SUFFIX_AXES,
     "mask": MASKS,
@@ -207,11 +212,28 @@ def _case(chosen: Mapping[str, Any]) -> Case:
 
 
 def _possible(chosen: Mapping[str, Any]) -> bool:
-    """False if `chosen`, of some axes, has no plan however the other axes are chosen."""
+    """False if `chosen`, of some axes, has no plan however the other axes are chosen.
+
+    Of two values that exclude each other this is known before the other axes are chosen.
+    """
     if not chosen.keys() >= SUFFIX_AXES.keys():
-        return True
+        known = [(axis, chosen[axis]) for axis in (*SUFFIX_AXES, *PLAN_AXES) if axis in chosen]
+        return all(starmap(_agree, combinations(known, 2)))
     suffix = "".join(chosen[axis] for axis in SUFFIX_AXES)
     return _has_plan(suffix, chosen.get("variant"), chosen.get("position"))
+
+
+@cache
+def _agree(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
+    """True if the values of two axes have a plan, with at most one value of a third axis."""
+    chosen = dict((one, other))
+    thirds = [{}, *({axis: text} for axis, texts in SUFFIX_AXES.items() for text in texts[1:])]
+    for third in thirds:
+        row = third | chosen
+        suffix = "".join(row.get(axis, "") for axis in SUFFIX_AXES)
+        if _has_plan(suffix, row.get("variant"), row.get("position")):
+            return True
+    return False
 
 
 @cache

@@ -140,7 +140,7 @@ class _NewBias(AlibiBias):
 
 def test_a_new_operation_on_read_and_a_new_bias_are_features_too():
     plan = plan_of("q,k=v", Rotary(), size=WIDE)
-    read = replace(plan, key_ops_on_read=(*plan.key_ops_on_read, _NewOp("k")))
+    read = replace(plan, key_ops_on_read=(*plan.key_ops_on_read, _NewOp("k", (WIDE.head_dim,))))
     assert read.features - CPU_FEATURES == {"read._NewOp"}
     biased = replace(plan, biases=(_NewBias(),))
     assert biased.features - CPU_FEATURES == {"bias._NewBias"}

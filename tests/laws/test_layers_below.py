@@ -224,7 +224,7 @@ def test_other_positions_no_attention_and_a_source_are_refused():
     lender = plan_of("q,k,v", Rotary())
     with pytest.raises(ValueError, match="the same rotary positions"):
         resolve(parse(BELOW), SIZE, causal=True, below=[lender])
-    with pytest.raises(ValueError, match="heads have 2 numbers and not 6"):
+    with pytest.raises(ValueError, match="heads of K have 2 numbers and not 6"):
         resolve(parse(BELOW), SIZE, causal=True, below=[plan_of("q,k,v", size=sized(6, 3))])
     with pytest.raises(ValueError, match="the layer 1 below, which has none"):
         resolve(parse(BELOW), SIZE, below=[None])

@@ -64,8 +64,8 @@ def test_every_possible_pair_of_values_is_in_a_case():
     cases = covering("variant", "position", "suffix")
     pairs = {(case.variant, case.position) for case in cases}
     assert pairs == set(product(VARIANTS, SCHEMES))
-    chosen = {(case.variant, case.full.scores.normed) for case in cases}
-    assert len(chosen) == len(VARIANTS) * len(SUFFIX_AXES["normed"])
+    chosen = {(case.variant, case.full.scores.softcap) for case in cases}
+    assert len(chosen) == len(VARIANTS) * len(SUFFIX_AXES["softcap"])
 
 
 def test_the_sources_give_34_variants_and_20_functions():
@@ -129,8 +129,7 @@ def test_a_tie_to_a_tied_role_is_a_tie_to_the_first():
         "q,k,v-",
         "q,k,v+3d",
         "q,k,v+2d/4",
-        "q=L(8),k,v",
-        "q=k=L(8),v",
+        "q=L(0),k,v",
         "q,k=L(8),v=L(4)",
         "q,k=L(0),v",
         "q,k=L(),v",
@@ -170,7 +169,8 @@ def test_a_matrix_exists_for_each_own_role_and_for_the_latent_and_no_other():
     for variant in VARIANTS:
         sources = {role: variant.source(role) for role in ("q", "k", "v")}
         own = {role for role, source in sources.items() if isinstance(source, Own | LayerBelow)}
-        own |= {"c" for source in sources.values() if isinstance(source, Latent)}
+        latents = [role for role, source in sources.items() if isinstance(source, Latent)]
+        own |= {"cq" if role == "q" else "c" for role in latents}
         assert set(resolve(variant, SIZE).matrix_rows) == own
 
 
@@ -191,14 +191,20 @@ def test_a_window_needs_a_number_and_sinks_need_a_window(text, reason):
 def test_rope_is_applied_to_the_roles_of_the_scheme_and_comes_last():
     for case in covering("variant", "position", "suffix"):
         plan, rope = case.plan(), rope_of(case.position, SIZE.head_dim)
+        scores = case.full.scores
+        assert (plan.rope is None) == (rope is None or scores.nope), case
         # Zeros stay zeros.
         zeros = {role for role in ROLES if case.variant.source(role) == Zeros()}
-        roles = set(rope.roles) - zeros if rope else set()
+        roles = set(plan.rope.roles) - zeros if plan.rope and not plan.rope_head else set()
         for role in ROLES:
             ops = plan.derivations[role].ops
             found = [op for op in ops if isinstance(op, ApplyRope)]
             assert found == [ApplyRope()] * (role in roles), case
-            assert role not in roles or ops[-1] == ApplyRope(), case
+            late = scores.normed and scores.norm.after_rope and role != "v"
+            assert role not in roles or late or ops[-1] == ApplyRope(), case
+        if plan.rope_head:
+            for part in (plan.rope_head.query, plan.rope_head.key):
+                assert (ApplyRope() in part.ops) == (plan.rope is not None), case
         assert (ApplyRope() in plan.cached_value.derivation.ops) == ("v" in roles), case
         assert plan.output_ops == ((ApplyRope(back=True),) if "v" in roles else ()), case
 
@@ -210,13 +216,14 @@ def test_a_cache_has_one_tensor_if_key_and_value_have_one_root_else_two():
         if case.variant.k == Zeros():
             # They are made on read.
             expected = 1
-        elif plan.rope and "v" in plan.rope.roles:
-            # The tensor is cached with RoPE applied, so V must be K itself; reading needs no work.
-            expected = 1 if key == value else 2
-            assert plan.key_ops_on_read == (), case
+        elif plan.output_ops:
+            # The tensor is cached with RoPE applied, so K must be made from V itself.
+            same = key.root == value.root and key.ops[: len(value.ops)] == value.ops
+            expected = 1 if same else 2
+            assert not plan.key_ops_on_read or case.full.scores.norm.after_rope, case
         else:
             expected = 1 if key.root == value.root else 2
-        assert len(plan.cached) == expected, case
+        assert len(plan.cached) == expected + bool(plan.rope_head), case
 
 
 @pytest.mark.parametrize(

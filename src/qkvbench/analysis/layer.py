@@ -62,7 +62,10 @@ class LayerMeasure:
 
 
 def measure_layer(layer: Layer) -> dict[str, float]:
-    """Every measure of the layer, by name; NaN if one does not apply."""
+    """Every measure of the layer, by name; NaN if one does not apply.
+
+    Heads of different widths are not compared.
+    """
     arrays = [*layer.weights.values(), *layer.projections.values()]
     arrays += [layer.scores, layer.attention_weights]
     if not all(np.isfinite(each).all() for each in arrays):
@@ -86,6 +89,8 @@ def _by_head(
 
     def of(weights: Weights) -> float:
         pairs = _paired(weights[first], weights[second])
+        if pairs[0].shape != pairs[1].shape:
+            return math.nan
         return fmean(compare(one.T, other.T) for one, other in zip(*pairs, strict=True))
 
     return of
@@ -98,6 +103,8 @@ def _projections_by_head(
 
     def of(layer: Layer) -> float:
         pairs = _paired(*(layer.projections[role].swapaxes(0, 1) for role in (first, second)))
+        if pairs[0].shape != pairs[1].shape:
+            return math.nan
         return fmean(compare(one, other) for one, other in zip(*pairs, strict=True))
 
     return of

@@ -12,6 +12,7 @@ from qkvbench.cost.units import bytes_text
 from qkvbench.model import Model, position_written
 from qkvbench.variant import (
     CANONICAL,
+    GATE,
     ROLES,
     ZEROS,
     AlibiBias,
@@ -23,9 +24,10 @@ from qkvbench.variant import (
     Op,
     Plan,
     Relative,
-    Role,
     Scale,
     Separable,
+    Shift,
+    Take,
     UpProject,
     write,
 )
@@ -111,15 +113,26 @@ def _roots(plan: Plan) -> list[str]:
         elif root.is_below:
             made = f"{root.name[0]} of a layer below"
         heads = "1 head" if root.heads == 1 else f"{root.heads} heads"
+        if root.width != plan.geometry.head_dim and root.name != ZEROS:
+            heads += f" of {root.width}"
         heads = f"a latent of {root.width} numbers" if root.is_latent else heads
         left = f"  {made}  ({heads}) "
-        roles: list[Role] = [role for role in ROLES if plan.derivations[role].root == root.name]
-        for index, role in enumerate(roles):
-            corner = "──" if len(roles) == 1 else "┬─" if index == 0 else "├─"
-            corner = "└─" if index and role == roles[-1] else corner
+        ends = {name: each for name, each in _ends(plan).items() if each.root == root.name}
+        for index, (name, derivation) in enumerate(ends.items()):
+            corner = "──" if len(ends) == 1 else "┬─" if index == 0 else "├─"
+            corner = "└─" if index and index == len(ends) - 1 else corner
             begin = left if index == 0 else " " * len(left)
-            lines.append(f"{begin}{corner}{_arrow(plan.derivations[role].ops)}▶ {role.upper()}")
+            lines.append(f"{begin}{corner}{_arrow(derivation.ops)}▶ {name}")
+        if root.name == GATE:
+            lines.append(f"{left}── σ ──▶ gate of the output")
     return [*lines, f"  {_attention_formula(plan)} ── W_o ──▶ output"]
+
+
+def _ends(plan: Plan) -> dict[str, Derivation]:
+    """Everything that is made from roots, by its letter."""
+    part = plan.rope_head
+    rope = {"Q's part with RoPE": part.query, "K's part with RoPE": part.key} if part else {}
+    return {role.upper(): plan.derivations[role] for role in ROLES} | rope
 
 
 def _arrow(ops: tuple[Op, ...]) -> str:
@@ -129,9 +142,11 @@ def _arrow(ops: tuple[Op, ...]) -> str:
 # The label of each operation on the arrow from a root to a role.
 _OP_LABELS: dict[type[Op], Callable[[Any], str]] = {
     ApplyRotation: lambda op: f"R_{op.role}{'ᵀ' if op.back else ''}",
-    UpProject: lambda op: f"U_{op.role}",
-    Normalize: lambda _: "norm",
-    Scale: lambda op: f"·s_{op.role}",
+    UpProject: lambda op: f"U_{op.part}",
+    Take: lambda op: f"first {op.width}",
+    Normalize: lambda op: "LayerNorm" if op.kind == "layer" else "norm",
+    Scale: lambda op: f"·s_{op.part}",
+    Shift: lambda op: f"+b_{op.part}",
     ApplyRope: lambda op: "inverse RoPE" if op.back else "RoPE",
     MakeZeros: lambda _: "zeros",
 }
@@ -154,8 +169,10 @@ def _attention_formula(plan: Plan) -> str:
     limits += "" if mask.diagonal else ", no token on itself"
     others = [name for name in sorted(plan.features) if name.startswith("scores.")]
     limits += "".join(f", {name.removeprefix('scores.')}" for name in others)
-    inverse = " ── inverse RoPE" if plan.output_ops else ""
-    return f"softmax({score})·V{limits}{inverse}"
+    behind = " ── inverse RoPE" if plan.output_ops else ""
+    behind += " ── without the part along the token's own V" if plan.exclusive else ""
+    behind += " ── ·gate" if plan.gate else ""
+    return f"softmax({score})·V{limits}{behind}"
 
 
 def _cache(plan: Plan, model: Model) -> list[str]:
@@ -164,13 +181,16 @@ def _cache(plan: Plan, model: Model) -> list[str]:
     if plan.layers_below:
         return ["  The cache keeps nothing: K and V are read from the rows of a layer below."]
     key = _cached_text(plan.cached_key.derivation)
-    if len(plan.cached) == 1:
+    shared = plan.cached_key == plan.cached_value
+    if shared:
         lines = [f"  The cache keeps one tensor: {key}."]
     else:
         value = _cached_text(plan.cached_value.derivation)
         lines = [f"  The cache keeps two tensors: K as {key}, and V as {value}."]
+    if plan.rope_head:
+        lines.append(f"  It keeps K's part with RoPE, too: {plan.rope_head.width} numbers.")
     if plan.key_ops_on_read:
-        read = "it" if len(plan.cached) == 1 else "the first"
+        read = "it" if shared else "the first"
         lines.append(f"  When K is read, {read} is {_joined_words(plan.key_ops_on_read)}.")
     absorbed = [
         f"K's {_MAP_NAMES[type(op)]} into the query"
@@ -183,7 +203,11 @@ def _cache(plan: Plan, model: Model) -> list[str]:
     return lines
 
 
-_MAP_NAMES: dict[type[Op], str] = {ApplyRotation: "rotation", UpProject: "up-projection"}
+_MAP_NAMES: dict[type[Op], str] = {
+    ApplyRotation: "rotation",
+    UpProject: "up-projection",
+    Take: "first numbers",
+}
 
 
 def _map_names(ops: tuple[Op, ...]) -> list[str]:
@@ -199,8 +223,10 @@ def _cached_text(path: Derivation) -> str:
 _OP_WORDS: dict[type[Op], str] = {
     ApplyRotation: "rotated",
     UpProject: "projected up",
+    Take: "cut to its first numbers",
     Normalize: "normed",
     Scale: "scaled",
+    Shift: "shifted",
     ApplyRope: "rotated by RoPE",
     MakeZeros: "replaced by zeros",
 }

@@ -5,12 +5,13 @@ operation may save for its backward pass counts once, whether or not the framewo
 bound is linear in the tokens: attention saves its inputs, its output and one number per row.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from math import prod
 
 from qkvbench.cost.parameters import parameters
 from qkvbench.experiment import Experiment, Precision
 from qkvbench.model import Block, Encoder, LayerPlans, Model, lenders
-from qkvbench.variant import ROLES, Plan
+from qkvbench.variant import Plan
 
 FULL_BYTES = 4
 COMPUTE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -53,8 +54,9 @@ def step_memory(experiment: Experiment, tokens: int, second_tokens: int = 0) -> 
             kept = FULL_BYTES * width if experiment.checkpointing else values * compute
             if experiment.checkpointing and layer in lending and plans.attention:
                 # K and V are inputs of the layers that read them.
-                size = plans.attention.geometry
-                kept += 2 * FULL_BYTES * size.kv_heads * size.head_dim
+                plan = plans.attention
+                kept += FULL_BYTES * plan.heads("k") * plan.score_width
+                kept += FULL_BYTES * plan.heads("v") * plan.width("v")
             activations += positions * (kept + FULL_BYTES * (2 * width + 12))
         # Input, final norm and head.
         activations += positions * FULL_BYTES * (4 * width + 2)
@@ -76,11 +78,18 @@ def _block_values(d_model: int, block: Block, plans: LayerPlans, *, dropout: boo
 
 def _attention_values(plan: Plan) -> int:
     """Roots, each step of each derivation, and the attention output before and after its ops."""
-    size = plan.geometry
+    heads, width, score_width = plan.geometry.heads, plan.width("v"), plan.score_width
     roots = sum(root.heads * root.width for root in plan.roots if not root.is_below)
-    steps = sum(len(plan.derivations[role].ops) * plan.heads(role) for role in ROLES)
-    copies = size.heads * (2 + len(plan.output_ops)) + 2 * sum(plan.heads(role) for role in ROLES)
-    return roots + (steps + copies) * size.head_dim
+    steps = sum(
+        prod(plan.shape(replace(made, ops=made.ops[:end])))
+        for made in plan.all_derivations
+        for end in range(1, len(made.ops) + 1)
+    )
+    # A kernel may need Q, K and V of one width.
+    wide = max(width, score_width)
+    inputs = (heads + plan.heads("k")) * wide + plan.heads("v") * wide
+    output = 2 + len(plan.output_ops) + 4 * plan.exclusive + 2 * bool(plan.gate)
+    return roots + steps + output * heads * wide + 2 * inputs
 
 
 def _head_values(model: Model, positions: int) -> int:

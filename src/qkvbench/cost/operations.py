@@ -1,7 +1,9 @@
 """Multiply-accumulates of one forward pass, computed from the plans and nothing else."""
 
+from dataclasses import replace
+
 from qkvbench.model import Model
-from qkvbench.variant import ROLES, ApplyRotation, Derivation, Input, Plan, Role, UpProject
+from qkvbench.variant import ApplyRotation, Derivation, Input, Plan, UpProject
 
 
 def macs(model: Model, tokens: int, second_tokens: int = 0) -> int:
@@ -51,24 +53,24 @@ def attention_macs(plan: Plan, tokens: int, source_tokens: int = 0) -> int:
     each. Each token has a score with as many keys as its mask shows at most.
     """
     size = plan.geometry
-    width = size.heads * size.head_dim
     read: dict[Input, int] = {"stream": tokens, "source": source_tokens, "layer below": tokens}
     projections = sum(read[root.reads] * root.rows * size.d_model for root in plan.roots)
     maps = 0
-    for derivation, role in _maps(plan).items():
-        root = plan.root(derivation.root)
-        inputs = root.width if isinstance(derivation.ops[-1], UpProject) else size.head_dim
-        maps += read[root.reads] * plan.heads(role) * size.head_dim * inputs
+    for made in _maps(plan):
+        heads, width = plan.shape(made)
+        _, inputs = plan.shape(replace(made, ops=made.ops[:-1]))
+        maps += read[plan.root(made.root).reads] * heads * width * inputs
     keys = source_tokens if plan.is_cross else plan.mask.max_keys(tokens)
-    return projections + maps + tokens * width * (2 * keys + size.d_model)
+    value_width = plan.width("v")
+    products = keys * (plan.score_width + value_width) + value_width * size.d_model
+    return projections + maps + tokens * size.heads * products
 
 
-def _maps(plan: Plan) -> dict[Derivation, Role]:
-    """Each distinct derivation that ends in a rotation or an up-projection, with a role."""
-    found: dict[Derivation, Role] = {}
-    for role in ROLES:
-        derivation = plan.derivations[role]
-        for end, op in enumerate(derivation.ops, start=1):
-            if isinstance(op, ApplyRotation | UpProject):
-                found[Derivation(derivation.root, derivation.ops[:end])] = role
-    return found
+def _maps(plan: Plan) -> set[Derivation]:
+    """Each distinct derivation that ends in a rotation or an up-projection."""
+    return {
+        Derivation(derivation.root, derivation.ops[:end])
+        for derivation in plan.all_derivations
+        for end, op in enumerate(derivation.ops, start=1)
+        if isinstance(op, ApplyRotation | UpProject)
+    }

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qkvbench.backends.torch.attention.ops import (
-    NORM_EPS,
     Heads,
     Maps,
     absorb_into_output,
@@ -24,7 +23,7 @@ from qkvbench.backends.torch.attention.ops import (
     rotation,
 )
 from qkvbench.hub.families import Family, rope_on_read
-from qkvbench.variant import ROLES, Derivation, Plan, Role
+from qkvbench.variant import ROLES, Derivation, Plan
 
 Stream = Float[Tensor, "batch time d_model"]
 # Cosines and sines of each position, as the library makes them.
@@ -71,10 +70,9 @@ class QkvModeAttention(nn.Module):
         self.scale = nn.ParameterDict(
             {role: nn.Parameter(torch.ones(size.head_dim)) for role in plan.scaled_roles}
         )
-        self.eps = getattr(config, "rms_norm_eps", NORM_EPS)
         # The model's rotary embedding; in a tuple, so that it is not a submodule of this layer.
         self.rotary_emb: tuple[nn.Module, ...] = ()
-        self._cached_rotations: tuple[Any, dict[Role, Tensor]] | None = None
+        self._cached_rotations: tuple[Any, dict[str, Tensor]] | None = None
 
     @property
     def projections(self) -> dict[str, tuple[str, ...]]:
@@ -142,7 +140,7 @@ class QkvModeAttention(nn.Module):
             for root in self.plan.roots
         }
 
-    def rotations(self) -> dict[Role, Float[Tensor, "heads head_dim head_dim"]]:
+    def rotations(self) -> dict[str, Float[Tensor, "heads head_dim head_dim"]]:
         """The learned rotations as orthogonal matrices, cached while nothing is trained."""
         if not self.rotation:
             return {}
@@ -157,7 +155,7 @@ class QkvModeAttention(nn.Module):
             self._cached_rotations = versions, self._make_rotations()
         return self._cached_rotations[1]
 
-    def _make_rotations(self) -> dict[Role, Tensor]:
+    def _make_rotations(self) -> dict[str, Tensor]:
         return {
             role: rotation(self.rotation[role], self.head_dim) for role in self.plan.rotated_roles
         }
@@ -171,7 +169,11 @@ class QkvModeAttention(nn.Module):
     ) -> Heads:
         """The rows after these operations, with the cosines and sines of their positions."""
         rope = partial(_apply_rope, cos_sin=cos_sin)
-        return apply(ops, rows, rotations, self.scale.__getitem__, rope, self.eps)
+        return apply(ops, rows, rotations, self._vector, rope)
+
+    def _vector(self, name: str) -> Tensor:
+        """The learned scale of heads under this name of the plan."""
+        return self.scale[name.removesuffix(".scale")]
 
     def _update(
         self, cache: Any, rows: list[Heads], rotations: Maps, position_ids: Tensor | None

@@ -11,6 +11,7 @@ from typing import Any
 
 from qkvbench.variant import (
     CANONICAL,
+    NORM_EPS,
     ROLES,
     ApplyRope,
     CachedTensor,
@@ -90,7 +91,13 @@ class Family:
         """The module of transformers with its classes."""
         return f"transformers.models.{self.kind}.modeling_{self.kind}"
 
-    def plan(self, variant: Variant, geometry: Geometry, rope_base: float = 10_000.0) -> Plan:
+    def plan(
+        self,
+        variant: Variant,
+        geometry: Geometry,
+        rope_base: float = 10_000.0,
+        norm_eps: float = NORM_EPS,
+    ) -> Plan:
         """The plan of a layer of this family. The library's own module scales its frequencies.
 
         ValueError, with equations that would work, if the head sharing forbids the variant.
@@ -104,12 +111,12 @@ class Family:
         if not variant.scores.normed:
             variant = replace(variant, scores=Scores(normed=self.normed))
         try:
-            return self._resolve(variant, geometry, rope_base)
+            return self._resolve(variant, geometry, rope_base, norm_eps)
         except ValueError as error:
             unshared = replace(variant, kv_heads=geometry.heads)
             if geometry.kv_heads == geometry.heads and variant.kv_heads is None:
                 raise
-            if not self._resolves(unshared, geometry, rope_base):
+            if not self._resolves(unshared, geometry, rope_base, norm_eps):
                 raise
             forbidden = str(error).partition(" Leave out")[0]
             heads = "" if variant.kv_heads is None else f"/{variant.kv_heads}"
@@ -119,13 +126,17 @@ class Family:
                 f"{geometry.heads} of each."
             ) from None
 
-    def _resolve(self, variant: Variant, geometry: Geometry, rope_base: float) -> Plan:
+    def _resolve(
+        self, variant: Variant, geometry: Geometry, rope_base: float, norm_eps: float
+    ) -> Plan:
         rope = Rope(rope_base, geometry.head_dim) if self.rotary else None
-        return resolve(variant, geometry, causal=True, rope=rope)
+        return resolve(variant, geometry, causal=True, rope=rope, norm_eps=norm_eps)
 
-    def _resolves(self, variant: Variant, geometry: Geometry, rope_base: float) -> bool:
+    def _resolves(
+        self, variant: Variant, geometry: Geometry, rope_base: float, norm_eps: float
+    ) -> bool:
         try:
-            self._resolve(variant, geometry, rope_base)
+            self._resolve(variant, geometry, rope_base, norm_eps)
         except ValueError:
             return False
         return True
@@ -336,6 +347,11 @@ def rope_base_of(config: Any) -> float:
     return (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
 
 
+def norm_eps_of(config: Any) -> float:
+    """The number that the norms of heads add to a mean square."""
+    return getattr(config, "rms_norm_eps", NORM_EPS)
+
+
 def rope_on_read(plan: Plan) -> bool:
     """Whether RoPE is applied to cached rows when they are read, so that positions are cached."""
     return ApplyRope() in plan.key_ops_on_read
@@ -350,7 +366,8 @@ def key_only_plan(geometry: Geometry) -> Plan:
     plan = resolve(CANONICAL, geometry, causal=True)
     assert geometry.kv_heads * geometry.head_dim == geometry.d_model, "W_K is square"
     cached = CachedTensor("k", 1, geometry.d_model, plan.derivations["k"])
-    return replace(plan, cached=(cached,), absorbed_by_output=(UpProject("v"),))
+    made = UpProject("v", geometry.kv_heads, geometry.head_dim)
+    return replace(plan, cached=(cached,), absorbed_by_output=(made,))
 
 
 def shared_root_plan(attention: Any) -> Plan:

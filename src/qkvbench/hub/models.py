@@ -26,6 +26,7 @@ from qkvbench.hub.families import (
     Family,
     family_of,
     geometry_of,
+    norm_eps_of,
     rope_base_of,
     rope_on_read,
 )
@@ -62,7 +63,7 @@ def layer_plans(config: PreTrainedConfig) -> tuple[Plan, ...]:
     family.check(config)
     mode = getattr(config, "qkv_mode", "canonical")
     plans = tuple(
-        family.plan(variant, geometry_of(config), rope_base_of(config))
+        family.plan(variant, geometry_of(config), rope_base_of(config), norm_eps_of(config))
         for variant in variants(mode, config.num_hidden_layers)
     )
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")

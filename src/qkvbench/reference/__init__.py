@@ -1,7 +1,6 @@
 """NumPy attention: the reference for every backend."""
 
 from qkvbench.reference.attention import (
-    NORM_EPS,
     absorb_into_output,
     absorb_into_query,
     apply,
@@ -9,8 +8,9 @@ from qkvbench.reference.attention import (
     bias,
     decode,
     forward,
+    joined,
     make,
-    merge,
+    output,
     position_features,
     project,
     rope,
@@ -18,7 +18,6 @@ from qkvbench.reference.attention import (
 )
 
 __all__ = [
-    "NORM_EPS",
     "absorb_into_output",
     "absorb_into_query",
     "apply",
@@ -26,8 +25,9 @@ __all__ = [
     "bias",
     "decode",
     "forward",
+    "joined",
     "make",
-    "merge",
+    "output",
     "position_features",
     "project",
     "rope",

@@ -11,9 +11,12 @@ from jaxtyping import Float, Int
 
 from qkvbench.variant import (
     FEATURES,
+    GATE,
+    ROPE_KEY,
     AlibiBias,
     ApplyRope,
     ApplyRotation,
+    Derivation,
     Fixed,
     Input,
     MakeZeros,
@@ -21,10 +24,11 @@ from qkvbench.variant import (
     Op,
     Plan,
     Relative,
-    Role,
     Rope,
     Scale,
     Separable,
+    Shift,
+    Take,
     UpProject,
 )
 
@@ -37,8 +41,8 @@ SourceStream = Float[np.ndarray, "source_time d_model"]
 Lender = tuple[Weights, Stream]
 Positions = Int[np.ndarray, " positions"]
 
-# Added to the mean square of a head, so that a head of zeros stays one.
-NORM_EPS = 1e-6
+# The least squared length of a V, so that one of zeros has a direction: none.
+TINY = 1e-24
 
 
 def forward(
@@ -56,11 +60,16 @@ def forward(
     owner, its_weights, its_x = plan.owner, *(lender or (weights, x))
     rows = np.arange(len(x))
     columns = rows if source is None else np.arange(len(source))
-    q = make("q", plan, weights, project(plan, weights, x, source), rows)
+    own = project(plan, weights, x, source)
     roots = project(owner, its_weights, its_x, source)
-    k, v = (make(role, owner, its_weights, roots, columns) for role in ("k", "v"))
+    q = make(plan.derivations["q"], plan, weights, own, rows)
+    k = make(owner.derivations["k"], owner, its_weights, roots, columns)
+    v = make(owner.derivations["v"], owner, its_weights, roots, columns)
+    if plan.rope_head and owner.rope_head:
+        q = joined(q, make(plan.rope_head.query, plan, weights, own, rows))
+        k = joined(k, make(owner.rope_head.key, owner, its_weights, roots, columns))
     context = attend(plan, weights, q, k, v, bias(plan, weights, rows, columns))
-    return merge(apply(plan.output_ops, plan, weights, context, rows), weights)
+    return output(plan, weights, context, own, rows)
 
 
 def decode(plan: Plan, weights: Weights, x: Stream, lender: Lender | None = None) -> Stream:
@@ -75,17 +84,20 @@ def decode(plan: Plan, weights: Weights, x: Stream, lender: Lender | None = None
         now, past = np.array([time]), np.arange(time + 1)
         roots = project(owner, its_weights, its_x[time : time + 1])
         for tensor in owner.cached:
-            derivation = tensor.derivation
-            row = apply(derivation.ops, owner, its_weights, roots[derivation.root], now)
+            row = make(tensor.derivation, owner, its_weights, roots, now)
             cached[tensor.name].append(row)
-        q = make("q", plan, weights, project(plan, weights, x[time : time + 1]), now)
+        own = project(plan, weights, x[time : time + 1])
+        q = make(plan.derivations["q"], plan, weights, own, now)
         q = absorb_into_query(owner, its_weights, q)
         keys = np.concatenate(cached[owner.cached_key.name])
         k = apply(owner.key_ops_on_read, owner, its_weights, keys, past)
+        if plan.rope_head:
+            q = joined(q, make(plan.rope_head.query, plan, weights, own, now))
+            k = joined(k, np.concatenate(cached[ROPE_KEY]))
         v = np.concatenate(cached[owner.cached_value.name])
         context = attend(plan, weights, q, k, v, bias(plan, weights, now, past))
         context = absorb_into_output(owner, its_weights, context)
-        rows.append(merge(apply(plan.output_ops, plan, weights, context, now), weights))
+        rows.append(output(plan, weights, context, own, now))
     return np.concatenate(rows)
 
 
@@ -109,12 +121,22 @@ def project(
 
 
 def make(
-    role: Role, plan: Plan, weights: Weights, roots: Mapping[str, Heads], positions: Positions
+    derivation: Derivation,
+    plan: Plan,
+    weights: Weights,
+    roots: Mapping[str, Heads],
+    positions: Positions,
 ) -> Heads:
-    """Q, K or V, from its root."""
-    derivation = plan.derivations[role]
-    rows = roots[derivation.root]
-    return apply(derivation.ops, plan, weights, rows, positions)
+    """The tensor at the end of a derivation."""
+    return apply(derivation.ops, plan, weights, roots[derivation.root], positions)
+
+
+def joined(content: Heads, rope_part: Heads) -> Heads:
+    """Each head followed by its part with RoPE, of which K has one for all heads."""
+    heads = content.shape[1]
+    return np.concatenate(
+        [content, np.repeat(rope_part, heads // rope_part.shape[1], axis=1)], axis=-1
+    )
 
 
 def apply(
@@ -124,21 +146,33 @@ def apply(
     for op in ops:
         match op:
             case ApplyRotation(role, back):
-                matrix = rotation(weights[f"{role}.rotation"], plan.geometry.head_dim)
+                matrix = rotation(weights[f"{role}.rotation"], rows.shape[-1])
                 matrix = np.swapaxes(matrix, 1, 2) if back else matrix
                 rows = np.einsum("thd,hed->the", rows, matrix)
-            case UpProject(role):
-                rows = np.einsum("tr,hdr->thd", rows[:, 0], weights[f"{role}.up"])
+            case UpProject(part):
+                rows = np.einsum("tr,hdr->thd", rows[:, 0], weights[f"{part}.up"])
+            case Take(width):
+                rows = rows[..., :width]
             case Normalize():
-                rows = rows / np.sqrt(np.mean(rows**2, axis=-1, keepdims=True) + NORM_EPS)
-            case Scale(role):
-                rows = rows * weights[f"{role}.scale"]
+                rows = normalize(rows, op)
+            case Scale(part):
+                rows = rows * weights[f"{part}.scale"]
+            case Shift(part):
+                rows = rows + weights[f"{part}.shift"]
             case ApplyRope(back):
                 assert plan.rope, "only a plan with RoPE applies it"
                 rows = rope(rows, plan.rope, -positions if back else positions)
             case MakeZeros(heads, width):
                 rows = np.zeros((len(rows), heads, width))
     return rows
+
+
+def normalize(rows: Heads, norm: Normalize) -> Heads:
+    """The norm of each head, or of all heads of a row together: arXiv:1607.06450, 1910.07467."""
+    axes = (-2, -1) if norm.over == "row" else (-1,)
+    if norm.kind == "layer":
+        rows = rows - rows.mean(axis=axes, keepdims=True)
+    return rows / np.sqrt(np.mean(rows**2, axis=axes, keepdims=True) + norm.eps)
 
 
 def rotation(
@@ -209,23 +243,37 @@ def attend(
     v: Float[np.ndarray, "keys _value_heads value_width"],
     shift: Float[np.ndarray, "heads queries keys"],
 ) -> Float[np.ndarray, "queries heads value_width"]:
-    """softmax(temperature·q·k / sqrt(head_dim) + shift)·v, q·k capped. arXiv:1706.03762, eq. 1.
+    """softmax(temperature·q·k / sqrt(width) + shift)·v, q·k capped. arXiv:1706.03762, eq. 1.
 
-    The width of `q` differs from head_dim if it has absorbed maps of K.
+    The width is that of Q before it absorbs maps of K. A sink logit joins the softmax.
     """
     heads = q.shape[1]
     k, v = (np.repeat(each, heads // each.shape[1], axis=1) for each in (k, v))
-    scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(plan.geometry.head_dim)
+    scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(plan.score_width)
     if cap := plan.scores.softcap:
         scores = cap * np.tanh(scores / cap)
     scores = weights.get("correction.temperature", 1.0) * scores + shift
     attention_weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    attention_weights /= attention_weights.sum(axis=-1, keepdims=True)
-    return np.einsum("hqk,khd->qhd", attention_weights, v)
+    total = attention_weights.sum(axis=-1, keepdims=True)
+    if plan.scores.sink_logit:
+        sink = weights["correction.sink"][:, None, None]
+        total = total + np.exp(sink - scores.max(axis=-1, keepdims=True))
+    return np.einsum("hqk,khd->qhd", attention_weights / total, v)
 
 
-def merge(context: Heads, weights: Weights) -> Stream:
-    """The output projection over all heads together."""
+def output(
+    plan: Plan, weights: Weights, context: Heads, roots: Mapping[str, Heads], rows: Positions
+) -> Stream:
+    """The output projection over all heads together, and everything that comes before it."""
+    context = apply(plan.output_ops, plan, weights, context, rows)
+    if plan.exclusive:
+        value = make(plan.derivations["v"], plan, weights, roots, rows)
+        value = np.repeat(value, context.shape[1] // value.shape[1], axis=1)
+        along = (context * value).sum(axis=-1, keepdims=True)
+        length = np.maximum((value**2).sum(axis=-1, keepdims=True), TINY)
+        context = context - along / length * value
+    if plan.gate:
+        context = context / (1 + np.exp(-roots[GATE]))
     return context.reshape(len(context), -1) @ weights["o.weight"].T + weights["o.bias"]
 
 
@@ -239,19 +287,23 @@ def absorb_into_query(plan: Plan, weights: Weights, q: Heads) -> Heads:
 def absorb_into_output(plan: Plan, weights: Weights, context: Heads) -> Heads:
     """The output of attention over V, from the output of attention over its cached root."""
     for op in plan.absorbed_by_output:
-        context = np.einsum("thd,hed->the", context, _map(op, plan, weights))
+        match op:
+            case Take(width):
+                context = context[..., :width]
+            case _:
+                context = np.einsum("thd,hed->the", context, _map(op, plan, weights))
     return context
 
 
 def _map(op: Fixed, plan: Plan, weights: Weights) -> Float[np.ndarray, "heads to width"]:
     """The matrix by which `op` maps the rows of each query head."""
-    size = plan.geometry
     match op:
         case ApplyRotation(role, back):
-            matrix = rotation(weights[f"{role}.rotation"], size.head_dim)
+            matrix = rotation(weights[f"{role}.rotation"], plan.width(role))
             matrix = np.swapaxes(matrix, 1, 2) if back else matrix
-        case UpProject(role):
-            matrix = weights[f"{role}.up"]
-        case Scale(role):
-            matrix = np.diag(weights[f"{role}.scale"])[None]
-    return np.repeat(matrix, size.heads // len(matrix), axis=0)
+        case UpProject(part):
+            matrix = weights[f"{part}.up"]
+        case Scale(part):
+            scale = np.atleast_2d(weights[f"{part}.scale"])
+            matrix = scale[:, :, None] * np.eye(scale.shape[-1])
+    return np.repeat(matrix, plan.geometry.heads // len(matrix), axis=0)

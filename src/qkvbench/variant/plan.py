@@ -6,13 +6,16 @@ Whatever computes, counts, caches or draws attention reads a plan, and nothing b
 
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 from qkvbench.variant.mask import Mask
 from qkvbench.variant.parameter import Constant, Normal, Parameter, linear
 from qkvbench.variant.rope import AlibiBias, Rope, ScoreBias
-from qkvbench.variant.scores import FEATURES, IN_PLAN, ROLES, Role, Scores
-from qkvbench.variant.spec import Latent, LearnedRotation, Source, Variant
+from qkvbench.variant.scores import FEATURES, IN_PLAN, ROLES, Gated, Role, Scores
+from qkvbench.variant.spec import Variant
+
+# Added to the mean square of a head, so that a head of zeros stays one.
+NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,52 @@ class ApplyRotation:
 
 @dataclass(frozen=True)
 class UpProject:
-    """Make heads from the latent by the learned up-projection of `role`, without a bias."""
+    """Make `heads` of `width` from a latent by the learned up-projection of `part`, without a bias.
 
-    role: Role
+    ``part`` is a role, or the part of Q that gets RoPE.
+    """
+
+    part: str
+    heads: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Take:
+    """The first `width` numbers of each head."""
+
+    width: int
 
 
 @dataclass(frozen=True)
 class Normalize:
-    """RMS norm of each head of each row, without a learned scale."""
+    """The norm of each head of each row, or of all heads of a row, without a learned scale.
+
+    ``kind`` and ``over`` are those of `HeadNorm`; ``eps`` is added to the mean square.
+    """
+
+    kind: Literal["rms", "layer"] = "rms"
+    over: Literal["head", "row"] = "head"
+    eps: float = NORM_EPS
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Multiply the coordinates of every head by the learned scale of `role`."""
+    """Multiply every head by a learned scale: (width,) for all heads, or (heads, width).
 
-    role: Role
+    ``part`` is a role or a latent.
+    """
+
+    part: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Add a learned bias to every head; its shape as of `Scale`."""
+
+    part: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -88,12 +122,18 @@ class MakeZeros:
     width: int
 
 
-Op = ApplyRotation | UpProject | Normalize | Scale | ApplyRope | MakeZeros
-# The same linear map at every position, so that it can be absorbed into query or output.
+Op = ApplyRotation | UpProject | Take | Normalize | Scale | Shift | ApplyRope | MakeZeros
+# The same linear map at every position, which the query can absorb; and those that the output can.
 Fixed = ApplyRotation | UpProject | Scale
+OutputMap = ApplyRotation | UpProject | Take
 
-# The names of the roots that are no role: the stream itself, and the latent with its matrix.
-STREAM, LATENT = "x", "c"
+_Kind = TypeVar("_Kind", bound=Op)
+
+# The names of the roots that are no role: the stream itself, the latent of K and V and that of Q,
+# the parts of Q and K that alone get RoPE (arXiv:2405.04434, eq. 14 and 15), and the output gate.
+STREAM, LATENT, QUERY_LATENT = "x", "c", "cq"
+ROPE_QUERY, ROPE_KEY = "qr", "kr"
+GATE = "g"
 # The root of zeros: the stream, of which nothing but the number of rows is used.
 ZEROS = "0"
 
@@ -128,8 +168,8 @@ class Root:
 
     @property
     def is_latent(self) -> bool:
-        """True for the latent that K and V share."""
-        return self.matrix == LATENT
+        """True for a latent, from which heads are made by up-projections."""
+        return self.matrix in (LATENT, QUERY_LATENT)
 
     @property
     def rows(self) -> int:
@@ -156,13 +196,24 @@ class CachedTensor:
 
 
 @dataclass(frozen=True)
+class RopeHead:
+    """The parts of Q and K that alone get RoPE: `width` more numbers, of K one head for all."""
+
+    width: int
+    query: Derivation
+    key: Derivation
+
+
+@dataclass(frozen=True)
 class Plan:
     """A variant resolved at a geometry in one layer of a model.
 
     ``derivations`` make Q, K and V from the roots (expanded). ``cached`` is the content of a cache;
     ``key_ops_on_read`` make K from cached key rows. The maps ``absorbed_by_query`` (transposed, the
     last one first) act on the query instead of on K, and those ``absorbed_by_output`` on the
-    attention output instead of on V (absorbed). ``output_ops`` come last in both ways.
+    attention output instead of on V (absorbed). ``output_ops`` come last in both ways, then
+    ``exclusive`` takes away the part along the token's own V, and the ``gate`` root multiplies.
+    If there is a ``rope_head``, Q·K is a sum of two products, and its K is cached, too.
 
     If K and V are those of a layer below, ``lender`` is the plan of that layer and
     ``layers_below`` its distance, at least 1. The layer then caches nothing, and the operations on
@@ -179,8 +230,11 @@ class Plan:
     cached: tuple[CachedTensor, ...]
     key_ops_on_read: tuple[Op, ...]
     absorbed_by_query: tuple[Fixed, ...]
-    absorbed_by_output: tuple[ApplyRotation | UpProject, ...]
+    absorbed_by_output: tuple[OutputMap, ...]
     output_ops: tuple[ApplyRope, ...] = ()
+    exclusive: bool = False
+    gate: Gated | None = None
+    rope_head: RopeHead | None = None
     rope: Rope | None = None
     scores: Scores = Scores()
     mask: Mask = Mask()
@@ -218,9 +272,10 @@ class Plan:
 
         ``q.weight`` (heads·head_dim, d_model) and ``q.bias`` for each root with a matrix;
         ``v.rotation`` (heads, head_dim·(head_dim-1)/2), the numbers above the diagonal of a
-        skew-symmetric matrix; ``k.up`` (heads, head_dim, rank); ``k.scale`` (head_dim,);
-        ``o.weight``, ``o.bias``; for a learned bias, shared by the heads,
-        ``correction.temperature`` (1,) and ``correction.features``.
+        skew-symmetric matrix; ``k.up`` (heads, head_dim, rank); ``k.scale`` and ``k.shift``
+        (head_dim,) or (heads, head_dim); ``o.weight``, ``o.bias``; for a learned bias, shared by
+        the heads, ``correction.temperature`` (1,) and ``correction.features``; for a sink logit
+        ``correction.sink`` (heads,).
         """
         size = self.geometry
         found: list[Parameter] = []
@@ -234,22 +289,26 @@ class Plan:
             ]
         for name, rows in self.matrix_rows.items():
             found += linear(name, rows, size.d_model)
-        pairs = size.head_dim * (size.head_dim - 1) // 2
-        spread = Normal("rotation_std", over=size.head_dim**0.5)
-        for role in self._roles_from(LearnedRotation):
-            shape = (self.heads(role), pairs)
-            found.append(Parameter(f"{role}.rotation", shape, spread, decay=False, dtype="full"))
-        for role in self._roles_from(Latent):
-            rank = self.root(self.derivations[role].root).width
-            shape = (self.heads(role), size.head_dim, rank)
-            found.append(Parameter(f"{role}.up", shape, Normal(), dtype="full"))
-        for role in self.scaled_roles:
+        if self.scores.sink_logit:
             found.append(
                 Parameter(
-                    f"{role}.scale", (size.head_dim,), Constant(1.0), decay=False, dtype="full"
+                    "correction.sink", (size.heads,), Constant(0.0), decay=False, dtype="full"
                 )
             )
-        return (*found, *linear("o", size.d_model, size.heads * size.head_dim))
+        found += self.maps.values()
+        found += self.head_vectors
+        return (*found, *linear("o", size.d_model, size.heads * self.width("v")))
+
+    @property
+    def head_vectors(self) -> tuple[Parameter, ...]:
+        """The learned scales of heads, then their biases."""
+        found: dict[str, Parameter] = {}
+        for kind, name, start in ((Scale, "scale", 1.0), (Shift, "shift", 0.0)):
+            for op in self._ops(kind):
+                each = f"{op.part}.{name}"
+                init = Constant(start)
+                found[each] = Parameter(each, op.shape, init, decay=False, dtype="full")
+        return tuple(found.values())
 
     @property
     def correction(self) -> bool:
@@ -262,29 +321,48 @@ class Plan:
         return {root.matrix: root.rows for root in self.roots if root.matrix}
 
     @property
-    def maps(self) -> dict[Role, Parameter]:
-        """The learned maps of heads, rotations and up-projections, by the role that they make."""
-        named = {parameter.name: parameter for parameter in self.parameters}
-        kinds: tuple[tuple[type[Source], str], ...] = (
-            (LearnedRotation, "rotation"),
-            (Latent, "up"),
-        )
-        return {
-            role: named[f"{role}.{part}"] for kind, part in kinds for role in self._roles_from(kind)
-        }
+    def maps(self) -> dict[str, Parameter]:
+        """The learned maps of heads, rotations and then up-projections, by what they make."""
+        found: dict[str, Parameter] = {}
+        for role in self.rotated_roles:
+            width = self.width(role)
+            shape = (self.heads(role), width * (width - 1) // 2)
+            spread = Normal("rotation_std", over=width**0.5)
+            name = f"{role}.rotation"
+            found[role] = Parameter(name, shape, spread, decay=False, dtype="full")
+        for derivation in self.all_derivations:
+            for op in derivation.ops:
+                if isinstance(op, UpProject):
+                    shape = (op.heads, op.width, self.root(derivation.root).width)
+                    found[op.part] = Parameter(f"{op.part}.up", shape, Normal(), dtype="full")
+        return found
 
     @property
     def rotated_roles(self) -> tuple[Role, ...]:
         """The roles with a learned rotation of their own."""
-        return tuple(self._roles_from(LearnedRotation))
+        rotated = {op.role for op in self._ops(ApplyRotation)}
+        return tuple(role for role in ROLES if role in rotated)
 
     def root(self, name: str) -> Root:
         """The root with this name."""
         return next(root for root in self.roots if root.name == name)
 
+    def shape(self, derivation: Derivation) -> tuple[int, int]:
+        """Heads and their width at the end of a derivation."""
+        return shape_after(derivation, self.roots)
+
     def heads(self, role: Role) -> int:
         """How many heads the tensor of `role` has."""
-        return shape_after(self.derivations[role], self.roots, self.geometry)[0]
+        return self.shape(self.derivations[role])[0]
+
+    def width(self, role: Role) -> int:
+        """How many numbers each head of `role` has, without those of a RoPE head."""
+        return self.shape(self.derivations[role])[1]
+
+    @property
+    def score_width(self) -> int:
+        """How many products each score sums: the score is divided by the root of it."""
+        return self.width("q") + (self.rope_head.width if self.rope_head else 0)
 
     @property
     def owner(self) -> "Plan":
@@ -299,7 +377,7 @@ class Plan:
     @property
     def cached_value(self) -> CachedTensor:
         """The cached tensor that is summed; the same one if K and V share it."""
-        return self.owner.cached[-1]
+        return [tensor for tensor in self.owner.cached if tensor.name != ROPE_KEY][-1]
 
     @property
     def key_heads(self) -> int:
@@ -307,25 +385,38 @@ class Plan:
         return self.cached_key.heads if self.absorbed_by_query else self.heads("k")
 
     @property
-    def scaled_roles(self) -> tuple[Role, ...]:
-        """The roles with a learned scale after the norm; tied roles have one."""
-        ops = [op for role in ROLES for op in self.derivations[role].ops]
-        return tuple(dict.fromkeys(op.role for op in ops if isinstance(op, Scale)))
+    def scaled_roles(self) -> tuple[str, ...]:
+        """The roles and latents with a learned scale after the norm; tied roles have one."""
+        return tuple(dict.fromkeys(op.part for op in self._ops(Scale)))
 
-    def _roles_from(self, source: type[Source]) -> list[Role]:
-        return [role for role in ROLES if isinstance(self.variant.source(role), source)]
+    @property
+    def all_derivations(self) -> tuple[Derivation, ...]:
+        """Everything that is made from roots: the roles, and the parts that alone get RoPE."""
+        made = [self.derivations[role] for role in ROLES]
+        if self.rope_head:
+            made.append(self.rope_head.query)
+        if self.rope_head and not self.lender:
+            made.append(self.rope_head.key)
+        return tuple(made)
+
+    def _ops(self, kind: type[_Kind]) -> list[_Kind]:
+        """The operations of this kind in all derivations."""
+        return [op for each in self.all_derivations for op in each.ops if isinstance(op, kind)]
 
 
-def shape_after(
-    derivation: Derivation, roots: tuple[Root, ...], geometry: Geometry
-) -> tuple[int, int]:
+def shape_after(derivation: Derivation, roots: tuple[Root, ...]) -> tuple[int, int]:
     """Heads and their width at the end of a derivation."""
-    if any(isinstance(op, UpProject) for op in derivation.ops):
-        return geometry.kv_heads, geometry.head_dim
-    if derivation.ops and isinstance(zeros := derivation.ops[-1], MakeZeros):
-        return zeros.heads, zeros.width
     root = next(root for root in roots if root.name == derivation.root)
-    return root.heads, root.width
+    heads, width = root.heads, root.width
+    for op in derivation.ops:
+        match op:
+            case UpProject() | MakeZeros():
+                heads, width = op.heads, op.width
+            case Take():
+                width = op.width
+            case _:
+                pass
+    return heads, width
 
 
 # The fields of a plan that every kernel over cached rows gets in its arguments.
@@ -339,6 +430,8 @@ _STRUCTURE = {
     "absorbed_by_query",
     "absorbed_by_output",
     "output_ops",
+    "exclusive",
+    "gate",
     "rope",
     "scores",
     "mask",

@@ -1,14 +1,19 @@
 """From a variant and a geometry to the plan of one layer."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypedDict
 
 from qkvbench.variant.mask import Mask
 from qkvbench.variant.notation import write
 from qkvbench.variant.plan import (
+    GATE,
     LATENT,
+    NORM_EPS,
+    QUERY_LATENT,
+    ROPE_KEY,
+    ROPE_QUERY,
     STREAM,
     ZEROS,
     ApplyRope,
@@ -20,9 +25,13 @@ from qkvbench.variant.plan import (
     MakeZeros,
     Normalize,
     Op,
+    OutputMap,
     Plan,
     Root,
+    RopeHead,
     Scale,
+    Shift,
+    Take,
     UpProject,
     shape_after,
 )
@@ -51,15 +60,16 @@ def resolve(
     causal: bool = False,
     rope: Rope | None = None,
     alibi: AlibiBias | None = None,
+    norm_eps: float = NORM_EPS,
     below: Sequence[Plan | None] = (),
 ) -> Plan:
     """The plan of `variant` at `geometry`, for self-attention in such a stack and position scheme.
 
-    ``below`` are the plans of the layers below it, first to last; None is one without attention.
-    K and V of a layer that is not there are the layer's own. ValueError, with the reason, if there
-    is no plan.
+    ``norm_eps`` is added to the mean square of a normed head. ``below`` are the plans of the layers
+    below it, first to last; None is one without attention. K and V of a layer that is not there are
+    the layer's own. ValueError, with the reason, if there is no plan.
     """
-    own = _resolve(variant, geometry, causal=causal, rope=rope, alibi=alibi)
+    own = _resolve(variant, geometry, causal=causal, rope=rope, alibi=alibi, norm_eps=norm_eps)
     match variant.k:
         case LayerBelow(layers) if layers <= len(below):
             return _reading(own, below[-layers], layers)
@@ -75,35 +85,38 @@ def _resolve(
     causal: bool = False,
     rope: Rope | None = None,
     alibi: AlibiBias | None = None,
+    norm_eps: float = NORM_EPS,
 ) -> Plan:
     """The plan of a layer that makes its own K and V."""
     if variant == NO_ATTENTION:
         raise ValueError("'none' is a model without attention, and has no attention layer.")
     if variant.kv_heads is not None:
         geometry = replace(geometry, kv_heads=variant.kv_heads)
-    rotated = rope.roles if rope else ()
-    derivations: dict[Role, Derivation] = {
-        role: _derivation(role, variant, geometry, rotated) for role in ROLES
-    }
-    _check(variant, geometry, derivations)
-    roots: dict[str, Root] = {}
-    for role in ROLES:
-        name = derivations[role].root
-        heads = geometry.heads if role == "q" else geometry.kv_heads
-        root = Root(name, heads, geometry.head_dim, None if name == STREAM else name)
-        if name == LATENT:
-            root = _latent_root(variant)
-        elif name == ZEROS:
-            root = Root(ZEROS, 1, geometry.d_model, None)
-        roots.setdefault(name, root)
     scores = variant.scores
+    if scores.nope:
+        rope = alibi = None
+    rope = _fitting(rope, variant, geometry)
+    _check_rope(rope, variant, geometry)
+    size = _Layer(variant, geometry, rope, norm_eps)
+    derivations: dict[Role, Derivation] = {role: size.derivation(role) for role in ROLES}
+    _check(variant, geometry, derivations)
+    rope_head = size.rope_head()
+    made = [*derivations.values(), *((rope_head.query, rope_head.key) if rope_head else ())]
+    roots = {each.root: size.root(each.root) for each in made}
+    if scores.gate:
+        width = size.width("v") if scores.gate == "number" else 1
+        roots[GATE] = Root(GATE, geometry.heads, width, GATE)
+    every = tuple(roots.values())
     return Plan(
         variant=variant,
         geometry=geometry,
-        roots=tuple(roots.values()),
+        roots=every,
         derivations=derivations,
-        **_cache_policy(derivations["k"], derivations["v"], tuple(roots.values()), geometry),
-        output_ops=(ApplyRope(back=True),) if "v" in rotated else (),
+        **_cache_policy(derivations["k"], derivations["v"], every, rope_head),
+        output_ops=(ApplyRope(back=True),) if "v" in size.rotated else (),
+        exclusive=scores.exclusive,
+        gate=scores.gate,
+        rope_head=rope_head,
         rope=rope,
         scores=scores,
         mask=Mask(causal, scores.window, scores.sinks, scores.diagonal),
@@ -111,12 +124,37 @@ def _resolve(
     )
 
 
+def _fitting(rope: Rope | None, variant: Variant, geometry: Geometry) -> Rope | None:
+    """RoPE as this layer has it: its own base, and the same share of the heads that it rotates."""
+    if rope is None:
+        return None
+    scores = variant.scores
+    rope = replace(rope, base=float(scores.rope_base or rope.base))
+    if scores.rope_head:
+        return replace(rope, dims=scores.rope_head, roles=("q", "k"))
+    if scores.key_dim is None:
+        return rope
+    pairs = max(1, rope.dims * scores.key_dim // geometry.head_dim // 2)
+    return replace(rope, dims=2 * pairs)
+
+
+def _check_rope(rope: Rope | None, variant: Variant, geometry: Geometry) -> None:
+    """Refuse RoPE on more numbers than V has."""
+    width = variant.scores.value_dim or geometry.head_dim
+    if rope and "v" in rope.roles and rope.dims > width:
+        raise ValueError(
+            f"{write(variant)}: RoPE rotates {rope.dims} numbers of each head, and V has {width}. "
+            "Rotate a smaller share, as in 'rotary-inverse/0.5', or give V more."
+        )
+
+
 @lru_cache(maxsize=1024)
 def resolve_cross(variant: Variant, geometry: Geometry) -> Plan:
     """The plan of cross-attention: K and V are made from another sequence, the source.
 
     A tie then shares the matrix, not the tensor: one matrix may be applied to both inputs.
-    No RoPE, no mask and no position-dependent bias: positions of two sequences are unrelated.
+    No RoPE, no mask and no position-dependent bias: positions of two sequences are unrelated; and
+    no token has a V of its own.
     ValueError as `resolve`, and if K and V are to be those of a layer below.
     """
     if isinstance(variant.k, LayerBelow):
@@ -132,9 +170,25 @@ def resolve_cross(variant: Variant, geometry: Geometry) -> Plan:
         name = f"{derivation.root} of the source"
         roots[name] = replace(plan.root(derivation.root), name=name, reads="source")
         derivations[role] = replace(derivation, root=name)
+    rope_head = plan.rope_head
+    if rope_head:
+        roots[rope_head.query.root] = plan.root(rope_head.query.root)
+        name = f"{ROPE_KEY} of the source"
+        roots[name] = replace(plan.root(ROPE_KEY), name=name, reads="source")
+        rope_head = replace(rope_head, key=Derivation(name, ()))
+    if plan.gate:
+        roots[GATE] = plan.root(GATE)
     every = tuple(roots.values())
-    policy = _cache_policy(derivations["k"], derivations["v"], every, plan.geometry)
-    return replace(plan, roots=every, derivations=derivations, **policy, mask=Mask(), biases=())
+    return replace(
+        plan,
+        roots=every,
+        derivations=derivations,
+        **_cache_policy(derivations["k"], derivations["v"], every, rope_head),
+        exclusive=False,
+        rope_head=rope_head,
+        mask=Mask(),
+        biases=(),
+    )
 
 
 def _reading(own: Plan, lender: Plan | None, layers: int) -> Plan:
@@ -153,10 +207,12 @@ def _reading(own: Plan, lender: Plan | None, layers: int) -> Plan:
             f"{of}, which has {size.kv_heads} key/value heads: leave out the "
             f"'/{own.variant.kv_heads}'."
         )
-    if size.head_dim != lender.geometry.head_dim:
+    if own.score_width != lender.score_width:
         raise ValueError(
-            f"{of}, whose heads have {lender.geometry.head_dim} numbers and not {size.head_dim}."
+            f"{of}, whose heads of K have {lender.score_width} numbers and not {own.score_width}."
         )
+    if (own.scores.rope_head, own.width("v")) != (lender.scores.rope_head, lender.width("v")):
+        raise ValueError(f"{of}: give both the same '+ropehead' and '+valuedim'.")
     if own.mask != lender.mask:
         raise ValueError(
             f"{of}: both need one mask, since the rows of one cache are read through it. Give both "
@@ -164,12 +220,16 @@ def _reading(own: Plan, lender: Plan | None, layers: int) -> Plan:
         )
     if own.rope != lender.rope:
         raise ValueError(f"{of}: both need the same rotary positions, which are in K already.")
-    query = own.derivations["q"]
-    roots = [own.root(query.root)]
+    query, rope_head = own.derivations["q"], own.rope_head
+    names = [query.root]
+    names += [rope_head.query.root] if rope_head else []
+    names += [GATE] if own.gate else []
+    roots = [own.root(name) for name in dict.fromkeys(names)]
     derivations: dict[Role, Derivation] = {"q": query}
+    widths: dict[Role, int] = {"k": lender.score_width, "v": lender.width("v")}
     for role, name in BELOW.items():
-        width = size.head_dim
-        roots.append(Root(name, lender.heads(role), width, matrix=None, reads="layer below"))
+        heads = lender.heads(role)
+        roots.append(Root(name, heads, widths[role], matrix=None, reads="layer below"))
         derivations[role] = Derivation(name, ())
     return replace(
         own,
@@ -185,32 +245,118 @@ def _reading(own: Plan, lender: Plan | None, layers: int) -> Plan:
     )
 
 
-def _derivation(
-    role: Role, variant: Variant, geometry: Geometry, rotated: tuple[Role, ...]
-) -> Derivation:
-    """From a root to `role`: learned maps, norm, learned scale, and RoPE last.
+@dataclass(frozen=True)
+class _Layer:
+    """A variant at its sizes, from which the roots and derivations follow."""
 
-    RoPE comes last because a tied V is the tensor before it.
-    """
-    if variant.source(role) == Zeros():
-        heads = geometry.heads if role == "q" else geometry.kv_heads
-        return Derivation(ZEROS, (MakeZeros(heads, geometry.head_dim),))
-    maps = _maps_to(role, variant)
-    ops = maps.ops
-    match variant.scores.normed:
-        case ("q", "k", "v"):
+    variant: Variant
+    geometry: Geometry
+    rope: Rope | None
+    norm_eps: float
+
+    @property
+    def rotated(self) -> tuple[Role, ...]:
+        """The roles with RoPE on their own heads."""
+        return self.rope.roles if self.rope and not self.variant.scores.rope_head else ()
+
+    def heads(self, role: Role) -> int:
+        """The heads of `role`."""
+        return self.geometry.heads if role == "q" else self.geometry.kv_heads
+
+    def width(self, role: Role) -> int:
+        """The numbers in each head of `role`."""
+        scores = self.variant.scores
+        own = scores.value_dim if role == "v" else scores.key_dim
+        return own or self.geometry.head_dim
+
+    def root(self, name: str) -> Root:
+        """The root of this name, as wide as the widest role that is made from it."""
+        size, scores = self.geometry, self.variant.scores
+        match name:
+            case "x":
+                return Root(STREAM, size.heads, size.head_dim, None)
+            case "0":
+                return Root(ZEROS, 1, size.d_model, None)
+            case "c" | "cq":
+                return Root(name, 1, _rank(name, self.variant), name)
+            case "qr" | "kr":
+                assert scores.rope_head
+                heads = size.heads if name == ROPE_QUERY else 1
+                return Root(name, heads, scores.rope_head, name)
+            case _:
+                roles: list[Role] = [
+                    role for role in ROLES if _maps_to(role, self.variant).root == name
+                ]
+                return Root(name, self.heads(roles[0]), max(map(self.width, roles)), name)
+
+    def derivation(self, role: Role) -> Derivation:
+        """From a root to `role`: learned maps, norm, learned scale, and RoPE last.
+
+        RoPE comes last because a tied V is the tensor before it; only a norm may follow it.
+        """
+        scores = self.variant.scores
+        if self.variant.source(role) == Zeros():
+            return Derivation(ZEROS, (MakeZeros(self.heads(role), self.width(role)),))
+        maps = _maps_to(role, self.variant)
+        root, ops = maps.root, maps.ops
+        rope = (ApplyRope(),) if role in self.rotated else ()
+        width = self.root(root).width
+        heads: tuple[Op, ...] = ()
+        if root in (LATENT, QUERY_LATENT):
+            # A tie shares the up-projection, which is named after the first of its roles.
+            tied: list[Role] = [
+                each for each in ROLES if ops[0] in _maps_to(each, self.variant).ops
+            ]
+            width = max(map(self.width, tied))
+            heads, ops = (UpProject(tied[0], self.heads(tied[0]), width),), ops[1:]
+            if scores.latent_norm:
+                scale = Scale(root, (_rank(root, self.variant),))
+                heads = (Normalize(eps=self.norm_eps), scale, *heads)
+        if self.width(role) < width:
+            heads = (*heads, Take(self.width(role)))
+        ops = (*heads, *ops)
+        norm = scores.norm
+        normalize = (Normalize(norm.kind, norm.over, self.norm_eps),)
+        if norm.on_root and root != QUERY_LATENT:
+            ops = (*normalize, *self._scale(role), *ops, *rope)
+        elif scores.normed == ROLES and not norm.on_root:
             # If V is normed too, the root is: a norm and a rotation commute, and of a latent it is
             # the norm of arXiv:2405.04434, section 3.1.2.
-            ops = (Normalize(), *ops)
-        case ("q", "k") if role != "v":
-            ops = (*ops, Normalize())
-        case _:
-            pass
-    if variant.scores.normed and role != "v":
-        ops = (*ops, Scale(_first_tied(role, variant)))
-    if role in rotated:
-        ops = (*ops, ApplyRope())
-    return replace(maps, ops=ops)
+            ops = (*normalize, *ops, *(self._scale(role) if role != "v" else ()), *rope)
+        elif scores.normed and role != "v":
+            normalize = (*normalize, *self._scale(role))
+            ops = (*ops, *rope, *normalize) if norm.after_rope else (*ops, *normalize, *rope)
+        else:
+            ops = (*ops, *rope)
+        return Derivation(root, ops)
+
+    def rope_head(self) -> RopeHead | None:
+        """The parts of Q and K that alone get RoPE."""
+        width = self.variant.scores.rope_head
+        if width is None:
+            return None
+        rope = (ApplyRope(),) if self.rope else ()
+        query = Derivation(ROPE_QUERY, rope)
+        if _maps_to("q", self.variant).root == QUERY_LATENT:
+            made = UpProject(ROPE_QUERY, self.geometry.heads, width)
+            before = self.derivation("q").ops
+            query = Derivation(
+                QUERY_LATENT, (*before[: _count_before(before, UpProject)], made, *rope)
+            )
+        return RopeHead(width, query, Derivation(ROPE_KEY, rope))
+
+    def _scale(self, role: Role) -> tuple[Op, ...]:
+        """The learned scale after a norm, and the bias: a tie shares them, too."""
+        norm, first = self.variant.scores.norm, _first_tied(role, self.variant)
+        shape = (self.width(role),)
+        root = _maps_to(role, self.variant).root
+        if norm.on_root and root != QUERY_LATENT:
+            first = next(each for each in ROLES if _maps_to(each, self.variant).root == root)
+            shape = (self.root(root).width,)
+        elif norm.per_head:
+            shape = (self.heads(role), self.width(role))
+        scale = Scale(first, shape)
+        return (scale, Shift(first, shape)) if norm.shifted else (scale,)
 
 
 def _maps_to(role: Role, variant: Variant) -> Derivation:
@@ -223,7 +369,9 @@ def _maps_to(role: Role, variant: Variant) -> Derivation:
         case Same(origin):
             return _maps_to(origin, variant)
         case Latent():
-            return Derivation(LATENT, (UpProject(role),))
+            # Its sizes are those of the layer.
+            latent = QUERY_LATENT if role == "q" else LATENT
+            return Derivation(latent, (UpProject(role, 0, 0),))
         case LearnedRotation(origin):
             before = _maps_to(origin, variant)
             return replace(before, ops=(*before.ops, ApplyRotation(role)))
@@ -242,12 +390,21 @@ class _CachePolicy(TypedDict):
     cached: tuple[CachedTensor, ...]
     key_ops_on_read: tuple[Op, ...]
     absorbed_by_query: tuple[Fixed, ...]
-    absorbed_by_output: tuple[ApplyRotation | UpProject, ...]
+    absorbed_by_output: tuple[OutputMap, ...]
 
 
 def _cache_policy(
-    k: Derivation, v: Derivation, roots: tuple[Root, ...], geometry: Geometry
+    k: Derivation, v: Derivation, roots: tuple[Root, ...], rope_head: RopeHead | None
 ) -> _CachePolicy:
+    """The content of the cache, that of a RoPE head ready for the product."""
+    policy = _content_policy(k, v, roots)
+    if rope_head:
+        heads, width = shape_after(rope_head.key, roots)
+        policy["cached"] += (CachedTensor(ROPE_KEY, heads, width, rope_head.key),)
+    return policy
+
+
+def _content_policy(k: Derivation, v: Derivation, roots: tuple[Root, ...]) -> _CachePolicy:
     """The content of the cache, how K is made from it, and the maps left to query and output.
 
     If V differs from K's root by fixed maps alone, which the output absorbs, one tensor serves
@@ -259,7 +416,7 @@ def _cache_policy(
 
     def cached(name: str, derivation: Derivation, end: int) -> CachedTensor:
         made = replace(derivation, ops=derivation.ops[:end])
-        return CachedTensor(name, *shape_after(made, roots, geometry), made)
+        return CachedTensor(name, *shape_after(made, roots), made)
 
     if k.root == v.root:
         common = min(_shared_prefix(k.ops, v.ops), ready)
@@ -302,10 +459,10 @@ def _key_on_read(ops: tuple[Op, ...]) -> _KeyOnRead:
     return _KeyOnRead(key_ops_on_read=ops, absorbed_by_query=())
 
 
-def _latent_root(variant: Variant) -> Root:
-    """The latent: one head of as many numbers as its rank."""
-    rank = next(source.rank for source in map(variant.source, ROLES) if isinstance(source, Latent))
-    return Root(LATENT, 1, rank, LATENT)
+def _rank(latent: str, variant: Variant) -> int:
+    """The numbers of Q's latent, or of that of K and V."""
+    roles: tuple[Role, ...] = ("q",) if latent == QUERY_LATENT else ("k", "v")
+    return next(source.rank for source in map(variant.source, roles) if isinstance(source, Latent))
 
 
 def _shared_prefix(first: tuple[Op, ...], second: tuple[Op, ...]) -> int:
@@ -324,8 +481,8 @@ def _count_leading(ops: tuple[Op, ...], kinds: object) -> int:
     return [*(isinstance(op, kinds) for op in ops), False].index(False)  # pyright: ignore
 
 
-def _maps(ops: tuple[Op, ...]) -> tuple[ApplyRotation | UpProject, ...]:
-    return tuple(op for op in ops if isinstance(op, ApplyRotation | UpProject))
+def _maps(ops: tuple[Op, ...]) -> tuple[OutputMap, ...]:
+    return tuple(op for op in ops if isinstance(op, OutputMap))
 
 
 def _check(variant: Variant, geometry: Geometry, made: dict[Role, Derivation]) -> None:
@@ -339,12 +496,13 @@ def _check(variant: Variant, geometry: Geometry, made: dict[Role, Derivation]) -
             f"{width}, and d_model is {geometry.d_model}."
         )
     ranks = [each.rank for each in map(variant.source, ROLES) if isinstance(each, Latent)]
-    if ranks and ranks[0] > geometry.d_model:
+    if ranks and max(ranks) > geometry.d_model:
         raise ValueError(
-            f"{write(variant)} makes a latent of {ranks[0]} numbers from a stream of "
+            f"{write(variant)} makes a latent of {max(ranks)} numbers from a stream of "
             f"{geometry.d_model}; a rank above {geometry.d_model} adds nothing. Write a rank of "
             f"{geometry.d_model} or less."
         )
+    _check_widths(variant, geometry)
     if geometry.kv_heads == geometry.heads:
         return
     for role in ("k", "v"):
@@ -355,3 +513,35 @@ def _check(variant: Variant, geometry: Geometry, made: dict[Role, Derivation]) -
                 f"has {geometry.heads} and {role} has {geometry.kv_heads}. Leave out the '/', "
                 f"or write {geometry.heads} after it."
             )
+
+
+def _check_widths(variant: Variant, geometry: Geometry) -> None:
+    """Refuse sizes of heads that a source cannot have."""
+    scores, text = variant.scores, write(variant)
+    widths = {scores.key_dim or geometry.head_dim, scores.value_dim or geometry.head_dim}
+    sources = [variant.source(role) for role in ROLES]
+    if scores.key_dim or scores.value_dim:
+        if Stream() in sources:
+            raise ValueError(
+                f"{text} cuts the stream into heads, all of them as wide: leave out '+keydim' and "
+                "'+valuedim'."
+            )
+        if len(widths) > 1 and any(
+            isinstance(op, ApplyRotation) for op in _maps_to("v", variant).ops
+        ):
+            raise ValueError(
+                f"{text} makes V by a rotation, so its heads are as wide as those of K: leave out "
+                "'+keydim' and '+valuedim', or make them equal."
+            )
+    if scores.exclusive and (scores.value_dim or geometry.head_dim) == 1:
+        raise ValueError(
+            f"{text} takes away the part along V, and with one number in each head that is all: "
+            "leave out '-own', or give V more."
+        )
+    if scores.rope_head and Zeros() in sources:
+        raise ValueError(
+            f"{text} attends to all keys alike, which a part with RoPE would change: leave out "
+            f"'+ropehead{scores.rope_head}'."
+        )
+    if scores.norm.on_root and isinstance(variant.k, Latent):
+        raise ValueError(f"{text}: the norm of a latent is written '+latentnorm'.")

@@ -1,4 +1,4 @@
-"""How scores differ from plain Q·K / sqrt(head_dim), and how each difference is written.
+"""How a layer differs from softmax(Q·K / sqrt(head_dim))·V, and how each difference is written.
 
 A suffix of the notation is one row of `SUFFIXES`; it sets fields of `Scores`.
 """
@@ -35,26 +35,67 @@ class Relative:
 
 Correction = Separable | Relative
 
+# The numbers that an output gate makes: one for each number of a head, or one for each head.
+Gated = Literal["number", "head"]
+
+
+@dataclass(frozen=True)
+class HeadNorm:
+    """The norm of the heads of Q, K and V, and the learned numbers behind it.
+
+    ``kind``: RMS norm, or LayerNorm, which also subtracts the mean. ``over``: each head by itself,
+    or all heads of a row together. ``per_head``: each head has a scale of its own. ``shifted``: a
+    learned bias is added after the scale. ``after_rope``: the norm comes behind RoPE. ``on_root``:
+    K's norm and scale are on the root, so that a V that is tied to K has them, too.
+    """
+
+    kind: Literal["rms", "layer"] = "rms"
+    over: Literal["head", "row"] = "head"
+    per_head: bool = False
+    shifted: bool = False
+    after_rope: bool = False
+    on_root: bool = False
+
 
 @dataclass(frozen=True)
 class Scores:
-    """Everything that happens to the scores besides Q·K; the defaults are plain attention.
+    """Everything that a layer does besides softmax(Q·K / sqrt(head_dim))·V, the default.
 
-    ``normed`` are the roles whose heads get RMS norm, Q and K with a learned scale after it
-    (arXiv:2010.04245, arXiv:2302.05442): none, Q and K, or all three.
+    ``normed`` are the roles whose heads get a ``norm``, Q and K with a learned scale after it
+    (arXiv:2010.04245, arXiv:2302.05442): none, Q and K, or all three. ``latent_norm``: RMS norm
+    with a learned scale on every latent (arXiv:2405.04434, section 3.1.2).
     ``diagonal`` False: no token attends to itself unless it sees nothing else.
     ``window``: a query sees keys less than `window` positions away, itself included
     (arXiv:2004.05150, section 3.1). ``sinks``: and always the first `sinks` keys
     (arXiv:2309.17453, section 3.2). ``softcap``: q·k becomes softcap·tanh(q·k / softcap), before
-    any bias (arXiv:2408.00118, section 2).
+    any bias (arXiv:2408.00118, section 2). ``sink_logit``: a learned logit for each head joins the
+    softmax and is dropped after it (arXiv:2508.10925, section 2.1).
+    ``key_dim`` and ``value_dim``: numbers in each head of Q and K, and of V, if not head_dim. Roles
+    that share a root take its first numbers. ``rope_head``: Q and K get so many more numbers, of K
+    one head for all, and RoPE acts on these alone (arXiv:2405.04434, eq. 14 to 19).
+    ``nope``: no positions inside this layer (arXiv:2305.19466). ``rope_base``: of the RoPE
+    frequencies, if not the model's.
+    ``exclusive``: of each head's output the part along the token's own V is taken away
+    (arXiv:2603.09078). ``gate``: the output is multiplied by a sigmoid of a linear map of the
+    stream, number by number or head by head (arXiv:2505.06708).
     """
 
     normed: tuple[Role, ...] = ()
+    norm: HeadNorm = HeadNorm()
+    latent_norm: bool = False
     correction: Correction | None = None
     diagonal: bool = True
     window: int | None = None
     sinks: int = 0
     softcap: int | None = None
+    sink_logit: bool = False
+    key_dim: int | None = None
+    value_dim: int | None = None
+    rope_head: int | None = None
+    nope: bool = False
+    rope_base: int | None = None
+    exclusive: bool = False
+    gate: Gated | None = None
 
     def __post_init__(self) -> None:
         """Refuse combinations without a meaning."""
@@ -72,16 +113,26 @@ class Scores:
             )
 
 
-# The fields that a plan holds as derivations, mask and biases; any other is read from its scores.
-IN_PLAN = frozenset({"normed", "correction", "diagonal", "window", "sinks"})
+# The fields that are no matter of the scores once there is a plan, which holds them as sizes,
+# derivations, mask, biases, RoPE and operations on the output.
+IN_PLAN = frozenset(
+    {
+        *("normed", "norm", "latent_norm", "key_dim", "value_dim", "rope_head"),
+        *("correction", "diagonal", "window", "sinks", "nope", "rope_base", "exclusive", "gate"),
+    }
+)
 
 
 @dataclass(frozen=True)
 class Suffix:
-    """The fields of `Scores` that a suffix sets; with `number`, the field that its number sets."""
+    """The fields of `Scores` that a suffix sets; with `number`, the field that its number sets.
+
+    The number is a multiple of `step`: RoPE needs pairs.
+    """
 
     sets: dict[str, Any]
     number: str | None = None
+    step: int = 1
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,16 +140,36 @@ class Suffix:
         return (*self.sets, *((self.number,) if self.number else ()))
 
 
+def _norm(roles: tuple[Role, ...], **changes: Any) -> dict[str, Any]:
+    """The fields of a suffix that norms these roles."""
+    return {"normed": roles, "norm": HeadNorm(**changes)}
+
+
 # In the order in which suffixes are written.
 SUFFIXES: dict[str, Suffix] = {
-    "+qknorm": Suffix({"normed": ("q", "k")}),
-    "+qkvnorm": Suffix({"normed": ROLES}),
+    "+qknorm": Suffix(_norm(("q", "k"))),
+    "+qkvnorm": Suffix(_norm(ROLES)),
+    "+rootnorm": Suffix(_norm(ROLES, on_root=True)),
+    "+qkrownorm": Suffix(_norm(("q", "k"), over="row", per_head=True)),
+    "+qklayernorm": Suffix(_norm(("q", "k"), kind="layer", shifted=True)),
+    "+qkheadnorm": Suffix(_norm(("q", "k"), kind="layer", per_head=True)),
+    "+qklatenorm": Suffix(_norm(("q", "k"), after_rope=True)),
+    "+latentnorm": Suffix({"latent_norm": True}),
+    "+keydim": Suffix({}, number="key_dim", step=2),
+    "+valuedim": Suffix({}, number="value_dim"),
+    "+ropehead": Suffix({}, number="rope_head", step=2),
+    "+ropebase": Suffix({}, number="rope_base"),
+    "+nope": Suffix({"nope": True}),
     "+2d": Suffix({"correction": Separable()}),
     "++": Suffix({"correction": Relative()}),
     "-diag": Suffix({"diagonal": False}),
     "+window": Suffix({}, number="window"),
     "+sinks": Suffix({}, number="sinks"),
     "+softcap": Suffix({}, number="softcap"),
+    "+sinklogit": Suffix({"sink_logit": True}),
+    "-own": Suffix({"exclusive": True}),
+    "+gate": Suffix({"gate": "number"}),
+    "+headgate": Suffix({"gate": "head"}),
 }
 _PATTERN = re.compile(
     "|".join(
@@ -145,6 +216,8 @@ def parse_scores(text: str, suffixes: str) -> Scores:
         chosen |= suffix.sets
         if suffix.number:
             chosen[suffix.number] = int(match[0].removeprefix(name))
+            if chosen[suffix.number] % suffix.step:
+                raise SuffixError(f"'{text}': the number of '{match[0]}' must be even, for RoPE.")
         rest = rest[match.end() :]
     try:
         return replace(Scores(), **chosen)

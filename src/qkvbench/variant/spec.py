@@ -33,10 +33,10 @@ class LearnedRotation:
 
 @dataclass(frozen=True)
 class Latent:
-    """A learned up-projection of the latent: `rank` numbers for all heads, made from the stream.
+    """A learned up-projection of a latent: `rank` numbers for all heads, made from the stream.
 
-    K and V of such a source have one latent in common, and each an up-projection of its own.
-    arXiv:2405.04434, eq. 9 to 11.
+    K and V of such a source have one latent in common, and each an up-projection of its own; Q has
+    a latent of its own. arXiv:2405.04434, eq. 9 to 13.
     """
 
     rank: int
@@ -87,7 +87,7 @@ class Variant:
         for role, source in canonical.items():
             object.__setattr__(self, role, source)
         _check_latents(list(canonical.values()))
-        _check_layers_below(list(canonical.values()))
+        _check_layers_below(self)
         _check_zeros(self)
         if self.kv_heads is not None and self.kv_heads < 1:
             raise ValueError(f"A variant needs at least 1 key/value head, not {self.kv_heads}.")
@@ -114,9 +114,12 @@ def without_value_rotation(variant: Variant) -> Variant:
     """The variant whose function class is the same once an output projection follows.
 
     A rotation on V is a fixed linear map on each head's output, so the output projection absorbs
-    it. Two variants with equal results here can represent the same functions.
+    it, unless a gate of each number comes between. Two variants with equal results here can
+    represent the same functions.
     """
     match variant.v:
+        case _ if variant.scores.gate == "number":
+            return variant
         case LearnedRotation(origin):
             unrotated = replace(variant, v=Same(origin))
             return without_value_rotation(unrotated)
@@ -143,13 +146,11 @@ def _canonical(role: Role, source: Source, earlier: dict[Role, Source]) -> Sourc
 
 
 def _check_latents(sources: list[Source]) -> None:
-    """Refuse a latent that no cache would keep, or that is not one."""
-    ranks = {source.rank for source in sources if isinstance(source, Latent)}
-    if isinstance(sources[0], Latent):
-        raise ValueError(
-            "A latent is what a cache keeps for K and V, and of Q it keeps nothing: "
-            "give Q another source, as in 'q,k=L(8),v=L(8)'."
-        )
+    """Refuse two latents of K and V, or one of no numbers."""
+    query, *others = sources
+    ranks = {source.rank for source in others if isinstance(source, Latent)}
+    if query == Latent(0):
+        raise ValueError("The rank of Q's latent is a whole number from 1, as in 'q=L(8),k,v'.")
     if len(ranks) > 1 or ranks & {0}:
         raise ValueError(
             f"K and V have one latent in common, whose rank is a whole number from 1, not "
@@ -157,8 +158,9 @@ def _check_latents(sources: list[Source]) -> None:
         )
 
 
-def _check_layers_below(sources: list[Source]) -> None:
+def _check_layers_below(variant: Variant) -> None:
     """Refuse a layer below that is not one, or from which only one of K and V is read."""
+    sources = [variant.source(role) for role in ROLES]
     q, k, v = (isinstance(source, LayerBelow) for source in sources)
     below = {source.layers for source in sources if isinstance(source, LayerBelow)}
     if q or k != v or len(below) > 1 or any(layers < 1 for layers in below):
@@ -166,6 +168,8 @@ def _check_layers_below(sources: list[Source]) -> None:
             "From a layer below, K and V are read together, each as it is there, and Q never: "
             "write for example 'q,k=K(-1),v=V(-1)'."
         )
+    if below and variant.scores.exclusive:
+        raise ValueError("With K and V of a layer below no token has a V here: leave out '-own'.")
 
 
 def _check_zeros(variant: Variant) -> None:

@@ -12,6 +12,7 @@ from qkvbench.variant import (
     Plan,
     Role,
     Scale,
+    Take,
     UpProject,
 )
 
@@ -40,7 +41,8 @@ def role_matrices(
     Of K and V of a layer below there are none, since they are made from another stream; nor of
     zeros, which are made from none.
     Roots are given as (heads, width, d_model), learned maps as (heads, to, width), scales as
-    (head_dim,), in arrays of any framework and of one dtype.
+    (width,) or (heads, width), in arrays of any framework and of one dtype. The parts of Q and K
+    that alone get RoPE are left out.
     """
     matrices: dict[Role, Any] = {}
     for role in ROLES:
@@ -54,8 +56,10 @@ def role_matrices(
                     matrix = (maps[of].mT if back else maps[of]) @ matrix
                 case UpProject(of):
                     matrix = maps[of] @ matrix
+                case Take(width):
+                    matrix = matrix[:, :width]
                 case Scale(of):
-                    matrix = scales[of][:, None] * matrix
+                    matrix = scales[of][..., None] * matrix
                 case _:
                     # RoPE depends on the position; the other ops are not linear maps.
                     pass

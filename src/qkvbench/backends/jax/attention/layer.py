@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, nn
 from jaxtyping import Float, Int
 
 from qkvbench.backends.jax.attention.rope import Positions, apply_rope
@@ -22,11 +22,14 @@ from qkvbench.backends.jax.cache.kv_cache import (
     with_rows,
 )
 from qkvbench.backends.jax.kernels.pallas_decode import DecodeKernel, decode_kernel
-from qkvbench.backends.jax.models.weights import Weights, part
+from qkvbench.backends.jax.models.weights import Weights
+from qkvbench.backends.jax.models.weights import part as part_of
 from qkvbench.backends.jax.training.precision import upcast
 from qkvbench.variant import (
     BELOW,
+    GATE,
     ROLES,
+    ROPE_KEY,
     ApplyRope,
     ApplyRotation,
     Derivation,
@@ -37,6 +40,8 @@ from qkvbench.variant import (
     Plan,
     Role,
     Scale,
+    Shift,
+    Take,
     UpProject,
 )
 
@@ -48,8 +53,8 @@ Heads = Float[Array, "batch _heads _time _width"]
 # Applies RoPE to rows at their positions; `back` is the inverse.
 Apply = Callable[..., Heads]
 
-# Added to the mean square of a head, so that a head of zeros stays one.
-NORM_EPS = 1e-6
+# The least length of a V, so that one of zeros has a direction: none.
+TINY = 1e-12
 
 
 class KeyValue(NamedTuple):
@@ -107,7 +112,33 @@ class Attention:
 
     def key_value(self, made: dict[Derivation, Heads]) -> KeyValue:
         """K and V of a pass, for layers above; `made` is the layer's after the pass."""
-        return KeyValue(*(made[self.plan.derivations[role]] for role in BELOW))
+        made_already: Maps = {}
+
+        def no_rope(rows: Heads, *, back: bool = False) -> Heads:
+            raise AssertionError("K and V are made")
+
+        return KeyValue(*(self.whole({}, role, made, made_already, no_rope) for role in BELOW))
+
+    def whole(
+        self,
+        weights: Weights,
+        role: Role,
+        made: dict[Derivation, Heads],
+        maps: Maps,
+        rope: Apply,
+    ) -> Heads:
+        """Q, K or V over a whole sequence; Q and K with the part that alone gets RoPE.
+
+        K of a layer below has it already.
+        """
+        content = self.make(weights, self.plan.derivations[role], made, maps, rope)
+        part = self.plan.rope_head
+        if part is None or role == "v" or (role == "k" and self.plan.layers_below):
+            return content
+        own = part.query if role == "q" else part.key
+        rope_part = self.make(weights, own, made, maps, rope)
+        shape = (*content.shape[:3], part.width)
+        return jnp.concatenate([content, jnp.broadcast_to(rope_part, shape)], axis=-1)
 
     def read(
         self,
@@ -159,11 +190,10 @@ class Attention:
         owner = lender or Lender(weights, layer)
         slots = owner.layer.rows[self.plan.cached_value.name].shape[2]
         columns = slot_positions(count, slots, self.plan.mask)
-        context = self._attend_cached(
-            weights, make(self.plan.derivations["q"]), owner, at, columns, capacity
-        )
-        context = self._apply_ops(weights, self.plan.output_ops, context, layer.maps, rope)
-        return self.output(weights, context).astype(x.dtype), layer
+        queries = self._queries(owner, make)
+        context = self._attend_cached(weights, queries, owner, at, columns, capacity)
+        after = self.output(weights, context, made, layer.maps, rope)
+        return after.astype(x.dtype), layer
 
     def cache_source(
         self, weights: Weights, source: SourceStream, lengths: Int[Array, " _items"] | None
@@ -186,12 +216,15 @@ class Attention:
         grouped = x.reshape(items, -1, x.shape[-1])
         time = grouped.shape[1]
         made = self._project(weights, grouped, "stream")
-        query = self.make(weights, self.plan.derivations["q"], made, layer.maps, self._rope(time))
+        rope = self._rope(time)
+        make = partial(self.make, weights, made=made, maps=layer.maps, rope=rope)
         owner, end = Lender(weights, layer), max(time, size)
+        queries = self._queries(owner, make)
         context = self._attend_cached(
-            weights, query, owner, np.arange(time), np.arange(size), end, layer.lengths
+            weights, queries, owner, np.arange(time), np.arange(size), end, layer.lengths
         )
-        return self.output(weights, context).astype(x.dtype).reshape(x.shape)
+        after = self.output(weights, context, made, layer.maps, rope)
+        return after.astype(x.dtype).reshape(x.shape)
 
     def new_cache(self, weights: Weights, batch: int, capacity: int) -> LayerCache:
         """An empty cache for this layer, in rows of the compute dtype."""
@@ -225,30 +258,43 @@ class Attention:
             made[derivation] = self._apply_ops(weights, derivation.ops[-1:], before, maps, rope)
         return made[derivation]
 
-    def head_maps(self, weights: Weights) -> dict[Role, Float[Array, "_heads _to _width"]]:
+    def head_maps(self, weights: Weights) -> dict[str, Float[Array, "_heads _to _width"]]:
         """The learned maps of heads: up-projections, and rotations as orthogonal matrices.
 
         These by Cayley, (1 - A/2)^-1 (1 + A/2), in fp32 at least: the solver has nothing smaller.
         """
-        found: dict[Role, Array] = {}
-        for role, each in self.plan.maps.items():
+        found: dict[str, Array] = {}
+        for part, each in self.plan.maps.items():
             numbers = weights[each.name]
-            if each.name.endswith(".rotation"):
+            if part in self.plan.rotated_roles:
                 numbers = upcast(numbers)
-                head_dim = self.plan.geometry.head_dim
+                head_dim = self.plan.width(part)
                 row, column = np.triu_indices(head_dim, 1)
                 above = jnp.zeros((len(numbers), head_dim, head_dim), numbers.dtype)
                 above = above.at[:, row, column].set(numbers)
                 skew = above - jnp.swapaxes(above, 1, 2)
                 one = jnp.eye(head_dim, dtype=numbers.dtype)
                 numbers = jnp.linalg.solve(one - skew / 2, one + skew / 2)
-            found[role] = numbers
+            found[part] = numbers
         return found
 
-    def output(self, weights: Weights, context: Heads) -> Stream:
-        """The output projection over all heads together."""
+    def output(
+        self,
+        weights: Weights,
+        context: Heads,
+        made: dict[Derivation, Heads],
+        maps: Maps,
+        rope: Apply,
+    ) -> Stream:
+        """The output projection over all heads together, and everything that comes before it."""
+        context = self._apply_ops(weights, self.plan.output_ops, context, maps, rope)
+        if self.plan.exclusive:
+            value = self.make(weights, self.plan.derivations["v"], made, maps, rope)
+            context = _without_own_value(context, value)
+        if self.plan.gate:
+            context = context * nn.sigmoid(made[Derivation(GATE, ())])
         batch, _, time, _ = context.shape
-        return linear(part(weights, "o"), jnp.swapaxes(context, 1, 2).reshape(batch, time, -1))
+        return linear(part_of(weights, "o"), jnp.swapaxes(context, 1, 2).reshape(batch, time, -1))
 
     def _attend(
         self,
@@ -259,13 +305,9 @@ class Attention:
     ) -> Stream:
         time = max(rows.shape[2] for rows in made.values())
         rope = self._rope(time)
-        q, k, v = (
-            self.make(weights, self.plan.derivations[role], made, maps, rope) for role in ROLES
-        )
+        q, k, v = (self.whole(weights, role, made, maps, rope) for role in ROLES)
         context = self.softmax(weights, q, k, v, lengths)
-        return self.output(
-            weights, self._apply_ops(weights, self.plan.output_ops, context, maps, rope)
-        )
+        return self.output(weights, context, made, maps, rope)
 
     def _rope(self, time: int) -> Apply:
         """RoPE at the positions 0, 1, ..."""
@@ -283,7 +325,7 @@ class Attention:
         made: dict[Derivation, Heads] = {}
         for root in self.plan.roots:
             if root.reads == reads:
-                rows = linear(part(weights, root.matrix), x) if root.matrix else x.astype(kind)
+                rows = linear(part_of(weights, root.matrix), x) if root.matrix else x.astype(kind)
                 rows = rows.reshape(batch, time, root.heads, -1)
                 made[Derivation(root.name, ())] = jnp.swapaxes(rows, 1, 2)
         return made
@@ -296,22 +338,37 @@ class Attention:
             match op:
                 case ApplyRotation():
                     rows = _rotate_heads(rows, _matrix(op, maps))
-                case UpProject(role):
-                    rows = jnp.einsum("btr,hdr->bhtd", rows[:, 0], maps[role].astype(rows.dtype))
+                case UpProject(part):
+                    rows = jnp.einsum("btr,hdr->bhtd", rows[:, 0], maps[part].astype(rows.dtype))
+                case Take(width):
+                    rows = rows[..., :width]
                 case Normalize():
-                    rows = _rms_norm(rows)
-                case Scale(role):
-                    rows = rows * weights[f"{role}.scale"].astype(rows.dtype)
+                    rows = _normalize(rows, op)
+                case Scale(part):
+                    rows = rows * _of_heads(weights[f"{part}.scale"], rows)
+                case Shift(part):
+                    rows = rows + _of_heads(weights[f"{part}.shift"], rows)
                 case ApplyRope(back):
                     rows = rope(rows, back=back)
                 case MakeZeros(heads, width):
                     rows = jnp.zeros((len(rows), heads, rows.shape[2], width), rows.dtype)
         return rows
 
+    def _queries(self, owner: Lender, make: Callable[[Derivation], Heads]) -> dict[str, Heads]:
+        """The parts of Q by the cached tensor that each is multiplied with.
+
+        K's fixed maps are absorbed: products with cached rows are those with K.
+        """
+        query = make(self.plan.derivations["q"])
+        query = self._absorb_into_query(owner.weights, query, owner.layer.maps)
+        part = self.plan.rope_head
+        rope_part = {ROPE_KEY: make(part.query)} if part else {}
+        return {self.plan.cached_key.name: query} | rope_part
+
     def _attend_cached(
         self,
         weights: Weights,
-        query: Heads,
+        queries: dict[str, Heads],
         owner: Lender,
         rows: Positions,
         columns: Positions,
@@ -324,20 +381,27 @@ class Attention:
         before `end`.
         """
         layer = owner.layer
-        query = self._absorb_into_query(owner.weights, query, layer.maps)
-        batch, heads, time, width = query.shape
         kept, key_heads = self.plan.cached_value, self.plan.key_heads
         value, kind = layer.rows[kept.name], weights["o.weight"].dtype
-        scaled = (query * self.plan.geometry.head_dim**-0.5).astype(kind)
-        grouped = scaled.reshape(batch, key_heads, -1, width)
+        query = queries[self.plan.cached_key.name]
+        batch, heads, time, _ = query.shape
+
+        def grouped(query: Heads, groups: int) -> Heads:
+            scaled = (query * self.plan.score_width**-0.5).astype(kind)
+            return scaled.reshape(batch, groups, -1, query.shape[-1])
+
         if self.kernel is not None and time == 1 and lengths is None:
             count = jnp.broadcast_to(jnp.asarray(rows[..., 0] + 1, jnp.int32), batch)
-            context = self.kernel(grouped, value, count).reshape(query.shape).astype(kind)
-            return self._absorb_into_output(context, layer.maps)
+            context = self.kernel(grouped(query, key_heads), value, count)
+            return self._absorb_into_output(context.reshape(query.shape).astype(kind), layer.maps)
         rope = partial(self.rotate, at=columns, end=end)
         keys = layer.rows[self.plan.cached_key.name].astype(kind)
         keys = self._apply_ops(owner.weights, self.plan.key_ops_on_read, keys, layer.maps, rope)
-        products = products_of(grouped, keys).reshape(batch, heads, time, -1)
+        products = products_of(grouped(query, key_heads), keys).reshape(batch, heads, time, -1)
+        if ROPE_KEY in queries:
+            parts = layer.rows[ROPE_KEY].astype(kind)
+            more = products_of(grouped(queries[ROPE_KEY], parts.shape[1]), parts)
+            products = products + more.reshape(products.shape)
         probabilities = self.softmax.attention_weights(
             weights, products, rows, columns, end, lengths
         ).astype(kind)
@@ -350,14 +414,20 @@ class Attention:
             match op:
                 case ApplyRotation() | UpProject():
                     query = _map_heads(query, jnp.swapaxes(_matrix(op, maps), 1, 2))
-                case Scale(role):
-                    query = query * weights[f"{role}.scale"].astype(query.dtype)
+                case Scale(part):
+                    scale = _of_heads(weights[f"{part}.scale"], query)
+                    groups = 1 if scale.ndim == 1 else query.shape[1] // len(scale)
+                    query = query * jnp.repeat(scale, groups, axis=0)
         return query
 
     def _absorb_into_output(self, context: Heads, maps: Maps) -> Heads:
         """The output of attention over V, from the output of attention over its cached root."""
         for op in self.plan.absorbed_by_output:
-            context = _map_heads(context, _matrix(op, maps))
+            match op:
+                case Take(width):
+                    context = context[..., :width]
+                case ApplyRotation() | UpProject():
+                    context = _map_heads(context, _matrix(op, maps))
         return context
 
 
@@ -379,13 +449,30 @@ def _map_heads(rows: Heads, matrix: Float[Array, "kv_heads _to _width"]) -> Head
     return jnp.einsum("bhtr,hdr->bhtd", rows, jnp.repeat(matrix, group, axis=0).astype(rows.dtype))
 
 
-def _rms_norm(rows: Heads) -> Heads:
-    """RMS norm of each head of each row, in fp32 or better."""
+def _normalize(rows: Heads, norm: Normalize) -> Heads:
+    """The norm of each head, or of all heads of a row together, in fp32 or better."""
     wide = upcast(rows)
-    size = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    return (wide / jnp.sqrt(size + NORM_EPS)).astype(rows.dtype)
+    axes = (1, 3) if norm.over == "row" else -1
+    if norm.kind == "layer":
+        wide = wide - jnp.mean(wide, axis=axes, keepdims=True)
+    size = jnp.mean(jnp.square(wide), axis=axes, keepdims=True)
+    return (wide / jnp.sqrt(size + norm.eps)).astype(rows.dtype)
+
+
+def _without_own_value(context: Heads, value: Heads) -> Heads:
+    """The output of each head without its part along the token's own V. arXiv:2603.09078."""
+    value = jnp.repeat(value, context.shape[1] // value.shape[1], axis=1)
+    # The square root of a sum of zeros has no gradient.
+    squared = jnp.maximum(jnp.sum(jnp.square(value), axis=-1, keepdims=True), TINY**2)
+    return context - jnp.sum(context * value, axis=-1, keepdims=True) / squared * value
+
+
+def _of_heads(vector: Array, rows: Heads) -> Array:
+    """A vector for all heads, or one for each, ready to be combined with rows."""
+    return (vector if vector.ndim == 1 else vector[:, None]).astype(rows.dtype)
 
 
 def _matrix(op: ApplyRotation | UpProject, maps: Maps) -> Float[Array, "_heads _to _width"]:
-    back = isinstance(op, ApplyRotation) and op.back
-    return jnp.swapaxes(maps[op.role], 1, 2) if back else maps[op.role]
+    if isinstance(op, UpProject):
+        return maps[op.part]
+    return jnp.swapaxes(maps[op.role], 1, 2) if op.back else maps[op.role]

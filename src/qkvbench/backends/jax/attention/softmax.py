@@ -1,6 +1,6 @@
 """Softmax attention as a plan describes it: mask, biases of the scores, by rows if that is needed.
 
-Axes: batch, heads (of Q), groups (heads of K), rows (queries), columns (keys), head_dim.
+Axes: batch, heads (of Q), groups (heads of K), rows (queries), columns (keys), width of a head.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from qkvbench.backends.jax.training.precision import upcast
 from qkvbench.variant import FEATURES, AlibiBias, Plan, Relative, ScoreBias
 
 # `_` is checked for nothing: queries and keys may differ in it.
-Heads = Float[Array, "batch _heads _time head_dim"]
+Heads = Float[Array, "batch _heads _time _width"]
 Lengths = Int[Array, " batch"]
 
 # Dtypes for `jax.nn.dot_product_attention`: its softmax is always in fp32, and on a CPU it has no
@@ -30,7 +30,7 @@ MAX_SCORES = 2**22
 
 @dataclass(frozen=True)
 class SoftmaxAttention:
-    """softmax(temperature·q·k / sqrt(head_dim) + bias)·v, under the plan's mask."""
+    """softmax(temperature·q·k / sqrt(width) + bias)·v, under the plan's mask."""
 
     plan: Plan
 
@@ -70,7 +70,7 @@ class SoftmaxAttention:
         end: int,
         lengths: Lengths | None = None,
     ) -> Float[Array, "batch _heads rows columns"]:
-        """Softmax over the visible columns, in fp32 or better, of q·k / sqrt(head_dim).
+        """Softmax over the visible columns, in fp32 or better, of q·k / sqrt(width).
 
         Rows and columns are at these positions, all of them before `end`.
         """
@@ -86,6 +86,11 @@ class SoftmaxAttention:
                 scores = scores * upcast(weights["correction.temperature"])
                 scores = scores + self._learned_bias(weights, bias, rows, columns, end, scores)
         scores = jnp.where(self.visible(rows, columns, lengths), scores, -jnp.inf)
+        if self.plan.scores.sink_logit:
+            sink = upcast(weights["correction.sink"])[:, None, None]
+            sink = jnp.broadcast_to(sink, (*scores.shape[:-1], 1)).astype(scores.dtype)
+            joined = jnp.concatenate([scores, sink], axis=-1)
+            return jax.nn.softmax(joined, axis=-1)[..., :-1]
         return jax.nn.softmax(scores, axis=-1)
 
     def visible(
@@ -112,15 +117,16 @@ class SoftmaxAttention:
     ) -> Heads:
         """The attention output of queries at the positions `rows`."""
         columns = np.arange(k.shape[2])
-        if self.plan.plain_scores and q.dtype in LIBRARY_DTYPES:
+        one_width = q.shape[-1] == v.shape[-1]
+        if self.plan.plain_scores and q.dtype in LIBRARY_DTYPES and one_width:
             return self._library(q, k, v, self.visible(rows, columns, lengths))
-        batch, heads, time, head_dim = q.shape
-        grouped = q.reshape(batch, k.shape[1], -1, head_dim) * head_dim**-0.5
+        batch, heads, time, width = q.shape
+        grouped = q.reshape(batch, k.shape[1], -1, width) * width**-0.5
         products = products_of(grouped, k).reshape(batch, heads, time, -1)
         end = max(time, k.shape[2]) if isinstance(rows, np.ndarray) else k.shape[2]
         probabilities = self.attention_weights(weights, products, rows, columns, end, lengths)
         probabilities = probabilities.astype(v.dtype).reshape(batch, k.shape[1], -1, k.shape[2])
-        return (probabilities @ v).reshape(batch, heads, time, head_dim)
+        return (probabilities @ v).reshape(batch, heads, time, v.shape[-1])
 
     def _library(
         self, q: Heads, k: Heads, v: Heads, visible: Bool[Array, "... one rows columns"]

@@ -17,9 +17,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from qkvbench.model.rng import generator
-from qkvbench.variant import Mask, Plan, Role
+from qkvbench.variant import Mask, Plan
 
-Maps = Mapping[Role, Float[Array, "_heads _to _width"]]
+Maps = Mapping[str, Float[Array, "_heads _to _width"]]
 Rows = Float[Array, "batch _heads _slots _width"]
 # How many tokens every sequence has, or each of them.
 Count = Int[Array, "..."]
@@ -41,7 +41,7 @@ class LayerCache:
 
     # Arrays; but JAX, at work, puts other things in their places.
     rows: dict[str, Any]
-    maps: Mapping[Role, Any]
+    maps: Mapping[str, Any]
     lengths: Any = None
     cross: Any = None
 

@@ -1,6 +1,6 @@
 """The inputs, weights and attention of each layer on a batch, as arrays."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from qkvbench.backends.jax.attention.softmax import products_of
 from qkvbench.backends.jax.models.build import Network
 from qkvbench.backends.jax.models.weights import Weights
 from qkvbench.backends.jax.training.precision import upcast
-from qkvbench.variant import ROLES, Derivation, Role
+from qkvbench.variant import Role
 
 # The fields of a `Layer` besides its name: an array each, or one for each role.
 LayerArrays = dict[str, Any]
@@ -49,33 +49,19 @@ def to_layers(network: Network, arrays: Mapping[str, LayerArrays]) -> tuple[Laye
     return tuple(_layer(name, arrays[name]) for name in names if name in arrays)
 
 
-def _make(layer: LayerInput) -> Callable[[Derivation], Heads]:
-    """The function of a derivation that makes its tensor in this layer."""
-    attention, weights, x = layer
-    positions = np.arange(x.shape[1])
-
-    def rope(rows: Heads, *, back: bool) -> Heads:
-        return attention.rotate(rows, positions, len(positions), back=back)
-
-    return partial(
-        attention.make,
-        weights,
-        made=attention.project(weights, x),
-        maps=attention.head_maps(weights),
-        rope=rope,
-    )
-
-
 def _arrays(layer: LayerInput, owner: LayerInput, lengths: Lengths | None) -> LayerArrays:
     """The arrays of a layer whose K and V are those of `owner`, most often itself."""
     attention, weights, x = layer
     positions = np.arange(x.shape[1])
-    own, read = _make(layer), _make(owner)
-    make: dict[Role, Callable[[Derivation], Heads]] = {"q": own, "k": read, "v": read}
-    derivations = owner[0].plan.derivations | {"q": attention.plan.derivations["q"]}
-    # (batch, heads, time, head_dim) for each role
-    rows = {role: make[role](without_rope(derivations[role])) for role in ROLES}
-    q, k = (make[role](derivations[role]) for role in ("q", "k"))
+    makers: dict[Role, LayerInput] = {"q": layer, "k": owner, "v": owner}
+    whole: dict[Role, Heads] = {}
+    rows: dict[Role, Heads] = {}  # (batch, heads, time, width)
+    for role, (part, own, stream) in makers.items():
+        made, maps = part.project(own, stream), part.head_maps(own)
+        rope = partial(part.rotate, at=positions, end=len(positions))
+        whole[role] = part.whole(own, role, made, maps, rope)
+        rows[role] = part.make(own, without_rope(part.plan.derivations[role]), made, maps, rope)
+    q, k = whole["q"], whole["k"]
     k = jnp.repeat(k, q.shape[1] // k.shape[1], axis=1)
     scores = products_of(q * q.shape[-1] ** -0.5, k).astype(q.dtype)
     attention_weights = attention.softmax.attention_weights(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qkvbench.backends.torch.attention import ops
 from qkvbench.backends.torch.attention.ops import Heads
 from qkvbench.backends.torch.attention.rope import RotaryEmbedding
-from qkvbench.backends.torch.attention.softmax import Rows, SoftmaxAttention
+from qkvbench.backends.torch.attention.softmax import Rows, SoftmaxAttention, constant
 from qkvbench.backends.torch.cache import paged_tensor
 from qkvbench.backends.torch.cache.kv_cache import Cache, LayerCache, Maps, new_rows, source_rows
 from qkvbench.backends.torch.cache.page_table import PageTable
@@ -25,7 +25,9 @@ from qkvbench.cost import CacheFormat
 from qkvbench.model import NoPosition, Position, alibi_of, rope_of
 from qkvbench.variant import (
     BELOW,
+    GATE,
     ROLES,
+    ROPE_KEY,
     Derivation,
     Input,
     LayerBelow,
@@ -76,14 +78,14 @@ class Attention(nn.Module):
         self.maps = nn.ParameterDict()
         for role, each in plan.maps.items():
             self.maps[role] = nn.Parameter(torch.zeros(each.shape))
-        self.scale = nn.ParameterDict(
+        # Learned scales and biases of heads; a name in a ParameterDict has no dot.
+        self.vectors = nn.ParameterDict(
             {
-                each.name.split(".")[0]: nn.Parameter(torch.ones(each.shape))
-                for each in plan.parameters
-                if each.name.endswith(".scale")
+                each.name.replace(".", "_"): nn.Parameter(constant(each))
+                for each in plan.head_vectors
             }
         )
-        self.o = Linear(plan.geometry.heads * plan.geometry.head_dim, plan.geometry.d_model)
+        self.o = Linear(plan.geometry.heads * plan.width("v"), plan.geometry.d_model)
 
     def forward(
         self,
@@ -103,12 +105,12 @@ class Attention(nn.Module):
         made = {} if made is None else made
         made |= self.project(x, source)
         maps = layer.maps if layer else self.head_maps()
-        q, k, v = (self.make(self.plan.derivations[role], made, maps) for role in ROLES)
+        q, k, v = (self.whole(role, made, maps) for role in ROLES)
         if layer:
             for tensor in self.plan.cached:
                 layer.rows[tensor.name].write_many(self.make(tensor.derivation, made, maps))
         context = self.softmax(q, k, v, lengths)
-        return self.output(self._apply_ops(self.plan.output_ops, context, maps, self.rope))
+        return self.output(context, made, maps, self.rope)
 
     def step(self, x: Stream, cache: Cache, layer: LayerCache) -> Stream:
         """Decode one token, absorbed: over cached roots, fixed maps in query and output.
@@ -120,21 +122,20 @@ class Attention(nn.Module):
         for tensor in self.plan.cached:
             row = self.make(tensor.derivation, made, layer.maps, rope)
             layer.rows[tensor.name].write(row)
-        query = self.make(self.plan.derivations["q"], made, layer.maps, rope)
-        owner = layer.owner
-        query = self._absorb_into_query(query, owner)
+        queries = self._queries(made, layer, rope)
         if layer.decode_kernel:
-            grouped = self._grouped(query)
+            (query,) = queries.values()
+            grouped = self._grouped(query, self.plan.key_heads)
             context = layer.decode_kernel(grouped, *cache.visible(self.plan.mask))
             context = context.view(query.shape)
         else:
             rows = torch.tensor([cache.longest], device=x.device)
             if cache.lengths is not None:
                 rows = cache.lengths[:, None]
-            context = self._attend_cached(query, owner, rows, cache.intervals(self.plan.mask))
-        context = self._absorb_into_output(context, owner)
-        context = self._apply_ops(self.plan.output_ops, context, layer.maps, rope)
-        return self.output(context.to(x.dtype))
+            intervals = cache.intervals(self.plan.mask)
+            context = self._attend_cached(queries, layer.owner, rows, intervals)
+        context = self._absorb_into_output(context, layer.owner)
+        return self.output(context.to(x.dtype), made, layer.maps, rope)
 
     def cache_source(
         self, source: SourceStream, lengths: Lengths | None, format: CacheFormat | None = None
@@ -160,15 +161,17 @@ class Attention(nn.Module):
         source = layer.rows[self.plan.cached_value.name].table
         grouped = x.reshape(source.batch, -1, x.shape[-1])
         made = self._project(grouped, "stream")
-        query = self.make(self.plan.derivations["q"], made, layer.maps)
-        query = self._absorb_into_query(query, layer)
+        queries = self._queries(made, layer)
         if layer.decode_kernel:
+            (query,) = queries.values()
             end = source.size if layer.lengths is None else layer.lengths.tolist()
-            context = layer.decode_kernel(self._grouped(query), 0, end).view(query.shape)
+            grouped_query = self._grouped(query, self.plan.key_heads)
+            context = layer.decode_kernel(grouped_query, 0, end).view(query.shape)
         else:
             rows = torch.arange(grouped.shape[1], device=x.device)
-            context = self._attend_cached(query, layer, rows, [(0, source.size)], layer.lengths)
-        return self.output(self._absorb_into_output(context, layer).to(x.dtype)).view_as(x)
+            context = self._attend_cached(queries, layer, rows, [(0, source.size)], layer.lengths)
+        context = self._absorb_into_output(context, layer).to(x.dtype)
+        return self.output(context, made, layer.maps).view_as(x)
 
     def project(self, x: Stream, source: SourceStream | None = None) -> dict[Derivation, Heads]:
         """The roots, cut into heads: an input times a matrix, or the input itself."""
@@ -189,23 +192,45 @@ class Attention(nn.Module):
         apply = partial(self._apply_ops, maps=maps, rope=rope or self.rope)
         return ops.make(derivation, made, apply)
 
+    def whole(self, role: Role, made: dict[Derivation, Heads], maps: Maps) -> Heads:
+        """Q, K or V over a whole sequence; Q and K with the part that alone gets RoPE.
+
+        K of a layer below has it already.
+        """
+        content = self.make(self.plan.derivations[role], made, maps)
+        part = self.plan.rope_head
+        if part is None or role == "v" or (role == "k" and self.plan.layers_below):
+            return content
+        rope_part = self.make(part.query if role == "q" else part.key, made, maps)
+        return torch.cat([content, rope_part.expand(-1, content.shape[1], -1, -1)], dim=-1)
+
     def key_value(self, made: dict[Derivation, Heads]) -> KeyValue:
         """K and V of a pass, for layers above; `made` is the layer's after the pass."""
-        return KeyValue(*(made[self.plan.derivations[role]] for role in BELOW))
+        return KeyValue(*(self.whole(role, made, {}) for role in BELOW))
 
-    def head_maps(self) -> dict[Role, Float[Tensor, "_heads _to _width"]]:
+    def head_maps(self) -> dict[str, Float[Tensor, "_heads _to _width"]]:
         """The learned maps of heads: up-projections, and rotations as orthogonal matrices."""
-        head_dim = self.plan.geometry.head_dim
+        rotated = self.plan.rotated_roles
         return {
-            role: ops.rotation(self.maps[role], head_dim)
-            if each.name.endswith(".rotation")
-            else self.maps[role]
-            for role, each in self.plan.maps.items()
+            part: ops.rotation(numbers, self.plan.width(part)) if part in rotated else numbers
+            for part, numbers in self.maps.items()
         }
 
-    def output(self, context: Heads) -> Stream:
-        """The output projection over all heads together."""
-        return self.o(context.transpose(1, 2).flatten(2))  # (batch, time, heads * head_dim)
+    def output(
+        self,
+        context: Heads,
+        made: dict[Derivation, Heads],
+        maps: Maps,
+        rope: Callable[..., Heads] | None = None,
+    ) -> Stream:
+        """The output projection over all heads together, and everything that comes before it."""
+        context = self._apply_ops(self.plan.output_ops, context, maps, rope)
+        if self.plan.exclusive:
+            value = self.make(self.plan.derivations["v"], made, maps, rope)
+            context = ops.without_own_value(context, value)
+        if self.plan.gate:
+            context = context * made[Derivation(GATE, ())].sigmoid()
+        return self.o(context.transpose(1, 2).flatten(2))  # (batch, time, heads * width)
 
     def named_weights(self) -> dict[str, Tensor]:
         """Views of the weights under the names of the plan's parameters."""
@@ -215,11 +240,15 @@ class Attention(nn.Module):
             for part in ("weight", "bias"):
                 pieces = getattr(self.projection, part).split(list(rows.values()))
                 named |= {f"{name}.{part}": piece for name, piece in zip(rows, pieces, strict=True)}
-        named |= {each.name: self.maps[role] for role, each in self.plan.maps.items()}
-        named |= {f"{role}.scale": numbers for role, numbers in self.scale.items()}
+        named |= {each.name: self.maps[part] for part, each in self.plan.maps.items()}
+        named |= {each.name: self.vector(each.name) for each in self.plan.head_vectors}
         learned = self.softmax.correction.items()
         named |= {f"correction.{part}": numbers for part, numbers in learned}
         return {each.name: named[each.name] for each in self.plan.parameters}
+
+    def vector(self, name: str) -> Tensor:
+        """The learned scale or bias of heads under this name of the plan."""
+        return self.vectors[name.replace(".", "_")]
 
     def shared_names(self) -> dict[str, str]:
         """The plan's name of each `nn.Parameter`, by its torch name; of fused ones the first."""
@@ -227,8 +256,9 @@ class Attention(nn.Module):
         if self.projection is not None:
             first = next(iter(self.plan.matrix_rows))
             names |= {f"projection.{part}": f"{first}.{part}" for part in ("weight", "bias")}
-        names |= {f"maps.{role}": each.name for role, each in self.plan.maps.items()}
-        names |= {f"scale.{role}": f"{role}.scale" for role in self.scale}
+        names |= {f"maps.{part}": each.name for part, each in self.plan.maps.items()}
+        vectors = [each.name for each in self.plan.head_vectors]
+        names |= {f"vectors.{name.replace('.', '_')}": name for name in vectors}
         learned = self.softmax.correction
         return names | {f"softmax.correction.{part}": f"correction.{part}" for part in learned}
 
@@ -263,12 +293,19 @@ class Attention(nn.Module):
         }
 
     def _rows_of(self, wanted: list[str]) -> tuple[Tensor, Tensor]:
-        """The adjacent rows of these matrices, and their biases."""
+        """The rows of these matrices, and their biases; a view if they are adjacent."""
         assert self.projection is not None
         rows = self.plan.matrix_rows
         ends = dict(zip(rows, accumulate(rows.values()), strict=True))
-        chosen = slice(ends[wanted[0]] - rows[wanted[0]], ends[wanted[-1]])
-        return self.projection.weight[chosen], self.projection.bias[chosen]
+        first, last = ends[wanted[0]] - rows[wanted[0]], ends[wanted[-1]]
+        if last - first == sum(rows[name] for name in wanted):
+            return self.projection.weight[first:last], self.projection.bias[first:last]
+        pieces = [slice(ends[name] - rows[name], ends[name]) for name in wanted]
+        weight, bias = self.projection.weight, self.projection.bias
+        return (
+            torch.cat([weight[each] for each in pieces]),
+            torch.cat([bias[each] for each in pieces]),
+        )
 
     def _apply_ops(
         self,
@@ -278,12 +315,25 @@ class Attention(nn.Module):
         rope: Callable[..., Heads] | None,
     ) -> Heads:
         """The rows after these operations."""
-        return ops.apply(operations, rows, maps, self.scale.__getitem__, rope)
+        return ops.apply(operations, rows, maps, self.vector, rope)
 
-    def _absorb_into_query(self, query: Heads, layer: LayerCache) -> Heads:
-        """Queries whose products with cached rows are those of `query` with K."""
-        absorbed = self.plan.absorbed_by_query
-        return ops.absorb_into_query(query, absorbed, layer.maps, layer.scales.__getitem__)
+    def _queries(
+        self,
+        made: dict[Derivation, Heads],
+        layer: LayerCache,
+        rope: Callable[..., Heads] | None = None,
+    ) -> dict[str, Heads]:
+        """The parts of Q by the cached tensor that each is multiplied with.
+
+        K's fixed maps are absorbed: products with cached rows are those with K.
+        """
+        query = self.make(self.plan.derivations["q"], made, layer.maps, rope)
+        absorbed, owner = self.plan.absorbed_by_query, layer.owner
+        query = ops.absorb_into_query(query, absorbed, owner.maps, owner.vector)
+        queries = {self.plan.cached_key.name: query}
+        if part := self.plan.rope_head:
+            queries[ROPE_KEY] = self.make(part.query, made, layer.maps, rope)
+        return queries
 
     def _absorb_into_output(self, context: Heads, layer: LayerCache) -> Heads:
         """The output of attention over V, from the output of attention over its cached root."""
@@ -298,15 +348,15 @@ class Attention(nn.Module):
         lender: LayerCache | None = None,
     ) -> LayerCache:
         """The cache of this layer over `rows`, with the kernel that can read them."""
-        scales = lender.scales if lender else self.scale
-        kernel = decode_kernel(self.plan, self.rope, scales, rows, dtype)
+        vector = lender.vector if lender else self.vector
+        kernel = decode_kernel(self.plan, self.rope, vector, rows, dtype)
         return LayerCache(
-            rows, maps, dtype, lengths, scales=scales, lender=lender, decode_kernel=kernel
+            rows, maps, dtype, lengths, vector=vector, lender=lender, decode_kernel=kernel
         )
 
     def _attend_cached(
         self,
-        query: Heads,
+        queries: dict[str, Heads],
         layer: LayerCache,
         rows: Rows,
         intervals: list[Interval],
@@ -316,11 +366,10 @@ class Attention(nn.Module):
 
         The queries are at the positions `rows`. Neither K nor the cached rows are ever made whole.
         """
-        batch, heads, time, _ = query.shape
         value, dtype = self.plan.cached_value, layer.dtype
-        grouped = self._grouped(query.to(dtype))
-        products = self._products(grouped, layer, intervals).view(batch, heads, time, -1)
-        columns = torch.cat([torch.arange(*each, device=query.device) for each in intervals])
+        products = _sum([self._products(*each, layer, intervals) for each in queries.items()])
+        batch, heads, time, _ = products.shape
+        columns = torch.cat([torch.arange(*each, device=rows.device) for each in intervals])
         end = intervals[-1][1]
         weights = self.softmax.attention_weights(products, rows, columns, end, lengths)
         # (batch, heads, time, slots) -> (batch, groups, heads of the group * time, slots)
@@ -332,22 +381,29 @@ class Attention(nn.Module):
                 offset += tile.shape[2]
         return _sum(context).reshape(batch, heads, time, value.width)
 
-    def _grouped(self, query: Heads) -> Float[Tensor, "batch key_heads rows width"]:
+    def _grouped(self, query: Heads, groups: int) -> Float[Tensor, "batch groups rows width"]:
         """Scaled queries, those of one head of K together."""
-        together = query.reshape(len(query), self.plan.key_heads, -1, query.shape[-1])
-        return together * self.plan.geometry.head_dim**-0.5
+        together = query.reshape(len(query), groups, -1, query.shape[-1])
+        return together * self.plan.score_width**-0.5
 
-    def _products(self, query: Heads, layer: LayerCache, intervals: list[Interval]) -> Tensor:
-        """Products of the queries with K, made from cached rows tile by tile."""
-        operations, products = self.plan.key_ops_on_read, []
+    def _products(
+        self, name: str, query: Heads, layer: LayerCache, intervals: list[Interval]
+    ) -> Float[Tensor, "batch heads time slots"]:
+        """Products of the queries with one cached tensor of K, tile by tile."""
+        content = name == self.plan.cached_key.name
+        operations = self.plan.key_ops_on_read if content else ()
         most = paged_tensor.TILE if operations else None
-        cached = layer.rows[self.plan.cached_key.name]
+        cached = layer.rows[name]
+        groups = self.plan.key_heads if content else cached.heads
+        grouped = self._grouped(query.to(layer.dtype), groups)
+        products: list[Tensor] = []
         for interval in intervals:
-            for at, tile in cached.tiles(*interval, query.dtype, most=most):
+            for at, tile in cached.tiles(*interval, layer.dtype, most=most):
                 rope = self.rope and partial(self.rope, first=at)
-                keys = ops.apply(operations, tile, layer.maps, layer.scales.__getitem__, rope)
-                products.append(_matmul(query, keys.mT))
-        return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+                keys = ops.apply(operations, tile, layer.maps, layer.vector, rope)
+                products.append(_matmul(grouped, keys.mT))
+        joined = products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+        return joined.view(*query.shape[:3], -1)
 
 
 def attention(

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qkvbench.variant import (
+    NORM_EPS,
     ApplyRope,
     ApplyRotation,
     Derivation,
@@ -18,18 +19,19 @@ from qkvbench.variant import (
     MakeZeros,
     Normalize,
     Op,
-    Role,
+    OutputMap,
     Scale,
+    Shift,
+    Take,
     UpProject,
 )
 
 # `_` is checked for nothing: roots of one plan may differ in heads, in width and, across, in time.
 Heads = Float[Tensor, "batch _heads _time _width"]
-# Learned maps of heads, by role: rotations, and up-projections of a latent.
-Maps = Mapping[Role, Float[Tensor, "_heads _to _width"]]
-
-# Added to the mean square of a head, so that a head of zeros stays one.
-NORM_EPS = 1e-6
+# Learned maps of heads, by what they make: rotations, and up-projections of a latent.
+Maps = Mapping[str, Float[Tensor, "_heads _to _width"]]
+# The learned scales and biases of heads by their names in the plan: (width,) or (heads, width).
+HeadVectors = Callable[[str], Tensor]
 
 
 def make(
@@ -49,21 +51,24 @@ def apply(
     ops: tuple[Op, ...],
     rows: Heads,
     maps: Maps,
-    scale: Callable[[Role], Tensor],
+    vectors: HeadVectors,
     rope: Callable[..., Heads] | None,
-    eps: float = NORM_EPS,
 ) -> Heads:
-    """The rows after these operations; `scale` gives the learned scale of a role."""
+    """The rows after these operations."""
     for op in ops:
         match op:
             case ApplyRotation():
                 rows = rotate(rows, _matrix(op, maps))
-            case UpProject(role):
-                rows = _up_project(rows, maps[role])
+            case UpProject(part):
+                rows = _up_project(rows, maps[part])
+            case Take(width):
+                rows = rows[..., :width]
             case Normalize():
-                rows = rms_norm(rows, eps)
-            case Scale(role):
-                rows = rows * scale(role).to(rows.dtype)
+                rows = normalize(rows, op)
+            case Scale(part):
+                rows = rows * _of_heads(vectors(f"{part}.scale"), rows)
+            case Shift(part):
+                rows = rows + _of_heads(vectors(f"{part}.shift"), rows)
             case ApplyRope(back):
                 assert rope, "only a plan with RoPE applies it"
                 rows = rope(rows, back=back)
@@ -73,24 +78,28 @@ def apply(
 
 
 def absorb_into_query(
-    query: Heads, ops: tuple[Fixed, ...], maps: Maps, scale: Callable[[Role], Tensor]
+    query: Heads, ops: tuple[Fixed, ...], maps: Maps, vectors: HeadVectors
 ) -> Heads:
     """Queries whose products with cached rows are those of `query` with K."""
     for op in reversed(ops):
         match op:
             case ApplyRotation() | UpProject():
                 query = _map_heads(query, _matrix(op, maps).mT)
-            case Scale(role):
-                query = query * scale(role).to(query.dtype)
+            case Scale(part):
+                scale = _of_heads(vectors(f"{part}.scale"), query)
+                groups = 1 if scale.ndim == 1 else query.shape[1] // len(scale)
+                query = query * scale.repeat_interleave(groups, dim=0)
     return query
 
 
-def absorb_into_output(
-    context: Heads, ops: tuple[ApplyRotation | UpProject, ...], maps: Maps
-) -> Heads:
+def absorb_into_output(context: Heads, ops: tuple[OutputMap, ...], maps: Maps) -> Heads:
     """The output of attention over V, from the output of attention over its cached root."""
     for op in ops:
-        context = _map_heads(context, _matrix(op, maps))
+        match op:
+            case Take(width):
+                context = context[..., :width]
+            case ApplyRotation() | UpProject():
+                context = _map_heads(context, _matrix(op, maps))
     return context
 
 
@@ -128,8 +137,28 @@ def rotate(rows: Heads, matrix: Float[Tensor, "_heads head_dim head_dim"]) -> He
 
 def rms_norm(rows: Heads, eps: float = NORM_EPS) -> Heads:
     """Each head of each row at root mean square 1, computed in fp32 or better."""
+    return normalize(rows, Normalize(eps=eps))
+
+
+def normalize(rows: Heads, norm: Normalize) -> Heads:
+    """The norm of each head, or of all heads of a row together, computed in fp32 or better."""
     exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    return (exact * (exact.square().mean(-1, keepdim=True) + eps).rsqrt()).to(rows.dtype)
+    axes = (1, 3) if norm.over == "row" else -1
+    if norm.kind == "layer":
+        exact = exact - exact.mean(axes, keepdim=True)
+    return (exact * (exact.square().mean(axes, keepdim=True) + norm.eps).rsqrt()).to(rows.dtype)
+
+
+def without_own_value(context: Heads, value: Heads) -> Heads:
+    """The output of each head without its part along the token's own V. arXiv:2603.09078."""
+    value = value.repeat_interleave(context.shape[1] // value.shape[1], dim=1)
+    direction = torch.nn.functional.normalize(value, dim=-1)
+    return context - (context * direction).sum(-1, keepdim=True) * direction
+
+
+def _of_heads(vector: Tensor, rows: Heads) -> Tensor:
+    """A vector for all heads, or one for each, ready to be combined with rows."""
+    return (vector if vector.ndim == 1 else vector[:, None]).to(rows.dtype)
 
 
 def _up_project(rows: Heads, matrix: Float[Tensor, "heads head_dim rank"]) -> Heads:
@@ -145,4 +174,6 @@ def _map_heads(rows: Heads, matrix: Float[Tensor, "kv_heads to width"]) -> Heads
 
 
 def _matrix(op: ApplyRotation | UpProject, maps: Maps) -> Float[Tensor, "heads to width"]:
-    return maps[op.role].mT if isinstance(op, ApplyRotation) and op.back else maps[op.role]
+    if isinstance(op, UpProject):
+        return maps[op.part]
+    return maps[op.role].mT if op.back else maps[op.role]

@@ -1,7 +1,9 @@
 """Softmax attention as a plan describes it: mask, biases of the scores, by rows if that is needed.
 
-Axes: batch, heads (of Q), groups (heads of K), rows (queries), columns (keys), head_dim.
+Axes: batch, heads (of Q), groups (heads of K), rows (queries), columns (keys), width of a head.
 """
+
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +15,7 @@ from qkvbench.backends.torch.attention.rope import PositionTable
 from qkvbench.variant import FEATURES, AlibiBias, Constant, Parameter, Plan, Relative
 
 # `_` is checked for nothing: queries and keys may differ in it.
-Heads = Float[Tensor, "batch _heads _time head_dim"]
+Heads = Float[Tensor, "batch _heads _time _width"]
 Rows = Int[Tensor, "*batch rows"]
 Columns = Int[Tensor, " columns"]
 Lengths = Int[Tensor, " batch"]
@@ -26,21 +28,20 @@ WINDOW_BLOCK = 256
 
 
 class SoftmaxAttention(nn.Module):
-    """softmax(temperature·q·k / sqrt(head_dim) + bias)·v, under the plan's mask."""
+    """softmax(temperature·q·k / sqrt(width) + bias)·v, under the plan's mask."""
 
     def __init__(self, plan: Plan) -> None:
-        """The softmax of `plan`, with its learned bias if it has one."""
+        """The softmax of `plan`, with its learned numbers if it has any."""
         super().__init__()
         self.mask = plan.mask
         self.biases = plan.biases
         self.scores = plan.scores
         self.plain = plan.plain_scores
-        self.head_dim = plan.geometry.head_dim
         learned = [each for each in plan.parameters if each.name.startswith("correction.")]
         # One by one: torch sorts the keys of a dict, and a gradient norm's bits depend on order.
         self.correction = nn.ParameterDict()
         for each in learned:
-            self.correction[each.name.split(".")[1]] = nn.Parameter(_constant(each))
+            self.correction[each.name.split(".")[1]] = nn.Parameter(constant(each))
         self.slopes = next(
             (
                 bias.slopes(plan.geometry.heads)
@@ -107,7 +108,7 @@ class SoftmaxAttention(nn.Module):
     ) -> Tensor:
         """Softmax over the visible columns, in fp32 or better.
 
-        `products` (batch, heads, rows, columns) are q·k / sqrt(head_dim) at these positions, all of
+        `products` (batch, heads, rows, columns) are q·k / sqrt(width) at these positions, all of
         them before `end`.
         """
         scores = products.to(torch.promote_types(products.dtype, torch.float32))
@@ -115,7 +116,7 @@ class SoftmaxAttention(nn.Module):
             scores = cap * torch.tanh(scores / cap)
         # Autocast would make products of features coarse.
         with torch.autocast(products.device.type, enabled=False):
-            if self.correction:
+            if "temperature" in self.correction:
                 scores = scores * self.correction["temperature"]
                 scores = scores + self._learned_bias(rows, columns, end, scores)
             if self.slopes is not None:
@@ -123,7 +124,12 @@ class SoftmaxAttention(nn.Module):
                 distance = rows[..., None, :, None] - columns  # (..., 1, rows, columns)
                 scores = scores - slopes * distance.abs()
         hidden = ~self.visible(rows, columns, lengths)
-        return scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if "sink" in self.correction:
+            sink = self.correction["sink"].to(scores.dtype)[:, None, None]
+            joined = torch.cat([scores, sink.expand(*scores.shape[:-1], 1)], dim=-1)
+            return joined.softmax(-1)[..., :-1]
+        return scores.softmax(-1)
 
     def visible(
         self, rows: Rows, columns: Columns, lengths: Lengths | None
@@ -159,7 +165,7 @@ class SoftmaxAttention(nn.Module):
             chosen, columns = self._columns(first, last, k.shape[2], q.device)
             rows = torch.arange(first, last, device=q.device)
             parts.append(
-                functional.scaled_dot_product_attention(
+                _library_attention(
                     q[:, :, first:last],
                     k[:, :, chosen],
                     v[:, :, chosen],
@@ -175,7 +181,7 @@ class SoftmaxAttention(nn.Module):
         if lengths is not None:
             columns = torch.arange(k.shape[2], device=k.device)
             valid = (columns < lengths[:, None])[:, None, None]  # (batch, 1, 1, columns)
-        return functional.scaled_dot_product_attention(
+        return _library_attention(
             q,
             k,
             v,
@@ -195,15 +201,15 @@ class SoftmaxAttention(nn.Module):
         lengths: Lengths | None,
     ) -> Heads:
         """The output of the rows from position `first` on, over the keys at `columns`."""
-        batch, heads, time, head_dim = q.shape
+        batch, heads, time, width = q.shape
         groups = k.shape[1]
         # The query heads of a group are rows of one product: K is not repeated for each.
-        grouped = (q * head_dim**-0.5).reshape(batch, groups, -1, head_dim)
+        grouped = (q * width**-0.5).reshape(batch, groups, -1, width)
         products = (grouped @ k.mT).view(batch, heads, time, -1)
         rows = torch.arange(first, first + time, device=q.device)
         weights = self.attention_weights(products, rows, columns, end, lengths).to(v.dtype)
         context = weights.view(batch, groups, -1, k.shape[2]) @ v
-        return context.view(batch, heads, time, head_dim)
+        return context.view(batch, heads, time, v.shape[-1])
 
     def _learned_bias(self, rows: Rows, columns: Columns, end: int, like: Tensor) -> Tensor:
         """The learned functions of the column, or of the distance, for all heads."""
@@ -218,8 +224,21 @@ class SoftmaxAttention(nn.Module):
         return table[columns] @ features
 
 
-def _constant(parameter: Parameter) -> Tensor:
-    assert isinstance(parameter.init, Constant), "a learned bias begins as no bias"
+def _library_attention(q: Heads, k: Heads, v: Heads, **settings: Any) -> Heads:
+    """Torch's attention. Its kernels that save no scores need K and V of one width."""
+    width, own = v.shape[-1], q.shape[-1]
+    if width > own:
+        q, k = (functional.pad(each, (0, width - own)) for each in (q, k))
+        settings["scale"] = own**-0.5
+    elif width < own:
+        v = functional.pad(v, (0, own - width))
+    context = functional.scaled_dot_product_attention(q, k, v, **settings)
+    return context if width >= own else context[..., :width]
+
+
+def constant(parameter: Parameter) -> Tensor:
+    """The initial value of a parameter whose numbers begin as one."""
+    assert isinstance(parameter.init, Constant)
     return torch.full(parameter.shape, parameter.init.value)
 
 

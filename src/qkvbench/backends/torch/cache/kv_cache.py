@@ -1,22 +1,22 @@
 """The key/value cache of a model: for each layer the tensors that its plan caches, nothing else."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import psutil
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from qkvbench.backends.torch.cache.page_table import Growing, PageTable, Reserved, Storage
 from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
 from qkvbench.backends.torch.cache.quantize import Heads
 from qkvbench.backends.torch.kernels.contract import DecodeKernel
 from qkvbench.cost import CacheFormat
-from qkvbench.variant import Mask, Plan, Role, write
+from qkvbench.variant import Mask, Plan, write
 
 # `_` is checked for nothing: an up-projection is not square.
-Maps = Mapping[Role, Float[Tensor, "_heads _to _width"]]
+Maps = Mapping[str, Float[Tensor, "_heads _to _width"]]
 
 # Rows that are drawn at a time if a cache is filled randomly.
 RANDOM_ROWS = 1024
@@ -24,12 +24,17 @@ RANDOM_ROWS = 1024
 ADDRESS_BYTES = 8
 
 
+def _no_vector(name: str) -> Tensor:
+    raise KeyError(name)
+
+
 @dataclass
 class LayerCache:
     """The cached tensors of one layer by name; none without attention.
 
     ``maps`` are the layer's learned maps of heads, made once, since weights are constant in
-    decoding, and ``scales`` its learned scales. ``dtype`` is that of products with the rows.
+    decoding; ``vector`` gives its learned scales and biases of heads. ``dtype`` is that of products
+    with the rows.
     ``cross`` holds the rows of a source, complete before the first step, of which ``lengths`` are
     no padding. ``lender`` is the cache of the layer below whose rows are read, if this layer has
     none. ``decode_kernel`` attends to the rows, if a kernel can.
@@ -40,7 +45,7 @@ class LayerCache:
     dtype: torch.dtype
     lengths: Int[Tensor, " batch"] | None = None
     cross: "LayerCache | None" = None
-    scales: nn.ParameterDict = field(default_factory=nn.ParameterDict)
+    vector: Callable[[str], Tensor] = _no_vector
     lender: "LayerCache | None" = None
     decode_kernel: DecodeKernel | None = None
 

@@ -94,11 +94,14 @@ class CpuDecodeKernel:
 def decode_kernel(
     plan: Plan,
     rope: RotaryEmbedding | None,
-    scales: torch.nn.ParameterDict,
+    vector: Callable[[str], Tensor],
     rows: dict[str, PagedTensor],
     dtype: torch.dtype,
 ) -> DecodeKernel | None:
-    """The kernel for the cached tensors of `plan` in `rows`; None if none can run it."""
+    """The kernel for the cached tensors of `plan` in `rows`; None if none can run it.
+
+    `vector` gives the learned scales of heads.
+    """
     keys, values = rows[plan.cached_key.name], rows[plan.cached_value.name]
     found = _kernel(keys, plan)
     if (
@@ -111,14 +114,16 @@ def decode_kernel(
     kernel, supported = found
     if not plan.features <= supported:
         return None
-    scaled = [op.role for op in plan.key_ops_on_read if isinstance(op, Scale)]
+    scaled = [op for op in plan.key_ops_on_read if isinstance(op, Scale)]
+    if any(len(op.shape) > 1 for op in scaled):
+        return None
     on_read = any(isinstance(op, ApplyRope) for op in plan.key_ops_on_read)
     alibi = next((bias for bias in plan.biases if isinstance(bias, AlibiBias)), None)
     return kernel(
         keys,
         None if values is keys else values,
         rope if on_read else None,
-        scales[scaled[0]] if scaled else None,
+        vector(f"{scaled[0].part}.scale") if scaled else None,
         alibi and alibi.slopes(plan.geometry.heads),
     )
 

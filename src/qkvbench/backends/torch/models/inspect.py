@@ -1,6 +1,5 @@
 """The inputs, weights and attention of each layer on a batch, as arrays."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ from qkvbench.analysis import Layer
 from qkvbench.backends.common.role_matrices import owner_name, role_matrices, without_rope
 from qkvbench.backends.torch.attention.layer import Attention, Heads, Lengths, Stream
 from qkvbench.backends.torch.models.build import Network
-from qkvbench.variant import ROLES, Role
+from qkvbench.variant import Role
 
 
 @torch.no_grad()
@@ -63,15 +62,14 @@ def _layer(
     lengths: Lengths | None,
     owner: tuple[Attention, Stream],
 ) -> Layer:
-    own, read = (
-        partial(part.make, made=part.project(stream), maps=part.head_maps())
-        for part, stream in ((attention, x), owner)
-    )
-    make: dict[Role, Callable[..., Heads]] = {"q": own, "k": read, "v": read}
-    derivations = owner[0].plan.derivations | {"q": attention.plan.derivations["q"]}
-    # (batch, heads, time, head_dim) for each role
-    rows: dict[Role, Heads] = {role: make[role](without_rope(derivations[role])) for role in ROLES}
-    q, k = (make[role](derivations[role]) for role in ("q", "k"))
+    makers: dict[Role, tuple[Attention, Stream]] = {"q": (attention, x), "k": owner, "v": owner}
+    whole: dict[Role, Heads] = {}
+    rows: dict[Role, Heads] = {}  # (batch, heads, time, width)
+    for role, (part, stream) in makers.items():
+        made, maps = part.project(stream), part.head_maps()
+        whole[role] = part.whole(role, made, maps)
+        rows[role] = part.make(without_rope(part.plan.derivations[role]), made, maps)
+    q, k = whole["q"], whole["k"]
     group = q.shape[1] // k.shape[1]
     scores = q * q.shape[-1] ** -0.5 @ k.repeat_interleave(group, dim=1).mT
     positions = torch.arange(x.shape[1], device=x.device)
@@ -108,7 +106,8 @@ def _weights(attention: Attention) -> dict[Role, np.ndarray]:
             matrix = torch.eye(plan.geometry.d_model, dtype=like.dtype, device=like.device)
         roots[root.name] = matrix.unflatten(0, (-1, root.width))  # (heads, width, d_model)
     maps = {role: each.to(like.dtype) for role, each in attention.head_maps().items()}
-    matrices = role_matrices(plan, roots, maps, dict(attention.scale.items()))
+    scales = {part: attention.vector(f"{part}.scale") for part in plan.scaled_roles}
+    matrices = role_matrices(plan, roots, maps, scales)
     return {role: _array(matrix) for role, matrix in matrices.items()}
 
 
