@@ -18,6 +18,8 @@ from qkvbench.variant import (
     AlibiBias,
     ApplyRope,
     ApplyRotation,
+    Bucketed,
+    Clamp,
     Derivation,
     MakeZeros,
     Normalize,
@@ -144,6 +146,7 @@ _OP_LABELS: dict[type[Op], Callable[[Any], str]] = {
     ApplyRotation: lambda op: f"R_{op.role}{'ᵀ' if op.back else ''}",
     UpProject: lambda op: f"U_{op.part}",
     Take: lambda op: f"first {op.width}",
+    Clamp: lambda op: f"clamp {op.most}",
     Normalize: lambda op: "LayerNorm" if op.kind == "layer" else "norm",
     Scale: lambda op: f"·s_{op.part}",
     Shift: lambda op: f"+b_{op.part}",
@@ -161,6 +164,8 @@ def _attention_formula(plan: Plan) -> str:
                 score = f"a·{score} + g(key's position)"
             case Relative():
                 score = f"a·{score} + g(distance)"
+            case Bucketed():
+                score = f"{score} + b_head(distance)"
             case AlibiBias():
                 score = f"{score} − m_head·distance"
     mask = plan.mask
@@ -224,6 +229,7 @@ _OP_WORDS: dict[type[Op], str] = {
     ApplyRotation: "rotated",
     UpProject: "projected up",
     Take: "cut to its first numbers",
+    Clamp: "clamped",
     Normalize: "normed",
     Scale: "scaled",
     Shift: "shifted",

@@ -16,6 +16,8 @@ from qkvbench.variant import (
     AlibiBias,
     ApplyRope,
     ApplyRotation,
+    Bucketed,
+    Clamp,
     Derivation,
     Fixed,
     Input,
@@ -139,7 +141,7 @@ def joined(content: Heads, rope_part: Heads) -> Heads:
     )
 
 
-def apply(
+def apply(  # noqa: C901 - one case for each operation
     ops: Iterable[Op], plan: Plan, weights: Weights, rows: Heads, positions: Positions
 ) -> Heads:
     """The rows after these operations, in order."""
@@ -153,6 +155,8 @@ def apply(
                 rows = np.einsum("tr,hdr->thd", rows[:, 0], weights[f"{part}.up"])
             case Take(width):
                 rows = rows[..., :width]
+            case Clamp(most):
+                rows = np.clip(rows, -most, most)
             case Normalize():
                 rows = normalize(rows, op)
             case Scale(part):
@@ -223,6 +227,10 @@ def bias(
                 shift = shift + position_features(columns) @ weights["correction.features"]
             case Relative():
                 shift = shift + position_features(distance) @ weights["correction.features"]
+            case Bucketed(longest=longest):
+                table = np.array(each.table(causal=plan.mask.causal))
+                bucket = table[np.clip(distance, -longest, longest) + longest]
+                shift = shift + weights["correction.buckets"][:, bucket]
     return np.where(plan.mask.visible(rows, columns), shift, -np.inf)
 
 

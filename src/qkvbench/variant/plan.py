@@ -11,7 +11,17 @@ from typing import Literal, TypeVar
 from qkvbench.variant.mask import Mask
 from qkvbench.variant.parameter import Constant, Normal, Parameter, linear
 from qkvbench.variant.rope import AlibiBias, Rope, ScoreBias
-from qkvbench.variant.scores import FEATURES, IN_PLAN, ROLES, Gated, Role, Scores
+from qkvbench.variant.scores import (
+    FEATURES,
+    IN_PLAN,
+    ROLES,
+    Bucketed,
+    Gated,
+    Relative,
+    Role,
+    Scores,
+    Separable,
+)
 from qkvbench.variant.spec import Variant
 
 # Added to the mean square of a head, so that a head of zeros stays one.
@@ -77,6 +87,13 @@ class Take:
 
 
 @dataclass(frozen=True)
+class Clamp:
+    """Keep every number between -`most` and `most`."""
+
+    most: float
+
+
+@dataclass(frozen=True)
 class Normalize:
     """The norm of each head of each row, or of all heads of a row, without a learned scale.
 
@@ -122,7 +139,7 @@ class MakeZeros:
     width: int
 
 
-Op = ApplyRotation | UpProject | Take | Normalize | Scale | Shift | ApplyRope | MakeZeros
+Op = ApplyRotation | UpProject | Take | Clamp | Normalize | Scale | Shift | ApplyRope | MakeZeros
 # The same linear map at every position, which the query can absorb; and those that the output can.
 Fixed = ApplyRotation | UpProject | Scale
 OutputMap = ApplyRotation | UpProject | Take
@@ -274,27 +291,26 @@ class Plan:
         ``v.rotation`` (heads, head_dim·(head_dim-1)/2), the numbers above the diagonal of a
         skew-symmetric matrix; ``k.up`` (heads, head_dim, rank); ``k.scale`` and ``k.shift``
         (head_dim,) or (heads, head_dim); ``o.weight``, ``o.bias``; for a learned bias, shared by
-        the heads, ``correction.temperature`` (1,) and ``correction.features``; for a sink logit
-        ``correction.sink`` (heads,).
+        the heads, ``correction.temperature`` (1,) and ``correction.features``; for buckets of
+        distance ``correction.buckets`` (heads, buckets); for a sink logit ``correction.sink``
+        (heads,).
         """
         size = self.geometry
         found: list[Parameter] = []
-        if self.correction:
-            # A variant with a correction begins as the same function as the one without.
-            found += [
-                Parameter("correction.temperature", (1,), Constant(1.0), decay=False, dtype="full"),
-                Parameter(
-                    "correction.features", (FEATURES,), Constant(0.0), decay=False, dtype="full"
-                ),
-            ]
+        # A variant with a correction begins as the same function as the one without.
+        for bias in self.biases:
+            match bias:
+                case Separable() | Relative():
+                    found += [_full("correction.temperature", (1,), 1.0)]
+                    found += [_full("correction.features", (FEATURES,), 0.0)]
+                case Bucketed(buckets):
+                    found += [_full("correction.buckets", (size.heads, buckets), 0.0)]
+                case AlibiBias():
+                    pass
         for name, rows in self.matrix_rows.items():
             found += linear(name, rows, size.d_model)
         if self.scores.sink_logit:
-            found.append(
-                Parameter(
-                    "correction.sink", (size.heads,), Constant(0.0), decay=False, dtype="full"
-                )
-            )
+            found.append(_full("correction.sink", (size.heads,), 0.0))
         found += self.maps.values()
         found += self.head_vectors
         return (*found, *linear("o", size.d_model, size.heads * self.width("v")))
@@ -306,14 +322,8 @@ class Plan:
         for kind, name, start in ((Scale, "scale", 1.0), (Shift, "shift", 0.0)):
             for op in self._ops(kind):
                 each = f"{op.part}.{name}"
-                init = Constant(start)
-                found[each] = Parameter(each, op.shape, init, decay=False, dtype="full")
+                found[each] = _full(each, op.shape, start)
         return tuple(found.values())
-
-    @property
-    def correction(self) -> bool:
-        """True if a bias of the scores is learned."""
-        return any(not isinstance(bias, AlibiBias) for bias in self.biases)
 
     @property
     def matrix_rows(self) -> dict[str, int]:
@@ -417,6 +427,11 @@ def shape_after(derivation: Derivation, roots: tuple[Root, ...]) -> tuple[int, i
             case _:
                 pass
     return heads, width
+
+
+def _full(name: str, shape: tuple[int, ...], start: float) -> Parameter:
+    """Learned numbers that begin as `start`, without weight decay, in full precision."""
+    return Parameter(name, shape, Constant(start), decay=False, dtype="full")
 
 
 # The fields of a plan that every kernel over cached rows gets in its arguments.

@@ -19,6 +19,7 @@ from qkvbench.variant.plan import (
     ApplyRope,
     ApplyRotation,
     CachedTensor,
+    Clamp,
     Derivation,
     Fixed,
     Geometry,
@@ -130,6 +131,8 @@ def _fitting(rope: Rope | None, variant: Variant, geometry: Geometry) -> Rope | 
         return None
     scores = variant.scores
     rope = replace(rope, base=float(scores.rope_base or rope.base))
+    if scores.rope_value:
+        rope = replace(rope, roles=ROLES)
     if scores.rope_head:
         return replace(rope, dims=scores.rope_head, roles=("q", "k"))
     if scores.key_dim is None:
@@ -314,6 +317,7 @@ class _Layer:
                 heads = (Normalize(eps=self.norm_eps), scale, *heads)
         if self.width(role) < width:
             heads = (*heads, Take(self.width(role)))
+        clamp = (Clamp(scores.clamp),) if scores.clamp else ()
         ops = (*heads, *ops)
         norm = scores.norm
         normalize = (Normalize(norm.kind, norm.over, self.norm_eps),)
@@ -328,7 +332,7 @@ class _Layer:
             ops = (*ops, *rope, *normalize) if norm.after_rope else (*ops, *normalize, *rope)
         else:
             ops = (*ops, *rope)
-        return Derivation(root, ops)
+        return Derivation(root, (*clamp, *ops))
 
     def rope_head(self) -> RopeHead | None:
         """The parts of Q and K that alone get RoPE."""

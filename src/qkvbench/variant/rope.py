@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qkvbench.variant.scores import Relative, Role, Separable
+from qkvbench.variant.scores import Bucketed, Relative, Role, Separable
 
 
 @dataclass(frozen=True)
@@ -28,4 +28,4 @@ class AlibiBias:
         return [2.0 ** (-8 * head / heads) for head in range(1, heads + 1)]
 
 
-ScoreBias = AlibiBias | Separable | Relative
+ScoreBias = AlibiBias | Separable | Relative | Bucketed

@@ -3,6 +3,7 @@
 A suffix of the notation is one row of `SUFFIXES`; it sets fields of `Scores`.
 """
 
+import math
 import re
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -33,7 +34,35 @@ class Relative:
     """
 
 
-Correction = Separable | Relative
+@dataclass(frozen=True)
+class Bucketed:
+    """A learned number for each head and bucket of distance, as in T5: arXiv:1910.10683, 2.1.
+
+    Half of the buckets are a distance each, the others grow by a constant factor up to
+    ``longest``. If a query also sees later keys, half of all buckets are for those.
+    """
+
+    buckets: int = 32
+    longest: int = 128
+
+    def table(self, *, causal: bool) -> list[int]:
+        """The bucket of each distance from row to column, from -`longest` to `longest`."""
+        each = self.buckets if causal else self.buckets // 2
+        exact = each // 2
+        growth = math.log(self.longest / exact)
+
+        def bucket(distance: int) -> int:
+            if distance < exact:
+                return distance
+            larger = math.log(distance / exact) / growth * (each - exact)
+            return min(exact + int(larger), each - 1)
+
+        earlier = [bucket(distance) for distance in range(self.longest + 1)]
+        later = [0 if causal else each + number for number in earlier[:0:-1]]
+        return [*later, *earlier]
+
+
+Correction = Separable | Relative | Bucketed
 
 # The numbers that an output gate makes: one for each number of a head, or one for each head.
 Gated = Literal["number", "head"]
@@ -74,7 +103,8 @@ class Scores:
     that share a root take its first numbers. ``rope_head``: Q and K get so many more numbers, of K
     one head for all, and RoPE acts on these alone (arXiv:2405.04434, eq. 14 to 19).
     ``nope``: no positions inside this layer (arXiv:2305.19466). ``rope_base``: of the RoPE
-    frequencies, if not the model's.
+    frequencies, if not the model's. ``rope_value``: RoPE acts on V, too, and its inverse on the
+    output. ``clamp``: the numbers of the roots are kept between -clamp and clamp.
     ``exclusive``: of each head's output the part along the token's own V is taken away
     (arXiv:2603.09078). ``gate``: the output is multiplied by a sigmoid of a linear map of the
     stream, number by number or head by head (arXiv:2505.06708).
@@ -94,6 +124,8 @@ class Scores:
     rope_head: int | None = None
     nope: bool = False
     rope_base: int | None = None
+    rope_value: bool = False
+    clamp: int | None = None
     exclusive: bool = False
     gate: Gated | None = None
 
@@ -118,7 +150,8 @@ class Scores:
 IN_PLAN = frozenset(
     {
         *("normed", "norm", "latent_norm", "key_dim", "value_dim", "rope_head"),
-        *("correction", "diagonal", "window", "sinks", "nope", "rope_base", "exclusive", "gate"),
+        *("correction", "diagonal", "window", "sinks", "exclusive", "gate", "clamp"),
+        *("nope", "rope_base", "rope_value"),
     }
 )
 
@@ -159,9 +192,12 @@ SUFFIXES: dict[str, Suffix] = {
     "+valuedim": Suffix({}, number="value_dim"),
     "+ropehead": Suffix({}, number="rope_head", step=2),
     "+ropebase": Suffix({}, number="rope_base"),
+    "+ropevalue": Suffix({"rope_value": True}),
     "+nope": Suffix({"nope": True}),
+    "+clamp": Suffix({}, number="clamp"),
     "+2d": Suffix({"correction": Separable()}),
     "++": Suffix({"correction": Relative()}),
+    "+t5bias": Suffix({"correction": Bucketed()}),
     "-diag": Suffix({"diagonal": False}),
     "+window": Suffix({}, number="window"),
     "+sinks": Suffix({}, number="sinks"),

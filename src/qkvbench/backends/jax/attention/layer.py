@@ -32,6 +32,7 @@ from qkvbench.variant import (
     ROPE_KEY,
     ApplyRope,
     ApplyRotation,
+    Clamp,
     Derivation,
     Input,
     MakeZeros,
@@ -330,7 +331,7 @@ class Attention:
                 made[Derivation(root.name, ())] = jnp.swapaxes(rows, 1, 2)
         return made
 
-    def _apply_ops(
+    def _apply_ops(  # noqa: C901 - one case for each operation
         self, weights: Weights, ops: Iterable[Op], rows: Heads, maps: Maps, rope: Apply
     ) -> Heads:
         """The rows after these operations."""
@@ -342,6 +343,8 @@ class Attention:
                     rows = jnp.einsum("btr,hdr->bhtd", rows[:, 0], maps[part].astype(rows.dtype))
                 case Take(width):
                     rows = rows[..., :width]
+                case Clamp(most):
+                    rows = jnp.clip(rows, -most, most)
                 case Normalize():
                     rows = _normalize(rows, op)
                 case Scale(part):

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from qkvbench.backends.jax.attention.rope import Positions, looked_up
 from qkvbench.backends.jax.models.weights import Weights
 from qkvbench.backends.jax.training.precision import upcast
-from qkvbench.variant import FEATURES, AlibiBias, Plan, Relative, ScoreBias
+from qkvbench.variant import FEATURES, AlibiBias, Bucketed, Plan, Relative, ScoreBias
 
 # `_` is checked for nothing: queries and keys may differ in it.
 Heads = Float[Array, "batch _heads _time _width"]
@@ -82,6 +82,8 @@ class SoftmaxAttention:
                 slopes = np.array(bias.slopes(self.plan.geometry.heads)).astype(scores.dtype)
                 distance = jnp.abs(_distance(rows, columns)).astype(scores.dtype)
                 scores = scores - slopes[:, None, None] * distance
+            elif isinstance(bias, Bucketed):
+                scores = scores + upcast(self._bucketed(weights, bias, rows, columns))
             else:
                 scores = scores * upcast(weights["correction.temperature"])
                 scores = scores + self._learned_bias(weights, bias, rows, columns, end, scores)
@@ -135,6 +137,16 @@ class SoftmaxAttention:
         q, k, v = (jnp.swapaxes(each, 1, 2) for each in (q, k, v))
         mask = visible if visible.ndim == 4 else visible[None]
         return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, mask=mask), 1, 2)
+
+    def _bucketed(
+        self, weights: Weights, bias: Bucketed, rows: Positions, columns: Positions
+    ) -> Float[Array, "... heads rows columns"]:
+        """The learned number of each head and bucket of distance."""
+        table = jnp.asarray(bias.table(causal=self.plan.mask.causal))
+        distance = jnp.asarray(rows[..., :, None] - columns[..., None, :])
+        bucket = table[jnp.clip(distance, -bias.longest, bias.longest) + bias.longest]
+        # (heads, ..., rows, columns) -> (..., heads, rows, columns)
+        return jnp.moveaxis(weights["correction.buckets"][:, bucket], 0, -3)
 
     def _learned_bias(
         self,

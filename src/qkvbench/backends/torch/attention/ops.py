@@ -14,6 +14,7 @@ from qkvbench.variant import (
     NORM_EPS,
     ApplyRope,
     ApplyRotation,
+    Clamp,
     Derivation,
     Fixed,
     MakeZeros,
@@ -47,7 +48,7 @@ def make(
     return made[derivation]
 
 
-def apply(
+def apply(  # noqa: C901 - one case for each operation
     ops: tuple[Op, ...],
     rows: Heads,
     maps: Maps,
@@ -63,6 +64,8 @@ def apply(
                 rows = _up_project(rows, maps[part])
             case Take(width):
                 rows = rows[..., :width]
+            case Clamp(most):
+                rows = rows.clamp(-most, most)
             case Normalize():
                 rows = normalize(rows, op)
             case Scale(part):

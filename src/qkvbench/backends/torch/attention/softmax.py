@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from qkvbench.backends.torch.attention.rope import PositionTable
-from qkvbench.variant import FEATURES, AlibiBias, Constant, Parameter, Plan, Relative
+from qkvbench.variant import FEATURES, AlibiBias, Bucketed, Constant, Parameter, Plan, Relative
 
 # `_` is checked for nothing: queries and keys may differ in it.
 Heads = Float[Tensor, "batch _heads _time _width"]
@@ -50,6 +50,7 @@ class SoftmaxAttention(nn.Module):
             ),
             None,
         )
+        self._buckets = _bucket_table(plan)
         self._features = PositionTable(_position_features)
 
     def forward(self, q: Heads, k: Heads, v: Heads, lengths: Lengths | None = None) -> Heads:
@@ -119,6 +120,8 @@ class SoftmaxAttention(nn.Module):
             if "temperature" in self.correction:
                 scores = scores * self.correction["temperature"]
                 scores = scores + self._learned_bias(rows, columns, end, scores)
+            if "buckets" in self.correction:
+                scores = scores + self._bucketed(rows, columns).to(scores.dtype)
             if self.slopes is not None:
                 slopes = scores.new_tensor(self.slopes)[:, None, None]
                 distance = rows[..., None, :, None] - columns  # (..., 1, rows, columns)
@@ -211,6 +214,15 @@ class SoftmaxAttention(nn.Module):
         context = weights.view(batch, groups, -1, k.shape[2]) @ v
         return context.view(batch, heads, time, v.shape[-1])
 
+    def _bucketed(self, rows: Rows, columns: Columns) -> Float[Tensor, "... heads rows columns"]:
+        """The learned number of each head and bucket of distance."""
+        assert self._buckets is not None
+        table, longest = self._buckets
+        distance = rows[..., :, None] - columns
+        bucket = table.to(rows.device)[distance.clamp(-longest, longest) + longest]
+        # (heads, ..., rows, columns) -> (..., heads, rows, columns)
+        return self.correction["buckets"][:, bucket].movedim(0, -3)
+
     def _learned_bias(self, rows: Rows, columns: Columns, end: int, like: Tensor) -> Tensor:
         """The learned functions of the column, or of the distance, for all heads."""
         features = self.correction["features"].to(like.dtype)
@@ -222,6 +234,14 @@ class SoftmaxAttention(nn.Module):
             left = [of_cos * sin - of_sin * cos, of_sin * sin + of_cos * cos]
             return (torch.cat(left, dim=-1) @ table[columns].mT).unsqueeze(-3)
         return table[columns] @ features
+
+
+def _bucket_table(plan: Plan) -> tuple[Tensor, int] | None:
+    """The bucket of each distance, and the longest of these distances."""
+    found = next((bias for bias in plan.biases if isinstance(bias, Bucketed)), None)
+    if found is None:
+        return None
+    return torch.tensor(found.table(causal=plan.mask.causal)), found.longest
 
 
 def _library_attention(q: Heads, k: Heads, v: Heads, **settings: Any) -> Heads:
