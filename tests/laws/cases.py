@@ -227,7 +227,7 @@ def _possible(chosen: Mapping[str, Any]) -> bool:
 def _agree(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
     """True if the values of two axes have a plan, with at most one value of a third axis."""
     chosen = dict((one, other))
-    thirds = [{}, *({axis: text} for axis, texts in SUFFIX_AXES.items() for text in texts[1:])]
+    thirds = [{}, *({axis: texts[1]} for axis, texts in SUFFIX_AXES.items())]
     for third in thirds:
         row = third | chosen
         suffix = "".join(row.get(axis, "") for axis in SUFFIX_AXES)
