@@ -163,6 +163,7 @@ class Suffix:
     The number is a multiple of `step`: RoPE needs pairs.
     """
 
+    about: str
     sets: dict[str, Any]
     number: str | None = None
     step: int = 1
@@ -180,32 +181,77 @@ def _norm(roles: tuple[Role, ...], **changes: Any) -> dict[str, Any]:
 
 # In the order in which suffixes are written.
 SUFFIXES: dict[str, Suffix] = {
-    "+qknorm": Suffix(_norm(("q", "k"))),
-    "+qkvnorm": Suffix(_norm(ROLES)),
-    "+rootnorm": Suffix(_norm(ROLES, on_root=True)),
-    "+qkrownorm": Suffix(_norm(("q", "k"), over="row", per_head=True)),
-    "+qklayernorm": Suffix(_norm(("q", "k"), kind="layer", shifted=True)),
-    "+qkheadnorm": Suffix(_norm(("q", "k"), kind="layer", per_head=True)),
-    "+qklatenorm": Suffix(_norm(("q", "k"), after_rope=True)),
-    "+latentnorm": Suffix({"latent_norm": True}),
-    "+keydim": Suffix({}, number="key_dim", step=2),
-    "+valuedim": Suffix({}, number="value_dim"),
-    "+ropehead": Suffix({}, number="rope_head", step=2),
-    "+ropebase": Suffix({}, number="rope_base"),
-    "+ropevalue": Suffix({"rope_value": True}),
-    "+nope": Suffix({"nope": True}),
-    "+clamp": Suffix({}, number="clamp"),
-    "+2d": Suffix({"correction": Separable()}),
-    "++": Suffix({"correction": Relative()}),
-    "+t5bias": Suffix({"correction": Bucketed()}),
-    "-diag": Suffix({"diagonal": False}),
-    "+window": Suffix({}, number="window"),
-    "+sinks": Suffix({}, number="sinks"),
-    "+softcap": Suffix({}, number="softcap"),
-    "+sinklogit": Suffix({"sink_logit": True}),
-    "-own": Suffix({"exclusive": True}),
-    "+gate": Suffix({"gate": "number"}),
-    "+headgate": Suffix({"gate": "head"}),
+    "+qknorm": Suffix(
+        "RMS norm of each head of Q and K, with a learned scale (Qwen 3, Gemma 3)",
+        _norm(("q", "k")),
+    ),
+    "+qkvnorm": Suffix(
+        "the same, and V's heads are normed without a scale (Gemma 3n)", _norm(ROLES)
+    ),
+    "+rootnorm": Suffix(
+        "RMS norm with a scale on Q and on the root of K and V (DeepSeek V4)",
+        _norm(ROLES, on_root=True),
+    ),
+    "+qkrownorm": Suffix(
+        "RMS norm of Q and of K over all heads together (OLMo 2)",
+        _norm(("q", "k"), over="row", per_head=True),
+    ),
+    "+qklayernorm": Suffix(
+        "LayerNorm of each head of Q and K, with scale and bias (Persimmon, Phi)",
+        _norm(("q", "k"), kind="layer", shifted=True),
+    ),
+    "+qkheadnorm": Suffix(
+        "LayerNorm of each head of Q and K, with a scale for each head (Cohere)",
+        _norm(("q", "k"), kind="layer", per_head=True),
+    ),
+    "+qklatenorm": Suffix(
+        "RMS norm of Q and K behind RoPE (Hunyuan)", _norm(("q", "k"), after_rope=True)
+    ),
+    "+latentnorm": Suffix(
+        "RMS norm with a learned scale on each latent (DeepSeek V2)", {"latent_norm": True}
+    ),
+    "+keydim": Suffix("so many numbers in each head of Q and K", {}, number="key_dim", step=2),
+    "+valuedim": Suffix("so many numbers in each head of V", {}, number="value_dim"),
+    "+ropehead": Suffix(
+        "Q and K get so many more numbers, of K one head for all; RoPE acts on these alone",
+        {},
+        number="rope_head",
+        step=2,
+    ),
+    "+ropebase": Suffix("the base of the RoPE frequencies in this layer", {}, number="rope_base"),
+    "+ropevalue": Suffix(
+        "RoPE on V, too, and its inverse on the output (DeepSeek V4)", {"rope_value": True}
+    ),
+    "+nope": Suffix("no positions inside this layer (SmolLM3, Llama 4)", {"nope": True}),
+    "+clamp": Suffix(
+        "the numbers that the matrices make are kept within this limit (OLMo)", {}, number="clamp"
+    ),
+    "+2d": Suffix(
+        "scores times a number, plus a learned function of row and column (the study)",
+        {"correction": Separable()},
+    ),
+    "++": Suffix(
+        "scores times a number, plus a learned function of the distance", {"correction": Relative()}
+    ),
+    "+t5bias": Suffix(
+        "a learned number for each head and bucket of distance (T5)", {"correction": Bucketed()}
+    ),
+    "-diag": Suffix("no token attends to itself unless it sees nothing else", {"diagonal": False}),
+    "+window": Suffix("a query sees keys less than so many positions away", {}, number="window"),
+    "+sinks": Suffix("and always so many first keys", {}, number="sinks"),
+    "+softcap": Suffix("scores are capped by a tanh (Gemma 2)", {}, number="softcap"),
+    "+sinklogit": Suffix(
+        "a learned logit for each head joins the softmax (GPT-OSS)", {"sink_logit": True}
+    ),
+    "-own": Suffix(
+        "the output loses its part along the token's own V (exclusive attention)",
+        {"exclusive": True},
+    ),
+    "+gate": Suffix(
+        "each number of the output is multiplied by a sigmoid of the stream (Qwen3-Next)",
+        {"gate": "number"},
+    ),
+    "+headgate": Suffix("each head of the output is multiplied by one (LFM 3)", {"gate": "head"}),
 }
 _PATTERN = re.compile(
     "|".join(
