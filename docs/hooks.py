@@ -124,16 +124,19 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     for name, (about, objects) in REFERENCE.items():
         uri = f"reference/{name.rpartition('.')[2]}.md"
         files.append(File.generated(config, uri, content=_reference(name, about, objects)))
-    views = [view(Store(path.parent)) for path in sorted(STUDIES.glob("*/study.json"))]
-    views.sort(key=lambda each: each.name != "quick")
+    folders = sorted(path.parent for path in STUDIES.glob("*/study.json"))
+    views = {folder.name: view(Store(folder)) for folder in folders}
     files.append(File.generated(config, "results.md", content="".join(_results(views))))
-    files.append(File.generated(config, "studies/quick.html", content=page.render(views[0])))
+    main = page.render(views["quick"])
+    files.append(File.generated(config, "studies/quick.html", content=main))
     return files
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
-    """Links as they are between pages of the site."""
+    """Links as they are between pages of the site; no column of links beside a single page."""
     here = page.file.src_uri
+    if page.parent is None:
+        page.meta["hide"] = ["navigation"]
     before = {uri: name for name, uri in NEIGHBOURS.items()}.get(here, f"docs/{here}")
     parts = CODE.split(markdown)
     # Every second part is code, in which nothing is a link.
@@ -161,8 +164,8 @@ def _reference(name: str, about: str, objects: list[tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def _results(views: list[View]) -> Iterator[str]:
-    """Each study: its question, its command, its answer."""
+def _results(views: dict[str, View]) -> Iterator[str]:
+    """Each folder, the main study first: its question, its command, its answer."""
     yield (
         "# The studies\n\nMade from the records in `studies/` when this site was built; "
         "`./qkv report studies/NAME` prints the same, and `--full` every interval. "
@@ -170,10 +173,10 @@ def _results(views: list[View]) -> Iterator[str]:
         "[common wrong conclusions](wrong-conclusions.md) what it does not.\n"
         "\n[The whole page of `quick`](studies/quick.html): picture, curves, layers, every run.\n"
     )
-    for each in views:
-        yield f"\n## {each.name}\n\n"
-        if each.name in recipes.names():
-            module = importlib.import_module(f"qkvbench.recipes.{each.name.replace('-', '_')}")
+    for name, each in sorted(views.items(), key=lambda item: item[0] != "quick"):
+        yield f"\n## {name}\n\n"
+        if name in recipes.names():
+            module = importlib.import_module(f"qkvbench.recipes.{name.replace('-', '_')}")
             yield f"{module.__doc__.splitlines()[0]}\n\n"
         yield f"```\n{each.command}\n```\n\n```\n{brief.render(each)}```\n"
 
@@ -196,4 +199,4 @@ def _output(output: dict[str, Any]) -> str:
     if "image/svg+xml" in data:
         return f'<div class="drawn">{"".join(data["image/svg+xml"])}</div>'
     text = "".join(output.get("text") or data["text/plain"])
-    return f"```\n{text.rstrip()}\n```"
+    return f"``` {{ .text .output }}\n{text.strip(chr(10))}\n```"
