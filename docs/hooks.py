@@ -61,6 +61,13 @@ REFERENCE: dict[str, tuple[str, list[tuple[str, str]]]] = {
             ("qkvbench.backends.torch.generation.generate", "generate Greedy Sampling"),
             ("qkvbench.backends.torch.generation.beam_search.Beams", ""),
             ("qkvbench.backends.torch.models.weights", "save load read start named_weights"),
+            # The shapes that signatures name.
+            ("qkvbench.backends.torch.attention.layer.Stream", ""),
+            ("qkvbench.backends.torch.attention.layer.SourceStream", ""),
+            ("qkvbench.backends.torch.attention.layer.Lengths", ""),
+            ("qkvbench.backends.torch.attention.ops.Heads", ""),
+            ("qkvbench.backends.torch.models.decoder.Tokenized", ""),
+            ("qkvbench.backends.torch.models.decoder.Counts", ""),
         ],
     ),
     "qkvbench.variant": (

@@ -1,6 +1,7 @@
 """The site of documentation is built without a warning and needs nothing from outside; notebooks
 run."""
 
+import html
 import os
 import re
 import subprocess
@@ -53,11 +54,15 @@ def test_a_page_of_the_site_fetches_nothing_from_outside(site):
 
 
 def test_the_reference_has_the_signatures_shapes_errors_and_source_of_the_public_door(site):
-    text = re.sub(r"<[^>]+>", "", (site / "reference" / "torch.html").read_text())
-    assert 'Float[Tensor, "batch time d_model"]' in text or "batch time d_model" in text
+    torch = (site / "reference" / "torch.html").read_text()
+    text = html.unescape(re.sub(r"<[^>]+>", "", torch))
+    assert "Stream = Float[Tensor, 'batch time d_model']" in text
+    assert "qkvbench.backends.torch.models.decoder.Decoder.forward" in torch
     cost = (site / "reference" / "cost.html").read_text()
     assert "qkvbench.cost.cache.cache_bytes_per_token" in cost
     assert "Source code in <code>src/qkvbench/cost/cache.py</code>" in cost
+    variant = (site / "reference" / "variant.html").read_text()
+    assert "Raises ValueError, with what to write instead" in variant
     for name in ("qkvbench", "variant", "model", "experiment", "results"):
         assert "doc-function" in (site / "reference" / f"{name}.html").read_text(), name
 
