@@ -278,6 +278,11 @@ def test_the_wrong_conclusions_are_drawn_from_what_the_records_say():
         0.008,
     ]
     assert pictures.verdict("higher") == "not distinguishable"
+    digits = {
+        arm: each.verdict("higher") for arm, each in differences("quick-first", "digits").items()
+    }
+    assert digits["q=k=v=x"] == "likely not worse"
+    assert {"worse", "likely worse"}.isdisjoint(digits.values())
     uniform = differences("quick", "sort")["q=k=0,v"]
     assert uniform.verdict("higher") == "matches"
     first, now = differences("quick-first", "sort"), differences("quick", "sort")
