@@ -61,6 +61,11 @@ def test_every_file_that_a_text_links_to_is_there(page):
         assert ((ROOT / page).parent / target).exists(), target
 
 
+def test_every_page_has_its_place_on_the_site():
+    placed = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(placed)
+
+
 def _commands_module():
     """`docs/options.py`, which lies in no package."""
     spec = importlib.util.spec_from_file_location("options", ROOT / "docs" / "options.py")
