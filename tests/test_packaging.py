@@ -85,7 +85,7 @@ SMALL = ("--variants", "q,k,v", "q,k=v", "none", "--seeds", "1")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)  # an installation and up to 220 short runs, on a busy machine
 @pytest.mark.parametrize(
     ("borrowed", "words"),
     [
