@@ -8,7 +8,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # Distributions whose modules have another name.
-MODULES = {"mlflow-skinny": "mlflow"}
+MODULES = {
+    "mkdocs-material": "material",
+    "mkdocstrings-python": "mkdocstrings",
+    "mlflow-skinny": "mlflow",
+}
 # The line of `qkv` that installs what the quick tests need.
 INSTALLED = re.compile(r"^ *\*\) ensure ([a-z ]+) ;;$", re.MULTILINE)
 

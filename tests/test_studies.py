@@ -263,3 +263,47 @@ def test_the_ledger_reads_the_committed_benchmarks(with_all_runs):
     }
     for name, benchmark in measured.items():
         assert f"python benchmarks/{benchmark}.py" in with_all_runs[name].other_scale.reason
+
+
+def differences(study, task):
+    """The differences to the baseline, by arm."""
+    return next(each for each in committed(study).tasks if each.name == task).result.differences
+
+
+def test_the_wrong_conclusions_are_drawn_from_what_the_records_say():
+    pictures = differences("quick", "anomaly-pixels")["q,k=v"]
+    assert [round(x, 3) for x in (pictures.value, pictures.low, pictures.high)] == [
+        -0.002,
+        -0.013,
+        0.008,
+    ]
+    assert pictures.verdict("higher") == "not distinguishable"
+    digits = {
+        arm: each.verdict("higher") for arm, each in differences("quick-first", "digits").items()
+    }
+    assert digits["q=k=v=x"] == "likely not worse"
+    assert {"worse", "likely worse"}.isdisjoint(digits.values())
+    uniform = differences("quick", "sort")["q=k=0,v"]
+    assert uniform.verdict("higher") == "matches"
+    first, now = differences("quick-first", "sort"), differences("quick", "sort")
+    losses = {arm: (-round(first[arm].value, 3), -round(now[arm].value, 3)) for arm in first}
+    assert losses["q=k,v"] == (0.021, 0.004)
+    assert losses["q=k=x,v"] == (0.194, 0.085)
+    assert losses["q=k=v=x"] == (0.282, 0.152)
+    decode = {arm: committed("quick").decode_ratio(arm).value for arm in ("q,k=v", "q,k,v/1")}
+    assert {arm: round(ratio, 2) for arm, ratio in decode.items()} == {
+        "q,k=v": 1.02,
+        "q,k,v/1": 0.46,
+    }
+    table = brief.render(committed("quick")).partition(" Worse:")[0]
+    assert table.count("▽") == 6
+    counted = next(each for each in committed("quick").tasks if each.name == "recall").result
+    solved = {arm: counted.counts[arm].solved for arm in ("q,k=v", "q,k,v", "q=k=0,v")}
+    assert solved == {"q,k=v": 4, "q,k,v": 7, "q=k=0,v": 0}
+    longer = next(each for each in committed("longer").tasks if each.name == "recall").result
+    assert longer.counts["q,k=v"].solved == 4
+    assert round(differences("longer", "lm-reviews")["q=k,v"].value, 2) == 0.22
+    assert round(-first["q=k=v"].value, 2) == 0.18
+    assert round(-differences("longer", "sort")["q=k=v"].value, 3) == 0.003
+    gaps = [differences(each, "lm-reviews")["q=k=v"].value for each in ("quick-first", "longer")]
+    assert [round(gap, 2) for gap in gaps] == [0.33, 0.32]

@@ -1,6 +1,6 @@
 """What the texts tell a reader to type is understood, and what they name exists."""
 
-import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -15,12 +15,11 @@ from qkvbench.cli.parser import parse_request
 ROOT = Path(__file__).parent.parent
 PAGES = [
     "README.md",
-    "docs/commands.md",
-    "docs/own-data.md",
-    "docs/reading-the-numbers.md",
     "CONTRIBUTING.md",
     "ARCHITECTURE.md",
+    "CHANGELOG.md",
     "NOTES.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 ]
 # A comment begins after a blank: the number sign in `my.txt#bpe-300` is a task's.
 COMMAND = re.compile(
@@ -40,6 +39,10 @@ def test_every_command_in_a_text_is_understood(page):
         parse_request(shlex.split(line))
 
 
+def test_the_readme_is_read_in_three_minutes():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 110
+
+
 def test_the_readme_shows_the_main_job():
     assert any(line.startswith("run quick") for line in _commands("README.md"))
 
@@ -56,6 +59,31 @@ def test_the_readme_s_python_runs():
 def test_every_file_that_a_text_links_to_is_there(page):
     for target in LINK.findall((ROOT / page).read_text()):
         assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_every_page_has_its_place_on_the_site():
+    placed = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(placed)
+
+
+def _commands_module():
+    """`docs/options.py`, which lies in no package."""
+    spec = importlib.util.spec_from_file_location("options", ROOT / "docs" / "options.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_commands_ends_with_every_option_of_the_parser(capsys):
+    """`python docs/options.py` writes it."""
+    generated = _commands_module().options()
+    assert (ROOT / "docs" / "commands.md").read_text().endswith(generated)
+    for part in generated.split("\n### ")[1:]:
+        command, _, table = part.partition("\n")
+        with pytest.raises(SystemExit):
+            parse_request([command, "--help"])
+        options = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out)) - {"--help"}
+        assert options == set(re.findall(r"--[a-z][\w-]*", table)), command
 
 
 def test_every_place_in_the_architecture_s_tree_is_there():

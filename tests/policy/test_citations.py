@@ -4,23 +4,14 @@ import re
 
 import pytest
 
-from policy.tree import ROOT, text_files, where
+from policy.tree import bibliography, text_files, where
 from qkvbench.variant.catalogue import CATALOGUE
 
 CITATION = re.compile(r"arXiv:(\d{4}\.\d{5})")
-ENTRY = re.compile(r"^@\w+\{(?P<body>.*?)^\}", re.MULTILINE | re.DOTALL)
-FIELD = re.compile(r"^\s*(\w+)\s*=\s*\{(.*?)\},?$", re.MULTILINE | re.DOTALL)
-
-
-def _entries() -> dict[str, dict[str, str]]:
-    """The fields of each entry of the bibliography, by arXiv number."""
-    text = (ROOT / "docs" / "references.bib").read_text()
-    fields = [dict(FIELD.findall(entry["body"])) for entry in ENTRY.finditer(text)]
-    return {entry.get("eprint", entry["title"]): entry for entry in fields}
 
 
 def test_every_citation_has_an_entry_in_the_bibliography():
-    entries = _entries()
+    entries = bibliography()
     unknown = [
         f"{where(path, text, found.start())} cites {found[0]}"
         for path in text_files()
@@ -32,8 +23,8 @@ def test_every_citation_has_an_entry_in_the_bibliography():
 
 
 def test_every_entry_of_the_bibliography_says_who_what_and_when():
-    assert _entries()
-    for entry in _entries().values():
+    assert bibliography()
+    for entry in bibliography().values():
         assert {"author", "title", "year"} <= entry.keys()
         # What has no number to be found by says in words what it is.
         assert {"eprint", "archiveprefix"} <= entry.keys() or "note" in entry

@@ -326,7 +326,9 @@ def _first_line(error: Exception) -> str:
 
 def _text(results: Sequence[CheckResult]) -> str:
     file = StringIO()
-    console = Console(file=file, width=WIDTH, color_system=None, legacy_windows=False)
+    console = Console(
+        file=file, width=WIDTH, color_system=None, legacy_windows=False, force_jupyter=False
+    )
     for topic in dict.fromkeys(each.topic for each in results):
         console.print(Text(topic))
         table = Table.grid(padding=(0, 2))

@@ -135,7 +135,9 @@ def _document(observation: "Observation") -> dict[str, object]:
 def _text(arms: Sequence[Measurement]) -> str:
     """A table for each workload, and the conditions of the measurement."""
     file = StringIO()
-    console = Console(file=file, width=WIDTH, color_system=None, legacy_windows=False)
+    console = Console(
+        file=file, width=WIDTH, color_system=None, legacy_windows=False, force_jupyter=False
+    )
     for kind in dict.fromkeys(kind for arm in arms for kind in arm.timings):
         own = [(arm, arm.timings[kind]) for arm in arms if kind in arm.timings]
         console.print(Text(f"{kind} · {_about(kind, arms[0])}"))

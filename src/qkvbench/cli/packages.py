@@ -11,6 +11,8 @@ from tempfile import TemporaryDirectory
 IMPORT_NAMES = {
     "scikit-learn": "sklearn",
     "import-linter": "importlinter",
+    "mkdocs-material": "material",
+    "mkdocstrings-python": "mkdocstrings",
     "mlflow-skinny": "mlflow",
     "pytest-timeout": "pytest_timeout",
     "pytest-xdist": "xdist",

@@ -50,10 +50,11 @@ class _Parser(argparse.ArgumentParser):
 
 def parse_request(words: Sequence[str]) -> Request:
     """The request of these words; RequestError if they are not a valid one."""
-    return _parser().parse_args(words, Request())
+    return build_parser().parse_args(words, Request())
 
 
-def _parser() -> _Parser:
+def build_parser() -> _Parser:
+    """The parser of the whole command line."""
     parser = _Parser(
         prog="qkvbench",
         description="Does a Transformer need separate query, key and value projections, "

@@ -26,7 +26,11 @@ WIDTH = 100
 def render(view: View) -> str:
     """The answer, the table and its basis, without colours, 100 columns wide."""
     file = StringIO()
-    print_answer(view, Console(file=file, width=WIDTH, color_system=None, legacy_windows=False))
+    # In a notebook, too, what is printed goes into the file.
+    console = Console(
+        file=file, width=WIDTH, color_system=None, legacy_windows=False, force_jupyter=False
+    )
+    print_answer(view, console)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 

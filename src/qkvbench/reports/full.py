@@ -34,7 +34,9 @@ STYLES: dict[Tone, str] = {
 def render(view: View) -> str:
     """The table and the words, without colours, 120 columns wide."""
     file = StringIO()
-    console = Console(file=file, width=WIDTH, color_system=None, legacy_windows=False)
+    console = Console(
+        file=file, width=WIDTH, color_system=None, legacy_windows=False, force_jupyter=False
+    )
     print_table(view, console)
     print_words(view, console)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"

@@ -1,0 +1,64 @@
+"""The options of every command, read from the parser and kept in commands.md.
+
+Run     python docs/options.py
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from qkvbench.cli.parser import build_parser
+
+COMMANDS = Path(__file__).with_name("commands.md")
+HEADING = "\n## Every option\n"
+ABOUT = """
+From the parser itself, by `python docs/options.py`. What stands in brackets is the default.
+"""
+
+
+def main() -> None:
+    """Write the options into the end of commands.md."""
+    kept, _, _ = COMMANDS.read_text().partition(HEADING)
+    COMMANDS.write_text(kept + options())
+
+
+def options() -> str:
+    """The end of commands.md: a table for each command."""
+    return "".join([HEADING, ABOUT, *_lines(build_parser())])
+
+
+def _lines(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                yield f"\n### {name}\n\n{command.description}\n\n| option | meaning |\n|---|---|\n"
+                for each in command._actions:
+                    if each.help != argparse.SUPPRESS and each.dest != "help":
+                        yield f"| {_name(each)} | {_text(each)} |\n"
+
+
+def _name(action: argparse.Action) -> str:
+    """An option and its value, or the name of a word that has no option."""
+    value = action.metavar or ("" if action.nargs == 0 else action.dest)
+    assert isinstance(value, str)
+    if action.nargs in ("+", "*"):
+        value += " …"
+    if action.nargs in ("?", "*") and not action.option_strings:
+        value = f"[{value}]"
+    names = [f"{each} {value}".strip() for each in action.option_strings] or [value]
+    return ", ".join(f"`{_cell(name)}`" for name in names)
+
+
+def _text(action: argparse.Action) -> str:
+    text = action.help or ""
+    if action.choices:
+        text = "; ".join(filter(None, [text, ", ".join(map(str, action.choices))]))
+    return _cell(text) + (", required" if action.option_strings and action.required else "")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()
