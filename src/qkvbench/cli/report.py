@@ -11,7 +11,13 @@ from qkvbench.cli.parser import Request, RequestError
 from qkvbench.reports import brief, page
 from qkvbench.reports.parts import paper
 from qkvbench.reports.parts.formatting import printable
-from qkvbench.results.store import Store, StoreError, os_error_text, write_atomically
+from qkvbench.results.store import (
+    Store,
+    StoreError,
+    collector_paused,
+    os_error_text,
+    write_atomically,
+)
 from qkvbench.results.view import View, view
 
 # In the name of a native decoding kernel.
@@ -20,6 +26,12 @@ NATIVE = "qkvbench::decode"
 
 def answer(request: Request) -> int:
     """Print the report; with --strict, exit status 1 if there are damaged records."""
+    # All that is read is needed until the end.
+    with collector_paused():
+        return _answer(request)
+
+
+def _answer(request: Request) -> int:
     if request.paper is not None and request.out is not None:
         raise RequestError(
             "--out is the file of one report, and --paper writes several files into a folder; "

@@ -17,7 +17,7 @@ from qkvbench.reports.parts.formatting import (
     task_text,
 )
 from qkvbench.reports.parts.table import DASH, SYMBOLS, TONES, Line, nickname
-from qkvbench.results.stats import Comparison, Tally, verdicts
+from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.view import TaskView, View
 
 
@@ -97,7 +97,7 @@ _TALLY_HEADS = ("solved", "seeds", "median step", "p", "verdict")
 
 
 def _numbers(task: TaskView, arm: str) -> list[object]:
-    verdict = verdicts(task.result, task.metric.better).get(arm, "")
+    verdict = task.verdicts.get(arm, "")
     match task.result:
         case Comparison(means=means, differences=differences):
             mean, each = means.get(arm), differences.get(arm)
@@ -173,7 +173,7 @@ def _head(task: TaskView) -> tuple[str, str]:
 
 def _cell(task: TaskView, arm: str) -> Cell:
     result = task.result
-    verdict = verdicts(result, task.metric.better).get(arm, "not distinguishable")
+    verdict = task.verdicts.get(arm, "not distinguishable")
     symbol, tone = SYMBOLS.get(verdict, ""), TONES.get(verdict, "quiet")
     if arm == result.baseline:
         tone = "plain"
