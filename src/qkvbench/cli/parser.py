@@ -246,6 +246,26 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     report.add_argument("--strict", action="store_true", help="exit 1 if a record is damaged")
 
+    watch = _command(commands, "watch", "follow a study while it runs: answer so far, time left")
+    watch.add_argument(
+        "folder", type=_results, metavar="DIR", help="a folder that 'qkvbench run' writes to"
+    )
+    watch.add_argument(
+        "--every", type=_seconds, default=10.0, metavar="S", help="seconds between looks (10)"
+    )
+    watch.add_argument("--once", action="store_true", help="look once, and end")
+
+    query = _command(commands, "query", "answer a question in SQL about the runs of folders")
+    query.add_argument(
+        "words",
+        nargs="+",
+        metavar="DIR|SQL",
+        help="folders of results, then the question; without one: the tables and their columns",
+    )
+    query.add_argument(
+        "--format", choices=["table", "csv", "json"], default="table", help="(table)"
+    )
+
     compare = _command(commands, "compare", "compare two arms of a folder of results")
     compare.add_argument(
         "folder", type=_results, metavar="DIR", help="a folder of results of 'qkvbench run'"

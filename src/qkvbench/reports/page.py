@@ -70,7 +70,15 @@ class _Parts:
     left_out: tuple[str, ...] = ()
 
 
-def render(view: View) -> str:
+@dataclass(frozen=True)
+class Unfinished:
+    """The state of a study that is running, and how often its page loads itself again."""
+
+    state: str
+    reload_s: int
+
+
+def render(view: View, unfinished: Unfinished | None = None) -> str:
     """The whole page. Text from records is escaped; figures are inline SVG."""
     drawn = [(task, curves(task)) for task in view.tasks]
     every = _Parts([(task, made) for task, made in drawn if made is not None], analyses(view))
@@ -81,11 +89,11 @@ def render(view: View) -> str:
     ]
     data = embedded(document(view, figure_style()))
     for parts in fewer:
-        html = _html(view, parts, data)
+        html = _html(view, parts, data, unfinished)
         if len(html.encode()) <= LARGEST_BYTES:
             return html
     left_out = ("learning curves", "measures of layers", "the score of every run")
-    return _html(view, _Parts((), (), runs=False, left_out=left_out), data)
+    return _html(view, _Parts((), (), runs=False, left_out=left_out), data, unfinished)
 
 
 def equations(text: str) -> Markup:
@@ -101,7 +109,7 @@ def _file(name: str) -> Markup:
     return Markup((_FOLDER / name).read_text(encoding="utf-8"))
 
 
-def _html(view: View, parts: _Parts, data: Markup) -> str:
+def _html(view: View, parts: _Parts, data: Markup, unfinished: Unfinished | None) -> str:
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -121,6 +129,7 @@ def _html(view: View, parts: _Parts, data: Markup) -> str:
     answer, _, rest = headline(view).partition("; ")
     return environment.get_template("_page.html").render(
         view=view,
+        unfinished=unfinished,
         css=_file("_page.css") + _file("_figure.css"),
         script=script,
         script_hash=b64encode(sha256(f"\n{script}\n".encode()).digest()).decode(),

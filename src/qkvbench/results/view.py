@@ -46,9 +46,13 @@ class Cell:
     runs: tuple[Record, ...]
     missing: tuple[int, ...]
 
-    @cached_property
+    @property
     def scores(self) -> dict[int, float]:
         """The score of each seed that is done."""
+        return self._scores
+
+    @cached_property
+    def _scores(self) -> dict[int, float]:
         return {run.seed: run.score for run in self.runs if run.status == "done"}
 
     @cached_property
@@ -62,13 +66,17 @@ class Cell:
             and reaches(run.score, run.metric.solved, better=run.metric.better)
         )
 
-    @cached_property
+    @property
     def solved_steps(self) -> dict[int, float | None]:
         """The step at which each seed solved the task, None if it did not.
 
         Of the seeds that are done or diverged. One whose test score reaches the threshold, though
         no validation score on the way did, solved it at its last step.
         """
+        return self._solved_steps
+
+    @cached_property
+    def _solved_steps(self) -> dict[int, float | None]:
         solved = {run.seed for run in self.solved}
         return {
             run.seed: float(run.solved_step or run.parsed_experiment.training.steps)
@@ -88,7 +96,7 @@ class Cell:
         """The runs that ended without a score."""
         return tuple(run for run in self.runs if run.status != "done")
 
-    @cached_property
+    @property
     def diverged(self) -> tuple[int, ...]:
         """The seeds whose loss became infinite or NaN: a failure of the arm itself."""
         return tuple(run.seed for run in self.runs if run.status == "diverged")

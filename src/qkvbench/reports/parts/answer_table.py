@@ -14,6 +14,7 @@ from qkvbench.reports.parts.formatting import (
     printable,
     share,
     signed,
+    spreadsheet_text,
     task_text,
 )
 from qkvbench.reports.parts.table import DASH, SYMBOLS, TONES, Line, nickname
@@ -55,7 +56,7 @@ def csv_text(view: View) -> str:
     for task in view.tasks:
         words = _TALLY_HEADS if isinstance(task.result, Tally) else _SCORE_HEADS
         heads += [f"{task.name} {word}" for word in words]
-    writer.writerow(map(_plain, heads))
+    writer.writerow(map(spreadsheet_text, heads))
     for arm in view.arms:
         cost, measured = view.costs.get(arm), view.measurements.get(arm)
         row: list[object] = [arm, nickname(arm) or ""]
@@ -63,7 +64,7 @@ def csv_text(view: View) -> str:
         row.append(measured.decode_p50_s if measured else None)
         for task in view.tasks:
             row += _numbers(task, arm)
-        writer.writerow(_plain(each) if isinstance(each, str) else each for each in row)
+        writer.writerow(spreadsheet_text(each) if isinstance(each, str) else each for each in row)
     return file.getvalue()
 
 
@@ -107,11 +108,6 @@ def _numbers(task: TaskView, arm: str) -> list[object]:
             count = counts.get(arm)
             found = [count.solved, count.seeds, count.step, count.p] if count else [None] * 4
             return [*found, verdict]
-
-
-def _plain(text: str) -> str:
-    """A text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _texts(view: View) -> tuple[list[str], list[list[str]]]:
