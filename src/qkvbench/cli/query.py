@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TYPES = {"text": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE"}
 # Whoever asks may not be whoever wrote the records: SQL reads the tables and nothing else.
-SETTINGS = {
+SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -45,7 +45,7 @@ def answer(request: Request) -> int:
     if question is None:
         _print_tables(made, folders[0])
         return 0
-    names, rows = _asked(made, question)
+    names, rows = _rows(made, question)
     match request.format:
         case "csv":
             writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -92,7 +92,7 @@ def _folder(name: str) -> Folder:
     return Folder(name, runs.good, measurements.good)
 
 
-def _asked(made: Sequence[Table], question: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+def _rows(made: Sequence[Table], question: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     """The names and rows of the answer."""
     try:
         import duckdb

@@ -145,7 +145,7 @@ def _with_items(task: TaskView, first: str, second: str) -> PairTask:
 def pair_on_task(task: TaskView, first: str, second: str) -> PairTask:
     """The two arms on one task of a study, without the bounds over items."""
     cells = (task.cell(first), task.cell(second))
-    seeds = tuple(sorted(cells[0].ended & cells[1].ended))
+    seeds = tuple(sorted(cells[0].ended_seeds & cells[1].ended_seeds))
     sides = tuple(_side(cell, seeds, task.metric) for cell in cells)
     result = PairTask(
         task=task.name,

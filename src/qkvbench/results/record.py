@@ -172,7 +172,7 @@ class Record(_Strict):
         """A copy with some fields replaced."""
         copied = super().model_copy(update=update, deep=deep)
         # Pydantic copies what is cached too, and the experiment may be among what is replaced.
-        copied.__dict__.pop("parsed_experiment", None)
+        vars(copied).pop("parsed_experiment", None)
         return copied
 
     @property

@@ -87,7 +87,7 @@ class Cell:
         }
 
     @cached_property
-    def ended(self) -> frozenset[int]:
+    def ended_seeds(self) -> frozenset[int]:
         """The seeds of runs that were not interrupted."""
         return frozenset(run.seed for run in self.runs if run.status != "interrupted")
 
