@@ -79,7 +79,7 @@ def _on_queries(layers: Mapping[str, Measures]) -> str | None:
     most = max(close, key=close.__getitem__)
     return (
         f"Q and K of {_names(list(close))} make scores that are close to symmetric "
-        f"({close[most]:.2f} in {_names([most])}; 1 is symmetric, 0 unrelated), as those of q=k are."
+        f"({close[most]:.2f} in {_names([most])}; 1 is symmetric, 0 unrelated), as those of q=k."
     )
 
 
@@ -98,8 +98,8 @@ def _on_ranks(layers: Mapping[str, Measures], sizes: Mapping[str, tuple[int, ...
     if not parts:
         return None
     return (
-        f"By effective rank, at most half of the directions carry most of {' and of '.join(parts)}: "
-        "fewer key/value heads or a latent would be the next to try."
+        f"The effective rank is at most half of the width of {' and of '.join(parts)}: fewer "
+        "key/value heads or a latent would be the next to try."
     )
 
 

@@ -114,7 +114,7 @@ def basis(view: View) -> list[Note]:
         if told:
             notes.append(Note(topic, f"{', '.join(told)}."))
     if seen := _sensitivities(view):
-        notes.append(Note("Seen as likely", f"losses from {SEPARATOR.join(seen)} on."))
+        notes.append(Note("Smallest loss seen as likely", f"{SEPARATOR.join(seen)}."))
     notes += _left_out(view)
     notes.append(_rates(view))
     if FLOOR not in view.arms and view.tasks:
