@@ -1,5 +1,9 @@
 """The answer: one sentence and one line for each arm, in any terminal."""
 
+import os
+import re
+import subprocess
+import sys
 from io import StringIO
 
 import numpy as np
@@ -86,3 +90,15 @@ def test_a_narrow_terminal_gets_several_tables_and_no_shortened_cell(study):
         sum(line.strip() == "q,k,v" or line.startswith(" q,k,v ") for line in text.splitlines())
         == 2
     )
+
+
+def test_a_terminal_without_unicode_still_tells_a_loss_from_a_gain(store):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    words = [sys.executable, "-P", "-m", "qkvbench", "report", str(store.path)]
+    out = subprocess.run(words, env=environment, capture_output=True, check=True).stdout.decode()
+    assert "?" not in out
+    assert "V A certain, v a likely; = ~ within the margin" in out
+    assert re.search(r"V -\.\d+ /\.\d+", out)
+    # A mark is one letter, so the columns are those of a terminal with Unicode.
+    unicode = subprocess.run(words, capture_output=True, check=True).stdout.decode()
+    assert [len(line) for line in out.splitlines()] == [len(line) for line in unicode.splitlines()]

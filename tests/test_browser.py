@@ -205,9 +205,9 @@ def test_on_paper_the_numbers_are_unfolded_and_no_table_is_cut(page):
 
 
 CHOICES = {
-    "task": "$('#task').value = '2', $('#task').dispatchEvent(new Event('change', {bubbles: true}))",
+    "task": "$('#task').value = '2'; $('#task').dispatchEvent(new Event('change'))",
     "axis": "$('#axis input[value=parameters]').click()",
-    "arm": "$('#second').value = '5', $('#second').dispatchEvent(new Event('change', {bubbles: true}))",
+    "arm": "$('#second').value = '5'; $('#second').dispatchEvent(new Event('change'))",
     "order": "$('.main thead th:nth-child(4) button').click()",
 }
 
