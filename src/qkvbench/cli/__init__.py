@@ -13,7 +13,7 @@ from qkvbench.cli.parser import RequestError, parse_request
 # The name of the error handler that writes `PLAIN_LETTERS`.
 PLAIN = "qkvbench.plain"
 # One letter for one, so that columns stay columns; a mark and its key change alike.
-PLAIN_LETTERS = str.maketrans("▼▲▽△≈±−×·–─━│→←↓↑…′≤≥≠Δ•", "VAva=/-x,---|><v^.'<>!D*")
+PLAIN_LETTERS = str.maketrans("▼▲▽△≈±−×·–─━│→←↓↑…′≤≥≠Δ•µ", "VAva=/-x,---|><v^.'<>!D*u")
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 THREADS = "OMP_NUM_THREADS"
@@ -54,7 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _plain_letters(error: UnicodeError) -> tuple[str, int]:
-    """What to write for letters that the terminal does not have; a question mark if nothing."""
+    """Letters for those that the terminal does not have; question marks if there are none."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]

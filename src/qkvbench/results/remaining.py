@@ -37,7 +37,7 @@ class Remaining:
 
 
 def remaining(store: Store, study: StudyInfo, view: View) -> Remaining:
-    """What is left of the study whose records `view` has."""
+    """The state of the study whose records `view` has."""
     runs = [run for run in view.runs if run.status != "interrupted"]
     planned = {task: len(study.variants) * seeds for task, seeds in study.seeds.items()}
     ended = Counter(run.task for run in runs)
