@@ -98,7 +98,7 @@ def test_a_terminal_without_unicode_still_tells_a_loss_from_a_gain(store):
     out = subprocess.run(words, env=environment, capture_output=True, check=True).stdout.decode()
     assert "?" not in out
     assert "V A certain, v a likely; = ~ within the margin" in out
-    assert re.search(r"V -\.\d+ /\.\d+", out)
+    assert re.search(r"v -\.\d+ /\.\d+ .* V \+\.\d+ /\.\d+", out)
     # A mark is one letter, so the columns are those of a terminal with Unicode.
     unicode = subprocess.run(words, capture_output=True, check=True).stdout.decode()
     assert [len(line) for line in out.splitlines()] == [len(line) for line in unicode.splitlines()]
