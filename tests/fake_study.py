@@ -18,6 +18,7 @@ from qkvbench.results.record import (
     StudyInfo,
 )
 from qkvbench.results.store import Store
+from qkvbench.results.view import view
 from qkvbench.task_ref import parse_task
 from qkvbench.tasks import find
 
@@ -207,3 +208,12 @@ def build(path: Path, arms=ARMS, tasks=tuple(SEEDS)) -> Store:
 def revised(made: Record, code: str) -> Record:
     """The same record from another revision of the code."""
     return made.model_copy(update={"machine": MACHINE.model_copy(update={"code": code})})
+
+
+def small(path, records, arms=ARMS[:3], tasks=("digits",), **changes):
+    """The view of a store with these records."""
+    store = Store(path)
+    store.write_study(info(arms, tasks).model_copy(update=changes))
+    for record in records:
+        store.write_run(record)
+    return view(store)

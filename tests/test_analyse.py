@@ -166,3 +166,61 @@ def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path, capsys):
     save_file(matrices, path)
     assert main(["analyse", str(path), "--heads", "2"]) == 2
     assert "a.v_proj.weight" in capsys.readouterr().err
+
+
+def concluded(tmp_path, capsys, change):
+    """The conclusions on random matrices of three layers after a change."""
+    rng = torch.Generator().manual_seed(1)
+    tensors = {
+        name: torch.randn(shape, generator=rng) for name, shape in llama(3, kv_heads=4).items()
+    }
+    change(tensors)
+    save_file(tensors, tmp_path / "a.safetensors")
+    return answered(capsys, str(tmp_path / "a.safetensors"), "--heads", "4")["conclusions"]
+
+
+def named(layer, role):
+    return f"model.layers.{layer}.self_attn.{role}_proj.weight"
+
+
+def test_unrelated_matrices_suggest_no_tie(tmp_path, capsys):
+    first, *_, last = concluded(tmp_path, capsys, lambda tensors: None)
+    assert first.startswith("K and V are about as different as unrelated matrices in every layer")
+    assert "no bound used here was tested against losses" in last
+
+
+def test_the_layer_whose_v_is_a_rotation_of_k_is_named(tmp_path, capsys):
+    def rotate(tensors):
+        rotation = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(2)))[0]
+        heads = tensors[named(1, "k")].reshape(4, 8, 32)
+        tensors[named(1, "v")] = (rotation @ heads).reshape(32, 32).contiguous()
+
+    first, *_ = concluded(tmp_path, capsys, rotate)
+    assert first.startswith("K and V of layer 1 are nearly the same (residual 0.00;")
+
+
+def test_related_matrices_are_not_called_the_same(tmp_path, capsys):
+    def mix(tensors):
+        tensors[named(2, "v")] = tensors[named(2, "v")] + tensors[named(2, "k")]
+
+    first, *_ = concluded(tmp_path, capsys, mix)
+    assert "related, but not the same; they are closest in layer 2" in first
+
+
+def test_a_low_rank_and_symmetric_scores_are_said(tmp_path, capsys):
+    def shrink(tensors):
+        tensors[named(0, "k")] = tensors[named(0, "k")].clone()
+        tensors[named(0, "k")][6:] *= 1e-3
+        tensors[named(2, "q")] = tensors[named(2, "k")].clone()
+
+    text = " ".join(concluded(tmp_path, capsys, shrink))
+    assert "of K in layer 0 (" in text
+    assert "Q and K of layer 2 make scores that are close to symmetric (1.00" in text
+
+
+def test_the_conclusion_comes_before_the_table(tmp_path, capsys):
+    file = checkpoint(tmp_path / "a.safetensors", llama())
+    assert main(["analyse", file, "--heads", "4"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("K and V are about as different")
+    assert out.index("no bound used here") < out.index("CKA")

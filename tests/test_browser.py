@@ -8,9 +8,11 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from fake_study import ARMS, build
+from large_study import write_large_study
 from qkvbench import reports
 from qkvbench.reports.parts import paper
 from qkvbench.results.pair import pair_on_task
+from qkvbench.results.store import Store
 from qkvbench.results.view import view
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -186,6 +188,51 @@ def test_the_table_and_the_picture_can_be_saved(page, study, tmp_path, kind):
         assert b"halo" not in content
     else:
         assert content.decode() == files[f"table.{kind}"]
+
+
+@pytest.mark.slow
+def test_on_paper_the_numbers_are_unfolded_and_no_table_is_cut(page):
+    # An A4 page across, between its margins.
+    page.set_viewport_size({"width": 1032, "height": 700})
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    unfolded = page.eval_on_selector_all("details[open]", "all => all.map(each => each.id)")
+    assert unfolded == ["tasks", "limits", "conditions"]
+    cut = "all => all.filter(each => each.scrollWidth > each.clientWidth).length"
+    assert page.eval_on_selector_all("#tasks .wide, #conditions .wide, .wide .main", cut) == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
+
+
+CHOICES = {
+    "task": "$('#task').value = '2'; $('#task').dispatchEvent(new Event('change'))",
+    "axis": "$('#axis input[value=parameters]').click()",
+    "arm": "$('#second').value = '5'; $('#second').dispatchEvent(new Event('change'))",
+    "order": "$('.main thead th:nth-child(4) button').click()",
+}
+
+
+@pytest.mark.slow
+def test_a_page_of_750_runs_answers_a_choice_within_a_second(browser, tmp_path):
+    runs = write_large_study(tmp_path, 5)
+    assert runs == 750
+    file = tmp_path / "report.html"
+    file.write_text(reports.find("page").render(view(Store(tmp_path))), encoding="utf-8")
+    opened = browser.new_page(viewport={"width": 1280, "height": 800})
+    opened.goto(file.as_uri())
+    for name, choice in CHOICES.items():
+        milliseconds = opened.evaluate(
+            f"""() => new Promise((answered) => {{
+                const $ = (selector) => document.querySelector(selector);
+                const began = performance.now();
+                {choice};
+                // The second frame comes after the first has been drawn.
+                const drawn = () => answered(performance.now() - began);
+                requestAnimationFrame(() => requestAnimationFrame(drawn));
+            }})"""
+        )
+        assert milliseconds < 1000, name
+    opened.close()
 
 
 @pytest.mark.slow

@@ -1,11 +1,11 @@
 """One run, as a value: a model, a task, how it is trained, a seed. Its hash is its identity."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from functools import cached_property, lru_cache
 from hashlib import sha256
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from pydantic import TypeAdapter
 
@@ -122,7 +122,15 @@ class Experiment:
     @cached_property
     def id(self) -> str:
         """Sixteen hexadecimal digits that name this experiment in a store."""
-        return sha256(json.dumps(_identity(self), sort_keys=True).encode()).hexdigest()[:16]
+        return sha256(_identity(self).encode()).hexdigest()[:16]
+
+    @cached_property
+    def around_seed(self) -> tuple[str, str]:
+        """The JSON that is hashed, before and after the seed."""
+        values = {each: getattr(self, each.name) for each in fields(self) if each.name != "seed"}
+        # JSON has no such character.
+        before, after = _object({**_changed("Experiment", values), "seed": "\0"}).split("\0")
+        return before, after
 
     @property
     def variant(self) -> str:
@@ -189,7 +197,11 @@ def from_json(value: object) -> Experiment:
     if not isinstance(value, dict) or type(seed := value.get("seed")) is not int:
         return _ADAPTER.validate_python(_renamed(value))
     # The runs of an arm differ in their seed alone, so most of a study's are parsed already.
-    return replace(_first_seed(json.dumps({**value, "seed": 0})), seed=seed)
+    first = _first_seed(json.dumps({**value, "seed": 0}))
+    experiment = replace(first, seed=seed)
+    # What is hashed beside the seed is the same too.
+    experiment.__dict__["around_seed"] = first.around_seed
+    return experiment
 
 
 @lru_cache(maxsize=4096)
@@ -261,18 +273,26 @@ def _layers(model: Model) -> str:
     )
 
 
-def _identity(value: object) -> object:
-    """The value that is hashed: the fields that are not at their defaults.
+def _identity(value: object) -> str:
+    """The JSON that is hashed, with sorted keys: the fields that are not at their defaults.
 
     So a new field with a default keeps the identity of what was measured before it.
     """
     if isinstance(value, Variant):
-        return write(value)
+        return json.dumps(write(value))
     if isinstance(value, TaskRef):
-        return str(value)
-    if isinstance(value, Model | Training):
-        return _shared_identity(_This(value))
-    return _fields_identity(value)
+        return json.dumps(str(value))
+    if isinstance(value, Experiment):
+        before, after = value.around_seed
+        return f"{before}{value.seed}{after}"
+    if isinstance(value, Model):
+        return _model_identity(_This(value))
+    if is_dataclass(value):
+        kind = type(value).__name__
+        return _object(_changed(kind, {each: getattr(value, each.name) for each in fields(value)}))
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_identity, value))}]"
+    return json.dumps(value, sort_keys=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,25 +309,27 @@ class _This:
 
 
 @lru_cache(maxsize=4096)
-def _shared_identity(this: _This) -> object:
-    """The hashed value of something that many runs of a study share."""
-    value = this.value
-    if isinstance(value, Model):
-        # As in the first version, a size match is part of the name.
-        value = replace(value, name=value.label, size_match=None)
-    return _fields_identity(value)
+def _model_identity(this: _This) -> str:
+    """The identity of a model, which many runs of a study share."""
+    model = cast(Model, this.value)
+    # As in the first version, a size match is part of the name.
+    named = replace(model, name=model.label, size_match=None)
+    return _object(_changed("Model", {each: getattr(named, each.name) for each in fields(named)}))
 
 
-def _fields_identity(value: object) -> object:
-    if is_dataclass(value):
-        kind = type(value).__name__
-        names = _FIRST_FIELD_NAMES.get(kind, {})
-        changed = {
-            names.get(field.name, field.name): _identity(getattr(value, field.name))
-            for field in fields(value)
-            if getattr(value, field.name) != field.default
-        }
-        return {"is": _FIRST_CLASS_NAMES.get(kind, kind), **changed}
-    if isinstance(value, tuple):
-        return [_identity(item) for item in value]
-    return value
+def _changed(kind: str, values: Mapping[Field[Any], object]) -> dict[str, str]:
+    """The class and the identities of its fields that are not at their defaults, by first names."""
+    names = _FIRST_FIELD_NAMES.get(kind, {})
+    return {
+        "is": json.dumps(_FIRST_CLASS_NAMES.get(kind, kind)),
+        **{
+            names.get(field.name, field.name): _identity(value)
+            for field, value in values.items()
+            if value != field.default
+        },
+    }
+
+
+def _object(members: Mapping[str, str]) -> str:
+    """The JSON of an object whose members are JSON already."""
+    return f"{{{', '.join(f'{json.dumps(name)}: {members[name]}' for name in sorted(members))}}}"

@@ -1,5 +1,6 @@
 """The command line: parse and check a request, call the library, print text."""
 
+import codecs
 import errno
 import os
 import sys
@@ -8,6 +9,11 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from qkvbench.cli.parser import RequestError, parse_request
+
+# The name of the error handler that writes `PLAIN_LETTERS`.
+PLAIN = "qkvbench.plain"
+# One letter for one, so that columns stay columns; a mark and its key change alike.
+PLAIN_LETTERS = str.maketrans("▼▲▽△≈±−×·–─━│→←↓↑…′≤≥≠Δ•µ", "VAva=/-x,---|><v^.'<>!D*u")
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 THREADS = "OMP_NUM_THREADS"
@@ -18,9 +24,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Carry out the request; the exit status. A wrong request prints a few lines, no traceback."""
     began_s = time.monotonic()
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot encode a character prints a question mark instead of failing.
+        # A terminal that cannot encode a character prints another one instead of failing.
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=PLAIN)
     try:
         request = parse_request(sys.argv[1:] if words is None else words)
         request.began_s = began_s
@@ -45,6 +51,18 @@ def main(words: Sequence[str] | None = None) -> int:
         _discard_output()
         print(f"The output cannot be written: {error.strerror}.", file=sys.stderr)
         return FAILED
+
+
+def _plain_letters(error: UnicodeError) -> tuple[str, int]:
+    """Letters for those that the terminal does not have; question marks if there are none."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    plain = missing.translate(PLAIN_LETTERS).encode("ascii", "replace").decode()
+    return plain, error.end
+
+
+codecs.register_error(PLAIN, _plain_letters)
 
 
 def _discard_output() -> None:

@@ -1,4 +1,4 @@
-"""`qkvbench analyse`: similarity of K and V in the layers of a checkpoint, from its weights."""
+"""`qkvbench analyse`: what the weights of a checkpoint suggest of K and V, layer by layer."""
 
 import json
 import math
@@ -37,11 +37,12 @@ HEADS = (("num_attention_heads", "n_head", "num_heads"), ("num_key_value_heads",
 
 
 def answer(request: Request) -> int:
-    """Print every measure of the weights, layer by layer."""
+    """Print what the weights suggest in sentences, then every measure, layer by layer."""
     paths = _files(request.files)
     heads, kv_heads = _head_counts(request, paths[0].parent / "config.json")
     # Importing torch takes a second, so the request is checked first.
     from qkvbench.analysis import measure_weights
+    from qkvbench.analysis.conclusions import conclusions
     from qkvbench.backends.torch.models.weights import lazy_tensors
 
     try:
@@ -55,10 +56,21 @@ def answer(request: Request) -> int:
         weights = _weights(layer, tensors, heads, kv_heads)
         rows[layer.layer] = measure_weights(weights)
         sizes |= {role: matrix.shape for role, matrix in weights.items()}
+    first, last = _common_affixes(list(rows))
+    short = {layer[len(first) : len(layer) - len(last)]: row for layer, row in rows.items()}
+    said = conclusions(short, sizes=sizes)
     if request.json:
-        print(json.dumps(_document(rows, sizes), indent=1))
-    else:
-        _print_table(rows, sizes)
+        print(json.dumps({"conclusions": said, **_document(rows, sizes)}, indent=1))
+        return 0
+    console = Console()
+    for sentence in said:
+        console.print(printable(sentence), markup=False, highlight=False)
+    console.print()
+    _print_table(short, console)
+    if len(rows) > 1:
+        console.print(printable(f"Layers: {first}…{last}"), markup=False, highlight=False)
+    for line in _legend(sizes):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -158,21 +170,15 @@ def _document(
     }
 
 
-def _print_table(rows: dict[str, dict[str, float]], sizes: Mapping[str, tuple[int, ...]]) -> None:
-    console = Console()
+def _print_table(rows: Mapping[str, Mapping[str, float]], console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("layer", overflow="fold")
-    first, last = _common_affixes(list(rows))
     for head, _ in COLUMNS.values():
         table.add_column(head, justify="right", no_wrap=True)
     for layer, row in rows.items():
         values = (_cell(row[name], places) for name, (_, places) in COLUMNS.items())
-        table.add_row(printable(layer[len(first) : len(layer) - len(last)]), *values)
+        table.add_row(printable(layer), *values)
     console.print(table, markup=False)
-    if len(rows) > 1:
-        console.print(printable(f"Layers: {first}…{last}"), markup=False, highlight=False)
-    for line in _legend(sizes):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _common_affixes(names: list[str]) -> tuple[str, str]:
@@ -194,14 +200,15 @@ def _cell(value: float, places: int) -> str:
 
 
 def _legend(sizes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    from qkvbench.analysis.conclusions import random_residual
+
     heads = ", ".join(f"{shape[0]} of {role.upper()}" for role, shape in sizes.items())
     _, head_dim, d_model = next(iter(sizes.values()))
-    chance = head_dim / d_model
     lines = [
         f"Heads: {heads}; head_dim {head_dim}, d_model {d_model}. Means over heads; the ranks are "
         "effective ranks of all heads together.",
         "For independent random matrices: cosine, CKA and symmetry 0, overlap "
-        f"{chance:.3f}, residual about {1 - (8 / (3 * math.pi)) ** 2 * chance:.3f}.",
+        f"{head_dim / d_model:.3f}, residual about {random_residual(head_dim, d_model):.3f}.",
         "For identical matrices: cosine, CKA and overlap 1, residual 0.",
     ]
     absent = [role.upper() for role in ("q", "k", "v") if role not in sizes]

@@ -16,7 +16,7 @@ from qkvbench.variant.catalogue import CATALOGUE
 # The columns that wrap.
 WRAPPED_COLUMNS = ("about", "origin")
 # The columns that are left out of the table for lack of space.
-JSON_ONLY = ("places",)
+JSON_ONLY = ("places", "tier", "version")
 WIDTH = 100
 # A table that is narrower breaks words; a narrower terminal breaks lines instead.
 LEAST_WIDTH = 72

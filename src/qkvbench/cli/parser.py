@@ -65,7 +65,7 @@ def build_parser() -> _Parser:
 
     _add_run(commands)
 
-    train = _command(commands, "train", "run one experiment from a file, also under torchrun")
+    train = _command(commands, "train", "carry out one run from a file, also under torchrun")
     train.add_argument("experiment", metavar="FILE", help="an experiment, or a record of one")
     train.add_argument(
         "--out", type=_path, required=True, metavar="DIR", help="the store for the record"
@@ -76,12 +76,18 @@ def build_parser() -> _Parser:
     ls.add_argument("what", choices=kinds)
     ls.add_argument("--json", action="store_true", help="one JSON document")
 
-    show = _command(commands, "show", "a variant: a diagram, parameters, MACs and cache")
+    show = _command(
+        commands, "show", "draw a variant, and count its parameters, operations and cache"
+    )
     show.add_argument("variant", help="an equation such as 'q,k=v', or a name")
     show.add_argument("--model", default="small-decoder", metavar="NAME", help="(small-decoder)")
     show.add_argument("--position", metavar="P", help="position scheme instead of the model's")
     show.add_argument(
-        "--tokens", type=_count, default=1024, metavar="N", help="of a forward pass (1024)"
+        "--tokens",
+        type=_count,
+        default=1024,
+        metavar="N",
+        help="tokens of the forward pass that is counted (1024)",
     )
     show.add_argument("--json", action="store_true", help="one JSON document")
 
@@ -98,15 +104,20 @@ def build_parser() -> _Parser:
 
 def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """`run`: the study, and the execution of its runs."""
-    run = _command(commands, "run", "train and measure matched arms, print the table; resumes")
+    run = _command(commands, "run", "train and measure arms that differ in nothing else; resumes")
     run.add_argument("recipe", nargs="?", help="a recipe; 'qkvbench ls recipes' lists them")
     run.add_argument(
-        "--variants", nargs="+", metavar="V", help="equations or names, A@SITE; first: baseline"
+        "--variants",
+        nargs="+",
+        metavar="V",
+        help="equations or names; the first is the baseline; V@SITE: there only",
     )
     run.add_argument(
         "--tasks", nargs="+", metavar="T", help="'qkvbench ls tasks' lists them; or a path"
     )
-    run.add_argument("--seeds", type=_count, metavar="N", help="seeds of each arm (5)")
+    run.add_argument(
+        "--seeds", type=_count, metavar="N", help="runs of each arm, which differ in their seed (5)"
+    )
     run.add_argument(
         "--tune",
         choices=["lr"],
@@ -148,7 +159,10 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     run.add_argument("--jobs", type=_count, metavar="N", help="parallel runs (one per core)")
     run.add_argument(
-        "--engine", default="local", metavar="NAME", help="where: local, slurm or ray (local)"
+        "--engine",
+        default="local",
+        metavar="NAME",
+        help="what carries out the runs: local, slurm or ray (local)",
     )
     run.add_argument(
         "--with",
@@ -163,7 +177,7 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="mirror curves: tensorboard, wandb, trackio or mlflow",
+        help="also send learning curves to tensorboard, wandb, trackio or mlflow",
     )
     run.add_argument(
         "--out", type=_path, metavar="DIR", help="folder of the results (results/NAME)"
@@ -172,7 +186,9 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--replace", action="store_true", help="let the folder's study be this one; records stay"
     )
     run.add_argument(
-        "--smoke", action="store_true", help="smoke test: the whole pipeline with very few steps"
+        "--smoke",
+        action="store_true",
+        help="everything with very few steps: a test that learns nothing",
     )
     run.add_argument(
         "--files",
@@ -187,22 +203,27 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _add_measure(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """`measure`: the model, the arms and the conditions."""
     measure = _command(
-        commands, "measure", "time forward, prefill and decode, arms interleaved; memory"
+        commands, "measure", "time and memory of several variants, measured side by side"
     )
     measure.add_argument(
-        "variants", nargs="+", metavar="VARIANT", help="equations or names; one twice: A/A"
+        "variants",
+        nargs="+",
+        metavar="VARIANT",
+        help="equations or names; the same one twice shows the noise",
     )
     measure.add_argument(
         "--model",
         default="small-decoder",
         metavar="NAME",
-        help="or a task's or path's (small-decoder)",
+        help="a model, or that of a task or of your data (small-decoder)",
     )
     measure.add_argument("--position", metavar="P", help="position scheme instead of the model's")
     measure.add_argument(
         "--context", type=_count, metavar="N", help="tokens of a sequence (4096, or what fits)"
     )
-    measure.add_argument("--batch", type=_count, default=4, metavar="N", help="sequences (4)")
+    measure.add_argument(
+        "--batch", type=_count, default=4, metavar="N", help="sequences at once (4)"
+    )
     measure.add_argument("--precision", default="fp32", metavar="P", help="fp32, bf16 or fp16")
     measure.add_argument("--backend", default="torch", metavar="NAME", help="torch or jax (torch)")
     measure.add_argument(
@@ -210,16 +231,24 @@ def _add_measure(commands: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="T",
         help="dtype of cached rows: fp32, bf16, int8, int4 (that of --precision)",
     )
-    measure.add_argument("--threads", type=_count, default=1, metavar="N", help="(1)")
     measure.add_argument(
-        "--seconds", type=_seconds, default=60.0, metavar="S", help="time of the whole call (60)"
+        "--threads", type=_count, default=1, metavar="N", help="threads of the processor (1)"
+    )
+    measure.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=60.0,
+        metavar="S",
+        help="seconds that the whole call may take (60)",
     )
     measure.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _add_analyse(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """`analyse`: the checkpoint and its numbers of heads."""
-    analyse = _command(commands, "analyse", "similarity of K and V in a checkpoint's layers")
+    analyse = _command(
+        commands, "analyse", "what a checkpoint's weights suggest about sharing K and V"
+    )
     analyse.add_argument(
         "files", nargs="+", metavar="FILE", help="a checkpoint's folder, or its .safetensors"
     )
@@ -232,12 +261,12 @@ def _add_analyse(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """The commands that only read a folder of results."""
-    report = _command(commands, "report", "the answer and the page of a folder of results")
-    report.add_argument(
-        "folder", type=_results, metavar="DIR", help="a folder of results of 'qkvbench run'"
-    )
+    report = _command(commands, "report", "print the answer of a study, and write its page")
+    _folder(report)
     form = report.add_mutually_exclusive_group()
-    form.add_argument("--as", dest="report", metavar="NAME", help="one report: 'ls reports'")
+    form.add_argument(
+        "--as", dest="report", metavar="NAME", help="one report: 'qkvbench ls reports' lists them"
+    )
     form.add_argument("--full", action="store_true", help="every interval and finding in words")
     form.add_argument("--json", action="store_true", help="the same as --as summary")
     form.add_argument("--paper", metavar="FOLDER", help="figures and table for a paper, as files")
@@ -247,16 +276,36 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     report.add_argument("--strict", action="store_true", help="exit 1 if a record is damaged")
 
-    compare = _command(commands, "compare", "compare two arms of a folder of results")
-    compare.add_argument(
-        "folder", type=_results, metavar="DIR", help="a folder of results of 'qkvbench run'"
+    watch = _command(
+        commands, "watch", "follow a study while it runs: the answer so far, the time left"
     )
+    watch.add_argument(
+        "folder", type=_results, metavar="DIR", help="a folder that 'qkvbench run' writes to"
+    )
+    watch.add_argument(
+        "--every", type=_seconds, default=10.0, metavar="S", help="seconds between looks (10)"
+    )
+    watch.add_argument("--once", action="store_true", help="look once, and end")
+
+    query = _command(commands, "query", "ask about the runs of one or more studies in SQL")
+    query.add_argument(
+        "words",
+        nargs="+",
+        metavar="DIR|SQL",
+        help="folders of results, then the question; without one: the tables and their columns",
+    )
+    query.add_argument(
+        "--format", choices=["table", "csv", "json"], default="table", help="(table)"
+    )
+
+    compare = _command(commands, "compare", "compare two arms of a study, task by task")
+    _folder(compare)
     compare.add_argument("first", metavar="A", help="the arm to compare with")
     compare.add_argument("second", metavar="B", help="the arm that is compared with it")
     _margin(compare)
     compare.add_argument("--json", action="store_true", help="one JSON document")
 
-    evidence = _command(commands, "evidence", "what all folders of results show of one arm")
+    evidence = _command(commands, "evidence", "what all studies together show of one arm")
     evidence.add_argument("variant", metavar="ARM", help="an equation such as 'q,k=v', or a name")
     evidence.add_argument(
         "folders", nargs="*", metavar="DIR", help="(every folder in studies/ and results/)"
@@ -266,17 +315,13 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     evidence.add_argument("--json", action="store_true", help="one JSON document")
 
     texts = _command(commands, "texts", "write generated texts as files for sacreBLEU")
-    texts.add_argument(
-        "folder", type=_results, metavar="DIR", help="a folder of results of 'qkvbench run'"
-    )
+    _folder(texts)
     texts.add_argument(
         "--out", type=_path, metavar="FOLDER", required=True, help="folder of the files"
     )
 
-    plan = _command(commands, "plan", "how many seeds a margin needs, from a folder of results")
-    plan.add_argument(
-        "folder", type=_results, metavar="DIR", help="a folder of results of 'qkvbench run'"
-    )
+    plan = _command(commands, "plan", "how many seeds the next study needs")
+    _folder(plan)
     _margin(plan)
     plan.add_argument("--json", action="store_true", help="one JSON document")
 
@@ -297,7 +342,9 @@ def _margin(parser: _Parser) -> None:
 
 
 def _add_claims(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    claims = _command(commands, "claims", "what the literature claims, with verdicts computed")
+    claims = _command(
+        commands, "claims", "claims of the literature, each with a verdict from your runs"
+    )
     claims.add_argument(
         "words", nargs="*", metavar="DIR|NAME", help="folders that 'run' wrote; one claim at length"
     )

@@ -17,7 +17,7 @@ from rich.progress import (
 
 from qkvbench import tasks
 from qkvbench.cost.units import seconds_text
-from qkvbench.experiment import Experiment, from_json
+from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
 from qkvbench.results.tuning import tuning_ended, validation_metric
 
@@ -124,7 +124,7 @@ class StudyProgress:
         count = self.before + self.endings.total()
         name = f"[{count}/{self.total}] {record.task}  {record.arm}  seed {record.seed}"
         if self.tuning:
-            name += f"  rate {from_json(record.experiment).training.learning_rate:g}"
+            name += f"  rate {record.parsed_experiment.training.learning_rate:g}"
         self.bars.update(self.bar, completed=count)
         if record.status == "done" and record.observed:
             took = seconds_text(record.observed.train_s)

@@ -11,7 +11,13 @@ from qkvbench.cli.parser import Request, RequestError
 from qkvbench.reports import brief, page
 from qkvbench.reports.parts import paper
 from qkvbench.reports.parts.formatting import printable
-from qkvbench.results.store import Store, StoreError, os_error_text, write_atomically
+from qkvbench.results.store import (
+    Store,
+    StoreError,
+    collector_paused,
+    os_error_text,
+    write_atomically,
+)
 from qkvbench.results.view import View, view
 
 # In the name of a native decoding kernel.
@@ -20,6 +26,12 @@ NATIVE = "qkvbench::decode"
 
 def answer(request: Request) -> int:
     """Print the report; with --strict, exit status 1 if there are damaged records."""
+    # All that is read is needed until the end.
+    with collector_paused():
+        return _answer(request)
+
+
+def _answer(request: Request) -> int:
     if request.paper is not None and request.out is not None:
         raise RequestError(
             "--out is the file of one report, and --paper writes several files into a folder; "
@@ -64,16 +76,14 @@ def load_view(folder: str, words: Sequence[str] | None) -> View:
 def write_reports(store: Store, place: Path | None = None, study: View | None = None) -> None:
     """Write the page into the store (or to `place`), then print the answer."""
     study = study or view(store)
-    own = store.path / f"report.{page.SUFFIX}"
     try:
-        _write(place or own, page.render(study))
-        where = f"The page: {place or own}"
+        where = f"The page: {write_page(store, study, place)}"
     except StoreError as error:
         if place is not None:
             raise
         # A folder of someone else's: its table can be printed all the same.
         where = f"No page: {error} 'qkvbench report {store.path} --out FILE' writes it elsewhere."
-    _print_answer(study)
+    print_answer(study)
     for damaged in study.damaged:
         # The name of a file and its fields are not trusted.
         text = printable(f"{damaged.path}: {damaged.reason}")
@@ -81,6 +91,15 @@ def write_reports(store: Store, place: Path | None = None, study: View | None = 
     if note := _kernels_text(study):
         print(note, file=sys.stderr)
     print(where, file=sys.stderr)
+
+
+def write_page(
+    store: Store, study: View, place: Path | None = None, unfinished: page.Unfinished | None = None
+) -> Path:
+    """Write the page into the store, or to `place`; the file. StoreError if it cannot be."""
+    file = place or store.path / f"report.{page.SUFFIX}"
+    _write(file, page.render(study, unfinished))
+    return file
 
 
 def _kernels_text(study: View) -> str | None:
@@ -95,7 +114,8 @@ def _kernels_text(study: View) -> str | None:
     )
 
 
-def _print_answer(study: View) -> None:
+def print_answer(study: View) -> None:
+    """Print the answer as the terminal or the file that is written to has room for it."""
     if sys.stdout.isatty():
         brief.print_answer(study, Console())
     else:

@@ -33,6 +33,21 @@
   addEventListener("hashchange", () => reveal(location.hash)?.scrollIntoView());
   if (location.hash) reveal(location.hash)?.scrollIntoView();
 
+  // --- Some folded parts belong on paper, where nobody can unfold them.
+
+  addEventListener("beforeprint", () =>
+    $$("details[data-print]:not([open])").forEach((each) => {
+      each.open = true;
+      each.dataset.print = "folded";
+    }),
+  );
+  addEventListener("afterprint", () =>
+    $$('details[data-print="folded"]').forEach((each) => {
+      each.open = false;
+      each.dataset.print = "";
+    }),
+  );
+
   // --- The table is sorted by its heads: up, down, and the order of the study.
 
   const body = $(".main tbody");

@@ -41,8 +41,10 @@ def print_answer(view: View, console: Console) -> None:
     if outcome := registered_sentence(view):
         console.print(styled(outcome))
     console.print(styled(headline(view)))
-    for part in _parts(view, console.width):
-        console.print(_table(view, part, console.width))
+    columns = answer_columns(view)
+    labels = _labels(view, columns, console.width)
+    for part in _parts(columns, labels, console.width):
+        console.print(_table(part, labels))
     for line in failures(view):
         console.print(styled(line), style="yellow")
     for note in basis(view):
@@ -70,10 +72,11 @@ def _title(view: View) -> str:
     return " · ".join(parts)
 
 
-def _parts(view: View, width: int) -> list[list[AnswerColumn]]:
+def _parts(
+    columns: Sequence[AnswerColumn], labels: Sequence[Text], width: int
+) -> list[list[AnswerColumn]]:
     """The columns split into as few tables as fit; each has the arms."""
-    columns = answer_columns(view)
-    left = max(len(_label(view, arm, width).plain) for arm in view.arms) + 2
+    left = max(len(label.plain) for label in labels) + 2
     parts: list[list[AnswerColumn]] = [[]]
     used = left
     for column in columns:
@@ -90,26 +93,27 @@ def _width(column: AnswerColumn) -> int:
     return 2 + max(len(text) for text in (*column.head, *(cell.line.text for cell in column.cells)))
 
 
-def _label(view: View, arm: str, width: int) -> Text:
-    """The arm, with its name in the catalogue if all columns fit beside it."""
-    name = nickname(arm)
-    label = Text(printable(arm), style="bold")
-    columns = sum(map(_width, answer_columns(view)))
+def _labels(view: View, columns: Sequence[AnswerColumn], width: int) -> list[Text]:
+    """The arms, with their names in the catalogue if all columns fit beside them."""
     longest = max(len(each) + len(nickname(each) or "") for each in view.arms)
-    if name in (None, arm) or longest + 4 + columns > width:
-        return label
-    return label + Text(f"  {name}", style="dim")
+    named = longest + 4 + sum(map(_width, columns)) <= width
+    return [_label(arm, nickname(arm) if named else None) for arm in view.arms]
 
 
-def _table(view: View, part: Sequence[AnswerColumn], width: int) -> Table:
+def _label(arm: str, name: str | None) -> Text:
+    label = Text(printable(arm), style="bold")
+    return label if name in (None, arm) else label + Text(f"  {name}", style="dim")
+
+
+def _table(part: Sequence[AnswerColumn], labels: Sequence[Text]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column("", no_wrap=True)
     for column in part:
         # As a Text: a task's name may be a path with brackets, which are not markup.
         head = Text("\n".join(map(printable, column.head)))
         table.add_column(head, justify="right", no_wrap=True)
-    for row, arm in enumerate(view.arms):
+    for row, label in enumerate(labels):
         lines = [column.cells[row].line for column in part]
         texts = [Text(printable(line.text), style=STYLES[line.tone]) for line in lines]
-        table.add_row(_label(view, arm, width), *texts)
+        table.add_row(label, *texts)
     return table

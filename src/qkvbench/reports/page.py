@@ -7,7 +7,7 @@ compare two arms and sort the table.
 import statistics
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
-from qkvbench.experiment import from_json
 from qkvbench.reports.parts import picture as pictures
 from qkvbench.reports.parts.analyses import Analyses, analyses, measure_descriptions
 from qkvbench.reports.parts.answer_table import answer_columns
@@ -51,8 +50,6 @@ from qkvbench.results.stats import (
     POWER,
     Comparison,
     Tally,
-    Verdict,
-    verdicts,
 )
 from qkvbench.results.view import TaskView, View
 
@@ -64,26 +61,39 @@ _FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class _Figures:
-    """The figures in the folded parts; the largest are left out of a page that is too large."""
+class _Parts:
+    """The folded parts that grow with the study; the largest are left out of too large a page."""
 
     curves: Sequence[tuple[TaskView, Markup]]
     layers: Sequence[Analyses]
+    runs: bool = True
     left_out: tuple[str, ...] = ()
 
 
-def render(view: View) -> str:
+@dataclass(frozen=True)
+class Unfinished:
+    """The state of a study that is running, and how often its page loads itself again."""
+
+    state: str
+    reload_s: int
+
+
+def render(view: View, unfinished: Unfinished | None = None) -> str:
     """The whole page. Text from records is escaped; figures are inline SVG."""
     drawn = [(task, curves(task)) for task in view.tasks]
-    every = _Figures([(task, made) for task, made in drawn if made is not None], analyses(view))
+    every = _Parts([(task, made) for task, made in drawn if made is not None], analyses(view))
+    fewer = [
+        every,
+        replace(every, curves=(), left_out=("learning curves",)),
+        _Parts((), (), left_out=("learning curves", "measures of layers")),
+    ]
     data = embedded(document(view, figure_style()))
-    html = _html(view, every, data)
-    if len(html.encode()) <= LARGEST_BYTES:
-        return html
-    html = _html(view, _Figures((), every.layers, ("learning curves",)), data)
-    if len(html.encode()) <= LARGEST_BYTES:
-        return html
-    return _html(view, _Figures((), (), ("learning curves", "measures of layers")), data)
+    for parts in fewer:
+        html = _html(view, parts, data, unfinished)
+        if len(html.encode()) <= LARGEST_BYTES:
+            return html
+    left_out = ("learning curves", "measures of layers", "the score of every run")
+    return _html(view, _Parts((), (), runs=False, left_out=left_out), data, unfinished)
 
 
 def equations(text: str) -> Markup:
@@ -99,7 +109,7 @@ def _file(name: str) -> Markup:
     return Markup((_FOLDER / name).read_text(encoding="utf-8"))
 
 
-def _html(view: View, figures: _Figures, data: Markup) -> str:
+def _html(view: View, parts: _Parts, data: Markup, unfinished: Unfinished | None) -> str:
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -119,6 +129,7 @@ def _html(view: View, figures: _Figures, data: Markup) -> str:
     answer, _, rest = headline(view).partition("; ")
     return environment.get_template("_page.html").render(
         view=view,
+        unfinished=unfinished,
         css=_file("_page.css") + _file("_figure.css"),
         script=script,
         script_hash=b64encode(sha256(f"\n{script}\n".encode()).digest()).decode(),
@@ -137,9 +148,10 @@ def _html(view: View, figures: _Figures, data: Markup) -> str:
         predictions=predictions(view),
         findings=findings(view),
         limits=limits(view),
-        curves=figures.curves,
-        analyses=figures.layers,
-        left_out=figures.left_out,
+        curves=parts.curves,
+        analyses=parts.layers,
+        every_run=parts.runs,
+        left_out=parts.left_out,
         measure_descriptions=measure_descriptions(),
         rate_tables=rate_tables(view),
         color_class=color_class,
@@ -153,7 +165,6 @@ def _html(view: View, figures: _Figures, data: Markup) -> str:
         decimals=decimals,
         failures=failures(view),
         counted=_counted,
-        verdicts=_verdicts,
         margin_text=margin_text,
         train_s=_train_s,
         execution=_execution,
@@ -177,17 +188,13 @@ def _first_pictures(view: View) -> list[Markup]:
     return [pictures.svg(each) for each in made if each is not None]
 
 
-def _verdicts(task: TaskView) -> dict[str, Verdict]:
-    return verdicts(task.result, task.metric.better)
-
-
 def _counted(result: Comparison | Tally) -> bool:
     return isinstance(result, Tally)
 
 
 def _execution(run: Record) -> str:
     """Precision and other execution options of the run, in words."""
-    return from_json(run.experiment).execution
+    return run.parsed_experiment.execution
 
 
 def _first_run(task: TaskView) -> Record:

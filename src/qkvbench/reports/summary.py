@@ -9,7 +9,6 @@ from qkvbench.reports.parts.caveats import limits
 from qkvbench.reports.parts.findings import findings
 from qkvbench.reports.parts.registered import document as registration
 from qkvbench.reports.parts.tuning import document as learning_rates
-from qkvbench.results.stats import verdicts
 from qkvbench.results.view import Cell, TaskView, View
 
 ABOUT = "every number of the study as one JSON document"
@@ -64,7 +63,7 @@ def _task(task: TaskView) -> dict[str, Any]:
         "statistics": asdict(task.result),
         "cells": [_cell(cell) for cell in task.cells],
         "costs": {arm: cost.model_dump() for arm, cost in task.costs.items()},
-        "verdicts": verdicts(task.result, task.metric.better),
+        "verdicts": task.verdicts,
         "over_items": {arm: asdict(each) for arm, each in task.items.items()},
         "fronts": [asdict(front) for front in task.fronts],
         "layers": layer_histories(task),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy import special
 
 from qkvbench.results.critical import LEVEL
 
@@ -64,6 +64,6 @@ def aggregate(scales: Mapping[str, Scale]) -> Aggregate | None:
     if variance > 0:
         # Satterthwaite's degrees of freedom of a sum of variances.
         degrees = variance**2 / sum(part**2 / own for part, own in parts)
-        half = float(stats.t.isf(LEVEL / 2, degrees)) * math.sqrt(variance) / len(means)
+        half = -float(special.stdtrit(degrees, LEVEL / 2)) * math.sqrt(variance) / len(means)
     worst = min(means, key=means.__getitem__)
     return Aggregate(tuple(means), mean, mean - half, mean + half, means[worst], worst)

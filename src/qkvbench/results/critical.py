@@ -4,7 +4,7 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
-from scipy import special, stats
+from scipy import special
 
 LEVEL = 0.05
 
@@ -51,7 +51,7 @@ def not_lower_p(first: int, second: int, *, seeds: int, margin: float) -> float:
 
 def wilson(share: float, count: float, *, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's score bounds on a proportion that was observed in `count` independent cases."""
-    z = float(stats.norm.isf(level / 2))
+    z = -float(special.ndtri(level / 2))
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / count / 2) ** 2)
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from qkvbench.experiment import from_json
 from qkvbench.model import position_written
 from qkvbench.results.across import FLOOR
 from qkvbench.results.critical import holm
@@ -128,7 +127,7 @@ def levels(record: Record) -> dict[str, str] | None:
         variant = parse(record.arm)
     except ValueError:
         return None
-    model = from_json(record.experiment).model
+    model = record.parsed_experiment.model
     return {
         "function": write(replace(variant, kv_heads=None)),
         "heads": str(variant.kv_heads or model.geometry.kv_heads),
@@ -200,7 +199,7 @@ def _schemes_at_floor(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 def _scheme(record: Record) -> str:
-    return position_written(from_json(record.experiment).model.position)
+    return position_written(record.parsed_experiment.model.position)
 
 
 def _item_variance(record: Record) -> float:

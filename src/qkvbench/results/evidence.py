@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from qkvbench.cost.matched import unmarked
-from qkvbench.experiment import Experiment, from_json
+from qkvbench.experiment import Experiment
 from qkvbench.results.across import FLOOR
 from qkvbench.results.margins import Margins
 from qkvbench.results.record import MetricInfo, Record
@@ -47,7 +47,7 @@ class Run:
     @cached_property
     def experiment(self) -> Experiment:
         """The experiment of the record."""
-        return from_json(self.record.experiment)
+        return self.record.parsed_experiment
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 # Scores are rounded to this, so that sums of them are counted on a grid.
 STEP = 1e-3
@@ -34,7 +34,7 @@ def log_rank(first: tuple[float, ...], second: tuple[float, ...]) -> tuple[float
         # The variance over all ways to divide the times, and the normal law.
         variance = size * len(first) / len(scores) * float(scores.var(ddof=1))
         p = (
-            2 * float(stats.norm.sf(abs(observed - centre) / math.sqrt(variance)))
+            2 * float(special.ndtr(-abs(observed - centre) / math.sqrt(variance)))
             if variance
             else 1.0
         )

@@ -145,8 +145,7 @@ def _with_items(task: TaskView, first: str, second: str) -> PairTask:
 def pair_on_task(task: TaskView, first: str, second: str) -> PairTask:
     """The two arms on one task of a study, without the bounds over items."""
     cells = (task.cell(first), task.cell(second))
-    ended = [{run.seed for run in cell.runs if run.status != "interrupted"} for cell in cells]
-    seeds = tuple(sorted(ended[0] & ended[1]))
+    seeds = tuple(sorted(cells[0].ended_seeds & cells[1].ended_seeds))
     sides = tuple(_side(cell, seeds, task.metric) for cell in cells)
     result = PairTask(
         task=task.name,
@@ -257,7 +256,8 @@ def _decode_ratio(view: View, first: str, second: str) -> record.Ratio | None:
 
 
 def _side(cell: Cell, seeds: Sequence[int], metric: MetricInfo) -> Side:
-    scores = [score for seed, score in cell.scores.items() if seed in seeds]
+    shared = frozenset(seeds)
+    scores = [score for seed, score in cell.scores.items() if seed in shared]
     return Side(
         mean=statistics.fmean(scores) if scores else None,
         learned=beats_chance(scores, chance=metric.chance, better=metric.better)

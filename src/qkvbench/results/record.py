@@ -1,9 +1,12 @@
 """The record of one run: its experiment, machine, scores and costs. Strict JSON, no NaN."""
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from qkvbench.experiment import Experiment, from_json
 from qkvbench.model import arm_text, parse_label
 from qkvbench.results.items import ItemScores
 
@@ -159,6 +162,18 @@ class Record(_Strict):
         low, high = (0.0, 1.0) if share else (-LARGEST_SCORE, LARGEST_SCORE)
         if not low <= value <= high:
             raise ValueError(f"its {name} is {value:g}, which is not from {low:g} to {high:g}")
+
+    @cached_property
+    def parsed_experiment(self) -> Experiment:
+        """The experiment as a value; a ValueError if `experiment` is not one."""
+        return from_json(self.experiment)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields replaced."""
+        copied = super().model_copy(update=update, deep=deep)
+        # Pydantic copies what is cached too, and the experiment may be among what is replaced.
+        vars(copied).pop("parsed_experiment", None)
+        return copied
 
     @property
     def arm(self) -> str:

@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -287,7 +287,7 @@ def compare(
         standing="baseline incomplete",
         baseline=baseline,
         seeds=tuple(seeds),
-        means={arm: _estimate(each, unit) for arm, each in values.items() if each},
+        means={arm: _estimate(tuple(each), unit) for arm, each in values.items() if each},
         differences={},
         incomplete=tuple(arm for arm in scores if arm not in complete),
         diverged={arm: len(each) for arm, each in lost.items()},
@@ -394,6 +394,11 @@ def reaches(score: float, threshold: float, *, better: Better) -> bool:
 
 def beats_chance(scores: Sequence[float], *, chance: float, better: Better) -> bool | None:
     """Whether the scores are significantly above chance; None for one score that is above it."""
+    return _beats_chance(tuple(scores), chance, better)
+
+
+@lru_cache(maxsize=8192)
+def _beats_chance(scores: tuple[float, ...], chance: float, better: Better) -> bool | None:
     gains = np.array(scores) - chance
     if better == "lower":
         gains = -gains
@@ -411,14 +416,20 @@ def sensitivity(base: Sequence[float], *, metric: MetricInfo) -> tuple[float, fl
 
     For an arm that varies as these scores do, and has as many; None without spread.
     """
-    unit = unit_of(metric.unit)
+    return _sensitivity(tuple(base), unit_of(metric.unit), metric.better)
+
+
+@lru_cache(maxsize=8192)
+def _sensitivity(
+    base: tuple[float, ...], unit: Unit, better: Better
+) -> tuple[float, float, float] | None:
     values = unit.analysed(base)
     deviation, mean = float(values.std(ddof=1)), float(values.mean())
     if deviation <= 1e-12 * max(1.0, abs(mean)):
         return None
     # Rounded to three digits, so that the quadrature of one deviation serves for all of its size.
     deviation = float(f"{deviation:.3g}")
-    sign = -1 if metric.better == "higher" else 1
+    sign = -1 if better == "higher" else 1
 
     def loss(size: Callable[..., float], level: float) -> float:
         shift = size(deviation, seeds=len(base), level=level, power=POWER)
@@ -446,7 +457,9 @@ def _analysed(unit: Unit, bound: float) -> float:
     return float(unit.analysed([bound])[0])
 
 
-def _estimate(scores: Sequence[float], unit: Unit) -> Estimate:
+@lru_cache(maxsize=8192)
+def _estimate(scores: tuple[float, ...], unit: Unit) -> Estimate:
+    """The mean of an arm; cached, because an arm is compared with each of the others."""
     deviation = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
     low, high = mean_bounds(scores, unit) or (None, None)
     return Estimate(float(np.mean(scores)), deviation, low, high)

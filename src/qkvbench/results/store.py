@@ -1,21 +1,22 @@
 """The store of results: one strict JSON file for each run, written atomically."""
 
 import errno
+import gc
 import json
 import os
 import re
 import secrets
 import stat
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from qkvbench.experiment import Experiment, from_json, to_json
+from qkvbench.experiment import Experiment, to_json
 from qkvbench.results.record import SCHEMA_VERSION, Measurement, Record, StudyInfo
 from qkvbench.task_ref import TaskRef
 
@@ -134,7 +135,7 @@ class Store:
 
     def write_run(self, record: Record) -> Path:
         """Write the record under its id. A done record is never replaced by one that is not."""
-        expected = from_json(record.experiment).id
+        expected = record.parsed_experiment.id
         if record.id != expected:
             raise ValueError(f"The record says {record.id}, its experiment is {expected}.")
         path = self._path("runs", record.id)
@@ -169,7 +170,8 @@ class Store:
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"{self.path} is a file; a store is a folder.")
         paths = _files(self.path / folder)
-        read = [each for path in paths if (each := read_file(path)) is not None]
+        with collector_paused():
+            read = [each for path in paths if (each := read_file(path)) is not None]
         return FolderContents(
             good=tuple(each for each in read if not isinstance(each, Damaged)),
             damaged=tuple(each for each in read if isinstance(each, Damaged)),
@@ -192,15 +194,28 @@ def _files(folder: Path) -> list[Path]:
     """The files of a folder with names of records, sorted; empty if there is no folder."""
     try:
         # Not `glob`: for a folder without read permission it yields nothing instead of an error.
-        return sorted(
-            path
-            for path in folder.iterdir()
-            if path.suffix == ".json" and not path.name.startswith(".")
-        )
+        names = [each.name for each in os.scandir(folder)]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise StoreError(os_error_text(error, folder, "read")) from error
+    return [
+        folder / name
+        for name in sorted(names)
+        if name.endswith(".json") and not name.startswith(".")
+    ]
+
+
+@contextmanager
+def collector_paused() -> Generator[None]:
+    """No garbage collection meanwhile: it would visit all records, which have no cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def read_regular(path: Path) -> bytes:
@@ -211,12 +226,12 @@ def read_regular(path: Path) -> bytes:
     # Without O_NONBLOCK, opening a pipe would wait for somebody who writes to it.
     opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with os.fdopen(opened, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
-        content = file.read(_LARGEST_BYTES + 1)
-    if len(content) > _LARGEST_BYTES:
-        raise OSError(errno.EFBIG, "it is too large to be a record")
-    return content
+        if status.st_size > _LARGEST_BYTES:
+            raise OSError(errno.EFBIG, "it is too large to be a record")
+        return file.read(status.st_size)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -347,7 +362,7 @@ def _read_run(path: Path, value: dict[str, Any]) -> Record:
 def _check_run(path: Path, record: Record) -> Record:
     """The record, if it says the same as its experiment and its file; otherwise a ValueError."""
     _check_name(path, record.id)
-    experiment = from_json(record.experiment)
+    experiment = record.parsed_experiment
     if experiment.id != record.id:
         raise ValueError(f"Its id is {record.id}, but its experiment's is {experiment.id}.")
     if (contradiction := _contradiction(record, experiment)) is not None:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from qkvbench.experiment import from_json
 from qkvbench.results.record import Record, Tuning
 from qkvbench.results.stats import Better, reaches
 
@@ -133,7 +132,7 @@ def _rate_score(factor: float, runs: list[Record | None], metric: str) -> RateSc
     steps = [run.solved_step for run in solving if run.solved_step is not None]
     return RateScore(
         factor=factor,
-        learning_rate=from_json(ended[0].experiment).training.learning_rate if ended else None,
+        learning_rate=ended[0].parsed_experiment.training.learning_rate if ended else None,
         score=fmean(run.curve[-1].metrics[metric] for run in done)
         if len(done) == len(runs)
         else None,

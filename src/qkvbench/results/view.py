@@ -5,11 +5,12 @@ Every report renders this value.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TypeVar
 
 from qkvbench.cost.matched import unmarked
-from qkvbench.experiment import Experiment, from_json
+from qkvbench.experiment import Experiment
 from qkvbench.model import AGAIN, parse_label
 from qkvbench.results.across import CONTROLS, FLOOR, Front, aggregates, fronts, item_differences
 from qkvbench.results.aggregate import Aggregate
@@ -26,7 +27,7 @@ from qkvbench.results.record import (
     StudyInfo,
 )
 from qkvbench.results.resampling import ItemBounds
-from qkvbench.results.stats import Comparison, Tally, compare, reaches, tally
+from qkvbench.results.stats import Comparison, Tally, Verdict, compare, reaches, tally, verdicts
 from qkvbench.results.store import Damaged, Store
 from qkvbench.results.tuning import FIRST_SEED, Sensitivity, sensitivities
 from qkvbench.variant import CANONICAL, write
@@ -48,9 +49,13 @@ class Cell:
     @property
     def scores(self) -> dict[int, float]:
         """The score of each seed that is done."""
+        return self._scores
+
+    @cached_property
+    def _scores(self) -> dict[int, float]:
         return {run.seed: run.score for run in self.runs if run.status == "done"}
 
-    @property
+    @cached_property
     def solved(self) -> tuple[Record, ...]:
         """The runs that are done and reach the task's threshold; empty if it has none."""
         return tuple(
@@ -68,16 +73,25 @@ class Cell:
         Of the seeds that are done or diverged. One whose test score reaches the threshold, though
         no validation score on the way did, solved it at its last step.
         """
+        return self._solved_steps
+
+    @cached_property
+    def _solved_steps(self) -> dict[int, float | None]:
         solved = {run.seed for run in self.solved}
         return {
-            run.seed: float(run.solved_step or from_json(run.experiment).training.steps)
+            run.seed: float(run.solved_step or run.parsed_experiment.training.steps)
             if run.seed in solved
             else None
             for run in self.runs
             if run.status in ("done", "diverged")
         }
 
-    @property
+    @cached_property
+    def ended_seeds(self) -> frozenset[int]:
+        """The seeds of runs that were not interrupted."""
+        return frozenset(run.seed for run in self.runs if run.status != "interrupted")
+
+    @cached_property
     def failures(self) -> tuple[Record, ...]:
         """The runs that ended without a score."""
         return tuple(run for run in self.runs if run.status != "done")
@@ -110,6 +124,11 @@ class TaskView:
     costs: dict[str, Cost]
     items: dict[str, ItemBounds]
     fronts: tuple[Front, ...]
+
+    @cached_property
+    def verdicts(self) -> dict[str, Verdict]:
+        """The verdict on each arm that is compared."""
+        return verdicts(self.result, self.metric.better)
 
     def cell(self, variant: str) -> Cell:
         """The cell of this arm."""
@@ -182,12 +201,11 @@ class View:
         """The distinct machines and software of done runs and measurements, ignoring load."""
         machines = [run.machine for run in self.runs if run.status == "done"]
         machines += [measurement.machine for measurement in self.measurements.values()]
-        return tuple(
-            {
-                machine.model_copy(update={"load": 0.0}).model_dump_json(): machine
-                for machine in machines
-            }.values()
-        )
+        by_name = {
+            (each.device, each.cores, each.platform, each.code, *each.versions.items()): each
+            for each in machines
+        }
+        return tuple(by_name.values())
 
     @property
     def revisions(self) -> tuple[str, ...]:
@@ -202,8 +220,7 @@ def view(store: Store, margins: Margins | None = None) -> View:
     `margins` are those of the command line; by default those of each task's unit.
     """
     runs, measurements, damage = store.runs(), store.measurements(), store.study_damage()
-    experiments = {run.id: from_json(run.experiment) for run in runs.good}
-    needed = {first.id for each in experiments.values() for first in each.needed}
+    needed = {first.id for run in runs.good for first in run.parsed_experiment.needed}
     study = store.study() or _inferred_study(
         [run for run in runs.good if run.id not in needed and run.seed < FIRST_SEED],
         {each.model for each in measurements.good},
@@ -223,7 +240,7 @@ def view(store: Store, margins: Margins | None = None) -> View:
     for run in chosen:
         by_task[run.task].append(run)
     matched = {
-        name: _comparable_runs(by_task[name], experiments, tuned=study.tuning is not None)
+        name: _comparable_runs(by_task[name], tuned=study.tuning is not None)
         for name in study.tasks
         if by_task[name]
     }
@@ -290,9 +307,7 @@ def _inferred_study(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
     )
 
 
-def _comparable_runs(
-    runs: Sequence[Record], experiments: Mapping[str, Experiment], *, tuned: bool
-) -> list[Record]:
+def _comparable_runs(runs: Sequence[Record], *, tuned: bool) -> list[Record]:
     """The runs that differ only in arm and seed; of several such sets the largest.
 
     The arms of a `tuned` study differ in learning rate as well. An arm that is matched to a size
@@ -300,23 +315,36 @@ def _comparable_runs(
     """
     sets: dict[Experiment, list[Record]] = defaultdict(list)
     sized: dict[Experiment, list[Record]] = defaultdict(list)
-    arms: dict[Experiment, Experiment] = {}
-    for run in runs:
-        own = replace(experiments[run.id], seed=0)
-        if own not in arms:
-            (shared,) = own.vary(variants=[BASELINE], seeds=[0])
-            arms[own] = without_rate(shared) if tuned else shared
-        shared = arms[own]
-        if run.arm == run.variant:
-            sets[shared].append(run)
+    for own, same in _by_arm(runs).items():
+        (shared,) = own.vary(variants=[BASELINE], seeds=[0])
+        shared = without_rate(shared) if tuned else shared
+        if same[0].arm == same[0].variant:
+            sets[shared] += same
         else:
-            sized[_unmarked(shared)].append(run)
+            sized[_unmarked(shared)] += same
     if not sets:
         sets = sized
     chosen, largest = max(
         sets.items(), key=lambda item: (len(item[1]), max(run.started for run in item[1]))
     )
     return largest if sets is sized else [*largest, *sized[_unmarked(chosen)]]
+
+
+def _by_arm(runs: Sequence[Record]) -> dict[Experiment, list[Record]]:
+    """The runs of each arm: those that differ in their seed alone, under the experiment of seed 0.
+
+    Hashing an experiment takes as long as reading its file, so runs whose experiments have the
+    same objects in all other fields, as most runs of an arm do, are hashed once.
+    """
+    others = [field.name for field in fields(Experiment) if field.name != "seed"]
+    by_parts: dict[tuple[int, ...], list[Record]] = defaultdict(list)
+    for run in runs:
+        own = run.parsed_experiment
+        by_parts[tuple(id(getattr(own, name)) for name in others)].append(run)
+    found: dict[Experiment, list[Record]] = defaultdict(list)
+    for same in by_parts.values():
+        found[replace(same[0].parsed_experiment, seed=0)] += same
+    return found
 
 
 def without_rate(experiment: Experiment) -> Experiment:
@@ -349,7 +377,7 @@ def _task(
     for run in runs:
         by_arm[run.arm].append(run)
     cells = tuple(_cell(name, arm, by_arm[arm], seeds) for arm in arms)
-    first, metric = from_json(runs[0].experiment), runs[0].metric
+    first, metric = runs[0].parsed_experiment, runs[0].metric
     result = compare_cells(cells, metric, seeds, margins.of(name, metric))
     costs = {cell.variant: cell.runs[0].cost for cell in cells if cell.runs}
     return TaskView(
@@ -394,7 +422,8 @@ def compare_cells(
 
 
 def _only(by_seed: Mapping[int, Value], seeds: Sequence[int]) -> dict[int, Value]:
-    return {seed: value for seed, value in by_seed.items() if seed in seeds}
+    own = set(seeds)
+    return {seed: value for seed, value in by_seed.items() if seed in own}
 
 
 def _cell(task: str, arm: str, runs: Sequence[Record], seeds: range) -> Cell:

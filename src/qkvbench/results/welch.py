@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
-from scipy import special, stats
+from scipy import special
 
 from qkvbench.results.critical import LEVEL
 
@@ -86,15 +86,22 @@ class Welch:
 
 def welch(first: Sequence[float], second: Sequence[float], unit: Unit) -> Welch:
     """The comparison of two samples of scores, each of at least two."""
-    samples = [unit.analysed(each) for each in (first, second)]
-    means = [float(each.mean()) for each in samples]
-    parts = [float(each.var(ddof=1)) / len(each) for each in samples]
+    sizes = (len(first), len(second))
+    means, variances = zip(*(_moments(tuple(each), unit) for each in (first, second)), strict=True)
+    parts = [variance / size for variance, size in zip(variances, sizes, strict=True)]
     error = math.sqrt(sum(parts))
     # Scores that are equal but for rounding have no spread.
     if error <= 1e-12 * max(1.0, *(abs(mean) for mean in means)):
         return Welch(means[0], means[1] - means[0], 0.0, 0.0)
-    spread = sum(part**2 / (len(each) - 1) for part, each in zip(parts, samples, strict=True))
+    spread = sum(part**2 / (size - 1) for part, size in zip(parts, sizes, strict=True))
     return Welch(means[0], means[1] - means[0], error, sum(parts) ** 2 / spread)
+
+
+@lru_cache(maxsize=8192)
+def _moments(scores: tuple[float, ...], unit: Unit) -> tuple[float, float]:
+    """Mean and variance; cached, because an arm is compared with each of the others."""
+    values = unit.analysed(scores)
+    return float(values.mean()), float(values.var(ddof=1))
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,7 @@ def _smallest(sufficient: Callable[[float], bool], deviation: float) -> float:
 def _chi_square_shares(degrees: int) -> Float[np.ndarray, " nodes"]:
     """Equally likely values of a sample variance over the true one."""
     middles = (np.arange(NODES) + 0.5) / NODES
-    return np.asarray(stats.chi2.ppf(middles, degrees)) / degrees
+    return 2 * np.asarray(special.gammaincinv(degrees / 2, middles)) / degrees
 
 
 def _quantile(tail: float, degrees: float) -> float:

@@ -152,6 +152,12 @@ class Leases:
         with suppress(OSError):
             own.unlink()
 
+    def in_progress(self) -> int:
+        """The number of runs whose newest lease is valid."""
+        runs = {path.name.partition(".")[0] for path in self.folder.glob("[!.]*.[0-9]*")}
+        newest = (self._newest(run) for run in runs)
+        return sum(path is not None and not self._expired(path) for path in newest)
+
     def orphans(self) -> int:
         """The number of runs on this machine whose sweeper is dead and whose owner is not."""
         leases = [lease for path in self.folder.glob("[!.]*") if (lease := Lease.read(path))]

@@ -28,6 +28,9 @@ TABLE_COLUMNS = {
     "attention_symmetry": ("weights' symmetry", 2),
 }
 
+# A change of CKA from which the sentence says that there is one.
+CHANGED = 0.1
+
 # In the units of the SVG: the width of the figure, and the size of a panel.
 WIDTH, LEFT, TOP = 560.0, 70.0, 26.0
 PANEL_HEIGHT, GAP, BOTTOM = 84.0, 16.0, 34.0
@@ -62,9 +65,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Analyses:
-    """The figures and the table of one task."""
+    """A sentence on the first arm, the figures and the table of one task."""
 
     task: str
+    sentence: str | None
     histories: tuple[LayerHistory, ...]
     layers: tuple[str, ...]
     last: int
@@ -161,6 +165,7 @@ def _analysis(task: str, arms: tuple[LayerHistory, ...]) -> Analyses:
     }
     return Analyses(
         task=task,
+        sentence=_sentence(same[0]) if same else None,
         histories=same,
         layers=tuple(_layer_name(layer) for layer in layers),
         last=last,
@@ -177,6 +182,32 @@ def _analysis(task: str, arms: tuple[LayerHistory, ...]) -> Analyses:
             for history in same
         ),
     )
+
+
+def _sentence(history: LayerHistory) -> str | None:
+    """How alike K and V of an arm became, as `CHANGED` and the two ends of training say it."""
+    rows = history.measures.get("kv_cka", [])
+    if len(rows) < 2:
+        return None
+    ends = [
+        (_layer_name(layer), first, last)
+        for layer, first, last in zip(history.layers, rows[0], rows[-1], strict=True)
+        if first is not None and last is not None
+    ]
+    if not ends:
+        return None
+    if all(last - first >= CHANGED for _, first, last in ends):
+        became = "became more alike in training"
+    elif all(first - last >= CHANGED for _, first, last in ends):
+        became = "became less alike in training"
+    elif all(abs(last - first) < CHANGED for _, first, last in ends):
+        became = "are about as alike after training as before it"
+    else:
+        became = "changed differently from layer to layer"
+    values = ", ".join(
+        f"{name} from {number(first, 2)} to {number(last, 2)}" for name, first, last in ends
+    )
+    return f"K and V of `{history.variant}` {became} (CKA of {values})."
 
 
 def _panel(

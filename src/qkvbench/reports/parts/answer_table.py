@@ -14,10 +14,11 @@ from qkvbench.reports.parts.formatting import (
     printable,
     share,
     signed,
+    spreadsheet_text,
     task_text,
 )
 from qkvbench.reports.parts.table import DASH, SYMBOLS, TONES, Line, nickname
-from qkvbench.results.stats import Comparison, Tally, verdicts
+from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.view import TaskView, View
 
 
@@ -55,7 +56,7 @@ def csv_text(view: View) -> str:
     for task in view.tasks:
         words = _TALLY_HEADS if isinstance(task.result, Tally) else _SCORE_HEADS
         heads += [f"{task.name} {word}" for word in words]
-    writer.writerow(map(_plain, heads))
+    writer.writerow(map(spreadsheet_text, heads))
     for arm in view.arms:
         cost, measured = view.costs.get(arm), view.measurements.get(arm)
         row: list[object] = [arm, nickname(arm) or ""]
@@ -63,7 +64,7 @@ def csv_text(view: View) -> str:
         row.append(measured.decode_p50_s if measured else None)
         for task in view.tasks:
             row += _numbers(task, arm)
-        writer.writerow(_plain(each) if isinstance(each, str) else each for each in row)
+        writer.writerow(spreadsheet_text(each) if isinstance(each, str) else each for each in row)
     return file.getvalue()
 
 
@@ -97,7 +98,7 @@ _TALLY_HEADS = ("solved", "seeds", "median step", "p", "verdict")
 
 
 def _numbers(task: TaskView, arm: str) -> list[object]:
-    verdict = verdicts(task.result, task.metric.better).get(arm, "")
+    verdict = task.verdicts.get(arm, "")
     match task.result:
         case Comparison(means=means, differences=differences):
             mean, each = means.get(arm), differences.get(arm)
@@ -107,11 +108,6 @@ def _numbers(task: TaskView, arm: str) -> list[object]:
             count = counts.get(arm)
             found = [count.solved, count.seeds, count.step, count.p] if count else [None] * 4
             return [*found, verdict]
-
-
-def _plain(text: str) -> str:
-    """A text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _texts(view: View) -> tuple[list[str], list[list[str]]]:
@@ -173,7 +169,7 @@ def _head(task: TaskView) -> tuple[str, str]:
 
 def _cell(task: TaskView, arm: str) -> Cell:
     result = task.result
-    verdict = verdicts(result, task.metric.better).get(arm, "not distinguishable")
+    verdict = task.verdicts.get(arm, "not distinguishable")
     symbol, tone = SYMBOLS.get(verdict, ""), TONES.get(verdict, "quiet")
     if arm == result.baseline:
         tone = "plain"

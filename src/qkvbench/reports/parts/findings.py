@@ -34,7 +34,6 @@ from qkvbench.results.stats import (
     Difference,
     Tally,
     Verdict,
-    verdicts,
 )
 from qkvbench.results.view import TaskView, View
 
@@ -78,7 +77,7 @@ def findings(view: View) -> list[Note]:
 
 
 def _overall(view: View) -> list[Note]:
-    by_task = {task.name: each for task in view.tasks if (each := _verdicts(task))}
+    by_task = {task.name: each for task in view.tasks if (each := task.verdicts)}
     if not by_task:
         return [Note("No comparison", "no task has comparable arms.")]
     others = view.candidates
@@ -136,10 +135,6 @@ def _with_tasks(by_arm: Mapping[str, Sequence[str]]) -> list[str]:
     return [f"`{arm}` ({', '.join(names)})" for arm, names in by_arm.items() if names]
 
 
-def _verdicts(task: TaskView) -> dict[str, Verdict]:
-    return verdicts(task.result, task.metric.better)
-
-
 def _task(task: TaskView) -> Note:
     metric = metric_text(task.metric)
     match task.result:
@@ -187,7 +182,7 @@ def _comparison_text(task: TaskView, result: Comparison) -> str:
 
 def _by_verdict(task: TaskView) -> list[str]:
     """The arms of each verdict, in sentences."""
-    by_arm = _verdicts(task)
+    by_arm = task.verdicts
     result, places = task.result, decimals(task.result)
     higher = task.metric.better == "higher"
     sentences: list[str] = []

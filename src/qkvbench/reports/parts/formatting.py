@@ -120,6 +120,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def spreadsheet_text(text: str) -> str:
+    """A text that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def spans(text: str) -> list[tuple[str, bool]]:
     """The text split at backquotes; each part with whether it is an equation."""
     return [(part, index % 2 == 1) for index, part in enumerate(text.split("`")) if part]

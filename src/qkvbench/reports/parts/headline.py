@@ -13,7 +13,7 @@ from qkvbench.reports.parts.formatting import (
 from qkvbench.reports.parts.table import nickname
 from qkvbench.results.across import FLOOR
 from qkvbench.results.preregistration import judge_hypotheses
-from qkvbench.results.stats import LOSSES, Comparison, Tally, Verdict, verdicts
+from qkvbench.results.stats import LOSSES, Comparison, Tally, Verdict
 from qkvbench.results.view import TaskView, View
 
 LIKELY_LOSS: Verdict = "likely worse"
@@ -92,9 +92,7 @@ def registered_sentence(view: View) -> str:
 def losing(view: View) -> dict[str, list[str]]:
     """The tasks on which each complete arm loses, certainly or likely; without controls."""
     by_task = {
-        task.name: verdicts(task.result, task.metric.better)
-        for task in view.tasks
-        if task.result.standing == "compared"
+        task.name: task.verdicts for task in view.tasks if task.result.standing == "compared"
     }
     arms = [arm for arm in view.candidates if all(arm in found for found in by_task.values())]
     return {
@@ -106,7 +104,7 @@ def losing(view: View) -> dict[str, list[str]]:
 def basis(view: View) -> list[Note]:
     """The basis of the answer: the losses, what would have been seen, and what is left out."""
     notes: list[Note] = []
-    by_task = {task.name: verdicts(task.result, task.metric.better) for task in view.tasks}
+    by_task = {task.name: task.verdicts for task in view.tasks}
     for topic, wanted in (("Worse", LOSSES), ("Likely worse", (LIKELY_LOSS,))):
         counts = {
             name: sum(found.get(arm) in wanted for arm in view.candidates)
@@ -116,7 +114,7 @@ def basis(view: View) -> list[Note]:
         if told:
             notes.append(Note(topic, f"{', '.join(told)}."))
     if seen := _sensitivities(view):
-        notes.append(Note("Seen as likely", f"losses from {SEPARATOR.join(seen)} on."))
+        notes.append(Note("Smallest loss seen as likely", f"{SEPARATOR.join(seen)}."))
     notes += _left_out(view)
     notes.append(_rates(view))
     if FLOOR not in view.arms and view.tasks:

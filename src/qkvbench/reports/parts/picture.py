@@ -17,7 +17,7 @@ from qkvbench.reports.parts.svg import padded_range, places_of, scale, tag, text
 from qkvbench.reports.parts.table import SYMBOLS, TONES, Tone
 from qkvbench.results.across import CostKind
 from qkvbench.results.dominance import ParetoPlace
-from qkvbench.results.stats import Comparison, Tally, verdicts
+from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.view import TaskView, View
 
 
@@ -132,7 +132,7 @@ def points(view: View, task: TaskView, kind: CostKind) -> list[Point]:
     """The arms that have a score and this cost."""
     by_arm = costs(view, task, kind)
     front = next((each.places for each in task.fronts if each.cost == kind), {})
-    found = verdicts(task.result, task.metric.better)
+    found = task.verdicts
     made: list[Point] = []
     for order, cell in enumerate(task.cells):
         arm = cell.variant
@@ -418,7 +418,7 @@ def default_choice(view: View) -> tuple[TaskView, CostKind] | None:
     """The task and the cost that are shown first: those on which most can be said."""
 
     def decided(task: TaskView) -> int:
-        found = verdicts(task.result, task.metric.better).values()
+        found = task.verdicts.values()
         return sum(verdict not in ("not distinguishable", "likely not worse") for verdict in found)
 
     for kind in AXES:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qkvbench.cost.units import bytes_text, seconds_text
-from qkvbench.experiment import PRECISIONS, from_json
+from qkvbench.experiment import PRECISIONS
 from qkvbench.model import position_written
 from qkvbench.reports.parts.formatting import (
     SEPARATOR,
@@ -31,7 +31,6 @@ from qkvbench.results.stats import (
     Estimate,
     Tally,
     Verdict,
-    verdicts,
 )
 from qkvbench.results.view import Cell, TaskView, View
 from qkvbench.variant import parse
@@ -131,12 +130,12 @@ def _costs_caption(view: View) -> list[str]:
         return []
     tokens = next(iter(task.costs.values())).tokens
     run = next(run for cell in task.cells for run in cell.runs)
-    position = position_written(from_json(run.experiment).model.position)
+    position = position_written(run.parsed_experiment.model.position)
     lines = [
         f"Parameters and cache: computed for the model of {task.name} ({position} "
         f"positions; one forward of {tokens} tokens; all layers; 2 bytes per cached value)."
     ]
-    executions = {from_json(run.experiment).execution for run in view.runs} - {DEFAULT_EXECUTION}
+    executions = {run.parsed_experiment.execution for run in view.runs} - {DEFAULT_EXECUTION}
     if executions:
         lines.append(f"Runs in {'; '.join(sorted(executions))}.")
     first = next(iter(view.measurements.values()), None)
@@ -314,7 +313,7 @@ def _score_line(estimate: Estimate, places: int) -> Line:
 
 
 def _difference_lines(task: TaskView, arm: str, difference: Difference, places: int) -> Lines:
-    verdict = verdicts(task.result, task.metric.better).get(arm, "not distinguishable")
+    verdict = task.verdicts.get(arm, "not distinguishable")
     value = f"{SYMBOLS.get(verdict, '')}{signed(difference.value, places)}"
     tone = TONES.get(verdict, "quiet")
     return (Line(value, tone), Line(bounds(difference, places), tone))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
-from qkvbench.experiment import Experiment, from_json
+from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
 
 
@@ -103,7 +103,7 @@ class Mirror:
         return self.curves[run.id]
 
     def _end(self, record: Record) -> None:
-        experiment = from_json(record.experiment)
+        experiment = record.parsed_experiment
         curve = self._curve(experiment)
         for point in record.curve:
             scores = {f"validation/{name}": value for name, value in point.metrics.items()}

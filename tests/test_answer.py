@@ -1,0 +1,104 @@
+"""The answer: one sentence and one line for each arm, in any terminal."""
+
+import os
+import re
+import subprocess
+import sys
+from io import StringIO
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import fake_study
+from qkvbench.reports import brief
+from qkvbench.reports.parts import findings as findings
+from qkvbench.reports.parts.headline import headline
+from qkvbench.results.view import view
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return fake_study.build(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def study(store):
+    return view(store)
+
+
+def scored_study(path, table, tasks=("digits",), seeds=5, noise=0.002):
+    """A study whose arms lose so much on each task."""
+    rng = np.random.default_rng(4)
+    records = [
+        fake_study.record(run, 0.9 - table[run.arm][tasks.index(task)] + noise * rng.normal())
+        for task in tasks
+        for run in fake_study.experiments(task, tuple(table), seeds)
+    ]
+    return fake_study.small(
+        path, records, tuple(table), tasks, seeds=dict.fromkeys(tasks, seeds), cost_task=tasks[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        # The cheapest of two that lose nothing.
+        (
+            {"q,k,v": (0.0,), "q,k=v": (0.0,), "q=k=v": (0.0,), "q=k=v=x": (0.2,)},
+            "`q=k=v` (shared-qkv) takes",
+        ),
+        (
+            {"q,k,v": (0.0,), "q,k=v": (0.1,), "none": (0.7,)},
+            "Every arm with less of the parameters",
+        ),
+        ({"q,k,v": (0.0,), "none": (0.7,), "q=k=0,v": (0.6,)}, "Attention is worth 0.7"),
+        (
+            {"q,k,v": (0.0,), "q,k=v": (0.1,), "none": (0.0,)},
+            "Nothing can be said yet: digits: atten",
+        ),
+    ],
+    ids=["one loses nothing", "all lose", "only controls", "no attention needed"],
+)
+def test_the_answer_names_the_cheapest_arm_that_was_not_seen_to_lose(tmp_path, table, said):
+    assert headline(scored_study(tmp_path, table)).startswith(said)
+
+
+def test_the_room_for_a_loss_is_the_worse_end_of_the_interval(tmp_path):
+    study = scored_study(tmp_path, {"q,k,v": (0.0,), "q,k=v": (0.0,)})
+    each = study.tasks[0].result.differences["q,k=v"]
+    assert f"leave room for a loss of {-each.low:.3f} on digits" in headline(study)
+
+
+def test_the_brief_report_has_one_line_for_each_arm_and_fits(study):
+    lines = brief.render(study).splitlines()
+    assert max(map(len, lines)) <= brief.WIDTH
+    assert len(lines) < 40
+    for arm in fake_study.ARMS:
+        assert sum(line.startswith(f" {arm} ") for line in lines) == 1
+    row = next(line for line in lines if line.startswith(" q=k=v=x "))
+    difference = study.tasks[3].result.differences["q=k=v=x"]
+    assert f"+{difference.value:.2f}".replace("0.", ".") in row
+
+
+def test_a_narrow_terminal_gets_several_tables_and_no_shortened_cell(study):
+    file = StringIO()
+    brief.print_answer(study, Console(file=file, width=70, color_system=None))
+    text = file.getvalue()
+    assert "…" not in text
+    assert (
+        sum(line.strip() == "q,k,v" or line.startswith(" q,k,v ") for line in text.splitlines())
+        == 2
+    )
+
+
+def test_a_terminal_without_unicode_still_tells_a_loss_from_a_gain(store):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    words = [sys.executable, "-P", "-m", "qkvbench", "report", str(store.path)]
+    out = subprocess.run(words, env=environment, capture_output=True, check=True).stdout.decode()
+    assert "?" not in out
+    assert "V A certain, v a likely; = ~ within the margin" in out
+    assert re.search(r"v -\.\d+ /\.\d+ .* V \+\.\d+ /\.\d+", out)
+    # A mark is one letter, so the columns are those of a terminal with Unicode.
+    unicode = subprocess.run(words, capture_output=True, check=True).stdout.decode()
+    assert [len(line) for line in out.splitlines()] == [len(line) for line in unicode.splitlines()]
