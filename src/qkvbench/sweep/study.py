@@ -146,17 +146,17 @@ class _Seeds:
         self.seed_of = {each.id: each.seed for each in missing if each in own}
         self.left = Counter(self.seed_of.values())
         self.total = 1 + max((each.seed for each in experiments), default=-1)
-        self.count = self._ended()
+        self.count = self._first_left()
 
     def advance(self, record: Record) -> int | None:
         """The number of seeds, if this record is the last of one and others are left."""
         seed = self.seed_of.pop(record.id, None)
         if seed is not None:
             self.left[seed] -= 1
-        before, self.count = self.count, self._ended()
+        before, self.count = self.count, self._first_left()
         return self.count if before < self.count < self.total else None
 
-    def _ended(self) -> int:
+    def _first_left(self) -> int:
         return next((seed for seed in range(self.total) if self.left[seed]), self.total)
 
 
