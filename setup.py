@@ -1,6 +1,7 @@
 """Builds the native kernel if there is a compiler; pyproject.toml holds everything else."""
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 
@@ -26,9 +27,16 @@ class BuildKernel(build_ext):
         return str(Path(*fullname.split(".")[:-1]) / native_build.LIBRARY)
 
     def build_extension(self, ext: Extension) -> None:
-        """Compile; if that fails, go on: torch then decodes."""
+        """Compile; if that fails, go on: torch then decodes.
+
+        An editable installation stays on this machine, so it needs no other machine's kernels. None
+        is compiled if the kernel is switched off: `qkv` compiles it beside pip.
+        """
+        if os.environ.get("QKVBENCH_NATIVE") == "none":
+            return
+        x86 = native_build.x86_here() if self.editable_mode else native_build.X86
         try:
-            built = native_build.build()
+            built = native_build.build(x86=x86)
         except native_build.BuildError as error:
             print(f"qkvbench: the native kernel is not built: {error}. torch decodes instead.")
             return

@@ -49,7 +49,7 @@ class Silent:
         """All else is nothing to a benchmark."""
 
     on_plan = on_capacity = on_prepare = on_missing_data = on_step = _heard
-    on_measure = on_unmeasured = _heard
+    on_seeds = on_measure = on_unmeasured = _heard
 
 
 def swept(study: Study, jobs: int) -> tuple[float, list[Record]]:

@@ -1,11 +1,17 @@
 """A training step of the bench beside a plain GPT written by hand, interleaved in one run.
 
 Run     python benchmarks/train_step.py [--threads N] [--rounds N] [--precision fp32 bf16]
+        python benchmarks/train_step.py --quick [--rounds N]
 Size    6 layers, d_model 256, 4 heads, 256 tokens, batch 8, vocabulary 4096
 
 The plain GPT is the widely used recipe: one fused matrix for Q, K and V, torch's own attention, a
 tied output matrix, fused AdamW, clipping at 1. The share is what the step's matrix products reach
 of the rate that the same products reach alone, measured in the same rounds.
+
+With --quick: a step of `q,k,v` on each task of the recipe `quick`, one thread, beside its parts
+alone: the matrix products of its linear layers, torch's attention, and the same attention with
+scores held whole in batched products. Times are of the processor, the least of all rounds, so that
+other work on the machine does not count.
 """
 
 import argparse
@@ -18,13 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qkvbench import cost
+from qkvbench import cost, recipes, tasks
 from qkvbench.backends.torch import Learner, prepare
 from qkvbench.backends.torch.training.precision import autocast
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment, Precision, Training
 from qkvbench.model import Decoder, Init, Learned, transformer
 from qkvbench.task_ref import TaskRef
+from qkvbench.train.loop import batch_indices
 
 LAYERS, D_MODEL, HEADS, TOKENS, BATCH, VOCABULARY = 6, 256, 4, 256, 8, 4096
 
@@ -153,13 +160,81 @@ def products(precision: Precision) -> tuple[Callable[[], None], float]:
     return run, 3 * 2 * rows * sum(i * o for i, o in shapes)
 
 
+def quick_parts(task: str) -> dict[str, Callable[[], object]]:
+    """A step of `q,k,v` on a task of `quick`, and its parts alone."""
+    run = next(each for each in recipes.find("quick").experiments() if str(each.task) == task)
+    learner, data = Learner(run), tasks.find(run.task).load()
+    batch = data.train.batch(next(batch_indices(len(data.train), run.training, run.seed)))
+    products: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def note(layer: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> None:
+        x, slope = inputs[0].flatten(0, -2), torch.randn_like(output).flatten(0, -2)
+        products.append((x.detach(), layer.weight.detach(), slope))
+
+    linear = [each for each in learner.network.modules() if isinstance(each, nn.Linear)]
+    hooks = [each.register_forward_hook(note) for each in linear]
+    learner.gradients(batch)
+    for hook in hooks:
+        hook.remove()
+    plans = [layer.attention for layer in run.model.layers[0] if layer.attention]
+    size, items, time_ = run.model.geometry, len(batch.inputs), tasks.find(run.task).tokens
+    q, k, v, slope = torch.randn(4, items, size.heads, time_, size.head_dim).unbind()
+    roots = [each.requires_grad_() for each in (q, k, v)]
+    causal = plans[0].mask.causal
+    hidden = torch.full((time_, time_), -torch.inf).triu(1)
+
+    def fused() -> Tensor:
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    def whole() -> Tensor:
+        left, right = (q * size.head_dim**-0.5).flatten(0, 1), k.flatten(0, 1).mT
+        scores = torch.baddbmm(hidden, left, right) if causal else left @ right
+        return (scores.softmax(-1) @ v.flatten(0, 1)).view_as(q)
+
+    def attended(attend: Callable[[], Tensor]) -> Callable[[], object]:
+        return lambda: [torch.autograd.grad(attend(), roots, slope) for _ in plans]
+
+    def step() -> None:
+        learner.gradients(batch)
+        learner.update(1e-4)
+
+    return {
+        "step": step,
+        "products": lambda: [(functional.linear(x, w), g @ w, g.mT @ x) for x, w, g in products],
+        "attention": attended(fused),
+        "held whole": attended(whole),
+    }
+
+
+def quick(rounds: int) -> None:
+    """Print the parts of a step on each task of `quick`."""
+    prepare(1)
+    for task in recipes.find("quick").seeds:
+        parts = quick_parts(task)
+        least_s = dict.fromkeys(parts, float("inf"))
+        for _ in range(rounds):
+            for name, part in parts.items():
+                before = time.thread_time()
+                part()
+                least_s[name] = min(least_s[name], time.thread_time() - before)
+        shares = "   ".join(
+            f"{name} {1e3 * seconds:6.2f} ms, {seconds / least_s['step']:.2f}"
+            for name, seconds in least_s.items()
+        )
+        print(f"{task:15} {shares}", flush=True)
+
+
 def main() -> None:
     """Time everything in turn and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--quick", action="store_true")
     words = parser.parse_args()
+    if words.quick:
+        quick(words.rounds)
+        return
     prepare(words.threads)
     rng = np.random.default_rng(0)
     batch = Batch(*(rng.integers(0, VOCABULARY, (BATCH, TOKENS)) for _ in range(2)))

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from multiprocessing import forkserver
 
 import pytest
@@ -18,6 +19,7 @@ from qkvbench import recipes, reports, tasks
 from qkvbench.backends.torch.kernels.contract import PROFILER_NAME
 from qkvbench.cli import ls, main, names, report
 from qkvbench.cli.parser import parse_request
+from qkvbench.cli.progress import StudyProgress
 from qkvbench.cli.run import default_folder, requested_study
 from qkvbench.experiment import from_json, to_json
 from qkvbench.model import POSITIONS, Learned, position_named, position_written
@@ -528,3 +530,24 @@ def test_a_signal_ends_the_study_and_its_processes_without_a_traceback(number, s
     assert study.returncode == status, said
     assert "Traceback" not in said
     until(lambda: not alive(members))
+
+
+def test_a_running_study_gives_a_preliminary_answer_each_time_its_seeds_have_doubled(
+    tmp_path, capsys
+):
+    store = fake_study.build(tmp_path, fake_study.ARMS[:2], ("digits", "sort"))
+    progress = StudyProgress(Counter())
+    progress.store = store
+    for count in range(1, 5):
+        progress.on_seeds(count, 5)
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if "Preliminary" in line] == [
+        "Preliminary, of the first seed of 5; the others go on.",
+        "Preliminary, of the first 2 seeds of 5; the others go on.",
+        "Preliminary, of the first 4 seeds of 5; the others go on.",
+    ]
+    # One seed has no interval, so it has no verdict.
+    first, second = said.split("Preliminary")[1:3]
+    assert "Nothing can be said yet" in first
+    assert "±" not in first.split("Left out")[0]
+    assert "±" in second.split("Left out")[0]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -12,6 +13,7 @@ import fake_study
 from qkvbench import recipes
 from qkvbench.cli import main
 from qkvbench.cli.parser import RequestError, parse_request
+from qkvbench.cli.progress import StudyProgress
 from qkvbench.cli.registration import registration, registration_of
 from qkvbench.cli.run import requested_study
 from qkvbench.recipes import Study
@@ -136,6 +138,14 @@ def test_a_hypothesis_on_several_tasks_needs_all_of_them(written, tmp_path):
     assert [each.outcome for each in judged.tasks] == ["confirmed", "not decided"]
     assert judged.tasks[1].shown.word == "seeds are missing or failed"
     assert (judged.tasks[1].seeds, judged.tasks[1].registered_seeds) == (4, 5)
+
+
+def test_a_registered_study_gives_no_answer_before_its_end(written, tmp_path, capsys):
+    registered(written(expected("q,k=v", "matches")), tmp_path / "store")
+    progress = StudyProgress(Counter())
+    progress.store = Store(tmp_path / "store")
+    progress.on_seeds(2, 5)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_margin_is_the_registered_one_whatever_the_report_s(written, tmp_path, capsys):

@@ -39,6 +39,10 @@ case "$*" in
         [ -z "$SLOW" ] || exec sleep "$SLOW"
         [ -z "$BROKEN" ] || { echo 'ERROR: No matching distribution found'; exit 1; }
         ;;
+    '-P '*native/build.py)
+        sleep 0.2
+        [ -n "$NO_COMPILER" ] || echo built >"${2%build.py}_kernels.so"
+        ;;
     '-P -m qkvbench'* | '-m pytest'*) printf '<%s>' "$@" ;;
 esac
 """
@@ -185,6 +189,23 @@ def test_test_runs_the_chosen_tests(clone):
     assert quick.endswith("<-k><law>")
     assert "<-m><slow and not nightly><-n><logical>" in clone("test", "--slow")[1]
     assert "<-m><nightly><-n><0>" in clone("test", "--nightly")[1]
+
+
+def test_the_kernel_is_compiled_before_the_words_run_or_that_it_is_not_is_said(clone):
+    native = clone.root / "src" / "qkvbench" / "native"
+    native.mkdir(parents=True)
+    (native / "build.py").touch()
+    _, _, err = clone("ls", NO_COMPILER="yes")
+    assert "the native kernel was not built" in err
+    (clone.root / "constraints.txt").write_text("numpy==2.5.0\n")
+    _, _, err = clone("ls")
+    assert (native / "_kernels.so").exists()
+    assert "kernel" not in err
+
+
+def test_pip_leaves_out_bytecode_that_no_run_needs(clone):
+    clone("ls")
+    assert all("--no-compile" in line for line in clone.asked() if "-m pip" in line)
 
 
 def test_a_python_that_is_not_there_is_named(clone):

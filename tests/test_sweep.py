@@ -1,5 +1,6 @@
 """A study runs in processes of its own, resumes, and survives failures of single runs."""
 
+import shutil
 import time
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ class Noted:
 
     def __init__(self, at_end=lambda: None):
         self.plans, self.endings, self.lacked, self.measured = [], [], [], []
-        self.tuned = []
+        self.tuned, self.seeds = [], []
         self.at_end = at_end
 
     def on_tune(self, missing, total):
@@ -50,6 +51,9 @@ class Noted:
     def on_end(self, record):
         self.endings.append(record)
         self.at_end()
+
+    def on_seeds(self, count, total):
+        self.seeds.append((count, total, len(self.endings)))
 
     def on_unmeasured(self, reason):
         self.lacked.append(("measurement", reason))
@@ -81,7 +85,7 @@ def test_a_study_is_run_once_and_the_same_call_again_runs_nothing(carried):
 
     again = carried_out(STUDY, path)
     assert again.plans == [(0, 4)]
-    assert again.endings == again.measured == []
+    assert again.endings == again.measured == again.seeds == []
     assert {each: each.stat().st_mtime_ns for each in path.glob("*/*.json")} == before
 
 
@@ -91,6 +95,22 @@ def test_an_arm_in_its_own_process_has_the_bits_of_one_that_runs_alone(carried):
         alone = run(next(each for each in STUDY.experiments() if each.id == record.id))
         assert alone.metrics == record.metrics
         assert alone.curve == record.curve
+
+
+def test_the_first_seeds_are_announced_when_the_last_arm_has_them(carried):
+    """And not the last seed, whose answer is the study's own."""
+    _, noted = carried
+    ((count, total, ended),) = noted.seeds
+    assert (count, total) == (1, 2)
+    # The other process may have ended a run of the next seed before.
+    assert {record.seed for record in noted.endings[ended:]} == {1}
+    assert noted.endings[ended - 1].seed == 0
+
+
+def test_seeds_that_ended_before_are_not_announced_again(carried, tmp_path):
+    shutil.copytree(carried[0], tmp_path / "more")
+    more = carried_out(replace(STUDY, seeds=dict.fromkeys(STUDY.seeds, 4)), tmp_path / "more")
+    assert [count for count, _, _ in more.seeds] == [3]
 
 
 def test_one_seed_of_every_arm_comes_before_the_second():

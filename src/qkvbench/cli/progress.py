@@ -18,8 +18,11 @@ from rich.progress import (
 from qkvbench import tasks
 from qkvbench.cost.units import seconds_text
 from qkvbench.experiment import Experiment
+from qkvbench.reports import brief
 from qkvbench.results.record import Record
+from qkvbench.results.store import Store
 from qkvbench.results.tuning import tuning_ended, validation_metric
+from qkvbench.results.view import view
 
 if TYPE_CHECKING:
     from qkvbench.sweep.trackers import Mirror
@@ -29,6 +32,8 @@ class StudyProgress:
     """Prints the events of a study, forwards them to `mirrors`, and counts the runs by status."""
 
     mirrors: "Sequence[Mirror]" = ()
+    # Its answer is printed on the way.
+    store: Store | None = None
 
     def __init__(self, endings: Counter[str]) -> None:
         """`endings` counts the statuses of the runs that ended."""
@@ -158,6 +163,23 @@ class StudyProgress:
         """The arms could not be timed."""
         self.endings["failed"] += 1
         self.console.print(f"Latency and memory are missing. {reason}", style="red", markup=False)
+
+    def on_seeds(self, count: int, total: int) -> None:
+        """The first seeds have ended: the answer so far, each time that they have doubled.
+
+        A study with registered hypotheses gives none before its end.
+        """
+        if self.store is None or count & (count - 1):
+            return
+        so_far = view(self.store, first_seeds=count)
+        if so_far.preregistered is not None:
+            return
+        seeds = "the first seed" if count == 1 else f"the first {count} seeds"
+        self.console.print(f"\nPreliminary, of {seeds} of {total}; the others go on.\n")
+        if self.console.is_terminal:
+            brief.print_answer(so_far, self.console)
+        else:
+            self.console.print(brief.render(so_far), markup=False, soft_wrap=True)
 
     def on_measure(self, arms: int) -> None:
         """The arms are being timed."""

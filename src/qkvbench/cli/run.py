@@ -329,6 +329,7 @@ def _run_study(
     command = "qkvbench " + shlex.join(sys.argv[1:])
     endings: Counter[str] = Counter()
     with stoppable(), StudyProgress(endings) as progress:
+        progress.store = store
         progress.mirrors = [
             Mirror(name, store.path / "trackers" / name, study.name, progress.on_tracker_error)
             for name in trackers

@@ -2,8 +2,8 @@
 
 Run     python -m qkvbench.native
 
-Only changed files are compiled again. This module imports the standard library alone, since
-setup.py runs it before anything else is installed.
+Only changed files are compiled again. This module imports the standard library alone, since `qkv`
+and setup.py run it before anything else is installed.
 """
 
 import hashlib
@@ -12,7 +12,9 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,9 +32,9 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 # Flags by file: on x86, then on any processor.
 X86 = {
-    "isa_avx2": AVX2,
-    "isa_avx512": AVX512,
     "isa_avx512_bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"],
+    "isa_avx512": AVX512,
+    "isa_avx2": AVX2,
 }
 PORTABLE: dict[str, list[str]] = {"isa_portable": [], "decode": [], "pool": []}
 
@@ -61,35 +63,82 @@ def compiler() -> list[str]:
     raise BuildError("there is no C++ compiler; install g++, clang or the package ziglang")
 
 
-def build(into: Path = HERE, objects: Path | None = None) -> Path:
+def x86_here() -> dict[str, list[str]]:
+    """The files of `X86` whose instructions this processor has; all of them if it does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return X86
+    lines = [line for line in text.splitlines() if line.startswith("flags")]
+    # The kernel's names have underscores that the compiler's have not: avx512_bf16.
+    present = set(lines[0].replace("_", "").split()) if lines else set[str]()
+    return {
+        name: flags
+        for name, flags in X86.items()
+        if present.issuperset(flag.removeprefix("-m") for flag in flags)
+    }
+
+
+def build(
+    into: Path = HERE, objects: Path | None = None, x86: Mapping[str, list[str]] = X86
+) -> Path:
     """Build the library in the folder `into`, unless it is up to date, and return its path.
 
-    Raises BuildError.
+    A library for other machines has all ISAs of `X86`; one for this machine needs only `x86_here`.
+    If another process is building it, wait for that one. Raises BuildError.
     """
     if os.name != "posix":
         raise BuildError(f"there is no build for {platform.system()}")
-    library, stamp = into / LIBRARY, sources_hash()
-    if library.exists() and stamp.encode() in library.read_bytes():
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    # What takes longest begins first.
+    files = (dict(x86) if is_x86 else {}) | PORTABLE
+    library, stamp = into / LIBRARY, " ".join([sources_hash(), *files])
+    if _is_built(library, stamp):
         return library
     objects = objects or into / "_objects"
     objects.mkdir(parents=True, exist_ok=True)
-    command = compiler()
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    files = PORTABLE | (X86 if x86 else {})
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [
-            pool.submit(_compile, command, name, flags, objects, stamp)
-            for name, flags in files.items()
-        ]
-        compiled = [str(job.result()) for job in jobs]
-    new = objects / LIBRARY
-    _run([*command, "-shared", "-pthread", *compiled, "-o", str(new)])
-    # Replace the file, do not rewrite it: a process may have the old library mapped.
-    new.replace(library)
+    with _alone(objects):
+        if _is_built(library, stamp):
+            return library
+        command = compiler()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            jobs = [
+                pool.submit(_compile, command, name, flags, objects, stamp)
+                for name, flags in files.items()
+            ]
+            compiled = [str(job.result()) for job in jobs]
+        new = objects / LIBRARY
+        _run([*command, "-shared", "-pthread", *compiled, "-o", str(new)])
+        # Replace the file, do not rewrite it: a process may have the old library mapped.
+        new.replace(library)
     return library
 
 
-def _compile(command: list[str], name: str, flags: list[str], objects: Path, stamp: str) -> Path:
+def main() -> None:
+    """Build the library for this machine; exit with the reason if that fails."""
+    try:
+        sys.stdout.write(f"{build(x86=x86_here())}\n")
+    except BuildError as error:
+        sys.exit(f"The native kernel is not built: {error}.")
+
+
+def _is_built(library: Path, stamp: str) -> bool:
+    return library.exists() and stamp.encode() in library.read_bytes()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process is in such a block for the folder: an ended process never is."""
+    import fcntl  # POSIX has it
+
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(
+    command: Sequence[str], name: str, flags: Sequence[str], objects: Path, stamp: str
+) -> Path:
     """The object of one file; a cached one if sources and command are the same."""
     source = SOURCES / f"{name}.cpp"
     arguments = [*command, *COMMON, *flags]
@@ -117,3 +166,7 @@ def _run(command: list[str]) -> None:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr]
         raise BuildError(f"{command[0]} failed: {lines[0].strip()[:300]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -29,7 +29,7 @@ def library() -> ctypes.CDLL:
         raise UnavailableError(f"built for another system: {error}") from error
     # A library of other sources may have other functions under the same names.
     loaded.qkv_sources.restype = ctypes.c_char_p
-    if loaded.qkv_sources().decode() != sources_hash():
+    if loaded.qkv_sources().decode().split()[0] != sources_hash():
         raise UnavailableError("built from other sources; `python -m qkvbench.native` rebuilds it")
     loaded.qkv_isa.restype = ctypes.c_char_p
     loaded.qkv_isa.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int)]

@@ -1,7 +1,7 @@
 """What is each projection worth? Eight variants and two controls on four small tasks.
 
 Run       qkvbench run quick
-Takes     a quarter of an hour to an hour on two cores, by the machine
+Takes     a quarter of an hour to an hour on two cores, by the machine; a first table a fifth of it
 Expect    tasks and sizes at which canonical attention learns on one core in seconds and a model
           without attention does not; enough to show large losses and to rank speeds of learning,
           not to show small ones

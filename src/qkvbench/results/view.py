@@ -214,10 +214,11 @@ class View:
         return tuple(dict.fromkeys(run.machine.code for run in ordered))
 
 
-def view(store: Store, margins: Margins | None = None) -> View:
+def view(store: Store, margins: Margins | None = None, *, first_seeds: int | None = None) -> View:
     """The study in this store; without a readable `study.json` it consists of all runs.
 
-    `margins` are those of the command line; by default those of each task's unit.
+    `margins` are those of the command line; by default those of each task's unit. With
+    `first_seeds` it is the study as if no task had more seeds than these.
     """
     runs, measurements, damage = store.runs(), store.measurements(), store.study_damage()
     needed = {first.id for run in runs.good for first in run.parsed_experiment.needed}
@@ -225,6 +226,9 @@ def view(store: Store, margins: Margins | None = None) -> View:
         [run for run in runs.good if run.id not in needed and run.seed < FIRST_SEED],
         {each.model for each in measurements.good},
     )
+    if first_seeds is not None:
+        fewer = {task: min(count, first_seeds) for task, count in study.seeds.items()}
+        study = study.model_copy(update={"seeds": fewer})
     arms = tuple(dict.fromkeys(study.variants)) or (BASELINE,)
     study_ids, tuning_ids = set(study.runs), study.tuning.ids if study.tuning else set[str]()
     chosen = [

@@ -1,5 +1,6 @@
 """A study: runs and measures what its store lacks, and stores each result at once."""
 
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -68,6 +69,10 @@ class Progress(Protocol):
         """A run has ended, done or not."""
         ...
 
+    def on_seeds(self, count: int, total: int) -> None:
+        """Of `total` seeds the first `count` have ended for every arm and task; others run on."""
+        ...
+
     def on_measure(self, arms: int) -> None:
         """The arms are being timed."""
         ...
@@ -121,12 +126,38 @@ def run_study(
             progress.on_untuned(task, arm)
         missing = to_run(experiments, store)
         progress.on_plan(len(missing), len(dict.fromkeys([*experiments, *missing])))
+        seeds = _Seeds(experiments, missing)
         with closing(_carried_out(experiments, missing, settings, workers)) as records:
             for record in records:
                 progress.on_end(record)
                 if fail_fast and record.status != "done":
                     return
+                if (count := seeds.advance(record)) is not None:
+                    progress.on_seeds(count, seeds.total)
         _measure(study, models, store, workers, progress)
+
+
+class _Seeds:
+    """How many seeds have ended for every arm and task, from the first one on."""
+
+    def __init__(self, experiments: Sequence[Experiment], missing: Sequence[Experiment]) -> None:
+        """The seeds of these experiments, of which some are missing; other runs do not count."""
+        own = set(experiments)
+        self.seed_of = {each.id: each.seed for each in missing if each in own}
+        self.left = Counter(self.seed_of.values())
+        self.total = 1 + max((each.seed for each in experiments), default=-1)
+        self.count = self._first_left()
+
+    def advance(self, record: Record) -> int | None:
+        """The number of seeds, if this record is the last of one and others are left."""
+        seed = self.seed_of.pop(record.id, None)
+        if seed is not None:
+            self.left[seed] -= 1
+        before, self.count = self.count, self._first_left()
+        return self.count if before < self.count < self.total else None
+
+    def _first_left(self) -> int:
+        return next((seed for seed in range(self.total) if self.left[seed]), self.total)
 
 
 def with_chosen_rates(study: Study, store: Store) -> Study:

@@ -13,7 +13,9 @@
 #include "pool.h"
 
 #if defined(__x86_64__)
-extern const Isa ISA_AVX512_BF16, ISA_AVX512, ISA_AVX2;
+// Weak: null if the library was built for a machine that does not run it.
+extern const Isa ISA_AVX512_BF16 __attribute__((weak)), ISA_AVX512 __attribute__((weak)),
+    ISA_AVX2 __attribute__((weak));
 #endif
 extern const Isa ISA_PORTABLE;
 
@@ -26,7 +28,7 @@ struct Choice {
     bool supported;
 };
 
-// All ISAs of this processor family, fastest first.
+// All ISAs that were built, fastest first.
 const std::vector<Choice>& all_isas() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -37,10 +39,13 @@ const std::vector<Choice>& all_isas() {
                         __builtin_cpu_supports("avx512vl");
     const bool dot = avx512 && __builtin_cpu_supports("avx512bf16") &&
                      __builtin_cpu_supports("avx512vnni");
-    static const std::vector<Choice> all = {{&ISA_AVX512_BF16, dot},
-                                            {&ISA_AVX512, avx512},
-                                            {&ISA_AVX2, avx2},
-                                            {&ISA_PORTABLE, true}};
+    static const std::vector<Choice> all = [&] {
+        std::vector<Choice> built;
+        for (const Choice& each : {Choice{&ISA_AVX512_BF16, dot}, Choice{&ISA_AVX512, avx512},
+                                   Choice{&ISA_AVX2, avx2}, Choice{&ISA_PORTABLE, true}})
+            if (each.isa) built.push_back(each);
+        return built;
+    }();
 #else
     static const std::vector<Choice> all = {{&ISA_PORTABLE, true}};
 #endif
@@ -130,7 +135,7 @@ EXPORT const char* qkv_isa(int which, int* supported) {
     return all_isas()[which].isa->name;
 }
 
-// The hash of the sources that this was built from.
+// The hash of the sources that this was built from, and their files.
 EXPORT const char* qkv_sources() { return QKV_SOURCES; }
 
 // Attention with one query per head, by the `which`-th ISA. Returns -1, or the first sequence whose
