@@ -1,4 +1,4 @@
-"""The options of every command, read from the parser and kept in commands.md.
+"""The options of every command in commands.md, and the suffixes of an equation in notation.md.
 
 Run     python docs/options.py
 """
@@ -7,9 +7,12 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from qkvbench.cli.ls import suffixes
 from qkvbench.cli.parser import build_parser
 
 COMMANDS = Path(__file__).with_name("commands.md")
+NOTATION = Path(__file__).with_name("notation.md")
+SUFFIX_TABLE = "| suffix | meaning |\n|---|---|\n"
 HEADING = "\n## Every option\n"
 ABOUT = """
 From the parser itself, by `python docs/options.py`. What stands in brackets is the default.
@@ -17,9 +20,17 @@ From the parser itself, by `python docs/options.py`. What stands in brackets is 
 
 
 def main() -> None:
-    """Write the options into the end of commands.md."""
+    """Write the options into the end of commands.md, the suffixes into that of notation.md."""
     kept, _, _ = COMMANDS.read_text().partition(HEADING)
     COMMANDS.write_text(kept + options())
+    kept, _, _ = NOTATION.read_text().partition(SUFFIX_TABLE)
+    NOTATION.write_text(kept + suffix_table())
+
+
+def suffix_table() -> str:
+    """The end of notation.md: a row for each suffix."""
+    rows = [f"| `{row['name']}` | {_cell(str(row['about']))} |\n" for row in suffixes()]
+    return "".join([SUFFIX_TABLE, *rows])
 
 
 def options() -> str:

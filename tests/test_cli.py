@@ -90,7 +90,8 @@ def test_a_study_runs_with_the_positions_that_are_asked_for():
 
 
 @pytest.mark.parametrize(
-    "what", ["variants", "tasks", "recipes", "models", "positions", "reports", "claims"]
+    "what",
+    ["variants", "suffixes", "tasks", "recipes", "models", "positions", "reports", "claims"],
 )
 def test_lists_are_json_with_name_and_about(what, capsys):
     assert main(["ls", what, "--json"]) == 0

@@ -123,7 +123,10 @@ def test_extras_add_up(clone):
     clone.asked()
     clone("test")
     assert f"-e {clone.root}[hf,dev,jax,slurm,sql]" in clone.asked()[-1]
-    assert clone("setup", "hf", "dev")[2] == "qkv: ready: .venv has the core and hf dev jax slurm sql\n"
+    assert (
+        clone("setup", "hf", "dev")[2]
+        == "qkv: ready: .venv has the core and hf dev jax slurm sql\n"
+    )
     assert clone.asked() == []
 
 

@@ -22,6 +22,7 @@ PAGES = [
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 ]
 # A comment begins after a blank: the number sign in `my.txt#bpe-300` is a task's.
+NOTATION = ROOT / "docs" / "notation.md"
 COMMAND = re.compile(
     r"^(?:\$ )?(?:\./qkv|qkvbench) (?!setup|test)(?P<words>(?:[^#\n]|(?<=\S)#)+)", re.MULTILINE
 )
@@ -77,6 +78,7 @@ def _commands_module():
 def test_the_page_of_commands_ends_with_every_option_of_the_parser(capsys):
     """`python docs/options.py` writes it."""
     generated = _commands_module().options()
+    assert NOTATION.read_text().endswith(_commands_module().suffix_table())
     assert (ROOT / "docs" / "commands.md").read_text().endswith(generated)
     for part in generated.split("\n### ")[1:]:
         command, _, table = part.partition("\n")

@@ -1,4 +1,4 @@
-"""`qkvbench ls`: the available variants, tasks, recipes, models, positions, reports and claims."""
+"""`qkvbench ls`: the available variants, tasks, recipes, positions, and so on."""
 
 import json
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from qkvbench import claims, recipes, reports, tasks
 from qkvbench.cli.parser import Request
 from qkvbench.cost import parameters
 from qkvbench.model import POSITIONS, PRESETS
+from qkvbench.variant import SUFFIXES
 from qkvbench.variant.catalogue import CATALOGUE
 
 # The columns that wrap.
@@ -95,6 +96,14 @@ def _positions() -> list[dict[str, object]]:
     return [{"name": name, "about": scheme.about} for name, scheme in POSITIONS.items()]
 
 
+def suffixes() -> list[dict[str, object]]:
+    """Everything that may follow an equation; N is a whole number."""
+    return [
+        {"name": name + ("N" if suffix.number else ""), "about": suffix.about}
+        for name, suffix in SUFFIXES.items()
+    ]
+
+
 def _reports() -> list[dict[str, object]]:
     return [{"name": name, "about": reports.find(name).ABOUT} for name in reports.names()]
 
@@ -113,6 +122,7 @@ LISTS: dict[str, Callable[[], list[dict[str, object]]]] = {
     "recipes": _recipes,
     "models": _models,
     "positions": _positions,
+    "suffixes": suffixes,
     "reports": _reports,
     "claims": _claims,
 }
