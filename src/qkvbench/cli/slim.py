@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cost.units import bytes_text
@@ -37,10 +37,8 @@ def answer(request: Request) -> int:
 
 def facts(found: "Savings") -> dict[str, object]:
     """The answer as JSON values; a number that is not known is null."""
-    values = asdict(found) | {
-        "library_bytes": found.library_bytes,
-        "slim_bytes": found.slim_bytes,
-    }
+    values: dict[str, Any] = asdict(found)
+    values |= {"library_bytes": found.library_bytes, "slim_bytes": found.slim_bytes}
     for condition in values["conditions"]:
         if not math.isfinite(condition["number"]):
             condition["number"] = None
@@ -54,7 +52,7 @@ def lines(found: "Savings") -> list[str]:
 
 
 def _headline(found: "Savings") -> str:
-    """What applies and what it saves, or that nothing does, and why."""
+    """The answer in one line: the saving and its accuracy, or the reason that there is none."""
     if found.library_bytes == found.slim_bytes:
         return f"Nothing to save in {found.model}: {found.reason}."
     saving = [part for part in found.parts if part.slim_bytes != part.library_bytes]

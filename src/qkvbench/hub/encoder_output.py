@@ -6,6 +6,7 @@ weighted sum of x. So neither is made while a text is generated. K's bias is the
 each row of x, which a softmax leaves out.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ class EncoderOutput:
     """The output of the encoder, kept once for all layers; it is the encoder's own tensor."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
+        """No output yet."""
         self.rows: Tensor | None = None  # (batch, time, width)
 
     @property
@@ -182,10 +183,10 @@ class EncoderLayer(CacheLayerMixin):
 class EncoderCache(Cache):
     """The cross-attention cache of a slim model: the encoder's output, once for all layers."""
 
-    def __init__(self, recipes: dict[int, StatesOfEncoder], config: Any) -> None:
+    def __init__(self, recipes: Mapping[int, StatesOfEncoder], config: Any) -> None:
         """An empty cache."""
         self.output = EncoderOutput()
-        layers = [
+        layers: list[Any] = [
             EncoderLayer(recipe, config, self.output) for _, recipe in sorted(recipes.items())
         ]
         super().__init__(layers=layers)

@@ -1,4 +1,4 @@
-"""What a slim cache saves of a checkpoint, from its settings and the weights that decide it.
+"""The bytes that a slim cache saves of a checkpoint, from its settings and few of its weights.
 
 The model is built on the meta device, so it takes no memory, and both caches are filled by its own
 code: the sizes are those of the tensors that the two caches would hold. Of the weights only W_K is
@@ -41,10 +41,7 @@ _INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of attention of a model: what is cached, in bytes.
-
-    ``reads`` is the source of the tokens: the text that is written, or an encoder's input.
-    """
+    """One kind of attention of a model and the bytes of its caches, for so many tokens."""
 
     name: str
     layers: int
@@ -60,7 +57,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Savings:
-    """What a slim cache saves of one checkpoint; ``reason`` if nothing."""
+    """The answer for one checkpoint; ``reason`` if a layer keeps both tensors."""
 
     source: str
     model: str
@@ -83,7 +80,7 @@ class Savings:
 
 
 def savings(source: str, *, context: int, tolerance: float = TOLERANCE) -> Savings:
-    """What a slim cache saves of a checkpoint: a folder, or a name on the Hub.
+    """The bytes that a slim cache saves of a checkpoint: a folder, or a name on the Hub.
 
     ValueError if it cannot be read, if it is not safe, or if transformers does not know it.
     """
@@ -356,7 +353,7 @@ def _part(
 def _enough(
     name: str, own: tuple[Recipe, ...], conditions: tuple[Condition, ...]
 ) -> tuple[str, str]:
-    """What is enough to keep, and how exact that is."""
+    """The tensors that are enough, and how exact the others are."""
     if name == "cross-attention":
         return "the encoder's output, once", "sums in another order"
     if conditions:

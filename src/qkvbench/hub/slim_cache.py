@@ -122,13 +122,14 @@ class SlimEncoderDecoderCache(EncoderDecoderCache):
                 "A model with an encoder passes its output to its cache only if it is slim.\n"
                 "Call slim(model) first."
             )
-        cross = EncoderCache(dict(recipes_of(model).cross), _decoder_config(model))
-        super().__init__(SlimCache(model, reserve=reserve), cross)
+        self.own = SlimCache(model, reserve=reserve)
+        self.cross = EncoderCache(recipes_of(model).cross, _decoder_config(model))
+        super().__init__(self.own, self.cross)
 
     @property
     def bytes(self) -> int:
         """The unique storage of the decoder's rows and of the encoder's output."""
-        return self.self_attention_cache.bytes + self.cross_attention_cache.bytes
+        return self.own.bytes + self.cross.bytes
 
     def check_dynamic_cache(self, method: str) -> None:
         """No-op: both caches grow, and can be cropped and reordered."""
@@ -317,7 +318,7 @@ def _keep_encoder_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[
     cache = next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None)
     states = kwargs.get("key_value_states")
     if isinstance(cache, SlimEncoderDecoderCache) and states is not None:
-        cache.cross_attention_cache.keep(states)
+        cache.cross.keep(states)
 
 
 def _set_attention(model: PreTrainedModel, name: str) -> None:

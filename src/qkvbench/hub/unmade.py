@@ -24,7 +24,7 @@ _METADATA = ("__get__", "size", "dim", "numel", "is_floating_point")
 
 
 class SumReader(Protocol):
-    """What makes K and V, and sums V without making it."""
+    """A reader that makes K and V, and sums V without making it."""
 
     def materialize(self, rows: slice = slice(None)) -> tuple[Heads, Heads]:
         """K and V of these rows."""
@@ -58,7 +58,7 @@ class Unmade(Tensor):
                 if not isinstance(found, Tensor):
                     return found
             return func(
-                *(_made(each) if isinstance(each, cls) else each for each in args), **kwargs
+                *(_tensor(each) if isinstance(each, cls) else each for each in args), **kwargs
             )
 
 
@@ -94,7 +94,7 @@ def _weighted(weights: Tensor, value: Tensor) -> Tensor:
     return output.reshape(*weights.shape[:-1], output.shape[-1])
 
 
-def _made(tensor: Tensor) -> Tensor:
+def _tensor(tensor: Tensor) -> Tensor:
     """The tensor in the shape that it has now."""
     states = getattr(tensor, READER).materialize()
     return states[getattr(tensor, _PLACE)].reshape(tensor.shape)
