@@ -86,9 +86,8 @@ class EncoderReader:
         """softmax(q·k·scaling + mask)·v, from products with the encoder's output."""
         rows, weights = self._rows, self.recipe.weights
         batch, heads, queries, _ = query.shape
-        wide = absorb_into_query(
-            query, (UpProject("k"),), {"k": weights.maps(weights.key)}, _no_scale
-        )
+        op = UpProject("k", heads, query.shape[-1])
+        wide = absorb_into_query(query, (op,), {"k": weights.maps(weights.key)}, _no_vector)
         scores = (wide.flatten(1, 2) @ rows.mT).view(batch, heads, queries, -1) * scaling
         return self.weighted(attention_weights(scores, mask).to(rows.dtype))
 
@@ -97,7 +96,8 @@ class EncoderReader:
         rows, maps = self._rows, self.recipe.weights
         batch, heads, queries, _ = weights.shape
         context = (weights.flatten(1, 2) @ rows).view(batch, heads, queries, -1)
-        output = absorb_into_output(context, (UpProject("v"),), {"v": maps.maps(maps.value)})
+        op = UpProject("v", heads, maps.value.shape[1] // heads)
+        output = absorb_into_output(context, (op,), {"v": maps.maps(maps.value)})
         if maps.value_bias is None:
             return output
         return output + maps.value_bias.view(heads, 1, -1)
@@ -225,5 +225,5 @@ class EncoderCache(Cache):
             self.output.rows = self.output.rows.repeat_interleave(repeats, dim=0)
 
 
-def _no_scale(role: str) -> Tensor:
-    raise AssertionError(f"cross-attention of these classes has no scale of {role}")
+def _no_vector(name: str) -> Tensor:
+    raise AssertionError(f"cross-attention of these classes has no {name}")
