@@ -122,21 +122,21 @@ class EncoderLayer(CacheLayerMixin):
         self.reader = EncoderReader(recipe, output)
 
     @property
-    def keys(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def keys(self) -> Tensor | None:
         """K, or its placeholder, once there is an encoder's output."""
         return self._states()[0] if self.is_initialized else None
 
     @keys.setter
-    def keys(self, _: Tensor | None) -> None:
+    def keys(self, _: Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """No-op: K is made from the encoder's output."""
 
     @property
-    def values(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def values(self) -> Tensor | None:
         """V, or its placeholder, once there is an encoder's output."""
         return self._states()[1] if self.is_initialized else None
 
     @values.setter
-    def values(self, _: Tensor | None) -> None:
+    def values(self, _: Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """No-op: V is made from the encoder's output."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

@@ -157,21 +157,21 @@ class SlimLayer(CacheLayerMixin):
                 self.reader = CopiedHeadsReader(recipe, reserve)
 
     @property
-    def keys(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def keys(self) -> Tensor | None:
         """K of all tokens, for code that reads a cache without appending to it."""
         return self.reader.materialize()[0] if self.is_initialized else None
 
     @keys.setter
-    def keys(self, _: Tensor | None) -> None:
+    def keys(self, _: Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """No-op: K is in the reader's tensors, or made from them."""
 
     @property
-    def values(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def values(self) -> Tensor | None:
         """V of all tokens, for code that reads a cache without appending to it."""
         return self.reader.materialize()[1] if self.is_initialized else None
 
     @values.setter
-    def values(self, _: Tensor | None) -> None:
+    def values(self, _: Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """No-op: V is in the reader's tensors, or made from them."""
 
     @property
