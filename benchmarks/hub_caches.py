@@ -32,8 +32,9 @@ from transformers import (
 
 from qkvbench import hub
 from qkvbench.cost.units import bytes_text, seconds_text
-from qkvbench.hub.families import ENCODERS, KEY_ONLY
-from qkvbench.hub.key_only import ValueFromKey, key_value_weights
+from qkvbench.hub.families import ENCODERS, LINEAR
+from qkvbench.hub.key_only import ValueFromKey
+from qkvbench.hub.linear_attention import linear_attentions, weights_of
 from qkvbench.hub.shared_root import keys_from_roots
 from qkvbench.hub.slim_cache import SlimCache, SlimLayer, storage_bytes
 
@@ -116,8 +117,11 @@ def compare(name: str, model: PreTrainedModel, tokens: int, batch: int, rounds: 
 def print_conditions(folder: str) -> None:
     """Print the condition of each layer, and the error of V made from K."""
     model = hub.load(folder, auto="AutoModel", dtype=torch.float32)
-    layers = key_value_weights(model, {**KEY_ONLY, **ENCODERS})
-    for condition, (_, weights) in zip(hub.conditions(model), layers, strict=True):
+    known = {**LINEAR, **ENCODERS}
+    layers = [
+        weights_of(part, known[type(part).__name__]) for _, part in linear_attentions(model, known)
+    ]
+    for condition, weights in zip(hub.conditions(model), layers, strict=True):
         x = torch.randn(1000, len(weights.key))
         key, value = x @ weights.key, x @ weights.value
         value_map = torch.linalg.solve(weights.key.double(), weights.value.double()).float()

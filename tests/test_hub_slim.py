@@ -11,6 +11,7 @@ from qkvbench import hub
 from qkvbench.hub.growing_tensor import GROWTH, GrowingTensor
 from qkvbench.hub.key_only import values_from_keys
 from qkvbench.hub.slim_cache import SlimLayer, storage_bytes
+from qkvbench.variant import AlibiBias
 
 VOCABULARY = 37
 # More than a tile of rows, so that the missing tensor is made in several.
@@ -345,7 +346,7 @@ def test_a_model_without_such_layers_is_refused_with_the_reason():
             num_attention_heads=2,
         )
     )
-    with pytest.raises(ValueError, match="caches K after RoPE"):
+    with pytest.raises(ValueError, match=r"caches K after RoPE(.|\n)*Gemma4(.|\n)*families\.py"):
         hub.slim(llama)
     with pytest.raises(ValueError, match="caches K after RoPE"):
         hub.slim(gemma(attention_k_eq_v=False))
@@ -435,6 +436,46 @@ def test_a_slim_model_whose_v_is_no_longer_made_from_k_is_refused(change, copied
         slim.generate(torch.tensor([[1, 2]]), max_new_tokens=2)
 
 
+@torch.no_grad()
+def test_a_change_while_a_text_is_read_is_noticed_at_the_next_token():
+    slim = hub.slim(gpt2())
+    cache = hub.SlimCache(slim)
+    slim(torch.tensor([[1, 2]]), cache=cache)
+    slim(torch.tensor([[3]]), cache=cache)
+    _scale_in_place(slim)
+    with pytest.raises(ValueError, match="In layer 0 V made from the cached tensor is off"):
+        slim(torch.tensor([[4]]), cache=cache)
+
+
+# PEFT uses an old name of transformers.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_weights_that_were_adapted_before_slim_are_refused_or_merged():
+    import peft
+
+    model = opt()
+    lora = peft.LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, lora)
+    with pytest.raises(ValueError, match="V made from the cached tensor is off"):
+        hub.slim(adapted.base_model.model).generate(torch.tensor([[1, 2]]), max_new_tokens=2)
+    merged = adapted.merge_and_unload()
+    ids = torch.tensor([[1, 2, 3]])
+    expected = merged(ids, use_cache=False).logits
+    with torch.no_grad():
+        cache = hub.SlimCache(hub.slim(merged))
+        found = [merged(ids[:, each : each + 1], cache=cache).logits for each in range(3)]
+    torch.testing.assert_close(torch.cat(found, 1), expected, rtol=0, atol=CLOSE[torch.float32])
+
+
+def test_deepseek_v4_is_refused_with_what_is_true_of_it():
+    from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
+
+    with torch.device("meta"):
+        sizes = {"num_hidden_layers": 1, "hidden_size": 64, "vocab_size": VOCABULARY}
+        model = DeepseekV4ForCausalLM(DeepseekV4Config(**sizes))
+    with pytest.raises(ValueError, match="its K is its V, and the library keeps that one tensor"):
+        hub.slim(model)
+
+
 def test_a_slim_model_that_was_cast_or_trained_can_be_made_slim_again():
     slim = hub.slim(opt()).double()
     with pytest.raises(ValueError, match="cast after slim"):
@@ -488,6 +529,18 @@ def test_the_condition_number_bounds_the_error_of_v():
     # Sums of 20 products round a few times more than the bound counts.
     assert 0 < error < 20 * condition.error_bound
     assert math.isclose(condition.error_bound, condition.number * torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("heads", [1, 6, 8, 12, 14])
+def test_alibi_has_the_slopes_of_bloom_and_mpt(heads):
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+    from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
+
+    slopes = torch.tensor(AlibiBias().slopes(heads))
+    bloom = build_alibi_tensor(torch.ones(1, 3), heads, torch.float32)
+    torch.testing.assert_close(bloom[:, 0], slopes[:, None] * torch.arange(3))
+    mpt = build_mpt_alibi_tensor(heads, 3)
+    torch.testing.assert_close(mpt[:, 0], slopes[:, None] * torch.arange(-2, 1))
 
 
 def test_the_example_writes_the_same_text(capsys):

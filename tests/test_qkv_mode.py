@@ -266,7 +266,7 @@ def _attention(place, layer):
         named |= {f"{place}o.weight": weight}
         named |= {f"{place}o.bias": torch.zeros(D_MODEL) if output.bias is None else output.bias}
     named |= {f"{place}{role}.rotation": numbers for role, numbers in layer.rotation.items()}
-    return named | {f"{place}{role}.scale": numbers for role, numbers in layer.scale.items()}
+    return named | {f"{place}{role}.scale": layer.scale(role) for role in layer.plan.scaled_roles}
 
 
 def _norm(name, norm):
@@ -525,7 +525,7 @@ def test_projections_are_initialized_as_the_library_s():
                 continue
             if name.endswith("bias"):
                 assert parameter.abs().max() == 0, name
-            elif ".scale." not in name:
+            elif "_norm." not in name:
                 # GPT-2 scales the init of output projections by the number of its layers.
                 expected = 0.02 / (2 * LAYERS) ** 0.5 if "attn.c_proj" in name else 0.02
                 assert parameter.detach().std().item() == pytest.approx(expected, rel=0.1), name
@@ -556,6 +556,56 @@ def test_a_name_means_the_same_in_qkv_mode_and_in_the_catalogue(equation):
 def test_names_and_aliases_of_the_catalogue_are_all_different():
     names = [name for entry in CATALOGUE for name in (entry.name, *entry.aliases)]
     assert len(set(names)) == len(names)
+
+
+def test_trainer_decays_the_same_parameters_of_a_canonical_qwen3_as_of_the_library_s(tmp_path):
+    arguments = transformers.TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+    decayed = []
+    for mode in ({}, {"qkv_mode": "canonical"}):
+        model = model_of("qwen3", **mode)
+        trainer = transformers.Trainer(model, arguments)
+        decayed.append(set(trainer.get_decay_parameter_names(model)))
+    assert decayed[0] == decayed[1]
+
+
+def test_the_norm_of_a_mode_has_the_eps_of_its_config():
+    plain = model_of("qwen3", rms_norm_eps=0.3)
+    inputs = inputs_of("qwen3")
+    expected = _logits(plain, **inputs)
+    assert (_logits(hub.convert(plain, "canonical"), **inputs) - expected).abs().max() < PROMISED
+    other = _logits(hub.convert(model_of("qwen3"), "canonical"), **inputs)
+    assert (other - expected).abs().max() > 100 * PROMISED
+
+
+@every_decoder
+def test_a_plain_checkpoint_loads_as_canonical(kind, tmp_path):
+    plain = model_of(kind)
+    plain.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    mode = {"model_type": f"qkv_{kind}", "qkv_mode": "canonical"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | mode))
+    inputs = inputs_of(kind)
+    assert torch.equal(_logits(hub.load(tmp_path).eval(), **inputs), _logits(plain, **inputs))
+
+
+def test_a_mode_in_the_config_of_an_architecture_without_it_is_refused_by_load(tmp_path):
+    config = transformers.OPTConfig(hidden_size=8, ffn_dim=8, num_hidden_layers=1, vocab_size=9)
+    config.num_attention_heads, config.qkv_mode = 2, "shared"
+    transformers.OPTForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'opt' model does not heed"):
+        hub.load(tmp_path)
+
+
+def test_a_saved_folder_says_what_loads_it(tmp_path):
+    model_of("llama", qkv_mode="shared").save_pretrained(tmp_path)
+    card, config = ((tmp_path / each).read_text() for each in ("README.md", "config.json"))
+    assert "qkv-ablation-bench" in card
+    assert "trust_remote_code" not in card
+    assert "qkvbench.hub.load" in json.loads(config)["requires"]
+    (tmp_path / "README.md").write_text("mine")
+    model_of("llama", qkv_mode="shared").save_pretrained(tmp_path, with_code=True)
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert not [f for f in tmp_path.glob("*.py") if "jaxtyping import" in f.read_text()]
 
 
 def test_a_model_of_ours_can_be_pickled():

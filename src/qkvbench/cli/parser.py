@@ -97,6 +97,7 @@ def build_parser() -> _Parser:
     doctor.add_argument("--json", action="store_true", help="one JSON document")
 
     _add_analyse(commands)
+    _add_slim(commands)
     _add_claims(commands)
     _add_readers(commands)
     return parser
@@ -257,6 +258,18 @@ def _add_analyse(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     analyse.add_argument("--kv-heads", type=_count, metavar="N", help="(inferred from the shapes)")
     analyse.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _add_slim(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """`slim`: the checkpoint and the context."""
+    slim = _command(commands, "slim", "what of a checkpoint's cache can be left out without loss")
+    slim.add_argument(
+        "source", metavar="SRC", help="a folder that save_pretrained wrote, or a hub name"
+    )
+    slim.add_argument(
+        "--context", type=_count, default=8192, metavar="N", help="tokens in the cache (8192)"
+    )
+    slim.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:

@@ -15,6 +15,7 @@ _MODULES = {
     "convert": "qkvbench.hub.conversion",
     "slim": "qkvbench.hub.slim_cache",
     "SlimCache": "qkvbench.hub.slim_cache",
+    "SlimEncoderDecoderCache": "qkvbench.hub.slim_cache",
     "conditions": "qkvbench.hub.key_only",
 }
 

@@ -35,6 +35,15 @@ PositionEmbeddings = tuple[
 IMPLEMENTATION = "qkvbench"
 
 
+class HeadScale(nn.Module):
+    """The learned scale of normed heads; the norm itself is an operation of the plan."""
+
+    def __init__(self, head_dim: int) -> None:
+        """A scale of ones."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(head_dim))
+
+
 class QkvModeAttention(nn.Module):
     """The attention of one layer, with the projections of its plan and no others."""
 
@@ -67,9 +76,9 @@ class QkvModeAttention(nn.Module):
                 for role, n in [(role, plan.heads(role)) for role in plan.rotated_roles]
             }
         )
-        self.scale = nn.ParameterDict(
-            {role: nn.Parameter(torch.ones(size.head_dim)) for role in plan.scaled_roles}
-        )
+        # The library's name, by which its Trainer leaves a scale out of weight decay.
+        for role in plan.scaled_roles:
+            self.add_module(f"{role}_norm", HeadScale(size.head_dim))
         # The model's rotary embedding; in a tuple, so that it is not a submodule of this layer.
         self.rotary_emb: tuple[nn.Module, ...] = ()
         self._cached_rotations: tuple[Any, dict[str, Tensor]] | None = None
@@ -155,6 +164,10 @@ class QkvModeAttention(nn.Module):
             self._cached_rotations = versions, self._make_rotations()
         return self._cached_rotations[1]
 
+    def scale(self, role: str) -> Tensor:
+        """The learned scale of a role's normed heads."""
+        return self.get_parameter(f"{role}_norm.weight")
+
     def _make_rotations(self) -> dict[str, Tensor]:
         return {
             role: rotation(self.rotation[role], self.head_dim) for role in self.plan.rotated_roles
@@ -173,7 +186,7 @@ class QkvModeAttention(nn.Module):
 
     def _vector(self, name: str) -> Tensor:
         """The learned scale of heads under this name of the plan."""
-        return self.scale[name.removesuffix(".scale")]
+        return self.scale(name.removesuffix(".scale"))
 
     def _update(
         self, cache: Any, rows: list[Heads], rotations: Maps, position_ids: Tensor | None

@@ -11,6 +11,26 @@ from importlib.resources import files
 from pathlib import Path
 
 ENTRY = "qkvbench.hub.models"
+# Takes the place of jaxtyping, which the reader's machine may lack.
+_SHAPES = "qkvbench.hub.shapes"
+# The README.md of a saved folder, and what it says more if the code is in the folder.
+_CARD = """---
+library_name: transformers
+tags: [qkvbench]
+---
+A model of transformers whose attention has `qkv_mode` `{mode}`. transformers itself does not know
+the type `{model_type}`: install qkv-ablation-bench, which registers it.
+
+```python
+from qkvbench import hub
+
+model = hub.load("this folder")  # or hub.register(), and then transformers' own from_pretrained
+```
+"""
+_CARD_OF_CODE = """
+The code is in the folder: without qkvbench `from_pretrained("this folder", trust_remote_code=True)`
+runs it; torch and transformers are enough.
+"""
 # An imported name must not itself be a module: transformers copies the files that imports name.
 _IMPORT = re.compile(r"^(\s*)from (qkvbench(?:\.\w+)+) import", re.MULTILINE)
 
@@ -25,16 +45,26 @@ def write_code(folder: Path, names: Mapping[str, str]) -> None:
     file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def write_card(folder: Path, model_type: str, mode: object, *, with_code: bool) -> None:
+    """Write a README.md that says what loads the folder, unless there is one."""
+    file = folder / "README.md"
+    if not file.exists():
+        card = _CARD.format(mode=mode, model_type=model_type) + _CARD_OF_CODE * with_code
+        file.write_text(card, encoding="utf-8")
+
+
 def _sources(entry: str) -> dict[str, str]:
     """The text of this module and of all of ours that it imports, with relative imports."""
     texts: dict[str, str] = {}
-    queue = [entry]
+    queue = [entry, _SHAPES]
     while queue:
         module = queue.pop()
         if module not in texts:
             text = _source(module)
             queue += [match[2] for match in _IMPORT.finditer(text)]
-            texts[module] = _IMPORT.sub(_relative, text)
+            texts[module] = _IMPORT.sub(_relative, text).replace(
+                "from jaxtyping import", f"from .{_flat(_SHAPES)} import"
+            )
     return texts
 
 

@@ -97,7 +97,8 @@ def _scales(plan: Plan, old: dict[str, Tensor], number: int) -> dict[str, Tensor
         norm = old.get(f"{role}_norm.weight")
         if norm is not None and role not in plan.scaled_roles:
             _check_tie(plan, number, role, norm, old[f"{plan.scaled_roles[0]}_norm.weight"])
-    return {f"scale.{role}": old[f"{role}_norm.weight"] for role in plan.scaled_roles}
+    names = [f"{role}_norm.weight" for role in plan.scaled_roles]
+    return {name: old[name] for name in names}
 
 
 def _role_weights(plan: Plan, family: Family, old: dict[str, Tensor]) -> RoleWeights:

@@ -2,12 +2,12 @@
 
 A row of `FAMILIES` takes ``qkv_mode``: it says what the attention class is called, how it is built,
 and how every setting of the config is treated. A setting that is in no row is refused by name, so
-that none is silently ignored. `KEY_ONLY` and `shared_root_plan` are for slim caches.
+that none is silently ignored. `LINEAR`, `SHARED_ROOT` and `EXPANDED` are for slim caches.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from qkvbench.variant import (
     CANONICAL,
@@ -176,7 +176,7 @@ class Family:
 # Settings that every row handles, our own, and settings of files that change no number.
 COMMON = (
     *("hidden_size", "num_attention_heads", "num_hidden_layers", "initializer_range"),
-    *("qkv_mode", "model_type", "auto_map", "torch_dtype", "output_attentions"),
+    *("qkv_mode", "requires", "model_type", "auto_map", "torch_dtype", "output_attentions"),
     *("vocab_size", "use_cache", "tie_word_embeddings", "classifier_dropout", "num_labels"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id"),
     *("gradient_checkpointing", "task_specific_params", "finetuning_task"),
@@ -317,10 +317,69 @@ _ROWS = (
 FAMILIES = {family.kind: family for family in _ROWS}
 
 
-# Attention classes without RoPE and without shared heads, whose V a slim cache makes from K.
-KEY_ONLY: Mapping[str, Projections] = {"GPT2Attention": "c_attn", "OPTAttention": _NAMES}
+@dataclass(frozen=True)
+class LinearAttention:
+    """An attention class whose cached K and V are linear maps of its input: no norm and no RoPE.
+
+    With a square W_K a slim cache makes V from K. If it attends to an encoder, under the name
+    ``cross`` in its layer, the cache makes both from the encoder's output.
+    """
+
+    names: Projections
+    # In a fused module: all of Q, then K, then V; or those of one head, then of the next.
+    fused_by: Literal["role", "head"] = "role"
+    transposed: bool = False
+    # The attribute with the number of heads; those that make K no linear map if they are set.
+    heads: str = "num_heads"
+    unless: tuple[str, ...] = ()
+    cross: str | None = None
+
+
+_SEPARATE = LinearAttention(_NAMES)
+_BART = LinearAttention(_NAMES, cross="encoder_attn")
+_T5 = LinearAttention({"q": "q", "k": "k", "v": "v"}, heads="n_heads", cross="EncDecAttention")
+
+# What a slim cache knows: attention classes by how much of their K and V it keeps.
+LINEAR: Mapping[str, LinearAttention] = {
+    "GPT2Attention": LinearAttention("c_attn", transposed=True),
+    "OPTAttention": _SEPARATE,
+    "GPTNeoSelfAttention": _SEPARATE,
+    "XGLMAttention": _SEPARATE,
+    "BioGptAttention": _SEPARATE,
+    "BloomAttention": LinearAttention("query_key_value", fused_by="head"),
+    "MptAttention": LinearAttention("Wqkv", heads="n_heads", unless=("clip_qkv",)),
+    "BartAttention": _BART,
+    "BlenderbotAttention": _BART,
+    "BlenderbotSmallAttention": _BART,
+    "M2M100Attention": _BART,
+    "MBartAttention": _BART,
+    "MarianAttention": _BART,
+    "PegasusAttention": _BART,
+    "WhisperAttention": _BART,
+    "T5Attention": _T5,
+    "MT5Attention": _T5,
+}
+# K and V are one projection, and K its V scaled and rotated, where there is no ``v_proj``.
+SHARED_ROOT = (
+    "Gemma4TextAttention",
+    "Gemma4UnifiedTextAttention",
+    "DiffusionGemmaEncoderTextAttention",
+)
+# The library copies each K/V head for its query heads before it caches them: how many copies.
+EXPANDED: Mapping[str, Callable[[Any], int]] = {
+    "FalconAttention": lambda attention: (
+        attention.num_heads // attention.num_kv_heads if attention.new_decoder_architecture else 1
+    )
+}
+# Why there is no slim cache for a class to which the general reason does not apply.
+NOT_SLIM: Mapping[str, str] = {
+    "DeepseekV4Attention": "its K is its V, and the library keeps that one tensor already, except "
+    "in layers of the kind sliding_attention, which keep it twice within their window",
+}
 # Encoders have no cache; `conditions` reports on their weights.
-ENCODERS: Mapping[str, Projections] = {"BertSelfAttention": FAMILIES["bert"].names}
+ENCODERS: Mapping[str, LinearAttention] = {
+    "BertSelfAttention": LinearAttention(FAMILIES["bert"].names, heads="num_attention_heads")
+}
 
 
 def family_of(config: Any) -> Family:
@@ -388,9 +447,15 @@ def check_mode_is_used(settings: Mapping[str, Any]) -> None:
     ValueError says what to use instead.
     """
     kind = str(settings.get("model_type"))
-    if kind in FAMILIES and "qkv_mode" in settings:
+    if "qkv_mode" in settings and kind not in {each.model_type for each in FAMILIES.values()}:
+        mode = settings["qkv_mode"]
+        if kind not in FAMILIES:
+            raise ValueError(
+                f"A {kind[:40]!r} model does not heed qkv_mode={mode!r}, so it would be 'q,k,v'.\n"
+                f"qkv_mode is built for {', '.join(FAMILIES)}. Take it out of config.json."
+            )
         raise ValueError(
-            f"A {kind} model does not heed qkv_mode={settings['qkv_mode']!r}, so it would be "
+            f"A {kind} model does not heed qkv_mode={mode!r}, so it would be "
             "'q,k,v'.\nTake qkvbench.hub.with_mode(config, mode), or "
             f"AutoConfig.for_model('{FAMILIES[kind].model_type}', qkv_mode=...) after "
             "qkvbench.hub.register(); for weights that satisfy a tie, "

@@ -5,35 +5,24 @@ With K = x W_K + b_K, V is (K − b_K) W_K⁻¹W_V + b_V, exactly if W_K is squa
 but each head sums rows as wide as the model. That saves memory, not time.
 """
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from qkvbench.backends.torch.attention.ops import Maps, absorb_into_output
-from qkvbench.hub.families import ENCODERS, KEY_ONLY, Projections, geometry_of, key_only_plan
+from qkvbench.hub.families import ENCODERS, LINEAR, key_only_plan
 from qkvbench.hub.growing_tensor import GrowingTensor, Heads
+from qkvbench.hub.linear_attention import linear_attentions, weights_of
 from qkvbench.hub.slim_attention import Mask, Queries, attention_weights, placeholder, tiles
-from qkvbench.variant import Plan
+from qkvbench.variant import Geometry, Plan
 
 # Largest relative error of a recomputed tensor. `conditions` predicts it; a slim cache checks it.
 TOLERANCE = 5e-3
-
-Square = Float[Tensor, "d_model d_model"]
-Bias = Float[Tensor, " d_model"]
-
-
-@dataclass(frozen=True)
-class KeyValueWeights:
-    """The projections of one layer as x W + b, views of its parameters."""
-
-    key: Square
-    key_bias: Bias | None
-    value: Square
-    value_bias: Bias | None
+# The attention classes on whose weights `conditions` reports.
+_KNOWN = {**LINEAR, **ENCODERS}
 
 
 @dataclass(frozen=True)
@@ -56,42 +45,27 @@ class Condition:
 
 
 def conditions(model: nn.Module, tolerance: float = TOLERANCE) -> tuple[Condition, ...]:
-    """How well V can be made from K in each layer of a model; none if it is not known."""
-    found: list[Condition] = []
-    for number, (_, weights) in enumerate(key_value_weights(model, {**KEY_ONLY, **ENCODERS})):
-        sizes = torch.linalg.svdvals(weights.key.detach().double())
-        condition = float(sizes[0] / sizes[-1]) if sizes[-1] > 0 else float("inf")
-        bound = condition * torch.finfo(weights.key.dtype).eps
-        found.append(Condition(number, condition, bound, tolerance))
-    return tuple(found)
-
-
-def key_value_weights(
-    model: nn.Module, known: Mapping[str, Projections] = KEY_ONLY
-) -> list[tuple[nn.Module, KeyValueWeights]]:
-    """The self-attention modules of these classes and their K and V projections, in order."""
-    return [
-        (part, _weights(part, known[type(part).__name__]))
-        for part in model.modules()
-        if type(part).__name__ in known and not getattr(part, "is_cross_attention", False)
-    ]
-
-
-def check_known(model: nn.Module) -> None:
-    """Refuse a model none of whose layers can keep K alone; ValueError says why."""
-    if key_value_weights(model):
-        return
-    rotary = any("rotary" in name for name, _ in model.named_modules())
-    why = (
-        "it caches K after RoPE, of which V is no linear map"
-        if rotary
-        else "it has no cache, or its projections are not known here"
+    """How well V can be made from K in each layer of a model; none if no layer is known."""
+    return tuple(
+        condition_of(number, weights_of(part, _KNOWN[type(part).__name__]).key, tolerance)
+        for number, part in linear_attentions(model, _KNOWN)
+        if is_square(part)
     )
-    raise ValueError(
-        f"No slim cache for {type(model).__name__}: {why}.\n"
-        "There is one for models whose K and V are one projection (Gemma 4 with attention_k_eq_v), "
-        "and for GPT-2 and OPT."
-    )
+
+
+def condition_of(layer: int, key: Tensor, tolerance: float = TOLERANCE) -> Condition:
+    """How well V can be made from K by the matrix of K; on the meta device that is not known."""
+    if key.is_meta:
+        return Condition(layer, math.nan, 0.0, tolerance)
+    sizes = torch.linalg.svdvals(key.detach().double())
+    number = float(sizes[0] / sizes[-1]) if sizes[-1] > 0 else float("inf")
+    return Condition(layer, number, number * torch.finfo(key.dtype).eps, tolerance)
+
+
+def is_square(attention: nn.Module) -> bool:
+    """Whether W_K is square, without which K does not determine V."""
+    inputs, width = weights_of(attention, _KNOWN[type(attention).__name__]).key.shape
+    return inputs == width
 
 
 @dataclass(frozen=True)
@@ -112,18 +86,17 @@ def values_from_keys(
 ) -> dict[int, ValueFromKey]:
     """How these layers make V from K."""
     made: dict[int, ValueFromKey] = {}
-    for number, (attention, weights) in enumerate(key_value_weights(model)):
+    for number, attention in linear_attentions(model):
         if number not in layers:
             continue
-        config: Any = attention.config
-        plan = key_only_plan(geometry_of(config))
-        key, value = weights.key, weights.value
+        weights = weights_of(attention)
+        key, value, heads = weights.key, weights.value, weights.heads
+        plan = key_only_plan(Geometry(len(key), heads, heads, len(key) // heads))
         value_map = torch.linalg.solve(key.double(), value.double()).to(key.dtype)
         key_bias, value_bias = (
             torch.zeros_like(key[0]) if bias is None else bias.detach().clone()
             for bias in (weights.key_bias, weights.value_bias)
         )
-        heads = plan.heads("v")
         made[number] = ValueFromKey(
             number,
             plan,
@@ -170,11 +143,15 @@ class KeyOnlyReader:
 
     def attend(self, query: Queries, mask: Mask | None, scaling: float) -> Queries:
         """softmax(q·k·scaling + mask)·v, from the weighted sum of K."""
-        recipe, rows = self.recipe, self.keys.rows
-        batch, heads, queries, _ = query.shape
+        rows = self.keys.rows
         keys = (self._heads(rows[:, :, tile]) for tile in tiles(rows.shape[2]))
         scores = torch.cat([query @ each.mT for each in keys], dim=-1) * scaling
-        weights = attention_weights(scores, mask).to(rows.dtype)
+        return self.weighted(attention_weights(scores, mask).to(rows.dtype))
+
+    def weighted(self, weights: Float[Tensor, "batch heads queries slots"]) -> Queries:
+        """The sum of V with these weights, from that of K."""
+        recipe, rows = self.recipe, self.keys.rows
+        batch, heads, queries, _ = weights.shape
         context = (weights.flatten(1, 2) @ rows[:, 0]).view(batch, heads, queries, -1)
         # Attention weights sum to 1, so the sum of K has b_K once, as each row has.
         maps: Maps = {"v": recipe.value_map}
@@ -184,15 +161,3 @@ class KeyOnlyReader:
     def _heads(self, rows: Heads) -> Heads:
         """A view of rows of all heads, cut into heads."""
         return rows[:, 0].unflatten(-1, (self.recipe.plan.heads("k"), -1)).transpose(1, 2)
-
-
-def _weights(attention: nn.Module, names: Projections) -> KeyValueWeights:
-    """The weights of K and V, from a fused Conv1D of Q, K and V or from linear modules."""
-    if isinstance(names, str):
-        fused = attention.get_submodule(names)
-        _, key, value = fused.get_parameter("weight").chunk(3, dim=1)
-        _, key_bias, value_bias = fused.get_parameter("bias").chunk(3)
-        return KeyValueWeights(key, key_bias, value, value_bias)
-    linear: list[Any] = [attention.get_submodule(names[role]) for role in ("k", "v")]
-    (key, key_bias), (value, value_bias) = ((each.weight.mT, each.bias) for each in linear)
-    return KeyValueWeights(key, key_bias, value, value_bias)

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 
 from qkvbench.hub.attention import IMPLEMENTATION, QkvModeAttention, attention_forward
-from qkvbench.hub.code import write_code
+from qkvbench.hub.code import write_card, write_code
 from qkvbench.hub.families import (
     FAMILIES,
     Family,
@@ -35,6 +35,8 @@ from qkvbench.variant import Plan
 
 # Kinds of RoPE whose frequencies do not depend on the length of the sequence.
 FIXED_ROPE_TYPES = ("default", "linear", "yarn", "llama3")
+# In every saved config, for a reader whose transformers does not know its model type.
+REQUIRES = "qkvbench (pip install qkv-ablation-bench); qkvbench.hub.load reads this folder"
 
 
 def register() -> None:
@@ -118,9 +120,10 @@ class QkvModeMixin:
         """
         library: Any = super()
         saved = library.save_pretrained(folder, *args, **kwargs)
+        model: Any = self
+        family = family_of(model.config)
+        write_card(Path(folder), family.model_type, model.config.qkv_mode, with_code=with_code)
         if with_code:
-            model: Any = self
-            family = family_of(model.config)
             names = {auto: family.class_name(auto) for auto in family.classes}
             write_code(Path(folder), {"AutoConfig": family.config_name, **names})
         return saved
@@ -173,6 +176,7 @@ def config_class(family: Family) -> type[PreTrainedConfig]:
     def __post_init__(self: Any, **kwargs: Any) -> None:  # noqa: N807
         plain.__post_init__(self, **kwargs)
         self.qkv_mode = equations(self.qkv_mode)
+        self.requires = REQUIRES
         layer_plans(self)
 
     body = {

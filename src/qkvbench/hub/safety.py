@@ -68,12 +68,12 @@ def check_folder(folder: str | Path, *, trust_code: bool = False) -> Folder:
     _check_links(path)
     for file in sorted(path.glob("*.json")):
         if file.name.endswith(".index.json"):
-            _check_parts(_settings(file), path, file.name)
+            _check_parts(read_json(file), path, file.name)
         elif file.name.endswith("config.json"):
             content = _read(file)
             check_settings(content, file.name)
             _check_code(content, path, file.name, trust_code=trust_code)
-    settings = _settings(path / "config.json") if (path / "config.json").is_file() else {}
+    settings = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if not settings:
         raise UnsafeFolderError(
             f"{printable(path.name)} has no config.json with settings in it.\n"
@@ -231,7 +231,7 @@ def _read(file: Path) -> object:
         ) from None
 
 
-def _settings(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     content = _read(file)
     if not isinstance(content, dict):

@@ -1,8 +1,9 @@
 """A slim cache of the root that K and V share: V is cached, and K is made from it on read.
 
-It serves the full-attention layers of Gemma 4 with ``attention_k_eq_v``: V is the normed root, and
-K is V times a learned scale, with RoPE. transformers caches both. The layer's plan is that of
-`q,k=v+qkvnorm`; what it caches, and how K is read from it, is in the plan.
+It serves the full-attention layers of Gemma 4 with ``attention_k_eq_v`` and of DiffusionGemma's
+encoder: V is the normed root, and K is V times a learned scale, with RoPE. transformers caches
+both. The layer's plan is that of `q,k=v+qkvnorm`; what it caches, and how K is read from it, is in
+the plan.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from qkvbench.hub.families import shared_root_plan
+from qkvbench.hub.families import SHARED_ROOT, shared_root_plan
 from qkvbench.hub.growing_tensor import GrowingTensor, Heads
 from qkvbench.hub.key_only import TOLERANCE
 from qkvbench.hub.slim_attention import Mask, Queries, attention_weights, placeholder, tiles
@@ -70,9 +71,10 @@ def keys_from_roots(model: nn.Module, tolerance: float = TOLERANCE) -> dict[int,
         rotary: Any = getattr(part, "rotary_emb", None)
         for layer in getattr(part, "layers", ()) if isinstance(rotary, nn.Module) else ():
             attention: Any = getattr(layer, "self_attn", None)
-            if not getattr(attention, "use_alternative_attention", False):
+            if type(attention).__name__ not in SHARED_ROOT:
                 continue
-            if getattr(attention, "is_kv_shared_layer", False):
+            # A layer that reads the cache of another has neither projection.
+            if getattr(attention, "k_proj", None) is None or attention.v_proj is not None:
                 continue
             kind, number = attention.layer_type, attention.layer_idx
             rope = cast(Any, rotary).rope_type[kind]

@@ -5,34 +5,49 @@ model's layer. The attention function registered here finds the reader behind th
 other reader gets NaNs. Layers without a placeholder use torch's SDPA.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import (
+    create_position_bias_mask,
+    sdpa_attention_forward,
+)
 from transformers.masking_utils import sdpa_mask
 
 from qkvbench.hub.growing_tensor import GrowingTensor, Heads
+from qkvbench.hub.unmade import MAX_QUERIES, READER
 
 # The ``attn_implementation`` under which `attention_forward` is registered.
 IMPLEMENTATION = "qkvbench_slim"
 # Rows that are recomputed at a time, which bounds the temporary copy.
 TILE = 256
-# With more new tokens at once (a prompt) the missing tensor is materialized: scores of every
-# query with every cached row would take more memory.
-MAX_TILED_QUERIES = 32
-
-_READER = "_qkvbench_reader"
+# Rows of the new tokens whose recomputed K and V are compared with the layer's own.
+CHECKED_ROWS = 2
 
 Queries = Float[Tensor, "_batch _query_heads _queries _width"]
 Mask = Bool[Tensor, "..."] | Float[Tensor, "..."]
 
 
-class Reader(Protocol):
-    """The cached tensors of one layer, and attention over them."""
+class Recipe(Protocol):
+    """How one layer makes K or V from what is cached."""
+
+    @property
+    def layer(self) -> int:
+        """The number of the layer."""
+        ...
+
+    @property
+    def tolerance(self) -> float:
+        """The largest relative error of a recomputed tensor."""
+        ...
+
+
+class Store(Protocol):
+    """The cached tensors of one layer, from which K and V can be made."""
 
     @property
     def tensors(self) -> tuple[GrowingTensor, ...]:
@@ -43,8 +58,16 @@ class Reader(Protocol):
         """Cache the rows of new tokens."""
         ...
 
+    def materialize(self, rows: slice = slice(None)) -> tuple[Heads, Heads]:
+        """K and V of these rows."""
+        ...
+
+
+class Reader(Protocol):
+    """Attention over the cached tensors of one layer without K and V."""
+
     def placeholders(self) -> tuple[Heads, Heads]:
-        """K and V for the model's layer, a placeholder for the one that is not cached."""
+        """K and V for the model's layer, a placeholder for what is not cached."""
         ...
 
     def materialize(self, rows: slice = slice(None)) -> tuple[Heads, Heads]:
@@ -62,10 +85,35 @@ def register_attention() -> None:
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
+def uses_readers(config: Any) -> bool:
+    """Whether the attention implementation of this config is the one that is registered here."""
+    return config._attn_implementation == IMPLEMENTATION
+
+
+@torch.no_grad()
+def check_rows(
+    recipe: Recipe, states: tuple[Heads, Heads], made: Callable[[], tuple[Heads, Heads]]
+) -> None:
+    """Refuse a layer whose K and V are not those that the cache makes; ValueError."""
+    if states[0].is_meta:
+        return
+    for name, expected, rows in zip(("K", "V"), states, made(), strict=True):
+        error = float((rows - expected).norm() / expected.norm().clamp_min(1e-30))
+        # Low precision rounds the cached tensor, so one step of the dtype is allowed.
+        tolerance = max(recipe.tolerance, torch.finfo(rows.dtype).eps)
+        if error > tolerance:
+            raise ValueError(
+                f"In layer {recipe.layer} {name} made from the cached tensor is off by "
+                f"{error:.2g} of its size; the tolerance is {tolerance:g}.\n"
+                "If weights changed after slim, call slim(model) again. With adapters or hooks "
+                "on the projections, use transformers' own cache."
+            )
+
+
 def placeholder(rows: Heads, reader: Reader) -> Heads:
     """A NaN tensor of the shape of `rows` that takes no memory and refers to `reader`."""
     nan = rows.new_full((), torch.nan).expand(rows.shape)
-    setattr(nan, _READER, reader)
+    setattr(nan, READER, reader)
     return nan
 
 
@@ -81,13 +129,18 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """The attention output (batch, queries, heads, width), without attention weights."""
     queries, slots = query.shape[2], key.shape[2]
+    reader: Reader | None = getattr(key, READER, None) or getattr(value, READER, None)
     if attention_mask is None and 1 < queries < slots and getattr(module, "is_causal", True):
         # Without a mask the queries are the last tokens; SDPA would take them for the first.
         attention_mask = _causal_mask(queries, slots, query.device)
-    reader: Reader | None = getattr(key, _READER, None) or getattr(value, _READER, None)
-    if reader is not None and queries <= MAX_TILED_QUERIES:
+    if reader is not None and queries <= MAX_QUERIES:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        attn_output = reader.attend(query, attention_mask, scale)
+        mask = attention_mask
+        if kwargs.get("position_bias") is not None:
+            mask = create_position_bias_mask(
+                kwargs["position_bias"], mask, is_causal=False, query=query, key=query
+            )
+        attn_output = reader.attend(query, mask, scale)
         return attn_output.transpose(1, 2).contiguous(), None
     if reader is not None:
         key, value = reader.materialize()

@@ -2,37 +2,52 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from qkvbench.hub.encoder_output import EncoderCache, StatesOfEncoder, states_of_encoder
 from qkvbench.hub.growing_tensor import Heads
+from qkvbench.hub.kept_heads import CopiedHeadsReader, OneOfCopies, copied_heads
 from qkvbench.hub.key_only import (
     TOLERANCE,
-    Condition,
     KeyOnlyReader,
     ValueFromKey,
-    check_known,
     conditions,
     values_from_keys,
 )
+from qkvbench.hub.linear_attention import linear_attentions
+from qkvbench.hub.refusals import not_slim, too_inexact
 from qkvbench.hub.shared_root import KeyFromRoot, SharedRootReader, keys_from_roots
-from qkvbench.hub.slim_attention import IMPLEMENTATION, Reader, register_attention
+from qkvbench.hub.slim_attention import (
+    CHECKED_ROWS,
+    IMPLEMENTATION,
+    check_rows,
+    register_attention,
+    uses_readers,
+)
+from qkvbench.hub.unmade import unmade
 
-# For each slim layer, how the tensor that is not cached is made from the one that is.
-Recipes = Mapping[int, KeyFromRoot | ValueFromKey]
+Recipe = KeyFromRoot | ValueFromKey | OneOfCopies
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """For each slim layer, how K or V is made from what is cached; also in cross-attention."""
+
+    own: Mapping[int, Recipe]
+    cross: Mapping[int, StatesOfEncoder]
+
+
 # The attribute of a slim model that holds its recipes.
 _RECIPES = "_qkvbench_slim"
 # The argument names of a cache in a model's forward: newer versions of transformers, then older.
 _CACHE_NAMES = ("cache", "past_key_values")
-# Layers that an error message names.
-MAX_NAMED_LAYERS = 6
-# Rows of the first tokens whose recomputed K and V are compared with the layer's own.
-CHECKED_ROWS = 2
 
 
 def slim(
@@ -41,16 +56,28 @@ def slim(
     """The same model, which from now on caches one tensor in place of K and V.
 
     Its logits are the same up to rounding. `generate`, and every forward pass without gradients,
-    then uses a `SlimCache`. ``layers`` are those that become slim; all by default. ValueError if
-    none can be, or if V made from K could be off by more than `tolerance` in one of them: the
-    message names these layers and those that remain.
+    then uses a `SlimCache`. ``layers`` are those that become slim; all by default. The
+    cross-attention of a model with an encoder always does. ValueError if none can be, or if V made
+    from K could be off by more than `tolerance` in one of them: the message names these layers and
+    those that remain.
     """
-    setattr(model, _RECIPES, _recipes(model, layers, tolerance))
+    recipes = _recipes(model, layers, tolerance)
+    is_new = not hasattr(model, _RECIPES)
+    setattr(model, _RECIPES, recipes)
     register_attention()
-    _set_attention(model, IMPLEMENTATION)
+    if type(model)._can_set_attn_implementation():
+        _set_attention(model, IMPLEMENTATION)
     setattr(model, "_prepare_cache_for_generation", MethodType(_prepare, model))  # noqa: B010
-    model.register_forward_pre_hook(_add_cache, with_kwargs=True)
+    if is_new:
+        model.register_forward_pre_hook(_add_cache, with_kwargs=True)
+        for recipe in recipes.cross.values():
+            recipe.attention.register_forward_pre_hook(_keep_encoder_output, with_kwargs=True)
     return model
+
+
+def new_cache(model: PreTrainedModel) -> "SlimCache | SlimEncoderDecoderCache":
+    """An empty slim cache of the kind that the model takes."""
+    return (SlimEncoderDecoderCache if recipes_of(model).cross else SlimCache)(model)
 
 
 class SlimCache(Cache):
@@ -63,12 +90,13 @@ class SlimCache(Cache):
 
     def __init__(self, model: PreTrainedModel, *, reserve: int = 0) -> None:
         """An empty cache for sequences of this model."""
-        recipes: Recipes | None = getattr(model, _RECIPES, None)
-        recipes = _recipes(model, None, TOLERANCE) if recipes is None else recipes
-        config = model.config.get_text_config(decoder=True)
-        layers = DynamicCache(config=config).layers
-        for number, recipe in recipes.items():
-            layers[number] = SlimLayer(recipe, config, reserve)
+        own = recipes_of(model).own
+        config = _decoder_config(model)
+        interface = type(model)._can_set_attn_implementation()
+        layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+        layers += [DynamicLayer() for _ in range(max(own, default=-1) + 1 - len(layers))]
+        for number, recipe in own.items():
+            layers[number] = SlimLayer(recipe, config, reserve, interface=interface)
         super().__init__(layers=layers)
 
     @property
@@ -84,6 +112,29 @@ class SlimCache(Cache):
         return sum(layer.bytes for layer in self.slim_layers) + storage_bytes(tensors)
 
 
+class SlimEncoderDecoderCache(EncoderDecoderCache):
+    """The caches of a slim model with an encoder: a `SlimCache`, and the encoder's output."""
+
+    def __init__(self, model: PreTrainedModel, *, reserve: int = 0) -> None:
+        """Empty caches for sequences of this model; ValueError if it is not slim."""
+        if not hasattr(model, _RECIPES):
+            raise ValueError(
+                "A model with an encoder passes its output to its cache only if it is slim.\n"
+                "Call slim(model) first."
+            )
+        self.own = SlimCache(model, reserve=reserve)
+        self.cross = EncoderCache(recipes_of(model).cross, _decoder_config(model))
+        super().__init__(self.own, self.cross)
+
+    @property
+    def bytes(self) -> int:
+        """The unique storage of the decoder's rows and of the encoder's output."""
+        return self.own.bytes + self.cross.bytes
+
+    def check_dynamic_cache(self, method: str) -> None:
+        """No-op: both caches grow, and can be cropped and reordered."""
+
+
 class SlimLayer(CacheLayerMixin):
     """One layer of a slim cache; its reader holds the tensors."""
 
@@ -91,15 +142,37 @@ class SlimLayer(CacheLayerMixin):
     is_croppable = True
     supports_early_init = False
 
-    def __init__(self, recipe: KeyFromRoot | ValueFromKey, config: Any, reserve: int = 0) -> None:
-        """An empty layer."""
+    def __init__(
+        self, recipe: Recipe, config: Any, reserve: int = 0, *, interface: bool = True
+    ) -> None:
+        """An empty layer; `interface`: the model calls registered attention functions."""
         super().__init__()
-        self.recipe, self.config = recipe, config
+        self.recipe, self.config, self.interface = recipe, config, interface
         match recipe:
             case KeyFromRoot():
-                self.reader: Reader = SharedRootReader(recipe, reserve)
+                self.reader = SharedRootReader(recipe, reserve)
             case ValueFromKey():
                 self.reader = KeyOnlyReader(recipe, reserve)
+            case OneOfCopies():
+                self.reader = CopiedHeadsReader(recipe, reserve)
+
+    @property
+    def keys(self) -> Tensor | None:
+        """K of all tokens, for code that reads a cache without appending to it."""
+        return self.reader.materialize()[0] if self.is_initialized else None
+
+    @keys.setter
+    def keys(self, _: Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """No-op: K is in the reader's tensors, or made from them."""
+
+    @property
+    def values(self) -> Tensor | None:
+        """V of all tokens, for code that reads a cache without appending to it."""
+        return self.reader.materialize()[1] if self.is_initialized else None
+
+    @values.setter
+    def values(self, _: Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """No-op: V is in the reader's tensors, or made from them."""
 
     @property
     def bytes(self) -> int:
@@ -122,31 +195,22 @@ class SlimLayer(CacheLayerMixin):
         is_first = self.get_seq_length() == 0
         self.reader.append(key_states, value_states, options.get("position_ids"))
         self.is_initialized = True
+        # The last rows, of at most as many as are new.
+        rows = slice(-min(CHECKED_ROWS, key_states.shape[2]), None)
+        states = key_states[:, :, rows], value_states[:, :, rows]
+        check_rows(self.recipe, states, lambda: self.reader.materialize(rows))
         if is_first:
-            self._check(key_states, value_states)
             return key_states, value_states
-        if self.config._attn_implementation == IMPLEMENTATION:
-            return self.reader.placeholders()
-        return self.reader.materialize()
-
-    @torch.no_grad()
-    def _check(self, key_states: Heads, value_states: Heads) -> None:
-        """Refuse a layer whose K and V are not those that the cache makes; ValueError."""
-        rows = slice(-CHECKED_ROWS, None)
-        states = {"K": key_states[:, :, rows], "V": value_states[:, :, rows]}
-        for (name, expected), made in zip(
-            states.items(), self.reader.materialize(rows), strict=True
-        ):
-            error = float((made - expected).norm() / expected.norm().clamp_min(1e-30))
-            # Low precision rounds the cached tensor, so one step of the dtype is allowed.
-            tolerance = max(self.recipe.tolerance, torch.finfo(made.dtype).eps)
-            if error > tolerance:
-                raise ValueError(
-                    f"In layer {self.recipe.layer} {name} made from the cached tensor is off by "
-                    f"{error:.2g} of its size; the tolerance is {tolerance:g}.\n"
-                    "If weights changed after slim, call slim(model) again. With adapters or hooks "
-                    "on the projections, use transformers' own cache."
-                )
+        match self.reader:
+            case CopiedHeadsReader():
+                return self.reader.materialize()
+            case KeyOnlyReader() if not self.interface:
+                keys, values = self.reader.placeholders()
+                return keys, unmade(values, self.reader, 1)
+            case _ if uses_readers(self.config):
+                return self.reader.placeholders()
+            case _:
+                return self.reader.materialize()
 
     def get_seq_length(self) -> int:
         """How many tokens are cached."""
@@ -199,28 +263,43 @@ class SlimLayer(CacheLayerMixin):
 def storage_bytes(tensors: Sequence[Tensor | None]) -> int:
     """The unique storage of these tensors."""
     storages = [tensor.untyped_storage() for tensor in tensors if tensor is not None]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    # By the storage's own address: on the meta device all data is at 0.
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
+def recipes_of(model: PreTrainedModel) -> Recipes:
+    """The recipes of a slim model, or those that it would have."""
+    recipes: Recipes | None = getattr(model, _RECIPES, None)
+    return _recipes(model, None, TOLERANCE) if recipes is None else recipes
 
 
 def _recipes(model: PreTrainedModel, layers: Sequence[int] | None, tolerance: float) -> Recipes:
     """The recipe of each slim layer; ValueError if there is none."""
-    roots = keys_from_roots(model, tolerance)
-    if not roots:
-        check_known(model)
-    by_layer = {one.layer: one for one in conditions(model, tolerance)}
-    wanted = _wanted(roots or by_layer, layers)
-    if roots:
-        return {number: roots[number] for number in wanted}
+    cross = states_of_encoder(model, tolerance)
+    exact: dict[int, Recipe] = {**keys_from_roots(model, tolerance), **copied_heads(model)}
+    by_layer = {} if exact else {one.layer: one for one in conditions(model, tolerance)}
+    if not exact and not cross and not linear_attentions(model):
+        raise ValueError(not_slim(model))
+    wanted = _wanted(exact or by_layer, layers, some=not cross)
+    if exact:
+        return Recipes({number: exact[number] for number in wanted}, cross)
     if refused := [by_layer[number] for number in wanted if not by_layer[number].fits]:
-        raise ValueError(_refusal(model, tuple(by_layer.values()), refused))
-    return values_from_keys(model, wanted, tolerance)
+        raise ValueError(
+            too_inexact(model, tuple(by_layer.values()), refused, with_cross=bool(cross))
+        )
+    own = values_from_keys(model, wanted, tolerance)
+    if not own and not cross:
+        raise ValueError(not_slim(model))
+    return Recipes(own, cross)
 
 
-def _wanted(known: Mapping[int, object], layers: Sequence[int] | None) -> tuple[int, ...]:
-    """The layers that are to be slim, of those that can be."""
+def _wanted(
+    known: Mapping[int, object], layers: Sequence[int] | None, *, some: bool
+) -> tuple[int, ...]:
+    """The layers that are to be slim, of those that can be; `some`: there must be one."""
     if layers is None:
         return tuple(known)
-    if not layers or not set(layers) <= set(known):
+    if (some and not layers) or not set(layers) <= set(known):
         raise ValueError(
             f"slim(model, layers={list(layers)}) names no layer, or one that cannot be slim.\n"
             f"Those that can are {list(known)}."
@@ -228,44 +307,44 @@ def _wanted(known: Mapping[int, object], layers: Sequence[int] | None) -> tuple[
     return tuple(number for number in known if number in layers)
 
 
-def _refusal(
-    model: PreTrainedModel, known: Sequence[Condition], refused: Sequence[Condition]
-) -> str:
-    """The message: which layers cannot be slim, why, and what to write instead."""
-    named = ", ".join(f"{one.layer} ({one.number:.2g})" for one in refused[:MAX_NAMED_LAYERS])
-    more = f" and {len(refused) - MAX_NAMED_LAYERS} more" if len(refused) > MAX_NAMED_LAYERS else ""
-    fitting = [one.layer for one in known if one.fits]
-    worst = max(one.error_bound for one in refused)
-    instead = (
-        f"Write slim(model, layers={fitting}), and the others keep both."
-        if fitting
-        else "Load the model in a wider type (dtype=torch.float32), or use the library's own cache."
-    )
-    return (
-        f"In {type(model).__name__} V cannot be made from K closely enough in layers (with the "
-        f"condition number of W_K) {named}{more}.\n"
-        f"In {str(model.dtype).removeprefix('torch.')} V could be off by {worst:.2g} of its size; "
-        f"the tolerance is {refused[0].tolerance:g}.\n{instead}"
-    )
+def _decoder_config(model: PreTrainedModel) -> Any:
+    """The config whose attention implementation the decoder's layers read."""
+    config = model.config
+    return config if config.is_encoder_decoder else config.get_text_config(decoder=True)
+
+
+def _keep_encoder_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A forward pre-hook of cross-attention: pass the encoder's output to the cache."""
+    cache = next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None)
+    states = kwargs.get("key_value_states")
+    if isinstance(cache, SlimEncoderDecoderCache) and states is not None:
+        cache.cross.keep(states)
 
 
 def _set_attention(model: PreTrainedModel, name: str) -> None:
     """Set the attention implementation of the text decoder."""
-    config = model.config
-    text = config.get_text_config(decoder=True)
+    config, text = model.config, _decoder_config(model)
     parts = [key for key in config.sub_configs if getattr(config, key, None) is text]
     model.set_attn_implementation(dict.fromkeys(parts, name) if parts else name)
 
 
 def _prepare(
-    model: PreTrainedModel, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any
-) -> None:
-    """The hook of `generate` that makes its cache: a slim one, unless one was given."""
-    given = any(model_kwargs.get(name) is not None for name in _CACHE_NAMES)
+    model: PreTrainedModel,
+    generation_config: Any,
+    model_kwargs: dict[str, Any] | None = None,
+    *rest: Any,
+    **sizes: Any,
+) -> Cache | None:
+    """The hook of `generate` that makes its cache: a slim one, unless one was given.
+
+    It is put into `model_kwargs`; without them, as DiffusionGemma calls it, it is returned.
+    """
+    given = any((model_kwargs or {}).get(name) is not None for name in _CACHE_NAMES)
     if given or generation_config.use_cache is False:
         library: Any = type(model)
-        library._prepare_cache_for_generation(model, generation_config, model_kwargs, *rest)
-        return
+        return library._prepare_cache_for_generation(
+            model, generation_config, model_kwargs, *rest, **sizes
+        )
     implementation = getattr(generation_config, "cache_implementation", None)
     if implementation not in (None, "dynamic"):
         raise ValueError(
@@ -273,10 +352,13 @@ def _prepare(
             "Leave out cache_implementation: a slim cache grows token by token. To allocate it at "
             "once, pass past_key_values=SlimCache(model, reserve=N)."
         )
-    cache = SlimCache(model)
+    cache = new_cache(model)
+    if model_kwargs is None:
+        return cache
     if getattr(generation_config, "is_assistant", False):
         cache.activate_past_recording()
     model_kwargs[_cache_name(model)] = cache
+    return None
 
 
 def _add_cache(
@@ -290,7 +372,7 @@ def _add_cache(
         wanted = model.config.get_text_config(decoder=True).use_cache
     if torch.is_grad_enabled() or not wanted or given.intersection(_CACHE_NAMES):
         return None
-    return args, {**kwargs, _cache_name(model): SlimCache(model)}
+    return args, {**kwargs, _cache_name(model): new_cache(model)}
 
 
 def _cache_name(model: nn.Module) -> str:

@@ -24,8 +24,14 @@ class AlibiBias:
     """Minus a slope per head times the distance. arXiv:2108.12409."""
 
     def slopes(self, heads: int) -> list[float]:
-        """A geometric sequence from 2^(-8/heads), one for each head (section 3)."""
-        return [2.0 ** (-8 * head / heads) for head in range(1, heads + 1)]
+        """A geometric sequence from 2^(-8/heads), one for each head (section 3).
+
+        If `heads` is no power of two: that of the power of two below, then every other slope of
+        twice as many heads, as in the authors' code and in BLOOM.
+        """
+        power = 1 << (heads.bit_length() - 1)
+        between = [2.0 ** (-4 * head / power) for head in range(1, 2 * (heads - power), 2)]
+        return [2.0 ** (-8 * head / power) for head in range(1, power + 1)] + between
 
 
 ScoreBias = AlibiBias | Separable | Relative | Bucketed

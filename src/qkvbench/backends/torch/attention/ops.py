@@ -73,7 +73,7 @@ def apply(  # noqa: C901 - one case for each operation
             case Shift(part):
                 rows = rows + _of_heads(vectors(f"{part}.shift"), rows)
             case ApplyRope(back):
-                assert rope, "only a plan with RoPE applies it"
+                assert rope is not None, "only a plan with RoPE applies it"
                 rows = rope(rows, back=back)
             case MakeZeros(heads, width):
                 rows = rows.new_zeros(len(rows), heads, rows.shape[2], width)

@@ -26,8 +26,9 @@ class PositionTable:
         kind = torch.float64 if like.dtype == torch.float64 else torch.float32
         rows = self._rows
         if len(rows) < length or rows.device != like.device or rows.dtype != kind:
-            # A table first made in inference mode must serve training afterwards.
-            with torch.inference_mode(mode=False):
+            # A table first made in inference mode must serve training afterwards. The argument is
+            # positional because torch.compile cannot trace it as a keyword.
+            with torch.inference_mode(False):  # noqa: FBT003
                 # In fp32 the angles of late positions would be coarse.
                 positions = torch.arange(
                     max(length, 2 * len(rows)), dtype=torch.float64, device=like.device

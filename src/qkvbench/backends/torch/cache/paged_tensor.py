@@ -83,7 +83,7 @@ class PagedTensor:
         """Allocate a slab: rows for `pages` more pages."""
         rows, device = (pages, self.heads, self.table.size), self.table.device
         # A tensor allocated in inference mode could not be written outside of it.
-        with torch.inference_mode(mode=False):
+        with torch.inference_mode(False):  # noqa: FBT003
             dtype = DTYPES[self.format.name]
             numbers, scales = stored_shapes(self.format, self.head_dim)
             slab: dict[_Stored, Tensor] = {
