@@ -1,0 +1,184 @@
+"""The scores are more than a product under a causal mask: biases, caps, sinks, chunks."""
+
+from qkvbench.atlas.kit.form import Form, Kept, Layer
+from qkvbench.atlas.kit.sizes import sizes, small
+from qkvbench.atlas.kit.weights import ByGroup, ScoreScale, Stacked, Weight, separate
+from qkvbench.model import Alibi, Rotary
+
+FORMS = (
+    Form(
+        name="alibi",
+        about="scores fall with the distance, by a slope for each head",
+        equation="q,k,v",
+        source="arXiv:2108.12409",
+        position=Alibi(),
+        layers=(
+            Layer(
+                model="bloom",
+                attention="BloomAttention",
+                network="BloomModel",
+                at="h.1.self_attention",
+                # The module adds the residual to its output.
+                writes="dense",
+                config={"vocab_size": 29, "hidden_size": 40, "n_layer": 2, "n_head": 4},
+                own=sizes(64, 8, 8, 8),
+                weights={
+                    "q": Weight("query_key_value", (ByGroup("q"),)),
+                    "k": Weight("query_key_value", (ByGroup("k"),)),
+                    "v": Weight("query_key_value", (ByGroup("v"),)),
+                    "o": Weight("dense"),
+                },
+            ),
+            Layer(
+                model="mpt",
+                attention="MptAttention",
+                network="MptModel",
+                at="blocks.1.attn",
+                config={"vocab_size": 29, "d_model": 40, "n_layers": 2, "n_heads": 4},
+                own=sizes(2048, 16, 16, 128),
+                weights={
+                    "q": Weight("Wqkv", (Stacked("q"),)),
+                    "k": Weight("Wqkv", (Stacked("k"),)),
+                    "v": Weight("Wqkv", (Stacked("v"),)),
+                    "o": Weight("out_proj"),
+                },
+            ),
+        ),
+    ),
+    Form(
+        name="soft-cap",
+        about="scores are capped by a hyperbolic tangent before the mask",
+        equation="q,k,v/{kv_heads}+softcap{softcap}",
+        source="arXiv:2408.00118",
+        position=Rotary(),
+        numbers={"softcap": 50},
+        layers=(
+            Layer(
+                model="gemma2",
+                attention="Gemma2Attention",
+                network="Gemma2Model",
+                at="layers.1.self_attn",
+                config=small(head_dim=14, query_pre_attn_scalar=11, attn_logit_softcapping=2.0),
+                own=sizes(2304, 8, 4, 256, softcap=50, scale=1 / 16),
+                sizes={
+                    "softcap": "attn_logit_softcapping",
+                    "scale": lambda config: config.query_pre_attn_scalar**-0.5,
+                },
+                weights={**separate(), "q": Weight("q_proj", (ScoreScale("scale"),))},
+            ),
+        ),
+        used_by=("vaultgemma", "t5gemma", "videoprism"),
+    ),
+    Form(
+        name="soft-cap-window",
+        about="every other layer of those: under a window",
+        equation="q,k,v/{kv_heads}+window{window}+softcap{softcap}",
+        source="arXiv:2408.00118",
+        position=Rotary(),
+        numbers={"softcap": 50, "window": 4096},
+        layers=(
+            Layer(
+                model="gemma2",
+                attention="Gemma2Attention",
+                network="Gemma2Model",
+                at="layers.0.self_attn",
+                config=small(
+                    head_dim=14,
+                    query_pre_attn_scalar=11,
+                    attn_logit_softcapping=2.0,
+                    sliding_window=5,
+                ),
+                own=sizes(2304, 8, 4, 256, softcap=50, window=4096, scale=1 / 16),
+                sizes={
+                    "softcap": "attn_logit_softcapping",
+                    "scale": lambda config: config.query_pre_attn_scalar**-0.5,
+                },
+                weights={**separate(), "q": Weight("q_proj", (ScoreScale("scale"),))},
+            ),
+        ),
+    ),
+    Form(
+        name="alibi-in-bf16",
+        about="slopes rounded to bf16, and divided by the root of the head's width with the scores",
+        equation=None,
+        lacks="slopes as numbers of the model: the notation has those of arXiv:2108.12409",
+        source="transformers, models/falcon",
+        used_by=("falcon FalconAttention",),
+    ),
+    Form(
+        name="sink-logit",
+        about="a learned number of each head joins the softmax and takes no value",
+        equation=None,
+        lacks="a learned logit beside the scores",
+        source="arXiv:2508.10925",
+        position=Rotary(),
+        used_by=(
+            "gpt_oss GptOssAttention",
+            "granite_swa GraniteSWAAttention",
+            "granitemoe_swa GraniteMoeSWAAttention",
+            "openai_privacy_filter OpenAIPrivacyFilterAttention",
+            "flint FlintAttention",
+        ),
+    ),
+    Form(
+        name="sink-logit-narrow-value",
+        about="the same with heads of V narrower than those of K, and more of both under a window",
+        equation=None,
+        lacks="a learned logit beside the scores, and a width of V of its own",
+        source="transformers, models/mimo_v2_flash",
+        position=Rotary(),
+        numbers={"value_dim": 48},
+        library_keeps=(
+            Kept("K", "kv_heads", "head_dim"),
+            Kept("V", "kv_heads", "value_dim"),
+        ),
+        used_by=("mimo_v2_flash MiMoV2FlashAttention",),
+    ),
+    Form(
+        name="row-temperature",
+        about="queries are multiplied by a slowly growing function of their position",
+        equation=None,
+        lacks="a temperature of the row: a logarithm of the position, fixed or learned",
+        source="transformers, models/llama4 and models/ministral3",
+        used_by=(
+            "llama4 Llama4TextAttention (layers without positions)",
+            "ministral3 Ministral3Attention",
+            "mistral4 Mistral4Attention",
+        ),
+    ),
+    Form(
+        name="chunks",
+        about="a token sees the tokens of its own chunk only",
+        equation=None,
+        lacks="a mask by chunk of positions; a layer in which the text fits one chunk is "
+        "norm-after-rotary",
+        source="transformers, models/llama4",
+        position=Rotary(),
+        used_by=("llama4 Llama4TextAttention (layers with positions)",),
+    ),
+    Form(
+        name="clamp",
+        about="Q, K and V are cut at a bound on both sides",
+        equation=None,
+        lacks="a clamp of heads, through which no matrix can be absorbed",
+        source="transformers, models/olmo",
+        position=Rotary(),
+        used_by=("olmo OlmoAttention", "olmoe OlmoeAttention", "dbrx DbrxAttention", "mpt"),
+    ),
+    Form(
+        name="distance-buckets",
+        about="a learned number per head and bucket of the distance is added to the scores",
+        equation=None,
+        lacks="a table of learned biases by head and bucket of the distance",
+        source="arXiv:1910.10683",
+        used_by=(
+            "t5 T5Attention",
+            "mt5 MT5Attention",
+            "umt5 UMT5Attention",
+            "mpnet MPNetSelfAttention",
+            "swin SwinAttention",
+            "beit BeitAttention",
+            "levit LevitAttention",
+        ),
+    ),
+)

@@ -1,0 +1,121 @@
+"""K and V are one, or are not of this layer's own input: tied roots, and another sequence."""
+
+from typing import Any
+
+from qkvbench.atlas.kit.form import Form, Kept, Layer, Reading
+from qkvbench.atlas.kit.sizes import BART, WHISPER, sizes, small
+from qkvbench.atlas.kit.weights import Inputs, ScoreScale, SpreadHalves, Weight, separate
+from qkvbench.atlas.normed import GEMMA4
+from qkvbench.model import Rotary, RotaryWithInverse
+
+
+def _first_full(config: Any) -> int:
+    return config.layer_types.index("full_attention")
+
+
+_GLOBAL: dict[str, Reading] = {
+    "head_dim": lambda config: config.per_layer_config[_first_full(config)].head_dim,
+    "kv_heads": lambda config: config.per_layer_config[_first_full(config)].num_key_value_heads,
+}
+# Of the keys and values that are made of a source, for each of its tokens.
+CROSS = (Kept("K of the source", "heads", "head_dim"), Kept("V of the source", "heads", "head_dim"))
+FORMS = (
+    Form(
+        name="key-is-value",
+        about="one projection is K and V: normed, with a scale and RoPE for K only",
+        equation="q,k=v/{kv_heads}+qkvnorm",
+        source="transformers, models/gemma4",
+        position=Rotary(),
+        layers=(
+            Layer(
+                model="gemma4",
+                attention="Gemma4TextAttention",
+                network="Gemma4TextModel",
+                at="layers.1.self_attn",
+                config=small(
+                    **GEMMA4,
+                    rope_parameters={
+                        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+                        "full_attention": {
+                            "rope_type": "proportional",
+                            "rope_theta": 1_000_000.0,
+                            "partial_rotary_factor": 0.5,
+                        },
+                    },
+                ),
+                own=sizes(2304, 8, 4, 512),
+                sizes=_GLOBAL,
+                weights={
+                    "q": Weight("q_proj", (SpreadHalves(),)),
+                    "k": Weight("k_proj", (SpreadHalves(),)),
+                    "o": Weight("o_proj", (Inputs(SpreadHalves()),)),
+                    "q.scale": Weight("q_norm.weight", (SpreadHalves(), ScoreScale(1.0))),
+                    "k.scale": Weight("k_norm.weight", (SpreadHalves(),)),
+                },
+                # The library's frequencies are those of the whole head.
+                position=Rotary(base=1_000_000.0**0.5, share=0.5),
+            ),
+        ),
+        used_by=("gemma4_unified", "diffusion_gemma"),
+    ),
+    Form(
+        name="cross-attention",
+        about="K and V are made of an encoder's output, which all layers of the decoder read",
+        equation="q,k,v",
+        source="arXiv:1706.03762",
+        site="cross",
+        library_keeps=CROSS,
+        layers=(
+            Layer(
+                model="bart",
+                attention="BartAttention",
+                network="BartDecoder",
+                at="layers.1.encoder_attn",
+                config=BART,
+                own=sizes(1024, 16, 16, 64),
+                weights=separate(o="out_proj"),
+                feeds="decoder tokens",
+            ),
+            Layer(
+                model="whisper",
+                attention="WhisperAttention",
+                network="WhisperDecoder",
+                at="layers.1.encoder_attn",
+                config=WHISPER,
+                own=sizes(384, 6, 6, 64),
+                weights=separate(o="out_proj"),
+                feeds="decoder tokens",
+            ),
+        ),
+    ),
+    Form(
+        name="gate",
+        about="each number that was attended is multiplied by a sigmoid of the query's input",
+        equation=None,
+        lacks="a gate on the output of attention",
+        source="arXiv:2505.06708",
+        position=Rotary(share=0.25),
+        used_by=(
+            "qwen3_next Qwen3NextAttention",
+            "qwen3_5 Qwen3_5Attention",
+            "afmoe AfmoeAttention",
+            "hrm_text HrmTextAttention",
+            "muse_spark MuseSparkTextAttention",
+            "laguna LagunaAttention (softplus)",
+            "step3p7 Step3p7Attention (per head)",
+            "lfm3 Lfm3Attention (per head)",
+        ),
+    ),
+    Form(
+        name="key-is-value-inverse-rotary",
+        about="one head is K and V with RoPE; the output is rotated back; behind a window pooled",
+        equation=None,
+        lacks="a learned scale on a root that V has too; a latent of Q; a learned logit; an output "
+        "projection in groups through a low rank; a pooled row for every few tokens",
+        source="transformers, models/deepseek_v4",
+        position=RotaryWithInverse(share=0.125),
+        numbers={"window": 128},
+        library_keeps=(Kept("K and V", 1, "head_dim"),),
+        used_by=("deepseek_v4 DeepseekV4Attention",),
+    ),
+)
