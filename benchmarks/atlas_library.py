@@ -16,7 +16,7 @@ import importlib
 import importlib.metadata
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from qkvbench.atlas import CONFIG, Form, Layer, forms, mapped
 from qkvbench.atlas.kit.equality import FILE
+from qkvbench.atlas.kit.weights import Arrays, Weights
 from qkvbench.backends.torch.attention.layer import Attention
 from qkvbench.backends.torch.cache.kv_cache import Cache, MadeFor, new_table
 from qkvbench.backends.torch.cache.page_table import Reserved
@@ -79,12 +80,16 @@ def sizes_of(layer: Layer, config: Any) -> dict[str, float]:
 
 @dataclass
 class Run:
-    """What went into a layer and what came out, pass by pass, and what the library then kept."""
+    """The input and output of a layer pass by pass, and the library's cache after the last.
 
-    inputs: list[Tensor]
-    outputs: list[Tensor]
-    sources: list[Tensor | None]
-    cache: Any
+    Beside them the input of the layer below whose K and V it reads, and the source.
+    """
+
+    inputs: list[Tensor] = field(default_factory=list[Tensor])
+    outputs: list[Tensor] = field(default_factory=list[Tensor])
+    below: list[Tensor] = field(default_factory=list[Tensor])
+    source: Tensor | None = None
+    cache: Any = None
 
     @property
     def x(self) -> Tensor:
@@ -110,33 +115,38 @@ class Library:
             self.config._attn_implementation = "eager"
             self.config._experts_implementation = "eager"
             self.network = network(self.config).to(dtype).eval()
-            for parameter in self.network.get_submodule(layer.at).parameters():
-                # Not as initialized: norms would be ones, and biases zeros.
-                parameter.data = parameter.data + 0.3 * torch.randn_like(parameter)
+            for at in (layer.at, *([layer.lender.at] if layer.lender else [])):
+                for parameter in self.network.get_submodule(at).parameters():
+                    # Not as initialized: norms would be ones, and biases zeros.
+                    parameter.data = parameter.data + 0.3 * torch.randn_like(parameter)
         self.module = self.network.get_submodule(layer.at)
         self.sizes = sizes_of(layer, self.config)
         self.plan = form.plan(self.sizes, layer.position)
-        self.ours = self._ours(self.plan)
+        self.ours = self._ours(self.plan, layer.weights, self.weights())
+        self.lender: Attention | None = None
+        if layer.lender and self.plan.lender:
+            module = self.network.get_submodule(layer.lender.at)
+            self.lender = self._ours(self.plan.lender, layer.lender.weights, _arrays(module))
 
     def weights(self) -> dict[str, np.ndarray]:
         """The weights of the library's layer, by their names in it."""
         parts = (self.layer.reads, self.layer.writes)
-        return {
-            name: each.detach().numpy()
-            for name, each in self.module.named_parameters()
-            if any(name.startswith(part) for part in parts)
-        }
+        found = _arrays(self.module)
+        return {name: each for name, each in found.items() if name.startswith(parts)}
 
     def run(self, *passes: dict[str, Any]) -> Run:
         """The network on these inputs, one after the other over one cache."""
-        seen = Run([], [], [], None)
+        seen = Run()
         reads = self.module.get_submodule(self.layer.reads)
         writes = self.module.get_submodule(self.layer.writes)
 
         def keep_input(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             seen.inputs.append(given[0] if given else named["hidden_states"])
-            names = ("key_value_states", "encoder_hidden_states", "kv_source")
-            seen.sources.append(next((named[n] for n in names if named.get(n) is not None), None))
+            sources = (named.get(name) for name in ("key_value_states", "encoder_hidden_states"))
+            seen.source = next((source for source in sources if source is not None), None)
+
+        def keep_below(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            seen.below.append(given[0] if given else named["hidden_states"])
 
         def keep_output(_: nn.Module, given: tuple[Any, ...], out: Any) -> None:
             seen.outputs.append(out[0] if isinstance(out, tuple) else out)
@@ -145,6 +155,9 @@ class Library:
             reads.register_forward_pre_hook(keep_input, with_kwargs=True),
             writes.register_forward_hook(keep_output),
         ]
+        if self.layer.lender:
+            lender = self.network.get_submodule(self.layer.lender.at)
+            hooks.append(lender.register_forward_pre_hook(keep_below, with_kwargs=True))
         with torch.no_grad(), self._precision():
             more: dict[str, Any] = {}
             for each in passes:
@@ -165,6 +178,9 @@ class Library:
             case "tokens" | "decoder tokens":
                 shape = (BATCH, TIME)
                 fed["input_ids"] = torch.randint(1, VOCABULARY, shape, generator=rng)
+            case "two texts":
+                for name, tokens in (("input_ids", SOURCE_TIME), ("decoder_input_ids", TIME)):
+                    fed[name] = torch.randint(1, VOCABULARY, (BATCH, tokens), generator=rng)
             case "pixels":
                 size, channels = self.config.image_size, self.config.num_channels
                 shape = (BATCH, channels, size, size)
@@ -191,18 +207,38 @@ class Library:
         pieces = tokens.split([PROMPT, *[1] * (TIME - PROMPT)], dim=1)
         return [{"input_ids": piece, "use_cache": True, **fed} for piece in pieces]
 
-    def decode(self, x: Tensor) -> tuple[Tensor, Cache]:
+    @torch.no_grad()
+    def attend(
+        self,
+        x: Tensor,
+        below: list[Tensor],
+        lengths: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> Tensor:
+        """Our layer over whole sequences; `below` is the input of the layer below."""
+        made: dict[Any, Any] = {}
+        if self.lender:
+            self.lender(torch.cat(below, dim=1), made=made)
+            made = dict(self.lender.key_value(made).roots)
+        return self.ours(x, None, lengths, source, made)
+
+    def decode(self, x: Tensor, below: list[Tensor]) -> tuple[Tensor, Cache]:
         """Our layer, a token at a time over our cache; the outputs, and the cache."""
         table = new_table(len(x), x.shape[1], Reserved(), x.device, self.plan.mask.sinks)
         format = cache_format(self.dtype)
-        layer = self.ours.new_cache(table, format)
+        lender = self.lender and self.lender.new_cache(table, format)
+        layer = self.ours.new_cache(table, format, lender)
+        layers = [lender, layer] if lender else [layer]
         made_for = MadeFor((self.plan,), self.dtype, x.device)
         tables = {self.plan.mask: table}
-        cache = Cache([layer], tables, len(x), x.shape[1], format, made_for)
+        cache = Cache(layers, tables, len(x), x.shape[1], format, made_for)
+        read = torch.cat(below, dim=1) if self.lender else x
         outputs = []
         with torch.no_grad():
             for place in range(x.shape[1]):
                 cache.open()
+                if self.lender and lender:
+                    self.lender.step(read[:, place : place + 1], cache, lender)
                 outputs.append(self.ours.step(x[:, place : place + 1], cache, layer))
                 cache.advance()
         return torch.cat(outputs, dim=1), cache
@@ -210,15 +246,16 @@ class Library:
     def kept(self, cache: Any) -> int:
         """Bytes of the library's cache of this layer, each storage counted once."""
         number = int(next(part for part in self.layer.at.split(".") if part.isdigit()))
-        cache = getattr(cache, "self_attention_cache", cache)
+        part = "cross" if self.form.site == "cross" else "self"
+        cache = getattr(cache, f"{part}_attention_cache", cache)
         storages = {
             each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
             for each in _tensors(vars(cache.layers[number]))
         }
         return sum(storages.values())
 
-    def _ours(self, plan: Plan) -> Attention:
-        values = mapped(self.layer.weights, plan, self.sizes, self.weights())
+    def _ours(self, plan: Plan, weights: Weights, library: Arrays) -> Attention:
+        values = mapped(weights, plan, self.sizes, library)
         ours = Attention(plan).to(self.dtype)
         with torch.no_grad():
             for name, tensor in ours.named_weights().items():
@@ -232,6 +269,10 @@ class Library:
 def difference(ours: Tensor, library: Tensor) -> float:
     """The largest difference as a share of the largest output."""
     return float((ours - library).abs().max() / library.abs().max())
+
+
+def _arrays(module: nn.Module) -> dict[str, np.ndarray]:
+    return {name: each.detach().numpy() for name, each in module.named_parameters()}
 
 
 def _tensors(found: Any) -> list[Tensor]:
@@ -267,42 +308,38 @@ def rows() -> list[Row]:
 def whole(library: Library) -> float:
     """The difference over whole sequences."""
     run = library.run(library.feed())
-    source = run.sources[0]
-    with torch.no_grad():
-        return difference(library.ours(run.x, None, None, source), run.y)
+    return difference(library.attend(run.x, run.below, None, run.source), run.y)
 
 
 def padded(library: Library) -> float:
     """The difference at what is no padding: on the left of a decoder, on the right of others."""
     run = library.run(library.feed(padding=PADDING))
-    with torch.no_grad():
-        if library.form.site == "encoder":
-            lengths = torch.tensor([TIME - count for count in PADDING])
-            ours = list(library.ours(run.x, None, lengths))
-            places = [slice(0, TIME - count) for count in PADDING]
-        else:
-            # Ours begin at their first token.
-            places = [slice(count, None) for count in PADDING]
-            alone = [run.x[row : row + 1, place] for row, place in enumerate(places)]
-            ours = [
-                torch.cat([x.new_zeros(1, TIME - x.shape[1], x.shape[2]), library.ours(x)], 1)[0]
-                for x in alone
-            ]
-    pairs = zip(ours, run.y, places, strict=True)
-    return max(difference(found[place], y[place]) for found, y, place in pairs)
+    if library.form.site == "encoder":
+        lengths = torch.tensor([TIME - count for count in PADDING])
+        ours = library.attend(run.x, run.below, lengths)
+        places = [slice(0, TIME - count) for count in PADDING]
+        pairs = [(ours[row, place], run.y[row, place]) for row, place in enumerate(places)]
+    else:
+        pairs = []
+        for row, count in enumerate(PADDING):
+            # Our sequences begin at their first token.
+            x, *below = (each[row : row + 1, count:] for each in (run.x, *run.below))
+            pairs.append((library.attend(x, below)[0], run.y[row, count:]))
+    return max(difference(ours, y) for ours, y in pairs)
 
 
 def stepwise(library: Library) -> float:
     """The difference if both decode a prompt and single tokens, each over its own cache."""
     run = library.run(*library.passes())
-    return difference(library.decode(run.x)[0], run.y)
+    return difference(library.decode(run.x, run.below)[0], run.y)
 
 
 def across(library: Library) -> float:
     """The difference of cross-attention over a cached source."""
     run = library.run(library.feed())
     with torch.no_grad():
-        cached = library.ours.cache_source(run.sources[0], None)
+        assert run.source is not None
+        cached = library.ours.cache_source(run.source, None)
         return difference(library.ours.attend_to_cached_source(run.x, cached), run.y)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from atlas_library import (
     BATCH,
+    SOURCE_TIME,
     TIME,
     Library,
     Row,
@@ -71,7 +72,9 @@ def test_our_cache_has_the_bytes_that_are_computed_and_the_librarys_those_that_a
     tokens, number_bytes = BATCH * TIME, 8
     assert made.kept(run.cache) * 2 == made.form.library_bytes(made.sizes) * tokens * number_bytes
     fp64 = cost.CACHE_FORMATS["fp64"]
-    assert made.decode(run.x)[1].bytes == cost.cached_bytes(made.plan, fp64) * tokens
+    assert (
+        made.decode(run.x, run.below)[1].bytes == cost.cached_bytes(made.plan.owner, fp64) * tokens
+    )
 
 
 @every_layer
@@ -79,6 +82,18 @@ def test_a_models_own_sizes_are_those_of_its_config(row):
     config, _ = classes(row.layer)
     found = sizes_of(row.layer, config())
     assert found == pytest.approx(dict(row.layer.own))
+
+
+@pytest.mark.parametrize("row", _params(row for row in ROWS if row.form.site == "cross"))
+def test_of_a_source_both_caches_have_the_bytes_that_are_stated(row):
+    made = library(row)
+    run = made.run({**made.feed(), "use_cache": True})
+    tokens, number_bytes = BATCH * SOURCE_TIME, 8
+    assert made.kept(run.cache) * 2 == made.form.library_bytes(made.sizes) * tokens * number_bytes
+    cached = made.ours.cache_source(run.source, None)
+    stored = sum(each.nbytes for rows in cached.rows.values() for each in rows.tensors())
+    fp64 = cost.CACHE_FORMATS["fp64"]
+    assert stored == cost.cached_bytes(made.plan, fp64) * tokens
 
 
 def test_another_map_is_another_layer():

@@ -244,6 +244,15 @@ FORMS = (
         ),
     ),
     Form(
+        name="scaled-rotary",
+        about="RoPE with other frequencies: llama3, yarn, longrope, linear",
+        equation=None,
+        lacks="frequencies as numbers of the model, and yarn's factor; the notation has one base",
+        source="arXiv:2309.00071",
+        position=Rotary(),
+        used_by=("llama", "gpt_oss", "deepseek_v3", "phi3", "qwen2", "apertus"),
+    ),
+    Form(
         name="no-positions",
         about="the layers between those with RoPE: no positions",
         equation="q,k,v/{kv_heads}",

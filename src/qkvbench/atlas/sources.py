@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from qkvbench.atlas.kit.form import Form, Kept, Layer, Reading
+from qkvbench.atlas.kit.form import Form, Kept, Layer, Lender, Reading
 from qkvbench.atlas.kit.sizes import BART, WHISPER, sizes, small
-from qkvbench.atlas.kit.weights import Inputs, ScoreScale, SpreadHalves, Weight, separate
-from qkvbench.atlas.normed import GEMMA4
+from qkvbench.atlas.kit.weights import AnyWeight, Inputs, ScoreScale, SpreadHalves, Weight, separate
+from qkvbench.atlas.normed import GEMMA4, GEMMA4_SLIDING
 from qkvbench.model import Rotary, RotaryWithInverse
 
 
@@ -19,6 +19,34 @@ _GLOBAL: dict[str, Reading] = {
 }
 # Of the keys and values that are made of a source, for each of its tokens.
 CROSS = (Kept("K of the source", "heads", "head_dim"), Kept("V of the source", "heads", "head_dim"))
+
+
+def _distance(config: Any, kind: str) -> int:
+    """How far below the first layer of this kind that shares is the one that it reads."""
+    first = len(config.layer_types) - config.num_kv_shared_layers
+    reader = config.layer_types.index(kind, first)
+    return reader - max(n for n in range(first) if config.layer_types[n] == kind)
+
+
+_NORMED: dict[str, AnyWeight] = {
+    **separate(),
+    "q.scale": Weight("q_norm.weight", (ScoreScale(1.0),)),
+    "k.scale": Weight("k_norm.weight"),
+}
+_QUERY = {name: _NORMED[name] for name in ("q", "q.scale", "o")}
+_GEMMA3N = small(
+    head_dim=14,
+    sliding_window=5,
+    num_hidden_layers=4,
+    num_kv_shared_layers=2,
+    vocab_size_per_layer_input=29,
+    hidden_size_per_layer_input=6,
+    intermediate_size=[18] * 4,
+    activation_sparsity_pattern=[0.0] * 4,
+    laurel_rank=3,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+)
+
 FORMS = (
     Form(
         name="key-is-value",
@@ -59,6 +87,73 @@ FORMS = (
         used_by=("gemma4_unified", "diffusion_gemma"),
     ),
     Form(
+        name="key-value-below",
+        about="Q of its own; K and V are those of a layer below, which the cache keeps once",
+        equation="q,k=K(-{distance}),v=V(-{distance})+qkvnorm",
+        below="q,k,v/{kv_heads}+qkvnorm",
+        source="arXiv:2405.12981",
+        position=Rotary(),
+        numbers={"distance": 1},
+        library_keeps=(),
+        layers=(
+            Layer(
+                model="gemma3n",
+                attention="Gemma3nTextAttention",
+                network="Gemma3nTextModel",
+                at="layers.3.self_attn",
+                config=_GEMMA3N,
+                own=sizes(2048, 8, 2, 256, distance=5),
+                sizes={"distance": lambda config: _distance(config, "full_attention")},
+                weights=_QUERY,
+                position=Rotary(base=1_000_000.0),
+                lender=Lender("layers.1.self_attn", _NORMED),
+            ),
+        ),
+        used_by=("mistral_large4",),
+    ),
+    Form(
+        name="key-value-below-window",
+        about="the same under a window",
+        equation="q,k=K(-{distance}),v=V(-{distance})+qkvnorm+window{window}",
+        below="q,k,v/{kv_heads}+qkvnorm+window{window}",
+        source="arXiv:2405.12981",
+        position=Rotary(),
+        numbers={"distance": 1, "window": 512},
+        library_keeps=(),
+        layers=(
+            Layer(
+                model="gemma3n",
+                attention="Gemma3nTextAttention",
+                network="Gemma3nTextModel",
+                at="layers.2.self_attn",
+                config=_GEMMA3N,
+                own=sizes(2048, 8, 2, 256, distance=2, window=512),
+                sizes={"distance": lambda config: _distance(config, "sliding_attention")},
+                weights=_QUERY,
+                lender=Lender("layers.0.self_attn", _NORMED),
+            ),
+            Layer(
+                model="gemma4",
+                attention="Gemma4TextAttention",
+                network="Gemma4TextModel",
+                at="layers.2.self_attn",
+                config=small(
+                    **GEMMA4
+                    | {
+                        "num_hidden_layers": 4,
+                        "layer_types": ["sliding_attention", "full_attention"] * 2,
+                        "num_kv_shared_layers": 2,
+                        "hidden_size_per_layer_input": 6,
+                    }
+                ),
+                own=sizes(2304, 8, 4, 256, distance=2, window=512),
+                sizes={**GEMMA4_SLIDING, "distance": 2},
+                weights=_QUERY,
+                lender=Lender("layers.0.self_attn", _NORMED),
+            ),
+        ),
+    ),
+    Form(
         name="cross-attention",
         about="K and V are made of an encoder's output, which all layers of the decoder read",
         equation="q,k,v",
@@ -86,7 +181,28 @@ FORMS = (
                 weights=separate(o="out_proj"),
                 feeds="decoder tokens",
             ),
+            Layer(
+                model="t5",
+                attention="T5Attention",
+                network="T5Model",
+                at="decoder.block.1.layer.1.EncDecAttention",
+                config={
+                    "vocab_size": 29,
+                    "d_model": 40,
+                    "d_kv": 12,
+                    "d_ff": 18,
+                    "num_layers": 2,
+                    "num_heads": 4,
+                    "pad_token_id": 0,
+                    "eos_token_id": None,
+                },
+                own=sizes(512, 8, 8, 64),
+                sizes={"head_dim": "d_kv"},
+                weights={**separate("q", "k", "v", "o"), "q": Weight("q", (ScoreScale(1.0),))},
+                feeds="two texts",
+            ),
         ),
+        used_by=("marian", "mbart", "m2m_100", "pegasus", "plbart"),
     ),
     Form(
         name="gate",

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from qkvbench.atlas.kit.equality import BOUND, ROUNDED_BOUND, Equality, equalities
 from qkvbench.atlas.kit.weights import Sizes, Weights
 from qkvbench.model import NoPosition, Position
 from qkvbench.model.positions import alibi_of, rope_of
-from qkvbench.variant import Geometry, Plan, parse, resolve, resolve_cross
+from qkvbench.variant import Geometry, LayerBelow, Plan, parse, resolve, resolve_cross
 
 # Compared at this size: heads of K and V as many as heads, a quarter of them, or one.
 COMMON: Sizes = {"d_model": 2048, "heads": 32, "kv_heads": 8, "head_dim": 64}
@@ -55,6 +56,14 @@ EXPANDED = (Kept("K", "heads", "head_dim"), Kept("V", "heads", "head_dim"))
 
 
 @dataclass(frozen=True)
+class Lender:
+    """The module of a layer below whose K and V are read, and how its weights map to ours."""
+
+    at: str
+    weights: Weights
+
+
+@dataclass(frozen=True)
 class Layer:
     """A layer of transformers that has a form, and how its weights map to ours.
 
@@ -63,7 +72,8 @@ class Layer:
     part whose input is the layer's input, and ``writes`` the one whose output is its output.
     ``own`` are the sizes of the network if nothing is configured, of which the config has the names
     ``sizes``, and ``position`` the RoPE settings of ``config``. ``feeds`` is the input of the
-    network. ``rounds`` is what the library rounds to fp32 whatever its dtype, if it does.
+    network. ``rounds`` is what the library rounds to fp32 whatever its dtype, if it does. If K and
+    V are those of a layer below, it is the ``lender``.
     """
 
     model: str
@@ -77,8 +87,9 @@ class Layer:
     position: Position | None = None
     reads: str = ""
     writes: str = ""
-    feeds: Literal["tokens", "decoder tokens", "pixels", "frames"] = "tokens"
+    feeds: Literal["tokens", "decoder tokens", "two texts", "pixels", "frames"] = "tokens"
     rounds: str = ""
+    lender: Lender | None = None
 
     @property
     def name(self) -> str:
@@ -96,7 +107,8 @@ class Form:
     """A form of attention: one equation, one position scheme, one site.
 
     In ``equation`` sizes are named: ``q,k,v/{kv_heads}+window{window}``; None if the notation lacks
-    something, which ``lacks`` says. ``numbers`` are the sizes of its own at the common geometry.
+    something, which ``lacks`` says. ``below`` is that of the layer below whose K and V are read, if
+    they are. ``numbers`` are the sizes of its own at the common geometry.
     ``library_keeps`` are the tensors in the cache of transformers. ``used_by`` names classes beside
     those of ``layers``.
     """
@@ -112,12 +124,14 @@ class Form:
     layers: tuple[Layer, ...] = ()
     used_by: tuple[str, ...] = ()
     lacks: str = ""
+    below: str = ""
 
     @property
     def common(self) -> Sizes:
         """The sizes at which forms are compared."""
         equation = self.equation or ""
-        kv_heads = COMMON["kv_heads"] if "{kv_heads}" in equation else COMMON["heads"]
+        grouped = "{kv_heads}" in equation + self.below
+        kv_heads = COMMON["kv_heads"] if grouped else COMMON["heads"]
         kv_heads = 1 if "/1" in equation else kv_heads
         return {**COMMON, "kv_heads": kv_heads, **self.numbers}
 
@@ -143,7 +157,7 @@ class Form:
     def written(self, sizes: Sizes) -> str:
         """The equation at these sizes."""
         assert self.equation, "only a form with an equation has one"
-        return self.equation.format(**{name: _whole(each) for name, each in sizes.items()})
+        return _written(self.equation, sizes)
 
     def plan(self, sizes: Sizes, position: Position | None = None) -> Plan:
         """The plan at these sizes; positions are the form's unless given."""
@@ -153,13 +167,18 @@ class Form:
         geometry = Geometry(int(sizes["d_model"]), int(sizes["heads"]), int(sizes["heads"]), width)
         if self.site == "cross":
             return resolve_cross(variant, geometry)
-        return resolve(
-            variant,
-            geometry,
+        made = partial(
+            resolve,
+            geometry=geometry,
             causal=self.site == "decoder",
             rope=rope_of(position, width),
             alibi=alibi_of(position),
         )
+        if not self.below:
+            return made(variant)
+        lender = made(parse(_written(self.below, sizes)))
+        assert isinstance(variant.k, LayerBelow), "only a layer that reads another has one below"
+        return made(variant, below=[lender, *[None] * (variant.k.layers - 1)])
 
     def library_bytes(self, sizes: Sizes) -> int:
         """Bytes that transformers keeps for each past token of one layer, at 2 bytes a number."""
@@ -168,6 +187,10 @@ class Form:
 
 def _size(name: str | int, sizes: Sizes) -> float:
     return sizes[name] if isinstance(name, str) else name
+
+
+def _written(equation: str, sizes: Sizes) -> str:
+    return equation.format(**{name: _whole(each) for name, each in sizes.items()})
 
 
 def _whole(number: float) -> float:
