@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.metadata
+import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from qkvbench.atlas import CONFIG, Form, Layer, forms, mapped
 from qkvbench.atlas.kit.equality import FILE
+from qkvbench.atlas.kit.form import Reading
 from qkvbench.atlas.kit.weights import Arrays, Weights
 from qkvbench.backends.torch.attention.layer import Attention
 from qkvbench.backends.torch.cache.kv_cache import Cache, MadeFor, new_table
@@ -60,22 +62,26 @@ def classes(layer: Layer) -> tuple[Any, Any]:
 
 def sizes_of(layer: Layer, config: Any) -> dict[str, float]:
     """The sizes of a layer by our names, as its network's config has them."""
-    found: dict[str, float] = {}
-    for name in dict.fromkeys((*list(CONFIG)[:4], *layer.sizes, *layer.own)):
-        reading = layer.sizes.get(name, CONFIG.get(name))
-        match reading:
-            case str():
-                value = getattr(config, reading, None)
-            case float() | int():
-                value = reading
-            case _:
-                value = reading(config)
-        found[name] = value
+    always = ("d_model", "heads", "kv_heads", "head_dim", "norm_eps")
+    names = dict.fromkeys((*always, *layer.sizes, *layer.own))
+    found = {name: _read(layer.sizes.get(name, CONFIG.get(name)), config) for name in names}
     if found["kv_heads"] is None:
         found["kv_heads"] = found["heads"]
     if found["head_dim"] is None:
         found["head_dim"] = found["d_model"] // found["heads"]
     return found
+
+
+def _read(reading: Reading | None, config: Any) -> Any:
+    match reading:
+        case None:
+            return None
+        case str():
+            return getattr(config, reading, None)
+        case float() | int():
+            return reading
+        case _:
+            return reading(config)
 
 
 @dataclass
@@ -198,6 +204,9 @@ class Library:
                 padded = row[TIME - count :] if self.form.site == "encoder" else row[:count]
                 padded[:] = 0
             fed["attention_mask"] = mask
+            if "position_ids" in inspect.signature(self.network.forward).parameters:
+                # Sequences begin at position 0, as in the library's own generation.
+                fed["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
         return fed
 
     def passes(self) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 # The tables in the order in which they are printed.
-TABLES = ("plain", "rotary", "normed", "scores", "sources", "latent", "sparse", "beyond")
+TABLES = ("plain", "rotary", "normed", "scores", "gated", "sources", "latent", "sparse", "beyond")
 
 
 def find(name: str) -> Form:

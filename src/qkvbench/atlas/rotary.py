@@ -20,7 +20,7 @@ _STACKED: dict[str, AnyWeight] = {
     "v": Weight("qkv_proj", (Stacked("v"),)),
     "o": Weight("o_proj"),
 }
-_BY_GROUP: dict[str, AnyWeight] = {
+BY_GROUP: dict[str, AnyWeight] = {
     "q": Weight("query_key_value", (ByGroup("q"),)),
     "k": Weight("query_key_value", (ByGroup("k"),)),
     "v": Weight("query_key_value", (ByGroup("v"),)),
@@ -147,7 +147,7 @@ FORMS = (
                 at="layers.1.attention",
                 config=small(*_NO_GROUPS, rope_parameters=rope(partial_rotary_factor=0.4)),
                 own=sizes(6144, 64, 64, 96),
-                weights=_BY_GROUP,
+                weights=BY_GROUP,
                 position=Rotary(share=0.4),
             ),
             Layer(
@@ -255,8 +255,9 @@ FORMS = (
     Form(
         name="no-positions",
         about="the layers between those with RoPE: no positions",
-        equation="q,k,v/{kv_heads}",
+        equation="q,k,v/{kv_heads}+nope",
         source="arXiv:2501.18795",
+        position=Rotary(),
         layers=(
             Layer(
                 model="cohere2",
@@ -294,7 +295,7 @@ FORMS = (
                 config=small(*_NO_GROUPS, alibi=False, multi_query=True, bias=True),
                 own=sizes(4544, 71, 1, 64),
                 sizes={"kv_heads": 1},
-                weights=_BY_GROUP,
+                weights=BY_GROUP,
             ),
         ),
     ),
@@ -316,7 +317,7 @@ FORMS = (
                 ),
                 own=sizes(4544, 71, 71, 64),
                 sizes={"kv_heads": "num_kv_heads"},
-                weights=_BY_GROUP,
+                weights=BY_GROUP,
             ),
         ),
     ),
@@ -346,12 +347,13 @@ FORMS = (
         ),
     ),
     Form(
-        name="rotary-encoder-halves",
-        about="RoPE, every token sees every other",
-        equation="q,k,v",
+        name="rotary-encoder-other-base",
+        about="RoPE with a base of its own, every token sees every other",
+        equation="q,k,v+ropebase{base}",
         source="arXiv:2412.13663",
         position=Rotary(),
         site="encoder",
+        numbers={"base": 160_000},
         library_keeps=(),
         layers=(
             Layer(
@@ -360,9 +362,11 @@ FORMS = (
                 network="ModernBertModel",
                 at="layers.0.attn",
                 config=_MODERNBERT,
-                own=sizes(768, 12, 12, 64),
+                own=sizes(768, 12, 12, 64, base=160_000),
+                sizes={
+                    "base": lambda config: config.rope_parameters["full_attention"]["rope_theta"]
+                },
                 weights=_WQKV,
-                position=Rotary(base=160_000.0),
             ),
         ),
         used_by=("gte", "nomic_bert", "eurobert", "ultrabert"),

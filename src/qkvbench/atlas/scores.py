@@ -1,9 +1,64 @@
 """The scores are more than a product under a causal mask: biases, caps, sinks, chunks."""
 
+from dataclasses import replace
+
 from qkvbench.atlas.kit.form import Form, Kept, Layer
-from qkvbench.atlas.kit.sizes import sizes, small
-from qkvbench.atlas.kit.weights import ByGroup, ScoreScale, Stacked, Weight, separate
+from qkvbench.atlas.kit.sizes import rope, sizes, small
+from qkvbench.atlas.kit.weights import (
+    AnyWeight,
+    ByGroup,
+    ScoreScale,
+    Stacked,
+    Times,
+    Weight,
+    separate,
+)
 from qkvbench.model import Alibi, Rotary
+
+NARROW = (Kept("K", "kv_heads", "head_dim"), Kept("V", "kv_heads", "value_dim"))
+_SINK: dict[str, AnyWeight] = {"correction.sink": Weight("sinks")}
+_SCALES: dict[str, AnyWeight] = {
+    "q.scale": Weight("q_norm.weight"),
+    "k.scale": Weight("k_norm.weight"),
+}
+_GPT_OSS_FULL = Layer(
+    model="gpt_oss",
+    attention="GptOssAttention",
+    network="GptOssModel",
+    at="layers.0.self_attn",
+    config=small(
+        head_dim=14,
+        sliding_window=5,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        rope_parameters=rope(),
+        layer_types=["full_attention", "sliding_attention"],
+    ),
+    own=sizes(2880, 64, 8, 64),
+    weights={**separate(), **_SINK},
+)
+_FLINT = small(
+    head_dim=14,
+    sliding_window=5,
+    rope_parameters=rope(),
+    layer_types=["full_attention", "sliding_attention"],
+)
+_FLINT_OWN = sizes(2048, 32, 4, 128)
+_MIMO = small(
+    head_dim=14,
+    v_head_dim=9,
+    sliding_window=5,
+    n_routed_experts=2,
+    num_experts_per_tok=1,
+    moe_intermediate_size=8,
+    layer_types=["full_attention", "sliding_attention"],
+    mlp_layer_types=["dense", "dense"],
+    num_key_value_heads=1,
+    rope_parameters={
+        "full_attention": rope(5_000_000.0, partial_rotary_factor=3 / 7),
+        "sliding_attention": rope(partial_rotary_factor=3 / 7),
+    },
+)
 
 FORMS = (
     Form(
@@ -107,32 +162,112 @@ FORMS = (
     ),
     Form(
         name="sink-logit",
-        about="a learned number of each head joins the softmax and takes no value",
-        equation=None,
-        lacks="a learned logit beside the scores",
+        about="a learned logit of each head joins the softmax and has no value",
+        equation="q,k,v/{kv_heads}+sinklogit",
         source="arXiv:2508.10925",
         position=Rotary(),
-        used_by=(
-            "gpt_oss GptOssAttention",
-            "granite_swa GraniteSWAAttention",
-            "granitemoe_swa GraniteMoeSWAAttention",
-            "openai_privacy_filter OpenAIPrivacyFilterAttention",
-            "flint FlintAttention",
+        layers=(_GPT_OSS_FULL,),
+        used_by=("granite_swa", "granitemoe_swa", "openai_privacy_filter"),
+    ),
+    Form(
+        name="sink-logit-window",
+        about="the layers between those: the same under a window",
+        equation="q,k,v/{kv_heads}+window{window}+sinklogit",
+        source="arXiv:2508.10925",
+        position=Rotary(),
+        numbers={"window": 128},
+        layers=(
+            replace(
+                _GPT_OSS_FULL,
+                at="layers.1.self_attn",
+                own=sizes(2880, 64, 8, 64, window=128),
+            ),
         ),
     ),
     Form(
-        name="sink-logit-narrow-value",
-        about="the same with heads of V narrower than those of K, and more of both under a window",
-        equation=None,
-        lacks="a learned logit beside the scores, and a width of V of its own",
+        name="sink-logit-norm",
+        about="a learned logit, and RMS norm of Q and K; no positions",
+        equation="q,k,v/{kv_heads}+qknorm+nope+sinklogit",
+        source="transformers, models/flint",
+        position=Rotary(),
+        layers=(
+            Layer(
+                model="flint",
+                attention="FlintAttention",
+                network="FlintModel",
+                at="layers.0.self_attn",
+                config=_FLINT,
+                own=_FLINT_OWN,
+                weights={**separate(), **_SINK, **_SCALES},
+            ),
+        ),
+    ),
+    Form(
+        name="sink-logit-norm-window",
+        about="the layers between those: RoPE under a window",
+        equation="q,k,v/{kv_heads}+qknorm+window{window}+sinklogit",
+        source="transformers, models/flint",
+        position=Rotary(),
+        numbers={"window": 128},
+        layers=(
+            Layer(
+                model="flint",
+                attention="FlintAttention",
+                network="FlintModel",
+                at="layers.1.self_attn",
+                config=_FLINT,
+                own={**_FLINT_OWN, "window": 513},
+                weights={**separate(), **_SINK, **_SCALES},
+            ),
+        ),
+    ),
+    Form(
+        name="narrow-value",
+        about="heads of V are narrower than those of K",
+        equation="q,k,v/{kv_heads}+valuedim{value_dim}",
         source="transformers, models/mimo_v2_flash",
         position=Rotary(),
         numbers={"value_dim": 48},
-        library_keeps=(
-            Kept("K", "kv_heads", "head_dim"),
-            Kept("V", "kv_heads", "value_dim"),
+        library_keeps=NARROW,
+        layers=(
+            Layer(
+                model="mimo_v2_flash",
+                attention="MiMoV2FlashAttention",
+                network="MiMoV2FlashModel",
+                at="layers.0.self_attn",
+                config=_MIMO,
+                own=sizes(4096, 64, 4, 192, value_dim=128, value_scale=0.707),
+                sizes={"value_dim": "v_head_dim", "value_scale": "attention_value_scale"},
+                weights={**separate(), "v": Weight("v_proj", (Times("value_scale"),))},
+                position=Rotary(base=5_000_000.0, share=3 / 7),
+            ),
         ),
-        used_by=("mimo_v2_flash MiMoV2FlashAttention",),
+    ),
+    Form(
+        name="narrow-value-window",
+        about="the layers between those: a window, a learned logit, twice the heads of K and V",
+        equation="q,k,v/{kv_heads}+valuedim{value_dim}+window{window}+sinklogit",
+        source="transformers, models/mimo_v2_flash",
+        position=Rotary(),
+        numbers={"value_dim": 48, "window": 128},
+        library_keeps=NARROW,
+        layers=(
+            Layer(
+                model="mimo_v2_flash",
+                attention="MiMoV2FlashAttention",
+                network="MiMoV2FlashModel",
+                at="layers.1.self_attn",
+                config=_MIMO,
+                own=sizes(4096, 64, 8, 192, value_dim=128, value_scale=0.707, window=129),
+                sizes={
+                    "value_dim": "v_head_dim",
+                    "value_scale": "attention_value_scale",
+                    "kv_heads": lambda config: 2 * config.num_key_value_heads,
+                },
+                weights={**separate(), **_SINK, "v": Weight("v_proj", (Times("value_scale"),))},
+                position=Rotary(share=3 / 7),
+            ),
+        ),
     ),
     Form(
         name="row-temperature",

@@ -4,7 +4,18 @@ from typing import Any
 
 from qkvbench.atlas.kit.form import Form, Kept, Layer, Lender, Reading
 from qkvbench.atlas.kit.sizes import BART, WHISPER, sizes, small
-from qkvbench.atlas.kit.weights import AnyWeight, Inputs, ScoreScale, SpreadHalves, Weight, separate
+from qkvbench.atlas.kit.weights import (
+    AnyWeight,
+    Fill,
+    Grouped,
+    Inputs,
+    LastToFront,
+    PairsToHalves,
+    ScoreScale,
+    SpreadHalves,
+    Weight,
+    separate,
+)
 from qkvbench.atlas.normed import GEMMA4, GEMMA4_SLIDING
 from qkvbench.model import Rotary, RotaryWithInverse
 
@@ -28,6 +39,7 @@ def _distance(config: Any, kind: str) -> int:
     return reader - max(n for n in range(first) if config.layer_types[n] == kind)
 
 
+_LAST_PAIRS = (LastToFront(), PairsToHalves())
 _NORMED: dict[str, AnyWeight] = {
     **separate(),
     "q.scale": Weight("q_norm.weight", (ScoreScale(1.0),)),
@@ -205,33 +217,53 @@ FORMS = (
         used_by=("marian", "mbart", "m2m_100", "pegasus", "plbart"),
     ),
     Form(
-        name="gate",
-        about="each number that was attended is multiplied by a sigmoid of the query's input",
-        equation=None,
-        lacks="a gate on the output of attention",
-        source="arXiv:2505.06708",
-        position=Rotary(share=0.25),
-        used_by=(
-            "qwen3_next Qwen3NextAttention",
-            "qwen3_5 Qwen3_5Attention",
-            "afmoe AfmoeAttention",
-            "hrm_text HrmTextAttention",
-            "muse_spark MuseSparkTextAttention",
-            "laguna LagunaAttention (softplus)",
-            "step3p7 Step3p7Attention (per head)",
-            "lfm3 Lfm3Attention (per head)",
+        name="key-is-value-inverse-rotary",
+        about="one head is K and V, normed with one scale, with RoPE; the output is rotated back",
+        equation="q=L({query_rank}),k=v/1+rootnorm+latentnorm+window{window}+sinklogit",
+        source="transformers, models/deepseek_v4",
+        position=RotaryWithInverse(share=0.125),
+        numbers={"window": 128, "query_rank": 1024},
+        # It caches K and V, which are one tensor, in layers without a compressor.
+        library_keeps=(Kept("K", 1, "head_dim"), Kept("V", 1, "head_dim")),
+        layers=(
+            Layer(
+                model="deepseek_v4",
+                attention="DeepseekV4Attention",
+                network="DeepseekV4Model",
+                at="layers.1.self_attn",
+                config=small(
+                    head_dim=16,
+                    num_key_value_heads=1,
+                    q_lora_rank=9,
+                    o_groups=2,
+                    o_lora_rank=5,
+                    sliding_window=5,
+                    layer_types=["sliding_attention", "sliding_attention"],
+                ),
+                own=sizes(4096, 64, 1, 512, window=128, query_rank=1024, groups=8),
+                sizes={"query_rank": "q_lora_rank", "groups": "o_groups"},
+                weights={
+                    "cq": Weight("q_a_proj"),
+                    "cq.scale": Weight("q_a_norm.weight"),
+                    "q.up": Weight("q_b_proj.weight", _LAST_PAIRS),
+                    "q.scale": Fill(1.0),
+                    "k": Weight("kv_proj", _LAST_PAIRS),
+                    "k.scale": Weight("kv_norm.weight", _LAST_PAIRS),
+                    "o": Grouped("o_a_proj", "o_b_proj", "groups", tuple(map(Inputs, _LAST_PAIRS))),
+                    "correction.sink": Weight("sinks"),
+                },
+                position=RotaryWithInverse(share=0.125),
+            ),
         ),
     ),
     Form(
-        name="key-is-value-inverse-rotary",
-        about="one head is K and V with RoPE; the output is rotated back; behind a window pooled",
+        name="pooled-roots",
+        about="behind the window of that form one pooled row for every 4 or 128 tokens",
         equation=None,
-        lacks="a learned scale on a root that V has too; a latent of Q; a learned logit; an output "
-        "projection in groups through a low rank; a pooled row for every few tokens",
+        lacks="a cached row for several tokens, and a choice of rows by content",
         source="transformers, models/deepseek_v4",
         position=RotaryWithInverse(share=0.125),
-        numbers={"window": 128},
-        library_keeps=(Kept("K and V", 1, "head_dim"),),
-        used_by=("deepseek_v4 DeepseekV4Attention",),
+        library_keeps=(Kept("K and V in the window", 1, "head_dim"),),
+        used_by=("deepseek_v4 DeepseekV4HCACompressor", "deepseek_v4 DeepseekV4CSACompressor"),
     ),
 )

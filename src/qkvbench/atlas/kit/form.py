@@ -9,7 +9,7 @@ from qkvbench.atlas.kit.equality import BOUND, ROUNDED_BOUND, Equality, equaliti
 from qkvbench.atlas.kit.weights import Sizes, Weights
 from qkvbench.model import NoPosition, Position
 from qkvbench.model.positions import alibi_of, rope_of
-from qkvbench.variant import Geometry, LayerBelow, Plan, parse, resolve, resolve_cross
+from qkvbench.variant import NORM_EPS, Geometry, LayerBelow, Plan, parse, resolve, resolve_cross
 
 # Compared at this size: heads of K and V as many as heads, a quarter of them, or one.
 COMMON: Sizes = {"d_model": 2048, "heads": 32, "kv_heads": 8, "head_dim": 64}
@@ -25,6 +25,14 @@ CONFIG: Mapping[str, Reading] = {
     "kv_heads": "num_key_value_heads",
     "head_dim": "head_dim",
     "window": "sliding_window",
+    "norm_eps": lambda config: next(
+        (
+            getattr(config, name)
+            for name in ("rms_norm_eps", "layer_norm_eps", "norm_eps")
+            if hasattr(config, name)
+        ),
+        NORM_EPS,
+    ),
 }
 
 Site = Literal["decoder", "encoder", "cross"]
@@ -173,6 +181,7 @@ class Form:
             causal=self.site == "decoder",
             rope=rope_of(position, width),
             alibi=alibi_of(position),
+            norm_eps=sizes.get("norm_eps", NORM_EPS),
         )
         if not self.below:
             return made(variant)

@@ -9,7 +9,10 @@ from qkvbench.atlas.kit.form import TOKENS, Form, Layer
 from qkvbench.atlas.kit.weights import (
     ByGroup,
     Fill,
+    Grouped,
+    HeadRows,
     Inputs,
+    LastToFront,
     PairsToHalves,
     PlusOne,
     Rows,
@@ -19,6 +22,7 @@ from qkvbench.atlas.kit.weights import (
     Stacked,
     Step,
     SwapHalves,
+    Times,
     Transpose,
     Weight,
 )
@@ -77,6 +81,9 @@ def weights_text(layer: Layer) -> list[str]:
         match weight:
             case Fill(value):
                 lines.append(f"{ours} = {value:g}")
+            case Grouped(first, second, groups, steps):
+                product = f"{second} · {first} in {groups}"
+                lines.append(f"{ours} = {', '.join([product, *map(_step_text, steps)])}")
             case Weight(name, steps):
                 lines.append(f"{ours} = {', '.join([name, *map(_step_text, steps)])}")
     return lines
@@ -90,6 +97,10 @@ def _step_text(step: Step) -> str:
             return f"the rows of {role} in each group of heads"
         case Rows(first, last):
             return f"rows {' + '.join(first) or '0'} to {' + '.join(last) or 'the end'}"
+        case HeadRows(first, last, _):
+            return f"of each head the rows {' + '.join(first) or '0'} to {' + '.join(last)}"
+        case Times(by):
+            return f"times {by}"
         case Inputs(inner):
             return f"columns: {_step_text(inner)}"
         case ScoreScale(by):
@@ -101,6 +112,7 @@ def _step_text(step: Step) -> str:
 _PLAIN_STEPS: dict[type[Step], str] = {
     Transpose: "transposed",
     PairsToHalves: "adjacent pairs to halves",
+    LastToFront: "rotated coordinates to the front",
     SwapHalves: "halves exchanged",
     SpreadHalves: "pairs half a head apart to halves of the rotated part",
     PlusOne: "plus 1",

@@ -44,8 +44,27 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class HeadRows:
+    """The rows of every head from one place to another, of so many; sums of sizes by name."""
+
+    first: tuple[str, ...]
+    last: tuple[str, ...]
+    every: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LastToFront:
+    """RoPE rotates the last coordinates of a head: move them to the front."""
+
+
+@dataclass(frozen=True)
 class PairsToHalves:
-    """RoPE rotates coordinates 2i and 2i+1 of a head: move them to i and i + half."""
+    """RoPE rotates coordinates 2i and 2i+1 of a head: move them to i and i + half.
+
+    ``width``: the numbers of a head, a size by name.
+    """
+
+    width: str = "head_dim"
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,7 @@ class SpreadHalves:
 class Inputs:
     """A step on the columns of a matrix, which read the heads of V; a bias has none."""
 
-    step: "PairsToHalves | SpreadHalves"
+    step: "PairsToHalves | SpreadHalves | LastToFront"
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,13 @@ class ScoreScale:
 
 
 @dataclass(frozen=True)
+class Times:
+    """Multiplied by a size by name."""
+
+    by: str
+
+
+@dataclass(frozen=True)
 class PlusOne:
     """The scale is stored as its difference from 1."""
 
@@ -80,14 +106,28 @@ class PlusOne:
 Selecting = (
     Transpose | Stacked | ByGroup | Rows | PairsToHalves | SwapHalves | SpreadHalves | Inputs
 )
-Step = Selecting | ScoreScale | PlusOne
+Step = Selecting | ScoreScale | Times | PlusOne
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of the library by name, or a linear layer's, after these steps."""
+    """A tensor of the library by name, or a linear layer's, after these steps.
+
+    With ``each``, a size by name, it is so many tensors, whose number is ``{}`` in the name.
+    """
 
     name: str
+    steps: tuple[Step, ...] = ()
+    each: str = ""
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Two matrices one after the other: `first` for each group of inputs, `second` of them all."""
+
+    first: str
+    second: str
+    groups: str
     steps: tuple[Step, ...] = ()
 
 
@@ -98,7 +138,9 @@ class Fill:
     value: float
 
 
-AnyWeight = Weight | Fill
+AnyWeight = Weight | Grouped | Fill
+# Learned numbers of heads, which are no matrices.
+HEAD_VECTORS = ("scale", "shift")
 # By our name: ``q.scale``, or ``q`` for a linear layer's weight and bias.
 Weights = Mapping[str, AnyWeight]
 
@@ -117,38 +159,80 @@ def mapped(weights: Weights, plan: Plan, sizes: Sizes, library: Arrays) -> dict[
     A bias that the library does not have is zero. ValueError if one of ours is left without a
     value, or if a number of the library's is not used.
     """
+    source = _Source(plan, sizes, library)
     found: dict[str, np.ndarray] = {}
-    used: dict[str, list[np.ndarray]] = {name: [] for name in library}
     for parameter in plan.parameters:
         linear, _, part = parameter.name.rpartition(".")
-        own = weights.get(parameter.name, weights.get(linear))
-        match own:
+        # Of a linear layer one row says both.
+        suffix = "" if parameter.name in weights else f".{part}"
+        match weights.get(parameter.name, weights.get(linear)):
             case None:
                 raise ValueError(f"The row maps no weight to {parameter.name}.")
             case Fill(value):
-                found[parameter.name] = np.full(parameter.shape, value)
-            case Weight(name, steps):
-                whole = name if parameter.name in weights else f"{name}.{part}"
-                if whole not in library and part == "bias":
-                    found[parameter.name] = np.zeros(parameter.shape)
-                    continue
-                array = library[whole]
-                numbered = np.arange(array.size).reshape(array.shape)
-                used[whole].append(_selected(numbered, steps, plan, sizes).ravel())
-                array = _changed(_selected(array, steps, plan, sizes), steps, plan, sizes)
-                found[parameter.name] = array.reshape(parameter.shape)
-    for name, places in used.items():
-        unused = library[name].size - np.unique(np.concatenate([[], *places])).size
-        if unused:
-            raise ValueError(f"{unused} of {library[name].size} numbers of {name} are not used.")
+                array = np.full(parameter.shape, value)
+            case Grouped() as own:
+                array = source.product(own) if part == "weight" else np.zeros(parameter.shape)
+            case Weight() as own:
+                names = [f"{name}{suffix}" for name in _names(own, sizes)]
+                if part == "bias" and not set(names) <= set(library):
+                    array = np.zeros(parameter.shape)
+                else:
+                    array = source.made(names, own.steps, vector=part in HEAD_VECTORS)
+        found[parameter.name] = array.reshape(parameter.shape)
+    source.check()
     return found
+
+
+class _Source:
+    """The tensors of the library, and which of their numbers are used."""
+
+    def __init__(self, plan: Plan, sizes: Sizes, library: Arrays) -> None:
+        self._plan, self._sizes, self._library = plan, sizes, library
+        self._used: dict[str, list[np.ndarray]] = {name: [] for name in library}
+
+    def made(self, names: list[str], steps: tuple[Step, ...], *, vector: bool) -> np.ndarray:
+        """The tensors with these names, after the steps; `vector`: rows without columns."""
+        arrays = [self._library[name] for name in names]
+        shape = (-1,) if vector else arrays[0].shape
+        for name, array in zip(names, arrays, strict=True):
+            numbered = np.arange(array.size).reshape(shape)
+            self._used[name].append(_selected(numbered, steps, self._plan, self._sizes).ravel())
+        whole = np.concatenate(arrays).reshape(shape) if vector else arrays[0]
+        selected = _selected(whole, steps, self._plan, self._sizes)
+        return _changed(selected, steps, self._plan, self._sizes)
+
+    def product(self, weight: Grouped) -> np.ndarray:
+        """One matrix for two: the second times the blocks of the first."""
+        names = [f"{name}.weight" for name in (weight.first, weight.second)]
+        first, second = (self._library[name] for name in names)
+        for name in names:
+            self._used[name].append(np.arange(self._library[name].size))
+        groups = int(self._sizes[weight.groups])
+        blocks = zip(np.split(second, groups, axis=1), np.split(first, groups), strict=True)
+        product = np.concatenate([outer @ inner for outer, inner in blocks], axis=1)
+        return _selected(product, weight.steps, self._plan, self._sizes)
+
+    def check(self) -> None:
+        """Refuse a map that leaves a number of the library's."""
+        for name, places in self._used.items():
+            size = self._library[name].size
+            unused = size - np.unique(np.concatenate([[], *places])).size
+            if unused:
+                raise ValueError(f"{unused} of {size} numbers of {name} are not used.")
+
+
+def _names(weight: Weight, sizes: Sizes) -> list[str]:
+    """The names of its tensors in the library."""
+    if not weight.each:
+        return [weight.name]
+    return [weight.name.format(number) for number in range(int(sizes[weight.each]))]
 
 
 def _selected(array: np.ndarray, steps: tuple[Step, ...], plan: Plan, sizes: Sizes) -> np.ndarray:
     """The numbers that the steps select, in our order."""
     size = plan.geometry
-    queries = size.heads // size.kv_heads
     for step in steps:
+        rest = array.shape[1:]
         match step:
             case Transpose():
                 array = array.T
@@ -157,40 +241,46 @@ def _selected(array: np.ndarray, steps: tuple[Step, ...], plan: Plan, sizes: Siz
                 ends = np.cumsum([count * size.head_dim for count in rows.values()])
                 array = np.split(array, ends)[list(rows).index(role)]
             case ByGroup(role):
+                queries = size.heads // size.kv_heads
                 parts = {"q": slice(queries), "k": slice(-2, -1), "v": slice(-1, None)}
-                rest = array.shape[1:]
                 groups = array.reshape(size.kv_heads, queries + 2, size.head_dim, *rest)
                 array = groups[:, parts[role]].reshape(-1, *rest)
             case Rows(first, last):
-                begin, end = (int(sum(sizes[name] for name in names)) for names in (first, last))
-                array = array[begin : end or None]
-            case PairsToHalves():
-                assert plan.rope, "only a plan with RoPE has pairs"
-                dims = plan.rope.dims
-                places = [*range(0, dims, 2), *range(1, dims, 2), *range(dims, size.head_dim)]
-                array = _within_heads(array, places)
-            case SwapHalves():
-                assert plan.rope, "only a plan with RoPE has halves"
-                half, dims = plan.rope.dims // 2, plan.rope.dims
-                places = [*range(half, dims), *range(half), *range(dims, size.head_dim)]
-                array = _within_heads(array, places)
-            case SpreadHalves():
-                assert plan.rope, "only a plan with RoPE has halves"
-                half, whole = plan.rope.dims // 2, size.head_dim // 2
-                second = range(whole, whole + half)
-                places = [*range(half), *second, *range(half, whole)]
-                array = _within_heads(array, [*places, *range(whole + half, size.head_dim)])
+                array = array[_sum(first, sizes) : _sum(last, sizes) or None]
+            case HeadRows(first, last, every):
+                heads = array.reshape(-1, _sum(every, sizes), *rest)
+                array = heads[:, _sum(first, sizes) : _sum(last, sizes)].reshape(-1, *rest)
             case Inputs(inner):
                 array = _selected(array.T, (inner,), plan, sizes).T if array.ndim > 1 else array
-            case _:
+            case LastToFront() | PairsToHalves() | SwapHalves() | SpreadHalves():
+                places = _places(step, plan, sizes)
+                array = array.reshape(-1, len(places), *rest)[:, places].reshape(-1, *rest)
+            case ScoreScale() | Times() | PlusOne():
                 pass
     return array
 
 
-def _within_heads(array: np.ndarray, places: list[int]) -> np.ndarray:
-    """The rows of each head in another order."""
-    rest = array.shape[1:]
-    return array.reshape(-1, len(places), *rest)[:, places].reshape(-1, *rest)
+def _places(
+    step: LastToFront | PairsToHalves | SwapHalves | SpreadHalves, plan: Plan, sizes: Sizes
+) -> list[int]:
+    """The old place of each coordinate of a head; without RoPE any order is as good."""
+    dims = plan.rope.dims if plan.rope else 0
+    width, half = int(sizes["head_dim"]), dims // 2
+    match step:
+        case LastToFront():
+            return [*range(width - dims, width), *range(width - dims)]
+        case PairsToHalves(name):
+            return [*range(0, dims, 2), *range(1, dims, 2), *range(dims, int(sizes[name]))]
+        case SwapHalves():
+            return [*range(half, dims), *range(half), *range(dims, width)]
+        case SpreadHalves():
+            middle = width // 2
+            first, second = range(half), range(middle, middle + half)
+            return [*first, *second, *range(half, middle), *range(middle + half, width)]
+
+
+def _sum(names: tuple[str, ...], sizes: Sizes) -> int:
+    return int(sum(sizes[name] for name in names))
 
 
 def _changed(array: np.ndarray, steps: tuple[Step, ...], plan: Plan, sizes: Sizes) -> np.ndarray:
@@ -199,7 +289,9 @@ def _changed(array: np.ndarray, steps: tuple[Step, ...], plan: Plan, sizes: Size
         match step:
             case ScoreScale(by):
                 factor = sizes[by] if isinstance(by, str) else by
-                array = array * (factor * plan.geometry.head_dim**0.5)
+                array = array * (factor * plan.score_width**0.5)
+            case Times(by):
+                array = array * sizes[by]
             case PlusOne():
                 array = array + 1
             case _:
