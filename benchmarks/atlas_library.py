@@ -254,7 +254,9 @@ class Library:
 
     def kept(self, cache: Any) -> int:
         """Bytes of the library's cache of this layer, each storage counted once."""
-        number = int(next(part for part in self.layer.at.split(".") if part.isdigit()))
+        number = getattr(self.module, "layer_idx", None)
+        if number is None:
+            number = int(next(part for part in self.layer.at.split(".") if part.isdigit()))
         part = "cross" if self.form.site == "cross" else "self"
         cache = getattr(cache, f"{part}_attention_cache", cache)
         storages = {

@@ -4,7 +4,7 @@ from typing import Any
 
 from qkvbench.atlas.kit.form import Form, Kept, Layer, Reading
 from qkvbench.atlas.kit.sizes import rope, sizes, small
-from qkvbench.atlas.kit.weights import AnyWeight, HeadRows, PairsToHalves, Rows, Weight
+from qkvbench.atlas.kit.weights import AnyWeight, HeadRows, PairsToHalves, Rows, Times, Weight
 from qkvbench.model import Rotary
 
 # A latent and a head with RoPE for all heads together, as DeepSeek V2 keeps them.
@@ -119,8 +119,48 @@ FORMS = (
                 sizes={**SIZES, **_QUERY, "norm_eps": 1e-6},
                 weights={**_query(_PAIRS), **_key_value(_PAIRS)},
             ),
+            Layer(
+                model="axk1",
+                attention="AXK1Attention",
+                network="AXK1Model",
+                at="layers.1.self_attn",
+                config=small(**_TINY),
+                own=sizes(7168, 64, 64, 128, value_dim=128, rank=512, rope_dim=64, query_rank=1536),
+                sizes={**SIZES, **_QUERY, "norm_eps": 1e-6},
+                weights={**_query(_PAIRS), **_key_value(_PAIRS)},
+            ),
+            Layer(
+                model="longcat_flash",
+                attention="LongcatFlashMLA",
+                network="LongcatFlashModel",
+                at="layers.0.self_attn.1",
+                config=small(
+                    **_TINY,
+                    num_layers=1,
+                    head_dim=6,
+                    ffn_hidden_size=18,
+                    expert_ffn_hidden_size=8,
+                    n_routed_experts=2,
+                    zero_expert_num=1,
+                    moe_topk=2,
+                ),
+                own=sizes(6144, 64, 64, 128, value_dim=128, rank=512, rope_dim=64, query_rank=1536),
+                sizes={
+                    **SIZES,
+                    **_QUERY,
+                    "norm_eps": 1e-6,
+                    "query_scale": lambda config: (config.hidden_size / config.q_lora_rank) ** 0.5,
+                    "scale": lambda config: (config.hidden_size / config.kv_lora_rank) ** 0.5,
+                },
+                weights={
+                    **_query(_PAIRS),
+                    **_key_value(_PAIRS),
+                    "cq.scale": Weight("q_a_layernorm.weight", (Times("query_scale"),)),
+                    "c.scale": Weight("kv_a_layernorm.weight", (Times("scale"),)),
+                },
+            ),
         ),
-        used_by=("longcat_flash", "axk1", "glm4_moe_lite", "mistral4"),
+        used_by=("mistral4",),
     ),
     Form(
         name="latent-plain-query",
@@ -140,6 +180,28 @@ FORMS = (
                 own=sizes(4096, 32, 32, 128, value_dim=128, rank=512, rope_dim=64),
                 sizes={**SIZES, "norm_eps": 1e-6},
                 weights={**_plain_query(_PAIRS), **_key_value(_PAIRS)},
+            ),
+        ),
+    ),
+    Form(
+        name="latent-wide-value",
+        about="the same with heads of V wider than the part of K that the latent makes",
+        equation="q=L({query_rank}),k=L({rank}),v=L({rank})+latentnorm+valuedim{value_dim}"
+        "+ropehead{rope_dim}",
+        source="transformers, models/glm4_moe_lite",
+        position=Rotary(),
+        numbers={**_NUMBERS, "query_rank": 1536, "value_dim": 128},
+        library_keeps=LATENT,
+        layers=(
+            Layer(
+                model="glm4_moe_lite",
+                attention="Glm4MoeLiteAttention",
+                network="Glm4MoeLiteModel",
+                at="layers.1.self_attn",
+                config=small(**_TINY | {"v_head_dim": 13}),
+                own=sizes(2048, 20, 20, 192, value_dim=256, rank=512, rope_dim=64, query_rank=768),
+                sizes={**SIZES, **_QUERY, "norm_eps": 1e-6},
+                weights={**_query(_PAIRS), **_key_value(_PAIRS)},
             ),
         ),
     ),

@@ -69,7 +69,7 @@ def print_table(console: Console) -> None:
     table = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.header_style = "bold"
     for name in ("form", "equation", "positions", "used by"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "form")
     for name in ("parameters", "MACs", "cache", "library", "own cache", "library"):
         table.add_column(name, justify="right", no_wrap=True)
     for form in atlas.forms():

@@ -1,5 +1,7 @@
 """The atlas as one Markdown page: docs/atlas.md."""
 
+import re
+
 from qkvbench import atlas
 from qkvbench.atlas import Cost, Form
 from qkvbench.cli.show import cache_text, drawing
@@ -27,6 +29,8 @@ tokens; biases are counted, which some models do not have. The cache is for one 
 measured on its live cache. A model's own sizes are those of its config if nothing is configured.
 
 """
+# The space between a number and its unit, and one at which no line breaks.
+UNIT, NO_BREAK = r"(?<=\d) (?=[KMG])", "\N{NO-BREAK SPACE}"
 TABLE = (
     "| form | equation | positions | parameters | MACs | suffices | kept | equal |\n"
     "|---|---|---|---:|---:|---:|---:|---:|\n"
@@ -61,7 +65,7 @@ def _row(form: Form) -> str:
         *_caches(form, cost),
         f"{max(measured):.0e}" if measured else "",
     ]
-    return f"| {' | '.join(cells)} |\n"
+    return _table_row(cells)
 
 
 def _caches(form: Form, cost: Cost) -> tuple[str, str]:
@@ -77,6 +81,11 @@ def _section(form: Form) -> str:
     keeps = ", ".join(each.text for each in form.library_keeps)
     rows = "".join(_layer_row(form, number) for number in range(len(form.layers)))
     others = f"\nAlso: {_code(form.used_by)}.\n" if form.used_by else ""
+    others += "".join(
+        f"\n`{layer.attention}` is this near in fp64 only: {layer.rounds}.\n"
+        for layer in form.layers
+        if layer.rounds
+    )
     library = f" transformers keeps {keeps}." if keeps else ""
     about = form.about[0].upper() + form.about[1:]
     return (
@@ -98,7 +107,12 @@ def _layer_row(form: Form, number: int) -> str:
         f"{measured.largest:.0e}" if measured else "",
         f"{max(measured.fp32.values()):.0e}" if measured else "",
     ]
-    return f"| {' | '.join(cells)} |\n"
+    return _table_row(cells)
+
+
+def _table_row(cells: list[str]) -> str:
+    """A row of a table; a number and its unit stay on one line."""
+    return f"| {' | '.join(re.sub(UNIT, NO_BREAK, cell) for cell in cells)} |\n"
 
 
 def _code(names: tuple[str, ...]) -> str:

@@ -55,8 +55,8 @@ class Kept:
 
     @property
     def text(self) -> str:
-        """The tensor and its size in names: ``K kv_heads × head_dim``."""
-        return f"{self.name} {self.heads} × {self.width}"
+        """The tensor and its size in names: ``K (kv_heads × head_dim)``."""
+        return f"{self.name} ({self.heads} × {self.width})"
 
 
 GROUPED = (Kept("K", "kv_heads", "head_dim"), Kept("V", "kv_heads", "head_dim"))
