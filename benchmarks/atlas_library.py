@@ -34,7 +34,7 @@ from qkvbench.backends.torch.cache.page_table import Reserved
 from qkvbench.backends.torch.cache.quantize import cache_format
 from qkvbench.variant import Plan
 
-BATCH, TIME, PROMPT, SOURCE_TIME, VOCABULARY = 3, 11, 4, 13, 29
+BATCH, TIME, PROMPT, SOURCE_TIME, VOCABULARY = 3, 19, 11, 13, 29
 # Tokens before which a sequence is padded.
 PADDING = (0, 3, 5)
 
@@ -203,7 +203,9 @@ class Library:
             for row, count in zip(mask, padding, strict=True):
                 padded = row[TIME - count :] if self.form.site == "encoder" else row[:count]
                 padded[:] = 0
-            fed["attention_mask"] = mask
+            # Of two texts the decoder's.
+            name = "decoder_attention_mask" if "decoder_input_ids" in fed else "attention_mask"
+            fed[name] = mask
             if "position_ids" in inspect.signature(self.network.forward).parameters:
                 # Sequences begin at position 0, as in the library's own generation.
                 fed["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
@@ -212,9 +214,9 @@ class Library:
     def passes(self) -> list[dict[str, Any]]:
         """A prompt, then single tokens."""
         fed = self.feed()
-        tokens = fed.pop("input_ids")
-        pieces = tokens.split([PROMPT, *[1] * (TIME - PROMPT)], dim=1)
-        return [{"input_ids": piece, "use_cache": True, **fed} for piece in pieces]
+        name = "decoder_input_ids" if "decoder_input_ids" in fed else "input_ids"
+        pieces = fed.pop(name).split([PROMPT, *[1] * (TIME - PROMPT)], dim=1)
+        return [{name: piece, "use_cache": True, **fed} for piece in pieces]
 
     @torch.no_grad()
     def attend(
@@ -357,7 +359,7 @@ def across(library: Library) -> float:
 def differences(library: Library) -> dict[str, float]:
     """The differences in every way in which the layer is run."""
     ways = {"whole": whole}
-    if library.layer.feeds == "tokens":
+    if library.layer.feeds in ("tokens", "two texts") and library.form.site != "cross":
         ways["padded"] = padded
     ways |= {"decoder": {"token by token": stepwise}, "cross": {"cached": across}}.get(
         library.form.site, {}

@@ -32,7 +32,7 @@ def test_a_form_has_an_equation_or_says_what_is_lacking():
 
 @every_equation
 def test_an_equation_is_written_as_the_notation_writes_it(form):
-    for sizes in (form.common, *(layer.own for layer in form.layers)):
+    for sizes in (form.common, *map(form.own, form.layers)):
         text = form.written(sizes)
         assert write(parse(text)) == text
 

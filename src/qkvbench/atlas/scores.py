@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 from qkvbench.atlas.kit.form import Form, Kept, Layer
-from qkvbench.atlas.kit.sizes import rope, sizes, small
+from qkvbench.atlas.kit.sizes import T5, rope, sizes, small
 from qkvbench.atlas.kit.weights import (
     AnyWeight,
     ByGroup,
     ScoreScale,
     Stacked,
     Times,
+    Transpose,
     Weight,
     separate,
 )
@@ -20,6 +21,11 @@ _SINK: dict[str, AnyWeight] = {"correction.sink": Weight("sinks")}
 _SCALES: dict[str, AnyWeight] = {
     "q.scale": Weight("q_norm.weight"),
     "k.scale": Weight("k_norm.weight"),
+}
+_T5: dict[str, AnyWeight] = {
+    **separate("q", "k", "v", "o"),
+    "q": Weight("q", (ScoreScale(1.0),)),
+    "correction.buckets": Weight("relative_attention_bias.weight", (Transpose(),)),
 }
 _GPT_OSS_FULL = Layer(
     model="gpt_oss",
@@ -293,27 +299,124 @@ FORMS = (
     ),
     Form(
         name="clamp",
-        about="Q, K and V are cut at a bound on both sides",
-        equation=None,
-        lacks="a clamp of heads, through which no matrix can be absorbed",
+        about="Q, K and V are cut at a bound on both sides before RoPE",
+        equation="q,k,v/{kv_heads}+clamp{clamp}",
         source="transformers, models/olmo",
         position=Rotary(),
-        used_by=("olmo OlmoAttention", "olmoe OlmoeAttention", "dbrx DbrxAttention", "mpt"),
+        numbers={"clamp": 8},
+        layers=(
+            Layer(
+                model="olmo",
+                attention="OlmoAttention",
+                network="OlmoModel",
+                at="layers.1.self_attn",
+                config=small(clip_qkv=1.0),
+                own=sizes(4096, 32, 32, 128),
+                sizes={"clamp": "clip_qkv"},
+                weights=separate(),
+            ),
+            Layer(
+                model="dbrx",
+                attention="DbrxAttention",
+                network="DbrxModel",
+                at="blocks.1.norm_attn_norm.attn",
+                config={
+                    "vocab_size": 29,
+                    "d_model": 40,
+                    "n_heads": 4,
+                    "n_layers": 2,
+                    "max_seq_len": 32,
+                    "attn_config": {"clip_qkv": 1, "kv_n_heads": 2, "rope_theta": 10_000.0},
+                    "ffn_config": {"ffn_hidden_size": 18, "moe_num_experts": 2, "moe_top_k": 1},
+                },
+                own=sizes(2048, 16, 1, 128),
+                sizes={
+                    "kv_heads": lambda config: config.attn_config.kv_n_heads,
+                    "clamp": lambda config: config.attn_config.clip_qkv,
+                },
+                weights={
+                    "q": Weight("Wqkv", (Stacked("q"),)),
+                    "k": Weight("Wqkv", (Stacked("k"),)),
+                    "v": Weight("Wqkv", (Stacked("v"),)),
+                    "o": Weight("out_proj"),
+                },
+            ),
+        ),
+        used_by=("mpt (with alibi)",),
+    ),
+    Form(
+        name="clamp-normed",
+        about="the same after a norm over all heads",
+        equation=None,
+        lacks="a clamp behind a norm",
+        source="transformers, models/olmoe",
+        position=Rotary(),
+        used_by=("olmoe OlmoeAttention (clip_qkv)",),
     ),
     Form(
         name="distance-buckets",
         about="a learned number per head and bucket of the distance is added to the scores",
-        equation=None,
-        lacks="a table of learned biases by head and bucket of the distance",
+        equation="q,k,v+t5bias",
         source="arXiv:1910.10683",
+        layers=(
+            Layer(
+                model="t5",
+                attention="T5Attention",
+                network="T5Model",
+                at="decoder.block.0.layer.0.SelfAttention",
+                config=T5,
+                own=sizes(512, 8, 8, 64),
+                sizes={"head_dim": "d_kv"},
+                weights=_T5,
+                feeds="two texts",
+            ),
+        ),
+        used_by=("mt5", "longt5", "pop2piano"),
+    ),
+    Form(
+        name="distance-buckets-encoder",
+        about="the same for both directions",
+        equation="q,k,v+t5bias",
+        source="arXiv:1910.10683",
+        site="encoder",
+        library_keeps=(),
+        layers=(
+            Layer(
+                model="t5",
+                attention="T5Attention",
+                network="T5EncoderModel",
+                at="encoder.block.0.layer.0.SelfAttention",
+                config=T5,
+                own=sizes(512, 8, 8, 64),
+                sizes={"head_dim": "d_kv"},
+                weights=_T5,
+            ),
+            Layer(
+                model="umt5",
+                attention="UMT5Attention",
+                network="UMT5EncoderModel",
+                at="encoder.block.1.layer.0.SelfAttention",
+                config=T5,
+                own=sizes(512, 6, 6, 64),
+                sizes={"head_dim": "d_kv"},
+                weights=_T5,
+            ),
+        ),
+    ),
+    Form(
+        name="distance-table",
+        about="a learned number per head and offset of two patches, or per bucket of another kind",
+        equation=None,
+        lacks="a table of learned biases by head and place in a picture",
+        source="transformers, models/swin and models/beit",
+        site="encoder",
+        library_keeps=(),
         used_by=(
-            "t5 T5Attention",
-            "mt5 MT5Attention",
-            "umt5 UMT5Attention",
-            "mpnet MPNetSelfAttention",
             "swin SwinAttention",
+            "swinv2 Swinv2SelfAttention",
             "beit BeitAttention",
             "levit LevitAttention",
+            "mpnet MPNetSelfAttention",
         ),
     ),
 )

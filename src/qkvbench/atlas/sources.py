@@ -3,7 +3,7 @@
 from typing import Any
 
 from qkvbench.atlas.kit.form import Form, Kept, Layer, Lender, Reading
-from qkvbench.atlas.kit.sizes import BART, WHISPER, sizes, small
+from qkvbench.atlas.kit.sizes import BART, T5, WHISPER, sizes, small
 from qkvbench.atlas.kit.weights import (
     AnyWeight,
     Fill,
@@ -198,16 +198,7 @@ FORMS = (
                 attention="T5Attention",
                 network="T5Model",
                 at="decoder.block.1.layer.1.EncDecAttention",
-                config={
-                    "vocab_size": 29,
-                    "d_model": 40,
-                    "d_kv": 12,
-                    "d_ff": 18,
-                    "num_layers": 2,
-                    "num_heads": 4,
-                    "pad_token_id": 0,
-                    "eos_token_id": None,
-                },
+                config=T5,
                 own=sizes(512, 8, 8, 64),
                 sizes={"head_dim": "d_kv"},
                 weights={**separate("q", "k", "v", "o"), "q": Weight("q", (ScoreScale(1.0),))},

@@ -54,7 +54,7 @@ def facts(form: Form) -> dict[str, object]:
             {
                 "layer": layer.name,
                 "largest_difference": measured and measured.largest,
-                **_cost_facts(atlas.cost_of(form, layer.own)),
+                **_cost_facts(atlas.cost_of(form, form.own(layer))),
             }
             for layer in form.layers
             for measured in [form.measured(layer)]
@@ -96,7 +96,7 @@ COLUMNS = (
 
 def _cells(form: Form) -> list[Text | str]:
     common = atlas.cost_of(form, form.common)
-    own = atlas.cost_of(form, form.layers[0].own) if form.layers else None
+    own = atlas.cost_of(form, form.own(form.layers[0])) if form.layers else None
     users = [user.split()[0] for user in form.users]
     more = f" +{len(set(users)) - NAMED}" if len(set(users)) > NAMED else ""
     return [
@@ -148,7 +148,7 @@ def detail(form: Form) -> list[str]:
             f"{bytes_text(common.library_bytes)}: {keeps}"
         ]
     for layer in form.layers:
-        own, measured = atlas.cost_of(form, layer.own), form.measured(layer)
+        own, measured = atlas.cost_of(form, form.own(layer)), form.measured(layer)
         size = ", ".join(f"{name} {value:g}" for name, value in layer.own.items())
         caches = _caches(form, own)
         lines += [

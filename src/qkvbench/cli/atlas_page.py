@@ -97,12 +97,12 @@ def _section(form: Form) -> str:
 
 def _layer_row(form: Form, number: int) -> str:
     layer = form.layers[number]
-    cost, measured = atlas.cost_of(form, layer.own), form.measured(layer)
+    cost, measured = atlas.cost_of(form, form.own(layer)), form.measured(layer)
     size = layer.own
     cells = [
         f"`{layer.attention}`",
         f"{size['d_model']:g}; {size['heads']:g} × {size['head_dim']:g}",
-        f"`{form.written(layer.own)}`",
+        f"`{form.written(form.own(layer))}`",
         *_caches(form, cost),
         f"{measured.largest:.0e}" if measured else "",
         f"{max(measured.fp32.values()):.0e}" if measured else "",

@@ -110,8 +110,8 @@ def drawing(plan: Plan) -> list[str]:
     """From the input by roots and operations to Q, K, V and the output, as lines of text."""
     lines = []
     for root in plan.roots:
-        arrow = f"W_{root.name} ──" if root.matrix else "───────"
-        made = f"x ── {arrow}▶ {root.name}"
+        arrow = f"W_{root.matrix} ──" if root.matrix else "───────"
+        made = f"{'source' if root.reads == 'source' else 'x'} ── {arrow}▶ {root.name}"
         if root.name == ZEROS:
             made = "0"
         elif root.is_below:

@@ -154,6 +154,10 @@ class Form:
         found = [(layer, self.measured(layer)) for layer in self.layers]
         return bool(found) and all(each and each.largest < layer.bound for layer, each in found)
 
+    def own(self, layer: Layer) -> Sizes:
+        """The sizes of a layer's own model; what its config leaves open as at the common ones."""
+        return {**self.numbers, **layer.own}
+
     def key(self, layer: Layer) -> str:
         """A layer among all of the atlas: ``rotary-grouped: llama LlamaAttention``."""
         return f"{self.name}: {layer.name}"

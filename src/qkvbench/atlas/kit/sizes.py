@@ -38,6 +38,16 @@ WHISPER: dict[str, Any] = {
     "max_source_positions": 13,
     "max_target_positions": 32,
 }
+T5: dict[str, Any] = {
+    "vocab_size": 29,
+    "d_model": 40,
+    "d_kv": 12,
+    "d_ff": 18,
+    "num_layers": 2,
+    "num_heads": 4,
+    "pad_token_id": 0,
+    "eos_token_id": None,
+}
 
 
 def small(*without: str, **settings: Any) -> dict[str, Any]:
