@@ -106,10 +106,10 @@ def _step_text(step: Step) -> str:
         case ScoreScale(by):
             return f"times {by} · √head_dim"
         case _:
-            return _PLAIN_STEPS[type(step)]
+            return PLAIN_STEPS[type(step)]
 
 
-_PLAIN_STEPS: dict[type[Step], str] = {
+PLAIN_STEPS: dict[type[Step], str] = {
     Transpose: "transposed",
     PairsToHalves: "adjacent pairs to halves",
     LastToFront: "rotated coordinates to the front",

@@ -103,9 +103,8 @@ class PlusOne:
     """The scale is stored as its difference from 1."""
 
 
-Selecting = (
-    Transpose | Stacked | ByGroup | Rows | PairsToHalves | SwapHalves | SpreadHalves | Inputs
-)
+Reordering = LastToFront | PairsToHalves | SwapHalves | SpreadHalves
+Selecting = Transpose | Stacked | ByGroup | Rows | HeadRows | Inputs | Reordering
 Step = Selecting | ScoreScale | Times | PlusOne
 
 
@@ -177,7 +176,7 @@ def mapped(weights: Weights, plan: Plan, sizes: Sizes, library: Arrays) -> dict[
                 if part == "bias" and not set(names) <= set(library):
                     array = np.zeros(parameter.shape)
                 else:
-                    array = source.made(names, own.steps, vector=part in HEAD_VECTORS)
+                    array = source.tensor(names, own.steps, vector=part in HEAD_VECTORS)
         found[parameter.name] = array.reshape(parameter.shape)
     source.check()
     return found
@@ -190,7 +189,7 @@ class _Source:
         self._plan, self._sizes, self._library = plan, sizes, library
         self._used: dict[str, list[np.ndarray]] = {name: [] for name in library}
 
-    def made(self, names: list[str], steps: tuple[Step, ...], *, vector: bool) -> np.ndarray:
+    def tensor(self, names: list[str], steps: tuple[Step, ...], *, vector: bool) -> np.ndarray:
         """The tensors with these names, after the steps; `vector`: rows without columns."""
         arrays = [self._library[name] for name in names]
         shape = (-1,) if vector else arrays[0].shape
@@ -260,9 +259,7 @@ def _selected(array: np.ndarray, steps: tuple[Step, ...], plan: Plan, sizes: Siz
     return array
 
 
-def _places(
-    step: LastToFront | PairsToHalves | SwapHalves | SpreadHalves, plan: Plan, sizes: Sizes
-) -> list[int]:
+def _places(step: Reordering, plan: Plan, sizes: Sizes) -> list[int]:
     """The old place of each coordinate of a head; without RoPE any order is as good."""
     dims = plan.rope.dims if plan.rope else 0
     width, half = int(sizes["head_dim"]), dims // 2
