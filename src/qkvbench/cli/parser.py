@@ -99,6 +99,7 @@ def build_parser() -> _Parser:
     _add_analyse(commands)
     _add_slim(commands)
     _add_claims(commands)
+    _add_atlas(commands)
     _add_readers(commands)
     return parser
 
@@ -366,6 +367,17 @@ def _add_claims(commands: "argparse._SubParsersAction[_Parser]") -> None:
     form = claims.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON document")
     form.add_argument("--out", type=_path, metavar="FILE", help="write the ledger as one HTML page")
+
+
+def _add_atlas(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """`atlas`: a form or a model, and the form of the answer."""
+    atlas = _command(
+        commands, "atlas", "every attention in use as an equation, with costs and caches"
+    )
+    atlas.add_argument("name", nargs="?", metavar="NAME", help="a form, or a model of transformers")
+    form = atlas.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON document")
+    form.add_argument("--out", type=_path, metavar="FILE", help="write all of it as Markdown")
 
 
 def _command(commands: "argparse._SubParsersAction[_Parser]", name: str, about: str) -> _Parser:

@@ -79,7 +79,8 @@ def picture(model: Model, tokens: int) -> list[str]:
     layers: dict[str, list[int]] = {}
     for number, plan in enumerate(model.plans):
         if plan:
-            diagram = "\n".join([*_roots(plan), "", *_cache(plan, model)])
+            cache = cache_text(plan) if model.causal else ["  An encoder has no cache."]
+            diagram = "\n".join([*drawing(plan), "", *cache])
             layers.setdefault(diagram, []).append(number)
     lines: list[str] = []
     for diagram, numbers in layers.items():
@@ -105,11 +106,12 @@ def _layers_text(numbers: list[int]) -> str:
     return f"Layer{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
-def _roots(plan: Plan) -> list[str]:
+def drawing(plan: Plan) -> list[str]:
+    """From the input by roots and operations to Q, K, V and the output, as lines of text."""
     lines = []
     for root in plan.roots:
-        arrow = f"W_{root.name} ──" if root.matrix else "───────"
-        made = f"x ── {arrow}▶ {root.name}"
+        arrow = f"W_{root.matrix} ──" if root.matrix else "───────"
+        made = f"{'source' if root.reads == 'source' else 'x'} ── {arrow}▶ {root.name}"
         if root.name == ZEROS:
             made = "0"
         elif root.is_below:
@@ -180,9 +182,8 @@ def _attention_formula(plan: Plan) -> str:
     return f"softmax({score})·V{limits}{behind}"
 
 
-def _cache(plan: Plan, model: Model) -> list[str]:
-    if not model.causal:
-        return ["  An encoder has no cache."]
+def cache_text(plan: Plan) -> list[str]:
+    """The content of a decoder's cache, and what is left to do when it is read."""
     if plan.layers_below:
         return ["  The cache keeps nothing: K and V are read from the rows of a layer below."]
     key = _cached_text(plan.cached_key.derivation)

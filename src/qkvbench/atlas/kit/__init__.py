@@ -1,0 +1,1 @@
+"""The rows of the atlas as values: a form, the layers of a library that have it, their weights."""

@@ -1,0 +1,440 @@
+"""RMS norm on the heads of Q and K, or of all three."""
+
+from qkvbench.atlas.kit.form import Form, Layer, Reading
+from qkvbench.atlas.kit.sizes import rope, sizes, small
+from qkvbench.atlas.kit.weights import (
+    AnyWeight,
+    Fill,
+    PairsToHalves,
+    PlusOne,
+    ScoreScale,
+    SwapHalves,
+    Weight,
+    separate,
+)
+from qkvbench.atlas.rotary import BY_GROUP
+from qkvbench.model import Rotary
+
+_SCALES: dict[str, AnyWeight] = {
+    "q.scale": Weight("q_norm.weight"),
+    "k.scale": Weight("k_norm.weight"),
+}
+_LAYER_NORMS: dict[str, AnyWeight] = {
+    "q.scale": Weight("q_layernorm.weight"),
+    "k.scale": Weight("k_layernorm.weight"),
+    "q.shift": Weight("q_layernorm.bias"),
+    "k.shift": Weight("k_layernorm.bias"),
+}
+_ONES: dict[str, AnyWeight] = {"q.scale": Fill(1.0), "k.scale": Fill(1.0)}
+GEMMA4 = {
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 29,
+    "num_global_key_value_heads": 2,
+    "head_dim": 14,
+    "global_head_dim": 12,
+    "sliding_window": 5,
+    "attention_k_eq_v": True,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+GEMMA4_SLIDING: dict[str, Reading] = {
+    "head_dim": lambda config: config.per_layer_config[0].head_dim,
+    "kv_heads": lambda config: config.per_layer_config[0].num_key_value_heads,
+}
+
+FORMS = (
+    Form(
+        name="query-key-norm",
+        about="RMS norm on each head of Q and K with a learned scale, then RoPE",
+        equation="q,k,v/{kv_heads}+qknorm",
+        source="arXiv:2505.09388",
+        position=Rotary(),
+        layers=(
+            Layer(
+                model="qwen3",
+                attention="Qwen3Attention",
+                network="Qwen3Model",
+                at="layers.1.self_attn",
+                config=small(head_dim=14),
+                own=sizes(4096, 32, 32, 128),
+                weights={**separate(), **_SCALES},
+            ),
+            Layer(
+                model="apertus",
+                attention="ApertusAttention",
+                network="ApertusModel",
+                at="layers.1.self_attn",
+                config=small(rope_parameters=rope()),
+                own=sizes(4096, 32, 32, 128),
+                weights={**separate(), **_SCALES},
+            ),
+            Layer(
+                model="hy_v3",
+                attention="HYV3Attention",
+                network="HYV3Model",
+                at="layers.1.self_attn",
+                config=small(
+                    head_dim=14,
+                    rope_parameters=rope(),
+                    num_experts=2,
+                    num_experts_per_tok=1,
+                    moe_intermediate_size=8,
+                ),
+                own=sizes(4096, 64, 8, 128),
+                weights={**separate(), **_SCALES},
+            ),
+        ),
+        used_by=("dots1",),
+    ),
+    Form(
+        name="query-key-norm-window",
+        about="the same under a window; in Gemma 3 with another base",
+        equation="q,k,v/{kv_heads}+qknorm+window{window}",
+        source="arXiv:2503.19786",
+        position=Rotary(),
+        numbers={"window": 4096},
+        layers=(
+            Layer(
+                model="gemma3",
+                attention="Gemma3Attention",
+                network="Gemma3TextModel",
+                at="layers.1.self_attn",
+                config=small(
+                    head_dim=14,
+                    sliding_window=5,
+                    query_pre_attn_scalar=11,
+                    layer_types=["full_attention", "sliding_attention"],
+                ),
+                own=sizes(2304, 8, 4, 256, window=4096, scale=1 / 16),
+                sizes={"scale": lambda config: config.query_pre_attn_scalar**-0.5},
+                weights={
+                    **separate(),
+                    "q.scale": Weight("q_norm.weight", (PlusOne(), ScoreScale("scale"))),
+                    "k.scale": Weight("k_norm.weight", (PlusOne(),)),
+                },
+            ),
+            Layer(
+                model="exaone4",
+                attention="Exaone4Attention",
+                network="Exaone4Model",
+                at="layers.1.self_attn",
+                config=small(
+                    sliding_window=5,
+                    layer_types=["full_attention", "sliding_attention"],
+                ),
+                own=sizes(4096, 32, 32, 128, window=4096),
+                weights={**separate(), **_SCALES},
+            ),
+        ),
+    ),
+    Form(
+        name="query-key-norm-other-base",
+        about="the layers of Gemma 3 without a window: RoPE with another base",
+        equation="q,k,v/{kv_heads}+qknorm+ropebase{base}",
+        source="arXiv:2503.19786",
+        position=Rotary(),
+        numbers={"base": 1_000_000},
+        layers=(
+            Layer(
+                model="gemma3",
+                attention="Gemma3Attention",
+                network="Gemma3TextModel",
+                at="layers.0.self_attn",
+                config=small(
+                    head_dim=14,
+                    query_pre_attn_scalar=11,
+                    layer_types=["full_attention", "sliding_attention"],
+                ),
+                own=sizes(2304, 8, 4, 256, scale=1 / 16, base=1_000_000),
+                sizes={
+                    "scale": lambda config: config.query_pre_attn_scalar**-0.5,
+                    "base": lambda config: config.rope_parameters["full_attention"]["rope_theta"],
+                },
+                weights={
+                    **separate(),
+                    "q.scale": Weight("q_norm.weight", (PlusOne(), ScoreScale("scale"))),
+                    "k.scale": Weight("k_norm.weight", (PlusOne(),)),
+                },
+            ),
+        ),
+    ),
+    Form(
+        name="query-key-norm-no-positions",
+        about="the layers between those: no window and no positions",
+        equation="q,k,v/{kv_heads}+qknorm+nope",
+        source="transformers, models/exaone4",
+        position=Rotary(),
+        layers=(
+            Layer(
+                model="exaone4",
+                attention="Exaone4Attention",
+                network="Exaone4Model",
+                at="layers.0.self_attn",
+                config=small(
+                    sliding_window=5,
+                    layer_types=["full_attention", "sliding_attention"],
+                ),
+                own=sizes(4096, 32, 32, 128),
+                weights={**separate(), **_SCALES},
+            ),
+        ),
+    ),
+    Form(
+        name="norm-after-rotary",
+        about="RMS norm of Q and K after RoPE without a scale, which is the same as before it",
+        equation="q,k,v/{kv_heads}+qknorm",
+        source="transformers, models/llama4 and models/nanochat",
+        position=Rotary(),
+        layers=(
+            Layer(
+                model="llama4",
+                attention="Llama4TextAttention",
+                network="Llama4TextModel",
+                at="layers.0.self_attn",
+                config=small(
+                    head_dim=14,
+                    intermediate_size_mlp=18,
+                    num_local_experts=2,
+                    rope_parameters=rope(),
+                    no_rope_layers=[1, 0],
+                ),
+                own=sizes(5120, 40, 8, 128),
+                weights={
+                    **separate("q_proj", "k_proj", "v_proj", "o_proj", PairsToHalves()),
+                    **_ONES,
+                },
+            ),
+            Layer(
+                model="nanochat",
+                attention="NanoChatAttention",
+                network="NanoChatModel",
+                at="layers.1.self_attn",
+                config=small(),
+                own=sizes(768, 6, 6, 128),
+                weights={
+                    **separate("q_proj", "k_proj", "v_proj", "o_proj", SwapHalves()),
+                    **_ONES,
+                },
+            ),
+        ),
+    ),
+    Form(
+        name="all-normed-window",
+        about="RMS norm on Q, K and V, those of Q and K with a scale, under a window",
+        equation="q,k,v/{kv_heads}+qkvnorm+window{window}",
+        source="transformers, models/gemma3n and models/gemma4",
+        position=Rotary(),
+        numbers={"window": 512},
+        layers=(
+            Layer(
+                model="gemma4",
+                attention="Gemma4TextAttention",
+                network="Gemma4TextModel",
+                at="layers.0.self_attn",
+                config=small(**GEMMA4),
+                own=sizes(2304, 8, 4, 256, window=512),
+                sizes=GEMMA4_SLIDING,
+                weights={
+                    **separate(),
+                    **_SCALES,
+                    "q.scale": Weight("q_norm.weight", (ScoreScale(1.0),)),
+                },
+            ),
+            Layer(
+                model="gemma3n",
+                attention="Gemma3nTextAttention",
+                network="Gemma3nTextModel",
+                at="layers.0.self_attn",
+                config=small(
+                    head_dim=14,
+                    sliding_window=5,
+                    num_kv_shared_layers=0,
+                    vocab_size_per_layer_input=29,
+                    hidden_size_per_layer_input=6,
+                    intermediate_size=[18, 18],
+                    activation_sparsity_pattern=[0.0, 0.0],
+                    laurel_rank=3,
+                    layer_types=["sliding_attention", "full_attention"],
+                ),
+                own=sizes(2048, 8, 2, 256, window=512),
+                weights={
+                    **separate(),
+                    **_SCALES,
+                    "q.scale": Weight("q_norm.weight", (ScoreScale(1.0),)),
+                },
+            ),
+        ),
+        used_by=("embedding_gemma2",),
+    ),
+    Form(
+        name="layer-norm",
+        about="LayerNorm of each head of Q and K, with one scale and one bias for all heads",
+        equation="q,k,v+qklayernorm",
+        source="transformers, models/persimmon",
+        position=Rotary(share=0.5),
+        layers=(
+            Layer(
+                model="persimmon",
+                attention="PersimmonAttention",
+                network="PersimmonModel",
+                at="layers.1.self_attn",
+                config=small(
+                    "num_key_value_heads", rope_parameters=rope(partial_rotary_factor=0.4)
+                ),
+                own=sizes(4096, 64, 64, 64),
+                weights={**BY_GROUP, **_LAYER_NORMS},
+                position=Rotary(share=0.4),
+            ),
+            Layer(
+                model="phi",
+                attention="PhiAttention",
+                network="PhiModel",
+                at="layers.1.self_attn",
+                config=small(
+                    num_key_value_heads=4,
+                    qk_layernorm=True,
+                    rope_parameters=rope(partial_rotary_factor=0.4),
+                ),
+                own=sizes(2048, 32, 32, 64),
+                weights={**separate(o="dense"), **_LAYER_NORMS},
+                position=Rotary(share=0.4),
+            ),
+        ),
+    ),
+    Form(
+        name="layer-norm-per-head",
+        about="LayerNorm of each head of Q and K, each head with a scale of its own",
+        equation="q,k,v/{kv_heads}+qkheadnorm",
+        source="transformers, models/cohere",
+        position=Rotary(),
+        layers=(
+            Layer(
+                model="cohere",
+                attention="CohereAttention",
+                network="CohereModel",
+                at="layers.1.self_attn",
+                config=small(use_qk_norm=True, rope_parameters=rope()),
+                own=sizes(8192, 64, 64, 128),
+                weights={
+                    **separate("q_proj", "k_proj", "v_proj", "o_proj", PairsToHalves()),
+                    "q.scale": Weight("q_norm.weight", (PairsToHalves(),)),
+                    "k.scale": Weight("k_norm.weight", (PairsToHalves(),)),
+                },
+            ),
+            Layer(
+                model="stablelm",
+                attention="StableLmAttention",
+                network="StableLmModel",
+                at="layers.1.self_attn",
+                config=small(qk_layernorm=True, rope_parameters=rope(partial_rotary_factor=0.4)),
+                own=sizes(2560, 32, 32, 80),
+                weights={
+                    **separate(),
+                    "q.scale": Weight("q_layernorm.norms.{}.weight", each="heads"),
+                    "k.scale": Weight("k_layernorm.norms.{}.weight", each="kv_heads"),
+                },
+                position=Rotary(share=0.4),
+            ),
+        ),
+    ),
+    Form(
+        name="layer-norm-biased-per-head",
+        about="the same with a bias for each head, too",
+        equation=None,
+        lacks="LayerNorm with both a scale and a bias for each head",
+        source="transformers, models/chameleon",
+        position=Rotary(),
+        used_by=("chameleon ChameleonAttention",),
+    ),
+    Form(
+        name="norm-over-heads",
+        about="RMS norm of Q and K over all heads together, before heads are cut",
+        equation="q,k,v/{kv_heads}+qkrownorm",
+        source="arXiv:2501.00656",
+        position=Rotary(),
+        layers=(
+            Layer(
+                model="olmo2",
+                attention="Olmo2Attention",
+                network="Olmo2Model",
+                at="layers.1.self_attn",
+                config=small(),
+                own=sizes(4096, 32, 32, 128),
+                weights={**separate(), **_SCALES},
+            ),
+            Layer(
+                model="minimax_m2",
+                attention="MiniMaxM2Attention",
+                network="MiniMaxM2Model",
+                at="layers.1.self_attn",
+                config=small(
+                    head_dim=14,
+                    num_local_experts=2,
+                    num_experts_per_tok=1,
+                    rope_parameters=rope(partial_rotary_factor=3 / 7),
+                ),
+                own=sizes(3072, 48, 8, 128),
+                weights={**separate(), **_SCALES},
+                position=Rotary(share=3 / 7),
+            ),
+        ),
+        used_by=("olmoe", "flex_olmo", "olmo_hybrid", "esmc"),
+    ),
+    Form(
+        name="norm-over-heads-window",
+        about="the same under a window",
+        equation="q,k,v/{kv_heads}+qkrownorm+window{window}",
+        source="transformers, models/olmo3",
+        position=Rotary(),
+        numbers={"window": 4096},
+        layers=(
+            Layer(
+                model="olmo3",
+                attention="Olmo3Attention",
+                network="Olmo3Model",
+                at="layers.1.self_attn",
+                config=small(
+                    sliding_window=5,
+                    layer_types=["full_attention", "sliding_attention"],
+                    rope_parameters={
+                        "full_attention": rope(),
+                        "sliding_attention": rope(),
+                    },
+                ),
+                own=sizes(4096, 32, 32, 128, window=4096),
+                weights={**separate(), **_SCALES},
+            ),
+        ),
+    ),
+    Form(
+        name="scaled-norm-after-rotary",
+        about="RoPE, then RMS norm with a learned scale, which does not commute with it",
+        equation="q,k,v/{kv_heads}+qklatenorm",
+        source="transformers, models/hunyuan_v1_dense",
+        position=Rotary(),
+        layers=(
+            Layer(
+                model="hunyuan_v1_dense",
+                attention="HunYuanDenseV1Attention",
+                network="HunYuanDenseV1Model",
+                at="layers.1.self_attn",
+                config=small(head_dim=14),
+                own=sizes(4096, 32, 32, 128),
+                weights={
+                    **separate(),
+                    "q.scale": Weight("query_layernorm.weight"),
+                    "k.scale": Weight("key_layernorm.weight"),
+                },
+            ),
+        ),
+        used_by=("hunyuan_v1_moe",),
+    ),
+    Form(
+        name="norm-before-output",
+        about="RMS norm over all heads of what was attended, before the output projection",
+        equation=None,
+        lacks="a norm on the output of attention",
+        source="arXiv:2504.12285",
+        position=Rotary(),
+        used_by=("bitnet BitNetAttention",),
+    ),
+)

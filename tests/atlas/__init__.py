@@ -1,0 +1,1 @@
+"""Each layer of the atlas against the library that it is of."""
