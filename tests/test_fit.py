@@ -6,9 +6,7 @@ from qkvbench.hub.families import FAMILIES
 from qkvbench.hub.fit import starts
 from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.projections import layers_of
-from qkvbench.hub.fit.tying import check_change, plan_mode
 from qkvbench.hub.fit.tying import tie as fit
-from qkvbench.variant import parse
 
 # The promise of the bench for a conversion, in fp32.
 PROMISED = 1e-5

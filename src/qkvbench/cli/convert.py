@@ -34,15 +34,14 @@ def answer(request: Request) -> int:
         checkpoint = find_checkpoint(request.source)
         mode = read_mode(request.to, request.layers, checkpoint.layers)
         check_place(out, COPIES * checkpoint.weight_bytes, force=request.force)
-        from qkvbench.hub.fit.road import Reading, convert_checkpoint
+        from qkvbench.hub.fit.road import Reading, Texts, convert_checkpoint
 
         done = convert_checkpoint(
             checkpoint,
             mode,
             out,
             ["qkvbench", *sys.argv[1:]],
-            text=text,
-            held_out=held_out,
+            texts=Texts(text, held_out),
             start=start_named(request.start),
             reading=Reading(request.window, request.tokens, request.held_out_tokens),
             healing=healing,
@@ -71,9 +70,13 @@ def say(line: str) -> None:
 
 def find_checkpoint(name: str) -> Any:
     """The checkpoint; RequestError if it cannot be had."""
-    from qkvbench.hub.fit import source
-
     try:
+        from transformers.utils import logging
+
+        from qkvbench.hub.fit import source
+
+        # Its bars would hide the lines of progress.
+        logging.disable_progress_bar()
         return source.find(name)
     except (DataUnavailableError, ValueError) as error:
         raise RequestError(f"{error}") from None

@@ -227,7 +227,7 @@ def cheapest(options: Sequence[Option], budget: int) -> Plan:
     values = np.array([[o.values for o in options]], float)
     solved = milp(
         c=np.array([max(o.divergence, 0.0) for o in options]),
-        integrality=np.ones(len(options)),
+        integrality=np.ones(len(options), int),
         bounds=Bounds(0, 1),
         constraints=[LinearConstraint(rows, 1, 1), LinearConstraint(values, 0, budget)],
     )

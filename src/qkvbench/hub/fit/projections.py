@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qkvbench.hub.families import Family, family_of, geometry_of
-from qkvbench.variant import ROLES, Geometry
+from qkvbench.variant import ROLES, Geometry, Role
 
 # Modules of the output projection if it is not part of the attention class: from its parent.
 OUTPUTS = {"bert": "output.dense"}
@@ -117,11 +117,11 @@ class Layer:
         if weights.output_bias is not None:
             self.output.bias.copy_(weights.output_bias)
 
-    def _linear(self, role: str) -> Any:
+    def _linear(self, role: Role) -> Any:
         names = self.family.names
         return getattr(self.attention, names if isinstance(names, str) else names[role])
 
-    def _parts(self, role: str) -> tuple[Tensor, Tensor | None]:
+    def _parts(self, role: Role) -> tuple[Tensor, Tensor | None]:
         """Views of the weight (outputs, inputs) and the bias of one role."""
         linear, size = self._linear(role), self.geometry
         weight, bias = self._matrix(linear), linear.bias

@@ -5,7 +5,7 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -131,11 +131,6 @@ def cache_bytes(cache: Any) -> int:
         for tensor in (layer.keys, layer.values)
     }
     return sum(storages.values())
-
-
-def as_numbers(value: Recall | Decoding) -> dict[str, float]:
-    """The fields by name."""
-    return asdict(value)
 
 
 def _cache_name(output: Any) -> str:

@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.hub.conversion import convert
 from qkvbench.hub.fit import folder, planning, quality
 from qkvbench.hub.fit.healing import Healing, heal
-from qkvbench.hub.fit.moments import Moments, collect
+from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.planning import UNCHANGED, Effect, Option, Plan, Trial
 from qkvbench.hub.fit.quality import Windows
 from qkvbench.hub.fit.source import Checkpoint
@@ -54,6 +53,14 @@ class Advice:
         """The cache of the plan as a share of the original's."""
         full = sum(option.values for option in self.options if option.equation == UNCHANGED)
         return planning.total(self.plan) / full
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The text to fit and to heal on, and one to measure on: the end of the other if it is None."""
+
+    text: str | None = None
+    held_out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,23 +137,22 @@ def advise(
     )
 
 
-def convert_checkpoint(
+def convert_checkpoint(  # noqa: PLR0913
     checkpoint: Checkpoint,
     mode: Mode,
     out: Path,
     command: Sequence[str],
     *,
-    text: str | None,
-    held_out: str | None,
+    texts: Texts,
     start: str,
     reading: Reading,
-    healing: Healing = Healing(),
+    healing: Healing,
     progress: Progress = lambda line: None,
 ) -> Converted:
     """Write the converted checkpoint to `out`, which is whole or absent; the measured numbers."""
     model = checkpoint.model()
-    tokenizer = None if text is None and held_out is None else checkpoint.tokenizer()
-    held, read, judged = _texts(tokenizer, text, held_out, reading, healing)
+    tokenizer = None if texts == Texts() else checkpoint.tokenizer()
+    held, read, judged = _windows(tokenizer, texts, reading, healing)
     before = _measure(model, tokenizer, held, progress, "before")
     converted, fitted_to = _convert(model, mode, read, start, reading, progress)
     rows = [("layers changed", "", _layers_text(converted.config.qkv_mode, checkpoint.layers))]
@@ -162,7 +168,7 @@ def convert_checkpoint(
         del original
         after = _measure(converted, tokenizer, held, progress, "after healing")
     rows += _rows(before, tied, after, healed=bool(healing.tokens))
-    notes = _notes(fitted_to, start, held_out, healing, reading, held)
+    notes = _notes(fitted_to, start, texts.held_out, healing, reading, held)
     measured: dict[str, object] = {
         "mode": converted.config.qkv_mode,
         "start": start,
@@ -207,20 +213,16 @@ def _convert(
     except ValueError:
         # Refuses what cannot be fitted, before anything long begins.
         changes(mode, model)
-    moments: list[Moments] | None = None
-    if read is not None:
-        fit = read[: reading.count(reading.fit)]
-        progress(f"reading {fit.numel():,} tokens for the fit")
-        moments = collect(model, [{"input_ids": row[None]} for row in fit])
-    return tie(model, mode, moments, start), 0 if read is None else fit.numel()
+    if read is None:
+        return tie(model, mode, None, start), 0
+    fit = read[: reading.count(reading.fit)]
+    progress(f"reading {fit.numel():,} tokens for the fit")
+    moments = collect(model, [{"input_ids": row[None]} for row in fit])
+    return tie(model, mode, moments, start), fit.numel()
 
 
-def _texts(
-    tokenizer: Any,
-    text: str | None,
-    held_out: str | None,
-    reading: Reading,
-    healing: Healing,
+def _windows(
+    tokenizer: Any, texts: Texts, reading: Reading, healing: Healing
 ) -> tuple[Windows | None, Windows | None, Windows | None]:
     """The windows that are measured, those that are read, and those that stop a healing.
 
@@ -228,17 +230,17 @@ def _texts(
     """
     measured = reading.count(reading.held_out)
     read = judged = held = None
-    if text is not None:
+    if texts.text is not None:
         count = max(reading.count(reading.fit), -(-healing.tokens // reading.window))
-        more = (measured if held_out is None else 0) + (2 if healing.tokens else 0)
-        windows = quality.windows(tokenizer, text, reading.window, count + more)
+        more = (measured if texts.held_out is None else 0) + (2 if healing.tokens else 0)
+        windows = quality.windows(tokenizer, texts.text, reading.window, count + more)
         more = min(more, len(windows) - 1)
         windows, rest = windows[: len(windows) - more], windows[len(windows) - more :]
         judged = rest[:2] if healing.tokens else None
         held = rest[2:] if healing.tokens else rest
         read = windows
-    if held_out is not None:
-        held = quality.windows(tokenizer, held_out, reading.window, measured)
+    if texts.held_out is not None:
+        held = quality.windows(tokenizer, texts.held_out, reading.window, measured)
     return (held if held is not None and len(held) else None), read, judged
 
 
@@ -362,8 +364,3 @@ def _tokenizer_or_none(checkpoint: Checkpoint) -> Any:
         return checkpoint.tokenizer()
     except ValueError:
         return None
-
-
-def seed_everything(seed: int) -> None:
-    """Seed torch, for the few draws that have no generator of their own."""
-    torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from qkvbench.hub.fit.moments import Moments
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.starts import FITTED, STARTS, fold, problems, separate
 from qkvbench.hub.modes import Mode, variants
-from qkvbench.variant import Own, Same, Variant, parse, write
+from qkvbench.variant import Own, Same, Variant, write
 
 DEFAULT_START = "whitened"
 TIE = Same("k")
@@ -99,11 +99,6 @@ def tie(
         row = None if moments is None else moments[change.layer]
         layer.write(fitted(layer, change, row, start, layer.read()))
     return convert(model, mode)
-
-
-def plan_mode(equation: str, chosen: Sequence[int], layers: int) -> list[str]:
-    """The mode that has this equation in the chosen layers and leaves the others."""
-    return [write(parse(equation)) if n in set(chosen) else "q,k,v" for n in range(layers)]
 
 
 def _no_text(layer: Layer, weights: Weights) -> Moments:
