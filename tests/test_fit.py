@@ -82,6 +82,23 @@ def test_merged_heads_are_heads_of_the_mode(kind, mode):
 
 
 @every_family
+def test_a_latent_is_fitted_and_one_of_full_rank_changes_nothing(kind):
+    plain = model_of(kind)
+    inputs = inputs_of(kind)
+    expected, moments = _output(plain, inputs), _moments(plain, inputs)
+    distances = []
+    for rank in (16, 32, 48):
+        again = model_of(kind)
+        ours = fit(again, f"q,k=L({rank}),v=L({rank})", moments)
+        assert (_output(ours, inputs) - _output(again, inputs)).abs().max() < 1e-4
+        distances.append(float((_output(ours, inputs) - expected).square().mean()))
+    assert sorted(distances, reverse=True) == distances
+    # K and V are 96 rows of a matrix of rank 48 (49 with biases, one of which is lost).
+    if not FAMILIES[kind].bias(plain.config):
+        assert distances[-1] < 1e-8
+
+
+@every_family
 def test_heads_that_are_equal_are_merged_without_loss(kind):
     plain = model_of(kind)
     for layer in layers_of(plain):

@@ -116,7 +116,12 @@ def _layer(
                 rotation = _rotation(weights[origin], weights[role])
                 expected = rotation @ weights[origin]
                 new[f"rotation.{role}"] = ops.generator(rotation)
-            case Latent() | LayerBelow() | Zeros():
+            case Latent(rank):
+                latent, ups = _factors(weights, rank)
+                expected = ups[role] @ latent
+                new[f"up.{role}"] = ups[role]
+                new |= _latent(plan, family, old, latent)
+            case LayerBelow() | Zeros():
                 raise AssertionError("qkv_mode refuses them")
         _check_tie(plan, number, role, weights[role], expected)
     for name, tensor in ours.items():
@@ -170,6 +175,30 @@ def _projection(name: str, plan: Plan, family: Family, old: dict[str, Tensor]) -
     lengths = [n * size.head_dim for n in (size.heads, size.kv_heads, size.kv_heads)]
     pieces = dict(zip(ROLES, old[name].split(lengths, dim=-1), strict=True))
     return torch.cat([pieces[role] for role in ROLES if role in plan.matrix_rows], dim=-1)
+
+
+def _factors(weights: RoleWeights, rank: int) -> tuple[Tensor, RoleWeights]:
+    """The latent's matrix and the up-projections whose products are nearest to K and V."""
+    stacked = torch.cat([weights[role].flatten(0, 1) for role in ("k", "v")])
+    u, sizes, vh = torch.linalg.svd(stacked, full_matrices=False)
+    root = sizes[:rank].sqrt()
+    up = (u[:, :rank] * root).view(2, *weights["k"].shape[:2], rank)
+    return root[:, None] * vh[:rank], {"k": up[0], "v": up[1]}
+
+
+def _latent(
+    plan: Plan, family: Family, old: dict[str, Tensor], latent: Tensor
+) -> dict[str, Tensor]:
+    """The tensors that hold the latent's matrix, with those of Q if both are fused."""
+    width = plan.geometry.d_model
+    weight, bias = latent[:, :width], latent[:, width:].flatten()
+    if not isinstance(family.names, str):
+        return {"latent.weight": weight} | ({"latent.bias": bias} if len(bias) else {})
+    name, queries = family.names, plan.matrix_rows["q"]
+    return {
+        f"{name}.weight": torch.cat([old[f"{name}.weight"][:, :queries].double(), weight.mT], 1),
+        f"{name}.bias": torch.cat([old[f"{name}.bias"][:queries].double(), bias]),
+    }
 
 
 def _stream(rows: Tensor, plan: Plan) -> Tensor:

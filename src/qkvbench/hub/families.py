@@ -16,7 +16,6 @@ from qkvbench.variant import (
     ApplyRope,
     CachedTensor,
     Geometry,
-    Latent,
     LayerBelow,
     Own,
     Plan,
@@ -39,7 +38,6 @@ Projections = Mapping[Role, str] | str
 
 # Sources that a model of transformers cannot have, and what they say of K and V.
 UNSUPPORTED: dict[type[Source], str] = {
-    Latent: "makes K or V from a latent",
     LayerBelow: "reads K and V of a layer below",
     Zeros: "is a control whose query and key are zeros",
 }

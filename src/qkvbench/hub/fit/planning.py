@@ -18,11 +18,12 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qkvbench import cost
 from qkvbench.hub.fit.moments import Moments
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.quality import Windows
 from qkvbench.hub.fit.tying import Change, check_change, fitted
-from qkvbench.variant import parse, write
+from qkvbench.variant import CANONICAL, parse, write
 
 UNCHANGED = "q,k,v"
 
@@ -198,10 +199,8 @@ class Trial:
 
 def cached_values(layer: Layer, change: Change | None) -> int:
     """The numbers that a layer caches for a token."""
-    size = layer.geometry
-    if change is None:
-        return 2 * size.kv_heads * size.head_dim
-    return (1 if change.tied else 2) * change.kv_heads * size.head_dim
+    plan = layer.family.plan(change.variant if change else CANONICAL, layer.geometry)
+    return cost.cached_values(plan)
 
 
 def total(plan: Plan) -> int:

@@ -10,9 +10,9 @@ from torch import Tensor
 from qkvbench.hub.conversion import convert
 from qkvbench.hub.fit.moments import Moments
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
-from qkvbench.hub.fit.starts import FITTED, STARTS, fold, problems, separate
+from qkvbench.hub.fit.starts import FITTED, STARTS, fold, low_rank, problems, separate
 from qkvbench.hub.modes import Mode, variants
-from qkvbench.variant import Own, Same, Variant, write
+from qkvbench.variant import Latent, Own, Same, Variant, write
 
 DEFAULT_START = "whitened"
 TIE = Same("k")
@@ -31,6 +31,11 @@ class Change:
         """Whether V is K."""
         return self.variant.v == TIE
 
+    @property
+    def rank(self) -> int | None:
+        """The rank of the latent of K and V; None if there is none."""
+        return self.variant.v.rank if isinstance(self.variant.v, Latent) else None
+
 
 def changes(mode: Mode, model: Any) -> tuple[Change, ...]:
     """The layers that a mode changes; ValueError if an equation of it cannot be fitted."""
@@ -46,11 +51,13 @@ def changes(mode: Mode, model: Any) -> tuple[Change, ...]:
 
 def check_change(layer: int, variant: Variant, source_heads: int) -> Change | None:
     """The change of one layer, None if there is none; ValueError if it cannot be fitted."""
-    if (variant.q, variant.k) != (Own(), Own()) or variant.v not in (Own(), TIE):
+    latent = isinstance(variant.k, Latent) and isinstance(variant.v, Latent)
+    own = variant.k == Own() and variant.v in (Own(), TIE)
+    if variant.q != Own() or not (latent or own) or (latent and variant.kv_heads):
         raise ValueError(
             f"'{write(variant)}' cannot be fitted to a pretrained model.\n"
-            "Weights are fitted for 'q,k=v', 'q,k,v/g' and 'q,k=v/g', where g is the number of "
-            "key/value heads that is left.\n"
+            "Weights are fitted for 'q,k=v', 'q,k,v/g', 'q,k=v/g' and 'q,k=L(r),v=L(r)': g is the "
+            "number of key/value heads that is left, r that of cached numbers.\n"
             "Weights that satisfy any other tie exactly are converted by qkvbench.hub.convert."
         )
     heads = variant.kv_heads or source_heads
@@ -60,7 +67,8 @@ def check_change(layer: int, variant: Variant, source_heads: int) -> Change | No
             f"{source_heads} key/value heads cannot be merged into {heads}; "
             f"write /{' or /'.join(divisors)}."
         )
-    return Change(layer, variant, heads) if variant.v == TIE or heads < source_heads else None
+    changed = latent or variant.v == TIE or heads < source_heads
+    return Change(layer, variant, heads) if changed else None
 
 
 def fitted(
@@ -73,6 +81,10 @@ def fitted(
             f"{', '.join(name for name in STARTS if name not in FITTED)}."
         )
     moments = moments or _no_text(layer, weights)
+    if change.rank is not None:
+        if start != DEFAULT_START:
+            raise ValueError(f"A latent is fitted by --start {DEFAULT_START}, and no other.")
+        return low_rank(layer, weights, moments, change.rank)
     found = problems(layer, weights, moments, change.kv_heads)
     keys, values = found, found
     if not change.tied:
