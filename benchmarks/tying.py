@@ -26,7 +26,7 @@ from qkvbench.hub.fit import planning, quality, source, starts
 from qkvbench.hub.fit.moments import Moments, collect
 from qkvbench.hub.fit.planning import Option, Trial
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
-from qkvbench.hub.fit.tying import DEFAULT_START, check_change, fitted
+from qkvbench.hub.fit.tying import DEFAULT_START, check_change, fit_layer
 from qkvbench.variant import parse
 
 Fit = Callable[[Layer, Weights, Moments], Weights]
@@ -47,13 +47,13 @@ def texts() -> dict[str, str]:
     return parts | {"plays": "\n\n".join(held)}
 
 
-def tied(equation: str, start: str) -> Fit:
+def tie_layer(equation: str, start: str) -> Fit:
     """A layer with this equation, fitted by this start."""
 
     def fit(layer: Layer, weights: Weights, moments: Moments) -> Weights:
         change = check_change(layer.number, parse(equation), layer.geometry.kv_heads)
         assert change is not None
-        return fitted(layer, change, moments, start, weights)
+        return fit_layer(layer, change, moments, start, weights)
 
     return fit
 
@@ -61,7 +61,7 @@ def tied(equation: str, start: str) -> Fit:
 def latent(layer: Layer, weights: Weights, moments: Moments) -> Weights:
     """K and V from a latent of as many numbers as one of them."""
     rank = layer.geometry.kv_heads * layer.geometry.head_dim
-    return starts.low_rank(layer, weights, moments, rank)
+    return starts.fit_latent(layer, weights, moments, rank)
 
 
 def main() -> None:
@@ -128,17 +128,17 @@ class Benchmark:
         print(f"{self.fit.numel()} tokens read in {time.time() - began:.0f} s", flush=True)
         every = range(len(self.layers))
         self.case("q,k,v", [], None)
-        self.case("q,k=v whitened", every, tied("q,k=v", DEFAULT_START))
+        self.case("q,k=v whitened", every, tie_layer("q,k=v", DEFAULT_START))
         self.case("latent of equal bytes", every, latent)
         if self.causal:
             self.halves()
         for start in reversed(starts.STARTS):
-            self.case(f"q,k=v {start}", every, tied("q,k=v", start))
+            self.case(f"q,k=v {start}", every, tie_layer("q,k=v", start))
         heads = self.layers[0].geometry.kv_heads
-        self.case("q,k,v/1 whitened", every, tied("q,k,v/1", DEFAULT_START))
-        self.case("q,k,v/1 keep-k", every, tied("q,k,v/1", "keep-k"))
+        self.case("q,k,v/1 whitened", every, tie_layer("q,k,v/1", DEFAULT_START))
+        self.case("q,k,v/1 keep-k", every, tie_layer("q,k,v/1", "keep-k"))
         if heads > 1:
-            self.case("q,k=v/1 whitened", every, tied("q,k=v/1", DEFAULT_START))
+            self.case("q,k=v/1 whitened", every, tie_layer("q,k=v/1", DEFAULT_START))
 
     def halves(self) -> None:
         """Half of the layers tied: by plan, evenly, the first, the last, at random."""
@@ -146,7 +146,7 @@ class Benchmark:
         full = sum(option.values for option in options if option.equation == planning.UNCHANGED)
         half = len(self.layers) - len(self.layers) // 2
         budget = full - half * (full // len(self.layers) // 2)
-        plans = {"by plan": planning.cheapest(options, budget)}
+        plans = {"by plan": planning.best_plan(options, budget)}
         plans |= {
             how: planning.spread(options, budget, how) for how in ("uniform", "first", "last")
         }
@@ -155,7 +155,7 @@ class Benchmark:
             chosen = [option.layer for option in plan if option.equation != planning.UNCHANGED]
             predicted = sum(option.divergence for option in plan)
             self.case(
-                f"q,k=v half {how}", chosen, tied("q,k=v", DEFAULT_START), predicted=predicted
+                f"q,k=v half {how}", chosen, tie_layer("q,k=v", DEFAULT_START), predicted=predicted
             )
 
     def options(self) -> list[Option]:

@@ -144,7 +144,7 @@ def test_a_folder_that_is_there_is_kept_unless_it_is_forced(words, tmp_path, cap
 
 def test_an_interrupted_conversion_leaves_nothing_that_looks_finished(tmp_path):
     def write():
-        with folder.making(tmp_path / "new") as making:
+        with folder.replacement(tmp_path / "new") as making:
             (making / "config.json").write_text("{}")
             raise KeyboardInterrupt
 
@@ -231,7 +231,7 @@ def test_the_plan_is_the_best_of_all_plans_within_its_budget():
     choices = torch.cartesian_prod(*[torch.arange(3)] * 5)
     by_layer = [[o for o in options if o.layer == layer] for layer in range(5)]
     for budget in range(5, 21):
-        plan = planning.cheapest(options, budget)
+        plan = planning.best_plan(options, budget)
         assert planning.total(plan) <= budget
         every = [[by_layer[n][c] for n, c in enumerate(row)] for row in choices.tolist()]
         best = min(sum(o.divergence for o in one) for one in every if planning.total(one) <= budget)
@@ -240,7 +240,7 @@ def test_the_plan_is_the_best_of_all_plans_within_its_budget():
 
 def test_a_budget_below_every_plan_is_refused_with_what_could_be_reached():
     with pytest.raises(ValueError, match=r"10% cannot be reached: .*smallest is 25%"):
-        planning.cheapest(_options([[0.1, 0.2]] * 5), 2)
+        planning.best_plan(_options([[0.1, 0.2]] * 5), 2)
 
 
 @pytest.mark.parametrize("how", ["uniform", "first", "last", "random"])

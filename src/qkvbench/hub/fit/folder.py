@@ -37,7 +37,7 @@ def check_place(out: Path, needed_bytes: int, *, force: bool) -> None:
 
 
 @contextmanager
-def making(out: Path) -> Iterator[Path]:
+def replacement(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place if the block ends without an error."""
     sibling = out.with_name(f".{out.name}.making")
     shutil.rmtree(sibling, ignore_errors=True)

@@ -22,7 +22,7 @@ from qkvbench import cost
 from qkvbench.hub.fit.moments import Moments
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.quality import Windows
-from qkvbench.hub.fit.tying import Change, check_change, fitted
+from qkvbench.hub.fit.tying import Change, check_change, fit_layer
 from qkvbench.variant import CANONICAL, parse, write
 
 UNCHANGED = "q,k,v"
@@ -126,7 +126,7 @@ class Trial:
         if key not in self._fits:
             row = None if self.moments is None else self.moments[layer]
             part, weights = self.layers[layer], self.original[layer]
-            self._fits[key] = fitted(part, change, row, self.start, weights)
+            self._fits[key] = fit_layer(part, change, row, self.start, weights)
         return self._fits[key]
 
     @torch.no_grad()
@@ -208,7 +208,7 @@ def total(plan: Plan) -> int:
     return sum(option.values for option in plan)
 
 
-def cheapest(options: Sequence[Option], budget: int) -> Plan:
+def best_plan(options: Sequence[Option], budget: int) -> Plan:
     """One option of each layer with the least sum of divergences within the budget.
 
     ValueError if no choice is within it.
@@ -238,7 +238,7 @@ def spread(options: Sequence[Option], budget: int, how: str, seed: int = 0) -> P
     """A plan that ignores damages: one equation in layers that are `how` chosen.
 
     ``how`` is "uniform", "first", "last" or "random"; the equation is the one with the largest
-    cache with which the budget can be met, which `cheapest` has checked.
+    cache with which the budget can be met, which `best_plan` has checked.
     """
     layers = sorted({option.layer for option in options})
     plain = {o.layer: o for o in options if o.equation == UNCHANGED}
@@ -268,7 +268,7 @@ def curve(options: Sequence[Option], points: int = 8) -> list[Plan]:
     full = sum(max(o.values for o in options if o.layer == layer) for layer in layers)
     least = sum(min(o.values for o in options if o.layer == layer) for layer in layers)
     budgets = np.linspace(full, least, points)
-    plans = [cheapest(options, math.floor(budget)) for budget in budgets]
+    plans = [best_plan(options, math.floor(budget)) for budget in budgets]
     return list(dict.fromkeys(plans))
 
 

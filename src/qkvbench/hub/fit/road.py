@@ -64,7 +64,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Converted:
+class Conversion:
     """The measured numbers of a conversion."""
 
     rows: list[tuple[str, str, str]]
@@ -111,7 +111,7 @@ def advise(
             )
     full = sum(option.values for option in options if option.equation == UNCHANGED)
     budget = int(share * full)
-    plan = planning.cheapest(options, budget)
+    plan = planning.best_plan(options, budget)
     checked = []
     for one, other in planning.pairs(plan, pairs):
         both = tuple(
@@ -148,7 +148,7 @@ def convert_checkpoint(  # noqa: PLR0913
     reading: Reading,
     healing: Healing,
     progress: Progress = lambda line: None,
-) -> Converted:
+) -> Conversion:
     """Write the converted checkpoint to `out`, which is whole or absent; the measured numbers."""
     model = checkpoint.model()
     tokenizer = None if texts == Texts() else checkpoint.tokenizer()
@@ -186,13 +186,13 @@ def convert_checkpoint(  # noqa: PLR0913
         notes,
     )
     tokenizer = tokenizer or _tokenizer_or_none(checkpoint)
-    with folder.making(out) as place:
+    with folder.replacement(out) as place:
         folder.save(converted, tokenizer, place, text_card, measured)
     if state.is_dir():
         for file in state.iterdir():
             file.unlink()
         state.rmdir()
-    return Converted(rows, measured)
+    return Conversion(rows, measured)
 
 
 def _check_head(model: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qkvbench.data.cache import cache_folder, lookup, prepare_once
-from qkvbench.data.checkpoints import PACKAGED, Packaged, unpacked
+from qkvbench.data.checkpoints import PACKAGED, Packaged, unpack
 from qkvbench.hub.families import FAMILIES
 from qkvbench.hub.safety import check_folder, load
 
@@ -102,7 +102,7 @@ def packaged_folder(name: str) -> Path:
     packaged = PACKAGED[name]
 
     def make(found: Packaged, folder: Path) -> None:
-        with unpacked(found) as files:
+        with unpack(found) as files:
             if found.gguf is None:
                 for file in files.iterdir():
                     if file.suffix in (".json", ".safetensors", ".txt"):

@@ -82,7 +82,7 @@ def average(problem: Problem, alpha: float = 0.5) -> Root:
     return _unmapped(problem, alpha * _mean(problem.keys) + (1 - alpha) * values)
 
 
-def aligned(problem: Problem, alpha: float = 0.5) -> Root:
+def align(problem: Problem, alpha: float = 0.5) -> Root:
     """The average of K and of V rotated and scaled to lie nearest to K, folded back into O."""
     if problem.freedom != "any":
         key = _mean(problem.keys)
@@ -95,13 +95,13 @@ def aligned(problem: Problem, alpha: float = 0.5) -> Root:
     return Root(matrix, key_maps, value_maps)
 
 
-def regressed(problem: Problem) -> Root:
+def regress(problem: Problem) -> Root:
     """The root is the mean of the keys; V is the linear map of it with the least squares."""
     root = keep_k(problem)
     return Root(root.matrix, root.key_maps, [_regression(v, root, problem) for v in problem.values])
 
 
-def whitened(problem: Problem) -> Root:
+def whiten(problem: Problem) -> Root:
     """The root with the smallest expected error of the output.
 
     Stacked and weighted by their costs and by the inputs' moment, K and V of all heads are one
@@ -110,7 +110,7 @@ def whitened(problem: Problem) -> Root:
     """
     if problem.freedom == "any" or len(problem.keys) == 1:
         return _eckart_young(problem)
-    best = root = regressed(problem)
+    best = root = regress(problem)
     for _ in range(ROUNDS):
         root = _refit(problem, root)
         best = min(best, root, key=lambda one: error(problem, one))
@@ -122,14 +122,14 @@ STARTS: Mapping[str, Start] = {
     "keep-k": keep_k,
     "keep-v": keep_v,
     "average": average,
-    "aligned": aligned,
-    "regressed": regressed,
-    "whitened": whitened,
+    "aligned": align,
+    "regressed": regress,
+    "whitened": whiten,
 }
 
 
 # Starts that read the moments of a text.
-FITTED = ("aligned", "regressed", "whitened")
+FITTED_STARTS = ("aligned", "regressed", "whitened")
 
 
 def problems(layer: Layer, weights: Weights, moments: Moments, kv_heads: int) -> list[Problem]:
@@ -166,7 +166,7 @@ def value_costs(weights: Weights, moments: Moments) -> Tensor:
     return forms.unflatten(0, (len(weights.k), -1)).sum(1)
 
 
-def low_rank(layer: Layer, weights: Weights, moments: Moments, rank: int) -> Weights:
+def fit_latent(layer: Layer, weights: Weights, moments: Moments, rank: int) -> Weights:
     """K and V of all heads from one latent of this rank, arXiv:2405.04434, without RoPE keys.
 
     The rival of a tie: a cache of as many bytes, K's up-projection is repeated at every read.

@@ -10,7 +10,7 @@ from torch import Tensor
 from qkvbench.hub.conversion import convert
 from qkvbench.hub.fit.moments import Moments
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
-from qkvbench.hub.fit.starts import FITTED, STARTS, fold, low_rank, problems, separate
+from qkvbench.hub.fit.starts import FITTED_STARTS, STARTS, fit_latent, fold, problems, separate
 from qkvbench.hub.modes import Mode, variants
 from qkvbench.variant import Latent, Own, Same, Variant, write
 
@@ -71,26 +71,26 @@ def check_change(layer: int, variant: Variant, source_heads: int) -> Change | No
     return Change(layer, variant, heads) if changed else None
 
 
-def fitted(
+def fit_layer(
     layer: Layer, change: Change, moments: Moments | None, start: str, weights: Weights
 ) -> Weights:
     """The layer's weights after the change, still with a K and a V for every head, all equal."""
-    if moments is None and start in FITTED:
+    if moments is None and start in FITTED_STARTS:
         raise ValueError(
             f"The start {start} is fitted to a text: add --text FILE, or take one of "
-            f"{', '.join(name for name in STARTS if name not in FITTED)}."
+            f"{', '.join(name for name in STARTS if name not in FITTED_STARTS)}."
         )
     moments = moments or _no_text(layer, weights)
     if change.rank is not None:
         if start != DEFAULT_START:
             raise ValueError(f"A latent is fitted by --start {DEFAULT_START}, and no other.")
-        return low_rank(layer, weights, moments, change.rank)
+        return fit_latent(layer, weights, moments, change.rank)
     found = problems(layer, weights, moments, change.kv_heads)
     keys, values = found, found
     if not change.tied:
         keys, values = separate(found)
     make = STARTS[start]
-    mean = moments.mean if start in FITTED else None
+    mean = moments.mean if start in FITTED_STARTS else None
     roots = [make(one) for one in keys]
     if change.tied:
         return fold(layer, weights, roots, roots, mean)
@@ -109,7 +109,7 @@ def tie(
     for change in changes(mode, model):
         layer = layers[change.layer]
         row = None if moments is None else moments[change.layer]
-        layer.write(fitted(layer, change, row, start, layer.read()))
+        layer.write(fit_layer(layer, change, row, start, layer.read()))
     return convert(model, mode)
 
 
