@@ -130,15 +130,13 @@ class Benchmark:
         self.case("q,k,v", [], None)
         self.case("q,k=v whitened", every, tie_layer("q,k=v", DEFAULT_START))
         self.case("latent of equal bytes", every, latent)
+        for start in ("keep-k", "keep-v", "average", "aligned", "regressed"):
+            self.case(f"q,k=v {start}", every, tie_layer("q,k=v", start))
         if self.causal:
             self.halves()
-        for start in reversed(starts.STARTS):
-            self.case(f"q,k=v {start}", every, tie_layer("q,k=v", start))
-        heads = self.layers[0].geometry.kv_heads
         self.case("q,k,v/1 whitened", every, tie_layer("q,k,v/1", DEFAULT_START))
         self.case("q,k,v/1 keep-k", every, tie_layer("q,k,v/1", "keep-k"))
-        if heads > 1:
-            self.case("q,k=v/1 whitened", every, tie_layer("q,k=v/1", DEFAULT_START))
+        self.case("q,k=v/1 whitened", every, tie_layer("q,k=v/1", DEFAULT_START))
 
     def halves(self) -> None:
         """Half of the layers tied: by plan, evenly, the first, the last, at random."""

@@ -8,8 +8,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from qkv_mode_models import SETTINGS
 from qkvbench import hub
 from qkvbench.cli import main
-from qkvbench.hub.fit import folder, planning, quality
+from qkvbench.data.reviews import reviews
+from qkvbench.hub.fit import folder, planning, quality, source
 from qkvbench.hub.fit.healing import Healing, heal, parse_healing
+from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.planning import Option
 from qkvbench.hub.fit.tying import tie as fit
 
@@ -250,3 +252,57 @@ def test_a_plan_that_ignores_damages_is_of_the_same_size(how):
         assert planning.total(planning.spread(options, budget, how)) == budget
     # Below two numbers a layer, the next equation is taken.
     assert planning.total(planning.spread(options, 6, how)) == 6
+
+
+def test_an_unsupported_family_is_refused_with_those_that_are_and_how_to_add_one(tmp_path, capsys):
+    settings = transformers.GPTNeoXConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        vocab_size=20, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path / "neox")
+    words = ["convert", str(tmp_path / "neox"), "--to", "q,k=v", "--out", str(tmp_path / "new")]
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert "'gpt_neox', which is not supported" in message
+    assert "llama, mistral, qwen2, qwen3, gpt2" in message
+    assert "one row of qkvbench/hub/families.py" in message
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_real_checkpoint_keeps_its_words_after_a_fitted_tie_and_loses_them_after_a_naive_one():
+    checkpoint = source.find("smollm2-135m")
+    tokenizer = checkpoint.tokenizer()
+    text = bytes(reviews().train[:8000]).decode(errors="ignore").replace("\0", "\n\n")
+    read = quality.windows(tokenizer, text, 256, 5)
+    losses = {}
+    for start in ("", "keep-k", "whitened"):
+        model = checkpoint.model()
+        if start:
+            fits = collect(model, [{"input_ids": row[None]} for row in read[:4]])
+            model = fit(model, "q,k=v", fits, start)
+        else:
+            prompt = tokenizer("The capital of France is", return_tensors="pt")
+            written = model.generate(**prompt, max_new_tokens=1, do_sample=False)
+            assert tokenizer.decode(written[0]).endswith(" Paris")
+        losses[start] = quality.loss(model, read[4:])
+    # Halfway between the original and the naive tie would be some six nats.
+    assert losses["whitened"] - losses[""] < 1.5
+    assert losses["keep-k"] - losses[""] > 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_embeddings_of_a_real_encoder_stay_near_after_a_fitted_tie():
+    checkpoint = source.find("minilm-l6")
+    tokenizer, model = checkpoint.tokenizer(), checkpoint.model()
+    text = bytes(reviews().train[:20_000]).decode(errors="ignore").replace("\0", "\n\n")
+    read = quality.windows(tokenizer, text, 64, 40)
+    before = quality.embeddings(model, read[32:])
+    moments = collect(model, [{"input_ids": row[None]} for row in read[:32]])
+    found = {}
+    for start in ("keep-k", "whitened"):
+        ours = fit(checkpoint.model(), "q,k=v", moments, start)
+        found[start] = quality.similarity(before, quality.embeddings(ours, read[32:]))
+    assert found["whitened"] > found["keep-k"]
+    assert found["whitened"] > 0.9

@@ -26,9 +26,9 @@ from qkvbench.hub.models import attention_layers
 
 Phase = Literal["blocks", "logits"]
 # The windows of one step.
-BATCH = 2
+BATCH = 1
 # A checkpoint and a look at the held-out text after this share of a phase's tokens.
-CHECKS = 8
+CHECKS = 5
 PATIENCE = 3
 
 

@@ -76,22 +76,20 @@ def recall(model: Any, tokenizer: Any, seed: int = 0) -> Recall:
     """Recall of random words; chance is one part in the number of words."""
     words, rng = _words(tokenizer), torch.Generator().manual_seed(seed)
     newline, equals = (tokenizer(mark, add_special_tokens=False)["input_ids"] for mark in "\n=")
-    copies, values = [], []
+    copies, lookups, places = [], [], []
     for _ in range(SEQUENCES):
         order = torch.randperm(len(words), generator=rng)[:COPIED]
         part = [words[place] for place in order]
-        copies.append(_hits(model, [*part, *newline, *part], range(-COPIED + 1, 0)))
+        copies.append([*part, *newline, *part])
         order = torch.randperm(len(words), generator=rng)[: 2 * PAIRS]
         pairs = [(words[k], words[v]) for k, v in order.view(-1, 2)]
         again = [pairs[place] for place in torch.randperm(PAIRS, generator=rng)]
-        tokens, asked = [], []
-        for place, (key, value) in enumerate([*pairs, *again]):
-            tokens += [key, *equals, value]
-            if place >= PAIRS:
-                asked.append(len(tokens) - 1)
-            tokens += newline
-        values.append(_hits(model, tokens, asked))
-    return Recall(statistics.fmean(copies), statistics.fmean(values))
+        tokens, places = [], []
+        for key, value in [*pairs, *again]:
+            tokens += [key, *equals, value, *newline]
+            places.append(len(tokens) - len(newline) - 1)
+        lookups.append(tokens)
+    return Recall(_hits(model, copies, range(1 - COPIED, 0)), _hits(model, lookups, places[PAIRS:]))
 
 
 @torch.no_grad()
@@ -142,11 +140,11 @@ def _loss(logits: Tensor, tokens: Tensor) -> Tensor:
     return functional.cross_entropy(logits[:-1].float(), tokens[1:])
 
 
-def _hits(model: Any, tokens: Sequence[int], places: Sequence[int] | range) -> float:
+def _hits(model: Any, sequences: list[list[int]], places: Sequence[int] | range) -> float:
     """The share of these places whose token has the highest logit before it."""
-    ids = torch.tensor(tokens)
-    guesses = model(input_ids=ids[None]).logits[0].argmax(-1)
-    return statistics.fmean(float(guesses[place - 1] == ids[place]) for place in places)
+    ids = torch.tensor(sequences)
+    guesses = model(input_ids=ids).logits.argmax(-1)
+    return statistics.fmean(float((guesses[:, n - 1] == ids[:, n]).float().mean()) for n in places)
 
 
 def _words(tokenizer: Any, count: int = 512) -> list[int]:
