@@ -168,8 +168,14 @@ def _healed(place, state, healing, mode="q,k=v", interrupt=None):
     return model, history
 
 
-@pytest.mark.parametrize("lora", [0, 4])
-@pytest.mark.parametrize("phase", ["blocks", "logits"])
+@pytest.mark.parametrize(
+    ("phase", "lora"),
+    [
+        ("blocks", 4),
+        ("logits", 0),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in [("blocks", 0), ("logits", 4)]),
+    ],
+)
 def test_healing_brings_a_model_nearer_to_its_original(place, tmp_path, phase, lora):
     healing = Healing(**{phase: 1600}, lora=lora, blocks_lr=3e-3, logits_lr=3e-3)
     model, history = _healed(place, tmp_path, healing)
@@ -304,5 +310,5 @@ def test_embeddings_of_a_real_encoder_stay_near_after_a_fitted_tie():
     for start in ("keep-k", "whitened"):
         ours = fit(checkpoint.model(), "q,k=v", moments, start)
         found[start] = quality.similarity(before, quality.embeddings(ours, read[32:]))
-    assert found["whitened"] > found["keep-k"]
-    assert found["whitened"] > 0.9
+    assert found["whitened"] > found["keep-k"] + 0.1
+    assert found["whitened"] > 0.8

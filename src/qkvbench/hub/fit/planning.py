@@ -243,7 +243,7 @@ def spread(options: Sequence[Option], budget: int, how: str, seed: int = 0) -> P
     layers = sorted({option.layer for option in options})
     plain = {o.layer: o for o in options if o.equation == UNCHANGED}
     equations = sorted(
-        {(o.values, o.equation) for o in options if o.equation != UNCHANGED}, reverse=True
+        {(o.values, o.equation) for o in options if o.values < plain[o.layer].values}, reverse=True
     )
     full = sum(o.values for o in plain.values())
     counts = [

@@ -7,7 +7,7 @@ map. So a tie costs rank and nothing else: head_dim numbers have to carry both K
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,7 +32,7 @@ class Problem:
     """Key/value heads that are to share one root, and what an error of each costs.
 
     ``keys`` and ``values`` are their matrices, ``key_costs`` and ``value_costs`` the quadratic
-    forms of an error, ``inputs`` the second moment of the input.
+    forms of an error, ``inputs`` the second moment of the input with its symmetric root.
     """
 
     keys: Sequence[Tensor]
@@ -41,6 +41,7 @@ class Problem:
     value_costs: Sequence[Tensor]
     inputs: Tensor
     freedom: Freedom
+    inputs_root: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +136,7 @@ FITTED_STARTS = ("aligned", "regressed", "whitened")
 def problems(layer: Layer, weights: Weights, moments: Moments, kv_heads: int) -> list[Problem]:
     """One problem for each key/value head that is left."""
     inputs, together = _inputs(layer, weights, moments), len(weights.k) // kv_heads
+    inputs_root = _root(inputs)
     queries = _query_costs(layer, weights, moments)
     costs = value_costs(weights, moments)
     found = []
@@ -148,6 +150,7 @@ def problems(layer: Layer, weights: Weights, moments: Moments, kv_heads: int) ->
                 [_damped(cost) for cost in costs[heads]],
                 inputs,
                 layer.freedom,
+                inputs_root,
             )
         )
     return found
@@ -155,8 +158,11 @@ def problems(layer: Layer, weights: Weights, moments: Moments, kv_heads: int) ->
 
 def separate(found: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
     """The problems of K alone and of V alone, if each has a root of its own."""
-    keys = [Problem(p.keys, [], p.key_costs, [], p.inputs, p.freedom) for p in found]
-    values = [Problem(p.values, [], p.value_costs, [], p.inputs, "any") for p in found]
+    keys = [replace(p, values=[], value_costs=[]) for p in found]
+    values = [
+        replace(one, keys=p.values, key_costs=p.value_costs, freedom="any")
+        for one, p in zip(keys, found, strict=True)
+    ]
     return keys, values
 
 
@@ -310,7 +316,7 @@ def _eckart_young(problem: Problem) -> Root:
         [r @ m for r, m in zip(roots, (*problem.keys, *problem.values), strict=True)]
     )
     width = len(problem.keys[0])
-    u = _left(stacked @ _root(problem.inputs), width)
+    u = _left(stacked @ problem.inputs_root, width)
     maps = [torch.linalg.solve(r, part) for r, part in zip(roots, u.split(width), strict=True)]
     # The first K is the root itself: RoPE is applied to it.
     first = maps[0]
