@@ -114,7 +114,7 @@ def test_a_mode_is_a_name_or_an_equation_for_all_layers_or_for_each():
         config_of("gpt2", qkv_mode="share")
     with pytest.raises(ValueError, match=r"changes scores by position.*\n.*'q,k=v'"):
         config_of("gpt2", qkv_mode="q,k=v+2d")
-    for text in ("q,k=K(-1),v=V(-1)", "q=k=0,v", "none"):
+    for text in ("q=L(8),k,v", "q,k=K(-1),v=V(-1)", "q=k=0,v", "none"):
         with pytest.raises(ValueError, match="which qkv_mode does not support"):
             config_of("gpt2", qkv_mode=text)
 

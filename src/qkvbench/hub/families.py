@@ -16,6 +16,7 @@ from qkvbench.variant import (
     ApplyRope,
     CachedTensor,
     Geometry,
+    Latent,
     LayerBelow,
     Own,
     Plan,
@@ -106,6 +107,11 @@ class Family:
                     f"'{write(variant)}' {what}, which qkv_mode does not support; take 'q,k=v' or "
                     "another equation."
                 )
+        if isinstance(variant.q, Latent):
+            raise ValueError(
+                f"'{write(variant)}' makes Q from a latent, which qkv_mode does not support: a "
+                "cache keeps nothing of Q.\nTake 'q,k=L(64),v=L(64)', whose latent is cached."
+            )
         if not variant.scores.normed:
             variant = replace(variant, scores=Scores(normed=self.normed))
         try:
