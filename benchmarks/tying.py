@@ -125,10 +125,11 @@ class Benchmark:
         self.case("q,k,v", [], None, recalled=True)
         self.case("q,k=v whitened", every, tie_layer("q,k=v", DEFAULT_START), recalled=True)
         self.case("latent of equal bytes", every, latent, recalled=True)
-        for start in ("aligned", "keep-v", "average", "regressed", "keep-k"):
-            self.case(f"q,k=v {start}", every, tie_layer("q,k=v", start))
+        self.case("q,k=v aligned", every, tie_layer("q,k=v", "aligned"))
         if self.causal:
             self.halves()
+        for start in ("keep-v", "keep-k", "average", "regressed"):
+            self.case(f"q,k=v {start}", every, tie_layer("q,k=v", start))
         self.case("q,k,v/1 whitened", every, tie_layer("q,k,v/1", DEFAULT_START))
         self.case("q,k,v/1 keep-k", every, tie_layer("q,k,v/1", "keep-k"))
         self.case("q,k=v/1 whitened", every, tie_layer("q,k=v/1", DEFAULT_START))
@@ -140,10 +141,8 @@ class Benchmark:
         half = len(self.layers) - len(self.layers) // 2
         budget = full - half * (full // len(self.layers) // 2)
         plans = {"by plan": planning.best_plan(options, budget)}
-        plans |= {
-            how: planning.spread(options, budget, how) for how in ("uniform", "first", "last")
-        }
-        plans["random"] = planning.spread(options, budget, "random")
+        hows = ("uniform", "first", "last", "random")
+        plans |= {how: planning.spread(options, budget, how) for how in hows}
         for how, plan in plans.items():
             chosen = [option.layer for option in plan if option.equation != planning.UNCHANGED]
             predicted, recalled = sum(option.divergence for option in plan), how == "by plan"

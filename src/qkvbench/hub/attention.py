@@ -131,9 +131,7 @@ class QkvModeAttention(nn.Module):
         else:
             rows = [make(cached.derivation, roots, apply_ops) for cached in self.plan.cached]
             key, value = self._update(cache, rows, rotations, kwargs.get("position_ids"))
-            query = absorb_into_query(
-                query, self.plan.absorbed_by_query, rotations, self._vector
-            )
+            query = absorb_into_query(query, self.plan.absorbed_by_query, rotations, self._vector)
         attn_output, attn_weights = _implementation(self.config)(
             self,
             query,

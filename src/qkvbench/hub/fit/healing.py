@@ -43,8 +43,8 @@ class Healing:
     blocks: int = 0
     logits: int = 0
     lora: int = 0
-    blocks_lr: float = 1e-3
-    logits_lr: float = 2e-4
+    blocks_lr: float = 1e-4
+    logits_lr: float = 5e-5
     temperature: float = 1.0
     seed: int = 0
 

@@ -169,12 +169,14 @@ def convert_checkpoint(  # noqa: PLR0913
         after = _measure(converted, tokenizer, held, progress, "after healing")
     rows += _rows(before, tied, after, healed=bool(healing.tokens))
     notes = _notes(fitted_to, start, texts.held_out, healing, reading, held)
+    if history and min(history, key=lambda row: row[2])[0] == "start":
+        notes.append("No healed weights were better on the windows that decide: the start is kept.")
     measured: dict[str, object] = {
         "mode": converted.config.qkv_mode,
         "start": start,
-        "before": _numbers(before),
-        "tied": _numbers(tied),
-        "after": _numbers(after),
+        "before": _numbers(before, before),
+        "tied": _numbers(before, tied),
+        "after": _numbers(before, after),
         "healing": asdict(healing) | {"held_out_divergence": history},
     }
     text_card = folder.card(
@@ -276,9 +278,11 @@ def _rows(
 ) -> list[tuple[str, str, str]]:
     """The table of the card: a title, before, after."""
     rows = []
-    if before.embeddings is not None and after.embeddings is not None:
-        cosine = quality.similarity(before.embeddings, after.embeddings)
-        rows.append(("cosine of embeddings with the original's", "1", f"{cosine:.4f}"))
+    for measures, title in ((tied, ", after tying") if healed else (None, ""), (after, "")):
+        cosine = _cosine(before, measures)
+        if cosine is not None:
+            name = f"cosine of embeddings with the original's{title}"
+            rows.append((name, "1", f"{cosine:.4f}"))
     for measures, title in ((tied, "after tying") if healed else (None, ""), (after, "")):
         if measures is None or measures.losses is None or before.losses is None:
             continue
@@ -300,8 +304,18 @@ def _rows(
     return rows
 
 
-def _numbers(measures: _Measures) -> dict[str, object]:
+def _cosine(before: _Measures, after: _Measures | None) -> float | None:
+    """The similarity of the embeddings of the same windows; None if there are none."""
+    if after is None or before.embeddings is None or after.embeddings is None:
+        return None
+    return quality.similarity(before.embeddings, after.embeddings)
+
+
+def _numbers(before: _Measures, measures: _Measures) -> dict[str, object]:
+    """What was measured, as JSON values."""
     found: dict[str, object] = {}
+    if (cosine := _cosine(before, measures)) is not None:
+        found["similarity"] = cosine
     if measures.losses is not None:
         found["losses"] = measures.losses
     for name in ("recall", "decoding"):
