@@ -114,7 +114,7 @@ def test_a_mode_is_a_name_or_an_equation_for_all_layers_or_for_each():
         config_of("gpt2", qkv_mode="share")
     with pytest.raises(ValueError, match=r"changes scores by position.*\n.*'q,k=v'"):
         config_of("gpt2", qkv_mode="q,k=v+2d")
-    for text in ("q,k=L(8),v=L(8)", "q,k=K(-1),v=V(-1)", "q=k=0,v", "none"):
+    for text in ("q=L(8),k,v", "q,k=K(-1),v=V(-1)", "q=k=0,v", "none"):
         with pytest.raises(ValueError, match="which qkv_mode does not support"):
             config_of("gpt2", qkv_mode=text)
 
@@ -266,6 +266,7 @@ def _attention(place, layer):
         named |= {f"{place}o.weight": weight}
         named |= {f"{place}o.bias": torch.zeros(D_MODEL) if output.bias is None else output.bias}
     named |= {f"{place}{role}.rotation": numbers for role, numbers in layer.rotation.items()}
+    named |= {f"{place}{role}.up": matrices for role, matrices in layer.up.items()}
     return named | {f"{place}{role}.scale": layer.scale(role) for role in layer.plan.scaled_roles}
 
 
@@ -287,6 +288,7 @@ def _filled(network, named):
 
 
 EQUATIONS = ["q,k,v", "q,k=R(q),v=R(q)", "q=k,v", "q,k=v", "q=x,k,v=R(k)", "q,k=v/2", "q=k=v=x"]
+EQUATIONS += ["q,k=L(20),v=L(20)"]
 
 
 @pytest.mark.parametrize("equation", EQUATIONS)
@@ -355,7 +357,16 @@ def test_attention_of_a_bert_is_that_of_our_own_backend(equation):
     assert (found - expected).abs().max() < EXACT
 
 
-CACHED_MODES = ["q,k,v", "q,k=R(q),v=R(q)", "q=k,v", "q,k=v", "q,k,v=R(k)/2", ["q,k=v", "q=k=v"]]
+LATENT = "q,k=L(20),v=L(20)"
+CACHED_MODES = [
+    LATENT,
+    "q,k,v",
+    "q,k=R(q),v=R(q)",
+    "q=k,v",
+    "q,k=v",
+    "q,k,v=R(k)/2",
+    ["q,k=v", "q=k=v"],
+]
 
 
 @pytest.mark.parametrize("mode", CACHED_MODES, ids=str)

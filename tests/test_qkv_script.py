@@ -136,6 +136,8 @@ def test_extras_add_up(clone):
         ("run quick --backend jax", "[jax]"),
         ("run quick --backend=jax --engine ray", "[jax,ray]"),
         ("run quick --track wandb tensorboard --jobs 2", "[wandb,tensorboard]"),
+        ("convert smollm2-135m --to q,k=v --out new", "[hf]"),
+        ("advise smollm2-135m --cache 50% --text my.txt", "[hf]"),
     ],
 )
 def test_words_bring_the_extras_that_they_ask_for(clone, words, brought):

@@ -98,6 +98,7 @@ def build_parser() -> _Parser:
 
     _add_analyse(commands)
     _add_slim(commands)
+    _add_pretrained(commands)
     _add_claims(commands)
     _add_atlas(commands)
     _add_readers(commands)
@@ -271,6 +272,73 @@ def _add_slim(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--context", type=_count, default=8192, metavar="N", help="tokens in the cache (8192)"
     )
     slim.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _add_pretrained(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """`advise` and `convert`: the checkpoint, the texts, and what is wanted."""
+    advise = _command(
+        commands, "advise", "which layers of a checkpoint to change for a smaller cache"
+    )
+    _source(advise)
+    advise.add_argument(
+        "--cache", required=True, metavar="SHARE", help="size of the cache, such as 50%%"
+    )
+    advise.add_argument("--text", type=_path, required=True, metavar="FILE", help="plain text")
+    advise.add_argument(
+        "--options",
+        nargs="+",
+        default=["q,k=v"],
+        metavar="E",
+        help="equations that a layer may get ('q,k=v')",
+    )
+    advise.add_argument(
+        "--pairs", type=_count, default=8, metavar="N", help="pairs measured together (8)"
+    )
+    advise.add_argument(
+        "--out", type=_path, default="plan.json", metavar="FILE", help="the plan (plan.json)"
+    )
+    convert = _command(
+        commands, "convert", "a checkpoint with a smaller cache, measured before and after"
+    )
+    _source(convert)
+    convert.add_argument("--to", metavar="E", help="an equation such as 'q,k=v' or 'q,k=v/1'")
+    convert.add_argument(
+        "--layers", metavar="L", help="layers such as 0,3,5-9, or a plan of 'advise' (all)"
+    )
+    convert.add_argument(
+        "--out", type=_path, required=True, metavar="DIR", help="folder of the new model"
+    )
+    convert.add_argument("--text", type=_path, metavar="FILE", help="plain text to fit and heal on")
+    convert.add_argument(
+        "--held-out", type=_path, metavar="FILE", help="plain text to measure on (end of --text)"
+    )
+    convert.add_argument(
+        "--heal",
+        nargs="+",
+        metavar="K=V",
+        help="train the changed layers: tokens=100k, lora=RANK, …",
+    )
+    convert.add_argument("--force", action="store_true", help="replace the folder if it is there")
+
+
+def _source(parser: _Parser) -> None:
+    """The checkpoint, and how much text is read."""
+    parser.add_argument(
+        "source", metavar="SRC", help="a checkpoint's folder, smollm2-135m, or a name on the Hub"
+    )
+    parser.add_argument(
+        "--start", default="whitened", metavar="NAME", help="how weights are fitted (whitened)"
+    )
+    parser.add_argument(
+        "--tokens", type=_count, default=8192, metavar="N", help="tokens of the fit (8192)"
+    )
+    parser.add_argument(
+        "--held-out-tokens", type=_count, default=2048, metavar="N", help="tokens measured (2048)"
+    )
+    parser.add_argument(
+        "--window", type=_count, default=512, metavar="N", help="tokens of a sequence (512)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:

@@ -18,12 +18,13 @@ from qkvbench.backends.torch.attention.ops import (
     Heads,
     Maps,
     absorb_into_output,
+    absorb_into_query,
     apply,
     make,
     rotation,
 )
 from qkvbench.hub.families import Family, rope_on_read
-from qkvbench.variant import ROLES, Derivation, Plan
+from qkvbench.variant import LATENT, Derivation, Plan
 
 Stream = Float[Tensor, "batch time d_model"]
 # Cosines and sines of each position, as the library makes them.
@@ -79,6 +80,14 @@ class QkvModeAttention(nn.Module):
         # The library's name, by which its Trainer leaves a scale out of weight decay.
         for role in plan.scaled_roles:
             self.add_module(f"{role}_norm", HeadScale(size.head_dim))
+        # The up-projections of a latent to K and to V.
+        self.up = nn.ParameterDict(
+            {
+                role: nn.Parameter(torch.zeros(part.shape))
+                for role, part in plan.maps.items()
+                if role not in plan.rotated_roles
+            }
+        )
         # The model's rotary embedding; in a tuple, so that it is not a submodule of this layer.
         self.rotary_emb: tuple[nn.Module, ...] = ()
         self._cached_rotations: tuple[Any, dict[str, Tensor]] | None = None
@@ -90,12 +99,15 @@ class QkvModeAttention(nn.Module):
             return (
                 {self.family.names: tuple(self.plan.matrix_rows)} if self.plan.matrix_rows else {}
             )
-        return {self.family.names[role]: (role,) for role in ROLES if role in self.plan.matrix_rows}
+        names = {LATENT: "latent", **self.family.names}
+        return {names[matrix]: (matrix,) for matrix in self.plan.matrix_rows}
 
-    def init_rotations(self) -> None:
-        """Initialize the rotations; the library initializes everything else."""
+    def init_maps(self) -> None:
+        """Initialize rotations and up-projections; the library initializes everything else."""
         for numbers in self.rotation.values():
             nn.init.normal_(numbers, std=self.head_dim**-0.5)
+        for numbers in self.up.values():
+            nn.init.normal_(numbers, std=self.config.initializer_range)
 
     def forward(
         self,
@@ -109,7 +121,7 @@ class QkvModeAttention(nn.Module):
         # The name of `cache` before transformers 5.24.
         cache = kwargs.pop("past_key_values", cache)
         cache = getattr(cache, "self_attention_cache", cache)
-        roots, rotations = self.project(hidden_states), self.rotations()
+        roots, rotations = self.project(hidden_states), {**self.rotations(), **self.up}
         apply_ops = partial(self._apply_ops, rotations=rotations, cos_sin=position_embeddings)
         query = make(self.plan.derivations["q"], roots, apply_ops)
         if cache is None:
@@ -119,6 +131,7 @@ class QkvModeAttention(nn.Module):
         else:
             rows = [make(cached.derivation, roots, apply_ops) for cached in self.plan.cached]
             key, value = self._update(cache, rows, rotations, kwargs.get("position_ids"))
+            query = absorb_into_query(query, self.plan.absorbed_by_query, rotations, self._vector)
         attn_output, attn_weights = _implementation(self.config)(
             self,
             query,
@@ -139,13 +152,13 @@ class QkvModeAttention(nn.Module):
         """The roots, cut into heads: linear maps of the stream, or the stream itself."""
         parts: dict[str, Tensor] = {}
         for name, matrices in self.projections.items():
-            rows = self.get_submodule(name)(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            heads = [self.plan.matrix_rows[matrix] // self.head_dim for matrix in matrices]
-            parts |= dict(zip(matrices, rows.split(heads, dim=1), strict=True))
+            widths = [self.plan.matrix_rows[matrix] for matrix in matrices]
+            rows = self.get_submodule(name)(x).split(widths, dim=-1)
+            parts |= dict(zip(matrices, rows, strict=True))
         return {
-            Derivation(root.name, ()): parts[root.matrix]
-            if root.matrix
-            else x.unflatten(-1, (root.heads, self.head_dim)).transpose(1, 2)
+            Derivation(root.name, ()): (parts[root.matrix] if root.matrix else x)
+            .unflatten(-1, (root.heads, -1))
+            .transpose(1, 2)
             for root in self.plan.roots
         }
 
@@ -194,11 +207,14 @@ class QkvModeAttention(nn.Module):
         """Append the rows to the cache: all keys, and all that the weights are applied to."""
         if len(rows) == 2:
             return cache.update(rows[0], rows[1], self.layer_idx)
+        # A latent is one head, which all heads of K read.
+        heads = self.plan.heads("k") if self.plan.cached[0].name == LATENT else -1
         rope = rope_on_read(self.plan)
         positions = _cached_positions(rows[0], position_ids, cache) if rope else rows[0][..., :0]
         roots, positions = cache.update(rows[0], positions, self.layer_idx)
         cos_sin = self.rotary_emb[0](roots, positions[:, 0, :, 0]) if rope else None
-        return self._apply_ops(self.plan.key_ops_on_read, roots, rotations, cos_sin), roots
+        keys = self._apply_ops(self.plan.key_ops_on_read, roots, rotations, cos_sin)
+        return keys.expand(-1, heads, -1, -1), roots.expand(-1, heads, -1, -1)
 
     def _project_output(self, attn_output: Float[Tensor, "batch time _width"]) -> Stream:
         """The output projection over all heads together, if it is part of this class."""

@@ -43,10 +43,11 @@ def convert(model: Any, mode: Mode) -> Any:
     config = with_mode(model.config, mode)
     geometry = geometry_of(model.config)
     for plan in layer_plans(config):
-        if plan.geometry != geometry:
+        if geometry.kv_heads % plan.geometry.kv_heads:
             raise ValueError(
                 f"'{write(plan.variant)}' has {plan.geometry.kv_heads} key/value heads and the "
-                f"checkpoint {geometry.kv_heads}; leave out the '/' for its own number."
+                f"checkpoint {geometry.kv_heads}, which cannot be merged into them; leave out the "
+                "'/' for its own number."
             )
     converted: Any = model_classes(family)[auto](config)
     converted.to(dtype=model.dtype, device=model.device)
@@ -55,12 +56,46 @@ def convert(model: Any, mode: Mode) -> Any:
         prefix = f"{name}."
         names = {each for each in state if each.startswith(prefix)}
         old = {each.removeprefix(prefix): state.pop(each) for each in names}
+        old = _merge_heads(attention.plan, family, old, geometry.kv_heads, number)
         new = _layer(attention.plan, family, old, attention.state_dict(), number)
         state |= {f"{prefix}{each}": tensor for each, tensor in new.items()}
     converted.load_state_dict(state)
     if getattr(model, "generation_config", None) is not None:
         converted.generation_config = model.generation_config
     return converted.train(model.training)
+
+
+def _merge_heads(
+    plan: Plan, family: Family, old: dict[str, Tensor], heads: int, number: int
+) -> dict[str, Tensor]:
+    """The weights with as many key/value heads as the plan has; those merged must be equal."""
+    left, width = plan.geometry.kv_heads, plan.geometry.head_dim
+    if left == heads:
+        return old
+    names, new = family.names, dict(old)
+    queries = plan.geometry.heads * width
+    for part in ("weight", "bias"):
+        for role in ("k", "v"):
+            name = f"{names if isinstance(names, str) else names[role]}.{part}"
+            if isinstance(names, str) or name not in old:
+                continue
+            new[name] = _first_of_each(plan, old[name], heads, role, number)
+        if isinstance(names, str):
+            # Outputs are the last dimension of a fused matrix, and the only one of its bias.
+            fused = old[f"{names}.{part}"].movedim(-1, 0)
+            q, k, v = fused.split([queries, heads * width, heads * width])
+            k = _first_of_each(plan, k, heads, "k", number)
+            v = _first_of_each(plan, v, heads, "v", number)
+            new[f"{names}.{part}"] = torch.cat([q, k, v]).movedim(0, -1)
+    return new
+
+
+def _first_of_each(plan: Plan, rows: Tensor, heads: int, role: Role, number: int) -> Tensor:
+    """The first head of each group that is merged, if all of them are equal."""
+    left, width = plan.geometry.kv_heads, plan.geometry.head_dim
+    by_head = rows.reshape(left, heads // left, width, -1)
+    _check_tie(plan, number, role, by_head, by_head[:, :1].expand_as(by_head))
+    return by_head[:, 0].reshape(left * width, *rows.shape[1:])
 
 
 def _layer(
@@ -81,7 +116,12 @@ def _layer(
                 rotation = _rotation(weights[origin], weights[role])
                 expected = rotation @ weights[origin]
                 new[f"rotation.{role}"] = ops.generator(rotation)
-            case Latent() | LayerBelow() | Zeros():
+            case Latent(rank):
+                latent, ups = _factors(weights, rank)
+                expected = ups[role] @ latent
+                new[f"up.{role}"] = ups[role]
+                new |= _latent(plan, family, old, latent)
+            case LayerBelow() | Zeros():
                 raise AssertionError("qkv_mode refuses them")
         _check_tie(plan, number, role, weights[role], expected)
     for name, tensor in ours.items():
@@ -137,6 +177,30 @@ def _projection(name: str, plan: Plan, family: Family, old: dict[str, Tensor]) -
     return torch.cat([pieces[role] for role in ROLES if role in plan.matrix_rows], dim=-1)
 
 
+def _factors(weights: RoleWeights, rank: int) -> tuple[Tensor, RoleWeights]:
+    """The latent's matrix and the up-projections whose products are nearest to K and V."""
+    stacked = torch.cat([weights[role].flatten(0, 1) for role in ("k", "v")])
+    u, sizes, vh = torch.linalg.svd(stacked, full_matrices=False)
+    root = sizes[:rank].sqrt()
+    up = (u[:, :rank] * root).view(2, *weights["k"].shape[:2], rank)
+    return root[:, None] * vh[:rank], {"k": up[0], "v": up[1]}
+
+
+def _latent(
+    plan: Plan, family: Family, old: dict[str, Tensor], latent: Tensor
+) -> dict[str, Tensor]:
+    """The tensors that hold the latent's matrix, with those of Q if both are fused."""
+    width = plan.geometry.d_model
+    weight, bias = latent[:, :width], latent[:, width:].flatten()
+    if not isinstance(family.names, str):
+        return {"latent.weight": weight} | ({"latent.bias": bias} if len(bias) else {})
+    name, queries = family.names, plan.matrix_rows["q"]
+    return {
+        f"{name}.weight": torch.cat([old[f"{name}.weight"][:, :queries].double(), weight.mT], 1),
+        f"{name}.bias": torch.cat([old[f"{name}.bias"][:queries].double(), bias]),
+    }
+
+
 def _stream(rows: Tensor, plan: Plan) -> Tensor:
     """The weights with which a role is the stream itself: the identity, and no bias."""
     identity = torch.eye(plan.geometry.d_model, dtype=rows.dtype).view(len(rows), rows.shape[1], -1)
@@ -164,6 +228,6 @@ def _check_tie(plan: Plan, layer: int, role: Role, weights: Tensor, expected: Te
         raise ValueError(
             f"Layer {layer}: {role} is not what '{write(plan.variant)}' makes of it; the weights "
             f"differ by {error:.2g} of their size, and {TIE_TOLERANCE:g} is allowed.\nOnly weights "
-            "that satisfy a tie are converted. Approximate conversion and healing are not built; "
-            "the mode can be trained from scratch."
+            "that satisfy a tie are converted without loss; 'qkvbench convert' fits others to a "
+            "text, with healing, and measures what is lost."
         )

@@ -39,7 +39,6 @@ Projections = Mapping[Role, str] | str
 
 # Sources that a model of transformers cannot have, and what they say of K and V.
 UNSUPPORTED: dict[type[Source], str] = {
-    Latent: "makes K or V from a latent",
     LayerBelow: "reads K and V of a layer below",
     Zeros: "is a control whose query and key are zeros",
 }
@@ -108,6 +107,11 @@ class Family:
                     f"'{write(variant)}' {what}, which qkv_mode does not support; take 'q,k=v' or "
                     "another equation."
                 )
+        if isinstance(variant.q, Latent):
+            raise ValueError(
+                f"'{write(variant)}' makes Q from a latent, which qkv_mode does not support: a "
+                "cache keeps nothing of Q.\nTake 'q,k=L(64),v=L(64)', whose latent is cached."
+            )
         if not variant.scores.normed:
             variant = replace(variant, scores=Scores(normed=self.normed))
         try:

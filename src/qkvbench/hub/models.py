@@ -145,7 +145,7 @@ def _replace_attention(model: Any, config: PreTrainedConfig, plans: tuple[Plan, 
         attention.to(dtype=weight.dtype, device=weight.device).train(replaced.training)
         setattr(model.get_submodule(parent), attribute, attention)
         attention.apply(model._init_weights)
-        attention.init_rotations()
+        attention.init_maps()
 
 
 def attention_layers(model: Any) -> list[tuple[str, QkvModeAttention]]:

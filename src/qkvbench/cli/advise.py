@@ -1,0 +1,146 @@
+"""`qkvbench advise`: which layers of a checkpoint to change, for a cache of a given size."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from qkvbench.cli import names
+from qkvbench.cli.convert import find_checkpoint, read_text, say, start_named
+from qkvbench.cli.parser import Request, RequestError
+from qkvbench.variant import write
+
+if TYPE_CHECKING:
+    from qkvbench.hub.fit.road import Advice
+
+
+def answer(request: Request) -> int:
+    """Print the plan and what it costs, and write it to a file for `convert`."""
+    share = _share(request.cache)
+    equations = [write(names.variant(text)) for text in request.options]
+    start = start_named(request.start)
+    text = read_text(request.text)
+    out = Path(request.out)
+    if out.suffix != ".json":
+        raise RequestError(f"--out {out} is a plan, whose name ends in .json.")
+    checkpoint = find_checkpoint(request.source)
+    from qkvbench.hub.fit import road
+
+    try:
+        advice = road.advise(
+            checkpoint,
+            text or "",
+            share,
+            equations,
+            start,
+            road.Reading(request.window, request.tokens, request.held_out_tokens),
+            request.pairs,
+            say,
+        )
+    except ValueError as error:
+        raise RequestError(f"{error}") from None
+    document = _document(request.source, start, advice)
+    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if request.json:
+        print(json.dumps(document, indent=1))
+        return 0
+    _print(advice, request, out)
+    return 0
+
+
+def _share(text: str) -> float:
+    """The share of a text such as 50%."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%?", text)
+    percent = float(match[1]) if match else 0.0
+    if not 0 < percent < 100:
+        raise RequestError(
+            f"--cache {text} is not a share of the cache between 0 and 100 %; write 50%."
+        )
+    return percent / 100
+
+
+def _document(source: str, start: str, advice: "Advice") -> dict[str, object]:
+    """The plan as JSON values, with what was measured for it."""
+    from qkvbench.hub.fit.planning import mode_of, total
+
+    return {
+        "version": 1,
+        "source": source,
+        "start": start,
+        "mode": mode_of(advice.plan),
+        "cache_share": advice.share,
+        "effect": asdict(advice.effect),
+        "loss": advice.loss,
+        "options": [asdict(option) for option in advice.options],
+        "rivals": {
+            name: {"mode": mode_of(plan), "cached_values": total(plan), **asdict(effect)}
+            for name, (plan, effect) in advice.rivals.items()
+        },
+        "curve": [
+            {"cached_values": total(plan), "predicted": sum(o.divergence for o in plan)}
+            for plan in advice.curve
+        ],
+        "pairs": [
+            {"layers": [one, other], "divergence": measured, "sum": predicted}
+            for one, other, measured, predicted in advice.pairs
+        ],
+    }
+
+
+def _print(advice: "Advice", request: Request, out: Path) -> None:
+    from qkvbench.hub.fit.planning import UNCHANGED, total
+    from qkvbench.hub.fit.road import ranges
+
+    by_equation: dict[str, list[int]] = {}
+    for option in advice.plan:
+        if option.equation != UNCHANGED:
+            by_equation.setdefault(option.equation, []).append(option.layer)
+    chosen = "; ".join(
+        f"{equation} in layers {ranges(sorted(layers))}" for equation, layers in by_equation.items()
+    )
+    effect = advice.effect
+    print(
+        f"{advice.share:.0%} of the cache costs {effect.loss:+.3f} nats a token "
+        f"(of {advice.loss:.3f}), before healing: {chosen or 'nothing is changed'}."
+    )
+    console = Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("plan of equal size")
+    for head in ("loss", "divergence", "sum of its layers"):
+        table.add_column(head, justify="right")
+    rows = {"advised": effect} | {name: found for name, (_, found) in advice.rivals.items()}
+    for name, found in rows.items():
+        table.add_row(
+            name, f"{found.loss:+.3f}", f"{found.divergence:.3f}", f"{found.predicted:.3f}"
+        )
+    console.print(table, markup=False)
+    layers = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("layer", "equation", "divergence", "loss", "output off by"):
+        layers.add_column(head, justify="right")
+    for option in advice.options:
+        if option.equation != UNCHANGED:
+            mark = "*" if option in advice.plan else ""
+            layers.add_row(
+                f"{mark}{option.layer}",
+                option.equation,
+                f"{option.divergence:.4f}",
+                f"{option.loss:+.4f}",
+                f"{option.distance:.3f}",
+            )
+    console.print(layers, markup=False)
+    full = sum(o.values for o in advice.options if o.equation == UNCHANGED)
+    curve = ", ".join(
+        f"{total(plan) / full:.0%} {sum(o.divergence for o in plan):.3f}" for plan in advice.curve
+    )
+    print(f"Cache and predicted divergence: {curve}.")
+    if advice.pairs:
+        ratios = [measured / max(predicted, 1e-9) for _, _, measured, predicted in advice.pairs]
+        print(
+            f"Pairs: {len(ratios)} of the plan measured together are "
+            f"{min(ratios):.2f} to {max(ratios):.2f} of the sum of their layers."
+        )
+    print(f"qkvbench convert {request.source} --layers {out} --text {request.text} --out DIR")

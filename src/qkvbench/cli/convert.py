@@ -1,0 +1,159 @@
+"""`qkvbench convert`: a pretrained checkpoint with a smaller cache, measured before and after."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from qkvbench.cli import names
+from qkvbench.cli.parser import Request, RequestError
+from qkvbench.data import DataUnavailableError
+from qkvbench.reports.parts.formatting import printable
+from qkvbench.variant import write
+
+# Healing holds the original, the model, and two moments of what is trained.
+COPIES = 3
+
+
+def answer(request: Request) -> int:
+    """Write the converted model, and print what it costs."""
+    from qkvbench.hub.fit.folder import check_place
+    from qkvbench.hub.fit.healing import parse_healing
+
+    out = Path(request.out)
+    text, held_out = read_text(request.text), read_text(request.held_out)
+    try:
+        healing = parse_healing(request.heal or ())
+        if healing.tokens and text is None:
+            raise RequestError("A healing reads a text: add --text FILE.\nNothing was written.")
+        check_place(out, 0, force=request.force)
+        checkpoint = find_checkpoint(request.source)
+        mode = read_mode(request.to, request.layers, checkpoint.layers)
+        check_place(out, COPIES * checkpoint.weight_bytes, force=request.force)
+        from qkvbench.hub.fit.road import Reading, Texts, convert_checkpoint
+
+        done = convert_checkpoint(
+            checkpoint,
+            mode,
+            out,
+            ["qkvbench", *sys.argv[1:]],
+            texts=Texts(text, held_out),
+            start=start_named(request.start),
+            reading=Reading(request.window, request.tokens, request.held_out_tokens),
+            healing=healing,
+            progress=say,
+        )
+    except ValueError as error:
+        raise RequestError(f"{error}") from None
+    if request.json:
+        print(json.dumps(done.measured, indent=1))
+        return 0
+    print(f"{out} is written.")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for head in ("before", "after"):
+        table.add_column(head, justify="right")
+    for row in done.rows:
+        table.add_row(*map(printable, row))
+    Console().print(table, markup=False)
+    return 0
+
+
+def say(line: str) -> None:
+    """Print a line of progress."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def find_checkpoint(name: str) -> Any:
+    """The checkpoint; RequestError if it cannot be had."""
+    try:
+        from transformers.utils import logging
+
+        from qkvbench.hub.fit import source
+
+        # Its bars would hide the lines of progress.
+        logging.disable_progress_bar()
+        return source.find(name)
+    except (DataUnavailableError, ValueError) as error:
+        raise RequestError(f"{error}") from None
+    except ImportError:
+        raise RequestError(
+            "Pretrained models need transformers, which is not installed: ./qkv setup hf"
+        ) from None
+
+
+def start_named(name: str) -> str:
+    """The start with this name; RequestError with the closest one."""
+    from qkvbench.hub.fit.starts import STARTS
+
+    if name not in STARTS:
+        raise RequestError(
+            f"There is no start '{name}'; there are {', '.join(STARTS)}."
+            f"{names.suggestion(name, list(STARTS))}"
+        )
+    return name
+
+
+def read_text(name: str | None) -> str | None:
+    """The text of a file; None if the name is None."""
+    if name is None:
+        return None
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(
+            f"{printable(name)} cannot be read as text in UTF-8: {printable(str(error))}"
+        ) from None
+
+
+def read_mode(to: str | None, layers: str | None, count: int) -> str | list[str]:
+    """The equation of all layers, or of each; RequestError if the words do not say which."""
+    if layers is not None and layers.endswith(".json"):
+        if to is not None:
+            raise RequestError(
+                f"{printable(layers)} says the equation of each layer: leave out --to."
+            )
+        return _plan_file(Path(layers), count)
+    if to is None:
+        raise RequestError("Write --to EQUATION, such as 'q,k=v', or --layers PLAN.json.")
+    equation = write(names.variant(to))
+    if layers is None:
+        return equation
+    chosen = _numbers(layers, count)
+    return [equation if number in chosen else "q,k,v" for number in range(count)]
+
+
+def _plan_file(file: Path, count: int) -> list[str]:
+    """The equations in a file that `advise` wrote."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        mode = found["mode"]
+        equations = [write(names.variant(text)) for text in mode]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise RequestError(
+            f"{printable(str(file))} is no plan: 'qkvbench advise' writes one."
+        ) from None
+    if len(equations) != count:
+        raise RequestError(
+            f"{printable(str(file))} is a plan for {len(equations)} layers; this model has {count}."
+        )
+    return equations
+
+
+def _numbers(text: str, count: int) -> set[int]:
+    """The layers of a text such as 0,3,5-9."""
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < count:
+            raise RequestError(
+                f"--layers {printable(text)} is not a list of layers from 0 to {count - 1}.\n"
+                "Write numbers and ranges, such as 0,3,5-9, or a plan.json."
+            )
+        found |= set(range(first, last + 1))
+    return found

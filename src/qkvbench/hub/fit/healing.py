@@ -1,0 +1,400 @@
+"""Healing: a changed model learns from the original, layer by layer, then by its predictions.
+
+First each changed layer learns its original's output from the original's input, which trains all
+layers at once without a backward pass through the model. Then the predictions of the whole model
+learn those of the original. A held-out text decides which weights are kept and when to stop.
+"""
+
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qkvbench.hub.fit.projections import layers_of
+from qkvbench.hub.fit.quality import Windows
+from qkvbench.hub.models import attention_layers
+
+Phase = Literal["blocks", "logits"]
+# The windows of one step.
+BATCH = 1
+# A checkpoint and a look at the held-out text after this share of a phase's tokens.
+CHECKS = 5
+PATIENCE = 3
+
+
+@dataclass(frozen=True)
+class Healing:
+    """How a model is healed: tokens of each phase, and how.
+
+    ``lora`` is the rank of the adapters, merged at the end; 0 trains the weights themselves.
+    ``blocks_lr`` and ``logits_lr`` are peak learning rates, cosine to zero after a warm-up.
+    """
+
+    blocks: int = 0
+    logits: int = 0
+    lora: int = 0
+    blocks_lr: float = 1e-4
+    logits_lr: float = 5e-5
+    temperature: float = 1.0
+    seed: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of both phases."""
+        return self.blocks + self.logits
+
+
+@dataclass
+class State:
+    """Where a healing is: what is saved and resumed beside the weights."""
+
+    phase: Phase = "blocks"
+    step: int = 0
+    best: float = math.inf
+    misses: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+
+def parse_healing(words: Sequence[str]) -> Healing:
+    """The healing of words such as tokens=100k, blocks=50k, lora=16; ValueError if one is wrong."""
+    found: dict[str, Any] = {}
+    known = {"tokens": _tokens, "blocks": _tokens, "logits": _tokens, "lora": int, "seed": int,
+             "blocks_lr": float, "logits_lr": float, "temperature": float}  # fmt: skip
+    for word in words:
+        name, equals, value = word.partition("=")
+        try:
+            found[name] = known[name](value)
+            if not equals or not found[name] >= 0 or math.isinf(found[name]):
+                raise ValueError
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"--heal {word} is not a setting of healing.\nWrite tokens=100k (half by blocks, "
+                "half by logits), or blocks=N and logits=N; and lora=RANK, blocks_lr=X, "
+                "logits_lr=X, temperature=X, seed=N."
+            ) from None
+    if "tokens" in found:
+        tokens = found.pop("tokens")
+        logits = found.get("logits", tokens - found.get("blocks", tokens // 2))
+        found |= {"blocks": tokens - logits, "logits": logits}
+        if min(found["blocks"], logits) < 0:
+            raise ValueError("--heal tokens=N is the sum of blocks=N and logits=N; write two.")
+    return Healing(**found)
+
+
+def heal(
+    model: Any,
+    original: Any,
+    text: Windows,
+    held_out: Windows,
+    healing: Healing,
+    folder: Path,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[tuple[str, int, float]]:
+    """Train the changed layers in place; the held-out divergence after so many tokens by phase.
+
+    ``folder`` holds the state: the same call resumes a healing that was interrupted, with the same
+    batches. The weights that are kept are those with the least divergence, the start included.
+    """
+    trainer = _Trainer(model, original, text, held_out, healing, folder, progress)
+    return trainer.run()
+
+
+class _Trainer:
+    def __init__(
+        self,
+        model: Any,
+        original: Any,
+        text: Windows,
+        held_out: Windows,
+        healing: Healing,
+        folder: Path,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.model, self.original, self.text, self.held_out = model, original, text, held_out
+        self.healing, self.folder, self.progress = healing, folder, progress
+        self.pairs = _changed_layers(model, original)
+        self.lora = _add_lora(model, [name for name, _, _ in self.pairs], healing)
+        self.parameters = _trained(model, [name for name, _, _ in self.pairs])
+        with torch.no_grad():
+            self.targets = [_output(original, row) for row in held_out]
+        self.history: list[tuple[str, int, float]] = []
+
+    def run(self) -> list[tuple[str, int, float]]:
+        self.model.requires_grad_(requires_grad=False)
+        for parameter in self.parameters.values():
+            parameter.requires_grad = True
+        self.model.eval()
+        state = self._resume()
+        if state is None:
+            divergence = self._divergence()
+            self.history.append(("start", 0, divergence))
+            self._keep_best()
+            state = State(best=divergence)
+        for phase in ("blocks", "logits"):
+            if state.phase != phase:
+                continue
+            self._phase(phase, state)
+            self._load_best()
+            if phase == "blocks":
+                state.phase, state.step, state.misses = "logits", 0, 0
+                self._optimizer_state = None
+        self.model.requires_grad_(requires_grad=True)
+        if self.lora is not None:
+            self.lora()
+        return self.history
+
+    def _phase(self, phase: Phase, state: State) -> None:
+        tokens = self.healing.blocks if phase == "blocks" else self.healing.logits
+        per_step = BATCH * self.text.shape[1]
+        steps = math.ceil(tokens / per_step)
+        if not steps:
+            return
+        peak = self.healing.blocks_lr if phase == "blocks" else self.healing.logits_lr
+        optimizer = torch.optim.AdamW(self.parameters.values(), lr=peak, weight_decay=0.0)
+        if state.step and self._optimizer_state is not None:
+            _fill(optimizer, self.parameters, self._optimizer_state)
+        every = max(1, steps // CHECKS)
+        step_loss = self._blocks_loss if phase == "blocks" else self._logits_loss
+        while state.step < steps and state.misses < PATIENCE:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * _schedule(state.step, steps)
+            step_loss(self._batch(phase, state.step))
+            nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            if state.step % every == 0 or state.step == steps:
+                divergence = self._divergence()
+                self.history.append((phase, min(state.step * per_step, tokens), divergence))
+                self.progress(
+                    f"healing by {phase}: {state.step * per_step:,} of {tokens:,} tokens, "
+                    f"held-out divergence {divergence:.4f} nats (best {state.best:.4f})"
+                )
+                if divergence < state.best:
+                    state.best, state.misses = divergence, 0
+                    self._keep_best()
+                else:
+                    state.misses += 1
+                self._save(state, optimizer)
+
+    def _batch(self, phase: Phase, step: int) -> Tensor:
+        """The windows of a step: every window once in a pass, in an order by its seed."""
+        first = step * BATCH + (0 if phase == "blocks" else self.healing.blocks)
+        rows = []
+        for place in range(first, first + BATCH):
+            turn, row = divmod(place, len(self.text))
+            rng = torch.Generator().manual_seed(self.healing.seed + 1009 * turn)
+            rows.append(int(torch.randperm(len(self.text), generator=rng)[row]))
+        return self.text[rows]
+
+    def _blocks_loss(self, batch: Tensor) -> None:
+        """Backward of the squared error of each changed layer's output, as a share."""
+        inputs: dict[str, Any] = {}
+
+        def record(name: str, layer: Any) -> Any:
+            def hook(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+                kept = {
+                    key: value
+                    for key, value in kwargs.items()
+                    if key not in ("cache", "past_key_values")
+                }
+                inputs[name] = (args, kept, _finished(layer, output[0]))
+
+            return hook
+
+        hooks = [
+            theirs.attention.register_forward_hook(record(name, theirs), with_kwargs=True)
+            for name, _, theirs in self.pairs
+        ]
+        with torch.no_grad():
+            self.original.base_model(input_ids=batch)
+        for hook in hooks:
+            hook.remove()
+        for name, ours, theirs in self.pairs:
+            args, kwargs, expected = inputs.pop(name)
+            found = ours(*args, **kwargs)[0]
+            if theirs.family.output is None:
+                found = _sibling(self.model, name, theirs.family.kind)(found)
+            loss = (found - expected).square().sum() / expected.square().sum()
+            loss.backward()
+
+    def _logits_loss(self, batch: Tensor) -> None:
+        """Backward of the divergence from the original's predictions, at a temperature."""
+        for row in batch:
+            with torch.no_grad():
+                wanted = _output(self.original, row)
+            found = _output(self.model, row)
+            loss = _difference(wanted, found, self.healing.temperature)
+            (loss / len(batch)).backward()
+
+    @torch.no_grad()
+    def _divergence(self) -> float:
+        """The mean divergence on the held-out text."""
+        pairs = zip(self.targets, self.held_out, strict=True)
+        found = [float(_difference(wanted, _output(self.model, row))) for wanted, row in pairs]
+        return statistics.fmean(found)
+
+    def _keep_best(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self.folder / "best.safetensors", {n: p.data for n, p in self.parameters.items()})
+
+    @torch.no_grad()
+    def _load_best(self) -> None:
+        with safe_open(self.folder / "best.safetensors", "pt") as file:
+            for name, parameter in self.parameters.items():
+                parameter.copy_(file.get_tensor(name))
+
+    def _identity(self) -> str:
+        """A hash of everything that decides the result."""
+        digest = hashlib.sha256(json.dumps(asdict(self.healing), sort_keys=True).encode())
+        digest.update(self.text.numpy().tobytes() + self.held_out.numpy().tobytes())
+        digest.update(json.dumps(self.model.config.qkv_mode).encode())
+        for name, parameter in self.parameters.items():
+            digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        return digest.hexdigest()
+
+    def _save(self, state: State, optimizer: torch.optim.Optimizer) -> None:
+        tensors = {f"weight.{n}": p.data for n, p in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            moments = optimizer.state[parameter]
+            tensors |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step")}
+        notes = {"state": asdict(state), "identity": self._identity(), "history": self.history}
+        _write(self.folder / "last.safetensors", tensors, {"notes": json.dumps(notes)})
+
+    @torch.no_grad()
+    def _resume(self) -> State | None:
+        """The saved state of this very healing, its weights loaded; None if there is none."""
+        self._optimizer_state: dict[str, Tensor] | None = None
+        file = self.folder / "last.safetensors"
+        if not file.is_file():
+            return None
+        with safe_open(file, "pt") as saved:
+            notes = json.loads(saved.metadata()["notes"])
+            if notes["identity"] != self._identity():
+                raise ValueError(
+                    f"{self.folder.name} is the state of another healing: other text, settings or "
+                    "mode.\nRemove that folder, or write the same request to resume it."
+                )
+            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors.pop(f"weight.{name}"))
+        self._optimizer_state = tensors
+        self.history = [tuple(row) for row in notes["history"]]
+        state = State(**notes["state"])
+        self.progress(f"resumed healing by {state.phase} after {state.step} steps")
+        return state
+
+
+def _changed_layers(model: Any, original: Any) -> list[tuple[str, Any, Any]]:
+    """Name, our module and the original's layer of each layer whose equation was changed."""
+    return [
+        (name, ours, theirs)
+        for (name, ours), theirs in zip(attention_layers(model), layers_of(original), strict=True)
+        if set(ours.plan.matrix_rows) != {"q", "k", "v"} or ours.plan.geometry != theirs.geometry
+    ]
+
+
+def _trained(model: Any, names: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The parameters of these layers that are trained: adapters if there are any."""
+    found = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if any(name.startswith(f"{layer}.") for layer in names)
+    }
+    adapters = {name: one for name, one in found.items() if "lora_" in name}
+    return adapters or found
+
+
+def _add_lora(model: Any, names: Sequence[str], healing: Healing) -> Callable[[], None] | None:
+    """Put adapters on the projections of these layers; the function that merges them."""
+    if not healing.lora:
+        return None
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = [
+        f"{name}.{part}"
+        for name in names
+        for part, module in model.get_submodule(name).named_children()
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    ]
+    torch.manual_seed(healing.seed)
+    config = LoraConfig(r=healing.lora, lora_alpha=2 * healing.lora, target_modules=targets)
+    inject_adapter_in_model(config, model)
+
+    def merge() -> None:
+        for target in targets:
+            layer: Any = model.get_submodule(target)
+            layer.merge()
+            parent, _, attribute = target.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
+
+    return merge
+
+
+def _sibling(model: Any, name: str, kind: str) -> Any:
+    """The output projection of a layer whose attention class has none."""
+    from qkvbench.hub.fit.projections import OUTPUTS
+
+    return model.get_submodule(name.rpartition(".")[0]).get_submodule(OUTPUTS[kind])
+
+
+def _finished(layer: Any, output: Tensor) -> Tensor:
+    return output if layer.family.output else layer.output(output)
+
+
+def _output(model: Any, row: Tensor) -> Tensor:
+    """The logits of each place, or the last hidden states of a model without a head."""
+    output = model(input_ids=row[None])
+    return (output.logits if "logits" in output else output.last_hidden_state)[0].float()
+
+
+def _difference(wanted: Tensor, found: Tensor, temperature: float = 1.0) -> Tensor:
+    """The mean divergence in nats, of the softmax over the last dimension.
+
+    Hidden states of a model without a head are compared in the same way.
+    """
+    log_p, log_q = (functional.log_softmax(x / temperature, -1) for x in (wanted, found))
+    return functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean") * temperature**2
+
+
+def _schedule(step: int, steps: int) -> float:
+    """A warm-up over a tenth of the steps, then a cosine to zero."""
+    warm_up = max(1, steps // 10)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def _fill(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Give an optimizer the moments that were saved."""
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = {
+            key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq", "step")
+        }
+
+
+def _write(file: Path, tensors: Mapping[str, Tensor], notes: dict[str, str] | None = None) -> None:
+    """Write a file that is whole or absent."""
+    making = file.with_name(file.name + ".making")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, making, notes)
+    making.replace(file)
+
+
+def _tokens(text: str) -> int:
+    """A number of tokens; k and M are thousands and millions."""
+    factor = {"k": 1_000, "K": 1_000, "M": 1_000_000, "m": 1_000_000}.get(text[-1:], 1)
+    return round(float(text[:-1] if factor > 1 else text) * factor)

@@ -1,0 +1,146 @@
+"""Second moments of a calibration text in every layer: all that the fitted starts read.
+
+The text is read once. No activations are kept: of each layer there are a matrix of its inputs and,
+for each key/value head, one of the queries that read it.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from qkvbench.hub.attention import attention_forward
+from qkvbench.hub.fit.projections import Layer, layers_of
+
+# The ``attn_implementation`` that records moments.
+RECORDING = "qkvbench_moments"
+# Pairs of a query and a key that are drawn from each head of each sequence.
+PAIRS = 256
+
+
+@dataclass(eq=False)
+class Moments:
+    """Sums over a text, of one layer.
+
+    ``inputs``: of x xᵀ, with a one behind x. ``queries``: for each key/value head of q qᵀ, a query
+    brought into the frame of the key before RoPE, weighted by how far the key's score moves the
+    output: a² ‖O(v − o)‖² for attention weight a, value v and head output o. ``values``: of a², the
+    weight of an error of V. To first order, and if the errors of different keys are independent,
+    the squared error of the layer's output is queries·(error of K)² + values·(O · error of V)².
+    """
+
+    inputs: Float[Tensor, "inputs inputs"]
+    queries: Float[Tensor, "kv_heads head_dim head_dim"]
+    values: Float[Tensor, " heads"]
+    tokens: int = 0
+
+    @property
+    def mean(self) -> Float[Tensor, " inputs"]:
+        """The mean input, with a one behind it."""
+        return self.inputs[:, -1] / max(self.tokens, 1)
+
+
+@torch.no_grad()
+def collect(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[Moments]:
+    """The moments of every layer over the text: batches are inputs of the model by name."""
+    layers = layers_of(model)
+    rng = torch.Generator().manual_seed(0)
+    found = [_empty(layer) for layer in layers]
+    with _recording(model, layers, found, rng):
+        body: Any = model.base_model  # pyright: ignore[reportAttributeAccessIssue]
+        for batch in batches:
+            body(**batch)
+    return found
+
+
+def _empty(layer: Layer) -> Moments:
+    size = layer.geometry
+    inputs = torch.zeros(size.d_model + 1, size.d_model + 1, dtype=torch.float64)
+    queries = torch.zeros(size.kv_heads, size.head_dim, size.head_dim, dtype=torch.float64)
+    return Moments(inputs, queries, torch.zeros(size.heads, dtype=torch.float64))
+
+
+@contextmanager
+def _recording(model: Any, layers: tuple[Layer, ...], found: list[Moments], rng: Any) -> Any:
+    """Record while the block runs; the model is as before afterwards."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    by_module = {layer.attention: layer for layer in layers}
+    rope: dict[Any, Any] = {}
+
+    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        rows = nn.functional.pad(x.flatten(0, 1), (0, 1), value=1.0)
+        moments = found[by_module[module].number]
+        moments.inputs += (rows.mT @ rows).double()
+        moments.tokens += len(rows)
+        rope[module] = kwargs.get("position_embeddings")
+
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+        output, weights = attention_forward(module, query, key, value, mask, **kwargs)
+        layer = by_module[module]
+        heads = output.transpose(1, 2)
+        _add(found[layer.number], layer, query, value, heads, weights, rope.pop(module), rng)
+        return output, weights
+
+    AttentionInterface.register(RECORDING, attend)
+    AttentionMaskInterface.register(RECORDING, eager_mask)
+    hooks = [
+        layer.attention.register_forward_pre_hook(before, with_kwargs=True) for layer in layers
+    ]
+    implementation, training = model.config._attn_implementation, model.training
+    model.config._attn_implementation = RECORDING
+    model.eval()
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = implementation
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+
+
+def _add(
+    moments: Moments,
+    layer: Layer,
+    query: Tensor,
+    value: Tensor,
+    output: Tensor,
+    weights: Tensor,
+    rope: tuple[Tensor, Tensor] | None,
+    rng: torch.Generator,
+) -> None:
+    """Add the moments of one batch; all tensors are (batch, heads, time, …)."""
+    o = layer.read().o.to(query.dtype)
+    group = layer.geometry.heads // layer.geometry.kv_heads
+    scale = layer.family.scaling(layer.attention.config, layer.number)
+    for head in range(layer.geometry.heads):
+        metric = o[head].mT @ o[head]
+        v, y, a = value[:, head // group], output[:, head], weights[:, head]
+        products = [v @ metric, y @ metric]
+        # ‖O(v_s − o_t)‖² for every query t and key s.
+        distance = (products[0] * v).sum(-1)[:, None, :] + (products[1] * y).sum(-1)[:, :, None]
+        distance = (distance - 2 * products[1] @ v.mT).clamp_min(0)
+        moments.values[head] += a.square().sum().double()
+        weight = (a.square() * distance).flatten(1)
+        places = torch.multinomial(weight + 1e-30, PAIRS, replacement=True, generator=rng)
+        time = a.shape[-1]
+        rows = query[:, head].gather(1, (places // time)[..., None].expand(-1, -1, query.shape[-1]))
+        if rope is not None:
+            rows = _unrotated(rows, places % time, rope)
+        share = weight.sum(1) / PAIRS * scale**2
+        moments.queries[head // group] += torch.einsum("b,bpi,bpj->ij", share, rows, rows).double()
+
+
+def _unrotated(rows: Tensor, positions: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """The rows rotated back from these positions."""
+    cos, sin = (part.expand(len(rows), -1, -1) for part in rope)
+    index = positions[..., None].expand(-1, -1, cos.shape[-1])
+    cos, sin = cos.gather(1, index), sin.gather(1, index)
+    first, second = rows.chunk(2, dim=-1)
+    return rows * cos - torch.cat([-second, first], dim=-1) * sin

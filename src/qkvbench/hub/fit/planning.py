@@ -1,0 +1,295 @@
+"""A plan: which layers get which equation, for a cache of a given size.
+
+The damage of a layer is measured by changing it alone. Damages are taken as additive, and the
+choice is then exact: a knapsack with one item of each layer, solved by mixed-integer programming.
+Whether they add is measured afterwards, on pairs and on the whole plan.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import Bounds, LinearConstraint, milp
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qkvbench import cost
+from qkvbench.hub.fit.moments import Moments
+from qkvbench.hub.fit.projections import Layer, Weights, layers_of
+from qkvbench.hub.fit.quality import Windows
+from qkvbench.hub.fit.tying import Change, check_change, fit_layer
+from qkvbench.variant import CANONICAL, parse, write
+
+UNCHANGED = "q,k,v"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One equation in one layer.
+
+    ``values`` are the numbers cached for a token. ``divergence`` is the mean KL divergence of the
+    model's predictions from the original's in nats, ``loss`` the change of its loss, ``distance``
+    the squared error of the layer's output as a share of its square.
+    """
+
+    layer: int
+    equation: str
+    values: int
+    divergence: float = 0.0
+    loss: float = 0.0
+    distance: float = 0.0
+
+
+Plan = tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A plan's divergence and change of loss: measured, and the sum over its layers."""
+
+    divergence: float
+    loss: float
+    predicted: float
+
+
+def options_of(model: Any, equations: Sequence[str]) -> dict[str, Change]:
+    """The changes of these equations; ValueError if one cannot be fitted."""
+    heads = layers_of(model)[0].geometry.kv_heads
+    found = {}
+    for equation in equations:
+        change = check_change(0, parse(equation), heads)
+        if change is not None:
+            found[write(parse(equation))] = change
+    return found
+
+
+class Trial:
+    """A model whose layers are changed and restored, and its original predictions on a text."""
+
+    def __init__(
+        self, model: Any, text: Windows, moments: Sequence[Moments] | None, start: str
+    ) -> None:
+        """Run the original once; the text is held in memory as hidden states of each block."""
+        self.model, self.text, self.moments, self.start = model, text, moments, start
+        self.layers = layers_of(model)
+        self.original = [layer.read() for layer in self.layers]
+        self._blocks = [_block(model, layer) for layer in self.layers]
+        self._fits: dict[tuple[int, str], Weights] = {}
+        self._inputs: list[Any] = []
+        self._outputs: list[Any] = []
+        with self._recording():
+            logits = self._logits()
+        self._log_p = functional.log_softmax(logits, -1)
+        self.loss = self._cross_entropy(self._log_p)
+
+    def option(self, layer: int, change: Change) -> Option:
+        """The effect of one change alone."""
+        part = self.layers[layer]
+        part.write(self._fit(layer, change))
+        distance = self._distance(part)
+        with self._skipping(layer):
+            divergence, loss = self._compare(self._logits())
+        part.write(self.original[layer])
+        return Option(
+            layer,
+            write(change.variant),
+            cached_values(part, change),
+            divergence,
+            loss,
+            distance,
+        )
+
+    def unchanged(self, layer: int) -> Option:
+        """The option of leaving a layer as it is."""
+        return Option(layer, UNCHANGED, cached_values(self.layers[layer], None))
+
+    def effect(self, plan: Plan, changes: Mapping[str, Change]) -> Effect:
+        """The measured effect of a whole plan."""
+        changed = [option for option in plan if option.equation != UNCHANGED]
+        for option in changed:
+            change = changes[option.equation]
+            self.layers[option.layer].write(self._fit(option.layer, change))
+        first = min((option.layer for option in changed), default=len(self.layers) - 1)
+        with self._skipping(first):
+            divergence, loss = self._compare(self._logits())
+        for option in changed:
+            self.layers[option.layer].write(self.original[option.layer])
+        return Effect(divergence, loss, sum(option.divergence for option in plan))
+
+    def _fit(self, layer: int, change: Change) -> Weights:
+        key = (layer, write(change.variant))
+        if key not in self._fits:
+            row = None if self.moments is None else self.moments[layer]
+            part, weights = self.layers[layer], self.original[layer]
+            self._fits[key] = fit_layer(part, change, row, self.start, weights)
+        return self._fits[key]
+
+    @torch.no_grad()
+    def _logits(self) -> Tensor:
+        return self.model(input_ids=self.text, use_cache=False).logits[:, :-1].float()
+
+    def _compare(self, logits: Tensor) -> tuple[float, float]:
+        """The divergence from the original's predictions, and the change of loss."""
+        log_q = functional.log_softmax(logits, -1)
+        divergence = (self._log_p.exp() * (self._log_p - log_q)).sum(-1).mean()
+        return float(divergence), self._cross_entropy(log_q) - self.loss
+
+    def _cross_entropy(self, log_q: Tensor) -> float:
+        return float(-log_q.gather(-1, self.text[:, 1:, None]).mean())
+
+    @torch.no_grad()
+    def _distance(self, layer: Layer) -> float:
+        """The squared error of the layer's output on the original's inputs, as a share."""
+        args, kwargs, expected = self._inputs[layer.number]
+        found = self._finished(layer, layer.attention(*args, **kwargs)[0])
+        return float((found - expected).square().sum() / expected.square().sum())
+
+    def _finished(self, layer: Layer, output: Tensor) -> Tensor:
+        return output if layer.family.output else layer.output(output)
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Record the inputs and outputs of every layer and block."""
+        self._inputs = [None] * len(self.layers)
+        self._outputs = [None] * len(self.layers)
+
+        def attention(layer: Layer) -> Any:
+            def hook(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+                caches = ("cache", "past_key_values")
+                kept = {name: value for name, value in kwargs.items() if name not in caches}
+                finished = self._finished(layer, output[0])
+                self._inputs[layer.number] = (args, kept, finished)
+
+            return hook
+
+        def block(number: int) -> Any:
+            def hook(_: Any, __: Any, output: Any) -> None:
+                self._outputs[number] = output
+
+            return hook
+
+        hooks = [
+            layer.attention.register_forward_hook(attention(layer), with_kwargs=True)
+            for layer in self.layers
+        ]
+        hooks += [one.register_forward_hook(block(n)) for n, one in enumerate(self._blocks)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def _skipping(self, first: int) -> Iterator[None]:
+        """Blocks before this layer return what they did in the original."""
+        skipped = self._blocks[:first]
+        for one, output in zip(skipped, self._outputs, strict=False):
+            one.forward = lambda *_, output=output, **__: output
+        try:
+            yield
+        finally:
+            for one in skipped:
+                del one.forward
+
+
+def cached_values(layer: Layer, change: Change | None) -> int:
+    """The numbers that a layer caches for a token."""
+    plan = layer.family.plan(change.variant if change else CANONICAL, layer.geometry)
+    return cost.cached_values(plan)
+
+
+def total(plan: Plan) -> int:
+    """The numbers that a plan caches for a token."""
+    return sum(option.values for option in plan)
+
+
+def best_plan(options: Sequence[Option], budget: int) -> Plan:
+    """One option of each layer with the least sum of divergences within the budget.
+
+    ValueError if no choice is within it.
+    """
+    layers = sorted({option.layer for option in options})
+    least = [min(o.values for o in options if o.layer == layer) for layer in layers]
+    if sum(least) > budget:
+        most = sum(max(o.values for o in options if o.layer == layer) for layer in layers)
+        raise ValueError(
+            f"A cache of {budget / most:.0%} cannot be reached: with these equations the smallest "
+            f"is {sum(least) / most:.0%}.\nAllow equations with fewer heads: --options 'q,k=v' "
+            "'q,k=v/1'."
+        )
+    rows = np.array([[o.layer == layer for o in options] for layer in layers], float)
+    values = np.array([[o.values for o in options]], float)
+    solved = milp(
+        c=np.array([max(o.divergence, 0.0) for o in options]),
+        integrality=np.ones(len(options), int),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(rows, 1, 1), LinearConstraint(values, 0, budget)],
+    )
+    assert solved.x is not None, "a choice within the budget exists"
+    return tuple(o for o, taken in zip(options, solved.x, strict=True) if taken > 0.5)
+
+
+def spread(options: Sequence[Option], budget: int, how: str, seed: int = 0) -> Plan:
+    """A plan that ignores damages: one equation in layers that are `how` chosen.
+
+    ``how`` is "uniform", "first", "last" or "random"; the equation is the one with the largest
+    cache with which the budget can be met, which `best_plan` has checked.
+    """
+    layers = sorted({option.layer for option in options})
+    plain = {o.layer: o for o in options if o.equation == UNCHANGED}
+    equations = sorted(
+        {(o.values, o.equation) for o in options if o.values < plain[o.layer].values}, reverse=True
+    )
+    full = sum(o.values for o in plain.values())
+    counts = [
+        (math.ceil((full - budget) / (plain[layers[0]].values - values)), equation)
+        for values, equation in equations
+    ]
+    count, equation = next(one for one in counts if one[0] <= len(layers))
+    order = {
+        "first": layers,
+        "last": layers[::-1],
+        "uniform": [layers[int((n + 0.5) * len(layers) / count)] for n in range(count)],
+        "random": [int(n) for n in np.random.default_rng(seed).permutation(layers)],
+    }[how]
+    chosen = set(order[:count])
+    changed = {o.layer: o for o in options if o.equation == equation}
+    return tuple(changed[n] if n in chosen else plain[n] for n in layers)
+
+
+def curve(options: Sequence[Option], points: int = 8) -> list[Plan]:
+    """The best plan for budgets from the whole cache to the smallest one."""
+    layers = {option.layer for option in options}
+    full = sum(max(o.values for o in options if o.layer == layer) for layer in layers)
+    least = sum(min(o.values for o in options if o.layer == layer) for layer in layers)
+    budgets = np.linspace(full, least, points)
+    plans = [best_plan(options, math.floor(budget)) for budget in budgets]
+    return list(dict.fromkeys(plans))
+
+
+def pairs(plan: Plan, count: int) -> list[tuple[Option, Option]]:
+    """Pairs of changed layers to look at: the most damaging ones first."""
+    changed = [option for option in plan if option.equation != UNCHANGED]
+    found = sorted(combinations(changed, 2), key=lambda p: -(p[0].divergence + p[1].divergence))
+    return found[:count]
+
+
+def mode_of(plan: Plan) -> list[str]:
+    """The `qkv_mode` of a plan: an equation for each layer."""
+    return [option.equation for option in sorted(plan, key=lambda option: option.layer)]
+
+
+def _block(model: nn.Module, layer: Layer) -> Any:
+    """The block of a layer: the member of a list of modules that holds it."""
+    name = layer.name
+    while name:
+        parent, _, _ = name.rpartition(".")
+        if isinstance(model.get_submodule(parent), nn.ModuleList):
+            return model.get_submodule(name)
+        name = parent
+    raise AssertionError("every layer is in a list of blocks")

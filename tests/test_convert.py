@@ -1,0 +1,314 @@
+import json
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from qkv_mode_models import SETTINGS
+from qkvbench import hub
+from qkvbench.cli import main
+from qkvbench.data.reviews import reviews
+from qkvbench.hub.fit import folder, planning, quality, source
+from qkvbench.hub.fit.healing import Healing, heal, parse_healing
+from qkvbench.hub.fit.moments import collect
+from qkvbench.hub.fit.planning import Option
+from qkvbench.hub.fit.tying import tie as fit
+
+WORDS = "the river runs over stones while a heron waits beside some reeds under grey morning skies"
+LAYERS = 3
+
+
+def _text(sentences, seed):
+    rng = torch.Generator().manual_seed(seed)
+    words = WORDS.split()
+    order = torch.randint(len(words), (sentences, 9), generator=rng)
+    return "\n".join(" ".join(words[n] for n in row) + "." for row in order)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a small Llama, trained a little on a text, and two texts."""
+    place = tmp_path_factory.mktemp("road")
+    (place / "text.txt").write_text(_text(600, 0))
+    (place / "other.txt").write_text(_text(100, 1))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator([_text(200, 2)], trainer)
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    settings = SETTINGS["llama"] | {"num_key_value_heads": 2, "num_hidden_layers": LAYERS}
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.LlamaConfig(**settings | {"vocab_size": 320})
+    )
+    windows = quality.windows(wrapped, _text(300, 3), 32, 64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(30):
+        model(input_ids=windows, labels=windows).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(place / "model")
+    wrapped.save_pretrained(place / "model")
+    return place
+
+
+SMALL = ["--window", "32", "--tokens", "512", "--held-out-tokens", "128"]
+
+
+@pytest.fixture
+def words(place, tmp_path):
+    text = ["--text", str(place / "text.txt"), "--held-out", str(place / "other.txt")]
+    return ["convert", str(place / "model"), "--out", str(tmp_path / "new"), *text, *SMALL]
+
+
+def test_a_converted_folder_is_a_normal_one_with_its_numbers(words, place, tmp_path, capsys):
+    assert main([*words, "--to", "q,k=v"]) == 0
+    assert "held-out perplexity" in capsys.readouterr().out
+    new = tmp_path / "new"
+    card, measured = (
+        (new / "README.md").read_text(),
+        json.loads((new / "measured.json").read_text()),
+    )
+    assert "`q,k=v`" in card
+    assert "qkvbench " in card
+    assert measured["mode"] == "q,k=v"
+    assert measured["after"]["losses"] == measured["tied"]["losses"]
+    hub.register()
+    model = transformers.AutoModelForCausalLM.from_pretrained(new)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(new)
+    held = quality.windows(tokenizer, (place / "other.txt").read_text(), 32, 4)
+    assert quality.losses(model.eval(), held) == pytest.approx(measured["after"]["losses"])
+    generator = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
+    written = generator("the river", max_new_tokens=4, min_new_tokens=4, pad_token_id=0)
+    assert written[0]["generated_text"].startswith("the river")
+    cache = {when: measured[when]["decoding"]["cache_bytes"] for when in ("before", "after")}
+    # A root of 24 numbers and the position of each token, for K and V of 24 numbers each.
+    assert cache["after"] / cache["before"] == pytest.approx((24 + 1) / 48)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_advice_becomes_a_plan_that_convert_follows(words, place, tmp_path, capsys):
+    plan = tmp_path / "plan.json"
+    text = ["--text", str(place / "text.txt"), "--out", str(plan), "--pairs", "1"]
+    assert main(["advise", str(place / "model"), "--cache", "70%", *text, *SMALL]) == 0
+    answer = capsys.readouterr().out.splitlines()
+    assert answer[0].startswith("67% of the cache costs")
+    found = json.loads(plan.read_text())
+    assert sorted(found["mode"]) == ["q,k,v", "q,k=v", "q,k=v"]
+    least = sorted(o["divergence"] for o in found["options"] if o["equation"] == "q,k=v")
+    assert found["effect"]["predicted"] == pytest.approx(sum(least[:2]))
+    assert set(found["rivals"]) == {"uniform", "first", "last", "random"}
+    assert main([*words, "--layers", str(plan)]) == 0
+    settings = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert settings["qkv_mode"] == found["mode"]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--to", "q=k,v"], "cannot be fitted"),
+        (["--to", "q,k=v/3"], "cannot be merged into 3"),
+        (["--to", "q,k=v", "--start", "whitend"], "Did you mean whitened"),
+        (["--to", "q,k=v", "--layers", "0-7"], "layers from 0 to 2"),
+        (["--to", "q,k=v", "--heal", "token=3"], "is not a setting of healing"),
+        ([], "Write --to EQUATION"),
+    ],
+)
+def test_a_wrong_conversion_says_what_to_write_and_writes_nothing(
+    words, tmp_path, capsys, more, reason
+):
+    assert main([*words, *more]) == 2
+    message = capsys.readouterr().err
+    assert reason in message
+    assert len(message.splitlines()) <= 6
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_there_is_kept_unless_it_is_forced(words, tmp_path, capsys):
+    assert main([*words, "--to", "q,k=v/1", "--start", "keep-k"]) == 0
+    old = (tmp_path / "new" / "config.json").read_text()
+    assert main([*words, "--to", "q,k=v"]) == 2
+    assert "is kept" in capsys.readouterr().err
+    assert (tmp_path / "new" / "config.json").read_text() == old
+    assert main([*words, "--to", "q,k=v", "--force"]) == 0
+    assert (tmp_path / "new" / "config.json").read_text() != old
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="no model's folder"):
+        folder.check_place(tmp_path / "mine", 0, force=True)
+    with pytest.raises(ValueError, match="are needed"):
+        folder.check_place(tmp_path / "large", 2**62, force=False)
+
+
+def test_an_interrupted_conversion_leaves_nothing_that_looks_finished(tmp_path):
+    def write():
+        with folder.replacement(tmp_path / "new") as making:
+            (making / "config.json").write_text("{}")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def _healed(place, state, healing, mode="q,k=v", interrupt=None):
+    folder_ = place / "model"
+    original = transformers.AutoModelForCausalLM.from_pretrained(folder_).eval()
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder_).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder_)
+    text = quality.windows(tokenizer, (place / "text.txt").read_text(), 32, 40)
+    model = fit(plain, mode, None, "average")
+    history = heal(
+        model, original, text[2:], text[:2], healing, state, interrupt or (lambda _: None)
+    )
+    return model, history
+
+
+@pytest.mark.parametrize(
+    ("phase", "lora"),
+    [
+        ("blocks", 4),
+        ("logits", 0),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in [("blocks", 0), ("logits", 4)]),
+    ],
+)
+def test_healing_brings_a_model_nearer_to_its_original(place, tmp_path, phase, lora):
+    healing = Healing(**{phase: 1600}, lora=lora, blocks_lr=3e-3, logits_lr=3e-3)
+    model, history = _healed(place, tmp_path, healing)
+    assert min(value for _, _, value in history[1:]) < 0.7 * history[0][2]
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+
+
+def test_an_interrupted_healing_resumes_to_the_same_weights(place, tmp_path):
+    healing = Healing(blocks=640, logits=640)
+
+    def stop(line):
+        if "by logits" in line:
+            raise KeyboardInterrupt
+
+    whole, expected = _healed(place, tmp_path / "a", healing)
+    with pytest.raises(KeyboardInterrupt):
+        _healed(place, tmp_path / "b", healing, interrupt=stop)
+    resumed, history = _healed(place, tmp_path / "b", healing)
+    assert history == expected
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="state of another healing"):
+        _healed(place, tmp_path / "b", Healing(blocks=640, logits=960))
+
+
+def test_only_the_attention_of_changed_layers_is_healed(place, tmp_path):
+    model, _ = _healed(place, tmp_path, Healing(blocks=640), mode=["q,k,v", "q,k=v", "q,k,v"])
+    original = transformers.AutoModelForCausalLM.from_pretrained(place / "model")
+    ours, theirs = dict(model.named_parameters()), dict(original.named_parameters())
+    changed = {
+        name for name in ours if name in theirs and not torch.equal(ours[name], theirs[name])
+    }
+    assert changed == {f"model.layers.1.self_attn.{part}_proj.weight" for part in "qko"}
+
+
+def test_words_of_a_healing_are_split_between_its_phases():
+    assert parse_healing(["tokens=100k"]) == Healing(blocks=50_000, logits=50_000)
+    assert parse_healing(["tokens=1.5M", "blocks=0", "lora=8"]) == Healing(
+        blocks=0, logits=1_500_000, lora=8
+    )
+    for word in ("tokens", "tokens=-1", "tokens=x", "speed=1"):
+        with pytest.raises(ValueError, match="is not a setting"):
+            parse_healing([word])
+
+
+def _options(damages):
+    """Three equations in each layer, of 4, 2 and 1 cached numbers."""
+    return [
+        Option(layer, equation, values, divergence=damage)
+        for layer, row in enumerate(damages)
+        for equation, values, damage in zip(
+            (planning.UNCHANGED, "q,k=v", "q,k=v/1"), (4, 2, 1), (0.0, *row), strict=True
+        )
+    ]
+
+
+def test_the_plan_is_the_best_of_all_plans_within_its_budget():
+    rng = torch.Generator().manual_seed(0)
+    damages = torch.rand(5, 2, generator=rng).sort(dim=1).values.tolist()
+    options = _options(damages)
+    choices = torch.cartesian_prod(*[torch.arange(3)] * 5)
+    by_layer = [[o for o in options if o.layer == layer] for layer in range(5)]
+    for budget in range(5, 21):
+        plan = planning.best_plan(options, budget)
+        assert planning.total(plan) <= budget
+        every = [[by_layer[n][c] for n, c in enumerate(row)] for row in choices.tolist()]
+        best = min(sum(o.divergence for o in one) for one in every if planning.total(one) <= budget)
+        assert sum(o.divergence for o in plan) == pytest.approx(best)
+
+
+def test_a_budget_below_every_plan_is_refused_with_what_could_be_reached():
+    with pytest.raises(ValueError, match=r"10% cannot be reached: .*smallest is 25%"):
+        planning.best_plan(_options([[0.1, 0.2]] * 5), 2)
+
+
+@pytest.mark.parametrize("how", ["uniform", "first", "last", "random"])
+def test_a_plan_that_ignores_damages_is_of_the_same_size(how):
+    options = _options([[0.1, 0.2]] * 6)
+    for budget in (22, 18, 14, 12):
+        assert planning.total(planning.spread(options, budget, how)) == budget
+    # Below two numbers a layer, the next equation is taken.
+    assert planning.total(planning.spread(options, 6, how)) == 6
+
+
+def test_an_unsupported_family_is_refused_with_those_that_are_and_how_to_add_one(tmp_path, capsys):
+    settings = transformers.GPTNeoXConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        vocab_size=20, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path / "neox")
+    words = ["convert", str(tmp_path / "neox"), "--to", "q,k=v", "--out", str(tmp_path / "new")]
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert "'gpt_neox', which is not supported" in message
+    assert "llama, mistral, qwen2, qwen3, gpt2" in message
+    assert "one row of qkvbench/hub/families.py" in message
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_real_checkpoint_keeps_its_words_after_a_fitted_tie_and_loses_them_after_a_naive_one():
+    checkpoint = source.find("smollm2-135m")
+    tokenizer = checkpoint.tokenizer()
+    text = bytes(reviews().train[:8000]).decode(errors="ignore").replace("\0", "\n\n")
+    read = quality.windows(tokenizer, text, 256, 5)
+    losses = {}
+    for start in ("", "keep-k", "whitened"):
+        model = checkpoint.model()
+        if start:
+            fits = collect(model, [{"input_ids": row[None]} for row in read[:4]])
+            model = fit(model, "q,k=v", fits, start)
+        else:
+            prompt = tokenizer("The capital of France is", return_tensors="pt")
+            written = model.generate(**prompt, max_new_tokens=1, do_sample=False)
+            assert tokenizer.decode(written[0]).endswith(" Paris")
+        losses[start] = quality.loss(model, read[4:])
+    # Halfway between the original and the naive tie would be some six nats.
+    assert losses["whitened"] - losses[""] < 1.5
+    assert losses["keep-k"] - losses[""] > 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_embeddings_of_a_real_encoder_stay_near_after_a_fitted_tie():
+    checkpoint = source.find("minilm-l6")
+    tokenizer, model = checkpoint.tokenizer(), checkpoint.model()
+    text = bytes(reviews().train[:20_000]).decode(errors="ignore").replace("\0", "\n\n")
+    read = quality.windows(tokenizer, text, 64, 40)
+    before = quality.embeddings(model, read[32:])
+    moments = collect(model, [{"input_ids": row[None]} for row in read[:32]])
+    found = {}
+    for start in ("keep-k", "whitened"):
+        ours = fit(checkpoint.model(), "q,k=v", moments, start)
+        found[start] = quality.similarity(before, quality.embeddings(ours, read[32:]))
+    assert found["whitened"] > found["keep-k"] + 0.1
+    assert found["whitened"] > 0.8

@@ -1,0 +1,125 @@
+import pytest
+import torch
+
+from qkv_mode_models import inputs_of, model_of, tie
+from qkvbench.hub.families import FAMILIES
+from qkvbench.hub.fit import starts
+from qkvbench.hub.fit.moments import collect
+from qkvbench.hub.fit.projections import layers_of
+from qkvbench.hub.fit.tying import tie as fit
+
+# The promise of the bench for a conversion, in fp32.
+PROMISED = 1e-5
+
+every_family = pytest.mark.parametrize("kind", FAMILIES)
+# Of each kind of layer one is quick: with RoPE, with a norm of heads, fused with biases.
+a_few_families = pytest.mark.parametrize(
+    "kind",
+    [
+        k if k in ("llama", "qwen3", "gpt2") else pytest.param(k, marks=pytest.mark.slow)
+        for k in FAMILIES
+    ],
+)
+every_start = pytest.mark.parametrize(
+    "start",
+    [
+        s if s in ("keep-v", "aligned", "whitened") else pytest.param(s, marks=pytest.mark.slow)
+        for s in starts.STARTS
+    ],
+)
+
+
+def _output(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def _moments(model, inputs):
+    return collect(model, [inputs])
+
+
+@every_start
+@a_few_families
+def test_fitting_weights_that_satisfy_a_tie_changes_no_output(kind, start):
+    plain = tie(model_of(kind), "q,k=v")
+    inputs = inputs_of(kind)
+    expected, moments = _output(plain, inputs), _moments(plain, inputs)
+    ours = fit(plain, "q,k=v", moments, start)
+    assert expected.abs().max() > 0.1
+    assert (_output(ours, inputs) - expected).abs().max() < PROMISED * expected.abs().max()
+
+
+@a_few_families
+def test_an_orthogonal_map_of_v_folds_into_the_output_and_is_found_by_every_fitted_start(kind):
+    plain = model_of(kind)
+    rng = torch.Generator().manual_seed(3)
+    for layer in layers_of(plain):
+        weights = layer.read()
+        width = weights.k.shape[1]
+        turns = torch.linalg.qr(
+            torch.randn(len(weights.k), width, width, generator=rng, dtype=torch.float64)
+        )[0]
+        layer.write(weights.replaced(v=turns @ weights.k))
+    inputs = inputs_of(kind)
+    expected, moments = _output(plain, inputs), _moments(plain, inputs)
+    for start in starts.FITTED_STARTS:
+        again = model_of(kind)
+        again.load_state_dict(plain.state_dict())
+        ours = fit(again, "q,k=v", moments, start)
+        assert (_output(ours, inputs) - expected).abs().max() < 1e-4 * expected.abs().max(), start
+
+
+@every_family
+def test_a_fitted_layer_is_the_layer_of_its_mode_to_the_last_digits(kind):
+    plain = model_of(kind).double()
+    inputs = inputs_of(kind)
+    if kind == "vit":
+        inputs = {name: value.double() for name, value in inputs.items()}
+    ours = fit(plain, ["q,k=v", "q,k,v"], _moments(plain, inputs), "whitened")
+    # `plain` itself has the tied weights, with a K and a V of its own.
+    difference = (_output(ours, inputs) - _output(plain, inputs)).abs().max()
+    # Norms of heads and angles are computed in fp32.
+    assert difference < PROMISED
+    assert ours.config.qkv_mode == ["q,k=v", "q,k,v"]
+    layer = layers_of(plain)[0].read()
+    assert torch.equal(layer.k, layer.v)
+
+
+@pytest.mark.parametrize("mode", ["q,k,v/2", "q,k=v/1"])
+@a_few_families
+def test_merged_heads_are_heads_of_the_mode(kind, mode):
+    plain = model_of(kind)
+    inputs = inputs_of(kind)
+    ours = fit(plain, mode, _moments(plain, inputs), "whitened")
+    assert ours.config.qkv_mode.replace("+qknorm", "") == mode
+    assert (_output(ours, inputs) - _output(plain, inputs)).abs().max() < 1e-4
+
+
+@a_few_families
+def test_a_latent_is_fitted_and_one_of_full_rank_changes_nothing(kind):
+    plain = model_of(kind)
+    inputs = inputs_of(kind)
+    expected, moments = _output(plain, inputs), _moments(plain, inputs)
+    distances = []
+    for rank in (16, 32, 48):
+        again = model_of(kind)
+        ours = fit(again, f"q,k=L({rank}),v=L({rank})", moments)
+        assert (_output(ours, inputs) - _output(again, inputs)).abs().max() < 1e-4
+        distances.append(float((_output(ours, inputs) - expected).square().mean()))
+    assert sorted(distances, reverse=True) == distances
+    # K and V are 96 rows of a matrix of rank 48 (49 with biases, one of which is lost).
+    if not FAMILIES[kind].bias(plain.config):
+        assert distances[-1] < 1e-8
+
+
+@a_few_families
+def test_heads_that_are_equal_are_merged_without_loss(kind):
+    plain = model_of(kind)
+    for layer in layers_of(plain):
+        weights = layer.read()
+        pairs = [weights.k[::2].repeat_interleave(2, 0), weights.v[::2].repeat_interleave(2, 0)]
+        layer.write(weights.replaced(k=pairs[0], v=pairs[1]))
+    inputs = inputs_of(kind)
+    expected, moments = _output(plain, inputs), _moments(plain, inputs)
+    ours = fit(plain, "q,k,v/2", moments, "whitened")
+    assert (_output(ours, inputs) - expected).abs().max() < 1e-4 * expected.abs().max()
