@@ -6,7 +6,7 @@ Whether they add is measured afterwards, on pairs and on the whole plan.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
@@ -203,7 +203,7 @@ def cached_values(layer: Layer, change: Change | None) -> int:
     return cost.cached_values(plan)
 
 
-def total(plan: Plan) -> int:
+def total(plan: Iterable[Option]) -> int:
     """The numbers that a plan caches for a token."""
     return sum(option.values for option in plan)
 

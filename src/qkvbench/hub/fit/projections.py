@@ -18,7 +18,7 @@ from qkvbench.variant import ROLES, Geometry, Role
 # Modules of the output projection if it is not part of the attention class: from its parent.
 OUTPUTS = {"bert": "output.dense"}
 
-Heads = Float[Tensor, "heads head_dim inputs"]
+Heads = Float[Tensor, "_heads head_dim inputs"]
 
 
 @dataclass(frozen=True, eq=False)

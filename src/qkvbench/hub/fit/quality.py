@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-Windows = Int[Tensor, "windows time"]
+Windows = Int[Tensor, "_windows time"]
 
 # Sequences of a recall test, tokens to copy, and pairs to look up.
 SEQUENCES, COPIED, PAIRS = 8, 24, 8
