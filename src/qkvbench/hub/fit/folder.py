@@ -58,7 +58,7 @@ def replacement(out: Path) -> Iterator[Path]:
 
 
 def state_folder(out: Path) -> Path:
-    """The folder of a healing until the model is written."""
+    """The folder of a healing's state, until the model is written."""
     return out.with_name(f".{out.name}.healing")
 
 

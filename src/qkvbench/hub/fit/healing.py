@@ -56,7 +56,7 @@ class Healing:
 
 @dataclass
 class State:
-    """The progress of a healing: saved and resumed beside the weights."""
+    """The progress of a healing, saved and resumed beside the weights."""
 
     phase: Phase = "blocks"
     step: int = 0

@@ -312,7 +312,7 @@ def _cosine(before: _Measures, after: _Measures | None) -> float | None:
 
 
 def _numbers(before: _Measures, measures: _Measures) -> dict[str, object]:
-    """The measured numbers, as JSON values."""
+    """The measured numbers as JSON values."""
     found: dict[str, object] = {}
     if (cosine := _cosine(before, measures)) is not None:
         found["similarity"] = cosine
