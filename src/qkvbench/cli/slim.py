@@ -48,6 +48,8 @@ def facts(found: "Savings") -> dict[str, object]:
 def lines(found: "Savings") -> list[str]:
     """The lines of the answer."""
     code = ["", *(f"    {line}" for line in found.code)] if found.code else []
+    if not code:
+        code = ["", "A smaller cache at a loss that is measured: ./qkv advise, ./qkv convert."]
     return [_headline(found), *_reason(found), "", *_table(found.parts), *code]
 
 

@@ -19,7 +19,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
+from qkvbench.data.checkpoints import PACKAGED
 from qkvbench.hub.families import LINEAR
+from qkvbench.hub.fit.source import packaged_folder
 from qkvbench.hub.key_only import TOLERANCE, Condition, condition_of, is_square
 from qkvbench.hub.linear_attention import linear_attentions, weights_of
 from qkvbench.hub.refusals import reason_of
@@ -80,7 +82,7 @@ class Savings:
 
 
 def savings(source: str, *, context: int, tolerance: float = TOLERANCE) -> Savings:
-    """The bytes that a slim cache saves of a checkpoint: a folder, or a name on the Hub.
+    """The bytes that a slim cache saves of a checkpoint: a folder, a packaged model, a Hub name.
 
     ValueError if it cannot be read, if it is not safe, or if transformers does not know it.
     """
@@ -114,14 +116,16 @@ class _Files:
     def __init__(self, source: str) -> None:
         """Read the settings; the weights are read when they are asked for."""
         self.repository: str | None = None
-        if Path(source).is_dir():
-            folder = check_folder(source)
+        packaged = source in PACKAGED and not Path(source).is_dir()
+        if packaged or Path(source).is_dir():
+            folder = check_folder(packaged_folder(source) if packaged else source)
             self.folder, self.settings = folder.path, folder.settings
             return
         if not _REPOSITORY.fullmatch(source):
             raise UnsafeFolderError(
                 f"There is no folder {printable(source)}.\nGive a folder that save_pretrained "
-                "wrote, or a name on the Hub such as openai-community/gpt2."
+                "wrote, a name on the Hub such as openai-community/gpt2, or a model that comes in "
+                f"a package: {', '.join(PACKAGED)}."
             )
         self.repository = source
         file = self._fetched("config.json")
