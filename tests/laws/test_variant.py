@@ -180,7 +180,10 @@ def test_a_matrix_exists_for_each_own_role_and_for_the_latent_and_no_other():
         ("q,k,v+window0", "is none of the suffixes"),
         ("q,k,v+window", "is none of the suffixes"),
         ("q,k,v+sinks2", "Without a window every key is visible"),
-        ("q,k,v+windov3", r"Did you mean \+window"),
+        ("q,k,v+windov3", r"Did you mean \+windowN"),
+        ("q,k,v+gated", r"Did you mean \+gate"),
+        ("q,k,v+qnorm", r"Did you mean \+qknorm"),
+        ("q,k,v+ropehead3", r"write '\+ropehead4'"),
     ],
 )
 def test_a_window_needs_a_number_and_sinks_need_a_window(text, reason):

@@ -259,6 +259,8 @@ _PATTERN = re.compile(
         for text, suffix in SUFFIXES.items()
     )
 )
+# A suffix, known or not: a sign and what follows; `++` is one, and so is a sign alone.
+_SIGNED = re.compile(r"\+\+|[+\-][^+\-]*")
 _PLAIN = {field.name: field.default for field in fields(Scores)}
 
 
@@ -281,30 +283,37 @@ def write_scores(scores: Scores) -> str:
 def parse_scores(text: str, suffixes: str) -> Scores:
     """The scores that `suffixes`, the end of `text`, describe; SuffixError if they do not."""
     chosen: dict[str, Any] = {}
-    rest = suffixes
-    while rest:
-        match = _PATTERN.match(rest)
+    for written in _SIGNED.findall(suffixes):
+        match = _PATTERN.fullmatch(written)
         if match is None:
-            near = get_close_matches(rest, SUFFIXES, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise SuffixError(
-                f"'{text}': '{rest}' is none of the suffixes {', '.join(map(_example, SUFFIXES))}, "
-                f"which come last, as in 'q=k,v+2d' or 'q,k=v/4+qknorm-diag'.{hint}"
-            )
-        name = match[0].rstrip("0123456789") if match[0] not in SUFFIXES else match[0]
+            raise SuffixError(f"'{text}': {_unknown(written)}")
+        name = written.rstrip("0123456789") if written not in SUFFIXES else written
         suffix = SUFFIXES[name]
         if chosen.keys() & set(suffix.names):
-            raise SuffixError(f"'{text}': '{match[0]}' conflicts with an earlier suffix.")
+            raise SuffixError(f"'{text}': '{written}' conflicts with an earlier suffix.")
         chosen |= suffix.sets
         if suffix.number:
-            chosen[suffix.number] = int(match[0].removeprefix(name))
-            if chosen[suffix.number] % suffix.step:
-                raise SuffixError(f"'{text}': the number of '{match[0]}' must be even, for RoPE.")
-        rest = rest[match.end() :]
+            number = int(written.removeprefix(name))
+            if number % suffix.step:
+                raise SuffixError(
+                    f"'{text}': RoPE rotates pairs, so the number of '{written}' must be even; "
+                    f"write '{name}{number + 1}'."
+                )
+            chosen[suffix.number] = number
     try:
         return replace(Scores(), **chosen)
     except ValueError as error:
         raise SuffixError(f"'{text}': {error}") from None
+
+
+def _unknown(written: str) -> str:
+    """The sentence that refuses a suffix, with the nearest one."""
+    near = get_close_matches(written.rstrip("0123456789"), SUFFIXES, n=1)
+    hint = f" Did you mean {_example(near[0])}?" if near else ""
+    return (
+        f"'{written}' is none of the suffixes, which come last, as in 'q=k,v+2d' or "
+        f"'q,k=v/4+qknorm-diag'.{hint} 'qkvbench ls suffixes' lists them all."
+    )
 
 
 def _example(text: str) -> str:
