@@ -135,7 +135,7 @@ def drawing(plan: Plan) -> list[str]:
 def _ends(plan: Plan) -> dict[str, Derivation]:
     """Everything that is made from roots, by its letter."""
     part = plan.rope_head
-    rope = {"Q's part with RoPE": part.query, "K's part with RoPE": part.key} if part else {}
+    rope = {"Q_r": part.query, "K_r": part.key} if part else {}
     return {role.upper(): plan.derivations[role] for role in ROLES} | rope
 
 
@@ -159,7 +159,9 @@ _OP_LABELS: dict[type[Op], Callable[[Any], str]] = {
 
 def _attention_formula(plan: Plan) -> str:
     """The formula of attention, with everything that is added to the scores."""
-    score = "Q·Kᵀ"
+    score = "(Q·Kᵀ + Q_r·K_rᵀ)" if plan.rope_head else "Q·Kᵀ"
+    if plan.scores.softcap:
+        score = f"cap{plan.scores.softcap}({score})"
     for bias in plan.biases:
         match bias:
             case Separable():
@@ -174,8 +176,7 @@ def _attention_formula(plan: Plan) -> str:
     limits = "" if mask.window is None else f", the last {mask.window} keys"
     limits += f" and the first {mask.sinks}" if mask.sinks else ""
     limits += "" if mask.diagonal else ", no token on itself"
-    others = [name for name in sorted(plan.features) if name.startswith("scores.")]
-    limits += "".join(f", {name.removeprefix('scores.')}" for name in others)
+    limits += ", a learned logit beside them" if plan.scores.sink_logit else ""
     behind = " ── inverse RoPE" if plan.output_ops else ""
     behind += " ── without the part along the token's own V" if plan.exclusive else ""
     behind += " ── ·gate" if plan.gate else ""
@@ -194,7 +195,7 @@ def cache_text(plan: Plan) -> list[str]:
         value = _cached_text(plan.cached_value.derivation)
         lines = [f"  The cache keeps two tensors: K as {key}, and V as {value}."]
     if plan.rope_head:
-        lines.append(f"  It keeps K's part with RoPE, too: {plan.rope_head.width} numbers.")
+        lines.append(f"  It keeps K_r, too: one head of {plan.rope_head.width} numbers.")
     if plan.key_ops_on_read:
         read = "it" if shared else "the first"
         lines.append(f"  When K is read, {read} is {_joined_words(plan.key_ops_on_read)}.")
