@@ -274,7 +274,7 @@ def test_an_unsupported_family_is_refused_with_those_that_are_and_how_to_add_one
     assert "one row of qkvbench/hub/families.py" in message
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_a_real_checkpoint_keeps_its_words_after_a_fitted_tie_and_loses_them_after_a_naive_one():
     checkpoint = source.find("smollm2-135m")
@@ -297,7 +297,7 @@ def test_a_real_checkpoint_keeps_its_words_after_a_fitted_tie_and_loses_them_aft
     assert losses["keep-k"] - losses[""] > 4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_embeddings_of_a_real_encoder_stay_near_after_a_fitted_tie():
     checkpoint = source.find("minilm-l6")
