@@ -73,7 +73,7 @@ def test_the_page_has_a_panel_for_each_layer_and_a_table_of_the_last_step(study)
     balanced = _Balanced()
     balanced.feed(html)
     assert balanced.open == []
-    section = html[html.index('<details id="layers">') : html.index('<details id="limits">')]
+    section = html[html.index('<details id="layers">') : html.index('<details id="limits"')]
     # Three measures of two layers, a line for each of three arms.
     assert section.count("<path d=") == 3 * 2 * 3
     assert "layer 1" in section

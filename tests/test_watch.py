@@ -30,14 +30,12 @@ def unfinished(folder, missing=2):
     return store, records[:missing]
 
 
+pytestmark = pytest.mark.usefixtures("foreground")
+
+
 def started(folder, **streams):
     words = ["watch", str(folder), "--every", "0.1"]
-    # A job in the background ignores the interrupt that is tested here.
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "qkvbench", *words],
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        **streams,
-    )
+    return subprocess.Popen([sys.executable, "-P", "-m", "qkvbench", *words], **streams)
 
 
 def contents(folder):
