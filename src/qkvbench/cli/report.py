@@ -11,6 +11,7 @@ from qkvbench.cli.parser import Request, RequestError
 from qkvbench.reports import brief, page
 from qkvbench.reports.parts import paper
 from qkvbench.reports.parts.formatting import printable
+from qkvbench.results.across import FLOOR
 from qkvbench.results.store import (
     Store,
     StoreError,
@@ -105,6 +106,8 @@ def write_page(
 def _kernels_text(study: View) -> str | None:
     """The arms without a native kernel, if others have one; their times are not comparable."""
     native = {arm: NATIVE in each.kernel for arm, each in study.measurements.items()}
+    # Without attention there is no kernel that could be another one.
+    native.pop(FLOOR, None)
     without = [arm for arm, own in native.items() if not own]
     if not without or len(without) == len(native):
         return None
