@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -43,7 +44,8 @@ def place(tmp_path_factory):
     settings = SETTINGS["llama"] | {"num_key_value_heads": 2, "num_hidden_layers": LAYERS}
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(
-        transformers.LlamaConfig(**settings | {"vocab_size": 320})
+        # The last is in configs that come from GGUF files.
+        transformers.LlamaConfig(**settings | {"vocab_size": 320, "unk_token_id": 0})
     )
     windows = quality.windows(wrapped, _text(300, 3), 32, 64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -126,6 +128,19 @@ def test_a_wrong_conversion_says_what_to_write_and_writes_nothing(
     assert reason in message
     assert len(message.splitlines()) <= 6
     assert not list(tmp_path.iterdir())
+
+
+def test_a_setting_that_would_be_ignored_is_refused_before_anything_is_measured(
+    words, place, tmp_path, capsys
+):
+    shutil.copytree(place / "model", tmp_path / "odd")
+    config = json.loads((tmp_path / "odd" / "config.json").read_text())
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(config | {"warp_factor": 9}))
+    words[1] = str(tmp_path / "odd")
+    assert main([*words, "--to", "q,k=v"]) == 2
+    said = capsys.readouterr().err
+    assert "warp_factor=9" in said
+    assert "measuring" not in said
 
 
 def test_a_folder_that_is_there_is_kept_unless_it_is_forced(words, tmp_path, capsys):

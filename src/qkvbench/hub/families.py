@@ -182,9 +182,15 @@ COMMON = (
     *("hidden_size", "num_attention_heads", "num_hidden_layers", "initializer_range"),
     *("qkv_mode", "requires", "model_type", "auto_map", "torch_dtype", "output_attentions"),
     *("vocab_size", "use_cache", "tie_word_embeddings", "classifier_dropout", "num_labels"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id"),
+    *(
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "cls_token_id",
+        "unk_token_id",
+    ),
     *("gradient_checkpointing", "task_specific_params", "finetuning_task"),
-    "transformers.js_config",
 )
 _NAMES: Mapping[Role, str] = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
 

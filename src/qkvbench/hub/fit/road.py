@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.hub.conversion import convert
+from qkvbench.hub.families import family_of
 from qkvbench.hub.fit import folder, planning, quality
 from qkvbench.hub.fit.healing import Healing, heal
 from qkvbench.hub.fit.moments import collect
@@ -151,6 +152,8 @@ def convert_checkpoint(  # noqa: PLR0913
 ) -> Conversion:
     """Write the converted checkpoint to `out`, which is whole or absent; the measured numbers."""
     model = checkpoint.model()
+    # Before anything is measured, which takes minutes.
+    family_of(model.config).check(model.config)
     tokenizer = None if texts == Texts() else checkpoint.tokenizer()
     held, read, judged = _windows(tokenizer, texts, reading, healing)
     before = _measure(model, tokenizer, held, progress, "before")

