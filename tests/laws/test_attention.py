@@ -185,6 +185,15 @@ def test_a_plan_that_cannot_be_is_refused_when_the_layer_is_made():
         Attention(parse("q=k,v/2"), d_model=24, heads=4)
 
 
+@pytest.mark.parametrize("text", ["q=L(7),k=L(5),v=L(5)+latentnorm+ropehead4", "q,k=R(q),v=L(5)"])
+def test_every_weight_of_a_new_layer_gets_a_gradient(text):
+    layer = Attention(text, 24, 4, position=Rotary(), causal=True)
+    x = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(0))
+    layer(x).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
 def test_the_library_s_door_is_a_drop_in_layer_and_a_model():
     layer = qkvbench.torch.Attention("q,k=v", d_model=24, heads=4)
     x = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(0))

@@ -76,8 +76,11 @@ class Attention(nn.Module):
         rows = sum(plan.matrix_rows.values())
         self.projection = Linear(plan.geometry.d_model, rows) if rows else None
         self.maps = nn.ParameterDict()
-        for role, each in plan.maps.items():
-            self.maps[role] = nn.Parameter(torch.zeros(each.shape))
+        for part, each in plan.maps.items():
+            self.maps[part] = nn.Parameter(torch.zeros(each.shape))
+            if part not in plan.rotated_roles:
+                # As of a linear layer: products of a Q and a K of zeros would never learn.
+                nn.init.uniform_(self.maps[part], -(each.shape[-1] ** -0.5), each.shape[-1] ** -0.5)
         # Learned scales and biases of heads; a name in a ParameterDict has no dot.
         self.vectors = nn.ParameterDict(
             {
