@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ import fake_study
 from qkvbench.reports import brief
 from qkvbench.reports.parts import findings as findings
 from qkvbench.reports.parts.headline import headline
+from qkvbench.results.store import Store
 from qkvbench.results.view import view
+
+STUDIES = Path(__file__).parent.parent / "studies"
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +77,7 @@ def test_the_room_for_a_loss_is_the_worse_end_of_the_interval(tmp_path):
 def test_the_brief_report_has_one_line_for_each_arm_and_fits(study):
     lines = brief.render(study).splitlines()
     assert max(map(len, lines)) <= brief.WIDTH
-    assert len(lines) < 40
+    assert len(lines) <= 30
     for arm in fake_study.ARMS:
         assert sum(line.startswith(f" {arm} ") for line in lines) == 1
     row = next(line for line in lines if line.startswith(" q=k=v=x "))
@@ -81,15 +85,60 @@ def test_the_brief_report_has_one_line_for_each_arm_and_fits(study):
     assert f"+{difference.value:.2f}".replace("0.", ".") in row
 
 
-def test_a_narrow_terminal_gets_several_tables_and_no_shortened_cell(study):
+def printed(study, width):
     file = StringIO()
-    brief.print_answer(study, Console(file=file, width=70, color_system=None))
-    text = file.getvalue()
+    brief.print_answer(study, Console(file=file, width=width, color_system=None))
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def largest():
+    """Fifteen arms on ten tasks."""
+    return view(Store(STUDIES / "fifteen-by-eight"))
+
+
+def test_fifteen_arms_on_ten_tasks_take_thirty_lines(largest):
+    lines = printed(largest, 100)
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 100
+    text = "\n".join(lines)
     assert "…" not in text
-    assert (
-        sum(line.strip() == "q,k,v" or line.startswith(" q,k,v ") for line in text.splitlines())
-        == 2
-    )
+    assert "Not shown" not in text
+    for task in largest.tasks:
+        assert task.name in text
+    row = next(line for line in lines if line.startswith(" q,k=v "))
+    # The signs and differences of all ten tasks, then cache and decode time.
+    assert len(row.split()) == 13
+    assert "▽+.06" in row
+    assert "▽2/5" in row
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+def test_the_table_is_as_wide_as_the_terminal_allows(largest, study, width):
+    for each in (largest, study):
+        lines = printed(each, width)
+        assert max(map(len, lines)) <= width
+        assert len(lines) <= (30 if width >= 100 else 40)
+        told = "\n".join(lines)
+        assert all(task.name in told.replace("\n ", " ") for task in each.tasks)
+    assert ("±.10" in "\n".join(printed(largest, width))) == (width == 200)
+
+
+def test_of_many_arms_those_with_the_fewest_losses_are_shown(tmp_path):
+    arms = [f"q,k,v+window{count}" for count in range(2, 22)]
+    table = {"q,k,v": (0.0,), "none": (0.7,)}
+    table |= {arm: (0.2 if place % 2 else 0.0,) for place, arm in enumerate(arms)}
+    lines = printed(scored_study(tmp_path, table), 100)
+    shown = [line.split()[0] for line in lines if line.startswith((" q,k,v", " none"))]
+    # In the study's order: all that lose nothing, and the first four of those that lose.
+    assert shown == ["q,k,v", "none", *arms[:8], *arms[8::2]]
+    assert " Not shown: 6 other arms, which lose on as many tasks or more." in lines
+
+
+def test_a_narrow_terminal_gets_several_tables_and_no_shortened_cell(study):
+    lines = printed(study, 40)
+    assert "…" not in "\n".join(lines)
+    assert sum(line.startswith(" q,k,v ") for line in lines) == 2
 
 
 def test_a_terminal_without_unicode_still_tells_a_loss_from_a_gain(store):

@@ -295,7 +295,7 @@ def test_the_wrong_conclusions_are_drawn_from_what_the_records_say():
         "q,k=v": 1.02,
         "q,k,v/1": 0.46,
     }
-    table = brief.render(committed("quick")).partition(" Worse:")[0]
+    table = brief.render(committed("quick")).partition(" Learning rate:")[0]
     assert table.count("▽") == 6
     counted = next(each for each in committed("quick").tasks if each.name == "recall").result
     solved = {arm: counted.counts[arm].solved for arm in ("q,k=v", "q,k,v", "q=k=0,v")}

@@ -7,6 +7,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
+import own_data
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store
 from qkvbench.sweep.local import Returned, Workers
@@ -171,6 +172,27 @@ def test_an_interrupt_while_data_are_fetched_leaves_nothing_running(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         carried_out(STUDY, tmp_path, Impatient())
     assert Store(tmp_path).runs().good == ()
+
+
+def test_a_run_on_built_in_data_ends_before_other_data_are_read(tmp_path, monkeypatch):
+    class Events(Noted):
+        def __init__(self):
+            super().__init__()
+            self.events = []
+
+        def on_prepare(self, task):
+            self.events.append(("reads", task))
+
+        def on_end(self, record):
+            super().on_end(record)
+            self.events.append(("ends", record.task, record.seed))
+
+    monkeypatch.chdir(tmp_path)
+    own_data.numbers(tmp_path / "numbers.csv")
+    study = Study("mixed", ("q,k,v",), {"numbers.csv": 1, "sort": 2}, smoke=True)
+    noted = carried_out(study, tmp_path / "study", Events())
+    assert noted.events[:3] == [("reads", "sort"), ("ends", "sort", 0), ("reads", "numbers.csv")]
+    assert sorted(noted.events[3:]) == [("ends", "numbers.csv", 0), ("ends", "sort", 1)]
 
 
 def test_arms_that_cannot_be_timed_leave_the_runs_as_they_are(tmp_path, monkeypatch):

@@ -227,18 +227,42 @@ def _carried_out(
     # Read once: a person's own data may be changed or removed before the study ends.
     found = {each.task: tasks.find(each.task) for each in [*experiments, *missing]}
     marks = {each: store.mark(each) for each in missing}
-    data = _prepare_data(missing, workers, progress)
-    ready = [each for each in missing if each.task not in data.missing]
-    context = RunContext(
-        study.backend,
-        study.threads * study.devices,
-        store.path.absolute(),
-        settings.jobs,
-        run_bytes(ready, found, data.process_bytes),
-    )
-    sweep = _Sweep(store, found, data, context, settings.engine, progress)
-    with closing(_records(missing, marks, sweep)) as records:
-        yield from records
+    prepared: dict[TaskRef, tuple[str | None, int]] = {}
+    # Elsewhere a second batch would wait in a queue again.
+    batches = _batches(missing, found) if settings.engine.name == "local" else [missing]
+    for batch in batches:
+        data = _prepare_data(batch, prepared, workers, progress)
+        ready = [each for each in batch if each.task not in data.missing]
+        context = RunContext(
+            study.backend,
+            study.threads * study.devices,
+            store.path.absolute(),
+            settings.jobs,
+            run_bytes(ready, found, data.process_bytes),
+        )
+        sweep = _Sweep(store, found, data, context, settings.engine, progress)
+        with closing(_records(batch, marks, sweep)) as records:
+            yield from records
+
+
+def _batches(
+    missing: Sequence[Experiment], found: Mapping[TaskRef, Task]
+) -> list[Sequence[Experiment]]:
+    """The first seed's runs whose data are built in, then all others.
+
+    So the first row is there before other data have been fetched.
+    """
+    if all(found[each.task].tier == "built-in" for each in missing):
+        return [missing]
+    linked = {each for run in missing if run.needed for each in (run, *run.needed)}
+    seed = min((each.seed for each in missing), default=0)
+    first = [
+        each
+        for each in missing
+        if each.seed == seed and each not in linked and found[each.task].tier == "built-in"
+    ]
+    others = [each for each in missing if each not in set(first)]
+    return [batch for batch in (first, others) if batch]
 
 
 def _measure(
@@ -285,20 +309,26 @@ class _Data:
     process_bytes: int
 
 
-def _prepare_data(missing: Sequence[Experiment], workers: Workers, progress: Progress) -> _Data:
-    """Fetch and prepare the data of each task once, before many processes need them."""
-    reasons: dict[TaskRef, str | None] = {}
-    largest = 0
-    for name in dict.fromkeys(each.task for each in missing):
-        plain = name.inputs
-        if plain not in reasons:
-            progress.on_prepare(str(plain))
-            reasons[plain], held = workers.call(data_error, plain)
-            largest = max(largest, held)
-            if (reason := reasons[plain]) is not None:
-                progress.on_missing_data(str(plain), reason)
-    failed = {each.task: reason for each in missing if (reason := reasons[each.task.inputs])}
-    return _Data(failed, largest)
+def _prepare_data(
+    missing: Sequence[Experiment],
+    prepared: dict[TaskRef, tuple[str | None, int]],
+    workers: Workers,
+    progress: Progress,
+) -> _Data:
+    """Fetch and prepare the data of each task once, before many processes need them.
+
+    `prepared` has what earlier calls found, and is added to.
+    """
+    plain = dict.fromkeys(each.task.inputs for each in missing)
+    for name in plain:
+        if name not in prepared:
+            progress.on_prepare(str(name))
+            prepared[name] = workers.call(data_error, name)
+            reason, _ = prepared[name]
+            if reason is not None:
+                progress.on_missing_data(str(name), reason)
+    failed = {each.task: reason for each in missing if (reason := prepared[each.task.inputs][0])}
+    return _Data(failed, max((prepared[name][1] for name in plain), default=0))
 
 
 @dataclass(frozen=True)

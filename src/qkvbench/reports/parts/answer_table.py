@@ -21,28 +21,43 @@ from qkvbench.reports.parts.table import DASH, SYMBOLS, TONES, Line, nickname
 from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.view import TaskView, View
 
+PARAMETERS = "params"
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, and the number by which its column is sorted."""
+    """One cell: its text, the same without its interval, and the number to sort its column by."""
 
     line: Line
     key: float | None
+    short: str
 
 
 @dataclass(frozen=True)
 class AnswerColumn:
-    """A head of two lines, and a cell for each arm; `task` is None for a cost."""
+    """A head of two lines, and a cell for each arm; `task` is None for a cost.
+
+    `unit` is the second line in at most six letters, `seen_from` the smallest loss that would have
+    been seen as likely.
+    """
 
     head: tuple[str, str]
     cells: tuple[Cell, ...]
+    unit: str
     task: str | None = None
+    seen_from: str = ""
 
 
 def answer_columns(view: View) -> tuple[AnswerColumn, ...]:
     """The tasks, then cache, parameters and decode time."""
     tasks = [
-        AnswerColumn(_head(task), tuple(_cell(task, arm) for arm in view.arms), task.name)
+        AnswerColumn(
+            _head(task),
+            tuple(_cell(task, arm) for arm in view.arms),
+            _unit(task),
+            task.name,
+            _seen_from(task),
+        )
         for task in view.tasks
     ]
     return (*tasks, *_cost_columns(view))
@@ -167,6 +182,31 @@ def _head(task: TaskView) -> tuple[str, str]:
     ), f"{_METRICS.get(task.metric.name, metric_text(task.metric))} {arrow}"
 
 
+# Of six letters with their arrow, for the table that leaves the intervals out.
+_UNITS = {
+    "accuracy": "acc.",
+    "balanced_accuracy": "bal.",
+    "bits_per_byte": "bits",
+    "bits_per_token": "bits",
+    "recall_at_5": "R@5",
+    "bleu": "BLEU",
+}
+
+
+def _unit(task: TaskView) -> str:
+    if isinstance(task.result, Tally):
+        return "solved"
+    arrow = "↑" if task.metric.better == "higher" else "↓"
+    return f"{_UNITS.get(task.metric.name, metric_text(task.metric)[:4])} {arrow}"
+
+
+def _seen_from(task: TaskView) -> str:
+    result = task.result
+    if isinstance(result, Tally) or result.detectable is None:
+        return ""
+    return _short(number(result.detectable, decimals(result)))
+
+
 def _cell(task: TaskView, arm: str) -> Cell:
     result = task.result
     verdict = task.verdicts.get(arm, "not distinguishable")
@@ -176,35 +216,39 @@ def _cell(task: TaskView, arm: str) -> Cell:
     match result:
         case Comparison(means=means):
             key = means[arm].value if arm in means else None
-            line = _score(result, arm)
-            line = Line(symbol + line.text, tone)
+            value, interval = _score(result, arm)
+            line, short = Line(symbol + value + interval, tone), symbol.strip() + value
             if verdict == "diverged":
                 line = Line(f"{symbol}{result.diverged[arm]} diverged", tone)
+                short = f"{symbol.strip()}div."
         case Tally(counts=counts):
             count = counts.get(arm)
             # Sooner is better among arms that solve as many.
             key = None if count is None else count.solved - (count.step or 0) * 1e-9
             step = "" if count is None or count.step is None else f", {count.step:.0f}"
-            line = Line(
-                DASH if count is None else f"{symbol}{count.solved}/{count.seeds}{step}", tone
-            )
+            solved = DASH if count is None else f"{count.solved}/{count.seeds}"
+            line, short = Line(symbol + solved + step, tone), symbol.strip() + solved
     if arm in result.incomplete:
         scores = len(task.cell(arm).scores)
         line = Line(f"{scores} of {plural(len(result.seeds), 'seed')}", "failed")
-    return Cell(line, key)
+        short = f"{scores} of {len(result.seeds)}"
+    return Cell(line, key, short)
 
 
-def _score(result: Comparison, arm: str) -> Line:
-    """The baseline's score, another arm's difference; its own score if nothing is compared."""
+def _score(result: Comparison, arm: str) -> tuple[str, str]:
+    """The baseline's score, another arm's difference; its own score if nothing is compared.
+
+    The second text is half of the difference's interval, if it has one.
+    """
     places = decimals(result)
     each = result.differences.get(arm)
     if each is None:
         mean = result.means.get(arm)
-        return Line(DASH if mean is None else _short(number(mean.value, places)))
+        return DASH if mean is None else _short(number(mean.value, places)), ""
     text = _short(signed(each.value, places))
-    if each.low is not None and each.high is not None:
-        text += f" ±{_short(number((each.high - each.low) / 2, places))}"
-    return Line(text)
+    if each.low is None or each.high is None:
+        return text, ""
+    return text, f" ±{_short(number((each.high - each.low) / 2, places))}"
 
 
 def _short(text: str) -> str:
@@ -218,16 +262,19 @@ def _cost_columns(view: View) -> list[AnswerColumn]:
     if base is not None and base.cache_bytes_per_token:
         sizes = [_known(view, arm, "cache") for arm in view.arms]
         cells = _shares(sizes)
-        columns.append(AnswerColumn(("cache", bytes_text(base.cache_bytes_per_token)), cells))
+        columns.append(_cost("cache", bytes_text(base.cache_bytes_per_token), cells))
     if base is not None:
         counts = [_known(view, arm, "parameters") for arm in view.arms]
-        text = count_text(base.total_parameters)
-        columns.append(AnswerColumn(("params", text), _shares(counts)))
+        columns.append(_cost(PARAMETERS, count_text(base.total_parameters), _shares(counts)))
     first = view.measurements.get(view.baseline)
     if first is not None and first.decode_p50_s:
         cells = tuple(_decode(view, arm, first.decode_p50_s) for arm in view.arms)
-        columns.append(AnswerColumn(("decode", seconds_text(first.decode_p50_s)), cells))
+        columns.append(_cost("decode", seconds_text(first.decode_p50_s), cells))
     return columns
+
+
+def _cost(name: str, base: str, cells: tuple[Cell, ...]) -> AnswerColumn:
+    return AnswerColumn((name, base), cells, base)
 
 
 def _known(view: View, arm: str, kind: str) -> float | None:
@@ -240,7 +287,9 @@ def _known(view: View, arm: str, kind: str) -> float | None:
 def _shares(values: Sequence[float | None]) -> tuple[Cell, ...]:
     base = values[0] or 1.0
     return tuple(
-        Cell(Line(DASH, "quiet") if value is None else Line(share(value / base)), value)
+        Cell(Line(DASH, "quiet"), None, DASH)
+        if value is None
+        else Cell(Line(text := share(value / base)), value, text)
         for value in values
     )
 
@@ -251,5 +300,6 @@ def _decode(view: View, arm: str, base: float) -> Cell:
     step = own.decode_p50_s if own else None
     value = ratio.value if ratio else step / base if step else None
     if value is None:
-        return Cell(Line(DASH, "quiet"), None)
-    return Cell(Line(f"×{number(value, 2)}"), value)
+        return Cell(Line(DASH, "quiet"), None, DASH)
+    text = f"×{number(value, 2)}"
+    return Cell(Line(text), value, text)

@@ -11,12 +11,15 @@ from qkvbench.reports.parts.formatting import (
     share,
 )
 from qkvbench.reports.parts.table import nickname
-from qkvbench.results.across import FLOOR
+from qkvbench.results.across import CONTROLS, FLOOR
 from qkvbench.results.preregistration import judge_hypotheses
 from qkvbench.results.stats import LOSSES, Comparison, Tally, Verdict
 from qkvbench.results.view import TaskView, View
 
 LIKELY_LOSS: Verdict = "likely worse"
+MEAN = CONTROLS[0]
+# Of the losses for which an arm leaves room; more are counted.
+NAMED_LOSSES = 3
 
 
 def headline(view: View) -> str:
@@ -101,6 +104,23 @@ def losing(view: View) -> dict[str, list[str]]:
     }
 
 
+def controls_sentence(view: View) -> str:
+    """The tasks on which controls do as well, which say less of Q, K and V; empty if none does."""
+    compared = [task for task in view.tasks if task.result.standing == "compared"]
+    alike = [
+        task.name
+        for task in compared
+        if task.verdicts.get(MEAN, LIKELY_LOSS) not in (*LOSSES, LIKELY_LOSS)
+    ]
+    if not alike:
+        return ""
+    says = "which says" if len(alike) == 1 else "which say"
+    return (
+        f"The plain mean of all visible tokens, `{MEAN}`, is not seen to lose on "
+        f"{' and '.join(alike)}, {says} little of Q and K."
+    )
+
+
 def basis(view: View) -> list[Note]:
     """The basis of the answer: the losses, what would have been seen, and what is left out."""
     notes: list[Note] = []
@@ -115,8 +135,12 @@ def basis(view: View) -> list[Note]:
             notes.append(Note(topic, f"{', '.join(told)}."))
     if seen := _sensitivities(view):
         notes.append(Note("Smallest loss seen as likely", f"{SEPARATOR.join(seen)}."))
-    notes += _left_out(view)
-    notes.append(_rates(view))
+    return [*notes, *cautions(view)]
+
+
+def cautions(view: View) -> list[Note]:
+    """The tasks that are left out, and what would have to be known of all others."""
+    notes = [*_left_out(view), _rates(view)]
     if FLOOR not in view.arms and view.tasks:
         text = f"how much of a score needs attention is not known; the arm `{FLOOR}` tells."
         notes.append(Note("No control without attention", text))
@@ -135,14 +159,19 @@ def _sensitivities(view: View) -> list[str]:
 
 
 def _left_out(view: View) -> list[Note]:
+    return [
+        Note("Left out", f"{', '.join(names)}: {standing}.")
+        for standing, names in _by_standing(view).items()
+    ]
+
+
+def _by_standing(view: View) -> dict[str, list[str]]:
+    """The tasks that are not compared, by the reason."""
     by_standing: dict[str, list[str]] = {}
     for task in view.tasks:
         if task.result.standing != "compared":
             by_standing.setdefault(task.result.standing, []).append(task.name)
-    return [
-        Note("Left out", f"{', '.join(names)}: {standing}.")
-        for standing, names in by_standing.items()
-    ]
+    return by_standing
 
 
 def _rates(view: View) -> Note:
@@ -154,8 +183,14 @@ def _rates(view: View) -> Note:
 
 
 def _why_nothing(view: View) -> str:
-    standings = [f"{task.name}: {task.result.standing}" for task in view.tasks]
-    return "; ".join(standings) or "no task has a run"
+    by_standing = _by_standing(view)
+    return (
+        "; ".join(
+            f"{', '.join(names) if len(names) < 4 else f'{len(names)} tasks'}: {standing}"
+            for standing, names in by_standing.items()
+        )
+        or "no task has a run"
+    )
 
 
 def _costs(view: View, arms: Sequence[str]) -> tuple[str, Mapping[str, float]]:
@@ -184,8 +219,9 @@ def _open_losses(tasks: Sequence[TaskView], arm: str) -> str:
             losses.append(f"{_size(task, end)} on {task.name}")
     room = "its intervals leave no room for a loss"
     if losses:
-        more = f" and on {len(losses) - 4} more" if len(losses) > 4 else ""
-        room = f"its intervals leave room for a loss of {', '.join(losses[:4])}{more}"
+        more = len(losses) - NAMED_LOSSES
+        room = f"its intervals leave room for a loss of {', '.join(losses[:NAMED_LOSSES])}"
+        room += f" and on {more} more" if more > 0 else ""
     return "; ".join([room, *solved])
 
 
