@@ -80,7 +80,9 @@ def build_parser() -> _Parser:
         commands, "show", "draw a variant, and count its parameters, operations and cache"
     )
     show.add_argument("variant", help="an equation such as 'q,k=v', or a name")
-    show.add_argument("--model", default="small-decoder", metavar="NAME", help="(small-decoder)")
+    show.add_argument(
+        "--model", default="small-decoder", metavar="NAME", help="a model (small-decoder)"
+    )
     show.add_argument("--position", metavar="P", help="position scheme instead of the model's")
     show.add_argument(
         "--tokens",
@@ -258,7 +260,9 @@ def _add_analyse(commands: "argparse._SubParsersAction[_Parser]") -> None:
     analyse.add_argument(
         "--heads", type=_count, metavar="N", help="query heads (by the checkpoint's config.json)"
     )
-    analyse.add_argument("--kv-heads", type=_count, metavar="N", help="(inferred from the shapes)")
+    analyse.add_argument(
+        "--kv-heads", type=_count, metavar="N", help="key/value heads (by the shapes)"
+    )
     analyse.add_argument("--json", action="store_true", help="one JSON document")
 
 
@@ -327,7 +331,10 @@ def _source(parser: _Parser) -> None:
         "source", metavar="SRC", help="a checkpoint's folder, smollm2-135m, or a name on the Hub"
     )
     parser.add_argument(
-        "--start", default="whitened", metavar="NAME", help="how weights are fitted (whitened)"
+        "--start",
+        default="whitened",
+        metavar="NAME",
+        help="the new weights: keep-k, keep-v, average, aligned, regressed or whitened (whitened)",
     )
     parser.add_argument(
         "--tokens", type=_count, default=8192, metavar="N", help="tokens of the fit (8192)"
@@ -377,7 +384,7 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="folders of results, then the question; without one: the tables and their columns",
     )
     query.add_argument(
-        "--format", choices=["table", "csv", "json"], default="table", help="(table)"
+        "--format", choices=["table", "csv", "json"], default="table", help="of the rows (table)"
     )
 
     compare = _command(commands, "compare", "compare two arms of a study, task by task")
@@ -390,7 +397,10 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     evidence = _command(commands, "evidence", "what all studies together show of one arm")
     evidence.add_argument("variant", metavar="ARM", help="an equation such as 'q,k=v', or a name")
     evidence.add_argument(
-        "folders", nargs="*", metavar="DIR", help="(every folder in studies/ and results/)"
+        "folders",
+        nargs="*",
+        metavar="DIR",
+        help="folders of results (all in studies/ and results/)",
     )
     evidence.add_argument("--against", metavar="ARM", help="the baseline (q,k,v)")
     _margin(evidence)
