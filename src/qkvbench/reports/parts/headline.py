@@ -135,6 +135,8 @@ def basis(view: View) -> list[Note]:
             notes.append(Note(topic, f"{', '.join(told)}."))
     if seen := _sensitivities(view):
         notes.append(Note("Smallest loss seen as likely", f"{SEPARATOR.join(seen)}."))
+    if alike := controls_sentence(view):
+        notes.append(Note("Control", alike))
     return [*notes, *cautions(view)]
 
 
