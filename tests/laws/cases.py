@@ -18,6 +18,7 @@ import pytest
 
 from qkvbench.cost import CACHE_FORMATS, CacheDtype
 from qkvbench.model import (
+    CHANGES,
     ENCODER,
     POSITIONS,
     SELF,
@@ -524,6 +525,23 @@ def decoder(
 ) -> Model:
     """A small decoder with this variant in every layer."""
     return _model(Decoder(vocabulary, tied), variant, position, size, layers)
+
+
+# Changes of blocks; together they have every one.
+TOGETHER = (
+    ("rms", "post-norm", "no-skip", "swiglu"),
+    ("rms-no-scale", "output-norm", "bilinear"),
+    ("dynamic-tanh", "both-norms", "parallel", "relu2"),
+    ("no-norm", "parallel", "half-ff"),
+    ("no-ff",),
+    ("gelu",),
+)
+
+
+def changed(model: Model, changes: Iterable[str]) -> Model:
+    """The same model with these changes of its blocks."""
+    named = {*changes}
+    return replace(model, changes=tuple(name for name in CHANGES if name in named))
 
 
 def encoder(

@@ -17,6 +17,8 @@ from laws.cases import (
     SOURCE_TIME,
     SOURCE_VOCABULARY,
     TIME,
+    TOGETHER,
+    changed,
     decoder,
     encoder,
     every_case,
@@ -229,6 +231,7 @@ MODELS = {
     "which position": encoder("q,k,v", "which position", inputs=Vectors(3)),
     "encoder-decoder": translator(),
     "two towers": towers(),
+    **{"~".join(changes): changed(decoder(), changes) for changes in TOGETHER},
 }
 EXECUTIONS = [
     {"precision": "fp32"},

@@ -37,6 +37,7 @@ def with_arm(base: Model, arm: Arm, *, tokens: int, second_tokens: int = 0) -> M
                     f"{write_cycle(cycle)} is {write_cycle(placed)} in the "
                     f"{len(model.places[site])} layers of {base.name}; write that."
                 )
+    model = replace(model, changes=arm.changes)
     if arm.again:
         model = replace(model, init=replace(model.init, again=True))
     if arm.size_match is None:
@@ -45,11 +46,12 @@ def with_arm(base: Model, arm: Arm, *, tokens: int, second_tokens: int = 0) -> M
 
 
 def unmarked(model: Model) -> Model:
-    """The model without its size match, the width that follows from it, and the A/A mark.
+    """The model without changes, size match, the width that follows from it, and the A/A mark.
 
     Models of one study are equal in this, whatever their arms are.
     """
-    return replace(_as_wide(model, 0), size_match=None, init=replace(model.init, again=False))
+    init = replace(model.init, again=False)
+    return replace(_as_wide(model, 0), size_match=None, init=init, changes=())
 
 
 def _matched(model: Model, base: Model, match: SizeMatch, tokens: int, second_tokens: int) -> Model:

@@ -11,6 +11,7 @@ from math import prod
 from qkvbench.cost.parameters import parameters
 from qkvbench.experiment import Experiment, Precision
 from qkvbench.model import Block, Encoder, LayerPlans, Model, lenders
+from qkvbench.model.parts import DynamicTanh, NoNorm, SwiGLU
 from qkvbench.variant import Plan
 
 FULL_BYTES = 4
@@ -57,7 +58,9 @@ def step_memory(experiment: Experiment, tokens: int, second_tokens: int = 0) -> 
                 plan = plans.attention
                 kept += FULL_BYTES * plan.heads("k") * plan.score_width
                 kept += FULL_BYTES * plan.heads("v") * plan.width("v")
-            activations += positions * (kept + FULL_BYTES * (2 * width + 12))
+            # In half precision the sums that norms read are kept in full.
+            wide = 0 if isinstance(block.norm, NoNorm) else 2 * width
+            activations += positions * (kept + FULL_BYTES * (wide + 12))
         # Input, final norm and head.
         activations += positions * FULL_BYTES * (4 * width + 2)
     activations += FULL_BYTES * _head_values(model, items * model.positions(tokens))
@@ -66,14 +69,30 @@ def step_memory(experiment: Experiment, tokens: int, second_tokens: int = 0) -> 
 
 def _block_values(d_model: int, block: Block, plans: LayerPlans, *, dropout: bool) -> int:
     """Numbers that one block saves for each position."""
+    # Of each part its input, what it adds and which of it dropout keeps; and of a second norm.
+    stream = 1 + dropout
+    match block.norm:
+        case NoNorm():
+            pass
+        case DynamicTanh():
+            stream += 2 + 3 * (block.norm_place != "input")
+        case _:
+            stream += 1 + 2 * (block.norm_place != "input")
     values = 0
     for plan in plans:
         if plan:
-            values += d_model * (2 + dropout) + _attention_values(plan)
-    if block.feed_forward:
-        hidden = block.feed_forward.macs(d_model) // d_model
-        values += d_model * (2 + dropout) + hidden
-    return values
+            values += d_model * stream + _attention_values(plan)
+    match block.feed_forward:
+        case None:
+            return values
+        case SwiGLU(width):
+            # gate, its sigmoid, up and their product.
+            hidden = 4 * width
+        case feed_forward:
+            hidden = feed_forward.macs(d_model) // d_model
+    # A parallel feed-forward reads what attention reads.
+    shared = block.residual == "parallel" and plans.attention is not None
+    return values + d_model * (stream - shared) + hidden
 
 
 def _attention_values(plan: Plan) -> int:

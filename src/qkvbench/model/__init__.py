@@ -1,6 +1,7 @@
 """Models as frozen values: blocks, architectures, positions, and every learned tensor."""
 
 from qkvbench.model.arm import Arm, arm_text, parse_arm, parse_label, write_arm
+from qkvbench.model.changes import CHANGES
 from qkvbench.model.cycle import Cycle, parse_cycle, shortest_cycle, write_cycle
 from qkvbench.model.init import initial_value
 from qkvbench.model.parameters import PARTS, Part, model_parameters, parameters_by_part
@@ -47,6 +48,7 @@ from qkvbench.model.spec import (
 
 __all__ = [
     "AGAIN",
+    "CHANGES",
     "CROSS",
     "ENCODER",
     "PARTS",

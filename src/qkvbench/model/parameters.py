@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Literal, get_args
 
 from qkvbench.model.positions import Learned
-from qkvbench.model.spec import EncoderDecoder, Model, Tower, TwoTowers
+from qkvbench.model.spec import Block, EncoderDecoder, LayerPlans, Model, Tower, TwoTowers
 from qkvbench.variant import Normal, Parameter
 
 Part = Literal["attention", "feed_forward", "embedding", "norm", "head"]
@@ -58,17 +58,24 @@ def _tower(model: Model, number: int, tower: Tower) -> Iterator[tuple[Part, Para
     for parameter in embedding:
         yield "embedding", parameter.under("embedding")
     for layer, (block, plans) in enumerate(zip(tower.blocks, model.layers[number], strict=True)):
-        feed_forward = block.feed_forward.parameters(d_model) if block.feed_forward else None
-        parts: dict[str, tuple[Part, tuple[Parameter, ...] | None]] = {
-            "attention": ("attention", plans.attention and plans.attention.parameters),
-            "cross": ("attention", plans.cross and plans.cross.parameters),
-            "feed_forward": ("feed_forward", feed_forward),
-        }
-        for name, (part, parameters) in parts.items():
-            if parameters is not None:
-                for parameter in block.norm.parameters(d_model):
-                    yield "norm", parameter.under(f"blocks.{layer}.{name}_norm")
-                for parameter in parameters:
-                    yield part, parameter.under(f"blocks.{layer}.{name}")
+        for part, parameter in _block(block, plans, d_model):
+            yield part, parameter.under(f"blocks.{layer}")
     for parameter in tower.final_norm.parameters(d_model):
         yield "norm", parameter.under("norm")
+
+
+def _block(block: Block, plans: LayerPlans, d_model: int) -> Iterator[tuple[Part, Parameter]]:
+    feed_forward = block.feed_forward.parameters(d_model) if block.feed_forward else None
+    parts: dict[str, tuple[Part, tuple[Parameter, ...] | None]] = {
+        "attention": ("attention", plans.attention and plans.attention.parameters),
+        "cross": ("attention", plans.cross and plans.cross.parameters),
+        "feed_forward": ("feed_forward", feed_forward),
+    }
+    for name, (part, parameters) in parts.items():
+        if parameters is None:
+            continue
+        for norm in block.norms(name, attends=plans.attention is not None):
+            for parameter in block.norm.parameters(d_model):
+                yield "norm", parameter.under(norm)
+        for parameter in parameters:
+            yield part, parameter.under(name)

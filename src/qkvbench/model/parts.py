@@ -58,6 +58,22 @@ class ReLU2:
 
 
 @dataclass(frozen=True)
+class Bilinear:
+    """down(gate(x) * up(x)), without biases and without an activation. arXiv:2002.05202, eq. 5."""
+
+    width: int
+    kind: Literal["bilinear"]
+
+    def parameters(self, d_model: int) -> tuple[Parameter, ...]:
+        """Its learned tensors."""
+        return SwiGLU(self.width, "swiglu").parameters(d_model)
+
+    def macs(self, d_model: int) -> int:
+        """Multiply-accumulates for each token."""
+        return 3 * d_model * self.width
+
+
+@dataclass(frozen=True)
 class LayerNorm:
     """Normalization before each part of a block, with scale and offset. arXiv:1607.06450."""
 
@@ -77,12 +93,43 @@ class RMSNorm:
 
     kind: Literal["rms"]
     eps: float = 1e-5
+    scale: bool = True
 
     def parameters(self, d_model: int) -> tuple[Parameter, ...]:
         """Its learned tensors."""
-        return LayerNorm().parameters(d_model)[:1]
+        return LayerNorm().parameters(d_model)[:1] if self.scale else ()
+
+
+@dataclass(frozen=True)
+class DynamicTanh:
+    """tanh(alpha * x) with scale and offset, instead of a norm. arXiv:2503.10622, section 4."""
+
+    kind: Literal["dynamic tanh"]
+
+    def parameters(self, d_model: int) -> tuple[Parameter, ...]:
+        """Its learned tensors; alpha begins as .5."""
+        alpha = Parameter("alpha", (1,), Constant(0.5), decay=False, dtype="full")
+        return (alpha, *LayerNorm().parameters(d_model))
+
+
+@dataclass(frozen=True)
+class NoNorm:
+    """Nothing in the place of a norm."""
+
+    kind: Literal["none"]
+
+    def parameters(self, d_model: int) -> tuple[Parameter, ...]:
+        """None."""
+        del d_model
+        return ()
 
 
 # The required `kind` tells records of the others from those of the first, which have none.
-AnyFeedForward = FeedForward | SwiGLU | ReLU2
-AnyNorm = LayerNorm | RMSNorm
+AnyFeedForward = FeedForward | SwiGLU | ReLU2 | Bilinear
+AnyNorm = LayerNorm | RMSNorm | DynamicTanh | NoNorm
+
+# The place of a part's norm: on its input, on the sum with the stream, on its output, or on both
+# its input and its output.
+NormPlace = Literal["input", "sum", "output", "both"]
+# How a part joins the stream: one after the other, all on the same input, or in the stream's place.
+Residual = Literal["sequential", "parallel", "none"]

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal, NamedTuple, get_args
 
+from qkvbench.model.changes import CHANGES, ordered
 from qkvbench.model.cycle import Cycle, CycleText, VariantText, shortest_cycle, write_cycle
-from qkvbench.model.parts import AnyFeedForward, AnyNorm, LayerNorm
+from qkvbench.model.parts import AnyFeedForward, AnyNorm, LayerNorm, NormPlace, Residual
 from qkvbench.model.positions import Learned, Position, alibi_of, rope_of
 from qkvbench.variant import (
     CANONICAL,
@@ -37,13 +38,31 @@ class Attention:
 class Block:
     """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)); a part may be left out.
 
-    If there is ``cross``, x + cross(norm(x), source) comes between.
+    If there is ``cross``, x + cross(norm(x), source) comes between. ``norm_place`` and ``residual``
+    say what differs from this: a parallel feed-forward reads the norm that attention reads.
     """
 
     attention: Attention | None
     feed_forward: AnyFeedForward | None
     norm: AnyNorm = LayerNorm()
     cross: Attention | None = None
+    norm_place: NormPlace = "input"
+    residual: Residual = "sequential"
+
+    def __post_init__(self) -> None:
+        """Refuse parallel parts whose norms or sources differ."""
+        if self.residual == "parallel" and (self.cross or self.norm_place not in ("input", "both")):
+            raise ValueError(
+                "Parallel parts read one normed input, so there is no cross-attention, and the "
+                "norm is on the input; leave out ~parallel, or the other change."
+            )
+
+    def norms(self, part: str, *, attends: bool) -> tuple[str, ...]:
+        """The names of a part's norms; `attends`: the block has self-attention."""
+        own = (f"{part}_norm",) if self.norm_place != "output" else ()
+        if part == "feed_forward" and self.residual == "parallel" and attends:
+            own = ()
+        return (*own, f"{part}_output_norm") if self.norm_place in ("output", "both") else own
 
 
 @dataclass(frozen=True)
@@ -269,7 +288,7 @@ class SizeMatch:
 
 @dataclass(frozen=True)
 class Model:
-    """A whole network as a value. Biases are on everywhere; `Start` says how it begins."""
+    """A whole network as a value: ``blocks`` before ``changes``; `Init` says how it begins."""
 
     name: str
     geometry: Geometry
@@ -278,9 +297,15 @@ class Model:
     architecture: Architecture
     init: Init
     size_match: SizeMatch | None = None
+    # What is changed in each of the blocks, by names of `CHANGES`.
+    changes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a position scheme that cannot work at this geometry."""
+        """Refuse changes that exclude each other, and positions that cannot be at this geometry."""
+        if unknown := [name for name in self.changes if name not in CHANGES]:
+            raise ValueError(f"'{unknown[0]}' is no change of a block; {', '.join(CHANGES)} are.")
+        if self.changes != ordered(self.changes):
+            raise ValueError(f"Changes are written in the order {', '.join(CHANGES)}.")
         for tower in self.towers:
             rope_of(tower.position, self.geometry.head_dim)
 
@@ -291,7 +316,8 @@ class Model:
 
     def marked(self, text: str) -> str:
         """The text of the variants, or a name, with size match and A/A mark."""
-        return sized_text(text, self.size_match) + (AGAIN if self.init.again else "")
+        changed = "".join(f"{LIKE}{name}" for name in self.changes)
+        return sized_text(text + changed, self.size_match) + (AGAIN if self.init.again else "")
 
     @property
     def causal(self) -> bool:
@@ -332,9 +358,22 @@ class Model:
 
     @property
     def towers(self) -> tuple[Tower, ...]:
-        """Every input with its blocks: the model's own, then the second if there is one."""
+        """Every input with its blocks as they are built: the model's own, then the second."""
         own = Tower(self.inputs, self.blocks, self.position)
-        return (own,) if self.second is None else (own, self.second)
+        towers = (own,) if self.second is None else (own, self.second)
+        if not self.changes:
+            return towers
+        return tuple(
+            replace(tower, blocks=tuple(map(self._changed, tower.blocks))) for tower in towers
+        )
+
+    def _changed(self, block: Block) -> Block:
+        """The block with the changes of the model."""
+        fields = {
+            change.field: change.value(getattr(block, change.field))
+            for change in map(CHANGES.__getitem__, self.changes)
+        }
+        return replace(block, **fields)
 
     @property
     def places(self) -> dict[str, tuple[Attention | None, ...]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,10 @@ Key = Array | None
 # A callback with the inputs of an attention layer: its name in the block, itself, its weights, the
 # stream and the lengths without padding.
 OnAttention = Callable[[str, Attention, Weights, Stream, Lengths | None], None]
+
+Part = Literal["attention", "cross", "feed_forward"]
+# Each part has a dropout of its own.
+PLACES: dict[Part, int] = {"attention": 0, "cross": 1, "feed_forward": 2}
 
 
 class Source(NamedTuple):
@@ -93,13 +97,13 @@ class Block:
         `lent` and the last result as in a call.
         """
         made: dict[Derivation, Heads] = lent.roots if lent else {}
-        lends = None
+        lends, rows = None, x
         if self.attention:
-            rows, own = self._norm(weights, "attention_norm", x), part(weights, "attention")
+            rows, own = self._normed(weights, "attention", x), part(weights, "attention")
             added, layer = self.attention.read(own, rows, layer, count, made)
-            x = x + added
+            x = self._add(weights, "attention", x, added)
             lends = self.attention.key_value(made) if self.lends else None
-        x = self._add_feed_forward(weights, self._add_cross(weights, x, layer), None)
+        x = self._add_feed_forward(weights, self._add_cross(weights, x, layer), rows)
         return x, layer, lends
 
     def step(
@@ -115,12 +119,13 @@ class Block:
 
         Over the rows of the `lender` if it reads K and V of a layer below.
         """
+        rows = x
         if self.attention:
-            rows = self._norm(weights, "attention_norm", x)
+            rows = self._normed(weights, "attention", x)
             own = part(weights, "attention")
             added, layer = self.attention.step(own, rows, layer, count, capacity, lender)
-            x = x + added
-        return self._add_feed_forward(weights, self._add_cross(weights, x, layer), None), layer
+            x = self._add(weights, "attention", x, added)
+        return self._add_feed_forward(weights, self._add_cross(weights, x, layer), rows), layer
 
     def new_cache(self, weights: Weights, batch: int, capacity: int) -> LayerCache:
         """An empty cache for this layer."""
@@ -139,30 +144,53 @@ class Block:
         on_attention: OnAttention,
     ) -> tuple[Stream, KeyValue | None]:
         made: dict[Derivation, Heads] = lent.roots if lent else {}
-        lends = None
+        lends, rows = None, x
         if self.attention:
-            rows, own = self._norm(weights, "attention_norm", x), part(weights, "attention")
+            rows, own = self._normed(weights, "attention", x), part(weights, "attention")
             on_attention("attention", self.attention, own, rows, lengths)
-            x = x + self._drop(self.attention(own, rows, lengths, made=made), key, 0)
+            x = self._add(
+                weights, "attention", x, self.attention(own, rows, lengths, made=made), key
+            )
             lends = self.attention.key_value(made) if self.lends else None
         if self.cross and source:
-            rows, own = self._norm(weights, "cross_norm", x), part(weights, "cross")
-            across = self.cross(own, rows, source.lengths, source.stream)
-            x = x + self._drop(across, key, 1)
-        return self._add_feed_forward(weights, x, key), lends
+            across, own = self._normed(weights, "cross", x), part(weights, "cross")
+            across = self.cross(own, across, source.lengths, source.stream)
+            x = self._add(weights, "cross", x, across, key)
+        return self._add_feed_forward(weights, x, rows, key), lends
 
     def _add_cross(self, weights: Weights, x: Stream, layer: LayerCache) -> Stream:
         if self.cross is None or layer.cross is None:
             return x
-        rows = self._norm(weights, "cross_norm", x)
-        return x + self.cross.attend_to_cached_source(part(weights, "cross"), rows, layer.cross)
+        rows = self._normed(weights, "cross", x)
+        made = self.cross.attend_to_cached_source(part(weights, "cross"), rows, layer.cross)
+        return self._add(weights, "cross", x, made)
 
-    def _add_feed_forward(self, weights: Weights, x: Stream, key: Key) -> Stream:
+    def _add_feed_forward(
+        self, weights: Weights, x: Stream, rows: Stream, key: Key = None
+    ) -> Stream:
+        """`rows` is what attention read, which a parallel feed-forward reads, too."""
         if self.spec.feed_forward is None:
             return x
-        rows = self._norm(weights, "feed_forward_norm", x)
+        if self.spec.residual != "parallel" or self.attention is None:
+            rows = self._normed(weights, "feed_forward", x)
         made = feed_forward(self.spec.feed_forward, part(weights, "feed_forward"), rows)
-        return x + self._drop(made, key, 2)
+        return self._add(weights, "feed_forward", x, made, key)
+
+    def _normed(self, weights: Weights, name: str, x: Stream) -> Stream:
+        """The input of a part."""
+        if self.spec.norm_place not in ("input", "both"):
+            return x
+        return self._norm(weights, f"{name}_norm", x)
+
+    def _add(
+        self, weights: Weights, name: Part, x: Stream, made: Stream, key: Key = None
+    ) -> Stream:
+        """The stream with what a part made."""
+        if self.spec.norm_place in ("output", "both"):
+            made = self._norm(weights, f"{name}_output_norm", made)
+        made = self._drop(made, key, PLACES[name])
+        x = made if self.spec.residual == "none" else x + made
+        return self._norm(weights, f"{name}_norm", x) if self.spec.norm_place == "sum" else x
 
     def _norm(self, weights: Weights, name: str, x: Stream) -> Stream:
         return normalize(self.spec.norm, part(weights, name), x)

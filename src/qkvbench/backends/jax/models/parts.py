@@ -11,8 +11,11 @@ from qkvbench.backends.jax.training.precision import upcast
 from qkvbench.model.parts import (
     AnyFeedForward,
     AnyNorm,
+    Bilinear,
+    DynamicTanh,
     FeedForward,
     LayerNorm,
+    NoNorm,
     ReLU2,
     RMSNorm,
     SwiGLU,
@@ -33,6 +36,9 @@ def feed_forward(spec: AnyFeedForward, weights: Weights, x: Stream) -> Stream:
         case SwiGLU():
             gate, up = (linear(part(weights, name), x) for name in ("gate", "up"))
             return linear(part(weights, "down"), jax.nn.silu(gate) * up)
+        case Bilinear():
+            gate, up = (linear(part(weights, name), x) for name in ("gate", "up"))
+            return linear(part(weights, "down"), gate * up)
 
 
 def normalize(spec: AnyNorm, weights: Weights, x: Stream) -> Stream:
@@ -44,6 +50,10 @@ def normalize(spec: AnyNorm, weights: Weights, x: Stream) -> Stream:
             variance = jnp.square(centred).mean(-1, keepdims=True)
             scaled = centred * jax.lax.rsqrt(variance + eps)
             return scaled * weights["weight"] + weights["bias"]
-        case RMSNorm(eps=eps):
+        case RMSNorm(eps=eps, scale=learned):
             scaled = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
-            return scaled * weights["weight"]
+            return scaled * weights["weight"] if learned else scaled
+        case DynamicTanh():
+            return jnp.tanh(weights["alpha"] * wide) * weights["weight"] + weights["bias"]
+        case NoNorm():
+            return x

@@ -32,7 +32,8 @@ class Source(NamedTuple):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)); dropout on each addition.
 
-    With cross-attention, x + cross(norm(x), source) comes between.
+    With cross-attention, x + cross(norm(x), source) comes between. Its spec may place the norms
+    and join the parts in another way.
     """
 
     def __init__(
@@ -43,21 +44,27 @@ class Block(nn.Module):
         `lends`: a block above it reads its K and V.
         """
         super().__init__()
+        self.spec = spec
         self.dropout = dropout
         self.lends = lends
         self.layers_below = plans.attention.layers_below if plans.attention else 0
+        # Norms first: the gradient's norm is a sum in this order, so another changes its last bits.
         self.attention = None
         if plans.attention:
-            self.attention_norm = norm(spec.norm, d_model)
+            self._make_norms("attention", d_model, attends=True)
             self.attention = Attention(plans.attention)
         self.cross = None
         if plans.cross:
-            self.cross_norm = norm(spec.norm, d_model)
+            self._make_norms("cross", d_model, attends=True)
             self.cross = Attention(plans.cross)
         self.feed_forward = None
         if spec.feed_forward:
-            self.feed_forward_norm = norm(spec.norm, d_model)
+            self._make_norms("feed_forward", d_model, attends=plans.attention is not None)
             self.feed_forward = feed_forward(spec.feed_forward, d_model)
+
+    def _make_norms(self, part: str, d_model: int, *, attends: bool) -> None:
+        for name in self.spec.norms(part, attends=attends):
+            self.add_module(name, norm(self.spec.norm, d_model))
 
     def forward(
         self,
@@ -71,28 +78,30 @@ class Block(nn.Module):
 
         `lent` is what it reads of a layer below. The second result is what layers above read.
         """
-        lends = None
+        lends, rows = None, x
         if self.attention:
             made: dict[Derivation, Heads] = lent.roots if lent else {}
-            rows = self.attention_norm(x)
-            x = x + self._drop(self.attention(rows, layer, lengths, made=made))
+            rows = self._normed("attention", x)
+            x = self._add("attention", x, self.attention(rows, layer, lengths, made=made))
             lends = self.attention.key_value(made) if self.lends else None
             # Q, K and V need no memory any more, unless they are read above.
             del made
         if self.cross and layer and layer.cross:
-            x = x + self.cross.attend_to_cached_source(self.cross_norm(x), layer.cross)
+            x = self._add_cached_cross(self.cross, x, layer)
         elif self.cross and source:
-            across = self.cross(self.cross_norm(x), None, source.lengths, source.stream)
-            x = x + self._drop(across)
-        return self._add_feed_forward(x), lends
+            own = self._normed("cross", x)
+            x = self._add("cross", x, self.cross(own, None, source.lengths, source.stream))
+        return self._add_feed_forward(x, rows), lends
 
     def step(self, x: Stream, cache: Cache, layer: LayerCache) -> Stream:
         """The stream after this layer, for one new token of each sequence."""
+        rows = x
         if self.attention:
-            x = x + self.attention.step(self.attention_norm(x), cache, layer)
+            rows = self._normed("attention", x)
+            x = self._add("attention", x, self.attention.step(rows, cache, layer))
         if self.cross and layer.cross:
-            x = x + self.cross.attend_to_cached_source(self.cross_norm(x), layer.cross)
-        return self._add_feed_forward(x)
+            x = self._add_cached_cross(self.cross, x, layer)
+        return self._add_feed_forward(x, rows)
 
     def new_cache(
         self,
@@ -109,10 +118,30 @@ class Block(nn.Module):
         lender = below[-self.layers_below] if self.layers_below else None
         return self.attention.new_cache(tables[self.attention.plan.mask], format, lender)
 
-    def _add_feed_forward(self, x: Stream) -> Stream:
-        if self.feed_forward:
-            x = x + self._drop(self.feed_forward(self.feed_forward_norm(x)))
-        return x
+    def _add_cached_cross(self, cross: Attention, x: Stream, layer: LayerCache) -> Stream:
+        if layer.cross is None:
+            return x
+        made = cross.attend_to_cached_source(self._normed("cross", x), layer.cross)
+        return self._add("cross", x, made)
+
+    def _add_feed_forward(self, x: Stream, rows: Stream) -> Stream:
+        """`rows` is what attention read, which a parallel feed-forward reads, too."""
+        if self.feed_forward is None:
+            return x
+        if self.spec.residual != "parallel" or self.attention is None:
+            rows = self._normed("feed_forward", x)
+        return self._add("feed_forward", x, self.feed_forward(rows))
+
+    def _normed(self, part: str, x: Stream) -> Stream:
+        """The input of a part."""
+        return getattr(self, f"{part}_norm")(x) if self.spec.norm_place in ("input", "both") else x
+
+    def _add(self, part: str, x: Stream, made: Stream) -> Stream:
+        """The stream with what a part made."""
+        if self.spec.norm_place in ("output", "both"):
+            made = getattr(self, f"{part}_output_norm")(made)
+        x = self._drop(made) if self.spec.residual == "none" else x + self._drop(made)
+        return getattr(self, f"{part}_norm")(x) if self.spec.norm_place == "sum" else x
 
     def _drop(self, x: Stream) -> Stream:
         return functional.dropout(x, self.dropout, self.training) if self.dropout else x

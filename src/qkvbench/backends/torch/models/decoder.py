@@ -43,12 +43,14 @@ class Decoder(nn.Module):
         self.longest = model.longest
         size = model.geometry
         self.embedding = Embedding(model.inputs, model.position, size.d_model)
-        self.blocks = Blocks(model.blocks, model.layers[0], size.d_model, dropout)
+        self.blocks = Blocks(model.towers[0].blocks, model.layers[0], size.d_model, dropout)
         self.norm = norm(model.towers[0].final_norm, size.d_model)
         self.output = None
         if not spec.tied:
             self.output = nn.Linear(model.geometry.d_model, spec.vocabulary, bias=False)
-        self.source = model.second and Tower(model.second, model.layers[1], size.d_model, dropout)
+        self.source = None
+        if model.second:
+            self.source = Tower(model.towers[1], model.layers[1], size.d_model, dropout)
 
     def forward(
         self,

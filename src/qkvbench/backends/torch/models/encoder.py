@@ -27,7 +27,7 @@ class Encoder(nn.Module):
         self.embedding = Embedding(
             model.inputs, model.position, size.d_model, class_tokens=spec.added
         )
-        self.blocks = Blocks(model.blocks, model.layers[0], size.d_model, dropout)
+        self.blocks = Blocks(model.towers[0].blocks, model.layers[0], size.d_model, dropout)
         self.norm = norm(model.towers[0].final_norm, size.d_model)
         if spec.predicts == "which position":
             # The same number added to all scores changes nothing, so there is no offset.

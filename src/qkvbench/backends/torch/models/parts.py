@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,14 +11,18 @@ from qkvbench.backends.torch.kernels.linear import Linear
 from qkvbench.model.parts import (
     AnyFeedForward,
     AnyNorm,
+    Bilinear,
+    DynamicTanh,
     FeedForward,
     LayerNorm,
+    NoNorm,
     ReLU2,
     RMSNorm,
     SwiGLU,
 )
 
 Stream = Float[Tensor, "batch time d_model"]
+Positions = Float[Tensor, "*positions d_model"]
 
 
 class TwoMatrices(nn.Module):
@@ -36,18 +41,46 @@ class TwoMatrices(nn.Module):
 
 
 class Gated(nn.Module):
-    """down(silu(gate(x)) * up(x)), without biases."""
+    """down(activation(gate(x)) * up(x)), without biases."""
 
-    def __init__(self, d_model: int, width: int) -> None:
+    def __init__(self, d_model: int, width: int, activation: Callable[[Tensor], Tensor]) -> None:
         """A feed-forward with `width` hidden units."""
         super().__init__()
+        self.activation = activation
         self.gate = Linear(d_model, width, bias=False)
         self.up = Linear(d_model, width, bias=False)
         self.down = Linear(width, d_model, bias=False)
 
     def forward(self, x: Stream) -> Stream:
         """The same map at each position."""
-        return self.down(functional.silu(self.gate(x)) * self.up(x))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+class RootMeanSquare(nn.RMSNorm):
+    """RMSNorm in fp32 or better, which autocast does for LayerNorm alone."""
+
+    def forward(self, x: Positions) -> Positions:
+        """The same map at each position."""
+        return super().forward(_wide(x))
+
+
+class Tanh(nn.Module):
+    """weight * tanh(alpha * x) + bias, in fp32 or better as norms are."""
+
+    def __init__(self, d_model: int) -> None:
+        """A dynamic tanh."""
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1))
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.bias = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Positions) -> Positions:
+        """The same map at each position."""
+        return self.weight * torch.tanh(self.alpha * _wide(x)) + self.bias
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def feed_forward(spec: AnyFeedForward, d_model: int) -> nn.Module:
@@ -58,7 +91,9 @@ def feed_forward(spec: AnyFeedForward, d_model: int) -> nn.Module:
         case ReLU2(width):
             return TwoMatrices(d_model, width, lambda x: functional.relu(x).square())
         case SwiGLU(width):
-            return Gated(d_model, width)
+            return Gated(d_model, width, functional.silu)
+        case Bilinear(width):
+            return Gated(d_model, width, lambda x: x)
 
 
 def norm(spec: AnyNorm, d_model: int) -> nn.Module:
@@ -66,5 +101,9 @@ def norm(spec: AnyNorm, d_model: int) -> nn.Module:
     match spec:
         case LayerNorm(eps):
             return nn.LayerNorm(d_model, eps)
-        case RMSNorm(eps=eps):
-            return nn.RMSNorm(d_model, eps)
+        case RMSNorm(eps=eps, scale=scale):
+            return RootMeanSquare(d_model, eps, elementwise_affine=scale)
+        case DynamicTanh():
+            return Tanh(d_model)
+        case NoNorm():
+            return nn.Identity()
