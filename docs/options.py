@@ -1,4 +1,4 @@
-"""The options of every command in commands.md, and the suffixes of an equation in notation.md.
+"""The options of every command in commands.md; suffixes and changes of blocks in notation.md.
 
 Run     python docs/options.py
 """
@@ -7,12 +7,23 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from qkvbench.cli.ls import suffixes
+from qkvbench.cli.ls import blocks, suffixes
 from qkvbench.cli.parser import build_parser
 
 COMMANDS = Path(__file__).with_name("commands.md")
 NOTATION = Path(__file__).with_name("notation.md")
 SUFFIX_TABLE = "| suffix | meaning |\n|---|---|\n"
+BLOCKS = """
+## Other blocks around it
+
+An arm may name changes of its blocks: `q,k,v~rms~parallel`, or `q,k=v~swiglu~q,k,v` with as many
+parameters as the base with `q,k,v`. One change at most of the norm, of its place, of the residual
+and of the feed-forward; `./qkv ls blocks` prints the same list. A block without any is
+x + attention(LayerNorm(x)), then x + feed-forward(LayerNorm(x)), with a GELU between two matrices.
+
+| change | meaning | source |
+|---|---|---|
+"""
 HEADING = "\n## Every option\n"
 ABOUT = """
 From the parser itself, by `python docs/options.py`. What stands in brackets is the default.
@@ -20,17 +31,23 @@ From the parser itself, by `python docs/options.py`. What stands in brackets is 
 
 
 def main() -> None:
-    """Write the options into the end of commands.md, the suffixes into that of notation.md."""
+    """Write the end of commands.md and that of notation.md."""
     kept, _, _ = COMMANDS.read_text().partition(HEADING)
     COMMANDS.write_text(kept + options())
     kept, _, _ = NOTATION.read_text().partition(SUFFIX_TABLE)
-    NOTATION.write_text(kept + suffix_table())
+    NOTATION.write_text(kept + suffix_table() + block_table())
 
 
 def suffix_table() -> str:
-    """The end of notation.md: a row for each suffix."""
+    """A row for each suffix."""
     rows = [f"| `{row['name']}` | {_cell(str(row['about']))} |\n" for row in suffixes()]
     return "".join([SUFFIX_TABLE, *rows])
+
+
+def block_table() -> str:
+    """The rows of the changes of blocks, behind the suffixes."""
+    rows = [" | ".join(_cell(str(each)) for each in row.values()) for row in blocks()]
+    return BLOCKS + "".join(f"| `{row.replace(' | ', '` | ', 1)} |\n" for row in rows)
 
 
 def options() -> str:

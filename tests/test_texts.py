@@ -78,7 +78,8 @@ def _commands_module():
 def test_the_page_of_commands_ends_with_every_option_of_the_parser(capsys):
     """`python docs/options.py` writes it."""
     generated = _commands_module().options()
-    assert NOTATION.read_text().endswith(_commands_module().suffix_table())
+    written = _commands_module()
+    assert NOTATION.read_text().endswith(written.suffix_table() + written.block_table())
     assert (ROOT / "docs" / "commands.md").read_text().endswith(generated)
     for part in generated.split("\n### ")[1:]:
         command, _, table = part.partition("\n")

@@ -10,7 +10,7 @@ from rich.text import Text
 from qkvbench import claims, recipes, reports, tasks
 from qkvbench.cli.parser import Request
 from qkvbench.cost import parameters
-from qkvbench.model import POSITIONS, PRESETS
+from qkvbench.model import CHANGES, POSITIONS, PRESETS
 from qkvbench.variant import SUFFIXES
 from qkvbench.variant.catalogue import CATALOGUE
 
@@ -104,6 +104,14 @@ def suffixes() -> list[dict[str, object]]:
     ]
 
 
+def blocks() -> list[dict[str, object]]:
+    """The changes of a block that an arm may name."""
+    return [
+        {"name": f"~{name}", "about": change.about, "source": change.source}
+        for name, change in CHANGES.items()
+    ]
+
+
 def _reports() -> list[dict[str, object]]:
     return [{"name": name, "about": reports.find(name).ABOUT} for name in reports.names()]
 
@@ -123,6 +131,7 @@ LISTS: dict[str, Callable[[], list[dict[str, object]]]] = {
     "models": _models,
     "positions": _positions,
     "suffixes": suffixes,
+    "blocks": blocks,
     "reports": _reports,
     "claims": _claims,
 }

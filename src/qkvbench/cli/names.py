@@ -39,12 +39,18 @@ if TYPE_CHECKING:
 
 def variant(text: str) -> Variant:
     """The variant of an equation or a name."""
-    # On one line, because the error message quotes it.
-    text = " ".join(text.split())
     try:
-        return named(text)
+        return _named(text)
     except ValueError as error:
-        raise RequestError(f"{error}\n'qkvbench ls variants' lists the ones with names.") from None
+        raise RequestError(f"{error}\n{_NAMES}") from None
+
+
+_NAMES = "'qkvbench ls variants' lists the ones with names."
+
+
+def _named(text: str) -> Variant:
+    # On one line, because the error message quotes it.
+    return named(" ".join(text.split()))
 
 
 def cycle(text: str) -> Cycle:
@@ -60,9 +66,9 @@ def variants(texts: Iterable[str]) -> list[Variant]:
 def arms(texts: Iterable[str]) -> list[str]:
     """The arms that are meant, each once; variants may have names of the catalogue."""
     try:
-        return list(dict.fromkeys(write_arm(parse_arm(text, variant)) for text in texts))
+        return list(dict.fromkeys(write_arm(parse_arm(text, _named)) for text in texts))
     except ValueError as error:
-        raise RequestError(str(error)) from None
+        raise RequestError(f"{error}\n{_NAMES}") from None
 
 
 def same_arm(texts: Iterable[str]) -> dict[str, list[str]]:

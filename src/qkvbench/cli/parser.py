@@ -71,7 +71,8 @@ def build_parser() -> _Parser:
         "--out", type=_path, required=True, metavar="DIR", help="the store for the record"
     )
 
-    kinds = ["variants", "suffixes", "tasks", "recipes", "models", "positions", "reports", "claims"]
+    kinds = ["variants", "suffixes", "blocks", "tasks", "recipes", "models", "positions"]
+    kinds += ["reports", "claims"]
     ls = _command(commands, "ls", f"list {', '.join(kinds[:-1])} or {kinds[-1]}")
     ls.add_argument("what", choices=kinds)
     ls.add_argument("--json", action="store_true", help="one JSON document")

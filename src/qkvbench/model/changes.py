@@ -36,10 +36,10 @@ def _always(value: object) -> Callable[[Any], object]:
 def _as_wide(make: Callable[[int], AnyFeedForward]) -> Callable[[Any], object]:
     """A feed-forward with as many hidden units; none where there is none."""
 
-    def made(before: AnyFeedForward | None) -> AnyFeedForward | None:
+    def feed_forward(before: AnyFeedForward | None) -> AnyFeedForward | None:
         return before and make(before.width)
 
-    return made
+    return feed_forward
 
 
 def _half(before: AnyFeedForward | None) -> AnyFeedForward | None:

@@ -114,7 +114,7 @@ class DynamicTanh:
 
 @dataclass(frozen=True)
 class NoNorm:
-    """Nothing in the place of a norm."""
+    """The stream as it is, in the place of a norm."""
 
     kind: Literal["none"]
 

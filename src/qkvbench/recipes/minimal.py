@@ -1,0 +1,37 @@
+"""Which part of a Transformer can go? One change of a block or of its attention at a time.
+
+Run       qkvbench run minimal
+Takes     about seven hours on two cores; `--variants` and `--tasks` run a part. Not run yet
+Expect    a first look at one budget and one learning rate for all arms. Published signs flip with
+          the budget, so no part is called needless from this alone: `--tune lr`, and more steps,
+          come before
+"""
+
+from qkvbench.model import CHANGES
+from qkvbench.recipes import CONTROLS, Study
+
+# What every block is made of already.
+OWN = ("gelu",)
+
+
+def study() -> Study:
+    """The plain block, each change of it alone, ties, and what attention can do without."""
+    return Study(
+        name="minimal",
+        variants=(
+            "q,k,v",
+            *(f"q,k,v~{name}" for name in CHANGES if name not in OWN),
+            # Three matrices with as many parameters as two.
+            "q,k,v~swiglu~q,k,v",
+            "q,k,v~bilinear~q,k,v",
+            "q,k=v",
+            "q,k,v/1",
+            "q=k,v-diag",
+            "q,k,v-own",
+            "q,k,v+headgate",
+            "q,k,v+sinklogit",
+            "q,k,v+nope",
+            *CONTROLS,
+        ),
+        seeds={"lm-reviews": 5, "recall": 7},
+    )
