@@ -359,7 +359,8 @@ def across(library: Library) -> float:
 def differences(library: Library) -> dict[str, float]:
     """The differences in every way in which the layer is run."""
     ways = {"whole": whole}
-    if library.layer.feeds in ("tokens", "two texts") and library.form.site != "cross":
+    texts = library.layer.feeds in ("tokens", "two texts") and library.form.site != "cross"
+    if texts and not library.layer.counts_padding:
         ways["padded"] = padded
     ways |= {"decoder": {"token by token": stepwise}, "cross": {"cached": across}}.get(
         library.form.site, {}

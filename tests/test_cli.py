@@ -62,6 +62,20 @@ def test_a_picture_names_the_matrices_that_exist_and_what_a_cache_keeps(variant,
         assert f"▶ {role}" in text
 
 
+@pytest.mark.parametrize(
+    ("variant", "program"),
+    [
+        ("q,k=v/2+window64+gate+ropellama8", "The native kernel decodes on a CPU."),
+        ("q,k,v+softcap50+sinklogit", "has no scores.sink_logit, no scores.softcap."),
+        ("q,k,v+valuedim8", "has no cached K and V of two shapes."),
+        ("q,k,v+keydim12+valuedim12", "has no rows of 12 numbers in bf16."),
+    ],
+)
+def test_a_picture_says_which_program_decodes_and_why(variant, program, capsys):
+    assert main(["show", variant]) == 0
+    assert program in capsys.readouterr().out
+
+
 def test_a_picture_says_what_positions_and_suffixes_do(capsys):
     assert main(["show", "q,k=v+qknorm++-diag", "--position", "rotary-inverse"]) == 0
     text = capsys.readouterr().out

@@ -71,6 +71,9 @@ SOURCE_LENGTHS = (5, 2, 4)
 PADDING = (0, 3, 1)
 # For each suffix with a number: the least, one inside the sequence, one beyond it.
 NUMBERS = (1, 3, TIME + 2)
+# For those whose numbers make no difference at the ends: a chunk is cached as a window, a factor of
+# RoPE frequencies is no length.
+INSIDE = (3,)
 # Of a latent of K and V, and of one of Q.
 RANK, QUERY_RANK = 5, 7
 MASKS = ("causal", "full")
@@ -121,8 +124,10 @@ def _suffix_axes() -> dict[str, tuple[str, ...]]:
     """The suffixes that exclude each other, since they set the same fields, are one axis."""
     axes: dict[str, list[str]] = {}
     for text, suffix in SUFFIXES.items():
-        written = [f"{text}{n * suffix.step}" for n in NUMBERS] if suffix.number else [text]
-        axes.setdefault(" ".join(suffix.names), [""]).extend(written)
+        numbers = NUMBERS if suffix.made is int and suffix.number != "chunk" else INSIDE
+        values = [suffix.made(number * suffix.step) for number in numbers]
+        written = [f"{text}{suffix.written(value)}" for value in values]
+        axes.setdefault(" ".join(suffix.names), [""]).extend(written if suffix.number else [text])
     return {name: tuple(texts) for name, texts in axes.items()}
 
 

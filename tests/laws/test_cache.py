@@ -135,7 +135,7 @@ def test_pages_that_a_window_freed_are_not_rolled_back():
     tokens = _tokens(time=20)
     cache = network.new_cache(BATCH, 20, Growing(4))
     _decode(network, tokens, cache)
-    with pytest.raises(ValueError, match=r"window of 3 would see then are freed\. Take 2 at"):
+    with pytest.raises(ValueError, match=r"next token would see then are freed\. Take 2 at"):
         cache.rollback(3)
     cache.rollback(2)
     found = [network.step(tokens[:, time], cache) for time in (18, 19)]
@@ -168,11 +168,16 @@ def test_a_source_is_cached_in_the_format_of_the_cache(rows):
     assert cache.bytes == cache.account().rows == BATCH * 5 * per_token
 
 
-@pytest.mark.parametrize(("window", "sinks"), [(1, 0), (3, 0), (5, 0), (3, 1), (2, 4)])
+@pytest.mark.parametrize(
+    ("suffix", "seen"),
+    [
+        *[("+window1", 1), ("+window3", 3), ("+window5", 5)],
+        *[("+window3+sinks1", 4), ("+window2+sinks4", 6), ("+chunk3", 3), ("+chunk5", 5)],
+    ],
+)
 @pytest.mark.parametrize("page", [1, 2, 5])
 @torch.no_grad()
-def test_a_window_bounds_the_cache_however_long_the_text(window, sinks, page):
-    suffix = f"+window{window}" + (f"+sinks{sinks}" if sinks else "")
+def test_a_window_or_a_chunk_bounds_the_cache_however_long_the_text(suffix, seen, page):
     model = decoder(f"q,k=v{suffix}", Rotary(), layers=1)
     network, tokens, format = TORCH.network(model), _tokens(time=23), CACHE_FORMATS["fp64"]
     cache = network.new_cache(BATCH, 23, Growing(page))
@@ -181,7 +186,7 @@ def test_a_window_bounds_the_cache_however_long_the_text(window, sinks, page):
         found = network.step(tokens[:, time], cache)
         assert cache.bytes <= cost.cache_bytes(model, time + 1, BATCH, format, page)
     assert _difference(found, network(tokens)[:, -1]) < EXACT
-    rows = window + sinks + 3 * page
+    rows = seen + 3 * page
     assert cache.bytes <= BATCH * rows * cost.cache_bytes_per_token(model, format)
 
 

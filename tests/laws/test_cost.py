@@ -1,5 +1,6 @@
 """Computed costs are those counted on live tensors and matrix products."""
 
+import re
 from dataclasses import replace
 from itertools import cycle
 
@@ -115,9 +116,9 @@ def test_flops_of_every_output_of_an_encoder_are_those_counted(variant, predicts
 
 @every_case("distinct", "suffix", nightly=0)
 def test_flops_of_attention_are_those_counted_of_a_layer(case):
-    if case.full.scores.window or not case.full.scores.diagonal:
+    if not case.plan().mask.is_full:
         # A mask hides scores that are counted as full products.
-        case = replace(case, suffix=case.suffix.split("-diag")[0].split("+window")[0])
+        case = replace(case, suffix=re.split(r"-diag|\+window|\+chunk", case.suffix)[0])
     plan = case.plan()
     layer = TORCH.layer(plan, _zeros(plan))
     x = torch.zeros(1, TIME, plan.geometry.d_model, dtype=torch.float64)
@@ -134,9 +135,10 @@ def _zeros(plan):
     return {each.name: np.zeros(each.shape) for each in plan.parameters}
 
 
-def test_a_window_costs_the_scores_that_it_shows():
+def test_a_window_or_a_chunk_costs_the_scores_that_it_shows():
     for base, columns in [
         (decoder, {"+window1": 1, "+window3": 3, "+window8": 7, "+window2+sinks1": 3}),
+        (decoder, {"+chunk3": 3, "+chunk8": 7}),
         (encoder, {"+window1": 1, "+window3": 5, "+window8": 7}),
     ]:
         for suffix, seen in columns.items():

@@ -18,9 +18,10 @@ from laws.cases import (
 )
 from native_kernel import needs_library
 from qkvbench import native
+from qkvbench.backends.common.decode_support import missing_natively
 from qkvbench.backends.jax.kernels import pallas_decode
 from qkvbench.backends.torch import Decoding, Growing, Reserved, build, start
-from qkvbench.backends.torch.kernels.decode import CPU_FEATURES, KEY_OPS, CpuDecodeKernel
+from qkvbench.backends.torch.kernels.decode import CPU_FEATURES, CpuDecodeKernel
 from qkvbench.model import Alibi, Learned, Rotary, Tokens, with_source
 from qkvbench.variant import AlibiBias, Mask, Plan, Scale, parse
 
@@ -61,15 +62,8 @@ def _difference(found):
 
 
 def _runs(plan):
-    """True if the native kernel supports every feature of a plan and its order on read."""
-    return (
-        native.missing_requirement() is None
-        and plan.features <= CPU_FEATURES
-        and tuple(type(op) for op in plan.key_ops_on_read) in KEY_OPS
-        and (plan.cached_key.heads, plan.cached_key.width)
-        == (plan.cached_value.heads, plan.cached_value.width)
-        and native.CAPABILITIES.can_run("fp32", plan.cached_key.width)
-    )
+    """True if the native kernel runs a plan here, by what `qkvbench show` says of it."""
+    return native.missing_requirement() is None and not missing_natively(plan, "fp32")
 
 
 @every_case("distinct", "position", "suffix", "storage", nightly=300)

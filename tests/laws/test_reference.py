@@ -1,6 +1,7 @@
 """The NumPy reference, which every backend is held against, obeys the laws itself."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from qkvbench.model import Alibi, NoPosition, Rotary, RotaryWithInverse
 from qkvbench.variant import (
     FEATURES,
     ROLES,
+    ApplyRope,
     Zeros,
     parse,
     resolve,
@@ -89,8 +91,8 @@ def test_a_value_is_the_same_at_every_position_unless_the_scheme_rotates_it():
 @every_case("position", "suffix", "mask", nightly=0)
 def test_attention_depends_on_distances_only_unless_its_bias_is_separable(case):
     variant = parse(f"q,k=v{case.suffix}")
-    # Sinks are positions of their own.
-    variant = replace(variant, scores=replace(variant.scores, sinks=0))
+    # Sinks are positions of their own, and so are the ends of chunks.
+    variant = replace(variant, scores=replace(variant.scores, sinks=0, chunk=None))
     plan = plan_of(variant, case.position, causal=case.mask == "causal")
     weights, x = _setup(plan)
     roots = reference.project(plan, weights, x)
@@ -105,6 +107,7 @@ def test_attention_depends_on_distances_only_unless_its_bias_is_separable(case):
     moves = not np.allclose(context(0), context(31), atol=1e-9)
     # A scale of coordinates does not commute with RoPE.
     late = variant.scores.norm.after_rope and plan.rope is not None
+    late |= ApplyRope() in plan.derivations["v"].ops and not plan.output_ops
     assert not moves or "+2d" in case.suffix or late
     if "+2d" in case.suffix and "window1" not in case.suffix:
         assert moves
@@ -174,6 +177,19 @@ def test_a_query_sees_a_window_around_it_and_the_sinks(window, sinks, causal):
     ]
     np.testing.assert_array_equal(np.isfinite(shift), expected)
     assert np.isfinite(shift).sum(axis=1).max() <= plan.mask.max_keys(TIME)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("chunk", [1, 3, TIME + 2])
+def test_a_query_sees_its_own_chunk(chunk, causal):
+    plan = plan_of(f"q,k,v+chunk{chunk}", causal=causal)
+    visible = plan.mask.visible(ROWS, ROWS)
+    expected = [[i // chunk == j // chunk and (j <= i or not causal) for j in ROWS] for i in ROWS]
+    np.testing.assert_array_equal(visible, expected)
+    assert visible.sum(axis=1).max() == plan.mask.max_keys(TIME)
+    for first, end in combinations(range(TIME + 1), 2):
+        shown = np.flatnonzero(visible[first:end].any(axis=0))
+        assert plan.mask.keys_of(first, end, TIME) == slice(shown[0], shown[-1] + 1)
 
 
 def test_alibi_falls_with_the_distance_by_halving_slopes_of_eight_heads():

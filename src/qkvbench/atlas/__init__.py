@@ -37,7 +37,10 @@ __all__ = [
 ]
 
 # The tables in the order in which they are printed.
-TABLES = ("plain", "rotary", "normed", "scores", "gated", "sources", "latent", "sparse", "beyond")
+TABLES = (
+    *("plain", "rotary", "scaled", "normed", "scores", "gated", "sources", "latent"),
+    *("sparse", "beyond"),
+)
 
 
 def find(name: str) -> Form:

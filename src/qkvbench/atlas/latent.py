@@ -18,7 +18,7 @@ SIZES: dict[str, Reading] = {
     "rope_dim": "qk_rope_head_dim",
 }
 _QUERY: dict[str, Reading] = {"query_rank": "q_lora_rank"}
-_TINY: dict[str, Any] = {
+TINY: dict[str, Any] = {
     "q_lora_rank": 9,
     "kv_lora_rank": 8,
     "qk_nope_head_dim": 10,
@@ -65,6 +65,7 @@ def _plain_query(*pairs: PairsToHalves) -> dict[str, AnyWeight]:
 
 
 _PAIRS = PairsToHalves("rope_dim")
+LATENT_WEIGHTS: dict[str, AnyWeight] = {**_query(_PAIRS), **_key_value(_PAIRS)}
 _KEY = "k=L({rank}),v=L({rank})+latentnorm+ropehead{rope_dim}"
 
 FORMS = (
@@ -82,29 +83,29 @@ FORMS = (
                 attention="DeepseekV2Attention",
                 network="DeepseekV2Model",
                 at="layers.1.self_attn",
-                config=small(**_TINY),
+                config=small(**TINY),
                 own=sizes(4096, 32, 32, 128, value_dim=128, rank=512, rope_dim=64, query_rank=1536),
                 sizes={**SIZES, **_QUERY, "norm_eps": 1e-6},
-                weights={**_query(_PAIRS), **_key_value(_PAIRS)},
+                weights=LATENT_WEIGHTS,
             ),
             Layer(
                 model="deepseek_v3",
                 attention="DeepseekV3Attention",
                 network="DeepseekV3Model",
                 at="layers.1.self_attn",
-                config=small(**_TINY),
+                config=small(**TINY),
                 own=sizes(
                     7168, 128, 128, 128, value_dim=128, rank=512, rope_dim=64, query_rank=1536
                 ),
                 sizes={**SIZES, **_QUERY, "norm_eps": 1e-6},
-                weights={**_query(_PAIRS), **_key_value(_PAIRS)},
+                weights=LATENT_WEIGHTS,
             ),
             Layer(
                 model="minicpm3",
                 attention="MiniCPM3Attention",
                 network="MiniCPM3Model",
                 at="layers.1.self_attn",
-                config=small(**_TINY),
+                config=small(**TINY),
                 own=sizes(2560, 40, 40, 64, value_dim=64, rank=256, rope_dim=32, query_rank=768),
                 sizes={**SIZES, **_QUERY, "norm_eps": 1e-6},
                 weights={**_query(), **_key_value()},
@@ -114,20 +115,20 @@ FORMS = (
                 attention="YoutuAttention",
                 network="YoutuModel",
                 at="layers.1.self_attn",
-                config=small(**_TINY),
+                config=small(**TINY),
                 own=sizes(2048, 16, 16, 128, value_dim=128, rank=512, rope_dim=64, query_rank=1536),
                 sizes={**SIZES, **_QUERY, "norm_eps": 1e-6},
-                weights={**_query(_PAIRS), **_key_value(_PAIRS)},
+                weights=LATENT_WEIGHTS,
             ),
             Layer(
                 model="axk1",
                 attention="AXK1Attention",
                 network="AXK1Model",
                 at="layers.1.self_attn",
-                config=small(**_TINY),
+                config=small(**TINY),
                 own=sizes(7168, 64, 64, 128, value_dim=128, rank=512, rope_dim=64, query_rank=1536),
                 sizes={**SIZES, **_QUERY, "norm_eps": 1e-6},
-                weights={**_query(_PAIRS), **_key_value(_PAIRS)},
+                weights=LATENT_WEIGHTS,
             ),
             Layer(
                 model="longcat_flash",
@@ -135,7 +136,7 @@ FORMS = (
                 network="LongcatFlashModel",
                 at="layers.0.self_attn.1",
                 config=small(
-                    **_TINY,
+                    **TINY,
                     num_layers=1,
                     head_dim=6,
                     ffn_hidden_size=18,
@@ -176,7 +177,7 @@ FORMS = (
                 attention="DeepseekV2Attention",
                 network="DeepseekV2Model",
                 at="layers.1.self_attn",
-                config=small(**_TINY | {"q_lora_rank": None}),
+                config=small(**TINY | {"q_lora_rank": None}),
                 own=sizes(4096, 32, 32, 128, value_dim=128, rank=512, rope_dim=64),
                 sizes={**SIZES, "norm_eps": 1e-6},
                 weights={**_plain_query(_PAIRS), **_key_value(_PAIRS)},
@@ -198,10 +199,10 @@ FORMS = (
                 attention="Glm4MoeLiteAttention",
                 network="Glm4MoeLiteModel",
                 at="layers.1.self_attn",
-                config=small(**_TINY | {"v_head_dim": 13}),
+                config=small(**TINY | {"v_head_dim": 13}),
                 own=sizes(2048, 20, 20, 192, value_dim=256, rank=512, rope_dim=64, query_rank=768),
                 sizes={**SIZES, **_QUERY, "norm_eps": 1e-6},
-                weights={**_query(_PAIRS), **_key_value(_PAIRS)},
+                weights=LATENT_WEIGHTS,
             ),
         ),
     ),
@@ -220,7 +221,7 @@ FORMS = (
                 network="KimiLinearModel",
                 at="layers.1.self_attn",
                 config=small(
-                    **_TINY | {"q_lora_rank": None},
+                    **TINY | {"q_lora_rank": None},
                     layer_types=["linear_attention", "full_attention"],
                     num_experts=2,
                     num_experts_per_token=1,
@@ -247,7 +248,7 @@ FORMS = (
                 network="BailingHybridModel",
                 at="layers.1.self_attn",
                 config=small(
-                    **_TINY | {"q_lora_rank": None},
+                    **TINY | {"q_lora_rank": None},
                     layer_types=["linear_attention", "full_attention"],
                     num_experts=2,
                     num_experts_per_tok=1,

@@ -376,8 +376,17 @@ FORMS = (
                 weights={**separate(), **_SCALES},
                 position=Rotary(share=3 / 7),
             ),
+            Layer(
+                model="olmoe",
+                attention="OlmoeAttention",
+                network="OlmoeModel",
+                at="layers.1.self_attn",
+                config=small(num_experts=2, num_experts_per_tok=1),
+                own=sizes(2048, 16, 16, 128),
+                weights={**separate(), **_SCALES},
+            ),
         ),
-        used_by=("olmoe", "flex_olmo", "olmo_hybrid", "esmc"),
+        used_by=("flex_olmo", "olmo_hybrid", "esmc"),
     ),
     Form(
         name="norm-over-heads-window",
@@ -431,10 +440,19 @@ FORMS = (
     Form(
         name="norm-before-output",
         about="RMS norm over all heads of what was attended, before the output projection",
-        equation=None,
-        lacks="a norm on the output of attention",
+        equation="q,k,v/{kv_heads}+outputnorm",
         source="arXiv:2504.12285",
         position=Rotary(),
-        used_by=("bitnet BitNetAttention",),
+        layers=(
+            Layer(
+                model="bitnet",
+                attention="BitNetAttention",
+                network="BitNetModel",
+                at="layers.1.self_attn",
+                config=small(rope_parameters=rope()),
+                own=sizes(2560, 20, 5, 128),
+                weights={**separate(), "o.scale": Weight("attn_sub_norm.weight")},
+            ),
+        ),
     ),
 )

@@ -5,6 +5,7 @@ from qkvbench.atlas.kit.sizes import rope, sizes, small
 from qkvbench.atlas.kit.weights import (
     AnyWeight,
     ByGroup,
+    Inputs,
     PairsToHalves,
     ScoreScale,
     Stacked,
@@ -244,15 +245,6 @@ FORMS = (
         ),
     ),
     Form(
-        name="scaled-rotary",
-        about="RoPE with other frequencies: llama3, yarn, longrope, linear",
-        equation=None,
-        lacks="frequencies as numbers of the model, and yarn's factor; the notation has one base",
-        source="arXiv:2309.00071",
-        position=Rotary(),
-        used_by=("llama", "gpt_oss", "deepseek_v3", "phi3", "qwen2", "apertus"),
-    ),
-    Form(
         name="no-positions",
         about="the layers between those with RoPE: no positions",
         equation="q,k,v/{kv_heads}+nope",
@@ -342,6 +334,34 @@ FORMS = (
                 weights=separate(
                     "self.query", "self.key", "self.value", "output.dense", PairsToHalves()
                 ),
+                rounds="its table of sines is fp32",
+            ),
+        ),
+    ),
+    Form(
+        name="rotary-encoder-value",
+        about="the same on V, too, if rotary_value is set: outputs keep the rotation of the keys",
+        equation="q,k,v+ropevaluestays",
+        source="transformers, models/roformer",
+        position=Rotary(),
+        site="encoder",
+        library_keeps=(),
+        layers=(
+            Layer(
+                model="roformer",
+                attention="RoFormerSelfAttention",
+                network="RoFormerModel",
+                at="encoder.layer.1.attention",
+                reads="self",
+                writes="output.dense",
+                config=small(*_NO_GROUPS, embedding_size=40, rotary_value=True),
+                own=sizes(768, 12, 12, 64),
+                weights={
+                    "q": Weight("self.query", (PairsToHalves(),)),
+                    "k": Weight("self.key", (PairsToHalves(),)),
+                    "v": Weight("self.value", (PairsToHalves(),)),
+                    "o": Weight("output.dense", (Inputs(PairsToHalves()),)),
+                },
                 rounds="its table of sines is fp32",
             ),
         ),

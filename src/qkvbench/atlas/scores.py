@@ -1,12 +1,15 @@
 """The scores are more than a product under a causal mask: biases, caps, sinks, chunks."""
 
 from dataclasses import replace
+from typing import Any
 
 from qkvbench.atlas.kit.form import Form, Kept, Layer
 from qkvbench.atlas.kit.sizes import T5, rope, sizes, small
 from qkvbench.atlas.kit.weights import (
     AnyWeight,
     ByGroup,
+    Fill,
+    PairsToHalves,
     ScoreScale,
     Stacked,
     Times,
@@ -17,7 +20,7 @@ from qkvbench.atlas.kit.weights import (
 from qkvbench.model import Alibi, Rotary
 
 NARROW = (Kept("K", "kv_heads", "head_dim"), Kept("V", "kv_heads", "value_dim"))
-_SINK: dict[str, AnyWeight] = {"correction.sink": Weight("sinks")}
+SINK: dict[str, AnyWeight] = {"correction.sink": Weight("sinks")}
 _SCALES: dict[str, AnyWeight] = {
     "q.scale": Weight("q_norm.weight"),
     "k.scale": Weight("k_norm.weight"),
@@ -27,21 +30,29 @@ _T5: dict[str, AnyWeight] = {
     "q": Weight("q", (ScoreScale(1.0),)),
     "correction.buckets": Weight("relative_attention_bias.weight", (Transpose(),)),
 }
+GPT_OSS: dict[str, Any] = small(
+    head_dim=14,
+    sliding_window=5,
+    num_local_experts=2,
+    num_experts_per_tok=1,
+    rope_parameters=rope(),
+    layer_types=["full_attention", "sliding_attention"],
+)
 _GPT_OSS_FULL = Layer(
     model="gpt_oss",
     attention="GptOssAttention",
     network="GptOssModel",
     at="layers.0.self_attn",
-    config=small(
-        head_dim=14,
-        sliding_window=5,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        rope_parameters=rope(),
-        layer_types=["full_attention", "sliding_attention"],
-    ),
+    config=GPT_OSS,
     own=sizes(2880, 64, 8, 64),
-    weights={**separate(), **_SINK},
+    weights={**separate(), **SINK},
+)
+LLAMA4: dict[str, Any] = small(
+    head_dim=14,
+    intermediate_size_mlp=18,
+    num_local_experts=2,
+    rope_parameters=rope(),
+    no_rope_layers=[1, 0],
 )
 _FLINT = small(
     head_dim=14,
@@ -173,7 +184,7 @@ FORMS = (
         source="arXiv:2508.10925",
         position=Rotary(),
         layers=(_GPT_OSS_FULL,),
-        used_by=("granite_swa", "granitemoe_swa", "openai_privacy_filter"),
+        used_by=("granite_swa", "granitemoe_swa"),
     ),
     Form(
         name="sink-logit-window",
@@ -204,7 +215,7 @@ FORMS = (
                 at="layers.0.self_attn",
                 config=_FLINT,
                 own=_FLINT_OWN,
-                weights={**separate(), **_SINK, **_SCALES},
+                weights={**separate(), **SINK, **_SCALES},
             ),
         ),
     ),
@@ -223,7 +234,7 @@ FORMS = (
                 at="layers.1.self_attn",
                 config=_FLINT,
                 own={**_FLINT_OWN, "window": 513},
-                weights={**separate(), **_SINK, **_SCALES},
+                weights={**separate(), **SINK, **_SCALES},
             ),
         ),
     ),
@@ -270,32 +281,55 @@ FORMS = (
                     "value_scale": "attention_value_scale",
                     "kv_heads": lambda config: 2 * config.num_key_value_heads,
                 },
-                weights={**separate(), **_SINK, "v": Weight("v_proj", (Times("value_scale"),))},
+                weights={**separate(), **SINK, "v": Weight("v_proj", (Times("value_scale"),))},
                 position=Rotary(share=3 / 7),
             ),
         ),
     ),
     Form(
         name="row-temperature",
-        about="queries are multiplied by a slowly growing function of their position",
-        equation=None,
-        lacks="a temperature of the row: a logarithm of the position, fixed or learned",
-        source="transformers, models/llama4 and models/ministral3",
-        used_by=(
-            "llama4 Llama4TextAttention (layers without positions)",
-            "ministral3 Ministral3Attention",
-            "mistral4 Mistral4Attention",
+        about="the layers of Llama 4 without positions: scores grow slowly with the position",
+        equation="q,k,v/{kv_heads}+nope+logscale{every}",
+        source="arXiv:2501.19399",
+        position=Rotary(),
+        numbers={"every": 8192},
+        layers=(
+            Layer(
+                model="llama4",
+                attention="Llama4TextAttention",
+                network="Llama4TextModel",
+                at="layers.1.self_attn",
+                config=LLAMA4 | {"floor_scale": 3},
+                own=sizes(5120, 40, 8, 128, every=8192),
+                sizes={"every": "floor_scale"},
+                weights=separate(),
+                counts_padding="its positions of the temperature count padding",
+            ),
         ),
     ),
     Form(
         name="chunks",
-        about="a token sees the tokens of its own chunk only",
-        equation=None,
-        lacks="a mask by chunk of positions; a layer in which the text fits one chunk is "
-        "norm-after-rotary",
+        about="the layers of Llama 4 with positions: a token sees the tokens of its own chunk only",
+        equation="q,k,v/{kv_heads}+qknorm+chunk{chunk}",
         source="transformers, models/llama4",
         position=Rotary(),
-        used_by=("llama4 Llama4TextAttention (layers with positions)",),
+        numbers={"chunk": 8192},
+        layers=(
+            Layer(
+                model="llama4",
+                attention="Llama4TextAttention",
+                network="Llama4TextModel",
+                at="layers.0.self_attn",
+                config=LLAMA4 | {"attention_chunk_size": 5},
+                own=sizes(5120, 40, 8, 128, chunk=8192),
+                sizes={"chunk": "attention_chunk_size"},
+                weights={
+                    **separate("q_proj", "k_proj", "v_proj", "o_proj", PairsToHalves()),
+                    "q.scale": Fill(1.0),
+                    "k.scale": Fill(1.0),
+                },
+            ),
+        ),
     ),
     Form(
         name="clamp",
@@ -346,9 +380,9 @@ FORMS = (
     ),
     Form(
         name="clamp-normed",
-        about="the same after a norm over all heads",
+        about="the same after a norm over all heads, in checkpoints that set clip_qkv",
         equation=None,
-        lacks="a clamp behind a norm",
+        lacks="a clamp behind a norm, by which a K and V that are one tensor would become two",
         source="transformers, models/olmoe",
         position=Rotary(),
         used_by=("olmoe OlmoeAttention (clip_qkv)",),

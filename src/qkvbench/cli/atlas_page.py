@@ -86,6 +86,11 @@ def _section(form: Form) -> str:
         for layer in form.layers
         if layer.rounds
     )
+    others += "".join(
+        f"\nOn padded texts `{layer.attention}` is another function: {layer.counts_padding}.\n"
+        for layer in form.layers
+        if layer.counts_padding
+    )
     library = f" transformers keeps {keeps}." if keeps else ""
     about = form.about[0].upper() + form.about[1:]
     return (

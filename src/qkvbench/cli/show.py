@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from qkvbench import cost
+from qkvbench.backends.common.decode_support import missing_natively
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cost.units import bytes_text
@@ -22,6 +23,7 @@ from qkvbench.variant import (
     Clamp,
     Derivation,
     MakeZeros,
+    Multiply,
     Normalize,
     Op,
     Plan,
@@ -34,6 +36,9 @@ from qkvbench.variant import (
     write,
 )
 from qkvbench.variant.catalogue import CATALOGUE
+
+# Caches are counted at 2 bytes a number.
+HALF = "bf16"
 
 
 def answer(request: Request) -> int:
@@ -68,6 +73,9 @@ def facts(model: Model, tokens: int) -> dict[str, object]:
             "tensors": cost.cache_tensors(model),
             "bytes_per_token": cost.cache_bytes_per_token(model),
         },
+        "native_kernel_lacks": sorted(
+            {lack for plan in model.plans if plan for lack in missing_natively(plan, HALF)}
+        ),
     }
 
 
@@ -79,7 +87,9 @@ def picture(model: Model, tokens: int) -> list[str]:
     layers: dict[str, list[int]] = {}
     for number, plan in enumerate(model.plans):
         if plan:
-            cache = cache_text(plan) if model.causal else ["  An encoder has no cache."]
+            cache = ["  An encoder has no cache."]
+            if model.causal:
+                cache = [*cache_text(plan), decoding_text(plan)]
             diagram = "\n".join([*drawing(plan), "", *cache])
             layers.setdefault(diagram, []).append(number)
     lines: list[str] = []
@@ -148,6 +158,7 @@ _OP_LABELS: dict[type[Op], Callable[[Any], str]] = {
     ApplyRotation: lambda op: f"R_{op.role}{'ᵀ' if op.back else ''}",
     UpProject: lambda op: f"U_{op.part}",
     Take: lambda op: f"first {op.width}",
+    Multiply: lambda op: f"·{op.by:.4g}",
     Clamp: lambda op: f"clamp {op.most}",
     Normalize: lambda op: "LayerNorm" if op.kind == "layer" else "norm",
     Scale: lambda op: f"·s_{op.part}",
@@ -160,6 +171,9 @@ _OP_LABELS: dict[type[Op], Callable[[Any], str]] = {
 def _attention_formula(plan: Plan) -> str:
     """The formula of attention, with everything that is added to the scores."""
     score = "(Q·Kᵀ + Q_r·K_rᵀ)" if plan.rope_head else "Q·Kᵀ"
+    if plan.log_scale:
+        position = "n" if plan.log_scale.earlier else "(n + 1)"
+        score = f"(1 + 0.1·log(1 + ⌊{position}/{plan.log_scale.every:g}⌋))·{score}"
     if plan.scores.softcap:
         score = f"cap{plan.scores.softcap}({score})"
     for bias in plan.biases:
@@ -174,12 +188,14 @@ def _attention_formula(plan: Plan) -> str:
                 score = f"{score} − m_head·distance"
     mask = plan.mask
     limits = "" if mask.window is None else f", the last {mask.window} keys"
+    limits += f", the keys of its chunk of {mask.chunk}" if mask.chunk else ""
     limits += f" and the first {mask.sinks}" if mask.sinks else ""
     limits += "" if mask.diagonal else ", no token on itself"
     limits += ", a learned logit beside them" if plan.scores.sink_logit else ""
     behind = " ── inverse RoPE" if plan.output_ops else ""
     behind += " ── without the part along the token's own V" if plan.exclusive else ""
     behind += " ── ·gate" if plan.gate else ""
+    behind += "".join(f" ── {_OP_LABELS[type(op)](op)}" for op in plan.output_norm)
     return f"softmax({score})·V{limits}{behind}"
 
 
@@ -210,6 +226,14 @@ def cache_text(plan: Plan) -> list[str]:
     return lines
 
 
+def decoding_text(plan: Plan) -> str:
+    """The program that decodes over the cache on a CPU, with the reason if it is not ours."""
+    lacks = missing_natively(plan, HALF)
+    if not lacks:
+        return "  The native kernel decodes on a CPU."
+    return f"  Torch decodes on a CPU: the native kernel has no {', no '.join(lacks)}."
+
+
 _MAP_NAMES: dict[type[Op], str] = {
     ApplyRotation: "rotation",
     UpProject: "up-projection",
@@ -231,6 +255,7 @@ _OP_WORDS: dict[type[Op], str] = {
     ApplyRotation: "rotated",
     UpProject: "projected up",
     Take: "cut to its first numbers",
+    Multiply: "multiplied",
     Clamp: "clamped",
     Normalize: "normed",
     Scale: "scaled",

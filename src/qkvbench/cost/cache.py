@@ -92,10 +92,10 @@ def held_rows(tokens: int, page: int | None, mask: Mask) -> int:
     if page is None:
         return tokens
     pages = -(-tokens // page)
-    if mask.window is not None:
-        # A window lies in one page more than it fills, at worst; pages of sinks are never freed.
+    if mask.local is not None:
+        # At worst it lies in one page more than it fills; pages of sinks are never freed.
         sinks = -(-mask.sinks // page)
-        pages = min(pages, sinks + (mask.window + page - 2) // page + 1)
+        pages = min(pages, sinks + (mask.local + page - 2) // page + 1)
     return pages * page
 
 

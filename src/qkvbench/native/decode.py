@@ -50,6 +50,7 @@ CAPABILITIES = Capabilities(
         {
             "mask.causal",
             "mask.window",
+            "mask.chunk",
             "mask.sinks",
             "bias.AlibiBias",
             "read.Scale",

@@ -21,7 +21,9 @@ from qkvbench.variant import (
     Derivation,
     Fixed,
     Input,
+    LogScale,
     MakeZeros,
+    Multiply,
     Normalize,
     Op,
     Plan,
@@ -70,6 +72,7 @@ def forward(
     if plan.rope_head and owner.rope_head:
         q = joined(q, make(plan.rope_head.query, plan, weights, own, rows))
         k = joined(k, make(owner.rope_head.key, owner, its_weights, roots, columns))
+    q = log_scaled(plan, q, rows)
     context = attend(plan, weights, q, k, v, bias(plan, weights, rows, columns))
     return output(plan, weights, context, own, rows)
 
@@ -97,6 +100,7 @@ def decode(plan: Plan, weights: Weights, x: Stream, lender: Lender | None = None
             q = joined(q, make(plan.rope_head.query, plan, weights, own, now))
             k = joined(k, np.concatenate(cached[ROPE_KEY]))
         v = np.concatenate(cached[owner.cached_value.name])
+        q = log_scaled(plan, q, now)
         context = attend(plan, weights, q, k, v, bias(plan, weights, now, past))
         context = absorb_into_output(owner, its_weights, context)
         rows.append(output(plan, weights, context, own, now))
@@ -155,6 +159,8 @@ def apply(  # noqa: C901 - one case for each operation
                 rows = np.einsum("tr,hdr->thd", rows[:, 0], weights[f"{part}.up"])
             case Take(width):
                 rows = rows[..., :width]
+            case Multiply(by, width):
+                rows = np.where(np.arange(rows.shape[-1]) < width, by * rows, rows)
             case Clamp(most):
                 rows = np.clip(rows, -most, most)
             case Normalize():
@@ -197,8 +203,7 @@ def rotation(
 def rope(rows: Heads, settings: Rope, positions: Positions) -> Heads:
     """The rows with RoPE applied: arXiv:2104.09864, eq. 34, coordinate i paired with i + half."""
     half = settings.dims // 2
-    frequency = settings.base ** (-np.arange(half) / half)
-    angle = (positions[:, None] * frequency)[:, None, :]  # (time, 1, half)
+    angle = (positions[:, None] * np.array(settings.frequencies))[:, None, :]  # (time, 1, half)
     cos, sin = np.cos(angle), np.sin(angle)
     first, second, rest = np.split(rows, [half, 2 * half], axis=-1)
     pairs = [first * cos - second * sin, second * cos + first * sin]
@@ -243,6 +248,14 @@ def position_features(
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
 
 
+def log_scaled(plan: Plan, q: Heads, rows: Positions) -> Heads:
+    """Queries at these positions times a number that grows with the position."""
+    if plan.log_scale is None:
+        return q
+    steps = plan.log_scale.steps(rows)
+    return q * (1 + LogScale.STRENGTH * np.log1p(steps))[:, None, None]
+
+
 def attend(
     plan: Plan,
     weights: Weights,
@@ -282,6 +295,7 @@ def output(
         context = context - along / length * value
     if plan.gate:
         context = context / (1 + np.exp(-roots[GATE]))
+    context = apply(plan.output_norm, plan, weights, context, rows)
     return context.reshape(len(context), -1) @ weights["o.weight"].T + weights["o.bias"]
 
 

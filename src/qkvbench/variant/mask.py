@@ -10,17 +10,24 @@ class Mask:
 
     ``causal``: none after the query. ``window``: those less than `window` positions away, itself
     included; and the first ``sinks`` ones. ``diagonal`` False: not itself, unless it is alone.
+    ``chunk``: those in its own chunk of `chunk` positions.
     """
 
     causal: bool = False
     window: int | None = None
     sinks: int = 0
     diagonal: bool = True
+    chunk: int | None = None
 
     @property
     def is_full(self) -> bool:
         """True if at most causality hides a key."""
-        return self.window is None and self.diagonal
+        return self.local is None and self.diagonal
+
+    @property
+    def local(self) -> int | None:
+        """The most keys up to itself that a query sees, beside the sinks; None if it sees all."""
+        return self.window or self.chunk
 
     def visible(self, rows: Any, columns: Any, valid: Any = None) -> Any:
         """True if the query at position `rows[..., i]` may attend to the key at `columns[..., j]`.
@@ -35,9 +42,11 @@ class Mask:
         if self.window is not None:
             near = abs(distance) < self.window
             visible = visible & (near | (columns < self.sinks) if self.sinks else near)
+        if self.chunk is not None:
+            visible = visible & (rows[..., :, None] // self.chunk == columns // self.chunk)
         if valid is not None:
             visible = visible & valid
-            if self.window is not None:
+            if self.local is not None:
                 alone = ~visible.any(-1)[..., None]
                 visible = visible | (alone & (distance == 0))
         if not self.diagonal:
@@ -51,6 +60,9 @@ class Mask:
         Of the sinks only those that are near, or later than all queries.
         """
         last = end if self.causal else keys
+        if self.chunk is not None:
+            after = -(-end // self.chunk) * self.chunk
+            return slice(first // self.chunk * self.chunk, min(last, after))
         if self.window is None:
             return slice(0, last)
         after = max(end + self.window - 1, self.sinks)
@@ -58,16 +70,22 @@ class Mask:
 
     def first_slot(self, slot: int) -> int:
         """The first slot of a cache that the token in `slot` sees, sinks left out."""
+        if self.chunk is not None:
+            return slot // self.chunk * self.chunk
         return 0 if self.window is None else max(0, slot + 1 - self.window)
 
     def hides_no_key(self, tokens: int) -> bool:
-        """True if the window hides none of `tokens` from any query."""
+        """True if window and chunk hide none of `tokens` from any query."""
+        if self.chunk is not None:
+            return self.chunk >= tokens
         if self.window is None or self.window >= tokens:
             return True
         return self.causal and self.window + self.sinks >= tokens
 
     def max_keys(self, tokens: int) -> int:
         """The largest number of keys any query sees in `tokens`, ignoring causality's triangle."""
+        if self.chunk is not None:
+            return min(tokens, self.chunk)
         if self.window is None:
             return tokens
         near = self.window if self.causal else 2 * self.window - 1

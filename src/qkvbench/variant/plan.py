@@ -17,6 +17,7 @@ from qkvbench.variant.scores import (
     ROLES,
     Bucketed,
     Gated,
+    LogScale,
     Relative,
     Role,
     Scores,
@@ -87,6 +88,14 @@ class Take:
 
 
 @dataclass(frozen=True)
+class Multiply:
+    """Multiply the first `width` numbers of each head by the number `by`."""
+
+    by: float
+    width: int
+
+
+@dataclass(frozen=True)
 class Clamp:
     """Keep every number between -`most` and `most`."""
 
@@ -139,7 +148,18 @@ class MakeZeros:
     width: int
 
 
-Op = ApplyRotation | UpProject | Take | Clamp | Normalize | Scale | Shift | ApplyRope | MakeZeros
+Op = (
+    ApplyRotation
+    | UpProject
+    | Take
+    | Multiply
+    | Clamp
+    | Normalize
+    | Scale
+    | Shift
+    | ApplyRope
+    | MakeZeros
+)
 # The same linear map at every position, which the query can absorb; and those that the output can.
 Fixed = ApplyRotation | UpProject | Scale
 OutputMap = ApplyRotation | UpProject | Take
@@ -229,8 +249,10 @@ class Plan:
     ``key_ops_on_read`` make K from cached key rows. The maps ``absorbed_by_query`` (transposed, the
     last one first) act on the query instead of on K, and those ``absorbed_by_output`` on the
     attention output instead of on V (absorbed). ``output_ops`` come last in both ways, then
-    ``exclusive`` takes away the part along the token's own V, and the ``gate`` root multiplies.
-    If there is a ``rope_head``, Q·K is a sum of two products, and its K is cached, too.
+    ``exclusive`` takes away the part along the token's own V, and the ``gate`` root multiplies, and
+    ``output_norm`` is applied.
+    Queries ready for the product are multiplied by ``log_scale``. If there is a ``rope_head``, Q·K
+    is a sum of two products, and its K is cached, too.
 
     If K and V are those of a layer below, ``lender`` is the plan of that layer and
     ``layers_below`` its distance, at least 1. The layer then caches nothing, and the operations on
@@ -251,6 +273,8 @@ class Plan:
     output_ops: tuple[ApplyRope, ...] = ()
     exclusive: bool = False
     gate: Gated | None = None
+    log_scale: LogScale | None = None
+    output_norm: tuple[Op, ...] = ()
     rope_head: RopeHead | None = None
     rope: Rope | None = None
     scores: Scores = Scores()
@@ -320,7 +344,7 @@ class Plan:
         """The learned scales of heads, then their biases."""
         found: dict[str, Parameter] = {}
         for kind, name, start in ((Scale, "scale", 1.0), (Shift, "shift", 0.0)):
-            for op in self._ops(kind):
+            for op in (*self._ops(kind), *(op for op in self.output_norm if isinstance(op, kind))):
                 each = f"{op.part}.{name}"
                 found[each] = _full(each, op.shape, start)
         return tuple(found.values())
@@ -447,6 +471,8 @@ _STRUCTURE = {
     "output_ops",
     "exclusive",
     "gate",
+    "log_scale",
+    "output_norm",
     "rope",
     "scores",
     "mask",

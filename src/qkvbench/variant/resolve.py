@@ -24,6 +24,7 @@ from qkvbench.variant.plan import (
     Fixed,
     Geometry,
     MakeZeros,
+    Multiply,
     Normalize,
     Op,
     OutputMap,
@@ -114,13 +115,15 @@ def _resolve(
         roots=every,
         derivations=derivations,
         **_cache_policy(derivations["k"], derivations["v"], every, rope_head),
-        output_ops=(ApplyRope(back=True),) if "v" in size.rotated else (),
+        output_ops=size.output_ops,
         exclusive=scores.exclusive,
         gate=scores.gate,
+        log_scale=scores.log_scale,
+        output_norm=size.output_norm(),
         rope_head=rope_head,
         rope=rope,
         scores=scores,
-        mask=Mask(causal, scores.window, scores.sinks, scores.diagonal),
+        mask=Mask(causal, scores.window, scores.sinks, scores.diagonal, scores.chunk),
         biases=tuple(bias for bias in (scores.correction, alibi) if bias),
     )
 
@@ -130,7 +133,8 @@ def _fitting(rope: Rope | None, variant: Variant, geometry: Geometry) -> Rope | 
     if rope is None:
         return None
     scores = variant.scores
-    rope = replace(rope, base=float(scores.rope_base or rope.base))
+    base, scaling = scores.rope_base or rope.base, scores.rope_scaling or rope.scaling
+    rope = replace(rope, base=float(base), scaling=scaling)
     if scores.rope_value:
         rope = replace(rope, roles=ROLES)
     if scores.rope_head:
@@ -189,6 +193,7 @@ def resolve_cross(variant: Variant, geometry: Geometry) -> Plan:
         **_cache_policy(derivations["k"], derivations["v"], every, rope_head),
         exclusive=False,
         rope_head=rope_head,
+        log_scale=None,
         mask=Mask(),
         biases=(),
     )
@@ -262,6 +267,12 @@ class _Layer:
         """The roles with RoPE on their own heads."""
         return self.rope.roles if self.rope and not self.variant.scores.rope_head else ()
 
+    @property
+    def output_ops(self) -> tuple[ApplyRope, ...]:
+        """The inverse RoPE of a layer with RoPE on V."""
+        stays = self.variant.scores.rope_value == "stays"
+        return (ApplyRope(back=True),) if "v" in self.rotated and not stays else ()
+
     def heads(self, role: Role) -> int:
         """The heads of `role`."""
         return self.geometry.heads if role == "q" else self.geometry.kv_heads
@@ -302,7 +313,7 @@ class _Layer:
             return Derivation(ZEROS, (MakeZeros(self.heads(role), self.width(role)),))
         maps = _maps_to(role, self.variant)
         root, ops = maps.root, maps.ops
-        rope = (ApplyRope(),) if role in self.rotated else ()
+        rope = self._rope(role) if role in self.rotated else ()
         width = self.root(root).width
         heads: tuple[Op, ...] = ()
         if root in (LATENT, QUERY_LATENT):
@@ -334,20 +345,38 @@ class _Layer:
             ops = (*ops, *rope)
         return Derivation(root, (*clamp, *ops))
 
+    def output_norm(self) -> tuple[Op, ...]:
+        """The norm of all heads of the output together."""
+        if not self.variant.scores.output_norm:
+            return ()
+        scale = Scale("o", (self.geometry.heads, self.width("v")))
+        return Normalize(over="row", eps=self.norm_eps), scale
+
     def rope_head(self) -> RopeHead | None:
         """The parts of Q and K that alone get RoPE."""
         width = self.variant.scores.rope_head
         if width is None:
             return None
-        rope = (ApplyRope(),) if self.rope else ()
-        query = Derivation(ROPE_QUERY, rope)
+        query = Derivation(ROPE_QUERY, self._rope("q"))
         if _maps_to("q", self.variant).root == QUERY_LATENT:
             made = UpProject(ROPE_QUERY, self.geometry.heads, width)
             before = self.derivation("q").ops
             query = Derivation(
-                QUERY_LATENT, (*before[: _count_before(before, UpProject)], made, *rope)
+                QUERY_LATENT, (*before[: _count_before(before, UpProject)], made, *self._rope("q"))
             )
-        return RopeHead(width, query, Derivation(ROPE_KEY, rope))
+        return RopeHead(width, query, Derivation(ROPE_KEY, self._rope("k")))
+
+    def _rope(self, role: Role) -> tuple[Op, ...]:
+        """RoPE; Q is multiplied by the attention factor of both Q and K, so that K keeps its size.
+
+        A cache and its kernels then need no factor, and neither does a V that gets RoPE.
+        """
+        if self.rope is None:
+            return ()
+        factor = self.rope.attention_factor**2
+        if role == "q" and factor != 1:
+            return Multiply(factor, self.rope.dims), ApplyRope()
+        return (ApplyRope(),)
 
     def _scale(self, role: Role) -> tuple[Op, ...]:
         """The learned scale after a norm, and the bias: a tie shares them, too."""

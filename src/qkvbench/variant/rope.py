@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from qkvbench.variant.frequencies import RopeScaling, attention_factor_of, base_frequencies
 from qkvbench.variant.scores import Bucketed, Relative, Role, Separable
 
 
@@ -10,13 +11,26 @@ class Rope:
     """Rotary position embedding, arXiv:2104.09864: pairs of coordinates rotated by position.
 
     The first ``dims`` coordinates of each head, coordinate i paired with i + dims/2; frequencies
-    ``base`` ** (-2i/dims). ``roles`` are rotated; if V is one, the output is rotated back by the
-    query's position (the inverse).
+    ``base`` ** (-2i/dims), changed by ``scaling``. ``roles`` are rotated; if V is one, the output
+    is rotated back by the query's position (the inverse).
     """
 
     base: float
     dims: int
     roles: tuple[Role, ...] = ("q", "k")
+    scaling: RopeScaling | None = None
+
+    @property
+    def frequencies(self) -> tuple[float, ...]:
+        """Radians per position of each pair."""
+        if self.scaling is None:
+            return tuple(base_frequencies(self.base, self.dims))
+        return tuple(self.scaling.frequencies(self.base, self.dims))
+
+    @property
+    def attention_factor(self) -> float:
+        """The number by which Q and K are multiplied where they are rotated."""
+        return attention_factor_of(self.scaling)
 
 
 @dataclass(frozen=True)

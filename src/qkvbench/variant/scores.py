@@ -5,9 +5,18 @@ A suffix of the notation is one row of `SUFFIXES`; it sets fields of `Scores`.
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from qkvbench.variant.frequencies import (
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    YarnScaling,
+)
 
 Role = Literal["q", "k", "v"]
 ROLES: tuple[Role, ...] = ("q", "k", "v")
@@ -64,6 +73,9 @@ class Bucketed:
 
 Correction = Separable | Relative | Bucketed
 
+# RoPE on V: the output is rotated back by the query's position, or it stays as it is.
+RotatedValue = Literal["back", "stays"]
+
 # The numbers that an output gate makes: one for each number of a head, or one for each head.
 Gated = Literal["number", "head"]
 
@@ -87,6 +99,29 @@ class HeadNorm:
 
 
 @dataclass(frozen=True)
+class LogScale:
+    """Scores of a row times 1 + STRENGTH·log(1 + ⌊keys / every⌋), which grows with the position.
+
+    ``keys`` are those up to the row's own position, itself included unless it is ``earlier``.
+    Length-scaled attention, arXiv:2501.19399, with the steps of Llama 4.
+    """
+
+    every: float
+    earlier: bool = False
+
+    STRENGTH: ClassVar[float] = 0.1
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The numbers by which it is written."""
+        return (self.every,)
+
+    def steps(self, rows: Any) -> Any:
+        """⌊keys / every⌋ of rows at these positions, an array of any framework."""
+        return (rows + (0 if self.earlier else 1)) // self.every
+
+
+@dataclass(frozen=True)
 class Scores:
     """Everything that a layer does besides softmax(Q·K / sqrt(head_dim))·V, the default.
 
@@ -96,18 +131,22 @@ class Scores:
     ``diagonal`` False: no token attends to itself unless it sees nothing else.
     ``window``: a query sees keys less than `window` positions away, itself included
     (arXiv:2004.05150, section 3.1). ``sinks``: and always the first `sinks` keys
-    (arXiv:2309.17453, section 3.2). ``softcap``: q·k becomes softcap·tanh(q·k / softcap), before
-    any bias (arXiv:2408.00118, section 2). ``sink_logit``: a learned logit for each head joins the
-    softmax and is dropped after it (arXiv:2508.10925, section 2.1).
+    (arXiv:2309.17453, section 3.2). ``chunk``: a query sees only keys of its own chunk of `chunk`
+    positions. ``log_scale``: scores grow with the query's position. ``softcap``: q·k becomes
+    softcap·tanh(q·k / softcap), before any bias (arXiv:2408.00118, section 2). ``sink_logit``: a
+    learned logit for each head joins the softmax and is dropped after it (arXiv:2508.10925,
+    section 2.1).
     ``key_dim`` and ``value_dim``: numbers in each head of Q and K, and of V, if not head_dim. Roles
     that share a root take its first numbers. ``rope_head``: Q and K get so many more numbers, of K
     one head for all, and RoPE acts on these alone (arXiv:2405.04434, eq. 14 to 19).
     ``nope``: no positions inside this layer (arXiv:2305.19466). ``rope_base``: of the RoPE
-    frequencies, if not the model's. ``rope_value``: RoPE acts on V, too, and its inverse on the
-    output. ``clamp``: the numbers of the roots are kept between -clamp and clamp.
+    frequencies, if not the model's; ``rope_scaling`` changes them. ``rope_value``: RoPE acts on V,
+    too, and its inverse on the output, unless that stays. ``clamp``: the numbers of the roots are
+    kept between -clamp and clamp.
     ``exclusive``: of each head's output the part along the token's own V is taken away
     (arXiv:2603.09078). ``gate``: the output is multiplied by a sigmoid of a linear map of the
-    stream, number by number or head by head (arXiv:2505.06708).
+    stream, number by number or head by head (arXiv:2505.06708). ``output_norm``: RMS norm with a
+    learned scale of all heads of the output together.
     """
 
     normed: tuple[Role, ...] = ()
@@ -117,6 +156,8 @@ class Scores:
     diagonal: bool = True
     window: int | None = None
     sinks: int = 0
+    chunk: int | None = None
+    log_scale: LogScale | None = None
     softcap: int | None = None
     sink_logit: bool = False
     key_dim: int | None = None
@@ -124,10 +165,12 @@ class Scores:
     rope_head: int | None = None
     nope: bool = False
     rope_base: int | None = None
-    rope_value: bool = False
+    rope_scaling: RopeScaling | None = None
+    rope_value: RotatedValue | None = None
     clamp: int | None = None
     exclusive: bool = False
     gate: Gated | None = None
+    output_norm: bool = False
 
     def __post_init__(self) -> None:
         """Refuse combinations without a meaning."""
@@ -137,6 +180,22 @@ class Scores:
             raise ValueError(
                 f"A window of {self.window} shows nothing; use 1 (each position itself) or more, "
                 "or leave it out to see everything."
+            )
+        if self.window is not None and self.chunk is not None:
+            raise ValueError("A query sees a window or its own chunk: write one of the two.")
+        if self.rope_scaling and self.rope_scaling.factor <= 1:
+            raise ValueError(
+                "A factor of 1 changes no RoPE frequency: leave it out, or write more."
+            )
+        if self.rope_base == 1 and isinstance(self.rope_scaling, YarnScaling):
+            raise ValueError(
+                "At a base of 1 all pairs have one frequency, so none is slower than another: give "
+                "'+ropebase' more."
+            )
+        if self.exclusive and self.output_norm:
+            raise ValueError(
+                "Of a token that sees only itself '-own' leaves rounding errors, which "
+                "'+outputnorm' would enlarge: leave out one of the two."
             )
         if self.sinks and self.window is None:
             raise ValueError(
@@ -150,8 +209,10 @@ class Scores:
 IN_PLAN = frozenset(
     {
         *("normed", "norm", "latent_norm", "key_dim", "value_dim", "rope_head"),
-        *("correction", "diagonal", "window", "sinks", "exclusive", "gate", "clamp"),
-        *("nope", "rope_base", "rope_value"),
+        *("correction", "diagonal", "window", "sinks", "chunk", "exclusive", "gate", "clamp"),
+        "log_scale",
+        "output_norm",
+        *("nope", "rope_base", "rope_scaling", "rope_value"),
     }
 )
 
@@ -160,18 +221,45 @@ IN_PLAN = frozenset(
 class Suffix:
     """The fields of `Scores` that a suffix sets; with `number`, the field that its number sets.
 
-    The number is a multiple of `step`: RoPE needs pairs.
+    The number is a multiple of `step`: RoPE needs pairs. Of a suffix with up to `most` numbers, an
+    "x" between them, the field is `made` of them.
     """
 
     about: str
     sets: dict[str, Any]
     number: str | None = None
     step: int = 1
+    most: int = 1
+    made: Callable[..., Any] = int
 
     @property
     def names(self) -> tuple[str, ...]:
         """The fields that it sets."""
         return (*self.sets, *((self.number,) if self.number else ()))
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression of its numbers."""
+        if self.number is None:
+            return ""
+        if self.made is int:
+            return r"[1-9][0-9]*"
+        return rf"{_DECIMAL}(?:x{_DECIMAL}){{0,{self.most - 1}}}"
+
+    def written(self, value: Any) -> str | None:
+        """The numbers of a value of the field; None if it is not made by this suffix."""
+        numbers = (value,) if isinstance(value, int) else value.numbers
+        if len(numbers) > self.most or self.made(*numbers) != value:
+            return None
+        return "x".join(map(_number_text, numbers))
+
+
+# A number that may have decimals.
+_DECIMAL = r"[1-9][0-9]*(?:\.[0-9]+)?"
+
+
+def _number_text(number: float) -> str:
+    return str(int(number)) if number == int(number) else repr(number)
 
 
 def _norm(roles: tuple[Role, ...], **changes: Any) -> dict[str, Any]:
@@ -219,8 +307,37 @@ SUFFIXES: dict[str, Suffix] = {
         step=2,
     ),
     "+ropebase": Suffix("the base of the RoPE frequencies in this layer", {}, number="rope_base"),
+    "+ropelinear": Suffix(
+        "RoPE frequencies divided by N (Gemma 3)", {}, number="rope_scaling", made=LinearScaling
+    ),
+    "+ropellama": Suffix(
+        "those of long waves divided by N, of NxL after L tokens, 8192 if left out (Llama 3)",
+        {},
+        number="rope_scaling",
+        most=2,
+        made=Llama3Scaling,
+    ),
+    "+ropeyarn": Suffix(
+        "those of slow pairs divided by N, of NxL after L tokens, 4096 if left out; NxLxA: "
+        "attention factor A (DeepSeek V3)",
+        {},
+        number="rope_scaling",
+        most=3,
+        made=YarnScaling,
+    ),
+    "+ropeyarnexact": Suffix(
+        "the same, from and to a fraction of a pair (GPT-OSS)",
+        {},
+        number="rope_scaling",
+        most=3,
+        made=partial(YarnScaling, rounded=False),
+    ),
     "+ropevalue": Suffix(
-        "RoPE on V, too, and its inverse on the output (DeepSeek V4)", {"rope_value": True}
+        "RoPE on V, too, and its inverse on the output (DeepSeek V4)", {"rope_value": "back"}
+    ),
+    "+ropevaluestays": Suffix(
+        "RoPE on V, too, and nothing on the output (RoFormer's rotary_value)",
+        {"rope_value": "stays"},
     ),
     "+nope": Suffix("no positions inside this layer (SmolLM3, Llama 4)", {"nope": True}),
     "+clamp": Suffix(
@@ -239,6 +356,21 @@ SUFFIXES: dict[str, Suffix] = {
     "-diag": Suffix("no token attends to itself unless it sees nothing else", {"diagonal": False}),
     "+window": Suffix("a query sees keys less than so many positions away", {}, number="window"),
     "+sinks": Suffix("and always so many first keys", {}, number="sinks"),
+    "+chunk": Suffix(
+        "a query sees the keys of its own chunk of so many positions (Llama 4)", {}, number="chunk"
+    ),
+    "+logscale": Suffix(
+        "scores times 1 + 0.1·log(1 + ⌊n/N⌋) at the n-th position (Llama 4)",
+        {},
+        number="log_scale",
+        made=LogScale,
+    ),
+    "+logscaleearlier": Suffix(
+        "the same, with n the positions before it (Ministral 3)",
+        {},
+        number="log_scale",
+        made=partial(LogScale, earlier=True),
+    ),
     "+softcap": Suffix("scores are capped by a tanh (Gemma 2)", {}, number="softcap"),
     "+sinklogit": Suffix(
         "a learned logit for each head joins the softmax (GPT-OSS)", {"sink_logit": True}
@@ -252,12 +384,13 @@ SUFFIXES: dict[str, Suffix] = {
         {"gate": "number"},
     ),
     "+headgate": Suffix("each head of the output is multiplied by one (LFM 3)", {"gate": "head"}),
+    "+outputnorm": Suffix(
+        "RMS norm of the output over all heads together, with a scale (BitNet)",
+        {"output_norm": True},
+    ),
 }
 _PATTERN = re.compile(
-    "|".join(
-        re.escape(text) + (r"[1-9][0-9]*" if suffix.number else "")
-        for text, suffix in SUFFIXES.items()
-    )
+    "|".join(f"(?:{re.escape(text)}{suffix.pattern})" for text, suffix in SUFFIXES.items())
 )
 # A suffix, known or not: a sign and what follows; `++` is one, and so is a sign alone.
 _SIGNED = re.compile(r"\+\+|[+\-][^+\-]*")
@@ -275,8 +408,9 @@ def write_scores(scores: Scores) -> str:
         if suffix.number is None:
             chosen = all(getattr(scores, name) == value for name, value in suffix.sets.items())
             written += text if chosen else ""
-        elif (number := getattr(scores, suffix.number)) != _PLAIN[suffix.number]:
-            written += f"{text}{number}"
+        elif (value := getattr(scores, suffix.number)) != _PLAIN[suffix.number]:
+            numbers = suffix.written(value)
+            written += "" if numbers is None else f"{text}{numbers}"
     return written
 
 
@@ -287,28 +421,38 @@ def parse_scores(text: str, suffixes: str) -> Scores:
         match = _PATTERN.fullmatch(written)
         if match is None:
             raise SuffixError(f"'{text}': {_unknown(written)}")
-        name = written.rstrip("0123456789") if written not in SUFFIXES else written
+        name = _name(written)
         suffix = SUFFIXES[name]
         if chosen.keys() & set(suffix.names):
             raise SuffixError(f"'{text}': '{written}' conflicts with an earlier suffix.")
         chosen |= suffix.sets
         if suffix.number:
-            number = int(written.removeprefix(name))
-            if number % suffix.step:
-                raise SuffixError(
-                    f"'{text}': RoPE rotates pairs, so the number of '{written}' must be even; "
-                    f"write '{name}{number + 1}'."
-                )
-            chosen[suffix.number] = number
+            chosen[suffix.number] = _value(text, name, written.removeprefix(name))
     try:
         return replace(Scores(), **chosen)
     except ValueError as error:
         raise SuffixError(f"'{text}': {error}") from None
 
 
+def _name(written: str) -> str:
+    """The suffix without its numbers."""
+    return written if written in SUFFIXES else written.rstrip("0123456789x.")
+
+
+def _value(text: str, name: str, written: str) -> Any:
+    """The value of the field that the numbers of a suffix set."""
+    suffix = SUFFIXES[name]
+    if suffix.made is int and int(written) % suffix.step:
+        raise SuffixError(
+            f"'{text}': RoPE rotates pairs, so the number of '{name}{written}' must be even; "
+            f"write '{name}{int(written) + 1}'."
+        )
+    return suffix.made(*(float(each) for each in written.split("x")))
+
+
 def _unknown(written: str) -> str:
     """The sentence that refuses a suffix, with the nearest one."""
-    near = get_close_matches(written.rstrip("0123456789"), SUFFIXES, n=1)
+    near = get_close_matches(_name(written), SUFFIXES, n=1)
     hint = f" Did you mean {_example(near[0])}?" if near else ""
     return (
         f"'{written}' is none of the suffixes, which come last, as in 'q=k,v+2d' or "

@@ -114,11 +114,11 @@ def without_value_rotation(variant: Variant) -> Variant:
     """The variant whose function class is the same once an output projection follows.
 
     A rotation on V is a fixed linear map on each head's output, so the output projection absorbs
-    it, unless a gate of each number comes between. Two variants with equal results here can
-    represent the same functions.
+    it, unless a gate of each number or a norm comes between. Two variants with equal results here
+    can represent the same functions.
     """
     match variant.v:
-        case _ if variant.scores.gate == "number":
+        case _ if variant.scores.gate == "number" or variant.scores.output_norm:
             return variant
         case LearnedRotation(origin):
             unrotated = replace(variant, v=Same(origin))

@@ -80,7 +80,8 @@ class Layer:
     part whose input is the layer's input, and ``writes`` the one whose output is its output.
     ``own`` are the sizes of the network if nothing is configured, of which the config has the names
     ``sizes``, and ``position`` the RoPE settings of ``config``. ``feeds`` is the input of the
-    network. ``rounds`` is what the library rounds to fp32 whatever its dtype, if it does. If K and
+    network. ``rounds`` is what the library rounds to fp32 whatever its dtype, if it does, and
+    ``counts_padding`` what makes it another function of a padded text, if something does. If K and
     V are those of a layer below, it is the ``lender``.
     """
 
@@ -97,6 +98,7 @@ class Layer:
     writes: str = ""
     feeds: Literal["tokens", "decoder tokens", "two texts", "pixels", "frames"] = "tokens"
     rounds: str = ""
+    counts_padding: str = ""
     lender: Lender | None = None
 
     @property

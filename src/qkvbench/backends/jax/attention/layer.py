@@ -35,7 +35,9 @@ from qkvbench.variant import (
     Clamp,
     Derivation,
     Input,
+    LogScale,
     MakeZeros,
+    Multiply,
     Normalize,
     Op,
     Plan,
@@ -294,6 +296,7 @@ class Attention:
             context = _without_own_value(context, value)
         if self.plan.gate:
             context = context * nn.sigmoid(made[Derivation(GATE, ())])
+        context = self._apply_ops(weights, self.plan.output_norm, context, maps, rope)
         batch, _, time, _ = context.shape
         return linear(part_of(weights, "o"), jnp.swapaxes(context, 1, 2).reshape(batch, time, -1))
 
@@ -307,6 +310,7 @@ class Attention:
         time = max(rows.shape[2] for rows in made.values())
         rope = self._rope(time)
         q, k, v = (self.whole(weights, role, made, maps, rope) for role in ROLES)
+        q = self._log_scaled(q, np.arange(q.shape[2]))
         context = self.softmax(weights, q, k, v, lengths)
         return self.output(weights, context, made, maps, rope)
 
@@ -343,6 +347,8 @@ class Attention:
                     rows = jnp.einsum("btr,hdr->bhtd", rows[:, 0], maps[part].astype(rows.dtype))
                 case Take(width):
                     rows = rows[..., :width]
+                case Multiply(by, width):
+                    rows = jnp.where(np.arange(rows.shape[-1]) < width, by * rows, rows)
                 case Clamp(most):
                     rows = jnp.clip(rows, -most, most)
                 case Normalize():
@@ -386,6 +392,7 @@ class Attention:
         layer = owner.layer
         kept, key_heads = self.plan.cached_value, self.plan.key_heads
         value, kind = layer.rows[kept.name], weights["o.weight"].dtype
+        queries = {name: self._log_scaled(each, rows) for name, each in queries.items()}
         query = queries[self.plan.cached_key.name]
         batch, heads, time, _ = query.shape
 
@@ -410,6 +417,14 @@ class Attention:
         ).astype(kind)
         context = probabilities.reshape(batch, kept.heads, -1, value.shape[2]) @ value.astype(kind)
         return self._absorb_into_output(context.reshape(batch, heads, time, kept.width), layer.maps)
+
+    def _log_scaled(self, query: Heads, rows: Positions) -> Heads:
+        """Queries at these positions times a number that grows with the position."""
+        if self.plan.log_scale is None:
+            return query
+        steps = self.plan.log_scale.steps(rows)
+        factor = 1 + LogScale.STRENGTH * jnp.log1p(jnp.asarray(steps, upcast(query).dtype))
+        return query * factor[..., None, :, None].astype(query.dtype)
 
     def _absorb_into_query(self, weights: Weights, query: Heads, maps: Maps) -> Heads:
         """Queries whose products with cached rows are those of `query` with K."""

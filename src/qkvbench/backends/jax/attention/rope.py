@@ -38,7 +38,7 @@ def apply_rope(rows: Rows, rope: Rope, at: Positions, end: int, *, back: bool = 
 
     Coordinates i and i + half are rotated as a pair; those after the pairs stay.
     """
-    table = looked_up(angles(end, rope.dims, rope.base), at, rows).astype(rows.dtype)
+    table = looked_up(angles(end, rope), at, rows).astype(rows.dtype)
     cos, sin = jnp.split(table[..., None, :, :], 2, axis=-1)
     first, second, rest = jnp.split(rows, [rope.dims // 2, rope.dims], axis=-1)
     sin = -sin if back else sin
@@ -46,9 +46,8 @@ def apply_rope(rows: Rows, rope: Rope, at: Positions, end: int, *, back: bool = 
 
 
 @lru_cache(maxsize=32)
-def angles(length: int, dims: int, base: float) -> Float[np.ndarray, "length dims"]:
+def angles(length: int, rope: Rope) -> Float[np.ndarray, "length dims"]:
     """Cosines, then sines, of the angle of each pair. arXiv:2104.09864, eq. 34."""
-    half = dims // 2
     # In fp32 the angles of late positions would be coarse.
-    angle = np.outer(np.arange(length), base ** (-np.arange(half) / half))
+    angle = np.outer(np.arange(length), rope.frequencies)
     return np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)

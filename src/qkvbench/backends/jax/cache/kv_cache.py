@@ -111,7 +111,7 @@ class Cache:
 def empty_rows(plan: Plan, batch: int, capacity: int, kind: DTypeLike) -> dict[str, Rows]:
     """Storage for the cached tensors of a plan: (batch, heads, slots, width)."""
     mask = plan.mask
-    slots = capacity if mask.window is None else min(mask.sinks + mask.window, capacity)
+    slots = capacity if mask.local is None else min(mask.sinks + mask.local, capacity)
     return {
         tensor.name: jnp.zeros((batch, tensor.heads, slots, tensor.width), kind)
         for tensor in plan.cached

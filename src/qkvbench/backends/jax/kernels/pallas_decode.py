@@ -48,7 +48,7 @@ class DecodeKernel:
         tile = min(self.tile, slots)
         rotary = self.rope.dims if self.rope else 0
         table = jnp.asarray(
-            angles(slots, rotary, self.rope.base) if self.rope else np.zeros((slots, 2)),
+            angles(slots, self.rope) if self.rope else np.zeros((slots, 2)),
             jnp.float32,
         )
 

@@ -31,6 +31,7 @@ from qkvbench.variant import (
     Derivation,
     Input,
     LayerBelow,
+    LogScale,
     Op,
     Plan,
     Role,
@@ -112,6 +113,7 @@ class Attention(nn.Module):
         if layer:
             for tensor in self.plan.cached:
                 layer.rows[tensor.name].write_many(self.make(tensor.derivation, made, maps))
+        q = self._log_scaled(q, torch.arange(q.shape[2], device=q.device))
         context = self.softmax(q, k, v, lengths)
         return self.output(context, made, maps, self.rope)
 
@@ -125,16 +127,19 @@ class Attention(nn.Module):
         for tensor in self.plan.cached:
             row = self.make(tensor.derivation, made, layer.maps, rope)
             layer.rows[tensor.name].write(row)
-        queries = self._queries(made, layer, rope)
+        rows = torch.tensor([cache.longest], device=x.device)
+        if cache.lengths is not None:
+            rows = cache.lengths[:, None]
+        queries = {
+            name: self._log_scaled(query, rows)
+            for name, query in self._queries(made, layer, rope).items()
+        }
         if layer.decode_kernel:
             (query,) = queries.values()
             grouped = self._grouped(query, self.plan.key_heads)
             context = layer.decode_kernel(grouped, *cache.visible(self.plan.mask))
             context = context.view(query.shape)
         else:
-            rows = torch.tensor([cache.longest], device=x.device)
-            if cache.lengths is not None:
-                rows = cache.lengths[:, None]
             intervals = cache.intervals(self.plan.mask)
             context = self._attend_cached(queries, layer.owner, rows, intervals)
         context = self._absorb_into_output(context, layer.owner)
@@ -233,6 +238,7 @@ class Attention(nn.Module):
             context = ops.without_own_value(context, value)
         if self.plan.gate:
             context = context * made[Derivation(GATE, ())].sigmoid()
+        context = self._apply_ops(self.plan.output_norm, context, maps, None)
         return self.o(context.transpose(1, 2).flatten(2))  # (batch, time, heads * width)
 
     def named_weights(self) -> dict[str, Tensor]:
@@ -337,6 +343,14 @@ class Attention(nn.Module):
         if part := self.plan.rope_head:
             queries[ROPE_KEY] = self.make(part.query, made, layer.maps, rope)
         return queries
+
+    def _log_scaled(self, query: Heads, rows: Rows) -> Heads:
+        """Queries at these positions times a number that grows with the position."""
+        if self.plan.log_scale is None:
+            return query
+        steps = self.plan.log_scale.steps(rows.to(torch.float64))
+        factor = (1 + LogScale.STRENGTH * torch.log1p(steps)).to(query.dtype)
+        return query * factor[..., None, :, None]
 
     def _absorb_into_output(self, context: Heads, layer: LayerCache) -> Heads:
         """The output of attention over V, from the output of attention over its cached root."""

@@ -18,6 +18,7 @@ from qkvbench.variant import (
     Derivation,
     Fixed,
     MakeZeros,
+    Multiply,
     Normalize,
     Op,
     OutputMap,
@@ -64,6 +65,8 @@ def apply(  # noqa: C901 - one case for each operation
                 rows = _up_project(rows, maps[part])
             case Take(width):
                 rows = rows[..., :width]
+            case Multiply(by, width):
+                rows = torch.cat([rows[..., :width] * by, rows[..., width:]], dim=-1)
             case Clamp(most):
                 rows = rows.clamp(-most, most)
             case Normalize():

@@ -53,6 +53,7 @@ class RotaryEmbedding(nn.Module):
         """RoPE with these settings."""
         super().__init__()
         self.rope = rope
+        self._frequencies = rope.frequencies
         self._table = PositionTable(self._cos_sin)
         self._native_table: native.RopeTable | None = None
 
@@ -63,9 +64,7 @@ class RotaryEmbedding(nn.Module):
     def native_table(self, slots: int) -> native.RopeTable:
         """The table of the native kernel, for at least so many slots."""
         if self._native_table is None or self._native_table.capacity < slots:
-            half = self.rope.dims // 2
-            frequencies = self.rope.base ** (-np.arange(half) / half)
-            self._native_table = native.RopeTable(frequencies, 2 * slots)
+            self._native_table = native.RopeTable(np.array(self._frequencies), 2 * slots)
         return self._native_table
 
     def forward(self, rows: Rows, first: int = 0, *, back: bool = False) -> Rows:
@@ -84,9 +83,10 @@ class RotaryEmbedding(nn.Module):
 
     def _cos_sin(self, positions: Float[Tensor, " positions"]) -> Float[Tensor, "positions dims"]:
         """Cosines, then sines, of the angle of each pair. arXiv:2104.09864, eq. 34."""
-        half = self.rope.dims // 2
-        pairs = torch.arange(half, dtype=positions.dtype, device=positions.device)
-        angle = torch.outer(positions, self.rope.base ** (-pairs / half))
+        frequencies = torch.tensor(
+            self._frequencies, dtype=positions.dtype, device=positions.device
+        )
+        angle = torch.outer(positions, frequencies)
         return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
     def _rotate(self, rows: Rows, table: Tensor, *, back: bool) -> Rows:

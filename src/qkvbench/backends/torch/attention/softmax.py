@@ -67,7 +67,7 @@ class SoftmaxAttention(nn.Module):
             if mask.hides_no_key(time):
                 return self._fused(q, k, v, lengths)
             return self._fused_by_rows(q, k, v, lengths)
-        if self.plain and mask.causal and mask.window is None:
+        if self.plain and mask.causal and mask.local is None:
             # Each token but the first sees the keys of the one before it: a shift by one.
             first = v[:, :, :1].repeat_interleave(q.shape[1] // v.shape[1], dim=1)
             if time == 1:
@@ -143,9 +143,9 @@ class SoftmaxAttention(nn.Module):
 
     def _rows_at_a_time(self, heads: int, columns: int) -> int:
         """Rows that are scored at a time, in all these heads of all sequences."""
-        if self.mask.window is None:
+        if self.mask.local is None:
             return max(1, MAX_SCORES // (heads * columns))
-        most = max(self.mask.window, WINDOW_BLOCK)
+        most = max(self.mask.local, WINDOW_BLOCK)
         return max(1, min(most, MAX_SCORES // (heads * min(columns, 2 * most))))
 
     def _columns(

@@ -168,7 +168,7 @@ class Cache:
     def begin(self, tokens: int, lengths: Int[Tensor, " batch"] | None) -> None:
         """Have pages for prompts of `tokens`, or of `lengths`; layers write their rows.
 
-        Slots that no window will show again get none.
+        Slots that the mask will not show again get none.
         """
         self.longest = tokens
         self.lengths = lengths
@@ -190,7 +190,7 @@ class Cache:
     def rollback(self, tokens: int) -> None:
         """Forget the last `tokens` of every sequence, as if they had never been read.
 
-        ValueError if a sequence has fewer, or if pages that a window would see are freed.
+        ValueError if a sequence has fewer, or if pages that the next token would see are freed.
         """
         if not 0 <= tokens <= self.shortest:
             raise ValueError(
@@ -199,12 +199,13 @@ class Cache:
             )
         for mask, table in self.tables.items():
             held = table.first_live_column * table.size
-            if mask.window is not None and mask.first_slot(self.shortest - tokens) < held:
-                most = max(self.shortest + 1 - mask.window - held, 0)
+            if mask.first_slot(self.shortest - tokens) < held:
+                ends = range(self.shortest - tokens, self.shortest + 1)
+                first = next(end for end in ends if mask.first_slot(end) >= held or end == ends[-1])
                 raise ValueError(
-                    f"{tokens} tokens cannot be rolled back: pages that a window of {mask.window} "
-                    f"would see then are freed. Take {most} at most, or make the cache with larger "
-                    "pages."
+                    f"{tokens} tokens cannot be rolled back: pages that the next token would see "
+                    f"then are freed. Take {self.shortest - first} at most, or make the cache with "
+                    "larger pages."
                 )
         self._shift(-tokens)
 

@@ -171,10 +171,10 @@ def _padded(
 
 
 def _storage(network: Decoder, strategy: Strategy) -> Storage:
-    """Pages if beams share them or a window frees them; else one contiguous tensor."""
+    """Pages if beams share them or a mask frees them; else one contiguous tensor."""
     if isinstance(strategy, Beams):
         return PAGED
-    windowed = any(plan and plan.mask.window for plan in network.made_for.plans)
+    windowed = any(plan and plan.mask.local for plan in network.made_for.plans)
     return Growing() if windowed else Reserved()
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qkvbench import native
+from qkvbench.backends.common.decode_support import missing
 from qkvbench.backends.torch.attention.rope import RotaryEmbedding
 from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
 from qkvbench.backends.torch.kernels.contract import PROFILER_NAME, DecodeKernel, Queries, Slots
@@ -22,10 +23,15 @@ from qkvbench.variant import AlibiBias, ApplyRope, Plan, Scale
 # The features of a plan that each kernel can run; a plan with any other is left to torch.
 CPU_FEATURES = native.CAPABILITIES.features
 GPU_FEATURES = frozenset(
-    {"mask.causal", "mask.window", "bias.AlibiBias", "read.Scale", "read.ApplyRope"}
+    {
+        "mask.causal",
+        "mask.window",
+        "mask.chunk",
+        "bias.AlibiBias",
+        "read.Scale",
+        "read.ApplyRope",
+    }
 )
-# The order in which a kernel applies operations to a cached row that it reads as a key.
-KEY_OPS = ((), (Scale,), (ApplyRope,), (Scale, ApplyRope))
 
 
 class CpuDecodeKernel:
@@ -104,19 +110,12 @@ def decode_kernel(
     """
     keys, values = rows[plan.cached_key.name], rows[plan.cached_value.name]
     found = _kernel(keys, plan)
-    if (
-        found is None
-        or dtype == torch.float64
-        or (keys.heads, keys.head_dim) != (values.heads, values.head_dim)
-        or tuple(type(op) for op in plan.key_ops_on_read) not in KEY_OPS
-    ):
+    if found is None or dtype == torch.float64:
         return None
     kernel, supported = found
-    if not plan.features <= supported:
+    if missing(plan, supported):
         return None
     scaled = [op for op in plan.key_ops_on_read if isinstance(op, Scale)]
-    if any(len(op.shape) > 1 for op in scaled):
-        return None
     on_read = any(isinstance(op, ApplyRope) for op in plan.key_ops_on_read)
     alibi = next((bias for bias in plan.biases if isinstance(bias, AlibiBias)), None)
     return kernel(

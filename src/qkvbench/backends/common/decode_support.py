@@ -1,0 +1,32 @@
+"""What a plan needs of a kernel that decodes over its cached rows; the machine is not asked."""
+
+from collections.abc import Set
+
+from qkvbench import native
+from qkvbench.variant import ApplyRope, Plan, Scale
+
+# The order in which a kernel applies operations to a cached row that it reads as a key.
+KEY_OPS = ((), (Scale,), (ApplyRope,), (Scale, ApplyRope))
+
+
+def missing(plan: Plan, supported: Set[str]) -> list[str]:
+    """The needs of a plan that a kernel with these features does not have; none if it runs it."""
+    found = sorted(plan.features - supported)
+    key, value = plan.cached_key, plan.cached_value
+    if (key.heads, key.width) != (value.heads, value.width):
+        found.append("cached K and V of two shapes")
+    ops = plan.key_ops_on_read
+    if not found and tuple(type(op) for op in ops) not in KEY_OPS:
+        found.append("another order of operations on K")
+    if any(isinstance(op, Scale) and len(op.shape) > 1 for op in ops):
+        found.append("a scale for each head of K")
+    return found
+
+
+def missing_natively(plan: Plan, kind: str) -> list[str]:
+    """The needs of a plan that the native kernel does not have, over rows of this kind."""
+    found = missing(plan, native.CAPABILITIES.features)
+    width = plan.cached_key.width
+    if not native.CAPABILITIES.can_run(kind, width):
+        found.append(f"rows of {width} numbers in {kind}")
+    return found
