@@ -27,6 +27,7 @@ from qkvbench.model import (
     Init,
     Learned,
     Model,
+    NoPosition,
     Position,
     Rotary,
     Tokens,
@@ -196,6 +197,15 @@ def plan_of(
         rope=rope_of(position, size.head_dim),
         alibi=alibi_of(position),
     )
+
+
+def rotary(variant: Variant | str) -> Position:
+    """RoPE, for a law that needs some positions; none if V has fewer numbers than RoPE rotates."""
+    try:
+        plan_of(variant, Rotary())
+    except ValueError:
+        return NoPosition()
+    return Rotary()
 
 
 # The axes besides the suffixes on which it depends whether there is a plan.

@@ -17,6 +17,7 @@ from laws.cases import (
     TIME,
     drawn,
     plan_of,
+    rotary,
     streams,
 )
 from qkvbench import reference
@@ -68,8 +69,9 @@ def test_a_layer_with_nothing_but_a_window_is_the_reference(backend, case):
 @every_backend_and_case("suffix", "mask", nightly=50, jax_cases=1)
 def test_a_layer_computed_a_few_rows_at_a_time_is_the_reference(backend, case, monkeypatch):
     backend.by_rows(monkeypatch, TWO_ROWS)
-    for variant, position in (("q,k=v/1", Rotary()), ("q,k=R(q),v", Alibi())):
-        plan = plan_of(f"{variant}{case.suffix}", position, causal=case.mask == "causal")
+    tied, rotated = f"q,k=v/1{case.suffix}", f"q,k=R(q),v{case.suffix}"
+    for text, position in ((tied, rotary(tied)), (rotated, Alibi())):
+        plan = plan_of(text, position, causal=case.mask == "causal")
         weights, x = drawn(plan.parameters), streams()
         found = backend.attend(plan, weights, x)[1]
         expected = reference.forward(plan, weights, x[1])
@@ -84,7 +86,8 @@ def test_padding_after_the_length_of_a_sequence_changes_nothing(
 ):
     if few_rows:
         backend.by_rows(monkeypatch, TWO_ROWS)
-    plan = plan_of(f"q,k=v{case.suffix}", Rotary(), causal=False)
+    text = f"q,k=v{case.suffix}"
+    plan = plan_of(text, rotary(text), causal=False)
     weights, x = drawn(plan.parameters), streams()
     found = backend.attend(plan, weights, x, np.array(LENGTHS))
     for row, (item, length) in enumerate(zip(x, LENGTHS, strict=True)):

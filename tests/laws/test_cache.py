@@ -13,6 +13,7 @@ from laws.cases import (
     decoder,
     every_case,
     parametrized,
+    rotary,
     whole_numbers,
 )
 from qkvbench import cost
@@ -77,7 +78,7 @@ ROUNDED = [
 @parametrized(ROUNDED[::2])
 @torch.no_grad()
 def test_decoding_over_rounded_rows_loses_nothing_but_their_rounding(case, monkeypatch):
-    network = TORCH.network(decoder(case.full, Rotary(), case.plan().geometry))
+    network = TORCH.network(decoder(case.full, rotary(case.full), case.plan().geometry))
     tokens, format = torch.from_numpy(whole_numbers(13)), CACHE_FORMATS[case.rows]
     storage = TORCH_STORAGES[case.storage]
     found = _decode(network, tokens, network.new_cache(BATCH, TIME, storage, case.rows))
@@ -144,7 +145,7 @@ def test_pages_that_a_window_freed_are_not_rolled_back():
 
 @every_case("distinct", "rows", "storage", nightly=0)
 def test_an_account_has_all_bytes_of_a_cache_and_of_its_page_tables(case):
-    model = decoder(case.full, Rotary(), case.plan().geometry)
+    model = decoder(case.full, rotary(case.full), case.plan().geometry)
     format, page = CACHE_FORMATS[case.rows], TORCH_STORAGES[case.storage].page
     cache = build(model).new_cache(BATCH, TIME, TORCH_STORAGES[case.storage], case.rows)
     cache.fill_randomly(TIME, seed=0)

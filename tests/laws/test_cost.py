@@ -26,6 +26,7 @@ from laws.cases import (
     every_catalogued,
     every_output,
     parametrized,
+    rotary,
     towers,
     translator,
 )
@@ -308,7 +309,7 @@ def test_computed_activations_are_a_bound_and_no_loose_one(case, execution):
 
 @every_case("distinct", "suffix", nightly=0)
 def test_computed_activations_bound_those_of_every_variant(case):
-    wanted = _experiment(decoder(case.full, Rotary(), case.plan().geometry), dropout=0.3)
+    wanted = _experiment(decoder(case.full, rotary(case.full), case.plan().geometry), dropout=0.3)
     computed = cost.step_memory(wanted, TIME).activations
     assert _saved_bytes(wanted, _batch(wanted.model)) <= computed
 

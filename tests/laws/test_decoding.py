@@ -26,6 +26,7 @@ from laws.cases import (
     every_catalogued,
     parametrized,
     plan_of,
+    rotary,
 )
 from qkvbench import cost
 from qkvbench.backends.torch import build, start
@@ -84,7 +85,7 @@ def test_a_prefill_and_steps_are_one_forward_pass(backend, case):
 
 @every_backend_and_case("distinct", "suffix", "rows", "storage", nightly=0, jax_cases=1)
 def test_computed_cache_bytes_are_those_of_the_live_cache(backend, case):
-    model = decoder(case.full, Rotary(), case.plan().geometry)
+    model = decoder(case.full, rotary(case.full), case.plan().geometry)
     tokens, mask = 2 * TIME, case.plan().mask
     found = backend.cache(case, model, tokens)
     per_token = cost.cache_bytes_per_token(model, CACHE_FORMATS["fp32"])
@@ -123,7 +124,9 @@ def test_sequences_that_continue_others_are_independent_runs(case):
 @every_case("distinct", "suffix", "storage", "padding", nightly=0)
 @torch.no_grad()
 def test_tokens_that_were_rolled_back_were_never_read(case):
-    network = TORCH.network(decoder(case.full, Rotary(), case.plan().geometry, case.layers))
+    network = TORCH.network(
+        decoder(case.full, rotary(case.full), case.plan().geometry, case.layers)
+    )
     # Pages that a window frees are lost, so little can be rolled back.
     lossy = case.plan().mask.local is not None and case.storage != "whole"
     tokens, tries = torch.from_numpy(TOKENS), 1 if lossy else 4

@@ -16,6 +16,7 @@ from laws.cases import (
     every_position,
     every_variant,
     plan_of,
+    rotary,
     streams,
 )
 from qkvbench import reference
@@ -192,6 +193,24 @@ def test_a_query_sees_its_own_chunk(chunk, causal):
         assert plan.mask.keys_of(first, end, TIME) == slice(shown[0], shown[-1] + 1)
 
 
+@pytest.mark.parametrize("suffix", ["ropellama3x512", "ropeyarn3x512", "ropeyarnexact3x512"])
+def test_scaled_frequencies_keep_fast_pairs_divide_slow_ones_and_mix_between(suffix):
+    plan = plan_of(f"q,k,v+{suffix}", Rotary(), size=sized(48, 2))
+    ratios = np.divide(plan.rope.frequencies, replace(plan.rope, scaling=None).frequencies)
+    assert ratios[0] == 1
+    assert ratios[-1] == pytest.approx(1 / 3)
+    assert (np.diff(ratios) <= 0).all()
+    assert ((ratios < 0.9) & (ratios > 0.4)).any()
+
+
+def test_yarn_makes_scores_larger_by_its_factor_squared():
+    plain, scaled = (plan_of(f"q,k,v+ropeyarn8x64{end}", Rotary()) for end in ("x1", ""))
+    weights, x = _setup(plain)
+    roots = reference.project(plain, weights, x)
+    q, louder = (role_of("q", plan, weights, roots, ROWS) for plan in (plain, scaled))
+    np.testing.assert_allclose(louder, (0.1 * np.log(8) + 1) ** 2 * q)
+
+
 def test_alibi_falls_with_the_distance_by_halving_slopes_of_eight_heads():
     plan = plan_of("q,k,v", Alibi(), causal=False, size=sized(16, 8))
     shift = reference.bias(plan, {}, np.arange(3), np.arange(3))
@@ -233,7 +252,10 @@ def test_a_rotation_is_orthogonal_and_keeps_orientation(heads):
 
 @every_case("variant", "suffix", nightly=0)
 def test_a_rotation_on_the_value_folds_into_the_output_projection(case):
-    plan, plain = plan_of(case.full, Rotary()), plan_of(without_value_rotation(case.full), Rotary())
+    position = rotary(case.full)
+    plan, plain = (
+        plan_of(each, position) for each in (case.full, without_value_rotation(case.full))
+    )
     weights, x = _setup(plan)
     rotations = [op for op in plan.derivations["v"].ops if op not in plain.derivations["v"].ops]
     folded = dict(weights)

@@ -89,6 +89,8 @@ def test_the_sources_give_34_variants_and_20_functions():
         ("q,k=v/4 ++ +qknorm", "q,k=v/4+qknorm++"),
         ("q, v=l(8), k=L(8)", "q,k=L(8),v=L(8)"),
         ("L(8)=v=k,q", "q,k=v=L(8)"),
+        ("q,k,v+ropellama8+qknorm", "q,k,v+qknorm+ropellama8x8192"),
+        ("q,k,v+ropeyarn2.50x64x1", "q,k,v+ropeyarn2.5x64x1"),
     ],
 )
 def test_any_way_to_write_an_equation_has_one_canonical_text(written, canonical):
@@ -180,13 +182,18 @@ def test_a_matrix_exists_for_each_own_role_and_for_the_latent_and_no_other():
         ("q,k,v+window0", "is none of the suffixes"),
         ("q,k,v+window", "is none of the suffixes"),
         ("q,k,v+sinks2", "Without a window every key is visible"),
+        ("q,k,v+window3+chunk3", "write one of the two"),
+        ("q,k,v+ropelinear1", "A factor of 1 changes no RoPE frequency"),
+        ("q,k,v+ropelinear2x64", r"Did you mean \+ropelinearN\?"),
+        ("q,k,v+ropebase1+ropeyarn2", "none is slower than another"),
+        ("q,k,v-own+outputnorm", "leave out one of the two"),
         ("q,k,v+windov3", r"Did you mean \+windowN"),
         ("q,k,v+gated", r"Did you mean \+gate"),
         ("q,k,v+qnorm", r"Did you mean \+qknorm"),
         ("q,k,v+ropehead3", r"write '\+ropehead4'"),
     ],
 )
-def test_a_window_needs_a_number_and_sinks_need_a_window(text, reason):
+def test_a_suffix_without_a_meaning_is_refused_with_the_reason(text, reason):
     with pytest.raises(ValueError, match=reason):
         parse(text)
 

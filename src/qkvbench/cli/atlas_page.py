@@ -4,7 +4,7 @@ import re
 
 from qkvbench import atlas
 from qkvbench.atlas import Cost, Form
-from qkvbench.cli.show import cache_text, drawing
+from qkvbench.cli.show import cache_text, decoding_text, drawing
 from qkvbench.cost.units import bytes_text, count_text
 
 HEAD = """# The atlas of attention
@@ -76,7 +76,7 @@ def _caches(form: Form, cost: Cost) -> tuple[str, str]:
 
 def _section(form: Form) -> str:
     plan = form.plan(form.common)
-    cache = cache_text(plan) if form.site == "decoder" else []
+    cache = [*cache_text(plan), decoding_text(plan)] if form.site == "decoder" else []
     picture = "\n".join([*drawing(plan), *(["", *cache] if cache else [])])
     keeps = ", ".join(each.text for each in form.library_keeps)
     rows = "".join(_layer_row(form, number) for number in range(len(form.layers)))

@@ -97,9 +97,9 @@ def _positions() -> list[dict[str, object]]:
 
 
 def suffixes() -> list[dict[str, object]]:
-    """Everything that may follow an equation; N is a whole number."""
+    """Everything that may follow an equation; letters are numbers, of which N is needed."""
     return [
-        {"name": name + ("N" if suffix.number else ""), "about": suffix.about}
+        {"name": name + (suffix.form if suffix.number else ""), "about": suffix.about}
         for name, suffix in SUFFIXES.items()
     ]
 

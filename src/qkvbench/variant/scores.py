@@ -221,15 +221,15 @@ IN_PLAN = frozenset(
 class Suffix:
     """The fields of `Scores` that a suffix sets; with `number`, the field that its number sets.
 
-    The number is a multiple of `step`: RoPE needs pairs. Of a suffix with up to `most` numbers, an
-    "x" between them, the field is `made` of them.
+    The number is a multiple of `step`: RoPE needs pairs. The `form` has a letter for each number,
+    of which the first is needed; the field is `made` of them.
     """
 
     about: str
     sets: dict[str, Any]
     number: str | None = None
     step: int = 1
-    most: int = 1
+    form: str = "N"
     made: Callable[..., Any] = int
 
     @property
@@ -244,12 +244,12 @@ class Suffix:
             return ""
         if self.made is int:
             return r"[1-9][0-9]*"
-        return rf"{_DECIMAL}(?:x{_DECIMAL}){{0,{self.most - 1}}}"
+        return rf"{_DECIMAL}(?:x{_DECIMAL}){{0,{self.form.count('x')}}}"
 
     def written(self, value: Any) -> str | None:
         """The numbers of a value of the field; None if it is not made by this suffix."""
         numbers = (value,) if isinstance(value, int) else value.numbers
-        if len(numbers) > self.most or self.made(*numbers) != value:
+        if len(numbers) > len(self.form.split("x")) or self.made(*numbers) != value:
             return None
         return "x".join(map(_number_text, numbers))
 
@@ -311,25 +311,25 @@ SUFFIXES: dict[str, Suffix] = {
         "RoPE frequencies divided by N (Gemma 3)", {}, number="rope_scaling", made=LinearScaling
     ),
     "+ropellama": Suffix(
-        "those of long waves divided by N, of NxL after L tokens, 8192 if left out (Llama 3)",
+        "those of waves longer than L tokens divided by N; L is 8192 if left out (Llama 3)",
         {},
         number="rope_scaling",
-        most=2,
+        form="NxL",
         made=Llama3Scaling,
     ),
     "+ropeyarn": Suffix(
-        "those of slow pairs divided by N, of NxL after L tokens, 4096 if left out; NxLxA: "
-        "attention factor A (DeepSeek V3)",
+        "YaRN: those that turn less than once in L tokens, 4096 if left out, divided by N; the "
+        "attention factor is A if written (Qwen 2, DeepSeek V3)",
         {},
         number="rope_scaling",
-        most=3,
+        form="NxLxA",
         made=YarnScaling,
     ),
     "+ropeyarnexact": Suffix(
         "the same, from and to a fraction of a pair (GPT-OSS)",
         {},
         number="rope_scaling",
-        most=3,
+        form="NxLxA",
         made=partial(YarnScaling, rounded=False),
     ),
     "+ropevalue": Suffix(
@@ -461,4 +461,4 @@ def _unknown(written: str) -> str:
 
 
 def _example(text: str) -> str:
-    return f"{text}N" if SUFFIXES[text].number else text
+    return text + SUFFIXES[text].form if SUFFIXES[text].number else text

@@ -114,11 +114,12 @@ def without_value_rotation(variant: Variant) -> Variant:
     """The variant whose function class is the same once an output projection follows.
 
     A rotation on V is a fixed linear map on each head's output, so the output projection absorbs
-    it, unless a gate of each number or a norm comes between. Two variants with equal results here
-    can represent the same functions.
+    it, unless RoPE, a gate of each number or a norm comes between. Two variants with equal results
+    here can represent the same functions.
     """
+    scores = variant.scores
     match variant.v:
-        case _ if variant.scores.gate == "number" or variant.scores.output_norm:
+        case _ if scores.rope_value or scores.gate == "number" or scores.output_norm:
             return variant
         case LearnedRotation(origin):
             unrotated = replace(variant, v=Same(origin))

@@ -1,4 +1,4 @@
-"""What a plan needs of a kernel that decodes over its cached rows; the machine is not asked."""
+"""Needs of a plan for a kernel that decodes over its cached rows; the machine is not asked."""
 
 from collections.abc import Set
 
