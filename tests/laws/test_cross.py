@@ -24,6 +24,7 @@ from laws.cases import (
     every_case,
     every_catalogued,
     every_crossing,
+    rotary,
     streams,
     towers,
     translator,
@@ -116,7 +117,7 @@ def test_a_tie_in_cross_attention_shares_the_matrix_and_its_cost_counts_each_pro
 
 @every_case("distinct", "suffix", "cross", nightly=0, share=2)
 def test_computed_cache_bytes_of_an_encoder_decoder_are_those_of_the_live_cache(case):
-    model = translator(case.full, size=case.plan().geometry)
+    model = translator(case.full, rotary(case.full), case.plan().geometry)
     network = build(model)
     cache = network.new_cache(ITEMS, TIME)
     network.read_source(*SECOND, cache)
