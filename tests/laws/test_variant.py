@@ -186,7 +186,7 @@ def test_a_matrix_exists_for_each_own_role_and_for_the_latent_and_no_other():
         ("q,k,v+ropelinear1", "A factor of 1 changes no RoPE frequency"),
         ("q,k,v+ropelinear2x64", r"Did you mean \+ropelinearN\?"),
         ("q,k,v+ropebase1+ropeyarn2", "none is slower than another"),
-        ("q,k,v-own+outputnorm", "leave out one of the two"),
+        ("q,k,v-own+subnorm", "leave out one of the two"),
         ("q,k,v+windov3", r"Did you mean \+windowN"),
         ("q,k,v+gated", r"Did you mean \+gate"),
         ("q,k,v+qnorm", r"Did you mean \+qknorm"),

@@ -440,7 +440,7 @@ FORMS = (
     Form(
         name="norm-before-output",
         about="RMS norm over all heads of what was attended, before the output projection",
-        equation="q,k,v/{kv_heads}+outputnorm",
+        equation="q,k,v/{kv_heads}+subnorm",
         source="arXiv:2504.12285",
         position=Rotary(),
         layers=(

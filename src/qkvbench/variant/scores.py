@@ -195,7 +195,7 @@ class Scores:
         if self.exclusive and self.output_norm:
             raise ValueError(
                 "Of a token that sees only itself '-own' leaves rounding errors, which "
-                "'+outputnorm' would enlarge: leave out one of the two."
+                "'+subnorm' would enlarge: leave out one of the two."
             )
         if self.sinks and self.window is None:
             raise ValueError(
@@ -384,7 +384,7 @@ SUFFIXES: dict[str, Suffix] = {
         {"gate": "number"},
     ),
     "+headgate": Suffix("each head of the output is multiplied by one (LFM 3)", {"gate": "head"}),
-    "+outputnorm": Suffix(
+    "+subnorm": Suffix(
         "RMS norm of the output over all heads together, with a scale (BitNet)",
         {"output_norm": True},
     ),
