@@ -112,7 +112,7 @@ def test_a_mode_is_a_name_or_an_equation_for_all_layers_or_for_each():
         config_of("gpt2", qkv_mode=["q,k,v"] * 3)
     with pytest.raises(ValueError, match=r"Besides equations there are 'canonical'"):
         config_of("gpt2", qkv_mode="share")
-    with pytest.raises(ValueError, match=r"changes scores by position.*\n.*'q,k=v'"):
+    with pytest.raises(ValueError, match=r"says more than where.*\n.*'q,k=v'"):
         config_of("gpt2", qkv_mode="q,k=v+2d")
     for text in ("q=L(8),k,v", "q,k=K(-1),v=V(-1)", "q=k=0,v", "none"):
         with pytest.raises(ValueError, match="which qkv_mode does not support"):
@@ -288,7 +288,7 @@ def _filled(network, named):
 
 
 EQUATIONS = ["q,k,v", "q,k=R(q),v=R(q)", "q=k,v", "q,k=v", "q=x,k,v=R(k)", "q,k=v/2", "q=k=v=x"]
-EQUATIONS += ["q,k=L(20),v=L(20)"]
+EQUATIONS += ["q,k=L(20),v=L(20)", "q,k=v+rootnorm"]
 
 
 @pytest.mark.parametrize("equation", EQUATIONS)
@@ -319,7 +319,7 @@ def test_a_vit_is_the_encoder_of_our_own_backend(equation):
 @pytest.mark.parametrize("equation", EQUATIONS)
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_attention_of_a_llama_or_qwen_is_that_of_our_own_backend(kind, equation):
-    # The bench has no RMSNorm and no SwiGLU, so the layer is compared and not the model.
+    # Of the layer, because attention alone is replaced.
     model = model_of(kind, qkv_mode=equation, head_dim=12).double()
     layer = attention_layers(model)[0][1]
     own = Attention(
@@ -364,6 +364,7 @@ CACHED_MODES = [
     "q,k=R(q),v=R(q)",
     "q=k,v",
     "q,k=v",
+    "q,k=v+rootnorm",
     "q,k,v=R(k)/2",
     ["q,k=v", "q=k=v"],
 ]
@@ -433,6 +434,9 @@ def _live_bytes(cache):
         ("gpt2", "shared", 0.5),
         ("llama", "shared", 0.5 + 4 / (2 * 4 * D_MODEL)),
         ("llama", "q,k=v", 0.5 + 4 / (2 * 4 * D_MODEL)),
+        # Normed, it is one tensor, too: K and V share the norm's scale.
+        ("gpt2", "q,k=v+rootnorm", 0.5),
+        ("llama", "q,k=v+rootnorm", 0.5 + 4 / (2 * 4 * D_MODEL)),
         ("llama", ["q,k=v", "q,k,v"], 0.75 + 4 / (4 * 4 * D_MODEL)),
         ("llama", "no-key", 1.0),
         ("llama", "q,k=v/1", 0.125 + 4 / (2 * 4 * D_MODEL)),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qkvbench.variant import Scores, Variant, write
+from qkvbench.variant import HeadNorm, Scores, Variant, write
 from qkvbench.variant.catalogue import named
 
 # The catalogue names under which the option was proposed for transformers.
@@ -40,11 +40,14 @@ def _variant(mode: str) -> Variant:
         raise ValueError(
             f"qkv_mode {error}\nBesides equations there are {', '.join(map(repr, MODES))}."
         ) from None
-    plain = replace(variant, scores=Scores(normed=variant.scores.normed))
+    norm = variant.scores.norm
+    # One scale of a head's width: those of the library's `q_norm` and `k_norm`.
+    known = replace(HeadNorm(), on_root=norm.on_root, after_rope=norm.after_rope)
+    plain = replace(variant, scores=Scores(normed=variant.scores.normed, norm=known))
     if plain != variant:
         raise ValueError(
-            f"qkv_mode '{mode}' changes scores by position, which the attention functions of "
-            f"transformers cannot do.\nWrite '{write(plain)}', or train it with the bench's own "
-            "backends."
+            f"qkv_mode '{mode}' says more than where Q, K and V come from and how heads are "
+            "normed, which is all that a layer of transformers can be given.\n"
+            f"Write '{write(plain)}', or train it with the bench's own backends."
         )
     return variant
