@@ -20,16 +20,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qkvbench.hub.fit.progress import TimeLeft
 from qkvbench.hub.fit.projections import layers_of
 from qkvbench.hub.fit.quality import Windows
 from qkvbench.hub.models import attention_layers
 
 Phase = Literal["blocks", "logits"]
-# The windows of one step.
-BATCH = 1
-# A checkpoint and a look at the held-out text after this share of a phase's tokens.
-CHECKS = 5
-PATIENCE = 3
+# Tokens of one step: so many windows, at least one.
+STEP_TOKENS = 512
+# Tokens of the windows that decide which weights are kept.
+DECIDING_TOKENS = 1024
+# A phase is saved, and measured on the deciding windows, so many times. It ends early after as many
+# measurements without a gain as patience: with a cosine schedule the gain comes late.
+CHECKS = 8
+PATIENCE = 6
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,11 @@ def heal(
     folder: Path,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[tuple[str, int, float]]:
-    """Train the changed layers in place; the held-out divergence after so many tokens by phase.
+    """Train the changed layers in place; the distance from the original by phase and tokens.
 
     ``folder`` holds the state: the same call resumes a healing that was interrupted, with the same
-    batches. The weights that are kept are those with the least divergence, the start included.
+    batches. The weights that are kept, the start included, are those nearest to the original on the
+    windows of ``held_out``: by divergence of predictions, or squared error if there are none.
     """
     trainer = _Trainer(model, original, text, held_out, healing, folder, progress)
     return trainer.run()
@@ -125,6 +130,9 @@ class _Trainer:
         self.pairs = _changed_layers(model, original)
         self.lora = _add_lora(model, [name for name, _, _ in self.pairs], healing)
         self.parameters = _trained(model, [name for name, _, _ in self.pairs])
+        self.windows_per_step = max(1, STEP_TOKENS // text.shape[1])
+        predicts = original.get_output_embeddings() is not None
+        self.difference = divergence if predicts else squared_error
         with torch.no_grad():
             self.targets = [_output(original, row) for row in held_out]
         self.history: list[tuple[str, int, float]] = []
@@ -136,10 +144,10 @@ class _Trainer:
         self.model.eval()
         state = self._resume()
         if state is None:
-            divergence = self._divergence()
-            self.history.append(("start", 0, divergence))
+            distance = self._distance()
+            self.history.append(("start", 0, distance))
             self._keep_best()
-            state = State(best=divergence)
+            state = State(best=distance)
         for phase in ("blocks", "logits"):
             if state.phase != phase:
                 continue
@@ -155,7 +163,7 @@ class _Trainer:
 
     def _phase(self, phase: Phase, state: State) -> None:
         tokens = self.healing.blocks if phase == "blocks" else self.healing.logits
-        per_step = BATCH * self.text.shape[1]
+        per_step = self.windows_per_step * self.text.shape[1]
         steps = math.ceil(tokens / per_step)
         if not steps:
             return
@@ -165,6 +173,7 @@ class _Trainer:
             _fill(optimizer, self.parameters, self._optimizer_state)
         every = max(1, steps // CHECKS)
         step_loss = self._blocks_loss if phase == "blocks" else self._logits_loss
+        time_left = TimeLeft(f"healing by {phase}", steps, self.progress, first=state.step)
         while state.step < steps and state.misses < PATIENCE:
             for group in optimizer.param_groups:
                 group["lr"] = peak * _schedule(state.step, steps)
@@ -173,15 +182,16 @@ class _Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
+            time_left.done(state.step)
             if state.step % every == 0 or state.step == steps:
-                divergence = self._divergence()
-                self.history.append((phase, min(state.step * per_step, tokens), divergence))
+                distance = self._distance()
+                self.history.append((phase, min(state.step * per_step, tokens), distance))
                 self.progress(
                     f"healing by {phase}: {state.step * per_step:,} of {tokens:,} tokens, "
-                    f"held-out divergence {divergence:.4f} nats (best {state.best:.4f})"
+                    f"{self._measure} {distance:.4f} (best {state.best:.4f})"
                 )
-                if divergence < state.best:
-                    state.best, state.misses = divergence, 0
+                if distance < state.best:
+                    state.best, state.misses = distance, 0
                     self._keep_best()
                 else:
                     state.misses += 1
@@ -189,9 +199,11 @@ class _Trainer:
 
     def _batch(self, phase: Phase, step: int) -> Tensor:
         """The windows of a step: every window once in a pass, in an order by its seed."""
-        first = step * BATCH + (0 if phase == "blocks" else self.healing.blocks)
+        first = step * self.windows_per_step
+        if phase == "logits":
+            first += -(-self.healing.blocks // self.text.shape[1])
         rows = []
-        for place in range(first, first + BATCH):
+        for place in range(first, first + self.windows_per_step):
             turn, row = divmod(place, len(self.text))
             rng = torch.Generator().manual_seed(self.healing.seed + 1009 * turn)
             rows.append(int(torch.randperm(len(self.text), generator=rng)[row]))
@@ -234,14 +246,19 @@ class _Trainer:
             with torch.no_grad():
                 wanted = _output(self.original, row)
             found = _output(self.model, row)
-            loss = _difference(wanted, found, self.healing.temperature)
+            loss = self.difference(wanted, found, self.healing.temperature)
             (loss / len(batch)).backward()
 
+    @property
+    def _measure(self) -> str:
+        """The name of the distance that decides."""
+        return self.difference.__name__.replace("_", " ")
+
     @torch.no_grad()
-    def _divergence(self) -> float:
-        """The mean divergence on the held-out text."""
+    def _distance(self) -> float:
+        """The mean distance from the original on the deciding windows."""
         pairs = zip(self.targets, self.held_out, strict=True)
-        found = [float(_difference(wanted, _output(self.model, row))) for wanted, row in pairs]
+        found = [float(self.difference(wanted, _output(self.model, row))) for wanted, row in pairs]
         return statistics.fmean(found)
 
     def _keep_best(self) -> None:
@@ -358,13 +375,15 @@ def _output(model: Any, row: Tensor) -> Tensor:
     return (output.logits if "logits" in output else output.last_hidden_state)[0].float()
 
 
-def _difference(wanted: Tensor, found: Tensor, temperature: float = 1.0) -> Tensor:
-    """The mean divergence in nats, of the softmax over the last dimension.
-
-    Hidden states of a model without a head are compared in the same way.
-    """
+def divergence(wanted: Tensor, found: Tensor, temperature: float = 1.0) -> Tensor:
+    """The mean divergence of predictions in nats."""
     log_p, log_q = (functional.log_softmax(x / temperature, -1) for x in (wanted, found))
     return functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean") * temperature**2
+
+
+def squared_error(wanted: Tensor, found: Tensor, _: float = 1.0) -> Tensor:
+    """The squared error of hidden states as a share, for models that predict no tokens."""
+    return (found - wanted).square().sum() / wanted.square().sum()
 
 
 def _schedule(step: int, steps: int) -> float:

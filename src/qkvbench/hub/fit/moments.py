@@ -71,6 +71,7 @@ def _recording(model: Any, layers: tuple[Layer, ...], found: list[Moments], rng:
     from transformers.masking_utils import eager_mask
 
     by_module = {layer.attention: layer for layer in layers}
+    outputs = [layer.read().o.float() for layer in layers]
     rope: dict[Any, Any] = {}
 
     def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -85,7 +86,8 @@ def _recording(model: Any, layers: tuple[Layer, ...], found: list[Moments], rng:
         output, weights = attention_forward(module, query, key, value, mask, **kwargs)
         layer = by_module[module]
         heads = output.transpose(1, 2)
-        _add(found[layer.number], layer, query, value, heads, weights, rope.pop(module), rng)
+        o = outputs[layer.number].to(query.dtype)
+        _add(found[layer.number], layer, o, query, value, heads, weights, rope.pop(module), rng)
         return output, weights
 
     AttentionInterface.register(RECORDING, attend)
@@ -105,9 +107,10 @@ def _recording(model: Any, layers: tuple[Layer, ...], found: list[Moments], rng:
             hook.remove()
 
 
-def _add(
+def _add(  # noqa: PLR0913
     moments: Moments,
     layer: Layer,
+    o: Tensor,
     query: Tensor,
     value: Tensor,
     output: Tensor,
@@ -116,7 +119,6 @@ def _add(
     rng: torch.Generator,
 ) -> None:
     """Add the moments of one batch; all tensors are (batch, heads, time, …)."""
-    o = layer.read().o.to(query.dtype)
     group = layer.geometry.heads // layer.geometry.kv_heads
     scale = layer.family.scaling(layer.attention.config, layer.number)
     for head in range(layer.geometry.heads):
@@ -134,7 +136,8 @@ def _add(
         if rope is not None:
             rows = _unrotated(rows, places % time, rope)
         share = weight.sum(1) / PAIRS * scale**2
-        moments.queries[head // group] += torch.einsum("b,bpi,bpj->ij", share, rows, rows).double()
+        rows = (rows * share.sqrt()[:, None, None]).flatten(0, 1)
+        moments.queries[head // group] += (rows.mT @ rows).double()
 
 
 def _unrotated(rows: Tensor, positions: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
-from torch.nn import functional
 
 from qkvbench import cost
 from qkvbench.hub.fit.moments import Moments
@@ -83,9 +82,10 @@ class Trial:
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
         with self._recording():
-            logits = self._logits()
-        self._log_p = functional.log_softmax(logits, -1)
-        self.loss = self._cross_entropy(self._log_p)
+            self._expected = self._logits()
+        self._total = self._expected.logsumexp(-1)
+        self._p = (self._expected - self._total[..., None]).exp()
+        self.loss = self._cross_entropy(self._expected, self._total)
 
     def option(self, layer: int, change: Change) -> Option:
         """The effect of one change alone."""
@@ -135,12 +135,15 @@ class Trial:
 
     def _compare(self, logits: Tensor) -> tuple[float, float]:
         """The divergence from the original's predictions, and the change of loss."""
-        log_q = functional.log_softmax(logits, -1)
-        divergence = (self._log_p.exp() * (self._log_p - log_q)).sum(-1).mean()
-        return float(divergence), self._cross_entropy(log_q) - self.loss
+        # Σ p (log p − log q), with both logarithms as logits less their totals: few passes over
+        # the vocabulary, and small differences stay exact.
+        total = logits.logsumexp(-1)
+        moved = torch.linalg.vecdot(self._p, logits - self._expected)
+        divergence = (total - self._total - moved).mean()
+        return float(divergence), self._cross_entropy(logits, total) - self.loss
 
-    def _cross_entropy(self, log_q: Tensor) -> float:
-        return float(-log_q.gather(-1, self.text[:, 1:, None]).mean())
+    def _cross_entropy(self, logits: Tensor, total: Tensor) -> float:
+        return float((total - logits.gather(-1, self.text[:, 1:, None])[..., 0]).mean())
 
     @torch.no_grad()
     def _distance(self, layer: Layer) -> float:

@@ -4,7 +4,7 @@ import math
 import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ def windows(tokenizer: Any, text: str, length: int, count: int, skip: int = 0) -
 
 
 @torch.no_grad()
-def losses(model: Any, text: Windows) -> list[float]:
+def losses(model: Any, text: Iterable[Int[Tensor, " time"]]) -> list[float]:
     """The mean loss of each window, in nats per token."""
     return [float(_loss(model(input_ids=one[None]).logits[0], one)) for one in text]
 
@@ -93,7 +93,9 @@ def recall(model: Any, tokenizer: Any, seed: int = 0) -> Recall:
 
 
 @torch.no_grad()
-def embeddings(model: Any, text: Windows) -> Float[Tensor, "windows d_model"]:
+def embeddings(
+    model: Any, text: Iterable[Int[Tensor, " time"]]
+) -> Float[Tensor, "windows d_model"]:
     """The mean of the last hidden states of each window, of length one."""
     body = model.base_model
     found = [body(input_ids=one[None]).last_hidden_state.mean(1) for one in text]

@@ -2,7 +2,7 @@
 
 import shlex
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,14 @@ from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.hub.conversion import convert
 from qkvbench.hub.families import family_of
 from qkvbench.hub.fit import folder, planning, quality
-from qkvbench.hub.fit.healing import Healing, heal
-from qkvbench.hub.fit.moments import collect
+from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healing, heal
+from qkvbench.hub.fit.moments import Moments, collect
 from qkvbench.hub.fit.planning import UNCHANGED, Effect, Option, Plan, Trial
+from qkvbench.hub.fit.progress import Progress, TimeLeft, counted
 from qkvbench.hub.fit.quality import Windows
 from qkvbench.hub.fit.source import Checkpoint
 from qkvbench.hub.fit.tying import changes, tie
 from qkvbench.hub.modes import Mode
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,13 @@ def advise(
         )
     fit = min(fit, len(read) - 2 * min(count, (len(read) - 1) // 2))
     middle = fit + (len(read) - fit) // 2
-    progress(f"reading {fit * reading.window:,} tokens for the fit")
-    moments = collect(model, [{"input_ids": row[None]} for row in read[:fit]])
+    moments = _moments(model, read[:fit], progress)
     trial = Trial(model, read[fit:middle], moments, start)
     options: list[Option] = []
+    time_left = TimeLeft("layers", len(trial.layers), progress)
     for layer in range(len(trial.layers)):
+        if layer:
+            time_left.done(layer)
         options.append(trial.unchanged(layer))
         for equation, change in allowed.items():
             options.append(trial.option(layer, change))
@@ -114,7 +115,7 @@ def advise(
     budget = int(share * full)
     plan = planning.best_plan(options, budget)
     checked = []
-    for one, other in planning.pairs(plan, pairs):
+    for one, other in counted(planning.pairs(plan, pairs), "pairs measured together", progress):
         both = tuple(
             one if o.layer == one.layer else other if o.layer == other.layer else o
             for o in (trial.unchanged(n) for n in range(len(trial.layers)))
@@ -221,9 +222,16 @@ def _convert(
     if read is None:
         return tie(model, mode, None, start), 0
     fit = read[: reading.count(reading.fit)]
-    progress(f"reading {fit.numel():,} tokens for the fit")
-    moments = collect(model, [{"input_ids": row[None]} for row in fit])
+    moments = _moments(model, fit, progress)
+    progress("fitting the changed layers")
     return tie(model, mode, moments, start), fit.numel()
+
+
+def _moments(model: Any, fit: Windows, progress: Progress) -> list[Moments]:
+    """The moments of every layer over these windows."""
+    progress(f"reading {fit.numel():,} tokens for the fit")
+    rows = counted(list(fit), "windows of the fit", progress)
+    return collect(model, ({"input_ids": row[None]} for row in rows))
 
 
 def _windows(
@@ -237,12 +245,12 @@ def _windows(
     read = judged = held = None
     if texts.text is not None:
         count = max(reading.count(reading.fit), -(-healing.tokens // reading.window))
-        more = (measured if texts.held_out is None else 0) + (2 if healing.tokens else 0)
+        deciding = reading.count(DECIDING_TOKENS) if healing.tokens else 0
+        more = (measured if texts.held_out is None else 0) + deciding
         windows = quality.windows(tokenizer, texts.text, reading.window, count + more)
         more = min(more, len(windows) - 1)
         windows, rest = windows[: len(windows) - more], windows[len(windows) - more :]
-        judged = rest[:2] if healing.tokens else None
-        held = rest[2:] if healing.tokens else rest
+        judged, held = rest[:deciding] if deciding else None, rest[deciding:]
         read = windows
     if texts.held_out is not None:
         held = quality.windows(tokenizer, texts.held_out, reading.window, measured)
@@ -263,10 +271,11 @@ def _measure(
     if held is None:
         return _Measures()
     progress(f"measuring {held.numel():,} held-out tokens {when}")
+    rows = counted(list(held), "windows", progress)
     if model.get_output_embeddings() is None or not _is_causal(model):
-        return _Measures(embeddings=quality.embeddings(model, held))
+        return _Measures(embeddings=quality.embeddings(model, rows))
     return _Measures(
-        quality.losses(model, held),
+        quality.losses(model, rows),
         quality.recall(model, tokenizer),
         quality.decoding(model, held[0]),
     )

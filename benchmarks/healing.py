@@ -1,0 +1,227 @@
+"""Healing of a pretrained model from every start, with equal tokens: is the best start still best?
+
+Run     ./qkv setup hf, then
+        .venv/bin/python benchmarks/healing.py --model minilm-l6 --out minilm.jsonl
+        ./qkv advise smollm2-135m --cache 75% --text fit.txt --out plan.json
+        .venv/bin/python benchmarks/healing.py --model smollm2-135m --plan plan.json --out FILE
+        .venv/bin/python benchmarks/healing.py --draw minilm.jsonl
+Text    film reviews to fit and to heal on; Shakespeare's plays and other reviews to measure on
+Healing by blocks, all weights of the changed attention layers. The peak learning rate of each case
+        is the one with the least error on the deciding windows after the first budget
+
+Each line of the file is one healing, written when it is measured; one that is there is not run
+again, and one that was interrupted is resumed.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tying import texts
+
+from qkvbench.data.reviews import reviews
+from qkvbench.hub.fit import quality, source
+from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healing, heal
+from qkvbench.hub.fit.moments import collect
+from qkvbench.hub.fit.tying import DEFAULT_START, tie
+from qkvbench.hub.modes import Mode
+
+FIGURE = Path(__file__).parents[1] / "docs" / "healing.svg"
+RATES = (1e-4, 3e-4, 1e-3)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mode and a start."""
+
+    title: str
+    mode: Mode
+    start: str = DEFAULT_START
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is read of a model: windows, tokens of the fit, of the measurement, of healing.
+
+    Each budget is of so many tokens, and has as many seeds.
+    """
+
+    window: int
+    fit: int
+    held_out: int
+    budgets: dict[int, int]
+    rates: tuple[float, ...] = RATES
+
+
+SIZES = {
+    "minilm-l6": Size(128, 4096, 4096, {32_768: 1, 98_304: 2, 393_216: 1}),
+    "smollm2-135m": Size(512, 8192, 1024, {16_384: 1}, (1e-4,)),
+}
+
+
+def cases(model: str, plan: Path | None) -> list[Case]:
+    """What is compared, the most telling first."""
+    whitened = Case("q,k=v whitened", "q,k=v")
+    if model != "minilm-l6":
+        found = [whitened, Case("latent of equal bytes", "q,k=L(192),v=L(192)")]
+        if plan is not None:
+            advice = json.loads(plan.read_text(encoding="utf-8"))
+            found.append(Case("q,k=v half by plan", advice["mode"]))
+            found.append(Case("q,k=v half uniform", advice["rivals"]["uniform"]["mode"]))
+        return [*found, Case("q,k=v aligned", "q,k=v", "aligned")]
+    starts = ("keep-k", "aligned", "keep-v", "average")
+    return [
+        whitened,
+        *(Case(f"q,k=v {start}", "q,k=v", start) for start in starts),
+        Case("q,k=v/1 whitened", "q,k=v/1"),
+        Case("q,k,v/1 whitened", "q,k,v/1"),
+        Case("latent of equal bytes", "q,k=L(384),v=L(384)"),
+    ]
+
+
+class Benchmark:
+    """The model, its texts, and the healings that are measured already."""
+
+    def __init__(self, request: argparse.Namespace) -> None:
+        self.checkpoint = source.find(request.model)
+        self.request, self.size = request, SIZES[request.model]
+        self.tokenizer, self.out = self.checkpoint.tokenizer(), request.out
+        self.original = self.checkpoint.model()
+        self.rows: list[dict[str, Any]] = []
+        if self.out.is_file():
+            self.rows = [json.loads(line) for line in self.out.read_text().splitlines()]
+        window, most = self.size.window, max(self.size.budgets)
+        wanted = most // window + DECIDING_TOKENS // window + self.size.fit // window
+        # A token of reviews is some four characters.
+        text = bytes(reviews().train[: 6 * window * wanted]).decode(errors="ignore")
+        read = quality.windows(self.tokenizer, text.replace("\0", "\n\n"), window, wanted)
+        self.fit, rest = read.split([self.size.fit // window, len(read) - self.size.fit // window])
+        self.deciding, self.text = rest.split(
+            [DECIDING_TOKENS // window, len(rest) - DECIDING_TOKENS // window]
+        )
+        held = texts()
+        self.held = {
+            name: quality.windows(self.tokenizer, held[name], window, self.size.held_out // window)
+            for name in ("plays", "reviews")
+        }
+        self.predicts = self.original.get_output_embeddings() is not None
+        self.before = self.measured(self.original)
+        self.moments = collect(self.original, [{"input_ids": row[None]} for row in self.fit])
+
+    def run(self) -> None:
+        """All cases of a budget before the next budget."""
+        every = cases(self.request.model, self.request.plan)
+        self.add("original", 0, 0, 0.0, self.before)
+        for case in every:
+            if not self.has(case.title, 0):
+                made = self.made(case)
+                self.add(case.title, 0, 0, 0.0, self.measured(made))
+        for number, (tokens, seeds) in enumerate(self.size.budgets.items()):
+            for seed in range(seeds):
+                for case in every:
+                    rates = self.size.rates if not number else (self.best_rate(case.title),)
+                    for rate in rates:
+                        self.healing(case, tokens, seed, rate)
+
+    def made(self, case: Case) -> Any:
+        """The model with this mode, from this start."""
+        return tie(self.checkpoint.model(), case.mode, self.moments, case.start)
+
+    def best_rate(self, title: str) -> float:
+        """The rate with the least error on the deciding windows after the first budget."""
+        first = min(self.size.budgets)
+        rows = [r for r in self.rows if r["case"] == title and r["tokens"] == first]
+        return min(rows, key=lambda row: row["deciding"])["rate"]
+
+    def healing(self, case: Case, tokens: int, seed: int, rate: float) -> None:
+        """Heal and measure, unless it was."""
+        if self.has(case.title, tokens, seed, rate):
+            return
+        began, model = time.process_time(), self.made(case)
+        place = self.out.with_suffix(f".{len(self.rows)}.state")
+        history = heal(
+            model,
+            self.original,
+            self.text,
+            self.deciding,
+            Healing(blocks=tokens, blocks_lr=rate, seed=seed),
+            place,
+            lambda line: print(f"{case.title} {tokens} {rate:g}: {line}", flush=True),
+        )
+        least = min(distance for _, _, distance in history)
+        seconds = round(time.process_time() - began)
+        found = self.measured(model)
+        self.add(
+            case.title, tokens, seed, rate, found, deciding=least, history=history, cpu=seconds
+        )
+        for file in place.iterdir():
+            file.unlink()
+        place.rmdir()
+
+    @torch.no_grad()
+    def measured(self, model: Any) -> dict[str, Any]:
+        """Losses and recall, or embeddings and how many second halves of windows are found."""
+        if self.predicts:
+            losses = {name: quality.losses(model, rows) for name, rows in self.held.items()}
+            return losses | {"recall": asdict(quality.recall(model, self.tokenizer))}
+        found: dict[str, Any] = {}
+        for name, rows in self.held.items():
+            ours = quality.embeddings(model, rows)
+            original = getattr(self, "embeddings", {}).get(name, ours)
+            found[name] = float((ours * original).sum(-1).mean())
+            found[f"{name} retrieval"] = retrieval(model, rows)
+            if not hasattr(self, "before"):
+                self.embeddings = getattr(self, "embeddings", {}) | {name: ours}
+        return found
+
+    def has(self, title: str, tokens: int, seed: int = 0, rate: float = 0.0) -> bool:
+        """Whether this healing was measured."""
+        wanted = (title, tokens, seed, rate)
+        return any((r["case"], r["tokens"], r["seed"], r["rate"]) == wanted for r in self.rows)
+
+    def add(self, title: str, tokens: int, seed: int, rate: float, found: dict[str, Any]) -> None:
+        """Add a line to the file, unless it is there."""
+        if self.has(title, tokens, seed, rate):
+            return
+        row = {"case": title, "tokens": tokens, "seed": seed, "rate": rate, **found}
+        self.rows.append(row)
+        with self.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print({key: value for key, value in row.items() if key != "history"}, flush=True)
+
+
+def retrieval(model: Any, rows: Tensor) -> float:
+    """The share of first halves of windows whose nearest second half is their own."""
+    halves = [quality.embeddings(model, half) for half in rows.chunk(2, dim=1)]
+    nearest = (halves[0] @ halves[1].mT).argmax(1)
+    return float((nearest == torch.arange(len(rows))).float().mean())
+
+
+def main() -> None:
+    """Heal what the file does not have, or draw it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", default="minilm-l6", choices=SIZES)
+    parser.add_argument(
+        "--plan", type=Path, help="half of the layers, written by 'qkvbench advise'"
+    )
+    parser.add_argument("--out", type=Path, default=Path("healing.jsonl"))
+    parser.add_argument("--draw", type=Path, help="only draw this file")
+    parser.add_argument("--svg", type=Path, default=FIGURE)
+    request = parser.parse_args()
+    torch.set_num_threads(1)
+    if request.draw:
+        rows = [json.loads(line) for line in request.draw.read_text().splitlines()]
+        request.svg.write_text(drawing(rows), encoding="utf-8")
+        return
+    Benchmark(request).run()
+
+
+if __name__ == "__main__":
+    main()
