@@ -15,6 +15,8 @@ again, and one that was interrupted is resumed.
 
 import argparse
 import json
+import math
+import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,8 +33,12 @@ from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.tying import DEFAULT_START, tie
 from qkvbench.hub.modes import Mode
 
+# Tokens that are read for healing, whatever the budget: so a smaller one reads part of them.
+MOST_TOKENS = 393_216
+COLORS = (
+    "#1b6ca8", "#c8553d", "#588157", "#8a5a9e", "#b08900", "#7a7a7a", "#2a9d8f", "#222222",
+)  # fmt: skip
 FIGURE = Path(__file__).parents[1] / "docs" / "healing.svg"
-RATES = (1e-4, 3e-4, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -46,21 +52,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Size:
-    """How much is read of a model: windows, tokens of the fit, of the measurement, of healing.
-
-    Each budget is of so many tokens, and has as many seeds.
-    """
+    """How much is read of a model: windows, tokens of the fit, of the measurement, of healing."""
 
     window: int
     fit: int
     held_out: int
-    budgets: dict[int, int]
-    rates: tuple[float, ...] = RATES
+    budgets: tuple[int, ...]
+    rates: tuple[float, ...]
 
 
 SIZES = {
-    "minilm-l6": Size(128, 4096, 4096, {32_768: 1, 98_304: 2, 393_216: 1}),
-    "smollm2-135m": Size(512, 8192, 1024, {16_384: 1}, (1e-4,)),
+    "minilm-l6": Size(128, 4096, 4096, (32_768, 98_304), (1e-4, 1e-3)),
+    "smollm2-135m": Size(512, 8192, 1024, (8_192,), (1e-4,)),
 }
 
 
@@ -95,7 +98,7 @@ class Benchmark:
         self.rows: list[dict[str, Any]] = []
         if self.out.is_file():
             self.rows = [json.loads(line) for line in self.out.read_text().splitlines()]
-        window, most = self.size.window, max(self.size.budgets)
+        window, most = self.size.window, MOST_TOKENS
         wanted = most // window + DECIDING_TOKENS // window + self.size.fit // window
         # A token of reviews is some four characters.
         text = bytes(reviews().train[: 6 * window * wanted]).decode(errors="ignore")
@@ -116,17 +119,19 @@ class Benchmark:
     def run(self) -> None:
         """All cases of a budget before the next budget."""
         every = cases(self.request.model, self.request.plan)
+        if self.request.cases:
+            every = [case for case in every if case.title in self.request.cases]
         self.add("original", 0, 0, 0.0, self.before)
         for case in every:
             if not self.has(case.title, 0):
                 made = self.made(case)
                 self.add(case.title, 0, 0, 0.0, self.measured(made))
-        for number, (tokens, seeds) in enumerate(self.size.budgets.items()):
-            for seed in range(seeds):
-                for case in every:
-                    rates = self.size.rates if not number else (self.best_rate(case.title),)
-                    for rate in rates:
-                        self.healing(case, tokens, seed, rate)
+        budgets = self.request.budgets or self.size.budgets
+        for tokens in budgets:
+            for case in every:
+                tried = tokens == self.size.budgets[0] and self.request.seed == 0
+                for rate in self.size.rates if tried else (self.best_rate(case.title),):
+                    self.healing(case, tokens, self.request.seed, rate)
 
     def made(self, case: Case) -> Any:
         """The model with this mode, from this start."""
@@ -134,7 +139,7 @@ class Benchmark:
 
     def best_rate(self, title: str) -> float:
         """The rate with the least error on the deciding windows after the first budget."""
-        first = min(self.size.budgets)
+        first = self.size.budgets[0]
         rows = [r for r in self.rows if r["case"] == title and r["tokens"] == first]
         return min(rows, key=lambda row: row["deciding"])["rate"]
 
@@ -202,6 +207,85 @@ def retrieval(model: Any, rows: Tensor) -> float:
     return float((nearest == torch.arange(len(rows))).float().mean())
 
 
+def shares(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """The share of the gap of keeping K that each case has closed, by tokens, on the plays.
+
+    At the best rate of each case, the mean of its seeds.
+    """
+    naive = next(r["plays"] for r in rows if r["case"] == "q,k=v keep-k" and r["tokens"] == 0)
+    found: dict[str, dict[int, float]] = {}
+    for title in dict.fromkeys(row["case"] for row in rows if row["case"] != "original"):
+        ours = [row for row in rows if row["case"] == title]
+        for tokens in sorted({row["tokens"] for row in ours}):
+            budget = [row for row in ours if row["tokens"] == tokens]
+            rate = min(budget, key=lambda row: row.get("deciding", 0.0))["rate"]
+            values = [row["plays"] for row in budget if row["rate"] == rate]
+            share = (statistics.fmean(values) - naive) / (1 - naive)
+            found.setdefault(title, {})[tokens] = share
+    return found
+
+
+def drawing(rows: list[dict[str, Any]]) -> str:
+    """The share of the gap closed over the tokens of healing, a line for each case."""
+    width, height, left, right, top, bottom = 760, 430, 48, 200, 56, 48
+    lines = shares(rows)
+    places = sorted({tokens for line in lines.values() for tokens in line})
+
+    def x(tokens: int) -> float:
+        return left + (width - left - right) * places.index(tokens) / (len(places) - 1)
+
+    def y(share: float) -> float:
+        return top + (height - top - bottom) * (1 - share)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        f'<text x="{left}" y="18" font-size="14" fill="#222222">Share of the gap closed by a fit '
+        "and by healing</text>",
+        f'<text x="{left}" y="34" font-size="11" fill="#555555">MiniLM-L6, all layers, Shakespeare'
+        "'s plays; 0: the cosine of keeping K, 1: the original</text>",
+    ]
+    for tenths in range(0, 11, 2):
+        place = y(tenths / 10)
+        parts.append(
+            f'<path d="M{left} {place:.1f}H{width - right}" stroke="#e4e4e4"/>'
+            f'<text x="{left - 6}" y="{place + 4:.1f}" text-anchor="end" fill="#555555">'
+            f"{tenths / 10:.1f}</text>"
+        )
+    for tokens in places:
+        parts.append(
+            f'<text x="{x(tokens):.1f}" y="{height - bottom + 18}" text-anchor="middle" '
+            f'fill="#555555">{tokens:,}</text>'
+        )
+    parts.append(
+        f'<text x="{left}" y="{height - 10}" fill="#555555">tokens of healing by blocks, equal for '
+        "all</text>"
+    )
+    ends = apart({title: y(line[max(line)]) for title, line in lines.items()}, 15)
+    for (title, line), color in zip(lines.items(), COLORS, strict=False):
+        points = " ".join(f"{x(n):.1f},{y(share):.1f}" for n, share in line.items())
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
+        parts += [
+            f'<circle cx="{x(n):.1f}" cy="{y(share):.1f}" r="3" fill="{color}"/>'
+            for n, share in line.items()
+        ]
+        parts.append(
+            f'<text x="{width - right + 8}" y="{ends[title] + 4:.1f}" fill="{color}">{title}</text>'
+        )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def apart(places: dict[str, float], room: float) -> dict[str, float]:
+    """The places of labels, moved down if they would touch."""
+    found: dict[str, float] = {}
+    last = -math.inf
+    for name, place in sorted(places.items(), key=lambda item: item[1]):
+        last = max(place, last + room)
+        found[name] = last
+    return found
+
+
 def main() -> None:
     """Heal what the file does not have, or draw it."""
     parser = argparse.ArgumentParser(
@@ -211,6 +295,9 @@ def main() -> None:
     parser.add_argument(
         "--plan", type=Path, help="half of the layers, written by 'qkvbench advise'"
     )
+    parser.add_argument("--budgets", type=int, nargs="+", help="tokens, in ascending order")
+    parser.add_argument("--cases", nargs="+", help="titles (all)")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("healing.jsonl"))
     parser.add_argument("--draw", type=Path, help="only draw this file")
     parser.add_argument("--svg", type=Path, default=FIGURE)
