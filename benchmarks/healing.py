@@ -158,12 +158,12 @@ class Benchmark:
             place,
             lambda line: print(f"{case.title} {tokens} {rate:g}: {line}", flush=True),
         )
-        least = min(distance for _, _, distance in history)
-        seconds = round(time.process_time() - began)
-        found = self.measured(model)
-        self.add(
-            case.title, tokens, seed, rate, found, deciding=least, history=history, cpu=seconds
-        )
+        notes = {
+            "deciding": min(distance for _, _, distance in history),
+            "cpu_s": round(time.process_time() - began),
+            "history": history,
+        }
+        self.add(case.title, tokens, seed, rate, self.measured(model) | notes)
         for file in place.iterdir():
             file.unlink()
         place.rmdir()

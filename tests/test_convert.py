@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+import time
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from qkv_mode_models import SETTINGS
 from qkvbench import hub
 from qkvbench.cli import main
 from qkvbench.data.reviews import reviews
-from qkvbench.hub.fit import folder, planning, quality, source
+from qkvbench.hub.fit import folder, planning, progress, quality, source
 from qkvbench.hub.fit.healing import Healing, heal, parse_healing
 from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.planning import Option
@@ -91,6 +93,76 @@ def test_a_converted_folder_is_a_normal_one_with_its_numbers(words, place, tmp_p
     # A root of 24 numbers and the position of each token, for K and V of 24 numbers each.
     assert cache["after"] / cache["before"] == pytest.approx((24 + 1) / 48)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.slow
+# datasets opens a file that it does not close.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_the_harness_loads_a_converted_folder_and_scores_it_as_its_own_logits_say(words, tmp_path):
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    assert main([*words, "--to", "q,k=L(24),v=L(24)"]) == 0
+    new = tmp_path / "new"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(new)
+    tokenizer.pad_token = tokenizer.eos_token = tokenizer.convert_ids_to_tokens(0)
+    tokenizer.save_pretrained(new)
+    documents = [
+        {"text": text, "choices": [" river", " heron"], "answer": place % 2}
+        for place, text in enumerate(["the", "over the grey", "reeds beside some", "morning skies"])
+    ]
+    file = tmp_path / "local.jsonl"
+    file.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    task = {
+        "task": "local_words",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": str(tmp_path / "cache")},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}],
+    }
+    scores = simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(new), "dtype": "float32", "trust_remote_code": True},
+        tasks=[task],
+        task_manager=TaskManager(include_defaults=False),
+        device="cpu",
+        bootstrap_iters=0,
+    )
+    hub.register()
+    model = transformers.AutoModelForCausalLM.from_pretrained(new).eval()
+
+    def log_likelihood(text, choice):
+        before, whole = (
+            tokenizer(each, return_tensors="pt").input_ids for each in (text, text + choice)
+        )
+        with torch.no_grad():
+            log_p = model(whole).logits.log_softmax(-1)[0, before.shape[1] - 1 : -1]
+        return float(log_p.gather(1, whole[0, before.shape[1] :, None]).sum())
+
+    for sample in scores["samples"]["local_words"]:
+        document = sample["doc"]
+        expected = [log_likelihood(document["text"], choice) for choice in document["choices"]]
+        found = [answer[0][0] for answer in sample["resps"]]
+        assert found == pytest.approx(expected, abs=1e-4)
+    assert len(scores["samples"]["local_words"]) == len(documents)
+
+
+def test_a_long_stage_says_how_many_parts_are_done_and_how_long_the_others_take(monkeypatch):
+    lines = []
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    for _ in progress.counted(range(4), "windows", lines.append):
+        time.sleep(0.001)
+    assert len(lines) == 3
+    for count, line in enumerate(lines, start=1):
+        assert re.fullmatch(rf"windows: {count} of 4, about \S+ s left", line)
+    monkeypatch.setattr(progress, "EVERY_S", 60.0)
+    assert list(progress.counted(range(4), "windows", lines.append)) == [0, 1, 2, 3]
+    assert len(lines) == 3
 
 
 def test_advice_becomes_a_plan_that_convert_follows(words, place, tmp_path, capsys):
