@@ -181,7 +181,7 @@ def convert_checkpoint(  # noqa: PLR0913
         "before": _numbers(before, before),
         "tied": _numbers(before, tied),
         "after": _numbers(before, after),
-        "healing": asdict(healing) | {"held_out_divergence": history},
+        "healing": asdict(healing) | {"distances": history},
     }
     text_card = folder.card(
         checkpoint.name,
