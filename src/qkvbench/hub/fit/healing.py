@@ -30,8 +30,9 @@ Phase = Literal["blocks", "logits"]
 STEP_TOKENS = 512
 # Tokens of the windows that decide which weights are kept.
 DECIDING_TOKENS = 1024
-# A phase is saved, and measured on the deciding windows, so many times. It ends early after as many
-# measurements without a gain as patience: with a cosine schedule the gain comes late.
+# A phase is saved, and measured on the deciding windows, so many times; between two measurements it
+# learns at least twice the tokens that one reads. It ends early after as many measurements without
+# a gain as patience: with a cosine schedule the gain comes late.
 CHECKS = 8
 PATIENCE = 6
 
@@ -171,7 +172,7 @@ class _Trainer:
         optimizer = torch.optim.AdamW(self.parameters.values(), lr=peak, weight_decay=0.0)
         if state.step and self._optimizer_state is not None:
             _fill(optimizer, self.parameters, self._optimizer_state)
-        every = max(1, steps // CHECKS)
+        every = max(steps // CHECKS, math.ceil(2 * self.held_out.numel() / per_step))
         step_loss = self._blocks_loss if phase == "blocks" else self._logits_loss
         time_left = TimeLeft(f"healing by {phase}", steps, self.progress, first=state.step)
         while state.step < steps and state.misses < PATIENCE:
