@@ -2,8 +2,8 @@
 
 Run     ./qkv setup hf eval, then
         .venv/bin/python benchmarks/harness.py smollm2-135m FOLDER ... [--documents N]
-Tasks   sentiment: praise or blame of a film in a sentence; last word: of a sentence of a review, as
-        in LAMBADA; continuation: the line of a play that follows, among three of that play
+Tasks   sentiment: praise or blame of a film in a sentence; last word: the perplexity of the last
+        word of a sentence; continuation: the line of a play that follows, among three of that play
 
 Each folder is loaded by the harness itself, with the code that lies in it (trust_remote_code), as a
 machine without qkvbench would.
@@ -82,7 +82,7 @@ def _lines(text: str) -> Iterator[str]:
 # Tasks with their kind of output, what joins a text and its choices, and their measure.
 TASKS = {
     "sentiment": (sentiment, "multiple_choice", " ", "acc"),
-    "last_word": (last_word, "loglikelihood", " ", "acc"),
+    "last_word": (last_word, "loglikelihood", " ", "perplexity"),
     "continuation": (continuation, "multiple_choice", "", "acc"),
 }
 
@@ -141,7 +141,10 @@ def main() -> None:
                 batch_size=4,
                 bootstrap_iters=0,
             )
-            found = {task: scores["results"][task]["acc,none"] for task in TASKS}
+            found = {
+                task: scores["results"][task][f"{metric},none"]
+                for task, (_, _, _, metric) in TASKS.items()
+            }
             print(json.dumps({"source": name, "documents": request.documents} | found), flush=True)
 
 
