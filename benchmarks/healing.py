@@ -16,6 +16,7 @@ again, and one that was interrupted is resumed.
 import argparse
 import json
 import math
+import re
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -148,7 +149,8 @@ class Benchmark:
         if self.has(case.title, tokens, seed, rate):
             return
         began, model = time.process_time(), self.made(case)
-        place = self.out.with_suffix(f".{len(self.rows)}.state")
+        title = re.sub(r"\W+", "-", case.title)
+        place = self.out.with_suffix(f".{title}.{tokens}.{seed}.{rate:g}.state")
         history = heal(
             model,
             self.original,
