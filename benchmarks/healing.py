@@ -230,7 +230,8 @@ def shares(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
 def drawing(rows: list[dict[str, Any]]) -> str:
     """The share of the gap closed over the tokens of healing, a line for each case."""
     width, height, left, right, top, bottom = 760, 430, 48, 200, 56, 48
-    lines = shares(rows)
+    # Cases that were not healed have one point, and no line.
+    lines = {title: line for title, line in shares(rows).items() if len(line) > 1}
     places = sorted({tokens for line in lines.values() for tokens in line})
 
     def x(tokens: int) -> float:
