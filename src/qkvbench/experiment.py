@@ -9,9 +9,9 @@ from typing import Any, Literal, cast, get_args
 
 from pydantic import TypeAdapter
 
-from qkvbench.model import Block, Model, parse_label
+from qkvbench.model import Block, Gates, Model, check_gates, parse_label
 from qkvbench.task_ref import TaskRef, TaskText
-from qkvbench.variant import Variant, parse, write
+from qkvbench.variant import CANONICAL, Variant, parse, write
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -70,6 +70,9 @@ class Experiment:
     ``init_from`` is the experiment whose final weights this one starts with, if a weight's name and
     shape agree; the others are initialized by the seed. ``feature_extractor`` is the experiment
     whose trained network, frozen, reads every input first; it is the same for all arms.
+    With ``other_attention`` the attention of ``init_from`` differs: what its layers share by name
+    and shape is taken over, K and V of fewer heads begin as the means of theirs, and the rest is
+    initialized. With ``gates`` the attention of each layer is chosen while it learns.
     """
 
     model: Model
@@ -86,6 +89,8 @@ class Experiment:
     sharding: Sharding = "ddp"
     init_from: "Experiment | None" = None
     feature_extractor: "Experiment | None" = None
+    other_attention: bool = False
+    gates: Gates | None = None
 
     def __post_init__(self) -> None:
         """Refuse conditions that contradict each other."""
@@ -109,9 +114,20 @@ class Experiment:
                 "A training pass over several devices is not compiled; leave out --compile or "
                 "--devices."
             )
+        if (self.gates or self.other_attention) and (
+            self.backend != "torch" or self.compiled or self.checkpointing or self.devices > 1
+        ):
+            raise ValueError(
+                "Gates, and models that begin with other attention, are trained by torch on one "
+                "device; leave out --backend, --compile, --checkpointing and --devices."
+            )
+        if self.gates:
+            check_gates(self.model, self.gates)
         if self.init_from is None:
             return
         own, other = self.model, self.init_from.model
+        if self.other_attention:
+            own, other = (each.with_variant(CANONICAL) for each in (own, other))
         if (own.geometry, _blocks(own)) != (other.geometry, _blocks(other)):
             raise ValueError(
                 f"{self.task} cannot begin with the weights of {self.init_from.task}: all "

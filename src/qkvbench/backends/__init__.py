@@ -163,6 +163,15 @@ class Learner(Stateful, Protocol):
 
 
 @runtime_checkable
+class GatedLearner(Learner, Protocol):
+    """A learner that can have gates, which choose the attention of each layer."""
+
+    def gate_measures(self) -> dict[str, list[float]]:
+        """By equation, the probability of each layer to get it; empty without gates."""
+        ...
+
+
+@runtime_checkable
 class Workload(Protocol):
     """Work of one kind with one model, the same in each step, to be timed."""
 

@@ -102,6 +102,7 @@ def build_parser() -> _Parser:
     _add_analyse(commands)
     _add_slim(commands)
     _add_pretrained(commands)
+    _add_prune(commands)
     _add_claims(commands)
     _add_atlas(commands)
     _add_readers(commands)
@@ -324,6 +325,48 @@ def _add_pretrained(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="train the changed layers: tokens=100k, lora=RANK, …",
     )
     convert.add_argument("--force", action="store_true", help="replace the folder if it is there")
+
+
+def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """`prune`: the model, the target, and how many rivals."""
+    prune = _command(
+        commands, "prune", "learn what each layer keeps, for a target, beside rivals (torch only)"
+    )
+    prune.add_argument("task", metavar="TASK", help="a task or a recipe, whose model is trained")
+    prune.add_argument(
+        "--target",
+        required=True,
+        metavar="T",
+        help="cache=50%%, params=80%%, macs=80%%@8192 or latency=80%%@8192 of the model's own",
+    )
+    prune.add_argument(
+        "--options",
+        nargs="+",
+        default=["q,k=v", "q,k,v/1"],
+        metavar="E",
+        help="what a layer may get beside q,k,v; none is no attention ('q,k=v' 'q,k,v/1')",
+    )
+    prune.add_argument("--layers", type=_count, metavar="N", help="as many layers of the model")
+    prune.add_argument("--model", metavar="NAME", help="'qkvbench ls models' lists them")
+    prune.add_argument("--position", metavar="P", help="'qkvbench ls positions' lists them")
+    prune.add_argument("--seeds", type=_count, default=3, metavar="N", help="seeds (3)")
+    prune.add_argument(
+        "--draws", type=_count, default=3, metavar="N", help="random plans of each seed (3)"
+    )
+    prune.add_argument(
+        "--pairs", type=_count, default=64, metavar="N", help="pairs measured together (64)"
+    )
+    prune.add_argument(
+        "--threads", type=_count, default=1, metavar="N", help="threads of each run (1)"
+    )
+    prune.add_argument("--jobs", type=_count, metavar="N", help="parallel runs (one per core)")
+    prune.add_argument(
+        "--smoke", action="store_true", help="everything with very few steps: learns nothing"
+    )
+    prune.add_argument(
+        "--out", type=_path, required=True, metavar="DIR", help="folder of the results"
+    )
+    prune.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _source(parser: _Parser) -> None:

@@ -3,6 +3,14 @@
 from qkvbench.model.arm import Arm, arm_text, parse_arm, parse_label, write_arm
 from qkvbench.model.changes import CHANGES
 from qkvbench.model.cycle import Cycle, parse_cycle, shortest_cycle, write_cycle
+from qkvbench.model.gates import (
+    Gates,
+    Quantity,
+    Target,
+    check_gates,
+    parse_target,
+    with_layers,
+)
 from qkvbench.model.init import initial_value
 from qkvbench.model.parameters import PARTS, Part, model_parameters, parameters_by_part
 from qkvbench.model.parts import AnyFeedForward, AnyNorm, FeedForward, LayerNorm
@@ -68,6 +76,7 @@ __all__ = [
     "Encoder",
     "EncoderDecoder",
     "FeedForward",
+    "Gates",
     "Init",
     "LayerNorm",
     "LayerPlans",
@@ -77,10 +86,12 @@ __all__ = [
     "Part",
     "Pooling",
     "Position",
+    "Quantity",
     "Rotary",
     "RotaryWithInverse",
     "Sinusoidal",
     "SizeMatch",
+    "Target",
     "Tokens",
     "Tower",
     "TwoTowers",
@@ -88,6 +99,7 @@ __all__ = [
     "alibi_of",
     "arm_text",
     "as_in",
+    "check_gates",
     "initial_value",
     "lenders",
     "model_parameters",
@@ -95,12 +107,14 @@ __all__ = [
     "parse_arm",
     "parse_cycle",
     "parse_label",
+    "parse_target",
     "position_named",
     "position_written",
     "rope_of",
     "shortest_cycle",
     "sized_text",
     "transformer",
+    "with_layers",
     "with_source",
     "with_tower",
     "write_arm",

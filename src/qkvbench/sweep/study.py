@@ -27,7 +27,7 @@ from qkvbench.sweep.sweeper import Mark, Sweeper
 from qkvbench.task_ref import TaskRef
 from qkvbench.tasks import Task
 from qkvbench.train.checkpoint import Checkpoints
-from qkvbench.train.dependencies import failed_dependency, in_order, phases
+from qkvbench.train.dependencies import Phase, failed_dependency, in_order, phases
 from qkvbench.train.multi_process import ProcessFailure
 from qkvbench.train.run import now, record
 from qkvbench.train.run_state import RunState
@@ -109,7 +109,8 @@ def run_study(
     before = store.study()
     preregistered = (before and before.preregistered) or preregistered
     store.write_study(info(study, command, preregistered))
-    settings = _Settings(study, store, jobs, engine or EngineChoice(), progress)
+    threads = study.threads * study.devices
+    settings = _Settings(study.backend, threads, store, jobs, engine or EngineChoice(), progress)
     with Workers(study.backend) as workers:
         tuning = study.tuning_experiments()
         if to_tune := [each for each in tuning if not tuning_ended(store.run(each))]:
@@ -135,6 +136,33 @@ def run_study(
                 if (count := seeds.advance(record)) is not None:
                     progress.on_seeds(count, seeds.total)
         _measure(study, models, store, workers, progress)
+
+
+def run_experiments(
+    experiments: Sequence[Experiment],
+    store: Store,
+    *,
+    jobs: int | None,
+    progress: Progress,
+    saves_weights: bool = False,
+) -> list[Record]:
+    """Run on this machine what the store lacks of these experiments; their records, in order.
+
+    Final weights are kept if others depend on them, or all are.
+    """
+    first = experiments[0]
+    settings = _Settings(
+        first.backend, first.threads, store, jobs, EngineChoice(), progress, saves_weights
+    )
+    missing = to_run(experiments, store)
+    progress.on_plan(len(missing), len(dict.fromkeys([*experiments, *missing])))
+    with (
+        Workers(first.backend) as workers,
+        closing(_carried_out(experiments, missing, settings, workers)) as records,
+    ):
+        for record in records:
+            progress.on_end(record)
+    return [record for each in experiments if (record := store.run(each)) is not None]
 
 
 class _Seeds:
@@ -202,13 +230,15 @@ def untuned(study: Study) -> tuple[tuple[str, str], ...]:
 
 @dataclass(frozen=True)
 class _Settings:
-    """The study, its store, and how its runs are carried out."""
+    """The store of the runs, and how they are carried out; `threads` is of each."""
 
-    study: Study
+    backend: str
+    threads: int
     store: Store
     jobs: int | None
     engine: EngineChoice
     progress: Progress
+    saves_weights: bool = False
 
 
 def _carried_out(
@@ -218,7 +248,7 @@ def _carried_out(
     workers: Workers,
 ) -> Generator[Record, None, None]:
     """The record of each missing run of these experiments, as it ends."""
-    study, store, progress = settings.study, settings.store, settings.progress
+    store, progress = settings.store, settings.progress
     checkpoints = Checkpoints(store.checkpoints)
     if checkpoints.root.exists():
         for done in set(experiments).difference(missing):
@@ -234,13 +264,15 @@ def _carried_out(
         data = _prepare_data(batch, prepared, workers, progress)
         ready = [each for each in batch if each.task not in data.missing]
         context = RunContext(
-            study.backend,
-            study.threads * study.devices,
+            settings.backend,
+            settings.threads,
             store.path.absolute(),
             settings.jobs,
             run_bytes(ready, found, data.process_bytes),
         )
-        sweep = _Sweep(store, found, data, context, settings.engine, progress)
+        sweep = _Sweep(
+            store, found, data, context, settings.engine, progress, settings.saves_weights
+        )
         with closing(_records(batch, marks, sweep)) as records:
             yield from records
 
@@ -341,6 +373,7 @@ class _Sweep:
     context: RunContext
     engine: EngineChoice
     progress: Progress
+    saves_weights: bool
 
     def failure_record(self, experiment: Experiment, failure: ProcessFailure) -> Record:
         """The record of a run whose process could not write one."""
@@ -376,7 +409,8 @@ def _records(
                     ended[each] = sweep.failure_record(each, ProcessFailure("failed", reason))
                     sweep.store.write_run(ended[each])
                     yield ended[each]
-                for each, record in sweeper.run_all(phase._replace(experiments=ready), marks):
+                saved = phase.saves_weights or sweep.saves_weights
+                for each, record in sweeper.run_all(Phase(ready, saved), marks):
                     ended[each] = record
                     yield record
 

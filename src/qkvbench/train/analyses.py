@@ -6,7 +6,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from qkvbench.analysis import measure_layer
-from qkvbench.backends import Learner
+from qkvbench.backends import GatedLearner, Learner
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Training
 from qkvbench.results.record import Snapshot
@@ -37,7 +37,16 @@ def batch_of_snapshots(task: Task, data: Data) -> Batch:
 
 
 def snapshot(step: int, learner: Learner, batch: Batch) -> Snapshot:
-    """Every measure of every layer after `step`; None if it does not apply or is not finite."""
+    """Every measure of every layer after `step`; None if it does not apply or is not finite.
+
+    Of a learner with gates, the probabilities of the options.
+    """
+    gates = learner.gate_measures() if isinstance(learner, GatedLearner) else {}
+    if gates:
+        numbers = range(len(next(iter(gates.values()))))
+        return Snapshot(
+            step=step, layers=[f"blocks.{n}.attention" for n in numbers], measures=gates
+        )
     # More threads are slower on small matrices, and give other bits on another machine.
     with threadpool_limits(limits=1, user_api="blas"):
         layers = learner.inspect(batch)

@@ -23,9 +23,12 @@ from qkvbench.train.checkpoint import (
     restore,
 )
 from qkvbench.train.extract_features import check_extractor, with_features
-from qkvbench.train.loop import DivergedError, score_test_split, train
+from qkvbench.train.loop import DivergedError, score, score_test_split, train
 from qkvbench.train.multi_process import ProcessFailure, run_processes
 from qkvbench.train.run_state import RunState
+
+# Behind the name of a metric: before the first step.
+BEFORE = "_before"
 
 # Called with each step and its loss.
 Report = Callable[[int, float], None]
@@ -96,8 +99,10 @@ def _run_here(
         learner = backend.Learner(experiment)
         if weights is not None:
             learner.load_matching(weights)
+        before = _first_scores(experiment, task, data, learner)
         _train(experiment, task, data, learner, report, state, checkpoints)
         score_test_split(task, data, learner, experiment.training, state)
+        state.metrics |= before
         observed = _observed(backend, state, memory_before)
     except Exception as error:
         # Every error becomes a record, so that a study goes on.
@@ -113,6 +118,16 @@ def _load(task: Task, experiment: Experiment) -> Data:
     data = task.load()
     extractor = experiment.feature_extractor
     return data if extractor is None else with_features(data, extractor)
+
+
+def _first_scores(
+    experiment: Experiment, task: Task, data: Data, learner: Learner
+) -> dict[str, float]:
+    """The scores before training of a model that begins with weights of other attention."""
+    if not experiment.other_attention:
+        return {}
+    found = score(task, learner, data.test, experiment.training.scored)
+    return {f"{name}{BEFORE}": value for name, value in found.items()}
 
 
 def _train(

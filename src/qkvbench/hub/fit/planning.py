@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
 from qkvbench import cost
+from qkvbench.cost import budget as choices
+from qkvbench.cost.budget import Spread, least_damage
 from qkvbench.hub.fit.moments import Moments
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.quality import Windows
@@ -225,44 +226,28 @@ def best_plan(options: Sequence[Option], budget: int) -> Plan:
             f"is {sum(least) / most:.0%}.\nAllow equations with fewer heads: --options 'q,k=v' "
             "'q,k=v/1'."
         )
-    rows = np.array([[o.layer == layer for o in options] for layer in layers], float)
-    values = np.array([[o.values for o in options]], float)
-    solved = milp(
-        c=np.array([max(o.divergence, 0.0) for o in options]),
-        integrality=np.ones(len(options), int),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(rows, 1, 1), LinearConstraint(values, 0, budget)],
-    )
-    assert solved.x is not None, "a choice within the budget exists"
-    return tuple(o for o, taken in zip(options, solved.x, strict=True) if taken > 0.5)
+    by_layer = _by_layer(options)
+    damages = [[max(o.divergence, 0.0) for o in row] for row in by_layer]
+    chosen = least_damage(damages, [[o.values for o in row] for row in by_layer], budget)
+    return tuple(row[taken] for row, taken in zip(by_layer, chosen, strict=True))
 
 
-def spread(options: Sequence[Option], budget: int, how: str, seed: int = 0) -> Plan:
+def spread(options: Sequence[Option], budget: int, how: Spread, seed: int = 0) -> Plan:
     """A plan that ignores damages: one equation in layers that are `how` chosen.
 
-    ``how`` is "uniform", "first", "last" or "random"; the equation is the one with the largest
-    cache with which the budget can be met, which `best_plan` has checked.
+    The equation is the one with the largest cache with which the budget can be met, which
+    `best_plan` has checked.
     """
+    # First the layer as it is.
+    by_layer = [sorted(row, key=lambda o: o.equation != UNCHANGED) for row in _by_layer(options)]
+    chosen = choices.spread([[o.values for o in row] for row in by_layer], budget, how, seed)
+    return tuple(row[taken] for row, taken in zip(by_layer, chosen, strict=True))
+
+
+def _by_layer(options: Sequence[Option]) -> list[list[Option]]:
+    """The options of each layer, from the first layer on."""
     layers = sorted({option.layer for option in options})
-    plain = {o.layer: o for o in options if o.equation == UNCHANGED}
-    equations = sorted(
-        {(o.values, o.equation) for o in options if o.values < plain[o.layer].values}, reverse=True
-    )
-    full = sum(o.values for o in plain.values())
-    counts = [
-        (math.ceil((full - budget) / (plain[layers[0]].values - values)), equation)
-        for values, equation in equations
-    ]
-    count, equation = next(one for one in counts if one[0] <= len(layers))
-    order = {
-        "first": layers,
-        "last": layers[::-1],
-        "uniform": [layers[int((n + 0.5) * len(layers) / count)] for n in range(count)],
-        "random": [int(n) for n in np.random.default_rng(seed).permutation(layers)],
-    }[how]
-    chosen = set(order[:count])
-    changed = {o.layer: o for o in options if o.equation == equation}
-    return tuple(changed[n] if n in chosen else plain[n] for n in layers)
+    return [[o for o in options if o.layer == layer] for layer in layers]
 
 
 def curve(options: Sequence[Option], points: int = 8) -> list[Plan]:

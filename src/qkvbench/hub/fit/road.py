@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from qkvbench.cost.budget import SPREADS
 from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.hub.conversion import convert
 from qkvbench.hub.families import family_of
@@ -124,7 +125,7 @@ def advise(
         checked.append((one.layer, other.layer, effect.divergence, effect.predicted))
     judged = Trial(model, read[middle:], moments, start)
     rivals = {}
-    for how in ("uniform", "first", "last", "random"):
+    for how in SPREADS:
         rival = planning.spread(options, budget, how)
         progress(f"measuring the plan and its rivals: {how}")
         rivals[how] = (rival, judged.effect(rival, allowed))

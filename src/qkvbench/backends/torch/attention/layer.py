@@ -1,6 +1,6 @@
 """One attention layer, made from its plan. All variants run through it, in two ways held equal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -241,6 +241,11 @@ class Attention(nn.Module):
         context = self._apply_ops(self.plan.output_norm, context, maps, None)
         return self.o(context.transpose(1, 2).flatten(2))  # (batch, time, heads * width)
 
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plans that it can run: one."""
+        return (self.plan,)
+
     def named_weights(self) -> dict[str, Tensor]:
         """Views of the weights under the names of the plan's parameters."""
         named: dict[str, Tensor] = {"o.weight": self.o.weight, "o.bias": self.o.bias}
@@ -254,6 +259,18 @@ class Attention(nn.Module):
         learned = self.softmax.correction.items()
         named |= {f"correction.{part}": numbers for part, numbers in learned}
         return {each.name: named[each.name] for each in self.plan.parameters}
+
+    def own_tensors(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each `nn.Parameter` by its torch name, made of tensors with the plan's names.
+
+        The inverse of `named_weights`; gradients reach `named`.
+        """
+        own = {name: named[of] for name, of in self.shared_names().items()}
+        if self.projection is not None:
+            for part in ("weight", "bias"):
+                pieces = [named[f"{name}.{part}"] for name in self.plan.matrix_rows]
+                own[f"projection.{part}"] = torch.cat(pieces)
+        return own
 
     def vector(self, name: str) -> Tensor:
         """The learned scale or bias of heads under this name of the plan."""

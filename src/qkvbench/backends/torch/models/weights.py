@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from qkvbench.backends.common.checks import Shapes, check_shapes, matching_names, renamed
 from qkvbench.backends.torch.attention.layer import Attention
+from qkvbench.backends.torch.models.gated import GatedAttention, plain_name
 from qkvbench.model import Model, initial_value, model_parameters
-from qkvbench.variant import Parameter
+from qkvbench.variant import Constant, Parameter
+
+# The prefix of what gates learn.
+GATES = "gates."
 
 
 def named_weights(module: nn.Module) -> dict[str, Tensor]:
     """All learned tensors by name. They are views: writing to one changes the module."""
     named: dict[str, Tensor] = {}
-    layers = {name: part for name, part in module.named_modules() if isinstance(part, Attention)}
+    layers = _attention_layers(module)
     for name, layer in layers.items():
         named |= {f"{name}.{key}": tensor for key, tensor in layer.named_weights().items()}
     for name, tensor in module.named_parameters():
@@ -32,7 +36,7 @@ def named_weights(module: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def start(module: nn.Module, model: Model, seed: int) -> None:
     """Set every weight to its initial value, which its name and the seed determine."""
-    parameters = model_parameters(model)
+    parameters = _parameters(module, model)
     for name, tensor in named_weights(module).items():
         tensor.copy_(torch.from_numpy(initial_value(model.init, seed, parameters[name])))
 
@@ -42,8 +46,7 @@ def parameters_of(module: nn.Module, model: Model) -> dict[str, Parameter]:
 
     Of fused projections the first one, which has the weight decay and dtype of all.
     """
-    parameters = model_parameters(model)
-    layers = {name: part for name, part in module.named_modules() if isinstance(part, Attention)}
+    parameters, layers = _parameters(module, model), _attention_layers(module)
     found: dict[str, Parameter] = {}
     for name, layer in layers.items():
         shared = layer.shared_names()
@@ -74,6 +77,33 @@ def load_matching(module: nn.Module, weights: dict[str, Tensor]) -> tuple[str, .
     for name in names:
         named[name].copy_(weights[name])
     return tuple(names)
+
+
+@torch.no_grad()
+def load_other_attention(
+    module: nn.Module, model: Model, weights: dict[str, Tensor]
+) -> tuple[str, ...]:
+    """Copy the weights of a model of the same size with other attention, or with gates.
+
+    What agrees in name and shape is copied; a matrix of fewer heads is the mean of those of the
+    heads that it replaces (arXiv:2305.13245, section 2.1); the rest stays. Returns the names of
+    what was set.
+    """
+    parameters, widths = _parameters(module, model), _head_widths(module)
+    given = {(plain_name(name), tuple(each.shape)): each for name, each in weights.items()}
+    found: list[str] = []
+    for name, tensor in named_weights(module).items():
+        plain, shape = parameters[name].name, tuple(tensor.shape)
+        value = given.get((plain, shape))
+        width = model.geometry.head_dim
+        if value is None and widths.get((plain.rpartition(".")[0], shape[0])) == width:
+            heads = shape[0] // width
+            others = (each for (of, _), each in given.items() if of == plain)
+            value = next((_merged(each, heads, width) for each in others), None)
+        if value is not None:
+            tensor.copy_(value)
+            found.append(name)
+    return tuple(found)
 
 
 def save(module: nn.Module, path: Path) -> None:
@@ -107,3 +137,46 @@ def _shapes(weights: dict[str, Tensor]) -> Shapes:
 
 def _array(file: Any, name: str) -> np.ndarray:
     return file.get_tensor(name).float().numpy()
+
+
+def _attention_layers(module: nn.Module) -> dict[str, Attention | GatedAttention]:
+    """Every attention layer of the module by its name."""
+    return {
+        name: part
+        for name, part in module.named_modules()
+        if isinstance(part, Attention | GatedAttention)
+    }
+
+
+def _parameters(module: nn.Module, model: Model) -> dict[str, Parameter]:
+    """The parameter behind each name of `named_weights`; those of options have their plans' names.
+
+    So a layer that is an option begins with the values that it has without gates.
+    """
+    found = model_parameters(model)
+    for prefix, layer in _attention_layers(module).items():
+        if isinstance(layer, GatedAttention):
+            own = layer.parameters_by_name.items()
+            found |= {f"{prefix}.{name}": each.under(prefix) for name, each in own}
+    for name, tensor in module.named_parameters():
+        if name.startswith(GATES):
+            found[name] = Parameter(name, tuple(tensor.shape), Constant(0.0), decay=False)
+    return found
+
+
+def _head_widths(module: nn.Module) -> dict[tuple[str, int], int]:
+    """The width of the heads of each matrix, by its name and rows."""
+    return {
+        (f"{prefix}.{root.matrix}", root.rows): root.width
+        for prefix, layer in _attention_layers(module).items()
+        for plan in layer.plans
+        for root in plan.roots
+        if root.matrix
+    }
+
+
+def _merged(rows: Tensor, heads: int, width: int) -> Tensor | None:
+    """The mean of the rows of the heads that each of fewer heads replaces; None if they do not."""
+    if len(rows) % (heads * width):
+        return None
+    return rows.unflatten(0, (heads, -1, width)).mean(1).flatten(0, 1)

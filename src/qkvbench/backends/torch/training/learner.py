@@ -13,9 +13,13 @@ from torch import Tensor, nn
 from qkvbench.analysis import Layer
 from qkvbench.backends.torch.models.block import recompute
 from qkvbench.backends.torch.models.build import Network, build
+from qkvbench.backends.torch.models.gated import add_gates
+from qkvbench.backends.torch.models.two_tower import TwoTowers
 from qkvbench.backends.torch.models.weights import (
+    GATES,
     load,
     load_matching,
+    load_other_attention,
     named_weights,
     parameters_of,
     read,
@@ -31,6 +35,7 @@ from qkvbench.backends.torch.training.batches import (
 )
 from qkvbench.backends.torch.training.compilation import compiled, translate_compile_errors
 from qkvbench.backends.torch.training.device import default_generator, device
+from qkvbench.backends.torch.training.gates import BETAS, RATE, LayerGates
 from qkvbench.backends.torch.training.loss import mean_loss
 from qkvbench.backends.torch.training.parallel import (
     full_model,
@@ -43,10 +48,12 @@ from qkvbench.backends.torch.training.parallel import (
 from qkvbench.backends.torch.training.precision import autocast, loss_scaler
 from qkvbench.backends.torch.training.process_group import init_process_group
 from qkvbench.backends.torch.training.state import TrainingState, dropout_purpose
+from qkvbench.cost.budget import budget
 from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions, Search
 from qkvbench.experiment import Experiment
 from qkvbench.model import Model
 from qkvbench.model.rng import framework_seed
+from qkvbench.variant import write
 
 
 class Learner:
@@ -65,7 +72,9 @@ class Learner:
         # Dropout uses torch's generator; all other random numbers are keyed by name.
         torch.manual_seed(framework_seed(experiment.seed, dropout_purpose(self.world)))
         self.rng = default_generator(self.device)
-        self.network = build(experiment.model, dropout=training.dropout).to(self.device)
+        self.network = build(experiment.model, dropout=training.dropout)
+        self.gates = _gates(self.network, experiment)
+        self.network.to(self.device)
         start(self.network, experiment.model, experiment.seed)
         if experiment.checkpointing:
             recompute(self.network)
@@ -116,9 +125,9 @@ class Learner:
                 # An overflow in one rank makes all ranks compute again.
                 for overflow in self.scaler._found_inf_per_device(self.optimizer).values():
                     self.world.all_reduce_sum(local_shard(overflow))
-            norm = full_scalar(
-                nn.utils.clip_grad_norm_(self.network.parameters(), self.experiment.training.clip)
-            )
+            # Of the weights alone: the price of cost must not shorten their step.
+            weights = [p for n, p in self.network.named_parameters() if not n.startswith(GATES)]
+            norm = full_scalar(nn.utils.clip_grad_norm_(weights, self.experiment.training.clip))
             self.scaler.update()
             overflowed = self.scaler.get_scale() < scale
             if not overflowed or scale <= 1 or not math.isfinite(loss):
@@ -128,12 +137,24 @@ class Learner:
     def update(self, learning_rate: float) -> None:
         """One AdamW step along the gradients. arXiv:1711.05101, algorithm 2."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = group.get("own_rate", learning_rate)
         self.optimizer.step()
+        if self.gates:
+            self.gates.update()
+
+    def gate_measures(self) -> dict[str, list[float]]:
+        """The probability of each option in each layer; empty without gates."""
+        if self.gates is None:
+            return {}
+        columns = zip(*self.gates.probabilities(), strict=True)
+        names = (write(each) for each in self.gates.budget.options)
+        return {name: list(column) for name, column in zip(names, columns, strict=True)}
 
     def predict(self, batch: Batch) -> Predictions:
-        """The loss and the most probable class at each position."""
+        """The loss and the most probable class at each position; with gates, of the plan."""
         self.network.eval()
+        if self.gates:
+            self.gates.choose()
         return predict.predict(self.module, self.experiment, self.world, batch)
 
     def write(self, batch: Batch, search: Search) -> list[Int[np.ndarray, " _tokens"]]:
@@ -166,6 +187,8 @@ class Learner:
 
     def load_matching(self, path: Path) -> tuple[str, ...]:
         """Load the weights that match in name and shape from a file of `save`; their names."""
+        if self.gates or self.experiment.other_attention:
+            return load_other_attention(self.network, self.experiment.model, read(path))
         with full_params(self.network, self.experiment) as network:
             return load_matching(network, read(path))
 
@@ -200,6 +223,8 @@ class Learner:
         total = torch.zeros((), device=self.device)
         parts = own_parts(batch, self.experiment.training.micro_batches, self.world)
         for index, (part, scored) in enumerate(parts, 1):
+            if self.gates:
+                self.gates.draw(len(part.inputs), self.rng)
             with no_sync_until_last(self.module, last=index == len(parts)):
                 with autocast(self.experiment.precision, self.device):
                     loss = self.module(
@@ -210,6 +235,10 @@ class Learner:
                 # DDP and FSDP average the gradients of ranks; the sum is needed.
                 self.scaler.scale(loss * self.world.world_size).backward()
                 total = total + loss.detach()
+        if self.gates and self.gates.learning:
+            self.scaler.scale(self.gates.penalty()).backward()
+        elif self.gates:
+            self.gates.logits.grad = None
         return self.world.all_reduce_sum(total).item()
 
 
@@ -231,9 +260,28 @@ def _parameter_groups(
     parameters = parameters_of(network, model)
     decayed: list[Tensor] = []
     free: list[Tensor] = []
+    gates: list[Tensor] = []
     for name, tensor in network.named_parameters():
-        (decayed if parameters[name].decay else free).append(tensor)
-    return [
+        if name.startswith(GATES):
+            gates += [tensor] if tensor.requires_grad else []
+        else:
+            (decayed if parameters[name].decay else free).append(tensor)
+    groups: list[dict[str, object]] = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": free, "weight_decay": 0.0},
     ]
+    if gates:
+        groups.append({"params": gates, "weight_decay": 0.0, "betas": BETAS, "own_rate": RATE})
+    return groups
+
+
+def _gates(network: Network, experiment: Experiment) -> LayerGates | None:
+    """The gates of the network, which are added to its layers; None if it has none."""
+    gates, training = experiment.gates, experiment.training
+    if gates is None:
+        return None
+    assert not isinstance(network, TwoTowers), "gates are for models of one input"
+    found = budget(experiment.model, gates)
+    layers = add_gates(network.blocks.layers(), experiment.model, gates.options)
+    network.gates = LayerGates(layers, found, training.steps)
+    return network.gates

@@ -1,0 +1,212 @@
+"""Plans within a budget: one option for each layer, with the least damage that it allows.
+
+Damages of layers are taken as additive, and costs are; the choice is then exact, by mixed-integer
+programming, with or without what pairs of layers do together.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from qkvbench.cost.cache import cache_bytes_per_token
+from qkvbench.cost.operations import macs
+from qkvbench.cost.parameters import parameters
+from qkvbench.model import Cycle, Gates, Model, Quantity, Target, with_layers
+
+# The number of an option for each layer.
+Choice = tuple[int, ...]
+# A number for each option of each layer.
+Table = Sequence[Sequence[float]]
+# The change of damage if two layers have these options at once: (layer, option) twice.
+Pairs = Mapping[tuple[tuple[int, int], tuple[int, int]], float]
+Spread = Literal["uniform", "first", "last", "random"]
+SPREADS: tuple[Spread, ...] = get_args(Spread)
+
+# Costs are sums of numbers that may not be whole; a limit is met to this share of it.
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each option of each layer costs more than the model's own attention, and the most.
+
+    ``full`` is the cost of the model as it is, ``limit`` that of a plan, both whole; ``costs`` are
+    differences, below 0 for what is cheaper.
+    """
+
+    options: Cycle
+    costs: tuple[tuple[float, ...], ...]
+    full: float
+    limit: float
+
+    def share(self, choice: Choice) -> float:
+        """The cost of a choice, as a share of the model's."""
+        return (
+            1 + sum(row[taken] for row, taken in zip(self.costs, choice, strict=True)) / self.full
+        )
+
+    @property
+    def left(self) -> float:
+        """The most that the costs of a choice may add up to."""
+        return self.limit - self.full
+
+    @property
+    def smallest_step(self) -> float:
+        """The smallest change of one layer that changes the cost, as a share of the model's."""
+        steps = [
+            one - other for row in self.costs for one in row for other in row if one - other > 0
+        ]
+        return min(steps) / self.full if steps else 0.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest cost of a choice, as shares of the model's."""
+        least, most = (sum(map(end, self.costs)) for end in (min, max))
+        return 1 + least / self.full, 1 + most / self.full
+
+    def layers(self, choice: Choice) -> Cycle:
+        """The variant of each layer."""
+        return tuple(self.options[taken] for taken in choice)
+
+    def rounded(self, probabilities: Table) -> Choice:
+        """The likeliest choice within the budget that no cheapest step could bring nearer to it.
+
+        Its cost is at most the limit, and within one smallest step of the nearest that any choice
+        reaches: what gates leave of the budget is spent.
+        """
+        surprise = [[-math.log(max(each, 1e-300)) for each in row] for row in probabilities]
+        reach = least_damage([[-each for each in row] for row in self.costs], self.costs, self.left)
+        nearest = sum(row[taken] for row, taken in zip(self.costs, reach, strict=True))
+        low = nearest - self.smallest_step * self.full * (1 - 1e-6)
+        return least_damage(surprise, self.costs, self.left, low=low)
+
+
+def budget(model: Model, gates: Gates) -> Budget:
+    """The budget of a target; ValueError if no plan can meet it, or the model has no such cost."""
+    cost = _cost_of(model, gates)
+    own = (gates.options[0],) * len(model.blocks)
+    full = cost(own)
+    costs = tuple(
+        tuple(cost((*own[:layer], option, *own[layer + 1 :])) - full for option in gates.options)
+        for layer in range(len(own))
+    )
+    target = gates.target
+    found = Budget(gates.options, costs, full, target.share * full)
+    least, _ = found.bounds
+    if least > target.share * (1 + _TOLERANCE):
+        nearest = math.ceil(1e4 * least) / 1e4
+        example = Target(target.quantity, nearest, target.tokens)
+        raise ValueError(
+            f"{target} cannot be reached: the cheapest of these options in each layer leave "
+            f"{least:.1%}.\nThe nearest target is {example}; "
+            "or allow cheaper options, such as 'q,k=v/1' or none."
+        )
+    return found
+
+
+def _cost_of(model: Model, gates: Gates) -> Callable[[Cycle], float]:
+    """The cost of a plan in the unit of the target; ValueError if the model has none."""
+
+    def cost(quantity: Quantity, layers: Cycle) -> float:
+        changed = with_layers(model, layers)
+        match quantity:
+            case "params":
+                return parameters(changed).total
+            case "macs":
+                assert gates.target.tokens, "the length is part of the target"
+                return macs(changed, gates.target.tokens)
+            case "cache":
+                return cache_bytes_per_token(changed) or 0
+            case "latency":
+                times = dict(zip(gates.options, gates.latencies_s, strict=True))
+                return sum(times[each] for each in layers)
+
+    if gates.target.quantity in ("cache", "latency") and not model.causal:
+        raise ValueError(
+            f"{model.name} reads its input at once, so it has no cache and decodes nothing: write "
+            "params=80% or macs=80%, or take a language model."
+        )
+    return partial(cost, gates.target.quantity)
+
+
+def least_damage(
+    damages: Table,
+    costs: Table,
+    limit: float,
+    *,
+    low: float = -math.inf,
+    pairs: Pairs | None = None,
+) -> Choice:
+    """The choice with the least sum of damages whose costs add up to at most `limit`.
+
+    And to `low` at least. ``pairs`` are added if both their options are taken. ValueError if no
+    choice is within the limits.
+    """
+    places = [(layer, option) for layer, row in enumerate(costs) for option in range(len(row))]
+    number = {place: at for at, place in enumerate(places)}
+    together = list((pairs or {}).items())
+    size = len(places) + len(together)
+    rows = np.zeros((len(costs), size))
+    spent = np.zeros((1, size))
+    for (layer, option), at in number.items():
+        rows[layer, at] = 1
+        spent[0, at] = costs[layer][option]
+    most = max(map(abs, (limit, *spent[0]))) or 1.0
+    high, low = limit + _TOLERANCE * most, low - _TOLERANCE * most
+    constraints = [
+        LinearConstraint(rows, 1, 1),
+        LinearConstraint(spent / most, low / most, high / most),
+    ]
+    # A pair is 1 if and only if both of its options are taken.
+    links = np.zeros((3 * len(together), size))
+    bounds = np.zeros(3 * len(together))
+    for each, ((one, other), _) in enumerate(together):
+        at = len(places) + each
+        links[3 * each, [at, number[one]]] = 1, -1
+        links[3 * each + 1, [at, number[other]]] = 1, -1
+        links[3 * each + 2, [number[one], number[other], at]] = 1, 1, -1
+        bounds[3 * each + 2] = 1
+    if together:
+        constraints.append(LinearConstraint(links, -np.inf, bounds))
+    solved = milp(
+        c=np.array(
+            [*(damages[layer][option] for layer, option in places), *(d for _, d in together)]
+        ),
+        integrality=np.ones(size, int),
+        bounds=Bounds(0, 1),
+        constraints=constraints,
+    )
+    if solved.x is None:
+        raise ValueError("No choice of one option for each layer is within these limits.")
+    taken = {layer: option for (layer, option), at in number.items() if solved.x[at] > 0.5}
+    return tuple(taken[layer] for layer in range(len(costs)))
+
+
+def spread(costs: Table, limit: float, how: Spread, seed: int = 0) -> Choice:
+    """A choice that ignores damages: one option in layers that are `how` chosen, 0 in the others.
+
+    The option is the dearest with which the limit can be met. All layers have the same costs.
+    """
+    layers, row = len(costs), costs[0]
+    full = sum(each[0] for each in costs)
+    cheaper = sorted(
+        (option for option in range(len(row)) if row[option] < row[0]), key=row.__getitem__
+    )
+    counts = [
+        (math.ceil((full - limit) / (row[0] - row[option]) - _TOLERANCE), option)
+        for option in reversed(cheaper)
+    ]
+    count, option = next(one for one in counts if one[0] <= layers)
+    order = {
+        "first": list(range(layers)),
+        "last": list(range(layers))[::-1],
+        "uniform": [int((n + 0.5) * layers / count) for n in range(count)],
+        "random": [int(n) for n in np.random.default_rng(seed).permutation(layers)],
+    }[how]
+    chosen = set(order[:count])
+    return tuple(option if layer in chosen else 0 for layer in range(layers))

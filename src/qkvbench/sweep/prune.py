@@ -1,0 +1,311 @@
+"""Learned plans and their rivals: every run of `qkvbench prune`, in order, from one store.
+
+For each seed: the model is trained; then its layers get gates, which learn a plan while the weights
+go on learning; then the plan alone heals. Rivals begin with the same trained weights and train as
+many steps as gates and healing together, on batches in the same order.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, product
+from pathlib import Path
+
+from qkvbench.cost.budget import SPREADS, Budget, Choice, Pairs, budget, least_damage, spread
+from qkvbench.experiment import Experiment, Training
+from qkvbench.model import Gates, with_layers, write_cycle
+from qkvbench.recipes import Study
+from qkvbench.results.pruning import Outcome
+from qkvbench.results.record import Record
+from qkvbench.results.store import Store, write_atomically
+from qkvbench.sweep.local import Workers
+from qkvbench.sweep.study import Progress, run_experiments
+from qkvbench.train.damages import losses_of_plans
+from qkvbench.train.run import BEFORE
+from qkvbench.variant import write
+
+# Steps of the gates, and of healing, as shares of those of the trained model; and their rate, as a
+# share of its learning rate.
+SEARCH, HEAL, RATE = 0.5, 0.5, 0.5
+# Runs of the trained weights as they are, and of the plan.
+CONTINUED, LEARNED = "all layers as they are", "learned"
+ALONE, SCRATCH = "learned plan, weights of before", "learned plan, from scratch"
+PROGRAM, PAIRS = "integer program", "integer program with pairs"
+HOW = {"uniform": "evenly spaced", "first": "first layers", "last": "last layers"}
+RANDOM = "random"
+
+
+class FailedRunError(Exception):
+    """A run of the study is not done; the message says which, and why."""
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The study: a model and task as a study of one arm, gates, and how many rivals are tried.
+
+    ``draws`` are random plans for each seed; ``pairs`` is how many pairs of changed layers are
+    measured together.
+    """
+
+    study: Study
+    gates: Gates
+    draws: int
+    pairs: int
+
+    @property
+    def trained(self) -> tuple[Experiment, ...]:
+        """The run of each seed that trains the model as it is."""
+        return self.study.experiments()
+
+    @property
+    def budget(self) -> Budget:
+        """What each option costs; ValueError if the target cannot be met."""
+        return budget(self.trained[0].model, self.gates)
+
+    def gated(self, trained: Experiment) -> Experiment:
+        """The run that learns a plan."""
+        training = _further(trained.training, SEARCH)
+        return replace(trained, training=training, init_from=trained, gates=self.gates)
+
+    def healed(self, plan: Choice, start: Experiment) -> Experiment:
+        """The run that heals a plan: after gates, or as long as both from the trained model."""
+        after_gates = start.gates is not None
+        trained = start.init_from if start.gates and start.init_from else start
+        share = HEAL if after_gates else SEARCH + HEAL
+        return replace(
+            trained,
+            model=with_layers(trained.model, self.budget.layers(plan)),
+            training=_further(trained.training, share),
+            init_from=start,
+            other_attention=True,
+        )
+
+    def continued(self, trained: Experiment) -> Experiment:
+        """The model as it is, trained as many steps as a plan."""
+        training = _further(trained.training, SEARCH + HEAL)
+        return replace(trained, training=training, init_from=trained)
+
+    def scratch(self, plan: Choice, trained: Experiment) -> Experiment:
+        """The plan from untrained weights, by as many steps in all."""
+        training, added = trained.training, _further(trained.training, SEARCH + HEAL).steps
+        return replace(
+            trained,
+            model=with_layers(trained.model, self.budget.layers(plan)),
+            training=replace(training, steps=training.steps + added),
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcomes of each arm by seed, and the plans of gates and of the integer program.
+
+    ``history`` has for each seed, at each snapshot of the gates, every layer's probabilities.
+    """
+
+    pruning: Pruning
+    arms: Mapping[str, Sequence[Sequence[Outcome]]]
+    learned: Sequence[Choice]
+    program: Sequence[Choice]
+    history: Sequence[Sequence[tuple[int, list[list[float]]]]]
+    damages: Sequence[Sequence[Sequence[float]]]
+    weights: Sequence[Experiment]
+
+
+def run_pruning(pruning: Pruning, store: Store, *, jobs: int | None, progress: Progress) -> Result:
+    """Run what the store lacks, and collect. The same call again resumes.
+
+    FailedRunError if a run is not done.
+    """
+    found = pruning.budget
+    trained = pruning.trained
+    gated = [pruning.gated(each) for each in trained]
+    first = _done([*trained, *gated], store, jobs, progress, saves_weights=True)
+    learned = [_plan(first[each], found) for each in gated]
+    damages, programs = [], []
+    with Workers(trained[0].backend) as workers:
+        for each in trained:
+            measured = _Damages(each, found, store.path / "damages" / f"{each.id}.json", workers)
+            row = measured.single()
+            damages.append(row)
+            programs.append(_programs(row, measured.together(row, pruning.pairs), found))
+    arms: dict[str, list[list[Experiment]]] = {}
+    for number, each in enumerate(trained):
+        plan, (program, with_pairs) = learned[number], programs[number]
+        rows = {
+            CONTINUED: [pruning.continued(each)],
+            LEARNED: [pruning.healed(plan, gated[number])],
+            ALONE: [pruning.healed(plan, each)],
+            SCRATCH: [pruning.scratch(plan, each)],
+            PROGRAM: [pruning.healed(program, each)],
+            PAIRS: [pruning.healed(with_pairs, each)],
+        }
+        for name, plans in _simple(found, pruning.draws, each.seed).items():
+            rows[name] = [pruning.healed(one, each) for one in plans]
+        for name, runs in rows.items():
+            arms.setdefault(name, []).append(runs)
+    weights = [runs[0] for runs in arms[LEARNED]]
+    # The weights of what gates made are what a person takes away.
+    kept = _done(weights, store, jobs, progress, saves_weights=True)
+    every = [run for seeds in arms.values() for runs in seeds for run in runs]
+    records = kept | _done(every, store, jobs, progress)
+    return Result(
+        pruning,
+        {
+            name: [[_outcome(run, records[run], pruning) for run in runs] for runs in seeds]
+            for name, seeds in arms.items()
+        },
+        learned,
+        [program for program, _ in programs],
+        [_history(first[each], found) for each in gated],
+        damages,
+        weights,
+    )
+
+
+def _further(training: Training, share: float) -> Training:
+    """More steps for a trained model, as a share of its own, at a lower rate."""
+    return replace(
+        training,
+        steps=math.ceil(share * training.steps),
+        warmup=math.ceil(share * training.warmup),
+        learning_rate=RATE * training.learning_rate,
+    )
+
+
+def _done(
+    experiments: Sequence[Experiment],
+    store: Store,
+    jobs: int | None,
+    progress: Progress,
+    *,
+    saves_weights: bool = False,
+) -> dict[Experiment, Record]:
+    """The record of each run; FailedRunError if one is not done."""
+    run_experiments(
+        list(dict.fromkeys(experiments)),
+        store,
+        jobs=jobs,
+        progress=progress,
+        saves_weights=saves_weights,
+    )
+    found: dict[Experiment, Record] = {}
+    for each in experiments:
+        record = store.run(each)
+        if record is None or record.status != "done":
+            why = "it has no record" if record is None else f"{record.status}: {record.reason}"
+            raise FailedRunError(f"The run of {each.arm}, seed {each.seed}, is not done: {why}")
+        found[each] = record
+    return found
+
+
+def _history(record: Record, found: Budget) -> list[tuple[int, list[list[float]]]]:
+    """The probability of each option of each layer, at each snapshot of a run with gates."""
+    names = [write(each) for each in found.options]
+    return [
+        (
+            each.step,
+            [
+                [p or 0.0 for p in row]
+                for row in zip(*map(each.measures.__getitem__, names), strict=True)
+            ],
+        )
+        for each in record.snapshots
+    ]
+
+
+def _plan(record: Record, found: Budget) -> Choice:
+    """The plan of a run with gates."""
+    _, last = _history(record, found)[-1]
+    return found.rounded(last)
+
+
+def _outcome(run: Experiment, record: Record, pruning: Pruning) -> Outcome:
+    layers = tuple(block.attention.variant for block in run.model.blocks if block.attention)
+    choice = tuple(pruning.gates.options.index(each) for each in layers)
+    return Outcome(
+        tuple(map(write, layers)),
+        pruning.budget.share(choice),
+        record.metrics.get(f"loss{BEFORE}"),
+        record.metrics["loss"],
+    )
+
+
+def _simple(found: Budget, draws: int, seed: int) -> dict[str, list[Choice]]:
+    """The plans that look at no damage, by name; of the random ones several."""
+    layers = len(found.costs)
+    plans = {
+        f"{write(option)} in every layer": [(number,) * layers]
+        for number, option in enumerate(found.options)
+        if found.full * found.share((number,) * layers) <= found.limit * (1 + 1e-9)
+    }
+    plans |= {HOW[how]: [spread(found.costs, found.left, how)] for how in SPREADS if how != RANDOM}
+    if draws:
+        numbers = range(seed * draws, (seed + 1) * draws)
+        plans[RANDOM] = [spread(found.costs, found.left, RANDOM, number) for number in numbers]
+    return plans
+
+
+def _programs(
+    damages: Sequence[Sequence[float]], together: Pairs, found: Budget
+) -> tuple[Choice, Choice]:
+    """The integer program's plan, and the one with a second look at pairs."""
+    rows = [[max(each, 0.0) for each in row] for row in damages]
+    plain = least_damage(rows, found.costs, found.left)
+    return plain, least_damage(rows, found.costs, found.left, pairs=together)
+
+
+class _Damages:
+    """Validation losses of a trained model with some layers replaced: measured once, in a file."""
+
+    def __init__(self, trained: Experiment, found: Budget, path: Path, workers: Workers) -> None:
+        """The losses that are in the file already."""
+        self.trained, self.found, self.path, self.workers = trained, found, path, workers
+        self.losses: dict[str, float] = {}
+        if path.is_file():
+            self.losses = {str(k): float(v) for k, v in json.loads(path.read_bytes()).items()}
+
+    def single(self) -> list[list[float]]:
+        """By how much the loss grows if one layer gets one option."""
+        layers, options = range(len(self.found.costs)), range(len(self.found.options))
+        self._measure(self._changed({layer: option}) for layer in layers for option in options)
+        return [[self._damage({layer: option}) for option in options] for layer in layers]
+
+    def together(self, single: Sequence[Sequence[float]], most: int) -> Pairs:
+        """By how much two changes add to the sum of their damages: the `most` harmless pairs.
+
+        These are the ones of which a good plan is made.
+        """
+        changes = list(product(range(len(single)), range(1, len(self.found.options))))
+        pairs = [pair for pair in combinations(changes, 2) if pair[0][0] != pair[1][0]]
+        pairs.sort(key=lambda pair: sum(single[layer][option] for layer, option in pair))
+        chosen = pairs[:most]
+        self._measure(self._changed(dict(pair)) for pair in chosen)
+        return {
+            (one, other): self._damage(dict((one, other)))
+            - single[one[0]][one[1]]
+            - single[other[0]][other[1]]
+            for one, other in chosen
+        }
+
+    def _changed(self, changes: Mapping[int, int]) -> Choice:
+        return tuple(changes.get(layer, 0) for layer in range(len(self.found.costs)))
+
+    def _damage(self, changes: Mapping[int, int]) -> float:
+        own = self.losses[self._text(self._changed({}))]
+        return self.losses[self._text(self._changed(changes))] - own
+
+    def _text(self, choice: Choice) -> str:
+        return write_cycle(self.found.layers(choice))
+
+    def _measure(self, choices: Iterable[Choice]) -> None:
+        """Measure what the file lacks of these, and write it."""
+        wanted = {self._text(each): self.found.layers(each) for each in choices}
+        missing = {text: each for text, each in wanted.items() if text not in self.losses}
+        if not missing:
+            return
+        losses = self.workers.call(losses_of_plans, self.trained, list(missing.values()))
+        self.losses |= dict(zip(missing, losses, strict=True))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.losses, indent=1, allow_nan=False)
+        write_atomically(self.path, f"{text}\n".encode())
