@@ -218,7 +218,7 @@ def _continued() -> str:
     return CONTINUED
 
 
-def _rivals(result: "Result") -> Mapping[str, Sequence[Sequence[results.Outcome]]]:
+def _rivals(result: "Result") -> Mapping[str, Sequence[Sequence[results.PlanLoss]]]:
     """The arms whose plan no gate has learned."""
     from qkvbench.sweep.prune import ALONE, CONTINUED, LEARNED, SCRATCH
 

@@ -33,7 +33,7 @@ _TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Budget:
-    """What each option of each layer costs more than the model's own attention, and the most.
+    """The cost of each option of each layer, over that of the model's own attention, and the most.
 
     ``full`` is the cost of the model as it is, ``limit`` that of a plan, both whole; ``costs`` are
     differences, below 0 for what is cheaper.
@@ -82,7 +82,8 @@ class Budget:
         surprise = [[-math.log(max(each, 1e-300)) for each in row] for row in probabilities]
         reach = least_damage([[-each for each in row] for row in self.costs], self.costs, self.left)
         nearest = sum(row[taken] for row, taken in zip(self.costs, reach, strict=True))
-        low = nearest - self.smallest_step * self.full * (1 - 1e-6)
+        # Short of a whole step by more than the solver's tolerance.
+        low = nearest - 0.99 * self.smallest_step * self.full
         return least_damage(surprise, self.costs, self.left, low=low)
 
 

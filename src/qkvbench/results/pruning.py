@@ -10,7 +10,7 @@ from qkvbench.results.welch import Unit, mean_bounds
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PlanLoss:
     """One plan of one seed: its layers, its cost as a share, and its test loss in nats.
 
     ``before`` is the loss before healing; None for what begins untrained.
@@ -23,7 +23,7 @@ class Outcome:
 
 
 # An arm's outcome of each seed; of several draws, all of them.
-Outcomes = Sequence[Sequence[Outcome]]
+PlanLosses = Sequence[Sequence[PlanLoss]]
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,23 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(statistics.fmean(values), low, high)
 
 
-def after(outcomes: Outcomes) -> list[float]:
+def after(outcomes: PlanLosses) -> list[float]:
     """The healed loss of each seed; of several draws their mean."""
     return [statistics.fmean(each.after for each in seed) for seed in outcomes]
 
 
-def before(outcomes: Outcomes) -> list[float] | None:
+def before(outcomes: PlanLosses) -> list[float] | None:
     """The loss of each seed before healing; None for what begins untrained."""
     found = [[each.before for each in seed if each.before is not None] for seed in outcomes]
     return [statistics.fmean(each) for each in found] if all(found) else None
 
 
-def difference(one: Outcomes, other: Outcomes) -> Estimate:
+def difference(one: PlanLosses, other: PlanLosses) -> Estimate:
     """The healed loss of one arm minus another's, over the seeds that both have."""
     return estimate([a - b for a, b in zip(after(one), after(other), strict=True)])
 
 
-def best(arms: Mapping[str, Outcomes]) -> str:
+def best(arms: Mapping[str, PlanLosses]) -> str:
     """The arm with the least mean loss: chosen after the fact, so its own mean flatters it."""
     return min(arms, key=lambda name: statistics.fmean(after(arms[name])))
 

@@ -16,7 +16,7 @@ from qkvbench.cost.budget import SPREADS, Budget, Choice, Pairs, budget, least_d
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Gates, with_layers, write_cycle
 from qkvbench.recipes import Study
-from qkvbench.results.pruning import Outcome
+from qkvbench.results.pruning import PlanLoss
 from qkvbench.results.record import Record
 from qkvbench.results.store import Store, write_atomically
 from qkvbench.sweep.local import Workers
@@ -60,7 +60,7 @@ class Pruning:
 
     @property
     def budget(self) -> Budget:
-        """What each option costs; ValueError if the target cannot be met."""
+        """The cost of each option, and the limit; ValueError if the target cannot be met."""
         return budget(self.trained[0].model, self.gates)
 
     def gated(self, trained: Experiment) -> Experiment:
@@ -104,7 +104,7 @@ class Result:
     """
 
     pruning: Pruning
-    arms: Mapping[str, Sequence[Sequence[Outcome]]]
+    arms: Mapping[str, Sequence[Sequence[PlanLoss]]]
     learned: Sequence[Choice]
     program: Sequence[Choice]
     history: Sequence[Sequence[tuple[int, list[list[float]]]]]
@@ -152,7 +152,7 @@ def run_pruning(pruning: Pruning, store: Store, *, jobs: int | None, progress: P
     return Result(
         pruning,
         {
-            name: [[_outcome(run, records[run], pruning) for run in runs] for runs in seeds]
+            name: [[_plan_loss(run, records[run], pruning) for run in runs] for runs in seeds]
             for name, seeds in arms.items()
         },
         learned,
@@ -220,10 +220,10 @@ def _plan(record: Record, found: Budget) -> Choice:
     return found.rounded(last)
 
 
-def _outcome(run: Experiment, record: Record, pruning: Pruning) -> Outcome:
+def _plan_loss(run: Experiment, record: Record, pruning: Pruning) -> PlanLoss:
     layers = tuple(block.attention.variant for block in run.model.blocks if block.attention)
     choice = tuple(pruning.gates.options.index(each) for each in layers)
-    return Outcome(
+    return PlanLoss(
         tuple(map(write, layers)),
         pruning.budget.share(choice),
         record.metrics.get(f"loss{BEFORE}"),

@@ -1,0 +1,371 @@
+"""Learned plans: gates, budgets, the plain model that they become, and the rivals."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from qkvbench import cost, tasks
+from qkvbench.backends.torch import Learner, named_weights
+from qkvbench.backends.torch.models.gated import GatedAttention
+from qkvbench.cli import main
+from qkvbench.cost.budget import Budget, budget, least_damage, spread
+from qkvbench.data.batch import Batch
+from qkvbench.experiment import Experiment, Training, from_json, to_json
+from qkvbench.model import (
+    Decoder,
+    Gates,
+    Init,
+    Model,
+    Rotary,
+    parse_target,
+    transformer,
+    with_layers,
+)
+from qkvbench.task_ref import parse_task
+from qkvbench.train.run import run
+from qkvbench.variant import parse
+
+SHORT = Training(steps=6, batch=8, learning_rate=1e-2, warmup=1, evaluations=1, scored=16)
+GRIDS = (
+    ("q,k,v", "q,k=v", "q,k,v/1", "none"),
+    ("q,k,v", "q=k,v", "q,k=v/2", "q=k=v"),
+    ("q,k,v", "q,k=R(q),v=R(q)", "q=k=x,v", "q=k=v=x"),
+    ("q,k,v", "q,k=L(5),v=L(5)", "q,k,v+window3", "q=k=0,v"),
+)
+
+
+def model(layers: int = 2) -> Model:
+    return transformer(
+        "tiny",
+        Decoder(11),
+        layers=layers,
+        d_model=24,
+        heads=4,
+        position=Rotary(),
+        init=Init(embedding_std=0.5, position_std=0.5),
+    )
+
+
+def gates(options=GRIDS[0], target="cache=50%") -> Gates:
+    return Gates(tuple(map(parse, options)), parse_target(target).at_length(16))
+
+
+def experiment(layers: int = 2, **changed) -> Experiment:
+    base = Experiment(model(layers), parse_task("lm-reviews"), 1, SHORT, seed=0)
+    return replace(base, **changed)
+
+
+def batch(seed: int = 0) -> Batch:
+    tokens = np.random.default_rng(seed).integers(11, size=(8, 17))
+    return Batch(tokens[:, :-1], tokens[:, 1:])
+
+
+def every_choice(found: Budget):
+    return itertools.product(range(len(found.options)), repeat=len(found.costs))
+
+
+@pytest.mark.parametrize("options", GRIDS, ids=" ".join)
+def test_the_plain_model_is_the_gated_one_with_hard_gates(options, tmp_path):
+    learner = Learner(experiment(gates=gates(options, "params=99%")))
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in named_weights(learner.network).values():
+            weight += 0.1 * torch.randn(weight.shape, generator=rng)
+    learner.save(tmp_path / "gated.safetensors")
+    assert learner.gates is not None
+    for choice in every_choice(learner.gates.budget):
+        with torch.no_grad():
+            learner.gates.logits.zero_()
+            for layer, taken in enumerate(choice):
+                learner.gates.logits[layer, taken] = 9.0
+        layers = learner.gates.budget.layers(choice)
+        # The budget has no say here: each option is to be compared.
+        learner.network.eval()
+        for layer, taken in zip(learner.gates.layers, choice, strict=True):
+            layer.taken = taken
+        tokens = torch.from_numpy(batch().inputs)
+        with torch.no_grad():
+            gated = learner.network(tokens)
+        start = experiment()
+        plain = Learner(
+            experiment(model=with_layers(model(), layers), init_from=start, other_attention=True)
+        )
+        names = plain.load_matching(tmp_path / "gated.safetensors")
+        assert set(names) == set(plain.weights())
+        with torch.no_grad():
+            found = plain.network.eval()(tokens)
+        torch.testing.assert_close(found, gated, atol=1e-5, rtol=0)
+        # Nothing of the other options is left.
+        assert (
+            sum(each.numel() for each in plain.weights().values())
+            == cost.parameters(plain.experiment.model).total
+        )
+
+
+def test_the_cache_of_a_plan_is_smaller_by_what_its_target_says():
+    found = budget(model(4), gates(target="cache=50%"))
+    plan = found.rounded([[0.4, 0.3, 0.2, 0.1]] * 4)
+    networks = [
+        Learner(experiment(model=each)).network
+        for each in (model(4), with_layers(model(4), found.layers(plan)))
+    ]
+    whole, small = (each.new_cache(2, 64).bytes for each in networks)
+    assert small == found.share(plan) * whole
+    assert found.limit - found.smallest_step * found.full < small / whole * found.full
+    assert small <= whole / 2
+
+
+@pytest.mark.parametrize("options", GRIDS, ids=" ".join)
+@pytest.mark.parametrize("quantity", ["cache", "params", "macs"])
+def test_the_budget_is_met_within_one_smallest_step_of_what_any_plan_reaches(options, quantity):
+    shares = np.random.default_rng(0).dirichlet([0.3] * 4, size=(6, 3))
+    for percent, probabilities in zip((55, 70, 80, 90, 95, 99), shares, strict=True):
+        wanted = gates(options, f"{quantity}={percent}%")
+        least, _ = budget(model(3), replace(wanted, target=replace(wanted.target, share=1))).bounds
+        if percent / 100 < least:
+            with pytest.raises(ValueError, match="cannot be reached"):
+                budget(model(3), wanted)
+            continue
+        found = budget(model(3), wanted)
+        reached = [found.share(each) for each in every_choice(found)]
+        limit = percent / 100 + 1e-9
+        nearest = max(share for share in reached if share <= limit)
+        share = found.share(found.rounded(probabilities.tolist()))
+        assert nearest - found.smallest_step < share <= limit
+
+
+def test_within_that_step_the_plan_is_the_likeliest():
+    found = budget(model(3), gates(target="cache=60%"))
+    rows = np.random.default_rng(3).dirichlet([0.5] * 4, size=3)
+    plan = found.rounded(rows.tolist())
+    likelihood = {
+        each: float(np.prod([row[taken] for row, taken in zip(rows, each, strict=True)]))
+        for each in every_choice(found)
+        if found.share(plan) - 1e-9 <= found.share(each) <= 0.6 + 1e-9
+    }
+    assert likelihood[plan] == max(likelihood.values())
+
+
+def test_pairs_change_the_integer_program_to_the_best_of_all_choices():
+    rng = np.random.default_rng(0)
+    damages, costs = rng.random((4, 3)), rng.random((4, 3))
+    pairs = {
+        ((one, a), (other, b)): float(rng.normal())
+        for one, other in itertools.combinations(range(4), 2)
+        for a in (1, 2)
+        for b in (1, 2)
+    }
+
+    def damage(choice):
+        own = sum(damages[layer][taken] for layer, taken in enumerate(choice))
+        taken = set(enumerate(choice))
+        return own + sum(each for (a, b), each in pairs.items() if {a, b} <= taken)
+
+    limit = 1.6
+    allowed = [
+        each
+        for each in itertools.product(range(3), repeat=4)
+        if sum(costs[layer][taken] for layer, taken in enumerate(each)) <= limit
+    ]
+    found = least_damage(damages.tolist(), costs.tolist(), limit, pairs=pairs)
+    assert found == min(allowed, key=damage)
+    plain = least_damage(damages.tolist(), costs.tolist(), limit)
+    assert damage(found) < damage(plain)
+
+
+def test_under_a_tight_budget_gates_move_to_the_cheap_option_and_under_none_they_do_not():
+    def gradient(target):
+        learner = Learner(experiment(gates=gates(("q,k,v", "q,k=v"), target)))
+        learner.gates.ascent[1] = SHORT.steps
+        learner.gates.ascent[0] = 20.0
+        learner.gates.penalty().backward()
+        return learner.gates.penalty(), learner.gates.logits.grad
+
+    penalty, tight = gradient("cache=51%")
+    # Steps go against the gradient: to the second option, half the cache.
+    assert penalty > 0
+    assert (tight[:, 1] < 0).all()
+    assert (tight[:, 0] > 0).all()
+    slack, loose = gradient("cache=99%")
+    assert slack < 0
+    assert loose.abs().max() < 1e-2 * tight.abs().max()
+
+
+def test_options_share_what_has_their_name_and_shape():
+    learner = Learner(experiment(gates=gates()))
+    layer = learner.network.blocks.layers()[0].attention
+    assert isinstance(layer, GatedAttention)
+    # W_q and W_o are one; K and V of one head are others than those of four.
+    assert set(layer.named_weights()) == {
+        f"{name}.{part}" for name in ("q", "k", "v", "o") for part in ("weight", "bias")
+    } | {"k.weight@6x24", "k.bias@6", "v.weight@6x24", "v.bias@6"}
+
+
+def test_fewer_heads_begin_as_the_means_of_those_that_they_replace(tmp_path):
+    whole = Learner(experiment())
+    whole.save(tmp_path / "whole.safetensors")
+    changed = experiment(
+        model=model().with_variant(parse("q,k,v/2")), init_from=experiment(), other_attention=True
+    )
+    learner = Learner(changed)
+    learner.load_matching(tmp_path / "whole.safetensors")
+    name = "blocks.1.attention.k.weight"
+    heads = whole.weights()[name].view(4, 6, 24)
+    expected = torch.cat([heads[:2].mean(0), heads[2:].mean(0)])
+    torch.testing.assert_close(learner.weights()[name], expected)
+    torch.testing.assert_close(
+        learner.weights()["blocks.1.attention.q.weight"],
+        whole.weights()["blocks.1.attention.q.weight"],
+    )
+
+
+def test_a_resumed_search_has_the_bits_of_one_that_was_not_interrupted():
+    wanted = experiment(gates=gates())
+
+    def steps(learner, numbers):
+        return [(learner.gradients(batch(n)), learner.update(1e-2))[0] for n in numbers]
+
+    whole = Learner(wanted)
+    steps(whole, range(3))
+    # A copy: the arrays are live.
+    state = {name: array.copy() for name, array in whole.state().items()}
+    expected = steps(whole, range(3, 6))
+    ended = {name: array.copy() for name, array in whole.state().items()}
+    # All learners of a process draw from one generator, whose state is part of theirs.
+    resumed = Learner(wanted)
+    resumed.restore(state)
+    assert steps(resumed, range(3, 6)) == expected
+    for name, array in resumed.state().items():
+        np.testing.assert_array_equal(array, ended[name])
+    assert float(resumed.gates.ascent[1]) == 6
+
+
+def test_an_experiment_with_gates_is_the_same_after_json_and_another_without_them():
+    wanted = experiment(gates=gates())
+    assert from_json(to_json(wanted)) == wanted
+    assert wanted.id != experiment().id
+    assert experiment().id == replace(wanted, gates=None).id
+
+
+def test_gates_need_torch_on_one_device_and_a_model_of_one_input():
+    with pytest.raises(ValueError, match="torch on one device"):
+        experiment(gates=gates(), backend="jax")
+    two = tasks.find("captioning").model
+    with pytest.raises(ValueError, match="two inputs"):
+        experiment(model=two, gates=gates())
+    with pytest.raises(ValueError, match="a layer below"):
+        gates(("q,k,v", "q,k=K(-1),v=V(-1)"))
+
+
+def test_a_run_with_gates_ends_with_the_scores_of_the_plan_and_the_history_of_its_layers():
+    task = tasks.find("sort")
+    wanted = Experiment(
+        task.model,
+        parse_task("sort"),
+        task.version,
+        SHORT,
+        seed=0,
+        gates=gates(target="params=95%"),
+    )
+    record = run(wanted)
+    assert record.status == "done", record.reason
+    last = record.snapshots[-1]
+    assert last.step == SHORT.steps
+    assert set(last.measures) == set(GRIDS[0])
+    for layer in range(2):
+        assert sum(row[layer] for row in last.measures.values()) == pytest.approx(1, abs=1e-5)
+
+
+# Layers of the planted model in which V is K already.
+FREE = (1, 2)
+
+
+def planted(tmp_path):
+    """A model whose tie is free in some layers and ruinous in the others, and batches of its own.
+
+    Its targets are its own predictions, so that no change can help.
+    """
+    learner = Learner(experiment(layers=4))
+    with torch.no_grad():
+        weights = learner.weights()
+        weights["output.weight"] *= 8
+        for layer in FREE:
+            for part in ("weight", "bias"):
+                name = f"blocks.{layer}.attention"
+                weights[f"{name}.v.{part}"].copy_(weights[f"{name}.k.{part}"])
+    learner.save(tmp_path / "planted.safetensors")
+    batches = []
+    for seed in range(60):
+        drawn = batch(seed)
+        batches.append(Batch(drawn.inputs, learner.predict(drawn).predicted.reshape(8, 16)))
+    return tmp_path / "planted.safetensors", batches
+
+
+def test_where_ties_are_free_and_where_they_ruin_the_model_is_learned_and_not_met_by_chance(
+    tmp_path,
+):
+    path, batches = planted(tmp_path)
+    wanted = experiment(
+        layers=4,
+        gates=gates(("q,k,v", "q,k=v"), "cache=75%"),
+        training=replace(SHORT, steps=len(batches)),
+    )
+    learner = Learner(wanted)
+    learner.load_matching(path)
+    for each in batches:
+        learner.gradients(each)
+        # So small a rate that no tie heals.
+        learner.update(1e-6)
+    found = learner.gates.choose()
+    assert {layer for layer, taken in enumerate(found) if taken} == set(FREE)
+
+    def loss(choice):
+        for layer, taken in zip(learner.gates.layers, choice, strict=True):
+            layer.taken = taken
+        with torch.no_grad():
+            logits = learner.network.eval()(torch.from_numpy(batches[0].inputs))
+        targets = torch.from_numpy(batches[0].targets)
+        return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+
+    own = loss((0,) * 4)
+    costs = learner.gates.budget.costs
+    drawn = {spread(costs, learner.gates.budget.left, "random", seed) for seed in range(20)}
+    assert loss(found) < own + 1e-3
+    assert sum(map(loss, drawn)) / len(drawn) > own + 0.3
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_where_it_was_interrupted_and_writes_a_model_that_loads(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    words = ["prune", "sort", "--target", "params=90%", "--options", "q,k=v", "none"]
+    words += ["--seeds", "1", "--draws", "1", "--smoke", "--jobs", "1", "--out", str(out)]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    found = json.loads((out / "prune.json").read_text())
+    assert text.startswith("params=90%: ")
+    assert found["arms"]["learned"]["seeds"][0][0]["share"] <= 0.9
+    # What gates left is what healing began with.
+    runs = [json.loads(each.read_text()) for each in sorted((out / "runs").glob("*.json"))]
+    gated = next(each for each in runs if each["experiment"]["gates"])
+    before = found["arms"]["learned"]["seeds"][0][0]["before"]
+    assert before == pytest.approx(gated["metrics"]["loss"], abs=1e-5)
+    # The file is read by an ordinary learner.
+    wanted = from_json(json.loads((out / "learned-0.json").read_text()))
+    learner = Learner(replace(wanted, init_from=None, other_attention=False))
+    names = learner.load_matching(out / "learned-0.safetensors")
+    assert set(names) == set(learner.weights())
+    # One record is lost: it alone is made again, and nothing else is.
+    records = {each: each.read_text() for each in (out / "runs").glob("*.json")}
+    lost = next(each for each, text in records.items() if "loss_before" in text)
+    lost.unlink()
+    assert main(words) == 0
+    again = {each: each.read_text() for each in (out / "runs").glob("*.json")}
+    assert {each for each in records if again[each] != records[each]} <= {lost}
+    assert json.loads((out / "prune.json").read_text()) == found
