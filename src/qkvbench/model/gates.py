@@ -96,6 +96,14 @@ def check_gates(model: Model, gates: Gates) -> None:
             f"All layers of {model.name} must have the first option, {write(gates.options[0])}; "
             f"they have {model.variant}."
         )
+    plain = all(
+        (block.norm_place, block.residual) == ("input", "sequential") for block in model.blocks
+    )
+    if NO_ATTENTION in gates.options and not plain:
+        raise ValueError(
+            f"The blocks of {model.name} are no plain pre-norm blocks, so one whose gate takes "
+            "none is not a block without attention; leave none out of the options."
+        )
 
 
 def with_layers(model: Model, layers: Cycle) -> Model:

@@ -45,7 +45,9 @@ def snapshot(step: int, learner: Learner, batch: Batch) -> Snapshot:
     if gates:
         numbers = range(len(next(iter(gates.values()))))
         return Snapshot(
-            step=step, layers=[f"blocks.{n}.attention" for n in numbers], measures=gates
+            step=step,
+            layers=[f"blocks.{number}.attention" for number in numbers],
+            measures={name: [*row] for name, row in gates.items()},
         )
     # More threads are slower on small matrices, and give other bits on another machine.
     with threadpool_limits(limits=1, user_api="blas"):
