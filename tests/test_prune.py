@@ -12,7 +12,7 @@ from qkvbench import cost, tasks
 from qkvbench.backends.torch import Learner, named_weights
 from qkvbench.backends.torch.models.gated import GatedAttention
 from qkvbench.cli import main
-from qkvbench.cost.budget import Budget, budget, least_damage, spread
+from qkvbench.cost.budget import Budget, budget, changed_layers, least_damage, spread
 from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.model import (
@@ -332,8 +332,8 @@ def test_where_ties_are_free_and_where_they_ruin_the_model_is_learned_and_not_me
         return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()))
 
     own = loss((0,) * 4)
-    costs = learner.gates.budget.costs
-    drawn = {spread(costs, learner.gates.budget.left, "random", seed) for seed in range(20)}
+    assert changed_layers(learner.gates.budget.costs, learner.gates.budget.left) == {1: 2}
+    drawn = {spread(4, 1, 2, "random", seed) for seed in range(20)}
     assert loss(found) < own + 1e-3
     assert sum(map(loss, drawn)) / len(drawn) > own + 0.3
 

@@ -188,21 +188,23 @@ def least_damage(
     return tuple(taken[layer] for layer in range(len(costs)))
 
 
-def spread(costs: Table, limit: float, how: Spread, seed: int = 0) -> Choice:
-    """A choice that ignores damages: one option in layers that are `how` chosen, 0 in the others.
+def changed_layers(costs: Table, limit: float) -> dict[int, int]:
+    """Each option with which the limit can be met, dearest first: in how many layers it must be.
 
-    The option is the dearest with which the limit can be met. All layers have the same costs.
+    The other layers have option 0. All layers have the same costs.
     """
     layers, row = len(costs), costs[0]
-    full = sum(each[0] for each in costs)
-    cheaper = sorted(
-        (option for option in range(len(row)) if row[option] < row[0]), key=row.__getitem__
-    )
-    counts = [
-        (math.ceil((full - limit) / (row[0] - row[option]) - _TOLERANCE), option)
-        for option in reversed(cheaper)
-    ]
-    count, option = next(one for one in counts if one[0] <= layers)
+    excess = sum(each[0] for each in costs) - limit
+    saved = {option: row[0] - cost for option, cost in enumerate(row) if cost < row[0]}
+    counts = {
+        option: math.ceil(excess / saved[option] - _TOLERANCE)
+        for option in sorted(saved, key=saved.__getitem__)
+    }
+    return {option: count for option, count in counts.items() if count <= layers}
+
+
+def spread(layers: int, option: int, count: int, how: Spread, seed: int = 0) -> Choice:
+    """A choice that ignores damages: one option in so many layers, `how` chosen; else 0."""
     order = {
         "first": list(range(layers)),
         "last": list(range(layers))[::-1],

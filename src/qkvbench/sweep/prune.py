@@ -12,7 +12,18 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
 
-from qkvbench.cost.budget import SPREADS, Budget, Choice, Pairs, budget, least_damage, spread
+import numpy as np
+
+from qkvbench.cost.budget import (
+    Budget,
+    Choice,
+    Pairs,
+    Spread,
+    budget,
+    changed_layers,
+    least_damage,
+    spread,
+)
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Gates, with_layers, write_cycle
 from qkvbench.recipes import Study
@@ -32,8 +43,7 @@ SEARCH, HEAL, RATE = 0.5, 0.5, 0.5
 CONTINUED, LEARNED = "all layers as they are", "learned"
 ALONE, SCRATCH = "learned plan, weights of before", "learned plan, from scratch"
 PROGRAM, PAIRS = "integer program", "integer program with pairs"
-HOW = {"uniform": "evenly spaced", "first": "first layers", "last": "last layers"}
-RANDOM = "random"
+HOW: Mapping[Spread, str] = {"uniform": "evenly spaced", "first": "first", "last": "last"}
 
 
 class FailedRunError(Exception):
@@ -234,15 +244,19 @@ def _plan_loss(run: Experiment, record: Record, pruning: Pruning) -> PlanLoss:
 def _simple(found: Budget, draws: int, seed: int) -> dict[str, list[Choice]]:
     """The plans that look at no damage, by name; of the random ones several."""
     layers = len(found.costs)
-    plans = {
-        f"{write(option)} in every layer": [(number,) * layers]
-        for number, option in enumerate(found.options)
-        if found.full * found.share((number,) * layers) <= found.limit * (1 + 1e-9)
-    }
-    plans |= {HOW[how]: [spread(found.costs, found.left, how)] for how in SPREADS if how != RANDOM}
+    plans: dict[str, list[Choice]] = {}
+    for option, count in changed_layers(found.costs, found.left).items():
+        equation = write(found.options[option])
+        plans[f"{equation} in every layer"] = [(option,) * layers]
+        if count < layers:
+            plans |= {
+                f"{equation} in {count} layers, {words}": [spread(layers, option, count, how)]
+                for how, words in HOW.items()
+            }
     if draws:
-        numbers = range(seed * draws, (seed + 1) * draws)
-        plans[RANDOM] = [spread(found.costs, found.left, RANDOM, number) for number in numbers]
+        numbers = np.random.default_rng([seed, layers])
+        drawn = (numbers.dirichlet([1.0] * len(found.options), layers) for _ in range(draws))
+        plans["random"] = [found.rounded(each.tolist()) for each in drawn]
     return plans
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qkvbench import cost
 from qkvbench.cost import budget as choices
-from qkvbench.cost.budget import Spread, least_damage
+from qkvbench.cost.budget import Spread, changed_layers, least_damage
 from qkvbench.hub.fit.moments import Moments
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.quality import Windows
@@ -240,7 +240,9 @@ def spread(options: Sequence[Option], budget: int, how: Spread, seed: int = 0) -
     """
     # First the layer as it is.
     by_layer = [sorted(row, key=lambda o: o.equation != UNCHANGED) for row in _by_layer(options)]
-    chosen = choices.spread([[o.values for o in row] for row in by_layer], budget, how, seed)
+    counts = changed_layers([[o.values for o in row] for row in by_layer], budget)
+    option, count = next(iter(counts.items()))
+    chosen = choices.spread(len(by_layer), option, count, how, seed)
     return tuple(row[taken] for row, taken in zip(by_layer, chosen, strict=True))
 
 
