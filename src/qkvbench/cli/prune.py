@@ -174,7 +174,6 @@ def _document(result: "Result", budget: Budget) -> dict[str, object]:
         "options": [write(each) for each in budget.options],
         "target": str(pruning.gates.target),
         "share": pruning.gates.target.share,
-        "smallest_step": budget.smallest_step,
         "reachable": list(budget.bounds),
         "steps": {
             "trained": pruning.trained[0].training.steps,

@@ -56,14 +56,6 @@ class Budget:
         return self.limit - self.full
 
     @property
-    def smallest_step(self) -> float:
-        """The smallest change of one layer that changes the cost, as a share of the model's."""
-        steps = [
-            one - other for row in self.costs for one in row for other in row if one - other > 0
-        ]
-        return min(steps) / self.full if steps else 0.0
-
-    @property
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest cost of a choice, as shares of the model's."""
         least, most = (sum(map(end, self.costs)) for end in (min, max))
@@ -74,17 +66,28 @@ class Budget:
         return tuple(self.options[taken] for taken in choice)
 
     def rounded(self, probabilities: Table) -> Choice:
-        """The likeliest choice within the budget that no cheapest step could bring nearer to it.
+        """The likeliest choice within the budget, and what it leaves of the budget spent.
 
-        Its cost is at most the limit, and within one smallest step of the nearest that any choice
-        reaches: what gates leave of the budget is spent.
+        As long as a dearer option of one layer fits, the likeliest of these is taken: the cost is
+        less than one step of any layer below the limit.
         """
         surprise = [[-math.log(max(each, 1e-300)) for each in row] for row in probabilities]
-        reach = least_damage([[-each for each in row] for row in self.costs], self.costs, self.left)
-        nearest = sum(row[taken] for row, taken in zip(self.costs, reach, strict=True))
-        # Short of a whole step by more than the solver's tolerance.
-        low = nearest - 0.99 * self.smallest_step * self.full
-        return least_damage(surprise, self.costs, self.left, low=low)
+        chosen = list(least_damage(surprise, self.costs, self.left))
+        while dearer := [
+            (surprise[layer][option] - surprise[layer][taken], layer, option)
+            for layer, taken in enumerate(chosen)
+            for option in range(len(self.options))
+            if self._fits(layer, option, chosen)
+        ]:
+            _, layer, option = min(dearer)
+            chosen[layer] = option
+        return tuple(chosen)
+
+    def _fits(self, layer: int, option: int, chosen: Sequence[int]) -> bool:
+        """Whether this option is dearer than the layer's, and within the budget."""
+        more = self.costs[layer][option] - self.costs[layer][chosen[layer]]
+        spent = sum(row[taken] for row, taken in zip(self.costs, chosen, strict=True))
+        return more > 0 and spent + more <= self.left + _TOLERANCE * self.full
 
 
 def budget(model: Model, gates: Gates) -> Budget:
@@ -140,13 +143,11 @@ def least_damage(
     costs: Table,
     limit: float,
     *,
-    low: float = -math.inf,
     pairs: Pairs | None = None,
 ) -> Choice:
     """The choice with the least sum of damages whose costs add up to at most `limit`.
 
-    And to `low` at least. ``pairs`` are added if both their options are taken. ValueError if no
-    choice is within the limits.
+    ``pairs`` are added if both their options are taken. ValueError if no choice is within it.
     """
     places = [(layer, option) for layer, row in enumerate(costs) for option in range(len(row))]
     number = {place: at for at, place in enumerate(places)}
@@ -158,10 +159,9 @@ def least_damage(
         rows[layer, at] = 1
         spent[0, at] = costs[layer][option]
     most = max(map(abs, (limit, *spent[0]))) or 1.0
-    high, low = limit + _TOLERANCE * most, low - _TOLERANCE * most
     constraints = [
         LinearConstraint(rows, 1, 1),
-        LinearConstraint(spent / most, low / most, high / most),
+        LinearConstraint(spent / most, -np.inf, limit / most + _TOLERANCE),
     ]
     # A pair is 1 if and only if both of its options are taken.
     links = np.zeros((3 * len(together), size))
@@ -183,7 +183,7 @@ def least_damage(
         constraints=constraints,
     )
     if solved.x is None:
-        raise ValueError("No choice of one option for each layer is within these limits.")
+        raise ValueError("No choice of one option for each layer is within this limit.")
     taken = {layer: option for (layer, option), at in number.items() if solved.x[at] > 0.5}
     return tuple(taken[layer] for layer in range(len(costs)))
 
