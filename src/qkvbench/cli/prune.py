@@ -238,14 +238,14 @@ def _print(result: "Result", budget: Budget, folder: Path) -> None:
     common, count = Counter(plans).most_common(1)[0]
     rival = results.best(_rivals(result))
     loss = results.estimate(results.after(result.arms[LEARNED]))
-    seeds = f"{len(plans)} seeds" if len(plans) > 1 else "one seed"
+    seeds = f"{len(plans)} seeds; ±: 95% intervals" if len(plans) > 1 else "one seed"
     same = f" ({count} of {len(plans)} seeds)" if len(plans) > 1 else ""
     print(
         f"{pruning.gates.target}: {write_cycle(budget.layers(common))}{same} has "
         f"{budget.share(common):.1%} of the {_QUANTITY[pruning.gates.target.quantity]}.\n"
         f"Its loss is {loss.mean:.4f} nats: {_signed(_against(result, _continued()))} against "
         f"{_continued()},\n{_signed(_against(result, rival))} against the best rival, {rival} "
-        f"({seeds}; ±: 95% intervals)."
+        f"({seeds})."
     )
     console = Console()
     table = Table(box=None, pad_edge=False, header_style="bold")

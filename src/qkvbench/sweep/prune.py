@@ -27,6 +27,7 @@ from qkvbench.cost.budget import (
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Gates, with_layers, write_cycle
 from qkvbench.recipes import Study
+from qkvbench.reports.parts.formatting import plural
 from qkvbench.results.pruning import PlanLoss
 from qkvbench.results.record import Record
 from qkvbench.results.store import Store, write_atomically
@@ -250,7 +251,9 @@ def _simple(found: Budget, draws: int, seed: int) -> dict[str, list[Choice]]:
         plans[f"{equation} in every layer"] = [(option,) * layers]
         if count < layers:
             plans |= {
-                f"{equation} in {count} layers, {words}": [spread(layers, option, count, how)]
+                f"{equation} in {plural(count, 'layer')}, {words}": [
+                    spread(layers, option, count, how)
+                ]
                 for how, words in HOW.items()
             }
     if draws:
