@@ -39,7 +39,7 @@ from qkvbench.variant import write
 
 # Steps of the gates, and of healing, as shares of those of the trained model; and their rate, as a
 # share of its learning rate.
-SEARCH, HEAL, RATE = 0.5, 0.5, 0.5
+SEARCH, HEAL, RATE = 0.25, 0.75, 0.5
 # Runs of the trained weights as they are, and of the plan.
 CONTINUED, LEARNED = "all layers as they are", "learned"
 ALONE, SCRATCH = "learned plan, weights of before", "learned plan, from scratch"

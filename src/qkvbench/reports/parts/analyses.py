@@ -82,7 +82,8 @@ class Analyses:
 
 def analyses(view: View) -> tuple[Analyses, ...]:
     """The analysis of each task whose runs have snapshots of their layers."""
-    found = ((task, histories(task)) for task in view.tasks)
+    # A model without attention has no layers to draw.
+    found = ((task, tuple(each for each in histories(task) if each.layers)) for task in view.tasks)
     return tuple(_analysis(task.name, arms) for task, arms in found if arms)
 
 
