@@ -66,28 +66,27 @@ class Budget:
         return tuple(self.options[taken] for taken in choice)
 
     def rounded(self, probabilities: Table) -> Choice:
-        """The likeliest choice within the budget, and what it leaves of the budget spent.
+        """The likeliest choice within the budget, with as many layers whole as it leaves room for.
 
-        As long as a dearer option of one layer fits, the likeliest of these is taken: the cost is
-        less than one step of any layer below the limit.
+        A layer that could keep its own attention within the budget does, the likeliest first. No
+        other option is taken for being dearer: it need not be better.
         """
         surprise = [[-math.log(max(each, 1e-300)) for each in row] for row in probabilities]
         chosen = list(least_damage(surprise, self.costs, self.left))
-        while dearer := [
-            (surprise[layer][option] - surprise[layer][taken], layer, option)
+        while whole := [
+            (surprise[layer][0] - surprise[layer][taken], layer)
             for layer, taken in enumerate(chosen)
-            for option in range(len(self.options))
-            if self._fits(layer, option, chosen)
+            if self._can_be_whole(layer, chosen)
         ]:
-            _, layer, option = min(dearer)
-            chosen[layer] = option
+            _, layer = min(whole)
+            chosen[layer] = 0
         return tuple(chosen)
 
-    def _fits(self, layer: int, option: int, chosen: Sequence[int]) -> bool:
-        """Whether this option is dearer than the layer's, and within the budget."""
-        more = self.costs[layer][option] - self.costs[layer][chosen[layer]]
+    def _can_be_whole(self, layer: int, chosen: Sequence[int]) -> bool:
+        """Whether the layer has another option, and its own is within the budget."""
         spent = sum(row[taken] for row, taken in zip(self.costs, chosen, strict=True))
-        return more > 0 and spent + more <= self.left + _TOLERANCE * self.full
+        more = self.costs[layer][0] - self.costs[layer][chosen[layer]]
+        return chosen[layer] != 0 and spent + more <= self.left + _TOLERANCE * self.full
 
 
 def budget(model: Model, gates: Gates) -> Budget:
