@@ -23,7 +23,6 @@ from qkvbench.recipes import Study
 from qkvbench.results import pruning as results
 from qkvbench.results.pruning import Estimate
 from qkvbench.results.store import Store, StoreError
-from qkvbench.train.artifacts import require_weights
 from qkvbench.variant import CANONICAL, write
 
 if TYPE_CHECKING:
@@ -156,10 +155,18 @@ def _latencies(study: Study, gates: Gates, folder: Path) -> tuple[float, ...]:
 
 
 def _write_weights(folder: Path, number: int, run: Experiment) -> None:
-    """The weights of a learned plan, healed, and the experiment that reads them."""
-    shutil.copyfile(require_weights(run), folder / f"learned-{number}.safetensors")
-    text = json.dumps(to_json(run), indent=1, allow_nan=False)
-    (folder / f"learned-{number}.json").write_text(text + "\n", encoding="utf-8")
+    """The weights of a learned plan, healed, and the experiment that reads them.
+
+    They are made again if the cache that kept them was emptied.
+    """
+    from qkvbench.train.dependencies import ensure_trained
+
+    weights, about = (folder / f"learned-{number}.{end}" for end in ("safetensors", "json"))
+    text = json.dumps(to_json(run), indent=1, allow_nan=False) + "\n"
+    if weights.is_file() and about.is_file() and about.read_text(encoding="utf-8") == text:
+        return
+    shutil.copyfile(ensure_trained(run), weights)
+    about.write_text(text, encoding="utf-8")
 
 
 def _document(result: "Result", budget: Budget) -> dict[str, object]:
