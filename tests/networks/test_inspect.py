@@ -87,7 +87,8 @@ def test_the_shares_and_values_shown_are_those_that_make_the_output(variant):
 def test_they_are_with_everything_that_is_said_of_the_scores(suffix):
     variant = suffixed(parse("q,k=v"), suffix)
     # What comes behind the weighted sum is not shown.
-    variant = replace(variant, scores=replace(variant.scores, exclusive=False, gate=None))
+    scores = replace(variant.scores, exclusive=False, gate=None, output_norm=False)
+    variant = replace(variant, scores=scores)
     holds(network_of(decoder(variant, Alibi())))
 
 

@@ -310,7 +310,7 @@ class Attention:
         time = max(rows.shape[2] for rows in made.values())
         rope = self._rope(time)
         q, k, v = (self.whole(weights, role, made, maps, rope) for role in ROLES)
-        q = self._log_scaled(q, np.arange(q.shape[2]))
+        q = self.scale_by_position(q, np.arange(q.shape[2]))
         context = self.softmax(weights, q, k, v, lengths)
         return self.output(weights, context, made, maps, rope)
 
@@ -392,7 +392,7 @@ class Attention:
         layer = owner.layer
         kept, key_heads = self.plan.cached_value, self.plan.key_heads
         value, kind = layer.rows[kept.name], weights["o.weight"].dtype
-        queries = {name: self._log_scaled(each, rows) for name, each in queries.items()}
+        queries = {name: self.scale_by_position(each, rows) for name, each in queries.items()}
         query = queries[self.plan.cached_key.name]
         batch, heads, time, _ = query.shape
 
@@ -418,7 +418,7 @@ class Attention:
         context = probabilities.reshape(batch, kept.heads, -1, value.shape[2]) @ value.astype(kind)
         return self._absorb_into_output(context.reshape(batch, heads, time, kept.width), layer.maps)
 
-    def _log_scaled(self, query: Heads, rows: Positions) -> Heads:
+    def scale_by_position(self, query: Heads, rows: Positions) -> Heads:
         """Queries at these positions times a number that grows with the position."""
         if self.plan.log_scale is None:
             return query

@@ -61,7 +61,7 @@ def _arrays(layer: LayerInput, owner: LayerInput, lengths: Lengths | None) -> La
         rope = partial(part.rotate, at=positions, end=len(positions))
         whole[role] = part.whole(own, role, made, maps, rope)
         rows[role] = part.make(own, without_rope(part.plan.derivations[role]), made, maps, rope)
-    q, k = whole["q"], whole["k"]
+    q, k = attention.scale_by_position(whole["q"], positions), whole["k"]
     k = jnp.repeat(k, q.shape[1] // k.shape[1], axis=1)
     scores = products_of(q * q.shape[-1] ** -0.5, k).astype(q.dtype)
     attention_weights = attention.softmax.attention_weights(

@@ -113,7 +113,7 @@ class Attention(nn.Module):
         if layer:
             for tensor in self.plan.cached:
                 layer.rows[tensor.name].write_many(self.make(tensor.derivation, made, maps))
-        q = self._log_scaled(q, torch.arange(q.shape[2], device=q.device))
+        q = self.scale_by_position(q, torch.arange(q.shape[2], device=q.device))
         context = self.softmax(q, k, v, lengths)
         return self.output(context, made, maps, self.rope)
 
@@ -131,7 +131,7 @@ class Attention(nn.Module):
         if cache.lengths is not None:
             rows = cache.lengths[:, None]
         queries = {
-            name: self._log_scaled(query, rows)
+            name: self.scale_by_position(query, rows)
             for name, query in self._queries(made, layer, rope).items()
         }
         if layer.decode_kernel:
@@ -361,7 +361,7 @@ class Attention(nn.Module):
             queries[ROPE_KEY] = self.make(part.query, made, layer.maps, rope)
         return queries
 
-    def _log_scaled(self, query: Heads, rows: Rows) -> Heads:
+    def scale_by_position(self, query: Heads, rows: Rows) -> Heads:
         """Queries at these positions times a number that grows with the position."""
         if self.plan.log_scale is None:
             return query

@@ -71,8 +71,9 @@ def _layer(
         rows[role] = part.make(without_rope(part.plan.derivations[role]), made, maps)
     q, k = whole["q"], whole["k"]
     group = q.shape[1] // k.shape[1]
-    scores = q * q.shape[-1] ** -0.5 @ k.repeat_interleave(group, dim=1).mT
     positions = torch.arange(x.shape[1], device=x.device)
+    q = attention.scale_by_position(q, positions)
+    scores = q * q.shape[-1] ** -0.5 @ k.repeat_interleave(group, dim=1).mT
     mask = attention.softmax.visible(positions, positions, lengths)
     mask = mask.expand(len(x), 1, -1, -1)[:, 0]  # (batch, time, time)
     valid = torch.ones_like(mask[:, :, 0])  # (batch, time)
