@@ -588,7 +588,7 @@ def towers(
 ) -> Model:
     """Two small towers with this variant in every layer."""
     own = encoder(variant, inputs=Vectors(FEATURES_IN), position=position, size=size)
-    return with_tower(own, Tokens(SOURCE_VOCABULARY), Rotary(), 10)
+    return with_tower(own, Tokens(SOURCE_VOCABULARY), rotary(variant), 10)
 
 
 Inputs = tuple[np.ndarray | None, ...]

@@ -1,5 +1,7 @@
 """Decoding token by token over a cache is one forward pass; its bytes are those computed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,9 @@ def _tolerance(backend, case, expected):
     "variant", "position", "suffix", "rows", "padding", "storage", share=4, jax_cases=1
 )
 def test_a_prefill_and_steps_are_one_forward_pass(backend, case):
+    if case.plan().output_norm:
+        # A norm enlarges what rounded rows leave, without a bound if the output is small.
+        case = replace(case, rows="fp64")
     model = case.decoder()
     weights = drawn(model_parameters(model).values())
     padding = PADDING if case.padding else (0,) * ITEMS
