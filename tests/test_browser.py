@@ -5,6 +5,7 @@ import shutil
 from xml.etree import ElementTree
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from fake_study import ARMS, build
@@ -299,7 +300,7 @@ CONTRASTS = """() => {
 
 @pytest.mark.slow
 def test_axe_finds_nothing_serious(browser, file):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    axe = Axe()
     for scheme in ("light", "dark"):
         # The policy of the page allows no script but its own.
         context = browser.new_context(bypass_csp=True, color_scheme=scheme)
