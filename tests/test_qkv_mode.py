@@ -288,7 +288,7 @@ def _filled(network, named):
 
 
 EQUATIONS = ["q,k,v", "q,k=R(q),v=R(q)", "q=k,v", "q,k=v", "q=x,k,v=R(k)", "q,k=v/2", "q=k=v=x"]
-EQUATIONS += ["q,k=L(20),v=L(20)", "q,k=v+rootnorm"]
+EQUATIONS += ["q,k=L(20),v=L(20)", "q,k=v+rootnorm", "q,k=v+qklatenorm"]
 
 
 @pytest.mark.parametrize("equation", EQUATIONS)
@@ -365,6 +365,7 @@ CACHED_MODES = [
     "q=k,v",
     "q,k=v",
     "q,k=v+rootnorm",
+    "q,k=v+qklatenorm",
     "q,k,v=R(k)/2",
     ["q,k=v", "q=k=v"],
 ]

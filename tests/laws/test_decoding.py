@@ -65,17 +65,17 @@ def _padded(tokens, padding):
 def _tolerance(backend, case, expected):
     # JAX caches rows in the dtype of the products.
     rounding = ROUNDING[case.rows] if backend is TORCH else 0
-    # A score of three times as many products has three times their errors.
-    wider = max(1, case.plan().score_width / SIZE.head_dim)
-    return max(EXACT, GROWTH * wider * rounding * np.abs(expected).max())
+    return max(EXACT, GROWTH * rounding * np.abs(expected).max())
 
 
 @every_backend_and_case(
     "variant", "position", "suffix", "rows", "padding", "storage", share=4, jax_cases=1
 )
 def test_a_prefill_and_steps_are_one_forward_pass(backend, case):
-    if case.plan().output_norm:
-        # A norm enlarges what rounded rows leave, without a bound if the output is small.
+    plan = case.plan()
+    if plan.output_norm or plan.score_width > SIZE.head_dim:
+        # The bound is one of scores over a head's width that no norm enlarges afterwards. Without
+        # it rounded rows are held by test_cache, to the last digit.
         case = replace(case, rows="fp64")
     model = case.decoder()
     weights = drawn(model_parameters(model).values())

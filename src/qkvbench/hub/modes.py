@@ -46,8 +46,8 @@ def _variant(mode: str) -> Variant:
     plain = replace(variant, scores=Scores(normed=variant.scores.normed, norm=known))
     if plain != variant:
         raise ValueError(
-            f"qkv_mode '{mode}' says more than where Q, K and V come from and how heads are "
-            "normed, which is all that a layer of transformers can be given.\n"
+            f"qkv_mode '{mode}' says more than where Q, K and V come from and an RMS norm of "
+            "each head, which is all that a layer of transformers can be given.\n"
             f"Write '{write(plain)}', or train it with the bench's own backends."
         )
     return variant

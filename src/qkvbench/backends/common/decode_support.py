@@ -8,10 +8,26 @@ from qkvbench.variant import ApplyRope, Plan, Scale
 # The order in which a kernel applies operations to a cached row that it reads as a key.
 KEY_OPS = ((), (Scale,), (ApplyRope,), (Scale, ApplyRope))
 
+# Features of a plan as a person would say them; others are said by their names.
+WORDS = {
+    "mask.diagonal": "masked diagonal",
+    "scores.softcap": "soft cap on scores",
+    "scores.sink_logit": "sink logit",
+    "bias.Separable": "learned bias of row and column",
+    "bias.Relative": "learned bias of the distance",
+    "bias.Bucketed": "learned bias for buckets of distance",
+    "rope_head": "part of K that alone gets RoPE",
+    "read.Normalize": "norm of K on read",
+    "read.UpProject": "up-projection of K on read",
+    "read.Shift": "bias of K on read",
+    "read.MakeZeros": "zeros as K",
+    "read.Take": "K of a part of the row",
+}
+
 
 def missing(plan: Plan, supported: Set[str]) -> list[str]:
     """The needs of a plan that a kernel with these features does not have; none if it runs it."""
-    found = sorted(plan.features - supported)
+    found = sorted(WORDS.get(name, name) for name in plan.features - supported)
     key, value = plan.cached_key, plan.cached_value
     if (key.heads, key.width) != (value.heads, value.width):
         found.append("cached K and V of two shapes")
