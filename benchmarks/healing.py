@@ -15,7 +15,6 @@ again, and one that was interrupted is resumed.
 
 import argparse
 import json
-import math
 import re
 import statistics
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from line_chart import apart, opening
 from torch import Tensor
 from tying import texts
 
@@ -240,15 +240,13 @@ def drawing(rows: list[dict[str, Any]]) -> str:
     def y(share: float) -> float:
         return top + (height - top - bottom) * (1 - share)
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        f'<text x="{left}" y="18" font-size="14" fill="#222222">Share of the gap closed by a fit '
-        "and by healing</text>",
-        f'<text x="{left}" y="34" font-size="11" fill="#555555">MiniLM-L6, all layers, Shakespeare'
-        "'s plays; 0: the cosine of keeping K, 1: the original</text>",
-    ]
+    parts = opening(
+        width,
+        height,
+        left,
+        "Share of the gap closed by a fit and by healing",
+        "MiniLM-L6, all layers, Shakespeare's plays; 0: the cosine of keeping K, 1: the original",
+    )
     for tenths in range(0, 11, 2):
         place = y(tenths / 10)
         parts.append(
@@ -277,16 +275,6 @@ def drawing(rows: list[dict[str, Any]]) -> str:
             f'<text x="{width - right + 8}" y="{ends[title] + 4:.1f}" fill="{color}">{title}</text>'
         )
     return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def apart(places: dict[str, float], room: float) -> dict[str, float]:
-    """The places of labels, moved down if they would touch."""
-    found: dict[str, float] = {}
-    last = -math.inf
-    for name, place in sorted(places.items(), key=lambda item: item[1]):
-        last = max(place, last + room)
-        found[name] = last
-    return found
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from line_chart import apart, opening
+
 from qkvbench import cost
 from qkvbench.backends.torch import Decoding, prepare
 from qkvbench.cost import CACHE_DTYPES, CACHE_FORMATS
@@ -116,14 +118,8 @@ def drawing(lines: dict[str, Line], said: str) -> str:
     def y(seconds: float) -> float:
         return top + (height - top - bottom) * (high - math.log10(seconds)) / (high - low)
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        f'<text x="{left}" y="18" font-size="14" fill="#222222">A decode step in milliseconds '
-        "of the processor, by tokens in the cache</text>",
-        f'<text x="{left}" y="34" font-size="11" fill="#555555">{said}</text>',
-    ]
+    title = "A decode step in milliseconds of the processor, by tokens in the cache"
+    parts = opening(width, height, left, title, said)
     for power in range(low, high + 1):
         for digit in (1, 2, 5) if power < high else (1,):
             place = y(digit * 10.0**power)
@@ -141,7 +137,7 @@ def drawing(lines: dict[str, Line], said: str) -> str:
         f'<text x="{left}" y="{height - 10}" fill="#555555">ring: from here on a sequence\'s cache '
         "is larger than all weights (computed)</text>"
     )
-    ends = _apart({arm: y(line.seconds[contexts[-1]]) for arm, line in lines.items()}, 15)
+    ends = apart({arm: y(line.seconds[contexts[-1]]) for arm, line in lines.items()}, 15)
     for arm, line in lines.items():
         colour = ARMS[arm][2]
         points = " ".join(f"{x(n):.1f},{y(line.seconds[n]):.1f}" for n in contexts)
@@ -157,16 +153,6 @@ def drawing(lines: dict[str, Line], said: str) -> str:
             f'<text x="{width - right + 8}" y="{ends[arm] + 4:.1f}" fill="{colour}">{arm}</text>'
         )
     return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def _apart(places: dict[str, float], room: float) -> dict[str, float]:
-    """The places of labels, moved down where they would touch."""
-    found: dict[str, float] = {}
-    last = -math.inf
-    for name, place in sorted(places.items(), key=lambda item: item[1]):
-        last = max(place, last + room)
-        found[name] = last
-    return found
 
 
 def main() -> None:

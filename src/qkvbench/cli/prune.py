@@ -1,7 +1,6 @@
 """`qkvbench prune`: learn which layers keep which projections, for a target, beside rivals."""
 
 import json
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from qkvbench.model import Gates, parse_target, write_cycle
 from qkvbench.recipes import Study
 from qkvbench.results import pruning as results
 from qkvbench.results.pruning import Estimate
-from qkvbench.results.store import Store, StoreError
+from qkvbench.results.store import Store, StoreError, write_atomically
 from qkvbench.variant import CANONICAL, write
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def answer(request: Request) -> int:
     for number, each in enumerate(result.weights):
         _write_weights(folder, number, each)
     text = json.dumps(document, indent=1, allow_nan=False)
-    (folder / RESULT).write_text(text + "\n", encoding="utf-8")
+    write_atomically(folder / RESULT, f"{text}\n".encode())
     if request.json:
         print(text)
     else:
@@ -150,7 +149,7 @@ def _latencies(study: Study, gates: Gates, folder: Path) -> tuple[float, ...]:
             for text, each in zip(texts, measured, strict=True)
         }
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        write_atomically(path, f"{json.dumps(known, indent=1)}\n".encode())
     return tuple(known[text] for text in texts)
 
 
@@ -165,8 +164,8 @@ def _write_weights(folder: Path, number: int, run: Experiment) -> None:
     text = json.dumps(to_json(run), indent=1, allow_nan=False) + "\n"
     if weights.is_file() and about.is_file() and about.read_text(encoding="utf-8") == text:
         return
-    shutil.copyfile(ensure_trained(run), weights)
-    about.write_text(text, encoding="utf-8")
+    write_atomically(weights, ensure_trained(run).read_bytes())
+    write_atomically(about, text.encode())
 
 
 def _document(result: "Result", budget: Budget) -> dict[str, object]:

@@ -1,0 +1,24 @@
+"""Parts that the line charts of benchmarks share: how one opens, and labels that do not touch."""
+
+import math
+
+
+def opening(width: int, height: int, left: int, title: str, said: str) -> list[str]:
+    """The first elements of an SVG of this size: white ground, a title, a line below it."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        f'<text x="{left}" y="18" font-size="14" fill="#222222">{title}</text>',
+        f'<text x="{left}" y="34" font-size="11" fill="#555555">{said}</text>',
+    ]
+
+
+def apart(places: dict[str, float], room: float) -> dict[str, float]:
+    """The places of labels, moved down if they would touch."""
+    found: dict[str, float] = {}
+    last = -math.inf
+    for name, place in sorted(places.items(), key=lambda item: item[1]):
+        last = max(place, last + room)
+        found[name] = last
+    return found
