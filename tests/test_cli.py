@@ -278,15 +278,22 @@ def test_a_record_of_a_newer_version_is_said_to_be_newer(tmp_path, capsys):
 def test_arms_without_the_native_kernel_are_named_if_others_have_it(tmp_path, capsys):
     assert report.NATIVE == PROFILER_NAME
     store = fake_study.build(tmp_path, fake_study.ARMS[:3], ("lm-reviews",))
-    line = "Decoded without the native kernel"
+    line, good = "Decoded without the native kernel", store.measurements().good
+    cpu = good[0].machine.model_copy(update={"device": "cpu"})
+    for measured in good:
+        store.write_measurement(measured.model_copy(update={"machine": cpu}))
     assert main(["report", str(tmp_path)]) == 0
-    assert line not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert line not in said
+    assert "Decoded by torch, for want of the native kernel" in said
     for measured in store.measurements().good[:2]:
         native = measured.model_copy(update={"kernel": f"{PROFILER_NAME} (fp32, avx2)"})
         store.write_measurement(native)
     (other,) = store.measurements().good[2:]
     assert main(["report", str(tmp_path)]) == 0
-    assert f"{line}, so their time is of another program: {other.arm}." in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{line}, so their time is of another program: {other.arm}." in said
+    assert "for want of" not in said
 
 
 def test_a_small_study_runs_to_a_table_and_a_page_and_reports_again_from_the_store(

@@ -104,13 +104,22 @@ def write_page(
 
 
 def _kernels_text(study: View) -> str | None:
-    """The arms without a native kernel, if others have one; their times are not comparable."""
-    native = {arm: NATIVE in each.kernel for arm, each in study.measurements.items()}
+    """The arms whose decode times are of another program than the native kernel on a CPU."""
+    native = {
+        arm: NATIVE in each.kernel
+        for arm, each in study.measurements.items()
+        if each.decode_p50_s and (each.backend, each.machine.device) == ("torch", "cpu")
+    }
     # Without attention there is no kernel that could be another one.
     native.pop(FLOOR, None)
     without = [arm for arm, own in native.items() if not own]
-    if not without or len(without) == len(native):
+    if not without:
         return None
+    if len(without) == len(native):
+        return (
+            "Decoded by torch, for want of the native kernel; with it decode times may stand in "
+            "another order."
+        )
     return (
         f"Decoded without the native kernel, so their time is of another program: "
         f"{printable(', '.join(without))}."
