@@ -66,7 +66,7 @@ def test_a_picture_names_the_matrices_that_exist_and_what_a_cache_keeps(variant,
     ("variant", "program"),
     [
         ("q,k=v/2+window64+gate+ropellama8", "The native kernel decodes on a CPU."),
-        ("q,k,v+softcap50+sinklogit", "has no scores.sink_logit, no scores.softcap."),
+        ("q,k,v+softcap50+sinklogit", "has no sink logit, no soft cap on scores."),
         ("q,k,v+valuedim8", "has no cached K and V of two shapes."),
         ("q,k,v+keydim12+valuedim12", "has no rows of 12 numbers in bf16."),
     ],
