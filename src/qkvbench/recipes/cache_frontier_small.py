@@ -1,7 +1,8 @@
 """Which numbers should a cache keep? Forms of attention in use, by their bytes, at a small size.
 
 Run       qkvbench run cache-frontier-small
-Takes     about three hours on two cores; `--tasks recall` alone half an hour
+Takes     about three quarters of an hour on two cores, by `--dry-run`; `--tasks recall` alone 20
+          minutes
 Expect    a first look at quality for each cached byte, not the study of it: one size, one budget,
           one learning rate for all arms. Both tasks have one model, with rotary positions and
           heads of 24 numbers, so that an equation keeps as many bytes on one as on the other

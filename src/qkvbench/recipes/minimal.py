@@ -1,7 +1,7 @@
 """Which part of a Transformer can go? One change of a block or of its attention at a time.
 
 Run       qkvbench run minimal
-Takes     about seven hours on two cores; `--variants` and `--tasks` run a part. Not run yet
+Takes     about an hour on two cores, by `--dry-run` with this repository's records. Not run yet
 Expect    a first look at one budget and one learning rate for all arms. Published signs flip with
           the budget, so no part is called needless from this alone: `--tune lr`, and more steps,
           come before
