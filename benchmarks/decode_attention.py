@@ -23,19 +23,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from qkvbench import native
 from qkvbench.cost.units import bytes_text
-from qkvbench.native import library
+from qkvbench.native import ceilings, library
 
 TYPES: dict[native.Kind, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "int8": torch.int8,
 }
-# Multiply-adds of one instruction of an ISA; then those of bf16, if they differ.
-LANES = {"avx512-bf16": 16, "avx512": 16, "avx2": 8, "portable": 4, "neon": 4}
-BF16_LANES = {"avx512-bf16": 32}
 BASE = 10_000.0
 MULTIPLY_ROUNDS = 400_000
-CHAINS = 12
 
 
 @dataclass(frozen=True)
@@ -116,14 +112,14 @@ def attention_methods(cache: Cache, group: int, threads: int) -> list[Method]:
         ),
         Method(
             "multiply",
-            partial(lib.qkv_multiply, number, MULTIPLY_ROUNDS),
+            partial(ceilings.multiply, MULTIPLY_ROUNDS),
             0,
-            MULTIPLY_ROUNDS * CHAINS,
+            MULTIPLY_ROUNDS * ceilings.CHAINS,
         ),
     ]
-    width = LANES[native.select_isa()]
+    width = ceilings.MULTIPLY_ADDS[native.select_isa()]
     if cache.kind == "bf16":
-        width = BF16_LANES.get(native.select_isa(), width)
+        width = ceilings.BF16_MULTIPLY_ADDS.get(native.select_isa(), width)
     work = cache.roots * cache.tokens * group * cache.head_dim * 2 / width
     if cache.kind != "int8":
         typed = query.to(first.dtype)

@@ -4,6 +4,7 @@ import json
 import os
 import pkgutil
 import platform
+import re
 import shutil
 import sys
 import time
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, version
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import psutil
@@ -21,7 +23,7 @@ from rich.text import Text
 
 from qkvbench import data
 from qkvbench.cli.packages import error_text, import_errors
-from qkvbench.cli.parser import Request
+from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.data.cache import cache_folder, sha256_of
 from qkvbench.data.wheel import Wheel
@@ -37,6 +39,7 @@ MATMUL_SIZE = 512
 LOW_MEMORY = 2 * 2**30
 LOW_DISK = 2**30
 WIDTH = 100
+DEVICE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 CheckVerdict = Literal["ok", "missing", "note", "broken"]
 MARKS: dict[CheckVerdict, str] = {"ok": "✓", "missing": "–", "note": "!", "broken": "✗"}
@@ -59,12 +62,36 @@ class CheckResult:
 
 def answer(request: Request) -> int:
     """Run all checks and print their results; exit status 1 if one is broken."""
+    if request.calibrate:
+        return _calibrate(Path(request.calibrate), request)
     results = [result for check in CHECKS for result in _run_check(check)]
     if request.json:
         print(json.dumps([asdict(each) for each in results], indent=1, ensure_ascii=False))
     else:
         print(_text(results), end="")
     return 1 if any(each.verdict == "broken" for each in results) else 0
+
+
+def _calibrate(path: Path, request: Request) -> int:
+    """Measure this machine, and write its record for `qkvbench cost`."""
+    if path.suffix != ".toml" or not DEVICE_NAME.fullmatch(path.stem):
+        raise RequestError(
+            f"--calibrate writes the file of a device, such as my-laptop.toml; '{path}' is none."
+        )
+    if not path.parent.is_dir():
+        raise RequestError(f"--calibrate {path}: the folder {path.parent} does not exist.")
+    # Imported after the request is checked, because they import the backend.
+    from qkvbench.measure.calibration import calibrate, toml
+
+    print("Measuring this machine, about a minute if it is idle ...", file=sys.stderr)
+    device = calibrate(path.stem, request.threads)
+    path.write_text(toml(device), encoding="utf-8")
+    print(
+        f"{path}: memory is read at {count_text(device.bandwidth_bytes_per_s.value)}B/s, "
+        f"products reach {count_text(device.flops_per_s['fp32'].value)}OP/s in fp32.\n"
+        f"What a model takes here: qkvbench cost MODEL --hardware {path}"
+    )
+    return 0
 
 
 def _run_check(check: Callable[[], Iterator[CheckResult]]) -> Iterator[CheckResult]:

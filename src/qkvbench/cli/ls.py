@@ -7,9 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qkvbench import claims, recipes, reports, tasks
+from qkvbench import claims, hardware, recipes, reports, tasks
 from qkvbench.cli.parser import Request
 from qkvbench.cost import parameters
+from qkvbench.cost.units import bytes_text, count_text
 from qkvbench.model import CHANGES, POSITIONS, PRESETS
 from qkvbench.variant import SUFFIXES
 from qkvbench.variant.catalogue import CATALOGUE
@@ -124,6 +125,20 @@ def _claims() -> list[dict[str, object]]:
     ]
 
 
+def _hardware() -> list[dict[str, object]]:
+    return [
+        {
+            "name": name,
+            "about": device.about,
+            "memory": bytes_text(device.memory_bytes.value),
+            "bandwidth": f"{count_text(device.bandwidth_bytes_per_s.value)}B/s",
+            "types": ", ".join(device.flops_per_s),
+        }
+        for name in hardware.names()
+        for device in [hardware.find(name)]
+    ]
+
+
 LISTS: dict[str, Callable[[], list[dict[str, object]]]] = {
     "variants": _variants,
     "tasks": _tasks,
@@ -134,4 +149,5 @@ LISTS: dict[str, Callable[[], list[dict[str, object]]]] = {
     "blocks": blocks,
     "reports": _reports,
     "claims": _claims,
+    "hardware": _hardware,
 }

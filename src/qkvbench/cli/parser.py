@@ -72,7 +72,7 @@ def build_parser() -> _Parser:
     )
 
     kinds = ["variants", "suffixes", "blocks", "tasks", "recipes", "models", "positions"]
-    kinds += ["reports", "claims"]
+    kinds += ["reports", "claims", "hardware"]
     ls = _command(commands, "ls", f"list {', '.join(kinds[:-1])} or {kinds[-1]}")
     ls.add_argument("what", choices=kinds)
     ls.add_argument("--json", action="store_true", help="one JSON document")
@@ -95,8 +95,17 @@ def build_parser() -> _Parser:
     show.add_argument("--json", action="store_true", help="one JSON document")
 
     _add_measure(commands)
+    _add_cost(commands)
 
     doctor = _command(commands, "doctor", "check the installation, the kernels and their speed")
+    doctor.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="measure this machine, and write its record NAME.toml for 'cost --hardware'",
+    )
+    doctor.add_argument(
+        "--threads", type=_count, default=1, metavar="N", help="threads that are measured (1)"
+    )
     doctor.add_argument("--json", action="store_true", help="one JSON document")
 
     _add_analyse(commands)
@@ -249,6 +258,46 @@ def _add_measure(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="seconds that the whole call may take (60)",
     )
     measure.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _add_cost(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """`cost`: the model, the variants, the devices and the conditions."""
+    cost = _command(
+        commands, "cost", "least time, memory and price on named hardware, by data sheets"
+    )
+    cost.add_argument("model", metavar="MODEL", help="a model or a task, such as gpt-1.2b")
+    cost.add_argument(
+        "--variants",
+        nargs="+",
+        default=["q,k,v", "q,k=v", "q,k,v/1", "q,k=v/1"],
+        metavar="V",
+        help="equations or names; the first is the baseline (q,k,v q,k=v q,k,v/1 q,k=v/1)",
+    )
+    cost.add_argument(
+        "--hardware",
+        nargs="+",
+        metavar="D",
+        help="'qkvbench ls hardware' lists them; or a device's file NAME.toml (a line for each)",
+    )
+    cost.add_argument("--position", metavar="P", help="position scheme instead of the model's")
+    cost.add_argument(
+        "--context", type=_count, metavar="N", help="tokens of a sequence (4096, or what fits)"
+    )
+    cost.add_argument("--batch", type=_count, default=1, metavar="N", help="sequences at once (1)")
+    cost.add_argument(
+        "--precision", metavar="P", help="of the arithmetic (bf16, fp16 or fp32, as it has)"
+    )
+    cost.add_argument(
+        "--weights", metavar="T", help="dtype of stored weights: bf16, int8, int4 (--precision)"
+    )
+    cost.add_argument("--cache", metavar="T", help="dtype of cached rows (that of --weights)")
+    cost.add_argument(
+        "--price-per-hour", type=_dollars, metavar="X", help="dollars for an hour of the device"
+    )
+    cost.add_argument(
+        "--power-price", type=_dollars, metavar="X", help="dollars for a kWh, added to the hour"
+    )
+    cost.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _add_analyse(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -538,10 +587,18 @@ def _results(text: str) -> str:
 
 
 def _seconds(text: str) -> float:
+    return _number(text, "seconds")
+
+
+def _dollars(text: str) -> float:
+    return _number(text, "dollars")
+
+
+def _number(text: str, unit: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of {unit}")
     return value

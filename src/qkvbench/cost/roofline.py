@@ -1,0 +1,268 @@
+"""The least time of a step on a device: by the bytes that it must move, and by its arithmetic.
+
+Computed from plans, so a tied root is one row of the cache and not one for each role or head. What
+is left out only makes a step slower: kernels that wait, activations that leave the chip, norms,
+softmax and sampling. So no program is faster than the bound, which is a law of the tests.
+
+With a calibration, the same parts are added up at the rates that programs of this bench reach.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qkvbench.cost.cache import CACHE_FORMATS, CacheDtype, cache_bytes_per_token
+from qkvbench.cost.operations import macs
+from qkvbench.cost.parameters import parameters
+from qkvbench.hardware import Arithmetic, Calibration, Device
+from qkvbench.model import Model
+from qkvbench.variant import ROPE_KEY, ApplyRotation, CachedTensor, Mask, Plan, UpProject
+
+Phase = Literal["decode", "prefill", "training step"]
+
+# What AdamW moves for each weight: read in both passes, its gradient written and read, two moments
+# and the weight itself read once more and written.
+TRAINING_WORDS = 9
+TRAINING_BYTES = 4
+# The backward pass has two products for each one of the forward pass.
+TRAINING_PASSES = 3
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How a model is run: `tokens` cached or read for each of `batch` sequences, and the types.
+
+    ``weights`` and ``cache`` are how numbers are stored, ``precision`` is that of the arithmetic.
+    """
+
+    tokens: int
+    batch: int = 1
+    precision: Arithmetic = "bf16"
+    weights: CacheDtype = "bf16"
+    cache: CacheDtype = "bf16"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a step: the operations of its products, and the bytes that it must move."""
+
+    flops: float
+    moved_bytes: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least that a step needs: products with weights, and attention over keys and values.
+
+    ``tokens`` are those that the step makes or reads, of all sequences.
+    """
+
+    phase: Phase
+    weights: Part
+    attention: Part
+    layers: int
+    tokens: int
+
+    @property
+    def flops(self) -> float:
+        """Operations of all products, two for each multiply-accumulate."""
+        return self.weights.flops + self.attention.flops
+
+    @property
+    def moved_bytes(self) -> float:
+        """Bytes that must be read or written."""
+        return self.weights.moved_bytes + self.attention.moved_bytes
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least time of a step, and what it waits for."""
+
+    seconds: float
+    by: Literal["memory", "arithmetic"]
+
+
+def work(model: Model, phase: Phase, conditions: Conditions) -> Work:
+    """The least that one step of `phase` needs.
+
+    A decode step makes one token of each sequence after `tokens` in the cache. A prefill reads
+    `tokens` of each and scores the last one. ValueError for a model with two inputs, or one that
+    does not decode.
+    """
+    if len(model.towers) > 1:
+        raise ValueError(f"{model.name} reads two inputs; costs by device are of models with one.")
+    if phase == "decode" and not model.decodes:
+        raise ValueError(f"{model.name} does not decode.")
+    batch, tokens = conditions.batch, conditions.tokens
+    plans = [plan for plan in model.plans if plan]
+    stored = _weight_bytes(model, conditions.weights)
+    match phase:
+        case "decode":
+            weights = Part(2 * batch * _token_macs(model), stored)
+            products = sum(_decode_macs(plan, tokens) for plan in plans)
+            rows = sum(_read_bytes(plan, tokens, conditions.cache) for plan in plans)
+            attention = Part(2 * batch * products, batch * rows)
+            made = batch
+        case "prefill":
+            read = model.positions(tokens)
+            scored = model.architecture.head_macs(model.geometry.d_model, read)
+            last = model.architecture.head_macs(model.geometry.d_model, 1)
+            products = sum(_pass_macs(plan, read) for plan in plans)
+            others = macs(model, tokens) - scored - sum(_full_macs(plan, read) for plan in plans)
+            weights = Part(2 * batch * (others + last), stored)
+            written = tokens * (cache_bytes_per_token(model, CACHE_FORMATS[conditions.cache]) or 0)
+            attention = Part(2 * batch * products, batch * written)
+            made = batch * tokens
+        case "training step":
+            read = model.positions(tokens)
+            products = sum(_pass_macs(plan, read) for plan in plans)
+            others = macs(model, tokens) - sum(_full_macs(plan, read) for plan in plans)
+            moved = TRAINING_WORDS * TRAINING_BYTES * parameters(model).total
+            weights = Part(TRAINING_PASSES * 2 * batch * others, moved)
+            attention = Part(TRAINING_PASSES * 2 * batch * products, 0)
+            made = batch * tokens
+    return Work(phase, weights, attention, len(model.blocks), made)
+
+
+def bound(work: Work, device: Device, precision: Arithmetic) -> Bound:
+    """The least time of a step on a device; ValueError if it has no such arithmetic.
+
+    Memory bounds a step only if what it moves does not fit beside the arithmetic, where it may
+    still lie from the step before.
+    """
+    rate = device.flops_per_s.get(precision)
+    if rate is None:
+        raise ValueError(
+            f"{device.name} has no rate for {precision}; it has {', '.join(device.flops_per_s)}."
+        )
+    chip = device.on_chip_bytes.value if device.on_chip_bytes else 0
+    outside = work.moved_bytes > chip
+    memory_s = work.moved_bytes / device.bandwidth_bytes_per_s.value if outside else 0.0
+    arithmetic_s = work.flops / rate.value
+    if memory_s > arithmetic_s:
+        return Bound(memory_s, "memory")
+    return Bound(arithmetic_s, "arithmetic")
+
+
+def prediction_s(work: Work, conditions: Conditions, calibration: Calibration) -> float:
+    """The expected time of a step at the rates that were measured on a machine.
+
+    Each part waits for its bytes or its arithmetic; parts follow each other. ValueError if nothing
+    was measured for these types.
+    """
+    try:
+        products = calibration.product_flops_per_s[conditions.precision]
+        attended = calibration.attention_flops_per_s[conditions.precision]
+        rows = calibration.cache_bytes_per_s[conditions.cache]
+    except KeyError as missing:
+        raise ValueError(f"The calibration has no rate for {missing.args[0]}.") from None
+    weights_s = max(
+        work.weights.flops / products,
+        work.weights.moved_bytes / _read_rate(calibration, work.weights.moved_bytes),
+    )
+    if work.phase == "decode":
+        attention_s = max(work.attention.moved_bytes / rows, work.attention.flops / products)
+    else:
+        attention_s = work.attention.flops / attended
+    return calibration.step_s + work.layers * calibration.layer_s + weights_s + attention_s
+
+
+def held_bytes(model: Model, conditions: Conditions) -> float:
+    """Bytes of weights, and of the cache of all sequences, while they are decoded."""
+    row = cache_bytes_per_token(model, CACHE_FORMATS[conditions.cache]) or 0
+    stored = CACHE_FORMATS[conditions.weights].row_bytes(parameters(model).total)
+    return stored + conditions.batch * conditions.tokens * row
+
+
+def longest_context(model: Model, conditions: Conditions, memory_bytes: float) -> int | None:
+    """The most tokens of each sequence that fit beside the weights; None if caches do not grow."""
+    row = cache_bytes_per_token(model, CACHE_FORMATS[conditions.cache])
+    if not row:
+        return None
+    stored = CACHE_FORMATS[conditions.weights].row_bytes(parameters(model).total)
+    return max(0, int((memory_bytes - stored) // (conditions.batch * row)))
+
+
+def _weight_bytes(model: Model, dtype: CacheDtype) -> int:
+    """Bytes of the weights that a pass reads: of an embedding only the rows of its tokens."""
+    found = parameters(model)
+    head = model.architecture.head_macs(model.geometry.d_model, 1)
+    return CACHE_FORMATS[dtype].row_bytes(found.attention + found.feed_forward + found.norm + head)
+
+
+def _token_macs(model: Model) -> int:
+    """Products of one token with weights."""
+    return macs(model, 1) - sum(_full_macs(plan, 1) for plan in model.plans if plan)
+
+
+def _full_macs(plan: Plan, tokens: int) -> int:
+    """The products of queries with keys and of weights with values, as `attention_macs` counts."""
+    keys = plan.mask.max_keys(tokens)
+    return tokens * plan.geometry.heads * keys * (plan.score_width + plan.width("v"))
+
+
+def _pass_macs(plan: Plan, tokens: int) -> int:
+    """Those that the mask shows, which no kernel can leave out."""
+    seen = seen_keys(plan.mask, tokens)
+    return seen * plan.geometry.heads * (plan.score_width + plan.width("v"))
+
+
+def seen_keys(mask: Mask, tokens: int) -> int:
+    """How many keys all queries see together, at least."""
+    hidden = 0 if mask.diagonal else tokens
+    if mask.chunk is not None:
+        whole, rest = divmod(tokens, mask.chunk)
+        pairs = whole * mask.chunk * (mask.chunk + 1) + rest * (rest + 1)
+        return pairs // 2 - hidden
+    if mask.causal:
+        keys = mask.max_keys(tokens)
+        return tokens * keys - keys * (keys - 1) // 2 - hidden
+    if mask.window is None or mask.window >= tokens:
+        return tokens * tokens - hidden
+    # On each side; sinks that lie farther away are left out.
+    near = mask.window - 1
+    return tokens * (2 * near + 1) - near * (near + 1) - hidden
+
+
+def _decode_macs(plan: Plan, tokens: int) -> int:
+    """Products of one new token with cached rows, and what is made from each row on read."""
+    keys = plan.mask.max_keys(tokens + 1)
+    latent_key = any(isinstance(op, UpProject) for op in plan.absorbed_by_query)
+    latent_value = any(isinstance(op, UpProject) for op in plan.absorbed_by_output)
+    key = plan.cached_key.width if latent_key else plan.width("q")
+    key += plan.rope_head.width if plan.rope_head else 0
+    value = plan.cached_value.width if latent_value else plan.width("v")
+    made, width = 0, plan.cached_key.width
+    for op in plan.key_ops_on_read:
+        match op:
+            case UpProject():
+                made, width = made + op.heads * op.width * width, op.width
+            case ApplyRotation():
+                made += plan.cached_key.heads * width * width
+            case _:
+                pass
+    return keys * (plan.geometry.heads * (key + value) + made)
+
+
+def _read_bytes(plan: Plan, tokens: int, dtype: CacheDtype) -> int:
+    """Bytes of cached rows that one new token reads in a layer, each row once."""
+    form = CACHE_FORMATS[dtype]
+    row = sum(each.heads * form.row_bytes(each.width) for each in _read_tensors(plan))
+    return plan.mask.max_keys(tokens + 1) * row
+
+
+def _read_tensors(plan: Plan) -> list[CachedTensor]:
+    """The cached tensors that a layer reads, its own or those of a layer below."""
+    key = [plan.cached_key, plan.cached_value] if plan.owner.cached else []
+    rope = [each for each in plan.owner.cached if each.name == ROPE_KEY]
+    return list({each.name: each for each in (*key, *rope)}.values())
+
+
+def _read_rate(calibration: Calibration, moved_bytes: float) -> float:
+    """The rate at which this many bytes of weights are read: of the nearest size that was measured.
+
+    Of a size between two it is the slower one's, which is the next larger.
+    """
+    larger = [each for each in calibration.reads if each.working_set_bytes >= moved_bytes]
+    if larger:
+        return min(larger, key=lambda each: each.working_set_bytes).bytes_per_s
+    return max(calibration.reads, key=lambda each: each.working_set_bytes).bytes_per_s
