@@ -32,7 +32,7 @@ from qkvbench.backends.torch.attention.layer import Attention
 from qkvbench.backends.torch.cache.kv_cache import Cache, MadeFor, new_table
 from qkvbench.backends.torch.cache.page_table import Reserved
 from qkvbench.backends.torch.cache.quantize import cache_format
-from qkvbench.variant import Plan
+from qkvbench.variant import Derivation, Plan
 
 BATCH, TIME, PROMPT, SOURCE_TIME, VOCABULARY = 3, 19, 11, 13, 29
 # Tokens before which a sequence is padded.
@@ -130,9 +130,9 @@ class Library:
         self.plan = form.plan(self.sizes, layer.position)
         self.ours = self._ours(self.plan, layer.weights, self.weights())
         self.lender: Attention | None = None
-        if layer.lender and self.plan.lender:
+        if layer.lender:
             module = self.network.get_submodule(layer.lender.at)
-            self.lender = self._ours(self.plan.lender, layer.lender.weights, _arrays(module))
+            self.lender = self._ours(self.plan.owner("k"), layer.lender.weights, _arrays(module))
 
     def weights(self) -> dict[str, np.ndarray]:
         """The weights of the library's layer, by their names in it."""
@@ -230,15 +230,16 @@ class Library:
         made: dict[Any, Any] = {}
         if self.lender:
             self.lender(torch.cat(below, dim=1), made=made)
-            made = dict(self.lender.key_value(made).roots)
+            lent = self.lender.lent(("k", "v"), made)
+            made = {Derivation(each.root, ()): lent[each.role] for each in self.plan.lenders}
         return self.ours(x, None, lengths, source, made)
 
     def decode(self, x: Tensor, below: list[Tensor]) -> tuple[Tensor, Cache]:
         """Our layer, a token at a time over our cache; the outputs, and the cache."""
         table = new_table(len(x), x.shape[1], Reserved(), x.device, self.plan.mask.sinks)
         format = cache_format(self.dtype)
-        lender = self.lender and self.lender.new_cache(table, format)
-        layer = self.ours.new_cache(table, format, lender)
+        lender = self.lender and self.lender.new_cache(table, format, {})
+        layer = self.ours.new_cache(table, format, {"k": lender, "v": lender} if lender else {})
         layers = [lender, layer] if lender else [layer]
         made_for = MadeFor((self.plan,), self.dtype, x.device)
         tables = {self.plan.mask: table}

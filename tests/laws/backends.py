@@ -32,7 +32,7 @@ from qkvbench.backends.torch import Growing, Reserved
 from qkvbench.backends.torch.attention import softmax as torch_softmax
 from qkvbench.backends.torch.attention.layer import Attention as TorchAttention
 from qkvbench.model import Model, model_parameters
-from qkvbench.variant import Plan
+from qkvbench.variant import Derivation, Plan
 
 Arrays = Mapping[str, np.ndarray]
 # The storage of a torch cache: one page for each sequence, pages from the first, pages as needed.
@@ -75,13 +75,20 @@ class Torch:
             cached = layer.cache_source(_tensor(source), _tensor(lengths))
             return layer.attend_to_cached_source(torch.from_numpy(x), cached).numpy()
 
-    def attend_to_layer_below(self, plan, weights, x, below):
-        """A layer over K and V of a layer below, given by its weights and its input."""
-        lender, made = self.layer(plan.lender, below[0]), {}
+    def attend_to_layers_below(self, plan, weights, x, below):
+        """A layer that reads others, each with its weights and its input."""
         with torch.no_grad():
-            lender(torch.from_numpy(below[1][None]), made=made)
-            roots = lender.key_value(made).roots
+            roots = self._lent(plan, below)
             return self.layer(plan, weights)(torch.from_numpy(x), made=roots).numpy()
+
+    def _lent(self, plan, below):
+        found = {}
+        for each in plan.lenders:
+            own, its_weights, x, others = below[each.root]
+            layer, made = self.layer(own, its_weights), self._lent(own, others)
+            layer(torch.from_numpy(x[None]), made=made)
+            found[Derivation(each.root, ())] = layer.lent((each.role,), made)[each.role]
+        return found
 
     def gradients(self, plan, weights, x, along, source=None):
         """The gradients of the sum of the layer's output times `along`, by name."""
@@ -185,11 +192,18 @@ class Jax:
         return np.asarray(layer.attend_to_cached_source(own, jnp.asarray(x), cached))
 
     @_in_fp64
-    def attend_to_layer_below(self, plan, weights, x, below):
-        lender, made = JaxAttention.of(plan.lender), {}
-        lender(_jax(below[0]), jnp.asarray(below[1][None]), made=made)
-        roots = lender.key_value(made).roots
+    def attend_to_layers_below(self, plan, weights, x, below):
+        roots = self._lent(plan, below)
         return np.asarray(JaxAttention.of(plan)(_jax(weights), jnp.asarray(x), made=roots))
+
+    def _lent(self, plan, below):
+        found = {}
+        for each in plan.lenders:
+            own, its_weights, x, others = below[each.root]
+            layer, made = JaxAttention.of(own), self._lent(own, others)
+            layer(_jax(its_weights), jnp.asarray(x[None]), made=made)
+            found[Derivation(each.root, ())] = layer.lent((each.role,), made)[each.role]
+        return found
 
     @_in_fp64
     def gradients(self, plan, weights, x, along, source=None):

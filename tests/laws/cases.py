@@ -94,7 +94,7 @@ def _resolves(variant: Variant, size: Geometry = SIZE) -> bool:
 def _with_shared_heads() -> list[Variant]:
     """Every variant of the package, those with a latent, and each with one key/value head.
 
-    And one that reads K and V of the layer below, and those that attend uniformly.
+    And those that read K, V or both of the layer below, and those that attend uniformly.
     """
     whole = list(variants_without_head_sharing())
     keys, values = ({getattr(each, role): None for each in whole} for role in "kv")
@@ -105,9 +105,10 @@ def _with_shared_heads() -> list[Variant]:
     latents += [Variant(query, Same("q"), Own())]
     whole = list(dict.fromkeys([*whole, *latents]))
     shared = [replace(variant, kv_heads=1) for variant in whole]
-    below = Variant(Own(), LayerBelow(1), LayerBelow(1))
+    lent = LayerBelow(1)
+    below = [Variant(Own(), lent, lent), Variant(Own(), Own(), lent), Variant(Own(), lent, Own())]
     uniform = (UNIFORM, replace(UNIFORM, kv_heads=1))
-    return [variant for variant in (*whole, *shared, below, *uniform) if _resolves(variant)]
+    return [variant for variant in (*whole, *shared, *below, *uniform) if _resolves(variant)]
 
 
 def _positions() -> list[Position]:
@@ -168,8 +169,7 @@ class Case:
     @property
     def layers(self) -> int:
         """The fewest layers of a decoder in which the last one is of this variant in every way."""
-        below = self.variant.k
-        return 1 + (below.layers if isinstance(below, LayerBelow) else 0)
+        return 1 + self.variant.reads_below
 
     def decoder(self, size: Geometry = SIZE) -> Model:
         """A decoder of as few layers with this variant."""
@@ -374,8 +374,8 @@ def _axes(names: tuple[str, ...]) -> dict[str, Sequence[Any]]:
 
 
 def _crosses(variant: Variant) -> bool:
-    """True if the variant can be that of cross-attention: K and V of a layer below cannot."""
-    return not isinstance(variant.k, LayerBelow)
+    """True if the variant can be that of cross-attention: K or V of a layer below cannot."""
+    return not variant.reads_below
 
 
 def few(cases: Iterable[Case], count: int) -> list[Case]:
@@ -438,7 +438,7 @@ def _caching(variant: Variant, size: Geometry = SIZE) -> object:
     ops = (plan.key_ops_on_read, plan.absorbed_by_query, plan.absorbed_by_output)
     kinds = tuple(tuple(type(op) for op in part) for part in ops)
     rows = tuple((each.heads, each.width) for each in plan.cached)
-    return kinds, rows, len(plan.roots), isinstance(variant.k, LayerBelow)
+    return kinds, rows, len(plan.roots), variant.reads_below
 
 
 # One variant of each way to cache and read.

@@ -51,47 +51,68 @@ EXACT = 1e-11
 STEP, SLOPE = 1e-6, 1e-5
 
 BELOW = "q,k=K(-1),v=V(-1)"
+# V of the layer below to a K of its own, and K of the layer below to a V of its own.
+VALUE, KEY = "q,k,v=V(-1)", "q,k=K(-1),v"
+TWO = "q,k=K(-1),v=V(first)"
 PAIR = f"q,k,v;{BELOW}"
 SCHEMES = [NoPosition(), Rotary(share=1 / 3), RotaryWithInverse(), Alibi()]
 # Each way to cache and read, each with another reader and position scheme.
-READERS = [BELOW, f"{BELOW}+qknorm", f"q=x,{BELOW[2:]}++", f"{BELOW}+softcap2"]
-LENT = [
-    (write(lent), READERS[number % 4], SCHEMES[number % 3 if number % 5 else 3])
-    for number, lent in enumerate(DISTINCT)
-    if not isinstance(lent.k, LayerBelow)
+READERS = [
+    *(BELOW, f"{BELOW}+qknorm", f"q=x,{BELOW[2:]}++", f"{BELOW}+softcap2"),
+    *(VALUE, f"{KEY}+qkvnorm", f"q=L(7),{KEY[2:]}"),
 ]
-LENT += [("q,k=L(5),v+qkvnorm", BELOW, Rotary()), ("q=k,v+qknorm", READERS[1], Rotary())]
+LENT = [
+    ((write(lent), READERS[number % 7]), SCHEMES[number % 3 if number % 5 else 3])
+    for number, lent in enumerate(DISTINCT)
+    if not lent.reads_below
+]
+LENT += [
+    (("q,k=L(5),v+qkvnorm", BELOW), Rotary()),
+    (("q=k,v+qknorm", READERS[1]), Rotary()),
+    (("q,k=v/1", "q,k=L(5),v=V(-1)+ropehead2"), Rotary()),
+    (("q,k=v+ropehead2", f"{KEY}+ropehead2"), Rotary()),
+    (("q,k=R(q),v=R(k)", "q=k,v=V(-1)"), RotaryWithInverse()),
+    (("q,k,v", "q,k=v", TWO), Rotary()),
+    (("q,k=R(q),v=R(q)", "q,k=L(5),v=L(5)", TWO), SCHEMES[1]),
+    (("q,k=v", VALUE, BELOW), SCHEMES[1]),
+    (("q,k=v", KEY, "q,k=v", "q,k=K(-2),v=V(-1)"), Alibi()),
+]
 
 
-def _plans(lent, reader, position=SCHEMES[1], *, suffix="", causal=True, size=SIZE):
-    """The plans of a layer and of one above that reads its K and V."""
-    lender = plan_of(f"{lent}{suffix}", position, causal=causal, size=size)
+def _plans(texts, position=SCHEMES[1], *, causal=True, size=SIZE):
+    """The plans of layers of which some read those below."""
     rope, alibi = rope_of(position, size.head_dim), alibi_of(position)
-    variant = parse(f"{reader}{suffix}")
-    return lender, resolve(variant, size, causal=causal, rope=rope, alibi=alibi, below=[lender])
+    below = []
+    for text in texts:
+        below.append(resolve(parse(text), size, causal=causal, rope=rope, alibi=alibi, below=below))
+    return below
 
 
-def _drawn(lender, plan):
-    return drawn(plan.parameters, 1), streams()[0], (drawn(lender.parameters), streams(seed=5)[0])
+def _drawn(plans):
+    """The last layer with its weights, its input and the layers that it reads."""
+    layers = []
+    for number, plan in enumerate(plans):
+        below = {each.root: layers[number - each.layers] for each in plan.lenders}
+        weights, x = drawn(plan.parameters, number), streams(seed=number)[0]
+        layers.append(reference.Layer(plan, weights, x, below))
+    return layers[-1]
 
 
-@pytest.mark.parametrize(("lent", "reader", "position"), LENT, ids=str)
+@pytest.mark.parametrize(("texts", "position"), LENT, ids=str)
 def test_decoding_over_the_rows_of_a_layer_below_is_attention_over_its_keys_and_values(
-    lent, reader, position
+    texts, position
 ):
-    lender, plan = _plans(lent, reader, position)
-    weights, x, below = _drawn(lender, plan)
+    plan, weights, x, below = _drawn(_plans(texts, position))
     steps = reference.decode(plan, weights, x, below)
-    whole = reference.forward(plan, weights, x, lender=below)
+    whole = reference.forward(plan, weights, x, below=below)
     np.testing.assert_allclose(steps, whole, atol=EXACT)
 
 
 @every_backend_and(LENT)
-def test_a_layer_that_reads_a_layer_below_is_the_reference(backend, case):
-    lender, plan = _plans(*case, causal=False)
-    weights, x, below = _drawn(lender, plan)
-    found = backend.attend_to_layer_below(plan, weights, x[None], below)
-    expected = reference.forward(plan, weights, x, lender=below)
+def test_a_layer_that_reads_layers_below_is_the_reference(backend, case):
+    plan, weights, x, below = _drawn(_plans(*case, causal=False))
+    found = backend.attend_to_layers_below(plan, weights, x[None], below)
+    expected = reference.forward(plan, weights, x, below=below)
     np.testing.assert_allclose(found[0], expected, rtol=0, atol=EXACT)
 
 
@@ -103,6 +124,12 @@ ARMS = [
     "q=x,k=K(-2),v=V(-2)",
     f"q,k=v+window3+sinks1;{BELOW}+window3+sinks1",
     BELOW,
+    "q,k,v;q,k=v;q,k=K(-1),v=V(-2)",
+    f"q,k=v;q=x,k,v;{TWO}",
+    "q,k,v=V(first)",
+    f"q,k=v/1+qkvnorm;{KEY}+qkvnorm;{VALUE}+qkvnorm",
+    "q,k=R(q),v=R(k);q=k,v=V(-1)",
+    f"q,k=L(5),v=L(5);q=L(7),{VALUE[2:]};{KEY}",
 ]
 
 
@@ -197,14 +224,50 @@ def test_with_every_second_layer_a_cache_is_exactly_half():
 def test_a_chain_ends_at_the_layer_that_makes_the_keys_and_values():
     for text, distances in ((BELOW, [0, 1, 2, 3, 4]), ("q,k=K(-2),v=V(-2)", [0, 0, 2, 2, 4])):
         first, *plans = _stack(text).plans
-        assert [plan.layers_below for plan in (first, *plans)] == distances
-        assert all(plan.lender == first for plan in plans if plan.lender)
+        for role in ("k", "v"):
+            assert [plan.layers_below(role) for plan in (first, *plans)] == distances
+            assert all(plan.owner(role) in (plan, first) for plan in plans)
+
+
+def test_keys_and_values_have_chains_of_their_own():
+    plans = _stack(f"q,k,v;q,k=v;{TWO};{VALUE};{BELOW}").plans
+    assert [plan.layers_below("k") for plan in plans] == [0, 0, 1, 0, 1]
+    assert [plan.layers_below("v") for plan in plans] == [0, 0, 2, 3, 4]
+    assert [len(plan.cached) for plan in plans] == [2, 1, 0, 1, 0]
+
+
+def test_the_bottoms_values_and_the_middles_keys_leave_half_of_a_cache():
+    """FusedKV-Lite, arXiv:2512.03870: the upper half of the layers reads and caches nothing."""
+    whole, half = (_stack(text, layers=4) for text in ("q,k,v", f"q,k,v;q,k,v;{TWO};{TWO}"))
+    assert [plan.layers_below("k") for plan in half.plans] == [0, 0, 1, 2]
+    assert [plan.layers_below("v") for plan in half.plans] == [0, 0, 2, 3]
+    caches = [build(model).new_cache(ITEMS, TIME) for model in (whole, half)]
+    assert caches[0].bytes == 2 * caches[1].bytes
+    assert cost.cache_bytes_per_token(whole) == 2 * cost.cache_bytes_per_token(half)
+
+
+@pytest.mark.parametrize("text", [*ARMS, PAIR])
+def test_what_layers_below_keep_is_kept_once_and_counted(text):
+    model = _stack(text)
+    cache = TORCH.network(model).new_cache(ITEMS, TIME)
+    exact = cost.CACHE_FORMATS["fp64"]
+    assert cache.bytes == cost.cache_bytes(model, TIME, ITEMS, exact)
+    assert len(cache.tensors()) == cost.cache_tensors(model)
+
+
+def test_a_layer_that_reads_values_alone_may_have_positions_of_its_own():
+    lender = plan_of("q,k,v", Rotary())
+    plan = resolve(parse(f"{VALUE}+nope"), SIZE, causal=True, rope=lender.rope, below=[lender])
+    assert (plan.rope, plan.layers_below("v")) == (None, 1)
+    inverse = plan_of("q,k,v", RotaryWithInverse())
+    with pytest.raises(ValueError, match="the same RoPE on V"):
+        resolve(parse(f"{VALUE}+nope"), SIZE, causal=True, rope=inverse.rope, below=[inverse])
 
 
 def test_encoders_and_towers_read_layers_below_too():
     for model in (encoder(BELOW), towers(BELOW), translator(BELOW)):
         for layers in model.layers:
-            assert [each.attention.layers_below for each in layers] == [0, 1]
+            assert [each.attention.layers_below("k") for each in layers] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -213,11 +276,21 @@ def test_encoders_and_towers_read_layers_below_too():
         ("q,k,v/1", f"{BELOW}/3", "which has 1 key/value heads: leave out the '/3'"),
         ("q,k,v+window3", BELOW, "the same window, sinks and diagonal"),
         ("q,k,v", f"{BELOW}-diag", "both need one mask"),
+        ("q,k,v", f"{VALUE}-diag", "reads V of the layer 1 below, q,k,v: both need one mask"),
+        ("q,k,v", f"{VALUE}+valuedim2", r"the same '\+valuedim'"),
+        ("q,k,v", f"{KEY}+ropehead2", "heads of K have 6 numbers and not 8"),
+        ("q,k,v+keydim4", f"{KEY}+keydim2+ropehead2", r"the same '\+ropehead'"),
+        ("q,k,v/1", "q=k,v=V(-1)", "Give the layer that it reads 3 key/value heads"),
     ],
 )
 def test_a_layer_below_that_does_not_fit_is_refused(lent, reader, said):
     with pytest.raises(ValueError, match=said):
-        _plans(lent, reader)
+        _plans([lent, reader])
+
+
+def test_keys_and_values_of_layers_with_other_heads_are_refused():
+    with pytest.raises(ValueError, match="give both layers as many"):
+        _plans(["q,k,v/1", "q,k,v", TWO])
 
 
 def test_other_positions_no_attention_and_a_source_are_refused():
@@ -226,7 +299,7 @@ def test_other_positions_no_attention_and_a_source_are_refused():
         resolve(parse(BELOW), SIZE, causal=True, below=[lender])
     with pytest.raises(ValueError, match="heads of K have 2 numbers and not 6"):
         resolve(parse(BELOW), SIZE, causal=True, below=[plan_of("q,k,v", size=sized(6, 3))])
-    with pytest.raises(ValueError, match="the layer 1 below, which has none"):
+    with pytest.raises(ValueError, match="the layer 1 below, which has no attention"):
         resolve(parse(BELOW), SIZE, below=[None])
     with pytest.raises(ValueError, match=r"V\(-1\)@self"):
         _ = with_arm(translator(), parse_arm(BELOW), tokens=TIME).layers
@@ -234,8 +307,8 @@ def test_other_positions_no_attention_and_a_source_are_refused():
 
 @pytest.mark.parametrize(
     "text",
-    ["q,k,v=V(-1)", "q,k=K(-1),v", "q,k=K(-1),v=V(-2)", "q=k=K(-1),v=V(-1)", "q,k=V(-1),v=K(-1)",
-     "q,k=v=K(-1)", "q,k=K(-0),v=V(-0)", "q,k=K(1),v=V(1)", "q=Q(-1),k,v"],
+    ["q=k=K(-1),v=V(-1)", "q,k=V(-1),v=K(-1)", "q,k=v=K(-1)", "q,k=K(-0),v=V(-0)",
+     "q,k=K(1),v=V(1)", "q=Q(-1),k,v", "q,k=K(-1),v=R(k)", "q=k=0,v=V(-1)", "q,k,v=V(last)"],
 )  # fmt: skip
 def test_what_cannot_be_read_from_a_layer_below_is_refused_with_an_example(text):
     with pytest.raises(ValueError, match="write for example"):
@@ -245,6 +318,9 @@ def test_what_cannot_be_read_from_a_layer_below_is_refused_with_an_example(text)
 def test_a_layer_below_is_written_in_one_way():
     assert write(parse(" v(−2)=v, q , K(-2) = k / 2 -diag")) == "q,k=K(-2),v=V(-2)/2-diag"
     assert parse(BELOW) == Variant(parse("q,k,v").q, LayerBelow(1), LayerBelow(1))
+    assert write(parse("V(FIRST)=v, q, k=K( first )/2")) == "q,k=K(first),v=V(first)/2"
+    for text in (VALUE, KEY, TWO, "q=k,v=V(-3)", "q=v,k=K(-1)"):
+        assert write(parse(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -281,12 +357,13 @@ def test_more_variants_than_layers_are_refused(text):
 
 def test_a_layer_without_layers_below_makes_its_own_keys_and_values():
     assert replace(plan_of(BELOW), variant=parse("q,k,v")) == plan_of("q,k,v")
-    with pytest.raises(ValueError, match="A layer alone has none below"):
-        Attention(BELOW, 24, 4)
+    for text in (BELOW, VALUE, KEY):
+        with pytest.raises(ValueError, match="A layer alone has none below"):
+            Attention(text, 24, 4)
 
 
-def _mixed():
-    model = _stack(f"q,k=R(q),v+qkvnorm;{BELOW}+qknorm", layers=3, position=Rotary())
+def _mixed(last=f"{BELOW}+qknorm"):
+    model = _stack(f"q,k=R(q),v+qkvnorm;{last}", layers=3, position=Rotary())
     return model, drawn(model_parameters(model).values())
 
 
@@ -301,8 +378,20 @@ def test_a_layer_shows_the_keys_and_values_that_it_reads_and_no_matrix_of_them()
         np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=EXACT)
 
 
-def test_a_block_that_is_recomputed_has_the_gradients_of_one_that_is_not():
-    network = TORCH.network(*_mixed())
+def test_a_layer_shows_values_that_it_reads_beside_its_own_keys():
+    mixed = _mixed(f"{VALUE}+qknorm")
+    layers = inspect_layers(TORCH.network(*mixed), torch.from_numpy(TOKENS))
+    assert [*layers[1].weights] == ["q", "k"]
+    np.testing.assert_array_equal(layers[1].projections["v"], layers[0].projections["v"])
+    assert np.abs(layers[1].projections["k"] - layers[0].projections["k"]).max() > EXACT
+    for one, other in zip(JAX.inspected(*mixed, TOKENS), layers, strict=True):
+        np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=EXACT)
+        np.testing.assert_allclose(one.projections["v"], other.projections["v"], atol=EXACT)
+
+
+@pytest.mark.parametrize("reader", [f"{BELOW}+qknorm", f"{VALUE}+qknorm", KEY])
+def test_a_block_that_is_recomputed_has_the_gradients_of_one_that_is_not(reader):
+    network = TORCH.network(*_mixed(reader))
     expected, found = (_gradients(network, change) for change in (lambda _: None, recompute))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)

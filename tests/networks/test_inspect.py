@@ -133,9 +133,9 @@ def test_every_measure_of_every_variant_is_a_number_where_it_applies(variant):
             # No matrix makes them, and no direction is theirs.
             of_them = ("qk_", "kv_", "q_", "k_", "score_symmetry")
             expected |= {name for name in found if name.startswith(of_them)}
-        if part.plan.lender:
-            # K and V are made from the stream of another layer.
-            expected |= {name for name, each in WEIGHT_MEASURES.items() if each.roles != ("q",)}
+        # K or V is made from the stream of another layer.
+        lent = {role for role in ("k", "v") if part.plan.layers_below(role)}
+        expected |= {name for name, each in WEIGHT_MEASURES.items() if lent & {*each.roles}}
         assert empty == expected
 
 

@@ -125,7 +125,8 @@ def drawing(plan: Plan) -> list[str]:
         if root.name == ZEROS:
             made = "0"
         elif root.is_below:
-            made = f"{root.name[0]} of a layer below"
+            lender = next(each for each in plan.lenders if each.root == root.name)
+            made = f"{lender.role.upper()} of the layer {lender.layers} below"
         heads = "1 head" if root.heads == 1 else f"{root.heads} heads"
         if root.width != plan.geometry.head_dim and root.name != ZEROS:
             heads += f" of {root.width}"
@@ -201,26 +202,35 @@ def _attention_formula(plan: Plan) -> str:
 
 def cache_text(plan: Plan) -> list[str]:
     """The content of a decoder's cache, and what is left to do when it is read."""
-    if plan.layers_below:
-        return ["  The cache keeps nothing: K and V are read from the rows of a layer below."]
+    lent = {role: plan.layers_below(role) for role in ("k", "v")}
+    if all(lent.values()):
+        layers = "a layer" if lent["k"] == lent["v"] else "two layers"
+        return [f"  The cache keeps nothing: K and V are read from the rows of {layers} below."]
     key = _cached_text(plan.cached_key.derivation)
-    shared = plan.cached_key == plan.cached_value
+    value = _cached_text(plan.cached_value.derivation)
+    shared = plan.shares_rows
     if shared:
         lines = [f"  The cache keeps one tensor: {key}."]
+    elif any(lent.values()):
+        own, other = (f"V as {value}", "K") if lent["k"] else (f"K as {key}", "V")
+        lines = [
+            f"  The cache keeps one tensor: {own}. {other} is read from the rows of a layer below."
+        ]
     else:
-        value = _cached_text(plan.cached_value.derivation)
         lines = [f"  The cache keeps two tensors: K as {key}, and V as {value}."]
-    if plan.rope_head:
+    if plan.rope_head and not lent["k"]:
         lines.append(f"  It keeps K_r, too: one head of {plan.rope_head.width} numbers.")
-    if plan.key_ops_on_read:
-        read = "it" if shared else "the first"
+    if plan.key_ops_on_read and not lent["k"]:
+        read = "it" if shared or lent["v"] else "the first"
         lines.append(f"  When K is read, {read} is {_joined_words(plan.key_ops_on_read)}.")
     absorbed = [
         f"K's {_MAP_NAMES[type(op)]} into the query"
         for op in plan.absorbed_by_query
-        if type(op) in _MAP_NAMES
+        if not lent["k"] and type(op) in _MAP_NAMES
     ]
-    absorbed += [f"V's {name} into the output" for name in _map_names(plan.absorbed_by_output)]
+    if not lent["v"]:
+        names = _map_names(plan.absorbed_by_output)
+        absorbed += [f"V's {name} into the output" for name in names]
     if absorbed:
         lines.append(f"  Absorbed: {', '.join(absorbed)}.")
     return lines

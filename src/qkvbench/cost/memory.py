@@ -10,7 +10,7 @@ from math import prod
 
 from qkvbench.cost.parameters import parameters
 from qkvbench.experiment import Experiment, Precision
-from qkvbench.model import Block, Encoder, LayerPlans, Model, lenders
+from qkvbench.model import Block, Encoder, LayerPlans, Model, lent_roles
 from qkvbench.model.parts import DynamicTanh, NoNorm, SwiGLU
 from qkvbench.variant import Plan
 
@@ -49,15 +49,14 @@ def step_memory(experiment: Experiment, tokens: int, second_tokens: int = 0) -> 
     activations = 0 if compute == FULL_BYTES else compute * parameters(model).total
     for number, (tower, layers) in enumerate(zip(model.towers, model.layers, strict=True)):
         positions = items * (second_tokens if number else model.positions(tokens))
-        lending = lenders(layers)
-        for layer, (block, plans) in enumerate(zip(tower.blocks, layers, strict=True)):
+        for block, plans, lent in zip(tower.blocks, layers, lent_roles(layers), strict=True):
             values = _block_values(width, block, plans, dropout=dropout)
             kept = FULL_BYTES * width if experiment.checkpointing else values * compute
-            if experiment.checkpointing and layer in lending and plans.attention:
+            if experiment.checkpointing and plans.attention:
                 # K and V are inputs of the layers that read them.
                 plan = plans.attention
-                kept += FULL_BYTES * plan.heads("k") * plan.score_width
-                kept += FULL_BYTES * plan.heads("v") * plan.width("v")
+                widths = {"k": plan.score_width, "v": plan.width("v")}
+                kept += sum(FULL_BYTES * plan.heads(role) * widths[role] for role in lent)
             # In half precision the sums that norms read are kept in full.
             wide = 0 if isinstance(block.norm, NoNorm) else 2 * width
             activations += positions * (kept + FULL_BYTES * (wide + 12))

@@ -39,7 +39,7 @@ Projections = Mapping[Role, str] | str
 
 # Sources that a model of transformers cannot have, and what they say of K and V.
 UNSUPPORTED: dict[type[Source], str] = {
-    LayerBelow: "reads K and V of a layer below",
+    LayerBelow: "reads K or V of a layer below",
     Zeros: "is a control whose query and key are zeros",
 }
 

@@ -50,7 +50,7 @@ from qkvbench.model.spec import (
     Tower,
     TwoTowers,
     Vectors,
-    lenders,
+    lent_roles,
     sized_text,
 )
 
@@ -101,7 +101,7 @@ __all__ = [
     "as_in",
     "check_gates",
     "initial_value",
-    "lenders",
+    "lent_roles",
     "model_parameters",
     "parameters_by_part",
     "parse_arm",

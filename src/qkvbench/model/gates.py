@@ -6,7 +6,7 @@ from typing import Literal, cast, get_args
 
 from qkvbench.model.cycle import Cycle, VariantText
 from qkvbench.model.spec import Model
-from qkvbench.variant import NO_ATTENTION, LayerBelow, write
+from qkvbench.variant import NO_ATTENTION, write
 
 # What a target bounds: bytes of the cache, learned parameters, multiply-accumulates of a forward
 # pass, or the measured time of a decode step.
@@ -76,9 +76,9 @@ class Gates:
         if len(set(self.options)) < max(2, len(self.options)):
             raise ValueError("A gate chooses among two options or more, all different.")
         for each in self.options:
-            if isinstance(each.k, LayerBelow):
+            if each.reads_below:
                 raise ValueError(
-                    f"{write(each)} reads K and V of a layer below, which may have none in a plan; "
+                    f"{write(each)} reads a layer below, which may have no K and V in a plan; "
                     "leave it out of the options."
                 )
 

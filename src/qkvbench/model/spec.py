@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal, NamedTuple, get_args
@@ -14,11 +14,13 @@ from qkvbench.model.positions import Learned, Position, alibi_of, rope_of
 from qkvbench.variant import (
     CANONICAL,
     NO_ATTENTION,
+    ROLES,
     Constant,
     Geometry,
     Normal,
     Parameter,
     Plan,
+    Role,
     Variant,
     linear,
     resolve,
@@ -261,13 +263,16 @@ class LayerPlans(NamedTuple):
     cross: Plan | None
 
 
-def lenders(layers: Iterable[LayerPlans]) -> frozenset[int]:
-    """The numbers of the layers whose K and V another layer of the tower reads."""
-    return frozenset(
-        number - plans.attention.layers_below
+def lent_roles(layers: Sequence[LayerPlans]) -> list[tuple[Role, ...]]:
+    """For each layer of a tower, whether K and V are read by layers above it."""
+    read = {
+        (number - lender.layers, lender.role)
         for number, plans in enumerate(layers)
-        if plans.attention and plans.attention.layers_below
-    )
+        for lender in (plans.attention.lenders if plans.attention else ())
+    }
+    return [
+        tuple(role for role in ROLES if (number, role) in read) for number in range(len(layers))
+    ]
 
 
 # Blocks of one input -> the blocks in their places.

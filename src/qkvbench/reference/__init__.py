@@ -1,6 +1,7 @@
 """NumPy attention: the reference for every backend."""
 
 from qkvbench.reference.attention import (
+    Layer,
     absorb_into_output,
     absorb_into_query,
     apply,
@@ -18,6 +19,7 @@ from qkvbench.reference.attention import (
 )
 
 __all__ = [
+    "Layer",
     "absorb_into_output",
     "absorb_into_query",
     "apply",

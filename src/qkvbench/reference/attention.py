@@ -5,18 +5,21 @@ Weights go by the names of `Plan.parameters`.
 """
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from qkvbench.variant import (
+    BELOW,
     FEATURES,
     GATE,
-    ROPE_KEY,
     AlibiBias,
     ApplyRope,
     ApplyRotation,
     Bucketed,
+    CachedTensor,
     Clamp,
     Derivation,
     Fixed,
@@ -28,6 +31,7 @@ from qkvbench.variant import (
     Op,
     Plan,
     Relative,
+    Role,
     Rope,
     Scale,
     Separable,
@@ -41,12 +45,22 @@ Weights = Mapping[str, np.ndarray]
 Heads = Float[np.ndarray, "_time _heads _width"]
 Stream = Float[np.ndarray, "time d_model"]
 SourceStream = Float[np.ndarray, "source_time d_model"]
-# The weights and the stream of the layer below whose K and V a plan reads.
-Lender = tuple[Weights, Stream]
 Positions = Int[np.ndarray, " positions"]
 
 # The least squared length of a V, so that one of zeros has a direction: none.
 TINY = 1e-24
+
+
+class Layer(NamedTuple):
+    """A layer of a stack: its plan, its weights, its input, and the layers below that it reads.
+
+    Those by the name that their K or V has among the roots of the plan.
+    """
+
+    plan: Plan
+    weights: Weights
+    x: Stream
+    below: "Mapping[str, Layer]" = MappingProxyType({})
 
 
 def forward(
@@ -54,57 +68,83 @@ def forward(
     weights: Weights,
     x: Stream,
     source: SourceStream | None = None,
-    lender: Lender | None = None,
+    below: Mapping[str, Layer] = MappingProxyType({}),
 ) -> Stream:
     """Attention over a whole sequence, expanded: make Q, K and V, then attend.
 
-    In cross-attention Q is made from `x`, K and V from `source`. A layer that reads K and V of a
-    layer below needs that `lender`.
+    In cross-attention Q is made from `x`, K and V from `source`. `below` are the layers below whose
+    K or V is read.
     """
-    owner, its_weights, its_x = plan.owner, *(lender or (weights, x))
     rows = np.arange(len(x))
     columns = rows if source is None else np.arange(len(source))
-    own = project(plan, weights, x, source)
-    roots = project(owner, its_weights, its_x, source)
-    q = make(plan.derivations["q"], plan, weights, own, rows)
-    k = make(owner.derivations["k"], owner, its_weights, roots, columns)
-    v = make(owner.derivations["v"], owner, its_weights, roots, columns)
-    if plan.rope_head and owner.rope_head:
-        q = joined(q, make(plan.rope_head.query, plan, weights, own, rows))
-        k = joined(k, make(owner.rope_head.key, owner, its_weights, roots, columns))
-    q = log_scaled(plan, q, rows)
+    roots = project(plan, weights, x, source) | lent(plan, below)
+    q = log_scaled(plan, whole("q", plan, weights, roots, rows), rows)
+    k, v = (whole(role, plan, weights, roots, columns) for role in ("k", "v"))
     context = attend(plan, weights, q, k, v, bias(plan, weights, rows, columns))
-    return output(plan, weights, context, own, rows)
+    return output(plan, weights, context, roots, rows)
 
 
-def decode(plan: Plan, weights: Weights, x: Stream, lender: Lender | None = None) -> Stream:
+def decode(
+    plan: Plan, weights: Weights, x: Stream, below: Mapping[str, Layer] = MappingProxyType({})
+) -> Stream:
     """Causal attention, absorbed: token by token, over nothing but the cached tensors.
 
-    Those of the `lender` if K and V are read from a layer below; its maps are then absorbed.
+    Those of a layer `below`, and its maps, if K or V is read from there.
     """
-    owner, its_weights, its_x = plan.owner, *(lender or (weights, x))
-    cached: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in owner.cached}
+    here = Layer(plan, weights, x, below)
+    of_key, of_value = owner(here, "k"), owner(here, "v")
+    keys, values = cached(of_key, plan.cached_key), cached(of_value, plan.cached_value)
+    parts = cached(of_key, of_key.plan.cached[-1]) if plan.rope_head else None
+    others = lent(plan, below)
     rows = []
     for time in range(len(x)):
         now, past = np.array([time]), np.arange(time + 1)
-        roots = project(owner, its_weights, its_x[time : time + 1])
-        for tensor in owner.cached:
-            row = make(tensor.derivation, owner, its_weights, roots, now)
-            cached[tensor.name].append(row)
-        own = project(plan, weights, x[time : time + 1])
-        q = make(plan.derivations["q"], plan, weights, own, now)
-        q = absorb_into_query(owner, its_weights, q)
-        keys = np.concatenate(cached[owner.cached_key.name])
-        k = apply(owner.key_ops_on_read, owner, its_weights, keys, past)
-        if plan.rope_head:
-            q = joined(q, make(plan.rope_head.query, plan, weights, own, now))
-            k = joined(k, np.concatenate(cached[ROPE_KEY]))
-        v = np.concatenate(cached[owner.cached_value.name])
+        roots = project(plan, weights, x[now]) | {name: each[now] for name, each in others.items()}
+        q = make(plan.derivations["q"], plan, weights, roots, now)
+        q = absorb_into_query(of_key.plan, of_key.weights, q)
+        k = apply(plan.key_ops_on_read, of_key.plan, of_key.weights, keys[past], past)
+        if plan.rope_head and parts is not None:
+            q = joined(q, make(plan.rope_head.query, plan, weights, roots, now))
+            k = joined(k, parts[past])
         q = log_scaled(plan, q, now)
-        context = attend(plan, weights, q, k, v, bias(plan, weights, now, past))
-        context = absorb_into_output(owner, its_weights, context)
-        rows.append(output(plan, weights, context, own, now))
+        context = attend(plan, weights, q, k, values[past], bias(plan, weights, now, past))
+        context = absorb_into_output(of_value.plan, of_value.weights, context)
+        rows.append(output(plan, weights, context, roots, now))
     return np.concatenate(rows)
+
+
+def owner(layer: Layer, role: Role) -> Layer:
+    """The layer that makes and caches K or V of this one: itself, or one below."""
+    return layer.below[BELOW[role]] if layer.plan.layers_below(role) else layer
+
+
+def cached(layer: Layer, tensor: CachedTensor) -> Heads:
+    """The rows of a cached tensor, each of its token alone."""
+    plan, weights, x, below = layer
+    roots = project(plan, weights, x) | lent(plan, below)
+    return make(tensor.derivation, plan, weights, roots, np.arange(len(x)))
+
+
+def lent(plan: Plan, below: Mapping[str, Layer]) -> dict[str, Heads]:
+    """The roots that are K or V of a layer below, finished there."""
+    found: dict[str, Heads] = {}
+    for each in plan.lenders:
+        layer = below[each.root]
+        roots = project(layer.plan, layer.weights, layer.x) | lent(layer.plan, layer.below)
+        positions = np.arange(len(layer.x))
+        found[each.root] = whole(each.role, layer.plan, layer.weights, roots, positions)
+    return found
+
+
+def whole(
+    role: Role, plan: Plan, weights: Weights, roots: Mapping[str, Heads], positions: Positions
+) -> Heads:
+    """Q, K or V; Q and K with the part that alone gets RoPE, which K of a layer below has."""
+    content, part = make(plan.derivations[role], plan, weights, roots, positions), plan.rope_head
+    if part is None or role == "v" or (role == "k" and plan.layers_below("k")):
+        return content
+    own = part.query if role == "q" else part.key
+    return joined(content, make(own, plan, weights, roots, positions))
 
 
 def project(

@@ -149,6 +149,8 @@ def _source(source: Source) -> str:
             return f"R({origin})"
         case Latent(rank):
             return f"L({rank})"
+        case LayerBelow("first"):
+            return "of the first layer"
         case LayerBelow(layers):
             return f"of the layer {layers} below"
         case Zeros():

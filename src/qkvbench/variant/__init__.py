@@ -4,6 +4,7 @@ from qkvbench.variant.mask import Mask
 from qkvbench.variant.notation import parse, write
 from qkvbench.variant.parameter import Constant, Normal, Parameter, linear
 from qkvbench.variant.plan import (
+    BELOW,
     GATE,
     LATENT,
     NORM_EPS,
@@ -18,6 +19,7 @@ from qkvbench.variant.plan import (
     Fixed,
     Geometry,
     Input,
+    Lender,
     MakeZeros,
     Multiply,
     Normalize,
@@ -30,9 +32,10 @@ from qkvbench.variant.plan import (
     Shift,
     Take,
     UpProject,
+    roots_below,
     sized,
 )
-from qkvbench.variant.resolve import BELOW, resolve, resolve_cross
+from qkvbench.variant.resolve import resolve, resolve_cross
 from qkvbench.variant.rope import AlibiBias, Rope, ScoreBias
 from qkvbench.variant.scores import (
     FEATURES,
@@ -93,6 +96,7 @@ __all__ = [
     "Latent",
     "LayerBelow",
     "LearnedRotation",
+    "Lender",
     "LogScale",
     "MakeZeros",
     "Mask",
@@ -127,6 +131,7 @@ __all__ = [
     "parse",
     "resolve",
     "resolve_cross",
+    "roots_below",
     "sized",
     "without_value_rotation",
     "write",

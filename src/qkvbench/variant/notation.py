@@ -2,10 +2,10 @@
 
 Roles that hold the same tensor are joined by ``=``. A group ends in ``x`` if it is the stream, in
 ``R(role)`` if it is an earlier role times a learned rotation, in ``L(rank)`` if it is made from the
-latent, in ``K(-n)`` or ``V(-n)`` if it is K or V of the layer n below, and in ``0`` if it is zeros;
-otherwise it has a matrix of its own. ``none`` is zeros for all three: no attention. ``/g`` then
-gives the number of key/value heads, and suffixes describe the scores (`scores.SUFFIXES`):
-``q,k=v/4+qknorm+window128-diag``.
+latent, in ``K(-n)`` or ``V(-n)`` if it is K or V of the layer n below, in ``K(first)`` or
+``V(first)`` if of the first layer, and in ``0`` if it is zeros; otherwise it has a matrix of its
+own. ``none`` is zeros for all three: no attention. ``/g`` then gives the number of key/value heads,
+and suffixes describe the scores (`scores.SUFFIXES`): ``q,k=v/4+qknorm+window128-diag``.
 """
 
 import re
@@ -34,7 +34,7 @@ _EXAMPLE = (
 )
 _TERM = re.compile(
     r"(?P<name>[qkvx0])|r\((?P<origin>[qkv])\)|l\((?P<rank>[1-9][0-9]*)\)"
-    r"|(?P<below>[kv])\(-(?P<layers>[1-9][0-9]*)\)"
+    r"|(?P<below>[kv])\((?P<layers>first|-[1-9][0-9]*)\)"
 )
 # The part before the suffixes, which begin at the first sign outside of parentheses.
 _BODY = re.compile(r"(?:[^+\-(]|\([^)]*\)?)*")
@@ -105,7 +105,7 @@ def _ending(role: Role, source: Source) -> list[str]:
         case Latent(rank):
             return [f"L({rank})"]
         case LayerBelow(layers):
-            return [f"{role.upper()}(-{layers})"]
+            return [f"{role.upper()}({layers if layers == 'first' else -layers})"]
         case _:
             return []
 
@@ -121,8 +121,8 @@ def _read_group(
         match = _TERM.fullmatch(term)
         if match is None:
             raise ValueError(
-                f"'{text}': '{term}' is not q, k, v, x, 0, R(role), L(rank), K(-n) or V(-n); "
-                f"{_EXAMPLE}."
+                f"'{text}': '{term}' is not q, k, v, x, 0, R(role), L(rank), K(-n), V(-n), "
+                f"K(first) or V(first); {_EXAMPLE}."
             )
         if match["name"]:
             names.append(match["name"])
@@ -151,7 +151,8 @@ def _origin(match: re.Match[str]) -> Source:
     if match["origin"]:
         return LearnedRotation(cast(Role, match["origin"]))
     if match["below"]:
-        return LayerBelow(int(match["layers"]))
+        layers = match["layers"]
+        return LayerBelow("first" if layers == "first" else -int(layers))
     return Latent(int(match["rank"]))
 
 

@@ -4,6 +4,7 @@ Sizes, roots, derivations, cache policy, mask, biases of the scores, RoPE, and e
 Whatever computes, counts, caches or draws attention reads a plan, and nothing beside it.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import Literal, TypeVar
@@ -173,6 +174,8 @@ ROPE_QUERY, ROPE_KEY = "qr", "kr"
 GATE = "g"
 # The root of zeros: the stream, of which nothing but the number of rows is used.
 ZEROS = "0"
+# The roots of a layer that reads K or V of a layer below: the tensors as they are there.
+BELOW: dict[Role, str] = {"k": "K below", "v": "V below"}
 
 # The input that a root reads: the layer's own stream, in cross-attention another sequence, or
 # nothing, since it is K or V of a layer below.
@@ -254,9 +257,8 @@ class Plan:
     Queries ready for the product are multiplied by ``log_scale``. If there is a ``rope_head``, Q·K
     is a sum of two products, and its K is cached, too.
 
-    If K and V are those of a layer below, ``lender`` is the plan of that layer and
-    ``layers_below`` its distance, at least 1. The layer then caches nothing, and the operations on
-    cached rows are those of the lender, with the lender's weights.
+    If K or V is that of a layer below, ``lenders`` has that layer. This one then caches nothing for
+    that role, and the operations on cached rows are those of the lender, with the lender's weights.
 
     ``scores``, ``mask``, ``biases`` and ``rope`` say what happens to scores and positions. A kernel
     compares `features` with those that it supports.
@@ -280,8 +282,7 @@ class Plan:
     scores: Scores = Scores()
     mask: Mask = Mask()
     biases: tuple[ScoreBias, ...] = ()
-    lender: "Plan | None" = None
-    layers_below: int = 0
+    lenders: tuple["Lender", ...] = ()
 
     @property
     def is_cross(self) -> bool:
@@ -398,20 +399,34 @@ class Plan:
         """How many products each score sums: the score is divided by the root of it."""
         return self.width("q") + (self.rope_head.width if self.rope_head else 0)
 
-    @property
-    def owner(self) -> "Plan":
-        """The plan by which K and V are made and cached: its own, or that of a layer below."""
-        return self.lender or self
+    def layers_below(self, role: Role) -> int:
+        """How far below the layer is whose K or V is read; 0 if this layer makes it."""
+        lender = self._lender(role)
+        return lender.layers if lender else 0
+
+    def owner(self, role: Role) -> "Plan":
+        """The plan by which K or V is made and cached: its own, or that of a layer below."""
+        lender = self._lender(role)
+        return lender.plan if lender else self
+
+    def _lender(self, role: Role) -> "Lender | None":
+        return next((each for each in self.lenders if each.root == BELOW.get(role)), None)
 
     @property
     def cached_key(self) -> CachedTensor:
         """The cached tensor from which K is made; of the layer below if that has it."""
-        return self.owner.cached[0]
+        return self.owner("k").cached[0]
 
     @property
     def cached_value(self) -> CachedTensor:
         """The cached tensor that is summed; the same one if K and V share it."""
-        return [tensor for tensor in self.owner.cached if tensor.name != ROPE_KEY][-1]
+        return [tensor for tensor in self.owner("v").cached if tensor.name != ROPE_KEY][-1]
+
+    @property
+    def shares_rows(self) -> bool:
+        """True if one cached tensor is read as both K and V."""
+        one_layer = self.layers_below("k") == self.layers_below("v")
+        return one_layer and self.cached_key == self.cached_value
 
     @property
     def key_heads(self) -> int:
@@ -429,13 +444,36 @@ class Plan:
         made = [self.derivations[role] for role in ROLES]
         if self.rope_head:
             made.append(self.rope_head.query)
-        if self.rope_head and not self.lender:
+        if self.rope_head and not self.layers_below("k"):
             made.append(self.rope_head.key)
         return tuple(made)
 
     def _ops(self, kind: type[_Kind]) -> list[_Kind]:
         """The operations of this kind in all derivations."""
         return [op for each in self.all_derivations for op in each.ops if isinstance(op, kind)]
+
+
+@dataclass(frozen=True)
+class Lender:
+    """A layer below whose finished K or V is a root of this layer.
+
+    ``root`` names it here, ``role`` says which it is there; the layer is ``layers`` below.
+    """
+
+    root: str
+    role: Role
+    layers: int
+    plan: Plan
+
+
+_Rows = TypeVar("_Rows")
+
+
+def roots_below(
+    lenders: Iterable[Lender], layer: int, lent: Mapping[tuple[int, Role], _Rows]
+) -> dict[Derivation, _Rows]:
+    """The roots of layer number `layer` that are `lent`, by layer and role."""
+    return {Derivation(each.root, ()): lent[layer - each.layers, each.role] for each in lenders}
 
 
 def shape_after(derivation: Derivation, roots: tuple[Root, ...]) -> tuple[int, int]:
@@ -477,8 +515,7 @@ _STRUCTURE = {
     "scores",
     "mask",
     "biases",
-    "lender",
-    "layers_below",
+    "lenders",
 }
 
 

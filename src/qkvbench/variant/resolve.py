@@ -8,6 +8,7 @@ from typing import TypedDict
 from qkvbench.variant.mask import Mask
 from qkvbench.variant.notation import write
 from qkvbench.variant.plan import (
+    BELOW,
     GATE,
     LATENT,
     NORM_EPS,
@@ -23,6 +24,7 @@ from qkvbench.variant.plan import (
     Derivation,
     Fixed,
     Geometry,
+    Lender,
     MakeZeros,
     Multiply,
     Normalize,
@@ -51,9 +53,6 @@ from qkvbench.variant.spec import (
     Zeros,
 )
 
-# The roots of a layer that reads K and V of a layer below: the tensors as they are there.
-BELOW: dict[Role, str] = {"k": "K below", "v": "V below"}
-
 
 def resolve(
     variant: Variant,
@@ -71,12 +70,23 @@ def resolve(
     below it, first to last; None is one without attention. K and V of a layer that is not there are
     the layer's own. ValueError, with the reason, if there is no plan.
     """
+    lenders = _lenders(variant, below)
+    for lender in lenders:
+        heads = lender.plan.geometry.kv_heads
+        if variant.kv_heads not in (None, heads):
+            raise ValueError(
+                f"{_reads(variant, lender)}, which has {heads} key/value heads: leave out the "
+                f"'/{variant.kv_heads}'."
+            )
+        if heads != lenders[0].plan.geometry.kv_heads:
+            raise ValueError(
+                f"{_reads(variant, lender)}, which has {heads} key/value heads, and K of another "
+                "layer with other heads: give both layers as many."
+            )
+        # Those of the own role, if there is one, are as many.
+        geometry = replace(geometry, kv_heads=heads)
     own = _resolve(variant, geometry, causal=causal, rope=rope, alibi=alibi, norm_eps=norm_eps)
-    match variant.k:
-        case LayerBelow(layers) if layers <= len(below):
-            return _reading(own, below[-layers], layers)
-        case _:
-            return own
+    return _reading(own, lenders) if lenders else own
 
 
 @lru_cache(maxsize=1024)
@@ -164,10 +174,10 @@ def resolve_cross(variant: Variant, geometry: Geometry) -> Plan:
     no token has a V of its own.
     ValueError as `resolve`, and if K and V are to be those of a layer below.
     """
-    if isinstance(variant.k, LayerBelow):
+    if variant.reads_below:
         raise ValueError(
-            f"Cross-attention has K and V of a source, and {write(variant)} reads them from a "
-            f"layer below. Write it for the other attention sites, such as {write(variant)}@self."
+            f"Cross-attention has K and V of a source, and {write(variant)} reads a layer below. "
+            f"Write it for the other attention sites, such as {write(variant)}@self."
         )
     plan = resolve(variant, geometry)
     roots = {plan.derivations["q"].root: plan.root(plan.derivations["q"].root)}
@@ -199,58 +209,92 @@ def resolve_cross(variant: Variant, geometry: Geometry) -> Plan:
     )
 
 
-def _reading(own: Plan, lender: Plan | None, layers: int) -> Plan:
-    """The plan of a layer whose K and V are those of `lender`, so many layers below.
+def _lenders(variant: Variant, below: Sequence[Plan | None]) -> tuple[Lender, ...]:
+    """The layers whose K and V a layer above all of `below` reads.
 
-    Of the layer's own plan Q is left, and all that happens to its scores.
+    If such a layer reads its own from another, it is that one.
     """
-    text = write(own.variant)
-    if lender is None:
-        raise ValueError(f"{text} reads K and V of the layer {layers} below, which has none.")
-    distance, lender = layers + lender.layers_below, lender.owner
-    of = f"{text} reads K and V of the layer {distance} below, {write(lender.variant)}"
-    size = replace(own.geometry, kv_heads=lender.geometry.kv_heads)
-    if own.variant.kv_heads not in (None, size.kv_heads):
-        raise ValueError(
-            f"{of}, which has {size.kv_heads} key/value heads: leave out the "
-            f"'/{own.variant.kv_heads}'."
-        )
-    if own.score_width != lender.score_width:
-        raise ValueError(
-            f"{of}, whose heads of K have {lender.score_width} numbers and not {own.score_width}."
-        )
-    if (own.scores.rope_head, own.width("v")) != (lender.scores.rope_head, lender.width("v")):
-        raise ValueError(f"{of}: give both the same '+ropehead' and '+valuedim'.")
-    if own.mask != lender.mask:
+    found: list[Lender] = []
+    for role in ("k", "v"):
+        source = variant.source(role)
+        layers = source.distance(len(below)) if isinstance(source, LayerBelow) else 0
+        if layers:
+            plan = below[-layers]
+            if plan is None:
+                raise ValueError(
+                    f"{write(variant)} reads {role.upper()} of the layer {layers} below, which has "
+                    "no attention."
+                )
+            distance = layers + plan.layers_below(role)
+            found.append(Lender(BELOW[role], role, distance, plan.owner(role)))
+    return tuple(found)
+
+
+def _reads(variant: Variant, lender: Lender) -> str:
+    """The beginning of a sentence that refuses a lender."""
+    return (
+        f"{write(variant)} reads {lender.role.upper()} of the layer {lender.layers} below, "
+        f"{write(lender.plan.variant)}"
+    )
+
+
+def _reading(own: Plan, lenders: tuple[Lender, ...]) -> Plan:
+    """The plan of a layer with K, V or both of layers below, and all else its own."""
+    lent = {lender.role: lender.plan for lender in lenders}
+    roots: dict[str, Root] = {}
+    derivations = dict(own.derivations)
+    for lender in lenders:
+        _check_lender(own, lender)
+        role, plan = lender.role, lender.plan
+        width = plan.score_width if role == "k" else plan.width("v")
+        roots[lender.root] = Root(lender.root, plan.heads(role), width, None, "layer below")
+        derivations[role] = Derivation(lender.root, ())
+    part = own.rope_head
+    names = {GATE, *(each.root for each in derivations.values())}
+    names |= {part.query.root} if part else set()
+    names |= {part.key.root} if part and "k" not in lent else set()
+    every = (*(root for root in own.roots if root.name in names), *roots.values())
+    # The content of the cache for the roles that are made here.
+    rope_head = None if "k" in lent else own.rope_head
+    policy = _cache_policy(derivations["k"], derivations["v"], every, rope_head)
+    policy["cached"] = tuple(
+        tensor for tensor in policy["cached"] if tensor.derivation.root not in roots
+    )
+    if plan := lent.get("k"):
+        policy["key_ops_on_read"] = plan.key_ops_on_read
+        policy["absorbed_by_query"] = plan.absorbed_by_query
+    if plan := lent.get("v"):
+        policy["absorbed_by_output"] = plan.absorbed_by_output
+    return replace(own, roots=every, derivations=derivations, lenders=lenders, **policy)
+
+
+def _check_lender(own: Plan, lender: Lender) -> None:
+    """Refuse K or V that does not fit the layer that reads it."""
+    of, plan = _reads(own.variant, lender), lender.plan
+    if own.mask != plan.mask:
         raise ValueError(
             f"{of}: both need one mask, since the rows of one cache are read through it. Give both "
             "the same window, sinks and diagonal."
         )
-    if own.rope != lender.rope:
+    if lender.role == "v":
+        if own.width("v") != plan.width("v"):
+            raise ValueError(f"{of}: give both the same '+valuedim'.")
+        if _value_rope(own) != _value_rope(plan):
+            raise ValueError(f"{of}: both need the same RoPE on V, which is in it already.")
+        return
+    if own.score_width != plan.score_width:
+        raise ValueError(
+            f"{of}, whose heads of K have {plan.score_width} numbers and not {own.score_width}."
+        )
+    if own.scores.rope_head != plan.scores.rope_head:
+        raise ValueError(f"{of}: give both the same '+ropehead'.")
+    if own.rope != plan.rope:
         raise ValueError(f"{of}: both need the same rotary positions, which are in K already.")
-    query, rope_head = own.derivations["q"], own.rope_head
-    names = [query.root]
-    names += [rope_head.query.root] if rope_head else []
-    names += [GATE] if own.gate else []
-    roots = [own.root(name) for name in dict.fromkeys(names)]
-    derivations: dict[Role, Derivation] = {"q": query}
-    widths: dict[Role, int] = {"k": lender.score_width, "v": lender.width("v")}
-    for role, name in BELOW.items():
-        heads = lender.heads(role)
-        roots.append(Root(name, heads, widths[role], matrix=None, reads="layer below"))
-        derivations[role] = Derivation(name, ())
-    return replace(
-        own,
-        geometry=size,
-        roots=tuple(roots),
-        derivations=derivations,
-        cached=(),
-        key_ops_on_read=lender.key_ops_on_read,
-        absorbed_by_query=lender.absorbed_by_query,
-        absorbed_by_output=lender.absorbed_by_output,
-        lender=lender,
-        layers_below=distance,
-    )
+
+
+def _value_rope(plan: Plan) -> Rope | None:
+    """The RoPE of V's heads, if it has any."""
+    return plan.rope if plan.rope and "v" in plan.rope.roles else None
 
 
 @dataclass(frozen=True)
@@ -541,10 +585,12 @@ def _check(variant: Variant, geometry: Geometry, made: dict[Role, Derivation]) -
     for role in ("k", "v"):
         if made[role].root != ZEROS and made[role].root in (STREAM, made["q"].root):
             root = "the stream" if made[role].root == STREAM else "the root of q"
+            remedy = f"Leave out the '/', or write {geometry.heads} after it."
+            if variant.reads_below:
+                remedy = f"Give the layer that it reads {geometry.heads} key/value heads."
             raise ValueError(
                 f"{write(variant)} makes {role} from {root}, so both need as many heads; here q "
-                f"has {geometry.heads} and {role} has {geometry.kv_heads}. Leave out the '/', "
-                f"or write {geometry.heads} after it."
+                f"has {geometry.heads} and {role} has {geometry.kv_heads}. {remedy}"
             )
 
 

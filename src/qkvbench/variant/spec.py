@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Literal
 
 from qkvbench.variant.scores import ROLES, Role, Scores
 
@@ -44,14 +45,20 @@ class Latent:
 
 @dataclass(frozen=True)
 class LayerBelow:
-    """The finished tensor of the same role in the layer that is `layers` below.
+    """The finished K or V of the layer that is `layers` below, or of the "first" one.
 
-    K and V after norm, scale and RoPE; both are read from one layer, and Q has no such source. If
-    that layer reads them itself, they are of the layer that it reads. A layer with fewer layers
-    below it makes its own. arXiv:2405.12981, section 3; arXiv:2405.05254 with one layer for many.
+    After norm, scale and RoPE. K and V may be of two layers, or one of them the layer's own; Q has
+    no such source. If that layer reads it itself, it is of the layer that it reads. A layer with
+    fewer layers below it makes its own. arXiv:2405.12981, section 3; arXiv:2405.05254 with one
+    layer for many; arXiv:2512.03870 with V of the first layer and K of one in the middle.
     """
 
-    layers: int
+    layers: int | Literal["first"]
+
+    def distance(self, number: int) -> int:
+        """How far below layer `number`, counted from 0; 0 if there is no such layer."""
+        layers = number if self.layers == "first" else self.layers
+        return layers if layers <= number else 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,11 @@ class Variant:
     def source(self, role: Role) -> Source:
         """The source of `role`."""
         return {"q": self.q, "k": self.k, "v": self.v}[role]
+
+    @property
+    def reads_below(self) -> bool:
+        """True if something is read from a layer below."""
+        return any(isinstance(self.source(role), LayerBelow) for role in ROLES)
 
 
 def every_variant() -> Iterator[Variant]:
@@ -160,17 +172,26 @@ def _check_latents(sources: list[Source]) -> None:
 
 
 def _check_layers_below(variant: Variant) -> None:
-    """Refuse a layer below that is not one, or from which only one of K and V is read."""
-    sources = [variant.source(role) for role in ROLES]
-    q, k, v = (isinstance(source, LayerBelow) for source in sources)
-    below = {source.layers for source in sources if isinstance(source, LayerBelow)}
-    if q or k != v or len(below) > 1 or any(layers < 1 for layers in below):
+    """Refuse a layer below that is not one, and whatever is made from what is read there."""
+    q, k, v = (variant.source(role) for role in ROLES)
+    below = {source.layers for source in (q, k, v) if isinstance(source, LayerBelow)}
+    if isinstance(q, LayerBelow) or any(isinstance(n, int) and n < 1 for n in below):
         raise ValueError(
-            "From a layer below, K and V are read together, each as it is there, and Q never: "
-            "write for example 'q,k=K(-1),v=V(-1)'."
+            "From a layer below K and V are read, each as it is there, and Q never: write for "
+            "example 'q,k=K(-1),v=V(-1)', or 'q,k,v=V(first)'."
         )
-    if below and variant.scores.exclusive:
-        raise ValueError("With K and V of a layer below no token has a V here: leave out '-own'.")
+    if isinstance(k, LayerBelow) and v in (Same("k"), LearnedRotation("k")):
+        raise ValueError(
+            "K of a layer below is finished there, so V cannot be made from it: write for example "
+            "'q,k=K(-1),v=V(-1)', or 'q,k=K(-1),v' with a V of its own."
+        )
+    if isinstance(v, LayerBelow) and k == Zeros():
+        raise ValueError(
+            "The mean of what is visible is of the layer's own V, beside which nothing is cached: "
+            "write for example 'q=k=0,v'."
+        )
+    if isinstance(v, LayerBelow) and variant.scores.exclusive:
+        raise ValueError("With V of a layer below no token has a V here: leave out '-own'.")
 
 
 def _check_zeros(variant: Variant) -> None:

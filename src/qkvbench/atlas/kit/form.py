@@ -191,9 +191,10 @@ class Form:
         )
         if not self.below:
             return made(variant)
-        lender = made(parse(_written(self.below, sizes)))
-        assert isinstance(variant.k, LayerBelow), "only a layer that reads another has one below"
-        return made(variant, below=[lender, *[None] * (variant.k.layers - 1)])
+        read = [each.layers for each in (variant.k, variant.v) if isinstance(each, LayerBelow)]
+        # As few layers as it takes for the first one to be none of the others.
+        layers = ("first" in read) + max(each for each in (*read, 0) if isinstance(each, int))
+        return made(variant, below=[made(parse(_written(self.below, sizes)))] * layers)
 
     def library_bytes(self, sizes: Sizes) -> int:
         """Bytes that transformers keeps for each past token of one layer, at 2 bytes a number."""

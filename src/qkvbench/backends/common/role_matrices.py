@@ -24,10 +24,10 @@ def without_rope(derivation: Derivation) -> Derivation:
     )
 
 
-def owner_name(name: str, plan: Plan) -> str:
-    """The name of the layer whose K and V the layer `name` has: itself, or one below."""
+def owner_name(name: str, plan: Plan, role: Role) -> str:
+    """The name of the layer whose K or V the layer `name` has: itself, or one below."""
     blocks, number, part = name.rsplit(".", 2)
-    return f"{blocks}.{int(number) - plan.layers_below}.{part}"
+    return f"{blocks}.{int(number) - plan.layers_below(role)}.{part}"
 
 
 def role_matrices(

@@ -1,6 +1,6 @@
 """One attention layer, made from its plan. All variants run through it, in two ways held equal."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -26,7 +26,6 @@ from qkvbench.backends.jax.models.weights import Weights
 from qkvbench.backends.jax.models.weights import part as part_of
 from qkvbench.backends.jax.training.precision import upcast
 from qkvbench.variant import (
-    BELOW,
     GATE,
     ROLES,
     ROPE_KEY,
@@ -60,20 +59,8 @@ Apply = Callable[..., Heads]
 TINY = 1e-12
 
 
-class KeyValue(NamedTuple):
-    """K and V of a layer over a whole sequence, as layers above it may read them."""
-
-    k: Heads
-    v: Heads
-
-    @property
-    def roots(self) -> dict[Derivation, Heads]:
-        """The tensors as roots of a layer that reads them."""
-        return {Derivation(BELOW[role], ()): rows for role, rows in zip(BELOW, self, strict=True)}
-
-
-class Lender(NamedTuple):
-    """The layer below whose rows are read in decoding: its weights and its cache."""
+class Owner(NamedTuple):
+    """The layer whose rows are read as K or V in decoding: its weights and its cache."""
 
     weights: Weights
     layer: LayerCache
@@ -106,21 +93,21 @@ class Attention:
         """Attend over a whole sequence, expanded: make Q, K and V, apply RoPE, attend.
 
         `lengths` counts the leading positions of each sequence (of the source, in cross-attention)
-        that are not padding; None is all. `made` are the roots of a layer below, if K and V are
-        read from one; what this layer makes is added to it.
+        that are not padding; None is all. `made` are the roots of layers below, if K or V is read
+        from one; what this layer makes is added to it.
         """
         made = {} if made is None else made
         made |= self.project(weights, x, source)
         return self._attend(weights, made, self.head_maps(weights), lengths)
 
-    def key_value(self, made: dict[Derivation, Heads]) -> KeyValue:
+    def lent(self, roles: tuple[Role, ...], made: dict[Derivation, Heads]) -> dict[Role, Heads]:
         """K and V of a pass, for layers above; `made` is the layer's after the pass."""
         made_already: Maps = {}
 
         def no_rope(rows: Heads, *, back: bool = False) -> Heads:
             raise AssertionError("K and V are made")
 
-        return KeyValue(*(self.whole({}, role, made, made_already, no_rope) for role in BELOW))
+        return {role: self.whole({}, role, made, made_already, no_rope) for role in roles}
 
     def whole(
         self,
@@ -136,7 +123,7 @@ class Attention:
         """
         content = self.make(weights, self.plan.derivations[role], made, maps, rope)
         part = self.plan.rope_head
-        if part is None or role == "v" or (role == "k" and self.plan.layers_below):
+        if part is None or role == "v" or (role == "k" and self.plan.layers_below("k")):
             return content
         own = part.query if role == "q" else part.key
         rope_part = self.make(weights, own, made, maps, rope)
@@ -173,11 +160,11 @@ class Attention:
         layer: LayerCache,
         count: Count,
         capacity: int,
-        lender: Lender | None = None,
+        below: Mapping[Role, Owner],
     ) -> tuple[Stream, LayerCache]:
         """Decode one token, absorbed: over cached roots, fixed maps in query and output.
 
-        The roots, maps and scales are those of the `lender` if K and V are of a layer below.
+        The roots, maps and scales of K or V are those of a layer `below`, if it is from there.
         """
         made = self.project(weights, x)
         at = count[..., None]
@@ -190,11 +177,12 @@ class Attention:
             for tensor in self.plan.cached
         }
         layer = LayerCache(rows, layer.maps, layer.lengths, layer.cross)
-        owner = lender or Lender(weights, layer)
-        slots = owner.layer.rows[self.plan.cached_value.name].shape[2]
+        own = Owner(weights, layer)
+        owners = below.get("k", own), below.get("v", own)
+        slots = owners[1].layer.rows[self.plan.cached_value.name].shape[2]
         columns = slot_positions(count, slots, self.plan.mask)
-        queries = self._queries(owner, make)
-        context = self._attend_cached(weights, queries, owner, at, columns, capacity)
+        queries = self._queries(owners[0], make)
+        context = self._attend_cached(weights, queries, owners, at, columns, capacity)
         after = self.output(weights, context, made, layer.maps, rope)
         return after.astype(x.dtype), layer
 
@@ -221,11 +209,10 @@ class Attention:
         made = self._project(weights, grouped, "stream")
         rope = self._rope(time)
         make = partial(self.make, weights, made=made, maps=layer.maps, rope=rope)
-        owner, end = Lender(weights, layer), max(time, size)
+        owner, end = Owner(weights, layer), max(time, size)
         queries = self._queries(owner, make)
-        context = self._attend_cached(
-            weights, queries, owner, np.arange(time), np.arange(size), end, layer.lengths
-        )
+        places = np.arange(time), np.arange(size)
+        context = self._attend_cached(weights, queries, (owner, owner), *places, end, layer.lengths)
         after = self.output(weights, context, made, layer.maps, rope)
         return after.astype(x.dtype).reshape(x.shape)
 
@@ -363,7 +350,7 @@ class Attention:
                     rows = jnp.zeros((len(rows), heads, rows.shape[2], width), rows.dtype)
         return rows
 
-    def _queries(self, owner: Lender, make: Callable[[Derivation], Heads]) -> dict[str, Heads]:
+    def _queries(self, owner: Owner, make: Callable[[Derivation], Heads]) -> dict[str, Heads]:
         """The parts of Q by the cached tensor that each is multiplied with.
 
         K's fixed maps are absorbed: products with cached rows are those with K.
@@ -378,7 +365,7 @@ class Attention:
         self,
         weights: Weights,
         queries: dict[str, Heads],
-        owner: Lender,
+        owners: tuple[Owner, Owner],
         rows: Positions,
         columns: Positions,
         end: int,
@@ -386,12 +373,12 @@ class Attention:
     ) -> Heads:
         """softmax(q·k)·root over cached rows, each group of heads over its own root.
 
-        The queries are at the positions `rows`, the cached rows of the `owner` at `columns`, all
-        before `end`.
+        The queries are at the positions `rows`, the cached rows of the `owners` of K and of V at
+        `columns`, all before `end`.
         """
-        layer = owner.layer
+        (key_weights, layer), (_, of_value) = owners
         kept, key_heads = self.plan.cached_value, self.plan.key_heads
-        value, kind = layer.rows[kept.name], weights["o.weight"].dtype
+        value, kind = of_value.rows[kept.name], weights["o.weight"].dtype
         queries = {name: self.scale_by_position(each, rows) for name, each in queries.items()}
         query = queries[self.plan.cached_key.name]
         batch, heads, time, _ = query.shape
@@ -403,10 +390,11 @@ class Attention:
         if self.kernel is not None and time == 1 and lengths is None:
             count = jnp.broadcast_to(jnp.asarray(rows[..., 0] + 1, jnp.int32), batch)
             context = self.kernel(grouped(query, key_heads), value, count)
-            return self._absorb_into_output(context.reshape(query.shape).astype(kind), layer.maps)
+            context = context.reshape(query.shape).astype(kind)
+            return self._absorb_into_output(context, of_value.maps)
         rope = partial(self.rotate, at=columns, end=end)
         keys = layer.rows[self.plan.cached_key.name].astype(kind)
-        keys = self._apply_ops(owner.weights, self.plan.key_ops_on_read, keys, layer.maps, rope)
+        keys = self._apply_ops(key_weights, self.plan.key_ops_on_read, keys, layer.maps, rope)
         products = products_of(grouped(query, key_heads), keys).reshape(batch, heads, time, -1)
         if ROPE_KEY in queries:
             parts = layer.rows[ROPE_KEY].astype(kind)
@@ -416,7 +404,8 @@ class Attention:
             weights, products, rows, columns, end, lengths
         ).astype(kind)
         context = probabilities.reshape(batch, kept.heads, -1, value.shape[2]) @ value.astype(kind)
-        return self._absorb_into_output(context.reshape(batch, heads, time, kept.width), layer.maps)
+        context = context.reshape(batch, heads, time, kept.width)
+        return self._absorb_into_output(context, of_value.maps)
 
     def scale_by_position(self, query: Heads, rows: Positions) -> Heads:
         """Queries at these positions times a number that grows with the position."""

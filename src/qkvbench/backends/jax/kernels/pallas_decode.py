@@ -87,7 +87,7 @@ def decode_kernel(plan: Plan) -> DecodeKernel | None:
 
 def chosen(plan: Plan, *, interpret: bool = False) -> DecodeKernel | None:
     """The kernel if it can run this plan: one cached root, and no other features."""
-    if plan.cached_key != plan.cached_value or plan.is_cross or not plan.features <= FEATURES:
+    if not plan.shares_rows or plan.is_cross or not plan.features <= FEATURES:
         return None
     return DecodeKernel(plan.rope if plan.key_ops_on_read else None, interpret)
 

@@ -1,7 +1,8 @@
 """One layer of a stack: attention and feed-forward, each on the normed stream and added to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -9,21 +10,23 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from qkvbench.backends.jax.attention.layer import Attention, Heads, KeyValue, Lender
+from qkvbench.backends.jax.attention.layer import Attention, Heads, Owner
 from qkvbench.backends.jax.cache.kv_cache import Count, LayerCache
 from qkvbench.backends.jax.models.parts import feed_forward, normalize
 from qkvbench.backends.jax.models.weights import Weights, part
 from qkvbench.model import Block as BlockSpec
 from qkvbench.model import LayerPlans
-from qkvbench.variant import Derivation
+from qkvbench.variant import Derivation, Lender, Role
 
 Stream = Float[Array, "batch time d_model"]
 Lengths = Int[Array, " batch"]
 # The key of a part's dropout; None without dropout.
 Key = Array | None
 # A callback with the inputs of an attention layer: its name in the block, itself, its weights, the
-# stream and the lengths without padding.
-OnAttention = Callable[[str, Attention, Weights, Stream, Lengths | None], None]
+# stream, the lengths without padding and the roots of layers below.
+OnAttention = Callable[
+    [str, Attention, Weights, Stream, Lengths | None, Mapping[Derivation, Heads]], None
+]
 
 Part = Literal["attention", "cross", "feed_forward"]
 # Each part has a dropout of its own.
@@ -47,7 +50,7 @@ class Block:
 
     With cross-attention, x + cross(norm(x), source) comes between. ``again``: activation
     checkpointing, the backward pass recomputes everything between the block's input and output.
-    ``lends``: a block above it reads its K and V.
+    ``lends``: K and V if blocks above it read them.
     """
 
     spec: BlockSpec
@@ -55,12 +58,12 @@ class Block:
     cross: Attention | None
     dropout: float
     again: bool
-    lends: bool
+    lends: tuple[Role, ...]
 
     @property
-    def layers_below(self) -> int:
-        """How far below it the layer is whose K and V it reads; 0 if it makes its own."""
-        return self.attention.plan.layers_below if self.attention else 0
+    def lenders(self) -> tuple[Lender, ...]:
+        """The layers below that it reads."""
+        return self.attention.plan.lenders if self.attention else ()
 
     def __call__(
         self,
@@ -70,19 +73,20 @@ class Block:
         source: Source | None = None,
         key: Key = None,
         on_attention: OnAttention = ignore,
-        lent: KeyValue | None = None,
-    ) -> tuple[Stream, KeyValue | None]:
+        lent: Mapping[Derivation, Heads] = MappingProxyType({}),
+    ) -> tuple[Stream, dict[Role, Heads]]:
         """The stream after this layer, over a whole sequence, and what layers above read of it.
 
-        `lent` is what it reads of a layer below.
+        `lent` are the roots of layers below.
         """
         if not self.again:
             return self._whole(weights, x, lengths, source, key, lent, on_attention)
 
-        def whole(*given: Any) -> tuple[Stream, KeyValue | None]:
-            return self._whole(*given, on_attention=on_attention)
+        def whole(rows: list[Heads], *given: Any) -> tuple[Stream, dict[Role, Heads]]:
+            read = dict(zip(lent, rows, strict=True))
+            return self._whole(*given, lent=read, on_attention=on_attention)
 
-        return jax.checkpoint(whole)(weights, x, lengths, source, key, lent)
+        return jax.checkpoint(whole)([*lent.values()], weights, x, lengths, source, key)
 
     def read(
         self,
@@ -90,19 +94,20 @@ class Block:
         x: Stream,
         layer: LayerCache,
         count: Count,
-        lent: KeyValue | None = None,
-    ) -> tuple[Stream, LayerCache, KeyValue | None]:
+        lent: Mapping[Derivation, Heads],
+    ) -> tuple[Stream, LayerCache, dict[Role, Heads]]:
         """The stream after this layer, over whole prompts, of which an empty cache is filled.
 
         `lent` and the last result as in a call.
         """
-        made: dict[Derivation, Heads] = lent.roots if lent else {}
-        lends, rows = None, x
+        made = dict(lent)
+        lends: dict[Role, Heads] = {}
+        rows = x
         if self.attention:
             rows, own = self._normed(weights, "attention", x), part(weights, "attention")
             added, layer = self.attention.read(own, rows, layer, count, made)
             x = self._add(weights, "attention", x, added)
-            lends = self.attention.key_value(made) if self.lends else None
+            lends = self.attention.lent(self.lends, made)
         x = self._add_feed_forward(weights, self._add_cross(weights, x, layer), rows)
         return x, layer, lends
 
@@ -113,17 +118,17 @@ class Block:
         layer: LayerCache,
         count: Count,
         capacity: int,
-        lender: Lender | None = None,
+        below: Mapping[Role, Owner],
     ) -> tuple[Stream, LayerCache]:
         """The stream after this layer, for one new token of each sequence.
 
-        Over the rows of the `lender` if it reads K and V of a layer below.
+        Over the rows of layers `below` if it reads K or V from there.
         """
         rows = x
         if self.attention:
             rows = self._normed(weights, "attention", x)
             own = part(weights, "attention")
-            added, layer = self.attention.step(own, rows, layer, count, capacity, lender)
+            added, layer = self.attention.step(own, rows, layer, count, capacity, below)
             x = self._add(weights, "attention", x, added)
         return self._add_feed_forward(weights, self._add_cross(weights, x, layer), rows), layer
 
@@ -140,18 +145,19 @@ class Block:
         lengths: Lengths | None,
         source: Source | None,
         key: Key,
-        lent: KeyValue | None,
+        lent: Mapping[Derivation, Heads],
         on_attention: OnAttention,
-    ) -> tuple[Stream, KeyValue | None]:
-        made: dict[Derivation, Heads] = lent.roots if lent else {}
-        lends, rows = None, x
+    ) -> tuple[Stream, dict[Role, Heads]]:
+        made = dict(lent)
+        lends: dict[Role, Heads] = {}
+        rows = x
         if self.attention:
             rows, own = self._normed(weights, "attention", x), part(weights, "attention")
-            on_attention("attention", self.attention, own, rows, lengths)
+            on_attention("attention", self.attention, own, rows, lengths, lent)
             x = self._add(
                 weights, "attention", x, self.attention(own, rows, lengths, made=made), key
             )
-            lends = self.attention.key_value(made) if self.lends else None
+            lends = self.attention.lent(self.lends, made)
         if self.cross and source:
             across, own = self._normed(weights, "cross", x), part(weights, "cross")
             across = self.cross(own, across, source.lengths, source.stream)
@@ -208,7 +214,7 @@ def block(
     *,
     dropout: float = 0.0,
     again: bool = False,
-    lends: bool = False,
+    lends: tuple[Role, ...] = (),
 ) -> Block:
     """The block that `spec` describes, with attention by these plans."""
     own = plans.attention and Attention.of(plans.attention)

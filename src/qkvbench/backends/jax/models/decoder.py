@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Num
 
-from qkvbench.backends.jax.attention.layer import KeyValue, Lender
+from qkvbench.backends.jax.attention.layer import Heads, Owner
 from qkvbench.backends.jax.cache.kv_cache import Cache
 from qkvbench.backends.jax.models.block import Key, OnAttention, Source, ignore
 from qkvbench.backends.jax.models.tower import Tower, prefixed
 from qkvbench.backends.jax.models.weights import Parameters, Weights, part
 from qkvbench.backends.jax.training.precision import OUTPUT, TABLE
+from qkvbench.variant import Role, roots_below
 
 Tokenized = Int[Array, "batch time"]
 Counts = Int[Array, " batch"]
@@ -121,10 +122,11 @@ class Decoder:
             tokens = _shifted(tokens, padding)
             count = (time - padding).astype(jnp.int32)
         x = self.own.embedding(part(weights, "embedding"), tokens)
-        layers, lent = list(cache.layers), dict[int, KeyValue | None]()
+        layers, lent = list(cache.layers), dict[tuple[int, Role], Heads]()
         for number, block in enumerate(self.own.blocks):
-            own, read = part(weights, f"blocks.{number}"), lent.get(number - block.layers_below)
-            x, layers[number], lent[number] = block.read(own, x, layers[number], count, read)
+            own, read = part(weights, f"blocks.{number}"), roots_below(block.lenders, number, lent)
+            x, layers[number], lends = block.read(own, x, layers[number], count, read)
+            lent |= {(number, role): rows for role, rows in lends.items()}
         last = x[jnp.arange(batch), count - 1]
         logits = self.head(weights, self.own.normalize(weights, last))
         return logits, replace(cache, layers=tuple(layers), count=count)
@@ -137,11 +139,12 @@ class Decoder:
         x = self.own.embedding.at(part(weights, "embedding"), tokens, cache.count, end)
         layers = list(cache.layers)
         for number, block in enumerate(self.own.blocks):
-            own, lender = part(weights, f"blocks.{number}"), None
-            if block.layers_below:
-                below = number - block.layers_below
-                lender = Lender(part(weights, f"blocks.{below}.attention"), layers[below])
-            x, layers[number] = block.step(own, x, layers[number], cache.count, end, lender)
+            own = part(weights, f"blocks.{number}")
+            below: dict[Role, Owner] = {}
+            for each in block.lenders:
+                at = number - each.layers
+                below[each.role] = Owner(part(weights, f"blocks.{at}.attention"), layers[at])
+            x, layers[number] = block.step(own, x, layers[number], cache.count, end, below)
         logits = self.head(weights, self.own.normalize(weights, x[:, 0]))
         return logits, replace(cache, layers=tuple(layers), count=cache.count + 1)
 

@@ -15,12 +15,12 @@ from qkvbench.backends.jax.attention.softmax import products_of
 from qkvbench.backends.jax.models.build import Network
 from qkvbench.backends.jax.models.weights import Weights
 from qkvbench.backends.jax.training.precision import upcast
-from qkvbench.variant import Role
+from qkvbench.variant import ROLES, Derivation, Role
 
 # The fields of a `Layer` besides its name: an array each, or one for each role.
 LayerArrays = dict[str, Any]
-# A layer, its weights and its input.
-LayerInput = tuple[Attention, Weights, Stream]
+# A layer, its weights, its input and the roots of layers below.
+LayerInput = tuple[Attention, Weights, Stream, Mapping[Derivation, Heads]]
 
 
 def inspect_arrays(
@@ -31,13 +31,16 @@ def inspect_arrays(
     Cross-attention is left out: its rows and columns belong to two sequences.
     """
     arrays: dict[str, LayerArrays] = {}
-    layers: dict[str, LayerInput] = {}
 
     def record(
-        name: str, layer: Attention, own: Weights, x: Stream, lengths: Lengths | None
+        name: str,
+        layer: Attention,
+        own: Weights,
+        x: Stream,
+        lengths: Lengths | None,
+        lent: Mapping[Derivation, Heads],
     ) -> None:
-        layers[name] = layer, own, x
-        arrays[name] = _arrays(layers[name], layers[owner_name(name, layer.plan)], lengths)
+        arrays[name] = _arrays(name, (layer, own, x, lent), lengths, arrays)
 
     network.hidden(weights, *network_inputs, on_attention=record)
     return arrays
@@ -49,19 +52,24 @@ def to_layers(network: Network, arrays: Mapping[str, LayerArrays]) -> tuple[Laye
     return tuple(_layer(name, arrays[name]) for name in names if name in arrays)
 
 
-def _arrays(layer: LayerInput, owner: LayerInput, lengths: Lengths | None) -> LayerArrays:
-    """The arrays of a layer whose K and V are those of `owner`, most often itself."""
-    attention, weights, x = layer
-    positions = np.arange(x.shape[1])
-    makers: dict[Role, LayerInput] = {"q": layer, "k": owner, "v": owner}
-    whole: dict[Role, Heads] = {}
-    rows: dict[Role, Heads] = {}  # (batch, heads, time, width)
-    for role, (part, own, stream) in makers.items():
-        made, maps = part.project(own, stream), part.head_maps(own)
-        rope = partial(part.rotate, at=positions, end=len(positions))
-        whole[role] = part.whole(own, role, made, maps, rope)
-        rows[role] = part.make(own, without_rope(part.plan.derivations[role]), made, maps, rope)
-    q, k = attention.scale_by_position(whole["q"], positions), whole["k"]
+def _arrays(
+    name: str, layer: LayerInput, lengths: Lengths | None, below: Mapping[str, LayerArrays]
+) -> LayerArrays:
+    """The arrays of the layer of this name; `below` are those of the layers before it."""
+    attention, weights, x, lent = layer
+    plan, positions = attention.plan, np.arange(x.shape[1])
+    made, maps = attention.project(weights, x) | dict(lent), attention.head_maps(weights)
+    rope = partial(attention.rotate, at=positions, end=len(positions))
+    q, k = (attention.whole(weights, role, made, maps, rope) for role in ("q", "k"))
+    projections: dict[Role, Array] = {}  # (batch, time, heads, width)
+    for role in ROLES:
+        if plan.layers_below(role):
+            projections[role] = below[owner_name(name, plan, role)]["projections"][role]
+        else:
+            derivation = without_rope(plan.derivations[role])
+            rows = attention.make(weights, derivation, made, maps, rope)
+            projections[role] = upcast(jnp.swapaxes(rows, 1, 2))
+    q = attention.scale_by_position(q, positions)
     k = jnp.repeat(k, q.shape[1] // k.shape[1], axis=1)
     scores = products_of(q * q.shape[-1] ** -0.5, k).astype(q.dtype)
     attention_weights = attention.softmax.attention_weights(
@@ -74,7 +82,7 @@ def _arrays(layer: LayerInput, owner: LayerInput, lengths: Lengths | None) -> La
         valid = positions < lengths[:, None]
     return {
         "weights": {role: upcast(each) for role, each in _weights(attention, weights).items()},
-        "projections": {role: upcast(jnp.swapaxes(each, 1, 2)) for role, each in rows.items()},
+        "projections": projections,
         "scores": upcast(scores),
         "attention_weights": attention_weights,
         "mask": mask & valid[:, :, None],

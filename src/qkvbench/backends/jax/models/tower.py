@@ -7,14 +7,15 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Num
 
-from qkvbench.backends.jax.attention.layer import KeyValue
+from qkvbench.backends.jax.attention.layer import Heads
 from qkvbench.backends.jax.models.block import Block, Key, OnAttention, Source, block, ignore
 from qkvbench.backends.jax.models.embedding import Embedding
 from qkvbench.backends.jax.models.parts import normalize
 from qkvbench.backends.jax.models.weights import Weights, part
 from qkvbench.backends.jax.training.precision import upcast
-from qkvbench.model import AnyNorm, LayerPlans, lenders
+from qkvbench.model import AnyNorm, LayerPlans, lent_roles
 from qkvbench.model import Tower as TowerSpec
+from qkvbench.variant import Role, roots_below
 
 Lengths = Int[Array, " batch"]
 Stream = Float[Array, "batch time d_model"]
@@ -62,13 +63,14 @@ class Tower:
         """The stream after the last block, which may begin with a class token that is read."""
         x = self.embedding(part(weights, "embedding"), inputs)
         seen = None if lengths is None else lengths + self.embedding.class_tokens
-        lent: dict[int, KeyValue | None] = {}
+        lent: dict[tuple[int, Role], Heads] = {}
         for number, each in enumerate(self.blocks):
             own = part(weights, f"blocks.{number}")
             drawn = None if key is None else jax.random.fold_in(key, number)
             callback = prefixed(f"blocks.{number}", on_attention)
-            read = lent.get(number - each.layers_below)
-            x, lent[number] = each(own, x, seen, source, drawn, callback, read)
+            read = roots_below(each.lenders, number, lent)
+            x, lends = each(own, x, seen, source, drawn, callback, read)
+            lent |= {(number, role): rows for role, rows in lends.items()}
         return x
 
 
@@ -82,10 +84,9 @@ def tower(
     again: bool = False,
 ) -> Tower:
     """The tower of an input, with attention by these plans."""
-    lending = lenders(layers)
     blocks = tuple(
-        block(each, plans, dropout=dropout, again=again, lends=number in lending)
-        for number, (each, plans) in enumerate(zip(spec.blocks, layers, strict=True))
+        block(each, plans, dropout=dropout, again=again, lends=lends)
+        for each, plans, lends in zip(spec.blocks, layers, lent_roles(layers), strict=True)
     )
     embedding = Embedding(spec.inputs, spec.position, d_model, class_tokens)
     return Tower(embedding, blocks, spec.final_norm)

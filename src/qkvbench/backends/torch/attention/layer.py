@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float, Int
@@ -24,13 +24,11 @@ from qkvbench.backends.torch.kernels.linear import Linear, product
 from qkvbench.cost import CacheFormat
 from qkvbench.model import NoPosition, Position, alibi_of, rope_of
 from qkvbench.variant import (
-    BELOW,
     GATE,
     ROLES,
     ROPE_KEY,
     Derivation,
     Input,
-    LayerBelow,
     LogScale,
     Op,
     Plan,
@@ -47,18 +45,6 @@ SourceStream = Float[Tensor, "batch source_time d_model"]
 Lengths = Int[Tensor, " batch"]
 # Slots [first, end) of a cache.
 Interval = tuple[int, int]
-
-
-class KeyValue(NamedTuple):
-    """K and V of a layer over a whole sequence, as layers above it may read them."""
-
-    k: Heads
-    v: Heads
-
-    @property
-    def roots(self) -> dict[Derivation, Heads]:
-        """The tensors as roots of a layer that reads them."""
-        return {Derivation(BELOW[role], ()): rows for role, rows in zip(BELOW, self, strict=True)}
 
 
 class Attention(nn.Module):
@@ -103,8 +89,8 @@ class Attention(nn.Module):
 
         With a cache that has pages for it, the cached tensors of the sequence are written, too.
         `lengths` counts the leading positions of each sequence (of the source, in cross-attention)
-        that are not padding; None is all. `made` are the roots of a layer below, if K and V are
-        read from one; what this layer makes is added to it.
+        that are not padding; None is all. `made` are the roots of layers below, if K or V is read
+        from one; what this layer makes is added to it.
         """
         made = {} if made is None else made
         made |= self.project(x, source)
@@ -141,8 +127,8 @@ class Attention(nn.Module):
             context = context.view(query.shape)
         else:
             intervals = cache.intervals(self.plan.mask)
-            context = self._attend_cached(queries, layer.owner, rows, intervals)
-        context = self._absorb_into_output(context, layer.owner)
+            context = self._attend_cached(queries, layer, rows, intervals)
+        context = self._absorb_into_output(context, layer)
         return self.output(context.to(x.dtype), made, layer.maps, rope)
 
     def cache_source(
@@ -207,14 +193,14 @@ class Attention(nn.Module):
         """
         content = self.make(self.plan.derivations[role], made, maps)
         part = self.plan.rope_head
-        if part is None or role == "v" or (role == "k" and self.plan.layers_below):
+        if part is None or role == "v" or (role == "k" and self.plan.layers_below("k")):
             return content
         rope_part = self.make(part.query if role == "q" else part.key, made, maps)
         return torch.cat([content, rope_part.expand(-1, content.shape[1], -1, -1)], dim=-1)
 
-    def key_value(self, made: dict[Derivation, Heads]) -> KeyValue:
+    def lent(self, roles: tuple[Role, ...], made: dict[Derivation, Heads]) -> dict[Role, Heads]:
         """K and V of a pass, for layers above; `made` is the layer's after the pass."""
-        return KeyValue(*(self.whole(role, made, {}) for role in BELOW))
+        return {role: self.whole(role, made, {}) for role in roles}
 
     def head_maps(self) -> dict[str, Float[Tensor, "_heads _to _width"]]:
         """The learned maps of heads: up-projections, and rotations as orthogonal matrices."""
@@ -289,15 +275,15 @@ class Attention(nn.Module):
         return names | {f"softmax.correction.{part}": f"correction.{part}" for part in learned}
 
     def new_cache(
-        self, table: PageTable, format: CacheFormat, lender: LayerCache | None = None
+        self, table: PageTable, format: CacheFormat, below: Mapping[Role, LayerCache]
     ) -> LayerCache:
-        """An empty cache for this layer, in rows of this format, or over those of a layer below."""
-        if lender:
-            found = self._layer_cache(lender.rows, lender.maps, lender.dtype, lender=lender)
-            return replace(found, rows={}, maps={})
+        """An empty cache for this layer, in rows of this format.
+
+        K and V that are read from layers below are in their caches.
+        """
         with torch.no_grad():
             rows = new_rows(self.plan, table, format)
-            return self._layer_cache(rows, self.head_maps(), self.o.weight.dtype)
+            return self._layer_cache(rows, self.head_maps(), self.o.weight.dtype, below=below)
 
     def _project(self, x: Tensor, reads: Input) -> dict[Derivation, Heads]:
         """The roots that read this input, by one product with the rows of their matrices."""
@@ -354,7 +340,7 @@ class Attention(nn.Module):
         K's fixed maps are absorbed: products with cached rows are those with K.
         """
         query = self.make(self.plan.derivations["q"], made, layer.maps, rope)
-        absorbed, owner = self.plan.absorbed_by_query, layer.owner
+        absorbed, owner = self.plan.absorbed_by_query, layer.owner("k")
         query = ops.absorb_into_query(query, absorbed, owner.maps, owner.vector)
         queries = {self.plan.cached_key.name: query}
         if part := self.plan.rope_head:
@@ -371,7 +357,8 @@ class Attention(nn.Module):
 
     def _absorb_into_output(self, context: Heads, layer: LayerCache) -> Heads:
         """The output of attention over V, from the output of attention over its cached root."""
-        return ops.absorb_into_output(context, self.plan.absorbed_by_output, layer.maps)
+        absorbed = self.plan.absorbed_by_output
+        return ops.absorb_into_output(context, absorbed, layer.owner("v").maps)
 
     def _layer_cache(
         self,
@@ -379,14 +366,15 @@ class Attention(nn.Module):
         maps: Maps,
         dtype: torch.dtype,
         lengths: Lengths | None = None,
-        lender: LayerCache | None = None,
+        below: Mapping[Role, LayerCache] = MappingProxyType({}),
     ) -> LayerCache:
-        """The cache of this layer over `rows`, with the kernel that can read them."""
-        vector = lender.vector if lender else self.vector
-        kernel = decode_kernel(self.plan, self.rope, vector, rows, dtype)
-        return LayerCache(
-            rows, maps, dtype, lengths, vector=vector, lender=lender, decode_kernel=kernel
-        )
+        """The cache of this layer over `rows`, with the kernel that can read what it reads."""
+        layer = LayerCache(rows, maps, dtype, lengths, vector=self.vector, below=below)
+        of_key, of_value = layer.owner("k"), layer.owner("v")
+        keys = of_key.rows[self.plan.cached_key.name]
+        values = of_value.rows[self.plan.cached_value.name]
+        kernel = decode_kernel(self.plan, self.rope, of_key.vector, keys, values, dtype)
+        return replace(layer, decode_kernel=kernel)
 
     def _attend_cached(
         self,
@@ -401,6 +389,7 @@ class Attention(nn.Module):
         The queries are at the positions `rows`. Neither K nor the cached rows are ever made whole.
         """
         value, dtype = self.plan.cached_value, layer.dtype
+        values = layer.owner("v").rows[value.name]
         products = _sum([self._products(*each, layer, intervals) for each in queries.items()])
         batch, heads, time, _ = products.shape
         columns = torch.cat([torch.arange(*each, device=rows.device) for each in intervals])
@@ -410,7 +399,7 @@ class Attention(nn.Module):
         weights = weights.to(dtype).view(batch, value.heads, -1, len(columns))
         context, offset = [], 0
         for interval in intervals:
-            for _, tile in layer.rows[value.name].tiles(*interval, dtype):
+            for _, tile in values.tiles(*interval, dtype):
                 context.append(_matmul(weights[..., offset : offset + tile.shape[2]], tile))
                 offset += tile.shape[2]
         return _sum(context).reshape(batch, heads, time, value.width)
@@ -424,6 +413,7 @@ class Attention(nn.Module):
         self, name: str, query: Heads, layer: LayerCache, intervals: list[Interval]
     ) -> Float[Tensor, "batch heads time slots"]:
         """Products of the queries with one cached tensor of K, tile by tile."""
+        layer = layer.owner("k")
         content = name == self.plan.cached_key.name
         operations = self.plan.key_ops_on_read if content else ()
         most = paged_tensor.TILE if operations else None
@@ -456,7 +446,7 @@ def attention(
     these sizes or reads a layer below, or if the positions are added to a model's input instead.
     """
     variant = parse(variant) if isinstance(variant, str) else variant
-    if isinstance(variant.k, LayerBelow):
+    if variant.reads_below:
         raise ValueError(
             f"A layer alone has none below, so {write(variant)} is only for layers of a model."
         )

@@ -1,7 +1,7 @@
 """The key/value cache of a model: for each layer the tensors that its plan caches, nothing else."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 import torch
@@ -13,7 +13,7 @@ from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
 from qkvbench.backends.torch.cache.quantize import Heads
 from qkvbench.backends.torch.kernels.contract import DecodeKernel
 from qkvbench.cost import CacheFormat
-from qkvbench.variant import Mask, Plan, write
+from qkvbench.variant import Mask, Plan, Role, write
 
 # `_` is checked for nothing: an up-projection is not square.
 Maps = Mapping[str, Float[Tensor, "_heads _to _width"]]
@@ -36,8 +36,8 @@ class LayerCache:
     decoding; ``vector`` gives its learned scales and biases of heads. ``dtype`` is that of products
     with the rows.
     ``cross`` holds the rows of a source, complete before the first step, of which ``lengths`` are
-    no padding. ``lender`` is the cache of the layer below whose rows are read, if this layer has
-    none. ``decode_kernel`` attends to the rows, if a kernel can.
+    no padding. ``below`` are the caches of the layers below whose rows are read in place of own
+    ones, for K, V or both. ``decode_kernel`` attends to the rows, if a kernel can.
     """
 
     rows: dict[str, PagedTensor]
@@ -46,13 +46,12 @@ class LayerCache:
     lengths: Int[Tensor, " batch"] | None = None
     cross: "LayerCache | None" = None
     vector: Callable[[str], Tensor] = _no_vector
-    lender: "LayerCache | None" = None
+    below: "Mapping[Role, LayerCache]" = field(default_factory=dict)
     decode_kernel: DecodeKernel | None = None
 
-    @property
-    def owner(self) -> "LayerCache":
-        """The cache with the rows that this layer reads: itself, or that of a layer below."""
-        return self.lender or self
+    def owner(self, role: Role) -> "LayerCache":
+        """The cache with the rows that are read as K or V: itself, or that of a layer below."""
+        return self.below.get(role, self)
 
 
 @dataclass(frozen=True)

@@ -101,14 +101,14 @@ def decode_kernel(
     plan: Plan,
     rope: RotaryEmbedding | None,
     vector: Callable[[str], Tensor],
-    rows: dict[str, PagedTensor],
+    keys: PagedTensor,
+    values: PagedTensor,
     dtype: torch.dtype,
 ) -> DecodeKernel | None:
-    """The kernel for the cached tensors of `plan` in `rows`; None if none can run it.
+    """The kernel for these rows, which a layer of `plan` reads; None if none can run it.
 
-    `vector` gives the learned scales of heads.
+    `vector` gives the learned scales of K's heads.
     """
-    keys, values = rows[plan.cached_key.name], rows[plan.cached_value.name]
     found = _kernel(keys, plan)
     if found is None or dtype == torch.float64:
         return None

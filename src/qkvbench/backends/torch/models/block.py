@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -10,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from qkvbench.backends.torch.attention.layer import Attention, Heads, KeyValue
+from qkvbench.backends.torch.attention.layer import Attention, Heads
 from qkvbench.backends.torch.cache.kv_cache import Cache, LayerCache
 from qkvbench.backends.torch.cache.page_table import PageTable
 from qkvbench.backends.torch.models.parts import feed_forward, norm
 from qkvbench.cost import CacheFormat
 from qkvbench.model import Block as BlockSpec
-from qkvbench.model import LayerPlans, lenders
-from qkvbench.variant import Derivation, Mask
+from qkvbench.model import LayerPlans, lent_roles
+from qkvbench.variant import Derivation, Mask, Role, roots_below
 
 Stream = Float[Tensor, "batch time d_model"]
 
@@ -37,17 +38,23 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, spec: BlockSpec, plans: LayerPlans, d_model: int, *, dropout: float, lends: bool
+        self,
+        spec: BlockSpec,
+        plans: LayerPlans,
+        d_model: int,
+        *,
+        dropout: float,
+        lends: tuple[Role, ...],
     ) -> None:
         """The block that `spec` describes, with attention by these plans.
 
-        `lends`: a block above it reads its K and V.
+        `lends`: K and V if blocks above it read them.
         """
         super().__init__()
         self.spec = spec
         self.dropout = dropout
         self.lends = lends
-        self.layers_below = plans.attention.layers_below if plans.attention else 0
+        self.lenders = plans.attention.lenders if plans.attention else ()
         # Norms first: the gradient's norm is a sum in this order, so another changes its last bits.
         self.attention = None
         if plans.attention:
@@ -72,18 +79,20 @@ class Block(nn.Module):
         layer: LayerCache | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
         source: Source | None = None,
-        lent: KeyValue | None = None,
-    ) -> tuple[Stream, KeyValue | None]:
+        lent: Mapping[Derivation, Heads] = MappingProxyType({}),
+    ) -> tuple[Stream, dict[Role, Heads]]:
         """The stream after this layer, over a whole sequence; an empty cache is filled with it.
 
-        `lent` is what it reads of a layer below. The second result is what layers above read.
+        `lent` are the roots of layers below. The second result is what layers above read.
         """
-        lends, rows = None, x
+        lends: dict[Role, Heads] = {}
+        rows = x
         if self.attention:
-            made: dict[Derivation, Heads] = lent.roots if lent else {}
+            made = dict(lent)
             rows = self._normed("attention", x)
             x = self._add("attention", x, self.attention(rows, layer, lengths, made=made))
-            lends = self.attention.key_value(made) if self.lends else None
+            if self.lends:
+                lends = self.attention.lent(self.lends, made)
             # Q, K and V need no memory any more, unless they are read above.
             del made
         if self.cross and layer and layer.cross:
@@ -111,12 +120,12 @@ class Block(nn.Module):
     ) -> LayerCache:
         """An empty cache for this layer, by the page table of its mask; `below` are the lower ones.
 
-        A layer that reads K and V of one below has no rows of its own.
+        A layer that reads K or V of one below has no rows of its own for it.
         """
         if self.attention is None:
             return LayerCache({}, {}, torch.float32)
-        lender = below[-self.layers_below] if self.layers_below else None
-        return self.attention.new_cache(tables[self.attention.plan.mask], format, lender)
+        read: dict[Role, LayerCache] = {each.role: below[-each.layers] for each in self.lenders}
+        return self.attention.new_cache(tables[self.attention.plan.mask], format, read)
 
     def _add_cached_cross(self, cross: Attention, x: Stream, layer: LayerCache) -> Stream:
         if layer.cross is None:
@@ -158,10 +167,9 @@ class Blocks(nn.ModuleList):
         dropout: float,
     ) -> None:
         """The blocks that `specs` describe, with attention by the plans of their layers."""
-        lending = lenders(layers)
         super().__init__(
-            Block(spec, plans, d_model, dropout=dropout, lends=number in lending)
-            for number, (spec, plans) in enumerate(zip(specs, layers, strict=True))
+            Block(spec, plans, d_model, dropout=dropout, lends=lends)
+            for spec, plans, lends in zip(specs, layers, lent_roles(layers), strict=True)
         )
 
     def forward(
@@ -175,11 +183,12 @@ class Blocks(nn.ModuleList):
 
         K and V that blocks above read are held until the end of the pass.
         """
-        lent: dict[int, KeyValue | None] = {}
+        lent: dict[tuple[int, Role], Heads] = {}
         for number, block in enumerate(self.layers()):
             layer = caches[number] if caches else None
-            read = lent.get(number - block.layers_below)
-            x, lent[number] = block(x, layer, lengths, source, read)
+            read = roots_below(block.lenders, number, lent)
+            x, lends = block(x, layer, lengths, source, read)
+            lent |= {(number, role): rows for role, rows in lends.items()}
         return x
 
     def layers(self) -> list[Block]:

@@ -1,7 +1,8 @@
 """The inputs, weights and attention of each layer on a batch, as arrays."""
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,15 @@ from qkvbench.analysis import Layer
 from qkvbench.backends.common.role_matrices import owner_name, role_matrices, without_rope
 from qkvbench.backends.torch.attention.layer import Attention, Heads, Lengths, Stream
 from qkvbench.backends.torch.models.build import Network
-from qkvbench.variant import Role
+from qkvbench.variant import ROLES, Derivation, Role
+
+
+class LayerInput(NamedTuple):
+    """The input of an attention layer: stream, lengths without padding, roots of layers below."""
+
+    stream: Stream
+    lengths: Lengths | None
+    lent: Mapping[Derivation, Heads]
 
 
 @torch.no_grad()
@@ -27,49 +36,39 @@ def inspect_layers(
         for name, part in network.named_modules()
         if isinstance(part, Attention) and not part.plan.is_cross
     }
-    layer_inputs: dict[str, tuple[Stream, Lengths | None]] = {}
+    layer_inputs: dict[str, LayerInput] = {}
 
-    def record(name: str, _layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def record(
+        name: str, _layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
         stream, _, lengths = arguments
-        layer_inputs[name] = (stream, lengths)
+        layer_inputs[name] = LayerInput(stream, lengths, dict(named["made"]))
 
-    hooks = [part.register_forward_pre_hook(partial(record, name)) for name, part in layers.items()]
+    hooks = [
+        part.register_forward_pre_hook(partial(record, name), with_kwargs=True)
+        for name, part in layers.items()
+    ]
     try:
         network.hidden(inputs, *extra_inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return tuple(
-        _layer(name, part, *layer_inputs[name], _owner(name, layers, layer_inputs))
-        for name, part in layers.items()
-    )
+    found: dict[str, Layer] = {}
+    for name, part in layers.items():
+        found[name] = _layer(name, part, layer_inputs[name], found)
+    return tuple(found.values())
 
 
-def _owner(
-    name: str,
-    layers: dict[str, Attention],
-    layer_inputs: dict[str, tuple[Stream, Lengths | None]],
-) -> tuple[Attention, Stream]:
-    """The layer whose K and V this layer reads, most often itself, and its input."""
-    owner = owner_name(name, layers[name].plan)
-    return layers[owner], layer_inputs[owner][0]
-
-
-def _layer(
-    name: str,
-    attention: Attention,
-    x: Stream,
-    lengths: Lengths | None,
-    owner: tuple[Attention, Stream],
-) -> Layer:
-    makers: dict[Role, tuple[Attention, Stream]] = {"q": (attention, x), "k": owner, "v": owner}
-    whole: dict[Role, Heads] = {}
-    rows: dict[Role, Heads] = {}  # (batch, heads, time, width)
-    for role, (part, stream) in makers.items():
-        made, maps = part.project(stream), part.head_maps()
-        whole[role] = part.whole(role, made, maps)
-        rows[role] = part.make(without_rope(part.plan.derivations[role]), made, maps)
-    q, k = whole["q"], whole["k"]
+def _layer(name: str, attention: Attention, given: LayerInput, below: Mapping[str, Layer]) -> Layer:
+    """The layer of this name; `below` are those before it."""
+    plan, (x, lengths, lent) = attention.plan, given
+    made, maps = attention.project(x) | dict(lent), attention.head_maps()
+    q, k = (attention.whole(role, made, maps) for role in ("q", "k"))
+    rows: dict[Role, Heads] = {
+        role: attention.make(without_rope(plan.derivations[role]), made, maps)
+        for role in ROLES
+        if not plan.layers_below(role)
+    }
     group = q.shape[1] // k.shape[1]
     positions = torch.arange(x.shape[1], device=x.device)
     q = attention.scale_by_position(q, positions)
@@ -83,7 +82,12 @@ def _layer(
         name=name,
         weights=_weights(attention),
         # (valid positions of all items, heads, head_dim)
-        projections={role: _array(each.transpose(1, 2)[valid]) for role, each in rows.items()},
+        projections={
+            role: _array(rows[role].transpose(1, 2)[valid])
+            if role in rows
+            else below[owner_name(name, plan, role)].projections[role]
+            for role in ROLES
+        },
         scores=_array(scores),
         attention_weights=_array(
             attention.softmax.attention_weights(
