@@ -43,6 +43,17 @@ def test_a_form_with_an_equation_is_equal_to_a_layer_of_the_library(form):
     assert form.proved
 
 
+@pytest.mark.parametrize("form", atlas.PAPERS, ids=lambda form: form.name)
+def test_a_form_of_a_paper_has_an_equation_a_source_and_no_layer(form, capsys):
+    text = form.written(form.common)
+    assert write(parse(text)) == text
+    assert form.source.startswith("arXiv:")
+    assert not form.users
+    assert form.name not in {each.name for each in FORMS}
+    assert main(["atlas", form.name]) == 0
+    assert text in capsys.readouterr().out
+
+
 def test_at_least_twenty_five_forms_are_proved():
     assert sum(form.proved for form in FORMS) >= 25
 

@@ -169,7 +169,7 @@ class Case:
     @property
     def layers(self) -> int:
         """The fewest layers of a decoder in which the last one is of this variant in every way."""
-        return 1 + self.variant.reads_below
+        return 1 + self.full.reads_below
 
     def decoder(self, size: Geometry = SIZE) -> Model:
         """A decoder of as few layers with this variant."""
@@ -370,12 +370,22 @@ def _axes(names: tuple[str, ...]) -> dict[str, Sequence[Any]]:
     axes |= {"variant": DISTINCT} if "distinct" in wanted else {}
     if "cross" in wanted:
         axes["variant"] = [variant for variant in axes["variant"] if _crosses(variant)]
+        for axis in SUFFIX_AXES.keys() & axes.keys():
+            axes[axis] = list(filter(_suffix_crosses, axes[axis]))
     return axes
 
 
 def _crosses(variant: Variant) -> bool:
-    """True if the variant can be that of cross-attention: K or V of a layer below cannot."""
+    """True if the variant can be that of cross-attention, which reads no layer below."""
     return not variant.reads_below
+
+
+def _suffix_crosses(text: str) -> bool:
+    """True if a suffix can be that of cross-attention; also if it needs another one."""
+    try:
+        return _crosses(suffixed(UNIFORM, text))
+    except ValueError:
+        return True
 
 
 def few(cases: Iterable[Case], count: int) -> list[Case]:

@@ -33,17 +33,19 @@ from qkvbench.cost.matched import with_arm
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.model import (
     Alibi,
+    Gates,
     NoPosition,
     Rotary,
     RotaryWithInverse,
     alibi_of,
     model_parameters,
     parse_arm,
+    parse_target,
     rope_of,
     write_arm,
 )
 from qkvbench.task_ref import TaskRef
-from qkvbench.variant import LayerBelow, Variant, parse, resolve, sized, write
+from qkvbench.variant import Constant, LayerBelow, Variant, parse, resolve, sized, write
 
 # fp64 rounding of sums over tens of numbers of size ten.
 EXACT = 1e-11
@@ -54,6 +56,8 @@ BELOW = "q,k=K(-1),v=V(-1)"
 # V of the layer below to a K of its own, and K of the layer below to a V of its own.
 VALUE, KEY = "q,k,v=V(-1)", "q,k=K(-1),v"
 TWO = "q,k=K(-1),v=V(first)"
+# V of the first layer mixed into V.
+FIRST = "q,k,v+firstvalue"
 PAIR = f"q,k,v;{BELOW}"
 SCHEMES = [NoPosition(), Rotary(share=1 / 3), RotaryWithInverse(), Alibi()]
 # Each way to cache and read, each with another reader and position scheme.
@@ -76,6 +80,13 @@ LENT += [
     (("q,k=R(q),v=R(q)", "q,k=L(5),v=L(5)", TWO), SCHEMES[1]),
     (("q,k=v", VALUE, BELOW), SCHEMES[1]),
     (("q,k=v", KEY, "q,k=v", "q,k=K(-2),v=V(-1)"), Alibi()),
+    (("q,k,v", f"{BELOW}-own"), Rotary()),
+    (("q,k=R(q),v=R(k)", f"{VALUE}-own"), RotaryWithInverse()),
+    (("q,k=v", FIRST, "q,k=v+firstvalue"), Rotary()),
+    (("q,k=L(5),v=L(5)", "q,k=L(5),v=L(5)+firstvalue", BELOW), SCHEMES[1]),
+    (("q,k=v=x", "q=k,v=R(k)+qkvnorm+firstvalue-own"), RotaryWithInverse()),
+    (("q,k,v/1", f"{KEY}+firstvalue"), Alibi()),
+    (("q=k=0,v", "q=k=0,v+firstvalue", f"{BELOW}-own"), NoPosition()),
 ]
 
 
@@ -118,6 +129,7 @@ def test_a_layer_that_reads_layers_below_is_the_reference(backend, case):
 
 # Every second and every third layer, one for all, two by two, and one layer in between.
 ARMS = [
+    f"q,k=v;{FIRST};{TWO}-own",
     PAIR,
     f"q,k=v/1+qkvnorm;{BELOW}+qknorm;q,k=K(-2),v=V(-2)",
     f"q,k=L(5),v=L(5);{BELOW}",
@@ -130,6 +142,9 @@ ARMS = [
     f"q,k=v/1+qkvnorm;{KEY}+qkvnorm;{VALUE}+qkvnorm",
     "q,k=R(q),v=R(k);q=k,v=V(-1)",
     f"q,k=L(5),v=L(5);q=L(7),{VALUE[2:]};{KEY}",
+    f"{FIRST};{BELOW}-own",
+    "q,k=v/1+qkvnorm+window3+firstvalue",
+    f"q,k=v;{FIRST};{KEY}+firstvalue",
 ]
 
 
@@ -146,8 +161,9 @@ def test_a_prefill_and_steps_of_a_stack_are_one_forward_pass(backend, case):
     np.testing.assert_allclose(found, whole[:, 3:], rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize("text", ARMS)
-@pytest.mark.parametrize("rows", ["int8", "int4"])
+@pytest.mark.parametrize(
+    ("text", "rows"), [(text, ("int8", "int4")[number % 2]) for number, text in enumerate(ARMS)]
+)
 @torch.no_grad()
 def test_beams_that_continue_others_are_independent_runs(text, rows):
     network = TORCH.network(_stack(text))
@@ -246,7 +262,7 @@ def test_the_bottoms_values_and_the_middles_keys_leave_half_of_a_cache():
     assert cost.cache_bytes_per_token(whole) == 2 * cost.cache_bytes_per_token(half)
 
 
-@pytest.mark.parametrize("text", [*ARMS, PAIR])
+@pytest.mark.parametrize("text", ARMS)
 def test_what_layers_below_keep_is_kept_once_and_counted(text):
     model = _stack(text)
     cache = TORCH.network(model).new_cache(ITEMS, TIME)
@@ -268,6 +284,9 @@ def test_encoders_and_towers_read_layers_below_too():
     for model in (encoder(BELOW), towers(BELOW), translator(BELOW)):
         for layers in model.layers:
             assert [each.attention.layers_below("k") for each in layers] == [0, 1]
+    for model in (encoder(FIRST), towers(FIRST), translator(FIRST)):
+        for layers in model.layers:
+            assert [len(each.attention.lenders) for each in layers] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -362,6 +381,98 @@ def test_a_layer_without_layers_below_makes_its_own_keys_and_values():
             Attention(text, 24, 4)
 
 
+def _by_hand(x, weights, first):
+    """Causal attention of one head over (1 - λ)·V + λ·V_1, and its V: arXiv:2410.17897."""
+    q, k, v = (x @ weights[f"{role}.weight"].T + weights[f"{role}.bias"] for role in "qkv")
+    if first is not None:
+        share = weights["v.mix"]
+        v = (1 - share) * v + share * first
+    scores = np.where(np.tri(len(x)) > 0, q @ k.T / np.sqrt(q.shape[-1]), -np.inf)
+    exp = np.exp(scores)
+    return exp / exp.sum(-1, keepdims=True) @ v @ weights["o.weight"].T + weights["o.bias"], v
+
+
+def test_the_first_layers_values_are_mixed_in_as_the_paper_says():
+    plans = _plans([FIRST] * 3, NoPosition(), size=sized(6, 1))
+    below, first = [], None
+    for number, plan in enumerate(plans):
+        weights, x = drawn(plan.parameters, number), streams(d_model=6, seed=number)[0]
+        layers = {each.root: below[number - each.layers] for each in plan.lenders}
+        below.append(reference.Layer(plan, weights, x, layers))
+        expected, value = _by_hand(x, weights, first)
+        first = value if first is None else first
+        found = reference.forward(plan, weights, x, below=layers)
+        np.testing.assert_allclose(found, expected, atol=EXACT)
+
+
+def test_a_half_of_the_first_layers_values_is_the_beginning_and_the_first_layer_mixes_nothing():
+    first, *others = _stack(FIRST).layers[0]
+    assert replace(first.attention, variant=parse("q,k,v"), scores=parse("q,k,v").scores) == (
+        _stack("q,k,v").layers[0][0].attention
+    )
+    for number, (plan, _) in enumerate(others, start=1):
+        (share,) = [each for each in plan.parameters if each.name == "v.mix"]
+        assert (share.shape, share.init, share.decay) == ((1,), Constant(0.5), False)
+        assert [each.layers for each in plan.lenders] == [number]
+    model = _stack(FIRST)
+    network = build(model)
+    start(network, model, seed=0)
+    assert network.layers()[1].attention.named_weights()["v.mix"].item() == 0.5
+
+
+def test_values_mixed_with_the_first_layers_take_no_more_of_a_cache():
+    plain, mixed = (_stack(text) for text in ("q,k,v", FIRST))
+    caches = [build(model).new_cache(ITEMS, TIME) for model in (plain, mixed)]
+    assert caches[0].bytes == caches[1].bytes
+    assert cost.cache_bytes_per_token(plain) == cost.cache_bytes_per_token(mixed)
+    assert cost.macs(plain, TIME) == cost.macs(mixed, TIME)
+    assert cost.parameters(mixed).total - cost.parameters(plain).total == 4
+    # A tie of K and V ends where V is mixed.
+    tied = _stack("q,k=v+firstvalue")
+    assert [len(plan.cached) for plan in tied.plans] == [1, 2, 2, 2, 2]
+
+
+@every_backend_and([FIRST, f"q,k,v;{VALUE}-own"], jax_cases=0)
+def test_gradients_reach_values_that_are_mixed_or_taken_away(backend, case):
+    model = _stack(case, layers=3, position=Rotary())
+    weights = drawn(model_parameters(model).values())
+    rng = np.random.default_rng(5)
+    along = {name: rng.normal(size=value.shape) for name, value in weights.items()}
+
+    def total(step):
+        moved = {name: value + step * along[name] for name, value in weights.items()}
+        return float((TORCH.logits(model, moved, (TOKENS,)) ** 2).sum())
+
+    gradients = backend.logit_gradients(model, weights, (TOKENS,))
+    found = sum(float((gradients[name] * along[name]).sum()) for name in weights)
+    assert found == pytest.approx((total(STEP) - total(-STEP)) / (2 * STEP), rel=SLOPE)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["q,k,v/1", FIRST], "1 key/value heads and not 3: give both layers as many"),
+        (["q,k,v+valuedim2", FIRST], r"the same '\+valuedim'"),
+    ],
+)
+def test_first_values_that_do_not_fit_are_refused(texts, said):
+    with pytest.raises(ValueError, match=said):
+        _plans(texts)
+
+
+def test_first_values_are_refused_where_they_mean_nothing():
+    with pytest.raises(ValueError, match="that has no attention"):
+        resolve(parse(FIRST), SIZE, below=[None])
+    with pytest.raises(ValueError, match=r"\+firstvalue@self"):
+        _ = with_arm(translator(), parse_arm(FIRST), tokens=TIME).layers
+    with pytest.raises(ValueError, match="write it for the layer below"):
+        parse(f"{BELOW}+firstvalue")
+    with pytest.raises(ValueError, match="only for layers of a model"):
+        Attention(FIRST, 24, 4)
+    with pytest.raises(ValueError, match="leave it out of the options"):
+        Gates((parse("q,k,v"), parse(FIRST)), parse_target("cache=50%"))
+
+
 def _mixed(last=f"{BELOW}+qknorm"):
     model = _stack(f"q,k=R(q),v+qkvnorm;{last}", layers=3, position=Rotary())
     return model, drawn(model_parameters(model).values())
@@ -378,10 +489,10 @@ def test_a_layer_shows_the_keys_and_values_that_it_reads_and_no_matrix_of_them()
         np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=EXACT)
 
 
-def test_a_layer_shows_values_that_it_reads_beside_its_own_keys():
-    mixed = _mixed(f"{VALUE}+qknorm")
+def test_a_layer_shows_values_that_it_reads_or_mixes_beside_its_own_keys():
+    mixed = _mixed(f"{VALUE}+qknorm;{FIRST}")
     layers = inspect_layers(TORCH.network(*mixed), torch.from_numpy(TOKENS))
-    assert [*layers[1].weights] == ["q", "k"]
+    assert [[*each.weights] for each in layers] == [["q", "k", "v"], ["q", "k"], ["q", "k"]]
     np.testing.assert_array_equal(layers[1].projections["v"], layers[0].projections["v"])
     assert np.abs(layers[1].projections["k"] - layers[0].projections["k"]).max() > EXACT
     for one, other in zip(JAX.inspected(*mixed, TOKENS), layers, strict=True):
@@ -389,7 +500,7 @@ def test_a_layer_shows_values_that_it_reads_beside_its_own_keys():
         np.testing.assert_allclose(one.projections["v"], other.projections["v"], atol=EXACT)
 
 
-@pytest.mark.parametrize("reader", [f"{BELOW}+qknorm", f"{VALUE}+qknorm", KEY])
+@pytest.mark.parametrize("reader", [f"{BELOW}+qknorm", f"{VALUE}+qknorm", KEY, FIRST])
 def test_a_block_that_is_recomputed_has_the_gradients_of_one_that_is_not(reader):
     network = TORCH.network(*_mixed(reader))
     expected, found = (_gradients(network, change) for change in (lambda _: None, recompute))

@@ -3,7 +3,8 @@
 Each module of this folder is a table of forms, its value `FORMS`. A row has the equation, the
 positions, the classes that use it, what the library keeps for a token, and for each layer that is
 proved a small config and the map of its weights. Costs are computed from the plans; that each layer
-is equal to the library's is tested (tests/atlas). To add a model, add a `Layer` to a form.
+is equal to the library's is tested (tests/atlas). To add a model, add a `Layer` to a form. `papers`
+has forms that no layer of the library has.
 """
 
 import importlib
@@ -15,10 +16,12 @@ from qkvbench.atlas.kit.equality import Equality, equalities, library
 from qkvbench.atlas.kit.form import COMMON, CONFIG, TOKENS, Form, Kept, Layer
 from qkvbench.atlas.kit.text import Cost, cost_of, positions_text, weights_text
 from qkvbench.atlas.kit.weights import mapped
+from qkvbench.atlas.papers import PAPERS
 
 __all__ = [
     "COMMON",
     "CONFIG",
+    "PAPERS",
     "TOKENS",
     "Cost",
     "Equality",
@@ -45,14 +48,14 @@ TABLES = (
 
 def find(name: str) -> Form:
     """The form with this name; KeyError if there is none."""
-    return {form.name: form for form in forms()}[name]
+    return {form.name: form for form in (*forms(), *PAPERS)}[name]
 
 
 @cache
 def forms() -> tuple[Form, ...]:
     """Every form, table by table."""
     tables = {module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg}
-    assert tables == set(TABLES), "every table has its place in the order"
+    assert tables - {"papers"} == set(TABLES), "every table has its place in the order"
     modules = (importlib.import_module(f"{__name__}.{name}") for name in TABLES)
     return tuple(form for module in modules for form in module.FORMS)
 

@@ -82,6 +82,11 @@ def print_table(console: Console) -> None:
         if not form.equation:
             console.print(Text.assemble((f"  {form.name}", "bold"), f": {form.lacks}"))
     console.print()
+    console.print(Text("Of papers, in no layer of transformers", style="bold"))
+    for form in atlas.PAPERS:
+        equation = form.written(form.common)
+        console.print(Text.assemble((f"  {form.name}", "bold"), f": {equation}, {form.source}"))
+    console.print()
     console.print(Text(COLUMNS, style="dim"))
 
 
@@ -136,12 +141,14 @@ def detail(form: Form) -> list[str]:
         "",
         f"  equation    {form.written(form.common)}",
         f"  positions   {atlas.positions_text(form)}",
-        f"  used by     {', '.join(form.users)}",
+        *([f"  used by     {', '.join(form.users)}"] if form.users else []),
         f"  source      {form.source}",
         f"  parameters  {common.parameters:,}",
         f"  MACs        {common.macs:,} of {atlas.TOKENS} tokens",
     ]
-    if form.site != "encoder":
+    if not form.users:
+        lines += [f"  cache       {bytes_text(common.cache_bytes)} of a token suffice"]
+    elif form.site != "encoder":
         keeps = ", ".join(each.text for each in form.library_keeps)
         lines += [
             f"  cache       {bytes_text(common.cache_bytes)} of a token suffice; the library keeps "
@@ -164,7 +171,7 @@ def detail(form: Form) -> list[str]:
 def _named(name: str) -> tuple[Form, ...]:
     """The form with this name, or every form of a model."""
     wanted = name.strip().lower()
-    forms = atlas.forms()
+    forms = (*atlas.forms(), *atlas.PAPERS)
     if found := tuple(form for form in forms if form.name == wanted):
         return found
     models = {user.split()[0].lower() for form in forms for user in form.users}

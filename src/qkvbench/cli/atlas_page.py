@@ -35,6 +35,12 @@ TABLE = (
     "| form | equation | positions | parameters | MACs | suffices | kept | equal |\n"
     "|---|---|---|---:|---:|---:|---:|---:|\n"
 )
+PAPERS = (
+    "## Forms of papers\n\nNo layer of transformers has them, so there is none to which they could "
+    "be equal.\n\n"
+    "| form | what it is | equation | parameters | MACs | suffices | source |\n"
+    "|---|---|---|---:|---:|---:|---|\n"
+)
 LACKING = "## Not expressed\n\n| form | what it is | lacks | used by |\n|---|---|---|---|\n"
 
 
@@ -50,7 +56,8 @@ def page() -> str:
         if not form.equation
     )
     drawn = "\n".join(map(_section, said))
-    return f"{head}{TABLE}{rows}\n{LACKING}{lacking}\n## The forms\n\n{drawn}"
+    papers = PAPERS + "".join(map(_paper_row, atlas.PAPERS))
+    return f"{head}{TABLE}{rows}\n{papers}\n{LACKING}{lacking}\n## The forms\n\n{drawn}"
 
 
 def _row(form: Form) -> str:
@@ -64,6 +71,16 @@ def _row(form: Form) -> str:
         count_text(cost.macs),
         *_caches(form, cost),
         f"{max(measured):.0e}" if measured else "",
+    ]
+    return _table_row(cells)
+
+
+def _paper_row(form: Form) -> str:
+    cost = atlas.cost_of(form, form.common)
+    cells = [
+        *(form.name, form.about, f"`{form.written(form.common)}`"),
+        *(count_text(cost.parameters), count_text(cost.macs), bytes_text(cost.cache_bytes)),
+        form.source,
     ]
     return _table_row(cells)
 

@@ -13,6 +13,7 @@ from qkvbench.cost.units import bytes_text
 from qkvbench.model import Model, position_written
 from qkvbench.variant import (
     CANONICAL,
+    FIRST_VALUE,
     GATE,
     ROLES,
     ZEROS,
@@ -23,6 +24,7 @@ from qkvbench.variant import (
     Clamp,
     Derivation,
     MakeZeros,
+    Mix,
     Multiply,
     Normalize,
     Op,
@@ -138,6 +140,8 @@ def drawing(plan: Plan) -> list[str]:
             corner = "└─" if index and index == len(ends) - 1 else corner
             begin = left if index == 0 else " " * len(left)
             lines.append(f"{begin}{corner}{_arrow(derivation.ops)}▶ {name}")
+        if root.name == FIRST_VALUE:
+            lines.append(f"{left}───▶ {FIRST_VALUE}")
         if root.name == GATE:
             lines.append(f"{left}── σ ──▶ gate of the output")
     return [*lines, f"  {_attention_formula(plan)} ── W_o ──▶ output"]
@@ -165,6 +169,7 @@ _OP_LABELS: dict[type[Op], Callable[[Any], str]] = {
     Scale: lambda op: f"·s_{op.part}",
     Shift: lambda op: f"+b_{op.part}",
     ApplyRope: lambda op: "inverse RoPE" if op.back else "RoPE",
+    Mix: lambda op: f"·(1 − λ) + λ·{op.root}",
     MakeZeros: lambda _: "zeros",
 }
 
@@ -270,6 +275,7 @@ _OP_WORDS: dict[type[Op], str] = {
     Normalize: "normed",
     Scale: "scaled",
     Shift: "shifted",
+    Mix: "mixed with V of the first layer",
     ApplyRope: "rotated by RoPE",
     MakeZeros: "replaced by zeros",
 }

@@ -56,7 +56,7 @@ def step_memory(experiment: Experiment, tokens: int, second_tokens: int = 0) -> 
                 # K and V are inputs of the layers that read them.
                 plan = plans.attention
                 widths = {"k": plan.score_width, "v": plan.width("v")}
-                kept += sum(FULL_BYTES * plan.heads(role) * widths[role] for role in lent)
+                kept += sum(FULL_BYTES * plan.heads(role) * widths[role] for role in lent.whole)
             # In half precision the sums that norms read are kept in full.
             wide = 0 if isinstance(block.norm, NoNorm) else 2 * width
             activations += positions * (kept + FULL_BYTES * (wide + 12))

@@ -17,6 +17,7 @@ from qkvbench.variant import (
     ROLES,
     Constant,
     Geometry,
+    Lender,
     Normal,
     Parameter,
     Plan,
@@ -263,16 +264,28 @@ class LayerPlans(NamedTuple):
     cross: Plan | None
 
 
-def lent_roles(layers: Sequence[LayerPlans]) -> list[tuple[Role, ...]]:
-    """For each layer of a tower, whether K and V are read by layers above it."""
-    read = {
-        (number - lender.layers, lender.role)
-        for number, plans in enumerate(layers)
-        for lender in (plans.attention.lenders if plans.attention else ())
-    }
-    return [
-        tuple(role for role in ROLES if (number, role) in read) for number in range(len(layers))
-    ]
+class LentRoles(NamedTuple):
+    """Whether K and V of a layer are read by layers above it.
+
+    In a ``whole`` pass, and in a ``step`` of decoding those of the new token.
+    """
+
+    whole: tuple[Role, ...]
+    step: tuple[Role, ...]
+
+
+def lent_roles(layers: Sequence[LayerPlans]) -> list[LentRoles]:
+    """The K and V of each layer of a tower that layers above it read."""
+    plans = [each.attention for each in layers]
+    whole = _read_roles([plan.lenders if plan else () for plan in plans])
+    step = _read_roles([plan.row_lenders if plan else () for plan in plans])
+    return list(map(LentRoles, whole, step))
+
+
+def _read_roles(lenders: Sequence[tuple[Lender, ...]]) -> list[tuple[Role, ...]]:
+    """The roles of each layer that are read, given the lenders of each."""
+    read = {(layer - each.layers, each.role) for layer, own in enumerate(lenders) for each in own}
+    return [tuple(role for role in ROLES if (layer, role) in read) for layer in range(len(lenders))]
 
 
 # Blocks of one input -> the blocks in their places.

@@ -26,6 +26,7 @@ from qkvbench.variant import (
     Input,
     LogScale,
     MakeZeros,
+    Mix,
     Multiply,
     Normalize,
     Op,
@@ -174,7 +175,7 @@ def make(
     positions: Positions,
 ) -> Heads:
     """The tensor at the end of a derivation."""
-    return apply(derivation.ops, plan, weights, roots[derivation.root], positions)
+    return apply(derivation.ops, plan, weights, roots[derivation.root], positions, roots)
 
 
 def joined(content: Heads, rope_part: Heads) -> Heads:
@@ -186,9 +187,14 @@ def joined(content: Heads, rope_part: Heads) -> Heads:
 
 
 def apply(  # noqa: C901 - one case for each operation
-    ops: Iterable[Op], plan: Plan, weights: Weights, rows: Heads, positions: Positions
+    ops: Iterable[Op],
+    plan: Plan,
+    weights: Weights,
+    rows: Heads,
+    positions: Positions,
+    roots: Mapping[str, Heads] = MappingProxyType({}),
 ) -> Heads:
-    """The rows after these operations, in order."""
+    """The rows after these operations, in order; `roots` are those that may be mixed into them."""
     for op in ops:
         match op:
             case ApplyRotation(role, back):
@@ -209,6 +215,9 @@ def apply(  # noqa: C901 - one case for each operation
                 rows = rows * weights[f"{part}.scale"]
             case Shift(part):
                 rows = rows + weights[f"{part}.shift"]
+            case Mix(root, part):
+                share = weights[f"{part}.mix"]
+                rows = (1 - share) * rows + share * roots[root]
             case ApplyRope(back):
                 assert plan.rope, "only a plan with RoPE applies it"
                 rows = rope(rows, plan.rope, -positions if back else positions)

@@ -5,6 +5,7 @@ from qkvbench.variant.notation import parse, write
 from qkvbench.variant.parameter import Constant, Normal, Parameter, linear
 from qkvbench.variant.plan import (
     BELOW,
+    FIRST_VALUE,
     GATE,
     LATENT,
     NORM_EPS,
@@ -21,6 +22,7 @@ from qkvbench.variant.plan import (
     Input,
     Lender,
     MakeZeros,
+    Mix,
     Multiply,
     Normalize,
     Op,
@@ -71,6 +73,7 @@ __all__ = [
     "BELOW",
     "CANONICAL",
     "FEATURES",
+    "FIRST_VALUE",
     "GATE",
     "LATENT",
     "NORM_EPS",
@@ -100,6 +103,7 @@ __all__ = [
     "LogScale",
     "MakeZeros",
     "Mask",
+    "Mix",
     "Multiply",
     "Normal",
     "Normalize",

@@ -135,6 +135,15 @@ class Shift:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """(1 - λ) times the rows plus λ times those of another root, with one learned λ."""
+
+    root: str
+    part: str
+    shape: tuple[int, ...] = (1,)
+
+
+@dataclass(frozen=True)
 class ApplyRope:
     """Rotate each row by its position, as the plan's `rope` says; `back` is the inverse."""
 
@@ -158,6 +167,7 @@ Op = (
     | Normalize
     | Scale
     | Shift
+    | Mix
     | ApplyRope
     | MakeZeros
 )
@@ -176,6 +186,8 @@ GATE = "g"
 ZEROS = "0"
 # The roots of a layer that reads K or V of a layer below: the tensors as they are there.
 BELOW: dict[Role, str] = {"k": "K below", "v": "V below"}
+# The root that is mixed into V: V of the first layer, as it is there.
+FIRST_VALUE = "first V"
 
 # The input that a root reads: the layer's own stream, in cross-attention another sequence, or
 # nothing, since it is K or V of a layer below.
@@ -315,10 +327,10 @@ class Plan:
         ``q.weight`` (heads·head_dim, d_model) and ``q.bias`` for each root with a matrix;
         ``v.rotation`` (heads, head_dim·(head_dim-1)/2), the numbers above the diagonal of a
         skew-symmetric matrix; ``k.up`` (heads, head_dim, rank); ``k.scale`` and ``k.shift``
-        (head_dim,) or (heads, head_dim); ``o.weight``, ``o.bias``; for a learned bias, shared by
-        the heads, ``correction.temperature`` (1,) and ``correction.features``; for buckets of
-        distance ``correction.buckets`` (heads, buckets); for a sink logit ``correction.sink``
-        (heads,).
+        (head_dim,) or (heads, head_dim); ``v.mix`` (1,); ``o.weight``, ``o.bias``; for a learned
+        bias, shared by the heads, ``correction.temperature`` (1,) and ``correction.features``; for
+        buckets of distance ``correction.buckets`` (heads, buckets); for a sink logit
+        ``correction.sink`` (heads,).
         """
         size = self.geometry
         found: list[Parameter] = []
@@ -342,9 +354,12 @@ class Plan:
 
     @property
     def head_vectors(self) -> tuple[Parameter, ...]:
-        """The learned scales of heads, then their biases."""
+        """The learned scales of heads, then their biases, then the share of the first layer's V.
+
+        That begins as a half: the authors of arXiv:2410.17897 keep it there.
+        """
         found: dict[str, Parameter] = {}
-        for kind, name, start in ((Scale, "scale", 1.0), (Shift, "shift", 0.0)):
+        for kind, name, start in ((Scale, "scale", 1.0), (Shift, "shift", 0.0), (Mix, "mix", 0.5)):
             for op in (*self._ops(kind), *(op for op in self.output_norm if isinstance(op, kind))):
                 each = f"{op.part}.{name}"
                 found[each] = _full(each, op.shape, start)
@@ -411,6 +426,14 @@ class Plan:
 
     def _lender(self, role: Role) -> "Lender | None":
         return next((each for each in self.lenders if each.root == BELOW.get(role)), None)
+
+    @property
+    def row_lenders(self) -> tuple["Lender", ...]:
+        """Those whose K or V of a new token a decoding step needs, beside the rows of a cache."""
+        value = self.derivations["v"]
+        read = {op.root for op in value.ops if isinstance(op, Mix)}
+        read |= {value.root} if self.exclusive else set()
+        return tuple(each for each in self.lenders if each.root in read)
 
     @property
     def cached_key(self) -> CachedTensor:

@@ -9,6 +9,7 @@ from qkvbench.variant.mask import Mask
 from qkvbench.variant.notation import write
 from qkvbench.variant.plan import (
     BELOW,
+    FIRST_VALUE,
     GATE,
     LATENT,
     NORM_EPS,
@@ -26,6 +27,7 @@ from qkvbench.variant.plan import (
     Geometry,
     Lender,
     MakeZeros,
+    Mix,
     Multiply,
     Normalize,
     Op,
@@ -71,7 +73,7 @@ def resolve(
     the layer's own. ValueError, with the reason, if there is no plan.
     """
     lenders = _lenders(variant, below)
-    for lender in lenders:
+    for lender in _replacing(lenders):
         heads = lender.plan.geometry.kv_heads
         if variant.kv_heads not in (None, heads):
             raise ValueError(
@@ -227,7 +229,19 @@ def _lenders(variant: Variant, below: Sequence[Plan | None]) -> tuple[Lender, ..
                 )
             distance = layers + plan.layers_below(role)
             found.append(Lender(BELOW[role], role, distance, plan.owner(role)))
+    # In the first layer it is V itself that would be mixed into V.
+    if variant.scores.first_value and below:
+        if below[0] is None:
+            raise ValueError(
+                f"{write(variant)} mixes V of the first layer into V, and that has no attention."
+            )
+        found.append(Lender(FIRST_VALUE, "v", len(below), below[0]))
     return tuple(found)
+
+
+def _replacing(lenders: tuple[Lender, ...]) -> list[Lender]:
+    """Those whose K or V takes the place of the layer's own."""
+    return [lender for lender in lenders if lender.root == BELOW[lender.role]]
 
 
 def _reads(variant: Variant, lender: Lender) -> str:
@@ -239,8 +253,8 @@ def _reads(variant: Variant, lender: Lender) -> str:
 
 
 def _reading(own: Plan, lenders: tuple[Lender, ...]) -> Plan:
-    """The plan of a layer with K, V or both of layers below, and all else its own."""
-    lent = {lender.role: lender.plan for lender in lenders}
+    """The plan of a layer with what it reads of layers below, and all else its own."""
+    lent = {lender.role: lender.plan for lender in _replacing(lenders)}
     roots: dict[str, Root] = {}
     derivations = dict(own.derivations)
     for lender in lenders:
@@ -248,7 +262,11 @@ def _reading(own: Plan, lenders: tuple[Lender, ...]) -> Plan:
         role, plan = lender.role, lender.plan
         width = plan.score_width if role == "k" else plan.width("v")
         roots[lender.root] = Root(lender.root, plan.heads(role), width, None, "layer below")
-        derivations[role] = Derivation(lender.root, ())
+        read = Derivation(lender.root, ())
+        if lender.root == FIRST_VALUE:
+            value = derivations["v"]
+            read = replace(value, ops=(*value.ops, Mix(FIRST_VALUE, "v")))
+        derivations[role] = read
     part = own.rope_head
     names = {GATE, *(each.root for each in derivations.values())}
     names |= {part.query.root} if part else set()
@@ -271,7 +289,13 @@ def _reading(own: Plan, lenders: tuple[Lender, ...]) -> Plan:
 def _check_lender(own: Plan, lender: Lender) -> None:
     """Refuse K or V that does not fit the layer that reads it."""
     of, plan = _reads(own.variant, lender), lender.plan
-    if own.mask != plan.mask:
+    if lender.root == FIRST_VALUE:
+        if own.heads("v") != plan.heads("v"):
+            raise ValueError(
+                f"{of}, with {plan.heads('v')} key/value heads and not {own.heads('v')}: give both "
+                "layers as many."
+            )
+    elif own.mask != plan.mask:
         raise ValueError(
             f"{of}: both need one mask, since the rows of one cache are read through it. Give both "
             "the same window, sinks and diagonal."

@@ -142,7 +142,8 @@ class Scores:
     ``nope``: no positions inside this layer (arXiv:2305.19466). ``rope_base``: of the RoPE
     frequencies, if not the model's; ``rope_scaling`` changes them. ``rope_value``: RoPE acts on V,
     too, and its inverse on the output, unless that stays. ``clamp``: the numbers of the roots are
-    kept between -clamp and clamp.
+    kept between -clamp and clamp. ``first_value``: V becomes (1 - λ)·V + λ·V of the first layer
+    (arXiv:2410.17897), with a learned λ.
     ``exclusive``: of each head's output the part along the token's own V is taken away
     (arXiv:2603.09078). ``gate``: the output is multiplied by a sigmoid of a linear map of the
     stream, number by number or head by head (arXiv:2505.06708). ``output_norm``: RMS norm with a
@@ -168,6 +169,7 @@ class Scores:
     rope_scaling: RopeScaling | None = None
     rope_value: RotatedValue | None = None
     clamp: int | None = None
+    first_value: bool = False
     exclusive: bool = False
     gate: Gated | None = None
     output_norm: bool = False
@@ -210,6 +212,7 @@ IN_PLAN = frozenset(
     {
         *("normed", "norm", "latent_norm", "key_dim", "value_dim", "rope_head"),
         *("correction", "diagonal", "window", "sinks", "chunk", "exclusive", "gate", "clamp"),
+        "first_value",
         "log_scale",
         "output_norm",
         *("nope", "rope_base", "rope_scaling", "rope_value"),
@@ -342,6 +345,10 @@ SUFFIXES: dict[str, Suffix] = {
     "+nope": Suffix("no positions inside this layer (SmolLM3, Llama 4)", {"nope": True}),
     "+clamp": Suffix(
         "the numbers that the matrices make are kept within this limit (OLMo)", {}, number="clamp"
+    ),
+    "+firstvalue": Suffix(
+        "V of the first layer is mixed into V, by a learned number (ResFormer)",
+        {"first_value": True},
     ),
     "+2d": Suffix(
         "scores times a number, plus a learned function of row and column (the study)",

@@ -106,7 +106,8 @@ class Variant:
     @property
     def reads_below(self) -> bool:
         """True if something is read from a layer below."""
-        return any(isinstance(self.source(role), LayerBelow) for role in ROLES)
+        below = any(isinstance(self.source(role), LayerBelow) for role in ROLES)
+        return below or self.scores.first_value
 
 
 def every_variant() -> Iterator[Variant]:
@@ -126,12 +127,13 @@ def without_value_rotation(variant: Variant) -> Variant:
     """The variant whose function class is the same once an output projection follows.
 
     A rotation on V is a fixed linear map on each head's output, so the output projection absorbs
-    it, unless RoPE, a gate of each number or a norm comes between. Two variants with equal results
-    here can represent the same functions.
+    it, unless RoPE, V of the first layer, a gate of each number or a norm comes between. Two
+    variants with equal results here can represent the same functions.
     """
     scores = variant.scores
+    between = scores.rope_value or scores.first_value or scores.output_norm
     match variant.v:
-        case _ if scores.rope_value or scores.gate == "number" or scores.output_norm:
+        case _ if between or scores.gate == "number":
             return variant
         case LearnedRotation(origin):
             unrotated = replace(variant, v=Same(origin))
@@ -190,8 +192,11 @@ def _check_layers_below(variant: Variant) -> None:
             "The mean of what is visible is of the layer's own V, beside which nothing is cached: "
             "write for example 'q=k=0,v'."
         )
-    if isinstance(v, LayerBelow) and variant.scores.exclusive:
-        raise ValueError("With V of a layer below no token has a V here: leave out '-own'.")
+    if isinstance(v, LayerBelow) and variant.scores.first_value:
+        raise ValueError(
+            "V of a layer below is read as it is there, and nothing is mixed into it here: leave "
+            "out '+firstvalue', or write it for the layer below."
+        )
 
 
 def _check_zeros(variant: Variant) -> None:

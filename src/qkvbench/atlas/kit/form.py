@@ -117,8 +117,8 @@ class Form:
     """A form of attention: one equation, one position scheme, one site.
 
     In ``equation`` sizes are named: ``q,k,v/{kv_heads}+window{window}``; None if the notation lacks
-    something, which ``lacks`` says. ``below`` is that of the layer below whose K and V are read, if
-    they are. ``numbers`` are the sizes of its own at the common geometry.
+    something, which ``lacks`` says. ``below`` is that of the layers below which are read, if any
+    are. ``numbers`` are the sizes of its own at the common geometry.
     ``library_keeps`` are the tensors in the cache of transformers. ``used_by`` names classes beside
     those of ``layers``.
     """
@@ -193,7 +193,8 @@ class Form:
             return made(variant)
         read = [each.layers for each in (variant.k, variant.v) if isinstance(each, LayerBelow)]
         # As few layers as it takes for the first one to be none of the others.
-        layers = ("first" in read) + max(each for each in (*read, 0) if isinstance(each, int))
+        first = "first" in read or variant.scores.first_value
+        layers = first + max(each for each in (*read, 0) if isinstance(each, int))
         return made(variant, below=[made(parse(_written(self.below, sizes)))] * layers)
 
     def library_bytes(self, sizes: Sizes) -> int:

@@ -9,6 +9,7 @@ from qkvbench.variant import (
     ApplyRope,
     ApplyRotation,
     Derivation,
+    Mix,
     Plan,
     Role,
     Scale,
@@ -18,7 +19,12 @@ from qkvbench.variant import (
 
 
 def without_rope(derivation: Derivation) -> Derivation:
-    """The derivation of a role without RoPE, which V does not have even if it shares K's root."""
+    """The derivation of a role without RoPE, which V does not have even if it shares K's root.
+
+    V into which another is mixed is as it is, since that one is finished.
+    """
+    if any(isinstance(op, Mix) for op in derivation.ops):
+        return derivation
     return Derivation(
         derivation.root, tuple(op for op in derivation.ops if not isinstance(op, ApplyRope))
     )
@@ -38,8 +44,8 @@ def role_matrices(
 ) -> dict[Role, Any]:
     """The matrix of each role from the stream, (heads, head_dim, d_model), as the root's array.
 
-    Of K and V of a layer below there are none, since they are made from another stream; nor of
-    zeros, which are made from none.
+    Of K and V of a layer below, mixed in or not, there are none, since they are made from another
+    stream; nor of zeros, which are made from none.
     Roots are given as (heads, width, d_model), learned maps as (heads, to, width), scales as
     (width,) or (heads, width), in arrays of any framework and of one dtype. The parts of Q and K
     that alone get RoPE are left out.
@@ -48,6 +54,8 @@ def role_matrices(
     for role in ROLES:
         derivation = plan.derivations[role]
         if derivation.root == ZEROS or plan.root(derivation.root).is_below:
+            continue
+        if any(isinstance(op, Mix) for op in derivation.ops):
             continue
         matrix = roots[derivation.root]
         for op in derivation.ops:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ from qkvbench.variant import (
     Input,
     LogScale,
     MakeZeros,
+    Mix,
     Multiply,
     Normalize,
     Op,
@@ -117,7 +119,7 @@ class Attention:
         maps: Maps,
         rope: Apply,
     ) -> Heads:
-        """Q, K or V over a whole sequence; Q and K with the part that alone gets RoPE.
+        """Q, K or V; Q and K with the part that alone gets RoPE.
 
         K of a layer below has it already.
         """
@@ -160,13 +162,17 @@ class Attention:
         layer: LayerCache,
         count: Count,
         capacity: int,
-        below: Mapping[Role, Owner],
+        below: Mapping[Role, Owner] = MappingProxyType({}),
+        made: dict[Derivation, Heads] | None = None,
+        lends: tuple[Role, ...] = (),
     ) -> tuple[Stream, LayerCache]:
         """Decode one token, absorbed: over cached roots, fixed maps in query and output.
 
         The roots, maps and scales of K or V are those of a layer `below`, if it is from there.
+        `made` as in a call; the token's K or V that layers above read, `lends`, is added to it.
         """
-        made = self.project(weights, x)
+        made = {} if made is None else made
+        made |= self.project(weights, x)
         at = count[..., None]
         rope = partial(self.rotate, at=at, end=capacity)
         make = partial(self.make, weights, made=made, maps=layer.maps, rope=rope)
@@ -176,6 +182,8 @@ class Attention:
             )
             for tensor in self.plan.cached
         }
+        for role in lends:
+            self.whole(weights, role, made, layer.maps, rope)
         layer = LayerCache(rows, layer.maps, layer.lengths, layer.cross)
         own = Owner(weights, layer)
         owners = below.get("k", own), below.get("v", own)
@@ -245,7 +253,9 @@ class Attention:
             before = self.make(
                 weights, Derivation(derivation.root, derivation.ops[:-1]), made, maps, rope
             )
-            made[derivation] = self._apply_ops(weights, derivation.ops[-1:], before, maps, rope)
+            made[derivation] = self._apply_ops(
+                weights, derivation.ops[-1:], before, maps, rope, made
+            )
         return made[derivation]
 
     def head_maps(self, weights: Weights) -> dict[str, Float[Array, "_heads _to _width"]]:
@@ -323,9 +333,15 @@ class Attention:
         return made
 
     def _apply_ops(  # noqa: C901 - one case for each operation
-        self, weights: Weights, ops: Iterable[Op], rows: Heads, maps: Maps, rope: Apply
+        self,
+        weights: Weights,
+        ops: Iterable[Op],
+        rows: Heads,
+        maps: Maps,
+        rope: Apply,
+        made: Mapping[Derivation, Heads] = MappingProxyType({}),
     ) -> Heads:
-        """The rows after these operations."""
+        """The rows after these operations; `made` has what may be mixed into them."""
         for op in ops:
             match op:
                 case ApplyRotation():
@@ -344,6 +360,10 @@ class Attention:
                     rows = rows * _of_heads(weights[f"{part}.scale"], rows)
                 case Shift(part):
                     rows = rows + _of_heads(weights[f"{part}.shift"], rows)
+                case Mix(root, part):
+                    share = weights[f"{part}.mix"].astype(rows.dtype)
+                    other = made[Derivation(root, ())].astype(rows.dtype)
+                    rows = (1 - share) * rows + share * other
                 case ApplyRope(back):
                     rows = rope(rows, back=back)
                 case MakeZeros(heads, width):

@@ -15,7 +15,7 @@ from qkvbench.backends.jax.cache.kv_cache import Count, LayerCache
 from qkvbench.backends.jax.models.parts import feed_forward, normalize
 from qkvbench.backends.jax.models.weights import Weights, part
 from qkvbench.model import Block as BlockSpec
-from qkvbench.model import LayerPlans
+from qkvbench.model import LayerPlans, LentRoles
 from qkvbench.variant import Derivation, Lender, Role
 
 Stream = Float[Array, "batch time d_model"]
@@ -58,12 +58,21 @@ class Block:
     cross: Attention | None
     dropout: float
     again: bool
-    lends: tuple[Role, ...]
+    lends: LentRoles
 
     @property
     def lenders(self) -> tuple[Lender, ...]:
         """The layers below that it reads."""
         return self.attention.plan.lenders if self.attention else ()
+
+    @property
+    def row_lenders(self) -> tuple[Lender, ...]:
+        """Those whose K or V of a new token it reads."""
+        return self.attention.plan.row_lenders if self.attention else ()
+
+    def layers_below(self, role: Role) -> int:
+        """How far below the layer is whose K or V it reads; 0 if it makes it."""
+        return self.attention.plan.layers_below(role) if self.attention else 0
 
     def __call__(
         self,
@@ -107,7 +116,7 @@ class Block:
             rows, own = self._normed(weights, "attention", x), part(weights, "attention")
             added, layer = self.attention.read(own, rows, layer, count, made)
             x = self._add(weights, "attention", x, added)
-            lends = self.attention.lent(self.lends, made)
+            lends = self.attention.lent(self.lends.whole, made)
         x = self._add_feed_forward(weights, self._add_cross(weights, x, layer), rows)
         return x, layer, lends
 
@@ -119,18 +128,24 @@ class Block:
         count: Count,
         capacity: int,
         below: Mapping[Role, Owner],
-    ) -> tuple[Stream, LayerCache]:
+        lent: Mapping[Derivation, Heads],
+    ) -> tuple[Stream, LayerCache, dict[Role, Heads]]:
         """The stream after this layer, for one new token of each sequence.
 
-        Over the rows of layers `below` if it reads K or V from there.
+        Over the rows of layers `below` if it reads K or V from there. `lent` and the last result as
+        in a call, of the token alone.
         """
+        made, step = dict(lent), self.lends.step
+        lends: dict[Role, Heads] = {}
         rows = x
         if self.attention:
             rows = self._normed(weights, "attention", x)
             own = part(weights, "attention")
-            added, layer = self.attention.step(own, rows, layer, count, capacity, below)
+            added, layer = self.attention.step(own, rows, layer, count, capacity, below, made, step)
             x = self._add(weights, "attention", x, added)
-        return self._add_feed_forward(weights, self._add_cross(weights, x, layer), rows), layer
+            lends = self.attention.lent(step, made)
+        x = self._add_feed_forward(weights, self._add_cross(weights, x, layer), rows)
+        return x, layer, lends
 
     def new_cache(self, weights: Weights, batch: int, capacity: int) -> LayerCache:
         """An empty cache for this layer."""
@@ -157,7 +172,7 @@ class Block:
             x = self._add(
                 weights, "attention", x, self.attention(own, rows, lengths, made=made), key
             )
-            lends = self.attention.lent(self.lends, made)
+            lends = self.attention.lent(self.lends.whole, made)
         if self.cross and source:
             across, own = self._normed(weights, "cross", x), part(weights, "cross")
             across = self.cross(own, across, source.lengths, source.stream)
@@ -214,7 +229,7 @@ def block(
     *,
     dropout: float = 0.0,
     again: bool = False,
-    lends: tuple[Role, ...] = (),
+    lends: LentRoles,
 ) -> Block:
     """The block that `spec` describes, with attention by these plans."""
     own = plans.attention and Attention.of(plans.attention)

@@ -16,7 +16,7 @@ from qkvbench.backends.jax.models.block import Key, OnAttention, Source, ignore
 from qkvbench.backends.jax.models.tower import Tower, prefixed
 from qkvbench.backends.jax.models.weights import Parameters, Weights, part
 from qkvbench.backends.jax.training.precision import OUTPUT, TABLE
-from qkvbench.variant import Role, roots_below
+from qkvbench.variant import ROLES, Role, roots_below
 
 Tokenized = Int[Array, "batch time"]
 Counts = Int[Array, " batch"]
@@ -137,14 +137,17 @@ class Decoder:
         """Read one token of each sequence; the logits after it."""
         end = cache.capacity
         x = self.own.embedding.at(part(weights, "embedding"), tokens, cache.count, end)
-        layers = list(cache.layers)
+        layers, lent = list(cache.layers), dict[tuple[int, Role], Heads]()
         for number, block in enumerate(self.own.blocks):
-            own = part(weights, f"blocks.{number}")
+            own, read = part(weights, f"blocks.{number}"), block.row_lenders
             below: dict[Role, Owner] = {}
-            for each in block.lenders:
-                at = number - each.layers
-                below[each.role] = Owner(part(weights, f"blocks.{at}.attention"), layers[at])
-            x, layers[number] = block.step(own, x, layers[number], cache.count, end, below)
+            for role in ROLES:
+                if distance := block.layers_below(role):
+                    at = number - distance
+                    below[role] = Owner(part(weights, f"blocks.{at}.attention"), layers[at])
+            given = own, x, layers[number], cache.count, end, below
+            x, layers[number], lends = block.step(*given, roots_below(read, number, lent))
+            lent |= {(number, role): rows for role, rows in lends.items()}
         logits = self.head(weights, self.own.normalize(weights, x[:, 0]))
         return logits, replace(cache, layers=tuple(layers), count=cache.count + 1)
 

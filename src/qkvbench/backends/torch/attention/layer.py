@@ -103,16 +103,27 @@ class Attention(nn.Module):
         context = self.softmax(q, k, v, lengths)
         return self.output(context, made, maps, self.rope)
 
-    def step(self, x: Stream, cache: Cache, layer: LayerCache) -> Stream:
+    def step(
+        self,
+        x: Stream,
+        cache: Cache,
+        layer: LayerCache,
+        made: dict[Derivation, Heads] | None = None,
+        lends: tuple[Role, ...] = (),
+    ) -> Stream:
         """Decode one token, absorbed: over cached roots, fixed maps in query and output.
 
-        The cache is open for one more row.
+        The cache is open for one more row. `made` as in a whole pass; the token's K or V that
+        layers above read, `lends`, is added to it.
         """
-        made = self.project(x)
+        made = {} if made is None else made
+        made |= self.project(x)
         rope = self.rope and partial(self.rope.at, first=cache.longest, positions=cache.lengths)
         for tensor in self.plan.cached:
             row = self.make(tensor.derivation, made, layer.maps, rope)
             layer.rows[tensor.name].write(row)
+        for role in lends:
+            self.whole(role, made, layer.maps, rope)
         rows = torch.tensor([cache.longest], device=x.device)
         if cache.lengths is not None:
             rows = cache.lengths[:, None]
@@ -183,19 +194,25 @@ class Attention(nn.Module):
 
         RoPE comes last in the derivation of Q or K: V may be the same tensor as K, and V gets none.
         """
-        apply = partial(self._apply_ops, maps=maps, rope=rope or self.rope)
+        apply = partial(self._apply_ops, maps=maps, rope=rope or self.rope, made=made)
         return ops.make(derivation, made, apply)
 
-    def whole(self, role: Role, made: dict[Derivation, Heads], maps: Maps) -> Heads:
-        """Q, K or V over a whole sequence; Q and K with the part that alone gets RoPE.
+    def whole(
+        self,
+        role: Role,
+        made: dict[Derivation, Heads],
+        maps: Maps,
+        rope: Callable[..., Heads] | None = None,
+    ) -> Heads:
+        """Q, K or V; Q and K with the part that alone gets RoPE.
 
         K of a layer below has it already.
         """
-        content = self.make(self.plan.derivations[role], made, maps)
+        content = self.make(self.plan.derivations[role], made, maps, rope)
         part = self.plan.rope_head
         if part is None or role == "v" or (role == "k" and self.plan.layers_below("k")):
             return content
-        rope_part = self.make(part.query if role == "q" else part.key, made, maps)
+        rope_part = self.make(part.query if role == "q" else part.key, made, maps, rope)
         return torch.cat([content, rope_part.expand(-1, content.shape[1], -1, -1)], dim=-1)
 
     def lent(self, roles: tuple[Role, ...], made: dict[Derivation, Heads]) -> dict[Role, Heads]:
@@ -325,9 +342,10 @@ class Attention(nn.Module):
         rows: Heads,
         maps: Maps,
         rope: Callable[..., Heads] | None,
+        made: Mapping[Derivation, Heads] = MappingProxyType({}),
     ) -> Heads:
         """The rows after these operations."""
-        return ops.apply(operations, rows, maps, self.vector, rope)
+        return ops.apply(operations, rows, maps, self.vector, rope, made)
 
     def _queries(
         self,

@@ -5,6 +5,7 @@ this backend, and one inside another library's model.
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from qkvbench.variant import (
     Derivation,
     Fixed,
     MakeZeros,
+    Mix,
     Multiply,
     Normalize,
     Op,
@@ -55,8 +57,9 @@ def apply(  # noqa: C901 - one case for each operation
     maps: Maps,
     vectors: HeadVectors,
     rope: Callable[..., Heads] | None,
+    made: Mapping[Derivation, Heads] = MappingProxyType({}),
 ) -> Heads:
-    """The rows after these operations."""
+    """The rows after these operations; `made` has what may be mixed into them."""
     for op in ops:
         match op:
             case ApplyRotation():
@@ -75,6 +78,9 @@ def apply(  # noqa: C901 - one case for each operation
                 rows = rows * _of_heads(vectors(f"{part}.scale"), rows)
             case Shift(part):
                 rows = rows + _of_heads(vectors(f"{part}.shift"), rows)
+            case Mix(root, part):
+                share = vectors(f"{part}.mix").to(rows.dtype)
+                rows = torch.lerp(rows, made[Derivation(root, ())].to(rows.dtype), share)
             case ApplyRope(back):
                 assert rope is not None, "only a plan with RoPE applies it"
                 rows = rope(rows, back=back)

@@ -17,8 +17,8 @@ from qkvbench.backends.torch.cache.page_table import PageTable
 from qkvbench.backends.torch.models.parts import feed_forward, norm
 from qkvbench.cost import CacheFormat
 from qkvbench.model import Block as BlockSpec
-from qkvbench.model import LayerPlans, lent_roles
-from qkvbench.variant import Derivation, Mask, Role, roots_below
+from qkvbench.model import LayerPlans, LentRoles, lent_roles
+from qkvbench.variant import ROLES, Derivation, Mask, Role, roots_below
 
 Stream = Float[Tensor, "batch time d_model"]
 
@@ -44,7 +44,7 @@ class Block(nn.Module):
         d_model: int,
         *,
         dropout: float,
-        lends: tuple[Role, ...],
+        lends: LentRoles,
     ) -> None:
         """The block that `spec` describes, with attention by these plans.
 
@@ -55,6 +55,7 @@ class Block(nn.Module):
         self.dropout = dropout
         self.lends = lends
         self.lenders = plans.attention.lenders if plans.attention else ()
+        self.row_lenders = plans.attention.row_lenders if plans.attention else ()
         # Norms first: the gradient's norm is a sum in this order, so another changes its last bits.
         self.attention = None
         if plans.attention:
@@ -91,8 +92,8 @@ class Block(nn.Module):
             made = dict(lent)
             rows = self._normed("attention", x)
             x = self._add("attention", x, self.attention(rows, layer, lengths, made=made))
-            if self.lends:
-                lends = self.attention.lent(self.lends, made)
+            if self.lends.whole:
+                lends = self.attention.lent(self.lends.whole, made)
             # Q, K and V need no memory any more, unless they are read above.
             del made
         if self.cross and layer and layer.cross:
@@ -102,15 +103,23 @@ class Block(nn.Module):
             x = self._add("cross", x, self.cross(own, None, source.lengths, source.stream))
         return self._add_feed_forward(x, rows), lends
 
-    def step(self, x: Stream, cache: Cache, layer: LayerCache) -> Stream:
-        """The stream after this layer, for one new token of each sequence."""
+    def step(
+        self, x: Stream, cache: Cache, layer: LayerCache, lent: Mapping[Derivation, Heads]
+    ) -> tuple[Stream, dict[Role, Heads]]:
+        """The stream after this layer, for one new token of each sequence.
+
+        `lent` and the second result as in a whole pass, of the token alone.
+        """
+        lends: dict[Role, Heads] = {}
         rows = x
         if self.attention:
+            made, step = dict(lent), self.lends.step
             rows = self._normed("attention", x)
-            x = self._add("attention", x, self.attention.step(rows, cache, layer))
+            x = self._add("attention", x, self.attention.step(rows, cache, layer, made, step))
+            lends = self.attention.lent(step, made)
         if self.cross and layer.cross:
             x = self._add_cached_cross(self.cross, x, layer)
-        return self._add_feed_forward(x, rows)
+        return self._add_feed_forward(x, rows), lends
 
     def new_cache(
         self,
@@ -124,8 +133,11 @@ class Block(nn.Module):
         """
         if self.attention is None:
             return LayerCache({}, {}, torch.float32)
-        read: dict[Role, LayerCache] = {each.role: below[-each.layers] for each in self.lenders}
-        return self.attention.new_cache(tables[self.attention.plan.mask], format, read)
+        plan = self.attention.plan
+        read: dict[Role, LayerCache] = {
+            role: below[-layers] for role in ROLES if (layers := plan.layers_below(role))
+        }
+        return self.attention.new_cache(tables[plan.mask], format, read)
 
     def _add_cached_cross(self, cross: Attention, x: Stream, layer: LayerCache) -> Stream:
         if layer.cross is None:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
+from qkvbench.backends.torch.attention.ops import Heads
 from qkvbench.backends.torch.cache.kv_cache import (
     Cache,
     LayerCache,
@@ -26,6 +27,7 @@ from qkvbench.cost.units import bytes_text
 from qkvbench.model import Decoder as DecoderSpec
 from qkvbench.model import EncoderDecoder as EncoderDecoderSpec
 from qkvbench.model import Model
+from qkvbench.variant import Role, roots_below
 
 Tokenized = Int[Tensor, "batch time"]
 Counts = Int[Tensor, " batch"]
@@ -201,8 +203,10 @@ class Decoder(nn.Module):
         self.accept(cache)
         cache.open()
         x = self.embedding.at(tokens, cache.longest, cache.lengths)
-        for block, layer in zip(self.layers(), cache.layers, strict=True):
-            x = block.step(x, cache, layer)
+        lent: dict[tuple[int, Role], Heads] = {}
+        for number, (block, layer) in enumerate(zip(self.layers(), cache.layers, strict=True)):
+            x, lends = block.step(x, cache, layer, roots_below(block.row_lenders, number, lent))
+            lent |= {(number, role): rows for role, rows in lends.items()}
         cache.advance()
         return self.head(self.norm(x[:, 0]))
 
