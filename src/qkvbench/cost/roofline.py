@@ -251,10 +251,11 @@ def _read_bytes(plan: Plan, tokens: int, dtype: CacheDtype) -> int:
 
 
 def _read_tensors(plan: Plan) -> list[CachedTensor]:
-    """The cached tensors that a layer reads, its own or those of a layer below."""
-    key = [plan.cached_key, plan.cached_value] if plan.owner.cached else []
-    rope = [each for each in plan.owner.cached if each.name == ROPE_KEY]
-    return list({each.name: each for each in (*key, *rope)}.values())
+    """The cached tensors that a layer reads, its own or those of layers below, each once."""
+    key = plan.layers_below("k"), plan.cached_key
+    value = plan.layers_below("v"), plan.cached_value
+    rope = [(key[0], each) for each in plan.owner("k").cached if each.name == ROPE_KEY]
+    return list({(layers, each.name): each for layers, each in (key, value, *rope)}.values())
 
 
 def _read_rate(calibration: Calibration, moved_bytes: float) -> float:
