@@ -112,6 +112,7 @@ def build_parser() -> _Parser:
     _add_slim(commands)
     _add_pretrained(commands)
     _add_prune(commands)
+    _add_export(commands)
     _add_claims(commands)
     _add_atlas(commands)
     _add_readers(commands)
@@ -416,6 +417,33 @@ def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--out", type=_path, required=True, metavar="DIR", help="folder of the results"
     )
     prune.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """`export`: the model, the format and the file."""
+    export = _command(commands, "export", "a decoder as one file that other programs run")
+    export.add_argument(
+        "model",
+        metavar="MODEL",
+        help="an experiment FILE.json with its weights beside it, as 'prune' writes; or a model or "
+        "task, untrained",
+    )
+    export.add_argument(
+        "--to", required=True, metavar="FORMAT", help="onnx, or torch-export (a .pt2 file)"
+    )
+    export.add_argument("--out", type=_path, required=True, metavar="FILE", help="the new file")
+    export.add_argument("--variant", metavar="V", help="of an untrained model (q,k,v)")
+    export.add_argument("--position", metavar="P", help="position scheme instead of the model's")
+    export.add_argument(
+        "--context", type=_count, metavar="N", help="the most tokens of a text (2048, or fewer)"
+    )
+    export.add_argument(
+        "--weights",
+        choices=["fp32", "int8"],
+        default="fp32",
+        help="dtype of the matrices; int8: onnx alone (fp32)",
+    )
+    export.add_argument("--force", action="store_true", help="replace the file if it is there")
 
 
 def _source(parser: _Parser) -> None:

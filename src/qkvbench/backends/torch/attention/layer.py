@@ -113,8 +113,9 @@ class Attention(nn.Module):
     ) -> Stream:
         """Decode one token, absorbed: over cached roots, fixed maps in query and output.
 
-        The cache is open for one more row. `made` as in a whole pass; the token's K or V that
-        layers above read, `lends`, is added to it.
+        The cache is open for one more row; one of sequences of one length may be open for several,
+        which are read together. `made` as in a whole pass; the token's K or V that layers above
+        read, `lends`, is added to it.
         """
         made = {} if made is None else made
         made |= self.project(x)
@@ -124,7 +125,7 @@ class Attention(nn.Module):
             layer.rows[tensor.name].write(row)
         for role in lends:
             self.whole(role, made, layer.maps, rope)
-        rows = torch.tensor([cache.longest], device=x.device)
+        rows = torch.arange(cache.longest, cache.longest + x.shape[1], device=x.device)
         if cache.lengths is not None:
             rows = cache.lengths[:, None]
         queries = {
@@ -414,7 +415,7 @@ class Attention(nn.Module):
         end = intervals[-1][1]
         weights = self.softmax.attention_weights(products, rows, columns, end, lengths)
         # (batch, heads, time, slots) -> (batch, groups, heads of the group * time, slots)
-        weights = weights.to(dtype).view(batch, value.heads, -1, len(columns))
+        weights = weights.to(dtype).view(batch, value.heads, -1, columns.shape[0])
         context, offset = [], 0
         for interval in intervals:
             for _, tile in values.tiles(*interval, dtype):
@@ -424,7 +425,7 @@ class Attention(nn.Module):
 
     def _grouped(self, query: Heads, groups: int) -> Float[Tensor, "batch groups rows width"]:
         """Scaled queries, those of one head of K together."""
-        together = query.reshape(len(query), groups, -1, query.shape[-1])
+        together = query.reshape(query.shape[0], groups, -1, query.shape[-1])
         return together * self.plan.score_width**-0.5
 
     def _products(
@@ -486,9 +487,10 @@ def attention(
 
 def _matmul(left: Tensor, right: Tensor) -> Tensor:
     """Matrix products by sequence and head; adjacent sequences may share the right factor."""
-    if len(left) == len(right):
+    # By `shape`: a `len` would make the number of sequences a constant of an exported graph.
+    if left.shape[0] == right.shape[0]:
         return left @ right
-    sharing = left.unflatten(0, (len(right), -1))
+    sharing = left.unflatten(0, (right.shape[0], -1))
     joined = sharing.transpose(1, 2).flatten(2, 3) @ right
     return joined.unflatten(2, (sharing.shape[1], -1)).transpose(1, 2).flatten(0, 1)
 

@@ -85,7 +85,7 @@ def apply(  # noqa: C901 - one case for each operation
                 assert rope is not None, "only a plan with RoPE applies it"
                 rows = rope(rows, back=back)
             case MakeZeros(heads, width):
-                rows = rows.new_zeros(len(rows), heads, rows.shape[2], width)
+                rows = rows.new_zeros(rows.shape[0], heads, rows.shape[2], width)
     return rows
 
 

@@ -133,11 +133,15 @@ class Block(nn.Module):
         """
         if self.attention is None:
             return LayerCache({}, {}, torch.float32)
+        table = tables[self.attention.plan.mask]
+        return self.attention.new_cache(table, format, self.caches_below(below))
+
+    def caches_below(self, below: Sequence[LayerCache]) -> dict[Role, LayerCache]:
+        """The caches of lower layers whose K or V it reads, of all that are `below` it."""
+        if self.attention is None:
+            return {}
         plan = self.attention.plan
-        read: dict[Role, LayerCache] = {
-            role: below[-layers] for role in ROLES if (layers := plan.layers_below(role))
-        }
-        return self.attention.new_cache(tables[plan.mask], format, read)
+        return {role: below[-layers] for role in ROLES if (layers := plan.layers_below(role))}
 
     def _add_cached_cross(self, cross: Attention, x: Stream, layer: LayerCache) -> Stream:
         if layer.cross is None:
@@ -200,6 +204,14 @@ class Blocks(nn.ModuleList):
             layer = caches[number] if caches else None
             read = roots_below(block.lenders, number, lent)
             x, lends = block(x, layer, lengths, source, read)
+            lent |= {(number, role): rows for role, rows in lends.items()}
+        return x
+
+    def step(self, x: Stream, cache: Cache) -> Stream:
+        """The stream after the last block, for new tokens over a cache that is open for them."""
+        lent: dict[tuple[int, Role], Heads] = {}
+        for number, (block, layer) in enumerate(zip(self.layers(), cache.layers, strict=True)):
+            x, lends = block.step(x, cache, layer, roots_below(block.row_lenders, number, lent))
             lent |= {(number, role): rows for role, rows in lends.items()}
         return x
 

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
-from qkvbench.backends.torch.attention.ops import Heads
 from qkvbench.backends.torch.cache.kv_cache import (
     Cache,
     LayerCache,
@@ -27,7 +26,6 @@ from qkvbench.cost.units import bytes_text
 from qkvbench.model import Decoder as DecoderSpec
 from qkvbench.model import EncoderDecoder as EncoderDecoderSpec
 from qkvbench.model import Model
-from qkvbench.variant import Role, roots_below
 
 Tokenized = Int[Tensor, "batch time"]
 Counts = Int[Tensor, " batch"]
@@ -203,10 +201,7 @@ class Decoder(nn.Module):
         self.accept(cache)
         cache.open()
         x = self.embedding.at(tokens, cache.longest, cache.lengths)
-        lent: dict[tuple[int, Role], Heads] = {}
-        for number, (block, layer) in enumerate(zip(self.layers(), cache.layers, strict=True)):
-            x, lends = block.step(x, cache, layer, roots_below(block.row_lenders, number, lent))
-            lent |= {(number, role): rows for role, rows in lends.items()}
+        x = self.blocks.step(x, cache)
         cache.advance()
         return self.head(self.norm(x[:, 0]))
 

@@ -45,7 +45,7 @@ class Embedding(nn.Module):
         # x: (batch, time, d_model), from tokens (batch, time) or vectors (batch, time, features)
         x = functional.embedding(inputs, self.table) if inputs.ndim == 2 else self.vectors(inputs)
         time = inputs.shape[1]
-        added = self._position_embeddings(time, x)
+        added = self.position_embeddings(time, x)
         x = x if added is None else x + added[:time]
         if self.class_token is None:
             return x
@@ -57,12 +57,12 @@ class Embedding(nn.Module):
     ) -> Float[Tensor, "batch one d_model"]:
         """The stream of one token per sequence, at position `first` or at its own of `times`."""
         x = functional.embedding(tokens, self.table)
-        added = self._position_embeddings(first + 1, x)
+        added = self.position_embeddings(first + 1, x)
         if added is not None:
             x = x + (added[first] if times is None else added[times])
         return x[:, None]  # (batch, 1, d_model)
 
-    def _position_embeddings(
+    def position_embeddings(
         self, length: int, x: Tensor
     ) -> Float[Tensor, "positions d_model"] | None:
         """Embeddings of at least `length` positions; None if the scheme adds none."""

@@ -1,0 +1,55 @@
+"""Exported programs of decoders: one module for each format, whose name is the format's.
+
+The contract of a module: ``ABOUT``, one line; ``SUFFIX``, that of its files; ``missing_requirement
+()``, the reason why it cannot write, or None; ``write(stepping, path, options)``, which writes the
+program to a file that did not exist.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Literal, Protocol, cast
+
+if TYPE_CHECKING:
+    from qkvbench.export.stepping import Stepping
+
+WeightDtype = Literal["fp32", "int8"]
+OTHERS = {"stepping"}
+
+
+class ExportError(Exception):
+    """A model cannot be written in a format; the message names what is in the way."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a program is written: `weights` in int8 are rounded row by row and used as such."""
+
+    weights: WeightDtype = "fp32"
+
+
+class Format(Protocol):
+    """The module of a format."""
+
+    ABOUT: str
+    SUFFIX: str
+
+    def missing_requirement(self) -> str | None:
+        """Why the format cannot be written here; None if it can."""
+        ...
+
+    def write(self, stepping: "Stepping", path: Path, options: Options) -> None:
+        """Write the program; ExportError if the format lacks what it needs."""
+        ...
+
+
+def names() -> list[str]:
+    """The formats, as they are written on the command line."""
+    found = {module.name for module in iter_modules(__path__)} - OTHERS
+    return sorted(name.replace("_", "-") for name in found)
+
+
+def find(name: str) -> Format:
+    """The format with this name."""
+    return cast(Format, import_module(f"qkvbench.export.{name.replace('-', '_')}"))

@@ -1,0 +1,93 @@
+"""ONNX programs: prompts and steps by one graph, with the cached tensors as inputs and outputs."""
+
+import json
+import logging
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from qkvbench.export import ExportError, Options
+from qkvbench.export.stepping import Stepping
+from qkvbench.export.torch_export import dynamic_shapes, example
+
+ABOUT = "a program for onnxruntime and everything else that reads ONNX"
+SUFFIX = ".onnx"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def missing_requirement() -> str | None:
+    """The packages that are not installed; None if all are."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if not missing:
+        return None
+    return f"ONNX needs {', '.join(missing)}, not installed: ./qkv setup onnx"
+
+
+def write(stepping: Stepping, path: Path, options: Options) -> None:
+    """Write the program with its weights in one file."""
+    program = _program(stepping)
+    model = program.model
+    model.metadata_props["qkvbench"] = json.dumps(about(stepping), ensure_ascii=True)
+    if options.weights == "fp32":
+        program.save(str(path), external_data=False)
+        return
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with TemporaryDirectory(dir=path.parent) as folder:
+        whole = Path(folder) / "fp32.onnx"
+        program.save(str(whole), external_data=False)
+        logging.getLogger().setLevel(logging.ERROR)
+        quantize_dynamic(
+            whole,
+            path,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+
+
+def about(stepping: Stepping) -> dict[str, object]:
+    """The names and sizes that a program needs to run the file."""
+    model = stepping.network.model
+    return {
+        "variant": model.variant,
+        "context": stepping.context,
+        "vocabulary": len(stepping.network.matrix),
+        "cached": [
+            {"past": each.past, "present": each.present, "heads": each.heads, "width": each.width}
+            for each in stepping.inputs
+        ],
+    }
+
+
+def _program(stepping: Stepping) -> Any:
+    tokens, past = example(stepping)
+    model = stepping.network.model
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Its log lists optional packages that are not installed.
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            program = torch.onnx.export(
+                stepping,
+                (tokens, *past),
+                dynamic_shapes=dynamic_shapes(stepping),
+                input_names=["tokens", *(each.past for each in stepping.inputs)],
+                output_names=["logits", *(each.present for each in stepping.inputs)],
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ExportError(
+            f"{model.variant} in {model.name} has an operation that ONNX lacks: "
+            f"{lines[-1][:200] if lines else type(error).__name__}\n"
+            "--to torch-export writes it for torch."
+        ) from error
+    if program is None:
+        raise ExportError(f"{model.variant} in {model.name} could not be written as ONNX.")
+    return program

@@ -1,0 +1,163 @@
+"""A decoder as one function of tokens and cached tensors: what exported programs compute.
+
+The same function reads a prompt (nothing is cached) and decodes (one new token). It runs the layers
+of the torch backend absorbed, as their decoding does, over caches that grow by concatenation: what
+a plan caches is an input and an output, so a tied K and V is one tensor of both.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qkvbench.backends.torch.cache.kv_cache import Cache, LayerCache
+from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
+from qkvbench.backends.torch.models.decoder import Decoder
+from qkvbench.variant import Mask, Plan
+
+
+@dataclass(frozen=True)
+class CachedInput:
+    """One cached tensor of a layer: (batch, heads, tokens, width)."""
+
+    layer: int
+    name: str
+    heads: int
+    width: int
+
+    @property
+    def past(self) -> str:
+        """Its name as an input."""
+        return f"past.{self.layer}.{self.name}"
+
+    @property
+    def present(self) -> str:
+        """Its name as an output, with the new tokens."""
+        return f"present.{self.layer}.{self.name}"
+
+
+def cached_inputs(plans: Sequence[Plan | None]) -> list[CachedInput]:
+    """The cached tensors of all layers, in the order of inputs and outputs."""
+    return [
+        CachedInput(number, tensor.name, tensor.heads, tensor.width)
+        for number, plan in enumerate(plans)
+        if plan
+        for tensor in plan.cached
+    ]
+
+
+class Stepping(nn.Module):
+    """``(tokens, *past) -> (logits, *present)`` for texts of `context` tokens at most.
+
+    tokens (batch, new), int64; a past tensor (batch, heads, cached, width) -> logits of the last
+    token (batch, vocabulary); a present tensor (batch, heads, cached + new, width).
+    """
+
+    def __init__(self, network: Decoder, context: int) -> None:
+        """The function of this network; ValueError if it cannot be exported."""
+        super().__init__()
+        model = network.model
+        if network.source is not None:
+            raise ValueError(
+                f"{model.name} reads a source; only a decoder of one input is exported."
+            )
+        if network.longest is not None and context > network.longest:
+            raise ValueError(
+                f"{model.name} reads at most {network.longest} tokens, fewer than {context}; "
+                f"write --context {network.longest} or less."
+            )
+        self.network = network.eval()
+        self.context = context
+        self.inputs = cached_inputs(model.plans)
+        self._fill_tables()
+
+    def forward(self, tokens: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        """Read the new tokens after those that are cached."""
+        network, count = self.network, tokens.shape[1]
+        length = past[0].shape[2] if past else 0
+        cache = _Grown(self._layers(past), length, count)
+        x = functional.embedding(tokens, network.embedding.table)
+        added = network.embedding.position_embeddings(self.context, x)
+        if added is not None:
+            x = x + added[length : length + count]
+        x = network.blocks.step(x, cache)
+        logits = network.head(network.norm(x[:, -1]))
+        return logits, *(_rows(cache.layers[each.layer], each.name) for each in self.inputs)
+
+    def empty(self, batch: int) -> list[Tensor]:
+        """Past tensors without any token."""
+        like = self.network.embedding.table
+        return [like.new_zeros(batch, each.heads, 0, each.width) for each in self.inputs]
+
+    def _layers(self, past: Sequence[Tensor]) -> list[LayerCache]:
+        """The caches of all layers; a layer that reads one below has that one's."""
+        rows: dict[int, dict[str, _GrownRows]] = {}
+        for each, tensor in zip(self.inputs, past, strict=True):
+            rows.setdefault(each.layer, {})[each.name] = _GrownRows(tensor)
+        layers: list[LayerCache] = []
+        for number, block in enumerate(self.network.layers()):
+            if block.attention is None:
+                layers.append(LayerCache({}, {}, torch.float32))
+                continue
+            layers.append(
+                LayerCache(
+                    rows.get(number, {}),  # pyright: ignore[reportArgumentType]
+                    block.attention.head_maps(),
+                    block.attention.o.weight.dtype,
+                    vector=block.attention.vector,
+                    below=block.caches_below(layers),
+                )
+            )
+        return layers
+
+    def _fill_tables(self) -> None:
+        """Make the tables of all positions now: a graph cannot make them longer."""
+        with torch.no_grad():
+            tokens = torch.zeros(1, 1, dtype=torch.int64)
+            self(
+                tokens,
+                *(
+                    each.new_zeros(*each.shape[:2], self.context - 1, each.shape[3])
+                    for each in self.empty(1)
+                ),
+            )
+
+
+class _GrownRows(PagedTensor):
+    """The rows of one cached tensor as one tensor, to which new rows are appended."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self.heads = rows.shape[1]
+
+    def write(self, new: Tensor) -> None:
+        """Append rows to each sequence."""
+        self.rows = torch.cat([self.rows, new], dim=2)
+
+    def tiles(
+        self, first: int, end: int, kind: torch.dtype, *, most: int | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """All rows as one tile: a mask hides what is not seen."""
+        yield 0, self.rows
+
+
+class _Grown(Cache):
+    """What a layer's step asks of a cache: how many tokens there are, and which slots it reads."""
+
+    def __init__(self, layers: list[LayerCache], longest: int, count: int) -> None:
+        self.layers = layers
+        self.longest = longest
+        self.count = count
+        self.lengths = None
+
+    def intervals(self, mask: Mask) -> list[tuple[int, int]]:
+        """All slots."""
+        return [(0, self.longest + self.count)]
+
+
+def _rows(layer: LayerCache, name: str) -> Tensor:
+    found = layer.rows[name]
+    assert isinstance(found, _GrownRows)
+    return found.rows

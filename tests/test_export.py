@@ -1,0 +1,190 @@
+"""Exported decoders: they write the text that torch writes, with the cache of the plan."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qkvbench import tasks
+from qkvbench.backends import torch as backend
+from qkvbench.cli import main
+from qkvbench.cost import cache_bytes_per_token
+from qkvbench.experiment import Experiment, to_json
+from qkvbench.export.stepping import Stepping
+from qkvbench.model import PRESETS, Model
+from qkvbench.model.cycle import parse_cycle
+from qkvbench.task_ref import TaskRef
+from qkvbench.variant.catalogue import named
+
+PROMPT, WRITTEN = 6, 10
+EQUATIONS = ("q,k,v", "q,k=v", "q,k=v/1")
+OTHERS = (
+    "q,k=L(24),v=L(24)+ropehead8",
+    "q,k,v+window8+sinks2",
+    "q,k,v=R(k)",
+    "q,k,v;q,k=K(-1),v=V(-1)",
+    "q,k=v+rootnorm",
+    "q=k,v-diag",
+)
+
+
+def _model(equation: str) -> Model:
+    return PRESETS["small-decoder"]().with_variant(parse_cycle(equation, named))
+
+
+def _network(equation: str) -> backend.Decoder:
+    model = _model(equation)
+    network = backend.build(model)
+    assert isinstance(network, backend.Decoder)
+    backend.start(network, model, 0)
+    return network
+
+
+def _prompts() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, PROMPT)))
+
+
+def _written(network: backend.Decoder, tokens: torch.Tensor) -> np.ndarray:
+    """Greedy text by whole passes, without any cache."""
+    with torch.no_grad():
+        for _ in range(WRITTEN):
+            tokens = torch.cat([tokens, network(tokens)[:, -1].argmax(-1)[:, None]], dim=1)
+    return tokens[:, PROMPT:].numpy()
+
+
+@pytest.mark.parametrize("equation", [*EQUATIONS, *OTHERS])
+def test_a_step_reads_a_prompt_and_decodes_like_a_whole_pass(equation: str) -> None:
+    """The function that is exported, in torch: prompts in two pieces, then token by token."""
+    network, tokens = _network(equation), _prompts()
+    stepping = Stepping(network, 32)
+    with torch.no_grad():
+        expected = network(tokens)
+        _, *past = stepping(tokens[:, :2], *stepping.empty(3))
+        logits, *past = stepping(tokens[:, 2:5], *past)
+        torch.testing.assert_close(logits, expected[:, 4], rtol=1e-4, atol=1e-4)
+        logits, *past = stepping(tokens[:, 5:], *past)
+    torch.testing.assert_close(logits, expected[:, 5], rtol=1e-4, atol=1e-4)
+    cached = sum(each.numel() for each in past)
+    assert 2 * cached == 3 * PROMPT * (cache_bytes_per_token(network.model) or 0)
+
+
+def _export(tmp_path: Path, equation: str, form: str, *words: str) -> Path:
+    """The file that the command line writes for trained weights, in a process of its own."""
+    network = _network(equation)
+    task = tasks.find("lm-reviews")
+    experiment = Experiment(network.model, TaskRef("lm-reviews"), 1, task.training, seed=0)
+    (tmp_path / "own.json").write_text(json.dumps(to_json(experiment)))
+    backend.save(network, tmp_path / "own.safetensors")
+    out = tmp_path / f"own.{'onnx' if form == 'onnx' else 'pt2'}"
+    command = [sys.executable, "-m", "qkvbench", "export", str(tmp_path / "own.json"), "--to", form]
+    done = subprocess.run(
+        [*command, "--context", "64", "--out", str(out), *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Its cache is an input and an output" in done.stdout
+    return out
+
+
+def _by_onnxruntime(path: Path, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy text and the logits after the prompt, as docs/export.md writes it."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path)
+    about = json.loads(session.get_modelmeta().custom_metadata_map["qkvbench"])
+    past = {
+        each["past"]: np.zeros((len(tokens), each["heads"], 0, each["width"]), np.float32)
+        for each in about["cached"]
+    }
+    texts, first = [], None
+    for _ in range(WRITTEN):
+        logits, *present = session.run(None, {"tokens": tokens, **past})
+        first = logits if first is None else first
+        past = dict(zip(past, present, strict=True))
+        tokens = logits.argmax(-1)[:, None]
+        texts.append(tokens)
+    assert first is not None
+    return np.concatenate(texts, axis=1), first
+
+
+def test_onnx_writes_what_torch_writes_with_half_of_the_cache(tmp_path: Path) -> None:
+    """`q,k=v` has one input and one output for each layer."""
+    path = _export(tmp_path, "q,k=v", "onnx")
+    network, tokens = _network("q,k=v"), _prompts()
+    text, logits = _by_onnxruntime(path, tokens.numpy())
+    assert (text == _written(network, tokens)).all()
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, network(tokens)[:, -1].numpy(), rtol=1e-4, atol=1e-4)
+    import onnx
+
+    inputs = [each.name for each in onnx.load(path).graph.input]
+    assert inputs == ["tokens", "past.0.k", "past.1.k"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("equation", ["q,k,v", "q,k=v/1", *OTHERS])
+def test_onnx_writes_what_torch_writes(equation: str, tmp_path: Path) -> None:
+    """Every kind of cached tensor."""
+    text, _ = _by_onnxruntime(_export(tmp_path, equation, "onnx"), _prompts().numpy())
+    assert (text == _written(_network(equation), _prompts())).all()
+
+
+@pytest.mark.slow
+def test_onnx_in_int8_is_a_quarter_of_the_size_and_near(tmp_path: Path) -> None:
+    """Matrices are rounded row by row; the rest is as it was."""
+    whole, _ = tmp_path / "whole", (tmp_path / "whole").mkdir()
+    small = _export(tmp_path, "q,k=v", "onnx", "--weights", "int8")
+    large = _export(whole, "q,k=v", "onnx")
+    assert small.stat().st_size < 0.6 * large.stat().st_size
+    _, exact = _by_onnxruntime(large, _prompts().numpy())
+    _, near = _by_onnxruntime(small, _prompts().numpy())
+    assert 0 < np.abs(exact - near).max() < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.slow
+def test_a_torch_program_needs_no_code_of_the_model(tmp_path: Path) -> None:
+    """It is loaded where qkvbench cannot be imported."""
+    path = _export(tmp_path, "q,k=v", "torch-export")
+    program = (
+        "import sys, torch\n"
+        "sys.modules['qkvbench'] = None\n"
+        f"run = torch.export.load({str(path)!r}).module()\n"
+        "past = [torch.zeros(1, 4, 0, 24)] * 2\n"
+        "logits, *past = run(torch.tensor([[1, 2, 3]]), *past)\n"
+        "logits, *past = run(torch.tensor([[4]]), *past)\n"
+        "print(logits.argmax().item(), *past[0].shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    with torch.no_grad():
+        expected = _network("q,k=v")(torch.tensor([[1, 2, 3, 4]]))[0, -1].argmax().item()
+    assert done.stdout.split() == [str(expected), "1", "4", "4", "24"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["small-decoder", "--to", "onx", "--out", "a.onnx"], "there are onnx, torch-export"),
+        (["small-decoder", "--to", "onnx", "--out", "a.pt2"], "--out a.onnx"),
+        (["digits", "--to", "torch-export", "--out", "a.pt2"], "no decoder"),
+        (["none.json", "--to", "torch-export", "--out", "a.pt2"], "is not a file"),
+        (["small-decoder", "--to", "torch-export", "--out", "b/a.pt2"], "make it first"),
+        (
+            ["gpt-300m", "--to", "torch-export", "--out", "a.pt2", "--context", "4096"],
+            "--context 2048 or less",
+        ),
+    ],
+)
+def test_a_wrong_request_says_what_to_write(
+    words: list[str],
+    text: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Exit status 2, and no file."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", *words]) == 2
+    assert text in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
