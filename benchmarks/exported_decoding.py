@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-
 from qkvbench.backends.torch import decoder
 from qkvbench.cost import CACHE_FORMATS, cache_bytes_per_token
 from qkvbench.cost.units import bytes_text, seconds_text
