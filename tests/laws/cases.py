@@ -9,7 +9,7 @@ large random part of the whole product.
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import combinations, product, starmap
 from typing import Any
 
@@ -48,9 +48,12 @@ from qkvbench.variant import (
     Geometry,
     Latent,
     LayerBelow,
+    LearnedMap,
+    Normal,
     Own,
     Parameter,
     Plan,
+    Rotation,
     Same,
     Variant,
     parse,
@@ -77,6 +80,8 @@ NUMBERS = (1, 3, TIME + 2)
 INSIDE = (3,)
 # Of a latent of K and V, and of one of Q.
 RANK, QUERY_RANK = 5, 7
+# Any matrix for each head.
+FREE = partial(LearnedMap, kind="free")
 MASKS = ("causal", "full")
 STORAGES = ("whole", "pages", "growing")
 # Shares of a head that RoPE rotates, if not the whole: one pair of 6 coordinates, and two.
@@ -92,7 +97,7 @@ def _resolves(variant: Variant, size: Geometry = SIZE) -> bool:
 
 
 def _with_shared_heads() -> list[Variant]:
-    """Every variant of the package, those with a latent, and each with one key/value head.
+    """Every variant of the package, latents, free maps, and each with one key/value head.
 
     And those that read K, V or both of the layer below, and those that attend uniformly.
     """
@@ -103,7 +108,9 @@ def _with_shared_heads() -> list[Variant]:
     query = Latent(QUERY_RANK)
     latents += [Variant(query, Own(), Own()), Variant(query, Latent(RANK), Latent(RANK))]
     latents += [Variant(query, Same("q"), Own())]
-    whole = list(dict.fromkeys([*whole, *latents]))
+    mapped = [Variant(Own(), Own(), FREE("k")), Variant(Own(), FREE("v"), Own())]
+    mapped += [Variant(Own(), FREE("q"), Same("q")), Variant(Own(), FREE("q"), LearnedMap("k"))]
+    whole = list(dict.fromkeys([*whole, *latents, *mapped]))
     shared = [replace(variant, kv_heads=1) for variant in whole]
     lent = LayerBelow(1)
     below = [Variant(Own(), lent, lent), Variant(Own(), Own(), lent), Variant(Own(), lent, Own())]
@@ -498,9 +505,13 @@ def drawn(parameters: Iterable[Parameter], seed: int = 0) -> dict[str, np.ndarra
 
 def _drawn(parameter: Parameter, seed: int) -> np.ndarray:
     draw = generator(seed, "laws", parameter.name).standard_normal(parameter.shape)
-    if isinstance(parameter.init, Constant):
-        return parameter.init.value + draw / 2
-    return draw if parameter.init.std == "rotation_std" else draw * 2 / parameter.shape[-1] ** 0.5
+    match parameter.init:
+        case Constant(value):
+            return value + draw / 2
+        case Normal(std="rotation_std"):
+            return draw
+        case Normal() | Rotation():
+            return draw * 2 / parameter.shape[-1] ** 0.5
 
 
 def streams(time: int = TIME, d_model: int = SIZE.d_model, seed: int = 1) -> np.ndarray:

@@ -251,23 +251,62 @@ def test_a_rotation_is_orthogonal_and_keeps_orientation(heads):
 
 
 @every_case("variant", "suffix", nightly=0)
-def test_a_rotation_on_the_value_folds_into_the_output_projection(case):
+def test_a_learned_map_on_the_value_folds_into_the_output_projection(case):
     position = rotary(case.full)
     plan, plain = (
         plan_of(each, position) for each in (case.full, without_value_rotation(case.full))
     )
     weights, x = _setup(plan)
-    rotations = [op for op in plan.derivations["v"].ops if op not in plain.derivations["v"].ops]
+    maps = [op for op in plan.derivations["v"].ops if op not in plain.derivations["v"].ops]
     folded = dict(weights)
     group = SIZE.heads // plan.heads("v")
     columns = weights["o.weight"].reshape(SIZE.d_model, SIZE.heads, plan.width("v"))
-    for op in reversed(rotations):
-        matrix = reference.rotation(weights[f"{op.role}.rotation"], plan.width("v"))
+    for op in reversed(maps):
+        matrix = reference.head_map(op, plan, weights)
         columns = np.einsum("ohe,hed->ohd", columns, np.repeat(matrix, group, axis=0))
     folded["o.weight"] = columns.reshape(SIZE.d_model, -1)
     np.testing.assert_allclose(
         reference.forward(plain, folded, x), reference.forward(plan, weights, x), atol=EXACT
     )
+
+
+def test_without_keys_of_its_own_a_query_is_compared_with_a_matrix_times_v():
+    """q·R·v with any R, over a cache of V alone: arXiv:2606.21848."""
+    plan = plan_of("q,k=M(v),v", causal=False)
+    weights, x = _setup(plan)
+    q, v = (
+        (x @ weights[f"{role}.weight"].T + weights[f"{role}.bias"]).reshape(TIME, SIZE.heads, -1)
+        for role in "qv"
+    )
+    scores = np.einsum("qhe,hed,khd->hqk", q, weights["k.map"], v) / np.sqrt(SIZE.head_dim)
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    context = np.einsum("hqk,khd->qhd", shares, v).reshape(TIME, -1)
+    expected = context @ weights["o.weight"].T + weights["o.bias"]
+    np.testing.assert_allclose(reference.forward(plan, weights, x), expected, atol=EXACT)
+    (cached,) = plan.cached
+    assert (cached.name, cached.derivation.ops) == ("v", ())
+
+
+@every_position
+def test_k_from_v_by_any_matrix_is_v_from_k_by_its_inverse(position):
+    if isinstance(position, RotaryWithInverse):
+        # RoPE on V does not commute with a matrix.
+        return
+    from_value, from_key = (plan_of(each, position) for each in ("q,k=M(v),v", "q,k,v=M(k)"))
+    weights, x = _setup(from_value)
+    other = {name: value for name, value in weights.items() if name not in ("v.bias", "k.map")}
+    root = other.pop("v.weight").reshape(SIZE.heads, SIZE.head_dim, -1)
+    bias = weights["v.bias"].reshape(SIZE.heads, SIZE.head_dim)
+    other["k.weight"] = np.einsum("hed,hdm->hem", weights["k.map"], root).reshape(-1, SIZE.d_model)
+    other["k.bias"] = np.einsum("hed,hd->he", weights["k.map"], bias).ravel()
+    other["v.map"] = np.linalg.inv(weights["k.map"])
+    found, expected = (
+        reference.forward(plan, own, x)
+        for plan, own in ((from_key, other), (from_value, weights))
+    )
+    # Entries of the inverse are tens.
+    np.testing.assert_allclose(found, expected, atol=100 * EXACT)
 
 
 @every_position

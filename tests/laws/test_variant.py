@@ -25,7 +25,7 @@ from qkvbench.variant import (
     ApplyRope,
     Latent,
     LayerBelow,
-    LearnedRotation,
+    LearnedMap,
     Own,
     Same,
     Scores,
@@ -83,6 +83,9 @@ def test_the_sources_give_34_variants_and_20_functions():
         ("q,k=R(q)=v", "q,k=v=R(q)"),
         ("q=x,k=q,v=R(k)", "q=k=x,v=R(q)"),
         ("q=k,k=v", "q=k=v"),
+        ("v,Q,K=m(V)", "q,k=M(v),v"),
+        ("q,v=q,k=M(v)", "q=v,k=M(q)"),
+        ("q=x,v=x,k=M(v)", "q=v=x,k=M(q)"),
         ("q,k,v/4", "q,k,v/4"),
         ("q=k,v -DIAG + 2d", "q=k,v+2d-diag"),
         ("q=k,v−diag++", "q=k,v++-diag"),
@@ -100,8 +103,8 @@ def test_any_way_to_write_an_equation_has_one_canonical_text(written, canonical)
 def test_a_tie_to_a_tied_role_is_a_tie_to_the_first():
     assert Variant(Own(), Same("q"), Same("k")) == Variant(Own(), Same("q"), Same("q"))
     assert Variant(Stream(), Same("q"), Own()) == Variant(Stream(), Stream(), Own())
-    assert Variant(Stream(), Stream(), LearnedRotation("k")) == Variant(
-        Stream(), Stream(), LearnedRotation("q")
+    assert Variant(Stream(), Stream(), LearnedMap("k")) == Variant(
+        Stream(), Stream(), LearnedMap("q")
     )
 
 
@@ -117,6 +120,10 @@ def test_a_tie_to_a_tied_role_is_a_tie_to_the_first():
         "q,k,v/",
         "q,k,v/2/2",
         "q,k=R(v),v",
+        "q=M(k),k,v",
+        "q,k=M(v),v=R(k)",
+        "q,k=v=M(v)",
+        "q=k=0,v=M(k)",
         "R(q),k,v",
         "q,k=x=R(q),v",
         "q,k,v,x",

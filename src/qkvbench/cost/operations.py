@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from qkvbench.model import Model
-from qkvbench.variant import ApplyRotation, Derivation, Input, Plan, UpProject
+from qkvbench.variant import ApplyMap, Derivation, Input, Plan, UpProject
 
 
 def macs(model: Model, tokens: int, second_tokens: int = 0) -> int:
@@ -67,10 +67,10 @@ def attention_macs(plan: Plan, tokens: int, source_tokens: int = 0) -> int:
 
 
 def _maps(plan: Plan) -> set[Derivation]:
-    """Each distinct derivation that ends in a rotation or an up-projection."""
+    """Each distinct derivation that ends in a learned map of heads."""
     return {
         Derivation(derivation.root, derivation.ops[:end])
         for derivation in plan.all_derivations
         for end, op in enumerate(derivation.ops, start=1)
-        if isinstance(op, ApplyRotation | UpProject)
+        if isinstance(op, ApplyMap | UpProject)
     }

@@ -23,7 +23,7 @@ from qkvbench.variant import (
     CANONICAL,
     Latent,
     LayerBelow,
-    LearnedRotation,
+    LearnedMap,
     Own,
     Same,
     Source,
@@ -145,8 +145,8 @@ def _source(source: Source) -> str:
             return "x"
         case Same(origin):
             return f"={origin}"
-        case LearnedRotation(origin):
-            return f"R({origin})"
+        case LearnedMap(origin):
+            return f"{source.letter}({origin})"
         case Latent(rank):
             return f"L({rank})"
         case LayerBelow("first"):

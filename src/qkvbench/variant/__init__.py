@@ -2,7 +2,7 @@
 
 from qkvbench.variant.mask import Mask
 from qkvbench.variant.notation import parse, write
-from qkvbench.variant.parameter import Constant, Normal, Parameter, linear
+from qkvbench.variant.parameter import Constant, Normal, Parameter, Rotation, linear
 from qkvbench.variant.plan import (
     BELOW,
     FIRST_VALUE,
@@ -12,8 +12,8 @@ from qkvbench.variant.plan import (
     ROPE_KEY,
     STREAM,
     ZEROS,
+    ApplyMap,
     ApplyRope,
-    ApplyRotation,
     CachedTensor,
     Clamp,
     Derivation,
@@ -54,11 +54,13 @@ from qkvbench.variant.scores import (
 )
 from qkvbench.variant.spec import (
     CANONICAL,
+    MAP_LETTERS,
     NO_ATTENTION,
     UNIFORM,
     Latent,
     LayerBelow,
-    LearnedRotation,
+    LearnedMap,
+    MapKind,
     Own,
     Same,
     Source,
@@ -76,6 +78,7 @@ __all__ = [
     "FIRST_VALUE",
     "GATE",
     "LATENT",
+    "MAP_LETTERS",
     "NORM_EPS",
     "NO_ATTENTION",
     "ROLES",
@@ -86,7 +89,7 @@ __all__ = [
     "ZEROS",
     "AlibiBias",
     "ApplyRope",
-    "ApplyRotation",
+    "ApplyMap",
     "Bucketed",
     "CachedTensor",
     "Clamp",
@@ -98,10 +101,11 @@ __all__ = [
     "Input",
     "Latent",
     "LayerBelow",
-    "LearnedRotation",
+    "LearnedMap",
     "Lender",
     "LogScale",
     "MakeZeros",
+    "MapKind",
     "Mask",
     "Mix",
     "Multiply",
@@ -117,6 +121,7 @@ __all__ = [
     "Root",
     "Rope",
     "RopeHead",
+    "Rotation",
     "Same",
     "Scale",
     "ScoreBias",

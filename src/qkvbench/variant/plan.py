@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Literal, TypeVar
 
 from qkvbench.variant.mask import Mask
-from qkvbench.variant.parameter import Constant, Normal, Parameter, linear
+from qkvbench.variant.parameter import Constant, Normal, Parameter, Rotation, linear
 from qkvbench.variant.rope import AlibiBias, Rope, ScoreBias
 from qkvbench.variant.scores import (
     FEATURES,
@@ -24,7 +24,7 @@ from qkvbench.variant.scores import (
     Scores,
     Separable,
 )
-from qkvbench.variant.spec import Variant
+from qkvbench.variant.spec import MapKind, Variant
 
 # Added to the mean square of a head, so that a head of zeros stays one.
 NORM_EPS = 1e-6
@@ -62,10 +62,11 @@ def sized(
 
 
 @dataclass(frozen=True)
-class ApplyRotation:
-    """Multiply each head by the learned rotation of `role`; `back` is the inverse."""
+class ApplyMap:
+    """Multiply each head by the learned matrix of `role`; `back` is the inverse of a rotation."""
 
     role: Role
+    kind: MapKind = "rotation"
     back: bool = False
 
 
@@ -159,7 +160,7 @@ class MakeZeros:
 
 
 Op = (
-    ApplyRotation
+    ApplyMap
     | UpProject
     | Take
     | Multiply
@@ -172,8 +173,8 @@ Op = (
     | MakeZeros
 )
 # The same linear map at every position, which the query can absorb; and those that the output can.
-Fixed = ApplyRotation | UpProject | Scale
-OutputMap = ApplyRotation | UpProject | Take
+Fixed = ApplyMap | UpProject | Scale
+OutputMap = ApplyMap | UpProject | Take
 
 _Kind = TypeVar("_Kind", bound=Op)
 
@@ -326,11 +327,11 @@ class Plan:
 
         ``q.weight`` (heads·head_dim, d_model) and ``q.bias`` for each root with a matrix;
         ``v.rotation`` (heads, head_dim·(head_dim-1)/2), the numbers above the diagonal of a
-        skew-symmetric matrix; ``k.up`` (heads, head_dim, rank); ``k.scale`` and ``k.shift``
-        (head_dim,) or (heads, head_dim); ``v.mix`` (1,); ``o.weight``, ``o.bias``; for a learned
-        bias, shared by the heads, ``correction.temperature`` (1,) and ``correction.features``; for
-        buckets of distance ``correction.buckets`` (heads, buckets); for a sink logit
-        ``correction.sink`` (heads,).
+        skew-symmetric matrix; ``v.map`` (heads, head_dim, head_dim), any matrix; ``k.up`` (heads,
+        head_dim, rank); ``k.scale`` and ``k.shift`` (head_dim,) or (heads, head_dim); ``v.mix``
+        (1,); ``o.weight``, ``o.bias``; for a learned bias, shared by the heads,
+        ``correction.temperature`` (1,) and ``correction.features``; for buckets of distance
+        ``correction.buckets`` (heads, buckets); for a sink logit ``correction.sink`` (heads,).
         """
         size = self.geometry
         found: list[Parameter] = []
@@ -372,14 +373,21 @@ class Plan:
 
     @property
     def maps(self) -> dict[str, Parameter]:
-        """The learned maps of heads, rotations and then up-projections, by what they make."""
+        """The learned maps of heads, those of roles and then up-projections, by what they make.
+
+        Any matrix begins as the rotation that would stand in its place, and decays as matrices do.
+        """
         found: dict[str, Parameter] = {}
-        for role in self.rotated_roles:
-            width = self.width(role)
-            shape = (self.heads(role), width * (width - 1) // 2)
+        for role, kind in self.mapped_roles.items():
+            heads, width = self.heads(role), self.width(role)
             spread = Normal("rotation_std", over=width**0.5)
-            name = f"{role}.rotation"
-            found[role] = Parameter(name, shape, spread, decay=False, dtype="full")
+            match kind:
+                case "rotation":
+                    shape, name = (heads, width * (width - 1) // 2), f"{role}.rotation"
+                    found[role] = Parameter(name, shape, spread, decay=False, dtype="full")
+                case "free":
+                    shape, name = (heads, width, width), f"{role}.map"
+                    found[role] = Parameter(name, shape, Rotation(spread), dtype="full")
         for derivation in self.all_derivations:
             for op in derivation.ops:
                 if isinstance(op, UpProject):
@@ -388,10 +396,15 @@ class Plan:
         return found
 
     @property
+    def mapped_roles(self) -> dict[Role, MapKind]:
+        """The roles with a learned map of their own, and its kind."""
+        kinds = {op.role: op.kind for op in self._ops(ApplyMap)}
+        return {role: kinds[role] for role in ROLES if role in kinds}
+
+    @property
     def rotated_roles(self) -> tuple[Role, ...]:
         """The roles with a learned rotation of their own."""
-        rotated = {op.role for op in self._ops(ApplyRotation)}
-        return tuple(role for role in ROLES if role in rotated)
+        return tuple(role for role, kind in self.mapped_roles.items() if kind == "rotation")
 
     def root(self, name: str) -> Root:
         """The root with this name."""

@@ -18,8 +18,8 @@ from qkvbench.variant.plan import (
     ROPE_QUERY,
     STREAM,
     ZEROS,
+    ApplyMap,
     ApplyRope,
-    ApplyRotation,
     CachedTensor,
     Clamp,
     Derivation,
@@ -47,7 +47,7 @@ from qkvbench.variant.spec import (
     NO_ATTENTION,
     Latent,
     LayerBelow,
-    LearnedRotation,
+    LearnedMap,
     Own,
     Same,
     Stream,
@@ -473,9 +473,9 @@ def _maps_to(role: Role, variant: Variant) -> Derivation:
             # Its sizes are those of the layer.
             latent = QUERY_LATENT if role == "q" else LATENT
             return Derivation(latent, (UpProject(role, 0, 0),))
-        case LearnedRotation(origin):
+        case LearnedMap(origin, kind):
             before = _maps_to(origin, variant)
-            return replace(before, ops=(*before.ops, ApplyRotation(role)))
+            return replace(before, ops=(*before.ops, ApplyMap(role, kind)))
         case Zeros():
             return Derivation(ZEROS, ())
 
@@ -509,7 +509,7 @@ def _content_policy(k: Derivation, v: Derivation, roots: tuple[Root, ...]) -> _C
     """The content of the cache, how K is made from it, and the maps left to query and output.
 
     If V differs from K's root by fixed maps alone, which the output absorbs, one tensor serves
-    both: the root in K's frame, after its rotations. Otherwise K is cached ready for the product,
+    both: the root in K's frame, after its rotations, which the output undoes. Otherwise K is cached ready for the product,
     and V before its last fixed maps. A latent is cached before heads are made from it; only if V
     gets RoPE are K and V cached ready, since no map can then be left to the output.
     """
@@ -521,17 +521,17 @@ def _content_policy(k: Derivation, v: Derivation, roots: tuple[Root, ...]) -> _C
 
     if k.root == v.root:
         common = min(_shared_prefix(k.ops, v.ops), ready)
-        place = common + _count_leading(k.ops[common:], ApplyRotation)
+        place = common + _count_rotations(k.ops[common:])
         rest = v.ops[common:]
         if len(_maps(rest)) == len(rest):
-            inverse = [op for op in k.ops[common:place] if isinstance(op, ApplyRotation)]
-            undone = [ApplyRotation(op.role, back=True) for op in reversed(inverse)]
+            inverse = [op for op in k.ops[common:place] if isinstance(op, ApplyMap)]
+            undone = [replace(op, back=True) for op in reversed(inverse)]
             return _CachePolicy(
                 cached=(cached(k.root, k, place),),
                 **_key_on_read(k.ops[place:]),
                 absorbed_by_output=(*undone, *_maps(rest)),
             )
-    last = len(v.ops) - _count_leading(v.ops[::-1], ApplyRotation | UpProject)
+    last = len(v.ops) - _count_leading(v.ops[::-1], ApplyMap | UpProject)
     if any(isinstance(op, MakeZeros) for op in k.ops):
         # Zeros are made on read, in the number of V's rows.
         return _CachePolicy(
@@ -553,9 +553,9 @@ class _KeyOnRead(TypedDict):
 
 
 def _key_on_read(ops: tuple[Op, ...]) -> _KeyOnRead:
-    """Absorb K's up-projection into the query if nothing position-dependent follows it."""
+    """Absorb K's maps into the query if nothing position-dependent follows them."""
     fixed = tuple(op for op in ops if isinstance(op, Fixed))
-    if any(isinstance(op, UpProject) for op in ops) and len(fixed) == len(ops):
+    if any(isinstance(op, ApplyMap | UpProject) for op in ops) and len(fixed) == len(ops):
         return _KeyOnRead(key_ops_on_read=(), absorbed_by_query=fixed)
     return _KeyOnRead(key_ops_on_read=ops, absorbed_by_query=())
 
@@ -580,6 +580,12 @@ def _count_before(ops: tuple[Op, ...], kind: type[Op]) -> int:
 def _count_leading(ops: tuple[Op, ...], kinds: object) -> int:
     """How many operations of these kinds come first."""
     return [*(isinstance(op, kinds) for op in ops), False].index(False)  # pyright: ignore
+
+
+def _count_rotations(ops: tuple[Op, ...]) -> int:
+    """How many learned rotations come first; the inverse of any other matrix is not at hand."""
+    rotations = [isinstance(op, ApplyMap) and op.kind == "rotation" for op in ops]
+    return [*rotations, False].index(False)
 
 
 def _maps(ops: tuple[Op, ...]) -> tuple[OutputMap, ...]:
@@ -629,12 +635,11 @@ def _check_widths(variant: Variant, geometry: Geometry) -> None:
                 f"{text} cuts the stream into heads, all of them as wide: leave out '+keydim' and "
                 "'+valuedim'."
             )
-        if len(widths) > 1 and any(
-            isinstance(op, ApplyRotation) for op in _maps_to("v", variant).ops
-        ):
+        mapped = any(isinstance(op, ApplyMap) for op in _maps_to("v", variant).ops)
+        if len(widths) > 1 and (mapped or variant.k == LearnedMap("v", "free")):
             raise ValueError(
-                f"{text} makes V by a rotation, so its heads are as wide as those of K: leave out "
-                "'+keydim' and '+valuedim', or make them equal."
+                f"{text} makes V or K from the other by a square matrix, so heads of both are as "
+                "wide: leave out '+keydim' and '+valuedim', or make them equal."
             )
     if scores.exclusive and (scores.value_dim or geometry.head_dim) == 1:
         raise ValueError(

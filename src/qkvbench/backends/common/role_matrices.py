@@ -6,8 +6,8 @@ from typing import Any
 from qkvbench.variant import (
     ROLES,
     ZEROS,
+    ApplyMap,
     ApplyRope,
-    ApplyRotation,
     Derivation,
     Mix,
     Plan,
@@ -60,8 +60,9 @@ def role_matrices(
         matrix = roots[derivation.root]
         for op in derivation.ops:
             match op:
-                case ApplyRotation(of, back):
-                    matrix = (maps[of].mT if back else maps[of]) @ matrix
+                case ApplyMap(of):
+                    # Only a cache and an output have the inverse of one.
+                    matrix = maps[of] @ matrix
                 case UpProject(of):
                     matrix = maps[of] @ matrix
                 case Take(width):

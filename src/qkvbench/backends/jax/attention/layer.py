@@ -30,8 +30,8 @@ from qkvbench.variant import (
     GATE,
     ROLES,
     ROPE_KEY,
+    ApplyMap,
     ApplyRope,
-    ApplyRotation,
     Clamp,
     Derivation,
     Input,
@@ -259,9 +259,9 @@ class Attention:
         return made[derivation]
 
     def head_maps(self, weights: Weights) -> dict[str, Float[Array, "_heads _to _width"]]:
-        """The learned maps of heads: up-projections, and rotations as orthogonal matrices.
+        """The learned maps of heads; rotations as orthogonal matrices.
 
-        These by Cayley, (1 - A/2)^-1 (1 + A/2), in fp32 at least: the solver has nothing smaller.
+        Those by Cayley, (1 - A/2)^-1 (1 + A/2), in fp32 at least: the solver has nothing smaller.
         """
         found: dict[str, Array] = {}
         for part, each in self.plan.maps.items():
@@ -344,8 +344,8 @@ class Attention:
         """The rows after these operations; `made` has what may be mixed into them."""
         for op in ops:
             match op:
-                case ApplyRotation():
-                    rows = _rotate_heads(rows, _matrix(op, maps))
+                case ApplyMap():
+                    rows = _map_rows(rows, _matrix(op, maps))
                 case UpProject(part):
                     rows = jnp.einsum("btr,hdr->bhtd", rows[:, 0], maps[part].astype(rows.dtype))
                 case Take(width):
@@ -439,7 +439,7 @@ class Attention:
         """Queries whose products with cached rows are those of `query` with K."""
         for op in reversed(self.plan.absorbed_by_query):
             match op:
-                case ApplyRotation() | UpProject():
+                case ApplyMap() | UpProject():
                     query = _map_heads(query, jnp.swapaxes(_matrix(op, maps), 1, 2))
                 case Scale(part):
                     scale = _of_heads(weights[f"{part}.scale"], query)
@@ -453,7 +453,7 @@ class Attention:
             match op:
                 case Take(width):
                     context = context[..., :width]
-                case ApplyRotation() | UpProject():
+                case ApplyMap() | UpProject():
                     context = _map_heads(context, _matrix(op, maps))
         return context
 
@@ -465,7 +465,7 @@ def linear(weights: Weights, x: Array) -> Array:
     return found + weights["bias"] if "bias" in weights else found
 
 
-def _rotate_heads(rows: Heads, matrix: Float[Array, "_heads head_dim head_dim"]) -> Heads:
+def _map_rows(rows: Heads, matrix: Float[Array, "_heads head_dim head_dim"]) -> Heads:
     """Every row of a head times the head's matrix."""
     return jnp.einsum("bhtd,hed->bhte", rows, matrix.astype(rows.dtype))
 
@@ -499,7 +499,7 @@ def _of_heads(vector: Array, rows: Heads) -> Array:
     return (vector if vector.ndim == 1 else vector[:, None]).astype(rows.dtype)
 
 
-def _matrix(op: ApplyRotation | UpProject, maps: Maps) -> Float[Array, "_heads _to _width"]:
+def _matrix(op: ApplyMap | UpProject, maps: Maps) -> Float[Array, "_heads _to _width"]:
     if isinstance(op, UpProject):
         return maps[op.part]
     return jnp.swapaxes(maps[op.role], 1, 2) if op.back else maps[op.role]

@@ -65,9 +65,15 @@ class Attention(nn.Module):
         self.maps = nn.ParameterDict()
         for part, each in plan.maps.items():
             self.maps[part] = nn.Parameter(torch.zeros(each.shape))
-            if part not in plan.rotated_roles:
-                # As of a linear layer: products of a Q and a K of zeros would never learn.
-                nn.init.uniform_(self.maps[part], -(each.shape[-1] ** -0.5), each.shape[-1] ** -0.5)
+            match plan.mapped_roles.get(part):
+                case "rotation":
+                    pass
+                case "free":
+                    self.maps[part].data += torch.eye(each.shape[-1])
+                case None:
+                    # As of a linear layer: products of a Q and a K of zeros would never learn.
+                    most = each.shape[-1] ** -0.5
+                    nn.init.uniform_(self.maps[part], -most, most)
         # Learned scales and biases of heads; a name in a ParameterDict has no dot.
         self.vectors = nn.ParameterDict(
             {
@@ -221,7 +227,7 @@ class Attention(nn.Module):
         return {role: self.whole(role, made, {}) for role in roles}
 
     def head_maps(self) -> dict[str, Float[Tensor, "_heads _to _width"]]:
-        """The learned maps of heads: up-projections, and rotations as orthogonal matrices."""
+        """The learned maps of heads; rotations as orthogonal matrices."""
         rotated = self.plan.rotated_roles
         return {
             part: ops.rotation(numbers, self.plan.width(part)) if part in rotated else numbers

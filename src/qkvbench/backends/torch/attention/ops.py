@@ -13,8 +13,8 @@ from torch import Tensor
 
 from qkvbench.variant import (
     NORM_EPS,
+    ApplyMap,
     ApplyRope,
-    ApplyRotation,
     Clamp,
     Derivation,
     Fixed,
@@ -32,7 +32,7 @@ from qkvbench.variant import (
 
 # `_` is checked for nothing: roots of one plan may differ in heads, in width and, across, in time.
 Heads = Float[Tensor, "batch _heads _time _width"]
-# Learned maps of heads, by what they make: rotations, and up-projections of a latent.
+# Learned maps of heads, by what they make: rotations, any matrices, up-projections of a latent.
 Maps = Mapping[str, Float[Tensor, "_heads _to _width"]]
 # The learned scales and biases of heads by their names in the plan: (width,) or (heads, width).
 HeadVectors = Callable[[str], Tensor]
@@ -62,8 +62,8 @@ def apply(  # noqa: C901 - one case for each operation
     """The rows after these operations; `made` has what may be mixed into them."""
     for op in ops:
         match op:
-            case ApplyRotation():
-                rows = rotate(rows, _matrix(op, maps))
+            case ApplyMap():
+                rows = map_rows(rows, _matrix(op, maps))
             case UpProject(part):
                 rows = _up_project(rows, maps[part])
             case Take(width):
@@ -95,7 +95,7 @@ def absorb_into_query(
     """Queries whose products with cached rows are those of `query` with K."""
     for op in reversed(ops):
         match op:
-            case ApplyRotation() | UpProject():
+            case ApplyMap() | UpProject():
                 query = _map_heads(query, _matrix(op, maps).mT)
             case Scale(part):
                 scale = _of_heads(vectors(f"{part}.scale"), query)
@@ -110,7 +110,7 @@ def absorb_into_output(context: Heads, ops: tuple[OutputMap, ...], maps: Maps) -
         match op:
             case Take(width):
                 context = context[..., :width]
-            case ApplyRotation() | UpProject():
+            case ApplyMap() | UpProject():
                 context = _map_heads(context, _matrix(op, maps))
     return context
 
@@ -142,7 +142,7 @@ def generator(
     return skew[:, row, column]
 
 
-def rotate(rows: Heads, matrix: Float[Tensor, "_heads head_dim head_dim"]) -> Heads:
+def map_rows(rows: Heads, matrix: Float[Tensor, "_heads head_dim head_dim"]) -> Heads:
     """Every row of a head times the head's matrix."""
     return rows @ matrix.to(rows.dtype).mT
 
@@ -185,7 +185,7 @@ def _map_heads(rows: Heads, matrix: Float[Tensor, "kv_heads to width"]) -> Heads
     return torch.einsum("bgntr,gdr->bgntd", grouped, matrix.to(rows.dtype)).flatten(1, 2)
 
 
-def _matrix(op: ApplyRotation | UpProject, maps: Maps) -> Float[Tensor, "heads to width"]:
+def _matrix(op: ApplyMap | UpProject, maps: Maps) -> Float[Tensor, "heads to width"]:
     if isinstance(op, UpProject):
         return maps[op.part]
     return maps[op.role].mT if op.back else maps[op.role]
