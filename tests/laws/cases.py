@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache, partial
-from itertools import combinations, product, starmap
+from itertools import chain, combinations, product, starmap
 from typing import Any
 
 import numpy as np
@@ -217,6 +217,8 @@ def rotary(variant: Variant | str) -> Position:
 
 # The axes besides the suffixes on which it depends whether there is a plan.
 PLAN_AXES = ("variant", "position")
+# Axes that may agree two by two and not together: RoPE on V needs as many numbers as it rotates.
+ROTATED_VALUE = ("variant", "position", "key_dim", "value_dim", "rope_head", "rope_value", "nope")
 AXES: dict[str, Sequence[Any]] = {
     **SUFFIX_AXES,
     "mask": MASKS,
@@ -237,19 +239,20 @@ def _case(chosen: Mapping[str, Any]) -> Case:
 def _possible(chosen: Mapping[str, Any]) -> bool:
     """False if `chosen`, of some axes, has no plan however the other axes are chosen.
 
-    Of two values that exclude each other this is known before the other axes are chosen.
+    Of values that exclude each other this is known before the other axes are chosen.
     """
     if not chosen.keys() >= SUFFIX_AXES.keys():
         known = [(axis, chosen[axis]) for axis in (*SUFFIX_AXES, *PLAN_AXES) if axis in chosen]
-        return all(starmap(_agree, combinations(known, 2)))
+        several = [combinations(known, 2), [[each for each in known if each[0] in ROTATED_VALUE]]]
+        return all(starmap(_agree, chain(*several)))
     suffix = "".join(chosen[axis] for axis in SUFFIX_AXES)
     return _has_plan(suffix, chosen.get("variant"), chosen.get("position"))
 
 
 @cache
-def _agree(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
-    """True if the values of two axes have a plan, with at most one value of a third axis."""
-    chosen = dict((one, other))
+def _agree(*values: tuple[str, Any]) -> bool:
+    """True if the values of some axes have a plan, with at most one value of another axis."""
+    chosen = dict(values)
     thirds = [{}, *({axis: texts[1]} for axis, texts in SUFFIX_AXES.items())]
     for third in thirds:
         row = third | chosen
