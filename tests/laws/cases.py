@@ -82,6 +82,8 @@ INSIDE = (3,)
 RANK, QUERY_RANK = 5, 7
 # Any matrix for each head.
 FREE = partial(LearnedMap, kind="free")
+# Of V alone, beside that of K.
+VALUE_LATENT = Latent(RANK - 1, own=True)
 MASKS = ("causal", "full")
 STORAGES = ("whole", "pages", "growing")
 # Shares of a head that RoPE rotates, if not the whole: one pair of 6 coordinates, and two.
@@ -110,6 +112,8 @@ def _with_shared_heads() -> list[Variant]:
     latents += [Variant(query, Same("q"), Own())]
     mapped = [Variant(Own(), Own(), FREE("k")), Variant(Own(), FREE("v"), Own())]
     mapped += [Variant(Own(), FREE("q"), Same("q")), Variant(Own(), FREE("q"), LearnedMap("k"))]
+    grouped = Latent(RANK - 3, SIZE.heads)
+    latents += [Variant(Own(), grouped, grouped), Variant(grouped, Latent(RANK), VALUE_LATENT)]
     whole = list(dict.fromkeys([*whole, *latents, *mapped]))
     shared = [replace(variant, kv_heads=1) for variant in whole]
     lent = LayerBelow(1)

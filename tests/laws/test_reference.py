@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from laws.cases import (
+    EVEN,
     SIZE,
     SUFFIX_AXES,
     TIME,
@@ -270,6 +271,35 @@ def test_a_learned_map_on_the_value_folds_into_the_output_projection(case):
     )
 
 
+def test_latents_for_two_halves_of_the_heads_are_two_layers_side_by_side():
+    """GLA with two latents and one head with RoPE for all: arXiv:2505.21487."""
+    plan, half = (
+        plan_of(f"q,k=L({n}5),v=L({n}5)+latentnorm+ropehead6", Rotary(), size=size)
+        for n, size in (("2x", EVEN), ("", sized(EVEN.d_model, 2, head_dim=EVEN.head_dim)))
+    )
+    weights, x = _setup(plan)
+
+    def of_half(name, value):
+        match name:
+            case "kr.weight" | "kr.bias":
+                return value, value
+            case "o.weight":
+                return np.split(value, 2, axis=1)
+            case "o.bias":
+                return value / 2, value / 2
+            case "c.scale":
+                return value
+            case _:
+                return np.split(value, 2)
+
+    found = 0
+    for number in range(2):
+        own = {name: of_half(name, value)[number] for name, value in weights.items()}
+        found = found + reference.forward(half, own, x)
+    np.testing.assert_allclose(found, reference.forward(plan, weights, x), atol=EXACT)
+    assert [(each.heads, each.width) for each in plan.cached] == [(2, 5), (1, 6)]
+
+
 def test_without_keys_of_its_own_a_query_is_compared_with_a_matrix_times_v():
     """q·R·v with any R, over a cache of V alone: arXiv:2606.21848."""
     plan = plan_of("q,k=M(v),v", causal=False)
@@ -302,8 +332,7 @@ def test_k_from_v_by_any_matrix_is_v_from_k_by_its_inverse(position):
     other["k.bias"] = np.einsum("hed,hd->he", weights["k.map"], bias).ravel()
     other["v.map"] = np.linalg.inv(weights["k.map"])
     found, expected = (
-        reference.forward(plan, own, x)
-        for plan, own in ((from_key, other), (from_value, weights))
+        reference.forward(plan, own, x) for plan, own in ((from_key, other), (from_value, weights))
     )
     # Entries of the inverse are tens.
     np.testing.assert_allclose(found, expected, atol=100 * EXACT)

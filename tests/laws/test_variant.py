@@ -92,6 +92,9 @@ def test_the_sources_give_34_variants_and_20_functions():
         ("q,k=v/4 ++ +qknorm", "q,k=v/4+qknorm++"),
         ("q, v=l(8), k=L(8)", "q,k=L(8),v=L(8)"),
         ("L(8)=v=k,q", "q,k=v=L(8)"),
+        ("q,k=l(1x8),v=L(8)", "q,k=L(8),v=L(8)"),
+        ("q,k=L(2X8),v=lv(8)", "q,k=L(2x8),v=LV(8)"),
+        ("q,k,v=LV(8)", "q,k,v=L(8)"),
         ("q,k,v+ropellama8+qknorm", "q,k,v+qknorm+ropellama8x8192"),
         ("q,k,v+ropeyarn2.50x64x1", "q,k,v+ropeyarn2.5x64x1"),
     ],
@@ -144,6 +147,10 @@ def test_a_tie_to_a_tied_role_is_a_tie_to_the_first():
         "q,k=L(),v",
         "q,k=L(8)=x,v",
         "q,k=L(8),v=k=L(4)",
+        "q,k=L(2x8),v=L(8)",
+        "q,k=LV(8),v=L(8)",
+        "q,k=v=LV(8)",
+        "q,k=L(0x8),v",
         "q,k,L(8)",
     ],
 )
@@ -179,7 +186,8 @@ def test_a_matrix_exists_for_each_own_role_and_for_the_latent_and_no_other():
         sources = {role: variant.source(role) for role in ("q", "k", "v")}
         own = {role for role, source in sources.items() if isinstance(source, Own | LayerBelow)}
         latents = [role for role, source in sources.items() if isinstance(source, Latent)]
-        own |= {"cq" if role == "q" else "c" for role in latents}
+        names = {"q": "cq", "v": "cv" if getattr(sources["v"], "own", False) else "c", "k": "c"}
+        own |= {names[role] for role in latents}
         assert set(resolve(variant, SIZE).matrix_rows) == own
 
 
@@ -259,6 +267,13 @@ def test_a_latent_wider_than_the_stream_is_refused():
     assert resolve(parse(f"q,k=L({SIZE.d_model}),v"), SIZE).matrix_rows["c"] == SIZE.d_model
     with pytest.raises(ValueError, match=rf"Write a rank of {SIZE.d_model} or less"):
         resolve(parse(f"q,k=L({SIZE.d_model + 1}),v"), SIZE)
+
+
+def test_latents_that_the_heads_cannot_be_divided_among_are_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"2 latents of k, and 3 heads .* write 'L\((1x)?8\)'"):
+        resolve(parse("q,k=L(2x8),v=L(2x8)"), SIZE)
+    with pytest.raises(ValueError, match=r"'q,k=L\(8\),v=LV\(4\)' for one each"):
+        parse("q,k=L(8),v=L(4)")
 
 
 def test_the_latent_is_all_in_a_cache_however_many_heads_are_made_from_it():

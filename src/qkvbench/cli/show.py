@@ -134,7 +134,9 @@ def drawing(plan: Plan) -> list[str]:
         heads = "1 head" if root.heads == 1 else f"{root.heads} heads"
         if root.width != plan.geometry.head_dim and root.name != ZEROS:
             heads += f" of {root.width}"
-        heads = f"a latent of {root.width} numbers" if root.is_latent else heads
+        if root.is_latent:
+            latents = "a latent" if root.heads == 1 else f"{root.heads} latents"
+            heads = f"{latents} of {root.width} numbers"
         left = f"  {made}  ({heads}) "
         ends = {name: each for name, each in _ends(plan).items() if each.root == root.name}
         for index, (name, derivation) in enumerate(ends.items()):

@@ -98,7 +98,7 @@ def _first_of_each(plan: Plan, rows: Tensor, heads: int, role: Role, number: int
     return by_head[:, 0].reshape(left * width, *rows.shape[1:])
 
 
-def _layer(
+def _layer(  # noqa: C901 - one case for each source
     plan: Plan, family: Family, old: dict[str, Tensor], ours: dict[str, Tensor], number: int
 ) -> dict[str, Tensor]:
     """The weights of one layer of ours, from those of the library's."""

@@ -201,7 +201,9 @@ def apply(  # noqa: C901 - one case for each operation
             case ApplyMap():
                 rows = np.einsum("thd,hed->the", rows, head_map(op, plan, weights))
             case UpProject(part):
-                rows = np.einsum("tr,hdr->thd", rows[:, 0], weights[f"{part}.up"])
+                up = weights[f"{part}.up"]
+                latents = np.repeat(rows, len(up) // rows.shape[1], axis=1)
+                rows = np.einsum("thr,hdr->thd", latents, up)
             case Take(width):
                 rows = rows[..., :width]
             case Multiply(by, width):

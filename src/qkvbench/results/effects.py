@@ -147,8 +147,8 @@ def _source(source: Source) -> str:
             return f"={origin}"
         case LearnedMap(origin):
             return f"{source.letter}({origin})"
-        case Latent(rank):
-            return f"L({rank})"
+        case Latent():
+            return source.text
         case LayerBelow("first"):
             return "of the first layer"
         case LayerBelow(layers):

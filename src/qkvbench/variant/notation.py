@@ -2,10 +2,11 @@
 
 Roles that hold the same tensor are joined by ``=``. A group ends in ``x`` if it is the stream, in
 ``R(role)`` if it is an earlier role times a learned rotation, in ``M(role)`` if times any learned
-matrix, in ``L(rank)`` if it is made from the latent, in ``K(-n)`` or ``V(-n)`` if it is K or V of
-the layer n below, in ``K(first)`` or ``V(first)`` if of the first layer, and in ``0`` if it is
-zeros; otherwise it has a matrix of its own. ``none`` is zeros for all three: no attention. ``/g``
-then gives the number of key/value heads, and suffixes describe the scores (`scores.SUFFIXES`):
+matrix, in ``L(rank)`` if it is made from the latent, in ``L(nxrank)`` if from one of n latents, in
+``LV(rank)`` if from V's own beside that of K, in ``K(-n)`` or ``V(-n)`` if it is K or V of the
+layer n below, in ``K(first)`` or ``V(first)`` if of the first layer, and in ``0`` if it is zeros;
+otherwise it has a matrix of its own. ``none`` is zeros for all three: no attention. ``/g`` then
+gives the number of key/value heads, and suffixes describe the scores (`scores.SUFFIXES`):
 ``q,k=v/4+qknorm+window128-diag``.
 """
 
@@ -35,7 +36,8 @@ _EXAMPLE = (
     "'q,k=K(-1),v=V(-1)' or 'q,k=v/4'"
 )
 _TERM = re.compile(
-    r"(?P<name>[qkvx0])|(?P<map>[rm])\((?P<origin>[qkv])\)|l\((?P<rank>[1-9][0-9]*)\)"
+    r"(?P<name>[qkvx0])|(?P<map>[rm])\((?P<origin>[qkv])\)|l(?P<own>v?)"
+    r"\((?:(?P<groups>[1-9][0-9]*)x)?(?P<rank>[1-9][0-9]*)\)"
     r"|(?P<below>[kv])\((?P<layers>first|-[1-9][0-9]*)\)"
 )
 # The part before the suffixes, which begin at the first sign outside of parentheses.
@@ -104,8 +106,8 @@ def _ending(role: Role, source: Source) -> list[str]:
             return ["0"]
         case LearnedMap(origin):
             return [f"{source.letter}({origin})"]
-        case Latent(rank):
-            return [f"L({rank})"]
+        case Latent():
+            return [source.text]
         case LayerBelow(layers):
             return [f"{role.upper()}({layers if layers == 'first' else -layers})"]
         case _:
@@ -123,8 +125,8 @@ def _read_group(
         match = _TERM.fullmatch(term)
         if match is None:
             raise ValueError(
-                f"'{text}': '{term}' is not q, k, v, x, 0, R(role), M(role), L(rank), K(-n), "
-                f"V(-n), K(first) or V(first); {_EXAMPLE}."
+                f"'{text}': '{term}' is not q, k, v, x, 0, R(role), M(role), L(rank), "
+                f"L(nxrank), LV(rank), K(-n), V(-n), K(first) or V(first); {_EXAMPLE}."
             )
         if match["name"]:
             names.append(match["name"])
@@ -156,7 +158,7 @@ def _origin(match: re.Match[str]) -> Source:
     if match["below"]:
         layers = match["layers"]
         return LayerBelow("first" if layers == "first" else -int(layers))
-    return Latent(int(match["rank"]))
+    return Latent(int(match["rank"]), int(match["groups"] or 1), own=bool(match["own"]))
 
 
 def _source(text: str, role: Role, ties: dict[str, set[str]], made: dict[Role, Source]) -> Source:

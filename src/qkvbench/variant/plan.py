@@ -74,7 +74,8 @@ class ApplyMap:
 class UpProject:
     """Make `heads` of `width` from a latent by the learned up-projection of `part`, without a bias.
 
-    ``part`` is a role, or the part of Q that gets RoPE.
+    Of several latents each makes its share of the heads. ``part`` is a role, or the part of Q that
+    gets RoPE.
     """
 
     part: str
@@ -178,9 +179,11 @@ OutputMap = ApplyMap | UpProject | Take
 
 _Kind = TypeVar("_Kind", bound=Op)
 
-# The names of the roots that are no role: the stream itself, the latent of K and V and that of Q,
-# the parts of Q and K that alone get RoPE (arXiv:2405.04434, eq. 14 and 15), and the output gate.
-STREAM, LATENT, QUERY_LATENT = "x", "c", "cq"
+# The names of the roots that are no role: the stream itself, the latent of K and V, that of Q and
+# that of V alone, the parts of Q and K that alone get RoPE (arXiv:2405.04434, eq. 14 and 15), and
+# the output gate.
+STREAM, LATENT, QUERY_LATENT, VALUE_LATENT = "x", "c", "cq", "cv"
+LATENTS = (LATENT, QUERY_LATENT, VALUE_LATENT)
 ROPE_QUERY, ROPE_KEY = "qr", "kr"
 GATE = "g"
 # The root of zeros: the stream, of which nothing but the number of rows is used.
@@ -200,7 +203,8 @@ class Root:
     """A tensor that the sources name: one matrix times an input, or the input cut into heads.
 
     Or K or V of a layer below, which is finished there. ``width`` numbers in each of ``heads``; a
-    latent is one head. ``matrix`` names the weights; None if there are none.
+    latent is one head, and latents for groups of heads are several. ``matrix`` names the weights;
+    None if there are none.
     """
 
     name: str
@@ -222,7 +226,7 @@ class Root:
     @property
     def is_latent(self) -> bool:
         """True for a latent, from which heads are made by up-projections."""
-        return self.matrix in (LATENT, QUERY_LATENT)
+        return self.matrix in LATENTS
 
     @property
     def rows(self) -> int:
@@ -466,7 +470,7 @@ class Plan:
 
     @property
     def key_heads(self) -> int:
-        """How many heads K has in the product with the query; a latent has one for all."""
+        """How many heads K has in the product with the query; latents have one for a group."""
         return self.cached_key.heads if self.absorbed_by_query else self.heads("k")
 
     @property

@@ -12,11 +12,13 @@ from qkvbench.variant.plan import (
     FIRST_VALUE,
     GATE,
     LATENT,
+    LATENTS,
     NORM_EPS,
     QUERY_LATENT,
     ROPE_KEY,
     ROPE_QUERY,
     STREAM,
+    VALUE_LATENT,
     ZEROS,
     ApplyMap,
     ApplyRope,
@@ -359,8 +361,9 @@ class _Layer:
                 return Root(STREAM, size.heads, size.head_dim, None)
             case "0":
                 return Root(ZEROS, 1, size.d_model, None)
-            case "c" | "cq":
-                return Root(name, 1, _rank(name, self.variant), name)
+            case "c" | "cq" | "cv":
+                latent = _latent(name, self.variant)
+                return Root(name, latent.groups, latent.rank, name)
             case "qr" | "kr":
                 assert scores.rope_head
                 heads = size.heads if name == ROPE_QUERY else 1
@@ -384,7 +387,7 @@ class _Layer:
         rope = self._rope(role) if role in self.rotated else ()
         width = self.root(root).width
         heads: tuple[Op, ...] = ()
-        if root in (LATENT, QUERY_LATENT):
+        if root in LATENTS:
             # A tie shares the up-projection, which is named after the first of its roles.
             tied: list[Role] = [
                 each for each in ROLES if ops[0] in _maps_to(each, self.variant).ops
@@ -392,8 +395,9 @@ class _Layer:
             width = max(map(self.width, tied))
             heads, ops = (UpProject(tied[0], self.heads(tied[0]), width),), ops[1:]
             if scores.latent_norm:
-                scale = Scale(root, (_rank(root, self.variant),))
-                heads = (Normalize(eps=self.norm_eps), scale, *heads)
+                made = self.root(root)
+                shape = (made.width,) if made.heads == 1 else (made.heads, made.width)
+                heads = (Normalize(eps=self.norm_eps), Scale(root, shape), *heads)
         if self.width(role) < width:
             heads = (*heads, Take(self.width(role)))
         clamp = (Clamp(scores.clamp),) if scores.clamp else ()
@@ -469,9 +473,9 @@ def _maps_to(role: Role, variant: Variant) -> Derivation:
             return Derivation(STREAM, ())
         case Same(origin):
             return _maps_to(origin, variant)
-        case Latent():
+        case Latent(own=own):
             # Its sizes are those of the layer.
-            latent = QUERY_LATENT if role == "q" else LATENT
+            latent = QUERY_LATENT if role == "q" else VALUE_LATENT if own else LATENT
             return Derivation(latent, (UpProject(role, 0, 0),))
         case LearnedMap(origin, kind):
             before = _maps_to(origin, variant)
@@ -509,8 +513,8 @@ def _content_policy(k: Derivation, v: Derivation, roots: tuple[Root, ...]) -> _C
     """The content of the cache, how K is made from it, and the maps left to query and output.
 
     If V differs from K's root by fixed maps alone, which the output absorbs, one tensor serves
-    both: the root in K's frame, after its rotations, which the output undoes. Otherwise K is cached ready for the product,
-    and V before its last fixed maps. A latent is cached before heads are made from it; only if V
+    both: the root in K's frame, after its rotations, which the output undoes. Otherwise K is cached
+    ready for the product, and V before its last fixed maps. A latent is cached before heads are made from it; only if V
     gets RoPE are K and V cached ready, since no map can then be left to the output.
     """
     ready = len(k.ops) if ApplyRope() in v.ops else _count_before(k.ops, UpProject)
@@ -560,10 +564,11 @@ def _key_on_read(ops: tuple[Op, ...]) -> _KeyOnRead:
     return _KeyOnRead(key_ops_on_read=ops, absorbed_by_query=())
 
 
-def _rank(latent: str, variant: Variant) -> int:
-    """The numbers of Q's latent, or of that of K and V."""
-    roles: tuple[Role, ...] = ("q",) if latent == QUERY_LATENT else ("k", "v")
-    return next(source.rank for source in map(variant.source, roles) if isinstance(source, Latent))
+def _latent(name: str, variant: Variant) -> Latent:
+    """Q's latent, V's own, or that of K and V."""
+    of: dict[str, tuple[Role, ...]] = {QUERY_LATENT: ("q",), VALUE_LATENT: ("v",)}
+    sources = map(variant.source, of.get(name, ("k", "v")))
+    return next(source for source in sources if isinstance(source, Latent))
 
 
 def _shared_prefix(first: tuple[Op, ...], second: tuple[Op, ...]) -> int:
@@ -602,13 +607,24 @@ def _check(variant: Variant, geometry: Geometry, made: dict[Role, Derivation]) -
             f"heads × head_dim must be d_model; here {geometry.heads} × {geometry.head_dim} = "
             f"{width}, and d_model is {geometry.d_model}."
         )
-    ranks = [each.rank for each in map(variant.source, ROLES) if isinstance(each, Latent)]
-    if ranks and max(ranks) > geometry.d_model:
-        raise ValueError(
-            f"{write(variant)} makes a latent of {max(ranks)} numbers from a stream of "
-            f"{geometry.d_model}; a rank above {geometry.d_model} adds nothing. Write a rank of "
-            f"{geometry.d_model} or less."
-        )
+    latents = {role: variant.source(role) for role in ROLES}
+    for role, latent in latents.items():
+        if not isinstance(latent, Latent):
+            continue
+        if latent.rank > geometry.d_model:
+            raise ValueError(
+                f"{write(variant)} makes a latent of {latent.rank} numbers from a stream of "
+                f"{geometry.d_model}; a rank above {geometry.d_model} adds nothing. Write a rank "
+                f"of {geometry.d_model} or less."
+            )
+        heads = geometry.heads if role == "q" else geometry.kv_heads
+        if heads % latent.groups:
+            divisors = [n for n in range(1, heads + 1) if not heads % n]
+            nearest = min(divisors, key=lambda n: abs(n - latent.groups))
+            raise ValueError(
+                f"{write(variant)} has {latent.groups} latents of {role}, and {heads} heads cannot "
+                f"be divided among them: write '{replace(latent, groups=nearest).text}'."
+            )
     _check_widths(variant, geometry)
     if geometry.kv_heads == geometry.heads:
         return

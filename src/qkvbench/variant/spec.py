@@ -54,10 +54,19 @@ class Latent:
     """A learned up-projection of a latent: `rank` numbers for all heads, made from the stream.
 
     K and V of such a source have one latent in common, and each an up-projection of its own; Q has
-    a latent of its own. arXiv:2405.04434, eq. 9 to 13.
+    a latent of its own, and V if it is `own`. arXiv:2405.04434, eq. 9 to 13. ``groups`` latents of
+    as many numbers are each for their share of the heads: arXiv:2505.21487.
     """
 
     rank: int
+    groups: int = 1
+    own: bool = False
+
+    @property
+    def text(self) -> str:
+        """As it is written: ``L(64)``, ``L(2x64)``, ``LV(64)``."""
+        groups = "" if self.groups == 1 else f"{self.groups}x"
+        return f"L{'V' * self.own}({groups}{self.rank})"
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,14 @@ class Variant:
         canonical: dict[Role, Source] = {}
         for role in _order(self):
             canonical[role] = _canonical(role, self.source(role), canonical)
+        match canonical["k"], canonical["v"]:
+            case Latent(), _:
+                pass
+            case _, Latent(own=True) as latent:
+                # There is no other that K would have.
+                canonical["v"] = replace(latent, own=False)
+            case _:
+                pass
         for role, source in canonical.items():
             object.__setattr__(self, role, source)
         _check_latents([canonical[role] for role in ROLES])
@@ -192,16 +209,24 @@ def _canonical(role: Role, source: Source, earlier: dict[Role, Source]) -> Sourc
 
 
 def _check_latents(sources: list[Source]) -> None:
-    """Refuse two latents of K and V, or one of no numbers."""
-    query, *others = sources
-    ranks = {source.rank for source in others if isinstance(source, Latent)}
-    if query == Latent(0):
-        raise ValueError("The rank of Q's latent is a whole number from 1, as in 'q=L(8),k,v'.")
-    if len(ranks) > 1 or ranks & {0}:
+    """Refuse two common latents of K and V, and one of no numbers."""
+    latents = [source for source in sources if isinstance(source, Latent)]
+    if any(min(latent.rank, latent.groups) < 1 for latent in latents):
+        raise ValueError("The numbers of a latent are whole and from 1, as in 'q=L(8),k,v'.")
+    query, key, value = sources
+    if any(isinstance(source, Latent) and source.own for source in (query, key)):
         raise ValueError(
-            f"K and V have one latent in common, whose rank is a whole number from 1, not "
-            f"{' and '.join(map(str, sorted(ranks)))}: write for example 'q,k=L(8),v=L(8)'."
+            "'LV' is the latent of V alone, beside that of K: write for example 'q,k=L(8),v=LV(8)'."
         )
+    match key, value:
+        case Latent(), Latent(own=False) if key != value:
+            raise ValueError(
+                f"K and V have one latent in common, not {key.text} and {value.text}: write "
+                f"'q,k={key.text},v={key.text}', or 'q,k={key.text},"
+                f"v={replace(value, own=True).text}' for one each."
+            )
+        case _:
+            pass
 
 
 def _check_layers_below(variant: Variant) -> None:

@@ -64,7 +64,10 @@ def role_matrices(
                     # Only a cache and an output have the inverse of one.
                     matrix = maps[of] @ matrix
                 case UpProject(of):
-                    matrix = maps[of] @ matrix
+                    # Of several latents each makes its share of the heads.
+                    heads, width, rank = maps[of].shape
+                    ups = maps[of].reshape(len(matrix), -1, rank)
+                    matrix = (ups @ matrix).reshape(heads, width, -1)
                 case Take(width):
                     matrix = matrix[:, :width]
                 case Scale(of):

@@ -347,7 +347,7 @@ class Attention:
                 case ApplyMap():
                     rows = _map_rows(rows, _matrix(op, maps))
                 case UpProject(part):
-                    rows = jnp.einsum("btr,hdr->bhtd", rows[:, 0], maps[part].astype(rows.dtype))
+                    rows = _up_project(rows, maps[part])
                 case Take(width):
                     rows = rows[..., :width]
                 case Multiply(by, width):
@@ -468,6 +468,14 @@ def linear(weights: Weights, x: Array) -> Array:
 def _map_rows(rows: Heads, matrix: Float[Array, "_heads head_dim head_dim"]) -> Heads:
     """Every row of a head times the head's matrix."""
     return jnp.einsum("bhtd,hed->bhte", rows, matrix.astype(rows.dtype))
+
+
+def _up_project(rows: Heads, matrix: Float[Array, "heads _to rank"]) -> Heads:
+    """Heads from latents: one for all heads, or each for its share of them."""
+    batch, latents, time, _ = rows.shape
+    grouped = matrix.astype(rows.dtype).reshape(latents, -1, *matrix.shape[1:])
+    made = jnp.einsum("bgtr,gndr->bgntd", rows, grouped)
+    return made.reshape(batch, len(matrix), time, -1)
 
 
 def _map_heads(rows: Heads, matrix: Float[Array, "kv_heads _to _width"]) -> Heads:

@@ -174,7 +174,11 @@ def _of_heads(vector: Tensor, rows: Heads) -> Tensor:
 
 
 def _up_project(rows: Heads, matrix: Float[Tensor, "heads head_dim rank"]) -> Heads:
-    """Heads from latents, one latent for each row."""
+    """Heads from latents: one for all heads, or each for its share of them."""
+    latents = rows.shape[1]
+    if latents > 1:
+        grouped = matrix.to(rows.dtype).unflatten(0, (latents, -1))
+        return torch.einsum("bgtr,gndr->bgntd", rows, grouped).flatten(1, 2)
     made = torch.nn.functional.linear(rows[:, 0], matrix.to(rows.dtype).flatten(0, 1))
     return made.unflatten(-1, matrix.shape[:2]).transpose(1, 2)
 
