@@ -139,6 +139,8 @@ def _suffix_axes() -> dict[str, tuple[str, ...]]:
     for text, suffix in SUFFIXES.items():
         numbers = NUMBERS if suffix.made is int and suffix.number != "chunk" else INSIDE
         values = [suffix.made(number * suffix.step) for number in numbers]
+        if suffix.whole:
+            values.append(suffix.made(*numbers * len(suffix.form.split("x"))))
         written = [f"{text}{suffix.written(value)}" for value in values]
         axes.setdefault(" ".join(suffix.names), [""]).extend(written if suffix.number else [text])
     return {name: tuple(texts) for name, texts in axes.items()}

@@ -76,7 +76,7 @@ def _tolerance(backend, case, expected):
 )
 def test_a_prefill_and_steps_are_one_forward_pass(backend, case):
     plan = case.plan()
-    if plan.output_norm or plan.score_width > SIZE.head_dim:
+    if plan.before_output or plan.score_width > SIZE.head_dim:
         # The bound is one of scores over a head's width that no norm enlarges afterwards. Without
         # it rounded rows are held by test_cache, to the last digit.
         case = replace(case, rows="fp64")

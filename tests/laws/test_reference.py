@@ -261,11 +261,14 @@ def test_a_learned_map_on_the_value_folds_into_the_output_projection(case):
     maps = [op for op in plan.derivations["v"].ops if op not in plain.derivations["v"].ops]
     folded = dict(weights)
     group = SIZE.heads // plan.heads("v")
-    columns = weights["o.weight"].reshape(SIZE.d_model, SIZE.heads, plan.width("v"))
+    low_rank = plan.scores.output_rank
+    groups, first = (low_rank.groups, "o.down") if low_rank else (1, "o.weight")
+    columns = weights[first].reshape(groups, -1, SIZE.heads // groups, plan.width("v"))
     for op in reversed(maps):
-        matrix = reference.head_map(op, plan, weights)
-        columns = np.einsum("ohe,hed->ohd", columns, np.repeat(matrix, group, axis=0))
-    folded["o.weight"] = columns.reshape(SIZE.d_model, -1)
+        matrix = np.repeat(reference.head_map(op, plan, weights), group, axis=0)
+        of_groups = matrix.reshape(groups, -1, *matrix.shape[1:])
+        columns = np.einsum("grhe,ghed->grhd", columns, of_groups)
+    folded[first] = columns.reshape(weights[first].shape)
     np.testing.assert_allclose(
         reference.forward(plain, folded, x), reference.forward(plan, weights, x), atol=EXACT
     )

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import product
 from typing import get_args
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,9 +15,12 @@ from laws.cases import (
     SUFFIX_AXES,
     VARIANTS,
     covering,
+    drawn,
     every_case,
     every_catalogued,
+    streams,
 )
+from qkvbench import cost, reference
 from qkvbench.cost import CACHE_FORMATS
 from qkvbench.model import POSITIONS, rope_of
 from qkvbench.variant import (
@@ -97,6 +101,7 @@ def test_the_sources_give_34_variants_and_20_functions():
         ("q,k,v=LV(8)", "q,k,v=L(8)"),
         ("q,k,v+ropellama8+qknorm", "q,k,v+qknorm+ropellama8x8192"),
         ("q,k,v+ropeyarn2.50x64x1", "q,k,v+ropeyarn2.5x64x1"),
+        ("q,k,v+outputrank8x1", "q,k,v+outputrank8"),
     ],
 )
 def test_any_way_to_write_an_equation_has_one_canonical_text(written, canonical):
@@ -202,6 +207,9 @@ def test_a_matrix_exists_for_each_own_role_and_for_the_latent_and_no_other():
         ("q,k,v+ropelinear2x64", r"Did you mean \+ropelinearN\?"),
         ("q,k,v+ropebase1+ropeyarn2", "none is slower than another"),
         ("q,k,v-own+subnorm", "leave out one of the two"),
+        ("q,k,v+outputrank2.5", r"Did you mean \+outputrankNxG\?"),
+        ("q,k,v+outputrank0", "is none of the suffixes"),
+        ("q,k,v+outputrank2x2x2", r"Did you mean \+outputrankNxG\?"),
         ("q,k,v+windov3", r"Did you mean \+windowN"),
         ("q,k,v+gated", r"Did you mean \+gate"),
         ("q,k,v+qnorm", r"Did you mean \+qknorm"),
@@ -267,6 +275,28 @@ def test_a_latent_wider_than_the_stream_is_refused():
     assert resolve(parse(f"q,k=L({SIZE.d_model}),v"), SIZE).matrix_rows["c"] == SIZE.d_model
     with pytest.raises(ValueError, match=rf"Write a rank of {SIZE.d_model} or less"):
         resolve(parse(f"q,k=L({SIZE.d_model + 1}),v"), SIZE)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "nearest"),
+    [("4x2", "4x3"), ("7x3", "6x3"), ("19", "18")],
+)
+def test_an_output_that_is_not_of_low_rank_or_whole_groups_is_refused(suffix, nearest):
+    with pytest.raises(ValueError, match=rf"write '\+outputrank{nearest}'"):
+        resolve(parse(f"q,k,v+outputrank{suffix}"), SIZE)
+
+
+def test_an_output_of_two_matrices_has_their_numbers_and_is_their_product():
+    plan, whole = (resolve(parse(f"q,k,v{end}"), SIZE) for end in ("+outputrank2x3", ""))
+    counted = {each.name: each.shape for each in plan.parameters if each.name.startswith("o.")}
+    assert counted == {"o.down": (3, 2, 6), "o.weight": (18, 6), "o.bias": (18,)}
+    products = 3 * 2 * 6 + 18 * 6
+    assert cost.attention_macs(plan, 1) - cost.attention_macs(whole, 1) == products - 18 * 18
+    weights, x = drawn(plan.parameters), streams()[0]
+    blocks = zip(np.split(weights["o.weight"], 3, axis=1), weights["o.down"], strict=True)
+    one = {**weights, "o.weight": np.concatenate([outer @ inner for outer, inner in blocks], 1)}
+    expected = reference.forward(whole, one, x)
+    np.testing.assert_allclose(reference.forward(plan, weights, x), expected, atol=1e-11)
 
 
 def test_latents_that_the_heads_cannot_be_divided_among_are_refused_with_the_nearest():

@@ -24,6 +24,7 @@ from qkvbench.variant import (
     Bucketed,
     Clamp,
     Derivation,
+    DownProject,
     MakeZeros,
     MapKind,
     Mix,
@@ -166,6 +167,7 @@ def _arrow(ops: tuple[Op, ...]) -> str:
 _OP_LABELS: dict[type[Op], Callable[[Any], str]] = {
     ApplyMap: lambda op: f"{MAP_LETTERS[op.kind]}_{op.role}{'ᵀ' if op.back else ''}",
     UpProject: lambda op: f"U_{op.part}",
+    DownProject: lambda op: f"D_{op.part} ({op.groups} × {op.rank})",
     Take: lambda op: f"first {op.width}",
     Multiply: lambda op: f"·{op.by:.4g}",
     Clamp: lambda op: f"clamp {op.most}",
@@ -205,7 +207,7 @@ def _attention_formula(plan: Plan) -> str:
     behind = " ── inverse RoPE" if plan.output_ops else ""
     behind += " ── without the part along the token's own V" if plan.exclusive else ""
     behind += " ── ·gate" if plan.gate else ""
-    behind += "".join(f" ── {_OP_LABELS[type(op)](op)}" for op in plan.output_norm)
+    behind += "".join(f" ── {_OP_LABELS[type(op)](op)}" for op in plan.before_output)
     return f"softmax({score})·V{limits}{behind}"
 
 

@@ -1,6 +1,7 @@
 """Multiply-accumulates of one forward pass, computed from the plans and nothing else."""
 
 from dataclasses import replace
+from math import prod
 
 from qkvbench.model import Model
 from qkvbench.variant import ApplyMap, Derivation, Input, Plan, UpProject
@@ -61,9 +62,10 @@ def attention_macs(plan: Plan, tokens: int, source_tokens: int = 0) -> int:
         _, inputs = plan.shape(replace(made, ops=made.ops[:-1]))
         maps += read[plan.root(made.root).reads] * heads * width * inputs
     keys = source_tokens if plan.is_cross else plan.mask.max_keys(tokens)
-    value_width = plan.width("v")
-    products = keys * (plan.score_width + value_width) + value_width * size.d_model
-    return projections + maps + tokens * size.heads * products
+    products = size.heads * keys * (plan.score_width + plan.width("v"))
+    output = plan.output_width * size.d_model
+    output += sum(prod(each.shape) for part, each in plan.maps.items() if part == "o")
+    return projections + maps + tokens * (products + output)
 
 
 def _maps(plan: Plan) -> set[Derivation]:

@@ -23,6 +23,7 @@ from qkvbench.variant import (
     CachedTensor,
     Clamp,
     Derivation,
+    DownProject,
     Fixed,
     Input,
     LogScale,
@@ -204,6 +205,9 @@ def apply(  # noqa: C901 - one case for each operation
                 up = weights[f"{part}.up"]
                 latents = np.repeat(rows, len(up) // rows.shape[1], axis=1)
                 rows = np.einsum("thr,hdr->thd", latents, up)
+            case DownProject(part, groups):
+                inputs = rows.reshape(len(rows), groups, -1)
+                rows = np.einsum("tgi,gri->tgr", inputs, weights[f"{part}.down"])
             case Take(width):
                 rows = rows[..., :width]
             case Multiply(by, width):
@@ -340,7 +344,7 @@ def output(
         context = context - along / length * value
     if plan.gate:
         context = context / (1 + np.exp(-roots[GATE]))
-    context = apply(plan.output_norm, plan, weights, context, rows)
+    context = apply(plan.before_output, plan, weights, context, rows)
     return context.reshape(len(context), -1) @ weights["o.weight"].T + weights["o.bias"]
 
 

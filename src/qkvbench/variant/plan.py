@@ -84,6 +84,15 @@ class UpProject:
 
 
 @dataclass(frozen=True)
+class DownProject:
+    """Make `rank` numbers of the heads in each of `groups` by the learned matrices of `part`."""
+
+    part: str
+    groups: int
+    rank: int
+
+
+@dataclass(frozen=True)
 class Take:
     """The first `width` numbers of each head."""
 
@@ -163,6 +172,7 @@ class MakeZeros:
 Op = (
     ApplyMap
     | UpProject
+    | DownProject
     | Take
     | Multiply
     | Clamp
@@ -270,7 +280,7 @@ class Plan:
     last one first) act on the query instead of on K, and those ``absorbed_by_output`` on the
     attention output instead of on V (absorbed). ``output_ops`` come last in both ways, then
     ``exclusive`` takes away the part along the token's own V, and the ``gate`` root multiplies, and
-    ``output_norm`` is applied.
+    the operations ``before_output`` are applied, which the output projection reads.
     Queries ready for the product are multiplied by ``log_scale``. If there is a ``rope_head``, Q·K
     is a sum of two products, and its K is cached, too.
 
@@ -293,7 +303,7 @@ class Plan:
     exclusive: bool = False
     gate: Gated | None = None
     log_scale: LogScale | None = None
-    output_norm: tuple[Op, ...] = ()
+    before_output: tuple[Op, ...] = ()
     rope_head: RopeHead | None = None
     rope: Rope | None = None
     scores: Scores = Scores()
@@ -333,9 +343,10 @@ class Plan:
         ``v.rotation`` (heads, head_dim·(head_dim-1)/2), the numbers above the diagonal of a
         skew-symmetric matrix; ``v.map`` (heads, head_dim, head_dim), any matrix; ``k.up`` (heads,
         head_dim, rank); ``k.scale`` and ``k.shift`` (head_dim,) or (heads, head_dim); ``v.mix``
-        (1,); ``o.weight``, ``o.bias``; for a learned bias, shared by the heads,
-        ``correction.temperature`` (1,) and ``correction.features``; for buckets of distance
-        ``correction.buckets`` (heads, buckets); for a sink logit ``correction.sink`` (heads,).
+        (1,); ``o.down`` (groups, rank, numbers of a group of heads); ``o.weight``, ``o.bias``; for
+        a learned bias, shared by the heads, ``correction.temperature`` (1,) and
+        ``correction.features``; for buckets of distance ``correction.buckets`` (heads, buckets);
+        for a sink logit ``correction.sink`` (heads,).
         """
         size = self.geometry
         found: list[Parameter] = []
@@ -355,7 +366,7 @@ class Plan:
             found.append(_full("correction.sink", (size.heads,), 0.0))
         found += self.maps.values()
         found += self.head_vectors
-        return (*found, *linear("o", size.d_model, size.heads * self.width("v")))
+        return (*found, *linear("o", size.d_model, self.output_width))
 
     @property
     def head_vectors(self) -> tuple[Parameter, ...]:
@@ -365,7 +376,8 @@ class Plan:
         """
         found: dict[str, Parameter] = {}
         for kind, name, start in ((Scale, "scale", 1.0), (Shift, "shift", 0.0), (Mix, "mix", 0.5)):
-            for op in (*self._ops(kind), *(op for op in self.output_norm if isinstance(op, kind))):
+            behind = [op for op in self.before_output if isinstance(op, kind)]
+            for op in (*self._ops(kind), *behind):
                 each = f"{op.part}.{name}"
                 found[each] = _full(each, op.shape, start)
         return tuple(found.values())
@@ -377,7 +389,7 @@ class Plan:
 
     @property
     def maps(self) -> dict[str, Parameter]:
-        """The learned maps of heads, those of roles and then up-projections, by what they make.
+        """The learned maps of heads by what they make: of roles, up-projections, the output's.
 
         Any matrix begins as the rotation that would stand in its place, and decays as matrices do.
         """
@@ -397,6 +409,11 @@ class Plan:
                 if isinstance(op, UpProject):
                     shape = (op.heads, op.width, self.root(derivation.root).width)
                     found[op.part] = Parameter(f"{op.part}.up", shape, Normal(), dtype="full")
+        inputs = self.geometry.heads * self.width("v")
+        for op in self.before_output:
+            if isinstance(op, DownProject):
+                shape = (op.groups, op.rank, inputs // op.groups)
+                found[op.part] = Parameter(f"{op.part}.down", shape, Normal(), dtype="full")
         return found
 
     @property
@@ -425,6 +442,12 @@ class Plan:
     def width(self, role: Role) -> int:
         """How many numbers each head of `role` has, without those of a RoPE head."""
         return self.shape(self.derivations[role])[1]
+
+    @property
+    def output_width(self) -> int:
+        """How many numbers of each token the last matrix of the output projection reads."""
+        heads, width = _shape_after(self.before_output, self.geometry.heads, self.width("v"))
+        return heads * width
 
     @property
     def score_width(self) -> int:
@@ -519,11 +542,16 @@ def roots_below(
 def shape_after(derivation: Derivation, roots: tuple[Root, ...]) -> tuple[int, int]:
     """Heads and their width at the end of a derivation."""
     root = next(root for root in roots if root.name == derivation.root)
-    heads, width = root.heads, root.width
-    for op in derivation.ops:
+    return _shape_after(derivation.ops, root.heads, root.width)
+
+
+def _shape_after(ops: tuple[Op, ...], heads: int, width: int) -> tuple[int, int]:
+    for op in ops:
         match op:
             case UpProject() | MakeZeros():
                 heads, width = op.heads, op.width
+            case DownProject():
+                heads, width = op.groups, op.rank
             case Take():
                 width = op.width
             case _:
@@ -550,7 +578,7 @@ _STRUCTURE = {
     "exclusive",
     "gate",
     "log_scale",
-    "output_norm",
+    "before_output",
     "rope",
     "scores",
     "mask",

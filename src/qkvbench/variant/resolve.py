@@ -25,6 +25,7 @@ from qkvbench.variant.plan import (
     CachedTensor,
     Clamp,
     Derivation,
+    DownProject,
     Fixed,
     Geometry,
     Lender,
@@ -133,7 +134,7 @@ def _resolve(
         exclusive=scores.exclusive,
         gate=scores.gate,
         log_scale=scores.log_scale,
-        output_norm=size.output_norm(),
+        before_output=size.before_output(),
         rope_head=rope_head,
         rope=rope,
         scores=scores,
@@ -417,12 +418,15 @@ class _Layer:
             ops = (*ops, *rope)
         return Derivation(root, (*clamp, *ops))
 
-    def output_norm(self) -> tuple[Op, ...]:
-        """The norm of all heads of the output together."""
-        if not self.variant.scores.output_norm:
-            return ()
-        scale = Scale("o", (self.geometry.heads, self.width("v")))
-        return Normalize(over="row", eps=self.norm_eps), scale
+    def before_output(self) -> tuple[Op, ...]:
+        """The norm of all heads of the output together, and the first of two output matrices."""
+        scores, ops = self.variant.scores, ()
+        if scores.output_norm:
+            scale = Scale("o", (self.geometry.heads, self.width("v")))
+            ops = (Normalize(over="row", eps=self.norm_eps), scale)
+        if scores.output_rank:
+            ops = (*ops, DownProject("o", scores.output_rank.groups, scores.output_rank.rank))
+        return ops
 
     def rope_head(self) -> RopeHead | None:
         """The parts of Q and K that alone get RoPE."""
@@ -514,8 +518,9 @@ def _content_policy(k: Derivation, v: Derivation, roots: tuple[Root, ...]) -> _C
 
     If V differs from K's root by fixed maps alone, which the output absorbs, one tensor serves
     both: the root in K's frame, after its rotations, which the output undoes. Otherwise K is cached
-    ready for the product, and V before its last fixed maps. A latent is cached before heads are made from it; only if V
-    gets RoPE are K and V cached ready, since no map can then be left to the output.
+    ready for the product, and V before its last fixed maps. A latent is cached before heads are
+    made from it; only if V gets RoPE are K and V cached ready, since no map can then be left to the
+    output.
     """
     ready = len(k.ops) if ApplyRope() in v.ops else _count_before(k.ops, UpProject)
 
@@ -619,13 +624,13 @@ def _check(variant: Variant, geometry: Geometry, made: dict[Role, Derivation]) -
             )
         heads = geometry.heads if role == "q" else geometry.kv_heads
         if heads % latent.groups:
-            divisors = [n for n in range(1, heads + 1) if not heads % n]
-            nearest = min(divisors, key=lambda n: abs(n - latent.groups))
+            nearest = _nearest_divisor(heads, latent.groups)
             raise ValueError(
                 f"{write(variant)} has {latent.groups} latents of {role}, and {heads} heads cannot "
                 f"be divided among them: write '{replace(latent, groups=nearest).text}'."
             )
     _check_widths(variant, geometry)
+    _check_output(variant, geometry)
     if geometry.kv_heads == geometry.heads:
         return
     for role in ("k", "v"):
@@ -638,6 +643,33 @@ def _check(variant: Variant, geometry: Geometry, made: dict[Role, Derivation]) -
                 f"{write(variant)} makes {role} from {root}, so both need as many heads; here q "
                 f"has {geometry.heads} and {role} has {geometry.kv_heads}. {remedy}"
             )
+
+
+def _check_output(variant: Variant, geometry: Geometry) -> None:
+    """Refuse groups that the heads cannot be divided among, and a rank that is not low."""
+    output = variant.scores.output_rank
+    if output is None:
+        return
+    text, heads = write(variant), geometry.heads
+    if heads % output.groups:
+        nearest = _nearest_divisor(heads, output.groups)
+        raise ValueError(
+            f"{text}: {heads} heads cannot be divided among {output.groups} groups; write "
+            f"'+outputrank{output.rank}x{nearest}'."
+        )
+    width = variant.scores.value_dim or geometry.head_dim
+    most = min(heads // output.groups * width, geometry.d_model)
+    if output.rank > most:
+        raise ValueError(
+            f"{text}: a group of heads has {heads // output.groups} × {width} numbers and the "
+            f"stream {geometry.d_model}, so a rank above {most} adds nothing; write "
+            f"'+outputrank{most}{f'x{output.groups}' if output.groups > 1 else ''}' or less."
+        )
+
+
+def _nearest_divisor(heads: int, groups: int) -> int:
+    divisors = [n for n in range(1, heads + 1) if not heads % n]
+    return min(divisors, key=lambda n: abs(n - groups))
 
 
 def _check_widths(variant: Variant, geometry: Geometry) -> None:

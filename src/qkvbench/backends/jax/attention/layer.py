@@ -34,6 +34,7 @@ from qkvbench.variant import (
     ApplyRope,
     Clamp,
     Derivation,
+    DownProject,
     Input,
     LogScale,
     MakeZeros,
@@ -293,7 +294,7 @@ class Attention:
             context = _without_own_value(context, value)
         if self.plan.gate:
             context = context * nn.sigmoid(made[Derivation(GATE, ())])
-        context = self._apply_ops(weights, self.plan.output_norm, context, maps, rope)
+        context = self._apply_ops(weights, self.plan.before_output, context, maps, rope)
         batch, _, time, _ = context.shape
         return linear(part_of(weights, "o"), jnp.swapaxes(context, 1, 2).reshape(batch, time, -1))
 
@@ -348,6 +349,8 @@ class Attention:
                     rows = _map_rows(rows, _matrix(op, maps))
                 case UpProject(part):
                     rows = _up_project(rows, maps[part])
+                case DownProject(part, groups):
+                    rows = _down_project(rows, maps[part], groups)
                 case Take(width):
                     rows = rows[..., :width]
                 case Multiply(by, width):
@@ -476,6 +479,13 @@ def _up_project(rows: Heads, matrix: Float[Array, "heads _to rank"]) -> Heads:
     grouped = matrix.astype(rows.dtype).reshape(latents, -1, *matrix.shape[1:])
     made = jnp.einsum("bgtr,gndr->bgntd", rows, grouped)
     return made.reshape(batch, len(matrix), time, -1)
+
+
+def _down_project(rows: Heads, matrix: Float[Array, "groups rank inputs"], groups: int) -> Heads:
+    """The heads of each group, one after the other, times the group's matrix."""
+    batch, _, time, width = rows.shape
+    heads = matrix.astype(rows.dtype).reshape(groups, matrix.shape[1], -1, width)
+    return jnp.einsum("bgntd,grnd->bgtr", rows.reshape(batch, groups, -1, time, width), heads)
 
 
 def _map_heads(rows: Heads, matrix: Float[Array, "kv_heads _to _width"]) -> Heads:

@@ -81,7 +81,7 @@ class Attention(nn.Module):
                 for each in plan.head_vectors
             }
         )
-        self.o = Linear(plan.geometry.heads * plan.width("v"), plan.geometry.d_model)
+        self.o = Linear(plan.output_width, plan.geometry.d_model)
 
     def forward(
         self,
@@ -248,7 +248,7 @@ class Attention(nn.Module):
             context = ops.without_own_value(context, value)
         if self.plan.gate:
             context = context * made[Derivation(GATE, ())].sigmoid()
-        context = self._apply_ops(self.plan.output_norm, context, maps, None)
+        context = self._apply_ops(self.plan.before_output, context, maps, None)
         return self.o(context.transpose(1, 2).flatten(2))  # (batch, time, heads * width)
 
     @property

@@ -17,6 +17,7 @@ from qkvbench.variant import (
     ApplyRope,
     Clamp,
     Derivation,
+    DownProject,
     Fixed,
     MakeZeros,
     Mix,
@@ -66,6 +67,8 @@ def apply(  # noqa: C901 - one case for each operation
                 rows = map_rows(rows, _matrix(op, maps))
             case UpProject(part):
                 rows = _up_project(rows, maps[part])
+            case DownProject(part, groups):
+                rows = _down_project(rows, maps[part], groups)
             case Take(width):
                 rows = rows[..., :width]
             case Multiply(by, width):
@@ -181,6 +184,12 @@ def _up_project(rows: Heads, matrix: Float[Tensor, "heads head_dim rank"]) -> He
         return torch.einsum("bgtr,gndr->bgntd", rows, grouped).flatten(1, 2)
     made = torch.nn.functional.linear(rows[:, 0], matrix.to(rows.dtype).flatten(0, 1))
     return made.unflatten(-1, matrix.shape[:2]).transpose(1, 2)
+
+
+def _down_project(rows: Heads, matrix: Float[Tensor, "groups rank inputs"], groups: int) -> Heads:
+    """The heads of each group, one after the other, times the group's matrix."""
+    heads = matrix.to(rows.dtype).unflatten(-1, (-1, rows.shape[-1]))
+    return torch.einsum("bgntd,grnd->bgtr", rows.unflatten(1, (groups, -1)), heads)
 
 
 def _map_heads(rows: Heads, matrix: Float[Tensor, "kv_heads to width"]) -> Heads:
