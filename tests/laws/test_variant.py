@@ -300,7 +300,7 @@ def test_an_output_of_two_matrices_has_their_numbers_and_is_their_product():
 
 
 def test_latents_that_the_heads_cannot_be_divided_among_are_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"2 latents of k, and 3 heads .* write 'L\((1x)?8\)'"):
+    with pytest.raises(ValueError, match=r"2 latents of k, and 3 heads .* write 'L\(3x8\)'"):
         resolve(parse("q,k=L(2x8),v=L(2x8)"), SIZE)
     with pytest.raises(ValueError, match=r"'q,k=L\(8\),v=LV\(4\)' for one each"):
         parse("q,k=L(8),v=L(4)")

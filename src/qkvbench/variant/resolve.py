@@ -669,7 +669,7 @@ def _check_output(variant: Variant, geometry: Geometry) -> None:
 
 def _nearest_divisor(heads: int, groups: int) -> int:
     divisors = [n for n in range(1, heads + 1) if not heads % n]
-    return min(divisors, key=lambda n: abs(n - groups))
+    return min(divisors, key=lambda n: (abs(n - groups), -n))
 
 
 def _check_widths(variant: Variant, geometry: Geometry) -> None:
