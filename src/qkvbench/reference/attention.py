@@ -188,7 +188,7 @@ def joined(content: Heads, rope_part: Heads) -> Heads:
     )
 
 
-def apply(  # noqa: C901 - one case for each operation
+def apply(  # noqa: C901, PLR0912 - one case for each operation
     ops: Iterable[Op],
     plan: Plan,
     weights: Weights,

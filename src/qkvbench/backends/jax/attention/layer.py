@@ -333,7 +333,7 @@ class Attention:
                 made[Derivation(root.name, ())] = jnp.swapaxes(rows, 1, 2)
         return made
 
-    def _apply_ops(  # noqa: C901 - one case for each operation
+    def _apply_ops(  # noqa: C901, PLR0912 - one case for each operation
         self,
         weights: Weights,
         ops: Iterable[Op],

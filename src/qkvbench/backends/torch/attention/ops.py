@@ -52,7 +52,7 @@ def make(
     return made[derivation]
 
 
-def apply(  # noqa: C901 - one case for each operation
+def apply(  # noqa: C901, PLR0912 - one case for each operation
     ops: tuple[Op, ...],
     rows: Heads,
     maps: Maps,
