@@ -153,8 +153,8 @@ def _read_group(
 def _origin(match: re.Match[str]) -> Source:
     """The source of a term that is no name."""
     if match["origin"]:
-        kind = next(kind for kind in MAP_LETTERS if MAP_LETTERS[kind].lower() == match["map"])
-        return LearnedMap(cast(Role, match["origin"]), kind)
+        letters = {letter.lower(): kind for kind, letter in MAP_LETTERS.items()}
+        return LearnedMap(cast(Role, match["origin"]), letters[match["map"]])
     if match["below"]:
         layers = match["layers"]
         return LayerBelow("first" if layers == "first" else -int(layers))

@@ -419,7 +419,7 @@ class Plan:
     @property
     def mapped_roles(self) -> dict[Role, MapKind]:
         """The roles with a learned map of their own, and its kind."""
-        kinds = {op.role: op.kind for op in self._ops(ApplyMap)}
+        kinds: dict[Role, MapKind] = {op.role: op.kind for op in self._ops(ApplyMap)}
         return {role: kinds[role] for role in ROLES if role in kinds}
 
     @property

@@ -33,6 +33,7 @@ from qkvbench.variant import (
     Op,
     Plan,
     Role,
+    Rotation,
     Variant,
     parse,
     resolve,
@@ -65,15 +66,12 @@ class Attention(nn.Module):
         self.maps = nn.ParameterDict()
         for part, each in plan.maps.items():
             self.maps[part] = nn.Parameter(torch.zeros(each.shape))
-            match plan.mapped_roles.get(part):
-                case "rotation":
-                    pass
-                case "free":
-                    self.maps[part].data += torch.eye(each.shape[-1])
-                case None:
-                    # As of a linear layer: products of a Q and a K of zeros would never learn.
-                    most = each.shape[-1] ** -0.5
-                    nn.init.uniform_(self.maps[part], -most, most)
+            if isinstance(each.init, Rotation):
+                # The identity, as a rotation whose numbers are zero.
+                self.maps[part].data += torch.eye(each.shape[-1])
+            elif part not in plan.rotated_roles:
+                # As of a linear layer: products of a Q and a K of zeros would never learn.
+                nn.init.uniform_(self.maps[part], -(each.shape[-1] ** -0.5), each.shape[-1] ** -0.5)
         # Learned scales and biases of heads; a name in a ParameterDict has no dot.
         self.vectors = nn.ParameterDict(
             {
