@@ -21,6 +21,7 @@ from qkvbench.variant.spec import (
     Latent,
     LayerBelow,
     LearnedMap,
+    MapKind,
     Own,
     Same,
     Source,
@@ -153,7 +154,7 @@ def _read_group(
 def _origin(match: re.Match[str]) -> Source:
     """The source of a term that is no name."""
     if match["origin"]:
-        letters = {letter.lower(): kind for kind, letter in MAP_LETTERS.items()}
+        letters: dict[str, MapKind] = {letter.lower(): kind for kind, letter in MAP_LETTERS.items()}
         return LearnedMap(cast(Role, match["origin"]), letters[match["map"]])
     if match["below"]:
         layers = match["layers"]
