@@ -7,7 +7,7 @@ from qkvbench import hub
 from qkvbench.backends.torch.attention import ops
 from qkvbench.hub.families import FAMILIES, geometry_of
 from qkvbench.hub.modes import variants
-from qkvbench.variant import ROLES, LearnedRotation, Own, Same
+from qkvbench.variant import ROLES, LearnedMap, Own, Same
 
 hub.register()
 
@@ -70,7 +70,7 @@ def inputs_of(kind, batch=3, time=9, seed=5):
 
 
 @torch.no_grad()
-def tie(model, mode):
+def tie(model, mode):  # noqa: C901 - one case for each source
     """Give a model of the library's own weights that satisfy the ties of `mode`."""
     family = FAMILIES[model.config.model_type]
     size = geometry_of(model.config)
@@ -86,7 +86,13 @@ def tie(model, mode):
                 case Same(origin):
                     for one, other in zip(parts[role], parts[origin], strict=True):
                         one.copy_(other)
-                case LearnedRotation(origin):
+                case LearnedMap(origin, "free"):
+                    shape = (plan.heads(role), size.head_dim, size.head_dim)
+                    matrix = torch.randn(shape, generator=rng).double() / size.head_dim**0.5
+                    for one, other in zip(parts[role], parts[origin], strict=True):
+                        rows = other.double().reshape(len(matrix), size.head_dim, -1)
+                        one.copy_((matrix @ rows).reshape(one.shape))
+                case LearnedMap(origin):
                     pairs = size.head_dim * (size.head_dim - 1) // 2
                     numbers = torch.randn(plan.heads(role), pairs, generator=rng)
                     rotation = ops.rotation(numbers.double() / 4, size.head_dim)

@@ -49,7 +49,7 @@ EXACT = 1e-10
 # The promise of the bench for a conversion, in fp32.
 PROMISED = 1e-5
 
-TIES = ["canonical", "shared", "no-key", "q,k=v", "q=k=v", ["q,k=v", "q,k,v=R(k)"]]
+TIES = ["canonical", "shared", "no-key", "q,k=v", "q=k=v", ["q,k=v", "q,k,v=R(k)"], "q,k,v=M(k)"]
 every_family = pytest.mark.parametrize("kind", FAMILIES)
 every_decoder = pytest.mark.parametrize("kind", DECODERS)
 every_tie = pytest.mark.parametrize("mode", TIES, ids=str)
@@ -267,6 +267,7 @@ def _attention(place, layer):
         named |= {f"{place}o.bias": torch.zeros(D_MODEL) if output.bias is None else output.bias}
     named |= {f"{place}{role}.rotation": numbers for role, numbers in layer.rotation.items()}
     named |= {f"{place}{role}.up": matrices for role, matrices in layer.up.items()}
+    named |= {f"{place}{role}.map": matrices for role, matrices in layer.map.items()}
     return named | {f"{place}{role}.scale": layer.scale(role) for role in layer.plan.scaled_roles}
 
 
@@ -288,7 +289,7 @@ def _filled(network, named):
 
 
 EQUATIONS = ["q,k,v", "q,k=R(q),v=R(q)", "q=k,v", "q,k=v", "q=x,k,v=R(k)", "q,k=v/2", "q=k=v=x"]
-EQUATIONS += ["q,k=L(20),v=L(20)", "q,k=v+rootnorm", "q,k=v+qklatenorm"]
+EQUATIONS += ["q,k,v=M(k)", "q,k=L(20),v=L(20)", "q,k=v+rootnorm", "q,k=v+qklatenorm"]
 
 
 @pytest.mark.parametrize("equation", EQUATIONS)
@@ -367,6 +368,7 @@ CACHED_MODES = [
     "q,k=v+rootnorm",
     "q,k=v+qklatenorm",
     "q,k,v=R(k)/2",
+    "q,k=M(v),v",
     ["q,k=v", "q=k=v"],
 ]
 

@@ -9,8 +9,8 @@ large random part of the whole product.
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache, lru_cache
-from itertools import combinations, product, starmap
+from functools import cache, lru_cache, partial
+from itertools import chain, combinations, product, starmap
 from typing import Any
 
 import numpy as np
@@ -48,9 +48,12 @@ from qkvbench.variant import (
     Geometry,
     Latent,
     LayerBelow,
+    LearnedMap,
+    Normal,
     Own,
     Parameter,
     Plan,
+    Rotation,
     Same,
     Variant,
     parse,
@@ -77,6 +80,10 @@ NUMBERS = (1, 3, TIME + 2)
 INSIDE = (3,)
 # Of a latent of K and V, and of one of Q.
 RANK, QUERY_RANK = 5, 7
+# Any matrix for each head.
+FREE = partial(LearnedMap, kind="free")
+# Of V alone, beside that of K.
+VALUE_LATENT = Latent(RANK - 1, own=True)
 MASKS = ("causal", "full")
 STORAGES = ("whole", "pages", "growing")
 # Shares of a head that RoPE rotates, if not the whole: one pair of 6 coordinates, and two.
@@ -92,7 +99,7 @@ def _resolves(variant: Variant, size: Geometry = SIZE) -> bool:
 
 
 def _with_shared_heads() -> list[Variant]:
-    """Every variant of the package, those with a latent, and each with one key/value head.
+    """Every variant of the package, latents, free maps, and each with one key/value head.
 
     And those that read K, V or both of the layer below, and those that attend uniformly.
     """
@@ -103,7 +110,11 @@ def _with_shared_heads() -> list[Variant]:
     query = Latent(QUERY_RANK)
     latents += [Variant(query, Own(), Own()), Variant(query, Latent(RANK), Latent(RANK))]
     latents += [Variant(query, Same("q"), Own())]
-    whole = list(dict.fromkeys([*whole, *latents]))
+    mapped = [Variant(Own(), Own(), FREE("k")), Variant(Own(), FREE("v"), Own())]
+    mapped += [Variant(Own(), FREE("q"), Same("q")), Variant(Own(), FREE("q"), LearnedMap("k"))]
+    grouped = Latent(RANK - 3, SIZE.heads)
+    latents += [Variant(Own(), grouped, grouped), Variant(grouped, Latent(RANK), VALUE_LATENT)]
+    whole = list(dict.fromkeys([*whole, *latents, *mapped]))
     shared = [replace(variant, kv_heads=1) for variant in whole]
     lent = LayerBelow(1)
     below = [Variant(Own(), lent, lent), Variant(Own(), Own(), lent), Variant(Own(), lent, Own())]
@@ -128,6 +139,8 @@ def _suffix_axes() -> dict[str, tuple[str, ...]]:
     for text, suffix in SUFFIXES.items():
         numbers = NUMBERS if suffix.made is int and suffix.number != "chunk" else INSIDE
         values = [suffix.made(number * suffix.step) for number in numbers]
+        if suffix.whole:
+            values.append(suffix.made(*numbers * len(suffix.form.split("x"))))
         written = [f"{text}{suffix.written(value)}" for value in values]
         axes.setdefault(" ".join(suffix.names), [""]).extend(written if suffix.number else [text])
     return {name: tuple(texts) for name, texts in axes.items()}
@@ -210,6 +223,8 @@ def rotary(variant: Variant | str) -> Position:
 
 # The axes besides the suffixes on which it depends whether there is a plan.
 PLAN_AXES = ("variant", "position")
+# Axes that may agree two by two and not together: RoPE on V needs as many numbers as it rotates.
+ROTATED_VALUE = ("variant", "position", "key_dim", "value_dim", "rope_head", "rope_value", "nope")
 AXES: dict[str, Sequence[Any]] = {
     **SUFFIX_AXES,
     "mask": MASKS,
@@ -230,19 +245,20 @@ def _case(chosen: Mapping[str, Any]) -> Case:
 def _possible(chosen: Mapping[str, Any]) -> bool:
     """False if `chosen`, of some axes, has no plan however the other axes are chosen.
 
-    Of two values that exclude each other this is known before the other axes are chosen.
+    Of values that exclude each other this is known before the other axes are chosen.
     """
     if not chosen.keys() >= SUFFIX_AXES.keys():
         known = [(axis, chosen[axis]) for axis in (*SUFFIX_AXES, *PLAN_AXES) if axis in chosen]
-        return all(starmap(_agree, combinations(known, 2)))
+        several = [combinations(known, 2), [[each for each in known if each[0] in ROTATED_VALUE]]]
+        return all(starmap(_agree, chain(*several)))
     suffix = "".join(chosen[axis] for axis in SUFFIX_AXES)
     return _has_plan(suffix, chosen.get("variant"), chosen.get("position"))
 
 
 @cache
-def _agree(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
-    """True if the values of two axes have a plan, with at most one value of a third axis."""
-    chosen = dict((one, other))
+def _agree(*values: tuple[str, Any]) -> bool:
+    """True if the values of some axes have a plan, with at most one value of another axis."""
+    chosen = dict(values)
     thirds = [{}, *({axis: texts[1]} for axis, texts in SUFFIX_AXES.items())]
     for third in thirds:
         row = third | chosen
@@ -498,9 +514,13 @@ def drawn(parameters: Iterable[Parameter], seed: int = 0) -> dict[str, np.ndarra
 
 def _drawn(parameter: Parameter, seed: int) -> np.ndarray:
     draw = generator(seed, "laws", parameter.name).standard_normal(parameter.shape)
-    if isinstance(parameter.init, Constant):
-        return parameter.init.value + draw / 2
-    return draw if parameter.init.std == "rotation_std" else draw * 2 / parameter.shape[-1] ** 0.5
+    match parameter.init:
+        case Constant(value):
+            return value + draw / 2
+        case Normal(std="rotation_std"):
+            return draw
+        case Normal() | Rotation():
+            return draw * 2 / parameter.shape[-1] ** 0.5
 
 
 def streams(time: int = TIME, d_model: int = SIZE.d_model, seed: int = 1) -> np.ndarray:

@@ -14,6 +14,7 @@ from laws.backends import (
     every_backend_and_case,
 )
 from laws.cases import (
+    EVEN,
     ITEMS,
     PADDING,
     SCHEMES,
@@ -21,6 +22,7 @@ from laws.cases import (
     TIME,
     TOKENS,
     VOCABULARY,
+    Case,
     covering,
     decoder,
     drawn,
@@ -29,8 +31,9 @@ from laws.cases import (
     parametrized,
     plan_of,
     rotary,
+    streams,
 )
-from qkvbench import cost
+from qkvbench import cost, reference
 from qkvbench.backends.torch import build, start
 from qkvbench.backends.torch.cache import paged_tensor
 from qkvbench.cost import CACHE_FORMATS
@@ -73,7 +76,7 @@ def _tolerance(backend, case, expected):
 )
 def test_a_prefill_and_steps_are_one_forward_pass(backend, case):
     plan = case.plan()
-    if plan.output_norm or plan.score_width > SIZE.head_dim:
+    if plan.before_output or plan.score_width > SIZE.head_dim:
         # The bound is one of scores over a head's width that no norm enlarges afterwards. Without
         # it rounded rows are held by test_cache, to the last digit.
         case = replace(case, rows="fp64")
@@ -86,6 +89,32 @@ def test_a_prefill_and_steps_are_one_forward_pass(backend, case):
         expected = whole[row, PROMPT - 1 - count : TIME - count]
         error = np.abs(found[row] - expected).max()
         assert error < _tolerance(backend, case, expected)
+
+
+SEVERAL_LATENTS = [
+    "q,k=L(2x5),v=L(2x5)+latentnorm+ropehead6",
+    "q,k=L(2x5),v=LV(2x4)+latentnorm",
+    "q=L(2x7),k=L(5),v=LV(4)+ropehead2",
+    "q,k=L(2x5),v=M(k)/2",
+]
+
+
+@every_backend_and(SEVERAL_LATENTS)
+def test_latents_for_groups_of_heads_decode_as_one_pass_and_cache_what_is_computed(backend, case):
+    drawn_case = Case(parse(case), Rotary())
+    model = drawn_case.decoder(EVEN)
+    weights = drawn(model_parameters(model).values())
+    found = backend.decode(drawn_case, model, weights, TOKENS)
+    whole = backend.logits(model, weights, (TOKENS,)).reshape(ITEMS, TIME, -1)
+    np.testing.assert_allclose(found, whole[:, PROMPT - 1 :], rtol=0, atol=EXACT)
+    (x,), plan = streams(d_model=EVEN.d_model)[:1], model.plans[0]
+    layer = drawn(plan.parameters)
+    expected = reference.forward(plan, layer, x)
+    np.testing.assert_allclose(backend.attend(plan, layer, x[None])[0], expected, atol=EXACT)
+    np.testing.assert_allclose(reference.decode(plan, layer, x), expected, atol=EXACT)
+    per_token = cost.cache_bytes_per_token(model, CACHE_FORMATS["fp32"])
+    live = backend.cache(replace(drawn_case, rows="fp32"), model, 2 * TIME)
+    assert live == ITEMS * 2 * TIME * per_token
 
 
 @every_backend_and_case("distinct", "suffix", "rows", "storage", nightly=0, jax_cases=1)

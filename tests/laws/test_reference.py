@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from laws.cases import (
+    EVEN,
     SIZE,
     SUFFIX_AXES,
     TIME,
@@ -251,23 +252,93 @@ def test_a_rotation_is_orthogonal_and_keeps_orientation(heads):
 
 
 @every_case("variant", "suffix", nightly=0)
-def test_a_rotation_on_the_value_folds_into_the_output_projection(case):
+def test_a_learned_map_on_the_value_folds_into_the_output_projection(case):
     position = rotary(case.full)
     plan, plain = (
         plan_of(each, position) for each in (case.full, without_value_rotation(case.full))
     )
     weights, x = _setup(plan)
-    rotations = [op for op in plan.derivations["v"].ops if op not in plain.derivations["v"].ops]
+    maps = [op for op in plan.derivations["v"].ops if op not in plain.derivations["v"].ops]
     folded = dict(weights)
     group = SIZE.heads // plan.heads("v")
-    columns = weights["o.weight"].reshape(SIZE.d_model, SIZE.heads, plan.width("v"))
-    for op in reversed(rotations):
-        matrix = reference.rotation(weights[f"{op.role}.rotation"], plan.width("v"))
-        columns = np.einsum("ohe,hed->ohd", columns, np.repeat(matrix, group, axis=0))
-    folded["o.weight"] = columns.reshape(SIZE.d_model, -1)
+    low_rank = plan.scores.output_rank
+    groups, first = (low_rank.groups, "o.down") if low_rank else (1, "o.weight")
+    columns = weights[first].reshape(groups, -1, SIZE.heads // groups, plan.width("v"))
+    for op in reversed(maps):
+        matrix = np.repeat(reference.head_map(op, plan, weights), group, axis=0)
+        of_groups = matrix.reshape(groups, -1, *matrix.shape[1:])
+        columns = np.einsum("grhe,ghed->grhd", columns, of_groups)
+    folded[first] = columns.reshape(weights[first].shape)
     np.testing.assert_allclose(
         reference.forward(plain, folded, x), reference.forward(plan, weights, x), atol=EXACT
     )
+
+
+def test_latents_for_two_halves_of_the_heads_are_two_layers_side_by_side():
+    """GLA with two latents and one head with RoPE for all: arXiv:2505.21487."""
+    plan, half = (
+        plan_of(f"q,k=L({n}5),v=L({n}5)+latentnorm+ropehead6", Rotary(), size=size)
+        for n, size in (("2x", EVEN), ("", sized(EVEN.d_model, 2, head_dim=EVEN.head_dim)))
+    )
+    weights, x = _setup(plan)
+
+    def of_half(name, value):
+        match name:
+            case "kr.weight" | "kr.bias":
+                return value, value
+            case "o.weight":
+                return np.split(value, 2, axis=1)
+            case "o.bias":
+                return value / 2, value / 2
+            case "c.scale":
+                return value
+            case _:
+                return np.split(value, 2)
+
+    found = 0
+    for number in range(2):
+        own = {name: of_half(name, value)[number] for name, value in weights.items()}
+        found = found + reference.forward(half, own, x)
+    np.testing.assert_allclose(found, reference.forward(plan, weights, x), atol=EXACT)
+    assert [(each.heads, each.width) for each in plan.cached] == [(2, 5), (1, 6)]
+
+
+def test_without_keys_of_its_own_a_query_is_compared_with_a_matrix_times_v():
+    """q·R·v with any R, over a cache of V alone: arXiv:2606.21848."""
+    plan = plan_of("q,k=M(v),v", causal=False)
+    weights, x = _setup(plan)
+    q, v = (
+        (x @ weights[f"{role}.weight"].T + weights[f"{role}.bias"]).reshape(TIME, SIZE.heads, -1)
+        for role in "qv"
+    )
+    scores = np.einsum("qhe,hed,khd->hqk", q, weights["k.map"], v) / np.sqrt(SIZE.head_dim)
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    context = np.einsum("hqk,khd->qhd", shares, v).reshape(TIME, -1)
+    expected = context @ weights["o.weight"].T + weights["o.bias"]
+    np.testing.assert_allclose(reference.forward(plan, weights, x), expected, atol=EXACT)
+    (cached,) = plan.cached
+    assert (cached.name, cached.derivation.ops) == ("v", ())
+
+
+@every_position
+def test_k_from_v_by_any_matrix_is_v_from_k_by_its_inverse(position):
+    if isinstance(position, RotaryWithInverse):
+        # RoPE on V does not commute with a matrix.
+        return
+    from_value, from_key = (plan_of(each, position) for each in ("q,k=M(v),v", "q,k,v=M(k)"))
+    weights, x = _setup(from_value)
+    other = {name: value for name, value in weights.items() if name not in ("v.bias", "k.map")}
+    root = other.pop("v.weight").reshape(SIZE.heads, SIZE.head_dim, -1)
+    bias = weights["v.bias"].reshape(SIZE.heads, SIZE.head_dim)
+    other["k.weight"] = np.einsum("hed,hdm->hem", weights["k.map"], root).reshape(-1, SIZE.d_model)
+    other["k.bias"] = np.einsum("hed,hd->he", weights["k.map"], bias).ravel()
+    other["v.map"] = np.linalg.inv(weights["k.map"])
+    found, expected = (
+        reference.forward(plan, own, x) for plan, own in ((from_key, other), (from_value, weights))
+    )
+    # Entries of the inverse are tens.
+    np.testing.assert_allclose(found, expected, atol=100 * EXACT)
 
 
 @every_position

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import product
 from typing import get_args
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,9 +15,12 @@ from laws.cases import (
     SUFFIX_AXES,
     VARIANTS,
     covering,
+    drawn,
     every_case,
     every_catalogued,
+    streams,
 )
+from qkvbench import cost, reference
 from qkvbench.cost import CACHE_FORMATS
 from qkvbench.model import POSITIONS, rope_of
 from qkvbench.variant import (
@@ -25,7 +29,7 @@ from qkvbench.variant import (
     ApplyRope,
     Latent,
     LayerBelow,
-    LearnedRotation,
+    LearnedMap,
     Own,
     Same,
     Scores,
@@ -83,14 +87,21 @@ def test_the_sources_give_34_variants_and_20_functions():
         ("q,k=R(q)=v", "q,k=v=R(q)"),
         ("q=x,k=q,v=R(k)", "q=k=x,v=R(q)"),
         ("q=k,k=v", "q=k=v"),
+        ("v,Q,K=m(V)", "q,k=M(v),v"),
+        ("q,v=q,k=M(v)", "q=v,k=M(q)"),
+        ("q=x,v=x,k=M(v)", "q=v=x,k=M(q)"),
         ("q,k,v/4", "q,k,v/4"),
         ("q=k,v -DIAG + 2d", "q=k,v+2d-diag"),
         ("q=k,v−diag++", "q=k,v++-diag"),
         ("q,k=v/4 ++ +qknorm", "q,k=v/4+qknorm++"),
         ("q, v=l(8), k=L(8)", "q,k=L(8),v=L(8)"),
         ("L(8)=v=k,q", "q,k=v=L(8)"),
+        ("q,k=l(1x8),v=L(8)", "q,k=L(8),v=L(8)"),
+        ("q,k=L(2X8),v=lv(8)", "q,k=L(2x8),v=LV(8)"),
+        ("q,k,v=LV(8)", "q,k,v=L(8)"),
         ("q,k,v+ropellama8+qknorm", "q,k,v+qknorm+ropellama8x8192"),
         ("q,k,v+ropeyarn2.50x64x1", "q,k,v+ropeyarn2.5x64x1"),
+        ("q,k,v+outputrank8x1", "q,k,v+outputrank8"),
     ],
 )
 def test_any_way_to_write_an_equation_has_one_canonical_text(written, canonical):
@@ -100,8 +111,8 @@ def test_any_way_to_write_an_equation_has_one_canonical_text(written, canonical)
 def test_a_tie_to_a_tied_role_is_a_tie_to_the_first():
     assert Variant(Own(), Same("q"), Same("k")) == Variant(Own(), Same("q"), Same("q"))
     assert Variant(Stream(), Same("q"), Own()) == Variant(Stream(), Stream(), Own())
-    assert Variant(Stream(), Stream(), LearnedRotation("k")) == Variant(
-        Stream(), Stream(), LearnedRotation("q")
+    assert Variant(Stream(), Stream(), LearnedMap("k")) == Variant(
+        Stream(), Stream(), LearnedMap("q")
     )
 
 
@@ -117,6 +128,10 @@ def test_a_tie_to_a_tied_role_is_a_tie_to_the_first():
         "q,k,v/",
         "q,k,v/2/2",
         "q,k=R(v),v",
+        "q=M(k),k,v",
+        "q,k=M(v),v=R(k)",
+        "q,k=v=M(v)",
+        "q=k=0,v=M(k)",
         "R(q),k,v",
         "q,k=x=R(q),v",
         "q,k,v,x",
@@ -137,6 +152,10 @@ def test_a_tie_to_a_tied_role_is_a_tie_to_the_first():
         "q,k=L(),v",
         "q,k=L(8)=x,v",
         "q,k=L(8),v=k=L(4)",
+        "q,k=L(2x8),v=L(8)",
+        "q,k=LV(8),v=L(8)",
+        "q,k=v=LV(8)",
+        "q,k=L(0x8),v",
         "q,k,L(8)",
     ],
 )
@@ -172,7 +191,8 @@ def test_a_matrix_exists_for_each_own_role_and_for_the_latent_and_no_other():
         sources = {role: variant.source(role) for role in ("q", "k", "v")}
         own = {role for role, source in sources.items() if isinstance(source, Own | LayerBelow)}
         latents = [role for role, source in sources.items() if isinstance(source, Latent)]
-        own |= {"cq" if role == "q" else "c" for role in latents}
+        names = {"q": "cq", "v": "cv" if getattr(sources["v"], "own", False) else "c", "k": "c"}
+        own |= {names[role] for role in latents}
         assert set(resolve(variant, SIZE).matrix_rows) == own
 
 
@@ -187,6 +207,9 @@ def test_a_matrix_exists_for_each_own_role_and_for_the_latent_and_no_other():
         ("q,k,v+ropelinear2x64", r"Did you mean \+ropelinearN\?"),
         ("q,k,v+ropebase1+ropeyarn2", "none is slower than another"),
         ("q,k,v-own+subnorm", "leave out one of the two"),
+        ("q,k,v+outputrank2.5", r"Did you mean \+outputrankNxG\?"),
+        ("q,k,v+outputrank0", "is none of the suffixes"),
+        ("q,k,v+outputrank2x2x2", r"Did you mean \+outputrankNxG\?"),
         ("q,k,v+windov3", r"Did you mean \+windowN"),
         ("q,k,v+gated", r"Did you mean \+gate"),
         ("q,k,v+qnorm", r"Did you mean \+qknorm"),
@@ -252,6 +275,35 @@ def test_a_latent_wider_than_the_stream_is_refused():
     assert resolve(parse(f"q,k=L({SIZE.d_model}),v"), SIZE).matrix_rows["c"] == SIZE.d_model
     with pytest.raises(ValueError, match=rf"Write a rank of {SIZE.d_model} or less"):
         resolve(parse(f"q,k=L({SIZE.d_model + 1}),v"), SIZE)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "nearest"),
+    [("4x2", "4x3"), ("7x3", "6x3"), ("19", "18")],
+)
+def test_an_output_that_is_not_of_low_rank_or_whole_groups_is_refused(suffix, nearest):
+    with pytest.raises(ValueError, match=rf"write '\+outputrank{nearest}'"):
+        resolve(parse(f"q,k,v+outputrank{suffix}"), SIZE)
+
+
+def test_an_output_of_two_matrices_has_their_numbers_and_is_their_product():
+    plan, whole = (resolve(parse(f"q,k,v{end}"), SIZE) for end in ("+outputrank2x3", ""))
+    counted = {each.name: each.shape for each in plan.parameters if each.name.startswith("o.")}
+    assert counted == {"o.down": (3, 2, 6), "o.weight": (18, 6), "o.bias": (18,)}
+    products = 3 * 2 * 6 + 18 * 6
+    assert cost.attention_macs(plan, 1) - cost.attention_macs(whole, 1) == products - 18 * 18
+    weights, x = drawn(plan.parameters), streams()[0]
+    blocks = zip(np.split(weights["o.weight"], 3, axis=1), weights["o.down"], strict=True)
+    one = {**weights, "o.weight": np.concatenate([outer @ inner for outer, inner in blocks], 1)}
+    expected = reference.forward(whole, one, x)
+    np.testing.assert_allclose(reference.forward(plan, weights, x), expected, atol=1e-11)
+
+
+def test_latents_that_the_heads_cannot_be_divided_among_are_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"2 latents of k, and 3 heads .* write 'L\(3x8\)'"):
+        resolve(parse("q,k=L(2x8),v=L(2x8)"), SIZE)
+    with pytest.raises(ValueError, match=r"'q,k=L\(8\),v=LV\(4\)' for one each"):
+        parse("q,k=L(8),v=L(4)")
 
 
 def test_the_latent_is_all_in_a_cache_however_many_heads_are_made_from_it():

@@ -29,7 +29,7 @@ from laws.cases import (
     towers,
     translator,
 )
-from qkvbench import cost
+from qkvbench import cost, reference
 from qkvbench.backends.torch import build, load
 from qkvbench.backends.torch.models.weights import parameters_of
 from qkvbench.model import Rotary, Sinusoidal, Vectors, model_parameters
@@ -82,6 +82,21 @@ def test_backends_share_initial_values(variant):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@every_backend
+def test_any_matrix_begins_as_the_rotation_in_its_place(backend):
+    rotated, free = (decoder(each) for each in ("q,k=R(q),v=R(k)", "q,k=M(q),v=M(k)"))
+    begins = backend.initial(rotated, 3)
+    found = backend.initial(free, 3)
+    for name, matrices in found.items():
+        if not name.endswith(".map"):
+            np.testing.assert_array_equal(matrices, begins[name], err_msg=name)
+            continue
+        expected = reference.rotation(begins[name.replace(".map", ".rotation")], EVEN.head_dim)
+        # fp32 rounding.
+        np.testing.assert_allclose(matrices, expected, atol=1e-6, err_msg=name)
+    assert sum(name.endswith(".map") for name in found) == 4
 
 
 @every_catalogued

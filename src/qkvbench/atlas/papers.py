@@ -16,6 +16,23 @@ PAPERS = (
         library_keeps=(),
     ),
     Form(
+        name="latents-by-group",
+        about="two latents, each for half of the heads, and one head of K with RoPE (GLA)",
+        equation="q,k=L({groups}x{rank}),v=L({groups}x{rank})+latentnorm+ropehead{rope_dim}",
+        source="arXiv:2505.21487",
+        position=Rotary(),
+        numbers={"groups": 2, "rank": 256, "rope_dim": 64},
+        library_keeps=(),
+    ),
+    Form(
+        name="keyless",
+        about="no matrix of K's own: a query is compared with any matrix times V, which is cached",
+        equation="q,k=M(v),v/{kv_heads}",
+        source="arXiv:2606.21848",
+        position=Rotary(),
+        library_keeps=(),
+    ),
+    Form(
         name="own-value-taken-away",
         about="the output loses its part along the token's own V (exclusive attention)",
         equation=f"{_GROUPED}-own",

@@ -7,7 +7,6 @@ from qkvbench.atlas.kit.sizes import BART, T5, WHISPER, sizes, small
 from qkvbench.atlas.kit.weights import (
     AnyWeight,
     Fill,
-    Grouped,
     Inputs,
     LastToFront,
     PairsToHalves,
@@ -210,10 +209,11 @@ FORMS = (
     Form(
         name="key-is-value-inverse-rotary",
         about="one head is K and V, normed with one scale, with RoPE; the output is rotated back",
-        equation="q=L({query_rank}),k=v/1+rootnorm+latentnorm+window{window}+sinklogit",
+        equation="q=L({query_rank}),k=v/1+rootnorm+latentnorm+window{window}+sinklogit"
+        "+outputrank{output_rank}x{groups}",
         source="transformers, models/deepseek_v4",
         position=RotaryWithInverse(share=0.125),
-        numbers={"window": 128, "query_rank": 1024},
+        numbers={"window": 128, "query_rank": 1024, "output_rank": 64, "groups": 8},
         # It caches K and V, which are one tensor, in layers without a compressor.
         library_keeps=(Kept("K", 1, "head_dim"), Kept("V", 1, "head_dim")),
         layers=(
@@ -231,8 +231,14 @@ FORMS = (
                     sliding_window=5,
                     layer_types=["sliding_attention", "sliding_attention"],
                 ),
-                own=sizes(4096, 64, 1, 512, window=128, query_rank=1024, groups=8),
-                sizes={"query_rank": "q_lora_rank", "groups": "o_groups"},
+                own=sizes(
+                    4096, 64, 1, 512, window=128, query_rank=1024, output_rank=1024, groups=8
+                ),
+                sizes={
+                    "query_rank": "q_lora_rank",
+                    "output_rank": "o_lora_rank",
+                    "groups": "o_groups",
+                },
                 weights={
                     "cq": Weight("q_a_proj"),
                     "cq.scale": Weight("q_a_norm.weight"),
@@ -240,7 +246,8 @@ FORMS = (
                     "q.scale": Fill(1.0),
                     "k": Weight("kv_proj", _LAST_PAIRS),
                     "k.scale": Weight("kv_norm.weight", _LAST_PAIRS),
-                    "o": Grouped("o_a_proj", "o_b_proj", "groups", tuple(map(Inputs, _LAST_PAIRS))),
+                    "o.down": Weight("o_a_proj.weight", tuple(map(Inputs, _LAST_PAIRS))),
+                    "o": Weight("o_b_proj"),
                     "correction.sink": Weight("sinks"),
                 },
                 position=RotaryWithInverse(share=0.125),

@@ -15,15 +15,18 @@ from qkvbench.variant import (
     CANONICAL,
     FIRST_VALUE,
     GATE,
+    MAP_LETTERS,
     ROLES,
     ZEROS,
     AlibiBias,
+    ApplyMap,
     ApplyRope,
-    ApplyRotation,
     Bucketed,
     Clamp,
     Derivation,
+    DownProject,
     MakeZeros,
+    MapKind,
     Mix,
     Multiply,
     Normalize,
@@ -132,7 +135,9 @@ def drawing(plan: Plan) -> list[str]:
         heads = "1 head" if root.heads == 1 else f"{root.heads} heads"
         if root.width != plan.geometry.head_dim and root.name != ZEROS:
             heads += f" of {root.width}"
-        heads = f"a latent of {root.width} numbers" if root.is_latent else heads
+        if root.is_latent:
+            latents = "a latent" if root.heads == 1 else f"{root.heads} latents"
+            heads = f"{latents} of {root.width} numbers"
         left = f"  {made}  ({heads}) "
         ends = {name: each for name, each in _ends(plan).items() if each.root == root.name}
         for index, (name, derivation) in enumerate(ends.items()):
@@ -160,8 +165,9 @@ def _arrow(ops: tuple[Op, ...]) -> str:
 
 # The label of each operation on the arrow from a root to a role.
 _OP_LABELS: dict[type[Op], Callable[[Any], str]] = {
-    ApplyRotation: lambda op: f"R_{op.role}{'ᵀ' if op.back else ''}",
+    ApplyMap: lambda op: f"{MAP_LETTERS[op.kind]}_{op.role}{'ᵀ' if op.back else ''}",
     UpProject: lambda op: f"U_{op.part}",
+    DownProject: lambda op: f"D_{op.part} ({op.groups} × {op.rank})",
     Take: lambda op: f"first {op.width}",
     Multiply: lambda op: f"·{op.by:.4g}",
     Clamp: lambda op: f"clamp {op.most}",
@@ -201,7 +207,7 @@ def _attention_formula(plan: Plan) -> str:
     behind = " ── inverse RoPE" if plan.output_ops else ""
     behind += " ── without the part along the token's own V" if plan.exclusive else ""
     behind += " ── ·gate" if plan.gate else ""
-    behind += "".join(f" ── {_OP_LABELS[type(op)](op)}" for op in plan.output_norm)
+    behind += "".join(f" ── {_OP_LABELS[type(op)](op)}" for op in plan.before_output)
     return f"softmax({score})·V{limits}{behind}"
 
 
@@ -229,9 +235,9 @@ def cache_text(plan: Plan) -> list[str]:
         read = "it" if shared or lent["v"] else "the first"
         lines.append(f"  When K is read, {read} is {_joined_words(plan.key_ops_on_read)}.")
     absorbed = [
-        f"K's {_MAP_NAMES[type(op)]} into the query"
+        f"K's {_MAP_NAMES[_kind(op)]} into the query"
         for op in plan.absorbed_by_query
-        if not lent["k"] and type(op) in _MAP_NAMES
+        if not lent["k"] and _kind(op) in _MAP_NAMES
     ]
     if not lent["v"]:
         names = _map_names(plan.absorbed_by_output)
@@ -249,15 +255,21 @@ def decoding_text(plan: Plan) -> str:
     return f"  Torch decodes on a CPU: the native kernel has no {', no '.join(lacks)}."
 
 
-_MAP_NAMES: dict[type[Op], str] = {
-    ApplyRotation: "rotation",
+# Operations in words, by what `_kind` makes of them.
+_MAP_NAMES: dict[type[Op] | MapKind, str] = {
+    "rotation": "rotation",
+    "free": "matrix",
     UpProject: "up-projection",
     Take: "first numbers",
 }
 
 
 def _map_names(ops: tuple[Op, ...]) -> list[str]:
-    return list(dict.fromkeys(_MAP_NAMES[type(op)] for op in ops))
+    return list(dict.fromkeys(_MAP_NAMES[_kind(op)] for op in ops))
+
+
+def _kind(op: Op) -> type[Op] | MapKind:
+    return op.kind if isinstance(op, ApplyMap) else type(op)
 
 
 def _cached_text(path: Derivation) -> str:
@@ -266,8 +278,9 @@ def _cached_text(path: Derivation) -> str:
     return f"{path.root} {done}" if done else path.root
 
 
-_OP_WORDS: dict[type[Op], str] = {
-    ApplyRotation: "rotated",
+_OP_WORDS: dict[type[Op] | MapKind, str] = {
+    "rotation": "rotated",
+    "free": "multiplied by its matrix",
     UpProject: "projected up",
     Take: "cut to its first numbers",
     Multiply: "multiplied",
@@ -282,7 +295,7 @@ _OP_WORDS: dict[type[Op], str] = {
 
 
 def _joined_words(ops: tuple[Op, ...]) -> str:
-    *first, last = [_OP_WORDS[type(op)] for op in ops] or [""]
+    *first, last = [_OP_WORDS[_kind(op)] for op in ops] or [""]
     return f"{', '.join(first)} and {last}" if first else last
 
 

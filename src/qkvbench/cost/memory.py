@@ -106,7 +106,9 @@ def _attention_values(plan: Plan) -> int:
     # A kernel may need Q, K and V of one width.
     wide = max(width, score_width)
     inputs = (heads + plan.heads("k")) * wide + plan.heads("v") * wide
-    output = 2 + len(plan.output_ops + plan.output_norm) + 4 * plan.exclusive + 2 * bool(plan.gate)
+    output = (
+        2 + len(plan.output_ops + plan.before_output) + 4 * plan.exclusive + 2 * bool(plan.gate)
+    )
     return roots + steps + output * heads * wide + 2 * inputs
 
 

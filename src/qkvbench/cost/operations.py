@@ -1,9 +1,10 @@
 """Multiply-accumulates of one forward pass, computed from the plans and nothing else."""
 
 from dataclasses import replace
+from math import prod
 
 from qkvbench.model import Model
-from qkvbench.variant import ApplyRotation, Derivation, Input, Plan, UpProject
+from qkvbench.variant import ApplyMap, Derivation, Input, Plan, UpProject
 
 
 def macs(model: Model, tokens: int, second_tokens: int = 0) -> int:
@@ -61,16 +62,17 @@ def attention_macs(plan: Plan, tokens: int, source_tokens: int = 0) -> int:
         _, inputs = plan.shape(replace(made, ops=made.ops[:-1]))
         maps += read[plan.root(made.root).reads] * heads * width * inputs
     keys = source_tokens if plan.is_cross else plan.mask.max_keys(tokens)
-    value_width = plan.width("v")
-    products = keys * (plan.score_width + value_width) + value_width * size.d_model
-    return projections + maps + tokens * size.heads * products
+    products = size.heads * keys * (plan.score_width + plan.width("v"))
+    output = plan.output_width * size.d_model
+    output += sum(prod(each.shape) for part, each in plan.maps.items() if part == "o")
+    return projections + maps + tokens * (products + output)
 
 
 def _maps(plan: Plan) -> set[Derivation]:
-    """Each distinct derivation that ends in a rotation or an up-projection."""
+    """Each distinct derivation that ends in a learned map of heads."""
     return {
         Derivation(derivation.root, derivation.ops[:end])
         for derivation in plan.all_derivations
         for end, op in enumerate(derivation.ops, start=1)
-        if isinstance(op, ApplyRotation | UpProject)
+        if isinstance(op, ApplyMap | UpProject)
     }

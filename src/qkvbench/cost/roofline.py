@@ -15,7 +15,7 @@ from qkvbench.cost.operations import macs
 from qkvbench.cost.parameters import parameters
 from qkvbench.hardware import Arithmetic, Calibration, Device
 from qkvbench.model import Model
-from qkvbench.variant import ROPE_KEY, ApplyRotation, CachedTensor, Mask, Plan, UpProject
+from qkvbench.variant import ROPE_KEY, ApplyMap, CachedTensor, Mask, Plan, UpProject
 
 Phase = Literal["decode", "prefill", "training step"]
 
@@ -236,7 +236,7 @@ def _decode_macs(plan: Plan, tokens: int) -> int:
         match op:
             case UpProject():
                 made, width = made + op.heads * op.width * width, op.width
-            case ApplyRotation():
+            case ApplyMap():
                 made += plan.cached_key.heads * width * width
             case _:
                 pass

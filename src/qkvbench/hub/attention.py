@@ -80,14 +80,15 @@ class QkvModeAttention(nn.Module):
         # The library's name, by which its Trainer leaves a scale out of weight decay.
         for role in plan.scaled_roles:
             self.add_module(f"{role}_norm", HeadScale(size.head_dim))
-        # The up-projections of a latent to K and to V.
-        self.up = nn.ParameterDict(
-            {
-                role: nn.Parameter(torch.zeros(part.shape))
-                for role, part in plan.maps.items()
-                if role not in plan.rotated_roles
-            }
-        )
+        # The up-projections of a latent to K and to V; and any other matrices of heads.
+        learned = {
+            role: nn.Parameter(torch.zeros(part.shape))
+            for role, part in plan.maps.items()
+            if role not in plan.rotated_roles
+        }
+        mapped = plan.mapped_roles
+        self.up = nn.ParameterDict({role: learned[role] for role in learned if role not in mapped})
+        self.map = nn.ParameterDict({role: learned[role] for role in learned if role in mapped})
         # The model's rotary embedding; in a tuple, so that it is not a submodule of this layer.
         self.rotary_emb: tuple[nn.Module, ...] = ()
         self._cached_rotations: tuple[Any, dict[str, Tensor]] | None = None
@@ -103,11 +104,14 @@ class QkvModeAttention(nn.Module):
         return {names[matrix]: (matrix,) for matrix in self.plan.matrix_rows}
 
     def init_maps(self) -> None:
-        """Initialize rotations and up-projections; the library initializes everything else."""
+        """Initialize the maps of heads; the library initializes everything else."""
         for numbers in self.rotation.values():
             nn.init.normal_(numbers, std=self.head_dim**-0.5)
         for numbers in self.up.values():
             nn.init.normal_(numbers, std=self.config.initializer_range)
+        for numbers in self.map.values():
+            for head in numbers:
+                nn.init.orthogonal_(head)
 
     def forward(
         self,
@@ -121,7 +125,7 @@ class QkvModeAttention(nn.Module):
         # The name of `cache` before transformers 5.24.
         cache = kwargs.pop("past_key_values", cache)
         cache = getattr(cache, "self_attention_cache", cache)
-        roots, rotations = self.project(hidden_states), {**self.rotations(), **self.up}
+        roots, rotations = self.project(hidden_states), {**self.rotations(), **self.up, **self.map}
         apply_ops = partial(self._apply_ops, rotations=rotations, cos_sin=position_embeddings)
         query = make(self.plan.derivations["q"], roots, apply_ops)
         if cache is None:

@@ -17,7 +17,7 @@ from qkvbench.hub.models import attention_layers, layer_plans, model_classes, wi
 from qkvbench.hub.modes import Mode
 from qkvbench.variant import Plan, write
 from qkvbench.variant.scores import ROLES, Role
-from qkvbench.variant.spec import Latent, LayerBelow, LearnedRotation, Own, Same, Stream, Zeros
+from qkvbench.variant.spec import Latent, LayerBelow, LearnedMap, Own, Same, Stream, Zeros
 
 # Largest relative error of a tie: a few roundings in fp32.
 TIE_TOLERANCE = 1e-6
@@ -98,7 +98,7 @@ def _first_of_each(plan: Plan, rows: Tensor, heads: int, role: Role, number: int
     return by_head[:, 0].reshape(left * width, *rows.shape[1:])
 
 
-def _layer(
+def _layer(  # noqa: C901 - one case for each source
     plan: Plan, family: Family, old: dict[str, Tensor], ours: dict[str, Tensor], number: int
 ) -> dict[str, Tensor]:
     """The weights of one layer of ours, from those of the library's."""
@@ -112,7 +112,11 @@ def _layer(
                 expected = _stream(weights[role], plan)
             case Same(origin):
                 expected = weights[origin]
-            case LearnedRotation(origin):
+            case LearnedMap(origin, "free"):
+                matrix = torch.linalg.lstsq(weights[origin].mT, weights[role].mT).solution.mT
+                expected = matrix @ weights[origin]
+                new[f"map.{role}"] = matrix
+            case LearnedMap(origin):
                 rotation = _rotation(weights[origin], weights[role])
                 expected = rotation @ weights[origin]
                 new[f"rotation.{role}"] = ops.generator(rotation)

@@ -112,6 +112,13 @@ class Family:
                 f"'{write(variant)}' makes Q from a latent, which qkv_mode does not support: a "
                 "cache keeps nothing of Q.\nTake 'q,k=L(64),v=L(64)', whose latent is cached."
             )
+        latents = [each for each in (variant.k, variant.v) if isinstance(each, Latent)]
+        if any(latent.own or latent.groups > 1 for latent in latents):
+            one = Latent(max(latent.rank * latent.groups for latent in latents)).text
+            raise ValueError(
+                f"'{write(variant)}' has several latents, and qkv_mode caches one.\n"
+                f"Take 'q,k={one},v={one}'."
+            )
         if not variant.scores.normed:
             variant = replace(variant, scores=Scores(normed=self.normed))
         try:

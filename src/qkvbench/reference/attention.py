@@ -11,17 +11,19 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from qkvbench.model.rotation import rotation
 from qkvbench.variant import (
     BELOW,
     FEATURES,
     GATE,
     AlibiBias,
+    ApplyMap,
     ApplyRope,
-    ApplyRotation,
     Bucketed,
     CachedTensor,
     Clamp,
     Derivation,
+    DownProject,
     Fixed,
     Input,
     LogScale,
@@ -186,7 +188,7 @@ def joined(content: Heads, rope_part: Heads) -> Heads:
     )
 
 
-def apply(  # noqa: C901 - one case for each operation
+def apply(  # noqa: C901, PLR0912 - one case for each operation
     ops: Iterable[Op],
     plan: Plan,
     weights: Weights,
@@ -197,12 +199,15 @@ def apply(  # noqa: C901 - one case for each operation
     """The rows after these operations, in order; `roots` are those that may be mixed into them."""
     for op in ops:
         match op:
-            case ApplyRotation(role, back):
-                matrix = rotation(weights[f"{role}.rotation"], rows.shape[-1])
-                matrix = np.swapaxes(matrix, 1, 2) if back else matrix
-                rows = np.einsum("thd,hed->the", rows, matrix)
+            case ApplyMap():
+                rows = np.einsum("thd,hed->the", rows, head_map(op, plan, weights))
             case UpProject(part):
-                rows = np.einsum("tr,hdr->thd", rows[:, 0], weights[f"{part}.up"])
+                up = weights[f"{part}.up"]
+                latents = np.repeat(rows, len(up) // rows.shape[1], axis=1)
+                rows = np.einsum("thr,hdr->thd", latents, up)
+            case DownProject(part, groups):
+                inputs = rows.reshape(len(rows), groups, -1)
+                rows = np.einsum("tgi,gri->tgr", inputs, weights[f"{part}.down"])
             case Take(width):
                 rows = rows[..., :width]
             case Multiply(by, width):
@@ -226,27 +231,22 @@ def apply(  # noqa: C901 - one case for each operation
     return rows
 
 
+def head_map(op: ApplyMap, plan: Plan, weights: Weights) -> Float[np.ndarray, "_heads to width"]:
+    """The learned matrix of each head, or its inverse: a rotation, or any matrix."""
+    match op.kind:
+        case "rotation":
+            matrix = rotation(weights[f"{op.role}.rotation"], plan.width(op.role))
+            return np.swapaxes(matrix, 1, 2) if op.back else matrix
+        case "free":
+            return weights[f"{op.role}.map"]
+
+
 def normalize(rows: Heads, norm: Normalize) -> Heads:
     """The norm of each head, or of all heads of a row together: arXiv:1607.06450, 1910.07467."""
     axes = (-2, -1) if norm.over == "row" else (-1,)
     if norm.kind == "layer":
         rows = rows - rows.mean(axis=axes, keepdims=True)
     return rows / np.sqrt(np.mean(rows**2, axis=axes, keepdims=True) + norm.eps)
-
-
-def rotation(
-    numbers: Float[np.ndarray, "heads numbers"], head_dim: int
-) -> Float[np.ndarray, "heads head_dim head_dim"]:
-    """Orthogonal matrices from skew-symmetric ones A, by Cayley: (1 - A/2)^-1 (1 + A/2).
-
-    `numbers` fill A above the diagonal, row by row. Rotations by half a circle cannot be written.
-    """
-    above = np.triu_indices(head_dim, 1)
-    skew = np.zeros((len(numbers), head_dim, head_dim), dtype=numbers.dtype)
-    skew[:, above[0], above[1]] = numbers
-    skew -= np.swapaxes(skew, 1, 2)
-    one = np.eye(head_dim, dtype=numbers.dtype)
-    return np.linalg.solve(one - skew / 2, one + skew / 2)
 
 
 def rope(rows: Heads, settings: Rope, positions: Positions) -> Heads:
@@ -344,7 +344,7 @@ def output(
         context = context - along / length * value
     if plan.gate:
         context = context / (1 + np.exp(-roots[GATE]))
-    context = apply(plan.output_norm, plan, weights, context, rows)
+    context = apply(plan.before_output, plan, weights, context, rows)
     return context.reshape(len(context), -1) @ weights["o.weight"].T + weights["o.bias"]
 
 
@@ -369,9 +369,8 @@ def absorb_into_output(plan: Plan, weights: Weights, context: Heads) -> Heads:
 def _map(op: Fixed, plan: Plan, weights: Weights) -> Float[np.ndarray, "heads to width"]:
     """The matrix by which `op` maps the rows of each query head."""
     match op:
-        case ApplyRotation(role, back):
-            matrix = rotation(weights[f"{role}.rotation"], plan.width(role))
-            matrix = np.swapaxes(matrix, 1, 2) if back else matrix
+        case ApplyMap():
+            matrix = head_map(op, plan, weights)
         case UpProject(part):
             matrix = weights[f"{part}.up"]
         case Scale(part):

@@ -23,7 +23,7 @@ from qkvbench.variant import (
     CANONICAL,
     Latent,
     LayerBelow,
-    LearnedRotation,
+    LearnedMap,
     Own,
     Same,
     Source,
@@ -145,10 +145,10 @@ def _source(source: Source) -> str:
             return "x"
         case Same(origin):
             return f"={origin}"
-        case LearnedRotation(origin):
-            return f"R({origin})"
-        case Latent(rank):
-            return f"L({rank})"
+        case LearnedMap(origin):
+            return f"{source.letter}({origin})"
+        case Latent():
+            return source.text
         case LayerBelow("first"):
             return "of the first layer"
         case LayerBelow(layers):

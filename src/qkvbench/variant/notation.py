@@ -1,11 +1,13 @@
 """The written form of a variant, such as ``q,k=v/4``: one canonical text for each.
 
 Roles that hold the same tensor are joined by ``=``. A group ends in ``x`` if it is the stream, in
-``R(role)`` if it is an earlier role times a learned rotation, in ``L(rank)`` if it is made from the
-latent, in ``K(-n)`` or ``V(-n)`` if it is K or V of the layer n below, in ``K(first)`` or
-``V(first)`` if of the first layer, and in ``0`` if it is zeros; otherwise it has a matrix of its
-own. ``none`` is zeros for all three: no attention. ``/g`` then gives the number of key/value heads,
-and suffixes describe the scores (`scores.SUFFIXES`): ``q,k=v/4+qknorm+window128-diag``.
+``R(role)`` if it is an earlier role times a learned rotation, in ``M(role)`` if times any learned
+matrix, in ``L(rank)`` if it is made from the latent, in ``L(nxrank)`` if from one of n latents, in
+``LV(rank)`` if from V's own beside that of K, in ``K(-n)`` or ``V(-n)`` if it is K or V of the
+layer n below, in ``K(first)`` or ``V(first)`` if of the first layer, and in ``0`` if it is zeros;
+otherwise it has a matrix of its own. ``none`` is zeros for all three: no attention. ``/g`` then
+gives the number of key/value heads, and suffixes describe the scores (`scores.SUFFIXES`):
+``q,k=v/4+qknorm+window128-diag``.
 """
 
 import re
@@ -14,10 +16,12 @@ from typing import cast
 
 from qkvbench.variant.scores import ROLES, Role, parse_scores, write_scores
 from qkvbench.variant.spec import (
+    MAP_LETTERS,
     NO_ATTENTION,
     Latent,
     LayerBelow,
-    LearnedRotation,
+    LearnedMap,
+    MapKind,
     Own,
     Same,
     Source,
@@ -29,11 +33,12 @@ from qkvbench.variant.spec import (
 NONE = "none"
 
 _EXAMPLE = (
-    "write for example 'q,k,v', 'q,k=v', 'q=k=x,v', 'q,k=R(q),v', 'q,k=L(8),v=L(8)', "
+    "write for example 'q,k,v', 'q,k=v', 'q=k=x,v', 'q,k=R(q),v', 'q,k,v=M(k)', 'q,k=L(8),v=L(8)', "
     "'q,k=K(-1),v=V(-1)' or 'q,k=v/4'"
 )
 _TERM = re.compile(
-    r"(?P<name>[qkvx0])|r\((?P<origin>[qkv])\)|l\((?P<rank>[1-9][0-9]*)\)"
+    r"(?P<name>[qkvx0])|(?P<map>[rm])\((?P<origin>[qkv])\)|l(?P<own>v?)"
+    r"\((?:(?P<groups>[1-9][0-9]*)x)?(?P<rank>[1-9][0-9]*)\)"
     r"|(?P<below>[kv])\((?P<layers>first|-[1-9][0-9]*)\)"
 )
 # The part before the suffixes, which begin at the first sign outside of parentheses.
@@ -100,10 +105,10 @@ def _ending(role: Role, source: Source) -> list[str]:
             return ["x"]
         case Zeros():
             return ["0"]
-        case LearnedRotation(origin):
-            return [f"R({origin})"]
-        case Latent(rank):
-            return [f"L({rank})"]
+        case LearnedMap(origin):
+            return [f"{source.letter}({origin})"]
+        case Latent():
+            return [source.text]
         case LayerBelow(layers):
             return [f"{role.upper()}({layers if layers == 'first' else -layers})"]
         case _:
@@ -121,8 +126,8 @@ def _read_group(
         match = _TERM.fullmatch(term)
         if match is None:
             raise ValueError(
-                f"'{text}': '{term}' is not q, k, v, x, 0, R(role), L(rank), K(-n), V(-n), "
-                f"K(first) or V(first); {_EXAMPLE}."
+                f"'{text}': '{term}' is not q, k, v, x, 0, R(role), M(role), L(rank), "
+                f"L(nxrank), LV(rank), K(-n), V(-n), K(first) or V(first); {_EXAMPLE}."
             )
         if match["name"]:
             names.append(match["name"])
@@ -149,11 +154,12 @@ def _read_group(
 def _origin(match: re.Match[str]) -> Source:
     """The source of a term that is no name."""
     if match["origin"]:
-        return LearnedRotation(cast(Role, match["origin"]))
+        letters: dict[str, MapKind] = {letter.lower(): kind for kind, letter in MAP_LETTERS.items()}
+        return LearnedMap(cast(Role, match["origin"]), letters[match["map"]])
     if match["below"]:
         layers = match["layers"]
         return LayerBelow("first" if layers == "first" else -int(layers))
-    return Latent(int(match["rank"]))
+    return Latent(int(match["rank"]), int(match["groups"] or 1), own=bool(match["own"]))
 
 
 def _source(text: str, role: Role, ties: dict[str, set[str]], made: dict[Role, Source]) -> Source:
@@ -172,10 +178,18 @@ def _source(text: str, role: Role, ties: dict[str, set[str]], made: dict[Role, S
     if len(origins) > 1:
         raise ValueError(f"'{text}': {role} has two origins; {_EXAMPLE}.")
     for source in origins:
-        if isinstance(source, LearnedRotation) and ROLES.index(source.origin) >= ROLES.index(role):
+        if isinstance(source, LearnedMap) and source.origin in tied:
+            raise ValueError(f"'{text}': {role} cannot be made from itself; {_EXAMPLE}.")
+        if isinstance(source, LearnedMap) and not _comes_before(role, source):
             raise ValueError(
-                f"'{text}': {role} comes before {source.origin}, so it cannot be rotated from it; "
-                f"write {source.origin}=R({role}) instead."
+                f"'{text}': {role} comes before {source.origin}, so it cannot be made from it; "
+                f"write {source.origin}={source.letter}({role}) instead."
             )
         return source
     return Own()
+
+
+def _comes_before(role: Role, source: LearnedMap) -> bool:
+    """True if a role can be made from the origin: it is earlier, or K is any matrix times V."""
+    earlier = ROLES.index(source.origin) < ROLES.index(role)
+    return earlier or (role, source) == ("k", LearnedMap("v", "free"))

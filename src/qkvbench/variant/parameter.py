@@ -20,6 +20,13 @@ class Normal:
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """For each head the rotation that a learned rotation begins as, whose `numbers` are drawn."""
+
+    numbers: Normal
+
+
+@dataclass(frozen=True)
 class Parameter:
     """A learned tensor.
 
@@ -29,7 +36,7 @@ class Parameter:
 
     name: str
     shape: tuple[int, ...]
-    init: Constant | Normal = Normal()
+    init: Constant | Normal | Rotation = Normal()
     decay: bool = True
     dtype: Literal["compute", "full"] = "compute"
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Literal, TypeVar
 
 from qkvbench.variant.mask import Mask
-from qkvbench.variant.parameter import Constant, Normal, Parameter, linear
+from qkvbench.variant.parameter import Constant, Normal, Parameter, Rotation, linear
 from qkvbench.variant.rope import AlibiBias, Rope, ScoreBias
 from qkvbench.variant.scores import (
     FEATURES,
@@ -24,7 +24,7 @@ from qkvbench.variant.scores import (
     Scores,
     Separable,
 )
-from qkvbench.variant.spec import Variant
+from qkvbench.variant.spec import MapKind, Variant
 
 # Added to the mean square of a head, so that a head of zeros stays one.
 NORM_EPS = 1e-6
@@ -62,10 +62,11 @@ def sized(
 
 
 @dataclass(frozen=True)
-class ApplyRotation:
-    """Multiply each head by the learned rotation of `role`; `back` is the inverse."""
+class ApplyMap:
+    """Multiply each head by the learned matrix of `role`; `back` is the inverse of a rotation."""
 
     role: Role
+    kind: MapKind = "rotation"
     back: bool = False
 
 
@@ -73,12 +74,22 @@ class ApplyRotation:
 class UpProject:
     """Make `heads` of `width` from a latent by the learned up-projection of `part`, without a bias.
 
-    ``part`` is a role, or the part of Q that gets RoPE.
+    Of several latents each makes its share of the heads. ``part`` is a role, or the part of Q that
+    gets RoPE.
     """
 
     part: str
     heads: int
     width: int
+
+
+@dataclass(frozen=True)
+class DownProject:
+    """Make `rank` numbers of the heads in each of `groups` by the learned matrices of `part`."""
+
+    part: str
+    groups: int
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -159,8 +170,9 @@ class MakeZeros:
 
 
 Op = (
-    ApplyRotation
+    ApplyMap
     | UpProject
+    | DownProject
     | Take
     | Multiply
     | Clamp
@@ -172,14 +184,16 @@ Op = (
     | MakeZeros
 )
 # The same linear map at every position, which the query can absorb; and those that the output can.
-Fixed = ApplyRotation | UpProject | Scale
-OutputMap = ApplyRotation | UpProject | Take
+Fixed = ApplyMap | UpProject | Scale
+OutputMap = ApplyMap | UpProject | Take
 
 _Kind = TypeVar("_Kind", bound=Op)
 
-# The names of the roots that are no role: the stream itself, the latent of K and V and that of Q,
-# the parts of Q and K that alone get RoPE (arXiv:2405.04434, eq. 14 and 15), and the output gate.
-STREAM, LATENT, QUERY_LATENT = "x", "c", "cq"
+# The names of the roots that are no role: the stream itself, the latent of K and V, that of Q and
+# that of V alone, the parts of Q and K that alone get RoPE (arXiv:2405.04434, eq. 14 and 15), and
+# the output gate.
+STREAM, LATENT, QUERY_LATENT, VALUE_LATENT = "x", "c", "cq", "cv"
+LATENTS = (LATENT, QUERY_LATENT, VALUE_LATENT)
 ROPE_QUERY, ROPE_KEY = "qr", "kr"
 GATE = "g"
 # The root of zeros: the stream, of which nothing but the number of rows is used.
@@ -199,7 +213,8 @@ class Root:
     """A tensor that the sources name: one matrix times an input, or the input cut into heads.
 
     Or K or V of a layer below, which is finished there. ``width`` numbers in each of ``heads``; a
-    latent is one head. ``matrix`` names the weights; None if there are none.
+    latent is one head, and latents for groups of heads are several. ``matrix`` names the weights;
+    None if there are none.
     """
 
     name: str
@@ -221,7 +236,7 @@ class Root:
     @property
     def is_latent(self) -> bool:
         """True for a latent, from which heads are made by up-projections."""
-        return self.matrix in (LATENT, QUERY_LATENT)
+        return self.matrix in LATENTS
 
     @property
     def rows(self) -> int:
@@ -265,7 +280,7 @@ class Plan:
     last one first) act on the query instead of on K, and those ``absorbed_by_output`` on the
     attention output instead of on V (absorbed). ``output_ops`` come last in both ways, then
     ``exclusive`` takes away the part along the token's own V, and the ``gate`` root multiplies, and
-    ``output_norm`` is applied.
+    the operations ``before_output`` are applied, which the output projection reads.
     Queries ready for the product are multiplied by ``log_scale``. If there is a ``rope_head``, Q·K
     is a sum of two products, and its K is cached, too.
 
@@ -288,7 +303,7 @@ class Plan:
     exclusive: bool = False
     gate: Gated | None = None
     log_scale: LogScale | None = None
-    output_norm: tuple[Op, ...] = ()
+    before_output: tuple[Op, ...] = ()
     rope_head: RopeHead | None = None
     rope: Rope | None = None
     scores: Scores = Scores()
@@ -326,11 +341,12 @@ class Plan:
 
         ``q.weight`` (heads·head_dim, d_model) and ``q.bias`` for each root with a matrix;
         ``v.rotation`` (heads, head_dim·(head_dim-1)/2), the numbers above the diagonal of a
-        skew-symmetric matrix; ``k.up`` (heads, head_dim, rank); ``k.scale`` and ``k.shift``
-        (head_dim,) or (heads, head_dim); ``v.mix`` (1,); ``o.weight``, ``o.bias``; for a learned
-        bias, shared by the heads, ``correction.temperature`` (1,) and ``correction.features``; for
-        buckets of distance ``correction.buckets`` (heads, buckets); for a sink logit
-        ``correction.sink`` (heads,).
+        skew-symmetric matrix; ``v.map`` (heads, head_dim, head_dim), any matrix; ``k.up`` (heads,
+        head_dim, rank); ``k.scale`` and ``k.shift`` (head_dim,) or (heads, head_dim); ``v.mix``
+        (1,); ``o.down`` (groups, rank, numbers of a group of heads); ``o.weight``, ``o.bias``; for
+        a learned bias, shared by the heads, ``correction.temperature`` (1,) and
+        ``correction.features``; for buckets of distance ``correction.buckets`` (heads, buckets);
+        for a sink logit ``correction.sink`` (heads,).
         """
         size = self.geometry
         found: list[Parameter] = []
@@ -350,7 +366,7 @@ class Plan:
             found.append(_full("correction.sink", (size.heads,), 0.0))
         found += self.maps.values()
         found += self.head_vectors
-        return (*found, *linear("o", size.d_model, size.heads * self.width("v")))
+        return (*found, *linear("o", size.d_model, self.output_width))
 
     @property
     def head_vectors(self) -> tuple[Parameter, ...]:
@@ -360,7 +376,8 @@ class Plan:
         """
         found: dict[str, Parameter] = {}
         for kind, name, start in ((Scale, "scale", 1.0), (Shift, "shift", 0.0), (Mix, "mix", 0.5)):
-            for op in (*self._ops(kind), *(op for op in self.output_norm if isinstance(op, kind))):
+            behind = [op for op in self.before_output if isinstance(op, kind)]
+            for op in (*self._ops(kind), *behind):
                 each = f"{op.part}.{name}"
                 found[each] = _full(each, op.shape, start)
         return tuple(found.values())
@@ -372,26 +389,43 @@ class Plan:
 
     @property
     def maps(self) -> dict[str, Parameter]:
-        """The learned maps of heads, rotations and then up-projections, by what they make."""
+        """The learned maps of heads by what they make: of roles, up-projections, the output's.
+
+        Any matrix begins as the rotation that would stand in its place, and decays as matrices do.
+        """
         found: dict[str, Parameter] = {}
-        for role in self.rotated_roles:
-            width = self.width(role)
-            shape = (self.heads(role), width * (width - 1) // 2)
+        for role, kind in self.mapped_roles.items():
+            heads, width = self.heads(role), self.width(role)
             spread = Normal("rotation_std", over=width**0.5)
-            name = f"{role}.rotation"
-            found[role] = Parameter(name, shape, spread, decay=False, dtype="full")
+            match kind:
+                case "rotation":
+                    shape, name = (heads, width * (width - 1) // 2), f"{role}.rotation"
+                    found[role] = Parameter(name, shape, spread, decay=False, dtype="full")
+                case "free":
+                    shape, name = (heads, width, width), f"{role}.map"
+                    found[role] = Parameter(name, shape, Rotation(spread), dtype="full")
         for derivation in self.all_derivations:
             for op in derivation.ops:
                 if isinstance(op, UpProject):
                     shape = (op.heads, op.width, self.root(derivation.root).width)
                     found[op.part] = Parameter(f"{op.part}.up", shape, Normal(), dtype="full")
+        inputs = self.geometry.heads * self.width("v")
+        for op in self.before_output:
+            if isinstance(op, DownProject):
+                shape = (op.groups, op.rank, inputs // op.groups)
+                found[op.part] = Parameter(f"{op.part}.down", shape, Normal(), dtype="full")
         return found
+
+    @property
+    def mapped_roles(self) -> dict[Role, MapKind]:
+        """The roles with a learned map of their own, and its kind."""
+        kinds: dict[Role, MapKind] = {op.role: op.kind for op in self._ops(ApplyMap)}
+        return {role: kinds[role] for role in ROLES if role in kinds}
 
     @property
     def rotated_roles(self) -> tuple[Role, ...]:
         """The roles with a learned rotation of their own."""
-        rotated = {op.role for op in self._ops(ApplyRotation)}
-        return tuple(role for role in ROLES if role in rotated)
+        return tuple(role for role, kind in self.mapped_roles.items() if kind == "rotation")
 
     def root(self, name: str) -> Root:
         """The root with this name."""
@@ -408,6 +442,12 @@ class Plan:
     def width(self, role: Role) -> int:
         """How many numbers each head of `role` has, without those of a RoPE head."""
         return self.shape(self.derivations[role])[1]
+
+    @property
+    def output_width(self) -> int:
+        """How many numbers of each token the last matrix of the output projection reads."""
+        heads, width = _shape_after(self.before_output, self.geometry.heads, self.width("v"))
+        return heads * width
 
     @property
     def score_width(self) -> int:
@@ -453,7 +493,7 @@ class Plan:
 
     @property
     def key_heads(self) -> int:
-        """How many heads K has in the product with the query; a latent has one for all."""
+        """How many heads K has in the product with the query; latents have one for a group."""
         return self.cached_key.heads if self.absorbed_by_query else self.heads("k")
 
     @property
@@ -502,11 +542,16 @@ def roots_below(
 def shape_after(derivation: Derivation, roots: tuple[Root, ...]) -> tuple[int, int]:
     """Heads and their width at the end of a derivation."""
     root = next(root for root in roots if root.name == derivation.root)
-    heads, width = root.heads, root.width
-    for op in derivation.ops:
+    return _shape_after(derivation.ops, root.heads, root.width)
+
+
+def _shape_after(ops: tuple[Op, ...], heads: int, width: int) -> tuple[int, int]:
+    for op in ops:
         match op:
             case UpProject() | MakeZeros():
                 heads, width = op.heads, op.width
+            case DownProject():
+                heads, width = op.groups, op.rank
             case Take():
                 width = op.width
             case _:
@@ -533,7 +578,7 @@ _STRUCTURE = {
     "exclusive",
     "gate",
     "log_scale",
-    "output_norm",
+    "before_output",
     "rope",
     "scores",
     "mask",

@@ -12,17 +12,20 @@ from qkvbench.variant.plan import (
     FIRST_VALUE,
     GATE,
     LATENT,
+    LATENTS,
     NORM_EPS,
     QUERY_LATENT,
     ROPE_KEY,
     ROPE_QUERY,
     STREAM,
+    VALUE_LATENT,
     ZEROS,
+    ApplyMap,
     ApplyRope,
-    ApplyRotation,
     CachedTensor,
     Clamp,
     Derivation,
+    DownProject,
     Fixed,
     Geometry,
     Lender,
@@ -47,7 +50,7 @@ from qkvbench.variant.spec import (
     NO_ATTENTION,
     Latent,
     LayerBelow,
-    LearnedRotation,
+    LearnedMap,
     Own,
     Same,
     Stream,
@@ -131,7 +134,7 @@ def _resolve(
         exclusive=scores.exclusive,
         gate=scores.gate,
         log_scale=scores.log_scale,
-        output_norm=size.output_norm(),
+        before_output=size.before_output(),
         rope_head=rope_head,
         rope=rope,
         scores=scores,
@@ -359,8 +362,9 @@ class _Layer:
                 return Root(STREAM, size.heads, size.head_dim, None)
             case "0":
                 return Root(ZEROS, 1, size.d_model, None)
-            case "c" | "cq":
-                return Root(name, 1, _rank(name, self.variant), name)
+            case "c" | "cq" | "cv":
+                latent = _latent(name, self.variant)
+                return Root(name, latent.groups, latent.rank, name)
             case "qr" | "kr":
                 assert scores.rope_head
                 heads = size.heads if name == ROPE_QUERY else 1
@@ -384,7 +388,7 @@ class _Layer:
         rope = self._rope(role) if role in self.rotated else ()
         width = self.root(root).width
         heads: tuple[Op, ...] = ()
-        if root in (LATENT, QUERY_LATENT):
+        if root in LATENTS:
             # A tie shares the up-projection, which is named after the first of its roles.
             tied: list[Role] = [
                 each for each in ROLES if ops[0] in _maps_to(each, self.variant).ops
@@ -392,8 +396,9 @@ class _Layer:
             width = max(map(self.width, tied))
             heads, ops = (UpProject(tied[0], self.heads(tied[0]), width),), ops[1:]
             if scores.latent_norm:
-                scale = Scale(root, (_rank(root, self.variant),))
-                heads = (Normalize(eps=self.norm_eps), scale, *heads)
+                made = self.root(root)
+                shape = (made.width,) if made.heads == 1 else (made.heads, made.width)
+                heads = (Normalize(eps=self.norm_eps), Scale(root, shape), *heads)
         if self.width(role) < width:
             heads = (*heads, Take(self.width(role)))
         clamp = (Clamp(scores.clamp),) if scores.clamp else ()
@@ -413,12 +418,15 @@ class _Layer:
             ops = (*ops, *rope)
         return Derivation(root, (*clamp, *ops))
 
-    def output_norm(self) -> tuple[Op, ...]:
-        """The norm of all heads of the output together."""
-        if not self.variant.scores.output_norm:
-            return ()
-        scale = Scale("o", (self.geometry.heads, self.width("v")))
-        return Normalize(over="row", eps=self.norm_eps), scale
+    def before_output(self) -> tuple[Op, ...]:
+        """The norm of all heads of the output together, and the first of two output matrices."""
+        scores, ops = self.variant.scores, ()
+        if scores.output_norm:
+            scale = Scale("o", (self.geometry.heads, self.width("v")))
+            ops = (Normalize(over="row", eps=self.norm_eps), scale)
+        if scores.output_rank:
+            ops = (*ops, DownProject("o", scores.output_rank.groups, scores.output_rank.rank))
+        return ops
 
     def rope_head(self) -> RopeHead | None:
         """The parts of Q and K that alone get RoPE."""
@@ -469,13 +477,13 @@ def _maps_to(role: Role, variant: Variant) -> Derivation:
             return Derivation(STREAM, ())
         case Same(origin):
             return _maps_to(origin, variant)
-        case Latent():
+        case Latent(own=own):
             # Its sizes are those of the layer.
-            latent = QUERY_LATENT if role == "q" else LATENT
+            latent = QUERY_LATENT if role == "q" else VALUE_LATENT if own else LATENT
             return Derivation(latent, (UpProject(role, 0, 0),))
-        case LearnedRotation(origin):
+        case LearnedMap(origin, kind):
             before = _maps_to(origin, variant)
-            return replace(before, ops=(*before.ops, ApplyRotation(role)))
+            return replace(before, ops=(*before.ops, ApplyMap(role, kind)))
         case Zeros():
             return Derivation(ZEROS, ())
 
@@ -509,9 +517,10 @@ def _content_policy(k: Derivation, v: Derivation, roots: tuple[Root, ...]) -> _C
     """The content of the cache, how K is made from it, and the maps left to query and output.
 
     If V differs from K's root by fixed maps alone, which the output absorbs, one tensor serves
-    both: the root in K's frame, after its rotations. Otherwise K is cached ready for the product,
-    and V before its last fixed maps. A latent is cached before heads are made from it; only if V
-    gets RoPE are K and V cached ready, since no map can then be left to the output.
+    both: the root in K's frame, after its rotations, which the output undoes. Otherwise K is cached
+    ready for the product, and V before its last fixed maps. A latent is cached before heads are
+    made from it; only if V gets RoPE are K and V cached ready, since no map can then be left to the
+    output.
     """
     ready = len(k.ops) if ApplyRope() in v.ops else _count_before(k.ops, UpProject)
 
@@ -521,17 +530,17 @@ def _content_policy(k: Derivation, v: Derivation, roots: tuple[Root, ...]) -> _C
 
     if k.root == v.root:
         common = min(_shared_prefix(k.ops, v.ops), ready)
-        place = common + _count_leading(k.ops[common:], ApplyRotation)
+        place = common + _count_rotations(k.ops[common:])
         rest = v.ops[common:]
         if len(_maps(rest)) == len(rest):
-            inverse = [op for op in k.ops[common:place] if isinstance(op, ApplyRotation)]
-            undone = [ApplyRotation(op.role, back=True) for op in reversed(inverse)]
+            inverse = [op for op in k.ops[common:place] if isinstance(op, ApplyMap)]
+            undone = [replace(op, back=True) for op in reversed(inverse)]
             return _CachePolicy(
                 cached=(cached(k.root, k, place),),
                 **_key_on_read(k.ops[place:]),
                 absorbed_by_output=(*undone, *_maps(rest)),
             )
-    last = len(v.ops) - _count_leading(v.ops[::-1], ApplyRotation | UpProject)
+    last = len(v.ops) - _count_leading(v.ops[::-1], ApplyMap | UpProject)
     if any(isinstance(op, MakeZeros) for op in k.ops):
         # Zeros are made on read, in the number of V's rows.
         return _CachePolicy(
@@ -553,17 +562,18 @@ class _KeyOnRead(TypedDict):
 
 
 def _key_on_read(ops: tuple[Op, ...]) -> _KeyOnRead:
-    """Absorb K's up-projection into the query if nothing position-dependent follows it."""
+    """Absorb K's maps into the query if nothing position-dependent follows them."""
     fixed = tuple(op for op in ops if isinstance(op, Fixed))
-    if any(isinstance(op, UpProject) for op in ops) and len(fixed) == len(ops):
+    if any(isinstance(op, ApplyMap | UpProject) for op in ops) and len(fixed) == len(ops):
         return _KeyOnRead(key_ops_on_read=(), absorbed_by_query=fixed)
     return _KeyOnRead(key_ops_on_read=ops, absorbed_by_query=())
 
 
-def _rank(latent: str, variant: Variant) -> int:
-    """The numbers of Q's latent, or of that of K and V."""
-    roles: tuple[Role, ...] = ("q",) if latent == QUERY_LATENT else ("k", "v")
-    return next(source.rank for source in map(variant.source, roles) if isinstance(source, Latent))
+def _latent(name: str, variant: Variant) -> Latent:
+    """Q's latent, V's own, or that of K and V."""
+    of: dict[str, tuple[Role, ...]] = {QUERY_LATENT: ("q",), VALUE_LATENT: ("v",)}
+    sources = map(variant.source, of.get(name, ("k", "v")))
+    return next(source for source in sources if isinstance(source, Latent))
 
 
 def _shared_prefix(first: tuple[Op, ...], second: tuple[Op, ...]) -> int:
@@ -582,6 +592,12 @@ def _count_leading(ops: tuple[Op, ...], kinds: object) -> int:
     return [*(isinstance(op, kinds) for op in ops), False].index(False)  # pyright: ignore
 
 
+def _count_rotations(ops: tuple[Op, ...]) -> int:
+    """How many learned rotations come first; the inverse of any other matrix is not at hand."""
+    rotations = [isinstance(op, ApplyMap) and op.kind == "rotation" for op in ops]
+    return [*rotations, False].index(False)
+
+
 def _maps(ops: tuple[Op, ...]) -> tuple[OutputMap, ...]:
     return tuple(op for op in ops if isinstance(op, OutputMap))
 
@@ -596,14 +612,25 @@ def _check(variant: Variant, geometry: Geometry, made: dict[Role, Derivation]) -
             f"heads × head_dim must be d_model; here {geometry.heads} × {geometry.head_dim} = "
             f"{width}, and d_model is {geometry.d_model}."
         )
-    ranks = [each.rank for each in map(variant.source, ROLES) if isinstance(each, Latent)]
-    if ranks and max(ranks) > geometry.d_model:
-        raise ValueError(
-            f"{write(variant)} makes a latent of {max(ranks)} numbers from a stream of "
-            f"{geometry.d_model}; a rank above {geometry.d_model} adds nothing. Write a rank of "
-            f"{geometry.d_model} or less."
-        )
+    latents = {role: variant.source(role) for role in ROLES}
+    for role, latent in latents.items():
+        if not isinstance(latent, Latent):
+            continue
+        if latent.rank > geometry.d_model:
+            raise ValueError(
+                f"{write(variant)} makes a latent of {latent.rank} numbers from a stream of "
+                f"{geometry.d_model}; a rank above {geometry.d_model} adds nothing. Write a rank "
+                f"of {geometry.d_model} or less."
+            )
+        heads = geometry.heads if role == "q" else geometry.kv_heads
+        if heads % latent.groups:
+            nearest = _nearest_divisor(heads, latent.groups)
+            raise ValueError(
+                f"{write(variant)} has {latent.groups} latents of {role}, and {heads} heads cannot "
+                f"be divided among them: write '{replace(latent, groups=nearest).text}'."
+            )
     _check_widths(variant, geometry)
+    _check_output(variant, geometry)
     if geometry.kv_heads == geometry.heads:
         return
     for role in ("k", "v"):
@@ -618,6 +645,33 @@ def _check(variant: Variant, geometry: Geometry, made: dict[Role, Derivation]) -
             )
 
 
+def _check_output(variant: Variant, geometry: Geometry) -> None:
+    """Refuse groups that the heads cannot be divided among, and a rank that is not low."""
+    output = variant.scores.output_rank
+    if output is None:
+        return
+    text, heads = write(variant), geometry.heads
+    if heads % output.groups:
+        nearest = _nearest_divisor(heads, output.groups)
+        raise ValueError(
+            f"{text}: {heads} heads cannot be divided among {output.groups} groups; write "
+            f"'+outputrank{output.rank}x{nearest}'."
+        )
+    width = variant.scores.value_dim or geometry.head_dim
+    most = min(heads // output.groups * width, geometry.d_model)
+    if output.rank > most:
+        raise ValueError(
+            f"{text}: a group of heads has {heads // output.groups} × {width} numbers and the "
+            f"stream {geometry.d_model}, so a rank above {most} adds nothing; write "
+            f"'+outputrank{most}{f'x{output.groups}' if output.groups > 1 else ''}' or less."
+        )
+
+
+def _nearest_divisor(heads: int, groups: int) -> int:
+    divisors = [n for n in range(1, heads + 1) if not heads % n]
+    return min(divisors, key=lambda n: (abs(n - groups), -n))
+
+
 def _check_widths(variant: Variant, geometry: Geometry) -> None:
     """Refuse sizes of heads that a source cannot have."""
     scores, text = variant.scores, write(variant)
@@ -629,12 +683,11 @@ def _check_widths(variant: Variant, geometry: Geometry) -> None:
                 f"{text} cuts the stream into heads, all of them as wide: leave out '+keydim' and "
                 "'+valuedim'."
             )
-        if len(widths) > 1 and any(
-            isinstance(op, ApplyRotation) for op in _maps_to("v", variant).ops
-        ):
+        mapped = any(isinstance(op, ApplyMap) for op in _maps_to("v", variant).ops)
+        if len(widths) > 1 and (mapped or variant.k == LearnedMap("v", "free")):
             raise ValueError(
-                f"{text} makes V by a rotation, so its heads are as wide as those of K: leave out "
-                "'+keydim' and '+valuedim', or make them equal."
+                f"{text} makes V or K from the other by a square matrix, so heads of both are as "
+                "wide: leave out '+keydim' and '+valuedim', or make them equal."
             )
     if scores.exclusive and (scores.value_dim or geometry.head_dim) == 1:
         raise ValueError(

@@ -122,6 +122,22 @@ class LogScale:
 
 
 @dataclass(frozen=True)
+class LowRankOutput:
+    """An output projection of two: `groups` of heads through `rank` numbers each, then one matrix.
+
+    As DeepSeek V4 has it (transformers, models/deepseek_v4).
+    """
+
+    rank: int
+    groups: int = 1
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers by which it is written."""
+        return (self.rank,) if self.groups == 1 else (self.rank, self.groups)
+
+
+@dataclass(frozen=True)
 class Scores:
     """Everything that a layer does besides softmax(Q·K / sqrt(head_dim))·V, the default.
 
@@ -147,7 +163,8 @@ class Scores:
     ``exclusive``: of each head's output the part along the token's own V is taken away
     (arXiv:2603.09078). ``gate``: the output is multiplied by a sigmoid of a linear map of the
     stream, number by number or head by head (arXiv:2505.06708). ``output_norm``: RMS norm with a
-    learned scale of all heads of the output together.
+    learned scale of all heads of the output together. ``output_rank``: the output projection has
+    two matrices.
     """
 
     normed: tuple[Role, ...] = ()
@@ -173,6 +190,7 @@ class Scores:
     exclusive: bool = False
     gate: Gated | None = None
     output_norm: bool = False
+    output_rank: LowRankOutput | None = None
 
     def __post_init__(self) -> None:
         """Refuse combinations without a meaning."""
@@ -214,7 +232,7 @@ IN_PLAN = frozenset(
         *("correction", "diagonal", "window", "sinks", "chunk", "exclusive", "gate", "clamp"),
         "first_value",
         "log_scale",
-        "output_norm",
+        *("output_norm", "output_rank"),
         *("nope", "rope_base", "rope_scaling", "rope_value"),
     }
 )
@@ -225,7 +243,8 @@ class Suffix:
     """The fields of `Scores` that a suffix sets; with `number`, the field that its number sets.
 
     The number is a multiple of `step`: RoPE needs pairs. The `form` has a letter for each number,
-    of which the first is needed; the field is `made` of them.
+    of which the first is needed; the field is `made` of them. They may have decimals unless they
+    are `whole`.
     """
 
     about: str
@@ -234,6 +253,7 @@ class Suffix:
     step: int = 1
     form: str = "N"
     made: Callable[..., Any] = int
+    whole: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -247,7 +267,8 @@ class Suffix:
             return ""
         if self.made is int:
             return r"[1-9][0-9]*"
-        return rf"{_DECIMAL}(?:x{_DECIMAL}){{0,{self.form.count('x')}}}"
+        number = r"[1-9][0-9]*" if self.whole else _DECIMAL
+        return rf"{number}(?:x{number}){{0,{self.form.count('x')}}}"
 
     def written(self, value: Any) -> str | None:
         """The numbers of a value of the field; None if it is not made by this suffix."""
@@ -395,6 +416,15 @@ SUFFIXES: dict[str, Suffix] = {
         "RMS norm of the output over all heads together, with a scale (BitNet)",
         {"output_norm": True},
     ),
+    "+outputrank": Suffix(
+        "W_o of two matrices: each of G groups of heads is projected to N numbers, and all of them "
+        "to the output; G is 1 if left out (DeepSeek V4)",
+        {},
+        number="output_rank",
+        form="NxG",
+        made=LowRankOutput,
+        whole=True,
+    ),
 }
 _PATTERN = re.compile(
     "|".join(f"(?:{re.escape(text)}{suffix.pattern})" for text, suffix in SUFFIXES.items())
@@ -454,7 +484,8 @@ def _value(text: str, name: str, written: str) -> Any:
             f"'{text}': RoPE rotates pairs, so the number of '{name}{written}' must be even; "
             f"write '{name}{int(written) + 1}'."
         )
-    return suffix.made(*(float(each) for each in written.split("x")))
+    number = int if suffix.whole else float
+    return suffix.made(*map(number, written.split("x")))
 
 
 def _unknown(written: str) -> str:

@@ -25,11 +25,28 @@ class Same:
     origin: Role
 
 
+# A learned map of heads: a rotation, or any matrix.
+MapKind = Literal["rotation", "free"]
+
+
 @dataclass(frozen=True)
-class LearnedRotation:
-    """An earlier role times one learned rotation per head."""
+class LearnedMap:
+    """An earlier role times one learned matrix per head, of head_dim × head_dim numbers.
+
+    K can also be V times any matrix, as without keys of its own in arXiv:2606.21848. With a
+    rotation that would be V = R(K), since its inverse is a rotation, too.
+    """
 
     origin: Role
+    kind: MapKind = "rotation"
+
+    @property
+    def letter(self) -> str:
+        """The letter by which it is written."""
+        return MAP_LETTERS[self.kind]
+
+
+MAP_LETTERS: dict[MapKind, str] = {"rotation": "R", "free": "M"}
 
 
 @dataclass(frozen=True)
@@ -37,10 +54,19 @@ class Latent:
     """A learned up-projection of a latent: `rank` numbers for all heads, made from the stream.
 
     K and V of such a source have one latent in common, and each an up-projection of its own; Q has
-    a latent of its own. arXiv:2405.04434, eq. 9 to 13.
+    a latent of its own, and V if it is `own`. arXiv:2405.04434, eq. 9 to 13. ``groups`` latents of
+    as many numbers are each for their share of the heads: arXiv:2505.21487.
     """
 
     rank: int
+    groups: int = 1
+    own: bool = False
+
+    @property
+    def text(self) -> str:
+        """As it is written: ``L(64)``, ``L(2x64)``, ``LV(64)``."""
+        groups = "" if self.groups == 1 else f"{self.groups}x"
+        return f"L{'V' * self.own}({groups}{self.rank})"
 
 
 @dataclass(frozen=True)
@@ -70,7 +96,7 @@ class Zeros:
     """
 
 
-Source = Own | Stream | Same | LearnedRotation | Latent | LayerBelow | Zeros
+Source = Own | Stream | Same | LearnedMap | Latent | LayerBelow | Zeros
 
 
 @dataclass(frozen=True)
@@ -89,11 +115,19 @@ class Variant:
     def __post_init__(self) -> None:
         """Bring the sources into canonical form: each tie names the first role that it can."""
         canonical: dict[Role, Source] = {}
-        for role in ROLES:
+        for role in _order(self):
             canonical[role] = _canonical(role, self.source(role), canonical)
+        match canonical["k"], canonical["v"]:
+            case Latent(), _:
+                pass
+            case _, Latent(own=True) as latent:
+                # There is no other that K would have.
+                canonical["v"] = replace(latent, own=False)
+            case _:
+                pass
         for role, source in canonical.items():
             object.__setattr__(self, role, source)
-        _check_latents(list(canonical.values()))
+        _check_latents([canonical[role] for role in ROLES])
         _check_layers_below(self)
         _check_zeros(self)
         if self.kv_heads is not None and self.kv_heads < 1:
@@ -113,11 +147,12 @@ class Variant:
 def every_variant() -> Iterator[Variant]:
     """All distinct variants without head sharing that the sources give.
 
-    Latents and layers below are left out: each has a number.
+    Latents and layers below are left out, since each has a number, and so are free maps: each of
+    them stands where a rotation does.
     """
     q_sources: list[Source] = [Own(), Stream()]
-    k_sources: list[Source] = [Own(), Stream(), Same("q"), LearnedRotation("q")]
-    v_sources: list[Source] = [*k_sources, Same("k"), LearnedRotation("k")]
+    k_sources: list[Source] = [Own(), Stream(), Same("q"), LearnedMap("q")]
+    v_sources: list[Source] = [*k_sources, Same("k"), LearnedMap("k")]
     yield from dict.fromkeys(
         Variant(q, k, v) for q, k, v in product(q_sources, k_sources, v_sources)
     )
@@ -126,22 +161,34 @@ def every_variant() -> Iterator[Variant]:
 def without_value_rotation(variant: Variant) -> Variant:
     """The variant whose function class is the same once an output projection follows.
 
-    A rotation on V is a fixed linear map on each head's output, so the output projection absorbs
-    it, unless RoPE, V of the first layer, a gate of each number or a norm comes between. Two
-    variants with equal results here can represent the same functions.
+    A learned map on V is a fixed linear map on each head's output, so the output projection
+    absorbs it, unless RoPE, V of the first layer, a gate of each number or a norm comes between;
+    and so does leaving out the part along V, if the map is no rotation. Two variants with equal
+    results here can represent the same functions.
     """
     scores = variant.scores
     between = scores.rope_value or scores.first_value or scores.output_norm
     match variant.v:
         case _ if between or scores.gate == "number":
             return variant
-        case LearnedRotation(origin):
+        case LearnedMap(origin) if variant.v.kind == "rotation" or not scores.exclusive:
             unrotated = replace(variant, v=Same(origin))
             return without_value_rotation(unrotated)
-        case Same("k") if isinstance(variant.k, LearnedRotation):
-            return replace(variant, v=Same(variant.k.origin))
+        case Same("k") if isinstance(variant.k, LearnedMap):
+            if variant.k.kind == "rotation" or not scores.exclusive:
+                return replace(variant, v=Same(variant.k.origin))
+            return variant
         case _:
             return variant
+
+
+def _order(variant: Variant) -> tuple[Role, ...]:
+    """The roles in an order in which each comes after the one that it is made from."""
+    match variant.k:
+        case LearnedMap("v", "free"):
+            return "q", "v", "k"
+        case _:
+            return ROLES
 
 
 def _canonical(role: Role, source: Source, earlier: dict[Role, Source]) -> Source:
@@ -149,28 +196,37 @@ def _canonical(role: Role, source: Source, earlier: dict[Role, Source]) -> Sourc
     match source:
         case Own() | Stream() | Latent() | LayerBelow() | Zeros():
             return source
-        case Same(origin) | LearnedRotation(origin):
+        case Same(origin) | LearnedMap(origin):
             if origin not in earlier:
                 raise ValueError(
-                    f"{role} can only be made from an earlier role, not from {origin}."
+                    f"{role} cannot be made from {origin}, which comes later or is made from it: "
+                    "write for example 'q,k,v=M(k)'."
                 )
             first = _first_equal(origin, earlier)
-            if isinstance(source, LearnedRotation):
-                return LearnedRotation(first)
+            if isinstance(source, LearnedMap):
+                return replace(source, origin=first)
             return earlier[first] if earlier[first] in (Stream(), Zeros()) else Same(first)
 
 
 def _check_latents(sources: list[Source]) -> None:
-    """Refuse two latents of K and V, or one of no numbers."""
-    query, *others = sources
-    ranks = {source.rank for source in others if isinstance(source, Latent)}
-    if query == Latent(0):
-        raise ValueError("The rank of Q's latent is a whole number from 1, as in 'q=L(8),k,v'.")
-    if len(ranks) > 1 or ranks & {0}:
+    """Refuse two common latents of K and V, and one of no numbers."""
+    latents = [source for source in sources if isinstance(source, Latent)]
+    if any(min(latent.rank, latent.groups) < 1 for latent in latents):
+        raise ValueError("The numbers of a latent are whole and from 1, as in 'q=L(8),k,v'.")
+    query, key, value = sources
+    if any(isinstance(source, Latent) and source.own for source in (query, key)):
         raise ValueError(
-            f"K and V have one latent in common, whose rank is a whole number from 1, not "
-            f"{' and '.join(map(str, sorted(ranks)))}: write for example 'q,k=L(8),v=L(8)'."
+            "'LV' is the latent of V alone, beside that of K: write for example 'q,k=L(8),v=LV(8)'."
         )
+    match key, value:
+        case Latent(), Latent(own=False) if key != value:
+            raise ValueError(
+                f"K and V have one latent in common, not {key.text} and {value.text}: write "
+                f"'q,k={key.text},v={key.text}', or 'q,k={key.text},"
+                f"v={replace(value, own=True).text}' for one each."
+            )
+        case _:
+            pass
 
 
 def _check_layers_below(variant: Variant) -> None:
@@ -182,7 +238,12 @@ def _check_layers_below(variant: Variant) -> None:
             "From a layer below K and V are read, each as it is there, and Q never: write for "
             "example 'q,k=K(-1),v=V(-1)', or 'q,k,v=V(first)'."
         )
-    if isinstance(k, LayerBelow) and v in (Same("k"), LearnedRotation("k")):
+    if isinstance(v, LayerBelow) and isinstance(k, LearnedMap) and k.origin == "v":
+        raise ValueError(
+            "V of a layer below is finished there, so K cannot be made from it: write for example "
+            "'q,k=K(-1),v=V(-1)', or 'q,k,v=V(-1)' with a K of its own."
+        )
+    if isinstance(k, LayerBelow) and isinstance(v, Same | LearnedMap) and v.origin == "k":
         raise ValueError(
             "K of a layer below is finished there, so V cannot be made from it: write for example "
             "'q,k=K(-1),v=V(-1)', or 'q,k=K(-1),v' with a V of its own."
@@ -207,8 +268,8 @@ def _check_zeros(variant: Variant) -> None:
             "Scores of a query or a key of zeros are all zero: write 'q=k=0,v' for the mean of "
             "what is visible, or 'none' for no attention."
         )
-    if zeros and isinstance(variant.v, LearnedRotation):
-        raise ValueError("Zeros that are rotated are zeros: write 'none' for no attention.")
+    if zeros and isinstance(variant.v, LearnedMap):
+        raise ValueError("Zeros times a matrix are zeros: write 'none' for no attention.")
     if len(zeros) == len(ROLES) and (variant.kv_heads is not None or variant.scores != Scores()):
         raise ValueError("'none' is no attention: it has no heads and no scores to change.")
 

@@ -9,7 +9,6 @@ from qkvbench.atlas.kit.form import TOKENS, Form, Layer
 from qkvbench.atlas.kit.weights import (
     ByGroup,
     Fill,
-    Grouped,
     HeadRows,
     Inputs,
     LastToFront,
@@ -81,9 +80,6 @@ def weights_text(layer: Layer) -> list[str]:
         match weight:
             case Fill(value):
                 lines.append(f"{ours} = {value:g}")
-            case Grouped(first, second, groups, steps):
-                product = f"{second} · {first} in {groups}"
-                lines.append(f"{ours} = {', '.join([product, *map(_step_text, steps)])}")
             case Weight(name, steps):
                 lines.append(f"{ours} = {', '.join([name, *map(_step_text, steps)])}")
     return lines

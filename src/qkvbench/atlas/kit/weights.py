@@ -121,23 +121,13 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Grouped:
-    """Two matrices one after the other: `first` for each group of inputs, `second` of them all."""
-
-    first: str
-    second: str
-    groups: str
-    steps: tuple[Step, ...] = ()
-
-
-@dataclass(frozen=True)
 class Fill:
     """A tensor that the library does not have: one value everywhere."""
 
     value: float
 
 
-AnyWeight = Weight | Grouped | Fill
+AnyWeight = Weight | Fill
 # Learned numbers of heads, which are no matrices.
 HEAD_VECTORS = ("scale", "shift")
 # By our name: ``q.scale``, or ``q`` for a linear layer's weight and bias.
@@ -169,8 +159,6 @@ def mapped(weights: Weights, plan: Plan, sizes: Sizes, library: Arrays) -> dict[
                 raise ValueError(f"The row maps no weight to {parameter.name}.")
             case Fill(value):
                 array = np.full(parameter.shape, value)
-            case Grouped() as own:
-                array = source.product(own) if part == "weight" else np.zeros(parameter.shape)
             case Weight() as own:
                 names = [f"{name}{suffix}" for name in _names(own, sizes)]
                 if part == "bias" and not set(names) <= set(library):
@@ -199,17 +187,6 @@ class _Source:
         whole = np.concatenate(arrays).reshape(shape) if vector else arrays[0]
         selected = _selected(whole, steps, self._plan, self._sizes)
         return _changed(selected, steps, self._plan, self._sizes)
-
-    def product(self, weight: Grouped) -> np.ndarray:
-        """One matrix for two: the second times the blocks of the first."""
-        names = [f"{name}.weight" for name in (weight.first, weight.second)]
-        first, second = (self._library[name] for name in names)
-        for name in names:
-            self._used[name].append(np.arange(self._library[name].size))
-        groups = int(self._sizes[weight.groups])
-        blocks = zip(np.split(second, groups, axis=1), np.split(first, groups), strict=True)
-        product = np.concatenate([outer @ inner for outer, inner in blocks], axis=1)
-        return _selected(product, weight.steps, self._plan, self._sizes)
 
     def check(self) -> None:
         """Refuse a map that leaves a number of the library's."""

@@ -18,6 +18,7 @@ WORDS = {
     "bias.Bucketed": "learned bias for buckets of distance",
     "rope_head": "part of K that alone gets RoPE",
     "read.Normalize": "norm of K on read",
+    "read.ApplyMap": "learned map of K on read",
     "read.UpProject": "up-projection of K on read",
     "read.Shift": "bias of K on read",
     "read.MakeZeros": "zeros as K",

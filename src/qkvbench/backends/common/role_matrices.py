@@ -6,8 +6,8 @@ from typing import Any
 from qkvbench.variant import (
     ROLES,
     ZEROS,
+    ApplyMap,
     ApplyRope,
-    ApplyRotation,
     Derivation,
     Mix,
     Plan,
@@ -60,10 +60,14 @@ def role_matrices(
         matrix = roots[derivation.root]
         for op in derivation.ops:
             match op:
-                case ApplyRotation(of, back):
-                    matrix = (maps[of].mT if back else maps[of]) @ matrix
-                case UpProject(of):
+                case ApplyMap(of):
+                    # Only a cache and an output have the inverse of one.
                     matrix = maps[of] @ matrix
+                case UpProject(of):
+                    # Of several latents each makes its share of the heads.
+                    heads, width, rank = maps[of].shape
+                    ups = maps[of].reshape(len(matrix), -1, rank)
+                    matrix = (ups @ matrix).reshape(heads, width, -1)
                 case Take(width):
                     matrix = matrix[:, :width]
                 case Scale(of):

@@ -51,7 +51,7 @@ def changes(mode: Mode, model: Any) -> tuple[Change, ...]:
 
 def check_change(layer: int, variant: Variant, source_heads: int) -> Change | None:
     """The change of one layer, None if there is none; ValueError if it cannot be fitted."""
-    latent = isinstance(variant.k, Latent) and isinstance(variant.v, Latent)
+    latent = isinstance(variant.k, Latent) and variant.v == variant.k and variant.k.groups == 1
     own = variant.k == Own() and variant.v in (Own(), TIE)
     if variant.q != Own() or not (latent or own) or (latent and variant.kv_heads):
         raise ValueError(

@@ -30,10 +30,11 @@ from qkvbench.variant import (
     GATE,
     ROLES,
     ROPE_KEY,
+    ApplyMap,
     ApplyRope,
-    ApplyRotation,
     Clamp,
     Derivation,
+    DownProject,
     Input,
     LogScale,
     MakeZeros,
@@ -259,9 +260,9 @@ class Attention:
         return made[derivation]
 
     def head_maps(self, weights: Weights) -> dict[str, Float[Array, "_heads _to _width"]]:
-        """The learned maps of heads: up-projections, and rotations as orthogonal matrices.
+        """The learned maps of heads; rotations as orthogonal matrices.
 
-        These by Cayley, (1 - A/2)^-1 (1 + A/2), in fp32 at least: the solver has nothing smaller.
+        Those by Cayley, (1 - A/2)^-1 (1 + A/2), in fp32 at least: the solver has nothing smaller.
         """
         found: dict[str, Array] = {}
         for part, each in self.plan.maps.items():
@@ -293,7 +294,7 @@ class Attention:
             context = _without_own_value(context, value)
         if self.plan.gate:
             context = context * nn.sigmoid(made[Derivation(GATE, ())])
-        context = self._apply_ops(weights, self.plan.output_norm, context, maps, rope)
+        context = self._apply_ops(weights, self.plan.before_output, context, maps, rope)
         batch, _, time, _ = context.shape
         return linear(part_of(weights, "o"), jnp.swapaxes(context, 1, 2).reshape(batch, time, -1))
 
@@ -332,7 +333,7 @@ class Attention:
                 made[Derivation(root.name, ())] = jnp.swapaxes(rows, 1, 2)
         return made
 
-    def _apply_ops(  # noqa: C901 - one case for each operation
+    def _apply_ops(  # noqa: C901, PLR0912 - one case for each operation
         self,
         weights: Weights,
         ops: Iterable[Op],
@@ -344,10 +345,12 @@ class Attention:
         """The rows after these operations; `made` has what may be mixed into them."""
         for op in ops:
             match op:
-                case ApplyRotation():
-                    rows = _rotate_heads(rows, _matrix(op, maps))
+                case ApplyMap():
+                    rows = _map_rows(rows, _matrix(op, maps))
                 case UpProject(part):
-                    rows = jnp.einsum("btr,hdr->bhtd", rows[:, 0], maps[part].astype(rows.dtype))
+                    rows = _up_project(rows, maps[part])
+                case DownProject(part, groups):
+                    rows = _down_project(rows, maps[part], groups)
                 case Take(width):
                     rows = rows[..., :width]
                 case Multiply(by, width):
@@ -439,7 +442,7 @@ class Attention:
         """Queries whose products with cached rows are those of `query` with K."""
         for op in reversed(self.plan.absorbed_by_query):
             match op:
-                case ApplyRotation() | UpProject():
+                case ApplyMap() | UpProject():
                     query = _map_heads(query, jnp.swapaxes(_matrix(op, maps), 1, 2))
                 case Scale(part):
                     scale = _of_heads(weights[f"{part}.scale"], query)
@@ -453,7 +456,7 @@ class Attention:
             match op:
                 case Take(width):
                     context = context[..., :width]
-                case ApplyRotation() | UpProject():
+                case ApplyMap() | UpProject():
                     context = _map_heads(context, _matrix(op, maps))
         return context
 
@@ -465,9 +468,24 @@ def linear(weights: Weights, x: Array) -> Array:
     return found + weights["bias"] if "bias" in weights else found
 
 
-def _rotate_heads(rows: Heads, matrix: Float[Array, "_heads head_dim head_dim"]) -> Heads:
+def _map_rows(rows: Heads, matrix: Float[Array, "_heads head_dim head_dim"]) -> Heads:
     """Every row of a head times the head's matrix."""
     return jnp.einsum("bhtd,hed->bhte", rows, matrix.astype(rows.dtype))
+
+
+def _up_project(rows: Heads, matrix: Float[Array, "heads _to rank"]) -> Heads:
+    """Heads from latents: one for all heads, or each for its share of them."""
+    batch, latents, time, _ = rows.shape
+    grouped = matrix.astype(rows.dtype).reshape(latents, -1, *matrix.shape[1:])
+    made = jnp.einsum("bgtr,gndr->bgntd", rows, grouped)
+    return made.reshape(batch, len(matrix), time, -1)
+
+
+def _down_project(rows: Heads, matrix: Float[Array, "groups rank inputs"], groups: int) -> Heads:
+    """The heads of each group, one after the other, times the group's matrix."""
+    batch, _, time, width = rows.shape
+    heads = matrix.astype(rows.dtype).reshape(groups, matrix.shape[1], -1, width)
+    return jnp.einsum("bgntd,grnd->bgtr", rows.reshape(batch, groups, -1, time, width), heads)
 
 
 def _map_heads(rows: Heads, matrix: Float[Array, "kv_heads _to _width"]) -> Heads:
@@ -499,7 +517,7 @@ def _of_heads(vector: Array, rows: Heads) -> Array:
     return (vector if vector.ndim == 1 else vector[:, None]).astype(rows.dtype)
 
 
-def _matrix(op: ApplyRotation | UpProject, maps: Maps) -> Float[Array, "_heads _to _width"]:
+def _matrix(op: ApplyMap | UpProject, maps: Maps) -> Float[Array, "_heads _to _width"]:
     if isinstance(op, UpProject):
         return maps[op.part]
     return jnp.swapaxes(maps[op.role], 1, 2) if op.back else maps[op.role]

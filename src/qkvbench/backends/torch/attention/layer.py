@@ -33,6 +33,7 @@ from qkvbench.variant import (
     Op,
     Plan,
     Role,
+    Rotation,
     Variant,
     parse,
     resolve,
@@ -65,7 +66,10 @@ class Attention(nn.Module):
         self.maps = nn.ParameterDict()
         for part, each in plan.maps.items():
             self.maps[part] = nn.Parameter(torch.zeros(each.shape))
-            if part not in plan.rotated_roles:
+            if isinstance(each.init, Rotation):
+                # The identity, as a rotation whose numbers are zero.
+                self.maps[part].data += torch.eye(each.shape[-1])
+            elif part not in plan.rotated_roles:
                 # As of a linear layer: products of a Q and a K of zeros would never learn.
                 nn.init.uniform_(self.maps[part], -(each.shape[-1] ** -0.5), each.shape[-1] ** -0.5)
         # Learned scales and biases of heads; a name in a ParameterDict has no dot.
@@ -75,7 +79,7 @@ class Attention(nn.Module):
                 for each in plan.head_vectors
             }
         )
-        self.o = Linear(plan.geometry.heads * plan.width("v"), plan.geometry.d_model)
+        self.o = Linear(plan.output_width, plan.geometry.d_model)
 
     def forward(
         self,
@@ -221,7 +225,7 @@ class Attention(nn.Module):
         return {role: self.whole(role, made, {}) for role in roles}
 
     def head_maps(self) -> dict[str, Float[Tensor, "_heads _to _width"]]:
-        """The learned maps of heads: up-projections, and rotations as orthogonal matrices."""
+        """The learned maps of heads; rotations as orthogonal matrices."""
         rotated = self.plan.rotated_roles
         return {
             part: ops.rotation(numbers, self.plan.width(part)) if part in rotated else numbers
@@ -242,7 +246,7 @@ class Attention(nn.Module):
             context = ops.without_own_value(context, value)
         if self.plan.gate:
             context = context * made[Derivation(GATE, ())].sigmoid()
-        context = self._apply_ops(self.plan.output_norm, context, maps, None)
+        context = self._apply_ops(self.plan.before_output, context, maps, None)
         return self.o(context.transpose(1, 2).flatten(2))  # (batch, time, heads * width)
 
     @property

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from qkvbench.variant import (
     NORM_EPS,
+    ApplyMap,
     ApplyRope,
-    ApplyRotation,
     Clamp,
     Derivation,
+    DownProject,
     Fixed,
     MakeZeros,
     Mix,
@@ -32,7 +33,7 @@ from qkvbench.variant import (
 
 # `_` is checked for nothing: roots of one plan may differ in heads, in width and, across, in time.
 Heads = Float[Tensor, "batch _heads _time _width"]
-# Learned maps of heads, by what they make: rotations, and up-projections of a latent.
+# Learned maps of heads, by what they make: rotations, any matrices, up-projections of a latent.
 Maps = Mapping[str, Float[Tensor, "_heads _to _width"]]
 # The learned scales and biases of heads by their names in the plan: (width,) or (heads, width).
 HeadVectors = Callable[[str], Tensor]
@@ -51,7 +52,7 @@ def make(
     return made[derivation]
 
 
-def apply(  # noqa: C901 - one case for each operation
+def apply(  # noqa: C901, PLR0912 - one case for each operation
     ops: tuple[Op, ...],
     rows: Heads,
     maps: Maps,
@@ -62,10 +63,12 @@ def apply(  # noqa: C901 - one case for each operation
     """The rows after these operations; `made` has what may be mixed into them."""
     for op in ops:
         match op:
-            case ApplyRotation():
-                rows = rotate(rows, _matrix(op, maps))
+            case ApplyMap():
+                rows = map_rows(rows, _matrix(op, maps))
             case UpProject(part):
                 rows = _up_project(rows, maps[part])
+            case DownProject(part, groups):
+                rows = _down_project(rows, maps[part], groups)
             case Take(width):
                 rows = rows[..., :width]
             case Multiply(by, width):
@@ -95,7 +98,7 @@ def absorb_into_query(
     """Queries whose products with cached rows are those of `query` with K."""
     for op in reversed(ops):
         match op:
-            case ApplyRotation() | UpProject():
+            case ApplyMap() | UpProject():
                 query = _map_heads(query, _matrix(op, maps).mT)
             case Scale(part):
                 scale = _of_heads(vectors(f"{part}.scale"), query)
@@ -110,7 +113,7 @@ def absorb_into_output(context: Heads, ops: tuple[OutputMap, ...], maps: Maps) -
         match op:
             case Take(width):
                 context = context[..., :width]
-            case ApplyRotation() | UpProject():
+            case ApplyMap() | UpProject():
                 context = _map_heads(context, _matrix(op, maps))
     return context
 
@@ -142,7 +145,7 @@ def generator(
     return skew[:, row, column]
 
 
-def rotate(rows: Heads, matrix: Float[Tensor, "_heads head_dim head_dim"]) -> Heads:
+def map_rows(rows: Heads, matrix: Float[Tensor, "_heads head_dim head_dim"]) -> Heads:
     """Every row of a head times the head's matrix."""
     return rows @ matrix.to(rows.dtype).mT
 
@@ -174,9 +177,19 @@ def _of_heads(vector: Tensor, rows: Heads) -> Tensor:
 
 
 def _up_project(rows: Heads, matrix: Float[Tensor, "heads head_dim rank"]) -> Heads:
-    """Heads from latents, one latent for each row."""
+    """Heads from latents: one for all heads, or each for its share of them."""
+    latents = rows.shape[1]
+    if latents > 1:
+        grouped = matrix.to(rows.dtype).unflatten(0, (latents, -1))
+        return torch.einsum("bgtr,gndr->bgntd", rows, grouped).flatten(1, 2)
     made = torch.nn.functional.linear(rows[:, 0], matrix.to(rows.dtype).flatten(0, 1))
     return made.unflatten(-1, matrix.shape[:2]).transpose(1, 2)
+
+
+def _down_project(rows: Heads, matrix: Float[Tensor, "groups rank inputs"], groups: int) -> Heads:
+    """The heads of each group, one after the other, times the group's matrix."""
+    heads = matrix.to(rows.dtype).unflatten(-1, (-1, rows.shape[-1]))
+    return torch.einsum("bgntd,grnd->bgtr", rows.unflatten(1, (groups, -1)), heads)
 
 
 def _map_heads(rows: Heads, matrix: Float[Tensor, "kv_heads to width"]) -> Heads:
@@ -185,7 +198,7 @@ def _map_heads(rows: Heads, matrix: Float[Tensor, "kv_heads to width"]) -> Heads
     return torch.einsum("bgntr,gdr->bgntd", grouped, matrix.to(rows.dtype)).flatten(1, 2)
 
 
-def _matrix(op: ApplyRotation | UpProject, maps: Maps) -> Float[Tensor, "heads to width"]:
+def _matrix(op: ApplyMap | UpProject, maps: Maps) -> Float[Tensor, "heads to width"]:
     if isinstance(op, UpProject):
         return maps[op.part]
     return maps[op.role].mT if op.back else maps[op.role]
