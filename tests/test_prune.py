@@ -11,6 +11,7 @@ import torch
 from qkvbench import cost, tasks
 from qkvbench.backends.torch import Learner, named_weights
 from qkvbench.backends.torch.models.gated import GatedAttention
+from qkvbench.backends.torch.training import loss as loss_module
 from qkvbench.cli import main
 from qkvbench.cost.budget import Budget, budget, changed_layers, least_damage, spread
 from qkvbench.data.batch import Batch
@@ -19,6 +20,7 @@ from qkvbench.model import (
     Decoder,
     Gates,
     Init,
+    LossTarget,
     Model,
     Rotary,
     parse_target,
@@ -35,6 +37,7 @@ GRIDS = (
     ("q,k,v", "q=k,v", "q,k=v/2", "q=k=v"),
     ("q,k,v", "q,k=R(q),v=R(q)", "q=k=x,v", "q=k=v=x"),
     ("q,k,v", "q,k=L(5),v=L(5)", "q,k,v+window3", "q=k=0,v"),
+    ("q,k,v", "q,k=K(-1),v=V(-1)", "q,k,v/2", "none"),
 )
 
 
@@ -65,7 +68,8 @@ def batch(seed: int = 0) -> Batch:
 
 
 def every_choice(found: Budget):
-    return itertools.product(range(len(found.options)), repeat=len(found.costs))
+    every = itertools.product(range(len(found.options)), repeat=len(found.costs))
+    return filter(found.allows, every)
 
 
 @pytest.mark.parametrize("options", GRIDS, ids=" ".join)
@@ -256,8 +260,111 @@ def test_gates_need_torch_on_one_device_and_a_model_of_one_input():
     two = tasks.find("captioning").model
     with pytest.raises(ValueError, match="two inputs"):
         experiment(model=two, gates=gates())
-    with pytest.raises(ValueError, match="a layer below"):
-        gates(("q,k,v", "q,k=K(-1),v=V(-1)"))
+    with pytest.raises(ValueError, match="a layer that is 2 below"):
+        gates(("q,k,v", "q,k=K(-2),v=V(-2)"))
+
+
+BELOW = ("q,k,v", "q,k=K(-1),v=V(-1)", "q,k,v/2", "none")
+
+
+def test_a_layer_reads_k_and_v_below_only_in_plans_in_which_the_layer_below_has_its_own():
+    found = budget(model(4), gates(BELOW, "cache=50%"))
+    # Half of the cache is a row of K and V in every second layer.
+    eager = [[0.01, 0.97, 0.01, 0.01]] * 4
+    plan = found.rounded(eager)
+    assert found.allows(plan)
+    assert found.within(plan)
+    assert plan == (0, 1, 0, 1)
+    assert not found.allows((2, 1, 0, 1))
+    assert not found.allows((0, 1, 1, 0))
+    # Without `none` no plan has less than half.
+    with pytest.raises(ValueError, match=r"leave 50\.0%"):
+        budget(model(4), gates(BELOW[:2], "cache=40%"))
+
+
+def test_damages_of_plans_that_read_below_are_least_among_those_that_can_be():
+    rng = np.random.default_rng(3)
+    found = budget(model(4), gates(BELOW, "params=90%"))
+    damages = rng.random((4, 4)).tolist()
+
+    def damage(choice):
+        return sum(damages[layer][taken] for layer, taken in enumerate(choice))
+
+    plan = least_damage(damages, found.costs, found.left, borrowed=found.borrowed)
+    allowed = filter(found.within, every_choice(found))
+    assert plan == min(allowed, key=damage)
+    free = least_damage(damages, found.costs, found.left)
+    assert damage(free) < damage(plan)
+
+
+def test_a_target_of_loss_names_the_cost_that_it_makes_small():
+    assert parse_target("loss=1%") == LossTarget(0.01, "cache")
+    assert parse_target("loss=0.5%:latency@8192") == LossTarget(0.005, "latency", 8192)
+    for text in ("loss=1%", "loss=2.5%:params", "loss=1%:macs@64"):
+        assert parse_target(str(parse_target(text))) == parse_target(text)
+    for text in ("loss=0%", "loss=1%:loss", "loss=1%:cache@8192", "loss=1%:", "loss=1"):
+        with pytest.raises(ValueError, match="write cache=50%"):
+            parse_target(text)
+
+
+@pytest.mark.parametrize("options", GRIDS, ids=" ".join)
+def test_the_costs_that_are_tried_for_a_loss_are_the_costs_that_plans_have(options):
+    found = budget(model(3), gates(options, "params=99.9%"))
+    levels = found.levels()
+    shares = sorted({round(found.share(each), 9) for each in every_choice(found)})
+    step = (1 - shares[0]) / 64
+    assert levels[0] == pytest.approx(shares[0])
+    if not found.borrowed:
+        assert all(min(abs(level - share) for share in shares) < 1e-8 for level in levels)
+    # Every cheaper plan has a level that it meets, and that is at most a 64th above it.
+    for share in shares[:-1]:
+        assert min(level - share for level in levels if level > share - 1e-8) < step * 1.1
+
+
+def test_a_teacher_that_predicts_the_same_halves_the_loss_and_another_adds_its_divergence(tmp_path):
+    plain, teacher = Learner(experiment()), Learner(experiment(seed=1))
+    plain.save(tmp_path / "same.safetensors")
+    teacher.save(tmp_path / "other.safetensors")
+    own, _ = plain.gradients(batch())
+
+    def loss(path):
+        learner = Learner(experiment(teacher=experiment(seed=1)))
+        learner.load_teacher(path)
+        return learner.gradients(batch())[0]
+
+    tokens = torch.from_numpy(batch().inputs)
+    with torch.no_grad():
+        logs, wanted = (
+            each.network.eval()(tokens).double().log_softmax(-1) for each in (plain, teacher)
+        )
+    divergence = float((wanted.exp() * (wanted - logs)).sum(-1).mean())
+    assert loss(tmp_path / "same.safetensors") == pytest.approx(own / 2, rel=1e-5)
+    assert divergence > 0.01
+    assert loss(tmp_path / "other.safetensors") == pytest.approx((own + divergence) / 2, rel=1e-5)
+
+
+def test_divergence_in_parts_has_the_value_and_gradient_of_all_places_together(monkeypatch):
+    network, teacher = (Learner(experiment(seed=seed)).network for seed in (0, 1))
+    found = []
+    # Seven places of eleven classes: at once, and three at a time.
+    for logits in (2**20, 33):
+        monkeypatch.setattr(loss_module, "CHUNK_LOGITS", logits)
+        hidden, expected = torch.from_numpy(
+            np.random.default_rng(0).normal(size=(2, 7, 24)).astype(np.float32)
+        )
+        hidden.requires_grad_()
+        value = loss_module.mean_divergence(network, hidden, teacher, expected)
+        value.backward()
+        found.append((value.detach(), hidden.grad))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_model_learns_from_a_teacher_of_its_own_task():
+    other = replace(experiment(), task=parse_task("lm-docs"))
+    with pytest.raises(ValueError, match="A teacher predicts"):
+        experiment(teacher=other)
+    assert experiment(teacher=experiment()).first == (experiment(),)
+    assert from_json(to_json(experiment(teacher=experiment()))) == experiment(teacher=experiment())
 
 
 def test_a_run_with_gates_ends_with_the_scores_of_the_plan_and_the_history_of_its_layers():
@@ -368,3 +475,39 @@ def test_the_command_goes_on_where_it_was_interrupted_and_writes_a_model_that_lo
     again = {each: each.read_text() for each in (out / "runs").glob("*.json")}
     assert {each for each in records if again[each] != records[each]} <= {lost}
     assert json.loads((out / "prune.json").read_text()) == found
+
+
+@pytest.mark.slow
+def test_a_target_of_loss_ends_at_a_cost_that_is_within_it_and_begins_from_a_trained_file(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "cache"))
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = ["prune", "sort", "--options", "q,k=v", "none", "--seeds", "1", "--draws", "1"]
+    words += ["--smoke", "--jobs", "1", "--out", str(first), "--distill"]
+    # Models of so few steps lose nothing by attention, and any plan is within a large growth.
+    assert main([*words, "--target", "loss=90%:params"]) == 0
+    text = capsys.readouterr().out
+    found = json.loads((first / "prune.json").read_text())
+    assert text.startswith("loss=90%:params: params=")
+    within = [each for each in found["tried"] if each["growth"] <= 0.9]
+    assert found["share"] == min(within, key=lambda each: each["cost"])["share"]
+    runs = [json.loads(each.read_text()) for each in sorted((first / "runs").glob("*.json"))]
+    later = [each["experiment"] for each in runs if each["experiment"]["teacher"]]
+    # Of all runs only the first has no teacher.
+    assert len(later) == len(runs) - 1
+    # The trained model's weights, in a file, are where another search begins.
+    start = next(each for each in runs if not each["experiment"]["teacher"])
+    (tmp_path / "model.json").write_text(json.dumps(start["experiment"]))
+    kept = tmp_path / "cache" / f"weights-{start['id']}" / "weights.safetensors"
+    (tmp_path / "model.safetensors").write_bytes(kept.read_bytes())
+    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "other"))
+    words = ["prune", str(tmp_path / "model.json"), "--options", "q,k=v", "none"]
+    words += ["--draws", "1", "--jobs", "1", "--out", str(second), "--target", "params=90%"]
+    assert main(words) == 0
+    again = json.loads((second / "prune.json").read_text())
+    runs = [json.loads(each.read_text()) for each in (second / "runs").glob("*.json")]
+    # It was scored there, and not trained.
+    assert [each["curve"] for each in runs if each["id"] == start["id"]] == [[]]
+    assert all(each["curve"] for each in runs if each["id"] != start["id"])
+    assert again["seeds"] == [0]

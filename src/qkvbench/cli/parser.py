@@ -382,12 +382,18 @@ def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
     prune = _command(
         commands, "prune", "learn what each layer keeps, for a target, beside rivals (torch only)"
     )
-    prune.add_argument("task", metavar="TASK", help="a task or a recipe, whose model is trained")
+    prune.add_argument(
+        "task",
+        metavar="TASK|FILE",
+        help="a task or a recipe, whose model is trained; or FILE.json of a trained run, "
+        "with FILE.safetensors",
+    )
     prune.add_argument(
         "--target",
         required=True,
         metavar="T",
-        help="cache=50%%, params=80%%, macs=80%%@8192 or latency=80%%@8192 of the model's own",
+        help="cache=50%%, params=80%%, macs=80%%@8192 or latency=80%%@8192 of the model's own; "
+        "loss=1%%, loss=1%%:latency@8192: the cheapest within that loss",
     )
     prune.add_argument(
         "--options",
@@ -408,6 +414,11 @@ def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     prune.add_argument(
         "--threads", type=_count, default=1, metavar="N", help="threads of each run (1)"
+    )
+    prune.add_argument(
+        "--distill",
+        action="store_true",
+        help="every run after the first learns from the trained model's predictions, too",
     )
     prune.add_argument("--jobs", type=_count, metavar="N", help="parallel runs (one per core)")
     prune.add_argument(

@@ -5,6 +5,7 @@ from qkvbench.model.changes import CHANGES
 from qkvbench.model.cycle import Cycle, parse_cycle, shortest_cycle, write_cycle
 from qkvbench.model.gates import (
     Gates,
+    LossTarget,
     Quantity,
     Target,
     check_gates,
@@ -83,6 +84,7 @@ __all__ = [
     "LayerPlans",
     "Learned",
     "LentRoles",
+    "LossTarget",
     "Model",
     "NoPosition",
     "Part",

@@ -7,11 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from qkvbench.backends.torch.attention.layer import Attention, Lengths, SourceStream, Stream
+from qkvbench.backends.torch.attention.layer import (
+    Attention,
+    KeyValue,
+    Lengths,
+    SourceStream,
+    Stream,
+)
+from qkvbench.backends.torch.attention.ops import Heads
 from qkvbench.backends.torch.cache.kv_cache import LayerCache
 from qkvbench.backends.torch.models.block import Block
 from qkvbench.model import Cycle, Model, with_layers
-from qkvbench.variant import Parameter, Plan
+from qkvbench.variant import Derivation, Parameter, Plan
 
 # How a tensor is named whose name another option has for a tensor of another shape.
 OF_SHAPE = "@"
@@ -21,7 +28,8 @@ class GatedAttention(nn.Module):
     """The sum of the outputs of several attention layers, each times its gate.
 
     Parameters with the same name and shape are one tensor, so W_q exists once. While it trains,
-    `gates` has a number for each sequence and option; otherwise the option `taken` runs alone.
+    `gates` has a number for each sequence and option; otherwise the option `taken` runs alone. An
+    option that reads K and V of the layer below reads those of that layer's first option.
     """
 
     gates: Tensor | None
@@ -48,18 +56,28 @@ class GatedAttention(nn.Module):
         layer: LayerCache | None = None,
         lengths: Lengths | None = None,
         source: SourceStream | None = None,
-        made: object = None,
+        made: dict[Derivation, Heads] | None = None,
     ) -> Stream:
         """Attend over a whole sequence, as `Attention` does; nothing is cached."""
         assert layer is None, "a gated layer trains, and never decodes"
-        del source, made
+        del source
+        made = {} if made is None else made
         if not self.training or self.gates is None:
-            return self._output(self.taken, x, lengths)
-        total = torch.zeros_like(x)
+            return self._output(self.taken, x, lengths, made)
+        # Layers above read what the first option makes; the others make roots of their own.
+        below, total = dict(made), torch.zeros_like(x)
         for option, gate in enumerate(self.gates.unbind(1)):
             if self.options[option] is not None:
-                total = total + gate[:, None, None] * self._output(option, x, lengths)
+                roots = dict(below) if option else made
+                total = total + gate[:, None, None] * self._output(option, x, lengths, roots)
         return total
+
+    def key_value(self, made: dict[Derivation, Heads]) -> KeyValue | None:
+        """K and V of the first option, for the layer above; None if the pass made none."""
+        first = self.options[0]
+        if first is None or (not self.training and self.taken != 0):
+            return None
+        return first.key_value(made)
 
     def named_weights(self) -> dict[str, Tensor]:
         """The tensors of all options: by the plans' names, with a shape if there are several."""
@@ -69,7 +87,9 @@ class GatedAttention(nn.Module):
         """The name in `named_weights` of each `nn.Parameter`, by its torch name."""
         return {f"tensors.{_key(name)}": name for name in self.parameters_by_name}
 
-    def _output(self, option: int, x: Stream, lengths: Lengths | None) -> Stream:
+    def _output(
+        self, option: int, x: Stream, lengths: Lengths | None, made: dict[Derivation, Heads]
+    ) -> Stream:
         attention = self.options[option]
         if attention is None:
             return torch.zeros_like(x)
@@ -78,7 +98,7 @@ class GatedAttention(nn.Module):
             for each in attention.plan.parameters
         }
         own = attention.own_tensors(named)
-        return functional_call(attention, own, (x, None, lengths))
+        return functional_call(attention, own, (x, None, lengths, None, made))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # noqa: FBT001, FBT002
         for each in self.options:
@@ -88,11 +108,17 @@ class GatedAttention(nn.Module):
 
 
 def add_gates(blocks: Sequence[Block], model: Model, options: Cycle) -> list[GatedAttention]:
-    """Replace the attention of each block by a choice among options; the new layers."""
-    by_option = [with_layers(model, (each,) * len(model.blocks)).plans for each in options]
-    found = []
+    """Replace the attention of each block by a choice among options; the new layers.
+
+    Each option is what it is if all other layers have the first one.
+    """
+    own, found = (options[0],) * len(blocks), []
     for number, block in enumerate(blocks):
-        layer = GatedAttention([plans[number] for plans in by_option])
+        changed = [(*own[:number], each, *own[number + 1 :]) for each in options]
+        plans = [with_layers(model, each).plans[number] for each in changed]
+        layer = GatedAttention(plans)
+        if any(plan and plan.layers_below for plan in plans):
+            block.layers_below, blocks[number - 1].lends = 1, True
         # It does in a whole pass what any attention does.
         block.attention = cast(Attention, layer)
         found.append(layer)
