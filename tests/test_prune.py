@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -511,3 +513,77 @@ def test_a_target_of_loss_ends_at_a_cost_that_is_within_it_and_begins_from_a_tra
     assert [each["curve"] for each in runs if each["id"] == start["id"]] == [[]]
     assert all(each["curve"] for each in runs if each["id"] != start["id"])
     assert again["seeds"] == [0]
+
+
+def result_of(share, seeds=(0, 1), **changed):
+    """A result as the command writes it, with made-up losses."""
+
+    def arm(cost, above):
+        afters = [1.0 + above * (0.9 + 0.2 * n) for n in range(len(seeds))]
+        outcomes = [
+            {"layers": ["q,k,v"] * 2, "share": cost, "before": 2.0, "after": each}
+            for each in afters
+        ]
+        return {"seeds": [[each] for each in outcomes]}
+
+    return {
+        "version": 1,
+        "task": "lm-<b>",
+        "model": "tiny",
+        "layers": 2,
+        "options": ["q,k,v", "none"],
+        "target": f"cache={share:.0%}",
+        "share": share,
+        "seeds": list(seeds),
+        "learned": ["q,k,v;none"] * len(seeds),
+        "integer_program": ["none;q,k,v"] * len(seeds),
+        "best_rival": "random",
+        "agreement": {"of_seeds": 1.0, "with_integer_program": 0.0},
+        "arms": {
+            "all layers as they are": arm(1.0, 0.0),
+            "learned": arm(share, 0.1),
+            "integer program": arm(share, 0.05),
+            "random": arm(share, 9.0),
+        },
+        "history": [[{"step": n, "probabilities": [[0.75, 0.25]] * 2} for n in (0, 5)]]
+        * len(seeds),
+        **changed,
+    }
+
+
+def folders_of(tmp_path, *results):
+    found = []
+    for number, each in enumerate(results):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "prune.json").write_text(json.dumps(each))
+        found.append(str(folder))
+    return found
+
+
+def test_the_page_of_several_folders_has_every_arm_of_each_and_escapes_what_they_say(
+    tmp_path, capsys
+):
+    folders = folders_of(tmp_path, result_of(0.5), result_of(0.75))
+    assert main(["report", *folders]) == 0
+    assert capsys.readouterr().out == f"The page: {folders[0]}/report.html\n"
+    text = (tmp_path / "0" / "report.html").read_text()
+    assert "lm-<b>" not in text
+    # One figure of costs with a point for each arm of each folder, and one of gates for each.
+    pictures = [ElementTree.fromstring(each) for each in re.findall(r"<svg.*?</svg>", text)]
+    assert len(pictures) == 3
+    titles = [each.text for each in pictures[0].iter("title")][1:]
+    # Two seeds that are apart by a fifth: 12.7 standard errors on either side.
+    expected = ("learned: +0.1000 ± 0.1271", "integer program: +0.0500 ± 0.0635")
+    assert sorted(titles) == sorted(2 * [*expected, "random: +9.0000 ± 11.4356"])
+    # What is far above the figure is a triangle at its edge, and no circle.
+    assert sum(each.get("r") == "4" for each in pictures[0].iter()) == 4
+
+
+def test_a_result_that_contradicts_itself_and_mixed_folders_are_refused(tmp_path, capsys):
+    (folder,) = folders_of(tmp_path, result_of(0.5, learned=["q,k,v;none;none"] * 2))
+    assert main(["report", folder]) == 2
+    assert "do not agree" in capsys.readouterr().err
+    (tmp_path / "study").mkdir()
+    assert main(["report", folder, str(tmp_path / "study")]) == 2
+    assert "has no prune.json" in capsys.readouterr().err

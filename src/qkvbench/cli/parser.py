@@ -483,7 +483,13 @@ def _source(parser: _Parser) -> None:
 def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """The commands that only read a folder of results."""
     report = _command(commands, "report", "print the answer of a study, and write its page")
-    _folder(report)
+    report.add_argument(
+        "folders",
+        nargs="+",
+        type=_results,
+        metavar="DIR",
+        help="a folder of results of 'qkvbench run', or folders of 'qkvbench prune'",
+    )
     form = report.add_mutually_exclusive_group()
     form.add_argument(
         "--as", dest="report", metavar="NAME", help="one report: 'qkvbench ls reports' lists them"

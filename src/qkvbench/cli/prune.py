@@ -21,15 +21,12 @@ from qkvbench.experiment import Experiment, to_json
 from qkvbench.model import Gates, LossTarget, Target, parse_target, write_cycle
 from qkvbench.recipes import Study
 from qkvbench.results import pruning as results
-from qkvbench.results.pruning import Estimate
+from qkvbench.results.pruning import ALONE, CONTINUED, LEARNED, RESULT, SCRATCH, Estimate
 from qkvbench.results.store import Store, StoreError, write_atomically
 from qkvbench.variant import CANONICAL, write
 
 if TYPE_CHECKING:
     from qkvbench.sweep.prune import Probe, Result
-
-# The file of everything that was found.
-RESULT = "prune.json"
 
 
 def answer(request: Request) -> int:
@@ -252,7 +249,7 @@ def _document(
         "integer_program": [write_cycle(budget.layers(each)) for each in result.program],
         "weights": result.kept,
         "best_rival": (rival := results.best(rivals)),
-        "against_all_layers": asdict(_against(result, _continued())),
+        "against_all_layers": asdict(_against(result, CONTINUED)),
         "against_best_rival": asdict(_against(result, rival)),
         "agreement": {
             "of_seeds": results.agreement(result.learned),
@@ -279,23 +276,13 @@ def _document(
     }
 
 
-def _continued() -> str:
-    from qkvbench.sweep.prune import CONTINUED
-
-    return CONTINUED
-
-
 def _rivals(result: "Result") -> Mapping[str, Sequence[Sequence[results.PlanLoss]]]:
     """The arms whose plan no gate has learned."""
-    from qkvbench.sweep.prune import ALONE, CONTINUED, LEARNED, SCRATCH
-
     own = (ALONE, CONTINUED, LEARNED, SCRATCH)
     return {name: seeds for name, seeds in result.arms.items() if name not in own}
 
 
 def _against(result: "Result", other: str) -> Estimate:
-    from qkvbench.sweep.prune import LEARNED
-
     return results.difference(result.arms[LEARNED], result.arms[other])
 
 
@@ -314,8 +301,6 @@ def _print_search(target: Target | LossTarget, probes: Sequence["Probe"], found:
 
 
 def _print(result: "Result", budget: Budget, folder: Path) -> None:
-    from qkvbench.sweep.prune import LEARNED
-
     pruning, plans = result.pruning, result.learned
     common, count = Counter(plans).most_common(1)[0]
     rival = results.best(_rivals(result))
@@ -325,8 +310,8 @@ def _print(result: "Result", budget: Budget, folder: Path) -> None:
     print(
         f"{pruning.gates.target}: {write_cycle(budget.layers(common))}{same} has "
         f"{budget.share(common):.1%} of the {_QUANTITY[pruning.gates.target.quantity]}.\n"
-        f"Its loss is {loss.mean:.4f} nats: {_signed(_against(result, _continued()))} against "
-        f"{_continued()},\n{_signed(_against(result, rival))} against the best rival, {rival} "
+        f"Its loss is {loss.mean:.4f} nats: {_signed(_against(result, CONTINUED))} against "
+        f"{CONTINUED},\n{_signed(_against(result, rival))} against the best rival, {rival} "
         f"({seeds})."
     )
     console = Console()
@@ -334,7 +319,7 @@ def _print(result: "Result", budget: Budget, folder: Path) -> None:
     table.add_column("arm, after equal steps")
     for head in ("cost", "loss before", "healed", "against all layers"):
         table.add_column(head, justify="right")
-    base = result.arms[_continued()]
+    base = result.arms[CONTINUED]
     for name, rows in sorted(result.arms.items(), key=lambda row: sum(results.after(row[1]))):
         shares = [each.share for seed in rows for each in seed]
         before = results.before(rows)
@@ -343,7 +328,7 @@ def _print(result: "Result", budget: Budget, folder: Path) -> None:
             f"{sum(shares) / len(shares):.1%}",
             "" if before is None else f"{results.estimate(before).mean:.4f}",
             f"{results.estimate(results.after(rows)).mean:.4f}",
-            "" if name == _continued() else _signed(results.difference(rows, base)),
+            "" if name == CONTINUED else _signed(results.difference(rows, base)),
         )
     console.print(table, markup=False)
     layers = Table(box=None, pad_edge=False, header_style="bold")

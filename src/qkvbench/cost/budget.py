@@ -128,6 +128,11 @@ def budget(model: Model, gates: Gates) -> Budget:
     found = Budget(gates.options, costs, full, target.share * full, gates.borrowed)
     least, _ = found.bounds
     if least > target.share * (1 + _TOLERANCE):
+        if least >= 1 - _TOLERANCE:
+            raise ValueError(
+                f"{target} cannot be reached: none of these options costs less than the model's "
+                "own attention.\nAllow cheaper options, such as 'q,k=v/1' or none."
+            )
         nearest = math.ceil(1e4 * least) / 1e4
         example = Target(target.quantity, nearest, target.tokens)
         raise ValueError(

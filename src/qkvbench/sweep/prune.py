@@ -30,7 +30,16 @@ from qkvbench.cost.budget import (
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Gates, LossTarget, with_layers, write_cycle
 from qkvbench.reports.parts.formatting import plural
-from qkvbench.results.pruning import PlanLoss
+from qkvbench.results.pruning import (
+    ALONE,
+    CONTINUED,
+    LEARNED,
+    PAIRS,
+    PROGRAM,
+    RANDOM,
+    SCRATCH,
+    PlanLoss,
+)
 from qkvbench.results.record import Record
 from qkvbench.results.store import Store, write_atomically
 from qkvbench.sweep.local import Workers
@@ -42,10 +51,6 @@ from qkvbench.variant import write
 # Steps of the gates, and of healing, as shares of those of the trained model; and their rate, as a
 # share of its learning rate.
 SEARCH, HEAL, RATE = 0.25, 0.75, 0.5
-# Runs of the trained weights as they are, and of the plan.
-CONTINUED, LEARNED = "all layers as they are", "learned"
-ALONE, SCRATCH = "learned plan, weights of before", "learned plan, from scratch"
-PROGRAM, PAIRS = "integer program", "integer program with pairs"
 HOW: Mapping[Spread, str] = {"uniform": "evenly spaced", "first": "first", "last": "last"}
 
 
@@ -372,7 +377,7 @@ def _simple(found: Budget, draws: int, seed: int) -> dict[str, list[Choice]]:
     if draws:
         numbers = np.random.default_rng([seed, layers])
         drawn = (numbers.dirichlet([1.0] * len(found.options), layers) for _ in range(draws))
-        plans["random"] = [found.rounded(each.tolist()) for each in drawn]
+        plans[RANDOM] = [found.rounded(each.tolist()) for each in drawn]
     return {
         name: rows
         for name, rows in plans.items()
