@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from qkvbench import cost, tasks
+from qkvbench import torch as qkv
 from qkvbench.backends.torch import Learner, named_weights
 from qkvbench.backends.torch.models.gated import GatedAttention
 from qkvbench.backends.torch.training import loss as loss_module
@@ -122,6 +123,36 @@ def test_the_cache_of_a_plan_is_smaller_by_what_its_target_says():
     whole, small = (each.new_cache(2, 64).bytes for each in networks)
     assert small == found.share(plan) * whole
     assert small <= whole / 2
+
+
+def test_a_healed_plan_is_read_by_the_library_and_decodes_as_it_reads_a_whole_sequence(tmp_path):
+    layers = tuple(map(parse, ("q,k,v", "q,k=K(-1),v=V(-1)", "q,k,v/1", "none")))
+    healed = experiment(
+        model=with_layers(model(4), layers), init_from=experiment(layers=4), other_attention=True
+    )
+    Learner(healed).save(tmp_path / "learned-0.safetensors")
+    (tmp_path / "learned-0.json").write_text(json.dumps(to_json(healed)))
+    run_of_file = from_json(json.loads((tmp_path / "learned-0.json").read_text()))
+    network = qkv.build(run_of_file.model)
+    qkv.load(network, qkv.read(tmp_path / "learned-0.safetensors"))
+    prompt = batch().inputs[0, :5].tolist()
+    (written,) = qkv.generate(network, [prompt], tokens=6)
+    with torch.no_grad():
+        logits = network.eval()(torch.tensor([prompt + written]))[0]
+    assert written == logits.argmax(-1)[len(prompt) - 1 : -1].tolist()
+    # Four heads of K and V, none of its own, one, and none: 5 of 16.
+    whole = qkv.build(model(4)).new_cache(1, 64).bytes
+    assert network.new_cache(1, 64).bytes == 5 / 16 * whole
+
+
+@pytest.mark.slow
+def test_measure_finds_the_cache_of_a_plan_as_small_as_its_target_says(capsys):
+    plan = "q,k,v;q,k=K(-1),v=V(-1)"
+    words = ["measure", "q,k,v", plan, "--context", "64", "--batch", "1", "--json"]
+    assert main([*words, "--seconds", "60"]) == 0
+    whole, small = json.loads(capsys.readouterr().out)["arms"]
+    assert small["variant"] == plan
+    assert small["cache_bytes"] * 2 == whole["cache_bytes"]
 
 
 @pytest.mark.parametrize("options", GRIDS, ids=" ".join)
