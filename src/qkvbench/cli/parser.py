@@ -384,9 +384,9 @@ def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     prune.add_argument(
         "task",
-        metavar="TASK|FILE",
-        help="a task or a recipe, whose model is trained; or FILE.json of a trained run, "
-        "with FILE.safetensors",
+        metavar="TASK|FILE|CHECKPOINT",
+        help="a task or a recipe, whose model is trained; FILE.json of a trained run, with "
+        "FILE.safetensors; or a pretrained model, with --text",
     )
     prune.add_argument(
         "--target",
@@ -421,6 +421,29 @@ def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="every run after the first learns from the trained model's predictions, too",
     )
     prune.add_argument("--jobs", type=_count, metavar="N", help="parallel runs (one per core)")
+    pretrained = prune.add_argument_group("a pretrained model")
+    pretrained.add_argument(
+        "--text", type=_path, metavar="FILE", help="text for the fit, the gates and healing"
+    )
+    pretrained.add_argument(
+        "--steps", type=_count, metavar="N", help="steps of the gates, of 256 tokens (128)"
+    )
+    pretrained.add_argument(
+        "--window", type=_count, default=512, metavar="N", help="tokens of a sequence (512)"
+    )
+    pretrained.add_argument(
+        "--tokens", type=_count, default=4096, metavar="N", help="tokens of the fit (4096)"
+    )
+    pretrained.add_argument(
+        "--held-out-tokens", type=_count, default=2048, metavar="N", help="tokens measured (2048)"
+    )
+    pretrained.add_argument(
+        "--heal",
+        nargs="+",
+        default=[],
+        metavar="SETTING",
+        help="heal every plan: blocks=8k, lora=RANK, …",
+    )
     prune.add_argument(
         "--smoke", action="store_true", help="everything with very few steps: learns nothing"
     )

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qkvbench import recipes, tasks
-from qkvbench.cli import names
+from qkvbench.cli import names, prune_checkpoint
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.progress import StudyProgress
 from qkvbench.cli.train import read_experiment
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 def answer(request: Request) -> int:
     """Learn the plans, run the rivals, print what was found and write it to the folder."""
+    if request.text or prune_checkpoint.is_checkpoint(request.task):
+        return prune_checkpoint.answer(request)
+    if request.heal or request.steps:
+        raise RequestError("--heal and --steps are for a pretrained model: add --text FILE.")
     from qkvbench.sweep.local import stoppable
     from qkvbench.sweep.prune import (
         FailedRunError,
@@ -84,12 +88,6 @@ def answer(request: Request) -> int:
 def _trained(request: Request) -> tuple[Experiment, ...]:
     """The runs of the model as it is, one for each seed; of a checkpoint the one that made it."""
     path = Path(request.task)
-    if (path / "config.json").is_file():
-        raise RequestError(
-            f"{request.task} is a pretrained checkpoint, whose layers get no gates here.\n"
-            f"'qkvbench advise {request.task} --cache 50% --text FILE' plans its layers by the "
-            "damage of each."
-        )
     if path.suffix == ".json":
         return (_checkpoint(request, path),)
     return _study(request).experiments()
