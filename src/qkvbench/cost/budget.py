@@ -28,6 +28,9 @@ Pairs = Mapping[tuple[tuple[int, int], tuple[int, int]], float]
 Spread = Literal["uniform", "first", "last", "random"]
 SPREADS: tuple[Spread, ...] = get_args(Spread)
 
+# Costs that are closer than such a part of what options can change are one level.
+LEVELS = 64
+
 # Costs are sums of numbers that may not be whole; a limit is met to this share of it.
 _TOLERANCE = 1e-9
 
@@ -79,15 +82,15 @@ class Budget:
     def levels(self) -> list[float]:
         """The costs that choices have, as shares below that of the model, ascending.
 
-        Of costs that are closer than a 64th of what options can change, the largest one.
+        Of costs that are closer than one part of `LEVELS`, the largest one.
         """
         sums = {0.0}
         least = self.bounds[0] * self.full - self.full
         for row in self.costs:
             apart = {round(one + other, 9): None for one in sums for other in row}
-            sums = set(_sparse(sorted(apart), -least / 1024))
+            sums = set(_sparse(sorted(apart), -least / (16 * LEVELS)))
         within = [each for each in sums if least * (1 + _TOLERANCE) <= each < least * _TOLERANCE]
-        return [1 + each / self.full for each in _sparse(sorted({least, *within}), -least / 64)]
+        return [1 + each / self.full for each in _sparse(sorted({least, *within}), -least / LEVELS)]
 
     def layers(self, choice: Choice) -> Cycle:
         """The variant of each layer."""

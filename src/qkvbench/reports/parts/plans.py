@@ -75,7 +75,7 @@ def page(results: Mapping[str, PruneResult]) -> str:
         frontiers=[(each, frontier(each)) for each in frontiers(list(results.values()))],
         key=[(color_class(number + 1), name) for number, name in enumerate(ORDER)],
         gates={name: gates(each) for name, each in results.items()},
-        kept={name: _kept(each) for name, each in results.items()},
+        kept={name: _choices(each) for name, each in results.items()},
         colors={name: _colors(each) for name, each in results.items()},
         rows={name: _rows(each) for name, each in results.items()},
         plural=plural,
@@ -171,7 +171,7 @@ def _panel(
     return parts
 
 
-def _kept(result: PruneResult) -> list[tuple[str, list[tuple[str, str]]]]:
+def _choices(result: PruneResult) -> list[tuple[str, list[tuple[str, str]]]]:
     """A row for each seed and chooser: the option of each layer with its colour."""
     colors = dict(_colors(result))
     return [
