@@ -125,7 +125,7 @@ class Tried(_Read):
 
 
 class PruneResult(_Read):
-    """The file that `qkvbench prune` wrote; plans are written as the variants of their layers in turn."""
+    """The file that `qkvbench prune` wrote; a plan is the variants of its layers in turn."""
 
     version: Literal[1]
     task: str
