@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -534,7 +535,7 @@ def test_a_target_of_loss_ends_at_a_cost_that_is_within_it_and_begins_from_a_tra
     (tmp_path / "model.json").write_text(json.dumps(start["experiment"]))
     kept = tmp_path / "cache" / f"weights-{start['id']}" / "weights.safetensors"
     (tmp_path / "model.safetensors").write_bytes(kept.read_bytes())
-    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "other"))
+    shutil.rmtree(kept.parent)
     words = ["prune", str(tmp_path / "model.json"), "--options", "q,k=v", "none"]
     words += ["--draws", "1", "--jobs", "1", "--out", str(second), "--target", "params=90%"]
     assert main(words) == 0
