@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import shutil
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -512,39 +511,46 @@ def test_the_command_goes_on_where_it_was_interrupted_and_writes_a_model_that_lo
 
 
 @pytest.mark.slow
-def test_a_target_of_loss_ends_at_a_cost_that_is_within_it_and_begins_from_a_trained_file(
+def test_a_target_of_loss_ends_at_a_cost_that_is_within_it_and_all_later_runs_are_taught(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "cache"))
-    first, second = tmp_path / "first", tmp_path / "second"
-    words = ["prune", "sort", "--options", "q,k=v", "none", "--seeds", "1", "--draws", "1"]
-    words += ["--smoke", "--jobs", "1", "--out", str(first), "--distill"]
+    out = tmp_path / "out"
+    words = ["prune", "sort", "--options", "none", "--seeds", "1", "--draws", "1", "--pairs", "1"]
+    words += ["--smoke", "--jobs", "1", "--out", str(out), "--distill"]
     # Models of so few steps lose nothing by attention, and any plan is within a large growth.
     assert main([*words, "--target", "loss=90%:params"]) == 0
     text = capsys.readouterr().out
-    found = json.loads((first / "prune.json").read_text())
+    found = json.loads((out / "prune.json").read_text())
     assert text.startswith("loss=90%:params: params=")
     within = [each for each in found["tried"] if each["growth"] <= 0.9]
     assert found["share"] == min(within, key=lambda each: each["cost"])["share"]
-    runs = [json.loads(each.read_text()) for each in sorted((first / "runs").glob("*.json"))]
-    later = [each["experiment"] for each in runs if each["experiment"]["teacher"]]
+    runs = [json.loads(each.read_text()) for each in sorted((out / "runs").glob("*.json"))]
     # Of all runs only the first has no teacher.
-    assert len(later) == len(runs) - 1
-    # The trained model's weights, in a file, are where another search begins.
-    start = next(each for each in runs if not each["experiment"]["teacher"])
-    (tmp_path / "model.json").write_text(json.dumps(start["experiment"]))
-    kept = tmp_path / "cache" / f"weights-{start['id']}" / "weights.safetensors"
-    (tmp_path / "model.safetensors").write_bytes(kept.read_bytes())
-    shutil.rmtree(kept.parent)
-    words = ["prune", str(tmp_path / "model.json"), "--options", "q,k=v", "none"]
-    words += ["--draws", "1", "--jobs", "1", "--out", str(second), "--target", "params=90%"]
-    assert main(words) == 0
-    again = json.loads((second / "prune.json").read_text())
-    runs = [json.loads(each.read_text()) for each in (second / "runs").glob("*.json")]
-    # It was scored there, and not trained.
-    assert [each["curve"] for each in runs if each["id"] == start["id"]] == [[]]
-    assert all(each["curve"] for each in runs if each["id"] != start["id"])
-    assert again["seeds"] == [0]
+    assert sum(each["experiment"]["teacher"] is None for each in runs) == 1
+
+
+@pytest.mark.slow
+def test_a_search_begins_with_the_weights_of_a_file_which_are_scored_and_not_trained(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "cache"))
+    task = tasks.find("sort")
+    start = Experiment(task.model, parse_task("sort"), task.version, SHORT, seed=3)
+    (tmp_path / "model.json").write_text(json.dumps(to_json(start)))
+    Learner(start).save(tmp_path / "model.safetensors")
+    words = ["prune", str(tmp_path / "model.json"), "--options", "none", "--pairs", "1"]
+    words += ["--draws", "1", "--jobs", "1", "--out", str(tmp_path / "out")]
+    assert main([*words, "--target", "params=90%"]) == 0
+    runs = [json.loads(each.read_text()) for each in (tmp_path / "out" / "runs").glob("*.json")]
+    assert [each["curve"] for each in runs if each["id"] == start.id] == [[]]
+    assert all(each["curve"] for each in runs if each["id"] != start.id)
+    found = json.loads((tmp_path / "out" / "prune.json").read_text())
+    assert found["seeds"] == [3]
+    # Of a model without such layers no weights can be taken.
+    deeper = replace(start, model=replace(task.model, blocks=task.model.blocks * 2))
+    (tmp_path / "model.json").write_text(json.dumps(to_json(deeper)))
+    assert main([*words, "--target", "params=90%"]) == 2
 
 
 def result_of(share, seeds=(0, 1), **changed):

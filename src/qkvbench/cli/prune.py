@@ -95,7 +95,6 @@ def _trained(request: Request) -> tuple[Experiment, ...]:
 
 def _checkpoint(request: Request, path: Path) -> Experiment:
     """The experiment in a file; its weights, if they are beside it, are kept for the runs."""
-    from qkvbench.data import DataRefusedError, DataUnavailableError
     from qkvbench.sweep.local import Workers
     from qkvbench.train.dependencies import adopt_weights
 
@@ -110,9 +109,9 @@ def _checkpoint(request: Request, path: Path) -> Experiment:
         try:
             with Workers(experiment.backend) as workers:
                 workers.call(adopt_weights, experiment, weights)
-        except (ValueError, DataRefusedError, DataUnavailableError) as error:
+        except ChildProcessError as error:
             raise RequestError(
-                f"{weights} has no weights of the experiment in {path}: {error}"
+                f"{weights} cannot be taken as the weights of the run in {path}:\n{error}"
             ) from None
     return experiment
 

@@ -85,7 +85,7 @@ class SideBySide:
         self.attention = layer.attention
         self.options = [layer.attention.forward]
         for weights in fits:
-            changed = copy.deepcopy(layer.attention)
+            changed = copy.deepcopy(layer.attention).requires_grad_(requires_grad=False)
             output = changed.get_submodule(layer.family.output)
             replace(layer, attention=changed, output=output).write(weights)
             self.options.append(changed.forward)
