@@ -106,10 +106,12 @@ def frontier(shown: Frontier) -> Markup:
         for arm in each.arms
         if arm != CONTINUED
     ]
-    main = [each for family, _, _, each in points if family in ORDER[:2] + ORDER[3:5]]
-    low = min(0.0, *(_low(each) for _, _, _, each in points))
-    high = max(SHOWN * max(_high(each) for each in main), 0.0)
-    high = min(high, max(_high(each) for _, _, _, each in points)) or 1.0
+    # By what has few and small losses: intervals of the others may be as wide as the page.
+    main = [each for family, _, _, each in points if family in FAMILIES and family != RANDOM]
+    low, high = min(0.0, *map(_low, main)), max(0.0, *map(_high, main))
+    means = [value.mean for _, _, _, value in points]
+    low, most = min(low, *means), max(means)
+    high = max(high, min(most, low + SHOWN * (high - low))) or 1.0
     marks = ticks(low, high, 6)
     shares = [share for _, _, share, _ in points]
     x = scale(max(0.0, min(shares) - 0.05), 1.0, LEFT, WIDTH - RIGHT)
@@ -124,7 +126,8 @@ def frontier(shown: Frontier) -> Markup:
             path = "L".join(f"{x(a) + aside:.1f} {y(b):.1f}" for a, b in sorted(inside))
             parts.append(tag("path", d=f"M{path}", class_=f"single {_hue(family)}"))
         parts += [
-            _mark(family, arm, x(share) + aside, y, value, marks[-1]) for arm, share, value in own
+            _mark(family, arm, x(share) + aside, y, value, (marks[0], marks[-1]))
+            for arm, share, value in own
         ]
     title = tag("title", f"Loss against cost: {shown.title}")
     view = f"0 0 {WIDTH} {HEIGHT}"
@@ -235,8 +238,11 @@ def _axes(cost: str, x: Scale, y: Scale, marks: Sequence[float], least: float) -
     return parts
 
 
-def _mark(family: str, arm: str, x: float, y: Scale, value: Estimate, top: float) -> Markup:
+def _mark(
+    family: str, arm: str, x: float, y: Scale, value: Estimate, ends: tuple[float, float]
+) -> Markup:
     """A point with its interval; one that is above the figure is a triangle at its edge."""
+    bottom, top = ends
     name = tag("title", f"{arm}: {_signed(value)}")
     hue = f"mark {_hue(family)}"
     if value.mean > top:
@@ -245,7 +251,7 @@ def _mark(family: str, arm: str, x: float, y: Scale, value: Estimate, top: float
         return tag("g", name + tag("path", d=path, class_="dot"), class_=hue)
     parts = name
     if value.low is not None and value.high is not None:
-        low, high = y(value.low), y(min(value.high, top))
+        low, high = y(max(value.low, bottom)), y(min(value.high, top))
         parts += tag("path", d=f"M{x:.1f} {low:.1f}V{high:.1f}", class_="bar")
     parts += tag("circle", cx=f"{x:.1f}", cy=f"{y(value.mean):.1f}", r=4, class_="dot")
     return tag("g", parts, class_=hue)
