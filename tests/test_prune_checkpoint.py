@@ -91,6 +91,7 @@ def test_gates_of_a_pretrained_model_tie_the_layers_that_lose_nothing(place):
         torch.testing.assert_close(each, before[name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_plan_that_convert_reads_and_compares_it_healed(place, capsys):
     words = ["prune", str(place / "model"), "--target", "cache=75%", "--options", "q,k=v"]
     words += ["--text", str(place / "text.txt"), "--window", "64", "--steps", "30"]

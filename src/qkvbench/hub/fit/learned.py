@@ -183,6 +183,9 @@ def learn_plan(
     model, tokenizer = checkpoint.model(), checkpoint.tokenizer()
     allowed = planning.options_of(model, wanted.equations)
     start, reading, steps = wanted.start, wanted.reading, wanted.steps
+    # Refused before anything is read.
+    layers = layers_of(model)
+    found = _budget(layers, allowed, wanted.share)
     count = reading.count(reading.held_out) // 2 or 1
     deciding = reading.count(DECIDING_TOKENS) if healing.tokens else 0
     most = max(steps * SEQUENCES * LENGTH, healing.tokens)
@@ -200,8 +203,6 @@ def learn_plan(
     moments = collect(model, ({"input_ids": row[None]} for row in rows))
     trial = Trial(model, damaging, moments, start)
     table = _table(trial, allowed, progress)
-    found = _budget(table, allowed, wanted.share)
-    layers = layers_of(model)
     fits = [
         [fit_layer(layer, each, row, start, layer.read()) for each in allowed.values()]
         for layer, row in zip(layers, moments, strict=True)
@@ -247,12 +248,14 @@ def _table(trial: Trial, allowed: Mapping[str, Change], progress: Progress) -> l
     return table
 
 
-def _budget(
-    table: Sequence[Sequence[Option]], allowed: Mapping[str, Change], share: float
-) -> Budget:
+def _budget(layers: Sequence[Layer], allowed: Mapping[str, Change], share: float) -> Budget:
     """The cost of each option by the numbers that are cached; ValueError if none is so small."""
-    full = sum(row[0].values for row in table)
-    costs = tuple(tuple(float(o.values - row[0].values) for o in row) for row in table)
+    values = [
+        [planning.cached_values(layer, change) for change in (None, *allowed.values())]
+        for layer in layers
+    ]
+    full = sum(row[0] for row in values)
+    costs = tuple(tuple(float(each - row[0]) for each in row) for row in values)
     variants = (CANONICAL, *(change.variant for change in allowed.values()))
     found = Budget(variants, costs, full, share * full)
     least, _ = found.bounds
