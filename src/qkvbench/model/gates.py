@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from qkvbench.model.cycle import Cycle, VariantText
 from qkvbench.model.spec import Model
-from qkvbench.variant import NO_ATTENTION, write
+from qkvbench.variant import NO_ATTENTION, ROLES, LayerBelow, write
 
 # What a target bounds: bytes of the cache, learned parameters, multiply-accumulates of a forward
 # pass, or the measured time of a decode step.

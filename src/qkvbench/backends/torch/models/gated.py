@@ -9,7 +9,6 @@ from torch.func import functional_call
 
 from qkvbench.backends.torch.attention.layer import (
     Attention,
-    KeyValue,
     Lengths,
     SourceStream,
     Stream,
@@ -17,8 +16,8 @@ from qkvbench.backends.torch.attention.layer import (
 from qkvbench.backends.torch.attention.ops import Heads
 from qkvbench.backends.torch.cache.kv_cache import LayerCache
 from qkvbench.backends.torch.models.block import Block
-from qkvbench.model import Cycle, Model, with_layers
-from qkvbench.variant import Derivation, Parameter, Plan
+from qkvbench.model import Cycle, LentRoles, Model, with_layers
+from qkvbench.variant import Derivation, Parameter, Plan, Role
 
 # How a tensor is named whose name another option has for a tensor of another shape.
 OF_SHAPE = "@"
@@ -34,6 +33,7 @@ class GatedAttention(nn.Module):
 
     gates: Tensor | None
     taken: int
+    no_rows: Tensor
 
     def __init__(self, plans: Sequence[Plan | None]) -> None:
         """The options by their plans; None is no attention. Weights are not initialized."""
@@ -49,6 +49,7 @@ class GatedAttention(nn.Module):
             }
         )
         self.gates, self.taken = None, 0
+        self.register_buffer("no_rows", torch.empty(0), persistent=False)
 
     def forward(
         self,
@@ -72,12 +73,13 @@ class GatedAttention(nn.Module):
                 total = total + gate[:, None, None] * self._output(option, x, lengths, roots)
         return total
 
-    def key_value(self, made: dict[Derivation, Heads]) -> KeyValue | None:
-        """K and V of the first option, for the layer above; None if the pass made none."""
+    def lent(self, roles: tuple[Role, ...], made: dict[Derivation, Heads]) -> dict[Role, Heads]:
+        """K and V of the first option, for the layer above; `made` is this one's after the pass."""
         first = self.options[0]
         if first is None or (not self.training and self.taken != 0):
-            return None
-        return first.key_value(made)
+            # Nothing reads it: such an option is taken only above a layer with the first one.
+            return {role: self.no_rows for role in roles}
+        return first.lent(roles, made)
 
     def named_weights(self) -> dict[str, Tensor]:
         """The tensors of all options: by the plans' names, with a shape if there are several."""
@@ -117,8 +119,10 @@ def add_gates(blocks: Sequence[Block], model: Model, options: Cycle) -> list[Gat
         changed = [(*own[:number], each, *own[number + 1 :]) for each in options]
         plans = [with_layers(model, each).plans[number] for each in changed]
         layer = GatedAttention(plans)
-        if any(plan and plan.layers_below for plan in plans):
-            block.layers_below, blocks[number - 1].lends = 1, True
+        lenders = [each for plan in plans if plan for each in plan.lenders]
+        block.lenders = tuple({each.role: each for each in lenders}.values())
+        if lenders:
+            blocks[number - 1].lends = LentRoles(tuple(each.role for each in block.lenders), ())
         # It does in a whole pass what any attention does.
         block.attention = cast(Attention, layer)
         found.append(layer)
