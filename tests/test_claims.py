@@ -56,7 +56,7 @@ PINNED = {
     "article-forty-percent": ("impossible", "17.1% to 25.0%"),
     "article-pruning-parameters": ("impossible", "17.1% to 25.0%"),
     "article-shared-flops": ("impossible", "11.2% at 128 tokens, 8.8% at 2048"),
-    "article-gate-speed": ("not testable here", "2.83× as fast"),
+    "article-gate-speed": ("not testable here", "2.00× at any length: projections alone cannot"),
     "article-latencies": ("impossible", "at least 6.15 ms"),
     "article-memory": ("impossible", "at least 1.05 GB"),
     "article-shared-latency": ("refuted", "22.8%"),

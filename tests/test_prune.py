@@ -2,15 +2,19 @@
 
 import itertools
 import json
+import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 
 from qkvbench import cost, tasks
+from qkvbench import torch as qkv
 from qkvbench.backends.torch import Learner, named_weights
 from qkvbench.backends.torch.models.gated import GatedAttention
+from qkvbench.backends.torch.training import loss as loss_module
 from qkvbench.cli import main
 from qkvbench.cost.budget import Budget, budget, changed_layers, least_damage, spread
 from qkvbench.data.batch import Batch
@@ -19,6 +23,7 @@ from qkvbench.model import (
     Decoder,
     Gates,
     Init,
+    LossTarget,
     Model,
     Rotary,
     parse_target,
@@ -35,6 +40,7 @@ GRIDS = (
     ("q,k,v", "q=k,v", "q,k=v/2", "q=k=v"),
     ("q,k,v", "q,k=R(q),v=R(q)", "q=k=x,v", "q=k=v=x"),
     ("q,k,v", "q,k=L(5),v=L(5)", "q,k,v+window3", "q=k=0,v"),
+    ("q,k,v", "q,k=K(-1),v=V(-1)", "q,k,v=V(-1)", "none"),
 )
 
 
@@ -65,7 +71,8 @@ def batch(seed: int = 0) -> Batch:
 
 
 def every_choice(found: Budget):
-    return itertools.product(range(len(found.options)), repeat=len(found.costs))
+    every = itertools.product(range(len(found.options)), repeat=len(found.costs))
+    return filter(found.allows, every)
 
 
 @pytest.mark.parametrize("options", GRIDS, ids=" ".join)
@@ -116,6 +123,36 @@ def test_the_cache_of_a_plan_is_smaller_by_what_its_target_says():
     whole, small = (each.new_cache(2, 64).bytes for each in networks)
     assert small == found.share(plan) * whole
     assert small <= whole / 2
+
+
+def test_a_healed_plan_is_read_by_the_library_and_decodes_as_it_reads_a_whole_sequence(tmp_path):
+    layers = tuple(map(parse, ("q,k,v", "q,k=K(-1),v=V(-1)", "q,k,v/1", "none")))
+    healed = experiment(
+        model=with_layers(model(4), layers), init_from=experiment(layers=4), other_attention=True
+    )
+    Learner(healed).save(tmp_path / "learned-0.safetensors")
+    (tmp_path / "learned-0.json").write_text(json.dumps(to_json(healed)))
+    run_of_file = from_json(json.loads((tmp_path / "learned-0.json").read_text()))
+    network = qkv.build(run_of_file.model)
+    qkv.load(network, qkv.read(tmp_path / "learned-0.safetensors"))
+    prompt = batch().inputs[0, :5].tolist()
+    (written,) = qkv.generate(network, [prompt], tokens=6)
+    with torch.no_grad():
+        logits = network.eval()(torch.tensor([prompt + written]))[0]
+    assert written == logits.argmax(-1)[len(prompt) - 1 : -1].tolist()
+    # Four heads of K and V, none of its own, one, and none: 5 of 16.
+    whole = qkv.build(model(4)).new_cache(1, 64).bytes
+    assert network.new_cache(1, 64).bytes == 5 / 16 * whole
+
+
+@pytest.mark.slow
+def test_measure_finds_the_cache_of_a_plan_as_small_as_its_target_says(capsys):
+    plan = "q,k,v;q,k=K(-1),v=V(-1)"
+    words = ["measure", "q,k,v", plan, "--context", "64", "--batch", "1", "--json"]
+    assert main([*words, "--seconds", "60"]) == 0
+    whole, small = json.loads(capsys.readouterr().out)["arms"]
+    assert small["variant"] == plan
+    assert small["cache_bytes"] * 2 == whole["cache_bytes"]
 
 
 @pytest.mark.parametrize("options", GRIDS, ids=" ".join)
@@ -256,8 +293,111 @@ def test_gates_need_torch_on_one_device_and_a_model_of_one_input():
     two = tasks.find("captioning").model
     with pytest.raises(ValueError, match="two inputs"):
         experiment(model=two, gates=gates())
-    with pytest.raises(ValueError, match="a layer below"):
-        gates(("q,k,v", "q,k=K(-1),v=V(-1)"))
+    with pytest.raises(ValueError, match="the next one below only"):
+        gates(("q,k,v", "q,k=K(-2),v=V(-2)"))
+
+
+BELOW = ("q,k,v", "q,k=K(-1),v=V(-1)", "q,k,v/2", "none")
+
+
+def test_a_layer_reads_k_and_v_below_only_in_plans_in_which_the_layer_below_has_its_own():
+    found = budget(model(4), gates(BELOW, "cache=50%"))
+    # Half of the cache is a row of K and V in every second layer.
+    eager = [[0.01, 0.97, 0.01, 0.01]] * 4
+    plan = found.rounded(eager)
+    assert found.allows(plan)
+    assert found.within(plan)
+    assert plan == (0, 1, 0, 1)
+    assert not found.allows((2, 1, 0, 1))
+    assert not found.allows((0, 1, 1, 0))
+    # Without `none` no plan has less than half.
+    with pytest.raises(ValueError, match=r"leave 50\.0%"):
+        budget(model(4), gates(BELOW[:2], "cache=40%"))
+
+
+def test_damages_of_plans_that_read_below_are_least_among_those_that_can_be():
+    rng = np.random.default_rng(3)
+    found = budget(model(4), gates(BELOW, "params=90%"))
+    damages = rng.random((4, 4)).tolist()
+
+    def damage(choice):
+        return sum(damages[layer][taken] for layer, taken in enumerate(choice))
+
+    plan = least_damage(damages, found.costs, found.left, borrowed=found.borrowed)
+    allowed = filter(found.within, every_choice(found))
+    assert plan == min(allowed, key=damage)
+    free = least_damage(damages, found.costs, found.left)
+    assert damage(free) < damage(plan)
+
+
+def test_a_target_of_loss_names_the_cost_that_it_makes_small():
+    assert parse_target("loss=1%") == LossTarget(0.01, "cache")
+    assert parse_target("loss=0.5%:latency@8192") == LossTarget(0.005, "latency", 8192)
+    for text in ("loss=1%", "loss=2.5%:params", "loss=1%:macs@64"):
+        assert parse_target(str(parse_target(text))) == parse_target(text)
+    for text in ("loss=0%", "loss=1%:loss", "loss=1%:cache@8192", "loss=1%:", "loss=1"):
+        with pytest.raises(ValueError, match="write cache=50%"):
+            parse_target(text)
+
+
+@pytest.mark.parametrize("options", GRIDS, ids=" ".join)
+def test_the_costs_that_are_tried_for_a_loss_are_the_costs_that_plans_have(options):
+    found = budget(model(3), gates(options, "params=99.9%"))
+    levels = found.levels()
+    shares = sorted({round(found.share(each), 9) for each in every_choice(found)})
+    step = (1 - shares[0]) / 64
+    assert levels[0] == pytest.approx(shares[0])
+    if not found.borrowed:
+        assert all(min(abs(level - share) for share in shares) < 1e-8 for level in levels)
+    # Every cheaper plan has a level that it meets, and that is at most a 64th above it.
+    for share in shares[:-1]:
+        assert min(level - share for level in levels if level > share - 1e-8) < step * 1.1
+
+
+def test_a_teacher_that_predicts_the_same_halves_the_loss_and_another_adds_its_divergence(tmp_path):
+    plain, teacher = Learner(experiment()), Learner(experiment(seed=1))
+    plain.save(tmp_path / "same.safetensors")
+    teacher.save(tmp_path / "other.safetensors")
+    own, _ = plain.gradients(batch())
+
+    def loss(path):
+        learner = Learner(experiment(teacher=experiment(seed=1)))
+        learner.load_teacher(path)
+        return learner.gradients(batch())[0]
+
+    tokens = torch.from_numpy(batch().inputs)
+    with torch.no_grad():
+        logs, wanted = (
+            each.network.eval()(tokens).double().log_softmax(-1) for each in (plain, teacher)
+        )
+    divergence = float((wanted.exp() * (wanted - logs)).sum(-1).mean())
+    assert loss(tmp_path / "same.safetensors") == pytest.approx(own / 2, rel=1e-5)
+    assert divergence > 0.01
+    assert loss(tmp_path / "other.safetensors") == pytest.approx((own + divergence) / 2, rel=1e-5)
+
+
+def test_divergence_in_parts_has_the_value_and_gradient_of_all_places_together(monkeypatch):
+    network, teacher = (Learner(experiment(seed=seed)).network for seed in (0, 1))
+    found = []
+    # Seven places of eleven classes: at once, and three at a time.
+    for logits in (2**20, 33):
+        monkeypatch.setattr(loss_module, "CHUNK_LOGITS", logits)
+        hidden, expected = torch.from_numpy(
+            np.random.default_rng(0).normal(size=(2, 7, 24)).astype(np.float32)
+        )
+        hidden.requires_grad_()
+        value = loss_module.mean_divergence(network, hidden, teacher, expected)
+        value.backward()
+        found.append((value.detach(), hidden.grad))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_model_learns_from_a_teacher_of_its_own_task():
+    other = replace(experiment(), task=parse_task("lm-docs"))
+    with pytest.raises(ValueError, match="A teacher predicts"):
+        experiment(teacher=other)
+    assert experiment(teacher=experiment()).first == (experiment(),)
+    assert from_json(to_json(experiment(teacher=experiment()))) == experiment(teacher=experiment())
 
 
 def test_a_run_with_gates_ends_with_the_scores_of_the_plan_and_the_history_of_its_layers():
@@ -368,3 +508,120 @@ def test_the_command_goes_on_where_it_was_interrupted_and_writes_a_model_that_lo
     again = {each: each.read_text() for each in (out / "runs").glob("*.json")}
     assert {each for each in records if again[each] != records[each]} <= {lost}
     assert json.loads((out / "prune.json").read_text()) == found
+
+
+@pytest.mark.slow
+def test_a_target_of_loss_ends_at_a_cost_that_is_within_it_and_all_later_runs_are_taught(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    words = ["prune", "sort", "--options", "none", "--seeds", "1", "--draws", "1", "--pairs", "1"]
+    words += ["--smoke", "--jobs", "1", "--out", str(out), "--distill"]
+    # Models of so few steps lose nothing by attention, and any plan is within a large growth.
+    assert main([*words, "--target", "loss=90%:params"]) == 0
+    text = capsys.readouterr().out
+    found = json.loads((out / "prune.json").read_text())
+    assert text.startswith("loss=90%:params: params=")
+    within = [each for each in found["tried"] if each["growth"] <= 0.9]
+    assert found["share"] == min(within, key=lambda each: each["cost"])["share"]
+    runs = [json.loads(each.read_text()) for each in sorted((out / "runs").glob("*.json"))]
+    # Of all runs only the first has no teacher.
+    assert sum(each["experiment"]["teacher"] is None for each in runs) == 1
+
+
+@pytest.mark.slow
+def test_a_search_begins_with_the_weights_of_a_file_which_are_scored_and_not_trained(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path / "cache"))
+    task = tasks.find("sort")
+    start = Experiment(task.model, parse_task("sort"), task.version, SHORT, seed=3)
+    (tmp_path / "model.json").write_text(json.dumps(to_json(start)))
+    Learner(start).save(tmp_path / "model.safetensors")
+    words = ["prune", str(tmp_path / "model.json"), "--options", "none", "--pairs", "1"]
+    words += ["--draws", "1", "--jobs", "1", "--out", str(tmp_path / "out")]
+    assert main([*words, "--target", "params=90%"]) == 0
+    runs = [json.loads(each.read_text()) for each in (tmp_path / "out" / "runs").glob("*.json")]
+    assert [each["curve"] for each in runs if each["id"] == start.id] == [[]]
+    assert all(each["curve"] for each in runs if each["id"] != start.id)
+    found = json.loads((tmp_path / "out" / "prune.json").read_text())
+    assert found["seeds"] == [3]
+    # Of a model without such layers no weights can be taken.
+    deeper = replace(start, model=replace(task.model, blocks=task.model.blocks * 2))
+    (tmp_path / "model.json").write_text(json.dumps(to_json(deeper)))
+    assert main([*words, "--target", "params=90%"]) == 2
+
+
+def result_of(share, seeds=(0, 1), **changed):
+    """A result as the command writes it, with made-up losses."""
+
+    def arm(cost, above):
+        afters = [1.0 + above * (0.9 + 0.2 * n) for n in range(len(seeds))]
+        outcomes = [
+            {"layers": ["q,k,v"] * 2, "share": cost, "before": 2.0, "after": each}
+            for each in afters
+        ]
+        return {"seeds": [[each] for each in outcomes]}
+
+    return {
+        "version": 1,
+        "task": "lm-<b>",
+        "model": "tiny",
+        "layers": 2,
+        "options": ["q,k,v", "none"],
+        "target": f"cache={share:.0%}",
+        "share": share,
+        "seeds": list(seeds),
+        "learned": ["q,k,v;none"] * len(seeds),
+        "integer_program": ["none;q,k,v"] * len(seeds),
+        "best_rival": "random",
+        "agreement": {"of_seeds": 1.0, "with_integer_program": 0.0},
+        "arms": {
+            "all layers as they are": arm(1.0, 0.0),
+            "learned": arm(share, 0.1),
+            "integer program": arm(share, 0.05),
+            "random": arm(share, 9.0),
+        },
+        "history": [[{"step": n, "probabilities": [[0.75, 0.25]] * 2} for n in (0, 5)]]
+        * len(seeds),
+        **changed,
+    }
+
+
+def folders_of(tmp_path, *results):
+    found = []
+    for number, each in enumerate(results):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "prune.json").write_text(json.dumps(each))
+        found.append(str(folder))
+    return found
+
+
+def test_the_page_of_several_folders_has_every_arm_of_each_and_escapes_what_they_say(
+    tmp_path, capsys
+):
+    folders = folders_of(tmp_path, result_of(0.5), result_of(0.75))
+    assert main(["report", *folders]) == 0
+    assert capsys.readouterr().out == f"The page: {folders[0]}/report.html\n"
+    text = (tmp_path / "0" / "report.html").read_text()
+    assert "lm-<b>" not in text
+    # One figure of costs with a point for each arm of each folder, and one of gates for each.
+    pictures = [ElementTree.fromstring(each) for each in re.findall(r"<svg.*?</svg>", text)]
+    assert len(pictures) == 3
+    titles = [each.text for each in pictures[0].iter("title")][1:]
+    # Two seeds that are apart by a fifth: 12.7 standard errors on either side.
+    expected = ("learned: +0.1000 ± 0.1271", "integer program: +0.0500 ± 0.0635")
+    assert sorted(titles) == sorted(2 * [*expected, "random: +9.0000 ± 11.4356"])
+    # What is far above the figure is a triangle at its edge, and no circle.
+    assert sum(each.get("r") == "4" for each in pictures[0].iter()) == 4
+
+
+def test_a_result_that_contradicts_itself_and_mixed_folders_are_refused(tmp_path, capsys):
+    (folder,) = folders_of(tmp_path, result_of(0.5, learned=["q,k,v;none;none"] * 2))
+    assert main(["report", folder]) == 2
+    assert "do not agree" in capsys.readouterr().err
+    (tmp_path / "study").mkdir()
+    assert main(["report", folder, str(tmp_path / "study")]) == 2
+    assert "has no prune.json" in capsys.readouterr().err

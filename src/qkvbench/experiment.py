@@ -73,6 +73,8 @@ class Experiment:
     With ``other_attention`` the attention of ``init_from`` differs: what its layers share by name
     and shape is taken over, K and V of fewer heads begin as the means of theirs, and the rest is
     initialized. With ``gates`` the attention of each layer is chosen while it learns.
+    ``teacher`` is the experiment whose trained network predicts beside this one: the loss is the
+    mean of the cross-entropy and the divergence from its predictions.
     """
 
     model: Model
@@ -91,6 +93,7 @@ class Experiment:
     feature_extractor: "Experiment | None" = None
     other_attention: bool = False
     gates: Gates | None = None
+    teacher: "Experiment | None" = None
 
     def __post_init__(self) -> None:
         """Refuse conditions that contradict each other."""
@@ -114,15 +117,7 @@ class Experiment:
                 "A training pass over several devices is not compiled; leave out --compile or "
                 "--devices."
             )
-        if (self.gates or self.other_attention) and (
-            self.backend != "torch" or self.compiled or self.checkpointing or self.devices > 1
-        ):
-            raise ValueError(
-                "Gates, and models that begin with other attention, are trained by torch on one "
-                "device; leave out --backend, --compile, --checkpointing and --devices."
-            )
-        if self.gates:
-            check_gates(self.model, self.gates)
+        self._check_pruning()
         if self.init_from is None:
             return
         own, other = self.model, self.init_from.model
@@ -134,6 +129,23 @@ class Experiment:
                 f"layers must agree in attention and size.\n"
                 f"Here are {_layers(own)}; there {_layers(other)}."
             )
+
+    def _check_pruning(self) -> None:
+        """Refuse gates, teachers and starts of other attention that this experiment cannot have."""
+        if (self.gates or self.other_attention or self.teacher) and (
+            self.backend != "torch" or self.compiled or self.checkpointing or self.devices > 1
+        ):
+            raise ValueError(
+                "Gates, teachers, and models that begin with other attention, are trained by torch "
+                "on one device; leave out --backend, --compile, --checkpointing and --devices."
+            )
+        if self.teacher and (self.model.contrastive or self.teacher.task != self.task):
+            raise ValueError(
+                f"A teacher predicts the classes of {self.task}; a contrastive model has none, and "
+                f"a model of {self.teacher.task} has others."
+            )
+        if self.gates:
+            check_gates(self.model, self.gates)
 
     @cached_property
     def id(self) -> str:
@@ -160,8 +172,9 @@ class Experiment:
 
     @property
     def first(self) -> tuple["Experiment", ...]:
-        """The experiments that must have finished before: initial weights and feature extractor."""
-        return tuple(each for each in (self.init_from, self.feature_extractor) if each is not None)
+        """The experiments that must have finished before, whose weights this one reads."""
+        read = (self.init_from, self.feature_extractor, self.teacher)
+        return tuple(dict.fromkeys(each for each in read if each is not None))
 
     @property
     def needed(self) -> tuple["Experiment", ...]:

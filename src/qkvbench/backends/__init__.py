@@ -164,10 +164,14 @@ class Learner(Stateful, Protocol):
 
 @runtime_checkable
 class GatedLearner(Learner, Protocol):
-    """A learner that can have gates, which choose the attention of each layer."""
+    """A learner that can have gates, which choose the attention of each layer, and a teacher."""
 
     def gate_measures(self) -> dict[str, list[float]]:
         """By equation, the probability of each layer to get it; empty without gates."""
+        ...
+
+    def load_teacher(self, path: Path) -> None:
+        """Load the network of the experiment's teacher from a file of `save`."""
         ...
 
 

@@ -382,12 +382,18 @@ def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
     prune = _command(
         commands, "prune", "learn what each layer keeps, for a target, beside rivals (torch only)"
     )
-    prune.add_argument("task", metavar="TASK", help="a task or a recipe, whose model is trained")
+    prune.add_argument(
+        "task",
+        metavar="TASK|FILE|CHECKPOINT",
+        help="a task or a recipe, whose model is trained; FILE.json of a trained run, with "
+        "FILE.safetensors; or a pretrained model, with --text",
+    )
     prune.add_argument(
         "--target",
         required=True,
         metavar="T",
-        help="cache=50%%, params=80%%, macs=80%%@8192 or latency=80%%@8192 of the model's own",
+        help="cache=50%%, params=80%%, macs=80%%@8192 or latency=80%%@8192 of the model's own; "
+        "loss=1%%, loss=1%%:latency@8192: the cheapest within that loss",
     )
     prune.add_argument(
         "--options",
@@ -409,7 +415,35 @@ def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
     prune.add_argument(
         "--threads", type=_count, default=1, metavar="N", help="threads of each run (1)"
     )
+    prune.add_argument(
+        "--distill",
+        action="store_true",
+        help="every run after the first learns from the trained model's predictions, too",
+    )
     prune.add_argument("--jobs", type=_count, metavar="N", help="parallel runs (one per core)")
+    pretrained = prune.add_argument_group("a pretrained model")
+    pretrained.add_argument(
+        "--text", type=_path, metavar="FILE", help="text for the fit, the gates and healing"
+    )
+    pretrained.add_argument(
+        "--steps", type=_count, metavar="N", help="steps of the gates, of 256 tokens (128)"
+    )
+    pretrained.add_argument(
+        "--window", type=_count, default=512, metavar="N", help="tokens of a sequence (512)"
+    )
+    pretrained.add_argument(
+        "--tokens", type=_count, default=4096, metavar="N", help="tokens of the fit (4096)"
+    )
+    pretrained.add_argument(
+        "--held-out-tokens", type=_count, default=2048, metavar="N", help="tokens measured (2048)"
+    )
+    pretrained.add_argument(
+        "--heal",
+        nargs="+",
+        default=[],
+        metavar="SETTING",
+        help="heal every plan: blocks=8k, lora=RANK, …",
+    )
     prune.add_argument(
         "--smoke", action="store_true", help="everything with very few steps: learns nothing"
     )
@@ -472,7 +506,13 @@ def _source(parser: _Parser) -> None:
 def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """The commands that only read a folder of results."""
     report = _command(commands, "report", "print the answer of a study, and write its page")
-    _folder(report)
+    report.add_argument(
+        "folders",
+        nargs="+",
+        type=_results,
+        metavar="DIR",
+        help="a folder of results of 'qkvbench run', or folders of 'qkvbench prune'",
+    )
     form = report.add_mutually_exclusive_group()
     form.add_argument(
         "--as", dest="report", metavar="NAME", help="one report: 'qkvbench ls reports' lists them"

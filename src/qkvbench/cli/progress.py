@@ -131,8 +131,10 @@ class StudyProgress:
         if self.tuning:
             name += f"  rate {record.parsed_experiment.training.learning_rate:g}"
         self.bars.update(self.bar, completed=count)
-        if record.status == "done" and record.observed:
-            took = seconds_text(record.observed.train_s)
+        if record.status == "done":
+            # A run whose weights are from a file was not observed.
+            observed = record.observed
+            took = seconds_text(observed.train_s) if observed else "not trained here"
             line = f"{name}  {self._score_text(record)}  {took}{self._left_text(count)}"
             self.console.print(line, markup=False, soft_wrap=True)
         else:

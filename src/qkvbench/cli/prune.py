@@ -12,35 +12,45 @@ from rich.console import Console
 from rich.table import Table
 
 from qkvbench import recipes, tasks
-from qkvbench.cli import names
+from qkvbench.cli import names, prune_checkpoint
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.progress import StudyProgress
+from qkvbench.cli.train import read_experiment
 from qkvbench.cost.budget import Budget
 from qkvbench.experiment import Experiment, to_json
-from qkvbench.model import Gates, parse_target, write_cycle
+from qkvbench.model import Gates, LossTarget, Target, parse_target, write_cycle
 from qkvbench.recipes import Study
 from qkvbench.results import pruning as results
-from qkvbench.results.pruning import Estimate
+from qkvbench.results.pruning import ALONE, CONTINUED, LEARNED, RESULT, SCRATCH, Estimate
 from qkvbench.results.store import Store, StoreError, write_atomically
 from qkvbench.variant import CANONICAL, write
 
 if TYPE_CHECKING:
-    from qkvbench.sweep.prune import Result
-
-# The file of everything that was found.
-RESULT = "prune.json"
+    from qkvbench.sweep.prune import Probe, Result
 
 
 def answer(request: Request) -> int:
     """Learn the plans, run the rivals, print what was found and write it to the folder."""
+    if request.text or prune_checkpoint.is_checkpoint(request.task):
+        return prune_checkpoint.answer(request)
+    if request.heal or request.steps:
+        raise RequestError("--heal and --steps are for a pretrained model: add --text FILE.")
     from qkvbench.sweep.local import stoppable
-    from qkvbench.sweep.prune import FailedRunError, Pruning, run_pruning
+    from qkvbench.sweep.prune import (
+        FailedRunError,
+        Pruning,
+        UnreachableLossError,
+        cheapest_within,
+        run_pruning,
+    )
 
-    study, folder = _study(request), Path(request.out)
-    pruning = Pruning(study, _gates(request, study, folder), request.draws, request.pairs)
+    trained, folder = _trained(request), Path(request.out)
+    target, gates = _gates(request, trained[0], folder)
+    pruning = Pruning(trained, gates, request.draws, request.pairs, request.distill)
+    probes: list[Probe] = []
     try:
         # Refused before anything is trained.
-        budget = pruning.budget
+        _ = pruning.budget
         _ = [pruning.gated(each) for each in pruning.trained]
     except ValueError as error:
         raise RequestError(f"{error}\nNothing was run.") from None
@@ -49,13 +59,20 @@ def answer(request: Request) -> int:
     try:
         store.check_writable()
         with stoppable(), StudyProgress(endings) as progress:
+            if isinstance(target, LossTarget):
+                pruning, probes = cheapest_within(
+                    pruning, target, store, jobs=request.jobs, progress=progress
+                )
             result = run_pruning(pruning, store, jobs=request.jobs, progress=progress)
     except StoreError as error:
         raise RequestError(f"{error}\nGive another folder with --out DIR.") from None
+    except UnreachableLossError as error:
+        raise RequestError(f"{error}") from None
     except FailedRunError as error:
         print(f"{error}\nThe same command repeats what is not done.", file=sys.stderr)
         return 1
-    document = _document(result, budget)
+    budget = pruning.budget
+    document = _document(result, budget, target, probes)
     for number, each in enumerate(result.weights):
         _write_weights(folder, number, each)
     text = json.dumps(document, indent=1, allow_nan=False)
@@ -63,18 +80,44 @@ def answer(request: Request) -> int:
     if request.json:
         print(text)
     else:
+        _print_search(target, probes, pruning.gates.target)
         _print(result, budget, folder)
     return 0
 
 
+def _trained(request: Request) -> tuple[Experiment, ...]:
+    """The runs of the model as it is, one for each seed; of a checkpoint the one that made it."""
+    path = Path(request.task)
+    if path.suffix == ".json":
+        return (_checkpoint(request, path),)
+    return _study(request).experiments()
+
+
+def _checkpoint(request: Request, path: Path) -> Experiment:
+    """The experiment in a file; its weights, if they are beside it, are kept for the runs."""
+    from qkvbench.sweep.local import Workers
+    from qkvbench.train.dependencies import adopt_weights
+
+    if request.layers or request.model or request.position or request.smoke:
+        raise RequestError(
+            f"{path} has its own model and steps; leave out --layers, --model, --position and "
+            "--smoke."
+        )
+    experiment = read_experiment(path)
+    weights = path.with_suffix(".safetensors")
+    if weights.is_file():
+        try:
+            with Workers(experiment.backend) as workers:
+                workers.call(adopt_weights, experiment, weights)
+        except ChildProcessError as error:
+            raise RequestError(
+                f"{weights} cannot be taken as the weights of the run in {path}:\n{error}"
+            ) from None
+    return experiment
+
+
 def _study(request: Request) -> Study:
     """The study of the model without gates: one task, as it is or deeper."""
-    if (Path(request.task) / "config.json").is_file():
-        raise RequestError(
-            f"{request.task} is a pretrained checkpoint, whose layers get no gates here.\n"
-            f"'qkvbench advise {request.task} --cache 50% --text FILE' plans its layers by the "
-            "damage of each."
-        )
     study = Study("prune", (write(CANONICAL),), {}, smoke=request.smoke)
     if request.task in recipes.names():
         recipe = recipes.find(request.task)
@@ -102,31 +145,37 @@ def _study(request: Request) -> Study:
     return study
 
 
-def _gates(request: Request, study: Study, folder: Path) -> Gates:
-    """The gates of a request; the first option is the attention of the model as it is."""
-    options = list(dict.fromkeys([CANONICAL, *names.variants(request.options)]))
-    (task,) = study.seeds
+def _gates(
+    request: Request, trained: Experiment, folder: Path
+) -> tuple[Target | LossTarget, Gates]:
+    """The target, and gates under it; the first option is the attention of the model as it is.
+
+    Under a target of loss they may keep everything, until the bound of the cost is found.
+    """
+    own = trained.model.blocks[0].attention
+    options = dict.fromkeys([own.variant if own else CANONICAL, *names.variants(request.options)])
     try:
-        target = parse_target(request.target).at_length(tasks.find(task).tokens)
-        gates = Gates(tuple(options), target)
-        if target.quantity != "latency":
-            return gates
-        return replace(gates, latencies_s=_latencies(study, gates, folder))
+        target = parse_target(request.target)
+        bound = target.at(1.0) if isinstance(target, LossTarget) else target
+        gates = Gates(tuple(options), bound.at_length(tasks.find(trained.task).tokens))
+        if bound.quantity == "latency":
+            gates = replace(gates, latencies_s=_latencies(trained, gates, folder))
     except ValueError as error:
         raise RequestError(f"{error}\nNothing was run.") from None
+    return target, gates
 
 
-def _latencies(study: Study, gates: Gates, folder: Path) -> tuple[float, ...]:
+def _latencies(trained: Experiment, gates: Gates, folder: Path) -> tuple[float, ...]:
     """Seconds of a decode step for each layer with each option: measured here, once.
 
+    The first layer has K and V of its own if an option reads them below: its time is taken off.
     ValueError if the model does not decode at this length.
     """
     from qkvbench.measure.conditions import Conditions
     from qkvbench.measure.observe import measurements
     from qkvbench.sweep.local import Workers
 
-    (task,) = study.seeds
-    base, context = study.model_of(task), gates.target.tokens
+    base, context = trained.model, gates.target.tokens
     if not base.causal or context is None or (base.longest or context + 1) <= context:
         raise ValueError(
             f"{base.name} does not decode at {context} tokens; take a language model, and "
@@ -137,17 +186,18 @@ def _latencies(study: Study, gates: Gates, folder: Path) -> tuple[float, ...]:
     texts = [write(each) for each in gates.options]
     if not set(texts) <= set(known):
         models = [base.with_variant(each) for each in gates.options]
-        conditions = Conditions(threads=study.threads, context=context)
+        conditions = Conditions(threads=trained.threads, context=context)
         print(f"Timing {len(models)} options at {context} tokens ...", file=sys.stderr)
-        with Workers(study.backend) as workers:
+        with Workers(trained.backend) as workers:
             measured, untimed = measurements(models, conditions, workers.call)
         if untimed:
             raise ValueError(f"{untimed[0].variant} cannot be timed: {untimed[0].reason}")
         # All together: only what ran interleaved can be compared.
-        known = {
-            text: (each.decode_p50_s or 0.0) / len(base.blocks)
-            for text, each in zip(texts, measured, strict=True)
-        }
+        layers, whole = len(base.blocks), [each.decode_p50_s or 0.0 for each in measured]
+        known = {text: time / layers for text, time in zip(texts, whole, strict=True)}
+        if layers > 1:
+            for number in gates.borrowed:
+                known[texts[number]] = (whole[number] - known[texts[0]]) / (layers - 1)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, f"{json.dumps(known, indent=1)}\n".encode())
     return tuple(known[text] for text in texts)
@@ -168,16 +218,21 @@ def _write_weights(folder: Path, number: int, run: Experiment) -> None:
     write_atomically(about, text.encode())
 
 
-def _document(result: "Result", budget: Budget) -> dict[str, object]:
+def _document(
+    result: "Result", budget: Budget, target: Target | LossTarget, probes: Sequence["Probe"]
+) -> dict[str, object]:
     """Everything that was found, as JSON values."""
     pruning = result.pruning
     rivals = _rivals(result)
     return {
         "version": 1,
-        "task": next(iter(pruning.study.seeds)),
+        "task": str(pruning.trained[0].task),
         "model": pruning.trained[0].model.name,
         "layers": len(budget.costs),
         "options": [write(each) for each in budget.options],
+        "wanted": str(target),
+        "tried": [asdict(each) for each in probes],
+        "distilled": pruning.distills,
         "target": str(pruning.gates.target),
         "share": pruning.gates.target.share,
         "reachable": list(budget.bounds),
@@ -189,8 +244,9 @@ def _document(result: "Result", budget: Budget) -> dict[str, object]:
         "seeds": [each.seed for each in pruning.trained],
         "learned": [write_cycle(budget.layers(each)) for each in result.learned],
         "integer_program": [write_cycle(budget.layers(each)) for each in result.program],
+        "weights": result.kept,
         "best_rival": (rival := results.best(rivals)),
-        "against_all_layers": asdict(_against(result, _continued())),
+        "against_all_layers": asdict(_against(result, CONTINUED)),
         "against_best_rival": asdict(_against(result, rival)),
         "agreement": {
             "of_seeds": results.agreement(result.learned),
@@ -217,29 +273,31 @@ def _document(result: "Result", budget: Budget) -> dict[str, object]:
     }
 
 
-def _continued() -> str:
-    from qkvbench.sweep.prune import CONTINUED
-
-    return CONTINUED
-
-
 def _rivals(result: "Result") -> Mapping[str, Sequence[Sequence[results.PlanLoss]]]:
     """The arms whose plan no gate has learned."""
-    from qkvbench.sweep.prune import ALONE, CONTINUED, LEARNED, SCRATCH
-
     own = (ALONE, CONTINUED, LEARNED, SCRATCH)
     return {name: seeds for name, seeds in result.arms.items() if name not in own}
 
 
 def _against(result: "Result", other: str) -> Estimate:
-    from qkvbench.sweep.prune import LEARNED
-
     return results.difference(result.arms[LEARNED], result.arms[other])
 
 
-def _print(result: "Result", budget: Budget, folder: Path) -> None:
-    from qkvbench.sweep.prune import LEARNED
+def _print_search(target: Target | LossTarget, probes: Sequence["Probe"], found: Target) -> None:
+    """The costs that were tried for a loss, in order."""
+    if not probes:
+        return
+    print(f"{target}: {found} is the cheapest of {len(probes)} tried that is within it.")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("tried", "plans cost", "loss grows, on validation"):
+        table.add_column(head, justify="right")
+    for each in probes:
+        bound = Target(found.quantity, each.share, found.tokens)
+        table.add_row(str(bound), f"{each.cost:.1%}", f"{each.growth:+.2%}")
+    Console().print(table, markup=False)
 
+
+def _print(result: "Result", budget: Budget, folder: Path) -> None:
     pruning, plans = result.pruning, result.learned
     common, count = Counter(plans).most_common(1)[0]
     rival = results.best(_rivals(result))
@@ -249,8 +307,8 @@ def _print(result: "Result", budget: Budget, folder: Path) -> None:
     print(
         f"{pruning.gates.target}: {write_cycle(budget.layers(common))}{same} has "
         f"{budget.share(common):.1%} of the {_QUANTITY[pruning.gates.target.quantity]}.\n"
-        f"Its loss is {loss.mean:.4f} nats: {_signed(_against(result, _continued()))} against "
-        f"{_continued()},\n{_signed(_against(result, rival))} against the best rival, {rival} "
+        f"Its loss is {loss.mean:.4f} nats: {_signed(_against(result, CONTINUED))} against "
+        f"{CONTINUED},\n{_signed(_against(result, rival))} against the best rival, {rival} "
         f"({seeds})."
     )
     console = Console()
@@ -258,7 +316,7 @@ def _print(result: "Result", budget: Budget, folder: Path) -> None:
     table.add_column("arm, after equal steps")
     for head in ("cost", "loss before", "healed", "against all layers"):
         table.add_column(head, justify="right")
-    base = result.arms[_continued()]
+    base = result.arms[CONTINUED]
     for name, rows in sorted(result.arms.items(), key=lambda row: sum(results.after(row[1]))):
         shares = [each.share for seed in rows for each in seed]
         before = results.before(rows)
@@ -267,7 +325,7 @@ def _print(result: "Result", budget: Budget, folder: Path) -> None:
             f"{sum(shares) / len(shares):.1%}",
             "" if before is None else f"{results.estimate(before).mean:.4f}",
             f"{results.estimate(results.after(rows)).mean:.4f}",
-            "" if name == _continued() else _signed(results.difference(rows, base)),
+            "" if name == CONTINUED else _signed(results.difference(rows, base)),
         )
     console.print(table, markup=False)
     layers = Table(box=None, pad_edge=False, header_style="bold")
@@ -284,7 +342,10 @@ def _print(result: "Result", budget: Budget, folder: Path) -> None:
     between = "" if own is None else f"two seeds agree in {own:.0%} of the layers, "
     agreed = results.agreement_with(plans, result.program)
     print(f"Learned plans: {between}a seed and its integer program in {agreed:.0%}.")
-    print(f"{folder / RESULT} has all of it; {folder / 'learned-0.safetensors'} the weights.")
+    print(
+        f"{folder / RESULT} has all of it; {folder / 'learned-0.safetensors'} the weights of "
+        f"'{result.kept}'."
+    )
 
 
 _QUANTITY = {

@@ -9,9 +9,10 @@ from rich.console import Console
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.reports import brief, page
-from qkvbench.reports.parts import paper
+from qkvbench.reports.parts import paper, plans
 from qkvbench.reports.parts.formatting import printable
 from qkvbench.results.across import FLOOR
+from qkvbench.results.pruning import RESULT, read_result
 from qkvbench.results.store import (
     Store,
     StoreError,
@@ -38,7 +39,10 @@ def _answer(request: Request) -> int:
             "--out is the file of one report, and --paper writes several files into a folder; "
             "leave out one of them."
         )
-    store = Store(request.folder)
+    if _has_plans(request.folders):
+        return _answer_plans(request)
+    (folder,) = request.folders
+    store = Store(folder)
     margins = names.margins(request.margin)
     named = "full" if request.full else "summary" if request.json else request.report
     wanted = names.report(named)
@@ -59,6 +63,35 @@ def _answer(request: Request) -> int:
     except StoreError as error:
         raise RequestError(str(error)) from None
     return 1 if request.strict and study.damaged else 0
+
+
+def _has_plans(folders: Sequence[str]) -> bool:
+    """Whether these are folders of `qkvbench prune`; RequestError if they have no report in one."""
+    learned = [each for each in folders if (Path(each) / RESULT).is_file()]
+    if len(folders) > 1 and len(learned) < len(folders):
+        other = next(each for each in folders if each not in learned)
+        raise RequestError(
+            f"{other} has no {RESULT}, and several folders have a report in one if each is of "
+            "'qkvbench prune'.\nGive one folder, or 'qkvbench evidence ARM DIR ...' for studies."
+        )
+    return bool(learned)
+
+
+def _answer_plans(request: Request) -> int:
+    """Write the page of learned plans, into the first folder or to --out."""
+    if request.full or request.json or request.report or request.paper or request.margin:
+        raise RequestError(
+            f"{request.folders[0]} has learned plans, whose report is one page; {RESULT} has them "
+            "as JSON.\nLeave out --as, --full, --json, --paper and --margin."
+        )
+    try:
+        results = {each: read_result(Path(each)) for each in request.folders}
+        place = Path(request.out or Path(request.folders[0]) / f"report.{page.SUFFIX}")
+        _write(place, plans.page(results))
+    except StoreError as error:
+        raise RequestError(str(error)) from None
+    print(f"The page: {place}")
+    return 0
 
 
 def load_view(folder: str, words: Sequence[str] | None) -> View:

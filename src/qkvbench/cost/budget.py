@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -27,6 +28,9 @@ Pairs = Mapping[tuple[tuple[int, int], tuple[int, int]], float]
 Spread = Literal["uniform", "first", "last", "random"]
 SPREADS: tuple[Spread, ...] = get_args(Spread)
 
+# Costs that are closer than such a part of what options can change are one level.
+LEVELS = 64
+
 # Costs are sums of numbers that may not be whole; a limit is met to this share of it.
 _TOLERANCE = 1e-9
 
@@ -36,13 +40,15 @@ class Budget:
     """The cost of each option of each layer, over that of the model's own attention, and the most.
 
     ``full`` is the cost of the model as it is, ``limit`` that of a plan, both whole; ``costs`` are
-    differences, below 0 for what is cheaper.
+    differences, below 0 for what is cheaper. A layer can have an option of ``borrowed`` if the
+    layer below has option 0.
     """
 
     options: Cycle
     costs: tuple[tuple[float, ...], ...]
     full: float
     limit: float
+    borrowed: frozenset[int] = frozenset()
 
     def share(self, choice: Choice) -> float:
         """The cost of a choice, as a share of the model's."""
@@ -59,7 +65,32 @@ class Budget:
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest cost of a choice, as shares of the model's."""
         least, most = (sum(map(end, self.costs)) for end in (min, max))
+        if self.borrowed:
+            cheapest = least_damage(self.costs, self.costs, most, borrowed=self.borrowed)
+            least = sum(row[taken] for row, taken in zip(self.costs, cheapest, strict=True))
         return 1 + least / self.full, 1 + most / self.full
+
+    def allows(self, choice: Choice) -> bool:
+        """Whether every layer that reads K and V of the layer below finds them there."""
+        return all(taken not in self.borrowed or below == 0 for below, taken in pairwise(choice))
+
+    def within(self, choice: Choice) -> bool:
+        """Whether the choice costs at most the limit."""
+        spent = sum(row[taken] for row, taken in zip(self.costs, choice, strict=True))
+        return spent <= self.left + _TOLERANCE * self.full
+
+    def levels(self) -> list[float]:
+        """The costs that choices have, as shares below that of the model, ascending.
+
+        Of costs that are closer than one part of `LEVELS`, the largest one.
+        """
+        sums = {0.0}
+        least = self.bounds[0] * self.full - self.full
+        for row in self.costs:
+            apart = {round(one + other, 9): None for one in sums for other in row}
+            sums = set(_sparse(sorted(apart), -least / (16 * LEVELS)))
+        within = [each for each in sums if least * (1 + _TOLERANCE) <= each < least * _TOLERANCE]
+        return [1 + each / self.full for each in _sparse(sorted({least, *within}), -least / LEVELS)]
 
     def layers(self, choice: Choice) -> Cycle:
         """The variant of each layer."""
@@ -72,7 +103,7 @@ class Budget:
         other option is taken for being dearer: it need not be better.
         """
         surprise = [[-math.log(max(each, 1e-300)) for each in row] for row in probabilities]
-        chosen = list(least_damage(surprise, self.costs, self.left))
+        chosen = list(least_damage(surprise, self.costs, self.left, borrowed=self.borrowed))
         while whole := [
             (surprise[layer][0] - surprise[layer][taken], layer)
             for layer, taken in enumerate(chosen)
@@ -84,9 +115,7 @@ class Budget:
 
     def _can_be_whole(self, layer: int, chosen: Sequence[int]) -> bool:
         """Whether the layer has another option, and its own is within the budget."""
-        spent = sum(row[taken] for row, taken in zip(self.costs, chosen, strict=True))
-        more = self.costs[layer][0] - self.costs[layer][chosen[layer]]
-        return chosen[layer] != 0 and spent + more <= self.left + _TOLERANCE * self.full
+        return chosen[layer] != 0 and self.within((*chosen[:layer], 0, *chosen[layer + 1 :]))
 
 
 def budget(model: Model, gates: Gates) -> Budget:
@@ -99,9 +128,14 @@ def budget(model: Model, gates: Gates) -> Budget:
         for layer in range(len(own))
     )
     target = gates.target
-    found = Budget(gates.options, costs, full, target.share * full)
+    found = Budget(gates.options, costs, full, target.share * full, gates.borrowed)
     least, _ = found.bounds
     if least > target.share * (1 + _TOLERANCE):
+        if least >= 1 - _TOLERANCE:
+            raise ValueError(
+                f"{target} cannot be reached: none of these options costs less than the model's "
+                "own attention.\nAllow cheaper options, such as 'q,k=v/1' or none."
+            )
         nearest = math.ceil(1e4 * least) / 1e4
         example = Target(target.quantity, nearest, target.tokens)
         raise ValueError(
@@ -143,10 +177,12 @@ def least_damage(
     limit: float,
     *,
     pairs: Pairs | None = None,
+    borrowed: frozenset[int] = frozenset(),
 ) -> Choice:
     """The choice with the least sum of damages whose costs add up to at most `limit`.
 
-    ``pairs`` are added if both their options are taken. ValueError if no choice is within it.
+    ``pairs`` are added if both their options are taken. Options of ``borrowed`` are taken if the
+    layer below has option 0. ValueError if no choice is within it.
     """
     places = [(layer, option) for layer, row in enumerate(costs) for option in range(len(row))]
     number = {place: at for at, place in enumerate(places)}
@@ -162,6 +198,12 @@ def least_damage(
         LinearConstraint(rows, 1, 1),
         LinearConstraint(spent / most, -np.inf, limit / most + _TOLERANCE),
     ]
+    above = [(place, at) for place, at in number.items() if place[0] and place[1] in borrowed]
+    if above:
+        reads = np.zeros((len(above), size))
+        for each, ((layer, _), at) in enumerate(above):
+            reads[each, [at, number[layer - 1, 0]]] = 1, -1
+        constraints.append(LinearConstraint(reads, -np.inf, 0))
     # A pair is 1 if and only if both of its options are taken.
     links = np.zeros((3 * len(together), size))
     bounds = np.zeros(3 * len(together))
@@ -180,6 +222,8 @@ def least_damage(
         integrality=np.ones(size, int),
         bounds=Bounds(0, 1),
         constraints=constraints,
+        # By default a choice within 1e-4 of the best one is taken for it.
+        options={"mip_rel_gap": 0.0},
     )
     if solved.x is None:
         raise ValueError("No choice of one option for each layer is within this limit.")
@@ -187,12 +231,24 @@ def least_damage(
     return tuple(taken[layer] for layer in range(len(costs)))
 
 
+def _sparse(values: Sequence[float], apart: float) -> list[float]:
+    """Ascending values, without those that are closer to the next larger one that is kept."""
+    kept: list[float] = []
+    for each in reversed(values):
+        if not kept or kept[-1] - each >= apart:
+            kept.append(each)
+    # The smallest is kept: it is what options reach.
+    return sorted({*kept, values[0]})
+
+
 def changed_layers(costs: Table, limit: float) -> dict[int, int]:
     """Each option with which the limit can be met, dearest first: in how many layers it must be.
 
-    The other layers have option 0. All layers have the same costs.
+    The other layers have option 0. All layers have the same costs; of an option that the first
+    layer cannot have, it is as if it could.
     """
-    layers, row = len(costs), costs[0]
+    # The first layer's differ if an option reads K and V of the layer below: it makes its own.
+    layers, row = len(costs), costs[-1]
     excess = sum(each[0] for each in costs) - limit
     saved = {option: row[0] - cost for option, cost in enumerate(row) if cost < row[0]}
     counts = {

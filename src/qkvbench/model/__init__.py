@@ -2,9 +2,10 @@
 
 from qkvbench.model.arm import Arm, arm_text, parse_arm, parse_label, write_arm
 from qkvbench.model.changes import CHANGES
-from qkvbench.model.cycle import Cycle, parse_cycle, shortest_cycle, write_cycle
+from qkvbench.model.cycle import IN_TURN, Cycle, parse_cycle, shortest_cycle, write_cycle
 from qkvbench.model.gates import (
     Gates,
+    LossTarget,
     Quantity,
     Target,
     check_gates,
@@ -60,6 +61,7 @@ __all__ = [
     "CHANGES",
     "CROSS",
     "ENCODER",
+    "IN_TURN",
     "PARTS",
     "POOLINGS",
     "POSITIONS",
@@ -83,6 +85,7 @@ __all__ = [
     "LayerPlans",
     "Learned",
     "LentRoles",
+    "LossTarget",
     "Model",
     "NoPosition",
     "Part",

@@ -2,11 +2,11 @@
 
 import re
 from dataclasses import dataclass, replace
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from qkvbench.model.cycle import Cycle, VariantText
 from qkvbench.model.spec import Model
-from qkvbench.variant import NO_ATTENTION, write
+from qkvbench.variant import NO_ATTENTION, ROLES, LayerBelow, write
 
 # What a target bounds: bytes of the cache, learned parameters, multiply-accumulates of a forward
 # pass, or the measured time of a decode step.
@@ -14,7 +14,13 @@ Quantity = Literal["cache", "params", "macs", "latency"]
 OF_A_LENGTH = ("macs", "latency")
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
-_TARGET = re.compile(r"([a-z]+)=(\d+(?:\.\d+)?)%(?:@(\d+))?")
+_SHARE = r"(\d+(?:\.\d+)?)%"
+_TARGET = re.compile(rf"([a-z]+)={_SHARE}(?:@(\d+))?")
+_LOSS = re.compile(rf"loss={_SHARE}(?::([a-z]+)(?:@(\d+))?)?")
+_EXAMPLE = (
+    "write cache=50%, params=80%, macs=80% or macs=80%@8192, latency=80%@8192,\n"
+    "or loss=1% for the least cache within that loss; loss=1%:latency@8192 for another cost."
+)
 
 
 @dataclass(frozen=True)
@@ -39,23 +45,47 @@ class Target:
         return f"{self.quantity}={100 * self.share:g}%{at}"
 
 
-def parse_target(text: str) -> Target:
-    """The target of a text such as ``cache=50%`` or ``macs=80%@8192``; ValueError if it is none."""
-    example = "write cache=50%, params=80%, macs=80% or macs=80%@8192, latency=80%@8192."
-    if text.startswith("loss="):
-        raise ValueError(
-            f"'{text}' bounds the loss, and a search finds plans of a given cost.\n"
-            f"Search at a few costs and keep the cheapest within that loss: {example}"
-        )
-    found = _TARGET.fullmatch(text)
-    if found is None or found[1] not in QUANTITIES:
-        raise ValueError(f"'{text}' is no target; {example}")
-    quantity = cast(Quantity, found[1])
-    share, tokens = float(found[2]) / 100, found[3] and int(found[3])
+@dataclass(frozen=True)
+class LossTarget:
+    """The most that the loss may grow, as a share; the least of ``quantity`` within it is wanted.
+
+    The loss is compared with that of all layers as they are after as many steps.
+    """
+
+    growth: float
+    quantity: Quantity = "cache"
+    tokens: int | None = None
+
+    def at(self, share: float) -> Target:
+        """The target that bounds the cost by this share."""
+        return Target(self.quantity, share, self.tokens)
+
+    def __str__(self) -> str:
+        """The text that `parse_target` reads."""
+        at = "" if self.tokens is None else f"@{self.tokens}"
+        return f"loss={100 * self.growth:g}%:{self.quantity}{at}"
+
+
+def parse_target(text: str) -> Target | LossTarget:
+    """The target of a text such as ``cache=50%``, ``macs=80%@8192`` or ``loss=1%:params``.
+
+    ValueError if it is none.
+    """
+    bounds_loss = text.startswith("loss=")
+    found = (_LOSS if bounds_loss else _TARGET).fullmatch(text)
+    if found is None:
+        raise ValueError(f"'{text}' is no target; {_EXAMPLE}")
+    percent, name = (found[1], found[2] or "cache") if bounds_loss else (found[2], found[1])
+    if name not in QUANTITIES:
+        raise ValueError(f"'{text}' is no target; {_EXAMPLE}")
+    quantity: Quantity = name
+    share, tokens = float(percent) / 100, found[3] and int(found[3])
     if not 0 < share < 1:
-        raise ValueError(f"'{text}' is no share between 0 and 100 %, which leaves something out.")
+        raise ValueError(f"'{text}' is no share between 0 and 100 %; {_EXAMPLE}")
     if tokens == 0 or (tokens and quantity not in OF_A_LENGTH):
-        raise ValueError(f"The length behind '@' is of macs and latency, from 1 on; {example}")
+        raise ValueError(f"The length behind '@' is of macs and latency, from 1 on; {_EXAMPLE}")
+    if bounds_loss:
+        return LossTarget(share, quantity, tokens or None)
     return Target(quantity, share, tokens or None)
 
 
@@ -63,8 +93,9 @@ def parse_target(text: str) -> Target:
 class Gates:
     """A choice among ``options`` in each layer, learned under a target.
 
-    The first option is the attention of the model itself. ``latencies_s`` are the times that one
-    layer of each option takes, if the target is a latency.
+    The first option is the attention of the model itself. An option that reads K and V of the
+    layer below can be taken if that layer has the first option. ``latencies_s`` are the times that
+    one layer of each option takes, if the target is a latency.
     """
 
     options: tuple[VariantText, ...]
@@ -72,15 +103,23 @@ class Gates:
     latencies_s: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse options among which there is nothing to choose, or that need a layer below."""
+        """Refuse options among which there is nothing to choose, or that read a distant layer."""
         if len(set(self.options)) < max(2, len(self.options)):
             raise ValueError("A gate chooses among two options or more, all different.")
         for each in self.options:
-            if each.reads_below:
+            below = {each.source(role) for role in ROLES} - {LayerBelow(1)}
+            if each.scores.first_value or any(isinstance(one, LayerBelow) for one in below):
                 raise ValueError(
-                    f"{write(each)} reads a layer below, which may have no K and V in a plan; "
-                    "leave it out of the options."
+                    f"{write(each)} reads a layer that may have no K and V in a plan; a layer can "
+                    "read those of the next one below only: q,k=K(-1),v=V(-1)."
                 )
+        if self.options[0].reads_below:
+            raise ValueError("The first option is a layer's own attention, with its own K and V.")
+
+    @property
+    def borrowed(self) -> frozenset[int]:
+        """The options that read K and V of the layer below, which must have the first option."""
+        return frozenset(number for number, each in enumerate(self.options) if each.reads_below)
 
 
 def check_gates(model: Model, gates: Gates) -> None:

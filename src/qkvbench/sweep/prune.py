@@ -7,10 +7,13 @@ many steps as gates and healing together, on batches in the same order.
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -25,10 +28,18 @@ from qkvbench.cost.budget import (
     spread,
 )
 from qkvbench.experiment import Experiment, Training
-from qkvbench.model import Gates, with_layers, write_cycle
-from qkvbench.recipes import Study
+from qkvbench.model import Gates, LossTarget, with_layers, write_cycle
 from qkvbench.reports.parts.formatting import plural
-from qkvbench.results.pruning import PlanLoss
+from qkvbench.results.pruning import (
+    ALONE,
+    CONTINUED,
+    LEARNED,
+    PAIRS,
+    PROGRAM,
+    RANDOM,
+    SCRATCH,
+    PlanLoss,
+)
 from qkvbench.results.record import Record
 from qkvbench.results.store import Store, write_atomically
 from qkvbench.sweep.local import Workers
@@ -40,10 +51,6 @@ from qkvbench.variant import write
 # Steps of the gates, and of healing, as shares of those of the trained model; and their rate, as a
 # share of its learning rate.
 SEARCH, HEAL, RATE = 0.25, 0.75, 0.5
-# Runs of the trained weights as they are, and of the plan.
-CONTINUED, LEARNED = "all layers as they are", "learned"
-ALONE, SCRATCH = "learned plan, weights of before", "learned plan, from scratch"
-PROGRAM, PAIRS = "integer program", "integer program with pairs"
 HOW: Mapping[Spread, str] = {"uniform": "evenly spaced", "first": "first", "last": "last"}
 
 
@@ -51,23 +58,23 @@ class FailedRunError(Exception):
     """A run of the study is not done; the message says which, and why."""
 
 
+class UnreachableLossError(Exception):
+    """Even the smallest change costs more loss than the target allows; the message has the loss."""
+
+
 @dataclass(frozen=True)
 class Pruning:
-    """The study: a model and task as a study of one arm, gates, and how many rivals are tried.
+    """The study: the run of each seed that trains the model as it is, gates, and rivals.
 
     ``draws`` are random plans for each seed; ``pairs`` is how many pairs of changed layers are
-    measured together.
+    measured together. With ``distills`` the trained model is the teacher of every later run.
     """
 
-    study: Study
+    trained: tuple[Experiment, ...]
     gates: Gates
     draws: int
     pairs: int
-
-    @property
-    def trained(self) -> tuple[Experiment, ...]:
-        """The run of each seed that trains the model as it is."""
-        return self.study.experiments()
+    distills: bool = False
 
     @property
     def budget(self) -> Budget:
@@ -77,7 +84,8 @@ class Pruning:
     def gated(self, trained: Experiment) -> Experiment:
         """The run that learns a plan."""
         training = _further(trained.training, SEARCH)
-        return replace(trained, training=training, init_from=trained, gates=self.gates)
+        begun = replace(trained, training=training, init_from=trained, gates=self.gates)
+        return replace(begun, teacher=self._teacher(trained), other_attention=False)
 
     def healed(self, plan: Choice, start: Experiment) -> Experiment:
         """The run that heals a plan: after gates, or as long as both from the trained model."""
@@ -90,12 +98,14 @@ class Pruning:
             training=_further(trained.training, share),
             init_from=start,
             other_attention=True,
+            teacher=self._teacher(trained),
         )
 
     def continued(self, trained: Experiment) -> Experiment:
         """The model as it is, trained as many steps as a plan."""
         training = _further(trained.training, SEARCH + HEAL)
-        return replace(trained, training=training, init_from=trained)
+        begun = replace(trained, training=training, init_from=trained, other_attention=False)
+        return replace(begun, teacher=self._teacher(trained))
 
     def scratch(self, plan: Choice, trained: Experiment) -> Experiment:
         """The plan from untrained weights, by as many steps in all."""
@@ -104,7 +114,31 @@ class Pruning:
             trained,
             model=with_layers(trained.model, self.budget.layers(plan)),
             training=replace(training, steps=training.steps + added),
+            init_from=None,
+            other_attention=False,
+            teacher=self._teacher(trained),
         )
+
+    def at(self, share: float) -> "Pruning":
+        """The same study with another bound of the cost."""
+        target = replace(self.gates.target, share=share)
+        return replace(self, gates=replace(self.gates, target=target))
+
+    def _teacher(self, trained: Experiment) -> Experiment | None:
+        return trained if self.distills else None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Learned plans that cost at most ``share``, and by how much their loss grows.
+
+    ``cost`` is the dearest plan's share; ``growth`` the validation loss above that of all layers as
+    they are, as a share of it: means over seeds.
+    """
+
+    share: float
+    cost: float
+    growth: float
 
 
 @dataclass(frozen=True)
@@ -112,6 +146,8 @@ class Result:
     """The outcomes of each arm by seed, and the plans of gates and of the integer program.
 
     ``history`` has for each seed, at each snapshot of the gates, every layer's probabilities.
+    ``weights`` are the runs of the learned plan whose weights a person takes away: those of arm
+    ``kept``, with the gates' weights or with those of before, whichever has less validation loss.
     """
 
     pruning: Pruning
@@ -120,7 +156,65 @@ class Result:
     program: Sequence[Choice]
     history: Sequence[Sequence[tuple[int, list[list[float]]]]]
     damages: Sequence[Sequence[Sequence[float]]]
+    kept: str
     weights: Sequence[Experiment]
+
+
+def cheapest_within(
+    pruning: Pruning, target: LossTarget, store: Store, *, jobs: int | None, progress: Progress
+) -> tuple[Pruning, list[Probe]]:
+    """The study at the least cost whose learned plans are within the loss, and all that was tried.
+
+    Costs are bisected, so it is exact if a higher cost never has more loss. UnreachableLossError
+    if the smallest change is too much, which is tried first; FailedRunError if a run is not done.
+    """
+    levels = pruning.budget.levels()
+    if not levels:
+        raise UnreachableLossError(
+            f"{target} cannot be reached: no option costs less than the model's own attention.\n"
+            "Allow cheaper options, such as 'q,k=v/1' or none."
+        )
+    probes: list[Probe] = []
+    failing, within, next_level = -1, len(levels), len(levels) - 1
+    while within - failing > 1:
+        probe = _probe(pruning.at(_as_share(levels[next_level])), store, jobs, progress)
+        probes.append(probe)
+        if probe.growth <= target.growth:
+            # Plans may cost less than they are allowed to.
+            within = min(next_level, bisect_left(levels, probe.cost * (1 - 1e-9)))
+        elif within == len(levels):
+            raise UnreachableLossError(_unreachable(target, probe))
+        else:
+            failing = next_level
+        next_level = (failing + within) // 2
+    best = min((each for each in probes if each.growth <= target.growth), key=lambda p: p.cost)
+    return pruning.at(best.share), probes
+
+
+def _probe(pruning: Pruning, store: Store, jobs: int | None, progress: Progress) -> Probe:
+    """Learn plans within the bound, and heal them as `run_pruning` does."""
+    plans, _ = _learned_plans(pruning, store, jobs, progress)
+    arms = _learned_arms(pruning, plans)
+    runs = [run for arm in arms.values() for run in arm]
+    records = _done(runs, store, jobs, progress, saves_weights=True)
+    losses = {name: _validation(arm, records) for name, arm in arms.items()}
+    least = min(losses[name] for name in (LEARNED, ALONE))
+    cost = max(map(pruning.budget.share, plans))
+    return Probe(pruning.gates.target.share, cost, least / losses[CONTINUED] - 1)
+
+
+def _as_share(level: float) -> float:
+    """The share of a target that a level meets: rounded up to what a person can type."""
+    return min(math.ceil(1e4 * level - 1e-5) / 1e4, 0.9999)
+
+
+def _unreachable(target: LossTarget, probe: Probe) -> str:
+    nearest = replace(target, growth=math.ceil(1e3 * probe.growth) / 1e3)
+    return (
+        f"{target} cannot be reached: the smallest change, {target.at(probe.share)}, costs "
+        f"{probe.growth:.2%} after equal steps.\n"
+        f"The nearest target is {nearest}, or options that cost less loss. Nothing else was run."
+    )
 
 
 def run_pruning(pruning: Pruning, store: Store, *, jobs: int | None, progress: Progress) -> Result:
@@ -130,9 +224,7 @@ def run_pruning(pruning: Pruning, store: Store, *, jobs: int | None, progress: P
     """
     found = pruning.budget
     trained = pruning.trained
-    gated = [pruning.gated(each) for each in trained]
-    first = _done([*trained, *gated], store, jobs, progress, saves_weights=True)
-    learned = [_plan(first[each], found) for each in gated]
+    learned, searches = _learned_plans(pruning, store, jobs, progress)
     damages, programs = [], []
     with Workers(trained[0].backend) as workers:
         for each in trained:
@@ -140,13 +232,12 @@ def run_pruning(pruning: Pruning, store: Store, *, jobs: int | None, progress: P
             row = measured.single()
             damages.append(row)
             programs.append(_programs(row, measured.together(row, pruning.pairs), found))
+    own = _learned_arms(pruning, learned)
     arms: dict[str, list[list[Experiment]]] = {}
     for number, each in enumerate(trained):
         plan, (program, with_pairs) = learned[number], programs[number]
         rows = {
-            CONTINUED: [pruning.continued(each)],
-            LEARNED: [pruning.healed(plan, gated[number])],
-            ALONE: [pruning.healed(plan, each)],
+            **{name: [runs[number]] for name, runs in own.items()},
             SCRATCH: [pruning.scratch(plan, each)],
             PROGRAM: [pruning.healed(program, each)],
             PAIRS: [pruning.healed(with_pairs, each)],
@@ -155,11 +246,12 @@ def run_pruning(pruning: Pruning, store: Store, *, jobs: int | None, progress: P
             rows[name] = [pruning.healed(one, each) for one in plans]
         for name, runs in rows.items():
             arms.setdefault(name, []).append(runs)
-    weights = [runs[0] for runs in arms[LEARNED]]
-    # The weights of what gates made are what a person takes away.
-    kept = _done(weights, store, jobs, progress, saves_weights=True)
+    # The weights of a learned plan are what a person takes away.
+    weights = [run for runs in own.values() for run in runs]
+    records = _done(weights, store, jobs, progress, saves_weights=True)
     every = [run for seeds in arms.values() for runs in seeds for run in runs]
-    records = kept | _done(every, store, jobs, progress)
+    records |= _done(every, store, jobs, progress)
+    kept = min((LEARNED, ALONE), key=lambda name: _validation(own[name], records))
     return Result(
         pruning,
         {
@@ -168,10 +260,36 @@ def run_pruning(pruning: Pruning, store: Store, *, jobs: int | None, progress: P
         },
         learned,
         [program for program, _ in programs],
-        [_history(first[each], found) for each in gated],
+        [_history(each, found) for each in searches],
         damages,
-        weights,
+        kept,
+        own[kept],
     )
+
+
+def _learned_plans(
+    pruning: Pruning, store: Store, jobs: int | None, progress: Progress
+) -> tuple[list[Choice], list[Record]]:
+    """The plan that gates learn for each seed, and the records of these runs."""
+    gated = [pruning.gated(each) for each in pruning.trained]
+    done = _done([*pruning.trained, *gated], store, jobs, progress, saves_weights=True)
+    searches = [done[each] for each in gated]
+    return [_plan(each, pruning.budget) for each in searches], searches
+
+
+def _learned_arms(pruning: Pruning, plans: Sequence[Choice]) -> dict[str, list[Experiment]]:
+    """For each seed the model as it is, and the learned plan with either weights."""
+    pairs = list(zip(pruning.trained, plans, strict=True))
+    return {
+        CONTINUED: [pruning.continued(each) for each in pruning.trained],
+        LEARNED: [pruning.healed(plan, pruning.gated(each)) for each, plan in pairs],
+        ALONE: [pruning.healed(plan, each) for each, plan in pairs],
+    }
+
+
+def _validation(runs: Sequence[Experiment], records: Mapping[Experiment, Record]) -> float:
+    """The mean validation loss at the end of these runs."""
+    return fmean(records[each].curve[-1].metrics["loss"] for each in runs)
 
 
 def _further(training: Training, share: float) -> Training:
@@ -259,8 +377,12 @@ def _simple(found: Budget, draws: int, seed: int) -> dict[str, list[Choice]]:
     if draws:
         numbers = np.random.default_rng([seed, layers])
         drawn = (numbers.dirichlet([1.0] * len(found.options), layers) for _ in range(draws))
-        plans["random"] = [found.rounded(each.tolist()) for each in drawn]
-    return plans
+        plans[RANDOM] = [found.rounded(each.tolist()) for each in drawn]
+    return {
+        name: rows
+        for name, rows in plans.items()
+        if all(found.allows(each) and found.within(each) for each in rows)
+    }
 
 
 def _programs(
@@ -268,8 +390,8 @@ def _programs(
 ) -> tuple[Choice, Choice]:
     """The integer program's plan, and the one with a second look at pairs."""
     rows = [[max(each, 0.0) for each in row] for row in damages]
-    plain = least_damage(rows, found.costs, found.left)
-    return plain, least_damage(rows, found.costs, found.left, pairs=together)
+    best = partial(least_damage, rows, found.costs, found.left, borrowed=found.borrowed)
+    return best(), best(pairs=together)
 
 
 class _Damages:
@@ -294,7 +416,11 @@ class _Damages:
         These are the ones of which a good plan is made.
         """
         changes = list(product(range(len(single)), range(1, len(self.found.options))))
-        pairs = [pair for pair in combinations(changes, 2) if pair[0][0] != pair[1][0]]
+        pairs = [
+            pair
+            for pair in combinations(changes, 2)
+            if pair[0][0] != pair[1][0] and self.found.allows(self._changed(dict(pair)))
+        ]
         pairs.sort(key=lambda pair: sum(single[layer][option] for layer, option in pair))
         chosen = pairs[:most]
         self._measure(self._changed(dict(pair)) for pair in chosen)

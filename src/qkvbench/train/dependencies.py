@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qkvbench.backends import find as find_backend
-from qkvbench.data.cache import alone
+from qkvbench.data.cache import DataRefusedError, alone
 from qkvbench.experiment import Experiment
 from qkvbench.results.record import Record
 from qkvbench.tasks import find
@@ -23,6 +23,7 @@ from qkvbench.train.artifacts import (
     save_final_weights,
 )
 from qkvbench.train.checkpoint import Checkpoints
+from qkvbench.train.loop import score_test_split
 from qkvbench.train.run import (
     AtEnd,
     Report,
@@ -34,6 +35,7 @@ from qkvbench.train.run import (
     run,
     shares_a_run,
 )
+from qkvbench.train.run import record as record_of
 from qkvbench.train.run_state import RunState
 
 
@@ -107,6 +109,29 @@ def ensure_trained(
     if record.status != "done":
         raise MissingWeightsError(_failure_text(experiment, record))
     return require_weights(experiment)
+
+
+def adopt_weights(experiment: Experiment, path: Path) -> None:
+    """Keep the weights in a file as the final ones of `experiment`, with the scores that they have.
+
+    ValueError if they are not a model's of it, DataRefusedError if others of it are kept.
+    """
+    if (kept := kept_weights(experiment)) is not None:
+        if kept.read_bytes() != path.read_bytes():
+            raise DataRefusedError(
+                f"other weights of {run_text(experiment)} are in the cache, in {kept.parent}."
+            )
+        return
+    task, backend = find(experiment.task), find_backend(experiment.backend)
+    backend.prepare(experiment.threads)
+    check_task(task, experiment)
+    learner, state, data = backend.Learner(experiment), RunState(started=now()), task.load()
+    missing = set(learner.weights()) - set(learner.load_matching(path))
+    if missing:
+        raise ValueError(f"{', '.join(sorted(missing)[:3])} are not in it, or of another shape.")
+    score_test_split(task, data, learner, experiment.training, state)
+    done = record_of(experiment, task, str(backend.device()), state, "done", None)
+    save_final_weights(experiment, done, learner)
 
 
 def _train_dependencies(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import qkvbench.cost as computed
-from qkvbench.backends import Backend, Learner, find, multi_device_backend
+from qkvbench.backends import Backend, GatedLearner, Learner, find, multi_device_backend
 from qkvbench.data import DataRefusedError
 from qkvbench.experiment import Experiment, to_json
 from qkvbench.measure.machine import machine
@@ -92,6 +92,7 @@ def _run_here(
         check_task(task, experiment)
         data = _load(task, experiment)
         weights = experiment.init_from and require_weights(experiment.init_from)
+        teacher = experiment.teacher and require_weights(experiment.teacher)
         # The feature extractor may have used other threads.
         backend.prepare(experiment.threads)
         memory_before = reset_peak_memory(backend)
@@ -99,6 +100,9 @@ def _run_here(
         learner = backend.Learner(experiment)
         if weights is not None:
             learner.load_matching(weights)
+        if teacher is not None:
+            assert isinstance(learner, GatedLearner), "an experiment with a teacher is torch's"
+            learner.load_teacher(teacher)
         before = _first_scores(experiment, task, data, learner)
         _train(experiment, task, data, learner, report, state, checkpoints)
         score_test_split(task, data, learner, experiment.training, state)

@@ -7,11 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from qkvbench.backends.torch.attention.layer import Attention, Lengths, SourceStream, Stream
+from qkvbench.backends.torch.attention.layer import (
+    Attention,
+    Lengths,
+    SourceStream,
+    Stream,
+)
+from qkvbench.backends.torch.attention.ops import Heads
 from qkvbench.backends.torch.cache.kv_cache import LayerCache
 from qkvbench.backends.torch.models.block import Block
-from qkvbench.model import Cycle, Model, with_layers
-from qkvbench.variant import Parameter, Plan
+from qkvbench.model import Cycle, LentRoles, Model, with_layers
+from qkvbench.variant import Derivation, Parameter, Plan, Role
 
 # How a tensor is named whose name another option has for a tensor of another shape.
 OF_SHAPE = "@"
@@ -21,11 +27,13 @@ class GatedAttention(nn.Module):
     """The sum of the outputs of several attention layers, each times its gate.
 
     Parameters with the same name and shape are one tensor, so W_q exists once. While it trains,
-    `gates` has a number for each sequence and option; otherwise the option `taken` runs alone.
+    `gates` has a number for each sequence and option; otherwise the option `taken` runs alone. An
+    option that reads K and V of the layer below reads those of that layer's first option.
     """
 
     gates: Tensor | None
     taken: int
+    no_rows: Tensor
 
     def __init__(self, plans: Sequence[Plan | None]) -> None:
         """The options by their plans; None is no attention. Weights are not initialized."""
@@ -41,6 +49,7 @@ class GatedAttention(nn.Module):
             }
         )
         self.gates, self.taken = None, 0
+        self.register_buffer("no_rows", torch.empty(0), persistent=False)
 
     def forward(
         self,
@@ -48,18 +57,29 @@ class GatedAttention(nn.Module):
         layer: LayerCache | None = None,
         lengths: Lengths | None = None,
         source: SourceStream | None = None,
-        made: object = None,
+        made: dict[Derivation, Heads] | None = None,
     ) -> Stream:
         """Attend over a whole sequence, as `Attention` does; nothing is cached."""
         assert layer is None, "a gated layer trains, and never decodes"
-        del source, made
+        del source
+        made = {} if made is None else made
         if not self.training or self.gates is None:
-            return self._output(self.taken, x, lengths)
-        total = torch.zeros_like(x)
+            return self._output(self.taken, x, lengths, made)
+        # Layers above read what the first option makes; the others make roots of their own.
+        below, total = dict(made), torch.zeros_like(x)
         for option, gate in enumerate(self.gates.unbind(1)):
             if self.options[option] is not None:
-                total = total + gate[:, None, None] * self._output(option, x, lengths)
+                roots = dict(below) if option else made
+                total = total + gate[:, None, None] * self._output(option, x, lengths, roots)
         return total
+
+    def lent(self, roles: tuple[Role, ...], made: dict[Derivation, Heads]) -> dict[Role, Heads]:
+        """K and V of the first option, for the layer above; `made` is this one's after the pass."""
+        first = self.options[0]
+        if first is None or (not self.training and self.taken != 0):
+            # Nothing reads it: such an option is taken only above a layer with the first one.
+            return {role: self.no_rows for role in roles}
+        return first.lent(roles, made)
 
     def named_weights(self) -> dict[str, Tensor]:
         """The tensors of all options: by the plans' names, with a shape if there are several."""
@@ -69,7 +89,9 @@ class GatedAttention(nn.Module):
         """The name in `named_weights` of each `nn.Parameter`, by its torch name."""
         return {f"tensors.{_key(name)}": name for name in self.parameters_by_name}
 
-    def _output(self, option: int, x: Stream, lengths: Lengths | None) -> Stream:
+    def _output(
+        self, option: int, x: Stream, lengths: Lengths | None, made: dict[Derivation, Heads]
+    ) -> Stream:
         attention = self.options[option]
         if attention is None:
             return torch.zeros_like(x)
@@ -78,7 +100,7 @@ class GatedAttention(nn.Module):
             for each in attention.plan.parameters
         }
         own = attention.own_tensors(named)
-        return functional_call(attention, own, (x, None, lengths))
+        return functional_call(attention, own, (x, None, lengths, None, made))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # noqa: FBT001, FBT002
         for each in self.options:
@@ -88,11 +110,19 @@ class GatedAttention(nn.Module):
 
 
 def add_gates(blocks: Sequence[Block], model: Model, options: Cycle) -> list[GatedAttention]:
-    """Replace the attention of each block by a choice among options; the new layers."""
-    by_option = [with_layers(model, (each,) * len(model.blocks)).plans for each in options]
-    found = []
+    """Replace the attention of each block by a choice among options; the new layers.
+
+    Each option is what it is if all other layers have the first one.
+    """
+    own, found = (options[0],) * len(blocks), []
     for number, block in enumerate(blocks):
-        layer = GatedAttention([plans[number] for plans in by_option])
+        changed = [(*own[:number], each, *own[number + 1 :]) for each in options]
+        plans = [with_layers(model, each).plans[number] for each in changed]
+        layer = GatedAttention(plans)
+        lenders = [each for plan in plans if plan for each in plan.lenders]
+        block.lenders = tuple({each.role: each for each in lenders}.values())
+        if lenders:
+            blocks[number - 1].lends = LentRoles(tuple(each.role for each in block.lenders), ())
         # It does in a whole pass what any attention does.
         block.attention = cast(Attention, layer)
         found.append(layer)

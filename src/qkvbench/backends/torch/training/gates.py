@@ -8,13 +8,13 @@ depends on the task or the size: costs are shares, and the multiplier moves by f
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qkvbench.backends.torch.models.gated import GatedAttention
 from qkvbench.cost.budget import Budget, Choice
 
 # The part of the steps in which all plans are drawn alike, so that new weights learn first.
@@ -29,10 +29,17 @@ BETAS = (0.9, 0.99)
 START, ASCENT, DAMPING = math.log(1e-2), 0.5, 5.0
 
 
+class Layer(Protocol):
+    """A layer that sums its options by the gates of each sequence, or runs one that is taken."""
+
+    gates: Tensor | None
+    taken: int
+
+
 class LayerGates(nn.Module):
     """The logits of all layers, and the multiplier of the excess over a budget."""
 
-    def __init__(self, layers: Sequence[GatedAttention], budget: Budget, steps: int) -> None:
+    def __init__(self, layers: Sequence[Layer], budget: Budget, steps: int) -> None:
         """Gates that draw every option alike."""
         super().__init__()
         # No submodules: they belong to the network.

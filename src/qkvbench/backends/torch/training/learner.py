@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ from qkvbench.backends.torch.training.batches import (
 from qkvbench.backends.torch.training.compilation import compiled, translate_compile_errors
 from qkvbench.backends.torch.training.device import default_generator, device
 from qkvbench.backends.torch.training.gates import BETAS, RATE, LayerGates
-from qkvbench.backends.torch.training.loss import mean_loss
+from qkvbench.backends.torch.training.loss import mean_divergence, mean_loss
 from qkvbench.backends.torch.training.parallel import (
     full_model,
     full_params,
@@ -54,6 +55,9 @@ from qkvbench.experiment import Experiment
 from qkvbench.model import Model
 from qkvbench.model.rng import framework_seed
 from qkvbench.variant import write
+
+# The mean loss of a network for a batch, and for these places of it.
+TrainingLoss = Callable[..., Tensor]
 
 
 class Learner:
@@ -79,7 +83,9 @@ class Learner:
         if experiment.checkpointing:
             recompute(self.network)
         self.module = parallelize(self.network, experiment, self.world)
-        self.training_loss = compiled(_training_loss) if experiment.compiled else _training_loss
+        self.training_loss: TrainingLoss = (
+            compiled(_training_loss) if experiment.compiled else _training_loss
+        )
         self.compile_s: float | None = None
         self.scaler = loss_scaler(experiment.precision, self.device)
         self.optimizer = torch.optim.AdamW(
@@ -149,6 +155,14 @@ class Learner:
         columns = zip(*self.gates.probabilities(), strict=True)
         names = (write(each) for each in self.gates.budget.options)
         return {name: list(column) for name, column in zip(names, columns, strict=True)}
+
+    def load_teacher(self, path: Path) -> None:
+        """Load the teacher's network, which predicts beside this one while it trains."""
+        teacher = self.experiment.teacher
+        assert teacher is not None, "only an experiment with a teacher has its weights"
+        network = build(teacher.model).to(self.device).eval()
+        load(network, read(path))
+        self.training_loss = partial(_distillation_loss, network)
 
     def predict(self, batch: Batch) -> Predictions:
         """The loss and the most probable class at each position; with gates, of the plan."""
@@ -251,6 +265,22 @@ def _training_loss(
 ) -> Tensor:
     """The mean loss at the scored positions."""
     return mean_loss(network, predict.hidden_at(network, inputs, places), targets, smoothing)
+
+
+def _distillation_loss(
+    teacher: Network,
+    network: Network,
+    inputs: NetworkInputs,
+    targets: Tensor,
+    places: Tensor | None,
+    smoothing: float,
+) -> Tensor:
+    """The mean of the training loss and the divergence from the teacher's predictions."""
+    hidden = predict.hidden_at(network, inputs, places)
+    with torch.no_grad():
+        expected = predict.hidden_at(teacher, inputs, places)
+    divergence = mean_divergence(network, hidden, teacher, expected)
+    return (mean_loss(network, hidden, targets, smoothing) + divergence) / 2
 
 
 def _parameter_groups(

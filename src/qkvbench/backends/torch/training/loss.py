@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from qkvbench.backends.torch.models.build import Network
 from qkvbench.backends.torch.models.decoder import Decoder
@@ -35,6 +36,30 @@ def mean_loss(
     return _ChunkedCrossEntropy.apply(
         hidden.to(dtype), network.matrix.to(dtype), targets, smoothing
     )
+
+
+def mean_divergence(
+    network: Network, hidden: Hidden, teacher: Network, expected: Hidden
+) -> Float[Tensor, ""]:
+    """The mean divergence in nats of the predictions from a teacher's, for a backward pass.
+
+    KL(teacher, network) at temperature 1 (arXiv:1503.02531, section 2); of a large vocabulary the
+    logits of some places at a time, made again in the backward pass.
+    """
+    rows = max(1, CHUNK_LOGITS // network.classes)
+
+    def summed(hidden: Hidden, expected: Hidden) -> Tensor:
+        logs, wanted = (
+            net.head(stream).float().log_softmax(-1)
+            for net, stream in ((network, hidden), (teacher, expected))
+        )
+        return functional.kl_div(logs, wanted, reduction="sum", log_target=True)
+
+    parts = zip(hidden.split(rows), expected.split(rows), strict=True)
+    if len(hidden) <= rows:
+        return summed(hidden, expected) / len(hidden)
+    sums = [checkpoint(summed, *part, use_reentrant=False) for part in parts]
+    return torch.stack(sums).sum() / len(hidden)
 
 
 def place_losses(
