@@ -144,7 +144,7 @@ class _GrownRows(PagedTensor):
 
 
 class _Grown(Cache):
-    """The part of a cache that a step asks for: how many tokens it has, and which slots are read."""
+    """The part of a cache that a step asks for: its tokens, and which slots are read."""
 
     def __init__(self, layers: list[LayerCache], longest: int, count: int) -> None:
         self.layers = layers
