@@ -34,13 +34,71 @@ SETTINGS = {
         "pad_token_id": 0,
         **_ENDS,
     },
+    "gemma": {**_TEXT, **_ENDS, "num_key_value_heads": HEADS, "head_dim": 16},
+    # RoPE on the first half of a head, and on its first third.
+    "phi": {**_TEXT, **_ENDS},
+    "gpt_neox": {
+        **_TEXT,
+        **_ENDS,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "partial_rotary_factor": 4 * HEADS / D_MODEL,
+        },
+    },
+    "opt": {
+        "hidden_size": D_MODEL,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "ffn_dim": 56,
+        "vocab_size": VOCABULARY,
+        "word_embed_proj_dim": D_MODEL,
+        "max_position_embeddings": 40,
+        "pad_token_id": 0,
+        **_ENDS,
+    },
     "bert": {**_TEXT, "max_position_embeddings": 40},
+    "marian": {
+        "d_model": D_MODEL,
+        "encoder_layers": LAYERS,
+        "decoder_layers": LAYERS,
+        "encoder_attention_heads": HEADS,
+        "decoder_attention_heads": HEADS,
+        "encoder_ffn_dim": 56,
+        "decoder_ffn_dim": 56,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 40,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+        "forced_eos_token_id": 2,
+        "decoder_start_token_id": 0,
+    },
+    "t5": {
+        "d_model": D_MODEL,
+        "d_kv": 16,
+        "d_ff": 56,
+        "num_layers": LAYERS,
+        "num_decoder_layers": LAYERS,
+        "num_heads": HEADS,
+        "vocab_size": VOCABULARY,
+        "relative_attention_num_buckets": 8,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 0,
+    },
     "vit": {**_SIZES, "image_size": 8, "patch_size": 4, "num_labels": 3},
+    "clip_text_model": {**_TEXT, **_ENDS, "max_position_embeddings": 40},
+    "clip_vision_model": {**_SIZES, "image_size": 8, "patch_size": 4},
 }
-DECODERS = ["llama", "mistral", "qwen2", "qwen3", "gpt2"]
+DECODERS = ["llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox", "opt", "gpt2"]
+PICTURES = ("vit", "clip_vision_model")
 HEAD = dict.fromkeys(DECODERS, "AutoModelForCausalLM") | {
     "bert": "AutoModelForMaskedLM",
+    "marian": "AutoModelForSeq2SeqLM",
+    "t5": "AutoModelForSeq2SeqLM",
     "vit": "AutoModelForImageClassification",
+    "clip_text_model": "AutoModel",
+    "clip_vision_model": "AutoModel",
 }
 
 
@@ -56,17 +114,37 @@ def model_of(kind, seed=0, **more):
     model = getattr(transformers, HEAD[kind]).from_config(config_of(kind, **more))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            around = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
+            # Gemma's norms add one.
+            norm = "norm" in name.lower() and name.endswith("weight") and kind != "gemma"
+            around = 1.0 if norm else 0.0
             parameter.normal_(around, 0.25)
     return model.eval()
+
+
+def outputs_of(model, **inputs):
+    """The logits of a model, or the last hidden states of one without a head."""
+    with torch.no_grad():
+        outputs = model(**inputs)
+    return outputs.logits if "logits" in outputs else outputs.last_hidden_state
 
 
 def inputs_of(kind, batch=3, time=9, seed=5):
     """A batch of tokens, or of images."""
     rng = torch.Generator().manual_seed(seed)
-    if kind == "vit":
+    if kind in PICTURES:
         return {"pixel_values": torch.randn(batch, 3, 8, 8, generator=rng)}
-    return {"input_ids": torch.randint(3, VOCABULARY, (batch, time), generator=rng)}
+    tokens = {"input_ids": torch.randint(3, VOCABULARY, (batch, time), generator=rng)}
+    if FAMILIES[kind].blocks:
+        # A target of another length than the source.
+        target = torch.randint(3, VOCABULARY, (batch, time - 2), generator=rng)
+        tokens["decoder_input_ids"] = target
+    return tokens
+
+
+def repeated(kind, mode):
+    """A list of modes, again and again up to as many as there are layers of attention."""
+    layers = FAMILIES[kind].layers(config_of(kind))
+    return mode if isinstance(mode, str) else [mode[n % len(mode)] for n in range(layers)]
 
 
 @torch.no_grad()
@@ -76,7 +154,9 @@ def tie(model, mode):  # noqa: C901 - one case for each source
     size = geometry_of(model.config)
     rng = torch.Generator().manual_seed(11)
     layers = [m for m in model.modules() if type(m).__name__ == family.attention]
-    for layer, variant in zip(layers, variants(mode, LAYERS), strict=True):
+    for layer, variant in zip(
+        layers, variants(repeated(model.config.model_type, mode), len(layers)), strict=True
+    ):
         plan = family.plan(variant, size)
         parts = _parts(layer, family, size)
         for role in ROLES:
@@ -108,6 +188,11 @@ def _parts(layer, family, size):
     """Views of each role's weights, and biases if there are any."""
     if isinstance(family.names, str):
         fused = getattr(layer, family.names)
+        if family.fused_by == "head":
+            views = [
+                part.unflatten(0, (-1, 3, size.head_dim)) for part in (fused.weight, fused.bias)
+            ]
+            return {role: [view[:, n] for view in views] for n, role in enumerate(ROLES)}
         width = size.heads * size.head_dim
         columns = fused.weight.T.split(width)
         return dict(zip(ROLES, zip(columns, fused.bias.split(width), strict=True), strict=True))

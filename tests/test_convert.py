@@ -14,9 +14,11 @@ from qkvbench.cli import main
 from qkvbench.data.reviews import reviews
 from qkvbench.hub.fit import folder, planning, progress, quality, source
 from qkvbench.hub.fit.healing import Healing, heal, parse_healing
+from qkvbench.hub.fit.latency import Steps
 from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.planning import Option
 from qkvbench.hub.fit.tying import tie as fit
+from qkvbench.variant import parse
 
 WORDS = "the river runs over stones while a heron waits beside some reeds under grey morning skies"
 LAYERS = 3
@@ -67,6 +69,43 @@ SMALL = ["--window", "32", "--tokens", "512", "--held-out-tokens", "128"]
 def words(place, tmp_path):
     text = ["--text", str(place / "text.txt"), "--held-out", str(place / "other.txt")]
     return ["convert", str(place / "model"), "--out", str(tmp_path / "new"), *text, *SMALL]
+
+
+def test_a_budget_of_parameters_counts_those_of_the_whole_model(place, tmp_path, capsys):
+    plan = tmp_path / "plan.json"
+    text = ["--text", str(place / "text.txt"), "--out", str(plan), "--pairs", "1"]
+    assert main(["advise", str(place / "model"), "--params", "97%", *text, *SMALL]) == 0
+    found = json.loads(plan.read_text())
+    assert found["budget"]["kind"] == "parameters"
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / "model")
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    changed = sum(equation == "q,k=v" for equation in found["mode"])
+    # Each change drops W_V, of 2 heads of 12 numbers over 48.
+    assert found["share"] == pytest.approx(1 - changed * 24 * 48 / whole)
+    assert found["share"] <= 0.97 < found["share"] + 24 * 48 / whole
+    assert "of the parameters costs" in capsys.readouterr().out
+
+
+def test_a_budget_of_latency_says_first_that_nothing_is_to_be_gained(place, tmp_path, capsys):
+    plan = tmp_path / "plan.json"
+    text = ["--text", str(place / "text.txt"), "--out", str(plan)]
+    # K is made again from the latent at every step, for every past token.
+    words = ["advise", str(place / "model"), *text, *SMALL, "--options", "q,k=L(48),v=L(48)"]
+    assert main([*words, "--latency", "90%@600"]) == 0
+    answer = capsys.readouterr().out
+    assert answer.startswith("Nothing is to be gained: no equation makes a step faster. After 600")
+    assert not plan.exists()
+    assert main([*words, "--latency", "90%"]) == 2
+    assert "write 90%@2048" in capsys.readouterr().err
+
+
+def test_a_plan_for_a_latency_changes_as_many_layers_as_save_the_time():
+    steps = Steps(100, (3.0,) * 8, {"q,k=v": (2.4,) * 8, "q,k=v/1": (3.3,) * 8})
+    assert steps.is_faster("q,k=v")
+    assert not steps.is_faster("q,k=v/1")
+    count = planning.nanoseconds(steps, 3)
+    variants = [planning.check_change(0, parse(text), 2) for text in ("q,k=v", "q,k=v/1")]
+    assert [count(None, each) for each in (None, *variants)] == [10**9, 8 * 10**8, 11 * 10**8]
 
 
 def test_a_converted_folder_is_a_normal_one_with_its_numbers(words, place, tmp_path, capsys):
@@ -242,7 +281,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_finished(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def _healed(place, state, healing, mode="q,k=v", interrupt=None):
+def _healed(place, state, healing, mode="q,k=v", interrupt=None, teacher=None):
     folder_ = place / "model"
     original = transformers.AutoModelForCausalLM.from_pretrained(folder_).eval()
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder_).eval()
@@ -250,7 +289,7 @@ def _healed(place, state, healing, mode="q,k=v", interrupt=None):
     text = quality.windows(tokenizer, (place / "text.txt").read_text(), 32, 40)
     model = fit(plain, mode, None, "average")
     history = heal(
-        model, original, text[2:], text[:2], healing, state, interrupt or (lambda _: None)
+        model, original, text[2:], text[:2], healing, state, interrupt or (lambda _: None), teacher
     )
     return model, history
 
@@ -286,6 +325,31 @@ def test_an_interrupted_healing_resumes_to_the_same_weights(place, tmp_path):
         assert torch.equal(one, other)
     with pytest.raises(ValueError, match="state of another healing"):
         _healed(place, tmp_path / "b", Healing(blocks=640, logits=960))
+
+
+def test_a_larger_teacher_of_another_family_teaches_its_predictions(words, place, tmp_path, capsys):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place / "model")
+    sizes = {"n_embd": 60, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 384}
+    torch.manual_seed(1)
+    large = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    )
+    for name in ("large", "strange"):
+        large.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        tokenizer.add_tokens(["heronry"])
+    healing = ["--heal", "logits=960", "logits_lr=3e-3", "blocks=0"]
+    heal_by = [*words, "--to", "q,k=v", *healing]
+    assert main([*heal_by, f"teacher={tmp_path / 'strange'}"]) == 2
+    assert "has another vocabulary: 1 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert main([*heal_by, f"teacher={tmp_path / 'large'}"]) == 0
+    measured = json.loads((tmp_path / "new" / "measured.json").read_text())
+    distances = [value for _, _, value in measured["healing"]["distances"]]
+    assert min(distances) < 0.9 * distances[0]
+    assert measured["healing"]["teacher"] == str(tmp_path / "large")
+    # Towards a teacher that knows nothing, so away from the text.
+    assert sum(measured["after"]["losses"]) > sum(measured["tied"]["losses"])
 
 
 def test_only_the_attention_of_changed_layers_is_healed(place, tmp_path):
@@ -348,16 +412,15 @@ def test_a_plan_that_ignores_damages_is_of_the_same_size(how):
 
 
 def test_an_unsupported_family_is_refused_with_those_that_are_and_how_to_add_one(tmp_path, capsys):
-    settings = transformers.GPTNeoXConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        vocab_size=20, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    transformers.AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path / "neox")
-    words = ["convert", str(tmp_path / "neox"), "--to", "q,k=v", "--out", str(tmp_path / "new")]
+    settings = transformers.BloomConfig(
+        hidden_size=16, n_layer=1, n_head=2, vocab_size=20, bos_token_id=1, eos_token_id=2
+    )
+    transformers.AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path / "bloom")
+    words = ["convert", str(tmp_path / "bloom"), "--to", "q,k=v", "--out", str(tmp_path / "new")]
     assert main(words) == 2
     message = capsys.readouterr().err
-    assert "'gpt_neox', which is not supported" in message
-    assert "llama, mistral, qwen2, qwen3, gpt2" in message
+    assert "'bloom', which is not supported" in message
+    assert "llama, mistral, qwen2, qwen3, gemma, phi, gpt_neox, opt, gpt2" in message
     assert "one row of qkvbench/hub/families.py" in message
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from qkv_mode_models import inputs_of, model_of, tie
+from qkv_mode_models import PICTURES, inputs_of, model_of, outputs_of, repeated, tie
 from qkvbench.hub.families import FAMILIES
 from qkvbench.hub.fit import starts
 from qkvbench.hub.fit.moments import collect
@@ -30,8 +30,7 @@ every_start = pytest.mark.parametrize(
 
 
 def _output(model, inputs):
-    with torch.no_grad():
-        return model(**inputs).logits
+    return outputs_of(model, **inputs)
 
 
 def _moments(model, inputs):
@@ -73,14 +72,15 @@ def test_an_orthogonal_map_of_v_folds_into_the_output_and_is_found_by_every_fitt
 def test_a_fitted_layer_is_the_layer_of_its_mode_to_the_last_digits(kind):
     plain = model_of(kind).double()
     inputs = inputs_of(kind)
-    if kind == "vit":
+    if kind in PICTURES:
         inputs = {name: value.double() for name, value in inputs.items()}
-    ours = fit(plain, ["q,k=v", "q,k,v"], _moments(plain, inputs), "whitened")
+    mode = repeated(kind, ["q,k=v", "q,k,v"])
+    ours = fit(plain, mode, _moments(plain, inputs), "whitened")
     # `plain` itself has the tied weights, with a K and a V of its own.
     difference = (_output(ours, inputs) - _output(plain, inputs)).abs().max()
     # Norms of heads and angles are computed in fp32.
     assert difference < PROMISED
-    assert ours.config.qkv_mode == ["q,k=v", "q,k,v"]
+    assert ours.config.qkv_mode == mode
     layer = layers_of(plain)[0].read()
     assert torch.equal(layer.k, layer.v)
 

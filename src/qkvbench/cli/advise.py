@@ -1,9 +1,10 @@
-"""`qkvbench advise`: which layers of a checkpoint to change, for a cache of a given size."""
+"""`qkvbench advise`: which layers of a checkpoint to change, for a cache, a size or a time."""
 
 import json
 import re
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,15 +13,21 @@ from rich.table import Table
 from qkvbench.cli import names
 from qkvbench.cli.convert import find_checkpoint, read_text, say, start_named
 from qkvbench.cli.parser import Request, RequestError
+from qkvbench.cost.units import seconds_text
+from qkvbench.reports.parts.formatting import printable
 from qkvbench.variant import write
 
 if TYPE_CHECKING:
-    from qkvbench.hub.fit.road import Advice
+    from qkvbench.hub.fit.latency import Steps
+    from qkvbench.hub.fit.road import Advice, Budget
+
+# What a budget is a share of, in words.
+WORDS = {"cache": "cache", "parameters": "parameters", "latency": "time of a step"}
 
 
 def answer(request: Request) -> int:
     """Print the plan and what it costs, and write it to a file for `convert`."""
-    share = _share(request.cache)
+    budget = _budget(request)
     equations = [write(names.variant(text)) for text in request.options]
     start = start_named(request.start)
     text = read_text(request.text)
@@ -34,7 +41,7 @@ def answer(request: Request) -> int:
         advice = road.advise(
             checkpoint,
             text or "",
-            share,
+            budget,
             equations,
             start,
             road.Reading(request.window, request.tokens, request.held_out_tokens),
@@ -43,27 +50,65 @@ def answer(request: Request) -> int:
         )
     except ValueError as error:
         raise RequestError(f"{error}") from None
-    document = _document(request.source, start, advice)
+    if isinstance(advice, road.NothingToGain):
+        _print_steps(advice.steps, request)
+        return 0
+    document = _document(request.source, start, budget, advice)
     out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if request.json:
         print(json.dumps(document, indent=1))
         return 0
-    _print(advice, request, out)
+    _print(advice, budget, request, out)
     return 0
 
 
-def _share(text: str) -> float:
+def _budget(request: Request) -> "Budget":
+    """The budget that was asked for; RequestError if it is not one."""
+    from qkvbench.hub.fit.road import Budget
+
+    if request.cache:
+        return Budget(_share("--cache", request.cache))
+    if request.params:
+        return Budget(_share("--params", request.params), "parameters")
+    share, at, context = request.latency.partition("@")
+    if not at or not context.isdigit() or not int(context):
+        raise RequestError(
+            f"--latency {printable(request.latency)} does not say behind how many tokens: write "
+            "90%@2048."
+        )
+    return Budget(_share("--latency", share), "latency", int(context))
+
+
+def _share(name: str, text: str) -> float:
     """The share of a text such as 50%."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%?", text)
     percent = float(match[1]) if match else 0.0
     if not 0 < percent < 100:
         raise RequestError(
-            f"--cache {text} is not a share of the cache between 0 and 100 %; write 50%."
+            f"{name} {printable(text)} is not a share between 0 and 100 % of the original's; "
+            "write 50%."
         )
     return percent / 100
 
 
-def _document(source: str, start: str, advice: "Advice") -> dict[str, object]:
+def _print_steps(steps: "Steps", request: Request) -> None:
+    """Say that no equation saves time, with what was measured."""
+    step = seconds_text(steps.step_s)
+    if request.json:
+        medians = {name: median(times) for name, times in steps.changed_s.items()}
+        found = {"nothing_to_gain": True, "context": steps.context, "step_s": steps.step_s}
+        print(json.dumps(found | {"options": medians}, indent=1))
+        return
+    print(
+        f"Nothing is to be gained: no equation makes a step faster. After {steps.context:,} tokens "
+        f"it takes {step};"
+    )
+    for equation, times in steps.changed_s.items():
+        print(f"with {equation} in all layers {seconds_text(median(times))}.")
+    print("No plan is written. These equations save memory: advise --cache 75%.")
+
+
+def _document(source: str, start: str, budget: "Budget", advice: "Advice") -> dict[str, object]:
     """The plan as JSON values, with what was measured for it."""
     from qkvbench.hub.fit.planning import mode_of, total
 
@@ -72,16 +117,17 @@ def _document(source: str, start: str, advice: "Advice") -> dict[str, object]:
         "source": source,
         "start": start,
         "mode": mode_of(advice.plan),
-        "cache_share": advice.share,
+        "budget": asdict(budget),
+        "share": advice.share,
         "effect": asdict(advice.effect),
         "loss": advice.loss,
         "options": [asdict(option) for option in advice.options],
         "rivals": {
-            name: {"mode": mode_of(plan), "cached_values": total(plan), **asdict(effect)}
+            name: {"mode": mode_of(plan), "values": total(plan), **asdict(effect)}
             for name, (plan, effect) in advice.rivals.items()
         },
         "curve": [
-            {"cached_values": total(plan), "predicted": sum(o.divergence for o in plan)}
+            {"values": total(plan), "predicted": sum(o.divergence for o in plan)}
             for plan in advice.curve
         ],
         "pairs": [
@@ -91,7 +137,7 @@ def _document(source: str, start: str, advice: "Advice") -> dict[str, object]:
     }
 
 
-def _print(advice: "Advice", request: Request, out: Path) -> None:
+def _print(advice: "Advice", budget: "Budget", request: Request, out: Path) -> None:
     from qkvbench.hub.fit.planning import UNCHANGED, total
     from qkvbench.hub.fit.road import ranges
 
@@ -104,7 +150,7 @@ def _print(advice: "Advice", request: Request, out: Path) -> None:
     )
     effect = advice.effect
     print(
-        f"{advice.share:.0%} of the cache costs {effect.loss:+.3f} nats a token "
+        f"{advice.share:.0%} of the {WORDS[budget.kind]} costs {effect.loss:+.3f} nats a token "
         f"(of {advice.loss:.3f}), before healing: {chosen or 'nothing is changed'}."
     )
     console = Console()
@@ -132,11 +178,13 @@ def _print(advice: "Advice", request: Request, out: Path) -> None:
                 f"{option.distance:.3f}",
             )
     console.print(layers, markup=False)
-    full = sum(o.values for o in advice.options if o.equation == UNCHANGED)
+    unchanged = [o for o in advice.options if o.equation == UNCHANGED]
+    full = total(unchanged) + advice.rest
     curve = ", ".join(
-        f"{total(plan) / full:.0%} {sum(o.divergence for o in plan):.3f}" for plan in advice.curve
+        f"{(total(plan) + advice.rest) / full:.0%} {sum(o.divergence for o in plan):.3f}"
+        for plan in advice.curve
     )
-    print(f"Cache and predicted divergence: {curve}.")
+    print(f"Share of the {WORDS[budget.kind]} and predicted divergence: {curve}.")
     if advice.pairs:
         ratios = [measured / max(predicted, 1e-9) for _, _, measured, predicted in advice.pairs]
         print(

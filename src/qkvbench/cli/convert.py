@@ -15,7 +15,7 @@ from qkvbench.data import DataUnavailableError
 from qkvbench.reports.parts.formatting import printable
 from qkvbench.variant import write
 
-# Healing holds the original, the model, and two moments of what is trained.
+# A healing writes the model twice, and the state that it resumes from.
 COPIES = 3
 
 
@@ -33,7 +33,8 @@ def answer(request: Request) -> int:
         check_place(out, 0, force=request.force)
         checkpoint = find_checkpoint(request.source)
         mode = read_mode(request.to, request.layers, checkpoint.layers)
-        check_place(out, COPIES * checkpoint.weight_bytes, force=request.force)
+        copies = COPIES if healing.tokens else 1
+        check_place(out, copies * checkpoint.weight_bytes, force=request.force)
         from qkvbench.hub.fit.road import Reading, Texts, convert_checkpoint
 
         done = convert_checkpoint(
@@ -45,6 +46,7 @@ def answer(request: Request) -> int:
             start=start_named(request.start),
             reading=Reading(request.window, request.tokens, request.held_out_tokens),
             healing=healing,
+            memory_bytes=read_bytes(request.memory),
             progress=say,
         )
     except ValueError as error:
@@ -96,6 +98,17 @@ def start_named(name: str) -> str:
             f"{names.suggestion(name, list(STARTS))}"
         )
     return name
+
+
+def read_bytes(text: str | None) -> int | None:
+    """The bytes of a text such as 2GB; None if the text is None."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kMGT])(i?)B?)?", text)
+    if match is None or not float(match[1]):
+        raise RequestError(f"--memory {printable(text)} is not a size; write 500MB or 2GB.")
+    power = "kMGT".index(match[2]) + 1 if match[2] else 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def read_text(name: str | None) -> str | None:

@@ -332,12 +332,15 @@ def _add_slim(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _add_pretrained(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """`advise` and `convert`: the checkpoint, the texts, and what is wanted."""
-    advise = _command(
-        commands, "advise", "which layers of a checkpoint to change for a smaller cache"
-    )
+    advise = _command(commands, "advise", "which layers of a checkpoint to change, for a budget")
     _source(advise)
-    advise.add_argument(
-        "--cache", required=True, metavar="SHARE", help="size of the cache, such as 50%%"
+    budget = advise.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--cache", metavar="SHARE", help="size of the cache, such as 50%%")
+    budget.add_argument("--params", metavar="SHARE", help="parameters of the model, such as 95%%")
+    budget.add_argument(
+        "--latency",
+        metavar="SHARE@N",
+        help="measured time of a step behind N tokens, such as 90%%@2048",
     )
     advise.add_argument("--text", type=_path, required=True, metavar="FILE", help="plain text")
     advise.add_argument(
@@ -373,6 +376,11 @@ def _add_pretrained(commands: "argparse._SubParsersAction[_Parser]") -> None:
         nargs="+",
         metavar="K=V",
         help="train the changed layers: tokens=100k, lora=RANK, …",
+    )
+    convert.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="memory that a measured model may take, such as 2GB; a larger one is read by blocks",
     )
     convert.add_argument("--force", action="store_true", help="replace the folder if it is there")
 

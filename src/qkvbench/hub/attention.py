@@ -54,9 +54,11 @@ class QkvModeAttention(nn.Module):
         """The layer, uninitialized; `replaced` is the library's module."""
         # Not super(): the next class is the library's, which would make all its projections.
         nn.Module.__init__(self)
-        self.plan, self.family, self.config, self.layer_idx = plan, family, config, layer
+        self.plan, self.family, self.config = plan, family, config
+        # The place in a cache, which cross-attention shares with the layer before it.
+        self.layer_idx = getattr(replaced, "layer_idx", layer)
         size = plan.geometry
-        self.head_dim = size.head_dim
+        self.head_dim, self.embed_dim = size.head_dim, size.d_model
         self.num_key_value_groups = size.heads // plan.heads("k")
         self.scaling = family.scaling(config, layer)
         self.is_causal = replaced.is_causal
@@ -103,12 +105,29 @@ class QkvModeAttention(nn.Module):
         names = {LATENT: "latent", **self.family.names}
         return {names[matrix]: (matrix,) for matrix in self.plan.matrix_rows}
 
+    @property
+    def absent_projections(self) -> tuple[str, ...]:
+        """The names of modules that the library's attention has and the plan does not need."""
+        names = self.family.names
+        if isinstance(names, str):
+            return ()
+        return tuple(name for name in names.values() if name not in self._modules)
+
+    @property
+    def by_head(self) -> bool:
+        """Whether a fused module has the rows of one head of each matrix, then of the next head."""
+        equal = len(set(self.plan.matrix_rows.values())) == 1
+        return self.family.fused_by == "head" and equal and LATENT not in self.plan.matrix_rows
+
     def init_maps(self) -> None:
         """Initialize the maps of heads; the library initializes everything else."""
+        config: Any = self.config
+        names = ("initializer_range", "init_std", "initializer_factor")
+        std = next(getattr(config, name) for name in names if hasattr(config, name))
         for numbers in self.rotation.values():
             nn.init.normal_(numbers, std=self.head_dim**-0.5)
         for numbers in self.up.values():
-            nn.init.normal_(numbers, std=self.config.initializer_range)
+            nn.init.normal_(numbers, std=std)
         for numbers in self.map.values():
             for head in numbers:
                 nn.init.orthogonal_(head)
@@ -122,19 +141,33 @@ class QkvModeAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[Stream, Tensor | None]:
         """The layer's output, and the attention weights if the implementation returns them."""
-        # The name of `cache` before transformers 5.24.
-        cache = kwargs.pop("past_key_values", cache)
-        cache = getattr(cache, "self_attention_cache", cache)
+        # The name of `cache` before transformers 5.24, and in GPT-NeoX.
+        for name in ("past_key_values", "layer_past"):
+            cache = kwargs.pop(name, cache)
+        source, known = kwargs.pop("key_value_states", None), False
+        if source is None:
+            cache = getattr(cache, "self_attention_cache", cache)
+        elif cache is not None:
+            # The encoder's rows are cached by the first step, and read by the others.
+            known = bool(cache.is_updated.get(self.layer_idx))
+            cache.is_updated[self.layer_idx] = True
+            cache = cache.cross_attention_cache
         roots, rotations = self.project(hidden_states), {**self.rotations(), **self.up, **self.map}
         apply_ops = partial(self._apply_ops, rotations=rotations, cos_sin=position_embeddings)
         query = make(self.plan.derivations["q"], roots, apply_ops)
+        if source is not None and not known:
+            roots = self.project(source)
         if cache is None:
             key, value = (
                 make(self.plan.derivations[role], roots, apply_ops) for role in ("k", "v")
             )
         else:
-            rows = [make(cached.derivation, roots, apply_ops) for cached in self.plan.cached]
-            key, value = self._update(cache, rows, rotations, kwargs.get("position_ids"))
+            if known:
+                cached = cache.layers[self.layer_idx]
+                key, value = self._key_value((cached.keys, cached.values), rotations)
+            else:
+                rows = [make(each.derivation, roots, apply_ops) for each in self.plan.cached]
+                key, value = self._update(cache, rows, rotations, kwargs.get("position_ids"))
             query = absorb_into_query(query, self.plan.absorbed_by_query, rotations, self._vector)
         attn_output, attn_weights = _implementation(self.config)(
             self,
@@ -150,6 +183,9 @@ class QkvModeAttention(nn.Module):
             attn_output = absorb_into_output(
                 attn_output.transpose(1, 2), self.plan.absorbed_by_output, rotations
             ).transpose(1, 2)
+        if self.plan.output_ops:
+            heads = apply_ops(self.plan.output_ops, attn_output.transpose(1, 2))
+            attn_output = heads.transpose(1, 2)
         return self._project_output(attn_output.flatten(2)), attn_weights
 
     def project(self, x: Stream) -> dict[Derivation, Heads]:
@@ -157,8 +193,11 @@ class QkvModeAttention(nn.Module):
         parts: dict[str, Tensor] = {}
         for name, matrices in self.projections.items():
             widths = [self.plan.matrix_rows[matrix] for matrix in matrices]
-            rows = self.get_submodule(name)(x).split(widths, dim=-1)
-            parts |= dict(zip(matrices, rows, strict=True))
+            rows = self.get_submodule(name)(x)
+            if self.by_head:
+                rows = rows.unflatten(-1, (-1, len(matrices), self.head_dim)).transpose(-2, -3)
+                rows = rows.flatten(-3)
+            parts |= dict(zip(matrices, rows.split(widths, dim=-1), strict=True))
         return {
             Derivation(root.name, ()): (parts[root.matrix] if root.matrix else x)
             .unflatten(-1, (root.heads, -1))
@@ -210,12 +249,21 @@ class QkvModeAttention(nn.Module):
     ) -> tuple[Heads, Heads]:
         """Append the rows to the cache: all keys, and all that the weights are applied to."""
         if len(rows) == 2:
-            return cache.update(rows[0], rows[1], self.layer_idx)
+            second = rows[1]
+        elif rope_on_read(self.plan):
+            second = _cached_positions(rows[0], position_ids, cache)
+        else:
+            second = rows[0][..., :0]
+        return self._key_value(cache.update(rows[0], second, self.layer_idx), rotations)
+
+    def _key_value(self, kept: tuple[Tensor, Tensor], rotations: Maps) -> tuple[Heads, Heads]:
+        """K, and all that the weights are applied to, from what a cache keeps."""
+        roots, positions = kept
+        if len(self.plan.cached) == 2:
+            return roots, positions
         # A latent is one head, which all heads of K read.
         heads = self.plan.heads("k") if self.plan.cached[0].name == LATENT else -1
         rope = rope_on_read(self.plan)
-        positions = _cached_positions(rows[0], position_ids, cache) if rope else rows[0][..., :0]
-        roots, positions = cache.update(rows[0], positions, self.layer_idx)
         cos_sin = self.rotary_emb[0](roots, positions[:, 0, :, 0]) if rope else None
         keys = self._apply_ops(self.plan.key_ops_on_read, roots, rotations, cos_sin)
         return keys.expand(-1, heads, -1, -1), roots.expand(-1, heads, -1, -1)
@@ -227,6 +275,43 @@ class QkvModeAttention(nn.Module):
         return self.residual_dropout(self.get_submodule(self.family.output)(attn_output))
 
 
+class RelativeAttention(QkvModeAttention):
+    """A layer of T5: a table of relative positions is added to the scores, and returned."""
+
+    def __init__(self, plan: Plan, family: Family, config: Any, layer: int, replaced: Any) -> None:
+        """The layer, uninitialized, with the table of the library's module."""
+        super().__init__(plan, family, config, layer, replaced)
+        self.is_decoder = replaced.is_decoder
+        self.gradient_checkpointing = False
+        self.has_relative_attention_bias = replaced.has_relative_attention_bias
+        self.relative_attention_num_buckets = replaced.relative_attention_num_buckets
+        self.relative_attention_max_distance = replaced.relative_attention_max_distance
+        if self.has_relative_attention_bias:
+            self.relative_attention_bias = replaced.relative_attention_bias
+
+    def forward(self, hidden_states: Stream, *args: Any, **kwargs: Any) -> Any:
+        """The output, the biases of the scores, and the attention weights if they are returned."""
+        if kwargs.get("position_bias") is None:
+            cache = kwargs.get("cache", kwargs.get("past_key_values"))
+            source = kwargs.get("key_value_states")
+            kwargs["position_bias"] = self._bias(hidden_states, source, cache)
+        mask = kwargs.pop("mask", None)
+        output, weights = super().forward(hidden_states, *args, attention_mask=mask, **kwargs)
+        return output, kwargs["position_bias"], weights
+
+    def _bias(self, hidden_states: Stream, source: Any, cache: Any) -> Tensor:
+        """The biases of every query and key; zeros for the places of another sequence."""
+        time = hidden_states.shape[1]
+        if not self.has_relative_attention_bias:
+            keys = time if source is None else source.shape[1]
+            return hidden_states.new_zeros(1, self.plan.geometry.heads, time, keys)
+        before = 0 if cache is None else cache.get_seq_length(self.layer_idx)
+        library: Any = self
+        return library.compute_bias(
+            time, before + time, device=hidden_states.device, past_seen_tokens=before
+        )
+
+
 def attention_forward(
     module: nn.Module,
     query: Heads,
@@ -235,6 +320,7 @@ def attention_forward(
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "batch time heads head_dim"], Float[Tensor, "batch heads time slots"]]:
     """softmax(q·k + mask)·v and the attention weights, without repeating K/V heads.
@@ -247,8 +333,9 @@ def attention_forward(
     grouped = (query * scaling).reshape(batch, kv_heads, -1, query.shape[-1])
     scores = (grouped @ key.mT).view(batch, heads, time, -1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if attention_mask is not None:
-        scores = scores + attention_mask
+    for added in (position_bias, attention_mask):
+        if added is not None:
+            scores = scores + added
     weights = functional.dropout(scores.softmax(-1).to(value.dtype), dropout)
     attn_output = weights.view(batch, kv_heads, -1, weights.shape[-1]) @ value
     return attn_output.view(batch, heads, time, -1).transpose(1, 2), weights
@@ -275,12 +362,17 @@ def _cached_positions(
 
 
 def _apply_rope(rows: Heads, cos_sin: PositionEmbeddings | None, *, back: bool = False) -> Heads:
-    """RoPE over coordinates i and i + half, with the library's cosines and sines."""
+    """RoPE over coordinates i and i + half, with the library's cosines and sines.
+
+    If these are fewer than the numbers of a head, the others are not rotated.
+    """
     assert cos_sin is not None, "the library passes position_embeddings to layers with RoPE"
-    cos, sin = (part[:, None] for part in cos_sin)  # (batch, 1, time, head_dim)
+    cos, sin = (part[:, None] for part in cos_sin)  # (batch, 1, time, rotary_dim)
+    rows, others = rows.split([cos.shape[-1], rows.shape[-1] - cos.shape[-1]], dim=-1)
     first, second = rows.chunk(2, dim=-1)
     other = torch.cat([-second, first], dim=-1)
-    return rows * cos - other * sin if back else rows * cos + other * sin
+    rotated = rows * cos - other * sin if back else rows * cos + other * sin
+    return torch.cat([rotated, others], dim=-1) if others.shape[-1] else rotated
 
 
 def _linear(family: Family, inputs: int, outputs: int, *, bias: bool) -> nn.Module:

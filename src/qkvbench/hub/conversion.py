@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qkvbench.analysis import best_rotation
 from qkvbench.backends.torch.attention import ops
+from qkvbench.hub.attention import QkvModeAttention
 from qkvbench.hub.families import Family, family_of, geometry_of
 from qkvbench.hub.models import attention_layers, layer_plans, model_classes, with_mode
 from qkvbench.hub.modes import Mode
@@ -30,25 +31,31 @@ RoleWeights = dict[Role, Tensor]
 def convert(model: Any, mode: Mode) -> Any:
     """The model of transformers with this `qkv_mode` and the same outputs.
 
-    ValueError if its weights do not satisfy the mode's ties, if its head sharing forbids them, or
-    if a setting of its config is unknown.
+    ValueError if its weights do not satisfy the mode's ties, if its head sharing forbids them, if
+    the mode is another function of them, or if a setting of its config is unknown.
     """
-    family = family_of(model.config)
-    auto = next((a for a, name in family.classes.items() if name == type(model).__name__), None)
-    if auto is None:
+    for number, plan in enumerate(layer_plans(with_mode(model.config, mode))):
+        check_function(plan, number)
+    return with_weights(model, mode)
+
+
+def check_function(plan: Plan, number: int) -> None:
+    """Refuse a layer that is another function than the library's of any weights; ValueError."""
+    if plan.output_ops or plan.variant.scores.rope_value:
         raise ValueError(
-            f"{type(model).__name__} is not one of the classes that take qkv_mode; "
-            f"of a {family.kind} these are {', '.join(family.classes.values())}."
+            f"Layer {number}: '{write(plan.variant)}' rotates V, which no checkpoint's layer does, "
+            "so its outputs change with any weights.\n'qkvbench convert' fits it to a text, and "
+            "measures what is lost."
         )
+
+
+@torch.no_grad()
+def with_weights(model: Any, mode: Mode) -> Any:
+    """The model with this mode and the weights of another, which satisfy the mode's ties."""
+    family = family_of(model.config)
+    auto = auto_of(model)
     config = with_mode(model.config, mode)
-    geometry = geometry_of(model.config)
-    for plan in layer_plans(config):
-        if geometry.kv_heads % plan.geometry.kv_heads:
-            raise ValueError(
-                f"'{write(plan.variant)}' has {plan.geometry.kv_heads} key/value heads and the "
-                f"checkpoint {geometry.kv_heads}, which cannot be merged into them; leave out the "
-                "'/' for its own number."
-            )
+    check_heads(config, model.config)
     converted: Any = model_classes(family)[auto](config)
     converted.to(dtype=model.dtype, device=model.device)
     state = model.state_dict()
@@ -56,13 +63,88 @@ def convert(model: Any, mode: Mode) -> Any:
         prefix = f"{name}."
         names = {each for each in state if each.startswith(prefix)}
         old = {each.removeprefix(prefix): state.pop(each) for each in names}
-        old = _merge_heads(attention.plan, family, old, geometry.kv_heads, number)
-        new = _layer(attention.plan, family, old, attention.state_dict(), number)
+        new = convert_layer(attention, old, number)
         state |= {f"{prefix}{each}": tensor for each, tensor in new.items()}
     converted.load_state_dict(state)
     if getattr(model, "generation_config", None) is not None:
         converted.generation_config = model.generation_config
     return converted.train(model.training)
+
+
+def auto_of(model: Any) -> str:
+    """The Auto class of a model of the library's own; ValueError if it takes no `qkv_mode`."""
+    family = family_of(model.config)
+    auto = next((a for a, name in family.classes.items() if name == type(model).__name__), None)
+    if auto is None:
+        raise ValueError(
+            f"{type(model).__name__} is not one of the classes that take qkv_mode; "
+            f"of a {family.kind} these are {', '.join(family.classes.values())}."
+        )
+    return auto
+
+
+def check_heads(config: Any, source: Any) -> None:
+    """Refuse a mode whose key/value heads those of the source cannot be merged into; ValueError."""
+    geometry = geometry_of(source)
+    for plan in layer_plans(config):
+        if geometry.kv_heads % plan.geometry.kv_heads:
+            raise ValueError(
+                f"'{write(plan.variant)}' has {plan.geometry.kv_heads} key/value heads and the "
+                f"checkpoint {geometry.kv_heads}, which cannot be merged into them; leave out the "
+                "'/' for its own number."
+            )
+
+
+def convert_layer(
+    attention: QkvModeAttention, old: dict[str, Tensor], number: int
+) -> dict[str, Tensor]:
+    """The weights of a layer of ours, from the library's; ValueError if a tie is not satisfied."""
+    plan, family = attention.plan, attention.family
+    names, heads = family.names, geometry_of(attention.config).kv_heads
+    fused = names if isinstance(names, str) else None
+    old = _by_role(old, family, fused, plan.geometry.head_dim, 3, by_head=family.fused_by == "head")
+    old = _merge_heads(plan, family, old, heads, number)
+    new = _layer(plan, family, old, attention.state_dict(), number)
+    return _as_linear(new, family, fused, attention)
+
+
+def _by_role(
+    old: dict[str, Tensor],
+    family: Family,
+    fused: str | None,
+    head_dim: int,
+    parts: int,
+    *,
+    by_head: bool,
+) -> dict[str, Tensor]:
+    """The tensors with a fused matrix as (inputs, outputs), all of Q before K and V."""
+    if fused is None or family.transposed:
+        return old
+    found = dict(old)
+    for name in (f"{fused}.weight", f"{fused}.bias"):
+        if name in old:
+            rows = old[name]
+            if by_head:
+                rows = rows.unflatten(0, (-1, parts, head_dim)).transpose(0, 1).flatten(0, 2)
+            found[name] = rows.T if rows.dim() == 2 else rows
+    return found
+
+
+def _as_linear(
+    new: dict[str, Tensor], family: Family, fused: str | None, attention: QkvModeAttention
+) -> dict[str, Tensor]:
+    """The inverse of `_by_role` for the matrices that are left."""
+    if fused is None or family.transposed:
+        return new
+    found, matrices = dict(new), len(attention.plan.matrix_rows)
+    for name in (f"{fused}.weight", f"{fused}.bias"):
+        if name in new:
+            rows = new[name].T if new[name].dim() == 2 else new[name]
+            if attention.by_head:
+                rows = rows.unflatten(0, (matrices, -1, attention.head_dim))
+                rows = rows.transpose(0, 1).flatten(0, 2)
+            found[name] = rows.contiguous()
+    return found
 
 
 def _merge_heads(
@@ -81,6 +163,8 @@ def _merge_heads(
                 continue
             new[name] = _first_of_each(plan, old[name], heads, role, number)
         if isinstance(names, str):
+            if f"{names}.{part}" not in old:
+                continue
             # Outputs are the last dimension of a fused matrix, and the only one of its bias.
             fused = old[f"{names}.{part}"].movedim(-1, 0)
             q, k, v = fused.split([queries, heads * width, heads * width])
@@ -150,7 +234,9 @@ def _role_weights(plan: Plan, family: Family, old: dict[str, Tensor]) -> RoleWei
     size = plan.geometry
     counts = {"q": size.heads, "k": size.kv_heads, "v": size.kv_heads}
     if isinstance(family.names, str):
-        parts = [old[f"{family.names}.weight"].T, old[f"{family.names}.bias"][:, None]]
+        parts = [old[f"{family.names}.weight"].T]
+        if (bias := old.get(f"{family.names}.bias")) is not None:
+            parts.append(bias[:, None])
         lengths = [n * size.head_dim for n in counts.values()]
         roles = torch.cat(parts, dim=1).split(lengths)
     else:
@@ -199,10 +285,12 @@ def _latent(
     if not isinstance(family.names, str):
         return {"latent.weight": weight} | ({"latent.bias": bias} if len(bias) else {})
     name, queries = family.names, plan.matrix_rows["q"]
-    return {
-        f"{name}.weight": torch.cat([old[f"{name}.weight"][:, :queries].double(), weight.mT], 1),
-        f"{name}.bias": torch.cat([old[f"{name}.bias"][:queries].double(), bias]),
+    found = {
+        f"{name}.weight": torch.cat([old[f"{name}.weight"][:, :queries].double(), weight.mT], 1)
     }
+    if len(bias):
+        found[f"{name}.bias"] = torch.cat([old[f"{name}.bias"][:queries].double(), bias])
+    return found
 
 
 def _stream(rows: Tensor, plan: Plan) -> Tensor:

@@ -33,8 +33,9 @@ from qkvbench.variant import (
     write,
 )
 
-# The module of each role's projection, or the one module of all three.
+# The module of each role's projection, or the one module of all three, and its order.
 Projections = Mapping[Role, str] | str
+FusedBy = Literal["role", "head"]
 
 
 # Sources that a model of transformers cannot have, and what they say of K and V.
@@ -70,6 +71,18 @@ class Family:
     rotary: bool = False
     normed: tuple[Role, ...] = ()
     transposed: bool = False
+    # In a fused module: all of Q, then K, then V; or those of one head, then of the next.
+    fused_by: FusedBy = "role"
+    # The module of transformers with the classes, if it has not the name of the kind.
+    package: str | None = None
+    # The settings with the numbers of blocks if there is a decoder that attends to an encoder: its
+    # blocks have two layers of attention each. The encoder's layers come first.
+    blocks: tuple[str, str] | None = None
+    reads_text: bool = True
+    # Whether scores are divided by the root of a head's width.
+    scaled: bool = True
+    # Whether a layer adds a table of relative positions to its scores, and returns it.
+    relative: bool = False
 
     @property
     def model_type(self) -> str:
@@ -81,6 +94,13 @@ class Family:
         """The name of our config class."""
         return f"Qkv{self.classes['AutoModel'].removesuffix('Model')}Config"
 
+    def layers(self, config: Any) -> int:
+        """The number of layers of attention."""
+        if self.blocks is None:
+            return config.num_hidden_layers
+        encoder, decoder = (getattr(config, name) for name in self.blocks)
+        return encoder + 2 * decoder
+
     def class_name(self, auto: str) -> str:
         """The name of our model class for this Auto class."""
         return f"Qkv{self.classes[auto]}"
@@ -88,7 +108,8 @@ class Family:
     @property
     def module(self) -> str:
         """The module of transformers with its classes."""
-        return f"transformers.models.{self.kind}.modeling_{self.kind}"
+        package = self.package or self.kind
+        return f"transformers.models.{package}.modeling_{package}"
 
     def plan(
         self,
@@ -96,6 +117,7 @@ class Family:
         geometry: Geometry,
         rope_base: float = 10_000.0,
         norm_eps: float = NORM_EPS,
+        rotary_share: float = 1.0,
     ) -> Plan:
         """The plan of a layer of this family. The library's own module scales its frequencies.
 
@@ -120,14 +142,21 @@ class Family:
                 f"Take 'q,k={one},v={one}'."
             )
         if not variant.scores.normed:
-            variant = replace(variant, scores=Scores(normed=self.normed))
+            variant = replace(variant, scores=replace(variant.scores, normed=self.normed))
+        if variant.scores.rope_value and not self.rotary:
+            raise ValueError(
+                f"'{write(variant)}' rotates V by positions, and a {self.kind} has no RoPE.\n"
+                f"Write '{write(replace(variant, scores=Scores()))}'."
+            )
+        dims = int(geometry.head_dim * rotary_share)
+        rope = Rope(rope_base, dims) if self.rotary else None
         try:
-            return self._resolve(variant, geometry, rope_base, norm_eps)
+            return _resolve(variant, geometry, rope, norm_eps)
         except ValueError as error:
             unshared = replace(variant, kv_heads=geometry.heads)
             if geometry.kv_heads == geometry.heads and variant.kv_heads is None:
                 raise
-            if not self._resolves(unshared, geometry, rope_base, norm_eps):
+            if not _resolves(unshared, geometry, rope, norm_eps):
                 raise
             forbidden = str(error).partition(" Leave out")[0]
             heads = "" if variant.kv_heads is None else f"/{variant.kv_heads}"
@@ -137,24 +166,9 @@ class Family:
                 f"{geometry.heads} of each."
             ) from None
 
-    def _resolve(
-        self, variant: Variant, geometry: Geometry, rope_base: float, norm_eps: float
-    ) -> Plan:
-        rope = Rope(rope_base, geometry.head_dim) if self.rotary else None
-        return resolve(variant, geometry, causal=True, rope=rope, norm_eps=norm_eps)
-
-    def _resolves(
-        self, variant: Variant, geometry: Geometry, rope_base: float, norm_eps: float
-    ) -> bool:
-        try:
-            self._resolve(variant, geometry, rope_base, norm_eps)
-        except ValueError:
-            return False
-        return True
-
     def scaling(self, config: Any, layer: int) -> float:
         """The factor of the products of queries and keys."""
-        scaled = getattr(config, "scale_attn_weights", True)
+        scaled = self.scaled and getattr(config, "scale_attn_weights", True)
         by_layer = getattr(config, "scale_attn_by_inverse_layer_idx", False)
         scale = geometry_of(config).head_dim ** -0.5 if scaled else 1.0
         return scale / (layer + 1) if by_layer else scale
@@ -184,6 +198,18 @@ class Family:
                 )
 
 
+def _resolve(variant: Variant, geometry: Geometry, rope: Rope | None, norm_eps: float) -> Plan:
+    return resolve(variant, geometry, causal=True, rope=rope, norm_eps=norm_eps)
+
+
+def _resolves(variant: Variant, geometry: Geometry, rope: Rope | None, norm_eps: float) -> bool:
+    try:
+        _resolve(variant, geometry, rope, norm_eps)
+    except ValueError:
+        return False
+    return True
+
+
 # Settings that every row handles, our own, and settings of files that change no number.
 COMMON = (
     *("hidden_size", "num_attention_heads", "num_hidden_layers", "initializer_range"),
@@ -205,15 +231,13 @@ _NAMES: Mapping[Role, str] = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
 def _rotary(kind: str, name: str, **row: Any) -> Family:
     """The row of a decoder with RoPE, such as Llama."""
     heads = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification")
-    row = {"bias": _no, "output_bias": _no, **row}
+    row = {"bias": _no, "output_bias": _no, "names": _NAMES, "output": "o_proj", **row}
     handled = ("num_key_value_heads", "head_dim", "attention_dropout", "rope_parameters")
     elsewhere = ("rms_norm_eps", "intermediate_size", "hidden_act", "max_position_embeddings")
     return Family(
         kind,
         classes={"AutoModel": f"{name}Model"} | {f"AutoModel{h}": f"{name}{h}" for h in heads},
         attention=f"{name}Attention",
-        names=_NAMES,
-        output="o_proj",
         attention_dropout="attention_dropout",
         rotary=True,
         handled=(*handled, *row.pop("handled", ())),
@@ -232,6 +256,27 @@ def _yes(config: Any) -> bool:
 
 def _attention_bias(config: Any) -> bool:
     return config.attention_bias
+
+
+def _clip(tower: str, *elsewhere: str) -> Family:
+    """The row of one tower of CLIP; a model of both keeps them under other names."""
+    return Family(
+        f"clip_{tower.lower()}_model",
+        package="clip",
+        reads_text=tower == "Text",
+        classes={"AutoModel": f"CLIP{tower}Model"},
+        attention="CLIPAttention",
+        names=_NAMES,
+        output="out_proj",
+        attention_dropout="attention_dropout",
+        bias=_yes,
+        output_bias=_yes,
+        handled=("attention_dropout",),
+        elsewhere=(
+            *("intermediate_size", "hidden_act", "layer_norm_eps", "initializer_factor"),
+            *("projection_dim", *elsewhere),
+        ),
+    )
 
 
 _SLIDING = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
@@ -260,6 +305,54 @@ _ROWS = (
         output_bias=_attention_bias,
         normed=("q", "k"),
         handled=("attention_bias", *_SLIDING),
+    ),
+    _rotary(
+        "gemma",
+        "Gemma",
+        bias=_attention_bias,
+        output_bias=_attention_bias,
+        handled=("attention_bias",),
+        only={"use_bidirectional_attention": (False, None)},
+    ),
+    _rotary(
+        "phi",
+        "Phi",
+        output="dense",
+        bias=_yes,
+        output_bias=_yes,
+        elsewhere=("resid_pdrop", "embd_pdrop", "layer_norm_eps"),
+        only={"qk_layernorm": (False,)},
+    ),
+    _rotary(
+        "gpt_neox",
+        "GPTNeoX",
+        names="query_key_value",
+        fused_by="head",
+        output="dense",
+        bias=_attention_bias,
+        output_bias=_attention_bias,
+        handled=("attention_bias",),
+        elsewhere=("hidden_dropout", "layer_norm_eps", "use_parallel_residual", "is_decoder"),
+    ),
+    Family(
+        "opt",
+        classes={
+            "AutoModel": "OPTModel",
+            "AutoModelForCausalLM": "OPTForCausalLM",
+            "AutoModelForSequenceClassification": "OPTForSequenceClassification",
+        },
+        attention="OPTAttention",
+        names=_NAMES,
+        output="out_proj",
+        attention_dropout="attention_dropout",
+        bias=lambda config: config.enable_bias,
+        output_bias=lambda config: config.enable_bias,
+        handled=("attention_dropout", "enable_bias", "init_std"),
+        elsewhere=(
+            *("ffn_dim", "max_position_embeddings", "do_layer_norm_before", "dropout"),
+            *("word_embed_proj_dim", "activation_function", "layerdrop"),
+            *("layer_norm_elementwise_affine", "_remove_final_layer_norm"),
+        ),
     ),
     Family(
         "gpt2",
@@ -318,6 +411,7 @@ _ROWS = (
             "AutoModelForImageClassification": "ViTForImageClassification",
         },
         attention="ViTAttention",
+        reads_text=False,
         names=_NAMES,
         output="o_proj",
         attention_dropout="attention_probs_dropout_prob",
@@ -330,6 +424,55 @@ _ROWS = (
             *("pooler_output_size", "pooler_act"),
         ),
     ),
+    Family(
+        "marian",
+        classes={"AutoModel": "MarianModel", "AutoModelForSeq2SeqLM": "MarianMTModel"},
+        attention="MarianAttention",
+        names=_NAMES,
+        output="out_proj",
+        attention_dropout="attention_dropout",
+        bias=_yes,
+        output_bias=_yes,
+        blocks=("encoder_layers", "decoder_layers"),
+        handled=(
+            *("attention_dropout", "d_model", "encoder_layers", "decoder_layers", "init_std"),
+            *("encoder_attention_heads", "decoder_attention_heads"),
+        ),
+        elsewhere=(
+            *("encoder_ffn_dim", "decoder_ffn_dim", "encoder_layerdrop", "decoder_layerdrop"),
+            *("activation_function", "activation_dropout", "dropout", "max_position_embeddings"),
+            *("scale_embedding", "decoder_vocab_size", "decoder_start_token_id"),
+            *("forced_eos_token_id", "share_encoder_decoder_embeddings", "is_encoder_decoder"),
+            "is_decoder",
+        ),
+    ),
+    Family(
+        "t5",
+        classes={
+            "AutoModel": "T5Model",
+            "AutoModelForSeq2SeqLM": "T5ForConditionalGeneration",
+        },
+        attention="T5Attention",
+        names={"q": "q", "k": "k", "v": "v"},
+        output="o",
+        attention_dropout="dropout_rate",
+        bias=_no,
+        output_bias=_no,
+        blocks=("num_layers", "num_decoder_layers"),
+        scaled=False,
+        relative=True,
+        handled=(
+            *("d_model", "d_kv", "num_heads", "num_layers", "num_decoder_layers", "dropout_rate"),
+            *("relative_attention_num_buckets", "relative_attention_max_distance"),
+        ),
+        elsewhere=(
+            *("d_ff", "layer_norm_epsilon", "initializer_factor", "feed_forward_proj"),
+            *("is_encoder_decoder", "is_decoder", "dense_act_fn", "is_gated_act", "n_positions"),
+            *("decoder_start_token_id", "scale_decoder_outputs", "output_past"),
+        ),
+    ),
+    _clip("Text", "max_position_embeddings"),
+    _clip("Vision", "num_channels", "image_size", "patch_size"),
 )
 FAMILIES = {family.kind: family for family in _ROWS}
 
@@ -344,7 +487,7 @@ class LinearAttention:
 
     names: Projections
     # In a fused module: all of Q, then K, then V; or those of one head, then of the next.
-    fused_by: Literal["role", "head"] = "role"
+    fused_by: FusedBy = "role"
     transposed: bool = False
     # The attribute with the number of heads; those that make K no linear map if they are set.
     heads: str = "num_heads"
@@ -421,6 +564,11 @@ def geometry_of(config: Any) -> Geometry:
 def rope_base_of(config: Any) -> float:
     """The base of the rotary frequencies."""
     return (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
+
+
+def rotary_share_of(config: Any) -> float:
+    """The share of a head's numbers that RoPE rotates."""
+    return (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0)
 
 
 def norm_eps_of(config: Any) -> float:

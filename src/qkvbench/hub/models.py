@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from torch import nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -17,9 +18,18 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.masking_utils import eager_mask
 
-from qkvbench.hub.attention import IMPLEMENTATION, QkvModeAttention, attention_forward
+from qkvbench.hub.attention import (
+    IMPLEMENTATION,
+    QkvModeAttention,
+    RelativeAttention,
+    attention_forward,
+)
 from qkvbench.hub.code import write_card, write_code
 from qkvbench.hub.families import (
     FAMILIES,
@@ -29,6 +39,7 @@ from qkvbench.hub.families import (
     norm_eps_of,
     rope_base_of,
     rope_on_read,
+    rotary_share_of,
 )
 from qkvbench.hub.modes import Mode, equations, variants
 from qkvbench.variant import Plan
@@ -46,6 +57,11 @@ def register() -> None:
         AutoConfig.register(family.model_type, config, exist_ok=True)
         for auto, model in model_classes(family).items():
             getattr(transformers, auto).register(config, model, exist_ok=True)
+            # The library's names of older files, such as those of GPT-NeoX's head.
+            if mapping := get_checkpoint_conversion_mapping(family.classes[auto]):
+                register_checkpoint_conversion_mapping(
+                    family.class_name(auto), mapping, overwrite=True
+                )
 
 
 def with_mode(config: PreTrainedConfig, mode: Mode) -> PreTrainedConfig:
@@ -65,8 +81,14 @@ def layer_plans(config: PreTrainedConfig) -> tuple[Plan, ...]:
     family.check(config)
     mode = getattr(config, "qkv_mode", "canonical")
     plans = tuple(
-        family.plan(variant, geometry_of(config), rope_base_of(config), norm_eps_of(config))
-        for variant in variants(mode, config.num_hidden_layers)
+        family.plan(
+            variant,
+            geometry_of(config),
+            rope_base_of(config),
+            norm_eps_of(config),
+            rotary_share_of(config),
+        )
+        for variant in variants(mode, family.layers(config))
     )
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope not in FIXED_ROPE_TYPES and any(map(rope_on_read, plans)):
@@ -89,6 +111,16 @@ class QkvModeMixin:
         library: Any = super()
         library.__init__(config, *args, **kwargs)
         _replace_attention(self, config, plans)
+
+    def _init_weights(self, module: Any) -> None:
+        """As in the library, which may expect all projections of its own attention by name."""
+        library: Any = super()
+        absent = module.absent_projections if isinstance(module, QkvModeAttention) else ()
+        for name in absent:
+            module.add_module(name, nn.Linear(1, 1))
+        library._init_weights(module)
+        for name in absent:
+            delattr(module, name)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -124,9 +156,14 @@ class QkvModeMixin:
         family = family_of(model.config)
         write_card(Path(folder), family.model_type, model.config.qkv_mode, with_code=with_code)
         if with_code:
-            names = {auto: family.class_name(auto) for auto in family.classes}
-            write_code(Path(folder), {"AutoConfig": family.config_name, **names})
+            write_code_of(family, Path(folder))
         return saved
+
+
+def write_code_of(family: Family, folder: Path) -> None:
+    """Add the code of a family's models to a saved folder, and name it in the config."""
+    names = {auto: family.class_name(auto) for auto in family.classes}
+    write_code(folder, {"AutoConfig": family.config_name, **names})
 
 
 def _replace_attention(model: Any, config: PreTrainedConfig, plans: tuple[Plan, ...]) -> None:
@@ -159,9 +196,9 @@ def _attention_class(library: type) -> type[QkvModeAttention]:
 
     It does so to collect attention weights and to initialize parameters.
     """
-    made: Any = type(
-        f"Qkv{library.__name__}", (QkvModeAttention, library), {"__module__": __name__}
-    )
+    relative = hasattr(library, "compute_bias")
+    own = RelativeAttention if relative else QkvModeAttention
+    made: Any = type(f"Qkv{library.__name__}", (own, library), {"__module__": __name__})
     return made
 
 

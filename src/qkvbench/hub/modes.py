@@ -43,11 +43,13 @@ def _variant(mode: str) -> Variant:
     norm = variant.scores.norm
     # One scale of a head's width: those of the library's `q_norm` and `k_norm`.
     known = replace(HeadNorm(), on_root=norm.on_root, after_rope=norm.after_rope)
-    plain = replace(variant, scores=Scores(normed=variant.scores.normed, norm=known))
+    rope_value = variant.scores.rope_value
+    scores = Scores(normed=variant.scores.normed, norm=known, rope_value=rope_value)
+    plain = replace(variant, scores=scores)
     if plain != variant:
         raise ValueError(
-            f"qkv_mode '{mode}' says more than where Q, K and V come from and an RMS norm of "
-            "each head, which is all that a layer of transformers can be given.\n"
+            f"qkv_mode '{mode}' says more than where Q, K and V come from, an RMS norm of each "
+            "head and RoPE on V, which is all that a layer of transformers can be given.\n"
             f"Write '{write(plain)}', or train it with the bench's own backends."
         )
     return variant

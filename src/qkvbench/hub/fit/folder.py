@@ -6,11 +6,17 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from qkvbench.cost.units import bytes_text
+import torch
 
-CARD, MEASURED = "README.md", "measured.json"
+from qkvbench.cost.units import bytes_text
+from qkvbench.hub.families import family_of
+from qkvbench.hub.fit.shards import INDEX
+from qkvbench.hub.models import write_code_of
+
+CARD, MEASURED, GENERATION = "README.md", "measured.json", "generation_config.json"
 
 
 def check_place(out: Path, needed_bytes: int, *, force: bool) -> None:
@@ -62,11 +68,30 @@ def state_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.healing")
 
 
-def save(
-    model: Any, tokenizer: Any, folder: Path, card: str, measured: Mapping[str, object]
-) -> None:
-    """Write the model, its tokenizer, its code, its card and the measured numbers."""
-    model.save_pretrained(folder, with_code=True)
+def write_settings(config: Any, source: Path, folder: Path) -> None:
+    """Write the config, the source's settings of generation, and the code that models need."""
+    config.save_pretrained(folder)
+    generation = source / GENERATION
+    if generation.is_file():
+        shutil.copyfile(generation, folder / GENERATION)
+    write_code_of(family_of(config), folder)
+
+
+def replace_weights(model: Any, folder: Path) -> None:
+    """Write the model's weights, in the type that its folder says, in place of those there."""
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for file in (*folder.glob("*.safetensors"), folder / INDEX):
+        file.unlink(missing_ok=True)
+    dtype = getattr(torch, settings["dtype"])
+    state = {name: part.to(dtype) for name, part in model.state_dict().items()}
+    with TemporaryDirectory(dir=folder) as place:
+        model.save_pretrained(place, state_dict=state)
+        for file in (*Path(place).glob("*.safetensors"), *Path(place).glob(INDEX)):
+            file.rename(folder / file.name)
+
+
+def write_texts(tokenizer: Any, folder: Path, card: str, measured: Mapping[str, object]) -> None:
+    """Write the tokenizer, the card and the measured numbers."""
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     (folder / MEASURED).write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")

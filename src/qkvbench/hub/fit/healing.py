@@ -43,6 +43,7 @@ class Healing:
 
     ``lora`` is the rank of the adapters, merged at the end; 0 trains the weights themselves.
     ``blocks_lr`` and ``logits_lr`` are peak learning rates, cosine to zero after a warm-up.
+    ``teacher`` names the model whose predictions are learned; None is the original itself.
     """
 
     blocks: int = 0
@@ -52,6 +53,7 @@ class Healing:
     logits_lr: float = 5e-5
     temperature: float = 1.0
     seed: int = 0
+    teacher: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -77,6 +79,9 @@ def parse_healing(words: Sequence[str]) -> Healing:
              "blocks_lr": float, "logits_lr": float, "temperature": float}  # fmt: skip
     for word in words:
         name, equals, value = word.partition("=")
+        if name == "teacher" and value:
+            found[name] = value
+            continue
         try:
             found[name] = known[name](value)
             if not equals or not found[name] >= 0 or math.isinf(found[name]):
@@ -85,7 +90,7 @@ def parse_healing(words: Sequence[str]) -> Healing:
             raise ValueError(
                 f"--heal {word} is not a setting of healing.\nWrite tokens=100k (half by blocks, "
                 "half by logits), or blocks=N and logits=N; and lora=RANK, blocks_lr=X, "
-                "logits_lr=X, temperature=X, seed=N."
+                "logits_lr=X, temperature=X, seed=N, teacher=FOLDER."
             ) from None
     if "tokens" in found:
         tokens = found.pop("tokens")
@@ -104,14 +109,17 @@ def heal(
     healing: Healing,
     folder: Path,
     progress: Callable[[str], None] = lambda line: None,
+    teacher: Any = None,
 ) -> list[tuple[str, int, float]]:
     """Train the changed layers in place; the distance from the original by phase and tokens.
 
+    Blocks learn from the original's, predictions from those of ``teacher`` if there is one.
     ``folder`` holds the state: the same call resumes a healing that was interrupted, with the same
-    batches. The weights that are kept, the start included, are those nearest to the original on the
+    batches. The weights that are kept, the start included, are those nearest to the teacher on the
     windows of ``held_out``: by divergence of predictions, or squared error if there are none.
     """
-    trainer = _Trainer(model, original, text, held_out, healing, folder, progress)
+    teacher = original if teacher is None else teacher
+    trainer = _Trainer(model, original, teacher, text, held_out, healing, folder, progress)
     return trainer.run()
 
 
@@ -120,6 +128,7 @@ class _Trainer:
         self,
         model: Any,
         original: Any,
+        teacher: Any,
         text: Windows,
         held_out: Windows,
         healing: Healing,
@@ -127,6 +136,7 @@ class _Trainer:
         progress: Callable[[str], None],
     ) -> None:
         self.model, self.original, self.text, self.held_out = model, original, text, held_out
+        self.teacher = teacher
         self.healing, self.folder, self.progress = healing, folder, progress
         self.pairs = _changed_layers(model, original)
         self.lora = _add_lora(model, [name for name, _, _ in self.pairs], healing)
@@ -135,7 +145,7 @@ class _Trainer:
         predicts = original.get_output_embeddings() is not None
         self.difference = divergence if predicts else squared_error
         with torch.no_grad():
-            self.targets = [_output(original, row) for row in held_out]
+            self.targets = [_output(teacher, row) for row in held_out]
         self.history: list[tuple[str, int, float]] = []
 
     def run(self) -> list[tuple[str, int, float]]:
@@ -245,9 +255,9 @@ class _Trainer:
         """Backward of the divergence from the original's predictions, at a temperature."""
         for row in batch:
             with torch.no_grad():
-                wanted = _output(self.original, row)
+                wanted = _output(self.teacher, row)
             found = _output(self.model, row)
-            loss = self.difference(wanted, found, self.healing.temperature)
+            loss = self.difference(*_common(wanted, found), self.healing.temperature)
             (loss / len(batch)).backward()
 
     @property
@@ -259,7 +269,10 @@ class _Trainer:
     def _distance(self) -> float:
         """The mean distance from the original on the deciding windows."""
         pairs = zip(self.targets, self.held_out, strict=True)
-        found = [float(self.difference(wanted, _output(self.model, row))) for wanted, row in pairs]
+        found = [
+            float(self.difference(*_common(wanted, _output(self.model, row))))
+            for wanted, row in pairs
+        ]
         return statistics.fmean(found)
 
     def _keep_best(self) -> None:
@@ -374,6 +387,12 @@ def _output(model: Any, row: Tensor) -> Tensor:
     """The logits of each place, or the last hidden states of a model without a head."""
     output = model(input_ids=row[None])
     return (output.logits if "logits" in output else output.last_hidden_state)[0].float()
+
+
+def _common(wanted: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """The outputs that both have: tables of logits are filled up to other lengths in each model."""
+    most = min(wanted.shape[-1], found.shape[-1])
+    return wanted[:, :most], found[:, :most]
 
 
 def divergence(wanted: Tensor, found: Tensor, temperature: float = 1.0) -> Tensor:

@@ -4,7 +4,7 @@ The text is read once. No activations are kept: of each layer there are a matrix
 for each key/value head, one of the queries that read it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,14 +47,11 @@ class Moments:
 @torch.no_grad()
 def collect(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[Moments]:
     """The moments of every layer over the text: batches are inputs of the model by name."""
-    layers = layers_of(model)
-    rng = torch.Generator().manual_seed(0)
-    found = [_empty(layer) for layer in layers]
-    with _recording(model, layers, found, rng):
+    with recording(model) as found:
         body: Any = model.base_model  # pyright: ignore[reportAttributeAccessIssue]
         for batch in batches:
             body(**batch)
-    return found
+    return [found[number] for number in sorted(found)]
 
 
 def _empty(layer: Layer) -> Moments:
@@ -65,19 +62,28 @@ def _empty(layer: Layer) -> Moments:
 
 
 @contextmanager
-def _recording(model: Any, layers: tuple[Layer, ...], found: list[Moments], rng: Any) -> Any:
-    """Record while the block runs; the model is as before afterwards."""
+def recording(model: Any) -> Iterator[dict[int, Moments]]:
+    """Record while the block runs: moments of each layer that has run, by its number.
+
+    A layer's weights are read when it runs, so they may be absent before and after.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
+    found: dict[int, Moments] = {}
+    layers = layers_of(model)
+    # One for each layer, so that the order in which layers and texts are read changes nothing.
+    draws = [torch.Generator().manual_seed(layer.number) for layer in layers]
     by_module = {layer.attention: layer for layer in layers}
-    outputs = [layer.read().o.float() for layer in layers]
     rope: dict[Any, Any] = {}
 
     def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        x = kwargs.get("key_value_states")
+        if x is None:
+            x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         rows = nn.functional.pad(x.flatten(0, 1), (0, 1), value=1.0)
-        moments = found[by_module[module].number]
+        layer = by_module[module]
+        moments = found.setdefault(layer.number, _empty(layer))
         moments.inputs += (rows.mT @ rows).double()
         moments.tokens += len(rows)
         rope[module] = kwargs.get("position_embeddings")
@@ -86,8 +92,9 @@ def _recording(model: Any, layers: tuple[Layer, ...], found: list[Moments], rng:
         output, weights = attention_forward(module, query, key, value, mask, **kwargs)
         layer = by_module[module]
         heads = output.transpose(1, 2)
-        o = outputs[layer.number].to(query.dtype)
-        _add(found[layer.number], layer, o, query, value, heads, weights, rope.pop(module), rng)
+        o = layer.output_heads().to(query.dtype)
+        moments, rng = found[layer.number], draws[layer.number]
+        _add(moments, layer, o, query, value, heads, weights, rope.pop(module), rng)
         return output, weights
 
     AttentionInterface.register(RECORDING, attend)
@@ -99,7 +106,7 @@ def _recording(model: Any, layers: tuple[Layer, ...], found: list[Moments], rng:
     model.config._attn_implementation = RECORDING
     model.eval()
     try:
-        yield
+        yield found
     finally:
         model.config._attn_implementation = implementation
         model.train(training)
@@ -145,5 +152,7 @@ def _unrotated(rows: Tensor, positions: Tensor, rope: tuple[Tensor, Tensor]) -> 
     cos, sin = (part.expand(len(rows), -1, -1) for part in rope)
     index = positions[..., None].expand(-1, -1, cos.shape[-1])
     cos, sin = cos.gather(1, index), sin.gather(1, index)
+    rows, others = rows.split([cos.shape[-1], rows.shape[-1] - cos.shape[-1]], dim=-1)
     first, second = rows.chunk(2, dim=-1)
-    return rows * cos - torch.cat([-second, first], dim=-1) * sin
+    back = rows * cos - torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([back, others], dim=-1)

@@ -6,7 +6,7 @@ Whether they add is measured afterwards, on pairs and on the whole plan.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from qkvbench import cost
 from qkvbench.cost import budget as choices
 from qkvbench.cost.budget import Spread, changed_layers, least_damage
+from qkvbench.hub.fit.latency import Steps
 from qkvbench.hub.fit.moments import Moments
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.quality import Windows
@@ -32,7 +33,8 @@ UNCHANGED = "q,k,v"
 class Option:
     """One equation in one layer.
 
-    ``values`` are the numbers cached for a token. ``divergence`` is the mean KL divergence of the
+    ``values`` is what a budget counts of the layer: numbers cached for a token, parameters, or
+    nanoseconds of a step. ``divergence`` is the mean KL divergence of the
     model's predictions from the original's in nats, ``loss`` the change of its loss, ``distance``
     the squared error of the layer's output as a share of its square.
     """
@@ -63,6 +65,12 @@ def options_of(model: Any, equations: Sequence[str]) -> dict[str, Change]:
     found = {}
     for equation in equations:
         change = check_change(0, parse(equation), heads)
+        if change is not None and change.turned:
+            raise ValueError(
+                f"'{equation}' cannot be advised on: the damage of a layer is measured in the "
+                "library's own attention, which rotates no V.\nConvert all layers or some with "
+                "--to and --layers, and read what is lost."
+            )
         if change is not None:
             found[write(parse(equation))] = change
     return found
@@ -72,10 +80,16 @@ class Trial:
     """A model whose layers are changed and restored, and its original predictions on a text."""
 
     def __init__(
-        self, model: Any, text: Windows, moments: Sequence[Moments] | None, start: str
+        self,
+        model: Any,
+        text: Windows,
+        moments: Sequence[Moments] | None,
+        start: str,
+        count: "Count | None" = None,
     ) -> None:
         """Run the original once; the text is held in memory as hidden states of each block."""
         self.model, self.text, self.moments, self.start = model, text, moments, start
+        self.count = count or cached_values
         self.layers = layers_of(model)
         self.original = [layer.read() for layer in self.layers]
         self._blocks = [_block(model, layer) for layer in self.layers]
@@ -99,7 +113,7 @@ class Trial:
         return Option(
             layer,
             write(change.variant),
-            cached_values(part, change),
+            self.count(part, change),
             divergence,
             loss,
             distance,
@@ -107,7 +121,7 @@ class Trial:
 
     def unchanged(self, layer: int) -> Option:
         """The option of leaving a layer as it is."""
-        return Option(layer, UNCHANGED, cached_values(self.layers[layer], None))
+        return Option(layer, UNCHANGED, self.count(self.layers[layer], None))
 
     def effect(self, plan: Plan, changes: Mapping[str, Change]) -> Effect:
         """The measured effect of a whole plan."""
@@ -201,14 +215,34 @@ class Trial:
                 del one.forward
 
 
+# What a budget counts of a layer with a change, or as it is.
+Count = Callable[[Layer, Change | None], int]
+
+
 def cached_values(layer: Layer, change: Change | None) -> int:
     """The numbers that a layer caches for a token."""
     plan = layer.family.plan(change.variant if change else CANONICAL, layer.geometry)
     return cost.cached_values(plan)
 
 
+def parameters(layer: Layer, change: Change | None) -> int:
+    """The parameters of a layer's attention, without biases."""
+    plan = layer.family.plan(change.variant if change else CANONICAL, layer.geometry)
+    return sum(math.prod(p.shape) for p in plan.parameters if not p.name.endswith("bias"))
+
+
+def nanoseconds(steps: Steps, layers: int) -> Count:
+    """A layer's part of a step, and what a change takes off it: the same for every layer."""
+
+    def count(_: Layer, change: Change | None) -> int:
+        saved = steps.saving_s(write(change.variant)) if change else 0.0
+        return round(1e9 * (steps.step_s - saved) / layers)
+
+    return count
+
+
 def total(plan: Iterable[Option]) -> int:
-    """The numbers that a plan caches for a token."""
+    """The sum of a plan's layers that a budget limits."""
     return sum(option.values for option in plan)
 
 
@@ -222,7 +256,7 @@ def best_plan(options: Sequence[Option], budget: int) -> Plan:
     if sum(least) > budget:
         most = sum(max(o.values for o in options if o.layer == layer) for layer in layers)
         raise ValueError(
-            f"A cache of {budget / most:.0%} cannot be reached: with these equations the smallest "
+            f"A budget of {budget / most:.0%} cannot be reached: with these equations the smallest "
             f"is {sum(least) / most:.0%}.\nAllow equations with fewer heads: --options 'q,k=v' "
             "'q,k=v/1'."
         )

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from qkvbench.hub.families import Family, family_of, geometry_of
+from qkvbench.hub.families import Family, family_of, geometry_of, rotary_share_of
 from qkvbench.variant import ROLES, Geometry, Role
 
 # Modules of the output projection if it is not part of the attention class: from its parent.
@@ -58,6 +58,8 @@ class Layer:
     output: Any
     family: Family
     geometry: Geometry
+    # Radians per position of each pair of coordinates that RoPE rotates; None without RoPE.
+    frequencies: Tensor | None = None
 
     @property
     def rotary(self) -> bool:
@@ -67,7 +69,8 @@ class Layer:
     @property
     def freedom(self) -> Literal["any", "complex", "none"]:
         """The maps of K that fold into the query: any; those that commute with RoPE; none."""
-        if self.family.normed:
+        # With RoPE on a part of a head its pairs are not those of the whole.
+        if self.family.normed or rotary_share_of(self.attention.config) != 1:
             return "none"
         return "complex" if self.rotary else "any"
 
@@ -92,16 +95,20 @@ class Layer:
         size, heads = self.geometry, {}
         for role in ROLES:
             weight, bias = self._parts(role)
-            columns = [weight] if bias is None else [weight, bias[:, None]]
-            rows = torch.cat([column.detach().double() for column in columns], dim=1)
-            heads[role] = rows.reshape(-1, size.head_dim, rows.shape[1])
-        o = self._matrix(self.output).detach().double()  # (d_model, heads * head_dim)
+            columns = [weight] if bias is None else [weight, bias[..., None]]
+            rows = torch.cat([column.detach().double() for column in columns], dim=-1)
+            heads[role] = rows.reshape(-1, size.head_dim, rows.shape[-1])
         bias = self.output.bias
         return Weights(
             **heads,
-            o=o.reshape(size.d_model, size.heads, size.head_dim).transpose(0, 1),
+            o=self.output_heads().double(),
             output_bias=None if bias is None else bias.detach().double(),
         )
+
+    def output_heads(self) -> Float[Tensor, "heads d_model head_dim"]:
+        """The output projection by head: a view of the layer's weights."""
+        size, matrix = self.geometry, self._matrix(self.output).detach()
+        return matrix.unflatten(1, (size.heads, size.head_dim)).transpose(0, 1)
 
     @torch.no_grad()
     def write(self, weights: Weights) -> None:
@@ -110,9 +117,9 @@ class Layer:
         for role in ROLES:
             rows: Tensor = getattr(weights, role).flatten(0, 1)
             weight, bias = self._parts(role)
-            weight.copy_(rows[:, :width])
+            weight.copy_(rows[:, :width].reshape(weight.shape))
             if bias is not None:
-                bias.copy_(rows[:, width])
+                bias.copy_(rows[:, width].reshape(bias.shape))
         self._matrix(self.output).copy_(weights.o.transpose(0, 1).flatten(1))
         if weights.output_bias is not None:
             self.output.bias.copy_(weights.output_bias)
@@ -122,14 +129,23 @@ class Layer:
         return getattr(self.attention, names if isinstance(names, str) else names[role])
 
     def _parts(self, role: Role) -> tuple[Tensor, Tensor | None]:
-        """Views of the weight (outputs, inputs) and the bias of one role."""
+        """Views of the weight (outputs, inputs) and the bias of one role.
+
+        If they are fused by head, outputs are two dimensions: heads and their numbers.
+        """
         linear, size = self._linear(role), self.geometry
         weight, bias = self._matrix(linear), linear.bias
         if not isinstance(self.family.names, str):
             return weight, bias
         lengths = [heads * size.head_dim for heads in (size.heads, size.kv_heads, size.kv_heads)]
         place = ROLES.index(role)
-        return weight.split(lengths)[place], bias.split(lengths)[place]
+
+        def part(whole: Tensor) -> Tensor:
+            if self.family.fused_by == "head":
+                return whole.unflatten(0, (-1, len(ROLES), size.head_dim))[:, place]
+            return whole.split(lengths)[place]
+
+        return part(weight), None if bias is None else part(bias)
 
     def _matrix(self, linear: Any) -> Tensor:
         """The weight as (outputs, inputs)."""
@@ -150,6 +166,8 @@ def layers_of(model: nn.Module) -> tuple[Layer, ...]:
             f"The {type(model).__name__} has no {family.attention}: it has a qkv_mode already.\n"
             "Give the model that it was made from."
         )
+    rotary = [part for name, part in model.named_modules() if name.endswith("rotary_emb")]
+    frequencies: Any = rotary[0].inv_freq if rotary else None
     found = []
     for number, (name, attention) in enumerate(parts):
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -158,5 +176,6 @@ def layers_of(model: nn.Module) -> tuple[Layer, ...]:
             if family.output
             else parent.get_submodule(OUTPUTS[family.kind])
         )
-        found.append(Layer(number, name, attention, output, family, geometry_of(config)))
+        size = geometry_of(config)
+        found.append(Layer(number, name, attention, output, family, size, frequencies))
     return tuple(found)

@@ -33,11 +33,14 @@ class Recall:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Live bytes of the cache after `context` tokens, and the median time of the next ones."""
+    """Live bytes of the cache after `context` tokens, and the median time of the next ones.
+
+    The time is None if it was not measured.
+    """
 
     context: int
     cache_bytes: int
-    step_s: float
+    step_s: float | None
 
 
 def windows(tokenizer: Any, text: str, length: int, count: int, skip: int = 0) -> Windows:
@@ -108,8 +111,8 @@ def similarity(one: Tensor, other: Tensor) -> float:
 
 
 @torch.no_grad()
-def decoding(model: Any, tokens: Int[Tensor, " context"], steps: int = 12) -> Decoding:
-    """The cache after these tokens, and the median time of one more."""
+def decoding(model: Any, tokens: Int[Tensor, " context"], steps: int) -> Decoding:
+    """The cache after these tokens, and the median time of one more, of so many."""
     output = model(input_ids=tokens[None], use_cache=True)
     cache = output.get("cache") or output.past_key_values
     live = cache_bytes(cache)
@@ -117,10 +120,10 @@ def decoding(model: Any, tokens: Int[Tensor, " context"], steps: int = 12) -> De
     next_one = output.logits[:, -1:].argmax(-1)
     for _ in range(steps):
         began = time.perf_counter()
-        output = model(input_ids=next_one, **{_cache_name(output): cache}, use_cache=True)
+        output = model(input_ids=next_one, **{cache_name(output): cache}, use_cache=True)
         next_one = output.logits[:, -1:].argmax(-1)
         times.append(time.perf_counter() - began)
-    return Decoding(len(tokens), live, statistics.median(times))
+    return Decoding(len(tokens), live, statistics.median(times) if times else None)
 
 
 def cache_bytes(cache: Any) -> int:
@@ -133,8 +136,8 @@ def cache_bytes(cache: Any) -> int:
     return sum(storages.values())
 
 
-def _cache_name(output: Any) -> str:
-    # The name of the argument before transformers 5.24.
+def cache_name(output: Any) -> str:
+    """The name of the cache in an output and among arguments: another before 5.24."""
     return "cache" if "cache" in output else "past_key_values"
 
 

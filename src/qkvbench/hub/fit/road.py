@@ -1,27 +1,41 @@
 """The road: advise on a plan, or convert a checkpoint by one, measured before and after."""
 
 import shlex
+import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import psutil
 from torch import Tensor
+from transformers import AutoConfig
 
 from qkvbench.cost.budget import SPREADS
 from qkvbench.cost.units import bytes_text, seconds_text
-from qkvbench.hub.conversion import convert
-from qkvbench.hub.families import family_of
+from qkvbench.hub.families import FAMILIES
 from qkvbench.hub.fit import folder, planning, quality
 from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healing, heal
+from qkvbench.hub.fit.latency import Steps
+from qkvbench.hub.fit.latency import steps as measured_steps
 from qkvbench.hub.fit.moments import Moments, collect
 from qkvbench.hub.fit.planning import UNCHANGED, Effect, Option, Plan, Trial
 from qkvbench.hub.fit.progress import Progress, TimeLeft, counted
 from qkvbench.hub.fit.quality import Windows
-from qkvbench.hub.fit.source import Checkpoint
-from qkvbench.hub.fit.tying import changes, tie
+from qkvbench.hub.fit.shards import Tensors
+from qkvbench.hub.fit.source import Checkpoint, find_teacher, load_model
+from qkvbench.hub.fit.streaming import LayerByLayer, StreamedModel
+from qkvbench.hub.models import register
 from qkvbench.hub.modes import Mode
+
+CAUSAL = "AutoModelForCausalLM"
+FP32_BYTES = 4
+# The share of the free memory that a model may take if no amount is given.
+FREE_MEMORY = 0.8
+# Tokens that are decoded to time one.
+DECODED = 12
 
 
 @dataclass(frozen=True)
@@ -48,12 +62,33 @@ class Advice:
     curve: tuple[Plan, ...]
     pairs: tuple[tuple[int, int, float, float], ...]
     loss: float
+    # What is counted of the model beside the layers, such as its other parameters.
+    rest: int = 0
 
     @property
     def share(self) -> float:
-        """The cache of the plan as a share of the original's."""
+        """The cache, parameters or time of the plan as a share of the original's."""
         full = sum(option.values for option in self.options if option.equation == UNCHANGED)
-        return planning.total(self.plan) / full
+        return (planning.total(self.plan) + self.rest) / (full + self.rest)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The share of the original's cache, parameters or time of a step that a plan may have.
+
+    ``context`` is the number of tokens before the step.
+    """
+
+    share: float
+    kind: Literal["cache", "parameters", "latency"] = "cache"
+    context: int = 0
+
+
+@dataclass(frozen=True)
+class NothingToGain:
+    """The measured steps of a budget of latency if no equation is faster than the original."""
+
+    steps: Steps
 
 
 @dataclass(frozen=True)
@@ -75,20 +110,33 @@ class Conversion:
 def advise(
     checkpoint: Checkpoint,
     text: str,
-    share: float,
+    budget: Budget,
     equations: Sequence[str],
     start: str,
     reading: Reading,
     pairs: int = 8,
     progress: Progress = lambda line: None,
-) -> Advice:
-    """The plan with the least damage whose cache is at most this share of the original's.
+) -> Advice | NothingToGain:
+    """The plan with the least damage within a budget, which may be of measured time.
 
     The text is read in three parts: for the fit, for the damage of each layer, and for whole plans.
     """
+    _check_readable(checkpoint)
     model, tokenizer = checkpoint.model(), checkpoint.tokenizer()
     _check_head(model)
     allowed = planning.options_of(model, equations)
+    layers = planning.layers_of(model)
+    counted_, rest = planning.cached_values, 0
+    if budget.kind == "parameters":
+        counted_ = planning.parameters
+        own = sum(planning.parameters(layer, None) for layer in layers)
+        rest = sum(each.numel() for each in model.parameters()) - own
+    if budget.kind == "latency":
+        tokens = quality.windows(tokenizer, text * 8, budget.context, 1)[0]
+        steps = measured_steps(model, list(allowed), tokens, progress)
+        if not any(steps.is_faster(equation) for equation in allowed):
+            return NothingToGain(steps)
+        counted_ = planning.nanoseconds(steps, len(layers))
     fit, count = reading.count(reading.fit), reading.count(reading.held_out) // 2 or 1
     read = quality.windows(tokenizer, text, reading.window, fit + 2 * count)
     if len(read) < 3:
@@ -99,7 +147,7 @@ def advise(
     fit = min(fit, len(read) - 2 * min(count, (len(read) - 1) // 2))
     middle = fit + (len(read) - fit) // 2
     moments = _moments(model, read[:fit], progress)
-    trial = Trial(model, read[fit:middle], moments, start)
+    trial = Trial(model, read[fit:middle], moments, start, counted_)
     options: list[Option] = []
     time_left = TimeLeft("layers", len(trial.layers), progress)
     for layer in range(len(trial.layers)):
@@ -113,8 +161,8 @@ def advise(
                 f"output off by {options[-1].distance:.3f} of its square"
             )
     full = sum(option.values for option in options if option.equation == UNCHANGED)
-    budget = int(share * full)
-    plan = planning.best_plan(options, budget)
+    limit = int(budget.share * (full + rest)) - rest
+    plan = planning.best_plan(options, limit)
     checked = []
     for one, other in counted(planning.pairs(plan, pairs), "pairs measured together", progress):
         both = tuple(
@@ -126,7 +174,7 @@ def advise(
     judged = Trial(model, read[middle:], moments, start)
     rivals = {}
     for how in SPREADS:
-        rival = planning.spread(options, budget, how)
+        rival = planning.spread(options, limit, how)
         progress(f"measuring the plan and its rivals: {how}")
         rivals[how] = (rival, judged.effect(rival, allowed))
     return Advice(
@@ -137,6 +185,7 @@ def advise(
         tuple(planning.curve(options)),
         tuple(checked),
         judged.loss,
+        rest,
     )
 
 
@@ -150,56 +199,109 @@ def convert_checkpoint(  # noqa: PLR0913
     start: str,
     reading: Reading,
     healing: Healing,
+    memory_bytes: int | None = None,
     progress: Progress = lambda line: None,
 ) -> Conversion:
-    """Write the converted checkpoint to `out`, which is whole or absent; the measured numbers."""
-    model = checkpoint.model()
-    # Before anything is measured, which takes minutes.
-    family_of(model.config).check(model.config)
+    """Write the converted checkpoint to `out`, which is whole or absent; the measured numbers.
+
+    Layers are fitted and written one by one. A model that is larger than `memory_bytes` (most of
+    what is free) is measured block by block from its files, too; a healing holds it.
+    """
+    if texts != Texts():
+        _check_readable(checkpoint)
+    memory_bytes = memory_bytes or int(FREE_MEMORY * psutil.virtual_memory().available)
+    source = StreamedModel(checkpoint.folder, checkpoint.auto, checkpoint.config())
+    if healing.tokens:
+        _check_memory(source, memory_bytes)
+    # Refuses what cannot be converted before anything is measured, which takes minutes.
+    work = LayerByLayer(source, mode, progress)
     tokenizer = None if texts == Texts() else checkpoint.tokenizer()
+    lesson = None
+    if healing.tokens and healing.teacher is not None:
+        if checkpoint.auto != CAUSAL:
+            raise ValueError(f"{checkpoint.name} predicts no next token, which a teacher teaches.")
+        lesson = find_teacher(healing.teacher, tokenizer)
     held, read, judged = _windows(tokenizer, texts, reading, healing)
-    before = _measure(model, tokenizer, held, progress, "before")
-    converted, fitted_to = _convert(model, mode, read, start, reading, progress)
-    rows = [("layers changed", "", _layers_text(converted.config.qkv_mode, checkpoint.layers))]
-    tied = _measure(converted, tokenizer, held, progress, "after tying")
+
+    def measured(folder_: Path, when: str) -> _Measures:
+        if held is None:
+            return _Measures()
+        with runnable(folder_, checkpoint.auto, memory_bytes) as (model, timed):
+            return _measure(model, tokenizer, held, progress, when, timed=timed)
+
+    before = measured(checkpoint.folder, "before")
     history: list[tuple[str, int, float]] = []
     state = folder.state_folder(out)
-    after = tied
-    if healing.tokens:
-        original = checkpoint.model()
-        assert read is not None, "a healing without a text is refused"
-        assert judged is not None
-        history = heal(converted, original, read, judged, healing, state, progress)
-        del original
-        after = _measure(converted, tokenizer, held, progress, "after healing")
-    rows += _rows(before, tied, after, healed=bool(healing.tokens))
-    notes = _notes(fitted_to, start, texts.held_out, healing, reading, held)
-    if history and min(history, key=lambda row: row[2])[0] == "start":
-        notes.append("No healed weights were better on the windows that decide: the start is kept.")
-    measured: dict[str, object] = {
-        "mode": converted.config.qkv_mode,
-        "start": start,
-        "before": _numbers(before, before),
-        "tied": _numbers(before, tied),
-        "after": _numbers(before, after),
-        "healing": asdict(healing) | {"distances": history},
-    }
-    text_card = folder.card(
-        checkpoint.name,
-        converted.config.qkv_mode,
-        checkpoint.auto,
-        shlex.join(command),
-        rows,
-        notes,
-    )
-    tokenizer = tokenizer or _tokenizer_or_none(checkpoint)
     with folder.replacement(out) as place:
-        folder.save(converted, tokenizer, place, text_card, measured)
-    if state.is_dir():
-        for file in state.iterdir():
-            file.unlink()
-        state.rmdir()
-    return Conversion(rows, measured)
+        fit = None if read is None else read[: reading.count(reading.fit)]
+        if fit is not None and work.changes:
+            progress(f"reading {fit.numel():,} tokens for the fit")
+        fitted_to = work.write(place, fit, start)
+        after = tied = measured(place, "after tying")
+        if healing.tokens:
+            assert read is not None, "a healing without a text is refused"
+            assert judged is not None
+            model, original = load_model(place, checkpoint.auto), checkpoint.model()
+            teacher = None if lesson is None else load_model(lesson, CAUSAL)
+            history = heal(model, original, read, judged, healing, state, progress, teacher)
+            del original, teacher
+            folder.replace_weights(model, place)
+            del model
+            after = measured(place, "after healing")
+        done = work.config.qkv_mode
+        rows = [("layers changed", "", _layers_text(done, len(work.layers)))]
+        rows += _rows(before, tied, after, healed=bool(healing.tokens))
+        notes = _notes(fitted_to, start, texts.held_out, healing, reading, held)
+        if history and min(history, key=lambda row: row[2])[0] == "start":
+            notes.append(
+                "No healed weights were better on the windows that decide: the start is kept."
+            )
+        numbers: dict[str, object] = {
+            "mode": done,
+            "start": start,
+            "before": _numbers(before, before),
+            "tied": _numbers(before, tied),
+            "after": _numbers(before, after),
+            "healing": asdict(healing) | {"distances": history},
+        }
+        card = folder.card(checkpoint.name, done, checkpoint.auto, shlex.join(command), rows, notes)
+        folder.write_texts(tokenizer or _tokenizer_or_none(checkpoint), place, card, numbers)
+    shutil.rmtree(state, ignore_errors=True)
+    return Conversion(rows, numbers)
+
+
+def _check_memory(source: StreamedModel, memory_bytes: int) -> None:
+    """Refuse a healing of a model that does not fit; ValueError."""
+    needed = 2 * FP32_BYTES * source.tensors.numel()
+    if needed > memory_bytes:
+        raise ValueError(
+            f"A healing holds the original and the converted model in fp32: {bytes_text(needed)}, "
+            f"and {bytes_text(memory_bytes)} may be used.\nLeave out --heal: the fit needs the "
+            "memory of one layer. Or allow more with --memory."
+        )
+
+
+@contextmanager
+def runnable(place: Path, auto: str, memory_bytes: int) -> Iterator[tuple[Any, bool]]:
+    """The model in a folder, and whether all of it is in memory, so that times mean something."""
+    if FP32_BYTES * Tensors(place).numel() <= memory_bytes:
+        yield load_model(place, auto), True
+        return
+    register()
+    config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    with StreamedModel(place, auto, config).running() as model:
+        yield model, False
+
+
+def _check_readable(checkpoint: Checkpoint) -> None:
+    """Refuse a text for a model that takes pairs of texts, or pictures; ValueError."""
+    kind = str(checkpoint.settings["model_type"])
+    if FAMILIES[kind].blocks or not FAMILIES[kind].reads_text:
+        raise ValueError(
+            f"A {kind} does not read one text, so it cannot be fitted to one or measured on it.\n"
+            "Leave out --text and --held-out: the starts keep-k, keep-v and average need none. In "
+            "Python, qkvbench.hub.fit.moments.collect takes any inputs."
+        )
 
 
 def _check_head(model: Any) -> None:
@@ -209,23 +311,6 @@ def _check_head(model: Any) -> None:
             f"A {type(model).__name__} predicts no tokens, by which layers are judged.\n"
             "Convert it with --layers, and read the similarity of its embeddings."
         )
-
-
-def _convert(
-    model: Any, mode: Mode, read: Windows | None, start: str, reading: Reading, progress: Progress
-) -> tuple[Any, int]:
-    """The converted model, and the tokens that it was fitted to: none if the tie is exact."""
-    try:
-        return convert(model, mode), 0
-    except ValueError:
-        # Refuses what cannot be fitted, before anything long begins.
-        changes(mode, model)
-    if read is None:
-        return tie(model, mode, None, start), 0
-    fit = read[: reading.count(reading.fit)]
-    moments = _moments(model, fit, progress)
-    progress("fitting the changed layers")
-    return tie(model, mode, moments, start), fit.numel()
 
 
 def _moments(model: Any, fit: Windows, progress: Progress) -> list[Moments]:
@@ -267,10 +352,8 @@ class _Measures:
 
 
 def _measure(
-    model: Any, tokenizer: Any, held: Windows | None, progress: Progress, when: str
+    model: Any, tokenizer: Any, held: Windows, progress: Progress, when: str, *, timed: bool
 ) -> _Measures:
-    if held is None:
-        return _Measures()
     progress(f"measuring {held.numel():,} held-out tokens {when}")
     rows = counted(list(held), "windows", progress)
     if model.get_output_embeddings() is None or not _is_causal(model):
@@ -278,7 +361,7 @@ def _measure(
     return _Measures(
         quality.losses(model, rows),
         quality.recall(model, tokenizer),
-        quality.decoding(model, held[0]),
+        quality.decoding(model, held[0], DECODED if timed else 0),
     )
 
 
@@ -313,7 +396,8 @@ def _rows(
         one, other = before.decoding, after.decoding
         title = f"cache after {one.context} tokens, live bytes"
         rows.append((title, bytes_text(one.cache_bytes), bytes_text(other.cache_bytes)))
-        rows.append(("time of a token", seconds_text(one.step_s), seconds_text(other.step_s)))
+        if one.step_s is not None and other.step_s is not None:
+            rows.append(("time of a token", seconds_text(one.step_s), seconds_text(other.step_s)))
     return rows
 
 
@@ -357,10 +441,11 @@ def _notes(
         kind = "a text of its own" if held_out else "the end of the text of the fit, so of its kind"
         notes.append(f"Measured on {held.numel():,} tokens in windows of {reading.window}: {kind}.")
     if healing.tokens:
+        taught = f", whose predictions are {healing.teacher}'s" if healing.teacher else ""
         kind = f"adapters of rank {healing.lora}" if healing.lora else "all weights"
         notes.append(
-            f"Healed on {healing.blocks:,} tokens by blocks and {healing.logits:,} by logits "
-            f"({kind} of the changed layers' attention)."
+            f"Healed on {healing.blocks:,} tokens by blocks and {healing.logits:,} by logits"
+            f"{taught} ({kind} of the changed layers' attention)."
         )
     else:
         notes.append("Not healed.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qkvbench.data.cache import cache_folder, lookup, prepare_once
 from qkvbench.data.checkpoints import PACKAGED, Packaged, unpack
 from qkvbench.hub.families import FAMILIES
-from qkvbench.hub.safety import check_folder, load
+from qkvbench.hub.safety import Folder, check_folder, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,14 +41,20 @@ class Checkpoint:
 
     @property
     def layers(self) -> int:
-        """How many layers it has."""
-        return int(self.settings.get("num_hidden_layers") or self.settings["n_layer"])
+        """How many layers of attention it has."""
+        return FAMILIES[str(self.settings["model_type"])].layers(self.config())
 
     def model(self) -> Any:
         """The model in fp32, in evaluation mode."""
-        import torch
+        return load_model(self.folder, self.auto)
 
-        return load(self.folder, auto=self.auto, dtype=torch.float32).eval()
+    def config(self) -> Any:
+        """Its config."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(
+            self.folder, local_files_only=True, trust_remote_code=False
+        )
 
     def tokenizer(self) -> Any:
         """Its tokenizer; ValueError if there is none."""
@@ -70,15 +76,37 @@ class Checkpoint:
         return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
 
 
+def load_model(folder: Path, auto: str) -> Any:
+    """The model in a folder in fp32, in evaluation mode."""
+    import torch
+
+    return load(folder, auto=auto, dtype=torch.float32).eval()
+
+
+def find_teacher(name: str, tokenizer: Any) -> Path:
+    """The folder of a model of any family that predicts the tokens of this tokenizer.
+
+    ValueError if there is none, or if its vocabulary is another.
+    """
+    from transformers import AutoTokenizer
+
+    folder = _located(name)
+    theirs = AutoTokenizer.from_pretrained(
+        folder.path, local_files_only=True, trust_remote_code=False
+    )
+    differ = set(tokenizer.get_vocab().items()) ^ set(theirs.get_vocab().items())
+    if differ:
+        raise ValueError(
+            f"teacher={name} has another vocabulary: {len(differ):,} tokens, or their numbers, are "
+            "in one of the two only.\nGive a teacher with the same tokenizer, or leave it out: "
+            "the original teaches."
+        )
+    return folder.path
+
+
 def find(name: str) -> Checkpoint:
     """The checkpoint of this name; ValueError says why it is not one that can be converted."""
-    path = Path(name)
-    if not path.is_dir():
-        if name in PACKAGED:
-            path = packaged_folder(name)
-        elif _HUB_NAME.fullmatch(name) and not path.exists():
-            path = _from_hub(name)
-    folder = check_folder(path)
+    folder = _located(name)
     kind = str(folder.settings.get("model_type"))
     if kind not in FAMILIES:
         advice = (
@@ -92,6 +120,17 @@ def find(name: str) -> Checkpoint:
             f"Supported are {', '.join(FAMILIES)} (SmolLM is a llama). {advice}"
         )
     return Checkpoint(name, folder.path, folder.settings)
+
+
+def _located(name: str) -> Folder:
+    """The folder of a name, checked."""
+    path = Path(name)
+    if not path.is_dir():
+        if name in PACKAGED:
+            path = packaged_folder(name)
+        elif _HUB_NAME.fullmatch(name) and not path.exists():
+            path = _from_hub(name)
+    return check_folder(path)
 
 
 def packaged_folder(name: str) -> Path:

@@ -118,6 +118,36 @@ def whiten(problem: Problem) -> Root:
     return best
 
 
+def turn(problem: Problem, frequencies: Tensor) -> Root:
+    """The root with the smallest expected error if RoPE acts on V, too, and back on the output.
+
+    The output sums V = A D r, where D turns the root by the distance of key and query: so A cannot
+    undo it, and can but read what turns little. Distances are drawn as 1 / (1 + distance). Rounds
+    of the best maps for a root and the best root for maps, which keep K in the root's frame.
+    """
+    turns, chances = _turns(frequencies, len(problem.keys[0]))
+    key_cost = sum(problem.key_costs, torch.zeros(()))
+    wanted_keys = sum(
+        (c @ k for c, k in zip(problem.key_costs, problem.keys, strict=True)), torch.zeros(())
+    )
+    mean_turn = torch.einsum("d,dij->ij", chances, turns)
+    matrix, found = _mean(problem.keys), []
+    for _ in range(ROUNDS):
+        moment = matrix @ problem.inputs @ matrix.mT
+        turned = torch.einsum("d,dij,jk,dlk->il", chances, turns, moment, turns)
+        cross = problem.inputs @ matrix.mT @ mean_turn.mT
+        maps = [torch.linalg.solve(_damped(turned), (v @ cross).mT).mT for v in problem.values]
+        found.append(Root(matrix, [_identity(matrix)] * len(problem.keys), maps))
+        form, wanted = key_cost, wanted_keys
+        for value_map, cost, value in zip(maps, problem.value_costs, problem.values, strict=True):
+            read = value_map.mT @ cost
+            inner = read @ value_map
+            form = form + torch.einsum("d,dji,jk,dkl->il", chances, turns, inner, turns)
+            wanted = wanted + mean_turn.mT @ read @ value
+        matrix = torch.linalg.solve(_damped(form), wanted)
+    return found[-1]
+
+
 Start = Callable[[Problem], Root]
 STARTS: Mapping[str, Start] = {
     "keep-k": keep_k,
@@ -288,6 +318,21 @@ def _procrustes(
         maps.append(scale * rotation)
         turned.append(rotation.mT @ matrix / scale.clamp_min(1e-12))
     return maps, turned
+
+
+def _turns(frequencies: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Rotations by the distances of keys from queries, and how often each is read."""
+    distances = torch.cat([torch.arange(16), torch.logspace(4, 11, 24, base=2).round()]).double()
+    # Each stands for the interval up to the next one.
+    chances = torch.log1p(torch.cat([distances[1:], distances[-1:] * 1.2]))
+    chances = chances - torch.log1p(distances)
+    angles = -distances[:, None] * frequencies.double()
+    first = torch.arange(len(frequencies))
+    second = first + len(frequencies)
+    turns = torch.eye(head_dim, dtype=torch.float64).repeat(len(distances), 1, 1)
+    turns[:, first, first] = turns[:, second, second] = angles.cos()
+    turns[:, first, second], turns[:, second, first] = -angles.sin(), angles.sin()
+    return turns, chances / chances.sum()
 
 
 def _identity(matrix: Tensor) -> Tensor:

@@ -2,15 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qkvbench.hub.conversion import convert
+from qkvbench.hub.conversion import with_weights
 from qkvbench.hub.fit.moments import Moments
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
-from qkvbench.hub.fit.starts import FITTED_STARTS, STARTS, fit_latent, fold, problems, separate
+from qkvbench.hub.fit.starts import (
+    FITTED_STARTS,
+    STARTS,
+    fit_latent,
+    fold,
+    problems,
+    separate,
+    turn,
+)
 from qkvbench.hub.modes import Mode, variants
 from qkvbench.variant import Latent, Own, Same, Variant, write
 
@@ -30,6 +39,11 @@ class Change:
     def tied(self) -> bool:
         """Whether V is K."""
         return self.variant.v == TIE
+
+    @property
+    def turned(self) -> bool:
+        """Whether V gets RoPE, too, and the output its inverse."""
+        return self.variant.scores.rope_value is not None
 
     @property
     def rank(self) -> int | None:
@@ -53,11 +67,14 @@ def check_change(layer: int, variant: Variant, source_heads: int) -> Change | No
     """The change of one layer, None if there is none; ValueError if it cannot be fitted."""
     latent = isinstance(variant.k, Latent) and variant.v == variant.k and variant.k.groups == 1
     own = variant.k == Own() and variant.v in (Own(), TIE)
-    if variant.q != Own() or not (latent or own) or (latent and variant.kv_heads):
+    turned = variant.scores.rope_value is not None
+    unfit = turned and (variant.scores.rope_value != "back" or variant.v != TIE)
+    if variant.q != Own() or not (latent or own) or (latent and variant.kv_heads) or unfit:
         raise ValueError(
             f"'{write(variant)}' cannot be fitted to a pretrained model.\n"
-            "Weights are fitted for 'q,k=v', 'q,k,v/g', 'q,k=v/g' and 'q,k=L(r),v=L(r)': g is the "
-            "number of key/value heads that is left, r that of cached numbers.\n"
+            "Weights are fitted for 'q,k=v', 'q,k,v/g', 'q,k=v/g', 'q,k=v+ropevalue' and "
+            "'q,k=L(r),v=L(r)': g is the number of key/value heads that is left, r that of cached "
+            "numbers.\n"
             "Weights that satisfy any other tie exactly are converted by qkvbench.hub.convert."
         )
     heads = variant.kv_heads or source_heads
@@ -76,10 +93,7 @@ def fit_layer(
 ) -> Weights:
     """The layer's weights after the change, still with a K and a V for every head, all equal."""
     if moments is None and start in FITTED_STARTS:
-        raise ValueError(
-            f"The start {start} is fitted to a text: add --text FILE, or take one of "
-            f"{', '.join(name for name in STARTS if name not in FITTED_STARTS)}."
-        )
+        raise ValueError(start_needs_text(start))
     moments = moments or _no_text(layer, weights)
     if change.rank is not None:
         if start != DEFAULT_START:
@@ -90,11 +104,20 @@ def fit_layer(
     if not change.tied:
         keys, values = separate(found)
     make = STARTS[start]
+    if change.turned and start == DEFAULT_START:
+        assert layer.frequencies is not None, "a family without RoPE is refused"
+        make = partial(turn, frequencies=layer.frequencies)
     mean = moments.mean if start in FITTED_STARTS else None
     roots = [make(one) for one in keys]
     if change.tied:
         return fold(layer, weights, roots, roots, mean)
     return fold(layer, weights, roots, [make(one) for one in values], mean)
+
+
+def start_needs_text(start: str) -> str:
+    """The message for a start that is fitted to a text if there is none."""
+    others = ", ".join(name for name in STARTS if name not in FITTED_STARTS)
+    return f"The start {start} is fitted to a text: add --text FILE, or take one of {others}."
 
 
 @torch.no_grad()
@@ -110,7 +133,7 @@ def tie(
         layer = layers[change.layer]
         row = None if moments is None else moments[change.layer]
         layer.write(fit_layer(layer, change, row, start, layer.read()))
-    return convert(model, mode)
+    return with_weights(model, mode)
 
 
 def _no_text(layer: Layer, weights: Weights) -> Moments:

@@ -1,0 +1,109 @@
+"""Tensors of a checkpoint on the disk: read one at a time, written in shards with an index."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+# Most bytes of a shard that is written, unless one tensor is larger. It is held in memory twice.
+SHARD_BYTES = 256_000_000
+INDEX = "model.safetensors.index.json"
+# What a shard is called before the number of shards is known.
+_PART = "part-{:05d}.safetensors"
+
+
+class Tensors:
+    """The tensors in the safetensors files of a folder; one file is open at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the names of all tensors, and no tensor."""
+        self._files: dict[str, Path] = {}
+        self._open: tuple[Path, Any] | None = None
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as opened:
+                self._files |= dict.fromkeys(opened.keys(), file)
+
+    @property
+    def names(self) -> list[str]:
+        """The names, file by file, so that each file is opened once if they are read in order."""
+        return list(self._files)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor of this name. Its memory is the file's until another file is read."""
+        file = self._files[name]
+        if self._open is None or self._open[0] != file:
+            self._open = file, safe_open(file, "pt")
+        return self._open[1].get_tensor(name)
+
+    @property
+    def shard_bytes(self) -> int:
+        """The size of the largest file."""
+        return max(file.stat().st_size for file in self._files.values())
+
+    def numel(self) -> int:
+        """Numbers of all tensors, read from the headers."""
+        count = 0
+        for file in dict.fromkeys(self._files.values()):
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    size = 1
+                    for length in opened.get_slice(name).get_shape():
+                        size *= length
+                    count += size
+        return count
+
+
+class ShardWriter:
+    """Writes tensors into shards of at most so many bytes, each when it is full.
+
+    The files get their names, and the index is written, when the block ends without an error.
+    """
+
+    def __init__(self, folder: Path, limit: int = SHARD_BYTES) -> None:
+        """No file is written yet."""
+        self.folder, self.limit = folder, limit
+        self._full: list[list[str]] = []
+        self._buffer: dict[str, Tensor] = {}
+        self._bytes = self._total = 0
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._finish()
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Add one tensor, which is copied."""
+        size = tensor.numel() * tensor.element_size()
+        if self._buffer and self._bytes + size > self.limit:
+            self._write()
+        self._buffer[name] = tensor.detach().contiguous().clone()
+        self._bytes += size
+        self._total += size
+
+    def _write(self) -> None:
+        save_file(self._buffer, self.folder / _PART.format(len(self._full)), {"format": "pt"})
+        self._full.append(list(self._buffer))
+        self._buffer, self._bytes = {}, 0
+
+    def _finish(self) -> None:
+        if self._buffer:
+            self._write()
+        count = len(self._full)
+        if count == 1:
+            (self.folder / _PART.format(0)).rename(self.folder / "model.safetensors")
+            return
+        places = {}
+        for number, names in enumerate(self._full):
+            file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            (self.folder / _PART.format(number)).rename(self.folder / file)
+            places |= dict.fromkeys(names, file)
+        index = {"metadata": {"total_size": self._total}, "weight_map": places}
+        (self.folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
