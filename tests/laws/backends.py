@@ -25,10 +25,12 @@ from laws.cases import (
 )
 from qkvbench.backends import jax as jax_backend
 from qkvbench.backends import torch as torch_backend
+from qkvbench.backends.jax.attention import linear_attention as jax_linear
 from qkvbench.backends.jax.attention import softmax as jax_softmax
 from qkvbench.backends.jax.attention.layer import Attention as JaxAttention
 from qkvbench.backends.jax.models.inspect import inspect_arrays, to_layers
 from qkvbench.backends.torch import Growing, Reserved
+from qkvbench.backends.torch.attention import linear_attention as torch_linear
 from qkvbench.backends.torch.attention import softmax as torch_softmax
 from qkvbench.backends.torch.attention.layer import Attention as TorchAttention
 from qkvbench.model import Model, model_parameters
@@ -39,6 +41,8 @@ Arrays = Mapping[str, np.ndarray]
 TORCH_STORAGES = dict(zip(STORAGES, (Reserved(), Reserved(2), Growing(3)), strict=True))
 # Prompt tokens that are read at once before decoding.
 PROMPT = 4
+# Tokens in a chunk of linear attention, if it is computed a few rows at a time: no divisor of 7.
+SMALL_CHUNK = 3
 
 
 class Torch:
@@ -160,6 +164,7 @@ class Torch:
 
     def by_rows(self, patch, scores):
         """Compute attention a few rows at a time from now on."""
+        patch.setattr(torch_linear, "CHUNK", SMALL_CHUNK)
         patch.setattr(torch_softmax, "MAX_SCORES", scores)
         patch.setattr(torch_softmax, "WINDOW_BLOCK", 2)
 
@@ -280,6 +285,7 @@ class Jax:
         return to_layers(network, arrays)
 
     def by_rows(self, patch, scores):
+        patch.setattr(jax_linear, "CHUNK", SMALL_CHUNK)
         patch.setattr(jax_softmax, "MAX_SCORES", scores)
 
 

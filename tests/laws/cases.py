@@ -22,6 +22,7 @@ from qkvbench.model import (
     ENCODER,
     POSITIONS,
     SELF,
+    Alibi,
     Decoder,
     Encoder,
     Init,
@@ -45,6 +46,7 @@ from qkvbench.variant import (
     SUFFIXES,
     UNIFORM,
     Constant,
+    GatedDelta,
     Geometry,
     Latent,
     LayerBelow,
@@ -212,6 +214,12 @@ def plan_of(
     )
 
 
+def alibi(variant: Variant | str) -> Position:
+    """ALiBi; none if the variant makes no scores to which it could be added."""
+    wanted = parse(variant) if isinstance(variant, str) else variant
+    return NoPosition() if wanted.scores.linear else Alibi()
+
+
 def rotary(variant: Variant | str) -> Position:
     """RoPE, for a law that needs some positions; none if V has fewer numbers than RoPE rotates."""
     try:
@@ -222,9 +230,13 @@ def rotary(variant: Variant | str) -> Position:
 
 
 # The axes besides the suffixes on which it depends whether there is a plan.
-PLAN_AXES = ("variant", "position")
-# Axes that may agree two by two and not together: RoPE on V needs as many numbers as it rotates.
-ROTATED_VALUE = ("variant", "position", "key_dim", "value_dim", "rope_head", "rope_value", "nope")
+PLAN_AXES = ("variant", "position", "mask")
+# Axes that may agree two by two and not together: RoPE on V needs as many numbers as it rotates,
+# and linear attention has no place for ALiBi.
+TOGETHER_AXES = (
+    ("variant", "position", "key_dim", "value_dim", "rope_head", "rope_value", "nope"),
+    ("position", "linear", "nope"),
+)
 AXES: dict[str, Sequence[Any]] = {
     **SUFFIX_AXES,
     "mask": MASKS,
@@ -249,10 +261,10 @@ def _possible(chosen: Mapping[str, Any]) -> bool:
     """
     if not chosen.keys() >= SUFFIX_AXES.keys():
         known = [(axis, chosen[axis]) for axis in (*SUFFIX_AXES, *PLAN_AXES) if axis in chosen]
-        several = [combinations(known, 2), [[each for each in known if each[0] in ROTATED_VALUE]]]
-        return all(starmap(_agree, chain(*several)))
+        several = [[each for each in known if each[0] in axes] for axes in TOGETHER_AXES]
+        return all(starmap(_agree, chain(combinations(known, 2), several)))
     suffix = "".join(chosen[axis] for axis in SUFFIX_AXES)
-    return _has_plan(suffix, chosen.get("variant"), chosen.get("position"))
+    return _has_plan(suffix, chosen.get("variant"), chosen.get("position"), chosen.get("mask"))
 
 
 @cache
@@ -263,16 +275,18 @@ def _agree(*values: tuple[str, Any]) -> bool:
     for third in thirds:
         row = third | chosen
         suffix = "".join(row.get(axis, "") for axis in SUFFIX_AXES)
-        if _has_plan(suffix, row.get("variant"), row.get("position")):
+        if _has_plan(suffix, row.get("variant"), row.get("position"), row.get("mask")):
             return True
     return False
 
 
 @cache
-def _has_plan(suffix: str, variant: Variant | None, position: Position | None) -> bool:
-    if variant and position and not _has_plan(suffix, None, None):
+def _has_plan(
+    suffix: str, variant: Variant | None, position: Position | None, mask: str | None
+) -> bool:
+    if variant and position and not _has_plan(suffix, None, None, mask):
         return False
-    case = Case(variant or CATALOGUED[0], position or SCHEMES[0], suffix)
+    case = Case(variant or CATALOGUED[0], position or SCHEMES[0], suffix, mask or MASKS[0])
     try:
         case.plan()
     except ValueError:
@@ -280,6 +294,10 @@ def _has_plan(suffix: str, variant: Variant | None, position: Position | None) -
     return True
 
 
+# Suffixes that mean something in a causal layer without another.
+ALONE = [
+    text for texts in SUFFIX_AXES.values() for text in texts if _has_plan(text, None, None, None)
+]
 Possible = Callable[[Mapping[str, Any]], bool]
 # Two axes, in order, each with the index of a value.
 Pair = tuple[str, int, str, int]
@@ -384,6 +402,9 @@ def _axes(names: tuple[str, ...]) -> dict[str, Sequence[Any]]:
     }
     axes = {axis: values for axis, values in AXES.items() if axis in wanted}
     axes |= {"variant": DISTINCT} if "distinct" in wanted else {}
+    if "global_tokens" in axes:
+        # They need a window and an encoder, so laws of their own hold them.
+        axes["global_tokens"] = axes["global_tokens"][:1]
     if "cross" in wanted:
         axes["variant"] = [variant for variant in axes["variant"] if _crosses(variant)]
         for axis in SUFFIX_AXES.keys() & axes.keys():
@@ -392,8 +413,8 @@ def _axes(names: tuple[str, ...]) -> dict[str, Sequence[Any]]:
 
 
 def _crosses(variant: Variant) -> bool:
-    """True if the variant can be that of cross-attention, which reads no layer below."""
-    return not variant.reads_below
+    """True if the variant can be that of cross-attention: no layer below, and a softmax."""
+    return not variant.reads_below and variant.scores.linear is None
 
 
 def _suffix_crosses(text: str) -> bool:
@@ -402,6 +423,11 @@ def _suffix_crosses(text: str) -> bool:
         return _crosses(suffixed(UNIFORM, text))
     except ValueError:
         return True
+
+
+def reads_both_ways(variant: Variant) -> bool:
+    """True if the variant can be that of an encoder."""
+    return not isinstance(variant.scores.linear, GatedDelta)
 
 
 def few(cases: Iterable[Case], count: int) -> list[Case]:
@@ -608,8 +634,9 @@ def translator(
     """A small encoder-decoder with this variant at every place where it can be."""
     own = decoder(position=position, size=size)
     wanted = parse(variant) if isinstance(variant, str) else variant
+    places = {SELF, ENCODER} if reads_both_ways(wanted) else {SELF}
     return with_source(own, Tokens(SOURCE_VOCABULARY), Learned(SOURCE_TIME)).with_variant(
-        wanted, None if _crosses(wanted) else {SELF, ENCODER}
+        wanted, None if _crosses(wanted) else places
     )
 
 
@@ -632,8 +659,11 @@ def architectures(
     found: dict[str, tuple[Model, Inputs]] = {
         "decoder": (decoder(variant, position, size), (TOKENS,)),
         "encoder-decoder": (translator(variant, position, size), (TOKENS, None, *source)),
-        "two towers": (towers(variant, position, size), (VECTORS, lengths, *source)),
     }
+    wanted = parse(variant) if isinstance(variant, str) else variant
+    if not reads_both_ways(wanted):
+        return found
+    found["two towers"] = (towers(variant, position, size), (VECTORS, lengths, *source))
     for predicts, pooling in OUTPUTS:
         model = encoder(variant, predicts, pooling, position=position, size=size)
         found[f"{predicts}, {pooling}"] = (model, (TOKENS, lengths))

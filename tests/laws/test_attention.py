@@ -1,5 +1,6 @@
 """A layer of every backend is the reference, and its gradients are the reference's slopes."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -15,8 +16,10 @@ from laws.cases import (
     SIZE,
     SUFFIX_AXES,
     TIME,
+    alibi,
     drawn,
     plan_of,
+    reads_both_ways,
     rotary,
     streams,
 )
@@ -53,6 +56,10 @@ WINDOWS = [
     (f"{window}{sinks}", mask)
     for window, sinks, mask in product(SUFFIX_AXES["window"][1:], SUFFIX_AXES["sinks"], MASKS)
 ]
+WINDOWS += [
+    (f"{window}{tokens}", "full")
+    for window, tokens in product(SUFFIX_AXES["window"][1:], SUFFIX_AXES["global_tokens"][1:])
+]
 
 
 @every_backend_and(WINDOWS)
@@ -70,7 +77,7 @@ def test_a_layer_with_nothing_but_a_window_is_the_reference(backend, case):
 def test_a_layer_computed_a_few_rows_at_a_time_is_the_reference(backend, case, monkeypatch):
     backend.by_rows(monkeypatch, TWO_ROWS)
     tied, rotated = f"q,k=v/1{case.suffix}", f"q,k=R(q),v{case.suffix}"
-    for text, position in ((tied, rotary(tied)), (rotated, Alibi())):
+    for text, position in ((tied, rotary(tied)), (rotated, alibi(rotated))):
         plan = plan_of(text, position, causal=case.mask == "causal")
         weights, x = drawn(plan.parameters), streams()
         found = backend.attend(plan, weights, x)[1]
@@ -87,7 +94,7 @@ def test_padding_after_the_length_of_a_sequence_changes_nothing(
     if few_rows:
         backend.by_rows(monkeypatch, TWO_ROWS)
     text = f"q,k=v{case.suffix}"
-    plan = plan_of(text, rotary(text), causal=False)
+    plan = plan_of(text, rotary(text), causal=not reads_both_ways(parse(text)))
     weights, x = drawn(plan.parameters), streams()
     found = backend.attend(plan, weights, x, np.array(LENGTHS))
     for row, (item, length) in enumerate(zip(x, LENGTHS, strict=True)):
@@ -105,7 +112,8 @@ def test_gradients_are_the_central_differences_of_the_reference(backend, case):
 @every_backend_and_case("suffix", "mask", nightly=50, jax_cases=0)
 def test_gradients_by_rows_are_those_central_differences(backend, case, monkeypatch):
     backend.by_rows(monkeypatch, TWO_ROWS // ITEMS)
-    plan = plan_of(f"q,k=v/1{case.suffix}", Alibi(), causal=case.mask == "causal")
+    text = f"q,k=v/1{case.suffix}"
+    plan = plan_of(text, alibi(text), causal=case.mask == "causal")
     _assert_slopes(backend, plan, drawn(plan.parameters), streams()[:1])
 
 
@@ -158,6 +166,38 @@ def test_a_token_outside_the_window_changes_nothing_unless_it_is_a_sink(backend,
     assert (change(case)[:, 3:] == 0).all()
     assert (change(case)[:, :3] > 0).any()
     assert (change(f"{case}+sinks1")[:, 1:] > EXACT).all()
+
+
+@every_backend_and(["q,k,v+window2+global1", "q,k=v/1++-diag+window2+global3"])
+@pytest.mark.parametrize("few_rows", [False, True], ids=["whole", "by rows"])
+def test_a_window_with_global_tokens_is_full_attention_with_a_mask(
+    backend, case, few_rows, monkeypatch
+):
+    if few_rows:
+        backend.by_rows(monkeypatch, TWO_ROWS)
+    plan = plan_of(case, Rotary(), causal=False)
+    count, near = plan.mask.global_rows, plan.mask.window
+    rows, columns = np.mgrid[:TIME, :TIME]
+    seen = (abs(rows - columns) < near) | (rows < count) | (columns < count)
+    seen &= plan.mask.diagonal | (rows != columns)
+    # The same layer without a window, with all that is hidden taken out of its softmax.
+    whole = replace(plan, mask=replace(plan.mask, window=None, sinks=0, global_rows=0))
+    weights, x = drawn(plan.parameters), streams()
+    lengths = np.array(LENGTHS)
+    found = backend.attend(plan, weights, x, lengths)
+    hidden = reference.attention.bias
+
+    for row, (item, length) in enumerate(zip(x, LENGTHS, strict=True)):
+        if length == 1:
+            continue
+
+        def bias(*given, length=length):
+            return np.where(seen[:length, :length], hidden(*given), -np.inf)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(reference.attention, "bias", bias)
+            expected = reference.forward(whole, weights, item[:length])
+        np.testing.assert_allclose(found[row, :length], expected, rtol=0, atol=EXACT)
 
 
 def test_attention_by_rows_saves_nothing_of_the_square_of_the_length(monkeypatch):

@@ -40,7 +40,7 @@ from qkvbench.data.batch import Batch, Sequences
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.model import PRESETS, Learned, Rotary, Vectors
 from qkvbench.task_ref import TaskRef
-from qkvbench.variant import parse, resolve, write
+from qkvbench.variant import GatedDelta, parse, resolve, write
 
 STUDY_300M = {  # arXiv:2606.04032, released parameter counts; q,k=v/8 as released, /4 as written
     "q,k,v": 305_534_976,
@@ -129,6 +129,10 @@ def test_flops_of_attention_are_those_counted_of_a_layer(case):
         # torch's kernel gets Q, K and V of one width, the narrower filled up with zeros.
         padding = abs(plan.score_width - plan.width("v"))
         ignored += 2 * TIME * TIME * plan.geometry.heads * padding
+    if isinstance(plan.linear, GatedDelta):
+        # The counter knows no triangular system.
+        solved = plan.score_width + plan.width("v")
+        ignored -= 2 * TIME * TIME * plan.heads("k") * solved
     assert _counted(lambda: layer(x)) - ignored == 2 * cost.attention_macs(plan, TIME)
 
 
@@ -146,6 +150,13 @@ def test_a_window_or_a_chunk_costs_the_scores_that_it_shows():
             width, whole = EVEN.heads * EVEN.head_dim, base("q,k=v")
             less = len(whole.blocks) * TIME * width * 2 * (TIME - seen)
             assert cost.macs(whole, TIME) - cost.macs(base(f"q,k=v{suffix}"), TIME) == less
+
+
+def test_global_tokens_cost_all_scores_and_the_others_those_of_the_window_and_of_them():
+    for suffix, scores in {"+window2+global1": 7 + 6 * 4, "+window2+global9": 49}.items():
+        width, whole = EVEN.heads * EVEN.head_dim, encoder("q,k=v")
+        less = len(whole.blocks) * width * 2 * (TIME * TIME - scores)
+        assert cost.macs(whole, TIME) - cost.macs(encoder(f"q,k=v{suffix}"), TIME) == less
 
 
 def test_a_window_is_part_of_a_model_and_of_its_identity():

@@ -126,7 +126,7 @@ def test_computed_cache_bytes_are_those_of_the_live_cache(backend, case):
     if backend is not TORCH:
         # A ring of rows in the dtype of the weights.
         rows = tokens if mask.local is None else min(tokens, mask.local + mask.sinks)
-        assert found == ITEMS * rows * per_token
+        assert found == ITEMS * (rows * per_token + cost.state_bytes(model))
         return
     format, page = CACHE_FORMATS[case.rows], getattr(TORCH_STORAGES[case.storage], "page", None)
     computed = cost.cache_bytes(model, tokens, ITEMS, format, page)
@@ -167,11 +167,12 @@ def test_tokens_that_were_rolled_back_were_never_read(case):
     once, again = (network.new_cache(ITEMS, 2 * TIME, TORCH_STORAGES[case.storage]) for _ in "ab")
     for cache in (once, again):
         network.prefill(tokens[:, :5], cache, _padding(case))
+    memories = once.memories()
     for place in range(tries):
         network.step(tokens[:, place], once)
     if lossy and once.tables[network.model.plans[0].mask].first_live_column:
         return
-    once.rollback(tries)
+    once.rollback(tries, memories)
     assert once.longest == again.longest == 5
     # Beams that share a page write after the rolled-back tokens, too.
     for cache in (once, again):

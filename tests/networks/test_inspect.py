@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from laws.cases import (
+    ALONE,
     EVEN,
-    SUFFIX_AXES,
+    alibi,
     decoder,
     encoder,
     every_distinct_even,
@@ -81,15 +82,13 @@ def test_the_shares_and_values_shown_are_those_that_make_the_output(variant):
     holds(network_of(decoder(variant, Rotary())))
 
 
-@pytest.mark.parametrize(
-    "suffix", [text for texts in SUFFIX_AXES.values() for text in texts if "sinks" not in text]
-)
+@pytest.mark.parametrize("suffix", ALONE)
 def test_they_are_with_everything_that_is_said_of_the_scores(suffix):
     variant = suffixed(parse("q,k=v"), suffix)
     # What comes behind the weighted sum is not shown.
     scores = replace(variant.scores, exclusive=False, gate=None, output_norm=False)
     variant = replace(variant, scores=scores)
-    holds(network_of(decoder(variant, Alibi())))
+    holds(network_of(decoder(variant, alibi(variant))))
 
 
 @every_position

@@ -13,10 +13,12 @@ from qkvbench.cost.units import bytes_text
 from qkvbench.model import Model, position_written
 from qkvbench.variant import (
     CANONICAL,
+    DECAY,
     FIRST_VALUE,
     GATE,
     MAP_LETTERS,
     ROLES,
+    STRENGTH,
     ZEROS,
     AlibiBias,
     ApplyMap,
@@ -25,6 +27,10 @@ from qkvbench.variant import (
     Clamp,
     Derivation,
     DownProject,
+    Elu,
+    Favor,
+    GatedDelta,
+    Linear,
     MakeZeros,
     MapKind,
     Mix,
@@ -77,6 +83,7 @@ def facts(model: Model, tokens: int) -> dict[str, object]:
         "cache": {
             "tensors": cost.cache_tensors(model),
             "bytes_per_token": cost.cache_bytes_per_token(model),
+            "state_bytes": cost.state_bytes(model),
         },
         "native_kernel_lacks": sorted(
             {lack for plan in model.plans if plan for lack in missing_natively(plan, HALF)}
@@ -147,9 +154,17 @@ def drawing(plan: Plan) -> list[str]:
             lines.append(f"{begin}{corner}{_arrow(derivation.ops)}▶ {name}")
         if root.name == FIRST_VALUE:
             lines.append(f"{left}───▶ {FIRST_VALUE}")
-        if root.name == GATE:
-            lines.append(f"{left}── σ ──▶ gate of the output")
+        if root.name in _GATES:
+            lines.append(f"{left}── {_GATES[root.name]}")
     return [*lines, f"  {_attention_formula(plan)} ── W_o ──▶ output"]
+
+
+# From a root that is neither Q, K nor V to what is made of it.
+_GATES = {
+    GATE: "σ ──▶ gate of the output",
+    DECAY: "exp(−rate·softplus) ──▶ α, what is left of the memory",
+    STRENGTH: "σ ──▶ β, how much is written",
+}
 
 
 def _ends(plan: Plan) -> dict[str, Derivation]:
@@ -202,17 +217,32 @@ def _attention_formula(plan: Plan) -> str:
     limits = "" if mask.window is None else f", the last {mask.window} keys"
     limits += f", the keys of its chunk of {mask.chunk}" if mask.chunk else ""
     limits += f" and the first {mask.sinks}" if mask.sinks else ""
+    limits += ", which see all" if mask.global_rows else ""
     limits += "" if mask.diagonal else ", no token on itself"
     limits += ", a learned logit beside them" if plan.scores.sink_logit else ""
     behind = " ── inverse RoPE" if plan.output_ops else ""
     behind += " ── without the part along the token's own V" if plan.exclusive else ""
     behind += " ── ·gate" if plan.gate else ""
     behind += "".join(f" ── {_OP_LABELS[type(op)](op)}" for op in plan.before_output)
-    return f"softmax({score})·V{limits}{behind}"
+    attention = f"softmax({score})·V{limits}" if plan.linear is None else _LINEAR[type(plan.linear)]
+    return f"{attention}{behind}"
+
+
+_LINEAR: dict[type[Linear], str] = {
+    Elu: "Σ f(Q)·f(K)·V / Σ f(Q)·f(K), f = elu + 1",
+    Favor: "Σ f(Q)·f(K)·V / Σ f(Q)·f(K), f of random features",
+    GatedDelta: "Sᵀ·Q, S ← α·(S − β·K·(Kᵀ·S)) + β·K·Vᵀ, Q and K of length 1",
+}
 
 
 def cache_text(plan: Plan) -> list[str]:
     """The content of a decoder's cache, and what is left to do when it is read."""
+    if plan.state:
+        size = plan.state
+        return [
+            f"  The cache keeps no tokens: a matrix of {size.rows} × {size.width} in each of "
+            f"{size.heads} heads."
+        ]
     lent = {role: plan.layers_below(role) for role in ("k", "v")}
     if all(lent.values()):
         layers = "a layer" if lent["k"] == lent["v"] else "two layers"
@@ -311,6 +341,9 @@ def _counts(model: Model, tokens: int) -> list[str]:
     kept, whole = cost.cache_bytes_per_token(model), cost.cache_bytes_per_token(baseline)
     if kept is not None and whole is not None:
         lines.append(f"  {'cache of one token':22} {bytes_text(kept):>18}   {_change(kept, whole)}")
+        if state := cost.state_bytes(model):
+            as_many = f"as of {state / whole:,.0f} tokens of q,k,v"
+            lines.append(f"  {'state of one text':22} {bytes_text(state):>18}   {as_many}")
     return lines
 
 

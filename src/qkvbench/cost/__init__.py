@@ -12,6 +12,7 @@ from qkvbench.cost.cache import (
     cached_values,
     held_rows,
     source_bytes_per_token,
+    state_bytes,
 )
 from qkvbench.cost.memory import StepMemory, step_memory
 from qkvbench.cost.operations import attention_macs, flops, macs, study_flops
@@ -36,6 +37,7 @@ __all__ = [
     "macs",
     "parameters",
     "source_bytes_per_token",
+    "state_bytes",
     "step_memory",
     "study_flops",
 ]

@@ -48,6 +48,8 @@ CACHE_FORMATS: dict[CacheDtype, CacheFormat] = {
     )
 }
 HALF = CACHE_FORMATS["bf16"]
+# Linear attention keeps its sums in fp32, whatever the format of rows.
+STATE_BYTES = 4
 
 
 def cached_values(plan: Plan) -> int:
@@ -60,13 +62,24 @@ def cached_bytes(plan: Plan, format: CacheFormat) -> int:
     return sum(tensor.heads * format.row_bytes(tensor.width) for tensor in plan.cached)
 
 
+def state_bytes(model: Model) -> int:
+    """Bytes that all layers keep of a text however long it is: the states of linear attention."""
+    states = [plan.state for plan in model.plans if plan and plan.state]
+    return sum(STATE_BYTES * state.numbers for state in states) if model.decodes else 0
+
+
 def cache_tensors(model: Model) -> int:
     """How many tensors the cache of all layers has, without those of a source."""
-    return sum(len(plan.cached) for plan in model.plans if plan) if model.decodes else 0
+    if not model.decodes:
+        return 0
+    return sum(len(plan.cached) + (plan.state is not None) for plan in model.plans if plan)
 
 
 def cache_bytes_per_token(model: Model, format: CacheFormat = HALF) -> int | None:
-    """Bytes cached for each past token in all layers; None if the model has no cache."""
+    """Bytes cached for each past token in all layers; None if the model has no cache.
+
+    Without the states of linear attention, which no token makes larger.
+    """
     if not model.decodes:
         return None
     return sum(cached_bytes(plan, format) for plan in model.plans if plan)
@@ -80,11 +93,12 @@ def cache_bytes(
     In pages of `page` rows, from which a window frees; None is one page for each sequence, which
     frees nothing. Without page tables, and without the rows of a source.
     """
-    return sequences * sum(
+    rows = sum(
         held_rows(tokens, page, plan.mask) * cached_bytes(plan, format)
         for plan in model.plans
         if plan
     )
+    return sequences * (rows + state_bytes(model))
 
 
 def held_rows(tokens: int, page: int | None, mask: Mask) -> int:

@@ -12,7 +12,7 @@ from qkvbench.cost.parameters import parameters
 from qkvbench.experiment import Experiment, Precision
 from qkvbench.model import Block, Encoder, LayerPlans, Model, lent_roles
 from qkvbench.model.parts import DynamicTanh, NoNorm, SwiGLU
-from qkvbench.variant import Plan
+from qkvbench.variant import CHUNK, Plan
 
 FULL_BYTES = 4
 COMPUTE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -49,8 +49,10 @@ def step_memory(experiment: Experiment, tokens: int, second_tokens: int = 0) -> 
     activations = 0 if compute == FULL_BYTES else compute * parameters(model).total
     for number, (tower, layers) in enumerate(zip(model.towers, model.layers, strict=True)):
         positions = items * (second_tokens if number else model.positions(tokens))
+        length = second_tokens if number else model.positions(tokens)
         for block, plans, lent in zip(tower.blocks, layers, lent_roles(layers), strict=True):
             values = _block_values(width, block, plans, dropout=dropout)
+            values += sum(_linear_values(plan, length) for plan in plans if plan)
             kept = FULL_BYTES * width if experiment.checkpointing else values * compute
             if experiment.checkpointing and plans.attention:
                 # K and V are inputs of the layers that read them.
@@ -110,6 +112,20 @@ def _attention_values(plan: Plan) -> int:
         2 + len(plan.output_ops + plan.before_output) + 4 * plan.exclusive + 2 * bool(plan.gate)
     )
     return roots + steps + output * heads * wide + 2 * inputs
+
+
+def _linear_values(plan: Plan, tokens: int) -> int:
+    """Numbers that linear attention saves for each position, beside Q, K, V and the output."""
+    if plan.state is None:
+        return 0
+    heads, groups, state = plan.geometry.heads, plan.heads("k"), plan.state
+    chunk = min(CHUNK, tokens)
+    # In fp32: exponents, features, and both in the order of chunks; products inside a chunk before
+    # and after the mask; and the sums at the end of each chunk, which may be filled up.
+    rows = 8 * (heads + groups) * (state.rows + state.width)
+    inside = 6 * (heads + groups) * chunk
+    sums = 4 * groups * state.rows * state.width // chunk
+    return 2 * (rows + inside + sums)
 
 
 def _head_values(model: Model, positions: int) -> int:

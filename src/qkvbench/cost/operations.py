@@ -4,7 +4,18 @@ from dataclasses import replace
 from math import prod
 
 from qkvbench.model import Model
-from qkvbench.variant import ApplyMap, Derivation, Input, Plan, UpProject
+from qkvbench.variant import (
+    CHUNK,
+    ApplyMap,
+    Derivation,
+    Elu,
+    Favor,
+    GatedDelta,
+    Input,
+    Linear,
+    Plan,
+    UpProject,
+)
 
 
 def macs(model: Model, tokens: int, second_tokens: int = 0) -> int:
@@ -51,7 +62,8 @@ def attention_macs(plan: Plan, tokens: int, source_tokens: int = 0) -> int:
     """Multiply-accumulates of one attention layer, output projection included, biases not.
 
     In cross-attention the source has `source_tokens`; a matrix that both inputs share counts for
-    each. Each token has a score with as many keys as its mask shows at most.
+    each. Each token has a score with as many keys as its mask shows at most, and a global one with
+    all.
     """
     size = plan.geometry
     read: dict[Input, int] = {"stream": tokens, "source": source_tokens, "layer below": tokens}
@@ -61,11 +73,44 @@ def attention_macs(plan: Plan, tokens: int, source_tokens: int = 0) -> int:
         heads, width = plan.shape(made)
         _, inputs = plan.shape(replace(made, ops=made.ops[:-1]))
         maps += read[plan.root(made.root).reads] * heads * width * inputs
-    keys = source_tokens if plan.is_cross else plan.mask.max_keys(tokens)
-    products = size.heads * keys * (plan.score_width + plan.width("v"))
+    if plan.linear:
+        products = _linear_macs(plan, plan.linear, tokens)
+    else:
+        scores = tokens * source_tokens if plan.is_cross else plan.mask.scores(tokens)
+        products = size.heads * scores * (plan.score_width + plan.width("v"))
     output = plan.output_width * size.d_model
     output += sum(prod(each.shape) for part, each in plan.maps.items() if part == "o")
-    return projections + maps + tokens * (products + output)
+    return projections + maps + products + tokens * output
+
+
+def _linear_macs(plan: Plan, linear: Linear, tokens: int) -> int:
+    """Multiply-accumulates of linear attention over a whole text, without projections.
+
+    In a causal pass a token meets those of its chunk and the sum of all before it, and the text is
+    filled up to whole chunks; in the other the sum of all. Solving a triangular system counts as a
+    product with a full matrix.
+    """
+    heads, groups = plan.geometry.heads, plan.heads("k")
+    key, value = plan.score_width, plan.width("v")
+    chunk = min(CHUNK, tokens)
+    whole = -(-tokens // chunk) * chunk
+    match linear:
+        case GatedDelta():
+            own = chunk * (key + value)
+            # Of keys with keys, solved for V and K, with the memory twice; and of queries.
+            of_keys = groups * (chunk * key + own + 2 * key * value)
+            return whole * (of_keys + heads * (own + key * value))
+        case Elu() | Favor():
+            state = plan.state
+            assert state
+            features, width = state.rows, state.width
+            drawn = features * key if isinstance(linear, Favor) else 0
+            made = tokens * (heads + groups) * drawn
+            if not plan.mask.causal:
+                return made + tokens * (heads + groups) * features * width
+            inside = chunk * (features + width)
+            each = (heads + groups) * features * width + heads * inside
+            return made + whole * each
 
 
 def _maps(plan: Plan) -> set[Derivation]:

@@ -68,6 +68,11 @@ class Stepping(nn.Module):
                 f"{model.name} reads at most {network.longest} tokens, fewer than {context}; "
                 f"write --context {network.longest} or less."
             )
+        if any(plan and plan.linear for plan in model.plans):
+            raise ValueError(
+                f"{model.name} keeps a state of its text, and programs have rows of tokens as their "
+                "inputs: export a decoder whose layers make a softmax."
+            )
         self.network = network.eval()
         self.context = context
         self.inputs = cached_inputs(model.plans)

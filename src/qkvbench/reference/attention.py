@@ -12,10 +12,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from qkvbench.model.rotation import rotation
+from qkvbench.reference import linear
 from qkvbench.variant import (
     BELOW,
+    DECAY,
     FEATURES,
     GATE,
+    ROLES,
+    STRENGTH,
     AlibiBias,
     ApplyMap,
     ApplyRope,
@@ -83,7 +87,10 @@ def forward(
     roots = project(plan, weights, x, source) | lent(plan, below)
     q = log_scaled(plan, whole("q", plan, weights, roots, rows), rows)
     k, v = (whole(role, plan, weights, roots, columns) for role in ("k", "v"))
-    context = attend(plan, weights, q, k, v, bias(plan, weights, rows, columns))
+    if plan.linear:
+        context = linear.attend(plan, q, k, v, *gates(roots))
+    else:
+        context = attend(plan, weights, q, k, v, bias(plan, weights, rows, columns))
     return output(plan, weights, context, roots, rows)
 
 
@@ -94,6 +101,8 @@ def decode(
 
     Those of a layer `below`, and its maps, if K or V is read from there.
     """
+    if plan.linear:
+        return _decode_linear(Layer(plan, weights, x, below))
     here = Layer(plan, weights, x, below)
     of_key, of_value = owner(here, "k"), owner(here, "v")
     keys, values = cached(of_key, plan.cached_key), cached(of_value, plan.cached_value)
@@ -148,6 +157,25 @@ def whole(
         return content
     own = part.query if role == "q" else part.key
     return joined(content, make(own, plan, weights, roots, positions))
+
+
+def _decode_linear(layer: Layer) -> Stream:
+    """The same over a memory, which keeps no tokens."""
+    plan, weights, x, below = layer
+    memory, rows, others = linear.empty(plan), [], lent(plan, below)
+    for time in range(len(x)):
+        now = np.array([time])
+        own = project(plan, weights, x[time : time + 1])
+        own |= {name: each[time : time + 1] for name, each in others.items()}
+        q, k, v = (whole(role, plan, weights, own, now) for role in ROLES)
+        memory, context = linear.step(plan, memory, q, k, v, *gates(own))
+        rows.append(output(plan, weights, context, own, now))
+    return np.concatenate(rows)
+
+
+def gates(roots: Mapping[str, Heads]) -> tuple[np.ndarray | None, ...]:
+    """Decay and strength of the gated delta rule, a number for each head."""
+    return tuple(roots[name][..., 0] if name in roots else None for name in (DECAY, STRENGTH))
 
 
 def project(

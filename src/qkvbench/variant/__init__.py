@@ -1,16 +1,19 @@
 """A variant is a value; `resolve` gives it a size and returns the plan that others read."""
 
+from qkvbench.variant.linear import CHUNK, Elu, Favor, GatedDelta, Linear, State
 from qkvbench.variant.mask import Mask
 from qkvbench.variant.notation import parse, write
 from qkvbench.variant.parameter import Constant, Normal, Parameter, Rotation, linear
 from qkvbench.variant.plan import (
     BELOW,
+    DECAY,
     FIRST_VALUE,
     GATE,
     LATENT,
     NORM_EPS,
     ROPE_KEY,
     STREAM,
+    STRENGTH,
     ZEROS,
     ApplyMap,
     ApplyRope,
@@ -75,6 +78,8 @@ from qkvbench.variant.spec import (
 __all__ = [
     "BELOW",
     "CANONICAL",
+    "CHUNK",
+    "DECAY",
     "FEATURES",
     "FIRST_VALUE",
     "GATE",
@@ -85,6 +90,7 @@ __all__ = [
     "ROLES",
     "ROPE_KEY",
     "STREAM",
+    "STRENGTH",
     "SUFFIXES",
     "UNIFORM",
     "ZEROS",
@@ -97,7 +103,10 @@ __all__ = [
     "Constant",
     "Derivation",
     "DownProject",
+    "Elu",
+    "Favor",
     "Fixed",
+    "GatedDelta",
     "Geometry",
     "HeadNorm",
     "Input",
@@ -105,6 +114,7 @@ __all__ = [
     "LayerBelow",
     "LearnedMap",
     "Lender",
+    "Linear",
     "LogScale",
     "MakeZeros",
     "MapKind",
@@ -131,6 +141,7 @@ __all__ = [
     "Separable",
     "Shift",
     "Source",
+    "State",
     "Stream",
     "SuffixError",
     "Take",

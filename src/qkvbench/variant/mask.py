@@ -9,7 +9,8 @@ class Mask:
     """The visible keys of each query.
 
     ``causal``: none after the query. ``window``: those less than `window` positions away, itself
-    included; and the first ``sinks`` ones. ``diagonal`` False: not itself, unless it is alone.
+    included; and the first ``sinks`` ones. The first ``global_rows`` queries see all keys.
+    ``diagonal`` False: not itself, unless it is alone.
     ``chunk``: those in its own chunk of `chunk` positions.
     """
 
@@ -18,6 +19,7 @@ class Mask:
     sinks: int = 0
     diagonal: bool = True
     chunk: int | None = None
+    global_rows: int = 0
 
     @property
     def is_full(self) -> bool:
@@ -41,7 +43,8 @@ class Mask:
         visible = distance >= 0 if self.causal else distance == distance
         if self.window is not None:
             near = abs(distance) < self.window
-            visible = visible & (near | (columns < self.sinks) if self.sinks else near)
+            near = near | (columns < self.sinks) if self.sinks else near
+            visible = visible & (near | (rows[..., :, None] < self.global_rows))
         if self.chunk is not None:
             visible = visible & (rows[..., :, None] // self.chunk == columns // self.chunk)
         if valid is not None:
@@ -60,6 +63,8 @@ class Mask:
         Of the sinks only those that are near, or later than all queries.
         """
         last = end if self.causal else keys
+        if first < self.global_rows:
+            return slice(0, last)
         if self.chunk is not None:
             after = -(-end // self.chunk) * self.chunk
             return slice(first // self.chunk * self.chunk, min(last, after))
@@ -82,8 +87,16 @@ class Mask:
             return True
         return self.causal and self.window + self.sinks >= tokens
 
+    def scores(self, tokens: int) -> int:
+        """How many scores `tokens` have: each as many as the widest row that is not global."""
+        wide = min(tokens, self.global_rows)
+        return wide * tokens + (tokens - wide) * self.max_keys(tokens)
+
     def max_keys(self, tokens: int) -> int:
-        """The largest number of keys any query sees in `tokens`, ignoring causality's triangle."""
+        """The most keys that a query sees of `tokens`, ignoring causality's triangle.
+
+        Those that see all are left out.
+        """
         if self.chunk is not None:
             return min(tokens, self.chunk)
         if self.window is None:

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import Literal, TypeVar
 
+from qkvbench.variant.linear import Linear, State
 from qkvbench.variant.mask import Mask
 from qkvbench.variant.parameter import Constant, Normal, Parameter, Rotation, linear
 from qkvbench.variant.rope import AlibiBias, Rope, ScoreBias
@@ -196,6 +197,8 @@ STREAM, LATENT, QUERY_LATENT, VALUE_LATENT = "x", "c", "cq", "cv"
 LATENTS = (LATENT, QUERY_LATENT, VALUE_LATENT)
 ROPE_QUERY, ROPE_KEY = "qr", "kr"
 GATE = "g"
+# Of the gated delta rule: how much of its memory each head keeps, and how much it writes.
+DECAY, STRENGTH = "decay", "strength"
 # The root of zeros: the stream, of which nothing but the number of rows is used.
 ZEROS = "0"
 # The roots of a layer that reads K or V of a layer below: the tensors as they are there.
@@ -287,6 +290,9 @@ class Plan:
     If K or V is that of a layer below, ``lenders`` has that layer. This one then caches nothing for
     that role, and the operations on cached rows are those of the lender, with the lender's weights.
 
+    Linear attention caches no rows and absorbs nothing: Q, K and V are made, and K and V go into
+    its ``state``.
+
     ``scores``, ``mask``, ``biases`` and ``rope`` say what happens to scores and positions. A kernel
     compares `features` with those that it supports.
     """
@@ -310,6 +316,18 @@ class Plan:
     mask: Mask = Mask()
     biases: tuple[ScoreBias, ...] = ()
     lenders: tuple["Lender", ...] = ()
+
+    @property
+    def linear(self) -> Linear | None:
+        """The linear attention that it makes in the place of a softmax; None if it makes none."""
+        return self.scores.linear
+
+    @property
+    def state(self) -> State | None:
+        """The cache of linear attention, which has no rows of tokens."""
+        if self.linear is None:
+            return None
+        return self.linear.state(self.heads("k"), self.score_width, self.width("v"))
 
     @property
     def is_cross(self) -> bool:

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypedDict
 
+from qkvbench.variant.linear import GatedDelta
 from qkvbench.variant.mask import Mask
 from qkvbench.variant.notation import write
 from qkvbench.variant.plan import (
     BELOW,
+    DECAY,
     FIRST_VALUE,
     GATE,
     LATENT,
@@ -18,6 +20,7 @@ from qkvbench.variant.plan import (
     ROPE_KEY,
     ROPE_QUERY,
     STREAM,
+    STRENGTH,
     VALUE_LATENT,
     ZEROS,
     ApplyMap,
@@ -114,6 +117,13 @@ def _resolve(
         rope = alibi = None
     rope = _fitting(rope, variant, geometry)
     _check_rope(rope, variant, geometry)
+    _check_linear(variant, causal=causal, alibi=alibi)
+    if causal and scores.global_tokens:
+        sinks = replace(scores, global_tokens=0, sinks=scores.global_tokens)
+        raise ValueError(
+            f"{write(variant)}: in a causal stack no token sees later ones, so global tokens are "
+            f"sinks; write {write(replace(variant, scores=sinks))}."
+        )
     size = _Layer(variant, geometry, rope, norm_eps)
     derivations: dict[Role, Derivation] = {role: size.derivation(role) for role in ROLES}
     _check(variant, geometry, derivations)
@@ -123,13 +133,16 @@ def _resolve(
     if scores.gate:
         width = size.width("v") if scores.gate == "number" else 1
         roots[GATE] = Root(GATE, geometry.heads, width, GATE)
+    if isinstance(scores.linear, GatedDelta):
+        roots |= {name: Root(name, geometry.kv_heads, 1, name) for name in (DECAY, STRENGTH)}
     every = tuple(roots.values())
+    policy = _cache_policy(derivations["k"], derivations["v"], every, rope_head)
     return Plan(
         variant=variant,
         geometry=geometry,
         roots=every,
         derivations=derivations,
-        **_cache_policy(derivations["k"], derivations["v"], every, rope_head),
+        **(_NO_ROWS if scores.linear else policy),
         output_ops=size.output_ops,
         exclusive=scores.exclusive,
         gate=scores.gate,
@@ -138,7 +151,14 @@ def _resolve(
         rope_head=rope_head,
         rope=rope,
         scores=scores,
-        mask=Mask(causal, scores.window, scores.sinks, scores.diagonal, scores.chunk),
+        mask=Mask(
+            causal,
+            scores.window,
+            scores.sinks or scores.global_tokens,
+            scores.diagonal,
+            scores.chunk,
+            scores.global_tokens,
+        ),
         biases=tuple(bias for bias in (scores.correction, alibi) if bias),
     )
 
@@ -170,6 +190,21 @@ def _check_rope(rope: Rope | None, variant: Variant, geometry: Geometry) -> None
         )
 
 
+def _check_linear(variant: Variant, *, causal: bool, alibi: AlibiBias | None) -> None:
+    """Refuse linear attention with a bias of scores, or a memory that runs in both directions."""
+    linear = variant.scores.linear
+    if linear and alibi:
+        raise ValueError(
+            f"{write(variant)} makes no scores, to which ALiBi could be added: write '+nope' for "
+            "no positions in this layer, or take others, such as rotary ones."
+        )
+    if isinstance(linear, GatedDelta) and not causal:
+        raise ValueError(
+            f"{write(variant)} reads a text in one direction, and this stack sees all of it at "
+            "once: in an encoder write '+elu' or '+favor64'."
+        )
+
+
 @lru_cache(maxsize=1024)
 def resolve_cross(variant: Variant, geometry: Geometry) -> Plan:
     """The plan of cross-attention: K and V are made from another sequence, the source.
@@ -183,6 +218,11 @@ def resolve_cross(variant: Variant, geometry: Geometry) -> Plan:
         raise ValueError(
             f"Cross-attention has K and V of a source, and {write(variant)} reads a layer below. "
             f"Write it for the other attention sites, such as {write(variant)}@self."
+        )
+    if variant.scores.linear:
+        raise ValueError(
+            f"{write(variant)} is for self-attention. Write it for those attention sites, such as "
+            f"{write(variant)}@self."
         )
     plan = resolve(variant, geometry)
     roots = {plan.derivations["q"].root: plan.root(plan.derivations["q"].root)}
@@ -230,6 +270,11 @@ def _lenders(variant: Variant, below: Sequence[Plan | None]) -> tuple[Lender, ..
                     f"{write(variant)} reads {role.upper()} of the layer {layers} below, which has "
                     "no attention."
                 )
+            if plan.linear:
+                raise ValueError(
+                    f"{write(variant)} reads {role.upper()} of the layer {layers} below, and "
+                    f"{write(plan.variant)} keeps neither K nor V."
+                )
             distance = layers + plan.layers_below(role)
             found.append(Lender(BELOW[role], role, distance, plan.owner(role)))
     # In the first layer it is V itself that would be mixed into V.
@@ -271,13 +316,15 @@ def _reading(own: Plan, lenders: tuple[Lender, ...]) -> Plan:
             read = replace(value, ops=(*value.ops, Mix(FIRST_VALUE, "v")))
         derivations[role] = read
     part = own.rope_head
-    names = {GATE, *(each.root for each in derivations.values())}
+    names = {GATE, DECAY, STRENGTH, *(each.root for each in derivations.values())}
     names |= {part.query.root} if part else set()
     names |= {part.key.root} if part and "k" not in lent else set()
     every = (*(root for root in own.roots if root.name in names), *roots.values())
     # The content of the cache for the roles that are made here.
     rope_head = None if "k" in lent else own.rope_head
     policy = _cache_policy(derivations["k"], derivations["v"], every, rope_head)
+    if own.linear:
+        policy = _NO_ROWS.copy()
     policy["cached"] = tuple(
         tensor for tensor in policy["cached"] if tensor.derivation.root not in roots
     )
@@ -500,6 +547,10 @@ class _CachePolicy(TypedDict):
     key_ops_on_read: tuple[Op, ...]
     absorbed_by_query: tuple[Fixed, ...]
     absorbed_by_output: tuple[OutputMap, ...]
+
+
+# Linear attention keeps a state.
+_NO_ROWS = _CachePolicy(cached=(), key_ops_on_read=(), absorbed_by_query=(), absorbed_by_output=())
 
 
 def _cache_policy(

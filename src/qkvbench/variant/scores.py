@@ -17,6 +17,7 @@ from qkvbench.variant.frequencies import (
     RopeScaling,
     YarnScaling,
 )
+from qkvbench.variant.linear import Elu, Favor, GatedDelta, Linear
 
 Role = Literal["q", "k", "v"]
 ROLES: tuple[Role, ...] = ("q", "k", "v")
@@ -147,11 +148,13 @@ class Scores:
     ``diagonal`` False: no token attends to itself unless it sees nothing else.
     ``window``: a query sees keys less than `window` positions away, itself included
     (arXiv:2004.05150, section 3.1). ``sinks``: and always the first `sinks` keys
-    (arXiv:2309.17453, section 3.2). ``chunk``: a query sees only keys of its own chunk of `chunk`
+    (arXiv:2309.17453, section 3.2). ``global_tokens``: the first ones, which see all keys and are
+    seen by all queries (arXiv:2004.05150, section 3.1, without projections of their own).
+    ``chunk``: a query sees only keys of its own chunk of `chunk`
     positions. ``log_scale``: scores grow with the query's position. ``softcap``: q·k becomes
     softcap·tanh(q·k / softcap), before any bias (arXiv:2408.00118, section 2). ``sink_logit``: a
     learned logit for each head joins the softmax and is dropped after it (arXiv:2508.10925,
-    section 2.1).
+    section 2.1). ``linear``: no softmax, see `Linear`; nothing then changes scores or hides keys.
     ``key_dim`` and ``value_dim``: numbers in each head of Q and K, and of V, if not head_dim. Roles
     that share a root take its first numbers. ``rope_head``: Q and K get so many more numbers, of K
     one head for all, and RoPE acts on these alone (arXiv:2405.04434, eq. 14 to 19).
@@ -174,10 +177,12 @@ class Scores:
     diagonal: bool = True
     window: int | None = None
     sinks: int = 0
+    global_tokens: int = 0
     chunk: int | None = None
     log_scale: LogScale | None = None
     softcap: int | None = None
     sink_logit: bool = False
+    linear: Linear | None = None
     key_dim: int | None = None
     value_dim: int | None = None
     rope_head: int | None = None
@@ -222,6 +227,40 @@ class Scores:
                 "Without a window every key is visible, so sink tokens change nothing; write for "
                 f"example '+window128+sinks{self.sinks}'."
             )
+        if self.global_tokens and (self.window is None or self.sinks):
+            raise ValueError(
+                "Global tokens are beside a window, and all see them already: write for example "
+                f"'+window128+global{self.global_tokens}'."
+            )
+        if self.linear:
+            self._check_linear(self.linear)
+
+    def _check_linear(self, linear: Linear) -> None:
+        """Refuse linear attention with what changes a softmax, or random features in parts."""
+        changed = [name for name in _OF_SOFTMAX if getattr(self, name) != _PLAIN[name]]
+        if changed:
+            written = write_scores(replace(Scores(), linear=linear))
+            raise ValueError(
+                f"'{written}' makes no softmax, so there are no scores to change and no keys to "
+                f"hide: leave it out, or {_OF_SOFTMAX[changed[0]]}."
+            )
+        if isinstance(linear, Favor) and any(each % 1 for each in linear.numbers):
+            raise ValueError(
+                f"Random features are counted, and so are draws of them: write '+favor"
+                f"{math.ceil(linear.features)}'."
+            )
+
+
+# What is no matter of linear attention, and how it is called.
+_OF_SOFTMAX = {
+    "correction": "the bias of the scores",
+    "diagonal": "'-diag'",
+    "window": "'+window'",
+    "chunk": "'+chunk'",
+    "log_scale": "'+logscale'",
+    "softcap": "'+softcap'",
+    "sink_logit": "'+sinklogit'",
+}
 
 
 # The fields that are no matter of the scores once there is a plan, which holds them as sizes,
@@ -231,7 +270,7 @@ IN_PLAN = frozenset(
         *("normed", "norm", "latent_norm", "key_dim", "value_dim", "rope_head"),
         *("correction", "diagonal", "window", "sinks", "chunk", "exclusive", "gate", "clamp"),
         "first_value",
-        "log_scale",
+        *("global_tokens", "log_scale"),
         *("output_norm", "output_rank"),
         *("nope", "rope_base", "rope_scaling", "rope_value"),
     }
@@ -273,7 +312,7 @@ class Suffix:
     def written(self, value: Any) -> str | None:
         """The numbers of a value of the field; None if it is not made by this suffix."""
         numbers = (value,) if isinstance(value, int) else value.numbers
-        if len(numbers) > len(self.form.split("x")) or self.made(*numbers) != value:
+        if not 0 < len(numbers) <= len(self.form.split("x")) or self.made(*numbers) != value:
             return None
         return "x".join(map(_number_text, numbers))
 
@@ -384,6 +423,11 @@ SUFFIXES: dict[str, Suffix] = {
     "-diag": Suffix("no token attends to itself unless it sees nothing else", {"diagonal": False}),
     "+window": Suffix("a query sees keys less than so many positions away", {}, number="window"),
     "+sinks": Suffix("and always so many first keys", {}, number="sinks"),
+    "+global": Suffix(
+        "and the first N tokens see all and are seen by all (Longformer)",
+        {},
+        number="global_tokens",
+    ),
     "+chunk": Suffix(
         "a query sees the keys of its own chunk of so many positions (Llama 4)", {}, number="chunk"
     ),
@@ -402,6 +446,20 @@ SUFFIXES: dict[str, Suffix] = {
     "+softcap": Suffix("scores are capped by a tanh (Gemma 2)", {}, number="softcap"),
     "+sinklogit": Suffix(
         "a learned logit for each head joins the softmax (GPT-OSS)", {"sink_logit": True}
+    ),
+    "+elu": Suffix(
+        "linear attention: weights f(q)·f(k), f = elu + 1, with no softmax", {"linear": Elu()}
+    ),
+    "+favor": Suffix(
+        "the softmax by N random features, their draw number D if written (Performer)",
+        {},
+        number="linear",
+        form="NxD",
+        made=Favor,
+    ),
+    "+gateddelta": Suffix(
+        "a memory that decays and is corrected key by key (Gated DeltaNet)",
+        {"linear": GatedDelta()},
     ),
     "-own": Suffix(
         "the output loses its part along the token's own V (exclusive attention)",

@@ -258,6 +258,11 @@ def _check_layers_below(variant: Variant) -> None:
             "V of a layer below is read as it is there, and nothing is mixed into it here: leave "
             "out '+firstvalue', or write it for the layer below."
         )
+    if below and variant.scores.linear:
+        raise ValueError(
+            "Linear attention keeps no K and V, so none are read from a layer below: write its own "
+            "'k,v'."
+        )
 
 
 def _check_zeros(variant: Variant) -> None:
@@ -268,6 +273,8 @@ def _check_zeros(variant: Variant) -> None:
             "Scores of a query or a key of zeros are all zero: write 'q=k=0,v' for the mean of "
             "what is visible, or 'none' for no attention."
         )
+    if zeros and variant.scores.linear:
+        raise ValueError("Without a query linear attention is no other than the mean: 'q=k=0,v'.")
     if zeros and isinstance(variant.v, LearnedMap):
         raise ValueError("Zeros times a matrix are zeros: write 'none' for no attention.")
     if len(zeros) == len(ROLES) and (variant.kv_heads is not None or variant.scores != Scores()):

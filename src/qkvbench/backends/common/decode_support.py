@@ -22,6 +22,7 @@ WORDS = {
     "read.UpProject": "up-projection of K on read",
     "read.Shift": "bias of K on read",
     "read.MakeZeros": "zeros as K",
+    "scores.linear": "linear attention",
     "read.Take": "K of a part of the row",
 }
 
@@ -29,6 +30,8 @@ WORDS = {
 def missing(plan: Plan, supported: Set[str]) -> list[str]:
     """The needs of a plan that a kernel with these features does not have; none if it runs it."""
     found = sorted(WORDS.get(name, name) for name in plan.features - supported)
+    if plan.state:
+        return found
     key, value = plan.cached_key, plan.cached_value
     if (key.heads, key.width) != (value.heads, value.width):
         found.append("cached K and V of two shapes")
@@ -43,6 +46,8 @@ def missing(plan: Plan, supported: Set[str]) -> list[str]:
 def missing_natively(plan: Plan, kind: str) -> list[str]:
     """The needs of a plan that the native kernel does not have, over rows of this kind."""
     found = missing(plan, native.CAPABILITIES.features)
+    if plan.state:
+        return found
     width = plan.cached_key.width
     if not native.CAPABILITIES.can_run(kind, width):
         found.append(f"rows of {width} numbers in {kind}")

@@ -1,7 +1,7 @@
 """One attention layer, made from its plan. All variants run through it, in two ways held equal."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, nn
 from jaxtyping import Float, Int
 
+from qkvbench.backends.jax.attention.linear_attention import MEMORY, LinearAttention
 from qkvbench.backends.jax.attention.rope import Positions, apply_rope
 from qkvbench.backends.jax.attention.softmax import SoftmaxAttention, products_of
 from qkvbench.backends.jax.cache.kv_cache import (
@@ -79,11 +80,14 @@ class Attention:
     plan: Plan
     softmax: SoftmaxAttention
     kernel: DecodeKernel | None = None
+    linear: LinearAttention | None = None
 
     @classmethod
     def of(cls, plan: Plan) -> "Attention":
         """The layer of a plan."""
-        return cls(plan, SoftmaxAttention(plan), decode_kernel(plan))
+        linear = LinearAttention(plan) if plan.linear else None
+        kernel = None if linear else decode_kernel(plan)
+        return cls(plan, SoftmaxAttention(plan), kernel, linear)
 
     def __call__(
         self,
@@ -101,7 +105,7 @@ class Attention:
         """
         made = {} if made is None else made
         made |= self.project(weights, x, source)
-        return self._attend(weights, made, self.head_maps(weights), lengths)
+        return self._attend(weights, made, self.head_maps(weights), lengths)[0]
 
     def lent(self, roles: tuple[Role, ...], made: dict[Derivation, Heads]) -> dict[Role, Heads]:
         """K and V of a pass, for layers above; `made` is the layer's after the pass."""
@@ -143,7 +147,11 @@ class Attention:
     ) -> tuple[Stream, LayerCache]:
         """Attend over a whole prompt, and cache its `count` first tokens; `made` as in a call."""
         made |= self.project(weights, x)
-        after = self._attend(weights, made, layer.maps, None)
+        if self.linear:
+            # What a token behind the prompt would write must not be in the memory.
+            after, memory = self._attend(weights, made, layer.maps, count)
+            return after, replace(layer, rows={MEMORY: memory})
+        after, _ = self._attend(weights, made, layer.maps, None)
         rope = self._rope(x.shape[1])
         rows = {
             tensor.name: with_rows(
@@ -176,6 +184,11 @@ class Attention:
         made |= self.project(weights, x)
         at = count[..., None]
         rope = partial(self.rotate, at=at, end=capacity)
+        if self.linear:
+            q, k, v = (self.whole(weights, role, made, layer.maps, rope) for role in ROLES)
+            context, memory = self.linear.step(q, k, v, made, layer.rows[MEMORY])
+            after = self.output(weights, context, made, layer.maps, rope)
+            return after.astype(x.dtype), replace(layer, rows={MEMORY: memory})
         make = partial(self.make, weights, made=made, maps=layer.maps, rope=rope)
         rows = {
             tensor.name: with_row(
@@ -229,6 +242,9 @@ class Attention:
         """An empty cache for this layer, in rows of the compute dtype."""
         kind = weights["o.weight"].dtype
         rows = empty_rows(self.plan, batch, capacity, kind)
+        if state := self.plan.state:
+            shape = (batch, state.heads, state.rows, state.width)
+            rows = {MEMORY: jnp.zeros(shape, jnp.promote_types(kind, jnp.float32))}
         return LayerCache(rows, self.head_maps(weights))
 
     def project(
@@ -303,14 +319,18 @@ class Attention:
         weights: Weights,
         made: dict[Derivation, Heads],
         maps: Maps,
-        lengths: Lengths | None,
-    ) -> Stream:
-        time = max(rows.shape[2] for rows in made.values())
+        lengths: Int[Array, "..."] | None,
+    ) -> tuple[Stream, Array | None]:
+        """The output over a whole sequence, and the memory of linear attention."""
+        time, memory = max(rows.shape[2] for rows in made.values()), None
         rope = self._rope(time)
         q, k, v = (self.whole(weights, role, made, maps, rope) for role in ROLES)
-        q = self.scale_by_position(q, np.arange(q.shape[2]))
-        context = self.softmax(weights, q, k, v, lengths)
-        return self.output(weights, context, made, maps, rope)
+        if self.linear:
+            context, memory = self.linear(q, k, v, made, lengths)
+        else:
+            q = self.scale_by_position(q, np.arange(q.shape[2]))
+            context = self.softmax(weights, q, k, v, lengths)
+        return self.output(weights, context, made, maps, rope), memory
 
     def _rope(self, time: int) -> Apply:
         """RoPE at the positions 0, 1, ..."""

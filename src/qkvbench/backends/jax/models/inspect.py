@@ -72,14 +72,19 @@ def _arrays(
     q = attention.scale_by_position(q, positions)
     k = jnp.repeat(k, q.shape[1] // k.shape[1], axis=1)
     scores = products_of(q * q.shape[-1] ** -0.5, k).astype(q.dtype)
-    attention_weights = attention.softmax.attention_weights(
-        weights, scores, positions, positions, len(positions), lengths
-    )
     mask = attention.softmax.visible(positions, positions, lengths)
     mask = jnp.broadcast_to(mask, (len(x), 1, *scores.shape[2:]))[:, 0]  # (batch, time, time)
     valid = jnp.ones_like(mask[:, :, 0])  # (batch, time)
     if lengths is not None:
         valid = positions < lengths[:, None]
+    if attention.linear:
+        attention_weights = attention.linear.attention_weights(
+            q, k, attention.project(weights, x), mask[:, None]
+        )
+    else:
+        attention_weights = attention.softmax.attention_weights(
+            weights, scores, positions, positions, len(positions), lengths
+        )
     return {
         "weights": {role: upcast(each) for role, each in _weights(attention, weights).items()},
         "projections": projections,

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qkvbench.backends.torch.attention import ops
+from qkvbench.backends.torch.attention.linear_attention import LinearAttention, RecurrentState
 from qkvbench.backends.torch.attention.ops import Heads
 from qkvbench.backends.torch.attention.rope import RotaryEmbedding
 from qkvbench.backends.torch.attention.softmax import Rows, SoftmaxAttention, constant
@@ -60,6 +61,7 @@ class Attention(nn.Module):
         self.plan = plan
         self.rope = RotaryEmbedding(plan.rope) if plan.rope else None
         self.softmax = SoftmaxAttention(plan)
+        self.linear = LinearAttention(plan) if plan.linear else None
         # All projections of an input in one matrix product; `named_weights` splits the rows.
         rows = sum(plan.matrix_rows.values())
         self.projection = Linear(plan.geometry.d_model, rows) if rows else None
@@ -103,8 +105,11 @@ class Attention(nn.Module):
         if layer:
             for tensor in self.plan.cached:
                 layer.rows[tensor.name].write_many(self.make(tensor.derivation, made, maps))
-        q = self.scale_by_position(q, torch.arange(q.shape[2], device=q.device))
-        context = self.softmax(q, k, v, lengths)
+        if self.linear:
+            context = self.linear(q, k, v, made, lengths, layer.state if layer else None)
+        else:
+            q = self.scale_by_position(q, torch.arange(q.shape[2], device=q.device))
+            context = self.softmax(q, k, v, lengths)
         return self.output(context, made, maps, self.rope)
 
     def step(
@@ -124,6 +129,10 @@ class Attention(nn.Module):
         made = {} if made is None else made
         made |= self.project(x)
         rope = self.rope and partial(self.rope.at, first=cache.longest, positions=cache.lengths)
+        if self.linear and layer.state:
+            q, k, v = (self.whole(role, made, layer.maps, rope) for role in ROLES)
+            context = self.linear.step(q, k, v, made, layer.state)
+            return self.output(context, made, layer.maps, rope)
         for tensor in self.plan.cached:
             row = self.make(tensor.derivation, made, layer.maps, rope)
             layer.rows[tensor.name].write(row)
@@ -304,6 +313,11 @@ class Attention(nn.Module):
         K and V that are read from layers below are in their caches.
         """
         with torch.no_grad():
+            if state := self.plan.state:
+                like = self.o.weight
+                kind = torch.promote_types(like.dtype, torch.float32)
+                memories = RecurrentState(state, table.batch, kind, like.device)
+                return LayerCache({}, self.head_maps(), like.dtype, state=memories)
             rows = new_rows(self.plan, table, format)
             return self._layer_cache(rows, self.head_maps(), self.o.weight.dtype, below=below)
 

@@ -46,9 +46,10 @@ class Decoding:
     @torch.inference_mode()
     def step(self) -> None:
         """Decode one token of each sequence, wait for the result, and roll the cache back."""
+        memories = self.cache.memories()
         logits = self.network.step(self.last, self.cache)
         logits.argmax(-1).cpu()
-        self.cache.rollback(1)
+        self.cache.rollback(1, memories)
 
     def move(self) -> None:
         """Move weights and cache to other memory."""

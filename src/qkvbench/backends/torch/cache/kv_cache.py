@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from qkvbench.backends.torch.attention.linear_attention import RecurrentState
 from qkvbench.backends.torch.cache.page_table import Growing, PageTable, Reserved, Storage
 from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
 from qkvbench.backends.torch.cache.quantize import Heads
@@ -37,7 +38,8 @@ class LayerCache:
     with the rows.
     ``cross`` holds the rows of a source, complete before the first step, of which ``lengths`` are
     no padding. ``below`` are the caches of the layers below whose rows are read in place of own
-    ones, for K, V or both. ``decode_kernel`` attends to the rows, if a kernel can.
+    ones, for K, V or both. ``decode_kernel`` attends to the rows, if a kernel can. Linear attention
+    has a ``state`` and no rows.
     """
 
     rows: dict[str, PagedTensor]
@@ -48,6 +50,7 @@ class LayerCache:
     vector: Callable[[str], Tensor] = _no_vector
     below: "Mapping[Role, LayerCache]" = field(default_factory=dict)
     decode_kernel: DecodeKernel | None = None
+    state: RecurrentState | None = None
 
     def owner(self, role: Role) -> "LayerCache":
         """The cache with the rows that are read as K or V: itself, or that of a layer below."""
@@ -134,7 +137,8 @@ class Cache:
 
     def tensors(self) -> list[Tensor]:
         """Everything that lies in memory, rows of a source included."""
-        return [tensor for pages in self._pages() for tensor in pages.tensors()]
+        rows = [tensor for pages in self._pages() for tensor in pages.tensors()]
+        return rows + [state.memory for state in self._states()]
 
     def account(self) -> Account:
         """How the bytes are used. Rows of a source all hold tokens."""
@@ -148,6 +152,7 @@ class Cache:
                     rows += pages.row_bytes * table.used_rows(held)
                     addresses = 2 if pages.format.is_quantized else 1
                     tables += addresses * ADDRESS_BYTES * table.columns * table.batch
+        rows += sum(state.memory.nbytes for state in self._states())
         return Account(rows, self.bytes - rows, tables)
 
     def reserve(self, tokens: int) -> None:
@@ -162,6 +167,8 @@ class Cache:
         """Forget all tokens, of the sources nothing; no memory is given back."""
         for table in self.tables.values():
             table.clear()
+        for state in self._states():
+            state.clear()
         self.longest, self.lengths, self._known = 0, None, None
 
     def begin(self, tokens: int, lengths: Int[Tensor, " batch"] | None) -> None:
@@ -172,6 +179,8 @@ class Cache:
         self.longest = tokens
         self.lengths = lengths
         self._known = None if lengths is None else lengths.tolist()
+        for state in self._states():
+            state.lengths = lengths
         for mask, table in self.tables.items():
             table.ensure_pages(mask.first_slot(self.shortest - 1), tokens)
 
@@ -186,15 +195,25 @@ class Cache:
         """Note that every sequence has one token more."""
         self._shift(1)
 
-    def rollback(self, tokens: int) -> None:
+    def memories(self) -> list[Tensor]:
+        """The states of linear attention as they are now, for `rollback`; steps make new ones."""
+        return [state.memory for state in self._states()]
+
+    def rollback(self, tokens: int, memories: Sequence[Tensor] = ()) -> None:
         """Forget the last `tokens` of every sequence, as if they had never been read.
 
+        `memories` are those of the cache before these tokens, if there is linear attention.
         ValueError if a sequence has fewer, or if pages that the next token would see are freed.
         """
         if not 0 <= tokens <= self.shortest:
             raise ValueError(
                 f"{tokens} tokens cannot be rolled back: the shortest sequence in the cache has "
                 f"{self.shortest}. Take from 0 to {self.shortest}."
+            )
+        if tokens and len(memories) != len(self._states()):
+            raise ValueError(
+                f"{tokens} tokens cannot be rolled back: linear attention adds all to one matrix, "
+                "from which none is taken away again. Give the `memories()` of before."
             )
         for mask, table in self.tables.items():
             held = table.first_live_column * table.size
@@ -206,6 +225,8 @@ class Cache:
                     f"then are freed. Take {self.shortest - first} at most, or make the cache with "
                     "larger pages."
                 )
+        for state, memory in zip(self._states(), memories, strict=False):
+            state.memory = memory
         self._shift(-tokens)
 
     def reorder(self, parents: Int[Tensor, " sequences"]) -> None:
@@ -218,6 +239,8 @@ class Cache:
             return
         for table in self.tables.values():
             table.reorder(known)
+        for state in self._states():
+            state.reorder(parents)
         self.batch = len(known)
         if self.lengths is not None and self._known is not None:
             self.lengths = self.lengths[parents]
@@ -230,6 +253,11 @@ class Cache:
         for layer in self.layers:
             for rows in layer.rows.values():
                 _fill_randomly(rows, tokens, seed)
+        for state in self._states():
+            # Sums of weights are above 0.
+            rng = torch.Generator(state.memory.device).manual_seed(seed)
+            drawn = torch.rand(state.memory.shape, generator=rng, device=state.memory.device)
+            state.memory = drawn.to(state.memory.dtype)
 
     def intervals(self, mask: Mask) -> list[tuple[int, int]]:
         """The slots that the next token of any sequence sees, itself included: sinks, then near."""
@@ -247,10 +275,15 @@ class Cache:
         """Lie elsewhere in memory from now on."""
         for pages in self._pages():
             pages.move()
+        for state in self._states():
+            state.memory = state.memory.clone()
 
     def _pages(self) -> list[PagedTensor]:
         parts = [part for layer in self.layers for part in (layer, layer.cross) if part]
         return [rows for part in parts for rows in part.rows.values()]
+
+    def _states(self) -> list[RecurrentState]:
+        return [layer.state for layer in self.layers if layer.state]
 
     def _lengths(self) -> list[int]:
         return [self.longest] * self.batch if self._known is None else self._known

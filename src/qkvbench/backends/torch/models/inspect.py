@@ -78,6 +78,14 @@ def _layer(name: str, attention: Attention, given: LayerInput, below: Mapping[st
     valid = torch.ones_like(mask[:, :, 0])  # (batch, time)
     if lengths is not None:
         valid = positions < lengths[:, None]
+    if attention.linear:
+        attention_weights = attention.linear.attention_weights(
+            q, k, attention.project(x), mask[:, None]
+        )
+    else:
+        attention_weights = attention.softmax.attention_weights(
+            scores, positions, positions, len(positions), lengths
+        )
     return Layer(
         name=name,
         weights=_weights(attention),
@@ -89,11 +97,7 @@ def _layer(name: str, attention: Attention, given: LayerInput, below: Mapping[st
             for role in ROLES
         },
         scores=_array(scores),
-        attention_weights=_array(
-            attention.softmax.attention_weights(
-                scores, positions, positions, len(positions), lengths
-            )
-        ),
+        attention_weights=_array(attention_weights),
         mask=(mask & valid[:, :, None]).cpu().numpy(),
     )
 

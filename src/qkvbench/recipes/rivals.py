@@ -1,0 +1,34 @@
+"""What else could be saved? A window and linear attention beside the ties, one rate tuned for each.
+
+Run       qkvbench run rivals --tune lr
+          qkvbench run rivals-longer --tune lr      the same with three times the steps
+          qkvbench run rivals-glue --tune lr        encoders, where a memory cannot be
+Takes     TIME
+Reported  the article that this project began from quotes 3 to 5 times the speed for a window and
+          10 times for Performer, at losses of 2 to 8%, without a length or a task
+Expect    linear layers to lose most in recall, where each key must be told from each; published
+          signs flip with the budget, so read both. In `mqar` the window hides nothing. Widths are
+          as they are: gates add half a percent of parameters, a tie takes seven away
+"""
+
+from qkvbench.recipes import CONTROLS, Study
+
+# Of keys near, and the first ones: arXiv:2309.17453 finds that a stream needs four.
+WINDOW = "+window64+sinks4"
+# Features of a head of FAVOR+: a few times its width.
+LINEAR = ("+elu", "+favor64", "+gateddelta")
+
+
+def study() -> Study:
+    """Each rival with its own K and V and with one for both, and one key/value head for all."""
+    return Study(
+        name="rivals",
+        variants=(
+            "q,k,v",
+            "q,k=v",
+            "q,k,v/1",
+            *(f"{ties}{rival}" for rival in (WINDOW, *LINEAR) for ties in ("q,k,v", "q,k=v")),
+            *CONTROLS,
+        ),
+        seeds={"lm-reviews": 5, "long-plays": 5, "mqar": 5},
+    )

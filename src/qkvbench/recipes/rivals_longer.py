@@ -1,0 +1,16 @@
+"""Which gaps of `rivals` close with three times the steps? The same arms, tasks and seeds.
+
+Run       qkvbench run rivals-longer --tune lr
+Takes     TIME
+Expect    an arm that was only slower comes nearer here; one that cannot hold what it read does not
+"""
+
+from dataclasses import replace
+
+from qkvbench.recipes import Study
+from qkvbench.recipes.rivals import study as rivals
+
+
+def study() -> Study:
+    """`rivals` with three times the budget: the schedule is stretched, not repeated."""
+    return replace(rivals(), name="rivals-longer", budget=3)
