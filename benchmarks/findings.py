@@ -11,7 +11,7 @@ from qkvbench.claims.kit.measured import Benchmark, MeasuredChange
 from qkvbench.measure.machine import machine
 
 # Options that say where something is written; they are no part of what is repeated.
-PLACES = ("--findings", "--figure")
+PLACES = ("--findings", "--figure", "--lines", "--again")
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

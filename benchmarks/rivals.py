@@ -265,7 +265,7 @@ def panel(
 def figure(lines: Sequence[Line]) -> str:
     """Times of each kind of work, and the memory of training."""
     parts = opening(
-        710,
+        760,
         580,
         16,
         "Rivals of softmax attention, times its own",

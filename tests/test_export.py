@@ -162,6 +162,11 @@ def test_a_torch_program_needs_no_code_of_the_model(tmp_path: Path) -> None:
     assert done.stdout.split() == [str(expected), "1", "4", "4", "24"], done.stderr
 
 
+def test_a_state_that_has_no_tokens_is_not_exported() -> None:
+    with pytest.raises(ValueError, match="keeps a state of its text"):
+        Stepping(_network("q,k,v+elu"), 8)
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [

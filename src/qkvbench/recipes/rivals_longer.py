@@ -1,7 +1,8 @@
 """Which gaps of `rivals` close with three times the steps? The same arms, tasks and seeds.
 
 Run       qkvbench run rivals-longer --tune lr
-Takes     TIME
+Takes     about thirteen hours on two cores, rates included; by `--dry-run`, from records of other arms.
+          Not run yet
 Expect    an arm that was only slower comes nearer here; one that cannot hold what it read does not
 """
 
