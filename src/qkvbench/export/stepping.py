@@ -70,8 +70,8 @@ class Stepping(nn.Module):
             )
         if any(plan and plan.linear for plan in model.plans):
             raise ValueError(
-                f"{model.name} keeps a state of its text, and programs have rows of tokens as their "
-                "inputs: export a decoder whose layers make a softmax."
+                f"{model.name} keeps a state of its text, and programs have rows of tokens as "
+                "their inputs: export a decoder whose layers make a softmax."
             )
         self.network = network.eval()
         self.context = context

@@ -1,10 +1,10 @@
 """What else could be saved? A window and linear attention beside the ties, one rate tuned for each.
 
-Run       qkvbench run rivals --tune lr
-          qkvbench run rivals-longer --tune lr      the same with three times the steps
-          qkvbench run rivals-glue --tune lr        encoders, where a memory cannot be
-Takes     about four and a half hours on two cores, rates included; by `--dry-run`, from records of other
-          arms. Not run yet
+Run       qkvbench run rivals
+Tune      qkvbench run rivals --tune lr      a learning rate for each arm
+Then      qkvbench run rivals-longer, with three times the steps, and rivals-glue for encoders
+Takes     about four and a half hours on two cores, the tuning included; by `--dry-run`,
+          from records of other arms. Not run yet
 Reported  the article that this project began from quotes 3 to 5 times the speed for a window and
           10 times for Performer, at losses of 2 to 8%, without a length or a task
 Expect    linear layers to lose most in recall, where each key must be told from each; published

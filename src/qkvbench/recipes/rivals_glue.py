@@ -1,8 +1,9 @@
 """What do a window and linear attention cost an encoder? Packaged tasks in place of GLUE.
 
-Run       qkvbench run rivals-glue --tune lr
-Takes     about two hours on two cores, rates included; by `--dry-run`, from records of other arms.
-          Not run yet
+Run       qkvbench run rivals-glue
+Tune      qkvbench run rivals-glue --tune lr      a learning rate for each arm
+Takes     about an hour and forty minutes on two cores, the tuning included; by `--dry-run`, from
+          records of other arms. Not run yet
 Expect    sentences of praise and blame and news of 8 topics, at most 128 tokens, of which a window
           of 16 on both sides hides most; the first token sees all, as Longformer's does. The gated
           delta rule reads one way, so no encoder has it

@@ -1,8 +1,9 @@
 """Which gaps of `rivals` close with three times the steps? The same arms, tasks and seeds.
 
-Run       qkvbench run rivals-longer --tune lr
-Takes     about thirteen hours on two cores, rates included; by `--dry-run`, from records of other arms.
-          Not run yet
+Run       qkvbench run rivals-longer
+Tune      qkvbench run rivals-longer --tune lr      a learning rate for each arm
+Takes     about thirteen hours on two cores, the tuning included; by `--dry-run`, from
+          records of other arms. Not run yet
 Expect    an arm that was only slower comes nearer here; one that cannot hold what it read does not
 """
 
