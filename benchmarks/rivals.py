@@ -210,7 +210,7 @@ def panel(
     first = {each["tokens"]: each for each in lines if each["arm"] == arms[0]}
 
     def ratio(each: Line, key: str) -> float:
-        return each[key] / first[each["tokens"]][key]
+        return each["ratio"] if key == "seconds" else each[key] / first[each["tokens"]][key]
 
     values = [ratio(each, key) for each in lines for key in (value, computed)]
     low = math.floor(max(min(map(math.log2, values)), -7) - 0.1)

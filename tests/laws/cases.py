@@ -420,7 +420,7 @@ def _crosses(variant: Variant) -> bool:
 def _suffix_crosses(text: str) -> bool:
     """True if a suffix can be that of cross-attention; also if it needs another one."""
     try:
-        return _crosses(suffixed(UNIFORM, text))
+        return _crosses(suffixed(CATALOGUED[0], text))
     except ValueError:
         return True
 

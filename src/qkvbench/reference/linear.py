@@ -6,11 +6,11 @@ from jaxtyping import Float
 from qkvbench.model.random_features import random_features
 from qkvbench.variant import Elu, Favor, GatedDelta, Linear, Plan
 
-Heads = Float[np.ndarray, "_time heads _width"]
-# The matrix of each head.
-Memory = Float[np.ndarray, "heads rows width"]
+Heads = Float[np.ndarray, "_time _heads _width"]
+# The matrix of each head; `_` is checked for nothing, since heads of Q share one of K and V.
+Memory = Float[np.ndarray, "_heads _rows _width"]
 # A number of each head at each token.
-Gate = Float[np.ndarray, "time heads"]
+Gate = Float[np.ndarray, "_time _heads"]
 
 # Beside the sum of squares, so that a vector of zeros stays one.
 EPS = 1e-6

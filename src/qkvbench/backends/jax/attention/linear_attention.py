@@ -29,8 +29,6 @@ Made = Mapping[Derivation, Heads]
 MEMORY = "memory"
 # Beside the sum of squares, so that a vector of zeros stays one.
 EPS = 1e-6
-# The least sum of weights: random features of huge keys may all be 0 in fp32.
-TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class LinearAttention:
         q, k = (self.features(upcast(each)) for each in (q, k))
         keys = jnp.repeat(k, q.shape[1] // k.shape[1], axis=1)
         weights = jnp.where(visible, q @ jnp.swapaxes(keys, 2, 3), 0)
-        return weights / jnp.maximum(weights.sum(-1, keepdims=True), TINY)
+        return weights / _above_zero(weights.sum(-1, keepdims=True))
 
     def _weighted(
         self, q: Heads, k: Heads, v: Heads, lengths: Lengths | None
@@ -188,7 +186,12 @@ def _counted(v: Heads) -> Heads:
 
 def _shares(summed: Array) -> Array:
     """The sums of V over those of the weights, which are the last column."""
-    return summed[..., :-1] / jnp.maximum(summed[..., -1:], TINY)
+    return summed[..., :-1] / _above_zero(summed[..., -1:])
+
+
+def _above_zero(total: Array) -> Array:
+    """Sums of weights, of which random features of huge keys may leave nothing."""
+    return jnp.maximum(total, jnp.finfo(total.dtype).tiny)
 
 
 def _grouped(rows: Heads, groups: int) -> Float[Array, "batch groups _rows _width"]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -33,8 +33,6 @@ Made = Mapping[Derivation, Heads]
 
 # Beside the sum of squares, so that a vector of zeros stays one.
 EPS = 1e-6
-# The least sum of weights: random features of huge keys may all be 0 in fp32.
-TINY = 1e-30
 
 
 class RecurrentState:
@@ -141,7 +139,7 @@ class LinearAttention:
         q, k = self.features(_wide(q)), self.features(_wide(k))
         keys = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         weights = (q @ keys.mT).masked_fill(~visible, 0)
-        return weights / weights.sum(-1, keepdim=True).clamp(min=TINY)
+        return weights / _above_zero(weights.sum(-1, keepdim=True))
 
     def _weighted(
         self, q: Heads, k: Heads, v: Heads, lengths: Lengths | None
@@ -241,7 +239,12 @@ def _counted(v: Heads) -> Heads:
 
 def _shares(summed: Tensor) -> Tensor:
     """The sums of V over those of the weights, which are the last column."""
-    return summed[..., :-1] / summed[..., -1:].clamp(min=TINY)
+    return summed[..., :-1] / _above_zero(summed[..., -1:])
+
+
+def _above_zero(total: Tensor) -> Tensor:
+    """Sums of weights, of which random features of huge keys may leave nothing."""
+    return total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def _grouped(rows: Heads, groups: int) -> Float[Tensor, "batch groups rows width"]:
@@ -249,8 +252,8 @@ def _grouped(rows: Heads, groups: int) -> Float[Tensor, "batch groups rows width
     return rows.reshape(len(rows), groups, -1, rows.shape[-1])
 
 
-def _valid(lengths: Lengths, time: int) -> Float[Tensor, "batch 1 time 1"]:
-    """1 for each position that is no padding, else 0."""
+def _valid(lengths: Lengths, time: int) -> Bool[Tensor, "batch 1 time 1"]:
+    """True for each position that is no padding."""
     positions = torch.arange(time, device=lengths.device)
     return (positions < lengths[:, None])[:, None, :, None]
 
