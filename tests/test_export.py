@@ -29,6 +29,8 @@ OTHERS = (
     "q,k,v;q,k=K(-1),v=V(-1)",
     "q,k=v+rootnorm",
     "q=k,v-diag",
+    "q,k=L(2x12),v=L(2x12)",
+    "q,k,v+firstvalue",
 )
 
 
@@ -173,6 +175,10 @@ def test_a_state_that_has_no_tokens_is_not_exported() -> None:
         (["small-decoder", "--to", "onx", "--out", "a.onnx"], "there are onnx, torch-export"),
         (["small-decoder", "--to", "onnx", "--out", "a.pt2"], "--out a.onnx"),
         (["digits", "--to", "torch-export", "--out", "a.pt2"], "no decoder"),
+        (
+            ["small-decoder", "--variant", "q,k,v+elu", "--to", "torch-export", "--out", "a.pt2"],
+            "keeps a state of its text",
+        ),
         (["none.json", "--to", "torch-export", "--out", "a.pt2"], "is not a file"),
         (["small-decoder", "--to", "torch-export", "--out", "b/a.pt2"], "make it first"),
         (

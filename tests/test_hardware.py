@@ -103,6 +103,20 @@ def test_k_and_v_of_the_layer_below_are_read_again() -> None:
     assert cost.cache_bytes(model, 11, 1, cost.CACHE_FORMATS["bf16"]) * 2 == own
 
 
+def test_linear_attention_reads_and_writes_its_state_however_long_the_text() -> None:
+    """Its bytes are those of the state, in fp32 whatever the type of rows, read and written."""
+    model = _model("q,k,v+elu")
+    steps = [work(model, "decode", Conditions(tokens=tokens)) for tokens in (10, 10_000)]
+    assert steps[0] == steps[1]
+    assert steps[0].attention.moved_bytes == 2 * cost.cache_bytes(
+        model, 10, 1, cost.CACHE_FORMATS["bf16"]
+    )
+    passed = work(model, "prefill", Conditions(tokens=512))
+    assert (
+        passed.attention.flops < work(_model("q,k,v"), "prefill", Conditions(512)).attention.flops
+    )
+
+
 def test_a_window_bounds_what_is_read() -> None:
     """From its length on, a longer context costs nothing more."""
     steps = [

@@ -73,14 +73,18 @@ def attention_macs(plan: Plan, tokens: int, source_tokens: int = 0) -> int:
         heads, width = plan.shape(made)
         _, inputs = plan.shape(replace(made, ops=made.ops[:-1]))
         maps += read[plan.root(made.root).reads] * heads * width * inputs
-    if plan.linear:
-        products = _linear_macs(plan, plan.linear, tokens)
-    else:
-        scores = tokens * source_tokens if plan.is_cross else plan.mask.scores(tokens)
-        products = size.heads * scores * (plan.score_width + plan.width("v"))
+    products = product_macs(plan, tokens, source_tokens)
     output = plan.output_width * size.d_model
     output += sum(prod(each.shape) for part, each in plan.maps.items() if part == "o")
     return projections + maps + products + tokens * output
+
+
+def product_macs(plan: Plan, tokens: int, source_tokens: int = 0) -> int:
+    """Those of queries with keys and of weights with values, or of a linear attention in place."""
+    if plan.linear:
+        return _linear_macs(plan, plan.linear, tokens)
+    scores = tokens * source_tokens if plan.is_cross else plan.mask.scores(tokens)
+    return plan.geometry.heads * scores * (plan.score_width + plan.width("v"))
 
 
 def _linear_macs(plan: Plan, linear: Linear, tokens: int) -> int:

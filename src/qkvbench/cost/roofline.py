@@ -10,12 +10,18 @@ With a calibration, the same parts are added up at the rates that programs of th
 from dataclasses import dataclass
 from typing import Literal
 
-from qkvbench.cost.cache import CACHE_FORMATS, CacheDtype, cache_bytes_per_token
-from qkvbench.cost.operations import macs
+from qkvbench.cost.cache import (
+    CACHE_FORMATS,
+    STATE_BYTES,
+    CacheDtype,
+    cache_bytes_per_token,
+    state_bytes,
+)
+from qkvbench.cost.operations import macs, product_macs
 from qkvbench.cost.parameters import parameters
 from qkvbench.hardware import Arithmetic, Calibration, Device
 from qkvbench.model import Model
-from qkvbench.variant import ROPE_KEY, ApplyMap, CachedTensor, Mask, Plan, UpProject
+from qkvbench.variant import ROPE_KEY, ApplyMap, CachedTensor, Mask, Plan, State, UpProject
 
 Phase = Literal["decode", "prefill", "training step"]
 
@@ -107,7 +113,7 @@ def work(model: Model, phase: Phase, conditions: Conditions) -> Work:
             scored = model.architecture.head_macs(model.geometry.d_model, read)
             last = model.architecture.head_macs(model.geometry.d_model, 1)
             products = sum(_pass_macs(plan, read) for plan in plans)
-            others = macs(model, tokens) - scored - sum(_full_macs(plan, read) for plan in plans)
+            others = macs(model, tokens) - scored - sum(product_macs(plan, read) for plan in plans)
             weights = Part(2 * batch * (others + last), stored)
             written = tokens * (cache_bytes_per_token(model, CACHE_FORMATS[conditions.cache]) or 0)
             attention = Part(2 * batch * products, batch * written)
@@ -115,7 +121,7 @@ def work(model: Model, phase: Phase, conditions: Conditions) -> Work:
         case "training step":
             read = model.positions(tokens)
             products = sum(_pass_macs(plan, read) for plan in plans)
-            others = macs(model, tokens) - sum(_full_macs(plan, read) for plan in plans)
+            others = macs(model, tokens) - sum(product_macs(plan, read) for plan in plans)
             moved = TRAINING_WORDS * TRAINING_BYTES * parameters(model).total
             weights = Part(TRAINING_PASSES * 2 * batch * others, moved)
             attention = Part(TRAINING_PASSES * 2 * batch * products, 0)
@@ -170,7 +176,7 @@ def held_bytes(model: Model, conditions: Conditions) -> float:
     """Bytes of weights, and of the cache of all sequences, while they are decoded."""
     row = cache_bytes_per_token(model, CACHE_FORMATS[conditions.cache]) or 0
     stored = CACHE_FORMATS[conditions.weights].row_bytes(parameters(model).total)
-    return stored + conditions.batch * conditions.tokens * row
+    return stored + conditions.batch * (conditions.tokens * row + state_bytes(model))
 
 
 def longest_context(model: Model, conditions: Conditions, memory_bytes: float) -> int | None:
@@ -179,7 +185,8 @@ def longest_context(model: Model, conditions: Conditions, memory_bytes: float) -
     if not row:
         return None
     stored = CACHE_FORMATS[conditions.weights].row_bytes(parameters(model).total)
-    return max(0, int((memory_bytes - stored) // (conditions.batch * row)))
+    left = (memory_bytes - stored) / conditions.batch - state_bytes(model)
+    return max(0, int(left // row))
 
 
 def _weight_bytes(model: Model, dtype: CacheDtype) -> int:
@@ -191,19 +198,21 @@ def _weight_bytes(model: Model, dtype: CacheDtype) -> int:
 
 def _token_macs(model: Model) -> int:
     """Products of one token with weights."""
-    return macs(model, 1) - sum(_full_macs(plan, 1) for plan in model.plans if plan)
-
-
-def _full_macs(plan: Plan, tokens: int) -> int:
-    """The products of queries with keys and of weights with values, as `attention_macs` counts."""
-    keys = plan.mask.max_keys(tokens)
-    return tokens * plan.geometry.heads * keys * (plan.score_width + plan.width("v"))
+    return macs(model, 1) - sum(product_macs(plan, 1) for plan in model.plans if plan)
 
 
 def _pass_macs(plan: Plan, tokens: int) -> int:
-    """Those that the mask shows, which no kernel can leave out."""
-    seen = seen_keys(plan.mask, tokens)
-    return seen * plan.geometry.heads * (plan.score_width + plan.width("v"))
+    """Products that no kernel can leave out: of scores that the mask shows, or with a state."""
+    heads = plan.geometry.heads
+    if state := plan.state:
+        by_state = tokens * _state_macs(plan, state)
+        return min(by_state, heads * seen_keys(plan.mask, tokens) * (state.rows + state.width))
+    return seen_keys(plan.mask, tokens) * heads * (plan.score_width + plan.width("v"))
+
+
+def _state_macs(plan: Plan, state: State) -> int:
+    """Products of one token with a state, which each head of K adds to and each of Q reads."""
+    return (plan.geometry.heads + plan.heads("k")) * state.rows * state.width
 
 
 def seen_keys(mask: Mask, tokens: int) -> int:
@@ -225,6 +234,8 @@ def seen_keys(mask: Mask, tokens: int) -> int:
 
 def _decode_macs(plan: Plan, tokens: int) -> int:
     """Products of one new token with cached rows, and what is made from each row on read."""
+    if state := plan.state:
+        return _state_macs(plan, state)
     keys = plan.mask.max_keys(tokens + 1)
     latent_key = any(isinstance(op, UpProject) for op in plan.absorbed_by_query)
     latent_value = any(isinstance(op, UpProject) for op in plan.absorbed_by_output)
@@ -244,7 +255,9 @@ def _decode_macs(plan: Plan, tokens: int) -> int:
 
 
 def _read_bytes(plan: Plan, tokens: int, dtype: CacheDtype) -> int:
-    """Bytes of cached rows that one new token reads in a layer, each row once."""
+    """Bytes that one new token reads in a layer, each row once; a state is written back, too."""
+    if state := plan.state:
+        return 2 * STATE_BYTES * state.numbers
     form = CACHE_FORMATS[dtype]
     row = sum(each.heads * form.row_bytes(each.width) for each in _read_tensors(plan))
     return plan.mask.max_keys(tokens + 1) * row
