@@ -107,8 +107,13 @@ class Gates:
         if len(set(self.options)) < max(2, len(self.options)):
             raise ValueError("A gate chooses among two options or more, all different.")
         for each in self.options:
+            if each.scores.first_value:
+                raise ValueError(
+                    f"{write(each)} mixes in V of the first layer, which may have none in a plan; "
+                    "leave it out of the options."
+                )
             below = {each.source(role) for role in ROLES} - {LayerBelow(1)}
-            if each.scores.first_value or any(isinstance(one, LayerBelow) for one in below):
+            if any(isinstance(one, LayerBelow) for one in below):
                 raise ValueError(
                     f"{write(each)} reads a layer that may have no K and V in a plan; a layer can "
                     "read those of the next one below only: q,k=K(-1),v=V(-1)."
