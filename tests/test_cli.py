@@ -46,7 +46,11 @@ def test_a_variant_is_shown_with_what_is_computed_of_it(capsys):
     assert shown["position"] == "learned"
     assert shown["parameters"]["total"] == 284_542_976
     assert shown["flops"] == 2 * shown["macs"]
-    assert shown["cache"] == {"tensors": 20, "bytes_per_token": 40 * 2**10}
+    assert shown["cache"] == {
+        "tensors": 20,
+        "bytes_per_token": 40 * 2**10,
+        "state_bytes": 0,
+    }
 
 
 @pytest.mark.parametrize(

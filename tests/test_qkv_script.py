@@ -122,10 +122,10 @@ def test_extras_add_up(clone):
     clone("setup", "hf")
     clone.asked()
     clone("test")
-    assert f"-e {clone.root}[hf,dev,jax,slurm,sql]" in clone.asked()[-1]
+    assert f"-e {clone.root}[hf,dev,jax,onnx,slurm,sql]" in clone.asked()[-1]
     assert (
         clone("setup", "hf", "dev")[2]
-        == "qkv: ready: .venv has the core and hf dev jax slurm sql\n"
+        == "qkv: ready: .venv has the core and hf dev jax onnx slurm sql\n"
     )
     assert clone.asked() == []
 

@@ -58,12 +58,12 @@ def numbers(arm, task, *, steps=500, places=2):
 
 def test_the_readme_s_verdicts_are_what_the_records_say():
     verdict = {
-        ("q,k,v/1", "lm-reviews", 500): "likely not worse",
+        ("q,k,v/1", "lm-reviews", 500): "not worse",
         ("q,k,v/1", "recall", 1000): "worse",
         ("q,k,v/1", "translation", 1000): "likely worse",
         ("q,k=v", "recall", 1000): "worse",
         ("q,k,v=R(k)", "recall", 1000): "worse",
-        ("q,k=v", "lm-reviews", 500): "worse",
+        ("q,k=v", "lm-reviews", 500): "likely worse",
         ("q,k=v", "lm-reviews", 1500): "likely worse",
         ("q=k,v", "lm-reviews", 500): "worse",
         ("q=k,v-diag", "lm-reviews", 500): "likely matches",
@@ -88,19 +88,19 @@ def test_the_readme_s_verdicts_are_what_the_records_say():
 
 
 def test_the_readme_s_numbers_are_what_the_records_say():
-    assert numbers("q,k,v/1", "lm-reviews", places=3) == [-0.011, -0.028, 0.006]
+    assert numbers("q,k,v/1", "lm-reviews", places=3) == [-0.013, -0.029, 0.003]
     assert numbers("q,k,v/1", "translation", steps=1000) == [-3.30, -5.89, -0.72]
     assert numbers("q,k=v", "lm-reviews") == [0.08, 0.05, 0.11]
     assert numbers("q,k=v", "lm-reviews", steps=1500) == [0.06, 0.02, 0.11]
-    assert numbers("q=k,v", "lm-reviews", places=3) == [0.225, 0.197, 0.252]
+    assert numbers("q=k,v", "lm-reviews", places=3) == [0.223, 0.196, 0.249]
     assert 0.45 < evidence("q=k,v", "lm-reviews").speed < 0.55
-    assert numbers("q=k,v-diag", "lm-reviews", places=3) == [-0.004, -0.022, 0.015]
+    assert numbers("q=k,v-diag", "lm-reviews", places=3) == [-0.005, -0.022, 0.011]
     assert numbers("q=k=v", "lm-reviews") == [0.35, 0.31, 0.40]
     assert numbers("q=k=v", "lm-reviews", steps=1500) == [0.32, 0.26, 0.38]
-    assert numbers("q=k=v", "sort", steps=150) == [-0.15, -0.2, -0.12]
+    assert numbers("q=k=v", "sort", steps=150) == [-0.15, -0.18, -0.12]
     assert round(numbers("q=k,v", "sort", steps=150, places=4)[0], 3) == -0.004
     assert round(numbers("q=k=v=x", "sort", steps=150)[0], 2) == -0.15
-    assert round(numbers("none", "lm-reviews")[0], 2) == 0.85
+    assert round(numbers("none", "lm-reviews")[0], 2) == 0.84
     assert round(numbers("q=k=0,v", "lm-reviews")[0], 2) == 0.78
     assert evidence("q=k=0,v", "recall", steps=1000).result.counts["q=k=0,v"].solved == 0
     lost = evidence("q=k=v=x", "lm-reviews").result.differences["q=k=v=x"].value
@@ -222,7 +222,7 @@ def test_sorting_sixteen_digits_is_not_at_the_scale_of_the_study_s_sorting(with_
     assert with_all_runs["study-sort-single"].other_scale.direction == "same direction"
     # There the baseline makes next to no errors, so its equality is no support.
     other = with_all_runs["study-sort-query-key"].other_scale
-    assert "at a ceiling: sort (quick, 150 steps)" in other.result
+    assert "at a ceiling: sort (quick and 1 more, 150 steps)" in other.result
     assert "sort (longer, 450 steps)" in other.result
     assert other.direction == "opposite direction"
 

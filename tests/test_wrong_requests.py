@@ -31,7 +31,7 @@ REQUESTS = {
     "show": ["variant"],
     "prune sort --target cache=50% --out x": ["no cache", "params=80%"],
     "prune lm-reviews --target cache=20% --out x": ["cannot be reached", "cache=25%"],
-    "prune lm-reviews --target loss=1% --out x": ["bounds the loss", "cache=50%"],
+    "prune lm-reviews --target loss=0% --out x": ["loss=0%"],
     "prune lm-reviews --target cash=50% --out x": ["cash=50%", "cache=50%"],
     "prune lm-reviews --target cache=150% --out x": ["cache=150%", "between 0 and 100"],
     "prune captioning --target params=90% --out x": ["two inputs"],
