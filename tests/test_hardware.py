@@ -251,7 +251,7 @@ def test_a_wrong_request_says_what_to_write(
     assert text in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_step_is_faster_than_its_bound(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
