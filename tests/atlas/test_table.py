@@ -54,6 +54,15 @@ def test_a_form_of_a_paper_has_an_equation_a_source_and_no_layer(form, capsys):
     assert text in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("form", atlas.NOT_EXPRESSED, ids=lambda form: form.name)
+def test_a_form_of_a_paper_without_an_equation_says_what_the_notation_lacks(form, capsys):
+    assert main(["atlas", form.name]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert form.lacks in printed
+    assert form.source in printed
+    assert "used by" not in printed
+
+
 def test_at_least_twenty_five_forms_are_proved():
     assert sum(form.proved for form in FORMS) >= 25
 

@@ -16,11 +16,12 @@ from qkvbench.atlas.kit.equality import Equality, equalities, library
 from qkvbench.atlas.kit.form import COMMON, CONFIG, TOKENS, Form, Kept, Layer
 from qkvbench.atlas.kit.text import Cost, cost_of, positions_text, weights_text
 from qkvbench.atlas.kit.weights import mapped
-from qkvbench.atlas.papers import PAPERS
+from qkvbench.atlas.papers import NOT_EXPRESSED, PAPERS
 
 __all__ = [
     "COMMON",
     "CONFIG",
+    "NOT_EXPRESSED",
     "PAPERS",
     "TOKENS",
     "Cost",
@@ -48,7 +49,7 @@ TABLES = (
 
 def find(name: str) -> Form:
     """The form with this name; KeyError if there is none."""
-    return {form.name: form for form in (*forms(), *PAPERS)}[name]
+    return {form.name: form for form in (*forms(), *PAPERS, *NOT_EXPRESSED)}[name]
 
 
 @cache

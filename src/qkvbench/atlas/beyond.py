@@ -58,7 +58,8 @@ FORMS = (
         name="recurrence",
         about="a state of fixed size is updated by keys and values, without a softmax",
         equation=None,
-        lacks="no softmax over tokens; ties of Q, K and V are defined there, too, and untested",
+        lacks="the convolutions, learned rates and norms of these layers; the rule of Gated "
+        "DeltaNet alone is +gateddelta (docs/rivals.md)",
         source="arXiv:2412.06464",
         library_keeps=(),
         used_by=(

@@ -1,4 +1,7 @@
-"""Forms of papers that no layer of transformers has: equations without an equal to prove."""
+"""Forms of papers that no layer of transformers has: equations without an equal to prove.
+
+And those that no equation has, each with what the plan lacks.
+"""
 
 from qkvbench.atlas.kit.form import Form
 from qkvbench.model import Rotary
@@ -66,5 +69,32 @@ PAPERS = (
         source="arXiv:2512.03870",
         position=Rotary(),
         library_keeps=(),
+    ),
+)
+
+NOT_EXPRESSED = (
+    Form(
+        name="shared-and-low-rank",
+        about="K and V of a head are one head for all plus a part of low rank of its own (LRKV)",
+        equation=None,
+        lacks="a sum of two roots, each cached: a score would be a sum of products with both, and "
+        "every kernel reads one row of K",
+        source="arXiv:2601.11471",
+    ),
+    Form(
+        name="factored-by-token",
+        about="K and V are sums of outer products of two vectors that the token makes (TPA)",
+        equation=None,
+        lacks="a root that is a product of two, both made of the token: no fixed map makes it from "
+        "one cached row, so a query could not absorb anything",
+        source="arXiv:2501.06425",
+    ),
+    Form(
+        name="shifted-value",
+        about="half of V is that of the token before, and K and Q are convolved (CCGQA)",
+        equation=None,
+        lacks="a root that reads the token before it: a state in decoding, and a stop at the "
+        "border of every packed document",
+        source="arXiv:2510.04476",
     ),
 )

@@ -78,7 +78,7 @@ def print_table(console: Console) -> None:
     console.print(table)
     console.print()
     console.print(Text("Not expressed", style="bold"))
-    for form in atlas.forms():
+    for form in (*atlas.forms(), *atlas.NOT_EXPRESSED):
         if not form.equation:
             console.print(Text.assemble((f"  {form.name}", "bold"), f": {form.lacks}"))
     console.print()
@@ -130,7 +130,7 @@ def detail(form: Form) -> list[str]:
         return [
             *lines,
             f"  not expressed: the notation lacks {form.lacks}",
-            f"  used by   {', '.join(form.users)}",
+            *([f"  used by   {', '.join(form.users)}"] if form.users else []),
             f"  library   keeps {keeps}",
             f"  source    {form.source}",
         ]
@@ -171,7 +171,7 @@ def detail(form: Form) -> list[str]:
 def _named(name: str) -> tuple[Form, ...]:
     """The form with this name, or every form of a model."""
     wanted = name.strip().lower()
-    forms = (*atlas.forms(), *atlas.PAPERS)
+    forms = (*atlas.forms(), *atlas.PAPERS, *atlas.NOT_EXPRESSED)
     if found := tuple(form for form in forms if form.name == wanted):
         return found
     models = {user.split()[0].lower() for form in forms for user in form.users}

@@ -55,6 +55,10 @@ def page() -> str:
         for form in forms
         if not form.equation
     )
+    lacking += "".join(
+        f"| {form.name} | {form.about} | {form.lacks} | {form.source} |\n"
+        for form in atlas.NOT_EXPRESSED
+    )
     drawn = "\n".join(map(_section, said))
     papers = PAPERS + "".join(map(_paper_row, atlas.PAPERS))
     return f"{head}{TABLE}{rows}\n{papers}\n{LACKING}{lacking}\n## The forms\n\n{drawn}"

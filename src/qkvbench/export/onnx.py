@@ -82,6 +82,7 @@ def _program(stepping: Stepping) -> Any:
                 verbose=False,
             )
     except Exception as error:
+        # torch and onnxscript raise different errors for an operator that has no translation.
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise ExportError(
             f"{model.variant} in {model.name} has an operation that ONNX lacks: "

@@ -37,6 +37,7 @@ def traced(stepping: Stepping) -> ExportedProgram:
                 stepping, (tokens, *past), dynamic_shapes=dynamic_shapes(stepping), strict=False
             )
     except Exception as error:
+        # torch raises different errors for what it cannot trace.
         raise ExportError(_reason(stepping, error)) from error
 
 

@@ -1,4 +1,4 @@
-"""Devices by name: one TOML file for each, in which every figure has its source.
+"""Devices by name: one TOML file for each, in which every figure says where it is from.
 
 The file of a device of one's own works as well; `qkvbench doctor --calibrate FILE` writes that of
 this machine, with what was measured on it. Data sheets give what no program exceeds.
