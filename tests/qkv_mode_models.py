@@ -109,11 +109,14 @@ def config_of(kind, **more):
 
 
 def model_of(kind, seed=0, **more):
-    """A model in evaluation mode, each of whose parameters changes its output."""
+    """A model in evaluation mode, each of whose learned parameters changes its output."""
     torch.manual_seed(seed)
     model = getattr(transformers, HEAD[kind]).from_config(config_of(kind, **more))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                # Marian's sines of positions, which the library makes anew and never saves.
+                continue
             # Gemma's norms add one.
             norm = "norm" in name.lower() and name.endswith("weight") and kind != "gemma"
             around = 1.0 if norm else 0.0
