@@ -76,6 +76,12 @@ class Stepping(nn.Module):
         self.network = network.eval()
         self.context = context
         self.inputs = cached_inputs(model.plans)
+        # Rotations are made here: they come from solving equations, which ONNX cannot.
+        with torch.no_grad():
+            self._head_maps = [
+                block.attention.head_maps() if block.attention else {}
+                for block in network.layers()
+            ]
         self._fill_tables()
 
     def forward(self, tokens: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
@@ -109,7 +115,7 @@ class Stepping(nn.Module):
             layers.append(
                 LayerCache(
                     rows.get(number, {}),  # pyright: ignore[reportArgumentType]
-                    block.attention.head_maps(),
+                    self._head_maps[number],
                     block.attention.o.weight.dtype,
                     vector=block.attention.vector,
                     below=block.caches_below(layers),

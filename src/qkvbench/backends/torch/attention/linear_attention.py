@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from qkvbench.backends.torch.attention.ops import Heads
+from qkvbench.backends.torch.attention.ops import Heads, without_autocast
 from qkvbench.model.random_features import random_features
 from qkvbench.variant import (
     CHUNK,
@@ -80,7 +80,7 @@ class LinearAttention:
         size time × time is made.
         """
         lengths = state.lengths if state else lengths
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device):
             q, k, wide = (_wide(each) for each in (q, k, v))
             match self.linear:
                 case GatedDelta():
@@ -93,7 +93,7 @@ class LinearAttention:
 
     def step(self, q: Heads, k: Heads, v: Heads, made: Made, state: RecurrentState) -> Heads:
         """The output of the next tokens of each sequence, which go into the memory one by one."""
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device):
             q, k, wide = (_wide(each) for each in (q, k, v))
             memory, gates = state.memory, None
             if isinstance(self.linear, GatedDelta):

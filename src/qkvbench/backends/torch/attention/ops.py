@@ -5,6 +5,7 @@ this backend, and one inside another library's model.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 
 import torch
@@ -37,6 +38,17 @@ Heads = Float[Tensor, "batch _heads _time _width"]
 Maps = Mapping[str, Float[Tensor, "_heads _to _width"]]
 # The learned scales and biases of heads by their names in the plan: (width,) or (heads, width).
 HeadVectors = Callable[[str], Tensor]
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """The context of sums that bf16 or fp16 would make coarse.
+
+    It is only entered if autocast is on: an exported program would keep it as an operation of its
+    own, which `torch.export.load` of torch 2.13 refuses and ONNX lacks.
+    """
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def make(

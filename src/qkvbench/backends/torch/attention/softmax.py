@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from qkvbench.backends.torch.attention.ops import without_autocast
 from qkvbench.backends.torch.attention.rope import PositionTable
 from qkvbench.variant import FEATURES, AlibiBias, Bucketed, Constant, Parameter, Plan, Relative
 
@@ -116,7 +117,7 @@ class SoftmaxAttention(nn.Module):
         if cap := self.scores.softcap:
             scores = cap * torch.tanh(scores / cap)
         # Autocast would make products of features coarse.
-        with torch.autocast(products.device.type, enabled=False):
+        with without_autocast(products.device):
             if "temperature" in self.correction:
                 scores = scores * self.correction["temperature"]
                 scores = scores + self._learned_bias(rows, columns, end, scores)
