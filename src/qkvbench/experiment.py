@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 from pydantic import TypeAdapter
 
 from qkvbench.model import Block, Gates, Model, check_gates, parse_label
+from qkvbench.model.quantization import parse_quantization
 from qkvbench.task_ref import TaskRef, TaskText
 from qkvbench.variant import CANONICAL, Variant, parse, write
 
@@ -73,6 +74,8 @@ class Experiment:
     With ``other_attention`` the attention of ``init_from`` differs: what its layers share by name
     and shape is taken over, K and V of fewer heads begin as the means of theirs, and the rest is
     initialized. With ``gates`` the attention of each layer is chosen while it learns.
+    ``quantizations`` are the forms in few bits in which the test split is scored, too, after the
+    training (`model.quantization`).
     ``teacher`` is the experiment whose trained network predicts beside this one: the loss is the
     mean of the cross-entropy and the divergence from its predictions.
     """
@@ -94,6 +97,7 @@ class Experiment:
     other_attention: bool = False
     gates: Gates | None = None
     teacher: "Experiment | None" = None
+    quantizations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse conditions that contradict each other."""
@@ -118,6 +122,7 @@ class Experiment:
                 "--devices."
             )
         self._check_pruning()
+        self._check_quantizations()
         if self.init_from is None:
             return
         own, other = self.model, self.init_from.model
@@ -146,6 +151,23 @@ class Experiment:
             )
         if self.gates:
             check_gates(self.model, self.gates)
+
+    def _check_quantizations(self) -> None:
+        """Refuse scores in few bits of a model that has none, and texts that name none."""
+        for text in self.quantizations:
+            parse_quantization(text)
+        if self.quantizations and (
+            self.backend != "torch"
+            or self.devices > 1
+            or not self.model.decodes
+            or self.model.second
+            or any(plan and plan.linear for plan in self.model.plans)
+        ):
+            raise ValueError(
+                f"{self.model.label} with {self.variant} has no score in few bits: torch has it on "
+                "one device, of decoders of one input whose layers make a softmax; leave out "
+                "--quantize."
+            )
 
     @cached_property
     def id(self) -> str:

@@ -20,6 +20,7 @@ from qkvbench.cost import CacheDtype
 from qkvbench.data.batch import Batch, Predictions, Search
 from qkvbench.experiment import Experiment, Precision
 from qkvbench.model import Model
+from qkvbench.model.quantization import Quantization
 
 # Decode: one step over a cache of `context` random roots for each sequence. Prefill: a prompt of
 # `context` tokens into an empty cache, the last logits out. Forward: as many, all logits out.
@@ -172,6 +173,15 @@ class GatedLearner(Learner, Protocol):
 
     def load_teacher(self, path: Path) -> None:
         """Load the network of the experiment's teacher from a file of `save`."""
+        ...
+
+
+@runtime_checkable
+class QuantizedLearner(Learner, Protocol):
+    """A learner whose decoder can be scored over a cache in few bits."""
+
+    def predict_quantized(self, batch: Batch, how: Quantization) -> Predictions:
+        """As `predict`, with cached rows and matrices in few bits; changes nothing."""
         ...
 
 

@@ -23,6 +23,7 @@ from qkvbench.model import (
     position_named,
     write_arm,
 )
+from qkvbench.model.quantization import parse_quantization
 from qkvbench.recipes import Study
 from qkvbench.reports import Report
 from qkvbench.reports.parts.formatting import printable
@@ -145,6 +146,16 @@ def cache_dtype(name: str) -> CacheDtype:
 def pooling(name: str) -> Pooling:
     """The pooling with this name."""
     return cast(Pooling, _known("pooling", name.replace("-", " "), list(POOLINGS)))
+
+
+def quantizations(texts: Sequence[str]) -> tuple[str, ...]:
+    """The forms in few bits with these texts, each once."""
+    for text in texts:
+        try:
+            parse_quantization(text)
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+    return tuple(dict.fromkeys(texts))
 
 
 def backend(name: str) -> str:

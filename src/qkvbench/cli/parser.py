@@ -156,6 +156,13 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     # The name of --init-from in the first version.
     run.add_argument("--start", dest="init_from", help=argparse.SUPPRESS)
     run.add_argument("--backend", default="torch", metavar="NAME", help="torch or jax (torch)")
+    run.add_argument(
+        "--quantize",
+        dest="quantizations",
+        nargs="+",
+        metavar="Q",
+        help="score trained decoders with few bits, too: int8, int4:channel, w8, int4+w8",
+    )
     run.add_argument("--precision", metavar="P", help="compute dtype: fp32 (default), bf16, fp16")
     run.add_argument(
         "--compile", dest="compiled", action="store_true", help="compile the training step"

@@ -51,6 +51,7 @@ STUDY_FIELDS: Mapping[str, Callable[[Any], object]] = {
     "compiled": bool,
     "checkpointing": bool,
     "micro_batches": int,
+    "quantizations": names.quantizations,
     "devices": int,
     "sharding": names.sharding,
     "smoke": bool,

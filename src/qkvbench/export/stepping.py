@@ -5,17 +5,22 @@ of the torch backend absorbed, as their decoding does, over caches that grow by 
 a plan caches is an input and an output, so a tied K and V is one tensor of both.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qkvbench.backends.torch.cache.kv_cache import Cache, LayerCache
-from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
+from qkvbench.backends.torch.cache.kv_cache import LayerCache
 from qkvbench.backends.torch.models.decoder import Decoder
-from qkvbench.variant import Mask, Plan
+from qkvbench.backends.torch.models.grown_cache import (
+    GrownCache,
+    GrownRows,
+    grown_layers,
+    head_maps,
+)
+from qkvbench.variant import Plan
 
 
 @dataclass(frozen=True)
@@ -78,17 +83,14 @@ class Stepping(nn.Module):
         self.inputs = cached_inputs(model.plans)
         # Rotations are made here: they come from solving equations, which ONNX cannot.
         with torch.no_grad():
-            self._head_maps = [
-                block.attention.head_maps() if block.attention else {}
-                for block in network.layers()
-            ]
+            self._head_maps = head_maps(network.layers())
         self._fill_tables()
 
     def forward(self, tokens: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         """Read the new tokens after those that are cached."""
         network, count = self.network, tokens.shape[1]
         length = past[0].shape[2] if past else 0
-        cache = _Grown(self._layers(past), length, count)
+        cache = GrownCache(self._layers(past), length, count)
         x = functional.embedding(tokens, network.embedding.table)
         added = network.embedding.position_embeddings(self.context, x)
         if added is not None:
@@ -103,25 +105,11 @@ class Stepping(nn.Module):
         return [like.new_zeros(batch, each.heads, 0, each.width) for each in self.inputs]
 
     def _layers(self, past: Sequence[Tensor]) -> list[LayerCache]:
-        """The caches of all layers; a layer that reads one below has that one's."""
-        rows: dict[int, dict[str, _GrownRows]] = {}
+        """The caches of all layers over the past tensors."""
+        rows: dict[int, dict[str, GrownRows]] = {}
         for each, tensor in zip(self.inputs, past, strict=True):
-            rows.setdefault(each.layer, {})[each.name] = _GrownRows(tensor)
-        layers: list[LayerCache] = []
-        for number, block in enumerate(self.network.layers()):
-            if block.attention is None:
-                layers.append(LayerCache({}, {}, torch.float32))
-                continue
-            layers.append(
-                LayerCache(
-                    rows.get(number, {}),  # pyright: ignore[reportArgumentType]
-                    self._head_maps[number],
-                    block.attention.o.weight.dtype,
-                    vector=block.attention.vector,
-                    below=block.caches_below(layers),
-                )
-            )
-        return layers
+            rows.setdefault(each.layer, {})[each.name] = GrownRows(tensor)
+        return grown_layers(self.network.layers(), rows, self._head_maps)
 
     def _fill_tables(self) -> None:
         """Make the tables of all positions now: a graph cannot make them longer."""
@@ -136,39 +124,7 @@ class Stepping(nn.Module):
             )
 
 
-class _GrownRows(PagedTensor):
-    """The rows of one cached tensor as one tensor, to which new rows are appended."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-        self.heads = rows.shape[1]
-
-    def write(self, new: Tensor) -> None:
-        """Append rows to each sequence."""
-        self.rows = torch.cat([self.rows, new], dim=2)
-
-    def tiles(
-        self, first: int, end: int, kind: torch.dtype, *, most: int | None = None
-    ) -> Iterator[tuple[int, Tensor]]:
-        """All rows as one tile: a mask hides what is not seen."""
-        yield 0, self.rows
-
-
-class _Grown(Cache):
-    """The part of a cache that a step asks for: its tokens, and which slots are read."""
-
-    def __init__(self, layers: list[LayerCache], longest: int, count: int) -> None:
-        self.layers = layers
-        self.longest = longest
-        self.count = count
-        self.lengths = None
-
-    def intervals(self, mask: Mask) -> list[tuple[int, int]]:
-        """All slots."""
-        return [(0, self.longest + self.count)]
-
-
 def _rows(layer: LayerCache, name: str) -> Tensor:
     found = layer.rows[name]
-    assert isinstance(found, _GrownRows)
+    assert isinstance(found, GrownRows)
     return found.rows

@@ -62,9 +62,9 @@ class Timer:
         batch: int = 1,
     ) -> float:
         """The median of a step of `batch` sequences, without the time of other processes."""
-        timed = find("torch").workload(
-            kind, model, precision, context=context, batch=batch, rows=cache
-        )
+        backend = find("torch")
+        backend.prepare(self.threads)
+        timed = backend.workload(kind, model, precision, context=context, batch=batch, rows=cache)
         for _ in range(3):
             timed.step()
         # Processor time is the undisturbed time only if one thread does all the work.
@@ -79,8 +79,6 @@ class Timer:
 
 def calibrate(name: str, threads: int) -> Device:
     """The record of this machine, as `qkvbench.hardware` has them; it takes about a minute."""
-    backend = find("torch")
-    backend.prepare(threads)
     timer = Timer(threads)
     step_s, layer_s = _overhead(timer)
     today = datetime.now(UTC).date().isoformat()

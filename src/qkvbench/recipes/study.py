@@ -47,6 +47,7 @@ class Study:
     sharding: Sharding = "ddp"
     budget: float | Mapping[str, float] = 1
     smoke: bool = False
+    quantizations: tuple[str, ...] = ()
     tuned: bool = False
     rates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -194,6 +195,7 @@ class Study:
             checkpointing=self.checkpointing,
             devices=self.devices,
             sharding=self.sharding,
+            quantizations=self.quantizations,
             feature_extractor=task.feature_extractor and self._extractor(task.feature_extractor),
         )
 

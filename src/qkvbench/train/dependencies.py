@@ -129,7 +129,7 @@ def adopt_weights(experiment: Experiment, path: Path) -> None:
     missing = set(learner.weights()) - set(learner.load_matching(path))
     if missing:
         raise ValueError(f"{', '.join(sorted(missing)[:3])} are not in it, or of another shape.")
-    score_test_split(task, data, learner, experiment.training, state)
+    score_test_split(task, data, learner, experiment, state)
     done = record_of(experiment, task, str(backend.device()), state, "done", None)
     save_final_weights(experiment, done, learner)
 

@@ -3,13 +3,15 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from jaxtyping import Int
 
-from qkvbench.backends import Learner
-from qkvbench.data.batch import Predictions, Split
+from qkvbench.backends import Learner, QuantizedLearner
+from qkvbench.data.batch import Batch, Predictions, Split
 from qkvbench.experiment import Experiment, Training
+from qkvbench.model.quantization import in_few_bits, parse_quantization
 from qkvbench.model.rng import generator
 from qkvbench.results.record import GeneratedTexts, Point
 from qkvbench.results.stats import reaches
@@ -86,9 +88,13 @@ def train(
 
 
 def score_test_split(
-    task: Task, data: Data, learner: Learner, training: Training, state: RunState
+    task: Task, data: Data, learner: Learner, experiment: Experiment, state: RunState
 ) -> None:
-    """Score the test split, and the texts that the model generates for it if the task has them."""
+    """Score the test split, and the texts that the model generates for it if the task has them.
+
+    And once more over a cache in each of the experiment's forms in few bits.
+    """
+    training = experiment.training
     predictions = predict(task, learner, data.test, training.scored)
     state.metrics = check_finite(task.score(predictions))
     state.items = item_scores(task, predictions)
@@ -96,6 +102,12 @@ def score_test_split(
         texts, scored = generate(task.generation, learner, data.test, training.scored)
         state.metrics |= check_finite(scored.metrics)
         state.written = GeneratedTexts(texts=texts, signatures=scored.signatures)
+    for text in experiment.quantizations:
+        assert isinstance(learner, QuantizedLearner), "an experiment with quantizations is torch's"
+        quantized = partial(learner.predict_quantized, how=parse_quantization(text))
+        scores = task.score(_predictions(task, quantized, data.test, training.scored))
+        state.metrics |= {in_few_bits(name, text): value for name, value in scores.items()}
+    check_finite(state.metrics)
     state.set_compile_time(learner.compile_s)
 
 
@@ -133,11 +145,17 @@ def score(task: Task, learner: Learner, split: Split, items: int | None) -> dict
 
 def predict(task: Task, learner: Learner, split: Split, items: int | None) -> Predictions:
     """The model's predictions for a split, or for its first `items`."""
+    return _predictions(task, learner.predict, split, items)
+
+
+def _predictions(
+    task: Task, predict: Callable[[Batch], Predictions], split: Split, items: int | None
+) -> Predictions:
     count = len(split) if items is None else min(items, len(split))
     # A contrastive model compares all items with each other, so they are one batch.
     size = count if task.model.contrastive else max(1, SCORED_AT_ONCE // task.tokens)
     parts = [
-        learner.predict(split.batch(np.arange(first, min(first + size, count))))
+        predict(split.batch(np.arange(first, min(first + size, count))))
         for first in range(0, count, size)
     ]
     return Predictions(

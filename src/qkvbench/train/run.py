@@ -105,7 +105,7 @@ def _run_here(
             learner.load_teacher(teacher)
         before = _first_scores(experiment, task, data, learner)
         _train(experiment, task, data, learner, report, state, checkpoints)
-        score_test_split(task, data, learner, experiment.training, state)
+        score_test_split(task, data, learner, experiment, state)
         state.metrics |= before
         observed = _observed(backend, state, memory_before)
     except Exception as error:

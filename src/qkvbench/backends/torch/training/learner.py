@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qkvbench.analysis import Layer
 from qkvbench.backends.torch.models.block import recompute
 from qkvbench.backends.torch.models.build import Network, build
+from qkvbench.backends.torch.models.decoder import Decoder
 from qkvbench.backends.torch.models.gated import add_gates
 from qkvbench.backends.torch.models.two_tower import TwoTowers
 from qkvbench.backends.torch.models.weights import (
@@ -53,6 +54,7 @@ from qkvbench.cost.budget import budget
 from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions, Search
 from qkvbench.experiment import Experiment
 from qkvbench.model import Model
+from qkvbench.model.quantization import Quantization
 from qkvbench.model.rng import framework_seed
 from qkvbench.variant import write
 
@@ -170,6 +172,11 @@ class Learner:
         if self.gates:
             self.gates.choose()
         return predict.predict(self.module, self.experiment, self.world, batch)
+
+    def predict_quantized(self, batch: Batch, how: Quantization) -> Predictions:
+        """As `predict`, over a cache in few bits, of a decoder of one input."""
+        assert isinstance(self.network, Decoder), "an experiment with quantizations is a decoder's"
+        return predict.predict_quantized(self.network, self.experiment, batch, how)
 
     def write(self, batch: Batch, search: Search) -> list[Int[np.ndarray, " _tokens"]]:
         """The best text for each source, without begin and end; TypeError if there is no source."""

@@ -11,6 +11,7 @@ from qkvbench.backends.torch.generation.beam_search import beam_search
 from qkvbench.backends.torch.models.build import Network
 from qkvbench.backends.torch.models.decoder import Decoder
 from qkvbench.backends.torch.models.inspect import inspect_layers
+from qkvbench.backends.torch.models.quantized import quantized_stream
 from qkvbench.backends.torch.training.batches import (
     NetworkInputs,
     gather,
@@ -24,6 +25,7 @@ from qkvbench.backends.torch.training.precision import autocast
 from qkvbench.backends.torch.training.process_group import ProcessGroup
 from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions, Search
 from qkvbench.experiment import Experiment
+from qkvbench.model.quantization import Quantization
 
 
 @torch.no_grad()
@@ -39,6 +41,19 @@ def predict(
     count = int(np.count_nonzero(batch.targets != IGNORE_INDEX))
     losses, predicted, ranks = (gather(each, share, count, group) for each in values)
     return scatter_predictions(batch, losses, predicted, ranks)
+
+
+@torch.no_grad()
+def predict_quantized(
+    network: Decoder, experiment: Experiment, batch: Batch, how: Quantization
+) -> Predictions:
+    """As `predict`, over a cache in few bits; in one process."""
+    device = _device(network)
+    inputs, targets, places = to_tensors(batch, device, dynamic=experiment.compiled)
+    with autocast(experiment.precision, device):
+        hidden = quantized_stream(network.eval(), inputs.inputs, how).flatten(0, 1)
+        values = place_losses(network, hidden if places is None else hidden[places], targets)
+    return scatter_predictions(batch, *(each.cpu().numpy() for each in values))
 
 
 @torch.no_grad()
