@@ -135,7 +135,7 @@ def test_every_form_of_the_recipe_is_read(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "int5", "int4:", "int4:rows", "int4+", "+w8", "w4", "int4w8"])
 def test_other_texts_are_refused_with_those_that_are_read(text: str) -> None:
-    with pytest.raises(ValueError, match="int4:channel|:channel"):
+    with pytest.raises(ValueError, match=":channel"):
         parse_quantization(text)
 
 

@@ -7,10 +7,10 @@ function ``study()`` returns the value. To add one, add a file.
 import importlib
 import pkgutil
 
-from qkvbench.recipes.study import Study
+from qkvbench.recipes.study import Study, Teacher
 from qkvbench.results.across import CONTROLS
 
-__all__ = ["CONTROLS", "Study", "about", "find", "names", "takes"]
+__all__ = ["CONTROLS", "Study", "Teacher", "about", "find", "names", "takes"]
 
 
 def names() -> list[str]:

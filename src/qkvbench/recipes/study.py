@@ -13,6 +13,18 @@ from qkvbench.task_ref import TaskRef, parse_task
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """The run from which all arms of a task learn, beside its data: one for all their seeds.
+
+    ``budget`` multiplies the task's own steps. No arm has its seed.
+    """
+
+    arm: str
+    seed: int = 1000
+    budget: float = 1.0
+
+
+@dataclass(frozen=True)
 class Study:
     """Matched arms: variants × tasks × seeds, everything else alike; the first is the baseline.
 
@@ -24,6 +36,7 @@ class Study:
     class for the whole input.
     ``init_from`` names a task: each arm begins with the weights of its own run on it, which has its
     seed, its layers and its positions.
+    ``teacher`` is the run from whose predictions all arms learn, too.
     ``rates`` are factors of the task's own learning rate, by task and arm (`Experiment.arm`); 1
     without an entry. If the study is ``tuned``, they are chosen by `tuning_experiments` first.
     Initial weights are trained at their own task's rate.
@@ -37,6 +50,7 @@ class Study:
     position: str | None = None
     pooling: Pooling | None = None
     init_from: str | None = None
+    teacher: Teacher | None = None
     backend: str = "torch"
     precision: Precision = "fp32"
     threads: int = 1
@@ -144,11 +158,30 @@ class Study:
             with_arm(base, parse_arm(text), tokens=tokens, second_tokens=second)
             for text in self.variants
         ]
+        teacher = self._teacher_run(name)
         return tuple(
-            replace(self._experiment(name, model, seed), init_from=self._initial_run(model, seed))
+            replace(
+                self._experiment(name, model, seed),
+                init_from=self._initial_run(model, seed),
+                teacher=teacher,
+            )
             for seed in seeds
             for model in arms
         )
+
+    def _teacher_run(self, name: str) -> Experiment | None:
+        """The run of the teacher on a task."""
+        if self.teacher is None:
+            return None
+        task = tasks.find(name)
+        model = with_arm(
+            self.model_of(name),
+            parse_arm(self.teacher.arm),
+            tokens=task.tokens,
+            second_tokens=task.second_tokens,
+        )
+        longer = replace(self, budget=self.teacher.budget, quantizations=())
+        return longer._experiment(name, model, self.teacher.seed)
 
     def _initial_run(self, model: Model, seed: int) -> Experiment | None:
         """The run on `init_from` with whose weights an arm with this model begins."""
