@@ -1,16 +1,18 @@
 """Devices, the least time of a step on them, and `qkvbench cost`."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qkvbench import cost, hardware
+from qkvbench import cost, hardware, native
 from qkvbench.cli import main, names
 from qkvbench.cost.roofline import (
     Conditions,
+    Part,
     bound,
     held_bytes,
     longest_context,
@@ -183,7 +185,19 @@ def test_the_longest_context_fills_the_memory() -> None:
     assert longest_context(_model("none"), conditions, 10e6) is None
 
 
-def test_a_prediction_adds_up_parts_at_the_measured_rates() -> None:
+@pytest.mark.parametrize(
+    ("equation", "wait"),
+    [
+        ("q,k,v", lambda rows: rows.moved_bytes / 1e7),
+        # Each row is read by four heads, so arithmetic takes longer than reading.
+        ("q,k,v/1", lambda rows: rows.flops / 7e6),
+        # No kernel has its key of two parts.
+        ("q,k=L(8),v=L(8)+ropehead4", lambda rows: rows.flops / 2e6),
+    ],
+)
+def test_a_prediction_adds_up_parts_at_the_measured_rates(
+    equation: str, wait: Callable[[Part], float]
+) -> None:
     """Of a size between two that were measured, weights are read at the larger one's rate."""
     rates: dict[hardware.Arithmetic, float] = {"fp32": 1e9}
     calibration = hardware.Calibration(
@@ -191,17 +205,24 @@ def test_a_prediction_adds_up_parts_at_the_measured_rates() -> None:
         threads=1,
         step_s=0.5,
         layer_s=0.25,
-        reads=(
-            hardware.Read(working_set_bytes=1e4, bytes_per_s=1e9),
-            hardware.Read(working_set_bytes=1e8, bytes_per_s=1e7),
-        ),
-        cache_bytes_per_s={"fp32": 1e6},
+        reads={
+            "fp32": (
+                hardware.Read(working_set_bytes=1e4, bytes_per_s=1e9),
+                hardware.Read(working_set_bytes=1e8, bytes_per_s=1e7),
+            )
+        },
+        step_product_flops_per_s=rates,
+        step_sequences=8,
+        cache_bytes_per_s={"fp32": 1e7},
+        row_flops_per_s={"fp32": 7e6},
+        unfused_flops_per_s={"fp32": 2e6},
+        kernel_features=tuple(native.CAPABILITIES.features),
         product_flops_per_s=rates,
         attention_flops_per_s=rates,
     )
     conditions = Conditions(1000, 1, "fp32", "fp32", "fp32")
-    step = work(_model("q,k,v"), "decode", conditions)
-    expected = 0.5 + 2 * 0.25 + step.weights.moved_bytes / 1e7 + step.attention.moved_bytes / 1e6
+    step = work(_model(equation), "decode", conditions)
+    expected = 0.5 + 2 * 0.25 + step.weights.moved_bytes / 1e7 + wait(step.attention)
     assert prediction_s(step, conditions, calibration) == pytest.approx(expected)
     with pytest.raises(ValueError, match="bf16"):
         prediction_s(step, replace(conditions, precision="bf16"), calibration)

@@ -7,6 +7,7 @@ softmax and sampling. So no program is faster than the bound, which is a law of 
 With a calibration, the same parts are added up at the rates that programs of this bench reach.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +20,7 @@ from qkvbench.cost.cache import (
 )
 from qkvbench.cost.operations import macs, product_macs
 from qkvbench.cost.parameters import parameters
-from qkvbench.hardware import Arithmetic, Calibration, Device
+from qkvbench.hardware import Arithmetic, Calibration, Device, Read
 from qkvbench.model import Model
 from qkvbench.variant import ROPE_KEY, ApplyMap, CachedTensor, Mask, Plan, State, UpProject
 
@@ -59,7 +60,8 @@ class Part:
 class Work:
     """The least that a step needs: products with weights, and attention over keys and values.
 
-    ``tokens`` are those that the step makes or reads, of all sequences.
+    ``tokens`` are those that the step makes or reads, of all sequences. ``features`` are what its
+    plans ask of a kernel over cached rows.
     """
 
     phase: Phase
@@ -67,6 +69,7 @@ class Work:
     attention: Part
     layers: int
     tokens: int
+    features: frozenset[str] = frozenset()
 
     @property
     def flops(self) -> float:
@@ -126,7 +129,8 @@ def work(model: Model, phase: Phase, conditions: Conditions) -> Work:
             weights = Part(TRAINING_PASSES * 2 * batch * others, moved)
             attention = Part(TRAINING_PASSES * 2 * batch * products, 0)
             made = batch * tokens
-    return Work(phase, weights, attention, len(model.blocks), made)
+    features = frozenset(name for plan in plans for name in plan.features)
+    return Work(phase, weights, attention, len(model.blocks), made, features)
 
 
 def bound(work: Work, device: Device, precision: Arithmetic) -> Bound:
@@ -156,20 +160,31 @@ def prediction_s(work: Work, conditions: Conditions, calibration: Calibration) -
     was measured for these types.
     """
     try:
-        products = calibration.product_flops_per_s[conditions.precision]
-        attended = calibration.attention_flops_per_s[conditions.precision]
-        rows = calibration.cache_bytes_per_s[conditions.cache]
+        read_s = work.weights.moved_bytes / _read_rate(
+            calibration.reads[conditions.weights], work.weights.moved_bytes
+        )
+        few = work.phase == "decode" and work.tokens <= calibration.step_sequences
+        rates = calibration.step_product_flops_per_s if few else calibration.product_flops_per_s
+        products = rates[conditions.precision]
+        if work.phase == "decode":
+            attention_s = _rows_s(work, calibration, conditions.cache)
+        else:
+            attended = calibration.attention_flops_per_s[conditions.precision]
+            attention_s = work.attention.flops / attended
     except KeyError as missing:
         raise ValueError(f"The calibration has no rate for {missing.args[0]}.") from None
-    weights_s = max(
-        work.weights.flops / products,
-        work.weights.moved_bytes / _read_rate(calibration, work.weights.moved_bytes),
-    )
-    if work.phase == "decode":
-        attention_s = max(work.attention.moved_bytes / rows, work.attention.flops / products)
-    else:
-        attention_s = work.attention.flops / attended
+    weights_s = max(work.weights.flops / products, read_s)
     return calibration.step_s + work.layers * calibration.layer_s + weights_s + attention_s
+
+
+def _rows_s(work: Work, calibration: Calibration, cache: CacheDtype) -> float:
+    """The expected time of a decode step over its cached rows, in one part of a kernel or none."""
+    if not work.features <= set(calibration.kernel_features):
+        return work.attention.flops / calibration.unfused_flops_per_s[cache]
+    return max(
+        work.attention.moved_bytes / calibration.cache_bytes_per_s[cache],
+        work.attention.flops / calibration.row_flops_per_s[cache],
+    )
 
 
 def held_bytes(model: Model, conditions: Conditions) -> float:
@@ -271,12 +286,12 @@ def _read_tensors(plan: Plan) -> list[CachedTensor]:
     return list({(layers, each.name): each for layers, each in (key, value, *rope)}.values())
 
 
-def _read_rate(calibration: Calibration, moved_bytes: float) -> float:
+def _read_rate(reads: Sequence[Read], moved_bytes: float) -> float:
     """The rate at which this many bytes of weights are read: of the nearest size that was measured.
 
     Of a size between two it is the slower one's, which is the next larger.
     """
-    larger = [each for each in calibration.reads if each.working_set_bytes >= moved_bytes]
+    larger = [each for each in reads if each.working_set_bytes >= moved_bytes]
     if larger:
         return min(larger, key=lambda each: each.working_set_bytes).bytes_per_s
-    return max(calibration.reads, key=lambda each: each.working_set_bytes).bytes_per_s
+    return max(reads, key=lambda each: each.working_set_bytes).bytes_per_s

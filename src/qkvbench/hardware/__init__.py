@@ -66,7 +66,7 @@ class Price(_Record):
 
 
 class Read(_Record):
-    """Bytes per second at which products with `working_set_bytes` of weights are read."""
+    """Bytes per second at which a step reads `working_set_bytes` of weights."""
 
     working_set_bytes: Annotated[float, Field(ge=1e3, le=1e12)]
     bytes_per_s: Annotated[float, Field(ge=1e6, le=1e15)]
@@ -76,17 +76,25 @@ class Calibration(_Record):
     """Rates that programs of this bench reach on one machine, for `threads` of its processor.
 
     ``step_s`` and ``layer_s`` are what a decode step takes beside reading and arithmetic, in all
-    and for each layer. ``reads`` are of weights, by the size of all of them. ``cache_bytes_per_s``
-    is of cached rows by type, ``product_flops_per_s`` of matrix products, and
-    ``attention_flops_per_s`` of a causal pass over a sequence, of half of its scores.
+    and for each layer. ``reads`` are of weights by their type and by the size of all of them,
+    ``step_product_flops_per_s`` of their products with up to ``step_sequences``. Cached rows, by type, are
+    read at ``cache_bytes_per_s`` if a head reads each, at ``row_flops_per_s`` if many do, and at
+    ``unfused_flops_per_s`` if a plan has another feature than ``kernel_features``.
+    ``product_flops_per_s`` is of the matrix products of whole sequences, ``attention_flops_per_s``
+    of a causal pass over one, of half of its scores.
     """
 
     date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
     threads: Annotated[int, Field(ge=1)]
     step_s: Annotated[float, Field(ge=0, le=10)]
     layer_s: Annotated[float, Field(ge=0, le=10)]
-    reads: Annotated[tuple[Read, ...], Field(min_length=1)]
+    reads: dict[str, Annotated[tuple[Read, ...], Field(min_length=1)]]
+    step_product_flops_per_s: dict[Arithmetic, Annotated[float, Field(ge=1e6, le=1e17)]]
+    step_sequences: Annotated[int, Field(ge=1)]
     cache_bytes_per_s: dict[str, Annotated[float, Field(ge=1e6, le=1e15)]]
+    row_flops_per_s: dict[str, Annotated[float, Field(ge=1e6, le=1e17)]]
+    unfused_flops_per_s: dict[str, Annotated[float, Field(ge=1e6, le=1e17)]]
+    kernel_features: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_.]+$")], ...] = ()
     product_flops_per_s: dict[Arithmetic, Annotated[float, Field(ge=1e6, le=1e17)]]
     attention_flops_per_s: dict[Arithmetic, Annotated[float, Field(ge=1e6, le=1e17)]]
 

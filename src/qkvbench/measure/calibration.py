@@ -1,22 +1,23 @@
 """A device record of this machine: its limits, and the rates that programs of this bench reach.
 
 Rates come from decode steps and prefills of small models, differences of which are one part alone:
-layers from a deeper model, weights from wider ones, cached rows from a longer context, attention
-from a longer prompt. What the record predicts elsewhere is compared in `benchmarks/cost_model.py`.
+layers from a deeper model, weights from wider ones, their products from more sequences, cached rows
+from a longer context, attention from a longer prompt. What the record predicts elsewhere is
+compared in `benchmarks/cost_model.py`.
 """
 
 import os
 import re
-import statistics
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import NamedTuple, cast
 
 import psutil
 
 from qkvbench import native
 from qkvbench.backends import Kind, find
-from qkvbench.cost import CACHE_FORMATS, CacheDtype, cache_bytes_per_token, parameters
+from qkvbench.cost import CacheDtype, parameters
 from qkvbench.cost.roofline import Conditions, Work, work
 from qkvbench.experiment import Precision
 from qkvbench.hardware import Device, Read, parse
@@ -24,6 +25,7 @@ from qkvbench.measure.machine import cores, machine
 from qkvbench.model import PRESETS, Block, Model
 from qkvbench.model.parts import FeedForward
 from qkvbench.native import ceilings
+from qkvbench.variant import parse as parse_variant
 from qkvbench.variant import sized
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
@@ -36,6 +38,8 @@ SHORT, MIDDLE, LONG = 16, 2048, 16384
 # A wide model and a short prompt have products with weights; a narrow one and a long prompt have
 # attention.
 WIDE, NARROW = 512, 128
+# One row for eight query heads; and a plan that no kernel of this bench runs.
+GROUPED, UNFUSED = "q,k,v/1", "q,k=L(96),v=L(96)+ropehead32"
 SHORT_PROMPT, LONG_PROMPT = 256, 4096
 SAMPLES, SAMPLE_S = 30, 1.0
 # Beside the last cache of any processor.
@@ -61,7 +65,11 @@ class Timer:
         cache: CacheDtype | None = None,
         batch: int = 1,
     ) -> float:
-        """The median of a step of `batch` sequences, without the time of other processes."""
+        """The fastest of many steps of `batch` sequences, without the time of other processes.
+
+        Whatever else a machine does only makes a step slower, and differently from one minute to
+        the next: differences of medians would be differences of its load.
+        """
         backend = find("torch")
         backend.prepare(self.threads)
         timed = backend.workload(kind, model, precision, context=context, batch=batch, rows=cache)
@@ -74,7 +82,7 @@ class Timer:
             began = clock()
             timed.step()
             times.append(clock() - began)
-        return statistics.median(times)
+        return min(times)
 
 
 def calibrate(name: str, threads: int) -> Device:
@@ -103,8 +111,26 @@ def calibrate(name: str, threads: int) -> Device:
                 "threads": threads,
                 "step_s": step_s,
                 "layer_s": layer_s,
-                "reads": [read.model_dump() for read in _reads(timer, step_s, layer_s)],
-                "cache_bytes_per_s": {each: _cache_rate(timer, each) for each in CACHES},
+                "reads": {
+                    precision: [
+                        read.model_dump() for read in _reads(timer, step_s, layer_s, precision)
+                    ]
+                    for precision in PRECISIONS
+                },
+                "step_product_flops_per_s": {
+                    precision: _step_product_rate(timer, precision) for precision in PRECISIONS
+                },
+                "step_sequences": native.MAX_ROWS,
+                "cache_bytes_per_s": {each: _cache_rate(timer, each).by_bytes for each in CACHES},
+                "row_flops_per_s": {
+                    each: _cache_rate(timer, each, GROUPED).by_flops for each in CACHES
+                },
+                "unfused_flops_per_s": {
+                    each: _cache_rate(timer, each, UNFUSED).by_flops for each in CACHES
+                },
+                "kernel_features": sorted(native.CAPABILITIES.features)
+                if native.missing_requirement() is None
+                else [],
                 **_pass_rates(timer),
             },
         },
@@ -116,26 +142,23 @@ def toml(device: Device) -> str:
     lines = [f"about = {_quoted(device.about)}"]
     for name, figure in device.model_dump(exclude_none=True, exclude={"name", "about"}).items():
         lines += ["", f"[{name}]"]
-        for key, value in figure.items():
-            match value:
-                case dict():
-                    pairs = ", ".join(f"{inner} = {_value(each)}" for inner, each in value.items())
-                    lines.append(f"{key} = {{ {pairs} }}")
-                case tuple() | list():
-                    rows = ", ".join(
-                        "{ " + ", ".join(f"{k} = {_value(v)}" for k, v in row.items()) + " }"
-                        for row in value
-                    )
-                    lines.append(f"{key} = [{rows}]")
-                case _:
-                    lines.append(f"{key} = {_value(value)}")
+        lines += [f"{key} = {_value(value)}" for key, value in figure.items()]
     return "\n".join(lines) + "\n"
 
 
 def _value(value: object) -> str:
-    if isinstance(value, str):
-        return _quoted(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    match value:
+        case str():
+            return _quoted(value)
+        case float():
+            return f"{value:.4g}"
+        case dict():
+            pairs = cast(dict[str, object], value).items()
+            return "{ " + ", ".join(f"{key} = {_value(each)}" for key, each in pairs) + " }"
+        case tuple() | list():
+            return f"[{', '.join(map(_value, cast(list[object], value)))}]"
+        case _:
+            return str(value)
 
 
 def _quoted(text: str) -> str:
@@ -159,26 +182,52 @@ def _overhead(timer: Timer) -> tuple[float, float]:
     return max(0.0, short - few * layer_s), layer_s
 
 
-def _reads(timer: Timer, step_s: float, layer_s: float) -> list[Read]:
-    """The rate at which a decode step reads weights, by their bytes."""
+def _reads(timer: Timer, step_s: float, layer_s: float, precision: Precision) -> list[Read]:
+    """The rate at which a decode step reads weights of this type, by their bytes."""
     found = []
     for width, layers in READERS:
         model = decoder(width, layers)
-        moved = work(model, "decode", Conditions(SHORT, 1, "fp32", "fp32", "fp32")).moved_bytes
-        seconds = timer.step_s("decode", model, "fp32", SHORT) - step_s - layers * layer_s
+        conditions = Conditions(SHORT, 1, precision, precision, precision)
+        moved = work(model, "decode", conditions).moved_bytes
+        seconds = timer.step_s("decode", model, precision, SHORT) - step_s - layers * layer_s
         found.append(Read(working_set_bytes=moved, bytes_per_s=moved / max(seconds, 1e-7)))
     return found
 
 
-def _cache_rate(timer: Timer, cache: CacheDtype) -> float:
-    """Bytes of cached rows that a decode step reads per second, beyond a middle context."""
-    model = decoder(512, 2)
+def _step_product_rate(timer: Timer, precision: Precision) -> float:
+    """Operations per second of products with weights, in a step of as many as a kernel takes."""
+    model = decoder(WIDE, 4)
+    few, many = (
+        work(model, "decode", Conditions(SHORT, batch, precision, precision, precision))
+        for batch in (1, native.MAX_ROWS)
+    )
+    seconds = timer.step_s("decode", model, precision, SHORT, batch=native.MAX_ROWS)
+    seconds -= timer.step_s("decode", model, precision, SHORT)
+    return (many.weights.flops - few.weights.flops) / max(seconds, 1e-7)
+
+
+class _Rate(NamedTuple):
+    """Bytes of cached rows, and operations with them, that a decode step does per second."""
+
+    by_bytes: float
+    by_flops: float
+
+
+def _cache_rate(timer: Timer, cache: CacheDtype, equation: str = "q,k,v") -> _Rate:
+    """The rate beyond a middle context."""
+    model = decoder(WIDE, 2).with_variant(parse_variant(equation))
     precision: Precision = "fp32" if cache == "fp32" else "bf16"
     rows = None if cache == precision else cache
-    long = timer.step_s("decode", model, precision, LONG, rows)
-    middle = timer.step_s("decode", model, precision, MIDDLE, rows)
-    row = cache_bytes_per_token(model, CACHE_FORMATS[cache]) or 0
-    return (LONG - MIDDLE) * row / max(long - middle, 1e-7)
+    seconds = timer.step_s("decode", model, precision, LONG, rows)
+    seconds -= timer.step_s("decode", model, precision, MIDDLE, rows)
+    long, middle = (
+        work(model, "decode", Conditions(tokens, 1, precision, precision, cache)).attention
+        for tokens in (LONG, MIDDLE)
+    )
+    passed = max(seconds, 1e-7)
+    return _Rate(
+        (long.moved_bytes - middle.moved_bytes) / passed, (long.flops - middle.flops) / passed
+    )
 
 
 def _pass_rates(timer: Timer) -> dict[str, dict[str, float]]:
