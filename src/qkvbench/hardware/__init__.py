@@ -77,9 +77,9 @@ class Calibration(_Record):
 
     ``step_s`` and ``layer_s`` are what a decode step takes beside reading and arithmetic, in all
     and for each layer. ``reads`` are of weights by their type and by the size of all of them,
-    ``step_product_flops_per_s`` of their products with up to ``step_sequences``. Cached rows, by type, are
-    read at ``cache_bytes_per_s`` if a head reads each, at ``row_flops_per_s`` if many do, and at
-    ``unfused_flops_per_s`` if a plan has another feature than ``kernel_features``.
+    ``step_product_flops_per_s`` of their products with up to ``step_sequences``. Cached rows, by
+    type, are read at ``cache_bytes_per_s`` if a head reads each, at ``row_flops_per_s`` if many do,
+    and at ``unfused_flops_per_s`` if a plan has another feature than ``kernel_features``.
     ``product_flops_per_s`` is of the matrix products of whole sequences, ``attention_flops_per_s``
     of a causal pass over one, of half of its scores.
     """
