@@ -42,6 +42,6 @@ def study() -> Study:
             "q,k=L(48),v=L(48)+ropehead16",
             *CONTROLS,
         ),
-        seeds={"lm-reviews": 5, "recall": 5, "selective-copying": 5},
+        seeds={"lm-reviews": 5, "recall": 5},
         quantizations=FORMS,
     )
