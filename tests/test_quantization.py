@@ -150,6 +150,7 @@ def test_a_record_has_the_score_in_each_form() -> None:
     learner, state = backend.Learner(experiment), RunState(started="now")
     score_test_split(task, task.load(), learner, experiment, state)
     metrics = state.metrics
+    assert metrics["bits_per_byte@plain"] == metrics["bits_per_byte"]
     assert metrics["bits_per_byte@int8"] == pytest.approx(metrics["bits_per_byte"], abs=1e-3)
     assert metrics["bits_per_byte@int2"] != metrics["bits_per_byte"]
 
@@ -187,7 +188,7 @@ def _study(tmp_path, cost):
     for experiment in study.experiments():
         score = 2.4 + 0.05 * rng.normal()
         made = fake_study.record(experiment, score)
-        metrics = dict(made.metrics)
+        metrics = {**made.metrics, "bits_per_byte@plain": score}
         for form in study.quantizations:
             lost = cost(experiment.arm, form) + 0.002 * rng.normal()
             metrics[in_few_bits("bits_per_byte", form)] = score + lost

@@ -23,6 +23,8 @@ from typing import Literal, get_args
 Scheme = Literal["token", "channel", "kivi", "late", "hadamard", "before-rope", "nope"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 BITS = (8, 4, 3, 2)
+# The form of what is not quantized.
+PLAIN = "plain"
 # Numbers that share a scale.
 GROUP = 32
 

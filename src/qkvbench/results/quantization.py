@@ -1,7 +1,7 @@
 """Costs of storing cached rows and weights in few bits, by arm: of the same trained weights.
 
-A cost is a score less the score of the same run as it was trained, with the sign that makes a loss
-of quality positive. So it is paired by run, and arms are compared by Welch's test on their costs.
+A cost is a score less the score of the same run on the same items as it was trained, with the sign
+that makes a loss of quality positive. So it is paired by run, and arms are compared by Welch's test on their costs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from qkvbench.model.quantization import in_few_bits
+from qkvbench.model.quantization import PLAIN, in_few_bits
 from qkvbench.results.critical import holm
 from qkvbench.results.record import MetricInfo, Record
 from qkvbench.results.stats import Difference, difference
@@ -75,7 +75,7 @@ def _task(task: TaskView) -> TaskCosts:
     forms = dict.fromkeys(
         form for own in runs.values() for run in own for form in run.parsed_experiment.quantizations
     )
-    costs = {form: {arm: _values(own, form, None) for arm, own in runs.items()} for form in forms}
+    costs = {form: {arm: _values(own, form, PLAIN) for arm, own in runs.items()} for form in forms}
     contrasts = {
         pair: {arm: _values(own, *pair) for arm, own in runs.items()} for pair in _pairs(forms)
     }
@@ -103,13 +103,13 @@ def _pairs(forms: Iterable[str]) -> list[tuple[str, str]]:
     return found
 
 
-def _values(runs: Sequence[Record], form: str, other: str | None) -> list[float]:
-    """By run, the score in one form less that in another, or less the run's own."""
+def _values(runs: Sequence[Record], form: str, other: str) -> list[float]:
+    """By run, the score in one form less that in another."""
     found: list[float] = []
     for run in runs:
         name = run.metric.name
         score = run.metrics.get(in_few_bits(name, form))
-        base = run.metrics.get(in_few_bits(name, other) if other else name)
+        base = run.metrics.get(in_few_bits(name, other))
         if score is not None and base is not None:
             found.append((base - score) if run.metric.better == "higher" else (score - base))
     return found

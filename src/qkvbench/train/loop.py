@@ -11,7 +11,7 @@ from jaxtyping import Int
 from qkvbench.backends import Learner, QuantizedLearner
 from qkvbench.data.batch import Batch, Predictions, Split
 from qkvbench.experiment import Experiment, Training
-from qkvbench.model.quantization import in_few_bits, parse_quantization
+from qkvbench.model.quantization import PLAIN, in_few_bits, parse_quantization
 from qkvbench.model.rng import generator
 from qkvbench.results.record import GeneratedTexts, Point
 from qkvbench.results.stats import reaches
@@ -22,6 +22,8 @@ from qkvbench.train.run_state import RunState
 
 # Tokens scored at a time: so few that logits stay in a processor's cache.
 SCORED_AT_ONCE = 4096
+# Items that are scored in each form in few bits: forms of the same weights differ by little else.
+QUANTIZED_ITEMS = 256
 
 
 class DivergedError(Exception):
@@ -92,7 +94,8 @@ def score_test_split(
 ) -> None:
     """Score the test split, and the texts that the model generates for it if the task has them.
 
-    And once more over a cache in each of the experiment's forms in few bits.
+    With the experiment's forms in few bits, its first items once more in each of them, and as they
+    are.
     """
     training = experiment.training
     predictions = predict(task, learner, data.test, training.scored)
@@ -102,13 +105,24 @@ def score_test_split(
         texts, scored = generate(task.generation, learner, data.test, training.scored)
         state.metrics |= check_finite(scored.metrics)
         state.written = GeneratedTexts(texts=texts, signatures=scored.signatures)
-    for text in experiment.quantizations:
-        assert isinstance(learner, QuantizedLearner), "an experiment with quantizations is torch's"
-        quantized = partial(learner.predict_quantized, how=parse_quantization(text))
-        scores = task.score(_predictions(task, quantized, data.test, training.scored))
-        state.metrics |= {in_few_bits(name, text): value for name, value in scores.items()}
-    check_finite(state.metrics)
+    if experiment.quantizations:
+        state.metrics |= check_finite(_scores_in_few_bits(task, data, learner, experiment))
     state.set_compile_time(learner.compile_s)
+
+
+def _scores_in_few_bits(
+    task: Task, data: Data, learner: Learner, experiment: Experiment
+) -> dict[str, float]:
+    assert isinstance(learner, QuantizedLearner), "an experiment with quantizations is torch's"
+    items = min(QUANTIZED_ITEMS, experiment.training.scored or QUANTIZED_ITEMS)
+    forms: dict[str, Callable[[Batch], Predictions]] = {PLAIN: learner.predict}
+    for text in experiment.quantizations:
+        forms[text] = partial(learner.predict_quantized, how=parse_quantization(text))
+    return {
+        in_few_bits(name, text): value
+        for text, predict in forms.items()
+        for name, value in task.score(_predictions(task, predict, data.test, items)).items()
+    }
 
 
 def learning_rate(training: Training, step: int) -> float:

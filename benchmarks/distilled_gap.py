@@ -1,0 +1,112 @@
+"""Does a teacher close the gap that sharing opens? Gaps with a teacher, without, and their change.
+
+Run     python benchmarks/distilled_gap.py results/distillation studies/quick [studies/...]
+Takes   seconds; nothing is trained. The first folder has runs with a teacher ('qkvbench run
+        distillation'), the others the same runs without: every seed that they have counts, once
+
+A gap is an arm's mean score less the baseline's, positive if the arm is worse. Its change is the
+gap with a teacher less the gap without, by Welch's test over four independent means.
+"""
+
+import argparse
+import math
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from qkvbench.experiment import Experiment
+from qkvbench.results.record import Record
+from qkvbench.results.store import Store
+
+BASELINE = "q,k,v"
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum of means of independent samples, with its variance and Satterthwaite's degrees."""
+
+    value: float
+    variance: float
+    degrees: float
+
+    @property
+    def half(self) -> float:
+        """Half of the 95% interval."""
+        return float(stats.t.ppf(0.975, self.degrees)) * math.sqrt(self.variance)
+
+    @property
+    def p(self) -> float:
+        """Of no difference from zero."""
+        return float(2 * stats.t.sf(abs(self.value) / math.sqrt(self.variance), self.degrees))
+
+
+def sum_of(*parts: tuple[int, list[float]]) -> Sum:
+    """The signed means of these samples, added."""
+    value = sum(sign * float(np.mean(scores)) for sign, scores in parts)
+    own = [(float(np.var(scores, ddof=1)) / len(scores), len(scores) - 1) for _, scores in parts]
+    variance = max(sum(each for each, _ in own), 1e-18)
+    degrees = variance**2 / max(sum(each**2 / count for each, count in own), 1e-36)
+    return Sum(value, variance, degrees)
+
+
+def main() -> None:
+    """Print a line for each task and arm."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("taught", type=Path)
+    parser.add_argument("plain", type=Path, nargs="+")
+    args = parser.parse_args()
+    taught = _runs(args.taught)
+    wanted = {_key(each.parsed_experiment) for each in taught}
+    plain = {run.id: run for folder in args.plain for run in _runs(folder)}
+    scores: dict[tuple[str, str, bool], list[float]] = defaultdict(list)
+    for run in taught:
+        scores[run.task, run.arm, True].append(_loss(run))
+    for run in plain.values():
+        if run.parsed_experiment.teacher is None and _key(run.parsed_experiment) in wanted:
+            scores[run.task, run.arm, False].append(_loss(run))
+    for task in dict.fromkeys(run.task for run in taught):
+        print(f"{task}: gap to {BASELINE} without a teacher, with one, and the change")
+        for arm in dict.fromkeys(run.arm for run in taught if run.task == task):
+            own = [scores[task, arm, each] for each in (False, True)]
+            base = [scores[task, BASELINE, each] for each in (False, True)]
+            if min(map(len, (*own, *base))) < 2:
+                print(f"  {arm:18} too few runs: {[len(each) for each in own]}")
+                continue
+            gained = sum_of((1, own[0]), (-1, own[1]))
+            print(
+                f"  {arm:18} gains {_text(gained)}  seeds {len(own[0])} and {len(own[1])}", end=""
+            )
+            if arm == BASELINE:
+                print()
+                continue
+            gaps = [sum_of((1, one), (-1, other)) for one, other in zip(own, base, strict=True)]
+            change = sum_of((1, own[1]), (-1, base[1]), (-1, own[0]), (1, base[0]))
+            print(
+                f"  gap {_text(gaps[0])} -> {_text(gaps[1])}  change {_text(change)} "
+                f"p {change.p:.3g}"
+            )
+
+
+def _text(each: Sum) -> str:
+    return f"{each.value:+.4f} ± {each.half:.4f}"
+
+
+def _runs(folder: Path) -> list[Record]:
+    return [run for run in Store(folder).runs().records if run.status == "done"]
+
+
+def _loss(run: Record) -> float:
+    """The score, with the sign that makes more of it worse."""
+    return run.score if run.metric.better == "lower" else -run.score
+
+
+def _key(experiment: Experiment) -> str:
+    """What two runs must share but the teacher and the seed."""
+    return replace(experiment, teacher=None, seed=0).id
+
+
+if __name__ == "__main__":
+    main()
