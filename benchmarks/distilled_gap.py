@@ -76,9 +76,8 @@ def main() -> None:
                 print(f"  {arm:18} too few runs: {[len(each) for each in own]}")
                 continue
             gained = sum_of((1, own[0]), (-1, own[1]))
-            print(
-                f"  {arm:18} gains {_text(gained)}  seeds {len(own[0])} and {len(own[1])}", end=""
-            )
+            seeds = f"{len(own[0])} and {len(own[1])}"
+            print(f"  {arm:18} gains {_text(gained)}  seeds {seeds}", end="")
             if arm == BASELINE:
                 print()
                 continue
@@ -95,7 +94,7 @@ def _text(each: Sum) -> str:
 
 
 def _runs(folder: Path) -> list[Record]:
-    return [run for run in Store(folder).runs().records if run.status == "done"]
+    return [run for run in Store(folder).runs().good if run.status == "done"]
 
 
 def _loss(run: Record) -> float:
