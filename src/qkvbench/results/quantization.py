@@ -1,7 +1,8 @@
 """Costs of storing cached rows and weights in few bits, by arm: of the same trained weights.
 
 A cost is a score less the score of the same run on the same items as it was trained, with the sign
-that makes a loss of quality positive. So it is paired by run, and arms are compared by Welch's test on their costs.
+that makes a loss of quality positive. So it is paired by run, and arms are compared by Welch's test
+on their costs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
