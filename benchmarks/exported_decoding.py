@@ -24,7 +24,8 @@ from qkvbench.export import Options, find
 from qkvbench.export.stepping import Stepping
 
 PROGRAM = """
-import json, resource, sys, time
+import json, sys, time
+import numpy as np
 import onnxruntime
 path, context, batch, steps = sys.argv[1], *map(int, sys.argv[2:])
 options = onnxruntime.SessionOptions()
@@ -46,7 +47,9 @@ for _ in range(steps):
     del present
     tokens = logits.argmax(-1)[:, None]
     times.append(time.process_time() - began)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not ru_maxrss: a process inherits that of the one that started it.
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+peak = int(status["VmHWM"].split()[0]) * 1024
 print(json.dumps({"peak": peak, "held": held, "step": sorted(times)[len(times) // 2]}))
 """
 

@@ -216,8 +216,8 @@ def test_the_costs_that_are_put_in_come_out_and_only_they_are_marked(tmp_path) -
     contrast = task.contrasts["int4:channel", "int4:late"]
     assert contrast["q,k,v"].value == pytest.approx(-0.004, abs=0.004)
     text = report.render(found)
-    assert "q,k=v, cost against that of q,k,v: int4 by +0.0" in text
-    assert "q,k,v/1, cost against that of q,k,v: none is seen to differ." in text
+    assert "q,k=v against q,k,v: int4 by +0.0" in text
+    assert "q,k,v/1 against q,k,v: no form is seen to cost it more, or less." in text
 
 
 def test_a_study_without_scores_in_few_bits_says_what_makes_them(tmp_path) -> None:

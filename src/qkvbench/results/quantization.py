@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from qkvbench.model.quantization import PLAIN, in_few_bits
+from qkvbench.results.across import CONTROLS
 from qkvbench.results.critical import holm
 from qkvbench.results.record import MetricInfo, Record
 from qkvbench.results.stats import Difference, difference
@@ -38,7 +39,7 @@ class Cost:
     """A mean over an arm's seeds with its 95% bounds (None without spread), in the metric's unit.
 
     ``against`` is the difference from the baseline's, ``p`` its p value after Holm's adjustment
-    over all costs of the task; None for the baseline.
+    over all costs of the task; None for the baseline and for controls, which have little to lose.
     """
 
     value: float
@@ -128,7 +129,7 @@ def _compared(
                 continue
             low, high = mean_bounds(own, unit_of(metric.unit)) or (None, None)
             against = None
-            if arm != baseline and by_arm.get(baseline):
+            if arm not in (baseline, *CONTROLS) and by_arm.get(baseline):
                 against = difference(by_arm[baseline], own, metric=metric)
                 if against.p is not None:
                     p[form, arm] = against.p
