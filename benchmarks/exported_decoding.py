@@ -30,6 +30,8 @@ import onnxruntime
 path, context, batch, steps = sys.argv[1], *map(int, sys.argv[2:])
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
+# It takes memory in powers of two and keeps what it took.
+options.enable_cpu_mem_arena = False
 session = onnxruntime.InferenceSession(path, options)
 about = json.loads(session.get_modelmeta().custom_metadata_map["qkvbench"])
 rng = np.random.default_rng(0)
@@ -57,7 +59,9 @@ print(json.dumps({"peak": peak, "held": held, "step": sorted(times)[len(times) /
 def main() -> None:
     """Export, run and print every variant."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--variants", nargs="+", default=["q,k,v", "q,k=v", "q,k,v/1", "q,k=v/1"])
+    parser.add_argument(
+        "--variants", nargs="+", default=["q,k,v", "q,k=v", "q,k=v+ropevalue", "q,k,v/1", "q,k=v/1"]
+    )
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)

@@ -29,7 +29,7 @@ from qkvbench.backends.torch.models.quantized import fake_quantize, rotation
 from qkvbench.hub.fit import quality, source
 from qkvbench.model.quantization import GROUP, Quantization, parse_quantization
 
-EQUATIONS = ("q,k,v", "q,k=L(192),v=L(192)", "q,k=v", "q,k=v+ropevalue", "q,k,v/1")
+EQUATIONS = ("q,k,v", "q,k=v", "q,k,v/1", "q,k=v+ropevalue", "q,k=L(192),v=L(192)")
 FORMS = (
     "int8",
     "int4",
