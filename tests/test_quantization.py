@@ -180,7 +180,7 @@ def _study(tmp_path, cost):
     rng = np.random.default_rng(0)
     study = replace(
         find("quantization"),
-        variants=("q,k,v", "q,k=v", "q,k,v/1"),
+        variants=("q,k,v", "q,k=v", "q,k,v/1", "q,k=L(48),v=L(48)+ropehead16"),
         seeds={"lm-reviews": 6},
         quantizations=("int8", "int4", "int4:late", "int4:channel"),
     )
@@ -217,6 +217,7 @@ def test_the_costs_that_are_put_in_come_out_and_only_they_are_marked(tmp_path) -
     assert contrast["q,k,v"].value == pytest.approx(-0.004, abs=0.004)
     text = report.render(found)
     assert "q,k=v against q,k,v: int4 by +0.0" in text
+    assert "(d): q,k=L(48),v=L(48)+ropehead16" in text
     assert "q,k,v/1 against q,k,v: no form is seen to cost it more, or less." in text
 
 

@@ -30,7 +30,8 @@ def render(view: View) -> str:
 def _part(task: TaskCosts) -> str:
     arms = list(task.whole)
     letters = {
-        arm: arm if len(arm) <= LONGEST else _letter(place) for place, arm in enumerate(arms)
+        arm: arm if len(arm) <= LONGEST else f"({chr(ord('a') + place % 26)})"
+        for place, arm in enumerate(arms)
     }
     whole = ", ".join(f"{printable(arm)} {score:.4g}" for arm, score in task.whole.items())
     lines = [

@@ -116,11 +116,18 @@ def shared(experiment: Experiment) -> Experiment:
 def unnamed(experiment: Experiment) -> Experiment:
     """The experiment without the name under which its task and model were run.
 
-    ``recall@4x16`` is `recall`, whose model has four heads of 16 in any case.
+    ``recall@4x16`` is `recall`, whose model has four heads of 16 in any case. Forms in few bits, in
+    which a trained model is scored once more, change no run.
     """
     init_from = experiment.init_from and unnamed(experiment.init_from)
     model = replace(unmarked(experiment.model), name="")
-    return replace(experiment, task=experiment.task.inputs, model=model, init_from=init_from)
+    return replace(
+        experiment,
+        task=experiment.task.inputs,
+        model=model,
+        init_from=init_from,
+        quantizations=(),
+    )
 
 
 def _setting(
