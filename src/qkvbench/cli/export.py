@@ -13,6 +13,8 @@ from qkvbench.cost import CACHE_FORMATS, cache_bytes_per_token
 from qkvbench.cost.units import bytes_text
 from qkvbench.experiment import from_json
 from qkvbench.model import Model
+from qkvbench.native.build import BuildError
+from qkvbench.native.program import build_program
 
 if TYPE_CHECKING:
     from qkvbench.backends.torch import Decoder
@@ -31,12 +33,12 @@ def answer(request: Request) -> int:
             f"A program of {request.to} is a file *{form.SUFFIX}; write "
             f"--out {out.stem}{form.SUFFIX}."
         )
-    if out.exists() and not request.force:
-        raise RequestError(
-            f"{out} is there already; write --force to replace it, or another --out."
-        )
-    if not out.parent.is_dir():
-        raise RequestError(f"The folder {out.parent} does not exist; make it first.")
+    program = Path(request.program) if request.program else None
+    if program and request.to != "edge":
+        raise RequestError(f"--program goes with --to edge; {request.to} needs none of ours.")
+    for option, path in (("--out", out), ("--program", program)):
+        if path:
+            _check_place(option, path, force=request.force)
     model, weights = _source(request)
     context = request.context or min(DEFAULT_CONTEXT, model.longest or DEFAULT_CONTEXT)
     if not model.causal:
@@ -58,7 +60,34 @@ def answer(request: Request) -> int:
     finally:
         unfinished.unlink(missing_ok=True)
     _report(out, model, request, context)
+    if program:
+        _build(program, out)
     return 0
+
+
+def _check_place(option: str, path: Path, *, force: bool) -> None:
+    """Refuse to replace a file unasked, and a folder that does not exist."""
+    if path.exists() and not force:
+        raise RequestError(
+            f"{path} is there already; write --force to replace it, or another {option}."
+        )
+    if not path.parent.is_dir():
+        raise RequestError(f"The folder {path.parent} does not exist; make it first.")
+
+
+def _build(program: Path, out: Path) -> None:
+    print("Building the program, which takes minutes the first time ...", file=sys.stderr)
+    try:
+        machine = build_program(program)
+    except BuildError as error:
+        raise RequestError(
+            f"{out} is written, but not the program: {error}.\n"
+            "$CXX names another compiler; 'pip install ziglang' brings one."
+        ) from None
+    print(
+        f"{program}: the program, for {machine}, {bytes_text(program.stat().st_size)}. "
+        f"Run {program} {out} --prompt TEXT, or --help."
+    )
 
 
 def _known_format(name: str) -> str:
