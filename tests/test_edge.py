@@ -1,6 +1,7 @@
 """The program without Python: it writes the text that torch writes, and no file makes it crash."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,11 @@ from qkvbench.export import ExportError, Options, edge
 from qkvbench.export.stepping import Stepping
 from qkvbench.model import PRESETS, Decoder, Init, position_named
 from qkvbench.model.cycle import parse_cycle
-from qkvbench.native.build import BuildError
 from qkvbench.native.program import build_program
 from qkvbench.variant.catalogue import named
 
 CONTEXT = 1100
+CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 # More than a step of the program reads.
 PROMPT, WRITTEN = 21, 24
 
@@ -56,17 +57,6 @@ def _by_torch(network: backend.Decoder, prompt: np.ndarray) -> list[int]:
 
 def _prompt(tokens: int = PROMPT) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, tokens)
-
-
-@pytest.fixture(scope="session")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program for this machine."""
-    path = tmp_path_factory.mktemp("program") / "qkvbench-edge"
-    try:
-        build_program(path)
-    except BuildError as error:
-        pytest.skip(f"the program cannot be built: {error}")
-    return path
 
 
 def _run(program: Path, *words: object) -> subprocess.CompletedProcess[bytes]:
@@ -197,6 +187,27 @@ def test_a_text_of_two_chunks_is_read_as_torch_reads_it(
     """The kernel cuts a context at 1,024 slots, and rotates by chunks on reading."""
     network, prompt = _network(equation), _prompt(1050)
     assert _ids(program, _written(network, tmp_path), prompt) == _by_torch(network, prompt)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+def test_a_program_for_aarch64_writes_the_same_text_in_an_emulator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tool, package in ((CROSS, "g++-aarch64-linux-gnu"), (EMULATOR, "qemu-user")):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed; Debian's package is {package}")
+    monkeypatch.setenv("CXX", CROSS)
+    program = tmp_path / "qkvbench-edge"
+    assert build_program(program) == "aarch64-linux-gnu"
+    for equation in ("q,k,v", "q,k=v", "q,k=v/1"):
+        network = _network(equation)
+        path = _written(network, tmp_path)
+        words = ["--tokens", " ".join(map(str, _prompt())), "--count", str(WRITTEN), "--ids"]
+        command = [EMULATOR, program, path, *words, "--report"]
+        done = subprocess.run(command, capture_output=True, timeout=200)
+        assert json.loads(done.stderr)["isa"] == "neon"
+        assert list(map(int, done.stdout.split())) == _by_torch(network, _prompt())
 
 
 @pytest.mark.slow

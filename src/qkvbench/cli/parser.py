@@ -474,8 +474,8 @@ def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
     export.add_argument(
         "model",
         metavar="MODEL",
-        help="an experiment FILE.json with its weights beside it, as 'prune' writes; or a model or "
-        "task, untrained",
+        help="an experiment FILE.json with its weights beside it, as 'prune' writes; the folder of "
+        "a Llama of transformers, plain or converted; smollm2-135m; or a model or task, untrained",
     )
     export.add_argument(
         "--to",
