@@ -92,8 +92,8 @@ def _build(program: Path, out: Path) -> None:
             "$CXX names another compiler; 'pip install ziglang' brings one."
         ) from None
     print(
-        f"{program}: the program, for {machine}, {bytes_text(program.stat().st_size)}. "
-        f"Run {program} {out} --prompt TEXT, or --help."
+        f"{program}: the program, for {machine}, {bytes_text(program.stat().st_size)}; "
+        "its --help says how it is called."
     )
 
 
