@@ -47,3 +47,17 @@ def foreground():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+    """The program without Python, for this machine."""
+    from qkvbench.native.build import BuildError
+    from qkvbench.native.program import build_program
+
+    path = tmp_path_factory.mktemp("program") / "qkvbench-edge"
+    try:
+        build_program(path)
+    except BuildError as error:
+        pytest.skip(f"the program cannot be built: {error}")
+    return path

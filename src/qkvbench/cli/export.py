@@ -2,7 +2,9 @@
 
 import json
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -11,8 +13,12 @@ from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cost import CACHE_FORMATS, cache_bytes_per_token
 from qkvbench.cost.units import bytes_text
+from qkvbench.data import DataUnavailableError
+from qkvbench.data.checkpoints import PACKAGED
 from qkvbench.experiment import from_json
 from qkvbench.model import Model
+from qkvbench.native.build import BuildError
+from qkvbench.native.program import build_program
 
 if TYPE_CHECKING:
     from qkvbench.backends.torch import Decoder
@@ -31,13 +37,16 @@ def answer(request: Request) -> int:
             f"A program of {request.to} is a file *{form.SUFFIX}; write "
             f"--out {out.stem}{form.SUFFIX}."
         )
-    if out.exists() and not request.force:
-        raise RequestError(
-            f"{out} is there already; write --force to replace it, or another --out."
-        )
-    if not out.parent.is_dir():
-        raise RequestError(f"The folder {out.parent} does not exist; make it first.")
-    model, weights = _source(request)
+    program = Path(request.program) if request.program else None
+    if program and request.to != "edge":
+        raise RequestError(f"--program goes with --to edge; {request.to} needs none of ours.")
+    if program == out:
+        raise RequestError("--out and --program are the same file; give the program another name.")
+    for option, path in (("--out", out), ("--program", program)):
+        if path:
+            _check_place(option, path, force=request.force)
+    source = _source(request)
+    model = source.model
     context = request.context or min(DEFAULT_CONTEXT, model.longest or DEFAULT_CONTEXT)
     if not model.causal:
         raise RequestError(
@@ -49,7 +58,7 @@ def answer(request: Request) -> int:
     unfinished = out.with_name(f".{out.name}.unfinished")
     print(f"Writing {model.label} for texts of {context:,} tokens ...", file=sys.stderr)
     try:
-        stepping = Stepping(_network(model, weights), context)
+        stepping = Stepping(source.network(), context)
         options = export.Options(cast(export.WeightDtype, request.weights))
         form.write(stepping, unfinished, options)
         unfinished.replace(out)
@@ -57,8 +66,35 @@ def answer(request: Request) -> int:
         raise RequestError(f"{error}\nNothing was written.") from None
     finally:
         unfinished.unlink(missing_ok=True)
-    _report(out, model, request, context)
+    _report(out, source, context)
+    if program:
+        _build(program, out)
     return 0
+
+
+def _check_place(option: str, path: Path, *, force: bool) -> None:
+    """Refuse to replace a file unasked, and a folder that does not exist."""
+    if path.exists() and not force:
+        raise RequestError(
+            f"{path} is there already; write --force to replace it, or another {option}."
+        )
+    if not path.parent.is_dir():
+        raise RequestError(f"The folder {path.parent} does not exist; make it first.")
+
+
+def _build(program: Path, out: Path) -> None:
+    print("Building the program, which takes minutes the first time ...", file=sys.stderr)
+    try:
+        machine = build_program(program)
+    except BuildError as error:
+        raise RequestError(
+            f"{out} is written, but not the program: {error}.\n"
+            "$CXX names another compiler; 'pip install ziglang' brings one."
+        ) from None
+    print(
+        f"{program}: the program, for {machine}, {bytes_text(program.stat().st_size)}; "
+        "its --help says how it is called."
+    )
 
 
 def _known_format(name: str) -> str:
@@ -68,25 +104,63 @@ def _known_format(name: str) -> str:
     return name
 
 
-def _source(request: Request) -> tuple[Model, Path | None]:
-    """The model, and the file of its weights; None if it is untrained."""
-    source = Path(request.model)
-    if source.suffix == ".json":
-        if request.variant is not None:
-            raise RequestError(f"{source} has its variant already; leave out --variant.")
-        weights = source.with_suffix(".safetensors")
-        for path in (source, weights):
-            if not path.is_file():
-                raise RequestError(
-                    f"{path} is not a file. An experiment FILE.json has its weights in "
-                    "FILE.safetensors beside it, as 'prune' writes them."
-                )
-        try:
-            return from_json(json.loads(source.read_text(encoding="utf-8"))).model, weights
-        except (ValueError, KeyError, TypeError) as error:
-            raise RequestError(f"{source} is not an experiment: {error}") from None
+@dataclass(frozen=True)
+class _Source:
+    """A model and how it is built; `trained`: it does not begin with random weights."""
+
+    model: Model
+    network: "Callable[[], Decoder]"
+    trained: bool = True
+
+
+def _source(request: Request) -> _Source:
+    """The model that is asked for: a checkpoint, an experiment with its weights, or a name."""
+    path = Path(request.model)
+    folder = path.is_dir() or request.model in PACKAGED
+    if (folder or path.suffix == ".json") and (request.variant or request.position):
+        raise RequestError(
+            f"{path} has its variant and positions already; leave out --variant and --position."
+        )
+    if folder:
+        return _checkpoint(request.model)
+    if path.suffix == ".json":
+        return _experiment(path)
     base = names.with_position(names.model_or_task(request.model), request.position)
-    return names.with_variant(base, names.cycle(request.variant or "q,k,v")), None
+    model = names.with_variant(base, names.cycle(request.variant or "q,k,v"))
+    return _Source(model, partial(_network, model, None), trained=False)
+
+
+def _checkpoint(name: str) -> _Source:
+    """A decoder of transformers."""
+    try:
+        from qkvbench.export import checkpoint
+        from qkvbench.hub.fit.source import packaged_folder
+
+        folder = packaged_folder(name) if name in PACKAGED else Path(name)
+        network = checkpoint.read(folder)
+    except (DataUnavailableError, ValueError) as error:
+        raise RequestError(f"{error}\nNothing was written.") from None
+    except ImportError:
+        raise RequestError(
+            "Pretrained models need transformers, which is not installed: ./qkv setup hf"
+        ) from None
+    return _Source(network.model, lambda: network)
+
+
+def _experiment(path: Path) -> _Source:
+    """A model that was trained here, as `prune` writes it."""
+    weights = path.with_suffix(".safetensors")
+    for each in (path, weights):
+        if not each.is_file():
+            raise RequestError(
+                f"{each} is not a file. An experiment FILE.json has its weights in "
+                "FILE.safetensors beside it, as 'prune' writes them."
+            )
+    try:
+        model = from_json(json.loads(path.read_text(encoding="utf-8"))).model
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{path} is not an experiment: {error}") from None
+    return _Source(model, partial(_network, model, weights))
 
 
 def _network(model: Model, weights: Path | None) -> "Decoder":
@@ -101,15 +175,15 @@ def _network(model: Model, weights: Path | None) -> "Decoder":
     return network
 
 
-def _report(out: Path, model: Model, request: Request, context: int) -> None:
+def _report(out: Path, source: _Source, context: int) -> None:
+    model = source.model
     row = cache_bytes_per_token(model, CACHE_FORMATS["fp32"]) or 0
     whole = cache_bytes_per_token(
         replace(model).with_variant(names.variant("q,k,v")), CACHE_FORMATS["fp32"]
     )
     share = f", {row / whole:.0%} of q,k,v" if whole else ""
-    untrained = "" if request.model.endswith(".json") else " Its weights are untrained."
+    untrained = "" if source.trained else " Its weights are untrained."
     print(
         f"{out}: {model.label}, {bytes_text(out.stat().st_size)}.{untrained}\n"
-        f"Its cache is an input and an output: {bytes_text(row)} a token in fp32{share}; at most "
-        f"{context:,} tokens."
+        f"It caches {bytes_text(row)} a token in fp32{share}; at most {context:,} tokens."
     )

@@ -474,11 +474,14 @@ def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
     export.add_argument(
         "model",
         metavar="MODEL",
-        help="an experiment FILE.json with its weights beside it, as 'prune' writes; or a model or "
-        "task, untrained",
+        help="an experiment FILE.json with its weights beside it, as 'prune' writes; the folder of "
+        "a Llama of transformers, plain or converted; smollm2-135m; or a model or task, untrained",
     )
     export.add_argument(
-        "--to", required=True, metavar="FORMAT", help="onnx, or torch-export (a .pt2 file)"
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help="onnx, torch-export (a .pt2 file), or edge (a file for --program)",
     )
     export.add_argument("--out", type=_path, required=True, metavar="FILE", help="the new file")
     export.add_argument("--variant", metavar="V", help="of an untrained model (q,k,v)")
@@ -491,6 +494,12 @@ def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
         choices=["fp32", "int8"],
         default="fp32",
         help="dtype of the matrices; int8: onnx alone (fp32)",
+    )
+    export.add_argument(
+        "--program",
+        type=_path,
+        metavar="FILE",
+        help="edge: also build the program that runs the file, for this machine or that of $CXX",
     )
     export.add_argument("--force", action="store_true", help="replace the file if it is there")
 

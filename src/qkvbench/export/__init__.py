@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qkvbench.export.stepping import Stepping
 
 WeightDtype = Literal["fp32", "int8"]
-OTHERS = {"stepping"}
+OTHERS = {"checkpoint", "stepping"}
 
 
 class ExportError(Exception):

@@ -1,0 +1,174 @@
+"""Model files of the program in native/edge: a safetensors file that also says what to compute.
+
+``__metadata__`` has the sizes of each layer, the matrix of each role and the tensors that its plan
+caches, so the program knows no variant by name.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qkvbench.backends.common.decode_support import WORDS
+from qkvbench.backends.torch import named_weights
+from qkvbench.backends.torch.models.block import Block
+from qkvbench.export import ExportError, Options
+from qkvbench.export.stepping import Stepping
+from qkvbench.model.parts import (
+    AnyFeedForward,
+    AnyNorm,
+    FeedForward,
+    LayerNorm,
+    RMSNorm,
+    SwiGLU,
+)
+from qkvbench.native import CAPABILITIES
+from qkvbench.variant import ApplyRope, Plan
+
+ABOUT = "a model file for a small program without Python: --program FILE builds it, too"
+SUFFIX = ".safetensors"
+VERSION = 1
+# The vocabulary of a decoder over bytes.
+BYTES = 256
+
+# Features of a plan that the program has. It gives the kernel nothing else.
+FEATURES = frozenset({"mask.causal", "read.ApplyRope"})
+# Parts of a plan that the program lacks, and how a person would say them.
+PARTS = {
+    "rope_head": "a part of Q and K that alone gets RoPE",
+    "absorbed_by_query": "a map or a scale of K",
+    "absorbed_by_output": "a map of V",
+    "output_ops": "RoPE on V",
+    "exclusive": "an output without the own value",
+    "gate": "an output gate",
+    "log_scale": "scores that grow with the position",
+    "before_output": "an operation on the output of the heads",
+    "lenders": "K or V of a layer below",
+}
+
+
+def missing_requirement() -> str | None:
+    """Why it cannot be written here: safetensors is always there."""
+    return None
+
+
+def write(stepping: Stepping, path: Path, options: Options) -> None:
+    """Write weights in fp32 and what the program computes with them."""
+    if options.weights != "fp32":
+        raise ExportError("edge has fp32 weights only; --to onnx has int8.")
+    network, model = stepping.network, stepping.network.model
+    for block in network.layers():
+        if lacking := _missing(block):
+            raise ExportError(
+                f"{model.variant} in {model.name} needs {lacking}, which the edge program lacks.\n"
+                "--to onnx and --to torch-export write it."
+            )
+    weights = named_weights(network)
+    added = network.embedding.position_embeddings(stepping.context, network.embedding.table)
+    if added is not None:
+        weights["embedding.positions"] = added[: stepping.context]
+    metadata = {"format": "pt", "qkvbench": json.dumps(about(stepping))}
+    save_file({name: _stored(each) for name, each in weights.items()}, path, metadata)
+
+
+def about(stepping: Stepping) -> dict[str, object]:
+    """Everything that the program must know besides the weights."""
+    network = stepping.network
+    return {
+        "version": VERSION,
+        "variant": network.model.variant,
+        "context": stepping.context,
+        "vocabulary": len(network.matrix),
+        "bytes": len(network.matrix) == BYTES,
+        "d_model": network.model.geometry.d_model,
+        "norm": _norm(network.model.towers[0].final_norm),
+        "layers": [_layer(block) for block in network.layers()],
+    }
+
+
+def _layer(block: Block) -> dict[str, object]:
+    assert block.attention, "a block without attention is refused"
+    plan = block.attention.plan
+    return {
+        "heads": plan.geometry.heads,
+        "kv_heads": plan.heads("k"),
+        "head_dim": plan.geometry.head_dim,
+        "matrices": [
+            {"name": root.matrix, "heads": root.heads} for root in plan.roots if root.matrix
+        ],
+        "query": plan.root(plan.derivations["q"].root).matrix,
+        "cached": [
+            {
+                "name": tensor.name,
+                "matrix": plan.root(tensor.derivation.root).matrix,
+                "rope": ApplyRope() in tensor.derivation.ops,
+            }
+            for tensor in plan.cached
+        ],
+        "rope_on_read": ApplyRope() in plan.key_ops_on_read,
+        "frequencies": list(plan.rope.frequencies) if plan.rope else [],
+        "norm": _norm(block.spec.norm),
+        "feed_forward": _feed_forward(block.spec.feed_forward),
+    }
+
+
+def _norm(norm: AnyNorm) -> dict[str, object]:
+    match norm:
+        case LayerNorm(eps):
+            return {"kind": "layer", "eps": eps}
+        case RMSNorm(eps=eps, scale=True):
+            return {"kind": "rms", "eps": eps}
+        case _:
+            raise AssertionError("another norm is refused")
+
+
+def _feed_forward(feed_forward: AnyFeedForward | None) -> dict[str, object]:
+    match feed_forward:
+        case FeedForward(width):
+            return {"kind": "gelu", "width": width}
+        case SwiGLU(width):
+            return {"kind": "swiglu", "width": width}
+        case _:
+            raise AssertionError("another feed-forward is refused")
+
+
+def _missing(block: Block) -> str | None:
+    """Something that the program lacks for this block; None if it runs it."""
+    spec = block.spec
+    if block.attention is None:
+        return "a block without attention"
+    if not isinstance(spec.feed_forward, FeedForward | SwiGLU):
+        return f"the feed-forward {type(spec.feed_forward).__name__}"
+    if not isinstance(spec.norm, LayerNorm | RMSNorm) or not getattr(spec.norm, "scale", True):
+        return "a norm that is neither LayerNorm nor RMSNorm with a scale"
+    if (spec.norm_place, spec.residual) != ("input", "sequential"):
+        return "another place of norms, or parallel parts"
+    return _missing_of(block.attention.plan)
+
+
+def _missing_of(plan: Plan) -> str | None:
+    """Something that the program lacks for this layer of attention."""
+    for part, words in PARTS.items():
+        if getattr(plan, part):
+            return words
+    if lacking := sorted(plan.features - FEATURES):
+        return WORDS.get(lacking[0], lacking[0])
+    if any(root.matrix is None for root in plan.roots):
+        return "Q, K or V that is the input itself"
+    ops = [op for each in plan.all_derivations for op in each.ops]
+    if found := next((op for op in ops if not isinstance(op, ApplyRope)), None):
+        return f"the operation {type(found).__name__} on heads"
+    if plan.rope and (plan.rope.attention_factor != 1 or plan.rope.roles != ("q", "k")):
+        return "RoPE that also scales, or of other roles than Q and K"
+    width = plan.geometry.head_dim
+    if {plan.width("q"), plan.width("k"), plan.width("v")} != {width}:
+        return "K or V of another width than heads have"
+    if not CAPABILITIES.can_run("fp32", width):
+        return f"heads of {width} numbers; its kernel has multiples of 8 up to 256"
+    return None
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float32).contiguous().clone()
