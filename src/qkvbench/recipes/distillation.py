@@ -1,6 +1,7 @@
 """Does a canonical teacher close the gap that sharing opens? Every arm learns from one teacher.
 
-Run       qkvbench run distillation; the arms without a teacher are those of quick
+Run       qkvbench run distillation
+Then      benchmarks/distilled_gap.py, with the folders of runs without a teacher, such as quick's
 Takes     about twenty minutes on two cores
 Reported  the article asks how sharing and distillation interact; nobody has answered it for ties
 Expect    written on 2026-11-29, before the first run: every arm gains from a teacher that was

@@ -1,7 +1,8 @@
 """Does a tie cost more in few bits? Every form of rows and weights, of the same trained weights.
 
-Run       qkvbench run quantization; then qkvbench report results/quantization --as quantization
-Takes     about forty minutes on two cores
+Run       qkvbench run quantization
+Then      qkvbench report DIR --as quantization
+Takes     about twenty-five minutes on two cores
 Reported  users of Gemma 4, whose global layers tie K and V, say that 8 bits are free and 4 are not;
           arXiv:2402.02750 quantizes K by channel and V by token, and a tied tensor is both
 Expect    written on 2026-11-29, before the first run: int8 costs nothing that is seen, in any arm
