@@ -23,6 +23,7 @@ from qkvbench.backends.torch.attention.ops import (
     make,
     rotation,
 )
+from qkvbench.hub.decoding import KernelAttention
 from qkvbench.hub.families import Family, rope_on_read
 from qkvbench.variant import LATENT, Derivation, Plan
 
@@ -94,6 +95,7 @@ class QkvModeAttention(nn.Module):
         # The model's rotary embedding; in a tuple, so that it is not a submodule of this layer.
         self.rotary_emb: tuple[nn.Module, ...] = ()
         self._cached_rotations: tuple[Any, dict[str, Tensor]] | None = None
+        self.kernel = KernelAttention(plan)
 
     @property
     def projections(self) -> dict[str, tuple[str, ...]]:
@@ -161,28 +163,17 @@ class QkvModeAttention(nn.Module):
             key, value = (
                 make(self.plan.derivations[role], roots, apply_ops) for role in ("k", "v")
             )
+            attn_output, attn_weights = self._attend(query, key, value, attention_mask, kwargs)
         else:
             if known:
                 cached = cache.layers[self.layer_idx]
-                key, value = self._key_value((cached.keys, cached.values), rotations)
+                kept = cached.keys, cached.values
             else:
                 rows = [make(each.derivation, roots, apply_ops) for each in self.plan.cached]
-                key, value = self._update(cache, rows, rotations, kwargs.get("position_ids"))
-            query = absorb_into_query(query, self.plan.absorbed_by_query, rotations, self._vector)
-        attn_output, attn_weights = _implementation(self.config)(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **({"sliding_window": self.sliding_window} | kwargs),
-        )  # (batch, time, heads, head_dim)
-        if cache is not None and self.plan.absorbed_by_output:
-            attn_output = absorb_into_output(
-                attn_output.transpose(1, 2), self.plan.absorbed_by_output, rotations
-            ).transpose(1, 2)
+                kept = self._update(cache, rows, kwargs.get("position_ids"))
+            attn_output, attn_weights = self._attend_cached(
+                query, kept, attention_mask, rotations, kwargs
+            )
         if self.plan.output_ops:
             heads = apply_ops(self.plan.output_ops, attn_output.transpose(1, 2))
             attn_output = heads.transpose(1, 2)
@@ -245,16 +236,72 @@ class QkvModeAttention(nn.Module):
         return self.scale(name.removesuffix(".scale"))
 
     def _update(
-        self, cache: Any, rows: list[Heads], rotations: Maps, position_ids: Tensor | None
+        self, cache: Any, rows: list[Heads], position_ids: Tensor | None
     ) -> tuple[Heads, Heads]:
-        """Append the rows to the cache: all keys, and all that the weights are applied to."""
+        """Append the rows to the cache: all that it keeps."""
         if len(rows) == 2:
             second = rows[1]
         elif rope_on_read(self.plan):
             second = _cached_positions(rows[0], position_ids, cache)
         else:
             second = rows[0][..., :0]
-        return self._key_value(cache.update(rows[0], second, self.layer_idx), rotations)
+        self.kernel.grow(cache, self.layer_idx)
+        return cache.update(rows[0], second, self.layer_idx)
+
+    def _attend(
+        self, query: Heads, key: Heads, value: Heads, mask: Any, options: dict[str, Any]
+    ) -> tuple[Float[Tensor, "batch time heads width"], Tensor | None]:
+        """Attention by the function that the config chooses, and its weights if it returns them."""
+        return _implementation(self.config)(
+            self,
+            query,
+            key,
+            value,
+            mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **({"sliding_window": self.sliding_window} | options),
+        )
+
+    def _attend_cached(
+        self,
+        query: Heads,
+        kept: tuple[Heads, Heads],
+        mask: Any,
+        rotations: Maps,
+        options: dict[str, Any],
+    ) -> tuple[Float[Tensor, "batch time heads width"], Tensor | None]:
+        """Attention over what a cache keeps, by the native kernel if that can be."""
+        query = absorb_into_query(query, self.plan.absorbed_by_query, rotations, self._vector)
+        attn_output, attn_weights = self._decode(query, kept, mask, options), None
+        if attn_output is None:
+            key, value = self._key_value(kept, rotations)
+            attn_output, attn_weights = self._attend(query, key, value, mask, options)
+        if self.plan.absorbed_by_output:
+            attn_output = absorb_into_output(
+                attn_output.transpose(1, 2), self.plan.absorbed_by_output, rotations
+            ).transpose(1, 2)
+        return attn_output, attn_weights
+
+    def _decode(
+        self, query: Heads, kept: tuple[Heads, Heads], mask: Any, options: dict[str, Any]
+    ) -> Tensor | None:
+        """The output of attention by the native kernel; None if that cannot be."""
+        if not self.kernel.is_wanted(self, _implementation(self.config), options):
+            return None
+        keys, second = kept
+        rotary: Any = self.rotary_emb[0] if rope_on_read(self.plan) else None
+        return self.kernel(
+            query,
+            keys,
+            second if len(self.plan.cached) == 2 else None,
+            mask,
+            # Some kinds of RoPE multiply cosines and sines, and so keys, by a factor.
+            scaling=self.scaling * (rotary.attention_scaling if rotary else 1.0),
+            positions=second[:, 0, :, 0] if rotary else None,
+            frequencies=rotary.inv_freq if rotary else None,
+            vectors=self._vector,
+        )
 
     def _key_value(self, kept: tuple[Tensor, Tensor], rotations: Maps) -> tuple[Heads, Heads]:
         """K, and all that the weights are applied to, from what a cache keeps."""

@@ -22,6 +22,11 @@ class GrowingTensor:
         self._storage: Tensor | None = None
 
     @property
+    def is_allocated(self) -> bool:
+        """Whether there are rows, or there were before a crop."""
+        return self._storage is not None
+
+    @property
     def bytes(self) -> int:
         """Allocated bytes, unused room included."""
         return 0 if self._storage is None else self._storage.untyped_storage().nbytes()
@@ -42,6 +47,17 @@ class GrowingTensor:
         assert self._storage is not None
         self._storage[:, :, self.length : end] = rows
         self.length = end
+
+    def replace(self, rows: Heads | None) -> None:
+        """Keep these rows instead; if they are the first of the others, with the same room."""
+        storage = self._storage
+        if rows is None:
+            self.clear()
+        elif storage is not None and _begin_alike(rows, storage):
+            self.length = rows.shape[2]
+        else:
+            # No room behind them, so another's rows are never written to.
+            self._storage, self.length = rows, rows.shape[2]
 
     def crop(self, tokens: int) -> None:
         """Remove the last `tokens`."""
@@ -73,3 +89,13 @@ class GrowingTensor:
         if self._storage is not None:
             storage[:, :, : self.length] = self.rows
         self._storage = storage
+
+
+def _begin_alike(rows: Heads, storage: Heads) -> bool:
+    """Whether these are the first rows of this tensor, not copies of them."""
+    return (
+        (rows.data_ptr(), rows.dtype, rows.stride())
+        == (storage.data_ptr(), storage.dtype, storage.stride())
+        and (rows.shape[:2], rows.shape[3]) == (storage.shape[:2], storage.shape[3])
+        and rows.shape[2] <= storage.shape[2]
+    )

@@ -1,0 +1,229 @@
+"""Attention of one new token over a cache's rows where they lie, by the native kernel.
+
+The only place that decides what runs through the kernel. Everything else is left to torch.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt64
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from qkvbench import native
+from qkvbench.backends.common.decode_support import missing
+from qkvbench.backends.torch.attention.ops import HeadVectors
+from qkvbench.backends.torch.kernels.contract import PROFILER_NAME
+from qkvbench.backends.torch.kernels.linear import profiler_range
+from qkvbench.hub.growing_layer import GrowingLayer
+from qkvbench.hub.growing_tensor import Heads
+from qkvbench.variant import Plan, Scale
+
+KINDS: Mapping[torch.dtype, native.Kind] = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+}
+# Tables of RoPE reach so many positions at least, and double when a text is longer.
+MIN_POSITIONS = 1 << 12
+
+Mask = Bool[Tensor, "..."] | Float[Tensor, "..."]
+Slots = Int[np.ndarray, " batch"]
+
+
+class KernelAttention:
+    """The native kernel over the cached rows of one layer. A copy of it begins anew."""
+
+    def __init__(self, plan: Plan) -> None:
+        """For a layer of this plan, which the kernel may not support."""
+        self._plan = plan
+        self._supported = not missing(plan, native.CAPABILITIES.features)
+        scales = [op.part for op in plan.key_ops_on_read if isinstance(op, Scale)]
+        self._scale_name = f"{scales[0]}.scale" if scales else ""
+        self._scale: Float[np.ndarray, " width"] | None = None
+        self._pages: tuple[UInt64[np.ndarray, "batch one"], ...] = ()
+        self._call: native.Decoding | None = None
+        self._state: tuple[object, ...] = ()
+
+    def __reduce__(self) -> tuple[type["KernelAttention"], tuple[Plan]]:
+        """Copied and pickled as its plan: the call has addresses of this process."""
+        return type(self), (self._plan,)
+
+    def is_wanted(self, module: Any, implementation: object, options: Mapping[str, Any]) -> bool:
+        """Whether a module's attention function may be replaced by the kernel.
+
+        A caller of sdpa gets no attention weights; any other function is the user's choice.
+        """
+        return (
+            implementation is sdpa_attention_forward
+            and not module.training
+            and options.get("position_bias") is None
+            and not options.get("output_attentions")
+        )
+
+    def grow(self, cache: Any, layer: int) -> None:
+        """Let a layer of the library's cache grow in place once the kernel has run.
+
+        The library copies all of its rows for each token.
+        """
+        if self._call is None or torch.compiler.is_compiling() or layer >= len(cache.layers):
+            return
+        if type(cache.layers[layer]) is DynamicLayer:
+            cache.layers[layer] = GrowingLayer.of(cache.layers[layer])
+
+    def __call__(
+        self,
+        query: Heads,
+        keys: Heads,
+        values: Heads | None,
+        mask: Mask | None,
+        *,
+        scaling: float,
+        positions: Int[Tensor, "_batch time"] | Float[Tensor, "_batch time"] | None = None,
+        frequencies: Float[Tensor, " pairs"] | None = None,
+        vectors: HeadVectors | None = None,
+    ) -> Float[Tensor, "batch one heads width"] | None:
+        """softmax(q·k·scaling + mask)·v over rows of a cache; None if the kernel cannot run it.
+
+        Without `values` the keys' rows are also the values. Rows that are read as keys are
+        multiplied by the scale of the plan, which `vectors` gives, and rotated to their `positions`
+        by `frequencies` if there are any.
+        """
+        visible = self._visible(query, keys, values, mask)
+        if visible is None:
+            return None
+        first, end = visible
+        offset = np.zeros_like(first)
+        if frequencies is not None:
+            assert positions is not None, "rows that are rotated on read have positions"
+            found = _offsets(positions.numpy(), first, end)
+            if found is None:
+                return None
+            offset = found
+        capacity = MIN_POSITIONS
+        while capacity < (end + offset).max():
+            capacity *= 2
+        rope = None
+        if frequencies is not None:
+            rope = _rope_table(frequencies.float().numpy().tobytes(), capacity)
+        call = self._ready(query, keys, values, capacity, rope)
+        if self._scale is not None and vectors is not None:
+            # It may have been trained or loaded since.
+            self._scale[:] = vectors(self._scale_name).detach().float().numpy()
+        # A slot of the kernel is a position, so its rows begin where position 0 would be.
+        for pages, rows in zip(self._pages, (keys, values), strict=False):
+            if rows is not None:
+                batch, _, row, _ = (step * rows.element_size() for step in rows.stride())
+                begins = np.arange(len(first)) * batch - offset * row + rows.data_ptr()
+                pages[:, 0] = begins.astype(np.uint64)
+        call.first[:], call.length[:] = first + offset, end + offset
+        scaled = (query.float() * scaling).contiguous()
+        context = torch.empty_like(scaled)
+        with profiler_range(f"{PROFILER_NAME} ({KINDS[keys.dtype]} rows read once, {call.isa})"):
+            call(scaled.data_ptr(), context.data_ptr())
+        return context.transpose(1, 2).to(query.dtype)
+
+    def _visible(
+        self, query: Heads, keys: Heads, values: Heads | None, mask: Mask | None
+    ) -> tuple[Slots, Slots] | None:
+        """The slots that each sequence sees, first and end; None if the kernel cannot run this."""
+        rows = (keys,) if values is None else (keys, values)
+        runs = (
+            self._supported
+            and query.shape[2] == 1
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+            and all(_is_plain(tensor) for tensor in (query, *rows))
+            and all(tensor.stride(-1) == 1 and tensor.dtype == keys.dtype for tensor in rows)
+            and native.CAPABILITIES.can_run(KINDS.get(keys.dtype, ""), keys.shape[-1])
+            and native.missing_requirement() is None
+        )
+        return _interval(mask, keys) if runs else None
+
+    def _ready(
+        self,
+        query: Heads,
+        keys: Heads,
+        values: Heads | None,
+        capacity: int,
+        rope: native.RopeTable | None,
+    ) -> native.Decoding:
+        """The call for rows and queries of these shapes, without their addresses."""
+        batch, roots, _, width = keys.shape
+        strides = (keys.stride()[1:3], values is not None and values.stride()[1:3])
+        threads = torch.get_num_threads()
+        state = (keys.dtype, query.shape, roots, width, strides, capacity, rope, threads)
+        if self._call is None or state != self._state:
+            self._pages = tuple(np.zeros((batch, 1), np.uint64) for _ in range(2))
+            self._scale = np.ones(width, np.float32) if self._scale_name else None
+            self._call = native.Decoding(
+                KINDS[keys.dtype],
+                _rows(self._pages[0], keys),
+                None if values is None else _rows(self._pages[1], values),
+                head_dim=width,
+                roots=roots,
+                group=query.shape[1] // roots,
+                page_rows=capacity,
+                rope=rope,
+                key_scale=self._scale,
+                threads=threads,
+            )
+            self._state = state
+        return self._call
+
+
+def _rows(pages: np.ndarray, rows: Heads) -> native.PagedRows:
+    """Each sequence is one page."""
+    return native.PagedRows(pages, rows.stride(1), rows.stride(2))
+
+
+@lru_cache(maxsize=8)
+def _rope_table(frequencies: bytes, capacity: int) -> native.RopeTable:
+    """The table of these frequencies in fp32, which the layers of a model share."""
+    return native.RopeTable(np.frombuffer(frequencies, np.float32), capacity)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers in this machine's memory, and no gradient is wanted."""
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not tensor.requires_grad
+
+
+def _interval(mask: Mask | None, keys: Heads) -> tuple[Slots, Slots] | None:
+    """The first visible slot of each sequence and the one behind the last.
+
+    None if a mask is not of this form, or differs by head.
+    """
+    batch, _, slots, _ = keys.shape
+    if mask is None:
+        return np.zeros(batch, np.int64), np.full(batch, slots)
+    if mask.ndim != 4 or mask.shape[1:] != (1, 1, slots) or not _is_plain(mask):
+        return None
+    if mask.dtype != torch.bool:
+        hidden = mask <= torch.finfo(mask.dtype).min
+        if not bool(((mask == 0) | hidden).all()):
+            return None
+        mask = ~hidden
+    visible = cast(Any, mask)[:, 0, 0].numpy()
+    first = visible.argmax(1)
+    end = slots - visible[:, ::-1].argmax(1)
+    if not (np.count_nonzero(visible, axis=1) == end - first).all():
+        return None
+    shape = (batch,)
+    return np.broadcast_to(first, shape), np.broadcast_to(end, shape)
+
+
+def _offsets(positions: np.ndarray, first: Slots, end: Slots) -> Slots | None:
+    """The position of each sequence's slot 0, if all visible slots follow each other; else None."""
+    sequences, begin = np.arange(len(first)), first.min()
+    places = np.arange(begin, end.max())
+    begins = positions[:, begin : end.max()] - places  # (batch, slots): equal if they do
+    offset = positions[sequences, end - 1] - (end - 1)
+    follows = begins == offset[:, None]
+    visible = (places >= first[:, None]) & (places < end[:, None])
+    whole = offset.astype(np.int64)
+    fits = (follows | ~visible).all() and (whole == offset).all() and (first + whole >= 0).all()
+    return whole if fits else None
