@@ -6,13 +6,14 @@ place of keys, and the place of values holds the position of each row, or nothin
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from qkvbench.backends.torch.attention.ops import (
     Heads,
@@ -96,8 +97,9 @@ class QkvModeAttention(nn.Module):
         self.rotary_emb: tuple[nn.Module, ...] = ()
         self._cached_rotations: tuple[Any, dict[str, Tensor]] | None = None
         self.kernel = KernelAttention(plan)
+        self.rope_on_read = rope_on_read(plan)
 
-    @property
+    @cached_property
     def projections(self) -> dict[str, tuple[str, ...]]:
         """The plan's matrices in each linear module."""
         if isinstance(self.family.names, str):
@@ -115,7 +117,7 @@ class QkvModeAttention(nn.Module):
             return ()
         return tuple(name for name in names.values() if name not in self._modules)
 
-    @property
+    @cached_property
     def by_head(self) -> bool:
         """Whether a fused module has the rows of one head of each matrix, then of the next head."""
         equal = len(set(self.plan.matrix_rows.values())) == 1
@@ -154,7 +156,7 @@ class QkvModeAttention(nn.Module):
             known = bool(cache.is_updated.get(self.layer_idx))
             cache.is_updated[self.layer_idx] = True
             cache = cache.cross_attention_cache
-        roots, rotations = self.project(hidden_states), {**self.rotations(), **self.up, **self.map}
+        roots, rotations = self.project(hidden_states), self._maps()
         apply_ops = partial(self._apply_ops, rotations=rotations, cos_sin=position_embeddings)
         query = make(self.plan.derivations["q"], roots, apply_ops)
         if source is not None and not known:
@@ -183,8 +185,11 @@ class QkvModeAttention(nn.Module):
         """The roots, cut into heads: linear maps of the stream, or the stream itself."""
         parts: dict[str, Tensor] = {}
         for name, matrices in self.projections.items():
+            rows = getattr(self, name)(x)
+            if len(matrices) == 1:
+                parts[matrices[0]] = rows
+                continue
             widths = [self.plan.matrix_rows[matrix] for matrix in matrices]
-            rows = self.get_submodule(name)(x)
             if self.by_head:
                 rows = rows.unflatten(-1, (-1, len(matrices), self.head_dim)).transpose(-2, -3)
                 rows = rows.flatten(-3)
@@ -210,6 +215,11 @@ class QkvModeAttention(nn.Module):
         if self._cached_rotations is None or self._cached_rotations[0] != versions:
             self._cached_rotations = versions, self._make_rotations()
         return self._cached_rotations[1]
+
+    def _maps(self) -> dict[str, Tensor]:
+        """All learned maps of heads."""
+        learned = len(self.rotation) + len(self.up) + len(self.map)
+        return {**self.rotations(), **self.up, **self.map} if learned else {}
 
     def scale(self, role: str) -> Tensor:
         """The learned scale of a role's normed heads."""
@@ -241,7 +251,7 @@ class QkvModeAttention(nn.Module):
         """Append the rows to the cache: all that it keeps."""
         if len(rows) == 2:
             second = rows[1]
-        elif rope_on_read(self.plan):
+        elif self.rope_on_read:
             second = _cached_positions(rows[0], position_ids, cache)
         else:
             second = rows[0][..., :0]
@@ -290,7 +300,7 @@ class QkvModeAttention(nn.Module):
         if not self.kernel.is_wanted(self, _implementation(self.config), options):
             return None
         keys, second = kept
-        rotary: Any = self.rotary_emb[0] if rope_on_read(self.plan) else None
+        rotary: Any = self.rotary_emb[0] if self.rope_on_read else None
         return self.kernel(
             query,
             keys,
@@ -310,7 +320,7 @@ class QkvModeAttention(nn.Module):
             return roots, positions
         # A latent is one head, which all heads of K read.
         heads = self.plan.heads("k") if self.plan.cached[0].name == LATENT else -1
-        rope = rope_on_read(self.plan)
+        rope = self.rope_on_read
         cos_sin = self.rotary_emb[0](roots, positions[:, 0, :, 0]) if rope else None
         keys = self._apply_ops(self.plan.key_ops_on_read, roots, rotations, cos_sin)
         return keys.expand(-1, heads, -1, -1), roots.expand(-1, heads, -1, -1)
@@ -319,7 +329,8 @@ class QkvModeAttention(nn.Module):
         """The output projection over all heads together, if it is part of this class."""
         if self.family.output is None:
             return attn_output
-        return self.residual_dropout(self.get_submodule(self.family.output)(attn_output))
+        output = getattr(self, self.family.output)(attn_output)
+        return self.residual_dropout(output) if self.training else output
 
 
 class RelativeAttention(QkvModeAttention):
@@ -390,8 +401,6 @@ def attention_forward(
 
 def _implementation(config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """The attention function that the config chooses; "eager" is `attention_forward`."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
     return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, attention_forward)
 
 
@@ -415,11 +424,13 @@ def _apply_rope(rows: Heads, cos_sin: PositionEmbeddings | None, *, back: bool =
     """
     assert cos_sin is not None, "the library passes position_embeddings to layers with RoPE"
     cos, sin = (part[:, None] for part in cos_sin)  # (batch, 1, time, rotary_dim)
-    rows, others = rows.split([cos.shape[-1], rows.shape[-1] - cos.shape[-1]], dim=-1)
+    rotary_dim = cos.shape[-1]
+    if rotary_dim < rows.shape[-1]:
+        rotated = _apply_rope(rows[..., :rotary_dim], cos_sin, back=back)
+        return torch.cat([rotated, rows[..., rotary_dim:]], dim=-1)
     first, second = rows.chunk(2, dim=-1)
     other = torch.cat([-second, first], dim=-1)
-    rotated = rows * cos - other * sin if back else rows * cos + other * sin
-    return torch.cat([rotated, others], dim=-1) if others.shape[-1] else rotated
+    return rows * cos - other * sin if back else rows * cos + other * sin
 
 
 def _linear(family: Family, inputs: int, outputs: int, *, bias: bool) -> nn.Module:

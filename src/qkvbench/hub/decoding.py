@@ -3,9 +3,10 @@
 The only place that decides what runs through the kernel. Everything else is left to torch.
 """
 
+import os
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from qkvbench.backends.torch.kernels.contract import PROFILER_NAME
 from qkvbench.backends.torch.kernels.linear import profiler_range
 from qkvbench.hub.growing_layer import GrowingLayer
 from qkvbench.hub.growing_tensor import Heads
+from qkvbench.native.library import VARIABLE
 from qkvbench.variant import Plan, Scale
 
 KINDS: Mapping[torch.dtype, native.Kind] = {
@@ -32,7 +34,8 @@ KINDS: Mapping[torch.dtype, native.Kind] = {
 MIN_POSITIONS = 1 << 12
 
 Mask = Bool[Tensor, "..."] | Float[Tensor, "..."]
-Slots = Int[np.ndarray, " batch"]
+# Slots from the first that a sequence sees to the one behind the last.
+Interval = tuple[int, int]
 
 
 class KernelAttention:
@@ -93,46 +96,44 @@ class KernelAttention:
         multiplied by the scale of the plan, which `vectors` gives, and rotated to their `positions`
         by `frequencies` if there are any.
         """
-        visible = self._visible(query, keys, values, mask)
-        if visible is None:
+        if not self._can_run(query, keys, values):
             return None
-        first, end = visible
-        offset = np.zeros_like(first)
-        if frequencies is not None:
+        intervals = _intervals(mask, keys)
+        offsets = [0] * len(keys)
+        if intervals is not None and frequencies is not None:
             assert positions is not None, "rows that are rotated on read have positions"
-            found = _offsets(positions.numpy(), first, end)
-            if found is None:
-                return None
-            offset = found
-        capacity = MIN_POSITIONS
-        while capacity < (end + offset).max():
-            capacity *= 2
+            offsets = _offsets(positions.numpy(), intervals)
+        if intervals is None or offsets is None:
+            return None
+        last = max(end + offset for (_, end), offset in zip(intervals, offsets, strict=True))
+        capacity = max(MIN_POSITIONS, 1 << last.bit_length())
         rope = None
         if frequencies is not None:
             rope = _rope_table(frequencies.float().numpy().tobytes(), capacity)
         call = self._ready(query, keys, values, capacity, rope)
+        if call is None:
+            return None
         if self._scale is not None and vectors is not None:
             # It may have been trained or loaded since.
             self._scale[:] = vectors(self._scale_name).detach().float().numpy()
         # A slot of the kernel is a position, so its rows begin where position 0 would be.
-        for pages, rows in zip(self._pages, (keys, values), strict=False):
-            if rows is not None:
-                batch, _, row, _ = (step * rows.element_size() for step in rows.stride())
-                begins = np.arange(len(first)) * batch - offset * row + rows.data_ptr()
-                pages[:, 0] = begins.astype(np.uint64)
-        call.first[:], call.length[:] = first + offset, end + offset
+        for number, ((first, end), offset) in enumerate(zip(intervals, offsets, strict=True)):
+            call.first[number], call.length[number] = first + offset, end + offset
+            for pages, rows in zip(self._pages, (keys, values), strict=True):
+                if rows is not None:
+                    batch, _, row, _ = rows.stride()
+                    begin = (number * batch - offset * row) * rows.element_size()
+                    pages[number, 0] = rows.data_ptr() + begin
         scaled = (query.float() * scaling).contiguous()
         context = torch.empty_like(scaled)
         with profiler_range(f"{PROFILER_NAME} ({KINDS[keys.dtype]} rows read once, {call.isa})"):
             call(scaled.data_ptr(), context.data_ptr())
         return context.transpose(1, 2).to(query.dtype)
 
-    def _visible(
-        self, query: Heads, keys: Heads, values: Heads | None, mask: Mask | None
-    ) -> tuple[Slots, Slots] | None:
-        """The slots that each sequence sees, first and end; None if the kernel cannot run this."""
+    def _can_run(self, query: Heads, keys: Heads, values: Heads | None) -> bool:
+        """Whether the kernel reads such rows, for one token, and numbers are all that is wanted."""
         rows = (keys,) if values is None else (keys, values)
-        runs = (
+        return (
             self._supported
             and query.shape[2] == 1
             and not torch.compiler.is_compiling()
@@ -140,9 +141,7 @@ class KernelAttention:
             and all(_is_plain(tensor) for tensor in (query, *rows))
             and all(tensor.stride(-1) == 1 and tensor.dtype == keys.dtype for tensor in rows)
             and native.CAPABILITIES.can_run(KINDS.get(keys.dtype, ""), keys.shape[-1])
-            and native.missing_requirement() is None
         )
-        return _interval(mask, keys) if runs else None
 
     def _ready(
         self,
@@ -151,13 +150,16 @@ class KernelAttention:
         values: Heads | None,
         capacity: int,
         rope: native.RopeTable | None,
-    ) -> native.Decoding:
-        """The call for rows and queries of these shapes, without their addresses."""
+    ) -> native.Decoding | None:
+        """The call for such rows and queries, whatever their addresses; None without a library."""
         batch, roots, _, width = keys.shape
         strides = (keys.stride()[1:3], values is not None and values.stride()[1:3])
-        threads = torch.get_num_threads()
-        state = (keys.dtype, query.shape, roots, width, strides, capacity, rope, threads)
-        if self._call is None or state != self._state:
+        threads, choice = torch.get_num_threads(), os.environ.get(VARIABLE)
+        state = (keys.dtype, query.shape, roots, width, strides, capacity, rope, threads, choice)
+        if state != self._state:
+            self._state, self._call = state, None
+            if native.missing_requirement() is not None:
+                return None
             self._pages = tuple(np.zeros((batch, 1), np.uint64) for _ in range(2))
             self._scale = np.ones(width, np.float32) if self._scale_name else None
             self._call = native.Decoding(
@@ -172,7 +174,6 @@ class KernelAttention:
                 key_scale=self._scale,
                 threads=threads,
             )
-            self._state = state
         return self._call
 
 
@@ -192,14 +193,11 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and tensor.device.type == "cpu" and not tensor.requires_grad
 
 
-def _interval(mask: Mask | None, keys: Heads) -> tuple[Slots, Slots] | None:
-    """The first visible slot of each sequence and the one behind the last.
-
-    None if a mask is not of this form, or differs by head.
-    """
+def _intervals(mask: Mask | None, keys: Heads) -> list[Interval] | None:
+    """The slots that each sequence sees, if they follow each other for all heads; else None."""
     batch, _, slots, _ = keys.shape
     if mask is None:
-        return np.zeros(batch, np.int64), np.full(batch, slots)
+        return [(0, slots)] * batch
     if mask.ndim != 4 or mask.shape[1:] != (1, 1, slots) or not _is_plain(mask):
         return None
     if mask.dtype != torch.bool:
@@ -207,23 +205,29 @@ def _interval(mask: Mask | None, keys: Heads) -> tuple[Slots, Slots] | None:
         if not bool(((mask == 0) | hidden).all()):
             return None
         mask = ~hidden
-    visible = cast(Any, mask)[:, 0, 0].numpy()
-    first = visible.argmax(1)
-    end = slots - visible[:, ::-1].argmax(1)
-    if not (np.count_nonzero(visible, axis=1) == end - first).all():
-        return None
-    shape = (batch,)
-    return np.broadcast_to(first, shape), np.broadcast_to(end, shape)
+    found: list[Interval] = []
+    for visible in mask.expand(batch, -1, -1, -1)[:, 0, 0].numpy():
+        first, end = int(visible.argmax()), slots - int(visible[::-1].argmax())
+        if np.count_nonzero(visible) != end - first:
+            return None
+        found.append((first, end))
+    return found
 
 
-def _offsets(positions: np.ndarray, first: Slots, end: Slots) -> Slots | None:
-    """The position of each sequence's slot 0, if all visible slots follow each other; else None."""
-    sequences, begin = np.arange(len(first)), first.min()
-    places = np.arange(begin, end.max())
-    begins = positions[:, begin : end.max()] - places  # (batch, slots): equal if they do
-    offset = positions[sequences, end - 1] - (end - 1)
-    follows = begins == offset[:, None]
-    visible = (places >= first[:, None]) & (places < end[:, None])
-    whole = offset.astype(np.int64)
-    fits = (follows | ~visible).all() and (whole == offset).all() and (first + whole >= 0).all()
-    return whole if fits else None
+def _offsets(positions: np.ndarray, intervals: list[Interval]) -> list[int] | None:
+    """The position of each sequence's slot 0, if those of its visible slots count up; else None."""
+    found: list[int] = []
+    for row, (first, end) in zip(positions, intervals, strict=True):
+        begin = int(row[first])
+        counted = _slots(1 << (begin + end - first).bit_length(), row.dtype)
+        # Bytes are compared in one pass, without an array of truth values.
+        if begin < 0 or row[first:end].tobytes() != counted[begin : begin + end - first].tobytes():
+            return None
+        found.append(begin - first)
+    return found
+
+
+@lru_cache(maxsize=8)
+def _slots(slots: int, dtype: np.dtype) -> np.ndarray:
+    """So many numbers from 0, in the dtype of positions."""
+    return np.arange(slots, dtype=dtype)
