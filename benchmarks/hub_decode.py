@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,18 @@ def model_of(mode: str | None, kv_heads: int, dtype: torch.dtype) -> Any:
 
 def arms(modes: tuple[str, ...], dtype: torch.dtype) -> Iterator[Arm]:
     """The library's two, and two for each mode."""
+    yield from library_arms(dtype)
+    yield from mode_arms(modes, dtype)
+
+
+def library_arms(dtype: torch.dtype) -> Iterator[Arm]:
+    """With as many K/V heads as the shape has, and with one."""
     for heads in (3, 1):
         yield Arm(f"library, {heads} K/V heads", model_of(None, heads, dtype))
+
+
+def mode_arms(modes: tuple[str, ...], dtype: torch.dtype) -> Iterator[Arm]:
+    """Each mode with the kernel and without."""
     for mode in modes:
         model = model_of(mode, 3, dtype)
         yield Arm(f"{mode}, kernel", model)
@@ -150,8 +161,9 @@ def resident(field: str) -> int:
 def print_peak(name: str, dtype: str, tokens: int, batch: int, static: int) -> None:
     """Print how far resident memory rises within a step above the model alone."""
     torch.set_num_threads(1)
-    modes = tuple(mode for mode in MODES if name.startswith(f"{mode},"))
-    arm = next(arm for arm in arms(modes, DTYPES[dtype]) if arm.name == name)
+    mode, _, _ = name.rpartition(",")
+    every = library_arms if mode == "library" else partial(mode_arms, (mode,))
+    arm = next(arm for arm in every(dtype=DTYPES[dtype]) if arm.name == name)
     warm = Arm(arm.name, arm.model, arm.torch_only)
     warm.fill(8, batch, 16 if static else 0)
     for _ in range(WARM):

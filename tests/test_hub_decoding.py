@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import pytest
 import torch
@@ -33,12 +35,23 @@ WIDE = {
     "t5": {},
 }
 CASES = [
-    *((kind, "q,k=v") for kind in WIDE if kind not in ("qwen3", "marian", "t5")),
-    *(("qwen3", m) for m in ("no-key", "q,k=v+qkvnorm", "q,k=v+rootnorm")),
-    *(("llama", m) for m in ("q,k,v", "shared", "no-key", "q,k=v/2", "q,k=v+ropevalue")),
-    *(("llama", m) for m in ("q,k=v+rootnorm", "q,k,v=M(k)", "q,k,v=R(q)")),
-    *(("gpt2", m) for m in ("q,k,v", "q,k=L(16),v=L(16)", "q,k,v=R(k)")),
+    *(("llama", mode) for mode in ("q,k=v", "q,k,v", "shared", "q,k=v+ropevalue")),
+    ("mistral", "q,k=v"),
+    ("gpt_neox", "q,k=v"),
+    ("qwen3", "q,k=v+qkvnorm"),
+    *(("gpt2", mode) for mode in ("q,k=v", "q,k=L(16),v=L(16)")),
 ]
+MORE_CASES = [
+    *((kind, "q,k=v") for kind in ("qwen2", "gemma", "phi", "opt")),
+    *(("llama", mode) for mode in ("no-key", "q,k=v/2", "q,k=v+rootnorm", "q,k,v=M(k)")),
+    *(("qwen3", mode) for mode in ("no-key", "q,k=v+rootnorm")),
+    *(("gpt2", mode) for mode in ("q,k,v", "q,k,v=R(k)")),
+]
+
+
+def slow(*cases):
+    """These cases, as slow ones."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
 @pytest.fixture
@@ -96,7 +109,7 @@ def assert_close(found, expected):
     assert (found - expected).abs().max() < CLOSE * expected.abs().max()
 
 
-@pytest.mark.parametrize(("kind", "mode"), CASES)
+@pytest.mark.parametrize(("kind", "mode"), [*CASES, *slow(*MORE_CASES)])
 def test_tokens_decoded_by_the_kernel_have_the_logits_of_torch(kind, mode, calls):
     model = wide(kind, mode)
     found, _ = decode(model)
@@ -127,8 +140,15 @@ def test_head_sharing_and_scaled_rope_go_through_the_kernel(more, calls):
         assert_close(found, decode(model)[0])
 
 
-@pytest.mark.parametrize("mode", ["q,k,v", "q,k=v", "q,k=v+ropevalue"])
-@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("llama", "q,k=v"),
+        ("mistral", "q,k=v"),
+        ("llama", "q,k,v"),
+        *slow(("llama", "q,k=v+ropevalue"), ("mistral", "q,k,v")),
+    ],
+)
 def test_a_static_cache_is_read_up_to_its_last_token(kind, mode, calls):
     model, slots = wide(kind, mode), 200
     found, _ = decode(model, transformers.StaticCache(model.config, max_cache_len=slots))
@@ -150,8 +170,18 @@ def test_slots_behind_the_last_token_of_a_static_cache_are_not_read(calls):
     assert len(calls) == LAYERS * 4
 
 
-@pytest.mark.parametrize("how", [{"num_beams": 3}, {"do_sample": True}, {}], ids=str)
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", "marian"])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("llama", {"num_beams": 3}),
+        ("llama", {"do_sample": True}),
+        ("marian", {"num_beams": 3}),
+        *slow(
+            *product(["mistral", "gpt2"], [{"num_beams": 3}, {}]), ("marian", {"do_sample": True})
+        ),
+    ],
+    ids=str,
+)
 def test_generate_writes_the_tokens_of_torch(kind, how, calls):
     model = wide(kind)
     tokens = inputs_of("llama")["input_ids"]
@@ -363,6 +393,24 @@ def test_a_model_that_has_decoded_can_be_copied_and_pickled(calls):
     for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(decode(again)[0], expected)
     assert len(calls) == 3 * LAYERS * STEPS
+
+
+def test_threads_may_decode_with_one_model_at_once(calls):
+    model = wide("llama")
+    expected = [decode(model, padding=padding)[0] for padding in (0, 3)]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda n: decode(model, padding=(0, 3)[n % 2])[0], range(6)))
+    for number, one in enumerate(found):
+        assert torch.equal(one, expected[number % 2])
+    assert len(calls) == 8 * LAYERS * STEPS
+
+
+def test_a_window_over_a_cache_of_all_tokens_is_an_interval(calls):
+    model = wide("mistral")
+    found, _ = decode(model, transformers.DynamicCache())
+    assert len(calls) == LAYERS * STEPS
+    with torch_only():
+        assert_close(found, decode(copy.deepcopy(model), transformers.DynamicCache())[0])
 
 
 def test_code_in_a_folder_needs_no_library(tmp_path):

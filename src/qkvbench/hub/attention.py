@@ -98,6 +98,8 @@ class QkvModeAttention(nn.Module):
         self._cached_rotations: tuple[Any, dict[str, Tensor]] | None = None
         self.kernel = KernelAttention(plan)
         self.rope_on_read = rope_on_read(plan)
+        self._roots = [(Derivation(root.name, ()), root) for root in plan.roots]
+        self._has_maps = bool(plan.maps)
 
     @cached_property
     def projections(self) -> dict[str, tuple[str, ...]]:
@@ -194,11 +196,12 @@ class QkvModeAttention(nn.Module):
                 rows = rows.unflatten(-1, (-1, len(matrices), self.head_dim)).transpose(-2, -3)
                 rows = rows.flatten(-3)
             parts |= dict(zip(matrices, rows.split(widths, dim=-1), strict=True))
+        batch, time, _ = x.shape
         return {
-            Derivation(root.name, ()): (parts[root.matrix] if root.matrix else x)
-            .unflatten(-1, (root.heads, -1))
+            derivation: (parts[root.matrix] if root.matrix else x)
+            .view(batch, time, root.heads, -1)
             .transpose(1, 2)
-            for root in self.plan.roots
+            for derivation, root in self._roots
         }
 
     def rotations(self) -> dict[str, Float[Tensor, "heads head_dim head_dim"]]:
@@ -218,8 +221,7 @@ class QkvModeAttention(nn.Module):
 
     def _maps(self) -> dict[str, Tensor]:
         """All learned maps of heads."""
-        learned = len(self.rotation) + len(self.up) + len(self.map)
-        return {**self.rotations(), **self.up, **self.map} if learned else {}
+        return {**self.rotations(), **self.up, **self.map} if self._has_maps else {}
 
     def scale(self, role: str) -> Tensor:
         """The learned scale of a role's normed heads."""
@@ -308,7 +310,7 @@ class QkvModeAttention(nn.Module):
             mask,
             # Some kinds of RoPE multiply cosines and sines, and so keys, by a factor.
             scaling=self.scaling * (rotary.attention_scaling if rotary else 1.0),
-            positions=second[:, 0, :, 0] if rotary else None,
+            positions=second if rotary else None,
             frequencies=rotary.inv_freq if rotary else None,
             vectors=self._vector,
         )
@@ -413,8 +415,7 @@ def _cached_positions(
     batch, heads, time, _ = rows.shape
     # A static cache allocates as many heads of values as of keys.
     heads = heads if cache.is_compileable else 1
-    position_ids = position_ids.to(torch.int32).expand(batch, time)
-    return position_ids[:, None, :, None].expand(batch, heads, time, 1)
+    return position_ids.to(torch.int32)[:, None, :, None].expand(batch, heads, time, 1)
 
 
 def _apply_rope(rows: Heads, cos_sin: PositionEmbeddings | None, *, back: bool = False) -> Heads:

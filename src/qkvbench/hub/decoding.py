@@ -4,6 +4,7 @@ The only place that decides what runs through the kernel. Everything else is lef
 """
 
 import os
+import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -38,6 +39,15 @@ Mask = Bool[Tensor, "..."] | Float[Tensor, "..."]
 Interval = tuple[int, int]
 
 
+class _Prepared(threading.local):
+    """A call that one thread has set up, since several may decode with one model at once."""
+
+    call: native.Decoding | None = None
+    state: tuple[object, ...] = ()
+    pages: tuple[UInt64[np.ndarray, "batch one"], ...] = ()
+    scale: Float[np.ndarray, " width"] | None = None
+
+
 class KernelAttention:
     """The native kernel over the cached rows of one layer. A copy of it begins anew."""
 
@@ -47,10 +57,7 @@ class KernelAttention:
         self._supported = not missing(plan, native.CAPABILITIES.features)
         scales = [op.part for op in plan.key_ops_on_read if isinstance(op, Scale)]
         self._scale_name = f"{scales[0]}.scale" if scales else ""
-        self._scale: Float[np.ndarray, " width"] | None = None
-        self._pages: tuple[UInt64[np.ndarray, "batch one"], ...] = ()
-        self._call: native.Decoding | None = None
-        self._state: tuple[object, ...] = ()
+        self._prepared = _Prepared()
 
     def __reduce__(self) -> tuple[type["KernelAttention"], tuple[Plan]]:
         """Copied and pickled as its plan: the call has addresses of this process."""
@@ -73,7 +80,11 @@ class KernelAttention:
 
         The library copies all of its rows for each token.
         """
-        if self._call is None or torch.compiler.is_compiling() or layer >= len(cache.layers):
+        if (
+            self._prepared.call is None
+            or torch.compiler.is_compiling()
+            or layer >= len(cache.layers)
+        ):
             return
         if type(cache.layers[layer]) is DynamicLayer:
             cache.layers[layer] = GrowingLayer.of(cache.layers[layer])
@@ -86,7 +97,7 @@ class KernelAttention:
         mask: Mask | None,
         *,
         scaling: float,
-        positions: Int[Tensor, "_batch time"] | Float[Tensor, "_batch time"] | None = None,
+        positions: Int[Tensor, "_batch _heads time one"] | Heads | None = None,
         frequencies: Float[Tensor, " pairs"] | None = None,
         vectors: HeadVectors | None = None,
     ) -> Float[Tensor, "batch one heads width"] | None:
@@ -102,7 +113,7 @@ class KernelAttention:
         offsets = [0] * len(keys)
         if intervals is not None and frequencies is not None:
             assert positions is not None, "rows that are rotated on read have positions"
-            offsets = _offsets(positions.numpy(), intervals)
+            offsets = _offsets(positions.numpy()[:, 0, :, 0], intervals)
         if intervals is None or offsets is None:
             return None
         last = max(end + offset for (_, end), offset in zip(intervals, offsets, strict=True))
@@ -113,13 +124,14 @@ class KernelAttention:
         call = self._ready(query, keys, values, capacity, rope)
         if call is None:
             return None
-        if self._scale is not None and vectors is not None:
+        made = self._prepared
+        if made.scale is not None and vectors is not None:
             # It may have been trained or loaded since.
-            self._scale[:] = vectors(self._scale_name).detach().float().numpy()
+            made.scale[:] = vectors(self._scale_name).detach().float().numpy()
         # A slot of the kernel is a position, so its rows begin where position 0 would be.
         for number, ((first, end), offset) in enumerate(zip(intervals, offsets, strict=True)):
             call.first[number], call.length[number] = first + offset, end + offset
-            for pages, rows in zip(self._pages, (keys, values), strict=True):
+            for pages, rows in zip(made.pages, (keys, values), strict=True):
                 if rows is not None:
                     batch, _, row, _ = rows.stride()
                     begin = (number * batch - offset * row) * rows.element_size()
@@ -152,29 +164,29 @@ class KernelAttention:
         rope: native.RopeTable | None,
     ) -> native.Decoding | None:
         """The call for such rows and queries, whatever their addresses; None without a library."""
-        batch, roots, _, width = keys.shape
+        made, (batch, roots, _, width) = self._prepared, keys.shape
         strides = (keys.stride()[1:3], values is not None and values.stride()[1:3])
         threads, choice = torch.get_num_threads(), os.environ.get(VARIABLE)
         state = (keys.dtype, query.shape, roots, width, strides, capacity, rope, threads, choice)
-        if state != self._state:
-            self._state, self._call = state, None
+        if state != made.state:
+            made.state, made.call = state, None
             if native.missing_requirement() is not None:
                 return None
-            self._pages = tuple(np.zeros((batch, 1), np.uint64) for _ in range(2))
-            self._scale = np.ones(width, np.float32) if self._scale_name else None
-            self._call = native.Decoding(
+            made.pages = tuple(np.zeros((batch, 1), np.uint64) for _ in range(2))
+            made.scale = np.ones(width, np.float32) if self._scale_name else None
+            made.call = native.Decoding(
                 KINDS[keys.dtype],
-                _rows(self._pages[0], keys),
-                None if values is None else _rows(self._pages[1], values),
+                _rows(made.pages[0], keys),
+                None if values is None else _rows(made.pages[1], values),
                 head_dim=width,
                 roots=roots,
                 group=query.shape[1] // roots,
                 page_rows=capacity,
                 rope=rope,
-                key_scale=self._scale,
+                key_scale=made.scale,
                 threads=threads,
             )
-        return self._call
+        return made.call
 
 
 def _rows(pages: np.ndarray, rows: Heads) -> native.PagedRows:

@@ -35,7 +35,7 @@ class GrowingTensor:
     def rows(self) -> Heads:
         """A view of all rows; there must be some."""
         assert self._storage is not None
-        return self._storage[:, :, : self.length]
+        return self._storage.narrow(2, 0, self.length)
 
     def append(self, rows: Heads) -> None:
         """Copy these rows behind the others."""
@@ -45,7 +45,7 @@ class GrowingTensor:
         elif end > self._storage.shape[2]:
             self._reallocate(rows, end + end // GROWTH + 1)
         assert self._storage is not None
-        self._storage[:, :, self.length : end] = rows
+        self._storage.narrow(2, self.length, end - self.length).copy_(rows)
         self.length = end
 
     def replace(self, rows: Heads | None) -> None:

@@ -145,7 +145,7 @@ class SharedRootReader:
             None,
             mask,
             scaling=scaling * recipe.rope_factor,
-            positions=self.positions.rows[:, 0, :, 0],
+            positions=self.positions.rows,
             frequencies=recipe.frequencies,
             vectors=lambda _: recipe.scale,
         )
