@@ -249,7 +249,7 @@ class QkvModeAttention(nn.Module):
 
     def _update(
         self, cache: Any, rows: list[Heads], position_ids: Tensor | None
-    ) -> tuple[Heads, Heads]:
+    ) -> tuple[Heads, Tensor]:
         """Append the rows to the cache: all that it keeps."""
         if len(rows) == 2:
             second = rows[1]
@@ -278,7 +278,7 @@ class QkvModeAttention(nn.Module):
     def _attend_cached(
         self,
         query: Heads,
-        kept: tuple[Heads, Heads],
+        kept: tuple[Heads, Tensor],
         mask: Any,
         rotations: Maps,
         options: dict[str, Any],
@@ -296,7 +296,7 @@ class QkvModeAttention(nn.Module):
         return attn_output, attn_weights
 
     def _decode(
-        self, query: Heads, kept: tuple[Heads, Heads], mask: Any, options: dict[str, Any]
+        self, query: Heads, kept: tuple[Heads, Tensor], mask: Any, options: dict[str, Any]
     ) -> Tensor | None:
         """The output of attention by the native kernel; None if that cannot be."""
         if not self.kernel.is_wanted(self, _implementation(self.config), options):

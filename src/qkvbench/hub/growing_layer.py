@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from qkvbench.hub.growing_tensor import GrowingTensor, Heads
+from qkvbench.hub.growing_tensor import GrowingTensor, Rows
 
 
 class GrowingLayer(DynamicLayer):
@@ -57,8 +57,8 @@ class GrowingLayer(DynamicLayer):
         self.device, self.is_initialized = key_states.device, True
 
     def update(
-        self, key_states: Heads, value_states: Heads, *args: Any, **kwargs: Any
-    ) -> tuple[Heads, Heads]:
+        self, key_states: Rows, value_states: Rows, *args: Any, **kwargs: Any
+    ) -> tuple[Rows, Rows]:
         """Append the new rows; all of K and V."""
         self.lazy_initialization(key_states, value_states)
         in_place = not torch.compiler.is_compiling()

@@ -1,11 +1,13 @@
 """A tensor of cached rows that grows token by token with little unused room."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 # `_` is not checked: tensors of one layer differ in heads and width.
 Heads = Float[Tensor, "_batch _heads _time _width"]
+# Positions are rows, too.
+Rows = Shaped[Tensor, "_batch _heads _time _width"]
 
 # A full tensor grows by 1 / GROWTH. A token then costs the copy of about GROWTH rows on average,
 # and at most 1 / GROWTH of the rows (and one) are unused.
@@ -32,12 +34,12 @@ class GrowingTensor:
         return 0 if self._storage is None else self._storage.untyped_storage().nbytes()
 
     @property
-    def rows(self) -> Heads:
+    def rows(self) -> Rows:
         """A view of all rows; there must be some."""
         assert self._storage is not None
         return self._storage.narrow(2, 0, self.length)
 
-    def append(self, rows: Heads) -> None:
+    def append(self, rows: Rows) -> None:
         """Copy these rows behind the others."""
         end = self.length + rows.shape[2]
         if self._storage is None:
@@ -48,7 +50,7 @@ class GrowingTensor:
         self._storage.narrow(2, self.length, end - self.length).copy_(rows)
         self.length = end
 
-    def replace(self, rows: Heads | None) -> None:
+    def replace(self, rows: Rows | None) -> None:
         """Keep these rows instead; if they are the first of the others, with the same room."""
         storage = self._storage
         if rows is None:
@@ -91,7 +93,7 @@ class GrowingTensor:
         self._storage = storage
 
 
-def _begin_alike(rows: Heads, storage: Heads) -> bool:
+def _begin_alike(rows: Rows, storage: Rows) -> bool:
     """Whether these are the first rows of this tensor, not copies of them."""
     return (
         (rows.data_ptr(), rows.dtype, rows.stride())
