@@ -6,6 +6,7 @@ Run     ./qkv setup hf, then
 Models  gemma-4: the attention of Gemma4TextConfig as transformers has it by default (8 heads of 512
         in layers that look at the whole text, a quarter of each turned; window 512), with two K/V
         heads there as in 26B-A4B; 12 layers of which 2 are whole, and a small feed-forward
+        gemma-256: the same with heads of 256 in those layers, which the native kernel reads
         gpt-2: GPT2Config as it is by default, 12 layers of width 768
 
 Weights are random. Caches are filled with random rows, without a prompt being read. A step reads
@@ -19,6 +20,7 @@ import argparse
 import copy
 import statistics
 import time
+from functools import partial
 
 import torch
 from transformers import (
@@ -39,7 +41,7 @@ from qkvbench.hub.shared_root import keys_from_roots
 from qkvbench.hub.slim_cache import SlimCache, SlimLayer, storage_bytes
 
 
-def gemma() -> PreTrainedModel:
+def gemma(head_dim: int = 512) -> PreTrainedModel:
     """A Gemma 4 with its attention at full size and little else."""
     config = Gemma4TextConfig(
         vocab_size=1000,
@@ -49,6 +51,7 @@ def gemma() -> PreTrainedModel:
         num_hidden_layers=12,
         attention_k_eq_v=True,
         num_global_key_value_heads=2,
+        global_head_dim=head_dim,
     )
     return Gemma4ForCausalLM(config).eval()
 
@@ -56,6 +59,9 @@ def gemma() -> PreTrainedModel:
 def gpt2() -> PreTrainedModel:
     """GPT-2 of its default size."""
     return GPT2LMHeadModel(GPT2Config()).eval()
+
+
+MODELS = {"gemma-4": gemma, "gemma-256": partial(gemma, 256), "gpt-2": gpt2}
 
 
 @torch.inference_mode()
@@ -105,7 +111,7 @@ def compare(name: str, model: PreTrainedModel, tokens: int, batch: int, rounds: 
         [b / a for a, b in zip(library, ours, strict=True)], n=4
     )
     print(
-        f"{name:8} batch {batch} {tokens:6} tokens  library {bytes_text(before):>9} "
+        f"{name:9} batch {batch} {tokens:6} tokens  library {bytes_text(before):>9} "
         f"{seconds_text(statistics.median(library)):>8}  slim {bytes_text(after):>9} "
         f"({after / before:.3f}) {seconds_text(statistics.median(ours)):>8}  time x{middle:.2f} "
         f"[{low:.2f}, {high:.2f}]  maps {bytes_text(storage_bytes(maps))}",
@@ -139,7 +145,7 @@ def main() -> None:
     words.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8192])
     words.add_argument("--rounds", type=int, default=15)
     words.add_argument("--batch", type=int, default=1)
-    words.add_argument("--models", nargs="+", choices=("gemma-4", "gpt-2"))
+    words.add_argument("--models", nargs="+", choices=MODELS)
     words.add_argument("--conditions", metavar="FOLDER")
     asked = words.parse_args()
     if asked.conditions:
@@ -147,7 +153,7 @@ def main() -> None:
         return
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    for name, made in {"gemma-4": gemma, "gpt-2": gpt2}.items():
+    for name, made in MODELS.items():
         if asked.models and name not in asked.models:
             continue
         model = made()

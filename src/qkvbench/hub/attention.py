@@ -6,13 +6,14 @@ place of keys, and the place of values holds the position of each row, or nothin
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from qkvbench.backends.torch.attention.ops import (
     Heads,
@@ -23,6 +24,7 @@ from qkvbench.backends.torch.attention.ops import (
     make,
     rotation,
 )
+from qkvbench.hub.decoding import KernelAttention
 from qkvbench.hub.families import Family, rope_on_read
 from qkvbench.variant import LATENT, Derivation, Plan
 
@@ -94,8 +96,12 @@ class QkvModeAttention(nn.Module):
         # The model's rotary embedding; in a tuple, so that it is not a submodule of this layer.
         self.rotary_emb: tuple[nn.Module, ...] = ()
         self._cached_rotations: tuple[Any, dict[str, Tensor]] | None = None
+        self.kernel = KernelAttention(plan)
+        self.rope_on_read = rope_on_read(plan)
+        self._roots = [(Derivation(root.name, ()), root) for root in plan.roots]
+        self._has_maps = bool(plan.maps)
 
-    @property
+    @cached_property
     def projections(self) -> dict[str, tuple[str, ...]]:
         """The plan's matrices in each linear module."""
         if isinstance(self.family.names, str):
@@ -113,7 +119,7 @@ class QkvModeAttention(nn.Module):
             return ()
         return tuple(name for name in names.values() if name not in self._modules)
 
-    @property
+    @cached_property
     def by_head(self) -> bool:
         """Whether a fused module has the rows of one head of each matrix, then of the next head."""
         equal = len(set(self.plan.matrix_rows.values())) == 1
@@ -152,7 +158,7 @@ class QkvModeAttention(nn.Module):
             known = bool(cache.is_updated.get(self.layer_idx))
             cache.is_updated[self.layer_idx] = True
             cache = cache.cross_attention_cache
-        roots, rotations = self.project(hidden_states), {**self.rotations(), **self.up, **self.map}
+        roots, rotations = self.project(hidden_states), self._maps()
         apply_ops = partial(self._apply_ops, rotations=rotations, cos_sin=position_embeddings)
         query = make(self.plan.derivations["q"], roots, apply_ops)
         if source is not None and not known:
@@ -161,28 +167,17 @@ class QkvModeAttention(nn.Module):
             key, value = (
                 make(self.plan.derivations[role], roots, apply_ops) for role in ("k", "v")
             )
+            attn_output, attn_weights = self._attend(query, key, value, attention_mask, kwargs)
         else:
             if known:
                 cached = cache.layers[self.layer_idx]
-                key, value = self._key_value((cached.keys, cached.values), rotations)
+                kept = cached.keys, cached.values
             else:
                 rows = [make(each.derivation, roots, apply_ops) for each in self.plan.cached]
-                key, value = self._update(cache, rows, rotations, kwargs.get("position_ids"))
-            query = absorb_into_query(query, self.plan.absorbed_by_query, rotations, self._vector)
-        attn_output, attn_weights = _implementation(self.config)(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **({"sliding_window": self.sliding_window} | kwargs),
-        )  # (batch, time, heads, head_dim)
-        if cache is not None and self.plan.absorbed_by_output:
-            attn_output = absorb_into_output(
-                attn_output.transpose(1, 2), self.plan.absorbed_by_output, rotations
-            ).transpose(1, 2)
+                kept = self._update(cache, rows, kwargs.get("position_ids"))
+            attn_output, attn_weights = self._attend_cached(
+                query, kept, attention_mask, rotations, kwargs
+            )
         if self.plan.output_ops:
             heads = apply_ops(self.plan.output_ops, attn_output.transpose(1, 2))
             attn_output = heads.transpose(1, 2)
@@ -192,17 +187,21 @@ class QkvModeAttention(nn.Module):
         """The roots, cut into heads: linear maps of the stream, or the stream itself."""
         parts: dict[str, Tensor] = {}
         for name, matrices in self.projections.items():
+            rows = getattr(self, name)(x)
+            if len(matrices) == 1:
+                parts[matrices[0]] = rows
+                continue
             widths = [self.plan.matrix_rows[matrix] for matrix in matrices]
-            rows = self.get_submodule(name)(x)
             if self.by_head:
                 rows = rows.unflatten(-1, (-1, len(matrices), self.head_dim)).transpose(-2, -3)
                 rows = rows.flatten(-3)
             parts |= dict(zip(matrices, rows.split(widths, dim=-1), strict=True))
+        batch, time, _ = x.shape
         return {
-            Derivation(root.name, ()): (parts[root.matrix] if root.matrix else x)
-            .unflatten(-1, (root.heads, -1))
+            derivation: (parts[root.matrix] if root.matrix else x)
+            .view(batch, time, root.heads, -1)
             .transpose(1, 2)
-            for root in self.plan.roots
+            for derivation, root in self._roots
         }
 
     def rotations(self) -> dict[str, Float[Tensor, "heads head_dim head_dim"]]:
@@ -219,6 +218,10 @@ class QkvModeAttention(nn.Module):
         if self._cached_rotations is None or self._cached_rotations[0] != versions:
             self._cached_rotations = versions, self._make_rotations()
         return self._cached_rotations[1]
+
+    def _maps(self) -> dict[str, Tensor]:
+        """All learned maps of heads."""
+        return {**self.rotations(), **self.up, **self.map} if self._has_maps else {}
 
     def scale(self, role: str) -> Tensor:
         """The learned scale of a role's normed heads."""
@@ -245,16 +248,72 @@ class QkvModeAttention(nn.Module):
         return self.scale(name.removesuffix(".scale"))
 
     def _update(
-        self, cache: Any, rows: list[Heads], rotations: Maps, position_ids: Tensor | None
-    ) -> tuple[Heads, Heads]:
-        """Append the rows to the cache: all keys, and all that the weights are applied to."""
+        self, cache: Any, rows: list[Heads], position_ids: Tensor | None
+    ) -> tuple[Heads, Tensor]:
+        """Append the rows to the cache: all that it keeps."""
         if len(rows) == 2:
             second = rows[1]
-        elif rope_on_read(self.plan):
+        elif self.rope_on_read:
             second = _cached_positions(rows[0], position_ids, cache)
         else:
             second = rows[0][..., :0]
-        return self._key_value(cache.update(rows[0], second, self.layer_idx), rotations)
+        self.kernel.grow(cache, self.layer_idx)
+        return cache.update(rows[0], second, self.layer_idx)
+
+    def _attend(
+        self, query: Heads, key: Heads, value: Heads, mask: Any, options: dict[str, Any]
+    ) -> tuple[Float[Tensor, "batch time heads width"], Tensor | None]:
+        """Attention by the function that the config chooses, and its weights if it returns them."""
+        return _implementation(self.config)(
+            self,
+            query,
+            key,
+            value,
+            mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **({"sliding_window": self.sliding_window} | options),
+        )
+
+    def _attend_cached(
+        self,
+        query: Heads,
+        kept: tuple[Heads, Tensor],
+        mask: Any,
+        rotations: Maps,
+        options: dict[str, Any],
+    ) -> tuple[Float[Tensor, "batch time heads width"], Tensor | None]:
+        """Attention over what a cache keeps, by the native kernel if that can be."""
+        query = absorb_into_query(query, self.plan.absorbed_by_query, rotations, self._vector)
+        attn_output, attn_weights = self._decode(query, kept, mask, options), None
+        if attn_output is None:
+            key, value = self._key_value(kept, rotations)
+            attn_output, attn_weights = self._attend(query, key, value, mask, options)
+        if self.plan.absorbed_by_output:
+            attn_output = absorb_into_output(
+                attn_output.transpose(1, 2), self.plan.absorbed_by_output, rotations
+            ).transpose(1, 2)
+        return attn_output, attn_weights
+
+    def _decode(
+        self, query: Heads, kept: tuple[Heads, Tensor], mask: Any, options: dict[str, Any]
+    ) -> Tensor | None:
+        """The output of attention by the native kernel; None if that cannot be."""
+        if not self.kernel.is_wanted(self, _implementation(self.config), options):
+            return None
+        keys, second = kept
+        rotary: Any = self.rotary_emb[0] if self.rope_on_read else None
+        return self.kernel(
+            query,
+            keys,
+            second if len(self.plan.cached) == 2 else None,
+            mask,
+            # Some kinds of RoPE multiply cosines and sines, and so keys, by a factor.
+            scaling=self.scaling * (rotary.attention_scaling if rotary else 1.0),
+            positions=second if rotary else None,
+            frequencies=rotary.inv_freq if rotary else None,
+            vectors=self._vector,
+        )
 
     def _key_value(self, kept: tuple[Tensor, Tensor], rotations: Maps) -> tuple[Heads, Heads]:
         """K, and all that the weights are applied to, from what a cache keeps."""
@@ -263,7 +322,7 @@ class QkvModeAttention(nn.Module):
             return roots, positions
         # A latent is one head, which all heads of K read.
         heads = self.plan.heads("k") if self.plan.cached[0].name == LATENT else -1
-        rope = rope_on_read(self.plan)
+        rope = self.rope_on_read
         cos_sin = self.rotary_emb[0](roots, positions[:, 0, :, 0]) if rope else None
         keys = self._apply_ops(self.plan.key_ops_on_read, roots, rotations, cos_sin)
         return keys.expand(-1, heads, -1, -1), roots.expand(-1, heads, -1, -1)
@@ -272,7 +331,8 @@ class QkvModeAttention(nn.Module):
         """The output projection over all heads together, if it is part of this class."""
         if self.family.output is None:
             return attn_output
-        return self.residual_dropout(self.get_submodule(self.family.output)(attn_output))
+        output = getattr(self, self.family.output)(attn_output)
+        return self.residual_dropout(output) if self.training else output
 
 
 class RelativeAttention(QkvModeAttention):
@@ -343,8 +403,6 @@ def attention_forward(
 
 def _implementation(config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """The attention function that the config chooses; "eager" is `attention_forward`."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
     return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, attention_forward)
 
 
@@ -357,8 +415,7 @@ def _cached_positions(
     batch, heads, time, _ = rows.shape
     # A static cache allocates as many heads of values as of keys.
     heads = heads if cache.is_compileable else 1
-    position_ids = position_ids.to(torch.int32).expand(batch, time)
-    return position_ids[:, None, :, None].expand(batch, heads, time, 1)
+    return position_ids.to(torch.int32)[:, None, :, None].expand(batch, heads, time, 1)
 
 
 def _apply_rope(rows: Heads, cos_sin: PositionEmbeddings | None, *, back: bool = False) -> Heads:
@@ -368,11 +425,13 @@ def _apply_rope(rows: Heads, cos_sin: PositionEmbeddings | None, *, back: bool =
     """
     assert cos_sin is not None, "the library passes position_embeddings to layers with RoPE"
     cos, sin = (part[:, None] for part in cos_sin)  # (batch, 1, time, rotary_dim)
-    rows, others = rows.split([cos.shape[-1], rows.shape[-1] - cos.shape[-1]], dim=-1)
+    rotary_dim = cos.shape[-1]
+    if rotary_dim < rows.shape[-1]:
+        rotated = _apply_rope(rows[..., :rotary_dim], cos_sin, back=back)
+        return torch.cat([rotated, rows[..., rotary_dim:]], dim=-1)
     first, second = rows.chunk(2, dim=-1)
     other = torch.cat([-second, first], dim=-1)
-    rotated = rows * cos - other * sin if back else rows * cos + other * sin
-    return torch.cat([rotated, others], dim=-1) if others.shape[-1] else rotated
+    return rows * cos - other * sin if back else rows * cos + other * sin
 
 
 def _linear(family: Family, inputs: int, outputs: int, *, bias: bool) -> nn.Module:

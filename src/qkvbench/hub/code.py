@@ -13,6 +13,8 @@ from pathlib import Path
 ENTRY = "qkvbench.hub.models"
 # Takes the place of jaxtyping, which the reader's machine may lack.
 _SHAPES = "qkvbench.hub.shapes"
+# What takes the place of a module that needs more than a folder has: the compiled library.
+_INSTEAD = {"qkvbench.hub.decoding": "qkvbench.hub.no_kernel"}
 # The README.md of a saved folder, and what it says more if the code is in the folder.
 _CARD = """---
 library_name: transformers
@@ -61,7 +63,7 @@ def _sources(entry: str) -> dict[str, str]:
         module = queue.pop()
         if module not in texts:
             text = _source(module)
-            queue += [match[2] for match in _IMPORT.finditer(text)]
+            queue += [_INSTEAD.get(match[2], match[2]) for match in _IMPORT.finditer(text)]
             texts[module] = _IMPORT.sub(_relative, text).replace(
                 "from jaxtyping import", f"from .{_flat(_SHAPES)} import"
             )
@@ -70,7 +72,7 @@ def _sources(entry: str) -> dict[str, str]:
 
 def _relative(match: re.Match[str]) -> str:
     """An import of ours as one from a file in the same folder."""
-    return f"{match[1]}from .{_flat(match[2])} import"
+    return f"{match[1]}from .{_flat(_INSTEAD.get(match[2], match[2]))} import"
 
 
 def _source(module: str) -> str:

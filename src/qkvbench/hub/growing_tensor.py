@@ -1,11 +1,13 @@
 """A tensor of cached rows that grows token by token with little unused room."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 # `_` is not checked: tensors of one layer differ in heads and width.
 Heads = Float[Tensor, "_batch _heads _time _width"]
+# Positions are rows, too.
+Rows = Shaped[Tensor, "_batch _heads _time _width"]
 
 # A full tensor grows by 1 / GROWTH. A token then costs the copy of about GROWTH rows on average,
 # and at most 1 / GROWTH of the rows (and one) are unused.
@@ -22,17 +24,22 @@ class GrowingTensor:
         self._storage: Tensor | None = None
 
     @property
+    def is_allocated(self) -> bool:
+        """Whether there are rows, or there were before a crop."""
+        return self._storage is not None
+
+    @property
     def bytes(self) -> int:
         """Allocated bytes, unused room included."""
         return 0 if self._storage is None else self._storage.untyped_storage().nbytes()
 
     @property
-    def rows(self) -> Heads:
+    def rows(self) -> Rows:
         """A view of all rows; there must be some."""
         assert self._storage is not None
-        return self._storage[:, :, : self.length]
+        return self._storage.narrow(2, 0, self.length)
 
-    def append(self, rows: Heads) -> None:
+    def append(self, rows: Rows) -> None:
         """Copy these rows behind the others."""
         end = self.length + rows.shape[2]
         if self._storage is None:
@@ -40,8 +47,19 @@ class GrowingTensor:
         elif end > self._storage.shape[2]:
             self._reallocate(rows, end + end // GROWTH + 1)
         assert self._storage is not None
-        self._storage[:, :, self.length : end] = rows
+        self._storage.narrow(2, self.length, end - self.length).copy_(rows)
         self.length = end
+
+    def replace(self, rows: Rows | None) -> None:
+        """Keep these rows instead; if they are the first of the others, with the same room."""
+        storage = self._storage
+        if rows is None:
+            self.clear()
+        elif storage is not None and _begin_alike(rows, storage):
+            self.length = rows.shape[2]
+        else:
+            # No room behind them, so another's rows are never written to.
+            self._storage, self.length = rows, rows.shape[2]
 
     def crop(self, tokens: int) -> None:
         """Remove the last `tokens`."""
@@ -73,3 +91,13 @@ class GrowingTensor:
         if self._storage is not None:
             storage[:, :, : self.length] = self.rows
         self._storage = storage
+
+
+def _begin_alike(rows: Rows, storage: Rows) -> bool:
+    """Whether these are the first rows of this tensor, not copies of them."""
+    return (
+        (rows.data_ptr(), rows.dtype, rows.stride())
+        == (storage.data_ptr(), storage.dtype, storage.stride())
+        and (rows.shape[:2], rows.shape[3]) == (storage.shape[:2], storage.shape[3])
+        and rows.shape[2] <= storage.shape[2]
+    )

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from qkvbench.hub.decoding import KernelAttention
 from qkvbench.hub.families import SHARED_ROOT, shared_root_plan
 from qkvbench.hub.growing_tensor import GrowingTensor, Heads
 from qkvbench.hub.key_only import TOLERANCE
@@ -49,10 +51,19 @@ class KeyFromRoot:
                     raise AssertionError("the plan of a shared root has a scale and RoPE")
         return keys
 
+    @property
+    def frequencies(self) -> Float[Tensor, " pairs"]:
+        """Radians per position of the pairs of a head; of the last ones that may be 0."""
+        return getattr(self.rotary_emb, f"{self.kind}_inv_freq")
+
+    @property
+    def rope_factor(self) -> float:
+        """The factor of K after RoPE."""
+        return getattr(self.rotary_emb, f"{self.kind}_attention_scaling")
+
     def _apply_rope(self, rows: Heads, positions: Heads) -> Heads:
         """RoPE by the model's frequencies; `rows` is overwritten."""
-        inverse = getattr(self.rotary_emb, f"{self.kind}_inv_freq").to(rows.device)
-        factor = getattr(self.rotary_emb, f"{self.kind}_attention_scaling")
+        inverse, factor = self.frequencies.to(rows.device), self.rope_factor
         # Partial RoPE rotates the first pairs; the frequency of the others is 0.
         pairs = len(inverse) if factor != 1 else int((inverse != 0).sum())
         angles = positions * inverse[:pairs].float()  # (batch, 1, time, pairs)
@@ -95,6 +106,7 @@ class SharedRootReader:
         """An empty cache with room for `reserve` tokens."""
         self.recipe = recipe
         self.roots = GrowingTensor(reserve)
+        self.kernel = KernelAttention(recipe.plan)
         # In fp32, in which transformers multiplies positions: exact up to 16 million.
         self.positions = GrowingTensor(reserve)
 
@@ -125,8 +137,20 @@ class SharedRootReader:
         return self.recipe.keys(roots, self.positions.rows[:, :, rows]), roots
 
     def attend(self, query: Queries, mask: Mask | None, scaling: float) -> Queries:
-        """softmax(q·k·scaling + mask)·v; K is made a tile at a time."""
-        roots = self.roots.rows
+        """softmax(q·k·scaling + mask)·v; by the native kernel, or K is made a tile at a time."""
+        roots, recipe = self.roots.rows, self.recipe
+        output = self.kernel(
+            query,
+            roots,
+            None,
+            mask,
+            scaling=scaling * recipe.rope_factor,
+            positions=self.positions.rows,
+            frequencies=recipe.frequencies,
+            vectors=lambda _: recipe.scale,
+        )
+        if output is not None:
+            return output.transpose(1, 2)
         batch, heads, queries, width = query.shape
         # Query heads of one root become rows: (batch, kv_heads, group * queries, width).
         grouped = query.reshape(batch, roots.shape[1], -1, width)
