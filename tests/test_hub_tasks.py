@@ -9,7 +9,7 @@ from PIL import Image
 
 from qkvbench import tasks
 from qkvbench.cli import main
-from qkvbench.data import hub, hub_text
+from qkvbench.data import hub_rows, hub_text
 from qkvbench.data.batch import IGNORE_INDEX, Predictions
 from qkvbench.data.cache import DataRefusedError, DataUnavailableError
 from qkvbench.data.growing_array import GrowingArray
@@ -294,7 +294,7 @@ def test_a_file_of_another_schema_is_refused_with_the_reason(files):
     for split in data.files:
         files(data, split, {"phrase": sentences(4, 1), "label": [0, 1, 0, 1]})
     with pytest.raises(DataUnavailableError, match="could not be read"):
-        list(hub.rows(data, "train"))
+        list(hub_rows.rows(data, "train"))
 
 
 @pytest.mark.slow

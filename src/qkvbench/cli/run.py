@@ -336,7 +336,7 @@ def _compute_lines(by_task: "Sequence[Forecast]") -> list[str]:
 
 
 def _data_lines(by_task: "Sequence[Forecast]") -> list[str]:
-    """What tasks of the Hugging Face Hub download, and keep on disk."""
+    """The download of each task of the Hugging Face Hub, and the disk that it takes."""
     lines: list[str] = []
     for each in by_task:
         if (data := each.data) is None:

@@ -11,7 +11,8 @@ import numpy as np
 from qkvbench.data.cache import identity_of, keep, lookup
 from qkvbench.data.documents import SEPARATOR
 from qkvbench.data.growing_array import GrowingArray
-from qkvbench.data.hub import HubData, rows
+from qkvbench.data.hub import HubData
+from qkvbench.data.hub_rows import rows
 from qkvbench.data.streams import SPLITS, Streams, byte_streams
 
 # Its number is raised with every change to what is made of the same files.

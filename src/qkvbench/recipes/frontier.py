@@ -1,6 +1,7 @@
 """What should a token of the cache keep? Forms of attention at 1, 1/2, 1/4 and 1/8 of the bytes.
 
-Run       qkvbench run frontier; --size 700k, 1.2m, 2.7m and so on: docs/frontier.md has the order
+Run       qkvbench run frontier
+Size      --size 700k, 1.2m, 2.7m, 125m, 300m, 1.3b: docs/frontier.md has the order
 Register  --preregister src/qkvbench/recipes/frontier.toml, for the first run
 Tune      qkvbench run frontier --tune lr     a learning rate for each arm
 Then      qkvbench run frontier-short, with a quarter of the steps

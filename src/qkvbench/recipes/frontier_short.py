@@ -1,6 +1,7 @@
 """The arms of `frontier` after a quarter of the text: does a gap close with the budget?
 
-Run       qkvbench run frontier-short; the sizes are those of frontier
+Run       qkvbench run frontier-short
+Size      as of frontier
 Takes     not run yet; a quarter of frontier's time at the same size
 Expect    frontier.toml, written before the first run; read beside frontier, arm by arm
 """

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from qkvbench.data.cache import DataRefusedError, keep, lookup
-from qkvbench.data.hub import HubData, rows
+from qkvbench.data.hub import HubData
 from qkvbench.data.hub_images import save_images
+from qkvbench.data.hub_rows import rows
 from qkvbench.experiment import Training
 from qkvbench.tasks import Data, Task
 from qkvbench.tasks.kinds.augment import Images, flip, shift

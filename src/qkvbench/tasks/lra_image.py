@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from qkvbench.data.cache import keep, lookup
-from qkvbench.data.hub import HubData, rows
+from qkvbench.data.hub import HubData
 from qkvbench.data.hub_images import save_images
+from qkvbench.data.hub_rows import rows
 from qkvbench.experiment import Training
 from qkvbench.tasks import Data
 from qkvbench.tasks.kinds.images import Source, image_classification

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from qkvbench.data.cache import prepare_once
-from qkvbench.data.hub import HubData, rows
+from qkvbench.data.hub import HubData
+from qkvbench.data.hub_rows import rows
 from qkvbench.data.tokenizer import Bytes, Fitted, Tokenizer, fit
 from qkvbench.experiment import Training
 from qkvbench.tasks.kinds.texts import (

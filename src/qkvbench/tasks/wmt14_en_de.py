@@ -11,7 +11,8 @@ from itertools import chain
 from pathlib import Path
 
 from qkvbench.data.cache import prepare_once
-from qkvbench.data.hub import HubData, rows
+from qkvbench.data.hub import HubData
+from qkvbench.data.hub_rows import rows
 from qkvbench.data.tokenizer import PREPARATION, BytePairs, Fitted, Tokenizer, fit
 from qkvbench.experiment import Training
 from qkvbench.tasks.kinds.generation_scores import on_one_line

@@ -18,7 +18,8 @@ from jaxtyping import Integer
 
 from qkvbench.data.batch import IGNORE_INDEX, Predictions
 from qkvbench.data.cache import prepare_once
-from qkvbench.data.hub import HubData, rows
+from qkvbench.data.hub import HubData
+from qkvbench.data.hub_rows import rows
 from qkvbench.data.tokenizer import Fitted, Tokenizer
 from qkvbench.experiment import Training
 from qkvbench.tasks import Metric, Task, accuracy
