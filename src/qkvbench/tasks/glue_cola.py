@@ -7,7 +7,8 @@ from qkvbench.tasks.kinds.glue import Glue, glue, matthews
 # Columns of the card: sentence, label (unacceptable, acceptable), idx.
 TASK = glue(
     Glue(
-        about="Tell whether a sentence is acceptable English (CoLA)",
+        about="Tell whether a sentence is acceptable English",
+        name="CoLA",
         config="cola",
         texts=("sentence",),
         classes=2,

@@ -6,7 +6,8 @@ from qkvbench.tasks.kinds.glue import Glue, glue
 
 # Columns of the card: premise, hypothesis, label (entailment, neutral, contradiction), idx.
 MNLI = Glue(
-    about="Tell what follows from a sentence, what contradicts it (MNLI, matched)",
+    about="Tell what follows from a sentence, what contradicts it",
+    name="MNLI, matched",
     config="mnli",
     texts=("premise", "hypothesis"),
     classes=3,

@@ -8,7 +8,8 @@ from qkvbench.tasks.kinds.glue import glue
 TASK = glue(
     replace(
         MNLI,
-        about="The same, genres not as in training (MNLI, mismatched)",
+        about="The same, genres not as in training",
+        name="MNLI, mismatched",
         scored="validation_mismatched",
     )
 )

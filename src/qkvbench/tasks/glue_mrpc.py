@@ -7,7 +7,8 @@ from qkvbench.tasks.kinds.glue import Glue, f1, glue
 # Columns of the card: sentence1, sentence2, label (not_equivalent, equivalent), idx.
 TASK = glue(
     Glue(
-        about="Tell whether two sentences of news mean the same (MRPC)",
+        about="Tell whether two sentences of news mean the same",
+        name="MRPC",
         config="mrpc",
         texts=("sentence1", "sentence2"),
         classes=2,

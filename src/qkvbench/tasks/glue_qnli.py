@@ -7,7 +7,8 @@ from qkvbench.tasks.kinds.glue import Glue, glue
 # Columns of the card: question, sentence, label (entailment, not_entailment), idx.
 TASK = glue(
     Glue(
-        about="Tell whether a sentence answers a question (QNLI)",
+        about="Tell whether a sentence answers a question",
+        name="QNLI",
         config="qnli",
         texts=("question", "sentence"),
         classes=2,

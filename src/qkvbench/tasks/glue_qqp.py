@@ -7,7 +7,8 @@ from qkvbench.tasks.kinds.glue import Glue, f1, glue
 # Columns of the card: question1, question2, label (not_duplicate, duplicate), idx.
 TASK = glue(
     Glue(
-        about="Tell whether two questions ask the same (QQP)",
+        about="Tell whether two questions ask the same",
+        name="QQP",
         config="qqp",
         texts=("question1", "question2"),
         classes=2,

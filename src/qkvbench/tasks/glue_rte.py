@@ -7,7 +7,8 @@ from qkvbench.tasks.kinds.glue import Glue, glue
 # Columns of the card: sentence1, sentence2, label (entailment, not_entailment), idx.
 TASK = glue(
     Glue(
-        about="Tell whether a sentence follows from a text (RTE)",
+        about="Tell whether a sentence follows from a text",
+        name="RTE",
         config="rte",
         texts=("sentence1", "sentence2"),
         classes=2,

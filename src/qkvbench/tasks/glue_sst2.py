@@ -7,7 +7,8 @@ from qkvbench.tasks.kinds.glue import Glue, glue
 # Columns of the card: sentence, label (negative, positive), idx.
 TASK = glue(
     Glue(
-        about="Tell praise from blame in a sentence (SST-2)",
+        about="Tell praise from blame in a sentence",
+        name="SST-2",
         config="sst2",
         texts=("sentence",),
         classes=2,

@@ -7,7 +7,8 @@ from qkvbench.tasks.kinds.glue import Glue, correlations, glue, in_steps
 # Columns of the card: sentence1, sentence2, label (a number from 0 to 5), idx.
 TASK = glue(
     Glue(
-        about="Say how alike two sentences are, in steps of a fifth (STS-B)",
+        about="Say how alike two sentences are, in steps of a fifth",
+        name="STS-B",
         config="stsb",
         texts=("sentence1", "sentence2"),
         classes=26,

@@ -7,7 +7,8 @@ from qkvbench.tasks.kinds.glue import Glue, glue
 # Columns of the card: sentence1, sentence2, label (not_entailment, entailment), idx.
 TASK = glue(
     Glue(
-        about="Tell whom a pronoun means; its 71 scored pairs say little (WNLI)",
+        about="Tell whom a pronoun means; its 71 scored pairs say little",
+        name="WNLI",
         config="wnli",
         texts=("sentence1", "sentence2"),
         classes=2,

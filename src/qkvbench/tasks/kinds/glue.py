@@ -38,13 +38,14 @@ Score = Callable[[Predictions], dict[str, float]]
 
 @dataclass(frozen=True)
 class Glue:
-    """A task of GLUE: its configuration, the columns of its texts, and how it is scored.
+    """A task of GLUE: its name and configuration, the columns of its texts, its score.
 
     ``rows`` are those of all its splits, as the card's viewer states them. ``scored`` is the
     published split whose labels are public. ``number`` gives the class of a label.
     """
 
     about: str
+    name: str
     config: str
     texts: tuple[str, ...]
     classes: int
@@ -75,7 +76,7 @@ def glue(task: Glue, tokenizer: Tokenizer = BYTE_PAIRS) -> Task:
     """The task as published, read with these tokens."""
     length = read_length(task.length, tokenizer)
     source = Source(
-        about=f"{task.about} (GLUE; not yet run on the real data).",
+        about=f"{task.about} (GLUE's {task.name}; not yet run on the real data).",
         tier="hub",
         benchmark="glue",
         version=1,
