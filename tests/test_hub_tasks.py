@@ -1,11 +1,13 @@
 """Tasks of the Hugging Face Hub, on small files of the documented schemas: none was run on more."""
 
+import json
 import re
 from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import f1_score
 
 from qkvbench import tasks
 from qkvbench.cli import main
@@ -117,8 +119,8 @@ def test_of_two_texts_that_are_too_long_the_longer_one_is_cut():
 
 def test_the_scores_of_glue_are_those_of_their_definitions():
     right, predicted = [1, 1, 1, 0, 0, 0, 0, 1], [1, 1, 0, 0, 0, 1, 0, 1]
-    both, said, true = 3, 4, 4
-    assert glue.f1(outcome(predicted, right))["f1"] == pytest.approx(2 * both / (said + true))
+    expected = f1_score(right, predicted)
+    assert glue.f1(outcome(predicted, right))["f1"] == pytest.approx(expected)
     # Matthews's correlation of two classes is Pearson's of the numbers 0 and 1.
     expected = np.corrcoef(predicted, right)[0, 1]
     assert glue.matthews(outcome(predicted, right))["matthews"] == pytest.approx(expected)
@@ -314,3 +316,21 @@ def test_targets_of_wmt14_are_padded_with_nothing_that_is_scored(files):
         files(WMT14, split, {"translation": pairs})
     batch = tasks.find("wmt14-en-de#bytes").load().test.batch(np.arange(5))
     assert ((batch.targets != IGNORE_INDEX).sum(axis=1) == batch.lengths).all()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # two short runs, on a busy machine
+def test_a_smoke_on_files_of_the_hub_s_schemas_gives_records_with_their_metrics(files, tmp_path):
+    metrics = {"glue-mrpc#bytes": "f1", "wmt14-en-de#bpe-300": "bleu"}
+    data = tasks.find("glue-mrpc").hub
+    for split in data.files:
+        texts = {each: sentences(90, seed) for seed, each in enumerate(data.columns[:-1])}
+        files(data, split, {**texts, "label": [0, 1, 1] * 30})
+    for split in WMT14.files:
+        pairs = zip(prose(200, len(split)), prose(200, 90 + len(split)), strict=True)
+        files(WMT14, split, {"translation": [{"de": de, "en": en} for en, de in pairs]})
+    words = ["--variants", "q,k,v", "--tasks", *metrics, "--seeds", "1", "--smoke"]
+    assert main(["run", *words, "--out", str(tmp_path / "out")]) == 0
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("out/runs/*.json")]
+    assert {each["task"]: each["metric"]["name"] for each in records} == metrics
+    assert all(each["metric"]["name"] in each["metrics"] for each in records)

@@ -70,8 +70,8 @@ def answer(request: Request) -> int:
     trackers = names.trackers(request.track)
     check_buildable(study)
     _check_jobs(request.jobs, engine.name)
-    # A plan may be for another machine.
-    if not request.dry_run:
+    # A recipe may be planned for another machine; what is asked for here must be here.
+    if not request.dry_run or request.devices:
         _check_machine(study)
     for arm, texts in names.same_arm(request.variants or ()).items():
         print(f"{' and '.join(texts)} are one arm, {arm}; it runs once.", file=sys.stderr)

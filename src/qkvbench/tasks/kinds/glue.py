@@ -158,20 +158,29 @@ def in_steps(similarity: float) -> int:
 
 
 def matthews(outcome: Predictions) -> dict[str, float]:
-    """Matthews's correlation of predicted and right classes, and `accuracy`."""
-    # Imported here: tasks are listed without it.
-    from sklearn.metrics import matthews_corrcoef
+    """Matthews's correlation of predicted and right classes, and `accuracy`.
 
+    It is 0 if every prediction is the same, or every right class.
+    """
     predicted, right = _classes(outcome)
-    return {"matthews": float(matthews_corrcoef(right, predicted)), **accuracy(outcome)}
+    found = 0.0
+    if _vary(predicted, right):
+        # Imported here: tasks are listed without it.
+        from sklearn.metrics import matthews_corrcoef
+
+        found = float(matthews_corrcoef(right, predicted))
+    return {"matthews": found, **accuracy(outcome)}
 
 
 def f1(outcome: Predictions) -> dict[str, float]:
-    """F1 of class 1 (a paraphrase, the same question), and `accuracy`."""
-    from sklearn.metrics import f1_score
+    """F1 of class 1 (a paraphrase, the same question), and `accuracy`.
 
+    Not scikit-learn's: a score is asked of each item alone, too, and a call there takes longer.
+    """
     predicted, right = _classes(outcome)
-    return {"f1": float(f1_score(right, predicted, zero_division="warn")), **accuracy(outcome)}
+    both = int(np.sum((predicted == 1) & (right == 1)))
+    either = int(np.sum(predicted == 1) + np.sum(right == 1))
+    return {"f1": 2 * both / either if either else 0.0, **accuracy(outcome)}
 
 
 def correlations(outcome: Predictions) -> dict[str, float]:
@@ -179,14 +188,18 @@ def correlations(outcome: Predictions) -> dict[str, float]:
 
     Both are 0 if every prediction is the same.
     """
-    from scipy.stats import pearsonr, spearmanr
-
     predicted, right = _classes(outcome)
-    if len(np.unique(predicted)) < 2 or len(np.unique(right)) < 2:
-        found = (0.0, 0.0)
-    else:
+    found = (0.0, 0.0)
+    if _vary(predicted, right):
+        from scipy.stats import pearsonr, spearmanr
+
         found = (pearsonr(predicted, right)[0], spearmanr(predicted, right)[0])
     return {"pearson": float(found[0]), "spearman": float(found[1]), **accuracy(outcome)}
+
+
+def _vary(*values: np.ndarray) -> bool:
+    """Whether each array has two different numbers, without which there is no correlation."""
+    return all(each.size > 0 and bool(np.any(each != each[0])) for each in values)
 
 
 def _classes(outcome: Predictions) -> tuple[np.ndarray, np.ndarray]:
