@@ -512,6 +512,14 @@ def test_a_study_can_be_compiled_and_no_step_s_time_has_the_compiler_s(tmp_path)
 IN_SHORT = ("quick", "glue", "towers", "places")
 
 
+# The data of the others are on the Hugging Face Hub.
+RUNNABLE = [
+    name
+    for name in recipes.names()
+    if all(tasks.find(task).tier != "hub" for task in recipes.find(name).tasks)
+]
+
+
 def smoke(recipe, out, *words):
     """The size of the page of a recipe that was run without learning anything."""
     # Two seeds of `quick`, so that statistics are computed; one of the others.
@@ -527,7 +535,7 @@ def smoke(recipe, out, *words):
     "recipe",
     [
         pytest.param(name, marks=() if name in IN_SHORT else pytest.mark.nightly)
-        for name in recipes.names()
+        for name in RUNNABLE
     ],
 )
 def test_a_smoke_of_three_arms_of_each_recipe_runs_to_its_page(recipe, tmp_path):
@@ -537,7 +545,7 @@ def test_a_smoke_of_three_arms_of_each_recipe_runs_to_its_page(recipe, tmp_path)
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)  # up to 336 short runs, two at a time
-@pytest.mark.parametrize("recipe", recipes.names())
+@pytest.mark.parametrize("recipe", RUNNABLE)
 def test_a_smoke_of_each_whole_recipe_runs_to_its_page(recipe, tmp_path):
     assert smoke(recipe, tmp_path) > 10_000
 

@@ -122,10 +122,10 @@ def test_extras_add_up(clone):
     clone("setup", "hf")
     clone.asked()
     clone("test")
-    assert f"-e {clone.root}[hf,dev,jax,onnx,slurm,sql]" in clone.asked()[-1]
+    assert f"-e {clone.root}[hf,data,dev,jax,onnx,slurm,sql]" in clone.asked()[-1]
     assert (
         clone("setup", "hf", "dev")[2]
-        == "qkv: ready: .venv has the core and hf dev jax onnx slurm sql\n"
+        == "qkv: ready: .venv has the core and hf data dev jax onnx slurm sql\n"
     )
     assert clone.asked() == []
 
@@ -138,6 +138,8 @@ def test_extras_add_up(clone):
         ("run quick --track wandb tensorboard --jobs 2", "[wandb,tensorboard]"),
         ("convert smollm2-135m --to q,k=v --out new", "[hf]"),
         ("advise smollm2-135m --cache 50% --text my.txt", "[hf]"),
+        ("run --variants q,k,v --tasks glue-sst2#bytes", "[data]"),
+        ("run paper-as-written --backend jax", "[data,jax]"),
     ],
 )
 def test_words_bring_the_extras_that_they_ask_for(clone, words, brought):

@@ -22,7 +22,16 @@ from qkvbench.tasks import Data, mqar, selective_copying
 from qkvbench.tasks.kinds.splits import Windows
 from qkvbench.tasks.recall import KEYS
 
-every_task = pytest.mark.parametrize("name", tasks.names())
+# Tasks of the Hub have tests of their own, on small files (test_hub_tasks.py).
+every_task = pytest.mark.parametrize(
+    "name",
+    [
+        # A hundred thousand expressions are drawn in four minutes.
+        pytest.param(name, marks=pytest.mark.nightly) if name == "lra-listops" else name
+        for name in tasks.names()
+        if tasks.find(name).tier != "hub"
+    ],
+)
 AT_ONCE = 8192
 
 

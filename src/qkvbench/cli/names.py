@@ -94,9 +94,14 @@ def task(name: str) -> str:
     return name
 
 
-def recipe(name: str) -> Study:
-    """The study of a recipe."""
-    return recipes.find(_known("recipe", name, recipes.names()))
+def recipe(name: str, size: str | None = None) -> Study:
+    """The study of a recipe, of its usual size or of another."""
+    known = _known("recipe", name, recipes.names())
+    if size is None:
+        return recipes.find(known)
+    if not (sizes := recipes.sizes(known)):
+        raise RequestError(f"The recipe {known} has one size only; leave out --size.")
+    return recipes.find(known, _known("size", size, list(sizes)))
 
 
 def model(name: str) -> Model:

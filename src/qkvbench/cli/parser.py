@@ -123,6 +123,7 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """`run`: the study, and the execution of its runs."""
     run = _command(commands, "run", "train and measure arms that differ in nothing else; resumes")
     run.add_argument("recipe", nargs="?", help="a recipe; 'qkvbench ls recipes' lists them")
+    run.add_argument("--size", metavar="NAME", help="a recipe's size, if it has several")
     run.add_argument(
         "--variants",
         nargs="+",

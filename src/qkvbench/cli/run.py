@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qkvbench import backends, recipes, tasks
+from qkvbench import backends, hardware, recipes, tasks
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.progress import StudyProgress
@@ -18,7 +18,7 @@ from qkvbench.cli.report import write_reports
 from qkvbench.cli.train import write_files
 from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.data import DataUnavailableError
-from qkvbench.data.cache import check_usable
+from qkvbench.data.cache import cache_folder, check_usable
 from qkvbench.experiment import Experiment
 from qkvbench.measure.machine import cores
 from qkvbench.recipes import Study
@@ -39,6 +39,11 @@ DEFAULT_SEEDS = 5
 MOST_RUNS = 20_000
 # Runs at a time: each is a process with a backend of its own.
 MOST_JOBS_PER_CORE, MOST_JOBS = 16, 10_000
+# Runs of less arithmetic are for the machine at hand: a week at 100 billion operations a second.
+LEAST_FLOPS = 7 * 24 * 3600 * 1e11
+# A laboratory's node, and the share of a device's peak that its trainings reach: PaLM's was 0.46
+# (arXiv:2204.02311, section 4.1), smaller ones' is less.
+LAB_DEVICES, LAB_SHARE, LEAST_WATTS = 8, 0.4, 300
 # The fields of a study that a flag of the same name replaces, and how its text is parsed.
 STUDY_FIELDS: Mapping[str, Callable[[Any], object]] = {
     "variants": names.arms,
@@ -65,7 +70,9 @@ def answer(request: Request) -> int:
     trackers = names.trackers(request.track)
     check_buildable(study)
     _check_jobs(request.jobs, engine.name)
-    _check_machine(study)
+    # A recipe may be planned for another machine; what is asked for here must be here.
+    if not request.dry_run or request.devices:
+        _check_machine(study)
     for arm, texts in names.same_arm(request.variants or ()).items():
         print(f"{' and '.join(texts)} are one arm, {arm}; it runs once.", file=sys.stderr)
     store = Store(
@@ -98,7 +105,9 @@ def answer(request: Request) -> int:
 def requested_study(request: Request) -> Study:
     """The study of a request: a recipe, changed by the flags, or variants × tasks."""
     if request.recipe:
-        study = names.recipe(request.recipe)
+        study = names.recipe(request.recipe, request.size)
+    elif request.size:
+        raise RequestError("--size is that of a recipe, as in 'qkvbench run frontier --size 300m'.")
     elif request.variants and request.tasks:
         study = Study(name="study", variants=(), seeds={})
     else:
@@ -148,10 +157,9 @@ def default_folder(study: Study) -> str:
     if study.tuned:
         return f"{default_folder(replace(study, tuned=False))}-tuned"
     plain = study.name.removesuffix("-smoke")
-    if plain in recipes.names():
-        recipe = recipes.find(plain)
-        if replace(study, name=plain, smoke=False, seeds=recipe.seeds) == recipe:
-            return study.name
+    recipe = recipes.named(plain)
+    if recipe and replace(study, name=plain, smoke=False, seeds=recipe.seeds) == recipe:
+        return study.name
     one_seed = replace(study, seeds=dict.fromkeys(study.seeds, 1)).experiments()
     ids = "".join(run.id for run in one_seed)
     return f"{study.name}-{sha256(ids.encode()).hexdigest()[:6]}"
@@ -294,7 +302,52 @@ def _forecast_lines(study: Study, by_task: "Sequence[Forecast]", jobs: int | Non
         for row in rows
     ]
     memory = "Memory is that of a training step, without backend and data."
-    return [*table, f"Takes  {_takes_text(study, by_task, jobs)}. {memory}"]
+    return [
+        *table,
+        f"Takes  {_takes_text(study, by_task, jobs)}. {memory}",
+        *_compute_lines(by_task),
+        *_data_lines(by_task),
+    ]
+
+
+def _compute_lines(by_task: "Sequence[Forecast]") -> list[str]:
+    """The arithmetic of runs whose time is not known, on devices that can hold them; computed."""
+    unknown = [each for each in by_task if each.left and each.left_s is None]
+    flops = sum(each.flops for each in unknown)
+    if flops < LEAST_FLOPS:
+        return []
+    most = max(each.step_bytes for each in unknown)
+    lines = [
+        f"Products of matrices in these runs: {flops:.2g} operations, computed. On {LAB_DEVICES} "
+        "devices they take, at the peak",
+        f"of the data sheet and at {LAB_SHARE:.0%} of it, an assumption, with nothing beside:",
+    ]
+    for name in hardware.names():
+        device = hardware.find(name)
+        rate = device.flops_per_s.get("bf16")
+        if rate is None or device.watts is None or device.watts.value < LEAST_WATTS:
+            continue
+        peak_s = flops / (LAB_DEVICES * rate.value)
+        fits = "" if most <= device.memory_bytes.value else "; a step does not fit its memory"
+        lines.append(
+            f"  {name:<12} {seconds_text(peak_s)}, {seconds_text(peak_s / LAB_SHARE)}{fits}"
+        )
+    return lines
+
+
+def _data_lines(by_task: "Sequence[Forecast]") -> list[str]:
+    """The download of each task of the Hugging Face Hub, and the disk that it takes."""
+    lines: list[str] = []
+    for each in by_task:
+        if (data := each.data) is None:
+            continue
+        size = "an unknown size" if data.download_bytes is None else bytes_text(data.download_bytes)
+        terms = "; its terms must be accepted first" if data.gated else ""
+        lines.append(
+            f"Data   {each.task}: {size} of {data.repository} are read, about "
+            f"{bytes_text(data.prepared_bytes)} kept in {cache_folder()}{terms}."
+        )
+    return lines
 
 
 def _takes_text(study: Study, by_task: "Sequence[Forecast]", jobs: int | None) -> str:
@@ -309,7 +362,7 @@ def _takes_text(study: Study, by_task: "Sequence[Forecast]", jobs: int | None) -
         return about
     texts = [f"{about}, and a time that is not known"] if known_s else ["not known"]
     texts[0] += f": no record of {unknown} of the runs, or of the like, is here"
-    if study.name in recipes.names() and recipes.find(study.name) == replace(study, rates={}):
+    if recipes.named(study.name) == replace(study, rates={}) and study.name in recipes.names():
         texts.append(f"by the recipe: {recipes.takes(study.name)}")
     return "; ".join(texts)
 

@@ -1,6 +1,6 @@
 """Packed documents as streams of tokens; byte pairs are cached."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from jaxtyping import Int, Integer
 
 from qkvbench.data.cache import identity_of, keep, lookup
 from qkvbench.data.documents import SEPARATOR
+from qkvbench.data.growing_array import GrowingArray
 from qkvbench.data.tokenizer import PREPARATION, BytePairs, Bytes, Tokenizer, fit
 
 SPLITS = ("train", "validation", "test")
@@ -57,15 +58,21 @@ def _make(streams: Streams, tokenizer: BytePairs, folder: Path) -> None:
     learned = fit(tokenizer, _documents(streams.train))
     end = np.array([learned.separator], np.uint16)
     for split in SPLITS:
-        parts = [
-            part
-            for tokens in learned.encode(_documents(getattr(streams, split)))
-            for part in (tokens, end)
-        ]
-        np.save(folder / f"{split}.npy", np.concatenate([np.empty(0, np.uint16), *parts]))
+        with GrowingArray(folder / f"{split}.npy", np.uint16) as file:
+            for tokens in learned.encode(_documents(getattr(streams, split))):
+                file.append(tokens)
+                file.append(end)
     np.save(folder / "token_bytes.npy", learned.token_bytes)
     (folder / "tokenizer.json").write_text(learned.written)
 
 
-def _documents(stream: np.ndarray) -> list[str]:
-    return [part.decode() for part in stream.tobytes().split(bytes([SEPARATOR]))[:-1]]
+# Bytes that are read at a time: a stream may be larger than the memory.
+_AT_ONCE = 1 << 26
+
+
+def _documents(stream: np.ndarray) -> Iterator[str]:
+    """The documents of a stream of bytes, one after the other."""
+    rest = b""
+    for start in range(0, len(stream), _AT_ONCE):
+        *whole, rest = (rest + stream[start : start + _AT_ONCE].tobytes()).split(bytes([SEPARATOR]))
+        yield from (document.decode() for document in whole)

@@ -1,7 +1,7 @@
 """Text as tokens: bytes, or byte pairs learned from a training split. arXiv:1508.07909."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
@@ -88,7 +88,7 @@ def parse_tokenizer(text: str) -> Tokenizer:
     return BytePairs(int(size))
 
 
-def fit(tokenizer: Tokenizer, training: Sequence[str]) -> Fitted:
+def fit(tokenizer: Tokenizer, training: Iterable[str]) -> Fitted:
     """The tokenizer, fit to the texts of a training split and to nothing else.
 
     The same texts give the same tokens. Raises DataRefusedError if they are too few for that many
@@ -156,7 +156,7 @@ class _FittedBytePairs:
         return self.learned.decode([token for token in tokens if token != self.separator])
 
 
-def _learn_merges(training: Sequence[str], vocabulary: int) -> Any:
+def _learn_merges(training: Iterable[str], vocabulary: int) -> Any:
     # Set before the library starts: its threads would not survive a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import Tokenizer as Learned
@@ -180,7 +180,7 @@ def _learn_merges(training: Sequence[str], vocabulary: int) -> Any:
     return learned
 
 
-def _sample(training: Sequence[str]) -> Iterator[str]:
+def _sample(training: Iterable[str]) -> Iterator[str]:
     left = SAMPLE_BYTES
     for text in training:
         left -= len(text.encode())

@@ -73,6 +73,19 @@ def as_in(shape: Model, own: Model) -> Model:
             return plain
 
 
+def gpt_125m() -> Model:
+    """As large as the smallest GPT-2, the size in the article that this project began from."""
+    return transformer(
+        "gpt-125m",
+        Decoder(vocabulary=50_257, tied=True),
+        layers=12,
+        d_model=768,
+        heads=12,
+        position=Learned(1024),
+        init=Init(embedding_std=0.02, position_std=0.02, weight_std=0.02),
+    )
+
+
 def gpt_300m() -> Model:
     """The smaller model of arXiv:2606.04032."""
     return transformer(
@@ -114,6 +127,7 @@ def small_decoder() -> Model:
 
 PRESETS: dict[str, Callable[[], Model]] = {
     "small-decoder": small_decoder,
+    "gpt-125m": gpt_125m,
     "gpt-300m": gpt_300m,
     "gpt-1.2b": gpt_1_2b,
 }

@@ -32,6 +32,7 @@ class Study:
     (`task_ref`); its value is the number of seeds. ``budget`` multiplies the task's own steps, for
     all tasks or by the text without position and heads.
     ``model`` replaces the tasks' own geometry, layers and positions; their inputs and outputs stay.
+    ``training`` replaces that of the study's own tasks.
     ``position`` names the position scheme that replaces those, ``pooling`` how encoders predict one
     class for the whole input.
     ``init_from`` names a task: each arm begins with the weights of its own run on it, which has its
@@ -47,6 +48,7 @@ class Study:
     variants: Sequence[str]
     seeds: Mapping[str, int]
     model: Model | None = None
+    training: Training | None = None
     position: str | None = None
     pooling: Pooling | None = None
     init_from: str | None = None
@@ -209,10 +211,13 @@ class Study:
         budget = self.budget
         if isinstance(budget, Mapping):
             budget = budget.get(str(ref.inputs), 1)
+        own = task.training
+        if self.training is not None and name in self.seeds:
+            own = self.training
         training = replace(
-            task.training,
-            steps=round(budget * task.training.steps),
-            warmup=round(budget * task.training.warmup),
+            own,
+            steps=round(budget * own.steps),
+            warmup=round(budget * own.warmup),
             micro_batches=self.micro_batches,
         )
         return Experiment(

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qkvbench import tasks
-from qkvbench.cost import step_memory
+from qkvbench.cost import macs, step_memory
+from qkvbench.cost.roofline import TRAINING_PASSES
+from qkvbench.data.hub import HubData
 from qkvbench.experiment import Experiment
 from qkvbench.model import parse_label
 from qkvbench.results.store import Store, read_regular
@@ -37,7 +39,8 @@ class Known:
 class Forecast:
     """The estimate for one task of a study. ``run_s`` and ``disk_bytes`` are None without records.
 
-    ``step_bytes`` bounds the memory of a step.
+    ``step_bytes`` bounds the memory of a step. ``flops`` are the operations of the matrix products
+    that the remaining runs train with, and ``data`` is what the task reads of the Hugging Face Hub.
     """
 
     task: str
@@ -47,6 +50,8 @@ class Forecast:
     source: str | None
     step_bytes: int
     disk_bytes: float | None
+    flops: float
+    data: HubData | None
 
     @property
     def left_s(self) -> float | None:
@@ -117,6 +122,7 @@ def _forecast(
     task = tasks.find(name)
     # Seeds of an arm share its model.
     models = {id(each.model): each for each in runs}.values()
+    flops = statistics.fmean(_training_flops(each, task) for each in models)
     return Forecast(
         task=str(name),
         runs=len(runs),
@@ -125,7 +131,16 @@ def _forecast(
         source=known and known.source,
         step_bytes=max(step_memory(each, task.tokens, task.second_tokens).total for each in models),
         disk_bytes=known and known.record_bytes * left,
+        flops=left * flops,
+        data=task.hub,
     )
+
+
+def _training_flops(run: Experiment, task: tasks.Task) -> float:
+    """The operations of the products of all steps of a run."""
+    items = run.training.steps * run.training.batch
+    one = macs(run.model, task.tokens, task.second_tokens)
+    return 2.0 * TRAINING_PASSES * one * items
 
 
 def _estimates(wanted: set[_Kind], store: Store) -> Mapping[_Kind, Known]:

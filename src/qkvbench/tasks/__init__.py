@@ -17,6 +17,7 @@ from jaxtyping import Integer
 
 from qkvbench.data.batch import IGNORE_INDEX, Batch, Predictions, Search, Split
 from qkvbench.data.cache import DataRefusedError
+from qkvbench.data.hub import HubData
 from qkvbench.data.tokenizer import Tokenizer
 from qkvbench.data.tokenizer import parse_tokenizer as tokenizer_named
 from qkvbench.experiment import Experiment, Training
@@ -83,7 +84,7 @@ class Task:
     one only. ``augment`` changes a training batch each time it is read: images are shifted, tokens
     masked. ``feature_extractor`` is the experiment whose trained network reads the inputs first,
     the same for all arms. ``generation`` evaluates texts after training; the metric may be one of
-    its scores.
+    its scores. ``hub`` is the data set of the Hugging Face Hub that a task of this tier reads.
     """
 
     about: str
@@ -102,6 +103,7 @@ class Task:
     second_tokens: int = 0
     feature_extractor: Experiment | None = None
     generation: GenerationEval | None = None
+    hub: HubData | None = None
 
 
 def names() -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from qkvbench.data.batch import Predictions
+from qkvbench.data.hub import HubData
 from qkvbench.experiment import Training
 from qkvbench.model import Encoder, Init, Learned, Pooling, Vectors, transformer
 from qkvbench.tasks import Data, Metric, Task, accuracy, top
@@ -28,7 +29,7 @@ class Source:
     """
 
     about: str
-    tier: Literal["packaged", "own"]
+    tier: Literal["packaged", "hub", "own"]
     version: int
     model: str
     side: int
@@ -40,6 +41,7 @@ class Source:
     load: Callable[[], Data]
     pooling: Pooling = "mean"
     augment: AugmentImages | None = None
+    hub: HubData | None = None
 
 
 def image_classification(source: Source) -> Task:
@@ -69,6 +71,7 @@ def image_classification(source: Source) -> Task:
         and partial(
             augment_patches, augment=source.augment, patch=source.patch, channels=source.channels
         ),
+        hub=source.hub,
     )
 
 

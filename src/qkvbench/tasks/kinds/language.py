@@ -12,6 +12,7 @@ from jaxtyping import Int, Integer
 
 from qkvbench.data.batch import Predictions
 from qkvbench.data.cache import DataRefusedError
+from qkvbench.data.hub import HubData
 from qkvbench.data.streams import Streams, tokenize
 from qkvbench.data.tokenizer import BYTES, Bytes, Tokenizer
 from qkvbench.experiment import Training
@@ -28,6 +29,8 @@ MIN_WINDOWS = 4
 MIN_LENGTH = 16
 TRAINING = Training(steps=500, batch=8, learning_rate=4e-3, warmup=50)
 
+INIT = Init(embedding_std=0.5, position_std=0.5)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -35,10 +38,11 @@ class Source:
 
     So many bytes of validation and of test text are scored. A step reads ``training.batch``
     windows of `length`, or as many tokens in windows of another length, and one window at least.
+    If ``tied``, the model's output matrix is its embedding.
     """
 
     about: str
-    tier: Literal["packaged", "own"]
+    tier: Literal["packaged", "hub", "own"]
     version: int
     model: str
     read: Callable[[], Streams]
@@ -47,6 +51,9 @@ class Source:
     validation: int = VALIDATION
     test: int = TEST
     training: Training = TRAINING
+    init: Init = INIT
+    tied: bool = False
+    hub: HubData | None = None
 
 
 def language_model(source: Source, tokenizer: Tokenizer) -> Task:
@@ -61,18 +68,19 @@ def language_model(source: Source, tokenizer: Tokenizer) -> Task:
         tokens=source.length,
         model=transformer(
             source.model,
-            Decoder(tokenizer.vocabulary),
+            Decoder(tokenizer.vocabulary, source.tied),
             layers=2,
             d_model=96,
             heads=4,
             position=Rotary(),
-            init=Init(embedding_std=0.5, position_std=0.5),
+            init=source.init,
         ),
         training=source.training,
         load=partial(load, source, tokenizer),
         score=partial(score, source, tokenizer),
         with_tokenizer=partial(language_model, source),
         with_length=partial(with_length, source, tokenizer),
+        hub=source.hub,
     )
 
 

@@ -52,6 +52,8 @@ def read_length(tokens: int, tokenizer: Tokenizer) -> int:
 
 def review_tokenizer(tokenizer: Tokenizer) -> Fitted:
     """The tokenizer, fit to the training splits on first use and then cached."""
+    if isinstance(tokenizer, Bytes):
+        return fit(tokenizer, ())
     name = f"review-tokens-{tokenizer.name}-{PREPARATION}"
     folder = lookup(name)
     if folder is None:

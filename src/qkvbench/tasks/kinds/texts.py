@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int, Integer, UInt16
 
+from qkvbench.data.hub import HubData
 from qkvbench.data.tokenizer import PREPARATION, Fitted, Tokenizer, fit
 from qkvbench.experiment import Training
 from qkvbench.model import Encoder, Init, Rotary, Tokens, transformer
@@ -21,7 +22,7 @@ class Source:
     """Labelled texts, read up to `length` tokens. `folder` gives their prepared splits."""
 
     about: str
-    tier: Literal["packaged", "own"]
+    tier: Literal["packaged", "hub", "own"]
     benchmark: str
     version: int
     model: str
@@ -30,6 +31,7 @@ class Source:
     length: int
     training: Training
     folder: Callable[[Tokenizer], Path]
+    hub: HubData | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def text_classification(source: Source, tokenizer: Tokenizer) -> Task:
         training=source.training,
         load=partial(load, source, tokenizer),
         score=accuracy,
+        hub=source.hub,
     )
 
 
