@@ -318,7 +318,7 @@ def test_targets_of_wmt14_are_padded_with_nothing_that_is_scored(files):
     assert ((batch.targets != IGNORE_INDEX).sum(axis=1) == batch.lengths).all()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)  # two short runs, on a busy machine
 def test_a_smoke_on_files_of_the_hub_s_schemas_gives_records_with_their_metrics(files, tmp_path):
     metrics = {"glue-mrpc#bytes": "f1", "wmt14-en-de#bpe-300": "bleu"}
