@@ -130,7 +130,7 @@ def measured(
 
 def drawing(points: list[Point]) -> str:
     """Predicted against measured time, both logarithmic, as SVG."""
-    side, left, top = 420, 60, 50
+    side, left, top = 420, 84, 66
     times = [each for point in points for each in (point.predicted_s, point.measured_s)]
     low, high = math.floor(math.log10(min(times))), math.ceil(math.log10(max(times)))
 
@@ -142,7 +142,7 @@ def drawing(points: list[Point]) -> str:
         for phase in COLOURS
     }
     said = ", ".join(f"{phase}: median error {error:.0%}" for phase, error in errors.items())
-    parts = opening(left + side + 30, top + side + 50, left, "Predicted and measured time", said)
+    parts = opening(left + side + 50, top + side + 50, left, "Predicted and measured time", said)
     for power in range(low, high + 1):
         at, text = place(10.0**power), seconds_text(10.0**power)
         parts += [
