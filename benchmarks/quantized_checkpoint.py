@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 from tying import texts
 
-import qkvbench.hub  # noqa: F401 - registers the classes of converted folders
+from qkvbench import hub
 from qkvbench.backends.torch.models.quantized import fake_quantize, rotation
 from qkvbench.hub.fit import quality, source
 from qkvbench.model.quantization import GROUP, Quantization, parse_quantization
@@ -145,7 +145,8 @@ def load(name: str, equation: str, folder: Path, fit: str) -> Any:
         text.write_text(fit)
         words = ["convert", name, "--to", equation, "--text", str(text), "--out", str(place)]
         subprocess.run([sys.executable, "-m", "qkvbench", *words], check=True)
-    return AutoModelForCausalLM.from_pretrained(place).eval()
+    hub.register()
+    return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
 
 
 def line(equation: str, form: str, found: dict[tuple[str, str], list[float]]) -> str:

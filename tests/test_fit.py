@@ -123,3 +123,46 @@ def test_heads_that_are_equal_are_merged_without_loss(kind):
     expected, moments = _output(plain, inputs), _moments(plain, inputs)
     ours = fit(plain, "q,k,v/2", moments, "whitened")
     assert (_output(ours, inputs) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_a_root_needs_no_more_digits_than_bf16_has(monkeypatch):
+    """Half of K is hardly read: V could be there in numbers of any size."""
+    rng = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+    width, rows = 16, 48
+    sizes = torch.logspace(0, -3, rows, dtype=torch.float64)
+    key_factor, value_factor = drawn(width, width), drawn(width, width)
+    # Half of K's coordinates are hardly read, so V can be there.
+    key_factor[:, width // 2 :] *= 1e-3
+    value_factor[:, width // 2 :] *= 1e-3
+    problem = starts.Problem(
+        [drawn(width, rows)],
+        [drawn(width, rows)],
+        [key_factor @ key_factor.T],
+        [value_factor @ value_factor.T],
+        torch.diag(sizes**2),
+        "complex",
+        torch.diag(sizes),
+    )
+    x = sizes[:, None] * drawn(rows, 4000)
+
+    def errors(root):
+        """Of the output, as it is and with rows in bf16: K's error and V's together."""
+        held = root.matrix @ x
+        return [
+            float(
+                (key_factor.T @ (root.key_maps[0] @ each - problem.keys[0] @ x)).norm() ** 2
+                + (value_factor.T @ (root.value_maps[0] @ each - problem.values[0] @ x)).norm() ** 2
+            )
+            for each in (held, held.bfloat16().double())
+        ]
+
+    whole, rounded = errors(starts.whiten(problem))
+    monkeypatch.setattr(starts, "RIDGES", starts.RIDGES[:1])
+    exact, spoilt = errors(starts.whiten(problem))
+    # Better by far, and in numbers that bf16 does not have.
+    assert exact < whole / 100
+    assert rounded < spoilt / 2

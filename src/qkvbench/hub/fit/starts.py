@@ -16,8 +16,12 @@ from torch import Tensor
 from qkvbench.hub.fit.moments import Moments
 from qkvbench.hub.fit.projections import Layer, Weights
 
-# Smallest singular value that is inverted, as a share of the largest: fp32 weights stay exact.
-RIDGE = 1e-5
+# Smallest singular values that are inverted, as shares of the largest. With the first fp32 weights
+# stay exact; the others are for roots whose V would be a difference of large numbers.
+RIDGES = (1e-5, 1e-3, 3e-3, 1e-2, 3e-2)
+# The variance of a row that is rounded to bf16 and read by rounded weights, as a share of its
+# square.
+ROUNDING = 2.0**-18
 # A moment is damped by this share of its mean eigenvalue.
 DAMPING = 1e-6
 ROUNDS = 20
@@ -67,6 +71,17 @@ def error(problem: Problem, root: Root) -> float:
     return total
 
 
+def rounding_error(problem: Problem, root: Root) -> float:
+    """The expected squared error of the output that comes from rows and weights in bf16."""
+    squares = ((root.matrix @ problem.inputs) * root.matrix).sum(1)
+    parts = (
+        *zip(root.key_maps, problem.key_costs, strict=True),
+        *zip(root.value_maps, problem.value_costs, strict=True),
+    )
+    total = sum(float(((made.mT @ cost) * made.mT).sum(1) @ squares) for made, cost in parts)
+    return ROUNDING * total
+
+
 def keep_k(problem: Problem) -> Root:
     """The mean of the keys is the root; V is K."""
     return _unmapped(problem, _mean(problem.keys))
@@ -108,13 +123,14 @@ def whiten(problem: Problem) -> Root:
     Stacked and weighted by their costs and by the inputs' moment, K and V of all heads are one
     matrix, and the best root is its best approximation of rank head_dim (Eckart and Young). With
     RoPE and several heads in one, K's maps are restricted, and rounds of least squares follow.
+    The error includes that of numbers in bf16, which no root may need more exactly.
     """
     if problem.freedom == "any" or len(problem.keys) == 1:
         return _eckart_young(problem)
     best = root = regress(problem)
     for _ in range(ROUNDS):
         root = _refit(problem, root)
-        best = min(best, root, key=lambda one: error(problem, one))
+        best = min(best, root, key=lambda one: _expected(problem, one))
     return best
 
 
@@ -363,13 +379,18 @@ def _eckart_young(problem: Problem) -> Root:
     width = len(problem.keys[0])
     u = _left(stacked @ problem.inputs_root, width)
     maps = [torch.linalg.solve(r, part) for r, part in zip(roots, u.split(width), strict=True)]
-    # The first K is the root itself: RoPE is applied to it.
-    first = maps[0]
-    inverse = torch.linalg.inv(_bounded(first))
-    maps = [torch.eye(width, dtype=u.dtype), *(each @ inverse for each in maps[1:])]
-    return Root(
-        _bounded(first) @ u.mT @ stacked, maps[: len(problem.keys)], maps[len(problem.keys) :]
-    )
+    keys, reduced, found = len(problem.keys), u.mT @ stacked, []
+    for ridge in RIDGES:
+        # The first K is the root itself: RoPE is applied to it.
+        first = _bounded(maps[0], ridge)
+        inverse = torch.linalg.inv(first)
+        own = [torch.eye(width, dtype=u.dtype), *(each @ inverse for each in maps[1:])]
+        found.append(Root(first @ reduced, own[:keys], own[keys:]))
+    return min(found, key=lambda root: _expected(problem, root))
+
+
+def _expected(problem: Problem, root: Root) -> float:
+    return error(problem, root) + rounding_error(problem, root)
 
 
 def _refit(problem: Problem, root: Root) -> Root:
@@ -414,10 +435,10 @@ def _left(matrix: Tensor, rank: int) -> Tensor:
     return torch.linalg.svd(matrix, full_matrices=False)[0][:, :rank]
 
 
-def _bounded(matrix: Tensor) -> Tensor:
-    """The matrix with its smallest singular values raised, so that it can be inverted."""
+def _bounded(matrix: Tensor, ridge: float) -> Tensor:
+    """The matrix with its smallest singular values raised to this share of the largest."""
     u, sizes, vh = torch.linalg.svd(matrix)
-    return u @ (sizes.clamp_min(float(sizes[0]) * RIDGE)[:, None] * vh)
+    return u @ (sizes.clamp_min(float(sizes[0]) * ridge)[:, None] * vh)
 
 
 def _damped(form: Tensor) -> Tensor:
