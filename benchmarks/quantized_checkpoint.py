@@ -1,42 +1,43 @@
-"""Costs of a cache in few bits for a pretrained checkpoint, and for what 'convert' makes of it.
+"""Costs of a cache in few bits for a pretrained checkpoint, as it is and with fitted ties.
 
 Run     ./qkv setup hf, then
-        .venv/bin/python benchmarks/quantized_checkpoint.py --folder converted --out FILE.jsonl
-Size    SmolLM2-135M as it is and with each of four equations, fitted and not healed; ten forms of
-        cached rows; windows of 512 tokens of Shakespeare's plays
-Takes   about half an hour on two idle cores
+        .venv/bin/python benchmarks/quantized_checkpoint.py --out FILE.jsonl
+Size    SmolLM2-135M as it is, with K tied to V and with one key/value head, fitted on film reviews
+        and not healed; forms of cached rows; windows of 512 tokens of Shakespeare's plays
+Takes   about ten minutes on two idle cores
 
 The cache of transformers is filled with rows as few bits leave them (`qkvbench.model.quantization`
-says which forms there are), so the model's own attention reads them. A converted folder that is
-there is not made again, and neither is a line of the file.
+says which forms there are), so the model's own attention reads them. Of a tie the root is stored,
+and K is that with RoPE. The weights are the library's own, changed. A line of the file that is
+there is not measured again.
 """
 
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
-from tying import texts
+from transformers import DynamicCache
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from tying import texts, tie_layer
 
-from qkvbench import hub
 from qkvbench.backends.torch.models.quantized import fake_quantize, rotation
 from qkvbench.hub.fit import quality, source
+from qkvbench.hub.fit.moments import collect
+from qkvbench.hub.fit.projections import layers_of
 from qkvbench.model.quantization import GROUP, Quantization, parse_quantization
 
-EQUATIONS = ("q,k,v", "q,k=v", "q,k,v/1", "q,k=v+ropevalue", "q,k=L(192),v=L(192)")
+EQUATIONS = ("q,k,v", "q,k=v", "q,k,v/1")
 FORMS = (
     "int8",
     "int4",
-    "int4:hadamard",
     "int4:late",
     "int4:channel",
     "int4:kivi",
+    "int4:hadamard",
     "int3",
     "int3:late",
     "int3:channel",
@@ -50,36 +51,39 @@ class FewBits(DynamicCache):
     read.
     """
 
-    def __init__(self, how: Quantization | None, shared: set[int]) -> None:
-        """`shared` are the layers with one tensor for K and V; their second one is positions."""
+    def __init__(self, how: Quantization | None, model: Any, *, tied: bool) -> None:
+        """For this model, in which V is the root of K if they are `tied`."""
         super().__init__()
-        self.how, self.shared = how, shared
+        self.how, self.rotary, self.tied = how, model.model.rotary_emb, tied
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append rows, which are quantized now if the scheme does not wait."""
         if self.how and not self.how.waits:
-            key_states = self._stored(key_states)
-            if layer_idx not in self.shared:
-                value_states = self._stored(value_states)
+            first = self.get_seq_length(layer_idx)
+            key_states, value_states = self._stored(key_states, value_states, first)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def settle(self, rows: int) -> None:
         """Quantize the newest rows of every layer."""
         if not self.how or not self.how.waits:
             return
-        for number, layer in enumerate(self.layers):
-            own = number not in self.shared
-            by_channel = self.how.scheme == "channel" or (self.how.scheme == "kivi" and own)
-            layer.keys[:, :, -rows:] = self._stored(layer.keys[:, :, -rows:], by_channel=by_channel)
-            if own:
-                by_channel = self.how.scheme == "channel"
-                layer.values[:, :, -rows:] = self._stored(
-                    layer.values[:, :, -rows:], by_channel=by_channel
-                )
+        for layer in self.layers:
+            first = layer.keys.shape[2] - rows
+            newest = layer.keys[:, :, first:], layer.values[:, :, first:]
+            layer.keys[:, :, first:], layer.values[:, :, first:] = self._stored(*newest, first)
 
-    def _stored(self, rows: Tensor, *, by_channel: bool = False) -> Tensor:
+    def _stored(self, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        assert self.how is not None
+        scheme = self.how.scheme
+        values = self._rounded(values, by_channel=scheme == "channel")
+        if not self.tied:
+            return self._rounded(keys, by_channel=scheme in ("channel", "kivi")), values
+        positions = torch.arange(first, first + values.shape[2])[None]
+        return apply_rotary_pos_emb(values, values, *self.rotary(values, positions))[1], values
+
+    def _rounded(self, rows: Tensor, *, by_channel: bool) -> Tensor:
         assert self.how is not None
         assert self.how.bits is not None
         if by_channel:
@@ -91,11 +95,9 @@ class FewBits(DynamicCache):
 
 
 @torch.no_grad()
-def loss(model: Any, window: Tensor, how: Quantization | None) -> float:
+def loss(model: Any, window: Tensor, how: Quantization | None, *, tied: bool) -> float:
     """The mean loss in nats of one window, read in pieces over the cache."""
-    plans = [getattr(layer.self_attn, "plan", None) for layer in model.model.layers]
-    shared = {number for number, plan in enumerate(plans) if plan and len(plan.cached) == 1}
-    cache, logits = FewBits(how, shared), []
+    cache, logits = FewBits(how, model, tied=tied), []
     for piece in window.split(GROUP if how and how.waits else len(window)):
         logits.append(model(input_ids=piece[None], past_key_values=cache, use_cache=True).logits[0])
         cache.settle(len(piece))
@@ -104,49 +106,40 @@ def loss(model: Any, window: Tensor, how: Quantization | None) -> float:
 
 
 def main() -> None:
-    """Convert what is missing, and measure every pair of an equation and a form."""
+    """Measure every pair of an equation and a form that the file does not have."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--folder", type=Path, default=Path("converted"))
     parser.add_argument("--out", type=Path, default=Path("quantized_checkpoint.jsonl"))
-    parser.add_argument("--windows", type=int, default=6)
+    parser.add_argument("--windows", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, found = source.find(args.model), {}
+    found = {}
     if args.out.is_file():
         rows = map(json.loads, args.out.read_text().splitlines())
         found = {(row["equation"], row["form"]): row["losses"] for row in rows}
-    text = texts()
-    held = quality.windows(checkpoint.tokenizer(), text["plays"], 512, args.windows)
+    checkpoint = source.find(args.model)
+    tokenizer, model, text = checkpoint.tokenizer(), checkpoint.model(), texts()
+    held = quality.windows(tokenizer, text["plays"], 512, args.windows)
+    layers = layers_of(model)
+    weights = [layer.read() for layer in layers]
+    fit = [{"input_ids": row[None]} for row in quality.windows(tokenizer, text["fit"], 512, 8)]
+    moments = collect(model, fit)
     for equation in EQUATIONS:
-        if all((equation, form) in found for form in ("as it is", *FORMS)):
-            continue
-        model = load(args.model, equation, args.folder, text["fit"])
+        if equation != "q,k,v":
+            tie = tie_layer(equation, "whitened")
+            for layer, whole, one in zip(layers, weights, moments, strict=True):
+                layer.write(tie(layer, whole, one))
         for form in ("as it is", *FORMS):
             if (equation, form) not in found:
                 how = None if form == "as it is" else parse_quantization(form)
-                found[equation, form] = [loss(model, window, how) for window in held]
+                tied = equation == "q,k=v"
+                found[equation, form] = [loss(model, window, how, tied=tied) for window in held]
                 row = {"equation": equation, "form": form, "losses": found[equation, form]}
                 with args.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
             print(line(equation, form, found), flush=True)
-
-
-def load(name: str, equation: str, folder: Path, fit: str) -> Any:
-    """The checkpoint with this equation; what 'convert' writes of it is kept in the folder."""
-    if equation == "q,k,v":
-        return source.find(name).model()
-    place = folder / "".join(each if each.isalnum() else "-" for each in equation)
-    if not place.exists():
-        text = folder / "fit.txt"
-        text.write_text(fit)
-        words = ["convert", name, "--to", equation, "--text", str(text), "--out", str(place)]
-        subprocess.run([sys.executable, "-m", "qkvbench", *words], check=True)
-    hub.register()
-    return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
 
 
 def line(equation: str, form: str, found: dict[tuple[str, str], list[float]]) -> str:
