@@ -5,7 +5,7 @@ The cache that saves them is `cache.quantize`, with the same numbers for the sch
 """
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 import numpy as np
@@ -55,21 +55,12 @@ def quantized_stream(
     stream = network.embedding(tokens)
     pieces = stream.split(GROUP if how.waits else tokens.shape[1], dim=1)
     read, longest = [], 0
-    with _int8_matrices(network) if how.int8_weights else _as_it_is():
+    with _int8_matrices(network) if how.int8_weights else nullcontext():
         for piece in pieces:
             open_cache = GrownCache(layers, longest, piece.shape[1])
             read.append(network.blocks.step(piece, open_cache))
             longest += piece.shape[1]
         return network.norm(torch.cat(read, dim=1))
-
-
-def unsupported(network: object) -> str | None:
-    """Why a network has no score over a cache in few bits; None if it has one."""
-    if not isinstance(network, Decoder) or network.source is not None:
-        return "it is no decoder of one input"
-    if any(plan and plan.linear for plan in network.model.plans):
-        return "linear attention keeps a state and no rows"
-    return None
 
 
 class _QuantizedRows(GrownRows):
@@ -148,12 +139,6 @@ def rotation(width: int) -> Float[Tensor, "width width"]:
     power = width & -width
     matrix = np.kron(hadamard(power) / power**0.5, dct(np.eye(width // power), norm="ortho"))
     return torch.from_numpy(matrix)
-
-
-@contextmanager
-def _as_it_is() -> Generator[None]:
-    """No-op."""
-    yield
 
 
 @contextmanager
