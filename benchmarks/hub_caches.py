@@ -68,9 +68,13 @@ MODELS = {"gemma-4": gemma, "gemma-256": partial(gemma, 256), "gpt-2": gpt2}
 def fill(
     model: PreTrainedModel, caches: tuple[DynamicCache, SlimCache], tokens: int, batch: int
 ) -> None:
-    """Fill both caches with the same random rows."""
+    """Fill both caches with the same rows, random or made of a random input.
+
+    V of a layer without RoPE is made from K again, so both are of one input there.
+    """
     config = model.config
     roots = keys_from_roots(model)
+    linear = {number: weights_of(attention) for number, attention in linear_attentions(model)}
     places = torch.arange(tokens)[None]
     for layer, settings in enumerate(config.per_layer_config):
         heads = getattr(settings, "num_key_value_heads", None) or config.num_attention_heads
@@ -79,6 +83,18 @@ def fill(
         key = torch.randn(batch, heads, tokens, width)
         if layer in roots:
             key = roots[layer].keys(value, places[..., None, None].transpose(1, 2).float())
+        if layer in linear:
+            weights = linear[layer]
+            x = torch.randn(batch, tokens, len(weights.key))
+            key, value = (
+                (x @ matrix + (0 if bias is None else bias))
+                .unflatten(-1, (heads, width))
+                .transpose(1, 2)
+                for matrix, bias in (
+                    (weights.key, weights.key_bias),
+                    (weights.value, weights.value_bias),
+                )
+            )
         for cache in caches:
             cache.update(key, value, layer, kwargs={"position_ids": places})
 
