@@ -164,9 +164,9 @@ class Experiment:
             or any(plan and plan.linear for plan in self.model.plans)
         ):
             raise ValueError(
-                f"{self.model.label} with {self.variant} has no score in few bits: torch has it on "
-                "one device, of decoders of one input whose layers make a softmax; leave out "
-                "--quantize."
+                f"{self.model.label} with {self.variant} cannot be scored in few bits: that takes "
+                "torch on one device, and a decoder of one input without linear attention; leave "
+                "out --quantize."
             )
 
     @cached_property
