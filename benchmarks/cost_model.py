@@ -4,7 +4,10 @@ Run     python -m qkvbench doctor --calibrate here.toml
         python benchmarks/cost_model.py here.toml [--out FILE.jsonl] [--svg FILE]
 Size    decoders of width 384 and 768 with 6 layers, five equations, three contexts, one and four
         sequences, fp32 and bf16: none of these points was used for the record
-Takes   about five minutes on an idle core
+Takes   a quarter of an hour on an idle core, most of it prefills in bf16
+
+Each line of the file is a point; one that is there is not measured again. With --no-more none is,
+and the errors and the picture are of the points that are there.
 
 The record's rates come from other models, `qkvbench.measure.calibration` says which. Times are of
 the processor, in one thread, so that other processes do not count, but for the memory they read.
@@ -51,6 +54,12 @@ class Point:
     measured_s: float
 
     @property
+    def place(self) -> tuple[str, str, tuple[int, int], int, int, str]:
+        """The point of the grid."""
+        size = next(size for size in SIZES if size[0] == self.width)
+        return self.phase, self.equation, size, self.context, self.batch, self.precision
+
+    @property
     def error(self) -> float:
         """The prediction over the measurement, less one."""
         return self.predicted_s / self.measured_s - 1
@@ -62,12 +71,18 @@ def main() -> None:
     parser.add_argument("device")
     parser.add_argument("--out", type=Path, default=Path("cost-model.jsonl"))
     parser.add_argument("--svg", type=Path)
+    parser.add_argument("--no-more", action="store_true", help="measure no other points")
     args = parser.parse_args()
     device = hardware.find(args.device)
     if device.calibration is None:
         raise SystemExit(f"{args.device} has no calibration; 'doctor --calibrate' writes one.")
-    points = [measured(device, *each) for each in grid()]
-    args.out.write_text("".join(json.dumps(asdict(point)) + "\n" for point in points))
+    points = [Point(**json.loads(row)) for row in lines(args.out)]
+    found = {point.place for point in points}
+    for each in [] if args.no_more else grid():
+        if each not in found:
+            points.append(measured(device, *each))
+            with args.out.open("a") as file:
+                file.write(json.dumps(asdict(points[-1])) + "\n")
     for phase in COLOURS:
         own = [point for point in points if point.phase == phase]
         errors = sorted(abs(point.error) for point in own)
@@ -84,6 +99,11 @@ def main() -> None:
     print(f"{len(broken)} of {len(points)} took less than their bound")
     if args.svg:
         args.svg.write_text(drawing(points))
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a file; none if it is not there."""
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def grid() -> list[tuple[Phase, str, tuple[int, int], int, int, Precision]]:
