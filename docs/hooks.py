@@ -36,9 +36,12 @@ NEIGHBOURS = {
         for name in ("own_equation", "reading_a_study")
     },
 }
-LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
-# Blocks of code, and code in a line that looks like a link.
-CODE = re.compile(r"(^```.*?^```$|`[^`\n]*\]\([^`\n]*`)", re.MULTILINE | re.DOTALL)
+# Code, which is passed over whole, or a link, whose text may hold code: whichever begins first.
+LINK = re.compile(
+    r"(?m:^)```(?s:.*?)(?m:^```$)"
+    r"|`(?:[^`\n]|\n(?!\n))*`"
+    r"|(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)"
+)
 
 # The public door: what a page is about, and the objects on it with the members that are shown.
 REFERENCE: dict[str, tuple[str, list[tuple[str, str]]]] = {
@@ -145,15 +148,14 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     if page.parent is None:
         page.meta["hide"] = ["navigation"]
     before = {uri: name for name, uri in NEIGHBOURS.items()}.get(here, f"docs/{here}")
-    parts = CODE.split(markdown)
-    # Every second part is code, in which nothing is a link.
-    parts[::2] = [LINK.sub(lambda found: _moved(found, before, here), part) for part in parts[::2]]
-    return "".join(parts)
+    return LINK.sub(lambda found: _moved(found, before, here), markdown)
 
 
 def _moved(link: re.Match[str], before: str, here: str) -> str:
     """A link of the file `before` as the page `here` has it."""
     bang, text, target, anchor = link.groups("")
+    if not target:  # code
+        return link[0]
     named = posixpath.normpath(posixpath.join(posixpath.dirname(before), target))
     uri = NEIGHBOURS.get(named, named.removeprefix("docs/") if named.startswith("docs/") else "")
     if not uri:
