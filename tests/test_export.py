@@ -1,8 +1,10 @@
 """Exported decoders: they write the text that torch writes, with the cache of the plan."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from qkvbench.backends import torch as backend
 from qkvbench.cli import main
 from qkvbench.cost import cache_bytes_per_token
 from qkvbench.experiment import Experiment, to_json
+from qkvbench.export import find
 from qkvbench.export.stepping import Stepping
 from qkvbench.model import PRESETS, Model
 from qkvbench.model.cycle import parse_cycle
@@ -76,17 +79,23 @@ def test_a_step_reads_a_prompt_and_decodes_like_a_whole_pass(equation: str) -> N
     assert 2 * cached == 3 * PROMPT * (cache_bytes_per_token(network.model) or 0)
 
 
-def _export(tmp_path: Path, equation: str, form: str, *words: str) -> Path:
+def _export(
+    tmp_path: Path, equation: str, form: str, *words: str, home: Path | None = None
+) -> Path:
     """The file that the command line writes for trained weights, in a process of its own."""
     network = _network(equation)
     task = tasks.find("lm-reviews")
     experiment = Experiment(network.model, TaskRef("lm-reviews"), 1, task.training, seed=0)
     (tmp_path / "own.json").write_text(json.dumps(to_json(experiment)))
     backend.save(network, tmp_path / "own.safetensors")
-    out = tmp_path / f"own.{'onnx' if form == 'onnx' else 'pt2'}"
+    out = tmp_path / f"own{find(form).SUFFIXES[0]}"
     command = [sys.executable, "-m", "qkvbench", "export", str(tmp_path / "own.json"), "--to", form]
+    environment = os.environ | ({"HOME": str(home)} if home else {})
     done = subprocess.run(
-        [*command, "--context", "64", "--out", str(out), *words], capture_output=True, text=True
+        [*command, "--context", "64", "--out", str(out), *words],
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     assert "It caches" in done.stdout
@@ -180,6 +189,95 @@ def test_a_torch_program_needs_no_code_of_the_model(tmp_path: Path) -> None:
     assert done.stdout.split() == [str(expected), "1", "4", "4", "24"], done.stderr
 
 
+def _by_openvino(path: Path, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy text and the logits after the prompt, as docs/export.md writes it."""
+    openvino = pytest.importorskip("openvino")
+    model = openvino.Core().read_model(path)
+    about = json.loads(model.get_rt_info("qkvbench").value)
+    program = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    past = [
+        np.zeros((len(tokens), each["heads"], 0, each["width"]), np.float32)
+        for each in about["cached"]
+    ]
+    texts, first = [], None
+    for _ in range(WRITTEN):
+        logits, *past = program([tokens, *past]).values()
+        first = logits if first is None else first
+        tokens = logits.argmax(-1)[:, None]
+        texts.append(tokens)
+    assert first is not None
+    return np.concatenate(texts, axis=1), first
+
+
+def _by_executorch(path: Path, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of one sequence, whose prompt is read in two pieces."""
+    runtime = pytest.importorskip("executorch.runtime")
+    program = runtime.Runtime.get().load_program(path)
+    about = json.loads(program.load_method("about").execute([])[0])
+    assert about["pieces"] == 64
+    step = program.load_method("forward")
+    past = [torch.zeros(1, each["heads"], 0, each["width"]) for each in about["cached"]]
+    # What a method returns lies in its own memory, which the next call writes again.
+    _, *past = (each.clone() for each in step.execute([torch.from_numpy(tokens[:, :2]), *past]))
+    new, texts, first = torch.from_numpy(tokens[:, 2:]), [], None
+    for _ in range(WRITTEN):
+        logits, *past = (each.clone() for each in step.execute([new, *past]))
+        first = logits if first is None else first
+        new = logits.argmax(-1)[:, None]
+        texts.append(new)
+    assert first is not None
+    return torch.cat(texts, dim=1).numpy(), first.numpy()
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("equation", [*EQUATIONS, *OTHERS])
+@pytest.mark.parametrize(
+    ("form", "written_by"), [("openvino", _by_openvino), ("executorch", _by_executorch)]
+)
+def test_openvino_and_executorch_write_what_torch_writes(
+    form: str, written_by: Callable, equation: str, tmp_path: Path
+) -> None:
+    """Every kind of cached tensor; and nothing is written, or sent, at the user's home."""
+    pytest.importorskip(form)
+    path = _export(tmp_path, equation, form, home=tmp_path / "home")
+    network, tokens = _network(equation), _prompts()
+    if form == "executorch":
+        tokens = tokens[:1]
+    text, logits = written_by(path, tokens.numpy())
+    assert (text == _written(network, tokens)).all()
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, network(tokens)[:, -1].numpy(), rtol=1e-4, atol=1e-4)
+    files = sorted(each.name for each in tmp_path.iterdir() if each.name != "home")
+    beside = [f"own{suffix}" for suffix in find(form).SUFFIXES]
+    assert files == sorted(["own.json", "own.safetensors", *beside])
+    assert not list((tmp_path / "home").rglob("*intel*"))
+
+
+@pytest.mark.parametrize("form", ["openvino", "executorch"])
+def test_a_format_whose_package_is_not_installed_says_how_to_get_it(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit status 2, and no file."""
+    monkeypatch.setattr("qkvbench.export.find_spec", lambda _: None)
+    out = tmp_path / f"a{find(form).SUFFIXES[0]}"
+    assert main(["export", "small-decoder", "--to", form, "--out", str(out)]) == 2
+    assert f"{form} is needed and not installed: ./qkv setup {form}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_would_lie_beside_the_program_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO's weights are a second file."""
+    monkeypatch.setattr("qkvbench.export.find_spec", lambda _: True)
+    (tmp_path / "a.bin").write_text("mine")
+    words = ["export", "small-decoder", "--to", "openvino", "--out", str(tmp_path / "a.xml")]
+    assert main(words) == 2
+    assert "a.bin is there already" in capsys.readouterr().err
+    assert (tmp_path / "a.bin").read_text() == "mine"
+
+
 def test_a_state_that_has_no_tokens_is_not_exported() -> None:
     with pytest.raises(ValueError, match="keeps a state of its text"):
         Stepping(_network("q,k,v+elu"), 8)
@@ -188,7 +286,7 @@ def test_a_state_that_has_no_tokens_is_not_exported() -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["small-decoder", "--to", "onx", "--out", "a.onnx"], "there are edge, onnx, torch-export"),
+        (["small-decoder", "--to", "onx", "--out", "a.onnx"], "there are edge, executorch, onnx"),
         (["small-decoder", "--to", "onnx", "--out", "a.pt2"], "--out a.onnx"),
         (["digits", "--to", "torch-export", "--out", "a.pt2"], "no decoder"),
         (

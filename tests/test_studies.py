@@ -125,11 +125,20 @@ def test_the_same_runs_have_one_verdict_in_every_folder():
 def test_what_attention_is_worth_is_what_the_records_say():
     controls = {task.name: task.result for task in committed("controls").tasks}
     unneeded = {name for name, each in controls.items() if each.standing == "attention not needed"}
-    assert unneeded == {"digits", "sentiment"}
+    assert unneeded == {"digits", "sentiment", "clip"}
+    assert len(controls) == 11
     means = [round(controls["digits"].means[arm].value, 3) for arm in ("none", "q,k,v")]
     assert means == [0.982, 0.972]
     means = [round(controls["sort"].means[arm].value, 3) for arm in ("q=k=0,v", "q,k,v")]
-    assert means == [0.99, 0.985]
+    assert means == [0.998, 0.997]
+    # In these, choosing what to read is worth a tenth of reading anything at all, or nothing.
+    for task in ("sort", "anomaly-features"):
+        worth = controls[task].differences
+        assert abs(worth["q=k=0,v"].value) < 0.003 < 0.5 < -worth["none"].value, task
+    for task, chosen in (("lm-reviews", 0.92), ("long-plays", 0.99), ("translation", 0.34)):
+        worth = controls[task].differences
+        share = worth["q=k=0,v"].value / worth["none"].value
+        assert share == pytest.approx(chosen, abs=0.01), task
     assert controls["recall"].counts["q=k=0,v"].solved == 0
     assert round(controls["lm-reviews"].differences["q=k=0,v"].value, 2) == 0.78
 
@@ -222,7 +231,7 @@ def test_sorting_sixteen_digits_is_not_at_the_scale_of_the_study_s_sorting(with_
     assert with_all_runs["study-sort-single"].other_scale.direction == "same direction"
     # There the baseline makes next to no errors, so its equality is no support.
     other = with_all_runs["study-sort-query-key"].other_scale
-    assert "at a ceiling: sort (quick and 1 more, 150 steps)" in other.result
+    assert "at a ceiling: sort (controls and 3 more, 150 steps)" in other.result
     assert "sort (longer, 450 steps)" in other.result
     assert other.direction == "opposite direction"
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 from qkvbench import export
@@ -32,19 +33,8 @@ def answer(request: Request) -> int:
     form = export.find(_known_format(request.to))
     if (reason := form.missing_requirement()) is not None:
         raise RequestError(f"{reason}\nNothing was written.")
-    if out.suffix != form.SUFFIX:
-        raise RequestError(
-            f"A program of {request.to} is a file *{form.SUFFIX}; write "
-            f"--out {out.stem}{form.SUFFIX}."
-        )
     program = Path(request.program) if request.program else None
-    if program and request.to != "edge":
-        raise RequestError(f"--program goes with --to edge; {request.to} needs none of ours.")
-    if program == out:
-        raise RequestError("--out and --program are the same file; give the program another name.")
-    for option, path in (("--out", out), ("--program", program)):
-        if path:
-            _check_place(option, path, force=request.force)
+    _check_places(request, form, out, program)
     source = _source(request)
     model = source.model
     context = request.context or min(DEFAULT_CONTEXT, model.longest or DEFAULT_CONTEXT)
@@ -52,24 +42,48 @@ def answer(request: Request) -> int:
         raise RequestError(
             f"{model.name} is no decoder of one input; only such models are exported."
         )
-
-    from qkvbench.export.stepping import Stepping
-
-    unfinished = out.with_name(f".{out.name}.unfinished")
     print(f"Writing {model.label} for texts of {context:,} tokens ...", file=sys.stderr)
-    try:
-        stepping = Stepping(source.network(), context)
-        options = export.Options(cast(export.WeightDtype, request.weights))
-        form.write(stepping, unfinished, options)
-        unfinished.replace(out)
-    except (ValueError, export.ExportError) as error:
-        raise RequestError(f"{error}\nNothing was written.") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
-    _report(out, source, context)
+    options = export.Options(cast(export.WeightDtype, request.weights))
+    _write(form, options, out, source, context)
+    size = sum(out.with_suffix(each).stat().st_size for each in form.SUFFIXES)
+    _report(out, size, source, context)
     if program:
         _build(program, out)
     return 0
+
+
+def _check_places(request: Request, form: export.Format, out: Path, program: Path | None) -> None:
+    """Refuse names that do not fit, and to replace what is there unasked."""
+    suffix = form.SUFFIXES[0]
+    if out.suffix != suffix:
+        raise RequestError(
+            f"A program of {request.to} is a file *{suffix}; write --out {out.stem}{suffix}."
+        )
+    if program and request.to != "edge":
+        raise RequestError(f"--program goes with --to edge; {request.to} needs none of ours.")
+    if program == out:
+        raise RequestError("--out and --program are the same file; give the program another name.")
+    for path in map(out.with_suffix, form.SUFFIXES):
+        _check_place("--out", path, force=request.force)
+    if program:
+        _check_place("--program", program, force=request.force)
+
+
+def _write(
+    form: export.Format, options: export.Options, out: Path, source: "_Source", context: int
+) -> None:
+    """Write beside the place, so that nothing unfinished has the file's name."""
+    from qkvbench.export.stepping import Stepping
+
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as unfinished:
+        whole = Path(unfinished) / out.name
+        try:
+            form.write(Stepping(source.network(), context), whole, options)
+        except (ValueError, export.ExportError) as error:
+            raise RequestError(f"{error}\nNothing was written.") from None
+        # The file that is named comes last: if it is there, all is.
+        for each in reversed(form.SUFFIXES):
+            whole.with_suffix(each).replace(out.with_suffix(each))
 
 
 def _check_place(option: str, path: Path, *, force: bool) -> None:
@@ -175,7 +189,7 @@ def _network(model: Model, weights: Path | None) -> "Decoder":
     return network
 
 
-def _report(out: Path, source: _Source, context: int) -> None:
+def _report(out: Path, size: int, source: _Source, context: int) -> None:
     model = source.model
     row = cache_bytes_per_token(model, CACHE_FORMATS["fp32"]) or 0
     whole = cache_bytes_per_token(
@@ -184,6 +198,6 @@ def _report(out: Path, source: _Source, context: int) -> None:
     share = f", {row / whole:.0%} of q,k,v" if whole else ""
     untrained = "" if source.trained else " Its weights are untrained."
     print(
-        f"{out}: {model.label}, {bytes_text(out.stat().st_size)}.{untrained}\n"
+        f"{out}: {model.label}, {bytes_text(size)}.{untrained}\n"
         f"It caches {bytes_text(row)} a token in fp32{share}; at most {context:,} tokens."
     )

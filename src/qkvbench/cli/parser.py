@@ -482,7 +482,8 @@ def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--to",
         required=True,
         metavar="FORMAT",
-        help="onnx, torch-export (a .pt2 file), or edge (a file for --program)",
+        help="onnx, torch-export (a .pt2 file), openvino, executorch, or edge (a file for "
+        "--program)",
     )
     export.add_argument("--out", type=_path, required=True, metavar="FILE", help="the new file")
     export.add_argument("--variant", metavar="V", help="of an untrained model (q,k,v)")

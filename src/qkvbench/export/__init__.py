@@ -1,12 +1,14 @@
 """Exported programs of decoders: one module for each format, whose name is the format's.
 
-The contract of a module: ``ABOUT``, one line; ``SUFFIX``, that of its files; ``missing_requirement
-()``, the reason why it cannot write, or None; ``write(stepping, path, options)``, which writes the
-program to a file that did not exist.
+The contract of a module: ``ABOUT``, one line; ``SUFFIXES``, that of its file and of what lies
+beside it; ``missing_requirement()``, the reason why it cannot write, or None; ``write(stepping,
+path, options)``, which writes the program to a file that did not exist.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Literal, Protocol, cast
@@ -33,7 +35,7 @@ class Format(Protocol):
     """The module of a format."""
 
     ABOUT: str
-    SUFFIX: str
+    SUFFIXES: tuple[str, ...]
 
     def missing_requirement(self) -> str | None:
         """Why the format cannot be written here; None if it can."""
@@ -42,6 +44,15 @@ class Format(Protocol):
     def write(self, stepping: "Stepping", path: Path, options: Options) -> None:
         """Write the program; ExportError if the format lacks what it needs."""
         ...
+
+
+def missing(extra: str, packages: Iterable[str]) -> str | None:
+    """Which packages of an extra are not installed, and how to get them; None if all are."""
+    absent = [name for name in packages if find_spec(name) is None]
+    if not absent:
+        return None
+    verb = "are" if len(absent) > 1 else "is"
+    return f"{', '.join(absent)} {verb} needed and not installed: ./qkv setup {extra}"
 
 
 def names() -> list[str]:

@@ -28,7 +28,7 @@ from qkvbench.native import CAPABILITIES
 from qkvbench.variant import ApplyRope, Plan
 
 ABOUT = "a model file for a small program without Python: --program FILE builds it, too"
-SUFFIX = ".safetensors"
+SUFFIXES = (".safetensors",)
 VERSION = 1
 # The vocabulary of a decoder over bytes.
 BYTES = 256

@@ -3,35 +3,31 @@
 import json
 import logging
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from qkvbench.export import ExportError, Options
+from qkvbench.export import ExportError, Options, missing
 from qkvbench.export.stepping import Stepping
 from qkvbench.export.torch_export import dynamic_shapes, example
 
 ABOUT = "a program for onnxruntime and everything else that reads ONNX"
-SUFFIX = ".onnx"
+SUFFIXES = (".onnx",)
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def missing_requirement() -> str | None:
     """The packages that are not installed; None if all are."""
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if not missing:
-        return None
-    return f"ONNX needs {', '.join(missing)}, not installed: ./qkv setup onnx"
+    return missing("onnx", PACKAGES)
 
 
 def write(stepping: Stepping, path: Path, options: Options) -> None:
     """Write the program with its weights in one file."""
     program = _program(stepping)
     model = program.model
-    model.metadata_props["qkvbench"] = json.dumps(about(stepping), ensure_ascii=True)
+    model.metadata_props["qkvbench"] = json.dumps(stepping.about(), ensure_ascii=True)
     if options.weights == "fp32":
         program.save(str(path), external_data=False)
         return
@@ -48,20 +44,6 @@ def write(stepping: Stepping, path: Path, options: Options) -> None:
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
-
-
-def about(stepping: Stepping) -> dict[str, object]:
-    """The names and sizes that a program needs to run the file."""
-    model = stepping.network.model
-    return {
-        "variant": model.variant,
-        "context": stepping.context,
-        "vocabulary": len(stepping.network.matrix),
-        "cached": [
-            {"past": each.past, "present": each.present, "heads": each.heads, "width": each.width}
-            for each in stepping.inputs
-        ],
-    }
 
 
 def _program(stepping: Stepping) -> Any:

@@ -99,6 +99,23 @@ class Stepping(nn.Module):
         logits = network.head(network.norm(x[:, -1]))
         return logits, *(_rows(cache.layers[each.layer], each.name) for each in self.inputs)
 
+    def about(self) -> dict[str, object]:
+        """The names and sizes that a program needs to run the file."""
+        return {
+            "variant": self.network.model.variant,
+            "context": self.context,
+            "vocabulary": len(self.network.matrix),
+            "cached": [
+                {
+                    "past": each.past,
+                    "present": each.present,
+                    "heads": each.heads,
+                    "width": each.width,
+                }
+                for each in self.inputs
+            ],
+        }
+
     def empty(self, batch: int) -> list[Tensor]:
         """Past tensors without any token."""
         like = self.network.embedding.table

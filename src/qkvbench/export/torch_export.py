@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.export.dynamic_shapes import _DimHint
 
@@ -10,7 +11,10 @@ from qkvbench.export import ExportError, Options
 from qkvbench.export.stepping import Stepping
 
 ABOUT = "a program that torch.export.load reads, without qkvbench"
-SUFFIX = ".pt2"
+SUFFIXES = (".pt2",)
+
+# What of the tokens and of each past tensor varies.
+Shapes = tuple[dict[int, _DimHint], tuple[dict[int, _DimHint], ...]]
 
 # Sizes of the example that is traced: different, and none is 0 or 1, which are traced as constants.
 BATCH, CACHED, NEW = 2, 5, 3
@@ -28,35 +32,44 @@ def write(stepping: Stepping, path: Path, options: Options) -> None:
     torch.export.save(traced(stepping), path)
 
 
-def traced(stepping: Stepping) -> ExportedProgram:
-    """The graph of the model, for any number of sequences, cached and new tokens."""
-    tokens, past = example(stepping)
+def traced(stepping: Stepping, *, pieces: int | None = None) -> ExportedProgram:
+    """The graph of the model, for any number of sequences, cached and new tokens.
+
+    With `pieces` for one sequence of `stepping.context` tokens at most, of which so many are read
+    at once: a program whose memory is laid out beforehand must know the largest size.
+    """
+    tokens, past = example(stepping, BATCH if pieces is None else 1)
+    shapes = dynamic_shapes(stepping) if pieces is None else _bounded_shapes(stepping, pieces)
     try:
         with torch.no_grad():
             return torch.export.export(
-                stepping, (tokens, *past), dynamic_shapes=dynamic_shapes(stepping), strict=False
+                stepping, (tokens, *past), dynamic_shapes=shapes, strict=False
             )
     except Exception as error:
         # torch raises different errors for what it cannot trace.
         raise ExportError(_reason(stepping, error)) from error
 
 
-def example(stepping: Stepping) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def example(stepping: Stepping, sequences: int = BATCH) -> tuple[Tensor, list[Tensor]]:
     """Tokens and past tensors to trace with."""
-    tokens = torch.zeros(BATCH, NEW, dtype=torch.int64)
+    tokens = torch.zeros(sequences, NEW, dtype=torch.int64)
     past = [
-        each.new_zeros(BATCH, *each.shape[1:2], CACHED, *each.shape[3:])
-        for each in stepping.empty(BATCH)
+        each.new_zeros(*each.shape[:2], CACHED, *each.shape[3:])
+        for each in stepping.empty(sequences)
     ]
     return tokens, past
 
 
-def dynamic_shapes(
-    stepping: Stepping,
-) -> tuple[dict[int, _DimHint], tuple[dict[int, _DimHint], ...]]:
+def dynamic_shapes(stepping: Stepping) -> Shapes:
     """The sizes that vary: sequences, new tokens, cached tokens."""
     past = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
     return {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, tuple(dict(past) for _ in stepping.inputs)
+
+
+def _bounded_shapes(stepping: Stepping, pieces: int) -> Shapes:
+    """The same for one sequence, each with its largest value."""
+    past = {2: Dim.DYNAMIC(min=0, max=stepping.context - 1)}
+    return {1: Dim.DYNAMIC(min=1, max=pieces)}, tuple(dict(past) for _ in stepping.inputs)
 
 
 def _reason(stepping: Stepping, error: Exception) -> str:
