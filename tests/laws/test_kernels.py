@@ -1,9 +1,11 @@
 """A decode kernel computes what torch does, and runs no plan that it does not support."""
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass, fields, make_dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from qkvbench.backends.torch.kernels.decode import CPU_FEATURES, CpuDecodeKernel
 from qkvbench.model import Alibi, Learned, Rotary, Tokens, with_source
 from qkvbench.variant import AlibiBias, Mask, Plan, Scale, parse
 
+ROOT = Path(__file__).parents[2]
 # Sums of tens of numbers of size one in fp32, in another order.
 CLOSE = 3e-5
 # bf16 rounds the attention weights, and torch the queries too: half a step each, of 2^-8.
@@ -205,6 +208,27 @@ def test_in_its_interpreter_triton_computes_what_torch_does(text, rows):
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < CLOSE
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+def test_the_script_for_a_gpu_passes_its_own_checks_as_a_dry_run(tmp_path):
+    out = tmp_path / "gpu.jsonl"
+    parts = ["kernel", "passes", "decode"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", "--dry-run", "--out", out, "--parts", *parts],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows[0]["part"] == "machine"
+    assert rows[0]["dry_run"]
+    assert {row["part"] for row in rows[1:]} == set(parts)
+    assert all(row["passed"] for row in rows if row["part"] in ("kernel", "passes"))
 
 
 def by_triton(text, rows):
