@@ -5,10 +5,10 @@ Needs   another environment with `pip install llama-cpp-python`, which is compil
 Size    the packaged checkpoint: 30 layers, 9 query and 3 key/value heads of 64; a prompt, 32 steps
 Takes   about ten minutes on an idle core, after the programs are built
 
-The same weights in fp32 for all three, and llama.cpp's with the four bits that the package has and
-its own 16-bit cache, beside them. Each reader is a process of its own with one thread. In fp32 the
-texts must be the same. Memory and steps are taken as in edge.py; for llama.cpp a step is the median
-of the processor time of each.
+The same weights in fp32 for all three; beside them the program's in int8, and llama.cpp's with the
+four bits that the package has and its own 16-bit cache. Each reader is a process of its own with
+one thread. In fp32 the texts must be the same. Memory and steps are taken as in edge.py; for
+llama.cpp a step is the median of the processor time of each.
 """
 
 import argparse
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--without", nargs="*", default=[], help="readers that are left out")
     args = parser.parse_args()
     with TemporaryDirectory() as name, checkpoints.unpack(checkpoints.PACKAGED[MODEL]) as packaged:
         folder = Path(name)
@@ -72,7 +73,9 @@ def main() -> None:
             checkpoint.read(packaged_folder(MODEL)), max(args.contexts) + args.steps + 1
         )
         find("edge").write(stepping, folder / "m.safetensors", Options())
-        find("onnx").write(stepping, folder / "m.onnx", Options())
+        find("edge").write(stepping, folder / "m8.safetensors", Options("int8"))
+        if "onnxruntime" not in args.without:
+            find("onnx").write(stepping, folder / "m.onnx", Options())
         for context in args.contexts:
             tokens = np.random.default_rng(0).integers(0, 49152, context).tolist()
             readers = {
@@ -83,13 +86,19 @@ def main() -> None:
                     ONNX, [str(folder / "m.onnx")], tokens, args.steps
                 ),
                 "llama.cpp": lambda tokens=tokens: by_llama(args, whole, F32, tokens),
+                "edge, int8": lambda tokens=tokens: by_program(
+                    program, folder / "m8.safetensors", tokens, args.steps
+                ),
                 "llama.cpp, 4 bits": lambda tokens=tokens: by_llama(args, bits, F16, tokens),
             }
+            for name in args.without:
+                del readers[name]
+            exact = [name for name in readers if "," not in name]
             print(
                 f"{context:,} tokens: reader  peak memory  of it for the text  a step", flush=True
             )
             runs = [{reader: run() for reader, run in readers.items()} for _ in range(args.rounds)]
-            texts = {str(each[reader].text) for each in runs for reader in list(readers)[:3]}
+            texts = {str(each[reader].text) for each in runs for reader in exact}
             print(f"  texts in fp32: {'equal' if len(texts) == 1 else f'{len(texts)} different'}")
             for reader in readers:
                 show(reader, [each[reader] for each in runs])

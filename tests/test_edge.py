@@ -14,7 +14,7 @@ from safetensors import safe_open
 from qkvbench.backends import torch as backend
 from qkvbench.cli import main
 from qkvbench.cost import CACHE_FORMATS, cache_bytes_per_token
-from qkvbench.export import ExportError, Options, edge
+from qkvbench.export import ExportError, Options, WeightDtype, edge
 from qkvbench.export.stepping import Stepping
 from qkvbench.model import PRESETS, Decoder, Init, position_named
 from qkvbench.model.cycle import parse_cycle
@@ -22,6 +22,7 @@ from qkvbench.native.program import build_program
 from qkvbench.variant.catalogue import named
 
 CONTEXT = 1100
+EXACT = Options()
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 # More than a step of the program reads.
 PROMPT, WRITTEN = 21, 24
@@ -40,9 +41,9 @@ def _network(
     return network
 
 
-def _written(network: backend.Decoder, folder: Path) -> Path:
+def _written(network: backend.Decoder, folder: Path, options: Options = EXACT) -> Path:
     path = folder / "model.safetensors"
-    edge.write(Stepping(network, CONTEXT), path, Options())
+    edge.write(Stepping(network, CONTEXT), path, options)
     return path
 
 
@@ -113,7 +114,10 @@ def test_what_the_program_lacks_is_refused_with_what_works_instead(
     ("words", "text"),
     [
         (["--to", "edge", "--out", "a.edge"], "--out a.safetensors"),
-        (["--to", "edge", "--out", "a.safetensors", "--weights", "int8"], "--to onnx has int8"),
+        (
+            ["--to", "torch-export", "--out", "a.pt2", "--weights", "int8"],
+            "--to onnx and --to edge have int8",
+        ),
         (["--to", "torch-export", "--out", "a.pt2", "--program", "p"], "goes with --to edge"),
         (["--to", "edge", "--out", "a.safetensors", "--program", "b/p"], "b does not exist"),
     ],
@@ -177,6 +181,45 @@ def test_the_program_writes_what_torch_writes(
     prompt = "A prompt of letters."
     done = _run(program, path, "--prompt", prompt, "--count", WRITTEN)
     assert list(done.stdout) == _by_torch(network, np.array(list(prompt.encode())))
+
+
+def _round_matrices(network: backend.Decoder) -> None:
+    """Every matrix becomes what int8 with a scale for each row can say."""
+    for name, weight in backend.named_weights(network).items():
+        if weight.dim() == 2 and "position" not in name:
+            steps = weight.detach().abs().amax(1, keepdim=True) / 127
+            weight.data.copy_((weight / steps).round() * steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("equation", "position", "changes", "tied"),
+    [
+        ("q,k=v", "rotary", (), False),
+        ("q,k,v/1", "learned", ("rms", "swiglu"), True),
+    ],
+)
+def test_in_int8_it_writes_what_torch_writes_with_rounded_matrices(
+    equation: str,
+    position: str,
+    changes: tuple[str, ...],
+    tied: bool,  # noqa: FBT001
+    program: Path,
+    tmp_path: Path,
+) -> None:
+    """Embeddings, heads and tied ones; a third of the file, of which a part stays in fp32."""
+    network = _network(equation, position, changes, tied=tied)
+    size = _written(network, tmp_path).stat().st_size
+    path = _written(network, tmp_path, Options("int8"))
+    assert path.stat().st_size < (0.65 if position == "learned" else 0.34) * size
+    before = _by_torch(network, _prompt())
+    _round_matrices(network)
+    expected = _by_torch(network, _prompt())
+    assert len(set(expected)) > 2
+    assert _ids(program, path, _prompt()) == expected
+    assert _ids(program, path, _prompt(), "--threads", 2) == expected
+    # Rounding is seen in a text of this length, or the test would not tell the two apart.
+    assert tied or before != expected
 
 
 @pytest.mark.slow
@@ -253,9 +296,12 @@ def test_samples_have_the_probabilities_of_the_model(program: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_no_damaged_file_makes_it_crash(program: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_no_damaged_file_makes_it_crash(
+    weights: WeightDtype, program: Path, tmp_path: Path
+) -> None:
     """Cut anywhere, or with any byte of the header changed: exit status 2 and one sentence."""
-    whole = _written(_network("q,k=v"), tmp_path).read_bytes()
+    whole = _written(_network("q,k=v"), tmp_path, Options(weights)).read_bytes()
     header = int.from_bytes(whole[:8], "little")
     bad = tmp_path / "bad.safetensors"
     rng = np.random.default_rng(0)

@@ -15,16 +15,23 @@ from qkvbench.model import Decoder, Init, Rotary, transformer
 from qkvbench.variant import parse
 
 every_isa = pytest.mark.parametrize("isa", () if missing else tuple(native.supported_isas()))
-KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# The type of rows, biases and outputs.
+KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
 def drawn(kind, rows, inputs, outputs):
+    """Rows, weights, biases, and the scales of weights in int8."""
     rng = torch.Generator().manual_seed(rows + inputs)
     sizes = ((rows, inputs), (outputs, inputs), (outputs,))
-    return [torch.randn(size, generator=rng).to(KINDS[kind]) for size in sizes]
+    x, weight, bias = (torch.randn(size, generator=rng).to(KINDS[kind]) for size in sizes)
+    if kind != "int8":
+        return x, weight, bias, None
+    scales = torch.rand(outputs, generator=rng)
+    numbers = torch.randint(-128, 128, weight.shape, generator=rng, dtype=torch.int8)
+    return x, numbers, bias, scales
 
 
-def made(kind, x, weight, bias, threads=1, isa=None):
+def made(kind, x, weight, bias, threads=1, isa=None, scales=None):
     out = torch.full((len(x), len(weight)), torch.nan, dtype=x.dtype)
     native.linear(
         kind,
@@ -35,6 +42,7 @@ def made(kind, x, weight, bias, threads=1, isa=None):
         rows=len(x),
         inputs=x.shape[1],
         outputs=len(weight),
+        scales=None if scales is None else scales.data_ptr(),
         threads=threads,
         isa=isa,
     )
@@ -47,17 +55,18 @@ def made(kind, x, weight, bias, threads=1, isa=None):
 def test_few_rows_times_weights_are_what_fp64_gives(isa, kind):
     for rows in (1, 2, 3, 4, 7, 8):
         for inputs, outputs in ((1, 1), (13, 7), (40, 33), (96, 200)):
-            x, weight, bias = drawn(kind, rows, inputs, outputs)
+            x, weight, bias, scales = drawn(kind, rows, inputs, outputs)
+            meant = weight.double() * (1 if scales is None else scales.double()[:, None])
             for added in (bias, None):
                 exact = functional.linear(
-                    x.double(), weight.double(), None if added is None else added.double()
+                    x.double(), meant, None if added is None else added.double()
                 )
-                size = x.double().abs() @ weight.double().abs().T + bias.double().abs()
-                # A sum of so many products in fp32; what is stored is rounded once more.
-                near = inputs * 2**-24 * size
+                size = x.double().abs() @ meant.abs().T + bias.double().abs()
+                # A sum of so many products in fp32, and one by the scale; bf16 rounds the result.
+                near = (inputs + (kind == "int8")) * 2**-24 * size
                 if kind == "bf16":
                     near += 2**-8 * exact.abs()
-                got = made(kind, x, weight, added, isa=isa)
+                got = made(kind, x, weight, added, isa=isa, scales=scales)
                 assert ((got.double() - exact).abs() <= near).all(), (rows, inputs, outputs)
 
 
@@ -65,12 +74,13 @@ def test_few_rows_times_weights_are_what_fp64_gives(isa, kind):
 @every_isa
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_output_has_the_same_bits_with_any_threads_and_rows_beside_it(isa, kind):
-    x, weight, bias = drawn(kind, 8, 530, 1000)
-    whole = made(kind, x, weight, bias, isa=isa)
+    x, weight, bias, scales = drawn(kind, 8, 530, 1000)
+    whole = made(kind, x, weight, bias, isa=isa, scales=scales)
     for threads in (2, 3):
-        assert torch.equal(made(kind, x, weight, bias, threads, isa), whole)
+        assert torch.equal(made(kind, x, weight, bias, threads, isa, scales), whole)
     for rows in (1, 2, 3, 5):
-        assert torch.equal(made(kind, x[:rows], weight, bias, isa=isa), whole[:rows])
+        some = made(kind, x[:rows], weight, bias, isa=isa, scales=scales)
+        assert torch.equal(some, whole[:rows])
 
 
 @needs_library
@@ -126,7 +136,7 @@ def test_a_step_names_the_kernel_of_its_weights():
         position=Rotary(),
         init=Init(1, 1),
     ).with_variant(parse("q,k=v"))
-    for precision in KINDS:
+    for precision in ("fp32", "bf16"):
         named = Decoding(model, precision, context=9, batch=2).kernel()
         assert named.endswith(f"{NAMED} ({precision} weights, {native.select_isa()})")
         assert named.count("qkvbench::decode") == 1

@@ -495,7 +495,7 @@ def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--weights",
         choices=["fp32", "int8"],
         default="fp32",
-        help="dtype of the matrices; int8: onnx alone (fp32)",
+        help="dtype of the matrices; int8: onnx and edge alone (fp32)",
     )
     export.add_argument(
         "--program",

@@ -7,13 +7,14 @@ caches, so the program knows no variant by name.
 import json
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from qkvbench.backends.common.decode_support import WORDS
 from qkvbench.backends.torch import named_weights
+from qkvbench.backends.torch.cache.quantize import quantize
 from qkvbench.backends.torch.models.block import Block
+from qkvbench.cost import CACHE_FORMATS
 from qkvbench.export import ExportError, Options
 from qkvbench.export.stepping import Stepping
 from qkvbench.model.parts import (
@@ -30,6 +31,7 @@ from qkvbench.variant import ApplyRope, Plan
 ABOUT = "a model file for a small program without Python: --program FILE builds it, too"
 SUFFIXES = (".safetensors",)
 VERSION = 1
+POSITIONS = "embedding.positions"
 # The vocabulary of a decoder over bytes.
 BYTES = 256
 
@@ -55,9 +57,11 @@ def missing_requirement() -> str | None:
 
 
 def write(stepping: Stepping, path: Path, options: Options) -> None:
-    """Write weights in fp32 and what the program computes with them."""
-    if options.weights != "fp32":
-        raise ExportError("edge has fp32 weights only; --to onnx has int8.")
+    """Write weights, and what the program computes with them.
+
+    With weights in int8 every matrix is rounded row by row, embeddings too; each row has a scale in
+    fp32, and biases, norms and position embeddings stay in fp32.
+    """
     network, model = stepping.network, stepping.network.model
     for block in network.layers():
         if lacking := _missing(block):
@@ -68,9 +72,14 @@ def write(stepping: Stepping, path: Path, options: Options) -> None:
     weights = named_weights(network)
     added = network.embedding.position_embeddings(stepping.context, network.embedding.table)
     if added is not None:
-        weights["embedding.positions"] = added[: stepping.context]
+        weights[POSITIONS] = added[: stepping.context]
     metadata = {"format": "pt", "qkvbench": json.dumps(about(stepping))}
-    save_file({name: _stored(each) for name, each in weights.items()}, path, metadata)
+    stored = {name: each.detach().float().contiguous().clone() for name, each in weights.items()}
+    if options.weights == "int8":
+        for name, each in list(stored.items()):
+            if each.dim() == 2 and name != POSITIONS:
+                stored[name], stored[f"{name}_scale"] = _in_int8(each)
+    save_file(stored, path, metadata)
 
 
 def about(stepping: Stepping) -> dict[str, object]:
@@ -170,5 +179,8 @@ def _missing_of(plan: Plan) -> str | None:
     return None
 
 
-def _stored(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.float32).contiguous().clone()
+def _in_int8(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix (outputs, inputs) as int8, and the scale of each row."""
+    rows, scales = quantize(matrix[None, None], CACHE_FORMATS["int8"])
+    assert scales is not None
+    return rows[0, 0], scales[0, 0]

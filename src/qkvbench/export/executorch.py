@@ -26,7 +26,7 @@ def missing_requirement() -> str | None:
 def write(stepping: Stepping, path: Path, options: Options) -> None:
     """Write the program in fp32; its method `about` returns what a program must know, as JSON."""
     if options.weights != "fp32":
-        raise ExportError("executorch has fp32 weights only; --to onnx has int8.")
+        raise ExportError("executorch has fp32 weights only; --to onnx and --to edge have int8.")
     pieces = min(PIECES, stepping.context)
     graph = traced(stepping, pieces=pieces)
     about = json.dumps({**stepping.about(), "pieces": pieces})

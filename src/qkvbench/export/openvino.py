@@ -21,7 +21,7 @@ def missing_requirement() -> str | None:
 def write(stepping: Stepping, path: Path, options: Options) -> None:
     """Write the graph and its weights in fp32, with what a program must know as `rt_info`."""
     if options.weights != "fp32":
-        raise ExportError("openvino has fp32 weights only; --to onnx has int8.")
+        raise ExportError("openvino has fp32 weights only; --to onnx and --to edge have int8.")
     # Without this package, which sends usage data unless it was told not to, openvino has its stub.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino  # pyright: ignore[reportMissingImports]

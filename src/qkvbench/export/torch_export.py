@@ -28,7 +28,7 @@ def missing_requirement() -> str | None:
 def write(stepping: Stepping, path: Path, options: Options) -> None:
     """Write the program, in fp32."""
     if options.weights != "fp32":
-        raise ExportError("torch-export has fp32 weights only; --to onnx has int8.")
+        raise ExportError("torch-export has fp32 weights only; --to onnx and --to edge have int8.")
     torch.export.save(traced(stepping), path)
 
 

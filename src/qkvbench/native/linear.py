@@ -10,7 +10,7 @@ from qkvbench.native.library import library, select_isa, supported_isas
 
 # With more rows, reading weights is no longer the bottleneck.
 MAX_ROWS = 8
-WEIGHT_KINDS: tuple[Kind, ...] = ("fp32", "bf16")
+WEIGHT_KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8")
 
 
 def linear(  # noqa: PLR0913 (addresses and sizes)
@@ -23,12 +23,14 @@ def linear(  # noqa: PLR0913 (addresses and sizes)
     rows: int,
     inputs: int,
     outputs: int,
+    scales: int | None = None,
     threads: int = 1,
     isa: str | None = None,
 ) -> None:
-    """out[r, o] = sum over i of x[r, i] · weights[o, i], plus bias[o].
+    """out[r, o] = sum over i of x[r, i] · weights[o, i], times scales[o], plus bias[o].
 
-    The addresses are of contiguous numbers of type `kind`, one of `WEIGHT_KINDS`; sums are in fp32.
+    The addresses are of contiguous numbers of type `kind`, one of `WEIGHT_KINDS`; with weights of
+    int8, which alone have scales, the rest is fp32. Sums are in fp32.
     The bits of an output depend neither on the number of threads nor on the other rows.
     """
     call = _Call(
@@ -41,6 +43,7 @@ def linear(  # noqa: PLR0913 (addresses and sizes)
         bias,
         x,
         out,
+        scales,
     )
     library().qkv_linear(supported_isas()[select_isa(isa)], ctypes.byref(call))
 
@@ -50,5 +53,5 @@ class _Call(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("kind", "rows", "inputs", "outputs", "threads")),
-        *((name, ctypes.c_void_p) for name in ("weights", "bias", "x", "out")),
+        *((name, ctypes.c_void_p) for name in ("weights", "bias", "x", "out", "scales")),
     )

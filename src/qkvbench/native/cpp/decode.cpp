@@ -66,6 +66,8 @@ float* aligned_buffer(std::unique_ptr<float[]>& buffer, size_t& size, size_t flo
     return (float*)(((uintptr_t)buffer.get() + 63) / 64 * 64);
 }
 
+constexpr int BITS_OF[] = {32, 16, 16, 8, 4};  // by QkvType
+
 struct Job {
     const QkvDecode& call;
     std::vector<Chunk> chunks;
@@ -147,10 +149,9 @@ EXPORT int qkv_decode(int which, const QkvDecode* call) {
         if (call->first[b] < 0 || call->first[b] > call->length[b] || call->length[b] > capacity)
             return b;
     Job job(*call);
-    static const int bits_of[] = {32, 16, 16, 8, 4};
     int64_t rows = 0;
     for (const Chunk& each : job.chunks) rows += each.end - each.begin;
-    const bool small = rows * call->head_dim * bits_of[call->type] / 8 < MIN_BYTES_FOR_THREADS;
+    const bool small = rows * call->head_dim * BITS_OF[call->type] / 8 < MIN_BYTES_FOR_THREADS;
     const int threads = small ? 1 : std::min<int>(call->threads, int(job.chunks.size()));
     const size_t floats = QKV_SCRATCH(call->group) + (call->type == QKV_INT4 ? QKV_SCRATCH_INT4 : 0);
     std::atomic<int> next{0};
@@ -174,7 +175,7 @@ EXPORT void qkv_linear(int which, const QkvLinear* call) {
     const int stride = (call->inputs + 2 * QKV_LANES - 1) / (2 * QKV_LANES) * (2 * QKV_LANES);
     float* x = aligned_buffer(buffer, size, size_t(call->rows) * stride);
     isa.pack_rows(*call, x);
-    const int64_t row_bytes = int64_t(call->inputs) * (call->type == QKV_FP32 ? 4 : 2);
+    const int64_t row_bytes = int64_t(call->inputs) * BITS_OF[call->type] / 8;
     const bool small = row_bytes * call->outputs < MIN_BYTES_FOR_THREADS;
     // Blocks are whole vectors of outputs in each stream, and long enough for the prefetchers.
     const int64_t block = (BLOCK_BYTES / row_bytes / BLOCK_OUTPUTS + 1) * BLOCK_OUTPUTS;

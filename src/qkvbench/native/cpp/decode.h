@@ -39,12 +39,14 @@ struct QkvDecode {
     const float* rope_per_chunk;              // at multiples of QKV_CHUNK
 };
 
-// A linear layer: out[r, o] = sum over i of x[r, i] * weights[o, i], plus bias[o]. All are of
-// `type`, fp32 or bf16, and contiguous; sums are in fp32.
+// A linear layer: out[r, o] = sum over i of x[r, i] * weights[o, i], times scales[o], plus bias[o].
+// All are of `type`, fp32 or bf16, and contiguous; or weights are int8, and the rest fp32. Sums are in
+// fp32.
 struct QkvLinear {
     int32_t type, rows, inputs, outputs, threads;
     const void *weights, *bias, *x;           // bias may be null
     void* out;
+    const float* scales;                      // of int8, and otherwise null
 };
 
 }  // extern "C"

@@ -3,6 +3,17 @@
 
 constexpr int WEIGHTS_AHEAD = 1024;  // bytes by which each stream is prefetched
 
+// The type of x, of the bias and of what is made: that of the weights, but fp32 for int8.
+template <class Number>
+struct ValueOf { using type = Number; };
+template <>
+struct ValueOf<Int8> { using type = Fp32; };
+
+INLINE void load_two(const Int8* x, Vector& a, Vector& b) {
+    a = to_fp32(x);
+    b = to_fp32(x + WIDTH);
+}
+
 // sum[r, o] = x[r] · weights[o], for one row of weights from each of OUTPUTS streams, `distance`
 // numbers apart. The order of a sum's products is the same for any number of rows and streams.
 template <class Number, int ROWS, int OUTPUTS>
@@ -58,7 +69,14 @@ INLINE float as_float(const Bf16* x) {
 // by side; the remaining outputs follow one by one.
 template <class Number, int ROWS, int OUTPUTS>
 void multiply_streams(const QkvLinear& call, const float* x, int r, int begin, int end) {
-    const Number *weights = (const Number*)call.weights, *bias = (const Number*)call.bias;
+    using Value = typename ValueOf<Number>::type;
+    const Number* weights = (const Number*)call.weights;
+    const auto finish = [&](int row, int o, float sum) {
+        const float bias = call.bias ? as_float((const Value*)call.bias + o) : 0;
+        // Rounded once in every copy of this: a compiler would join the two operations in some alone.
+        const float made = call.scales ? __builtin_fmaf(sum, call.scales[o], bias) : sum + bias;
+        store_as((Value*)call.out + int64_t(row) * call.outputs + o, made);
+    };
     const int inputs = call.inputs, stride = round_up(inputs, 2 * QKV_LANES);
     constexpr int EACH = WIDTH / OUTPUTS;  // outputs of a stream that are one vector with the others'
     const int length = (end - begin) / OUTPUTS / EACH * EACH;
@@ -77,11 +95,7 @@ void multiply_streams(const QkvLinear& call, const float* x, int r, int begin, i
         for (int row = 0; row < ROWS; ++row) {
             float out[WIDTH];
             store(out, horizontal_sums(sum[row]));
-            for (int i = 0; i < WIDTH; ++i) {
-                const int o = at + i % EACH + i / EACH * length;
-                Number* to = (Number*)call.out + int64_t(r + row) * call.outputs + o;
-                store_as(to, out[i] + (bias ? as_float(bias + o) : 0));
-            }
+            for (int i = 0; i < WIDTH; ++i) finish(r + row, at + i % EACH + i / EACH * length, out[i]);
         }
     }
     for (int o = begin + OUTPUTS * length; o < end; ++o) {
@@ -92,8 +106,7 @@ void multiply_streams(const QkvLinear& call, const float* x, int r, int begin, i
             for (int i = 0; i < WIDTH; ++i) sum[i] = own[row];
             float out[WIDTH];
             store(out, horizontal_sums(sum));
-            Number* to = (Number*)call.out + int64_t(r + row) * call.outputs + o;
-            store_as(to, out[0] + (bias ? as_float(bias + o) : 0));
+            finish(r + row, o, out[0]);
         }
     }
 }
@@ -128,9 +141,11 @@ void pack_rows_of(const QkvLinear& call, float* into) {
 void linear(const QkvLinear& call, const float* x, int begin, int end) {
     if (call.type == QKV_FP32) multiply_outputs<Fp32>(call, x, begin, end);
     if (call.type == QKV_BF16) multiply_outputs<Bf16>(call, x, begin, end);
+    if (call.type == QKV_INT8) multiply_outputs<Int8>(call, x, begin, end);
 }
 
 void pack_rows(const QkvLinear& call, float* into) {
-    if (call.type == QKV_FP32) pack_rows_of<Fp32>(call, into);
+    // Two vectors of int8 are in the order of fp32.
+    if (call.type == QKV_FP32 || call.type == QKV_INT8) pack_rows_of<Fp32>(call, into);
     if (call.type == QKV_BF16) pack_rows_of<Bf16>(call, into);
 }

@@ -15,7 +15,8 @@
 
 struct TensorView {
     std::vector<int64_t> shape;
-    const float* data;
+    const char* data;
+    int bytes;  // of a number: 4 in fp32, 1 in int8
 };
 
 class ModelFile {
@@ -42,16 +43,19 @@ class ModelFile {
     const Json& about() const { return about_; }
     uint64_t size() const { return size_; }
 
-    // The numbers of a tensor, which must be there in this shape.
+    // The numbers in fp32 of a tensor, which must be there in this shape.
     const float* tensor(const std::string& name, std::initializer_list<int64_t> shape) const {
-        const auto found = tensors_.find(name);
-        if (found == tensors_.end()) refuse("it has no tensor %.200s", name.c_str());
-        if (found->second.shape != std::vector<int64_t>(shape))
-            refuse("its tensor %.200s has another shape than its header says", name.c_str());
-        return found->second.data;
+        return (const float*)numbers(name, shape, 4);
+    }
+    const int8_t* int8(const std::string& name, std::initializer_list<int64_t> shape) const {
+        return (const int8_t*)numbers(name, shape, 1);
     }
 
     bool has(const std::string& name) const { return tensors_.count(name) > 0; }
+    bool has_int8(const std::string& name) const {
+        const auto found = tensors_.find(name);
+        return found != tensors_.end() && found->second.bytes == 1;
+    }
 
   private:
     static constexpr uint64_t MAX_HEADER = 100'000'000;
@@ -59,6 +63,16 @@ class ModelFile {
     uint64_t size_;
     Json about_;
     std::map<std::string, TensorView> tensors_;
+
+    const char* numbers(const std::string& name, std::initializer_list<int64_t> shape, int bytes) const {
+        const auto found = tensors_.find(name);
+        if (found == tensors_.end()) refuse("it has no tensor %.200s", name.c_str());
+        if (found->second.shape != std::vector<int64_t>(shape))
+            refuse("its tensor %.200s has another shape than its header says", name.c_str());
+        if (found->second.bytes != bytes)
+            refuse("its tensor %.200s is %s", name.c_str(), bytes == 4 ? "not F32" : "not I8");
+        return found->second.data;
+    }
 
     void read_tensors(const Json& header, const char* data, uint64_t size) {
         if (header.type != Json::OBJECT) refuse("its header is no object");
@@ -70,19 +84,20 @@ class ModelFile {
                 continue;
             }
             const auto& offsets = entry.at("data_offsets", Json::LIST).items;
-            if (entry.at("dtype", Json::TEXT).text != "F32") refuse("its tensor %.200s is not F32", name.c_str());
+            const std::string& dtype = entry.at("dtype", Json::TEXT).text;
+            if (dtype != "F32" && dtype != "I8") refuse("its tensor %.200s is neither F32 nor I8", name.c_str());
             if (offsets.size() != 2) refuse("its header has other than two offsets of a tensor");
             const int64_t most = size > uint64_t(MAX_SIZE) ? MAX_SIZE : int64_t(size);
             const int64_t begin = offsets[0].whole_number("data_offsets", 0, most);
             const int64_t end = offsets[1].whole_number("data_offsets", begin, most);
-            TensorView view{{}, (const float*)(data + begin)};
+            TensorView view{{}, data + begin, dtype == "F32" ? 4 : 1};
             int64_t count = 1;
             for (const Json& each : entry.at("shape", Json::LIST).items) {
                 view.shape.push_back(each.whole_number("shape", 1, MAX_SIZE));
                 if (__builtin_mul_overflow(count, view.shape.back(), &count) || count > MAX_SIZE)
                     refuse("its tensor %.200s is larger than any file", name.c_str());
             }
-            if (end - begin != 4 * count || (uintptr_t)view.data % 4)
+            if (end - begin != view.bytes * count || (uintptr_t)view.data % view.bytes)
                 refuse("its tensor %.200s has another number of bytes than its shape", name.c_str());
             if (!tensors_.emplace(name, view).second) refuse("it has two tensors %.200s", name.c_str());
             if (uint64_t(end) > last) last = uint64_t(end);

@@ -22,9 +22,12 @@ struct Norm {
     const float *weight, *bias;
 };
 
+// A matrix in fp32, or in int8 with a scale for each output.
 struct Linear {
-    const float *weight, *bias;
-    int inputs, outputs;
+    const float *weight = nullptr, *bias = nullptr;
+    const int8_t* int8 = nullptr;
+    const float* scales = nullptr;
+    int inputs = 0, outputs = 0;
 };
 
 // Memory that the system zeroes when it is first used, so what is never written costs none.
@@ -105,11 +108,10 @@ class Network {
         reads_bytes = about_.at("bytes", Json::TRUTH).number != 0 && vocabulary == 256;
         d_model_ = int(about_.whole("d_model", 1, MAX_WIDTH));
         x_.resize(size_t(MAX_TOKENS) * d_model_);
-        table_ = file.tensor("embedding.table", {vocabulary, d_model_});
+        table_ = matrix("embedding.table", vocabulary, d_model_);
         positions_ = file.has("embedding.positions")
                          ? file.tensor("embedding.positions", {context, d_model_}) : nullptr;
-        head_ = {file.has("output.weight") ? file.tensor("output.weight", {vocabulary, d_model_}) : table_,
-                 nullptr, d_model_, vocabulary};
+        head_ = file.has("output.weight") ? matrix("output.weight", vocabulary, d_model_) : table_;
         norm_ = norm(about_.at("norm", Json::OBJECT), "norm");
         for (int isa = 0, supported = 0; isa_ < 0; ++isa) {
             if (!qkv_isa(isa, &supported)) refuse("this processor runs none of the kernels");
@@ -144,8 +146,7 @@ class Network {
         for (int t = 0; t < count; ++t)
             for (int i = 0; i < d_model_; ++i)
                 x_[size_t(t) * d_model_ + i] =
-                    table_[int64_t(tokens[t]) * d_model_ + i] +
-                    (positions_ ? positions_[(length_ + t) * d_model_ + i] : 0);
+                    embedding(tokens[t], i) + (positions_ ? positions_[(length_ + t) * d_model_ + i] : 0);
         for (Layer& layer : layers_) {
             attend(layer, count);
             feed_forward(layer, count);
@@ -162,8 +163,8 @@ class Network {
     const Json& about_;
     const int threads_;
     int d_model_, isa_ = -1;
-    const float *table_, *positions_;
-    Linear head_;
+    const float* positions_;
+    Linear table_, head_;
     Norm norm_;
     std::vector<Layer> layers_;
     int64_t capacity_ = 0, length_ = 0;
@@ -180,9 +181,27 @@ class Network {
                 kind == "layer" ? file_.tensor(name + ".bias", {d_model_}) : nullptr};
     }
 
+    Linear matrix(const std::string& name, int outputs, int inputs) const {
+        Linear made{};
+        made.inputs = inputs, made.outputs = outputs;
+        if (file_.has_int8(name)) {
+            made.int8 = file_.int8(name, {outputs, inputs});
+            made.scales = file_.tensor(name + "_scale", {outputs});
+        } else {
+            made.weight = file_.tensor(name, {outputs, inputs});
+        }
+        return made;
+    }
+
     Linear linear(const std::string& name, int outputs, int inputs) const {
-        return {file_.tensor(name + ".weight", {outputs, inputs}),
-                file_.has(name + ".bias") ? file_.tensor(name + ".bias", {outputs}) : nullptr, inputs, outputs};
+        Linear made = matrix(name + ".weight", outputs, inputs);
+        if (file_.has(name + ".bias")) made.bias = file_.tensor(name + ".bias", {outputs});
+        return made;
+    }
+
+    float embedding(int token, int i) const {
+        const int64_t at = int64_t(token) * d_model_ + i;
+        return table_.int8 ? table_.int8[at] * table_.scales[token] : table_.weight[at];
     }
 
     void add_layer(const Json& about) {
@@ -235,8 +254,9 @@ class Network {
 
     void multiply(const Linear& linear, const std::vector<float>& x, std::vector<float>& out, int rows) {
         if (out.size() < size_t(rows) * linear.outputs) out.resize(size_t(rows) * linear.outputs);
-        const QkvLinear call = {QKV_FP32, rows, linear.inputs, linear.outputs, threads_,
-                                linear.weight, linear.bias, x.data(), out.data()};
+        const void* weights = linear.int8 ? (const void*)linear.int8 : linear.weight;
+        const QkvLinear call = {linear.int8 ? QKV_INT8 : QKV_FP32, rows, linear.inputs, linear.outputs, threads_,
+                                weights, linear.bias, x.data(), out.data(), linear.scales};
         qkv_linear(isa_, &call);
     }
 
