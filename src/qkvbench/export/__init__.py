@@ -55,6 +55,12 @@ def missing(extra: str, packages: Iterable[str]) -> str | None:
     return f"{', '.join(absent)} {verb} needed and not installed: ./qkv setup {extra}"
 
 
+def check_weights(options: Options, name: str) -> None:
+    """Refuse int8 for a format that has fp32 alone."""
+    if options.weights != "fp32":
+        raise ExportError(f"{name} has fp32 weights only; --to onnx and --to edge have int8.")
+
+
 def names() -> list[str]:
     """The formats, as they are written on the command line."""
     found = {module.name for module in iter_modules(__path__)} - OTHERS

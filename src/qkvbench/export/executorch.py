@@ -6,12 +6,11 @@ a prompt in pieces: scores of `PIECES` new tokens for all of the context are wha
 
 import json
 import logging
-import warnings
 from pathlib import Path
 
-from qkvbench.export import ExportError, Options, missing
+from qkvbench.export import Options, check_weights, missing
 from qkvbench.export.stepping import Stepping
-from qkvbench.export.torch_export import traced
+from qkvbench.export.torch_export import traced, translation
 
 ABOUT = "a program for ExecuTorch: phones and boards; one sequence"
 SUFFIXES = (".pte",)
@@ -25,26 +24,15 @@ def missing_requirement() -> str | None:
 
 def write(stepping: Stepping, path: Path, options: Options) -> None:
     """Write the program in fp32; its method `about` returns what a program must know, as JSON."""
-    if options.weights != "fp32":
-        raise ExportError("executorch has fp32 weights only; --to onnx and --to edge have int8.")
+    check_weights(options, "executorch")
     pieces = min(PIECES, stepping.context)
     graph = traced(stepping, pieces=pieces)
     about = json.dumps({**stepping.about(), "pieces": pieces})
-    model = stepping.network.model
-    # It logs packages that it does not need, and warns of its own deprecated calls.
+    # It logs packages that it does not need.
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with translation(stepping, "ExecuTorch"):
             program = _lowered(graph, about)
-    except Exception as error:
-        # An operation without a translation raises one of several errors of the library.
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ExportError(
-            f"{model.variant} in {model.name} has an operation that ExecuTorch lacks: "
-            f"{lines[-1][:200] if lines else type(error).__name__}\n"
-            "--to onnx and --to torch-export may have it."
-        ) from error
     finally:
         logging.disable(logging.NOTSET)
     path.write_bytes(program)

@@ -2,16 +2,15 @@
 
 import json
 import logging
-import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from qkvbench.export import ExportError, Options, missing
+from qkvbench.export import Options, missing
 from qkvbench.export.stepping import Stepping
-from qkvbench.export.torch_export import dynamic_shapes, example
+from qkvbench.export.torch_export import dynamic_shapes, example, translation
 
 ABOUT = "a program for onnxruntime and everything else that reads ONNX"
 SUFFIXES = (".onnx",)
@@ -48,29 +47,17 @@ def write(stepping: Stepping, path: Path, options: Options) -> None:
 
 def _program(stepping: Stepping) -> Any:
     tokens, past = example(stepping)
-    model = stepping.network.model
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # Its log lists optional packages that are not installed.
-            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            program = torch.onnx.export(
-                stepping,
-                (tokens, *past),
-                dynamic_shapes=dynamic_shapes(stepping),
-                input_names=["tokens", *(each.past for each in stepping.inputs)],
-                output_names=["logits", *(each.present for each in stepping.inputs)],
-                dynamo=True,
-                verbose=False,
-            )
-    except Exception as error:
-        # torch and onnxscript raise different errors for an operator that has no translation.
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ExportError(
-            f"{model.variant} in {model.name} has an operation that ONNX lacks: "
-            f"{lines[-1][:200] if lines else type(error).__name__}\n"
-            "--to torch-export writes it for torch."
-        ) from error
-    if program is None:
-        raise ExportError(f"{model.variant} in {model.name} could not be written as ONNX.")
+    # Its log lists optional packages that are not installed.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with translation(stepping, "ONNX"):
+        program = torch.onnx.export(
+            stepping,
+            (tokens, *past),
+            dynamic_shapes=dynamic_shapes(stepping),
+            input_names=["tokens", *(each.past for each in stepping.inputs)],
+            output_names=["logits", *(each.present for each in stepping.inputs)],
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
     return program

@@ -1,5 +1,8 @@
 """Programs of `torch.export`: one file that torch loads without the code of the model."""
 
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -7,7 +10,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.export.dynamic_shapes import _DimHint
 
-from qkvbench.export import ExportError, Options
+from qkvbench.export import ExportError, Options, check_weights
 from qkvbench.export.stepping import Stepping
 
 ABOUT = "a program that torch.export.load reads, without qkvbench"
@@ -27,8 +30,7 @@ def missing_requirement() -> str | None:
 
 def write(stepping: Stepping, path: Path, options: Options) -> None:
     """Write the program, in fp32."""
-    if options.weights != "fp32":
-        raise ExportError("torch-export has fp32 weights only; --to onnx and --to edge have int8.")
+    check_weights(options, "torch-export")
     torch.export.save(traced(stepping), path)
 
 
@@ -48,6 +50,25 @@ def traced(stepping: Stepping, *, pieces: int | None = None) -> ExportedProgram:
     except Exception as error:
         # torch raises different errors for what it cannot trace.
         raise ExportError(_reason(stepping, error)) from error
+
+
+@contextmanager
+def translation(stepping: Stepping, name: str) -> Generator[None]:
+    """Translates the graph into a format; ExportError says which operation the format lacks."""
+    model = stepping.network.model
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # Translators warn of their own deprecated calls.
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        # They raise different errors for an operator that has no translation.
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ExportError(
+            f"{model.variant} in {model.name} has an operation that {name} lacks: "
+            f"{lines[-1][:200] if lines else type(error).__name__}\n"
+            "--to torch-export writes it for torch."
+        ) from error
 
 
 def example(stepping: Stepping, sequences: int = BATCH) -> tuple[Tensor, list[Tensor]]:
