@@ -157,7 +157,7 @@ def test_roles_that_share_a_tensor_are_exactly_alike_and_no_others_are(variant):
         found = measure_layer(layer)
         assert [found[name] == 1 for name in COSINES] == [tied] * len(COSINES)
         if tied:
-            # Norms in fp64, whose last bit depends on the processor and the threads of the products.
+            # Norms in fp64, whose last bit depends on the processor and its threads.
             assert found["kv_cka"] == pytest.approx(1, abs=1e-12)
             if part.plan.derivations["k"].root != "x":
                 assert found["kv_weight_cka"] == pytest.approx(1, abs=1e-12)
