@@ -84,7 +84,7 @@ def recording(model: Any) -> Iterator[dict[int, Moments]]:
         rows = nn.functional.pad(x.flatten(0, 1), (0, 1), value=1.0)
         layer = by_module[module]
         moments = found.setdefault(layer.number, _empty(layer))
-        moments.inputs += (rows.mT @ rows).double()
+        moments.inputs += _second_moment(rows)
         moments.tokens += len(rows)
         rope[module] = kwargs.get("position_embeddings")
 
@@ -144,7 +144,14 @@ def _add(  # noqa: PLR0913
             rows = _unrotated(rows, places % time, rope)
         share = weight.sum(1) / PAIRS * scale**2
         rows = (rows * share.sqrt()[:, None, None]).flatten(0, 1)
-        moments.queries[head // group] += (rows.mT @ rows).double()
+        moments.queries[head // group] += _second_moment(rows)
+
+
+def _second_moment(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "width width"]:
+    """The sum of x xᵀ, in fp64: a small text leaves directions without an input, and rounding in
+    fp32 would give them negative squares."""
+    wide = rows.double()
+    return wide.mT @ wide
 
 
 def _unrotated(rows: Tensor, positions: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
