@@ -148,8 +148,10 @@ def _add(  # noqa: PLR0913
 
 
 def _second_moment(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "width width"]:
-    """The sum of x xᵀ, in fp64: a small text leaves directions without an input, and rounding in
-    fp32 would give them negative squares."""
+    """The sum of x xᵀ, in fp64.
+
+    A small text leaves directions without an input; rounding in fp32 gives some a negative square.
+    """
     wide = rows.double()
     return wide.mT @ wide
 
