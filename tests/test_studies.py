@@ -8,7 +8,9 @@ import pytest
 from qkvbench import claims
 from qkvbench.claims import judge, pool
 from qkvbench.claims.kit.runs import Runs
+from qkvbench.recipes import CONTROLS
 from qkvbench.reports import brief
+from qkvbench.reports.parts import evidence as evidence_text
 from qkvbench.results.evidence import runs_of, settings
 from qkvbench.results.pair import pair
 from qkvbench.results.preregistration import judge_hypotheses
@@ -134,6 +136,40 @@ def test_a_tie_loses_beside_an_arm_of_as_many_parameters_too():
         compared = pair(committed("matched"), f"q,k,v~{tie}", tie)
         found = next(each for each in compared.tasks if each.task == "lm-reviews")
         assert found.verdict == verdict, tie
+
+
+def test_a_teacher_is_worth_as_much_to_ties_as_to_canonical_attention():
+    taught = committed("distillation")
+    means = {arm: mean.value for arm, mean in _task(taught, "lm-reviews").result.means.items()}
+    alone = {
+        arm: mean.value
+        for arm, mean in _task(committed("quick"), "lm-reviews").result.means.items()
+    }
+    gains = {arm: alone[arm] - means[arm] for arm in means}
+    assert all(0.11 <= round(gains[arm], 2) <= 0.15 for arm in means if arm not in CONTROLS), gains
+    assert all(gains[arm] < 0.03 for arm in CONTROLS)
+    gaps = [
+        abs((means[arm] - means["q,k,v"]) - (alone[arm] - alone["q,k,v"]))
+        for arm in means
+        if arm not in CONTROLS
+    ]
+    assert max(gaps) < 0.04
+
+
+def test_what_was_learned_from_a_teacher_is_evidence_of_its_own_and_none_for_a_claim(studies):
+    found = settings(every_run(), arm="q,k=v")
+    taught = [each for each in found if each.shared.teacher]
+    assert {each.folders for each in taught} == {("distillation",)}
+    printed = "\n".join(evidence_text.lines(found, "q,k=v", "q,k,v"))
+    assert printed.count("taught by q,k,v") == len(taught) == 2
+    pooled = pool(list(studies.values()))
+    assert not any(
+        run.record.parsed_experiment.teacher for runs in pooled.runs.values() for run in runs
+    )
+
+
+def _task(study, name):
+    return next(task for task in study.tasks if task.name == name)
 
 
 def test_the_same_runs_have_one_verdict_in_every_folder():

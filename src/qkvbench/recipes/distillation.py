@@ -6,7 +6,7 @@ Takes     about twenty minutes on two cores
 Reported  the article asks how sharing and distillation interact; nobody has answered it for ties
 Expect    written on 2026-11-29, before the first run: every arm gains from a teacher that was
           trained four times as long, and the arms that lose gain no more than `q,k,v` does, so no
-          gap becomes smaller by half
+          gap becomes smaller by half. It came so (NOTES.md)
 """
 
 from qkvbench.recipes import CONTROLS, Study, Teacher

@@ -207,7 +207,11 @@ def pool(stores: Sequence[StoreView]) -> Pool:
     runs: dict[TaskRef, list[Run]] = {}
     for store in sorted(stores, key=lambda store: store.name):
         for run in store.runs:
-            if run.record.arm == run.record.variant:
+            # Claims are of arms that learn from data alone.
+            if (
+                run.record.arm == run.record.variant
+                and run.record.parsed_experiment.teacher is None
+            ):
                 runs.setdefault(parse_task(run.record.task).inputs, []).append(run)
     measured = [found for store in stores for found in _measured(store)]
     measured.sort(key=lambda found: (found[0], found[1].model, found[1].setting))

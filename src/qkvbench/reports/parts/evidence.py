@@ -88,6 +88,8 @@ def _setting(each: Setting) -> str:
     parts.append(f"{count_text(each.parameters)} parameters")
     if each.tuned:
         parts.append("rates tuned")
+    if shared.teacher:
+        parts.append(f"taught by {shared.teacher.arm}")
     if shared.backend != "torch":
         parts.append(shared.backend)
     if shared.execution != PRECISIONS[0]:
