@@ -292,7 +292,7 @@ def test_sorting_sixteen_digits_is_not_at_the_scale_of_the_study_s_sorting(with_
     assert with_all_runs["study-sort-single"].other_scale.direction == "same direction"
     # There the baseline makes next to no errors, so its equality is no support.
     other = with_all_runs["study-sort-query-key"].other_scale
-    assert "Not counted, at a ceiling: sort (" in other.result
+    assert "Not counted, at a ceiling: sort (controls and 4 more, 150 steps)" in other.result
     assert "sort (longer, 450 steps)" in other.result
     assert other.direction == "opposite direction"
 

@@ -78,7 +78,7 @@ def write(stepping: Stepping, path: Path, options: Options) -> None:
     if options.weights == "int8":
         for name, each in list(stored.items()):
             if each.dim() == 2 and name != POSITIONS:
-                stored[name], stored[f"{name}_scale"] = _in_int8(each)
+                stored[name], stored[f"{name}_scale"] = in_int8(each)
     save_file(stored, path, metadata)
 
 
@@ -179,7 +179,7 @@ def _missing_of(plan: Plan) -> str | None:
     return None
 
 
-def _in_int8(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def in_int8(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """A matrix (outputs, inputs) as int8, and the scale of each row."""
     rows, scales = quantize(matrix[None, None], CACHE_FORMATS["int8"])
     assert scales is not None
