@@ -13,11 +13,13 @@ from qkvbench import hub
 from qkvbench.cli import main
 from qkvbench.data.reviews import reviews
 from qkvbench.hub.fit import folder, planning, progress, quality, source
+from qkvbench.hub.fit.counting import counting
 from qkvbench.hub.fit.healing import Healing, heal, parse_healing
 from qkvbench.hub.fit.latency import Steps
 from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.planning import Option
 from qkvbench.hub.fit.tying import tie as fit
+from qkvbench.model import Target
 from qkvbench.variant import parse
 
 WORDS = "the river runs over stones while a heron waits beside some reeds under grey morning skies"
@@ -76,7 +78,7 @@ def test_a_budget_of_parameters_counts_those_of_the_whole_model(place, tmp_path,
     text = ["--text", str(place / "text.txt"), "--out", str(plan), "--pairs", "1"]
     assert main(["advise", str(place / "model"), "--params", "97%", *text, *SMALL]) == 0
     found = json.loads(plan.read_text())
-    assert found["budget"]["kind"] == "parameters"
+    assert found["target"]["quantity"] == "params"
     model = transformers.AutoModelForCausalLM.from_pretrained(place / "model")
     whole = sum(parameter.numel() for parameter in model.parameters())
     changed = sum(equation == "q,k=v" for equation in found["mode"])
@@ -103,9 +105,10 @@ def test_a_plan_for_a_latency_changes_as_many_layers_as_save_the_time():
     steps = Steps(100, (3.0,) * 8, {"q,k=v": (2.4,) * 8, "q,k=v/1": (3.3,) * 8})
     assert steps.is_faster("q,k=v")
     assert not steps.is_faster("q,k=v/1")
-    count = planning.nanoseconds(steps, 3)
+    target = Target("latency", 0.9, 100)
+    counted = counting(None, [None] * 3, target, steps).of_layer
     variants = [planning.check_change(0, parse(text), 2) for text in ("q,k=v", "q,k=v/1")]
-    assert [count(None, each) for each in (None, *variants)] == [10**9, 8 * 10**8, 11 * 10**8]
+    assert [counted(None, each) for each in (None, *variants)] == [10**9, 8 * 10**8, 11 * 10**8]
 
 
 def test_a_converted_folder_is_a_normal_one_with_its_numbers(words, place, tmp_path, capsys):

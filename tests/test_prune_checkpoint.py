@@ -11,6 +11,7 @@ from qkv_mode_models import SETTINGS
 from qkvbench.cli import main
 from qkvbench.cost.budget import Budget
 from qkvbench.hub.fit import learned, source
+from qkvbench.hub.fit.latency import Steps
 from qkvbench.hub.fit.projections import layers_of
 from qkvbench.variant import CANONICAL, parse
 
@@ -91,6 +92,135 @@ def test_gates_of_a_pretrained_model_tie_the_layers_that_lose_nothing(place):
         torch.testing.assert_close(each, before[name], rtol=0, atol=0)
 
 
+@pytest.fixture
+def words(place):
+    words = ["prune", str(place / "model"), "--options", "q,k=v", "--window", "64"]
+    words += ["--text", str(place / "text.txt"), "--tokens", "512", "--held-out-tokens", "256"]
+    return [*words, "--out", str(place / "out")]
+
+
+class StoppedError(Exception):
+    """The process that learns a plan has ended here."""
+
+
+def test_a_search_goes_on_where_it_was_stopped(words, place, monkeypatch, capsys):
+    words = [*words, "--target", "cache=75%", "--steps", "40"]
+    measured, steps = [], []
+    option, update = learned.Trial.option, learned.LayerGates.update
+
+    def stop_in_the_damages(trial, layer, change):
+        if len(measured) == 2:
+            raise StoppedError
+        measured.append(layer)
+        return option(trial, layer, change)
+
+    def stop_in_the_gates(gates):
+        update(gates)
+        steps.append(len(steps))
+        if len(steps) == 38:
+            raise StoppedError
+
+    monkeypatch.setattr(learned.Trial, "option", stop_in_the_damages)
+    with pytest.raises(StoppedError):
+        main(words)
+    measured.append(None)
+    monkeypatch.setattr(learned.LayerGates, "update", stop_in_the_gates)
+    with pytest.raises(StoppedError):
+        main(words)
+    # Layers 0 and 1 are not measured again, and gates go on behind the last state that was saved.
+    assert measured == [0, 1, None, 2, 3]
+    assert main(words) == 0
+    assert len(steps) == 38 + 40 - 32
+    assert measured == [0, 1, None, 2, 3]
+    resumed = json.loads((place / "out" / "plan.json").read_text())
+    words[words.index(str(place / "out"))] = str(place / "whole")
+    monkeypatch.setattr(learned.Trial, "option", option)
+    monkeypatch.setattr(learned.LayerGates, "update", update)
+    assert main(words) == 0
+    assert json.loads((place / "whole" / "plan.json").read_text()) == resumed
+    capsys.readouterr()
+
+
+def _parameters(mode):
+    """The parameters of the planted model with these equations; a tie drops W_V."""
+    settings = SETTINGS["llama"] | {"num_key_value_heads": 2, "num_hidden_layers": LAYERS}
+    config = transformers.LlamaConfig(**settings | {"vocab_size": 256})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    dropped = model.model.layers[0].self_attn.v_proj.weight.numel()
+    whole = sum(each.numel() for each in model.parameters())
+    return whole, (whole - dropped * mode.count("q,k=v")) / whole
+
+
+def test_a_target_may_count_parameters_or_multiply_accumulates(words, place, capsys):
+    whole, two = _parameters(["q,k=v"] * 2)
+    assert main([*words, "--target", f"params={100 * two + 0.01:.2f}%", "--steps", "40"]) == 0
+    found = json.loads((place / "out" / "plan.json").read_text())
+    assert {layer for layer, each in enumerate(found["mode"]) if each == "q,k=v"} == set(FREE)
+    assert found["share"] == pytest.approx(_parameters(found["mode"])[1])
+    assert "of the parameters; it agrees" in capsys.readouterr().out
+    # Of one token, multiply-accumulates are the matrices' numbers, and a score and a sum a layer.
+    assert main([*words, "--target", "macs=99.9%@1", "--steps", "2"]) == 0
+    found = json.loads((place / "out" / "plan.json").read_text())
+    config = json.loads((place / "model" / "config.json").read_text())
+    width = config["num_attention_heads"] * config["head_dim"]
+    norms, table = (2 * LAYERS + 1) * config["hidden_size"], 256 * config["hidden_size"]
+    macs = whole - norms - table + 2 * LAYERS * width
+    dropped = whole * (1 - two) / 2
+    changed = found["mode"].count("q,k=v")
+    assert changed == 1
+    assert found["share"] == pytest.approx(1 - changed * dropped / macs)
+    assert found["target"] == "macs=99.9%@1"
+
+
+def test_a_target_of_loss_finds_the_smallest_cache_that_loses_no_more(
+    words, place, monkeypatch, capsys
+):
+    # Of what a model wrote itself, no other one has less loss.
+    torch.manual_seed(3)
+    model = source.find(str(place / "model")).model()
+    written = model.generate(
+        torch.randint(256, (240, 1)), do_sample=True, min_new_tokens=63, max_new_tokens=63, top_k=0
+    )
+    monkeypatch.setattr(learned.quality, "windows", lambda *_: written)
+    words = [*words, "--held-out-tokens", "4096", "--steps", "40", "--target"]
+    assert main([*words, "loss=0.01%"]) == 0
+    # Two layers lose nothing, and each of the others does.
+    found = json.loads((place / "out" / "plan.json").read_text())
+    assert found["target"] == "cache=75%"
+    assert {layer for layer, each in enumerate(found["mode"]) if each == "q,k=v"} == set(FREE)
+    growths = {each["share"]: each["growth"] for each in found["tried"]}
+    assert abs(growths[0.75]) < 1e-5
+    assert growths[0.625] > 1e-4
+    assert "cache=75% is the cheapest of" in capsys.readouterr().out
+    assert main([*words, "loss=0.01%:params"]) == 0
+    assert json.loads((place / "out" / "plan.json").read_text())["mode"] == found["mode"]
+
+
+def test_a_latency_that_no_equation_saves_is_refused_with_the_times(
+    words, place, monkeypatch, capsys
+):
+    measured = []
+
+    def steps(model, equations, tokenizer, text, target, progress):
+        measured.append(target.tokens)
+        return Steps(target.tokens, (1.0,) * 8, {"q,k=v": (taken,) * 8})
+
+    monkeypatch.setattr(learned, "steps_of", steps)
+    taken = 1.5
+    words = [*words, "--steps", "2", "--target"]
+    assert main([*words, "latency=90%@200"]) == 2
+    assert "no equation makes a step faster. After 200 tokens" in capsys.readouterr().err
+    taken = 0.8
+    assert main([*words, "latency=90%@100"]) == 0
+    # The times that were measured first count, so the plan stays the same.
+    taken = 0.9
+    assert main([*words, "latency=90%@100"]) == 0
+    assert measured == [200, 100]
+    found = json.loads((place / "out" / "plan.json").read_text())
+    assert found["mode"].count("q,k=v") == 2
+    assert found["share"] == pytest.approx(0.9)
+
+
 @pytest.mark.slow
 def test_the_command_writes_a_plan_that_convert_reads_and_compares_it_healed(place, capsys):
     words = ["prune", str(place / "model"), "--target", "cache=75%", "--options", "q,k=v"]
@@ -116,8 +246,7 @@ def test_what_a_pretrained_model_cannot_be_planned_for_is_refused_before_it_is_r
     text = ["--text", str(place / "text.txt")]
     for more, why in (
         (["--target", "cache=75%"], "add --text FILE"),
-        (["--target", "loss=1%", *text], "planned for its cache"),
-        (["--target", "params=80%", *text], "planned for its cache"),
+        (["--target", "params=20%", *text, "--window", "64"], "The nearest target is params=9"),
         (["--target", "cache=75%", "--layers", "3", *text], "--layers: for the model of a task"),
         (["--target", "cache=40%", "--options", "q,k=v", *text, "--window", "64"], "50%"),
     ):

@@ -14,20 +14,18 @@ from qkvbench.cli import names
 from qkvbench.cli.convert import find_checkpoint, read_text, say, start_named
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cost.units import seconds_text
+from qkvbench.model import QUANTITY_NAMES, Target
 from qkvbench.reports.parts.formatting import printable
 from qkvbench.variant import write
 
 if TYPE_CHECKING:
     from qkvbench.hub.fit.latency import Steps
-    from qkvbench.hub.fit.road import Advice, Budget
-
-# What a budget is a share of, in words.
-WORDS = {"cache": "cache", "parameters": "parameters", "latency": "time of a step"}
+    from qkvbench.hub.fit.road import Advice
 
 
 def answer(request: Request) -> int:
     """Print the plan and what it costs, and write it to a file for `convert`."""
-    budget = _budget(request)
+    target = _target(request)
     equations = [write(names.variant(text)) for text in request.options]
     start = start_named(request.start)
     text = read_text(request.text)
@@ -41,7 +39,7 @@ def answer(request: Request) -> int:
         advice = road.advise(
             checkpoint,
             text or "",
-            budget,
+            target,
             equations,
             start,
             road.Reading(request.window, request.tokens, request.held_out_tokens),
@@ -53,30 +51,28 @@ def answer(request: Request) -> int:
     if isinstance(advice, road.NothingToGain):
         _print_steps(advice.steps, request)
         return 0
-    document = _document(request.source, start, budget, advice)
+    document = _document(request.source, start, target, advice)
     out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if request.json:
         print(json.dumps(document, indent=1))
         return 0
-    _print(advice, budget, request, out)
+    _print(advice, target, request, out)
     return 0
 
 
-def _budget(request: Request) -> "Budget":
-    """The budget that was asked for; RequestError if it is not one."""
-    from qkvbench.hub.fit.road import Budget
-
+def _target(request: Request) -> Target:
+    """The target that was asked for; RequestError if it is none."""
     if request.cache:
-        return Budget(_share("--cache", request.cache))
+        return Target("cache", _share("--cache", request.cache))
     if request.params:
-        return Budget(_share("--params", request.params), "parameters")
+        return Target("params", _share("--params", request.params))
     share, at, context = request.latency.partition("@")
     if not at or not context.isdigit() or not int(context):
         raise RequestError(
             f"--latency {printable(request.latency)} does not say behind how many tokens: write "
             "90%@2048."
         )
-    return Budget(_share("--latency", share), "latency", int(context))
+    return Target("latency", _share("--latency", share), int(context))
 
 
 def _share(name: str, text: str) -> float:
@@ -108,7 +104,7 @@ def _print_steps(steps: "Steps", request: Request) -> None:
     print("No plan is written. These equations save memory: advise --cache 75%.")
 
 
-def _document(source: str, start: str, budget: "Budget", advice: "Advice") -> dict[str, object]:
+def _document(source: str, start: str, target: Target, advice: "Advice") -> dict[str, object]:
     """The plan as JSON values, with what was measured for it."""
     from qkvbench.hub.fit.planning import mode_of, total
 
@@ -117,7 +113,7 @@ def _document(source: str, start: str, budget: "Budget", advice: "Advice") -> di
         "source": source,
         "start": start,
         "mode": mode_of(advice.plan),
-        "budget": asdict(budget),
+        "target": asdict(target),
         "share": advice.share,
         "effect": asdict(advice.effect),
         "loss": advice.loss,
@@ -137,7 +133,7 @@ def _document(source: str, start: str, budget: "Budget", advice: "Advice") -> di
     }
 
 
-def _print(advice: "Advice", budget: "Budget", request: Request, out: Path) -> None:
+def _print(advice: "Advice", target: Target, request: Request, out: Path) -> None:
     from qkvbench.hub.fit.planning import UNCHANGED, total
     from qkvbench.hub.fit.road import ranges
 
@@ -149,9 +145,10 @@ def _print(advice: "Advice", budget: "Budget", request: Request, out: Path) -> N
         f"{equation} in layers {ranges(sorted(layers))}" for equation, layers in by_equation.items()
     )
     effect = advice.effect
+    counted = QUANTITY_NAMES[target.quantity]
     print(
-        f"{advice.share:.0%} of the {WORDS[budget.kind]} costs {effect.loss:+.3f} nats a token "
-        f"(of {advice.loss:.3f}), before healing: {chosen or 'nothing is changed'}."
+        f"{advice.share:.0%} of the {counted} costs {effect.loss:+.3f} nats a token (of "
+        f"{advice.loss:.3f}), before healing: {chosen or 'nothing is changed'}."
     )
     console = Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -184,7 +181,7 @@ def _print(advice: "Advice", budget: "Budget", request: Request, out: Path) -> N
         f"{(total(plan) + advice.rest) / full:.0%} {sum(o.divergence for o in plan):.3f}"
         for plan in advice.curve
     )
-    print(f"Share of the {WORDS[budget.kind]} and predicted divergence: {curve}.")
+    print(f"Share of the {counted} and predicted divergence: {curve}.")
     if advice.pairs:
         ratios = [measured / max(predicted, 1e-9) for _, _, measured, predicted in advice.pairs]
         print(

@@ -14,11 +14,20 @@ from rich.table import Table
 from qkvbench import recipes, tasks
 from qkvbench.cli import names, prune_checkpoint
 from qkvbench.cli.parser import Request, RequestError
+from qkvbench.cli.probes import print_probes
 from qkvbench.cli.progress import StudyProgress
 from qkvbench.cli.train import read_experiment
 from qkvbench.cost.budget import Budget
+from qkvbench.cost.search import Probe, UnreachableLossError
 from qkvbench.experiment import Experiment, to_json
-from qkvbench.model import Gates, LossTarget, Target, parse_target, write_cycle
+from qkvbench.model import (
+    QUANTITY_NAMES,
+    Gates,
+    LossTarget,
+    Target,
+    parse_target,
+    write_cycle,
+)
 from qkvbench.recipes import Study
 from qkvbench.results import pruning as results
 from qkvbench.results.pruning import ALONE, CONTINUED, LEARNED, RESULT, SCRATCH, Estimate
@@ -26,7 +35,7 @@ from qkvbench.results.store import Store, StoreError, write_atomically
 from qkvbench.variant import CANONICAL, write
 
 if TYPE_CHECKING:
-    from qkvbench.sweep.prune import Probe, Result
+    from qkvbench.sweep.prune import Result
 
 
 def answer(request: Request) -> int:
@@ -39,8 +48,7 @@ def answer(request: Request) -> int:
     from qkvbench.sweep.prune import (
         FailedRunError,
         Pruning,
-        UnreachableLossError,
-        cheapest_within,
+        learn_within,
         run_pruning,
     )
 
@@ -60,7 +68,7 @@ def answer(request: Request) -> int:
         store.check_writable()
         with stoppable(), StudyProgress(endings) as progress:
             if isinstance(target, LossTarget):
-                pruning, probes = cheapest_within(
+                pruning, probes = learn_within(
                     pruning, target, store, jobs=request.jobs, progress=progress
                 )
             result = run_pruning(pruning, store, jobs=request.jobs, progress=progress)
@@ -80,7 +88,7 @@ def answer(request: Request) -> int:
     if request.json:
         print(text)
     else:
-        _print_search(target, probes, pruning.gates.target)
+        print_probes(str(target), probes, pruning.gates.target)
         _print(result, budget, folder)
     return 0
 
@@ -219,7 +227,7 @@ def _write_weights(folder: Path, number: int, run: Experiment) -> None:
 
 
 def _document(
-    result: "Result", budget: Budget, target: Target | LossTarget, probes: Sequence["Probe"]
+    result: "Result", budget: Budget, target: Target | LossTarget, probes: Sequence[Probe]
 ) -> dict[str, object]:
     """Everything that was found, as JSON values."""
     pruning = result.pruning
@@ -283,20 +291,6 @@ def _against(result: "Result", other: str) -> Estimate:
     return results.difference(result.arms[LEARNED], result.arms[other])
 
 
-def _print_search(target: Target | LossTarget, probes: Sequence["Probe"], found: Target) -> None:
-    """The costs that were tried for a loss, in order."""
-    if not probes:
-        return
-    print(f"{target}: {found} is the cheapest of {len(probes)} tried that is within it.")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("tried", "plans cost", "loss grows, on validation"):
-        table.add_column(head, justify="right")
-    for each in probes:
-        bound = Target(found.quantity, each.share, found.tokens)
-        table.add_row(str(bound), f"{each.cost:.1%}", f"{each.growth:+.2%}")
-    Console().print(table, markup=False)
-
-
 def _print(result: "Result", budget: Budget, folder: Path) -> None:
     pruning, plans = result.pruning, result.learned
     common, count = Counter(plans).most_common(1)[0]
@@ -306,7 +300,7 @@ def _print(result: "Result", budget: Budget, folder: Path) -> None:
     same = f" ({count} of {len(plans)} seeds)" if len(plans) > 1 else ""
     print(
         f"{pruning.gates.target}: {write_cycle(budget.layers(common))}{same} has "
-        f"{budget.share(common):.1%} of the {_QUANTITY[pruning.gates.target.quantity]}.\n"
+        f"{budget.share(common):.1%} of the {QUANTITY_NAMES[pruning.gates.target.quantity]}.\n"
         f"Its loss is {loss.mean:.4f} nats: {_signed(_against(result, CONTINUED))} against "
         f"{CONTINUED},\n{_signed(_against(result, rival))} against the best rival, {rival} "
         f"({seeds})."
@@ -346,14 +340,6 @@ def _print(result: "Result", budget: Budget, folder: Path) -> None:
         f"{folder / RESULT} has all of it; {folder / 'learned-0.safetensors'} the weights of "
         f"'{result.kept}'."
     )
-
-
-_QUANTITY = {
-    "cache": "cache",
-    "params": "parameters",
-    "macs": "multiply-accumulates",
-    "latency": "latency",
-}
 
 
 def _signed(found: Estimate) -> str:

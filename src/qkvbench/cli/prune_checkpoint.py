@@ -12,8 +12,10 @@ from rich.table import Table
 from qkvbench.cli import names
 from qkvbench.cli.convert import find_checkpoint, read_text, say
 from qkvbench.cli.parser import Request, RequestError
+from qkvbench.cli.probes import print_probes
+from qkvbench.cost.search import UnreachableLossError
 from qkvbench.data.checkpoints import PACKAGED
-from qkvbench.model import LossTarget, parse_target
+from qkvbench.model import QUANTITY_NAMES, LossTarget, Target, parse_target
 from qkvbench.results.store import write_atomically
 from qkvbench.variant import write
 
@@ -33,7 +35,7 @@ def is_checkpoint(name: str) -> bool:
 
 def answer(request: Request) -> int:
     """Learn the plan, compare it, print what was found and write it to the folder."""
-    share = _share(request)
+    target = _target(request)
     text = read_text(request.text)
     if text is None:
         raise RequestError(
@@ -55,12 +57,12 @@ def answer(request: Request) -> int:
         found = learn_plan(
             checkpoint,
             text,
-            Wanted(share, equations, steps, reading),
+            Wanted(target, equations, steps, reading),
             healing,
             folder,
             say,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, UnreachableLossError) as error:
         raise RequestError(f"{error}") from None
     document = _document(request, found)
     text = json.dumps(document, indent=1, allow_nan=False)
@@ -72,8 +74,8 @@ def answer(request: Request) -> int:
     return 0
 
 
-def _share(request: Request) -> float:
-    """The share of the cache; RequestError for what only the models of tasks can have."""
+def _target(request: Request) -> Target | LossTarget:
+    """The target; RequestError for what only the models of tasks can have."""
     task_words = {
         "--layers": request.layers,
         "--model": request.model,
@@ -86,15 +88,9 @@ def _share(request: Request) -> float:
             "its own predictions always."
         )
     try:
-        target = parse_target(request.target)
+        return parse_target(request.target)
     except ValueError as error:
         raise RequestError(f"{error}\nNothing was run.") from None
-    if isinstance(target, LossTarget) or target.quantity != "cache":
-        raise RequestError(
-            f"{target} is for the model of a task; a pretrained one is planned for its cache.\n"
-            "Write --target cache=75%."
-        )
-    return target.share
 
 
 def _document(request: Request, found: "Learning") -> dict[str, object]:
@@ -105,9 +101,11 @@ def _document(request: Request, found: "Learning") -> dict[str, object]:
     return {
         "version": 1,
         "source": request.task,
-        "target": request.target,
+        "wanted": request.target,
+        "target": str(found.target),
+        "tried": [asdict(each) for each in found.probes],
         "mode": mode_of(found.plans[LEARNED].plan),
-        "cache_share": found.share,
+        "share": found.share,
         "loss": found.loss,
         "healed_tokens": found.healed_tokens,
         "plans": {
@@ -129,13 +127,15 @@ def _print(request: Request, found: "Learning", folder: Path) -> None:
 
     modes = {name: mode_of(each.plan) for name, each in found.plans.items()}
     same = _same(modes)
+    print_probes(request.target, found.probes, found.target)
     print(
-        f"{request.target}: the learned plan has {found.share:.1%} of the cache; it agrees with "
-        f"the integer program in {same:.0%} of the layers.\n"
+        f"{found.target}: the learned plan has {found.share:.1%} of the "
+        f"{QUANTITY_NAMES[found.target.quantity]}; it agrees with the integer program in "
+        f"{same:.0%} of the layers.\n"
         f"The original's loss is {found.loss:.3f} nats a token; below is what a plan adds."
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("plan of equal cache")
+    table.add_column("plan of equal cost")
     for head in ("divergence", "loss", "healed: divergence", "loss", "layers changed"):
         table.add_column(head, justify="right")
     for name, each in found.plans.items():

@@ -129,21 +129,27 @@ def budget(model: Model, gates: Gates) -> Budget:
     )
     target = gates.target
     found = Budget(gates.options, costs, full, target.share * full, gates.borrowed)
-    least, _ = found.bounds
-    if least > target.share * (1 + _TOLERANCE):
-        if least >= 1 - _TOLERANCE:
-            raise ValueError(
-                f"{target} cannot be reached: none of these options costs less than the model's "
-                "own attention.\nAllow cheaper options, such as 'q,k=v/1' or none."
-            )
-        nearest = math.ceil(1e4 * least) / 1e4
-        example = Target(target.quantity, nearest, target.tokens)
-        raise ValueError(
-            f"{target} cannot be reached: the cheapest of these options in each layer leave "
-            f"{least:.1%}.\nThe nearest target is {example}; "
-            "or allow cheaper options, such as 'q,k=v/1' or none."
-        )
+    check_reachable(found, target)
     return found
+
+
+def check_reachable(found: Budget, target: Target) -> None:
+    """ValueError if no choice is within the target, which names the nearest that can be."""
+    least, _ = found.bounds
+    if least <= target.share * (1 + _TOLERANCE):
+        return
+    if least >= 1 - _TOLERANCE:
+        raise ValueError(
+            f"{target} cannot be reached: none of these options costs less than the model's "
+            "own attention.\nAllow cheaper options, such as 'q,k=v/1' or none."
+        )
+    nearest = math.ceil(1e4 * least) / 1e4
+    example = Target(target.quantity, nearest, target.tokens)
+    raise ValueError(
+        f"{target} cannot be reached: the cheapest of these options in each layer leave "
+        f"{least:.1%}.\nThe nearest target is {example}; "
+        "or allow cheaper options, such as 'q,k=v/1' or none."
+    )
 
 
 def _cost_of(model: Model, gates: Gates) -> Callable[[Cycle], float]:

@@ -4,6 +4,7 @@ from qkvbench.model.arm import Arm, arm_text, parse_arm, parse_label, write_arm
 from qkvbench.model.changes import CHANGES
 from qkvbench.model.cycle import IN_TURN, Cycle, parse_cycle, shortest_cycle, write_cycle
 from qkvbench.model.gates import (
+    QUANTITY_NAMES,
     Gates,
     LossTarget,
     Quantity,
@@ -66,6 +67,7 @@ __all__ = [
     "POOLINGS",
     "POSITIONS",
     "PRESETS",
+    "QUANTITY_NAMES",
     "SELF",
     "Alibi",
     "AnyFeedForward",

@@ -1,6 +1,7 @@
 """Learned gates as a value: what attention each layer may get, and what share all may cost."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -13,6 +14,12 @@ from qkvbench.variant import NO_ATTENTION, ROLES, LayerBelow, write
 Quantity = Literal["cache", "params", "macs", "latency"]
 OF_A_LENGTH = ("macs", "latency")
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+QUANTITY_NAMES: Mapping[Quantity, str] = {
+    "cache": "cache",
+    "params": "parameters",
+    "macs": "multiply-accumulates",
+    "latency": "time of a step",
+}
 
 _SHARE = r"(\d+(?:\.\d+)?)%"
 _TARGET = re.compile(rf"([a-z]+)={_SHARE}(?:@(\d+))?")

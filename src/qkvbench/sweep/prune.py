@@ -7,7 +7,6 @@ many steps as gates and healing together, on batches in the same order.
 
 import json
 import math
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +26,7 @@ from qkvbench.cost.budget import (
     least_damage,
     spread,
 )
+from qkvbench.cost.search import Probe, cheapest_within
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Gates, LossTarget, with_layers, write_cycle
 from qkvbench.reports.parts.formatting import plural
@@ -56,10 +56,6 @@ HOW: Mapping[Spread, str] = {"uniform": "evenly spaced", "first": "first", "last
 
 class FailedRunError(Exception):
     """A run of the study is not done; the message says which, and why."""
-
-
-class UnreachableLossError(Exception):
-    """Even the smallest change costs more loss than the target allows; the message has the loss."""
 
 
 @dataclass(frozen=True)
@@ -129,19 +125,6 @@ class Pruning:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Learned plans that cost at most ``share``, and by how much their loss grows.
-
-    ``cost`` is the dearest plan's share; ``growth`` the validation loss above that of all layers as
-    they are, as a share of it: means over seeds.
-    """
-
-    share: float
-    cost: float
-    growth: float
-
-
-@dataclass(frozen=True)
 class Result:
     """The outcomes of each arm by seed, and the plans of gates and of the integer program.
 
@@ -160,34 +143,16 @@ class Result:
     weights: Sequence[Experiment]
 
 
-def cheapest_within(
+def learn_within(
     pruning: Pruning, target: LossTarget, store: Store, *, jobs: int | None, progress: Progress
 ) -> tuple[Pruning, list[Probe]]:
     """The study at the least cost whose learned plans are within the loss, and all that was tried.
 
-    Costs are bisected, so it is exact if a higher cost never has more loss. UnreachableLossError
-    if the smallest change is too much, which is tried first; FailedRunError if a run is not done.
+    UnreachableLossError if the smallest change is too much; FailedRunError if a run is not done.
     """
-    levels = pruning.budget.levels()
-    if not levels:
-        raise UnreachableLossError(
-            f"{target} cannot be reached: no option costs less than the model's own attention.\n"
-            "Allow cheaper options, such as 'q,k=v/1' or none."
-        )
-    probes: list[Probe] = []
-    failing, within, next_level = -1, len(levels), len(levels) - 1
-    while within - failing > 1:
-        probe = _probe(pruning.at(_as_share(levels[next_level])), store, jobs, progress)
-        probes.append(probe)
-        if probe.growth <= target.growth:
-            # Plans may cost less than they are allowed to.
-            within = min(next_level, bisect_left(levels, probe.cost * (1 - 1e-9)))
-        elif within == len(levels):
-            raise UnreachableLossError(_unreachable(target, probe))
-        else:
-            failing = next_level
-        next_level = (failing + within) // 2
-    best = min((each for each in probes if each.growth <= target.growth), key=lambda p: p.cost)
+    best, probes = cheapest_within(
+        pruning.budget, target, lambda share: _probe(pruning.at(share), store, jobs, progress)
+    )
     return pruning.at(best.share), probes
 
 
@@ -201,20 +166,6 @@ def _probe(pruning: Pruning, store: Store, jobs: int | None, progress: Progress)
     least = min(losses[name] for name in (LEARNED, ALONE))
     cost = max(map(pruning.budget.share, plans))
     return Probe(pruning.gates.target.share, cost, least / losses[CONTINUED] - 1)
-
-
-def _as_share(level: float) -> float:
-    """The share of a target that a level meets: rounded up to what a person can type."""
-    return min(math.ceil(1e4 * level - 1e-5) / 1e4, 0.9999)
-
-
-def _unreachable(target: LossTarget, probe: Probe) -> str:
-    nearest = replace(target, growth=math.ceil(1e3 * probe.growth) / 1e3)
-    return (
-        f"{target} cannot be reached: the smallest change, {target.at(probe.share)}, costs "
-        f"{probe.growth:.2%} after equal steps.\n"
-        f"The nearest target is {nearest}, or options that cost less loss. Nothing else was run."
-    )
 
 
 def run_pruning(pruning: Pruning, store: Store, *, jobs: int | None, progress: Progress) -> Result:

@@ -277,7 +277,9 @@ class _Trainer:
 
     def _keep_best(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "best.safetensors", {n: p.data for n, p in self.parameters.items()})
+        write_whole(
+            self.folder / "best.safetensors", {n: p.data for n, p in self.parameters.items()}
+        )
 
     @torch.no_grad()
     def _load_best(self) -> None:
@@ -300,7 +302,7 @@ class _Trainer:
             moments = optimizer.state[parameter]
             tensors |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step")}
         notes = {"state": asdict(state), "identity": self._identity(), "history": self.history}
-        _write(self.folder / "last.safetensors", tensors, {"notes": json.dumps(notes)})
+        write_whole(self.folder / "last.safetensors", tensors, {"notes": json.dumps(notes)})
 
     @torch.no_grad()
     def _resume(self) -> State | None:
@@ -426,7 +428,9 @@ def _fill(
         }
 
 
-def _write(file: Path, tensors: Mapping[str, Tensor], notes: dict[str, str] | None = None) -> None:
+def write_whole(
+    file: Path, tensors: Mapping[str, Tensor], notes: dict[str, str] | None = None
+) -> None:
     """Write a file that is whole or absent."""
     making = file.with_name(file.name + ".making")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, making, notes)

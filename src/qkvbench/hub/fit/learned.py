@@ -6,41 +6,55 @@ the same budget, the same fits and the same healing.
 """
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from qkvbench.backends.torch.training.gates import BETAS, RATE, LayerGates
 from qkvbench.cost.budget import Budget, Choice
+from qkvbench.cost.search import Probe, cheapest_within
+from qkvbench.cost.units import seconds_text
 from qkvbench.hub.fit import planning, quality
-from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healing, divergence, heal
+from qkvbench.hub.fit.counting import budget as counted_budget
+from qkvbench.hub.fit.counting import counting
+from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healing, divergence, heal, write_whole
+from qkvbench.hub.fit.latency import Steps
 from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.planning import Effect, Option, Plan, Trial
 from qkvbench.hub.fit.progress import Progress, TimeLeft, counted
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.quality import Windows
-from qkvbench.hub.fit.road import Reading
+from qkvbench.hub.fit.road import Reading, steps_of
 from qkvbench.hub.fit.source import Checkpoint
-from qkvbench.hub.fit.tying import DEFAULT_START, Change, fit_layer, tie
-from qkvbench.variant import CANONICAL
+from qkvbench.hub.fit.tying import DEFAULT_START, tie
+from qkvbench.model import LossTarget, Target
+from qkvbench.results.store import write_atomically
 
 # A step of the gates reads so many sequences of so many tokens: each draws a plan of its own.
 SEQUENCES, LENGTH = 4, 64
+# Steps of the gates between two saved states.
+SAVED_EVERY = 16
 # Arguments of a layer that hold a cache, by the version of transformers.
 CACHES = ("cache", "past_key_values")
 LEARNED, PROGRAM, UNIFORM = "learned", "integer program", "evenly spaced"
+# The probability of each option of each layer, at some steps.
+History = list[tuple[int, list[list[float]]]]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A share of the cache, the equations that layers may get, and how much is read for it."""
+    """A target, the equations that layers may get, and how much is read for it."""
 
-    share: float
+    target: Target | LossTarget
     equations: Sequence[str]
     steps: int
     reading: Reading
@@ -61,14 +75,20 @@ class Found:
 
 @dataclass(frozen=True)
 class Learning:
-    """The plans of a budget, by the way they were chosen, and how the gates came to theirs."""
+    """The plans of a budget, by the way they were chosen, and how the gates came to theirs.
 
+    ``target`` bounds a cost; ``share`` is what the learned plan takes of it. ``probes`` are the
+    costs that were tried for a loss.
+    """
+
+    target: Target
     share: float
     loss: float
     plans: Mapping[str, Found]
     options: tuple[Option, ...]
-    history: Sequence[tuple[int, list[list[float]]]]
+    history: History
     healed_tokens: int
+    probes: Sequence[Probe]
 
 
 class SideBySide:
@@ -132,19 +152,23 @@ def learn_gates(
     steps: int,
     seed: int,
     progress: Progress,
-) -> tuple[Choice, list[tuple[int, list[list[float]]]]]:
+    saved: Path | None = None,
+) -> tuple[Choice, History]:
     """The plan within the budget that gates learn, and their probabilities at some steps.
 
-    The loss is the divergence from the predictions without gates. No weight learns.
+    The loss is the divergence from the predictions without gates. No weight learns. The same call
+    goes on from the state in the file ``saved``, if there is one.
     """
     model.requires_grad_(requires_grad=False)
     gates = LayerGates(layers, found, steps)
     optimizer = torch.optim.Adam(gates.parameters(), lr=RATE, betas=BETAS)
     rng = torch.Generator().manual_seed(seed)
     pieces = text[:, : text.shape[1] // LENGTH * LENGTH].reshape(-1, LENGTH)
-    history = [(0, gates.probabilities())]
-    time_left = TimeLeft("steps of the gates", steps, progress)
-    for step in range(1, steps + 1):
+    first, history = 0, [(0, gates.probabilities())]
+    if saved and saved.is_file():
+        first, history = _load_gates(saved, gates, optimizer, rng)
+    time_left = TimeLeft("steps of the gates", steps, progress, first)
+    for step in range(first + 1, steps + 1):
         rows = pieces[torch.randint(len(pieces), (SEQUENCES,), generator=rng)]
         for layer in layers:
             layer.gates = None
@@ -160,11 +184,43 @@ def learn_gates(
         gates.update()
         if step % max(1, steps // 4) == 0 or step == steps:
             history.append((step, gates.probabilities()))
+        if saved and (step % SAVED_EVERY == 0 or step == steps):
+            _save_gates(saved, gates, optimizer, rng, step, history)
         time_left.done(step)
     for layer in layers:
         layer.gates = None
     model.requires_grad_(requires_grad=True)
     return gates.choose(), history
+
+
+def _save_gates(
+    file: Path,
+    gates: LayerGates,
+    optimizer: torch.optim.Optimizer,
+    rng: torch.Generator,
+    step: int,
+    history: History,
+) -> None:
+    moments = optimizer.state.get(gates.logits, {})
+    tensors = {"logits": gates.logits.data, "ascent": gates.ascent.data, "rng": rng.get_state()}
+    notes = {"step": step, "history": history}
+    write_whole(file, tensors | moments, {"notes": json.dumps(notes)})
+
+
+@torch.no_grad()
+def _load_gates(
+    file: Path, gates: LayerGates, optimizer: torch.optim.Optimizer, rng: torch.Generator
+) -> tuple[int, History]:
+    """The steps that were taken, and the history; the rest goes to its places."""
+    with safe_open(file, "pt") as read:
+        notes = json.loads(read.metadata()["notes"])
+        tensors = {name: read.get_tensor(name) for name in read.keys()}  # noqa: SIM118
+    gates.logits.copy_(tensors.pop("logits"))
+    gates.ascent.copy_(tensors.pop("ascent"))
+    rng.set_state(tensors.pop("rng"))
+    if tensors:
+        optimizer.state[gates.logits] = tensors
+    return notes["step"], [(step, rows) for step, rows in notes["history"]]
 
 
 def learn_plan(
@@ -175,96 +231,199 @@ def learn_plan(
     folder: Path,
     progress: Progress = lambda line: None,
 ) -> Learning:
-    """The plan that gates learn for a share of the cache, and its rivals, before and after healing.
+    """The plan that gates learn for a target, and its rivals, before and after healing.
 
     Parts of the text are for the fit, for the damages of layers, for the comparison, for what
-    decides in healing; the rest is for gates and healing.
+    decides in healing; the rest is for gates and healing. The same call with the same folder goes
+    on where it was interrupted. ValueError for a target that cannot be reached, before anything is
+    trained; UnreachableLossError for a loss.
     """
-    model, tokenizer = checkpoint.model(), checkpoint.tokenizer()
-    allowed = planning.options_of(model, wanted.equations)
-    start, reading, steps = wanted.start, wanted.reading, wanted.steps
-    # Refused before anything is read.
-    layers = layers_of(model)
-    found = _budget(layers, allowed, wanted.share)
-    count = reading.count(reading.held_out) // 2 or 1
-    deciding = reading.count(DECIDING_TOKENS) if healing.tokens else 0
-    most = max(steps * SEQUENCES * LENGTH, healing.tokens)
-    parts = [reading.count(reading.fit), count, count, deciding, reading.count(most)]
-    read = quality.windows(tokenizer, text, reading.window, sum(parts))
-    if len(read) <= sum(parts[:-1]):
-        raise ValueError(
-            f"The text has {len(read)} windows of {reading.window} tokens; at least "
-            f"{sum(parts[:-1]) + 1} are needed.\nGive a longer text, or shorter windows."
+    search = _Search(checkpoint, text, wanted, healing, folder, progress)
+    target, probes = wanted.target, list[Probe]()
+    if isinstance(target, LossTarget):
+        best, probes = cheapest_within(search.budget, target, search.probe)
+        target = target.at(best.share)
+    return search.compared(target, probes)
+
+
+class _Search:
+    """A model, its fitted changes and their damages: everything that plans are made from."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        text: str,
+        wanted: Wanted,
+        healing: Healing,
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        self.checkpoint, self.healing, self.progress = checkpoint, healing, progress
+        self.start, self.steps = wanted.start, wanted.steps
+        self.model, tokenizer = checkpoint.model(), checkpoint.tokenizer()
+        self.allowed = planning.options_of(self.model, wanted.equations)
+        self.layers = layers_of(self.model)
+        parts = self._parts(tokenizer, text, wanted)
+        self.fit, self.damaging, self.judging, self.deciders, self.rest = parts
+        self.folder = folder / f"search-{self._identity()}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = wanted.target
+        if isinstance(target, LossTarget):
+            # May keep everything, until the bound of the cost is found.
+            target = target.at(1.0)
+        # A reached target is refused before anything is read.
+        self.target = target.at_length(wanted.reading.window)
+        steps = self._latencies(tokenizer, text) if self.target.quantity == "latency" else None
+        self.counting = counting(self.model, self.layers, self.target, steps)
+        self.budget = self._budget(self.target.share)
+        progress(f"reading {self.fit.numel():,} tokens for the fit")
+        rows = counted(list(self.fit), "windows of the fit", progress)
+        self.moments = collect(self.model, ({"input_ids": row[None]} for row in rows))
+        of_layer = self.counting.of_layer
+        self.trial = Trial(self.model, self.damaging, self.moments, self.start, of_layer)
+        self.table = self._damages()
+
+    def probe(self, share: float) -> Probe:
+        """Learn a plan within the bound, and heal it if plans are healed."""
+        found = self._budget(share)
+        chosen, _ = self._learned(found)
+        plan = self._plan(chosen)
+        grown = self.trial.effect(plan, self.allowed).loss
+        if self.healing.tokens:
+            grown = _effect(self._healed(plan), self.model, self.damaging)[1]
+        return Probe(share, found.share(chosen), grown / self.trial.loss)
+
+    def compared(self, target: Target, probes: Sequence[Probe]) -> Learning:
+        """The learned plan beside its rivals, on windows that nothing else reads."""
+        found = self._budget(target.share)
+        chosen, history = self._learned(found)
+        every = tuple(option for row in self.table for option in row)
+        limit = int(found.limit) - self.counting.rest
+        plans = {
+            LEARNED: self._plan(chosen),
+            PROGRAM: planning.best_plan(every, limit),
+            UNIFORM: planning.spread(every, limit, "uniform"),
+        }
+        judged = Trial(self.model, self.judging, self.moments, self.start)
+        effects = {name: judged.effect(plan, self.allowed) for name, plan in plans.items()}
+        healed: dict[Plan, tuple[float, float]] = {}
+        for name, plan in plans.items():
+            if self.healing.tokens and plan not in healed:
+                self.progress(f"healing the plan: {name}")
+                healed[plan] = _effect(self._healed(plan), self.model, self.judging)
+        return Learning(
+            target,
+            found.share(chosen),
+            judged.loss,
+            {name: Found(plan, effects[name], healed.get(plan)) for name, plan in plans.items()},
+            every,
+            history,
+            self.healing.tokens,
+            probes,
         )
-    parts[-1] = len(read) - sum(parts[:-1])
-    fit, damaging, judging, deciders, rest = read.split(parts)
-    progress(f"reading {fit.numel():,} tokens for the fit")
-    rows = counted(list(fit), "windows of the fit", progress)
-    moments = collect(model, ({"input_ids": row[None]} for row in rows))
-    trial = Trial(model, damaging, moments, start)
-    table = _table(trial, allowed, progress)
-    fits = [
-        [fit_layer(layer, each, row, start, layer.read()) for each in allowed.values()]
-        for layer, row in zip(layers, moments, strict=True)
-    ]
-    with side_by_side(layers, fits) as options:
-        chosen, history = learn_gates(model, options, found, rest, steps, healing.seed, progress)
-    every = tuple(option for row in table for option in row)
-    limit = int(found.limit)
-    plans = {
-        LEARNED: tuple(row[taken] for row, taken in zip(table, chosen, strict=True)),
-        PROGRAM: planning.best_plan(every, limit),
-        UNIFORM: planning.spread(every, limit, "uniform"),
-    }
-    judged = Trial(model, judging, moments, start)
-    effects = {name: judged.effect(plan, allowed) for name, plan in plans.items()}
-    healed: dict[Plan, tuple[float, float]] = {}
-    for name, plan in plans.items():
-        if healing.tokens and plan not in healed:
-            progress(f"healing the plan: {name}")
-            state = folder / f"healing-{name.replace(' ', '-')}"
-            model = checkpoint.model()
-            changed = tie(checkpoint.model(), planning.mode_of(plan), moments, start)
-            heal(changed, model, rest, deciders, healing, state, progress)
-            healed[plan] = _effect(changed, model, judging)
-    return Learning(
-        found.share(chosen),
-        judged.loss,
-        {name: Found(plan, effects[name], healed.get(plan)) for name, plan in plans.items()},
-        every,
-        history,
-        healing.tokens,
-    )
 
+    def _parts(self, tokenizer: Any, text: str, wanted: Wanted) -> Sequence[Windows]:
+        """The windows of each part; ValueError if the text is too short."""
+        reading = wanted.reading
+        count = reading.count(reading.held_out) // 2 or 1
+        deciding = reading.count(DECIDING_TOKENS) if self.healing.tokens else 0
+        most = max(wanted.steps * SEQUENCES * LENGTH, self.healing.tokens)
+        parts = [reading.count(reading.fit), count, count, deciding, reading.count(most)]
+        read = quality.windows(tokenizer, text, reading.window, sum(parts))
+        if len(read) <= sum(parts[:-1]):
+            raise ValueError(
+                f"The text has {len(read)} windows of {reading.window} tokens; at least "
+                f"{sum(parts[:-1]) + 1} are needed.\nGive a longer text, or shorter windows."
+            )
+        parts[-1] = len(read) - sum(parts[:-1])
+        return read.split(parts)
 
-def _table(trial: Trial, allowed: Mapping[str, Change], progress: Progress) -> list[list[Option]]:
-    """The options of each layer, the layer as it is first, with their damages."""
-    time_left = TimeLeft("layers", len(trial.layers), progress)
-    table = []
-    for layer in range(len(trial.layers)):
-        changed = [trial.option(layer, change) for change in allowed.values()]
-        table.append([trial.unchanged(layer), *changed])
-        time_left.done(layer + 1)
-    return table
+    def _identity(self) -> str:
+        """A short hash of everything that decides the search, but for its target."""
+        what = [list(self.allowed), self.start, self.steps, asdict(self.healing)]
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+        digest.update(self.model.config.to_json_string().encode())
+        for layer in self.layers:
+            weights = layer.read()
+            digest.update(weights.k.numpy().tobytes() + weights.v.numpy().tobytes())
+        for part in (self.fit, self.damaging, self.judging, self.deciders, self.rest):
+            digest.update(part.numpy().tobytes())
+        return digest.hexdigest()[:12]
 
+    def _latencies(self, tokenizer: Any, text: str) -> Steps:
+        """The steps that were measured first: measured again, the same plan would cost another."""
+        file = self.folder / f"steps-{self.target.tokens}.json"
+        if not file.is_file():
+            equations = list(self.allowed)
+            steps = steps_of(self.model, equations, tokenizer, text, self.target, self.progress)
+            write_atomically(file, json.dumps(asdict(steps)).encode())
+        steps = Steps(**json.loads(file.read_bytes()))
+        if not any(steps.is_faster(equation) for equation in self.allowed):
+            raise ValueError(
+                f"{self.target} cannot be reached: no equation makes a step faster. After "
+                f"{steps.context:,} tokens it takes {seconds_text(steps.step_s)}; "
+                + ", ".join(
+                    f"with {equation} in all layers {seconds_text(median(times))}"
+                    for equation, times in steps.changed_s.items()
+                )
+                + ".\nThese equations save memory: --target cache=75%."
+            )
+        return steps
 
-def _budget(layers: Sequence[Layer], allowed: Mapping[str, Change], share: float) -> Budget:
-    """The cost of each option by the numbers that are cached; ValueError if none is so small."""
-    values = [
-        [planning.cached_values(layer, change) for change in (None, *allowed.values())]
-        for layer in layers
-    ]
-    full = sum(row[0] for row in values)
-    costs = tuple(tuple(float(each - row[0]) for each in row) for row in values)
-    variants = (CANONICAL, *(change.variant for change in allowed.values()))
-    found = Budget(variants, costs, full, share * full)
-    least, _ = found.bounds
-    if least > share:
-        raise ValueError(
-            f"A cache of {share:.0%} cannot be reached: with these options the smallest is "
-            f"{least:.0%}.\nAllow options with fewer heads: --options 'q,k=v' 'q,k=v/1'."
-        )
-    return found
+    def _budget(self, share: float) -> Budget:
+        target = replace(self.target, share=share)
+        return counted_budget(self.counting, self.layers, self.allowed, target)
+
+    def _damages(self) -> list[list[Option]]:
+        """The options of each layer, the layer as it is first, with their damages.
+
+        Each row is kept in a file as soon as it is measured.
+        """
+        file = self.folder / "damages.json"
+        kept = json.loads(file.read_bytes()) if file.is_file() else []
+        table = [[self._counted(Option(**each)) for each in row] for row in kept]
+        time_left = TimeLeft("layers", len(self.layers), self.progress, len(table))
+        for layer in range(len(table), len(self.layers)):
+            changed = [self.trial.option(layer, change) for change in self.allowed.values()]
+            table.append([self.trial.unchanged(layer), *changed])
+            rows = [[asdict(each) for each in row] for row in table]
+            write_atomically(file, json.dumps(rows).encode())
+            time_left.done(layer + 1)
+        return table
+
+    def _counted(self, option: Option) -> Option:
+        """A kept option with its cost in the unit of this target."""
+        change = self.allowed.get(option.equation)
+        return replace(option, values=self.counting.of_layer(self.layers[option.layer], change))
+
+    def _learned(self, found: Budget) -> tuple[Choice, History]:
+        changes = list(self.allowed.values())
+        fits = [[self.trial.fit(layer.number, each) for each in changes] for layer in self.layers]
+        bound = replace(self.target, share=found.limit / found.full)
+        saved = self.folder / f"gates-{str(bound).replace('%', '')}.safetensors"
+        with side_by_side(self.layers, fits) as options:
+            return learn_gates(
+                self.model,
+                options,
+                found,
+                self.rest,
+                self.steps,
+                self.healing.seed,
+                self.progress,
+                saved,
+            )
+
+    def _plan(self, chosen: Choice) -> Plan:
+        return tuple(row[taken] for row, taken in zip(self.table, chosen, strict=True))
+
+    def _healed(self, plan: Plan) -> Any:
+        """The model with a plan, healed; what was healed before is only read."""
+        mode = planning.mode_of(plan)
+        name = hashlib.sha256(json.dumps(mode).encode()).hexdigest()[:12]
+        changed = tie(self.checkpoint.model(), mode, self.moments, self.start)
+        state = self.folder / f"healing-{name}"
+        heal(changed, self.model, self.rest, self.deciders, self.healing, state, self.progress)
+        return changed
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ Whether they add is measured afterwards, on pairs and on the whole plan.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,15 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qkvbench import cost
 from qkvbench.cost import budget as choices
 from qkvbench.cost.budget import Spread, changed_layers, least_damage
-from qkvbench.hub.fit.latency import Steps
+from qkvbench.hub.fit.counting import Count, cached_values
 from qkvbench.hub.fit.moments import Moments
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.quality import Windows
 from qkvbench.hub.fit.tying import Change, check_change, fit_layer
-from qkvbench.variant import CANONICAL, parse, write
+from qkvbench.variant import parse, write
 
 UNCHANGED = "q,k,v"
 
@@ -85,11 +84,11 @@ class Trial:
         text: Windows,
         moments: Sequence[Moments] | None,
         start: str,
-        count: "Count | None" = None,
+        count: Count = cached_values,
     ) -> None:
         """Run the original once; the text is held in memory as hidden states of each block."""
         self.model, self.text, self.moments, self.start = model, text, moments, start
-        self.count = count or cached_values
+        self.count = count
         self.layers = layers_of(model)
         self.original = [layer.read() for layer in self.layers]
         self._blocks = [_block(model, layer) for layer in self.layers]
@@ -105,7 +104,7 @@ class Trial:
     def option(self, layer: int, change: Change) -> Option:
         """The effect of one change alone."""
         part = self.layers[layer]
-        part.write(self._fit(layer, change))
+        part.write(self.fit(layer, change))
         distance = self._distance(part)
         with self._skipping(layer):
             divergence, loss = self._compare(self._logits())
@@ -128,7 +127,7 @@ class Trial:
         changed = [option for option in plan if option.equation != UNCHANGED]
         for option in changed:
             change = changes[option.equation]
-            self.layers[option.layer].write(self._fit(option.layer, change))
+            self.layers[option.layer].write(self.fit(option.layer, change))
         first = min((option.layer for option in changed), default=len(self.layers) - 1)
         with self._skipping(first):
             divergence, loss = self._compare(self._logits())
@@ -136,7 +135,8 @@ class Trial:
             self.layers[option.layer].write(self.original[option.layer])
         return Effect(divergence, loss, sum(option.divergence for option in plan))
 
-    def _fit(self, layer: int, change: Change) -> Weights:
+    def fit(self, layer: int, change: Change) -> Weights:
+        """The weights of a change, fitted once."""
         key = (layer, write(change.variant))
         if key not in self._fits:
             row = None if self.moments is None else self.moments[layer]
@@ -213,32 +213,6 @@ class Trial:
         finally:
             for one in skipped:
                 del one.forward
-
-
-# What a budget counts of a layer with a change, or as it is.
-Count = Callable[[Layer, Change | None], int]
-
-
-def cached_values(layer: Layer, change: Change | None) -> int:
-    """The numbers that a layer caches for a token."""
-    plan = layer.family.plan(change.variant if change else CANONICAL, layer.geometry)
-    return cost.cached_values(plan)
-
-
-def parameters(layer: Layer, change: Change | None) -> int:
-    """The parameters of a layer's attention, without biases."""
-    plan = layer.family.plan(change.variant if change else CANONICAL, layer.geometry)
-    return sum(math.prod(p.shape) for p in plan.parameters if not p.name.endswith("bias"))
-
-
-def nanoseconds(steps: Steps, layers: int) -> Count:
-    """A layer's part of a step, and what a change takes off it: the same for every layer."""
-
-    def count(_: Layer, change: Change | None) -> int:
-        saved = steps.saving_s(write(change.variant)) if change else 0.0
-        return round(1e9 * (steps.step_s - saved) / layers)
-
-    return count
 
 
 def total(plan: Iterable[Option]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 from torch import Tensor
@@ -17,6 +17,7 @@ from qkvbench.cost.budget import SPREADS
 from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.hub.families import FAMILIES
 from qkvbench.hub.fit import folder, planning, quality
+from qkvbench.hub.fit.counting import counting
 from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healing, heal
 from qkvbench.hub.fit.latency import Steps
 from qkvbench.hub.fit.latency import steps as measured_steps
@@ -29,6 +30,7 @@ from qkvbench.hub.fit.source import Checkpoint, find_teacher, load_model
 from qkvbench.hub.fit.streaming import LayerByLayer, StreamedModel
 from qkvbench.hub.models import register
 from qkvbench.hub.modes import Mode
+from qkvbench.model import Target
 
 CAUSAL = "AutoModelForCausalLM"
 FP32_BYTES = 4
@@ -73,18 +75,6 @@ class Advice:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """The share of the original's cache, parameters or time of a step that a plan may have.
-
-    ``context`` is the number of tokens before the step.
-    """
-
-    share: float
-    kind: Literal["cache", "parameters", "latency"] = "cache"
-    context: int = 0
-
-
-@dataclass(frozen=True)
 class NothingToGain:
     """The measured steps of a budget of latency if no equation is faster than the original."""
 
@@ -110,7 +100,7 @@ class Conversion:
 def advise(
     checkpoint: Checkpoint,
     text: str,
-    budget: Budget,
+    target: Target,
     equations: Sequence[str],
     start: str,
     reading: Reading,
@@ -126,17 +116,12 @@ def advise(
     _check_head(model)
     allowed = planning.options_of(model, equations)
     layers = planning.layers_of(model)
-    counted_, rest = planning.cached_values, 0
-    if budget.kind == "parameters":
-        counted_ = planning.parameters
-        own = sum(planning.parameters(layer, None) for layer in layers)
-        rest = sum(each.numel() for each in model.parameters()) - own
-    if budget.kind == "latency":
-        tokens = quality.windows(tokenizer, text * 8, budget.context, 1)[0]
-        steps = measured_steps(model, list(allowed), tokens, progress)
+    steps = None
+    if target.quantity == "latency":
+        steps = steps_of(model, list(allowed), tokenizer, text, target, progress)
         if not any(steps.is_faster(equation) for equation in allowed):
             return NothingToGain(steps)
-        counted_ = planning.nanoseconds(steps, len(layers))
+    counted_ = counting(model, layers, target, steps)
     fit, count = reading.count(reading.fit), reading.count(reading.held_out) // 2 or 1
     read = quality.windows(tokenizer, text, reading.window, fit + 2 * count)
     if len(read) < 3:
@@ -147,7 +132,7 @@ def advise(
     fit = min(fit, len(read) - 2 * min(count, (len(read) - 1) // 2))
     middle = fit + (len(read) - fit) // 2
     moments = _moments(model, read[:fit], progress)
-    trial = Trial(model, read[fit:middle], moments, start, counted_)
+    trial = Trial(model, read[fit:middle], moments, start, counted_.of_layer)
     options: list[Option] = []
     time_left = TimeLeft("layers", len(trial.layers), progress)
     for layer in range(len(trial.layers)):
@@ -161,7 +146,7 @@ def advise(
                 f"output off by {options[-1].distance:.3f} of its square"
             )
     full = sum(option.values for option in options if option.equation == UNCHANGED)
-    limit = int(budget.share * (full + rest)) - rest
+    limit = int(target.share * (full + counted_.rest)) - counted_.rest
     plan = planning.best_plan(options, limit)
     checked = []
     for one, other in counted(planning.pairs(plan, pairs), "pairs measured together", progress):
@@ -185,8 +170,24 @@ def advise(
         tuple(planning.curve(options)),
         tuple(checked),
         judged.loss,
-        rest,
+        counted_.rest,
     )
+
+
+def steps_of(
+    model: Any,
+    equations: Sequence[str],
+    tokenizer: Any,
+    text: str,
+    target: Target,
+    progress: Progress,
+) -> Steps:
+    """The measured steps behind as many tokens of the text as the target says."""
+    context = target.tokens
+    assert context, "the length is part of the target"
+    # A short text is repeated: times depend on how many tokens there are, not on which.
+    tokens = quality.windows(tokenizer, text * 8, context, 1)[0]
+    return measured_steps(model, equations, tokens, progress)
 
 
 def convert_checkpoint(  # noqa: PLR0913
