@@ -9,47 +9,15 @@ gap with a teacher less the gap without, by Welch's test over four independent m
 """
 
 import argparse
-import math
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
+from sums_of_means import Sum, done, loss, sum_of
 
 from qkvbench.experiment import Experiment
-from qkvbench.results.record import Record
-from qkvbench.results.store import Store
 
 BASELINE = "q,k,v"
-
-
-@dataclass(frozen=True)
-class Sum:
-    """A sum of means of independent samples, with its variance and Satterthwaite's degrees."""
-
-    value: float
-    variance: float
-    degrees: float
-
-    @property
-    def half(self) -> float:
-        """Half of the 95% interval."""
-        return float(stats.t.ppf(0.975, self.degrees)) * math.sqrt(self.variance)
-
-    @property
-    def p(self) -> float:
-        """Of no difference from zero."""
-        return float(2 * stats.t.sf(abs(self.value) / math.sqrt(self.variance), self.degrees))
-
-
-def sum_of(*parts: tuple[int, list[float]]) -> Sum:
-    """The signed means of these samples, added."""
-    value = sum(sign * float(np.mean(scores)) for sign, scores in parts)
-    own = [(float(np.var(scores, ddof=1)) / len(scores), len(scores) - 1) for _, scores in parts]
-    variance = max(sum(each for each, _ in own), 1e-18)
-    degrees = variance**2 / max(sum(each**2 / count for each, count in own), 1e-36)
-    return Sum(value, variance, degrees)
 
 
 def main() -> None:
@@ -58,15 +26,15 @@ def main() -> None:
     parser.add_argument("taught", type=Path)
     parser.add_argument("plain", type=Path, nargs="+")
     args = parser.parse_args()
-    taught = _runs(args.taught)
+    taught = done(args.taught)
     wanted = {_key(each.parsed_experiment) for each in taught}
-    plain = {run.id: run for folder in args.plain for run in _runs(folder)}
+    plain = {run.id: run for folder in args.plain for run in done(folder)}
     scores: dict[tuple[str, str, bool], list[float]] = defaultdict(list)
     for run in taught:
-        scores[run.task, run.arm, True].append(_loss(run))
+        scores[run.task, run.arm, True].append(loss(run))
     for run in plain.values():
         if run.parsed_experiment.teacher is None and _key(run.parsed_experiment) in wanted:
-            scores[run.task, run.arm, False].append(_loss(run))
+            scores[run.task, run.arm, False].append(loss(run))
     for task in dict.fromkeys(run.task for run in taught):
         print(f"{task}: gap to {BASELINE} without a teacher, with one, and the change")
         for arm in dict.fromkeys(run.arm for run in taught if run.task == task):
@@ -91,15 +59,6 @@ def main() -> None:
 
 def _text(each: Sum) -> str:
     return f"{each.value:+.4f} ± {each.half:.4f}"
-
-
-def _runs(folder: Path) -> list[Record]:
-    return [run for run in Store(folder).runs().good if run.status == "done"]
-
-
-def _loss(run: Record) -> float:
-    """The score, with the sign that makes more of it worse."""
-    return run.score if run.metric.better == "lower" else -run.score
 
 
 def _key(experiment: Experiment) -> str:

@@ -1,0 +1,180 @@
+"""Does a gap shrink with the budget? Every arm's gap by steps, and its change per tenfold steps.
+
+Run     python benchmarks/budgets.py studies/budgets studies/budgets-1500 [...] [--svg FILE]
+Takes   seconds; nothing is trained. Every folder is a size of 'qkvbench run budgets'; a folder of
+        another study counts with those of its runs that are the same
+
+A gap is an arm's mean score less the baseline's at as many steps, positive if the arm is worse. Its
+trend is the slope of a line through the gaps over the logarithm of the steps: a sum of means, with
+Satterthwaite's degrees of freedom. Each run has its own schedule, so budgets are different runs.
+The baseline's steps are those with which it would have the arm's score, on a line between its own
+scores over the logarithm of the steps.
+"""
+
+import argparse
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from line_chart import apart, opening
+from sums_of_means import Sum, done, loss, sum_of
+
+from qkvbench.recipes.budgets import SIZES, study
+
+BASELINE = "q,k,v"
+HUES = ("#1b6ca8", "#c2562d", "#3b8b4c", "#7d4fa0", "#777777")
+
+# The scores of the seeds, by arm and steps.
+Scores = Mapping[str, Mapping[int, Sequence[float]]]
+
+
+def main() -> None:
+    """Print a line for each arm, and draw the gaps."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--svg", type=Path)
+    args = parser.parse_args()
+    scores = read(args.folders)
+    steps = sorted(scores[BASELINE])
+    print(f"scores of {BASELINE}: " + ", ".join(_scores(scores, BASELINE, n) for n in steps))
+    for arm in scores:
+        if arm == BASELINE:
+            continue
+        here = [n for n in steps if n in scores[arm]]
+        print(f"{arm}:")
+        for n in here:
+            print(
+                f"  {n:6} steps  gap {_text(gap(scores, arm, n))}  seeds {len(scores[arm][n])}  "
+                f"q,k,v would need {_needed(scores, arm, n)}"
+            )
+        if len(here) > 1:
+            found = trend(scores, arm, here)
+            print(f"  changes by {_text(found)} with ten times the steps, p {found.p:.3g}")
+    if args.svg:
+        args.svg.write_text(figure(scores, steps), encoding="utf-8")
+
+
+def read(folders: Sequence[Path]) -> Scores:
+    """The scores of the recipe's runs that these folders have, each once."""
+    wanted = {run.id: run for size in SIZES for run in study(size).experiments()}
+    runs = {run.id: run for folder in folders for run in done(folder) if run.id in wanted}
+    found: dict[str, dict[int, list[float]]] = {arm: defaultdict(list) for arm in study().variants}
+    for name, run in runs.items():
+        found[run.arm][wanted[name].training.steps].append(loss(run))
+    return {
+        arm: {n: rows for n, rows in sorted(of.items()) if len(rows) > 1}
+        for arm, of in found.items()
+        if of
+    }
+
+
+def gap(scores: Scores, arm: str, steps: int) -> Sum:
+    """The arm's mean less the baseline's."""
+    return sum_of((1, scores[arm][steps]), (-1, scores[BASELINE][steps]))
+
+
+def trend(scores: Scores, arm: str, steps: Sequence[int]) -> Sum:
+    """The slope of the gaps over log10 of the steps, by least squares."""
+    places = np.log10(steps)
+    weights = (places - places.mean()) / ((places - places.mean()) ** 2).sum()
+    parts = zip(weights, steps, strict=True)
+    return sum_of(
+        *(
+            (sign * float(weight), scores[name][n])
+            for weight, n in parts
+            for sign, name in ((1, arm), (-1, BASELINE))
+        )
+    )
+
+
+def needed(scores: Scores, arm: str, steps: int) -> float | None:
+    """The steps with which the baseline has the arm's mean; None outside of its own budgets."""
+    own = {n: float(np.mean(rows)) for n, rows in scores[BASELINE].items()}
+    level = float(np.mean(scores[arm][steps]))
+    if not min(own.values()) <= level <= max(own.values()):
+        return None
+    # Descending losses, as `interp` wants its places ascending.
+    places = sorted((loss, math.log(n)) for n, loss in own.items())
+    return math.exp(np.interp(level, *zip(*places, strict=True)))
+
+
+def _needed(scores: Scores, arm: str, steps: int) -> str:
+    found = needed(scores, arm, steps)
+    fewest = min(scores[BASELINE])
+    if found is not None:
+        return f"{found:,.0f} steps ({found / steps:.0%})"
+    below = np.mean(scores[arm][steps]) > np.mean(scores[BASELINE][fewest])
+    return f"fewer than {fewest} steps" if below else f"more than {max(scores[BASELINE])} steps"
+
+
+def _scores(scores: Scores, arm: str, steps: int) -> str:
+    return f"{np.mean(scores[arm][steps]):.4f} at {steps}"
+
+
+def _text(each: Sum) -> str:
+    return f"{each.value:+.4f} ± {each.half:.4f}"
+
+
+def figure(scores: Scores, steps: Sequence[int]) -> str:
+    """The gaps over the steps with their intervals, without the arm that has no attention."""
+    width, height, left, right, top, bottom = 640, 380, 60, 90, 50, 44
+    arms = [arm for arm in scores if arm not in (BASELINE, "none")]
+    gaps = {arm: {n: gap(scores, arm, n) for n in steps if n in scores[arm]} for arm in arms}
+    ends = [
+        each.value + side * each.half
+        for of in gaps.values()
+        for each in of.values()
+        for side in (-1, 1)
+    ]
+    low, high = min(0.0, *ends), max(ends)
+    low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
+    first, last = math.log(steps[0]), math.log(steps[-1])
+
+    def x(n: float) -> float:
+        return left + 14 + (math.log(n) - first) / (last - first) * (width - left - right - 14)
+
+    def y(value: float) -> float:
+        return height - bottom - (value - low) / (high - low) * (height - bottom - top)
+
+    parts = opening(
+        width,
+        height,
+        left,
+        "What each arm loses against q,k,v, by the steps of training",
+        "bits per byte of film reviews; bars: 95% intervals; below 0 an arm is better",
+    )
+    for n in steps:
+        parts.append(
+            f'<text x="{x(n):.1f}" y="{height - bottom + 18}" text-anchor="middle">{n:,}</text>'
+        )
+    for tick in np.arange(math.ceil(low * 10) / 10, high, 0.1):
+        stroke = "#888888" if abs(tick) < 1e-9 else "#e6e6e6"
+        parts.append(
+            f'<line x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" '
+            f'stroke="{stroke}"/>'
+            f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.1f}</text>'
+        )
+    parts.append(
+        f'<text x="{(left + width - right) / 2:.0f}" y="{height - 8}" text-anchor="middle">'
+        "steps (logarithmic)</text>"
+    )
+    labels = apart({arm: y(of[max(of)].value) for arm, of in gaps.items()}, 15)
+    for hue, (arm, of) in zip(HUES, gaps.items(), strict=False):
+        points = " ".join(f"{x(n):.1f},{y(each.value):.1f}" for n, each in of.items())
+        parts.append(f'<polyline fill="none" stroke="{hue}" stroke-width="1.8" points="{points}"/>')
+        for n, each in of.items():
+            parts.append(
+                f'<line x1="{x(n):.1f}" x2="{x(n):.1f}" y1="{y(each.value - each.half):.1f}" '
+                f'y2="{y(each.value + each.half):.1f}" stroke="{hue}"/>'
+                f'<circle cx="{x(n):.1f}" cy="{y(each.value):.1f}" r="3.2" fill="{hue}"/>'
+            )
+        parts.append(
+            f'<text x="{width - right + 8}" y="{labels[arm] + 4:.1f}" fill="{hue}">{arm}</text>'
+        )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+if __name__ == "__main__":
+    main()
