@@ -247,6 +247,10 @@ class Backend(Protocol):
         """Whether a process that has imported the backend may be forked."""
         ...
 
+    def imported_late(self) -> tuple[str, ...]:
+        """Modules that training imports beside the backend; a fork server imports them once."""
+        ...
+
     def reset_peak_memory(self) -> int | None:
         """Bytes held on the accelerator, where the peak is reset; None without an accelerator."""
         ...

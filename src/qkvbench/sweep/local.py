@@ -143,9 +143,10 @@ def _forkable() -> bool:
 
 
 def _fork_server(backend: str) -> ForkServerContext:
-    """Processes forked from a server that imported the backend: saves each a second."""
+    """Processes forked from a server that imported the backend: saves each some seconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "qkvbench.sweep.job", module_of(backend)])
+    late = find(backend).imported_late()
+    context.set_forkserver_preload([__name__, "qkvbench.sweep.job", module_of(backend), *late])
     return context
 
 

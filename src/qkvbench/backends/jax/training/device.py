@@ -53,6 +53,11 @@ def fork_safe() -> bool:
     return False
 
 
+def imported_late() -> tuple[str, ...]:
+    """None: its processes are not forked."""
+    return ()
+
+
 def compile_error() -> str | None:
     """Why `compiled` experiments are refused: they would differ from others in identity only."""
     return "JAX compiles everything, so --compile has nothing to add."

@@ -35,6 +35,11 @@ def fork_safe() -> bool:
     return device().type == "cpu"
 
 
+def imported_late() -> tuple[str, ...]:
+    """The compiler, which every optimizer of torch imports when it is made: a second or more."""
+    return ("torch._dynamo",)
+
+
 def compile_error() -> str | None:
     """Why `compiled` experiments cannot run on this machine; None if they can."""
     return compilation.compile_error(device())
