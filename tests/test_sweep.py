@@ -1,6 +1,7 @@
 """A study runs in processes of its own, resumes, and survives failures of single runs."""
 
 import shutil
+import sys
 import time
 from dataclasses import replace
 
@@ -117,6 +118,19 @@ def test_seeds_that_ended_before_are_not_announced_again(carried, tmp_path):
 def test_one_seed_of_every_arm_comes_before_the_second():
     seeds = [experiment.seed for experiment in STUDY.experiments()]
     assert seeds == [0, 0, 1, 1]
+
+
+def imported_by(experiment):
+    """The large libraries that a run imports which its process had not from the start."""
+    before = set(sys.modules)
+    run(experiment)
+    late = {name.partition(".")[0] for name in set(sys.modules) - before}
+    return late - {"qkvbench", "torch"}, "torch._dynamo" in before
+
+
+def test_a_run_waits_for_no_import_that_the_fork_server_could_have_done():
+    with Workers("torch") as workers:
+        assert workers.call(imported_by, STUDY.experiments()[0]) == (set(), True)
 
 
 def test_a_killed_process_is_reported_and_the_others_continue():
