@@ -1,14 +1,15 @@
-"""Does a gap shrink with the budget? Every arm's gap by steps, and its change per tenfold steps.
+"""Does a gap shrink with the budget, or with the size? Every arm's gap, and its change per tenfold.
 
-Run     python benchmarks/budgets.py studies/budgets studies/budgets-1500 [...] [--svg FILE]
-Takes   seconds; nothing is trained. Every folder is a size of 'qkvbench run budgets'; a folder of
-        another study counts with those of its runs that are the same
+Run     python benchmarks/trend.py studies/budgets studies/budgets-1500 [...] [--svg FILE]
+        python benchmarks/trend.py FOLDER FOLDER [...] --over parameters
+Takes   seconds; nothing is trained. Every folder is a study of the same arms and task, at another
+        number of steps or with a larger model
 
-A gap is an arm's mean score less the baseline's at as many steps, positive if the arm is worse. Its
-trend is the slope of a line through the gaps over the logarithm of the steps: a sum of means, with
-Satterthwaite's degrees of freedom. Each run has its own schedule, so budgets are different runs.
-The baseline's steps are those with which it would have the arm's score, on a line between its own
-scores over the logarithm of the steps.
+A gap is an arm's mean score less the baseline's in the same study, positive if the arm is worse.
+Its trend is the slope of a line through the gaps over the logarithm of steps or parameters: a sum
+of means, with Satterthwaite's degrees of freedom. Every run has its own schedule, so studies share
+no runs. The baseline's steps are those with which it would have the arm's score, on a line between
+its own scores over that logarithm.
 """
 
 import argparse
@@ -21,12 +22,12 @@ import numpy as np
 from line_chart import apart, opening
 from sums_of_means import Sum, done, loss, sum_of
 
-from qkvbench.recipes.budgets import SIZES, study
+from qkvbench.results.store import Store
 
 BASELINE = "q,k,v"
 HUES = ("#1b6ca8", "#c2562d", "#3b8b4c", "#7d4fa0", "#777777")
 
-# The scores of the seeds, by arm and steps.
+# The scores of the seeds, by arm, and by steps or parameters.
 Scores = Mapping[str, Mapping[int, Sequence[float]]]
 
 
@@ -34,9 +35,11 @@ def main() -> None:
     """Print a line for each arm, and draw the gaps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--over", choices=("steps", "parameters"), default="steps")
+    parser.add_argument("--task", default="lm-reviews")
     parser.add_argument("--svg", type=Path)
     args = parser.parse_args()
-    scores = read(args.folders)
+    scores = read(args.folders, args.task, args.over)
     steps = sorted(scores[BASELINE])
     print(f"scores of {BASELINE}: " + ", ".join(_scores(scores, BASELINE, n) for n in steps))
     for arm in scores:
@@ -46,27 +49,32 @@ def main() -> None:
         print(f"{arm}:")
         for n in here:
             print(
-                f"  {n:6} steps  gap {_text(gap(scores, arm, n))}  seeds {len(scores[arm][n])}  "
-                f"q,k,v would need {_needed(scores, arm, n)}"
+                f"  {n:9,} {args.over}  gap {_text(gap(scores, arm, n))}  "
+                f"seeds {len(scores[arm][n])}  q,k,v would need {_needed(scores, arm, n)}"
             )
         if len(here) > 1:
             found = trend(scores, arm, here)
-            print(f"  changes by {_text(found)} with ten times the steps, p {found.p:.3g}")
+            print(f"  changes by {_text(found)} with ten times the {args.over}, p {found.p:.3g}")
     if args.svg:
-        args.svg.write_text(figure(scores, steps), encoding="utf-8")
+        args.svg.write_text(figure(scores, steps, args.over), encoding="utf-8")
 
 
-def read(folders: Sequence[Path]) -> Scores:
-    """The scores of the recipe's runs that these folders have, each once."""
-    wanted = {run.id: run for size in SIZES for run in study(size).experiments()}
-    runs = {run.id: run for folder in folders for run in done(folder) if run.id in wanted}
-    found: dict[str, dict[int, list[float]]] = {arm: defaultdict(list) for arm in study().variants}
-    for name, run in runs.items():
-        found[run.arm][wanted[name].training.steps].append(loss(run))
+def read(folders: Sequence[Path], task: str, over: str) -> Scores:
+    """The scores of the runs of these studies on the task."""
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for folder in folders:
+        study = Store(folder).study()
+        assert study is not None, f"{folder} has no study"
+        runs = [run for run in done(folder) if run.id in study.runs and run.task == task]
+        base = next(run for run in runs if run.arm == BASELINE)
+        steps = base.parsed_experiment.training.steps
+        place = steps if over == "steps" else base.cost.total_parameters
+        for run in runs:
+            found[run.arm][place].append(loss(run))
+    # An interval takes two seeds.
     return {
         arm: {n: rows for n, rows in sorted(of.items()) if len(rows) > 1}
         for arm, of in found.items()
-        if of
     }
 
 
@@ -104,9 +112,9 @@ def _needed(scores: Scores, arm: str, steps: int) -> str:
     found = needed(scores, arm, steps)
     fewest = min(scores[BASELINE])
     if found is not None:
-        return f"{found:,.0f} steps ({found / steps:.0%})"
+        return f"{found:,.0f} ({found / steps:.0%})"
     below = np.mean(scores[arm][steps]) > np.mean(scores[BASELINE][fewest])
-    return f"fewer than {fewest} steps" if below else f"more than {max(scores[BASELINE])} steps"
+    return f"fewer than {fewest:,}" if below else f"more than {max(scores[BASELINE]):,}"
 
 
 def _scores(scores: Scores, arm: str, steps: int) -> str:
@@ -117,7 +125,7 @@ def _text(each: Sum) -> str:
     return f"{each.value:+.4f} ± {each.half:.4f}"
 
 
-def figure(scores: Scores, steps: Sequence[int]) -> str:
+def figure(scores: Scores, steps: Sequence[int], over: str) -> str:
     """The gaps over the steps with their intervals, without the arm that has no attention."""
     width, height, left, right, top, bottom = 640, 380, 60, 90, 50, 44
     arms = [arm for arm in scores if arm not in (BASELINE, "none")]
@@ -142,7 +150,7 @@ def figure(scores: Scores, steps: Sequence[int]) -> str:
         width,
         height,
         left,
-        "What each arm loses against q,k,v, by the steps of training",
+        f"What each arm loses against q,k,v, by {over}",
         "bits per byte of film reviews; bars: 95% intervals; below 0 an arm is better",
     )
     for n in steps:
@@ -158,7 +166,7 @@ def figure(scores: Scores, steps: Sequence[int]) -> str:
         )
     parts.append(
         f'<text x="{(left + width - right) / 2:.0f}" y="{height - 8}" text-anchor="middle">'
-        "steps (logarithmic)</text>"
+        f"{over} (logarithmic)</text>"
     )
     labels = apart({arm: y(of[max(of)].value) for arm, of in gaps.items()}, 15)
     for hue, (arm, of) in zip(HUES, gaps.items(), strict=False):
