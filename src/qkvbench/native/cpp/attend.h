@@ -22,7 +22,7 @@ INLINE Vector exp2_of(Vector x) {
 }
 
 // A tile: pointers to its rows, and the terms and factors of their scores. Rows are consecutive slots,
-// or, with streams, row i is of stream i % STREAMS.
+// or, with streams, row i is of stream i % streams.
 struct Tile {
     int rows;                           // visible; up to a whole vector, the last one is repeated
     const char *key[QKV_TILE], *separate[QKV_TILE];
@@ -48,7 +48,7 @@ constexpr int QUERY_FLOATS = 304;  // size of a head's packed query in any layou
 // Sizes of a call, as functions on tiles need them.
 struct Shape {
     int head_dim, row_bytes, rotary_dim, half, padded_half, unrotated, acc_floats;
-    int streams;  // STREAMS, each with its query, or 1
+    int streams;  // STREAMS or STREAMS_OF_TWO, each with its query, or 1
     bool shared, scaled_rows, slopes;
     const float* key_scale;
 };
@@ -86,8 +86,10 @@ struct Fp32Compute {
         unroll<WIDTH>([&](auto i) INLINE_LAMBDA { sum[i] = broadcast(0); });
         const Number* rows[ROWS];
         unroll<ROWS>([&](auto r) INLINE_LAMBDA { rows[r] = (const Number*)tile.key[at + r]; });
-        if (STREAMS > 1 && HEADS == 1 && shape.streams == STREAMS)
+        if (HEADS == 1 && shape.streams == STREAMS)
             add_all_rotated<STREAMS>(shape, tile, heads, rows, at, sum);
+        else if (HEADS == 1 && shape.streams == STREAMS_OF_TWO)
+            add_all_rotated<STREAMS_OF_TWO>(shape, tile, heads, rows, at, sum);
         else
             add_all_rotated<1>(shape, tile, heads, rows, at, sum);
         int i = 0;
@@ -126,20 +128,20 @@ struct Fp32Compute {
                                    [left](const Number* x) INLINE_LAMBDA { return to_fp32(x, left); });
     }
 
-    // With streams, each row has its own stream's query, and all rows are equally far from theirs.
+    // With streams, each row has its own stream's query, and those side by side are equally far from it.
     template <int N_STREAMS, class Read>
     static INLINE void add_rotated(const Shape& shape, const Heads& heads,
                                    const Number* const (&rows)[ROWS], const float* rope_in_tile, int i,
                                    Vector (&sum)[WIDTH], Read read) {
         unroll<ROWS>([&](auto r) INLINE_LAMBDA {
-            const float* query = heads.query + i + (N_STREAMS > 1 ? r * QUERY_FLOATS : 0);
+            const float* query = heads.query + i + r % N_STREAMS * QUERY_FLOATS;
             Vector x = read(rows[r] + i), y = read(rows[r] + shape.half + i);
             if (shape.key_scale) {
                 x *= load(shape.key_scale + i);
                 y *= load(shape.key_scale + shape.padded_half + i);
             }
             // arXiv:2104.09864, eq. 34, by the slots since the query's last backward rotation.
-            constexpr int TABLE_ROW = N_STREAMS > 1 ? 0 : int(r);
+            constexpr int TABLE_ROW = int(r) / N_STREAMS;
             const Vector cos = load(rope_in_tile + TABLE_ROW * 2 * shape.padded_half);
             const Vector sin = load(rope_in_tile + (TABLE_ROW * 2 + 1) * shape.padded_half);
             const Vector first = x * cos - y * sin, second = y * cos + x * sin;

@@ -5,6 +5,7 @@
 // row, the fixed cost of a tile is higher, so tiles are larger.
 constexpr int TILE_BYTES = 4096, GROUP_TILE_BYTES = 8192;
 constexpr int PREFETCH_TILES = 2;  // tiles that are prefetched ahead of the current one
+constexpr int L1_PERIOD = 4096;    // bytes after which addresses fall into the same set of the L1 cache
 constexpr int MAX_HEADS = WIDTH < 8 ? WIDTH : 8;
 
 using TileFunction = void (*)(const Shape&, const Tile&, const Heads&);
@@ -140,6 +141,14 @@ INLINE void fill_from(const QkvDecode& call, const Format& format, const Chunk& 
     }
 }
 
+// If there are fewer rows than streams, the first `rows` streams give one each.
+template <int N_STREAMS>
+INLINE void fill_streams(const QkvDecode& call, const Format& format, const Chunk& chunk, Cursors& from,
+                         int rows, Tile& tile) {
+    if (rows < N_STREAMS) fill_from<N_STREAMS>(call, format, chunk, from, rows, 1, tile);
+    else fill_from<N_STREAMS>(call, format, chunk, from, N_STREAMS, rows / N_STREAMS, tile);
+}
+
 // Points the tile at the next `rows` rows, an equal number from each stream.
 void fill(const QkvDecode& call, const Format& format, const Chunk& chunk, int streams, Cursors& from,
           int rows, Tile& tile) {
@@ -147,11 +156,10 @@ void fill(const QkvDecode& call, const Format& format, const Chunk& chunk, int s
     const bool shared = call.values.pages == nullptr;
     tile.value = shared ? tile.key : tile.separate;
     tile.value_scale = shared ? tile.key_scale : tile.separate_scale;
-    // If there are fewer rows than streams, the first `rows` streams give one each.
     if (format.numbers > 1) fill_from<1, true>(call, format, chunk, from, 1, rows, tile);
     else if (streams == 1) fill_from<1>(call, format, chunk, from, 1, rows, tile);
-    else if (rows < STREAMS) fill_from<STREAMS>(call, format, chunk, from, rows, 1, tile);
-    else fill_from<STREAMS>(call, format, chunk, from, STREAMS, rows / STREAMS, tile);
+    else if (streams == STREAMS) fill_streams<STREAMS>(call, format, chunk, from, rows, tile);
+    else fill_streams<STREAMS_OF_TWO>(call, format, chunk, from, rows, tile);
     // A whole vector of rows is read at a time: the last row is repeated under a mask.
     for (int i = rows; i < round_up(rows, WIDTH); ++i) {
         tile.key[i] = tile.key[rows - 1];
@@ -216,7 +224,8 @@ void attend_with(const Format& format, const QkvDecode& call, const Chunk& chunk
     shape.slopes = call.slopes != nullptr;
     // With one head, memory is the limit, and several streams keep more prefetchers busy. With many
     // heads, or with bytes to convert, arithmetic is the limit, and streams only cost.
-    const int streams = shape.streams = group == 1 && format.bytes > 1 ? STREAMS : 1;
+    const int streams = shape.streams =
+        group > 1 || format.bytes == 1 ? 1 : shape.shared ? STREAMS : STREAMS_OF_TWO;
 
     float* queries = scratch;
     float* acc = queries + group * streams * QUERY_FLOATS;
@@ -272,9 +281,14 @@ void attend_with(const Format& format, const QkvDecode& call, const Chunk& chunk
     for (Tile& tile : tiles)
         for (float& mask : tile.mask) mask = 0;
     const int tile_step = tile_rows(call, format);
-    // Streams have equal lengths; the slots that remain are one row of each of the first streams.
+    // Streams have equal lengths; the slots that remain are one row of each of the first streams. Rows
+    // of all streams would share a few sets of the L1 cache if streams began at multiples of its period.
     const int64_t slots_all = chunk.end - chunk.begin;
-    const int64_t length = slots_all / streams, even = length * streams;
+    int64_t length = slots_all / streams;
+    if (streams > 1 && slots_all == length * streams && length > QKV_TILE / 2 &&
+        length * call.keys.row_stride * format.bytes % L1_PERIOD == 0)
+        --length;
+    const int64_t even = length * streams;
     const auto attend_to = [&](int64_t begin, int64_t slots_per_stream, int64_t rows) {
         Cursors from = {};
         for (int s = 0; s < streams; ++s) {

@@ -4,7 +4,7 @@
 using Vector = __m256;
 constexpr int WIDTH = 8;
 // Streams of the cache that one head reads side by side, one for each hardware prefetcher.
-constexpr int STREAMS = WIDTH;
+constexpr int STREAMS = WIDTH, STREAMS_OF_TWO = WIDTH;
 // Vector registers for sums, beside those for loads; and vectors of a row that are summed at once.
 constexpr int SUM_REGISTERS = 8, MAX_ROW_VECTORS = 8;
 // Query heads whose sums are in registers at once.

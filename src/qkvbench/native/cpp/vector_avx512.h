@@ -3,8 +3,8 @@
 
 using Vector = __m512;
 constexpr int WIDTH = 16;
-// Streams of the cache that one head reads side by side; more have not been measured.
-constexpr int STREAMS = 1;
+// Streams of the cache that one head reads side by side: of one tensor, and of each of two.
+constexpr int STREAMS = WIDTH, STREAMS_OF_TWO = 8;
 // Vector registers for sums, beside those for loads; and vectors of a row that are summed at once.
 constexpr int SUM_REGISTERS = 16, MAX_ROW_VECTORS = 4;
 // Query heads whose sums are in registers at once.

@@ -5,7 +5,7 @@ typedef float Vector __attribute__((vector_size(16)));
 typedef int32_t Whole __attribute__((vector_size(16)));
 constexpr int WIDTH = 4;
 // Streams of the cache that one head reads side by side.
-constexpr int STREAMS = 1;
+constexpr int STREAMS = 1, STREAMS_OF_TWO = 1;
 // Vector registers for sums, beside those for loads; and vectors of a row that are summed at once.
 constexpr int SUM_REGISTERS = 16, MAX_ROW_VECTORS = 4;
 // Query heads whose sums are in registers at once.
