@@ -319,6 +319,17 @@ def test_rope_is_applied_to_keys_by_their_slots(isa, kind, rotary_dim):
 
 @needs_library
 @every_isa
+@pytest.mark.parametrize(("kind", "group"), [*product(native.KINDS, (1, 2, 3, 4, 5, 9))])
+def test_each_stream_of_a_chunk_has_queries_of_its_own_under_rope(isa, kind, group):
+    # Whole chunks, whose streams would begin at multiples of 4096 bytes, and others.
+    sizes = {"lengths": (2048, 1031, 700), "page_rows": 1100, "roots": 1, "isa": isa}
+    for shared, rotary_dim in ((True, 64), (False, 64), (False, 36)):
+        case = Case(kind, 64, group, rotary_dim=rotary_dim, shared=shared, **sizes)
+        assert_matches_reference(case)
+
+
+@needs_library
+@every_isa
 @pytest.mark.parametrize("kind", native.KINDS)
 def test_alibi_slopes_and_a_key_scale_match_the_reference(isa, kind):
     for group in (1, 3, 8):

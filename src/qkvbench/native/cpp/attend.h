@@ -48,14 +48,15 @@ constexpr int QUERY_FLOATS = 304;  // size of a head's packed query in any layou
 // Sizes of a call, as functions on tiles need them.
 struct Shape {
     int head_dim, row_bytes, rotary_dim, half, padded_half, unrotated, acc_floats;
-    int streams;  // STREAMS or STREAMS_OF_TWO, each with its query, or 1
+    int streams;       // STREAMS or STREAMS_OF_TWO, or 1
+    int query_floats;  // of a head's packed queries: with RoPE, each stream has its own
     bool shared, scaled_rows, slopes;
     const float* key_scale;
 };
 
 // HEADS query heads that are computed together: the lanes of a vector are (HEADS, WIDTH / HEADS rows).
 struct Heads {
-    const float* query;         // (HEADS, QUERY_FLOATS), packed as fp32 or bf16
+    const float* query;         // (HEADS, query_floats), packed as fp32 or bf16
     const float* slope;         // (WIDTH,), of ALiBi
     float *row_max, *row_sum;   // (WIDTH,)
     float* scores;              // (HEADS, SCORES); `accumulate` replaces them by weights
@@ -86,9 +87,9 @@ struct Fp32Compute {
         unroll<WIDTH>([&](auto i) INLINE_LAMBDA { sum[i] = broadcast(0); });
         const Number* rows[ROWS];
         unroll<ROWS>([&](auto r) INLINE_LAMBDA { rows[r] = (const Number*)tile.key[at + r]; });
-        if (HEADS == 1 && shape.streams == STREAMS)
+        if (shape.streams == STREAMS)
             add_all_rotated<STREAMS>(shape, tile, heads, rows, at, sum);
-        else if (HEADS == 1 && shape.streams == STREAMS_OF_TWO)
+        else if (shape.streams == STREAMS_OF_TWO)
             add_all_rotated<STREAMS_OF_TWO>(shape, tile, heads, rows, at, sum);
         else
             add_all_rotated<1>(shape, tile, heads, rows, at, sum);
@@ -109,7 +110,7 @@ struct Fp32Compute {
         Vector x[ROWS];
         unroll<ROWS>([&](auto r) INLINE_LAMBDA { x[r] = read(rows[r] + shape.rotary_dim + i); });
         unroll<HEADS>([&](auto h) INLINE_LAMBDA {
-            const Vector q = load(query + h * QUERY_FLOATS);
+            const Vector q = load(query + h * shape.query_floats);
             unroll<ROWS>([&](auto r) INLINE_LAMBDA { sum[h * ROWS + r] += q * x[r]; });
         });
     }
@@ -119,22 +120,23 @@ struct Fp32Compute {
                                        const Number* const (&rows)[ROWS], int at,
                                        Vector (&sum)[WIDTH]) {
         const float* rope_in_tile = tile.rope_in_tile + at / N_STREAMS * 2 * shape.padded_half;
+        const float* query = heads.query + at % N_STREAMS * QUERY_FLOATS;
         int i = 0;
         for (; i + WIDTH <= shape.half; i += WIDTH)
-            add_rotated<N_STREAMS>(shape, heads, rows, rope_in_tile + i, i, sum,
+            add_rotated<N_STREAMS>(shape, query + i, rows, rope_in_tile + i, i, sum,
                                    [](const Number* x) INLINE_LAMBDA { return to_fp32(x); });
         if (const int left = shape.half - i; left > 0)
-            add_rotated<N_STREAMS>(shape, heads, rows, rope_in_tile + i, i, sum,
+            add_rotated<N_STREAMS>(shape, query + i, rows, rope_in_tile + i, i, sum,
                                    [left](const Number* x) INLINE_LAMBDA { return to_fp32(x, left); });
     }
 
     // With streams, each row has its own stream's query, and those side by side are equally far from it.
     template <int N_STREAMS, class Read>
-    static INLINE void add_rotated(const Shape& shape, const Heads& heads,
+    static INLINE void add_rotated(const Shape& shape, const float* queries,
                                    const Number* const (&rows)[ROWS], const float* rope_in_tile, int i,
                                    Vector (&sum)[WIDTH], Read read) {
         unroll<ROWS>([&](auto r) INLINE_LAMBDA {
-            const float* query = heads.query + i + r % N_STREAMS * QUERY_FLOATS;
+            const float* query = queries + r % N_STREAMS * QUERY_FLOATS;
             Vector x = read(rows[r] + i), y = read(rows[r] + shape.half + i);
             if (shape.key_scale) {
                 x *= load(shape.key_scale + i);
@@ -146,7 +148,7 @@ struct Fp32Compute {
             const Vector sin = load(rope_in_tile + (TABLE_ROW * 2 + 1) * shape.padded_half);
             const Vector first = x * cos - y * sin, second = y * cos + x * sin;
             unroll<HEADS>([&](auto h) INLINE_LAMBDA {
-                const float* q = query + h * QUERY_FLOATS;
+                const float* q = query + h * shape.query_floats;
                 sum[h * ROWS + r] += load(q) * first;
                 sum[h * ROWS + r] += load(q + shape.padded_half) * second;
             });

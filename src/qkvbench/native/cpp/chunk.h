@@ -222,19 +222,21 @@ void attend_with(const Format& format, const QkvDecode& call, const Chunk& chunk
     shape.shared = call.values.pages == nullptr;
     shape.scaled_rows = call.keys.scale_pages && format.numbers == 1;
     shape.slopes = call.slopes != nullptr;
-    // With one head, memory is the limit, and several streams keep more prefetchers busy. With many
-    // heads, or with bytes to convert, arithmetic is the limit, and streams only cost.
-    const int streams = shape.streams =
-        group > 1 || format.bytes == 1 ? 1 : shape.shared ? STREAMS : STREAMS_OF_TWO;
+    // If memory is the limit, several streams keep more prefetchers busy. With bytes to convert,
+    // arithmetic is the limit, and streams only cost. With RoPE each stream has its own queries, which
+    // must stay in cache.
+    const bool streamed = format.bytes > 1 && (!half || group <= QKV_STREAMED_GROUP);
+    const int streams = shape.streams = !streamed ? 1 : shape.shared ? STREAMS : STREAMS_OF_TWO;
+    shape.query_floats = (half ? streams : 1) * QUERY_FLOATS;
 
-    float* queries = scratch;
-    float* acc = queries + group * streams * QUERY_FLOATS;
+    float* begin_queries = scratch;  // (group, QUERY_FLOATS), at the first slot
+    float* queries = half ? begin_queries + group * QUERY_FLOATS : begin_queries;  // (group, streams, same)
+    float* acc = queries + group * shape.query_floats;
     float* state = acc + group * shape.acc_floats;  // (group, 3, WIDTH): row_max, row_sum, slope
     float* scores = state + group * 3 * WIDTH;      // (2 tiles, group, SCORES)
     float* key_scale = scores + 2 * group * SCORES;
     float* query = key_scale + QUERY_FLOATS;
-    float* remainder_query = query + QUERY_FLOATS;  // the query at the slots behind the streams
-    float* fp32_rows = remainder_query + QUERY_FLOATS;  // int4: (2 tiles, 2 tensors, rows, head_dim)
+    float* fp32_rows = query + QUERY_FLOATS;  // int4: (2 tiles, 2 tensors, rows, head_dim)
 
     if (call.key_scale && half) {
         pack_query_fp32(shape, call.key_scale, key_scale);
@@ -248,7 +250,7 @@ void attend_with(const Format& format, const QkvDecode& call, const Chunk& chunk
         // Rotated coordinates must be scaled before RoPE, in the key; for the others, q works as well.
         if (call.key_scale)
             for (int i = call.rotary_dim; i < call.head_dim; ++i) query[i] *= call.key_scale[i];
-        format.pack_query(shape, query, queries + h * QUERY_FLOATS);
+        format.pack_query(shape, query, begin_queries + h * QUERY_FLOATS);
     }
     for (int i = 0; i < group * shape.acc_floats; ++i) acc[i] = 0;
     for (int h = 0; h < group;) {
@@ -270,7 +272,7 @@ void attend_with(const Format& format, const QkvDecode& call, const Chunk& chunk
     };
     if (half)
         for (int h = 0; h < group; ++h) {
-            float* query_row = queries + h * QUERY_FLOATS;
+            float* query_row = begin_queries + h * QUERY_FLOATS;
             rotate_back(shape, call.rope_per_chunk + chunk.begin / QKV_CHUNK * row, query_row);
             advance(query_row, chunk.begin % QKV_CHUNK);
         }
@@ -293,10 +295,11 @@ void attend_with(const Format& format, const QkvDecode& call, const Chunk& chunk
         Cursors from = {};
         for (int s = 0; s < streams; ++s) {
             from.slot[s] = begin + s * slots_per_stream;
-            if (half && s > 0) {
-                __builtin_memcpy(queries + s * QUERY_FLOATS, queries + (s - 1) * QUERY_FLOATS,
-                                 QUERY_FLOATS * sizeof(float));
-                advance(queries + s * QUERY_FLOATS, slots_per_stream);
+            for (int h = 0; half && h < group; ++h) {
+                float* into = queries + h * shape.query_floats + s * QUERY_FLOATS;
+                const float* last = s > 0 ? into - QUERY_FLOATS : begin_queries + h * QUERY_FLOATS;
+                __builtin_memcpy(into, last, QUERY_FLOATS * sizeof(float));
+                if (s > 0) advance(into, slots_per_stream);
             }
         }
         const int64_t count = (rows + tile_step - 1) / tile_step;
@@ -318,7 +321,7 @@ void attend_with(const Format& format, const QkvDecode& call, const Chunk& chunk
                 float* head_state = state + h * 3 * WIDTH;
                 by_size[size_index(heads)](
                     shape, tiles[tile_index % TILES],
-                    {queries + h * QUERY_FLOATS, head_state + 2 * WIDTH, head_state,
+                    {queries + h * shape.query_floats, head_state + 2 * WIDTH, head_state,
                      head_state + WIDTH, scores + (tile_index % 2 * group + h) * SCORES,
                      acc + h * shape.acc_floats, h == 0 ? ahead : nullptr});
                 h += heads;
@@ -349,13 +352,9 @@ void attend_with(const Format& format, const QkvDecode& call, const Chunk& chunk
             if (tile_index > 0) run_tile(format.accumulate, tile_index - 1, ahead);
         }
     };
-    if (half && slots_all > even) {
-        __builtin_memcpy(remainder_query, queries, QUERY_FLOATS * sizeof(float));
-        advance(remainder_query, even);
-    }
     if (even > 0) attend_to(chunk.begin, length, even);
     if (slots_all > even) {
-        if (half && even > 0) __builtin_memcpy(queries, remainder_query, QUERY_FLOATS * sizeof(float));
+        for (int h = 0; half && h < group; ++h) advance(begin_queries + h * QUERY_FLOATS, even);
         attend_to(chunk.begin + even, 1, slots_all - even);
     }
 

@@ -59,9 +59,12 @@ enum {
     QKV_GROUP = 32,   // numbers of an int4 row that share a scale
 };
 
-// Floats of scratch for `group` heads: each has a query 304, acc 256, state 48, scores 160; and 18
-// more queries: three temporaries, and the other streams' if there is one head.
-#define QKV_SCRATCH(group) ((group) * 768 + 18 * 304)
+// Heads of a root up to which streams of the cache are read side by side under RoPE.
+#define QKV_STREAMED_GROUP 4
+// Floats of scratch for `group` heads: each has two queries 304, acc 256, state 48, scores 160; and
+// more queries: two temporaries, and those of the other streams, of which there are 16 at most.
+#define QKV_SCRATCH(group) \
+    ((group) * 1072 + 2 * 304 + ((group) < QKV_STREAMED_GROUP ? (group) : QKV_STREAMED_GROUP) * 15 * 304)
 // More floats for int4: (2 tiles, 2 tensors, 16 rows, head_dim) unpacked to fp32. Tiles of more rows
 // have smaller heads.
 #define QKV_SCRATCH_INT4 (2 * 2 * 16 * QKV_MAX_HEAD_DIM)
