@@ -29,8 +29,26 @@ def committed(name):
 
 
 def test_the_readme_s_table_is_what_its_records_say():
-    printed = brief.render(committed("quick"))
+    printed = brief.render(committed("quick-tuned"))
     assert f"```\n{printed.rstrip()}\n```" in (ROOT / "README.md").read_text()
+
+
+def test_what_tuning_changes_is_what_the_readme_says():
+    plain, tuned = (differences(each, "lm-reviews") for each in ("quick", "quick-tuned"))
+    changed = {arm for arm in tuned if plain[arm].verdict("lower") != tuned[arm].verdict("lower")}
+    assert changed == {"q,k,v/1"}
+    assert tuned["q,k,v/1"].verdict("lower") == "likely better"
+    assert round(-tuned["q,k,v/1"].value, 3) == 0.037
+    assert [round(each["q=k=v=x"].value, 2) for each in (plain, tuned)] == [0.66, 0.54]
+    for arm in ("q=k,v", "q,k=v", "q=k=v", "q,k=R(q),v=R(q)"):
+        assert tuned[arm].value > plain[arm].value - 0.01
+    images = differences("quick-tuned", "anomaly-pixels")["q,k,v/1"]
+    assert (images.verdict("higher"), round(-images.value, 3)) == ("worse", 0.019)
+    plain, tuned = (
+        next(each for each in committed(name).tasks if each.name == "recall").result
+        for name in ("quick", "quick-tuned")
+    )
+    assert {arm for arm in tuned.counts if plain.verdict(arm) != tuned.verdict(arm)} == {"q=k=v=x"}
 
 
 @cache

@@ -78,7 +78,7 @@ _OFFSETS = np.array(
     [
         (step, away, side)
         for step in range(-14, 15)
-        for away in (0.7, 1.8, 3.2, 4.8)
+        for away in (0.95, 1.8, 3.2, 4.8)
         for side in (1, -1)
     ]
 )
