@@ -8,6 +8,7 @@ the same budget, the same fits and the same healing.
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -266,16 +267,16 @@ class _Search:
         parts = self._parts(tokenizer, text, wanted)
         self.fit, self.damaging, self.judging, self.deciders, self.rest = parts
         self.folder = folder / f"search-{self._identity()}"
-        self.folder.mkdir(parents=True, exist_ok=True)
         target = wanted.target
         if isinstance(target, LossTarget):
             # May keep everything, until the bound of the cost is found.
             target = target.at(1.0)
-        # A reached target is refused before anything is read.
+        # A target that cannot be reached is refused before anything is read.
         self.target = target.at_length(wanted.reading.window)
         steps = self._latencies(tokenizer, text) if self.target.quantity == "latency" else None
         self.counting = counting(self.model, self.layers, self.target, steps)
         self.budget = self._budget(self.target.share)
+        self.folder.mkdir(parents=True, exist_ok=True)
         progress(f"reading {self.fit.numel():,} tokens for the fit")
         rows = counted(list(self.fit), "windows of the fit", progress)
         self.moments = collect(self.model, ({"input_ids": row[None]} for row in rows))
@@ -298,7 +299,8 @@ class _Search:
         found = self._budget(target.share)
         chosen, history = self._learned(found)
         every = tuple(option for row in self.table for option in row)
-        limit = int(found.limit) - self.counting.rest
+        # Values are whole; a share of them may be off by a rounding.
+        limit = math.floor(found.limit + 1e-6) - self.counting.rest
         plans = {
             LEARNED: self._plan(chosen),
             PROGRAM: planning.best_plan(every, limit),
@@ -354,6 +356,7 @@ class _Search:
         """The steps that were measured first: measured again, the same plan would cost another."""
         file = self.folder / f"steps-{self.target.tokens}.json"
         if not file.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
             equations = list(self.allowed)
             steps = steps_of(self.model, equations, tokenizer, text, self.target, self.progress)
             write_atomically(file, json.dumps(asdict(steps)).encode())
