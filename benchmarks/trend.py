@@ -126,9 +126,9 @@ def _text(each: Sum) -> str:
 
 
 def figure(scores: Scores, steps: Sequence[int], over: str) -> str:
-    """The gaps over the steps with their intervals, without the arm that has no attention."""
+    """The gaps with their intervals, of arms with two and more, without that of no attention."""
     width, height, left, right, top, bottom = 640, 380, 60, 90, 50, 44
-    arms = [arm for arm in scores if arm not in (BASELINE, "none")]
+    arms = [arm for arm in scores if arm not in (BASELINE, "none") and len(scores[arm]) > 1]
     gaps = {arm: {n: gap(scores, arm, n) for n in steps if n in scores[arm]} for arm in arms}
     ends = [
         each.value + side * each.half
