@@ -1,9 +1,9 @@
 """Does a gap shrink with the budget, or with the size? Every arm's gap, and its change per tenfold.
 
-Run     python benchmarks/trend.py studies/budgets studies/budgets-1500 [...] [--svg FILE]
+Run     python benchmarks/trend.py studies/quick studies/budgets-1500 [...] [--svg FILE]
         python benchmarks/trend.py FOLDER FOLDER [...] --over parameters
-Takes   seconds; nothing is trained. Every folder is a study of the same arms and task, at another
-        number of steps or with a larger model
+Takes   seconds; nothing is trained. Every folder is a study with some of the same arms on the task,
+        at another number of steps or with a larger model
 
 A gap is an arm's mean score less the baseline's in the same study, positive if the arm is worse.
 Its trend is the slope of a line through the gaps over the logarithm of steps or parameters: a sum

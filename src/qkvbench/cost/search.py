@@ -65,6 +65,6 @@ def _unreachable(target: LossTarget, probe: Probe) -> str:
     nearest = replace(target, growth=math.ceil(1e3 * probe.growth) / 1e3)
     return (
         f"{target} cannot be reached: the smallest change, {target.at(probe.share)}, costs "
-        f"{probe.growth:.2%} after equal steps.\n"
+        f"{probe.growth:.2%} of the loss.\n"
         f"The nearest target is {nearest}, or options that cost less loss. Nothing else was run."
     )
