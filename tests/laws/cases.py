@@ -603,8 +603,9 @@ TOGETHER = (
     ("rms", "post-norm", "no-skip", "swiglu"),
     ("rms-no-scale", "output-norm", "bilinear"),
     ("dynamic-tanh", "both-norms", "parallel", "relu2"),
-    ("no-norm", "parallel", "half-ff"),
-    ("no-ff",),
+    ("no-norm", "parallel", "half-ff", "shared-ff"),
+    ("no-ff", "tied-embeddings"),
+    ("no-output-projection", "no-biases"),
     ("gelu",),
 )
 

@@ -101,9 +101,11 @@ def logits(model, changes, weights, tokens):
             continue
         if "parallel" not in changes:
             rows = normed(layer, "feed_forward_norm", x)
-        made = feed_forward(changes, weights, f"blocks.{layer}.feed_forward", rows)
+        owner = 0 if "shared-ff" in changes else layer
+        made = feed_forward(changes, weights, f"blocks.{owner}.feed_forward", rows)
         x = added(layer, "feed_forward", x, made)
-    return norm(kind, weights, "norm", x) @ weights["output.weight"].T
+    head = "embedding.table" if "tied-embeddings" in changes else "output.weight"
+    return norm(kind, weights, "norm", x) @ weights[head].T
 
 
 def cases(jax_cases):
@@ -149,6 +151,10 @@ def test_every_architecture_can_have_changed_blocks(changes, tmp_path):
             with pytest.raises(ValueError, match="no cross-attention"):
                 changed(plain, changes)
             continue
+        if "tied-embeddings" in changes and not plain.decodes:
+            with pytest.raises(ValueError, match="predicts no token"):
+                changed(plain, changes)
+            continue
         model = changed(plain, changes)
         weights = drawn(model_parameters(model).values())
         assert np.isfinite(TORCH.logits(model, weights, inputs)).any()
@@ -173,9 +179,16 @@ def test_an_arm_names_its_changes_in_one_order():
         "q,k,v~": "nothing behind '~'",
         "q,k,v~q,k=v~q=k,v": "two sizes to match",
         "q,k,v~parallel~post-norm": "Parallel parts",
+        "q,k,v~no-ff~shared-ff": "none to share",
     }.items():
         with pytest.raises(ValueError, match=said):
             with_arm(base, parse_arm(text), tokens=8)
+
+
+def test_heads_that_are_no_stream_need_an_output_projection():
+    model = changed(decoder("q,k,v+valuedim4", Rotary()), ("no-output-projection",))
+    with pytest.raises(ValueError, match="they have 16 numbers, not 24"):
+        model_parameters(model)
 
 
 def test_changes_are_part_of_an_experiment_and_no_other_loses_its_identity():
@@ -208,9 +221,24 @@ def test_costs_follow_the_changes():
         "relu2": 0,
         "parallel": 0,
         "rms": 0,
+        "shared-ff": 0,
+        "no-biases": 0,
+        "tied-embeddings": 0,
+        "no-output-projection": -2 * plain.geometry.d_model**2,
     }
     for name, more in per_token.items():
         assert macs(changed(plain, (name,)), 5) - macs(plain, 5) == 5 * more, name
+    width, vocabulary = plain.geometry.d_model, plain.architecture.vocabulary
+    learned = {
+        # One of two.
+        "shared-ff": 2 * width * hidden + hidden + width,
+        # Of Q, K, V and output, and of the feed-forward, in two layers.
+        "no-biases": 2 * (4 * width + hidden + width),
+        "no-output-projection": 2 * (width * width + width),
+        "tied-embeddings": width * vocabulary,
+    }
+    for name, fewer in learned.items():
+        assert parameters(plain).total - parameters(changed(plain, (name,))).total == fewer, name
 
 
 def test_no_change_is_called_like_a_variant():

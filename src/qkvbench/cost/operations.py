@@ -74,7 +74,7 @@ def attention_macs(plan: Plan, tokens: int, source_tokens: int = 0) -> int:
         _, inputs = plan.shape(replace(made, ops=made.ops[:-1]))
         maps += read[plan.root(made.root).reads] * heads * width * inputs
     products = product_macs(plan, tokens, source_tokens)
-    output = plan.output_width * size.d_model
+    output = plan.output_width * size.d_model if plan.output_projection else 0
     output += sum(prod(each.shape) for part, each in plan.maps.items() if part == "o")
     return projections + maps + products + tokens * output
 

@@ -154,6 +154,8 @@ def _missing(block: Block) -> str | None:
         return "a norm that is neither LayerNorm nor RMSNorm with a scale"
     if (spec.norm_place, spec.residual) != ("input", "sequential"):
         return "another place of norms, or parallel parts"
+    if spec.shared_feed_forward or not (spec.output_projection and spec.biases):
+        return "a shared feed-forward, or attention without output projection or biases"
     return _missing_of(block.attention.plan)
 
 

@@ -1,6 +1,7 @@
-"""Changes of a block besides attention, as an arm names them: ``q,k,v~rms~parallel``.
+"""Changes of a block besides Q, K and V, as an arm names them: ``q,k,v~rms~parallel``.
 
-Each sets one field of every block, so an arm has at most one change for each field.
+Each sets one field of every block, so an arm has at most one change for each field. The one that
+is no block's ties the output matrix to the table of embeddings.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +22,10 @@ from qkvbench.model.parts import (
 
 @dataclass(frozen=True)
 class Change:
-    """The field of a block that is set, its value by that of before, what it is, its source."""
+    """The field of a block that is set, its value by that of before, what it is, its source.
+
+    The field `TIED` is the decoder's.
+    """
 
     field: str
     value: Callable[[Any], object]
@@ -57,6 +61,8 @@ def _place(value: str, about: str, source: str) -> Change:
 def _hidden(value: Callable[[Any], object], about: str, source: str) -> Change:
     return Change("feed_forward", value, about, source)
 
+
+TIED = "tied"
 
 CHANGES: Mapping[str, Change] = {
     "rms": _norm(RMSNorm("rms"), "RMSNorm", "arXiv:1910.07467"),
@@ -95,6 +101,27 @@ CHANGES: Mapping[str, Change] = {
     "gelu": _hidden(_as_wide(FeedForward), "GELU between two matrices", "arXiv:1606.08415"),
     "half-ff": _hidden(_half, "a feed-forward of half the hidden units", "this bench"),
     "no-ff": _hidden(_always(None), "no feed-forward", "arXiv:2103.03404"),
+    "shared-ff": Change(
+        "shared_feed_forward",
+        _always(value=True),
+        "one feed-forward for all layers",
+        "arXiv:2309.01826",
+    ),
+    "no-output-projection": Change(
+        "output_projection",
+        _always(value=False),
+        "the heads, one beside the other, are added to the stream",
+        "arXiv:2311.01906",
+    ),
+    "no-biases": Change(
+        "biases", _always(value=False), "matrices without biases", "arXiv:2204.02311, section 2"
+    ),
+    "tied-embeddings": Change(
+        TIED,
+        _always(value=True),
+        "the table of embeddings is the output matrix",
+        "arXiv:1608.05859",
+    ),
 }
 
 

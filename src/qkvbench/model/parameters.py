@@ -20,7 +20,7 @@ def parameters_by_part(model: Model) -> dict[Part, tuple[Parameter, ...]]:
     for prefix, number, tower in _towers(model):
         for part, parameter in _tower(model, number, tower):
             found[part].append(parameter.under(prefix) if prefix else parameter)
-    found["head"] += model.architecture.head(model.geometry.d_model)
+    found["head"] += model.built.head(model.geometry.d_model)
     return {part: tuple(parameters) for part, parameters in found.items()}
 
 
@@ -58,14 +58,19 @@ def _tower(model: Model, number: int, tower: Tower) -> Iterator[tuple[Part, Para
     for parameter in embedding:
         yield "embedding", parameter.under("embedding")
     for layer, (block, plans) in enumerate(zip(tower.blocks, model.layers[number], strict=True)):
-        for part, parameter in _block(block, plans, d_model):
+        for part, parameter in _block(block, plans, d_model, first=not layer):
             yield part, parameter.under(f"blocks.{layer}")
     for parameter in tower.final_norm.parameters(d_model):
         yield "norm", parameter.under("norm")
 
 
-def _block(block: Block, plans: LayerPlans, d_model: int) -> Iterator[tuple[Part, Parameter]]:
-    feed_forward = block.feed_forward.parameters(d_model) if block.feed_forward else None
+def _block(
+    block: Block, plans: LayerPlans, d_model: int, *, first: bool
+) -> Iterator[tuple[Part, Parameter]]:
+    feed_forward = None
+    if block.feed_forward:
+        own = first or not block.shared_feed_forward
+        feed_forward = block.feed_forward.parameters(d_model, biases=block.biases) if own else ()
     parts: dict[str, tuple[Part, tuple[Parameter, ...] | None]] = {
         "attention": ("attention", plans.attention and plans.attention.parameters),
         "cross": ("attention", plans.cross and plans.cross.parameters),

@@ -15,9 +15,10 @@ class FeedForward:
 
     width: int
 
-    def parameters(self, d_model: int) -> tuple[Parameter, ...]:
+    def parameters(self, d_model: int, *, biases: bool = True) -> tuple[Parameter, ...]:
         """Its learned tensors."""
-        return (*linear("up", self.width, d_model), *linear("down", d_model, self.width))
+        up = linear("up", self.width, d_model, bias=biases)
+        return (*up, *linear("down", d_model, self.width, bias=biases))
 
     def macs(self, d_model: int) -> int:
         """Multiply-accumulates for each token."""
@@ -31,8 +32,9 @@ class SwiGLU:
     width: int
     kind: Literal["swiglu"]
 
-    def parameters(self, d_model: int) -> tuple[Parameter, ...]:
+    def parameters(self, d_model: int, *, biases: bool = True) -> tuple[Parameter, ...]:
         """Its learned tensors."""
+        del biases
         gate, up = (linear(name, self.width, d_model, bias=False) for name in ("gate", "up"))
         return (*gate, *up, *linear("down", d_model, self.width, bias=False))
 
@@ -48,9 +50,9 @@ class ReLU2:
     width: int
     kind: Literal["relu2"]
 
-    def parameters(self, d_model: int) -> tuple[Parameter, ...]:
+    def parameters(self, d_model: int, *, biases: bool = True) -> tuple[Parameter, ...]:
         """Its learned tensors."""
-        return FeedForward(self.width).parameters(d_model)
+        return FeedForward(self.width).parameters(d_model, biases=biases)
 
     def macs(self, d_model: int) -> int:
         """Multiply-accumulates for each token."""
@@ -64,9 +66,9 @@ class Bilinear:
     width: int
     kind: Literal["bilinear"]
 
-    def parameters(self, d_model: int) -> tuple[Parameter, ...]:
+    def parameters(self, d_model: int, *, biases: bool = True) -> tuple[Parameter, ...]:
         """Its learned tensors."""
-        return SwiGLU(self.width, "swiglu").parameters(d_model)
+        return SwiGLU(self.width, "swiglu").parameters(d_model, biases=biases)
 
     def macs(self, d_model: int) -> int:
         """Multiply-accumulates for each token."""

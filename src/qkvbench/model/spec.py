@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal, NamedTuple, get_args
 
-from qkvbench.model.changes import CHANGES, ordered
+from qkvbench.model.changes import CHANGES, TIED, ordered
 from qkvbench.model.cycle import Cycle, CycleText, VariantText, shortest_cycle, write_cycle
 from qkvbench.model.parts import AnyFeedForward, AnyNorm, LayerNorm, NormPlace, Residual
 from qkvbench.model.positions import Learned, Position, alibi_of, rope_of
@@ -43,6 +43,8 @@ class Block:
 
     If there is ``cross``, x + cross(norm(x), source) comes between. ``norm_place`` and ``residual``
     say what differs from this: a parallel feed-forward reads the norm that attention reads.
+    ``biases``: the matrices have some; ``output_projection``: attention has one; a
+    ``shared_feed_forward`` has the weights of the first block's.
     """
 
     attention: Attention | None
@@ -51,14 +53,19 @@ class Block:
     cross: Attention | None = None
     norm_place: NormPlace = "input"
     residual: Residual = "sequential"
+    biases: bool = True
+    output_projection: bool = True
+    shared_feed_forward: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse parallel parts whose norms or sources differ."""
+        """Refuse parallel parts whose norms or sources differ, and nothing that is shared."""
         if self.residual == "parallel" and (self.cross or self.norm_place not in ("input", "both")):
             raise ValueError(
                 "Parallel parts read one normed input, so there is no cross-attention, and the "
                 "norm is on the input; leave out ~parallel, or the other change."
             )
+        if self.shared_feed_forward and self.feed_forward is None:
+            raise ValueError("Without a feed-forward there is none to share; leave out ~shared-ff.")
 
     def norms(self, part: str, *, attends: bool) -> tuple[str, ...]:
         """The names of a part's norms; `attends`: the block has self-attention."""
@@ -324,8 +331,18 @@ class Model:
             raise ValueError(f"'{unknown[0]}' is no change of a block; {', '.join(CHANGES)} are.")
         if self.changes != ordered(self.changes):
             raise ValueError(f"Changes are written in the order {', '.join(CHANGES)}.")
+        if "tied-embeddings" in self.changes and not self.decodes:
+            raise ValueError(
+                f"{self.name} predicts no token, so that no table could be its output matrix; "
+                "leave out ~tied-embeddings."
+            )
         for tower in self.towers:
             rope_of(tower.position, self.geometry.head_dim)
+            first = tower.blocks[0].feed_forward if tower.blocks else None
+            if any(b.shared_feed_forward and b.feed_forward != first for b in tower.blocks):
+                raise ValueError(
+                    "Feed-forwards that differ cannot be shared; leave out ~shared-ff."
+                )
 
     @property
     def label(self) -> str:
@@ -387,11 +404,22 @@ class Model:
 
     def _changed(self, block: Block) -> Block:
         """The block with the changes of the model."""
+        changes = [CHANGES[name] for name in self.changes]
         fields = {
             change.field: change.value(getattr(block, change.field))
-            for change in map(CHANGES.__getitem__, self.changes)
+            for change in changes
+            if change.field != TIED
         }
         return replace(block, **fields)
+
+    @property
+    def built(self) -> Architecture:
+        """The architecture as it is built: the output matrix is the table if a change ties them."""
+        match self.architecture:
+            case Decoder() | EncoderDecoder() as stack if "tied-embeddings" in self.changes:
+                return replace(stack, tied=True)
+            case stack:
+                return stack
 
     @property
     def places(self) -> dict[str, tuple[Attention | None, ...]]:
@@ -430,13 +458,11 @@ class Model:
         alibi = alibi_of(tower.position)
         own = partial(resolve, geometry=self.geometry, causal=causal, rope=rope, alibi=alibi)
         below: list[Plan | None] = []
+        crosses: list[Plan | None] = []
         for block in tower.blocks:
-            attended = _attended(block.attention)
-            below.append(attended and own(attended, below=below))
-        crosses = [
-            (attended := _attended(block.cross)) and resolve_cross(attended, self.geometry)
-            for block in tower.blocks
-        ]
+            attended, cross = _attended(block.attention), _attended(block.cross)
+            below.append(attended and _in_block(own(attended, below=below), block))
+            crosses.append(cross and _in_block(resolve_cross(cross, self.geometry), block))
         return tuple(map(LayerPlans, below, crosses))
 
     @cached_property
@@ -521,6 +547,13 @@ def sized_text(text: str, match: SizeMatch | None) -> str:
 def _attended(attention: Attention | None) -> Variant | None:
     """The variant of a sub-layer; None if there is none, or is none in this arm."""
     return None if attention is None or attention.variant == NO_ATTENTION else attention.variant
+
+
+def _in_block(plan: Plan, block: Block) -> Plan:
+    """The plan with the matrices and biases that attention has in this block."""
+    if block.biases and block.output_projection:
+        return plan
+    return replace(plan, matrix_biases=block.biases, output_projection=block.output_projection)
 
 
 def _layers_text(layers: Iterable[Attention | None]) -> str:

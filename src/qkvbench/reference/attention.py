@@ -192,7 +192,7 @@ def project(
             continue
         rows = inputs[root.reads]
         if root.matrix:
-            rows = rows @ weights[f"{root.matrix}.weight"].T + weights[f"{root.matrix}.bias"]
+            rows = _linear(weights, root.matrix, rows)
         roots[root.name] = rows.reshape(len(rows), root.heads, root.width)
     return roots
 
@@ -373,7 +373,12 @@ def output(
     if plan.gate:
         context = context / (1 + np.exp(-roots[GATE]))
     context = apply(plan.before_output, plan, weights, context, rows)
-    return context.reshape(len(context), -1) @ weights["o.weight"].T + weights["o.bias"]
+    rows = context.reshape(len(context), -1)
+    return _linear(weights, "o", rows) if plan.output_projection else rows
+
+
+def _linear(weights: Weights, name: str, rows: np.ndarray) -> np.ndarray:
+    return rows @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
 
 
 def absorb_into_query(plan: Plan, weights: Weights, q: Heads) -> Heads:

@@ -295,6 +295,9 @@ class Plan:
 
     ``scores``, ``mask``, ``biases`` and ``rope`` say what happens to scores and positions. A kernel
     compares `features` with those that it supports.
+
+    ``matrix_biases``: each matrix has a bias. Without an ``output_projection`` the heads, one
+    beside the other, are what the layer adds to the stream.
     """
 
     variant: Variant
@@ -316,6 +319,16 @@ class Plan:
     mask: Mask = Mask()
     biases: tuple[ScoreBias, ...] = ()
     lenders: tuple["Lender", ...] = ()
+    matrix_biases: bool = True
+    output_projection: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse heads that cannot be added to the stream as they are."""
+        if not self.output_projection and self.output_width != self.geometry.d_model:
+            raise ValueError(
+                f"Without an output projection the heads take the stream's place in the sum, and "
+                f"they have {self.output_width} numbers, not {self.geometry.d_model}."
+            )
 
     @property
     def linear(self) -> Linear | None:
@@ -379,12 +392,14 @@ class Plan:
                 case AlibiBias():
                     pass
         for name, rows in self.matrix_rows.items():
-            found += linear(name, rows, size.d_model)
+            found += linear(name, rows, size.d_model, bias=self.matrix_biases)
         if self.scores.sink_logit:
             found.append(_full("correction.sink", (size.heads,), 0.0))
         found += self.maps.values()
         found += self.head_vectors
-        return (*found, *linear("o", size.d_model, self.output_width))
+        if self.output_projection:
+            found += linear("o", size.d_model, self.output_width, bias=self.matrix_biases)
+        return tuple(found)
 
     @property
     def head_vectors(self) -> tuple[Parameter, ...]:
@@ -463,7 +478,7 @@ class Plan:
 
     @property
     def output_width(self) -> int:
-        """How many numbers of each token the last matrix of the output projection reads."""
+        """How many numbers of each token the output projection reads, or is without one."""
         heads, width = _shape_after(self.before_output, self.geometry.heads, self.width("v"))
         return heads * width
 
@@ -602,6 +617,8 @@ _STRUCTURE = {
     "mask",
     "biases",
     "lenders",
+    "matrix_biases",
+    "output_projection",
 }
 
 

@@ -238,9 +238,15 @@ class Attention:
         after = self.output(weights, context, made, layer.maps, rope)
         return after.astype(x.dtype).reshape(x.shape)
 
+    def dtype(self, weights: Weights) -> jnp.dtype:
+        """The dtype of products: that of the matrices, or of everything if there are none."""
+        products = (each.name for each in self.plan.parameters if each.dtype == "compute")
+        first = next(products, None)
+        return jnp.dtype(jnp.float32) if first is None else weights[first].dtype
+
     def new_cache(self, weights: Weights, batch: int, capacity: int) -> LayerCache:
         """An empty cache for this layer, in rows of the compute dtype."""
-        kind = weights["o.weight"].dtype
+        kind = self.dtype(weights)
         rows = empty_rows(self.plan, batch, capacity, kind)
         if state := self.plan.state:
             shape = (batch, state.heads, state.rows, state.width)
@@ -312,7 +318,8 @@ class Attention:
             context = context * nn.sigmoid(made[Derivation(GATE, ())])
         context = self._apply_ops(weights, self.plan.before_output, context, maps, rope)
         batch, _, time, _ = context.shape
-        return linear(part_of(weights, "o"), jnp.swapaxes(context, 1, 2).reshape(batch, time, -1))
+        rows = jnp.swapaxes(context, 1, 2).reshape(batch, time, -1)
+        return linear(part_of(weights, "o"), rows) if self.plan.output_projection else rows
 
     def _attend(
         self,
@@ -344,7 +351,7 @@ class Attention:
     def _project(self, weights: Weights, x: Array, reads: Input) -> dict[Derivation, Heads]:
         """The roots that read this input."""
         batch, time, _ = x.shape
-        kind = weights["o.weight"].dtype
+        kind = self.dtype(weights)
         made: dict[Derivation, Heads] = {}
         for root in self.plan.roots:
             if root.reads == reads:
@@ -421,7 +428,7 @@ class Attention:
         """
         (key_weights, layer), (_, of_value) = owners
         kept, key_heads = self.plan.cached_value, self.plan.key_heads
-        value, kind = of_value.rows[kept.name], weights["o.weight"].dtype
+        value, kind = of_value.rows[kept.name], self.dtype(weights)
         queries = {name: self.scale_by_position(each, rows) for name, each in queries.items()}
         query = queries[self.plan.cached_key.name]
         batch, heads, time, _ = query.shape

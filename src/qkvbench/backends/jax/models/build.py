@@ -27,7 +27,7 @@ def build(model: Model, *, dropout: float = 0.0, again: bool = False) -> Network
         for number, (spec, layers) in enumerate(zip(model.towers, model.layers, strict=True))
     )
     parameters = model_parameters(model)
-    match model.architecture:
+    match model.built:
         case DecoderSpec(vocabulary) | EncoderDecoderSpec(vocabulary=vocabulary):
             source = second[0] if second else None
             return Decoder(first, source, vocabulary, model.longest, parameters)

@@ -124,7 +124,8 @@ class Decoder:
         x = self.own.embedding(part(weights, "embedding"), tokens)
         layers, lent = list(cache.layers), dict[tuple[int, Role], Heads]()
         for number, block in enumerate(self.own.blocks):
-            own, read = part(weights, f"blocks.{number}"), roots_below(block.lenders, number, lent)
+            own = self.own.block_weights(weights, number)
+            read = roots_below(block.lenders, number, lent)
             x, layers[number], lends = block.read(own, x, layers[number], count, read)
             lent |= {(number, role): rows for role, rows in lends.items()}
         last = x[jnp.arange(batch), count - 1]
@@ -139,7 +140,7 @@ class Decoder:
         x = self.own.embedding.at(part(weights, "embedding"), tokens, cache.count, end)
         layers, lent = list(cache.layers), dict[tuple[int, Role], Heads]()
         for number, block in enumerate(self.own.blocks):
-            own, read = part(weights, f"blocks.{number}"), block.row_lenders
+            own, read = self.own.block_weights(weights, number), block.row_lenders
             below: dict[Role, Owner] = {}
             for role in ROLES:
                 if distance := block.layers_below(role):

@@ -48,8 +48,10 @@ def inspect_arrays(
 
 def to_layers(network: Network, arrays: Mapping[str, LayerArrays]) -> tuple[Layer, ...]:
     """The layers in network order, from the result of `inspect_arrays`."""
-    names = [name.removesuffix(".o.weight") for name in network.parameters]
-    return tuple(_layer(name, arrays[name]) for name in names if name in arrays)
+    names = dict.fromkeys(
+        layer for name in network.parameters for layer in arrays if name.startswith(f"{layer}.")
+    )
+    return tuple(_layer(name, arrays[name]) for name in names)
 
 
 def _arrays(
@@ -109,7 +111,7 @@ def _layer(name: str, arrays: LayerArrays) -> Layer:
 
 def _weights(attention: Attention, weights: Weights) -> dict[Role, Array]:
     """The matrix of each role from the stream, with learned maps and scales applied."""
-    plan, dtype = attention.plan, weights["o.weight"].dtype
+    plan, dtype = attention.plan, attention.dtype(weights)
     roots: dict[str, Array] = {}
     for root in plan.roots:
         if root.is_below:

@@ -45,6 +45,14 @@ class Tower:
         x = self.stream(weights, inputs, lengths, source, key, on_attention)
         return self.normalize(weights, x)
 
+    def block_weights(self, weights: Weights, number: int) -> Weights:
+        """The weights of a block; a shared feed-forward is stored with the first one."""
+        own = part(weights, f"blocks.{number}")
+        if number and self.blocks[number].spec.shared_feed_forward:
+            shared = part(weights, "blocks.0.feed_forward")
+            own = {**own, **{f"feed_forward.{name}": each for name, each in shared.items()}}
+        return own
+
     def normalize(
         self, weights: Weights, x: Float[Array, "*positions d_model"]
     ) -> Float[Array, "*positions d_model"]:
@@ -65,7 +73,7 @@ class Tower:
         seen = None if lengths is None else lengths + self.embedding.class_tokens
         lent: dict[tuple[int, Role], Heads] = {}
         for number, each in enumerate(self.blocks):
-            own = part(weights, f"blocks.{number}")
+            own = self.block_weights(weights, number)
             drawn = None if key is None else jax.random.fold_in(key, number)
             callback = prefixed(f"blocks.{number}", on_attention)
             read = roots_below(each.lenders, number, lent)

@@ -55,6 +55,8 @@ class Attention(nn.Module):
     In cross-attention Q is made from its input, K and V from a source.
     """
 
+    like: Tensor
+
     def __init__(self, plan: Plan) -> None:
         """The layer, with weights that are not initialized."""
         super().__init__()
@@ -64,7 +66,8 @@ class Attention(nn.Module):
         self.linear = LinearAttention(plan) if plan.linear else None
         # All projections of an input in one matrix product; `named_weights` splits the rows.
         rows = sum(plan.matrix_rows.values())
-        self.projection = Linear(plan.geometry.d_model, rows) if rows else None
+        width, biases = plan.geometry.d_model, plan.matrix_biases
+        self.projection = Linear(width, rows, biases) if rows else None
         self.maps = nn.ParameterDict()
         for part, each in plan.maps.items():
             self.maps[part] = nn.Parameter(torch.zeros(each.shape))
@@ -81,7 +84,9 @@ class Attention(nn.Module):
                 for each in plan.head_vectors
             }
         )
-        self.o = Linear(plan.output_width, plan.geometry.d_model)
+        self.o = Linear(plan.output_width, width, biases) if plan.output_projection else None
+        # Of the dtype and on the device of the weights, also if there are none.
+        self.register_buffer("like", torch.empty(0), persistent=False)
 
     def forward(
         self,
@@ -256,7 +261,8 @@ class Attention(nn.Module):
         if self.plan.gate:
             context = context * made[Derivation(GATE, ())].sigmoid()
         context = self._apply_ops(self.plan.before_output, context, maps, None)
-        return self.o(context.transpose(1, 2).flatten(2))  # (batch, time, heads * width)
+        rows = context.transpose(1, 2).flatten(2)  # (batch, time, heads * width)
+        return rows if self.o is None else self.o(rows)
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -265,10 +271,12 @@ class Attention(nn.Module):
 
     def named_weights(self) -> dict[str, Tensor]:
         """Views of the weights under the names of the plan's parameters."""
-        named: dict[str, Tensor] = {"o.weight": self.o.weight, "o.bias": self.o.bias}
+        named: dict[str, Tensor] = {}
+        if self.o is not None:
+            named |= {f"o.{part}": getattr(self.o, part) for part in self._parts}
         if self.projection is not None:
             rows = self.plan.matrix_rows
-            for part in ("weight", "bias"):
+            for part in self._parts:
                 pieces = getattr(self.projection, part).split(list(rows.values()))
                 named |= {f"{name}.{part}": piece for name, piece in zip(rows, pieces, strict=True)}
         named |= {each.name: self.maps[part] for part, each in self.plan.maps.items()}
@@ -284,7 +292,7 @@ class Attention(nn.Module):
         """
         own = {name: named[of] for name, of in self.shared_names().items()}
         if self.projection is not None:
-            for part in ("weight", "bias"):
+            for part in self._parts:
                 pieces = [named[f"{name}.{part}"] for name in self.plan.matrix_rows]
                 own[f"projection.{part}"] = torch.cat(pieces)
         return own
@@ -295,15 +303,22 @@ class Attention(nn.Module):
 
     def shared_names(self) -> dict[str, str]:
         """The plan's name of each `nn.Parameter`, by its torch name; of fused ones the first."""
-        names = {part: part for part in ("o.weight", "o.bias")}
+        names: dict[str, str] = {}
+        if self.o is not None:
+            names |= {f"o.{part}": f"o.{part}" for part in self._parts}
         if self.projection is not None:
             first = next(iter(self.plan.matrix_rows))
-            names |= {f"projection.{part}": f"{first}.{part}" for part in ("weight", "bias")}
+            names |= {f"projection.{part}": f"{first}.{part}" for part in self._parts}
         names |= {f"maps.{part}": each.name for part, each in self.plan.maps.items()}
         vectors = [each.name for each in self.plan.head_vectors]
         names |= {f"vectors.{name.replace('.', '_')}": name for name in vectors}
         learned = self.softmax.correction
         return names | {f"softmax.correction.{part}": f"correction.{part}" for part in learned}
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        """What a matrix of the layer has."""
+        return ("weight", "bias") if self.plan.matrix_biases else ("weight",)
 
     def new_cache(
         self, table: PageTable, format: CacheFormat, below: Mapping[Role, LayerCache]
@@ -314,12 +329,12 @@ class Attention(nn.Module):
         """
         with torch.no_grad():
             if state := self.plan.state:
-                like = self.o.weight
+                like = self.like
                 kind = torch.promote_types(like.dtype, torch.float32)
                 memories = RecurrentState(state, table.batch, kind, like.device)
                 return LayerCache({}, self.head_maps(), like.dtype, state=memories)
             rows = new_rows(self.plan, table, format)
-            return self._layer_cache(rows, self.head_maps(), self.o.weight.dtype, below=below)
+            return self._layer_cache(rows, self.head_maps(), self.like.dtype, below=below)
 
     def _project(self, x: Tensor, reads: Input) -> dict[Derivation, Heads]:
         """The roots that read this input, by one product with the rows of their matrices."""
@@ -340,20 +355,22 @@ class Attention(nn.Module):
             for root, rows in made.items()
         }
 
-    def _rows_of(self, wanted: list[str]) -> tuple[Tensor, Tensor]:
+    def _rows_of(self, wanted: list[str]) -> tuple[Tensor, Tensor | None]:
         """The rows of these matrices, and their biases; a view if they are adjacent."""
         assert self.projection is not None
         rows = self.plan.matrix_rows
         ends = dict(zip(rows, accumulate(rows.values()), strict=True))
         first, last = ends[wanted[0]] - rows[wanted[0]], ends[wanted[-1]]
-        if last - first == sum(rows[name] for name in wanted):
-            return self.projection.weight[first:last], self.projection.bias[first:last]
         pieces = [slice(ends[name] - rows[name], ends[name]) for name in wanted]
-        weight, bias = self.projection.weight, self.projection.bias
-        return (
-            torch.cat([weight[each] for each in pieces]),
-            torch.cat([bias[each] for each in pieces]),
-        )
+        if last - first == sum(rows[name] for name in wanted):
+            pieces = [slice(first, last)]
+
+        def taken(numbers: Tensor) -> Tensor:
+            parts = [numbers[each] for each in pieces]
+            return torch.cat(parts) if parts[1:] else parts[0]
+
+        bias = self.projection.bias if self.plan.matrix_biases else None
+        return taken(self.projection.weight), None if bias is None else taken(bias)
 
     def _apply_ops(
         self,
@@ -406,7 +423,7 @@ class Attention(nn.Module):
         below: Mapping[Role, LayerCache] = MappingProxyType({}),
     ) -> LayerCache:
         """The cache of this layer over `rows`, with the kernel that can read what it reads."""
-        products = _product_dtype(dtype, self.o.weight.device)
+        products = _product_dtype(dtype, self.like.device)
         layer = LayerCache(rows, maps, products, lengths, vector=self.vector, below=below)
         of_key, of_value = layer.owner("k"), layer.owner("v")
         keys = of_key.rows[self.plan.cached_key.name]

@@ -45,10 +45,11 @@ class Block(nn.Module):
         *,
         dropout: float,
         lends: LentRoles,
+        shared: nn.Module | None = None,
     ) -> None:
         """The block that `spec` describes, with attention by these plans.
 
-        `lends`: K and V if blocks above it read them.
+        `lends`: K and V if blocks above it read them. `shared` is the first block's feed-forward.
         """
         super().__init__()
         self.spec = spec
@@ -68,7 +69,9 @@ class Block(nn.Module):
         self.feed_forward = None
         if spec.feed_forward:
             self._make_norms("feed_forward", d_model, attends=plans.attention is not None)
-            self.feed_forward = feed_forward(spec.feed_forward, d_model)
+            if shared is None or not spec.shared_feed_forward:
+                shared = feed_forward(spec.feed_forward, d_model, biases=spec.biases)
+            self.feed_forward = shared
 
     def _make_norms(self, part: str, d_model: int, *, attends: bool) -> None:
         for name in self.spec.norms(part, attends=attends):
@@ -183,10 +186,10 @@ class Blocks(nn.ModuleList):
         dropout: float,
     ) -> None:
         """The blocks that `specs` describe, with attention by the plans of their layers."""
-        super().__init__(
-            Block(spec, plans, d_model, dropout=dropout, lends=lends)
-            for spec, plans, lends in zip(specs, layers, lent_roles(layers), strict=True)
-        )
+        super().__init__()
+        for spec, plans, lends in zip(specs, layers, lent_roles(layers), strict=True):
+            shared = self.layers()[0].feed_forward if len(self) else None
+            self.append(Block(spec, plans, d_model, dropout=dropout, lends=lends, shared=shared))
 
     def forward(
         self,

@@ -16,7 +16,7 @@ Network = Decoder | Encoder | TwoTowers
 
 def build(model: Model, *, dropout: float = 0.0) -> Network:
     """The network of `model`, without initial values; on the meta device it uses no memory."""
-    match model.architecture:
+    match model.built:
         case DecoderSpec() | EncoderDecoderSpec() as spec:
             return Decoder(model, spec, dropout)
         case EncoderSpec() as spec:

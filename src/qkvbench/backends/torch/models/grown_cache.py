@@ -66,7 +66,7 @@ def grown_layers(
             LayerCache(
                 dict(rows.get(number, {})),
                 maps[number],
-                block.attention.o.weight.dtype,
+                block.attention.like.dtype,
                 vector=block.attention.vector,
                 below=block.caches_below(layers),
             )

@@ -104,7 +104,7 @@ def _layer(name: str, attention: Attention, given: LayerInput, below: Mapping[st
 
 def _weights(attention: Attention) -> dict[Role, np.ndarray]:
     """The matrix of each role from the stream, with learned maps and scales applied."""
-    plan, named, like = attention.plan, attention.named_weights(), attention.o.weight
+    plan, named, like = attention.plan, attention.named_weights(), attention.like
     roots: dict[str, Tensor] = {}
     for root in plan.roots:
         if root.is_below:

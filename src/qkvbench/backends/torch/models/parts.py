@@ -28,12 +28,14 @@ Positions = Float[Tensor, "*positions d_model"]
 class TwoMatrices(nn.Module):
     """Two matrices with an activation between."""
 
-    def __init__(self, d_model: int, width: int, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, d_model: int, width: int, activation: Callable[[Tensor], Tensor], *, biases: bool
+    ) -> None:
         """A feed-forward with `width` hidden units."""
         super().__init__()
         self.activation = activation
-        self.up = Linear(d_model, width)
-        self.down = Linear(width, d_model)
+        self.up = Linear(d_model, width, biases)
+        self.down = Linear(width, d_model, biases)
 
     def forward(self, x: Stream) -> Stream:
         """The same map at each position."""
@@ -83,17 +85,21 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def feed_forward(spec: AnyFeedForward, d_model: int) -> nn.Module:
-    """The feed-forward that `spec` describes."""
+def feed_forward(spec: AnyFeedForward, d_model: int, *, biases: bool) -> nn.Module:
+    """The feed-forward that `spec` describes; those that have `biases` have them or not."""
     match spec:
         case FeedForward(width):
-            return TwoMatrices(d_model, width, functional.gelu)
+            return TwoMatrices(d_model, width, functional.gelu, biases=biases)
         case ReLU2(width):
-            return TwoMatrices(d_model, width, lambda x: functional.relu(x).square())
+            return TwoMatrices(d_model, width, _squared_relu, biases=biases)
         case SwiGLU(width):
             return Gated(d_model, width, functional.silu)
         case Bilinear(width):
             return Gated(d_model, width, lambda x: x)
+
+
+def _squared_relu(x: Tensor) -> Tensor:
+    return functional.relu(x).square()
 
 
 def norm(spec: AnyNorm, d_model: int) -> nn.Module:
