@@ -217,6 +217,21 @@ def test_attention_by_rows_saves_nothing_of_the_square_of_the_length(monkeypatch
     assert max(largest) == 3 * time * 24 < 4 * time * time
 
 
+@pytest.mark.parametrize("text", ["q,k,v+window9", "q,k=v+window9+sinks2", "q,k,v+chunk16"])
+def test_a_window_saves_no_scores_of_any_head(text):
+    # It saves a mask that all heads share, and would save 4·256·256 scores.
+    time, heads, largest = 256, 4, []
+    layer = Attention(text, 24, heads, position=Rotary(), causal=True)
+
+    def saved(tensor):
+        largest.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+        layer(torch.zeros(1, time, 24, requires_grad=True)).sum().backward()
+    assert max(largest) <= time * time < heads * time * time
+
+
 def test_a_layer_refuses_positions_that_are_added_to_the_input():
     for position in (Learned(11), Sinusoidal()):
         with pytest.raises(ValueError, match="added to a model's input"):

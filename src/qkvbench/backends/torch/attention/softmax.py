@@ -168,12 +168,14 @@ class SoftmaxAttention(nn.Module):
             last = min(first + WINDOW_BLOCK, q.shape[2])
             chosen, columns = self._columns(first, last, k.shape[2], q.device)
             rows = torch.arange(first, last, device=q.device)
+            mask = self.visible(rows, columns, lengths)
             parts.append(
                 _library_attention(
                     q[:, :, first:last],
                     k[:, :, chosen],
                     v[:, :, chosen],
-                    attn_mask=self.visible(rows, columns, lengths),
+                    # With a mask of three dimensions torch makes all scores, slowly.
+                    attn_mask=mask if mask.dim() > 3 else mask[None],
                     enable_gqa=k.shape[1] != q.shape[1],
                 )
             )
