@@ -68,6 +68,8 @@ def _lines(parser: argparse.ArgumentParser) -> Iterator[str]:
 def _name(action: argparse.Action) -> str:
     """An option and its value, or the name of a word that has no option."""
     value = action.metavar or ("" if action.nargs == 0 else action.dest)
+    if action.choices and action.option_strings and not action.metavar:
+        value = "{" + ", ".join(map(str, action.choices)) + "}"
     assert isinstance(value, str)
     if action.nargs in ("+", "*"):
         value += " …"
@@ -78,9 +80,10 @@ def _name(action: argparse.Action) -> str:
 
 
 def _text(action: argparse.Action) -> str:
-    text = action.help or ""
-    if action.choices:
-        text = "; ".join(filter(None, [text, ", ".join(map(str, action.choices))]))
+    # A doubled sign is argparse's way to write one.
+    text = (action.help or "").replace("%%", "%")
+    if action.choices and not action.option_strings:
+        text = ", ".join(map(str, action.choices))
     return _cell(text) + (", required" if action.option_strings and action.required else "")
 
 

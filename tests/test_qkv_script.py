@@ -138,6 +138,8 @@ def test_extras_add_up(clone):
         ("run quick --track wandb tensorboard --jobs 2", "[wandb,tensorboard]"),
         ("convert smollm2-135m --to q,k=v --out new", "[hf]"),
         ("advise smollm2-135m --cache 50% --text my.txt", "[hf]"),
+        ("prune smollm2-135m --target cache=50% --out new", "[hf]"),
+        ("export smollm2-135m --to edge --out new.safetensors", "[hf]"),
         ("run --variants q,k,v --tasks glue-sst2#bytes", "[data]"),
         ("run paper-as-written --backend jax", "[data,jax]"),
     ],

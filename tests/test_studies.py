@@ -1,5 +1,6 @@
 """The committed studies: what README says of them, and what the ledger concludes from them."""
 
+import importlib.util
 from functools import cache
 from pathlib import Path
 
@@ -356,6 +357,28 @@ def test_a_run_in_several_stores_counts_once(studies):
 def test_the_ledger_does_not_depend_on_the_order_of_the_folders(studies, with_all_runs):
     for entry in claims.ledger(tuple(reversed(studies.values()))):
         assert entry.finding == with_all_runs[entry.claim.name], entry.claim.name
+
+
+def test_the_page_of_claims_has_the_verdicts_of_today(with_all_runs):
+    """`python docs/ledger.py` writes them; small numbers of the last column are of a machine."""
+    spec = importlib.util.spec_from_file_location("ledger", ROOT / "docs" / "ledger.py")
+    ledger = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ledger)
+    entries = [claims.Entry(claims.find(name), each) for name, each in with_all_runs.items()]
+    written = ledger.section(entries)
+    page = ledger.PAGE.read_text()
+    assert written.partition("\n\n|")[0] in page
+    rows = [row.rpartition(" | ")[0] for row in written.splitlines() if row.startswith("|")]
+    assert len(rows) == 4 + sum(
+        each.verdict in ("impossible", "refuted") for each in with_all_runs.values()
+    )
+    assert all(f"\n{row} | " in page for row in rows)
+
+
+def test_every_study_has_a_row_in_their_index():
+    page = (STUDIES / "README.md").read_text()
+    for path in STUDIES.iterdir():
+        assert not path.is_dir() or f"[{path.name}]({path.name})" in page, path.name
 
 
 def test_the_ledger_reads_the_committed_benchmarks(with_all_runs):

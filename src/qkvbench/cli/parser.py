@@ -155,7 +155,6 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--init-from", metavar="TASK", help="initialize each arm from its trained run on this task"
     )
     # The name of --init-from in the first version.
-    run.add_argument("--start", dest="init_from", help=argparse.SUPPRESS)
     run.add_argument("--backend", default="torch", metavar="NAME", help="torch or jax (torch)")
     run.add_argument(
         "--quantize",
@@ -627,7 +626,11 @@ def _add_claims(commands: "argparse._SubParsersAction[_Parser]") -> None:
     claims.add_argument(
         "words", nargs="*", metavar="DIR|NAME", help="folders that 'run' wrote; one claim at length"
     )
-    claims.add_argument("--source", metavar="S", help="only those of the article, or of the study")
+    claims.add_argument(
+        "--source",
+        metavar="S",
+        help="only those of the article, or of the study (arXiv:2606.04032)",
+    )
     claims.add_argument("--verdict", metavar="V", help="only these, such as not-testable-here")
     form = claims.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON document")

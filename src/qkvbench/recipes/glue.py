@@ -1,7 +1,7 @@
 """What is each projection worth in classifying texts? Packaged tasks in place of GLUE.
 
 Run       qkvbench run glue
-          qkvbench run glue --start masked-reviews    each arm is pre-trained first
+          qkvbench run glue --init-from masked-reviews    each arm is pre-trained first
 Takes     about seventy minutes on two cores; with the start a quarter of an hour more
 Expect    sentences and documents of praise and blame, topics of 8 and of 20 classes, and one
           average under its own name, which is none of GLUE's; two thirds of a minute a run, so

@@ -411,7 +411,7 @@ SUFFIXES: dict[str, Suffix] = {
         {"first_value": True},
     ),
     "+2d": Suffix(
-        "scores times a number, plus a learned function of row and column (the study)",
+        "scores times a number, plus a learned function of row and column (arXiv:2606.04032)",
         {"correction": Separable()},
     ),
     "++": Suffix(

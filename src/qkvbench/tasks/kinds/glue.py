@@ -2,7 +2,7 @@
 
 The labels of the published test splits are not public: what is scored is the published validation
 split, as is usual, and what runs on the way is a part of the training split. A task without
-pre-training says little; `--start masked-reviews` begins with an encoder that had some, and the
+pre-training says little; `--init-from masked-reviews` begins with an encoder that had some, and the
 tokenizer is the one of the film reviews, so that both have the same tokens.
 """
 
