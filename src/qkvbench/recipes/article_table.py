@@ -11,8 +11,8 @@ Reported  parameters in millions, GLUE, WMT14 BLEU, latency in ms, memory in GB:
 Wrong     the parameters are impossible: without the key a model of that size has a twentieth
           fewer, not an eighth, and without any projection it keeps its embeddings and
           feed-forwards. No task, length, seed, hardware or training is named. GLUE here is the nine
-          tasks from scratch, one by one: `--tasks glue-rte … --init-from masked-reviews` begins with an
-          encoder that was pre-trained on film reviews, which is little
+          tasks from scratch, one by one: `--tasks glue-rte … --init-from masked-reviews` begins
+          with an encoder that was pre-trained on film reviews, which is little
 """
 
 from qkvbench.model.presets import gpt_125m

@@ -317,7 +317,7 @@ class Attention(nn.Module):
 
     @property
     def _parts(self) -> tuple[str, ...]:
-        """What a matrix of the layer has."""
+        """The tensors of each matrix of the layer."""
         return ("weight", "bias") if self.plan.matrix_biases else ("weight",)
 
     def new_cache(
