@@ -12,7 +12,7 @@ from qkv_mode_models import SETTINGS
 from qkvbench import hub
 from qkvbench.cli import main
 from qkvbench.data.reviews import reviews
-from qkvbench.hub.fit import folder, planning, progress, quality, source
+from qkvbench.hub.fit import folder, moments, planning, progress, quality, source
 from qkvbench.hub.fit.counting import counting
 from qkvbench.hub.fit.healing import Healing, heal, parse_healing
 from qkvbench.hub.fit.latency import Steps
@@ -284,16 +284,63 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_finished(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def _healed(place, state, healing, mode="q,k=v", interrupt=None, teacher=None):
+def test_a_share_of_whole_costs_is_met_by_a_plan_of_exactly_that_share():
+    # In floating point .7 · 11,520 is 8,063.999…
+    assert planning.whole_limit(0.7, 11_520, 0) == 8_064
+    assert planning.whole_limit(0.7, 11_000, 520) == 7_544
+    assert planning.whole_limit(0.5, 11, 0) == 5
+
+
+def test_queries_of_a_long_window_are_drawn_by_their_weight(monkeypatch):
+    monkeypatch.setattr(moments, "MOST_CATEGORIES", 3)
+    weight = torch.tensor([[0.0, 1.0, 0.0, 3.0], [1.0, 0.0, 0.0, 0.0]])
+    rng = torch.Generator().manual_seed(0)
+    drawn = torch.cat([moments._draw(weight, rng) for _ in range(40)], dim=1)
+    assert drawn.shape[1] == 40 * moments.PAIRS
+    share = (drawn[:, :, None] == torch.arange(4)).double().mean(1)
+    assert (share - weight / weight.sum(1, keepdim=True)).abs().max() < 0.02
+
+
+def test_damaged_weights_are_named_in_a_sentence(place, tmp_path, capsys):
+    folder_ = tmp_path / "cut"
+    shutil.copytree(place / "model", folder_)
+    weights = folder_ / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    text = str(place / "text.txt")
+    for words in (
+        [
+            "advise",
+            str(folder_),
+            "--cache",
+            "75%",
+            "--text",
+            text,
+            "--out",
+            str(tmp_path / "p.json"),
+        ],
+        ["convert", str(folder_), "--to", "q,k=v", "--text", text, "--out", str(tmp_path / "new")],
+    ):
+        assert main(words) == 2
+        assert "safetensors" in (said := capsys.readouterr().err) or "damaged" in said
+
+
+def test_a_plan_without_a_place_is_refused_before_anything_is_read(tmp_path, capsys):
+    place = str(tmp_path / "missing" / "plan.json")
+    words = ["advise", "no-such-model", "--cache", "75%", "--text", __file__, "--out", place]
+    assert main(words) == 2
+    assert "no folder that can be written" in capsys.readouterr().err
+
+
+def _healed(place, state, healing, mode="q,k=v", interrupt=None, teacher=None, by="", moved=0.0):
     folder_ = place / "model"
     original = transformers.AutoModelForCausalLM.from_pretrained(folder_).eval()
+    original.get_input_embeddings().weight.data += moved
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder_).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder_)
     text = quality.windows(tokenizer, (place / "text.txt").read_text(), 32, 40)
     model = fit(plain, mode, None, "average")
-    history = heal(
-        model, original, text[2:], text[:2], healing, state, interrupt or (lambda _: None), teacher
-    )
+    progress = interrupt or (lambda _: None)
+    history = heal(model, original, text[2:], text[:2], healing, state, progress, teacher, by)
     return model, history
 
 
@@ -326,8 +373,14 @@ def test_an_interrupted_healing_resumes_to_the_same_weights(place, tmp_path):
     assert history == expected
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(ValueError, match="state of another healing"):
-        _healed(place, tmp_path / "b", Healing(blocks=640, logits=960))
+    for other in (
+        {"healing": Healing(blocks=640, logits=960)},
+        {"by": "whitened"},
+        # Another model of the same shapes.
+        {"moved": 0.01},
+    ):
+        with pytest.raises(ValueError, match="state of another healing"):
+            _healed(place, tmp_path / "b", **{"healing": healing} | other)
 
 
 def test_a_larger_teacher_of_another_family_teaches_its_predictions(words, place, tmp_path, capsys):

@@ -306,6 +306,20 @@ def test_unused_room_is_a_small_part_at_every_length():
     assert reserved.bytes == 4 * 50
 
 
+def test_rows_that_somebody_else_made_are_never_written_to():
+    theirs = torch.arange(6.0).reshape(1, 1, 6, 1)
+    tensor, kept = GrowingTensor(), theirs.clone()
+    tensor.replace(theirs)
+    tensor.crop(2)
+    tensor.append(torch.full((1, 1, 1, 1), 9.0))
+    assert torch.equal(theirs, kept)
+    assert tensor.rows.flatten().tolist() == [0, 1, 2, 3, 9]
+    address = tensor.rows.data_ptr()
+    tensor.crop(1)
+    tensor.append(torch.full((1, 1, 1, 1), 8.0))
+    assert tensor.rows.data_ptr() == address
+
+
 def test_a_placeholder_is_nan_and_takes_no_memory():
     from qkvbench.hub.slim_attention import placeholder
 

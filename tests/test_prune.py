@@ -354,6 +354,15 @@ def test_the_costs_that_are_tried_for_a_loss_are_the_costs_that_plans_have(optio
         assert min(level - share for level in levels if level > share - 1e-8) < step * 1.1
 
 
+def test_options_that_save_nothing_are_refused_before_anything_is_trained(tmp_path, capsys):
+    found = Budget((parse("q,k,v"), parse("q=k,v")), ((0.0, 0.0),) * 3, 100.0, 100.0, ())
+    assert found.levels() == []
+    words = ["prune", "lm-reviews", "--target", "loss=1%", "--options", "q=k,v"]
+    assert main([*words, "--out", str(tmp_path / "new")]) == 2
+    assert "no option costs less" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "runs").exists()
+
+
 def test_a_teacher_that_predicts_the_same_halves_the_loss_and_another_adds_its_divergence(tmp_path):
     plain, teacher = Learner(experiment()), Learner(experiment(seed=1))
     plain.save(tmp_path / "same.safetensors")

@@ -459,6 +459,14 @@ def test_generate_of_a_model_with_cross_attention_writes_the_library_s_tokens(ki
     assert len(set(tokens[0][:, 1:].flatten().tolist())) > 2
 
 
+def test_biases_of_distance_reach_every_place_of_a_static_cache():
+    inputs, ours = inputs_of("t5"), model_of("t5", qkv_mode="q,k=v").double()
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    plain = ours.generate(inputs["input_ids"], **settings)
+    fixed = ours.generate(inputs["input_ids"], **settings, cache_implementation="static")
+    assert torch.equal(plain, fixed)
+
+
 @pytest.mark.parametrize("mode", TURNED)
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
 def test_decoding_with_rope_on_v_is_one_forward_pass_and_a_root_needs_no_positions(kind, mode):

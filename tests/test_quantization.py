@@ -84,6 +84,17 @@ def test_the_newest_rows_of_a_scheme_by_channel_stay_as_they_are(equation: str) 
         assert not torch.allclose(stream[:, GROUP:], whole[:, GROUP:], rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("rows", ["int8", "int4"])
+def test_small_rows_in_half_precision_have_scales(rows: str) -> None:
+    """Computed in fp16 a scale of 1e-6 / 127 is zero, and one of 1e-5 a few steps from it."""
+    wide = 1e-6 * torch.randn(1, 1, 8, 64, generator=torch.Generator().manual_seed(0))
+    half, form = wide.half(), CACHE_FORMATS[rows]
+    found = dequantize(*quantize(half, form), torch.float32, form, 64)
+    exact = dequantize(*quantize(half.float(), form), torch.float32, form, 64)
+    assert torch.equal(found, exact)
+    assert (found - half.float()).norm() < 0.2 * half.float().norm()
+
+
 def test_a_shared_tensor_is_stored_by_token_where_k_and_v_would_differ() -> None:
     own, shared = _network("q,k,v"), _network("q,k=v")
     assert not torch.equal(_stream(own, "int4:kivi"), _stream(own, "int4:late"))

@@ -141,6 +141,10 @@ def test_a_wrong_question_is_answered_in_a_sentence(folder, capsys, question, sa
     assert said in refusal(folder, question, capsys)
 
 
+def test_a_question_may_be_longer_than_the_name_of_a_file(ask, folder):
+    assert ask(f"select 1 as one {' ' * 5000}") == [{"one": 1}]
+
+
 def test_a_word_that_is_no_folder_is_named(folder, capsys):
     assert main(["query", "no/such/folder", "from runs"]) == 2
     assert "no/such/folder is not a folder of results" in capsys.readouterr().err

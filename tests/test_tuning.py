@@ -1,6 +1,7 @@
 """Learning rates are tuned on validation, with equal effort for each arm, before the study runs."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -253,8 +254,14 @@ def no_data(_task):
     return "The data are lost (made for tests).", 0
 
 
-def test_an_arm_whose_tuning_runs_failed_does_not_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("qkvbench.sweep.study.data_error", no_data)
+def ended(_task):
+    """As if the system had killed the process that reads the data."""
+    os._exit(9)
+
+
+@pytest.mark.parametrize("fault", [no_data, ended])
+def test_an_arm_whose_tuning_runs_failed_does_not_run(tmp_path, monkeypatch, fault):
+    monkeypatch.setattr("qkvbench.sweep.study.data_error", fault)
     noted = carried_out(SMOKE, tmp_path)
     assert ("sort", "q,k,v") in noted.lacked
     assert noted.plans == [(0, 0)]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import erf
 
 from laws.backends import BACKENDS, JAX, PROMPT, TORCH
@@ -15,6 +16,7 @@ from laws.cases import (
     decoder,
     drawn,
 )
+from qkvbench.backends.torch import build, start
 from qkvbench.cost.matched import unmarked, with_arm
 from qkvbench.cost.operations import macs
 from qkvbench.cost.parameters import parameters
@@ -142,6 +144,20 @@ def test_it_decodes_what_it_computes_whole_and_has_the_listed_weights(backend, c
     whole = logits(model, changes, weights, TOKENS)[:, PROMPT - 1 :]
     steps = backend.decode(Case(parse("q,k=v")), model, weights, TOKENS)
     assert np.abs(steps - whole).max() < EXACT * np.abs(whole).max()
+
+
+@pytest.mark.parametrize("changes", ALONE, ids="~".join)
+def test_a_network_in_half_precision_is_nearly_the_one_in_full(changes):
+    """As it is timed: its weights in bf16, without autocast."""
+    model = changed(decoder("q,k=v", Rotary()), changes)
+    network = build(model)
+    start(network, model, seed=0)
+    tokens = torch.from_numpy(TOKENS)
+    with torch.no_grad():
+        full = network(tokens)
+        half = network.bfloat16()(tokens)
+    assert half.dtype == torch.bfloat16
+    assert (half - full).norm() < 0.1 * full.norm()
 
 
 @pytest.mark.parametrize("changes", TOGETHER, ids="~".join)

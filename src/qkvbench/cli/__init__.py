@@ -17,6 +17,8 @@ PLAIN_LETTERS = str.maketrans("▼▲▽△≈±−×·–─━│→←↓↑�
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 THREADS = "OMP_NUM_THREADS"
+# The words of commands that keep what they have done.
+RESUMED = {"run", "train", "prune", "--heal"}
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
@@ -39,7 +41,9 @@ def main(words: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return WRONG_REQUEST
     except KeyboardInterrupt:
-        print("Interrupted. Results so far are kept; the same command resumes.", file=sys.stderr)
+        given = sys.argv[1:] if words is None else words
+        kept = " Results so far are kept; the same command resumes."
+        print(f"Interrupted.{kept if RESUMED & {*given} else ''}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader, such as `head`, closed the pipe.

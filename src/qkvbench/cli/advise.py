@@ -1,6 +1,7 @@
 """`qkvbench advise`: which layers of a checkpoint to change, for a cache, a size or a time."""
 
 import json
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cost.units import seconds_text
 from qkvbench.model import QUANTITY_NAMES, Target
 from qkvbench.reports.parts.formatting import printable
+from qkvbench.results.store import write_atomically
 from qkvbench.variant import write
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ def answer(request: Request) -> int:
     out = Path(request.out)
     if out.suffix != ".json":
         raise RequestError(f"--out {out} is a plan, whose name ends in .json.")
+    if not os.access(out.parent, os.W_OK):
+        raise RequestError(f"{out.parent} is no folder that can be written; give another --out.")
     checkpoint = find_checkpoint(request.source)
     from qkvbench.hub.fit import road
 
@@ -52,7 +56,7 @@ def answer(request: Request) -> int:
         _print_steps(advice.steps, request)
         return 0
     document = _document(request.source, start, target, advice)
-    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_atomically(out, (json.dumps(document, indent=1) + "\n").encode())
     if request.json:
         print(json.dumps(document, indent=1))
         return 0

@@ -1,5 +1,6 @@
 """`qkvbench prune`: learn which layers keep which projections, for a target, beside rivals."""
 
+import hashlib
 import json
 import sys
 from collections import Counter
@@ -18,7 +19,7 @@ from qkvbench.cli.probes import print_probes
 from qkvbench.cli.progress import StudyProgress
 from qkvbench.cli.train import read_experiment
 from qkvbench.cost.budget import Budget
-from qkvbench.cost.search import Probe, UnreachableLossError
+from qkvbench.cost.search import Probe, UnreachableLossError, check_cheaper
 from qkvbench.experiment import Experiment, to_json
 from qkvbench.model import (
     QUANTITY_NAMES,
@@ -35,7 +36,7 @@ from qkvbench.results.store import Store, StoreError, write_atomically
 from qkvbench.variant import CANONICAL, write
 
 if TYPE_CHECKING:
-    from qkvbench.sweep.prune import Result
+    from qkvbench.sweep.prune import Pruning, Result
 
 
 def answer(request: Request) -> int:
@@ -56,12 +57,7 @@ def answer(request: Request) -> int:
     target, gates = _gates(request, trained[0], folder)
     pruning = Pruning(trained, gates, request.draws, request.pairs, request.distill)
     probes: list[Probe] = []
-    try:
-        # Refused before anything is trained.
-        _ = pruning.budget
-        _ = [pruning.gated(each) for each in pruning.trained]
-    except ValueError as error:
-        raise RequestError(f"{error}\nNothing was run.") from None
+    _check_reachable(pruning, target)
     store = Store(folder)
     endings: Counter[str] = Counter()
     try:
@@ -91,6 +87,17 @@ def answer(request: Request) -> int:
         print_probes(str(target), probes, pruning.gates.target)
         _print(result, budget, folder)
     return 0
+
+
+def _check_reachable(pruning: "Pruning", target: Target | LossTarget) -> None:
+    """Raise RequestError for what cannot be done, before anything is trained."""
+    try:
+        budget = pruning.budget
+        _ = [pruning.gated(each) for each in pruning.trained]
+        if isinstance(target, LossTarget):
+            check_cheaper(budget, target)
+    except (ValueError, UnreachableLossError) as error:
+        raise RequestError(f"{error}\nNothing was run.") from None
 
 
 def _trained(request: Request) -> tuple[Experiment, ...]:
@@ -189,7 +196,8 @@ def _latencies(trained: Experiment, gates: Gates, folder: Path) -> tuple[float, 
             f"{base.name} does not decode at {context} tokens; take a language model, and "
             "positions without a length, such as --position rotary."
         )
-    path = folder / f"latencies-{context}.json"
+    model = hashlib.sha256(f"{trained.id} {trained.threads}".encode()).hexdigest()[:8]
+    path = folder / f"latencies-{context}-{model}.json"
     known: dict[str, float] = json.loads(path.read_bytes()) if path.is_file() else {}
     texts = [write(each) for each in gates.options]
     if not set(texts) <= set(known):

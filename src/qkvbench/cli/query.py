@@ -61,14 +61,22 @@ def answer(request: Request) -> int:
     return 0
 
 
+def _is_folder(word: str) -> bool:
+    try:
+        return Path(word).is_dir()
+    except OSError:
+        # A question may be longer than the name of a file.
+        return False
+
+
 def _split(words: Sequence[str]) -> tuple[list[str], str | None]:
     """The folders, and the question: a last word that is no folder."""
     *folders, last = words
     # An empty text would be this folder.
-    question = None if last and Path(last).is_dir() else last
+    question = None if last and _is_folder(last) else last
     if question is None:
         folders.append(last)
-    wrong = [each for each in folders if not Path(each).is_dir()]
+    wrong = [each for each in folders if not _is_folder(each)]
     if wrong or not folders:
         name = printable(wrong[0] if wrong else last)
         raise RequestError(

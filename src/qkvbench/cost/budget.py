@@ -80,12 +80,14 @@ class Budget:
         return spent <= self.left + _TOLERANCE * self.full
 
     def levels(self) -> list[float]:
-        """The costs that choices have, as shares below that of the model, ascending.
+        """The costs that choices have, as shares below that of the model, ascending; none if none.
 
         Of costs that are closer than one part of `LEVELS`, the largest one.
         """
         sums = {0.0}
         least = self.bounds[0] * self.full - self.full
+        if least >= -_TOLERANCE * self.full:
+            return []
         for row in self.costs:
             apart = {round(one + other, 9): None for one in sums for other in row}
             sums = set(_sparse(sorted(apart), -least / (16 * LEVELS)))

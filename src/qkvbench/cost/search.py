@@ -34,12 +34,8 @@ def cheapest_within(
     ``probe`` learns plans that cost at most a share. It is exact if a higher cost never has more
     loss. UnreachableLossError if the smallest change is too much, which is tried first.
     """
+    check_cheaper(budget, target)
     levels = budget.levels()
-    if not levels:
-        raise UnreachableLossError(
-            f"{target} cannot be reached: no option costs less than the model's own attention.\n"
-            "Allow cheaper options, such as 'q,k=v/1' or none."
-        )
     probes: list[Probe] = []
     failing, within, next_level = -1, len(levels), len(levels) - 1
     while within - failing > 1:
@@ -54,6 +50,15 @@ def cheapest_within(
         next_level = (failing + within) // 2
     allowed = (each for each in probes if each.growth <= target.growth)
     return min(allowed, key=lambda each: each.cost), probes
+
+
+def check_cheaper(budget: Budget, target: LossTarget) -> None:
+    """UnreachableLossError if no option costs less than the model's own attention."""
+    if not budget.levels():
+        raise UnreachableLossError(
+            f"{target} cannot be reached: no option costs less than the model's own attention.\n"
+            "Allow cheaper options, such as 'q,k=v/1' or none."
+        )
 
 
 def _as_share(level: float) -> float:

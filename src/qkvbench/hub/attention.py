@@ -365,10 +365,15 @@ class RelativeAttention(QkvModeAttention):
         if not self.has_relative_attention_bias:
             keys = time if source is None else source.shape[1]
             return hidden_states.new_zeros(1, self.plan.geometry.heads, time, keys)
-        before = 0 if cache is None else cache.get_seq_length(self.layer_idx)
+        before, keys = 0, time
+        if cache is not None:
+            before = cache.get_seq_length(self.layer_idx)
+            # A static cache counts in place, and has all of its places as keys.
+            before = before.clone() if isinstance(before, Tensor) else before
+            keys, _ = cache.get_mask_sizes(time, self.layer_idx)
         library: Any = self
         return library.compute_bias(
-            time, before + time, device=hidden_states.device, past_seen_tokens=before
+            time, keys, device=hidden_states.device, past_seen_tokens=before
         )
 
 

@@ -22,6 +22,8 @@ class GrowingTensor:
         self.length = 0
         self.reserve = reserve
         self._storage: Tensor | None = None
+        # Rows that somebody else made are not written to, also if the last ones are removed.
+        self._owned = False
 
     @property
     def is_allocated(self) -> bool:
@@ -44,7 +46,7 @@ class GrowingTensor:
         end = self.length + rows.shape[2]
         if self._storage is None:
             self._reallocate(rows, max(end, self.reserve))
-        elif end > self._storage.shape[2]:
+        elif end > self._storage.shape[2] or not self._owned:
             self._reallocate(rows, end + end // GROWTH + 1)
         assert self._storage is not None
         self._storage.narrow(2, self.length, end - self.length).copy_(rows)
@@ -58,8 +60,7 @@ class GrowingTensor:
         elif storage is not None and _begin_alike(rows, storage):
             self.length = rows.shape[2]
         else:
-            # No room behind them, so another's rows are never written to.
-            self._storage, self.length = rows, rows.shape[2]
+            self._storage, self.length, self._owned = rows, rows.shape[2], False
 
     def crop(self, tokens: int) -> None:
         """Remove the last `tokens`."""
@@ -69,6 +70,7 @@ class GrowingTensor:
         """Keep these sequences of the batch, in this order; one may be repeated."""
         if self._storage is not None:
             self._storage = self._storage.index_select(0, sequences.to(self._storage.device))
+            self._owned = True
 
     def repeat(self, times: int) -> None:
         """Repeat every sequence so many times, copies side by side."""
@@ -90,7 +92,7 @@ class GrowingTensor:
             )
         if self._storage is not None:
             storage[:, :, : self.length] = self.rows
-        self._storage = storage
+        self._storage, self._owned = storage, True
 
 
 def _begin_alike(rows: Rows, storage: Rows) -> bool:

@@ -120,7 +120,7 @@ def load(
 
     ``auto`` is the Auto class of transformers; ``kwargs`` go to its ``from_pretrained``.
     UnsafeFolderError if the model needs code that is not trusted, ValueError if its config has a
-    ``qkv_mode`` that its class would ignore.
+    ``qkv_mode`` that its class would ignore, or if its weights are damaged.
     """
     # Before transformers is imported, which takes seconds.
     safe = check_folder(folder, trust_code=trust_code)
@@ -137,7 +137,12 @@ def load(
             f"transformers {transformers.__version__} has no model of type {printable(kind)}.\n"
             "If the folder has code for it and you trust its author, pass trust_code=True."
         )
-    return getattr(transformers, auto).from_pretrained(safe.path, **(kwargs | safe.options))
+    from safetensors import SafetensorError
+
+    try:
+        return getattr(transformers, auto).from_pretrained(safe.path, **(kwargs | safe.options))
+    except SafetensorError as error:
+        raise ValueError(f"Weights in {printable(safe.path)} are damaged: {error}") from None
 
 
 def printable(value: object) -> str:

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from qkvbench.data.checkpoints import PACKAGED
 from qkvbench.hub.families import LINEAR
+from qkvbench.hub.fit.shards import open_file
 from qkvbench.hub.fit.source import packaged_folder
 from qkvbench.hub.key_only import TOLERANCE, Condition, condition_of, is_square
 from qkvbench.hub.linear_attention import linear_attentions, weights_of
@@ -137,10 +137,10 @@ class _Files:
     def tensors(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
         """The wanted tensors, whose names are keys, with the wanted values as their names."""
         for file in self._weights(wanted):
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():  # noqa: SIM118
+            with open_file(file) as found:
+                for key in found.keys():  # noqa: SIM118
                     if name := _match(key, wanted):
-                        yield wanted[name], opened.get_tensor(key)
+                        yield wanted[name], found.get_tensor(key)
 
     def _weights(self, wanted: Mapping[str, str]) -> list[Path]:
         """The files with the wanted tensors."""
@@ -259,6 +259,10 @@ def _sizes(
 ) -> list[_Size]:
     """The bytes of each part of a cache at a context, and of one more token."""
     longest = _longest(model)
+    if context <= _STEP:
+        raise ValueError(
+            f"A context of {context} is too short: sizes are computed from {_STEP + 1} tokens on."
+        )
     tokens = min(context, longest)
     sizes = []
     if not model.config.is_encoder_decoder:

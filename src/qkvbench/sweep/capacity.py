@@ -1,11 +1,9 @@
 """How many runs fit on this machine at a time, so that none is killed for lack of memory."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-
-import psutil
 
 from qkvbench.backends import find
+from qkvbench.backends.common.free_memory import free_bytes
 from qkvbench.cost import step_memory
 from qkvbench.cost.units import bytes_text
 from qkvbench.experiment import Experiment
@@ -47,19 +45,6 @@ def run_bytes(
         for each in experiments
     ]
     return process + max(steps, default=0)
-
-
-def free_bytes() -> int:
-    """Free memory of this machine, or up to the limit of the container."""
-    free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = (group / "memory.current").read_text(encoding="ascii").strip()
-        return min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):
-        # No limit, or "max".
-        return free
 
 
 def _runs(count: int) -> str:

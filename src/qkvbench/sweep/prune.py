@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations, product
+from itertools import combinations, islice, product
 from pathlib import Path
 from statistics import fmean
 
@@ -51,6 +51,8 @@ from qkvbench.variant import write
 # Steps of the gates, and of healing, as shares of those of the trained model; and their rate, as a
 # share of its learning rate.
 SEARCH, HEAL, RATE = 0.25, 0.75, 0.5
+# Plans whose damages are measured before they are written down.
+PLANS_AT_A_TIME = 8
 HOW: Mapping[Spread, str] = {"uniform": "evenly spaced", "first": "first", "last": "last"}
 
 
@@ -398,8 +400,10 @@ class _Damages:
         missing = {text: each for text, each in wanted.items() if text not in self.losses}
         if not missing:
             return
-        losses = self.workers.call(losses_of_plans, self.trained, list(missing.values()))
-        self.losses |= dict(zip(missing, losses, strict=True))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.losses, indent=1, allow_nan=False)
-        write_atomically(self.path, f"{text}\n".encode())
+        plans = iter(missing.items())
+        while part := list(islice(plans, PLANS_AT_A_TIME)):
+            losses = self.workers.call(losses_of_plans, self.trained, [each for _, each in part])
+            self.losses |= {text: loss for (text, _), loss in zip(part, losses, strict=True)}
+            text = json.dumps(self.losses, indent=1, allow_nan=False)
+            write_atomically(self.path, f"{text}\n".encode())

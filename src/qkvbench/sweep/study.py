@@ -355,7 +355,10 @@ def _prepare_data(
     for name in plain:
         if name not in prepared:
             progress.on_prepare(str(name))
-            prepared[name] = workers.call(data_error, name)
+            try:
+                prepared[name] = workers.call(data_error, name)
+            except ChildProcessError as error:
+                prepared[name] = str(error), 0
             reason, _ = prepared[name]
             if reason is not None:
                 progress.on_missing_data(str(name), reason)

@@ -23,6 +23,7 @@ from torch.nn import functional
 from qkvbench.hub.fit.progress import TimeLeft
 from qkvbench.hub.fit.projections import layers_of
 from qkvbench.hub.fit.quality import Windows
+from qkvbench.hub.fit.shards import weights_hash
 from qkvbench.hub.models import attention_layers
 
 Phase = Literal["blocks", "logits"]
@@ -101,7 +102,7 @@ def parse_healing(words: Sequence[str]) -> Healing:
     return Healing(**found)
 
 
-def heal(
+def heal(  # noqa: PLR0913
     model: Any,
     original: Any,
     text: Windows,
@@ -110,21 +111,23 @@ def heal(
     folder: Path,
     progress: Callable[[str], None] = lambda line: None,
     teacher: Any = None,
+    start: str = "",
 ) -> list[tuple[str, int, float]]:
     """Train the changed layers in place; the distance from the original by phase and tokens.
 
     Blocks learn from the original's, predictions from those of ``teacher`` if there is one.
     ``folder`` holds the state: the same call resumes a healing that was interrupted, with the same
-    batches. The weights that are kept, the start included, are those nearest to the teacher on the
+    batches; ``start`` says how the changed weights were made, and those of another are refused.
+    The weights that are kept, the start included, are those nearest to the teacher on the
     windows of ``held_out``: by divergence of predictions, or squared error if there are none.
     """
     teacher = original if teacher is None else teacher
-    trainer = _Trainer(model, original, teacher, text, held_out, healing, folder, progress)
+    trainer = _Trainer(model, original, teacher, text, held_out, healing, folder, progress, start)
     return trainer.run()
 
 
 class _Trainer:
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: Any,
         original: Any,
@@ -134,6 +137,7 @@ class _Trainer:
         healing: Healing,
         folder: Path,
         progress: Callable[[str], None],
+        start: str,
     ) -> None:
         self.model, self.original, self.text, self.held_out = model, original, text, held_out
         self.teacher = teacher
@@ -147,6 +151,7 @@ class _Trainer:
         with torch.no_grad():
             self.targets = [_output(teacher, row) for row in held_out]
         self.history: list[tuple[str, int, float]] = []
+        self.identity = self._identity(start)
 
     def run(self) -> list[tuple[str, int, float]]:
         self.model.requires_grad_(requires_grad=False)
@@ -287,9 +292,15 @@ class _Trainer:
             for name, parameter in self.parameters.items():
                 parameter.copy_(file.get_tensor(name))
 
-    def _identity(self) -> str:
-        """A hash of everything that decides the result."""
+    def _identity(self, start: str) -> str:
+        """A hash of everything that decides the result; the changed weights by how they start.
+
+        Their last bits may differ if they are fitted again.
+        """
         digest = hashlib.sha256(json.dumps(asdict(self.healing), sort_keys=True).encode())
+        digest.update(f"{start} {weights_hash(self.original)}".encode())
+        if self.teacher is not self.original:
+            digest.update(weights_hash(self.teacher).encode())
         digest.update(self.text.numpy().tobytes() + self.held_out.numpy().tobytes())
         digest.update(json.dumps(self.model.config.qkv_mode).encode())
         for name, parameter in self.parameters.items():
@@ -301,7 +312,7 @@ class _Trainer:
         for name, parameter in self.parameters.items():
             moments = optimizer.state[parameter]
             tensors |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step")}
-        notes = {"state": asdict(state), "identity": self._identity(), "history": self.history}
+        notes = {"state": asdict(state), "identity": self.identity, "history": self.history}
         write_whole(self.folder / "last.safetensors", tensors, {"notes": json.dumps(notes)})
 
     @torch.no_grad()
@@ -313,10 +324,11 @@ class _Trainer:
             return None
         with safe_open(file, "pt") as saved:
             notes = json.loads(saved.metadata()["notes"])
-            if notes["identity"] != self._identity():
+            if notes["identity"] != self.identity:
                 raise ValueError(
-                    f"{self.folder.name} is the state of another healing: other text, settings or "
-                    "mode.\nRemove that folder, or write the same request to resume it."
+                    f"{self.folder.name} is the state of another healing: another model, text, "
+                    "start, setting or mode.\nRemove that folder, or write the same request to "
+                    "resume it."
                 )
             tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
         for name, parameter in self.parameters.items():

@@ -8,7 +8,6 @@ the same budget, the same fits and the same healing.
 import copy
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from qkvbench.backends.torch.training.gates import BETAS, RATE, LayerGates
 from qkvbench.cost.budget import Budget, Choice
-from qkvbench.cost.search import Probe, cheapest_within
+from qkvbench.cost.search import Probe, cheapest_within, check_cheaper
 from qkvbench.cost.units import seconds_text
 from qkvbench.hub.fit import planning, quality
 from qkvbench.hub.fit.counting import budget as counted_budget
@@ -35,6 +34,7 @@ from qkvbench.hub.fit.progress import Progress, TimeLeft, counted
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.quality import Windows
 from qkvbench.hub.fit.road import Reading, steps_of
+from qkvbench.hub.fit.shards import weights_hash
 from qkvbench.hub.fit.source import Checkpoint
 from qkvbench.hub.fit.tying import DEFAULT_START, tie
 from qkvbench.model import LossTarget, Target
@@ -276,6 +276,8 @@ class _Search:
         steps = self._latencies(tokenizer, text) if self.target.quantity == "latency" else None
         self.counting = counting(self.model, self.layers, self.target, steps)
         self.budget = self._budget(self.target.share)
+        if isinstance(target := wanted.target, LossTarget):
+            check_cheaper(self.budget, target)
         self.folder.mkdir(parents=True, exist_ok=True)
         progress(f"reading {self.fit.numel():,} tokens for the fit")
         rows = counted(list(self.fit), "windows of the fit", progress)
@@ -299,8 +301,8 @@ class _Search:
         found = self._budget(target.share)
         chosen, history = self._learned(found)
         every = tuple(option for row in self.table for option in row)
-        # Values are whole; a share of them may be off by a rounding.
-        limit = math.floor(found.limit + 1e-6) - self.counting.rest
+        rest, whole = self.counting.rest, round(found.full)
+        limit = planning.whole_limit(found.limit / found.full, whole - rest, rest)
         plans = {
             LEARNED: self._plan(chosen),
             PROGRAM: planning.best_plan(every, limit),
@@ -345,9 +347,7 @@ class _Search:
         what = [list(self.allowed), self.start, self.steps, asdict(self.healing)]
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
         digest.update(self.model.config.to_json_string().encode())
-        for layer in self.layers:
-            weights = layer.read()
-            digest.update(weights.k.numpy().tobytes() + weights.v.numpy().tobytes())
+        digest.update(weights_hash(self.model).encode())
         for part in (self.fit, self.damaging, self.judging, self.deciders, self.rest):
             digest.update(part.numpy().tobytes())
         return digest.hexdigest()[:12]

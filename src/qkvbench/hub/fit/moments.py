@@ -20,6 +20,8 @@ from qkvbench.hub.fit.projections import Layer, layers_of
 RECORDING = "qkvbench_moments"
 # Pairs of a query and a key that are drawn from each head of each sequence.
 PAIRS = 256
+# More than these torch.multinomial does not take.
+MOST_CATEGORIES = 2**24
 
 
 @dataclass(eq=False)
@@ -137,7 +139,7 @@ def _add(  # noqa: PLR0913
         distance = (distance - 2 * products[1] @ v.mT).clamp_min(0)
         moments.values[head] += a.square().sum().double()
         weight = (a.square() * distance).flatten(1)
-        places = torch.multinomial(weight + 1e-30, PAIRS, replacement=True, generator=rng)
+        places = _draw(weight + 1e-30, rng)
         time = a.shape[-1]
         rows = query[:, head].gather(1, (places // time)[..., None].expand(-1, -1, query.shape[-1]))
         if rope is not None:
@@ -145,6 +147,15 @@ def _add(  # noqa: PLR0913
         share = weight.sum(1) / PAIRS * scale**2
         rows = (rows * share.sqrt()[:, None, None]).flatten(0, 1)
         moments.queries[head // group] += _second_moment(rows)
+
+
+def _draw(weight: Float[Tensor, "batch pairs"], rng: torch.Generator) -> Tensor:
+    """Places that are drawn in proportion to their weight."""
+    if weight.shape[1] <= MOST_CATEGORIES:
+        return torch.multinomial(weight, PAIRS, replacement=True, generator=rng)
+    ends = weight.double().cumsum(1)
+    at = torch.rand(len(weight), PAIRS, dtype=torch.float64, generator=rng) * ends[:, -1:]
+    return torch.searchsorted(ends, at).clamp_max(weight.shape[1] - 1)
 
 
 def _second_moment(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "width width"]:

@@ -220,6 +220,14 @@ def total(plan: Iterable[Option]) -> int:
     return sum(option.values for option in plan)
 
 
+def whole_limit(share: float, full: int, rest: int) -> int:
+    """The most that the layers of a plan may cost: a share of all, without what is no layer's.
+
+    Costs are whole; a share of them may be off by a rounding.
+    """
+    return math.floor(share * (full + rest) + 1e-6) - rest
+
+
 def best_plan(options: Sequence[Option], budget: int) -> Plan:
     """One option of each layer with the least sum of divergences within the budget.
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch import Tensor
 from transformers import AutoConfig
 
+from qkvbench.backends.common.free_memory import free_bytes
 from qkvbench.cost.budget import SPREADS
 from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.hub.families import FAMILIES
@@ -146,7 +146,7 @@ def advise(
                 f"output off by {options[-1].distance:.3f} of its square"
             )
     full = sum(option.values for option in options if option.equation == UNCHANGED)
-    limit = int(target.share * (full + counted_.rest)) - counted_.rest
+    limit = planning.whole_limit(target.share, full, counted_.rest)
     plan = planning.best_plan(options, limit)
     checked = []
     for one, other in counted(planning.pairs(plan, pairs), "pairs measured together", progress):
@@ -210,10 +210,8 @@ def convert_checkpoint(  # noqa: PLR0913
     """
     if texts != Texts():
         _check_readable(checkpoint)
-    memory_bytes = memory_bytes or int(FREE_MEMORY * psutil.virtual_memory().available)
+    memory_bytes = memory_bytes or int(FREE_MEMORY * free_bytes())
     source = StreamedModel(checkpoint.folder, checkpoint.auto, checkpoint.config())
-    if healing.tokens:
-        _check_memory(source, memory_bytes)
     # Refuses what cannot be converted before anything is measured, which takes minutes.
     work = LayerByLayer(source, mode, progress)
     tokenizer = None if texts == Texts() else checkpoint.tokenizer()
@@ -222,6 +220,8 @@ def convert_checkpoint(  # noqa: PLR0913
         if checkpoint.auto != CAUSAL:
             raise ValueError(f"{checkpoint.name} predicts no next token, which a teacher teaches.")
         lesson = find_teacher(healing.teacher, tokenizer)
+    if healing.tokens:
+        _check_memory(source, lesson, memory_bytes)
     held, read, judged = _windows(tokenizer, texts, reading, healing)
 
     def measured(folder_: Path, when: str) -> _Measures:
@@ -244,7 +244,8 @@ def convert_checkpoint(  # noqa: PLR0913
             assert judged is not None
             model, original = load_model(place, checkpoint.auto), checkpoint.model()
             teacher = None if lesson is None else load_model(lesson, CAUSAL)
-            history = heal(model, original, read, judged, healing, state, progress, teacher)
+            how = f"{start} {reading.fit}"
+            history = heal(model, original, read, judged, healing, state, progress, teacher, how)
             del original, teacher
             folder.replace_weights(model, place)
             del model
@@ -271,12 +272,16 @@ def convert_checkpoint(  # noqa: PLR0913
     return Conversion(rows, numbers)
 
 
-def _check_memory(source: StreamedModel, memory_bytes: int) -> None:
-    """Refuse a healing of a model that does not fit; ValueError."""
+def _check_memory(source: StreamedModel, lesson: Path | None, memory_bytes: int) -> None:
+    """Refuse a healing of a model, by a teacher in a folder, that does not fit; ValueError."""
+    held = "the original and the converted model"
     needed = 2 * FP32_BYTES * source.tensors.numel()
+    if lesson is not None:
+        held = "the original, the converted model and the teacher"
+        needed += FP32_BYTES * Tensors(lesson).numel()
     if needed > memory_bytes:
         raise ValueError(
-            f"A healing holds the original and the converted model in fp32: {bytes_text(needed)}, "
+            f"A healing holds {held} in fp32: {bytes_text(needed)}, "
             f"and {bytes_text(memory_bytes)} may be used.\nLeave out --heal: the fit needs the "
             "memory of one layer. Or allow more with --memory."
         )

@@ -1,11 +1,15 @@
 """Tensors of a checkpoint on the disk: read one at a time, written in shards with an index."""
 
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,16 +20,26 @@ INDEX = "model.safetensors.index.json"
 _PART = "part-{:05d}.safetensors"
 
 
+@contextmanager
+def open_file(file: Path) -> Iterator[Any]:
+    """A safetensors file; ValueError if it is none, or is cut off."""
+    try:
+        with safe_open(file, "pt") as found:
+            yield found
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no whole safetensors file: {error}") from None
+
+
 class Tensors:
     """The tensors in the safetensors files of a folder; one file is open at a time."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the names of all tensors, and no tensor."""
+        """Read the names of all tensors, and no tensor; ValueError if a file is damaged."""
         self._files: dict[str, Path] = {}
         self._open: tuple[Path, Any] | None = None
         for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, "pt") as opened:
-                self._files |= dict.fromkeys(opened.keys(), file)
+            with open_file(file) as found:
+                self._files |= dict.fromkeys(found.keys(), file)
 
     @property
     def names(self) -> list[str]:
@@ -48,13 +62,22 @@ class Tensors:
         """Numbers of all tensors, read from the headers."""
         count = 0
         for file in dict.fromkeys(self._files.values()):
-            with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118
+            with open_file(file) as found:
+                for name in found.keys():  # noqa: SIM118
                     size = 1
-                    for length in opened.get_slice(name).get_shape():
+                    for length in found.get_slice(name).get_shape():
                         size *= length
                     count += size
         return count
+
+
+def weights_hash(model: Any) -> str:
+    """A hash of all weights of a model of torch, names included."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class ShardWriter:

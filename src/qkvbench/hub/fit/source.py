@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 # Files of a checkpoint on the Hub that are fetched: no code, no pickles.
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-# Classes by the last word of their name, in the order in which one is chosen.
-_AUTOS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForImageClassification")
 
 
 @dataclass(frozen=True)
@@ -58,22 +56,24 @@ class Checkpoint:
 
     def tokenizer(self) -> Any:
         """Its tokenizer; ValueError if there is none."""
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(
-                self.folder, local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{self.name} has no tokenizer that can be read: {str(error).splitlines()[0]}\n"
-                "Put tokenizer.json beside its weights; texts cannot be read without."
-            ) from None
+        return _tokenizer(self.name, self.folder)
 
     @property
     def weight_bytes(self) -> int:
         """The size of its weights on the disk."""
         return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+
+
+def _tokenizer(name: str, folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name} has no tokenizer that can be read: {str(error).splitlines()[0]}\n"
+            "Put tokenizer.json beside its weights; texts cannot be read without."
+        ) from None
 
 
 def load_model(folder: Path, auto: str) -> Any:
@@ -88,12 +88,8 @@ def find_teacher(name: str, tokenizer: Any) -> Path:
 
     ValueError if there is none, or if its vocabulary is another.
     """
-    from transformers import AutoTokenizer
-
     folder = _located(name)
-    theirs = AutoTokenizer.from_pretrained(
-        folder.path, local_files_only=True, trust_remote_code=False
-    )
+    theirs = _tokenizer(f"teacher={name}", folder.path)
     differ = set(tokenizer.get_vocab().items()) ^ set(theirs.get_vocab().items())
     if differ:
         raise ValueError(

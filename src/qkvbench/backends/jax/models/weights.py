@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
 from qkvbench.backends.common.checks import Shapes, check_shapes, matching_names, renamed
@@ -56,8 +57,11 @@ def save(weights: Weights, path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, jax.Array]:
-    """The weights in a safetensors file."""
-    return renamed(load_file(path))
+    """The weights in a safetensors file; ValueError if it is damaged."""
+    try:
+        return renamed(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from None
 
 
 def copied(weights: Weights) -> dict[str, np.ndarray]:

@@ -30,9 +30,8 @@ class PositionTable:
             # positional because torch.compile cannot trace it as a keyword.
             with torch.inference_mode(False):  # noqa: FBT003
                 # In fp32 the angles of late positions would be coarse.
-                positions = torch.arange(
-                    max(length, 2 * len(rows)), dtype=torch.float64, device=like.device
-                )
+                room = max(length, 2 * len(rows)) if len(rows) < length else len(rows)
+                positions = torch.arange(room, dtype=torch.float64, device=like.device)
                 self._rows = self._compute(positions).to(kind)
         return self._rows
 

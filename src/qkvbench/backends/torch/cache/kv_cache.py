@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from qkvbench.backends.common.free_memory import free_bytes
 from qkvbench.backends.torch.attention.linear_attention import RecurrentState
 from qkvbench.backends.torch.cache.page_table import Growing, PageTable, Reserved, Storage
 from qkvbench.backends.torch.cache.paged_tensor import PagedTensor
@@ -309,11 +309,9 @@ def new_table(
     return table
 
 
-def free_bytes(device: torch.device) -> int:
+def free_bytes_of(device: torch.device) -> int:
     """The memory that is left on a device, as the system says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_bytes()
 
 
 def new_rows(plan: Plan, table: PageTable, format: CacheFormat) -> dict[str, PagedTensor]:

@@ -41,14 +41,15 @@ def quantize(rows: Heads, format: CacheFormat) -> tuple[Tensor, Tensor | None]:
         return rows.to(DTYPES[format.name]), None
     largest = 2 ** (format.bits - 1) - 1
     width = rows.shape[-1]
-    grouped = rows
+    # In fp32 at least: a scale of fp16 can be zero where its rows are not.
+    grouped = rows.to(torch.promote_types(rows.dtype, torch.float32))
     if format.group:
         # (..., width) -> (..., groups, group); the last group is filled up with zeros.
         missing = format.groups(width) * format.group - width
-        grouped = functional.pad(rows, (0, missing)).unflatten(-1, (-1, format.group))
+        grouped = functional.pad(grouped, (0, missing)).unflatten(-1, (-1, format.group))
     scales = (grouped.abs().amax(-1) / largest).float()
     # Any scale serves a group of zeros.
-    steps = torch.where(scales > 0, scales, 1).to(rows.dtype)[..., None]
+    steps = torch.where(scales > 0, scales, 1)[..., None]
     numbers = (grouped / steps).round().clamp(-largest, largest).to(torch.int8)
     return (_pack(numbers.flatten(-2)[..., :width]) if format.group else numbers), scales
 

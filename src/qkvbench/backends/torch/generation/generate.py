@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qkvbench.backends.torch.cache.kv_cache import Cache, free_bytes
+from qkvbench.backends.torch.cache.kv_cache import Cache, free_bytes_of
 from qkvbench.backends.torch.cache.page_table import Growing, Reserved, Storage
 from qkvbench.backends.torch.cache.quantize import cache_format
 from qkvbench.backends.torch.generation.beam_search import PAGED, Beams, top_continuations
@@ -234,7 +234,8 @@ def _check_memory(
     kind = CACHE_FORMATS[rows] if rows else cache_format(like.dtype)
     sequences = prompts * (strategy.beams if isinstance(strategy, Beams) else 1)
     page = storage.page
-    needed, free = cache_bytes(network.model, reads, sequences, kind, page), free_bytes(like.device)
+    needed = cache_bytes(network.model, reads, sequences, kind, page)
+    free = free_bytes_of(like.device)
     if needed > free:
         raise MemoryError(
             f"The cache of {sequences} sequences of {reads} tokens takes {bytes_text(needed)}, and "

@@ -11,7 +11,7 @@ from qkvbench.backends.torch.cache.kv_cache import (
     Cache,
     LayerCache,
     MadeFor,
-    free_bytes,
+    free_bytes_of,
     new_table,
 )
 from qkvbench.backends.torch.cache.page_table import Reserved, Storage
@@ -121,7 +121,7 @@ class Decoder(nn.Module):
         format = CACHE_FORMATS[rows] if rows else cache_format(like.dtype)
         if isinstance(storage, Reserved):
             needed = cache_bytes(self.model, capacity, batch, format, storage.page)
-            free = free_bytes(like.device)
+            free = free_bytes_of(like.device)
             if needed > free:
                 raise MemoryError(
                     f"A cache for {batch} sequences of {capacity} tokens takes "

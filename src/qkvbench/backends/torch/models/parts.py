@@ -59,15 +59,15 @@ class Gated(nn.Module):
 
 
 class RootMeanSquare(nn.RMSNorm):
-    """RMSNorm in fp32 or better, which autocast does for LayerNorm alone."""
+    """RMSNorm, under autocast in fp32 or better, which torch does for LayerNorm alone."""
 
     def forward(self, x: Positions) -> Positions:
         """The same map at each position."""
-        return super().forward(_wide(x))
+        return super().forward(_wide(x) if torch.is_autocast_enabled(x.device.type) else x)
 
 
 class Tanh(nn.Module):
-    """weight * tanh(alpha * x) + bias, in fp32 or better as norms are."""
+    """weight * tanh(alpha * x) + bias, computed in fp32 or better as norms are."""
 
     def __init__(self, d_model: int) -> None:
         """A dynamic tanh."""
@@ -78,7 +78,8 @@ class Tanh(nn.Module):
 
     def forward(self, x: Positions) -> Positions:
         """The same map at each position."""
-        return self.weight * torch.tanh(self.alpha * _wide(x)) + self.bias
+        made = self.weight * torch.tanh(self.alpha * _wide(x)) + self.bias
+        return made if torch.is_autocast_enabled(x.device.type) else made.to(x.dtype)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -114,8 +114,11 @@ def save(module: nn.Module, path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The weights in a safetensors file, for `load`."""
-    return renamed(load_file(path))
+    """The weights in a safetensors file, for `load`; ValueError if the file is damaged."""
+    try:
+        return renamed(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from None
 
 
 def lazy_tensors(paths: Sequence[Path]) -> dict[str, Callable[[], np.ndarray]]:
