@@ -34,7 +34,7 @@ class BuildKernel(build_ext):
         """
         if os.environ.get("QKVBENCH_NATIVE") == "none":
             return
-        x86 = native_build.x86_here() if self.editable_mode else native_build.X86
+        x86 = native_build.x86_here() if self.editable_mode else None
         try:
             built = native_build.build(x86=x86)
         except native_build.BuildError as error:

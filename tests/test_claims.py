@@ -266,7 +266,9 @@ def _evidence(task, low, high, p):
         steps=10,
         conditions=Conditions(parameters=100_000, tokens=16, sequences=1000, score=0.9),
         runs=(task,),
-        outcome=ScoreDifference("accuracy", "higher", (low + high) / 2, low, high, p),
+        outcome=ScoreDifference(
+            "accuracy", "higher", (low + high) / 2, low, high, p, (2 * low - high, 2 * high - low)
+        ),
     )
 
 
@@ -293,6 +295,11 @@ def test_a_claim_is_decided_by_what_is_certain_and_a_direction_by_what_is_likely
     assert test.combine([likely], level=LEVEL).verdict == "refuted"
     assert test.combine([likely], level=CERTAIN).verdict == "not distinguishable"
     assert test.combine([certain], level=CERTAIN).verdict == "refuted"
+    # Within the margin by the interval of 95%, and beyond it by the wider one.
+    near = _evidence("a", -0.010, 0.004, 0.3)
+    allowing = Runs("q,k=v", "no worse", ("a",), AT_SORTING, margin=0.013)
+    assert allowing.combine([near], level=LEVEL).verdict == "supported"
+    assert allowing.combine([near], level=CERTAIN).verdict == "not distinguishable"
 
 
 def test_a_study_that_compares_nothing_decides_nothing(tmp_path):

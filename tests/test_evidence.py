@@ -100,6 +100,16 @@ def test_a_run_that_failed_leaves_its_arm_without_a_verdict():
     assert mended.verdict is not None
 
 
+def test_a_control_that_lacks_a_run_takes_no_verdict_from_the_two_arms():
+    records = scored()
+    (lost,) = fake_study.experiments("lm-reviews", ("none",), 1)
+    killed = fake_study.record(lost, status="oom")
+    killed = killed.model_copy(update={"metrics": {}, "curve": []})
+    (each,) = found([*records, killed])
+    (without,) = found(records)
+    assert each.verdict == without.verdict is not None
+
+
 def curved(arm, losses, macs=None):
     """A record of lm-reviews whose validation loss falls over equal steps."""
     (run,) = fake_study.experiments("lm-reviews", (arm,), 1)

@@ -278,6 +278,22 @@ def test_a_file_that_would_lie_beside_the_program_is_not_replaced(
     assert (tmp_path / "a.bin").read_text() == "mine"
 
 
+def test_weights_that_one_onnx_file_cannot_have_are_refused(tmp_path: Path) -> None:
+    """The library writes a second file for them, whatever it is told."""
+    pytest.importorskip("onnxscript")
+    from qkvbench.export import ExportError
+    from qkvbench.export.onnx import _save
+
+    class Large:
+        def save(self, path: str, *, external_data: bool) -> None:
+            assert not external_data
+            Path(path).touch()
+            Path(f"{path}.data").touch()
+
+    with pytest.raises(ExportError, match="2 GB"):
+        _save(Large(), tmp_path / "large.onnx")
+
+
 def test_a_state_that_has_no_tokens_is_not_exported() -> None:
     with pytest.raises(ValueError, match="keeps a state of its text"):
         Stepping(_network("q,k,v+elu"), 8)

@@ -193,6 +193,21 @@ def test_parts_and_activations_made_again_give_the_gradient_of_the_whole():
             assert jnp.abs(found[2][name] - expected[name]).max() < NEAR * max(1, norm), name
 
 
+def test_parts_of_a_batch_are_alike_so_that_few_shapes_are_compiled_for():
+    rng = np.random.default_rng(0)
+    learner = backend.Learner(experiment(micro_batches=3))
+    shapes = set()
+    for _ in range(60):
+        inputs = rng.integers(0, 9, size=(64, 16))
+        places = np.arange(16) < rng.integers(1, 17, size=(64, 1))
+        given = Batch(inputs, np.where(places, inputs, IGNORE_INDEX))
+        _, parts, *_ = learner.gradient_arguments(given)
+        shapes.add(tuple(np.shape(part.places) for part in parts))
+        assert sum(int(part.valid.sum()) for part in parts) == places.sum()
+    assert all(len(set(each)) == 1 for each in shapes)
+    assert len(shapes) <= 8
+
+
 def test_a_checkpoint_of_one_backend_goes_on_in_the_other(tmp_path):
     """Three steps in one, three in the other, and the loss is that of six in one."""
     both = (TorchLearner, backend.Learner)
@@ -276,7 +291,7 @@ import json, jax, numpy as np
 from test_learners import experiment, batch
 from qkvbench.backends import find
 from qkvbench.backends import jax as backend
-from qkvbench.data.batch import Batch
+from qkvbench.data.batch import IGNORE_INDEX, Batch
 
 learner = backend.Learner(experiment(dropout=0.3))
 losses = []

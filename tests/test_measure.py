@@ -527,7 +527,9 @@ def test_a_whole_call_ends_near_its_limit_with_nothing_left_out_and_two_copies_a
 
 def test_a_ratio_shows_digits_that_tell_its_bounds_apart():
     wide = Ratio(to="a", value=2.314, low=2.281, high=2.349, level=0.95, blocks=16)
-    assert ratio_text(wide) == "2.31 [2.28, 2.35]"
-    assert ratio_text(wide.model_copy(update={"low": 2.312, "high": 2.316})).startswith("2.314 [")
-    assert ratio_text(wide.model_copy(update={"low": None})) == "2.31"
-    assert ratio_text(None) == "1"
+    close = wide.model_copy(update={"low": 2.312, "high": 2.316})
+    assert ratio_text(wide, reference=True) == "2.31 [2.28, 2.35]"
+    assert ratio_text(close, reference=True).startswith("2.314 [")
+    assert ratio_text(wide.model_copy(update={"low": None}), reference=True) == "2.31"
+    assert ratio_text(None, reference=True) == "1"
+    assert ratio_text(None, reference=False) == "–"

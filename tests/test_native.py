@@ -476,6 +476,12 @@ def test_a_build_without_a_compiler_names_the_packages_that_help(tmp_path, monke
         build.build(tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(build.BuildError, match="cannot be written"):
+        build.build(tmp_path, tmp_path / "file" / "objects")
+
+
 def test_the_message_of_a_failing_compiler_is_quoted(tmp_path, monkeypatch):
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho 'fatal error: no <stdint.h>' >&2\nexit 1\n")

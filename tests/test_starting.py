@@ -12,6 +12,7 @@ from qkvbench import tasks
 from qkvbench.backends.torch import Learner, read
 from qkvbench.cli.parser import RequestError, parse_request
 from qkvbench.cli.run import answer
+from qkvbench.data import cache
 from qkvbench.data.cache import alone, cache_folder, writing
 from qkvbench.experiment import Experiment, Training, from_json, to_json
 from qkvbench.model import Learned
@@ -131,6 +132,28 @@ def test_the_cache_is_free_for_others_while_a_dependency_is_trained():
 
     run_and_save(experiment(), write)
     assert taken == [1]
+
+
+def test_a_prepared_folder_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path))
+    folder = cache.keep("texts", lambda making: (making / "a.txt").write_text("one"))
+    hashed = []
+    whole = cache.sha256_of
+    monkeypatch.setattr(cache, "sha256_of", lambda path: hashed.append(path) or whole(path))
+    assert [cache.lookup("texts") for _ in range(3)] == [folder] * 3
+    assert len(hashed) <= 1
+    (folder / "a.txt").write_text("two")
+    assert cache.lookup("texts") is None
+
+
+def test_an_image_that_is_none_is_no_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("QKVBENCH_CACHE", str(tmp_path))
+
+    def make(_making):
+        raise OSError("cannot identify image file")
+
+    with pytest.raises(OSError, match="identify image"):
+        cache.keep("images", make)
 
 
 def test_locks_on_different_cache_folders_are_independent():

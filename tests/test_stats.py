@@ -194,6 +194,55 @@ def test_scores_without_spread_have_no_intervals():
     assert not result.differences["one"].clear
 
 
+def test_a_loss_on_every_seed_is_seen_though_neither_arm_varies():
+    """Exact by permutation: of ten scores all five of one arm are above those of the other."""
+    table = [[1.0] * 5, [0.5] * 5, [0.9, 1.0, 0.8, 0.9, 1.0]]
+    result = compared(scores_of(table), seeds=range(5))
+    assert result.standing == "compared"
+    assert result.differences["one"].p == pytest.approx(2 / 252)
+    assert result.differences["one"].low is None
+    assert stats.verdicts(result, "higher")["one"] == "likely worse"
+    same = compared(scores_of([table[0], table[0], table[2]]), seeds=range(5))
+    assert stats.verdicts(same, "higher")["one"] == "not distinguishable"
+
+
+def test_an_arm_with_the_higher_mean_is_not_called_worse():
+    """Two failed seeds weigh more in a mean, many perfect ones more in logits."""
+    base = [1.0] * 18 + [0.4] * 2
+    one = list(0.96 + 0.001 * np.random.default_rng(0).normal(size=20))
+    assert np.mean(one) > np.mean(base)
+    result = compared(scores_of([base, one]), seeds=range(20), unit="share", chance=0.1)
+    assert result.differences["one"].value < 0
+    assert stats.verdicts(result, "higher")["one"] == "not distinguishable"
+
+
+def test_shares_of_diverged_seeds_are_compared_not_their_numbers():
+    rng = np.random.default_rng(5)
+    scores = {
+        "base": dict(enumerate(rng.normal(size=2))),
+        "one": dict(enumerate(rng.normal(size=18))),
+    }
+    for lost, said in ((range(20, 22), False), (range(20, 40), True)):
+        result = compared(scores, seeds=[], diverged={"base": [30], "one": lost})
+        assert (stats.verdicts(result, "higher")["one"] == "diverged") == said
+
+
+def test_attention_that_is_worth_nothing_is_not_needed_though_nothing_varies():
+    table = [[0.5] * 5, [0.4, 0.5, 0.6, 0.5, 0.5], [0.5] * 5]
+    result = compared(scores_of(table), seeds=range(5), floor="two")
+    assert result.standing == "attention not needed"
+
+
+def test_bounds_that_are_certain_are_wider_than_those_of_95_percent():
+    table = np.random.default_rng(5).normal(size=(2, 5))
+    found = stats.difference(table[0], table[1], metric=metric_of())
+    low, high = found.certain
+    assert low < found.low < found.value < found.high < high
+    degrees = stats.welch(table[0], table[1], welch.unit_of("bits")).degrees
+    ratio = scipy_stats.t.ppf(1 - stats.CERTAIN / 2, degrees) / scipy_stats.t.ppf(0.975, degrees)
+    assert high - low == pytest.approx(ratio * (found.high - found.low))
+
+
 def test_a_baseline_alone_has_a_mean_with_students_interval():
     result = compared(scores_of([[0.8, 0.9, 1.0]]), seeds=range(3))
     margin = scipy_stats.t.ppf(0.975, 2) * 0.1 / np.sqrt(3)

@@ -151,6 +151,16 @@ def test_where_seeds_are_counted_as_solved_the_earliest_rate_that_solves_most_is
     # 1 and 2 have the same mean step: the better score decides.
     assert chosen(study, score) == {"recall": {"q,k,v": 2.0}}
 
+    def diverging(run, factor):
+        """At twice the rate the first seed solves it at once, and the other diverges."""
+        if factor != 2.0:
+            return score(run, factor)
+        if run.seed == FIRST_SEED:
+            return tuned_record(run, 1.0, solved_step=1)
+        return fake_study.record(run, 0.5, status="diverged", reason="made for tests")
+
+    assert chosen(study, diverging) == {"recall": {"q,k,v": 1.0}}
+
 
 def test_a_metric_of_generated_texts_is_tuned_by_the_loss():
     study = Study("test", ("q,k,v",), {"translation": 1}, tuned=True)

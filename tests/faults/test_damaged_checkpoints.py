@@ -18,7 +18,8 @@ from faults.runs import (
 )
 from qkvbench.backends import SingleProcess
 from qkvbench.data.cache import sha256_of
-from qkvbench.train.checkpoint import CheckpointError
+from qkvbench.train import checkpoint
+from qkvbench.train.checkpoint import CheckpointError, Checkpoints
 from qkvbench.train.run import run
 
 FILES = ("state.safetensors", "progress.json", "SHA256SUMS")
@@ -85,6 +86,16 @@ def test_a_checkpoint_of_another_run_is_not_used(tmp_path, caplog):
     place.folder(other).rename(place.folder(wanted))
     assert list(place.valid(wanted)) == []
     assert other.id in caplog.text
+
+
+def test_checkpoints_of_other_runs_are_not_read_whole(tmp_path, monkeypatch):
+    wanted, other = experiment(), experiment("q,k,v")
+    save_steps(tmp_path, other, [2])
+    read = []
+    whole = checkpoint._read
+    monkeypatch.setattr(checkpoint, "_read", lambda *each: read.append(each) or whole(*each))
+    assert list(Checkpoints(tmp_path).of_other_devices(wanted)) == []
+    assert read == []
 
 
 def test_only_the_last_few_are_kept(tmp_path):

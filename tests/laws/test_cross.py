@@ -276,6 +276,8 @@ def test_the_order_in_which_places_are_named_means_nothing():
     for one, two in (
         ("q,k=v@self+cross", "q,k=v@cross+self"),
         ("q,k=v@self|q=k,v@encoder", "q=k,v@encoder|q,k=v@self"),
+        ("q,k=v@self|q,k=v@cross", "q,k=v@cross+self"),
+        ("q,k=v@self|v=k,q@cross|q=k,v@encoder", "q,k=v@cross+self|q=k,v@encoder"),
     ):
         assert write_arm(parse_arm(one)) == write_arm(parse_arm(two)) == two
 

@@ -91,6 +91,15 @@ def test_numbers_that_are_none_stay_so_and_large_ones_round_to_infinity():
     assert torch.equal(out[1], x[1])
 
 
+def test_what_does_not_fit_is_refused_and_nothing_beside_it_is_read_or_written():
+    layer = Linear(200, 400)
+    with torch.no_grad():
+        for width in (100, 300, 400):
+            with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+                layer(torch.ones(2, width))
+        assert layer(torch.ones(2, 200)).shape == (2, 400)
+
+
 def test_a_layer_without_gradients_gives_what_torch_gives():
     layer = Linear(300, 500)
     x = torch.randn(2, 1, 300, generator=torch.Generator().manual_seed(0))

@@ -172,6 +172,24 @@ def test_suffixes_that_set_the_same_field_are_refused(suffixes):
         parse(f"q,k,v{suffixes}")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        # A slip of one sign.
+        "q,k,v++window8",
+        "q,k,v++2d",
+        # Numbers that no float or no size has.
+        f"q,k,v+ropelinear{'9' * 400}",
+        f"q,k,v/{'9' * 5000}",
+        f"q,k,v+window{'9' * 5000}",
+        f"q,k=L({'9' * 5000}),v",
+    ],
+)
+def test_nothing_of_a_text_is_left_out_and_no_number_is_too_long_to_refuse(text):
+    with pytest.raises(ValueError, match=r"none of the suffixes|write|cannot|as in"):
+        parse(text)
+
+
 def test_norms_are_of_query_and_key_or_of_all():
     with pytest.raises(ValueError, match="Q and K, all three roles or none"):
         Scores(normed=("v",))

@@ -80,6 +80,8 @@ def _calibrate(path: Path, request: Request) -> int:
         )
     if not path.parent.is_dir():
         raise RequestError(f"--calibrate {path}: the folder {path.parent} does not exist.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise RequestError(f"--calibrate {path} cannot be written: no permission.")
     # Imported after the request is checked, because they import the backend.
     from qkvbench.measure.calibration import calibrate, toml
 

@@ -33,15 +33,16 @@ def answer(request: Request) -> int:
             "There is no folder of results here: neither studies/NAME nor results/NAME.\n"
             "Name some, as in 'qkvbench evidence q,k=v DIR ...'; 'qkvbench run' writes them."
         )
-    found = settings(
-        every_run(folders), arm=arm, against=against, margins=names.margins(request.margin)
-    )
+    margins = names.margins(request.margin)
+    found = settings(every_run(folders), arm=arm, against=against, margins=margins)
     if not found:
         raise RequestError(
             f"No setting has runs of both {arm} and {against} in "
             f"{', '.join(map(str, folders))}.\n"
             f"'qkvbench run --variants {against} {arm} --tasks lm-reviews' makes some."
         )
+    named = {name for each in found for name in (*each.names, str(each.shared.task))}
+    names.check_margin_names(margins, sorted(named))
     if request.json:
         print(json.dumps(document(found, arm, against), indent=1, ensure_ascii=False))
         return 0

@@ -179,12 +179,14 @@ def _table(kind: str, own: Sequence[tuple[Measurement, Timing]]) -> Table:
     heads = [*heads[:-2], *(["cache"] if cached else []), *heads[-2:]]
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
+    # If the first arm could not be timed, nothing was compared with it.
+    compared = len(own) == 1 or any(timing.ratio for _, timing in own)
     for arm, timing in own:
         times = [timing.percentiles_s.get(p) for p in percentiles]
         cells = [
             *(DASH if each is None else seconds_text(each) for each in times),
             count_text(timing.tokens_per_second),
-            ratio_text(timing.ratio),
+            ratio_text(timing.ratio, reference=compared),
             *([_bytes(arm.cache_bytes)] if cached else []),
             _bytes(timing.memory_bytes),
             f"{timing.samples:,}" + (f" ({timing.interrupted:,})" if timing.interrupted else ""),
@@ -193,10 +195,10 @@ def _table(kind: str, own: Sequence[tuple[Measurement, Timing]]) -> Table:
     return table
 
 
-def ratio_text(ratio: Ratio | None) -> str:
-    """A ratio and its interval: ``2.31 [2.28, 2.35]``."""
+def ratio_text(ratio: Ratio | None, *, reference: bool) -> str:
+    """A ratio and its interval: ``2.31 [2.28, 2.35]``; 1 for the reference itself."""
     if ratio is None:
-        return "1"
+        return "1" if reference else DASH
     if ratio.low is None or ratio.high is None:
         return f"{ratio.value:.2f}"
     # Enough digits to distinguish the bounds.

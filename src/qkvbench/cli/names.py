@@ -226,8 +226,13 @@ def margins(words: Sequence[str] | None) -> Margins:
 
 def check_margin_tasks(margins: Margins, study: View) -> None:
     """Raise RequestError for a margin of a task that the study does not have."""
+    check_margin_names(margins, [task.name for task in study.tasks])
+
+
+def check_margin_names(margins: Margins, tasks: list[str]) -> None:
+    """Raise RequestError for a margin of another task than these."""
     for name in margins.tasks or {}:
-        _known("task", name, [task.name for task in study.tasks])
+        _known("task", name, tasks)
 
 
 def with_variant(base: Model, wanted: Variant | Cycle) -> Model:

@@ -183,8 +183,8 @@ def _write(place: Path, text: str) -> None:
     try:
         if place.exists() and not place.is_file():
             # A device or a pipe, which must not be replaced by a file.
-            place.write_text(text, encoding="utf-8")
+            place.write_bytes(text.encode(errors="replace"))
         else:
-            write_atomically(place.resolve(), text.encode())
+            write_atomically(place.resolve(), text.encode(errors="replace"))
     except OSError as error:
         raise StoreError(os_error_text(error, place, "written")) from error

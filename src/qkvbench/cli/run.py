@@ -380,7 +380,8 @@ def _run_study(
     from qkvbench.sweep.study import run_study
     from qkvbench.sweep.trackers import Mirror
 
-    command = "qkvbench " + shlex.join(sys.argv[1:])
+    # A word may have bytes that are no text.
+    command = ("qkvbench " + shlex.join(sys.argv[1:])).encode(errors="replace").decode()
     endings: Counter[str] = Counter()
     with stoppable(), StudyProgress(endings) as progress:
         progress.store = store

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from qkvbench import tasks
 from qkvbench.backends import MultiDeviceBackend, find, multi_device_backend
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.experiment import Experiment, from_json, to_json
@@ -36,13 +37,18 @@ def read_experiment(path: Path) -> Experiment:
             "'qkvbench run ... --files FOLDER' writes such files."
         ) from None
     try:
-        return from_json(content.get("experiment", content) if isinstance(content, dict) else None)
-    except ValidationError as error:
-        first = error.errors()[0]
+        found = from_json(content.get("experiment", content) if isinstance(content, dict) else None)
+        tasks.find(found.task)
+    except (ValueError, KeyError) as error:
+        why = str(error).strip("'\"")
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise RequestError(
-            f"{path} is not an experiment: {'.'.join(map(str, first['loc']))}: {first['msg']}.\n"
+            f"{path} is not an experiment: {why.rstrip('.')}.\n"
             "'qkvbench run ... --files FOLDER' writes such files."
         ) from None
+    return found
 
 
 def write_files(experiments: tuple[Experiment, ...], folder: Path) -> None:
@@ -82,7 +88,7 @@ def _process_rank(experiment: Experiment) -> int:
         backend = (
             find(experiment.backend) if devices == 1 else multi_device_backend(experiment.backend)
         )
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise RequestError(f"{error}\nNothing was run.") from None
     if not isinstance(backend, MultiDeviceBackend):
         return 0

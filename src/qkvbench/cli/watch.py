@@ -151,10 +151,13 @@ def _marks(store: Store) -> dict[Path, tuple[int, int]]:
     """The time and size of every file of the store that a report reads."""
     marks: dict[Path, tuple[int, int]] = {}
     for folder in (store.path / "runs", store.path / "measurements"):
-        if folder.is_dir():
+        try:
             for each in os.scandir(folder):
                 if each.name.endswith(".json"):
                     marks[Path(each.path)] = _mark(each)
+        except OSError:
+            # It is not there yet; or reading the store says why it cannot be read.
+            continue
     study = store.path / "study.json"
     if study.exists():
         marks[study] = _mark(study)

@@ -14,6 +14,8 @@ Source = TypeVar("Source")
 
 # Hashes of the files of a prepared folder, written last: a folder without them is made again.
 _SUMS = "SHA256SUMS"
+# Prepared folders whose files were found to have their sums, by the state of these.
+_WHOLE: set[tuple[Path, tuple[tuple[str, int, int, int], ...]]] = set()
 
 # True in the thread that holds the lock: taking it twice would be a deadlock.
 _writes: ContextVar[bool] = ContextVar("writes", default=False)
@@ -76,6 +78,9 @@ def writing() -> Iterator[Path]:
     except (FileExistsError, NotADirectoryError) as error:
         raise _in_the_way(folder, error.filename or folder) from error
     except OSError as error:
+        if error.errno is None:
+            # Of a library that reads data, such as an image that is none.
+            raise
         raise _not_writable(folder, error.strerror or error) from error
 
 
@@ -172,10 +177,20 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def _is_whole(folder: Path) -> bool:
+    """Whether all files have their sums, which are computed once for each state of the folder."""
     try:
-        return (folder / _SUMS).read_text() == _sums(folder)
+        state = (folder, tuple(sorted(_mark(path) for path in folder.iterdir())))
+        if state not in _WHOLE and (folder / _SUMS).read_text() != _sums(folder):
+            return False
     except OSError:
         return False
+    _WHOLE.add(state)
+    return True
+
+
+def _mark(path: Path) -> tuple[str, int, int, int]:
+    status = path.stat()
+    return path.name, status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _sums(folder: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qkvbench.export import Options, missing
+from qkvbench.export import ExportError, Options, missing
 from qkvbench.export.stepping import Stepping
 from qkvbench.export.torch_export import dynamic_shapes, example, translation
 
@@ -28,20 +28,39 @@ def write(stepping: Stepping, path: Path, options: Options) -> None:
     model = program.model
     model.metadata_props["qkvbench"] = json.dumps(stepping.about(), ensure_ascii=True)
     if options.weights == "fp32":
-        program.save(str(path), external_data=False)
+        _save(program, path)
         return
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with TemporaryDirectory(dir=path.parent) as folder:
         whole = Path(folder) / "fp32.onnx"
-        program.save(str(whole), external_data=False)
-        logging.getLogger().setLevel(logging.ERROR)
-        quantize_dynamic(
-            whole,
-            path,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
+        _save(program, whole)
+        # It warns by the root logger that the model is not pre-processed.
+        root = logging.getLogger()
+        level = root.level
+        root.setLevel(logging.ERROR)
+        try:
+            quantize_dynamic(
+                whole,
+                path,
+                op_types_to_quantize=["MatMul", "Gemm"],
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+            )
+        finally:
+            root.setLevel(level)
+
+
+def _save(program: Any, path: Path) -> None:
+    """Write the program in one file; ExportError if its weights do not fit into one.
+
+    The library then writes them into a second one, whatever it is told.
+    """
+    program.save(str(path), external_data=False)
+    if path.with_name(f"{path.name}.data").exists():
+        raise ExportError(
+            "The weights of this model take more than the 2 GB that one ONNX file can have.\n"
+            "--to torch-export writes it."
         )
 
 

@@ -63,8 +63,12 @@ def parse_arm(text: str, variant: Callable[[str], Variant] = parse) -> Arm:
         raise ValueError(
             f"In '{own}' each variant needs sites of its own, as in 'q,k=v@self|q=k,v@cross'."
         )
+    # One variant at several sites, however it is written.
+    merged: dict[Cycle, tuple[str, ...]] = {}
+    for cycle, sites in variants:
+        merged[cycle] = (*merged.get(cycle, ()), *sites)
     match = _size_match(size, variant) if size else None
-    return Arm(variants, match, again, ordered(changes))
+    return Arm(tuple(merged.items()), match, again, ordered(changes))
 
 
 def write_arm(arm: Arm) -> str:

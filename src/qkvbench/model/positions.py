@@ -149,6 +149,6 @@ def written(position: Position) -> str:
     """The scheme's name, with its share unless that is the whole: the text that `named` reads."""
     match position:
         case Rotary(share=share) | RotaryWithInverse(share=share) if share != 1:
-            return f"{position.kind}/{share:g}"
+            return f"{position.kind}/{share!r}"
         case _:
             return position.kind

@@ -63,8 +63,15 @@ def compiler() -> list[str]:
     raise BuildError("there is no C++ compiler; install g++, clang or the package ziglang")
 
 
+def is_x86_here() -> bool:
+    """Whether this machine is one of `X86`."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
 def x86_here() -> dict[str, list[str]]:
     """The files of `X86` whose instructions this processor has; all of them if it does not say."""
+    if not is_x86_here():
+        return {}
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -80,24 +87,32 @@ def x86_here() -> dict[str, list[str]]:
 
 
 def build(
-    into: Path = HERE, objects: Path | None = None, x86: Mapping[str, list[str]] = X86
+    into: Path = HERE, objects: Path | None = None, x86: Mapping[str, list[str]] | None = None
 ) -> Path:
     """Build the library in the folder `into`, unless it is up to date, and return its path.
 
-    A library for other machines has all ISAs of `X86`; one for this machine needs only `x86_here`.
-    If another process is building it, wait for that one. Raises BuildError.
+    A library for other machines has all ISAs of `X86`, without `x86` if this is one of them; one
+    for this machine needs only `x86_here`. If another process is building it, wait for that one.
+    Raises BuildError.
     """
     if os.name != "posix":
         raise BuildError(f"there is no build for {platform.system()}")
-    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    try:
+        return _build(into, objects, (X86 if is_x86_here() else {}) if x86 is None else x86)
+    except OSError as error:
+        where = error.filename or into
+        raise BuildError(f"{where} cannot be written: {error.strerror}") from error
+
+
+def _build(into: Path, objects: Path | None, x86: Mapping[str, list[str]]) -> Path:
     # What takes longest begins first.
-    files = (dict(x86) if is_x86 else {}) | PORTABLE
+    files = dict(x86) | PORTABLE
     library, stamp = into / LIBRARY, " ".join([sources_hash(), *files])
     if _is_built(library, stamp):
         return library
     objects = objects or into / "_objects"
     objects.mkdir(parents=True, exist_ok=True)
-    with _alone(objects):
+    with alone(objects):
         if _is_built(library, stamp):
             return library
         command = compiler()
@@ -107,7 +122,8 @@ def build(
                 for name, flags in files.items()
             ]
             compiled = [str(job.result()) for job in jobs]
-        new = objects / LIBRARY
+        # Beside the library: the objects may be on another file system.
+        new = into / f".{LIBRARY}.{os.getpid()}"
         _run([*command, "-shared", "-pthread", *compiled, "-o", str(new)])
         # Replace the file, do not rewrite it: a process may have the old library mapped.
         new.replace(library)
@@ -127,7 +143,7 @@ def _is_built(library: Path, stamp: str) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """No other process is in such a block for the folder: an ended process never is."""
     import fcntl  # POSIX has it
 

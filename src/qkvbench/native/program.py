@@ -26,9 +26,14 @@ def build_program(out: Path) -> str:
         objects = _objects_folder(target, Path(folder))
         # A library is linked, too, and thrown away: what is needed is its objects.
         build.build(Path(folder), objects, x86)
-        kernels = [str(next(objects.glob(f"{name}-*.o"))) for name in (*x86, *build.PORTABLE)]
         made = Path(folder) / out.name
-        _output([*command, *build.COMMON, str(SOURCE), *kernels, *LINK, "-o", str(made)])
+        # A library that is built meanwhile would replace objects.
+        with build.alone(objects):
+            found = [next(objects.glob(f"{name}-*.o"), None) for name in (*x86, *build.PORTABLE)]
+            kernels = [str(each) for each in found if each]
+            if len(kernels) < len(found):
+                raise build.BuildError("another build replaced the kernels meanwhile; repeat this")
+            _output([*command, *build.COMMON, str(SOURCE), *kernels, *LINK, "-o", str(made)])
         out.write_bytes(made.read_bytes())
     out.chmod(0o755)
     return target

@@ -164,7 +164,7 @@ def aggregates(tasks: Sequence[TaskResult], arms: Sequence[str]) -> dict[str, Ag
 
     Empty if the study has no arm without attention: there is no scale then.
     """
-    usable = [task for task in tasks if task.result.standing == "compared"]
+    usable = [task for task in tasks if task.result.standing == "compared" and _has_scale(task)]
     by_arm: dict[str, Aggregate] = {}
     for arm in arms[1:]:
         scales = {task.name: _scale(task, arms[0], arm) for task in usable}
@@ -174,6 +174,19 @@ def aggregates(tasks: Sequence[TaskResult], arms: Sequence[str]) -> dict[str, Ag
             if over_tasks is not None:
                 by_arm[arm] = over_tasks
     return by_arm
+
+
+def _has_scale(task: TaskResult) -> bool:
+    """Whether the baseline's mean score is beyond that of the arm without attention.
+
+    Where solved seeds are counted, that one may be later and end as high.
+    """
+    cells = {cell.variant: list(cell.scores.values()) for cell in task.cells}
+    floor, base = cells.get(FLOOR), cells.get(task.result.baseline)
+    if not floor or not base:
+        return True
+    gained = float(np.mean(base) - np.mean(floor))
+    return gained > 0 if task.metric.better == "higher" else gained < 0
 
 
 def _scale(task: TaskResult, baseline: str, arm: str) -> Scale | None:

@@ -148,7 +148,7 @@ def _setting(
     arms = [each for each in dict.fromkeys((against, arm, FLOOR)) if _of(once, each)]
     cells = [Cell(each, str(key.task), _of(once, each), ()) for each in arms]
     metric = cells[0].runs[0].metric
-    margin = margins.of(str(key.task), metric)
+    margin = margins.of_any(sorted({str(key.task), *(run.record.task for run in runs)}), metric)
     result = _compared(cells, metric, margin)
     used = [run for run in runs if run.record.arm in (arm, against)]
     return Setting(
@@ -175,10 +175,11 @@ def _compared(
 ) -> Comparison | Tally:
     """The comparison of all runs; an arm need not have the other's seeds: nothing is paired.
 
-    A seed of which a run failed, without diverging, is one that both must have.
+    A seed of which a run of the two arms failed, without diverging, is one that both must have.
     """
     baseline = cells[0].variant
-    failed = {run.seed for cell in cells for run in cell.failures if run.status != "diverged"}
+    # A control that lacks a run is left out, so that it takes no verdict from the two arms.
+    failed = {run.seed for cell in cells[:2] for run in cell.failures if run.status != "diverged"}
     if metric.solved is not None:
         steps = {cell.variant: cell.solved_steps for cell in cells}
         return tally(steps, baseline=baseline, seeds=sorted(failed), margin=margin, floor=FLOOR)

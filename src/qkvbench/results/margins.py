@@ -28,9 +28,14 @@ class Margins:
 
         None if the unit has no default margin: then no arm can match.
         """
+        return self.of_any([task], metric)
+
+    def of_any(self, names: Sequence[str], metric: MetricInfo) -> float | None:
+        """The same, of a task that has several names: the first that has a margin of its own."""
         by_task: Mapping[str, float] = {} if self.tasks is None else self.tasks
-        if task in by_task:
-            return by_task[task]
+        own = next((by_task[name] for name in names if name in by_task), None)
+        if own is not None:
+            return own
         if self.default is not None:
             return self.default
         return SOLVED_MARGIN if metric.solved is not None else MARGIN_BY_UNIT.get(metric.unit)

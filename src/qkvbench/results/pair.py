@@ -168,7 +168,9 @@ def pair_on_task(task: TaskView, first: str, second: str) -> PairTask:
         return replace(result, standing="one seed", difference=value)
     match compared:
         case Comparison():
-            return _scores_compared(result, cells, compared)
+            # A model without attention is the better floor: what is above it was learned.
+            by_floor = isinstance(task.result, Comparison) and task.result.worth is not None
+            return _scores_compared(result, cells, compared, learned=by_floor)
         case Tally(counts=counts):
             sides = (
                 replace(result.first, count=counts[first]),
@@ -180,12 +182,14 @@ def pair_on_task(task: TaskView, first: str, second: str) -> PairTask:
             return replace(result, standing="compared", verdict=compared.verdict(second))
 
 
-def _scores_compared(result: PairTask, cells: tuple[Cell, Cell], compared: Comparison) -> PairTask:
+def _scores_compared(
+    result: PairTask, cells: tuple[Cell, Cell], compared: Comparison, *, learned: bool
+) -> PairTask:
     second = cells[1].variant
-    if result.first.learned is not True and result.second.learned is False:
+    if not learned and result.first.learned is not True and result.second.learned is False:
         return replace(result, standing="neither learned")
     if compared.standing == "baseline did not learn":
-        # The second arm did; the difference is the same from either side.
+        # The second arm did, or the floor says so; the difference is the same from either side.
         if result.first.mean is None or result.second.mean is None:
             return replace(result, standing="runs failed")
         value = _raw(cells, result.seeds, result.metric, result.margin)

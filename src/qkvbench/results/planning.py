@@ -13,7 +13,7 @@ from scipy import stats
 
 from qkvbench.results.critical import LEVEL, clopper_pearson
 from qkvbench.results.record import MetricInfo
-from qkvbench.results.stats import CERTAIN, POWER
+from qkvbench.results.stats import CERTAIN, POWER, analysed_bound
 from qkvbench.results.welch import Design, unit_of
 
 # A pilot's deviation is itself uncertain: the careful plan is enough with this probability.
@@ -56,10 +56,12 @@ def plan_arm(
     unit = unit_of(metric.unit)
     values = [unit.analysed(each) for each in (base, own)]
     first, second = (float(each.std(ddof=1)) for each in values)
-    # The margin on the scale of analysis, on the side of a loss.
-    mean = unit.restored(float(values[0].mean()))
+    # The margin on the scale of analysis, on the side of a loss: infinite if no score is so low,
+    # which an arm cannot lose.
+    centre = float(values[0].mean())
+    mean = unit.restored(centre)
     lost = mean - margin if metric.better == "higher" else mean + margin
-    size = abs(float((unit.analysed([lost]) - unit.analysed([mean]))[0]))
+    size = abs(analysed_bound(unit, lost) - centre)
     wider = _upper_ratio([(first, len(base)), (second, len(own))])
     return ArmPlan(
         arm,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from qkvbench.results.record import StudyInfo
 from qkvbench.results.store import Store
+from qkvbench.results.tuning import tuning_ended
 from qkvbench.results.view import View
 
 
@@ -43,9 +44,10 @@ def remaining(store: Store, study: StudyInfo, view: View) -> Remaining:
     ended = Counter(run.task for run in runs)
     total, done = sum(planned.values()), sum(run.status == "done" for run in runs)
     if study.tuning is not None:
+        tuned = {record.id: record for record in store.runs().good}
         for task, arms in study.tuning.runs.items():
             ids = [run for each in arms.values() for run in each]
-            stored = sum((store.path / "runs" / f"{run}.json").exists() for run in ids)
+            stored = sum(tuning_ended(tuned.get(run)) for run in ids)
             planned[task] = planned.get(task, 0) + len(ids)
             ended[task] += stored
             total, done = total + len(ids), done + stored

@@ -9,7 +9,7 @@ level `CERTAIN` about one study in twenty with forty comparisons of equal arms e
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Literal, get_args
 
@@ -93,9 +93,10 @@ class Difference:
     """An arm's mean minus the baseline's.
 
     ``low`` and ``high`` are the 95% bounds for this arm alone, ``p`` is the corresponding p value.
+    ``certain`` are bounds at the level `CERTAIN`.
     ``match_p`` is of the two one-sided tests for a difference within the margin, ``not_worse_p`` of
     the one on the bad side. All are None if there is one seed or no spread, the last two without a
-    margin.
+    margin; ``p`` is exact, by permutation, if neither arm varies and they differ.
     """
 
     value: float
@@ -104,6 +105,7 @@ class Difference:
     p: float | None = None
     match_p: float | None = None
     not_worse_p: float | None = None
+    certain: tuple[float, float] | None = None
 
     def verdict(self, better: Better) -> Verdict:
         """The verdict on the arm."""
@@ -120,7 +122,8 @@ class Difference:
 class Comparison:
     """The arms of one task compared with their baseline.
 
-    ``diverged`` counts the runs of an arm that had no finite loss, and are in no mean.
+    ``diverged`` counts the runs of an arm that had no finite loss, and are in no mean, of all that
+    ``ended``.
 
     ``worth`` is what the baseline gains over the control without attention, positive if attention
     helps; None if the study has no such control. If it is below `WORTH` times ``detectable``,
@@ -143,6 +146,11 @@ class Comparison:
     certain_from: float | None = None
     provable: float | None = None
     worth: float | None = None
+    ended: dict[str, int] = field(default_factory=dict)
+
+    def lost(self, arm: str) -> float:
+        """The share of the arm's runs that diverged."""
+        return self.diverged.get(arm, 0) / max(1, self.ended.get(arm, 0))
 
 
 @dataclass(frozen=True)
@@ -212,9 +220,13 @@ def verdicts(result: Comparison | Tally, better: Better) -> dict[str, Verdict]:
     if result.standing != "compared":
         return {}
     match result:
-        case Comparison(differences=by_arm, diverged=lost, incomplete=incomplete):
-            allowed = lost.get(result.baseline, 0)
-            failed = [arm for arm in lost if lost[arm] > allowed and arm not in incomplete]
+        case Comparison(differences=by_arm, incomplete=incomplete):
+            allowed = result.lost(result.baseline)
+            failed = [
+                arm
+                for arm in result.diverged
+                if result.lost(arm) > allowed and arm not in incomplete
+            ]
             found: dict[str, Verdict] = {arm: each.verdict(better) for arm, each in by_arm.items()}
             for arm in failed:
                 found[arm] = "diverged"
@@ -233,7 +245,8 @@ def difference(
     """The second arm's scores against the first's, from these two alone.
 
     For proportions all is computed on logits, and the value and its bounds are those of the second
-    arm's proportion minus the first's.
+    arm's proportion minus the first's. If the means differ the other way than the logits, neither
+    arm is called the better one.
     """
     unit = unit_of(metric.unit)
     if min(len(first), len(second)) < 2:
@@ -246,17 +259,27 @@ def difference(
 
     result = Difference(restored(found.value))
     if found.error == 0:
-        return result
-    half = found.half_width(LEVEL)
+        return replace(result, p=_permuted_p(first, second) if found.value else None)
+    half, wide = found.half_width(LEVEL), found.half_width(CERTAIN)
+    opposite = found.value * (float(np.mean(second)) - float(np.mean(first))) < 0
     result = replace(
-        result, low=restored(found.value - half), high=restored(found.value + half), p=found.p
+        result,
+        low=restored(found.value - half),
+        high=restored(found.value + half),
+        p=1.0 if opposite else found.p,
+        certain=(restored(found.value - wide), restored(found.value + wide)),
     )
     if margin is None:
         return result
-    above = found.above_p(_analysed(unit, base - margin) - found.base)
-    below = found.below_p(_analysed(unit, base + margin) - found.base)
+    above = found.above_p(analysed_bound(unit, base - margin) - found.base)
+    below = found.below_p(analysed_bound(unit, base + margin) - found.base)
     not_worse = above if metric.better == "higher" else below
     return replace(result, match_p=max(above, below), not_worse_p=not_worse)
+
+
+def _permuted_p(first: Sequence[float], second: Sequence[float]) -> float:
+    """The p value of two samples of which all of one are above all of the other."""
+    return min(1.0, 2 / math.comb(len(first) + len(second), len(first)))
 
 
 def compare(
@@ -291,6 +314,7 @@ def compare(
         differences={},
         incomplete=tuple(arm for arm in scores if arm not in complete),
         diverged={arm: len(each) for arm, each in lost.items()},
+        ended={arm: len(each) + len(lost.get(arm, ())) for arm, each in values.items()},
         margin=margin,
     )
     if baseline not in complete:
@@ -319,11 +343,11 @@ def compare(
     result = replace(result, differences=found)
     if len(base) == 1:
         return replace(result, standing="one seed")
-    if all(each.p is None for each in found.values()) and not result.diverged:
+    if all(each.low is None for each in found.values()) and not result.diverged:
         one = all(len(values[arm]) == 1 for arm in found)
         return replace(result, standing="one seed" if one else "no spread")
     result = _with_sensitivity(result, base, metric)
-    if worth is not None and worth < WORTH * (result.detectable or 0.0):
+    if worth is not None and worth <= WORTH * (result.detectable or 0.0):
         return replace(result, standing="attention not needed", differences={})
     return replace(result, standing="compared")
 
@@ -450,7 +474,7 @@ def _with_sensitivity(result: Comparison, base: Sequence[float], metric: MetricI
     return replace(result, detectable=detectable, certain_from=certain_from, provable=provable)
 
 
-def _analysed(unit: Unit, bound: float) -> float:
+def analysed_bound(unit: Unit, bound: float) -> float:
     """A bound on the scale of analysis; infinite if no proportion can be beyond it."""
     if unit.logit and not 0 < bound < 1:
         return math.inf if bound >= 1 else -math.inf

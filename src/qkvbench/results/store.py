@@ -76,8 +76,7 @@ class Store:
 
     def check_writable(self) -> None:
         """Raise StoreError if the folder is a file or cannot be written; it need not exist."""
-        if self.path.exists() and not self.path.is_dir():
-            raise StoreError(f"{self.path} is a file; a store is a folder.")
+        self._check_folder()
         existing = next(
             each for each in (self.path, *self.path.absolute().parents) if each.exists()
         )
@@ -159,6 +158,15 @@ class Store:
             _clear_stale(folder)
         return written
 
+    def _check_folder(self) -> None:
+        """Raise StoreError if the path is a file, or cannot be looked at."""
+        try:
+            is_file = self.path.exists() and not self.path.is_dir()
+        except OSError as error:
+            raise StoreError(os_error_text(error, self.path, "read")) from error
+        if is_file:
+            raise StoreError(f"{self.path} is a file; a store is a folder.")
+
     def _path(self, folder: str, name: str) -> Path:
         if not _ID.fullmatch(name):
             raise ValueError(f"An id is 16 hexadecimal digits, not {name!r}.")
@@ -167,8 +175,7 @@ class Store:
     def _load_folder(
         self, folder: str, read_file: Callable[[Path], RecordT | Damaged | None]
     ) -> FolderContents[RecordT]:
-        if self.path.exists() and not self.path.is_dir():
-            raise StoreError(f"{self.path} is a file; a store is a folder.")
+        self._check_folder()
         paths = _files(self.path / folder)
         with collector_paused():
             read = [each for path in paths if (each := read_file(path)) is not None]

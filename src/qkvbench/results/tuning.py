@@ -156,4 +156,5 @@ def _preference(rate: RateScore, better: Better) -> tuple[float, ...]:
     sign = 1.0 if better == "higher" else -1.0
     score = -math.inf if rate.score is None else sign * rate.score
     step = math.inf if rate.solved_step is None else rate.solved_step
-    return (rate.solved or 0, -step, score, -abs(math.log2(rate.factor)), -rate.factor)
+    near = -abs(math.log2(rate.factor))
+    return (rate.diverged == 0, rate.solved or 0, -step, score, near, -rate.factor)

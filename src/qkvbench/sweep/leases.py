@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from qkvbench.results.store import read_regular
+from qkvbench.results.store import StoreError, os_error_text, read_regular
 
 # A heartbeat each second; after a minute without one a lease has expired. The observer's own clock
 # measures that minute, so the clocks of two machines need not agree.
@@ -101,13 +101,15 @@ class Leases:
             owner=this_process(),
             sweeper=this_process(),
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(lease)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as file:
                 file.write(lease.to_bytes())
         except FileExistsError:
             return None
+        except OSError as error:
+            raise StoreError(os_error_text(error, path, "written")) from error
         # A process that had just started may have adopted or released the old lease meanwhile.
         if newest is not None and not self._expired(newest):
             path.unlink(missing_ok=True)

@@ -134,6 +134,8 @@ class Checkpoints:
         ):
             if place.parent != self.folder(experiment):
                 with suppress(ValueError, OSError):
+                    # What is of another run need not be read whole to be left alone.
+                    _ = _progress((place / _PROGRESS).read_bytes(), experiment)
                     yield _read(place, experiment)
 
     def save(self, experiment: Experiment, progress: Progress, learner: Stateful) -> Path:
@@ -399,11 +401,17 @@ def _read(place: Path, experiment: Experiment) -> Checkpoint:
             raise ValueError(f"the SHA-256 of {name} is {each}, which is not in {_SUMS}.")
     if sums != _manifest(hashes):
         raise ValueError(f"{_SUMS} is not the list of {' and '.join(hashes)} that was written.")
-    progress = Progress.model_validate_json(content.pop(_PROGRESS))
+    progress = _progress(content.pop(_PROGRESS), experiment)
+    return Checkpoint(place, progress, join_shards(content))
+
+
+def _progress(content: bytes, experiment: Experiment) -> Progress:
+    """The progress of this run; ValueError if it is of another, on any devices."""
+    progress = Progress.model_validate_json(content)
     other = from_json(progress.experiment)
     if alone(other).id != alone(experiment).id:
         raise ValueError(f"it is of the run {other.id}, not of this one.")
-    return Checkpoint(place, progress, join_shards(content))
+    return progress
 
 
 def join_shards(files: Mapping[str, bytes]) -> dict[str, np.ndarray]:

@@ -5,10 +5,12 @@ request and their results.
 """
 
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -141,8 +143,13 @@ def _failure(folder: RunFolder, experiment: Experiment, ending: str | None) -> P
 
 @contextmanager
 def _reporting(folder: RunFolder, report: Callable[[int, float], None]) -> Iterator[None]:
-    """Report the progress of the run from a thread while the block runs."""
+    """Report the progress of the run from a thread while the block runs.
+
+    If a report fails, as of a run that another process has taken over, this process is terminated
+    as by the system, which ends those that it waits for; the failure is then raised.
+    """
     over = threading.Event()
+    failures: list[Exception] = []
 
     def forward() -> None:
         last = 0
@@ -150,9 +157,15 @@ def _reporting(folder: RunFolder, report: Callable[[int, float], None]) -> Itera
             progress = folder.read_progress()
             if progress is not None and progress[0] != last:
                 last = progress[0]
-                # If the receiver of reports has ended, its own signal ends this run.
-                with suppress(OSError):
+                try:
                     report(*progress)
+                except OSError:
+                    # If the receiver of reports has ended, its own signal ends this run.
+                    continue
+                except Exception as error:
+                    failures.append(error)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
 
     thread = threading.Thread(target=forward, daemon=True)
     thread.start()
@@ -161,6 +174,8 @@ def _reporting(folder: RunFolder, report: Callable[[int, float], None]) -> Itera
     finally:
         over.set()
         thread.join()
+        if failures:
+            raise failures[0]
 
 
 def throttle(report: Callable[[int, float], None]) -> Callable[[int, float], None]:

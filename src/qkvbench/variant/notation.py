@@ -38,8 +38,8 @@ _EXAMPLE = (
 )
 _TERM = re.compile(
     r"(?P<name>[qkvx0])|(?P<map>[rm])\((?P<origin>[qkv])\)|l(?P<own>v?)"
-    r"\((?:(?P<groups>[1-9][0-9]*)x)?(?P<rank>[1-9][0-9]*)\)"
-    r"|(?P<below>[kv])\((?P<layers>first|-[1-9][0-9]*)\)"
+    r"\((?:(?P<groups>[1-9][0-9]{0,11})x)?(?P<rank>[1-9][0-9]{0,11})\)"
+    r"|(?P<below>[kv])\((?P<layers>first|-[1-9][0-9]{0,11})\)"
 )
 # The part before the suffixes, which begin at the first sign outside of parentheses.
 _BODY = re.compile(r"(?:[^+\-(]|\([^)]*\)?)*")
@@ -77,7 +77,7 @@ def parse(text: str) -> Variant:
         return NO_ATTENTION
     body = cast(re.Match[str], _BODY.match(plain))[0]
     equation, slash, heads = body.partition("/")
-    if slash and not re.fullmatch(r"[1-9][0-9]*", heads):
+    if slash and not re.fullmatch(r"[1-9][0-9]{0,11}", heads):
         raise ValueError(
             f"'{text}': write the number of key/value heads after '/', a whole number from 1; "
             f"{_EXAMPLE}."

@@ -305,8 +305,8 @@ class Suffix:
         if self.number is None:
             return ""
         if self.made is int:
-            return r"[1-9][0-9]*"
-        number = r"[1-9][0-9]*" if self.whole else _DECIMAL
+            return _WHOLE
+        number = _WHOLE if self.whole else _DECIMAL
         return rf"{number}(?:x{number}){{0,{self.form.count('x')}}}"
 
     def written(self, value: Any) -> str | None:
@@ -317,8 +317,9 @@ class Suffix:
         return "x".join(map(_number_text, numbers))
 
 
-# A number that may have decimals.
-_DECIMAL = r"[1-9][0-9]*(?:\.[0-9]+)?"
+# No size or base is longer; and a number that may have decimals.
+_WHOLE = r"[1-9][0-9]{0,11}"
+_DECIMAL = rf"{_WHOLE}(?:\.[0-9]+)?"
 
 
 def _number_text(number: float) -> str:
@@ -488,7 +489,7 @@ _PATTERN = re.compile(
     "|".join(f"(?:{re.escape(text)}{suffix.pattern})" for text, suffix in SUFFIXES.items())
 )
 # A suffix, known or not: a sign and what follows; `++` is one, and so is a sign alone.
-_SIGNED = re.compile(r"\+\+|[+\-][^+\-]*")
+_SIGNED = re.compile(r"\+\+[^+\-]*|[+\-][^+\-]*")
 _PLAIN = {field.name: field.default for field in fields(Scores)}
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from qkvbench import tasks
 from qkvbench.claims.kit.measured import Benchmark, MeasuredChange, changes, read_benchmarks
 from qkvbench.experiment import Experiment
+from qkvbench.results.critical import LEVEL
 from qkvbench.results.evidence import Run, Setting, runs_of, settings, unnamed
 from qkvbench.results.record import Measurement
 from qkvbench.results.stats import Comparison, Difference, Tally
@@ -38,16 +39,17 @@ class ScoreDifference:
     low: float
     high: float
     p: float
+    certain: tuple[float, float]
 
     @property
     def is_loss(self) -> bool:
         """Whether the arm's mean is worse."""
         return (self.value < 0) == (self.better == "higher")
 
-    @property
-    def largest_loss(self) -> float:
-        """The loss at the interval's worse end."""
-        return -self.low if self.better == "higher" else self.high
+    def largest_loss_at(self, level: float) -> float:
+        """The loss at the worse end of the interval of this level, likely or certain."""
+        low, high = (self.low, self.high) if level == LEVEL else self.certain
+        return -low if self.better == "higher" else high
 
     @property
     def smallest_loss(self) -> float:
@@ -170,7 +172,10 @@ class Pool:
         evidence: dict[Experiment, Evidence] = {}
         for setting in self._settings[key]:
             if _is_of(setting, task) and (each := _evidence(setting, task, arm, against)):
-                evidence.setdefault(replace(setting.shared, backend=""), each)
+                # Gates are torch's alone, and need no other backend.
+                shared = setting.shared
+                alike = shared if shared.other_attention else replace(shared, backend="")
+                evidence.setdefault(alike, each)
         return tuple(evidence.values())
 
     def changes(self, quantity: str, arms: Sequence[str]) -> tuple[tuple[str, MeasuredChange], ...]:
@@ -268,10 +273,13 @@ def _accuracy(setting: Setting, arm: str) -> float | None:
 def _outcome(
     setting: Setting, arm: str, against: str, metric: Metric
 ) -> ScoreDifference | SolvedCounts | None:
-    """The comparison of the two arms; None if nothing was compared.
+    """The comparison of the two arms; None if nothing was compared, or if runs diverged.
 
     Only this function reads what the statistics of the results say.
     """
+    if setting.verdict == "diverged":
+        # A difference of the runs that are left would say too much for the arm.
+        return None
     match setting.result:
         case Tally(standing="compared", counts=counts):
             own, other = counts.get(arm), counts[against]
@@ -283,9 +291,11 @@ def _outcome(
             )
         case Comparison(standing="compared", differences=differences):
             match differences.get(arm):
-                case Difference(value, float(low), float(high), float(p)):
+                case Difference(
+                    value, float(low), float(high), float(p), certain=(float(), float()) as certain
+                ):
                     name = metric.name.replace("_", " ")
-                    return ScoreDifference(name, metric.better, value, low, high, p)
+                    return ScoreDifference(name, metric.better, value, low, high, p, certain)
                 case _:
                     return None
         case _:

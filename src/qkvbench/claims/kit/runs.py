@@ -173,7 +173,7 @@ class Runs:
         allowed = self.margin or 0.0
         no_worse = self.expected == "no worse"
         match outcome:
-            case ScoreDifference() if no_worse and outcome.largest_loss <= allowed:
+            case ScoreDifference() if no_worse and outcome.largest_loss_at(level) <= allowed:
                 return "supported"
             case ScoreDifference() if no_worse and outcome.smallest_loss <= allowed:
                 return "not distinguishable"

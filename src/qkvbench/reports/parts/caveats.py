@@ -52,11 +52,15 @@ def _over_items(view: View) -> str:
         return "The intervals cover the seeds, not the choice of test items."
     widest: list[str] = []
     for task in with_items:
-        ratio = max(
-            (each.both[1] - each.both[0]) / _interval_length(task, arm)
+        ratios = [
+            (each.both[1] - each.both[0]) / length
             for arm, each in task.items.items()
-        )
-        widest.append(f"{task.name} at most {number(ratio, 1)} times")
+            if (length := _interval_length(task, arm))
+        ]
+        if ratios:
+            widest.append(f"{task.name} at most {number(max(ratios), 1)} times")
+    if not widest:
+        return "The intervals cover the seeds, not the choice of test items."
     return (
         "The intervals cover the seeds, not the choice of test items; if they covered both they "
         f"would be longer: {', '.join(widest)}."

@@ -134,8 +134,11 @@ def _result(task: PairTask, pair: Pair) -> str:
 
 def _score_result(task: PairTask, pair: Pair) -> str:
     each = task.difference
-    if each is None or each.low is None or each.high is None:
+    if each is None:
         return f"{_verdict(task)}."
+    if each.low is None or each.high is None:
+        same = f"{_signed(task, each.value)}, the same on every seed: no interval"
+        return f"{_verdict(task)}; {same}."
     places = _places(task)
     parts = [
         f"{_verdict(task)}; {_score(task, task.first)} and {_score(task, task.second)}, difference "

@@ -236,6 +236,8 @@ def _sensitivity(task: TaskView, result: Comparison, places: int) -> str:
 
 
 def _size_text(difference: Difference, places: int) -> str:
+    if difference.low is None:
+        return f"{number(abs(difference.value), places)} on every seed"
     ends = sorted((abs(difference.low or 0), abs(difference.high or 0)))
     low, high = (bound(end, difference, places) for end in ends)
     return f"{number(abs(difference.value), places)} ({low} to {high})"
@@ -365,7 +367,7 @@ def _savings(view: View) -> list[Note]:
         )
     ]
     base_bytes = base.cache_bytes_per_token
-    if base_bytes is not None:
+    if base_bytes:
         by_size: dict[int, list[str]] = defaultdict(list)
         for arm, cost in costs.items():
             if arm != view.baseline and cost.cache_bytes_per_token is not None:

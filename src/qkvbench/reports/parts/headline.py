@@ -216,7 +216,9 @@ def _open_losses(tasks: Sequence[TaskView], arm: str) -> str:
             solved.append(f"{own.solved} of {own.seeds} seeds solve {task.name}")
             continue
         each = result.differences[arm]
-        end = -(each.low or 0.0) if task.metric.better == "higher" else each.high or 0.0
+        # Without spread there is the difference alone.
+        low, high = (each.value if end is None else end for end in (each.low, each.high))
+        end = -low if task.metric.better == "higher" else high
         if end > 0:
             losses.append(f"{_size(task, end)} on {task.name}")
     room = "its intervals leave no room for a loss"

@@ -80,8 +80,10 @@ def load(length: int, tokenizer: Tokenizer) -> Data:
         )
         for name in ENDS
     }
-    fixed = {name: _mask_once(name, part, tokenizer) for name, part in parts.items()}
-    return Data(parts["train"], fixed["validation"], fixed["test"], identity_of(folder))
+    validation, test = (
+        _mask_once(name, parts[name], tokenizer) for name in ENDS if name != "train"
+    )
+    return Data(parts["train"], validation, test, identity_of(folder))
 
 
 def augment(tokenizer: Tokenizer, batch: Batch, rng: np.random.Generator) -> Batch:

@@ -26,18 +26,24 @@ class BatchArrays(NamedTuple):
     places: Any
 
 
-def to_arrays(batch: Batch) -> BatchArrays:
-    """The batch with its scored positions, padded to one of `SIZES` sizes."""
+def places_of(batch: Batch) -> int | None:
+    """How many places `to_arrays` makes of the scored positions; None if all positions are."""
+    total, scored = batch.targets.size, int((batch.targets != IGNORE_INDEX).sum())
+    step = -(-total // SIZES)
+    return None if scored in (0, total) else min(total, -(-scored // step) * step)
+
+
+def to_arrays(batch: Batch, count: int | None = None) -> BatchArrays:
+    """The batch with its scored positions, padded to one of `SIZES` sizes, or to `count`."""
     targets = batch.targets.ravel().astype(np.int32)  # (items · positions,)
     scored = np.flatnonzero(targets != IGNORE_INDEX)
     inputs, extra_inputs = _plain(batch.inputs), _extra_inputs(batch)
-    if len(scored) == len(targets):
-        return BatchArrays(inputs, extra_inputs, targets, np.ones(len(targets), bool), None)
     if not len(scored):
         targets = np.zeros_like(targets)
         return BatchArrays(inputs, extra_inputs, targets, np.zeros(len(targets), bool), None)
-    step = -(-len(targets) // SIZES)
-    count = min(len(targets), -(-len(scored) // step) * step)
+    count = count or places_of(batch)
+    if count is None:
+        return BatchArrays(inputs, extra_inputs, targets, np.ones(len(targets), bool), None)
     places = np.full(count, scored[0], np.int32)
     places[: len(scored)] = scored
     valid = np.arange(count) < len(scored)

@@ -90,7 +90,10 @@ def all_devices() -> Mesh | None:
 
 def threads() -> tuple[int, int]:
     """Threads within one operation, and operations that may run at a time: one shared pool."""
-    size = _threads or int(os.environ.get("NPROC") or len(os.sched_getaffinity(0)))
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    size = _threads or int(os.environ.get("NPROC") or cores)
     return size, size
 
 

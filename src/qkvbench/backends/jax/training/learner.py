@@ -36,7 +36,12 @@ from qkvbench.backends.jax.models.weights import (
     save,
     start,
 )
-from qkvbench.backends.jax.training.batches import BatchArrays, input_arrays, to_arrays
+from qkvbench.backends.jax.training.batches import (
+    BatchArrays,
+    input_arrays,
+    places_of,
+    to_arrays,
+)
 from qkvbench.backends.jax.training.compilation import Compiled
 from qkvbench.backends.jax.training.device import all_devices, replicated, sharded
 from qkvbench.backends.jax.training.loss import mean_loss, place_losses
@@ -316,11 +321,13 @@ class Learner:
 
     def gradient_arguments(self, batch: Batch) -> tuple[Any, ...]:
         """The arguments of the compiled gradients for this batch."""
-        parts = [
-            self._sharded(to_arrays(part))
-            for part in batch.parts(self.experiment.training.micro_batches)
-            if scored_positions(part).any()
-        ] or [self._sharded(to_arrays(batch))]
+        micro = batch.parts(self.experiment.training.micro_batches)
+        own = [part for part in micro if scored_positions(part).any()] or [batch]
+        # Alike in all parts: each combination of sizes is compiled for.
+        sizes = [places_of(part) for part in own]
+        count = max(size or part.targets.size for size, part in zip(sizes, own, strict=True))
+        same = None if set(sizes) == {None} else count
+        parts = [self._sharded(to_arrays(part, same)) for part in own]
         scored = np.array([part.valid.sum() for part in parts], np.float32)
         shares = scored / max(1.0, scored.sum())
         steps = np.int32(self.steps)

@@ -139,8 +139,11 @@ def _kernel(
         return partial(CpuDecodeKernel, sinks=plan.mask.sinks), CPU_FEATURES
     if keys.table.device.type == "cuda" and find_spec("triton"):
         # Without a GPU Triton need not be installed.
-        from qkvbench.backends.torch.kernels.triton_decode import TritonDecodeKernel
+        from qkvbench.backends.torch.cache.quantize import DTYPES
+        from qkvbench.backends.torch.kernels.triton_decode import KINDS, TritonDecodeKernel
 
+        if DTYPES[keys.format.name] not in KINDS:
+            return None
         return TritonDecodeKernel, GPU_FEATURES
     return None
 

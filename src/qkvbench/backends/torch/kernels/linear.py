@@ -74,6 +74,10 @@ def _kernel_applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and 0 < x.numel() <= native.MAX_ROWS * x.shape[-1]
         and x.dtype in KINDS
         and x.dtype == weight.dtype == (weight if bias is None else bias).dtype
+        # The kernel trusts its sizes; torch refuses what does not fit.
+        and x.shape[-1] == weight.shape[-1]
+        and weight.device == x.device
+        and (bias is None or (bias.is_contiguous() and len(bias) == len(weight)))
         and weight.nbytes >= MIN_WEIGHT_BYTES
         and weight.is_contiguous()
         and not _torch_must_compute(x, weight)

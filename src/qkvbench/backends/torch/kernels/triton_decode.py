@@ -57,13 +57,14 @@ def _tile(
     """Rows (slot, column) of one root head in fp32 before scaling, and their scales."""
     base = tl.load(addresses + slot // page, mask=valid, other=0)
     row = (slot % page).to(tl.int64)
-    pointers = base.to(tl.pointer_type(KIND)) + head * head_stride + row * row_stride
+    wide = tl.cast(head, tl.int64)
+    pointers = base.to(tl.pointer_type(KIND)) + wide * head_stride + row * row_stride
     inside = valid[:, None] & (column < DIM)[None, :]
     rows = tl.load(pointers[:, None] + column[None, :], mask=inside, other=0).to(tl.float32)
     scale = tl.full(slot.shape, 1.0, tl.float32)
     if KIND == tl.int8:
         scale_page = tl.load(scales + slot // page, mask=valid, other=0)
-        scale_pointers = scale_page.to(tl.pointer_type(tl.float32)) + head * page + row
+        scale_pointers = scale_page.to(tl.pointer_type(tl.float32)) + wide * page + row
         scale = tl.load(scale_pointers, mask=valid, other=0.0)
     return rows, scale
 
