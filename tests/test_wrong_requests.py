@@ -76,7 +76,7 @@ REQUESTS = {
     "run quick --position alibi/0.5": ["alibi/0.5"],
     "run quick --position rotary/half": ["rotary/half"],
     f"{RUN} digits --pooling means": ["means", "Did you mean mean?"],
-    f"{RUN} digits --start recal": ["recal", "Did you mean recall?"],
+    f"{RUN} digits --init-from recal": ["recal", "Did you mean recall?"],
     # Variants.
     "run quick --variants q,k,v,x": ["q,k,v,x"],
     "run quick --variants q,k=z": ["q,k=z"],
