@@ -14,6 +14,18 @@ COMMANDS = Path(__file__).with_name("commands.md")
 NOTATION = Path(__file__).with_name("notation.md")
 SUFFIX_TABLE = "| suffix | meaning |\n|---|---|\n"
 BLOCKS = """
+## Arms of a study
+
+| written | the arm |
+|---|---|
+| `a;b` | layers take the equations a and b in turn |
+| `a@cross` | a at this attention site of the model, `q,k,v` at the others; `a@cross+self` at two |
+| `a@cross\\|b@encoder` | an equation for each site |
+| `a~b` | a, with feed-forwards so wide that the model has as many parameters as with b |
+| `a~b:macs` | the same with as many multiply-accumulates |
+| `a~again` | a with other initial values: two arms that are known to be alike |
+| `none` | no attention |
+
 ## Other blocks around it
 
 An arm may name changes of its blocks: `q,k,v~rms~parallel`, or `q,k=v~swiglu~q,k,v` with as many

@@ -107,10 +107,7 @@ def test_a_study_runs_with_the_positions_that_are_asked_for():
         assert model.position == Learned(tasks.find(name).tokens)
 
 
-@pytest.mark.parametrize(
-    "what",
-    ["variants", "suffixes", "tasks", "recipes", "models", "positions", "reports", "claims"],
-)
+@pytest.mark.parametrize("what", ls.LISTS)
 def test_lists_are_json_with_name_and_about(what, capsys):
     assert main(["ls", what, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -321,7 +321,7 @@ def test_damaged_weights_are_named_in_a_sentence(place, tmp_path, capsys):
         ["convert", str(folder_), "--to", "q,k=v", "--text", text, "--out", str(tmp_path / "new")],
     ):
         assert main(words) == 2
-        assert "safetensors" in (said := capsys.readouterr().err) or "damaged" in said
+        assert re.search("is no whole safetensors file|are damaged", capsys.readouterr().err)
 
 
 def test_a_plan_without_a_place_is_refused_before_anything_is_read(tmp_path, capsys):

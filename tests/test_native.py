@@ -259,8 +259,6 @@ def test_pages_have_any_size_and_order(isa, kind, page_rows):
 def test_a_window_attends_to_its_slots_alone(isa, kind):
     case = Case(kind, 64, lengths=(2500, 1030, 40), first=(1100, 1022, 39), page_rows=512, isa=isa)
     assert_matches_reference(case)
-    for _, storage, _ in case.tensors.values():
-        assert storage.size
 
 
 @needs_library

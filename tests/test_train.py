@@ -18,7 +18,7 @@ from qkvbench.task_ref import parse_task
 from qkvbench.tasks import Data
 from qkvbench.tasks.kinds.splits import Windows
 from qkvbench.train.analyses import POSITIONS, batch_of_snapshots, snapshot
-from qkvbench.train.loop import DivergedError, batch_indices, learning_rate, train
+from qkvbench.train.loop import DivergedError, batch_indices, learning_rate, score, train
 from qkvbench.train.run import run
 from qkvbench.train.run_state import RunState
 
@@ -93,12 +93,41 @@ def test_a_run_that_diverges_is_a_record_with_a_reason_and_no_score():
     json.dumps(record.model_dump(mode="json"), allow_nan=False)
 
 
-def test_a_loss_too_large_for_its_perplexity_is_a_divergence_like_any_other():
-    loss = np.full((1, 1), 800.0, np.float32)
-    none = np.zeros((1, 1), np.int64)
-    assert math.isinf(
-        tasks.find("lm-reviews").score(Predictions(loss, none, none, none))["perplexity"]
-    )
+@pytest.mark.parametrize("nats", [300.0, 800.0])
+def test_a_loss_too_large_for_its_perplexity_is_a_divergence_like_any_other(nats):
+    """Larger than a number, or than a record holds."""
+
+    class Sure(Learner):
+        def predict(self, batch):
+            said = super().predict(batch)
+            loss = np.full_like(said.loss, nats)
+            return Predictions(loss, said.predicted, said.targets, said.ranks)
+
+    task = tasks.find("lm-reviews")
+    with pytest.raises(DivergedError, match="not finite"):
+        score(task, Sure(experiment("lm-reviews")), task.load().test, 2)
+
+
+def test_curves_are_of_the_validation_split_and_scores_of_the_test_split():
+    left = []
+    record = run(experiment(), at_end=lambda _experiment, _record, learner: left.append(learner))
+    task = tasks.find("digits")
+    data = task.load()
+    own = [score(task, left[0], each, SHORT.scored) for each in (data.validation, data.test)]
+    assert own[0] != own[1]
+    assert [record.curve[-1].metrics, record.metrics] == own
+
+
+@pytest.mark.parametrize(("threshold", "step"), [(0.0, 3), (1.0, None)])
+def test_the_first_evaluation_beyond_the_threshold_is_the_step_at_which_a_run_solves(
+    threshold, step
+):
+    task = tasks.find("digits")
+    easy = replace(task, metric=replace(task.metric, solved=threshold))
+    state = RunState()
+    train(experiment(), easy, task.load(), Learner(experiment()), lambda *_: None, state)
+    assert [point.step for point in state.curve] == [3, 6]
+    assert state.solved_step == step
 
 
 def test_a_run_whose_data_are_missing_is_a_record_with_a_reason(tmp_path, monkeypatch):

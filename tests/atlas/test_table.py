@@ -132,7 +132,7 @@ def test_the_page_of_the_docs_is_current():
 def test_the_command_prints_the_answer_first(capsys):
     assert main(["atlas"]) == 0
     first, *rest = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{len(FORMS)} forms in use; {len(SAID)} are one equation here")
+    assert first.startswith(f"{len(FORMS)} forms in use. {len(SAID)} can be written as one")
     for form in FORMS:
         assert any(form.name in line for line in rest)
 

@@ -1,6 +1,7 @@
 """A damaged checkpoint is detected by its hash, named and set aside; the one before is used."""
 
 import logging
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -191,3 +192,13 @@ def test_numbers_of_another_learner_are_refused_and_the_run_begins_anew(tmp_path
     assert record.status == "done", record.reason
     assert record.observed.resumed == []
     assert "it is of another learner" in caplog.text
+
+
+def test_weights_that_are_not_finite_are_never_kept(tmp_path, caplog):
+    """The step that spoils them is seen before they are saved; the next one ends the run."""
+    place = Checkpoints(tmp_path, every_s=0.0, share=math.inf)
+    training = replace(SHORT, learning_rate=1e39, warmup=0)
+    record = run(experiment(training=training), checkpoints=place)
+    assert record.status == "diverged"
+    assert list(place.valid(experiment(training=training))) == []
+    assert "is not finite: not saved" in caplog.text

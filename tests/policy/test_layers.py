@@ -53,6 +53,7 @@ def test_the_package_keeps_its_contracts():
         ("frameworks", "claims.heavy", "import qkvbench.backends.torch"),
         ("frameworks", "model.heavy", "import qkvbench.backends.torch"),
         ("tasks", "tasks.heavy", "import torch"),
+        ("backends", "backends.torch.stray", "import qkvbench.backends.jax"),
     ],
 )
 def test_a_stray_module_or_arrow_breaks_a_contract(tmp_path, contract, stray, line):

@@ -93,7 +93,7 @@ FORMS = (
     ),
     Form(
         name="gate-window",
-        about="the layers between those: RoPE under a window",
+        about="the other layers of such a model: RoPE under a window",
         equation="q,k,v/{kv_heads}+qknorm+window{window}+gate",
         source="transformers, models/afmoe",
         position=Rotary(),

@@ -159,7 +159,7 @@ FORMS = (
     ),
     Form(
         name="query-key-norm-no-positions",
-        about="the layers between those: no window and no positions",
+        about="the other layers of such a model: no window and no positions",
         equation="q,k,v/{kv_heads}+qknorm+nope",
         source="transformers, models/exaone4",
         position=Rotary(),

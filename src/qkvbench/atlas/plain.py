@@ -117,7 +117,7 @@ FORMS = (
     ),
     Form(
         name="unscaled-window",
-        about="the layers between those: the same under a window",
+        about="the other layers of such a model: the same under a window",
         equation="q,k,v+window{window}",
         source="transformers, models/gpt_neo",
         numbers={"window": 256},

@@ -246,7 +246,7 @@ FORMS = (
     ),
     Form(
         name="no-positions",
-        about="the layers between those with RoPE: no positions",
+        about="the other layers of a model with RoPE: no positions",
         equation="q,k,v/{kv_heads}+nope",
         source="arXiv:2501.18795",
         position=Rotary(),
@@ -393,7 +393,7 @@ FORMS = (
     ),
     Form(
         name="rotary-encoder-window",
-        about="the layers between those: a token sees the near ones, on both sides",
+        about="the other layers of such a model: a token sees the near ones, on both sides",
         equation="q,k,v+window{window}",
         source="arXiv:2412.13663",
         position=Rotary(),

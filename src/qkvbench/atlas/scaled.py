@@ -175,7 +175,7 @@ FORMS = (
     ),
     Form(
         name="sink-logit-yarn-window",
-        about="the layers between those: the same under a window",
+        about="the other layers of such a model: the same under a window",
         equation="q,k,v/{kv_heads}+ropebase{base}+ropeyarnexact{factor}x{length}"
         "+window{window}+sinklogit",
         source="arXiv:2508.10925",

@@ -188,7 +188,7 @@ FORMS = (
     ),
     Form(
         name="sink-logit-window",
-        about="the layers between those: the same under a window",
+        about="the other layers of such a model: the same under a window",
         equation="q,k,v/{kv_heads}+window{window}+sinklogit",
         source="arXiv:2508.10925",
         position=Rotary(),
@@ -221,7 +221,7 @@ FORMS = (
     ),
     Form(
         name="sink-logit-norm-window",
-        about="the layers between those: RoPE under a window",
+        about="the other layers of such a model: RoPE under a window",
         equation="q,k,v/{kv_heads}+qknorm+window{window}+sinklogit",
         source="transformers, models/flint",
         position=Rotary(),
@@ -262,7 +262,7 @@ FORMS = (
     ),
     Form(
         name="narrow-value-window",
-        about="the layers between those: a window, a learned logit, twice the heads of K and V",
+        about="the other layers: a window, a learned logit, twice the heads of K and V",
         equation="q,k,v/{kv_heads}+valuedim{value_dim}+window{window}+sinklogit",
         source="transformers, models/mimo_v2_flash",
         position=Rotary(),

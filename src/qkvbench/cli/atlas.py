@@ -25,7 +25,7 @@ def answer(request: Request) -> int:
         print_table(_console())
         return 0
     if request.out is not None:
-        _write(Path(request.out), atlas_page.page())
+        names.write_page(Path(request.out), atlas_page.page())
         return 0
     chosen = atlas.forms() if request.name is None else _named(request.name)
     if request.json:
@@ -193,13 +193,6 @@ def _cost_facts(cost: Cost) -> dict[str, object]:
         "cache_bytes_per_token": cost.cache_bytes,
         "library_bytes_per_token": cost.library_bytes,
     }
-
-
-def _write(place: Path, text: str) -> None:
-    try:
-        place.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"{place} cannot be written: {error.strerror}.") from None
 
 
 def _console() -> Console:

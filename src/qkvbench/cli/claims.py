@@ -55,7 +55,7 @@ def answer(request: Request) -> int:
         and verdict in (None, _flag(entry.finding.verdict))
     ]
     if request.out is not None:
-        _write(Path(request.out), ledger.page(entries, [each.name for each in stores]))
+        names.write_page(Path(request.out), ledger.page(entries, [each.name for each in stores]))
     elif request.json:
         print(json.dumps([facts(entry) for entry in entries], indent=1, ensure_ascii=False))
     elif chosen:
@@ -236,13 +236,6 @@ def _open(word: str) -> StoreView:
     if not store.runs and not store.measurements and not store.benchmarks:
         raise RequestError(f"There is no run in {folder}; 'qkvbench run' puts them there.")
     return store
-
-
-def _write(place: Path, text: str) -> None:
-    try:
-        place.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"{place} cannot be written: {error.strerror}.") from None
 
 
 def _console() -> Console:

@@ -28,6 +28,7 @@ from qkvbench.recipes import Study
 from qkvbench.reports import Report
 from qkvbench.reports.parts.formatting import printable
 from qkvbench.results.margins import Margins, parse_margins
+from qkvbench.results.store import write_atomically
 from qkvbench.results.view import View
 from qkvbench.task_ref import parse_task
 from qkvbench.variant import Variant
@@ -233,6 +234,14 @@ def check_margin_names(margins: Margins, tasks: list[str]) -> None:
     """Raise RequestError for a margin of another task than these."""
     for name in margins.tasks or {}:
         _known("task", name, tasks)
+
+
+def write_page(place: Path, text: str) -> None:
+    """Write a whole file, or nothing; RequestError if it cannot be written."""
+    try:
+        write_atomically(place, text.encode())
+    except OSError as error:
+        raise RequestError(f"{place} cannot be written: {error.strerror}.") from None
 
 
 def with_variant(base: Model, wanted: Variant | Cycle) -> Model:

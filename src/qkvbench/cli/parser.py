@@ -8,6 +8,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn, cast
 
+# The settings of `--heal`.
+HEALING = (
+    "tokens=N (half by blocks, half by logits), or blocks=N logits=N; lora=RANK, blocks_lr=X, "
+    "logits_lr=X, temperature=X, seed=N, teacher=FOLDER"
+)
+
 
 class RequestError(Exception):
     """The request was wrong; the message has the reason, and what to write instead."""
@@ -84,7 +90,7 @@ def build_parser() -> _Parser:
     show.add_argument(
         "--model", default="small-decoder", metavar="NAME", help="a model (small-decoder)"
     )
-    show.add_argument("--position", metavar="P", help="position scheme instead of the model's")
+    _position(show)
     show.add_argument(
         "--tokens",
         type=_count,
@@ -123,7 +129,12 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """`run`: the study, and the execution of its runs."""
     run = _command(commands, "run", "train and measure arms that differ in nothing else; resumes")
     run.add_argument("recipe", nargs="?", help="a recipe; 'qkvbench ls recipes' lists them")
-    run.add_argument("--size", metavar="NAME", help="a recipe's size, if it has several")
+    run.add_argument(
+        "--size",
+        metavar="NAME",
+        help="one of a recipe's sizes: article-table, budgets, frontier, frontier-short and "
+        "paper-* have several; another name lists them",
+    )
     run.add_argument(
         "--variants",
         nargs="+",
@@ -134,7 +145,10 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--tasks", nargs="+", metavar="T", help="'qkvbench ls tasks' lists them; or a path"
     )
     run.add_argument(
-        "--seeds", type=_count, metavar="N", help="runs of each arm, which differ in their seed (5)"
+        "--seeds",
+        type=_count,
+        metavar="N",
+        help="runs of each arm, with different seeds (a recipe's own number, otherwise 5)",
     )
     run.add_argument(
         "--tune",
@@ -146,15 +160,20 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="FILE",
         help="store the hypotheses of this TOML file before the first run; the report judges them",
     )
-    run.add_argument("--model", metavar="NAME", help="'qkvbench ls models' lists them")
-    run.add_argument("--position", metavar="P", help="'qkvbench ls positions' lists them")
     run.add_argument(
-        "--pooling", metavar="P", help="how an encoder pools a sequence: mean or class-token"
+        "--model",
+        metavar="NAME",
+        help="train this model in place of each task's own; 'qkvbench ls models' lists them",
+    )
+    _position(run)
+    run.add_argument(
+        "--pooling",
+        metavar="P",
+        help="how an encoder pools a sequence: mean or class-token (the task's own)",
     )
     run.add_argument(
         "--init-from", metavar="TASK", help="initialize each arm from its trained run on this task"
     )
-    # The name of --init-from in the first version.
     run.add_argument("--backend", default="torch", metavar="NAME", help="torch or jax (torch)")
     run.add_argument(
         "--quantize",
@@ -181,7 +200,13 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="S",
         help="weights replicated (ddp, default) or sharded (fsdp)",
     )
-    run.add_argument("--jobs", type=_count, metavar="N", help="parallel runs (one per core)")
+    run.add_argument(
+        "--jobs",
+        type=_count,
+        metavar="N",
+        help="parallel runs (local: one per core, fewer if memory is short, one on a GPU; slurm: "
+        "64; ray with an address: what the cluster holds)",
+    )
     run.add_argument(
         "--engine",
         default="local",
@@ -241,7 +266,7 @@ def _add_measure(commands: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="NAME",
         help="a model, or that of a task or of your data (small-decoder)",
     )
-    measure.add_argument("--position", metavar="P", help="position scheme instead of the model's")
+    _position(measure)
     measure.add_argument(
         "--context", type=_count, metavar="N", help="tokens of a sequence (4096, or what fits)"
     )
@@ -285,15 +310,18 @@ def _add_cost(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--hardware",
         nargs="+",
         metavar="D",
-        help="'qkvbench ls hardware' lists them; or a device's file NAME.toml (a line for each)",
+        help="devices by name, or by file NAME.toml; 'qkvbench ls hardware' lists them (all, a "
+        "line each)",
     )
-    cost.add_argument("--position", metavar="P", help="position scheme instead of the model's")
+    _position(cost)
     cost.add_argument(
         "--context", type=_count, metavar="N", help="tokens of a sequence (4096, or what fits)"
     )
     cost.add_argument("--batch", type=_count, default=1, metavar="N", help="sequences at once (1)")
     cost.add_argument(
-        "--precision", metavar="P", help="of the arithmetic (bf16, fp16 or fp32, as it has)"
+        "--precision",
+        metavar="P",
+        help="of the arithmetic (the first of bf16, fp16 and fp32 that the device has)",
     )
     cost.add_argument(
         "--weights", metavar="T", help="dtype of stored weights: bf16, int8, int4 (--precision)"
@@ -329,7 +357,10 @@ def _add_slim(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """`slim`: the checkpoint and the context."""
     slim = _command(commands, "slim", "what of a checkpoint's cache can be left out without loss")
     slim.add_argument(
-        "source", metavar="SRC", help="a folder that save_pretrained wrote, or a hub name"
+        "source",
+        metavar="SRC",
+        help="a folder that save_pretrained wrote, smollm2-135m, or a name on the Hub such as "
+        "openai-community/gpt2",
     )
     slim.add_argument(
         "--context", type=_count, default=8192, metavar="N", help="tokens in the cache (8192)"
@@ -367,7 +398,12 @@ def _add_pretrained(commands: "argparse._SubParsersAction[_Parser]") -> None:
         commands, "convert", "a checkpoint with a smaller cache, measured before and after"
     )
     _source(convert)
-    convert.add_argument("--to", metavar="E", help="an equation such as 'q,k=v' or 'q,k=v/1'")
+    convert.add_argument(
+        "--to",
+        metavar="E",
+        help="an equation such as 'q,k=v' or 'q,k=L(192),v=L(192)'; needed unless --layers is a "
+        "plan",
+    )
     convert.add_argument(
         "--layers", metavar="L", help="layers such as 0,3,5-9, or a plan of 'advise' (all)"
     )
@@ -382,7 +418,7 @@ def _add_pretrained(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--heal",
         nargs="+",
         metavar="K=V",
-        help="train the changed layers: tokens=100k, lora=RANK, …",
+        help=f"train the changed layers (no training): {HEALING}",
     )
     convert.add_argument(
         "--memory",
@@ -417,15 +453,25 @@ def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="E",
         help="what a layer may get beside q,k,v; none is no attention ('q,k=v' 'q,k,v/1')",
     )
-    prune.add_argument("--layers", type=_count, metavar="N", help="as many layers of the model")
-    prune.add_argument("--model", metavar="NAME", help="'qkvbench ls models' lists them")
-    prune.add_argument("--position", metavar="P", help="'qkvbench ls positions' lists them")
+    prune.add_argument(
+        "--layers", type=_count, metavar="N", help="number of layers (the model's own)"
+    )
+    prune.add_argument(
+        "--model",
+        metavar="NAME",
+        help="in place of the task's own; 'qkvbench ls models' lists them",
+    )
+    _position(prune)
     prune.add_argument("--seeds", type=_count, default=3, metavar="N", help="seeds (3)")
     prune.add_argument(
         "--draws", type=_count, default=3, metavar="N", help="random plans of each seed (3)"
     )
     prune.add_argument(
-        "--pairs", type=_count, default=64, metavar="N", help="pairs measured together (64)"
+        "--pairs",
+        type=_count,
+        default=64,
+        metavar="N",
+        help="pairs of changes measured together, for the rival of that name (64)",
     )
     prune.add_argument(
         "--threads", type=_count, default=1, metavar="N", help="threads of each run (1)"
@@ -441,7 +487,10 @@ def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--text", type=_path, metavar="FILE", help="text for the fit, the gates and healing"
     )
     pretrained.add_argument(
-        "--steps", type=_count, metavar="N", help="steps of the gates, of 256 tokens (128)"
+        "--steps",
+        type=_count,
+        metavar="N",
+        help="steps in which the gates learn, of 256 tokens each (128)",
     )
     pretrained.add_argument(
         "--window", type=_count, default=512, metavar="N", help="tokens of a sequence (512)"
@@ -456,8 +505,8 @@ def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--heal",
         nargs="+",
         default=[],
-        metavar="SETTING",
-        help="heal every plan: blocks=8k, lora=RANK, …",
+        metavar="K=V",
+        help=f"heal every plan (no training): {HEALING}",
     )
     prune.add_argument(
         "--smoke", action="store_true", help="everything with very few steps: learns nothing"
@@ -474,8 +523,9 @@ def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
     export.add_argument(
         "model",
         metavar="MODEL",
-        help="an experiment FILE.json with its weights beside it, as 'prune' writes; the folder of "
-        "a Llama of transformers, plain or converted; smollm2-135m; or a model or task, untrained",
+        help="FILE.json of a trained model with FILE.safetensors beside it, as 'prune' writes; "
+        "the folder of a Llama, Mistral, Qwen2 or Qwen3, plain or converted; smollm2-135m; or a "
+        "model or task, with random weights",
     )
     export.add_argument(
         "--to",
@@ -486,7 +536,7 @@ def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     export.add_argument("--out", type=_path, required=True, metavar="FILE", help="the new file")
     export.add_argument("--variant", metavar="V", help="of an untrained model (q,k,v)")
-    export.add_argument("--position", metavar="P", help="position scheme instead of the model's")
+    _position(export)
     export.add_argument(
         "--context", type=_count, metavar="N", help="the most tokens of a text (2048, or fewer)"
     )
@@ -547,7 +597,10 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
     form.add_argument("--paper", metavar="FOLDER", help="figures and table for a paper, as files")
     _margin(report)
     report.add_argument(
-        "--out", type=_path, metavar="FILE", help="file of the page (DIR/report.html)"
+        "--out",
+        type=_path,
+        metavar="FILE",
+        help="file of the page (DIR/report.html), or of the report of --as (printed)",
     )
     report.add_argument("--strict", action="store_true", help="exit 1 if a record is damaged")
 
@@ -610,6 +663,15 @@ def _folder(parser: _Parser) -> None:
     )
 
 
+def _position(parser: _Parser) -> None:
+    parser.add_argument(
+        "--position",
+        metavar="P",
+        help="position scheme such as learned or rotary, in place of the model's own; "
+        "'qkvbench ls positions' lists them",
+    )
+
+
 def _margin(parser: _Parser) -> None:
     parser.add_argument(
         "--margin",
@@ -624,14 +686,23 @@ def _add_claims(commands: "argparse._SubParsersAction[_Parser]") -> None:
         commands, "claims", "claims of the literature, each with a verdict from your runs"
     )
     claims.add_argument(
-        "words", nargs="*", metavar="DIR|NAME", help="folders that 'run' wrote; one claim at length"
+        "words",
+        nargs="*",
+        metavar="DIR|NAME",
+        help="folders of results to judge by (no run is read without); or the name of a claim, "
+        "which is printed at length",
     )
     claims.add_argument(
         "--source",
         metavar="S",
-        help="only those of the article, or of the study (arXiv:2606.04032)",
+        help="article, or study (arXiv:2606.04032)",
     )
-    claims.add_argument("--verdict", metavar="V", help="only these, such as not-testable-here")
+    claims.add_argument(
+        "--verdict",
+        metavar="V",
+        help="impossible, refuted, supported, not-distinguishable, not-yet-run or "
+        "not-testable-here",
+    )
     form = claims.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON document")
     form.add_argument("--out", type=_path, metavar="FILE", help="write the ledger as one HTML page")

@@ -214,7 +214,8 @@ def _attention_formula(plan: Plan) -> str:
             case AlibiBias():
                 score = f"{score} − m_head·distance"
     mask = plan.mask
-    limits = "" if mask.window is None else f", the last {mask.window} keys"
+    near = f"the last {mask.window} keys" if mask.causal else f"keys nearer than {mask.window}"
+    limits = "" if mask.window is None else f", {near}"
     limits += f", the keys of its chunk of {mask.chunk}" if mask.chunk else ""
     limits += f" and the first {mask.sinks}" if mask.sinks else ""
     limits += ", which see all" if mask.global_rows else ""

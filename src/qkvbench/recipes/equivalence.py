@@ -1,4 +1,4 @@
-"""Are one key/value head, or a query tied to the key without its own position, as good?
+"""Do one key/value head (`q,k,v/1`) and `q=k,v-diag` match `q,k,v`? Fifty seeds of each.
 
 Run       qkvbench run equivalence
 Register  --preregister src/qkvbench/recipes/equivalence.toml, for the first run

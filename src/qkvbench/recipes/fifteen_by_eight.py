@@ -18,7 +18,7 @@ LEFT_OUT = ("q,k=L(16),v=L(16)", "q,k,v=R(k)")
 
 
 def study() -> Study:
-    """The catalogue without its null and its latent, on one or two tasks of each benchmark."""
+    """The catalogue without `q,k,v=R(k)` and its latent, on one or two tasks of each benchmark."""
     return Study(
         name="fifteen-by-eight",
         variants=tuple(entry.equation for entry in CATALOGUE if entry.equation not in LEFT_OUT),

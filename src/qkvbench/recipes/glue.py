@@ -4,8 +4,8 @@ Run       qkvbench run glue
           qkvbench run glue --init-from masked-reviews    each arm is pre-trained first
 Takes     about seventy minutes on two cores; with the start a quarter of an hour more
 Expect    sentences and documents of praise and blame, topics of 8 and of 20 classes, and one
-          average under its own name, which is none of GLUE's; two thirds of a minute a run, so
-          speeds of learning more than what is learned in the end
+          average under its own name, which is none of GLUE's; a run takes two thirds of a minute,
+          so scores show speed of learning more than final quality
 """
 
 from qkvbench.recipes import Study

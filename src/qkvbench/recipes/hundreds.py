@@ -3,8 +3,8 @@
 Run       qkvbench run hundreds
 Then      qkvbench report results/hundreds --as effects
 Takes     about an hour on two cores
-Wrong     a part of each task's own steps, and one seed: speed of learning more than capacity, and
-          what is left over of a run is its noise and every interaction that is not named
+Wrong     each run has a part of the task's own steps and one seed: scores show speed of learning,
+          and what is left over mixes noise with the interactions that are not named.
           `none`, a model without attention, has none of the choices: it is the floor, and a scheme
           of positions at which half of the arms do no better is left out of the effects
 Expect    sharing heads is possible only if K and V do not come from the query or the stream, so

@@ -1,4 +1,4 @@
-"""Does a masked diagonal give back what a tie of query and key loses, and is that a law?
+"""Does masking the diagonal repair `q=k,v` on every corpus, length and position scheme?
 
 Run       qkvbench run masked-diagonal
 Register  --preregister src/qkvbench/recipes/masked-diagonal.toml, for the first run

@@ -1,4 +1,4 @@
-"""What else could be saved? A window and linear attention beside the ties, one rate tuned for each.
+"""What else could be saved? A window and linear attention beside the ties.
 
 Run       qkvbench run rivals
 Tune      qkvbench run rivals --tune lr      a learning rate for each arm

@@ -1,6 +1,5 @@
 """Exact bounds on proportions, tests on them, and Holm's adjustment."""
 
-import math
 from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
@@ -47,11 +46,3 @@ def not_lower_p(first: int, second: int, *, seeds: int, margin: float) -> float:
         middle = (small + large) / 2
         small, large = (small, middle) if largest_gap(middle) < margin else (middle, large)
     return large
-
-
-def wilson(share: float, count: float, *, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score bounds on a proportion that was observed in `count` independent cases."""
-    z = -float(special.ndtri(level / 2))
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / count / 2) ** 2)
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -13,7 +13,7 @@ from qkvbench.data.batch import Batch, Predictions, Split
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model.quantization import PLAIN, in_few_bits, parse_quantization
 from qkvbench.model.rng import generator
-from qkvbench.results.record import GeneratedTexts, Point
+from qkvbench.results.record import LARGEST_SCORE, GeneratedTexts, Point
 from qkvbench.results.stats import reaches
 from qkvbench.tasks import Data, GenerationEval, Scored, Task
 from qkvbench.train.analyses import batch_of_snapshots, snapshot, snapshot_steps
@@ -200,8 +200,8 @@ def generate(
 
 
 def check_finite(metrics: dict[str, float]) -> dict[str, float]:
-    """The same metrics; DivergedError if one is not finite."""
-    if not all(map(math.isfinite, metrics.values())):
+    """The same metrics; DivergedError if one is not finite, or larger than a record holds."""
+    if not all(abs(value) <= LARGEST_SCORE for value in metrics.values()):
         raise DivergedError(f"The scores are not finite: {metrics}.")
     return metrics
 

@@ -227,11 +227,6 @@ class Root:
     reads: Input = "stream"
 
     @property
-    def is_stream(self) -> bool:
-        """True for the input itself, without a matrix."""
-        return self.matrix is None and not self.is_below
-
-    @property
     def is_below(self) -> bool:
         """True for K or V of a layer below."""
         return self.reads == "layer below"

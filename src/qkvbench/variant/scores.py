@@ -375,7 +375,8 @@ SUFFIXES: dict[str, Suffix] = {
         "RoPE frequencies divided by N (Gemma 3)", {}, number="rope_scaling", made=LinearScaling
     ),
     "+ropellama": Suffix(
-        "those of waves longer than L tokens divided by N; L is 8192 if left out (Llama 3)",
+        "RoPE frequencies of waves longer than L tokens are divided by N; L is 8192 if left out "
+        "(Llama 3)",
         {},
         number="rope_scaling",
         form="NxL",
@@ -390,7 +391,7 @@ SUFFIXES: dict[str, Suffix] = {
         made=YarnScaling,
     ),
     "+ropeyarnexact": Suffix(
-        "the same, from and to a fraction of a pair (GPT-OSS)",
+        "YaRN without rounding its range to whole pairs (GPT-OSS)",
         {},
         number="rope_scaling",
         form="NxLxA",
@@ -423,9 +424,9 @@ SUFFIXES: dict[str, Suffix] = {
     ),
     "-diag": Suffix("no token attends to itself unless it sees nothing else", {"diagonal": False}),
     "+window": Suffix("a query sees keys less than so many positions away", {}, number="window"),
-    "+sinks": Suffix("and always so many first keys", {}, number="sinks"),
+    "+sinks": Suffix("with +window: a query also sees the first N keys", {}, number="sinks"),
     "+global": Suffix(
-        "and the first N tokens see all and are seen by all (Longformer)",
+        "with +window, encoders alone: the first N tokens see all and are seen by all (Longformer)",
         {},
         number="global_tokens",
     ),
@@ -470,7 +471,9 @@ SUFFIXES: dict[str, Suffix] = {
         "each number of the output is multiplied by a sigmoid of the stream (Qwen3-Next)",
         {"gate": "number"},
     ),
-    "+headgate": Suffix("each head of the output is multiplied by one (LFM 3)", {"gate": "head"}),
+    "+headgate": Suffix(
+        "each head of the output is multiplied by a sigmoid of the stream (LFM 3)", {"gate": "head"}
+    ),
     "+subnorm": Suffix(
         "RMS norm of the output over all heads together, with a scale (BitNet)",
         {"output_norm": True},

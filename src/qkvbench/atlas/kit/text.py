@@ -62,8 +62,9 @@ def answer(forms: Sequence[Form]) -> str:
     layers = sum(len(form.layers) for form in proved)
     classes = len({layer.name for form in proved for layer in form.layers})
     return (
-        f"{len(forms)} forms in use; {len(said)} are one equation here, {len(proved)} of them "
-        f"proved equal to the library's layer ({layers} layers of {classes} classes, {library()})."
+        f"{len(forms)} forms in use. {len(said)} can be written as one equation, and {len(proved)} "
+        "of these were measured equal to the library's layer "
+        f"({layers} layers of {classes} classes, {library()})."
     )
 
 

@@ -113,13 +113,6 @@ def block_speedup(model: Model, variant: str, tokens: int) -> float:
     return _block_macs(model, tokens) / _block_macs(model.with_variant(parse(variant)), tokens)
 
 
-def attention_speedup(model: Model, variant: str, tokens: int) -> float:
-    """As `block_speedup`, of the attention layers alone, output projection included."""
-    return _attention_macs(model, tokens) / _attention_macs(
-        model.with_variant(parse(variant)), tokens
-    )
-
-
 def share_left(model: Model, variant: str) -> float:
     """The smallest share that any part of inference keeps: a bound on its time and its memory.
 

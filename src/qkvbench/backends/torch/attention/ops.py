@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qkvbench.variant import (
-    NORM_EPS,
     ApplyMap,
     ApplyRope,
     Clamp,
@@ -160,11 +159,6 @@ def generator(
 def map_rows(rows: Heads, matrix: Float[Tensor, "_heads head_dim head_dim"]) -> Heads:
     """Every row of a head times the head's matrix."""
     return rows @ matrix.to(rows.dtype).mT
-
-
-def rms_norm(rows: Heads, eps: float = NORM_EPS) -> Heads:
-    """Each head of each row at root mean square 1, computed in fp32 or better."""
-    return normalize(rows, Normalize(eps=eps))
 
 
 def normalize(rows: Heads, norm: Normalize) -> Heads:
