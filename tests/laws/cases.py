@@ -440,6 +440,22 @@ def few(cases: Iterable[Case], count: int) -> list[Case]:
     return found
 
 
+def can_be(case: Case, architecture: str) -> bool:
+    """Whether this architecture of `architectures` can have the case's variant."""
+    return reads_both_ways(case.full) or architecture in ("decoder", "encoder-decoder")
+
+
+def one_of_each(cases: Iterable[Case], names: Iterable[str]) -> list[tuple[Case, str]]:
+    """Every architecture with another one of a few cases that have most values."""
+    names = list(names)
+    left, found = few(cases, 2 * len(names)), []
+    for name in names:
+        case = next(each for each in left if can_be(each, name))
+        left.remove(case)
+        found.append((case, name))
+    return found
+
+
 def _values(case: Case) -> set[tuple[str, str]]:
     scores = {(f"score {name}", str(value)) for name, value in vars(case.full.scores).items()}
     return scores | {

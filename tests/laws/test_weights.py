@@ -14,6 +14,7 @@ from laws.cases import (
     VOCABULARY,
     architectures,
     at_their_time,
+    can_be,
     covering,
     decoder,
     drawn,
@@ -23,7 +24,7 @@ from laws.cases import (
     every_distinct,
     every_output,
     every_position,
-    few,
+    one_of_each,
     parametrized,
     plan_of,
     reads_both_ways,
@@ -140,16 +141,17 @@ def test_loading_other_weights_is_refused_by_name():
 
 
 def _cells(models):
-    """Each architecture with some cases; the first `models` of them quick, the others nightly."""
-    cells = [(case, name) for case in CASES for name in architectures("q,k,v", SCHEMES[0])]
+    """Each architecture with some cases.
+
+    One of each is quick for the first `models` and slow for the others; the rest are nightly.
+    """
     names = list(architectures("q,k,v", SCHEMES[0]))
-    # Every architecture with another one of a few cases that have most values.
-    quick = [(case, name) for case, name in zip(few(CASES, len(names)), names, strict=True)][
-        :models
-    ]
+    cells = [(case, name) for case in CASES for name in names if can_be(case, name)]
+    first = one_of_each(CASES, names)
+    times = {cell: "quick" if cell in first[:models] else "slow" for cell in first}
     return pytest.mark.parametrize(
         ("case", "name"),
-        at_their_time((cell, "quick" if cell in quick else "nightly") for cell in cells),
+        at_their_time((cell, times.get(cell, "nightly")) for cell in cells),
         ids=str,
     )
 
