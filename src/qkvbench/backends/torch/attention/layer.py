@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -55,8 +56,6 @@ class Attention(nn.Module):
     In cross-attention Q is made from its input, K and V from a source.
     """
 
-    like: Tensor
-
     def __init__(self, plan: Plan) -> None:
         """The layer, with weights that are not initialized."""
         super().__init__()
@@ -86,7 +85,7 @@ class Attention(nn.Module):
         )
         self.o = Linear(plan.output_width, width, biases) if plan.output_projection else None
         # Of the dtype and on the device of the weights, also if there are none.
-        self.register_buffer("like", torch.empty(0), persistent=False)
+        self.like = torch.empty(0)
 
     def forward(
         self,
@@ -263,6 +262,10 @@ class Attention(nn.Module):
         context = self._apply_ops(self.plan.before_output, context, maps, None)
         rows = context.transpose(1, 2).flatten(2)  # (batch, time, heads * width)
         return rows if self.o is None else self.o(rows)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # noqa: FBT001, FBT002
+        self.like = fn(self.like)
+        return super()._apply(fn, recurse)
 
     @property
     def plans(self) -> tuple[Plan, ...]:

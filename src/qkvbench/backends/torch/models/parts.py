@@ -86,7 +86,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def feed_forward(spec: AnyFeedForward, d_model: int, *, biases: bool) -> nn.Module:
+def feed_forward(spec: AnyFeedForward, d_model: int, *, biases: bool = True) -> nn.Module:
     """The feed-forward that `spec` describes; those that have `biases` have them or not."""
     match spec:
         case FeedForward(width):
