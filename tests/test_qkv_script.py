@@ -256,6 +256,16 @@ def test_a_failure_of_pip_is_named_and_the_next_call_goes_on(clone):
     assert clone("ls")[:2] == (0, "<-P><-m><qkvbench><ls>")
 
 
+def test_an_installation_that_failed_forgets_no_extras(clone):
+    clone("setup", "dev", "hf")
+    clone.asked()
+    (clone.root / "constraints.txt").write_text("numpy==2.5.0\n")
+    assert clone("ls", BROKEN="yes")[0] == 1
+    clone.asked()
+    assert clone("ls")[0] == 0
+    assert clone.asked()[-1].endswith(f"-e {clone.root}[dev,hf]")
+
+
 def test_two_at_once_install_once(clone):
     both = [clone.start("ls", SLOW="0.2") for _ in range(2)]
     assert [process.communicate(timeout=60)[0] for process in both] == [
