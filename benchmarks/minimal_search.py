@@ -98,7 +98,7 @@ def search(gaps: Gaps, allowed: float) -> Iterator[Tried]:
 
 
 def _smaller(current: Made, tried: set[str]) -> Iterator[tuple[str, int]]:
-    """What makes the model smaller and was not tried, with its size, the smallest first."""
+    """The untried parts that make the model smaller, with its size then, the smallest first."""
     now, found = size(current.arm), dict[str, int]()
     for part in (*EQUATIONS, *CHANGES):
         if part in tried:

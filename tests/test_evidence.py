@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 import fake_study
+from qkvbench.claims.kit import evidence
 from qkvbench.cli import main
 from qkvbench.model import initial_value, model_parameters, parse_arm, write_arm
 from qkvbench.recipes import Study
+from qkvbench.reports import full
 from qkvbench.results.evidence import Run, effective_speed, settings
+from qkvbench.results.pair import pair
 from qkvbench.results.record import Point
 from qkvbench.results.stats import verdicts
 from qkvbench.results.store import Store
@@ -196,3 +199,44 @@ def test_the_same_arm_again_is_an_arm_of_its_own_in_a_view(tmp_path):
     (task,) = view(store).tasks
     assert [len(cell.runs) for cell in task.cells] == [3, 3]
     assert "q,k,v~again" in task.result.differences
+
+
+def test_runs_that_divergence_left_decide_no_claim():
+    """Three of five seeds diverged, and the two that did not look as good."""
+    records = scored(loss=0.0)
+    lost = [
+        fake_study.record(each.parsed_experiment, status="diverged", reason="made for tests")
+        for each in records[-3:]
+    ]
+    lost = [each.model_copy(update={"metrics": {}, "curve": []}) for each in lost]
+    (setting,) = found([*records[:-3], *lost])
+    assert setting.verdict == "diverged"
+    assert "q,k=v" in setting.result.differences
+    metric = fake_study.find("digits").metric
+    assert evidence._outcome(setting, "q,k=v", "q,k,v", metric) is None
+
+
+def test_two_arms_below_chance_are_compared_if_the_control_is_far_below(tmp_path):
+    """As in a report: what a model without attention does not reach was learned."""
+    arms = ("q,k,v", "q,k=v", "none")
+    level = {"q,k,v": 8.2, "q,k=v": 8.3, "none": 9.5}
+    rng = np.random.default_rng(0)
+    runs = [
+        fake_study.record(run, level[run.arm] + 0.002 * rng.normal())
+        for run in Study("made", arms, {"lm-reviews": 3}).experiments()
+    ]
+    made = fake_study.small(tmp_path, runs, arms=arms, tasks=("lm-reviews",))
+    (task,) = made.tasks
+    assert task.metric.chance == 8
+    assert task.result.standing == "compared"
+    (compared,) = pair(made, "q,k,v", "q,k=v").tasks
+    assert compared.standing == "compared"
+    assert compared.verdict == task.result.differences["q,k=v"].verdict("lower")
+
+
+def test_a_baseline_that_caches_nothing_has_a_report(tmp_path):
+    arms = ("none", "q,k,v", "q,k=v")
+    runs = scored("lm-reviews", arms=arms, loss=-0.5)
+    made = fake_study.small(tmp_path, runs, arms=arms, tasks=("lm-reviews",))
+    text = full.render(made)
+    assert "Cache per token" not in text

@@ -187,7 +187,10 @@ def test_models_without_rows_in_a_cache_are_refused(
 
 
 def _study(tmp_path, cost):
-    """Six seeds of three arms with made-up costs, which `cost` gives by arm and form."""
+    """Six seeds of three arms with made-up costs, which `cost` gives by arm and form.
+
+    A cost that is not finite leaves the form without a score, as a run does.
+    """
     rng = np.random.default_rng(0)
     study = replace(
         find("quantization"),
@@ -202,7 +205,8 @@ def _study(tmp_path, cost):
         metrics = {**made.metrics, "bits_per_byte@plain": score}
         for form in study.quantizations:
             lost = cost(experiment.arm, form) + 0.002 * rng.normal()
-            metrics[in_few_bits("bits_per_byte", form)] = score + lost
+            if np.isfinite(lost):
+                metrics[in_few_bits("bits_per_byte", form)] = score + lost
         made_runs.append(made.model_copy(update={"metrics": metrics}))
     return fake_study.small(tmp_path, made_runs, arms=study.variants, tasks=("lm-reviews",))
 
@@ -230,6 +234,20 @@ def test_the_costs_that_are_put_in_come_out_and_only_they_are_marked(tmp_path) -
     assert "q,k=v against q,k,v: int4 by +0.0" in text
     assert "(d): q,k=L(48),v=L(48)+ropehead16" in text
     assert "q,k,v/1 against q,k,v: no form is seen to cost it more, or less." in text
+
+
+def test_a_form_without_a_score_in_a_run_has_no_cost_for_its_arm(tmp_path) -> None:
+    """The other runs alone would make it look cheaper."""
+    left = iter([np.nan])
+
+    def cost(arm: str, form: str) -> float:
+        return next(left, 0.01) if (arm, form) == ("q,k=v", "int4") else 0.01
+
+    found = _study(tmp_path, cost)
+    (task,) = quantization_costs(found)
+    assert set(task.costs["int4"]) == {"q,k,v", "q,k,v/1", "q,k=L(48),v=L(48)+ropehead16"}
+    assert "q,k=v" in task.costs["int8"]
+    assert "— a run has no" in report.render(found)
 
 
 def test_a_study_without_scores_in_few_bits_says_what_makes_them(tmp_path) -> None:

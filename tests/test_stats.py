@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from qkvbench.results import critical, stats, welch
+from qkvbench.results import critical, planning, stats, welch
 from qkvbench.results.log_rank import log_rank
 from qkvbench.results.record import MetricInfo
 
@@ -404,3 +404,13 @@ def test_counts_match_only_where_their_exact_bounds_say_so():
     assert critical.not_lower_p(60, 60, seeds=60, margin=room) == pytest.approx(0.05)
     assert critical.not_lower_p(5, 5, seeds=5, margin=0.25) > 0.05
     assert critical.not_lower_p(3, 5, seeds=5, margin=0.25) == 1.0
+
+
+def test_a_margin_beyond_all_scores_is_planned_on_its_other_side():
+    """Chance-like accuracies: nothing can be .1 lower than .05."""
+    base, own = [0.05, 0.055, 0.045, 0.05], [0.051, 0.049, 0.05, 0.052]
+    metric = metric_of(unit="share", chance=0.01)
+    found = planning.plan_arm("one", base, own, metric=metric, margin=0.1)
+    assert found.expected.match is not None
+    narrower = planning.plan_arm("one", base, own, metric=metric, margin=0.03)
+    assert found.expected.match <= narrower.expected.match

@@ -201,6 +201,16 @@ def test_an_arm_names_its_changes_in_one_order():
             with_arm(base, parse_arm(text), tokens=8)
 
 
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: each.name)
+def test_attention_without_any_weight_computes_in_the_dtype_of_its_input(backend):
+    model = changed(decoder("q=k=v=x", Rotary()), ("no-output-projection", "no-biases"))
+    assert not model.plans[0].parameters
+    weights = drawn(model_parameters(model).values())
+    expected = logits(model, model.changes, weights, TOKENS)
+    found = backend.logits(model, weights, (TOKENS,)).reshape(expected.shape)
+    assert np.abs(found - expected).max() < EXACT * np.abs(expected).max()
+
+
 def test_heads_that_are_no_stream_need_an_output_projection():
     model = changed(decoder("q,k,v+valuedim4", Rotary()), ("no-output-projection",))
     with pytest.raises(ValueError, match="they have 16 numbers, not 24"):

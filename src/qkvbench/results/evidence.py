@@ -178,7 +178,7 @@ def _compared(
     A seed of which a run of the two arms failed, without diverging, is one that both must have.
     """
     baseline = cells[0].variant
-    # A control that lacks a run is left out, so that it takes no verdict from the two arms.
+    # The control serves with the runs that it has: one that failed takes no verdict from the arms.
     failed = {run.seed for cell in cells[:2] for run in cell.failures if run.status != "diverged"}
     if metric.solved is not None:
         steps = {cell.variant: cell.solved_steps for cell in cells}

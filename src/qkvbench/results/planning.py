@@ -56,12 +56,15 @@ def plan_arm(
     unit = unit_of(metric.unit)
     values = [unit.analysed(each) for each in (base, own)]
     first, second = (float(each.std(ddof=1)) for each in values)
-    # The margin on the scale of analysis, on the side of a loss: infinite if no score is so low,
-    # which an arm cannot lose.
+    # The margin on the scale of analysis, on the side of a loss; on the other one if no score is
+    # so far on this.
     centre = float(values[0].mean())
     mean = unit.restored(centre)
-    lost = mean - margin if metric.better == "higher" else mean + margin
-    size = abs(analysed_bound(unit, lost) - centre)
+    lost, gained = mean - margin, mean + margin
+    if metric.better == "lower":
+        lost, gained = gained, lost
+    sides = [abs(analysed_bound(unit, each) - centre) for each in (lost, gained)]
+    size = next((each for each in sides if math.isfinite(each)), math.inf)
     wider = _upper_ratio([(first, len(base)), (second, len(own))])
     return ArmPlan(
         arm,

@@ -106,12 +106,19 @@ def _pairs(forms: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _values(runs: Sequence[Record], form: str, other: str) -> list[float]:
-    """By run, the score in one form less that in another."""
+    """By run, the score in one form less that in another.
+
+    None at all if a run has no finite score in a form that was wanted: the others alone would make
+    it look cheaper.
+    """
     found: list[float] = []
     for run in runs:
         name = run.metric.name
         score = run.metrics.get(in_few_bits(name, form))
         base = run.metrics.get(in_few_bits(name, other))
+        wanted = run.parsed_experiment.quantizations
+        if (score is None and form in wanted) or (base is None and other in wanted):
+            return []
         if score is not None and base is not None:
             found.append((base - score) if run.metric.better == "higher" else (score - base))
     return found

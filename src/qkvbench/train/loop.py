@@ -107,8 +107,9 @@ def score_test_split(
         state.written = GeneratedTexts(texts=texts, signatures=scored.signatures)
     if experiment.quantizations:
         few = _scores_in_few_bits(task, data, learner, experiment)
-        # The model itself did not diverge; a form in which it has no score is left out.
-        state.metrics |= {name: value for name, value in few.items() if math.isfinite(value)}
+        # The model itself did not diverge; a form in which it has no score is left out, and the
+        # report shows none for the arm.
+        state.metrics |= {name: each for name, each in few.items() if abs(each) <= LARGEST_SCORE}
     state.set_compile_time(learner.compile_s)
 
 

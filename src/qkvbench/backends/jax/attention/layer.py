@@ -238,11 +238,12 @@ class Attention:
         after = self.output(weights, context, made, layer.maps, rope)
         return after.astype(x.dtype).reshape(x.shape)
 
-    def dtype(self, weights: Weights) -> jnp.dtype:
-        """The dtype of products: that of the matrices, or of everything if there are none."""
+    def dtype(self, weights: Weights, like: Array | None = None) -> jnp.dtype:
+        """The dtype of products: that of the matrices; without any, of `like`, or fp32."""
         products = (each.name for each in self.plan.parameters if each.dtype == "compute")
-        first = next(products, None)
-        return jnp.dtype(jnp.float32) if first is None else weights[first].dtype
+        if (first := next(products, None)) is not None:
+            return weights[first].dtype
+        return jnp.dtype(jnp.float32) if like is None else like.dtype
 
     def new_cache(self, weights: Weights, batch: int, capacity: int) -> LayerCache:
         """An empty cache for this layer, in rows of the compute dtype."""
@@ -351,7 +352,7 @@ class Attention:
     def _project(self, weights: Weights, x: Array, reads: Input) -> dict[Derivation, Heads]:
         """The roots that read this input."""
         batch, time, _ = x.shape
-        kind = self.dtype(weights)
+        kind = self.dtype(weights, x)
         made: dict[Derivation, Heads] = {}
         for root in self.plan.roots:
             if root.reads == reads:
@@ -428,7 +429,8 @@ class Attention:
         """
         (key_weights, layer), (_, of_value) = owners
         kept, key_heads = self.plan.cached_value, self.plan.key_heads
-        value, kind = of_value.rows[kept.name], self.dtype(weights)
+        value = of_value.rows[kept.name]
+        kind = self.dtype(weights, value)
         queries = {name: self.scale_by_position(each, rows) for name, each in queries.items()}
         query = queries[self.plan.cached_key.name]
         batch, heads, time, _ = query.shape
