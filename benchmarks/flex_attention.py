@@ -4,10 +4,9 @@ Run     python benchmarks/flex_attention.py [--lengths 512 ...] [--rounds N] [--
 Needs   a C++ compiler, for torch.compile
 Size    a forward of 4 heads of 64, one sequence, fp32; 8,192 tokens at most with a whole mask
 
-FlexAttention leaves out blocks of scores that a mask hides, so it runs what no other kernel here
-skips: block-sparse attention. On a CPU it has no backward pass, and so trains nothing. All take
-turns, round by round; a ratio is to SDPA's causal attention of the same round, the median of the
-rounds. Each result is compared with masked SDPA first.
+FlexAttention leaves out blocks of scores that a mask hides. On a CPU it has no backward pass, and
+so trains nothing. All take turns, round by round; a ratio is to SDPA's causal attention of the same
+round, the median of the rounds. Each result is compared with masked SDPA first.
 """
 
 import argparse
@@ -42,10 +41,7 @@ def window(_batch: Tensor, _head: Tensor, row: Tensor, column: Tensor) -> Tensor
 
 
 def blocks(_batch: Tensor, _head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Whole blocks: its own, the one before, and every eighth from the first on.
-
-    The strided pattern of arXiv:1904.10509, section 4.2, by blocks.
-    """
+    """Whole blocks, its own, the one before, and every eighth: ``+blocks128x8``."""
     here, there = row // BLOCK, column // BLOCK
     return (row >= column) & ((here - there < 2) | (there % STRIDE == 0))
 
@@ -59,7 +55,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print("tokens  kernel                     seconds  of SDPA  scores seen")
+    print("tokens  kernel                        seconds  of SDPA  scores seen")
     for length in args.lengths:
         kernels, shares = _kernels(length)
         taken: dict[str, list[float]] = {name: [] for name in kernels}
@@ -72,7 +68,7 @@ def main() -> None:
         for name, seconds in taken.items():
             ratio = statistics.median(a / b for a, b in zip(seconds, base, strict=True))
             middle = statistics.median(seconds)
-            print(f"{length:6}  {name:25}  {middle:7.4f}  {ratio:6.2f}×  {shares[name]:.3f}")
+            print(f"{length:6}  {name:28}  {middle:7.4f}  {ratio:6.2f}×  {shares[name]:.3f}")
 
 
 def _kernels(length: int) -> tuple[dict[str, Callable[[], Tensor]], dict[str, float]]:
@@ -82,12 +78,16 @@ def _kernels(length: int) -> tuple[dict[str, Callable[[], Tensor]], dict[str, fl
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, HEADS, length, WIDTH, generator=generator) for _ in range(3))
     geometry = sized(HEADS * WIDTH, HEADS)
-    plan = resolve(parse(f"q,k,v+window{WINDOW}+sinks{SINKS}"), geometry, causal=True)
-    own, flex = SoftmaxAttention(plan), torch.compile(flex_attention, dynamic=False)
+    flex = torch.compile(flex_attention, dynamic=False)
+    own = {
+        suffix: SoftmaxAttention(resolve(parse(f"q,k,v{suffix}"), geometry, causal=True))
+        for suffix in (f"+window{WINDOW}+sinks{SINKS}", f"+blocks{BLOCK}x{STRIDE}")
+    }
     found: dict[str, tuple[Callable[[], Tensor], Seen]] = {
         "SDPA, causal": (lambda: sdpa(q, k, v, is_causal=True), causal),
-        "this bench, window": (lambda: own(q, k, v), window),
     }
+    for (suffix, layer), seen in zip(own.items(), (window, blocks), strict=True):
+        found[f"this bench, {suffix}"] = (lambda layer=layer: layer(q, k, v), seen)
     for name, seen in {"causal": causal, "window": window, "blocks": blocks}.items():
         mask = create_block_mask(seen, None, None, length, length, device="cpu", BLOCK_SIZE=BLOCK)
         found[f"FlexAttention, {name}"] = (
@@ -114,7 +114,7 @@ def _kernels(length: int) -> tuple[dict[str, Callable[[], Tensor]], dict[str, fl
         every = torch.arange(length)
         mask = window(none, none, every[:, None], every)
         kernels["SDPA, mask of a window"] = lambda: sdpa(q, k, v, attn_mask=mask)
-        shares["SDPA, mask of a window"] = shares["this bench, window"]
+        shares["SDPA, mask of a window"] = shares["FlexAttention, window"]
     return kernels, shares
 
 

@@ -22,7 +22,7 @@ from qkvbench.cost.roofline import (
 )
 from qkvbench.hardware import UnknownDeviceError, parse
 from qkvbench.model import PRESETS, Model
-from qkvbench.variant import Mask
+from qkvbench.variant import Blocks, Mask
 
 SHEET = {"value": 1e12, "source": "a data sheet"}
 DEVICE = {
@@ -134,6 +134,8 @@ def test_a_window_bounds_what_is_read() -> None:
         Mask(causal=True),
         Mask(causal=True, window=5, sinks=2),
         Mask(causal=True, chunk=4),
+        Mask(causal=True, blocks=Blocks(2, 3)),
+        Mask(blocks=Blocks(2, 3)),
         Mask(causal=True, diagonal=False),
         Mask(window=4),
         Mask(window=4, sinks=2),
@@ -146,7 +148,7 @@ def test_a_pass_counts_no_more_keys_than_its_mask_shows(mask: Mask, tokens: int)
     rows = np.arange(tokens)
     visible = int(mask.visible(rows, rows).sum())
     assert seen_keys(mask, tokens) <= visible
-    if mask.is_full and mask.diagonal:
+    if (mask.is_full and mask.diagonal) or mask.blocks:
         assert seen_keys(mask, tokens) == visible
 
 

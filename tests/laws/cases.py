@@ -45,6 +45,7 @@ from qkvbench.variant import (
     NO_ATTENTION,
     SUFFIXES,
     UNIFORM,
+    Blocks,
     Constant,
     GatedDelta,
     Geometry,
@@ -143,6 +144,9 @@ def _suffix_axes() -> dict[str, tuple[str, ...]]:
         values = [suffix.made(number * suffix.step) for number in numbers]
         if suffix.whole:
             values.append(suffix.made(*numbers * len(suffix.form.split("x"))))
+        if suffix.made is Blocks:
+            # Of three, two are seen: others hide nothing of a few tokens.
+            values.append(Blocks(1, 3))
         written = [f"{text}{suffix.written(value)}" for value in values]
         axes.setdefault(" ".join(suffix.names), [""]).extend(written if suffix.number else [text])
     return {name: tuple(texts) for name, texts in axes.items()}

@@ -217,7 +217,9 @@ def test_attention_by_rows_saves_nothing_of_the_square_of_the_length(monkeypatch
     assert max(largest) == 3 * time * 24 < 4 * time * time
 
 
-@pytest.mark.parametrize("text", ["q,k,v+window9", "q,k=v+window9+sinks2", "q,k,v+chunk16"])
+@pytest.mark.parametrize(
+    "text", ["q,k,v+window9", "q,k=v+window9+sinks2", "q,k,v+chunk16", "q,k=v+blocks5x4"]
+)
 def test_a_window_saves_no_scores_of_any_head(text):
     # It saves a mask that all heads share, and would save 4·256·256 scores.
     time, heads, largest = 256, 4, []

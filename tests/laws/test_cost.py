@@ -120,7 +120,7 @@ def test_flops_of_every_output_of_an_encoder_are_those_counted(variant, predicts
 def test_flops_of_attention_are_those_counted_of_a_layer(case):
     if not case.plan().mask.is_full:
         # A mask hides scores that are counted as full products.
-        case = replace(case, suffix=re.split(r"-diag|\+window|\+chunk", case.suffix)[0])
+        case = replace(case, suffix=re.split(r"-diag|\+window|\+chunk|\+blocks", case.suffix)[0])
     plan = case.plan()
     layer = TORCH.layer(plan, _zeros(plan))
     x = torch.zeros(1, TIME, plan.geometry.d_model, dtype=torch.float64)
@@ -145,6 +145,7 @@ def test_a_window_or_a_chunk_costs_the_scores_that_it_shows():
     for base, columns in [
         (decoder, {"+window1": 1, "+window3": 3, "+window8": 7, "+window2+sinks1": 3}),
         (decoder, {"+chunk3": 3, "+chunk8": 7}),
+        (decoder, {"+blocks1x3": 4, "+blocks2x3": 6, "+blocks4": 7}),
         (encoder, {"+window1": 1, "+window3": 5, "+window8": 7}),
     ]:
         for suffix, seen in columns.items():

@@ -94,8 +94,8 @@ def test_attention_depends_on_distances_only_unless_its_bias_is_separable(case):
     variant = parse(f"q,k=v{case.suffix}")
     if variant.scores.linear:
         return
-    # Sinks are positions of their own, and so are global tokens and the ends of chunks.
-    scores = replace(variant.scores, sinks=0, global_tokens=0, chunk=None)
+    # Sinks are positions of their own, and so are global tokens and the ends of chunks and blocks.
+    scores = replace(variant.scores, sinks=0, global_tokens=0, chunk=None, blocks=None)
     variant = replace(variant, scores=scores)
     plan = plan_of(variant, case.position, causal=case.mask == "causal")
     weights, x = _setup(plan)
@@ -193,7 +193,39 @@ def test_a_query_sees_its_own_chunk(chunk, causal):
     assert visible.sum(axis=1).max() == plan.mask.max_keys(TIME)
     for first, end in combinations(range(TIME + 1), 2):
         shown = np.flatnonzero(visible[first:end].any(axis=0))
-        assert plan.mask.keys_of(first, end, TIME) == slice(shown[0], shown[-1] + 1)
+        assert plan.mask.keys_of(first, end, TIME) == [slice(shown[0], shown[-1] + 1)]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("size", "every"), [(1, 3), (1, 4), (2, 3), (3, 3), (4, 8)])
+def test_a_query_sees_its_block_its_neighbours_and_some_of_the_others(size, every, causal):
+    plan = plan_of(f"q,k,v+blocks{size}x{every}", causal=causal)
+    tokens = 29
+    rows = np.arange(tokens)
+    visible = plan.mask.visible(rows, rows)
+    expected = [
+        [
+            (abs(i // size - j // size) <= 1 or (j // size) % every == 0) and (j <= i or not causal)
+            for j in rows
+        ]
+        for i in rows
+    ]
+    np.testing.assert_array_equal(visible, expected)
+    # The rows of a block see together what the last of them sees.
+    ends = [*range(size - 1, tokens, size), tokens - 1]
+    by_block = [keys for _, keys in plan.mask.keys_by_block(tokens)]
+    assert by_block == list(visible[ends[: len(by_block)]].sum(axis=1))
+    assert plan.mask.max_keys(tokens) == max(by_block)
+    assert sum(each for each, _ in plan.mask.keys_by_block(tokens)) == tokens
+    for first, end in combinations(range(tokens + 1), 2):
+        parts = plan.mask.keys_of(first, end, tokens)
+        read = [column for part in parts for column in rows[part]]
+        assert read == sorted(set(read))
+        assert set(np.flatnonzero(visible[first:end].any(axis=0))) <= set(read)
+        # Of a block that is not near nothing is read unless it is seen.
+        assert all(
+            (column // size) % every == 0 for part in parts[:-1] for column in rows[part]
+        ) or (not causal)
 
 
 @pytest.mark.parametrize("suffix", ["ropellama3x512", "ropeyarn3x512", "ropeyarnexact3x512"])

@@ -217,6 +217,10 @@ def _attention_formula(plan: Plan) -> str:
     near = f"the last {mask.window} keys" if mask.causal else f"keys nearer than {mask.window}"
     limits = "" if mask.window is None else f", {near}"
     limits += f", the keys of its chunk of {mask.chunk}" if mask.chunk else ""
+    if mask.blocks:
+        limits += f", the keys of its block of {mask.blocks.size}, the one before"
+        limits += "" if mask.causal else ", the one behind"
+        limits += f" and one of each {mask.blocks.every} blocks"
     limits += f" and the first {mask.sinks}" if mask.sinks else ""
     limits += ", which see all" if mask.global_rows else ""
     limits += "" if mask.diagonal else ", no token on itself"

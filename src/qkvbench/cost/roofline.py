@@ -237,6 +237,10 @@ def seen_keys(mask: Mask, tokens: int) -> int:
         whole, rest = divmod(tokens, mask.chunk)
         pairs = whole * mask.chunk * (mask.chunk + 1) + rest * (rest + 1)
         return pairs // 2 - hidden
+    if mask.blocks is not None:
+        later = sum(rows * (rows - 1) // 2 for rows, _ in mask.keys_by_block(tokens))
+        pairs = sum(rows * keys for rows, keys in mask.keys_by_block(tokens))
+        return pairs - (later if mask.causal else 0) - hidden
     if mask.causal:
         keys = mask.max_keys(tokens)
         return tokens * keys - keys * (keys - 1) // 2 - hidden

@@ -1,6 +1,7 @@
-"""What else could be saved? A window and linear attention beside the ties.
+"""What else could be saved? A window, blocks and linear attention beside the ties.
 
 Run       qkvbench run rivals
+Register  --preregister src/qkvbench/recipes/rivals.toml, for the first run
 Tune      qkvbench run rivals --tune lr      a learning rate for each arm
 Then      qkvbench run rivals-longer, with three times the steps, and rivals-glue for encoders
 Takes     about four and a half hours on two cores, the tuning included; by `--dry-run`,
@@ -16,6 +17,8 @@ from qkvbench.recipes import CONTROLS, Study
 
 # Of keys near, and the first ones: arXiv:2309.17453 finds that a stream needs four.
 WINDOW = "+window64+sinks4"
+# Its own block, the one before, and of the others each fourth.
+BLOCKS = "+blocks16x4"
 # Features of a head of FAVOR+: a few times its width.
 LINEAR = ("+elu", "+favor64", "+gateddelta")
 
@@ -28,7 +31,11 @@ def study() -> Study:
             "q,k,v",
             "q,k=v",
             "q,k,v/1",
-            *(f"{ties}{rival}" for rival in (WINDOW, *LINEAR) for ties in ("q,k,v", "q,k=v")),
+            *(
+                f"{ties}{rival}"
+                for rival in (WINDOW, BLOCKS, *LINEAR)
+                for ties in ("q,k,v", "q,k=v")
+            ),
             *CONTROLS,
         ),
         seeds={"lm-reviews": 5, "long-plays": 5, "mqar": 5},

@@ -1,4 +1,4 @@
-"""What do a window and linear attention cost an encoder? Packaged tasks in place of GLUE.
+"""What do a window, blocks and linear attention cost an encoder? Packaged tasks in place of GLUE.
 
 Run       qkvbench run rivals-glue
 Tune      qkvbench run rivals-glue --tune lr      a learning rate for each arm
@@ -13,6 +13,7 @@ from qkvbench.recipes import CONTROLS, Study
 
 # Less than a fourth of the longest texts at a time.
 WINDOW = "+window16+global1"
+BLOCKS = "+blocks8x4"
 LINEAR = ("+elu", "+favor64")
 
 
@@ -24,7 +25,11 @@ def study() -> Study:
             "q,k,v",
             "q,k=v",
             "q,k,v/1",
-            *(f"{ties}{rival}" for rival in (WINDOW, *LINEAR) for ties in ("q,k,v", "q,k=v")),
+            *(
+                f"{ties}{rival}"
+                for rival in (WINDOW, BLOCKS, *LINEAR)
+                for ties in ("q,k,v", "q,k=v")
+            ),
             *CONTROLS,
         ),
         seeds={"sentiment": 5, "topics-8": 5},

@@ -1,7 +1,7 @@
 """A variant is a value; `resolve` gives it a size and returns the plan that others read."""
 
 from qkvbench.variant.linear import CHUNK, Elu, Favor, GatedDelta, Linear, State
-from qkvbench.variant.mask import Mask
+from qkvbench.variant.mask import Blocks, Mask
 from qkvbench.variant.notation import parse, write
 from qkvbench.variant.parameter import Constant, Normal, Parameter, Rotation, linear
 from qkvbench.variant.plan import (
@@ -97,6 +97,7 @@ __all__ = [
     "AlibiBias",
     "ApplyMap",
     "ApplyRope",
+    "Blocks",
     "Bucketed",
     "CachedTensor",
     "Clamp",

@@ -5,13 +5,36 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Whole blocks of keys: a query's own, its neighbours, and each `every`-th from the first on.
+
+    The strided pattern of arXiv:1904.10509, section 4.2, in blocks of `size` positions.
+    """
+
+    size: int
+    every: int = 8
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers by which they are written."""
+        return (self.size,) if self.every == Blocks(1).every else (self.size, self.every)
+
+    def far(self, first: int, end: int) -> list[slice]:
+        """The parts of each `every`-th block that lie from `first` up to `end`."""
+        stride = self.size * self.every
+        starts = range(first // stride * stride, end, stride)
+        parts = (slice(max(first, start), min(start + self.size, end)) for start in starts)
+        return [part for part in parts if part.start < part.stop]
+
+
+@dataclass(frozen=True)
 class Mask:
     """The visible keys of each query.
 
     ``causal``: none after the query. ``window``: those less than `window` positions away, itself
     included; and the first ``sinks`` ones. The first ``global_rows`` queries see all keys.
     ``diagonal`` False: not itself, unless it is alone.
-    ``chunk``: those in its own chunk of `chunk` positions.
+    ``chunk``: those in its own chunk of `chunk` positions. ``blocks``: those in whole blocks.
     """
 
     causal: bool = False
@@ -20,11 +43,17 @@ class Mask:
     diagonal: bool = True
     chunk: int | None = None
     global_rows: int = 0
+    blocks: Blocks | None = None
 
     @property
     def is_full(self) -> bool:
         """True if at most causality hides a key."""
-        return self.local is None and self.diagonal
+        return not self.is_sparse and self.diagonal
+
+    @property
+    def is_sparse(self) -> bool:
+        """True if a long sequence has keys that most queries do not see."""
+        return bool(self.window or self.chunk or self.blocks)
 
     @property
     def local(self) -> int | None:
@@ -47,9 +76,12 @@ class Mask:
             visible = visible & (near | (rows[..., :, None] < self.global_rows))
         if self.chunk is not None:
             visible = visible & (rows[..., :, None] // self.chunk == columns // self.chunk)
+        if self.blocks is not None:
+            own, there = rows[..., :, None] // self.blocks.size, columns // self.blocks.size
+            visible = visible & ((abs(own - there) < 2) | (there % self.blocks.every == 0))
         if valid is not None:
             visible = visible & valid
-            if self.local is not None:
+            if self.is_sparse:
                 alone = ~visible.any(-1)[..., None]
                 visible = visible | (alone & (distance == 0))
         if not self.diagonal:
@@ -57,21 +89,26 @@ class Mask:
             visible = others | (visible & ~others.any(-1)[..., None])
         return visible
 
-    def keys_of(self, first: int, end: int, keys: int) -> slice:
-        """The keys that any query from `first` up to `end` may see, of `keys`.
-
-        Of the sinks only those that are near, or later than all queries.
-        """
+    def keys_of(self, first: int, end: int, keys: int) -> list[slice]:
+        """The keys that any query from `first` up to `end` may see, of `keys`, in order."""
         last = end if self.causal else keys
         if first < self.global_rows:
-            return slice(0, last)
+            return [slice(0, last)]
         if self.chunk is not None:
             after = -(-end // self.chunk) * self.chunk
-            return slice(first // self.chunk * self.chunk, min(last, after))
+            return [slice(first // self.chunk * self.chunk, min(last, after))]
+        if self.blocks is not None:
+            size = self.blocks.size
+            near = slice(max(0, first // size - 1) * size, min(last, (-(-end // size) + 1) * size))
+            before, after = self.blocks.far(0, near.start), self.blocks.far(near.stop, last)
+            return [*before, near, *after]
         if self.window is None:
-            return slice(0, last)
+            return [slice(0, last)]
+        # Sinks may also be later than all queries.
         after = max(end + self.window - 1, self.sinks)
-        return slice(max(0, first - self.window + 1), min(last, after))
+        near = slice(max(0, first - self.window + 1), min(last, after))
+        sinks = min(self.sinks, near.start)
+        return [slice(0, sinks), near] if sinks else [near]
 
     def first_slot(self, slot: int) -> int:
         """The first slot of a cache that the token in `slot` sees, sinks left out."""
@@ -80,7 +117,9 @@ class Mask:
         return 0 if self.window is None else max(0, slot + 1 - self.window)
 
     def hides_no_key(self, tokens: int) -> bool:
-        """True if window and chunk hide none of `tokens` from any query."""
+        """True if window, chunk and blocks hide none of `tokens` from any query."""
+        if self.blocks is not None:
+            return tokens <= 2 * self.blocks.size
         if self.chunk is not None:
             return self.chunk >= tokens
         if self.window is None or self.window >= tokens:
@@ -99,7 +138,31 @@ class Mask:
         """
         if self.chunk is not None:
             return min(tokens, self.chunk)
+        if self.blocks is not None:
+            return max((keys for _, keys in self.keys_by_block(tokens)), default=0)
         if self.window is None:
             return tokens
         near = self.window if self.causal else 2 * self.window - 1
         return min(tokens, near + self.sinks)
+
+    def keys_by_block(self, tokens: int) -> list[tuple[int, int]]:
+        """For each block of `tokens`: how many rows it has, and how many keys these see together.
+
+        Those of the rows' own block are counted for each, later ones, too.
+        """
+        assert self.blocks is not None
+        size, stride = self.blocks.size, self.blocks.size * self.blocks.every
+        found: list[tuple[int, int]] = []
+        for first in range(0, tokens, size):
+            end = min(first + size, tokens)
+            start, stop = max(0, first - size), end if self.causal else min(end + size, tokens)
+            last = end if self.causal else tokens
+            near = sum(_before(at, size, stride) * sign for at, sign in ((stop, 1), (start, -1)))
+            found.append((end - first, stop - start + _before(last, size, stride) - near))
+        return found
+
+
+def _before(position: int, size: int, stride: int) -> int:
+    """How many positions before this one lie in the first `size` of each `stride`."""
+    whole, rest = divmod(position, stride)
+    return whole * size + min(rest, size)

@@ -158,6 +158,7 @@ def _resolve(
             scores.diagonal,
             scores.chunk,
             scores.global_tokens,
+            scores.blocks,
         ),
         biases=tuple(bias for bias in (scores.correction, alibi) if bias),
     )
@@ -348,7 +349,7 @@ def _check_lender(own: Plan, lender: Lender) -> None:
     elif own.mask != plan.mask:
         raise ValueError(
             f"{of}: both need one mask, since the rows of one cache are read through it. Give both "
-            "the same window, sinks and diagonal."
+            "the same window, chunk, blocks, sinks and diagonal."
         )
     if lender.role == "v":
         if own.width("v") != plan.width("v"):

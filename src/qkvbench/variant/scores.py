@@ -18,6 +18,7 @@ from qkvbench.variant.frequencies import (
     YarnScaling,
 )
 from qkvbench.variant.linear import Elu, Favor, GatedDelta, Linear
+from qkvbench.variant.mask import Blocks
 
 Role = Literal["q", "k", "v"]
 ROLES: tuple[Role, ...] = ("q", "k", "v")
@@ -150,8 +151,8 @@ class Scores:
     (arXiv:2004.05150, section 3.1). ``sinks``: and always the first `sinks` keys
     (arXiv:2309.17453, section 3.2). ``global_tokens``: the first ones, which see all keys and are
     seen by all queries (arXiv:2004.05150, section 3.1, without projections of their own).
-    ``chunk``: a query sees only keys of its own chunk of `chunk`
-    positions. ``log_scale``: scores grow with the query's position. ``softcap``: q·k becomes
+    ``chunk``: a query sees only keys of its own chunk of `chunk` positions. ``blocks``: only those
+    of some blocks. ``log_scale``: scores grow with the query's position. ``softcap``: q·k becomes
     softcap·tanh(q·k / softcap), before any bias (arXiv:2408.00118, section 2). ``sink_logit``: a
     learned logit for each head joins the softmax and is dropped after it (arXiv:2508.10925,
     section 2.1). ``linear``: no softmax, see `Linear`; nothing then changes scores or hides keys.
@@ -179,6 +180,7 @@ class Scores:
     sinks: int = 0
     global_tokens: int = 0
     chunk: int | None = None
+    blocks: Blocks | None = None
     log_scale: LogScale | None = None
     softcap: int | None = None
     sink_logit: bool = False
@@ -201,13 +203,7 @@ class Scores:
         """Refuse combinations without a meaning."""
         if self.normed not in ((), ("q", "k"), ROLES):
             raise ValueError(f"Normed are Q and K, all three roles or none, not {self.normed}.")
-        if self.window is not None and self.window < 1:
-            raise ValueError(
-                f"A window of {self.window} shows nothing; use 1 (each position itself) or more, "
-                "or leave it out to see everything."
-            )
-        if self.window is not None and self.chunk is not None:
-            raise ValueError("A query sees a window or its own chunk: write one of the two.")
+        self._check_mask()
         if self.rope_scaling and self.rope_scaling.factor <= 1:
             raise ValueError(
                 "A factor of 1 changes no RoPE frequency: leave it out, or write more."
@@ -222,6 +218,26 @@ class Scores:
                 "Of a token that sees only itself '-own' leaves rounding errors, which "
                 "'+subnorm' would enlarge: leave out one of the two."
             )
+        if self.linear:
+            self._check_linear(self.linear)
+
+    def _check_mask(self) -> None:
+        """Refuse keys that are hidden in two ways, or none that are."""
+        if self.window is not None and self.window < 1:
+            raise ValueError(
+                f"A window of {self.window} shows nothing; use 1 (each position itself) or more, "
+                "or leave it out to see everything."
+            )
+        if sum(each is not None for each in (self.window, self.chunk, self.blocks)) > 1:
+            raise ValueError(
+                "A query sees a window, its own chunk, or blocks: write one of '+window', '+chunk' "
+                "and '+blocks'."
+            )
+        if self.blocks and self.blocks.every < 2:
+            raise ValueError(
+                "If each block is seen, none is hidden: write '+blocksNxM' with an M of 2 or more, "
+                "or leave it out."
+            )
         if self.sinks and self.window is None:
             raise ValueError(
                 "Without a window every key is visible, so sink tokens change nothing; write for "
@@ -232,8 +248,6 @@ class Scores:
                 "Global tokens are beside a window, and all see them already: write for example "
                 f"'+window128+global{self.global_tokens}'."
             )
-        if self.linear:
-            self._check_linear(self.linear)
 
     def _check_linear(self, linear: Linear) -> None:
         """Refuse linear attention with what changes a softmax, or random features in parts."""
@@ -257,6 +271,7 @@ _OF_SOFTMAX = {
     "diagonal": "'-diag'",
     "window": "'+window'",
     "chunk": "'+chunk'",
+    "blocks": "'+blocks'",
     "log_scale": "'+logscale'",
     "softcap": "'+softcap'",
     "sink_logit": "'+sinklogit'",
@@ -268,7 +283,8 @@ _OF_SOFTMAX = {
 IN_PLAN = frozenset(
     {
         *("normed", "norm", "latent_norm", "key_dim", "value_dim", "rope_head"),
-        *("correction", "diagonal", "window", "sinks", "chunk", "exclusive", "gate", "clamp"),
+        *("correction", "diagonal", "window", "sinks", "chunk", "blocks"),
+        *("exclusive", "gate", "clamp"),
         "first_value",
         *("global_tokens", "log_scale"),
         *("output_norm", "output_rank"),
@@ -432,6 +448,15 @@ SUFFIXES: dict[str, Suffix] = {
     ),
     "+chunk": Suffix(
         "a query sees the keys of its own chunk of so many positions (Llama 4)", {}, number="chunk"
+    ),
+    "+blocks": Suffix(
+        "a query sees its own block of N positions, the one before, in encoders the one behind, "
+        "and each M-th block from the first on; M is 8 if left out (Sparse Transformer)",
+        {},
+        number="blocks",
+        form="NxM",
+        made=Blocks,
+        whole=True,
     ),
     "+logscale": Suffix(
         "scores times 1 + 0.1·log(1 + ⌊n/N⌋) at the n-th position (Llama 4)",

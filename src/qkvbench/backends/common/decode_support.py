@@ -11,6 +11,7 @@ KEY_OPS = ((), (Scale,), (ApplyRope,), (Scale, ApplyRope))
 # Features of a plan as a person would say them; others are said by their names.
 WORDS = {
     "mask.diagonal": "masked diagonal",
+    "mask.blocks": "blocks of keys",
     "scores.softcap": "soft cap on scores",
     "scores.sink_logit": "sink logit",
     "bias.Separable": "learned bias of row and column",

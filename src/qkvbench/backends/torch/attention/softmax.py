@@ -68,7 +68,7 @@ class SoftmaxAttention(nn.Module):
             if mask.hides_no_key(time):
                 return self._fused(q, k, v, lengths)
             return self._fused_by_rows(q, k, v, lengths)
-        if self.plain and mask.causal and mask.local is None:
+        if self.plain and mask.causal and not mask.is_sparse:
             # Each token but the first sees the keys of the one before it: a shift by one.
             first = v[:, :, :1].repeat_interleave(q.shape[1] // v.shape[1], dim=1)
             if time == 1:
@@ -153,13 +153,9 @@ class SoftmaxAttention(nn.Module):
         self, first: int, last: int, keys: int, device: torch.device
     ) -> tuple[slice | Tensor, Columns]:
         """The keys that any row from `first` up to `last` sees: an index of K, and positions."""
-        near = self.mask.keys_of(first, last, keys)
-        columns = torch.arange(near.start, near.stop, device=device)
-        sinks = min(self.mask.sinks, near.start)
-        if not sinks:
-            return near, columns
-        columns = torch.cat([torch.arange(sinks, device=device), columns])
-        return columns, columns
+        parts = self.mask.keys_of(first, last, keys)
+        columns = torch.cat([torch.arange(part.start, part.stop, device=device) for part in parts])
+        return parts[0] if len(parts) == 1 else columns, columns
 
     def _fused_by_rows(self, q: Heads, k: Heads, v: Heads, lengths: Lengths | None) -> Heads:
         """Attention under a window by torch's kernel, with one small mask per block of rows."""

@@ -260,10 +260,9 @@ class Cache:
             state.memory = drawn.to(state.memory.dtype)
 
     def intervals(self, mask: Mask) -> list[tuple[int, int]]:
-        """The slots that the next token of any sequence sees, itself included: sinks, then near."""
-        first = mask.first_slot(self.shortest)
-        near = (first, self.longest + 1)
-        return [(0, min(mask.sinks, first)), near] if mask.sinks and first else [near]
+        """The slots that the next token of any sequence sees, itself included, in order."""
+        end = self.longest + 1
+        return [(part.start, part.stop) for part in mask.keys_of(self.shortest, end, end)]
 
     def visible(self, mask: Mask) -> tuple[int | Sequence[int], int | Sequence[int]]:
         """The slots [first, end) that the next token of each sequence sees, sinks left out."""
