@@ -26,7 +26,7 @@ from laws.cases import (
 from qkvbench import reference
 from qkvbench.backends.torch import Attention
 from qkvbench.model import Alibi, Learned, Rotary, Sinusoidal
-from qkvbench.variant import parse
+from qkvbench.variant import Mask, parse
 
 # fp64 rounding of sums over tens of numbers of size ten.
 EXACT = 1e-11
@@ -168,20 +168,31 @@ def test_a_token_outside_the_window_changes_nothing_unless_it_is_a_sink(backend,
     assert (change(f"{case}+sinks1")[:, 1:] > EXACT).all()
 
 
-@every_backend_and(["q,k,v+window2+global1", "q,k=v/1++-diag+window2+global3"])
+def _blocks_seen(size, every):
+    return lambda i, j: (abs(i // size - j // size) < 2) | (j // size % every == 0)
+
+
+SPARSE = {
+    "q,k,v+window2+global1": lambda i, j: (abs(i - j) < 2) | (i < 1) | (j < 1),
+    "q,k=v/1++-diag+window2+global3": lambda i, j: (abs(i - j) < 2) | (i < 3) | (j < 3),
+    "q,k,v+blocks1x3": _blocks_seen(1, 3),
+    "q,k=v/1++-diag+blocks2x3": _blocks_seen(2, 3),
+}
+
+
+@every_backend_and([*SPARSE])
 @pytest.mark.parametrize("few_rows", [False, True], ids=["whole", "by rows"])
-def test_a_window_with_global_tokens_is_full_attention_with_a_mask(
+def test_a_window_with_global_tokens_and_blocks_are_full_attention_with_a_mask(
     backend, case, few_rows, monkeypatch
 ):
     if few_rows:
         backend.by_rows(monkeypatch, TWO_ROWS)
     plan = plan_of(case, Rotary(), causal=False)
-    count, near = plan.mask.global_rows, plan.mask.window
     rows, columns = np.mgrid[:TIME, :TIME]
-    seen = (abs(rows - columns) < near) | (rows < count) | (columns < count)
+    seen = SPARSE[case](rows, columns)
     seen &= plan.mask.diagonal | (rows != columns)
-    # The same layer without a window, with all that is hidden taken out of its softmax.
-    whole = replace(plan, mask=replace(plan.mask, window=None, sinks=0, global_rows=0))
+    # The same layer with a full mask, and all that is hidden taken out of its softmax.
+    whole = replace(plan, mask=Mask(diagonal=plan.mask.diagonal))
     weights, x = drawn(plan.parameters), streams()
     lengths = np.array(LENGTHS)
     found = backend.attend(plan, weights, x, lengths)
