@@ -13,9 +13,10 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from sums_of_means import Sum, done, loss, sum_of
+from losses import done, loss
 
 from qkvbench.experiment import Experiment
+from qkvbench.results.sums import Sum, sum_of
 
 BASELINE = "q,k,v"
 

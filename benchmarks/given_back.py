@@ -15,9 +15,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sums_of_means import Sum, done, loss, sum_of
+from losses import done, loss
 
 from qkvbench.results.record import Record
+from qkvbench.results.sums import Sum, sum_of
 
 BASELINE, MASKED, MEASURE = "q,k,v", "-diag", "diagonal"
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sums_of_means import done, loss
+from losses import done, loss
 
 from qkvbench import tasks
 from qkvbench.cost.matched import with_arm

@@ -586,7 +586,8 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
         nargs="+",
         type=_results,
         metavar="DIR",
-        help="a folder of results of 'qkvbench run', or folders of 'qkvbench prune'",
+        help="a folder of results of 'qkvbench run'; several that differ in budget or size, for "
+        "how the gaps change; or folders of 'qkvbench prune'",
     )
     form = report.add_mutually_exclusive_group()
     form.add_argument(
@@ -600,7 +601,8 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--out",
         type=_path,
         metavar="FILE",
-        help="file of the page (DIR/report.html), or of the report of --as (printed)",
+        help="file of the page (DIR/report.html), or of the report of --as (printed); of several "
+        "folders of the figure, an SVG",
     )
     report.add_argument("--strict", action="store_true", help="exit 1 if a record is damaged")
 

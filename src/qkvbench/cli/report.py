@@ -1,5 +1,6 @@
 """`qkvbench report`: the answer and the page, or any report, from a folder of results alone."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from qkvbench.cli import names
+from qkvbench.cli.evidence import every_run
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.reports import brief, page
-from qkvbench.reports.parts import paper, plans
+from qkvbench.reports.full import styled
+from qkvbench.reports.parts import paper, plans, trend
 from qkvbench.reports.parts.formatting import printable
 from qkvbench.results.across import FLOOR
 from qkvbench.results.pruning import RESULT, read_result
@@ -20,7 +23,8 @@ from qkvbench.results.store import (
     os_error_text,
     write_atomically,
 )
-from qkvbench.results.view import View, view
+from qkvbench.results.trend import trends
+from qkvbench.results.view import BASELINE, View, view
 
 # In the name of a native decoding kernel.
 NATIVE = "qkvbench::decode"
@@ -41,6 +45,8 @@ def _answer(request: Request) -> int:
         )
     if _has_plans(request.folders):
         return _answer_plans(request)
+    if len(request.folders) > 1:
+        return _answer_trends(request)
     (folder,) = request.folders
     store = Store(folder)
     margins = names.margins(request.margin)
@@ -66,15 +72,44 @@ def _answer(request: Request) -> int:
 
 
 def _has_plans(folders: Sequence[str]) -> bool:
-    """Whether these are folders of `qkvbench prune`; RequestError if they have no report in one."""
+    """Whether these are folders of `qkvbench prune`; RequestError if only some are."""
     learned = [each for each in folders if (Path(each) / RESULT).is_file()]
-    if len(folders) > 1 and len(learned) < len(folders):
+    if learned and len(learned) < len(folders):
         other = next(each for each in folders if each not in learned)
         raise RequestError(
-            f"{other} has no {RESULT}, and several folders have a report in one if each is of "
-            "'qkvbench prune'.\nGive one folder, or 'qkvbench evidence ARM DIR ...' for studies."
+            f"{other} has no {RESULT}, and {learned[0]} is a folder of 'qkvbench prune'.\n"
+            "Several folders have a report in one if all are of 'prune', or none is."
         )
     return bool(learned)
+
+
+def _answer_trends(request: Request) -> int:
+    """Print how gaps change with the budget and the size, which differ between the folders."""
+    if request.full or request.report or request.paper or request.margin:
+        raise RequestError(
+            "The report of several studies is how the gaps change between them.\nLeave out --as, "
+            "--full, --paper and --margin, or give one folder."
+        )
+    try:
+        found = trends(every_run([Path(each) for each in request.folders]))
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    if not found.tasks:
+        raise RequestError(
+            "These folders have no task with two seeds of the same arms at two budgets or sizes.\n"
+            "'qkvbench evidence ARM DIR ...' says what they show together of one arm."
+        )
+    if request.json:
+        print(json.dumps(trend.document(found), indent=1, ensure_ascii=False))
+    else:
+        console = Console(highlight=False)
+        for line in trend.lines(found, BASELINE):
+            console.print(styled(line), soft_wrap=not console.is_terminal)
+    if request.out is not None:
+        # One figure, of the task with the most places.
+        largest = max(found.tasks, key=lambda each: len(each.places))
+        _write(Path(request.out), trend.figure(largest, BASELINE, FLOOR))
+    return 0
 
 
 def _answer_plans(request: Request) -> int:

@@ -1,15 +1,13 @@
-"""Sums of means of independent samples with their intervals: comparisons of several arms."""
+"""Sums of means of independent samples with their intervals: questions on more than two arms."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
-from qkvbench.results.record import Record
-from qkvbench.results.store import Store
+from qkvbench.results.critical import LEVEL
 
 
 @dataclass(frozen=True)
@@ -23,31 +21,22 @@ class Sum:
     @property
     def half(self) -> float:
         """Half of the 95% interval."""
-        return float(stats.t.ppf(0.975, self.degrees)) * math.sqrt(self.variance)
+        return -float(special.stdtrit(self.degrees, LEVEL / 2)) * math.sqrt(self.variance)
 
     @property
     def p(self) -> float:
-        """Of no difference from zero."""
-        return float(2 * stats.t.sf(abs(self.value) / math.sqrt(self.variance), self.degrees))
+        """The two-sided p value of zero."""
+        return 2 * float(special.stdtr(self.degrees, -abs(self.value) / math.sqrt(self.variance)))
 
 
 def sum_of(*parts: tuple[float, Sequence[float]]) -> Sum:
-    """The means of these samples, each times its factor, added."""
+    """The means of these samples, each of at least two and times its factor, added."""
     value = sum(factor * float(np.mean(scores)) for factor, scores in parts)
     own = [
         (factor**2 * float(np.var(scores, ddof=1)) / len(scores), len(scores) - 1)
         for factor, scores in parts
     ]
+    # Scores that do not vary have an interval of no width, and no division by zero.
     variance = max(sum(each for each, _ in own), 1e-18)
     degrees = variance**2 / max(sum(each**2 / count for each, count in own), 1e-36)
     return Sum(value, variance, degrees)
-
-
-def done(folder: Path) -> list[Record]:
-    """The runs of a folder that have a result."""
-    return [run for run in Store(folder).runs().good if run.status == "done"]
-
-
-def loss(run: Record) -> float:
-    """The score, with the sign that makes more of it worse."""
-    return run.score if run.metric.better == "lower" else -run.score
