@@ -14,7 +14,7 @@ from qkvbench.cli import main
 from qkvbench.cli.parser import parse_request
 from qkvbench.cli.run import default_folder, requested_study
 from qkvbench.recipes import Study
-from qkvbench.reports import full, page, summary
+from qkvbench.reports import brief, full, page, summary
 from qkvbench.results.record import Point
 from qkvbench.results.store import Store
 from qkvbench.results.tuning import FACTORS, FIRST_SEED, SEEDS, choose, sensitivities
@@ -205,6 +205,66 @@ def test_the_report_says_how_rates_were_chosen_and_which_are_at_the_edge(stored)
         ("none", 0.25, True),
     ]
     assert [rate["factor"] for rate in rows[0]["rates"]] == list(FACTORS)
+
+
+def test_another_study_takes_the_rates_over_and_its_report_says_from_where(stored, tmp_path):
+    words = ["run", "--variants", "q,k,v", "none", "--tasks", "digits", "--seeds", "2"]
+    longer = [*words, "--rates", str(stored.path)]
+    study = requested_study(parse_request(longer))
+    assert study.rates == {"digits": {"q,k,v": 2.0, "none": 0.25}}
+    own = {
+        run.arm: run.training.learning_rate
+        for run in requested_study(parse_request(words)).experiments()
+    }
+    taken = {run.arm: run.training.learning_rate for run in study.experiments()}
+    assert taken == {"q,k,v": 2 * own["q,k,v"], "none": own["none"] / 4}
+    assert study.tuning_experiments() == ()
+    store = Store(tmp_path)
+    store.write_study(info(with_chosen_rates(study, store), "made for tests"))
+    for run in study.experiments():
+        store.write_run(fake_study.record(run, 0.9 + 0.01 * run.seed - 0.3 * (run.arm == "none")))
+    found = view(store)
+    # Arms with rates of their own are compared.
+    assert found.tasks[0].result.differences["none"].value == pytest.approx(-0.3, abs=1e-3)
+    text = " ".join(full.render(found).split())
+    assert "those that study chose on validation" in text
+    assert "none (digits, ×1/4)" in text
+    assert "One setting" not in text
+    assert "Learning rate: each arm's as study tuned it." in brief.render(found)
+
+
+def test_a_rate_falls_with_the_width_of_the_model(stored):
+    words = ["run", "--variants", "q,k,v", "none", "--tasks", "digits", "--rates", str(stored.path)]
+    own = requested_study(parse_request(words))
+    wide = requested_study(parse_request([*words, "--model", "gpt-125m"]))
+    (before,), (after,) = (
+        {run.model.geometry.d_model for run in study.experiments()} for study in (own, wide)
+    )
+    assert before != after
+    assert wide.rates["digits"]["q,k,v"] == pytest.approx(2.0 * before / after)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--variants", "q,k,v", "q,k=v", "--tasks", "digits"],
+            "no learning rate for q,k=v on digits",
+        ),
+        (["--variants", "q,k,v", "none", "--tasks", "sort"], "for q,k,v on sort"),
+        (["--variants", "q,k,v", "none", "--tasks", "digits", "--tune", "lr"], "leave out one"),
+    ],
+)
+def test_rates_that_are_not_there_are_refused(words, said, stored, capsys):
+    assert main(["run", *words, "--rates", str(stored.path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_rates_of_an_untuned_study_are_refused(tmp_path, capsys):
+    fake_study.build(tmp_path, fake_study.ARMS[:2], ("digits",))
+    words = ["run", "--variants", "q,k,v", "none", "--tasks", "digits", "--rates", str(tmp_path)]
+    assert main(words) == 2
+    assert "has no tuned learning rates" in capsys.readouterr().err
 
 
 def test_a_study_with_one_rate_says_so(tmp_path):

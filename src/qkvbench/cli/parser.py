@@ -156,6 +156,13 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="lr: choose each arm's learning rate by validation scores of other seeds, first",
     )
     run.add_argument(
+        "--rates",
+        type=_results,
+        metavar="DIR",
+        help="give each arm the learning rate that a tuned study chose for it, times the ratio of "
+        "widths if its model is another; for longer runs and larger models",
+    )
+    run.add_argument(
         "--preregister",
         metavar="FILE",
         help="store the hypotheses of this TOML file before the first run; the report judges them",

@@ -116,15 +116,7 @@ def requested_study(request: Request) -> Study:
             "or --variants and --tasks, as in 'run --variants q,k,v q,k=v --tasks digits'.\n"
             f"Recipes: {', '.join(recipes.names())}; 'qkvbench ls recipes' describes them."
         )
-    seeds: dict[str, int] = dict(study.seeds)
-    if request.tasks:
-        tasks = dict.fromkeys(names.task(name) for name in request.tasks)
-        seeds = {name: seeds.get(name, DEFAULT_SEEDS) for name in tasks}
-    if request.seeds:
-        seeds = dict.fromkeys(seeds, int(request.seeds))
-    if request.smoke:
-        # Two seeds, so that the statistics are computed as well.
-        seeds = {name: min(count, 2) for name, count in seeds.items()}
+    seeds = _requested_seeds(request, study.seeds)
     changes = {
         field: parse(value)
         for field, parse in STUDY_FIELDS.items()
@@ -139,6 +131,12 @@ def requested_study(request: Request) -> Study:
             )
     name = f"{study.name}-smoke" if request.smoke else study.name
     study = replace(study, name=name, seeds=seeds, **changes)
+    if request.rates:
+        if request.tune:
+            raise RequestError(
+                "--rates takes the rates of --tune from another study: leave out one."
+            )
+        study = with_rates_of(Path(request.rates), study)
     if (count := len(study.variants) * sum(seeds.values())) > MOST_RUNS:
         raise RequestError(
             f"{len(study.variants)} arms with {sum(seeds.values()):,} seeds over all tasks are "
@@ -146,6 +144,50 @@ def requested_study(request: Request) -> Study:
             "Take fewer --seeds, --tasks or --variants. Nothing was run."
         )
     return study
+
+
+def _requested_seeds(request: Request, own: Mapping[str, int]) -> dict[str, int]:
+    """The tasks of a request, each with its number of seeds; `own` are those of its recipe."""
+    seeds = dict(own)
+    if request.tasks:
+        tasks = dict.fromkeys(names.task(name) for name in request.tasks)
+        seeds = {name: seeds.get(name, DEFAULT_SEEDS) for name in tasks}
+    if request.seeds:
+        seeds = dict.fromkeys(seeds, int(request.seeds))
+    if request.smoke:
+        # Two seeds, so that the statistics are computed as well.
+        seeds = {name: min(count, 2) for name, count in seeds.items()}
+    return seeds
+
+
+def with_rates_of(folder: Path, study: Study) -> Study:
+    """The study with the learning rates that a tuned study chose; RequestError if it lacks one.
+
+    The factors of the task's own rate are taken over. A rate falls as one over the width of a model
+    (arXiv:2203.03466, table 3, for matrices under Adam), so they are times the ratio of widths.
+    """
+    store = Store(folder)
+    try:
+        info, runs = store.study(), store.runs().good
+    except StoreError as error:
+        raise RequestError(str(error)) from None
+    if info is None or info.tuning is None:
+        raise RequestError(
+            f"{folder} has no tuned learning rates; 'qkvbench run … --tune lr' chooses some."
+        )
+    widths = {run.task: run.parsed_experiment.model.geometry.d_model for run in runs}
+    rates: dict[str, dict[str, float]] = {}
+    for run in study.experiments():
+        task = str(run.task)
+        factor = info.tuning.chosen.get(task, {}).get(run.arm)
+        if factor is None:
+            raise RequestError(
+                f"{folder} has chosen no learning rate for {run.arm} on {task}.\nTune these arms "
+                "there, or leave out --rates, --tasks or arms. Nothing was run."
+            )
+        width = run.model.geometry.d_model
+        rates.setdefault(task, {})[run.arm] = factor * widths.get(task, width) / width
+    return replace(study, rates=rates, rates_of=info.name)
 
 
 def default_folder(study: Study) -> str:
@@ -255,6 +297,8 @@ def _dry_run_text(study: Study, store: Store, jobs: int | None) -> str:
         f"Seeds  {seeds}",
         f"Runs   {experiments[0].execution}, {study.backend}, threads: {study.threads}",
     ]
+    if study.rates_of is not None:
+        lines.append(f"Rates  of {study.rates_of}, which were tuned for each arm")
     lines += _uneven_parts(experiments)
     if tuning:
         lines.append(

@@ -39,7 +39,8 @@ class Study:
     seed, its layers and its positions.
     ``teacher`` is the run from whose predictions all arms learn, too.
     ``rates`` are factors of the task's own learning rate, by task and arm (`Experiment.arm`); 1
-    without an entry. If the study is ``tuned``, they are chosen by `tuning_experiments` first.
+    without an entry. If the study is ``tuned``, they are chosen by `tuning_experiments` first;
+    ``rates_of`` names another study that chose them.
     Initial weights are trained at their own task's rate.
     The other fields are those of each `Experiment`.
     """
@@ -66,6 +67,7 @@ class Study:
     quantizations: tuple[str, ...] = ()
     tuned: bool = False
     rates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rates_of: str | None = None
 
     @property
     def tasks(self) -> tuple[TaskRef, ...]:

@@ -275,12 +275,14 @@ class Tuning(_Strict):
 
     A rate is a factor of the task's own. ``runs`` has ids by task and arm: for each of ``factors``
     one for each of ``seeds``. ``chosen`` is the factor by task and arm, once all its runs ended.
+    ``taken_from`` names another study that chose them; None if this one did.
     """
 
     factors: list[float]
     seeds: list[int]
     runs: dict[str, dict[str, list[str]]]
     chosen: dict[str, dict[str, float]] = {}
+    taken_from: str | None = None
 
     @property
     def ids(self) -> set[str]:

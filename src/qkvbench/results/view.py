@@ -25,6 +25,7 @@ from qkvbench.results.record import (
     Ratio,
     Record,
     StudyInfo,
+    Tuning,
 )
 from qkvbench.results.resampling import ItemBounds
 from qkvbench.results.stats import Comparison, Tally, Verdict, compare, reaches, tally, verdicts
@@ -143,7 +144,8 @@ class View:
     without a run; ``others`` counts runs of the store that are neither part of this study nor a
     dependency of its runs, nor tune it. ``aggregates`` has one figure over the tasks for each arm
     that is complete on all of them. ``tuning`` has the learning rates that were tried for each arm
-    and task; empty if the arms of a task share one. ``preregistered`` is what was stored before the
+    and task; empty if the arms of a task share one, or have those of another study, ``carried``.
+    ``preregistered`` is what was stored before the
     first run; None if nothing was.
     """
 
@@ -159,6 +161,7 @@ class View:
     aggregates: dict[str, Aggregate]
     averages: tuple[Average, ...]
     tuning: tuple[Sensitivity, ...] = ()
+    carried: Tuning | None = None
     preregistered: Preregistration | None = None
 
     @property
@@ -282,6 +285,7 @@ def view(store: Store, margins: Margins | None = None, *, first_seeds: int | Non
         aggregates=aggregates(tasks, arms),
         averages=averages(tasks, study.benchmarks, margins or Margins()),
         tuning=sensitivities(study.tuning, runs.good) if study.tuning else (),
+        carried=study.tuning if study.tuning and study.tuning.taken_from else None,
         preregistered=study.preregistered,
     )
 

@@ -191,24 +191,26 @@ class _Seeds:
 def with_chosen_rates(study: Study, store: Store) -> Study:
     """The study with the rates that its tuning runs in the store decide; others are left out."""
     plan = tuning_plan(study)
-    if plan is None:
+    if plan is None or plan.taken_from is not None:
         return study
     stored = (store.run(each) for each in study.tuning_experiments())
     return replace(study, rates=choose(plan, [each for each in stored if each is not None]))
 
 
 def tuning_plan(study: Study) -> Tuning | None:
-    """The ids of the study's tuning runs, and its rates; None if it is not tuned."""
-    if not study.tuned:
+    """The ids of the study's tuning runs, and its rates; None if an arm has the task's own."""
+    if not study.tuned and study.rates_of is None:
         return None
+    own = study.rates_of is None
     return Tuning(
-        factors=list(FACTORS),
-        seeds=list(SEEDS),
+        factors=list(FACTORS) if own else [],
+        seeds=list(SEEDS) if own else [],
         runs={
             task: {arm: [run.id for run in runs] for arm, runs in arms.items()}
             for task, arms in study.tuning_grid().items()
         },
         chosen={task: dict(arms) for task, arms in study.rates.items()},
+        taken_from=study.rates_of,
     )
 
 

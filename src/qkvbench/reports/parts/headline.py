@@ -177,6 +177,8 @@ def _by_standing(view: View) -> dict[str, list[str]]:
 
 
 def _rates(view: View) -> Note:
+    if view.carried:
+        return Note("Learning rate", f"each arm's as {view.carried.taken_from} tuned it.")
     if not view.tuning:
         return Note("Learning rate", "one for all arms of a task; tuned, an arm could do better.")
     first = view.tuning[0]

@@ -38,6 +38,19 @@ def document(view: View) -> list[dict[str, Any]]:
 
 def rate_notes(view: View) -> list[Note]:
     """How the learning rates were chosen, those at the edge of the grid, and those not chosen."""
+    if view.carried:
+        factors = SEPARATOR.join(
+            f"`{arm}` ({task}, {factor_text(factor)})"
+            for task, arms in view.carried.chosen.items()
+            for arm, factor in arms.items()
+        )
+        return [
+            Note(
+                "Learning rates",
+                f"those that {view.carried.taken_from} chose on validation, as factors of the "
+                f"task's own: {factors}. Under these conditions others may be better.",
+            )
+        ]
     if not view.tuning:
         return [
             Note(
@@ -69,7 +82,7 @@ def rate_notes(view: View) -> list[Note]:
 
 def factor_text(factor: float) -> str:
     """A factor of the task's own rate: ``×2``, ``×1/4``."""
-    return f"×1/{1 / factor:g}" if factor < 1 else f"×{factor:g}"
+    return f"×1/{1 / factor:.3g}" if factor < 1 else f"×{factor:.3g}"
 
 
 def _table(task: str, arms: list[Sensitivity]) -> RateTable:
