@@ -334,3 +334,15 @@ def test_a_smoke_on_files_of_the_hub_s_schemas_gives_records_with_their_metrics(
     records = [json.loads(path.read_text()) for path in tmp_path.glob("out/runs/*.json")]
     assert {each["task"]: each["metric"]["name"] for each in records} == metrics
     assert all(each["metric"]["name"] in each["metrics"] for each in records)
+
+
+def test_a_folder_with_a_part_of_the_files_is_not_taken_for_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("QKVBENCH_HUB", str(tmp_path))
+    data = tasks.find("wmt14-en-de").hub
+    place = tmp_path / data.repository
+    first = data.files["train"].replace("*", "00000-of-00003")
+    (place / first).parent.mkdir(parents=True)
+    (place / first).touch()
+    (place / data.files["train"].replace("*", "00002-of-00003")).touch()
+    with pytest.raises(DataUnavailableError, match=r"train-00001-of-00003.parquet of .* missing"):
+        next(hub_rows.rows(data, "train"))

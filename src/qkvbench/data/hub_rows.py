@@ -6,7 +6,9 @@ is kept on disk. On a machine without a network a folder takes the place of the 
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 from qkvbench.data.cache import DataUnavailableError
 from qkvbench.data.hub import FOLDER, HubData
 
+# As in train-00003-of-00014.parquet.
+_PART = re.compile(r"(.+)-(\d+)-of-(\d+)\.parquet")
 _NO_DOWNLOAD = "The tasks digits, sort and recall need no download."
 
 
@@ -54,13 +58,32 @@ def _files(data: HubData, split: str) -> str:
     if not data.is_local:
         return f"hf://datasets/{data.repository}@{data.revision}/{pattern}"
     folder = _folder(data)
-    if not any(folder.glob(pattern)):
+    found = [path.name for path in folder.glob(pattern)]
+    missing = _missing(found)
+    if missing or not found:
+        lack = f"{', '.join(missing[:3])} of {pattern} are" if missing else f"there is no {pattern}"
         raise DataUnavailableError(
-            f"{FOLDER} has no {data.repository}: there is no {pattern} in {folder}.\n"
+            f"{FOLDER} has no {data.repository}, or not all of it: {lack}"
+            f"{' missing' if missing else ''} in {folder}.\n"
             f"On a machine with a network, this fetches it:\n  {download_command(data)}\n"
             + _NO_DOWNLOAD
         )
     return str(folder / pattern)
+
+
+def _missing(names: Iterable[str]) -> list[str]:
+    """The files that are not there, if the names of the others say how many there are."""
+    found: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for name in names:
+        if match := _PART.fullmatch(name):
+            stem, part, count = match.groups()
+            found[stem, count].add(int(part))
+    return [
+        f"{stem}-{part:0{len(count)}}-of-{count}.parquet"
+        for (stem, count), parts in found.items()
+        for part in range(int(count))
+        if part not in parts
+    ]
 
 
 def _folder(data: HubData) -> Path:
