@@ -5,7 +5,7 @@ Needs   another environment with `pip install llama-cpp-python`, which is compil
 Size    the packaged checkpoint: 30 layers, 9 query and 3 key/value heads of 64; a prompt, 32 steps
 Takes   about ten minutes on an idle core, after the programs are built
 
-The same weights in fp32 for all three; beside them the program's in int8, and llama.cpp's with the
+The same weights in fp32 for all three; beside them the program's in int8 and int4, and llama.cpp's with the
 four bits that the package has and its own 16-bit cache. Each reader is a process of its own with
 one thread. In fp32 the texts must be the same. Memory and steps are taken as in edge.py; for
 llama.cpp a step is the median of the processor time of each.
@@ -23,11 +23,12 @@ from edge import ONNX, Run, by_program, by_python, launched, peak_of
 
 from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.data import checkpoints
-from qkvbench.export import Options, checkpoint, find
+from qkvbench.export import Options, WeightDtype, checkpoint, find
 from qkvbench.export.stepping import Stepping
 from qkvbench.hub.fit.source import packaged_folder
 from qkvbench.native.program import build_program
 
+FEW_BITS: tuple[WeightDtype, ...] = ("int8", "int4")
 MODEL = "smollm2-135m"
 F32, F16 = 0, 1
 
@@ -73,7 +74,8 @@ def main() -> None:
             checkpoint.read(packaged_folder(MODEL)), max(args.contexts) + args.steps + 1
         )
         find("edge").write(stepping, folder / "m.safetensors", Options())
-        find("edge").write(stepping, folder / "m8.safetensors", Options("int8"))
+        for weights in FEW_BITS:
+            find("edge").write(stepping, folder / f"{weights}.safetensors", Options(weights))
         if "onnxruntime" not in args.without:
             find("onnx").write(stepping, folder / "m.onnx", Options())
         for context in args.contexts:
@@ -86,9 +88,12 @@ def main() -> None:
                     ONNX, [str(folder / "m.onnx")], tokens, args.steps
                 ),
                 "llama.cpp": lambda tokens=tokens: by_llama(args, whole, F32, tokens),
-                "edge, int8": lambda tokens=tokens: by_program(
-                    program, folder / "m8.safetensors", tokens, args.steps
-                ),
+                **{
+                    f"edge, {weights}": lambda tokens=tokens, weights=weights: by_program(
+                        program, folder / f"{weights}.safetensors", tokens, args.steps
+                    )
+                    for weights in FEW_BITS
+                },
                 "llama.cpp, 4 bits": lambda tokens=tokens: by_llama(args, bits, F16, tokens),
             }
             for name in args.without:

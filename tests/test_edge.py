@@ -116,7 +116,7 @@ def test_what_the_program_lacks_is_refused_with_what_works_instead(
         (["--to", "edge", "--out", "a.edge"], "--out a.safetensors"),
         (
             ["--to", "torch-export", "--out", "a.pt2", "--weights", "int8"],
-            "--to onnx and --to edge have int8",
+            "--to onnx has int8, and --to edge int8 and int4",
         ),
         (["--to", "torch-export", "--out", "a.pt2", "--program", "p"], "goes with --to edge"),
         (["--to", "edge", "--out", "a.safetensors", "--program", "b/p"], "b does not exist"),
@@ -183,15 +183,18 @@ def test_the_program_writes_what_torch_writes(
     assert list(done.stdout) == _by_torch(network, np.array(list(prompt.encode())))
 
 
-def _round_matrices(network: backend.Decoder) -> None:
-    """Every matrix becomes what int8 with a scale for each row can say."""
+def _round_matrices(network: backend.Decoder, weights: WeightDtype) -> None:
+    """Every matrix becomes what int8 with a scale for each row, or int4 in groups, can say."""
+    largest = 127 if weights == "int8" else 7
     for name, weight in backend.named_weights(network).items():
         if weight.dim() == 2 and "position" not in name:
-            steps = weight.detach().abs().amax(1, keepdim=True) / 127
-            weight.data.copy_((weight / steps).round() * steps)
+            groups = weight.detach().unflatten(1, (1, -1) if weights == "int8" else (-1, 32))
+            steps = groups.abs().amax(2, keepdim=True) / largest
+            weight.data.copy_(((groups / steps).round() * steps).flatten(1))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("weights", ["int8", "int4"])
 @pytest.mark.parametrize(
     ("equation", "position", "changes", "tied"),
     [
@@ -199,7 +202,8 @@ def _round_matrices(network: backend.Decoder) -> None:
         ("q,k,v/1", "learned", ("rms", "swiglu"), True),
     ],
 )
-def test_in_int8_it_writes_what_torch_writes_with_rounded_matrices(
+def test_in_few_bits_it_writes_what_torch_writes_with_rounded_matrices(
+    weights: WeightDtype,
     equation: str,
     position: str,
     changes: tuple[str, ...],
@@ -207,13 +211,14 @@ def test_in_int8_it_writes_what_torch_writes_with_rounded_matrices(
     program: Path,
     tmp_path: Path,
 ) -> None:
-    """Embeddings, heads and tied ones; a third of the file, of which a part stays in fp32."""
+    """Embeddings, heads and tied ones; a part of the file stays in fp32."""
     network = _network(equation, position, changes, tied=tied)
     size = _written(network, tmp_path).stat().st_size
-    path = _written(network, tmp_path, Options("int8"))
-    assert path.stat().st_size < (0.65 if position == "learned" else 0.34) * size
+    path = _written(network, tmp_path, Options(weights))
+    most = {"int8": 0.34, "int4": 0.25}[weights]
+    assert path.stat().st_size < (0.65 if position == "learned" else most) * size
     before = _by_torch(network, _prompt())
-    _round_matrices(network)
+    _round_matrices(network, weights)
     expected = _by_torch(network, _prompt())
     assert len(set(expected)) > 2
     assert _ids(program, path, _prompt()) == expected
@@ -296,7 +301,7 @@ def test_samples_have_the_probabilities_of_the_model(program: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", ["fp32", "int8"])
+@pytest.mark.parametrize("weights", ["fp32", "int8", "int4"])
 def test_no_damaged_file_makes_it_crash(
     weights: WeightDtype, program: Path, tmp_path: Path
 ) -> None:

@@ -128,10 +128,11 @@ def test_a_channel_that_is_large_costs_less_after_the_rotation() -> None:
     assert turned < plain
 
 
-def test_int8_matrices_are_there_for_the_score_alone() -> None:
+@pytest.mark.parametrize("text", ["w8", "w4"])
+def test_matrices_in_few_bits_are_there_for_the_score_alone(text: str) -> None:
     network = _network("q,k=v")
     before = {name: each.clone() for name, each in network.named_parameters()}
-    stream = _stream(network, "w8")
+    stream = _stream(network, text)
     with torch.no_grad():
         assert not torch.equal(stream, network.hidden(_tokens()))
     assert all(torch.equal(each, before[name]) for name, each in network.named_parameters())
@@ -144,7 +145,7 @@ def test_every_form_of_the_recipe_is_read(text: str) -> None:
     assert how.scheme in SCHEMES
 
 
-@pytest.mark.parametrize("text", ["", "int5", "int4:", "int4:rows", "int4+", "+w8", "w4", "int4w8"])
+@pytest.mark.parametrize("text", ["", "int5", "int4:", "int4:rows", "int4+", "+w8", "w5", "int4w8"])
 def test_other_texts_are_refused_with_those_that_are_read(text: str) -> None:
     with pytest.raises(ValueError, match=":channel"):
         parse_quantization(text)

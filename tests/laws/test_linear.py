@@ -10,25 +10,43 @@ from native_kernel import missing, needs_library
 from qkvbench import native
 from qkvbench.backends.torch import Decoding
 from qkvbench.backends.torch.bench.profile import profiled_operations
+from qkvbench.backends.torch.cache.quantize import dequantize
 from qkvbench.backends.torch.kernels.linear import NAMED, Linear, product
+from qkvbench.cost import CACHE_FORMATS
 from qkvbench.model import Decoder, Init, Rotary, transformer
 from qkvbench.variant import parse
 
 every_isa = pytest.mark.parametrize("isa", () if missing else tuple(native.supported_isas()))
 # The type of rows, biases and outputs.
-KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+KINDS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "int8": torch.float32,
+    "int4": torch.float32,
+}
 
 
 def drawn(kind, rows, inputs, outputs):
-    """Rows, weights, biases, and the scales of weights in int8."""
+    """Rows, weights, biases, and the scales of weights in int8 and int4."""
     rng = torch.Generator().manual_seed(rows + inputs)
     sizes = ((rows, inputs), (outputs, inputs), (outputs,))
     x, weight, bias = (torch.randn(size, generator=rng).to(KINDS[kind]) for size in sizes)
-    if kind != "int8":
+    if kind in ("fp32", "bf16"):
         return x, weight, bias, None
+    if kind == "int4":
+        scales = torch.rand(outputs, inputs // 32, generator=rng)
+        size = (outputs, inputs // 2)
+        return x, torch.randint(256, size, generator=rng, dtype=torch.uint8), bias, scales
     scales = torch.rand(outputs, generator=rng)
     numbers = torch.randint(-128, 128, weight.shape, generator=rng, dtype=torch.int8)
     return x, numbers, bias, scales
+
+
+def as_fp64(kind, weight, scales, inputs):
+    """The matrix that the numbers and their scales mean."""
+    if kind == "int4":
+        return dequantize(weight, scales, torch.float64, CACHE_FORMATS["int4"], inputs)
+    return weight.double() * (1 if scales is None else scales.double()[:, None])
 
 
 def made(kind, x, weight, bias, threads=1, isa=None, scales=None):
@@ -54,16 +72,19 @@ def made(kind, x, weight, bias, threads=1, isa=None, scales=None):
 @pytest.mark.parametrize("kind", KINDS)
 def test_few_rows_times_weights_are_what_fp64_gives(isa, kind):
     for rows in (1, 2, 3, 4, 7, 8):
-        for inputs, outputs in ((1, 1), (13, 7), (40, 33), (96, 200)):
+        whole_groups = ((32, 1), (64, 33), (96, 200))
+        for inputs, outputs in (
+            whole_groups if kind == "int4" else ((1, 1), (13, 7), (40, 33), (96, 200))
+        ):
             x, weight, bias, scales = drawn(kind, rows, inputs, outputs)
-            meant = weight.double() * (1 if scales is None else scales.double()[:, None])
+            meant = as_fp64(kind, weight, scales, inputs)
             for added in (bias, None):
                 exact = functional.linear(
                     x.double(), meant, None if added is None else added.double()
                 )
                 size = x.double().abs() @ meant.abs().T + bias.double().abs()
                 # A sum of so many products in fp32, and one by the scale; bf16 rounds the result.
-                near = (inputs + (kind == "int8")) * 2**-24 * size
+                near = (inputs + (scales is not None)) * 2**-24 * size
                 if kind == "bf16":
                     near += 2**-8 * exact.abs()
                 got = made(kind, x, weight, added, isa=isa, scales=scales)
@@ -74,7 +95,7 @@ def test_few_rows_times_weights_are_what_fp64_gives(isa, kind):
 @every_isa
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_output_has_the_same_bits_with_any_threads_and_rows_beside_it(isa, kind):
-    x, weight, bias, scales = drawn(kind, 8, 530, 1000)
+    x, weight, bias, scales = drawn(kind, 8, 544 if kind == "int4" else 530, 1000)
     whole = made(kind, x, weight, bias, isa=isa, scales=scales)
     for threads in (2, 3):
         assert torch.equal(made(kind, x, weight, bias, threads, isa, scales), whole)

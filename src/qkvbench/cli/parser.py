@@ -187,7 +187,7 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
         dest="quantizations",
         nargs="+",
         metavar="Q",
-        help="score trained decoders with few bits, too: int8, int4:channel, w8, int4+w8",
+        help="score trained decoders with few bits, too: int8, int4:channel, w8, w4, int4+w4",
     )
     run.add_argument("--precision", metavar="P", help="compute dtype: fp32 (default), bf16, fp16")
     run.add_argument(
@@ -549,9 +549,9 @@ def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     export.add_argument(
         "--weights",
-        choices=["fp32", "int8"],
+        choices=["fp32", "int8", "int4"],
         default="fp32",
-        help="dtype of the matrices; int8: onnx and edge alone (fp32)",
+        help="dtype of the matrices; int8: onnx and edge alone; int4: edge alone (fp32)",
     )
     export.add_argument(
         "--program",

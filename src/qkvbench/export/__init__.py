@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 if TYPE_CHECKING:
     from qkvbench.export.stepping import Stepping
 
-WeightDtype = Literal["fp32", "int8"]
+WeightDtype = Literal["fp32", "int8", "int4"]
 OTHERS = {"checkpoint", "stepping"}
 
 
@@ -26,7 +26,10 @@ class ExportError(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """How a program is written: `weights` in int8 are rounded row by row and used as such."""
+    """How a program is written.
+
+    ``weights`` in int8 are rounded row by row, in int4 in groups of 32, and used as such.
+    """
 
     weights: WeightDtype = "fp32"
 
@@ -56,9 +59,11 @@ def missing(extra: str, packages: Iterable[str]) -> str | None:
 
 
 def check_weights(options: Options, name: str) -> None:
-    """Refuse int8 for a format that has fp32 alone."""
+    """Refuse few bits for a format that has fp32 alone."""
     if options.weights != "fp32":
-        raise ExportError(f"{name} has fp32 weights only; --to onnx and --to edge have int8.")
+        raise ExportError(
+            f"{name} has fp32 weights only; --to onnx has int8, and --to edge int8 and int4."
+        )
 
 
 def names() -> list[str]:

@@ -6,6 +6,7 @@ caches, so the program knows no variant by name.
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,12 +26,14 @@ from qkvbench.model.parts import (
     RMSNorm,
     SwiGLU,
 )
+from qkvbench.model.quantization import GROUP
 from qkvbench.native import CAPABILITIES
 from qkvbench.variant import ApplyRope, Plan
 
 ABOUT = "a model file for a small program without Python: --program FILE builds it, too"
 SUFFIXES = (".safetensors",)
 VERSION = 1
+FewBits = Literal["int8", "int4"]
 POSITIONS = "embedding.positions"
 # The vocabulary of a decoder over bytes.
 BYTES = 256
@@ -60,7 +63,8 @@ def write(stepping: Stepping, path: Path, options: Options) -> None:
     """Write weights, and what the program computes with them.
 
     With weights in int8 every matrix is rounded row by row, embeddings too; each row has a scale in
-    fp32, and biases, norms and position embeddings stay in fp32.
+    fp32, and biases, norms and position embeddings stay in fp32. In int4 each 32 numbers of a row
+    have a scale, and matrices whose rows are no whole groups are in int8.
     """
     network, model = stepping.network, stepping.network.model
     for block in network.layers():
@@ -75,10 +79,11 @@ def write(stepping: Stepping, path: Path, options: Options) -> None:
         weights[POSITIONS] = added[: stepping.context]
     metadata = {"format": "pt", "qkvbench": json.dumps(about(stepping))}
     stored = {name: each.detach().float().contiguous().clone() for name, each in weights.items()}
-    if options.weights == "int8":
+    if options.weights != "fp32":
         for name, each in list(stored.items()):
             if each.dim() == 2 and name != POSITIONS:
-                stored[name], stored[f"{name}_scale"] = in_int8(each)
+                kind = options.weights if each.shape[1] % GROUP == 0 else "int8"
+                stored[name], stored[f"{name}_scale"] = in_few_bits(each, kind)
     save_file(stored, path, metadata)
 
 
@@ -181,8 +186,12 @@ def _missing_of(plan: Plan) -> str | None:
     return None
 
 
-def in_int8(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix (outputs, inputs) as int8, and the scale of each row."""
-    rows, scales = quantize(matrix[None, None], CACHE_FORMATS["int8"])
+def in_few_bits(matrix: Tensor, kind: FewBits) -> tuple[Tensor, Tensor]:
+    """A matrix (outputs, inputs) as cached rows are stored, with its scales.
+
+    int8 has one for each row: (outputs,). int4 has two numbers a byte and a scale for each group:
+    (outputs, inputs / 2) and (outputs, inputs / GROUP).
+    """
+    rows, scales = quantize(matrix[None, None], CACHE_FORMATS[kind])
     assert scales is not None
     return rows[0, 0], scales[0, 0]

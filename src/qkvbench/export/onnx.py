@@ -24,6 +24,8 @@ def missing_requirement() -> str | None:
 
 def write(stepping: Stepping, path: Path, options: Options) -> None:
     """Write the program with its weights in one file."""
+    if options.weights == "int4":
+        raise ExportError("onnx has weights in fp32 and int8; --to edge has int4.")
     program = _program(stepping)
     model = program.model
     model.metadata_props["qkvbench"] = json.dumps(stepping.about(), ensure_ascii=True)

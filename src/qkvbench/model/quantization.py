@@ -9,7 +9,8 @@
     …:hadamard             by token, after a fixed rotation that spreads each channel over all
     …:before-rope          by token, K as it is before RoPE
     …:nope                 by token; the key that alone has RoPE beside a latent stays as it is
-    w8                     the matrices of the blocks in int8, one scale for each row
+    w8 w4                  the matrices of the blocks in int8, one scale for each row; in int4, one
+                           for 32 numbers of it
 
 A scale of several tokens is known once they are all there, so schemes by channel keep the newest
 rows, up to 32, as they are. `late` does the same by token, which makes the two comparable.
@@ -29,16 +30,16 @@ PLAIN = "plain"
 GROUP = 32
 
 _ROWS = rf"int([{''.join(map(str, BITS))}])(?::([a-z-]+))?"
-_TEXT = re.compile(rf"(?:{_ROWS})?(\+)?(w8)?")
+_TEXT = re.compile(rf"(?:{_ROWS})?(\+)?(?:w([84]))?")
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """Bits of cached rows (None: as they are) and how they share scales; int8 matrices or not."""
+    """Bits of cached rows and how they share scales, and bits of matrices; None: as they are."""
 
     bits: int | None = None
     scheme: Scheme = "token"
-    int8_weights: bool = False
+    weight_bits: int | None = None
 
     @property
     def waits(self) -> bool:
@@ -57,9 +58,13 @@ def parse_quantization(text: str) -> Quantization:
     ):
         raise ValueError(
             f"'{text}' is no quantization: write int8, int4, int3 or int2 for cached rows, with "
-            f":{', :'.join(SCHEMES[1:])} or nothing behind it, w8 for matrices, or int4+w8."
+            f":{', :'.join(SCHEMES[1:])} or nothing behind it, w8 or w4 for matrices, or int4+w8."
         )
-    return Quantization(int(bits) if bits else None, scheme or "token", bool(weights))  # pyright: ignore[reportArgumentType]
+    return Quantization(
+        int(bits) if bits else None,
+        scheme or "token",  # pyright: ignore[reportArgumentType]
+        int(weights) if weights else None,
+    )
 
 
 def in_few_bits(metric: str, text: str) -> str:

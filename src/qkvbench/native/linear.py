@@ -10,7 +10,7 @@ from qkvbench.native.library import library, select_isa, supported_isas
 
 # With more rows, reading weights is no longer the bottleneck.
 MAX_ROWS = 8
-WEIGHT_KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8")
+WEIGHT_KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8", "int4")
 
 
 def linear(  # noqa: PLR0913 (addresses and sizes)
@@ -29,8 +29,9 @@ def linear(  # noqa: PLR0913 (addresses and sizes)
 ) -> None:
     """out[r, o] = sum over i of x[r, i] · weights[o, i], times scales[o], plus bias[o].
 
-    The addresses are of contiguous numbers of type `kind`, one of `WEIGHT_KINDS`; with weights of
-    int8, which alone have scales, the rest is fp32. Sums are in fp32.
+    The addresses are of contiguous numbers of type `kind`, one of `WEIGHT_KINDS`. Weights of int8
+    and int4 alone have scales, and the rest is fp32 then; int4 is packed as cached rows are, in
+    whole groups, and has a scale for each group: (outputs, inputs / GROUP). Sums are in fp32.
     The bits of an output depend neither on the number of threads nor on the other rows.
     """
     call = _Call(

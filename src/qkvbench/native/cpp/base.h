@@ -29,6 +29,7 @@ using Fp32 = float;
 struct Bf16 { uint16_t bits; };
 struct Fp16 { uint16_t bits; };
 struct Int8 { int8_t bits; };
+struct Int4 { uint8_t two; };
 
 template <int I>
 struct Index {

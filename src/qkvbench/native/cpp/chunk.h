@@ -180,6 +180,14 @@ INLINE void rotate_back(const Shape& shape, const float* table, float* query) {
     }
 }
 
+INLINE void unpack_group(const uint8_t* bytes, float scale, float* into) {
+    Vector numbers[QKV_GROUP / WIDTH];
+    load_group(bytes, numbers);
+    unroll<QKV_GROUP / WIDTH>([&](auto i) INLINE_LAMBDA {
+        store(into + i * WIDTH, numbers[i] * broadcast(scale));
+    });
+}
+
 // Dequantizes the rows of a tile into `into` (rows, head_dim), and points the tile there.
 void unpack_int4(const Tile& tile, const Shape& shape, const char** rows, const float* const* scales,
             float* into) {

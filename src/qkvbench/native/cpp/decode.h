@@ -40,13 +40,14 @@ struct QkvDecode {
 };
 
 // A linear layer: out[r, o] = sum over i of x[r, i] * weights[o, i], times scales[o], plus bias[o].
-// All are of `type`, fp32 or bf16, and contiguous; or weights are int8, and the rest fp32. Sums are in
-// fp32.
+// All are of `type`, fp32 or bf16, and contiguous; or weights are int8 or int4, and the rest fp32.
+// int4 is packed as cached rows are, in whole groups, and each group of a row has a scale of its own.
+// Sums are in fp32.
 struct QkvLinear {
     int32_t type, rows, inputs, outputs, threads;
     const void *weights, *bias, *x;           // bias may be null
     void* out;
-    const float* scales;                      // of int8, and otherwise null
+    const float* scales;                      // int8: (outputs,); int4: (outputs, inputs / QKV_GROUP); else null
 };
 
 }  // extern "C"

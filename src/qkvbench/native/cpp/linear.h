@@ -3,11 +3,22 @@
 
 constexpr int WEIGHTS_AHEAD = 1024;  // bytes by which each stream is prefetched
 
-// The type of x, of the bias and of what is made: that of the weights, but fp32 for int8.
+// The type of x, of the bias and of what is made: that of the weights, but fp32 for int8 and int4.
 template <class Number>
 struct ValueOf { using type = Number; };
 template <>
 struct ValueOf<Int8> { using type = Fp32; };
+template <>
+struct ValueOf<Int4> { using type = Fp32; };
+
+template <class Number>
+struct Grouped { static constexpr bool value = false; };
+template <>
+struct Grouped<Int4> { static constexpr bool value = true; };
+
+// Elements of a row of weights: bytes of two numbers in int4.
+template <class Number>
+INLINE int64_t row_elements(int inputs) { return Grouped<Number>::value ? inputs / 2 : inputs; }
 
 INLINE void load_two(const Int8* x, Vector& a, Vector& b) {
     a = to_fp32(x);
@@ -50,6 +61,34 @@ INLINE void multiply_rows(const Number* weights, int64_t distance, int inputs, c
     unroll<ROWS * OUTPUTS>([&](auto i) INLINE_LAMBDA { sum[i] = own[2 * i] + own[2 * i + 1]; });
 }
 
+// The same of int4, whose groups have a scale each: every number is what a matrix in fp32 would have.
+template <int ROWS, int OUTPUTS>
+INLINE void multiply_groups(const Int4* weights, const float* scales, int length, int inputs, const float* x,
+                            int stride, Vector (&sum)[ROWS * OUTPUTS]) {
+    const int groups = inputs / QKV_GROUP;
+    constexpr int VECTORS = QKV_GROUP / WIDTH, BYTES = QKV_GROUP / 2;
+    Vector own[2 * ROWS * OUTPUTS];
+    unroll<2 * ROWS * OUTPUTS>([&](auto i) INLINE_LAMBDA { own[i] = broadcast(0); });
+    for (int g = 0; g < groups; ++g) {
+        unroll<OUTPUTS>([&](auto o) INLINE_LAMBDA {
+            const int64_t group = int64_t(o) * length * groups + g;
+            const uint8_t* bytes = (const uint8_t*)weights + group * BYTES;
+            __builtin_prefetch(bytes + WEIGHTS_AHEAD);
+            Vector numbers[VECTORS];
+            load_group(bytes, numbers);
+            const Vector scale = broadcast(scales[group]);
+            unroll<VECTORS>([&](auto i) INLINE_LAMBDA {
+                const Vector number = numbers[i] * scale;
+                unroll<ROWS>([&](auto r) INLINE_LAMBDA {
+                    own[2 * (r * OUTPUTS + o) + i % 2] +=
+                        number * load(x + r * stride + g * QKV_GROUP + i * WIDTH);
+                });
+            });
+        });
+    }
+    unroll<ROWS * OUTPUTS>([&](auto i) INLINE_LAMBDA { sum[i] = own[2 * i] + own[2 * i + 1]; });
+}
+
 // Rounds to nearest, ties to even.
 INLINE void store_as(Fp32* to, float x) { *to = x; }
 INLINE void store_as(Bf16* to, float x) {
@@ -70,24 +109,33 @@ INLINE float as_float(const Bf16* x) {
 template <class Number, int ROWS, int OUTPUTS>
 void multiply_streams(const QkvLinear& call, const float* x, int r, int begin, int end) {
     using Value = typename ValueOf<Number>::type;
+    constexpr bool GROUPED = Grouped<Number>::value;
     const Number* weights = (const Number*)call.weights;
     const auto finish = [&](int row, int o, float sum) {
         const float bias = call.bias ? as_float((const Value*)call.bias + o) : 0;
         // Rounded once in every copy of this: a compiler would join the two operations in some alone.
-        const float made = call.scales ? __builtin_fmaf(sum, call.scales[o], bias) : sum + bias;
+        const float made = call.scales && !GROUPED ? __builtin_fmaf(sum, call.scales[o], bias) : sum + bias;
         store_as((Value*)call.out + int64_t(row) * call.outputs + o, made);
     };
     const int inputs = call.inputs, stride = round_up(inputs, 2 * QKV_LANES);
     constexpr int EACH = WIDTH / OUTPUTS;  // outputs of a stream that are one vector with the others'
     const int length = (end - begin) / OUTPUTS / EACH * EACH;
-    const int64_t distance = int64_t(length) * inputs;
+    const int64_t row_size = row_elements<Number>(inputs);
     x += int64_t(r) * stride;
+    // Row `o` and those of the other streams, `apart` rows behind each other.
+    const auto multiply = [&](auto streams, int o, int apart, auto& own) INLINE_LAMBDA {
+        const Number* from = weights + o * row_size;
+        if constexpr (GROUPED)
+            multiply_groups<ROWS, streams>(from, call.scales + int64_t(o) * (inputs / QKV_GROUP), apart, inputs, x,
+                                           stride, own);
+        else
+            multiply_rows<Number, ROWS, streams>(from, apart * row_size, inputs, x, stride, own);
+    };
     for (int at = begin; at < begin + length; at += EACH) {
         Vector sum[ROWS][WIDTH];
         for (int k = 0; k < EACH; ++k) {
             Vector own[ROWS * OUTPUTS];
-            multiply_rows<Number, ROWS, OUTPUTS>(weights + int64_t(at + k) * inputs, distance, inputs, x,
-                                                 stride, own);
+            multiply(Index<OUTPUTS>(), at + k, length, own);
             unroll<ROWS * OUTPUTS>([&](auto i) INLINE_LAMBDA {
                 sum[i / OUTPUTS][i % OUTPUTS * EACH + k] = own[i];
             });
@@ -100,7 +148,7 @@ void multiply_streams(const QkvLinear& call, const float* x, int r, int begin, i
     }
     for (int o = begin + OUTPUTS * length; o < end; ++o) {
         Vector own[ROWS];
-        multiply_rows<Number, ROWS, 1>(weights + int64_t(o) * inputs, 0, inputs, x, stride, own);
+        multiply(Index<1>(), o, 0, own);
         for (int row = 0; row < ROWS; ++row) {
             Vector sum[WIDTH];
             for (int i = 0; i < WIDTH; ++i) sum[i] = own[row];
@@ -142,10 +190,11 @@ void linear(const QkvLinear& call, const float* x, int begin, int end) {
     if (call.type == QKV_FP32) multiply_outputs<Fp32>(call, x, begin, end);
     if (call.type == QKV_BF16) multiply_outputs<Bf16>(call, x, begin, end);
     if (call.type == QKV_INT8) multiply_outputs<Int8>(call, x, begin, end);
+    if (call.type == QKV_INT4) multiply_outputs<Int4>(call, x, begin, end);
 }
 
 void pack_rows(const QkvLinear& call, float* into) {
-    // Two vectors of int8 are in the order of fp32.
-    if (call.type == QKV_FP32 || call.type == QKV_INT8) pack_rows_of<Fp32>(call, into);
+    // int8 and int4 are in the order of fp32.
     if (call.type == QKV_BF16) pack_rows_of<Bf16>(call, into);
+    else pack_rows_of<Fp32>(call, into);
 }

@@ -82,8 +82,8 @@ INLINE Vector neighbour_max(Vector x) {
     return x;
 }
 
-// Dequantizes a group of int4: nibbles -> 32 bytes in order -> sign extension -> fp32 times scale.
-INLINE void unpack_group(const uint8_t* bytes, float scale, float* into) {
+// A group of int4 as fp32, without its scale: nibbles -> 32 bytes in order -> sign extension -> fp32.
+INLINE void load_group(const uint8_t* bytes, Vector (&into)[QKV_GROUP / WIDTH]) {
     const __m128i packed = _mm_loadu_si128((const __m128i*)bytes), nibble = _mm_set1_epi8(15);
     const __m128i even = _mm_and_si128(packed, nibble);
     const __m128i odd = _mm_and_si128(_mm_srli_epi16(packed, 4), nibble);
@@ -91,8 +91,8 @@ INLINE void unpack_group(const uint8_t* bytes, float scale, float* into) {
     unroll<QKV_GROUP / 16>([&](auto h) INLINE_LAMBDA {
         // (x ^ 8) - 8 extends the sign of four bits.
         const __m128i eight = _mm_set1_epi8(8);
-        Int8 numbers[16];
-        _mm_storeu_si128((__m128i*)numbers, _mm_sub_epi8(_mm_xor_si128(ordered[h], eight), eight));
-        for (int i = 0; i < 16; i += WIDTH) store(into + h * 16 + i, to_fp32(numbers + i) * broadcast(scale));
+        const __m128i numbers = _mm_sub_epi8(_mm_xor_si128(ordered[h], eight), eight);
+        into[2 * h] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(numbers));
+        into[2 * h + 1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(numbers, numbers)));
     });
 }

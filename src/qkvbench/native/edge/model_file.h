@@ -16,7 +16,9 @@
 struct TensorView {
     std::vector<int64_t> shape;
     const char* data;
-    int bytes;  // of a number: 4 in fp32, 1 in int8
+    std::string dtype;  // F32; I8, int8; U8, int4 with two numbers a byte
+
+    int bytes() const { return dtype == "F32" ? 4 : 1; }
 };
 
 class ModelFile {
@@ -45,16 +47,19 @@ class ModelFile {
 
     // The numbers in fp32 of a tensor, which must be there in this shape.
     const float* tensor(const std::string& name, std::initializer_list<int64_t> shape) const {
-        return (const float*)numbers(name, shape, 4);
+        return (const float*)numbers(name, shape, "F32");
     }
     const int8_t* int8(const std::string& name, std::initializer_list<int64_t> shape) const {
-        return (const int8_t*)numbers(name, shape, 1);
+        return (const int8_t*)numbers(name, shape, "I8");
+    }
+    const uint8_t* int4(const std::string& name, std::initializer_list<int64_t> shape) const {
+        return (const uint8_t*)numbers(name, shape, "U8");
     }
 
     bool has(const std::string& name) const { return tensors_.count(name) > 0; }
-    bool has_int8(const std::string& name) const {
+    bool has(const std::string& name, const char* dtype) const {
         const auto found = tensors_.find(name);
-        return found != tensors_.end() && found->second.bytes == 1;
+        return found != tensors_.end() && found->second.dtype == dtype;
     }
 
   private:
@@ -64,13 +69,13 @@ class ModelFile {
     Json about_;
     std::map<std::string, TensorView> tensors_;
 
-    const char* numbers(const std::string& name, std::initializer_list<int64_t> shape, int bytes) const {
+    const char* numbers(const std::string& name, std::initializer_list<int64_t> shape,
+                        const char* dtype) const {
         const auto found = tensors_.find(name);
         if (found == tensors_.end()) refuse("it has no tensor %.200s", name.c_str());
         if (found->second.shape != std::vector<int64_t>(shape))
             refuse("its tensor %.200s has another shape than its header says", name.c_str());
-        if (found->second.bytes != bytes)
-            refuse("its tensor %.200s is %s", name.c_str(), bytes == 4 ? "not F32" : "not I8");
+        if (found->second.dtype != dtype) refuse("its tensor %.200s is not %s", name.c_str(), dtype);
         return found->second.data;
     }
 
@@ -85,19 +90,20 @@ class ModelFile {
             }
             const auto& offsets = entry.at("data_offsets", Json::LIST).items;
             const std::string& dtype = entry.at("dtype", Json::TEXT).text;
-            if (dtype != "F32" && dtype != "I8") refuse("its tensor %.200s is neither F32 nor I8", name.c_str());
+            if (dtype != "F32" && dtype != "I8" && dtype != "U8")
+                refuse("its tensor %.200s is neither F32 nor I8 nor U8", name.c_str());
             if (offsets.size() != 2) refuse("its header has other than two offsets of a tensor");
             const int64_t most = size > uint64_t(MAX_SIZE) ? MAX_SIZE : int64_t(size);
             const int64_t begin = offsets[0].whole_number("data_offsets", 0, most);
             const int64_t end = offsets[1].whole_number("data_offsets", begin, most);
-            TensorView view{{}, data + begin, dtype == "F32" ? 4 : 1};
+            TensorView view{{}, data + begin, dtype};
             int64_t count = 1;
             for (const Json& each : entry.at("shape", Json::LIST).items) {
                 view.shape.push_back(each.whole_number("shape", 1, MAX_SIZE));
                 if (__builtin_mul_overflow(count, view.shape.back(), &count) || count > MAX_SIZE)
                     refuse("its tensor %.200s is larger than any file", name.c_str());
             }
-            if (end - begin != view.bytes * count || (uintptr_t)view.data % view.bytes)
+            if (end - begin != view.bytes() * count || (uintptr_t)view.data % view.bytes())
                 refuse("its tensor %.200s has another number of bytes than its shape", name.c_str());
             if (!tensors_.emplace(name, view).second) refuse("it has two tensors %.200s", name.c_str());
             if (uint64_t(end) > last) last = uint64_t(end);

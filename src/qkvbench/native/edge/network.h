@@ -22,10 +22,11 @@ struct Norm {
     const float *weight, *bias;
 };
 
-// A matrix in fp32, or in int8 with a scale for each output.
+// A matrix in fp32; in int8 with a scale for each output; or in int4 with one for QKV_GROUP numbers of it.
 struct Linear {
     const float *weight = nullptr, *bias = nullptr;
     const int8_t* int8 = nullptr;
+    const uint8_t* int4 = nullptr;
     const float* scales = nullptr;
     int inputs = 0, outputs = 0;
 };
@@ -184,9 +185,13 @@ class Network {
     Linear matrix(const std::string& name, int outputs, int inputs) const {
         Linear made{};
         made.inputs = inputs, made.outputs = outputs;
-        if (file_.has_int8(name)) {
+        if (file_.has(name, "I8")) {
             made.int8 = file_.int8(name, {outputs, inputs});
             made.scales = file_.tensor(name + "_scale", {outputs});
+        } else if (file_.has(name, "U8")) {
+            if (inputs % QKV_GROUP) refuse("its tensor %.200s in int4 is not in whole groups", name.c_str());
+            made.int4 = file_.int4(name, {outputs, inputs / 2});
+            made.scales = file_.tensor(name + "_scale", {outputs, inputs / QKV_GROUP});
         } else {
             made.weight = file_.tensor(name, {outputs, inputs});
         }
@@ -201,6 +206,10 @@ class Network {
 
     float embedding(int token, int i) const {
         const int64_t at = int64_t(token) * d_model_ + i;
+        if (table_.int4) {
+            const int8_t two = int8_t(table_.int4[at / 2]);
+            return float(at % 2 ? two >> 4 : int8_t(two << 4) >> 4) * table_.scales[at / QKV_GROUP];
+        }
         return table_.int8 ? table_.int8[at] * table_.scales[token] : table_.weight[at];
     }
 
@@ -254,8 +263,9 @@ class Network {
 
     void multiply(const Linear& linear, const std::vector<float>& x, std::vector<float>& out, int rows) {
         if (out.size() < size_t(rows) * linear.outputs) out.resize(size_t(rows) * linear.outputs);
-        const void* weights = linear.int8 ? (const void*)linear.int8 : linear.weight;
-        const QkvLinear call = {linear.int8 ? QKV_INT8 : QKV_FP32, rows, linear.inputs, linear.outputs, threads_,
+        const void* weights = linear.int4 ? (const void*)linear.int4
+                              : linear.int8 ? (const void*)linear.int8 : linear.weight;
+        const QkvLinear call = {linear.int4 ? QKV_INT4 : linear.int8 ? QKV_INT8 : QKV_FP32, rows, linear.inputs, linear.outputs, threads_,
                                 weights, linear.bias, x.data(), out.data(), linear.scales};
         qkv_linear(isa_, &call);
     }

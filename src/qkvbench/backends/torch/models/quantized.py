@@ -1,4 +1,4 @@
-"""A decoder's stream as it is over a cache in few bits, and with matrices in int8.
+"""A decoder's stream as it is over a cache in few bits, and with matrices in few bits.
 
 Rows are stored in few bits and read back as numbers again: what is lost is lost, no byte is saved.
 The cache that saves them is `cache.quantize`, with the same numbers for the schemes that it has.
@@ -55,7 +55,7 @@ def quantized_stream(
     stream = network.embedding(tokens)
     pieces = stream.split(GROUP if how.waits else tokens.shape[1], dim=1)
     read, longest = [], 0
-    with _int8_matrices(network) if how.int8_weights else nullcontext():
+    with _matrices_in(network, how.weight_bits) if how.weight_bits else nullcontext():
         for piece in pieces:
             open_cache = GrownCache(layers, longest, piece.shape[1])
             read.append(network.blocks.step(piece, open_cache))
@@ -142,13 +142,13 @@ def rotation(width: int) -> Float[Tensor, "width width"]:
 
 
 @contextmanager
-def _int8_matrices(network: Decoder) -> Generator[None]:
-    """The matrices of all blocks with the numbers that int8 leaves, for a while."""
+def _matrices_in(network: Decoder, bits: int) -> Generator[None]:
+    """The matrices of all blocks with the numbers that so many bits leave, for a while."""
     weights = [each.weight for each in network.blocks.modules() if isinstance(each, Linear)]
     kept = [each.detach().clone() for each in weights]
     try:
         for each in weights:
-            each.copy_(fake_quantize(each, ROW_SCALE_BITS))
+            each.copy_(fake_quantize(each, bits))
         yield
     finally:
         for each, old in zip(weights, kept, strict=True):
