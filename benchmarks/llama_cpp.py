@@ -5,10 +5,10 @@ Needs   another environment with `pip install llama-cpp-python`, which is compil
 Size    the packaged checkpoint: 30 layers, 9 query and 3 key/value heads of 64; a prompt, 32 steps
 Takes   about ten minutes on an idle core, after the programs are built
 
-The same weights in fp32 for all three; beside them the program's in int8 and int4, and llama.cpp's with the
-four bits that the package has and its own 16-bit cache. Each reader is a process of its own with
-one thread. In fp32 the texts must be the same. Memory and steps are taken as in edge.py; for
-llama.cpp a step is the median of the processor time of each.
+The same weights in fp32 for all three; beside them the program's in int8 and int4, and llama.cpp's
+with the four bits that the package has and its own 16-bit cache. Each reader is a process of its
+own with one thread. In fp32 the texts must be the same. Memory and steps are taken as in edge.py;
+for llama.cpp a step is the median of the processor time of each.
 """
 
 import argparse
