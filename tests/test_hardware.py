@@ -292,3 +292,28 @@ def test_no_step_is_faster_than_its_bound(
                 least = bound(work(model, "decode", conditions), device, "fp32")
                 assert Timer(1).step_s("decode", model, "fp32", context) >= least.seconds
     assert "memory is read at" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("suffix", "seen"),
+    [("", 4097), ("+window128", 128), ("+chunk4096", 1), ("+blocks128", 641), ("-diag", 4096)],
+)
+def test_a_step_reads_the_keys_that_the_new_token_sees(suffix: str, seen: int) -> None:
+    """A chunk begins anew with the 4,097th token."""
+    mask = _model(f"q,k,v{suffix}").plans[0].mask
+    assert mask.last_keys(4097) == seen
+    assert mask.visible(np.array([4096]), np.arange(4097)).sum() == seen
+
+
+def test_windows_and_chunks_hold_no_more_rows_than_they_show() -> None:
+    conditions = Conditions(tokens=100_000)
+    whole, window, mixed = (
+        names.model("small-decoder").with_variant(names.cycle(text))
+        for text in ("q,k,v", "q,k,v+window128+sinks4", "q,k,v;q,k,v+chunk64")
+    )
+    empty = held_bytes(whole, replace(conditions, tokens=0))
+    row = (held_bytes(whole, conditions) - empty) / 100_000
+    assert held_bytes(window, conditions) == empty + 132 * row
+    assert held_bytes(mixed, conditions) == empty + (100_000 + 64) * row / 2
+    assert longest_context(window, conditions, 2 * empty) is None
+    assert longest_context(mixed, conditions, empty + 64 * row / 2 + 7 * row / 2) == 7

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from qkvbench.recipes.frontier import model
 from qkvbench.results.evidence import Run
 from qkvbench.results.store import Store
 from qkvbench.results.sums import sum_of
-from qkvbench.results.trend import trends
+from qkvbench.results.trend import _has_slopes, trends
 
 STUDIES = Path(__file__).parent.parent / "studies"
 ARMS = ("q,k,v", "q,k=v", "none")
@@ -100,10 +101,44 @@ def test_a_budget_that_goes_with_the_size_is_no_axis_of_its_own():
     assert found.arms[0].verdict("parameters") == "shrinks"
 
 
+def test_budgets_that_are_rounded_shares_of_the_sizes_are_no_axis_of_their_own():
+    steps = {"330k": 1.0, "700k": 2.004, "1.2m": 3.498}
+    made = [
+        run
+        for number, (size, budget) in enumerate(steps.items())
+        for run in runs("x" * number, 0.1 / (number + 1), size=size, budget=budget)
+    ]
+    (found,) = trends(made).tasks
+    exponent = np.polyfit(
+        np.log([each.parameters for each in found.places]),
+        np.log([each.tokens for each in found.places]),
+        1,
+    )[0]
+    assert 0.5 < exponent < 2
+    near = [replace(each, tokens=20 * each.parameters + 7) for each in found.places]
+    assert _has_slopes(found.places, found.axes)
+    assert not _has_slopes(near, ("tokens", "parameters"))
+
+
+def test_an_arm_gains_nothing_by_a_run_that_diverged():
+    made = [*runs("short", 0.3), *runs("longer", 0.1, budget=10), *runs("dd", 0.1, budget=30)]
+    one = next(i for i, run in enumerate(made) if run.record.arm == "q,k=v" and run.folder == "dd")
+    lost = made[one].record.model_copy(update={"status": "diverged", "metrics": {}})
+    (found,) = trends([*made[:one], Run("dd", lost), *made[one + 1 :]]).tasks
+    assert [len(arm.gaps) for arm in found.arms] == [2, 3]
+
+
+def test_a_gap_that_changes_its_sign_neither_shrinks_nor_grows():
+    (found,) = trends([*runs("short", 0.3), *runs("longer", -0.4, budget=10)]).tasks
+    assert found.arms[0].verdict("tokens") == "changes sign"
+
+
 def test_one_budget_under_two_learning_rates_is_refused():
     faster = {"lm-reviews@256": dict.fromkeys(ARMS, 2.0)}
     mixed = [*runs("a", 0.3), *runs("bb", 0.3, rates=faster), *runs("c", 0.1, budget=10)]
-    with pytest.raises(ValueError, match=r"(?s)a and bb have lm-reviews@256.*Give one of the two"):
+    with pytest.raises(
+        ValueError, match=r"(?s)a and bb have lm-reviews@256.*Give folders with one of them"
+    ):
         trends(mixed)
 
 
@@ -137,7 +172,9 @@ def test_what_the_committed_budgets_show(capsys, tmp_path):
     figure = tmp_path / "figure.svg"
     assert main(["report", *folders, "--out", str(figure)]) == 0
     printed = capsys.readouterr().out
-    assert "shrinks: q=k=v; likely shrinks: q=k,v" in printed.splitlines()[0]
+    first = printed.splitlines()[0]
+    assert first.startswith("lm-reviews, bits per byte. With ten times the steps the gap to q,k,v")
+    assert "shrinks: q=k=v; likely shrinks: q=k,v; grows: none (no attention)" in first
     assert re.search(r"^q=k=v .*−0\.114 ±0\.044", printed, re.MULTILINE)
     assert "solved seeds have no line: sort, anomaly-pixels, recall" in printed
     drawn = figure.read_text(encoding="utf-8")
@@ -164,3 +201,14 @@ def test_folders_without_a_trend_are_refused_with_what_to_do(words, said, tmp_pa
             store.write_run(run.record)
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "b"), *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_slope_beyond_what_was_run_says_so(capsys):
+    assert main(["report", *(str(STUDIES / f"budgets-{n}") for n in (1500, 5000))]) == 0
+    assert "ten times the steps (extrapolated from 3.3 times)" in capsys.readouterr().out
+
+
+def test_a_figure_that_cannot_be_written_ends_with_a_sentence(tmp_path, capsys):
+    folders = [str(STUDIES / f"budgets-{n}") for n in (1500, 5000)]
+    assert main(["report", *folders, "--out", str(tmp_path / "none" / "x.svg")]) == 2
+    assert "cannot be written" in capsys.readouterr().err

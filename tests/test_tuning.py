@@ -10,11 +10,13 @@ import pytest
 
 import fake_study
 from qkvbench import tasks
+from qkvbench.claims.kit.evidence import of_study
 from qkvbench.cli import main
 from qkvbench.cli.parser import parse_request
 from qkvbench.cli.run import default_folder, requested_study
 from qkvbench.recipes import Study
 from qkvbench.reports import brief, full, page, summary
+from qkvbench.results.evidence import runs_of
 from qkvbench.results.record import Point
 from qkvbench.results.store import Store
 from qkvbench.results.tuning import FACTORS, FIRST_SEED, SEEDS, choose, sensitivities
@@ -227,10 +229,22 @@ def test_another_study_takes_the_rates_over_and_its_report_says_from_where(store
     # Arms with rates of their own are compared.
     assert found.tasks[0].result.differences["none"].value == pytest.approx(-0.3, abs=1e-3)
     text = " ".join(full.render(found).split())
-    assert "those that study chose on validation" in text
+    assert f"those that {stored.path.name} chose on validation" in text
     assert "none (digits, ×1/4)" in text
     assert "One setting" not in text
-    assert "Learning rate: each arm's as study tuned it." in brief.render(found)
+    assert f"Learning rate: each arm's as {stored.path.name} tuned it." in brief.render(found)
+    rows = json.loads(summary.render(found))["learning_rates"]
+    assert [(row["arm"], row["chosen"]) for row in rows] == [("q,k,v", 2.0), ("none", 0.25)]
+    # A ledger of one study and of folders meet in one setting.
+    assert {run.tuned for run in runs_of(store, "a")} == {True}
+    assert of_study(found).runs[0].tuned
+
+
+def test_a_tuned_folder_keeps_the_record_of_its_tuning(stored, capsys):
+    words = ["run", "--variants", "q,k,v", "none", "--tasks", "digits", "--seeds", "2"]
+    same = ["--rates", str(stored.path), "--out", str(stored.path), "--dry-run"]
+    assert main([*words, *same]) == 2
+    assert "its learning rates are tuned" in capsys.readouterr().err
 
 
 def test_a_rate_falls_with_the_width_of_the_model(stored):

@@ -115,6 +115,7 @@ def _with_shared_heads() -> list[Variant]:
     latents += [Variant(query, Same("q"), Own())]
     mapped = [Variant(Own(), Own(), FREE("k")), Variant(Own(), FREE("v"), Own())]
     mapped += [Variant(Own(), FREE("q"), Same("q")), Variant(Own(), FREE("q"), LearnedMap("k"))]
+    mapped.append(Variant(Own(), FREE("v"), Latent(RANK)))
     grouped = Latent(RANK - 3, SIZE.heads)
     latents += [Variant(Own(), grouped, grouped), Variant(grouped, Latent(RANK), VALUE_LATENT)]
     whole = list(dict.fromkeys([*whole, *latents, *mapped]))

@@ -9,6 +9,7 @@ import pytest
 from laws.cases import (
     ALONE,
     EVEN,
+    SCHEMES,
     SIZE,
     TIME,
     covering,
@@ -401,3 +402,17 @@ def test_cached_values_are_the_numbers_of_the_cached_roots(variant):
         rows = roots[tensor.derivation.root]
         made = reference.apply(tensor.derivation.ops, plan, weights, rows, ROWS)
         assert made.shape == (TIME, tensor.heads, tensor.width)
+
+
+@pytest.mark.parametrize("text", ["q,k,v+window1-own", "q,k,v+ropevalue+window1-own", "q,k=v-own"])
+def test_of_a_token_that_sees_itself_alone_nothing_is_left_without_its_own_part(text):
+    """With RoPE on V as well, whatever the position."""
+    for position in SCHEMES:
+        try:
+            plan = plan_of(text, position)
+        except ValueError:
+            continue
+        weights, x = _setup(plan)
+        found = reference.forward(plan, weights, x) - weights.get("o.bias", 0.0)
+        rows = found if "window1" in text else found[:1]
+        np.testing.assert_allclose(rows, 0, atol=EXACT)

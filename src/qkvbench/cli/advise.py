@@ -81,8 +81,13 @@ def _target(request: Request) -> Target:
 
 def _share(name: str, text: str) -> float:
     """The share of a text such as 50%."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%?", text)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text)
     percent = float(match[1]) if match else 0.0
+    if match and not match[2] and percent < 1:
+        raise RequestError(
+            f"{name} {printable(text)} is less than one percent; write {100 * percent:g}%, or "
+            f"{percent:g}% if you mean it."
+        )
     if not 0 < percent < 100:
         raise RequestError(
             f"{name} {printable(text)} is not a share between 0 and 100 % of the original's; "

@@ -1,13 +1,14 @@
 """`qkvbench compare`: two arms of a study compared, from its store."""
 
 import json
+import sys
 
 from pydantic import TypeAdapter
 from rich.console import Console
 
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
-from qkvbench.cli.report import load_view
+from qkvbench.cli.report import kernels_text, load_view
 from qkvbench.reports.full import styled
 from qkvbench.reports.parts.comparison import lines, sentence
 from qkvbench.results.pair import Pair, pair
@@ -37,4 +38,6 @@ def answer(request: Request) -> int:
     for line in lines(comparison):
         # Wrap for a terminal only, so that a program can read the first line as the sentence.
         console.print(styled(line), soft_wrap=not console.is_terminal)
+    if note := kernels_text(study, (first, second)):
+        print(note, file=sys.stderr)
     return 0

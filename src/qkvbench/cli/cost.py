@@ -66,14 +66,15 @@ class Row:
 def answer(request: Request) -> int:
     """Print the table of each device, or one line for each of all devices."""
     base = names.with_position(names.model_or_task(request.model), request.position)
-    models = [names.with_variant(base, names.cycle(text)) for text in request.variants]
+    variants = list(dict.fromkeys(request.variants))
+    models = [names.with_variant(base, names.cycle(text)) for text in variants]
     devices = [_device(name) for name in request.hardware or hardware.names()]
     tokens = _tokens(base, request.context)
     try:
         rows = [
             _row(model, device, request, tokens, name)
             for device in devices
-            for model, name in zip(models, request.variants, strict=True)
+            for model, name in zip(models, variants, strict=True)
         ]
     except ValueError as error:
         raise RequestError(f"{error}\nNothing was computed.") from None

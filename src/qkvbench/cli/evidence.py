@@ -1,6 +1,7 @@
 """`qkvbench evidence`: what all folders of results together show of one arm."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.reports.full import styled
 from qkvbench.reports.parts.evidence import lines, sentence
+from qkvbench.reports.parts.formatting import printable
 from qkvbench.results.evidence import Run, Setting, runs_of, settings
 from qkvbench.results.store import Store, StoreError
 from qkvbench.results.view import BASELINE
@@ -66,10 +68,14 @@ def every_run(folders: Sequence[Path]) -> list[Run]:
                 f"{folder} is not a folder of results: it has no runs.\n"
                 "'qkvbench run' writes such folders."
             )
+        store = Store(folder)
         try:
-            found += runs_of(Store(folder), folder.name)
+            found += runs_of(store, folder.name)
+            damaged = store.runs().damaged
         except StoreError as error:
             raise RequestError(str(error)) from None
+        for each in damaged:
+            print(printable(f"Left out, damaged: {each.path}: {each.reason}"), file=sys.stderr)
     return found
 
 

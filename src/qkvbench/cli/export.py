@@ -1,6 +1,7 @@
 """`qkvbench export`: a decoder as one file that other programs run."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -59,9 +60,11 @@ def _check_places(request: Request, form: export.Format, out: Path, program: Pat
         raise RequestError(
             f"A program of {request.to} is a file *{suffix}; write --out {out.stem}{suffix}."
         )
+    if request.weights == "int4" and request.to != "edge":
+        raise RequestError(f"{request.to} has no weights in int4; --to edge has.")
     if program and request.to != "edge":
         raise RequestError(f"--program goes with --to edge; {request.to} needs none of ours.")
-    if program == out:
+    if program and program.resolve() == out.resolve():
         raise RequestError("--out and --program are the same file; give the program another name.")
     for path in map(out.with_suffix, form.SUFFIXES):
         _check_place("--out", path, force=request.force)
@@ -75,19 +78,33 @@ def _write(
     """Write beside the place, so that nothing unfinished has the file's name."""
     from qkvbench.export.stepping import Stepping
 
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as unfinished:
-        whole = Path(unfinished) / out.name
-        try:
+    try:
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as unfinished:
+            whole = Path(unfinished) / out.name
             form.write(Stepping(source.network(), context), whole, options)
-        except (ValueError, export.ExportError) as error:
-            raise RequestError(f"{error}\nNothing was written.") from None
-        # The file that is named comes last: if it is there, all is.
-        for each in reversed(form.SUFFIXES):
-            whole.with_suffix(each).replace(out.with_suffix(each))
+            # The file that is named comes last: if it is there, all is.
+            for each in reversed(form.SUFFIXES):
+                written = whole.with_suffix(each)
+                # A library may have made it for its owner alone.
+                written.chmod(0o666 & ~_umask())
+                written.replace(out.with_suffix(each))
+    except (ValueError, MemoryError, export.ExportError) as error:
+        raise RequestError(f"{error}\nNothing was written.") from None
+    except OSError as error:
+        raise RequestError(f"{out} cannot be written: {error.strerror}.") from None
+
+
+def _umask() -> int:
+    """The permissions that new files lack: it can be read only by setting it."""
+    before = os.umask(0o22)
+    os.umask(before)
+    return before
 
 
 def _check_place(option: str, path: Path, *, force: bool) -> None:
-    """Refuse to replace a file unasked, and a folder that does not exist."""
+    """Refuse to replace a file unasked, a folder, and a folder that does not exist."""
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder; give {option} the name of a file.")
     if path.exists() and not force:
         raise RequestError(
             f"{path} is there already; write --force to replace it, or another {option}."
@@ -104,6 +121,10 @@ def _build(program: Path, out: Path) -> None:
         raise RequestError(
             f"{out} is written, but not the program: {error}.\n"
             "$CXX names another compiler; 'pip install ziglang' brings one."
+        ) from None
+    except OSError as error:
+        raise RequestError(
+            f"{out} is written, but not the program: {program} cannot be written: {error.strerror}."
         ) from None
     print(
         f"{program}: the program, for {machine}, {bytes_text(program.stat().st_size)}; "

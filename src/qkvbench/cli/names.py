@@ -246,6 +246,11 @@ def write_page(place: Path, text: str) -> None:
 
 def with_variant(base: Model, wanted: Variant | Cycle) -> Model:
     """The model with the variant, or several in turn; RequestError if it cannot be built."""
+    if isinstance(wanted, tuple) and len(wanted) > len(base.blocks):
+        raise RequestError(
+            f"{len(wanted)} equations in turn need as many layers; {base.name} has "
+            f"{len(base.blocks)}."
+        )
     changed = base.with_variant(wanted)
     try:
         _ = changed.plans

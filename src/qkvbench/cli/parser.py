@@ -742,9 +742,18 @@ def _command(commands: "argparse._SubParsersAction[_Parser]", name: str, about: 
     return parser
 
 
+# Where `run` writes, and where studies are committed.
+ROOTS = ("results", "studies")
+# Of a count: no run has a longer one, and Python reads no number of thousands of digits.
+MOST_DIGITS = 12
+
+
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
+    if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS or int(text) < 1:
+        shown = text if len(text) <= MOST_DIGITS else f"{text[:MOST_DIGITS]}…"
+        raise argparse.ArgumentTypeError(
+            f"'{shown}' is not a whole number from 1, of at most {MOST_DIGITS} digits"
+        )
     return int(text)
 
 
@@ -757,8 +766,10 @@ def _path(text: str) -> str:
 def _results(text: str) -> str:
     # Checked here, before a command and all that it needs are imported.
     if not Path(text).is_dir():
+        near = next((f"{root}/{text}" for root in ROOTS if Path(root, text).is_dir()), None)
         raise argparse.ArgumentTypeError(
-            f"{text} is not a folder of results; 'qkvbench run' writes one"
+            f"{text} is not a folder of results; "
+            + (f"did you mean {near}?" if near else "'qkvbench run' writes one")
         )
     return text
 

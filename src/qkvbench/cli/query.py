@@ -35,6 +35,8 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
 }
 # A terminal is not read beyond so many rows.
 SHOWN_ROWS = 200
+# Letters that a column has at least, or it cannot be read.
+LEAST_WIDTH = 5
 EXAMPLE = "select variant, task, avg(score) from runs group by all order by task, variant"
 
 
@@ -168,6 +170,17 @@ def _finite(value: Any) -> Any:
 
 def _print_rows(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
     console = Console()
+    # Columns of a few letters say nothing, so wide rows are printed one below the other.
+    if sum(max(len(name), LEAST_WIDTH) + 2 for name in names) > console.width:
+        for row in rows[:SHOWN_ROWS]:
+            fields = Drawn(box=None, pad_edge=False, show_header=False)
+            fields.add_column(style="bold", no_wrap=True)
+            fields.add_column(overflow="fold")
+            for name, value in zip(names, row, strict=True):
+                fields.add_row(Text(printable(name)), Text(_text(value)))
+            console.print(fields, "")
+        _print_count(console, rows)
+        return
     table = Drawn(box=SIMPLE_HEAD, pad_edge=False)
     for column, name in enumerate(names):
         numeric = any(isinstance(row[column], int | float) for row in rows[:SHOWN_ROWS])
@@ -176,6 +189,10 @@ def _print_rows(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
     for row in rows[:SHOWN_ROWS]:
         table.add_row(*(Text(_text(value)) for value in row))
     console.print(table)
+    _print_count(console, rows)
+
+
+def _print_count(console: Console, rows: Sequence[tuple[Any, ...]]) -> None:
     left = len(rows) - SHOWN_ROWS
     more = f", of which {left} are not shown: --format csv prints all" if left > 0 else ""
     console.print(f"{plural(len(rows), 'row')}{more}", style="dim", highlight=False)

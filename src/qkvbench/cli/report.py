@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -66,6 +66,7 @@ def _answer(request: Request) -> int:
             print(wanted.render(study), end="")
         else:
             _write(place, wanted.render(study))
+            print(f"Written: {place}", file=sys.stderr)
     except StoreError as error:
         raise RequestError(str(error)) from None
     return 1 if request.strict and study.damaged else 0
@@ -108,8 +109,13 @@ def _answer_trends(request: Request) -> int:
     if request.out is not None:
         # One figure, of the task with the most places.
         largest = max(found.tasks, key=lambda each: len(each.places))
-        _write(Path(request.out), trend.figure(largest, BASELINE, FLOOR))
-    return 0
+        try:
+            _write(Path(request.out), trend.figure(largest, BASELINE, FLOOR))
+            print(f"The figure: {request.out}", file=sys.stderr)
+        except StoreError as error:
+            raise RequestError(str(error)) from None
+    damaged = [each for folder in request.folders for each in Store(folder).runs().damaged]
+    return 1 if request.strict and damaged else 0
 
 
 def _answer_plans(request: Request) -> int:
@@ -157,7 +163,7 @@ def write_reports(store: Store, place: Path | None = None, study: View | None = 
         # The name of a file and its fields are not trusted.
         text = printable(f"{damaged.path}: {damaged.reason}")
         print(f"{'Newer' if damaged.newer else 'Damaged'}, not modified: {text}", file=sys.stderr)
-    if note := _kernels_text(study):
+    if note := kernels_text(study):
         print(note, file=sys.stderr)
     print(where, file=sys.stderr)
 
@@ -171,12 +177,14 @@ def write_page(
     return file
 
 
-def _kernels_text(study: View) -> str | None:
-    """The arms whose decode times are of another program than the native kernel on a CPU."""
+def kernels_text(study: View, arms: Collection[str] | None = None) -> str | None:
+    """The arms, of these or all, that a CPU decoded by another program than the native kernel."""
     native = {
         arm: NATIVE in each.kernel
         for arm, each in study.measurements.items()
-        if each.decode_p50_s and (each.backend, each.machine.device) == ("torch", "cpu")
+        if (arms is None or arm in arms)
+        and each.decode_p50_s
+        and (each.backend, each.machine.device) == ("torch", "cpu")
     }
     # Without attention there is no kernel that could be another one.
     native.pop(FLOOR, None)

@@ -73,8 +73,8 @@ def answer(request: Request) -> int:
     # A recipe may be planned for another machine; what is asked for here must be here.
     if not request.dry_run or request.devices:
         _check_machine(study)
-    for arm, texts in names.same_arm(request.variants or ()).items():
-        print(f"{' and '.join(texts)} are one arm, {arm}; it runs once.", file=sys.stderr)
+    for line in _remarks(request, study):
+        print(line, file=sys.stderr)
     store = Store(
         Path("results") / default_folder(study) if request.out is None else Path(request.out)
     )
@@ -175,19 +175,21 @@ def with_rates_of(folder: Path, study: Study) -> Study:
         raise RequestError(
             f"{folder} has no tuned learning rates; 'qkvbench run … --tune lr' chooses some."
         )
-    widths = {run.task: run.parsed_experiment.model.geometry.d_model for run in runs}
+    own = {*info.runs, *info.tuning.ids}
+    widths = {
+        run.task: run.parsed_experiment.model.geometry.d_model for run in runs if run.id in own
+    }
     rates: dict[str, dict[str, float]] = {}
     for run in study.experiments():
         task = str(run.task)
         factor = info.tuning.chosen.get(task, {}).get(run.arm)
-        if factor is None:
+        if factor is None or task not in widths:
             raise RequestError(
                 f"{folder} has chosen no learning rate for {run.arm} on {task}.\nTune these arms "
-                "there, or leave out --rates, --tasks or arms. Nothing was run."
+                "there, or name with --tasks and --variants those that it has. Nothing was run."
             )
-        width = run.model.geometry.d_model
-        rates.setdefault(task, {})[run.arm] = factor * widths.get(task, width) / width
-    return replace(study, rates=rates, rates_of=info.name)
+        rates.setdefault(task, {})[run.arm] = factor * widths[task] / run.model.geometry.d_model
+    return replace(study, rates=rates, rates_of=info.tuning.taken_from or folder.resolve().name)
 
 
 def default_folder(study: Study) -> str:
@@ -214,6 +216,23 @@ def check_buildable(study: Study) -> None:
             _ = experiment.model.plans
     except ValueError as error:
         raise RequestError(f"{error}\nNothing was run.") from None
+
+
+def _remarks(request: Request, study: Study) -> list[str]:
+    """Arms that are written twice, and masks that hide nothing of a task: a line for each."""
+    found: dict[str, None] = {
+        f"{' and '.join(texts)} are one arm, {arm}; it runs once.": None
+        for arm, texts in names.same_arm(request.variants or ()).items()
+    }
+    for run in study.experiments():
+        tokens = tasks.find(run.task).tokens
+        sparse = [plan for plan in run.model.plans if plan and plan.mask.is_sparse]
+        if sparse and all(plan.mask.hides_no_key(tokens) for plan in sparse):
+            found[
+                f"{run.arm} hides no key of the {tokens} tokens of {run.task}: it computes what "
+                "the arm without its mask does."
+            ] = None
+    return list(found)
 
 
 def _check_jobs(jobs: int | None, engine: str) -> None:

@@ -1,6 +1,7 @@
 """`qkvbench show`: the diagram and the costs of one variant, from its plan."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -55,6 +56,12 @@ HALF = "bf16"
 def answer(request: Request) -> int:
     """Print the variant."""
     base = names.with_position(names.model(request.model), request.position)
+    if "@" in request.variant or "~" in request.variant:
+        plain = re.split(r"[@~]", request.variant)[0]
+        raise RequestError(
+            f"'{request.variant}' is an arm of a study, for 'qkvbench run --variants'; a layer is "
+            f"drawn by its equation: show '{plain}'."
+        )
     model = names.with_variant(base, names.cycle(request.variant))
     if model.longest is not None and request.tokens > model.longest:
         raise RequestError(
@@ -225,8 +232,8 @@ def _attention_formula(plan: Plan) -> str:
     limits += ", which see all" if mask.global_rows else ""
     limits += "" if mask.diagonal else ", no token on itself"
     limits += ", a learned logit beside them" if plan.scores.sink_logit else ""
-    behind = " ── inverse RoPE" if plan.output_ops else ""
-    behind += " ── without the part along the token's own V" if plan.exclusive else ""
+    behind = " ── without the part along the token's own V" if plan.exclusive else ""
+    behind += " ── inverse RoPE" if plan.output_ops else ""
     behind += " ── ·gate" if plan.gate else ""
     behind += "".join(f" ── {_OP_LABELS[type(op)](op)}" for op in plan.before_output)
     attention = f"softmax({score})·V{limits}" if plan.linear is None else _LINEAR[type(plan.linear)]

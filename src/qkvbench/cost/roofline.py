@@ -16,6 +16,7 @@ from qkvbench.cost.cache import (
     STATE_BYTES,
     CacheDtype,
     cache_bytes_per_token,
+    cached_bytes,
     state_bytes,
 )
 from qkvbench.cost.operations import macs, product_macs
@@ -189,19 +190,34 @@ def _rows_s(work: Work, calibration: Calibration, cache: CacheDtype) -> float:
 
 def held_bytes(model: Model, conditions: Conditions) -> float:
     """Bytes of weights, and of the cache of all sequences, while they are decoded."""
-    row = cache_bytes_per_token(model, CACHE_FORMATS[conditions.cache]) or 0
     stored = CACHE_FORMATS[conditions.weights].row_bytes(parameters(model).total)
-    return stored + conditions.batch * (conditions.tokens * row + state_bytes(model))
+    tokens = conditions.tokens
+    rows = sum(row * min(tokens, most or tokens) for row, most in _rows(model, conditions))
+    return stored + conditions.batch * (rows + state_bytes(model))
 
 
 def longest_context(model: Model, conditions: Conditions, memory_bytes: float) -> int | None:
     """The most tokens of each sequence that fit beside the weights; None if caches do not grow."""
-    row = cache_bytes_per_token(model, CACHE_FORMATS[conditions.cache])
-    if not row:
+    rows = _rows(model, conditions)
+    growing = sum(row for row, most in rows if most is None)
+    if not growing:
         return None
     stored = CACHE_FORMATS[conditions.weights].row_bytes(parameters(model).total)
-    left = (memory_bytes - stored) / conditions.batch - state_bytes(model)
-    return max(0, int(left // row))
+    bounded = sum(row * most for row, most in rows if most is not None)
+    left = (memory_bytes - stored) / conditions.batch - state_bytes(model) - bounded
+    return max(0, int(left // growing))
+
+
+def _rows(model: Model, conditions: Conditions) -> list[tuple[float, int | None]]:
+    """Bytes of a cached token in each layer, and the most tokens that its mask keeps, if any."""
+    return [
+        (
+            cached_bytes(plan, CACHE_FORMATS[conditions.cache]),
+            None if plan.mask.local is None else plan.mask.local + plan.mask.sinks,
+        )
+        for plan in model.plans
+        if plan
+    ]
 
 
 def _weight_bytes(model: Model, dtype: CacheDtype) -> int:
@@ -255,7 +271,7 @@ def _decode_macs(plan: Plan, tokens: int) -> int:
     """Products of one new token with cached rows, and what is made from each row on read."""
     if state := plan.state:
         return _state_macs(plan, state)
-    keys = plan.mask.max_keys(tokens + 1)
+    keys = plan.mask.last_keys(tokens + 1)
     latent_key = any(isinstance(op, UpProject) for op in plan.absorbed_by_query)
     latent_value = any(isinstance(op, UpProject) for op in plan.absorbed_by_output)
     key = plan.cached_key.width if latent_key else plan.width("q")
@@ -279,7 +295,7 @@ def _read_bytes(plan: Plan, tokens: int, dtype: CacheDtype) -> int:
         return 2 * STATE_BYTES * state.numbers
     form = CACHE_FORMATS[dtype]
     row = sum(each.heads * form.row_bytes(each.width) for each in _read_tensors(plan))
-    return plan.mask.max_keys(tokens + 1) * row
+    return plan.mask.last_keys(tokens + 1) * row
 
 
 def _read_tensors(plan: Plan) -> list[CachedTensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qkvbench.backends.torch.cache.kv_cache import LayerCache
+from qkvbench.backends.torch.cache.kv_cache import LayerCache, free_bytes_of
 from qkvbench.backends.torch.models.decoder import Decoder
 from qkvbench.backends.torch.models.grown_cache import (
     GrownCache,
@@ -20,6 +20,7 @@ from qkvbench.backends.torch.models.grown_cache import (
     grown_layers,
     head_maps,
 )
+from qkvbench.cost.units import bytes_text
 from qkvbench.variant import Plan
 
 
@@ -129,7 +130,20 @@ class Stepping(nn.Module):
         return grown_layers(self.network.layers(), rows, self._head_maps)
 
     def _fill_tables(self) -> None:
-        """Make the tables of all positions now: a graph cannot make them longer."""
+        """Make the tables of all positions now: a graph cannot make them longer.
+
+        MemoryError if the rows of so many tokens do not fit.
+        """
+        like = self.network.embedding.table
+        numbers = sum(each.heads * each.width for each in self.inputs)
+        # Past rows, and those with one more.
+        needed = 2 * self.context * numbers * like.element_size()
+        if needed > (free := free_bytes_of(like.device)):
+            raise MemoryError(
+                f"A program for texts of {self.context:,} tokens is made by one step over "
+                f"{bytes_text(needed)} of cached rows, and {bytes_text(free)} are free: write a "
+                "smaller --context."
+            )
         with torch.no_grad():
             tokens = torch.zeros(1, 1, dtype=torch.int64)
             self(

@@ -34,8 +34,12 @@ def build_program(out: Path) -> str:
             if len(kernels) < len(found):
                 raise build.BuildError("another build replaced the kernels meanwhile; repeat this")
             _output([*command, *build.COMMON, str(SOURCE), *kernels, *LINK, "-o", str(made)])
-        out.write_bytes(made.read_bytes())
-    out.chmod(0o755)
+        # Beside its place first: one that runs is replaced, and nothing unfinished has its name.
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
+            whole = Path(beside) / out.name
+            whole.write_bytes(made.read_bytes())
+            whole.chmod(0o755)
+            whole.replace(out)
     return target
 
 

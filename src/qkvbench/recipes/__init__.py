@@ -7,6 +7,7 @@ and its ``study(size)`` returns that of a size. To add one, add a file.
 
 import importlib
 import pkgutil
+import re
 
 from qkvbench.recipes.study import Study, Teacher
 from qkvbench.results.across import CONTROLS
@@ -51,8 +52,8 @@ def about(name: str) -> str:
 
 def takes(name: str) -> str | None:
     """The time that the recipe's caption states; None if it states none."""
-    lines = (_module(name).__doc__ or "").splitlines()
-    return next((line[len("Takes") :].strip() for line in lines if line.startswith("Takes")), None)
+    stated = re.search(r"^Takes +(.+(?:\n +.+)*)", _module(name).__doc__ or "", re.MULTILINE)
+    return " ".join(stated[1].split()) if stated else None
 
 
 def _module(name: str):  # noqa: ANN202 (a module, whose contract is stated above)

@@ -363,13 +363,14 @@ def output(
     plan: Plan, weights: Weights, context: Heads, roots: Mapping[str, Heads], rows: Positions
 ) -> Stream:
     """The output projection over all heads together, and everything that comes before it."""
-    context = apply(plan.output_ops, plan, weights, context, rows)
     if plan.exclusive:
         value = make(plan.derivations["v"], plan, weights, roots, rows)
         value = np.repeat(value, context.shape[1] // value.shape[1], axis=1)
         along = (context * value).sum(axis=-1, keepdims=True)
         length = np.maximum((value**2).sum(axis=-1, keepdims=True), TINY)
         context = context - along / length * value
+    # V was attended to as it is with RoPE, so its own part goes before RoPE is taken back.
+    context = apply(plan.output_ops, plan, weights, context, rows)
     if plan.gate:
         context = context / (1 + np.exp(-roots[GATE]))
     context = apply(plan.before_output, plan, weights, context, rows)

@@ -14,8 +14,8 @@ def difference(before: StudyInfo, now: StudyInfo) -> str | None:
     for field in COMMON:
         if getattr(before, field) != getattr(now, field):
             return f"its {field} is {getattr(before, field)}, not {getattr(now, field)}"
-    if (before.tuning is None) != (now.tuning is None):
-        return "its learning rates are " + ("the tasks' own" if now.tuning else "tuned")
+    if _rates(before) != _rates(now):
+        return f"its learning rates are {_rates(before)}"
     old, new = set(before.variants), set(now.variants)
     if before.variants[:1] != now.variants[:1]:
         return f"its baseline is {before.variants[0]}, not {now.variants[0]}"
@@ -25,6 +25,13 @@ def difference(before: StudyInfo, now: StudyInfo) -> str | None:
     if shared and before.runs and now.runs and not set(before.runs) & set(now.runs):
         return f"its runs on {_listed(shared)} have another model, training or version"
     return None
+
+
+def _rates(study: StudyInfo) -> str:
+    if study.tuning is None:
+        return "the tasks' own"
+    source = study.tuning.taken_from
+    return "tuned" if source is None else f"those of {source}"
 
 
 def _listed(names: set[str]) -> str:

@@ -9,6 +9,9 @@ from scipy import special
 
 from qkvbench.results.critical import LEVEL
 
+# The variance of scores that differ by rounding alone.
+NO_SPREAD = 1e-18
+
 
 @dataclass(frozen=True)
 class Sum:
@@ -25,7 +28,9 @@ class Sum:
 
     @property
     def p(self) -> float:
-        """The two-sided p value of zero."""
+        """The two-sided p value of zero; 1 without spread, of which nothing can be said."""
+        if self.variance <= NO_SPREAD:
+            return 1.0
         return 2 * float(special.stdtr(self.degrees, -abs(self.value) / math.sqrt(self.variance)))
 
 
@@ -36,7 +41,6 @@ def sum_of(*parts: tuple[float, Sequence[float]]) -> Sum:
         (factor**2 * float(np.var(scores, ddof=1)) / len(scores), len(scores) - 1)
         for factor, scores in parts
     ]
-    # Scores that do not vary have an interval of no width, and no division by zero.
-    variance = max(sum(each for each, _ in own), 1e-18)
+    variance = max(sum(each for each, _ in own), NO_SPREAD)
     degrees = variance**2 / max(sum(each**2 / count for each, count in own), 1e-36)
     return Sum(value, variance, degrees)

@@ -22,6 +22,8 @@ from qkvbench.results.view import BASELINE, without_rate
 
 Axis = Literal["tokens", "parameters"]
 AXES: tuple[Axis, ...] = ("tokens", "parameters")
+# Powers of ten over which an axis must spread beside the other.
+LEAST_SPREAD = 0.05
 
 
 @dataclass(frozen=True, order=True)
@@ -48,13 +50,15 @@ class ArmTrend:
     share: Mapping[Place, float | None]
 
     def verdict(self, axis: Axis) -> str | None:
-        """Whether the gap shrinks or grows; None if that is not decided."""
+        """Whether the gap shrinks, grows or changes sign; None if that is not decided."""
         slope = self.slopes.get(axis)
-        # The sign of the gap that is furthest beyond its interval.
-        gap = max(self.gaps.values(), key=lambda each: abs(each.value) / each.half)
-        if slope is None or slope.p >= LEVEL or abs(gap.value) <= gap.half:
+        signs = {gap.value > 0 for gap in self.gaps.values() if abs(gap.value) > gap.half}
+        if slope is None or slope.p >= LEVEL or not signs:
             return None
-        word = "grows" if slope.value * gap.value > 0 else "shrinks"
+        if len(signs) > 1:
+            word = "changes sign"
+        else:
+            word = "grows" if (slope.value > 0) == signs.pop() else "shrinks"
         return word if slope.p < CERTAIN else f"likely {word}"
 
 
@@ -91,30 +95,35 @@ def trends(runs: Iterable[Run], against: str = BASELINE) -> Trends:
     """
     groups: dict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        if run.record.status == "done":
+        if run.record.status != "interrupted":
             groups[_kind(run)].append(run)
     found: list[TaskTrend] = []
     left_out: dict[str, str] = {}
+    answered: set[str] = set()
     for own in groups.values():
-        task, metric = min((run.record.task for run in own), key=len), own[0].record.metric
+        plain, metric = str(shared(own[0].experiment).task), own[0].record.metric
         if metric.solved is not None or metric.unit == "share":
-            left_out.setdefault(task, "shares and solved seeds have no line")
-        elif trend := _of_task(task, metric, own, against):
+            left_out.setdefault(plain, "shares and solved seeds have no line")
+        elif trend := _of_task(_name(own[0]), metric, own, against):
             found.append(trend)
+            answered.add(plain)
         else:
-            left_out.setdefault(task, "one budget and one size")
+            left_out.setdefault(plain, "one budget and one size")
+    left_out = {task: why for task, why in left_out.items() if task not in answered}
     return Trends(tuple(found), left_out)
 
 
 def _of_task(task: str, metric: MetricInfo, runs: Sequence[Run], against: str) -> TaskTrend | None:
     places = _places(task, runs, against)
-    scores: dict[str, dict[Place, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    scores: dict[str, dict[Place, dict[int, float | None]]] = defaultdict(lambda: defaultdict(dict))
     for run in sorted(runs, key=lambda each: each.record.started):
         if (place := places.get(_condition(run))) is not None:
-            scores[run.record.arm][place].setdefault(run.record.seed, _loss(run.record))
-    # An interval takes two seeds.
+            known = scores[run.record.arm][place]
+            if known.get(run.record.seed) is None:
+                done = run.record.status == "done"
+                known[run.record.seed] = _loss(run.record) if done else None
     samples = {
-        arm: {place: tuple(seeds.values()) for place, seeds in sorted(of.items()) if len(seeds) > 1}
+        arm: {place: own for place, seeds in sorted(of.items()) if (own := _whole(seeds))}
         for arm, of in scores.items()
     }
     base = samples.pop(against, {})
@@ -149,13 +158,32 @@ def _places(task: str, runs: Sequence[Run], against: str) -> dict[Experiment, Pl
         tokens = training.steps * training.batch * run.record.cost.tokens
         place = Place(tokens, run.record.cost.total_parameters, training.steps)
         if place in folders:
+            both = folders[place], run.folder
+            who = f"{both[0]} has" if both[0] == both[1] else f"{both[0]} and {both[1]} have"
             raise ValueError(
-                f"{folders[place]} and {run.folder} have {task} with {place.steps:,} steps and "
-                f"{place.parameters:,} parameters under different conditions, such as the learning "
-                "rate.\nGive one of the two."
+                f"{who} {task} with {place.steps:,} steps and {place.parameters:,} parameters "
+                "under different conditions, such as the learning rate.\nGive folders with one of "
+                "them."
             )
         found[key], folders[place] = place, run.folder
     return found
+
+
+def _whole(seeds: Mapping[int, float | None]) -> tuple[float, ...]:
+    """The losses, at least two; none if a run diverged or failed: no arm gains by losing one."""
+    found = tuple(each for each in seeds.values() if each is not None)
+    return found if 1 < len(found) == len(seeds) else ()
+
+
+def _name(run: Run) -> str:
+    """The task, and what sets its runs apart from others of it."""
+    key = shared(run.experiment)
+    parts = [str(key.task)]
+    parts += [f"{key.model.position.kind} positions"] if key.model.position.kind != "rotary" else []
+    parts += ["rates tuned"] if run.tuned else []
+    parts += [f"taught by {key.teacher.arm}"] if key.teacher else []
+    parts += [each for each in (key.backend, key.precision) if each not in ("torch", "fp32")]
+    return ", ".join(parts)
 
 
 def _kind(run: Run) -> tuple[object, ...]:
@@ -174,8 +202,15 @@ def _axes(places: Sequence[Place]) -> tuple[Axis, ...]:
 
 
 def _has_slopes(places: Sequence[Place], axes: Sequence[Axis]) -> bool:
-    """True if the places tell a slope for each axis."""
-    return bool(axes) and np.linalg.matrix_rank(_design(places, axes)) == 1 + len(axes)
+    """True if the places tell a slope for each axis.
+
+    Budgets that are rounded shares of the sizes tell none: their own spread is that of rounding.
+    """
+    if not axes or len(places) <= len(axes):
+        return False
+    columns = _design(places, axes)[:, 1:]
+    spreads = np.linalg.svd(columns - columns.mean(axis=0), compute_uv=False)
+    return bool(spreads[-1] > LEAST_SPREAD)
 
 
 def _design(places: Sequence[Place], axes: Sequence[Axis]) -> np.ndarray:

@@ -145,6 +145,14 @@ class Mask:
         near = self.window if self.causal else 2 * self.window - 1
         return min(tokens, near + self.sinks)
 
+    def last_keys(self, tokens: int) -> int:
+        """How many keys the last of `tokens` sees."""
+        if self.chunk is not None:
+            keys = (tokens - 1) % self.chunk + 1
+        else:
+            keys = sum(each.stop - each.start for each in self.keys_of(tokens - 1, tokens, tokens))
+        return keys if self.diagonal or keys == 1 else keys - 1
+
     def keys_by_block(self, tokens: int) -> list[tuple[int, int]]:
         """For each block of `tokens`: how many rows it has, and how many keys these see together.
 

@@ -276,9 +276,9 @@ class Plan:
     ``derivations`` make Q, K and V from the roots (expanded). ``cached`` is the content of a cache;
     ``key_ops_on_read`` make K from cached key rows. The maps ``absorbed_by_query`` (transposed, the
     last one first) act on the query instead of on K, and those ``absorbed_by_output`` on the
-    attention output instead of on V (absorbed). ``output_ops`` come last in both ways, then
-    ``exclusive`` takes away the part along the token's own V, and the ``gate`` root multiplies, and
-    the operations ``before_output`` are applied, which the output projection reads.
+    attention output instead of on V (absorbed). Then, in both ways, ``exclusive`` takes away the
+    part along the token's own V, ``output_ops`` are applied, the ``gate`` root multiplies, and the
+    operations ``before_output`` are applied, which the output projection reads.
     Queries ready for the product are multiplied by ``log_scale``. If there is a ``rope_head``, Q·K
     is a sum of two products, and its K is cached, too.
 

@@ -437,12 +437,16 @@ class _Layer:
         width = self.root(root).width
         heads: tuple[Op, ...] = ()
         if root in LATENTS:
-            # A tie shares the up-projection, which is named after the first of its roles.
-            tied: list[Role] = [
-                each for each in ROLES if ops[0] in _maps_to(each, self.variant).ops
-            ]
-            width = max(map(self.width, tied))
-            heads, ops = (UpProject(tied[0], self.heads(tied[0]), width),), ops[1:]
+            # A tie shares the up-projection, which has the name of the first of its roles, and so
+            # does a role that is made of another by a map.
+            made_up = ops[0]
+            assert isinstance(made_up, UpProject), "a latent is read by an up-projection first"
+            by_name: dict[str, Role] = {each: each for each in ROLES}
+            named = by_name[made_up.part]
+            width = max(
+                self.width(each) for each in ROLES if made_up in _maps_to(each, self.variant).ops
+            )
+            heads, ops = (UpProject(named, self.heads(named), width),), ops[1:]
             if scores.latent_norm:
                 made = self.root(root)
                 shape = (made.width,) if made.heads == 1 else (made.heads, made.width)

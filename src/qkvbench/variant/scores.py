@@ -238,6 +238,11 @@ class Scores:
                 "If each block is seen, none is hidden: write '+blocksNxM' with an M of 2 or more, "
                 "or leave it out."
             )
+        if self.sinks and (self.chunk or self.blocks):
+            raise ValueError(
+                "Sinks are beside a window alone: leave out '+sinks', or write '+window' in place "
+                "of '+chunk' or '+blocks'."
+            )
         if self.sinks and self.window is None:
             raise ValueError(
                 "Without a window every key is visible, so sink tokens change nothing; write for "
@@ -577,7 +582,14 @@ def _value(text: str, name: str, written: str) -> Any:
 
 def _unknown(written: str) -> str:
     """The sentence that refuses a suffix, with the nearest one."""
-    near = get_close_matches(_name(written), SUFFIXES, n=1)
+    name = _name(written)
+    if name in SUFFIXES:
+        wants = "has no number" if SUFFIXES[name].number is None else f"is {_example(name)}"
+        return (
+            f"'{written}' is none of the suffixes: '{name}' {wants}, with whole numbers from 1; "
+            f"write for example '{name}{'128' if SUFFIXES[name].number else ''}'."
+        )
+    near = get_close_matches(name, SUFFIXES, n=1)
     hint = f" Did you mean {_example(near[0])}?" if near else ""
     return (
         f"'{written}' is none of the suffixes, which come last, as in 'q=k,v+2d' or "

@@ -202,7 +202,7 @@ def open_store(folder: Path) -> StoreView:
 
 def of_study(study: View) -> StoreView:
     """The runs and measurements of one study."""
-    tuned = bool(study.tuning)
+    tuned = bool(study.tuning) or study.carried is not None
     runs = tuple(Run(study.name, record, tuned=tuned) for record in study.runs)
     return StoreView(study.name, runs, tuple(study.measurements.values()))
 

@@ -85,8 +85,8 @@ INLINE Vector neighbour_max(Vector x) {
 // A group of int4 as fp32, without its scale; an arithmetic shift right extends the sign of a nibble.
 INLINE void load_group(const uint8_t* bytes, Vector (&into)[QKV_GROUP / WIDTH]) {
     for (int i = 0; i < QKV_GROUP / 4; ++i) {
-        const int8_t a = int8_t(bytes[2 * i]), b = int8_t(bytes[2 * i + 1]);
-        const Whole numbers = {int8_t(a << 4) >> 4, a >> 4, int8_t(b << 4) >> 4, b >> 4};
+        const uint8_t a = bytes[2 * i], b = bytes[2 * i + 1];
+        const Whole numbers = {int8_t(a << 4) >> 4, int8_t(a) >> 4, int8_t(b << 4) >> 4, int8_t(b) >> 4};
         into[i] = __builtin_convertvector(numbers, Vector);
     }
 }

@@ -107,7 +107,8 @@ class Random {
 
 int chosen(const std::vector<float>& logits, double temperature, Random& random) {
     const auto largest = std::max_element(logits.begin(), logits.end());
-    if (!(*largest - *largest == 0)) refuse("The model's logits are no finite numbers.");
+    for (const float each : logits)
+        if (!(each - each == 0)) refuse("The model's logits are no finite numbers.");
     if (temperature == 0) return int(largest - logits.begin());
     std::vector<double> until;
     double sum = 0;

@@ -24,7 +24,8 @@ struct TensorView {
 class ModelFile {
   public:
     explicit ModelFile(const char* path) {
-        const int file = open(path, O_RDONLY | O_CLOEXEC);
+        // Without O_NONBLOCK a pipe would wait for its writer.
+        const int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
         if (file < 0) refuse("it cannot be opened: %s", strerror(errno));
         struct stat status;
         if (fstat(file, &status) || !S_ISREG(status.st_mode)) refuse("it is not a regular file");
@@ -63,7 +64,8 @@ class ModelFile {
     }
 
   private:
-    static constexpr uint64_t MAX_HEADER = 100'000'000;
+    // Of models in use less than one; each value of it takes up to a hundred bytes of memory.
+    static constexpr uint64_t MAX_HEADER = 4'000'000;
     static constexpr int64_t MAX_SIZE = int64_t(1) << 40;
     uint64_t size_;
     Json about_;

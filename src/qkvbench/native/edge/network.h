@@ -208,7 +208,7 @@ class Network {
         const int64_t at = int64_t(token) * d_model_ + i;
         if (table_.int4) {
             const int8_t two = int8_t(table_.int4[at / 2]);
-            return float(at % 2 ? two >> 4 : int8_t(two << 4) >> 4) * table_.scales[at / QKV_GROUP];
+            return float(at % 2 ? two >> 4 : int8_t(uint8_t(two) << 4) >> 4) * table_.scales[at / QKV_GROUP];
         }
         return table_.int8 ? table_.int8[at] * table_.scales[token] : table_.weight[at];
     }

@@ -17,7 +17,7 @@ from qkvbench.reports.parts.formatting import (
     signed,
 )
 from qkvbench.results.evidence import Setting, difference_of
-from qkvbench.results.stats import VERDICTS, Comparison, Tally, Verdict
+from qkvbench.results.stats import VERDICTS, Comparison, Count, Tally, Verdict
 
 
 def sentence(found: Sequence[Setting], arm: str, against: str) -> str:
@@ -102,7 +102,7 @@ def _size(each: Setting, arm: str) -> str:
         count, base = each.result.counts.get(arm), each.result.counts.get(each.result.baseline)
         if count is None or base is None:
             return ""
-        text = f"solved {count.solved}/{count.seeds}, not {base.solved}/{base.seeds}"
+        text = f"solved {_solved(count)}, not {_solved(base)}"
         return text if count.p is None else f"{text}  {p_text(count.p)}"
     difference = difference_of(each, arm)
     if difference is None or difference.p is None:
@@ -112,6 +112,12 @@ def _size(each: Setting, arm: str) -> str:
     return f"{signed(difference.value, places)} {bounds(difference, places)}  " + p_text(
         difference.p
     )
+
+
+def _solved(count: Count) -> str:
+    """The seeds that solved the task, and the median step at which they did."""
+    at = "" if count.step is None else f" at {count.step:,.0f}"
+    return f"{count.solved}/{count.seeds}{at}"
 
 
 def _speed(each: Setting) -> str:

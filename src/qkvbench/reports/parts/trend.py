@@ -7,12 +7,22 @@ from typing import Any
 from markupsafe import Markup
 
 from qkvbench.cost.units import count_text
-from qkvbench.reports.parts.formatting import arms_text, number, p_text, share, signed
+from qkvbench.reports.parts.formatting import (
+    arms_text,
+    metric_text,
+    number,
+    p_text,
+    share,
+    signed,
+)
 from qkvbench.reports.parts.svg import padded_range, places_of, scale, tag, text, ticks
+from qkvbench.results.across import FLOOR
 from qkvbench.results.sums import Sum
 from qkvbench.results.trend import ArmTrend, Axis, Place, TaskTrend, Trends
 
-WORDS = ("shrinks", "likely shrinks", "grows", "likely grows")
+WORDS = tuple(
+    f"{how}{what}" for what in ("shrinks", "grows", "changes sign") for how in ("", "likely ")
+)
 # All in the SVG's own units.
 WIDTH, HEIGHT = 640, 380
 LEFT, RIGHT, TOP, BOTTOM = 60, 110, 50, 44
@@ -35,16 +45,20 @@ def lines(found: Trends, against: str) -> list[str]:
     parts.append(
         "A gap is a difference of means, positive if the arm is worse; ± is half of a 95% "
         "interval. A slope is a line through the gaps over the logarithm; shrinks and grows are "
-        "certain even among 40 such slopes. A gap that shrinks in the score need not shrink in "
-        "compute: the last column says so."
+        "certain even among 40 such slopes. Arms with a run that failed or diverged are left out "
+        "there."
     )
+    if any(_has_shares(trend) for trend in found.tasks):
+        parts.append(
+            "A gap that shrinks in the score need not shrink in compute: the last column says so."
+        )
     return parts
 
 
 def _of_task(trend: TaskTrend, against: str) -> list[str]:
     heads = ["", *(_place(trend, place) for place in trend.places)]
     heads += [f"ten times the {_axis(trend, axis)}" for axis in trend.axes]
-    shares = any(value is not None for arm in trend.arms for value in arm.share.values())
+    shares = _has_shares(trend)
     heads += [f"{against} is there after"] * shares
     rows = [[against, *(number(trend.baseline[place], 3) for place in trend.places)]]
     for arm in trend.arms:
@@ -60,19 +74,30 @@ def _of_task(trend: TaskTrend, against: str) -> list[str]:
         for row in (heads, *rows)
     ]
     answers = [_sentence(trend, axis, against) for axis in trend.axes]
-    return [f"{trend.task}, {trend.metric.unit}. {' '.join(answers)}", "", *table]
+    metric = metric_text(trend.metric)
+    return [f"{trend.task}, {metric}. {' '.join(answers)}", "", *table]
+
+
+def _has_shares(trend: TaskTrend) -> bool:
+    return any(value is not None for arm in trend.arms for value in arm.share.values())
 
 
 def _sentence(trend: TaskTrend, axis: Axis, against: str) -> str:
     """The arms by what their gap does."""
     by_word: dict[str | None, list[str]] = {}
     for arm in trend.arms:
-        by_word.setdefault(arm.verdict(axis), []).append(arm.arm)
+        said = f"{arm.arm} (no attention)" if arm.arm == FLOOR else arm.arm
+        by_word.setdefault(arm.verdict(axis), []).append(said)
     said = [f"{word}: {arms_text(by_word[word])}" for word in WORDS if word in by_word]
     if None in by_word:
         said.append(f"not decided: {arms_text(by_word[None])}")
+    values = [getattr(place, axis) for place in trend.places]
+    times = max(values) / min(values)
+    # A slope is for ten times as much, whatever was run.
+    extrapolated = "" if times >= 9.5 else f" (extrapolated from {times:.2g} times)"
     return (
-        f"With ten times the {_axis(trend, axis)} the gap to `{against}` {'; '.join(said)}."
+        f"With ten times the {_axis(trend, axis)}{extrapolated} the gap to `{against}` "
+        f"{'; '.join(said)}."
         if len(said) > 1 or None not in by_word
         else f"Whether a gap to `{against}` changes with the {_axis(trend, axis)} is not decided."
     )
@@ -167,6 +192,7 @@ def figure(trend: TaskTrend, against: str, floor: str) -> str:
         for arm in trend.arms
         if arm.arm != floor
     }
+    arms = {arm: gaps for arm, gaps in arms.items() if gaps}
     ends = [
         each.value + side * each.half
         for gaps in arms.values()

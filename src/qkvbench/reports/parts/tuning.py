@@ -32,7 +32,13 @@ def rate_tables(view: View) -> tuple[RateTable, ...]:
 
 
 def document(view: View) -> list[dict[str, Any]]:
-    """The sensitivities as JSON values."""
+    """The sensitivities as JSON values; of rates of another study the factors alone."""
+    if view.carried:
+        return [
+            {"task": task, "arm": arm, "chosen": factor, "taken_from": view.carried.taken_from}
+            for task, arms in view.carried.chosen.items()
+            for arm, factor in arms.items()
+        ]
     return [{**asdict(each), "at_edge": each.at_edge} for each in view.tuning]
 
 

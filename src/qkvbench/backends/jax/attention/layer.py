@@ -311,10 +311,10 @@ class Attention:
         rope: Apply,
     ) -> Stream:
         """The output projection over all heads together, and everything that comes before it."""
-        context = self._apply_ops(weights, self.plan.output_ops, context, maps, rope)
         if self.plan.exclusive:
             value = self.make(weights, self.plan.derivations["v"], made, maps, rope)
             context = _without_own_value(context, value)
+        context = self._apply_ops(weights, self.plan.output_ops, context, maps, rope)
         if self.plan.gate:
             context = context * nn.sigmoid(made[Derivation(GATE, ())])
         context = self._apply_ops(weights, self.plan.before_output, context, maps, rope)

@@ -253,10 +253,10 @@ class Attention(nn.Module):
         rope: Callable[..., Heads] | None = None,
     ) -> Stream:
         """The output projection over all heads together, and everything that comes before it."""
-        context = self._apply_ops(self.plan.output_ops, context, maps, rope)
         if self.plan.exclusive:
             value = self.make(self.plan.derivations["v"], made, maps, rope)
             context = ops.without_own_value(context, value)
+        context = self._apply_ops(self.plan.output_ops, context, maps, rope)
         if self.plan.gate:
             context = context * made[Derivation(GATE, ())].sigmoid()
         context = self._apply_ops(self.plan.before_output, context, maps, None)

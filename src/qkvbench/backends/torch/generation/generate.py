@@ -105,7 +105,9 @@ def sample(
     logits: Float[Tensor, "batch vocabulary"], sampling: Sampling, uniform: Float[Tensor, " batch"]
 ) -> Int[Tensor, " batch"]:
     """Inverse-CDF sampling of one token per sequence by uniform numbers in [0, 1)."""
-    scores = logits.double() / sampling.temperature
+    # Below 0, so that no temperature makes one infinite.
+    wide = logits.double()
+    scores = (wide - wide.amax(-1, keepdim=True)) / sampling.temperature
     scores, order = scores.sort(dim=-1, descending=True, stable=True)
     if sampling.top_k is not None:
         scores[:, sampling.top_k :] = -torch.inf
