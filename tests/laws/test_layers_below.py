@@ -293,7 +293,7 @@ def test_encoders_and_towers_read_layers_below_too():
     ("lent", "reader", "said"),
     [
         ("q,k,v/1", f"{BELOW}/3", "which has 1 key/value heads: leave out the '/3'"),
-        ("q,k,v+window3", BELOW, "the same window, sinks and diagonal"),
+        ("q,k,v+window3", BELOW, "the same window, chunk, blocks, sinks and diagonal"),
         ("q,k,v", f"{BELOW}-diag", "both need one mask"),
         ("q,k,v", f"{VALUE}-diag", "reads V of the layer 1 below, q,k,v: both need one mask"),
         ("q,k,v", f"{VALUE}+valuedim2", r"the same '\+valuedim'"),
