@@ -16,6 +16,7 @@ from qkvbench.results.evidence import runs_of, settings
 from qkvbench.results.pair import pair
 from qkvbench.results.preregistration import judge_hypotheses
 from qkvbench.results.store import Store
+from qkvbench.results.trend import trends
 from qkvbench.results.view import view
 
 ROOT = Path(__file__).parent.parent
@@ -60,11 +61,33 @@ def test_what_ten_times_the_steps_change_is_what_the_readme_says():
         assert many[arm].value == pytest.approx(after, abs=6e-4)
         assert many[arm].verdict("lower") == "worse"
     # Its loss lies below that of the baseline with three times fewer steps.
-    steps = {n: committed(f"budgets-{n}" if n > 500 else "quick") for n in (500, 1500, 5000)}
+    steps = {n: committed(f"budgets-{n}" if n > 500 else "quick") for n in (500, 1500, 5000, 15000)}
     base = {n: _task(each, "lm-reviews").result.means["q,k,v"].value for n, each in steps.items()}
     tied = _task(steps[5000], "lm-reviews").result.means["q=k=v"].value
     share = (base[500] - tied) / (base[500] - base[1500])
     assert 500 * 3**share == pytest.approx(0.29 * 5000, rel=0.01)
+
+
+def test_what_thirty_times_the_steps_change_is_what_the_readme_says():
+    names = ("quick", *(f"budgets-{n}" for n in (1500, 5000, 15000)))
+    runs = [run for name in names for run in runs_of(Store(STUDIES / name), name)]
+    (found,) = trends(runs).tasks
+    arms = {arm.arm: arm for arm in found.arms}
+    last, second = found.places[-1], found.places[1]
+    assert last.steps == 15000
+    for arm, left, verdict in (
+        ("q=k=v", 0.18, "shrinks"),
+        ("q=k,v", 0.11, "shrinks"),
+        ("q,k=v", 0.04, "likely shrinks"),
+        ("q,k,v/1", -0.01, None),
+        ("none", 1.56, "grows"),
+    ):
+        assert round(arms[arm].gaps[last].value, 2) == left
+        assert arms[arm].verdict("tokens") == verdict
+    assert round(arms["q=k=v"].share[last], 2) == 0.24
+    assert round(arms["q=k=v"].share[second], 2) == 0.37
+    outcomes = [each.outcome for each in judge_hypotheses(committed("budgets-15000"))]
+    assert sorted(outcomes) == ["confirmed"] * 2 + ["not decided"] * 3
 
 
 @cache
