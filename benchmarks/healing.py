@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from line_chart import apart, opening
+from line_chart import opening
 from torch import Tensor
 from tying import texts
 
@@ -33,6 +33,7 @@ from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healing, heal
 from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.tying import DEFAULT_START, tie
 from qkvbench.hub.modes import Mode
+from qkvbench.reports.parts.svg import apart
 
 # Tokens that are read for healing, whatever the budget: so a smaller one reads part of them.
 MOST_TOKENS = 393_216

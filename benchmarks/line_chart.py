@@ -1,6 +1,4 @@
-"""Parts that the line charts of benchmarks share: how one opens, and labels that do not touch."""
-
-import math
+"""How the line charts of benchmarks open."""
 
 
 def opening(width: int, height: int, left: int, title: str, said: str) -> list[str]:
@@ -12,13 +10,3 @@ def opening(width: int, height: int, left: int, title: str, said: str) -> list[s
         f'<text x="{left}" y="18" font-size="14" fill="#222222">{title}</text>',
         f'<text x="{left}" y="34" font-size="11" fill="#555555">{said}</text>',
     ]
-
-
-def apart(places: dict[str, float], room: float) -> dict[str, float]:
-    """The places of labels, moved down if they would touch."""
-    found: dict[str, float] = {}
-    last = -math.inf
-    for name, place in sorted(places.items(), key=lambda item: item[1]):
-        last = max(place, last + room)
-        found[name] = last
-    return found

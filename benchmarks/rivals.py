@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from findings import add_option, write_findings
-from line_chart import apart, opening
+from line_chart import opening
 from scipy import stats
 
 from qkvbench import cost
@@ -37,6 +37,7 @@ from qkvbench.data.batch import Batch
 from qkvbench.experiment import Experiment, Training
 from qkvbench.measure.memory import peak_bytes, reset_peak_memory
 from qkvbench.model import Decoder, Init, Model, Rotary, transformer
+from qkvbench.reports.parts.svg import apart
 from qkvbench.sweep.local import Workers
 from qkvbench.task_ref import TaskRef
 from qkvbench.variant import parse

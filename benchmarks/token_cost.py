@@ -20,13 +20,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from line_chart import apart, opening
+from line_chart import opening
 
 from qkvbench import cost
 from qkvbench.backends.torch import Decoding, prepare
 from qkvbench.cost import CACHE_DTYPES, CACHE_FORMATS
 from qkvbench.cost.units import bytes_text
 from qkvbench.model import Decoder, Init, Model, NoPosition, Position, Rotary, transformer
+from qkvbench.reports.parts.svg import apart
 from qkvbench.variant import parse
 
 LATENT = "q,k=L(128),v=L(128)"

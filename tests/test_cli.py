@@ -584,3 +584,16 @@ def test_a_running_study_gives_a_preliminary_answer_each_time_its_seeds_have_dou
     assert "Nothing can be said yet" in first
     assert "±" not in first.split("Left out")[0]
     assert "±" in second.split("Left out")[0]
+
+
+def test_a_mask_that_hides_nothing_of_a_task_is_noted(capsys):
+    words = ["run", "--tasks", "lm-reviews", "--dry-run", "--variants", "q,k,v"]
+    assert main([*words, "q,k,v+blocks64", "q,k,v+blocks16x4"]) == 0
+    noted = capsys.readouterr().err
+    assert "q,k,v+blocks64 hides no key of the 128 tokens of lm-reviews" in noted
+    assert "blocks16x4" not in noted
+
+
+def test_a_dry_run_of_a_recipe_ends_its_sentence(capsys):
+    assert main(["run", "frontier", "--dry-run"]) == 0
+    assert "has on lm-reviews in studies/. Memory is" in " ".join(capsys.readouterr().out.split())

@@ -1,6 +1,7 @@
 """The program without Python: it writes the text that torch writes, and no file makes it crash."""
 
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import replace
@@ -378,3 +379,22 @@ def test_a_wrong_word_is_refused_in_one_sentence(
     assert (done.returncode, done.stdout) == (2, b"")
     assert text in done.stderr.decode()
     assert _run(program, tmp_path / "none.safetensors", "--prompt", "a").returncode == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_that_are_no_numbers_and_a_pipe_are_refused(
+    temperature: float, program: Path, tmp_path: Path
+) -> None:
+    network = _network("q,k=v")
+    matrix = backend.named_weights(network)["output.weight"]
+    with torch.no_grad():
+        matrix[5] = torch.nan
+    path = _written(network, tmp_path)
+    done = _run(program, path, "--prompt", "abc", "--count", 2, "--temperature", temperature)
+    assert done.returncode == 2
+    assert b"no finite numbers" in done.stderr
+    os.mkfifo(tmp_path / "pipe")
+    done = _run(program, tmp_path / "pipe", "--prompt", "abc")
+    assert done.returncode == 2
+    assert b"not a regular file" in done.stderr

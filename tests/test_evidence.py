@@ -240,3 +240,18 @@ def test_a_baseline_that_caches_nothing_has_a_report(tmp_path):
     made = fake_study.small(tmp_path, runs, arms=arms, tasks=("lm-reviews",))
     text = full.render(made)
     assert "Cache per token" not in text
+
+
+def test_seeds_that_solved_a_task_are_shown_with_the_step_and_damaged_records_are_named(
+    tmp_path, capsys
+):
+    runs = Study("made", ARMS, {"recall": 5}).experiments()
+    steps = {"q,k,v": 400, "q,k=v": 250}
+    records = [fake_study.record(run, 1.0, solved_step=steps[run.arm]) for run in runs]
+    fake_study.small(tmp_path / "a", records, arms=ARMS, tasks=("recall",))
+    store = Store(tmp_path / "a")
+    (store.path / "runs" / f"{0:016x}.json").write_text("{")
+    assert main(["evidence", "q,k=v", str(store.path)]) == 0
+    captured = capsys.readouterr()
+    assert "solved 5/5 at 250, not 5/5 at 400" in captured.out
+    assert f"Left out, damaged: {store.path}" in captured.err

@@ -329,3 +329,30 @@ def test_a_wrong_request_says_what_to_write(
     assert main(["export", *words]) == 2
     assert text in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "a.safetensors", "--program", "./a.safetensors"], "are the same file"),
+        (["--out", "folder.safetensors", "--force"], "is a folder"),
+        (["--out", "a.safetensors", "--program", "folder.safetensors"], "is a folder"),
+        (["--out", "a.safetensors", "--context", "100000000000"], "write a smaller --context"),
+    ],
+)
+def test_places_and_lengths_that_cannot_be_are_refused(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.safetensors").mkdir()
+    assert main(["export", "small-decoder", "--to", "edge", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.safetensors"]
+
+
+def test_a_model_for_elsewhere_can_be_read_by_others(tmp_path):
+    out = tmp_path / "a.safetensors"
+    assert (
+        main(["export", "small-decoder", "--to", "edge", "--context", "8", "--out", str(out)]) == 0
+    )
+    before = os.umask(0o22)
+    os.umask(before)
+    assert out.stat().st_mode & 0o777 == 0o666 & ~before

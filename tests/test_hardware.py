@@ -317,3 +317,12 @@ def test_windows_and_chunks_hold_no_more_rows_than_they_show() -> None:
     assert held_bytes(mixed, conditions) == empty + (100_000 + 64) * row / 2
     assert longest_context(window, conditions, 2 * empty) is None
     assert longest_context(mixed, conditions, empty + 64 * row / 2 + 7 * row / 2) == 7
+
+
+def test_a_variant_that_is_written_twice_is_one_column(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["cost", "small-decoder", "--variants", "q,k,v", "q,k,v", "q,k=v", "--hardware", "h100"]
+    assert main([*words, "--json"]) == 0
+    assert [row["variant"] for row in json.loads(capsys.readouterr().out)["costs"]] == [
+        "q,k,v",
+        "q,k=v",
+    ]

@@ -163,3 +163,12 @@ def test_a_query_changes_no_file(folder, ask):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     ask("from runs")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_row_of_more_columns_than_fit_is_printed_one_value_a_line(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["query", str(folder), "select * from runs limit 1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (task,) = (line.split() for line in lines if line.startswith("task "))
+    assert task[1] in SEEDS
+    assert lines[-1] == "1 row"

@@ -45,6 +45,10 @@ REQUESTS = {
     "run quick --seeds 99999999999 --dry-run": ["runs; a study has at most 20,000"],
     "run quick --seeds 99999999999999999999": ["--seeds", "of at most 12 digits"],
     "advise smollm2-135m --cache 0.75 --text x": ["less than one percent", "75%"],
+    "cost small-decoder --variants q,k,v 'q,k,v;q,k=v;none'": ["3 equations in turn", "has 2"],
+    "show 'q,k,v;q,k=v;none'": ["3 equations in turn", "has 2"],
+    "export small-decoder --to onnx --weights int4 --out a.onnx": ["--to edge has"],
+    "report kept": ["did you mean results/kept?"],
     "show q,k=v@cross": ["is an arm of a study", "show 'q,k=v'"],
     "run quick --jobs 100000": ["--jobs 100000", "or less"],
     "run quick --out ''": ["--out", "not empty"],
@@ -167,6 +171,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "unlabelled.csv").write_text("a,b\n1,2\n3,4\n")
     (tmp_path / "empty.csv").write_text("\n")
     (tmp_path / "nothing").mkdir()
+    (tmp_path / "results" / "kept").mkdir(parents=True)
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "config.json").write_text('{"model_type": "gpt2"}')
     (tmp_path / "checkpoint" / "model.safetensors").touch()

@@ -229,6 +229,8 @@ def test_a_matrix_exists_for_each_own_role_and_for_the_latent_and_no_other():
         ("q,k,v+ropelinear2x64", r"is \+ropelinearN"),
         ("q,k,v+ropebase1+ropeyarn2", "none is slower than another"),
         ("q,k,v-own+subnorm", "leave out one of the two"),
+        ("q,k,v+ropebase500+nope", "no RoPE to change"),
+        ("q,k,v+ropehead4+ropevalue", "and so on no V"),
         ("q,k,v+outputrank2.5", r"is \+outputrankNxG"),
         ("q,k,v+outputrank0", "is none of the suffixes"),
         ("q,k,v+outputrank2x2x2", r"is \+outputrankNxG"),

@@ -234,3 +234,10 @@ def test_a_choice_that_leaves_nothing_is_refused(words):
         Sampling(**words)
     with pytest.raises(ValueError, match="needs 1 beam or more"):
         Beams(0)
+
+
+@pytest.mark.parametrize("temperature", [1e-308, 1e-320])
+def test_at_the_least_temperature_the_likeliest_token_is_drawn(temperature):
+    logits = torch.tensor([[1.0, 10.0, 9.0]])
+    drawn = sample(logits, Sampling(temperature=temperature), torch.tensor([0.5]))
+    assert drawn.tolist() == [1]

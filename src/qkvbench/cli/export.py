@@ -30,8 +30,10 @@ DEFAULT_CONTEXT = 2048
 
 def answer(request: Request) -> int:
     """Write the file, and print what it holds and how it is called."""
-    out = Path(request.out)
-    form = export.find(_known_format(request.to))
+    out, name = Path(request.out), _known_format(request.to)
+    if request.weights == "int4" and name != "edge":
+        raise RequestError(f"{name} has no weights in int4; --to edge has.")
+    form = export.find(name)
     if (reason := form.missing_requirement()) is not None:
         raise RequestError(f"{reason}\nNothing was written.")
     program = Path(request.program) if request.program else None
@@ -60,8 +62,6 @@ def _check_places(request: Request, form: export.Format, out: Path, program: Pat
         raise RequestError(
             f"A program of {request.to} is a file *{suffix}; write --out {out.stem}{suffix}."
         )
-    if request.weights == "int4" and request.to != "edge":
-        raise RequestError(f"{request.to} has no weights in int4; --to edge has.")
     if program and request.to != "edge":
         raise RequestError(f"--program goes with --to edge; {request.to} needs none of ours.")
     if program and program.resolve() == out.resolve():

@@ -224,7 +224,8 @@ def _remarks(request: Request, study: Study) -> list[str]:
         f"{' and '.join(texts)} are one arm, {arm}; it runs once.": None
         for arm, texts in names.same_arm(request.variants or ()).items()
     }
-    for run in study.experiments():
+    alike = {(run.arm, str(run.task)): run for run in study.experiments()}
+    for run in alike.values():
         tokens = tasks.find(run.task).tokens
         sparse = [plan for plan in run.model.plans if plan and plan.mask.is_sparse]
         if sparse and all(plan.mask.hides_no_key(tokens) for plan in sparse):

@@ -4,7 +4,7 @@ Run       qkvbench run budgets
 Size      --size 500, 1500, 5000, 15000: steps, with the schedule stretched to them
 Register  --preregister src/qkvbench/recipes/budgets.toml, for the first run of each size
 Takes     48 minutes on two cores with 5,000 steps, and in proportion with others
-Then      python benchmarks/trend.py FOLDER ..., for the gaps of all sizes and their trend
+Then      qkvbench report FOLDER FOLDER ..., for the gaps of all sizes and their trend
 Expect    differences at 500 steps show speed of learning; those left at 15,000 show what an arm
           cannot represent
 """

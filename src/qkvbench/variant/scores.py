@@ -204,6 +204,16 @@ class Scores:
         if self.normed not in ((), ("q", "k"), ROLES):
             raise ValueError(f"Normed are Q and K, all three roles or none, not {self.normed}.")
         self._check_mask()
+        if self.nope and (self.rope_base or self.rope_scaling or self.rope_value):
+            raise ValueError(
+                "Without positions there is no RoPE to change: leave out '+nope', or the suffixes "
+                "of RoPE."
+            )
+        if self.rope_head and self.rope_value:
+            raise ValueError(
+                "With '+ropehead' RoPE acts on parts of Q and K alone, and so on no V: leave out "
+                "one of the two."
+            )
         if self.rope_scaling and self.rope_scaling.factor <= 1:
             raise ValueError(
                 "A factor of 1 changes no RoPE frequency: leave it out, or write more."

@@ -1,7 +1,7 @@
 """Elements, scales and ticks of the figures, which are inline SVG."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from markupsafe import Markup, escape
 
@@ -56,3 +56,13 @@ def color_class(order: int) -> str:
         return "baseline"
     dashes = " dashed" if order > COLORS else ""
     return f"h{(order - 1) % COLORS}{dashes}"
+
+
+def apart(places: Mapping[str, float], room: float) -> dict[str, float]:
+    """The places of labels, moved down if they would touch."""
+    found: dict[str, float] = {}
+    last = -math.inf
+    for name, place in sorted(places.items(), key=lambda item: item[1]):
+        last = max(place, last + room)
+        found[name] = last
+    return found

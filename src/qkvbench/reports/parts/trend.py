@@ -15,7 +15,7 @@ from qkvbench.reports.parts.formatting import (
     share,
     signed,
 )
-from qkvbench.reports.parts.svg import padded_range, places_of, scale, tag, text, ticks
+from qkvbench.reports.parts.svg import apart, padded_range, places_of, scale, tag, text, ticks
 from qkvbench.results.across import FLOOR
 from qkvbench.results.sums import Sum
 from qkvbench.results.trend import ArmTrend, Axis, Place, TaskTrend, Trends
@@ -202,12 +202,11 @@ def figure(trend: TaskTrend, against: str, floor: str) -> str:
     low, high = padded_range([0.0, *ends])
     first, last = (math.log(edge(longest)) for edge in (min, max))
     along, y = scale(first, last, LEFT + 14, WIDTH - RIGHT), scale(low, high, HEIGHT - BOTTOM, TOP)
+    metric = metric_text(trend.metric)
     parts = [
         tag("rect", width=WIDTH, height=HEIGHT, fill="#ffffff"),
         text(LEFT, 18, f"What each arm loses against {against} on {trend.task}", "title"),
-        text(
-            LEFT, 34, f"{trend.metric.unit}; bars: 95% intervals; below 0 an arm is better", "tick"
-        ),
+        text(LEFT, 34, f"{metric}; bars: 95% intervals; below 0 an arm is better", "tick"),
         text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, f"{_axis(trend, axis)}, logarithmic", "tick"),
     ]
     values = ticks(low, high, 6)
@@ -222,7 +221,8 @@ def figure(trend: TaskTrend, against: str, floor: str) -> str:
     for at, place in longest.items():
         label = f"{place.steps:,}" if _axis(trend, axis) == "steps" else count_text(at)
         parts.append(text(along(math.log(at)), HEIGHT - BOTTOM + 18, label, "tick", "middle"))
-    labels = _apart({arm: y(gaps[max(gaps)].value) for arm, gaps in arms.items()})
+    ends_of = {arm: y(gaps[max(gaps)].value) for arm, gaps in arms.items()}
+    labels = apart(ends_of, LABEL_HEIGHT)
     for hue, (arm, gaps) in zip(cycle(HUES), arms.items(), strict=False):
         points = [(along(math.log(at)), gap) for at, gap in gaps.items()]
         path = "M" + "L".join(f"{x:.1f} {y(gap.value):.1f}" for x, gap in points)
@@ -247,13 +247,3 @@ def figure(trend: TaskTrend, against: str, floor: str) -> str:
         role="img",
     )
     return f"{whole}\n"
-
-
-def _apart(places: dict[str, float]) -> dict[str, float]:
-    """The heights of labels, moved down if they would touch."""
-    found: dict[str, float] = {}
-    last = -math.inf
-    for name, place in sorted(places.items(), key=lambda item: item[1]):
-        last = max(place, last + LABEL_HEIGHT)
-        found[name] = last
-    return found
