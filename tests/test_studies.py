@@ -188,6 +188,8 @@ def test_a_masked_diagonal_gives_all_back_with_rope_and_a_part_with_learned_posi
     study = committed("masked-diagonal")
     outcomes = [each.outcome for each in judge_hypotheses(study)]
     assert sorted(outcomes) == ["confirmed"] * 5 + ["not decided"] * 2
+    # Of many tasks the first sentence has the number.
+    assert "50% of the cache, on 9 of 10 tasks." in " ".join(brief.render(study).split())
     for corpus in ("lm-reviews", "lm-docs", "lm-plays"):
         for task in (corpus, f"{corpus}@512"):
             found = differences("masked-diagonal", task)

@@ -49,8 +49,13 @@ def headline(view: View) -> str:
     return (
         f"Every arm with less of the {what} than {base} loses on at least one task. The fewest "
         f"losses: {_named(least)}, {share(costs[least] / costs[view.baseline])} of the {what}, on "
-        f"{', '.join(losses[least])}."
+        f"{_counted(losses[least], len(compared))}."
     )
+
+
+def _counted(lost: Sequence[str], tasks: int) -> str:
+    """The tasks by name if they are few, or how many they are."""
+    return ", ".join(lost) if len(lost) <= NAMED_LOSSES else f"{len(lost)} of {tasks} tasks"
 
 
 def _worth(view: View) -> str:
