@@ -182,10 +182,8 @@ INLINE void rotate_back(const Shape& shape, const float* table, float* query) {
 
 INLINE void unpack_group(const uint8_t* bytes, float scale, float* into) {
     Vector numbers[QKV_GROUP / WIDTH];
-    load_group(bytes, numbers);
-    unroll<QKV_GROUP / WIDTH>([&](auto i) INLINE_LAMBDA {
-        store(into + i * WIDTH, numbers[i] * broadcast(scale));
-    });
+    load_group(bytes, scale, numbers);
+    store_group(into, numbers);
 }
 
 // Dequantizes the rows of a tile into `into` (rows, head_dim), and points the tile there.

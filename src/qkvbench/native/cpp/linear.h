@@ -75,13 +75,11 @@ INLINE void multiply_groups(const Int4* weights, const float* scales, int length
             const uint8_t* bytes = (const uint8_t*)weights + group * BYTES;
             __builtin_prefetch(bytes + WEIGHTS_AHEAD);
             Vector numbers[VECTORS];
-            load_group(bytes, numbers);
-            const Vector scale = broadcast(scales[group]);
+            load_group(bytes, scales[group], numbers);
             unroll<VECTORS>([&](auto i) INLINE_LAMBDA {
-                const Vector number = numbers[i] * scale;
                 unroll<ROWS>([&](auto r) INLINE_LAMBDA {
                     own[2 * (r * OUTPUTS + o) + i % 2] +=
-                        number * load(x + r * stride + g * QKV_GROUP + i * WIDTH);
+                        numbers[i] * load(x + r * stride + g * QKV_GROUP + i * WIDTH);
                 });
             });
         });
@@ -168,6 +166,16 @@ void multiply_outputs(const QkvLinear& call, const float* x, int begin, int end)
     for (; r < call.rows; ++r) multiply_streams<Number, 1, 4>(call, x, r, begin, end);
 }
 
+// x in the order in which `load_group` reads weights.
+void pack_groups(const QkvLinear& call, float* into) {
+    const int stride = round_up(call.inputs, 2 * QKV_LANES);
+    for (int r = 0; r < call.rows; ++r) {
+        const float* from = (const float*)call.x + int64_t(r) * call.inputs;
+        for (int i = 0; i < call.inputs; ++i)
+            into[int64_t(r) * stride + i] = from[i / QKV_GROUP * QKV_GROUP + group_place(i % QKV_GROUP)];
+    }
+}
+
 // x in fp32, in the order in which `load_two` reads weights, each row padded with zeros.
 template <class Number>
 void pack_rows_of(const QkvLinear& call, float* into) {
@@ -194,7 +202,8 @@ void linear(const QkvLinear& call, const float* x, int begin, int end) {
 }
 
 void pack_rows(const QkvLinear& call, float* into) {
-    // int8 and int4 are in the order of fp32.
+    // int8 is in the order of fp32.
     if (call.type == QKV_BF16) pack_rows_of<Bf16>(call, into);
+    else if (call.type == QKV_INT4) pack_groups(call, into);
     else pack_rows_of<Fp32>(call, into);
 }

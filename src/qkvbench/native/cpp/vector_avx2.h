@@ -82,8 +82,9 @@ INLINE Vector neighbour_max(Vector x) {
     return x;
 }
 
-// A group of int4 as fp32, without its scale: nibbles -> 32 bytes in order -> sign extension -> fp32.
-INLINE void load_group(const uint8_t* bytes, Vector (&into)[QKV_GROUP / WIDTH]) {
+// A group of int4, times its scale, in order: nibbles -> 32 bytes in order -> sign extension -> fp32.
+constexpr int group_place(int i) { return i; }
+INLINE void load_group(const uint8_t* bytes, float scale, Vector (&into)[QKV_GROUP / WIDTH]) {
     const __m128i packed = _mm_loadu_si128((const __m128i*)bytes), nibble = _mm_set1_epi8(15);
     const __m128i even = _mm_and_si128(packed, nibble);
     const __m128i odd = _mm_and_si128(_mm_srli_epi16(packed, 4), nibble);
@@ -92,7 +93,11 @@ INLINE void load_group(const uint8_t* bytes, Vector (&into)[QKV_GROUP / WIDTH]) 
         // (x ^ 8) - 8 extends the sign of four bits.
         const __m128i eight = _mm_set1_epi8(8);
         const __m128i numbers = _mm_sub_epi8(_mm_xor_si128(ordered[h], eight), eight);
-        into[2 * h] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(numbers));
-        into[2 * h + 1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(numbers, numbers)));
+        const __m128i last = _mm_unpackhi_epi64(numbers, numbers);
+        into[2 * h] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(numbers)) * broadcast(scale);
+        into[2 * h + 1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(last)) * broadcast(scale);
     });
+}
+INLINE void store_group(float* to, const Vector (&group)[QKV_GROUP / WIDTH]) {
+    unroll<QKV_GROUP / WIDTH>([&](auto i) INLINE_LAMBDA { store(to + i * WIDTH, group[i]); });
 }

@@ -82,11 +82,15 @@ INLINE Vector neighbour_max(Vector x) {
     return x;
 }
 
-// A group of int4 as fp32, without its scale; an arithmetic shift right extends the sign of a nibble.
-INLINE void load_group(const uint8_t* bytes, Vector (&into)[QKV_GROUP / WIDTH]) {
+// A group of int4, times its scale, in order; an arithmetic shift right extends the sign of a nibble.
+constexpr int group_place(int i) { return i; }
+INLINE void load_group(const uint8_t* bytes, float scale, Vector (&into)[QKV_GROUP / WIDTH]) {
     for (int i = 0; i < QKV_GROUP / 4; ++i) {
         const uint8_t a = bytes[2 * i], b = bytes[2 * i + 1];
         const Whole numbers = {int8_t(a << 4) >> 4, int8_t(a) >> 4, int8_t(b << 4) >> 4, int8_t(b) >> 4};
-        into[i] = __builtin_convertvector(numbers, Vector);
+        into[i] = __builtin_convertvector(numbers, Vector) * broadcast(scale);
     }
+}
+INLINE void store_group(float* to, const Vector (&group)[QKV_GROUP / WIDTH]) {
+    unroll<QKV_GROUP / WIDTH>([&](auto i) INLINE_LAMBDA { store(to + i * WIDTH, group[i]); });
 }
