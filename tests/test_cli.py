@@ -597,3 +597,17 @@ def test_a_mask_that_hides_nothing_of_a_task_is_noted(capsys):
 def test_a_dry_run_of_a_recipe_ends_its_sentence(capsys):
     assert main(["run", "frontier", "--dry-run"]) == 0
     assert "has on lm-reviews in studies/. Memory is" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["plan", "--margin", "0.05", "DIR"], "write DIR first"),
+        (["compare", "q,k=v", "q,k,v", "DIR"], "the folder comes first, then the arms"),
+        (["evidence", "DIR", "q,k=v"], "the arm comes first, then the folders"),
+    ],
+)
+def test_words_in_another_order_are_told_theirs(words, said, tmp_path, capsys):
+    (tmp_path / "study.json").touch()
+    assert main([str(tmp_path) if word == "DIR" else word for word in words]) == 2
+    assert said in capsys.readouterr().err

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from qkvbench.backends import torch as backend
 from qkvbench.cli import main
@@ -184,14 +185,25 @@ def test_the_program_writes_what_torch_writes(
     assert list(done.stdout) == _by_torch(network, np.array(list(prompt.encode())))
 
 
-def _round_matrices(network: backend.Decoder, weights: WeightDtype) -> None:
-    """Every matrix becomes what int8 with a scale for each row, or int4 in groups, can say."""
-    largest = 127 if weights == "int8" else 7
+def _round_matrices(network: backend.Decoder, path: Path, weights: WeightDtype) -> None:
+    """Every matrix becomes what int8 with a scale for each row, or int4 in groups, can say.
+
+    The scales of int4 are the file's: how they are found is another test's.
+    """
+    stored = load_file(path)
     for name, weight in backend.named_weights(network).items():
-        if weight.dim() == 2 and "position" not in name:
-            groups = weight.detach().unflatten(1, (1, -1) if weights == "int8" else (-1, 32))
-            steps = groups.abs().amax(2, keepdim=True) / largest
-            weight.data.copy_(((groups / steps).round() * steps).flatten(1))
+        if weight.dim() != 2 or "position" in name:
+            continue
+        scales = stored[f"{name}_scale"]
+        assert (scales.dim() == 2) == (weights == "int4" and name.startswith("blocks."))
+        groups = weight.detach().unflatten(1, (1, -1) if scales.dim() == 1 else (-1, 32))
+        steps = scales.view(len(weight), -1, 1)
+        if scales.dim() == 1:
+            torch.testing.assert_close(steps, groups.abs().amax(2, keepdim=True) / 127)
+        numbers = (groups / steps).round()
+        if scales.dim() == 2:
+            numbers = numbers.clamp(-8, 7)
+        weight.data.copy_((numbers * steps).flatten(1))
 
 
 @pytest.mark.slow
@@ -219,7 +231,7 @@ def test_in_few_bits_it_writes_what_torch_writes_with_rounded_matrices(
     most = {"int8": 0.34, "int4": 0.25}[weights]
     assert path.stat().st_size < (0.65 if position == "learned" else most) * size
     before = _by_torch(network, _prompt())
-    _round_matrices(network, weights)
+    _round_matrices(network, path, weights)
     expected = _by_torch(network, _prompt())
     assert len(set(expected)) > 2
     assert _ids(program, path, _prompt()) == expected

@@ -25,6 +25,10 @@ FOLDERS = ("studies", "results")
 
 def answer(request: Request) -> int:
     """Print the verdict in every setting."""
+    if Path(request.variant).is_dir():
+        raise RequestError(
+            f"{printable(request.variant)} is a folder; the arm comes first, then the folders."
+        )
     (arm,) = names.arms([request.variant])
     (against,) = names.arms([request.against or BASELINE])
     if arm == against:

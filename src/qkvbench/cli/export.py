@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from qkvbench import export
 from qkvbench.cli import names
+from qkvbench.cli.convert import read_text
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cost import CACHE_FORMATS, cache_bytes_per_token
 from qkvbench.cost.units import bytes_text
@@ -23,9 +24,13 @@ from qkvbench.native.build import BuildError
 from qkvbench.native.program import build_program
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from qkvbench.backends.torch import Decoder
 
 DEFAULT_CONTEXT = 2048
+# What is read of a --text: enough for the mean squares of some thousand inputs.
+WINDOWS, WINDOW = 8, 512
 
 
 def answer(request: Request) -> int:
@@ -33,6 +38,8 @@ def answer(request: Request) -> int:
     out, name = Path(request.out), _known_format(request.to)
     if request.weights == "int4" and name != "edge":
         raise RequestError(f"{name} has no weights in int4; --to edge has.")
+    if request.text and request.weights != "int4":
+        raise RequestError("--text fits weights in int4; add --weights int4, or leave it out.")
     form = export.find(name)
     if (reason := form.missing_requirement()) is not None:
         raise RequestError(f"{reason}\nNothing was written.")
@@ -46,7 +53,8 @@ def answer(request: Request) -> int:
             f"{model.name} is no decoder of one input; only such models are exported."
         )
     print(f"Writing {model.label} for texts of {context:,} tokens ...", file=sys.stderr)
-    options = export.Options(cast(export.WeightDtype, request.weights))
+    text = source.tokens(request.text, context) if request.text else None
+    options = export.Options(cast(export.WeightDtype, request.weights), text)
     _write(form, options, out, source, context)
     size = sum(out.with_suffix(each).stat().st_size for each in form.SUFFIXES)
     _report(out, size, source, context)
@@ -141,11 +149,29 @@ def _known_format(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Source:
-    """A model and how it is built; `trained`: it does not begin with random weights."""
+    """A model and how it is built; `trained`: it does not begin with random weights.
+
+    `read` makes windows of tokens of a text, (windows, time), at most so many tokens long.
+    """
 
     model: Model
     network: "Callable[[], Decoder]"
     trained: bool = True
+    read: "Callable[[str, int], Tensor] | None" = None
+
+    def tokens(self, file: str, context: int) -> "Tensor":
+        """The windows of a file; RequestError if it has none."""
+        vocabulary = getattr(self.model.architecture, "vocabulary", None)
+        if self.read is None and vocabulary != export.BYTES:
+            raise RequestError(
+                f"{self.model.name} reads neither bytes nor a checkpoint's tokens, so no text "
+                "shows what it reads; leave out --text."
+            )
+        try:
+            return (self.read or _bytes)(read_text(file) or "", min(WINDOW, context))
+        except ValueError as error:
+            # Its second line names an option of another command.
+            raise RequestError(f"{str(error).splitlines()[0]}\nGive a longer --text.") from None
 
 
 def _source(request: Request) -> _Source:
@@ -169,7 +195,8 @@ def _checkpoint(name: str) -> _Source:
     """A decoder of transformers."""
     try:
         from qkvbench.export import checkpoint
-        from qkvbench.hub.fit.source import packaged_folder
+        from qkvbench.hub.fit.quality import windows
+        from qkvbench.hub.fit.source import packaged_folder, read_tokenizer
 
         folder = packaged_folder(name) if name in PACKAGED else Path(name)
         network = checkpoint.read(folder)
@@ -179,7 +206,20 @@ def _checkpoint(name: str) -> _Source:
         raise RequestError(
             "Pretrained models need transformers, which is not installed: ./qkv setup hf"
         ) from None
-    return _Source(network.model, lambda: network)
+
+    def read(text: str, length: int) -> "Tensor":
+        return windows(read_tokenizer(name, folder), text, length, WINDOWS)
+
+    return _Source(network.model, lambda: network, read=read)
+
+
+def _bytes(text: str, length: int) -> "Tensor":
+    import torch
+
+    found = torch.tensor(list(text.encode()[: length * WINDOWS]))
+    if len(found) < length:
+        raise ValueError(f"The text has {len(found)} bytes; at least {length} are needed.")
+    return found[: len(found) // length * length].view(-1, length)
 
 
 def _experiment(path: Path) -> _Source:

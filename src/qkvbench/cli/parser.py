@@ -36,6 +36,11 @@ class _Parser(argparse.ArgumentParser):
         lines = [f"{self.prog}: {message}"]
         if near:
             lines.append(f"Did you mean {near[0]}?")
+        missing = re.search(r"required: ([A-Z]\w*)", message)
+        if missing and any(action.nargs in ("+", "*") for action in self._options()):
+            lines.append(
+                f"An option with several values takes all words behind it; write {missing[1]} first."
+            )
         lines.append(f"'{self.prog} --help' lists what can be written.")
         raise RequestError("\n".join(lines))
 
@@ -48,8 +53,11 @@ class _Parser(argparse.ArgumentParser):
             getattr(request, "parser", self).error(f"unrecognized arguments: {' '.join(unknown)}")
         return request
 
+    def _options(self) -> list[argparse.Action]:
+        return [action for action in self._actions if action.option_strings]
+
     def _words(self) -> list[str]:
-        flags = [flag for action in self._actions for flag in action.option_strings]
+        flags = [flag for action in self._options() for flag in action.option_strings]
         choices = [str(one) for action in self._actions for one in action.choices or ()]
         return flags + choices
 
@@ -554,6 +562,12 @@ def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="dtype of the matrices; int8: onnx and edge alone; int4: edge alone (fp32)",
     )
     export.add_argument(
+        "--text",
+        type=_path,
+        metavar="FILE",
+        help="int4: plain text that shows which numbers matter; the loss is then much smaller",
+    )
+    export.add_argument(
         "--program",
         type=_path,
         metavar="FILE",
@@ -767,10 +781,10 @@ def _results(text: str) -> str:
     # Checked here, before a command and all that it needs are imported.
     if not Path(text).is_dir():
         near = next((f"{root}/{text}" for root in ROOTS if Path(root, text).is_dir()), None)
-        raise argparse.ArgumentTypeError(
-            f"{text} is not a folder of results; "
-            + (f"did you mean {near}?" if near else "'qkvbench run' writes one")
-        )
+        way = f"did you mean {near}?" if near else "'qkvbench run' writes one"
+        if "," in text:
+            way = "the folder comes first, then the arms"
+        raise argparse.ArgumentTypeError(f"{text} is not a folder of results; {way}")
     return text
 
 

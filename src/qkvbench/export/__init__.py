@@ -14,10 +14,14 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from qkvbench.export.stepping import Stepping
 
 WeightDtype = Literal["fp32", "int8", "int4"]
-OTHERS = {"checkpoint", "stepping"}
+OTHERS = {"checkpoint", "rounding", "stepping"}
+# The vocabulary of a decoder over bytes.
+BYTES = 256
 
 
 class ExportError(Exception):
@@ -28,10 +32,12 @@ class ExportError(Exception):
 class Options:
     """How a program is written.
 
-    ``weights`` in int8 are rounded row by row, in int4 in groups of 32, and used as such.
+    ``weights`` in int8 are rounded row by row, in int4 in groups of 32, and used as such. ``text``,
+    (windows, time), shows which inputs of the matrices are large: int4 is fitted to them.
     """
 
     weights: WeightDtype = "fp32"
+    text: "Tensor | None" = None
 
 
 class Format(Protocol):

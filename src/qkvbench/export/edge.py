@@ -6,17 +6,14 @@ caches, so the program knows no variant by name.
 
 import json
 from pathlib import Path
-from typing import Literal
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from qkvbench.backends.common.decode_support import WORDS
 from qkvbench.backends.torch import named_weights
-from qkvbench.backends.torch.cache.quantize import quantize
 from qkvbench.backends.torch.models.block import Block
-from qkvbench.cost import CACHE_FORMATS
-from qkvbench.export import ExportError, Options
+from qkvbench.export import BYTES, ExportError, Options
+from qkvbench.export.rounding import mean_squares, rounded
 from qkvbench.export.stepping import Stepping
 from qkvbench.model.parts import (
     AnyFeedForward,
@@ -33,10 +30,7 @@ from qkvbench.variant import ApplyRope, Plan
 ABOUT = "a model file for a small program without Python: --program FILE builds it, too"
 SUFFIXES = (".safetensors",)
 VERSION = 1
-FewBits = Literal["int8", "int4"]
 POSITIONS = "embedding.positions"
-# The vocabulary of a decoder over bytes.
-BYTES = 256
 
 # Features of a plan that the program has. It gives the kernel nothing else.
 FEATURES = frozenset({"mask.causal", "read.ApplyRope"})
@@ -63,8 +57,9 @@ def write(stepping: Stepping, path: Path, options: Options) -> None:
     """Write weights, and what the program computes with them.
 
     With weights in int8 every matrix is rounded row by row, embeddings too; each row has a scale in
-    fp32, and biases, norms and position embeddings stay in fp32. In int4 each 32 numbers of a row
-    have a scale, and matrices whose rows are no whole groups are in int8.
+    fp32, and biases, norms and position embeddings stay in fp32. With int4 the matrices of the
+    blocks are in int4, each 32 numbers of a row with a scale that is fitted, to a text if there is
+    one. Embeddings, the output and matrices whose rows are no whole groups are in int8.
     """
     network, model = stepping.network, stepping.network.model
     for block in network.layers():
@@ -80,10 +75,13 @@ def write(stepping: Stepping, path: Path, options: Options) -> None:
     metadata = {"format": "pt", "qkvbench": json.dumps(about(stepping))}
     stored = {name: each.detach().float().contiguous().clone() for name, each in weights.items()}
     if options.weights != "fp32":
+        inputs = None if options.text is None else mean_squares(network, options.text)
         for name, each in list(stored.items()):
             if each.dim() == 2 and name != POSITIONS:
-                kind = options.weights if each.shape[1] % GROUP == 0 else "int8"
-                stored[name], stored[f"{name}_scale"] = in_few_bits(each, kind)
+                in_groups = name.startswith("blocks.") and each.shape[1] % GROUP == 0
+                kind = options.weights if in_groups else "int8"
+                importance = inputs[name] if inputs and kind == "int4" else None
+                stored[name], stored[f"{name}_scale"] = rounded(each, kind, importance)
     save_file(stored, path, metadata)
 
 
@@ -184,14 +182,3 @@ def _missing_of(plan: Plan) -> str | None:
     if not CAPABILITIES.can_run("fp32", width):
         return f"heads of {width} numbers; its kernel has multiples of 8 up to 256"
     return None
-
-
-def in_few_bits(matrix: Tensor, kind: FewBits) -> tuple[Tensor, Tensor]:
-    """A matrix (outputs, inputs) as cached rows are stored, with its scales.
-
-    int8 has one for each row: (outputs,). int4 has two numbers a byte and a scale for each group:
-    (outputs, inputs / 2) and (outputs, inputs / GROUP).
-    """
-    rows, scales = quantize(matrix[None, None], CACHE_FORMATS[kind])
-    assert scales is not None
-    return rows[0, 0], scales[0, 0]

@@ -56,7 +56,7 @@ class Checkpoint:
 
     def tokenizer(self) -> Any:
         """Its tokenizer; ValueError if there is none."""
-        return _tokenizer(self.name, self.folder)
+        return read_tokenizer(self.name, self.folder)
 
     @property
     def weight_bytes(self) -> int:
@@ -64,7 +64,8 @@ class Checkpoint:
         return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
 
 
-def _tokenizer(name: str, folder: Path) -> Any:
+def read_tokenizer(name: str, folder: Path) -> Any:
+    """The tokenizer in a folder; ValueError if there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -89,7 +90,7 @@ def find_teacher(name: str, tokenizer: Any) -> Path:
     ValueError if there is none, or if its vocabulary is another.
     """
     folder = _located(name)
-    theirs = _tokenizer(f"teacher={name}", folder.path)
+    theirs = read_tokenizer(f"teacher={name}", folder.path)
     differ = set(tokenizer.get_vocab().items()) ^ set(theirs.get_vocab().items())
     if differ:
         raise ValueError(

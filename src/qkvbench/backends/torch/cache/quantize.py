@@ -51,7 +51,7 @@ def quantize(rows: Heads, format: CacheFormat) -> tuple[Tensor, Tensor | None]:
     # Any scale serves a group of zeros.
     steps = torch.where(scales > 0, scales, 1)[..., None]
     numbers = (grouped / steps).round().clamp(-largest, largest).to(torch.int8)
-    return (_pack(numbers.flatten(-2)[..., :width]) if format.group else numbers), scales
+    return (pack_int4(numbers.flatten(-2)[..., :width]) if format.group else numbers), scales
 
 
 def dequantize(
@@ -69,7 +69,7 @@ def dequantize(
     return (rows.to(exact) * scales.to(exact)).to(dtype)
 
 
-def _pack(numbers: Tensor) -> Tensor:
+def pack_int4(numbers: Tensor) -> Tensor:
     """Pairs of 4-bit numbers as bytes: (..., width) -> (..., ceil(width / 2))."""
     bits = functional.pad(numbers, (0, numbers.shape[-1] % 2)).to(torch.uint8) & 15
     return bits[..., ::2] | bits[..., 1::2] << 4
