@@ -602,7 +602,7 @@ def test_a_dry_run_of_a_recipe_ends_its_sentence(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["plan", "--margin", "0.05", "DIR"], "write DIR first"),
+        (["plan", "--margin", "0.05", "DIR"], "DIR is first"),
         (["compare", "q,k=v", "q,k,v", "DIR"], "the folder comes first, then the arms"),
         (["evidence", "DIR", "q,k=v"], "the arm comes first, then the folders"),
     ],

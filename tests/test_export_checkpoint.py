@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from qkv_mode_models import inputs_of, model_of
 from qkvbench import hub
@@ -148,6 +150,28 @@ def test_another_checkpoint_is_refused_with_the_reason(
     assert main(["export", str(tmp_path / "tiny"), "--to", "edge", "--out", str(out), *words]) == 2
     assert text in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_matrices_in_int4_are_fitted_to_a_text_by_the_tokenizer_of_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = TINY | {"hidden_size": 64, "vocab_size": 256}
+    folder, text = tmp_path / "tiny", tmp_path / "text.txt"
+    _saved(folder, "llama", **settings)
+    text.write_text("the river runs over stones while a heron waits " * 20)
+    words = ["export", str(folder), "--to", "edge", "--weights", "int4", "--context", "64"]
+    read = ["--text", str(text)]
+    assert main([*words, "--out", str(tmp_path / "none.safetensors"), *read]) == 2
+    assert "no tokenizer" in capsys.readouterr().err
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({each: n for n, each in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    plain, fitted = tmp_path / "plain.safetensors", tmp_path / "fitted.safetensors"
+    assert main([*words, "--out", str(plain)]) == 0
+    assert main([*words, "--out", str(fitted), *read]) == 0
+    name = "blocks.1.attention.o.weight_scale"
+    assert not torch.equal(load_file(plain)[name], load_file(fitted)[name])
 
 
 @pytest.mark.nightly

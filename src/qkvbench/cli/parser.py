@@ -38,9 +38,8 @@ class _Parser(argparse.ArgumentParser):
             lines.append(f"Did you mean {near[0]}?")
         missing = re.search(r"required: ([A-Z]\w*)", message)
         if missing and any(action.nargs in ("+", "*") for action in self._options()):
-            lines.append(
-                f"An option with several values takes all words behind it; write {missing[1]} first."
-            )
+            name = missing[1]
+            lines.append(f"An option of several values takes all words behind it; {name} is first.")
         lines.append(f"'{self.prog} --help' lists what can be written.")
         raise RequestError("\n".join(lines))
 
