@@ -15,7 +15,11 @@ import fake_study
 from qkvbench.cli import main
 from qkvbench.reports.parts import answer_table, paper
 from qkvbench.reports.parts import findings as findings
+from qkvbench.results.store import Store
 from qkvbench.results.view import view
+
+STUDIES = Path(__file__).parents[1] / "studies"
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,27 @@ def test_figures_for_a_paper_are_well_formed_and_as_wide_as_its_columns(study):
         assert root.get("width") == f"{72 * width:g}pt"
         assert "var(" not in text
     assert "lm-reviews-cache-column.svg" in files
+
+
+def test_gaps_are_drawn_from_best_to_worst_and_no_attention_is_beyond_the_scale():
+    quick = view(Store(STUDIES / "quick"))
+    task = next(task for task in quick.tasks if task.name == "lm-reviews")
+    root = ElementTree.fromstring(paper.files(quick)["lm-reviews-gaps-page.svg"])
+    rows = [each for each in root.iter(f"{SVG}g") if "mark" in each.get("class")]
+    drawn = {each.findall(f"{SVG}text")[0].text.split()[-1]: each for each in rows}
+    gaps = {arm: each.value for arm, each in task.result.differences.items()}
+    assert list(drawn) == sorted(gaps, key=gaps.get)
+    dots = {arm: each.find(f"{SVG}circle") for arm, each in drawn.items()}
+    beyond = {arm for arm, dot in dots.items() if dot is None}
+    assert beyond == {arm for arm, gap in gaps.items() if gap > task.result.worth / 2}
+    assert "none" in beyond
+    places = {arm: float(dot.get("cx")) for arm, dot in dots.items() if dot is not None}
+    assert sorted(places.values()) == list(places.values())
+    # The same distance for the same difference.
+    (first, *_, last) = places
+    width = (places[last] - places[first]) / (gaps[last] - gaps[first])
+    for arm, place in places.items():
+        assert place - places[first] == pytest.approx(width * (gaps[arm] - gaps[first]), abs=0.1)
 
 
 def test_a_file_for_a_paper_stays_in_its_folder(study):
