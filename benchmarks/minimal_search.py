@@ -25,6 +25,7 @@ from qkvbench import tasks
 from qkvbench.cost.matched import with_arm
 from qkvbench.cost.parameters import parameters
 from qkvbench.model import CHANGES, parse_arm, write_arm
+from qkvbench.results.store import Store
 
 BASELINE = "q,k,v"
 EQUATIONS = ("q,k=v", "q,k,v/1", "q,k=v/1", "q=k,v-diag", "q=k=v-diag")
@@ -119,9 +120,11 @@ def size(arm: str) -> int:
 
 
 def _gaps(folder: Path, arm: str, seeds: int) -> dict[str, float]:
-    """Of runs that are made if they are not there."""
+    """Of runs that are made if they are not there. The study has all arms that were tried."""
+    study = Store(folder).study()
+    arms = dict.fromkeys([*(study.variants if study else [BASELINE]), arm])
     command: Sequence[str] = (
-        *(sys.executable, "-m", "qkvbench", "run", "--tasks", *TASKS, "--variants", BASELINE, arm),
+        *(sys.executable, "-m", "qkvbench", "run", "--tasks", *TASKS, "--variants", *arms),
         *("--seeds", str(seeds), "--jobs", "2", "--out", str(folder)),
     )
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

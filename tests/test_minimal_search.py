@@ -1,9 +1,11 @@
 """The search for the smallest model: what it tries, keeps and leaves out, on made-up gaps."""
 
+import minimal_search
 import pytest
 from minimal_search import BASELINE, EQUATIONS, search, size
 
 from qkvbench.model import CHANGES, parse_arm
+from qkvbench.results.store import Store
 
 
 def gaps(worse):
@@ -42,3 +44,16 @@ def test_the_largest_saving_comes_first_and_nothing_is_tried_twice():
     assert {*EQUATIONS} <= named
     smaller = {name for name in CHANGES if size(f"{BASELINE}~{name}") < size(BASELINE)}
     assert named == {*EQUATIONS} | smaller
+
+
+@pytest.mark.slow
+def test_the_steps_of_a_folder_are_one_study_and_are_run_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(minimal_search, "TASKS", ("sort",))
+    folder, tried = tmp_path / "found", ["q,k,v~no-ff", "q,k,v~half-ff"]
+    first = [minimal_search._gaps(folder, arm, seeds=1) for arm in tried]
+    assert Store(folder).study().variants == [BASELINE, *tried]
+    written = {each: each.stat().st_mtime_ns for each in (folder / "runs").iterdir()}
+    # The same command again, after it was stopped.
+    assert [minimal_search._gaps(folder, arm, seeds=1) for arm in tried] == first
+    assert {each: each.stat().st_mtime_ns for each in (folder / "runs").iterdir()} == written
+    assert all(set(gaps) == {"sort"} for gaps in first)
