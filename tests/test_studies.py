@@ -12,6 +12,9 @@ from qkvbench.claims.kit.runs import Runs
 from qkvbench.recipes import CONTROLS
 from qkvbench.reports import brief
 from qkvbench.reports.parts import evidence as evidence_text
+from qkvbench.reports.parts import paper
+from qkvbench.reports.parts.formatting import signed
+from qkvbench.reports.parts.table import SYMBOLS
 from qkvbench.results.evidence import runs_of, settings
 from qkvbench.results.pair import pair
 from qkvbench.results.preregistration import judge_hypotheses
@@ -414,6 +417,32 @@ def test_the_page_of_claims_has_the_verdicts_of_today(with_all_runs):
         each.verdict in ("impossible", "refuted") for each in with_all_runs.values()
     )
     assert [row for row in rows if f"\n{row} | " not in page] == []
+
+
+def test_what_changes_of_a_block_do_is_what_their_page_says():
+    page, study = (ROOT / "docs" / "minimal.md").read_text(), committed("minimal")
+    language, recall = study.tasks
+    whole = language.costs[study.baseline].total_parameters
+    for arm in study.arms[1:]:
+        each, count = language.result.differences[arm], recall.result.counts[arm]
+        half = (each.high - each.low) / 2
+        language_symbol = SYMBOLS.get(language.verdicts.get(arm), "")
+        recall_symbol = SYMBOLS.get(recall.verdicts.get(arm), "")
+        step = "" if count.step is None else f", {count.step:.0f}"
+        row = (
+            f" | {language.costs[arm].total_parameters / whole:.0%} "
+            f"| {language_symbol}{signed(each.value, 3)} ±{half:.3f} "
+            f"| {recall_symbol}{count.solved}/7{step} |"
+        )
+        assert any(line.startswith(f"| `{arm}` |") and row in line for line in page.splitlines())
+    drawn = paper.files(study)["lm-reviews-gaps-page.svg"]
+    assert (ROOT / "docs" / "minimal.svg").read_text(encoding="utf-8") == drawn
+    verdicts = [each.outcome for each in judge_hypotheses(study)]
+    assert [verdicts.count(word) for word in ("confirmed", "not decided", "contradicted")] == [
+        5,
+        4,
+        3,
+    ]
 
 
 def test_every_study_has_a_row_in_their_index():
