@@ -427,6 +427,11 @@ def test_a_dry_run_says_how_runs_are_carried_out(capsys, monkeypatch):
     assert main(["run", "quick", "--dry-run", *words]) == 0
     said = capsys.readouterr().out
     assert "fp16, compiled, checkpointing, 2 micro-batches" in said
+    words = ["--variants", "q,k,v", "--tasks", "lm-reviews", "--quantize", "int8", "w4"]
+    assert main(["run", *words, "--rates", "studies/quick-tuned", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "scored again with int8, w4" in said
+    assert "of quick-tuned, which were tuned" in said
 
 
 def test_compiling_without_a_compiler_is_refused_before_anything_runs(

@@ -319,6 +319,8 @@ def _dry_run_text(study: Study, store: Store, jobs: int | None) -> str:
     ]
     if study.rates_of is not None:
         lines.append(f"Rates  of {study.rates_of}, which were tuned for each arm")
+    if study.quantizations:
+        lines.append(f"Bits   decoders are scored again with {', '.join(study.quantizations)}")
     lines += _uneven_parts(experiments)
     if tuning:
         lines.append(
