@@ -1,6 +1,6 @@
 """What matrices in int8 and int4 gain and cost: products of few rows, and the loss of SmolLM2-135M.
 
-Run     ./qkv setup hf, then .venv/bin/python benchmarks/few_bit_weights.py
+Run     ./qkv setup hf, then .venv/bin/python benchmarks/few_bit_weights.py [--model FOLDER]
 Size    one and eight rows times 49,152 x 576; four windows of 512 tokens of each text
 Takes   about three minutes on an idle core
 
@@ -10,8 +10,10 @@ in int4 with one for 32 numbers, plainly (by the largest of a group), fitted to 
 those that meet large inputs in 4,096 tokens of other reviews.
 """
 
+import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -35,13 +37,16 @@ BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int4": 5 / 8}
 
 
 def main() -> None:
-    """Print both."""
+    """Print both; of another model, such as one that `convert` wrote, the loss alone."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="folder of another decoder with a tokenizer")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    for rows in (1, 8):
+    for rows in (1, 8) if args.model is None else ():
         for kind, seconds in products(rows).items():
             size = OUTPUTS * INPUTS * BYTES[kind]
             print(f"{rows} rows, {kind}: {1e3 * seconds:.2f} ms, {size / seconds / 1e9:.1f} GB/s")
-    folder = packaged_folder(MODEL)
+    folder = args.model or packaged_folder(MODEL)
     network = checkpoint.read(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     windows = {
