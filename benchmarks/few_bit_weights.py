@@ -6,8 +6,8 @@ Takes   about three minutes on an idle core
 
 Products are of one thread, in turn, the least of its processor times. Matrices are rounded as in
 the file of the program without Python: row by row, each with a scale in fp32; those of the blocks
-in int4 with one for 32 numbers, plainly (by the largest of a group), fitted to the numbers, or to
-those that meet large inputs in 4,096 tokens of other reviews.
+that do not make K and V at once in int4 with one for 32 numbers, plainly (by the largest of a
+group), fitted to the numbers, or to those that meet large inputs in 4,096 tokens of other reviews.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from qkvbench import native
 from qkvbench.backends.torch import Decoder, named_weights
 from qkvbench.backends.torch.cache.quantize import dequantize, quantize
 from qkvbench.cost import CACHE_FORMATS
-from qkvbench.export import checkpoint, rounding
-from qkvbench.export.rounding import mean_squares
+from qkvbench.export import checkpoint, edge, rounding
+from qkvbench.export.rounding import inputs_of
 from qkvbench.hub.fit import quality
 from qkvbench.hub.fit.source import packaged_folder
 
@@ -60,7 +60,7 @@ def main() -> None:
     matrices = {name: each for name, each in named_weights(network).items() if each.dim() == 2}
     kept = {name: each.detach().clone() for name, each in matrices.items()}
     read = quality.windows(tokenizer, texts()["fit"], WINDOW, 8)
-    inputs = mean_squares(network, read)
+    inputs = inputs_of(network, read)
     ways: dict[str, Callable[[str, torch.Tensor], torch.Tensor]] = {
         "int8": lambda _, own: rounded(own, "int8"),
         "int4, plainly": lambda _, own: plain(own),
@@ -70,17 +70,18 @@ def main() -> None:
     for way, make in ways.items():
         with torch.no_grad():
             for name, weight in matrices.items():
-                made = make if name.startswith("blocks.") else ways["int8"]
+                own = name.startswith("blocks.") and name not in edge.tied_matrices(network)
+                made = make if own else ways["int8"]
                 weight.copy_(made(name, kept[name]))
         for name, each in windows.items():
             print(f"{name}: {before[name]:.4f} nats in fp32, {loss(network, each):.4f} in {way}")
 
 
 def rounded(
-    matrix: torch.Tensor, kind: rounding.FewBits, importance: torch.Tensor | None = None
+    matrix: torch.Tensor, kind: rounding.FewBits, known: rounding.Inputs | None = None
 ) -> torch.Tensor:
     """The matrix as the program reads it."""
-    numbers, scales = rounding.rounded(matrix, kind, importance)
+    numbers, scales = rounding.rounded(matrix, kind, known)
     return dequantize(numbers, scales, torch.float32, CACHE_FORMATS[kind], matrix.shape[1])
 
 

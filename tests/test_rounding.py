@@ -12,7 +12,7 @@ from qkvbench.backends import torch as backend
 from qkvbench.backends.torch.cache.quantize import dequantize, quantize
 from qkvbench.cli import main
 from qkvbench.cost import CACHE_FORMATS
-from qkvbench.export.rounding import mean_squares, rounded
+from qkvbench.export.rounding import Inputs, inputs_of, rounded
 from qkvbench.model import PRESETS
 from qkvbench.model.cycle import parse_cycle
 from qkvbench.variant.catalogue import named
@@ -32,7 +32,7 @@ def _importance(seed: int = 1) -> torch.Tensor:
 
 
 def _read(matrix: torch.Tensor, importance: torch.Tensor | None = None) -> torch.Tensor:
-    numbers, scales = rounded(matrix, "int4", importance)
+    numbers, scales = rounded(matrix, "int4", None if importance is None else Inputs(importance))
     assert numbers.shape == (OUTPUTS, INPUTS // 2)
     assert scales.shape == (OUTPUTS, INPUTS // 32)
     return dequantize(numbers, scales, torch.float32, INT4, INPUTS)
@@ -82,6 +82,23 @@ def test_groups_of_zeros_and_inputs_that_are_never_there_are_no_division_by_zero
     assert (found[:, 32:64] - matrix[:, 32:64]).abs().max() < matrix.abs().max() / 6
 
 
+def test_errors_are_passed_on_if_inputs_are_alike_and_only_then() -> None:
+    rng = np.random.default_rng(2)
+    few, noise = (torch.from_numpy(rng.standard_normal((4000, n))).float() for n in (8, INPUTS))
+    alike = few @ torch.from_numpy(rng.standard_normal((8, INPUTS))).float() + 0.02 * noise
+    matrix = _matrix()
+    for rows, share in ((alike, 0.1), (noise, 1.0)):
+        fit, fresh = rows[:2000], rows[2000:]
+        squares = fit.square().mean(0)
+        without = _read(matrix, squares)
+        numbers, scales = rounded(matrix, "int4", Inputs(squares, fit.T @ fit / len(fit)))
+        found = dequantize(numbers, scales, torch.float32, INT4, INPUTS)
+        # Of the outputs for rows that it has not seen.
+        before, after = ((fresh @ (each - matrix).T).square().mean() for each in (without, found))
+        assert after <= share * before
+        assert torch.equal(found, without) == (share == 1.0)
+
+
 def _network(equation: str = "q,k=v;q,k,v/1") -> backend.Decoder:
     model = PRESETS["small-decoder"]().with_variant(parse_cycle(equation, named))
     network = backend.build(model)
@@ -93,20 +110,23 @@ def _network(equation: str = "q,k=v;q,k,v/1") -> backend.Decoder:
 def test_mean_squares_are_those_of_what_each_matrix_reads() -> None:
     network = _network()
     tokens = torch.arange(24).view(2, 12) * 7 % 256
-    found = mean_squares(network, tokens)
+    found = inputs_of(network, tokens)
     weights = backend.named_weights(network)
     blocks = {
         name for name, each in weights.items() if name.startswith("blocks.") and each.dim() == 2
     }
     assert blocks <= found.keys()
     for name in blocks:
-        assert found[name].shape == weights[name].shape[1:]
+        assert found[name].squares.shape == weights[name].shape[1:]
     with torch.no_grad():
         block = network.blocks[0]
         inputs = block.attention_norm(network.embedding(tokens))
     expected = inputs.flatten(0, 1).square().mean(0)
+    products = found["blocks.0.attention.o.weight"].products
+    torch.testing.assert_close(products.diagonal(), found["blocks.0.attention.o.weight"].squares)
+    assert found["blocks.0.attention.q.weight"].products is None
     for matrix in ("q", "k"):
-        torch.testing.assert_close(found[f"blocks.0.attention.{matrix}.weight"], expected)
+        torch.testing.assert_close(found[f"blocks.0.attention.{matrix}.weight"].squares, expected)
 
 
 TEXT = "Once more unto the breach, dear friends, once more; " * 20

@@ -10,10 +10,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from qkvbench.backends.common.decode_support import WORDS
-from qkvbench.backends.torch import named_weights
+from qkvbench.backends.torch import Decoder, named_weights
 from qkvbench.backends.torch.models.block import Block
 from qkvbench.export import BYTES, ExportError, Options
-from qkvbench.export.rounding import mean_squares, rounded
+from qkvbench.export.rounding import inputs_of, rounded
 from qkvbench.export.stepping import Stepping
 from qkvbench.model.parts import (
     AnyFeedForward,
@@ -59,7 +59,8 @@ def write(stepping: Stepping, path: Path, options: Options) -> None:
     With weights in int8 every matrix is rounded row by row, embeddings too; each row has a scale in
     fp32, and biases, norms and position embeddings stay in fp32. With int4 the matrices of the
     blocks are in int4, each 32 numbers of a row with a scale that is fitted, to a text if there is
-    one. Embeddings, the output and matrices whose rows are no whole groups are in int8.
+    one. Embeddings, the output, matrices that make both K and V, and those whose rows are no whole
+    groups are in int8.
     """
     network, model = stepping.network, stepping.network.model
     for block in network.layers():
@@ -75,14 +76,27 @@ def write(stepping: Stepping, path: Path, options: Options) -> None:
     metadata = {"format": "pt", "qkvbench": json.dumps(about(stepping))}
     stored = {name: each.detach().float().contiguous().clone() for name, each in weights.items()}
     if options.weights != "fp32":
-        inputs = None if options.text is None else mean_squares(network, options.text)
+        inputs = None if options.text is None else inputs_of(network, options.text)
+        tied = tied_matrices(network)
         for name, each in list(stored.items()):
             if each.dim() == 2 and name != POSITIONS:
                 in_groups = name.startswith("blocks.") and each.shape[1] % GROUP == 0
-                kind = options.weights if in_groups else "int8"
-                importance = inputs[name] if inputs and kind == "int4" else None
-                stored[name], stored[f"{name}_scale"] = rounded(each, kind, importance)
+                kind = options.weights if in_groups and name not in tied else "int8"
+                known = inputs[name] if inputs and kind == "int4" else None
+                stored[name], stored[f"{name}_scale"] = rounded(each, kind, known)
     save_file(stored, path, metadata)
+
+
+def tied_matrices(network: Decoder) -> set[str]:
+    """The names of the matrices of which both K and V are made: errors of two roles meet there."""
+    found: set[str] = set()
+    for number, block in enumerate(network.layers()):
+        assert block.attention, "a block without attention is refused"
+        plan = block.attention.plan
+        key, value = (plan.derivations[role].root for role in ("k", "v"))
+        if key == value and (matrix := plan.root(key).matrix):
+            found.add(f"blocks.{number}.attention.{matrix}.weight")
+    return found
 
 
 def about(stepping: Stepping) -> dict[str, object]:
