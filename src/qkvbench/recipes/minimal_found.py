@@ -1,8 +1,9 @@
 """Is the smallest model that a search found about as good elsewhere, tuned, and with more steps?
 
-Run       qkvbench run minimal-found --tune lr
-Size      --size 500, 1500: steps of the tasks of language, with the schedule stretched to them;
-          1500 with --rates FOLDER of the first instead of --tune lr
+Run       qkvbench run minimal-found
+Tune      --tune lr: a learning rate for each arm, as in the registered runs; --rates FOLDER of
+          these with 1500 steps
+Size      --size 500, 1500: steps of the tasks of language, with the schedule stretched to them
 Register  --preregister src/qkvbench/recipes/minimal-found.toml, for the first run of each size
 Takes     25 minutes on two cores with 500 steps, of which most is tuning, 25 with 1500
 Expect    the search (benchmarks/minimal_search.py) saw lm-reviews and recall, so neither is here;

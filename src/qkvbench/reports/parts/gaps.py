@@ -68,7 +68,7 @@ def gaps(task: TaskView, wide: Size) -> tuple[Markup, Size] | None:
         name, base = f"{SYMBOLS.get(verdict, '')}{arm}", 0.32 * letters
         own = [
             text(left - 0.6 * letters, base, name, "label", "end"),
-            *_drawn(each, x, right if worse * each.value > most else None, letters),
+            *_bar(each, x, right if worse * each.value > most else None, letters),
             text(value_edge, base, values[arm], "tick", "end"),
             text(edge, base, sizes[arm], "tick", "end"),
         ]
@@ -100,7 +100,7 @@ def _size(task: TaskView, arm: str, baseline: str) -> float:
     return task.costs[arm].total_parameters / task.costs[baseline].total_parameters
 
 
-def _drawn(
+def _bar(
     each: Difference, x: Callable[[float], float], beyond: float | None, letters: float
 ) -> list[Markup]:
     """The bar and the dot, or an arrow at the edge."""
