@@ -4,9 +4,11 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
+import minimal_search
+import numpy as np
 import pytest
 
-from qkvbench import claims
+from qkvbench import claims, recipes
 from qkvbench.claims import judge, pool
 from qkvbench.claims.kit.runs import Runs
 from qkvbench.recipes import CONTROLS
@@ -443,6 +445,34 @@ def test_what_changes_of_a_block_do_is_what_their_page_says():
         4,
         3,
     ]
+
+
+def test_what_the_search_kept_is_what_its_page_says():
+    page = (ROOT / "docs" / "minimal.md").read_text().partition("## What can go together")[2]
+    runs = Store(STUDIES / "minimal-search").runs().good
+
+    def gap(arm, task):
+        means = [
+            np.mean([run.score for run in runs if (run.arm, run.task) == (each, task)])
+            for each in (arm, "q,k,v")
+        ]
+        return float(means[0] - means[1]) * (1 if task == "lm-reviews" else -1)
+
+    def gaps(arm):
+        return {task: gap(arm, task) for task in ("lm-reviews", "recall")}
+
+    steps = list(minimal_search.search(gaps, 0.025))
+    assert {step.arm for step in steps} == {run.arm for run in runs} - {"q,k,v"}
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith(("| `", "| …"))]
+    assert len(rows) == len(steps)
+    for (arm, parameters, *found, kept), step in zip(rows, steps, strict=True):
+        assert {*arm.strip("| …`").split("~")} <= {*step.arm.split("~"), ""}
+        assert parameters == f"{step.parameters / minimal_search.size('q,k,v'):.0%}"
+        written = [float(each.replace("−", "-")) for each in found]
+        assert written == [round(each, 3) + 0 for each in step.gaps.values()]
+        assert ("kept" in kept) == step.kept
+    assert f"**What is left has {steps[-1].parameters:,} of" in page
+    assert recipes.find("minimal-found").variants[1] == steps[-1].arm
 
 
 def test_every_study_has_a_row_in_their_index():
