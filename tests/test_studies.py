@@ -475,6 +475,22 @@ def test_what_the_search_kept_is_what_its_page_says():
     assert recipes.find("minimal-found").variants[1] == steps[-1].arm
 
 
+def test_what_was_found_turns_with_the_budget_as_its_page_says():
+    arm = recipes.find("minimal-found").variants[1]
+    few, many = "minimal-found", "minimal-found-1500"
+    for study, task, value, verdict in (
+        (few, "lm-docs", -0.035, "likely not worse"),
+        (few, "lm-plays", -0.055, "better"),
+        (many, "lm-docs", 0.036, "worse"),
+        (many, "lm-plays", 0.018, "likely worse"),
+    ):
+        assert round(differences(study, task)[arm].value, 3) == value
+        assert _task(committed(study), task).verdicts[arm] == verdict
+    assert _task(committed(few), "sort").verdicts[arm] == "matches"
+    found = [[each.outcome for each in judge_hypotheses(committed(name))] for name in (few, many)]
+    assert found == [["confirmed", "confirmed"], ["contradicted", "confirmed"]]
+
+
 def test_every_study_has_a_row_in_their_index():
     page = (STUDIES / "README.md").read_text()
     for path in STUDIES.iterdir():
