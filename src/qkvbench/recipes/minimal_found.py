@@ -5,7 +5,7 @@ Tune      --tune lr: a learning rate for each arm, as in the registered runs; --
           these with 1500 steps
 Size      --size 500, 1500: steps of the tasks of language, with the schedule stretched to them
 Register  --preregister src/qkvbench/recipes/minimal-found.toml, for the first run of each size
-Takes     25 minutes on two cores with 500 steps, of which most is tuning, 25 with 1500
+Takes     23 minutes on two cores with 500 steps, of which most is tuning, 12 with 1500
 Expect    the search (benchmarks/minimal_search.py) saw lm-reviews and recall, so neither is here;
           what it found there is no evidence for it
 """

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from markupsafe import Markup
 
 from qkvbench.reports.parts.formatting import decimals, metric_text, number, share, signed
-from qkvbench.reports.parts.picture import Size
+from qkvbench.reports.parts.picture import Size, drawing
 from qkvbench.reports.parts.svg import padded_range, places_of, scale, tag, text, ticks
 from qkvbench.reports.parts.table import SYMBOLS, TONES
 from qkvbench.results.stats import Comparison, Difference
@@ -40,8 +40,8 @@ def gaps(task: TaskView, wide: Size) -> tuple[Markup, Size] | None:
     shown = [each for _, each in rows if worse * each.value <= most]
     ends = [end for each in shown for end in (each.value, each.low, each.high) if end is not None]
     low, high = padded_range([0.0, *ends])
-    value = _value if size.width > NARROW * letters else _value_alone
-    values = {arm: value(each, decimals(result)) for arm, each in rows}
+    written = _value if size.width > NARROW * letters else _value_alone
+    values = {arm: written(each, decimals(result)) for arm, each in rows}
     sizes = {arm: share(_size(task, arm, baseline)) for arm, _ in rows}
     left = letters * NAME_LETTER * (3 + max(len(arm) for arm, _ in rows))
     edge = size.width - 0.3 * letters
@@ -75,15 +75,7 @@ def gaps(task: TaskView, wide: Size) -> tuple[Markup, Size] | None:
         place = f"translate(0 {letters * (HEAD + ROW * (index + 0.5)):.1f})"
         kind = f"mark {TONES.get(verdict, 'quiet')}"
         parts.append(tag("g", Markup("").join(own), class_=kind, transform=place))
-    whole = tag(
-        "svg",
-        Markup("").join(parts),
-        class_="picture",
-        viewBox=f"0 0 {size.width:.0f} {size.height:.0f}",
-        font_size=letters,
-        role="img",
-    )
-    return whole, size
+    return drawing(parts, size), size
 
 
 def _value_alone(each: Difference, places: int) -> str:

@@ -217,6 +217,18 @@ def picture(view: View, task: TaskView, kind: CostKind, size: Size) -> Picture |
     )
 
 
+def drawing(parts: Sequence[Markup], size: Size) -> Markup:
+    """An SVG element of this size with these parts."""
+    return tag(
+        "svg",
+        Markup("").join(parts),
+        class_="picture",
+        viewBox=f"0 0 {size.width:.0f} {size.height:.0f}",
+        font_size=size.letters,
+        role="img",
+    )
+
+
 def svg(made: Picture) -> Markup:
     """The picture as an SVG element."""
     letters, left, right = made.size.letters, made.left, made.right
@@ -236,15 +248,7 @@ def svg(made: Picture) -> Markup:
         parts.append(tag("path", d=line, class_="level"))
     parts.append(tag("path", d=made.front, class_="frontier"))
     parts += [_mark(mark, letters) for mark in made.marks]
-    size = made.size
-    return tag(
-        "svg",
-        Markup("").join(parts),
-        class_="picture",
-        viewBox=f"0 0 {size.width:.0f} {size.height:.0f}",
-        font_size=letters,
-        role="img",
-    )
+    return drawing(parts, made.size)
 
 
 def numbers(made: Picture) -> dict[str, object]:
