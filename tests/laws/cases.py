@@ -7,10 +7,10 @@ large random part of the whole product.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache, partial
-from itertools import chain, combinations, product, starmap
+from itertools import combinations, product, starmap
 from typing import Any
 
 import numpy as np
@@ -260,14 +260,11 @@ def _case(chosen: Mapping[str, Any]) -> Case:
 
 
 def _possible(chosen: Mapping[str, Any]) -> bool:
-    """False if `chosen`, of some axes, has no plan however the other axes are chosen.
-
-    Of values that exclude each other this is known before the other axes are chosen.
-    """
+    """False if `chosen` has no plan however the other axes are chosen. Two by two they agree."""
     if not chosen.keys() >= SUFFIX_AXES.keys():
         known = [(axis, chosen[axis]) for axis in (*SUFFIX_AXES, *PLAN_AXES) if axis in chosen]
         several = [[each for each in known if each[0] in axes] for axes in TOGETHER_AXES]
-        return all(starmap(_agree, chain(combinations(known, 2), several)))
+        return all(starmap(_agree, several if len(chosen) > 2 else [known]))
     suffix = "".join(chosen[axis] for axis in SUFFIX_AXES)
     return _has_plan(suffix, chosen.get("variant"), chosen.get("position"), chosen.get("mask"))
 
@@ -304,15 +301,16 @@ ALONE = [
     text for texts in SUFFIX_AXES.values() for text in texts if _has_plan(text, None, None, None)
 ]
 Possible = Callable[[Mapping[str, Any]], bool]
-# Two axes, in order, each with the index of a value.
-Pair = tuple[str, int, str, int]
+# A value of an axis, by the index of each.
+Choice = tuple[int, int]
 
 
 def pairwise(axes: Mapping[str, Sequence[Any]], possible: Possible) -> list[dict[str, Any]]:
     """A covering array: every possible pair of values of every two axes is in one of its rows.
 
     Greedy and deterministic. Each row begins with the first pair that is missing; each further
-    axis takes the value that adds most missing pairs. `possible` judges rows that may lack axes.
+    axis takes the value that adds most missing pairs. `possible` judges rows that may lack axes,
+    and is asked first of each two values of a row.
     """
     if len(axes) == 1:
         ((axis, values),) = axes.items()
@@ -321,60 +319,74 @@ def pairwise(axes: Mapping[str, Sequence[Any]], possible: Possible) -> list[dict
 
 
 class _Covering:
-    """A covering array in the making: the pairs that are missing."""
+    """A covering array in the making. Sets of choices are integers, a bit for each choice."""
 
     def __init__(self, axes: Mapping[str, Sequence[Any]], possible: Possible) -> None:
-        self.axes = axes
+        self.names = list(axes)
+        self.values = list(axes.values())
         self.possible = possible
-        self.missing: dict[Pair, None] = {
-            (one, i, other, j): None
-            for one, other in combinations(axes, 2)
-            for i, j in product(range(len(axes[one])), range(len(axes[other])))
-        }
+        self.sizes = [len(values) for values in self.values]
+        choices = [(axis, index) for axis, size in enumerate(self.sizes) for index in range(size)]
+        self.bit = {choice: 1 << number for number, choice in enumerate(choices)}
+        # Of each choice, those of other axes with which it is in no row yet.
+        whole = (1 << len(choices)) - 1
+        own = [sum(self.bit[axis, i] for i in range(size)) for axis, size in enumerate(self.sizes)]
+        self.missing = {(axis, index): whole & ~own[axis] for axis, index in choices}
+        # Of each choice, those of which it was not asked whether they agree, and those that do not.
+        self.unknown = dict(self.missing)
+        self.refused = dict.fromkeys(choices, 0)
 
     def rows(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        while self.missing:
-            one, i, other, j = next(iter(self.missing))
-            row = self._complete({one: i, other: j}, len(found))
-            if row is None:
-                del self.missing[one, i, other, j]
-                continue
-            found.append(self._values(row))
-            for axis, value in row.items():
-                for pair in self._pairs(row, axis, value):
-                    self.missing.pop(pair, None)
+        for one, other in combinations(range(len(self.names)), 2):
+            for first in product([one], range(self.sizes[one])):
+                for second in product([other], range(self.sizes[other])):
+                    missing = self.missing[first] & self.bit[second]
+                    row = missing and self._complete([first, second], len(found))
+                    if row:
+                        found.append(self._named(row))
+                        self._is_covered(row)
         return found
 
-    def _complete(self, row: dict[str, int], number: int) -> dict[str, int] | None:
+    def _is_covered(self, row: Sequence[Choice]) -> None:
+        chosen = self._set(row)
+        for choice in row:
+            self.missing[choice] &= ~chosen
+
+    def _complete(self, row: list[Choice], number: int) -> list[Choice] | None:
         """The row with a value of every axis; None if there is no such row."""
-        if not self.possible(self._values(row)):
+        if not self._agree(row) or not self.possible(self._named(row)):
             return None
-        axis = next((name for name in self.axes if name not in row), None)
+        have = {axis for axis, _ in row}
+        axis = next((each for each in range(len(self.names)) if each not in have), None)
         if axis is None:
             return row
+        chosen, size = self._set(row), self.sizes[axis]
 
-        def gain(value: int) -> tuple[int, int]:
+        def gain(index: int) -> tuple[int, int]:
             # Among equals another one in each row.
-            turn = (value - number) % len(self.axes[axis])
-            return -sum(pair in self.missing for pair in self._pairs(row, axis, value)), turn
+            return -(self.missing[axis, index] & chosen).bit_count(), (index - number) % size
 
-        choices = sorted(range(len(self.axes[axis])), key=gain)
-        longer = (self._complete(row | {axis: value}, number) for value in choices)
+        indices = sorted(range(size), key=gain)
+        longer = (self._complete([*row, (axis, index)], number) for index in indices)
         return next((found for found in longer if found), None)
 
-    def _pairs(self, row: Mapping[str, int], axis: str, value: int) -> Iterator[Pair]:
-        """The pairs of this value with those of the other axes."""
-        before = True
-        for name in self.axes:
-            if name == axis:
-                before = False
-            elif name in row:
-                other = row[name]
-                yield (name, other, axis, value) if before else (axis, value, name, other)
+    def _agree(self, row: Sequence[Choice]) -> bool:
+        """True if the last choice of a row agrees with each other one."""
+        *others, last = row
+        chosen = self._set(others)
+        if self.unknown[last] & chosen:
+            for other in others:
+                if not self.possible(self._named(sorted((other, last)))):
+                    self.refused[last] |= self.bit[other]
+            self.unknown[last] &= ~chosen
+        return not self.refused[last] & chosen
 
-    def _values(self, row: Mapping[str, int]) -> dict[str, Any]:
-        return {name: self.axes[name][index] for name, index in row.items()}
+    def _set(self, row: Iterable[Choice]) -> int:
+        return sum(self.bit[choice] for choice in row)
+
+    def _named(self, row: Iterable[Choice]) -> dict[str, Any]:
+        return {self.names[axis]: self.values[axis][index] for axis, index in row}
 
 
 @lru_cache(maxsize=64)
