@@ -82,20 +82,16 @@ INLINE Vector neighbour_max(Vector x) {
     return x;
 }
 
-// A group of int4, times its scale, in order: nibbles -> 32 bytes in order -> sign extension -> fp32.
+// A group of int4, times its scale, in order. Each lane gets the same eight numbers, moves its own to
+// the top, where its sign is that of the lane, and clears the rest; 2^-28 takes the place back.
 constexpr int group_place(int i) { return i; }
 INLINE void load_group(const uint8_t* bytes, float scale, Vector (&into)[QKV_GROUP / WIDTH]) {
-    const __m128i packed = _mm_loadu_si128((const __m128i*)bytes), nibble = _mm_set1_epi8(15);
-    const __m128i even = _mm_and_si128(packed, nibble);
-    const __m128i odd = _mm_and_si128(_mm_srli_epi16(packed, 4), nibble);
-    const __m128i ordered[] = {_mm_unpacklo_epi8(even, odd), _mm_unpackhi_epi8(even, odd)};
-    unroll<QKV_GROUP / 16>([&](auto h) INLINE_LAMBDA {
-        // (x ^ 8) - 8 extends the sign of four bits.
-        const __m128i eight = _mm_set1_epi8(8);
-        const __m128i numbers = _mm_sub_epi8(_mm_xor_si128(ordered[h], eight), eight);
-        const __m128i last = _mm_unpackhi_epi64(numbers, numbers);
-        into[2 * h] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(numbers)) * broadcast(scale);
-        into[2 * h + 1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(last)) * broadcast(scale);
+    const __m256i to_top = _mm256_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0);
+    const __m256i top = _mm256_set1_epi32(int(0xf0000000));
+    const Vector scales = broadcast(scale * 0x1p-28f);
+    unroll<QKV_GROUP / WIDTH>([&](auto i) INLINE_LAMBDA {
+        const __m256i eight = _mm256_set1_epi32(*(const Unaligned<int>*)(bytes + 4 * i));
+        into[i] = _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_sllv_epi32(eight, to_top), top)) * scales;
     });
 }
 INLINE void store_group(float* to, const Vector (&group)[QKV_GROUP / WIDTH]) {
