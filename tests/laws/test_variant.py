@@ -1,5 +1,6 @@
 """A variant is a value: one text, one canonical form, one plan at each size."""
 
+import re
 from dataclasses import replace
 from itertools import product
 from typing import get_args
@@ -44,7 +45,7 @@ from qkvbench.variant import (
     write,
 )
 from qkvbench.variant import every_variant as all_variants
-from qkvbench.variant.catalogue import CATALOGUE, named
+from qkvbench.variant.catalogue import CATALOGUE, FAMILIES, named
 
 
 @every_case("variant", "suffix")
@@ -376,3 +377,10 @@ def test_every_name_of_the_catalogue_means_its_canonical_equation(variant):
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match="Did you mean shared-kv"):
         named("sharedkv")
+
+
+@pytest.mark.parametrize(("word", "equation"), FAMILIES.items())
+def test_what_papers_call_a_family_is_answered_with_an_equation_of_it(word, equation):
+    assert write(parse(equation)) == equation
+    with pytest.raises(ValueError, match=f"'{word}' is written .*{re.escape(equation)}"):
+        named(word.upper())

@@ -31,7 +31,13 @@ class Entry:
 STUDY = "arXiv:2606.04032"
 
 CATALOGUE: tuple[Entry, ...] = (
-    Entry("canonical", "q,k,v", "three projections of their own", "arXiv:1706.03762, section 3.2"),
+    Entry(
+        "canonical",
+        "q,k,v",
+        "three projections of their own",
+        "arXiv:1706.03762, section 3.2",
+        aliases=("mha",),
+    ),
     Entry(
         "shared-qk",
         "q=k,v",
@@ -127,6 +133,22 @@ CATALOGUE: tuple[Entry, ...] = (
 )
 
 
+# What papers and libraries call a family of variants, and one of each: most need a number.
+FAMILIES = {
+    "gqa": "q,k,v/2",
+    "mla": "q,k=L(16),v=L(16)+latentnorm+ropehead12",
+    "swa": "q,k,v+window64",
+    "sliding-window": "q,k,v+window64",
+    "streaming-llm": "q,k,v+window64+sinks4",
+    "longformer": "q,k,v+window64+global1",
+    "block-sparse": "q,k,v+blocks16x4",
+    "linear": "q,k,v+elu",
+    "performer": "q,k,v+favor64",
+    "gated-deltanet": "q,k,v+gateddelta",
+    "cla": "q,k=K(-1),v=V(-1)",
+}
+
+
 def named(text: str) -> Variant:
     """The variant of a catalogue name, an alias or an equation; ValueError if it is none."""
     entries = {name: entry for entry in CATALOGUE for name in (entry.name, *entry.aliases)}
@@ -138,6 +160,10 @@ def named(text: str) -> Variant:
     except SuffixError:
         raise
     except ValueError as error:
+        if key in FAMILIES:
+            raise ValueError(
+                f"'{key}' is written as an equation, such as {FAMILIES[key]}."
+            ) from None
         equations = [entry.equation for entry in CATALOGUE]
         near = equations_spelled(key, equations) or get_close_matches(
             key, [*entries, *equations], n=1
