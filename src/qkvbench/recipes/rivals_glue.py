@@ -1,6 +1,7 @@
 """What do a window, blocks and linear attention cost an encoder? Packaged tasks in place of GLUE.
 
 Run       qkvbench run rivals-glue
+Register  --preregister src/qkvbench/recipes/rivals-glue.toml, for the first run
 Tune      qkvbench run rivals-glue --tune lr      a learning rate for each arm
 Takes     about an hour and forty minutes on two cores, the tuning included; by `--dry-run`, from
           records of other arms. Not run yet
