@@ -384,3 +384,12 @@ def test_what_papers_call_a_family_is_answered_with_an_equation_of_it(word, equa
     assert write(parse(equation)) == equation
     with pytest.raises(ValueError, match=f"'{word}' is written .*{re.escape(equation)}"):
         named(word.upper())
+
+
+def test_only_a_role_that_is_the_stream_has_the_width_of_its_heads():
+    assert resolve(parse("q=x,k,v+valuedim2"), SIZE)
+    assert resolve(parse("q,k,v=x+keydim2"), SIZE)
+    with pytest.raises(ValueError, match=r"6 wide: leave out '\+keydim2'"):
+        resolve(parse("q=x,k,v+keydim2+valuedim2"), SIZE)
+    with pytest.raises(ValueError, match=r"leave out '\+valuedim2'"):
+        resolve(parse("q,k,v=x+valuedim2"), SIZE)

@@ -734,11 +734,13 @@ def _check_widths(variant: Variant, geometry: Geometry) -> None:
     widths = {scores.key_dim or geometry.head_dim, scores.value_dim or geometry.head_dim}
     sources = [variant.source(role) for role in ROLES]
     if scores.key_dim or scores.value_dim:
-        if Stream() in sources:
-            raise ValueError(
-                f"{text} cuts the stream into heads, all of them as wide: leave out '+keydim' and "
-                "'+valuedim'."
-            )
+        stated = {"key": (scores.key_dim, sources[:2]), "value": (scores.value_dim, sources[2:])}
+        for suffix, (width, made) in stated.items():
+            if width and Stream() in made:
+                raise ValueError(
+                    f"{text} cuts the stream into heads, which are {geometry.head_dim} wide: leave "
+                    f"out '+{suffix}dim{width}'."
+                )
         mapped = any(isinstance(op, ApplyMap) for op in _maps_to("v", variant).ops)
         if len(widths) > 1 and (mapped or variant.k == LearnedMap("v", "free")):
             raise ValueError(
