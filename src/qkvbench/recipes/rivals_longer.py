@@ -1,6 +1,7 @@
 """Which gaps of `rivals` close with three times the steps? The same arms, tasks and seeds.
 
 Run       qkvbench run rivals-longer
+Register  --tasks lm-reviews --preregister src/qkvbench/recipes/rivals-longer.toml, at first
 Tune      qkvbench run rivals-longer --tune lr      a learning rate for each arm
 Takes     about thirteen hours on two cores, the tuning included; by `--dry-run`, from
           records of other arms. Not run yet
