@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from laws.cases import (
     streams,
 )
 from qkvbench import cost, reference
+from qkvbench.backends.jax.attention import linear_attention as jax_linear
 from qkvbench.backends.torch import Growing, build
 from qkvbench.backends.torch.attention import linear_attention
 from qkvbench.cost import CACHE_FORMATS
@@ -132,6 +134,31 @@ def test_random_features_become_the_softmax_like_one_over_the_root_of_their_numb
     for few, many in pairwise(errors):
         assert 1.6 < few / many < 2.5
     assert errors[-1] < 0.03 * np.sqrt(np.mean(expected**2))
+
+
+@pytest.mark.parametrize("size", [1, 6, 12])
+def test_random_features_of_long_queries_leave_outputs_and_gradients(size):
+    """In fp32 a product of two features of such a length was 0, and the gradient no number."""
+    plan = plan_of("q,k,v+favor16", NoPosition(), size=sized(16, 2))
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(9, 2, 8)) for _ in range(3))
+    # Keys of one length, which no sum forgets.
+    q, k = size * q, 6 * k / np.linalg.norm(k, axis=-1, keepdims=True)
+    expected = linear.attend(plan, q, k, v, None, None)
+    rows = [np.float32(np.swapaxes(each, 0, 1)[None]) for each in (q, k, v)]
+    inputs = [torch.from_numpy(each).requires_grad_() for each in rows]
+    found = linear_attention.LinearAttention(plan)(*inputs, {})
+    found.sum().backward()
+
+    def total(*roles):
+        return jax_linear.LinearAttention(plan)(*roles, {})[0].sum()
+
+    of_jax = jax_linear.LinearAttention(plan)(*rows, {})[0]
+    for each in (found.detach().numpy(), np.asarray(of_jax)):
+        np.testing.assert_allclose(np.swapaxes(each[0], 0, 1), expected, rtol=1e-3, atol=1e-4)
+    for own, other in zip(inputs, jax.grad(total, (0, 1, 2))(*rows), strict=True):
+        assert torch.isfinite(own.grad).all()
+        np.testing.assert_allclose(own.grad.numpy(), other, rtol=1e-2, atol=1e-4)
 
 
 def test_random_features_are_orthogonal_in_blocks_and_the_same_each_time():

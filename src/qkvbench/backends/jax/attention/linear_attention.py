@@ -67,13 +67,14 @@ class LinearAttention:
             context = _grouped(q, k.shape[1]) @ memory
         else:
             memory = memory + jnp.swapaxes(self.features(k), 2, 3) * _counted(v)
-            context = _shares(_grouped(self.features(q), k.shape[1]) @ memory)
+            context = _shares(_grouped(self.features(q, of_query=True), k.shape[1]) @ memory)
         return context.reshape(len(q), heads, 1, -1).astype(kind), memory
 
-    def features(self, rows: Heads) -> Heads:
+    def features(self, rows: Heads, *, of_query: bool = False) -> Heads:
         """F of each head, all of its numbers above 0; heads of one group have the same f.
 
-        Those of FAVOR+ as in the reference.
+        Those of FAVOR+ as in the reference, but of a query times a number that makes the largest 1:
+        the share of each V is the same, and the features of a long query do not all become 0.
         """
         if isinstance(self.plan.linear, Elu):
             return jnp.where(rows > 0, rows + 1, jnp.exp(jnp.minimum(rows, 0)))
@@ -83,6 +84,9 @@ class LinearAttention:
         products = _grouped(x, len(drawn)) @ np.swapaxes(drawn, 1, 2).astype(rows.dtype)
         size = jnp.square(x).sum(-1, keepdims=True) / 2
         exponents = products.reshape(*rows.shape[:3], -1) - size
+        if of_query:
+            largest = lax.stop_gradient(exponents.max(-1, keepdims=True))
+            return jnp.exp(exponents - largest)
         return jnp.exp(exponents) * favor.features**-0.5
 
     def attention_weights(
@@ -92,7 +96,7 @@ class LinearAttention:
         if isinstance(self.plan.linear, GatedDelta):
             ones = jnp.broadcast_to(jnp.eye(k.shape[2]), (*k.shape[:3], k.shape[2]))
             return self(q, k, ones.astype(k.dtype), made)[0]
-        q, k = (self.features(upcast(each)) for each in (q, k))
+        q, k = self.features(upcast(q), of_query=True), self.features(upcast(k))
         keys = jnp.repeat(k, q.shape[1] // k.shape[1], axis=1)
         weights = jnp.where(visible, q @ jnp.swapaxes(keys, 2, 3), 0)
         return weights / _above_zero(weights.sum(-1, keepdims=True))
@@ -103,7 +107,7 @@ class LinearAttention:
         """Σ f(q)·f(k)·v / Σ f(q)·f(k) of visible keys, and the sums over all of them."""
         batch, heads, time, _ = q.shape
         groups = k.shape[1]
-        f_q, f_k, counted = self.features(q), self.features(k), _counted(v)
+        f_q, f_k, counted = self.features(q, of_query=True), self.features(k), _counted(v)
         if lengths is not None:
             f_k = f_k * _valid(lengths, time)
         if not self.plan.mask.causal:
@@ -190,8 +194,11 @@ def _shares(summed: Array) -> Array:
 
 
 def _above_zero(total: Array) -> Array:
-    """Sums of weights, of which random features of huge keys may leave nothing."""
-    return jnp.maximum(total, jnp.finfo(total.dtype).tiny)
+    """Sums of weights, of which random features of huge keys may leave nothing.
+
+    So far from the smallest number that a gradient, divided by one of them, is finite.
+    """
+    return jnp.maximum(total, float(jnp.finfo(total.dtype).tiny) ** 0.8)
 
 
 def _grouped(rows: Heads, groups: int) -> Float[Array, "batch groups _rows _width"]:

@@ -99,7 +99,7 @@ class LinearAttention:
             if isinstance(self.linear, GatedDelta):
                 q, k, gates = _unit(q), _unit(k), self._gates(made)
             else:
-                q, k, wide = self.features(q), self.features(k), _counted(wide)
+                q, k, wide = self.features(q, of_query=True), self.features(k), _counted(wide)
             rows: list[Tensor] = []
             for time in range(q.shape[2]):
                 now = slice(time, time + 1)
@@ -116,10 +116,11 @@ class LinearAttention:
         state.memory = memory
         return context.to(v.dtype)
 
-    def features(self, rows: Heads) -> Heads:
+    def features(self, rows: Heads, *, of_query: bool = False) -> Heads:
         """F of each head, all of its numbers above 0; heads of one group have the same f.
 
-        Those of FAVOR+ as in the reference.
+        Those of FAVOR+ as in the reference, but of a query times a number that makes the largest 1:
+        the share of each V is the same, and the features of a long query do not all become 0.
         """
         if isinstance(self.linear, Elu):
             return torch.where(rows > 0, rows + 1, rows.clamp(max=0).exp())
@@ -127,6 +128,8 @@ class LinearAttention:
         x = rows * rows.shape[-1] ** -0.25
         products = _grouped(x, len(drawn)) @ drawn.mT
         exponents = products.view(*rows.shape[:3], -1) - x.square().sum(-1, keepdim=True) / 2
+        if of_query:
+            return (exponents - exponents.detach().amax(-1, keepdim=True)).exp()
         return exponents.exp() * drawn.shape[1] ** -0.5
 
     def attention_weights(
@@ -136,7 +139,7 @@ class LinearAttention:
         if isinstance(self.linear, GatedDelta):
             ones = torch.eye(k.shape[2], dtype=k.dtype, device=k.device)
             return self(q, k, ones.expand(*k.shape[:2], -1, -1), made)
-        q, k = self.features(_wide(q)), self.features(_wide(k))
+        q, k = self.features(_wide(q), of_query=True), self.features(_wide(k))
         keys = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         weights = (q @ keys.mT).masked_fill(~visible, 0)
         return weights / _above_zero(weights.sum(-1, keepdim=True))
@@ -147,7 +150,7 @@ class LinearAttention:
         """Σ f(q)·f(k)·v / Σ f(q)·f(k) of visible keys, and the sums over all of them."""
         batch, heads, time, _ = q.shape
         groups = k.shape[1]
-        f_q, f_k, counted = self.features(q), self.features(k), _counted(v)
+        f_q, f_k, counted = self.features(q, of_query=True), self.features(k), _counted(v)
         if lengths is not None:
             f_k = f_k * _valid(lengths, time)
         if not self.plan.mask.causal:
@@ -243,8 +246,11 @@ def _shares(summed: Tensor) -> Tensor:
 
 
 def _above_zero(total: Tensor) -> Tensor:
-    """Sums of weights, of which random features of huge keys may leave nothing."""
-    return total.clamp(min=torch.finfo(total.dtype).tiny)
+    """Sums of weights, of which random features of huge keys may leave nothing.
+
+    So far from the smallest number that a gradient, divided by one of them, is finite.
+    """
+    return total.clamp(min=torch.finfo(total.dtype).tiny ** 0.8)
 
 
 def _grouped(rows: Heads, groups: int) -> Float[Tensor, "batch groups rows width"]:
