@@ -101,8 +101,10 @@ def main() -> None:
             continue
         middle = statistics.median(steps)
         whole = whole or middle
+        # It may have been there before it was scored for the first time.
+        most = "at most " if middle <= own[0].curve[0].step else ""
         print(
-            f"{arm:26} {middle:5.0f} steps ({min(steps):.0f} to {max(steps):.0f}) of "
+            f"{arm:26} {most}{middle:5.0f} steps ({min(steps):.0f} to {max(steps):.0f}) of "
             f"{seconds_text(step)}, {ratio:.2f} of a step of {first}: "
             f"{ratio * middle / whole:.2f} of its time"
         )

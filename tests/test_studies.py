@@ -491,6 +491,29 @@ def test_what_was_found_turns_with_the_budget_as_its_page_says():
     assert found == [["confirmed", "confirmed"], ["contradicted", "confirmed"]]
 
 
+def test_what_rivals_lose_is_what_their_page_says():
+    page, study = (ROOT / "docs" / "rivals.md").read_text(), committed("rivals")
+    language, plays, mqar = (_task(study, name) for name in ("lm-reviews", "long-plays", "mqar"))
+    longer = _task(committed("rivals-longer"), "lm-reviews")
+
+    def cell(task, arm):
+        symbol, each = SYMBOLS.get(task.verdicts.get(arm), ""), task.result.differences[arm]
+        return f"{symbol}{signed(each.value, 3)} ±{(each.high - each.low) / 2:.3f}"
+
+    for arm in study.arms[1:]:
+        count = mqar.result.counts[arm]
+        step = "" if count.step is None else f", {count.step:.0f}"
+        cells = [cell(task, arm) for task in (language, longer, plays)]
+        cells.append(f"{SYMBOLS.get(mqar.verdicts.get(arm), '')}{count.solved}/5{step}")
+        assert f"| `{arm}` | {' | '.join(cells)} |" in page
+    drawn = paper.files(study)["lm-reviews-gaps-page.svg"]
+    assert (ROOT / "docs" / "rivals-quality.svg").read_text(encoding="utf-8") == drawn
+    for name, expected in (("rivals", (3, 6, 0)), ("rivals-longer", (6, 2, 0))):
+        verdicts = [each.outcome for each in judge_hypotheses(committed(name))]
+        words = ("confirmed", "not decided", "contradicted")
+        assert tuple(map(verdicts.count, words)) == expected
+
+
 def test_every_study_has_a_row_in_their_index():
     page = (STUDIES / "README.md").read_text()
     for path in STUDIES.iterdir():
