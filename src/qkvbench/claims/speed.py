@@ -165,7 +165,7 @@ def _approach(columns: int, times: tuple[float, ...]) -> Arithmetic:
 
 
 def _rival_loss(kind: str, arm: str, method: str, figures: tuple[Figure, ...]) -> Claim:
-    """What a rival of softmax attention loses in quality."""
+    """The quality that a rival of softmax attention is said to lose."""
     least, most = (each.text for each in figures)
     return Claim(
         name=f"article-{kind}-attention-loss",
