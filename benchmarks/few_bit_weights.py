@@ -1,6 +1,7 @@
 """What matrices in int8 and int4 gain and cost: products of few rows, and the loss of SmolLM2-135M.
 
-Run     ./qkv setup hf, then .venv/bin/python benchmarks/few_bit_weights.py [--model FOLDER]
+Run     ./qkv setup hf, then
+        .venv/bin/python benchmarks/few_bit_weights.py [--model FOLDER] [--isa avx2]
 Size    one and eight rows times 49,152 x 576; four windows of 512 tokens of each text
 Takes   about three minutes on an idle core
 
@@ -40,12 +41,15 @@ def main() -> None:
     """Print both; of another model, such as one that `convert` wrote, the loss alone."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="folder of another decoder with a tokenizer")
+    parser.add_argument("--isa", help="the products alone, with these instructions, such as avx2")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for rows in (1, 8) if args.model is None else ():
-        for kind, seconds in products(rows).items():
+        for kind, seconds in products(rows, args.isa).items():
             size = OUTPUTS * INPUTS * BYTES[kind]
             print(f"{rows} rows, {kind}: {1e3 * seconds:.2f} ms, {size / seconds / 1e9:.1f} GB/s")
+    if args.isa:
+        return
     folder = args.model or packaged_folder(MODEL)
     network = checkpoint.read(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -99,7 +103,7 @@ def loss(network: Decoder, windows: torch.Tensor) -> float:
     return fmean(found)
 
 
-def products(rows: int) -> dict[str, float]:
+def products(rows: int, isa: str | None) -> dict[str, float]:
     """The seconds of one product of each kind."""
     weight, x = torch.randn(OUTPUTS, INPUTS), torch.randn(rows, INPUTS)
     numbers, scales = rounding.rounded(weight, "int8")
@@ -125,6 +129,7 @@ def products(rows: int) -> dict[str, float]:
                 inputs=INPUTS,
                 outputs=OUTPUTS,
                 scales=None if each_scale is None else each_scale.data_ptr(),
+                isa=isa,
             )
             least[kind] = min(least[kind], time.thread_time() - before)
     return least

@@ -514,6 +514,12 @@ def test_what_rivals_lose_is_what_their_page_says():
         assert tuple(map(verdicts.count, words)) == expected
 
 
+def test_what_rivals_lose_is_a_direction_for_the_article(with_all_runs):
+    directions = {"sparse": "opposite direction", "linear": "same direction"}
+    for kind, direction in directions.items():
+        assert with_all_runs[f"article-{kind}-attention-loss"].other_scale.direction == direction
+
+
 def test_every_study_has_a_row_in_their_index():
     page = (STUDIES / "README.md").read_text()
     for path in STUDIES.iterdir():

@@ -260,7 +260,10 @@ def _case(chosen: Mapping[str, Any]) -> Case:
 
 
 def _possible(chosen: Mapping[str, Any]) -> bool:
-    """False if `chosen` has no plan however the other axes are chosen. Two by two they agree."""
+    """False if `chosen` has no plan however the other axes are chosen.
+
+    Of more than two values it must have been asked about each pair before.
+    """
     if not chosen.keys() >= SUFFIX_AXES.keys():
         known = [(axis, chosen[axis]) for axis in (*SUFFIX_AXES, *PLAN_AXES) if axis in chosen]
         several = [[each for each in known if each[0] in axes] for axes in TOGETHER_AXES]
@@ -310,7 +313,7 @@ def pairwise(axes: Mapping[str, Sequence[Any]], possible: Possible) -> list[dict
 
     Greedy and deterministic. Each row begins with the first pair that is missing; each further
     axis takes the value that adds most missing pairs. `possible` judges rows that may lack axes,
-    and is asked first of each two values of a row.
+    each pair of values before the whole row.
     """
     if len(axes) == 1:
         ((axis, values),) = axes.items()
@@ -406,7 +409,8 @@ def random_cases(count: int, *names: str) -> list[Case]:
     found: dict[Case, None] = {}
     while len(found) < count:
         chosen = {axis: values[rng.integers(len(values))] for axis, values in axes.items()}
-        if _possible(chosen):
+        pairs = map(dict, combinations(chosen.items(), 2))
+        if all(map(_possible, (*pairs, chosen))):
             found[_case(chosen)] = None
     return list(found)
 

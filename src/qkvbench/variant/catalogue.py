@@ -133,7 +133,7 @@ CATALOGUE: tuple[Entry, ...] = (
 )
 
 
-# What papers and libraries call a family of variants, and one of each: most need a number.
+# Names of families in papers and libraries, each with one variant of it. Most need a number.
 FAMILIES = {
     "gqa": "q,k,v/2",
     "mla": "q,k=L(16),v=L(16)+latentnorm+ropehead12",
@@ -162,7 +162,7 @@ def named(text: str) -> Variant:
     except ValueError as error:
         if key in FAMILIES:
             raise ValueError(
-                f"'{key}' is written as an equation, such as {FAMILIES[key]}."
+                f"'{key}' is written as an equation, such as '{FAMILIES[key]}'."
             ) from None
         equations = [entry.equation for entry in CATALOGUE]
         near = equations_spelled(key, equations) or get_close_matches(
