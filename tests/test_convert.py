@@ -14,7 +14,7 @@ from qkvbench.cli import main
 from qkvbench.data.reviews import reviews
 from qkvbench.hub.fit import folder, moments, planning, progress, quality, source
 from qkvbench.hub.fit.counting import counting
-from qkvbench.hub.fit.healing import Healing, heal, parse_healing
+from qkvbench.hub.fit.healing import Healer, Healing, Lessons, heal, parse_healing
 from qkvbench.hub.fit.latency import Steps
 from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.planning import Option
@@ -359,6 +359,41 @@ def test_healing_brings_a_model_nearer_to_its_original(place, tmp_path, phase, l
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
 
 
+@pytest.mark.parametrize("phase", ["blocks", "logits"])
+def test_healing_in_bf16_keeps_weights_in_fp32_and_brings_as_near(place, tmp_path, phase):
+    rates = {"blocks_lr": 3e-3, "logits_lr": 3e-3}
+    nearest = {}
+    for precision in ("fp32", "bf16"):
+        healing = Healing(**{phase: 1600}, **rates, precision=precision)
+        model, history = _healed(place, tmp_path / precision, healing)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        nearest[precision] = min(value for _, _, value in history)
+    assert nearest["bf16"] != nearest["fp32"]
+    assert nearest["bf16"] == pytest.approx(nearest["fp32"], rel=0.1)
+
+
+def test_models_healed_side_by_side_share_the_lessons_of_one_original(place, tmp_path):
+    healing, folder_ = Healing(blocks=640), place / "model"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder_)
+    text = quality.windows(tokenizer, (place / "text.txt").read_text(), 32, 40)
+    models = [transformers.AutoModelForCausalLM.from_pretrained(folder_).eval() for _ in range(3)]
+    lessons, passes = Lessons(models.pop()), []
+    lessons.original.base_model.register_forward_hook(lambda *_: passes.append(1))
+    modes = ["q,k=v", ["q,k,v", "q,k=v", "q,k,v"]]
+    healers = [
+        Healer(fit(model, mode, None, "average"), lessons, text[2:], text[:2], healing,
+               tmp_path / str(number), lambda _: None)
+        for number, (model, mode) in enumerate(zip(models, modes, strict=True))
+    ]  # fmt: skip
+    passes.clear()
+    steps = len(list(zip(*(healer.steps() for healer in healers), strict=True)))
+    assert len(passes) == steps > 1
+    alone, history = _healed(place, tmp_path / "alone", healing)
+    assert healers[0].history == history
+    for one, other in zip(alone.parameters(), healers[0].model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_an_interrupted_healing_resumes_to_the_same_weights(place, tmp_path):
     healing = Healing(blocks=640, logits=640)
 
@@ -423,7 +458,8 @@ def test_words_of_a_healing_are_split_between_its_phases():
     assert parse_healing(["tokens=1.5M", "blocks=0", "lora=8"]) == Healing(
         blocks=0, logits=1_500_000, lora=8
     )
-    for word in ("tokens", "tokens=-1", "tokens=x", "speed=1"):
+    assert parse_healing(["blocks=1k", "precision=fp32"]).precision == "fp32"
+    for word in ("tokens", "tokens=-1", "tokens=x", "speed=1", "precision=fp8"):
         with pytest.raises(ValueError, match="is not a setting"):
             parse_healing([word])
 

@@ -11,7 +11,7 @@ from typing import NoReturn, cast
 # The settings of `--heal`.
 HEALING = (
     "tokens=N (half by blocks, half by logits), or blocks=N logits=N; lora=RANK, blocks_lr=X, "
-    "logits_lr=X, temperature=X, seed=N, teacher=FOLDER"
+    "logits_lr=X, temperature=X, seed=N, teacher=FOLDER, precision=bf16 or fp32"
 )
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from qkvbench.hub.fit.shards import weights_hash
 from qkvbench.hub.models import attention_layers
 
 Phase = Literal["blocks", "logits"]
+Precision = Literal["bf16", "fp32"]
 # Tokens of one step: so many windows, at least one.
 STEP_TOKENS = 512
 # Tokens of the windows that decide which weights are kept.
@@ -38,6 +39,12 @@ CHECKS = 8
 PATIENCE = 6
 
 
+def fastest_precision() -> Precision:
+    """The type that matrices are multiplied in fastest here: bf16 if the CPU does so itself."""
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
+
+
 @dataclass(frozen=True)
 class Healing:
     """How a model is healed: tokens of each phase, and how.
@@ -45,6 +52,8 @@ class Healing:
     ``lora`` is the rank of the adapters, merged at the end; 0 trains the weights themselves.
     ``blocks_lr`` and ``logits_lr`` are peak learning rates, cosine to zero after a warm-up.
     ``teacher`` names the model whose predictions are learned; None is the original itself.
+    ``precision`` is the type that matrices are multiplied in; weights and their moments are fp32,
+    and so is what is measured.
     """
 
     blocks: int = 0
@@ -55,6 +64,7 @@ class Healing:
     temperature: float = 1.0
     seed: int = 0
     teacher: str | None = None
+    precision: Precision = field(default_factory=fastest_precision)
 
     @property
     def tokens(self) -> int:
@@ -80,7 +90,7 @@ def parse_healing(words: Sequence[str]) -> Healing:
              "blocks_lr": float, "logits_lr": float, "temperature": float}  # fmt: skip
     for word in words:
         name, equals, value = word.partition("=")
-        if name == "teacher" and value:
+        if (name == "teacher" and value) or (name == "precision" and value in ("bf16", "fp32")):
             found[name] = value
             continue
         try:
@@ -91,7 +101,7 @@ def parse_healing(words: Sequence[str]) -> Healing:
             raise ValueError(
                 f"--heal {word} is not a setting of healing.\nWrite tokens=100k (half by blocks, "
                 "half by logits), or blocks=N and logits=N; and lora=RANK, blocks_lr=X, "
-                "logits_lr=X, temperature=X, seed=N, teacher=FOLDER."
+                "logits_lr=X, temperature=X, seed=N, teacher=FOLDER, precision=bf16 or fp32."
             ) from None
     if "tokens" in found:
         tokens = found.pop("tokens")
@@ -121,39 +131,90 @@ def heal(  # noqa: PLR0913
     The weights that are kept, the start included, are those nearest to the teacher on the
     windows of ``held_out``: by divergence of predictions, or squared error if there are none.
     """
-    teacher = original if teacher is None else teacher
-    trainer = _Trainer(model, original, teacher, text, held_out, healing, folder, progress, start)
-    return trainer.run()
+    healer = Healer(
+        model, Lessons(original), text, held_out, healing, folder, progress, teacher, start
+    )
+    for _ in healer.steps():
+        pass
+    return healer.history
 
 
-class _Trainer:
+class Lessons:
+    """What each attention layer of a model is given and answers, on the batch asked for last.
+
+    So models that are healed side by side, on the same batches, share one pass of the original.
+    """
+
+    def __init__(self, original: Any) -> None:
+        """Nothing is read yet."""
+        self.original = original
+        self._last: tuple[Any, dict[int, Any]] = None, {}
+
+    @torch.no_grad()
+    def of(self, batch: Tensor, precision: Precision) -> dict[int, Any]:
+        """Arguments, keywords and output of each layer, by its number."""
+        last, found = self._last
+        if last is not None and last[1] == precision and torch.equal(last[0], batch):
+            return found
+        found = {}
+
+        def record(number: int, layer: Any) -> Any:
+            def hook(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+                kept = {
+                    key: value
+                    for key, value in kwargs.items()
+                    if key not in ("cache", "past_key_values")
+                }
+                found[number] = (args, kept, _finished(layer, output[0]))
+
+            return hook
+
+        hooks = [
+            layer.attention.register_forward_hook(record(number, layer), with_kwargs=True)
+            for number, layer in enumerate(layers_of(self.original))
+        ]
+        with _computing_in(precision):
+            self.original.base_model(input_ids=batch)
+        for hook in hooks:
+            hook.remove()
+        self._last = (batch, precision), found
+        return found
+
+
+class Healer:
+    """One healing, as `heal` has it, that can be taken step by step."""
+
     def __init__(  # noqa: PLR0913
         self,
         model: Any,
-        original: Any,
-        teacher: Any,
+        lessons: Lessons,
         text: Windows,
         held_out: Windows,
         healing: Healing,
         folder: Path,
         progress: Callable[[str], None],
-        start: str,
+        teacher: Any = None,
+        start: str = "",
     ) -> None:
+        """A healing that has not begun."""
+        original = lessons.original
         self.model, self.original, self.text, self.held_out = model, original, text, held_out
-        self.teacher = teacher
+        self.teacher, self.lessons = original if teacher is None else teacher, lessons
         self.healing, self.folder, self.progress = healing, folder, progress
         self.pairs = _changed_layers(model, original)
-        self.lora = _add_lora(model, [name for name, _, _ in self.pairs], healing)
-        self.parameters = _trained(model, [name for name, _, _ in self.pairs])
+        changed = [name for _, name, _, _ in self.pairs]
+        self.lora = _add_lora(model, changed, healing)
+        self.parameters = _trained(model, changed)
         self.windows_per_step = max(1, STEP_TOKENS // text.shape[1])
         predicts = original.get_output_embeddings() is not None
         self.difference = divergence if predicts else squared_error
         with torch.no_grad():
-            self.targets = [_output(teacher, row) for row in held_out]
+            self.targets = [_output(self.teacher, row) for row in held_out]
         self.history: list[tuple[str, int, float]] = []
         self.identity = self._identity(start)
 
-    def run(self) -> list[tuple[str, int, float]]:
+    def steps(self) -> Iterator[None]:
+        """The healing, or the rest of one that was interrupted, a step at a time."""
         self.model.requires_grad_(requires_grad=False)
         for parameter in self.parameters.values():
             parameter.requires_grad = True
@@ -167,7 +228,7 @@ class _Trainer:
         for phase in ("blocks", "logits"):
             if state.phase != phase:
                 continue
-            self._phase(phase, state)
+            yield from self._phase(phase, state)
             self._load_best()
             if phase == "blocks":
                 state.phase, state.step, state.misses = "logits", 0, 0
@@ -175,9 +236,8 @@ class _Trainer:
         self.model.requires_grad_(requires_grad=True)
         if self.lora is not None:
             self.lora()
-        return self.history
 
-    def _phase(self, phase: Phase, state: State) -> None:
+    def _phase(self, phase: Phase, state: State) -> Iterator[None]:
         tokens = self.healing.blocks if phase == "blocks" else self.healing.logits
         per_step = self.windows_per_step * self.text.shape[1]
         steps = math.ceil(tokens / per_step)
@@ -212,6 +272,7 @@ class _Trainer:
                 else:
                     state.misses += 1
                 self._save(state, optimizer)
+            yield
 
     def _batch(self, phase: Phase, step: int) -> Tensor:
         """The windows of a step: every window once in a pass, in an order by its seed."""
@@ -227,41 +288,23 @@ class _Trainer:
 
     def _blocks_loss(self, batch: Tensor) -> None:
         """Backward of the squared error of each changed layer's output, as a share."""
-        inputs: dict[str, Any] = {}
-
-        def record(name: str, layer: Any) -> Any:
-            def hook(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-                kept = {
-                    key: value
-                    for key, value in kwargs.items()
-                    if key not in ("cache", "past_key_values")
-                }
-                inputs[name] = (args, kept, _finished(layer, output[0]))
-
-            return hook
-
-        hooks = [
-            theirs.attention.register_forward_hook(record(name, theirs), with_kwargs=True)
-            for name, _, theirs in self.pairs
-        ]
-        with torch.no_grad():
-            self.original.base_model(input_ids=batch)
-        for hook in hooks:
-            hook.remove()
-        for name, ours, theirs in self.pairs:
-            args, kwargs, expected = inputs.pop(name)
-            found = ours(*args, **kwargs)[0]
-            if theirs.family.output is None:
-                found = _sibling(self.model, name, theirs.family.kind)(found)
-            loss = (found - expected).square().sum() / expected.square().sum()
-            loss.backward()
+        precision = self.healing.precision
+        lessons = self.lessons.of(batch, precision)
+        for number, name, ours, theirs in self.pairs:
+            args, kwargs, expected = lessons[number]
+            with _computing_in(precision):
+                found = ours(*args, **kwargs)[0]
+                if theirs.family.output is None:
+                    found = _sibling(self.model, name, theirs.family.kind)(found)
+            squared_error(expected.float(), found.float()).backward()
 
     def _logits_loss(self, batch: Tensor) -> None:
         """Backward of the divergence from the original's predictions, at a temperature."""
         for row in batch:
-            with torch.no_grad():
-                wanted = _output(self.teacher, row)
-            found = _output(self.model, row)
+            with _computing_in(self.healing.precision):
+                with torch.no_grad():
+                    wanted = _output(self.teacher, row)
+                found = _output(self.model, row)
             loss = self.difference(*_common(wanted, found), self.healing.temperature)
             (loss / len(batch)).backward()
 
@@ -340,11 +383,12 @@ class _Trainer:
         return state
 
 
-def _changed_layers(model: Any, original: Any) -> list[tuple[str, Any, Any]]:
-    """Name, our module and the original's layer of each layer whose equation was changed."""
+def _changed_layers(model: Any, original: Any) -> list[tuple[int, str, Any, Any]]:
+    """Number, name, our module and the original's layer of each layer whose equation changed."""
+    layers = zip(attention_layers(model), layers_of(original), strict=True)
     return [
-        (name, ours, theirs)
-        for (name, ours), theirs in zip(attention_layers(model), layers_of(original), strict=True)
+        (number, name, ours, theirs)
+        for number, ((name, ours), theirs) in enumerate(layers)
         if set(ours.plan.matrix_rows) != {"q", "k", "v"} or ours.plan.geometry != theirs.geometry
     ]
 
@@ -384,6 +428,11 @@ def _add_lora(model: Any, names: Sequence[str], healing: Healing) -> Callable[[]
             setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
 
     return merge
+
+
+def _computing_in(precision: Precision) -> Any:
+    """Matrices are multiplied in this type inside."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
 def _sibling(model: Any, name: str, kind: str) -> Any:
