@@ -6,19 +6,22 @@ Run     ./qkv setup hf, then
         .venv/bin/python benchmarks/healing.py --model smollm2-135m --plan plan.json --out FILE
         .venv/bin/python benchmarks/healing.py --draw minilm.jsonl
 Text    film reviews to fit and to heal on; Shakespeare's plays and other reviews to measure on
-Healing by blocks, all weights of the changed attention layers. The peak learning rate of each case
-        is the one with the least error on the deciding windows after the first budget
+Healing by blocks, all weights of the changed attention layers, side by side on the same windows.
+        The peak learning rate of each case is the one with the least error on the deciding windows
+        after the first budget
 
-Each line of the file is one healing, written when it is measured; one that is there is not run
-again, and one that was interrupted is resumed.
+Each line of the file is one healing at one rate, measured if that is the best; a case that is there
+is not run again, and one that was interrupted is resumed.
 """
 
 import argparse
 import json
 import re
+import shutil
 import statistics
-import time
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,11 @@ from torch import Tensor
 from tying import texts
 
 from qkvbench.data.reviews import reviews
-from qkvbench.hub.fit import quality, source
-from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healing, heal
+from qkvbench.hub.fit import folder, quality, source
+from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healer, Healing, Lessons
 from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.tying import DEFAULT_START, tie
+from qkvbench.hub.models import attention_layers
 from qkvbench.hub.modes import Mode
 from qkvbench.reports.parts.svg import apart
 
@@ -65,21 +69,22 @@ class Size:
 
 SIZES = {
     "minilm-l6": Size(128, 4096, 4096, (32_768, 98_304), (1e-4, 1e-3)),
-    "smollm2-135m": Size(512, 8192, 1024, (8_192,), (1e-4,)),
+    "smollm2-135m": Size(512, 8192, 2048, (8_192, 98_304, 393_216), (1e-4, 3e-4, 1e-3)),
 }
 
 
 def cases(model: str, plan: Path | None) -> list[Case]:
     """What is compared, the most telling first."""
     whitened = Case("q,k=v whitened", "q,k=v")
+    starts = ("keep-k", "aligned", "keep-v", "average")
     if model != "minilm-l6":
         found = [whitened, Case("latent of equal bytes", "q,k=L(192),v=L(192)")]
         if plan is not None:
             advice = json.loads(plan.read_text(encoding="utf-8"))
             found.append(Case("q,k=v half by plan", advice["mode"]))
             found.append(Case("q,k=v half uniform", advice["rivals"]["uniform"]["mode"]))
-        return [*found, Case("q,k=v aligned", "q,k=v", "aligned")]
-    starts = ("keep-k", "aligned", "keep-v", "average")
+        naive = [Case(f"q,k=v {start}", "q,k=v", start) for start in starts]
+        return [*found, *naive, Case("q,k,v/1 whitened", "q,k,v/1")]
     return [
         whitened,
         *(Case(f"q,k=v {start}", "q,k=v", start) for start in starts),
@@ -128,12 +133,17 @@ class Benchmark:
             if not self.has(case.title, 0):
                 made = self.made(case)
                 self.add(case.title, 0, 0, 0.0, self.measured(made))
+                self.keep(made, case, 0, 0)
         budgets = self.request.budgets or self.size.budgets
+        seed = self.request.seed
         for tokens in budgets:
-            for case in every:
-                tried = tokens == self.size.budgets[0] and self.request.seed == 0
-                for rate in self.size.rates if tried else (self.best_rate(case.title),):
-                    self.healing(case, tokens, self.request.seed, rate)
+            left = [case for case in every if not self.has(case.title, tokens, seed)]
+            first = tokens == self.size.budgets[0] and seed == 0
+            rates = {
+                case.title: self.size.rates if first else (self.best_rate(case.title),)
+                for case in left
+            }
+            self.healed_together(left, tokens, seed, rates)
 
     def made(self, case: Case) -> Any:
         """The model with this mode, from this start."""
@@ -145,31 +155,53 @@ class Benchmark:
         rows = [r for r in self.rows if r["case"] == title and r["tokens"] == first]
         return min(rows, key=lambda row: row["deciding"])["rate"]
 
-    def healing(self, case: Case, tokens: int, seed: int, rate: float) -> None:
-        """Heal and measure, unless it was."""
-        if self.has(case.title, tokens, seed, rate):
+    def healed_together(
+        self, left: list[Case], tokens: int, seed: int, rates: dict[str, tuple[float, ...]]
+    ) -> None:
+        """Heal cases side by side, at each of their rates; measure each at its best one.
+
+        They read the same windows in the same order, so one pass of the original serves all.
+        """
+        lessons, healers = Lessons(self.original), {}
+        for case in left:
+            for rate in rates[case.title]:
+                model, title = self.made(case), re.sub(r"\W+", "-", case.title)
+                share(model, self.original)
+                healers[case, rate] = Healer(
+                    model,
+                    lessons,
+                    self.text,
+                    self.deciding,
+                    Healing(blocks=tokens, blocks_lr=rate, seed=seed),
+                    self.out.with_suffix(f".{title}.{tokens}.{seed}.{rate:g}.state"),
+                    partial(print, case.title, tokens, f"{rate:g}:", flush=True),
+                )
+        for _ in zip_longest(*(healer.steps() for healer in healers.values())):
+            pass
+        for case in left:
+            nearest = {
+                rate: min(distance for _, _, distance in healers[case, rate].history)
+                for rate in rates[case.title]
+            }
+            best = min(nearest, key=lambda rate: nearest[rate])
+            for rate, distance in nearest.items():
+                healer = healers.pop((case, rate))
+                notes = {"deciding": distance, "history": healer.history}
+                if rate == best:
+                    notes |= self.measured(healer.model)
+                    self.keep(healer.model, case, tokens, seed)
+                self.add(case.title, tokens, seed, rate, notes)
+                shutil.rmtree(healer.folder)
+
+    def keep(self, model: Any, case: Case, tokens: int, seed: int) -> None:
+        """Write the model to a folder of its own, if a place for them was given."""
+        if self.request.models is None:
             return
-        began, model = time.process_time(), self.made(case)
-        title = re.sub(r"\W+", "-", case.title)
-        place = self.out.with_suffix(f".{title}.{tokens}.{seed}.{rate:g}.state")
-        history = heal(
-            model,
-            self.original,
-            self.text,
-            self.deciding,
-            Healing(blocks=tokens, blocks_lr=rate, seed=seed),
-            place,
-            lambda line: print(f"{case.title} {tokens} {rate:g}: {line}", flush=True),
-        )
-        notes = {
-            "deciding": min(distance for _, _, distance in history),
-            "cpu_s": round(time.process_time() - began),
-            "history": history,
-        }
-        self.add(case.title, tokens, seed, rate, self.measured(model) | notes)
-        for file in place.iterdir():
-            file.unlink()
-        place.rmdir()
+        place = self.request.models / re.sub(r"\W+", "-", f"{case.title} {tokens} {seed}")
+        place.mkdir(parents=True, exist_ok=True)
+        folder.write_settings(model.config, self.checkpoint.folder, place)
+        folder.replace_weights(model, place)
+        self.tokenizer.save_pretrained(place)
 
     @torch.no_grad()
     def measured(self, model: Any) -> dict[str, Any]:
@@ -187,20 +219,29 @@ class Benchmark:
                 self.embeddings = getattr(self, "embeddings", {}) | {name: ours}
         return found
 
-    def has(self, title: str, tokens: int, seed: int = 0, rate: float = 0.0) -> bool:
+    def has(self, title: str, tokens: int, seed: int = 0) -> bool:
         """Whether this healing was measured."""
-        wanted = (title, tokens, seed, rate)
-        return any((r["case"], r["tokens"], r["seed"], r["rate"]) == wanted for r in self.rows)
+        wanted = (title, tokens, seed)
+        return any((r["case"], r["tokens"], r["seed"]) == wanted for r in self.rows)
 
     def add(self, title: str, tokens: int, seed: int, rate: float, found: dict[str, Any]) -> None:
         """Add a line to the file, unless it is there."""
-        if self.has(title, tokens, seed, rate):
+        if tokens == 0 and self.has(title, 0):
             return
         row = {"case": title, "tokens": tokens, "seed": seed, "rate": rate, **found}
         self.rows.append(row)
         with self.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print({key: value for key, value in row.items() if key != "history"}, flush=True)
+
+
+def share(model: Any, original: Any) -> None:
+    """Let the model hold the original's own tensors outside attention, so that many fit."""
+    theirs = dict(original.named_parameters())
+    attention = tuple(f"{name}." for name, _ in attention_layers(model))
+    for name, parameter in model.named_parameters():
+        if not name.startswith(attention):
+            parameter.data = theirs[name].data
 
 
 def retrieval(model: Any, rows: Tensor) -> float:
@@ -291,6 +332,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", help="titles (all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("healing.jsonl"))
+    parser.add_argument("--models", type=Path, help="keep every measured model in this folder")
     parser.add_argument("--draw", type=Path, help="only draw this file")
     parser.add_argument("--svg", type=Path, default=FIGURE)
     request = parser.parse_args()
