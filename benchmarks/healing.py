@@ -75,21 +75,21 @@ SIZES = {
 
 def cases(model: str, plan: Path | None) -> list[Case]:
     """What is compared, the most telling first."""
-    whitened = Case("q,k=v whitened", "q,k=v")
-    starts = ("keep-k", "aligned", "keep-v", "average")
+    refitted = Case("q,k=v refitted", "q,k=v")
+    starts = ("whitened", "keep-k", "aligned", "keep-v", "average")
     if model != "minilm-l6":
-        found = [whitened, Case("latent of equal bytes", "q,k=L(192),v=L(192)")]
+        found = [refitted, Case("latent of equal bytes", "q,k=L(192),v=L(192)")]
         if plan is not None:
             advice = json.loads(plan.read_text(encoding="utf-8"))
             found.append(Case("q,k=v half by plan", advice["mode"]))
             found.append(Case("q,k=v half uniform", advice["rivals"]["uniform"]["mode"]))
         naive = [Case(f"q,k=v {start}", "q,k=v", start) for start in starts]
-        return [*found, *naive, Case("q,k,v/1 whitened", "q,k,v/1")]
+        return [*found, Case("q,k,v/1 refitted", "q,k,v/1"), *naive]
     return [
-        whitened,
+        refitted,
         *(Case(f"q,k=v {start}", "q,k=v", start) for start in starts),
-        Case("q,k=v/1 whitened", "q,k=v/1"),
-        Case("q,k,v/1 whitened", "q,k,v/1"),
+        Case("q,k=v/1 refitted", "q,k=v/1"),
+        Case("q,k,v/1 refitted", "q,k,v/1"),
         Case("latent of equal bytes", "q,k=L(384),v=L(384)"),
     ]
 
@@ -121,7 +121,7 @@ class Benchmark:
         }
         self.predicts = self.original.get_output_embeddings() is not None
         self.before = self.measured(self.original)
-        self.moments = collect(self.original, [{"input_ids": row[None]} for row in self.fit])
+        self.calibration = collect(self.original, [{"input_ids": row[None]} for row in self.fit])
 
     def run(self) -> None:
         """All cases of a budget before the next budget."""
@@ -147,7 +147,7 @@ class Benchmark:
 
     def made(self, case: Case) -> Any:
         """The model with this mode, from this start."""
-        return tie(self.checkpoint.model(), case.mode, self.moments, case.start)
+        return tie(self.checkpoint.model(), case.mode, self.calibration, case.start)
 
     def best_rate(self, title: str) -> float:
         """The rate with the least error on the deciding windows after the first budget."""
@@ -167,7 +167,7 @@ class Benchmark:
             for rate in rates[case.title]:
                 model, title = self.made(case), re.sub(r"\W+", "-", case.title)
                 share(model, self.original)
-                healers[case, rate] = Healer(
+                healers[case.title, rate] = Healer(
                     model,
                     lessons,
                     self.text,
@@ -180,12 +180,12 @@ class Benchmark:
             pass
         for case in left:
             nearest = {
-                rate: min(distance for _, _, distance in healers[case, rate].history)
+                rate: min(distance for _, _, distance in healers[case.title, rate].history)
                 for rate in rates[case.title]
             }
             best = min(nearest, key=lambda rate: nearest[rate])
             for rate, distance in nearest.items():
-                healer = healers.pop((case, rate))
+                healer = healers.pop((case.title, rate))
                 notes = {"deciding": distance, "history": healer.history}
                 if rate == best:
                     notes |= self.measured(healer.model)

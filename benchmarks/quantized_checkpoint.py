@@ -125,7 +125,7 @@ def main() -> None:
     layers = layers_of(model)
     weights = [layer.read() for layer in layers]
     fit = [{"input_ids": row[None]} for row in quality.windows(tokenizer, text["fit"], 512, 8)]
-    moments = collect(model, fit)
+    moments = collect(model, fit).moments
     for equation in EQUATIONS:
         if equation != "q,k,v":
             tie = tie_layer(equation, "whitened")

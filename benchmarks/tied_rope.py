@@ -15,7 +15,7 @@ not measured again.
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ class Benchmark:
         self.held = quality.windows(
             self.tokenizer, text["plays"], window, request.held_out // window
         )
-        self.moments: dict[int, list[Moments]] = {}
+        self.moments: dict[int, Sequence[Moments]] = {}
         self.found: set[str] = set()
         if self.out.is_file():
             self.found = {json.loads(row)["case"] for row in self.out.read_text().splitlines()}
@@ -186,7 +186,7 @@ class Benchmark:
         if case.fit is not None:
             if case.pairs not in self.moments:
                 rows = [{"input_ids": row[None]} for row in self.fit]
-                self.moments[case.pairs] = collect(self.model, rows)
+                self.moments[case.pairs] = collect(self.model, rows).moments
             for layer, weights, one in zip(
                 self.layers, self.weights, self.moments[case.pairs], strict=True
             ):

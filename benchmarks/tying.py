@@ -26,7 +26,7 @@ from qkvbench.hub.fit import planning, quality, source, starts
 from qkvbench.hub.fit.moments import Moments, collect
 from qkvbench.hub.fit.planning import Option, Trial
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
-from qkvbench.hub.fit.tying import DEFAULT_START, check_change, fit_layer
+from qkvbench.hub.fit.tying import check_change, fit_layer
 from qkvbench.variant import parse
 
 Fit = Callable[[Layer, Weights, Moments], Weights]
@@ -119,20 +119,20 @@ class Benchmark:
     def run(self) -> None:
         """Every case, the most telling ones first."""
         began = time.time()
-        self.moments = collect(self.model, [{"input_ids": row[None]} for row in self.fit])
+        self.calibration = collect(self.model, [{"input_ids": row[None]} for row in self.fit])
         print(f"{self.fit.numel()} tokens read in {time.time() - began:.0f} s", flush=True)
         every = range(len(self.layers))
         self.case("q,k,v", [], None, recalled=True)
-        self.case("q,k=v whitened", every, tie_layer("q,k=v", DEFAULT_START), recalled=True)
+        self.case("q,k=v whitened", every, tie_layer("q,k=v", "whitened"), recalled=True)
         self.case("latent of equal bytes", every, latent, recalled=True)
         self.case("q,k=v aligned", every, tie_layer("q,k=v", "aligned"))
         if self.causal:
             self.halves()
         for start in ("keep-v", "keep-k", "average", "regressed"):
             self.case(f"q,k=v {start}", every, tie_layer("q,k=v", start))
-        self.case("q,k,v/1 whitened", every, tie_layer("q,k,v/1", DEFAULT_START))
+        self.case("q,k,v/1 whitened", every, tie_layer("q,k,v/1", "whitened"))
         self.case("q,k,v/1 keep-k", every, tie_layer("q,k,v/1", "keep-k"))
-        self.case("q,k=v/1 whitened", every, tie_layer("q,k=v/1", DEFAULT_START))
+        self.case("q,k=v/1 whitened", every, tie_layer("q,k=v/1", "whitened"))
 
     def halves(self) -> None:
         """Half of the layers tied: by plan, evenly, the first, the last, at random."""
@@ -149,7 +149,7 @@ class Benchmark:
             self.case(
                 f"q,k=v half {how}",
                 chosen,
-                tie_layer("q,k=v", DEFAULT_START),
+                tie_layer("q,k=v", "whitened"),
                 recalled=recalled,
                 predicted=predicted,
             )
@@ -157,8 +157,9 @@ class Benchmark:
     def options(self) -> list[Option]:
         """The damage of each layer alone, from the file or measured."""
         if "options" not in self.found:
-            trial = Trial(self.model, self.damage, self.moments, DEFAULT_START)
             changes = planning.options_of(self.model, ["q,k=v"])
+            fitted = planning.every_fit(self.model, changes, self.calibration, "whitened")
+            trial = Trial(self.model, self.damage, fitted)
             rows = []
             for layer in range(len(self.layers)):
                 rows += [trial.unchanged(layer), trial.option(layer, changes["q,k=v"])]
@@ -182,7 +183,7 @@ class Benchmark:
         for number in layers:
             assert fit is not None
             layer, weights = self.layers[number], self.weights[number]
-            layer.write(fit(layer, weights, self.moments[number]))
+            layer.write(fit(layer, weights, self.calibration.moments[number]))
         row: dict[str, object] = {"case": name, "layers": list(layers), **notes}
         for text, windows in self.held.items():
             if self.causal:

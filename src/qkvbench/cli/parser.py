@@ -582,9 +582,10 @@ def _source(parser: _Parser) -> None:
     )
     parser.add_argument(
         "--start",
-        default="whitened",
+        default="refitted",
         metavar="NAME",
-        help="the new weights: keep-k, keep-v, average, aligned, regressed or whitened (whitened)",
+        help="the new weights: keep-k, keep-v, average, aligned, regressed, whitened or refitted "
+        "(refitted)",
     )
     parser.add_argument(
         "--tokens", type=_count, default=8192, metavar="N", help="tokens of the fit (8192)"

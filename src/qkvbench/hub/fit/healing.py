@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qkvbench.hub.fit.calls import Call, recording_calls
 from qkvbench.hub.fit.progress import TimeLeft
 from qkvbench.hub.fit.projections import layers_of
 from qkvbench.hub.fit.quality import Windows
@@ -148,37 +149,19 @@ class Lessons:
     def __init__(self, original: Any) -> None:
         """Nothing is read yet."""
         self.original = original
-        self._last: tuple[Any, dict[int, Any]] = None, {}
+        self._asked: tuple[Tensor, Precision] | None = None
+        self._calls: dict[int, Call] = {}
 
     @torch.no_grad()
-    def of(self, batch: Tensor, precision: Precision) -> dict[int, Any]:
-        """Arguments, keywords and output of each layer, by its number."""
-        last, found = self._last
-        if last is not None and last[1] == precision and torch.equal(last[0], batch):
-            return found
-        found = {}
-
-        def record(number: int, layer: Any) -> Any:
-            def hook(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-                kept = {
-                    key: value
-                    for key, value in kwargs.items()
-                    if key not in ("cache", "past_key_values")
-                }
-                found[number] = (args, kept, _finished(layer, output[0]))
-
-            return hook
-
-        hooks = [
-            layer.attention.register_forward_hook(record(number, layer), with_kwargs=True)
-            for number, layer in enumerate(layers_of(self.original))
-        ]
-        with _computing_in(precision):
-            self.original.base_model(input_ids=batch)
-        for hook in hooks:
-            hook.remove()
-        self._last = (batch, precision), found
-        return found
+    def of(self, batch: Tensor, precision: Precision) -> dict[int, Call]:
+        """The call of each layer, by its number."""
+        asked = self._asked
+        if asked is None or asked[1] != precision or not torch.equal(asked[0], batch):
+            with recording_calls(layers_of(self.original)) as calls, _computing_in(precision):
+                self.original.base_model(input_ids=batch)
+            self._asked = batch, precision
+            self._calls = {number: call for number, [call] in calls.items()}
+        return self._calls
 
 
 class Healer:
@@ -291,12 +274,11 @@ class Healer:
         precision = self.healing.precision
         lessons = self.lessons.of(batch, precision)
         for number, name, ours, theirs in self.pairs:
-            args, kwargs, expected = lessons[number]
             with _computing_in(precision):
-                found = ours(*args, **kwargs)[0]
+                found = lessons[number].again(ours)
                 if theirs.family.output is None:
                     found = _sibling(self.model, name, theirs.family.kind)(found)
-            squared_error(expected.float(), found.float()).backward()
+            squared_error(lessons[number].output.float(), found.float()).backward()
 
     def _logits_loss(self, batch: Tensor) -> None:
         """Backward of the divergence from the original's predictions, at a temperature."""
@@ -440,10 +422,6 @@ def _sibling(model: Any, name: str, kind: str) -> Any:
     from qkvbench.hub.fit.projections import OUTPUTS
 
     return model.get_submodule(name.rpartition(".")[0]).get_submodule(OUTPUTS[kind])
-
-
-def _finished(layer: Any, output: Tensor) -> Tensor:
-    return output if layer.family.output else layer.output(output)
 
 
 def _output(model: Any, row: Tensor) -> Tensor:

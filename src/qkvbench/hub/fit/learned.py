@@ -29,7 +29,7 @@ from qkvbench.hub.fit.counting import counting
 from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healing, divergence, heal, write_whole
 from qkvbench.hub.fit.latency import Steps
 from qkvbench.hub.fit.moments import collect
-from qkvbench.hub.fit.planning import Effect, Option, Plan, Trial
+from qkvbench.hub.fit.planning import Effect, Option, Plan, Trial, every_fit
 from qkvbench.hub.fit.progress import Progress, TimeLeft, counted
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.quality import Windows
@@ -281,9 +281,9 @@ class _Search:
         self.folder.mkdir(parents=True, exist_ok=True)
         progress(f"reading {self.fit.numel():,} tokens for the fit")
         rows = counted(list(self.fit), "windows of the fit", progress)
-        self.moments = collect(self.model, ({"input_ids": row[None]} for row in rows))
-        of_layer = self.counting.of_layer
-        self.trial = Trial(self.model, self.damaging, self.moments, self.start, of_layer)
+        self.calibration = collect(self.model, ({"input_ids": row[None]} for row in rows))
+        self.fitted = every_fit(self.model, self.allowed, self.calibration, self.start)
+        self.trial = Trial(self.model, self.damaging, self.fitted, self.counting.of_layer)
         self.table = self._damages()
 
     def probe(self, share: float) -> Probe:
@@ -308,7 +308,7 @@ class _Search:
             PROGRAM: planning.best_plan(every, limit),
             UNIFORM: planning.spread(every, limit, "uniform"),
         }
-        judged = Trial(self.model, self.judging, self.moments, self.start)
+        judged = Trial(self.model, self.judging, self.fitted)
         effects = {name: judged.effect(plan, self.allowed) for name, plan in plans.items()}
         healed: dict[Plan, tuple[float, float]] = {}
         for name, plan in plans.items():
@@ -400,8 +400,7 @@ class _Search:
         return replace(option, values=self.counting.of_layer(self.layers[option.layer], change))
 
     def _learned(self, found: Budget) -> tuple[Choice, History]:
-        changes = list(self.allowed.values())
-        fits = [[self.trial.fit(layer.number, each) for each in changes] for layer in self.layers]
+        fits = [[self.fitted[layer.number, each] for each in self.allowed] for layer in self.layers]
         bound = replace(self.target, share=found.limit / found.full)
         saved = self.folder / f"gates-{str(bound).replace('%', '')}.safetensors"
         with side_by_side(self.layers, fits) as options:
@@ -423,7 +422,7 @@ class _Search:
         """The model with a plan, healed; what was healed before is only read."""
         mode = planning.mode_of(plan)
         name = hashlib.sha256(json.dumps(mode).encode()).hexdigest()[:12]
-        changed = tie(self.checkpoint.model(), mode, self.moments, self.start)
+        changed = tie(self.checkpoint.model(), mode, self.calibration, self.start)
         state = self.folder / f"healing-{name}"
         heal(changed, self.model, self.rest, self.deciders, self.healing, state, self.progress)
         return changed

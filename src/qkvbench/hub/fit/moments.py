@@ -4,9 +4,9 @@ The text is read once. No activations are kept: of each layer there are a matrix
 for each key/value head, one of the queries that read it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,14 +46,44 @@ class Moments:
         return self.inputs[:, -1] / max(self.tokens, 1)
 
 
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A text that was read: its batches, inputs of the model by name, and moments by layer."""
+
+    moments: Sequence[Moments]
+    batches: Sequence[Mapping[str, Tensor]]
+
+
 @torch.no_grad()
-def collect(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[Moments]:
+def collect(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Calibration:
     """The moments of every layer over the text: batches are inputs of the model by name."""
+    kept = []
     with recording(model) as found:
         body: Any = model.base_model  # pyright: ignore[reportAttributeAccessIssue]
         for batch in batches:
             body(**batch)
-    return [found[number] for number in sorted(found)]
+            kept.append(batch)
+    return Calibration([found.by_layer[number] for number in sorted(found.by_layer)], kept)
+
+
+@dataclass(eq=False)
+class Recording:
+    """The moments of each layer that has run, by its number."""
+
+    model: Any
+    implementation: str
+    by_layer: dict[int, Moments] = field(default_factory=dict)
+    is_paused: bool = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Layers that run inside are not recorded."""
+        self.model.config._attn_implementation, self.is_paused = self.implementation, True
+        try:
+            yield
+        finally:
+            self.is_paused = False
+            self.model.config._attn_implementation = RECORDING
 
 
 def _empty(layer: Layer) -> Moments:
@@ -64,15 +94,16 @@ def _empty(layer: Layer) -> Moments:
 
 
 @contextmanager
-def recording(model: Any) -> Iterator[dict[int, Moments]]:
-    """Record while the block runs: moments of each layer that has run, by its number.
+def recording(model: Any) -> Iterator[Recording]:
+    """Record while the block runs.
 
     A layer's weights are read when it runs, so they may be absent before and after.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
-    found: dict[int, Moments] = {}
+    recorded = Recording(model, model.config._attn_implementation)
+    found = recorded.by_layer
     layers = layers_of(model)
     # One for each layer, so that the order in which layers and texts are read changes nothing.
     draws = [torch.Generator().manual_seed(layer.number) for layer in layers]
@@ -80,6 +111,8 @@ def recording(model: Any) -> Iterator[dict[int, Moments]]:
     rope: dict[Any, Any] = {}
 
     def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if recorded.is_paused:
+            return
         x = kwargs.get("key_value_states")
         if x is None:
             x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
@@ -104,13 +137,13 @@ def recording(model: Any) -> Iterator[dict[int, Moments]]:
     hooks = [
         layer.attention.register_forward_pre_hook(before, with_kwargs=True) for layer in layers
     ]
-    implementation, training = model.config._attn_implementation, model.training
+    training = model.training
     model.config._attn_implementation = RECORDING
     model.eval()
     try:
-        yield found
+        yield recorded
     finally:
-        model.config._attn_implementation = implementation
+        model.config._attn_implementation = recorded.implementation
         model.train(training)
         for hook in hooks:
             hook.remove()

@@ -8,7 +8,7 @@ Whether they add is measured afterwards, on pairs and on the whole plan.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from qkvbench.cost import budget as choices
 from qkvbench.cost.budget import Spread, changed_layers, least_damage
+from qkvbench.hub.fit.calls import Call, recording_calls
 from qkvbench.hub.fit.counting import Count, cached_values
-from qkvbench.hub.fit.moments import Moments
+from qkvbench.hub.fit.moments import Calibration
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.quality import Windows
-from qkvbench.hub.fit.tying import Change, check_change, fit_layer
+from qkvbench.hub.fit.tying import Change, check_change, fits
 from qkvbench.variant import parse, write
 
 UNCHANGED = "q,k,v"
@@ -75,6 +76,15 @@ def options_of(model: Any, equations: Sequence[str]) -> dict[str, Change]:
     return found
 
 
+def every_fit(
+    model: Any, allowed: Mapping[str, Change], text: Calibration, start: str
+) -> dict[tuple[int, str], Weights]:
+    """The weights of every equation in every layer."""
+    layers = range(len(layers_of(model)))
+    each = [replace(change, layer=layer) for layer in layers for change in allowed.values()]
+    return fits(model, each, text, start)
+
+
 class Trial:
     """A model whose layers are changed and restored, and its original predictions on a text."""
 
@@ -82,18 +92,16 @@ class Trial:
         self,
         model: Any,
         text: Windows,
-        moments: Sequence[Moments] | None,
-        start: str,
+        fitted: Mapping[tuple[int, str], Weights],
         count: Count = cached_values,
     ) -> None:
         """Run the original once; the text is held in memory as hidden states of each block."""
-        self.model, self.text, self.moments, self.start = model, text, moments, start
+        self.model, self.text, self.fitted = model, text, fitted
         self.count = count
         self.layers = layers_of(model)
         self.original = [layer.read() for layer in self.layers]
         self._blocks = [_block(model, layer) for layer in self.layers]
-        self._fits: dict[tuple[int, str], Weights] = {}
-        self._inputs: list[Any] = []
+        self._calls: Mapping[int, list[Call]] = {}
         self._outputs: list[Any] = []
         with self._recording():
             self._expected = self._logits()
@@ -104,7 +112,7 @@ class Trial:
     def option(self, layer: int, change: Change) -> Option:
         """The effect of one change alone."""
         part = self.layers[layer]
-        part.write(self.fit(layer, change))
+        part.write(self.fitted[layer, write(change.variant)])
         distance = self._distance(part)
         with self._skipping(layer):
             divergence, loss = self._compare(self._logits())
@@ -126,23 +134,13 @@ class Trial:
         """The measured effect of a whole plan."""
         changed = [option for option in plan if option.equation != UNCHANGED]
         for option in changed:
-            change = changes[option.equation]
-            self.layers[option.layer].write(self.fit(option.layer, change))
+            self.layers[option.layer].write(self.fitted[option.layer, option.equation])
         first = min((option.layer for option in changed), default=len(self.layers) - 1)
         with self._skipping(first):
             divergence, loss = self._compare(self._logits())
         for option in changed:
             self.layers[option.layer].write(self.original[option.layer])
         return Effect(divergence, loss, sum(option.divergence for option in plan))
-
-    def fit(self, layer: int, change: Change) -> Weights:
-        """The weights of a change, fitted once."""
-        key = (layer, write(change.variant))
-        if key not in self._fits:
-            row = None if self.moments is None else self.moments[layer]
-            part, weights = self.layers[layer], self.original[layer]
-            self._fits[key] = fit_layer(part, change, row, self.start, weights)
-        return self._fits[key]
 
     @torch.no_grad()
     def _logits(self) -> Tensor:
@@ -163,27 +161,14 @@ class Trial:
     @torch.no_grad()
     def _distance(self, layer: Layer) -> float:
         """The squared error of the layer's output on the original's inputs, as a share."""
-        args, kwargs, expected = self._inputs[layer.number]
-        found = self._finished(layer, layer.attention(*args, **kwargs)[0])
-        return float((found - expected).square().sum() / expected.square().sum())
-
-    def _finished(self, layer: Layer, output: Tensor) -> Tensor:
-        return output if layer.family.output else layer.output(output)
+        [call] = self._calls[layer.number]
+        found = layer.finished(call.again(layer.attention))
+        return float((found - call.output).square().sum() / call.output.square().sum())
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
         """Record the inputs and outputs of every layer and block."""
-        self._inputs = [None] * len(self.layers)
         self._outputs = [None] * len(self.layers)
-
-        def attention(layer: Layer) -> Any:
-            def hook(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-                caches = ("cache", "past_key_values")
-                kept = {name: value for name, value in kwargs.items() if name not in caches}
-                finished = self._finished(layer, output[0])
-                self._inputs[layer.number] = (args, kept, finished)
-
-            return hook
 
         def block(number: int) -> Any:
             def hook(_: Any, __: Any, output: Any) -> None:
@@ -191,13 +176,10 @@ class Trial:
 
             return hook
 
-        hooks = [
-            layer.attention.register_forward_hook(attention(layer), with_kwargs=True)
-            for layer in self.layers
-        ]
-        hooks += [one.register_forward_hook(block(n)) for n, one in enumerate(self._blocks)]
+        hooks = [one.register_forward_hook(block(n)) for n, one in enumerate(self._blocks)]
         try:
-            yield
+            with recording_calls(self.layers) as self._calls:
+                yield
         finally:
             for hook in hooks:
                 hook.remove()

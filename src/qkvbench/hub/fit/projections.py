@@ -105,6 +105,10 @@ class Layer:
             output_bias=None if bias is None else bias.detach().double(),
         )
 
+    def finished(self, output: Tensor) -> Tensor:
+        """The layer's output, from that of its attention class, which may end before O."""
+        return output if self.family.output else self.output(output)
+
     def output_heads(self) -> Float[Tensor, "heads d_model head_dim"]:
         """The output projection by head: a view of the layer's weights."""
         size, matrix = self.geometry, self._matrix(self.output).detach()

@@ -21,8 +21,8 @@ from qkvbench.hub.fit.counting import counting
 from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healing, heal
 from qkvbench.hub.fit.latency import Steps
 from qkvbench.hub.fit.latency import steps as measured_steps
-from qkvbench.hub.fit.moments import Moments, collect
-from qkvbench.hub.fit.planning import UNCHANGED, Effect, Option, Plan, Trial
+from qkvbench.hub.fit.moments import Calibration, collect
+from qkvbench.hub.fit.planning import UNCHANGED, Effect, Option, Plan, Trial, every_fit
 from qkvbench.hub.fit.progress import Progress, TimeLeft, counted
 from qkvbench.hub.fit.quality import Windows
 from qkvbench.hub.fit.shards import Tensors
@@ -131,8 +131,8 @@ def advise(
         )
     fit = min(fit, len(read) - 2 * min(count, (len(read) - 1) // 2))
     middle = fit + (len(read) - fit) // 2
-    moments = _moments(model, read[:fit], progress)
-    trial = Trial(model, read[fit:middle], moments, start, counted_.of_layer)
+    fitted = every_fit(model, allowed, _calibration(model, read[:fit], progress), start)
+    trial = Trial(model, read[fit:middle], fitted, counted_.of_layer)
     options: list[Option] = []
     time_left = TimeLeft("layers", len(trial.layers), progress)
     for layer in range(len(trial.layers)):
@@ -156,7 +156,7 @@ def advise(
         )
         effect = trial.effect(both, allowed)
         checked.append((one.layer, other.layer, effect.divergence, effect.predicted))
-    judged = Trial(model, read[middle:], moments, start)
+    judged = Trial(model, read[middle:], fitted)
     rivals = {}
     for how in SPREADS:
         rival = planning.spread(options, limit, how)
@@ -319,8 +319,8 @@ def _check_head(model: Any) -> None:
         )
 
 
-def _moments(model: Any, fit: Windows, progress: Progress) -> list[Moments]:
-    """The moments of every layer over these windows."""
+def _calibration(model: Any, fit: Windows, progress: Progress) -> Calibration:
+    """These windows, read by the model."""
     progress(f"reading {fit.numel():,} tokens for the fit")
     rows = counted(list(fit), "windows of the fit", progress)
     return collect(model, ({"input_ids": row[None]} for row in rows))

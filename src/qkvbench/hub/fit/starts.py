@@ -172,11 +172,16 @@ STARTS: Mapping[str, Start] = {
     "aligned": align,
     "regressed": regress,
     "whitened": whiten,
+    "refitted": whiten,
 }
 
 
-# Starts that read the moments of a text.
-FITTED_STARTS = ("aligned", "regressed", "whitened")
+# Starts that read the moments of a text; the last one's output projection is fitted again to what
+# its heads give on that text.
+FITTED_STARTS = ("aligned", "regressed", "whitened", "refitted")
+REFITTED = "refitted"
+# Starts with the least expected error.
+LEAST_ERROR = ("whitened", REFITTED)
 
 
 def problems(layer: Layer, weights: Weights, moments: Moments, kv_heads: int) -> list[Problem]:

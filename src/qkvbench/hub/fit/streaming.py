@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from qkvbench.hub.conversion import auto_of, check_function, check_heads, convert_layer
 from qkvbench.hub.families import family_of
+from qkvbench.hub.fit.calls import Call, recording_calls
 from qkvbench.hub.fit.folder import write_settings
 from qkvbench.hub.fit.moments import Moments, recording
+from qkvbench.hub.fit.outputs import refit_behind
 from qkvbench.hub.fit.progress import Progress, TimeLeft
 from qkvbench.hub.fit.projections import Layer, layers_of
 from qkvbench.hub.fit.quality import Windows
 from qkvbench.hub.fit.shards import SHARD_BYTES, ShardWriter, Tensors
 from qkvbench.hub.fit.starts import FITTED_STARTS
-from qkvbench.hub.fit.tying import Change, check_change, fit_layer, start_needs_text
+from qkvbench.hub.fit.tying import Change, check_change, fit_layer, is_refitted, start_needs_text
 from qkvbench.hub.models import attention_layers, model_classes, with_mode
 from qkvbench.hub.modes import Mode, variants
 
@@ -210,14 +212,17 @@ class LayerByLayer:
         """Read the text block by block, and fit and write each layer behind its block."""
         blocks = blocks_of(self.source.model)
         time_left = TimeLeft("blocks read and fitted", len(blocks), self.progress)
-        with recording(self.source.model) as moments:
+        again = [n for n, change in self.changes.items() if is_refitted(change, start)]
+        refitted = [self.layers[number] for number in again]
+        with recording(self.source.model) as moments, recording_calls(refitted) as calls:
 
             def write_layers(number: int) -> None:
                 inside = set(blocks[number].modules())
                 for layer in self.layers:
                     if layer.attention in inside:
-                        own = moments.pop(layer.number)
-                        self._write_layer(writer, changed, layer, own, start)
+                        own, read = moments.by_layer.pop(layer.number), calls.pop(layer.number, [])
+                        with moments.paused():
+                            self._write_layer(writer, changed, layer, own, start, read)
                 time_left.done(number + 1)
 
             with torch.no_grad(), self.source.running(write_layers) as model:
@@ -231,13 +236,15 @@ class LayerByLayer:
         layer: Layer,
         moments: Moments | None,
         start: str,
+        calls: Sequence[Call] = (),
     ) -> None:
         """Write the tensors of a layer, whose weights are in memory."""
         source, names = self.source, self.source.parameters_of(layer.attention)
         dtype = source.stored_tensor(names[0]).dtype
         change = self.changes.get(layer.number)
         if change is not None:
-            layer.write(fit_layer(layer, change, moments, start, layer.read()))
+            weights = fit_layer(layer, change, moments, start, layer.read())
+            layer.write(refit_behind(layer, weights, calls) if calls else weights)
         found = {f"{layer.name}.{name}": part for name, part in self._new_weights(layer).items()}
         if change is not None:
             outputs = source.parameters_of(layer.output)

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from qkvbench.hub.conversion import with_weights
-from qkvbench.hub.fit.moments import Moments
+from qkvbench.hub.fit.moments import Calibration, Moments
+from qkvbench.hub.fit.outputs import refit
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.starts import (
     FITTED_STARTS,
+    LEAST_ERROR,
+    REFITTED,
     STARTS,
     fit_latent,
     fold,
@@ -23,7 +26,7 @@ from qkvbench.hub.fit.starts import (
 from qkvbench.hub.modes import Mode, variants
 from qkvbench.variant import Latent, Own, Same, Variant, write
 
-DEFAULT_START = "whitened"
+DEFAULT_START = REFITTED
 TIE = Same("k")
 
 
@@ -91,20 +94,23 @@ def check_change(layer: int, variant: Variant, source_heads: int) -> Change | No
 def fit_layer(
     layer: Layer, change: Change, moments: Moments | None, start: str, weights: Weights
 ) -> Weights:
-    """The layer's weights after the change, still with a K and a V for every head, all equal."""
+    """The layer's weights after the change, still with a K and a V for every head, all equal.
+
+    A refitted output projection comes afterwards: see `is_refitted`.
+    """
     if moments is None and start in FITTED_STARTS:
         raise ValueError(start_needs_text(start))
     moments = moments or _no_text(layer, weights)
     if change.rank is not None:
-        if start != DEFAULT_START:
-            raise ValueError(f"A latent is fitted by --start {DEFAULT_START}, and no other.")
+        if start not in LEAST_ERROR:
+            raise ValueError(f"A latent is fitted by --start {' or '.join(LEAST_ERROR)} alone.")
         return fit_latent(layer, weights, moments, change.rank)
     found = problems(layer, weights, moments, change.kv_heads)
     keys, values = found, found
     if not change.tied:
         keys, values = separate(found)
     make = STARTS[start]
-    if change.turned and start == DEFAULT_START:
+    if change.turned and start in LEAST_ERROR:
         assert layer.frequencies is not None, "a family without RoPE is refused"
         make = partial(turn, frequencies=layer.frequencies)
     mean = moments.mean if start in FITTED_STARTS else None
@@ -120,19 +126,44 @@ def start_needs_text(start: str) -> str:
     return f"The start {start} is fitted to a text: add --text FILE, or take one of {others}."
 
 
+def is_refitted(change: Change, start: str) -> bool:
+    """Whether the output projection is fitted to what the changed heads give.
+
+    The library's own attention gives it, which turns no values.
+    """
+    return start == REFITTED and not change.turned
+
+
 @torch.no_grad()
-def tie(
-    model: Any, mode: Mode, moments: Sequence[Moments] | None = None, start: str = DEFAULT_START
-) -> Any:
+def fits(
+    model: Any, wanted: Sequence[Change], text: Calibration | None, start: str
+) -> dict[tuple[int, str], Weights]:
+    """The weights of each change, by its layer and its equation; the model stays as it is.
+
+    ValueError if a start needs a text.
+    """
+    layers, found = layers_of(model), {}
+    for change in wanted:
+        layer = layers[change.layer]
+        row = None if text is None else text.moments[change.layer]
+        key = (change.layer, write(change.variant))
+        found[key] = fit_layer(layer, change, row, start, layer.read())
+    again = [c for c in wanted if is_refitted(c, start)]
+    if again and text is not None:
+        keys = [(change.layer, write(change.variant)) for change in again]
+        found |= refit(model, layers, {key: found[key] for key in keys}, text.batches)
+    return found
+
+
+@torch.no_grad()
+def tie(model: Any, mode: Mode, text: Calibration | None = None, start: str = DEFAULT_START) -> Any:
     """The model with this mode, its changed layers fitted; `model` itself is changed, too.
 
     ValueError if an equation cannot be fitted or a start needs a text.
     """
     layers = layers_of(model)
-    for change in changes(mode, model):
-        layer = layers[change.layer]
-        row = None if moments is None else moments[change.layer]
-        layer.write(fit_layer(layer, change, row, start, layer.read()))
+    for (number, _), weights in fits(model, changes(mode, model), text, start).items():
+        layers[number].write(weights)
     return with_weights(model, mode)
 
 
