@@ -4,8 +4,11 @@ import torch
 from qkv_mode_models import PICTURES, inputs_of, model_of, outputs_of, repeated, tie
 from qkvbench.hub.families import FAMILIES
 from qkvbench.hub.fit import starts
+from qkvbench.hub.fit.calls import recording_calls
 from qkvbench.hub.fit.moments import collect
+from qkvbench.hub.fit.outputs import refit, refit_behind
 from qkvbench.hub.fit.projections import layers_of
+from qkvbench.hub.fit.tying import changes, fits
 from qkvbench.hub.fit.tying import tie as fit
 
 # The promise of the bench for a conversion, in fp32.
@@ -93,6 +96,65 @@ def test_merged_heads_are_heads_of_the_mode(kind, mode):
     ours = fit(plain, mode, _moments(plain, inputs), "whitened")
     assert ours.config.qkv_mode.replace("+qknorm", "") == mode
     assert (_output(ours, inputs) - _output(plain, inputs)).abs().max() < 1e-4
+
+
+def _errors(model, fitted, inputs):
+    """The squared error of each changed layer's output on the original's inputs, as a share."""
+    layers, found = layers_of(model), {}
+    with recording_calls(layers) as calls:
+        model.base_model(**inputs)
+    for (number, _), weights in fitted.items():
+        layer, before = layers[number], layers[number].read()
+        layer.write(weights)
+        [call] = calls[number]
+        off = layer.finished(call.again(layer.attention)) - call.output
+        found[number] = float(off.square().sum() / call.output.square().sum())
+        layer.write(before)
+    return found
+
+
+@pytest.mark.parametrize("mode", ["q,k=v", "q,k,v/2", "q,k=L(12),v=L(12)"])
+@a_few_families
+@torch.no_grad()
+def test_a_refitted_output_lies_no_further_on_sequences_that_were_not_read(kind, mode):
+    """Weights drawn at random leave little to find: what is fitted must not be the text's own."""
+    plain = model_of(kind)
+    before = {name: part.clone() for name, part in plain.state_dict().items()}
+    text = collect(plain, [inputs_of(kind, batch=96)])
+    found = {
+        start: _errors(
+            plain,
+            fits(plain, changes(mode, plain), text, start),
+            inputs_of(kind, batch=48, seed=6),
+        )
+        for start in starts.LEAST_ERROR
+    }
+    for number, whitened in found["whitened"].items():
+        assert found["refitted"][number] <= 1.01 * whitened
+    if kind in ("llama", "qwen3", "gpt2") and mode == "q,k=v":
+        assert sum(found["refitted"].values()) < 0.97 * sum(found["whitened"].values())
+    assert all(torch.equal(part, before[name]) for name, part in plain.state_dict().items())
+
+
+@a_few_families
+@torch.no_grad()
+def test_an_output_projection_that_was_spoilt_is_found_again_and_by_one_sequence_left(kind):
+    plain = model_of(kind)
+    inputs = [inputs_of(kind, batch=96), inputs_of(kind, batch=48, seed=6)]
+    rng, spoilt = torch.Generator().manual_seed(0), {}
+    for layer in layers_of(plain):
+        weights = layer.read()
+        noise = torch.randn(weights.o.shape, generator=rng, dtype=torch.float64)
+        spoilt[layer.number, "q,k,v"] = weights.replaced(o=weights.o + 0.25 * noise)
+    found = refit(plain, layers_of(plain), spoilt, inputs[:1])
+    for number, error in _errors(plain, found, inputs[1]).items():
+        assert error < 0.001 < 0.1 < _errors(plain, spoilt, inputs[1])[number]
+    layer = layers_of(plain)[0]
+    one = {name: value[:1] for name, value in inputs[0].items()}
+    with recording_calls([layer]) as calls:
+        plain.base_model(**one)
+    key = (layer.number, "q,k,v")
+    assert refit_behind(layer, spoilt[key], calls[layer.number]) is spoilt[key]
 
 
 @a_few_families

@@ -56,7 +56,7 @@ def test_a_conversion_layer_by_layer_is_that_of_the_whole_model(kind, tmp_path):
     model, streamed = _saved(kind, tmp_path)
     inputs = inputs_of(kind)
     text = None if "decoder_input_ids" in inputs else inputs.get("input_ids")
-    start = "keep-k" if text is None else "whitened"
+    start = "keep-k" if text is None else "refitted"
     tokens, ours = _written(streamed, "q,k=v", tmp_path / "new", kind, text, start)
     assert tokens == (0 if text is None else text.numel())
     rows = None if text is None else [{"input_ids": row[None]} for row in text]

@@ -282,7 +282,7 @@ class _Search:
         progress(f"reading {self.fit.numel():,} tokens for the fit")
         rows = counted(list(self.fit), "windows of the fit", progress)
         self.calibration = collect(self.model, ({"input_ids": row[None]} for row in rows))
-        self.fitted = every_fit(self.model, self.allowed, self.calibration, self.start)
+        self.fitted = every_fit(self.model, self.allowed, self.calibration, self.start, progress)
         self.trial = Trial(self.model, self.damaging, self.fitted, self.counting.of_layer)
         self.table = self._damages()
 

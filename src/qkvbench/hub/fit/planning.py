@@ -21,6 +21,7 @@ from qkvbench.cost.budget import Spread, changed_layers, least_damage
 from qkvbench.hub.fit.calls import Call, recording_calls
 from qkvbench.hub.fit.counting import Count, cached_values
 from qkvbench.hub.fit.moments import Calibration
+from qkvbench.hub.fit.progress import Progress
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.quality import Windows
 from qkvbench.hub.fit.tying import Change, check_change, fits
@@ -77,12 +78,16 @@ def options_of(model: Any, equations: Sequence[str]) -> dict[str, Change]:
 
 
 def every_fit(
-    model: Any, allowed: Mapping[str, Change], text: Calibration, start: str
+    model: Any,
+    allowed: Mapping[str, Change],
+    text: Calibration,
+    start: str,
+    progress: Progress = lambda line: None,
 ) -> dict[tuple[int, str], Weights]:
     """The weights of every equation in every layer."""
     layers = range(len(layers_of(model)))
     each = [replace(change, layer=layer) for layer in layers for change in allowed.values()]
-    return fits(model, each, text, start)
+    return fits(model, each, text, start, progress)
 
 
 class Trial:

@@ -131,7 +131,8 @@ def advise(
         )
     fit = min(fit, len(read) - 2 * min(count, (len(read) - 1) // 2))
     middle = fit + (len(read) - fit) // 2
-    fitted = every_fit(model, allowed, _calibration(model, read[:fit], progress), start)
+    calibration = _calibration(model, read[:fit], progress)
+    fitted = every_fit(model, allowed, calibration, start, progress)
     trial = Trial(model, read[fit:middle], fitted, counted_.of_layer)
     options: list[Option] = []
     time_left = TimeLeft("layers", len(trial.layers), progress)

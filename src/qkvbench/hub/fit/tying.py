@@ -11,6 +11,7 @@ from torch import Tensor
 from qkvbench.hub.conversion import with_weights
 from qkvbench.hub.fit.moments import Calibration, Moments
 from qkvbench.hub.fit.outputs import refit
+from qkvbench.hub.fit.progress import Progress, counted
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.starts import (
     FITTED_STARTS,
@@ -136,7 +137,11 @@ def is_refitted(change: Change, start: str) -> bool:
 
 @torch.no_grad()
 def fits(
-    model: Any, wanted: Sequence[Change], text: Calibration | None, start: str
+    model: Any,
+    wanted: Sequence[Change],
+    text: Calibration | None,
+    start: str,
+    progress: Progress = lambda line: None,
 ) -> dict[tuple[int, str], Weights]:
     """The weights of each change, by its layer and its equation; the model stays as it is.
 
@@ -151,7 +156,8 @@ def fits(
     again = [c for c in wanted if is_refitted(c, start)]
     if again and text is not None:
         keys = [(change.layer, write(change.variant)) for change in again]
-        found |= refit(model, layers, {key: found[key] for key in keys}, text.batches)
+        batches = counted(text.batches, "windows of the fit, again", progress)
+        found |= refit(model, layers, {key: found[key] for key in keys}, batches)
     return found
 
 
