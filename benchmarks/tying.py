@@ -26,7 +26,7 @@ from qkvbench.hub.fit import planning, quality, source, starts
 from qkvbench.hub.fit.moments import Moments, collect
 from qkvbench.hub.fit.planning import Option, Trial
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
-from qkvbench.hub.fit.tying import check_change, fit_layer
+from qkvbench.hub.fit.tying import DEFAULT_START, check_change, fit_layer, fits
 from qkvbench.variant import parse
 
 Fit = Callable[[Layer, Weights, Moments], Weights]
@@ -56,12 +56,6 @@ def tie_layer(equation: str, start: str) -> Fit:
         return fit_layer(layer, change, moments, start, weights)
 
     return fit
-
-
-def latent(layer: Layer, weights: Weights, moments: Moments) -> Weights:
-    """K and V from a latent of as many numbers as one of them."""
-    rank = layer.geometry.kv_heads * layer.geometry.head_dim
-    return starts.fit_latent(layer, weights, moments, rank)
 
 
 def main() -> None:
@@ -122,17 +116,19 @@ class Benchmark:
         self.calibration = collect(self.model, [{"input_ids": row[None]} for row in self.fit])
         print(f"{self.fit.numel()} tokens read in {time.time() - began:.0f} s", flush=True)
         every = range(len(self.layers))
-        self.case("q,k,v", [], None, recalled=True)
-        self.case("q,k=v whitened", every, tie_layer("q,k=v", "whitened"), recalled=True)
-        self.case("latent of equal bytes", every, latent, recalled=True)
-        self.case("q,k=v aligned", every, tie_layer("q,k=v", "aligned"))
+        self.case("q,k,v", [], "q,k,v", "", recalled=True)
+        rank = self.layers[0].geometry.kv_heads * self.layers[0].geometry.head_dim
+        latent = f"q,k=L({rank}),v=L({rank})"
+        for start in starts.LEAST_ERROR:
+            self.case(f"q,k=v {start}", every, "q,k=v", start, recalled=True)
+            self.case(f"latent of equal bytes {start}", every, latent, start, recalled=True)
         if self.causal:
             self.halves()
-        for start in ("keep-v", "keep-k", "average", "regressed"):
-            self.case(f"q,k=v {start}", every, tie_layer("q,k=v", start))
-        self.case("q,k,v/1 whitened", every, tie_layer("q,k,v/1", "whitened"))
-        self.case("q,k,v/1 keep-k", every, tie_layer("q,k,v/1", "keep-k"))
-        self.case("q,k=v/1 whitened", every, tie_layer("q,k=v/1", "whitened"))
+        for start in ("aligned", "keep-v", "keep-k", "average", "regressed"):
+            self.case(f"q,k=v {start}", every, "q,k=v", start)
+        for equation in ("q,k,v/1", "q,k=v/1"):
+            for start in (*starts.LEAST_ERROR, "keep-k"):
+                self.case(f"{equation} {start}", every, equation, start)
 
     def halves(self) -> None:
         """Half of the layers tied: by plan, evenly, the first, the last, at random."""
@@ -149,7 +145,8 @@ class Benchmark:
             self.case(
                 f"q,k=v half {how}",
                 chosen,
-                tie_layer("q,k=v", "whitened"),
+                "q,k=v",
+                DEFAULT_START,
                 recalled=recalled,
                 predicted=predicted,
             )
@@ -158,7 +155,7 @@ class Benchmark:
         """The damage of each layer alone, from the file or measured."""
         if "options" not in self.found:
             changes = planning.options_of(self.model, ["q,k=v"])
-            fitted = planning.every_fit(self.model, changes, self.calibration, "whitened")
+            fitted = planning.every_fit(self.model, changes, self.calibration, DEFAULT_START)
             trial = Trial(self.model, self.damage, fitted)
             rows = []
             for layer in range(len(self.layers)):
@@ -171,7 +168,8 @@ class Benchmark:
         self,
         name: str,
         layers: "range | list[int]",
-        fit: Fit | None,
+        equation: str,
+        start: str,
         *,
         recalled: bool = False,
         **notes: object,
@@ -180,10 +178,11 @@ class Benchmark:
         if name in self.found:
             return
         began = time.time()
-        for number in layers:
-            assert fit is not None
-            layer, weights = self.layers[number], self.weights[number]
-            layer.write(fit(layer, weights, self.calibration.moments[number]))
+        heads = self.layers[0].geometry.kv_heads
+        changes = [check_change(number, parse(equation), heads) for number in layers]
+        made = fits(self.model, [c for c in changes if c], self.calibration, start)
+        for (number, _), weights in made.items():
+            self.layers[number].write(weights)
         row: dict[str, object] = {"case": name, "layers": list(layers), **notes}
         for text, windows in self.held.items():
             if self.causal:
