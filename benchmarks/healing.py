@@ -16,9 +16,11 @@ is not run again, and one that was interrupted is resumed.
 
 import argparse
 import json
+import math
 import re
 import shutil
 import statistics
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import zip_longest
@@ -43,6 +45,7 @@ from qkvbench.reports.parts.svg import apart
 MOST_TOKENS = 393_216
 COLORS = (
     "#1b6ca8", "#c8553d", "#588157", "#8a5a9e", "#b08900", "#7a7a7a", "#2a9d8f", "#222222",
+    "#d1495b", "#4f6d7a",
 )  # fmt: skip
 FIGURE = Path(__file__).parents[1] / "docs" / "healing.svg"
 
@@ -251,50 +254,79 @@ def retrieval(model: Any, rows: Tensor) -> float:
     return float((nearest == torch.arange(len(rows))).float().mean())
 
 
-def shares(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """The share of the gap of keeping K that each case has closed, by tokens, on the plays.
+@dataclass(frozen=True)
+class Axis:
+    """What is drawn upwards: its marks, and its place between 0 and 1."""
 
-    At the best rate of each case, the mean of its seeds.
+    title: str
+    subtitle: str
+    marks: tuple[float, ...]
+    place: Callable[[float], float]
+
+
+SHARE = Axis(
+    "Share of the gap closed by a fit and by healing",
+    "MiniLM-L6, all layers, Shakespeare's plays; 0: the cosine of keeping K, 1: the original",
+    (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    lambda share: share,
+)
+# From .03 to 20 nats.
+LOSS = Axis(
+    "What smaller caches of SmolLM2-135M cost, after so much healing",
+    "nats per token above the original, Shakespeare's plays, logarithmic; mean of the seeds",
+    (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+    lambda nats: math.log(nats / 0.03) / math.log(20 / 0.03),
+)
+
+
+def measured_lines(rows: list[dict[str, Any]]) -> tuple[Axis, dict[str, dict[int, float]]]:
+    """What each case has reached by tokens at its best rate, on the plays; the mean of its seeds.
+
+    Losses above the original's; of a model that predicts nothing, the share of the gap that keeping
+    K leaves.
     """
+    original = next(row for row in rows if row["case"] == "original")
+    is_loss = isinstance(original["plays"], list)
     naive = next(r["plays"] for r in rows if r["case"] == "q,k=v keep-k" and r["tokens"] == 0)
-    found: dict[str, dict[int, float]] = {}
-    for title in dict.fromkeys(row["case"] for row in rows if row["case"] != "original"):
-        ours = [row for row in rows if row["case"] == title]
-        for tokens in sorted({row["tokens"] for row in ours}):
-            budget = [row for row in ours if row["tokens"] == tokens]
-            rate = min(budget, key=lambda row: row.get("deciding", 0.0))["rate"]
-            values = [row["plays"] for row in budget if row["rate"] == rate]
-            share = (statistics.fmean(values) - naive) / (1 - naive)
-            found.setdefault(title, {})[tokens] = share
-    return found
+    nearest: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: -row.get("deciding", 0.0)):
+        nearest[row["case"], row["tokens"]] = row
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        best = nearest[row["case"], row["tokens"]]
+        if row["case"] != "original" and row["rate"] == best["rate"]:
+            if is_loss:
+                value = statistics.fmean(row["plays"]) - statistics.fmean(original["plays"])
+            else:
+                value = (row["plays"] - naive) / (1 - naive)
+            found.setdefault(row["case"], {}).setdefault(row["tokens"], []).append(value)
+    lines = {
+        title: {tokens: statistics.fmean(values) for tokens, values in sorted(line.items())}
+        for title, line in found.items()
+    }
+    return (LOSS if is_loss else SHARE), lines
 
 
 def drawing(rows: list[dict[str, Any]]) -> str:
-    """The share of the gap closed over the tokens of healing, a line for each case."""
+    """What each case has reached over the tokens of healing, a line for each."""
     width, height, left, right, top, bottom = 760, 430, 48, 200, 56, 48
+    axis, every = measured_lines(rows)
     # Cases that were not healed have one point, and no line.
-    lines = {title: line for title, line in shares(rows).items() if len(line) > 1}
+    lines = {title: line for title, line in every.items() if len(line) > 1}
     places = sorted({tokens for line in lines.values() for tokens in line})
 
     def x(tokens: int) -> float:
         return left + (width - left - right) * places.index(tokens) / (len(places) - 1)
 
-    def y(share: float) -> float:
-        return top + (height - top - bottom) * (1 - share)
+    def y(value: float) -> float:
+        return top + (height - top - bottom) * (1 - axis.place(value))
 
-    parts = opening(
-        width,
-        height,
-        left,
-        "Share of the gap closed by a fit and by healing",
-        "MiniLM-L6, all layers, Shakespeare's plays; 0: the cosine of keeping K, 1: the original",
-    )
-    for tenths in range(0, 11, 2):
-        place = y(tenths / 10)
+    parts = opening(width, height, left, axis.title, axis.subtitle)
+    for mark in axis.marks:
         parts.append(
-            f'<path d="M{left} {place:.1f}H{width - right}" stroke="#e4e4e4"/>'
-            f'<text x="{left - 6}" y="{place + 4:.1f}" text-anchor="end" fill="#555555">'
-            f"{tenths / 10:.1f}</text>"
+            f'<path d="M{left} {y(mark):.1f}H{width - right}" stroke="#e4e4e4"/>'
+            f'<text x="{left - 6}" y="{y(mark) + 4:.1f}" text-anchor="end" fill="#555555">'
+            f"{mark}</text>"
         )
     for tokens in places:
         parts.append(
@@ -307,11 +339,11 @@ def drawing(rows: list[dict[str, Any]]) -> str:
     )
     ends = apart({title: y(line[max(line)]) for title, line in lines.items()}, 15)
     for (title, line), color in zip(lines.items(), COLORS, strict=False):
-        points = " ".join(f"{x(n):.1f},{y(share):.1f}" for n, share in line.items())
+        points = " ".join(f"{x(n):.1f},{y(value):.1f}" for n, value in line.items())
         parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
         parts += [
-            f'<circle cx="{x(n):.1f}" cy="{y(share):.1f}" r="3" fill="{color}"/>'
-            for n, share in line.items()
+            f'<circle cx="{x(n):.1f}" cy="{y(value):.1f}" r="3" fill="{color}"/>'
+            for n, value in line.items()
         ]
         parts.append(
             f'<text x="{width - right + 8}" y="{ends[title] + 4:.1f}" fill="{color}">{title}</text>'
