@@ -15,6 +15,7 @@ is not run again, and one that was interrupted is resumed.
 """
 
 import argparse
+import copy
 import json
 import math
 import re
@@ -36,6 +37,7 @@ from qkvbench.data.reviews import reviews
 from qkvbench.hub.fit import folder, quality, source
 from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healer, Healing, Lessons
 from qkvbench.hub.fit.moments import collect
+from qkvbench.hub.fit.source import load_model
 from qkvbench.hub.fit.tying import DEFAULT_START, tie
 from qkvbench.hub.models import attention_layers
 from qkvbench.hub.modes import Mode
@@ -149,8 +151,14 @@ class Benchmark:
             self.healed_together(left, tokens, seed, rates)
 
     def made(self, case: Case) -> Any:
-        """The model with this mode, from this start."""
+        """The model with this mode, from this start; read again if it was kept."""
+        if self.request.models is not None and (place := self.place(case, 0, 0)).is_dir():
+            return load_model(place, self.checkpoint.auto)
         return tie(self.checkpoint.model(), case.mode, self.calibration, case.start)
+
+    def place(self, case: Case, tokens: int, seed: int) -> Path:
+        """The folder of a model that is kept."""
+        return self.request.models / slug(f"{case.title} {tokens} {seed}")
 
     def best_rate(self, title: str) -> float:
         """The rate with the least error on the deciding windows after the first budget."""
@@ -167,9 +175,10 @@ class Benchmark:
         """
         lessons, healers = Lessons(self.original), {}
         for case in left:
+            made, title = self.made(case), slug(case.title)
+            share(made, self.original)
             for rate in rates[case.title]:
-                model, title = self.made(case), re.sub(r"\W+", "-", case.title)
-                share(model, self.original)
+                model = unshared(made)
                 healers[case.title, rate] = Healer(
                     model,
                     lessons,
@@ -200,7 +209,7 @@ class Benchmark:
         """Write the model to a folder of its own, if a place for them was given."""
         if self.request.models is None:
             return
-        place = self.request.models / re.sub(r"\W+", "-", f"{case.title} {tokens} {seed}")
+        place = self.place(case, tokens, seed)
         place.mkdir(parents=True, exist_ok=True)
         folder.write_settings(model.config, self.checkpoint.folder, place)
         folder.replace_weights(model, place)
@@ -236,6 +245,22 @@ class Benchmark:
         with self.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print({key: value for key, value in row.items() if key != "history"}, flush=True)
+
+
+def slug(title: str) -> str:
+    """The title as part of a file's name."""
+    return re.sub(r"[^\w=]+", "-", title)
+
+
+def unshared(model: Any) -> Any:
+    """A copy of a model whose attention is its own, and that shares everything else."""
+    attention = tuple(f"{name}." for name, _ in attention_layers(model))
+    kept = {
+        id(parameter): parameter
+        for name, parameter in model.named_parameters()
+        if not name.startswith(attention)
+    }
+    return copy.deepcopy(model, kept)
 
 
 def share(model: Any, original: Any) -> None:
