@@ -264,11 +264,14 @@ def unshared(model: Any) -> Any:
 
 
 def share(model: Any, original: Any) -> None:
-    """Let the model hold the original's own tensors outside attention, so that many fit."""
+    """Let the model hold the original's own tensors where nothing is trained, so that many fit.
+
+    The output projection of some families lies outside of their attention, and is another.
+    """
     theirs = dict(original.named_parameters())
     attention = tuple(f"{name}." for name, _ in attention_layers(model))
     for name, parameter in model.named_parameters():
-        if not name.startswith(attention):
+        if not name.startswith(attention) and torch.equal(parameter, theirs[name]):
             parameter.data = theirs[name].data
 
 

@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--fit", type=int, default=8192, help="tokens of the fit")
     parser.add_argument("--damage", type=int, default=1024, help="tokens of single layers' damage")
     parser.add_argument("--held-out", type=int, default=2048, help="tokens that are measured")
+    parser.add_argument("--cases", nargs="+", help="titles (all)")
     request = parser.parse_args()
     if request.texts:
         request.texts.mkdir(parents=True, exist_ok=True)
@@ -122,7 +123,7 @@ class Benchmark:
         for start in starts.LEAST_ERROR:
             self.case(f"q,k=v {start}", every, "q,k=v", start, recalled=True)
             self.case(f"latent of equal bytes {start}", every, latent, start, recalled=True)
-        if self.causal:
+        if self.causal and not self.request.cases:
             self.halves()
         for start in ("aligned", "keep-v", "keep-k", "average", "regressed"):
             self.case(f"q,k=v {start}", every, "q,k=v", start)
@@ -175,7 +176,7 @@ class Benchmark:
         **notes: object,
     ) -> None:
         """Measure one case, and restore the model."""
-        if name in self.found:
+        if name in self.found or (self.request.cases and name not in self.request.cases):
             return
         began = time.time()
         heads = self.layers[0].geometry.kv_heads
