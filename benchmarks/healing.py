@@ -316,23 +316,55 @@ def measured_lines(rows: list[dict[str, Any]]) -> tuple[Axis, dict[str, dict[int
     original = next(row for row in rows if row["case"] == "original")
     is_loss = isinstance(original["plays"], list)
     naive = next(r["plays"] for r in rows if r["case"] == "q,k=v keep-k" and r["tokens"] == 0)
-    nearest: dict[tuple[str, int], dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: -row.get("deciding", 0.0)):
-        nearest[row["case"], row["tokens"]] = row
-    found: dict[str, dict[int, list[float]]] = {}
-    for row in rows:
-        best = nearest[row["case"], row["tokens"]]
-        if row["case"] != "original" and row["rate"] == best["rate"]:
-            if is_loss:
-                value = statistics.fmean(row["plays"]) - statistics.fmean(original["plays"])
-            else:
-                value = (row["plays"] - naive) / (1 - naive)
-            found.setdefault(row["case"], {}).setdefault(row["tokens"], []).append(value)
-    lines = {
-        title: {tokens: statistics.fmean(values) for tokens, values in sorted(line.items())}
-        for title, line in found.items()
-    }
+    lines: dict[str, dict[int, float]] = {}
+    for (title, tokens), seeds in at_best_rates(rows).items():
+        plays = [row["plays"] for row in seeds]
+        if is_loss:
+            value = statistics.fmean(map(statistics.fmean, plays))
+            value -= statistics.fmean(original["plays"])
+        else:
+            value = (statistics.fmean(plays) - naive) / (1 - naive)
+        if title != "original":
+            lines.setdefault(title, {})[tokens] = value
     return (LOSS if is_loss else SHARE), lines
+
+
+def at_best_rates(rows: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """The rows of each case and number of tokens at its best rate, one for each seed."""
+    nearest = {}
+    for row in sorted(rows, key=lambda row: -row.get("deciding", 0.0)):
+        nearest[row["case"], row["tokens"]] = row["rate"]
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["tokens"]):
+        key = (row["case"], row["tokens"])
+        if row["rate"] == nearest[key]:
+            found.setdefault(key, []).append(row)
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Perplexity, copying and look-up of each case by tokens, in Markdown."""
+    found = at_best_rates(rows)
+    budgets = sorted({tokens for _, tokens in found})
+    titles = dict.fromkeys(row["case"] for row in rows)
+    healed = [title for title in titles if any(found.get((title, n)) for n in budgets[1:])]
+    head = ["perplexity · copying, look-up", *(f"{tokens:,} tokens" for tokens in budgets)]
+    lines = [head, ["---"] * len(head)]
+    for title in ("original", *healed):
+        cells = [_cell(found.get((title, tokens), [])) for tokens in budgets]
+        lines.append([title, *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(seeds: list[dict[str, Any]]) -> str:
+    """The mean of the seeds; nothing if there are none."""
+    if not seeds:
+        return ""
+    nats = statistics.fmean(statistics.fmean(row["plays"]) for row in seeds)
+    shares = [statistics.fmean(row["recall"][of] for row in seeds) for of in ("copy", "lookup")]
+    recall = ", ".join(f"{share:.2f}".lstrip("0") if share >= 0.005 else "0" for share in shares)
+    perplexity = math.exp(nats)
+    return f"{perplexity:,.0f} · {recall}" if perplexity > 200 else f"{perplexity:.1f} · {recall}"
 
 
 def drawing(rows: list[dict[str, Any]]) -> str:
@@ -393,13 +425,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("healing.jsonl"))
     parser.add_argument("--models", type=Path, help="keep every measured model in this folder")
-    parser.add_argument("--draw", type=Path, help="only draw this file")
+    parser.add_argument("--draw", type=Path, help="only draw this file, and print its table")
     parser.add_argument("--svg", type=Path, default=FIGURE)
     request = parser.parse_args()
     torch.set_num_threads(1)
     if request.draw:
         rows = [json.loads(line) for line in request.draw.read_text().splitlines()]
         request.svg.write_text(drawing(rows), encoding="utf-8")
+        if "recall" in rows[0]:
+            print(table(rows), end="")
         return
     Benchmark(request).run()
 

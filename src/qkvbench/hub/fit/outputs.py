@@ -13,10 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qkvbench.hub.fit.calls import Call, recording_calls
+from qkvbench.hub.fit.progress import Progress, counted
 from qkvbench.hub.fit.projections import Layer, Weights
 
 # How strongly the projection is held to what it was: shares of the heads' mean square.
 RIDGES = (1e-3, 1e-2, 1e-1)
+# Of sums that are held at once, all layers together.
+MOST_BYTES = 2**30
 
 Matrix = Float[Tensor, "inputs outputs"]
 
@@ -121,20 +124,34 @@ def refit(
     model: Any,
     layers: Sequence[Layer],
     changed: Mapping[tuple[int, str], Weights],
-    batches: Iterable[Mapping[str, Tensor]],
+    batches: Sequence[Mapping[str, Tensor]],
+    progress: Progress = lambda line: None,
 ) -> dict[tuple[int, str], Weights]:
-    """The weights of each layer and equation, output projections fitted in one pass of the text.
+    """The weights of each layer and equation, their output projections fitted.
 
-    Each layer is changed alone, on its original's inputs, and restored.
+    Each layer is changed alone, on its original's inputs, and restored. The text is read once, or
+    as often as the sums of all fits are larger than `MOST_BYTES`.
     """
     originals = {number: layers[number].read() for number, _ in changed}
-    fits = {key: OutputFit(layers[key[0]], weights) for key, weights in changed.items()}
-    for batch in batches:
-        with recording_calls([layers[number] for number in originals]) as calls:
-            model.base_model(**batch)
-        for (number, _), fit in fits.items():
-            fit.layer.write(fit.weights)
-            for call in calls[number]:
-                fit.add(call)
-            fit.layer.write(originals[number])
-    return {key: fit.fitted() for key, fit in fits.items()}
+    found: dict[tuple[int, str], Weights] = {}
+    waiting = list(changed)
+    while waiting:
+        together = max(1, MOST_BYTES // _sums_bytes(changed[waiting[0]]))
+        now, waiting = waiting[:together], waiting[together:]
+        fits = {key: OutputFit(layers[key[0]], changed[key]) for key in now}
+        for batch in counted(batches, "windows of the fit, again", progress):
+            with recording_calls({fit.layer: None for fit in fits.values()}) as calls:
+                model.base_model(**batch)
+            for (number, _), fit in fits.items():
+                fit.layer.write(fit.weights)
+                for call in calls[number]:
+                    fit.add(call)
+                fit.layer.write(originals[number])
+        found |= {key: fit.fitted() for key, fit in fits.items()}
+    return found
+
+
+def _sums_bytes(weights: Weights) -> int:
+    """Bytes of the sums of one fit: two halves of two matrices in fp64."""
+    heads, d_model, head_dim = weights.o.shape
+    return 2 * 8 * heads * head_dim * (heads * head_dim + d_model)

@@ -11,7 +11,7 @@ from torch import Tensor
 from qkvbench.hub.conversion import with_weights
 from qkvbench.hub.fit.moments import Calibration, Moments
 from qkvbench.hub.fit.outputs import refit
-from qkvbench.hub.fit.progress import Progress, counted
+from qkvbench.hub.fit.progress import Progress
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.starts import (
     FITTED_STARTS,
@@ -156,8 +156,8 @@ def fits(
     again = [c for c in wanted if is_refitted(c, start)]
     if again and text is not None:
         keys = [(change.layer, write(change.variant)) for change in again]
-        batches = counted(text.batches, "windows of the fit, again", progress)
-        found |= refit(model, layers, {key: found[key] for key in keys}, batches)
+        unfitted = {key: found[key] for key in keys}
+        found |= refit(model, layers, unfitted, text.batches, progress)
     return found
 
 
