@@ -291,7 +291,7 @@ class _Search:
         found = self._budget(share)
         chosen, _ = self._learned(found)
         plan = self._plan(chosen)
-        grown = self.trial.effect(plan, self.allowed).loss
+        grown = self.trial.effect(plan).loss
         if self.healing.tokens:
             grown = _effect(self._healed(plan), self.model, self.damaging)[1]
         return Probe(share, found.share(chosen), grown / self.trial.loss)
@@ -309,7 +309,7 @@ class _Search:
             UNIFORM: planning.spread(every, limit, "uniform"),
         }
         judged = Trial(self.model, self.judging, self.fitted)
-        effects = {name: judged.effect(plan, self.allowed) for name, plan in plans.items()}
+        effects = {name: judged.effect(plan) for name, plan in plans.items()}
         healed: dict[Plan, tuple[float, float]] = {}
         for name, plan in plans.items():
             if self.healing.tokens and plan not in healed:

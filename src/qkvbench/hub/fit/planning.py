@@ -135,7 +135,7 @@ class Trial:
         """The option of leaving a layer as it is."""
         return Option(layer, UNCHANGED, self.count(self.layers[layer], None))
 
-    def effect(self, plan: Plan, changes: Mapping[str, Change]) -> Effect:
+    def effect(self, plan: Plan) -> Effect:
         """The measured effect of a whole plan."""
         changed = [option for option in plan if option.equation != UNCHANGED]
         for option in changed:

@@ -155,17 +155,17 @@ def advise(
             one if o.layer == one.layer else other if o.layer == other.layer else o
             for o in (trial.unchanged(n) for n in range(len(trial.layers)))
         )
-        effect = trial.effect(both, allowed)
+        effect = trial.effect(both)
         checked.append((one.layer, other.layer, effect.divergence, effect.predicted))
     judged = Trial(model, read[middle:], fitted)
     rivals = {}
     for how in SPREADS:
         rival = planning.spread(options, limit, how)
         progress(f"measuring the plan and its rivals: {how}")
-        rivals[how] = (rival, judged.effect(rival, allowed))
+        rivals[how] = (rival, judged.effect(rival))
     return Advice(
         plan,
-        judged.effect(plan, allowed),
+        judged.effect(plan),
         tuple(options),
         rivals,
         tuple(planning.curve(options)),
