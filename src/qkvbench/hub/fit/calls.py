@@ -1,4 +1,4 @@
-"""What attention layers are given on a text, and what they answer."""
+"""The inputs and outputs of attention layers on a text."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ class Call:
     output: Tensor
 
     def again(self, attention: Any) -> Tensor:
-        """What this attention answers to the same arguments."""
+        """The output of this attention for the same arguments."""
         return attention(*self.args, **self.kwargs)[0]
 
 

@@ -141,13 +141,13 @@ def heal(  # noqa: PLR0913
 
 
 class Lessons:
-    """What each attention layer of a model is given and answers, on the batch asked for last.
+    """The inputs and outputs of a model's attention layers, on the batch asked for last.
 
     So models that are healed side by side, on the same batches, share one pass of the original.
     """
 
     def __init__(self, original: Any) -> None:
-        """Nothing is read yet."""
+        """Lessons that have read no batch."""
         self.original = original
         self._asked: tuple[Tensor, Precision] | None = None
         self._calls: dict[int, Call] = {}
