@@ -169,13 +169,15 @@ def test_a_latent_is_fitted_and_one_of_full_rank_changes_nothing(kind):
     distances = []
     for rank in (16, 32, 48):
         again = model_of(kind)
-        ours = fit(again, f"q,k=L({rank}),v=L({rank})", moments)
+        ours = fit(again, f"q,k=L({rank}),v=L({rank})", moments, "whitened")
         assert (_output(ours, inputs) - _output(again, inputs)).abs().max() < 1e-4
         distances.append(float((_output(ours, inputs) - expected).square().mean()))
     assert sorted(distances, reverse=True) == distances
     # K and V are 96 rows of a matrix of rank 48 (49 with biases, one of which is lost).
     if not FAMILIES[kind].bias(plain.config):
         assert distances[-1] < 1e-8
+        ours = fit(model_of(kind), "q,k=L(48),v=L(48)", moments, "refitted")
+        assert float((_output(ours, inputs) - expected).square().mean()) < 1e-8
 
 
 @a_few_families

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from qkvbench.hub.fit.projections import Layer
 
-# A layer is asked again without the cache, which holds its rows already.
-CACHES = ("cache", "past_key_values")
+# A layer is asked again without the cache, which holds its rows already: its names in the library.
+CACHES = ("cache", "past_key_values", "layer_past")
 
 
 @dataclass(frozen=True, eq=False)

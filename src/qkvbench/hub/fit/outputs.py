@@ -18,6 +18,8 @@ from qkvbench.hub.fit.projections import Layer, Weights
 
 # How strongly the projection is held to what it was: shares of the heads' mean square.
 RIDGES = (1e-3, 1e-2, 1e-1)
+# A smaller gain, as a share of the output's square, is within the rounding of the sums.
+LEAST_GAIN = 1e-5
 # Of sums that are held at once, all layers together.
 MOST_BYTES = 2**30
 
@@ -30,12 +32,14 @@ class _Sums:
     def __init__(self) -> None:
         self.inputs: Any = 0.0
         self.products: Any = 0.0
+        self.squares = 0.0
         self.tokens = 0
 
     def add(self, z: Float[Tensor, "time inputs"], y: Float[Tensor, "time outputs"]) -> None:
         """Add the tokens of one sequence: products in fp32, sums in fp64."""
         self.inputs = self.inputs + (z.mT @ z).double()
         self.products = self.products + (z.mT @ y).double()
+        self.squares += float(y.square().sum())
         self.tokens += len(z)
 
     def nearest(self, before: Matrix, ridge: float) -> Matrix:
@@ -86,7 +90,8 @@ class OutputFit:
             for ridge in RIDGES
         }
         best = min(errors, key=lambda ridge: errors[ridge])
-        if errors[best] >= one.error(before) + other.error(before):
+        gain = one.error(before) + other.error(before) - errors[best]
+        if gain < LEAST_GAIN * (one.squares + other.squares):
             return self.weights
         whole = _Sums()
         whole.inputs = one.inputs + other.inputs
