@@ -206,7 +206,7 @@ class Benchmark:
                 shutil.rmtree(healer.folder)
 
     def keep(self, model: Any, case: Case, tokens: int, seed: int) -> None:
-        """Write the model to a folder of its own, if a place for them was given."""
+        """Write the model to its own folder if models are kept."""
         if self.request.models is None:
             return
         place = self.place(case, tokens, seed)
@@ -234,11 +234,14 @@ class Benchmark:
     def has(self, title: str, tokens: int, seed: int = 0) -> bool:
         """Whether this healing was measured."""
         wanted = (title, tokens, seed)
-        return any((r["case"], r["tokens"], r["seed"]) == wanted for r in self.rows)
+        return any(
+            (r["case"], r["tokens"], r["seed"]) == wanted and "plays" in r for r in self.rows
+        )
 
     def add(self, title: str, tokens: int, seed: int, rate: float, found: dict[str, Any]) -> None:
         """Add a line to the file, unless it is there."""
-        if tokens == 0 and self.has(title, 0):
+        wanted = (title, tokens, seed, rate)
+        if any((r["case"], r["tokens"], r["seed"], r["rate"]) == wanted for r in self.rows):
             return
         row = {"case": title, "tokens": tokens, "seed": seed, "rate": rate, **found}
         self.rows.append(row)
@@ -284,7 +287,7 @@ def retrieval(model: Any, rows: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Axis:
-    """What is drawn upwards: its marks, and its place between 0 and 1."""
+    """The vertical axis of a figure: its marks, and the height of a value, from 0 to 1."""
 
     title: str
     subtitle: str
@@ -308,7 +311,7 @@ LOSS = Axis(
 
 
 def measured_lines(rows: list[dict[str, Any]]) -> tuple[Axis, dict[str, dict[int, float]]]:
-    """What each case has reached by tokens at its best rate, on the plays; the mean of its seeds.
+    """The score of each case by tokens at its best rate, on the plays; the mean of its seeds.
 
     Losses above the original's; of a model that predicts nothing, the share of the gap that keeping
     K leaves.
@@ -368,7 +371,7 @@ def _cell(seeds: list[dict[str, Any]]) -> str:
 
 
 def drawing(rows: list[dict[str, Any]]) -> str:
-    """What each case has reached over the tokens of healing, a line for each."""
+    """A figure of the scores by tokens of healing, a line for each case."""
     width, height, left, right, top, bottom = 760, 430, 48, 200, 56, 48
     axis, every = measured_lines(rows)
     # Cases that were not healed have one point, and no line.

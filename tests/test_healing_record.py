@@ -1,4 +1,4 @@
-"""What docs/convert.md says of healing is what its record says."""
+"""The table and the figures of healing in docs/convert.md are those of their records."""
 
 import json
 from pathlib import Path

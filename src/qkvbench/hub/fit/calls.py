@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qkvbench.hub.fit.projections import Layer
 
-# A layer is asked again without the cache, which holds its rows already: its names in the library.
+# Names of the cache in transformers: a layer is called again without it, since it holds its rows.
 CACHES = ("cache", "past_key_values", "layer_past")
 
 
