@@ -243,10 +243,10 @@ class Healer:
             state.step += 1
             time_left.done(state.step)
             if state.step % every == 0 or state.step == steps:
-                distance = self._distance()
-                self.history.append((phase, min(state.step * per_step, tokens), distance))
+                distance, read = self._distance(), min(state.step * per_step, tokens)
+                self.history.append((phase, read, distance))
                 self.progress(
-                    f"healing by {phase}: {state.step * per_step:,} of {tokens:,} tokens, "
+                    f"healing by {phase}: {read:,} of {tokens:,} tokens, "
                     f"{self._measure} {distance:.4f} (best {state.best:.4f})"
                 )
                 if distance < state.best:
