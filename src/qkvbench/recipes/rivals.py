@@ -2,9 +2,10 @@
 
 Run       qkvbench run rivals
 Register  --preregister src/qkvbench/recipes/rivals.toml, for the first run
-Tune      qkvbench run rivals --tune lr      a learning rate for each arm
+Tune      qkvbench run rivals --tune lr      a learning rate for each arm; the registered runs:
+          --tasks lm-reviews --preregister src/qkvbench/recipes/rivals-tuned.toml
 Then      qkvbench run rivals-longer, with three times the steps, and rivals-glue for encoders
-Takes     about an hour on two cores; with the tuning four and a half, which was not run yet
+Takes     about an hour on two cores; with the tuning four and a half (lm-reviews alone 50 minutes)
 Reported  the article that this project began from quotes 3 to 5 times the speed for a window and
           10 times for Performer, at losses of 2 to 8%, without a length or a task
 Expect    linear layers to lose most in recall, where each key must be told from each; published
