@@ -8,7 +8,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from qkv_mode_models import SETTINGS
+from qkv_mode_models import SETTINGS, VOCABULARY, model_of
 from qkvbench import hub
 from qkvbench.cli import main
 from qkvbench.data.reviews import reviews
@@ -451,6 +451,22 @@ def test_only_the_attention_of_changed_layers_is_healed(place, tmp_path):
         name for name in ours if name in theirs and not torch.equal(ours[name], theirs[name])
     }
     assert changed == {f"model.layers.1.self_attn.{part}_proj.weight" for part in "qko"}
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_an_output_projection_outside_of_the_attention_class_is_healed(tmp_path, lora):
+    original = model_of("bert")
+    text = torch.randint(3, VOCABULARY, (12, 16), generator=torch.Generator().manual_seed(1))
+    model = fit(model_of("bert"), "q,k=v", None, "average")
+    before = {name: one.clone() for name, one in model.named_parameters()}
+    healing = Healing(blocks=320, lora=lora, blocks_lr=1e-3)
+    heal(model, original, text[2:], text[:2], healing, tmp_path)
+    after = dict(model.named_parameters())
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    layer = "bert.encoder.layer.0.attention."
+    parts = {name.removeprefix(layer) for name in changed if name.startswith(layer)}
+    assert {"self.query.weight", "output.dense.weight"} < parts
+    assert all(part.startswith(("self.", "output.dense.")) for part in parts)
 
 
 def test_words_of_a_healing_are_split_between_its_phases():

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from qkvbench.hub.fit.calls import Call, recording_calls
 from qkvbench.hub.fit.progress import TimeLeft
-from qkvbench.hub.fit.projections import layers_of
+from qkvbench.hub.fit.projections import OUTPUTS, layers_of
 from qkvbench.hub.fit.quality import Windows
 from qkvbench.hub.fit.shards import weights_hash
 from qkvbench.hub.models import attention_layers
@@ -186,6 +186,8 @@ class Healer:
         self.healing, self.folder, self.progress = healing, folder, progress
         self.pairs = _changed_layers(model, original)
         changed = [name for _, name, _, _ in self.pairs]
+        outputs = [_sibling(name, theirs) for _, name, _, theirs in self.pairs]
+        changed += [output for output in outputs if output]
         self.lora = _add_lora(model, changed, healing)
         self.parameters = _trained(model, changed)
         self.windows_per_step = max(1, STEP_TOKENS // text.shape[1])
@@ -276,8 +278,8 @@ class Healer:
         for number, name, ours, theirs in self.pairs:
             with _computing_in(precision):
                 found = lessons[number].again(ours)
-                if theirs.family.output is None:
-                    found = _sibling(self.model, name, theirs.family.kind)(found)
+                if sibling := _sibling(name, theirs):
+                    found = self.model.get_submodule(sibling)(found)
             squared_error(lessons[number].output.float(), found.float()).backward()
 
     def _logits_loss(self, batch: Tensor) -> None:
@@ -393,9 +395,9 @@ def _add_lora(model: Any, names: Sequence[str], healing: Healing) -> Callable[[]
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = [
-        f"{name}.{part}"
+        f"{name}.{part}".rstrip(".")
         for name in names
-        for part, module in model.get_submodule(name).named_children()
+        for part, module in model.get_submodule(name).named_modules()
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
     ]
     torch.manual_seed(healing.seed)
@@ -417,11 +419,11 @@ def _computing_in(precision: Precision) -> Any:
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
-def _sibling(model: Any, name: str, kind: str) -> Any:
-    """The output projection of a layer whose attention class has none."""
-    from qkvbench.hub.fit.projections import OUTPUTS
-
-    return model.get_submodule(name.rpartition(".")[0]).get_submodule(OUTPUTS[kind])
+def _sibling(name: str, theirs: Any) -> str | None:
+    """The name of a layer's output projection if it is not in its attention class."""
+    if theirs.family.output is not None:
+        return None
+    return f"{name.rpartition('.')[0]}.{OUTPUTS[theirs.family.kind]}"
 
 
 def _output(model: Any, row: Tensor) -> Tensor:
