@@ -6,12 +6,15 @@ Tasks   sentiment: praise or blame of a film in a sentence; last word: the perpl
         word of a sentence; continuation: the line of a play that follows, among three of that play
 
 Each folder is loaded by the harness itself, with the code that lies in it (trust_remote_code), as a
-machine without qkvbench would.
+machine without qkvbench would. Beside each score stands its difference from the first source's on
+the same documents, with the standard error of that difference; for the last word it is of the
+logarithm of the perplexity, in nats.
 """
 
 import argparse
 import json
 import random
+import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,7 +98,8 @@ def tasks(folder: Path, count: int) -> list[dict[str, Any]]:
         documents = make(count, random.Random(0))
         file.write_text("".join(json.dumps(each) + "\n" for each in documents), encoding="utf-8")
         choice = {"doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}"}
-        word = {"doc_to_target": "{{choices[0]}}"}
+        # The harness puts a delimiter before choices alone.
+        word = {"doc_to_target": "{{' ' + choices[0]}}"}
         found.append(
             {
                 "task": name,
@@ -124,6 +128,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=100, help="of each task (100)")
     request = parser.parse_args()
     torch.set_num_threads(1)
+    first: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
         made = tasks(Path(place), request.documents)
         for name in request.sources:
@@ -141,11 +146,24 @@ def main() -> None:
                 batch_size=4,
                 bootstrap_iters=0,
             )
-            found = {
-                task: scores["results"][task][f"{metric},none"]
-                for task, (_, _, _, metric) in TASKS.items()
-            }
-            print(json.dumps({"source": name, "documents": request.documents} | found), flush=True)
+            found: dict[str, Any] = {"source": name, "documents": request.documents}
+            for task, (_, _, _, metric) in TASKS.items():
+                found[task] = scores["results"][task][f"{metric},none"]
+                ours = each_document(scores["samples"][task], metric)
+                differences = [
+                    b - a for a, b in zip(first.setdefault(task, ours), ours, strict=True)
+                ]
+                error = statistics.stdev(differences) / len(differences) ** 0.5
+                found[f"{task} difference"] = [statistics.fmean(differences), error]
+            print(json.dumps(found), flush=True)
+
+
+def each_document(samples: list[dict[str, Any]], metric: str) -> list[float]:
+    """What each document contributes: 1 if it is right, or nats of its last word."""
+    ordered = sorted(samples, key=lambda sample: sample["doc_id"])
+    if metric == "acc":
+        return [float(sample[metric]) for sample in ordered]
+    return [-float(sample["filtered_resps"][0][0]) for sample in ordered]
 
 
 if __name__ == "__main__":
