@@ -2,14 +2,16 @@
 
 Run     ./qkv setup hf, then
         .venv/bin/python benchmarks/quantized_checkpoint.py --out FILE.jsonl
+        --models FOLDER ... are converted ones (`convert`, `healing.py --models`), in their place
 Size    SmolLM2-135M as it is, with K tied to V and with one key/value head, fitted on film reviews
-        and not healed; forms of cached rows; windows of 512 tokens of Shakespeare's plays
+        (start whitened) and not healed; forms of cached rows; windows of 512 tokens of plays
 Takes   about ten minutes on two idle cores
 
 The cache of transformers is filled with rows as few bits leave them (`qkvbench.model.quantization`
 says which forms there are), so the model's own attention reads them. Of a tie the root is stored,
 and K is that with RoPE. The weights are the library's own, changed. A line of the file that is
-there is not measured again.
+there is not measured again. A converted model stores what its layers keep: a root, a latent, or K
+and V.
 """
 
 import argparse
@@ -20,14 +22,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from tying import texts, tie_layer
 
+from qkvbench import hub
 from qkvbench.backends.torch.models.quantized import fake_quantize, rotation
 from qkvbench.hub.fit import quality, source
 from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.projections import layers_of
+from qkvbench.hub.models import attention_layers
 from qkvbench.model.quantization import GROUP, Quantization, parse_quantization
 
 EQUATIONS = ("q,k,v", "q,k=v", "q,k,v/1")
@@ -55,6 +59,9 @@ class FewBits(DynamicCache):
         """For this model, in which V is the root of K if they are `tied`."""
         super().__init__()
         self.how, self.rotary, self.tied = how, model.model.rotary_emb, tied
+        # Of a converted model, how many tensors each layer keeps: the second may be no rows.
+        plans = [ours.plan for _, ours in attention_layers(model)]
+        self.kept = [len(plan.cached) for plan in plans] or [2] * len(layers_of(model))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -62,21 +69,26 @@ class FewBits(DynamicCache):
         """Append rows, which are quantized now if the scheme does not wait."""
         if self.how and not self.how.waits:
             first = self.get_seq_length(layer_idx)
-            key_states, value_states = self._stored(key_states, value_states, first)
+            key_states, value_states = self._stored(key_states, value_states, first, layer_idx)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def settle(self, rows: int) -> None:
         """Quantize the newest rows of every layer."""
         if not self.how or not self.how.waits:
             return
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             first = layer.keys.shape[2] - rows
             newest = layer.keys[:, :, first:], layer.values[:, :, first:]
-            layer.keys[:, :, first:], layer.values[:, :, first:] = self._stored(*newest, first)
+            kept = self._stored(*newest, first, number)
+            layer.keys[:, :, first:], layer.values[:, :, first:] = kept
 
-    def _stored(self, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    def _stored(
+        self, keys: Tensor, values: Tensor, first: int, number: int
+    ) -> tuple[Tensor, Tensor]:
         assert self.how is not None
         scheme = self.how.scheme
+        if self.kept[number] == 1:
+            return self._rounded(keys, by_channel=scheme == "channel"), values
         values = self._rounded(values, by_channel=scheme == "channel")
         if not self.tied:
             return self._rounded(keys, by_channel=scheme in ("channel", "kivi")), values
@@ -113,6 +125,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--out", type=Path, default=Path("quantized_checkpoint.jsonl"))
     parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--models", nargs="+", default=[], help="folders of converted models")
+    parser.add_argument("--forms", nargs="+", default=list(FORMS))
     args = parser.parse_args()
     torch.set_num_threads(1)
     found = {}
@@ -122,6 +136,12 @@ def main() -> None:
     checkpoint = source.find(args.model)
     tokenizer, model, text = checkpoint.tokenizer(), checkpoint.model(), texts()
     held = quality.windows(tokenizer, text["plays"], 512, args.windows)
+    hub.register()
+    for folder in map(Path, args.models):
+        converted = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        measure(folder.name, converted, held, args, found, tied=False)
+    if args.models:
+        return
     layers = layers_of(model)
     weights = [layer.read() for layer in layers]
     fit = [{"input_ids": row[None]} for row in quality.windows(tokenizer, text["fit"], 512, 8)]
@@ -131,15 +151,27 @@ def main() -> None:
             tie = tie_layer(equation, "whitened")
             for layer, whole, one in zip(layers, weights, moments, strict=True):
                 layer.write(tie(layer, whole, one))
-        for form in ("as it is", *FORMS):
-            if (equation, form) not in found:
-                how = None if form == "as it is" else parse_quantization(form)
-                tied = equation == "q,k=v"
-                found[equation, form] = [loss(model, window, how, tied=tied) for window in held]
-                row = {"equation": equation, "form": form, "losses": found[equation, form]}
-                with args.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-            print(line(equation, form, found), flush=True)
+        measure(equation, model, held, args, found, tied=equation == "q,k=v")
+
+
+def measure(
+    name: str,
+    model: Any,
+    held: Tensor,
+    args: argparse.Namespace,
+    found: dict[tuple[str, str], list[float]],
+    *,
+    tied: bool,
+) -> None:
+    """Measure every form of one model that was not found, and print all."""
+    for form in ("as it is", *args.forms):
+        if (name, form) not in found:
+            how = None if form == "as it is" else parse_quantization(form)
+            found[name, form] = [loss(model, window, how, tied=tied) for window in held]
+            row = {"equation": name, "form": form, "losses": found[name, form]}
+            with args.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        print(line(name, form, found), flush=True)
 
 
 def line(equation: str, form: str, found: dict[tuple[str, str], list[float]]) -> str:
