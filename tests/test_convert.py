@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import shutil
 import time
 
@@ -18,6 +19,8 @@ from qkvbench.hub.fit.healing import Healer, Healing, Lessons, heal, parse_heali
 from qkvbench.hub.fit.latency import Steps
 from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.planning import Option
+from qkvbench.hub.fit.projections import layers_of
+from qkvbench.hub.fit.shards import Tensors
 from qkvbench.hub.fit.tying import tie as fit
 from qkvbench.model import Target
 from qkvbench.variant import parse
@@ -284,6 +287,121 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_finished(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_is_made_by_one_process_and_one_that_appears_meanwhile_is_kept(tmp_path):
+    out = tmp_path / "new"
+    with folder.replacement(out) as making:
+        (making / "config.json").write_text("first")
+        with (
+            pytest.raises(ValueError, match="Another process is making"),
+            folder.replacement(out),
+        ):
+            pytest.fail("two processes wrote one folder")
+    assert (out / "config.json").read_text() == "first"
+
+    def write(text, *, force):
+        with folder.replacement(out, force=force) as making:
+            (making / "config.json").write_text(text)
+
+    with pytest.raises(ValueError, match=r"is kept.\nThe model is in .*new-2\."):
+        write("second", force=False)
+    assert (out / "config.json").read_text() == "first"
+    assert (tmp_path / "new-2" / "config.json").read_text() == "second"
+    write("third", force=True)
+    assert (out / "config.json").read_text() == "third"
+    assert {each.name for each in tmp_path.iterdir()} == {"new", "new-2"}
+
+
+@pytest.mark.parametrize(
+    ("tied", "start", "note"),
+    [
+        (False, "keep-k", "Changed with the start keep-k, which reads no text."),
+        (False, "whitened", "Fitted to 512 tokens with the start whitened."),
+        (True, "whitened", "The weights satisfied the tie"),
+    ],
+)
+def test_the_card_says_how_the_weights_were_made(words, place, tmp_path, tied, start, note):
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / "model")
+    if tied:
+        for layer in layers_of(model):
+            weights = layer.read()
+            layer.write(weights.replaced(v=weights.k))
+    shutil.copytree(place / "model", tmp_path / "old")
+    model.save_pretrained(tmp_path / "old")
+    words[1] = str(tmp_path / "old")
+    assert main([*words, "--to", "q,k=v", "--start", start]) == 0
+    assert f"- {note}" in (tmp_path / "new" / "README.md").read_text()
+
+
+def test_an_encoder_is_not_advised_on_though_it_predicts_tokens(place, tmp_path, capsys):
+    model_of("bert").save_pretrained(tmp_path / "bert")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(place / "model" / file, tmp_path / "bert" / file)
+    words = ["--text", str(place / "text.txt"), "--window", "32"]
+    for command in (
+        ["advise", str(tmp_path / "bert"), "--cache", "75%", "--out", str(tmp_path / "p.json")],
+        ["prune", str(tmp_path / "bert"), "--target", "cache=75%", "--out", str(tmp_path / "p")],
+    ):
+        more = ["--window", "64"] if command[0] == "prune" else []
+        # BERT has a table of 40 positions here.
+        assert main([*command, *words, *more]) == 2
+        said = capsys.readouterr().err
+        assert ("40 positions" if more else "predicts no next token") in said
+
+
+def test_a_budget_that_cannot_be_reached_is_refused_before_the_text_is_read(
+    place, tmp_path, capsys
+):
+    words = ["--text", str(place / "text.txt"), "--out", str(tmp_path / "p.json"), *SMALL]
+    assert main(["advise", str(place / "model"), "--params", "30%", *words]) == 2
+    said = capsys.readouterr().err
+    assert "The nearest target is params=9" in said
+    assert "reading" not in said
+
+
+def test_the_next_command_fits_as_the_plan_was_fitted(place, tmp_path, capsys):
+    text = tmp_path / "my text.txt"
+    shutil.copyfile(place / "text.txt", text)
+    words = ["--text", str(text), "--out", str(tmp_path / "p.json"), *SMALL, "--pairs", "1"]
+    assert (
+        main(["advise", str(place / "model"), "--cache", "75%", "--start", "keep-v", *words]) == 0
+    )
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:2] == ["qkvbench", "convert"]
+    assert command[-4:] == ["--window", "32", "--out", "DIR"]
+    assert {str(text), "keep-v"} < {*command}
+
+
+def test_layers_are_as_before_when_a_measurement_is_interrupted(place):
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / "model").eval()
+    before = {name: part.clone() for name, part in model.state_dict().items()}
+    allowed = planning.options_of(model, ["q,k=v"])
+    text = torch.randint(3, 60, (2, 16), generator=torch.Generator().manual_seed(0))
+    fitted = {
+        (layer.number, "q,k=v"): layer.read().replaced(v=layer.read().k)
+        for layer in layers_of(model)
+    }
+    trial = planning.Trial(model, text, fitted)
+    trial._logits = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+    plan = tuple(planning.Option(n, "q,k=v", 1) for n in range(LAYERS))
+    for measure in (lambda: trial.option(1, allowed["q,k=v"]), lambda: trial.effect(plan)):
+        with pytest.raises(KeyboardInterrupt):
+            measure()
+        after = model.state_dict()
+        assert all(torch.equal(part, after[name]) for name, part in before.items())
+        assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_matrix_of_two_names_is_one_in_a_healed_checkpoint_of_16_bits(tmp_path):
+    model = model_of("llama", tie_word_embeddings=True, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    folder.replace_weights(model.float(), tmp_path)
+    tensors = Tensors(tmp_path)
+    assert "lm_head.weight" not in tensors.names
+    assert {tensors.read(name).dtype for name in tensors.names} == {torch.bfloat16}
+
+
 def test_a_share_of_whole_costs_is_met_by_a_plan_of_exactly_that_share():
     # In floating point .7 · 11,520 is 8,063.999…
     assert planning.whole_limit(0.7, 11_520, 0) == 8_064
@@ -331,13 +449,15 @@ def test_a_plan_without_a_place_is_refused_before_anything_is_read(tmp_path, cap
     assert "no folder that can be written" in capsys.readouterr().err
 
 
-def _healed(place, state, healing, mode="q,k=v", interrupt=None, teacher=None, by="", moved=0.0):
+def _healed(
+    place, state, healing, mode="q,k=v", interrupt=None, teacher=None, by="", moved=0.0, window=32
+):
     folder_ = place / "model"
     original = transformers.AutoModelForCausalLM.from_pretrained(folder_).eval()
     original.get_input_embeddings().weight.data += moved
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder_).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder_)
-    text = quality.windows(tokenizer, (place / "text.txt").read_text(), 32, 40)
+    text = quality.windows(tokenizer, (place / "text.txt").read_text(), window, 1280 // window)
     model = fit(plain, mode, None, "average")
     progress = interrupt or (lambda _: None)
     history = heal(model, original, text[2:], text[:2], healing, state, progress, teacher, by)
@@ -410,6 +530,7 @@ def test_an_interrupted_healing_resumes_to_the_same_weights(place, tmp_path):
         assert torch.equal(one, other)
     for other in (
         {"healing": Healing(blocks=640, logits=960)},
+        {"window": 64},
         {"by": "whitened"},
         # Another model of the same shapes.
         {"moved": 0.01},

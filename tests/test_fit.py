@@ -180,6 +180,35 @@ def test_a_latent_is_fitted_and_one_of_full_rank_changes_nothing(kind):
         assert float((_output(ours, inputs) - expected).square().mean()) < 1e-8
 
 
+@torch.no_grad()
+def test_what_a_latent_loses_of_the_mean_of_v_is_in_the_bias_of_the_output():
+    plain, inputs = model_of("gpt2"), inputs_of("gpt2", batch=96)
+    text = collect(plain, [inputs])
+    found = fits(plain, changes("q,k=L(8),v=L(8)", plain), text, "whitened")
+    first = layers_of(plain)[0]
+    with recording_calls([first]) as calls:
+        plain.base_model(**inputs)
+    [call] = calls[first.number]
+    before = first.read()
+    for bias in (True, False):
+        weights = found[first.number, "q,k=L(8),v=L(8)"]
+        first.write(weights if bias else weights.replaced(output_bias=before.output_bias))
+        apart = (first.finished(call.again(first.attention)) - call.output).flatten(0, 1)
+        share = float(apart.mean(0).square().sum() / apart.square().sum(-1).mean())
+        # Attention is another, so the mean of its errors is not exactly zero.
+        assert share < 0.2 if bias else share > 0.5
+
+
+def test_padding_is_refused_since_it_would_count_as_text():
+    inputs = inputs_of("bert")
+    mask = torch.ones_like(inputs["input_ids"])
+    moments = collect(model_of("bert"), [inputs | {"attention_mask": mask}]).moments
+    assert moments[0].tokens == mask.numel()
+    mask[1, 5:] = 0
+    with pytest.raises(ValueError, match="padding, which would count as text"):
+        collect(model_of("bert"), [inputs | {"attention_mask": mask}])
+
+
 @a_few_families
 def test_heads_that_are_equal_are_merged_without_loss(kind):
     plain = model_of(kind)

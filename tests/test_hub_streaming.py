@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from qkv_mode_models import HEAD, SETTINGS, inputs_of, model_of, outputs_of, repeated, tie
 from qkvbench.cli import main
@@ -76,6 +77,38 @@ def test_layers_that_satisfy_their_tie_are_not_fitted_and_the_others_are(kind, t
     assert (_output(same, inputs) - _output(model, inputs)).abs().max() < 1e-5
     with pytest.raises(ValueError, match="is fitted to a text: add --text"):
         _written(streamed, "q,k=v", tmp_path / "b", kind, None, "whitened")
+
+
+def test_a_buffer_that_is_saved_is_read_and_written(tmp_path):
+    model = tie(model_of("marian"), "q,k=v")
+    model.final_logits_bias.normal_(generator=torch.Generator().manual_seed(2))
+    model.save_pretrained(tmp_path / "old")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "old")
+    streamed, inputs = StreamedModel(tmp_path / "old", HEAD["marian"], config), inputs_of("marian")
+    with streamed.running() as running:
+        assert (_output(running, inputs) - _output(model, inputs)).abs().max() < 1e-5
+    _, ours = _written(streamed, "q,k=v", tmp_path / "new", "marian", None, "whitened")
+    assert (_output(ours, inputs) - _output(model, inputs)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("shard", ["60KB", "10GB"])
+def test_only_the_files_that_the_library_reads_are_read(tmp_path, shard):
+    model_of("llama", seed=1).save_pretrained(
+        tmp_path, variant="fp16", max_shard_size="60KB" if shard == "10GB" else "10GB"
+    )
+    model = model_of("llama")
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    save_file({"odd": torch.zeros(3)}, tmp_path / "consolidated.safetensors")
+    tensors = Tensors(tmp_path)
+    assert "odd" not in tensors.names
+    for name, part in model.state_dict().items():
+        assert torch.equal(tensors.read(name), part), name
+    if shard == "60KB":
+        index = json.loads((tmp_path / INDEX).read_text())
+        index["weight_map"]["lm_head.weight"] = "../elsewhere.safetensors"
+        (tmp_path / INDEX).write_text(json.dumps(index))
+        with pytest.raises(ValueError, match="which is not beside it"):
+            Tensors(tmp_path)
 
 
 def test_a_checkpoint_in_16_bits_stays_in_16_bits_and_its_other_tensors_are_the_same(tmp_path):

@@ -213,6 +213,22 @@ def test_pairs_change_the_integer_program_to_the_best_of_all_choices():
     assert damage(found) < damage(plain)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-6, 1e-9])
+def test_the_choice_is_exact_for_damages_of_any_size(size):
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        damages = size * rng.random((6, 3))
+        costs = np.tile([1.0, 0.5, 0.25], (6, 1))
+        found = least_damage(damages.tolist(), costs.tolist(), 3.0)
+        allowed = [
+            sum(damages[layer, taken] for layer, taken in enumerate(each))
+            for each in itertools.product(range(3), repeat=6)
+            if sum(costs[0][taken] for taken in each) <= 3.0
+        ]
+        ours = sum(damages[layer, taken] for layer, taken in enumerate(found))
+        assert ours == pytest.approx(min(allowed), rel=1e-9)
+
+
 def test_under_a_tight_budget_gates_move_to_the_cheap_option_and_under_none_they_do_not():
     def gradient(target):
         learner = Learner(experiment(gates=gates(("q,k,v", "q,k=v"), target)))

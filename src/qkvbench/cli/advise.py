@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qkvbench.cli import names
-from qkvbench.cli.convert import find_checkpoint, read_text, say, start_named
+from qkvbench.cli.convert import command_for, find_checkpoint, read_text, say, start_named
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cost.units import seconds_text
 from qkvbench.model import QUANTITY_NAMES, Target
@@ -197,4 +197,4 @@ def _print(advice: "Advice", target: Target, request: Request, out: Path) -> Non
             f"Pairs: {len(ratios)} of the plan measured together are "
             f"{min(ratios):.2f} to {max(ratios):.2f} of the sum of their layers."
         )
-    print(f"qkvbench convert {request.source} --layers {out} --text {request.text} --out DIR")
+    print(command_for(request.source, out, request))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qkvbench.cli import names
-from qkvbench.cli.parser import Request, RequestError
+from qkvbench.cli.parser import START, WINDOW, Request, RequestError
 from qkvbench.data import DataUnavailableError
 from qkvbench.reports.parts.formatting import printable
 from qkvbench.variant import write
@@ -47,6 +48,7 @@ def answer(request: Request) -> int:
             reading=Reading(request.window, request.tokens, request.held_out_tokens),
             healing=healing,
             memory_bytes=read_bytes(request.memory),
+            force=request.force,
             progress=say,
         )
     except ValueError as error:
@@ -63,6 +65,15 @@ def answer(request: Request) -> int:
         table.add_row(*map(printable, row))
     Console().print(table, markup=False)
     return 0
+
+
+def command_for(source: str, plan: Path, request: Request) -> str:
+    """The command that converts a checkpoint by a plan, fitted as the plan was."""
+    words = ["qkvbench", "convert", source, "--layers", str(plan), "--text", request.text]
+    start = getattr(request, "start", START)
+    words += ["--start", start] if start != START else []
+    words += ["--window", str(request.window)] if request.window != WINDOW else []
+    return shlex.join([*words, "--out", "DIR"])
 
 
 def say(line: str) -> None:

@@ -15,6 +15,10 @@ HEALING = (
 )
 
 
+# Of a checkpoint's conversion, unless asked for otherwise.
+START, WINDOW = "refitted", 512
+
+
 class RequestError(Exception):
     """The request was wrong; the message has the reason, and what to write instead."""
 
@@ -507,7 +511,7 @@ def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="steps in which the gates learn, of 256 tokens each (128)",
     )
     pretrained.add_argument(
-        "--window", type=_count, default=512, metavar="N", help="tokens of a sequence (512)"
+        "--window", type=_count, default=WINDOW, metavar="N", help="tokens of a sequence (512)"
     )
     pretrained.add_argument(
         "--tokens", type=_count, default=4096, metavar="N", help="tokens of the fit (4096)"
@@ -582,7 +586,7 @@ def _source(parser: _Parser) -> None:
     )
     parser.add_argument(
         "--start",
-        default="refitted",
+        default=START,
         metavar="NAME",
         help="the new weights: keep-k, keep-v, average, aligned, regressed, whitened or refitted "
         "(refitted)",
@@ -594,7 +598,7 @@ def _source(parser: _Parser) -> None:
         "--held-out-tokens", type=_count, default=2048, metavar="N", help="tokens measured (2048)"
     )
     parser.add_argument(
-        "--window", type=_count, default=512, metavar="N", help="tokens of a sequence (512)"
+        "--window", type=_count, default=WINDOW, metavar="N", help="tokens of a sequence (512)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON document")
 

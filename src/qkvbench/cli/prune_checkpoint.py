@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qkvbench.cli import names
-from qkvbench.cli.convert import find_checkpoint, read_text, say
+from qkvbench.cli.convert import command_for, find_checkpoint, read_text, say
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.probes import print_probes
 from qkvbench.cost.search import UnreachableLossError
@@ -151,9 +151,7 @@ def _print(request: Request, found: "Learning", folder: Path) -> None:
             ranges(changed),
         )
     Console().print(table, markup=False)
-    print(
-        f"qkvbench convert {request.task} --layers {folder / PLAN} --text {request.text} --out DIR"
-    )
+    print(command_for(request.task, folder / PLAN, request))
 
 
 def _same(modes: Mapping[str, list[str]]) -> float:

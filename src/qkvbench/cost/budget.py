@@ -223,10 +223,12 @@ def least_damage(
         bounds[3 * each + 2] = 1
     if together:
         constraints.append(LinearConstraint(links, -np.inf, bounds))
+    summed = np.array(
+        [*(damages[layer][option] for layer, option in places), *(d for _, d in together)]
+    )
     solved = milp(
-        c=np.array(
-            [*(damages[layer][option] for layer, option in places), *(d for _, d in together)]
-        ),
+        # The solver stops within an absolute distance of the best sum, too.
+        c=summed / (abs(summed).max() or 1.0),
         integrality=np.ones(size, int),
         bounds=Bounds(0, 1),
         constraints=constraints,

@@ -196,6 +196,13 @@ class Family:
                     f"not know and would ignore.\nRemove it from the config if it means nothing "
                     "to this model."
                 )
+        sides = ("encoder_attention_heads", "decoder_attention_heads")
+        heads = [getattr(config, name) for name in sides if hasattr(config, name)]
+        if len(set(heads)) > 1:
+            raise ValueError(
+                f"This {self.kind} has {heads[0]} heads in its encoder and {heads[1]} in its "
+                "decoder; qkv_mode supports as many in both."
+            )
 
 
 def _resolve(variant: Variant, geometry: Geometry, rope: Rope | None, norm_eps: float) -> Plan:

@@ -20,7 +20,7 @@ from transformers import AutoConfig, DynamicCache, EncoderDecoderCache, PreTrain
 
 from qkvbench.data.checkpoints import PACKAGED
 from qkvbench.hub.families import LINEAR
-from qkvbench.hub.fit.shards import open_file
+from qkvbench.hub.fit.shards import INDEX, WHOLE, open_file, weight_files
 from qkvbench.hub.fit.source import packaged_folder
 from qkvbench.hub.key_only import TOLERANCE, Condition, condition_of, is_square
 from qkvbench.hub.linear_attention import linear_attentions, weights_of
@@ -38,7 +38,6 @@ from qkvbench.hub.slim_cache import Recipe, new_cache, recipes_of, slim, storage
 # Tokens whose bytes are the growth of a cache.
 _STEP = 16
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -145,10 +144,10 @@ class _Files:
     def _weights(self, wanted: Mapping[str, str]) -> list[Path]:
         """The files with the wanted tensors."""
         if self.repository is None:
-            return sorted(self.folder.glob("*.safetensors"))
-        index = self._fetched(_INDEX, required=False)
+            return weight_files(self.folder)
+        index = self._fetched(INDEX, required=False)
         if index is None:
-            names = {"model.safetensors"}
+            names = {WHOLE}
         else:
             parts: dict[str, str] = read_json(index).get("weight_map", {})
             names = {str(file) for key, file in parts.items() if _match(key, wanted)}

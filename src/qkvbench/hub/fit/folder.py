@@ -1,10 +1,12 @@
 """The folder of a converted model: written beside its place and renamed when it is whole."""
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,24 +45,61 @@ def check_place(out: Path, needed_bytes: int, *, force: bool) -> None:
 
 
 @contextmanager
-def replacement(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place if the block ends without an error."""
+def replacement(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """A folder beside `out` that takes its place if the block ends without an error.
+
+    ValueError if another process makes the same one. A folder that has appeared at `out` meanwhile
+    is kept without ``force``, and ValueError says where the new one is.
+    """
     sibling = out.with_name(f".{out.name}.making")
-    shutil.rmtree(sibling, ignore_errors=True)
-    sibling.mkdir(parents=True)
-    try:
-        yield sibling
-    except BaseException:
+    sibling.parent.mkdir(parents=True, exist_ok=True)
+    with _only_one(out):
+        # What a killed process has left.
         shutil.rmtree(sibling, ignore_errors=True)
+        sibling.mkdir()
+        try:
+            yield sibling
+        except BaseException:
+            shutil.rmtree(sibling, ignore_errors=True)
+            raise
+        _take_place(sibling, out, force=force)
+
+
+@contextmanager
+def _only_one(out: Path) -> Iterator[None]:
+    """No other process makes this folder while the block runs; ValueError if one does."""
+    file = out.with_name(f".{out.name}.lock")
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"Another process is making {out}.\nWait for it, or write another --out."
+            ) from None
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def _take_place(made: Path, out: Path, *, force: bool) -> None:
+    """Rename a folder that is whole, and remove the one that was there, if that was allowed."""
+    if not out.exists():
+        made.rename(out)
+        return
+    if not force:
+        free = next(n for n in count(2) if not out.with_name(f"{out.name}-{n}").exists())
+        other = made.rename(out.with_name(f"{out.name}-{free}"))
+        raise ValueError(f"{out} has appeared meanwhile, and is kept.\nThe model is in {other}.")
+    aside = out.with_name(f".{out.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    out.rename(aside)
+    try:
+        made.rename(out)
+    except OSError:
+        aside.rename(out)
         raise
-    if out.exists():
-        aside = out.with_name(f".{out.name}.replaced")
-        shutil.rmtree(aside, ignore_errors=True)
-        out.rename(aside)
-        sibling.rename(out)
-        shutil.rmtree(aside)
-    else:
-        sibling.rename(out)
+    shutil.rmtree(aside)
 
 
 def state_folder(out: Path) -> Path:
@@ -83,7 +122,12 @@ def replace_weights(model: Any, folder: Path) -> None:
     for file in (*folder.glob("*.safetensors"), folder / INDEX):
         file.unlink(missing_ok=True)
     dtype = getattr(torch, settings["dtype"])
-    state = {name: part.to(dtype) for name, part in model.state_dict().items()}
+    # A tensor of two names stays one, which the library writes once.
+    converted: dict[object, torch.Tensor] = {}
+    state = {
+        name: converted.setdefault((part.data_ptr(), part.shape), part.to(dtype))
+        for name, part in model.state_dict().items()
+    }
     with TemporaryDirectory(dir=folder) as place:
         model.save_pretrained(place, state_dict=state)
         for file in (*Path(place).glob("*.safetensors"), *Path(place).glob(INDEX)):

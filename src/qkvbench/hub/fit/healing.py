@@ -328,7 +328,8 @@ class Healer:
         digest.update(f"{start} {weights_hash(self.original)}".encode())
         if self.teacher is not self.original:
             digest.update(weights_hash(self.teacher).encode())
-        digest.update(self.text.numpy().tobytes() + self.held_out.numpy().tobytes())
+        for part in (self.text, self.held_out):
+            digest.update(f"{tuple(part.shape)}".encode() + part.numpy().tobytes())
         digest.update(json.dumps(self.model.config.qkv_mode).encode())
         for name, parameter in self.parameters.items():
             digest.update(f"{name} {tuple(parameter.shape)}".encode())

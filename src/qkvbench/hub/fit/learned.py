@@ -24,6 +24,7 @@ from qkvbench.cost.budget import Budget, Choice
 from qkvbench.cost.search import Probe, cheapest_within, check_cheaper
 from qkvbench.cost.units import seconds_text
 from qkvbench.hub.fit import planning, quality
+from qkvbench.hub.fit.calls import CACHES
 from qkvbench.hub.fit.counting import budget as counted_budget
 from qkvbench.hub.fit.counting import counting
 from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healing, divergence, heal, write_whole
@@ -33,7 +34,13 @@ from qkvbench.hub.fit.planning import Effect, Option, Plan, Trial, every_fit
 from qkvbench.hub.fit.progress import Progress, TimeLeft, counted
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
 from qkvbench.hub.fit.quality import Windows
-from qkvbench.hub.fit.road import Reading, steps_of
+from qkvbench.hub.fit.road import (
+    Reading,
+    check_length,
+    check_predicts,
+    check_readable,
+    steps_of,
+)
 from qkvbench.hub.fit.shards import weights_hash
 from qkvbench.hub.fit.source import Checkpoint
 from qkvbench.hub.fit.tying import DEFAULT_START, tie
@@ -44,8 +51,6 @@ from qkvbench.results.store import write_atomically
 SEQUENCES, LENGTH = 4, 64
 # Steps of the gates between two saved states.
 SAVED_EVERY = 16
-# Arguments of a layer that hold a cache, by the version of transformers.
-CACHES = ("cache", "past_key_values")
 LEARNED, PROGRAM, UNIFORM = "learned", "integer program", "evenly spaced"
 # The probability of each option of each layer, at some steps.
 History = list[tuple[int, list[list[float]]]]
@@ -160,7 +165,6 @@ def learn_gates(
     The loss is the divergence from the predictions without gates. No weight learns. The same call
     goes on from the state in the file ``saved``, if there is one.
     """
-    model.requires_grad_(requires_grad=False)
     gates = LayerGates(layers, found, steps)
     optimizer = torch.optim.Adam(gates.parameters(), lr=RATE, betas=BETAS)
     rng = torch.Generator().manual_seed(seed)
@@ -169,29 +173,42 @@ def learn_gates(
     if saved and saved.is_file():
         first, history = _load_gates(saved, gates, optimizer, rng)
     time_left = TimeLeft("steps of the gates", steps, progress, first)
-    for step in range(first + 1, steps + 1):
-        rows = pieces[torch.randint(len(pieces), (SEQUENCES,), generator=rng)]
-        for layer in layers:
-            layer.gates = None
-        with torch.no_grad():
-            wanted = model(input_ids=rows, use_cache=False).logits.float()
-        gates.draw(len(rows), rng)
-        logits = model(input_ids=rows, use_cache=False).logits.float()
-        loss = divergence(wanted.flatten(0, 1), logits.flatten(0, 1))
-        if gates.learning:
-            (loss + gates.penalty()).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        gates.update()
-        if step % max(1, steps // 4) == 0 or step == steps:
-            history.append((step, gates.probabilities()))
-        if saved and (step % SAVED_EVERY == 0 or step == steps):
-            _save_gates(saved, gates, optimizer, rng, step, history)
-        time_left.done(step)
+    with _frozen(model):
+        for step in range(first + 1, steps + 1):
+            rows = pieces[torch.randint(len(pieces), (SEQUENCES,), generator=rng)]
+            for layer in layers:
+                layer.gates = None
+            with torch.no_grad():
+                wanted = model(input_ids=rows, use_cache=False).logits.float()
+            gates.draw(len(rows), rng)
+            logits = model(input_ids=rows, use_cache=False).logits.float()
+            loss = divergence(wanted.flatten(0, 1), logits.flatten(0, 1))
+            if gates.learning:
+                (loss + gates.penalty()).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            gates.update()
+            if step % max(1, steps // 4) == 0 or step == steps:
+                history.append((step, gates.probabilities()))
+            if saved and (step % SAVED_EVERY == 0 or step == steps):
+                _save_gates(saved, gates, optimizer, rng, step, history)
+            time_left.done(step)
     for layer in layers:
         layer.gates = None
-    model.requires_grad_(requires_grad=True)
     return gates.choose(), history
+
+
+@contextmanager
+def _frozen(model: Any) -> Iterator[None]:
+    """No parameter of the model learns while the block runs."""
+    learned = [each for each in model.parameters() if each.requires_grad]
+    for each in learned:
+        each.requires_grad = False
+    try:
+        yield
+    finally:
+        for each in learned:
+            each.requires_grad = True
 
 
 def _save_gates(
@@ -261,7 +278,14 @@ class _Search:
     ) -> None:
         self.checkpoint, self.healing, self.progress = checkpoint, healing, progress
         self.start, self.steps = wanted.start, wanted.steps
+        check_readable(checkpoint)
+        check_length(checkpoint.config(), wanted.reading.window)
+        if wanted.reading.window < LENGTH:
+            raise ValueError(
+                f"Gates learn from sequences of {LENGTH} tokens: write --window {LENGTH}, or more."
+            )
         self.model, tokenizer = checkpoint.model(), checkpoint.tokenizer()
+        check_predicts(self.model)
         self.allowed = planning.options_of(self.model, wanted.equations)
         self.layers = layers_of(self.model)
         parts = self._parts(tokenizer, text, wanted)
@@ -349,7 +373,7 @@ class _Search:
         digest.update(self.model.config.to_json_string().encode())
         digest.update(weights_hash(self.model).encode())
         for part in (self.fit, self.damaging, self.judging, self.deciders, self.rest):
-            digest.update(part.numpy().tobytes())
+            digest.update(f"{tuple(part.shape)}".encode() + part.numpy().tobytes())
         return digest.hexdigest()[:12]
 
     def _latencies(self, tokenizer: Any, text: str) -> Steps:
@@ -434,5 +458,6 @@ def _effect(model: Any, original: Any, text: Windows) -> tuple[float, float]:
     apart = []
     for row in text:
         wanted, made = (each(input_ids=row[None]).logits[0].float() for each in (original, model))
-        apart.append(float(divergence(wanted, made)))
+        # The last prediction is of a token that is not read, as everywhere else.
+        apart.append(float(divergence(wanted[:-1], made[:-1])))
     return sum(apart) / len(apart), quality.loss(model, text) - quality.loss(original, text)

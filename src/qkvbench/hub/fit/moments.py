@@ -56,11 +56,19 @@ class Calibration:
 
 @torch.no_grad()
 def collect(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Calibration:
-    """The moments of every layer over the text: batches are inputs of the model by name."""
+    """The moments of every layer over the text: batches are inputs of the model by name.
+
+    ValueError for a batch with padding.
+    """
     kept = []
     with recording(model) as found:
         body: Any = model.base_model  # pyright: ignore[reportAttributeAccessIssue]
         for batch in batches:
+            if "attention_mask" in batch and not bool(batch["attention_mask"].all()):
+                raise ValueError(
+                    "A batch has padding, which would count as text.\nGive rows without, one by "
+                    "one or of equal length."
+                )
             body(**batch)
             kept.append(batch)
     return Calibration([found.by_layer[number] for number in sorted(found.by_layer)], kept)

@@ -67,8 +67,8 @@ class OutputFit:
         """Add one batch; the layer's weights are the changed ones."""
         heads: list[Tensor] = []
         hook = self.layer.output.register_forward_pre_hook(lambda _, args: heads.append(args[0]))
-        self.layer.finished(call.again(self.layer.attention))
-        hook.remove()
+        with hook:
+            self.layer.finished(call.again(self.layer.attention))
         bias = self.layer.output.bias is not None
         for z, y in zip(heads[0], call.output, strict=True):
             rows = nn.functional.pad(z, (0, 1), value=1.0) if bias else z

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qkvbench.cost import budget as choices
 from qkvbench.cost.budget import Spread, changed_layers, least_damage
@@ -22,7 +22,7 @@ from qkvbench.hub.fit.calls import Call, recording_calls
 from qkvbench.hub.fit.counting import Count, cached_values
 from qkvbench.hub.fit.moments import Calibration
 from qkvbench.hub.fit.progress import Progress
-from qkvbench.hub.fit.projections import Layer, Weights, layers_of
+from qkvbench.hub.fit.projections import Layer, Weights, block_of, layers_of
 from qkvbench.hub.fit.quality import Windows
 from qkvbench.hub.fit.tying import Change, check_change, fits
 from qkvbench.variant import parse, write
@@ -105,7 +105,7 @@ class Trial:
         self.count = count
         self.layers = layers_of(model)
         self.original = [layer.read() for layer in self.layers]
-        self._blocks = [_block(model, layer) for layer in self.layers]
+        self._blocks = [block_of(model, layer.name) for layer in self.layers]
         self._calls: Mapping[int, list[Call]] = {}
         self._outputs: list[Any] = []
         with self._recording():
@@ -116,15 +116,13 @@ class Trial:
 
     def option(self, layer: int, change: Change) -> Option:
         """The effect of one change alone."""
-        part = self.layers[layer]
-        part.write(self.fitted[layer, write(change.variant)])
-        distance = self._distance(part)
-        with self._skipping(layer):
+        part, equation = self.layers[layer], write(change.variant)
+        with self._changed([(layer, equation)]):
+            distance = self._distance(part)
             divergence, loss = self._compare(self._logits())
-        part.write(self.original[layer])
         return Option(
             layer,
-            write(change.variant),
+            equation,
             self.count(part, change),
             divergence,
             loss,
@@ -137,15 +135,23 @@ class Trial:
 
     def effect(self, plan: Plan) -> Effect:
         """The measured effect of a whole plan."""
-        changed = [option for option in plan if option.equation != UNCHANGED]
-        for option in changed:
-            self.layers[option.layer].write(self.fitted[option.layer, option.equation])
-        first = min((option.layer for option in changed), default=len(self.layers) - 1)
-        with self._skipping(first):
+        changed = [(o.layer, o.equation) for o in plan if o.equation != UNCHANGED]
+        with self._changed(changed):
             divergence, loss = self._compare(self._logits())
-        for option in changed:
-            self.layers[option.layer].write(self.original[option.layer])
         return Effect(divergence, loss, sum(option.divergence for option in plan))
+
+    @contextmanager
+    def _changed(self, changes: Sequence[tuple[int, str]]) -> Iterator[None]:
+        """Layers with these equations while the block runs; blocks before them are not run."""
+        first = min((layer for layer, _ in changes), default=len(self.layers) - 1)
+        try:
+            for layer, equation in changes:
+                self.layers[layer].write(self.fitted[layer, equation])
+            with self._skipping(first):
+                yield
+        finally:
+            for layer, _ in changes:
+                self.layers[layer].write(self.original[layer])
 
     @torch.no_grad()
     def _logits(self) -> Tensor:
@@ -258,7 +264,7 @@ def _by_layer(options: Sequence[Option]) -> list[list[Option]]:
 def curve(options: Sequence[Option], points: int = 8) -> list[Plan]:
     """The best plan for budgets from the whole cache to the smallest one."""
     layers = {option.layer for option in options}
-    full = sum(max(o.values for o in options if o.layer == layer) for layer in layers)
+    full = sum(o.values for o in options if o.equation == UNCHANGED)
     least = sum(min(o.values for o in options if o.layer == layer) for layer in layers)
     budgets = np.linspace(full, least, points)
     plans = [best_plan(options, math.floor(budget)) for budget in budgets]
@@ -275,14 +281,3 @@ def pairs(plan: Plan, count: int) -> list[tuple[Option, Option]]:
 def mode_of(plan: Plan) -> list[str]:
     """The `qkv_mode` of a plan: an equation for each layer."""
     return [option.equation for option in sorted(plan, key=lambda option: option.layer)]
-
-
-def _block(model: nn.Module, layer: Layer) -> Any:
-    """The block of a layer: the member of a list of modules that holds it."""
-    name = layer.name
-    while name:
-        parent, _, _ = name.rpartition(".")
-        if isinstance(model.get_submodule(parent), nn.ModuleList):
-            return model.get_submodule(name)
-        name = parent
-    raise AssertionError("every layer is in a list of blocks")

@@ -183,3 +183,10 @@ def layers_of(model: nn.Module) -> tuple[Layer, ...]:
         size = geometry_of(config)
         found.append(Layer(number, name, attention, output, family, size, frequencies))
     return tuple(found)
+
+
+def block_of(model: nn.Module, name: str) -> Any:
+    """The block that has the module of this name: a member of a list of modules."""
+    while not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.ModuleList):
+        name = name.rpartition(".")[0]
+    return model.get_submodule(name)

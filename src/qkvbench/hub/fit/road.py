@@ -15,9 +15,9 @@ from transformers import AutoConfig
 from qkvbench.backends.common.free_memory import free_bytes
 from qkvbench.cost.budget import SPREADS
 from qkvbench.cost.units import bytes_text, seconds_text
-from qkvbench.hub.families import FAMILIES
+from qkvbench.hub.families import FAMILIES, family_of
 from qkvbench.hub.fit import folder, planning, quality
-from qkvbench.hub.fit.counting import counting
+from qkvbench.hub.fit.counting import budget, counting
 from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healing, heal
 from qkvbench.hub.fit.latency import Steps
 from qkvbench.hub.fit.latency import steps as measured_steps
@@ -111,9 +111,10 @@ def advise(
 
     The text is read in three parts: for the fit, for the damage of each layer, and for whole plans.
     """
-    _check_readable(checkpoint)
+    check_readable(checkpoint)
     model, tokenizer = checkpoint.model(), checkpoint.tokenizer()
-    _check_head(model)
+    check_predicts(model)
+    check_length(checkpoint.config(), max(reading.window, target.tokens or 0))
     allowed = planning.options_of(model, equations)
     layers = planning.layers_of(model)
     steps = None
@@ -122,6 +123,8 @@ def advise(
         if not any(steps.is_faster(equation) for equation in allowed):
             return NothingToGain(steps)
     counted_ = counting(model, layers, target, steps)
+    # Refuses a budget that cannot be reached, before the layers are measured.
+    budget(counted_, layers, allowed, target)
     fit, count = reading.count(reading.fit), reading.count(reading.held_out) // 2 or 1
     read = quality.windows(tokenizer, text, reading.window, fit + 2 * count)
     if len(read) < 3:
@@ -202,6 +205,7 @@ def convert_checkpoint(  # noqa: PLR0913
     reading: Reading,
     healing: Healing,
     memory_bytes: int | None = None,
+    force: bool = False,
     progress: Progress = lambda line: None,
 ) -> Conversion:
     """Write the converted checkpoint to `out`, which is whole or absent; the measured numbers.
@@ -210,7 +214,8 @@ def convert_checkpoint(  # noqa: PLR0913
     what is free) is measured block by block from its files, too; a healing holds it.
     """
     if texts != Texts():
-        _check_readable(checkpoint)
+        check_readable(checkpoint)
+        check_length(checkpoint.config(), reading.window)
     memory_bytes = memory_bytes or int(FREE_MEMORY * free_bytes())
     source = StreamedModel(checkpoint.folder, checkpoint.auto, checkpoint.config())
     # Refuses what cannot be converted before anything is measured, which takes minutes.
@@ -234,7 +239,7 @@ def convert_checkpoint(  # noqa: PLR0913
     before = measured(checkpoint.folder, "before")
     history: list[tuple[str, int, float]] = []
     state = folder.state_folder(out)
-    with folder.replacement(out) as place:
+    with folder.replacement(out, force=force) as place:
         fit = None if read is None else read[: reading.count(reading.fit)]
         if fit is not None and work.changes:
             progress(f"reading {fit.numel():,} tokens for the fit")
@@ -254,7 +259,8 @@ def convert_checkpoint(  # noqa: PLR0913
         done = work.config.qkv_mode
         rows = [("layers changed", "", _layers_text(done, len(work.layers)))]
         rows += _rows(before, tied, after, healed=bool(healing.tokens))
-        notes = _notes(fitted_to, start, texts.held_out, healing, reading, held)
+        made = None if not work.changes else f"the start {start}"
+        notes = _notes(made, fitted_to, texts.held_out, healing, reading, held)
         if history and min(history, key=lambda row: row[2])[0] == "start":
             notes.append(
                 "No healed weights were better on the windows that decide: the start is kept."
@@ -300,7 +306,18 @@ def runnable(place: Path, auto: str, memory_bytes: int) -> Iterator[tuple[Any, b
         yield model, False
 
 
-def _check_readable(checkpoint: Checkpoint) -> None:
+def check_length(config: Any, tokens: int) -> None:
+    """Refuse windows that are longer than a model's table of positions; ValueError."""
+    most = getattr(config, "max_position_embeddings", None) or tokens
+    if family_of(config).rotary or tokens <= most:
+        return
+    raise ValueError(
+        f"This model has {most:,} positions, and windows of {tokens:,} tokens were asked for.\n"
+        f"Write --window {most}, or less."
+    )
+
+
+def check_readable(checkpoint: Checkpoint) -> None:
     """Refuse a text for a model that takes pairs of texts, or pictures; ValueError."""
     kind = str(checkpoint.settings["model_type"])
     if FAMILIES[kind].blocks or not FAMILIES[kind].reads_text:
@@ -311,11 +328,11 @@ def _check_readable(checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_head(model: Any) -> None:
-    """Refuse a model that predicts no tokens; ValueError."""
-    if model.get_output_embeddings() is None:
+def check_predicts(model: Any) -> None:
+    """Refuse a model that predicts no next token, such as an encoder; ValueError."""
+    if model.get_output_embeddings() is None or not _is_causal(model):
         raise ValueError(
-            f"A {type(model).__name__} predicts no tokens, by which layers are judged.\n"
+            f"A {type(model).__name__} predicts no next token, by which layers are judged.\n"
             "Convert it with --layers, and read the similarity of its embeddings."
         )
 
@@ -344,6 +361,11 @@ def _windows(
         more = min(more, len(windows) - 1)
         windows, rest = windows[: len(windows) - more], windows[len(windows) - more :]
         judged, held = rest[:deciding] if deciding else None, rest[deciding:]
+        if judged is not None and not len(judged):
+            raise ValueError(
+                f"The text has one window of {reading.window} tokens, and a healing needs another "
+                "to decide by.\nGive a longer text, or shorter windows with --window N."
+            )
         read = windows
     if texts.held_out is not None:
         held = quality.windows(tokenizer, texts.held_out, reading.window, measured)
@@ -430,19 +452,19 @@ def _numbers(before: _Measures, measures: _Measures) -> dict[str, object]:
 
 
 def _notes(
+    made: str | None,
     fitted_to: int,
-    start: str,
     held_out: str | None,
     healing: Healing,
     reading: Reading,
     held: Windows | None,
 ) -> list[str]:
     notes = [
-        f"Fitted to {fitted_to:,} tokens with the start {start}."
+        "The weights satisfied the tie: nothing was fitted, and no output changes."
+        if made is None
+        else f"Fitted to {fitted_to:,} tokens with {made}."
         if fitted_to
-        else "The weights satisfied the tie: nothing was fitted, and no output changes."
-        if start and held_out is None and held is None
-        else f"Start {start}; no text was read for it."
+        else f"Changed with {made}, which reads no text."
     ]
     if held is not None:
         kind = "a text of its own" if held_out else "the end of the text of the fit, so of its kind"

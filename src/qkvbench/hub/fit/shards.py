@@ -15,7 +15,7 @@ from torch import Tensor
 
 # Most bytes of a shard that is written, unless one tensor is larger. It is held in memory twice.
 SHARD_BYTES = 256_000_000
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a shard is called before the number of shards is known.
 _PART = "part-{:05d}.safetensors"
 
@@ -30,6 +30,27 @@ def open_file(file: Path) -> Iterator[Any]:
         raise ValueError(f"{file} is no whole safetensors file: {error}") from None
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that the library reads of a folder, which may hold others.
+
+    One file, or those of its index; all of them if there is neither. ValueError if one that the
+    index names is missing, or lies elsewhere.
+    """
+    whole, index = folder / WHOLE, folder / INDEX
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{index} is no index of safetensors files.") from None
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ValueError(f"{index} names the file {name!r}, which is not beside it.")
+    return [folder / name for name in names]
+
+
 class Tensors:
     """The tensors in the safetensors files of a folder; one file is open at a time."""
 
@@ -37,7 +58,7 @@ class Tensors:
         """Read the names of all tensors, and no tensor; ValueError if a file is damaged."""
         self._files: dict[str, Path] = {}
         self._open: tuple[Path, Any] | None = None
-        for file in sorted(folder.glob("*.safetensors")):
+        for file in weight_files(folder):
             with open_file(file) as found:
                 self._files |= dict.fromkeys(found.keys(), file)
 
@@ -121,7 +142,7 @@ class ShardWriter:
             self._write()
         count = len(self._full)
         if count == 1:
-            (self.folder / _PART.format(0)).rename(self.folder / "model.safetensors")
+            (self.folder / _PART.format(0)).rename(self.folder / WHOLE)
             return
         places = {}
         for number, names in enumerate(self._full):

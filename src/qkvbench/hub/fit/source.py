@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qkvbench.data.cache import cache_folder, lookup, prepare_once
 from qkvbench.data.checkpoints import PACKAGED, Packaged, unpack
 from qkvbench.hub.families import FAMILIES
+from qkvbench.hub.fit.shards import weight_files
 from qkvbench.hub.safety import Folder, check_folder, load
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Checkpoint:
     @property
     def weight_bytes(self) -> int:
         """The size of its weights on the disk."""
-        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+        return sum(file.stat().st_size for file in weight_files(self.folder))
 
 
 def read_tokenizer(name: str, folder: Path) -> Any:

@@ -239,7 +239,12 @@ def fit_latent(layer: Layer, weights: Weights, moments: Moments, rank: int) -> W
         [torch.linalg.solve(root, piece) for root, piece in zip(roots, pieces, strict=True)]
     )
     k, v = made.split(len(weights.k))
-    return weights.replaced(k=k, v=v)
+    if not layer.centred or weights.output_bias is None:
+        return weights.replaced(k=k, v=v)
+    # What V loses of its mean is the same in every output, so the bias has it.
+    lost = ((weights.v - v) @ moments.mean).repeat_interleave(weights.group, 0)
+    bias = weights.output_bias + torch.einsum("hoi,hi->o", weights.o, lost)
+    return weights.replaced(k=k, v=v, output_bias=bias)
 
 
 def fold(

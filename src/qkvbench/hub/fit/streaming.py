@@ -19,7 +19,7 @@ from qkvbench.hub.fit.folder import write_settings
 from qkvbench.hub.fit.moments import Moments, recording
 from qkvbench.hub.fit.outputs import refit_behind
 from qkvbench.hub.fit.progress import Progress, TimeLeft
-from qkvbench.hub.fit.projections import Layer, layers_of
+from qkvbench.hub.fit.projections import Layer, block_of, layers_of
 from qkvbench.hub.fit.quality import Windows
 from qkvbench.hub.fit.shards import SHARD_BYTES, ShardWriter, Tensors
 from qkvbench.hub.fit.starts import FITTED_STARTS
@@ -45,12 +45,27 @@ class StreamedModel:
         _make_buffers(self.model)
         self.model.eval().requires_grad_(requires_grad=False)
         self._uses = _uses(self.model)
-        self.stored = _stored_names(self.model, self.tensors.names, list(self._uses))
+        names = (*self._uses, *_saved_buffers(self.model))
+        self.stored = _stored_names(self.model, self.tensors.names, names)
+        self._read_buffers()
         self._make_absent()
 
     def stored_tensor(self, name: str) -> Tensor:
         """The parameter of this name as it is in the files."""
         return self.tensors.read(self.stored[name])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the first parameter in the files."""
+        return self.stored_tensor(next(name for name in self.stored if name in self._uses)).dtype
+
+    def _read_buffers(self) -> None:
+        """Read the buffers that the files have, such as the bias of Marian's predictions."""
+        for name in set(self.stored) - set(self._uses):
+            parent, _, attribute = name.rpartition(".")
+            module = self.model.get_submodule(parent)
+            like = module._buffers[attribute]
+            module._buffers[attribute] = self.stored_tensor(name).to(like.dtype, copy=True)
 
     def _make_absent(self) -> None:
         """Initialize parameters that no file has, such as Marian's sines, as the library does."""
@@ -126,13 +141,7 @@ def blocks_of(model: Any) -> list[Any]:
     """The blocks of a model in order: members of a list of modules that hold attention."""
     ours = attention_layers(model)
     names = [name for name, _ in ours] if ours else [layer.name for layer in layers_of(model)]
-    found: dict[int, Any] = {}
-    for name in names:
-        parent = name
-        while not isinstance(model.get_submodule(parent.rpartition(".")[0]), nn.ModuleList):
-            parent = parent.rpartition(".")[0]
-        block = model.get_submodule(parent)
-        found[id(block)] = block
+    found = {id(block): block for block in (block_of(model, name) for name in names)}
     return list(found.values())
 
 
@@ -201,7 +210,7 @@ class LayerByLayer:
             for name in self.source.stored:
                 if name not in changed:
                     writer.add(name, self.source.stored_tensor(name))
-        self.config.dtype = self.source.stored_tensor(next(iter(self.source.stored))).dtype
+        self.config.dtype = self.source.dtype
         self.config.architectures = [type(self.model).__name__]
         write_settings(self.config, self.source.folder, folder)
         return text.numel() if fitted and text is not None else 0
@@ -282,8 +291,18 @@ def _uses(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     return found
 
 
+def _saved_buffers(model: nn.Module) -> list[str]:
+    """The names of the buffers that the library saves."""
+    return [
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    ]
+
+
 def _stored_names(model: Any, stored: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """The name in the files of each parameter, in the order of the files.
+    """The name in the files of each of these tensors of the model, in the order of the files.
 
     The library renames those of older versions. ValueError if attention is not in the files, or not
     tensor by tensor.
