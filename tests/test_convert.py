@@ -247,6 +247,18 @@ def test_a_wrong_conversion_says_what_to_write_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_text_of_one_window_cannot_heal_since_none_is_left_to_decide_by(
+    words, place, tmp_path, capsys
+):
+    short = tmp_path / "short.txt"
+    short.write_text((place / "text.txt").read_text()[:200])
+    words[words.index("--text") + 1] = str(short)
+    assert main([*words, "--to", "q,k=v", "--heal", "blocks=9"]) == 2
+    said = capsys.readouterr().err
+    assert "one window of 32 tokens" in said
+    assert "measuring" not in said
+
+
 def test_a_setting_that_would_be_ignored_is_refused_before_anything_is_measured(
     words, place, tmp_path, capsys
 ):

@@ -249,6 +249,7 @@ def test_what_a_pretrained_model_cannot_be_planned_for_is_refused_before_it_is_r
         (["--target", "params=20%", *text, "--window", "64"], "The nearest target is params=9"),
         (["--target", "cache=75%", "--layers", "3", *text], "--layers: for the model of a task"),
         (["--target", "cache=40%", "--options", "q,k=v", *text, "--window", "64"], "50%"),
+        (["--target", "cache=75%", *text, "--window", "32"], "write --window 64, or more"),
     ):
         assert main([*words, *more]) == 2
         assert why in capsys.readouterr().err
