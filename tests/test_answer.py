@@ -68,6 +68,38 @@ def test_the_answer_names_the_cheapest_arm_that_was_not_seen_to_lose(tmp_path, t
     assert headline(scored_study(tmp_path, table)).startswith(said)
 
 
+def test_solved_seeds_have_no_interval_that_could_leave_room(tmp_path):
+    records = [
+        fake_study.record(run, 0.99, solved_step=400)
+        for run in fake_study.experiments("recall", ("q,k,v", "q,k=v"), 5)
+    ]
+    arms, tasks = ("q,k,v", "q,k=v"), ("recall",)
+    said = headline(
+        fake_study.small(tmp_path, records, arms, tasks, seeds={"recall": 5}, cost_task="recall")
+    )
+    assert "5 of 5 seeds solve recall" in said
+    assert "interval" not in said
+
+
+def test_what_is_neither_lost_nor_excluded_is_not_decided(tmp_path):
+    table = {"q,k,v": (0.0,), "q,k=v": (0.0,)}
+    said = headline(scored_study(tmp_path / "noisy", table, noise=0.03, seeds=3))
+    assert "is not seen to lose against `q,k,v` on the task, which is not decided on digits" in said
+    assert "does not lose against" in headline(scored_study(tmp_path / "sure", table))
+
+
+def test_a_size_that_is_not_zero_is_not_printed_as_zero():
+    said = headline(view(Store(STUDIES / "minimal-found")))
+    assert "0.00 " not in said
+
+
+def test_an_arm_without_a_cache_has_a_state():
+    study = view(Store(STUDIES / "rivals-longer"))
+    assert "keeps" not in headline(study)
+    assert "a state of fixed size for a cache" in headline(study)
+    assert "state" in brief.render(study)
+
+
 def test_the_room_for_a_loss_is_the_worse_end_of_the_interval(tmp_path):
     study = scored_study(tmp_path, {"q,k,v": (0.0,), "q,k=v": (0.0,)})
     each = study.tasks[0].result.differences["q,k=v"]

@@ -291,15 +291,29 @@ def test_a_margin_is_decided_by_the_whole_interval(low, high, margin, p, verdict
 def test_a_claim_is_decided_by_what_is_certain_and_a_direction_by_what_is_likely():
     test = Runs("q,k=v", "no worse", ("a",), AT_SORTING)
     likely = _evidence("a", -0.19, -0.01, 0.03)
-    certain = _evidence("a", -0.19, -0.01, CERTAIN / 2)
+    certain = _evidence("a", -0.19, -0.11, CERTAIN / 2)
     assert test.combine([likely], level=LEVEL).verdict == "refuted"
     assert test.combine([likely], level=CERTAIN).verdict == "not distinguishable"
     assert test.combine([certain], level=CERTAIN).verdict == "refuted"
+    # One of several comparisons decides only if their number is counted.
+    chance = [_evidence("a", -0.05, 0.05, 0.8) for _ in range(4)]
+    assert test.combine([likely, *chance], level=LEVEL).verdict == "not distinguishable"
+    # Beyond the margin by the interval of 95%, and not by the wider one.
+    beyond = _evidence("a", -0.19, -0.11, 1e-9)
+    allowed = Runs("q,k=v", "no worse", ("a",), AT_SORTING, margin=0.1)
+    assert allowed.combine([beyond], level=LEVEL).verdict == "refuted"
+    assert allowed.combine([beyond], level=CERTAIN).verdict == "not distinguishable"
     # Within the margin by the interval of 95%, and beyond it by the wider one.
     near = _evidence("a", -0.010, 0.004, 0.3)
     allowing = Runs("q,k=v", "no worse", ("a",), AT_SORTING, margin=0.013)
     assert allowing.combine([near], level=LEVEL).verdict == "supported"
     assert allowing.combine([near], level=CERTAIN).verdict == "not distinguishable"
+
+
+def test_the_ledger_in_json_is_read_by_strict_parsers(capsys):
+    assert main(["claims", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert any(figure["high"] is None for each in found for figure in each["stated"])
 
 
 def test_a_study_that_compares_nothing_decides_nothing(tmp_path):

@@ -17,12 +17,13 @@ import fake_study
 from faults.sweeps import alive, family, start, under_way, until
 from qkvbench import recipes, reports, tasks
 from qkvbench.backends.torch.kernels.contract import PROFILER_NAME
-from qkvbench.cli import ls, main, names, report
+from qkvbench.cli import ls, main, names
 from qkvbench.cli.parser import parse_request
 from qkvbench.cli.progress import StudyProgress
 from qkvbench.cli.run import default_folder, requested_study
 from qkvbench.experiment import from_json, to_json
 from qkvbench.model import POSITIONS, Learned, position_named, position_written
+from qkvbench.reports.parts import headline
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
 from qkvbench.variant import Own, parse
@@ -277,22 +278,22 @@ def test_a_record_of_a_newer_version_is_said_to_be_newer(tmp_path, capsys):
 
 
 def test_arms_without_the_native_kernel_are_named_if_others_have_it(tmp_path, capsys):
-    assert report.NATIVE == PROFILER_NAME
+    assert headline.NATIVE == PROFILER_NAME
     store = fake_study.build(tmp_path, fake_study.ARMS[:3], ("lm-reviews",))
-    line, good = "Decoded without the native kernel", store.measurements().good
+    line, good = "Decode: without the native kernel", store.measurements().good
     cpu = good[0].machine.model_copy(update={"device": "cpu"})
     for measured in good:
         store.write_measurement(measured.model_copy(update={"machine": cpu}))
     assert main(["report", str(tmp_path)]) == 0
-    said = capsys.readouterr().err
+    said = " ".join(capsys.readouterr().out.split())
     assert line not in said
-    assert "Decoded by torch, for want of the native kernel" in said
+    assert "Decode: by torch, for want of the native kernel" in said
     for measured in store.measurements().good[:2]:
         native = measured.model_copy(update={"kernel": f"{PROFILER_NAME} (fp32, avx2)"})
         store.write_measurement(native)
     (other,) = store.measurements().good[2:]
     assert main(["report", str(tmp_path)]) == 0
-    said = capsys.readouterr().err
+    said = " ".join(capsys.readouterr().out.split())
     assert f"{line}, so their time is of another program: {other.arm}." in said
     assert "for want of" not in said
 

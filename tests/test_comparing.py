@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from qkvbench.train.items import item_scores
 from qkvbench.variant import parse
 
 ARMS = ("q,k,v", "q,k=v", "q,k,v/1")
+STUDIES = Path(__file__).parent.parent / "studies"
 
 
 def study(path, noise=0.002, losses=(0.0, 0.0, 0.05), seeds=5, **changes):
@@ -100,6 +102,25 @@ def test_seeds_that_one_arm_has_not_run_yet_are_left_out_for_both(tmp_path):
 def test_two_arms_at_chance_are_not_compared(tmp_path):
     found = digits(study(tmp_path, losses=(0.0, 0.85, 0.85)), "q,k=v", "q,k,v/1")
     assert found.standing == "neither learned"
+
+
+@pytest.mark.parametrize("first", ["q=k=0,v", "none"])
+def test_an_arm_and_the_one_without_attention_are_compared_either_way(first):
+    (second,) = {"q=k=0,v", "none"} - {first}
+    study_ = view(Store(STUDIES / "controls"))
+    found, reversed_ = (
+        {task.task: task for task in pair(study_, *arms).tasks}
+        for arms in ((first, second), (second, first))
+    )
+    opposite = {"better": "worse", "worse": "better", "likely better": "likely worse"}
+    opposite |= {"likely worse": "likely better"}
+    for name, task in found.items():
+        assert task.standing == reversed_[name].standing, name
+        assert (task.standing == "compared") == (task.verdict is not None), name
+        if task.verdict in opposite:
+            assert reversed_[name].verdict == opposite[task.verdict], name
+    assert found["topics-8"].verdict is not None
+    assert lines(pair(study_, first, second))
 
 
 def test_nothing_is_compared_where_the_study_s_baseline_did_not_learn(tmp_path):

@@ -99,6 +99,14 @@ def test_runs_without_a_score_are_counted_and_left_out():
     assert (found.runs, found.unscored) == (20, 1)
 
 
+def test_runs_of_other_blocks_have_a_score_and_are_counted_apart():
+    study = replace(STUDY, variants=(*STUDY.variants, "q,k,v~rms"))
+    others = [each for each in study.experiments() if each.arm == "q,k,v~rms"]
+    made = [*records(0.001), *(fake_study.record(each, 0.6) for each in others)]
+    (found,) = effects(made)
+    assert (found.runs, found.unscored, found.unplain) == (21, 0, len(others))
+
+
 def test_the_report_has_the_residual_or_says_that_there_is_none(tmp_path):
     store = Store(tmp_path)
     for made in records(0.001):

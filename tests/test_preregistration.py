@@ -18,6 +18,7 @@ from qkvbench.cli.registration import registration, registration_of
 from qkvbench.cli.run import requested_study
 from qkvbench.recipes import Study
 from qkvbench.reports import full, page, summary
+from qkvbench.results.pair import pair_on_task
 from qkvbench.results.preregistration import (
     CONFIRMING,
     MEANS_TEST,
@@ -112,7 +113,12 @@ def test_an_expectation_is_decided_by_certain_verdicts_only():
         assert outcome(expect, Shown("one seed", decided=False)) == "not decided"
     for word in ("matches", "better"):
         assert outcome("not worse", Shown(word)) == "confirmed"
-    assert outcome("matches", Shown("better")) == "contradicted"
+    # A difference contradicts a margin if it is certainly larger, and none if the margin is wide.
+    for expect, word in (("matches", "better"), ("matches", "worse"), ("not worse", "worse")):
+        assert outcome(expect, Shown(word)) == "not decided"
+        assert outcome(expect, Shown(word, is_beyond_margin=True)) == "contradicted"
+    # It is counted and not tested.
+    assert all(outcome(each, Shown("diverged")) == "not decided" for each in get_args(Expectation))
     assert {word for words in CONFIRMING.values() for word in words} <= set(VERDICTS)
 
 
@@ -122,6 +128,16 @@ def test_a_small_loss_within_the_margin_confirms_a_match():
     assert outcome("not worse", Shown("worse", within_margin=within)) == "confirmed"
     assert outcome("worse", Shown("worse", within_margin=within)) == "confirmed"
     assert outcome("better", Shown("worse", within_margin=within)) == "contradicted"
+
+
+def test_a_true_expectation_within_its_margin_is_not_contradicted(written, tmp_path):
+    # q=k,v loses .1 of accuracy or more, for certain.
+    margins = {"not decided": 0.1, "contradicted": 0.01}
+    place = written(*(expected("q=k,v", "not worse", margin=each) for each in margins.values()))
+    study = registered(place, tmp_path / "store")
+    found = pair_on_task(study.tasks[0], "q,k,v", "q=k,v").difference
+    assert 0.01 < -found.certain[1] < 0.1 < -found.certain[0]
+    assert outcomes(study) == [*margins]
 
 
 def test_a_hypothesis_on_several_tasks_needs_all_of_them(written, tmp_path):

@@ -30,6 +30,7 @@ from qkvbench.model import (
     transformer,
     with_layers,
 )
+from qkvbench.sweep.prune import Pruning
 from qkvbench.task_ref import parse_task
 from qkvbench.train.run import run
 from qkvbench.variant import parse
@@ -227,6 +228,19 @@ def test_the_choice_is_exact_for_damages_of_any_size(size):
         ]
         ours = sum(damages[layer, taken] for layer, taken in enumerate(found))
         assert ours == pytest.approx(min(allowed), rel=1e-9)
+
+
+@pytest.mark.parametrize("steps", [6, 501, 502, 503])
+def test_a_learned_plan_has_as_many_steps_as_its_rivals(steps):
+    trained = experiment(training=replace(SHORT, steps=steps, warmup=steps // 7))
+    study = Pruning((trained,), gates(("q,k,v", "q,k=v"), "cache=51%"), draws=0, pairs=0)
+    gated = study.gated(trained)
+    plan = (0,) * len(study.budget.costs)
+    healed, rival = study.healed(plan, gated), study.healed(plan, trained)
+    for name in ("steps", "warmup"):
+        parts = [getattr(each.training, name) for each in (gated, healed, rival)]
+        assert parts[0] + parts[1] == parts[2]
+    assert rival.training == study.continued(trained).training
 
 
 def test_under_a_tight_budget_gates_move_to_the_cheap_option_and_under_none_they_do_not():

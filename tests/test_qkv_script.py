@@ -149,8 +149,17 @@ def test_words_bring_the_extras_that_they_ask_for(clone, words, brought):
     assert clone.asked()[-1].endswith(f"-e {clone.root}{brought}")
 
 
-def test_words_that_ask_for_no_extra_bring_none(clone):
-    clone("run", "jax", "--backend", "torch", "--engine", "local", "--out", "ray")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run jax --backend torch --engine local --out ray",
+        # To read a claim takes no data.
+        "claims article-flash-gpu-only",
+        "report glue-study",
+    ],
+)
+def test_words_that_ask_for_no_extra_bring_none(clone, words):
+    clone(*words.split())
     assert clone.asked()[-1].endswith(f"-e {clone.root}")
 
 

@@ -18,6 +18,7 @@ from qkvbench.recipes import find
 from qkvbench.recipes.quantization import FORMS
 from qkvbench.reports import quantization as report
 from qkvbench.results.quantization import quantization_costs
+from qkvbench.results.store import Store
 from qkvbench.results.view import view
 from qkvbench.task_ref import parse_task
 from qkvbench.train.loop import score_test_split
@@ -249,6 +250,18 @@ def test_a_form_without_a_score_in_a_run_has_no_cost_for_its_arm(tmp_path) -> No
     assert set(task.costs["int4"]) == {"q,k,v", "q,k,v/1", "q,k=L(48),v=L(48)+ropehead16"}
     assert "q,k=v" in task.costs["int8"]
     assert "— a run has no" in report.render(found)
+
+
+def test_an_arm_of_which_a_run_diverged_has_no_cost(tmp_path) -> None:
+    found = _study(tmp_path, lambda arm, form: 0.01)
+    lost = next(run for run in found.runs if run.arm == "q,k=v")
+    record = fake_study.record(lost.parsed_experiment, status="diverged", reason="no number")
+    store = Store(tmp_path)
+    (tmp_path / "runs" / f"{lost.id}.json").unlink()
+    store.write_run(record)
+    (task,) = quantization_costs(view(store))
+    assert "q,k=v" not in task.costs["int8"]
+    assert "q,k,v" in task.costs["int8"]
 
 
 def test_a_study_without_scores_in_few_bits_says_what_makes_them(tmp_path) -> None:

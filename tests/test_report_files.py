@@ -42,6 +42,12 @@ def test_every_arm_has_a_row_in_a_table_for_a_paper(study, text):
     assert len(widths) == 1
 
 
+def test_a_name_in_a_markdown_table_is_no_html_and_ends_no_cell():
+    assert (
+        answer_table._markdown("<img src=x>|a\\|b & c") == "&lt;img src=x&gt;\\|a\\\\\\|b &amp; c"
+    )
+
+
 def test_a_spreadsheet_takes_no_text_for_a_formula(study):
     task = replace(study.tasks[0], name="=HYPERLINK(1)")
     named = replace(study, tasks=(task,), cost_task=None)

@@ -150,7 +150,7 @@ def test_a_text_changes_the_scales_of_the_blocks_alone(tmp_path: Path) -> None:
     [
         (["small-decoder", "--weights", "int8"], TEXT, "--text fits weights in int4"),
         (["small-decoder", "--weights", "int4"], "short", "Give a longer --text."),
-        (["small-decoder", "--weights", "int4"], None, "cannot be read as text"),
+        (["small-decoder", "--weights", "int4"], None, "cannot be read: No such file"),
         (["mqar", "--weights", "int4"], TEXT, "leave out --text"),
     ],
 )

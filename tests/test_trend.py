@@ -134,6 +134,21 @@ def test_a_gap_that_changes_its_sign_neither_shrinks_nor_grows():
     assert found.arms[0].verdict("tokens") == "changes sign"
 
 
+def test_a_sign_that_changes_between_sizes_is_no_change_along_the_budget():
+    (found,) = trends(
+        [
+            *runs("short", 0.5),
+            *runs("longer", 0.7, budget=10),
+            *runs("large", -0.5, size="1.2m"),
+            *runs("both", -0.3, size="1.2m", budget=10),
+        ]
+    ).tasks
+    tied = found.arms[0]
+    assert tied.slopes["tokens"].value == pytest.approx(0.2, abs=0.01)
+    assert tied.verdict("tokens") is None
+    assert tied.verdict("parameters") == "changes sign"
+
+
 def test_one_budget_under_two_learning_rates_is_refused():
     faster = {"lm-reviews@256": dict.fromkeys(ARMS, 2.0)}
     mixed = [*runs("a", 0.3), *runs("bb", 0.3, rates=faster), *runs("c", 0.1, budget=10)]

@@ -56,6 +56,19 @@ def test_the_claim_of_a_dead_process_is_taken_over_at_once(claims):
     assert list(claims.folder.iterdir()) == []
 
 
+def test_a_process_that_wakes_late_has_lost_its_run_even_if_the_next_one_has_ended(claims):
+    first = claims.acquire(RUN)
+    (claims.folder / f"{RUN}.0").write_bytes(replace(first, owner=_dead()).to_bytes())
+    second = claims.acquire(RUN)
+    claims.release(second)
+    assert claims.renew(first) is None
+    assert list(claims.folder.iterdir()) == []
+    third = claims.acquire(RUN)
+    assert third.number == first.number
+    assert claims.renew(first) is None
+    assert claims.renew(third) is not None
+
+
 def test_a_clock_that_is_set_kills_no_process(claims, monkeypatch):
     first = claims.acquire(RUN)
     # psutil adds the time of the boot, which is derived from the clock of the wall.

@@ -1,6 +1,7 @@
 """`qkvbench claims`: the ledger, given the runs in some folders."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -57,13 +58,27 @@ def answer(request: Request) -> int:
     if request.out is not None:
         names.write_page(Path(request.out), ledger.page(entries, [each.name for each in stores]))
     elif request.json:
-        print(json.dumps([facts(entry) for entry in entries], indent=1, ensure_ascii=False))
+        found = _without_infinity([facts(entry) for entry in entries])
+        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
     elif chosen:
         for entry in entries:
             print_claim(entry, _console())
     else:
         print_ledger(entries, _console())
     return 0
+
+
+def _without_infinity(value: Any) -> Any:
+    """The same with null for an open end, which JSON has no number for."""
+    match value:
+        case dict():
+            return {key: _without_infinity(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_without_infinity(each) for each in value]
+        case float() if math.isinf(value):
+            return None
+        case _:
+            return value
 
 
 def facts(entry: Entry) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from rich.console import Console
 
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
-from qkvbench.cli.report import kernels_text, load_view
+from qkvbench.cli.report import load_view
 from qkvbench.reports.full import styled
 from qkvbench.reports.parts.comparison import lines, sentence
+from qkvbench.reports.parts.headline import kernels_text
 from qkvbench.results.pair import Pair, pair
 
 
@@ -39,5 +40,5 @@ def answer(request: Request) -> int:
         # Wrap for a terminal only, so that a program can read the first line as the sentence.
         console.print(styled(line), soft_wrap=not console.is_terminal)
     if note := kernels_text(study, (first, second)):
-        print(note, file=sys.stderr)
+        print(f"Decode: {note}", file=sys.stderr)
     return 0

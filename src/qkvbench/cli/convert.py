@@ -128,20 +128,23 @@ def read_text(name: str | None) -> str | None:
         return None
     try:
         return Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise RequestError(
-            f"{printable(name)} cannot be read as text in UTF-8: {printable(str(error))}"
+            f"{printable(name)} is no text in UTF-8: byte {error.start:,} is part of none."
         ) from None
+    except OSError as error:
+        raise RequestError(f"{printable(name)} cannot be read: {error.strerror}.") from None
 
 
 def read_mode(to: str | None, layers: str | None, count: int) -> str | list[str]:
     """The equation of all layers, or of each; RequestError if the words do not say which."""
     if layers is not None and layers.endswith(".json"):
+        found = _plan_file(Path(layers), count)
         if to is not None:
             raise RequestError(
                 f"{printable(layers)} says the equation of each layer: leave out --to."
             )
-        return _plan_file(Path(layers), count)
+        return found
     if to is None:
         raise RequestError("Write --to EQUATION, such as 'q,k=v', or --layers PLAN.json.")
     equation = write(names.variant(to))
@@ -157,7 +160,9 @@ def _plan_file(file: Path, count: int) -> list[str]:
         found = json.loads(file.read_text(encoding="utf-8"))
         mode = found["mode"]
         equations = [write(names.variant(text)) for text in mode]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except OSError as error:
+        raise RequestError(f"{printable(str(file))} cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RequestError(
             f"{printable(str(file))} is no plan: 'qkvbench advise' writes one."
         ) from None

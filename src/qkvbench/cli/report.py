@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -27,7 +27,6 @@ from qkvbench.results.trend import trends
 from qkvbench.results.view import BASELINE, View, view
 
 # In the name of a native decoding kernel.
-NATIVE = "qkvbench::decode"
 
 
 def answer(request: Request) -> int:
@@ -163,8 +162,6 @@ def write_reports(store: Store, place: Path | None = None, study: View | None = 
         # The name of a file and its fields are not trusted.
         text = printable(f"{damaged.path}: {damaged.reason}")
         print(f"{'Newer' if damaged.newer else 'Damaged'}, not modified: {text}", file=sys.stderr)
-    if note := kernels_text(study):
-        print(note, file=sys.stderr)
     print(where, file=sys.stderr)
 
 
@@ -175,31 +172,6 @@ def write_page(
     file = place or store.path / f"report.{page.SUFFIX}"
     _write(file, page.render(study, unfinished))
     return file
-
-
-def kernels_text(study: View, arms: Collection[str] | None = None) -> str | None:
-    """The arms, of these or all, that a CPU decoded by another program than the native kernel."""
-    native = {
-        arm: NATIVE in each.kernel
-        for arm, each in study.measurements.items()
-        if (arms is None or arm in arms)
-        and each.decode_p50_s
-        and (each.backend, each.machine.device) == ("torch", "cpu")
-    }
-    # Without attention there is no kernel that could be another one.
-    native.pop(FLOOR, None)
-    without = [arm for arm, own in native.items() if not own]
-    if not without:
-        return None
-    if len(without) == len(native):
-        return (
-            "Decoded by torch, for want of the native kernel; with it decode times may stand in "
-            "another order."
-        )
-    return (
-        f"Decoded without the native kernel, so their time is of another program: "
-        f"{printable(', '.join(without))}."
-    )
 
 
 def print_answer(study: View) -> None:

@@ -22,7 +22,7 @@ from qkvbench.data.cache import cache_folder, check_usable
 from qkvbench.experiment import Experiment
 from qkvbench.measure.machine import cores
 from qkvbench.recipes import Study
-from qkvbench.reports.parts.formatting import printable
+from qkvbench.reports.parts.formatting import plural, printable
 from qkvbench.results.continuing import difference
 from qkvbench.results.record import Preregistration
 from qkvbench.results.store import Store, StoreError
@@ -91,7 +91,7 @@ def answer(request: Request) -> int:
         if not (request.files or request.replace):
             _check_continues(study, store)
         if request.dry_run:
-            print(_dry_run_text(study, store, request.jobs))
+            print(_dry_run_text(study, store, request.jobs or engine.default_jobs))
             if registered is not None:
                 print(hypotheses_text(registered))
             return 0
@@ -273,7 +273,14 @@ def _check_continues(study: Study, store: Store) -> None:
         return
     from qkvbench.sweep.study import info, with_chosen_rates
 
-    other = difference(before, info(with_chosen_rates(study, store), command=""))
+    asked = info(with_chosen_rates(study, store), command="")
+    other = difference(before, asked)
+    if other is None and (gone := {*before.runs} - {*asked.runs}):
+        print(
+            f"{plural(len(gone), 'run')} of {store.path} will not be in its report: this request "
+            "is for fewer. The records stay, and the whole request takes them in again.",
+            file=sys.stderr,
+        )
     if other is not None:
         raise RequestError(
             f"{store.path} has another study, {printable(before.name)}: {printable(other)}.\n"

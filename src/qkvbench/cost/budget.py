@@ -143,14 +143,14 @@ def check_reachable(found: Budget, target: Target) -> None:
     if least >= 1 - _TOLERANCE:
         raise ValueError(
             f"{target} cannot be reached: none of these options costs less than the model's "
-            "own attention.\nAllow cheaper options, such as 'q,k=v/1' or none."
+            "own attention.\nAllow cheaper options, such as 'q,k=v/1'."
         )
     nearest = math.ceil(1e4 * least) / 1e4
     example = Target(target.quantity, nearest, target.tokens)
     raise ValueError(
         f"{target} cannot be reached: the cheapest of these options in each layer leave "
         f"{least:.1%}.\nThe nearest target is {example}; "
-        "or allow cheaper options, such as 'q,k=v/1' or none."
+        "or allow cheaper options, such as 'q,k=v/1'."
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from qkvbench.hub.families import EXPANDED, LINEAR, NOT_SLIM, SHARED_ROOT
+from qkvbench.hub.families import ENCODERS, EXPANDED, LINEAR, NOT_SLIM, SHARED_ROOT
 from qkvbench.hub.key_only import Condition
 
 # Layers that an error message names.
@@ -66,4 +66,6 @@ def reason_of(model: nn.Module) -> str:
     rotary = any("rotary" in name for name, _ in model.named_modules())
     if rotary and own and all(isinstance(getattr(p, "v_proj", None), nn.Module) for p in own):
         return "it caches K after RoPE, and V is a projection of its own, no linear map of that K"
+    if any(type(part).__name__ in ENCODERS for part in parts):
+        return "it is an encoder, which reads a text once and caches nothing"
     return "it has no cache, or its attention is not known here"

@@ -241,7 +241,8 @@ def _left_over(view: View, arms: Sequence[int], layout: _Layout) -> list[Note]:
     """The arms and tasks that the table leaves out."""
     notes: list[Note] = []
     if others := len(view.arms) - len(arms):
-        why = "lose on as many tasks or more" if losing(view) else "are not compared either"
+        compared = any(task.result.standing == "compared" for task in view.tasks)
+        why = "lose on as many tasks or more" if compared else "are not compared either"
         notes.append(Note("Not shown", f"{plural(others, 'other arm')}, which {why}."))
     if layout.left_out:
         tasks = ", ".join(layout.left_out)

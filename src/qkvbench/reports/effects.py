@@ -26,7 +26,8 @@ def render(view: View) -> str:
 def _part(task: Effects) -> str:
     lines = [
         f"{printable(task.task)} · {metric_text(task.metric)} · {plural(task.runs, 'run')}"
-        + (f", {task.unscored} without a score are left out" if task.unscored else ""),
+        + (f", {task.unscored} without a score are left out" if task.unscored else "")
+        + (f", {task.unplain} of arms with another size or block are, too" if task.unplain else ""),
         f"Mean {task.mean:.4g}; residual deviation {task.residual_deviation:.3g} "
         f"({plural(task.degrees, 'degree')} of freedom), {_residual_parts(task)}.",
     ]

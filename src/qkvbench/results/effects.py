@@ -87,18 +87,20 @@ class Effect:
 
 @dataclass(frozen=True)
 class Effects:
-    """The effects on one task. ``unscored`` counts runs without a score, which are left out.
+    """The effects on one task.
 
-    ``residual_deviation`` has ``degrees`` degrees of freedom; ``item_deviation`` is its part that
-    comes from the sample of test items, None if the records have no item scores.
-    ``at_floor`` has the position schemes that are left out, because a model without attention does
-    as well there as half of the arms.
+    Runs are left out that have no score, ``unscored``, or no levels, ``unplain``: those of arms
+    with another size or block. ``residual_deviation`` has ``degrees`` degrees of freedom;
+    ``item_deviation`` is its part that comes from the sample of test items, None if the records
+    have no item scores. ``at_floor`` has the position schemes that are left out, because a model
+    without attention does as well there as half of the arms.
     """
 
     task: str
     metric: MetricInfo
     runs: int
     unscored: int
+    unplain: int
     mean: float
     residual_deviation: float
     degrees: int
@@ -172,7 +174,8 @@ def _effects(task: str, records: Sequence[Record]) -> Effects | None:
         task=task,
         metric=done[0].metric,
         runs=len(runs),
-        unscored=len(arms) - len(runs),
+        unscored=len(arms) - len(done),
+        unplain=len(done) - len(runs),
         mean=float(model.scores.mean()),
         residual_deviation=float(np.sqrt(model.residual_deviation)),
         degrees=model.degrees,

@@ -79,7 +79,7 @@ class Setting:
 def settings(
     runs: Iterable[Run], *, arm: str, against: str = BASELINE, margins: Margins | None = None
 ) -> tuple[Setting, ...]:
-    """All settings that have runs of both arms, the verdicts of loss first."""
+    """All settings that have runs of both arms, by task and steps."""
     by_setting: dict[tuple[Experiment, bool], list[Run]] = defaultdict(list)
     wanted = {arm, against, FLOOR}
     for run in runs:
@@ -155,7 +155,7 @@ def _setting(
         shared=key,
         tuned=tuned,
         names=tuple(sorted({run.record.task for run in used})),
-        folders=tuple(dict.fromkeys(run.folder for run in used)),
+        folders=tuple(dict.fromkeys(run.folder for run in used if run.record.arm == arm)),
         seeds=(len(cells[0].runs), len(cells[arms.index(arm)].runs)),
         parameters=cells[0].runs[0].cost.total_parameters,
         runs=tuple(run.id for cell in cells[:2] for run in cell.runs),

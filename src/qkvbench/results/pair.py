@@ -4,6 +4,7 @@ So the verdict on an arm against the baseline is the report's own, and needs no 
 other arms: its two grades have the level of forty comparisons and of one.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,9 @@ from qkvbench.results.stats import (
     Tally,
     Verdict,
     beats_chance,
+    count_difference,
     difference,
+    verdict_of,
     verdicts,
 )
 from qkvbench.results.view import Cell, TaskView, View, compare_cells
@@ -160,7 +163,8 @@ def pair_on_task(task: TaskView, first: str, second: str) -> PairTask:
         return result
     if task.result.standing in ("baseline did not learn", "attention not needed"):
         return replace(result, standing=task.result.standing)
-    compared = compare_cells(cells, task.metric, seeds, task.result.margin)
+    # Either may be the one without attention; the standing above is of all arms.
+    compared = compare_cells(cells, task.metric, seeds, task.result.margin, floor=None)
     if {first, second} & set(compared.incomplete):
         return replace(result, standing="runs failed")
     if len(seeds) == 1:
@@ -178,7 +182,7 @@ def pair_on_task(task: TaskView, first: str, second: str) -> PairTask:
             )
             result = replace(result, first=sides[0], second=sides[1])
             if compared.standing != "compared":
-                return _counts_swapped(result, cells)
+                return _first_did_not_learn(result, cells, counts[second])
             return replace(result, standing="compared", verdict=compared.verdict(second))
 
 
@@ -212,25 +216,18 @@ def _scores_compared(
     )
 
 
-def _counts_swapped(result: PairTask, cells: tuple[Cell, Cell]) -> PairTask:
+def _first_did_not_learn(result: PairTask, cells: tuple[Cell, Cell], second: Count) -> PairTask:
     """The counts of a pair of which the first did not learn: the second may have."""
-    swapped = compare_cells((cells[1], cells[0]), result.metric, result.seeds, result.margin)
-    first, second = cells[0].variant, cells[1].variant
-    assert isinstance(swapped, Tally)
-    if swapped.standing != "compared":
+    if 2 * second.solved <= second.seeds:
         return replace(result, standing="neither learned")
-    other = swapped.counts[first]
-    count = replace(
-        swapped.counts[second], sooner=other.sooner is False, p=other.p, match_p=other.match_p
+    base, own = (
+        [math.inf if (step := cell.solved_steps[seed]) is None else step for seed in result.seeds]
+        for cell in cells
     )
-    verdict = replace(swapped, counts={second: count}).verdict(second)
-    return replace(
-        result,
-        standing="compared",
-        verdict=verdict,
-        first=replace(result.first, count=replace(other, p=None)),
-        second=replace(result.second, count=count),
-    )
+    count = count_difference(base, own, result.margin)
+    verdict = verdict_of(count, good=count.sooner is True)
+    second_side = replace(result.second, count=count)
+    return replace(result, standing="compared", verdict=verdict, second=second_side)
 
 
 def _raw(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qkvbench.results.pair import pair_on_task
+from qkvbench.results.pair import PairTask, pair_on_task
 from qkvbench.results.record import Expectation, Hypothesis, MetricInfo
 from qkvbench.results.stats import CERTAIN
 from qkvbench.results.view import TaskView, View, with_margin
@@ -24,19 +24,22 @@ SOLVED_TEST = (
 )
 
 # The verdicts that confirm an expectation, and those that contradict it. A loss beyond the margin
-# is what "worse" expects, so a verdict that excludes it is a contradiction.
+# is what "worse" expects, so a verdict that excludes it is a contradiction. An expectation with a
+# margin is contradicted by a difference that is certainly larger than that. That an arm diverged
+# more often is counted and not tested, so it decides nothing.
 CONFIRMING: dict[Expectation, frozenset[str]] = {
-    "worse": frozenset({"worse", "diverged"}),
+    "worse": frozenset({"worse"}),
     "better": frozenset({"better"}),
     "matches": frozenset({"matches"}),
     "not worse": frozenset({"not worse", "matches", "better"}),
 }
 CONTRADICTING: dict[Expectation, frozenset[str]] = {
     "worse": frozenset({"better", "matches", "not worse"}),
-    "better": frozenset({"worse", "diverged", "matches"}),
-    "matches": frozenset({"worse", "diverged", "better"}),
-    "not worse": frozenset({"worse", "diverged"}),
+    "better": frozenset({"worse", "matches"}),
+    "matches": frozenset({"worse", "better"}),
+    "not worse": frozenset({"worse"}),
 }
+WITH_MARGIN: frozenset[Expectation] = frozenset({"matches", "not worse"})
 
 
 class _Strict(BaseModel):
@@ -70,12 +73,14 @@ class Shown:
     """The ``word`` of a verdict if it was ``decided``, else the reason that there is none.
 
     ``within_margin`` has the expectations about the margin that are shown for certain besides: a
-    difference can be significant and yet within the margin.
+    difference can be significant and yet within the margin. ``is_beyond_margin`` says whether it
+    is certainly larger.
     """
 
     word: str
     decided: bool = True
     within_margin: frozenset[Expectation] = frozenset()
+    is_beyond_margin: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,10 @@ def outcome(expected: Expectation, shown: Shown) -> Judgement:
         return "not decided"
     if shown.word in CONFIRMING[expected] or expected in shown.within_margin:
         return "confirmed"
-    return "contradicted" if shown.word in CONTRADICTING[expected] else "not decided"
+    contradicted = shown.word in CONTRADICTING[expected] and (
+        expected not in WITH_MARGIN or shown.is_beyond_margin
+    )
+    return "contradicted" if contradicted else "not decided"
 
 
 def _task_outcomes(
@@ -187,7 +195,7 @@ def _shown(view: View, hypothesis: Hypothesis, task: TaskView | None) -> Shown:
     if pair.verdict is None:
         return Shown(pair.standing, decided=False)
     if pair.verdict == "diverged":
-        return Shown(pair.verdict)
+        return Shown(pair.verdict, decided=False)
     tested = pair.difference or pair.second.count
     levels: dict[Expectation, float | None] = {
         "matches": tested and tested.match_p,
@@ -196,7 +204,20 @@ def _shown(view: View, hypothesis: Hypothesis, task: TaskView | None) -> Shown:
     within: frozenset[Expectation] = frozenset(
         name for name, p in levels.items() if p is not None and p < CERTAIN
     )
-    return Shown(pair.verdict, within_margin=within)
+    return Shown(pair.verdict, within_margin=within, is_beyond_margin=_is_beyond(pair))
+
+
+def _is_beyond(pair: PairTask) -> bool:
+    """Whether the difference is certainly larger than the margin.
+
+    Of counts the margin is a share of seeds, and what is compared is when they solve the task: a
+    verdict on that is beyond any share.
+    """
+    if pair.difference is None:
+        return True
+    low, high = pair.difference.certain or (pair.difference.value,) * 2
+    margin = pair.margin or 0.0
+    return low > margin or high < -margin
 
 
 def _shared_seeds(task: TaskView | None, hypothesis: Hypothesis) -> int:

@@ -52,13 +52,21 @@ class ArmTrend:
     def verdict(self, axis: Axis) -> str | None:
         """Whether the gap shrinks, grows or changes sign; None if that is not decided."""
         slope = self.slopes.get(axis)
-        signs = {gap.value > 0 for gap in self.gaps.values() if abs(gap.value) > gap.half}
+        # By the other axes' values: what changes between these is no change along this one.
+        signs: dict[tuple[int, ...], set[bool]] = defaultdict(set)
+        for place, gap in self.gaps.items():
+            if abs(gap.value) > gap.half:
+                beside = tuple(getattr(place, other) for other in self.slopes if other != axis)
+                signs[beside].add(gap.value > 0)
         if slope is None or slope.p >= LEVEL or not signs:
             return None
-        if len(signs) > 1:
+        everywhere = set[bool]().union(*signs.values())
+        if any(len(each) > 1 for each in signs.values()):
             word = "changes sign"
+        elif len(everywhere) > 1:
+            return None
         else:
-            word = "grows" if (slope.value > 0) == signs.pop() else "shrinks"
+            word = "grows" if (slope.value > 0) == everywhere.pop() else "shrinks"
         return word if slope.p < CERTAIN else f"likely {word}"
 
 

@@ -404,7 +404,11 @@ def _task(
 
 
 def compare_cells(
-    cells: Sequence[Cell], metric: MetricInfo, seeds: Iterable[int], margin: float | None
+    cells: Sequence[Cell],
+    metric: MetricInfo,
+    seeds: Iterable[int],
+    margin: float | None,
+    floor: str | None = FLOOR,
 ) -> Comparison | Tally:
     """The statistics of some arms on one task, the first the baseline, over these seeds."""
     own = tuple(seeds)
@@ -418,14 +422,14 @@ def compare_cells(
             diverged={
                 cell.variant: [seed for seed in cell.diverged if seed in own] for cell in cells
             },
-            floor=FLOOR,
+            floor=floor,
         )
     return tally(
         {cell.variant: _only(cell.solved_steps, own) for cell in cells},
         baseline=cells[0].variant,
         seeds=own,
         margin=margin,
-        floor=FLOOR,
+        floor=floor,
     )
 
 

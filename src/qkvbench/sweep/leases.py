@@ -124,9 +124,14 @@ class Leases:
         return self.renew(replace(lease, owner=this_process(), heartbeats=now.heartbeats + 1))
 
     def renew(self, lease: Lease) -> Lease | None:
-        """Write the lease with its next heartbeat; None if another process took the run over."""
+        """Write the lease with its next heartbeat; None if another process took the run over.
+
+        That process may have ended, and its lease be gone, or another have the same number.
+        """
+        path, now = self._path(lease), self.current(lease)
+        if now is None or now.token != lease.token:
+            return None
         lease = replace(lease, heartbeats=lease.heartbeats + 1)
-        path = self._path(lease)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
             temporary.write_bytes(lease.to_bytes())

@@ -89,11 +89,10 @@ class Pruning:
         """The run that heals a plan: after gates, or as long as both from the trained model."""
         after_gates = start.gates is not None
         trained = start.init_from if start.gates and start.init_from else start
-        share = HEAL if after_gates else SEARCH + HEAL
         return replace(
             trained,
             model=with_layers(trained.model, self.budget.layers(plan)),
-            training=_further(trained.training, share),
+            training=_further(trained.training, SEARCH + HEAL, after=SEARCH if after_gates else 0),
             init_from=start,
             other_attention=True,
             teacher=self._teacher(trained),
@@ -245,12 +244,19 @@ def _validation(runs: Sequence[Experiment], records: Mapping[Experiment, Record]
     return fmean(records[each].curve[-1].metrics["loss"] for each in runs)
 
 
-def _further(training: Training, share: float) -> Training:
-    """More steps for a trained model, as a share of its own, at a lower rate."""
+def _further(training: Training, share: float, after: float = 0) -> Training:
+    """More steps for a trained model, up to a share of its own, at a lower rate.
+
+    ``after`` is the share that was trained before, so that both together are as many as all.
+    """
+
+    def rest(steps: int) -> int:
+        return math.ceil(share * steps) - math.ceil(after * steps)
+
     return replace(
         training,
-        steps=math.ceil(share * training.steps),
-        warmup=math.ceil(share * training.warmup),
+        steps=rest(training.steps),
+        warmup=rest(training.warmup),
         learning_rate=RATE * training.learning_rate,
     )
 

@@ -142,7 +142,8 @@ class Sweeper:
             self.leases.release(lease)
             return None
         if tries > 1:
-            failure = ProcessFailure("killed", f"{failure.reason} It was tried {tries} times.")
+            reason = f"{failure.reason} It was tried {tries} times."
+            failure = replace(failure, reason=reason)
         record = self.failure_record(experiment, failure)
         self.store.write_run(record)
         self.leases.release(lease)

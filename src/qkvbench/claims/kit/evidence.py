@@ -51,15 +51,20 @@ class ScoreDifference:
         low, high = (self.low, self.high) if level == LEVEL else self.certain
         return -low if self.better == "higher" else high
 
-    @property
-    def smallest_loss(self) -> float:
-        """The loss at the interval's better end."""
-        return -self.high if self.better == "higher" else self.low
+    def smallest_loss_at(self, level: float) -> float:
+        """The loss at the better end of the interval of this level."""
+        low, high = (self.low, self.high) if level == LEVEL else self.certain
+        return -high if self.better == "higher" else low
 
     @property
     def text(self) -> str:
         """The difference with its interval, in the task's own unit."""
-        places = 3 if min(abs(self.low), abs(self.high)) >= 0.01 else 4
+        places, nearest = 4, min(abs(self.low), abs(self.high))
+        if nearest >= 0.01:
+            places = 3
+        # An end of an interval without zero is not printed as zero.
+        while self.p < LEVEL and nearest and round(nearest, places) == 0:
+            places += 1
         value, low, high = (
             f"{each:+.{places}f}".replace("-", "−") for each in (self.value, self.low, self.high)
         )

@@ -17,7 +17,7 @@ from qkvbench.claims.kit.figure import Figure
 from qkvbench.claims.kit.measured import MeasuredChange
 from qkvbench.cost import parameters
 from qkvbench.model import Model
-from qkvbench.results.critical import LEVEL
+from qkvbench.results.critical import LEVEL, holm
 from qkvbench.results.stats import CERTAIN
 
 # Runs are at a source's scale if each of their conditions is at most this many times more or less
@@ -145,8 +145,16 @@ class Runs:
         """The verdict of all comparisons together; None if there is none."""
         if not collected:
             return None
+        # Any of several likely differences would decide, so they share one level.
+        p = holm({place: each.outcome.p for place, each in enumerate(collected)})
         verdicts: list[tuple[Evidence, Verdict]] = [
-            (each, self._verdict(each.outcome, level)) for each in collected
+            (
+                each,
+                self._verdict(
+                    each.outcome, each.outcome.p if level == CERTAIN else p[place], level
+                ),
+            )
+            for place, each in enumerate(collected)
         ]
         verdict = self._overall(verdicts)
         decisive = [each for each, own in verdicts if own == verdict] or collected
@@ -168,16 +176,16 @@ class Runs:
         """Whether this comparison is at the claim's own scale."""
         return self.scale.covers(evidence.task, evidence.conditions)
 
-    def _verdict(self, outcome: ScoreDifference | SolvedCounts, level: float) -> Verdict:
-        """The verdict of one comparison at this level."""
+    def _verdict(self, outcome: ScoreDifference | SolvedCounts, p: float, level: float) -> Verdict:
+        """The verdict of one comparison with this p value at this level."""
         allowed = self.margin or 0.0
         no_worse = self.expected == "no worse"
         match outcome:
             case ScoreDifference() if no_worse and outcome.largest_loss_at(level) <= allowed:
                 return "supported"
-            case ScoreDifference() if no_worse and outcome.smallest_loss <= allowed:
+            case ScoreDifference() if no_worse and outcome.smallest_loss_at(level) <= allowed:
                 return "not distinguishable"
-            case ScoreDifference() | SolvedCounts() if outcome.p < level:
+            case ScoreDifference() | SolvedCounts() if p < level:
                 worse = self.expected == "worse"
                 return "supported" if outcome.is_loss == worse else "refuted"
             case _:

@@ -14,19 +14,17 @@ from qkvbench.model import Model
 
 _STUDY_TOKENS = 10_000_000_000  # padding included
 _SEEDS = 3
+_LENGTH = 2048
 
 
 def _training(model: Model) -> str:
     """Matched runs and their operations: a backward pass costs two forward passes."""
-    length = 1024
-    one = 3 * flops(model, length) / length * _STUDY_TOKENS
+    one = 3 * flops(model, _LENGTH) / _LENGTH * _STUDY_TOKENS
     return (
         f"{2 * _SEEDS} runs of {model.name} (two arms, {_SEEDS} seeds) of {one:.0e} floating-point "
         "operations, on 10 B tokens of SlimPajama, scored without padding"
     )
 
-
-_LENGTH = 2048
 
 AT_300M = Scale(
     (study_300m(),),

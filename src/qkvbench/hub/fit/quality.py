@@ -43,7 +43,9 @@ class Decoding:
     step_s: float | None
 
 
-def windows(tokenizer: Any, text: str, length: int, count: int, skip: int = 0) -> Windows:
+def windows(
+    tokenizer: Any, text: str, length: int, count: int, skip: int = 0, name: str = "The text"
+) -> Windows:
     """Windows of a text that follow each other, after `skip` tokens; ValueError if it is short."""
     # Enough text for the tokens: a token is rarely longer than 16 characters.
     wanted = skip + length * count
@@ -51,7 +53,7 @@ def windows(tokenizer: Any, text: str, length: int, count: int, skip: int = 0) -
     most = (len(ids) - skip) // length
     if most < 1:
         raise ValueError(
-            f"The text has {len(ids)} tokens; at least {skip + length} are needed.\n"
+            f"{name} has {len(ids)} tokens; at least {skip + length} are needed.\n"
             "Give a longer text, or shorter windows with --window N."
         )
     taken = ids[skip : skip + length * min(most, count)]

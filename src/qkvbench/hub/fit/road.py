@@ -368,7 +368,9 @@ def _windows(
             )
         read = windows
     if texts.held_out is not None:
-        held = quality.windows(tokenizer, texts.held_out, reading.window, measured)
+        held = quality.windows(
+            tokenizer, texts.held_out, reading.window, measured, name="The held-out text"
+        )
     return (held if held is not None and len(held) else None), read, judged
 
 

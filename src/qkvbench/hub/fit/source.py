@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from qkvbench.data.cache import cache_folder, lookup, prepare_once
 from qkvbench.data.checkpoints import PACKAGED, Packaged, unpack
 from qkvbench.hub.families import FAMILIES
 from qkvbench.hub.fit.shards import weight_files
-from qkvbench.hub.safety import Folder, check_folder, load
+from qkvbench.hub.safety import Folder, check_folder, load, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,6 +129,14 @@ def _located(name: str) -> Folder:
             path = packaged_folder(name)
         elif _HUB_NAME.fullmatch(name) and not path.exists():
             path = _from_hub(name)
+        elif not path.exists():
+            near = get_close_matches(name, PACKAGED, n=1)
+            raise ValueError(
+                f"There is no folder {printable(name)}, and no model of that name in a package."
+                f"{f' Did you mean {near[0]}?' if near else ''}\n"
+                "Give a folder that save_pretrained wrote, a name on the Hub such as "
+                f"openai-community/gpt2, or one of {', '.join(PACKAGED)}."
+            )
     return check_folder(path)
 
 

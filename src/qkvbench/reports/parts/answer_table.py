@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from io import StringIO
 
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
@@ -18,6 +19,7 @@ from qkvbench.reports.parts.formatting import (
     task_text,
 )
 from qkvbench.reports.parts.table import DASH, SYMBOLS, TONES, Line, nickname
+from qkvbench.results.across import FLOOR
 from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.view import TaskView, View
 
@@ -87,9 +89,12 @@ def markdown(view: View) -> str:
     """The table in Markdown."""
     heads, rows = _texts(view)
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "".join(
-        f"| {' | '.join(each.replace('|', chr(92) + '|') for each in line)} |\n" for line in lines
-    )
+    return "".join(f"| {' | '.join(map(_markdown, line))} |\n" for line in lines)
+
+
+def _markdown(text: str) -> str:
+    """A cell's text, which ends no cell and is no HTML."""
+    return escape(text, quote=False).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def latex(view: View) -> str:
@@ -261,7 +266,10 @@ def _cost_columns(view: View) -> list[AnswerColumn]:
     columns: list[AnswerColumn] = []
     if base is not None and base.cache_bytes_per_token:
         sizes = [_known(view, arm, "cache") for arm in view.arms]
-        cells = _shares(sizes)
+        cells = tuple(
+            Cell(Line("state", "quiet"), 0.0, "state") if size == 0 and arm != FLOOR else cell
+            for arm, size, cell in zip(view.arms, sizes, _shares(sizes), strict=True)
+        )
         columns.append(_cost("cache", bytes_text(base.cache_bytes_per_token), cells))
     if base is not None:
         counts = [_known(view, arm, "parameters") for arm in view.arms]

@@ -6,6 +6,7 @@ from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.reports.parts.findings import WITH_SIZE
 from qkvbench.reports.parts.formatting import (
     SEPARATOR,
+    bounds,
     change,
     margin_text,
     metric_text,
@@ -142,7 +143,7 @@ def _score_result(task: PairTask, pair: Pair) -> str:
     places = _places(task)
     parts = [
         f"{_verdict(task)}; {_score(task, task.first)} and {_score(task, task.second)}, difference "
-        f"{signed(each.value, places)} [{number(each.low, places)}, {number(each.high, places)}], "
+        f"{signed(each.value, places)} {bounds(each, places)}, "
         f"{p_text(each.p if each.p is not None else 1.0)}"
     ]
     if each.match_p is not None:

@@ -1,6 +1,6 @@
 """The answer of a study in one or two sentences, and the few lines that say how sure it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from qkvbench.reports.parts.formatting import (
     SEPARATOR,
@@ -8,16 +8,23 @@ from qkvbench.reports.parts.formatting import (
     decimals,
     number,
     plural,
+    printable,
     share,
 )
 from qkvbench.reports.parts.table import nickname
 from qkvbench.results.across import CONTROLS, FLOOR
 from qkvbench.results.preregistration import judge_hypotheses
-from qkvbench.results.stats import LOSSES, Comparison, Tally, Verdict
+from qkvbench.results.stats import LOSSES, VERDICTS, Comparison, Tally, Verdict
 from qkvbench.results.view import TaskView, View
 
 LIKELY_LOSS: Verdict = "likely worse"
+# The verdicts by which a loss is excluded, or one beyond the margin, at least likely.
+NO_LOSS: tuple[Verdict, ...] = tuple(
+    verdict for verdict in VERDICTS if verdict not in (*LOSSES, LIKELY_LOSS, "not distinguishable")
+)
 MEAN = CONTROLS[0]
+# The native kernel, in the record of a measurement.
+NATIVE = "qkvbench::decode"
 # Of the losses for which an arm leaves room; more are counted.
 NAMED_LOSSES = 3
 
@@ -38,19 +45,28 @@ def headline(view: View) -> str:
     safe = [arm for arm in cheaper if not losses[arm]]
     if safe:
         best = safe[0]
-        part = share(costs[best] / costs[view.baseline])
-        return (
-            f"{_named(best)} takes {part} of the {what} and is not seen to lose against {base} on "
-            f"{tasks}; {_open_losses(compared, best)}."
-        )
+        open_ = [task.name for task in compared if task.verdicts[best] not in NO_LOSS]
+        says = f"does not lose against {base} on {tasks}"
+        if open_:
+            says = f"is not seen to lose against {base} on {tasks}"
+            says += f", which is not decided on {_counted(open_, len(compared))}"
+        part = _part(costs[best] / costs[view.baseline], what)
+        return f"{_named(best)} takes {part} and {says}; {_open_losses(compared, best)}."
     if not cheaper:
         return f"No arm that is complete takes less cache or fewer parameters than {base}."
     least = min(cheaper, key=lambda arm: (len(losses[arm]), costs[arm]))
     return (
         f"Every arm with less of the {what} than {base} loses on at least one task. The fewest "
-        f"losses: {_named(least)}, {share(costs[least] / costs[view.baseline])} of the {what}, on "
+        f"losses: {_named(least)}, {_part(costs[least] / costs[view.baseline], what)}, on "
         f"{_counted(losses[least], len(compared))}."
     )
+
+
+def _part(of_baseline: float, what: str) -> str:
+    """A cost beside the baseline's; an arm without a cache has a state."""
+    if what == "cache" and not of_baseline:
+        return "a state of fixed size for a cache"
+    return f"{share(of_baseline)} of the {what}"
 
 
 def _counted(lost: Sequence[str], tasks: int) -> str:
@@ -76,13 +92,17 @@ def _worth(view: View) -> str:
         and FLOOR in task.result.counts
     ]
     if not worth and not solved:
-        return "This study has no arm but its baseline and controls, and none is complete."
+        return "This study compares its baseline with nothing but itself and controls."
     return f"Attention is worth {', '.join([*worth, *solved])}."
 
 
 def _size(task: TaskView, value: float | None) -> str:
     unit = "" if task.metric.unit == "share" else f" {task.metric.unit}"
-    return f"{number(value or 0.0, decimals(task.result))}{unit}"
+    size, places = abs(value or 0.0), decimals(task.result)
+    # A size that is not zero is not printed as zero.
+    while 1e-6 < size < 0.5 * 10.0**-places:
+        places += 1
+    return f"{number(value or 0.0, places)}{unit}"
 
 
 def registered_sentence(view: View) -> str:
@@ -148,10 +168,37 @@ def basis(view: View) -> list[Note]:
 def cautions(view: View) -> list[Note]:
     """The tasks that are left out, and what would have to be known of all others."""
     notes = [*_left_out(view), _rates(view)]
+    if decoded := kernels_text(view):
+        notes.append(Note("Decode", decoded))
     if FLOOR not in view.arms and view.tasks:
         text = f"how much of a score needs attention is not known; the arm `{FLOOR}` tells."
         notes.append(Note("No control without attention", text))
     return notes
+
+
+def kernels_text(view: View, arms: Collection[str] | None = None) -> str | None:
+    """The arms, of these or all, that a CPU decoded by another program than the native kernel."""
+    native = {
+        arm: NATIVE in each.kernel
+        for arm, each in view.measurements.items()
+        if (arms is None or arm in arms)
+        and each.decode_p50_s
+        and (each.backend, each.machine.device) == ("torch", "cpu")
+    }
+    # Without attention there is no kernel that could be another one.
+    native.pop(FLOOR, None)
+    without = [arm for arm, own in native.items() if not own]
+    if not without:
+        return None
+    if len(without) == len(native):
+        return (
+            "by torch, for want of the native kernel; with it decode times may stand in another "
+            "order."
+        )
+    return (
+        "without the native kernel, so their time is of another program: "
+        f"{printable(', '.join(without))}."
+    )
 
 
 def _sensitivities(view: View) -> list[str]:
@@ -228,12 +275,13 @@ def _open_losses(tasks: Sequence[TaskView], arm: str) -> str:
         end = -low if task.metric.better == "higher" else high
         if end > 0:
             losses.append(f"{_size(task, end)} on {task.name}")
-    room = "its intervals leave no room for a loss"
+    measured = len(tasks) > len(solved)
+    room = "its intervals leave no room for a loss" if measured else ""
     if losses:
         more = len(losses) - NAMED_LOSSES
         room = f"its intervals leave room for a loss of {', '.join(losses[:NAMED_LOSSES])}"
         room += f" and on {more} more" if more > 0 else ""
-    return "; ".join([room, *solved])
+    return "; ".join(filter(None, [room, *solved]))
 
 
 def _named(arm: str) -> str:

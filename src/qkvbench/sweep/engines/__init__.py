@@ -94,6 +94,11 @@ class EngineChoice:
         module = find(self.name)
         return module.Engine(context, self.options or module.Options())
 
+    @property
+    def default_jobs(self) -> int | None:
+        """The runs at a time if no number is asked for; None: as many as the machine takes."""
+        return getattr(find(self.name), "DEFAULT_JOBS", None)
+
 
 def names() -> list[str]:
     """All engines, by name."""
