@@ -159,9 +159,13 @@ class Runs:
         verdict = self._overall(verdicts)
         decisive = [each for each, own in verdicts if own == verdict] or collected
         reason = "; ".join(each.summary for each in decisive)
-        others = len(collected) - len(decisive)
-        also = f"; {others} more {'does' if others == 1 else 'do'} not say so" if others else ""
-        ordered = (*decisive, *(each for each in collected if each not in decisive))
+        others = [each for each in collected if each not in decisive]
+        also = ""
+        if others:
+            largest = max(others, key=lambda each: sum(each.seeds))
+            do_not = "does not" if len(others) == 1 else "do not"
+            also = f"; {len(others)} more {do_not} say so, the largest: {largest.summary}"
+        ordered = (*decisive, *others)
         return Finding(verdict, f"{reason}{also}.", evidence=ordered)
 
     def _collected(self, pool: Pool) -> list[Evidence]:

@@ -68,7 +68,8 @@ def lines(found: Sequence[Setting], arm: str, against: str) -> list[str]:
         "the baseline's if they are not as many.",
         "Speed: the compute with which the slower arm's final score is reached by the other, over "
         "the slower one's; above 1 if the arm is the faster. Read off validation curves before the "
-        "learning rate has come down, so the true figure is further from 1.",
+        "learning rate has come down, so the true figure is further from 1, by more the longer "
+        "a budget is: speeds of different budgets do not compare.",
     ]
 
 
