@@ -1,6 +1,9 @@
 """Scores over a cache in few bits: the numbers that are lost, when, and what a study says of it."""
 
+import json
+import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from qkvbench.train.loop import score_test_split
 from qkvbench.train.run_state import RunState
 from qkvbench.variant import parse
 
+ROOT = Path(__file__).parents[1]
 TIME = 2 * GROUP + 5
 EQUATIONS = ("q,k,v", "q,k=v", "q,k=v+ropevalue", "q,k=v/1", "q,k=L(20),v=L(20)+ropehead8")
 
@@ -266,3 +270,27 @@ def test_an_arm_of_which_a_run_diverged_has_no_cost(tmp_path) -> None:
 
 def test_a_study_without_scores_in_few_bits_says_what_makes_them(tmp_path) -> None:
     assert "--quantize" in report.render(view(fake_study.build(tmp_path)))
+
+
+def test_the_table_of_a_checkpoint_is_that_of_its_record() -> None:
+    columns = ["q,k,v", "latent-of-equal-bytes-0-0", "latent-of-equal-bytes-98304-0"]
+    columns += ["q,k=v", "q-k=v-refitted-98304-0", "q,k,v/1"]
+    file = ROOT / "studies" / "benchmarks" / "quantized-smollm2-135m.jsonl"
+    lines = map(json.loads, file.read_text().splitlines())
+    losses = {(line["equation"], line["form"]): line["losses"] for line in lines}
+    page = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
+    forms = dict.fromkeys(form for _, form in losses if form != "as it is")
+    for form in forms:
+        cells = []
+        for column in columns:
+            if (column, form) not in losses:
+                cells.append("")
+                continue
+            pairs = zip(losses[column, form], losses[column, "as it is"], strict=True)
+            lost = [one - other for one, other in pairs]
+            places = 3 if statistics.fmean(lost) < 1 else 2
+            mean, error = statistics.fmean(lost), statistics.stdev(lost) / len(lost) ** 0.5
+            texts = (f"{mean:+.{places}f}", f"{error:.{places}f}")
+            cells.append(" ± ".join(each.replace("0.", ".", 1) for each in texts))
+        row = f"| `{form}` | {' | '.join(cells)} |".replace("-", "−").replace("|  |", "| |")
+        assert row.replace("|  |", "| |") in page.replace("**", ""), row
