@@ -21,6 +21,8 @@ from qkvbench.results.view import BASELINE
 
 # Where `run` writes, and where studies are committed.
 FOLDERS = ("studies", "results")
+# Folders that a message names.
+MOST_NAMED = 4
 
 
 def answer(request: Request) -> int:
@@ -43,8 +45,7 @@ def answer(request: Request) -> int:
     found = settings(every_run(folders), arm=arm, against=against, margins=margins)
     if not found:
         raise RequestError(
-            f"No setting has runs of both {arm} and {against} in "
-            f"{', '.join(map(str, folders))}.\n"
+            f"No setting has runs of both {arm} and {against} in {_places(folders)}.\n"
             f"'qkvbench run --variants {against} {arm} --tasks lm-reviews' makes some."
         )
     named = {name for each in found for name in (*each.names, str(each.shared.task))}
@@ -104,3 +105,10 @@ def document(found: Sequence[Setting], arm: str, against: str) -> dict[str, Any]
             for each in found
         ],
     }
+
+
+def _places(folders: Sequence[Path]) -> str:
+    """The folders by name if they are few, or how many they are."""
+    if len(folders) <= MOST_NAMED:
+        return ", ".join(map(str, folders))
+    return f"{len(folders)} folders of results"

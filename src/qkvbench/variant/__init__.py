@@ -50,11 +50,11 @@ from qkvbench.variant.scores import (
     Bucketed,
     HeadNorm,
     LogScale,
+    NotationError,
     Relative,
     Role,
     Scores,
     Separable,
-    SuffixError,
 )
 from qkvbench.variant.spec import (
     CANONICAL,
@@ -124,6 +124,7 @@ __all__ = [
     "Multiply",
     "Normal",
     "Normalize",
+    "NotationError",
     "Op",
     "OutputMap",
     "Own",
@@ -144,7 +145,6 @@ __all__ = [
     "Source",
     "State",
     "Stream",
-    "SuffixError",
     "Take",
     "UpProject",
     "Variant",

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from qkvbench.variant import SuffixError, parse, write
+from qkvbench.variant import NotationError, parse, write
 from qkvbench.variant.spec import Variant
 
 
@@ -157,7 +157,7 @@ def named(text: str) -> Variant:
         return entries[key].variant
     try:
         return parse(text)
-    except SuffixError:
+    except NotationError:
         raise
     except ValueError as error:
         if key in FAMILIES:

@@ -14,7 +14,7 @@ import re
 from functools import lru_cache
 from typing import cast
 
-from qkvbench.variant.scores import ROLES, Role, parse_scores, write_scores
+from qkvbench.variant.scores import ROLES, NotationError, Role, parse_scores, write_scores
 from qkvbench.variant.spec import (
     MAP_LETTERS,
     NO_ATTENTION,
@@ -91,8 +91,12 @@ def parse(text: str) -> Variant:
         mentioned |= _read_group(text, group, ties, made)
     missing = [role for role in ROLES if role not in mentioned]
     if missing:
-        raise ValueError(
-            f"'{text}' does not say where {' and '.join(missing)} come from; {_EXAMPLE}."
+        named = " and ".join(role.upper() for role in missing)
+        # With a projection of its own for each.
+        whole = ",".join([*equation.split(","), *missing]) + plain[len(equation) :]
+        raise NotationError(
+            f"'{text}' does not say where {named} {'comes' if len(missing) == 1 else 'come'} from: "
+            f"write '{whole}', or set {named} equal to another, as in 'q,k=v'."
         )
     sources = {role: _source(text, role, ties, made) for role in ROLES}
     scores = parse_scores(text, plain[len(body) :])
@@ -137,8 +141,9 @@ def _read_group(
     if not names:
         raise ValueError(f"'{text}': '{group}' is given to no role; {_EXAMPLE}.")
     if not below <= set(names):
-        raise ValueError(
-            f"'{text}': of a layer below, K can only be read as k and V as v; {_EXAMPLE}."
+        raise NotationError(
+            f"'{text}': of a layer below, K can only be read as k and V as v; write for example "
+            "'q,k=K(-1),v=V(-1)'."
         )
     joined = set[str]().union(*(ties[name] for name in names))
     for name in joined:

@@ -536,8 +536,8 @@ _SIGNED = re.compile(r"\+\+[^+\-]*|[+\-][^+\-]*")
 _PLAIN = {field.name: field.default for field in fields(Scores)}
 
 
-class SuffixError(ValueError):
-    """The part after a valid equation is no suffix, or conflicts with an earlier one."""
+class NotationError(ValueError):
+    """The text is no equation, and the message says what to write, so no near name helps."""
 
 
 def write_scores(scores: Scores) -> str:
@@ -554,23 +554,23 @@ def write_scores(scores: Scores) -> str:
 
 
 def parse_scores(text: str, suffixes: str) -> Scores:
-    """The scores that `suffixes`, the end of `text`, describe; SuffixError if they do not."""
+    """The scores that `suffixes`, the end of `text`, describe; NotationError if they do not."""
     chosen: dict[str, Any] = {}
     for written in _SIGNED.findall(suffixes):
         match = _PATTERN.fullmatch(written)
         if match is None:
-            raise SuffixError(f"'{text}': {_unknown(written)}")
+            raise NotationError(f"'{text}': {_unknown(written)}")
         name = _name(written)
         suffix = SUFFIXES[name]
         if chosen.keys() & set(suffix.names):
-            raise SuffixError(f"'{text}': '{written}' conflicts with an earlier suffix.")
+            raise NotationError(f"'{text}': '{written}' conflicts with an earlier suffix.")
         chosen |= suffix.sets
         if suffix.number:
             chosen[suffix.number] = _value(text, name, written.removeprefix(name))
     try:
         return replace(Scores(), **chosen)
     except ValueError as error:
-        raise SuffixError(f"'{text}': {error}") from None
+        raise NotationError(f"'{text}': {error}") from None
 
 
 def _name(written: str) -> str:
@@ -582,7 +582,7 @@ def _value(text: str, name: str, written: str) -> Any:
     """The value of the field that the numbers of a suffix set."""
     suffix = SUFFIXES[name]
     if suffix.made is int and int(written) % suffix.step:
-        raise SuffixError(
+        raise NotationError(
             f"'{text}': RoPE rotates pairs, so the number of '{name}{written}' must be even; "
             f"write '{name}{int(written) + 1}'."
         )
