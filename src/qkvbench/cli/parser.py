@@ -626,8 +626,8 @@ def _add_readers(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--out",
         type=_path,
         metavar="FILE",
-        help="file of the page (DIR/report.html), or of what --full, --json or --as print; of several "
-        "folders of the figure, an SVG",
+        help="file of the page (DIR/report.html), or of what --full, --json or --as print; of "
+        "several folders of the figure, an SVG",
     )
     report.add_argument("--strict", action="store_true", help="exit 1 if a record is damaged")
 
