@@ -19,6 +19,9 @@ from qkvbench.reports.parts.formatting import (
 from qkvbench.results.evidence import Setting, difference_of
 from qkvbench.results.stats import VERDICTS, Comparison, Count, Tally, Verdict
 
+# Folders that a line names.
+NAMED_FOLDERS = 2
+
 
 def sentence(found: Sequence[Setting], arm: str, against: str) -> str:
     """How often each verdict, over all settings."""
@@ -43,7 +46,7 @@ def lines(found: Sequence[Setting], arm: str, against: str) -> list[str]:
             _size(each, arm),
             _seeds(each),
             _speed(each),
-            ", ".join(each.folders),
+            _folders(each),
         )
         for verdict in VERDICTS
         for each in found
@@ -127,6 +130,13 @@ def _speed(each: Setting) -> str:
         return ""
     agrees = (each.speed > 1) == ("better" in each.verdict)
     return f"×{number(each.speed, 2)}" if agrees else ""
+
+
+def _folders(each: Setting) -> str:
+    """The folders with runs of the arm, the first ones by name."""
+    more = len(each.folders) - NAMED_FOLDERS
+    text = ", ".join(each.folders[:NAMED_FOLDERS])
+    return f"{text} and {more} more" if more > 0 else text
 
 
 def _seeds(each: Setting) -> str:
