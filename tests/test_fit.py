@@ -172,10 +172,14 @@ def test_a_latent_is_fitted_and_one_of_full_rank_changes_nothing(kind):
         ours = fit(again, f"q,k=L({rank}),v=L({rank})", moments, "whitened")
         assert (_output(ours, inputs) - _output(again, inputs)).abs().max() < 1e-4
         distances.append(float((_output(ours, inputs) - expected).square().mean()))
-    assert sorted(distances, reverse=True) == distances
-    # K and V are 96 rows of a matrix of rank 48 (49 with biases, one of which is lost).
-    if not FAMILIES[kind].bias(plain.config):
+    # Below that the order is that of rounding.
+    floored = [max(each, 1e-8) for each in distances]
+    assert sorted(floored, reverse=True) == floored
+    # K and V are 96 rows of a matrix of rank 48, or 49 with biases: what is lost of one of V is in
+    # that of the output, and without RoPE one of K changes nothing.
+    if not FAMILIES[kind].bias(plain.config) or layers_of(plain)[0].centred:
         assert distances[-1] < 1e-8
+    if not FAMILIES[kind].bias(plain.config):
         ours = fit(model_of(kind), "q,k=L(48),v=L(48)", moments, "refitted")
         assert float((_output(ours, inputs) - expected).square().mean()) < 1e-8
 
