@@ -494,7 +494,9 @@ def test_what_was_found_turns_with_the_budget_as_its_page_says():
 def test_what_rivals_lose_is_what_their_page_says():
     page, study = (ROOT / "docs" / "rivals.md").read_text(), committed("rivals")
     language, plays, mqar = (_task(study, name) for name in ("lm-reviews", "long-plays", "mqar"))
-    longer = _task(committed("rivals-longer"), "lm-reviews")
+    tuned, longer = (
+        _task(committed(f"rivals-{name}"), "lm-reviews") for name in ("tuned", "longer")
+    )
 
     def cell(task, arm):
         symbol, each = SYMBOLS.get(task.verdicts.get(arm), ""), task.result.differences[arm]
@@ -503,12 +505,18 @@ def test_what_rivals_lose_is_what_their_page_says():
     for arm in study.arms[1:]:
         count = mqar.result.counts[arm]
         step = "" if count.step is None else f", {count.step:.0f}"
-        cells = [cell(task, arm) for task in (language, longer, plays)]
+        cells = [cell(task, arm) for task in (language, tuned, longer, plays)]
         cells.append(f"{SYMBOLS.get(mqar.verdicts.get(arm), '')}{count.solved}/5{step}")
         assert f"| `{arm}` | {' | '.join(cells)} |" in page
     drawn = paper.files(study)["lm-reviews-gaps-page.svg"]
     assert (ROOT / "docs" / "rivals-quality.svg").read_text(encoding="utf-8") == drawn
-    for name, expected in (("rivals", (3, 6, 0)), ("rivals-longer", (6, 2, 0))):
+    outcomes = {
+        "rivals": (3, 6, 0),
+        "rivals-tuned": (5, 3, 0),
+        "rivals-longer": (6, 2, 0),
+        "rivals-glue": (0, 5, 0),
+    }
+    for name, expected in outcomes.items():
         verdicts = [each.outcome for each in judge_hypotheses(committed(name))]
         words = ("confirmed", "not decided", "contradicted")
         assert tuple(map(verdicts.count, words)) == expected
