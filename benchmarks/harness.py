@@ -159,7 +159,7 @@ def main() -> None:
 
 
 def each_document(samples: list[dict[str, Any]], metric: str) -> list[float]:
-    """What each document contributes: 1 if it is right, or nats of its last word."""
+    """The score of each document: 1 if it is right, or the loss of its last word in nats."""
     ordered = sorted(samples, key=lambda sample: sample["doc_id"])
     if metric == "acc":
         return [float(sample[metric]) for sample in ordered]

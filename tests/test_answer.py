@@ -15,6 +15,7 @@ import fake_study
 from qkvbench.reports import brief
 from qkvbench.reports.parts import findings as findings
 from qkvbench.reports.parts.headline import headline
+from qkvbench.results.across import has_attention
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
 
@@ -98,6 +99,14 @@ def test_an_arm_without_a_cache_has_a_state():
     assert "keeps" not in headline(study)
     assert "a state of fixed size for a cache" in headline(study)
     assert "state" in brief.render(study)
+
+
+@pytest.mark.parametrize(
+    ("arm", "attends"),
+    [("none", False), ("none~rms", False), ("none;none", False), ("none;q,k,v", True)],
+)
+def test_an_arm_without_attention_keeps_no_state(arm, attends):
+    assert has_attention(arm) == attends
 
 
 def test_the_room_for_a_loss_is_the_worse_end_of_the_interval(tmp_path):

@@ -76,6 +76,11 @@ FLOOR = write(NO_ATTENTION)
 CONTROLS = (write(UNIFORM), FLOOR)
 
 
+def has_attention(arm: str) -> bool:
+    """Whether any layer of an arm attends, whatever its blocks are."""
+    return any(layer != FLOOR for layer in arm.partition("~")[0].split(";"))
+
+
 @dataclass(frozen=True)
 class Front:
     """Pareto status of each arm on quality and one cost."""

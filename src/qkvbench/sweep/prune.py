@@ -245,7 +245,7 @@ def _validation(runs: Sequence[Experiment], records: Mapping[Experiment, Record]
 
 
 def _further(training: Training, share: float, after: float = 0) -> Training:
-    """More steps for a trained model, up to a share of its own, at a lower rate.
+    """Further training of a trained model, up to a share of its steps, at a lower rate.
 
     ``after`` is the share that was trained before, so that both together are as many as all.
     """

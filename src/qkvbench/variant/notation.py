@@ -92,7 +92,7 @@ def parse(text: str) -> Variant:
     missing = [role for role in ROLES if role not in mentioned]
     if missing:
         named = " and ".join(role.upper() for role in missing)
-        # With a projection of its own for each.
+        # Each missing role with its own projection.
         whole = ",".join([*equation.split(","), *missing]) + plain[len(equation) :]
         raise NotationError(
             f"'{text}' does not say where {named} {'comes' if len(missing) == 1 else 'come'} from: "

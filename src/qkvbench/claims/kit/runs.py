@@ -146,14 +146,10 @@ class Runs:
         if not collected:
             return None
         # Any of several likely differences would decide, so they share one level.
-        p = holm({place: each.outcome.p for place, each in enumerate(collected)})
+        p = {place: each.outcome.p for place, each in enumerate(collected)}
+        p = p if level == CERTAIN else holm(p)
         verdicts: list[tuple[Evidence, Verdict]] = [
-            (
-                each,
-                self._verdict(
-                    each.outcome, each.outcome.p if level == CERTAIN else p[place], level
-                ),
-            )
+            (each, self._verdict(each.outcome, p[place], level))
             for place, each in enumerate(collected)
         ]
         verdict = self._overall(verdicts)

@@ -259,8 +259,9 @@ def convert_checkpoint(  # noqa: PLR0913
         done = work.config.qkv_mode
         rows = [("layers changed", "", _layers_text(done, len(work.layers)))]
         rows += _rows(before, tied, after, healed=bool(healing.tokens))
-        made = None if not work.changes else f"the start {start}"
-        notes = _notes(made, fitted_to, texts.held_out, healing, reading, held)
+        notes = _notes(
+            start if work.changes else None, fitted_to, texts.held_out, healing, reading, held
+        )
         if history and min(history, key=lambda row: row[2])[0] == "start":
             notes.append(
                 "No healed weights were better on the windows that decide: the start is kept."
@@ -454,7 +455,7 @@ def _numbers(before: _Measures, measures: _Measures) -> dict[str, object]:
 
 
 def _notes(
-    made: str | None,
+    start: str | None,
     fitted_to: int,
     held_out: str | None,
     healing: Healing,
@@ -463,10 +464,10 @@ def _notes(
 ) -> list[str]:
     notes = [
         "The weights satisfied the tie: nothing was fitted, and no output changes."
-        if made is None
-        else f"Fitted to {fitted_to:,} tokens with {made}."
+        if start is None
+        else f"Fitted to {fitted_to:,} tokens with the start {start}."
         if fitted_to
-        else f"Changed with {made}, which reads no text."
+        else f"Changed with the start {start}, which reads no text."
     ]
     if held is not None:
         kind = "a text of its own" if held_out else "the end of the text of the fit, so of its kind"

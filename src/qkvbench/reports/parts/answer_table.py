@@ -19,7 +19,7 @@ from qkvbench.reports.parts.formatting import (
     task_text,
 )
 from qkvbench.reports.parts.table import DASH, SYMBOLS, TONES, Line, nickname
-from qkvbench.results.across import FLOOR
+from qkvbench.results.across import has_attention
 from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.view import TaskView, View
 
@@ -267,7 +267,7 @@ def _cost_columns(view: View) -> list[AnswerColumn]:
     if base is not None and base.cache_bytes_per_token:
         sizes = [_known(view, arm, "cache") for arm in view.arms]
         cells = tuple(
-            Cell(Line("state", "quiet"), 0.0, "state") if size == 0 and arm != FLOOR else cell
+            Cell(Line("state", "quiet"), 0.0, "state") if size == 0 and has_attention(arm) else cell
             for arm, size, cell in zip(view.arms, sizes, _shares(sizes), strict=True)
         )
         columns.append(_cost("cache", bytes_text(base.cache_bytes_per_token), cells))

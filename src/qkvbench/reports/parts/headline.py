@@ -12,7 +12,7 @@ from qkvbench.reports.parts.formatting import (
     share,
 )
 from qkvbench.reports.parts.table import nickname
-from qkvbench.results.across import CONTROLS, FLOOR
+from qkvbench.results.across import CONTROLS, FLOOR, has_attention
 from qkvbench.results.preregistration import judge_hypotheses
 from qkvbench.results.stats import LOSSES, VERDICTS, Comparison, Tally, Verdict
 from qkvbench.results.view import TaskView, View
@@ -50,21 +50,21 @@ def headline(view: View) -> str:
         if open_:
             says = f"is not seen to lose against {base} on {tasks}"
             says += f", which is not decided on {_counted(open_, len(compared))}"
-        part = _part(costs[best] / costs[view.baseline], what)
+        part = _part(best, costs[best] / costs[view.baseline], what)
         return f"{_named(best)} takes {part} and {says}; {_open_losses(compared, best)}."
     if not cheaper:
         return f"No arm that is complete takes less cache or fewer parameters than {base}."
     least = min(cheaper, key=lambda arm: (len(losses[arm]), costs[arm]))
     return (
         f"Every arm with less of the {what} than {base} loses on at least one task. The fewest "
-        f"losses: {_named(least)}, {_part(costs[least] / costs[view.baseline], what)}, on "
+        f"losses: {_named(least)}, {_part(least, costs[least] / costs[view.baseline], what)}, on "
         f"{_counted(losses[least], len(compared))}."
     )
 
 
-def _part(of_baseline: float, what: str) -> str:
-    """A cost beside the baseline's; an arm without a cache has a state."""
-    if what == "cache" and not of_baseline:
+def _part(arm: str, of_baseline: float, what: str) -> str:
+    """A cost beside the baseline's; attention without a cache has a state."""
+    if what == "cache" and not of_baseline and has_attention(arm):
         return "a state of fixed size for a cache"
     return f"{share(of_baseline)} of the {what}"
 

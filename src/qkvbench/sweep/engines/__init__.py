@@ -96,7 +96,7 @@ class EngineChoice:
 
     @property
     def default_jobs(self) -> int | None:
-        """The runs at a time if no number is asked for; None: as many as the machine takes."""
+        """How many runs go at a time by default; None: as many as the machine takes."""
         return getattr(find(self.name), "DEFAULT_JOBS", None)
 
 
