@@ -47,7 +47,9 @@ def headline(view: View) -> str:
         best = safe[0]
         open_ = [task.name for task in compared if task.verdicts[best] not in NO_LOSS]
         says = f"does not lose against {base} on {tasks}"
-        if open_:
+        if all(task.verdicts[best] == "better" for task in compared):
+            says = f"is better than {base} on {tasks}"
+        elif open_:
             says = f"is not seen to lose against {base} on {tasks}"
             says += f", which is not decided on {_counted(open_, len(compared))}"
         part = _part(best, costs[best] / costs[view.baseline], what)
@@ -65,7 +67,7 @@ def headline(view: View) -> str:
 def _part(arm: str, of_baseline: float, what: str) -> str:
     """A cost beside the baseline's; attention without a cache has a state."""
     if what == "cache" and not of_baseline and has_attention(arm):
-        return "a state of fixed size for a cache"
+        return "a state of fixed size in place of the cache"
     return f"{share(of_baseline)} of the {what}"
 
 
