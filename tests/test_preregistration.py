@@ -333,5 +333,6 @@ def test_the_documented_example_fits_its_command(tmp_path, capsys):
 
 @pytest.mark.parametrize("place", sorted(RECIPES.glob("*.toml")), ids=lambda place: place.stem)
 def test_a_committed_registration_fits_the_recipe_of_its_name(place, tmp_path):
-    study = requested_study(parse_request(["run", place.stem.removesuffix("-tuned")]))
+    recipe = re.sub(r"(-\d+)?(-tuned)?$", "", place.stem)
+    study = requested_study(parse_request(["run", recipe]))
     assert registration(place, study, TIME).question
