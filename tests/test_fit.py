@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from qkv_mode_models import PICTURES, inputs_of, model_of, outputs_of, repeated, tie
+from qkvbench.backends.torch.cache.quantize import dequantize, quantize
+from qkvbench.cost import CACHE_FORMATS
 from qkvbench.hub.families import FAMILIES
-from qkvbench.hub.fit import outputs, starts
+from qkvbench.hub.fit import outputs, roots, starts
 from qkvbench.hub.fit.calls import recording_calls
 from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.outputs import refit, refit_behind
@@ -226,44 +228,85 @@ def test_heads_that_are_equal_are_merged_without_loss(kind):
     assert (_output(ours, inputs) - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_a_root_needs_no_more_digits_than_bf16_has(monkeypatch):
-    """Half of K is hardly read: V could be there in numbers of any size."""
-    rng = torch.Generator().manual_seed(0)
+class HardlyReadHalf:
+    """A head of which half of K's coordinates are hardly read, so that V could be there."""
 
-    def drawn(*shape):
-        return torch.randn(*shape, generator=rng, dtype=torch.float64)
+    def __init__(self, width=16, together=1, **fields):
+        rng = torch.Generator().manual_seed(0)
 
-    width, rows = 16, 48
-    sizes = torch.logspace(0, -3, rows, dtype=torch.float64)
-    key_factor, value_factor = drawn(width, width), drawn(width, width)
-    # Half of K's coordinates are hardly read, so V can be there.
-    key_factor[:, width // 2 :] *= 1e-3
-    value_factor[:, width // 2 :] *= 1e-3
-    problem = starts.Problem(
-        [drawn(width, rows)],
-        [drawn(width, rows)],
-        [key_factor @ key_factor.T],
-        [value_factor @ value_factor.T],
-        torch.diag(sizes**2),
-        "complex",
-        torch.diag(sizes),
-    )
-    x = sizes[:, None] * drawn(rows, 4000)
+        def drawn(*shape):
+            return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
-    def errors(root):
-        """Of the output, as it is and with rows in bf16: K's error and V's together."""
-        held = root.matrix @ x
+        rows = 3 * width
+        sizes = torch.logspace(0, -3, rows, dtype=torch.float64)
+        factors = [drawn(width, width) for _ in range(2 * together)]
+        for factor in factors:
+            factor[:, width // 2 :] *= 1e-3
+        self.costs = [factor @ factor.T for factor in factors]
+        matrices = [drawn(width, rows) for _ in range(2 * together)]
+        self.problem = roots.Problem(
+            matrices[:together],
+            matrices[together:],
+            self.costs[:together],
+            self.costs[together:],
+            torch.diag(sizes**2),
+            "complex",
+            torch.diag(sizes),
+            **fields,
+        )
+        self.x = sizes[:, None] * drawn(rows, 4000)
+
+    def errors(self, root, store):
+        """The mean squared error of the output, as it is and with rows as they are stored."""
+        held = root.matrix @ self.x
+        wanted = [*self.problem.keys, *self.problem.values]
         return [
-            float(
-                (key_factor.T @ (root.key_maps[0] @ each - problem.keys[0] @ x)).norm() ** 2
-                + (value_factor.T @ (root.value_maps[0] @ each - problem.values[0] @ x)).norm() ** 2
+            sum(
+                float(torch.einsum("it,ij,jt->", off, cost, off)) / self.x.shape[1]
+                for made, matrix, cost in zip(root.maps, wanted, self.costs, strict=True)
+                for off in [made @ each - matrix @ self.x]
             )
-            for each in (held, held.bfloat16().double())
+            for each in (held, store(held.T).T.double())
         ]
 
-    whole, rounded = errors(starts.whiten(problem))
+
+def test_a_root_needs_no_more_digits_than_bf16_has(monkeypatch):
+    head = HardlyReadHalf()
+
+    def bf16(rows):
+        return rows.bfloat16()
+
+    whole, rounded = head.errors(starts.whiten(head.problem), bf16)
     monkeypatch.setattr(starts, "RIDGES", starts.RIDGES[:1])
-    exact, spoilt = errors(starts.whiten(problem))
+    exact, spoilt = head.errors(starts.whiten(head.problem), bf16)
     # Better by far, and in numbers that bf16 does not have.
     assert exact < whole / 100
     assert rounded < spoilt / 2
+
+
+def stored_as(rows):
+    """Rows as a cache of this format gives them back."""
+    form = CACHE_FORMATS[rows]
+    return lambda each: dequantize(*quantize(each, form), torch.float64, form, each.shape[-1])
+
+
+# Two heads in one lose most by being one.
+@pytest.mark.parametrize(("together", "gain"), [(1, 3), (2, 1.4)])
+@pytest.mark.parametrize("rows", ["int8", "int4"])
+def test_a_root_for_few_bits_survives_them(rows, together, gain):
+    plain = HardlyReadHalf(64, together)
+    told = HardlyReadHalf(64, together, rounding=roots.ROUNDINGS[rows])
+    _, spoilt = plain.errors(starts.whiten(plain.problem), stored_as(rows))
+    root = starts.whiten(told.problem)
+    whole, rounded = told.errors(root, stored_as(rows))
+    assert rounded < spoilt / gain
+    # What the fit expects of rounding is what rounding does.
+    expected = roots.error(told.problem, root) + roots.rounding_error(told.problem, root)
+    assert whole < rounded < 2 * expected
+    assert rounded > expected / 2
+
+
+@pytest.mark.parametrize("wrong", ["refitted:int2", "keep-v:int4", "fitted", "refitted:"])
+def test_a_start_of_no_such_rows_is_refused(wrong):
+    with pytest.raises(ValueError, match="There is no start"):
+        starts.parse_start(wrong)

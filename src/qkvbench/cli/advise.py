@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qkvbench.cli import names
-from qkvbench.cli.convert import command_for, find_checkpoint, read_text, say, start_named
+from qkvbench.cli.convert import checked_start, command_for, find_checkpoint, read_text, say
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cost.units import seconds_text
 from qkvbench.model import QUANTITY_NAMES, Target
@@ -29,7 +29,7 @@ def answer(request: Request) -> int:
     """Print the plan and what it costs, and write it to a file for `convert`."""
     target = _target(request)
     equations = [write(names.variant(text)) for text in request.options]
-    start = start_named(request.start)
+    start = checked_start(request.start)
     text = read_text(request.text)
     out = Path(request.out)
     if out.suffix != ".json":

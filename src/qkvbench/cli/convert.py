@@ -44,7 +44,7 @@ def answer(request: Request) -> int:
             out,
             ["qkvbench", *sys.argv[1:]],
             texts=Texts(text, held_out),
-            start=start_named(request.start),
+            start=checked_start(request.start),
             reading=Reading(request.window, request.tokens, request.held_out_tokens),
             healing=healing,
             memory_bytes=read_bytes(request.memory),
@@ -99,16 +99,17 @@ def find_checkpoint(name: str) -> Any:
         ) from None
 
 
-def start_named(name: str) -> str:
-    """The start with this name; RequestError with the closest one."""
-    from qkvbench.hub.fit.starts import STARTS
+def checked_start(text: str) -> str:
+    """The text of a start; RequestError with the closest name if there is none."""
+    from qkvbench.hub.fit.starts import STARTS, parse_start
 
-    if name not in STARTS:
-        raise RequestError(
-            f"There is no start '{name}'; there are {', '.join(STARTS)}."
-            f"{names.suggestion(name, list(STARTS))}"
-        )
-    return name
+    try:
+        parse_start(text)
+    except ValueError as error:
+        name = text.partition(":")[0]
+        closest = "" if name in STARTS else names.suggestion(name, list(STARTS))
+        raise RequestError(f"{error}{closest}") from None
+    return text
 
 
 def read_bytes(text: str | None) -> int | None:

@@ -589,7 +589,7 @@ def _source(parser: _Parser) -> None:
         default=START,
         metavar="NAME",
         help="the new weights: keep-k, keep-v, average, aligned, regressed, whitened or refitted "
-        "(refitted)",
+        "(refitted); refitted:int8 and refitted:int4 for a cache that stores a tie's rows so",
     )
     parser.add_argument(
         "--tokens", type=_count, default=8192, metavar="N", help="tokens of the fit (8192)"

@@ -8,78 +8,36 @@ map. So a tie costs rank and nothing else: head_dim numbers have to carry both K
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from qkvbench.hub.fit.moments import Moments
 from qkvbench.hub.fit.projections import Layer, Weights
+from qkvbench.hub.fit.roots import (
+    DEFAULT_ROWS,
+    ROUNDINGS,
+    Problem,
+    Root,
+    Rounding,
+    best_scale,
+    error,
+    noise_costs,
+    rounding_error,
+    row_costs,
+    row_noise,
+    row_squares,
+)
 
 # Smallest singular values that are inverted, as shares of the largest. With the first fp32 weights
 # stay exact; the others are for roots whose V would be a difference of large numbers.
 RIDGES = (1e-5, 1e-3, 3e-3, 1e-2, 3e-2)
-# The variance of a row that is rounded to bf16 and read by rounded weights, as a share of its
-# square.
-ROUNDING = 2.0**-18
+# The same for rows in few bits, from which rounds of least squares go on.
+FEW_BIT_RIDGE = 0.1
+FEW_BIT_ROUNDS = 40
 # A moment is damped by this share of its mean eigenvalue.
 DAMPING = 1e-6
 ROUNDS = 20
-
-# The maps of K that fold into the query: with RoPE a complex number for each pair of coordinates,
-# after a norm of heads none.
-Freedom = Literal["any", "complex", "none"]
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """Key/value heads that are to share one root, and what an error of each costs.
-
-    ``keys`` and ``values`` are their matrices, ``key_costs`` and ``value_costs`` the quadratic
-    forms of an error, ``inputs`` the second moment of the input with its symmetric root.
-    """
-
-    keys: Sequence[Tensor]
-    values: Sequence[Tensor]
-    key_costs: Sequence[Tensor]
-    value_costs: Sequence[Tensor]
-    inputs: Tensor
-    freedom: Freedom
-    inputs_root: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Root:
-    """A root, and the maps that make K and V of each head from it."""
-
-    matrix: Tensor
-    key_maps: Sequence[Tensor]
-    value_maps: Sequence[Tensor]
-
-
-def error(problem: Problem, root: Root) -> float:
-    """The expected squared error of the layer's output, to first order."""
-    total = 0.0
-    parts = (
-        (problem.keys, root.key_maps, problem.key_costs),
-        (problem.values, root.value_maps, problem.value_costs),
-    )
-    for matrices, maps, costs in parts:
-        for matrix, made, cost in zip(matrices, maps, costs, strict=True):
-            difference = matrix - made @ root.matrix
-            total += float((cost @ difference @ problem.inputs * difference).sum())
-    return total
-
-
-def rounding_error(problem: Problem, root: Root) -> float:
-    """The expected squared error of the output that comes from rows and weights in bf16."""
-    squares = ((root.matrix @ problem.inputs) * root.matrix).sum(1)
-    parts = (
-        *zip(root.key_maps, problem.key_costs, strict=True),
-        *zip(root.value_maps, problem.value_costs, strict=True),
-    )
-    total = sum(float(((made.mT @ cost) * made.mT).sum(1) @ squares) for made, cost in parts)
-    return ROUNDING * total
 
 
 def keep_k(problem: Problem) -> Root:
@@ -114,7 +72,9 @@ def align(problem: Problem, alpha: float = 0.5) -> Root:
 def regress(problem: Problem) -> Root:
     """The root is the mean of the keys; V is the linear map of it with the least squares."""
     root = keep_k(problem)
-    return Root(root.matrix, root.key_maps, [_regression(v, root, problem) for v in problem.values])
+    moment = _moment(problem, root.matrix, row_costs(problem, root).diagonal())
+    maps = [_regression(value, root, problem, moment) for value in problem.values]
+    return replace(root, value_maps=maps)
 
 
 def whiten(problem: Problem) -> Root:
@@ -123,15 +83,13 @@ def whiten(problem: Problem) -> Root:
     Stacked and weighted by their costs and by the inputs' moment, K and V of all heads are one
     matrix, and the best root is its best approximation of rank head_dim (Eckart and Young). With
     RoPE and several heads in one, K's maps are restricted, and rounds of least squares follow.
-    The error includes that of numbers in bf16, which no root may need more exactly.
+    The error includes that of rounded rows: no root may need more digits than a cache stores.
     """
+    if problem.rounding.few_bits:
+        return _whiten_for_few_bits(problem)
     if problem.freedom == "any" or len(problem.keys) == 1:
-        return _eckart_young(problem)
-    best = root = regress(problem)
-    for _ in range(ROUNDS):
-        root = _refit(problem, root)
-        best = min(best, root, key=lambda one: _expected(problem, one))
-    return best
+        return min(_eckart_young(problem, RIDGES), key=lambda root: _expected(problem, root))
+    return _settle(problem, regress(problem), ROUNDS)
 
 
 def turn(problem: Problem, frequencies: Tensor) -> Root:
@@ -147,25 +105,25 @@ def turn(problem: Problem, frequencies: Tensor) -> Root:
         (c @ k for c, k in zip(problem.key_costs, problem.keys, strict=True)), torch.zeros(())
     )
     mean_turn = torch.einsum("d,dij->ij", chances, turns)
-    matrix, found = _mean(problem.keys), []
+    root, form = keep_k(problem), key_cost
+    matrix = root.matrix
     for _ in range(ROUNDS):
-        moment = matrix @ problem.inputs @ matrix.mT
+        moment = _moment(problem, matrix, form.diagonal())
         turned = torch.einsum("d,dij,jk,dlk->il", chances, turns, moment, turns)
         cross = problem.inputs @ matrix.mT @ mean_turn.mT
         maps = [torch.linalg.solve(_damped(turned), (v @ cross).mT).mT for v in problem.values]
-        found.append(Root(matrix, [_identity(matrix)] * len(problem.keys), maps))
+        root = Root(matrix, [_identity(matrix)] * len(problem.keys), maps)
         form, wanted = key_cost, wanted_keys
         for value_map, cost, value in zip(maps, problem.value_costs, problem.values, strict=True):
             read = value_map.mT @ cost
             inner = read @ value_map
             form = form + torch.einsum("d,dji,jk,dkl->il", chances, turns, inner, turns)
             wanted = wanted + mean_turn.mT @ read @ value
-        matrix = torch.linalg.solve(_damped(form), wanted)
-    return found[-1]
+        matrix = torch.linalg.solve(_rounded(problem, form, row_squares(problem, root)), wanted)
+    return _scaled(problem, root, form.diagonal())
 
 
-Start = Callable[[Problem], Root]
-STARTS: Mapping[str, Start] = {
+STARTS: Mapping[str, Callable[[Problem], Root]] = {
     "keep-k": keep_k,
     "keep-v": keep_v,
     "average": average,
@@ -174,8 +132,6 @@ STARTS: Mapping[str, Start] = {
     "whitened": whiten,
     "refitted": whiten,
 }
-
-
 # Starts that read the moments of a text; the last one's output projection is fitted again to what
 # its heads give on that text.
 FITTED_STARTS = ("aligned", "regressed", "whitened", "refitted")
@@ -184,7 +140,45 @@ REFITTED = "refitted"
 LEAST_ERROR = ("whitened", REFITTED)
 
 
-def problems(layer: Layer, weights: Weights, moments: Moments, kv_heads: int) -> list[Problem]:
+@dataclass(frozen=True)
+class Start:
+    """How the weights of a changed layer begin, written `refitted` or `refitted:int4`.
+
+    ``rows`` is what the cache will store, which those with the least expected error know of.
+    """
+
+    name: str
+    rows: str = DEFAULT_ROWS
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it reads a text."""
+        return self.name in FITTED_STARTS
+
+    @property
+    def has_least_error(self) -> bool:
+        """Whether it is the one with the least expected error."""
+        return self.name in LEAST_ERROR
+
+
+def parse_start(text: str) -> Start:
+    """The start of such a text; ValueError if there is none."""
+    name, colon, rows = text.partition(":")
+    if name not in STARTS:
+        raise ValueError(f"There is no start '{name}'; there are {', '.join(STARTS)}.")
+    if colon and (name not in LEAST_ERROR or rows not in ROUNDINGS):
+        known = [f"{one}:{each}" for one in LEAST_ERROR for each in ROUNDINGS]
+        raise ValueError(f"There is no start '{text}'; for rows there are {', '.join(known)}.")
+    return Start(name, rows or DEFAULT_ROWS)
+
+
+def problems(
+    layer: Layer,
+    weights: Weights,
+    moments: Moments,
+    kv_heads: int,
+    rounding: Rounding = ROUNDINGS[DEFAULT_ROWS],
+) -> list[Problem]:
     """One problem for each key/value head that is left."""
     inputs, together = _inputs(layer, weights, moments), len(weights.k) // kv_heads
     inputs_root = _root(inputs)
@@ -202,6 +196,7 @@ def problems(layer: Layer, weights: Weights, moments: Moments, kv_heads: int) ->
                 inputs,
                 layer.freedom,
                 inputs_root,
+                rounding,
             )
         )
     return found
@@ -276,7 +271,7 @@ def fold(
         ours = slice(place * together, (place + 1) * together)
         readers = slice(ours.start * weights.group, ours.stop * weights.group)
         q[readers], o[readers] = torch.cat(q_heads), torch.cat(o_heads)
-        if tied and layer.freedom != "none":
+        if tied and layer.freedom != "none" and not key.scaled:
             scale = _balance(matrices[0], q[readers], o[readers])
             matrices = [scale[:, None] * matrix for matrix in matrices]
             q[readers], o[readers] = q[readers] / scale[:, None], o[readers] / scale
@@ -374,14 +369,14 @@ def _unmapped(problem: Problem, matrix: Tensor) -> Root:
     return Root(matrix, [identity] * len(problem.keys), [identity] * len(problem.values))
 
 
-def _regression(target: Tensor, root: Root, problem: Problem) -> Tensor:
-    """The map of the root with the least squared distance to the target."""
-    moment = root.matrix @ problem.inputs @ root.matrix.mT
+def _regression(target: Tensor, root: Root, problem: Problem, moment: Tensor) -> Tensor:
+    """The map of the root, of this moment, with the least squared distance to the target."""
     inverse = torch.linalg.pinv(moment, hermitian=True, rtol=1e-12)
     return target @ problem.inputs @ root.matrix.mT @ inverse
 
 
-def _eckart_young(problem: Problem) -> Root:
+def _eckart_young(problem: Problem, ridges: Sequence[float]) -> list[Root]:
+    """The best root without rounding, its smallest directions raised to each of these shares."""
     roots = [_root(cost) for cost in (*problem.key_costs, *problem.value_costs)]
     stacked = torch.cat(
         [r @ m for r, m in zip(roots, (*problem.keys, *problem.values), strict=True)]
@@ -390,13 +385,43 @@ def _eckart_young(problem: Problem) -> Root:
     u = _left(stacked @ problem.inputs_root, width)
     maps = [torch.linalg.solve(r, part) for r, part in zip(roots, u.split(width), strict=True)]
     keys, reduced, found = len(problem.keys), u.mT @ stacked, []
-    for ridge in RIDGES:
+    for ridge in ridges:
         # The first K is the root itself: RoPE is applied to it.
         first = _bounded(maps[0], ridge)
         inverse = torch.linalg.inv(first)
         own = [torch.eye(width, dtype=u.dtype), *(each @ inverse for each in maps[1:])]
         found.append(Root(first @ reduced, own[:keys], own[keys:]))
-    return min(found, key=lambda root: _expected(problem, root))
+    return found
+
+
+def _whiten_for_few_bits(problem: Problem) -> Root:
+    """The same if rounding spoils small numbers beside large ones: rounds of least squares.
+
+    In coordinates of K and V, which are fewer than those of the input and serve as well.
+    """
+    targets = torch.cat([*problem.keys, *problem.values])
+    inputs = targets @ problem.inputs @ targets.mT
+    own = torch.eye(len(targets), dtype=targets.dtype).split(len(problem.keys[0]))
+    keys = len(problem.keys)
+    small = replace(
+        problem, keys=own[:keys], values=own[keys:], inputs=inputs, inputs_root=_root(inputs)
+    )
+    if problem.freedom == "any" or keys == 1:
+        [begun] = _eckart_young(small, (FEW_BIT_RIDGE,))
+    else:
+        begun = regress(small)
+    found = _settle(small, begun, FEW_BIT_ROUNDS)
+    scaled = _scaled(small, found, row_costs(small, found).diagonal())
+    return replace(scaled, matrix=scaled.matrix @ targets)
+
+
+def _settle(problem: Problem, root: Root, rounds: int) -> Root:
+    """The best root of so many rounds of least squares."""
+    best = root
+    for _ in range(rounds):
+        root = _refit(problem, root)
+        best = min(best, root, key=lambda one: _expected(problem, one))
+    return best
 
 
 def _expected(problem: Problem, root: Root) -> float:
@@ -405,26 +430,55 @@ def _expected(problem: Problem, root: Root) -> float:
 
 def _refit(problem: Problem, root: Root) -> Root:
     """One round: the best root for these maps, then the best maps for that root."""
-    maps = (*root.key_maps, *root.value_maps)
     costs = (*problem.key_costs, *problem.value_costs)
     targets = (*problem.keys, *problem.values)
-    form = sum((m.mT @ c @ m for m, c in zip(maps, costs, strict=True)), torch.zeros(()))
-    wanted = sum(
-        (m.mT @ c @ t for m, c, t in zip(maps, costs, targets, strict=True)), torch.zeros(())
+    form = row_costs(problem, root)
+    wanted = [m.mT @ c @ t for m, c, t in zip(root.maps, costs, targets, strict=True)]
+    matrix = torch.linalg.solve(
+        _rounded(problem, form, row_squares(problem, root)), torch.stack(wanted).sum(0)
     )
-    matrix = torch.linalg.solve(_damped(form), wanted)
-    new = Root(matrix, root.key_maps, root.value_maps)
-    return Root(
-        matrix,
-        [
-            _complex_regression(k, cost, new, problem) if problem.freedom == "complex" else map_
-            for k, cost, map_ in zip(problem.keys, problem.key_costs, root.key_maps, strict=True)
-        ],
-        [_regression(v, new, problem) for v in problem.values],
-    )
+    new, moment = replace(root, matrix=matrix), _moment(problem, matrix, form.diagonal())
+    if len(problem.keys) == 1 or problem.freedom == "none":
+        key_maps = root.key_maps
+    elif problem.freedom == "any":
+        key_maps = [_regression(key, new, problem, moment) for key in problem.keys]
+    else:
+        key_maps = [
+            _complex_regression(key, cost, new, problem, moment)
+            for key, cost in zip(problem.keys, problem.key_costs, strict=True)
+        ]
+    values = [_regression(v, new, problem, moment) for v in problem.values]
+    return replace(new, key_maps=key_maps, value_maps=values)
 
 
-def _complex_regression(target: Tensor, cost: Tensor, root: Root, problem: Problem) -> Tensor:
+def _moment(problem: Problem, matrix: Tensor, costs: Tensor) -> Tensor:
+    """The second moment of rows, with their rounding if they are stored in few bits."""
+    moment = matrix @ problem.inputs @ matrix.mT
+    if not problem.rounding.few_bits:
+        return moment
+    return moment + torch.diag(row_noise(problem, costs, moment.diagonal()))
+
+
+def _rounded(problem: Problem, form: Tensor, squares: Tensor) -> Tensor:
+    """The form of a row's error, damped, with what large rows cost if they are in few bits."""
+    form, costs = _damped(form), form.diagonal()
+    if not problem.rounding.few_bits:
+        return form
+    return form + torch.diag(noise_costs(problem, costs, squares))
+
+
+def _scaled(problem: Problem, root: Root, costs: Tensor) -> Root:
+    """The root with the scale that few bits ask for; its numbers may have any in others."""
+    if not problem.rounding.few_bits:
+        return root
+    scale = best_scale(problem, costs, row_squares(problem, root))
+    key_maps, value_maps = ([m / scale for m in maps] for maps in (root.key_maps, root.value_maps))
+    return Root(scale[:, None] * root.matrix, key_maps, value_maps, scaled=True)
+
+
+def _complex_regression(
+    target: Tensor, cost: Tensor, root: Root, problem: Problem, moment: Tensor
+) -> Tensor:
     """The map that commutes with RoPE nearest to the target: one complex number for each pair."""
     half = len(target) // 2
     # Coordinates i and i + half are a pair: [[a, −b], [b, a]].
@@ -432,7 +486,6 @@ def _complex_regression(target: Tensor, cost: Tensor, root: Root, problem: Probl
     for i in range(half):
         maps[i, i, i] = maps[i, i + half, i + half] = 1
         maps[half + i, i, i + half], maps[half + i, i + half, i] = -1, 1
-    moment = root.matrix @ problem.inputs @ root.matrix.mT
     cross = cost @ target @ problem.inputs @ root.matrix.mT
     weighted = torch.einsum("ij,pjk,kl->pil", cost, maps, moment)
     form = torch.einsum("pil,qil->pq", weighted, maps)

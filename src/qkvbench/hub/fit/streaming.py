@@ -22,7 +22,7 @@ from qkvbench.hub.fit.progress import Progress, TimeLeft
 from qkvbench.hub.fit.projections import Layer, block_of, layers_of
 from qkvbench.hub.fit.quality import Windows
 from qkvbench.hub.fit.shards import SHARD_BYTES, ShardWriter, Tensors
-from qkvbench.hub.fit.starts import FITTED_STARTS
+from qkvbench.hub.fit.starts import parse_start
 from qkvbench.hub.fit.tying import Change, check_change, fit_layer, is_refitted, start_needs_text
 from qkvbench.hub.models import attention_layers, model_classes, with_mode
 from qkvbench.hub.modes import Mode, variants
@@ -192,7 +192,7 @@ class LayerByLayer:
 
         A text is read only if a layer has to be fitted to it: all of it by each block in turn.
         """
-        fitted = bool(self.changes) and start in FITTED_STARTS
+        fitted = bool(self.changes) and parse_start(start).is_fitted
         if fitted and text is None:
             raise ValueError(start_needs_text(start))
         changed: set[str] = set()

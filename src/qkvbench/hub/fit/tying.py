@@ -13,6 +13,7 @@ from qkvbench.hub.fit.moments import Calibration, Moments
 from qkvbench.hub.fit.outputs import refit
 from qkvbench.hub.fit.progress import Progress
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
+from qkvbench.hub.fit.roots import ROUNDINGS
 from qkvbench.hub.fit.starts import (
     FITTED_STARTS,
     LEAST_ERROR,
@@ -20,6 +21,7 @@ from qkvbench.hub.fit.starts import (
     STARTS,
     fit_latent,
     fold,
+    parse_start,
     problems,
     separate,
     turn,
@@ -99,22 +101,23 @@ def fit_layer(
 
     A refitted output projection comes afterwards: see `is_refitted`.
     """
-    if moments is None and start in FITTED_STARTS:
+    how = parse_start(start)
+    if moments is None and how.is_fitted:
         raise ValueError(start_needs_text(start))
     moments = moments or _no_text(layer, weights)
     if change.rank is not None:
-        if start not in LEAST_ERROR:
+        if not how.has_least_error:
             raise ValueError(f"A latent is fitted by --start {' or '.join(LEAST_ERROR)} alone.")
         return fit_latent(layer, weights, moments, change.rank)
-    found = problems(layer, weights, moments, change.kv_heads)
+    found = problems(layer, weights, moments, change.kv_heads, ROUNDINGS[how.rows])
     keys, values = found, found
     if not change.tied:
         keys, values = separate(found)
-    make = STARTS[start]
-    if change.turned and start in LEAST_ERROR:
+    make = STARTS[how.name]
+    if change.turned and how.has_least_error:
         assert layer.frequencies is not None, "a family without RoPE is refused"
         make = partial(turn, frequencies=layer.frequencies)
-    mean = moments.mean if start in FITTED_STARTS else None
+    mean = moments.mean if how.is_fitted else None
     roots = [make(one) for one in keys]
     if change.tied:
         return fold(layer, weights, roots, roots, mean)
@@ -132,7 +135,7 @@ def is_refitted(change: Change, start: str) -> bool:
 
     The library's own attention gives it, which turns no values.
     """
-    return start == REFITTED and not change.turned
+    return parse_start(start).name == REFITTED and not change.turned
 
 
 @torch.no_grad()
