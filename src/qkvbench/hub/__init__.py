@@ -16,6 +16,7 @@ _MODULES = {
     "slim": "qkvbench.hub.slim_cache",
     "SlimCache": "qkvbench.hub.slim_cache",
     "SlimEncoderDecoderCache": "qkvbench.hub.slim_cache",
+    "FewBitsCache": "qkvbench.hub.few_bits",
     "conditions": "qkvbench.hub.key_only",
 }
 

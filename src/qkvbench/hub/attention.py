@@ -26,6 +26,7 @@ from qkvbench.backends.torch.attention.ops import (
 )
 from qkvbench.hub.decoding import KernelAttention
 from qkvbench.hub.families import Family, rope_on_read
+from qkvbench.hub.growing_tensor import FewBitsRows
 from qkvbench.variant import LATENT, Derivation, Plan
 
 Stream = Float[Tensor, "batch time d_model"]
@@ -298,7 +299,10 @@ class QkvModeAttention(nn.Module):
     def _decode(
         self, query: Heads, kept: tuple[Heads, Tensor], mask: Any, options: dict[str, Any]
     ) -> Tensor | None:
-        """The output of attention by the native kernel; None if that cannot be."""
+        """The output of attention by the native kernel; None if that cannot be.
+
+        What is kept may be the `FewBitsRows` of a cache of ours.
+        """
         if not self.kernel.is_wanted(self, _implementation(self.config), options):
             return None
         keys, second = kept
@@ -317,7 +321,7 @@ class QkvModeAttention(nn.Module):
 
     def _key_value(self, kept: tuple[Tensor, Tensor], rotations: Maps) -> tuple[Heads, Heads]:
         """K, and all that the weights are applied to, from what a cache keeps."""
-        roots, positions = kept
+        roots, positions = (x.whole() if isinstance(x, FewBitsRows) else x for x in kept)
         if len(self.plan.cached) == 2:
             return roots, positions
         # A latent is one head, which all heads of K read.

@@ -6,8 +6,9 @@ The only place that decides what runs through the kernel. Everything else is lef
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from qkvbench.backends.torch.attention.ops import HeadVectors
 from qkvbench.backends.torch.kernels.contract import PROFILER_NAME
 from qkvbench.backends.torch.kernels.linear import profiler_range
 from qkvbench.hub.growing_layer import GrowingLayer
-from qkvbench.hub.growing_tensor import Heads
+from qkvbench.hub.growing_tensor import FewBitsRows, Heads, Rows
 from qkvbench.native.library import VARIABLE
 from qkvbench.variant import Plan, Scale
 
@@ -34,9 +35,40 @@ KINDS: Mapping[torch.dtype, native.Kind] = {
 # Tables of RoPE reach so many positions at least, and double when a text is longer.
 MIN_POSITIONS = 1 << 12
 
+# Cached rows as numbers, or as integers with scales.
+Cached = Heads | FewBitsRows
 Mask = Bool[Tensor, "..."] | Float[Tensor, "..."]
 # Slots from the first that a sequence sees to the one behind the last.
 Interval = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Cached rows as the kernel reads them: their numbers, and their scales if they have any."""
+
+    kind: str
+    width: int
+    tensors: tuple[Rows, ...]
+
+    @classmethod
+    def of(cls, rows: Cached) -> "_Stored":
+        """The rows of any cache."""
+        if isinstance(rows, FewBitsRows):
+            return cls(rows.kind, rows.width, (rows.numbers, rows.scales))
+        return cls(KINDS.get(rows.dtype, ""), rows.shape[-1], (rows,))
+
+    @property
+    def strides(self) -> list[tuple[int, int]]:
+        """Those of heads and rows, of each tensor."""
+        return [(tensor.stride(1), tensor.stride(2)) for tensor in self.tensors]
+
+    def paged(self, pages: list[np.ndarray]) -> native.PagedRows:
+        """The same for the kernel: each sequence is one page."""
+        numbers, *scales = zip(pages, self.strides, strict=True)
+        if not scales:
+            return native.PagedRows(numbers[0], *numbers[1])
+        [(scale_pages, strides)] = scales
+        return native.PagedRows(numbers[0], *numbers[1], scale_pages, *strides)
 
 
 class _Prepared(threading.local):
@@ -44,7 +76,8 @@ class _Prepared(threading.local):
 
     call: native.Decoding | None = None
     state: tuple[object, ...] = ()
-    pages: tuple[UInt64[np.ndarray, "batch one"], ...] = ()
+    # Those of each tensor of keys, then of values.
+    pages: tuple[list[UInt64[np.ndarray, "batch one"]], ...] = ()
     scale: Float[np.ndarray, " width"] | None = None
 
 
@@ -92,8 +125,8 @@ class KernelAttention:
     def __call__(
         self,
         query: Heads,
-        keys: Heads,
-        values: Heads | None,
+        keys: Cached,
+        values: Cached | None,
         mask: Mask | None,
         *,
         scaling: float,
@@ -107,10 +140,12 @@ class KernelAttention:
         multiplied by the scale of the plan, which `vectors` gives, and rotated to their `positions`
         by `frequencies` if there are any.
         """
-        if not self._can_run(query, keys, values):
+        stored = [_Stored.of(rows) for rows in (keys, values) if rows is not None]
+        if not self._can_run(query, stored):
             return None
-        intervals = _intervals(mask, keys)
-        offsets = [0] * len(keys)
+        slots = stored[0].tensors[0]
+        intervals = _intervals(mask, slots)
+        offsets = [0] * len(slots)
         if intervals is not None and frequencies is not None:
             assert positions is not None, "rows that are rotated on read have positions"
             offsets = _offsets(positions.numpy()[:, 0, :, 0], intervals)
@@ -121,7 +156,7 @@ class KernelAttention:
         rope = None
         if frequencies is not None:
             rope = _rope_table(frequencies.float().numpy().tobytes(), capacity)
-        call = self._ready(query, keys, values, capacity, rope)
+        call = self._ready(query, stored, capacity, rope)
         if call is None:
             return None
         made = self._prepared
@@ -131,53 +166,51 @@ class KernelAttention:
         # A slot of the kernel is a position, so its rows begin where position 0 would be.
         for number, ((first, end), offset) in enumerate(zip(intervals, offsets, strict=True)):
             call.first[number], call.length[number] = first + offset, end + offset
-            for pages, rows in zip(made.pages, (keys, values), strict=True):
-                if rows is not None:
-                    batch, _, row, _ = rows.stride()
-                    begin = (number * batch - offset * row) * rows.element_size()
-                    pages[number, 0] = rows.data_ptr() + begin
+            for each, rows in zip(made.pages, stored, strict=True):
+                for pages, tensor in zip(each, rows.tensors, strict=True):
+                    batch, _, row, _ = tensor.stride()
+                    begin = (number * batch - offset * row) * tensor.element_size()
+                    pages[number, 0] = tensor.data_ptr() + begin
         scaled = (query.float() * scaling).contiguous()
         context = torch.empty_like(scaled)
-        with profiler_range(f"{PROFILER_NAME} ({KINDS[keys.dtype]} rows read once, {call.isa})"):
+        with profiler_range(f"{PROFILER_NAME} ({stored[0].kind} rows read once, {call.isa})"):
             call(scaled.data_ptr(), context.data_ptr())
         return context.transpose(1, 2).to(query.dtype)
 
-    def _can_run(self, query: Heads, keys: Heads, values: Heads | None) -> bool:
+    def _can_run(self, query: Heads, stored: list[_Stored]) -> bool:
         """Whether the kernel reads such rows, for one token, and numbers are all that is wanted."""
-        rows = (keys,) if values is None else (keys, values)
+        tensors = [tensor for rows in stored for tensor in rows.tensors]
         return (
             self._supported
             and query.shape[2] == 1
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-            and all(_is_plain(tensor) for tensor in (query, *rows))
-            and all(tensor.stride(-1) == 1 and tensor.dtype == keys.dtype for tensor in rows)
-            and native.CAPABILITIES.can_run(KINDS.get(keys.dtype, ""), keys.shape[-1])
+            and all(_is_plain(tensor) for tensor in (query, *tensors))
+            and all(tensor.stride(-1) == 1 for tensor in tensors)
+            and all(rows.kind == stored[0].kind for rows in stored)
+            and native.CAPABILITIES.can_run(stored[0].kind, stored[0].width)
         )
 
     def _ready(
-        self,
-        query: Heads,
-        keys: Heads,
-        values: Heads | None,
-        capacity: int,
-        rope: native.RopeTable | None,
+        self, query: Heads, stored: list[_Stored], capacity: int, rope: native.RopeTable | None
     ) -> native.Decoding | None:
         """The call for such rows and queries, whatever their addresses; None without a library."""
-        made, (batch, roots, _, width) = self._prepared, keys.shape
-        strides = (keys.stride()[1:3], values is not None and values.stride()[1:3])
+        made, (batch, roots) = self._prepared, stored[0].tensors[0].shape[:2]
+        kind, width, strides = stored[0].kind, stored[0].width, [rows.strides for rows in stored]
         threads, choice = torch.get_num_threads(), os.environ.get(VARIABLE)
-        state = (keys.dtype, query.shape, roots, width, strides, capacity, rope, threads, choice)
+        state = (kind, query.shape, roots, width, strides, capacity, rope, threads, choice)
         if state != made.state:
             made.state, made.call = state, None
             if native.missing_requirement() is not None:
                 return None
-            made.pages = tuple(np.zeros((batch, 1), np.uint64) for _ in range(2))
+            made.pages = tuple(
+                [np.zeros((batch, 1), np.uint64) for _ in rows.tensors] for rows in stored
+            )
             made.scale = np.ones(width, np.float32) if self._scale_name else None
+            paged = [rows.paged(pages) for rows, pages in zip(stored, made.pages, strict=True)]
             made.call = native.Decoding(
-                KINDS[keys.dtype],
-                _rows(made.pages[0], keys),
-                None if values is None else _rows(made.pages[1], values),
+                cast(native.Kind, kind),
+                *paged,
                 head_dim=width,
                 roots=roots,
                 group=query.shape[1] // roots,
@@ -187,11 +220,6 @@ class KernelAttention:
                 threads=threads,
             )
         return made.call
-
-
-def _rows(pages: np.ndarray, rows: Heads) -> native.PagedRows:
-    """Each sequence is one page."""
-    return native.PagedRows(pages, rows.stride(1), rows.stride(2))
 
 
 @lru_cache(maxsize=8)
@@ -205,7 +233,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and tensor.device.type == "cpu" and not tensor.requires_grad
 
 
-def _intervals(mask: Mask | None, keys: Heads) -> list[Interval] | None:
+def _intervals(mask: Mask | None, keys: Rows) -> list[Interval] | None:
     """The slots that each sequence sees, if they follow each other for all heads; else None."""
     batch, _, slots, _ = keys.shape
     if mask is None:

@@ -1,5 +1,8 @@
 """A tensor of cached rows that grows token by token with little unused room."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -12,6 +15,21 @@ Rows = Shaped[Tensor, "_batch _heads _time _width"]
 # A full tensor grows by 1 / GROWTH. A token then costs the copy of about GROWTH rows on average,
 # and at most 1 / GROWTH of the rows (and one) are unused.
 GROWTH = 32
+
+
+@dataclass(frozen=True)
+class FewBitsRows:
+    """Rows that a cache stores as integers with scales: `kind` is int8 or int4.
+
+    ``numbers`` are bytes, ``scales`` one or several of each row of `width` numbers; `whole` makes
+    the rows that they stand for.
+    """
+
+    kind: str
+    width: int
+    numbers: Shaped[Tensor, "_batch _heads _time _stored"]
+    scales: Float[Tensor, "_batch _heads _time _groups"]
+    whole: Callable[[], Heads]
 
 
 class GrowingTensor:

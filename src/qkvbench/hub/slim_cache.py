@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from qkvbench.hub.encoder_output import EncoderCache, StatesOfEncoder, states_of_encoder
-from qkvbench.hub.growing_tensor import Heads
+from qkvbench.hub.growing_tensor import GrowingTensor, Heads
 from qkvbench.hub.kept_heads import CopiedHeadsReader, OneOfCopies, copied_heads
 from qkvbench.hub.key_only import (
     TOLERANCE,
@@ -23,6 +23,7 @@ from qkvbench.hub.key_only import (
 )
 from qkvbench.hub.linear_attention import linear_attentions
 from qkvbench.hub.refusals import not_slim, too_inexact
+from qkvbench.hub.rows_layer import RowsLayer
 from qkvbench.hub.shared_root import KeyFromRoot, SharedRootReader, keys_from_roots
 from qkvbench.hub.slim_attention import (
     CHECKED_ROWS,
@@ -135,12 +136,8 @@ class SlimEncoderDecoderCache(EncoderDecoderCache):
         """No-op: both caches grow, and can be cropped and reordered."""
 
 
-class SlimLayer(CacheLayerMixin):
+class SlimLayer(RowsLayer):
     """One layer of a slim cache; its reader holds the tensors."""
-
-    is_sliding = False
-    is_croppable = True
-    supports_early_init = False
 
     def __init__(
         self, recipe: Recipe, config: Any, reserve: int = 0, *, interface: bool = True
@@ -175,12 +172,9 @@ class SlimLayer(CacheLayerMixin):
         """No-op: V is in the reader's tensors, or made from them."""
 
     @property
-    def bytes(self) -> int:
-        """Allocated bytes, unused room included."""
-        return sum(tensor.bytes for tensor in self.reader.tensors)
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """No-op: the first append allocates."""
+    def tensors(self) -> tuple[GrowingTensor, ...]:
+        """All tensors that take memory."""
+        return self.reader.tensors
 
     def update(
         self, key_states: Heads, value_states: Heads, *args: Any, **kwargs: Any
@@ -211,53 +205,6 @@ class SlimLayer(CacheLayerMixin):
                 return self.reader.placeholders()
             case _:
                 return self.reader.materialize()
-
-    def get_seq_length(self) -> int:
-        """How many tokens are cached."""
-        return self.reader.tensors[0].length
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """How many slots a mask has, and the first of them."""
-        return self.get_seq_length() + query_length, 0
-
-    def get_max_length(self) -> int:
-        """-1: there is no limit."""
-        return -1
-
-    def get_max_cache_shape(self) -> int:
-        """-1: there is no limit; the name in older versions of the library."""
-        return -1
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens: so many if negative, else down to so many."""
-        before = self.get_seq_length()
-        after = tokens_to_remove if tokens_to_remove > 0 else before + tokens_to_remove
-        for tensor in self.reader.tensors:
-            tensor.crop(before - min(after, before))
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Replace each sequence by the one that a beam continues."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these sequences of the batch."""
-        for tensor in self.reader.tensors:
-            tensor.select(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every sequence so many times, copies side by side."""
-        for tensor in self.reader.tensors:
-            tensor.repeat(repeats)
-
-    def reset(self) -> None:
-        """Remove all tokens."""
-        self.is_initialized = False
-        for tensor in self.reader.tensors:
-            tensor.clear()
-
-    def offload(self) -> None:
-        """Refuse: the rows stay on the model's device."""
-        raise NotImplementedError("A slim cache stays on its device: pass no offloading cache.")
 
 
 def storage_bytes(tensors: Sequence[Tensor | None]) -> int:
