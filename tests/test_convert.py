@@ -140,6 +140,29 @@ def test_a_converted_folder_is_a_normal_one_with_its_numbers(words, place, tmp_p
     assert not list(tmp_path.glob(".*"))
 
 
+def test_what_is_fitted_for_few_bits_is_measured_with_them(words, place, tmp_path, capsys):
+    assert main([*words, "--to", "q,k=v", "--start", "refitted:int8"]) == 0
+    assert "held-out perplexity, in int8" in capsys.readouterr().out
+    new = tmp_path / "new"
+    card, measured = (
+        (new / "README.md").read_text(),
+        json.loads((new / "measured.json").read_text()),
+    )
+    assert 'FewBitsCache(model, "int8")' in card
+    hub.register()
+    model = transformers.AutoModelForCausalLM.from_pretrained(new).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(new)
+    held = quality.windows(tokenizer, (place / "other.txt").read_text(), 32, 4)
+    whole, stored = measured["after"], measured["after"]["stored"]
+    found = quality.losses(model, held, lambda: hub.FewBitsCache(model, "int8"))
+    assert found == pytest.approx(stored["losses"])
+    assert quality.losses(model, held) == pytest.approx(whole["losses"])
+    assert found != whole["losses"]
+    # Heads of 12 numbers: 12 bytes and a scale of 4, and the position of each token.
+    bytes_of = [each["decoding"]["cache_bytes"] for each in (whole, stored)]
+    assert bytes_of[1] / bytes_of[0] == pytest.approx((2 * 16 + 4) / (2 * 48 + 4))
+
+
 @pytest.mark.slow
 # datasets opens a file that it does not close.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")

@@ -1,10 +1,11 @@
 """The quality of a model on text: loss, recall, similarity of embeddings; its cache and speed."""
 
+import inspect
 import math
 import re
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch.nn import functional
 
 Windows = Int[Tensor, "_windows time"]
 
+# An empty cache, if another than the library's is to be measured.
+NewCache = Callable[[], Any]
 # Sequences of a recall test, tokens to copy, and pairs to look up.
 SEQUENCES, COPIED, PAIRS = 8, 24, 8
 
@@ -61,9 +64,11 @@ def windows(
 
 
 @torch.no_grad()
-def losses(model: Any, text: Iterable[Int[Tensor, " time"]]) -> list[float]:
+def losses(
+    model: Any, text: Iterable[Int[Tensor, " time"]], cache: NewCache | None = None
+) -> list[float]:
     """The mean loss of each window, in nats per token."""
-    return [float(_loss(model(input_ids=one[None]).logits[0], one)) for one in text]
+    return [float(_loss(_logits(model, one[None], cache)[0], one)) for one in text]
 
 
 def loss(model: Any, text: Windows) -> float:
@@ -77,7 +82,7 @@ def perplexity(nats: float) -> float:
 
 
 @torch.no_grad()
-def recall(model: Any, tokenizer: Any, seed: int = 0) -> Recall:
+def recall(model: Any, tokenizer: Any, seed: int = 0, cache: NewCache | None = None) -> Recall:
     """Recall of random words; chance is one part in the number of words."""
     words, rng = _words(tokenizer), torch.Generator().manual_seed(seed)
     newline, equals = (tokenizer(mark, add_special_tokens=False)["input_ids"] for mark in "\n=")
@@ -94,7 +99,8 @@ def recall(model: Any, tokenizer: Any, seed: int = 0) -> Recall:
             tokens += [key, *equals, value, *newline]
             places.append(len(tokens) - len(newline) - 1)
         lookups.append(tokens)
-    return Recall(_hits(model, copies, range(1 - COPIED, 0)), _hits(model, lookups, places[PAIRS:]))
+    copied = _hits(model, copies, range(1 - COPIED, 0), cache)
+    return Recall(copied, _hits(model, lookups, places[PAIRS:], cache))
 
 
 @torch.no_grad()
@@ -113,16 +119,18 @@ def similarity(one: Tensor, other: Tensor) -> float:
 
 
 @torch.no_grad()
-def decoding(model: Any, tokens: Int[Tensor, " context"], steps: int) -> Decoding:
+def decoding(
+    model: Any, tokens: Int[Tensor, " context"], steps: int, cache: NewCache | None = None
+) -> Decoding:
     """The cache after these tokens, and the median time of one more, of so many."""
-    output = model(input_ids=tokens[None], use_cache=True)
-    cache = output.get("cache") or output.past_key_values
-    live = cache_bytes(cache)
+    output = model(input_ids=tokens[None], use_cache=True, **_given(model, cache))
+    filled = output.get("cache") or output.past_key_values
+    live = cache_bytes(filled)
     times = []
     next_one = output.logits[:, -1:].argmax(-1)
     for _ in range(steps):
         began = time.perf_counter()
-        output = model(input_ids=next_one, **{cache_name(output): cache}, use_cache=True)
+        output = model(input_ids=next_one, **{cache_name(output): filled}, use_cache=True)
         next_one = output.logits[:, -1:].argmax(-1)
         times.append(time.perf_counter() - began)
     return Decoding(len(tokens), live, statistics.median(times) if times else None)
@@ -130,6 +138,8 @@ def decoding(model: Any, tokens: Int[Tensor, " context"], steps: int) -> Decodin
 
 def cache_bytes(cache: Any) -> int:
     """Bytes of all storages of a cache, each counted once."""
+    if (own := getattr(cache, "bytes", None)) is not None:
+        return own
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for layer in cache.layers
@@ -143,14 +153,29 @@ def cache_name(output: Any) -> str:
     return "cache" if "cache" in output else "past_key_values"
 
 
+def _given(model: Any, cache: NewCache | None) -> dict[str, Any]:
+    """An empty cache as the model's argument, if there is one."""
+    if cache is None:
+        return {}
+    parameters = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in parameters else "past_key_values": cache()}
+
+
+def _logits(model: Any, ids: Int[Tensor, "_batch _time"], cache: NewCache | None) -> Tensor:
+    given = _given(model, cache)
+    return model(input_ids=ids, **(given | {"use_cache": True} if given else {})).logits
+
+
 def _loss(logits: Tensor, tokens: Tensor) -> Tensor:
     return functional.cross_entropy(logits[:-1].float(), tokens[1:])
 
 
-def _hits(model: Any, sequences: list[list[int]], places: Sequence[int] | range) -> float:
+def _hits(
+    model: Any, sequences: list[list[int]], places: Sequence[int] | range, cache: NewCache | None
+) -> float:
     """The share of these places whose token has the highest logit before it."""
     ids = torch.tensor(sequences)
-    guesses = model(input_ids=ids).logits.argmax(-1)
+    guesses = _logits(model, ids, cache).argmax(-1)
     return statistics.fmean(float((guesses[:, n - 1] == ids[:, n]).float().mean()) for n in places)
 
 

@@ -2,31 +2,38 @@
 
 import shlex
 import shutil
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import AutoConfig
 
 from qkvbench.backends.common.free_memory import free_bytes
 from qkvbench.cost.budget import SPREADS
-from qkvbench.cost.units import bytes_text, seconds_text
+from qkvbench.cost.units import bytes_text
 from qkvbench.hub.families import FAMILIES, family_of
 from qkvbench.hub.fit import folder, planning, quality
 from qkvbench.hub.fit.counting import budget, counting
 from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healing, heal
 from qkvbench.hub.fit.latency import Steps
 from qkvbench.hub.fit.latency import steps as measured_steps
+from qkvbench.hub.fit.measures import (
+    Measures,
+    is_causal,
+    measure,
+    numbers_of,
+    table,
+)
 from qkvbench.hub.fit.moments import Calibration, collect
 from qkvbench.hub.fit.planning import UNCHANGED, Effect, Option, Plan, Trial, every_fit
 from qkvbench.hub.fit.progress import Progress, TimeLeft, counted
 from qkvbench.hub.fit.quality import Windows
+from qkvbench.hub.fit.roots import DEFAULT_ROWS
 from qkvbench.hub.fit.shards import Tensors
 from qkvbench.hub.fit.source import Checkpoint, find_teacher, load_model
+from qkvbench.hub.fit.starts import parse_start
 from qkvbench.hub.fit.streaming import LayerByLayer, StreamedModel
 from qkvbench.hub.models import register
 from qkvbench.hub.modes import Mode
@@ -36,8 +43,6 @@ CAUSAL = "AutoModelForCausalLM"
 FP32_BYTES = 4
 # The share of the free memory that a model may take if no amount is given.
 FREE_MEMORY = 0.8
-# Tokens that are decoded to time one.
-DECODED = 12
 
 
 @dataclass(frozen=True)
@@ -230,11 +235,13 @@ def convert_checkpoint(  # noqa: PLR0913
         _check_memory(source, lesson, memory_bytes)
     held, read, judged = _windows(tokenizer, texts, reading, healing)
 
-    def measured(folder_: Path, when: str) -> _Measures:
+    stored = parse_start(start).rows if work.changes else DEFAULT_ROWS
+
+    def measured(folder_: Path, when: str, rows: str = DEFAULT_ROWS) -> Measures:
         if held is None:
-            return _Measures()
+            return Measures()
         with runnable(folder_, checkpoint.auto, memory_bytes) as (model, timed):
-            return _measure(model, tokenizer, held, progress, when, timed=timed)
+            return measure(model, tokenizer, held, progress, when, rows, timed=timed)
 
     before = measured(checkpoint.folder, "before")
     history: list[tuple[str, int, float]] = []
@@ -244,7 +251,7 @@ def convert_checkpoint(  # noqa: PLR0913
         if fit is not None and work.changes:
             progress(f"reading {fit.numel():,} tokens for the fit")
         fitted_to = work.write(place, fit, start)
-        after = tied = measured(place, "after tying")
+        after = tied = measured(place, "after tying", stored)
         if healing.tokens:
             assert read is not None, "a healing without a text is refused"
             assert judged is not None
@@ -255,10 +262,10 @@ def convert_checkpoint(  # noqa: PLR0913
             del original, teacher
             folder.replace_weights(model, place)
             del model
-            after = measured(place, "after healing")
+            after = measured(place, "after healing", stored)
         done = work.config.qkv_mode
         rows = [("layers changed", "", _layers_text(done, len(work.layers)))]
-        rows += _rows(before, tied, after, healed=bool(healing.tokens))
+        rows += table(before, tied, after, stored, healed=bool(healing.tokens))
         notes = _notes(
             start if work.changes else None, fitted_to, texts.held_out, healing, reading, held
         )
@@ -269,9 +276,9 @@ def convert_checkpoint(  # noqa: PLR0913
         numbers: dict[str, object] = {
             "mode": done,
             "start": start,
-            "before": _numbers(before, before),
-            "tied": _numbers(before, tied),
-            "after": _numbers(before, after),
+            "before": numbers_of(before, before),
+            "tied": numbers_of(before, tied),
+            "after": numbers_of(before, after),
             "healing": asdict(healing) | {"distances": history},
         }
         card = folder.card(checkpoint.name, done, checkpoint.auto, shlex.join(command), rows, notes)
@@ -331,7 +338,7 @@ def check_readable(checkpoint: Checkpoint) -> None:
 
 def check_predicts(model: Any) -> None:
     """Refuse a model that predicts no next token, such as an encoder; ValueError."""
-    if model.get_output_embeddings() is None or not _is_causal(model):
+    if model.get_output_embeddings() is None or not is_causal(model):
         raise ValueError(
             f"A {type(model).__name__} predicts no next token, by which layers are judged.\n"
             "Convert it with --layers, and read the similarity of its embeddings."
@@ -375,85 +382,6 @@ def _windows(
     return (held if held is not None and len(held) else None), read, judged
 
 
-@dataclass(frozen=True, eq=False)
-class _Measures:
-    losses: list[float] | None = None
-    recall: quality.Recall | None = None
-    decoding: quality.Decoding | None = None
-    embeddings: Tensor | None = None
-
-
-def _measure(
-    model: Any, tokenizer: Any, held: Windows, progress: Progress, when: str, *, timed: bool
-) -> _Measures:
-    progress(f"measuring {held.numel():,} held-out tokens {when}")
-    rows = counted(list(held), "windows", progress)
-    if model.get_output_embeddings() is None or not _is_causal(model):
-        return _Measures(embeddings=quality.embeddings(model, rows))
-    return _Measures(
-        quality.losses(model, rows),
-        quality.recall(model, tokenizer),
-        quality.decoding(model, held[0], DECODED if timed else 0),
-    )
-
-
-def _is_causal(model: Any) -> bool:
-    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
-
-
-def _rows(
-    before: _Measures, tied: _Measures, after: _Measures, *, healed: bool
-) -> list[tuple[str, str, str]]:
-    """The table of the card: a title, before, after."""
-    rows = []
-    for measures, title in ((tied, ", after tying") if healed else (None, ""), (after, "")):
-        cosine = _cosine(before, measures)
-        if cosine is not None:
-            name = f"cosine of embeddings with the original's{title}"
-            rows.append((name, "1", f"{cosine:.4f}"))
-    for measures, title in ((tied, "after tying") if healed else (None, ""), (after, "")):
-        if measures is None or measures.losses is None or before.losses is None:
-            continue
-        mean, original = statistics.fmean(measures.losses), statistics.fmean(before.losses)
-        name = f"held-out loss, nats a token{', ' + title if title else ''}"
-        rows.append((name, f"{original:.3f}", f"{mean:.3f} ({mean - original:+.3f})"))
-        name = f"held-out perplexity{', ' + title if title else ''}"
-        rows.append(
-            (name, f"{quality.perplexity(original):.1f}", f"{quality.perplexity(mean):.1f}")
-        )
-    if before.recall is not None and after.recall is not None:
-        rows.append(("copying", f"{before.recall.copy:.2f}", f"{after.recall.copy:.2f}"))
-        rows.append(("look-up", f"{before.recall.lookup:.2f}", f"{after.recall.lookup:.2f}"))
-    if before.decoding is not None and after.decoding is not None:
-        one, other = before.decoding, after.decoding
-        title = f"cache after {one.context} tokens, live bytes"
-        rows.append((title, bytes_text(one.cache_bytes), bytes_text(other.cache_bytes)))
-        if one.step_s is not None and other.step_s is not None:
-            rows.append(("time of a token", seconds_text(one.step_s), seconds_text(other.step_s)))
-    return rows
-
-
-def _cosine(before: _Measures, after: _Measures | None) -> float | None:
-    """The similarity of the embeddings of the same windows; None if there are none."""
-    if after is None or before.embeddings is None or after.embeddings is None:
-        return None
-    return quality.similarity(before.embeddings, after.embeddings)
-
-
-def _numbers(before: _Measures, measures: _Measures) -> dict[str, object]:
-    """The measured numbers as JSON values."""
-    found: dict[str, object] = {}
-    if (cosine := _cosine(before, measures)) is not None:
-        found["similarity"] = cosine
-    if measures.losses is not None:
-        found["losses"] = measures.losses
-    for name in ("recall", "decoding"):
-        value = getattr(measures, name)
-        if value is not None:
-            found[name] = asdict(value)
-    return found
-
-
 def _notes(
     start: str | None,
     fitted_to: int,
@@ -469,6 +397,11 @@ def _notes(
         if fitted_to
         else f"Changed with the start {start}, which reads no text."
     ]
+    if start is not None and (rows := parse_start(start).rows) != DEFAULT_ROWS:
+        notes.append(
+            f"For a cache in {rows}: `model.generate(..., "
+            f'cache=qkvbench.hub.FewBitsCache(model, "{rows}"))`.'
+        )
     if held is not None:
         kind = "a text of its own" if held_out else "the end of the text of the fit, so of its kind"
         notes.append(f"Measured on {held.numel():,} tokens in windows of {reading.window}: {kind}.")
