@@ -2,7 +2,7 @@
 
 Run     ./qkv setup hf, then
         .venv/bin/python benchmarks/hub_decode.py [--contexts N ...] [--rounds N] [--batch N]
-        [--dtype bf16] [--static SLOTS] [--no-memory]
+        [--dtype bf16] [--static SLOTS] [--rows int8 int4] [--no-memory]
 Model   a Llama of SmolLM2-135M's shape with random weights: 30 layers of width 576, 9 heads of 64,
         3 K/V heads
 Arms    the library's class and cache, with 3 K/V heads and with 1; then each mode with the kernel,
@@ -13,7 +13,8 @@ then forgotten; all arms take turns, a step each, on one thread. Times are the p
 the ratio is the median of the ratios of a round's steps, with the middle half of them in brackets.
 The memory of a step is how far resident memory rises above the process with the model alone, at
 its highest; a process for each arm, whose malloc returns every large block (Linux only). With
-``--static`` the context is in the first slots of a StaticCache of so many.
+``--static`` the context is in the first slots of a StaticCache of so many. ``--rows`` adds arms of
+the kernel over a `FewBitsCache`.
 """
 
 import argparse
@@ -24,17 +25,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from qkvbench.cost.units import bytes_text, seconds_text
 from qkvbench.hub.families import rope_on_read
+from qkvbench.hub.few_bits import FewBits, FewBitsCache
 from qkvbench.hub.models import layer_plans, register
 from qkvbench.hub.slim_cache import storage_bytes
 from qkvbench.native.library import NONE, VARIABLE
@@ -62,6 +64,7 @@ class Arm:
     name: str
     model: Any
     torch_only: bool = False
+    rows: Any = None
 
     def __post_init__(self) -> None:
         """No steps yet."""
@@ -85,7 +88,10 @@ class Arm:
     def fill(self, tokens: int, batch: int, static: int) -> None:
         """Fill a cache with random rows."""
         config, dtype = self.model.config, self.model.dtype
-        self.cache = StaticCache(config, max_cache_len=static) if static else DynamicCache()
+        if self.rows is None:
+            self.cache = StaticCache(config, max_cache_len=static) if static else DynamicCache()
+        else:
+            self.cache = FewBitsCache(self.model, self.rows)
         mode = getattr(config, "qkv_mode", None)
         plans = layer_plans(config) if mode else [None] * config.num_hidden_layers
         places = torch.arange(tokens, dtype=torch.int32)
@@ -115,6 +121,8 @@ class Arm:
     @property
     def bytes(self) -> int:
         """Live bytes of the cache."""
+        if self.rows is not None:
+            return self.cache.bytes
         return storage_bytes([t for layer in self.cache.layers for t in (layer.keys, layer.values)])
 
 
@@ -130,10 +138,10 @@ def model_of(mode: str | None, kv_heads: int, dtype: torch.dtype) -> Any:
     return model.to(dtype).eval()
 
 
-def arms(modes: tuple[str, ...], dtype: torch.dtype) -> Iterator[Arm]:
-    """The library's two, and two for each mode."""
+def arms(modes: Sequence[str], dtype: torch.dtype, rows: Sequence[str]) -> Iterator[Arm]:
+    """The library's two, and two for each mode, with one more for each kind of rows."""
     yield from library_arms(dtype)
-    yield from mode_arms(modes, dtype)
+    yield from mode_arms(modes, dtype, rows)
 
 
 def library_arms(dtype: torch.dtype) -> Iterator[Arm]:
@@ -142,14 +150,17 @@ def library_arms(dtype: torch.dtype) -> Iterator[Arm]:
         yield Arm(f"library, {heads} K/V heads", model_of(None, heads, dtype))
 
 
-def mode_arms(modes: tuple[str, ...], dtype: torch.dtype) -> Iterator[Arm]:
-    """Each mode with the kernel and without."""
+def mode_arms(modes: Sequence[str], dtype: torch.dtype, rows: Sequence[str] = ()) -> Iterator[Arm]:
+    """Each mode with the kernel and without, and with the kernel over few bits."""
     for mode in modes:
         model = model_of(mode, 3, dtype)
         yield Arm(f"{mode}, kernel", model)
         # Other modules, so that each has its own kernel, over the same weights.
         twin = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
         yield Arm(f"{mode}, torch", twin, torch_only=True)
+        for kind in rows:
+            other = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+            yield Arm(f"{mode}, {kind}", other, rows=kind)
 
 
 def resident(field: str) -> int:
@@ -163,8 +174,10 @@ def print_peak(name: str, dtype: str, tokens: int, batch: int, static: int) -> N
     torch.set_num_threads(1)
     mode, _, _ = name.rpartition(",")
     every = library_arms if mode == "library" else partial(mode_arms, (mode,))
+    if mode != "library":
+        every = partial(every, rows=get_args(FewBits))
     arm = next(arm for arm in every(dtype=DTYPES[dtype]) if arm.name == name)
-    warm = Arm(arm.name, arm.model, arm.torch_only)
+    warm = Arm(arm.name, arm.model, arm.torch_only, arm.rows)
     warm.fill(8, batch, 16 if static else 0)
     for _ in range(WARM):
         warm.step(8, batch)
@@ -204,6 +217,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--static", type=int, default=0, metavar="SLOTS")
+    parser.add_argument("--rows", choices=get_args(FewBits), nargs="+", default=[])
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     request = parser.parse_args()
@@ -213,7 +227,7 @@ def main() -> None:
         print_peak(request.peak, request.dtype, tokens, request.batch, request.static)
         return
     torch.set_num_threads(1)
-    every = list(arms(tuple(request.modes), DTYPES[request.dtype]))
+    every = list(arms(request.modes, DTYPES[request.dtype], request.rows))
     for tokens in request.contexts:
         for arm in every:
             arm.fill(tokens, request.batch, request.static)
