@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import pytest
 import fake_study
 from qkvbench.claims.kit import evidence
 from qkvbench.cli import main
+from qkvbench.cli.evidence import every_run
 from qkvbench.model import initial_value, model_parameters, parse_arm, write_arm
 from qkvbench.recipes import Study
 from qkvbench.reports import full
+from qkvbench.reports.parts.evidence import lines
 from qkvbench.results.evidence import Run, effective_speed, settings
 from qkvbench.results.pair import pair
 from qkvbench.results.record import Point
@@ -21,6 +24,7 @@ from qkvbench.results.view import view
 from qkvbench.variant import Normal
 
 ARMS = ("q,k,v", "q,k=v")
+STUDIES = Path(__file__).parents[1] / "studies"
 
 
 def scored(task="digits", seeds=5, first=0, loss=0.05, noise=0.004, arms=ARMS):
@@ -147,10 +151,22 @@ def test_the_command_says_first_what_is_known_in_one_sentence(tmp_path, capsys, 
     assert main(["evidence", "shared-kv"]) == 0
     first, *rest = capsys.readouterr().out.splitlines()
     assert first == "q,k=v against q,k,v, in 1 setting: worse in 1."
-    assert any(line.startswith("worse") and "digits, 600 steps" in line for line in rest)
+    (at,) = [n for n, line in enumerate(rest) if line == "worse"]
+    assert rest[at + 1].startswith("  digits, 600 steps")
     assert main(["evidence", "q,k=v", "studies/made", "--json"]) == 0
     document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert document["settings"][0]["verdict"] == "worse"
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_is_told_so():
+    folders = [STUDIES / name for name in ("quick-tuned", "recall-twenty", "budgets-1500")]
+    known = settings(every_run(folders), arm="q,k=v", against="q,k,v", margins={})
+    whole, narrow = (lines(known, "q,k=v", "q,k,v", width) for width in (None, 80))
+    table = narrow[2 : next(n for n, line in enumerate(narrow) if line.startswith("Not shown"))]
+    assert max(map(len, table)) <= 80
+    assert "Not shown, for the width: p, seeds, speed, folders." in narrow
+    assert not any(line.startswith("Not shown") for line in whole)
+    assert all(line.startswith(each) for line, each in zip(whole[3:], table[1:], strict=False))
 
 
 @pytest.mark.parametrize(
@@ -253,5 +269,5 @@ def test_seeds_that_solved_a_task_are_shown_with_the_step_and_damaged_records_ar
     (store.path / "runs" / f"{0:016x}.json").write_text("{")
     assert main(["evidence", "q,k=v", str(store.path)]) == 0
     captured = capsys.readouterr()
-    assert "solved 5/5 at 250, not 5/5 at 400" in captured.out
+    assert "5/5 at 250, not 5/5 at 400" in captured.out
     assert f"Left out, damaged: {store.path}" in captured.err

@@ -54,7 +54,8 @@ def answer(request: Request) -> int:
         print(json.dumps(document(found, arm, against), indent=1, ensure_ascii=False))
         return 0
     console = Console(highlight=False)
-    for line in lines(found, arm, against):
+    width = console.width if console.is_terminal else None
+    for line in lines(found, arm, against, width):
         console.print(styled(line), soft_wrap=not console.is_terminal)
     return 0
 

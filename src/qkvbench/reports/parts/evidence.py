@@ -21,6 +21,9 @@ from qkvbench.results.stats import VERDICTS, Comparison, Count, Tally, Verdict
 
 # Folders that a line names.
 NAMED_FOLDERS = 2
+HEADS = ("setting", "difference, 95%", "p", "seeds", "speed", "folders")
+# Columns that every width has, and blanks before each.
+LEAST_COLUMNS, GAP = 2, 2
 
 
 def sentence(found: Sequence[Setting], arm: str, against: str) -> str:
@@ -36,39 +39,44 @@ def sentence(found: Sequence[Setting], arm: str, against: str) -> str:
     return f"`{arm}` against `{against}`, in {plural(len(found), 'setting')}: {', '.join(parts)}."
 
 
-def lines(found: Sequence[Setting], arm: str, against: str) -> list[str]:
-    """The sentence, the settings by verdict, and how to read them."""
+def lines(found: Sequence[Setting], arm: str, against: str, width: int | None = None) -> list[str]:
+    """The sentence, the settings by verdict, and how to read them.
+
+    Of a table that is wider than `width` the last columns are left out, which a line says.
+    """
     named = _named(found)
-    rows = [
-        (
-            verdict,
-            named[each],
-            _size(each, arm),
-            _seeds(each),
-            _speed(each),
-            _folders(each),
-        )
-        for verdict in VERDICTS
+    rows = {
+        each: (named[each], *_size(each, arm), _seeds(each), _speed(each), _folders(each))
         for each in found
-        if each.verdict == verdict
-    ]
+        if each.verdict is not None
+    }
+    widths = [max(map(len, column)) for column in zip(HEADS, *rows.values(), strict=True)]
+    shown = len(HEADS)
+    while width and shown > LEAST_COLUMNS and sum(widths[:shown]) + GAP * shown > width:
+        shown -= 1
+
+    def line(cells: Sequence[str]) -> str:
+        pairs = list(zip(cells, widths, strict=True))[:shown]
+        return "".join(" " * GAP + cell.ljust(size) for cell, size in pairs).rstrip()
+
+    table = [line(HEADS)]
+    for verdict in VERDICTS:
+        own = [line(rows[each]) for each in found if each.verdict == verdict]
+        table += [verdict, *own] if own else []
+    if shown < len(HEADS):
+        table.append(f"Not shown, for the width: {', '.join(HEADS[shown:])}.")
     silent = [f"{named[each]} ({each.standing})" for each in found if each.verdict is None]
-    heads = ("verdict", "setting", "difference, 95%, p", "seeds", "speed", "folders")
-    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
-    table = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [heads, *rows]
-    ]
     return [
         sentence(found, arm, against),
         "",
         *(table if rows else []),
         *([f"Nothing to say: {SEPARATOR.join(silent)}."] if silent else []),
         "",
-        f"Each line: all runs of `{arm}` and `{against}` that share everything but arm, seed and "
-        "the task's name, from all folders. Worse and better are certain even among 40 "
-        "comparisons; one of 20 comparisons of equal arms is called likely. Seeds: the arm's, and "
-        "the baseline's if they are not as many.",
+        f"Each line: steps and parameters of all runs of `{arm}` and `{against}` that share "
+        "everything but arm, seed and the task's name, from all folders. Worse and better are "
+        "certain even among 40 comparisons; one of 20 comparisons of equal arms is called likely. "
+        "Seeds: the arm's, and the baseline's if they are not as many. 4/7 at 850: seeds that "
+        "solve the task, and their median step.",
         "Speed: the compute with which the slower arm's final score is reached by the other, over "
         "the slower one's; above 1 if the arm is the faster. Read off validation curves before the "
         "learning rate has come down, so the true figure is further from 1, by more the longer "
@@ -89,7 +97,7 @@ def _named(found: Sequence[Setting]) -> dict[Setting, str]:
 def _setting(each: Setting) -> str:
     shared = each.shared
     parts = [f"{each.names[0]}, {shared.training.steps:,} steps"]
-    parts.append(f"{count_text(each.parameters)} parameters")
+    parts.append(count_text(each.parameters))
     if each.tuned:
         parts.append("rates tuned")
     if shared.teacher:
@@ -101,21 +109,21 @@ def _setting(each: Setting) -> str:
     return ", ".join(parts)
 
 
-def _size(each: Setting, arm: str) -> str:
+def _size(each: Setting, arm: str) -> tuple[str, str]:
+    """How large the difference is, and its p."""
     if isinstance(each.result, Tally):
         count, base = each.result.counts.get(arm), each.result.counts.get(each.result.baseline)
         if count is None or base is None:
-            return ""
-        text = f"solved {_solved(count)}, not {_solved(base)}"
-        return text if count.p is None else f"{text}  {p_text(count.p)}"
+            return "", ""
+        text = f"{_solved(count)}, not {_solved(base)}"
+        return text, "" if count.p is None else p_text(count.p)
     difference = difference_of(each, arm)
     if difference is None or difference.p is None:
-        return ""
+        return "", ""
     assert isinstance(each.result, Comparison)
     places = decimals(replace(each.result, differences={arm: difference}))
-    return f"{signed(difference.value, places)} {bounds(difference, places)}  " + p_text(
-        difference.p
-    )
+    size = f"{signed(difference.value, places)} {bounds(difference, places)}"
+    return size, p_text(difference.p)
 
 
 def _solved(count: Count) -> str:
