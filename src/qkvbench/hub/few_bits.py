@@ -25,7 +25,7 @@ class FewBitsCache(Cache):
     """A cache for a model with ``qkv_mode`` whose rows are integers, with a scale in fp32.
 
     It takes the place of the library's own, as ``past_key_values``. int8 has one scale for each
-    head of a row, int4 one for 32 numbers of it: 1.06 and .63 bytes a number in heads of 64. On a
+    head of a row, int4 one for 32 numbers of it: 68 and 40 bytes for a head of 64. On a
     CPU a decoding step reads rows where they lie, by the native kernel; otherwise, and in a prompt,
     the rows of one layer at a time are made whole. With gradients an empty one keeps nothing and
     rounds what passes, so that a model can learn to be read so.

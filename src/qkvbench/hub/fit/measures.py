@@ -1,4 +1,4 @@
-"""What a conversion measures before and after, and its table."""
+"""Measures of a model before and after a conversion, and their table."""
 
 import statistics
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ DECODED = 12
 
 @dataclass(frozen=True, eq=False)
 class Measures:
-    """What a model was measured to be; None if it was not."""
+    """Losses, recall and speed of a model, or its embeddings; None if not measured."""
 
     losses: list[float] | None = None
     recall: quality.Recall | None = None

@@ -123,7 +123,7 @@ def decoding(
     model: Any, tokens: Int[Tensor, " context"], steps: int, cache: NewCache | None = None
 ) -> Decoding:
     """The cache after these tokens, and the median time of one more, of so many."""
-    output = model(input_ids=tokens[None], use_cache=True, **_given(model, cache))
+    output = model(input_ids=tokens[None], use_cache=True, **_argument(model, cache))
     filled = output.get("cache") or output.past_key_values
     live = cache_bytes(filled)
     times = []
@@ -153,7 +153,7 @@ def cache_name(output: Any) -> str:
     return "cache" if "cache" in output else "past_key_values"
 
 
-def _given(model: Any, cache: NewCache | None) -> dict[str, Any]:
+def _argument(model: Any, cache: NewCache | None) -> dict[str, Any]:
     """An empty cache as the model's argument, if there is one."""
     if cache is None:
         return {}
@@ -162,7 +162,7 @@ def _given(model: Any, cache: NewCache | None) -> dict[str, Any]:
 
 
 def _logits(model: Any, ids: Int[Tensor, "_batch _time"], cache: NewCache | None) -> Tensor:
-    given = _given(model, cache)
+    given = _argument(model, cache)
     return model(input_ids=ids, **(given | {"use_cache": True} if given else {})).logits
 
 

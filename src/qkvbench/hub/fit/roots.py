@@ -147,6 +147,6 @@ def row_noise(problem: Problem, costs: Tensor, squares: Tensor) -> Tensor:
 
 
 def noise_costs(problem: Problem, costs: Tensor, squares: Tensor) -> Tensor:
-    """What the square of each number of a row costs by the error of all, at the best scale."""
+    """The cost of each number's square by the errors that it adds, at the best scale."""
     scale = best_scale(problem, costs, squares)
     return problem.rounding.of(costs / scale**2) * scale**2
