@@ -14,4 +14,4 @@ class _Unchecked:
         return Any
 
 
-Bool = Float = Int = _Unchecked
+Bool = Float = Int = Shaped = _Unchecked
