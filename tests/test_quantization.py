@@ -272,25 +272,49 @@ def test_a_study_without_scores_in_few_bits_says_what_makes_them(tmp_path) -> No
     assert "--quantize" in report.render(view(fake_study.build(tmp_path)))
 
 
+def _checkpoint_losses() -> dict[tuple[str, str], list[float]]:
+    """The losses of each window, by model and form."""
+    file = ROOT / "studies" / "benchmarks" / "quantized-smollm2-135m.jsonl"
+    lines = map(json.loads, file.read_text().splitlines())
+    return {(line["equation"], line["form"]): line["losses"] for line in lines}
+
+
+def _lost(losses: dict[tuple[str, str], list[float]], model: str, form: str) -> str:
+    """The nats that a form loses, as the page writes them; empty if it was not measured."""
+    if (model, form) not in losses:
+        return ""
+    pairs = zip(losses[model, form], losses[model, "as it is"], strict=True)
+    lost = [one - other for one, other in pairs]
+    places = 3 if statistics.fmean(lost) < 1 else 2
+    mean, error = statistics.fmean(lost), statistics.stdev(lost) / len(lost) ** 0.5
+    texts = (f"{mean:+.{places}f}", f"{error:.{places}f}")
+    return " ± ".join(each.replace("0.", ".", 1) for each in texts)
+
+
+def _is_written(page: str, row: str) -> bool:
+    """Whether the page has this row, whatever is in bold."""
+    row = row.replace("-", "−").replace("|  |", "| |").replace("|  |", "| |")
+    return row in page.replace("**", "").replace("refitted-", "refitted−")
+
+
 def test_the_table_of_a_checkpoint_is_that_of_its_record() -> None:
     columns = ["q,k,v", "latent-of-equal-bytes-0-0", "latent-of-equal-bytes-98304-0"]
     columns += ["q,k=v", "q-k=v-refitted-98304-0", "q,k,v/1"]
-    file = ROOT / "studies" / "benchmarks" / "quantized-smollm2-135m.jsonl"
-    lines = map(json.loads, file.read_text().splitlines())
-    losses = {(line["equation"], line["form"]): line["losses"] for line in lines}
+    losses = _checkpoint_losses()
     page = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
-    forms = dict.fromkeys(form for _, form in losses if form != "as it is")
-    for form in forms:
-        cells = []
-        for column in columns:
-            if (column, form) not in losses:
-                cells.append("")
-                continue
-            pairs = zip(losses[column, form], losses[column, "as it is"], strict=True)
-            lost = [one - other for one, other in pairs]
-            places = 3 if statistics.fmean(lost) < 1 else 2
-            mean, error = statistics.fmean(lost), statistics.stdev(lost) / len(lost) ** 0.5
-            texts = (f"{mean:+.{places}f}", f"{error:.{places}f}")
-            cells.append(" ± ".join(each.replace("0.", ".", 1) for each in texts))
-        row = f"| `{form}` | {' | '.join(cells)} |".replace("-", "−").replace("|  |", "| |")
-        assert row.replace("|  |", "| |") in page.replace("**", ""), row
+    for form in dict.fromkeys(form for _, form in losses if form != "as it is"):
+        cells = [_lost(losses, column, form) for column in columns]
+        assert _is_written(page, f"| `{form}` | {' | '.join(cells)} |"), form
+
+
+def test_the_table_of_ties_for_few_bits_is_that_of_its_record() -> None:
+    losses = _checkpoint_losses()
+    page = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
+    forms = ("int8", "int4", "int4:late", "int4:channel", "int4:hadamard")
+    models = [name for name, form in losses if form == "as it is" and ", refitted" in name]
+    assert len(models) >= 6
+    for model in models:
+        whole = f"{statistics.fmean(losses[model, 'as it is']):.3f}"
+        cells = [whole, *(_lost(losses, model, form) for form in forms)]
+        equation, _, start = model.partition(", ")
+        assert _is_written(page, f"| `{equation}`, {start} | {' | '.join(cells)} |"), model
