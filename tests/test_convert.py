@@ -1,9 +1,7 @@
-import copy
 import json
 import re
 import shlex
 import shutil
-import statistics
 import time
 
 import pytest
@@ -17,7 +15,7 @@ from qkvbench.cli import main
 from qkvbench.data.reviews import reviews
 from qkvbench.hub.fit import folder, moments, planning, progress, quality, source
 from qkvbench.hub.fit.counting import counting
-from qkvbench.hub.fit.healing import Healer, Healing, Lessons, divergence, heal, parse_healing
+from qkvbench.hub.fit.healing import Healer, Healing, Lessons, heal, parse_healing
 from qkvbench.hub.fit.latency import Steps
 from qkvbench.hub.fit.moments import collect
 from qkvbench.hub.fit.planning import Option
@@ -599,34 +597,6 @@ def test_a_larger_teacher_of_another_family_teaches_its_predictions(words, place
     assert measured["healing"]["teacher"] == str(tmp_path / "large")
     # Towards a teacher that knows nothing, so away from the text.
     assert sum(measured["after"]["losses"]) > sum(measured["tied"]["losses"])
-
-
-@torch.no_grad()
-def _apart(original, model, text, rows):
-    """The divergence of a model whose cache stores such rows."""
-    found = []
-    for row in text:
-        cache = {} if rows == "bf16" else {"cache": hub.FewBitsCache(model, rows)}
-        made = model(input_ids=row[None], **cache).logits[0]
-        found.append(float(divergence(original(input_ids=row[None]).logits[0], made)))
-    return statistics.fmean(found)
-
-
-@pytest.mark.parametrize("phase", ["blocks", "logits"])
-def test_a_model_for_few_bits_learns_and_is_judged_with_them(place, tmp_path, phase):
-    original = transformers.AutoModelForCausalLM.from_pretrained(place / "model").eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place / "model")
-    text = quality.windows(tokenizer, _text(300, 5), 32, 30)
-    healing, begun, learned = Healing(**{phase: 320}), [], []
-    for rows in ("bf16", "int4"):
-        model = fit(copy.deepcopy(original), "q,k=v", None, "average")
-        expected = _apart(original, model, text[:4], rows)
-        history = heal(model, original, text[4:], text[:4], healing, tmp_path / rows, rows=rows)
-        assert history[0][2] == pytest.approx(expected)
-        begun.append(expected)
-        learned.append(model.model.layers[0].self_attn.k_proj.weight)
-    assert begun[0] < begun[1]
-    assert not torch.equal(*learned)
 
 
 def test_only_the_attention_of_changed_layers_is_healed(place, tmp_path):

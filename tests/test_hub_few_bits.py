@@ -144,22 +144,5 @@ def test_what_cannot_be_is_refused_with_a_way_out():
     model = model_with("llama")
     with pytest.raises(ValueError, match="no rows in 'int2'; write int8 or int4"):
         hub.FewBitsCache(model, "int2")
-    cache, tokens = hub.FewBitsCache(model), inputs_of("llama", time=9)["input_ids"]
-    with torch.no_grad():
-        model(tokens[:, :5], cache=cache, use_cache=True)
     with pytest.raises(ValueError, match="without their gradients"):
-        model(tokens[:, 5:], cache=cache, use_cache=True)
-
-
-@pytest.mark.parametrize("mode", ["q,k=v", "q,k,v"])
-def test_gradients_pass_rounded_rows_as_if_they_were_whole(mode):
-    model, tokens = model_with("llama", mode), inputs_of("llama", time=12)["input_ids"]
-    learned = model(tokens, cache=hub.FewBitsCache(model, "int8"), use_cache=True).logits
-    with torch.no_grad():
-        read = model(tokens, cache=hub.FewBitsCache(model, "int8"), use_cache=True).logits
-    assert (learned - read).abs().max() < 1e-2 * read.abs().max()
-    weights = [p for name, p in model.named_parameters() if "k_proj" in name]
-    rounded = torch.autograd.grad(learned.square().sum(), weights)
-    whole = torch.autograd.grad(model(tokens).logits.square().sum(), weights)
-    for one, other in zip(rounded, whole, strict=True):
-        assert torch.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.99
+        model(**inputs_of("llama"), cache=hub.FewBitsCache(model), use_cache=True)

@@ -27,8 +27,7 @@ class FewBitsCache(Cache):
     It takes the place of the library's own, as ``past_key_values``. int8 has one scale for each
     head of a row, int4 one for 32 numbers of it: 68 and 40 bytes for a head of 64. On a
     CPU a decoding step reads rows where they lie, by the native kernel; otherwise, and in a prompt,
-    the rows of one layer at a time are made whole. With gradients an empty one keeps nothing and
-    rounds what passes, so that a model can learn to be read so.
+    the rows of one layer at a time are made whole.
     """
 
     def __init__(self, model: PreTrainedModel, rows: FewBits = "int8", *, reserve: int = 0) -> None:
@@ -97,7 +96,10 @@ class FewBitsLayer(RowsLayer):
     def update(self, key_states: Heads, value_states: Rows, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Round and append the new rows; all rows as they are stored."""
         if key_states.requires_grad or value_states.requires_grad:
-            return self._rounded(key_states, value_states)
+            raise ValueError(
+                "A cache in few bits keeps rows without their gradients.\n"
+                "Run the model under torch.no_grad(), or train it without a cache."
+            )
         self.is_initialized = True
         self._rows[0].append(key_states)
         if self._beside is None:
@@ -105,16 +107,6 @@ class FewBitsLayer(RowsLayer):
             return self._rows[0].stored, self._rows[1].stored
         self._beside.append(value_states)
         return self._rows[0].stored, self._beside.rows
-
-    def _rounded(self, key_states: Heads, value_states: Rows) -> tuple[Tensor, Tensor]:
-        """Rows as they would be read; their gradients pass as if nothing were rounded."""
-        if self.get_seq_length():
-            raise ValueError(
-                "A cache in few bits keeps rows without their gradients.\n"
-                "Run the model under torch.no_grad(), or train it on whole texts with an empty one."
-            )
-        keys = self._rows[0].rounded(key_states)
-        return keys, self._rows[1].rounded(value_states) if self._beside is None else value_states
 
 
 class _Integers:
@@ -127,12 +119,6 @@ class _Integers:
     @property
     def tensors(self) -> tuple[GrowingTensor, ...]:
         return self.numbers, self.scales
-
-    def rounded(self, rows: Heads) -> Heads:
-        """Rows with the numbers that would be read, and with the gradients that they have."""
-        stored = quantize(rows.detach(), self.form)
-        made = dequantize(*stored, rows.dtype, self.form, rows.shape[-1])
-        return rows + (made - rows).detach()
 
     def append(self, rows: Heads) -> None:
         """Round and append rows."""

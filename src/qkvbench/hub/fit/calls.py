@@ -21,9 +21,9 @@ class Call:
     kwargs: dict[str, Any]
     output: Tensor
 
-    def again(self, attention: Any, **more: Any) -> Tensor:
-        """The output of this attention for the same arguments, and these."""
-        return attention(*self.args, **(self.kwargs | more))[0]
+    def again(self, attention: Any) -> Tensor:
+        """The output of this attention for the same arguments."""
+        return attention(*self.args, **self.kwargs)[0]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -20,12 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qkvbench.hub.few_bits import FewBits, FewBitsCache
 from qkvbench.hub.fit.calls import Call, recording_calls
 from qkvbench.hub.fit.progress import TimeLeft
 from qkvbench.hub.fit.projections import OUTPUTS, layers_of
 from qkvbench.hub.fit.quality import Windows
-from qkvbench.hub.fit.roots import DEFAULT_ROWS
 from qkvbench.hub.fit.shards import weights_hash
 from qkvbench.hub.models import attention_layers
 
@@ -125,19 +123,17 @@ def heal(  # noqa: PLR0913
     progress: Callable[[str], None] = lambda line: None,
     teacher: Any = None,
     start: str = "",
-    rows: str = DEFAULT_ROWS,
 ) -> list[tuple[str, int, float]]:
     """Train the changed layers in place; the distance from the original by phase and tokens.
 
     Blocks learn from the original's, predictions from those of ``teacher`` if there is one.
     ``folder`` holds the state: the same call resumes a healing that was interrupted, with the same
     batches; ``start`` says how the changed weights were made, and those of another are refused.
-    If ``rows`` are int8 or int4, a decoder learns, and is judged, with cached rows so rounded.
     The weights that are kept, the start included, are those nearest to the teacher on the
     windows of ``held_out``: by divergence of predictions, or squared error if there are none.
     """
     healer = Healer(
-        model, Lessons(original), text, held_out, healing, folder, progress, teacher, start, rows
+        model, Lessons(original), text, held_out, healing, folder, progress, teacher, start
     )
     for _ in healer.steps():
         pass
@@ -182,10 +178,8 @@ class Healer:
         progress: Callable[[str], None],
         teacher: Any = None,
         start: str = "",
-        rows: str = DEFAULT_ROWS,
     ) -> None:
         """A healing that has not begun."""
-        self.rows = rows
         original = lessons.original
         self.model, self.original, self.text, self.held_out = model, original, text, held_out
         self.teacher, self.lessons = original if teacher is None else teacher, lessons
@@ -283,7 +277,7 @@ class Healer:
         lessons = self.lessons.of(batch, precision)
         for number, name, ours, theirs in self.pairs:
             with _computing_in(precision):
-                found = lessons[number].again(ours, **self._cache())
+                found = lessons[number].again(ours)
                 if sibling := _sibling(name, theirs):
                     found = self.model.get_submodule(sibling)(found)
             squared_error(lessons[number].output.float(), found.float()).backward()
@@ -294,7 +288,7 @@ class Healer:
             with _computing_in(self.healing.precision):
                 with torch.no_grad():
                     wanted = _output(self.teacher, row)
-                found = _output(self.model, row, **self._cache())
+                found = _output(self.model, row)
             loss = self.difference(*_common(wanted, found), self.healing.temperature)
             (loss / len(batch)).backward()
 
@@ -308,16 +302,10 @@ class Healer:
         """The mean distance from the original on the deciding windows."""
         pairs = zip(self.targets, self.held_out, strict=True)
         found = [
-            float(self.difference(*_common(wanted, _output(self.model, row, **self._cache()))))
+            float(self.difference(*_common(wanted, _output(self.model, row))))
             for wanted, row in pairs
         ]
         return statistics.fmean(found)
-
-    def _cache(self) -> dict[str, Any]:
-        """An empty cache, if its rows are in few bits."""
-        if self.rows == DEFAULT_ROWS:
-            return {}
-        return {"cache": FewBitsCache(self.model, cast(FewBits, self.rows)), "use_cache": True}
 
     def _keep_best(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -343,8 +331,6 @@ class Healer:
         for part in (self.text, self.held_out):
             digest.update(f"{tuple(part.shape)}".encode() + part.numpy().tobytes())
         digest.update(json.dumps(self.model.config.qkv_mode).encode())
-        if self.rows != DEFAULT_ROWS:
-            digest.update(self.rows.encode())
         for name, parameter in self.parameters.items():
             digest.update(f"{name} {tuple(parameter.shape)}".encode())
         return digest.hexdigest()
@@ -441,9 +427,9 @@ def _sibling(name: str, theirs: Any) -> str | None:
     return f"{name.rpartition('.')[0]}.{OUTPUTS[theirs.family.kind]}"
 
 
-def _output(model: Any, row: Tensor, **more: Any) -> Tensor:
+def _output(model: Any, row: Tensor) -> Tensor:
     """The logits of each place, or the last hidden states of a model without a head."""
-    output = model(input_ids=row[None], **more)
+    output = model(input_ids=row[None])
     return (output.logits if "logits" in output else output.last_hidden_state)[0].float()
 
 

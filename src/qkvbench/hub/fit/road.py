@@ -226,13 +226,16 @@ def convert_checkpoint(  # noqa: PLR0913
     # Refuses what cannot be converted before anything is measured, which takes minutes.
     work = LayerByLayer(source, mode, progress)
     tokenizer = None if texts == Texts() else checkpoint.tokenizer()
-    lesson = _find_lesson(checkpoint, healing, tokenizer)
+    lesson = None
+    if healing.tokens and healing.teacher is not None:
+        if checkpoint.auto != CAUSAL:
+            raise ValueError(f"{checkpoint.name} predicts no next token, which a teacher teaches.")
+        lesson = find_teacher(healing.teacher, tokenizer)
     if healing.tokens:
         _check_memory(source, lesson, memory_bytes)
     held, read, judged = _windows(tokenizer, texts, reading, healing)
 
-    is_cached = bool(work.changes) and checkpoint.auto == CAUSAL
-    stored = parse_start(start).rows if is_cached else DEFAULT_ROWS
+    stored = parse_start(start).rows if work.changes else DEFAULT_ROWS
 
     def measured(folder_: Path, when: str, rows: str = DEFAULT_ROWS) -> Measures:
         if held is None:
@@ -255,9 +258,7 @@ def convert_checkpoint(  # noqa: PLR0913
             model, original = load_model(place, checkpoint.auto), checkpoint.model()
             teacher = None if lesson is None else load_model(lesson, CAUSAL)
             how = f"{start} {reading.fit}"
-            history = heal(
-                model, original, read, judged, healing, state, progress, teacher, how, stored
-            )
+            history = heal(model, original, read, judged, healing, state, progress, teacher, how)
             del original, teacher
             folder.replace_weights(model, place)
             del model
@@ -284,15 +285,6 @@ def convert_checkpoint(  # noqa: PLR0913
         folder.write_texts(tokenizer or _tokenizer_or_none(checkpoint), place, card, numbers)
     shutil.rmtree(state, ignore_errors=True)
     return Conversion(rows, numbers)
-
-
-def _find_lesson(checkpoint: Checkpoint, healing: Healing, tokenizer: Any) -> Path | None:
-    """The folder of the teacher of a healing, if it has one; ValueError if it cannot teach."""
-    if not healing.tokens or healing.teacher is None:
-        return None
-    if checkpoint.auto != CAUSAL:
-        raise ValueError(f"{checkpoint.name} predicts no next token, which a teacher teaches.")
-    return find_teacher(healing.teacher, tokenizer)
 
 
 def _check_memory(source: StreamedModel, lesson: Path | None, memory_bytes: int) -> None:
