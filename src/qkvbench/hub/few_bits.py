@@ -42,8 +42,8 @@ class FewBitsCache(Cache):
             raise ValueError(
                 f"FewBitsCache serves decoders with qkv_mode; {type(model).__name__} has "
                 f"{'an encoder' if layers else 'none'}.\n"
-                "hub.convert(model, 'canonical') gives one that computes the same as a decoder "
-                "without."
+                "hub.convert(model, 'canonical') makes one of a decoder of the library, with the same "
+                "outputs."
             )
         kept = {one.layer_idx: one.plan for one in layers}
         form = CACHE_FORMATS[rows]
