@@ -21,7 +21,7 @@ from qkvbench.cli import main
 from qkvbench.cli.measure import ratio_text
 from qkvbench.experiment import PRECISIONS
 from qkvbench.measure.conditions import Conditions, identity
-from qkvbench.measure.machine import Activity, others
+from qkvbench.measure.machine import Activity, others, processor_named
 from qkvbench.measure.observe import kinds_of, measurements, observed
 from qkvbench.measure.samples import Step, percentiles, ratio, undisturbed_s
 from qkvbench.measure.timing import (
@@ -533,3 +533,12 @@ def test_a_ratio_shows_digits_that_tell_its_bounds_apart():
     assert ratio_text(wide.model_copy(update={"low": None}), reference=True) == "2.31"
     assert ratio_text(None, reference=True) == "1"
     assert ratio_text(None, reference=False) == "–"
+
+
+def test_a_record_names_the_vectors_of_its_processor():
+    """Sums are in another order with others, and so are last bits."""
+    text = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 {}\n\nprocessor\t: 1\n"
+    assert processor_named(text.format("")) == "AMD EPYC (AVX2)"
+    assert processor_named(text.format("avx512f avx512_bf16")) == "AMD EPYC (AVX-512)"
+    assert processor_named("model name\t: Old\nflags\t: fpu\n") == "Old"
+    assert processor_named("Features\t: asimd\n") is None

@@ -42,7 +42,7 @@ class FewBitsCache(Cache):
             raise ValueError(
                 f"FewBitsCache serves decoders with qkv_mode; {type(model).__name__} has "
                 f"{'an encoder' if layers else 'none'}.\n"
-                "hub.convert(model, 'canonical') makes one of a decoder of the library, with the same "
+                "hub.convert(model, 'canonical') makes one of a decoder of the library: the same "
                 "outputs."
             )
         kept = {one.layer_idx: one.plan for one in layers}

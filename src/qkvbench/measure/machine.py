@@ -24,6 +24,8 @@ LIBRARIES = (
     "scipy",
     "scikit-learn",
 )
+# Flags of /proc/cpuinfo, the widest vectors first, and their names.
+VECTORS = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
 
 
 def machine(device: str) -> Machine:
@@ -105,10 +107,21 @@ def _versions() -> dict[str, str]:
 
 @cache
 def _processor() -> str:
-    """The processor's model name, if the system has it."""
+    """The processor's model name and widest vectors, if the system has them."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        found = processor_named(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:
-        return platform.processor() or "unknown processor"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown processor"
+        found = None
+    return found or platform.processor() or "unknown processor"
+
+
+def processor_named(cpuinfo: str) -> str | None:
+    """The processor of such a file, as in AMD EPYC (AVX2); None if it names none.
+
+    Libraries choose by its vectors how they sum, so other vectors give other last bits.
+    """
+    pairs = (line.partition(":") for line in reversed(cpuinfo.splitlines()))
+    fields = {name.strip(): value.strip() for name, _, value in pairs}
+    name, flags = fields.get("model name"), fields.get("flags", fields.get("Features", "")).split()
+    vectors = next((VECTORS[flag] for flag in VECTORS if flag in flags), None)
+    return f"{name} ({vectors})" if name and vectors else name
