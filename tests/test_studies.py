@@ -26,6 +26,7 @@ from qkvbench.results.view import view
 
 ROOT = Path(__file__).parent.parent
 STUDIES = ROOT / "studies"
+OUTCOMES = ("confirmed", "not decided", "contradicted")
 EVERY_CLAIM = [claims.find(name) for name in claims.names()]
 
 
@@ -445,6 +446,28 @@ def test_what_changes_of_a_block_do_is_what_their_page_says():
         5,
         2,
     ]
+
+
+def test_what_tuned_rates_and_more_steps_do_to_a_block_is_what_its_page_says():
+    page = (ROOT / "docs" / "minimal.md").read_text()
+    names = ("minimal", "minimal-tuned", "minimal-1500-tuned")
+    plain, tuned, longer = (_task(committed(name), "lm-reviews") for name in names)
+    means = [each.result.means["q,k,v"].value for each in (plain, tuned, longer)]
+    assert f"| `q,k,v` | {' | '.join(f'{mean:.3f}' for mean in means)} |" in page
+    for arm in committed("minimal-tuned").arms[1:]:
+        cells = []
+        for task in (plain, tuned, longer):
+            each = task.result.differences.get(arm)
+            symbol = SYMBOLS.get(task.verdicts.get(arm), "")
+            half = "" if each is None else f" ±{(each.high - each.low) / 2:.3f}"
+            cells.append("" if each is None else f"{symbol}{signed(each.value, 3)}{half}")
+        assert f"| `{arm}` | {' | '.join(cells)} |".replace("|  |", "| |") in page, arm
+    outcomes = {name: judge_hypotheses(committed(name)) for name in names[1:]}
+    counts = {
+        name: [[each.outcome for each in found].count(word) for word in OUTCOMES]
+        for name, found in outcomes.items()
+    }
+    assert counts == {"minimal-tuned": [5, 5, 0], "minimal-1500-tuned": [0, 6, 0]}
 
 
 def test_what_the_search_kept_is_what_its_page_says():
