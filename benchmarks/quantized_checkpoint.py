@@ -111,7 +111,7 @@ def loss(model: Any, window: Tensor, how: Quantization | None, *, tied: bool) ->
     """The mean loss in nats of one window, read in pieces over the cache."""
     cache, logits = FewBits(how, model, tied=tied), []
     for piece in window.split(GROUP if how and how.waits else len(window)):
-        logits.append(model(input_ids=piece[None], past_key_values=cache, use_cache=True).logits[0])
+        logits.append(model(input_ids=piece[None], cache=cache, use_cache=True).logits[0])
         cache.settle(len(piece))
     scores = torch.cat(logits)[:-1].float()
     return float(torch.nn.functional.cross_entropy(scores, window[1:]))
