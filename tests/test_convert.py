@@ -140,8 +140,10 @@ def test_a_converted_folder_is_a_normal_one_with_its_numbers(words, place, tmp_p
     assert not list(tmp_path.glob(".*"))
 
 
-def test_what_is_fitted_for_few_bits_is_measured_with_them(words, place, tmp_path, capsys):
-    assert main([*words, "--to", "q,k=v", "--start", "refitted:int8"]) == 0
+@pytest.mark.parametrize("memory", ["1GB", "100kB"])
+def test_what_is_fitted_for_few_bits_is_measured_with_them(words, place, tmp_path, capsys, memory):
+    fitted = ["--to", "q,k=v", "--start", "refitted:int8", "--memory", memory]
+    assert main([*words, *fitted]) == 0
     assert "held-out perplexity, in int8" in capsys.readouterr().out
     new = tmp_path / "new"
     card, measured = (

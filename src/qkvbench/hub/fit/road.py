@@ -264,11 +264,14 @@ def convert_checkpoint(  # noqa: PLR0913
             del model
             after = measured(place, "after healing", stored)
         done = work.config.qkv_mode
-        rows = [("layers changed", "", _layers_text(done, len(work.layers)))]
-        rows += table(before, tied, after, stored, healed=bool(healing.tokens))
+        rows = [
+            ("layers changed", "", _layers_text(done, len(work.layers))),
+            *table(before, tied, after, stored, healed=bool(healing.tokens)),
+        ]
         notes = _notes(
             start if work.changes else None, fitted_to, texts.held_out, healing, reading, held
         )
+        notes += _cache_note(stored)
         if history and min(history, key=lambda row: row[2])[0] == "start":
             notes.append(
                 "No healed weights were better on the windows that decide: the start is kept."
@@ -397,11 +400,6 @@ def _notes(
         if fitted_to
         else f"Changed with the start {start}, which reads no text."
     ]
-    if start is not None and (rows := parse_start(start).rows) != DEFAULT_ROWS:
-        notes.append(
-            f"For a cache in {rows}: `model.generate(..., "
-            f'cache=qkvbench.hub.FewBitsCache(model, "{rows}"))`.'
-        )
     if held is not None:
         kind = "a text of its own" if held_out else "the end of the text of the fit, so of its kind"
         notes.append(f"Measured on {held.numel():,} tokens in windows of {reading.window}: {kind}.")
@@ -415,6 +413,14 @@ def _notes(
     else:
         notes.append("Not healed.")
     return notes
+
+
+def _cache_note(rows: str) -> list[str]:
+    """How a model that was fitted for few bits gets such a cache."""
+    if rows == DEFAULT_ROWS:
+        return []
+    call = f'cache=qkvbench.hub.FewBitsCache(model, "{rows}")'
+    return [f"For a cache in {rows}: `model.generate(..., {call})`."]
 
 
 def _layers_text(mode: str | list[str], layers: int) -> str:
