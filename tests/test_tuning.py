@@ -62,18 +62,21 @@ def near(run, factor, best):
     return tuned_record(run, 0.9 - 0.05 * abs(factor - best) + noise, test=0.1 * factor)
 
 
-@pytest.fixture(name="stored", scope="module")
-def _stored(tmp_path_factory):
+def tuned_store(folder, study, best):
     """A store with made-up tuning runs and the runs of the study at the chosen rates."""
-    store = Store(tmp_path_factory.mktemp("tuned"))
-    best = {"q,k,v": 2.0, "none": 0.25}
-    for made in records(STUDY, lambda run, factor: near(run, factor, best[run.arm])):
+    store = Store(folder)
+    for made in records(study, lambda run, factor: near(run, factor, best[run.arm])):
         store.write_run(made)
-    study = with_chosen_rates(STUDY, store)
+    study = with_chosen_rates(study, store)
     store.write_study(info(study, "made for tests"))
     for run in study.experiments():
         store.write_run(fake_study.record(run, 0.9 + 0.01 * run.seed - 0.3 * (run.arm == "none")))
     return store
+
+
+@pytest.fixture(name="stored", scope="module")
+def _stored(tmp_path_factory):
+    return tuned_store(tmp_path_factory.mktemp("tuned"), STUDY, {"q,k,v": 2.0, "none": 0.25})
 
 
 def test_every_arm_is_tuned_with_the_same_rates_and_seeds_and_none_of_the_study_s():
@@ -238,6 +241,28 @@ def test_another_study_takes_the_rates_over_and_its_report_says_from_where(store
     # A ledger of one study and of folders meet in one setting.
     assert {run.tuned for run in runs_of(store, "a")} == {True}
     assert of_study(found).runs[0].tuned
+
+
+def test_the_rates_of_several_studies_are_taken_from_the_first_that_chose_one(stored, tmp_path):
+    others = replace(STUDY, variants=("q,k,v", "q,k=v"))
+    second = tuned_store(tmp_path / "others", others, {"q,k,v": 0.5, "q,k=v": 4.0})
+    words = ["run", "--variants", "q,k,v", "q,k=v", "none", "--tasks", "digits", "--rates"]
+    both = [str(stored.path), str(second.path)]
+    study = requested_study(parse_request([*words, *both]))
+    assert study.rates == {"digits": {"q,k,v": 2.0, "q,k=v": 4.0, "none": 0.25}}
+    assert study.rates_of == f"{stored.path.name} and others"
+    turned = requested_study(parse_request([*words, *reversed(both)]))
+    assert turned.rates["digits"]["q,k,v"] == 0.5
+
+
+def test_studies_that_tried_other_rates_are_no_equal_tuning(stored, tmp_path, capsys):
+    second = tuned_store(tmp_path / "others", STUDY, {"q,k,v": 0.5, "none": 4.0})
+    held = second.study()
+    fewer = held.tuning.model_copy(update={"seeds": held.tuning.seeds[:1]})
+    second.write_study(held.model_copy(update={"tuning": fewer}))
+    words = ["--variants", "q,k,v", "none", "--tasks", "digits", "--rates"]
+    assert main(["run", *words, str(stored.path), str(second.path)]) == 2
+    assert "were not tuned equally" in capsys.readouterr().err
 
 
 def test_a_tuned_folder_keeps_the_record_of_its_tuning(stored, capsys):

@@ -168,10 +168,12 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     run.add_argument(
         "--rates",
+        nargs="+",
         type=_results,
         metavar="DIR",
-        help="give each arm the learning rate that a tuned study chose for it, times the ratio of "
-        "widths if its model is another; for longer runs and larger models",
+        help="give each arm the learning rate that a tuned study chose for it (of several folders "
+        "the first that has one), times the ratio of widths if its model is another; for longer "
+        "runs and larger models",
     )
     run.add_argument(
         "--preregister",

@@ -13,6 +13,7 @@ from qkvbench import backends, hardware, recipes, tasks
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.progress import StudyProgress
+from qkvbench.cli.rates import with_rates_of
 from qkvbench.cli.registration import hypotheses_text, registration_of
 from qkvbench.cli.report import write_reports
 from qkvbench.cli.train import write_files
@@ -136,7 +137,7 @@ def requested_study(request: Request) -> Study:
             raise RequestError(
                 "--rates takes the rates of --tune from another study: leave out one."
             )
-        study = with_rates_of(Path(request.rates), study)
+        study = with_rates_of([Path(folder) for folder in request.rates], study)
     if (count := len(study.variants) * sum(seeds.values())) > MOST_RUNS:
         raise RequestError(
             f"{len(study.variants)} arms with {sum(seeds.values()):,} seeds over all tasks are "
@@ -158,38 +159,6 @@ def _requested_seeds(request: Request, own: Mapping[str, int]) -> dict[str, int]
         # Two seeds, so that the statistics are computed as well.
         seeds = {name: min(count, 2) for name, count in seeds.items()}
     return seeds
-
-
-def with_rates_of(folder: Path, study: Study) -> Study:
-    """The study with the learning rates that a tuned study chose; RequestError if it lacks one.
-
-    The factors of the task's own rate are taken over. A rate falls as one over the width of a model
-    (arXiv:2203.03466, table 3, for matrices under Adam), so they are times the ratio of widths.
-    """
-    store = Store(folder)
-    try:
-        info, runs = store.study(), store.runs().good
-    except StoreError as error:
-        raise RequestError(str(error)) from None
-    if info is None or info.tuning is None:
-        raise RequestError(
-            f"{folder} has no tuned learning rates; 'qkvbench run … --tune lr' chooses some."
-        )
-    own = {*info.runs, *info.tuning.ids}
-    widths = {
-        run.task: run.parsed_experiment.model.geometry.d_model for run in runs if run.id in own
-    }
-    rates: dict[str, dict[str, float]] = {}
-    for run in study.experiments():
-        task = str(run.task)
-        factor = info.tuning.chosen.get(task, {}).get(run.arm)
-        if factor is None or task not in widths:
-            raise RequestError(
-                f"{folder} has chosen no learning rate for {run.arm} on {task}.\nTune these arms "
-                "there, or name with --tasks and --variants those that it has. Nothing was run."
-            )
-        rates.setdefault(task, {})[run.arm] = factor * widths[task] / run.model.geometry.d_model
-    return replace(study, rates=rates, rates_of=info.tuning.taken_from or folder.resolve().name)
 
 
 def default_folder(study: Study) -> str:

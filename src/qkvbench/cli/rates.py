@@ -1,0 +1,86 @@
+"""The learning rates that other studies tuned, for `run --rates`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from qkvbench.cli.parser import RequestError
+from qkvbench.recipes import Study
+from qkvbench.results.record import Tuning
+from qkvbench.results.store import Store, StoreError
+
+
+def with_rates_of(folders: Sequence[Path], study: Study) -> Study:
+    """The study with the learning rates that tuned studies chose; RequestError if they lack one.
+
+    The factors of the task's own rate are taken over, each from the first folder that has one. A
+    rate falls as one over the width of a model (arXiv:2203.03466, table 3, for matrices under
+    Adam), so they are times the ratio of widths.
+    """
+    tuned = [_TunedRates.read(folder) for folder in folders]
+    if len({each.tried for each in tuned} - {None}) > 1:
+        raise RequestError(
+            f"{_joined(str(folder) for folder in folders)} tried different learning rates, or with "
+            "different seeds, so their arms were not tuned equally.\nName one of them. Nothing was "
+            "run."
+        )
+    rates: dict[str, dict[str, float]] = {}
+    for run in study.experiments():
+        task = str(run.task)
+        of_width_one = next(filter(None, (each.of(task, run.arm) for each in tuned)), None)
+        if of_width_one is None:
+            raise RequestError(
+                f"{_joined(str(folder) for folder in folders)} has chosen no learning rate for "
+                f"{run.arm} on {task}.\nTune these arms there, name further folders with --rates, "
+                "or with --tasks and --variants arms that it has. Nothing was run."
+            )
+        rates.setdefault(task, {})[run.arm] = of_width_one / run.model.geometry.d_model
+    return replace(study, rates=rates, rates_of=_joined(each.name for each in tuned))
+
+
+@dataclass(frozen=True)
+class _TunedRates:
+    """What a tuned study chose, and the width of its model on each task."""
+
+    name: str
+    tuning: Tuning
+    widths: Mapping[str, int]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Those of a folder; RequestError if it has none."""
+        store = Store(folder)
+        try:
+            info, runs = store.study(), store.runs().good
+        except StoreError as error:
+            raise RequestError(str(error)) from None
+        if info is None or info.tuning is None:
+            raise RequestError(
+                f"{folder} has no tuned learning rates; 'qkvbench run … --tune lr' chooses some."
+            )
+        own = {*info.runs, *info.tuning.ids}
+        return cls(
+            info.tuning.taken_from or folder.resolve().name,
+            info.tuning,
+            {
+                run.task: run.parsed_experiment.model.geometry.d_model
+                for run in runs
+                if run.id in own
+            },
+        )
+
+    @property
+    def tried(self) -> tuple[tuple[float, ...], tuple[int, ...]] | None:
+        """The factors and the seeds that were tried; None if another study tried them."""
+        own = self.tuning.taken_from is None
+        return (tuple(self.tuning.factors), tuple(self.tuning.seeds)) if own else None
+
+    def of(self, task: str, arm: str) -> float | None:
+        """The arm's factor times the width, for a model of width 1; None if none was chosen."""
+        factor = self.tuning.chosen.get(task, {}).get(arm)
+        return factor * self.widths[task] if factor and task in self.widths else None
+
+
+def _joined(names: Iterable[str]) -> str:
+    return " and ".join(dict.fromkeys(names))
