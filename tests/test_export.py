@@ -302,7 +302,7 @@ def test_a_state_that_has_no_tokens_is_not_exported() -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["small-decoder", "--to", "onx", "--out", "a.onnx"], "there are edge, executorch, onnx"),
+        (["small-decoder", "--to", "onx", "--out", "a.onnx"], "There are edge, executorch, onnx"),
         (["small-decoder", "--to", "onnx", "--out", "a.pt2"], "--out a.onnx"),
         (["digits", "--to", "torch-export", "--out", "a.pt2"], "no decoder"),
         (

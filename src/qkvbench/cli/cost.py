@@ -2,10 +2,11 @@
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import cast
+from shutil import get_terminal_size
+from typing import TypeVar, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -26,7 +27,8 @@ from qkvbench.cost.roofline import (
 )
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.hardware import ARITHMETIC, Arithmetic, Device
-from qkvbench.model import Model
+from qkvbench.model import Model, shortest_cycle, write_cycle
+from qkvbench.reports.parts.formatting import printable
 
 DEFAULT_CONTEXT = 4096
 # The first that a device has is taken, if no precision is asked for.
@@ -34,8 +36,11 @@ PREFERRED: tuple[Arithmetic, ...] = ("bf16", "fp16", "fp32")
 MILLION = 1_000_000
 SECONDS_PER_HOUR = 3600
 JOULES_PER_KWH = 3.6e6
-WIDTH = 100
+MOST_COLUMNS = 100
+# With fewer, the table of a device leaves out the time of a training step.
+COLUMNS_OF_ALL = 92
 DASH = "–"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,16 +70,14 @@ class Row:
 
 def answer(request: Request) -> int:
     """Print the table of each device, or one line for each of all devices."""
-    base = names.with_position(names.model_or_task(request.model), request.position)
-    variants = list(dict.fromkeys(request.variants))
-    models = [names.with_variant(base, names.cycle(text)) for text in variants]
+    base, models = _models(request)
     devices = [_device(name) for name in request.hardware or hardware.names()]
     tokens = _tokens(base, request.context)
     try:
         rows = [
             _row(model, device, request, tokens, name)
             for device in devices
-            for model, name in zip(models, variants, strict=True)
+            for name, model in models.items()
         ]
     except ValueError as error:
         raise RequestError(f"{error}\nNothing was computed.") from None
@@ -89,6 +92,38 @@ def answer(request: Request) -> int:
         print(_summary(devices, rows), end="")
     print(_legend(rows, detailed=bool(request.hardware)))
     return 0
+
+
+def _models(request: Request) -> tuple[Model, dict[str, Model]]:
+    """The model of the request, and the models to compare by name: a checkpoint comes first."""
+    if not names.is_checkpoint(request.model):
+        base = names.with_position(names.model_or_task(request.model), request.position)
+        named = {text: names.with_variant(base, names.cycle(text)) for text in request.variants}
+        return base, named
+    if request.position is not None:
+        raise RequestError(
+            f"--position is for models of this bench; {printable(request.model)} has its own."
+        )
+    try:
+        from qkvbench.hub.as_decoder import decoder_of, within_windows
+    except ModuleNotFoundError as error:
+        if error.name not in ("transformers", "huggingface_hub"):
+            raise
+        raise RequestError(
+            f"A checkpoint's cost needs {error.name}, which is not installed: ./qkv setup hf"
+        ) from None
+    try:
+        base = decoder_of(request.model)
+    except (ValueError, OSError) as error:
+        raise RequestError(f"{error}\nNothing was computed.") from None
+    others = {
+        text: within_windows(names.with_variant(base, names.cycle(text)), base)
+        for text in request.variants
+    }
+    cycle = shortest_cycle(block.attention.variant for block in base.blocks if block.attention)
+    written = write_cycle(cycle) if len(cycle) == 1 else "as it is"
+    own = next((text for text, model in others.items() if model == base), written)
+    return base, {own: base} | others
 
 
 def _device(name: str) -> Device:
@@ -197,7 +232,7 @@ def _heading(base: Model, rows: Sequence[Row], request: Request, tokens: int) ->
         f"By data sheets, the least time of {step} falls, from that of {rows[0].variant}, by "
         f"{', '.join(texts)}."
     )
-    return textwrap.fill(text, WIDTH) + "\n"
+    return textwrap.fill(text, _columns()) + "\n"
 
 
 def _device_text(device: Device, rows: Sequence[Row]) -> str:
@@ -209,25 +244,25 @@ def _device_text(device: Device, rows: Sequence[Row]) -> str:
     ]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column("variant", overflow="fold")
-    expected = any(row.expected_s for row in rows)
-    heads = ["decode ≥", "expected" if expected else "", "waits for", "prefill ≥", "training ≥"]
-    heads += ["held", "longest", "J/token", "$/M tokens"]
-    shown = [head for head in heads if head]
-    for head in shown:
+    cells = {
+        "decode ≥": [_seconds(row.decode_s) for row in rows],
+        "expected": [_seconds(row.expected_s) for row in rows],
+        "waits for": [row.waits_for or DASH for row in rows],
+        "prefill ≥": [_seconds(row.prefill_s) for row in rows],
+        "training ≥": [_seconds(row.training_step_s) for row in rows],
+        "held": [bytes_text(row.held_bytes) + _needed(row) for row in rows],
+        "longest": [_number(row.longest_context, count_text) for row in rows],
+        "J/token": [_number(row.joules, "{:.2g}".format) for row in rows],
+        "$/M tokens": [_number(row.dollars, _range) for row in rows],
+    }
+    if not any(row.expected_s for row in rows):
+        del cells["expected"]
+    if _columns() < COLUMNS_OF_ALL:
+        del cells["training ≥"]
+    for head in cells:
         table.add_column(head, justify="right")
-    for row in rows:
-        cells = [
-            _seconds(row.decode_s),
-            *([_seconds(row.expected_s)] if expected else []),
-            row.waits_for or DASH,
-            _seconds(row.prefill_s),
-            _seconds(row.training_step_s),
-            bytes_text(row.held_bytes) + (f" ({row.devices}×)" if row.devices > 1 else ""),
-            DASH if row.longest_context is None else count_text(row.longest_context),
-            DASH if row.joules is None else f"{row.joules:.2g}",
-            DASH if row.dollars is None else _range(row.dollars),
-        ]
-        table.add_row(row.variant, *cells)
+    for row, *texts in zip(rows, *cells.values(), strict=True):
+        table.add_row(row.variant, *texts)
     return _printed(lines, table)
 
 
@@ -278,18 +313,27 @@ def _document(
 
 
 def _seconds(value: float | None) -> str:
-    return DASH if value is None else seconds_text(value)
+    return _number(value, seconds_text)
+
+
+def _number(value: T | None, text: Callable[[T], str]) -> str:
+    return DASH if value is None else text(value)
+
+
+def _columns() -> int:
+    """The width of what is printed: that of the terminal, if it is narrower than usual."""
+    return min(MOST_COLUMNS, get_terminal_size((MOST_COLUMNS, 0)).columns)
 
 
 def _range(ends: tuple[float, float]) -> str:
     low, high = (f"{each:.2g}" for each in ends)
-    return low if low == high else f"{low} to {high}"
+    return low if low == high else f"{low}–{high}"
 
 
 def _printed(lines: Sequence[str], table: Table) -> str:
     file = StringIO()
     console = Console(
-        file=file, width=WIDTH, color_system=None, legacy_windows=False, force_jupyter=False
+        file=file, width=_columns(), color_system=None, legacy_windows=False, force_jupyter=False
     )
     for line in lines:
         console.print(Text(line))

@@ -10,6 +10,7 @@ from qkvbench import backends, recipes, reports, tasks
 from qkvbench.cli.parser import RequestError
 from qkvbench.cost import CACHE_DTYPES, CacheDtype
 from qkvbench.data import DataRefusedError, DataUnavailableError
+from qkvbench.data.checkpoints import HUB_NAME, PACKAGED
 from qkvbench.data.own import shown
 from qkvbench.experiment import PRECISIONS, SHARDINGS, Precision, Sharding
 from qkvbench.model import (
@@ -132,6 +133,13 @@ def model_or_task(name: str) -> Model:
         raise _unknown_name("model or task", name, [*PRESETS, *tasks.names()]) from None
     except (DataRefusedError, DataUnavailableError) as error:
         raise RequestError(f"{error}\nNothing was measured.") from None
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether it is a folder of transformers, a packaged model, or has the form of a Hub name."""
+    if (Path(name) / "config.json").is_file() or name in PACKAGED:
+        return True
+    return bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
 
 
 def precision(name: str) -> Precision:
@@ -293,6 +301,6 @@ def _known(kind: str, name: str, all_names: list[str]) -> str:
 def _unknown_name(kind: str, name: str, all_names: list[str], hint: str = "") -> RequestError:
     # Names of arms and tasks may come from a store that is not trusted.
     listed = printable(", ".join(all_names))
-    return RequestError(
-        f"There is no {kind} '{name}'; there are {listed}.{hint or suggestion(name, all_names)}"
-    )
+    # The list may be long, so what helps most comes before it.
+    helped = (hint or suggestion(name, all_names)).replace("\n", " ", 1)
+    return RequestError(f"There is no {kind} '{name}'.{helped}\nThere are {listed}.")

@@ -318,13 +318,19 @@ def _add_cost(commands: "argparse._SubParsersAction[_Parser]") -> None:
     cost = _command(
         commands, "cost", "least time, memory and price on named hardware, by data sheets"
     )
-    cost.add_argument("model", metavar="MODEL", help="a model or a task, such as gpt-1.2b")
+    cost.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a model or a task, such as gpt-1.2b; or a pretrained decoder: a folder of "
+        "transformers, smollm2-135m, or a name on the Hub",
+    )
     cost.add_argument(
         "--variants",
         nargs="+",
         default=["q,k,v", "q,k=v", "q,k,v/1", "q,k=v/1"],
         metavar="V",
-        help="equations or names; the first is the baseline (q,k,v q,k=v q,k,v/1 q,k=v/1)",
+        help="equations or names; the first is the baseline, a checkpoint's own before all (q,k,v "
+        "q,k=v q,k,v/1 q,k=v/1)",
     )
     cost.add_argument(
         "--hardware",

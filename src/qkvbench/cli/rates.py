@@ -41,7 +41,7 @@ def with_rates_of(folders: Sequence[Path], study: Study) -> Study:
 
 @dataclass(frozen=True)
 class _TunedRates:
-    """What a tuned study chose, and the width of its model on each task."""
+    """The factors that a tuned study chose, and the width of its model on each task."""
 
     name: str
     tuning: Tuning

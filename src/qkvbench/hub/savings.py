@@ -6,7 +6,6 @@ read, and only if V could be made from K.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,29 +14,20 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from qkvbench.data.checkpoints import PACKAGED
+from qkvbench.hub.checkpoint_files import CheckpointFiles
 from qkvbench.hub.families import LINEAR
-from qkvbench.hub.fit.shards import INDEX, WHOLE, open_file, weight_files
-from qkvbench.hub.fit.source import packaged_folder
 from qkvbench.hub.key_only import TOLERANCE, Condition, condition_of, is_square
 from qkvbench.hub.linear_attention import linear_attentions, weights_of
 from qkvbench.hub.refusals import reason_of
-from qkvbench.hub.safety import (
-    UnsafeFolderError,
-    check_folder,
-    check_settings,
-    printable,
-    read_json,
-)
+from qkvbench.hub.safety import UnsafeFolderError, printable
 from qkvbench.hub.shared_root import KeyFromRoot
 from qkvbench.hub.slim_cache import Recipe, new_cache, recipes_of, slim, storage_bytes
 
 # Tokens whose bytes are the growth of a cache.
 _STEP = 16
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,7 @@ def savings(source: str, *, context: int, tolerance: float = TOLERANCE) -> Savin
 
     ValueError if it cannot be read, if it is not safe, or if transformers does not know it.
     """
-    files = _Files(source)
+    files = CheckpointFiles(source)
     model = _empty_model(files.settings, files.folder)
     dtype = str(model.dtype).removeprefix("torch.")
     name, code = type(model).__name__, _code(source, files, model)
@@ -107,70 +97,6 @@ def savings(source: str, *, context: int, tolerance: float = TOLERANCE) -> Savin
     lines = (*code[:-1], f"model = hub.slim({code[-1]}{words})")
     reason = _inexact(conditions, dtype) if layers is not None else None
     return Savings(source, name, dtype, layers, conditions, parts, reason, lines)
-
-
-class _Files:
-    """The settings and weights of a checkpoint in a folder, or on the Hub."""
-
-    def __init__(self, source: str) -> None:
-        """Read the settings; the weights are read when they are asked for."""
-        self.repository: str | None = None
-        packaged = source in PACKAGED and not Path(source).is_dir()
-        if packaged or Path(source).is_dir():
-            folder = check_folder(packaged_folder(source) if packaged else source)
-            self.folder, self.settings = folder.path, folder.settings
-            return
-        if not _REPOSITORY.fullmatch(source):
-            raise UnsafeFolderError(
-                f"There is no folder {printable(source)}.\nGive a folder that save_pretrained "
-                "wrote, a name on the Hub such as openai-community/gpt2, or a model that comes in "
-                f"a package: {', '.join(PACKAGED)}."
-            )
-        self.repository = source
-        file = self._fetched("config.json")
-        assert file is not None, "its absence is an error"
-        content = read_json(file)
-        check_settings(content)
-        self.folder, self.settings = file.parent, content
-
-    def tensors(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
-        """The wanted tensors, whose names are keys, with the wanted values as their names."""
-        for file in self._weights(wanted):
-            with open_file(file) as found:
-                for key in found.keys():  # noqa: SIM118
-                    if name := _match(key, wanted):
-                        yield wanted[name], found.get_tensor(key)
-
-    def _weights(self, wanted: Mapping[str, str]) -> list[Path]:
-        """The files with the wanted tensors."""
-        if self.repository is None:
-            return weight_files(self.folder)
-        index = self._fetched(INDEX, required=False)
-        if index is None:
-            names = {WHOLE}
-        else:
-            parts: dict[str, str] = read_json(index).get("weight_map", {})
-            names = {str(file) for key, file in parts.items() if _match(key, wanted)}
-        return [file for name in sorted(names) if (file := self._fetched(name)) is not None]
-
-    def _fetched(self, name: str, *, required: bool = True) -> Path | None:
-        """A file of the repository, downloaded into the Hub's own cache."""
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-
-        if Path(name).name != name:
-            raise UnsafeFolderError(f"{printable(name)} is no bare name of a file.")
-        try:
-            return Path(hf_hub_download(str(self.repository), name))
-        except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-            if not required and isinstance(error, EntryNotFoundError):
-                return None
-            first = printable(str(error).strip().partition("\n")[0])
-            raise UnsafeFolderError(
-                f"{name} of {self.repository} cannot be fetched: {first}\n"
-                "It takes a network, and a token for a private repository. Without: copy the "
-                "checkpoint into a folder and give that."
-            ) from None
 
 
 def _empty_model(settings: Mapping[str, Any], folder: Path) -> PreTrainedModel:
@@ -200,7 +126,9 @@ def _empty_model(settings: Mapping[str, Any], folder: Path) -> PreTrainedModel:
         return library._from_config(config, dtype=config.dtype or torch.float32).eval()
 
 
-def _conditions(model: PreTrainedModel, files: _Files, tolerance: float) -> tuple[Condition, ...]:
+def _conditions(
+    model: PreTrainedModel, files: CheckpointFiles, tolerance: float
+) -> tuple[Condition, ...]:
     """How well V can be made from K in each layer, from its W_K; none if that is not asked."""
     layers = [(n, part) for n, part in linear_attentions(model) if is_square(part)]
     names = {part: name for name, part in model.named_modules()}
@@ -227,18 +155,6 @@ def _conditions(model: PreTrainedModel, files: _Files, tolerance: float) -> tupl
             f"{type(model).__name__}.\nLoad it and save it again with save_pretrained."
         )
     return tuple(found[number] for number, _ in layers)
-
-
-def _match(key: str, wanted: Mapping[str, str]) -> str | None:
-    """The wanted name of a tensor in a file, whose head or body may have been saved alone."""
-    return next(
-        (
-            name
-            for name in wanted
-            if key == name or name.endswith(f".{key}") or key.endswith(f".{name}")
-        ),
-        None,
-    )
 
 
 @dataclass(frozen=True)
@@ -388,7 +304,7 @@ def _inexact(conditions: tuple[Condition, ...], dtype: str) -> str | None:
     return text
 
 
-def _code(source: str, files: _Files, model: PreTrainedModel) -> tuple[str, ...]:
+def _code(source: str, files: CheckpointFiles, model: PreTrainedModel) -> tuple[str, ...]:
     """The lines of Python that load the model; the last is an expression."""
     autos = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
     kind = type(model.config)

@@ -1,14 +1,13 @@
 """The checkpoint to convert: a folder, a model that comes in a package, or a name on the Hub."""
 
 import json
-import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qkvbench.data.cache import cache_folder, lookup, prepare_once
-from qkvbench.data.checkpoints import PACKAGED, Packaged, unpack
+from qkvbench.data.checkpoints import HUB_NAME, PACKAGED, Packaged, unpack
 from qkvbench.hub.families import FAMILIES
 from qkvbench.hub.fit.shards import weight_files
 from qkvbench.hub.safety import Folder, check_folder, load, printable
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 # Files of a checkpoint on the Hub that are fetched: no code, no pickles.
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def _located(name: str) -> Folder:
     if not path.is_dir():
         if name in PACKAGED:
             path = packaged_folder(name)
-        elif _HUB_NAME.fullmatch(name) and not path.exists():
+        elif HUB_NAME.fullmatch(name) and not path.exists():
             path = _from_hub(name)
         elif not path.exists():
             near = get_close_matches(name, PACKAGED, n=1)
