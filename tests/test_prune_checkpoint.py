@@ -221,6 +221,25 @@ def test_a_latency_that_no_equation_saves_is_refused_with_the_times(
     assert found["share"] == pytest.approx(0.9)
 
 
+def test_layers_have_the_weights_of_the_start_that_is_asked_for(words, place, capsys):
+    """Layers whose V is K lose nothing by keep-k, and by any other start; the others differ."""
+    damages = {}
+    words = [*words, "--target", "cache=75%", "--steps", "2"]
+    for start in ("keep-k", "keep-v", "refitted:int8"):
+        words[words.index("--out") + 1] = str(place / start.replace(":", "-"))
+        assert main([*words, "--start", start]) == 0
+        said = capsys.readouterr().out
+        assert f"--start {start} " in said.splitlines()[-1]
+        found = json.loads((place / start.replace(":", "-") / "plan.json").read_text())
+        assert found["start"] == start
+        damages[start] = [
+            each["divergence"] for each in found["options"] if each["equation"] == "q,k=v"
+        ]
+    for each in damages.values():
+        assert [each[layer] for layer in FREE] == pytest.approx([0, 0], abs=1e-3)
+    assert damages["refitted:int8"][0] < damages["keep-v"][0] != damages["keep-k"][0]
+
+
 @pytest.mark.slow
 def test_the_command_writes_a_plan_that_convert_reads_and_compares_it_healed(place, capsys):
     words = ["prune", str(place / "model"), "--target", "cache=75%", "--options", "q,k=v"]
@@ -250,8 +269,10 @@ def test_what_a_pretrained_model_cannot_be_planned_for_is_refused_before_it_is_r
         (["--target", "cache=75%", "--layers", "3", *text], "--layers: for the model of a task"),
         (["--target", "cache=40%", "--options", "q,k=v", *text, "--window", "64"], "50%"),
         (["--target", "cache=75%", *text, "--window", "32"], "write --window 64, or more"),
+        (["--target", "cache=75%", *text, "--start", "keepk"], "Did you mean keep-k?"),
     ):
         assert main([*words, *more]) == 2
         assert why in capsys.readouterr().err
-    assert main(["prune", "sort", "--target", "params=80%", "--steps", "9", "--out", "o"]) == 2
-    assert "add --text FILE" in capsys.readouterr().err
+    for own in (["--steps", "9"], ["--start", "keep-k"]):
+        assert main(["prune", "sort", "--target", "params=80%", *own, "--out", "o"]) == 2
+        assert "add --text FILE" in capsys.readouterr().err

@@ -137,9 +137,11 @@ def model_or_task(name: str) -> Model:
 
 def is_checkpoint(name: str) -> bool:
     """Whether it is a folder of transformers, a packaged model, or has the form of a Hub name."""
-    if (Path(name) / "config.json").is_file() or name in PACKAGED:
+    path = Path(name)
+    if (path / "config.json").is_file() or name in PACKAGED:
         return True
-    return bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
+    # A folder that is there would have a file that is misspelled.
+    return bool(HUB_NAME.fullmatch(name)) and not path.exists() and not path.parent.is_dir()
 
 
 def precision(name: str) -> Precision:

@@ -512,6 +512,7 @@ def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
     pretrained.add_argument(
         "--text", type=_path, metavar="FILE", help="text for the fit, the gates and healing"
     )
+    _start(pretrained)
     pretrained.add_argument(
         "--steps",
         type=_count,
@@ -587,11 +588,8 @@ def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
     export.add_argument("--force", action="store_true", help="replace the file if it is there")
 
 
-def _source(parser: _Parser) -> None:
-    """The checkpoint, and how much text is read."""
-    parser.add_argument(
-        "source", metavar="SRC", help="a checkpoint's folder, smollm2-135m, or a name on the Hub"
-    )
+def _start(parser: argparse._ActionsContainer) -> None:
+    """The first weights of a changed layer."""
     parser.add_argument(
         "--start",
         default=START,
@@ -599,6 +597,14 @@ def _source(parser: _Parser) -> None:
         help="the new weights: keep-k, keep-v, average, aligned, regressed, whitened or refitted "
         "(refitted); refitted:int8 and refitted:int4 for a cache that stores a tie's rows so",
     )
+
+
+def _source(parser: _Parser) -> None:
+    """The checkpoint, and how much text is read."""
+    parser.add_argument(
+        "source", metavar="SRC", help="a checkpoint's folder, smollm2-135m, or a name on the Hub"
+    )
+    _start(parser)
     parser.add_argument(
         "--tokens", type=_count, default=8192, metavar="N", help="tokens of the fit (8192)"
     )

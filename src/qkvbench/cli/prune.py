@@ -14,7 +14,7 @@ from rich.table import Table
 
 from qkvbench import recipes, tasks
 from qkvbench.cli import names, prune_checkpoint
-from qkvbench.cli.parser import Request, RequestError
+from qkvbench.cli.parser import START, Request, RequestError
 from qkvbench.cli.probes import print_probes
 from qkvbench.cli.progress import StudyProgress
 from qkvbench.cli.train import read_experiment
@@ -41,10 +41,12 @@ if TYPE_CHECKING:
 
 def answer(request: Request) -> int:
     """Learn the plans, run the rivals, print what was found and write it to the folder."""
-    if request.text or prune_checkpoint.is_checkpoint(request.task):
+    if request.text or names.is_checkpoint(request.task):
         return prune_checkpoint.answer(request)
-    if request.heal or request.steps:
-        raise RequestError("--heal and --steps are for a pretrained model: add --text FILE.")
+    if request.heal or request.steps or request.start != START:
+        raise RequestError(
+            "--heal, --start and --steps are for a pretrained model: add --text FILE."
+        )
     from qkvbench.sweep.local import stoppable
     from qkvbench.sweep.prune import (
         FailedRunError,

@@ -10,11 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from qkvbench.cli import names
-from qkvbench.cli.convert import command_for, find_checkpoint, read_text, say
+from qkvbench.cli.convert import checked_start, command_for, find_checkpoint, read_text, say
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cli.probes import print_probes
 from qkvbench.cost.search import UnreachableLossError
-from qkvbench.data.checkpoints import PACKAGED
 from qkvbench.model import QUANTITY_NAMES, LossTarget, Target, parse_target
 from qkvbench.results.store import write_atomically
 from qkvbench.variant import write
@@ -28,11 +27,6 @@ PLAN = "plan.json"
 STEPS = 128
 
 
-def is_checkpoint(name: str) -> bool:
-    """Whether this is a pretrained model, and no task."""
-    return name in PACKAGED or (Path(name) / "config.json").is_file()
-
-
 def answer(request: Request) -> int:
     """Learn the plan, compare it, print what was found and write it to the folder."""
     target = _target(request)
@@ -43,6 +37,7 @@ def answer(request: Request) -> int:
             "FILE."
         )
     equations = [write(each) for each in names.variants(request.options)]
+    start = checked_start(request.start)
     checkpoint, folder = find_checkpoint(request.task), Path(request.out)
     from qkvbench.hub.fit.healing import parse_healing
     from qkvbench.hub.fit.learned import Wanted, learn_plan
@@ -57,7 +52,7 @@ def answer(request: Request) -> int:
         found = learn_plan(
             checkpoint,
             text,
-            Wanted(target, equations, steps, reading),
+            Wanted(target, equations, steps, reading, start),
             healing,
             folder,
             say,
@@ -103,6 +98,7 @@ def _document(request: Request, found: "Learning") -> dict[str, object]:
         "source": request.task,
         "wanted": request.target,
         "target": str(found.target),
+        "start": request.start,
         "tried": [asdict(each) for each in found.probes],
         "mode": mode_of(found.plans[LEARNED].plan),
         "share": found.share,
