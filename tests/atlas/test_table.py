@@ -140,6 +140,7 @@ def test_the_command_prints_the_answer_first(capsys):
 def test_a_form_and_a_model_are_printed_at_length(capsys):
     assert main(["atlas", "key-is-value"]) == 0
     form = capsys.readouterr().out
+    assert "sizes       d_model 2048, heads 32, kv_heads 8, head_dim 64: the atlas's" in form
     assert main(["atlas", "gemma4"]) == 0
     model = capsys.readouterr().out
     assert form.strip() in model

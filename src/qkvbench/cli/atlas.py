@@ -137,12 +137,14 @@ def detail(form: Form) -> list[str]:
     plan = form.plan(form.common)
     lines += ["", *drawing(plan), "", *(cache_text(plan) if form.site == "decoder" else [])]
     common = atlas.cost_of(form, form.common)
+    sizes = ", ".join(f"{name} {value:g}" for name, value in form.common.items())
     lines += [
         "",
         f"  equation    {form.written(form.common)}",
         f"  positions   {atlas.positions_text(form)}",
         *([f"  used by     {', '.join(form.users)}"] if form.users else []),
         f"  source      {form.source}",
+        f"  sizes       {sizes}: the atlas's, for comparison",
         f"  parameters  {common.parameters:,}",
         f"  MACs        {common.macs:,} of {atlas.TOKENS} tokens",
     ]
