@@ -602,7 +602,7 @@ def test_a_mask_that_hides_nothing_of_a_task_is_noted(capsys):
 
 def test_a_dry_run_of_a_recipe_ends_its_sentence(capsys):
     assert main(["run", "frontier", "--dry-run"]) == 0
-    assert "has on lm-reviews in studies/. Memory is" in " ".join(capsys.readouterr().out.split())
+    assert "has on lm-reviews in studies/. Arms" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

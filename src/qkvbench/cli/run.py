@@ -287,8 +287,10 @@ def _dry_run_text(study: Study, store: Store, jobs: int | None) -> str:
     planned = [*tuning, *experiments]
     missing = in_order(each for each in planned if each not in done | tuned)
     seeds = ", ".join(f"{task}: {count}" for task, count in study.seeds.items())
+    known = forecasts(planned, missing, store)
     lines = [
         f"{study.name}: {len(experiments)} runs, of which {len(done)} are done in {store.path}.",
+        f"Takes  {_takes_text(study, known, jobs)}.",
         f"Arms   {'   '.join(study.variants)}",
         f"Seeds  {seeds}",
         f"Runs   {experiments[0].execution}, {study.backend}, threads: {study.threads}",
@@ -309,7 +311,7 @@ def _dry_run_text(study: Study, store: Store, jobs: int | None) -> str:
         lines.append(
             f"First  {len(needed)} runs on {first} come first; the weights of {weights} are kept."
         )
-    return "\n".join([*lines, *_forecast_lines(study, forecasts(planned, missing, store), jobs)])
+    return "\n".join([*lines, *_forecast_lines(known)])
 
 
 def _uneven_parts(experiments: Sequence[Experiment]) -> list[str]:
@@ -323,8 +325,8 @@ def _uneven_parts(experiments: Sequence[Experiment]) -> list[str]:
     ]
 
 
-def _forecast_lines(study: Study, by_task: "Sequence[Forecast]", jobs: int | None) -> list[str]:
-    """The time, memory and disk of each task with their source, and the total time."""
+def _forecast_lines(by_task: "Sequence[Forecast]") -> list[str]:
+    """The time, memory and disk of each task with their source."""
     rows = [("task", "runs", "left", "per run", "memory", "records", "known from")]
     rows += [
         (
@@ -343,10 +345,9 @@ def _forecast_lines(study: Study, by_task: "Sequence[Forecast]", jobs: int | Non
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    memory = "Memory is that of a training step, without backend and data."
     return [
         *table,
-        f"Takes  {_takes_text(study, by_task, jobs)}. {memory}",
+        "Memory is that of a training step, without backend and data.",
         *_compute_lines(by_task),
         *_data_lines(by_task),
     ]

@@ -145,11 +145,9 @@ def _training_flops(run: Experiment, task: tasks.Task) -> float:
 
 def _estimates(wanted: set[_Kind], store: Store) -> Mapping[_Kind, Known]:
     """Estimates for each kind from its own store, or else from the studies of this clone."""
-    found = _from_records(wanted, [store.path], "records in this store")
+    found = _from_records(wanted, [store.path], "this store")
     if missing := wanted - found.keys():
-        found |= _from_records(
-            missing, sorted(STUDIES.glob("*")), "studies/, other arms and machines too"
-        )
+        found |= _from_records(missing, sorted(STUDIES.glob("*")), "the like in studies/")
     return found
 
 
