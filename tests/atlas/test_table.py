@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from policy.tree import ROOT
 from qkvbench import atlas
 from qkvbench.atlas import Form
 from qkvbench.atlas.kit.weights import Stacked, Transpose, Weight
 from qkvbench.cli import WRONG_REQUEST, atlas_page, main
+from qkvbench.cli import atlas as atlas_command
 from qkvbench.variant import parse, write
 
 FORMS = atlas.forms()
@@ -158,3 +160,17 @@ def test_the_document_has_what_the_table_has(capsys):
 def test_an_unknown_form_is_refused_with_the_nearest(capsys):
     assert main(["atlas", "key-is-valeu"]) == WRONG_REQUEST
     assert "key-is-value" in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_keeps_the_equations(capsys):
+    def printed(columns):
+        atlas_command.print_table(Console(width=columns, highlight=False))
+        return capsys.readouterr().out
+
+    narrow, wide = printed(80), printed(140)
+    assert max(map(len, narrow.splitlines())) <= 80
+    row = next(line for line in narrow.splitlines() if line.startswith("multi-query"))
+    assert row.split() == ["multi-query", "q,k,v/1", "gpt_bigcode", "256", "B", "256", "B"]
+    assert "with --json there is more" in " ".join(narrow.split())
+    assert "own library" in wide
+    assert "there is more" not in wide

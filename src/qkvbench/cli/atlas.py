@@ -68,13 +68,20 @@ def print_table(console: Console) -> None:
     console.print()
     table = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.header_style = "bold"
-    for name in ("form", "equation", "positions", "used by"):
-        table.add_column(name, overflow="fold", no_wrap=name == "form")
-    for name in ("parameters", "MACs", "cache", "library", "own cache", "library"):
-        table.add_column(name, justify="right", no_wrap=True)
+    narrow = console.width < LEAST_COLUMNS
+    shown = [place for place, name in enumerate(HEADS) if not (narrow and name in WIDE_ONLY)]
+    for place in shown:
+        figure = place >= HEADS.index("parameters")
+        table.add_column(
+            HEADS[place],
+            overflow="fold",
+            justify="right" if figure else "left",
+            no_wrap=figure or HEADS[place] == "form",
+        )
     for form in atlas.forms():
         if form.equation:
-            table.add_row(*_cells(form))
+            cells = _cells(form)
+            table.add_row(*(cells[place] for place in shown))
     console.print(table)
     console.print()
     console.print(Text("Not expressed", style="bold"))
@@ -87,9 +94,17 @@ def print_table(console: Console) -> None:
         equation = form.written(form.common)
         console.print(Text.assemble((f"  {form.name}", "bold"), f": {equation}, {form.source}"))
     console.print()
-    console.print(Text(COLUMNS, style="dim"))
+    console.print(Text(COLUMNS + (NARROW if narrow else ""), style="dim"))
 
 
+HEADS = (
+    *("form", "equation", "positions", "used by", "parameters", "MACs", "cache", "library"),
+    *("own cache", "own library"),
+)
+# What a terminal of fewer columns than `LEAST_COLUMNS` leaves out, so that equations stay.
+LEAST_COLUMNS = 120
+WIDE_ONLY = ("positions", "parameters", "MACs", "own cache", "own library")
+NARROW = f" On {LEAST_COLUMNS} columns and with --json there is more."
 COLUMNS = (
     f"One layer of d_model {atlas.COMMON['d_model']:g}, {atlas.COMMON['heads']:g} heads of "
     f"{atlas.COMMON['head_dim']:g}, {atlas.COMMON['kv_heads']:g} of K and V if they are grouped; "
