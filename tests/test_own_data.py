@@ -17,7 +17,7 @@ from PIL import Image
 import own_data
 from qkvbench import tasks
 from qkvbench.cli import main
-from qkvbench.data import DataRefusedError, own
+from qkvbench.data import DataRefusedError, DataUnavailableError, own
 from qkvbench.data.batch import Predictions
 from qkvbench.experiment import Experiment
 from qkvbench.recipes import Study
@@ -140,8 +140,9 @@ def test_a_small_text_is_not_read_over_more_than_eight_times(here):
         ("\r\n\r\n".join(f"par {n}" for n in range(150)), 150),
         ("\n".join(f"line {n}" for n in range(150)), 150),
         ("\ufeff" + " ".join(f"word{n:05}" for n in range(20_000)), 200),
+        ("".join(chr(0x4E00 + n % 5000) for n in range(66_600)), 200),
     ],
-    ids=["paragraphs", "of Windows", "lines", "one line"],
+    ids=["paragraphs", "of Windows", "lines", "one line", "writing without blanks"],
 )
 def test_a_text_falls_into_paragraphs_lines_or_pieces(content, documents):
     found = own.text_documents("x.txt", content.encode())
@@ -178,6 +179,34 @@ def test_images_of_one_channel_stay_grey_and_what_is_transparent_stands_on_white
     assert tasks.find("./grey").model.architecture.inputs.features == 4
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save("clear.png")
     assert (own.images([Path("clear.png")]).pixels == 255).all()
+
+
+def test_documents_that_differ_in_blanks_at_their_ends_are_one(here):
+    """Otherwise one of the two may be trained on, and the other be tested."""
+    documents = own_data.sentences(300)
+    lines = [json.dumps({"text": each + end}) for each in documents for end in ("", " ", "\n")]
+    (here / "x.jsonl").write_text("\n".join(lines))
+    (here / "y.jsonl").write_text("\n".join(lines[::3]))
+    splits = [tasks.find(name).load() for name in ("x.jsonl", "y.jsonl")]
+    assert len(splits[0].train) == pytest.approx(len(splits[1].train), rel=0.05)
+
+
+def test_a_long_cell_is_read_up_to_its_first_tokens(here):
+    rows = [[f"{n} " + "long " * 40_000 * (n % 20 < 2), "xy"[n % 2]] for n in range(60)]
+    own_data.table(here / "x.csv", ["text", "label"], rows)
+    assert tasks.find("x.csv").tokens == 256
+
+
+def test_a_disk_that_is_full_is_told_as_it_is(here, monkeypatch):
+    """NumPy's error has no number of the system."""
+
+    def full(*_):
+        raise OSError("168000 requested and 75744 written")
+
+    own_data.text(here / "x.txt")
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(DataUnavailableError, match="cannot be written: 168000 requested"):
+        tasks.find("x.txt")
 
 
 def test_the_same_example_twice_counts_once(here):
@@ -219,6 +248,24 @@ REFUSED = {
     "half a pair": ("x.jsonl", lambda p: p.write_text('{"text": "\\ud800"}'), "surrogates"),
     "deep": ("x.jsonl", lambda p: p.write_text("[" * 200_000), "Line 1 .* no JSON"),
     "no label": ("x.csv", lambda p: p.write_text("a,b\n1,2"), "no column for the class.*a, b"),
+    "empty cells": ("x.csv", lambda p: p.write_text(",,\n,,\n"), "has no filled cell"),
+    "a mark alone": ("x.csv", lambda p: p.write_text("\ufeff"), "is empty|no filled cell"),
+    "alike at first": (
+        "x.csv",
+        lambda p: own_data.table(
+            p, ["text", "label"], [["so " * 100 + str(n), "xy"[n % 2]] for n in range(60)]
+        ),
+        "same content in the 256 bytes of a text that are read stands in two classes",
+    ),
+    "a class alike at first": (
+        "x.csv",
+        lambda p: own_data.table(
+            p,
+            ["text", "label"],
+            [["so " * 100 * (n % 3 == 0) + str(n), "xyz"[n % 3]] for n in range(60)],
+        ),
+        "Class 'x' .* different examples in the 256 bytes of a text that are read: 1; each",
+    ),
     "semicolons": ("x.csv", lambda p: p.write_text("a;label\n1;2"), "not by ';'"),
     "two labels": ("x.csv", lambda p: p.write_text("y,label\n1,2"), "more than one column"),
     "label only": ("x.csv", lambda p: p.write_text("label\n1"), "no column beside"),
@@ -277,6 +324,11 @@ REFUSED = {
         "x",
         lambda p: _with(p, lambda q: (q / "dark/passwords.png").symlink_to("/etc/passwd")),
         "is a link out of 'x'",
+    ),
+    "a link to itself": (
+        "x",
+        lambda p: _with(p, lambda q: (q / "dark/round.png").symlink_to("round.png")),
+        "dark/round.png' is a link that leads back to itself",
     ),
     "a folder linked": (
         "x",

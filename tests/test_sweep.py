@@ -3,16 +3,20 @@
 import shutil
 import sys
 import time
+from collections import deque
 from dataclasses import replace
 
 import psutil
 import pytest
 
 import own_data
+from qkvbench import tasks
 from qkvbench.recipes import Study
 from qkvbench.results.store import Store
 from qkvbench.sweep.local import Returned, Workers
-from qkvbench.sweep.study import models_to_measure, run_study
+from qkvbench.sweep.study import failure_record, models_to_measure, run_study
+from qkvbench.sweep.sweeper import Sweeper
+from qkvbench.train.dependencies import Phase
 from qkvbench.train.multi_process import ProcessFailure
 from qkvbench.train.run import run
 
@@ -173,6 +177,65 @@ def test_an_interrupt_records_and_ends_the_runs_in_progress_and_loses_nothing(tm
     resumed = carried_out(uneven, tmp_path)
     assert resumed.plans == [(1, 2)]
     assert [record.status for record in Store(tmp_path).runs().good] == ["done"] * 2
+
+
+class Endless:
+    """An engine whose runs never end by themselves."""
+
+    def __init__(self):
+        self.started = []
+
+    def start(self, jobs):
+        self.started += [job.experiment for job in jobs]
+
+    def poll(self, seconds):
+        time.sleep(0.01)
+        return iter(())
+
+    def stop(self):
+        pass
+
+
+def test_a_run_that_another_sweeper_interrupted_is_run_and_not_counted_as_ended(tmp_path):
+    store, runs = Store(tmp_path), list(STUDY.experiments())
+    marks = {each: store.mark(each) for each in runs}
+
+    def failed(experiment, failure):
+        return failure_record(experiment, tasks.find(experiment.task), failure)
+
+    def sweeper():
+        return Sweeper(store, Endless(), 8, on_step=lambda *_: None, failure_record=failed)
+
+    first, second = sweeper(), sweeper()
+    jobs, _ = first._acquire(Phase(runs, saves_weights=False), deque(runs), marks)
+    first.engine.start(jobs)
+    assert second._acquire(Phase(runs, saves_weights=False), deque(runs), marks) == ([], [])
+    first.stop()
+    assert {store.run(each).status for each in runs} == {"interrupted"}
+    jobs, ended = second._acquire(Phase(runs, saves_weights=False), deque(runs), marks)
+    assert [job.experiment for job in jobs] == list(runs)
+    assert ended == []
+    # What it then records itself is the run's end.
+    second.stop()
+    assert {store.run(each).status for each in runs} == {"interrupted"}
+
+
+def test_own_data_may_go_away_while_a_study_runs(tmp_path, monkeypatch):
+    """Runs that read them again fail in words, and the study ends with what it has."""
+
+    class Gone(Noted):
+        def on_end(self, record):
+            super().on_end(record)
+            (tmp_path / "numbers.csv").unlink(missing_ok=True)
+
+    monkeypatch.chdir(tmp_path)
+    own_data.numbers(tmp_path / "numbers.csv")
+    tuned = Study("mixed", ("q,k,v",), {"numbers.csv": 1}, smoke=True, tuned=True)
+    noted = carried_out(tuned, tmp_path / "study", Gone())
+    (lost,) = {record.reason for record in noted.endings if record.status != "done"}
+    assert "There is no file or folder 'numbers.csv'" in lost
+    assert ("numbers.csv", "q,k,v") in noted.lacked
+    assert Store(tmp_path / "study").study().tasks == ["numbers.csv"]
 
 
 def test_an_interrupt_while_data_are_fetched_leaves_nothing_running(tmp_path):

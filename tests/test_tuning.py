@@ -15,6 +15,7 @@ from qkvbench.cli import main
 from qkvbench.cli.parser import parse_request
 from qkvbench.cli.run import default_folder, requested_study
 from qkvbench.recipes import Study
+from qkvbench.recipes.study import Teacher
 from qkvbench.reports import brief, full, page, summary
 from qkvbench.results.evidence import runs_of
 from qkvbench.results.record import Point
@@ -255,14 +256,39 @@ def test_the_rates_of_several_studies_are_taken_from_the_first_that_chose_one(st
     assert turned.rates["digits"]["q,k,v"] == 0.5
 
 
-def test_studies_that_tried_other_rates_are_no_equal_tuning(stored, tmp_path, capsys):
-    second = tuned_store(tmp_path / "others", STUDY, {"q,k,v": 0.5, "none": 4.0})
-    held = second.study()
-    fewer = held.tuning.model_copy(update={"seeds": held.tuning.seeds[:1]})
-    second.write_study(held.model_copy(update={"tuning": fewer}))
-    words = ["--variants", "q,k,v", "none", "--tasks", "digits", "--rates"]
-    assert main(["run", *words, str(stored.path), str(second.path)]) == 2
-    assert "were not tuned equally" in capsys.readouterr().err
+def test_studies_that_tuned_with_other_seeds_or_steps_are_no_equal_tuning(stored, tmp_path, capsys):
+    arms = {"q,k,v": 0.5, "none": 4.0}
+    fewer = tuned_store(tmp_path / "fewer", STUDY, arms)
+    held = fewer.study()
+    seeds = held.tuning.model_copy(update={"seeds": held.tuning.seeds[:1]})
+    fewer.write_study(held.model_copy(update={"tuning": seeds}))
+    shorter = tuned_store(tmp_path / "shorter", replace(STUDY, budget=0.5), arms)
+    words = ["run", "--variants", "q,k,v", "none", "--tasks", "digits", "--rates", str(stored.path)]
+    for other in (fewer, shorter):
+        assert main([*words, str(other.path)]) == 2
+        assert "were not tuned equally" in capsys.readouterr().err
+    alike = tuned_store(tmp_path / "alike", STUDY, arms)
+    assert main([*words, str(alike.path), "--dry-run"]) == 0
+
+
+def test_rates_of_a_smoke_test_are_refused(tmp_path, capsys):
+    smoke = tuned_store(
+        tmp_path, replace(STUDY, name="study-smoke", smoke=True), {"q,k,v": 0.5, "none": 4.0}
+    )
+    words = ["run", "--variants", "q,k,v", "none", "--tasks", "digits", "--rates", str(smoke.path)]
+    assert main([*words, "--dry-run"]) == 2
+    assert "which finds no rates" in capsys.readouterr().err
+    assert main([*words, "--smoke", "--dry-run"]) == 0
+
+
+def test_a_teacher_has_no_seed_of_tuning():
+    study = Study("study", ("q,k,v", "none"), {"digits": 1}, teacher=Teacher("q,k,v"), tuned=True)
+    taught = [*study.experiments(), *study.tuning_experiments()]
+    assert {each.teacher.seed for each in taught} == {FIRST_SEED + len(SEEDS)}
+    assert {each.seed for each in taught}.isdisjoint({FIRST_SEED + len(SEEDS)})
+    # The runs of untuned studies stay what they were.
+    untuned = replace(study, tuned=False).experiments()
+    assert {each.teacher.seed for each in untuned} == {FIRST_SEED}
 
 
 def test_a_tuned_folder_keeps_the_record_of_its_tuning(stored, capsys):

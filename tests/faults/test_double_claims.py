@@ -69,6 +69,19 @@ def test_a_process_that_wakes_late_has_lost_its_run_even_if_the_next_one_has_end
     assert claims.renew(third) is not None
 
 
+def test_a_process_that_wakes_late_releases_no_lease_of_another(tmp_path):
+    """The run was taken over, ended without a result, and was begun again under the same number."""
+    late, second, third = (Leases(tmp_path / "claims", expiry_s=0.0) for _ in range(3))
+    old = late.acquire(RUN)
+    assert second.acquire(RUN) is None
+    second.release(second.acquire(RUN))
+    held = third.acquire(RUN)
+    assert (held.number, held.token != old.token) == (old.number, True)
+    late.release(old)
+    assert third.current(held) == held
+    assert third.renew(held) is not None
+
+
 def test_a_clock_that_is_set_kills_no_process(claims, monkeypatch):
     first = claims.acquire(RUN)
     # psutil adds the time of the boot, which is derived from the clock of the wall.

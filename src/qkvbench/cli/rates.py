@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from qkvbench.cli.parser import RequestError
+from qkvbench.experiment import Experiment
 from qkvbench.recipes import Study
 from qkvbench.results.record import Tuning
 from qkvbench.results.store import Store, StoreError
@@ -19,11 +20,18 @@ def with_rates_of(folders: Sequence[Path], study: Study) -> Study:
     Adam), so they are times the ratio of widths.
     """
     tuned = [_TunedRates.read(folder) for folder in folders]
-    if len({each.tried for each in tuned} - {None}) > 1:
+    for task in study.seeds:
+        if len({effort for each in tuned if (effort := each.efforts.get(task))}) > 1:
+            raise RequestError(
+                f"{_joined(str(folder) for folder in folders)} tuned {task} with other rates, "
+                "seeds, steps or models, so their arms were not tuned equally.\nName one of them. "
+                "Nothing was run."
+            )
+    short = [each.name for each in tuned if each.is_smoke]
+    if short and not study.smoke:
         raise RequestError(
-            f"{_joined(str(folder) for folder in folders)} tried different learning rates, or with "
-            "different seeds, so their arms were not tuned equally.\nName one of them. Nothing was "
-            "run."
+            f"{_joined(short)} tuned in very few steps, by --smoke, which finds no rates.\n"
+            "Tune without it. Nothing was run."
         )
     rates: dict[str, dict[str, float]] = {}
     for run in study.experiments():
@@ -41,11 +49,17 @@ def with_rates_of(folders: Sequence[Path], study: Study) -> Study:
 
 @dataclass(frozen=True)
 class _TunedRates:
-    """The factors that a tuned study chose, and the width of its model on each task."""
+    """The factors that a tuned study chose, and the width of its model on each task.
+
+    ``efforts`` is how a task was tuned, beside the arm and the rate; it has those tasks that the
+    study tuned itself.
+    """
 
     name: str
     tuning: Tuning
     widths: Mapping[str, int]
+    efforts: Mapping[str, str]
+    is_smoke: bool
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -68,18 +82,25 @@ class _TunedRates:
                 for run in runs
                 if run.id in own
             },
+            {
+                run.task: _effort(run.parsed_experiment, info.tuning)
+                for run in runs
+                if run.id in info.tuning.ids
+            },
+            info.name.endswith("-smoke"),
         )
-
-    @property
-    def tried(self) -> tuple[tuple[float, ...], tuple[int, ...]] | None:
-        """The factors and the seeds that were tried; None if another study tried them."""
-        own = self.tuning.taken_from is None
-        return (tuple(self.tuning.factors), tuple(self.tuning.seeds)) if own else None
 
     def of(self, task: str, arm: str) -> float | None:
         """The arm's factor times the width, for a model of width 1; None if none was chosen."""
         factor = self.tuning.chosen.get(task, {}).get(arm)
         return factor * self.widths[task] if factor and task in self.widths else None
+
+
+def _effort(run: Experiment, tuning: Tuning) -> str:
+    """What the tuning of all arms of a task has in common, as text that can be compared."""
+    model, training = run.model, replace(run.training, learning_rate=1.0)
+    how = (tuning.factors, tuning.seeds, training, run.task_version, run.precision)
+    return repr((*how, model.geometry, len(model.blocks)))
 
 
 def _joined(names: Iterable[str]) -> str:

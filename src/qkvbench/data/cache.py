@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,6 +55,10 @@ def check_usable() -> None:
         raise _not_writable(folder, "no permission")
 
 
+# What NumPy says of a disk on which an array has no room, in an error without a number.
+NUMPY_DISK_FULL = re.compile(r"\d+ requested and \d+ written")
+
+
 @contextmanager
 def writing() -> Iterator[Path]:
     """The cache folder, locked: of runs that start together one fetches.
@@ -78,7 +83,7 @@ def writing() -> Iterator[Path]:
     except (FileExistsError, NotADirectoryError) as error:
         raise _in_the_way(folder, error.filename or folder) from error
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None and not NUMPY_DISK_FULL.search(str(error)):
             # Of a library that reads data, such as an image that is none.
             raise
         raise _not_writable(folder, error.strerror or error) from error

@@ -16,7 +16,8 @@ from qkvbench.task_ref import TaskRef, parse_task
 class Teacher:
     """The run from which all arms of a task learn, beside its data: one for all their seeds.
 
-    ``budget`` multiplies the task's own steps. No arm has its seed.
+    ``budget`` multiplies the task's own steps. No arm has its seed: a study that tunes its rates
+    has the one after those of tuning.
     """
 
     arm: str
@@ -185,7 +186,8 @@ class Study:
             second_tokens=task.second_tokens,
         )
         longer = replace(self, budget=self.teacher.budget, quantizations=())
-        return longer._experiment(name, model, self.teacher.seed)
+        shared = self.tuned and self.teacher.seed in SEEDS
+        return longer._experiment(name, model, SEEDS[-1] + 1 if shared else self.teacher.seed)
 
     def _initial_run(self, model: Model, seed: int) -> Experiment | None:
         """The run on `init_from` with whose weights an arm with this model begins."""

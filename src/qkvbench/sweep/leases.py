@@ -156,8 +156,11 @@ class Leases:
         for path in self._paths(lease.run):
             if _number(path) < lease.number:
                 path.unlink(missing_ok=True)
-        with suppress(OSError):
-            own.unlink()
+        # If the run was taken over and ended meanwhile, another one may have the same number.
+        now = self.current(lease)
+        if now is None or now.token == lease.token:
+            with suppress(OSError):
+                own.unlink()
 
     def in_progress(self) -> int:
         """The number of runs whose newest lease is valid."""

@@ -82,6 +82,7 @@ class Progress(Protocol):
         ...
 
 
+@tasks.read_once()
 def run_study(
     study: Study,
     store: Store,
@@ -256,7 +257,6 @@ def _carried_out(
         for done in set(experiments).difference(missing):
             # The process that wrote its record may have been killed before it removed them.
             checkpoints.remove(done)
-    # Read once: a person's own data may be changed or removed before the study ends.
     found = {each.task: tasks.find(each.task) for each in [*experiments, *missing]}
     marks = {each: store.mark(each) for each in missing}
     prepared: dict[TaskRef, tuple[str | None, int]] = {}

@@ -61,7 +61,7 @@ class Sweeper:
         """The record of each run as it ends, here or in another sweeper.
 
         A record whose mark differs from `before` was written since the study was planned, and
-        counts.
+        counts, unless it is of a run that another sweeper interrupted.
         """
         waiting = deque(phase.experiments)
         while waiting or self.running:
@@ -111,14 +111,18 @@ class Sweeper:
             if lease is None:
                 waiting.append(experiment)
                 continue
-            record = self._new_record(experiment, before[experiment])
+            mark = before[experiment]
+            record = self._new_record(experiment, mark)
+            if record is not None and record.status == "interrupted":
+                # Another sweeper was stopped, and left its run to this one.
+                mark, record = self.store.mark(experiment), None
             if record is not None:
                 self.leases.release(lease)
                 records.append((experiment, record))
                 continue
             job = Job(experiment, self.store.path.absolute(), lease, phase.saves_weights)
             jobs.append(job)
-            self.running[experiment.id] = _Running(job, before[experiment], time.monotonic())
+            self.running[experiment.id] = _Running(job, mark, time.monotonic())
         return jobs, records
 
     def _new_record(self, experiment: Experiment, before: Mark) -> Record | None:

@@ -7,7 +7,9 @@ task is read or what its model is built with (`qkvbench.task_ref`).
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -122,8 +124,30 @@ def find(task: TaskRef | str) -> Task:
     DataUnavailableError if the cache for a person's own data cannot be written.
     """
     ref = parse_task(task) if isinstance(task, str) else task
+    if not ref.is_path:
+        return _built_in(ref)
     # What lies at a path may change.
-    return _with_options(_own(ref), ref) if ref.is_path else _built_in(ref)
+    read = _READ.get()
+    if read is None:
+        return _with_options(_own(ref), ref)
+    if ref.name not in read:
+        read[ref.name] = _own(ref)
+    return _with_options(read[ref.name], ref)
+
+
+# The tasks of own data that were read, by their paths; None outside of `read_once`.
+_READ: ContextVar[dict[str, Task] | None] = ContextVar("read", default=None)
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """A person's own data are read at their first use inside and not again, if they change."""
+    before = _READ.get()
+    token = _READ.set({} if before is None else before)
+    try:
+        yield
+    finally:
+        _READ.reset(token)
 
 
 # A study asks for each of its tasks many times.

@@ -90,7 +90,13 @@ def _visible(place: Path, root: Path) -> list[Path]:
     except OSError as error:
         raise DataRefusedError(f"'{shown(str(place))}' cannot be read: {error.strerror}.") from None
     for path in found:
-        if not path.resolve().is_relative_to(within):
+        try:
+            target = path.resolve(strict=False)
+        except (OSError, RuntimeError):
+            raise DataRefusedError(
+                f"'{shown(str(path))}' is a link that leads back to itself. Take it out."
+            ) from None
+        if not target.is_relative_to(within):
             raise DataRefusedError(
                 f"'{shown(str(path))}' is a link out of '{shown(str(root))}'; such links are not "
                 "followed.\nCopy what it shows, or take it out."

@@ -21,9 +21,16 @@ class Labelled:
 
 
 def number_labels(
-    name: str, contents: Sequence[bytes], labels: Sequence[str], places: Sequence[str]
+    name: str,
+    contents: Sequence[bytes],
+    labels: Sequence[str],
+    places: Sequence[str],
+    read: str = "",
 ) -> Labelled:
-    """The examples of a task, each content once; `places` tells a person where each is."""
+    """The examples of a task, each content once; `places` tells a person where each is.
+
+    ``read`` says what of an example is its content, if that is a part of it.
+    """
     first: dict[bytes, int] = {}
     twofold: dict[int, int] = {}
     for number, content in enumerate(contents):
@@ -33,7 +40,8 @@ def number_labels(
     if twofold:
         one, two = next(iter(twofold.items()))
         raise DataRefusedError(
-            f"In '{name}' the same content stands in two classes ({len(twofold):,} contents do):\n"
+            f"In '{name}' the same content{read} stands in two classes ({len(twofold):,} contents "
+            "do):\n"
             f"{places[one]} is '{shown(labels[one])}', {places[two]} is '{shown(labels[two])}'.\n"
             "Which is right cannot be known here: correct them or take them out."
         )
@@ -48,9 +56,9 @@ def number_labels(
     if fewest < MIN_EXAMPLES:
         few = sum(count < MIN_EXAMPLES for count in counts.values())
         raise DataRefusedError(
-            f"Class '{shown(rare)}' of '{name}' is too small: different examples: {fewest}; each "
-            f"class needs {MIN_EXAMPLES},\nfor three splits. So it is with {few} of {len(counts)} "
-            "classes: add examples, or leave them out."
+            f"Class '{shown(rare)}' of '{name}' is too small: different examples{read}: {fewest}; "
+            f"each class needs {MIN_EXAMPLES},\nfor three splits. So it is with {few} of "
+            f"{len(counts)} classes: add examples, or leave them out."
         )
     classes = sorted(counts)
     numbers = {label: number for number, label in enumerate(classes)}

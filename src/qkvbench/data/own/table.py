@@ -32,7 +32,10 @@ class Table:
 def table(name: str, found: bytes, delimiter: str) -> Table:
     """The rows below the header, every one with as many cells as it."""
     rows = _rows(name, text(name, found), delimiter)
-    header = [cell.strip() for cell in next(rows)[1]]
+    _, first = next(rows, (1, []))
+    if not first:
+        raise DataRefusedError(f"'{name}' has no filled cell.")
+    header = [cell.strip() for cell in first]
     label = _label(name, header, delimiter)
     others = [column for column in range(len(header)) if column != label]
     if not others:
@@ -67,6 +70,7 @@ def table(name: str, found: bytes, delimiter: str) -> Table:
 
 def _rows(name: str, plain: bytes, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Each row that is not blank, and the line in which it begins."""
+    csv.field_size_limit(TABLE_BYTES)
     reader = csv.reader(StringIO(plain.decode(), newline=""), delimiter=delimiter, strict=True)
     line = 1
     try:

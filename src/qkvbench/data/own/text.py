@@ -68,8 +68,10 @@ def _lines(plain: bytes) -> list[bytes]:
 
 
 def _pieces(plain: bytes) -> list[bytes]:
-    """Pieces that end at a blank, so that no letter is cut in two."""
-    return _filled(re.findall(rb"(?s).{1,%d}(?:\s|$)|\S+" % PIECE_BYTES, plain))
+    """Pieces that end at a blank, or before a letter in writing without blanks."""
+    at_blank, in_word = rb"(?s).{1,%d}(?:\s|$)" % PIECE_BYTES, rb"\S{1,%d}" % PIECE_BYTES
+    # In UTF-8 these bytes go on with a letter.
+    return _filled(re.findall(at_blank + rb"|" + in_word + rb"(?![\x80-\xbf])", plain))
 
 
 def _filled(parts: list[bytes]) -> list[bytes]:

@@ -38,8 +38,15 @@ def table_task(path: Path) -> Task:
 
 def _make(name: str, found: bytes, delimiter: str, folder: Path) -> None:
     table = own.table(name, found, delimiter)
-    contents = [row.encode() if isinstance(row, str) else row.tobytes() for row in table.examples]
-    right = own.number_labels(name, contents, table.labels, table.places)
+    # No tokenizer reads fewer bytes of a text than one of bytes, so what is equal in these is the
+    # same example to all.
+    contents = [
+        row.encode()[:MAX_LENGTH] if isinstance(row, str) else row.tobytes()
+        for row in table.examples
+    ]
+    cut = any(isinstance(row, str) and len(row.encode()) > MAX_LENGTH for row in table.examples)
+    read = f" in the {MAX_LENGTH} bytes of a text that are read" if cut else ""
+    right = own.number_labels(name, contents, table.labels, table.places, read)
     texts: list[tuple[object, int]] = []
     if isinstance(table.examples, list):
         kept_texts = [table.examples[number] for number in right.kept]

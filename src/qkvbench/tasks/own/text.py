@@ -34,7 +34,10 @@ def text_task(path: Path) -> Task:
 
     def make(folder: Path) -> None:
         documents = (own.json_documents if lines else own.text_documents)(name, found)
-        for split, stream in pack(documents, SHARES).items():
+        # A document and the same one with a blank at its end are one.
+        distinct = {document.strip(): document for document in reversed(documents)}
+        distinct.pop(b"", None)
+        for split, stream in pack(distinct.values(), SHARES).items():
             np.save(folder / f"{split}.npy", np.frombuffer(stream, np.uint8))
 
     folder = content.prepared(make)
