@@ -5,25 +5,28 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from qkvbench import tasks
 from qkvbench.backends import torch as backend
 from qkvbench.cli import main
 from qkvbench.cost import cache_bytes_per_token
 from qkvbench.experiment import Experiment, to_json
-from qkvbench.export import find
+from qkvbench.export import find, torch_export
 from qkvbench.export.stepping import Stepping
-from qkvbench.model import PRESETS, Model
+from qkvbench.model import PRESETS, Model, position_named
 from qkvbench.model.cycle import parse_cycle
 from qkvbench.task_ref import TaskRef
 from qkvbench.variant.catalogue import named
 
 PROMPT, WRITTEN = 6, 10
+SLOW = pytest.mark.slow
 EQUATIONS = ("q,k,v", "q,k=v", "q,k=v/1")
 OTHERS = (
     "q,k=L(24),v=L(24)+ropehead8",
@@ -39,12 +42,13 @@ OTHERS = (
 IN_SHORT = ("q,k=L(24),v=L(24)+ropehead8", "q,k,v=R(k)", "q,k,v;q,k=K(-1),v=V(-1)")
 
 
-def _model(equation: str) -> Model:
-    return PRESETS["small-decoder"]().with_variant(parse_cycle(equation, named))
+def _model(equation: str, position: str | None = None) -> Model:
+    model = PRESETS["small-decoder"]().with_variant(parse_cycle(equation, named))
+    return replace(model, position=position_named(position, 40)) if position else model
 
 
-def _network(equation: str) -> backend.Decoder:
-    model = _model(equation)
+def _network(equation: str, position: str | None = None) -> backend.Decoder:
+    model = _model(equation, position)
     network = backend.build(model)
     assert isinstance(network, backend.Decoder)
     backend.start(network, model, 0)
@@ -189,6 +193,27 @@ def test_a_torch_program_needs_no_code_of_the_model(tmp_path: Path) -> None:
     assert done.stdout.split() == [str(expected), "1", "4", "4", "24"], done.stderr
 
 
+@pytest.mark.parametrize("position", ["rotary", "learned", pytest.param("alibi", marks=SLOW)])
+def test_a_torch_program_takes_as_many_sequences_and_tokens_as_it_says(position: str) -> None:
+    """Tracing keeps no size of its example, nor one that a kernel or a table has."""
+    network = _network("q,k=v", position)
+    context = network.longest or 40
+    stepping = Stepping(network, context)
+    program = torch_export.traced(stepping).module()
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(1, 9, 0), (9, 1, 7), (12, 16, 3), (1, context, 0), (1, 1, context - 1)]
+    for sequences, new, cached in sizes:
+        tokens = torch.randint(256, (sequences, new), generator=generator)
+        past = [
+            torch.randn(*each.shape[:2], cached, each.shape[3], generator=generator)
+            for each in stepping.empty(sequences)
+        ]
+        with torch.no_grad():
+            found, expected = program(tokens, *past), stepping(tokens, *past)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def _by_openvino(path: Path, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Greedy text and the logits after the prompt, as docs/export.md writes it."""
     openvino = pytest.importorskip("openvino")
@@ -309,6 +334,10 @@ def test_a_state_that_has_no_tokens_is_not_exported() -> None:
             ["small-decoder", "--variant", "q,k,v+elu", "--to", "torch-export", "--out", "a.pt2"],
             "keeps a state of its text",
         ),
+        (
+            ["small-decoder", "--variant", "none", "--to", "edge", "--out", "a.safetensors"],
+            "caches nothing",
+        ),
         (["none.json", "--to", "torch-export", "--out", "a.pt2"], "is not a file"),
         (["small-decoder", "--to", "torch-export", "--out", "b/a.pt2"], "make it first"),
         (
@@ -346,6 +375,42 @@ def test_places_and_lengths_that_cannot_be_are_refused(words, said, tmp_path, mo
     assert main(["export", "small-decoder", "--to", "edge", *words]) == 2
     assert said in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["folder.safetensors"]
+
+
+def test_what_is_read_is_never_replaced(tmp_path, monkeypatch, capsys):
+    """The program of edge and the weights that it is made of have one suffix."""
+    monkeypatch.chdir(tmp_path)
+    task = tasks.find("lm-reviews")
+    run = Experiment(_model("q,k=v"), TaskRef("lm-reviews"), task.version, task.training, seed=0)
+    Path("own.json").write_text(json.dumps(to_json(run)))
+    backend.save(_network("q,k=v"), Path("own.safetensors"))
+    before = Path("own.safetensors").read_bytes()
+    words = ["export", "own.json", "--to", "edge", "--force", "--out"]
+    assert main([*words, "./own.safetensors"]) == 2
+    assert "is read for the export" in capsys.readouterr().err
+    assert main([*words, "other.safetensors", "--program", "own.json"]) == 2
+    assert "give --program another name" in capsys.readouterr().err
+    assert Path("own.safetensors").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.json", "own.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("form", "saves", "error"),
+    [
+        ("edge", "qkvbench.export.edge.save_file", SafetensorError("I/O error: File too large")),
+        ("torch-export", "torch.export.save", RuntimeError("basic_ios::clear: iostream error")),
+    ],
+)
+def test_a_full_disk_is_told_and_leaves_nothing(form, saves, error, tmp_path, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(saves, full)
+    out = tmp_path / f"a{find(form).SUFFIXES[0]}"
+    words = ["export", "small-decoder", "--to", form, "--context", "8", "--out", str(out)]
+    assert main(words) == 2
+    assert f"{out.name} cannot be written" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_for_elsewhere_can_be_read_by_others(tmp_path):

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ WINDOWS, WINDOW = 8, 512
 
 def answer(request: Request) -> int:
     """Write the file, and print what it holds and how it is called."""
-    out, name = Path(request.out), _known_format(request.to)
+    out, name = Path(request.out), names.known("format", request.to, export.names())
     if request.weights == "int4" and name != "edge":
         raise RequestError(f"{name} has no weights in int4; --to edge has.")
     if request.text and request.weights != "int4":
@@ -74,10 +74,18 @@ def _check_places(request: Request, form: export.Format, out: Path, program: Pat
         raise RequestError(f"--program goes with --to edge; {request.to} needs none of ours.")
     if program and program.resolve() == out.resolve():
         raise RequestError("--out and --program are the same file; give the program another name.")
+    read = _files_read(request)
     for path in map(out.with_suffix, form.SUFFIXES):
-        _check_place("--out", path, force=request.force)
+        _check_place("--out", path, read, force=request.force)
     if program:
-        _check_place("--program", program, force=request.force)
+        _check_place("--program", program, read, force=request.force)
+
+
+def _files_read(request: Request) -> list[Path]:
+    """The files that the export reads, which it must not replace."""
+    path = Path(request.model)
+    own = [*path.iterdir()] if path.is_dir() else [path, path.with_suffix(".safetensors")]
+    return [each for each in (*own, Path(request.text or path)) if each.is_file()]
 
 
 def _write(
@@ -109,10 +117,12 @@ def _umask() -> int:
     return before
 
 
-def _check_place(option: str, path: Path, *, force: bool) -> None:
-    """Refuse to replace a file unasked, a folder, and a folder that does not exist."""
+def _check_place(option: str, path: Path, read: Sequence[Path], *, force: bool) -> None:
+    """Refuse to replace a file unasked, one that is `read`, and a folder; and to make a folder."""
     if path.is_dir():
         raise RequestError(f"{path} is a folder; give {option} the name of a file.")
+    if path.exists() and any(path.samefile(each) for each in read):
+        raise RequestError(f"{path} is read for the export; give {option} another name.")
     if path.exists() and not force:
         raise RequestError(
             f"{path} is there already; write --force to replace it, or another {option}."
@@ -138,13 +148,6 @@ def _build(program: Path, out: Path) -> None:
         f"{program}: the program, for {machine}, {bytes_text(program.stat().st_size)}; "
         "its --help says how it is called."
     )
-
-
-def _known_format(name: str) -> str:
-    found = export.names()
-    if name not in found:
-        raise RequestError(f"There is no format '{name[:40]}'; there are {', '.join(found)}.")
-    return name
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,11 @@ def _checkpoint(name: str) -> _Source:
         ) from None
 
     def read(text: str, length: int) -> "Tensor":
-        return windows(read_tokenizer(name, folder), text, length, WINDOWS)
+        try:
+            tokenizer = read_tokenizer(name, folder)
+        except ValueError as error:
+            raise RequestError(f"{error}\nNothing was written.") from None
+        return windows(tokenizer, text, length, WINDOWS)
 
     return _Source(network.model, lambda: network, read=read)
 

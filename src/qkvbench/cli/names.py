@@ -98,17 +98,17 @@ def task(name: str) -> str:
 
 def recipe(name: str, size: str | None = None) -> Study:
     """The study of a recipe, of its usual size or of another."""
-    known = _known("recipe", name, recipes.names())
+    name = known("recipe", name, recipes.names())
     if size is None:
-        return recipes.find(known)
-    if not (sizes := recipes.sizes(known)):
-        raise RequestError(f"The recipe {known} has one size only; leave out --size.")
-    return recipes.find(known, _known("size", size, list(sizes)))
+        return recipes.find(name)
+    if not (sizes := recipes.sizes(name)):
+        raise RequestError(f"The recipe {name} has one size only; leave out --size.")
+    return recipes.find(name, known("size", size, list(sizes)))
 
 
 def model(name: str) -> Model:
     """The model of a preset."""
-    return PRESETS[_known("model", name, list(PRESETS))]()
+    return PRESETS[known("model", name, list(PRESETS))]()
 
 
 def with_position(base: Model, text: str | None) -> Model:
@@ -146,22 +146,22 @@ def is_checkpoint(name: str) -> bool:
 
 def precision(name: str) -> Precision:
     """The precision with this name."""
-    return cast(Precision, _known("precision", name, list(PRECISIONS)))
+    return cast(Precision, known("precision", name, list(PRECISIONS)))
 
 
 def sharding(name: str) -> Sharding:
     """The sharding with this name."""
-    return cast(Sharding, _known("sharding", name, list(SHARDINGS)))
+    return cast(Sharding, known("sharding", name, list(SHARDINGS)))
 
 
 def cache_dtype(name: str) -> CacheDtype:
     """The dtype of cached rows with this name."""
-    return cast(CacheDtype, _known("type of cached rows", name, list(CACHE_DTYPES)))
+    return cast(CacheDtype, known("type of cached rows", name, list(CACHE_DTYPES)))
 
 
 def pooling(name: str) -> Pooling:
     """The pooling with this name."""
-    return cast(Pooling, _known("pooling", name.replace("-", " "), list(POOLINGS)))
+    return cast(Pooling, known("pooling", name.replace("-", " "), list(POOLINGS)))
 
 
 def quantizations(texts: Sequence[str]) -> tuple[str, ...]:
@@ -176,7 +176,7 @@ def quantizations(texts: Sequence[str]) -> tuple[str, ...]:
 
 def backend(name: str) -> str:
     """The name of a backend whose packages are installed."""
-    name = _known("backend", name, backends.names())
+    name = known("backend", name, backends.names())
     if reason := backends.missing_requirement(name):
         raise RequestError(f"{reason}\nNothing was run.")
     return name
@@ -186,7 +186,7 @@ def engine(name: str, options: Sequence[str]) -> "EngineChoice":
     """The engine with its options; its requirements are installed."""
     from qkvbench.sweep import engines
 
-    module = engines.find(_known("engine", name, engines.names()))
+    module = engines.find(known("engine", name, engines.names()))
     if (reason := module.missing_requirement()) is not None:
         raise RequestError(f"{reason}\nNothing was run.")
     try:
@@ -199,7 +199,7 @@ def trackers(names: Sequence[str]) -> list[str]:
     """The names of trackers whose packages are installed."""
     from qkvbench.sweep import trackers as modules
 
-    chosen = [_known("tracker", name, modules.names()) for name in dict.fromkeys(names)]
+    chosen = [known("tracker", name, modules.names()) for name in dict.fromkeys(names)]
     for name in chosen:
         if (reason := modules.find(name).missing_requirement()) is not None:
             raise RequestError(f"{reason}\nNothing was run.")
@@ -208,7 +208,7 @@ def trackers(names: Sequence[str]) -> list[str]:
 
 def report(name: str | None) -> Report | None:
     """The report with this name; None if the name is None."""
-    return None if name is None else reports.find(_known("report", name, reports.names()))
+    return None if name is None else reports.find(known("report", name, reports.names()))
 
 
 def arm(text: str, study: Sequence[str]) -> str:
@@ -219,12 +219,12 @@ def arm(text: str, study: Sequence[str]) -> str:
         equation = arms([text])[0]
     except RequestError:
         equation = text
-    return _known("arm", equation, list(study))
+    return known("arm", equation, list(study))
 
 
 def task_of_study(name: str, study: Sequence[str]) -> str:
     """The task of a study with this name."""
-    return _known("task", name, list(study))
+    return known("task", name, list(study))
 
 
 def margins(words: Sequence[str] | None) -> Margins:
@@ -243,7 +243,7 @@ def check_margin_tasks(margins: Margins, study: View) -> None:
 def check_margin_names(margins: Margins, tasks: list[str]) -> None:
     """Raise RequestError for a margin of another task than these."""
     for name in margins.tasks or {}:
-        _known("task", name, tasks)
+        known("task", name, tasks)
 
 
 def write_page(place: Path, text: str) -> None:
@@ -271,7 +271,7 @@ def with_variant(base: Model, wanted: Variant | Cycle) -> Model:
 
 def optional_name(kind: str, name: str | None, all_names: list[str]) -> str | None:
     """The name if it is one of these; None if it is None."""
-    return None if name is None else _known(kind, name, all_names)
+    return None if name is None else known(kind, name, all_names)
 
 
 def suggestion(name: str, all_names: list[str]) -> str:
@@ -294,7 +294,8 @@ def _refuse_checkpoint(name: str, why: str) -> None:
         )
 
 
-def _known(kind: str, name: str, all_names: list[str]) -> str:
+def known(kind: str, name: str, all_names: list[str]) -> str:
+    """The name, which is one of these."""
     if name in all_names:
         return name
     raise _unknown_name(kind, name, all_names)

@@ -7,6 +7,7 @@ caches, so the program knows no variant by name.
 import json
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from qkvbench.backends.common.decode_support import WORDS
@@ -84,7 +85,10 @@ def write(stepping: Stepping, path: Path, options: Options) -> None:
                 kind = options.weights if in_groups and name not in tied else "int8"
                 known = inputs[name] if inputs and kind == "int4" else None
                 stored[name], stored[f"{name}_scale"] = rounded(each, kind, known)
-    save_file(stored, path, metadata)
+    try:
+        save_file(stored, path, metadata)
+    except SafetensorError as error:
+        raise ExportError(f"{path.name} cannot be written: {error}.") from error
 
 
 def tied_matrices(network: Decoder) -> set[str]:

@@ -23,6 +23,10 @@ from qkvbench.backends.torch.models.grown_cache import (
 from qkvbench.cost.units import bytes_text
 from qkvbench.variant import Plan
 
+# Rows of each table beyond the context: torch traces every size as one of at least two, and takes a
+# part of a table that could be shorter by two for one that must be.
+SPARE = 2
+
 
 @dataclass(frozen=True)
 class CachedInput:
@@ -82,6 +86,11 @@ class Stepping(nn.Module):
         self.network = network.eval()
         self.context = context
         self.inputs = cached_inputs(model.plans)
+        if not self.inputs:
+            raise ValueError(
+                f"{model.label} caches nothing, and programs read new tokens after those that are "
+                "cached: export a decoder with attention."
+            )
         # Rotations are made here: they come from solving equations, which ONNX cannot.
         with torch.no_grad():
             self._head_maps = head_maps(network.layers())
@@ -90,11 +99,14 @@ class Stepping(nn.Module):
     def forward(self, tokens: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         """Read the new tokens after those that are cached."""
         network, count = self.network, tokens.shape[1]
-        length = past[0].shape[2] if past else 0
+        length = past[0].shape[2]
         cache = GrownCache(self._layers(past), length, count)
         x = functional.embedding(tokens, network.embedding.table)
         added = network.embedding.position_embeddings(self.context, x)
         if added is not None:
+            missing = max(0, self.context + SPARE - len(added))
+            # No learned position is there, so nothing that is read there looks like a result.
+            added = functional.pad(added, (0, 0, 0, missing), value=torch.nan)
             x = x + added[length : length + count]
         x = network.blocks.step(x, cache)
         logits = network.head(network.norm(x[:, -1]))
@@ -149,7 +161,7 @@ class Stepping(nn.Module):
             self(
                 tokens,
                 *(
-                    each.new_zeros(*each.shape[:2], self.context - 1, each.shape[3])
+                    each.new_zeros(*each.shape[:2], self.context - 1 + SPARE, each.shape[3])
                     for each in self.empty(1)
                 ),
             )

@@ -31,7 +31,12 @@ def missing_requirement() -> str | None:
 def write(stepping: Stepping, path: Path, options: Options) -> None:
     """Write the program, in fp32."""
     check_weights(options, "torch-export")
-    torch.export.save(traced(stepping), path)
+    program = traced(stepping)
+    try:
+        torch.export.save(program, path)
+    except RuntimeError as error:
+        # What torch raises of a full disk has no number of the system.
+        raise ExportError(f"{path.name} cannot be written; the disk may be full.") from error
 
 
 def traced(stepping: Stepping, *, pieces: int | None = None) -> ExportedProgram:

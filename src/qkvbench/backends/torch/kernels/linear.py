@@ -70,6 +70,8 @@ def _kernel_applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the native kernel can compute this product and pays."""
     return (
         not torch.is_grad_enabled()
+        # First, since a program that is traced keeps every size that is compared below.
+        and not _torch_must_compute(x, weight)
         and x.device.type == "cpu"
         and 0 < x.numel() <= native.MAX_ROWS * x.shape[-1]
         and x.dtype in KINDS
@@ -80,7 +82,6 @@ def _kernel_applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (bias is None or (bias.is_contiguous() and len(bias) == len(weight)))
         and weight.nbytes >= MIN_WEIGHT_BYTES
         and weight.is_contiguous()
-        and not _torch_must_compute(x, weight)
         and native.missing_requirement() is None
     )
 
