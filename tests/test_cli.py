@@ -600,6 +600,23 @@ def test_a_mask_that_hides_nothing_of_a_task_is_noted(capsys):
     assert "blocks16x4" not in noted
 
 
+def test_arms_that_compute_the_same_are_named_before_they_run(capsys):
+    """Without RoPE nothing of it can be left out; beside uniform attention scores are no matter."""
+    words = ["run", "--dry-run", "--seeds", "2", "--variants", "q,k,v", "q=k=0,v"]
+    arms = ["q,k,v+nope", "q,k,v+ropebase500", "q=k=0,v+qknorm", "q,k,v~tied-embeddings"]
+    assert main([*words, *arms, "q,k,v~post-norm", "--tasks", "recall", "lm-reviews"]) == 0
+    noted = capsys.readouterr().err.splitlines()
+    assert [line.partition(", number")[0] for line in noted] == [
+        "On recall q,k,v+nope computes what q,k,v does",
+        "On recall q,k,v+ropebase500 computes what q,k,v does",
+        "On recall q=k=0,v+qknorm computes what q=k=0,v does",
+        "On lm-reviews q=k=0,v+qknorm computes what q=k=0,v does",
+    ]
+    words = ["run", "--dry-run", "--tasks", "translation", "--variants", "q,k,v"]
+    assert main([*words, "q,k,v+window4@cross", "q,k=v@cross"]) == 0
+    assert capsys.readouterr().err.count("computes what") == 1
+
+
 def test_a_dry_run_of_a_recipe_ends_its_sentence(capsys):
     assert main(["run", "frontier", "--dry-run"]) == 0
     assert "has on lm-reviews in studies/. Arms" in " ".join(capsys.readouterr().out.split())

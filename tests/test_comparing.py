@@ -550,6 +550,17 @@ def test_an_arm_of_equal_size_has_as_many_parameters_or_macs(task, tie):
         assert abs(measure(model) - measure(tied)) <= step / 2
 
 
+def test_a_half_feed_forward_finds_its_width_too():
+    """Half of an odd width is rounded, so the cost is no line between widths that are near."""
+    found = tasks.find("lm-reviews")
+    tied, half = (
+        with_arm(found.model, parse_arm(arm), tokens=found.tokens)
+        for arm in ("q,k=v", "q,k,v~half-ff~q,k=v")
+    )
+    sizes = [cost.parameters(model).total for model in (tied, half)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.002)
+
+
 def with_width(model, width):
     feed_forward = replace(model.blocks[0].feed_forward, width=width)
     return replace(

@@ -236,12 +236,15 @@ def test_cost_says_first_what_is_saved(capsys: pytest.CaptureFixture[str]) -> No
     assert main([*words, "--hardware", "h100"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("By data sheets, the least time of a decode step of gpt-1.2b over")
-    assert "falls, from that of q,k,v, by 49% with q,k=v" in " ".join(printed.split())
-    assert "≥: no program takes less time" in printed
+    assert "beside that of q,k,v: 49% less with q,k=v" in " ".join(printed.split())
+    assert "≥: no program that passes all tokens through all layers takes less" in printed
     assert max(map(len, printed.splitlines())) <= 100
     assert main(words) == 0
     lines = capsys.readouterr().out
     assert all(name in lines for name in hardware.names())
+    assert main([*words, "--hardware", "h100", "--variants", "q,k=v", "q,k,v"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "beside that of q,k=v: 96% more with q,k,v." in printed
 
 
 def test_cost_as_json_has_devices_with_sources_and_prices(
@@ -316,7 +319,50 @@ def test_windows_and_chunks_hold_no_more_rows_than_they_show() -> None:
     assert held_bytes(window, conditions) == empty + 132 * row
     assert held_bytes(mixed, conditions) == empty + (100_000 + 64) * row / 2
     assert longest_context(window, conditions, 2 * empty) is None
-    assert longest_context(mixed, conditions, empty + 64 * row / 2 + 7 * row / 2) == 7
+    # Up to 64 tokens both layers keep them, then one.
+    assert longest_context(mixed, conditions, empty + 64 * row / 2 + 7 * row / 2) == 35
+    assert longest_context(mixed, conditions, empty + 64 * row / 2 + 99 * row / 2) == 99
+    # A window that is longer than what fits keeps what there is.
+    wide = whole.with_variant(names.cycle("q,k,v+window1000000;q,k,v"))
+    assert longest_context(wide, conditions, empty + 70 * row) == 70
+    # A table of positions ends a text, too; an encoder keeps no rows.
+    learned = names.with_position(whole, "learned")
+    assert longest_context(learned, conditions, 10 * empty + 10**9 * row) == learned.longest
+    encoder = names.model_or_task("sort")
+    assert held_bytes(encoder, conditions) == held_bytes(encoder, replace(conditions, tokens=0))
+
+
+def test_memory_bounds_a_step_by_what_does_not_fit_on_the_chip() -> None:
+    """And rows that several layers read are moved once."""
+    sheet = DEVICE | {"on_chip_bytes": {"value": 1e6, "source": "a data sheet"}}
+    device = parse("tests", sheet)
+    model = names.model("small-decoder")
+    conditions = Conditions(tokens=10_000, precision="fp32", weights="fp32", cache="fp32")
+    own, below = (
+        work(model.with_variant(names.cycle(text)), "decode", conditions)
+        for text in ("q,k,v", "q,k,v;q,k=K(-1),v=V(-1)")
+    )
+    assert own.read_again == 0
+    assert below.read_again == below.attention.moved_bytes / 2
+    assert bound(own, device, "fp32").seconds == pytest.approx((own.moved_bytes - 1e6) / 1e12)
+    distinct = below.moved_bytes - below.read_again
+    assert bound(below, device, "fp32").seconds == pytest.approx((distinct - 1e6) / 1e12)
+    few = replace(conditions, tokens=10)
+    assert (
+        bound(
+            work(model, "decode", few),
+            parse("tests", sheet | {"on_chip_bytes": {"value": 1e9, "source": "a data sheet"}}),
+            "fp32",
+        ).by
+        == "arithmetic"
+    )
+
+
+def test_a_prefill_writes_the_rows_that_a_window_keeps() -> None:
+    model = names.model("small-decoder").with_variant(names.cycle("q,k,v+window16"))
+    conditions = Conditions(tokens=100_000)
+    rows = 2 * 16 * cost.cached_bytes(model.plans[0], cost.CACHE_FORMATS["bf16"])
+    assert work(model, "prefill", conditions).attention.moved_bytes == rows
 
 
 def test_a_variant_that_is_written_twice_is_one_column(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,9 @@ from qkvbench import cost, hub
 from qkvbench.cli import main
 from qkvbench.hub.as_decoder import DECODERS, decoder_of
 
-# Layers whose biases or second norm are not those of the family's usual one.
-NEARLY = {"qwen2", "gpt_neox", "phi"}
+# Layers whose biases or second norm are not those of the family's usual one; OPT's table of
+# positions begins with two rows that no token has.
+NEARLY = {"qwen2", "gpt_neox", "phi", "opt"}
 
 
 @pytest.fixture(name="saved")
@@ -71,6 +72,13 @@ def test_each_variant_has_the_windows_of_the_checkpoint(saved, capsys):
     assert list(short) == ["q,k,v+window5", "q,k=v"]
     for name in short:
         assert short[name]["held_bytes"] == long[name]["held_bytes"]
+    assert "none" in costs(capsys, folder, "--hardware", "h100", "--variants", "none")
+
+
+def test_embeddings_of_another_width_are_refused(saved, capsys):
+    folder = saved(model_of("opt", word_embed_proj_dim=24))
+    assert main(["cost", folder]) == 2
+    assert "embeddings of 24 numbers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -78,7 +86,8 @@ def test_each_variant_has_the_windows_of_the_checkpoint(saved, capsys):
     [
         ("bert", [], "is a model of the type bert; costs are computed of decoders"),
         ("llama", ["--position", "rotary"], "has its own"),
-        ("gpt2", ["--context", "41"], "reads at most 40 tokens"),
+        ("gpt2", ["--context", "40"], "a decode step reads one more"),
+        ("opt", ["--context", "40"], "write --context 39 or less"),
         ("llama", ["--variants", "q,k,v/3"], "3"),
     ],
 )

@@ -156,6 +156,14 @@ def test_measure_finds_the_cache_of_a_plan_as_small_as_its_target_says(capsys):
     assert small["cache_bytes"] * 2 == whole["cache_bytes"]
 
 
+def test_a_state_has_no_share_of_the_cache_of_a_token():
+    """One of many features is larger than the cache of many tokens."""
+    options = ("q,k,v", "q,k,v+favor256")
+    with pytest.raises(ValueError, match="keeps a state"):
+        budget(model(3), gates(options, "cache=50%"))
+    assert budget(model(3), gates(options, "macs=99%@100000")).bounds
+
+
 @pytest.mark.parametrize("options", GRIDS, ids=" ".join)
 @pytest.mark.parametrize("quantity", ["cache", "params", "macs"])
 def test_the_budget_is_met_and_one_more_whole_layer_would_exceed_it(options, quantity):

@@ -72,7 +72,9 @@ def answer(request: Request) -> int:
     """Print the table of each device, or one line for each of all devices."""
     base, models = _models(request)
     devices = [_device(name) for name in request.hardware or hardware.names()]
-    tokens = _tokens(base, request.context)
+    own = names.is_checkpoint(request.model)
+    otherwise = "" if own else ", or --position rotary for any context"
+    tokens = names.context(base, request.context, DEFAULT_CONTEXT, otherwise=otherwise)
     try:
         rows = [
             _row(model, device, request, tokens, name)
@@ -131,17 +133,6 @@ def _device(name: str) -> Device:
         return hardware.find(name)
     except hardware.UnknownDeviceError as error:
         raise RequestError(str(error)) from None
-
-
-def _tokens(base: Model, wanted: int | None) -> int:
-    if base.longest is None:
-        return wanted or DEFAULT_CONTEXT
-    if wanted is not None and wanted > base.longest:
-        raise RequestError(
-            f"{base.name} reads at most {base.longest} tokens, so --context {wanted} is not "
-            f"possible; write --position rotary for any context, or --context {base.longest}."
-        )
-    return wanted or min(DEFAULT_CONTEXT, base.longest)
 
 
 def _conditions(device: Device, request: Request, tokens: int) -> Conditions:
@@ -226,13 +217,21 @@ def _heading(base: Model, rows: Sequence[Row], request: Request, tokens: int) ->
             for whole in least
             if row.variant == variant and row.device == whole.device
         ]
-        low, high = (f"{100 * each:.0f}" for each in (min(saved), max(saved)))
-        texts.append(f"{low if low == high else f'{low} to {high}'}% with {variant}")
+        texts.append(f"{_change(saved)} with {variant}")
     text = (
-        f"By data sheets, the least time of {step} falls, from that of {rows[0].variant}, by "
+        f"By data sheets, the least time of {step}, beside that of {rows[0].variant}: "
         f"{', '.join(texts)}."
     )
     return textwrap.fill(text, _columns()) + "\n"
+
+
+def _change(saved: Sequence[float]) -> str:
+    """Shares that are saved, on one device or several, in words."""
+    low, high = (round(100 * each) for each in (min(saved), max(saved)))
+    if low < 0 < high:
+        return f"{-low}% more to {high}% less"
+    sizes = sorted({abs(low), abs(high)})
+    return f"{' to '.join(map(str, sizes))}% {'more' if low < 0 else 'less'}"
 
 
 def _device_text(device: Device, rows: Sequence[Row]) -> str:
@@ -290,7 +289,11 @@ def _needed(row: Row) -> str:
 
 
 def _legend(rows: Sequence[Row], *, detailed: bool) -> str:
-    lines = ["≥: no program takes less time; how much longer it takes depends on the program."]
+    bound = (
+        "≥: no program that passes all tokens through all layers takes less time; how much longer "
+        "it takes depends on the program."
+    )
+    lines = textwrap.wrap(bound, _columns())
     if any(row.devices > 1 for row in rows):
         lines.append("N×: it takes so many devices to hold it; the time is that of one that would.")
     if detailed and any(row.joules for row in rows):

@@ -14,7 +14,6 @@ from rich.text import Text
 from qkvbench.cli import names
 from qkvbench.cli.parser import Request, RequestError
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
-from qkvbench.model import Model
 from qkvbench.results.record import Measurement, Ratio, Timing
 
 if TYPE_CHECKING:
@@ -37,8 +36,9 @@ def answer(request: Request) -> int:
     precision, backend = names.precision(request.precision), names.backend(request.backend)
     cache_dtype = names.cache_dtype(request.cache) if request.cache else None
     if cache_dtype and not base.causal:
-        raise RequestError(f"{base.name} has no cache, so --cache does not apply; leave it out.")
-    context = _context(base, request.context)
+        why = "its decode steps are not measured" if base.decodes else "it has no cache"
+        raise RequestError(f"{base.name}: {why}, so --cache does not apply; leave it out.")
+    context = names.context(base, request.context, DEFAULT_CONTEXT)
 
     # Imported after the request is checked, because they import the backend.
     from qkvbench.measure.conditions import Conditions
@@ -68,22 +68,6 @@ def answer(request: Request) -> int:
     elif observation.arms:
         print(_text(observation.arms), end="")
     return 1 if observation.failed or not observation.arms else 0
-
-
-def _context(base: Model, wanted: int | None) -> int:
-    """The number of tokens; RequestError if the model cannot read so many."""
-    longest = base.longest
-    if longest is None:
-        return wanted or DEFAULT_CONTEXT
-    # A decode step reads one token more than the cache has.
-    most = longest - 1 if base.causal else longest
-    if wanted is not None and wanted > most:
-        one_more = " (a decode step reads one more)" if base.causal else ""
-        raise RequestError(
-            f"{base.name} reads at most {longest} tokens, so --context {wanted} is not "
-            f"possible{one_more}; write --context {most} or less."
-        )
-    return wanted or min(DEFAULT_CONTEXT, most)
 
 
 def _warn(observation: "Observation", request: Request) -> None:

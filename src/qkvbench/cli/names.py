@@ -269,6 +269,25 @@ def with_variant(base: Model, wanted: Variant | Cycle) -> Model:
     return changed
 
 
+def context(base: Model, wanted: int | None, usual: int, *, otherwise: str = "") -> int:
+    """Tokens that are cached or read: as wanted, or as usual if the model reads so many.
+
+    ``otherwise`` is what the command can write in place of fewer tokens.
+    """
+    longest = base.longest
+    if longest is None:
+        return wanted or usual
+    # A decode step reads one token more than the cache has.
+    most = longest - 1 if base.causal else longest
+    if wanted is not None and wanted > most:
+        one_more = " (a decode step reads one more)" if base.causal else ""
+        raise RequestError(
+            f"{base.name} reads at most {longest} tokens, so --context {wanted} is not "
+            f"possible{one_more}; write --context {most} or less{otherwise}."
+        )
+    return wanted or min(usual, most)
+
+
 def optional_name(kind: str, name: str | None, all_names: list[str]) -> str | None:
     """The name if it is one of these; None if it is None."""
     return None if name is None else known(kind, name, all_names)

@@ -22,6 +22,7 @@ from qkvbench.data import DataUnavailableError
 from qkvbench.data.cache import cache_folder, check_usable
 from qkvbench.experiment import Experiment
 from qkvbench.measure.machine import cores
+from qkvbench.model import Model
 from qkvbench.recipes import Study
 from qkvbench.reports.parts.formatting import plural, printable
 from qkvbench.results.continuing import difference
@@ -188,12 +189,23 @@ def check_buildable(study: Study) -> None:
 
 
 def _remarks(request: Request, study: Study) -> list[str]:
-    """Arms that are written twice, and masks that hide nothing of a task: a line for each."""
+    """Arms that are written twice or compute the same, and masks that hide nothing: a line each."""
     found: dict[str, None] = {
         f"{' and '.join(texts)} are one arm, {arm}; it runs once.": None
         for arm, texts in names.same_arm(request.variants or ()).items()
     }
     alike = {(run.arm, str(run.task)): run for run in study.experiments()}
+    for task in study.seeds:
+        computed: list[tuple[object, str]] = []
+        for run in (run for (_, name), run in alike.items() if name == task):
+            what = _computation(run.model)
+            same = next((arm for other, arm in computed if other == what), None)
+            if same is not None:
+                found[
+                    f"On {task} {run.arm} computes what {same} does, number by number: there is no "
+                    "difference to find."
+                ] = None
+            computed.append((what, run.arm))
     for run in alike.values():
         tokens = tasks.find(run.task).tokens
         sparse = [plan for plan in run.model.plans if plan and plan.mask.is_sparse]
@@ -203,6 +215,19 @@ def _remarks(request: Request, study: Study) -> list[str]:
                 "the arm without its mask does."
             ] = None
     return list(found)
+
+
+def _computation(model: Model) -> object:
+    """What a model computes, however its arm is written."""
+    plans = [
+        [plan and plan.computation for plan in layer] for tower in model.layers for layer in tower
+    ]
+    blocks = [
+        replace(block, attention=None, cross=None)
+        for tower in model.towers
+        for block in tower.blocks
+    ]
+    return plans, blocks, model.architecture, model.position, model.init, model.changes
 
 
 def _check_jobs(jobs: int | None, engine: str) -> None:

@@ -171,6 +171,16 @@ def _cost_of(model: Model, gates: Gates) -> Callable[[Cycle], float]:
                 times = dict(zip(gates.options, gates.latencies_s, strict=True))
                 return sum(times[each] for each in layers)
 
+    if gates.target.quantity == "cache" and any(
+        plan and plan.state
+        for option in gates.options
+        for plan in with_layers(model, (option,) * len(model.blocks)).plans
+    ):
+        raise ValueError(
+            "Linear attention keeps a state that no token makes larger, so a share of the cache of "
+            "a token is no bound of it: write --target latency=80%@N or macs=80%@N, or leave out "
+            "such --options."
+        )
     if gates.target.quantity in ("cache", "latency") and not model.causal:
         raise ValueError(
             f"{model.name} reads its input at once, so it has no cache and decodes nothing: write "

@@ -54,6 +54,10 @@ def unmarked(model: Model) -> Model:
     return replace(_as_wide(model, 0), size_match=None, init=init, changes=())
 
 
+# Of so many hidden units more the cost is told exactly.
+MANY = 2**10
+
+
 def _matched(model: Model, base: Model, match: SizeMatch, tokens: int, second_tokens: int) -> Model:
     def cost(of: Model) -> int:
         if match.by == "parameters":
@@ -62,11 +66,12 @@ def _matched(model: Model, base: Model, match: SizeMatch, tokens: int, second_to
 
     label = sized_text(base.name, match)
     target = cost(base.with_variant(match.like))
-    thin, next_ = (cost(_as_wide(model, width)) for width in (1, 2))
-    if next_ == thin:
+    # Cost is linear in the width, but that half of an odd one is rounded.
+    two, wide = (cost(_as_wide(model, width)) for width in (2, 2 + MANY))
+    if wide == two:
         raise ValueError(f"{base.name} has no feed-forward whose width could match {label}.")
-    # Cost is linear in the width.
-    width = 1 + round((target - thin) / (next_ - thin))
+    slope = (wide - two) / MANY
+    width = 1 + round((target - (two - slope)) / slope)
     if width < 1:
         raise ValueError(f"No feed-forward width of {base.name} is narrow enough for {label}.")
     return replace(_as_wide(model, width), size_match=match)

@@ -2,7 +2,9 @@
 
 Computed from plans, so a tied root is one row of the cache and not one for each role or head. What
 is left out only makes a step slower: kernels that wait, activations that leave the chip, norms,
-softmax and sampling. So no program is faster than the bound, which is a law of the tests.
+softmax and sampling. So no program that passes every token through every layer is faster than the
+bound, which is a law of the tests. (In a prefill a program may leave out all tokens but the last in
+layers whose rows no later token reads, as arXiv:2405.05254 does: none here does.)
 
 With a calibration, the same parts are added up at the rates that programs of this bench reach.
 """
@@ -15,7 +17,6 @@ from qkvbench.cost.cache import (
     CACHE_FORMATS,
     STATE_BYTES,
     CacheDtype,
-    cache_bytes_per_token,
     cached_bytes,
     state_bytes,
 )
@@ -61,8 +62,9 @@ class Part:
 class Work:
     """The least that a step needs: products with weights, and attention over keys and values.
 
-    ``tokens`` are those that the step makes or reads, of all sequences. ``features`` are what its
-    plans ask of a kernel over cached rows.
+    ``tokens`` are those that the step makes or reads, of all sequences. ``read_again`` are bytes of
+    ``attention`` that another layer has read before. ``features`` are what its plans ask of a
+    kernel over cached rows.
     """
 
     phase: Phase
@@ -70,6 +72,7 @@ class Work:
     attention: Part
     layers: int
     tokens: int
+    read_again: float = 0.0
     features: frozenset[str] = frozenset()
 
     @property
@@ -105,12 +108,14 @@ def work(model: Model, phase: Phase, conditions: Conditions) -> Work:
     batch, tokens = conditions.batch, conditions.tokens
     plans = [plan for plan in model.plans if plan]
     stored = _weight_bytes(model, conditions.weights)
+    again = 0
     match phase:
         case "decode":
             weights = Part(2 * batch * _token_macs(model), stored)
             products = sum(_decode_macs(plan, tokens) for plan in plans)
             rows = sum(_read_bytes(plan, tokens, conditions.cache) for plan in plans)
             attention = Part(2 * batch * products, batch * rows)
+            again = batch * (rows - _distinct_bytes(model, tokens, conditions.cache))
             made = batch
         case "prefill":
             read = model.positions(tokens)
@@ -119,8 +124,7 @@ def work(model: Model, phase: Phase, conditions: Conditions) -> Work:
             products = sum(_pass_macs(plan, read) for plan in plans)
             others = macs(model, tokens) - scored - sum(product_macs(plan, read) for plan in plans)
             weights = Part(2 * batch * (others + last), stored)
-            written = tokens * (cache_bytes_per_token(model, CACHE_FORMATS[conditions.cache]) or 0)
-            attention = Part(2 * batch * products, batch * written)
+            attention = Part(2 * batch * products, batch * _kept_bytes(model, conditions))
             made = batch * tokens
         case "training step":
             read = model.positions(tokens)
@@ -131,14 +135,14 @@ def work(model: Model, phase: Phase, conditions: Conditions) -> Work:
             attention = Part(TRAINING_PASSES * 2 * batch * products, 0)
             made = batch * tokens
     features = frozenset(name for plan in plans for name in plan.features)
-    return Work(phase, weights, attention, len(model.blocks), made, features)
+    return Work(phase, weights, attention, len(model.blocks), made, again, features)
 
 
 def bound(work: Work, device: Device, precision: Arithmetic) -> Bound:
     """The least time of a step on a device; ValueError if it has no such arithmetic.
 
-    Memory bounds a step only if what it moves does not fit beside the arithmetic, where it may
-    still lie from the step before.
+    Memory bounds a step by what does not fit beside the arithmetic, where the rest may still lie
+    from the step before, or from a layer that has read it.
     """
     rate = device.flops_per_s.get(precision)
     if rate is None:
@@ -146,8 +150,8 @@ def bound(work: Work, device: Device, precision: Arithmetic) -> Bound:
             f"{device.name} has no rate for {precision}; it has {', '.join(device.flops_per_s)}."
         )
     chip = device.on_chip_bytes.value if device.on_chip_bytes else 0
-    outside = work.moved_bytes > chip
-    memory_s = work.moved_bytes / device.bandwidth_bytes_per_s.value if outside else 0.0
+    outside = max(0.0, work.moved_bytes - work.read_again - chip)
+    memory_s = outside / device.bandwidth_bytes_per_s.value
     arithmetic_s = work.flops / rate.value
     if memory_s > arithmetic_s:
         return Bound(memory_s, "memory")
@@ -191,25 +195,42 @@ def _rows_s(work: Work, calibration: Calibration, cache: CacheDtype) -> float:
 def held_bytes(model: Model, conditions: Conditions) -> float:
     """Bytes of weights, and of the cache of all sequences, while they are decoded."""
     stored = CACHE_FORMATS[conditions.weights].row_bytes(parameters(model).total)
+    return stored + conditions.batch * (_kept_bytes(model, conditions) + state_bytes(model))
+
+
+def _kept_bytes(model: Model, conditions: Conditions) -> float:
+    """Bytes of the rows that the cache of one sequence keeps."""
     tokens = conditions.tokens
-    rows = sum(row * min(tokens, most or tokens) for row, most in _rows(model, conditions))
-    return stored + conditions.batch * (rows + state_bytes(model))
+    return sum(row * min(tokens, most or tokens) for row, most in _rows(model, conditions))
 
 
 def longest_context(model: Model, conditions: Conditions, memory_bytes: float) -> int | None:
-    """The most tokens of each sequence that fit beside the weights; None if caches do not grow."""
-    rows = _rows(model, conditions)
-    growing = sum(row for row, most in rows if most is None)
-    if not growing:
-        return None
+    """The most tokens of each sequence that fit beside the weights, and that the model reads.
+
+    None if any number does.
+    """
     stored = CACHE_FORMATS[conditions.weights].row_bytes(parameters(model).total)
-    bounded = sum(row * most for row, most in rows if most is not None)
-    left = (memory_bytes - stored) / conditions.batch - state_bytes(model) - bounded
-    return max(0, int(left // growing))
+    left = (memory_bytes - stored) / conditions.batch - state_bytes(model)
+    rows = _rows(model, conditions)
+    # Rows of a layer are kept up to what its mask needs; from one such length to the next their
+    # bytes grow by the same for each token.
+    kept = 0
+    for end in [*sorted({most for _, most in rows if most is not None}), None]:
+        growing = sum(row for row, most in rows if most is None or most > kept)
+        start = sum(row * min(kept, kept if most is None else most) for row, most in rows)
+        if growing == 0:
+            return model.longest if start <= left else 0
+        fits = kept + int((left - start) // growing)
+        if end is None or fits < end:
+            return max(0, min(fits, model.longest or fits))
+        kept = end
+    raise AssertionError("the last length has no end")
 
 
-def _rows(model: Model, conditions: Conditions) -> list[tuple[float, int | None]]:
+def _rows(model: Model, conditions: Conditions) -> list[tuple[int, int | None]]:
     """Bytes of a cached token in each layer, and the most tokens that its mask keeps, if any."""
+    if not model.decodes:
+        return []
     return [
         (
             cached_bytes(plan, CACHE_FORMATS[conditions.cache]),
@@ -294,16 +315,34 @@ def _read_bytes(plan: Plan, tokens: int, dtype: CacheDtype) -> int:
     if state := plan.state:
         return 2 * STATE_BYTES * state.numbers
     form = CACHE_FORMATS[dtype]
-    row = sum(each.heads * form.row_bytes(each.width) for each in _read_tensors(plan))
+    row = sum(each.heads * form.row_bytes(each.width) for each in _read_tensors(plan).values())
     return plan.mask.last_keys(tokens + 1) * row
 
 
-def _read_tensors(plan: Plan) -> list[CachedTensor]:
-    """The cached tensors that a layer reads, its own or those of layers below, each once."""
+def _distinct_bytes(model: Model, tokens: int, dtype: CacheDtype) -> int:
+    """Bytes that one new token reads in all layers, rows of several layers once."""
+    form = CACHE_FORMATS[dtype]
+    rows: dict[tuple[int, str], int] = {}
+    states = 0
+    for number, plan in enumerate(model.plans):
+        if plan is None:
+            continue
+        if plan.state:
+            states += _read_bytes(plan, tokens, dtype)
+            continue
+        seen = plan.mask.last_keys(tokens + 1)
+        for (layers, name), each in _read_tensors(plan).items():
+            row = number - layers, name
+            rows[row] = max(rows.get(row, 0), seen * each.heads * form.row_bytes(each.width))
+    return states + sum(rows.values())
+
+
+def _read_tensors(plan: Plan) -> dict[tuple[int, str], CachedTensor]:
+    """The cached tensors that a layer reads, by how many layers below they are and their name."""
     key = plan.layers_below("k"), plan.cached_key
     value = plan.layers_below("v"), plan.cached_value
     rope = [(key[0], each) for each in plan.owner("k").cached if each.name == ROPE_KEY]
-    return list({(layers, each.name): each for layers, each in (key, value, *rope)}.values())
+    return {(layers, each.name): each for layers, each in (key, value, *rope)}
 
 
 def _read_rate(reads: Sequence[Read], moved_bytes: float) -> float:

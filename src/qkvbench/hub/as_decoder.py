@@ -21,7 +21,7 @@ from qkvbench.model import (
     Rotary,
 )
 from qkvbench.model.parts import RMSNorm, SwiGLU
-from qkvbench.variant import Variant
+from qkvbench.variant import NO_ATTENTION, Variant
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gpt2", "gpt_neox", "opt", "phi")
 
@@ -39,6 +39,14 @@ def decoder_of(source: str) -> Model:
         raise ValueError(
             f"{printable(source)} is a model of the type {printable(kind)}; costs are computed of "
             f"decoders: {', '.join(DECODERS)} (SmolLM is a llama)."
+        )
+    if (narrow := files.settings.get("word_embed_proj_dim")) not in (
+        None,
+        files.settings.get("hidden_size"),
+    ):
+        raise ValueError(
+            f"{printable(source)} has embeddings of {printable(narrow)} numbers, and projections "
+            "of them, which our decoder has not."
         )
     register()
     config: Any = AutoConfig.from_pretrained(
@@ -64,21 +72,20 @@ def within_windows(model: Model, checkpoint: Model) -> Model:
 
     Layers with a sparse mask of their own keep it.
     """
-    return replace(
-        model,
-        blocks=tuple(
-            replace(
-                block, attention=Attention(_within(attention.variant, own.variant.scores.window))
-            )
-            for block, theirs in zip(model.blocks, checkpoint.blocks, strict=True)
-            if (attention := block.attention) and (own := theirs.attention)
-        ),
-    )
+    blocks: list[Block] = []
+    for block, theirs in zip(model.blocks, checkpoint.blocks, strict=True):
+        assert block.attention, "each layer of a decoder has its place for attention"
+        assert theirs.attention, "each layer of a checkpoint attends"
+        window = theirs.attention.variant.scores.window
+        blocks.append(replace(block, attention=Attention(_within(block.attention.variant, window))))
+    return replace(model, blocks=tuple(blocks))
 
 
 def _within(variant: Variant, window: int | None) -> Variant:
+    if window is None or variant == NO_ATTENTION:
+        return variant
     own = variant.scores
-    if window is None or own.window or own.chunk or own.blocks or own.linear:
+    if own.window or own.chunk or own.blocks or own.linear:
         return variant
     return replace(variant, scores=replace(own, window=window))
 
@@ -103,7 +110,6 @@ def _position(kind: str, config: Any) -> Position:
         case "gpt2":
             return Learned(config.n_positions)
         case "opt":
-            # The library's table has two rows before the first position.
-            return Learned(config.max_position_embeddings + 2)
+            return Learned(config.max_position_embeddings)
         case _:
             return Rotary(rope_base_of(config), rotary_share_of(config))

@@ -5,7 +5,7 @@ Whatever computes, counts, caches or draws attention reads a plan, and nothing b
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from typing import Literal, TypeVar
 
@@ -25,7 +25,7 @@ from qkvbench.variant.scores import (
     Scores,
     Separable,
 )
-from qkvbench.variant.spec import MapKind, Variant
+from qkvbench.variant.spec import CANONICAL, MapKind, Variant
 
 # Added to the mean square of a head, so that a head of zeros stays one.
 NORM_EPS = 1e-6
@@ -324,6 +324,17 @@ class Plan:
                 f"Without an output projection the heads take the stream's place in the sum, and "
                 f"they have {self.output_width} numbers, not {self.geometry.d_model}."
             )
+
+    @property
+    def computation(self) -> "Plan":
+        """What it computes, however that is written: equal plans here give equal numbers."""
+        defaults = {field.name: field.default for field in fields(Scores) if field.name in IN_PLAN}
+        return replace(
+            self,
+            variant=CANONICAL,
+            scores=replace(self.scores, **defaults),
+            lenders=tuple(replace(each, plan=each.plan.computation) for each in self.lenders),
+        )
 
     @property
     def linear(self) -> Linear | None:
