@@ -97,7 +97,7 @@ class _TunedRates:
 
 
 def _effort(run: Experiment, tuning: Tuning) -> str:
-    """What the tuning of all arms of a task has in common, as text that can be compared."""
+    """The conditions that the tuning of all arms of a task shares, as text to compare."""
     model, training = run.model, replace(run.training, learning_rate=1.0)
     how = (tuning.factors, tuning.seeds, training, run.task_version, run.precision)
     return repr((*how, model.geometry, len(model.blocks)))

@@ -218,7 +218,7 @@ def _remarks(request: Request, study: Study) -> list[str]:
 
 
 def _computation(model: Model) -> object:
-    """What a model computes, however its arm is written."""
+    """The computation of a model, however its arm is written."""
     plans = [
         [plan and plan.computation for plan in layer] for tower in model.layers for layer in tower
     ]

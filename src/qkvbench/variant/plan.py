@@ -327,7 +327,7 @@ class Plan:
 
     @property
     def computation(self) -> "Plan":
-        """What it computes, however that is written: equal plans here give equal numbers."""
+        """The plan, however its variant is written: equal ones compute equal numbers."""
         defaults = {field.name: field.default for field in fields(Scores) if field.name in IN_PLAN}
         return replace(
             self,
