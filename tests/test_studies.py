@@ -538,11 +538,25 @@ def test_what_rivals_lose_is_what_their_page_says():
         "rivals-tuned": (5, 3, 0),
         "rivals-longer": (6, 2, 0),
         "rivals-glue": (0, 5, 0),
+        "rivals-mqar-tuned": (3, 0, 0),
     }
     for name, expected in outcomes.items():
         verdicts = [each.outcome for each in judge_hypotheses(committed(name))]
         words = ("confirmed", "not decided", "contradicted")
         assert tuple(map(verdicts.count, words)) == expected
+
+
+def test_no_linear_layer_recalls_a_pair_at_any_rate_that_was_tried():
+    study = committed("rivals-mqar-tuned")
+    (task,) = study.tasks
+    solved = {arm: count.solved for arm, count in task.result.counts.items()}
+    linear = ("q,k,v+elu", "q,k,v+favor64", "q,k,v+gateddelta")
+    assert solved == {"q,k,v": 7, **dict.fromkeys((*linear, "none"), 0)}
+    assert task.result.counts["q,k,v"].step == 400
+    tried = [rate for each in study.tuning if each.arm in linear for rate in each.rates]
+    assert len(tried) == 3 * 6
+    assert max(rate.score for rate in tried) < 0.29
+    assert not any(rate.solved for rate in tried)
 
 
 def test_what_rivals_lose_is_a_direction_for_the_article(with_all_runs):
