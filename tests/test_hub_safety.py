@@ -129,6 +129,13 @@ def test_trusted_code_must_be_in_the_folder(folder, name, canary):
         hub.load(folder, trust_code=True)
 
 
+@pytest.mark.parametrize("name", ["subfolder", "variant", "gguf_file"])
+def test_files_that_are_not_checked_are_not_read(folder, name):
+    """Beside them may lie what is refused above."""
+    with pytest.raises(hub.UnsafeFolderError, match=f"{name}=other reads files"):
+        hub.load(folder, **{name: "other"})
+
+
 @pytest.mark.parametrize(
     "name", ["pytorch_model.bin", "model.pt", "weights.pkl", "flax_model.msgpack"]
 )

@@ -566,3 +566,14 @@ def test_the_example_writes_the_same_text(capsys):
     spec.loader.exec_module(example)
     example.main([])
     assert capsys.readouterr().out.startswith("the same text; ")
+
+
+def test_rows_that_were_repeated_in_inference_mode_are_written_outside_of_it():
+    rows = GrowingTensor(reserve=8)
+    with torch.inference_mode():
+        rows.append(torch.ones(1, 2, 3, 4))
+        rows.repeat(2)
+    with torch.no_grad():
+        rows.append(torch.zeros(2, 2, 1, 4))
+    assert rows.rows.shape == (2, 2, 4, 4)
+    assert rows.rows[:, :, :3].eq(1).all()

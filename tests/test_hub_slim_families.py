@@ -337,6 +337,8 @@ def test_v_that_is_not_made_behaves_as_v_in_every_other_operation():
     assert (value.shape, value.dtype) == (made.shape, made.dtype)
     assert torch.equal(value + 1, made + 1)
     assert torch.equal(value.mT, made.mT)
+    assert torch.equal(torch.cat([value, value]), torch.cat([made, made]))
+    assert torch.equal(torch.add(input=value, other=value), 2 * made)
     weights = torch.randn(3, 4, 2, SOURCE).double().softmax(-1)
     torch.testing.assert_close(weights @ value, weights @ made)
     many = torch.randn(3, 4, 40, SOURCE).double().softmax(-1)

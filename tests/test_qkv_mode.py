@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import pickle
@@ -744,6 +745,77 @@ def test_a_saved_folder_says_what_loads_it(tmp_path):
     model_of("llama", qkv_mode="shared").save_pretrained(tmp_path, with_code=True)
     assert (tmp_path / "README.md").read_text() == "mine"
     assert not [f for f in tmp_path.glob("*.py") if "jaxtyping import" in f.read_text()]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_pass_after_a_step_has_the_new_rotations(fused):
+    """A fused optimizer, which is the Trainer's default, raises no version of a parameter."""
+    model = model_of("llama", qkv_mode="q,k,v=R(k)").float().train()
+    inputs = inputs_of("llama")
+    before = _logits(model, **inputs)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    optimizer.step()
+    after = _logits(model, **inputs)
+    again = copy.deepcopy(model)
+    for _, layer in attention_layers(again):
+        layer._cached_rotations = None
+    assert torch.equal(_logits(again, **inputs), after)
+    with torch.no_grad():
+        for _, layer in attention_layers(model):
+            for numbers in layer.rotation.values():
+                numbers.data.mul_(0.5)
+    for _, layer in attention_layers(again):
+        for numbers in layer.rotation.values():
+            numbers.data.mul_(0.5)
+        layer._cached_rotations = None
+    assert not torch.equal(before, after)
+    assert torch.equal(_logits(again, **inputs), _logits(model, **inputs))
+
+
+def test_a_folder_is_saved_by_the_library_s_name_of_the_argument(tmp_path):
+    model = model_of("llama", qkv_mode="shared")
+    model.save_pretrained(save_directory=tmp_path / "saved")
+    assert (tmp_path / "saved" / "README.md").is_file()
+    with pytest.raises(ValueError, match="then upload the folder"):
+        model.save_pretrained(tmp_path / "other", with_code=True, push_to_hub=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_continuous_batching_is_refused_and_not_empty():
+    model = model_of("llama", qkv_mode="q,k=v")
+    with pytest.raises(ValueError, match="Call generate"):
+        model.generate_batch([[1, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "older"),
+    [
+        ("gpt2", {"n_special": 0, "predict_special_tokens": True}),
+        ("opt", {"activation_dropout": 0.0, "prefix": "</s>"}),
+        ("bert", {"directionality": "bidi", "pooler_fc_size": 768, "pooler_type": "first_token"}),
+        ("llama", {"is_llama_config": True, "transformers.js_config": {"dtype": "q4"}}),
+        ("marian", {"add_bias_logits": False, "normalize_before": False, "num_beams": 6}),
+        ("gemma", {"hidden_activation": None, "max_length": 20}),
+    ],
+)
+def test_settings_of_older_files_that_mean_nothing_are_no_obstacle(kind, older):
+    config = config_of(kind)
+    for name, value in older.items():
+        setattr(config, name, value)
+    assert hub.with_mode(config, "canonical").qkv_mode == "q,k,v"
+    config.attention_of_another_kind = True
+    with pytest.raises(ValueError, match="does not know"):
+        hub.with_mode(config, "canonical")
+
+
+def test_a_converted_model_keeps_what_generates_and_attends(tmp_path):
+    model = model_of("llama")
+    model.set_attn_implementation("eager")
+    converted = hub.convert(model, "canonical")
+    assert converted.config._attn_implementation == "eager"
+    converted.generation_config.max_new_tokens = 7
+    assert model.generation_config.max_new_tokens != 7
 
 
 def test_a_model_of_ours_can_be_pickled():

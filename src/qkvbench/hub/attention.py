@@ -212,12 +212,12 @@ class QkvModeAttention(nn.Module):
         # `is_inference` cannot be traced, so ask the compiler first.
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return self._make_rotations()
-        # A parameter made in inference mode has no version that writing to it would raise.
-        if any(numbers.is_inference() for numbers in self.rotation.values()):
-            return self._make_rotations()
-        versions = [(numbers._version, numbers.data_ptr()) for numbers in self.rotation.values()]
-        if self._cached_rotations is None or self._cached_rotations[0] != versions:
-            self._cached_rotations = versions, self._make_rotations()
+        # By their values: fused optimizers and writes to `.data` raise no version of a parameter.
+        numbers = list(self.rotation.values())
+        before = None if self._cached_rotations is None else self._cached_rotations[0]
+        if before is None or not all(map(_equal, before, numbers)):
+            copies = [each.detach().clone() for each in numbers]
+            self._cached_rotations = copies, self._make_rotations()
         return self._cached_rotations[1]
 
     def _maps(self) -> dict[str, Tensor]:
@@ -425,6 +425,12 @@ def _cached_positions(
     # A static cache allocates as many heads of values as of keys.
     heads = heads if cache.is_compileable else 1
     return position_ids.to(torch.int32)[:, None, :, None].expand(batch, heads, time, 1)
+
+
+def _equal(before: Tensor, now: Tensor) -> bool:
+    return (
+        before.device == now.device and before.dtype == now.dtype and bool(torch.equal(before, now))
+    )
 
 
 def _apply_rope(rows: Heads, cos_sin: PositionEmbeddings | None, *, back: bool = False) -> Heads:

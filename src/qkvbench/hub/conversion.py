@@ -4,6 +4,7 @@ Rotations are recovered exactly or not at all. Weights that are only near a tie 
 model, which has to be trained first.
 """
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,8 @@ def with_weights(model: Any, mode: Mode) -> Any:
     config = with_mode(model.config, mode)
     check_heads(config, model.config)
     converted: Any = model_classes(family)[auto](config)
+    if converted._can_set_attn_implementation():
+        converted.set_attn_implementation(model.config._attn_implementation)
     converted.to(dtype=model.dtype, device=model.device)
     state = model.state_dict()
     for number, (name, attention) in enumerate(attention_layers(converted)):
@@ -67,7 +70,7 @@ def with_weights(model: Any, mode: Mode) -> Any:
         state |= {f"{prefix}{each}": tensor for each, tensor in new.items()}
     converted.load_state_dict(state)
     if getattr(model, "generation_config", None) is not None:
-        converted.generation_config = model.generation_config
+        converted.generation_config = copy.deepcopy(model.generation_config)
     return converted.train(model.training)
 
 

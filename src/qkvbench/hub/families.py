@@ -183,6 +183,7 @@ class Family:
     def check(self, config: Any) -> None:
         """Refuse unknown settings and unsupported values; ValueError."""
         known = {*_library_settings(), *COMMON, *self.handled, *self.elsewhere, *self.only}
+        known.update(_IGNORED.get(self.kind, ()))
         for name, value in config.to_dict().items():
             if name in self.only and value not in self.only[name]:
                 allowed = " or ".join(map(repr, self.only[name]))
@@ -230,8 +231,35 @@ COMMON = (
         "cls_token_id",
         "unk_token_id",
     ),
-    *("gradient_checkpointing", "task_specific_params", "finetuning_task"),
+    *(
+        "gradient_checkpointing",
+        "task_specific_params",
+        "finetuning_task",
+        "transformers.js_config",
+    ),
+    # How a text is chosen, which files of older versions of the library hold, too.
+    *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups"),
+    *("temperature", "top_k", "top_p", "typical_p", "length_penalty", "repetition_penalty"),
+    *("diversity_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+    *("bad_words_ids", "num_return_sequences", "remove_invalid_values", "prefix"),
+    *("exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens"),
+    *("forced_bos_token_id", "forced_eos_token_id", "output_scores", "return_dict_in_generate"),
+    *("tokenizer_class", "torchscript", "tf_legacy_loss", "use_bfloat16"),
 )
+# Settings of older files that the library's own class ignores, and so does ours.
+_IGNORED: Mapping[str, tuple[str, ...]] = {
+    "gpt2": ("n_special", "predict_special_tokens"),
+    "opt": ("activation_dropout",),
+    "bert": (
+        *("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_type"),
+        *("pooler_num_fc_layers", "pooler_size_per_head"),
+    ),
+    "gemma": ("hidden_activation",),
+    "marian": (
+        *("add_bias_logits", "add_final_layer_norm", "normalize_before", "normalize_embedding"),
+        *("static_position_embeddings", "extra_pos_embeddings", "classif_dropout"),
+    ),
+}
 _NAMES: Mapping[Role, str] = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
 
 

@@ -27,7 +27,9 @@ class FewBitsCache(Cache):
     It takes the place of the library's own, as ``past_key_values``. int8 has one scale for each
     head of a row, int4 one for 32 numbers of it: 68 and 40 bytes for a head of 64. On a
     CPU a decoding step reads rows where they lie, by the native kernel; otherwise, and in a prompt,
-    the rows of one layer at a time are made whole.
+    the rows of one layer at a time are made whole. All rows are kept, also in layers with a sliding
+    window, of which the library's cache keeps the last ones alone: over texts of many windows that
+    one is smaller.
     """
 
     def __init__(self, model: PreTrainedModel, rows: FewBits = "int8", *, reserve: int = 0) -> None:

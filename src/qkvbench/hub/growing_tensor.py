@@ -87,7 +87,9 @@ class GrowingTensor:
     def select(self, sequences: Int[Tensor, " sequences"]) -> None:
         """Keep these sequences of the batch, in this order; one may be repeated."""
         if self._storage is not None:
-            self._storage = self._storage.index_select(0, sequences.to(self._storage.device))
+            # As in `_reallocate`: it may be written to outside of inference mode.
+            with torch.inference_mode(False):  # noqa: FBT003
+                self._storage = self._storage.index_select(0, sequences.to(self._storage.device))
             self._owned = True
 
     def repeat(self, times: int) -> None:

@@ -144,20 +144,32 @@ class QkvModeMixin:
         return (model, info) if with_info else model
 
     def save_pretrained(
-        self, folder: Any, *args: Any, with_code: bool = False, **kwargs: Any
+        self, save_directory: Any, *args: Any, with_code: bool = False, **kwargs: Any
     ) -> Any:
         """As in the library; `with_code` adds the code that a machine without qkvbench needs.
 
         Loading it there takes trust_remote_code=True.
         """
+        if with_code and kwargs.get("push_to_hub"):
+            raise ValueError(
+                "push_to_hub uploads before the code is written: save with with_code=True alone, "
+                "then upload the folder."
+            )
         library: Any = super()
-        saved = library.save_pretrained(folder, *args, **kwargs)
+        saved = library.save_pretrained(save_directory, *args, **kwargs)
         model: Any = self
-        family = family_of(model.config)
-        write_card(Path(folder), family.model_type, model.config.qkv_mode, with_code=with_code)
+        family, folder = family_of(model.config), Path(save_directory)
+        write_card(folder, family.model_type, model.config.qkv_mode, with_code=with_code)
         if with_code:
-            write_code_of(family, Path(folder))
+            write_code_of(family, folder)
         return saved
+
+    def init_continuous_batching(self, *_: Any, **__: Any) -> Any:
+        """Refuse: its cache keeps pages of K and V, and plans have other tensors."""
+        raise ValueError(
+            "Continuous batching (generate_batch) keeps a cache of its own, which qkv_mode has "
+            "not.\nCall generate, which takes batches, too."
+        )
 
 
 def write_code_of(family: Family, folder: Path) -> None:

@@ -109,6 +109,10 @@ def check_settings(settings: object, filename: str = "config.json") -> None:
             )
 
 
+# Arguments of `from_pretrained` that name other files.
+UNCHECKED = ("subfolder", "variant", "gguf_file")
+
+
 def load(
     folder: str | Path,
     *,
@@ -118,10 +122,16 @@ def load(
 ) -> Any:
     """The model in a folder, read as `check_folder` allows.
 
-    ``auto`` is the Auto class of transformers; ``kwargs`` go to its ``from_pretrained``.
+    ``auto`` is the Auto class of transformers; ``kwargs`` go to its ``from_pretrained``, but for
+    those that would read other files than were checked.
     UnsafeFolderError if the model needs code that is not trusted, ValueError if its config has a
     ``qkv_mode`` that its class would ignore, or if its weights are damaged.
     """
+    if unchecked := [name for name in UNCHECKED if kwargs.get(name)]:
+        raise UnsafeFolderError(
+            f"{unchecked[0]}={printable(kwargs[unchecked[0]])} reads files that are not checked.\n"
+            "Give the folder itself whose config.json and *.safetensors are to be read."
+        )
     # Before transformers is imported, which takes seconds.
     safe = check_folder(folder, trust_code=trust_code)
     check_mode_is_used(safe.settings)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from qkvbench.hub.growing_tensor import Heads
 
@@ -57,9 +58,8 @@ class Unmade(Tensor):
                 found = func(*args, **kwargs)
                 if not isinstance(found, Tensor):
                     return found
-            return func(
-                *(_tensor(each) if isinstance(each, cls) else each for each in args), **kwargs
-            )
+            made_args, made_kwargs = tree_map_only(cls, _tensor, (args, kwargs))
+            return func(*made_args, **made_kwargs)
 
 
 _ATTRIBUTES = (READER, _PLACE, _HEADS)
