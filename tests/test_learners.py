@@ -32,13 +32,30 @@ from laws.cases import (
 from qkvbench.backends import find
 from qkvbench.backends import jax as backend
 from qkvbench.backends import torch as torch_backend
+from qkvbench.backends.jax.attention.layer import _without_own_value
+from qkvbench.backends.jax.bench.workloads import Decoding
+from qkvbench.backends.jax.models.weights import part as part_of
+from qkvbench.backends.jax.training.precision import compute_weights
 from qkvbench.backends.torch import Learner as TorchLearner
+from qkvbench.backends.torch.attention import ops
+from qkvbench.backends.torch.training.precision import autocast
 from qkvbench.cli import main
 from qkvbench.data.batch import IGNORE_INDEX, Batch, Search, Sequences
 from qkvbench.experiment import Experiment, Training
-from qkvbench.model import Encoder, Rotary
+from qkvbench.model import (
+    Decoder,
+    Encoder,
+    Init,
+    Learned,
+    NoPosition,
+    Rotary,
+    Sinusoidal,
+    Vectors,
+    transformer,
+)
 from qkvbench.sweep.local import Workers
 from qkvbench.task_ref import TaskRef
+from qkvbench.variant import parse
 
 # fp32 rounding of sums over tens of numbers of size one.
 NEAR = 1e-5
@@ -251,6 +268,7 @@ from qkvbench.data.batch import Batch, Search, Sequences
 from qkvbench.experiment import Experiment, Training
 from qkvbench.model import Decoder, Init, Learned, Rotary, Tokens, transformer, with_source
 from qkvbench.task_ref import TaskRef
+from qkvbench.variant import parse
 
 backend = find("jax")
 backend.prepare(1)
@@ -337,3 +355,61 @@ def test_a_package_that_is_not_here_is_one_sentence_with_what_installs_it(monkey
     status = main(["run", "--variants", "q,k,v", "--tasks", "sort", "--backend", "jax"])
     assert status == 2
     assert "./qkv setup jax" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("position", [NoPosition(), Rotary(), Sinusoidal(), Learned(12)])
+def test_the_stream_of_vectors_is_in_fp32_whatever_the_positions(position):
+    """A product in half precision, to which nothing is added, would leave it so in all blocks."""
+    model = transformer(
+        "vectors",
+        Encoder(Vectors(6), 10, "the whole"),
+        layers=1,
+        d_model=32,
+        heads=4,
+        position=position,
+        init=Init(embedding_std=0.5, position_std=0.5),
+    )
+    inputs = np.random.default_rng(0).standard_normal((2, 12, 6), dtype=np.float32)
+    network = torch_backend.build(model)
+    torch_backend.start(network, model, 0)
+    with autocast("bf16", torch.device("cpu")), torch.no_grad():
+        assert network.embedding(torch.from_numpy(inputs)).dtype == torch.float32
+        assert network.bfloat16().embedding(torch.from_numpy(inputs)).dtype == torch.bfloat16
+    ours = backend.build(model)
+    weights = backend.start(ours.parameters, model, 0)
+    half = compute_weights(weights, ours.parameters, "bf16")
+    assert ours.own.embedding(part_of(half, "embedding"), inputs).dtype == np.float32
+
+
+@pytest.mark.parametrize("size", [1.0, 2e-4, 1e-4, 0.0])
+def test_the_part_along_the_own_value_is_found_in_fp16(size):
+    """The square of a small number is zero there."""
+    draws = np.random.default_rng(0)
+    value, context = (
+        draws.standard_normal((2, 1, 2, 3, 16)) * np.array([size, 1.0])[:, None, None, None, None]
+    )
+    along = (context * value).sum(-1, keepdims=True)
+    expected = context - along / np.maximum((value**2).sum(-1, keepdims=True), 1e-24) * value
+    own = ops.without_own_value(torch.tensor(context).half(), torch.tensor(value).half())
+    theirs = _without_own_value(jnp.asarray(context, "float16"), jnp.asarray(value, "float16"))
+    for found in (own.float().numpy(), np.asarray(theirs, np.float32)):
+        assert np.abs(found - expected).max() < 0.01
+
+
+def test_a_step_that_is_timed_leaves_a_state_as_it_was():
+    model = transformer(
+        "linear",
+        Decoder(16),
+        layers=1,
+        d_model=16,
+        heads=2,
+        position=Rotary(),
+        init=Init(embedding_std=0.5, position_std=0.5),
+    ).with_variant(parse("q,k,v+elu"))
+    workload = Decoding(model, "fp32", context=32, batch=1)
+    before = np.array(workload.cache.layers[0].rows["memory"])
+    assert before.min() >= 0
+    for _ in range(3):
+        workload.step()
+    np.testing.assert_array_equal(workload.cache.layers[0].rows["memory"], before)
+    assert int(workload.cache.count) == 32

@@ -13,6 +13,7 @@ import fake_study
 from qkvbench import tasks
 from qkvbench.backends import torch as backend
 from qkvbench.backends.torch.cache.quantize import dequantize, quantize
+from qkvbench.backends.torch.models import quantized
 from qkvbench.backends.torch.models.quantized import fake_quantize, quantized_stream, rotation
 from qkvbench.cost import CACHE_FORMATS
 from qkvbench.experiment import Experiment, from_json, to_json
@@ -141,6 +142,29 @@ def test_matrices_in_few_bits_are_there_for_the_score_alone(text: str) -> None:
     with torch.no_grad():
         assert not torch.equal(stream, network.hidden(_tokens()))
     assert all(torch.equal(each, before[name]) for name, each in network.named_parameters())
+
+
+@pytest.mark.parametrize("equation", ["q,k=L(20),v=L(20)", "q,k,v=M(k)", "q,k,v+outputrank8x2"])
+def test_maps_of_heads_are_among_the_matrices(equation: str) -> None:
+    """Otherwise arms that have some would keep a part of their attention whole."""
+    network = _network(equation)
+    maps = [each for block in network.layers() for each in block.attention.maps.values()]
+    before = [each.detach().clone() for each in maps]
+    with torch.no_grad(), quantized._matrices_in(network, 4):
+        rounded = [each.detach().clone() for each in maps]
+    assert maps
+    for now, old, few in zip(maps, before, rounded, strict=True):
+        assert torch.equal(now, old)
+        assert torch.equal(few, fake_quantize(old, 4))
+        assert not torch.equal(few, old)
+
+
+def test_a_long_text_is_read_in_pieces_that_change_nothing(monkeypatch) -> None:
+    """Scores of all tokens with all others at once would grow with the square of the length."""
+    network = _network("q,k=v")
+    whole = _stream(network, "int4")
+    monkeypatch.setattr(quantized, "MOST_AT_ONCE", 7)
+    torch.testing.assert_close(_stream(network, "int4"), whole, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("text", FORMS)

@@ -450,24 +450,34 @@ def test_what_changes_of_a_block_do_is_what_their_page_says():
 
 def test_what_tuned_rates_and_more_steps_do_to_a_block_is_what_its_page_says():
     page = (ROOT / "docs" / "minimal.md").read_text()
-    names = ("minimal", "minimal-tuned", "minimal-1500-tuned")
-    plain, tuned, longer = (_task(committed(name), "lm-reviews") for name in names)
-    means = [each.result.means["q,k,v"].value for each in (plain, tuned, longer)]
+    plain = ("minimal",)
+    tuned = ("minimal-tuned", "rivals-tuned")
+    longer = ("minimal-1500-tuned", "minimal-1500-more-tuned")
+    columns = [
+        [_task(committed(name), "lm-reviews") for name in names] for names in (plain, tuned, longer)
+    ]
+    means = [tasks[0].result.means["q,k,v"].value for tasks in columns]
     assert f"| `q,k,v` | {' | '.join(f'{mean:.3f}' for mean in means)} |" in page
-    for arm in committed("minimal-tuned").arms[1:]:
+    assert columns[2][1].result.means["q,k,v"].value == means[2]
+    arms = {*(arm for task in columns[2] for arm in task.result.differences)}
+    assert arms >= {*columns[1][0].result.differences}
+    for arm in arms:
         cells = []
-        for task in (plain, tuned, longer):
-            each = task.result.differences.get(arm)
-            symbol = SYMBOLS.get(task.verdicts.get(arm), "")
-            half = "" if each is None else f" ±{(each.high - each.low) / 2:.3f}"
-            cells.append("" if each is None else f"{symbol}{signed(each.value, 3)}{half}")
-        assert f"| `{arm}` | {' | '.join(cells)} |".replace("|  |", "| |") in page, arm
-    outcomes = {name: judge_hypotheses(committed(name)) for name in names[1:]}
-    counts = {
-        name: [[each.outcome for each in found].count(word) for word in OUTCOMES]
-        for name, found in outcomes.items()
+        for tasks in columns:
+            # The first study that has the arm; its own baseline is beside it.
+            task = next(task for task in tasks if arm in task.result.differences)
+            each, symbol = task.result.differences[arm], SYMBOLS.get(task.verdicts.get(arm), "")
+            cells.append(f"{symbol}{signed(each.value, 3)} ±{(each.high - each.low) / 2:.3f}")
+        assert f"| `{arm}` | {' | '.join(cells)} |" in page, arm
+    counts = {}
+    for name in (tuned[0], *longer):
+        outcomes = [each.outcome for each in judge_hypotheses(committed(name))]
+        counts[name] = [outcomes.count(word) for word in OUTCOMES]
+    assert counts == {
+        "minimal-tuned": [5, 5, 0],
+        "minimal-1500-tuned": [0, 6, 0],
+        "minimal-1500-more-tuned": [5, 4, 0],
     }
-    assert counts == {"minimal-tuned": [5, 5, 0], "minimal-1500-tuned": [0, 6, 0]}
 
 
 def test_what_the_search_kept_is_what_its_page_says():

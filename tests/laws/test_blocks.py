@@ -17,6 +17,7 @@ from laws.cases import (
     drawn,
 )
 from qkvbench.backends.torch import build, start
+from qkvbench.backends.torch.models.inspect import inspect_layers
 from qkvbench.cost.matched import unmarked, with_arm
 from qkvbench.cost.operations import macs
 from qkvbench.cost.parameters import parameters
@@ -37,6 +38,15 @@ from qkvbench.variant.catalogue import CATALOGUE
 # fp64 rounding of sums over tens of numbers, relative to the largest.
 EXACT = 1e-10
 ALONE = tuple((name,) for name in CHANGES)
+
+
+def test_a_layer_without_any_parameter_is_inspected_in_its_place():
+    model = changed(decoder("q=k=v=x"), ("no-output-projection",))
+    weights = drawn(model_parameters(model).values())
+    ours = inspect_layers(TORCH.network(model, weights), torch.from_numpy(TOKENS))
+    theirs = JAX.inspected(model, weights, TOKENS)
+    for found in (ours, theirs):
+        assert [layer.name for layer in found] == ["blocks.0.attention", "blocks.1.attention"]
 
 
 def norm(kind, weights, prefix, x):

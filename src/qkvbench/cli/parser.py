@@ -143,8 +143,8 @@ def _add_run(commands: "argparse._SubParsersAction[_Parser]") -> None:
     run.add_argument(
         "--size",
         metavar="NAME",
-        help="one of a recipe's sizes: article-table, budgets, frontier, frontier-short and "
-        "paper-* have several; another name lists them",
+        help="one of a recipe's sizes: article-table, budgets, frontier, frontier-short, minimal, "
+        "minimal-found and paper-* have several; another name lists them",
     )
     run.add_argument(
         "--variants",

@@ -536,9 +536,11 @@ def _normalize(rows: Heads, norm: Normalize) -> Heads:
 def _without_own_value(context: Heads, value: Heads) -> Heads:
     """The output of each head without its part along the token's own V. arXiv:2603.09078."""
     value = jnp.repeat(value, context.shape[1] // value.shape[1], axis=1)
-    # The square root of a sum of zeros has no gradient.
-    squared = jnp.maximum(jnp.sum(jnp.square(value), axis=-1, keepdims=True), TINY**2)
-    return context - jnp.sum(context * value, axis=-1, keepdims=True) / squared * value
+    # In fp16 the square of a small V is zero; the square root of a sum of zeros has no gradient.
+    wide = upcast(value)
+    squared = jnp.maximum(jnp.sum(jnp.square(wide), axis=-1, keepdims=True), TINY**2)
+    own = jnp.sum(upcast(context) * wide, axis=-1, keepdims=True) / squared * wide
+    return context - own.astype(context.dtype)
 
 
 def _of_heads(vector: Array, rows: Heads) -> Array:

@@ -4,6 +4,7 @@ Weights and cache are entirely in the dtype of the precision, as in serving. Eve
 when a workload is built, so that no step includes compiling.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 
 from qkvbench.backends import Kind, Workload
 from qkvbench.backends.common.bench import check_context, no_cache_error, random_inputs
+from qkvbench.backends.jax.attention.linear_attention import MEMORY
 from qkvbench.backends.jax.bench.profile import attention_kernel
 from qkvbench.backends.jax.cache.kv_cache import Cache
 from qkvbench.backends.jax.models.build import Network, build
@@ -46,9 +48,13 @@ class Decoding:
         self.last = jnp.zeros(batch, jnp.int32)
 
         def decode(weights: Weights, last: Array, cache: Cache) -> tuple[Array, Cache]:
-            logits, cache = network.step(weights, last, cache)
-            # The count is rolled back: the next step overwrites the row.
-            return logits.argmax(-1), Cache(cache.layers, cache.count - 1, cache.capacity)
+            logits, after = network.step(weights, last, cache)
+            # The count is rolled back: the next step overwrites the row. A state is as before.
+            layers = tuple(
+                replace(now, rows=before.rows) if MEMORY in now.rows else now
+                for now, before in zip(after.layers, cache.layers, strict=True)
+            )
+            return logits.argmax(-1), Cache(layers, cache.count, cache.capacity)
 
         self._decode = Compiled(decode, donated=(2,))
         self._program = self._decode.compile(self.weights, self.last, self.cache).as_text()

@@ -16,6 +16,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
+from qkvbench.backends.jax.attention.linear_attention import MEMORY
 from qkvbench.model.rng import generator
 from qkvbench.variant import Mask, Plan
 
@@ -90,12 +91,16 @@ class Cache:
         return Cache(layers, count, self.capacity)
 
     def filled_randomly(self, tokens: int, seed: int) -> "Cache":
-        """The cache as if `tokens` had been read: random rows, to measure without a prefill."""
+        """The cache as if `tokens` had been read: random rows, to measure without a prefill.
+
+        Numbers of a state are at least 0, as the sums of weights in it are.
+        """
         layers = tuple(
             LayerCache(
                 {
                     name: jnp.asarray(
-                        _random_rows(seed, f"{number}.{name}", rows.shape), rows.dtype
+                        _random_rows(seed, f"{number}.{name}", rows.shape, positive=name == MEMORY),
+                        rows.dtype,
                     )
                     for name, rows in layer.rows.items()
                 },
@@ -160,5 +165,10 @@ def _sinks(slots: int, mask: Mask) -> int:
     return mask.sinks if slots > mask.sinks else 0
 
 
-def _random_rows(seed: int, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    return generator(seed, "cache", name).standard_normal(shape, dtype=np.float32)
+def _random_rows(
+    seed: int, name: str, shape: tuple[int, ...], *, positive: bool
+) -> Float[np.ndarray, "..."]:
+    draws = generator(seed, "cache", name)
+    if positive:
+        return draws.random(shape, dtype=np.float32)
+    return draws.standard_normal(shape, dtype=np.float32)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Num
 from qkvbench.backends.jax.attention.layer import linear
 from qkvbench.backends.jax.attention.rope import Positions, looked_up, sinusoids
 from qkvbench.backends.jax.models.weights import Weights, part
+from qkvbench.backends.jax.training.precision import upcast
 from qkvbench.model import Learned, Position, Sinusoidal, Tokens, Vectors
 
 
@@ -35,7 +36,8 @@ class Embedding:
         x = (
             weights["table"][inputs]
             if isinstance(self.inputs, Tokens)
-            else linear(part(weights, "vectors"), inputs)
+            # The stream is in fp32, whatever the product is in.
+            else upcast(linear(part(weights, "vectors"), inputs))
         )
         x = self._add_positions(weights, x, np.arange(time), time)
         if not self.class_tokens:

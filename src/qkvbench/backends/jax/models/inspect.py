@@ -19,6 +19,8 @@ from qkvbench.variant import ROLES, Derivation, Role
 
 # The fields of a `Layer` besides its name: an array each, or one for each role.
 LayerArrays = dict[str, Any]
+# What follows a tower's prefix, and comes before a block's number, in the names of weights.
+BLOCKS = "blocks."
 # A layer, its weights, its input and the roots of layers below.
 LayerInput = tuple[Attention, Weights, Stream, Mapping[Derivation, Heads]]
 
@@ -48,10 +50,14 @@ def inspect_arrays(
 
 def to_layers(network: Network, arrays: Mapping[str, LayerArrays]) -> tuple[Layer, ...]:
     """The layers in network order, from the result of `inspect_arrays`."""
-    names = dict.fromkeys(
-        layer for name in network.parameters for layer in arrays if name.startswith(f"{layer}.")
-    )
-    return tuple(_layer(name, arrays[name]) for name in names)
+    # A compiled function gives them in alphabetical order, and a layer may have no parameter.
+    towers = list(dict.fromkeys(name.partition(BLOCKS)[0] for name in network.parameters))
+
+    def place(name: str) -> tuple[int, int]:
+        tower, _, block = name.partition(BLOCKS)
+        return towers.index(tower), int(block.partition(".")[0])
+
+    return tuple(_layer(name, arrays[name]) for name in sorted(arrays, key=place))
 
 
 def _arrays(

@@ -173,7 +173,9 @@ def normalize(rows: Heads, norm: Normalize) -> Heads:
 def without_own_value(context: Heads, value: Heads) -> Heads:
     """The output of each head without its part along the token's own V. arXiv:2603.09078."""
     value = value.repeat_interleave(context.shape[1] // value.shape[1], dim=1)
-    direction = torch.nn.functional.normalize(value, dim=-1)
+    # In fp16 the square of a small V is zero.
+    wide = value.to(torch.promote_types(value.dtype, torch.float32))
+    direction = torch.nn.functional.normalize(wide, dim=-1).to(context.dtype)
     return context - (context * direction).sum(-1, keepdim=True) * direction
 
 

@@ -43,7 +43,7 @@ class Embedding(nn.Module):
     ) -> Float[Tensor, "batch positions d_model"]:
         """The stream of whole sequences from position 0, with the class tokens in front."""
         # x: (batch, time, d_model), from tokens (batch, time) or vectors (batch, time, features)
-        x = functional.embedding(inputs, self.table) if inputs.ndim == 2 else self.vectors(inputs)
+        x = functional.embedding(inputs, self.table) if inputs.ndim == 2 else self._vectors(inputs)
         time = inputs.shape[1]
         added = self.position_embeddings(time, x)
         x = x if added is None else x + added[:time]
@@ -51,6 +51,12 @@ class Embedding(nn.Module):
             return x
         first = self.class_token.to(x.dtype).expand(len(x), -1, -1)
         return torch.cat([first, x], dim=1)  # (batch, class_tokens + time, d_model)
+
+    def _vectors(
+        self, inputs: Float[Tensor, "batch time features"]
+    ) -> Float[Tensor, "batch time d_model"]:
+        """The stream of vectors, in the dtype of the weights, which autocast would narrow."""
+        return self.vectors(inputs).to(self.vectors.weight.dtype)
 
     def at(
         self, tokens: Int[Tensor, " batch"], first: int, times: Int[Tensor, " batch"] | None

@@ -31,6 +31,8 @@ from qkvbench.variant import ROPE_KEY, ApplyRope, CachedTensor, Plan
 
 # A row of int8 has one scale, as in the cache: its numbers are exact enough.
 ROW_SCALE_BITS = 8
+# Scores of so many tokens with all before them are held at once.
+MOST_AT_ONCE = 512
 
 
 @torch.no_grad()
@@ -39,8 +41,8 @@ def quantized_stream(
 ) -> Float[Tensor, "batch time d_model"]:
     """The normed stream after the last block, each token read over the cache before it.
 
-    Tokens are read in pieces: all at once if rows are quantized as they come, else in groups of
-    which all tokens read each other as they are.
+    Tokens are read in pieces: of any size if rows are quantized as they come, which bounds the
+    scores that are held, else in groups of which all tokens read each other as they are.
     """
     blocks = network.layers()
     rows = {
@@ -51,11 +53,11 @@ def quantized_stream(
         for number, block in enumerate(blocks)
         if block.attention
     }
-    layers = grown_layers(blocks, rows, head_maps(blocks))
     stream = network.embedding(tokens)
-    pieces = stream.split(GROUP if how.waits else tokens.shape[1], dim=1)
+    pieces = stream.split(GROUP if how.waits else MOST_AT_ONCE, dim=1)
     read, longest = [], 0
     with _matrices_in(network, how.weight_bits) if how.weight_bits else nullcontext():
+        layers = grown_layers(blocks, rows, head_maps(blocks))
         for piece in pieces:
             open_cache = GrownCache(layers, longest, piece.shape[1])
             read.append(network.blocks.step(piece, open_cache))
@@ -143,8 +145,15 @@ def rotation(width: int) -> Float[Tensor, "width width"]:
 
 @contextmanager
 def _matrices_in(network: Decoder, bits: int) -> Generator[None]:
-    """The matrices of all blocks with the numbers that so many bits leave, for a while."""
+    """The matrices of all blocks with the numbers that so many bits leave, for a while.
+
+    Those of heads, such as the up-projections of latents, too.
+    """
     weights = [each.weight for each in network.blocks.modules() if isinstance(each, Linear)]
+    for block in network.layers():
+        maps = block.attention.maps.values() if block.attention else ()
+        # A rotation is made of a vector of numbers for each head.
+        weights += [numbers for numbers in maps if numbers.ndim > 2]
     kept = [each.detach().clone() for each in weights]
     try:
         for each in weights:
