@@ -214,11 +214,13 @@ class QkvModeAttention(nn.Module):
             return self._make_rotations()
         # By their values: fused optimizers and writes to `.data` raise no version of a parameter.
         numbers = list(self.rotation.values())
-        before = None if self._cached_rotations is None else self._cached_rotations[0]
-        if before is None or not all(map(_equal, before, numbers)):
-            copies = [each.detach().clone() for each in numbers]
-            self._cached_rotations = copies, self._make_rotations()
-        return self._cached_rotations[1]
+        if self._cached_rotations is not None:
+            before, made = self._cached_rotations
+            if all(map(_equal, before, numbers)):
+                return made
+        made = self._make_rotations()
+        self._cached_rotations = [each.detach().clone() for each in numbers], made
+        return made
 
     def _maps(self) -> dict[str, Tensor]:
         """All learned maps of heads."""
