@@ -741,6 +741,11 @@ def test_a_saved_folder_says_what_loads_it(tmp_path):
     assert "qkv-ablation-bench" in card
     assert "trust_remote_code" not in card
     assert "qkvbench.hub.load" in json.loads(config)["requires"]
+    # A second save of another model into the folder says what it is now.
+    model_of("llama", qkv_mode="q=k,v").save_pretrained(tmp_path, with_code=True)
+    again = (tmp_path / "README.md").read_text()
+    assert "`q=k,v`" in again
+    assert "trust_remote_code" in again
     (tmp_path / "README.md").write_text("mine")
     model_of("llama", qkv_mode="shared").save_pretrained(tmp_path, with_code=True)
     assert (tmp_path / "README.md").read_text() == "mine"
@@ -816,6 +821,14 @@ def test_a_converted_model_keeps_what_generates_and_attends(tmp_path):
     assert converted.config._attn_implementation == "eager"
     converted.generation_config.max_new_tokens = 7
     assert model.generation_config.max_new_tokens != 7
+
+
+def test_an_adapter_in_a_layer_is_to_be_merged_before_a_conversion():
+    peft = pytest.importorskip("peft")
+    model = model_of("llama")
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["v_proj"]), model)
+    with pytest.raises(ValueError, match="merge it first"):
+        hub.convert(model, "canonical")
 
 
 def test_a_model_of_ours_can_be_pickled():

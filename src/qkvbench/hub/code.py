@@ -48,9 +48,10 @@ def write_code(folder: Path, names: Mapping[str, str]) -> None:
 
 
 def write_card(folder: Path, model_type: str, mode: object, *, with_code: bool) -> None:
-    """Write a README.md that says what loads the folder, unless there is one."""
+    """Write a README.md that says what loads the folder, unless somebody wrote another."""
     file = folder / "README.md"
-    if not file.exists():
+    own = _CARD.partition("{mode}")[0]
+    if not file.exists() or file.read_text(encoding="utf-8", errors="replace").startswith(own):
         card = _CARD.format(mode=mode, model_type=model_type) + _CARD_OF_CODE * with_code
         file.write_text(card, encoding="utf-8")
 

@@ -235,6 +235,12 @@ def _scales(plan: Plan, old: dict[str, Tensor], number: int) -> dict[str, Tensor
 def _role_weights(plan: Plan, family: Family, old: dict[str, Tensor]) -> RoleWeights:
     """Weights and biases of each role's projection by head, in fp64."""
     size = plan.geometry
+    names = [family.names] if isinstance(family.names, str) else [*family.names.values()]
+    if lacking := [name for name in names if f"{name}.weight" not in old]:
+        raise ValueError(
+            f"A layer has no {lacking[0]}.weight. If an adapter such as LoRA's is in its place, "
+            "merge it first: model.merge_and_unload()."
+        )
     counts = {"q": size.heads, "k": size.kv_heads, "v": size.kv_heads}
     if isinstance(family.names, str):
         parts = [old[f"{family.names}.weight"].T]
