@@ -604,13 +604,16 @@ def test_arms_that_compute_the_same_are_named_before_they_run(capsys):
     """Without RoPE nothing of it can be left out; beside uniform attention scores are no matter."""
     words = ["run", "--dry-run", "--seeds", "2", "--variants", "q,k,v", "q=k=0,v"]
     arms = ["q,k,v+nope", "q,k,v+ropebase500", "q=k=0,v+qknorm", "q,k,v~tied-embeddings"]
+    arms.append("q,k,v+latentnorm")
     assert main([*words, *arms, "q,k,v~post-norm", "--tasks", "recall", "lm-reviews"]) == 0
     noted = capsys.readouterr().err.splitlines()
     assert [line.partition(", number")[0] for line in noted] == [
         "On recall q,k,v+nope computes what q,k,v does",
         "On recall q,k,v+ropebase500 computes what q,k,v does",
         "On recall q=k=0,v+qknorm computes what q=k=0,v does",
+        "On recall q,k,v+latentnorm computes what q,k,v does",
         "On lm-reviews q=k=0,v+qknorm computes what q=k=0,v does",
+        "On lm-reviews q,k,v+latentnorm computes what q,k,v does",
     ]
     words = ["run", "--dry-run", "--tasks", "translation", "--variants", "q,k,v"]
     assert main([*words, "q,k,v+window4@cross", "q,k=v@cross"]) == 0

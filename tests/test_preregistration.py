@@ -321,7 +321,7 @@ def test_files_and_a_registration_exclude_each_other(written, tmp_path, capsys):
 def test_the_documented_example_fits_its_command(tmp_path, capsys):
     content = DOCUMENT.read_text()
     (example,) = re.findall(r"```toml\n(.*?)```", content, re.DOTALL)
-    (command,) = re.findall(r"^qkvbench (run .*)$", content, re.MULTILINE)
+    (command,) = re.findall(r"^\./qkv (run .*)$", content, re.MULTILINE)
     place = tmp_path / "hypotheses.toml"
     place.write_text(example)
     words = [str(place) if word == place.name else word for word in command.split()]

@@ -99,7 +99,6 @@ REQUESTS = {
     "show q,k=R(v),v": ["k=R(v)"],
     "show q,k=v/7": ["7"],
     "show q,k=v+3d": ["+3d"],
-    "show q,k,v+latentnorm": ["no latent", "+rootnorm"],
     "show q,k=v+2d++": ["+2d"],
     "show q,k=v+qknrm": ["Did you mean +qknorm?"],
     "show qkv": ["Did you mean q,k,v?"],

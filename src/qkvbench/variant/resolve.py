@@ -759,8 +759,3 @@ def _check_widths(variant: Variant, geometry: Geometry) -> None:
         )
     if scores.norm.on_root and isinstance(variant.k, Latent):
         raise ValueError(f"{text}: the norm of a latent is written '+latentnorm'.")
-    if scores.latent_norm and not any(isinstance(source, Latent) for source in sources):
-        raise ValueError(
-            f"{text} has no latent, such as L(16), for '+latentnorm' to norm: leave it out; "
-            "'+rootnorm' norms a root."
-        )
