@@ -451,7 +451,7 @@ def test_what_changes_of_a_block_do_is_what_their_page_says():
 def test_what_tuned_rates_and_more_steps_do_to_a_block_is_what_its_page_says():
     page = (ROOT / "docs" / "minimal.md").read_text()
     plain = ("minimal",)
-    tuned = ("minimal-tuned", "rivals-tuned")
+    tuned = ("minimal-tuned", "rivals-tuned", "minimal-others-tuned")
     longer = ("minimal-1500-tuned", "minimal-1500-more-tuned")
     columns = [
         [_task(committed(name), "lm-reviews") for name in names] for names in (plain, tuned, longer)
@@ -459,22 +459,27 @@ def test_what_tuned_rates_and_more_steps_do_to_a_block_is_what_its_page_says():
     means = [tasks[0].result.means["q,k,v"].value for tasks in columns]
     assert f"| `q,k,v` | {' | '.join(f'{mean:.3f}' for mean in means)} |" in page
     assert columns[2][1].result.means["q,k,v"].value == means[2]
-    arms = {*(arm for task in columns[2] for arm in task.result.differences)}
-    assert arms >= {*columns[1][0].result.differences}
-    for arm in arms:
+    of_minimal = {*columns[0][0].result.differences}
+    arms = {arm for tasks in columns[1:] for task in tasks for arm in task.result.differences}
+    assert len(arms & of_minimal) == 17 + 6
+    for arm in arms & of_minimal:
         cells = []
         for tasks in columns:
             # The first study that has the arm; its own baseline is beside it.
-            task = next(task for task in tasks if arm in task.result.differences)
+            task = next((task for task in tasks if arm in task.result.differences), None)
+            if task is None:
+                cells.append("")
+                continue
             each, symbol = task.result.differences[arm], SYMBOLS.get(task.verdicts.get(arm), "")
             cells.append(f"{symbol}{signed(each.value, 3)} ±{(each.high - each.low) / 2:.3f}")
-        assert f"| `{arm}` | {' | '.join(cells)} |" in page, arm
+        assert f"| `{arm}` | {' | '.join(cells)} |".replace("|  |", "| |") in page, arm
     counts = {}
-    for name in (tuned[0], *longer):
+    for name in (tuned[0], tuned[2], *longer):
         outcomes = [each.outcome for each in judge_hypotheses(committed(name))]
         counts[name] = [outcomes.count(word) for word in OUTCOMES]
     assert counts == {
         "minimal-tuned": [5, 5, 0],
+        "minimal-others-tuned": [3, 2, 0],
         "minimal-1500-tuned": [0, 6, 0],
         "minimal-1500-more-tuned": [5, 4, 0],
     }
