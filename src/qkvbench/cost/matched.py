@@ -54,7 +54,7 @@ def unmarked(model: Model) -> Model:
     return replace(_as_wide(model, 0), size_match=None, init=init, changes=())
 
 
-# Of so many hidden units more the cost is told exactly.
+# The cost of a hidden unit is a share of the cost of so many, which no rounding touches.
 MANY = 2**10
 
 

@@ -217,7 +217,7 @@ def longest_context(model: Model, conditions: Conditions, memory_bytes: float) -
     kept = 0
     for end in [*sorted({most for _, most in rows if most is not None}), None]:
         growing = sum(row for row, most in rows if most is None or most > kept)
-        start = sum(row * min(kept, kept if most is None else most) for row, most in rows)
+        start = sum(row * (kept if most is None else min(kept, most)) for row, most in rows)
         if growing == 0:
             return model.longest if start <= left else 0
         fits = kept + int((left - start) // growing)

@@ -46,7 +46,7 @@ def decoder_of(source: str) -> Model:
     ):
         raise ValueError(
             f"{printable(source)} has embeddings of {printable(narrow)} numbers, and projections "
-            "of them, which our decoder has not."
+            "of them, which are not supported."
         )
     register()
     config: Any = AutoConfig.from_pretrained(

@@ -1,6 +1,6 @@
 """The files of a checkpoint: a folder, a model that comes in a package, or a name on the Hub.
 
-Of the Hub only what is asked for is fetched, so settings alone take a moment.
+From the Hub only the files that are asked for are downloaded: for the settings, config.json.
 """
 
 from collections.abc import Iterator, Mapping

@@ -167,8 +167,8 @@ class QkvModeMixin:
     def init_continuous_batching(self, *_: Any, **__: Any) -> Any:
         """Refuse: its cache keeps pages of K and V, and plans have other tensors."""
         raise ValueError(
-            "Continuous batching (generate_batch) keeps a cache of its own, which qkv_mode has "
-            "not.\nCall generate, which takes batches, too."
+            "Models with qkv_mode do not support continuous batching (generate_batch).\n"
+            "Call generate, which takes batches, too."
         )
 
 
