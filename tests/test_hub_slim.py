@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -290,6 +292,26 @@ def test_a_slim_model_may_be_copied_trained_and_saved_as_before(tmp_path):
     slim.save_pretrained(tmp_path)
     assert type(hub.load(tmp_path)) is type(slim)
     hub.slim(hub.load(tmp_path))
+
+
+def test_a_pickled_slim_model_is_slim_in_another_process(tmp_path):
+    models = {kind: hub.slim(MODELS[kind]()) for kind in ("dense", "gpt2")}
+    ids, _, _ = _text(2, 6, padded=False)
+    words = {"max_new_tokens": 9, "do_sample": False, "return_dict_in_generate": True}
+    written = {kind: model.generate(ids, **words) for kind, model in models.items()}
+    torch.save((models, ids, words), tmp_path / "models.pt")
+    script = """
+import sys, torch
+models, ids, words = torch.load(sys.argv[1], weights_only=False)
+written = {kind: model.generate(ids, **words) for kind, model in models.items()}
+torch.save({kind: (each.sequences, each.cache.bytes) for kind, each in written.items()}, sys.argv[2])
+"""
+    command = [sys.executable, "-c", script, tmp_path / "models.pt", tmp_path / "written.pt"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for kind, (sequences, size) in torch.load(tmp_path / "written.pt").items():
+        assert torch.equal(sequences, written[kind].sequences)
+        assert size == written[kind].cache.bytes
 
 
 def test_unused_room_is_a_small_part_at_every_length():

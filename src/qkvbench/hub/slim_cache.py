@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ def slim(
     register_attention()
     if type(model)._can_set_attn_implementation():
         _set_attention(model, IMPLEMENTATION)
-    setattr(model, "_prepare_cache_for_generation", MethodType(_prepare, model))  # noqa: B010
+    setattr(model, "_prepare_cache_for_generation", _Preparation(model))  # noqa: B010
     if is_new:
         model.register_forward_pre_hook(_add_cache, with_kwargs=True)
         for recipe in recipes.cross.values():
@@ -275,37 +274,49 @@ def _set_attention(model: PreTrainedModel, name: str) -> None:
     model.set_attn_implementation(dict.fromkeys(parts, name) if parts else name)
 
 
-def _prepare(
-    model: PreTrainedModel,
-    generation_config: Any,
-    model_kwargs: dict[str, Any] | None = None,
-    *rest: Any,
-    **sizes: Any,
-) -> Cache | None:
+class _Preparation:
     """The hook of `generate` that makes its cache: a slim one, unless one was given.
 
     It is put into `model_kwargs`; without them, as DiffusionGemma calls it, it is returned.
     """
-    given = any((model_kwargs or {}).get(name) is not None for name in _CACHE_NAMES)
-    if given or generation_config.use_cache is False:
-        library: Any = type(model)
-        return library._prepare_cache_for_generation(
-            model, generation_config, model_kwargs, *rest, **sizes
-        )
-    implementation = getattr(generation_config, "cache_implementation", None)
-    if implementation not in (None, "dynamic"):
-        raise ValueError(
-            f"This model is slim, and a {implementation} cache keeps both K and V.\n"
-            "Leave out cache_implementation: a slim cache grows token by token. To allocate it at "
-            "once, pass past_key_values=SlimCache(model, reserve=N)."
-        )
-    cache = new_cache(model)
-    if model_kwargs is None:
-        return cache
-    if getattr(generation_config, "is_assistant", False):
-        cache.activate_past_recording()
-    model_kwargs[_cache_name(model)] = cache
-    return None
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """The hook of this model."""
+        self.model = model
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A model that was pickled is slim in the process that loads it, too."""
+        register_attention()
+        self.__dict__ |= state
+
+    def __call__(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any] | None = None,
+        *rest: Any,
+        **sizes: Any,
+    ) -> Cache | None:
+        """The cache, put into `model_kwargs` or returned; the library's own if one was given."""
+        given = any((model_kwargs or {}).get(name) is not None for name in _CACHE_NAMES)
+        if given or generation_config.use_cache is False:
+            library: Any = type(self.model)
+            return library._prepare_cache_for_generation(
+                self.model, generation_config, model_kwargs, *rest, **sizes
+            )
+        implementation = getattr(generation_config, "cache_implementation", None)
+        if implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"This model is slim, and a {implementation} cache keeps both K and V.\n"
+                "Leave out cache_implementation: a slim cache grows token by token. To allocate "
+                "it at once, pass past_key_values=SlimCache(model, reserve=N)."
+            )
+        cache = new_cache(self.model)
+        if model_kwargs is None:
+            return cache
+        if getattr(generation_config, "is_assistant", False):
+            cache.activate_past_recording()
+        model_kwargs[_cache_name(self.model)] = cache
+        return None
 
 
 def _add_cache(
