@@ -23,6 +23,7 @@ import torch
 from qkvbench.data import plays
 from qkvbench.data.reviews import reviews
 from qkvbench.hub.fit import planning, quality, source, starts
+from qkvbench.hub.fit.attentions import attentions
 from qkvbench.hub.fit.moments import Moments, collect
 from qkvbench.hub.fit.planning import Option, Trial
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
@@ -157,7 +158,7 @@ class Benchmark:
         if "options" not in self.found:
             changes = planning.options_of(self.model, ["q,k=v"])
             fitted = planning.every_fit(self.model, changes, self.calibration, DEFAULT_START)
-            trial = Trial(self.model, self.damage, fitted)
+            trial = Trial(self.model, self.damage, attentions(self.model, fitted))
             rows = []
             for layer in range(len(self.layers)):
                 rows += [trial.unchanged(layer), trial.option(layer, changes["q,k=v"])]

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from qkvbench import hub
 from qkvbench.cli import main
 from qkvbench.data.reviews import reviews
 from qkvbench.hub.fit import folder, moments, planning, progress, quality, source
+from qkvbench.hub.fit.attentions import attentions
 from qkvbench.hub.fit.counting import counting
 from qkvbench.hub.fit.healing import Healer, Healing, Lessons, heal, parse_healing
 from qkvbench.hub.fit.latency import Steps
@@ -109,9 +111,11 @@ def test_a_plan_for_a_latency_changes_as_many_layers_as_save_the_time():
     assert steps.is_faster("q,k=v")
     assert not steps.is_faster("q,k=v/1")
     target = Target("latency", 0.9, 100)
-    counted = counting(None, [None] * 3, target, steps).of_layer
-    variants = [planning.check_change(0, parse(text), 2) for text in ("q,k=v", "q,k=v/1")]
-    assert [counted(None, each) for each in (None, *variants)] == [10**9, 8 * 10**8, 11 * 10**8]
+    layers = layers_of(model_of("llama", num_hidden_layers=3))
+    counted = counting(None, layers, target, steps).of_layer
+    variants = [planning.check_change(layers[0], parse(text)) for text in ("q,k=v", "q,k=v/1")]
+    times = [counted(layers[0], each) for each in (None, *variants)]
+    assert times == [10**9, 8 * 10**8, 11 * 10**8]
 
 
 def test_a_converted_folder_is_a_normal_one_with_its_numbers(words, place, tmp_path, capsys):
@@ -259,6 +263,9 @@ def test_advice_becomes_a_plan_that_convert_follows(words, place, tmp_path, caps
         (["--to", "q,k=v", "--start", "whitend"], "Did you mean whitened"),
         (["--to", "q,k=v", "--layers", "0-7"], "layers from 0 to 2"),
         (["--to", "q,k=v", "--heal", "token=3"], "is not a setting of healing"),
+        (["--to", "q,k,v", "--heal", "tokens=64"], "there is nothing to heal"),
+        (["--to", "q,k,v+qknorm"], "has other norms of heads than the checkpoint"),
+        (["--to", "q,k=v+qkvnorm"], "has other norms of heads than the checkpoint"),
         ([], "Write --to EQUATION"),
     ],
 )
@@ -417,8 +424,8 @@ def test_layers_are_as_before_when_a_measurement_is_interrupted(place):
         (layer.number, "q,k=v"): layer.read().replaced(v=layer.read().k)
         for layer in layers_of(model)
     }
-    trial = planning.Trial(model, text, fitted)
-    trial._logits = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+    trial = planning.Trial(model, text, attentions(model, fitted))
+    trial._logits = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     plan = tuple(planning.Option(n, "q,k=v", 1) for n in range(LAYERS))
     for measure in (lambda: trial.option(1, allowed["q,k=v"]), lambda: trial.effect(plan)):
         with pytest.raises(KeyboardInterrupt):
@@ -426,6 +433,151 @@ def test_layers_are_as_before_when_a_measurement_is_interrupted(place):
         after = model.state_dict()
         assert all(torch.equal(part, after[name]) for name, part in before.items())
         assert not any("forward" in vars(module) for module in model.modules())
+
+
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma", "phi", "gpt_neox", "opt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    [
+        pytest.param(kind, rows, marks=[] if kind in ("llama", "gpt2") else pytest.mark.slow)
+        for kind in DECODERS
+        for rows in ("bf16", "int4")
+    ],
+)
+def test_a_plan_is_judged_as_the_model_that_conversion_makes(kind, rows):
+    equations = ["q,k=v", "q,k,v/2"]
+    if SETTINGS[kind].get("rope_parameters") is None and kind in ("llama", "mistral"):
+        equations.append("q,k=v+ropevalue")
+    model = model_of(kind).eval()
+    draw = torch.Generator().manual_seed(0)
+    read, judged = (torch.randint(3, VOCABULARY, (3, 12), generator=draw) for _ in range(2))
+    start = "refitted" if rows == "bf16" else f"refitted:{rows}"
+    calibration = collect(model, [{"input_ids": read}])
+    allowed = planning.options_of(model, equations)
+    fitted = planning.every_fit(model, allowed, calibration, start)
+    trial = planning.Trial(model, judged, attentions(model, fitted, rows))
+    as_they_are = trial.unchanged(0), trial.unchanged(1)
+    options = [trial.option(1, change) for change in allowed.values()]
+    plans = [(as_they_are[0], one) for one in options] + [as_they_are]
+    with torch.no_grad():
+        whole = model(input_ids=judged).logits[:, :-1].log_softmax(-1)
+        for plan in plans:
+            source_model = model_of(kind).eval()
+            made = fit(source_model, planning.mode_of(plan), calibration, start)
+            found = quality.logits(made, judged, quality.cache_of(made, rows))[:, :-1]
+            apart = (whole.exp() * (whole - found.log_softmax(-1))).sum(-1).mean()
+            effect = trial.effect(plan)
+            assert effect.divergence == pytest.approx(float(apart), rel=2e-3, abs=2e-7)
+            assert effect.predicted == pytest.approx(effect.divergence, rel=2e-3, abs=2e-7)
+    # A cache in few bits alone moves the predictions; whole rows do not.
+    assert (trial.unchanged_effect.divergence > 0) == (rows == "int4")
+
+
+def test_advice_for_rows_in_few_bits_says_what_they_cost_alone(place, tmp_path, capsys):
+    text = ["--text", str(place / "text.txt"), "--out", str(tmp_path / "p.json"), "--pairs", "1"]
+    words = ["advise", str(place / "model"), "--cache", "75%", *text, *SMALL]
+    assert main([*words, "--start", "refitted:int4"]) == 0
+    said = capsys.readouterr().out
+    document = json.loads((tmp_path / "p.json").read_text())
+    assert document["unchanged"]["divergence"] > 0
+    assert f"The cache is in int4, which alone costs {document['unchanged']['loss']:+.3f}" in said
+    assert main(words) == 0
+    assert "The cache is in" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "p.json").read_text())["unchanged"]["divergence"] == 0
+
+
+def test_norms_that_a_checkpoint_lacks_are_refused_by_every_road():
+    qwen, llama = model_of("qwen3").eval(), model_of("llama").eval()
+    tokens = torch.randint(3, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        own = hub.convert(qwen, "q,k,v+qknorm")
+        assert torch.equal(own(tokens).logits, hub.convert(qwen, "q,k,v")(tokens).logits)
+    for model, norm in ((qwen, "+qkvnorm"), (qwen, "+qklatenorm"), (llama, "+qknorm")):
+        with pytest.raises(ValueError, match="other norms of heads than the checkpoint"):
+            hub.convert(model, f"q,k,v{norm}")
+        with pytest.raises(ValueError, match="other norms of heads than the checkpoint"):
+            planning.options_of(model, [f"q,k=v{norm}"])
+
+
+def test_the_longest_window_of_a_table_of_positions_can_be_measured(place, tmp_path, capsys):
+    model = model_of("gpt2", vocab_size=320, n_positions=64)
+    model.save_pretrained(tmp_path / "gpt2")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(place / "model" / name, tmp_path / "gpt2" / name)
+    words = [str(tmp_path / "gpt2"), "--text", str(place / "text.txt"), "--window", "64"]
+    small = ["--tokens", "256", "--held-out-tokens", "128"]
+    to = ["--to", "q,k=v", "--out", str(tmp_path / "new")]
+    assert main(["convert", *words, *small, *to]) == 0
+    plan = ["--out", str(tmp_path / "plan.json"), "--latency", "90%@64"]
+    assert main(["advise", *words, *small, *plan]) == 2
+    assert "Write @46, or less." in capsys.readouterr().err
+
+
+def test_recall_is_of_words_with_a_tokenizer_that_writes_blanks_as_its_own_sign():
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"], show_progress=False)
+    tokenizer.train_from_iterator([_text(200, 2), "a b c"], trainer)
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    found = quality._words(wrapped, len(wrapped), 8)
+    names = wrapped.convert_ids_to_tokens(found)
+    assert len(names) == 8
+    assert all(re.fullmatch("▁[a-z]{4,8}", name) for name in names)
+    # Never a token that the model has no embedding of.
+    assert max(quality._words(wrapped, 60)) < 60
+
+
+def test_a_tokenizer_of_another_model_is_named_in_a_sentence(words, place, tmp_path, capsys):
+    shutil.copytree(place / "model", tmp_path / "small")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    model.resize_token_embeddings(100)
+    model.save_pretrained(tmp_path / "small")
+    words[1] = str(tmp_path / "small")
+    assert main([*words, "--to", "q,k=v"]) == 2
+    assert "the model has embeddings of 100" in capsys.readouterr().err
+
+
+def test_weights_that_are_no_numbers_are_named_by_their_layer(words, place, tmp_path, capsys):
+    shutil.copytree(place / "model", tmp_path / "nan")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "nan")
+    model.model.layers[1].self_attn.v_proj.weight.data[0, 0] = math.nan
+    model.save_pretrained(tmp_path / "nan")
+    words[1] = str(tmp_path / "nan")
+    for more in (["--to", "q,k=v"], ["--to", "q,k=v", "--start", "keep-k"]):
+        assert main([*words, *more]) == 2
+        assert "Attention layer 1 has NaN" in capsys.readouterr().err
+
+
+def test_a_text_of_few_windows_leaves_two_for_the_output_projection(words, place, tmp_path):
+    short = tmp_path / "short.txt"
+    at, held = words.index("--text") + 1, words.index("--held-out")
+    del words[held : held + 2]
+    words[at] = str(short)
+    cards = {}
+    for characters in (200, 400, 900):
+        short.write_text((place / "text.txt").read_text()[:characters])
+        assert main([*words, "--to", "q,k=v", "--force"]) == 0
+        cards[characters] = (tmp_path / "new" / "README.md").read_text()
+    assert "was not fitted again" in cards[200]
+    assert "Not measured: the text has one window" in cards[200]
+    assert "was not fitted again" not in cards[900]
+    assert "Measured on" in cards[400]
+
+
+def test_a_plan_that_changes_nothing_says_so(words, tmp_path, capsys):
+    assert main([*words, "--to", "q,k,v/2"]) == 0
+    assert re.search(r"layers changed +none", capsys.readouterr().out)
+
+
+def test_a_place_below_a_file_is_refused_before_anything_is_measured(words, place, capsys):
+    words[words.index("--out") + 1] = str(place / "text.txt" / "new")
+    assert main([*words, "--to", "q,k=v"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be written" in said
+    assert "measuring" not in said
 
 
 def test_a_matrix_of_two_names_is_one_in_a_healed_checkpoint_of_16_bits(tmp_path):
@@ -633,7 +785,8 @@ def test_words_of_a_healing_are_split_between_its_phases():
         blocks=0, logits=1_500_000, lora=8
     )
     assert parse_healing(["blocks=1k", "precision=fp32"]).precision == "fp32"
-    for word in ("tokens", "tokens=-1", "tokens=x", "speed=1", "precision=fp8"):
+    wrong = ("tokens", "tokens=-1", "tokens=x", "tokens=1e400", "temperature=0", "speed=1")
+    for word in (*wrong, "precision=fp8"):
         with pytest.raises(ValueError, match="is not a setting"):
             parse_healing([word])
 

@@ -1,7 +1,17 @@
 import pytest
 import torch
+import transformers
 
-from qkv_mode_models import PICTURES, inputs_of, model_of, outputs_of, repeated, tie
+from qkv_mode_models import (
+    PICTURES,
+    SETTINGS,
+    VOCABULARY,
+    inputs_of,
+    model_of,
+    outputs_of,
+    repeated,
+    tie,
+)
 from qkvbench.backends.torch.cache.quantize import dequantize, quantize
 from qkvbench.cost import CACHE_FORMATS
 from qkvbench.hub.families import FAMILIES
@@ -12,6 +22,7 @@ from qkvbench.hub.fit.outputs import refit, refit_behind
 from qkvbench.hub.fit.projections import layers_of
 from qkvbench.hub.fit.tying import changes, fits
 from qkvbench.hub.fit.tying import tie as fit
+from qkvbench.hub.models import attention_layers, with_mode
 
 # The promise of the bench for a conversion, in fp32.
 PROMISED = 1e-5
@@ -287,7 +298,12 @@ def test_a_root_needs_no_more_digits_than_bf16_has(monkeypatch):
 def stored_as(rows):
     """Rows as a cache of this format gives them back."""
     form = CACHE_FORMATS[rows]
-    return lambda each: dequantize(*quantize(each, form), torch.float64, form, each.shape[-1])
+
+    def stored(each):
+        numbers, scales = quantize(each[None, None], form)
+        return dequantize(numbers, scales, torch.float64, form, each.shape[-1])[0, 0]
+
+    return stored
 
 
 # Two heads in one lose most by being one.
@@ -310,3 +326,63 @@ def test_a_root_for_few_bits_survives_them(rows, together, gain):
 def test_a_start_of_no_such_rows_is_refused(wrong):
     with pytest.raises(ValueError, match="There is no start"):
         starts.parse_start(wrong)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_the_expected_cost_of_an_error_of_k_is_that_of_the_output(kind):
+    # OPT scales its queries before the attention function, the others in it.
+    model = model_of(kind).eval()
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for part in model.parameters():
+            if part.ndim > 1:
+                part.normal_(0, 0.2, generator=draw)
+    text = {"input_ids": torch.randint(3, VOCABULARY, (12, 32), generator=draw)}
+    layer = layers_of(model)[1]
+    found = collect(model, [text]).moments[1]
+    with torch.no_grad(), recording_calls([layer]) as calls:
+        model.base_model(**text)
+        weights, [call] = layer.read(), calls[1]
+        # Without constants of K if they change no softmax.
+        form = starts._inputs(layer, weights, found)
+        expected = moved = 0.0
+        for _ in range(4):
+            error = 1e-3 * torch.randn(weights.k.shape, dtype=torch.float64, generator=draw)
+            expected += float(torch.einsum("hij,hia,ab,hjb->", found.queries, error, form, error))
+            layer.write(weights.replaced(k=weights.k + error))
+            again = layer.finished(call.again(layer.attention))
+            layer.write(weights)
+            moved += float((again - call.output).double().square().sum())
+    # To first order, from drawn pairs.
+    assert expected == pytest.approx(moved, rel=0.5)
+
+
+def test_a_tie_without_maps_rounds_nothing_in_16_bits():
+    model = model_of("llama", dtype=torch.bfloat16).eval()
+    before = []
+    with torch.no_grad():
+        for layer in layers_of(model):
+            layer.attention.k_proj.weight *= 37
+            before.append(layer.attention.k_proj.weight.double())
+    made = fit(model, "q,k=v", start="keep-k")
+    for keys, (_, attention) in zip(before, attention_layers(made), strict=True):
+        factors = (attention.k_proj.weight.detach().double() / keys).log2()
+        assert torch.equal(factors, factors.round())
+        assert factors.min() < -1
+
+
+def test_rope_on_v_is_undone_if_cosines_and_sines_have_a_factor():
+    yarn = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 8}
+    ropes = {"default": {"rope_type": "default"}, "yarn": yarn}
+    tokens = torch.randint(3, VOCABULARY, (2, 1), generator=torch.Generator().manual_seed(0))
+    outputs = {}
+    for name, rope in ropes.items():
+        config = SETTINGS["llama"] | {"rope_parameters": rope | {"rope_theta": 1e4}}
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(
+            with_mode(transformers.LlamaConfig(**config), "q,k=v+ropevalue")
+        ).eval()
+        with torch.no_grad():
+            outputs[name] = model(tokens).logits
+    # One token attends to itself, whatever its score.
+    torch.testing.assert_close(outputs["yarn"], outputs["default"], rtol=0, atol=1e-6)

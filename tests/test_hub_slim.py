@@ -304,7 +304,8 @@ def test_a_pickled_slim_model_is_slim_in_another_process(tmp_path):
 import sys, torch
 models, ids, words = torch.load(sys.argv[1], weights_only=False)
 written = {kind: model.generate(ids, **words) for kind, model in models.items()}
-torch.save({kind: (each.sequences, each.cache.bytes) for kind, each in written.items()}, sys.argv[2])
+found = {kind: (each.sequences, each.cache.bytes) for kind, each in written.items()}
+torch.save(found, sys.argv[2])
 """
     command = [sys.executable, "-c", script, tmp_path / "models.pt", tmp_path / "written.pt"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -226,7 +226,7 @@ def test_pairs_change_the_integer_program_to_the_best_of_all_choices():
 def test_the_choice_is_exact_for_damages_of_any_size(size):
     rng = np.random.default_rng(0)
     for _ in range(10):
-        damages = size * rng.random((6, 3))
+        damages = size * rng.random((6, 3)) * 10.0 ** rng.integers(-5, 2, (6, 3))
         costs = np.tile([1.0, 0.5, 0.25], (6, 1))
         found = least_damage(damages.tolist(), costs.tolist(), 3.0)
         allowed = [

@@ -126,14 +126,14 @@ def _document(source: str, start: str, target: Target, advice: "Advice") -> dict
         "share": advice.share,
         "effect": asdict(advice.effect),
         "loss": advice.loss,
+        "unchanged": asdict(advice.unchanged[1]),
         "options": [asdict(option) for option in advice.options],
         "rivals": {
             name: {"mode": mode_of(plan), "values": total(plan), **asdict(effect)}
             for name, (plan, effect) in advice.rivals.items()
         },
         "curve": [
-            {"values": total(plan), "predicted": sum(o.divergence for o in plan)}
-            for plan in advice.curve
+            {"values": total(plan), "predicted": advice.predicted(plan)} for plan in advice.curve
         ],
         "pairs": [
             {"layers": [one, other], "divergence": measured, "sum": predicted}
@@ -159,6 +159,9 @@ def _print(advice: "Advice", target: Target, request: Request, out: Path) -> Non
         f"{advice.share:.0%} of the {counted} costs {effect.loss:+.3f} nats a token (of "
         f"{advice.loss:.3f}), before healing: {chosen or 'nothing is changed'}."
     )
+    if advice.unchanged[1].divergence:
+        rows = request.start.partition(":")[2]
+        print(f"The cache is in {rows}, which alone costs {advice.unchanged[1].loss:+.3f} nats.")
     console = Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("plan of equal size")
@@ -187,7 +190,7 @@ def _print(advice: "Advice", target: Target, request: Request, out: Path) -> Non
     unchanged = [o for o in advice.options if o.equation == UNCHANGED]
     full = total(unchanged) + advice.rest
     curve = ", ".join(
-        f"{(total(plan) + advice.rest) / full:.0%} {sum(o.divergence for o in plan):.3f}"
+        f"{(total(plan) + advice.rest) / full:.0%} {advice.predicted(plan):.3f}"
         for plan in advice.curve
     )
     print(f"Share of the {counted} and predicted divergence: {curve}.")

@@ -33,6 +33,8 @@ LEVELS = 64
 
 # Costs are sums of numbers that may not be whole; a limit is met to this share of it.
 _TOLERANCE = 1e-9
+# The largest damage in the solver, so that 1e-6 is a small part of those that matter.
+_SCALE = 1e3
 
 
 @dataclass(frozen=True)
@@ -237,8 +239,8 @@ def least_damage(
         [*(damages[layer][option] for layer, option in places), *(d for _, d in together)]
     )
     solved = milp(
-        # The solver stops within an absolute distance of the best sum, too.
-        c=summed / (abs(summed).max() or 1.0),
+        # The solver stops within an absolute distance of 1e-6 of the best sum, too.
+        c=_SCALE * summed / (abs(summed).max() or 1.0),
         integrality=np.ones(size, int),
         bounds=Bounds(0, 1),
         constraints=constraints,

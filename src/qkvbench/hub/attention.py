@@ -7,7 +7,7 @@ place of keys, and the place of values holds the position of each row, or nothin
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -24,7 +24,7 @@ from qkvbench.backends.torch.attention.ops import (
     make,
     rotation,
 )
-from qkvbench.hub.decoding import KernelAttention
+from qkvbench.hub.decoding import Cached, KernelAttention
 from qkvbench.hub.families import Family, rope_on_read
 from qkvbench.hub.growing_tensor import FewBitsRows
 from qkvbench.variant import LATENT, Derivation, Plan
@@ -34,6 +34,9 @@ Stream = Float[Tensor, "batch time d_model"]
 PositionEmbeddings = tuple[
     Float[Tensor, "_batch time rotary_dim"], Float[Tensor, "_batch time rotary_dim"]
 ]
+
+# The tensors that a cache keeps for a layer: two, or one and positions or nothing.
+Kept = tuple[Cached, Cached | Int[Tensor, "_batch _heads _time one"]]
 
 # The ``attn_implementation`` under which `attention_forward` is registered.
 IMPLEMENTATION = "qkvbench"
@@ -250,9 +253,7 @@ class QkvModeAttention(nn.Module):
         """The learned scale of heads under this name of the plan."""
         return self.scale(name.removesuffix(".scale"))
 
-    def _update(
-        self, cache: Any, rows: list[Heads], position_ids: Tensor | None
-    ) -> tuple[Heads, Tensor]:
+    def _update(self, cache: Any, rows: list[Heads], position_ids: Tensor | None) -> Kept:
         """Append the rows to the cache: all that it keeps."""
         if len(rows) == 2:
             second = rows[1]
@@ -281,7 +282,7 @@ class QkvModeAttention(nn.Module):
     def _attend_cached(
         self,
         query: Heads,
-        kept: tuple[Heads, Tensor],
+        kept: Kept,
         mask: Any,
         rotations: Maps,
         options: dict[str, Any],
@@ -299,7 +300,7 @@ class QkvModeAttention(nn.Module):
         return attn_output, attn_weights
 
     def _decode(
-        self, query: Heads, kept: tuple[Heads, Tensor], mask: Any, options: dict[str, Any]
+        self, query: Heads, kept: Kept, mask: Any, options: dict[str, Any]
     ) -> Tensor | None:
         """The output of attention by the native kernel; None if that cannot be.
 
@@ -316,12 +317,12 @@ class QkvModeAttention(nn.Module):
             mask,
             # Some kinds of RoPE multiply cosines and sines, and so keys, by a factor.
             scaling=self.scaling * (rotary.attention_scaling if rotary else 1.0),
-            positions=second if rotary else None,
+            positions=cast(Tensor, second) if rotary else None,
             frequencies=rotary.inv_freq if rotary else None,
             vectors=self._vector,
         )
 
-    def _key_value(self, kept: tuple[Tensor, Tensor], rotations: Maps) -> tuple[Heads, Heads]:
+    def _key_value(self, kept: Kept, rotations: Maps) -> tuple[Heads, Heads]:
         """K, and all that the weights are applied to, from what a cache keeps."""
         roots, positions = (x.whole() if isinstance(x, FewBitsRows) else x for x in kept)
         if len(self.plan.cached) == 2:
@@ -438,7 +439,8 @@ def _equal(before: Tensor, now: Tensor) -> bool:
 def _apply_rope(rows: Heads, cos_sin: PositionEmbeddings | None, *, back: bool = False) -> Heads:
     """RoPE over coordinates i and i + half, with the library's cosines and sines.
 
-    If these are fewer than the numbers of a head, the others are not rotated.
+    If these are fewer than the numbers of a head, the others are not rotated. Some kinds of RoPE
+    multiply both by a factor, which `back` takes out again.
     """
     assert cos_sin is not None, "the library passes position_embeddings to layers with RoPE"
     cos, sin = (part[:, None] for part in cos_sin)  # (batch, 1, time, rotary_dim)
@@ -448,7 +450,9 @@ def _apply_rope(rows: Heads, cos_sin: PositionEmbeddings | None, *, back: bool =
         return torch.cat([rotated, rows[..., rotary_dim:]], dim=-1)
     first, second = rows.chunk(2, dim=-1)
     other = torch.cat([-second, first], dim=-1)
-    return rows * cos - other * sin if back else rows * cos + other * sin
+    if back:
+        return (rows * cos - other * sin) / (cos.square() + sin.square())
+    return rows * cos + other * sin
 
 
 def _linear(family: Family, inputs: int, outputs: int, *, bias: bool) -> nn.Module:

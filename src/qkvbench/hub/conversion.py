@@ -17,7 +17,7 @@ from qkvbench.hub.attention import QkvModeAttention
 from qkvbench.hub.families import Family, family_of, geometry_of
 from qkvbench.hub.models import attention_layers, layer_plans, model_classes, with_mode
 from qkvbench.hub.modes import Mode
-from qkvbench.variant import Plan, write
+from qkvbench.variant import HeadNorm, Plan, Variant, write
 from qkvbench.variant.scores import ROLES, Role
 from qkvbench.variant.spec import Latent, LayerBelow, LearnedMap, Own, Same, Stream, Zeros
 
@@ -35,19 +35,33 @@ def convert(model: Any, mode: Mode) -> Any:
     ValueError if its weights do not satisfy the mode's ties, if its head sharing forbids them, if
     the mode is another function of them, or if a setting of its config is unknown.
     """
+    family = family_of(model.config)
     for number, plan in enumerate(layer_plans(with_mode(model.config, mode))):
-        check_function(plan, number)
+        check_function(plan, family, number)
     return with_weights(model, mode)
 
 
-def check_function(plan: Plan, number: int) -> None:
+def check_function(plan: Plan, family: Family, number: int) -> None:
     """Refuse a layer that is another function than the library's of any weights; ValueError."""
+    if norms_otherwise(plan.variant, family):
+        own = f"norms {' and '.join(family.normed).upper()}" if family.normed else "norms no heads"
+        raise ValueError(
+            f"Layer {number}: '{write(plan.variant)}' has other norms of heads than the "
+            f"checkpoint, which {own}, so its outputs change with any weights.\n"
+            "Leave the suffix out: a checkpoint's own norms are there without it."
+        )
     if plan.output_ops or plan.variant.scores.rope_value:
         raise ValueError(
             f"Layer {number}: '{write(plan.variant)}' rotates V, which no checkpoint's layer does, "
             "so its outputs change with any weights.\n'qkvbench convert' fits it to a text, and "
             "measures what is lost."
         )
+
+
+def norms_otherwise(variant: Variant, family: Family) -> bool:
+    """Whether an equation names norms of heads that a checkpoint of this family does not have."""
+    named = variant.scores.normed, variant.scores.norm
+    return bool(named[0]) and named != (family.normed, HeadNorm())
 
 
 @torch.no_grad()
@@ -325,7 +339,8 @@ def _rotation(origin: Tensor, role: Tensor) -> Tensor:
 def _check_tie(plan: Plan, layer: int, role: Role, weights: Tensor, expected: Tensor) -> None:
     """Refuse weights that do not satisfy a tie; ValueError says by how much."""
     error = float((weights - expected).norm() / weights.norm().clamp_min(1e-30))
-    if error > TIE_TOLERANCE:
+    # NaN is no tie.
+    if not error <= TIE_TOLERANCE:
         raise ValueError(
             f"Layer {layer}: {role} is not what '{write(plan.variant)}' makes of it; the weights "
             f"differ by {error:.2g} of their size, and {TIE_TOLERANCE:g} is allowed.\nOnly weights "

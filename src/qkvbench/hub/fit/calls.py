@@ -21,9 +21,10 @@ class Call:
     kwargs: dict[str, Any]
     output: Tensor
 
-    def again(self, attention: Any) -> Tensor:
-        """The output of this attention for the same arguments."""
-        return attention(*self.args, **self.kwargs)[0]
+    def again(self, attention: Any, cache: Any = None) -> Tensor:
+        """The output of this attention for the same arguments, with a cache of ours or without."""
+        given = {} if cache is None else {"cache": cache}
+        return attention(*self.args, **self.kwargs, **given)[0]
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def check_place(out: Path, needed_bytes: int, *, force: bool) -> None:
     existing = next(
         each for each in (out.absolute().parent, *out.absolute().parents) if each.exists()
     )
-    if not os.access(existing, os.W_OK):
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"{existing} cannot be written.\nWrite another --out.")
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:

@@ -96,9 +96,10 @@ def parse_healing(words: Sequence[str]) -> Healing:
             continue
         try:
             found[name] = known[name](value)
-            if not equals or not found[name] >= 0 or math.isinf(found[name]):
+            least = 1e-6 if name == "temperature" else 0
+            if not equals or not found[name] >= least or math.isinf(found[name]):
                 raise ValueError
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, OverflowError):
             raise ValueError(
                 f"--heal {word} is not a setting of healing.\nWrite tokens=100k (half by blocks, "
                 "half by logits), or blocks=N and logits=N; and lora=RANK, blocks_lr=X, "

@@ -21,6 +21,7 @@ from qkvbench.hub.models import model_classes, with_mode
 
 # Tokens that each model decodes in turn, and those before that are not counted.
 ROUNDS, WARM_UP = 16, 2
+STEPS = ROUNDS + WARM_UP
 # The share of rounds in which an equation must be faster to count as faster.
 FASTER = 0.75
 # Tokens that a model reads at once to fill its cache.
@@ -95,7 +96,7 @@ def steps(
     for name, one in every.items():
         progress(f"reading {len(tokens):,} tokens with {name}")
         one.read(tokens)
-    for _ in counted(range(ROUNDS + WARM_UP), "steps", progress):
+    for _ in counted(range(STEPS), "steps", progress):
         for one in every.values():
             one.step()
     return Steps(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from qkvbench.cost.budget import Budget, Choice
 from qkvbench.cost.search import Probe, cheapest_within, check_cheaper
 from qkvbench.cost.units import seconds_text
 from qkvbench.hub.fit import planning, quality
+from qkvbench.hub.fit.attentions import attentions
 from qkvbench.hub.fit.calls import CACHES
 from qkvbench.hub.fit.counting import budget as counted_budget
 from qkvbench.hub.fit.counting import counting
@@ -39,10 +40,12 @@ from qkvbench.hub.fit.road import (
     check_length,
     check_predicts,
     check_readable,
+    check_tokens,
     steps_of,
 )
 from qkvbench.hub.fit.shards import weights_hash
 from qkvbench.hub.fit.source import Checkpoint
+from qkvbench.hub.fit.starts import parse_start
 from qkvbench.hub.fit.tying import DEFAULT_START, tie
 from qkvbench.model import LossTarget, Target
 from qkvbench.results.store import write_atomically
@@ -287,9 +290,15 @@ class _Search:
         self.model, tokenizer = checkpoint.model(), checkpoint.tokenizer()
         check_predicts(self.model)
         self.allowed = planning.options_of(self.model, wanted.equations)
+        if turned := [name for name, change in self.allowed.items() if change.turned]:
+            raise ValueError(
+                f"Gates cannot choose '{turned[0]}': they mix what the library's own attention "
+                "gives, which rotates no V.\nThe program 'qkvbench advise' can, without gates."
+            )
         self.layers = layers_of(self.model)
         parts = self._parts(tokenizer, text, wanted)
         self.fit, self.damaging, self.judging, self.deciders, self.rest = parts
+        check_tokens(self.model, parts)
         self.folder = folder / f"search-{self._identity()}"
         target = wanted.target
         if isinstance(target, LossTarget):
@@ -307,7 +316,8 @@ class _Search:
         rows = counted(list(self.fit), "windows of the fit", progress)
         self.calibration = collect(self.model, ({"input_ids": row[None]} for row in rows))
         self.fitted = every_fit(self.model, self.allowed, self.calibration, self.start, progress)
-        self.trial = Trial(self.model, self.damaging, self.fitted, self.counting.of_layer)
+        self.attentions = attentions(self.model, self.fitted, parse_start(self.start).rows)
+        self.trial = Trial(self.model, self.damaging, self.attentions, self.counting.of_layer)
         self.table = self._damages()
 
     def probe(self, share: float) -> Probe:
@@ -317,7 +327,7 @@ class _Search:
         plan = self._plan(chosen)
         grown = self.trial.effect(plan).loss
         if self.healing.tokens:
-            grown = _effect(self._healed(plan), self.model, self.damaging)[1]
+            grown = self._effect(self._healed(plan), self.damaging)[1]
         return Probe(share, found.share(chosen), grown / self.trial.loss)
 
     def compared(self, target: Target, probes: Sequence[Probe]) -> Learning:
@@ -332,13 +342,13 @@ class _Search:
             PROGRAM: planning.best_plan(every, limit),
             UNIFORM: planning.spread(every, limit, "uniform"),
         }
-        judged = Trial(self.model, self.judging, self.fitted)
+        judged = Trial(self.model, self.judging, self.attentions)
         effects = {name: judged.effect(plan) for name, plan in plans.items()}
         healed: dict[Plan, tuple[float, float]] = {}
         for name, plan in plans.items():
             if self.healing.tokens and plan not in healed:
                 self.progress(f"healing the plan: {name}")
-                healed[plan] = _effect(self._healed(plan), self.model, self.judging)
+                healed[plan] = self._effect(self._healed(plan), self.judging)
         return Learning(
             target,
             found.share(chosen),
@@ -451,13 +461,17 @@ class _Search:
         heal(changed, self.model, self.rest, self.deciders, self.healing, state, self.progress)
         return changed
 
-
-@torch.no_grad()
-def _effect(model: Any, original: Any, text: Windows) -> tuple[float, float]:
-    """The divergence from the original's predictions, and the loss above its own."""
-    apart = []
-    for row in text:
-        wanted, made = (each(input_ids=row[None]).logits[0].float() for each in (original, model))
-        # The last prediction is of a token that is not read, as everywhere else.
-        apart.append(float(divergence(wanted[:-1], made[:-1])))
-    return sum(apart) / len(apart), quality.loss(model, text) - quality.loss(original, text)
+    @torch.no_grad()
+    def _effect(self, model: Any, text: Windows) -> tuple[float, float]:
+        """The divergence from the original's predictions, and the loss above its own."""
+        apart, grown = [], []
+        cache = quality.cache_of(model, parse_start(self.start).rows)
+        for row in text:
+            whole = quality.logits(self.model, row[None], None)[0].float()
+            made = quality.logits(model, row[None], cache)[0].float()
+            # The last prediction is of a token that is not read, as everywhere else.
+            apart.append(float(divergence(whole[:-1], made[:-1])))
+            grown.append(
+                float(quality.cross_entropy(made, row) - quality.cross_entropy(whole, row))
+            )
+        return fmean(apart), fmean(grown)

@@ -2,17 +2,14 @@
 
 import statistics
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
 from qkvbench.cost.units import bytes_text, seconds_text
-from qkvbench.hub.few_bits import FewBits, FewBitsCache
 from qkvbench.hub.fit import quality
 from qkvbench.hub.fit.progress import Progress, counted
 from qkvbench.hub.fit.quality import Windows
-from qkvbench.hub.fit.roots import DEFAULT_ROWS
 
 # Tokens that are decoded to time one.
 DECODED = 12
@@ -46,9 +43,8 @@ def measure(
     if model.get_output_embeddings() is None or not is_causal(model):
         return Measures(embeddings=quality.embeddings(model, rows))
     steps, stored = DECODED if timed else 0, None
-    if rows_stored != DEFAULT_ROWS:
+    if (cache := quality.cache_of(model, rows_stored)) is not None:
         progress(f"measuring them with a cache in {rows_stored}")
-        cache = partial(FewBitsCache, model, cast(FewBits, rows_stored))
         stored = Measures(
             quality.losses(model, counted(list(held), "windows", progress), cache),
             quality.recall(model, tokenizer, cache=cache),

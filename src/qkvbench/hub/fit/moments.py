@@ -134,10 +134,14 @@ def recording(model: Any) -> Iterator[Recording]:
     def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
         output, weights = attention_forward(module, query, key, value, mask, **kwargs)
         layer = by_module[module]
+        if not bool(output.isfinite().all()):
+            raise ValueError(not_finite(layer))
         heads = output.transpose(1, 2)
         o = layer.output_heads().to(query.dtype)
         moments, rng = found[layer.number], draws[layer.number]
-        _add(moments, layer, o, query, value, heads, weights, rope.pop(module), rng)
+        # OPT scales its queries before, and passes 1 here.
+        share = kwargs["scaling"]
+        _add(moments, layer, o, query, value, heads, weights, share, rope.pop(module), rng)
         return output, weights
 
     AttentionInterface.register(RECORDING, attend)
@@ -157,6 +161,14 @@ def recording(model: Any) -> Iterator[Recording]:
             hook.remove()
 
 
+def not_finite(layer: Layer) -> str:
+    """The message for a layer that computes, or has, what is no number."""
+    return (
+        f"Attention layer {layer.number} has NaN or infinite numbers, so nothing is fitted to it.\n"
+        "The checkpoint is damaged, or its training diverged."
+    )
+
+
 def _add(  # noqa: PLR0913
     moments: Moments,
     layer: Layer,
@@ -165,12 +177,12 @@ def _add(  # noqa: PLR0913
     value: Tensor,
     output: Tensor,
     weights: Tensor,
+    scaling: float,
     rope: tuple[Tensor, Tensor] | None,
     rng: torch.Generator,
 ) -> None:
     """Add the moments of one batch; all tensors are (batch, heads, time, …)."""
     group = layer.geometry.heads // layer.geometry.kv_heads
-    scale = layer.family.scaling(layer.attention.config, layer.number)
     for head in range(layer.geometry.heads):
         metric = o[head].mT @ o[head]
         v, y, a = value[:, head // group], output[:, head], weights[:, head]
@@ -185,7 +197,7 @@ def _add(  # noqa: PLR0913
         rows = query[:, head].gather(1, (places // time)[..., None].expand(-1, -1, query.shape[-1]))
         if rope is not None:
             rows = _unrotated(rows, places % time, rope)
-        share = weight.sum(1) / PAIRS * scale**2
+        share = weight.sum(1) / PAIRS * scaling**2
         rows = (rows * share.sqrt()[:, None, None]).flatten(0, 1)
         moments.queries[head // group] += _second_moment(rows)
 

@@ -18,16 +18,15 @@ from torch import Tensor
 
 from qkvbench.cost import budget as choices
 from qkvbench.cost.budget import Spread, changed_layers, least_damage
+from qkvbench.hub.fit.attentions import UNCHANGED, Attentions
 from qkvbench.hub.fit.calls import Call, recording_calls
 from qkvbench.hub.fit.counting import Count, cached_values
 from qkvbench.hub.fit.moments import Calibration
 from qkvbench.hub.fit.progress import Progress
 from qkvbench.hub.fit.projections import Layer, Weights, block_of, layers_of
-from qkvbench.hub.fit.quality import Windows
+from qkvbench.hub.fit.quality import Windows, cache_argument
 from qkvbench.hub.fit.tying import Change, check_change, fits
 from qkvbench.variant import parse, write
-
-UNCHANGED = "q,k,v"
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class Option:
     """One equation in one layer.
 
     ``values`` is what a budget counts of the layer: numbers cached for a token, parameters, or
-    nanoseconds of a step. ``divergence`` is the mean KL divergence of the
-    model's predictions from the original's in nats, ``loss`` the change of its loss, ``distance``
+    nanoseconds of a step. ``divergence`` is by how much the mean KL divergence of the model's
+    predictions from the original's grows, in nats, ``loss`` by how much its loss does, ``distance``
     the squared error of the layer's output as a share of its square.
     """
 
@@ -53,7 +52,10 @@ Plan = tuple[Option, ...]
 
 @dataclass(frozen=True)
 class Effect:
-    """A plan's divergence and change of loss: measured, and the sum over its layers."""
+    """A plan's divergence and change of loss: measured, and the sum over its layers.
+
+    The sum begins with the divergence of the unchanged model, which is one if its cache is rounded.
+    """
 
     divergence: float
     loss: float
@@ -62,16 +64,10 @@ class Effect:
 
 def options_of(model: Any, equations: Sequence[str]) -> dict[str, Change]:
     """The changes of these equations; ValueError if one cannot be fitted."""
-    heads = layers_of(model)[0].geometry.kv_heads
+    first = layers_of(model)[0]
     found = {}
     for equation in equations:
-        change = check_change(0, parse(equation), heads)
-        if change is not None and change.turned:
-            raise ValueError(
-                f"'{equation}' cannot be advised on: the damage of a layer is measured in the "
-                "library's own attention, which rotates no V.\nConvert all layers or some with "
-                "--to and --layers, and read what is lost."
-            )
+        change = check_change(first, parse(equation))
         if change is not None:
             found[write(parse(equation))] = change
     return found
@@ -91,41 +87,42 @@ def every_fit(
 
 
 class Trial:
-    """A model whose layers are changed and restored, and its original predictions on a text."""
+    """A model whose layers are replaced for a while, and its original predictions on a text."""
 
     def __init__(
-        self,
-        model: Any,
-        text: Windows,
-        fitted: Mapping[tuple[int, str], Weights],
-        count: Count = cached_values,
+        self, model: Any, text: Windows, attentions: Attentions, count: Count = cached_values
     ) -> None:
         """Run the original once; the text is held in memory as hidden states of each block."""
-        self.model, self.text, self.fitted = model, text, fitted
-        self.count = count
-        self.layers = layers_of(model)
-        self.original = [layer.read() for layer in self.layers]
+        self.model, self.text, self.attentions = model, text, attentions
+        self.count, self.layers = count, attentions.layers
         self._blocks = [block_of(model, layer.name) for layer in self.layers]
         self._calls: Mapping[int, list[Call]] = {}
-        self._outputs: list[Any] = []
-        with self._recording():
+        self._outputs: list[Any] = [None] * len(self.layers)
+        with recording_calls(self.layers) as self._calls, self._recording_blocks():
             self._expected = self._logits()
         self._total = self._expected.logsumexp(-1)
         self._p = (self._expected - self._total[..., None]).exp()
         self.loss = self._cross_entropy(self._expected, self._total)
+        # What a cache in few bits costs the original.
+        self.unchanged_effect = Effect(0.0, 0.0, 0.0)
+        if attentions.few_bits:
+            with attentions.in_place([]), self._recording_blocks():
+                divergence, loss = self._compare(self._logits(attentions.new_cache()))
+            self.unchanged_effect = Effect(divergence, loss, divergence)
 
     def option(self, layer: int, change: Change) -> Option:
         """The effect of one change alone."""
         part, equation = self.layers[layer], write(change.variant)
+        before = self.unchanged_effect
         with self._changed([(layer, equation)]):
-            distance = self._distance(part)
-            divergence, loss = self._compare(self._logits())
+            distance = self._distance(part, self.attentions.made[layer, equation])
+            divergence, loss = self._compare(self._logits(self.attentions.new_cache()))
         return Option(
             layer,
             equation,
             self.count(part, change),
-            divergence,
-            loss,
+            divergence - before.divergence,
+            loss - before.loss,
             distance,
         )
 
@@ -137,25 +134,21 @@ class Trial:
         """The measured effect of a whole plan."""
         changed = [(o.layer, o.equation) for o in plan if o.equation != UNCHANGED]
         with self._changed(changed):
-            divergence, loss = self._compare(self._logits())
-        return Effect(divergence, loss, sum(option.divergence for option in plan))
+            divergence, loss = self._compare(self._logits(self.attentions.new_cache()))
+        return Effect(divergence, loss, self.unchanged_effect.divergence + damage(plan))
 
     @contextmanager
     def _changed(self, changes: Sequence[tuple[int, str]]) -> Iterator[None]:
         """Layers with these equations while the block runs; blocks before them are not run."""
         first = min((layer for layer, _ in changes), default=len(self.layers) - 1)
-        try:
-            for layer, equation in changes:
-                self.layers[layer].write(self.fitted[layer, equation])
-            with self._skipping(first):
-                yield
-        finally:
-            for layer, _ in changes:
-                self.layers[layer].write(self.original[layer])
+        with self.attentions.in_place(changes), self._skipping(first):
+            yield
 
     @torch.no_grad()
-    def _logits(self) -> Tensor:
-        return self.model(input_ids=self.text, use_cache=False).logits[:, :-1].float()
+    def _logits(self, cache: Any = None) -> Tensor:
+        given = {} if cache is None else cache_argument(self.model, cache)
+        output = self.model(input_ids=self.text, use_cache=cache is not None, **given)
+        return output.logits[:, :-1].float()
 
     def _compare(self, logits: Tensor) -> tuple[float, float]:
         """The divergence from the original's predictions, and the change of loss."""
@@ -170,34 +163,32 @@ class Trial:
         return float((total - logits.gather(-1, self.text[:, 1:, None])[..., 0]).mean())
 
     @torch.no_grad()
-    def _distance(self, layer: Layer) -> float:
+    def _distance(self, layer: Layer, attention: Any) -> float:
         """The squared error of the layer's output on the original's inputs, as a share."""
         [call] = self._calls[layer.number]
-        found = layer.finished(call.again(layer.attention))
+        found = layer.finished(call.again(attention, self.attentions.new_cache()))
         return float((found - call.output).square().sum() / call.output.square().sum())
 
     @contextmanager
-    def _recording(self) -> Iterator[None]:
-        """Record the inputs and outputs of every layer and block."""
-        self._outputs = [None] * len(self.layers)
+    def _recording_blocks(self) -> Iterator[None]:
+        """Keep the output of every block while the block of code runs."""
 
-        def block(number: int) -> Any:
+        def keep(number: int) -> Any:
             def hook(_: Any, __: Any, output: Any) -> None:
                 self._outputs[number] = output
 
             return hook
 
-        hooks = [one.register_forward_hook(block(n)) for n, one in enumerate(self._blocks)]
+        hooks = [one.register_forward_hook(keep(n)) for n, one in enumerate(self._blocks)]
         try:
-            with recording_calls(self.layers) as self._calls:
-                yield
+            yield
         finally:
             for hook in hooks:
                 hook.remove()
 
     @contextmanager
     def _skipping(self, first: int) -> Iterator[None]:
-        """Blocks before this layer return what they did in the original."""
+        """Blocks before this layer return what they did when no layer was changed."""
         skipped = self._blocks[:first]
         for one, output in zip(skipped, self._outputs, strict=False):
             one.forward = lambda *_, output=output, **__: output
@@ -206,6 +197,11 @@ class Trial:
         finally:
             for one in skipped:
                 del one.forward
+
+
+def damage(plan: Iterable[Option]) -> float:
+    """The sum of the divergences that a plan's layers add."""
+    return sum(option.divergence for option in plan)
 
 
 def total(plan: Iterable[Option]) -> int:

@@ -7,12 +7,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+from qkvbench.hub.families import family_of
+from qkvbench.hub.few_bits import FewBits, FewBitsCache
+from qkvbench.hub.fit.roots import DEFAULT_ROWS
 
 Windows = Int[Tensor, "_windows time"]
 
@@ -68,7 +73,7 @@ def losses(
     model: Any, text: Iterable[Int[Tensor, " time"]], cache: NewCache | None = None
 ) -> list[float]:
     """The mean loss of each window, in nats per token."""
-    return [float(_loss(_logits(model, one[None], cache)[0], one)) for one in text]
+    return [float(cross_entropy(logits(model, one[None], cache)[0], one)) for one in text]
 
 
 def loss(model: Any, text: Windows) -> float:
@@ -84,7 +89,8 @@ def perplexity(nats: float) -> float:
 @torch.no_grad()
 def recall(model: Any, tokenizer: Any, seed: int = 0, cache: NewCache | None = None) -> Recall:
     """Recall of random words; chance is one part in the number of words."""
-    words, rng = _words(tokenizer), torch.Generator().manual_seed(seed)
+    words = _words(tokenizer, model.get_input_embeddings().weight.shape[0])
+    rng = torch.Generator().manual_seed(seed)
     newline, equals = (tokenizer(mark, add_special_tokens=False)["input_ids"] for mark in "\n=")
     copies, lookups, places = [], [], []
     for _ in range(SEQUENCES):
@@ -122,8 +128,14 @@ def similarity(one: Tensor, other: Tensor) -> float:
 def decoding(
     model: Any, tokens: Int[Tensor, " context"], steps: int, cache: NewCache | None = None
 ) -> Decoding:
-    """The cache after these tokens, and the median time of one more, of so many."""
-    output = model(input_ids=tokens[None], use_cache=True, **_argument(model, cache))
+    """The cache after these tokens, and the median time of one more, of so many.
+
+    Tokens are left out at the end if the model has no positions for the steps.
+    """
+    if (most := positions(model.config)) is not None:
+        tokens = tokens[: max(1, most - steps)]
+    given = {} if cache is None else cache_argument(model, cache())
+    output = model(input_ids=tokens[None], use_cache=True, **given)
     filled = output.get("cache") or output.past_key_values
     live = cache_bytes(filled)
     times = []
@@ -134,6 +146,16 @@ def decoding(
         next_one = output.logits[:, -1:].argmax(-1)
         times.append(time.perf_counter() - began)
     return Decoding(len(tokens), live, statistics.median(times) if times else None)
+
+
+def positions(config: Any) -> int | None:
+    """The length of a model's table of positions; None if it has none, or is not bounded."""
+    return None if family_of(config).rotary else getattr(config, "max_position_embeddings", None)
+
+
+def cache_of(model: Any, rows: str) -> NewCache | None:
+    """What makes an empty cache of such rows; None if the library's own stores them."""
+    return None if rows == DEFAULT_ROWS else partial(FewBitsCache, model, cast(FewBits, rows))
 
 
 def cache_bytes(cache: Any) -> int:
@@ -153,20 +175,20 @@ def cache_name(output: Any) -> str:
     return "cache" if "cache" in output else "past_key_values"
 
 
-def _argument(model: Any, cache: NewCache | None) -> dict[str, Any]:
-    """An empty cache as the model's argument, if there is one."""
-    if cache is None:
-        return {}
+def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
+    """A cache as an argument of the model's forward."""
     parameters = inspect.signature(model.forward).parameters
-    return {"cache" if "cache" in parameters else "past_key_values": cache()}
+    return {"cache" if "cache" in parameters else "past_key_values": cache}
 
 
-def _logits(model: Any, ids: Int[Tensor, "_batch _time"], cache: NewCache | None) -> Tensor:
-    given = _argument(model, cache)
-    return model(input_ids=ids, **(given | {"use_cache": True} if given else {})).logits
+def logits(model: Any, ids: Int[Tensor, "_batch _time"], cache: NewCache | None) -> Tensor:
+    """The predictions of a model, over an empty cache if one is given."""
+    given = {} if cache is None else cache_argument(model, cache()) | {"use_cache": True}
+    return model(input_ids=ids, **given).logits
 
 
-def _loss(logits: Tensor, tokens: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The mean loss of one sequence, in nats per token."""
     return functional.cross_entropy(logits[:-1].float(), tokens[1:])
 
 
@@ -175,17 +197,24 @@ def _hits(
 ) -> float:
     """The share of these places whose token has the highest logit before it."""
     ids = torch.tensor(sequences)
-    guesses = _logits(model, ids, cache).argmax(-1)
+    guesses = logits(model, ids, cache).argmax(-1)
     return statistics.fmean(float((guesses[:, n - 1] == ids[:, n]).float().mean()) for n in places)
 
 
-def _words(tokenizer: Any, count: int = 512) -> list[int]:
-    """The first tokens that are a blank and a word in lower case; any tokens if there are few."""
-    word = re.compile(" [a-z]{4,8}")
+def _words(tokenizer: Any, most: int, count: int = 512) -> list[int]:
+    """The first tokens, of so many, that are a blank and a word in lower case.
+
+    Any tokens if there are few. A word is read behind another token, since decoders leave out the
+    blank at the beginning of a text.
+    """
+    known = min(len(tokenizer), most)
+    before = tokenizer("a", add_special_tokens=False)["input_ids"][-1]
+    start = tokenizer.decode([before])
+    word = re.compile(re.escape(start) + " [a-z]{4,8}")
     found = []
-    for token in range(len(tokenizer)):
-        if word.fullmatch(tokenizer.decode([token])):
+    for token in range(known):
+        if word.fullmatch(tokenizer.decode([before, token])):
             found.append(token)
         if len(found) == count:
             return found
-    return found if len(found) >= 2 * COPIED else list(range(3, len(tokenizer)))
+    return found if len(found) >= 2 * COPIED else list(range(3, known))

@@ -2,7 +2,7 @@
 
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,11 +13,12 @@ from transformers import AutoConfig
 from qkvbench.backends.common.free_memory import free_bytes
 from qkvbench.cost.budget import SPREADS
 from qkvbench.cost.units import bytes_text
-from qkvbench.hub.families import FAMILIES, family_of
+from qkvbench.hub.families import FAMILIES
 from qkvbench.hub.fit import folder, planning, quality
+from qkvbench.hub.fit.attentions import attentions
 from qkvbench.hub.fit.counting import budget, counting
 from qkvbench.hub.fit.healing import DECIDING_TOKENS, Healing, heal
-from qkvbench.hub.fit.latency import Steps
+from qkvbench.hub.fit.latency import STEPS, Steps
 from qkvbench.hub.fit.latency import steps as measured_steps
 from qkvbench.hub.fit.measures import (
     Measures,
@@ -33,7 +34,7 @@ from qkvbench.hub.fit.quality import Windows
 from qkvbench.hub.fit.roots import DEFAULT_ROWS
 from qkvbench.hub.fit.shards import Tensors
 from qkvbench.hub.fit.source import Checkpoint, find_teacher, load_model
-from qkvbench.hub.fit.starts import parse_start
+from qkvbench.hub.fit.starts import REFITTED, parse_start
 from qkvbench.hub.fit.streaming import LayerByLayer, StreamedModel
 from qkvbench.hub.models import register
 from qkvbench.hub.modes import Mode
@@ -69,6 +70,8 @@ class Advice:
     curve: tuple[Plan, ...]
     pairs: tuple[tuple[int, int, float, float], ...]
     loss: float
+    # What a cache in few bits costs the unchanged model, on the layers' text and on the plans'.
+    unchanged: tuple[Effect, Effect]
     # What is counted of the model beside the layers, such as its other parameters.
     rest: int = 0
 
@@ -77,6 +80,10 @@ class Advice:
         """The cache, parameters or time of the plan as a share of the original's."""
         full = sum(option.values for option in self.options if option.equation == UNCHANGED)
         return (planning.total(self.plan) + self.rest) / (full + self.rest)
+
+    def predicted(self, plan: Plan) -> float:
+        """The divergence of a plan if the damages of its layers add."""
+        return self.unchanged[0].divergence + planning.damage(plan)
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ def advise(
     check_readable(checkpoint)
     model, tokenizer = checkpoint.model(), checkpoint.tokenizer()
     check_predicts(model)
-    check_length(checkpoint.config(), max(reading.window, target.tokens or 0))
+    check_length(checkpoint.config(), reading.window)
     allowed = planning.options_of(model, equations)
     layers = planning.layers_of(model)
     steps = None
@@ -137,11 +144,13 @@ def advise(
             f"The text has {len(read)} windows of {reading.window} tokens; at least 3 are needed.\n"
             "Give a longer text, or shorter windows with --window N."
         )
+    check_tokens(model, [read])
     fit = min(fit, len(read) - 2 * min(count, (len(read) - 1) // 2))
     middle = fit + (len(read) - fit) // 2
     calibration = _calibration(model, read[:fit], progress)
     fitted = every_fit(model, allowed, calibration, start, progress)
-    trial = Trial(model, read[fit:middle], fitted, counted_.of_layer)
+    ours = attentions(model, fitted, parse_start(start).rows)
+    trial = Trial(model, read[fit:middle], ours, counted_.of_layer)
     options: list[Option] = []
     time_left = TimeLeft("layers", len(trial.layers), progress)
     for layer in range(len(trial.layers)):
@@ -165,7 +174,7 @@ def advise(
         )
         effect = trial.effect(both)
         checked.append((one.layer, other.layer, effect.divergence, effect.predicted))
-    judged = Trial(model, read[middle:], fitted)
+    judged = Trial(model, read[middle:], ours)
     rivals = {}
     for how in SPREADS:
         rival = planning.spread(options, limit, how)
@@ -179,6 +188,7 @@ def advise(
         tuple(planning.curve(options)),
         tuple(checked),
         judged.loss,
+        (trial.unchanged_effect, judged.unchanged_effect),
         counted_.rest,
     )
 
@@ -192,6 +202,7 @@ def steps_of(
     progress: Progress,
 ) -> Steps:
     """The measured steps behind as many tokens of the text as the target says."""
+    check_latency(model.config, target)
     context = target.tokens
     assert context, "the length is part of the target"
     # A short text is repeated: times depend on how many tokens there are, not on which.
@@ -226,19 +237,15 @@ def convert_checkpoint(  # noqa: PLR0913
     # Refuses what cannot be converted before anything is measured, which takes minutes.
     work = LayerByLayer(source, mode, progress)
     tokenizer = None if texts == Texts() else checkpoint.tokenizer()
-    lesson = None
-    if healing.tokens and healing.teacher is not None:
-        if checkpoint.auto != CAUSAL:
-            raise ValueError(f"{checkpoint.name} predicts no next token, which a teacher teaches.")
-        lesson = find_teacher(healing.teacher, tokenizer)
-    if healing.tokens:
-        _check_memory(source, lesson, memory_bytes)
+    lesson = _lesson(checkpoint, work, healing, tokenizer, memory_bytes)
     held, read, judged = _windows(tokenizer, texts, reading, healing)
-
+    check_tokens(source.model, (held, read, judged))
     stored = parse_start(start).rows if work.changes else DEFAULT_ROWS
 
     def measured(folder_: Path, when: str, rows: str = DEFAULT_ROWS) -> Measures:
         if held is None:
+            if read is not None:
+                progress(f"not measured {when}: the text has one window")
             return Measures()
         with runnable(folder_, checkpoint.auto, memory_bytes) as (model, timed):
             return measure(model, tokenizer, held, progress, when, rows, timed=timed)
@@ -265,17 +272,13 @@ def convert_checkpoint(  # noqa: PLR0913
             after = measured(place, "after healing", stored)
         done = work.config.qkv_mode
         rows = [
-            ("layers changed", "", _layers_text(done, len(work.layers))),
+            ("layers changed", "", _layers_text(work.changed, len(work.layers))),
             *table(before, tied, after, stored, healed=bool(healing.tokens)),
         ]
         notes = _notes(
             start if work.changes else None, fitted_to, texts.held_out, healing, reading, held
         )
-        notes += _cache_note(stored)
-        if history and min(history, key=lambda row: row[2])[0] == "start":
-            notes.append(
-                "No healed weights were better on the windows that decide: the start is kept."
-            )
+        notes += [*_cache_note(stored), *_kept_note(history)]
         numbers: dict[str, object] = {
             "mode": done,
             "start": start,
@@ -288,6 +291,27 @@ def convert_checkpoint(  # noqa: PLR0913
         folder.write_texts(tokenizer or _tokenizer_or_none(checkpoint), place, card, numbers)
     shutil.rmtree(state, ignore_errors=True)
     return Conversion(rows, numbers)
+
+
+def _lesson(
+    checkpoint: Checkpoint,
+    work: LayerByLayer,
+    healing: Healing,
+    tokenizer: Any,
+    memory_bytes: int,
+) -> Path | None:
+    """The folder of a healing's teacher, if there is one; ValueError if nothing can be healed."""
+    if not healing.tokens:
+        return None
+    if not work.changed:
+        raise ValueError("No layer changes, so there is nothing to heal: leave out --heal.")
+    lesson = None
+    if healing.teacher is not None:
+        if checkpoint.auto != CAUSAL:
+            raise ValueError(f"{checkpoint.name} predicts no next token, which a teacher teaches.")
+        lesson = find_teacher(healing.teacher, tokenizer)
+    _check_memory(work.source, lesson, memory_bytes)
+    return lesson
 
 
 def _check_memory(source: StreamedModel, lesson: Path | None, memory_bytes: int) -> None:
@@ -317,10 +341,32 @@ def runnable(place: Path, auto: str, memory_bytes: int) -> Iterator[tuple[Any, b
         yield model, False
 
 
+def check_tokens(model: Any, texts: Iterable[Windows | None]) -> None:
+    """Refuse texts with tokens that a model has no embedding of; ValueError."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    most = max((int(text.max()) for text in texts if text is not None), default=0)
+    if most >= rows:
+        raise ValueError(
+            f"The tokenizer gives token {most:,}, and the model has embeddings of {rows:,}.\n"
+            "Take the tokenizer that the model was trained with."
+        )
+
+
+def check_latency(config: Any, target: Target) -> None:
+    """Refuse steps behind so many tokens that a model's positions end; ValueError."""
+    most = quality.positions(config)
+    assert target.tokens, "the length is part of the target"
+    if most is not None and target.tokens + STEPS > most:
+        raise ValueError(
+            f"This model has {most:,} positions, and {STEPS} steps follow the tokens that are read."
+            f"\nWrite @{most - STEPS}, or less."
+        )
+
+
 def check_length(config: Any, tokens: int) -> None:
     """Refuse windows that are longer than a model's table of positions; ValueError."""
-    most = getattr(config, "max_position_embeddings", None) or tokens
-    if family_of(config).rotary or tokens <= most:
+    most = quality.positions(config)
+    if most is None or tokens <= most:
         return
     raise ValueError(
         f"This model has {most:,} positions, and windows of {tokens:,} tokens were asked for.\n"
@@ -369,7 +415,8 @@ def _windows(
         deciding = reading.count(DECIDING_TOKENS) if healing.tokens else 0
         more = (measured if texts.held_out is None else 0) + deciding
         windows = quality.windows(tokenizer, texts.text, reading.window, count + more)
-        more = min(more, len(windows) - 1)
+        # An output projection is fitted again to two windows or more.
+        more = min(more, max(len(windows) - 2, min(1, len(windows) - 1)))
         windows, rest = windows[: len(windows) - more], windows[len(windows) - more :]
         judged, held = rest[:deciding] if deciding else None, rest[deciding:]
         if judged is not None and not len(judged):
@@ -400,9 +447,13 @@ def _notes(
         if fitted_to
         else f"Changed with the start {start}, which reads no text."
     ]
+    if start and parse_start(start).name == REFITTED and fitted_to == reading.window:
+        notes.append("The output projection was not fitted again, which takes two windows.")
     if held is not None:
         kind = "a text of its own" if held_out else "the end of the text of the fit, so of its kind"
         notes.append(f"Measured on {held.numel():,} tokens in windows of {reading.window}: {kind}.")
+    elif fitted_to:
+        notes.append("Not measured: the text has one window.")
     if healing.tokens:
         taught = f", whose predictions are {healing.teacher}'s" if healing.teacher else ""
         kind = f"adapters of rank {healing.lora}" if healing.lora else "all weights"
@@ -423,12 +474,18 @@ def _cache_note(rows: str) -> list[str]:
     return [f"For a cache in {rows}: `model.generate(..., {call})`."]
 
 
-def _layers_text(mode: str | list[str], layers: int) -> str:
-    """How many layers a mode changes, and which."""
-    if isinstance(mode, str):
+def _kept_note(history: Sequence[tuple[str, int, float]]) -> list[str]:
+    """That a healing ended where it began, if it did."""
+    if not history or min(history, key=lambda row: row[2])[0] != "start":
+        return []
+    return ["No healed weights were better on the windows that decide: the start is kept."]
+
+
+def _layers_text(changed: Sequence[int], layers: int) -> str:
+    """How many layers are changed, and which."""
+    if len(changed) == layers:
         return f"all {layers}"
-    changed = [n for n, equation in enumerate(mode) if equation.split("+")[0] != UNCHANGED]
-    return f"{len(changed)} of {layers}: {ranges(changed)}"
+    return f"{len(changed)} of {layers}: {ranges(changed)}" if changed else "none"
 
 
 def ranges(numbers: Sequence[int]) -> str:

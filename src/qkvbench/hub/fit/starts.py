@@ -286,13 +286,13 @@ def _balance(root: Tensor, q: Tensor, o: Tensor) -> Tensor:
     """A factor for each coordinate that gives its rows in the root and in Q and O one size.
 
     The two coordinates of a pair have the same, so that it commutes with RoPE. Outputs do not
-    change; training and rounding to 16 bits need it.
+    change; training and rounding to 16 bits need it. It is a power of two, which rounds nothing.
     """
     pair = (2, -1)
     ours = root.square().sum(1).unflatten(0, pair).sum(0)
     others = q.square().sum((0, 2)) + o.square().sum((0, 1))
     ratio = others.unflatten(0, pair).sum(0) / ours.clamp_min(1e-30)
-    return ratio.clamp(1e-12, 1e12).pow(0.25).repeat(2)
+    return ratio.clamp(1e-12, 1e12).pow(0.25).log2().round().exp2().repeat(2)
 
 
 def _centred(matrix: Tensor, mean: Tensor | None) -> Tensor:

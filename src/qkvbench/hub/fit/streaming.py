@@ -26,6 +26,7 @@ from qkvbench.hub.fit.starts import parse_start
 from qkvbench.hub.fit.tying import Change, check_change, fit_layer, is_refitted, start_needs_text
 from qkvbench.hub.models import attention_layers, model_classes, with_mode
 from qkvbench.hub.modes import Mode, variants
+from qkvbench.variant import CANONICAL
 
 
 class StreamedModel:
@@ -177,7 +178,7 @@ class LayerByLayer:
         layer = self.layers[number]
         with self.source.loaded(self.source.parameters_of(layer.attention)):
             try:
-                check_function(self.attentions[number].plan, number)
+                check_function(self.attentions[number].plan, layer.family, number)
                 self._new_weights(layer)
             except ValueError:
                 return False
@@ -186,6 +187,13 @@ class LayerByLayer:
     def _new_weights(self, layer: Layer) -> dict[str, Tensor]:
         old = {name: part.detach() for name, part in layer.attention.state_dict().items()}
         return convert_layer(self.attentions[layer.number], old, layer.number)
+
+    @property
+    def changed(self) -> list[int]:
+        """The layers that have other matrices than the original's, fitted or not."""
+        own = {layer.number: layer.family.plan(CANONICAL, layer.geometry) for layer in self.layers}
+        rows = {number: self.attentions[number].plan.matrix_rows for number in own}
+        return [number for number, plan in own.items() if rows[number] != plan.matrix_rows]
 
     def write(self, folder: Path, text: Windows | None, start: str) -> int:
         """Write the weights, in the types of the source, and the settings; the tokens of the fit.
@@ -271,7 +279,7 @@ def _changes(
     found, refused = {}, {}
     for layer, variant in zip(layers, variants(mode, len(layers)), strict=True):
         try:
-            change = check_change(layer.number, variant, layer.geometry.kv_heads)
+            change = check_change(layer, variant)
         except ValueError as error:
             refused[layer.number] = error
         else:

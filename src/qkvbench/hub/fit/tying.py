@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkvbench.hub.conversion import with_weights
-from qkvbench.hub.fit.moments import Calibration, Moments
+from qkvbench.hub.conversion import norms_otherwise, with_weights
+from qkvbench.hub.fit.moments import Calibration, Moments, not_finite
 from qkvbench.hub.fit.outputs import refit
 from qkvbench.hub.fit.progress import Progress
 from qkvbench.hub.fit.projections import Layer, Weights, layers_of
@@ -60,17 +60,22 @@ class Change:
 def changes(mode: Mode, model: Any) -> tuple[Change, ...]:
     """The layers that a mode changes; ValueError if an equation of it cannot be fitted."""
     found = []
-    for layer, variant in zip(
-        layers := layers_of(model), variants(mode, len(layers_of(model))), strict=True
-    ):
-        change = check_change(layer.number, variant, layers[0].geometry.kv_heads)
+    layers = layers_of(model)
+    for layer, variant in zip(layers, variants(mode, len(layers)), strict=True):
+        change = check_change(layer, variant)
         if change is not None:
             found.append(change)
     return tuple(found)
 
 
-def check_change(layer: int, variant: Variant, source_heads: int) -> Change | None:
+def check_change(layer: Layer, variant: Variant) -> Change | None:
     """The change of one layer, None if there is none; ValueError if it cannot be fitted."""
+    source_heads = layer.geometry.kv_heads
+    if norms_otherwise(variant, layer.family):
+        raise ValueError(
+            f"'{write(variant)}' has other norms of heads than the checkpoint, and no fit makes "
+            "them.\nLeave the suffix out: a checkpoint's own norms are there without it."
+        )
     latent = isinstance(variant.k, Latent) and variant.v == variant.k and variant.k.groups == 1
     own = variant.k == Own() and variant.v in (Own(), TIE)
     turned = variant.scores.rope_value is not None
@@ -91,7 +96,7 @@ def check_change(layer: int, variant: Variant, source_heads: int) -> Change | No
             f"write /{' or /'.join(divisors)}."
         )
     changed = latent or variant.v == TIE or heads < source_heads
-    return Change(layer, variant, heads) if changed else None
+    return Change(layer.number, variant, heads) if changed else None
 
 
 def fit_layer(
@@ -101,6 +106,10 @@ def fit_layer(
 
     A refitted output projection comes afterwards: see `is_refitted`.
     """
+    if not all(
+        bool(part.isfinite().all()) for part in (weights.q, weights.k, weights.v, weights.o)
+    ):
+        raise ValueError(not_finite(layer))
     how = parse_start(start)
     if moments is None and how.is_fitted:
         raise ValueError(start_needs_text(start))
