@@ -154,7 +154,7 @@ def positions(config: Any) -> int | None:
 
 
 def cache_of(model: Any, rows: str) -> NewCache | None:
-    """What makes an empty cache of such rows; None if the library's own stores them."""
+    """A maker of empty caches of such rows; None if the library's own stores them."""
     return None if rows == DEFAULT_ROWS else partial(FewBitsCache, model, cast(FewBits, rows))
 
 
