@@ -298,6 +298,10 @@ def test_a_claim_is_decided_by_what_is_certain_and_a_direction_by_what_is_likely
     # One of several comparisons decides only if their number is counted.
     chance = [_evidence("a", -0.05, 0.05, 0.8) for _ in range(4)]
     assert test.combine([likely, *chance], level=LEVEL).verdict == "not distinguishable"
+    # So do intervals: within the margin at 95%, of which there are several.
+    small = _evidence("a", -0.010, 0.004, 0.3)
+    within = Runs("q,k=v", "no worse", ("a",), AT_SORTING, margin=0.013)
+    assert within.combine([small, *chance], level=LEVEL).verdict == "not distinguishable"
     # Beyond the margin by the interval of 95%, and not by the wider one.
     beyond = _evidence("a", -0.19, -0.11, 1e-9)
     allowed = Runs("q,k=v", "no worse", ("a",), AT_SORTING, margin=0.1)

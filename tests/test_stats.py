@@ -77,10 +77,58 @@ def test_proportions_are_analysed_as_logits_and_given_back_as_proportions():
     test = scipy_stats.ttest_ind(logits[1], logits[0], equal_var=False)
     # But for the half of one in a thousand by which 0 and 1 are kept from infinity.
     assert each.p == pytest.approx(test.pvalue, rel=0.05)
-    low, high = test.confidence_interval(0.95)
-    base = logits[0].mean()
-    wanted = [1 / (1 + np.exp(-(base + end))) - 1 / (1 + np.exp(-base)) for end in (low, high)]
-    assert (each.low, each.high) == pytest.approx(wanted, abs=0.01)
+    reach = scipy_stats.t.isf(0.025, test.df)
+    ends = logits.mean(1) + np.array([[-1], [0], [1]]) * reach * scipy_stats.sem(logits, axis=1)
+    (low, first, high), (other_low, second, other_high) = (1 / (1 + np.exp(-ends))).T
+    wanted = (
+        second - first - np.hypot(second - other_low, high - first),
+        second - first + np.hypot(other_high - second, first - low),
+    )
+    assert (each.low, each.high) == pytest.approx(wanted, abs=0.005)
+
+
+def _shares(rng, mean, deviation, seeds):
+    unit = welch.unit_of("share")
+    drawn = unit.analysed([mean]) + deviation * rng.normal(size=seeds)
+    return [unit.restored(each) for each in drawn]
+
+
+@pytest.mark.parametrize(
+    "means", [(0.9, 0.9), (0.9, 0.995), (0.995, 0.9), (0.8, 0.95), (0.01, 0.05)]
+)
+@pytest.mark.parametrize("deviations", [(0.4, 0.4), (0.8, 0.2)])
+def test_an_interval_of_proportions_has_the_true_difference_in_it(means, deviations):
+    rng, held = np.random.default_rng(0), []
+    for _ in range(300):
+        arms = [_shares(rng, *arm, 5) for arm in zip(means, deviations, strict=True)]
+        each = stats.difference(*arms, metric=metric_of(unit="share"))
+        held.append(each.low <= means[1] - means[0] <= each.high)
+        assert each.clear == (not each.low <= 0 <= each.high)
+        # The other way round it is the mirror image.
+        other = stats.difference(*arms[::-1], metric=metric_of(unit="share"))
+        assert (other.low, other.high) == pytest.approx((-each.high, -each.low), abs=1e-9)
+    assert np.mean(held) > 0.88
+
+
+@pytest.mark.parametrize(
+    ("means", "margin"),
+    [
+        ((0.94, 0.9901), 0.05),
+        ((0.985, 0.9951), 0.01),
+        ((0.9898, 0.9999), 0.01),
+        ((0.0151, 0.005), 0.01),
+    ],
+)
+def test_arms_that_differ_by_more_than_the_margin_seldom_match(means, margin):
+    rng, found = np.random.default_rng(1), []
+    for _ in range(300):
+        arms = [_shares(rng, mean, 0.6, 5) for mean in means]
+        for one, other in (arms, arms[::-1]):
+            each = stats.difference(one, other, metric=metric_of(unit="share"), margin=margin)
+            found.append(each.match_p)
+        assert found[-1] == pytest.approx(found[-2])
+    assert np.mean(np.array(found) < 0.05) < 0.08
+    assert np.mean(np.array(found) < stats.CERTAIN) < 0.01
 
 
 def test_a_proportion_of_one_has_a_finite_difference_within_zero_and_one():

@@ -201,8 +201,10 @@ def _shown(view: View, hypothesis: Hypothesis, task: TaskView | None) -> Shown:
         "matches": tested and tested.match_p,
         "not worse": tested and tested.not_worse_p,
     }
+    # Of solved seeds the margin is a share, and a certain verdict is on when they solve the task.
+    certain = pair.difference is None and pair.verdict in ("worse", "better")
     within: frozenset[Expectation] = frozenset(
-        name for name, p in levels.items() if p is not None and p < CERTAIN
+        name for name, p in levels.items() if p is not None and p < CERTAIN and not certain
     )
     return Shown(pair.verdict, within_margin=within, is_beyond_margin=_is_beyond(pair))
 

@@ -246,33 +246,38 @@ def difference(
 
     For proportions all is computed on logits, and the value and its bounds are those of the second
     arm's proportion minus the first's. If the means differ the other way than the logits, neither
-    arm is called the better one.
+    arm is called the better one. A margin is laid off from either arm's proportion, and the larger
+    p value of the two counts: the logits of a margin are longest near 0 and 1.
     """
     unit = unit_of(metric.unit)
     if min(len(first), len(second)) < 2:
         return Difference(float(np.mean(second) - np.mean(first)))
     found = welch(first, second, unit)
-    base = unit.restored(found.base)
-
-    def restored(value: float) -> float:
-        return unit.restored(found.base + value) - base
-
-    result = Difference(restored(found.value))
+    arm, base = unit.restored(found.base + found.value), unit.restored(found.base)
+    result = Difference(arm - base)
     if found.error == 0:
         return replace(result, p=_permuted_p(first, second) if found.value else None)
-    half, wide = found.half_width(LEVEL), found.half_width(CERTAIN)
+    low, high = found.bounds(LEVEL, unit)
     opposite = found.value * (float(np.mean(second)) - float(np.mean(first))) < 0
     result = replace(
         result,
-        low=restored(found.value - half),
-        high=restored(found.value + half),
+        low=low,
+        high=high,
         p=1.0 if opposite else found.p,
-        certain=(restored(found.value - wide), restored(found.value + wide)),
+        certain=found.bounds(CERTAIN, unit),
     )
     if margin is None:
         return result
-    above = found.above_p(analysed_bound(unit, base - margin) - found.base)
-    below = found.below_p(analysed_bound(unit, base + margin) - found.base)
+    # A difference of the margin, from the baseline's proportion and from the arm's.
+    lost, gained = (
+        (
+            analysed_bound(unit, base + side * margin) - found.base,
+            found.base + found.value - analysed_bound(unit, arm - side * margin),
+        )
+        for side in (-1, 1)
+    )
+    above = max(found.above_p(bound) for bound in lost)
+    below = max(found.below_p(bound) for bound in gained)
     not_worse = above if metric.better == "higher" else below
     return replace(result, match_p=max(above, below), not_worse_p=not_worse)
 

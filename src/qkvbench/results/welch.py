@@ -58,17 +58,42 @@ def unit_of(name: str) -> Unit:
 class Welch:
     """The second sample's mean minus the first's, on the scale of analysis.
 
-    ``error`` is its standard error, with ``degrees`` of freedom; both are 0 if no score varies.
+    ``error`` is its standard error, with ``degrees`` of freedom, and ``errors`` are those of the
+    two means; all are 0 if no score varies.
     """
 
     base: float
     value: float
     error: float
     degrees: float
+    errors: tuple[float, float] = (0.0, 0.0)
 
-    def half_width(self, level: float) -> float:
-        """Half the width of the two-sided interval at this level."""
-        return _quantile(level / 2, self.degrees) * self.error
+    def bounds(self, level: float, unit: Unit) -> tuple[float, float]:
+        """The two-sided interval of the difference at this level, in the unit of the scores.
+
+        It combines the intervals of both means: without logits it is Welch's, and with them each
+        mean is as uncertain where it lies as the logit says (MOVER, doi:10.1002/sim.2781). Zero is
+        in it if the p value says so.
+        """
+        reach = _quantile(level / 2, self.degrees)
+        first, second = self.base, self.base + self.value
+        (low, middle, high), (other_low, other_middle, other_high) = (
+            [unit.restored(mean + side * reach * error) for side in (-1, 0, 1)]
+            for mean, error in zip((first, second), self.errors, strict=True)
+        )
+        value = other_middle - middle
+        ends = [
+            value - math.hypot(other_middle - other_low, high - middle),
+            value + math.hypot(other_high - other_middle, middle - low),
+        ]
+        for at, end in enumerate(
+            (self.value - reach * self.error, self.value + reach * self.error)
+        ):
+            if ends[at] * end < 0:
+                # The logit's own bound, laid off from either mean, so that the order is no matter.
+                from_first = unit.restored(first + end) - middle
+                ends[at] = (from_first + other_middle - unit.restored(second - end)) / 2
+        return ends[0], ends[1]
 
     @property
     def p(self) -> float:
@@ -94,7 +119,9 @@ def welch(first: Sequence[float], second: Sequence[float], unit: Unit) -> Welch:
     if error <= 1e-12 * max(1.0, *(abs(mean) for mean in means)):
         return Welch(means[0], means[1] - means[0], 0.0, 0.0)
     spread = sum(part**2 / (size - 1) for part, size in zip(parts, sizes, strict=True))
-    return Welch(means[0], means[1] - means[0], error, sum(parts) ** 2 / spread)
+    degrees = sum(parts) ** 2 / spread
+    errors = math.sqrt(parts[0]), math.sqrt(parts[1])
+    return Welch(means[0], means[1] - means[0], error, degrees, errors)
 
 
 @lru_cache(maxsize=8192)

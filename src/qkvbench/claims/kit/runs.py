@@ -145,11 +145,13 @@ class Runs:
         """The verdict of all comparisons together; None if there is none."""
         if not collected:
             return None
-        # Any of several likely differences would decide, so they share one level.
+        # Any of several likely differences would decide, so they share one level. Of intervals
+        # there is no level between the likely and the certain one.
         p = {place: each.outcome.p for place, each in enumerate(collected)}
         p = p if level == CERTAIN else holm(p)
+        bounds = level if len(collected) == 1 else CERTAIN
         verdicts: list[tuple[Evidence, Verdict]] = [
-            (each, self._verdict(each.outcome, p[place], level))
+            (each, self._verdict(each.outcome, p[place], level, bounds))
             for place, each in enumerate(collected)
         ]
         verdict = self._overall(verdicts)
@@ -176,14 +178,21 @@ class Runs:
         """Whether this comparison is at the claim's own scale."""
         return self.scale.covers(evidence.task, evidence.conditions)
 
-    def _verdict(self, outcome: ScoreDifference | SolvedCounts, p: float, level: float) -> Verdict:
-        """The verdict of one comparison with this p value at this level."""
+    def _verdict(
+        self, outcome: ScoreDifference | SolvedCounts, p: float, level: float, bounds: float
+    ) -> Verdict:
+        """The verdict of one comparison: by its p value at one level, by its interval at another.
+
+        Zero as a margin is what the p value is of.
+        """
         allowed = self.margin or 0.0
         no_worse = self.expected == "no worse"
         match outcome:
-            case ScoreDifference() if no_worse and outcome.largest_loss_at(level) <= allowed:
+            case ScoreDifference() if no_worse and outcome.largest_loss_at(bounds) <= allowed:
                 return "supported"
-            case ScoreDifference() if no_worse and outcome.smallest_loss_at(level) <= allowed:
+            case ScoreDifference() if no_worse and (
+                outcome.smallest_loss_at(bounds if allowed else level) <= allowed
+            ):
                 return "not distinguishable"
             case ScoreDifference() | SolvedCounts() if p < level:
                 worse = self.expected == "worse"
