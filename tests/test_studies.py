@@ -451,7 +451,7 @@ def test_what_changes_of_a_block_do_is_what_their_page_says():
 def test_what_tuned_rates_and_more_steps_do_to_a_block_is_what_its_page_says():
     page = (ROOT / "docs" / "minimal.md").read_text()
     plain = ("minimal",)
-    tuned = ("minimal-tuned", "rivals-tuned", "minimal-others-tuned")
+    tuned = ("minimal-tuned", "rivals-tuned", "minimal-others-tuned", "minimal-last-tuned")
     longer = ("minimal-1500-tuned", "minimal-1500-more-tuned")
     columns = [
         [_task(committed(name), "lm-reviews") for name in names] for names in (plain, tuned, longer)
@@ -461,7 +461,8 @@ def test_what_tuned_rates_and_more_steps_do_to_a_block_is_what_its_page_says():
     assert columns[2][1].result.means["q,k,v"].value == means[2]
     of_minimal = {*columns[0][0].result.differences}
     arms = {arm for tasks in columns[1:] for task in tasks for arm in task.result.differences}
-    assert len(arms & of_minimal) == 17 + 6
+    # All of them.
+    assert arms & of_minimal == of_minimal
     for arm in arms & of_minimal:
         cells = []
         for tasks in columns:
@@ -474,15 +475,36 @@ def test_what_tuned_rates_and_more_steps_do_to_a_block_is_what_its_page_says():
             cells.append(f"{symbol}{signed(each.value, 3)} ±{(each.high - each.low) / 2:.3f}")
         assert f"| `{arm}` | {' | '.join(cells)} |".replace("|  |", "| |") in page, arm
     counts = {}
-    for name in (tuned[0], tuned[2], *longer):
+    for name in (tuned[0], *tuned[2:], *longer):
         outcomes = [each.outcome for each in judge_hypotheses(committed(name))]
         counts[name] = [outcomes.count(word) for word in OUTCOMES]
     assert counts == {
         "minimal-tuned": [5, 5, 0],
         "minimal-others-tuned": [3, 2, 0],
+        "minimal-last-tuned": [3, 3, 0],
         "minimal-1500-tuned": [0, 6, 0],
         "minimal-1500-more-tuned": [5, 4, 0],
     }
+
+
+def test_rivals_of_equal_compute_are_what_their_page_says():
+    page = (ROOT / "docs" / "rivals.md").read_text()
+    (line,) = [each for each in page.splitlines() if "as many multiply-accumulates" in each]
+    study, plain = committed("rivals-compute"), committed("rivals")
+    compute, shape = _task(study, "lm-reviews"), _task(plain, "lm-reviews")
+    for arm in recipes.find("rivals-compute").variants[1:-1]:
+        each = compute.result.differences[arm]
+        before = shape.result.differences[arm.partition("~")[0]].value
+        written = signed(each.value, 3).replace("0.", ".")
+        half = f"{(each.high - each.low) / 2:.3f}".lstrip("0")
+        assert f"{written} ± {half}" in line or f" {written} (" in line, arm
+        assert signed(before, 3).replace("0.", ".").lstrip("+") in line, arm
+    outcomes = [each.outcome for each in judge_hypotheses(study)]
+    assert outcomes == ["confirmed"] * 7
+    macs = {cell.variant: {run.cost.macs for run in cell.runs} for cell in compute.cells}
+    (wanted,) = macs["q,k,v"]
+    for arm, found in macs.items():
+        assert arm == "none" or max(found) == pytest.approx(wanted, rel=0.005), arm
 
 
 def test_what_the_search_kept_is_what_its_page_says():
