@@ -72,7 +72,7 @@ class Welch:
         """The two-sided interval of the difference at this level, in the unit of the scores.
 
         It combines the intervals of both means: without logits it is Welch's, and with them each
-        mean is as uncertain where it lies as the logit says (MOVER, doi:10.1002/sim.2781). Zero is
+        mean is as uncertain where it lies as the logit says (MOVER: Zou and Donner, 2008). Zero is
         in it if the p value says so.
         """
         reach = _quantile(level / 2, self.degrees)
