@@ -56,7 +56,8 @@ def write_files(experiments: tuple[Experiment, ...], folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for each in experiments:
-            (folder / f"{each.id}.json").write_text(json.dumps(to_json(each), indent=1) + "\n")
+            text = json.dumps(to_json(each), indent=1) + "\n"
+            (folder / f"{each.id}.json").write_text(text, encoding="utf-8")
     except OSError as error:
         raise RequestError(
             f"{folder} cannot be written: {error.strerror}.\nGive another folder with --files."
