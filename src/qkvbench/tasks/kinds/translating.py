@@ -108,8 +108,8 @@ def decode(
     source: Source, tokenizer: Tokenizer, written: Sequence[Integer[np.ndarray, " _tokens"]]
 ) -> list[str]:
     """The texts of these tokens."""
-    written = (source.folder(tokenizer) / "tokenizer.json").read_text(encoding="utf-8")
-    learned = restore(tokenizer, written)
+    tokenizer_json = (source.folder(tokenizer) / "tokenizer.json").read_text(encoding="utf-8")
+    learned = restore(tokenizer, tokenizer_json)
     return [on_one_line(learned.decode(tokens)) for tokens in written]
 
 
