@@ -435,6 +435,20 @@ def test_a_probe_leaves_an_empty_store(tmp_path):
     assert [*(tmp_path / "out").rglob("*")] == [tmp_path / "out" / "runs"]
 
 
+@pytest.mark.parametrize(
+    ("words", "closed", "status"),
+    [("ls positions", ">&-", 0), ("ls bogus", "2>&-", 2), ("ls bogus", ">&- 2>&-", 2)],
+)
+def test_what_is_printed_to_a_closed_stream_goes_nowhere(words, closed, status):
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m qkvbench {words} {closed}', sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_fork_server")
 def test_a_study_with_a_run_that_fails_prints_its_row_and_ends_with_1(
