@@ -199,6 +199,7 @@ def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_its_end():
     assert rates[54] == pytest.approx(0.55)  # half of the cosine
     assert rates[-1] == pytest.approx(0.1)
     assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert learning_rate(SHORT, SHORT.steps) == SHORT.final_learning_rate == 0
 
 
 def test_a_loss_before_training_is_that_of_guessing():
