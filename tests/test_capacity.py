@@ -14,7 +14,9 @@ from qkvbench.sweep.engines import RunContext
 def _container(tmp_path, monkeypatch):
     """The folder of a container's limits, of a machine with 1,000 free bytes."""
     monkeypatch.setattr(free_memory, "GROUP", tmp_path)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: SimpleNamespace(available=1000, total=2000)
+    )
     return tmp_path
 
 
@@ -32,6 +34,16 @@ def test_free_memory_is_the_container_s_without_the_files_that_it_has_read(conta
     assert free_memory.free_bytes() == 0
     limit(container, "max", 300, 0)
     assert free_memory.free_bytes() == 1000
+
+
+def test_all_memory_is_the_container_s_limit_or_the_machine_s(container):
+    assert free_memory.total_bytes() == 2000
+    limit(container, 700, 300, 100)
+    assert free_memory.total_bytes() == 700
+    limit(container, 3000, 300, 100)
+    assert free_memory.total_bytes() == 2000
+    limit(container, "max", 300, 0)
+    assert free_memory.total_bytes() == 2000
 
 
 def test_fewer_runs_go_at_a_time_if_memory_is_short_and_it_says_so(container):

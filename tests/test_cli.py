@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -372,6 +373,80 @@ def test_letters_that_a_terminal_lacks_are_replaced(monkeypatch):
     assert main(["show", "q,k=v"]) == 0
     terminal.flush()
     assert b"softmax" in terminal.buffer.getvalue()
+
+
+@pytest.fixture(name="experiment")
+def _experiment(tmp_path, monkeypatch):
+    """The content of the file of an experiment."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--variants", "q,k=v", "--tasks", "digits", "--seeds", "1", "--smoke"]
+    assert main(["run", *words, "--files", "files"]) == 0
+    (path,) = (tmp_path / "files").iterdir()
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda experiment: "[" * 100_000, "it is not JSON"),
+        (lambda experiment: {**experiment, "threads": 0}, "1 or more threads"),
+        (lambda experiment: {**experiment, "task": "./gone.txt"}, "gone.txt"),
+        (
+            lambda experiment: {
+                **experiment,
+                "training": {**experiment["training"], "clip": math.inf},
+            },
+            "training: clip is inf",
+        ),
+    ],
+    ids=["nested", "threads", "gone", "infinite"],
+)
+def test_an_experiment_that_cannot_run_is_refused_in_words(
+    change, said, experiment, tmp_path, capsys
+):
+    content = change(experiment)
+    text = content if isinstance(content, str) else json.dumps(content)
+    (tmp_path / "x.json").write_text(text, encoding="utf-8")
+    capsys.readouterr()
+    assert main(["train", "x.json", "--out", "out"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert len(err.splitlines()) <= 6
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_anything_is_trained(
+    experiment, tmp_path, capsys, monkeypatch
+):
+    def train(*words, **options):
+        raise AssertionError
+
+    monkeypatch.setattr("qkvbench.train.dependencies.run_with_dependencies", train)
+    (tmp_path / "x.json").write_text(json.dumps(experiment), encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "runs").write_text("in the way", encoding="utf-8")
+    assert main(["train", "x.json", "--out", "out"]) == 2
+    assert "--out DIR" in capsys.readouterr().err
+
+
+def test_a_probe_leaves_an_empty_store(tmp_path):
+    Store(tmp_path / "out").make_writable()
+    assert [*(tmp_path / "out").rglob("*")] == [tmp_path / "out" / "runs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "closed", "status"),
+    [("ls positions", ">&-", 0), ("ls bogus", "2>&-", 2), ("ls bogus", ">&- 2>&-", 2)],
+)
+def test_what_is_printed_to_a_closed_stream_goes_nowhere(words, closed, status):
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m qkvbench {words} {closed}', sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
 @pytest.mark.slow

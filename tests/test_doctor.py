@@ -5,9 +5,12 @@ import sys
 
 import pytest
 
-from qkvbench import native
+from qkvbench import hardware, native
+from qkvbench.backends.common import free_memory
 from qkvbench.cli import doctor, main, packages
+from qkvbench.cost.roofline import Conditions, work
 from qkvbench.experiment import PRECISIONS
+from qkvbench.measure import calibration
 
 
 def findings(capsys):
@@ -179,3 +182,114 @@ def test_the_types_of_each_precision_are_the_backend_s_own_answer(capsys, monkey
     monkeypatch.setattr(doctor, "CHECKS", (doctor._precisions,))
     _, rows = findings(capsys)
     assert rows["types", "products"]["found"] == "fp32: float32"
+
+
+@pytest.fixture(name="container")
+def _small_container(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("group")
+    (folder / "memory.max").write_text(f"{2**30}\n")
+    (folder / "memory.current").write_text(f"{2**28}\n")
+    (folder / "memory.stat").write_text("inactive_file 0\n")
+    monkeypatch.setattr(free_memory, "GROUP", folder)
+
+
+@pytest.mark.usefixtures("container")
+def test_memory_is_the_container_s(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._machine,))
+    row = findings(capsys)[1]["machine", "memory"]
+    assert row["verdict"] == "note"
+    assert row["found"] == "768 MiB of 1 GiB free"
+
+
+def _step_s(kind, model, precision, context, cache, batch):
+    """The time of a step on a machine with a rate for each part."""
+    step = work(model, kind, Conditions(context, batch, precision, precision, cache or precision))
+    weights_s = step.weights.moved_bytes / 15e9 + step.weights.flops / 30e9
+    attention_s = step.attention.moved_bytes / 10e9 + step.attention.flops / 20e9
+    return 1e-4 + len(model.blocks) * 2e-5 + weights_s + attention_s
+
+
+@pytest.fixture(name="machine")
+def _machine(tmp_path, monkeypatch):
+    """A machine of computed times; its `slower` are the factors of the next matching steps."""
+    slower = []
+
+    def step_s(timer, kind, model, precision, context, cache=None, batch=1):
+        seconds = _step_s(kind, model, precision, context, cache, batch)
+        if slower and slower[0][0](kind, model, context, batch):
+            return seconds * slower.pop(0)[1]
+        return seconds
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration.Timer, "step_s", step_s)
+    monkeypatch.setattr(calibration, "_bandwidth", lambda threads: 2e10)
+    monkeypatch.setattr(calibration, "_peak_rates", lambda threads: {"fp32": 1e11, "bf16": 1e11})
+    return slower
+
+
+# Steps whose time is taken away from a longer one's, and how much slower they are.
+DISTURBED = {
+    "rows": (lambda kind, model, context, batch: context == calibration.MIDDLE, 9),
+    "weights": (
+        lambda kind, model, context, batch: model.geometry.d_model == calibration.HEAD_DIM,
+        40,
+    ),
+    "prefill": (
+        lambda kind, model, context, batch: (
+            kind == "prefill" and context == calibration.SHORT_PROMPT
+        ),
+        40,
+    ),
+    "products": (
+        lambda kind, model, context, batch: (
+            batch == 1 and (len(model.blocks), model.geometry.d_model) == (4, calibration.WIDE)
+        ),
+        40,
+    ),
+}
+
+
+@pytest.mark.parametrize("part", DISTURBED)
+def test_a_disturbed_time_is_taken_again(part, machine):
+    undisturbed = calibration.calibrate("here", 1)
+    machine += [DISTURBED[part]] * 2
+    assert calibration.calibrate("here", 1) == undisturbed
+    assert machine == []
+
+
+@pytest.mark.parametrize("slower", DISTURBED.values(), ids=[*DISTURBED])
+def test_a_machine_that_stays_busy_is_refused_and_nothing_is_written(
+    slower, machine, capsys, tmp_path
+):
+    machine += [slower] * 100
+    assert main(["doctor", "--calibrate", "here.toml"]) == 2
+    assert "too busy" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_absurd_rate_is_refused_and_nothing_is_written(machine, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(calibration, "_bandwidth", lambda threads: 1e9)
+    assert main(["doctor", "--calibrate", "here.toml"]) == 2
+    assert "times bandwidth_bytes_per_s" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.usefixtures("machine", "container")
+def test_a_calibration_as_json_is_the_record_alone(capsys):
+    assert main(["doctor", "--calibrate", "here.toml", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    written = hardware.find("here.toml")
+    assert record["name"] == written.name == "here"
+    assert record["memory_bytes"]["value"] == 2**30
+    assert written.memory_bytes.value == pytest.approx(2**30, rel=1e-3)
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_record_that_cannot_be_written_after_all_is_told_in_words(monkeypatch, capsys, tmp_path):
+    def calibrate(name, threads):
+        (tmp_path / "here.toml").mkdir()
+        return hardware.find("h100")
+
+    monkeypatch.setattr(calibration, "calibrate", calibrate)
+    assert main(["doctor", "--calibrate", "here.toml"]) == 2
+    assert "here.toml cannot be written: Is a directory" in capsys.readouterr().err

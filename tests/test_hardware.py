@@ -37,7 +37,8 @@ def test_every_device_has_a_record_whose_figures_have_sources() -> None:
     """Those that the issue of edge and cloud asks for are there."""
     assert {"a100-80gb", "h100", "h200", "rtx-3060", "rtx-4090"} <= set(hardware.names())
     assert {"jetson-agx-orin", "raspberry-pi-5", "stm32h743", "groq-lpu"} <= set(hardware.names())
-    for name in hardware.names():
+    measured = Path(__file__).parents[1] / "studies" / "benchmarks" / "cost-model.toml"
+    for name in [*hardware.names(), str(measured)]:
         device = hardware.find(name)
         assert all(rate.source for rate in device.flops_per_s.values())
 
@@ -73,6 +74,43 @@ def test_a_missing_or_absurd_figure_is_refused_by_name(change: dict, named_field
     content = {key: value for key, value in {**DEVICE, **change}.items() if value is not None}
     with pytest.raises(UnknownDeviceError, match=named_field):
         parse("mine", content)
+
+
+CALIBRATION = {
+    "date": "2026-11-29",
+    "threads": 1,
+    "step_s": 0,
+    "layer_s": 0,
+    "reads": {"fp32": [{"working_set_bytes": 1e6, "bytes_per_s": 9e13}]},
+    "step_product_flops_per_s": {"fp32": 1e14},
+    "step_sequences": 8,
+    "cache_bytes_per_s": {"fp32": 1e12},
+    "row_flops_per_s": {"int8": 1e14},
+    "unfused_flops_per_s": {"fp32": 1e14},
+    "product_flops_per_s": {"fp32": 1e14},
+    "attention_flops_per_s": {"fp32": 1e14},
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step_product_flops_per_s": {"fp32": 1e15}},
+        {"row_flops_per_s": {"int8": 1e15}},
+        {"unfused_flops_per_s": {"fp32": 1e15}},
+        {"product_flops_per_s": {"fp32": 1e15}},
+        {"attention_flops_per_s": {"fp32": 1e15}},
+        {"cache_bytes_per_s": {"fp32": 1e13}},
+        {"reads": {"fp32": [{"working_set_bytes": 1e9, "bytes_per_s": 1e13}]}},
+    ],
+)
+def test_a_measured_rate_far_above_the_device_s_is_refused_by_name(change: dict) -> None:
+    """Of weights that lie on the chip, memory does not bound the rate."""
+    on_chip = {"on_chip_bytes": {"value": 1e7, "source": "a data sheet"}}
+    parse("mine", {**DEVICE, **on_chip, "calibration": CALIBRATION})
+    (field,) = change
+    with pytest.raises(UnknownDeviceError, match=rf"calibration.{field}.\w+ is 10 times"):
+        parse("mine", {**DEVICE, **on_chip, "calibration": {**CALIBRATION, **change}})
 
 
 def _model(equation: str, tokens_model: str = "small-decoder") -> Model:

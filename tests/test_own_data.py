@@ -191,6 +191,14 @@ def test_documents_that_differ_in_blanks_at_their_ends_are_one(here):
     assert len(splits[0].train) == pytest.approx(len(splits[1].train), rel=0.05)
 
 
+def test_a_column_of_numbers_and_an_identifier_is_text(here):
+    rows = [[f"{n}" if n else "1_000", "xy"[n % 2]] for n in range(60)]
+    own_data.table(here / "x.csv", ["a", "label"], rows)
+    assert "class of a text" in tasks.find("x.csv").about
+    own_data.table(here / "y.csv", ["a", "label"], rows[1:])
+    assert "1 numbers" in tasks.find("y.csv").about
+
+
 def test_a_long_cell_is_read_up_to_its_first_tokens(here):
     rows = [[f"{n} " + "long " * 40_000 * (n % 20 < 2), "xy"[n % 2]] for n in range(60)]
     own_data.table(here / "x.csv", ["text", "label"], rows)
@@ -277,6 +285,16 @@ REFUSED = {
         "x.csv",
         lambda p: p.write_text("a,b,label\n1,inf,x"),
         "'inf', .* no number up to",
+    ),
+    "digits of another script": (
+        "x.csv",
+        lambda p: p.write_text("a,b,label\n1,\u0663,x", encoding="utf-8"),
+        "Line 2.*'b'.*no number up to",
+    ),
+    "underscores": (
+        "x.csv",
+        lambda p: p.write_text("a,b,label\n1,1_000,x"),
+        "'1_000', .* no number",
     ),
     "no class": ("x.csv", lambda p: p.write_text("a,b,label\n1,2,"), "Line 2 .* no label"),
     "open quote": ("x.csv", lambda p: p.write_text('a,label\n"1,x'), "Line 2 .* no row"),

@@ -66,6 +66,31 @@ def test_a_record_is_strict_json_and_its_experiment_runs_again():
     assert run(again).metrics == record.metrics
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"final_learning_rate": math.nan}, "final_learning_rate is nan"),
+        ({"weight_decay": math.inf}, "weight_decay is inf"),
+        ({"betas": (0.9, math.nan)}, "betas is"),
+        ({"clip": math.inf}, "clip is inf"),
+        ({"clip": -1}, "positive clip"),
+        ({"clip": 0}, "positive clip"),
+        ({"scored": 0}, "1 or more scored items"),
+        ({"steps": 0}, "1 or more steps"),
+    ],
+    ids=str,
+)
+def test_a_training_that_cannot_be_is_refused_in_words(changed, said):
+    with pytest.raises(ValueError, match=said):
+        replace(SHORT, **changed)
+
+
+def test_no_threads_are_refused_in_words():
+    with pytest.raises(ValueError, match="1 or more threads"):
+        experiment(threads=0)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_step_that_would_spoil_the_weights():
     wild = experiment(training=replace(SHORT, learning_rate=1e30, warmup=0))
     learner, state = Learner(wild), RunState()
@@ -174,6 +199,7 @@ def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_its_end():
     assert rates[54] == pytest.approx(0.55)  # half of the cosine
     assert rates[-1] == pytest.approx(0.1)
     assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert learning_rate(SHORT, SHORT.steps) == SHORT.final_learning_rate == 0
 
 
 def test_a_loss_before_training_is_that_of_guessing():

@@ -141,6 +141,10 @@ REQUESTS = {
     "claims --verdict true": ["true"],
     "claims --source paper": ["paper"],
     "claims --json --out ledger.html": ["--json"],
+    "doctor --threads 1": ["--calibrate my-laptop.toml --threads 1"],
+    "doctor --calibrate here.toml --threads 999999999999": ["--threads 999,999,999,999", "cores"],
+    "doctor --calibrate folder.toml": ["folder.toml", "no file"],
+    "doctor --calibrate ''": ["my-laptop.toml"],
 }
 # Requests that are met, and what must not be imported for them.
 FRAMEWORKS = {"torch", "jax", "transformers"}
@@ -174,6 +178,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "unlabelled.csv").write_text("a,b\n1,2\n3,4\n")
     (tmp_path / "empty.csv").write_text("\n")
     (tmp_path / "nothing").mkdir()
+    (tmp_path / "folder.toml").mkdir()
     (tmp_path / "results" / "kept").mkdir(parents=True)
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "config.json").write_text('{"model_type": "gpt2"}')

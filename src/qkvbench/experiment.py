@@ -1,6 +1,7 @@
 """One run, as a value: a model, a task, how it is trained, a seed. Its hash is its identity."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from functools import cached_property, lru_cache
@@ -48,7 +49,20 @@ class Training:
     smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse parts that would be empty, and labels that would be none."""
+        """Refuse numbers that would train nothing, or compute with what is no number."""
+        self._check_finite()
+        if self.steps < 1:
+            raise ValueError(f"A training of {self.steps} steps is none; take 1 or more steps.")
+        if self.clip <= 0:
+            raise ValueError(
+                f"A gradient cannot be clipped to the norm {self.clip:g}; take a positive clip, "
+                "such as 1."
+            )
+        if self.scored is not None and self.scored < 1:
+            raise ValueError(
+                f"A score of {self.scored} items is none; take 1 or more scored items, or null "
+                "for all of them."
+            )
         if not 1 <= self.micro_batches <= self.batch:
             raise ValueError(
                 f"A batch of {self.batch} sequences cannot be computed in {self.micro_batches} "
@@ -59,6 +73,14 @@ class Training:
                 f"A label cannot give the share {self.smoothing:g} of itself to all classes; take "
                 "a number from 0 up to but not 1, such as 0.1."
             )
+
+    def _check_finite(self) -> None:
+        """Refuse NaN and infinity, which JSON's reader takes and a record cannot hold."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(each, float) and not math.isfinite(each) for each in numbers):
+                raise ValueError(f"{field.name} is {value}; take finite numbers.")
 
 
 @dataclass(frozen=True)
@@ -106,6 +128,8 @@ class Experiment:
                 f"{self.model.name} tells the items of a batch from each other, so a batch cannot "
                 "be computed in parts; leave out micro-batches and devices."
             )
+        if self.threads < 1:
+            raise ValueError(f"{self.threads} threads compute nothing; take 1 or more threads.")
         if not 1 <= self.devices <= self.training.batch:
             raise ValueError(
                 f"A batch of {self.training.batch} sequences cannot be computed by {self.devices} "

@@ -121,3 +121,61 @@ def test_no_module_loads_what_could_be_code(path):
                 assert name != "load"
             case ast.keyword(arg="allow_pickle", value=ast.Constant(value=allowed)):
                 assert not allowed
+
+
+# Their `open` is not that of a text file.
+OTHER_OPENS = {"os", "Image", "archive", "cache", "sweep.engine"}
+
+
+def _locale_decides(call):
+    """Whether a call reads or writes text in the encoding of the machine's locale."""
+    match call.func:
+        case ast.Name(id="open"):
+            modes = call.args[1:2]
+        case ast.Attribute(value, "open") if ast.unparse(value) not in OTHER_OPENS:
+            modes = call.args[:1]
+        case ast.Attribute(attr="fdopen"):
+            modes = call.args[1:2]
+        case ast.Attribute(attr="read_text" | "write_text") | ast.Name(id="TextIOWrapper"):
+            modes = []
+        case _:
+            return False
+    words = {each.arg: each.value for each in call.keywords}
+    mode = next((each.value for each in [*modes, words.get("mode")] if _is_text(each)), "r")
+    return "b" not in mode and "encoding" not in words
+
+
+def _is_text(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+@pytest.mark.parametrize(
+    ("line", "decided"),
+    [
+        ("path.read_text()", True),
+        ("path.write_text(text)", True),
+        ("path.open()", True),
+        ("path.open('w')", True),
+        ("open(path, 'a')", True),
+        ("TextIOWrapper(file)", True),
+        ("path.read_text(encoding='utf-8')", False),
+        ("path.open('w', encoding='utf-8')", False),
+        ("path.open('rb')", False),
+        ("path.open(mode='xb')", False),
+        ("os.open(path, os.O_RDONLY)", False),
+        ("Image.open(path)", False),
+    ],
+)
+def test_a_text_in_the_encoding_of_the_locale_is_recognized(line, decided):
+    assert _locale_decides(ast.parse(line).body[0].value) == decided
+
+
+def test_every_text_file_names_its_encoding():
+    """Else another locale gives other tokens and scores, and writes them into a shared cache."""
+    found = [
+        f"{path.relative_to(SOURCE)}:{node.lineno}: {ast.unparse(node)}"
+        for path in python_files(SOURCE)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and _locale_decides(node)
+    ]
+    assert found == []

@@ -25,6 +25,7 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 def main(words: Sequence[str] | None = None) -> int:
     """Carry out the request; the exit status. A wrong request prints a few lines, no traceback."""
     began_s = time.monotonic()
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot encode a character prints another one instead of failing.
         if isinstance(stream, TextIOWrapper):
@@ -55,6 +56,17 @@ def main(words: Sequence[str] | None = None) -> int:
         _discard_output()
         print(f"The output cannot be written: {error.strerror}.", file=sys.stderr)
         return FAILED
+
+
+def _replace_closed_streams() -> None:
+    """Discard what is printed to a closed stream: Python has None in its place.
+
+    Printing to stderr, it would otherwise go to stdout.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            setattr(sys, name, os.fdopen(null, "w", encoding="utf-8"))
 
 
 def _plain_letters(error: UnicodeError) -> tuple[str, int]:

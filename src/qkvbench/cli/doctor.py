@@ -16,7 +16,6 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +27,7 @@ from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.data.cache import cache_folder, sha256_of
 from qkvbench.data.wheel import Wheel
 from qkvbench.experiment import PRECISIONS, Precision
+from qkvbench.hardware import UnknownDeviceError
 
 if TYPE_CHECKING:
     from qkvbench.backends import Backend
@@ -62,8 +62,13 @@ class CheckResult:
 
 def answer(request: Request) -> int:
     """Run all checks and print their results; exit status 1 if one is broken."""
-    if request.calibrate:
+    if request.calibrate is not None:
         return _calibrate(Path(request.calibrate), request)
+    if request.threads:
+        raise RequestError(
+            "--threads is of what --calibrate measures; all checks take one thread.\n"
+            f"Write 'qkvbench doctor --calibrate my-laptop.toml --threads {request.threads}'."
+        )
     results = [result for check in CHECKS for result in _run_check(check)]
     if request.json:
         print(json.dumps([asdict(each) for each in results], indent=1, ensure_ascii=False))
@@ -74,26 +79,61 @@ def answer(request: Request) -> int:
 
 def _calibrate(path: Path, request: Request) -> int:
     """Measure this machine, and write its record for `qkvbench cost`."""
-    if path.suffix != ".toml" or not DEVICE_NAME.fullmatch(path.stem):
-        raise RequestError(
-            f"--calibrate writes the file of a device, such as my-laptop.toml; '{path}' is none."
-        )
-    if not path.parent.is_dir():
-        raise RequestError(f"--calibrate {path}: the folder {path.parent} does not exist.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise RequestError(f"--calibrate {path} cannot be written: no permission.")
+    _check_record(path)
+    threads = _threads(request)
     # Imported after the request is checked, because they import the backend.
-    from qkvbench.measure.calibration import calibrate, toml
+    from qkvbench.measure.calibration import DisturbedError, calibrate, toml
 
     print("Measuring this machine, about a minute if it is idle ...", file=sys.stderr)
-    device = calibrate(path.stem, request.threads)
-    path.write_text(toml(device), encoding="utf-8")
+    try:
+        device = calibrate(path.stem, threads)
+    except (DisturbedError, UnknownDeviceError) as error:
+        raise RequestError(
+            f"The machine was too busy to be measured: nothing was written.\n{error}\n"
+            "End other programs, and repeat the command."
+        ) from None
+    try:
+        path.write_text(toml(device), encoding="utf-8")
+    except OSError as error:
+        raise RequestError(
+            f"--calibrate {path} cannot be written: {error.strerror}.\nGive another file."
+        ) from None
+    if request.json:
+        record = device.model_dump(mode="json", exclude_none=True)
+        print(json.dumps(record, indent=1, ensure_ascii=False))
+        return 0
     print(
         f"{path}: memory is read at {count_text(device.bandwidth_bytes_per_s.value)}B/s, "
         f"products reach {count_text(device.flops_per_s['fp32'].value)}OP/s in fp32.\n"
         f"What a model takes here: qkvbench cost MODEL --hardware {path}"
     )
     return 0
+
+
+def _check_record(path: Path) -> None:
+    """Refuse a file that cannot be the record of a device, before a minute of measuring."""
+    if path.suffix != ".toml" or not DEVICE_NAME.fullmatch(path.stem):
+        raise RequestError(
+            f"--calibrate writes the file of a device, such as my-laptop.toml; '{path}' is none."
+        )
+    if not path.parent.is_dir():
+        raise RequestError(f"--calibrate {path}: the folder {path.parent} does not exist.")
+    if path.exists() and not path.is_file():
+        raise RequestError(f"--calibrate {path}: it is no file. Give the file another name.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise RequestError(f"--calibrate {path} cannot be written: no permission.")
+
+
+def _threads(request: Request) -> int:
+    """The threads that are measured; RequestError if there are fewer cores."""
+    from qkvbench.measure.machine import cores
+
+    threads = request.threads or 1
+    if threads > (most := cores()):
+        raise RequestError(
+            f"--threads {threads:,}: this process may use {most} cores. Take {most} or fewer."
+        )
+    return threads
 
 
 def _run_check(check: Callable[[], Iterator[CheckResult]]) -> Iterator[CheckResult]:
@@ -154,13 +194,14 @@ def _extras() -> Iterator[CheckResult]:
 
 
 def _machine() -> Iterator[CheckResult]:
+    from qkvbench.backends.common.free_memory import free_bytes, total_bytes
     from qkvbench.measure.machine import activity, cores, machine, others
 
     before = activity()
     yield CheckResult("machine", "processor", "ok", machine("").platform)
-    memory = psutil.virtual_memory()
-    held = f"{bytes_text(memory.available)} of {bytes_text(memory.total)} free"
-    if memory.available < LOW_MEMORY:
+    free = free_bytes()
+    held = f"{bytes_text(free)} of {bytes_text(total_bytes())} free"
+    if free < LOW_MEMORY:
         yield CheckResult("machine", "memory", "note", held, "use --jobs 1, or end other programs")
     else:
         yield CheckResult("machine", "memory", "ok", held)

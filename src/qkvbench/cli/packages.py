@@ -65,7 +65,7 @@ def import_errors(names: Sequence[str]) -> dict[str, str]:
                 reason = f"the process that imports it ends with {status}"
             except subprocess.TimeoutExpired:
                 reason = f"its import takes more than {IMPORT_TIMEOUT_S} s"
-            for name, failure in map(json.loads, log.read_text().splitlines()):
+            for name, failure in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
                 errors[name] = error_text(*failure) if failure else ""
         # The first module without an outcome ended the process; the loop goes on after it.
         crashed = [name for name in modules if name not in errors]

@@ -121,7 +121,7 @@ def build_parser() -> _Parser:
         help="measure this machine, and write its record NAME.toml for 'cost --hardware'",
     )
     doctor.add_argument(
-        "--threads", type=_count, default=1, metavar="N", help="threads that are measured (1)"
+        "--threads", type=_count, metavar="N", help="threads that --calibrate measures (1)"
     )
     doctor.add_argument("--json", action="store_true", help="one JSON document")
 

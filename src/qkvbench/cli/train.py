@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from qkvbench import tasks
 from qkvbench.backends import MultiDeviceBackend, find, multi_device_backend
 from qkvbench.cli.parser import Request, RequestError
+from qkvbench.data.cache import DataRefusedError, DataUnavailableError
 from qkvbench.experiment import Experiment, from_json, to_json
 from qkvbench.results.store import Store, StoreError
 
@@ -30,7 +31,7 @@ def read_experiment(path: Path) -> Experiment:
     """The experiment in a file, or that of a record; RequestError if there is none."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not JSON"
         raise RequestError(
             f"{path} cannot be read as an experiment: {why}.\n"
@@ -39,16 +40,23 @@ def read_experiment(path: Path) -> Experiment:
     try:
         found = from_json(content.get("experiment", content) if isinstance(content, dict) else None)
         tasks.find(found.task)
-    except (ValueError, KeyError) as error:
-        why = str(error).strip("'\"")
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (DataRefusedError, DataUnavailableError) as error:
+        raise RequestError(f"{path} cannot be run: {error}") from None
+    except (ValueError, KeyError, RecursionError) as error:
         raise RequestError(
-            f"{path} is not an experiment: {why.rstrip('.')}.\n"
+            f"{path} is not an experiment: {_why(error).rstrip('.')}.\n"
             "'qkvbench run ... --files FOLDER' writes such files."
         ) from None
     return found
+
+
+def _why(error: Exception) -> str:
+    """The first thing that is wrong with an experiment, and its place in the file."""
+    if not isinstance(error, ValidationError):
+        return str(error).strip("'\"")
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    return ": ".join([".".join(map(str, first["loc"])), message]) if first["loc"] else message
 
 
 def write_files(experiments: tuple[Experiment, ...], folder: Path) -> None:
@@ -56,7 +64,8 @@ def write_files(experiments: tuple[Experiment, ...], folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for each in experiments:
-            (folder / f"{each.id}.json").write_text(json.dumps(to_json(each), indent=1) + "\n")
+            text = json.dumps(to_json(each), indent=1) + "\n"
+            (folder / f"{each.id}.json").write_text(text, encoding="utf-8")
     except OSError as error:
         raise RequestError(
             f"{folder} cannot be written: {error.strerror}.\nGive another folder with --files."
@@ -69,6 +78,9 @@ def _run(experiment: Experiment, store: Store) -> int:
     from qkvbench.train.dependencies import run_with_dependencies
 
     rank = _process_rank(experiment)
+    if rank == 0:
+        # Training may take days, after which a record without a place would be lost.
+        store.make_writable()
     checkpoints = Checkpoints(store.checkpoints)
     record = run_with_dependencies(experiment, checkpoints=checkpoints)
     if rank == 0:

@@ -73,7 +73,7 @@ def writing() -> Iterator[Path]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
+        with (folder / "lock").open("w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             token = _writes.set(True)
             try:
@@ -131,7 +131,7 @@ def keep(name: str, make: Callable[[Path], None]) -> Path:
             folder = cache / name
             with replacing(folder) as making:
                 make(making)
-                (making / _SUMS).write_text(_sums(making))
+                (making / _SUMS).write_text(_sums(making), encoding="utf-8")
     return folder
 
 
@@ -157,7 +157,7 @@ def alone(name: str) -> Iterator[None]:
     with writing() as folder:
         place = folder / f"{name}.lock"
         place.touch()
-    with place.open("w") as lock:
+    with place.open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -185,7 +185,7 @@ def _is_whole(folder: Path) -> bool:
     """Whether all files have their sums, which are computed once for each state of the folder."""
     try:
         state = (folder, tuple(sorted(_mark(path) for path in folder.iterdir())))
-        if state not in _WHOLE and (folder / _SUMS).read_text() != _sums(folder):
+        if state not in _WHOLE and (folder / _SUMS).read_text(encoding="utf-8") != _sums(folder):
             return False
     except OSError:
         return False

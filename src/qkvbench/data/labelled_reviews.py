@@ -19,7 +19,7 @@ def labelled_reviews(
     """
     found: dict[str, set[int]] = {}
     with open_wheel(source.wheel) as archive, archive.open(source.member) as member:
-        for row in csv.DictReader(TextIOWrapper(member, "utf-8", newline="")):
+        for row in csv.DictReader(TextIOWrapper(member, encoding="utf-8", newline="")):
             if row["source"] == collection and (text := clean(row["text"])):
                 found.setdefault(text, set()).add(int(row["label"]))
     # A text with both verdicts would have none; these collections have no such text.

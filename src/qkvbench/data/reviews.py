@@ -88,7 +88,7 @@ def clean(text: str) -> str:
 
 def _prepare(source: Source, archive: ZipFile, folder: Path) -> None:
     with archive.open(source.member) as member:
-        streams = pack_texts(_texts(TextIOWrapper(member, "utf-8", newline="")))
+        streams = pack_texts(_texts(TextIOWrapper(member, encoding="utf-8", newline="")))
     with replacing(folder) as making:
         for name, stream in streams.items():
             _file(making, name).write_bytes(stream)

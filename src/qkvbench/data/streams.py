@@ -63,7 +63,7 @@ def _make(streams: Streams, tokenizer: BytePairs, folder: Path) -> None:
                 file.append(tokens)
                 file.append(end)
     np.save(folder / "token_bytes.npy", learned.token_bytes)
-    (folder / "tokenizer.json").write_text(learned.written)
+    (folder / "tokenizer.json").write_text(learned.written, encoding="utf-8")
 
 
 # Bytes that are read at a time: a stream may be larger than the memory.

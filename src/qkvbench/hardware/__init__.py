@@ -15,6 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 Arithmetic = Literal["fp32", "bf16", "fp16", "int8"]
 ARITHMETIC: tuple[Arithmetic, ...] = get_args(Arithmetic)
 
+# Times a stated limit that a measured rate may be: a kernel's instruction may multiply more numbers
+# than those that the limit was measured with, and a last cache may be larger than the system says.
+MOST_OPERATIONS, MOST_BYTES = 4, 8
+
 Source = Annotated[str, Field(min_length=8)]
 
 
@@ -131,7 +135,47 @@ class Device(_Record):
             )
         if self.on_chip_bytes and self.on_chip_bytes.value > self.memory_bytes.value:
             raise ValueError("on_chip_bytes is more than memory_bytes")
+        if self.calibration:
+            self._check_operations(self.calibration)
+            self._check_bytes(self.calibration)
         return self
+
+    def _check_operations(self, calibration: Calibration) -> None:
+        """Refuse measured rates of operations that the device cannot have."""
+        limits: dict[str, float] = {name: rate.value for name, rate in self.flops_per_s.items()}
+        fastest = max(limits.values())
+        for field in (
+            "step_product_flops_per_s",
+            "row_flops_per_s",
+            "unfused_flops_per_s",
+            "product_flops_per_s",
+            "attention_flops_per_s",
+        ):
+            rates: dict[str, float] = getattr(calibration, field)
+            for name, rate in rates.items():
+                if rate > MOST_OPERATIONS * (limit := limits.get(name, fastest)):
+                    raise ValueError(
+                        f"calibration.{field}.{name} is {rate / limit:.3g} times flops_per_s"
+                    )
+
+    def _check_bytes(self, calibration: Calibration) -> None:
+        """Refuse measured rates of reading that its memory cannot have."""
+        limit = self.bandwidth_bytes_per_s.value
+        on_chip = self.on_chip_bytes.value if self.on_chip_bytes else 0
+        measured = [
+            (f"cache_bytes_per_s.{name}", rate)
+            for name, rate in calibration.cache_bytes_per_s.items()
+        ] + [
+            (f"reads.{name}", read.bytes_per_s)
+            for name, reads in calibration.reads.items()
+            for read in reads
+            if read.working_set_bytes > on_chip
+        ]
+        for field, rate in measured:
+            if rate > MOST_BYTES * limit:
+                raise ValueError(
+                    f"calibration.{field} is {rate / limit:.3g} times bandwidth_bytes_per_s"
+                )
 
 
 class UnknownDeviceError(ValueError):

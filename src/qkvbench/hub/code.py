@@ -81,7 +81,9 @@ def _source(module: str) -> str:
     *folders, name = module.split(".")[1:]
     folder = files("qkvbench").joinpath(*folders)
     file = folder.joinpath(f"{name}.py")
-    return (file if file.is_file() else folder.joinpath(name, "__init__.py")).read_text("utf-8")
+    return (file if file.is_file() else folder.joinpath(name, "__init__.py")).read_text(
+        encoding="utf-8"
+    )
 
 
 def _flat(module: str) -> str:

@@ -9,18 +9,20 @@ compared in `benchmarks/cost_model.py`.
 import os
 import re
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import NamedTuple, cast
-
-import psutil
+from functools import partial
+from typing import NamedTuple, TypeVar, cast
 
 from qkvbench import native
 from qkvbench.backends import Kind, find
+from qkvbench.backends.common.free_memory import total_bytes
 from qkvbench.cost import CacheDtype, parameters
 from qkvbench.cost.roofline import Conditions, Work, work
 from qkvbench.experiment import Precision
-from qkvbench.hardware import Device, Read, parse
+from qkvbench.hardware import Device, parse
 from qkvbench.measure.machine import cores, machine
 from qkvbench.model import PRESETS, Block, Model
 from qkvbench.model.parts import FeedForward
@@ -48,6 +50,19 @@ MATMUL_SIZES = (512, 1024, 2048)
 CACHE_NAMES = ("SC_LEVEL3_CACHE_SIZE", "SC_LEVEL2_CACHE_SIZE")
 # At least so much is taken for a cache, if the system does not say.
 UNKNOWN_CACHE = 2**22
+# A difference of two times below this share of the longer one is noise; so often it is measured.
+LEAST_SHARE, TRIES = 0.005, 4
+
+
+class DisturbedError(Exception):
+    """Other processes hid what was to be timed; the message says which part of a step."""
+
+
+class _HiddenError(Exception):
+    """One measurement in which a part of a step is less than noise."""
+
+
+Measured = TypeVar("Measured")
 
 
 @dataclass(frozen=True)
@@ -86,9 +101,13 @@ class Timer:
 
 
 def calibrate(name: str, threads: int) -> Device:
-    """The record of this machine, as `qkvbench.hardware` has them; it takes about a minute."""
+    """The record of this machine, as `qkvbench.hardware` has them; it takes about a minute.
+
+    Raises DisturbedError if the machine is too busy, UnknownDeviceError if the rates contradict
+    each other.
+    """
     timer = Timer(threads)
-    step_s, layer_s = _overhead(timer)
+    step_s, layer_s, reads = _weights(timer)
     today = datetime.now(UTC).date().isoformat()
     source = f"measured on {today}, {threads} threads"
     rates = {
@@ -100,7 +119,7 @@ def calibrate(name: str, threads: int) -> Device:
         {
             "about": f"{machine('cpu').platform}, {threads} of {cores()} cores"[:200],
             "memory_bytes": {
-                "value": psutil.virtual_memory().total,
+                "value": total_bytes(),
                 "source": "reported by the system",
             },
             "bandwidth_bytes_per_s": {"value": _bandwidth(threads), "source": source},
@@ -111,12 +130,7 @@ def calibrate(name: str, threads: int) -> Device:
                 "threads": threads,
                 "step_s": step_s,
                 "layer_s": layer_s,
-                "reads": {
-                    precision: [
-                        read.model_dump() for read in _reads(timer, step_s, layer_s, precision)
-                    ]
-                    for precision in PRECISIONS
-                },
+                "reads": reads,
                 "step_product_flops_per_s": {
                     precision: _step_product_rate(timer, precision) for precision in PRECISIONS
                 },
@@ -173,24 +187,56 @@ def decoder(width: int, layers: int, hidden: int | None = None) -> Model:
     return replace(base, geometry=sized(width, width // HEAD_DIM), blocks=(block,) * layers)
 
 
+def _undisturbed(measure: Callable[[], Measured], part: str) -> Measured:
+    """A measurement of this part of a step, taken again while other processes hide the part."""
+    for _ in range(TRIES):
+        with suppress(_HiddenError):
+            return measure()
+    raise DisturbedError(f"In {TRIES} tries the time of {part} could not be told from noise.")
+
+
+def _difference_s(longer_s: float, shorter_s: float) -> float:
+    """The time that the longer step takes beyond the shorter; _HiddenError if it is noise."""
+    if longer_s - shorter_s <= LEAST_SHARE * longer_s:
+        raise _HiddenError
+    return longer_s - shorter_s
+
+
+def _weights(timer: Timer) -> tuple[float, float, dict[str, list[dict[str, float]]]]:
+    """Seconds of a decode step beside its layers, and of a layer; and the rates of its weights.
+
+    They are taken together: a disturbed overhead is seen by what it leaves for the weights.
+    """
+
+    def measure() -> tuple[float, float, dict[str, list[dict[str, float]]]]:
+        step_s, layer_s = _overhead(timer)
+        return step_s, layer_s, {each: _reads(timer, step_s, layer_s, each) for each in PRECISIONS}
+
+    return _undisturbed(measure, "reading weights")
+
+
 def _overhead(timer: Timer) -> tuple[float, float]:
     """Seconds of a decode step beside its layers, and of a layer, with next to no weights."""
     few, many = 2, 12
     short = timer.step_s("decode", decoder(HEAD_DIM, few, 64), "fp32", SHORT)
     deep = timer.step_s("decode", decoder(HEAD_DIM, many, 64), "fp32", SHORT)
-    layer_s = max(0.0, (deep - short) / (many - few))
+    layer_s = _difference_s(deep, short) / (many - few)
+    # Layers of a deep model may be slower than those of a short one, which then is all layers.
     return max(0.0, short - few * layer_s), layer_s
 
 
-def _reads(timer: Timer, step_s: float, layer_s: float, precision: Precision) -> list[Read]:
+def _reads(
+    timer: Timer, step_s: float, layer_s: float, precision: Precision
+) -> list[dict[str, float]]:
     """The rate at which a decode step reads weights of this type, by their bytes."""
     found = []
     for width, layers in READERS:
         model = decoder(width, layers)
         conditions = Conditions(SHORT, 1, precision, precision, precision)
         moved = work(model, "decode", conditions).moved_bytes
-        seconds = timer.step_s("decode", model, precision, SHORT) - step_s - layers * layer_s
-        found.append(Read(working_set_bytes=moved, bytes_per_s=moved / max(seconds, 1e-7)))
+        whole_s = timer.step_s("decode", model, precision, SHORT)
+        seconds = _difference_s(whole_s, step_s + layers * layer_s)
+        found.append({"working_set_bytes": moved, "bytes_per_s": moved / seconds})
     return found
 
 
@@ -201,9 +247,15 @@ def _step_product_rate(timer: Timer, precision: Precision) -> float:
         work(model, "decode", Conditions(SHORT, batch, precision, precision, precision))
         for batch in (1, native.MAX_ROWS)
     )
-    seconds = timer.step_s("decode", model, precision, SHORT, batch=native.MAX_ROWS)
-    seconds -= timer.step_s("decode", model, precision, SHORT)
-    return (many.weights.flops - few.weights.flops) / max(seconds, 1e-7)
+
+    def measure() -> float:
+        return _difference_s(
+            timer.step_s("decode", model, precision, SHORT, batch=native.MAX_ROWS),
+            timer.step_s("decode", model, precision, SHORT),
+        )
+
+    seconds = _undisturbed(measure, f"products of {native.MAX_ROWS} sequences in {precision}")
+    return (many.weights.flops - few.weights.flops) / seconds
 
 
 class _Rate(NamedTuple):
@@ -218,13 +270,18 @@ def _cache_rate(timer: Timer, cache: CacheDtype, equation: str = "q,k,v") -> _Ra
     model = decoder(WIDE, 2).with_variant(parse_variant(equation))
     precision: Precision = "fp32" if cache == "fp32" else "bf16"
     rows = None if cache == precision else cache
-    seconds = timer.step_s("decode", model, precision, LONG, rows)
-    seconds -= timer.step_s("decode", model, precision, MIDDLE, rows)
+
+    def measure() -> float:
+        return _difference_s(
+            timer.step_s("decode", model, precision, LONG, rows),
+            timer.step_s("decode", model, precision, MIDDLE, rows),
+        )
+
+    passed = _undisturbed(measure, f"reading {cache} rows of {equation}")
     long, middle = (
         work(model, "decode", Conditions(tokens, 1, precision, precision, cache)).attention
         for tokens in (LONG, MIDDLE)
     )
-    passed = max(seconds, 1e-7)
     return _Rate(
         (long.moved_bytes - middle.moved_bytes) / passed, (long.flops - middle.flops) / passed
     )
@@ -235,16 +292,23 @@ def _pass_rates(timer: Timer) -> dict[str, dict[str, float]]:
     products: dict[str, float] = {}
     attention: dict[str, float] = {}
     for precision in PRECISIONS:
-        short_s, short = _prefill(timer, NARROW, SHORT_PROMPT, precision)
-        long_s, long = _prefill(timer, NARROW, LONG_PROMPT, precision)
-        # What the short prompt takes, the long one takes as often as it has more products.
-        times = long.weights.flops / short.weights.flops
-        attended = long.attention.flops - times * short.attention.flops
-        attention[precision] = attended / max(long_s - times * short_s, 1e-7)
-        wide_s, wide = _prefill(timer, WIDE, SHORT_PROMPT, precision)
-        rest_s = wide_s - wide.attention.flops / attention[precision]
-        products[precision] = wide.weights.flops / max(rest_s, 1e-7)
+        products[precision], attention[precision] = _undisturbed(
+            partial(_prefill_rates, timer, precision), f"a prefill in {precision}"
+        )
     return {"product_flops_per_s": products, "attention_flops_per_s": attention}
+
+
+def _prefill_rates(timer: Timer, precision: Precision) -> tuple[float, float]:
+    """The rates of products and of attention; a disturbed one is seen by what it leaves."""
+    short_s, short = _prefill(timer, NARROW, SHORT_PROMPT, precision)
+    long_s, long = _prefill(timer, NARROW, LONG_PROMPT, precision)
+    # What the short prompt takes, the long one takes as often as it has more products.
+    times = long.weights.flops / short.weights.flops
+    attended = long.attention.flops - times * short.attention.flops
+    attention = attended / _difference_s(long_s, times * short_s)
+    wide_s, wide = _prefill(timer, WIDE, SHORT_PROMPT, precision)
+    products = wide.weights.flops / _difference_s(wide_s, wide.attention.flops / attention)
+    return products, attention
 
 
 def _prefill(timer: Timer, width: int, tokens: int, precision: Precision) -> tuple[float, Work]:

@@ -20,7 +20,7 @@ def reset_peak_memory(backend: Backend) -> int:
         return held
     with suppress(OSError):
         # Writing 5 resets the high-water mark to the current level (Linux, proc(5)).
-        _CLEAR.write_text("5")
+        _CLEAR.write_text("5", encoding="utf-8")
     return psutil.Process().memory_info().rss
 
 

@@ -85,6 +85,17 @@ class Store:
         if not os.access(existing, os.W_OK | os.X_OK):
             raise StoreError(f"{self.path} cannot be written: no permission.")
 
+    def make_writable(self) -> None:
+        """Make the folder, and write and delete a file in it; StoreError if that fails."""
+        self._check_folder()
+        probe = self.path / "runs" / f".probe.{os.getpid()}.tmp"
+        try:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(probe, b"\n")
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(os_error_text(error, probe.parent, "written")) from error
+
     def runs(self) -> FolderContents[Record]:
         """All runs. StoreError if the folder cannot be read."""
         return self._load_folder("runs", _read_run_file)

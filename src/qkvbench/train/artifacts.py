@@ -55,7 +55,7 @@ def save_final_weights(experiment: Experiment, record: Record, learner: Learner)
 
     def write(folder: Path) -> None:
         learner.save(folder / _WEIGHTS)
-        (folder / _RECORD).write_text(record.model_dump_json())
+        (folder / _RECORD).write_text(record.model_dump_json(), encoding="utf-8")
 
     keep(folder_name(experiment), write)
 

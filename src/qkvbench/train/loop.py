@@ -129,7 +129,11 @@ def _scores_in_few_bits(
 
 
 def learning_rate(training: Training, step: int) -> float:
-    """The learning rate of `step`, counted from 1: linear warm-up, then a half cosine."""
+    """The learning rate of `step`, counted from 1: linear warm-up, then a half cosine.
+
+    The last step has `final_learning_rate`: with 0, the default, it changes no weight, so that a
+    training of N steps has N - 1 updates.
+    """
     if step <= training.warmup:
         return training.learning_rate * step / training.warmup
     progress = (step - training.warmup) / max(1, training.steps - training.warmup)

@@ -66,7 +66,7 @@ class RunFolder:
     def read_progress(self) -> tuple[int, float] | None:
         """The last step and its loss; None before the first step."""
         try:
-            step, loss = (self.folder / _PROGRESS).read_text().split()
+            step, loss = (self.folder / _PROGRESS).read_text(encoding="utf-8").split()
         except FileNotFoundError:
             return None
         return int(step), float(loss)
@@ -136,7 +136,10 @@ def _failure(folder: RunFolder, experiment: Experiment, ending: str | None) -> P
     if first is not None:
         reason = f"In one of {experiment.devices} processes: {first.reason}"
         return ProcessFailure(first.status, reason)
-    logs = [path.read_text(errors="replace").strip() for path in folder.folder.rglob("stderr.log")]
+    logs = [
+        path.read_text(encoding="utf-8", errors="replace").strip()
+        for path in folder.folder.rglob("stderr.log")
+    ]
     last = max((text.splitlines()[-1] for text in logs if text), default="It printed nothing.")
     return ProcessFailure("failed", f"One of its processes ended with {ending}. {last}")
 

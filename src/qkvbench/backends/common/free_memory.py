@@ -15,7 +15,7 @@ def free_bytes() -> int:
     """
     free = psutil.virtual_memory().available
     try:
-        limit = int((GROUP / "memory.max").read_text(encoding="ascii"))
+        limit = _limit_bytes()
         used = int((GROUP / "memory.current").read_text(encoding="ascii"))
         lines = (GROUP / "memory.stat").read_text(encoding="ascii").splitlines()
         files = dict(line.split() for line in lines).get("inactive_file", "0")
@@ -23,3 +23,16 @@ def free_bytes() -> int:
     except (OSError, ValueError):
         # No limit, or "max".
         return free
+
+
+def total_bytes() -> int:
+    """The memory of this machine, or the limit of the container."""
+    total = psutil.virtual_memory().total
+    try:
+        return min(total, _limit_bytes())
+    except (OSError, ValueError):
+        return total
+
+
+def _limit_bytes() -> int:
+    return int((GROUP / "memory.max").read_text(encoding="ascii"))

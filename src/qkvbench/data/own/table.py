@@ -131,6 +131,9 @@ def _numbers(
 
 
 def _is_number(cell: str) -> bool:
+    # Python's own numbers may have digits of any script, and underscores between them.
+    if not cell.strip().isascii() or "_" in cell:
+        return False
     try:
         return abs(float(cell)) <= LARGEST
     except ValueError:

@@ -69,7 +69,7 @@ def replacement(out: Path, *, force: bool = False) -> Iterator[Path]:
 def _only_one(out: Path) -> Iterator[None]:
     """No other process makes this folder while the block runs; ValueError if one does."""
     file = out.with_name(f".{out.name}.lock")
-    with file.open("w") as lock:
+    with file.open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -60,7 +60,7 @@ def review_tokenizer(tokenizer: Tokenizer) -> Fitted:
         found = fit(tokenizer, all_reviews("train")[:SAMPLE_TEXTS])
 
         def make(making: Path) -> None:
-            (making / _FILE).write_text(found.written)
+            (making / _FILE).write_text(found.written, encoding="utf-8")
 
         folder = keep(name, make)
-    return restore(tokenizer, (folder / _FILE).read_text())
+    return restore(tokenizer, (folder / _FILE).read_text(encoding="utf-8"))

@@ -108,13 +108,16 @@ def decode(
     source: Source, tokenizer: Tokenizer, written: Sequence[Integer[np.ndarray, " _tokens"]]
 ) -> list[str]:
     """The texts of these tokens."""
-    learned = restore(tokenizer, (source.folder(tokenizer) / "tokenizer.json").read_text())
+    tokenizer_json = (source.folder(tokenizer) / "tokenizer.json").read_text(encoding="utf-8")
+    learned = restore(tokenizer, tokenizer_json)
     return [on_one_line(learned.decode(tokens)) for tokens in written]
 
 
 def lines(source: Source, tokenizer: Tokenizer, language: str) -> list[str]:
     """The texts of the test split in one of the two languages."""
-    return (source.folder(tokenizer) / f"test.{language}.txt").read_text().splitlines()
+    return (
+        (source.folder(tokenizer) / f"test.{language}.txt").read_text(encoding="utf-8").splitlines()
+    )
 
 
 def read_length(tokens: int, tokenizer: Tokenizer) -> int:
@@ -125,7 +128,7 @@ def read_length(tokens: int, tokenizer: Tokenizer) -> int:
 def save_tokenizer(learned: Fitted, folder: Path) -> None:
     """Save what `decode` and `score` need of a tokenizer."""
     np.save(folder / "token_bytes.npy", learned.token_bytes)
-    (folder / "tokenizer.json").write_text(learned.written)
+    (folder / "tokenizer.json").write_text(learned.written, encoding="utf-8")
 
 
 def save_pairs(
@@ -151,7 +154,7 @@ def save_pairs(
             for name, form in arrays.items()
         }
         texts = [
-            files.enter_context((folder / f"{split}.{language}.txt").open("w"))
+            files.enter_context((folder / f"{split}.{language}.txt").open("w", encoding="utf-8"))
             for language in ("english", "german")
         ]
         while (parts := list(islice(rest, AT_ONCE))) and (most is None or saved < most):

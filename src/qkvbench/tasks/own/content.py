@@ -11,7 +11,7 @@ from qkvbench.data.cache import keep, lookup
 from qkvbench.experiment import Training
 
 # Raised with every change to what is prepared from the same bytes.
-PREPARATION = 2
+PREPARATION = 3
 CLASSIFYING = Training(steps=600, batch=32, learning_rate=2e-3, warmup=60)
 CLASSIFYING_TEXT = Training(steps=600, batch=32, learning_rate=3e-3, warmup=60, evaluations=5)
 

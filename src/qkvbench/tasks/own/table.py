@@ -30,7 +30,7 @@ def table_task(path: Path) -> Task:
     delimiter = DELIMITERS[path.suffix.lower()]
     content = Content(f"table {delimiter}", sha256(found).hexdigest())
     folder = content.prepared(partial(_make, name, found, delimiter))
-    texts = json.loads((folder / "texts.json").read_text())
+    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
     if texts:
         return _of_texts(name, content, [(text, label) for text, label in texts], Bytes())
     return _of_numbers(name, content, folder)
@@ -53,7 +53,7 @@ def _make(name: str, found: bytes, delimiter: str, folder: Path) -> None:
         texts = list(zip(kept_texts, right.labels, strict=True))
     else:
         _save_numbers(table.examples[right.kept], right.labels, folder)
-    (folder / "texts.json").write_text(json.dumps(texts))
+    (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
 
 
 def _save_numbers(
