@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 
 from laws.cases import decoder
 from qkvbench.analysis import find_layers, measure_weights, read_weights
+from qkvbench.analysis.conclusions import random_residual
+from qkvbench.analysis.similarity import rotation_residual
 from qkvbench.backends.torch import build, save, start
 from qkvbench.cli import main
 
@@ -40,10 +42,14 @@ def answered(capsys, *words):
     return json.loads(out)
 
 
+def heads_of(found, layer=0):
+    return found["layers"][layer]["heads"]
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_llama_checkpoint_is_analysed_layer_by_layer(tmp_path, capsys, kind):
     found = answered(capsys, checkpoint(tmp_path / "a.safetensors", llama(), kind), "--heads", "4")
-    assert found["heads"] == {"q": 4, "k": 2, "v": 2}
+    assert [row["heads"] for row in found["layers"]] == [{"q": 4, "k": 2, "v": 2}] * 2
     assert [row["layer"] for row in found["layers"]] == [
         "model.layers.0.self_attn",
         "model.layers.1.self_attn",
@@ -78,9 +84,9 @@ def test_a_folder_is_read_with_the_heads_that_its_config_says(tmp_path, capsys, 
     (tmp_path / "config.json").write_text(json.dumps(config))
     file = checkpoint(tmp_path / "model.safetensors", llama())
     for words in ([str(tmp_path)], [file]):
-        assert answered(capsys, *words)["heads"] == {"q": 4, "k": 2, "v": 2}
+        assert heads_of(answered(capsys, *words)) == {"q": 4, "k": 2, "v": 2}
     # The person knows better.
-    assert answered(capsys, file, "--heads", "2", "--kv-heads", "1")["heads"]["q"] == 2
+    assert heads_of(answered(capsys, file, "--heads", "2", "--kv-heads", "1"))["q"] == 2
 
 
 @pytest.mark.parametrize("config", ["[1]", "{", '{"num_attention_heads": "4"}', '{"n_head": 0}'])
@@ -110,7 +116,11 @@ def test_a_checkpoint_of_this_project_has_the_measures_of_its_network(tmp_path, 
     (layer,) = find_layers(f"blocks.1.attention.{name}" for name in named)
     weights = read_weights(layer, lambda name: named[name.split("attention.")[1]], heads=4)
     expected = measure_weights(weights)
-    assert found["layers"][1] == {"layer": "blocks.1.attention", **expected}
+    assert found["layers"][1] == {
+        "layer": "blocks.1.attention",
+        "heads": {"q": 4, "k": 4, "v": 4},
+        **expected,
+    }
 
 
 def test_a_tied_role_is_named_as_missing_and_its_measures_stay_empty(tmp_path, capsys):
@@ -139,6 +149,9 @@ def test_the_table_has_the_values_expected_by_chance(tmp_path, capsys):
         (llama(), ["--heads", "5"], "cannot be divided into 5 heads"),
         (llama(), ["--heads", "4", "--kv-heads", "4"], "differ in size"),
         ({"a.q_proj.weight": (8,), "a.k_proj.weight": (8,)}, ["--heads", "2"], "not a matrix"),
+        (llama(kv_heads=3), ["--heads", "4"], "cannot be shared equally"),
+        ({"a.q_proj.weight": (0, 4), "a.k_proj.weight": (0, 4)}, ["--heads", "2"], "is empty"),
+        ({"a.c_attn.weight": (40, 32)}, ["--heads", "8"], "--kv-heads N"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_analysed_is_refused_with_the_reason(
@@ -224,3 +237,87 @@ def test_the_conclusion_comes_before_the_table(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("K and V are about as different")
     assert out.index("no bound used here") < out.index("CKA")
+
+
+def test_a_multi_query_matrix_is_split_as_its_config_says(tmp_path, capsys):
+    rng = torch.Generator().manual_seed(0)
+    query, key = torch.randn(32, 32, generator=rng), torch.randn(4, 32, generator=rng)
+    fused = torch.cat([query, key, key])
+    save_file({"h.0.attn.c_attn.weight": fused}, tmp_path / "model.safetensors")
+    config = {"model_type": "gpt_bigcode", "n_head": 8, "multi_query": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = answered(capsys, str(tmp_path))
+    assert heads_of(found) == {"q": 8, "k": 1, "v": 1}
+    assert found["layers"][0]["kv_weight_residual"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_matrix_that_has_q_k_and_v_head_by_head_is_refused(tmp_path, capsys):
+    checkpoint(tmp_path / "model.safetensors", {"h.0.attn.c_attn.weight": (96, 32)})
+    config = {"model_type": "gpt_bigcode", "n_head": 8, "multi_query": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["analyse", str(tmp_path)]) == 2
+    assert "side by side" in capsys.readouterr().err
+
+
+def test_each_layer_is_judged_by_its_own_sizes(tmp_path, capsys):
+    wide, narrow = (llama(1, 4, 4, head_dim, 4 * head_dim) for head_dim in (16, 8))
+    tensors = {name.replace("layers.0", "layers.1"): shape for name, shape in narrow.items()}
+    file = checkpoint(tmp_path / "a.safetensors", wide | tensors)
+    assert main(["analyse", file, "--heads", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "In layer 0: Heads: 4 of Q, 4 of K, 4 of V; head_dim 16, d_model 64." in out
+    assert "In layer 1: Heads: 4 of Q, 4 of K, 4 of V; head_dim 8, d_model 32." in out
+    # A full rank of 32 is half of the wide layer's, but low in no layer.
+    assert "effective rank is at most half" not in out
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8])
+def test_integers_are_refused_as_quantized(tmp_path, capsys, kind):
+    path = tmp_path / "a.safetensors"
+    save_file({f"a.{role}_proj.weight": torch.ones(512, 1, dtype=kind) for role in "qkv"}, path)
+    assert main(["analyse", str(path), "--heads", "2"]) == 2
+    assert "has integers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("head_dim", "d_model"), [(64, 64), (8, 64), (1, 5), (48, 24)])
+def test_the_residual_by_chance_is_that_of_random_matrices(head_dim, d_model):
+    rng = np.random.default_rng(7)
+    draws = [rng.standard_normal((2, d_model, head_dim)) for _ in range(200)]
+    mean = np.mean([rotation_residual(*each) for each in draws])
+    assert random_residual(head_dim, d_model) == pytest.approx(mean, abs=0.03)
+
+
+def test_the_residual_by_chance_depends_on_the_proportion_alone():
+    assert random_residual(64, 256) == pytest.approx(random_residual(4096, 16384), abs=0.01)
+
+
+def test_a_matrix_of_zeros_is_said_to_be_the_reason(tmp_path, capsys):
+    def clear(tensors):
+        for layer in range(3):
+            tensors[named(layer, "v")] = torch.zeros(32, 32)
+
+    first, *_ = concluded(tmp_path, capsys, clear)
+    assert first == (
+        "K and V cannot be compared: in no layer do both have a matrix of one shape that is not "
+        "zero."
+    )
+
+
+def test_k_and_v_of_cross_attention_are_compared_though_q_has_another_input(tmp_path, capsys):
+    crossed = {f"d.0.cross.{role}_proj.weight": (32, 32 if role == "q" else 48) for role in "qkv"}
+    own = {f"d.0.own.{role}_proj.weight": (32, 32) for role in "qkv"}
+    file = checkpoint(tmp_path / "a.safetensors", crossed | own)
+    found = answered(capsys, file, "--heads", "4")
+    cross, own = found["layers"]
+    assert cross["kv_weight_residual"] > 0.5
+    assert cross["qk_weight_symmetry"] is None
+    assert own["qk_weight_symmetry"] is not None
+    assert any("widths (32 and 48), as in cross-attention" in said for said in found["conclusions"])
+
+
+def test_a_layer_that_the_heads_do_not_fit_is_left_out_with_the_reason(tmp_path, capsys):
+    other = {f"vision.{role}_proj.weight": (30, 30) for role in "qkv"}
+    found = answered(capsys, checkpoint(tmp_path / "a", llama() | other), "--heads", "4")
+    assert len(found["layers"]) == 2
+    left = "Left out: layer vision. The 30 rows of vision.q_proj.weight cannot be divided"
+    assert any(said.startswith(left) for said in found["conclusions"])

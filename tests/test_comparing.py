@@ -440,6 +440,29 @@ def test_solved_seeds_need_a_control_that_solves_fewer(tmp_path):
     assert "none" not in seen.aggregates
 
 
+@pytest.mark.parametrize(
+    ("floor", "tasks"),
+    [([0.2, 0.21, 0.2], 3), ([0.995, 0.996, 0.997], 2), ([0.9, 0.2, 0.2], 2)],
+)
+def test_a_solved_task_is_a_scale_only_if_attention_is_worth_its_noise(tmp_path, floor, tasks):
+    arms = ("q,k,v", "q,k=v", "none")
+    store = Store(tmp_path)
+    store.write_study(fake_study.info(arms, ("digits", "sort", "recall")))
+    best = {"q,k,v": 0.9, "q,k=v": 0.8, "none": 0.1}
+    for task in ("digits", "sort", "recall"):
+        for run in fake_study.experiments(task, arms):
+            made = fake_study.record(run, score=best[run.variant] + run.seed % 3 / 1000)
+            if task == "recall":
+                solved = {"q,k,v": ([1.0] * 3, 100), "q,k=v": ([0.95] * 3, 300)}
+                scores, step = solved.get(run.variant, (floor, 1000))
+                made = fake_study.record(run, score=scores[run.seed % 3])
+                made = made.model_copy(update={"solved_step": step + run.seed})
+            store.write_run(made)
+    found = view(store).aggregates["q,k=v"]
+    assert len(found.tasks) == tasks
+    assert found.mean > 0.5
+
+
 def test_dominance_on_given_numbers_is_exact():
     points = {"a": (1, 3), "b": (2, 2), "c": (2, 3), "d": (3, 1), "e": (1, 3)}
     assert frontier(points) == ("a", "b", "d", "e")

@@ -4,7 +4,7 @@ The functions take NumPy arrays, from a run of this project or from any checkpoi
 """
 
 from qkvbench.analysis.attention import attention_entropy, diagonal_share
-from qkvbench.analysis.checkpoint import LayerNames, find_layers, read_weights
+from qkvbench.analysis.checkpoint import HeadsError, LayerNames, find_layers, read_weights
 from qkvbench.analysis.layer import (
     LAYER_MEASURES,
     WEIGHT_MEASURES,
@@ -28,6 +28,7 @@ from qkvbench.analysis.symmetry import score_symmetry, symmetry
 __all__ = [
     "LAYER_MEASURES",
     "WEIGHT_MEASURES",
+    "HeadsError",
     "Layer",
     "LayerMeasure",
     "LayerNames",

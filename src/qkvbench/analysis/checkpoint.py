@@ -21,6 +21,10 @@ SEPARATE = (
 FUSED = re.compile(r"(?P<layer>.+)\.(?:c_attn\.weight|qkv_proj\.weight|qkv\.weight|in_proj_weight)")
 
 
+class HeadsError(ValueError):
+    """The numbers of heads do not fit the matrices of a layer."""
+
+
 @dataclass(frozen=True)
 class LayerNames:
     """The tensors of one attention layer: one for each role, or a fused one for all three."""
@@ -53,11 +57,11 @@ def read_weights(
 ) -> Weights:
     """The projections of a layer, split into heads; roles without a matrix are left out.
 
-    The number of key/value heads is inferred from separate matrices; for a fused one the default
-    is `heads`. ValueError if the sizes do not agree.
+    The number of key/value heads is inferred from separate matrices; for a fused one whose three
+    parts have one size it is `heads`. HeadsError if the sizes do not agree.
     """
     if layer.fused is not None:
-        return _split_fused(layer.fused, read(layer.fused), heads, kv_heads or heads)
+        return _split_fused(layer.fused, read(layer.fused), heads, kv_heads)
     matrices: dict[Role, np.ndarray] = {}
     for role in ROLES:
         if role in layer.tensors:
@@ -74,20 +78,43 @@ def read_weights(
         role: _split_heads(layer.tensors[role], matrix, counts[role])
         for role, matrix in matrices.items()
     }
-    if len({projection.shape[1:] for projection in weights.values()}) > 1:
-        shapes = ", ".join(f"{role} {matrix.shape}" for role, matrix in matrices.items())
-        raise ValueError(
-            f"The heads of {layer.layer} differ in size ({shapes}) "
-            f"with {counts['q']} query and {counts['k']} key/value heads."
-        )
+    _check_heads(layer.layer, weights)
     return weights
 
 
+def _check_heads(layer: str, weights: Weights) -> None:
+    """HeadsError if heads differ in size, or if query heads cannot share those of K or V.
+
+    The widths of their inputs may differ: in cross-attention Q reads another stream.
+    """
+    heads = max(len(projection) for projection in weights.values())
+    counts = ", ".join(f"{role} {len(projection)}" for role, projection in weights.items())
+    if len({projection.shape[1] for projection in weights.values()}) > 1:
+        shapes = ", ".join(f"{role} {each.shape[1]}" for role, each in weights.items())
+        raise HeadsError(
+            f"The heads of {layer} differ in size ({shapes}) with these numbers of heads: {counts}."
+        )
+    shared = len(weights["q"]) if "q" in weights else heads
+    if any(shared % len(projection) for projection in weights.values()):
+        raise HeadsError(
+            f"The heads of {layer} cannot be shared equally with these numbers of heads: {counts}."
+        )
+
+
 def _split_fused(
-    name: str, matrix: Float[np.ndarray, "rows columns"], heads: int, kv_heads: int
+    name: str, matrix: Float[np.ndarray, "rows columns"], heads: int, kv_heads: int | None
 ) -> Weights:
     """Q, K and V from one matrix. The longer side is the output, because GPT-2 stores Wᵀ."""
     matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    if kv_heads is None:
+        # Only three parts of the stream's width are known to have one size: with multi-query
+        # attention, many other numbers of rows can be divided by `heads`, too.
+        if len(matrix) != 3 * matrix.shape[1]:
+            raise HeadsError(
+                f"{name} has {len(matrix)} outputs of {matrix.shape[1]} inputs, which is not three "
+                "times as many, so its number of key/value heads has to be given."
+            )
+        kv_heads = heads
     head_dim = _rows_per_head(name, len(matrix), heads + 2 * kv_heads)
     parts = np.split(matrix, np.cumsum([heads, kv_heads]) * head_dim)
     counts = (heads, kv_heads, kv_heads)
@@ -103,7 +130,7 @@ def _split_heads(name: str, matrix: Float[np.ndarray, "rows columns"], heads: in
 
 def _rows_per_head(name: str, rows: int, heads: int) -> int:
     if rows % heads:
-        raise ValueError(f"The {rows} rows of {name} cannot be divided into {heads} heads.")
+        raise HeadsError(f"The {rows} rows of {name} cannot be divided into {heads} heads.")
     return rows // heads
 
 

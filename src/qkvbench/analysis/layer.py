@@ -133,6 +133,9 @@ def _rank(role: Role) -> Callable[[Layer], float]:
 
 def _weight_symmetry(weights: Weights) -> float:
     pairs = _paired(weights["q"], weights["k"])
+    # In cross-attention, queries and keys may be made from streams of different widths.
+    if pairs[0].shape != pairs[1].shape:
+        return math.nan
     return fmean(score_symmetry(query, key) for query, key in zip(*pairs, strict=True))
 
 

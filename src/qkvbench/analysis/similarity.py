@@ -56,7 +56,7 @@ def rotation_residual(first: Matrix, second: Matrix) -> float:
     From 0, if c·first·R is second, to 1. It is
     1 - (nuclear norm of firstᵀ·second)² / (|first|²·|second|²), orthogonal Procrustes with a
     scale (Schönemann 1966). For n samples of p independent Gaussian features it is about
-    1 - (8/3π)²·p/n if n is much larger than p.
+    1 - (8/3π)²·p/n if n is much larger than p; `conclusions.random_residual` has other sizes.
     """
     one, other = _as_float64(first), _as_float64(second)
     nuclear = np.linalg.svd(one.T @ other, compute_uv=False).sum()

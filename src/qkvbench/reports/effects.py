@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from qkvbench.reports.parts.formatting import metric_text, p_text, plural, printable
 from qkvbench.results.effects import CONFIDENCE, Effect, Effects, effects
 from qkvbench.results.view import View
+from qkvbench.results.welch import unit_of
 
 ABOUT = "main effects and interactions of function, heads and positions, with intervals"
 SUFFIX = "txt"
@@ -46,12 +47,27 @@ def _part(task: Effects) -> str:
         f"{term.name:<24} {term.degrees:>2}  {term.share:>18.1%}  {term.f:>6.3g}  {p_text(term.p)}"
         for term in task.terms
     ]
-    lines += ["", f"Main effects, {CONFIDENCE:.0%} intervals for all of them at once"]
+    lines += [
+        "",
+        f"Main effects, {CONFIDENCE:.0%} intervals for all of them at once",
+        *_scale(task),
+    ]
     lines += [_line(each, f"{each.factor} {each.level}") for each in task.effects]
     significant = [each for each in task.interactions if each.significant]
     lines += ["", _interactions_heading(significant, len(task.interactions))]
     lines += [_line(each, f"{each.factor}, under {each.level}") for each in significant]
     return "\n".join(lines)
+
+
+def _scale(task: Effects) -> list[str]:
+    """The scale of the effects, and what the intervals allow for."""
+    lines = ["The noise of runs may differ from arm to arm: none of it is pooled (HC3)."]
+    if unit_of(task.metric.unit).logit:
+        lines.append(
+            "Terms and effects are computed on logits; an effect is given as the change from the "
+            "mean of what it is against."
+        )
+    return lines
 
 
 def _residual_parts(task: Effects) -> str:

@@ -11,7 +11,7 @@ from qkvbench.results.dominance import LATENCY_TOLERANCE, ParetoPlace, pareto_pl
 from qkvbench.results.items import ItemScores
 from qkvbench.results.record import Cost, Measurement, MetricInfo, Record
 from qkvbench.results.resampling import Bounds, ItemBounds, bounds_over_items
-from qkvbench.results.stats import Comparison, Tally
+from qkvbench.results.stats import WORTH, Comparison, Tally, reaches, sensitivity
 from qkvbench.variant import NO_ATTENTION, UNIFORM, write
 
 CostKind = Literal["cache", "parameters", "latency"]
@@ -182,16 +182,26 @@ def aggregates(tasks: Sequence[TaskResult], arms: Sequence[str]) -> dict[str, Ag
 
 
 def _has_scale(task: TaskResult) -> bool:
-    """Whether the baseline's mean score is beyond that of the arm without attention.
+    """Whether attention is worth enough on a task to measure a score as a part of it.
 
-    Where solved seeds are counted, that one may be later and end as high.
+    That of a comparison is. Of a task whose solved seeds are counted, the arm without attention may
+    be later and end as high: it must not have solved the task in the end, and the gain is to be
+    `WORTH` times the difference that is detectable at either end.
     """
     cells = {cell.variant: list(cell.scores.values()) for cell in task.cells}
     floor, base = cells.get(FLOOR), cells.get(task.result.baseline)
     if not floor or not base:
         return True
-    gained = float(np.mean(base) - np.mean(floor))
-    return gained > 0 if task.metric.better == "higher" else gained < 0
+    metric = task.metric
+    lowest = float(np.mean(floor))
+    gained = float(np.mean(base)) - lowest
+    gained = gained if metric.better == "higher" else -gained
+    if isinstance(task.result, Comparison):
+        return gained > 0
+    if metric.solved is not None and reaches(lowest, metric.solved, better=metric.better):
+        return False
+    found = [sensitivity(each, metric=metric) for each in (floor, base) if len(each) > 1]
+    return gained > WORTH * max((detectable for detectable, *_ in filter(None, found)), default=0.0)
 
 
 def _scale(task: TaskResult, baseline: str, arm: str) -> Scale | None:

@@ -3,6 +3,12 @@
 Its factors are the function (the sources of Q, K and V), the number of key/value heads and the
 position scheme; seeds are blocks. The residual contains the noise of a run and every interaction
 outside of the model: with one seed of each arm the two cannot be separated.
+
+Arms may differ in noise, so no test pools it: the variance of a contrast is estimated from the
+residuals of its own runs (HC3: MacKinnon and White, "Some heteroskedasticity-consistent covariance
+matrix estimators", J. Econometrics 29, 1985), with Satterthwaite's degrees of freedom for that
+estimate under equal noise (Bell and McCaffrey, "Bias reduction in standard errors", Survey
+Methodology 28, 2002). Proportions are analysed as logits, as in `welch`.
 """
 
 from collections import defaultdict
@@ -18,6 +24,7 @@ from qkvbench.model import position_written
 from qkvbench.results.across import FLOOR
 from qkvbench.results.critical import holm
 from qkvbench.results.record import MetricInfo, Record
+from qkvbench.results.welch import Unit, unit_of
 from qkvbench.task_ref import parse_task
 from qkvbench.variant import (
     CANONICAL,
@@ -53,8 +60,9 @@ class Run:
 class Term:
     """A factor or an interaction: its share of the variation, and its F test.
 
-    ``share`` is of the sum of squares about the mean. ``p`` is of the F test against the residual,
-    after Holm's correction over the terms of the task.
+    ``share`` is of the sum of squares about the mean. ``f`` is the sum of squares over its
+    expectation without an effect, for the noise of each run, and ``p`` is after Holm's correction
+    over the terms of the task.
     """
 
     name: str
@@ -68,7 +76,9 @@ class Term:
 class Effect:
     """The difference between two levels of a factor, averaged over the other factors.
 
-    The intervals of a task hold together (Bonferroni); ``p`` is after Holm's correction over them.
+    For proportions it is computed on logits, and given as the change from the mean of the runs with
+    the levels that it is against. The intervals of a task hold together (Bonferroni); ``p`` is
+    after Holm's correction over them.
     """
 
     factor: str
@@ -166,8 +176,8 @@ def _effects(task: str, records: Sequence[Record]) -> Effects | None:
     runs = [Run(each.score, own) for each in done if (own := levels(each)) is not None]
     if len({run.levels["function"] for run in runs}) < 2:
         return None
-    model = _Model(runs)
-    if model.degrees < 1 or model.residual_deviation == 0:
+    model = _Model(runs, unit_of(done[0].metric.unit))
+    if model.degrees < 1 or model.noise == 0:
         return None
     items = [_item_variance(each) for each in done if each.items is not None]
     return Effects(
@@ -176,8 +186,8 @@ def _effects(task: str, records: Sequence[Record]) -> Effects | None:
         runs=len(runs),
         unscored=len(arms) - len(done),
         unplain=len(done) - len(runs),
-        mean=float(model.scores.mean()),
-        residual_deviation=float(np.sqrt(model.residual_deviation)),
+        mean=float(np.mean([run.score for run in runs])),
+        residual_deviation=model.residual_deviation,
         degrees=model.degrees,
         item_deviation=float(np.sqrt(np.mean(items))) if items else None,
         at_floor=at_floor,
@@ -215,39 +225,64 @@ def _item_variance(record: Record) -> float:
     return float(np.sum(weights**2 * (scores - mean) ** 2))
 
 
-class _Model:
-    """Least squares on the factors of some runs. The first level of a factor is its baseline."""
+@dataclass(frozen=True)
+class _Contrast:
+    """A sum of coefficients: a factor's level against another, at the levels in ``reference``."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    factor: str
+    level: str
+    versus: str
+    coefficients: Mapping[tuple[tuple[str, str], ...], float]
+    reference: Mapping[str, str]
+
+
+class _Model:
+    """Least squares on the factors of some runs. The first level of a factor is its baseline.
+
+    ``noise`` is the residual variance on the scale of analysis; ``residual_deviation`` is in the
+    unit of the scores.
+    """
+
+    def __init__(self, runs: Sequence[Run], unit: Unit) -> None:
         self.runs = runs
-        self.scores = np.array([run.score for run in runs])
+        self.unit = unit
+        self.scores = unit.analysed([run.score for run in runs])
         self.order = {name: self._levels(name) for name in runs[0].levels}
         main = [("positions",), ("function",), ("heads",)]
         self.with_positions = [("positions", role) for role in (*SOURCES, "heads")]
         terms = [*main, ("function", "heads"), *self.with_positions]
         self.all = [term for term in terms if self._columns(term)]
         self.main = [term for term in main if term in self.all]
-        fitted, rank = _fit(self._matrix(self.all)[0], self.scores)
-        self.degrees = len(runs) - rank
-        squares = float(np.sum((self.scores - fitted) ** 2))
-        self.residual_deviation = squares / self.degrees if self.degrees > 0 else 0.0
-        if squares < RANK_TOLERANCE * float(np.sum((self.scores - self.scores.mean()) ** 2)):
-            self.residual_deviation = 0.0
+        basis = self._basis(self.all)
+        self.degrees = len(runs) - basis.shape[1]
+        # Residuals are `keep @ scores`.
+        self.keep = np.eye(len(runs)) - basis @ basis.T
+        self.residuals = self.keep @ self.scores
+        squares = float(self.residuals @ self.residuals)
+        constant = squares < RANK_TOLERANCE * self._whole()
+        self.noise = 0.0 if constant or self.degrees < 1 else squares / self.degrees
+        fitted = [unit.restored(float(each)) for each in self.scores - self.residuals]
+        missed = np.array([run.score for run in runs]) - fitted
+        self.residual_deviation = float(np.sqrt(missed @ missed / max(1, self.degrees)))
 
     def terms(self) -> tuple[Term, ...]:
         """Each term adjusted for all others that do not contain it (type II sums of squares)."""
-        whole = float(np.sum((self.scores - self.scores.mean()) ** 2))
-        rows: list[tuple[str, int, float, float]] = []
+        rows: list[tuple[str, int, float, float, float]] = []
         for term in self.all:
             others = [each for each in self.all if each != term and not self._contains(each, term)]
-            without, rank = self._squares(others)
-            with_it, more = self._squares([*others, term])
-            if more == rank:
+            without, with_it = self._basis(others), self._basis([*others, term])
+            gained = with_it.shape[1] - without.shape[1]
+            if not gained:
                 continue
-            f = (without - with_it) / (more - rank) / self.residual_deviation
-            rows.append((" × ".join(term), more - rank, (without - with_it) / whole, f))
-        p = holm({name: float(stats.f.sf(f, df, self.degrees)) for name, df, _, f in rows})
-        return tuple(Term(name, df, share, f, p[name]) for name, df, share, f in rows)
+            squares = float(np.sum((with_it.T @ self.scores) ** 2))
+            squares -= float(np.sum((without.T @ self.scores) ** 2))
+            # The weight of each run's noise in the expectation of these squares.
+            weights = np.sum(with_it**2, axis=1) - np.sum(without**2, axis=1)
+            expected, degrees = self._variance(np.maximum(weights, 0.0))
+            name = " × ".join(term)
+            rows.append((name, gained, squares / self._whole(), squares / expected, degrees))
+        p = holm({name: float(stats.f.sf(f, df, degrees)) for name, df, _, f, degrees in rows})
+        return tuple(Term(name, df, share, f, p[name]) for name, df, share, f, _ in rows)
 
     def main_effects(self) -> tuple[Effect, ...]:
         """Each level of a factor against its first, in the model without interactions.
@@ -256,9 +291,10 @@ class _Model:
         """
         matrix, names = self._matrix(self.main)
         contrasts = [
-            (term[0], level, self.order[term[0]][0], {((term[0], level),): 1.0})
-            for term in self.main
-            for level in self.order[term[0]][1:]
+            _Contrast(name, level, first, {((name, level),): 1.0}, {name: first})
+            for (name,) in self.main
+            for first, *others in [self.order[name]]
+            for level in others
         ]
         return self._contrasts(matrix, names, contrasts)
 
@@ -267,11 +303,12 @@ class _Model:
         matrix, names = self._matrix(self.all)
         first = self.order["positions"][0]
         contrasts = [
-            (
+            _Contrast(
                 f"{role} {level}" if role in SOURCES else f"{level} {role}",
                 scheme,
                 first,
                 {(("positions", scheme), (role, level)): 1.0},
+                {"positions": first, role: self.order[role][0]},
             )
             for term in self.all
             if term in self.with_positions
@@ -284,45 +321,67 @@ class _Model:
         self,
         matrix: Float[np.ndarray, "runs columns"],
         names: Sequence[tuple[tuple[str, str], ...]],
-        contrasts: Sequence[tuple[str, str, str, Mapping[tuple[tuple[str, str], ...], float]]],
+        contrasts: Sequence[_Contrast],
     ) -> tuple[Effect, ...]:
         """The estimable ones of these sums of coefficients, with simultaneous intervals."""
         inverse = np.linalg.pinv(matrix.T @ matrix, rcond=RANK_TOLERANCE, hermitian=True)
-        coefficients = inverse @ matrix.T @ self.scores
-        rows: list[tuple[str, str, str, float, float]] = []
-        for factor, level, versus, parts in contrasts:
-            contrast = np.array([parts.get(name, 0.0) for name in names])
+        rows: list[tuple[_Contrast, float, float, float]] = []
+        for each in contrasts:
+            contrast = np.array([each.coefficients.get(name, 0.0) for name in names])
+            weights = contrast @ inverse @ matrix.T
             # A contrast outside the row space is not estimable: its columns depend on others.
-            projection = contrast @ inverse @ matrix.T @ matrix
-            if not np.allclose(projection, contrast, atol=1e-6) or not contrast.any():
+            if not np.allclose(weights @ matrix, contrast, atol=1e-6) or not contrast.any():
                 continue
-            error = float(np.sqrt(self.residual_deviation * (contrast @ inverse @ contrast)))
-            rows.append((factor, level, versus, float(contrast @ coefficients), error))
-        if not rows:
-            return ()
-        quantile = float(stats.t.isf((1 - CONFIDENCE) / 2 / len(rows), self.degrees))
+            variance, degrees = self._variance(weights**2)
+            rows.append((each, float(weights @ self.scores), float(np.sqrt(variance)), degrees))
         p = holm(
             {
-                index: float(2 * stats.t.sf(abs(value) / error, self.degrees))
-                for index, (*_, value, error) in enumerate(rows)
+                index: float(2 * stats.t.sf(abs(value) / error, degrees))
+                for index, (_, value, error, degrees) in enumerate(rows)
             }
         )
-        return tuple(
-            Effect(
-                factor,
-                level,
-                versus,
-                value,
-                low=value - quantile * error,
-                high=value + quantile * error,
-                p=p[index],
-            )
-            for index, (factor, level, versus, value, error) in enumerate(rows)
-        )
+        found: list[Effect] = []
+        for index, (each, value, error, degrees) in enumerate(rows):
+            half = float(stats.t.isf((1 - CONFIDENCE) / 2 / len(rows), degrees)) * error
+            value, low, high = self._restored(each, (value, value - half, value + half))
+            found.append(Effect(each.factor, each.level, each.versus, value, low, high, p[index]))
+        return tuple(found)
 
-    def _squares(self, terms: Sequence[tuple[str, ...]]) -> tuple[float, int]:
-        fitted, rank = _fit(self._matrix(terms)[0], self.scores)
-        return float(np.sum((self.scores - fitted) ** 2)), rank
+    def _variance(self, weights: Float[np.ndarray, " runs"]) -> tuple[float, float]:
+        """The sum over runs of weight times the variance of its noise, and its degrees of freedom.
+
+        That of a run is its squared residual over the square of its part that is not fitted.
+        """
+        unfitted = np.diag(self.keep)
+        known = unfitted > RANK_TOLERANCE
+        parts = np.divide(weights, unfitted**2, out=np.zeros_like(weights), where=known)
+        # A run that the model always fits says nothing of its noise: it is that of all runs.
+        parts += float(weights[~known].sum()) / self.degrees
+        # Scores without any noise would have no degrees of freedom.
+        least = RANK_TOLERANCE * self.noise * float(weights.sum())
+        variance = max(float(parts @ self.residuals**2), least)
+        degrees = float(parts @ unfitted) ** 2 / float(parts @ self.keep**2 @ parts)
+        return variance, degrees
+
+    def _restored(self, contrast: _Contrast, changes: Iterable[float]) -> tuple[float, ...]:
+        """Changes on the scale of analysis in the metric's unit, from the contrast's reference."""
+        if not self.unit.logit:
+            return tuple(changes)
+        chosen = [
+            all(run.levels[name] == level for name, level in contrast.reference.items())
+            for run in self.runs
+        ]
+        base = float(np.mean(self.scores, where=np.array(chosen) if any(chosen) else True))
+        return tuple(self.unit.restored(base + each) - self.unit.restored(base) for each in changes)
+
+    def _whole(self) -> float:
+        """The sum of squares about the mean."""
+        return float(np.sum((self.scores - self.scores.mean()) ** 2))
+
+    def _basis(self, terms: Sequence[tuple[str, ...]]) -> Float[np.ndarray, "runs rank"]:
+        """An orthonormal basis of the columns of these terms."""
+        basis, sizes, _ = np.linalg.svd(self._matrix(terms)[0], full_matrices=False)
+        return basis[:, sizes > RANK_TOLERANCE * sizes[0]]
 
     def _matrix(
         self, terms: Sequence[tuple[str, ...]]
@@ -365,13 +424,3 @@ class _Model:
         if name in SOURCES:
             levels.sort(key=lambda level: level != "own")
         return levels
-
-
-def _fit(
-    matrix: Float[np.ndarray, "runs columns"], scores: Float[np.ndarray, " runs"]
-) -> tuple[Float[np.ndarray, " runs"], int]:
-    """The projection of the scores onto the column space, and its rank."""
-    basis, sizes, _ = np.linalg.svd(matrix, full_matrices=False)
-    rank = int(np.sum(sizes > RANK_TOLERANCE * sizes[0]))
-    basis = basis[:, :rank]
-    return basis @ (basis.T @ scores), rank

@@ -124,7 +124,8 @@ def read(path: Path) -> dict[str, Tensor]:
 def lazy_tensors(paths: Sequence[Path]) -> dict[str, Callable[[], np.ndarray]]:
     """The tensors of safetensors files by name, each read as fp32 when its function is called.
 
-    SafetensorError or OSError if a file is not one.
+    SafetensorError or OSError if a file is not one; the function raises a TypeError for integers,
+    which are codes of a quantized tensor and not its values.
     """
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for path in paths:
@@ -139,7 +140,11 @@ def _shapes(weights: dict[str, Tensor]) -> Shapes:
 
 
 def _array(file: Any, name: str) -> np.ndarray:
-    return file.get_tensor(name).float().numpy()
+    tensor: Tensor = file.get_tensor(name)
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise TypeError(f"{name} has integers ({kind}) of shape {tuple(tensor.shape)}.")
+    return tensor.float().numpy()
 
 
 def _attention_layers(module: nn.Module) -> dict[str, Attention | GatedAttention]:
