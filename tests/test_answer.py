@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import fake_study
-from qkvbench.reports import brief
+from qkvbench.reports import brief, page
 from qkvbench.reports.parts import findings as findings
 from qkvbench.reports.parts.headline import headline
 from qkvbench.results.across import has_attention
@@ -192,3 +192,51 @@ def test_a_terminal_without_unicode_still_tells_a_loss_from_a_gain(store):
     # A mark is one letter, so the columns are those of a terminal with Unicode.
     unicode = subprocess.run(words, capture_output=True, check=True).stdout.decode()
     assert [len(line) for line in out.splitlines()] == [len(line) for line in unicode.splitlines()]
+
+
+def without(path, table, lost, **changes):
+    """A study in which the runs of these (arm, task, seed) failed."""
+    tasks = ("digits", "sort")
+    study = scored_study(path, table, tasks, **changes)
+    for run in study.runs:
+        if (run.arm, run.task, run.seed) in lost:
+            update = {"status": "oom", "metrics": {}, "curve": []}
+            (path / "runs" / f"{run.id}.json").unlink()
+            Store(path).write_run(run.model_copy(update=update))
+    return view(Store(path))
+
+
+ONE_LOSES = {"q,k,v": (0.0, 0.0), "q,k=v": (0.1, 0.1), "q=k=v": (0.0, 0.0), "none": (0.7, 0.7)}
+
+
+def test_an_arm_that_is_not_complete_is_named_and_nothing_is_said_of_it(tmp_path):
+    study = without(tmp_path / "one", ONE_LOSES, {("q=k=v", "sort", 1)})
+    said = headline(study)
+    assert said.startswith("Every complete arm with less of the parameters than `q,k,v` loses")
+    assert said.endswith("Not complete: `q=k=v`.")
+    lost = {("q=k=v", "sort", 1), ("q,k=v", "digits", 0)}
+    study = without(tmp_path / "all", ONE_LOSES, lost)
+    assert headline(study) == "No arm can be judged: none is complete on all 2 tasks compared."
+
+
+def test_the_costs_of_another_task_serve_until_the_cost_task_is_complete(tmp_path):
+    seeds = range(5)
+    lost = {(arm, "digits", seed) for arm in ("q,k,v", "q=k=v") for seed in seeds}
+    study = without(tmp_path, ONE_LOSES, lost)
+    for run in study.runs:
+        if (run.arm, run.task, run.seed) in lost:
+            (tmp_path / "runs" / f"{run.id}.json").unlink()
+    study = view(Store(tmp_path))
+    assert study.cost_task == "digits"
+    assert study.baseline not in study.costs
+    assert headline(study).startswith("`q=k=v` (shared-qkv) takes")
+    assert page.render(study)
+
+
+def test_arms_that_are_not_shown_are_not_said_to_lose_if_they_are_not_complete(tmp_path):
+    arms = [f"q,k,v+window{count}" for count in range(2, 22)]
+    table = {"q,k,v": (0.0, 0.0)} | {arm: (0.1, 0.1) for arm in arms}
+    study = without(tmp_path, table, {(arms[0], "sort", 1), (arms[1], "sort", 2)}, seeds=3)
+    text = " ".join(brief.render(study).split())
+    why = "3 other arms, which lose on as many tasks or more; 2 other arms, which are not complete."
+    assert f"Not shown: {why}" in text

@@ -614,3 +614,36 @@ def test_arms_of_equal_size_are_arms_of_their_own_in_a_view(tmp_path):
     assert sizes[0] > sizes[1]
     assert abs(sizes[2] - sizes[1]) < 0.005 * sizes[1]
     assert seen.others == 0
+
+
+def diverged(path, seeds):
+    """A study in which the second arm diverged on these seeds."""
+    store = study(path, seeds=4)
+    for run in store.runs().good:
+        if run.arm == "q,k=v" and run.seed in seeds:
+            update = {"status": "diverged", "metrics": {}, "curve": [], "items": None}
+            (path / "runs" / f"{run.id}.json").unlink()
+            store.write_run(run.model_copy(update=update))
+    return view(store)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said", "unsaid"),
+    [
+        ((0, 1, 2, 3), "4 seeds): diverged. Failures", "solved by"),
+        ((1, 2, 3), "; one seed has a score: no interval.", "the same on every seed"),
+    ],
+)
+def test_an_arm_of_which_most_runs_diverged_is_compared_in_words(tmp_path, seeds, said, unsaid):
+    text = "\n".join(lines(pair(diverged(tmp_path, seeds), "q,k,v", "q,k=v")))
+    assert said in text
+    assert unsaid not in text
+
+
+def test_a_loss_without_spread_has_the_report_s_verdict(tmp_path):
+    store = study(tmp_path, noise=0.0)
+    (task,) = view(store).tasks
+    assert task.verdicts == {"q,k,v/1": "likely worse"}
+    assert digits(store).standing == "no spread"
+    text = "\n".join(lines(pair(view(store), "q,k,v", "q,k,v/1")))
+    assert "likely worse; −0.050, the same on every seed: no interval, p=0.008 by permut" in text

@@ -102,6 +102,7 @@ def test_a_run_that_failed_leaves_its_arm_without_a_verdict():
     lost = records[-1].model_copy(update={"status": "oom", "metrics": {}, "curve": []})
     (each,) = found([*records[:-1], lost])
     assert each.verdict is None
+    assert each.silence == "one arm"
     # Another folder has it.
     (mended,) = found([*records[:-1], lost], records)
     assert mended.verdict is not None
@@ -271,3 +272,21 @@ def test_seeds_that_solved_a_task_are_shown_with_the_step_and_damaged_records_ar
     captured = capsys.readouterr()
     assert "5/5 at 250, not 5/5 at 400" in captured.out
     assert f"Left out, damaged: {store.path}" in captured.err
+
+
+def test_of_an_arm_whose_runs_failed_that_is_said_though_the_control_is_compared(tmp_path, capsys):
+    arms = (*ARMS, "none")
+    records = scored(arms=arms)
+    records = [
+        run.model_copy(update={"status": "oom", "metrics": {}, "curve": []})
+        if (run.arm, run.seed) == ("q,k=v", 0)
+        else run
+        for run in records
+    ]
+    store = Store(tmp_path)
+    for run in records:
+        store.write_run(run)
+    assert main(["evidence", "q,k=v", str(tmp_path)]) == 0
+    assert "(runs failed)." in capsys.readouterr().out
+    assert main(["evidence", "q,k=v", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdicts"] == {"runs failed": 1}

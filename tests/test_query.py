@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import sys
 from io import StringIO
+from pathlib import Path
 
 import pytest
 
@@ -172,3 +174,20 @@ def test_a_row_of_more_columns_than_fit_is_printed_one_value_a_line(folder, caps
     (task,) = (line.split() for line in lines if line.startswith("task "))
     assert task[1] in SEEDS
     assert lines[-1] == "1 row"
+
+
+def test_columns_of_one_name_stay_apart_in_json(ask):
+    assert ask("select 1 x, 2 x, 3 x_1, 4 x") == [{"x": 1, "x_2": 2, "x_1": 3, "x_3": 4}]
+
+
+def test_json_has_numbers_in_lists_and_structures_and_none_that_it_does_not_know(ask):
+    question = "select 0.5 a, ['nan'::double, 1] b, {'c': 'inf'::double} d, map {1: 0.25} e"
+    assert ask(question) == [{"a": 0.5, "b": [None, 1], "d": {"c": None}, "e": {"1": 0.25}}]
+
+
+def test_a_folder_whose_name_is_no_unicode_can_be_asked(tmp_path, capsys):
+    place = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff")
+    build(Path(place), ("q,k,v",), ("digits",))
+    assert main(["query", place, "select distinct folder from runs", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["folder"].endswith("bad\N{REPLACEMENT CHARACTER}")

@@ -13,8 +13,11 @@ import pytest
 
 import fake_study
 from qkvbench.cli import main
+from qkvbench.reports import brief
 from qkvbench.reports.parts import answer_table, paper
 from qkvbench.reports.parts import findings as findings
+from qkvbench.reports.parts.formatting import value_and_half
+from qkvbench.results.stats import Difference
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
 
@@ -36,7 +39,7 @@ def study(store):
 def test_every_arm_has_a_row_in_a_table_for_a_paper(study, text):
     rows = text(study).splitlines()
     for arm in fake_study.ARMS:
-        written = arm if text is answer_table.markdown else rf"\texttt{{{arm}}}"
+        written = f"`{arm}`" if text is answer_table.markdown else rf"\texttt{{{arm}}}"
         assert sum(f"{written} " in row for row in rows) >= 1
     widths = {len(re.findall(r"(?<!\\)[|&]", row)) for row in rows if arm in row}
     assert len(widths) == 1
@@ -154,3 +157,24 @@ def test_a_wrong_request_for_a_paper_says_what_to_write(tmp_path, monkeypatch, c
     fake_study.build(tmp_path / "store", fake_study.ARMS[:2], ("digits",))
     assert main(["report", "store", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_no_two_tildes_of_an_arm_strike_out_the_text_between_them():
+    arm = "q,k,v~swiglu~q,k,v"
+    assert answer_table._markdown_code(arm) == f"`{arm}`"
+
+
+def test_an_interval_that_excludes_zero_is_not_printed_as_reaching_it():
+    """Intervals of proportions are not symmetric: here from -0.13 to -0.01."""
+    skewed = Difference(-0.056, low=-0.126, high=-0.0104, p=0.02)
+    assert value_and_half(skewed, 3, "likely worse") == ("−0.056", "0.046")
+    near = Difference(0.0414, low=0.0002, high=0.0826, p=0.049)
+    assert value_and_half(near, 3, "likely worse") == ("+0.0414", "0.0412")
+    # No verdict of a match says that zero is excluded.
+    assert value_and_half(replace(skewed, p=0.5), 3, "matches") == ("−0.056", "0.058")
+
+
+def test_a_side_of_an_interval_is_explained_below_the_table():
+    text = brief.render(view(Store(STUDIES / "quick")))
+    assert "▽ −.056 ±.046" in text
+    assert answer_table.ONE_SIDED in " ".join(text.split())

@@ -1,25 +1,33 @@
 """A report shows everything in its store and nothing else."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import fake_study
 from qkvbench import reports
+from qkvbench.cli import main
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
-from qkvbench.reports import full, page, summary
+from qkvbench.experiment import to_json
+from qkvbench.reports import brief, full, page, summary
 from qkvbench.reports.parts import findings as findings
-from qkvbench.reports.parts import picture
+from qkvbench.reports.parts import paper, picture
 from qkvbench.reports.parts.caveats import limits
+from qkvbench.reports.parts.formatting import size
 from qkvbench.results.resampling import ItemBounds
 from qkvbench.results.stats import Comparison, Tally
 from qkvbench.results.store import Store
 from qkvbench.results.view import view
+from qkvbench.task_ref import parse_task, short_names
 from report_texts import data_of, printed, said
+
+STUDIES = Path(__file__).parent.parent / "studies"
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +206,9 @@ def test_the_summary_is_strict_json_with_every_run(study):
 def test_brackets_in_the_path_of_a_task_are_not_markup(study):
     # Brackets would be markup: a path could hide itself, be a link, or end the report in an error.
     path = "./[bold]a[link=x]b[c].txt"
-    named = replace(study, tasks=(replace(study.tasks[0], name=path),), cost_task=None)
+    named = replace(study, tasks=(replace(study.tasks[0], label=path),), cost_task=None)
     head, _, _ = full.render(named).partition("canonical")
-    assert path.removeprefix("./") in head
+    assert path in head
 
 
 def test_the_largest_growth_of_an_interval_over_items_is_reported(study):
@@ -214,3 +222,91 @@ def test_the_largest_growth_of_an_interval_over_items_is_reported(study):
     }
     told = limits(replace(study, tasks=(replace(task, items=items),)))
     assert f"{task.name} at most 3.0 times" in said(told)
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["sort", "../anna/a.txt#bpe-300"], ["sort", "a.txt#bpe-300"]),
+        (["./en/train.txt", "./de/train.txt", "x/dev.txt"], ["en/train.txt", "de/train.txt"]),
+        (["a/x/t.txt", "b/x/t.txt", "b/y/t.txt"], ["a/x/t.txt", "b/x/t.txt", "y/t.txt"]),
+        (["./sort", "sort", "./a.txt", "a.txt"], ["./sort", "sort", "./a.txt", "a.txt"]),
+    ],
+)
+def test_a_path_has_as_many_folders_as_make_its_name_unique(names, short):
+    assert list(short_names(names).values())[: len(short)] == short
+
+
+def of_tasks(names):
+    """Records of lm-reviews under the names of files."""
+    for record in fake_study.scored("lm-reviews", fake_study.ARMS[:3]):
+        for name in names:
+            run = replace(record.parsed_experiment, task=parse_task(name))
+            update = {"id": run.id, "task": name, "experiment": to_json(run)}
+            yield record.model_copy(update=update)
+
+
+def test_two_files_of_one_name_are_told_apart_in_every_report(tmp_path):
+    files = ("./en/train.txt", "../anna/corpora/de/train.txt")
+    changes = {"tasks": list(files), "seeds": dict.fromkeys(files, 3), "cost_task": files[0]}
+    store = Store(tmp_path)
+    store.write_study(fake_study.info(fake_study.ARMS[:3], ("digits",)).model_copy(update=changes))
+    for record in of_tasks(files):
+        store.write_run(record)
+    study = view(store)
+    texts = paper.files(study)
+    html = page.render(study).partition('id="data">')[0]
+    for text in (brief.render(study), full.render(study), html, texts["table.md"]):
+        assert {"en/train.txt", "de/train.txt"} <= set(re.findall(r"[\w/]+/train.txt", text))
+        assert "anna" not in text
+    assert "on de/train.txt" in texts["de_train.txt-gaps-page.svg"]
+
+
+def stored(path, seeds, changed):
+    """A store without study.json whose runs have these seeds; one of them may differ."""
+    store = Store(path)
+    for number, run in enumerate(fake_study.experiments("digits", fake_study.ARMS[:2], 2)):
+        store.write_run(fake_study.record(replace(run, seed=seeds[run.seed]), 0.9 + number / 100))
+    if changed is not None:
+        (run, *_) = fake_study.experiments("digits", fake_study.ARMS[:2], 1)
+        store.write_run(fake_study.record(replace(run, seed=changed), 0.9))
+    return view(store)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "tuned", "others"), [((42, 43), None, 0), ((2024, 7000), None, 0), ((3, 4), 1000, 1)]
+)
+def test_without_a_study_the_seeds_are_those_of_the_runs(tmp_path, seeds, tuned, others):
+    study = stored(tmp_path, seeds, tuned)
+    assert study.tasks[0].result.seeds == seeds
+    assert study.tasks[0].result.standing == "compared"
+    note = "Not in the table: 1 other run in this folder, which is not of this study."
+    assert (note in brief.render(study)) == bool(others)
+    assert study.others == others
+
+
+@pytest.mark.parametrize("words", [["--full"], ["--as", "brief"]])
+def test_on_a_terminal_a_report_is_as_wide_as_that(tmp_path, capsys, monkeypatch, words):
+    fake_study.build(tmp_path)
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["report", str(tmp_path), *words]) == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= 70
+
+
+def test_a_margin_of_sizes_is_never_printed_as_zero():
+    assert size(0.0017, 2) == "0.002"
+    assert size(0.0, 2) == "0.00"
+    assert " .00 " not in brief.render(view(Store(STUDIES / "minimal-found")))
+
+
+def test_a_reader_that_stops_after_a_line_is_no_failure(tmp_path):
+    store = fake_study.build(tmp_path, tasks=("digits",))
+    given = ["compare", str(store.path), "q,k,v", "q,k=v"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        command = [sys.executable, "-P", "-m", "qkvbench", *given]
+        ended = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, check=False)
+    assert (ended.returncode, b"Error" in ended.stderr) == (0, False)

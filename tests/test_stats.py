@@ -236,9 +236,9 @@ def test_one_seed_has_differences_without_intervals():
 
 
 def test_scores_without_spread_have_no_intervals():
-    result = compared(scores_of([[1.0, 1.0, 1.0], [0.9, 0.9, 0.9]]), seeds=range(3))
+    result = compared(scores_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]), seeds=range(3))
     assert result.standing == "no spread"
-    assert result.differences["one"].value == pytest.approx(-0.1)
+    assert result.differences["one"].low is None
     assert not result.differences["one"].clear
 
 
@@ -250,8 +250,15 @@ def test_a_loss_on_every_seed_is_seen_though_neither_arm_varies():
     assert result.differences["one"].p == pytest.approx(2 / 252)
     assert result.differences["one"].low is None
     assert stats.verdicts(result, "higher")["one"] == "likely worse"
-    same = compared(scores_of([table[0], table[0], table[2]]), seeds=range(5))
-    assert stats.verdicts(same, "higher")["one"] == "not distinguishable"
+
+
+@pytest.mark.parametrize("score", [1.0, 0.5], ids=["equal", "lower"])
+def test_a_verdict_on_an_arm_without_spread_is_the_same_beside_an_arm_with_spread(score):
+    table = [[1.0] * 5, [score] * 5, [0.9, 1.0, 0.8, 0.9, 1.0]]
+    beside = compared(scores_of(table), seeds=range(5))
+    alone = compared(scores_of(table[:2]), seeds=range(5))
+    verdicts = [stats.verdicts(each, "higher").get("one") for each in (beside, alone)]
+    assert verdicts == [None if score == 1.0 else "likely worse"] * 2
 
 
 def test_an_arm_with_the_higher_mean_is_not_called_worse():

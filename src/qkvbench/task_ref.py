@@ -9,6 +9,8 @@ coordinates. The name may be the path of a person's own data, which has no lengt
 
 import os
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -93,6 +95,25 @@ def parse_task(text: str) -> TaskRef:
         base, length = sized[1], int(sized[2])
     heads = HeadSizes(int(found["heads"]), int(found["head_dim"])) if found["heads"] else None
     return TaskRef(base, length, found["tokenizer"], found["position"], heads)
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Each task's name as a table has it: of a path only the folders that make it unique."""
+    refs = {name: parse_task(name) for name in names}
+    short = {name: _ending(ref, 1) for name, ref in refs.items()}
+    for parts in range(2, 1 + max((len(Path(ref.name).parts) for ref in refs.values()), default=0)):
+        counts = Counter(short.values())
+        short |= {name: _ending(refs[name], parts) for name in refs if counts[short[name]] > 1}
+    # `./a.txt` and `a.txt` are one file under two names.
+    counts = Counter(short.values())
+    return {name: text if counts[text] == 1 else name for name, text in short.items()}
+
+
+def _ending(ref: TaskRef, parts: int) -> str:
+    """The last parts of a path with the options; another name is whole."""
+    if not ref.is_path:
+        return str(ref)
+    return str(replace(ref, name=str(Path(*Path(ref.name).parts[-parts:]))))
 
 
 def _is_path(name: str) -> bool:

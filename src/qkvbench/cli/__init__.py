@@ -50,6 +50,11 @@ def main(words: Sequence[str] | None = None) -> int:
         # The reader, such as `head`, closed the pipe.
         _discard_output()
         return DONE
+    except SystemExit as end:
+        # A rich console ends the program with status 1 instead.
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        return DONE
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise

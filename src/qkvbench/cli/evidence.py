@@ -89,7 +89,7 @@ def document(found: Sequence[Setting], arm: str, against: str) -> dict[str, Any]
     """The settings as JSON values."""
     return {
         "sentence": sentence(found, arm, against),
-        "verdicts": dict(Counter(each.verdict or each.standing for each in found)),
+        "verdicts": dict(Counter(each.verdict or each.silence for each in found)),
         "settings": [
             {
                 "task": list(each.names),

@@ -6,6 +6,8 @@ import math
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +101,8 @@ def _folder(name: str) -> Folder:
             f"{plural(damaged, 'damaged file')} of {name} left out; 'qkvbench report' names them."
         )
         print(printable(text), file=sys.stderr)
-    return Folder(name, runs.good, measurements.good)
+    # SQL takes text, which the name of a folder need not be.
+    return Folder(printable(name), runs.good, measurements.good)
 
 
 def _rows(made: Sequence[Table], question: str) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -160,12 +163,33 @@ def _error_text(error: str, made: Sequence[Table]) -> str:
 
 
 def _documents(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    return [dict(zip(names, map(_finite, row), strict=True)) for row in rows]
+    unique = _unique(names)
+    return [dict(zip(unique, map(_json_value, row), strict=True)) for row in rows]
 
 
-def _finite(value: Any) -> Any:
-    """The value; None for a number that JSON does not have."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names of columns, a number after each that stands further left already."""
+    found: list[str] = []
+    for name in names:
+        others = (f"{name}_{number}" for number in count(1))
+        free = (each for each in others if each not in names and each not in found)
+        found.append(next(free) if name in found else name)
+    return found
+
+
+def _json_value(value: Any) -> Any:
+    """The value for JSON, which has no decimal and no infinite numbers: None for the latter."""
+    match value:
+        case Decimal():
+            return float(value)
+        case float() if not math.isfinite(value):
+            return None
+        case list() | tuple():
+            return [_json_value(each) for each in value]
+        case dict():
+            return {str(key): _json_value(each) for key, each in value.items()}
+        case _:
+            return value
 
 
 def _print_rows(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:

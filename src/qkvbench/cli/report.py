@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +10,7 @@ from rich.console import Console
 from qkvbench.cli import names
 from qkvbench.cli.evidence import every_run
 from qkvbench.cli.parser import Request, RequestError
-from qkvbench.reports import brief, page
+from qkvbench.reports import brief, full, page
 from qkvbench.reports.full import styled
 from qkvbench.reports.parts import paper, plans, trend
 from qkvbench.reports.parts.formatting import printable
@@ -26,7 +26,11 @@ from qkvbench.results.store import (
 from qkvbench.results.trend import trends
 from qkvbench.results.view import BASELINE, View, view
 
-# In the name of a native decoding kernel.
+# The reports that fit themselves into a terminal, by their `render`.
+ON_CONSOLE: dict[Callable[[View], str], Callable[[View, Console], None]] = {
+    brief.render: brief.print_answer,
+    full.render: full.print_report,
+}
 
 
 def answer(request: Request) -> int:
@@ -62,7 +66,7 @@ def _answer(request: Request) -> int:
         elif wanted is None:
             write_reports(store, place, study)
         elif place is None:
-            print(wanted.render(study), end="")
+            _print(wanted.render, study)
         else:
             _write(place, wanted.render(study))
             print(f"Written: {place}", file=sys.stderr)
@@ -176,10 +180,15 @@ def write_page(
 
 def print_answer(study: View) -> None:
     """Print the answer as the terminal or the file that is written to has room for it."""
-    if sys.stdout.isatty():
-        brief.print_answer(study, Console())
+    _print(brief.render, study)
+
+
+def _print(render: Callable[[View], str], study: View) -> None:
+    """Print a report, as wide as the terminal if it can be."""
+    if sys.stdout.isatty() and render in ON_CONSOLE:
+        ON_CONSOLE[render](study, Console())
     else:
-        print(brief.render(study), end="")
+        print(render(study), end="")
 
 
 def _write_paper(folder: Path, study: View) -> None:

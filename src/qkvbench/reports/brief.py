@@ -12,7 +12,7 @@ from rich.text import Text
 
 from qkvbench.cost.units import count_text
 from qkvbench.reports.full import STYLES, styled
-from qkvbench.reports.parts.answer_table import PARAMETERS, AnswerColumn, answer_columns
+from qkvbench.reports.parts.answer_table import ONE_SIDED, PARAMETERS, AnswerColumn, answer_columns
 from qkvbench.reports.parts.formatting import Note, plural, printable
 from qkvbench.reports.parts.headline import (
     cautions,
@@ -70,11 +70,10 @@ def print_answer(view: View, console: Console) -> None:
         topic.stylize("bold")
         hanging.add_row(topic + styled(note.text))
         console.print(Padding(hanging, (0, 0, 0, 1)))
-    interval = "; ± half of a 95% interval" if layout.intervals else ""
     console.print(
         styled(
             " ▼ ▲ certain, ▽ △ likely; ≈ ~ within the margin, certain and likely"
-            f"{interval}. --full has it all."
+            f"{_interval(layout)}. --full has it all."
         ),
         style="dim",
     )
@@ -97,8 +96,8 @@ def _shown_arms(view: View) -> list[int]:
         return list(range(len(view.arms)))
     losses = losing(view)
     kept = [arm for arm in view.arms if arm not in view.candidates][:MOST_ARMS]
-    # A stable sort: of arms with as many losses those that come first in the study.
-    others = sorted(view.candidates, key=lambda arm: len(losses.get(arm, view.tasks)))
+    # Those that are not complete come last; of arms with as many losses the study's first.
+    others = sorted(view.candidates, key=lambda arm: (arm not in losses, len(losses.get(arm, ()))))
     kept += others[: MOST_ARMS - len(kept)]
     return [place for place, arm in enumerate(view.arms) if arm in kept]
 
@@ -134,6 +133,15 @@ class _Layout:
     def gap(self) -> int:
         """The space before a column."""
         return 2 if self.intervals else 1
+
+
+def _interval(layout: _Layout) -> str:
+    """The meaning of ± in the tables, if they have it."""
+    if not layout.intervals:
+        return ""
+    shown = [column.cells[row] for part in layout.parts for column in part for row in layout.rows]
+    one_sided = f" ({ONE_SIDED})" if any(cell.one_sided for cell in shown) else ""
+    return f"; ± half of a 95% interval{one_sided}"
 
 
 def _layout(view: View, arms: Sequence[int], width: int) -> _Layout:
@@ -240,11 +248,19 @@ def _right(text: str, size: int) -> str:
 def _left_over(view: View, arms: Sequence[int], layout: _Layout) -> list[Note]:
     """The arms and tasks that the table leaves out."""
     notes: list[Note] = []
-    if others := len(view.arms) - len(arms):
-        compared = any(task.result.standing == "compared" for task in view.tasks)
-        why = "lose on as many tasks or more" if compared else "are not compared either"
-        notes.append(Note("Not shown", f"{plural(others, 'other arm')}, which {why}."))
+    others = [arm for place, arm in enumerate(view.arms) if place not in arms]
+    compared = any(task.result.standing == "compared" for task in view.tasks)
+    judged = losing(view)
+    whys = {
+        "lose on as many tasks or more" if compared else "are not compared either": [
+            arm for arm in others if arm in judged
+        ],
+        "are not complete": [arm for arm in others if arm not in judged],
+    }
+    said = [f"{plural(len(own), 'other arm')}, which {why}" for why, own in whys.items() if own]
+    if said:
+        notes.append(Note("Not shown", f"{'; '.join(said)}."))
     if layout.left_out:
-        tasks = ", ".join(layout.left_out)
+        tasks = ", ".join(map(view.label, layout.left_out))
         notes.append(Note("Not shown", f"{tasks}."))
     return notes

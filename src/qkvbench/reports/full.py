@@ -37,9 +37,14 @@ def render(view: View) -> str:
     console = Console(
         file=file, width=WIDTH, color_system=None, legacy_windows=False, force_jupyter=False
     )
+    print_report(view, console)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def print_report(view: View, console: Console) -> None:
+    """The same on a console."""
     print_table(view, console)
     print_words(view, console)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
 def print_table(view: View, console: Console) -> None:

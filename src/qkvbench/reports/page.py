@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.reports.parts import picture as pictures
 from qkvbench.reports.parts.analyses import Analyses, analyses, measure_descriptions
-from qkvbench.reports.parts.answer_table import answer_columns
+from qkvbench.reports.parts.answer_table import ONE_SIDED, answer_columns
 from qkvbench.reports.parts.caveats import limits
 from qkvbench.reports.parts.curves import curves
 from qkvbench.reports.parts.explore import all_pairs, document, embedded
@@ -127,6 +127,7 @@ def _html(view: View, parts: _Parts, data: Markup, unfinished: Unfinished | None
     }
     script = _file("_page.js")
     answer, _, rest = headline(view).partition("; ")
+    columns = answer_columns(view)
     return environment.get_template("_page.html").render(
         view=view,
         unfinished=unfinished,
@@ -142,7 +143,8 @@ def _html(view: View, parts: _Parts, data: Markup, unfinished: Unfinished | None
         picture_legend=pictures.LEGEND,
         axes=pictures.AXES,
         all_pairs=all_pairs(view),
-        columns=answer_columns(view),
+        columns=columns,
+        one_sided=ONE_SIDED if any(c.one_sided for each in columns for c in each.cells) else "",
         caption=caption(view),
         legend=legend(view),
         predictions=predictions(view),

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -31,6 +32,8 @@ from qkvbench.results.store import Store
 from qkvbench.results.view import BASELINE, Cell, without_rate
 
 Curve = Float[np.ndarray, " points"]
+# The reason for which nothing is said of the two arms.
+Silence = Standing | Literal["runs failed"]
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class Setting:
     """The two arms in one setting, with all the seeds that any folder has of them.
 
     ``tuned``: each arm has a learning rate of its own. ``names`` are those under which the task was
-    run. ``seeds`` counts the baseline's and the arm's
-    runs that ended. ``speed`` is the effective speed-up; None if it cannot be told.
+    run. ``seeds`` counts the baseline's and the arm's runs that ended. ``silence`` is the reason if
+    there is no verdict. ``speed`` is the effective speed-up; None if it cannot be told.
     """
 
     shared: Experiment
@@ -68,12 +71,8 @@ class Setting:
     runs: tuple[str, ...]
     result: Comparison | Tally
     verdict: Verdict | None
+    silence: Silence | None
     speed: float | None
-
-    @property
-    def standing(self) -> Standing:
-        """Whether the two were compared."""
-        return self.result.standing
 
 
 def settings(
@@ -150,6 +149,7 @@ def _setting(
     metric = cells[0].runs[0].metric
     margin = margins.of_any(sorted({str(key.task), *(run.record.task for run in runs)}), metric)
     result = _compared(cells, metric, margin)
+    verdict = verdicts(result, metric.better).get(arm)
     used = [run for run in runs if run.record.arm in (arm, against)]
     return Setting(
         shared=key,
@@ -160,9 +160,20 @@ def _setting(
         parameters=cells[0].runs[0].cost.total_parameters,
         runs=tuple(run.id for cell in cells[:2] for run in cell.runs),
         result=result,
-        verdict=verdicts(result, metric.better).get(arm),
+        verdict=verdict,
+        silence=_silence(result, arm) if verdict is None else None,
         speed=effective_speed(cells[0].runs, _of(once, arm)),
     )
+
+
+def _silence(result: Comparison | Tally, arm: str) -> Silence:
+    """The reason that an arm has no verdict; the standing may be that of the control alone."""
+    if result.standing != "compared":
+        return result.standing
+    if arm in result.incomplete:
+        return "runs failed"
+    own = result.means.get(arm) if isinstance(result, Comparison) else None
+    return "one seed" if own is not None and own.deviation is None else "no spread"
 
 
 def _of(once: Mapping[tuple[str, int], Run], arm: str) -> tuple[Record, ...]:

@@ -197,14 +197,13 @@ def _scores_compared(
         if result.first.mean is None or result.second.mean is None:
             return replace(result, standing="runs failed")
         value = _raw(cells, result.seeds, result.metric, result.margin)
-        by_arm, standing = {second: value}, "compared"
-        verdict = value.verdict(result.metric.better)
+        verdict = None if value.p is None else value.verdict(result.metric.better)
     else:
-        by_arm, standing = compared.differences, compared.standing
+        value = compared.differences.get(second)
         verdict = verdicts(compared, result.metric.better).get(second)
-    if standing == "no spread":
-        return replace(result, standing="no spread", difference=by_arm[second])
-    value = by_arm.get(second)
+    if verdict is None:
+        one = 1 in (_scored(result, result.first), _scored(result, result.second))
+        return replace(result, standing="one seed" if one else "no spread", difference=value)
     return replace(
         result,
         standing="compared",
@@ -214,6 +213,11 @@ def _scores_compared(
         certain_from=compared.certain_from,
         provable=compared.provable,
     )
+
+
+def _scored(result: PairTask, side: Side) -> int:
+    """The number of shared seeds on which this arm has a score."""
+    return len(result.seeds) - len(side.failures)
 
 
 def _first_did_not_learn(result: PairTask, cells: tuple[Cell, Cell], second: Count) -> PairTask:

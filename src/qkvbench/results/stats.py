@@ -73,6 +73,8 @@ Verdict = Literal[
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 # The verdicts of an arm that loses, for certain and likely.
 LOSSES: tuple[Verdict, ...] = ("diverged", "worse")
+# The verdicts of an arm that differs, which have a size.
+WITH_SIZE: tuple[Verdict, ...] = ("worse", "likely worse", "better", "likely better")
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,10 @@ def verdicts(result: Comparison | Tally, better: Better) -> dict[str, Verdict]:
                 for arm in result.diverged
                 if result.lost(arm) > allowed and arm not in incomplete
             ]
-            found: dict[str, Verdict] = {arm: each.verdict(better) for arm, each in by_arm.items()}
+            # Without a p value nothing is said of an arm, whichever others there are.
+            found: dict[str, Verdict] = {
+                arm: each.verdict(better) for arm, each in by_arm.items() if each.p is not None
+            }
             for arm in failed:
                 found[arm] = "diverged"
             return found
@@ -348,7 +353,8 @@ def compare(
     result = replace(result, differences=found)
     if len(base) == 1:
         return replace(result, standing="one seed")
-    if all(each.low is None for each in found.values()) and not result.diverged:
+    # By exact permutation even arms that do not vary have a p value, if they differ.
+    if all(each.p is None for each in found.values()) and not result.diverged:
         one = all(len(values[arm]) == 1 for arm in found)
         return replace(result, standing="one seed" if one else "no spread")
     result = _with_sensitivity(result, base, metric)

@@ -31,6 +31,7 @@ from qkvbench.results.resampling import ItemBounds
 from qkvbench.results.stats import Comparison, Tally, Verdict, compare, reaches, tally, verdicts
 from qkvbench.results.store import Damaged, Store
 from qkvbench.results.tuning import FIRST_SEED, Sensitivity, sensitivities
+from qkvbench.task_ref import short_names
 from qkvbench.variant import CANONICAL, write
 
 Value = TypeVar("Value")
@@ -107,6 +108,7 @@ class Cell:
 class TaskView:
     """One task of a study: a cell for each arm, in the study's order, and their statistics.
 
+    ``label`` is the name in tables and sentences, which is shorter if it is a path.
     ``init_from`` is the task on which each run's initial weights were trained, by the same arm and
     seed; None for random initial weights.
 
@@ -115,6 +117,7 @@ class TaskView:
     """
 
     name: str
+    label: str
     metric: MetricInfo
     model: str
     causal: bool
@@ -182,6 +185,10 @@ class View:
         none: dict[str, Cost] = {}
         return next((task.costs for task in self.tasks if task.name == self.cost_task), none)
 
+    def label(self, name: str) -> str:
+        """The name of a task in tables and sentences."""
+        return next((task.label for task in self.tasks if task.name == name), name)
+
     def decode_ratio(self, arm: str) -> Ratio | None:
         """The time of a decode step divided by the baseline's; None if it was not recorded."""
         measurement = self.measurements.get(arm)
@@ -225,13 +232,13 @@ def view(store: Store, margins: Margins | None = None, *, first_seeds: int | Non
     """
     runs, measurements, damage = store.runs(), store.measurements(), store.study_damage()
     needed = {first.id for run in runs.good for first in run.parsed_experiment.needed}
-    study = store.study() or _inferred_study(
-        [run for run in runs.good if run.id not in needed and run.seed < FIRST_SEED],
-        {each.model for each in measurements.good},
-    )
-    if first_seeds is not None:
-        fewer = {task: min(count, first_seeds) for task, count in study.seeds.items()}
-        study = study.model_copy(update={"seeds": fewer})
+    stored = store.study()
+    own = _untuned(run for run in runs.good if run.id not in needed)
+    study = stored or _inferred_study(own, {each.model for each in measurements.good})
+    seeds = {
+        task: range(count)[:first_seeds] if stored else _seeds(own, task)[:first_seeds]
+        for task, count in study.seeds.items()
+    }
     arms = tuple(dict.fromkeys(study.variants)) or (BASELINE,)
     study_ids, tuning_ids = set(study.runs), study.tuning.ids if study.tuning else set[str]()
     chosen = [
@@ -239,7 +246,7 @@ def view(store: Store, margins: Margins | None = None, *, first_seeds: int | Non
         for run in runs.good
         if run.arm in arms
         and run.task in study.tasks
-        and run.seed < study.seeds.get(run.task, 0)
+        and run.seed in seeds.get(run.task, ())
         # No run of a tuned study begins before its rate is known.
         and (run.id in study_ids or not (study_ids or study.tuning))
     ]
@@ -260,16 +267,18 @@ def view(store: Store, margins: Margins | None = None, *, first_seeds: int | Non
         and _own_model(each) == _own_model(matched[cost_task][0])
         and (each.id in study.measurements or not study.measurements)
     )
+    labels = short_names(study.tasks)
     tasks = tuple(
         _task(
             name,
+            labels[name],
             arms,
-            own,
-            range(study.seeds[name]),
+            same,
+            seeds[name] if stored else _seeds(same, name),
             margins=margins or Margins(),
             measurements=timed if name == cost_task else {},
         )
-        for name, own in matched.items()
+        for name, same in matched.items()
     )
     study_runs = {run.id for task in tasks for cell in task.cells for run in cell.runs}
     return View(
@@ -296,6 +305,18 @@ def with_margin(task: TaskView, margin: float | None) -> TaskView:
     return replace(task, result=result)
 
 
+def _untuned(runs: Iterable[Record]) -> list[Record]:
+    """The runs but those that tuned a rate: of a task that has lower seeds, those from there on."""
+    every = list(runs)
+    lowest = {task: min(_seeds(every, task)) for task in {run.task for run in every}}
+    return [run for run in every if run.seed < FIRST_SEED or lowest[run.task] >= FIRST_SEED]
+
+
+def _seeds(runs: Iterable[Record], task: str) -> tuple[int, ...]:
+    """The seeds that these runs have on a task."""
+    return tuple(sorted({run.seed for run in runs if run.task == task}))
+
+
 def _inferred_study(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
     """A study of all these runs; its cost task is one whose model was measured, if possible."""
     decoders = [run for run in runs if run.cost.cache_bytes_per_token is not None]
@@ -308,7 +329,7 @@ def _inferred_study(runs: Sequence[Record], measured: set[str]) -> StudyInfo:
         variants=arms,
         tasks=tasks,
         cost_task=next((run.task for run in decoders), None),
-        seeds={task: 1 + max(run.seed for run in runs if run.task == task) for task in tasks},
+        seeds={task: len(_seeds(runs, task)) for task in tasks},
         threads=runs[0].threads if runs else 1,
         precision=runs[0].precision if runs else "",
         backend=runs[0].backend if runs else "",
@@ -374,9 +395,10 @@ def _own_model(run: Record | Measurement) -> str:
 
 def _task(
     name: str,
+    label: str,
     arms: tuple[str, ...],
     runs: Sequence[Record],
-    seeds: range,
+    seeds: Sequence[int],
     *,
     margins: Margins,
     measurements: Mapping[str, Measurement],
@@ -390,6 +412,7 @@ def _task(
     costs = {cell.variant: cell.runs[0].cost for cell in cells if cell.runs}
     return TaskView(
         name=name,
+        label=label,
         metric=metric,
         model=_own_model(runs[0]),
         causal=first.model.causal,
@@ -438,7 +461,7 @@ def _only(by_seed: Mapping[int, Value], seeds: Sequence[int]) -> dict[int, Value
     return {seed: value for seed, value in by_seed.items() if seed in own}
 
 
-def _cell(task: str, arm: str, runs: Sequence[Record], seeds: range) -> Cell:
+def _cell(task: str, arm: str, runs: Sequence[Record], seeds: Iterable[int]) -> Cell:
     own = sorted(runs, key=lambda run: run.seed)
     present = {run.seed for run in own}
     return Cell(arm, task, tuple(own), tuple(seed for seed in seeds if seed not in present))

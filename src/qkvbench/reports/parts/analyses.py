@@ -84,7 +84,7 @@ def analyses(view: View) -> tuple[Analyses, ...]:
     """The analysis of each task whose runs have snapshots of their layers."""
     # A model without attention has no layers to draw.
     found = ((task, tuple(each for each in histories(task) if each.layers)) for task in view.tasks)
-    return tuple(_analysis(task.name, arms) for task, arms in found if arms)
+    return tuple(_analysis(task.label, arms) for task, arms in found if arms)
 
 
 def document(task: TaskView) -> list[dict[str, Any]]:

@@ -9,30 +9,38 @@ from io import StringIO
 from qkvbench.cost.units import bytes_text, count_text, seconds_text
 from qkvbench.reports.parts.formatting import (
     decimals,
+    is_one_sided,
     metric_text,
     number,
     plural,
     printable,
     share,
     signed,
+    size,
     spreadsheet_text,
-    task_text,
+    value_and_half,
 )
 from qkvbench.reports.parts.table import DASH, SYMBOLS, TONES, Line, nickname
 from qkvbench.results.across import has_attention
-from qkvbench.results.stats import Comparison, Tally
+from qkvbench.results.stats import Comparison, Tally, Verdict
 from qkvbench.results.view import TaskView, View
 
 PARAMETERS = "params"
+# Of a cell that is `one_sided`.
+ONE_SIDED = "its side towards zero if half would reach beyond"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, the same without its interval, and the number to sort its column by."""
+    """One cell: its text, the same without its interval, and the number to sort its column by.
+
+    ``one_sided``: not half of the interval is beside the difference, but its side towards zero.
+    """
 
     line: Line
     key: float | None
     short: str
+    one_sided: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,13 +96,22 @@ def csv_text(view: View) -> str:
 def markdown(view: View) -> str:
     """The table in Markdown."""
     heads, rows = _texts(view)
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "".join(f"| {' | '.join(map(_markdown, line))} |\n" for line in lines)
+    lines = [
+        list(map(_markdown, heads)),
+        ["---", *["---:"] * (len(heads) - 1)],
+        *([_markdown_code(arm), *map(_markdown, rest)] for arm, *rest in rows),
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _markdown(text: str) -> str:
     """A cell's text, which ends no cell and is no HTML."""
     return escape(text, quote=False).replace("\\", "\\\\").replace("|", "\\|")
+
+
+def _markdown_code(text: str) -> str:
+    """An equation, of which no two tildes strike out what is between them."""
+    return f"`{text.replace('`', chr(39)).replace('|', chr(92) + '|')}`"
 
 
 def latex(view: View) -> str:
@@ -180,11 +197,9 @@ _METRICS = {
 
 def _head(task: TaskView) -> tuple[str, str]:
     if isinstance(task.result, Tally):
-        return task_text(task.name), "solved, step"
+        return task.label, "solved, step"
     arrow = "↑" if task.metric.better == "higher" else "↓"
-    return task_text(
-        task.name
-    ), f"{_METRICS.get(task.metric.name, metric_text(task.metric))} {arrow}"
+    return task.label, f"{_METRICS.get(task.metric.name, metric_text(task.metric))} {arrow}"
 
 
 # Of six letters with their arrow, for the table that leaves the intervals out.
@@ -209,7 +224,7 @@ def _seen_from(task: TaskView) -> str:
     result = task.result
     if isinstance(result, Tally) or result.detectable is None:
         return ""
-    return _short(number(result.detectable, decimals(result)))
+    return _short(size(result.detectable, decimals(result)))
 
 
 def _cell(task: TaskView, arm: str) -> Cell:
@@ -221,8 +236,8 @@ def _cell(task: TaskView, arm: str) -> Cell:
     match result:
         case Comparison(means=means):
             key = means[arm].value if arm in means else None
-            value, interval = _score(result, arm)
-            line, short = Line(symbol + value + interval, tone), symbol.strip() + value
+            line = Line(symbol + _score(result, arm, verdict), tone)
+            short = symbol.strip() + _score_alone(result, arm)
             if verdict == "diverged":
                 line = Line(f"{symbol}{result.diverged[arm]} diverged", tone)
                 short = f"{symbol.strip()}div."
@@ -237,23 +252,26 @@ def _cell(task: TaskView, arm: str) -> Cell:
         scores = len(task.cell(arm).scores)
         line = Line(f"{scores} of {plural(len(result.seeds), 'seed')}", "failed")
         short = f"{scores} of {len(result.seeds)}"
-    return Cell(line, key, short)
+    own = result.differences.get(arm) if isinstance(result, Comparison) else None
+    return Cell(line, key, short, one_sided=own is not None and is_one_sided(own, verdict))
 
 
-def _score(result: Comparison, arm: str) -> tuple[str, str]:
-    """The baseline's score, another arm's difference; its own score if nothing is compared.
-
-    The second text is half of the difference's interval, if it has one.
-    """
-    places = decimals(result)
+def _score(result: Comparison, arm: str, verdict: Verdict) -> str:
+    """The same as `_score_alone`, with half of the difference's interval if it has one."""
     each = result.differences.get(arm)
     if each is None:
-        mean = result.means.get(arm)
-        return DASH if mean is None else _short(number(mean.value, places)), ""
-    text = _short(signed(each.value, places))
-    if each.low is None or each.high is None:
-        return text, ""
-    return text, f" ±{_short(number((each.high - each.low) / 2, places))}"
+        return _score_alone(result, arm)
+    value, half = value_and_half(each, decimals(result), verdict)
+    return f"{_short(value)} ±{_short(half)}" if half else _short(value)
+
+
+def _score_alone(result: Comparison, arm: str) -> str:
+    """The baseline's score, another arm's difference; its own score if nothing is compared."""
+    places = decimals(result)
+    each, mean = result.differences.get(arm), result.means.get(arm)
+    if each is not None:
+        return _short(signed(each.value, places))
+    return DASH if mean is None else _short(number(mean.value, places))
 
 
 def _short(text: str) -> str:

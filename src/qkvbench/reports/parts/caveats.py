@@ -32,7 +32,7 @@ def _seeds(view: View) -> list[Note]:
         return []
     by_count: dict[int, list[str]] = defaultdict(list)
     for task in view.tasks:
-        by_count[len(task.result.seeds)].append(task.name)
+        by_count[len(task.result.seeds)].append(task.label)
     counted = ", ".join(
         f"{count} ({', '.join(names)})" for count, names in sorted(by_count.items())
     )
@@ -58,7 +58,7 @@ def _over_items(view: View) -> str:
             if (length := _interval_length(task, arm))
         ]
         if ratios:
-            widest.append(f"{task.name} at most {number(max(ratios), 1)} times")
+            widest.append(f"{task.label} at most {number(max(ratios), 1)} times")
     if not widest:
         return "The intervals cover the seeds, not the choice of test items."
     return (
@@ -112,7 +112,7 @@ def _machine(view: View) -> list[Note]:
 
 def _missing(view: View) -> list[Note]:
     notes: list[Note] = []
-    partly = [f"`{arm}` ({task.name})" for task in view.tasks for arm in task.result.incomplete]
+    partly = [f"`{arm}` ({task.label})" for task in view.tasks for arm in task.result.incomplete]
     if partly:
         text = f"{SEPARATOR.join(partly)}."
         notes.append(Note("Incomplete, so not compared", text))

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 from qkvbench.cost.units import bytes_text, seconds_text
-from qkvbench.reports.parts.findings import WITH_SIZE
 from qkvbench.reports.parts.formatting import (
     SEPARATOR,
     bounds,
@@ -15,10 +14,11 @@ from qkvbench.reports.parts.formatting import (
     plural,
     share,
     signed,
+    size,
 )
 from qkvbench.results import record
 from qkvbench.results.pair import Pair, PairStanding, PairTask, Ratio, Side
-from qkvbench.results.stats import POWER, Verdict
+from qkvbench.results.stats import POWER, WITH_SIZE, Verdict
 
 _PHRASES: dict[Verdict, str] = {
     "diverged": "diverged more often on",
@@ -60,9 +60,9 @@ def _task_phrase(task: PairTask) -> str:
     if task.verdict in ("matches", "likely matches") and task.margin is not None:
         return f"{task.task} (within {_margin(task)})"
     if task.verdict in WITH_SIZE and task.difference is not None:
-        return f"{task.task} (by {number(abs(task.difference.value), _places(task))})"
+        return f"{task.task} (by {size(abs(task.difference.value), _places(task))})"
     if task.verdict == "not distinguishable" and task.detectable is not None:
-        return f"{task.task} (likely seen from {number(task.detectable, _places(task))})"
+        return f"{task.task} (likely seen from {size(task.detectable, _places(task))})"
     return task.task
 
 
@@ -109,7 +109,7 @@ _STANDINGS: dict[PairStanding, str] = {
     "baseline did not learn": "not compared; the study's baseline did not clearly beat chance.",
     "attention not needed": "not compared; a model without attention does nearly as well here.",
     "runs failed": "not compared, because a run without a score cannot be left out of a mean.",
-    "no spread": "the difference is the same on every seed: no interval.",
+    "no spread": "not compared; both have the same score on every seed.",
 }
 
 
@@ -125,7 +125,7 @@ def _result(task: PairTask, pair: Pair) -> str:
             return f"{_signed(task, task.difference.value)}; one seed has no interval."
         case "one seed":
             return "one seed; too little to compare."
-        case "compared" if task.difference is not None:
+        case "compared" if task.metric.solved is None:
             return _score_result(task, pair)
         case "compared":
             return _count_result(task, pair)
@@ -137,14 +137,15 @@ def _score_result(task: PairTask, pair: Pair) -> str:
     each = task.difference
     if each is None:
         return f"{_verdict(task)}."
+    if each.p is None:
+        return f"{_verdict(task)}; {_signed(task, each.value)}; one seed has a score: no interval."
     if each.low is None or each.high is None:
         same = f"{_signed(task, each.value)}, the same on every seed: no interval"
-        return f"{_verdict(task)}; {same}."
+        return f"{_verdict(task)}; {same}, {p_text(each.p)} by permutation."
     places = _places(task)
     parts = [
         f"{_verdict(task)}; {_score(task, task.first)} and {_score(task, task.second)}, difference "
-        f"{signed(each.value, places)} {bounds(each, places)}, "
-        f"{p_text(each.p if each.p is not None else 1.0)}"
+        f"{signed(each.value, places)} {bounds(each, places)}, {p_text(each.p)}"
     ]
     if each.match_p is not None:
         parts.append(f"equivalence within {_margin(task)} {p_text(each.match_p)}")
@@ -155,9 +156,9 @@ def _score_result(task: PairTask, pair: Pair) -> str:
         parts.append(f"over items as well [{number(low, places)}, {number(high, places)}]")
     if task.detectable is not None and task.verdict != "worse":
         parts.append(
-            f"{share(POWER)} power for a loss from {number(task.detectable, places)} (likely) and "
-            f"{number(task.certain_from or 0, places)} (certain), and for a match within "
-            f"{number(task.provable or 0, places)}"
+            f"{share(POWER)} power for a loss from {size(task.detectable, places)} (likely) and "
+            f"{size(task.certain_from or 0, places)} (certain), and for a match within "
+            f"{size(task.provable or 0, places)}"
         )
     unlearned = [
         f"`{arm}` does not clearly beat chance ({number(task.metric.chance, 3)})"

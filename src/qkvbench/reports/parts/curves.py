@@ -81,7 +81,7 @@ def curves(task: TaskView) -> Markup | None:
             viewBox=f"{LEFT} {TOP - 1} {width} {height}",
         )
     )
-    title = tag("title", f"Learning curves on {task.name}")
+    title = tag("title", f"Learning curves on {task.label}")
     return tag("svg", title + Markup("").join(parts), viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from qkvbench.cost.units import count_text
 from qkvbench.experiment import PRECISIONS
-from qkvbench.reports.parts.findings import WITH_SIZE
 from qkvbench.reports.parts.formatting import (
     SEPARATOR,
     bounds,
@@ -17,7 +16,7 @@ from qkvbench.reports.parts.formatting import (
     signed,
 )
 from qkvbench.results.evidence import Setting, difference_of
-from qkvbench.results.stats import VERDICTS, Comparison, Count, Tally, Verdict
+from qkvbench.results.stats import VERDICTS, WITH_SIZE, Comparison, Count, Tally, Verdict
 
 # Folders that a line names.
 NAMED_FOLDERS = 2
@@ -65,7 +64,7 @@ def lines(found: Sequence[Setting], arm: str, against: str, width: int | None = 
         table += [verdict, *own] if own else []
     if shown < len(HEADS):
         table.append(f"Not shown, for the width: {', '.join(HEADS[shown:])}.")
-    silent = [f"{named[each]} ({each.standing})" for each in found if each.verdict is None]
+    silent = [f"{named[each]} ({each.silence})" for each in found if each.verdict is None]
     return [
         sentence(found, arm, against),
         "",

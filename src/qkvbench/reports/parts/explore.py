@@ -30,7 +30,7 @@ def document(view: View, style: str) -> dict[str, Any]:
     choice = pictures.default_choice(view)
     return {
         "arms": [{"arm": arm, "name": _name(arm)} for arm in view.arms],
-        "tasks": [task.name for task in view.tasks],
+        "tasks": [task.label for task in view.tasks],
         "costs": [_costs(view, arm) for arm in view.arms],
         "axes": {
             kind: [

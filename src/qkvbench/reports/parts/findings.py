@@ -22,7 +22,9 @@ from qkvbench.reports.parts.formatting import (
     seeds_text,
     share,
     signed,
+    size,
 )
+from qkvbench.reports.parts.headline import complete_arms
 from qkvbench.results.averages import Average
 from qkvbench.results.dominance import ParetoStatus
 from qkvbench.results.pair import pair_on_task
@@ -30,6 +32,7 @@ from qkvbench.results.stats import (
     CERTAIN,
     LOSSES,
     POWER,
+    WITH_SIZE,
     Comparison,
     Difference,
     Tally,
@@ -52,7 +55,6 @@ PHRASES: dict[Verdict, str] = {
     "likely not worse": "Likely not worse by {margin} (better is not excluded)",
     "not distinguishable": "Not distinguishable from {base}",
 }
-WITH_SIZE: tuple[Verdict, ...] = ("worse", "likely worse", "better", "likely better")
 
 # Dominated: a rival that costs no more is better. On the frontier: all such rivals are worse.
 PARETO_TEXT: dict[ParetoStatus, str] = {
@@ -77,15 +79,17 @@ def findings(view: View) -> list[Note]:
 
 
 def _overall(view: View) -> list[Note]:
-    by_task = {task.name: each for task in view.tasks if (each := task.verdicts)}
+    by_task = {task.label: each for task in view.tasks if (each := task.verdicts)}
     if not by_task:
         return [Note("No comparison", "no task has comparable arms.")]
     others = view.candidates
-    complete = [arm for arm in others if all(arm in each for each in by_task.values())]
+    complete = complete_arms(view)
     worse = {arm: _tasks_with(by_task, arm, LOSSES) for arm in others}
     likely = {arm: _tasks_with(by_task, arm, ("likely worse",)) for arm in others}
     without = [arm for arm in complete if not worse[arm] and not likely[arm]]
-    matching = [arm for arm in without if all(each[arm] in NO_LOSS for each in by_task.values())]
+    matching = [
+        arm for arm in without if all(each.get(arm) in NO_LOSS for each in by_task.values())
+    ]
     undecided = [arm for arm in without if arm not in matching]
     incomplete = [arm for arm in others if arm not in complete and not worse[arm]]
     tasks = f"all {len(by_task)} compared tasks" if len(by_task) > 1 else "the one compared task"
@@ -111,7 +115,7 @@ def _same_arm_again(view: View) -> list[Note]:
         if plain == arm or plain not in view.arms:
             continue
         told = [
-            f"{task.name} {each.verdict}"
+            f"{task.label} {each.verdict}"
             for task in view.tasks
             if (each := pair_on_task(task, plain, arm)).verdict is not None
         ]
@@ -144,7 +148,7 @@ def _task(task: TaskView) -> Note:
             threshold = number(task.metric.solved or 0, 2)
             text = f"solved from {metric} {threshold}, {seeds_text(result)}. "
             text += _tally_text(task, result)
-    return Note(task.name, text)
+    return Note(task.label, text)
 
 
 def _comparison_text(task: TaskView, result: Comparison) -> str:
@@ -161,8 +165,8 @@ def _comparison_text(task: TaskView, result: Comparison) -> str:
         case "attention not needed":
             return (
                 "Attention is hardly needed: over a model without it "
-                f"{base} gains {number(result.worth or 0, places)}, less than twice the loss that "
-                f"is seen as likely ({number(result.detectable or 0, places)}); this task says "
+                f"{base} gains {size(result.worth or 0, places)}, less than twice the loss that "
+                f"is seen as likely ({size(result.detectable or 0, places)}); this task says "
                 "nothing of variants."
             )
         case "baseline incomplete":
@@ -172,10 +176,7 @@ def _comparison_text(task: TaskView, result: Comparison) -> str:
         case "one seed":
             return "One seed shows no spread: the differences have no interval and prove nothing."
         case "no spread":
-            different = [arm for arm, each in result.differences.items() if each.value != 0]
-            means = f" The means of {arms_text(different)} differ from its mean."
-            text = f"The differences to {base} are the same on all seeds: no interval."
-            return text + (means if different else "")
+            return f"Every arm has the score of {base} on all seeds, so there is no interval."
         case "compared":
             return " ".join([*_by_verdict(task), _sensitivity(task, result, places)])
 
@@ -222,15 +223,15 @@ def _sensitivity(task: TaskView, result: Comparison, places: int) -> str:
         return "The baseline's scores do not vary, so what would be seen is not known."
     text = (
         f"With {share(POWER)} power a loss is seen as likely from "
-        f"{number(result.detectable, places)} and for certain from "
-        f"{number(result.certain_from, places)}, in an arm that varies as the baseline does"
+        f"{size(result.detectable, places)} and for certain from "
+        f"{size(result.certain_from, places)}, in an arm that varies as the baseline does"
     )
     if result.margin is None:
         return f"{text}; there is no margin for {task.metric.unit}, so no arm can match."
     if result.provable is None or result.provable <= result.margin:
         return f"{text}."
     return (
-        f"{text}; an equal one could be shown to match within {number(result.provable, places)}, "
+        f"{text}; an equal one could be shown to match within {size(result.provable, places)}, "
         f"not within {margin_text(result.margin, task.metric.unit)}."
     )
 
@@ -312,7 +313,7 @@ def _over_tasks(view: View) -> list[Note]:
     tasks = len(next(iter(view.aggregates.values())).tasks)
     arms = SEPARATOR.join(
         f"`{arm}` {_percent(each.mean)} ({_percent(each.low)} to {_percent(each.high)}), worst "
-        f"{_percent(each.worst)} on {each.worst_task}"
+        f"{_percent(each.worst)} on {view.label(each.worst_task)}"
         for arm, each in view.aggregates.items()
     )
     return [
@@ -346,7 +347,7 @@ def _pareto(view: View) -> list[Note]:
             for outlook, word in PARETO_TEXT.items()
             if outlook in groups
         ]
-        notes.append(Note(f"Quality on {task.name} against {front.cost}", f"{'; '.join(parts)}."))
+        notes.append(Note(f"Quality on {task.label} against {front.cost}", f"{'; '.join(parts)}."))
     return notes
 
 
@@ -362,7 +363,7 @@ def _savings(view: View) -> list[Note]:
     ]
     notes = [
         Note(
-            f"Parameters (model of {view.cost_task})",
+            f"Parameters (model of {view.label(view.cost_task or '')})",
             f"{base.total_parameters:,} with `{view.baseline}`; {SEPARATOR.join(parameters)}.",
         )
     ]

@@ -3,14 +3,14 @@
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from qkvbench.results.record import Machine, MetricInfo
-from qkvbench.results.stats import Comparison, Difference, Tally
-from qkvbench.task_ref import parse_task
+from qkvbench.results.stats import WITH_SIZE, Comparison, Difference, Tally, Verdict
 
 SEPARATOR = " · "
+# Of the decimals of a difference that is close to an end of its interval.
+MOST_PLACES = 9
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,6 @@ class Note:
 def metric_text(metric: MetricInfo) -> str:
     """The metric's name with spaces."""
     return metric.name.replace("_", " ")
-
-
-def task_text(name: str) -> str:
-    """The task's name; of a person's own data the file's name and options without its folders."""
-    ref = parse_task(name)
-    return str(replace(ref, name=Path(ref.name).name)) if ref.is_path else name
 
 
 def machine_text(machine: Machine) -> str:
@@ -64,6 +58,13 @@ def number(value: float, places: int) -> str:
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
+def size(value: float, places: int) -> str:
+    """The same with so many more decimals that a size that is not zero is not printed as zero."""
+    while 1e-6 < abs(value) < 0.5 * 10.0**-places:
+        places += 1
+    return number(value, places)
+
+
 def signed(value: float, places: int) -> str:
     """The same with its sign."""
     text = number(value, places)
@@ -95,6 +96,35 @@ def bounds(difference: Difference, places: int) -> str:
         return ""
     low, high = (bound(each, difference, places) for each in (difference.low, difference.high))
     return f"[{low}, {high}]"
+
+
+def value_and_half(difference: Difference, places: int, verdict: Verdict | None) -> tuple[str, str]:
+    """A difference and half of its interval; the second is empty if it has none.
+
+    An interval of a proportion is not symmetric. If half of it, on either side of the value,
+    reaches zero though the arm differs by its verdict, it is the side towards zero instead. Both
+    then have the decimals that show which is larger.
+    """
+    if difference.low is None or difference.high is None:
+        return signed(difference.value, places), ""
+    value, half = difference.value, (difference.high - difference.low) / 2
+    if is_one_sided(difference, verdict):
+        half = abs(value) - min(abs(difference.low), abs(difference.high))
+    while verdict in WITH_SIZE and places < MOST_PLACES and _reaches_zero(value, half, places):
+        places += 1
+    return signed(value, places), number(half, places)
+
+
+def is_one_sided(difference: Difference, verdict: Verdict | None) -> bool:
+    """Whether half of the interval would reach zero, though the verdict is that the arm differs."""
+    if difference.low is None or difference.high is None or verdict not in WITH_SIZE:
+        return False
+    return abs(difference.value) <= (difference.high - difference.low) / 2
+
+
+def _reaches_zero(value: float, half: float, places: int) -> bool:
+    """Whether an interval of this half reaches zero as it is printed."""
+    return float(f"{abs(value):.{places}f}") <= float(f"{half:.{places}f}")
 
 
 def bound(value: float, difference: Difference, places: int) -> str:

@@ -5,11 +5,18 @@ from collections.abc import Callable
 
 from markupsafe import Markup
 
-from qkvbench.reports.parts.formatting import decimals, metric_text, number, share, signed
+from qkvbench.reports.parts.formatting import (
+    decimals,
+    metric_text,
+    number,
+    share,
+    signed,
+    value_and_half,
+)
 from qkvbench.reports.parts.picture import Size, drawing
 from qkvbench.reports.parts.svg import padded_range, places_of, scale, tag, text, ticks
 from qkvbench.reports.parts.table import SYMBOLS, TONES
-from qkvbench.results.stats import Comparison, Difference
+from qkvbench.results.stats import Comparison, Difference, Verdict
 from qkvbench.results.view import TaskView
 
 # Of the size of a letter: a row, the head, the foot; a letter of an arm's name, and of a number.
@@ -41,7 +48,7 @@ def gaps(task: TaskView, wide: Size) -> tuple[Markup, Size] | None:
     ends = [end for each in shown for end in (each.value, each.low, each.high) if end is not None]
     low, high = padded_range([0.0, *ends])
     written = _value if size.width > NARROW * letters else _value_alone
-    values = {arm: written(each, decimals(result)) for arm, each in rows}
+    values = {arm: written(each, decimals(result), task.verdicts.get(arm)) for arm, each in rows}
     sizes = {arm: share(_size(task, arm, baseline)) for arm, _ in rows}
     left = letters * NAME_LETTER * (3 + max(len(arm) for arm, _ in rows))
     edge = size.width - 0.3 * letters
@@ -49,7 +56,7 @@ def gaps(task: TaskView, wide: Size) -> tuple[Markup, Size] | None:
     right = value_edge - letters * LETTER * (1 + max(map(len, values.values())))
     x = scale(low, high, left + 0.5 * letters, right - 0.5 * letters)
     bottom = size.height - FOOT * letters
-    metric = f"{metric_text(task.metric)} on {task.name}, less that of {baseline}"
+    metric = f"{metric_text(task.metric)} on {task.label}, less that of {baseline}"
     parts = [
         tag("title", metric),
         tag("desc", LEGEND),
@@ -78,14 +85,13 @@ def gaps(task: TaskView, wide: Size) -> tuple[Markup, Size] | None:
     return drawing(parts, size), size
 
 
-def _value_alone(each: Difference, places: int) -> str:
+def _value_alone(each: Difference, places: int, _: Verdict | None) -> str:
     return signed(each.value, places)
 
 
-def _value(each: Difference, places: int) -> str:
-    if each.low is None or each.high is None:
-        return _value_alone(each, places)
-    return f"{signed(each.value, places)} ±{number((each.high - each.low) / 2, places)}"
+def _value(each: Difference, places: int, verdict: Verdict | None) -> str:
+    value, half = value_and_half(each, places, verdict)
+    return f"{value} ±{half}" if half else value
 
 
 def _size(task: TaskView, arm: str, baseline: str) -> float:

@@ -6,10 +6,10 @@ from qkvbench.reports.parts.formatting import (
     SEPARATOR,
     Note,
     decimals,
-    number,
     plural,
     printable,
     share,
+    size,
 )
 from qkvbench.reports.parts.table import nickname
 from qkvbench.results.across import CONTROLS, FLOOR, has_attention
@@ -25,43 +25,62 @@ NO_LOSS: tuple[Verdict, ...] = tuple(
 MEAN = CONTROLS[0]
 # The native kernel, in the record of a measurement.
 NATIVE = "qkvbench::decode"
-# Of the losses for which an arm leaves room; more are counted.
-NAMED_LOSSES = 3
+# Losses, tasks or arms that a sentence names; more are counted.
+MOST_NAMED = 3
 
 
 def headline(view: View) -> str:
     """The cheapest arm that was not seen to lose, or that there is none."""
     compared = [task for task in view.tasks if task.result.standing == "compared"]
-    base = f"`{view.baseline}`"
     if not compared:
         return f"Nothing can be said yet: {_why_nothing(view)}."
+    if not view.candidates:
+        return _worth(view)
     losses = losing(view)
     if not losses:
-        return _worth(view)
-    what, costs = _costs(view, list(losses))
+        tasks = "the task" if len(compared) == 1 else f"all {len(compared)} tasks"
+        return f"No arm can be judged: none is complete on {tasks} compared."
+    what, costs = _costs(view, losses)
+    parts = {arm: _part(arm, costs[arm] / costs[view.baseline], what) for arm in losses}
     cheaper = [arm for arm in losses if costs[arm] < costs[view.baseline]]
     cheaper.sort(key=lambda arm: costs[arm])
-    tasks = "the task" if len(compared) == 1 else f"any of {len(compared)} tasks"
-    safe = [arm for arm in cheaper if not losses[arm]]
-    if safe:
-        best = safe[0]
-        open_ = [task.name for task in compared if task.verdicts[best] not in NO_LOSS]
-        says = f"does not lose against {base} on {tasks}"
-        if all(task.verdicts[best] == "better" for task in compared):
-            says = f"is better than {base} on {tasks}"
-        elif open_:
-            says = f"is not seen to lose against {base} on {tasks}"
-            says += f", which is not decided on {_counted(open_, len(compared))}"
-        part = _part(best, costs[best] / costs[view.baseline], what)
-        return f"{_named(best)} takes {part} and {says}; {_open_losses(compared, best)}."
+    if best := next((arm for arm in cheaper if not losses[arm]), None):
+        says = _no_loss(view, compared, best)
+        return f"{_named(best)} takes {parts[best]} and {says}; {_open_losses(compared, best)}."
+    silent = _not_complete(view, losses)
     if not cheaper:
-        return f"No arm that is complete takes less cache or fewer parameters than {base}."
+        says = f"takes less cache or fewer parameters than `{view.baseline}`"
+        return f"No arm that is complete {says}.{silent}"
     least = min(cheaper, key=lambda arm: (len(losses[arm]), costs[arm]))
     return (
-        f"Every arm with less of the {what} than {base} loses on at least one task. The fewest "
-        f"losses: {_named(least)}, {_part(least, costs[least] / costs[view.baseline], what)}, on "
-        f"{_counted(losses[least], len(compared))}."
+        f"Every {'complete ' if silent else ''}arm with less of the {what} than `{view.baseline}` "
+        f"loses on at least one task. The fewest losses: {_named(least)}, {parts[least]}, on "
+        f"{_counted(losses[least], len(compared))}.{silent}"
     )
+
+
+def _no_loss(view: View, compared: Sequence[TaskView], arm: str) -> str:
+    """How sure it is that an arm does not lose."""
+    base = f"`{view.baseline}`"
+    tasks = "the task" if len(compared) == 1 else f"any of {len(compared)} tasks"
+    if all(task.verdicts.get(arm) == "better" for task in compared):
+        return f"is better than {base} on {tasks}"
+    undecided = [task.label for task in compared if task.verdicts.get(arm) not in NO_LOSS]
+    if not undecided:
+        return f"does not lose against {base} on {tasks}"
+    return (
+        f"is not seen to lose against {base} on {tasks}, which is not decided on "
+        f"{_counted(undecided, len(compared))}"
+    )
+
+
+def _not_complete(view: View, judged: Collection[str]) -> str:
+    """The arms that are not judged, in a sentence; empty if there is none."""
+    others = [f"`{arm}`" for arm in view.candidates if arm not in judged]
+    if not others:
+        return ""
+    named = ", ".join(others) if len(others) <= MOST_NAMED else plural(len(others), "arm")
+    return f" Not complete: {named}."
 
 
 def _part(arm: str, of_baseline: float, what: str) -> str:
@@ -73,13 +92,13 @@ def _part(arm: str, of_baseline: float, what: str) -> str:
 
 def _counted(lost: Sequence[str], tasks: int) -> str:
     """The tasks by name if they are few, or how many they are."""
-    return ", ".join(lost) if len(lost) <= NAMED_LOSSES else f"{len(lost)} of {tasks} tasks"
+    return ", ".join(lost) if len(lost) <= MOST_NAMED else f"{len(lost)} of {tasks} tasks"
 
 
 def _worth(view: View) -> str:
     """The worth of attention, if the study has no arm but controls."""
     worth = [
-        f"{_size(task, task.result.worth)} on {task.name}"
+        f"{_size(task, task.result.worth)} on {task.label}"
         for task in view.tasks
         if isinstance(task.result, Comparison)
         and task.result.standing == "compared"
@@ -87,7 +106,7 @@ def _worth(view: View) -> str:
     ]
     solved = [
         f"{task.result.counts[view.baseline].solved} of {len(task.result.seeds)} seeds, not "
-        f"{task.result.counts[FLOOR].solved}, on {task.name}"
+        f"{task.result.counts[FLOOR].solved}, on {task.label}"
         for task in view.tasks
         if isinstance(task.result, Tally)
         and task.result.standing == "compared"
@@ -100,11 +119,7 @@ def _worth(view: View) -> str:
 
 def _size(task: TaskView, value: float | None) -> str:
     unit = "" if task.metric.unit == "share" else f" {task.metric.unit}"
-    size, places = abs(value or 0.0), decimals(task.result)
-    # A size that is not zero is not printed as zero.
-    while 1e-6 < size < 0.5 * 10.0**-places:
-        places += 1
-    return f"{number(value or 0.0, places)}{unit}"
+    return f"{size(value or 0.0, decimals(task.result))}{unit}"
 
 
 def registered_sentence(view: View) -> str:
@@ -122,20 +137,30 @@ def registered_sentence(view: View) -> str:
 def losing(view: View) -> dict[str, list[str]]:
     """The tasks on which each complete arm loses, certainly or likely; without controls."""
     by_task = {
-        task.name: task.verdicts for task in view.tasks if task.result.standing == "compared"
+        task.label: task.verdicts for task in view.tasks if task.result.standing == "compared"
     }
-    arms = [arm for arm in view.candidates if all(arm in found for found in by_task.values())]
     return {
-        arm: [name for name, found in by_task.items() if found[arm] in (*LOSSES, LIKELY_LOSS)]
-        for arm in arms
+        arm: [name for name, found in by_task.items() if found.get(arm) in (*LOSSES, LIKELY_LOSS)]
+        for arm in complete_arms(view)
     }
+
+
+def complete_arms(view: View) -> list[str]:
+    """The arms that have all their runs on every compared task; without controls."""
+    lacking = {
+        arm
+        for task in view.tasks
+        if task.result.standing == "compared"
+        for arm in task.result.incomplete
+    }
+    return [arm for arm in view.candidates if arm not in lacking]
 
 
 def controls_sentence(view: View) -> str:
     """The tasks on which controls do as well, which say less of Q, K and V; empty if none does."""
     compared = [task for task in view.tasks if task.result.standing == "compared"]
     alike = [
-        task.name
+        task.label
         for task in compared
         if task.verdicts.get(MEAN, LIKELY_LOSS) not in (*LOSSES, LIKELY_LOSS)
     ]
@@ -151,7 +176,7 @@ def controls_sentence(view: View) -> str:
 def basis(view: View) -> list[Note]:
     """The basis of the answer: the losses, what would have been seen, and what is left out."""
     notes: list[Note] = []
-    by_task = {task.name: task.verdicts for task in view.tasks}
+    by_task = {task.label: task.verdicts for task in view.tasks}
     for topic, wanted in (("Worse", LOSSES), ("Likely worse", (LIKELY_LOSS,))):
         counts = {
             name: sum(found.get(arm) in wanted for arm in view.candidates)
@@ -169,7 +194,7 @@ def basis(view: View) -> list[Note]:
 
 def cautions(view: View) -> list[Note]:
     """The tasks that are left out, and what would have to be known of all others."""
-    notes = [*_left_out(view), _rates(view)]
+    notes = [*_left_out(view), *_other_runs(view), _rates(view)]
     if decoded := kernels_text(view):
         notes.append(Note("Decode", decoded))
     if FLOOR not in view.arms and view.tasks:
@@ -210,7 +235,7 @@ def _sensitivities(view: View) -> list[str]:
         result = task.result
         if isinstance(result, Comparison) and result.detectable is not None:
             seeds = plural(len(result.seeds), "seed")
-            found.append(f"{_size(task, result.detectable)} on {task.name} ({seeds})")
+            found.append(f"{_size(task, result.detectable)} on {task.label} ({seeds})")
     return found
 
 
@@ -221,12 +246,21 @@ def _left_out(view: View) -> list[Note]:
     ]
 
 
+def _other_runs(view: View) -> list[Note]:
+    """The runs of the folder that are in no table: other seeds, arms, tasks or settings."""
+    if not view.others:
+        return []
+    verb = "is" if view.others == 1 else "are"
+    text = f"{plural(view.others, 'other run')} in this folder, which {verb} not of this study."
+    return [Note("Not in the table", text)]
+
+
 def _by_standing(view: View) -> dict[str, list[str]]:
     """The tasks that are not compared, by the reason."""
     by_standing: dict[str, list[str]] = {}
     for task in view.tasks:
         if task.result.standing != "compared":
-            by_standing.setdefault(task.result.standing, []).append(task.name)
+            by_standing.setdefault(task.result.standing, []).append(task.label)
     return by_standing
 
 
@@ -251,13 +285,14 @@ def _why_nothing(view: View) -> str:
     )
 
 
-def _costs(view: View, arms: Sequence[str]) -> tuple[str, Mapping[str, float]]:
+def _costs(view: View, arms: Collection[str]) -> tuple[str, Mapping[str, float]]:
     """The cost that the headline is about: the cache if any arm has less, else parameters."""
-    cache = {arm: float(cost.cache_bytes_per_token or 0) for arm, cost in view.costs.items()}
-    base = cache.get(view.baseline, 0.0)
-    if base and all(arm in cache for arm in arms) and any(cache[arm] < base for arm in arms):
+    models = (view.costs, *(task.costs for task in view.tasks))
+    # The cost task may lack runs; one that is compared has some of the baseline and of these arms.
+    costs = next(each for each in models if {view.baseline, *arms} <= each.keys())
+    cache = {arm: float(cost.cache_bytes_per_token or 0) for arm, cost in costs.items()}
+    if any(cache[arm] < cache[view.baseline] for arm in arms):
         return "cache", cache
-    costs = view.costs or next((task.costs for task in view.tasks if task.costs), {})
     return "parameters", {arm: float(cost.total_parameters) for arm, cost in costs.items()}
 
 
@@ -269,19 +304,19 @@ def _open_losses(tasks: Sequence[TaskView], arm: str) -> str:
         result = task.result
         if isinstance(result, Tally):
             own = result.counts[arm]
-            solved.append(f"{own.solved} of {own.seeds} seeds solve {task.name}")
+            solved.append(f"{own.solved} of {own.seeds} seeds solve {task.label}")
             continue
         each = result.differences[arm]
         # Without spread there is the difference alone.
         low, high = (each.value if end is None else end for end in (each.low, each.high))
         end = -low if task.metric.better == "higher" else high
         if end > 0:
-            losses.append(f"{_size(task, end)} on {task.name}")
+            losses.append(f"{_size(task, end)} on {task.label}")
     measured = len(tasks) > len(solved)
     room = "its intervals leave no room for a loss" if measured else ""
     if losses:
-        more = len(losses) - NAMED_LOSSES
-        room = f"its intervals leave room for a loss of {', '.join(losses[:NAMED_LOSSES])}"
+        more = len(losses) - MOST_NAMED
+        room = f"its intervals leave room for a loss of {', '.join(losses[:MOST_NAMED])}"
         room += f" and on {more} more" if more > 0 else ""
     return "; ".join(filter(None, [room, *solved]))
 

@@ -25,7 +25,7 @@ def files(view: View) -> dict[str, str]:
             drawings = {kind: _against(view, task, kind, size) for kind in AXES}
             for kind, drawn in {**drawings, "gaps": gaps(task, size)}.items():
                 if drawn is not None:
-                    name = f"{_stem(task.name)}-{kind}-{width}.svg"
+                    name = f"{_stem(task.label)}-{kind}-{width}.svg"
                     name = f"{index}-{name}" if name in made else name
                     made[name] = standalone(*drawn, style)
     return made

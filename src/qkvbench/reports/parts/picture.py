@@ -195,10 +195,10 @@ def picture(view: View, task: TaskView, kind: CostKind, size: Size) -> Picture |
     front = sorted((mark for mark in bare if " front" in mark.kind), key=lambda mark: mark.x)
     level = next((mark.y for mark in bare if mark.point.order == 0), None)
     lines = _lines(bare, front, level, (left, right))
-    of = f" in the model of {view.cost_task}" if kind == "latency" else ""
+    of = f" in the model of {view.label(view.cost_task or '')}" if kind == "latency" else ""
     return Picture(
         size=size,
-        title=f"{task.name}: {metric_text(task.metric)} against {axis.name}",
+        title=f"{task.label}: {metric_text(task.metric)} against {axis.name}",
         quality=_quality_name(task),
         cost=f"{axis.name}{of} (← less)",
         left=left,
@@ -291,9 +291,9 @@ def _half(value: float | None) -> float | int | None:
 
 def _quality_name(task: TaskView) -> str:
     if isinstance(task.result, Tally):
-        return f"seeds of {len(task.result.seeds)} that solved {task.name} (↑ better)"
+        return f"seeds of {len(task.result.seeds)} that solved {task.label} (↑ better)"
     arrow = "↑" if task.metric.better == "higher" else "↓"
-    return f"{metric_text(task.metric)} on {task.name} ({arrow} better)"
+    return f"{metric_text(task.metric)} on {task.label} ({arrow} better)"
 
 
 def _quality_ticks(

@@ -21,7 +21,6 @@ from qkvbench.reports.parts.formatting import (
     plural,
     seeds_text,
     signed,
-    task_text,
 )
 from qkvbench.results.record import Record
 from qkvbench.results.stats import (
@@ -116,7 +115,7 @@ def _initial_weights(view: View) -> list[str]:
     by_source: dict[str, list[str]] = defaultdict(list)
     for task in view.tasks:
         if task.init_from is not None:
-            by_source[task.init_from].append(task.name)
+            by_source[view.label(task.init_from)].append(task.label)
     return [
         f"The arms of {SEPARATOR.join(names)} begin with the weights of their own runs on "
         f"{source}, each with its variant and seed."
@@ -132,7 +131,7 @@ def _costs_caption(view: View) -> list[str]:
     run = next(run for cell in task.cells for run in cell.runs)
     position = position_written(run.parsed_experiment.model.position)
     lines = [
-        f"Parameters and cache: computed for the model of {task.name} ({position} "
+        f"Parameters and cache: computed for the model of {task.label} ({position} "
         f"positions; one forward of {tokens} tokens; all layers; 2 bytes per cached value)."
     ]
     executions = {run.parsed_experiment.execution for run in view.runs} - {DEFAULT_EXECUTION}
@@ -176,7 +175,7 @@ def legend(view: View) -> list[str]:
 
 def _margins(view: View) -> str:
     margins = [
-        f"{task.name} {margin_text(task.result.margin, task.metric.unit)}"
+        f"{task.label} {margin_text(task.result.margin, task.metric.unit)}"
         for task in view.tasks
         if isinstance(task.result, Comparison) and task.result.margin is not None
     ]
@@ -199,7 +198,7 @@ def failures(view: View) -> list[str]:
 def _runs_text(runs: Sequence[Record], view: View) -> str:
     task = next(task for task in view.tasks if task.name == runs[0].task)
     if len(runs) == len(task.cells) * len(task.result.seeds):
-        return f"{task.name}: all {len(runs)} runs"
+        return f"{task.label}: all {len(runs)} runs"
     seeds: dict[str, list[str]] = defaultdict(list)
     for run in runs:
         seeds[run.arm].append(str(run.seed))
@@ -207,7 +206,7 @@ def _runs_text(runs: Sequence[Record], view: View) -> str:
         f"`{arm}` seed{'' if len(each) == 1 else 's'} {', '.join(each)}"
         for arm, each in seeds.items()
     ]
-    return f"{task.name}: {SEPARATOR.join(arms)}"
+    return f"{task.label}: {SEPARATOR.join(arms)}"
 
 
 def nickname(arm: str) -> str | None:
@@ -273,7 +272,7 @@ def _relative_to_baseline(
 def _task_column(task: TaskView) -> Column:
     arrow = "↑" if task.metric.better == "higher" else "↓"
     head = (
-        task_text(task.name),
+        task.label,
         f"{metric_text(task.metric)} {arrow}",
         f"chance {f'{task.metric.chance:.2f}'.removeprefix('0')}",
         seeds_text(task.result),
