@@ -267,7 +267,9 @@ class _Model:
 
     def terms(self) -> tuple[Term, ...]:
         """Each term adjusted for all others that do not contain it (type II sums of squares)."""
-        rows: list[tuple[str, int, float, float, float]] = []
+        rows: list[tuple[str, int, float, float]] = []
+        p: dict[str, float] = {}
+        noise = self._noises()
         for term in self.all:
             others = [each for each in self.all if each != term and not self._contains(each, term)]
             without, with_it = self._basis(others), self._basis([*others, term])
@@ -276,13 +278,16 @@ class _Model:
                 continue
             squares = float(np.sum((with_it.T @ self.scores) ** 2))
             squares -= float(np.sum((without.T @ self.scores) ** 2))
-            # The weight of each run's noise in the expectation of these squares.
-            weights = np.sum(with_it**2, axis=1) - np.sum(without**2, axis=1)
-            expected, degrees = self._variance(np.maximum(weights, 0.0))
+            space = with_it @ with_it.T - without @ without.T
+            expected, degrees = self._variance(np.maximum(np.diag(space), 0.0))
+            # Of unequal noises, few make up most of the squares (Box, Ann. Math. Stat. 25, 1954).
+            own = float(np.diag(space) @ noise) ** 2 / float(noise @ space**2 @ noise)
             name = " × ".join(term)
-            rows.append((name, gained, squares / self._whole(), squares / expected, degrees))
-        p = holm({name: float(stats.f.sf(f, df, degrees)) for name, df, _, f, degrees in rows})
-        return tuple(Term(name, df, share, f, p[name]) for name, df, share, f, _ in rows)
+            f = squares / expected
+            rows.append((name, gained, squares / self._whole(), f))
+            p[name] = float(stats.f.sf(f, min(own, gained), degrees))
+        adjusted = holm(p)
+        return tuple(Term(*row, adjusted[row[0]]) for row in rows)
 
     def main_effects(self) -> tuple[Effect, ...]:
         """Each level of a factor against its first, in the model without interactions.
@@ -362,6 +367,14 @@ class _Model:
         variance = max(float(parts @ self.residuals**2), least)
         degrees = float(parts @ unfitted) ** 2 / float(parts @ self.keep**2 @ parts)
         return variance, degrees
+
+    def _noises(self) -> Float[np.ndarray, " runs"]:
+        """The variance of each run's noise, without bias if all are equal."""
+        unfitted = np.diag(self.keep)
+        whole = np.full_like(unfitted, self.noise)
+        known = unfitted > RANK_TOLERANCE
+        found = np.divide(self.residuals**2, unfitted, out=whole, where=known)
+        return np.maximum(found, RANK_TOLERANCE * self.noise)
 
     def _restored(self, contrast: _Contrast, changes: Iterable[float]) -> tuple[float, ...]:
         """Changes on the scale of analysis in the metric's unit, from the contrast's reference."""
