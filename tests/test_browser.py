@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -261,6 +262,19 @@ def test_the_page_fits_its_screen_and_its_text_can_be_read(browser, file, scheme
     opened.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
     assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert opened.evaluate(CONTRASTS) == []
+    opened.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [320, 375])
+def test_a_long_name_of_a_file_does_not_widen_the_page_of_a_phone(browser, study, tmp_path, width):
+    label = "newspapers_of_the_nineteenth_century_cleaned.txt"
+    named = replace(study, tasks=tuple(replace(each, label=label) for each in study.tasks))
+    (tmp_path / "report.html").write_text(reports.find("page").render(named), encoding="utf-8")
+    opened = browser.new_page(viewport={"width": width, "height": 800})
+    opened.goto((tmp_path / "report.html").as_uri())
+    opened.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
     opened.close()
 
 
