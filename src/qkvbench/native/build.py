@@ -147,7 +147,7 @@ def alone(folder: Path) -> Iterator[None]:
     """No other process is in such a block for the folder: an ended process never is."""
     import fcntl  # POSIX has it
 
-    with (folder / "lock").open("w", encoding="utf-8") as lock:
+    with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
