@@ -175,6 +175,6 @@ def test_an_interval_that_excludes_zero_is_not_printed_as_reaching_it():
 
 
 def test_a_side_of_an_interval_is_explained_below_the_table():
-    text = brief.render(view(Store(STUDIES / "quick")))
-    assert "▽ −.056 ±.046" in text
+    text = brief.render(view(Store(STUDIES / "scores")))
+    assert "▽ −.019 ±.015" in text
     assert answer_table.ONE_SIDED in " ".join(text.split())

@@ -344,7 +344,7 @@ def runnable(place: Path, auto: str, memory_bytes: int) -> Iterator[tuple[Any, b
 def check_tokens(model: Any, texts: Iterable[Windows | None]) -> None:
     """Refuse texts with tokens that a model has no embedding of; ValueError."""
     rows = model.get_input_embeddings().weight.shape[0]
-    most = max((int(text.max()) for text in texts if text is not None), default=0)
+    most = max((int(text.max()) for text in texts if text is not None and len(text)), default=0)
     if most >= rows:
         raise ValueError(
             f"The tokenizer gives token {most:,}, and the model has embeddings of {rows:,}.\n"
