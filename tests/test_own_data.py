@@ -408,7 +408,7 @@ def test_a_study_of_each_kind_runs_to_a_table_and_a_page(here):
     (store,) = (here / "results").iterdir()
     page = (store / "report.html").read_text()
     for name in names:
-        assert name in done.stdout
+        assert name.removeprefix("./") in done.stdout
         assert escape(name) in page
     assert "<b>[red]" not in page
     study = json.loads((store / "study.json").read_text())

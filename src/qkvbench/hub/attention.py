@@ -24,9 +24,9 @@ from qkvbench.backends.torch.attention.ops import (
     make,
     rotation,
 )
-from qkvbench.hub.decoding import Cached, KernelAttention
+from qkvbench.hub.decoding import KernelAttention
 from qkvbench.hub.families import Family, rope_on_read
-from qkvbench.hub.growing_tensor import FewBitsRows
+from qkvbench.hub.growing_tensor import Cached, FewBitsRows
 from qkvbench.variant import LATENT, Derivation, Plan
 
 Stream = Float[Tensor, "batch time d_model"]

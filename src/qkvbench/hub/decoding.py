@@ -23,7 +23,7 @@ from qkvbench.backends.torch.attention.ops import HeadVectors
 from qkvbench.backends.torch.kernels.contract import PROFILER_NAME
 from qkvbench.backends.torch.kernels.linear import profiler_range
 from qkvbench.hub.growing_layer import GrowingLayer
-from qkvbench.hub.growing_tensor import FewBitsRows, Heads, Rows
+from qkvbench.hub.growing_tensor import Cached, FewBitsRows, Heads, Rows
 from qkvbench.native.library import VARIABLE
 from qkvbench.variant import Plan, Scale
 
@@ -35,8 +35,6 @@ KINDS: Mapping[torch.dtype, native.Kind] = {
 # Tables of RoPE reach so many positions at least, and double when a text is longer.
 MIN_POSITIONS = 1 << 12
 
-# Cached rows as numbers, or as integers with scales.
-Cached = Heads | FewBitsRows
 Mask = Bool[Tensor, "..."] | Float[Tensor, "..."]
 # Slots from the first that a sequence sees to the one behind the last.
 Interval = tuple[int, int]

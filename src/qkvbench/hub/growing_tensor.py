@@ -32,6 +32,10 @@ class FewBitsRows:
     whole: Callable[[], Heads]
 
 
+# Cached rows as numbers, or as integers with scales.
+Cached = Heads | FewBitsRows
+
+
 class GrowingTensor:
     """One cached tensor of a layer: a row of each head for every token, oldest first."""
 
