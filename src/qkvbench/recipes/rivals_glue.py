@@ -4,7 +4,7 @@ Run       qkvbench run rivals-glue
 Register  --preregister src/qkvbench/recipes/rivals-glue.toml, for the first run
 Tune      qkvbench run rivals-glue --tune lr      a learning rate for each arm
 Takes     about an hour and forty minutes on two cores, the tuning included; by `--dry-run`, from
-          records of other arms. Not run yet
+          records of other arms. Run untuned (studies/rivals-glue)
 Expect    sentences of praise and blame and news of 8 topics, at most 128 tokens, of which a window
           of 16 on both sides hides most; the first token sees all, as Longformer's does. The gated
           delta rule reads one way, so no encoder has it
